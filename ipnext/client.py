@@ -673,7 +673,7 @@ class Client:
                 on_upload(file)
             self._retry(Unavailable, self._upload, model, files, file)
         envelope = signature_of(files, manifest)
-        stored = self._call("POST", "/v1/artifacts/snapshots", StoredSnapshot, body=manifest)
+        stored = self._call("POST", "/v1/artifacts/snapshots", StoredSnapshot, body=manifest, params={"model": model})
         if envelope is not None:
             self._retry(Unavailable, self._sign, stored.digest, envelope)
         return PublishPart(digest=stored.digest)

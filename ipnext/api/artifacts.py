@@ -14,6 +14,7 @@ from fastapi import APIRouter, Query, Request, Response
 from ipnext.access.actions import ACTIONS
 from ipnext.api.access import Asker, may
 from ipnext.api.guarded_route import GuardedRoute
+from ipnext.api.owners import allowance_of
 from ipnext.api.platform import Platform, Rooms
 from ipnext.api.recording import record_asked
 from ipnext.api.schema import OF_ARTIFACTS, OF_UPLOADS
@@ -21,7 +22,7 @@ from ipnext.api.signatures import keep_signatures
 from ipnext.api.slots import Slots, holder_of
 from ipnext.errors import TooLarge, TooSlow
 from ipnext.model.access import Principal
-from ipnext.model.artifact_use import CollectionView, owners_allowance, uploaders_allowance
+from ipnext.model.artifact_use import Allowance, CollectionView, uploaders_allowance
 from ipnext.model.registry import SnapshotManifest
 from ipnext.model.resource import BlobQuery, MissingBlobs, StoredSnapshot
 from ipnext.model.signing import SignatureEnvelope
@@ -97,12 +98,25 @@ async def put_blob(sha256: Sha256, request: Request, rooms: Rooms, asker: Asker,
     summary="Commit a snapshot",
     responses=OF_ARTIFACTS,
 )
-def commit(manifest: SnapshotManifest, rooms: Rooms) -> StoredSnapshot:
-    """Write a snapshot's manifest. Every blob it names must be there (422 names the first that is not)."""
-    record_asked(rooms.store, object=("Snapshot", manifest.digest))
+def commit(manifest: SnapshotManifest, rooms: Rooms, asker: Asker, model: UploadedFor = None) -> StoredSnapshot:
+    """Write a snapshot's manifest. Every blob it names must be there (422 names the first that is not).
+
+    The manifest's own bytes count as those of a blob: for the owner of `model`, else for who commits until it is published.
+    """
+    rooms.artifacts.check_whole(manifest)  # one that is refused leaves no row behind
+    digest, sizes = manifest.digest, sizes_of(manifest)
+    allowance = _allowance_for(rooms, asker, model)
+    record_asked(rooms.store, object=("Snapshot", digest))
     with rooms.store.begin_free(()) as unit:
-        unit.touch_artifacts(sizes_of(manifest))
-    return StoredSnapshot(uri=rooms.artifacts.commit(manifest), digest=manifest.digest)
+        unit.reserve_blob(digest, sizes[digest], allowance, field="manifest")
+        unit.touch_artifacts(sizes)
+    stored: int | None = None
+    try:
+        uri = rooms.artifacts.commit(manifest)
+        stored = sizes[digest]
+    finally:
+        _count_ended(rooms, digest, stored)
+    return StoredSnapshot(uri=uri, digest=digest)
 
 
 @router.put(
@@ -157,17 +171,20 @@ def _turn(request: Request, asker: Principal) -> Iterator[CapacityLimiter]:
 
 def _admit(rooms: Platform, sha256: str, size: int, asker: Principal, model: str | None) -> None:
     """Record that a blob comes, and count it. QuotaExceeded, NotFound, Forbidden."""
-    default = rooms.settings.artifact_bytes
-    with rooms.store.read() as unit:
-        allowance = uploaders_allowance(asker, default=default)
-        if model is not None:
-            rooms.access.check_model(asker, ACTIONS["models.publish"], unit, model)
-            owner = unit.model(model).manifest.metadata.owner
-            record = unit.find_owner(owner)
-            allowance = owners_allowance(owner, record.manifest if record else None, default=default)
+    allowance = _allowance_for(rooms, asker, model)
     record_asked(rooms.store, object=("Blob", sha256))
     with rooms.store.begin_free(()) as unit:
         unit.reserve_blob(sha256, size, allowance)
+
+
+def _allowance_for(rooms: Platform, asker: Principal, model: str | None) -> Allowance:
+    """Whom bytes that are uploaded count for, and how many that one may have. NotFound, Forbidden."""
+    default = rooms.settings.artifact_bytes
+    if model is None:
+        return uploaders_allowance(asker, default=default)
+    with rooms.store.read() as unit:
+        rooms.access.check_model(asker, ACTIONS["models.publish"], unit, model)
+        return allowance_of(unit, unit.model(model).manifest.metadata.owner, default=default)
 
 
 def _count_ended(rooms: Platform, sha256: str, size: int | None) -> None:

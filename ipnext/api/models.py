@@ -21,7 +21,7 @@ from ipnext.api.facts import model_facts, throughputs_of
 from ipnext.api.filters import WantedModels, found_models
 from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.lifecycle import change_view
-from ipnext.api.owners import admit
+from ipnext.api.owners import admit, admit_documents, allowance_of
 from ipnext.api.platform import DryRun, ExpectedVersion, ModelName, Rooms
 from ipnext.api.retirement import check_not_retiring, note_restored
 from ipnext.api.schema import NOT_MODIFIED
@@ -37,6 +37,7 @@ from ipnext.model.resource import ChangeView, Explanation, Listed, ModelApplied,
 from ipnext.settings import PlatformSettings
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
+from ipnext.store.unit import bytes_of, document
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=GuardedRoute)
 
@@ -107,6 +108,8 @@ def apply_model(
         check_measured(manifest, unit.profiles_of(name, before.serving_generation) if before else {})
         serving = before.serving_generation if before else None
         claims = admit(unit, manifest, generation=serving)
+        allowance = allowance_of(unit, manifest.metadata.owner, default=rooms.settings.artifact_bytes)
+        admit_documents(unit, allowance, _more_bytes(unit, before, manifest), field="spec")
         if dry_run:
             _check_version(before, expected_version)
             return _applied(before, before, manifest, dry_run=True)
@@ -167,6 +170,15 @@ def _find(unit: Repository, name: str) -> ModelRecord | None:
         return unit.model(name)
     except NotFound:
         return None
+
+
+def _more_bytes(unit: Repository, before: ModelRecord | None, manifest: ModelManifest) -> int:
+    """By how many bytes the documents of the manifest's owner grow; one that the model is new to gets all of its documents."""
+    if before is None:
+        return bytes_of(document(manifest))
+    more = bytes_of(document(manifest)) - bytes_of(document(before.manifest))
+    is_new = before.manifest.metadata.owner != manifest.metadata.owner
+    return more + unit.document_bytes(manifest.name) if is_new else more
 
 
 def _check_version(record: ModelRecord | None, expected: int | None) -> None:

@@ -12,6 +12,7 @@ from ipnext.api.admission import check_storable
 from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.platform import After, DryRun, ExpectedVersion, Limit, Rooms, listed
 from ipnext.errors import InvalidInput, NotFound, StaleWrite
+from ipnext.model.artifact_use import Allowance, owners_allowance
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.owner import DOLLARS, UNITS, OwnerManifest, OwnerMember, OwnerView, QuotaUse
 from ipnext.model.owner_claims import check_quotas, claims_of
@@ -114,6 +115,23 @@ def admit(unit: Repository, manifest: ModelManifest, *, generation: int | None) 
         )
         raise InvalidInput(msg, field="metadata.owner", value=owner)
     return claims
+
+
+def allowance_of(unit: Repository, owner: str, *, default: int) -> Allowance:
+    """How many bytes may be stored for an owner: its quota, else the setting `IPNEXT_ARTIFACT_BYTES` (`default`)."""
+    record = unit.find_owner(owner)
+    return owners_allowance(owner, record.manifest if record else None, default=default)
+
+
+def admit_documents(unit: Repository, allowance: Allowance, more: int, *, field: str, counted: bool = False) -> None:
+    """Check bytes of documents that the record gets of an owner's model. Fewer than before are never refused. QuotaExceeded.
+
+    In the unit of work that stores them. `field`: of the request, which asks for them. `counted`: they are stored already.
+    """
+    if more > 0:
+        unit.lock_owner(allowance.account)
+        used = unit.artifact_bytes(allowance.account)
+        allowance.check(used - more if counted else used, more, field=field)
 
 
 def _set_members(unit: Repository, owner: str, members: Sequence[OwnerMember], *, by: str) -> None:

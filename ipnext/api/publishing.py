@@ -10,6 +10,7 @@ from ipnext.api.freezes import let_through
 from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.identifiers import client_id
 from ipnext.api.lifecycle import change_view
+from ipnext.api.owners import admit_documents, allowance_of
 from ipnext.api.platform import ModelName, Platform, Rooms, User
 from ipnext.api.retirement import check_in_service, check_not_retiring
 from ipnext.api.schema import OF_ARTIFACTS
@@ -18,7 +19,6 @@ from ipnext.artifacts.layout import digest_in, snapshot_uri
 from ipnext.artifacts.upload import ingest_uri
 from ipnext.errors import Conflict, InvalidInput, NotFound
 from ipnext.model.access import Principal
-from ipnext.model.artifact_use import owners_allowance
 from ipnext.model.lifecycle import Change, ChangeKind
 from ipnext.model.registry import Generation, GenerationState, SnapshotManifest, SnapshotSource
 from ipnext.model.resource import ChangeView, PublishPart, PublishRequest, RollbackRequest
@@ -60,7 +60,10 @@ def publish(name: ModelName, request: PublishRequest, rooms: Rooms, user: User, 
         check_not_retiring(unit, record)
         for source in sources.values():
             _charge(unit, rooms, owner, source.manifest)
+        had = unit.document_bytes(name)
         change = unit.publish(name, sources, change_id=change_id)
+        allowance = allowance_of(unit, owner, default=rooms.settings.artifact_bytes)
+        admit_documents(unit, allowance, unit.document_bytes(name) - had, field="parts", counted=True)
         digests = {part: source.manifest.digest for part, source in sources.items()}
         after: dict[str, object] = {"generation": change.generation, "snapshots": digests}
         if request.override_freeze is not None and not change.state.final:
@@ -148,9 +151,7 @@ def _check_there(rooms: Platform, sources: Mapping[str, SnapshotSource]) -> None
 
 def _charge(unit: Repository, rooms: Platform, owner: str, manifest: SnapshotManifest) -> None:
     """Count for the owner what counts for none yet. QuotaExceeded."""
-    record = unit.find_owner(owner)
-    allowance = owners_allowance(owner, record.manifest if record else None, default=rooms.settings.artifact_bytes)
-    unit.charge_artifacts(sizes_of(manifest), allowance)
+    unit.charge_artifacts(sizes_of(manifest), allowance_of(unit, owner, default=rooms.settings.artifact_bytes))
 
 
 def _with_bytes(unit: Repository, model: str) -> tuple[Generation, ...]:

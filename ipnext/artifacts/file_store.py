@@ -57,12 +57,16 @@ class FileArtifactStore:
                 msg = f"blob {sha256} is not in {self.uri}"
                 raise ArtifactMissing(msg) from error
 
-    def commit(self, manifest: SnapshotManifest) -> str:
-        """Write the manifest of a snapshot whose blobs are all here, whole; return its uri."""
-        layout.check_paths(manifest.files)
-        digest, content = manifest.digest, layout.manifest_bytes(manifest)
+    def check_whole(self, manifest: SnapshotManifest) -> None:
+        """Check paths and size of the manifest, and that its blobs are all here."""
+        layout.check_manifest(manifest)
         for file in manifest.files:
             self._check_blob(file.path, file.sha256, file.size_bytes)
+
+    def commit(self, manifest: SnapshotManifest) -> str:
+        """Write the manifest of a snapshot whose blobs are all here, whole; return its uri."""
+        self.check_whole(manifest)
+        digest, content = manifest.digest, layout.manifest_bytes(manifest)
         write_whole(self._root / layout.snapshot_key(digest), [content], scratch=self._scratch)
         return layout.snapshot_uri(self.uri, digest)
 

@@ -73,6 +73,12 @@ def manifest_bytes(manifest: SnapshotManifest) -> bytes:
     return content
 
 
+def check_manifest(manifest: SnapshotManifest) -> None:
+    """Check what a store needs of a manifest before it keeps it. TooLarge; InvalidInput for an unsafe path."""
+    check_paths(manifest.files)
+    manifest_bytes(manifest)
+
+
 def read_manifest(content: bytes, subject: str) -> SnapshotManifest:
     """Parse a snapshot.json from outside. InvalidInput names the field, or the unsafe path."""
     try:

@@ -39,6 +39,9 @@ class ArtifactStore(Protocol):
     def open_blob(self, sha256: str) -> BinaryIO:
         """A stream of the blob; the caller closes it. ArtifactMissing where there is none."""
 
+    def check_whole(self, manifest: SnapshotManifest) -> None:
+        """Raise what `commit` would refuse a snapshot with, and write nothing: a blob that is not here, or of another size."""
+
     def commit(self, manifest: SnapshotManifest) -> str:
         """Write the manifest of a snapshot whose blobs are all here; return the snapshot's uri.
 

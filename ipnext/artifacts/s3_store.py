@@ -3,6 +3,7 @@
 import hashlib
 from base64 import b64encode
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -23,6 +24,9 @@ from ipnext.model.signing import SignatureEnvelope
 
 PART_BYTES = 16 << 20
 """A blob up to this size goes in one request, a larger one in parts of it; at most this much is held in memory."""
+
+ASKED_AT_ONCE = 8
+"""Blobs that are looked for at the same time: half of the client's connections."""
 
 
 class S3ArtifactStore:
@@ -70,15 +74,20 @@ class S3ArtifactStore:
         """A stream of the blob that reads on after a cut connection; the caller closes it. ArtifactMissing."""
         return open_object(self._client, self._bucket, self._key(layout.blob_key(sha256)))
 
+    def check_whole(self, manifest: SnapshotManifest) -> None:
+        """Check paths and size of the manifest, and that its blobs are all here: ASKED_AT_ONCE side by side."""
+        layout.check_manifest(manifest)
+        with ThreadPoolExecutor(ASKED_AT_ONCE, thread_name_prefix="s3-look") as threads:
+            for _ in threads.map(lambda f: self._check_blob(f.path, f.sha256, f.size_bytes), manifest.files):
+                pass  # the first fault is raised, and what was not asked yet is left out
+
     def commit(self, manifest: SnapshotManifest) -> str:
         """Write the manifest of a snapshot whose blobs are all here; return its uri.
 
         Written only where there is none (If-None-Match): of several writers one wins, the others find the same bytes.
         """
-        layout.check_paths(manifest.files)
+        self.check_whole(manifest)
         digest, content = manifest.digest, layout.manifest_bytes(manifest)
-        for file in manifest.files:
-            self._check_blob(file.path, file.sha256, file.size_bytes)
         key = layout.snapshot_key(digest)
         with answering(self._name(key)):
             try:

@@ -33,15 +33,15 @@ class Allowance(NamedTuple):
         kind, _, name = self.account.partition("/")
         return f"{kind} {name!r}"
 
-    def check(self, used: int, more: int) -> None:
-        """QuotaExceeded if the account has no room for so many bytes more."""
+    def check(self, used: int, more: int, *, field: str = "blobs") -> None:
+        """QuotaExceeded if the account has no room for so many bytes more. `field`: of the request, which asks for them."""
         if used + more > self.limit:
             allowed = f"at most {max(0, self.limit - used)}"
             msg = (
-                f"blobs: {more} bytes; {self.subject} uses {used} of {self.limit} bytes in the artifact store ({self.source}); "
-                f"allowed: {allowed}"
+                f"{field}: {more} bytes; {self.subject} uses {used} of {self.limit} bytes of artifacts and manifests "
+                f"({self.source}); allowed: {allowed}"
             )
-            raise QuotaExceeded(msg, field="blobs", value=more, allowed=(allowed,))
+            raise QuotaExceeded(msg, field=field, value=more, allowed=(allowed,))
 
 
 def account_of(owner: str) -> str:
@@ -52,6 +52,11 @@ def account_of(owner: str) -> str:
 def is_owners(account: str) -> bool:
     """Whether an account is an owner's."""
     return account.startswith(_OWNER)
+
+
+def owner_of_account(account: str) -> str | None:
+    """The owner whose account it is; None for one of who uploads."""
+    return account.removeprefix(_OWNER) if is_owners(account) else None
 
 
 def owners_allowance(owner: str, manifest: OwnerManifest | None, *, default: int) -> Allowance:

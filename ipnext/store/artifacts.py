@@ -5,6 +5,7 @@ a unit that keeps all touches waiting, and only one that was not touched for its
 touched stays there for the grace time.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -12,13 +13,13 @@ from typing import Any
 from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ipnext.model.artifact_use import Allowance, account_of, is_owners
-from ipnext.model.registry import GenerationState, SnapshotManifest
+from ipnext.model.artifact_use import Allowance, account_of, is_owners, owner_of_account
+from ipnext.model.registry import GenerationState, Signature, SnapshotManifest
 from ipnext.model.wire import decode
 from ipnext.store import engines
-from ipnext.store.snapshots import SNAPSHOTS, Snapshots
+from ipnext.store.snapshots import REPORT, REPORT_IS, REPORTS, SNAPSHOTS, Snapshots
 from ipnext.store.tables import METADATA, ArtifactRow, ModelRow
-from ipnext.store.unit import batches
+from ipnext.store.unit import batches, bytes_of, document
 
 ARTIFACTS = METADATA.tables[ArtifactRow.__tablename__]
 _MODELS = METADATA.tables[ModelRow.__tablename__]
@@ -34,7 +35,15 @@ _SNAPSHOT_IS = update(SNAPSHOTS).where(
     SNAPSHOTS.c.part == bindparam("of_part"),
     SNAPSHOTS.c.number == bindparam("of_number"),
 )
+_MANIFEST = select(SNAPSHOTS.c.manifest).where(
+    SNAPSHOTS.c.model == bindparam("of_model"),
+    SNAPSHOTS.c.part == bindparam("of_part"),
+    SNAPSHOTS.c.number == bindparam("of_number"),
+)
 _READ_AT_ONCE = 500
+
+LARGEST_KEPT_BYTES = 16 * 2**10
+"""Of a manifest in the record once its snapshot was given free: what a history shows of most of them."""
 
 NEVER_SERVED = frozenset({GenerationState.REFUSED, GenerationState.FAILED, GenerationState.SUPERSEDED})
 """States in which a generation that never served ends: no rollback reaches it."""
@@ -43,8 +52,11 @@ NEVER_SERVED = frozenset({GenerationState.REFUSED, GenerationState.FAILED, Gener
 class Artifacts(Snapshots):
     """Uploads as they are counted, touches, and what a collection may take. No entry of the audit is written for them."""
 
-    def reserve_blob(self, digest: str, size_bytes: int, allowance: Allowance) -> None:
-        """Count an upload before it comes. QuotaExceeded. One of a blob that is counted already costs nothing."""
+    def reserve_blob(self, digest: str, size_bytes: int, allowance: Allowance, *, field: str = "blobs") -> None:
+        """Count an upload before it comes. QuotaExceeded. One of a blob that is counted already costs nothing.
+
+        `field`: of the request, for the message.
+        """
         self._writing_any()
         engines.lock_owner(self._connection, allowance.account)
         engines.lock_artifacts(self._connection, alone=False)
@@ -53,7 +65,7 @@ class Artifacts(Snapshots):
             counted = 0 if row is None or not row.account else row.size_bytes
             more = 0 if row is not None and row.stored and row.account else max(0, size_bytes - counted)
             if more:
-                allowance.check(self.artifact_bytes(allowance.account), more)
+                allowance.check(self.artifact_bytes(allowance.account), more, field=field)
             account = row.account if row is not None and row.account else allowance.account
             given = {"digest": digest, "size_bytes": counted + more, "account": account, "uploads": 1}
             self._put_artifacts([given], {"account": None, "size_bytes": None, "uploads": ARTIFACTS.c.uploads + 1})
@@ -103,19 +115,29 @@ class Artifacts(Snapshots):
             self._put_artifacts(given, dict.fromkeys(("account", "stored", "size_bytes")))
 
     def artifact_bytes(self, account: str) -> int:
-        """Bytes that count for an account, uploads under way included."""
+        """Bytes that count for an account, uploads under way included; of an owner the documents of its models, too."""
         query = select(func.coalesce(func.sum(ARTIFACTS.c.size_bytes), 0)).where(ARTIFACTS.c.account == account)
-        return int(self._run(query).scalar_one())
+        stored, owner = int(self._run(query).scalar_one()), owner_of_account(account)
+        return stored if owner is None else stored + self._owners_document_bytes((owner,)).get(owner, 0)
 
     def owners_artifact_bytes(self, owners: Collection[str]) -> Mapping[str, int]:
-        """Owner -> its bytes; those with none are left out."""
+        """Owner -> its bytes, those of its models' documents included; those with none are left out."""
         accounts = {account_of(owner): owner for owner in owners}
         account, size = ARTIFACTS.c.account, func.sum(ARTIFACTS.c.size_bytes).label("size")
-        found: dict[str, int] = {}
+        found = Counter(self._owners_document_bytes(owners))
         for some in batches(accounts):
             for row in self._run(select(account, size).where(self._among(account, some)).group_by(account)):
-                found[accounts[row.account]] = int(row.size)
+                found[accounts[row.account]] += int(row.size)
         return found
+
+    def _owners_document_bytes(self, owners: Collection[str]) -> Mapping[str, int]:
+        """Owner -> bytes of the documents of its models, retired ones too; those with none are left out."""
+        owner, size = _MODELS.c.owner, func.sum(_MODELS.c.document_bytes).label("size")
+        return {
+            row.owner: int(row.size)
+            for some in batches(owners)
+            for row in self._run(select(owner, size).where(self._among(owner, some)).group_by(owner))
+        }
 
     # collection
 
@@ -187,11 +209,36 @@ class Artifacts(Snapshots):
         return {(one.part, one.number): why for one in held if one not in kept}
 
     def give_free(self, model: str, snapshots: Collection[tuple[str, int]]) -> None:
-        """Let a collection take the bytes of these snapshots."""
+        """Let a collection take the bytes of these snapshots.
+
+        Of a manifest of more than LARGEST_KEPT_BYTES the record keeps engine and parent; of generations with these snapshots that
+        never served, and never will, it keeps no report.
+        """
         self._writing(model)
         with self._bookkeeping():
             for part, number in sorted(snapshots):
-                self._write(_SNAPSHOT_IS, of_model=model, of_part=part, of_number=number, collected_at=self._now())
+                given = {"of_model": model, "of_part": part, "of_number": number}
+                self._write(_SNAPSHOT_IS, **given, collected_at=self._now())
+                text = self._run(_MANIFEST, **given).scalar_one()
+                if bytes_of(text) > LARGEST_KEPT_BYTES:
+                    kept = document(_bare(decode(SnapshotManifest, text)))
+                    self._write(_SNAPSHOT_IS, **given, manifest=kept)
+                    self._count_documents(model, bytes_of(kept) - bytes_of(text))
+            self._drop_reports(model, frozenset(snapshots))
+
+    def _drop_reports(self, model: str, snapshots: frozenset[tuple[str, int]]) -> None:
+        for one in self.generations(model):
+            if (
+                one.serving_at is not None
+                or one.state not in NEVER_SERVED
+                or not snapshots & set(one.snapshots.items())
+            ):
+                continue
+            of = {"of_model": model, "of_generation": one.number}
+            text = self._run(REPORT, **of).scalar()
+            if text is not None:
+                self._write(delete(REPORTS).where(*REPORT_IS), **of)
+                self._count_documents(model, -bytes_of(text))
 
     def _wanted_snapshots(self, model: str) -> frozenset[tuple[str, int]]:
         """(Part or segment, number) of the generations that serve, have served, or may come to it."""
@@ -224,5 +271,12 @@ class Artifacts(Snapshots):
 
 
 def sizes_of(manifest: SnapshotManifest) -> Mapping[str, int]:
-    """Digest -> bytes of a snapshot's blobs, and of its manifest, which counts nothing."""
-    return {file.sha256: file.size_bytes for file in manifest.files} | {manifest.digest: 0}
+    """Digest -> bytes of a snapshot's blobs, and of its manifest."""
+    return {file.sha256: file.size_bytes for file in manifest.files} | {manifest.digest: bytes_of(document(manifest))}
+
+
+def _bare(manifest: SnapshotManifest) -> SnapshotManifest:
+    """What the record keeps of a manifest whose snapshot can't be loaded any more."""
+    return SnapshotManifest(
+        engine=manifest.engine[:100], signature=Signature(inputs=(), outputs=()), files=(), parent=manifest.parent
+    )

@@ -16,13 +16,14 @@ from ipnext.model.throughput import TOKENS
 from ipnext.model.wire import decode_frozen, decode_plain
 from ipnext.store.records import FleetRecord, ModelRecord
 from ipnext.store.tables import METADATA, FleetRow, ModelRow
-from ipnext.store.unit import MODELS, NAMED_IN_ERRORS, Unit, batches, document, known, plain
+from ipnext.store.unit import MODELS, NAMED_IN_ERRORS, Unit, batches, bytes_of, document, known, plain
 
 THE_FLEET = 1
 
 _OWNER = sa_select(MODELS.c.owner).where(MODELS.c.name == bindparam("name"))
 _ONE = sa_select(MODELS).where(MODELS.c.name == bindparam("name"))
 _ONE_IS = sa_update(MODELS).where(MODELS.c.name == bindparam("of_name"))
+_DOCUMENTS = sa_select(MODELS.c.document_bytes).where(MODELS.c.name == bindparam("name"))
 _FLEET = sa_select(METADATA.tables[FleetRow.__tablename__])
 
 
@@ -79,7 +80,9 @@ class Models(Unit):
             row = self._new_model(manifest)
         elif row.retired or row.manifest != document(manifest):
             changed = document(decode_frozen(ModelManifest, row.manifest).spec) != document(manifest.spec)
-            row.manifest, row.owner = document(manifest), manifest.metadata.owner
+            text, before = document(manifest), bytes_of(row.manifest)
+            row.document_bytes = max(0, row.document_bytes - before) + bytes_of(text)
+            row.manifest, row.owner = text, manifest.metadata.owner
             row.generation += 1 if changed else 0
             row.retired = False
             row.version += 1
@@ -88,10 +91,11 @@ class Models(Unit):
         return _model(row)
 
     def _new_model(self, manifest: ModelManifest) -> ModelRow:
-        now = self._now()
+        now, text = self._now(), document(manifest)
         return ModelRow(
             name=manifest.name,
-            manifest=document(manifest),
+            manifest=text,
+            document_bytes=bytes_of(text),
             owner=manifest.metadata.owner,
             generation=1,
             observed_generation=0,
@@ -188,6 +192,7 @@ class Models(Unit):
         serving_generation: int | EllipsisType | None = ...,
         target_generation: int | EllipsisType | None = ...,
         observed_generation: int | EllipsisType = ...,
+        refused_generation: int | EllipsisType | None = ...,
         retired: bool | EllipsisType = ...,
     ) -> ModelRecord:
         """Write down what the platform observed or retired; what is left out stays. NotFound."""
@@ -197,6 +202,7 @@ class Models(Unit):
             "serving_generation": serving_generation,
             "target_generation": target_generation,
             "observed_generation": observed_generation,
+            "refused_generation": refused_generation,
             "retired": retired,
         }
         said: dict[str, Any] = {
@@ -211,6 +217,19 @@ class Models(Unit):
             said["version"] = record.version + 1
         self._write(_ONE_IS, of_name=name, **said)
         return record.model_copy(update=said)
+
+    def judge_revision(self, name: str, revision: int, *, accepted: bool) -> None:
+        """Write down whether a validation accepted a revision of the manifest. One that serves is not refused for a new snapshot's sake."""
+        record = self.model(name)
+        refused = record.refused_generation
+        if accepted and refused is not None and refused <= revision:
+            self.update_model(name, refused_generation=None)
+        elif not accepted and record.observed_generation < revision:
+            self.update_model(name, refused_generation=revision)
+
+    def document_bytes(self, name: str) -> int:
+        """Bytes of a model's documents; 0 for one that is not known."""
+        return int(self._run(_DOCUMENTS, name=name).scalar() or 0)
 
     def _no_model(self, name: str) -> NotFound:
         names = self._session.exec(select(ModelRow.name).order_by(col(ModelRow.name)).limit(NAMED_IN_ERRORS)).all()
@@ -239,6 +258,7 @@ def _model(row: Any) -> ModelRecord:
         version=row.version,
         serving_generation=row.serving_generation,
         target_generation=row.target_generation,
+        refused_generation=row.refused_generation,
         retired=row.retired,
         created_at=row.created_at,
         updated_at=row.updated_at,

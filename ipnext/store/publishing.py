@@ -12,7 +12,7 @@ from ipnext.model.registry import GenerationState, Layout, SnapshotSource
 from ipnext.model.wire import decode
 from ipnext.store.changes import Changes, _change
 from ipnext.store.tables import ChangeRow, GenerationRow, ModelRow, SnapshotRow
-from ipnext.store.unit import plain
+from ipnext.store.unit import bytes_of, document, plain
 
 _OVER: Final = frozenset({GenerationState.REFUSED, GenerationState.FAILED, GenerationState.RETIRED})
 """Generations whose snapshots may be published again: what stood in their way may be another by now."""
@@ -20,6 +20,9 @@ _OVER: Final = frozenset({GenerationState.REFUSED, GenerationState.FAILED, Gener
 
 NAMED: Final = 3
 """Digests, the newest, that an error names: a part may have thousands."""
+
+LARGEST_MANIFESTS_BYTES: Final = 16 * 2**20
+"""Of one generation: some 70,000 files. One snapshot may have 4 MiB."""
 
 LOOKED_AT: Final = 50
 """Refused generations, the newest, that a publish looks at for parts that it leaves out."""
@@ -51,14 +54,27 @@ class Publishing(Changes):
             _check_whole(parts)
         self._check_parents(model, parts)
         numbers = {part: self._left_out(model, part, newest, parts) for part in wanted if part in newest}
+        self._check_size(model, parts, {part: number for part, number in numbers.items() if part not in parts})
         for part, source in sorted(parts.items()):
             if part in newest and newest[part].digest == source.manifest.digest:
-                self._keep_again(newest[part])
+                self._keep_again(newest[part], source.manifest)
                 continue
             numbers[part] = newest[part].number + 1 if part in newest else 1
             self._add_snapshot(model, part, source, number=numbers[part])
         generation = self._add_generation(model, numbers, spec.adapters)
         return self._record(model, ChangeKind.PUBLISH, change_id, generation=generation.number)
+
+    def _check_size(self, model: str, given: Mapping[str, SnapshotSource], left_out: Mapping[str, int]) -> None:
+        """Every worker that works on a generation has all of its manifests in memory. InvalidInput."""
+        size = sum(bytes_of(document(source.manifest)) for source in given.values())
+        rows = (self._get(SnapshotRow, (model, part, number)) for part, number in left_out.items())
+        size += sum(bytes_of(row.manifest) for row in rows if row is not None)
+        if size > LARGEST_MANIFESTS_BYTES:
+            msg = (
+                f"parts: the manifests of the generation's snapshots would have {size} bytes together; allowed: "
+                f"{LARGEST_MANIFESTS_BYTES}. Publish snapshots of fewer files"
+            )
+            raise InvalidInput(msg, field="parts", value=size, allowed=(f"at most {LARGEST_MANIFESTS_BYTES}",))
 
     def _left_out(
         self, model: str, part: str, newest: Mapping[str, SnapshotRow], given: Mapping[str, SnapshotSource]

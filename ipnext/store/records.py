@@ -35,6 +35,8 @@ class ModelRecord(Value):
     version: int
     serving_generation: int | None = None
     target_generation: int | None = None
+    refused_generation: int | None = None
+    """The revision of the manifest that a validation refused, if none was accepted since."""
     retired: bool = False
     created_at: datetime
     updated_at: datetime

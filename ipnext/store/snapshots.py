@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import bindparam, insert
+from sqlalchemy import bindparam, case, insert
 from sqlalchemy import select as sa_select
 from sqlalchemy import update as sa_update
 from sqlmodel import col, func, select, tuple_
@@ -13,7 +13,7 @@ from ipnext.model.lifecycle import ValidationReport
 from ipnext.model.registry import Generation, GenerationState, Layout, Snapshot, SnapshotManifest, SnapshotSource
 from ipnext.model.wire import decode, decode_frozen
 from ipnext.store.tables import METADATA, GenerationRow, ModelRow, ReportRow, SnapshotRow
-from ipnext.store.unit import Unit, batches, document, known, plain
+from ipnext.store.unit import MODELS, Unit, batches, bytes_of, document, known, plain
 
 GENERATIONS = METADATA.tables[GenerationRow.__tablename__]
 SNAPSHOTS = METADATA.tables[SnapshotRow.__tablename__]
@@ -41,10 +41,19 @@ _SNAPSHOT = sa_select(SNAPSHOTS).where(
     SNAPSHOTS.c.part == bindparam("part"),
     SNAPSHOTS.c.number == bindparam("number"),
 )
-_REPORT_IS = sa_update(REPORTS).where(
-    REPORTS.c.model == bindparam("of_model"), REPORTS.c.generation == bindparam("of_generation")
-)
+REPORT_IS = (REPORTS.c.model == bindparam("of_model"), REPORTS.c.generation == bindparam("of_generation"))
+REPORT = sa_select(REPORTS.c.report).where(*REPORT_IS)
+_REPORT_IS = sa_update(REPORTS).where(*REPORT_IS)
 _NEW_REPORT = insert(REPORTS)
+_COUNTED = (
+    sa_update(MODELS)
+    .where(MODELS.c.name == bindparam("of_name"))
+    .values(
+        document_bytes=case(
+            (MODELS.c.document_bytes + bindparam("more") > 0, MODELS.c.document_bytes + bindparam("more")), else_=0
+        )
+    )
+)
 _NUMBERED = _OF_MODEL.where(GENERATIONS.c.number.in_(bindparam("numbers", expanding=True)))
 _FORMER = (
     _OF_MODEL.where(
@@ -185,7 +194,7 @@ class Snapshots(Unit):
         known = select(SnapshotRow).where(SnapshotRow.model == model, SnapshotRow.part == segment)
         row = self._session.exec(known.where(SnapshotRow.digest == source.manifest.digest)).first()
         if row is not None:
-            self._keep_again(row)
+            self._keep_again(row, source.manifest)
             return _snapshot(row)
         newest = self._session.exec(
             select(func.max(SnapshotRow.number)).where(SnapshotRow.model == model, SnapshotRow.part == segment)
@@ -214,8 +223,12 @@ class Snapshots(Unit):
         self._writing(report.model)
         self.generation(report.model, report.generation)
         of, text = {"of_model": report.model, "of_generation": report.generation}, document(report)
-        if not self._write(_REPORT_IS, **of, report=text):
+        before = self._run(REPORT, **of).scalar()
+        if before is None:
             self._write(_NEW_REPORT, model=report.model, generation=report.generation, report=text)
+        else:
+            self._write(_REPORT_IS, **of, report=text)
+        self._count_documents(report.model, bytes_of(text) - bytes_of(before or ""))
 
     def report(self, model: str, generation: int) -> ValidationReport | None:
         """The report of a generation, none before its validation."""
@@ -249,23 +262,33 @@ class Snapshots(Unit):
         query = select(func.max(GenerationRow.number)).where(GenerationRow.model == model)
         return self._session.exec(query).one() or 0
 
-    def _keep_again(self, row: SnapshotRow) -> None:
+    def _keep_again(self, row: SnapshotRow, manifest: SnapshotManifest) -> None:
         """The bytes of a snapshot whose bytes were given free are in the artifact store again."""
         if row.collected_at is not None:
-            row.collected_at = None
+            text, before = document(manifest), row.manifest
+            row.collected_at, row.manifest = None, text
             self._add(row)
+            self._count_documents(row.model, bytes_of(text) - bytes_of(before))
+
+    def _count_documents(self, model: str, more: int) -> None:
+        """Count bytes of a model's documents that came, or went (less than 0)."""
+        if more:
+            self.flush()
+            self._write(_COUNTED, of_name=model, more=more)
 
     def _add_snapshot(self, model: str, part: str, source: SnapshotSource, *, number: int) -> None:
+        text = document(source.manifest)
         row = SnapshotRow(
             model=model,
             part=part,
             number=number,
             digest=source.manifest.digest,
             uri=source.uri,
-            manifest=document(source.manifest),
+            manifest=text,
             created_at=self._now(),
         )
         self._add(row)
+        self._count_documents(model, bytes_of(text))
 
     def _add_generation(self, model: str, snapshots: Mapping[str, int], adapters: Mapping[str, str]) -> GenerationRow:
         row = GenerationRow(

@@ -92,6 +92,7 @@ class ModelRow(Row, table=True):
     __table_args__ = (
         Index("ix_models_owner", "owner", "name"),
         Index("ix_models_ready", "retired", "ready", "name"),
+        Index("ix_models_documents", "owner", "document_bytes"),
     )
 
     name: str = _text(primary_key=True)
@@ -107,6 +108,10 @@ class ModelRow(Row, table=True):
     retired: bool = False
     created_at: datetime = _time()
     updated_at: datetime = _time()
+    document_bytes: int = _number(default=0, sa_column_kwargs={"server_default": text("0")})
+    """Of its manifest, and of the manifests and reports of what was published."""
+    refused_generation: int | None = _number(default=None)
+    """The revision of the manifest that a validation refused, if none was accepted since."""
 
 
 class SnapshotRow(Row, table=True):

@@ -214,6 +214,11 @@ def document(value: BaseModel | Any) -> str:
     return canonical_json(value)
 
 
+def bytes_of(text: str) -> int:
+    """Bytes of a document, as they count for its owner."""
+    return len(text.encode())
+
+
 def plain(text: str) -> Any:
     """A document column as plain data."""
     return json.loads(text)

@@ -7,11 +7,14 @@ import time
 from collections import Counter
 
 import pytest
+from sqlmodel import func, select
 
 from ipnext.api import artifacts
 from ipnext.api.body_limit import MOST_BYTES
 from ipnext.model.access import Role
-from ipnext.model.value import digest_of
+from ipnext.model.registry import ArtifactFile
+from ipnext.model.value import canonical_json, digest_of
+from ipnext.store.tables import ArtifactRow
 
 
 async def test_only_missing_blobs_are_named(world):
@@ -159,11 +162,20 @@ async def put(world, content, **options):
     return await world.http.put(f"/v1/artifacts/blobs/{sha(content)}", content=content, **options)
 
 
+def owner_of(name, **quotas):
+    return {"apiVersion": "ipnext/v1", "kind": "Owner", "metadata": {"name": name}, "spec": {"quotas": quotas}}
+
+
 async def apply_owner(world, **quotas):
-    document = {"apiVersion": "ipnext/v1", "kind": "Owner", "metadata": {"name": "search"}, "spec": {"quotas": quotas}}
-    answer = await world.http.put("/v1/owners/search", json=document)
+    answer = await world.http.put("/v1/owners/search", json=owner_of("search", **quotas))
     answer.raise_for_status()
     return answer.json()
+
+
+async def documents(world):
+    """Bytes of the manifests that count for the owner before anything is uploaded."""
+    with world.rooms.store.read() as unit:
+        return unit.document_bytes("ranker")
 
 
 async def stored(world):
@@ -173,33 +185,47 @@ async def stored(world):
 
 async def test_an_upload_for_a_model_counts_for_its_owner_and_is_refused_beyond_the_quota(world):
     world.rooms.seed("ranker")
-    await apply_owner(world, artifactBytes=10)
+    before = await documents(world)
+    await apply_owner(world, artifactBytes=before + 10)
     assert (await put(world, b"eight by", params={"model": "ranker"})).status_code == 204
     refused = await put(world, b"three", params={"model": "ranker"})
     assert (refused.status_code, refused.json()["code"]) == (409, "QuotaExceeded")
-    assert "owner 'search' uses 8 of 10 bytes in the artifact store (quotas.artifactBytes)" in refused.json()["message"]
+    used = f"owner 'search' uses {before + 8} of {before + 10} bytes of artifacts and manifests (quotas.artifactBytes)"
+    assert used in refused.json()["message"]
     assert world.rooms.artifacts.missing([sha(b"three")]) == {sha(b"three")}
-    assert await stored(world) == {"quota": "artifactBytes", "used": 8, "limit": 10, "placed": None}
+    assert await stored(world) == {"quota": "artifactBytes", "used": before + 8, "limit": before + 10, "placed": None}
 
 
 async def test_of_uploads_at_the_same_time_no_more_pass_than_the_quota_has_room_for(world):
     world.rooms.seed("ranker")
-    await apply_owner(world, artifactBytes=35)
+    before = await documents(world)
+    await apply_owner(world, artifactBytes=before + 35)
     answers = await asyncio.gather(*(put(world, b"%010d" % n, params={"model": "ranker"}) for n in range(8)))
     assert Counter(answer.status_code for answer in answers) == {204: 3, 409: 5}
-    assert (await stored(world))["used"] == 30
+    assert (await stored(world))["used"] == before + 30
 
 
 async def test_a_publish_beyond_the_quota_is_refused_and_one_within_it_counts(world):
     world.rooms.seed("ranker")
-    await apply_owner(world, artifactBytes=10)
+    before = await documents(world)
+    await apply_owner(world, artifactBytes=before + 10)
     digests = {part: await world.upload(content) for part, content in (("sparse", b"123456"), ("dense", b"abcdef"))}
     body = {"changeId": "c1", "parts": {part: {"digest": digest} for part, digest in digests.items()}}
     refused = await world.http.post("/v1/models/ranker/publish", json=body)
     assert (refused.status_code, refused.json()["code"]) == (409, "QuotaExceeded")
-    await apply_owner(world, artifactBytes=12)
-    assert (await world.http.post("/v1/models/ranker/publish", json=body)).status_code == 202
-    assert (await stored(world))["used"] == 12
+    manifests = sum(len(canonical_json(world.rooms.snapshot_manifest(content))) for content in (b"123456", b"abcdef"))
+    for room in (
+        12,
+        12 + manifests,
+        12 + 2 * manifests - 1,
+    ):  # each manifest is in the artifact store and in the record
+        await apply_owner(world, artifactBytes=before + room)
+        refused = await world.http.post("/v1/models/ranker/publish", json=body)
+        assert (refused.status_code, refused.json()["code"]) == (409, "QuotaExceeded"), room
+    await apply_owner(world, artifactBytes=before + 12 + 2 * manifests)
+    for _ in range(2):  # the same change again counts nothing
+        assert (await world.http.post("/v1/models/ranker/publish", json=body)).status_code == 202
+    assert (await stored(world))["used"] == before + 12 + 2 * manifests
 
 
 async def test_what_no_owner_limits_is_limited_by_the_platform(world):
@@ -208,15 +234,108 @@ async def test_what_no_owner_limits_is_limited_by_the_platform(world):
         content = b"more than ten bytes"
         answer = await client.put(f"/v1/artifacts/blobs/{sha(content)}", content=content)
     assert (answer.status_code, answer.json()["code"]) == (409, "QuotaExceeded")
-    assert "of 10 bytes in the artifact store (IPNEXT_ARTIFACT_BYTES)" in answer.json()["message"]
+    assert "of 10 bytes of artifacts and manifests (IPNEXT_ARTIFACT_BYTES)" in answer.json()["message"]
 
 
 async def test_an_upload_that_is_refused_counts_for_nobody(world):
     world.rooms.seed("ranker")
-    await apply_owner(world, artifactBytes=10)
+    before = await documents(world)
+    await apply_owner(world, artifactBytes=before + 10)
     wrong = await world.http.put(f"/v1/artifacts/blobs/{sha(b'right')}", content=b"wrong", params={"model": "ranker"})
     assert wrong.status_code == 422
-    assert await stored(world) == {"quota": "artifactBytes", "used": 0, "limit": 10, "placed": None}
+    assert await stored(world) == {"quota": "artifactBytes", "used": before, "limit": before + 10, "placed": None}
+
+
+async def commit(world, manifest, **options):
+    document = manifest.model_dump(mode="json")
+    return await world.http.post("/v1/artifacts/snapshots", json=document, **options)
+
+
+def artifact_rows(world):
+    with world.rooms.store.read() as unit:
+        return unit._session.exec(select(func.count()).select_from(ArtifactRow)).one()
+
+
+def audit_entries(world):
+    with world.rooms.store.read() as unit:
+        return unit.audit_head().sequence
+
+
+async def test_a_commit_that_is_refused_leaves_nothing(world):
+    rooms = world.rooms
+    named = tuple(ArtifactFile(path=f"{n}.json", sha256=sha(b"%d" % n), size_bytes=1) for n in range(20))
+    absent = rooms.snapshot_manifest(b"w").model_copy(update={"files": named})
+    await world.upload(b"right")
+    right = rooms.snapshot_manifest(b"right")
+    other_size = right.model_copy(update={"files": (right.files[0].model_copy(update={"size_bytes": 4}),)})
+    before = (artifact_rows(world), audit_entries(world))
+    for manifest, code in ((absent, "ArtifactMissing"), (other_size, "ArtifactDigestMismatch")):
+        refused = await commit(world, manifest)
+        assert (refused.status_code, refused.json()["code"]) == (422, code)
+    assert (artifact_rows(world), audit_entries(world)) == before
+
+
+async def test_manifests_count_for_the_owner_that_they_are_committed_for(world):
+    world.rooms.seed("ranker")
+    await world.upload(b"w")
+    before = await documents(world)
+    await apply_owner(world, artifactBytes=before + 2000)
+    codes = []
+    for number in range(20):
+        producer = {"text": f"{number:0900d}"}
+        manifest = world.rooms.snapshot_manifest(b"w").model_copy(update={"producer": producer})
+        answer = await commit(world, manifest, params={"model": "ranker"})
+        codes.append(answer.status_code)
+    assert codes == [201] + [409] * 19
+    assert answer.json()["message"].startswith("manifest: ")
+    assert f"of {before + 2000} bytes of artifacts and manifests (quotas.artifactBytes)" in answer.json()["message"]
+    assert before + 900 < (await stored(world))["used"] <= before + 2000
+
+
+async def test_a_manifest_that_is_committed_for_no_model_counts_for_who_does(world):
+    await world.upload(b"w")
+    world.rooms.settings = world.rooms.settings.model_copy(update={"artifact_bytes": 1000})
+    async with world.rooms.client() as client:
+        manifest = world.rooms.snapshot_manifest(b"w").model_copy(update={"producer": {"text": "x" * 1000}})
+        refused = await client.post("/v1/artifacts/snapshots", json=manifest.model_dump(mode="json"))
+    assert (refused.status_code, refused.json()["code"]) == (409, "QuotaExceeded")
+
+
+async def test_nobody_commits_for_a_model_of_an_owner_that_is_not_theirs(world):
+    world.rooms.seed("ranker")
+    await world.upload(b"w")
+    key = world.rooms.add_key("other", Role.PUBLISHER, owner="ads")
+    headers = {"Authorization": f"Bearer {key}"}
+    answer = await commit(world, world.rooms.snapshot_manifest(b"w"), params={"model": "ranker"}, headers=headers)
+    assert answer.status_code == 404
+
+
+async def apply_model(world, *, name="ranker", text="", query="", owner="search"):
+    document = world.rooms.model_document(name)
+    document["metadata"] |= {"owner": owner, "labels": {"text": text}}
+    return await world.http.put(f"/v1/models/{name}{query}", json=document)
+
+
+async def test_a_models_manifest_counts_for_its_owner_and_only_growth_is_refused(world):
+    world.rooms.seed("ranker")
+    before = await documents(world)
+    await apply_owner(world, artifactBytes=before + 500)
+    refused = await apply_model(world, text="x" * 1000)
+    assert (refused.status_code, refused.json()["code"], refused.json()["field"]) == (409, "QuotaExceeded", "spec")
+    assert (await apply_model(world, text="x" * 1000, query="?dryRun=true")).status_code == 409
+    assert (await apply_model(world, text="x" * 400)).status_code == 200
+    assert before + 400 < (await stored(world))["used"] <= before + 500
+    await apply_owner(world, artifactBytes=10)
+    assert (await apply_model(world, text="x" * 300)).status_code == 200
+    assert (await apply_model(world, text="x" * 301)).status_code == 409
+    assert (await apply_model(world, name="second")).status_code == 409
+
+
+async def test_a_model_that_gets_another_owner_brings_its_documents(world):
+    world.rooms.seed("ranker")
+    await world.http.put("/v1/owners/ads", json=owner_of("ads", artifactBytes=10))
+    moved = await apply_model(world, owner="ads")
+    assert (moved.status_code, moved.json()["code"]) == (409, "QuotaExceeded")
 
 
 async def test_nobody_uploads_for_a_model_of_an_owner_that_is_not_theirs(world):

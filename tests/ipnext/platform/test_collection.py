@@ -9,8 +9,10 @@ import pytest
 
 from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.artifacts.layout import snapshot_uri
+from ipnext.model.lifecycle import CheckResult, ValidationReport
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.registry import GenerationState, SnapshotSource
+from ipnext.model.status import Reason
 from ipnext.platform.collection import Collection, Grace
 from ipnext.store.artifacts import sizes_of
 from ipnext.store.session import Store
@@ -126,6 +128,57 @@ def test_a_retired_models_bytes_go_and_what_another_one_names_stays(store, artif
     assert own.manifest.digest in held(artifacts)
     collect(store, artifacts, after=timedelta(days=31))
     assert held(artifacts) == {shared.manifest.digest, shared.manifest.files[0].sha256}
+
+
+def documents(store):
+    with store.read() as unit:
+        return unit.document_bytes("ranker")
+
+
+def test_of_a_large_manifest_that_is_given_free_the_record_keeps_little_and_counts_no_more(store, artifacts):
+    put(artifacts, b"bad")
+    large = snapshot_manifest(b"bad").model_copy(update={"producer": {f"{n:01000d}": "x" for n in range(60)}})
+    bad = SnapshotSource(manifest=large, uri=artifacts.commit(large))
+    sparse, good = (committed(artifacts, content) for content in (b"sparse", b"good"))
+    publish(store, "c1", sparse=sparse, dense=bad)
+    check = CheckResult(check="digests", subject="dense", passed=False, reason=Reason.UNSAFE_FORMAT, message="x" * 500)
+    with store.begin("ranker") as unit:
+        unit.save_report(ValidationReport(model="ranker", generation=1, checks=(check,)))
+        unit.set_generation_state("ranker", 1, GenerationState.REFUSED)
+    publish(store, "c2", dense=good)
+    before = documents(store)
+    collect(store, artifacts, after=timedelta(days=8))
+    with store.read() as unit:
+        kept = unit.snapshot("ranker", "dense", 1)
+        assert unit.report("ranker", 1) is None
+        assert unit.snapshot("ranker", "sparse", 1).manifest == sparse.manifest
+    assert (kept.digest, kept.manifest.engine, kept.manifest.producer) == (large.digest, large.engine, {})
+    assert documents(store) < before - 60_000 - 500
+    put(artifacts, b"bad")
+    publish(store, "c3", dense=SnapshotSource(manifest=large, uri=artifacts.commit(large)))
+    with store.read() as unit:
+        assert unit.snapshot("ranker", "dense", 3).manifest == large
+
+
+def test_a_manifest_that_was_cut_short_is_whole_again_once_it_is_published_again(store, artifacts):
+    put(artifacts, b"own")
+    large = snapshot_manifest(b"own").model_copy(update={"producer": {f"{n:01000d}": "x" for n in range(60)}})
+    own = SnapshotSource(manifest=large, uri=artifacts.commit(large))
+    publish(store, "c1", sparse=own, dense=own)
+    full = documents(store)
+    with store.begin("ranker") as unit:
+        unit.update_model("ranker", retired=True)
+    collect(store, artifacts, after=timedelta(days=31))
+    assert documents(store) < full - 100_000
+    put(artifacts, b"own")
+    artifacts.commit(large)
+    with store.begin("ranker") as unit:
+        unit.update_model("ranker", retired=False)
+        unit.set_generation_state("ranker", 1, GenerationState.RETIRED)
+    publish(store, "c2", sparse=own, dense=own)
+    with store.read() as unit:
+        assert unit.snapshot("ranker", "dense", 1).manifest == large
+    assert documents(store) == full
 
 
 class Between(FileArtifactStore):

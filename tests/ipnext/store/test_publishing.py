@@ -5,6 +5,7 @@ import pytest
 from ipnext.errors import Conflict, DuplicateSnapshot, InvalidInput, NotFound
 from ipnext.model.lifecycle import ChangeKind, ChangeState, CheckResult, ValidationReport
 from ipnext.model.registry import GenerationState
+from ipnext.model.value import canonical_json
 
 
 def test_a_first_publish_makes_snapshots_a_generation_and_a_change(applied, publish, make):
@@ -201,3 +202,16 @@ def test_a_delta_whose_parent_is_no_snapshot_of_its_part_is_refused_with_what_th
     assert told.value.allowed == (make.source("d1").manifest.digest,)
     with applied.begin() as repository:
         assert [g.number for g in repository.generations("ctr")] == [1]
+
+
+def test_a_generation_whose_manifests_are_too_large_together_is_refused(applied, publish, monkeypatch):
+    """Those of parts that are left out count, too."""
+    publish("c1", dense="d1", sparse="s1")
+    with applied.read() as repository:
+        size = sum(len(canonical_json(repository.snapshot("ctr", part, 1).manifest)) for part in ("dense", "sparse"))
+    monkeypatch.setattr("ipnext.store.publishing.LARGEST_MANIFESTS_BYTES", size - 1)
+    with pytest.raises(InvalidInput, match=f"{size} bytes together; allowed: {size - 1}") as refused:
+        publish("c2", dense="d2")
+    assert refused.value.field == "parts"
+    monkeypatch.setattr("ipnext.store.publishing.LARGEST_MANIFESTS_BYTES", size)
+    assert publish("c2", dense="d2").generation == 2
