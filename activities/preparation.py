@@ -79,16 +79,21 @@ class PreparationActivities:
 
     def _resolve(self, stage: StageInput, prepared: Prepared) -> Prepared:
         resolved = self._metadata.resolve_snapshots(stage)
-        if stage.kind is ChangeKind.PUBLISH and not resolved.cuts:
-            self._prefetching.begin(stage.model, stage.generation)
         return prepared.model_copy(update={"resolved": resolved})
 
     def _validate(self, stage: StageInput, prepared: Prepared) -> Prepared | None:
         resolved = prepared.resolved
+        if resolved is not None and stage.kind is ChangeKind.PUBLISH and not resolved.cuts:
+            self._fetch_ahead(stage)
         if resolved is None or resolved.size_bytes > VALIDATED_BYTES or self._validation.has_plugins:
             return None
         report = self._validation.validate_generation(stage)
         return prepared.model_copy(update={"validated": report})
+
+    def _fetch_ahead(self, stage: StageInput) -> None:
+        """Have the regions fetch the generation while the rest of it is validated: its bytes, which no check has read yet."""
+        if self._validation.is_fit_to_fetch(stage):
+            self._prefetching.begin(stage.model, stage.generation)
 
     def _cut(self, _: StageInput, prepared: Prepared) -> Prepared | None:
         if prepared.validated is None or prepared.validated.refused is not None:

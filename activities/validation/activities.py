@@ -1,19 +1,21 @@
 """Validation: a closed list of checks, and those that a platform engineer registers. The report is kept."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from temporalio import activity
 from temporalio.exceptions import CancelledError, TemporalError
 
-from activities.runtime.deadline import beat
+from activities.runtime.deadline import beat, paced
 from activities.state.facts import ancestors
 from activities.validation.adapters import ADAPTER, ADAPTER_BASE, check_adapter_bases, check_adapters
 from activities.validation.checkpoints import CHECKPOINT, check_checkpoints
 from activities.validation.deltas import DELTAS, check_deltas
-from activities.validation.files import DIGESTS, FORMATS, PATHS, check_digests, check_formats, check_paths
-from activities.validation.finite_weights import FINITE, check_finite
+from activities.validation.files import DIGESTS, FORMATS, PATHS, check_digests, check_formats, check_forms, check_paths
+from activities.validation.finite_weights import FINITE, check_finite, check_headers
+from activities.validation.parsing import ParsingThread
 from activities.validation.programs import PROGRAM, check_programs
 from activities.validation.schema import EDGES, ENGINES, INTERFACE, check_edges, check_engines, check_interface
 from activities.validation.signing import SIGNATURE, check_signatures
@@ -46,6 +48,23 @@ BUILT_IN: Sequence[Validator] = (
 """In this order (as `ipnext.model.plugins.BUILT_IN_VALIDATORS` tells it); the first refusal ends the report, so that nothing is parsed that was not read and found safe before."""
 
 
+EARLY: Sequence[Validator] = (
+    FunctionValidator(PATHS, check_paths, required=True),
+    FunctionValidator(FORMATS, check_forms, required=True),
+    FunctionValidator(SIGNATURE, check_signatures, required=True),
+    FunctionValidator(ENGINES, check_engines, required=True),
+    FunctionValidator(FINITE, check_headers),
+    FunctionValidator(EDGES, check_edges),
+    FunctionValidator(INTERFACE, check_interface),
+)
+"""What is checked before regions are told to fetch a generation: by its manifests, signatures and the headers of its weights."""
+
+MOST_RESULTS = 500
+"""Of one check in a report."""
+LONGEST_TEXT = 2000
+"""Of a subject or message in a report."""
+
+
 class ValidatorError(Exception):
     """A fault of a validator's own, which says nothing about the candidate."""
 
@@ -68,6 +87,7 @@ class ValidationActivities:
         self._artifacts = artifacts
         self._native_library_keys_file = native_library_keys_file
         self._validators = (*BUILT_IN, *validators)
+        self._parsing = ParsingThread()
 
     @property
     def has_plugins(self) -> bool:
@@ -82,15 +102,32 @@ class ValidationActivities:
     def validate_generation(self, stage: StageInput) -> ValidationReport:
         """Run every check on a generation and keep the report. The first refusal is the reason of the condition."""
         with self._store.read() as repository:
+            revision = repository.model(stage.model).generation
             candidate = self._candidate(repository, stage)
-        checks = tuple(checked(candidate, self._validators))
+        checks = abridged(checked(candidate, self._validators))
         report = ValidationReport(model=stage.model, generation=stage.generation, checks=checks)
         with self._store.begin(stage.model) as repository:
             repository.save_report(report)
+            repository.judge_revision(stage.model, revision, accepted=report.refused is None)
             _write_outcome(repository, stage, report)
         return report
 
+    def is_fit_to_fetch(self, stage: StageInput) -> bool:
+        """Whether a generation passes what can be checked without reading its files: EARLY. Nothing is written; the validation says why.
+
+        False, too, if it can't be told now.
+        """
+        try:
+            with self._store.read() as repository:
+                candidate = self._candidate(repository, stage)
+            skip = candidate.manifest.spec.validation.skip
+            asked = (validator for validator in EARLY if validator.required or validator.name not in skip)
+            return all(result.passed for validator in asked for result in _results(validator, candidate))
+        except (IPnextError, OSError, ValidatorError):
+            return False
+
     def _candidate(self, repository: Repository, stage: StageInput) -> Candidate:
+        say = paced(beat)
         record = repository.model(stage.model)
         serving = record.serving_generation
         shown = [s for t in repository.routes(stage.model) for s in t.served if s.generation == serving]
@@ -102,7 +139,8 @@ class ValidationActivities:
             serving=_snapshots(repository, other) if other else None,
             serving_graph=_interface_graph(repository, other, shown[0].graph if shown else None),
             artifacts=self._artifacts,
-            beat=beat,
+            beat=say,
+            parse=self._parsing.of(say),
             native_signers=_native_signers(self._native_library_keys_file),
             published=ancestors(repository, snapshots.values()),
         )
@@ -114,6 +152,21 @@ def _native_signers(file: Path | None) -> SignerPolicy | None:
         return read_native_signers(file)
     except InvalidInput as error:
         raise Unavailable(error.message) from error
+
+
+def abridged(results: Iterable[CheckResult]) -> tuple[CheckResult, ...]:
+    """A report of a bounded size: of each check the first MOST_RESULTS results and what refused, and how many more there were."""
+    found: list[CheckResult] = []
+    counts = Counter[str]()
+    has_refused = False
+    for result in results:
+        counts[result.check] += 1
+        if counts[result.check] <= MOST_RESULTS or not (result.passed or has_refused):
+            short = {"subject": result.subject[:LONGEST_TEXT], "message": result.message[:LONGEST_TEXT]}
+            found.append(result.model_copy(update=short))
+        has_refused = has_refused or not result.passed
+    more = {check: count - MOST_RESULTS for check, count in counts.items() if count > MOST_RESULTS}
+    return (*found, *(passed(check, "more", f"{count} more results are left out") for check, count in more.items()))
 
 
 def checked(candidate: Candidate, validators: Sequence[Validator]) -> Iterator[CheckResult]:

@@ -1,7 +1,7 @@
 """Validator of checkpoints: what vLLM would die of is refused here, by the headers of the weights, before any engine sees it."""
 
-from collections.abc import Iterator, Mapping
-from typing import BinaryIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import BinaryIO, TypeVar
 
 from activities.validation.validator import Candidate, failed, passed
 from ipnext.artifacts.checkpoint_fit import misfits
@@ -17,6 +17,8 @@ from ipnext.model.status import Reason
 
 CHECKPOINT = "checkpoint"
 
+T = TypeVar("T")
+
 
 class StoredFiles:
     """The files of a snapshot where the artifact store has them."""
@@ -28,7 +30,12 @@ class StoredFiles:
 
     def open(self, path: str) -> BinaryIO:
         """A stream of a file."""
+        self._candidate.beat(f"reading {path}")
         return self._candidate.artifacts.open_blob(self._digests[path])
+
+    def parse(self, size_bytes: int, read: Callable[[], T], /) -> T:
+        """Parse as the validation does."""
+        return self._candidate.parse(size_bytes, read)
 
 
 def check_checkpoints(candidate: Candidate) -> Iterator[CheckResult]:

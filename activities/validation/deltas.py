@@ -5,10 +5,9 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from activities.validation.finite_weights import tensors_of
+from activities.validation.finite_weights import pieces_of
 from activities.validation.validator import Candidate, failed, passed
 from ipnext.artifacts.layout import snapshot_uri
 from ipnext.artifacts.tensor_headers import MalformedTensors, TensorPlace, read_places
@@ -20,6 +19,11 @@ from ipnext.model.status import Reason
 
 DELTAS = "deltas"
 BASE_WEIGHTS_FILE = "weights.safetensors"
+LARGEST_DOCUMENT_BYTES = 16 << 20
+"""Of `delta.json`: some 60,000 tensors."""
+ROW_NUMBER_BYTES = 8
+MOST_NAMED = 10
+"""Tensors that a refusal names."""
 
 Forms = Mapping[str, TensorPlace]
 
@@ -90,8 +94,11 @@ def _check_same_program(snapshot: Snapshot, parent: Snapshot) -> None:
 
 def _document(candidate: Candidate, snapshot: Snapshot) -> DeltaDocument:
     with _open(candidate, snapshot, DELTA_FILE) as (stream, size):
+        if size > LARGEST_DOCUMENT_BYTES:
+            msg = f"{DELTA_FILE}: {size} bytes are too many; allowed: {LARGEST_DOCUMENT_BYTES}"
+            raise _Refused(Reason.UNSAFE_FORMAT, msg)
         try:
-            return DeltaDocument.model_validate_json(stream.read(size))
+            return candidate.parse(size, lambda: DeltaDocument.model_validate_json(stream.read(size)))
         except ValidationError as error:
             first = error.errors()[0]
             msg = f"{DELTA_FILE}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
@@ -128,25 +135,29 @@ def _check_forms(candidate: Candidate, snapshot: Snapshot, document: DeltaDocume
     """Names, types and shapes are those of the full snapshot at the bottom, and row numbers lie within its tensors."""
     try:
         with _open(candidate, base, BASE_WEIGHTS_FILE) as (stream, size):
-            below = read_places(stream, size)[0]
+            below = read_places(stream, size, parse=candidate.parse)[0]
         with _open(candidate, snapshot, DELTA_WEIGHTS_FILE) as (stream, size):
-            given, start = read_places(stream, size)
-            rows = _indices(stream, given, start)
+            given, start = read_places(stream, size, parse=candidate.parse)
+            _check_names(document, given)
+            faults = _row_faults(candidate, stream, given, start, below)
     except MalformedTensors as error:
         msg = f"its weights, or those of snapshot {base.number}, are no safetensors file: {error}"
         raise _Refused(Reason.UNSAFE_FORMAT, msg) from error
-    expected = {name for key, told in document.tensors.items() for name in _names(key, told)}
-    if given.keys() != expected:
-        odd = ", ".join(sorted(given.keys() ^ expected))
-        msg = f"{DELTA_FILE} and {DELTA_WEIGHTS_FILE} don't name the same tensors: {odd}"
-        raise _Refused(Reason.UNSAFE_FORMAT, msg)
     for key, told in document.tensors.items():
         if key not in below:
             msg = f"tensor {key!r} is not among the weights of snapshot {base.number}"
             raise _Refused(Reason.SCHEMA_MISMATCH, msg)
         _check_form(key, told, given, below[key])
-        if not told.whole:
-            _check_indices(key, rows[ROWS + key], below[key])
+        if key in faults:
+            raise _Refused(Reason.SCHEMA_MISMATCH, faults[key])
+
+
+def _check_names(document: DeltaDocument, given: Forms) -> None:
+    expected = {name for key, told in document.tensors.items() for name in _names(key, told)}
+    if given.keys() != expected:
+        odd = ", ".join(sorted(given.keys() ^ expected)[:MOST_NAMED])
+        msg = f"{DELTA_FILE} and {DELTA_WEIGHTS_FILE} don't name the same tensors: {odd}"
+        raise _Refused(Reason.UNSAFE_FORMAT, msg)
 
 
 def _names(key: str, told: ChangedTensor) -> tuple[str, ...]:
@@ -164,18 +175,25 @@ def _check_form(key: str, told: ChangedTensor, given: Forms, below: TensorPlace)
         raise _Refused(Reason.SCHEMA_MISMATCH, msg)
 
 
-def _check_indices(key: str, indices: NDArray[np.int64], below: TensorPlace) -> None:
-    count = (below.shape or (1,))[0]
-    ascending = bool((indices[1:] > indices[:-1]).all())
-    if len(indices) and not (ascending and indices[0] >= 0 and indices[-1] < count):
-        msg = f"tensor {key!r}: its row numbers must rise from 0 on and end below {count}"
-        raise _Refused(Reason.SCHEMA_MISMATCH, msg)
-
-
-def _indices(stream: BinaryIO, given: Forms, start: int) -> dict[str, NDArray[np.int64]]:
-    wanted = {name for name in given if name.startswith(ROWS)}
-    for name in wanted:
-        if given[name].dtype != "I64":
-            msg = f"tensor {name!r} is {given[name].dtype}, row numbers are I64"
+def _row_faults(candidate: Candidate, stream: BinaryIO, given: Forms, start: int, below: Forms) -> Mapping[str, str]:
+    """Tensor -> what is wrong with its row numbers; CHUNK_BYTES of them are in memory at a time."""
+    found: dict[str, str] = {}
+    position = start
+    for name, place in given.items():
+        key = name.removeprefix(ROWS)
+        if not name.startswith(ROWS) or key not in below:
+            continue
+        if place.dtype != "I64" or (place.end - place.begin) % ROW_NUMBER_BYTES:
+            msg = f"tensor {name!r} is {place.dtype} of {place.end - place.begin} bytes, row numbers are I64"
             raise MalformedTensors(msg)
-    return {name: np.frombuffer(content, "<i8") for name, content in tensors_of(stream, given, start, wanted)}
+        for _ in pieces_of(stream, start + place.begin - position):
+            candidate.beat(f"reading {DELTA_WEIGHTS_FILE}")
+        count, last = (below[key].shape or (1,))[0], -1
+        for piece in pieces_of(stream, place.end - place.begin):
+            candidate.beat(f"checking the row numbers of {key}")
+            rows = np.frombuffer(piece, "<i8")
+            if not (rows[0] > last and (rows[1:] > rows[:-1]).all() and rows[-1] < count):
+                found[key] = f"tensor {key!r}: its row numbers must rise from 0 on and end below {count}"
+            last = int(rows[-1])
+        position = start + place.end
+    return found

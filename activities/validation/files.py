@@ -1,12 +1,12 @@
 """Validators of a snapshot's files: safe names, content that is what the manifest says, formats that hold no code."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
 from activities.validation.validator import CHUNK_BYTES, Candidate, failed, passed
+from ipnext.artifacts.bounded_json import TooManyValues, load_bounded
 from ipnext.artifacts.native_code import SETTING
 from ipnext.artifacts.signing import check_signature
 from ipnext.errors import ArtifactMissing, SignatureInvalid
@@ -70,23 +70,43 @@ def check_digests(candidate: Candidate) -> Iterator[CheckResult]:
                 yield failed(DIGESTS, subject, Reason.ARTIFACT_DIGEST_MISMATCH, message)
 
 
+def check_forms(candidate: Candidate) -> Iterator[CheckResult]:
+    """What `check_formats` refuses by name and size alone, without reading a file."""
+    for part, snapshot in sorted(candidate.snapshots.items()):
+        for file in snapshot.manifest.files:
+            subject = f"{part}/{file.path}"
+            fault = "" if file.path == LIBRARY_FILE else form_fault(file)
+            yield failed(FORMATS, subject, Reason.UNSAFE_FORMAT, fault) if fault else passed(FORMATS, subject)
+
+
 def check_formats(candidate: Candidate) -> Iterator[CheckResult]:
     """Only formats that hold data, and content that is of its format.
 
     The one exception is a compiled library, if the settings of the part let native code run and a key that the operator of the
     platform trusts has signed it: neither a snapshot nor a manifest does that alone.
     """
+    judged: dict[tuple[str, str], str] = {}
     for _, snapshot in sorted(candidate.snapshots.items()):
         for file in snapshot.manifest.files:
-            yield _format_result(candidate, snapshot, file)
+            candidate.beat(f"looking at {snapshot.part}/{file.path}")
+            yield _format_result(candidate, snapshot, file, judged)
 
 
-def _format_result(candidate: Candidate, snapshot: Snapshot, file: ArtifactFile) -> CheckResult:
+def _format_result(
+    candidate: Candidate, snapshot: Snapshot, file: ArtifactFile, judged: dict[tuple[str, str], str]
+) -> CheckResult:
+    """`judged`: blob and suffix -> its fault, of files that were looked at: many names may be of one blob."""
     part = snapshot.part
     subject = f"{part}/{file.path}"
     try:
         library = file.path == LIBRARY_FILE
-        fault = _library_fault(candidate, snapshot, file) if library else _format_fault(candidate, file)
+        if library:
+            fault = _library_fault(candidate, snapshot, file)
+        else:
+            key = (file.sha256, PurePosixPath(file.path).suffix.lower())
+            if key not in judged:
+                judged[key] = _format_fault(candidate, file)
+            fault = judged[key]
     except ArtifactMissing as error:
         return failed(FORMATS, subject, Reason.ARTIFACT_MISSING, error.message)
     return failed(FORMATS, subject, Reason.UNSAFE_FORMAT, fault) if fault else passed(FORMATS, subject)
@@ -130,25 +150,35 @@ def _library_fault(candidate: Candidate, snapshot: Snapshot, file: ArtifactFile)
         return "" if stream.read(len(NATIVE_MAGIC)) == NATIVE_MAGIC else "is no native library under the name of one"
 
 
-def _format_fault(candidate: Candidate, file: ArtifactFile) -> str:
+def form_fault(file: ArtifactFile) -> str:
+    """What is wrong with a file by its name and size alone."""
     suffix = PurePosixPath(file.path).suffix.lower()
     if suffix not in SAFE_SUFFIXES:
         return f"{suffix or 'no suffix'} may hold code; allowed: {', '.join(SAFE_SUFFIXES)}"
+    if suffix == ".json" and file.size_bytes > LARGEST_JSON_BYTES:
+        return f"{file.size_bytes} bytes of JSON are too many; allowed: {LARGEST_JSON_BYTES}"
+    return ""
+
+
+def _format_fault(candidate: Candidate, file: ArtifactFile) -> str:
+    if fault := form_fault(file):
+        return fault
+    suffix = PurePosixPath(file.path).suffix.lower()
     with candidate.open(file.sha256) as stream:
         start = stream.read(8)
         for magic, what in _CODE_MAGIC.items():
             if suffix != ".safetensors" and start.startswith(magic):
                 return f"is {what} under the name of {suffix}"
         if suffix == ".json":
-            return _json_fault(start + stream.read(LARGEST_JSON_BYTES), file)
+            return candidate.parse(file.size_bytes, lambda: _json_fault(start + stream.read(LARGEST_JSON_BYTES)))
     return ""
 
 
-def _json_fault(content: bytes, file: ArtifactFile) -> str:
-    if file.size_bytes > LARGEST_JSON_BYTES:
-        return f"{file.size_bytes} bytes of JSON are too many; allowed: {LARGEST_JSON_BYTES}"
+def _json_fault(content: bytes) -> str:
     try:
-        json.loads(content)
+        load_bounded(content)
+    except TooManyValues as error:
+        return f"is JSON with {error}"
     except (ValueError, RecursionError) as error:
         return f"is not JSON: {error}"
     return ""

@@ -4,13 +4,14 @@ The format: eight bytes with the header's length (little-endian), a JSON header 
 place, then the tensors' bytes. torch is not needed: BF16 and the 8-bit floats are judged by their bits.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
 
 import numpy as np
 
+from activities.validation.parsing import Parse, parse_at_once
 from activities.validation.validator import CHUNK_BYTES, Candidate, failed, passed
-from ipnext.artifacts.tensor_headers import MalformedTensors, TensorPlace, exactly, read_places
+from ipnext.artifacts.tensor_headers import MalformedTensors, exactly, read_places, size_fault
 from ipnext.model.lifecycle import CheckResult
 from ipnext.model.status import Reason
 
@@ -26,43 +27,60 @@ def check_finite(candidate: Candidate) -> Iterator[CheckResult]:
             if not file.path.endswith(".safetensors"):
                 continue
             subject = f"{part}/{file.path}"
+            candidate.beat(f"checking {subject}")
             with candidate.open(file.sha256) as stream:
-                yield _judged(stream, file.size_bytes, subject, candidate.beat)
+                yield _judged(stream, file.size_bytes, subject, candidate)
 
 
-def non_finite_tensor(stream: BinaryIO, size_bytes: int, beat: Callable[[str], None]) -> str | None:
+def check_headers(candidate: Candidate) -> Iterator[CheckResult]:
+    """What `check_finite` refuses by the header of a file and its size, without reading weights."""
+    for part, snapshot in sorted(candidate.snapshots.items()):
+        for file in snapshot.manifest.files:
+            if not file.path.endswith(".safetensors"):
+                continue
+            subject = f"{part}/{file.path}"
+            candidate.beat(f"reading the header of {subject}")
+            with candidate.open(file.sha256) as stream:
+                try:
+                    places, _ = read_places(stream, file.size_bytes, parse=candidate.parse)
+                except MalformedTensors as error:
+                    yield failed(FINITE, subject, Reason.UNSAFE_FORMAT, f"is no safetensors file: {error}")
+                    continue
+            fault = next(filter(None, (size_fault(name, place) for name, place in places.items())), "")
+            yield failed(FINITE, subject, Reason.UNSAFE_FORMAT, fault) if fault else passed(FINITE, subject)
+
+
+def non_finite_tensor(
+    stream: BinaryIO, size_bytes: int, beat: Callable[[str], None], parse: Parse = parse_at_once
+) -> str | None:
     """Name of the first tensor that holds NaN or infinity, none where all are finite. Raises MalformedTensors."""
-    places, start = read_places(stream, size_bytes)
+    places, start = read_places(stream, size_bytes, parse=parse)
     position = start
-    for name, (begin, end, dtype, _) in places.items():
-        position = _skip(stream, start + begin - position, position)
-        check = _FINITE.get(dtype)
-        left = end - begin
-        while left:
-            chunk = exactly(stream, min(left, CHUNK_BYTES))
-            left -= len(chunk)
-            position += len(chunk)
+    for name, place in places.items():
+        if fault := size_fault(name, place):
+            raise MalformedTensors(fault)
+        check = _FINITE.get(place.dtype)
+        for _ in pieces_of(stream, start + place.begin - position):
+            beat(f"looking for tensor {name}")
+        for piece in pieces_of(stream, place.end - place.begin):
             beat(f"checking tensor {name}")
-            if check is not None and not check(chunk):
+            if check is not None and not check(piece):
                 return name
+        position = start + place.end
     return None
 
 
-def tensors_of(
-    stream: BinaryIO, places: Mapping[str, TensorPlace], start: int, wanted: Collection[str]
-) -> Iterator[tuple[str, bytes]]:
-    """The content of some tensors, read on from where `read_places` has left the stream."""
-    position = start
-    for name, place in places.items():
-        if name in wanted:
-            _skip(stream, start + place.begin - position, position)
-            yield name, exactly(stream, place.end - place.begin)
-            position = start + place.end
+def pieces_of(stream: BinaryIO, count: int) -> Iterator[bytes]:
+    """The next bytes of a stream, CHUNK_BYTES at a time. Raises MalformedTensors if there are fewer."""
+    while count:
+        piece = exactly(stream, min(count, CHUNK_BYTES))
+        count -= len(piece)
+        yield piece
 
 
-def _judged(stream: BinaryIO, size_bytes: int, subject: str, beat: Callable[[str], None]) -> CheckResult:
+def _judged(stream: BinaryIO, size_bytes: int, subject: str, candidate: Candidate) -> CheckResult:
     try:
-        name = non_finite_tensor(stream, size_bytes, beat)
+        name = non_finite_tensor(stream, size_bytes, candidate.beat, candidate.parse)
     except MalformedTensors as error:
         return failed(FINITE, subject, Reason.UNSAFE_FORMAT, f"is no safetensors file: {error}")
     if name is None:
@@ -70,14 +88,6 @@ def _judged(stream: BinaryIO, size_bytes: int, subject: str, beat: Callable[[str
     part = subject.partition("/")[0]
     message = f"tensor {name!r} of part {part!r} holds NaN or infinity; train or export it again"
     return failed(FINITE, subject, Reason.NON_FINITE_WEIGHTS, message)
-
-
-def _skip(stream: BinaryIO, count: int, position: int) -> int:
-    while count:
-        chunk = exactly(stream, min(count, CHUNK_BYTES))
-        count -= len(chunk)
-        position += len(chunk)
-    return position
 
 
 def _by_numpy(dtype: str) -> Finite:

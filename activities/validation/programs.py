@@ -1,11 +1,13 @@
 """Validator of programs: what the torch engine would refuse to load is refused here, by name, and without torch."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from activities.validation.validator import Candidate, failed, passed
 from ipnext.artifacts.program_forms import UnsafeProgram
-from ipnext.artifacts.programs import PROGRAM_FILE, parse_program, program_file
+from ipnext.artifacts.programs import LARGEST_PROGRAM_BYTES, PROGRAM_FILE, parse_program, program_file
 from ipnext.model.lifecycle import CheckResult
+from ipnext.model.registry import ArtifactFile
 from ipnext.model.status import Reason
 
 PROGRAM = "program"
@@ -19,12 +21,16 @@ def check_programs(candidate: Candidate) -> Iterator[CheckResult]:
             continue
         subject = f"{part}/{PROGRAM_FILE}"
         candidate.beat(f"reading {subject}")
-        with candidate.open(file.sha256) as stream:
-            content = stream.read(file.size_bytes)
         try:
-            document = parse_program(content)
+            operations = candidate.parse(file.size_bytes, partial(_operations, candidate, file))
         except UnsafeProgram as problem:
             yield failed(PROGRAM, subject, Reason.UNSAFE_FORMAT, f"{problem}; export the model again")
         else:
-            nodes = document["program"]["graph_module"]["graph"]["nodes"]
-            yield passed(PROGRAM, subject, f"{len(nodes)} operations")
+            yield passed(PROGRAM, subject, f"{operations} operations")
+
+
+def _operations(candidate: Candidate, file: ArtifactFile) -> int:
+    """How many a program has that is safe. UnsafeProgram."""
+    with candidate.open(file.sha256) as stream:
+        document = parse_program(stream.read(LARGEST_PROGRAM_BYTES + 1))
+    return len(document["program"]["graph_module"]["graph"]["nodes"])

@@ -7,6 +7,7 @@ from typing import BinaryIO, Protocol
 
 import structlog
 
+from activities.validation.parsing import Parse, parse_at_once
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.model.lifecycle import CheckResult
 from ipnext.model.manifest import ModelManifest
@@ -39,6 +40,8 @@ class Candidate:
     """(part, digest) -> every snapshot that a delta of this generation stands on, its parent's parent included."""
     native_signers: SignerPolicy | None = None
     """The keys of those whose native code the operator of the platform lets run; None: nobody's."""
+    parse: Parse = parse_at_once
+    """Runs what makes objects of a document."""
 
     @property
     def graph(self) -> PartGraph:

@@ -4,16 +4,16 @@ Only JSON and the headers of safetensors files are read, never weights; pickled 
 """
 
 import itertools
-import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, Protocol, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
+from ipnext.artifacts.bounded_json import TooManyValues, load_bounded
 from ipnext.artifacts.tensor_headers import MalformedTensors, TensorPlace, read_places, size_fault
 from ipnext.errors import InvalidInput
 from ipnext.model.checkpoint import ADAPTER_CONFIG_FILE, CONFIG_FILE, Checkpoint, CheckpointConfig
@@ -23,7 +23,10 @@ INDEX_FILE: Final = "model.safetensors.index.json"
 ADAPTER_WEIGHTS_FILE: Final = "adapter_model.safetensors"
 WEIGHTS_SUFFIX: Final = ".safetensors"
 PICKLED_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-LARGEST_CONFIG_BYTES: Final = 64 << 20
+LARGEST_CONFIG_BYTES: Final = 32 << 20
+"""The largest that is known, an index of 140,000 tensors, has 14 MiB."""
+MOST_TENSORS: Final = 500_000
+"""Of all files of a checkpoint together; the largest that are known have 140,000."""
 CODE_FIELD: Final = "auto_map"
 CODE_FILES: Final = (
     *("config.json", "generation_config.json", "tokenizer_config.json", "processor_config.json"),
@@ -34,6 +37,7 @@ OTHER_MODEL_FIELD: Final = "speculators_config"
 """Of CONFIG_FILE: vLLM serves the model that it names, a path or a repository, in place of the checkpoint."""
 
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
 
 
 class CheckpointFiles(Protocol):
@@ -45,6 +49,9 @@ class CheckpointFiles(Protocol):
 
     def open(self, path: str) -> BinaryIO:
         """A stream of a file; the caller closes it."""
+
+    def parse(self, size_bytes: int, read: Callable[[], T], /) -> T:
+        """Return what `read` does, which makes objects of so many bytes."""
 
 
 class LocalFiles:
@@ -58,6 +65,10 @@ class LocalFiles:
     def open(self, path: str) -> BinaryIO:
         """A stream of a file."""
         return (self._directory / path).open("rb")
+
+    def parse(self, size_bytes: int, read: Callable[[], T], /) -> T:  # noqa: ARG002 - the protocol's form
+        """Parse in this thread."""
+        return read()
 
 
 class AdapterConfig(BaseModel):
@@ -118,6 +129,9 @@ def read_checkpoint(files: CheckpointFiles) -> ReadCheckpoint:
                 msg = f"{file}: tensor {name!r} is in it; {INDEX_FILE} says {told.get(name, 'nothing of it')!r}"
                 raise _fault(msg)
             tensors[name] = place
+        if len(tensors) > MOST_TENSORS:
+            msg = f"{file}: with it the checkpoint has {len(tensors)} tensors; allowed: {MOST_TENSORS}"
+            raise _fault(msg)
     absent = sorted(told.keys() - tensors.keys())
     if absent:
         msg = f"{told[absent[0]]}: has no tensor {absent[0]!r}, which {INDEX_FILE} says is in it"
@@ -177,7 +191,7 @@ def _weight_map(files: CheckpointFiles) -> Mapping[str, str]:
 def _places(files: CheckpointFiles, file: str) -> Mapping[str, TensorPlace]:
     with files.open(file) as stream:
         try:
-            places, _ = read_places(stream, files.sizes[file])
+            places, _ = read_places(stream, files.sizes[file], parse=files.parse)
         except MalformedTensors as error:
             msg = f"{file}: is no whole safetensors file: {error}"
             raise _fault(msg) from error
@@ -237,7 +251,10 @@ def _json(files: CheckpointFiles, name: str) -> dict[str, Any]:
         raise _fault(msg)
     with files.open(name) as stream:
         try:
-            content = json.loads(stream.read())
+            content = files.parse(files.sizes[name], lambda: load_bounded(stream.read()))
+        except TooManyValues as error:
+            msg = f"{name}: has {error}"
+            raise _fault(msg) from error
         except (ValueError, RecursionError) as error:
             msg = f"{name}: is not JSON: {error}"
             raise _fault(msg) from error

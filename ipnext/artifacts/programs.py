@@ -4,9 +4,9 @@ Every reader of a program uses it: `ipnext publish` before it uploads, the check
 `ipnext split`, `compile` and `delta`, which the platform runs too.
 """
 
-import json
 from typing import Any, Final
 
+from ipnext.artifacts.bounded_json import TooManyValues, load_bounded
 from ipnext.artifacts.program_forms import UnsafeProgram
 from ipnext.artifacts.program_schema import FORMAT, check_document
 from ipnext.model.registry import ArtifactFile, SnapshotManifest
@@ -14,6 +14,11 @@ from ipnext.model.registry import ArtifactFile, SnapshotManifest
 PROGRAM_FILE: Final = "program.json"
 ENGINE: Final = "torch"
 """The engine whose snapshots have a program."""
+
+LARGEST_PROGRAM_BYTES: Final = 16 << 20
+"""Some 35,000 operations; a transformer of a hundred layers has six thousand."""
+MOST_SEPARATORS: Final = 3_000_000
+"""Twice as many as a program of that size has."""
 
 
 def program_file(manifest: SnapshotManifest) -> ArtifactFile | None:
@@ -28,8 +33,14 @@ def parse_program(content: bytes) -> dict[str, Any]:
 
     Raises UnsafeProgram if it is not JSON, of another format, or holds anything that the exporter does not write.
     """
+    if len(content) > LARGEST_PROGRAM_BYTES:
+        msg = f"has {len(content)} bytes; allowed: {LARGEST_PROGRAM_BYTES}"
+        raise UnsafeProgram(msg)
     try:
-        document = json.loads(content)
+        document = load_bounded(content, most_separators=MOST_SEPARATORS)
+    except TooManyValues as error:
+        msg = f"has {error}"
+        raise UnsafeProgram(msg) from error
     except (ValueError, RecursionError) as error:
         msg = f"is not JSON: {error}"
         raise UnsafeProgram(msg) from error

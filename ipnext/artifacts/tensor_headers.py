@@ -4,14 +4,17 @@ The format: eight bytes with the header's length (little-endian), a JSON header 
 place, then the tensors' bytes.
 """
 
-import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, Final, NamedTuple
 
-LARGEST_HEADER_BYTES: Final = 16 << 20
-"""Some 100,000 tensors. Parsed, a header takes up to fifty times as much memory as its text."""
+from ipnext.artifacts.bounded_json import TooManyValues, load_bounded
+
+LARGEST_HEADER_BYTES: Final = 8 << 20
+"""Some 60,000 tensors in one file. Parsed, a header takes up to thirty times as much memory as its text."""
+MOST_SEPARATORS: Final = 1_500_000
+"""Twice as many as a header of that size has."""
 
 ITEM_BYTES: Final[Mapping[str, int]] = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 1),
@@ -35,10 +38,17 @@ class TensorPlace(NamedTuple):
     shape: tuple[int, ...]
 
 
-def read_places(stream: BinaryIO, size_bytes: int) -> tuple[dict[str, TensorPlace], int]:
+Parse = Callable[[int, Callable[[], dict[str, TensorPlace]]], dict[str, TensorPlace]]
+"""Runs a function that makes objects of so many bytes, and returns what it does."""
+
+
+def read_places(
+    stream: BinaryIO, size_bytes: int, *, parse: Parse = lambda _, read: read()
+) -> tuple[dict[str, TensorPlace], int]:
     """Where each tensor lies, by place, and where the data begins; the stream stands there. Raises MalformedTensors."""
-    header, start = _header(stream, size_bytes)
-    return _tensors(header, size_bytes - start), start
+    content = _header(stream, size_bytes)
+    start = 8 + len(content)
+    return parse(len(content), lambda: _tensors(_parsed(content), size_bytes - start)), start
 
 
 def exactly(stream: BinaryIO, count: int) -> bytes:
@@ -62,20 +72,28 @@ def size_fault(name: str, place: TensorPlace) -> str:
     return f"tensor {name!r} of {place.dtype} {list(place.shape)} has {place.end - place.begin} bytes"
 
 
-def _header(stream: BinaryIO, size_bytes: int) -> tuple[Mapping[str, Any], int]:
+def _header(stream: BinaryIO, size_bytes: int) -> bytes:
     (length,) = struct.unpack("<Q", exactly(stream, 8))
-    if length > min(LARGEST_HEADER_BYTES, size_bytes):
-        msg = f"its header claims {length} bytes"
+    most = min(LARGEST_HEADER_BYTES, size_bytes)
+    if length > most:
+        msg = f"its header claims {length} bytes; allowed: {most}"
         raise MalformedTensors(msg)
+    return exactly(stream, length)
+
+
+def _parsed(content: bytes) -> Mapping[str, Any]:
     try:
-        header = json.loads(exactly(stream, length))
+        header = load_bounded(content, most_separators=MOST_SEPARATORS)
+    except TooManyValues as error:
+        msg = f"its header has {error}"
+        raise MalformedTensors(msg) from error
     except (ValueError, RecursionError) as error:
         msg = "its header is not JSON"
         raise MalformedTensors(msg) from error
     if not isinstance(header, dict):
         msg = "its header is not an object"
         raise MalformedTensors(msg)
-    return header, 8 + length
+    return header
 
 
 def _tensors(header: Mapping[str, Any], data_bytes: int) -> dict[str, TensorPlace]:

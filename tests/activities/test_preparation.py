@@ -15,6 +15,7 @@ from activities.preparation import PreparationActivities
 from activities.transition.activities import TransitionActivities
 from activities.validation.activities import ValidationActivities
 from activities.validation.validator import FunctionValidator, passed
+from ipnext.artifacts.signing import write_key_pair
 from ipnext.errors import ArtifactMissing, RegionUnreachable, Unavailable
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot
 from ipnext.model.freeze import FreezeManifest
@@ -36,9 +37,9 @@ class Busy(PlanningActivities):
 def prepared(house):
     """Prepare the publish of `value` in a model of its own."""
 
-    def prepare(value=1.0, *, validators=(), planning=PlanningActivities, stages=STAGES, **spec):
+    def prepare(value=1.0, *, validators=(), planning=PlanningActivities, stages=STAGES, sources=None, **spec):
         house.apply("ranker", **spec)
-        change = house.publish("ranker", 1, value=value)
+        change = house.publish("ranker", 1, value=value, **(sources or {}))
         stage = StageInput(model="ranker", change_id=change.id, kind=ChangeKind.PUBLISH, generation=1)
         activities = PreparationActivities(
             MetadataActivities(house.store, house.artifacts),
@@ -165,3 +166,67 @@ def test_a_region_that_is_away_is_not_waited_for(prepared, house, monkeypatch):
 
     assert answers(prepared()) == list(ANSWERS)
     until(lambda: told == ["us-east"], why=lambda: "the region was told")
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """What happens to a publish, in order: fetching ahead, and the validation that reads every file."""
+    found = []
+    monkeypatch.setattr(Prefetching, "begin", lambda *_: found.append("fetched ahead"))
+    validate = ValidationActivities.validate_generation
+
+    def validated(self, stage):
+        found.append("validated")
+        return validate(self, stage)
+
+    monkeypatch.setattr(ValidationActivities, "validate_generation", validated)
+    return found
+
+
+def test_a_good_publish_is_fetched_while_its_files_are_read(prepared, steps):
+    prepared()
+    assert steps == ["fetched ahead", "validated"]
+
+
+def test_a_large_one_is_fetched_while_an_activity_of_its_own_validates_it(prepared, steps, monkeypatch):
+    monkeypatch.setattr(preparation, "VALIDATED_BYTES", 1)
+    prepared()
+    assert steps == ["fetched ahead"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"library.so.txt.so": b"\x7fELF"},
+        {"weights.safetensors": b"\xff" * 64},
+        {"weights.safetensors": b"\x02\0\0\0\0\0\0\0[]"},
+    ],
+    ids=["format", "header beyond the file", "no header"],
+)
+def test_what_can_be_refused_unread_is_not_fetched_ahead(prepared, house, kit, steps, more):
+    found = prepared(sources={"dense": house.source(kit.DENSE, kit.weights(1), more=more)})
+    assert steps == ["validated"]
+    assert found.validated.refused is not None
+
+
+def test_what_nobody_signed_is_not_fetched_ahead(prepared, steps, tmp_path):
+    write_key_pair(tmp_path / "ci.pem", tmp_path / "ci.pub.pem")
+    signers = {"publicKeys": [(tmp_path / "ci.pub.pem").read_text()]}
+    found = prepared(validation={"signers": signers})
+    assert steps == ["validated"]
+    assert found.validated.refused.check == "signature"
+
+
+def test_another_engine_than_the_manifests_is_not_fetched_ahead(prepared, house, kit, steps):
+    prepared(sources={"dense": house.source(kit.DENSE, kit.weights(1), engine="vllm")})
+    assert steps == ["validated"]
+
+
+def test_what_can_not_be_told_is_not_fetched_ahead(prepared, house, steps, monkeypatch):
+    def unavailable(_):
+        msg = "the artifact store does not answer"
+        raise Unavailable(msg)
+
+    monkeypatch.setattr(house.artifacts, "open_blob", unavailable)
+    prepared()
+    assert steps == ["validated"]

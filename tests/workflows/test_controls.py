@@ -1,10 +1,13 @@
 """What a person says to a rollout, on a real server: pause, resume, approve, promote, abort, and newer publishes meanwhile."""
 
 import asyncio
+from threading import Event
 
 import pytest
 from temporalio.api.sdk.v1 import WorkflowMetadata
 
+from activities.validation import files
+from activities.validation.parsing import SMALL_BYTES
 from ipnext import names
 from ipnext.errors import Conflict
 from ipnext.model.controls import ControlAction, ControlAsked
@@ -290,6 +293,34 @@ async def test_a_run_that_is_aborted_before_any_traffic_moved_is_refused(
     assert end.reason is Reason.ABORTED
     assert end.state in {ChangeState.REFUSED, ChangeState.ROLLED_BACK}
     house.infrastructure.release()
+    assert house.shares(model) == EVERYWHERE_1
+
+
+async def test_an_abort_waits_for_no_document_that_is_being_parsed(
+    house, kit, model, rolled_out, submit, until, say, ended, monkeypatch
+):
+    """Nothing in Python stops a parser: the validation is given up while it goes on."""
+    await rolled_out()
+    begun, let_go, read = Event(), Event(), files.load_bounded
+
+    def slow(content):
+        if len(content) > SMALL_BYTES:
+            begun.set()
+            assert let_go.wait(PATIENCE_SECONDS)
+        return read(content)
+
+    monkeypatch.setattr(files, "load_bounded", slow)
+    large = {"vocabulary.json": b"[" + b" " * SMALL_BYTES + b"]"}
+    change = house.publish(model, 2, dense=house.source(kit.DENSE, kit.weights(2), more=large))
+    await submit(change)
+    await until(begun.is_set)
+
+    await say(ControlAction.ABORT)
+
+    end = await ended(change)
+    parsed = let_go.is_set()
+    let_go.set()
+    assert (end.state, end.reason, parsed) == (ChangeState.REFUSED, Reason.ABORTED, False)
     assert house.shares(model) == EVERYWHERE_1
 
 

@@ -10,13 +10,14 @@ from safetensors.numpy import save
 
 from activities.validation.finite_weights import check_finite, non_finite_tensor
 from activities.validation.validator import CHUNK_BYTES
-from ipnext.artifacts.tensor_headers import MalformedTensors
+from ipnext.artifacts.tensor_headers import ITEM_BYTES, LARGEST_HEADER_BYTES, MalformedTensors
 from ipnext.model.status import Reason
 
 
 def raw(dtype: str, content: bytes, *, name: str = "w") -> bytes:
     """A safetensors file with one tensor, written by hand: numpy lacks some of the dtypes."""
-    header = json.dumps({name: {"dtype": dtype, "shape": [len(content)], "data_offsets": [0, len(content)]}}).encode()
+    shape = [len(content) // ITEM_BYTES[dtype]]
+    header = json.dumps({name: {"dtype": dtype, "shape": shape, "data_offsets": [0, len(content)]}}).encode()
     return struct.pack("<Q", len(header)) + header + content
 
 
@@ -68,8 +69,11 @@ def test_a_number_behind_the_first_chunk_is_found():
         raw("F32", b"\0" * 8)[:-3],
         raw("F32", b"\0" * 8).replace(b"[0, 8]", b"[4, 2]"),
         raw("F32", b"\0" * 8).replace(b"[0, 8]", b"[0,99]"),
+        raw("F32", b"\0" * 8).replace(b"[0, 8]", b"[0, 7]"),
+        struct.pack("<Q", LARGEST_HEADER_BYTES + 2) + b"{" + b" " * LARGEST_HEADER_BYTES + b"}",
+        struct.pack("<Q", 3_000_003) + b"{" + b"[" * 3_000_001 + b"}",
     ],
-    ids=["empty", "huge header", "no JSON", "no object", "cut", "backwards", "outside"],
+    ids=["empty", "huge header", "no JSON", "no object", "cut", "backwards", "outside", "half", "large", "many"],
 )
 def test_a_file_that_is_not_of_the_format_is_refused(content):
     with pytest.raises(MalformedTensors):

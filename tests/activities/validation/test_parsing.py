@@ -1,0 +1,124 @@
+"""Large documents are parsed one at a time, and a validation that is to end waits for none of them."""
+
+from threading import Event, Thread
+
+import pytest
+from temporalio.exceptions import CancelledError
+
+from activities.validation.files import check_formats
+from activities.validation.parsing import SMALL_BYTES, ParsingThread
+from activities.validation.programs import check_programs
+from ipnext.artifacts.bounded_json import TooManyValues, load_bounded
+from ipnext.artifacts.programs import LARGEST_PROGRAM_BYTES
+from tests.waiting import PATIENCE_SECONDS, until
+
+LARGE = SMALL_BYTES + 1
+
+
+def ended(_):
+    raise CancelledError
+
+
+def ignored(_):
+    pass
+
+
+class Gate:
+    """A document whose parsing lasts until it is let go."""
+
+    def __init__(self):
+        self.begun, self.let_go = Event(), Event()
+
+    def read(self):
+        self.begun.set()
+        assert self.let_go.wait(PATIENCE_SECONDS)
+        return "parsed"
+
+
+def test_a_validation_that_was_told_to_end_waits_for_no_document():
+    gate, threads = Gate(), ParsingThread()
+    with pytest.raises(CancelledError):
+        threads.of(ended)(LARGE, gate.read)
+    assert not gate.let_go.is_set()
+    gate.let_go.set()
+
+
+def test_no_two_large_documents_are_parsed_at_the_same_time():
+    first, second, threads, found = Gate(), Gate(), ParsingThread(), []
+    parse = threads.of(ignored)
+    asking = [Thread(target=lambda g=gate: found.append(parse(LARGE, g.read)), daemon=True) for gate in (first, second)]
+    asking[0].start()
+    until(first.begun.is_set)
+    asking[1].start()
+    with pytest.raises(CancelledError):  # it gets in line behind the second, and gives up
+        threads.of(ended)(LARGE, second.read)
+    assert not second.begun.is_set(), "the first is still being parsed"
+    first.let_go.set()
+    until(second.begun.is_set)
+    second.let_go.set()
+    until(lambda: found == ["parsed", "parsed"])
+
+
+def test_a_document_that_a_validation_gave_up_before_its_turn_is_never_parsed():
+    gate, threads, late = Gate(), ParsingThread(), Event()
+    Thread(target=lambda: threads.of(ignored)(LARGE, gate.read), daemon=True).start()
+    until(gate.begun.is_set)
+    with pytest.raises(CancelledError):
+        threads.of(ended)(LARGE, late.set)
+    gate.let_go.set()
+    assert threads.of(ignored)(LARGE, lambda: "the next one") == "the next one"
+    assert not late.is_set()
+
+
+def test_small_documents_wait_for_nothing():
+    gate, threads = Gate(), ParsingThread()
+    Thread(target=lambda: threads.of(ignored)(LARGE, gate.read), daemon=True).start()
+    until(gate.begun.is_set)
+    assert threads.of(ended)(SMALL_BYTES, lambda: "parsed") == "parsed"
+    gate.let_go.set()
+
+
+@pytest.mark.parametrize("error", [ValueError("no JSON"), TimeoutError("of its own")])
+def test_what_parsing_raises_is_raised(error):
+    def fail():
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        ParsingThread().of(ignored)(LARGE, fail)
+
+
+def test_a_document_of_too_many_objects_is_refused_before_any_is_made():
+    with pytest.raises(TooManyValues, match=r"6 commas and brackets; allowed: 5"):
+        load_bounded(b"[[],[],[]]", most_separators=5)
+    assert load_bounded(b"[[],[],[]]", most_separators=6) == [[], [], []]
+
+
+def test_a_json_file_of_too_many_objects_is_refused(candidate, house, kit, monkeypatch):
+    monkeypatch.setattr("ipnext.artifacts.bounded_json.MOST_SEPARATORS", 100)
+    content = b"[" + b"[]," * 200 + b"[]]"
+    found = candidate(dense=house.source(kit.DENSE, kit.weights(2), more={"vocabulary.json": content}))
+    refused = [result for result in check_formats(found) if not result.passed]
+    assert [result.subject for result in refused] == ["dense/vocabulary.json"]
+    assert "is JSON with 402 commas and brackets; allowed: " in refused[0].message
+
+
+def test_a_program_that_is_too_large_is_refused_unread(candidate, house, kit):
+    content = b'{"format": "' + b"x" * LARGEST_PROGRAM_BYTES + b'"}'
+    found = candidate(dense=house.source(kit.DENSE, kit.weights(2), more={"program.json": content}))
+    (refused,) = [result for result in check_programs(found) if not result.passed]
+    assert f"bytes; allowed: {LARGEST_PROGRAM_BYTES}" in refused.message
+
+
+def test_one_blob_under_many_names_is_parsed_once(candidate, house, kit):
+    content = b"[" + b" " * SMALL_BYTES + b"]"
+    more = {f"copy-{number}.json": content for number in range(5)}
+    found = candidate(dense=house.source(kit.DENSE, kit.weights(2), more=more))
+    parsed = []
+
+    def counted(size_bytes, read):
+        parsed.append(size_bytes)
+        return read()
+
+    object.__setattr__(found, "parse", counted)
+    assert all(result.passed for result in check_formats(found))
+    assert parsed.count(len(content)) == 1
