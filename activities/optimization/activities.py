@@ -50,7 +50,8 @@ class OptimizationActivities:
         The same snapshot cut by the same policy before, for whatever generation, is not cut again.
         """
         with self._store.read() as repository:
-            spec = repository.model(stage.model).manifest.spec
+            record = repository.model(stage.model)
+            spec = record.manifest.spec
             generation = repository.generation(stage.model, stage.generation)
             source = _source(repository, generation)
             known = generation.layout if generation.serving_at else _known(repository, spec, generation, source)
@@ -59,7 +60,7 @@ class OptimizationActivities:
         try:
             return self._cut(stage, spec, spec.split, source)
         except CutRefused as error:
-            return self._refuse(stage, error)
+            return self._refuse(stage, error, record.generation)
 
     def _cut(self, stage: StageInput, spec: ModelSpec, policy: SplitPolicy, source: Snapshot) -> Optimized:
         with tempfile.TemporaryDirectory(prefix="ipnext-cut-", ignore_cleanup_errors=True) as scratch:
@@ -92,10 +93,11 @@ class OptimizationActivities:
                 repository.add_event(stage.model, "Split", f"generation {stage.generation}: {summary}")
         return Optimized(parts=len(layout.parts) if layout else 0, summary=summary)
 
-    def _refuse(self, stage: StageInput, error: CutRefused) -> Optimized:
+    def _refuse(self, stage: StageInput, error: CutRefused, revision: int) -> Optimized:
         message = f"generation {stage.generation}: split: {error.message}"
         with self._store.begin(stage.model) as repository:
             repository.set_condition(stage.model, ConditionType.VALIDATED, "False", error.reason, message)
+            repository.judge_revision(stage.model, revision, accepted=False)
             repository.add_event(stage.model, "Split", message)
         return Optimized(refused=True, reason=error.reason, summary=f"split: {error.message}")
 

@@ -146,16 +146,20 @@ def planned_models(
     """Models that serve, or hold capacity by the plan in force, as their newest manifests wish.
 
     A manifest with other hosted parts than the model was placed with counts only once a generation has them: until then, and if
-    none ever does, a plan by it takes capacity from others for what can't run. `cut`: model -> its cut generations that serve or
-    shall serve. `fleet` is the whole one, drained regions included.
+    none ever does, a plan by it takes capacity from others for what can't run. The same goes for a manifest that a validation refused:
+    the model is planned as it was placed until one is accepted. `cut`: model -> its cut generations that serve or shall serve.
+    `fleet` is the whole one, drained regions included.
     """
     found = []
     for record in records:
         placed = placements.get(record.name)
         if record.retired or not (record.serving_generation or (placed and placed.replicas)):
             continue
-        generation = _planned_generation(record, placed, (cut or {}).get(record.name, ()))
-        wishes = _wishes(laid_out(record.manifest, generation), placed, are_cut=generation is not None)
+        if placed is not None and record.refused_generation is not None:
+            wishes = placed.wishes
+        else:
+            generation = _planned_generation(record, placed, (cut or {}).get(record.name, ()))
+            wishes = _wishes(laid_out(record.manifest, generation), placed, are_cut=generation is not None)
         fitting = within_fleet(wishes, fleet)
         if fitting is not None:
             found.append(eased(fitting, fleet, drained))

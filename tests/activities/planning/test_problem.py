@@ -83,9 +83,27 @@ def test_parts_that_nothing_was_placed_with_take_no_capacity(fleet, model, kit):
     ghost["spec"]["parts"] = ghost["spec"]["parts"][:1]
     grown = kit.manifest("ranker", demand=[{"region": "us-east", "qps": 4000}])
     for document, expected in ((ghost, before), (grown, model_problem(parse_manifest(grown)))):
-        record = SimpleNamespace(name="ranker", manifest=parse_manifest(document), retired=False, serving_generation=1)
+        record = SimpleNamespace(
+            name="ranker",
+            manifest=parse_manifest(document),
+            retired=False,
+            serving_generation=1,
+            refused_generation=None,
+        )
         placed = SimpleNamespace(wishes=before, replicas=(1,))
         assert planned_models(fleet, [record], {"ranker": placed}) == [within_fleet(expected, fleet)]
+
+
+def test_a_manifest_that_a_validation_refused_changes_nothing_that_is_planned(fleet, model, kit):
+    before = model()
+    grown = parse_manifest(kit.manifest("ranker", demand=[{"region": "us-east", "qps": 4000}]))
+    record = SimpleNamespace(
+        name="ranker", manifest=grown, retired=False, serving_generation=1, refused_generation=2, generation=3
+    )
+    placed = SimpleNamespace(wishes=before, replicas=(1,))
+    assert planned_models(fleet, [record], {"ranker": placed}) == [before]
+    record.refused_generation = None
+    assert planned_models(fleet, [record], {"ranker": placed}) == [within_fleet(model_problem(grown), fleet)]
 
 
 def test_a_model_with_an_adapter_is_planned_as_its_newest_manifest_wishes(fleet):
@@ -106,7 +124,9 @@ def test_a_model_with_an_adapter_is_planned_as_its_newest_manifest_wishes(fleet)
         }
         return parse_manifest(document)
 
-    record = SimpleNamespace(name="chat", manifest=manifest(90), retired=False, serving_generation=1)
+    record = SimpleNamespace(
+        name="chat", manifest=manifest(90), retired=False, serving_generation=1, refused_generation=None
+    )
     placed = SimpleNamespace(wishes=model_problem(manifest(10)), replicas=(1,))
     (planned,) = planned_models(fleet, [record], {"chat": placed})
     assert [item.qps for item in planned.demand] == [90]
