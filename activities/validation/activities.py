@@ -157,16 +157,17 @@ def _native_signers(file: Path | None) -> SignerPolicy | None:
 def abridged(results: Iterable[CheckResult]) -> tuple[CheckResult, ...]:
     """A report of a bounded size: of each check the first MOST_RESULTS results and what refused, and how many more there were."""
     found: list[CheckResult] = []
-    counts = Counter[str]()
+    kept, left_out = Counter[str](), Counter[str]()
     has_refused = False
     for result in results:
-        counts[result.check] += 1
-        if counts[result.check] <= MOST_RESULTS or not (result.passed or has_refused):
-            short = {"subject": result.subject[:LONGEST_TEXT], "message": result.message[:LONGEST_TEXT]}
-            found.append(result.model_copy(update=short))
+        if kept[result.check] >= MOST_RESULTS and (result.passed or has_refused):
+            left_out[result.check] += 1
+            continue
+        kept[result.check] += 1
+        short = {"subject": result.subject[:LONGEST_TEXT], "message": result.message[:LONGEST_TEXT]}
+        found.append(result.model_copy(update=short))
         has_refused = has_refused or not result.passed
-    more = {check: count - MOST_RESULTS for check, count in counts.items() if count > MOST_RESULTS}
-    return (*found, *(passed(check, "more", f"{count} more results are left out") for check, count in more.items()))
+    return (*found, *(passed(check, "more", f"{count} more results are left out") for check, count in left_out.items()))
 
 
 def checked(candidate: Candidate, validators: Sequence[Validator]) -> Iterator[CheckResult]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
+from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -168,34 +169,35 @@ class GraphNode(Value):
         return plain if self.prompt else {key: plain[key] for key in plain if key != "prompt"}
 
 
+MOST_NODES: Final = 4096
+"""Of a graph, and outputs of it."""
+
+
 class PartGraph(Value):
     """The DAG that answers a request. `outputs` maps the answer's names to `NODE.OUTPUT`."""
 
-    nodes: tuple[GraphNode, ...] = Field(min_length=1)
-    outputs: Mapping[str, str] = Field(min_length=1)
+    nodes: tuple[GraphNode, ...] = Field(min_length=1, max_length=MOST_NODES)
+    outputs: Mapping[str, str] = Field(min_length=1, max_length=MOST_NODES)
 
     @model_validator(mode="after")
     def _is_a_dag(self) -> Self:
-        known: set[str] = set()
         names = [node.name for node in self.nodes]
-        if len(set(names)) != len(names):
+        known = frozenset(names)
+        if len(known) != len(names):
             msg = f"graph.nodes: names must differ, got {names}"
             raise ValueError(msg)
-        waiting = {node.name: {source_node(s) for s in node.inputs.values()} - {REQUEST} for node in self.nodes}
-        for name, needs in waiting.items():
-            for need in sorted(needs - set(names)):
+        needed = {node.name: {source_node(s) for s in node.inputs.values()} - {REQUEST} for node in self.nodes}
+        for name, needs in needed.items():
+            for need in sorted(needs - known):
                 msg = f"graph.nodes.{name}.inputs: unknown node {need!r}; known: {[REQUEST, *names]}"
                 raise ValueError(msg)
-        while waiting:
-            free = [name for name, needs in waiting.items() if needs <= known]
-            if not free:
-                msg = f"graph.nodes: a circle among {sorted(waiting)}; a graph must be acyclic"
-                raise ValueError(msg)
-            known.update(free)
-            for name in free:
-                del waiting[name]
+        try:
+            TopologicalSorter(needed).prepare()
+        except CycleError as error:
+            msg = f"graph.nodes: a circle among {sorted(set(error.args[1]))}; a graph must be acyclic"
+            raise ValueError(msg) from error
         for output, source in self.outputs.items():
-            if source_node(source) not in names:
+            if source_node(source) not in known:
                 msg = f"graph.outputs.{output}: unknown node in {source!r}; known: {names}"
                 raise ValueError(msg)
         return self

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from ipnext.model.registry import MOST_FILES, Signature, SnapshotManifest
+from ipnext.model.registry import MOST_FILES, MOST_NODES, PartGraph, Signature, SnapshotManifest
 
 FILE = {"path": "weights.json", "size_bytes": 1, "sha256": "a" * 64}
 
@@ -29,3 +29,22 @@ def test_a_manifest_that_is_too_large_is_refused(more):
 
 def test_as_many_files_as_are_allowed_are_taken():
     assert len(manifest(files=[FILE] * MOST_FILES).files) == MOST_FILES
+
+
+def chain(length):
+    nodes = [{"name": f"n{i}", "part": "p", "inputs": {"x": f"n{i - 1}.y" if i else "request.x"}} for i in range(length)]
+    return {"nodes": nodes, "outputs": {"y": f"n{length - 1}.y"}}
+
+
+def test_a_graph_has_a_bounded_number_of_nodes():
+    """The API checks a graph while no other request is answered."""
+    assert len(PartGraph.model_validate(chain(MOST_NODES)).nodes) == MOST_NODES
+    with pytest.raises(ValidationError, match=f"at most {MOST_NODES} items"):
+        PartGraph.model_validate(chain(MOST_NODES + 1))
+
+
+def test_a_circle_is_named_by_its_nodes():
+    graph = chain(5)
+    graph["nodes"][1]["inputs"]["x"] = "n3.y"
+    with pytest.raises(ValidationError, match=r"a circle among \['n1', 'n2', 'n3'\]"):
+        PartGraph.model_validate(graph)
