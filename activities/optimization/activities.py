@@ -20,8 +20,8 @@ from ipnext.model.fleet import HardwareOption
 from ipnext.model.lifecycle import Optimized, StageInput
 from ipnext.model.manifest import ModelSpec
 from ipnext.model.registry import Generation, Layout, LayoutPart, Segment, Snapshot, SnapshotManifest, SnapshotSource
-from ipnext.model.split import SplitPolicy, options_of
-from ipnext.model.status import ConditionType
+from ipnext.model.split import MOST_HOSTED_PARTS, SplitPolicy, options_of
+from ipnext.model.status import ConditionType, Reason
 from ipnext.store.artifacts import sizes_of
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
@@ -68,6 +68,9 @@ class OptimizationActivities:
             whole = self._artifacts.fetch(source.uri, Path(scratch) / "whole")
             out = Path(scratch) / "parts"
             report = self._cutter(whole, policy, out, beat)
+            if len(report.parts) > MOST_HOSTED_PARTS:
+                msg = f"it makes {len(report.parts)} parts; allowed: {MOST_HOSTED_PARTS}"
+                raise CutRefused(Reason.SPLIT_REFUSED, msg)
             sources = {}
             for segment in report.segments:
                 beat(f"storing {segment.name}")

@@ -7,7 +7,7 @@ import json
 from typing import Any, Final
 
 MOST_SEPARATORS: Final = 8_000_000
-"""Commas and opening brackets of one document. The largest tokenizers that are known have two million."""
+"""Commas and opening brackets of one document. A tokenizer of 250,000 words and 500,000 merges has two million."""
 
 
 class TooManyValues(ValueError):

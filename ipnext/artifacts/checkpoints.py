@@ -24,9 +24,9 @@ ADAPTER_WEIGHTS_FILE: Final = "adapter_model.safetensors"
 WEIGHTS_SUFFIX: Final = ".safetensors"
 PICKLED_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LARGEST_CONFIG_BYTES: Final = 32 << 20
-"""The largest that is known, an index of 140,000 tensors, has 14 MiB."""
+"""An index of 300,000 tensors has that much, at a hundred bytes each."""
 MOST_TENSORS: Final = 500_000
-"""Of all files of a checkpoint together; the largest that are known have 140,000."""
+"""Of all files of a checkpoint together; 256 experts in 60 layers, with scales, are 92,000."""
 CODE_FIELD: Final = "auto_map"
 CODE_FILES: Final = (
     *("config.json", "generation_config.json", "tokenizer_config.json", "processor_config.json"),

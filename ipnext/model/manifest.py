@@ -23,12 +23,13 @@ from ipnext.model.predictions import AccessSpec
 from ipnext.model.profile import LatencyTarget
 from ipnext.model.registry import REQUEST, PartGraph, SyncPolicy, source_node
 from ipnext.model.signing import SignerPolicy
-from ipnext.model.split import SplitPolicy, options_of
+from ipnext.model.split import MOST_HOSTED_PARTS, SplitPolicy, options_of
 from ipnext.model.throughput import FIELDS, REQUESTS, TOKENS, Rated, Unit
 from ipnext.model.value import LARGEST_FIGURE, LONGEST_SECONDS, SMALLEST_RATE, EngineName, Name, Value, Written
 
 API_VERSION = "ipnext/v1"
 MOST_PARTS: Final = 256
+"""Adapters included, which no plan knows. Of others: MOST_HOSTED_PARTS."""
 MOST_OPTIONS: Final = 64
 """Of hardware, for one part."""
 MOST_REGIONS: Final = 1024
@@ -237,6 +238,14 @@ class ModelSpec(Written):
             return self.graph
         handoff = self.handoff
         return handoff_graph(handoff) if handoff else None
+
+    @model_validator(mode="after")
+    def _has_few_hosted_parts(self) -> Self:
+        count = len(self.hosted)
+        if count > MOST_HOSTED_PARTS:
+            msg = f"parts: {count} have processes of their own; allowed: {MOST_HOSTED_PARTS}, and adapters beside them"
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _has_one_unit(self) -> Self:

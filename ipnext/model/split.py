@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AliasChoices, Field, StringConstraints, model_validator
 
@@ -13,6 +13,10 @@ from ipnext.model.value import LARGEST_FIGURE, SMALLEST_RATE, SMALLEST_UNITS, Na
 
 Pattern = Annotated[str, StringConstraints(min_length=1)]
 """Module path with `*`, `?` and `[...]` as in file names; `*` passes dots too."""
+
+
+MOST_HOSTED_PARTS: Final = 64
+"""Of one model: parts that have processes of their own, written or cut. The time of a plan grows with more than their square."""
 
 
 class ShardSpec(Written):
@@ -25,7 +29,7 @@ class ShardSpec(Written):
     max_bytes: int | None = Field(
         default=None, gt=0, validation_alias=AliasChoices("max_bytes", "maxBytes"), serialization_alias="max_bytes"
     )
-    count: int | None = Field(default=None, ge=1)
+    count: int | None = Field(default=None, ge=1, le=MOST_HOSTED_PARTS)
 
     @model_validator(mode="after")
     def _budget_belongs(self) -> Self:
@@ -62,7 +66,7 @@ class SplitPart(Written):
 class SplitPolicy(Written):
     """Which modules make which part; the rest of the model goes to the part named by `default`."""
 
-    parts: tuple[SplitPart, ...] = Field(min_length=1)
+    parts: tuple[SplitPart, ...] = Field(min_length=1, max_length=MOST_HOSTED_PARTS)
     default: Name = "rest"
 
     @model_validator(mode="after")

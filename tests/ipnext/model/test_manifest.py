@@ -110,3 +110,19 @@ HUGE, TINY = 1e300, 1e-300
 def test_a_figure_that_no_plan_can_take_is_refused_by_its_field(part, spec, field):
     """Every plan of the fleet would fail for it, and those of all other owners with it."""
     assert refusal(part, **spec).startswith(f"{field}: ")
+
+
+def test_more_parts_than_a_plan_takes_are_refused():
+    """The plan of all other models would take minutes for them."""
+    parts = [{"name": f"p{i}", "hardware": HARDWARE} for i in range(65)]
+    expected = "spec: parts: 65 have processes of their own; allowed: 64, and adapters beside them"
+    assert refusal({}, parts=parts).startswith(expected)
+    assert "processes of their own" not in refusal({}, parts=parts[1:])
+
+
+def test_adapters_do_not_count_among_the_parts_that_a_plan_knows():
+    llm = {"name": "llm", "engine": "vllm", "hardware": HARDWARE}
+    adapters = [{"name": f"a{i}", "engine": "vllm", "adapterOf": "llm"} for i in range(255)]
+    spec = {"task": "generation", "parts": [llm, *adapters], "demand": [{"region": "eu", "qps": 1}]}
+    document = {"apiVersion": "ipnext/v1", "kind": "Model", "metadata": {"name": "chat", "owner": "a"}, "spec": spec}
+    assert len(parse_manifest(document).spec.hosted) == 1

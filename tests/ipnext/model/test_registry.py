@@ -32,7 +32,9 @@ def test_as_many_files_as_are_allowed_are_taken():
 
 
 def chain(length):
-    nodes = [{"name": f"n{i}", "part": "p", "inputs": {"x": f"n{i - 1}.y" if i else "request.x"}} for i in range(length)]
+    nodes = [
+        {"name": f"n{i}", "part": "p", "inputs": {"x": f"n{i - 1}.y" if i else "request.x"}} for i in range(length)
+    ]
     return {"nodes": nodes, "outputs": {"y": f"n{length - 1}.y"}}
 
 
