@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ipnext.artifacts.signing import write_key_pair
 from ipnext.client import Client
+from ipnext.infra.tether import tether
 from serving.export import export_model
 from tests.genai.hosts import mock_command
 from tests.lasting import Lasting
@@ -90,6 +91,7 @@ class Running:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=tether(),  # noqa: PLW1509 - no other thread forks here
                 env={**os.environ, "OMP_NUM_THREADS": "1", "IPNEXT_REPLAN_DELAY_SECONDS": "1", **self._environment},
             )
         until(self._ready, why=lambda: self.log.read_text()[-3000:])

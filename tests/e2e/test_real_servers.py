@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ipnext.infra.tether import tether
 from tests.real_servers import running_postgres, running_s3
 from tests.waiting import PATIENCE_SECONDS, until
 
@@ -87,7 +88,13 @@ def refused(state: Path, *options: str, endpoint: str) -> str:
     command = [sys.executable, "-m", "ipnext.cli", "dev", "--state", str(state), "--free-ports", *options]
     environment = {**os.environ, "IPNEXT_S3_ENDPOINT_URL": endpoint}
     ended = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+        preexec_fn=tether(),
     )
     assert ended.returncode in {1, 2}, ended
     return ended.stderr

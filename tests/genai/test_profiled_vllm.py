@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ipnext.cli import app
+from ipnext.infra.tether import tether
 from tests.waiting import until
 
 pytestmark = [pytest.mark.genai, pytest.mark.timeout(1500)]
@@ -40,7 +41,14 @@ def engine(vllm, llamas, tmp_path_factory):
     command += ["--served-model-name", "chat", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
     command += ["--max-model-len", "512", "--max-num-seqs", "4", "--dtype", "bfloat16"]
     log = (root / "log").open("w")
-    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        preexec_fn=tether(),  # noqa: PLW1509 - no other thread forks here
+    )
     url = f"http://127.0.0.1:{port}"
 
     def starts():
