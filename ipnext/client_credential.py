@@ -1,15 +1,30 @@
-"""What proves the client to the API: given, of the environment, or written down for the API's address."""
+"""What proves the client to the API: given, of the environment, or written down for the API's address.
 
+An API key that was written down is sent over http:// only once what listens there has proved that it knows it: the platform may have
+ended since, and another program may have its port.
+"""
+
+import time
 from collections.abc import Generator
+from typing import Final
 from urllib.parse import urlsplit
 
 import httpx
+from pydantic import ValidationError
 
+from ipnext.access.keys import is_key, parse_key
+from ipnext.access.proof import draw_nonce, is_proof
+from ipnext.client_errors import error_of
 from ipnext.client_login import current_credential
-from ipnext.credentials import origin_of
-from ipnext.errors import InvalidInput
+from ipnext.credentials import Written, origin_of
+from ipnext.errors import InvalidInput, Unauthenticated
 from ipnext.loopback import is_loopback
+from ipnext.model.access import PlatformProof
+from ipnext.model.wire import decode
 from ipnext.settings import ClientSettings
+
+PROVED_SECONDS: Final = 5.0
+"""A proof counts for so long, so that not every request is two."""
 
 
 class Credential(httpx.Auth):
@@ -29,6 +44,7 @@ class Credential(httpx.Auth):
             raise InvalidInput(msg, field="api_key")
         self._given = given or named
         self._insecure = settings.insecure_transport
+        self._proved: tuple[str, float] = ("", 0.0)
         if self._given is not None and not (
             self._given.isascii() and self._given.isprintable() and " " not in self._given
         ):
@@ -36,17 +52,56 @@ class Credential(httpx.Auth):
             raise InvalidInput(msg, field="api_key")
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Send a request with the credential, if there is one. Unauthenticated for a login that has ended; Unavailable."""
+        """Send a request with the credential, if there is one, after the API's proof if it has to give one.
+
+        Unauthenticated for a login that has ended, and if what listens there does not prove itself; Unavailable.
+        """
         if origin_of(str(request.url)) == origin_of(self._url):
-            found = self.find()
+            written = None if self._given is not None else current_credential(self._url, self._file)
+            found = self._given if written is None else written.text
             if found is not None:
                 self.check_private(self._url, "api_url (IPNEXT_API_URL)")
+                if written is not None and self._has_to_prove(written):
+                    yield from self._proof_of(written, request)
                 request.headers["Authorization"] = f"Bearer {found}"
         yield request
 
     def find(self) -> str | None:
         """The key or token, or None. Unauthenticated for a login that has ended; Unavailable."""
-        return self._given or current_credential(self._url, self._file)
+        if self._given is not None:
+            return self._given
+        written = current_credential(self._url, self._file)
+        return None if written is None else written.text
+
+    def _has_to_prove(self, written: Written) -> bool:
+        """With https:// the certificate has proved it; a token of an identity provider is known to no API."""
+        proved, until = self._proved
+        is_proved = proved == written.text and time.monotonic() < until
+        return urlsplit(self._url).scheme == "http" and is_key(written.text) and not is_proved
+
+    def _proof_of(self, written: Written, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        key, nonce = parse_key(written.text), draw_nonce()
+        url = httpx.URL(f"{self._url.rstrip('/')}/v1/proof", params={"key": key.id, "nonce": nonce})
+        answer = yield httpx.Request("GET", url, extensions=request.extensions)
+        answer.read()
+        if answer.status_code in {502, 503, 504}:
+            raise error_of(answer, self._url)
+        try:
+            given = decode(PlatformProof, answer.content)
+        except ValidationError:
+            given = PlatformProof(port=0, proof="")
+        is_there = not written.is_of_platform or given.port == (request.url.port or 80)
+        if (
+            answer.status_code != 200
+            or not is_there
+            or not is_proof(given.proof, key.secret, nonce=nonce, port=given.port)
+        ):
+            msg = (
+                f"what listens at {origin_of(self._url)} does not prove that it is the platform whose key was written down, so the key "
+                "was not sent: another program has taken its port, or the key was revoked; start `ipnext dev` again, or `ipnext login`"
+            )
+            raise Unauthenticated(msg)
+        self._proved = (written.text, time.monotonic() + PROVED_SECONDS)
 
     def check_private(self, url: str, field: str) -> None:
         """Refuse an address to which a credential would go in clear text. InvalidInput."""

@@ -6,7 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from ipnext.credentials import changing, credentials_file, find_credential, find_entry, forget_credential, origin_of
+from ipnext.credentials import (
+    Written,
+    changing,
+    credentials_file,
+    find_credential,
+    find_entry,
+    forget_credential,
+    origin_of,
+)
 from ipnext.device_flow import DeviceLogin, Tokens
 from ipnext.errors import Unauthenticated, Unavailable
 from ipnext.identity_provider import ProviderClient
@@ -40,7 +48,7 @@ def entry_of(issuer: str, client_id: str, tokens: Tokens, *, clock: Clock = time
     }
 
 
-def current_credential(url: str, file: Path | None = None, *, clock: Clock = time.time) -> str | None:
+def current_credential(url: str, file: Path | None = None, *, clock: Clock = time.time) -> Written | None:
     """The credential for an API, renewed if it is about to end; None without one.
 
     Unauthenticated if the login has ended; Unavailable if the provider does not answer and the token has ended.
@@ -55,7 +63,7 @@ def current_credential(url: str, file: Path | None = None, *, clock: Clock = tim
         if _is_ending(found, clock()):  # no other process has renewed it meanwhile
             found = _renewed(found, clock)
             entries[origin_of(url)] = dict(found)
-        return str(found["credential"])
+        return Written(str(found["credential"]), is_of_platform=False)
 
 
 def end_login(url: str, file: Path | None = None) -> tuple[bool, str]:

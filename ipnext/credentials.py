@@ -1,7 +1,7 @@
 """Credentials of this user, by the address of the API: one file that only the user can read.
 
-`ipnext dev` writes down where its admin key lies, `ipnext login` a token. A credential is sent to the address that it was
-written down for, and to no other.
+`ipnext dev` writes down where its admin key lies and which process it is, `ipnext login` a key or token. A credential is sent to the
+address that it was written down for, and to no other; an API key only once the API there has proved that it knows it (`ipnext.client_credential`).
 """
 
 import contextlib
@@ -12,12 +12,13 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import platformdirs
 
 from ipnext.errors import InvalidInput
+from ipnext.running_platform import Life, life_of, name_this_process
 
 FILE: Final = "credentials.json"
 _PORTS: Final = {"http": 80, "https": 443}
@@ -28,30 +29,48 @@ def credentials_file(given: Path | None = None) -> Path:
     return given or Path(platformdirs.user_config_dir("ipnext", appauthor=False)) / FILE
 
 
-def find_credential(url: str, file: Path | None = None) -> str | None:
+class Written(NamedTuple):
+    """A credential that was written down for an API."""
+
+    text: str
+    is_of_platform: bool
+    """Whether `ipnext dev` wrote it down: the API is at exactly this port then."""
+
+
+def find_credential(url: str, file: Path | None = None) -> Written | None:
     """The credential for an API, or None. InvalidInput if the file is not ours, or others may read the key.
 
-    A key that is named and not there any more counts as none: the platform that wrote it down has gone.
+    That of a platform that has gone counts as none, and its entry is struck off.
     """
     entry = find_entry(url, file)
     if entry is None:
         return None
     if isinstance(entry.get("credential"), str):
-        return str(entry["credential"])
-    named, pid = entry.get("key_file"), entry.get("pid")
-    if not isinstance(named, str) or (isinstance(pid, int) and not _runs(pid)):
+        return Written(str(entry["credential"]), is_of_platform=False)
+    named = entry.get("key_file")
+    if not isinstance(named, str) or life_of(entry) is not Life.RUNS:
+        with contextlib.suppress(InvalidInput):  # a file that can't be written: the entry says nothing all the same
+            strike_off_ended(file)
         return None
-    return read_key(Path(named))
+    text = read_key(Path(named))
+    return None if text is None else Written(text, is_of_platform=True)
 
 
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass  # another user's
-    return True
+def strike_off_ended(file: Path | None = None) -> None:
+    """Forget the keys of platforms that were killed. InvalidInput if the file can't be written."""
+    found = credentials_file(file)
+    if any(_has_ended(entry) for entry in _read(found).values()):
+        with changing(found) as entries:
+            _drop_ended(entries)
+
+
+def _drop_ended(entries: dict[str, Any]) -> None:
+    for origin in [origin for origin, entry in entries.items() if _has_ended(entry)]:
+        del entries[origin]
+
+
+def _has_ended(entry: object) -> bool:
+    return isinstance(entry, Mapping) and "key_file" in entry and life_of(entry) is Life.ENDED
 
 
 def find_entry(url: str, file: Path | None = None) -> Mapping[str, Any] | None:
@@ -89,9 +108,13 @@ def write_private(file: Path, text: str) -> None:
 
 
 def note_key_file(url: str, key_file: Path, file: Path | None = None) -> None:
-    """Write down where the key for an API lies, which this process serves: once it has gone, the key is not sent there."""
+    """Write down where the key for an API lies, which this process serves: once it has gone, the key is not sent there.
+
+    Entries of platforms that were killed go on the way.
+    """
     with changing(credentials_file(file)) as entries:
-        entries[origin_of(url)] = {"key_file": str(key_file), "pid": os.getpid()}
+        _drop_ended(entries)
+        entries[origin_of(url)] = {"key_file": str(key_file), **name_this_process()}
 
 
 def note_credential(url: str, entry: Mapping[str, Any], file: Path | None = None) -> None:
@@ -104,7 +127,7 @@ def forget_credential(url: str, file: Path | None = None, *, key_file: Path | No
     """Strike off what was written down for an API; with `key_file` only what this process noted of it. True if there was one."""
     with changing(credentials_file(file)) as entries:
         entry = entries.get(origin_of(url))
-        mine = {"key_file": str(key_file), "pid": os.getpid()}
+        mine = {"key_file": str(key_file), **name_this_process()}
         if entry is None or (key_file is not None and entry != mine):
             return False
         del entries[origin_of(url)]

@@ -41,8 +41,10 @@ KEPT_SECONDS: Final = 2.0
 KEPT: Final = 4096
 NOTED_SECONDS: Final = 5.0
 USED_EVERY: Final = timedelta(minutes=1)
-PUBLIC: Final = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/v1/sessions", "/v1/login"})
-"""Paths that need no credential: the page's shell, the schema, probes, the login, which brings its own, and how to log in."""
+PUBLIC: Final = frozenset(
+    {"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/v1/sessions", "/v1/login", "/v1/proof"}
+)
+"""Paths that need no credential: the page's shell, the schema, probes, the login, which brings its own, how to log in, and the proof that a client asks for before it sends its key."""
 PUBLIC_FOLDER: Final = "/web/"
 CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="ipnext"'}
 

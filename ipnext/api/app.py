@@ -26,6 +26,7 @@ from ipnext.api import (
     page,
     plans,
     profiles,
+    proof,
     publishing,
     regions,
     repairs,
@@ -126,6 +127,7 @@ def create_app(
         keys,
         roles,
         sessions,
+        proof,
         audit,
         temporal_ui,
     )

@@ -152,3 +152,12 @@ def key_view(key: ApiKey) -> KeyView:
         include={"id", "name", "created_at", "created_by", "expires_at", "revoked_at", "last_used_at"}
     )
     return KeyView(role=grant.role, owner=grant.owner, region=grant.region, **shown)
+
+
+class PlatformProof(Written):
+    """That an API knows a key (`ipnext.access.proof`)."""
+
+    port: int
+    """Where the API listens; 0: on a Unix socket."""
+    proof: str
+    """HMAC-SHA256 (hex)."""

@@ -10,7 +10,10 @@ import httpx
 import pytest
 
 from ipnext import errors
+from ipnext.access.keys import digest_of_secret, draw_key, parse_key
+from ipnext.access.proof import make_proof
 from ipnext.client import Client
+from ipnext.client_credential import PROVED_SECONDS
 from ipnext.credentials import (
     find_credential,
     forget_credential,
@@ -32,17 +35,31 @@ def file(tmp_path, monkeypatch):
     return file
 
 
-def sent(url=URL, **options):
+class Listener:
+    """What listens at an address: an API that knows some keys, or a program that knows none."""
+
+    def __init__(self, *keys, port=8700):
+        self.keys = {parse_key(key).id: parse_key(key) for key in keys}
+        self.port = port
+        self.seen, self.authorizations = [], []
+
+    def __call__(self, request):
+        self.seen.append(f"{request.url}{dict(request.headers)}")
+        if request.url.path != "/v1/proof":
+            self.authorizations.append(request.headers.get("authorization"))
+            return httpx.Response(200, json={"items": []})
+        known = self.keys.get(request.url.params["key"])
+        digest = draw_key().digest if known is None else digest_of_secret(known.secret)
+        proof = make_proof(digest, nonce=request.url.params["nonce"], port=self.port)
+        return httpx.Response(200, json={"port": self.port, "proof": proof})
+
+
+def sent(url=URL, listener=None, **options):
     """The Authorization that a client of this address sends."""
-    seen = []
-
-    def answer(request):
-        seen.append(request.headers.get("authorization"))
-        return httpx.Response(200, json={"items": []})
-
-    with Client(url, transport=httpx.MockTransport(answer), **options) as client:
+    listener = listener or Listener()
+    with Client(url, transport=httpx.MockTransport(listener), **options) as client:
         list(client.models())
-    return seen[0]
+    return listener.authorizations[0]
 
 
 def test_a_key_is_given_or_of_the_environment_or_what_was_written_down_in_this_order(file, monkeypatch):
@@ -84,7 +101,7 @@ def test_files_with_credentials_are_readable_by_their_owner_only(file, tmp_path)
     for each in (key_file, file):
         assert stat.S_IMODE(each.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
-    assert find_credential(URL, file) == "secret"
+    assert find_credential(URL, file).text == "secret"
     key_file.chmod(0o640)
     with pytest.raises(errors.InvalidInput, match="read by others"):
         read_key(key_file)
@@ -126,16 +143,141 @@ def test_an_origin_is_scheme_host_and_port(url, origin):
     assert origin_of(url) == origin
 
 
-@pytest.mark.usefixtures("subprocesses")
-def test_a_key_of_a_platform_that_has_gone_is_not_sent_to_what_listens_there_now(file, tmp_path):
-    key_file = tmp_path / "admin-key"
-    write_private(key_file, "secret")
+@pytest.fixture
+def key(file, tmp_path):
+    """The administrator's key of a platform at URL that this process runs."""
+    text, key_file = draw_key().text, tmp_path / "admin-key"
+    write_private(key_file, text)
     note_key_file(URL, key_file, file)
-    assert sent() == "Bearer secret"
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    note_credential(URL, {"key_file": str(key_file), "pid": gone.pid}, file)
+    return text
+
+
+def entries(file):
+    return json.loads(file.read_text())
+
+
+def change(file, **fields):
+    """Change the platform's entry; a field that is None goes."""
+    found = entries(file)
+    changed = {**found[URL], **fields}
+    write_private(file, json.dumps({**found, URL: {k: v for k, v in changed.items() if v is not None}}))
+
+
+def test_the_key_of_a_platform_that_runs_is_sent_to_it_once_it_has_proved_itself(key):
+    platform = Listener(key)
+    assert sent(listener=platform) == f"Bearer {key}"
+    assert len(platform.seen) == 2
+    assert parse_key(key).secret not in platform.seen[0]
+
+
+@pytest.mark.parametrize("port", [8700, 8701])
+def test_no_key_is_sent_to_a_program_that_listens_in_the_place_of_the_platform(key, port):
+    foreign = (
+        Listener(port=port) if port == 8700 else Listener(key, port=port)
+    )  # the other one asks the platform for proofs
+    with pytest.raises(errors.Unauthenticated, match="does not prove that it is the platform"):
+        sent(listener=foreign)
+    assert foreign.authorizations == []
+    assert parse_key(key).secret not in "".join(foreign.seen)
+
+
+@pytest.mark.parametrize(
+    "answer", [httpx.Response(404), httpx.Response(200, text="<html>"), httpx.Response(200, json={})]
+)
+def test_no_key_is_sent_to_what_knows_no_proofs(key, answer):
+    seen = []
+
+    def foreign(request):
+        seen.append(str(request.headers))
+        return answer
+
+    with Client(URL, transport=httpx.MockTransport(foreign)) as client, pytest.raises(errors.Unauthenticated):
+        client.who_am_i()
+    assert len(seen) == 1
+    assert parse_key(key).secret not in seen[0]
+
+
+def test_a_proof_counts_for_a_moment_and_not_for_another_key(key, file, tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("ipnext.client_credential.time.monotonic", lambda: now[0])
+    following = draw_key().text
+    platform = Listener(key, following)
+    with Client(URL, transport=httpx.MockTransport(platform)) as client:
+        for wait, proofs in ((0, 1), (PROVED_SECONDS - 1, 1), (2, 2)):
+            now[0] += wait
+            list(client.models())
+            assert len(platform.seen) - len(platform.authorizations) == proofs
+        write_private(tmp_path / "admin-key", following)
+        list(client.models())
+        assert len(platform.seen) - len(platform.authorizations) == 3
+
+
+def test_a_key_of_a_login_is_sent_to_what_proves_itself_whatever_port_that_has(file):
+    key = draw_key().text
+    note_credential(URL, {"credential": key}, file)
+    assert sent(listener=Listener(key, port=9999)) == f"Bearer {key}", "through a tunnel"
+    with pytest.raises(errors.Unauthenticated):
+        sent(listener=Listener())
+
+
+def test_over_https_the_certificate_proves_the_platform(file):
+    key = draw_key().text
+    note_credential("https://api.example.com", {"credential": key}, file)
+    assert sent("https://api.example.com", listener=Listener()) == f"Bearer {key}"
+
+
+@pytest.mark.usefixtures("subprocesses")
+def test_the_entry_of_a_platform_that_was_killed_is_struck_off_by_the_next_look(key, file, tmp_path):
+    note_credential("https://api.example.com", {"credential": "kept"}, file)
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "admin-key"), str(file)]) as platform:
+        platform.wait()
+    assert "http://127.0.0.1:9000" in entries(file)
+    assert find_credential("http://127.0.0.1:9001", file) is None
+    assert find_credential("http://127.0.0.1:9000", file) is None
+    assert set(entries(file)) == {URL, "https://api.example.com:443"}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ipnext.credentials import note_key_file
+note_key_file("http://127.0.0.1:9000", Path(sys.argv[1]), Path(sys.argv[2]))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.usefixtures("subprocesses")
+def test_a_platform_that_starts_strikes_off_those_that_were_killed(key, file, tmp_path):
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "admin-key"), str(file)]) as platform:
+        platform.wait()
+    note_key_file("http://127.0.0.1:9002", tmp_path / "admin-key", file)
+    assert set(entries(file)) == {URL, "http://127.0.0.1:9002"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_kept"),
+    [
+        ({"started": 1}, False),  # another process has its id
+        ({"boot": "another"}, False),
+        ({"machine": "another", "pid": 1}, True),
+        ({"processes": "pid:[1]"}, True),  # in another container
+    ],
+)
+def test_an_entry_is_struck_off_only_if_its_process_has_ended_for_sure_and_used_only_if_it_runs(
+    key, file, fields, is_kept
+):
+    change(file, **fields)
     assert sent() is None
+    assert (URL in entries(file)) is is_kept
+
+
+def test_an_entry_that_can_not_be_struck_off_is_not_used_either(key, file):
+    change(file, started=1)
+    lock = file.parent / f".{file.name}.lock"
+    lock.unlink()
+    lock.mkdir()
+    assert sent() is None
+    assert URL in entries(file)
 
 
 def test_a_place_that_can_not_be_written_and_one_that_others_read_are_named(file, tmp_path):

@@ -167,27 +167,27 @@ def kept(file):
 
 def test_a_token_is_used_until_it_is_about_to_end_then_renewed(provider, file):
     logged_in(provider, file)
-    assert current_credential(API, file, clock=lambda: 539.0) == "the-first-token"
+    assert current_credential(API, file, clock=lambda: 539.0).text == "the-first-token"
     assert not provider.asked
-    renewed = current_credential(API, file, clock=lambda: 540.0)
+    renewed = current_credential(API, file, clock=lambda: 540.0).text
     assert renewed == kept(file)["credential"] != "the-first-token"
     assert kept(file)["refresh_token"] in provider.refresh_tokens
     assert kept(file)["expires_at"] == 1140
-    assert current_credential(API, file, clock=lambda: 541.0) == renewed
+    assert current_credential(API, file, clock=lambda: 541.0).text == renewed
     assert provider.asked["token"] == 1
     assert file.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_token_of_a_short_life_is_renewed_in_its_last_quarter(provider, file):
     logged_in(provider, file, lasts=20.0)
-    assert current_credential(API, file, clock=lambda: 14.9) == "the-first-token"
-    assert current_credential(API, file, clock=lambda: 15.0) != "the-first-token"
+    assert current_credential(API, file, clock=lambda: 14.9).text == "the-first-token"
+    assert current_credential(API, file, clock=lambda: 15.0).text != "the-first-token"
 
 
 def test_many_clients_renew_once(provider, file):
     logged_in(provider, file)
     with ThreadPoolExecutor(6) as pool:
-        found = set(pool.map(lambda _: current_credential(API, file, clock=lambda: 550.0), range(12)))
+        found = set(pool.map(lambda _: current_credential(API, file, clock=lambda: 550.0).text, range(12)))
     assert len(found) == 1
     assert provider.asked["token"] == 1
 
@@ -196,7 +196,7 @@ def test_a_provider_that_keeps_the_refresh_token_keeps_it_here(provider, file):
     logged_in(provider, file)
     body = json.dumps({"access_token": "the-second", "token_type": "bearer"}).encode()
     provider.replaced["token"] = (200, {}, body)
-    assert current_credential(API, file, clock=lambda: 550.0) == "the-second"
+    assert current_credential(API, file, clock=lambda: 550.0).text == "the-second"
     assert kept(file)["refresh_token"] == "the-refresh-token"
     assert kept(file)["expires_at"] == 850
 
@@ -204,7 +204,7 @@ def test_a_provider_that_keeps_the_refresh_token_keeps_it_here(provider, file):
 def test_a_refused_renewal_says_to_log_in_once_the_token_has_ended(provider, file):
     logged_in(provider, file)
     provider.refresh_tokens.clear()
-    assert current_credential(API, file, clock=lambda: 599.0) == "the-first-token"
+    assert current_credential(API, file, clock=lambda: 599.0).text == "the-first-token"
     with pytest.raises(Unauthenticated, match=r"has ended .*invalid_grant.*`ipnext login` logs in again"):
         current_credential(API, file, clock=lambda: 600.0)
     assert kept(file)["credential"] == "the-first-token"
@@ -212,7 +212,7 @@ def test_a_refused_renewal_says_to_log_in_once_the_token_has_ended(provider, fil
 
 def test_a_login_without_refresh_token_ends_with_its_token(provider, file):
     logged_in(provider, file, refresh=None)
-    assert current_credential(API, file, clock=lambda: 599.0) == "the-first-token"
+    assert current_credential(API, file, clock=lambda: 599.0).text == "the-first-token"
     with pytest.raises(Unauthenticated, match="gave no refresh token; `ipnext login`"):
         current_credential(API, file, clock=lambda: 600.0)
 
@@ -220,11 +220,11 @@ def test_a_login_without_refresh_token_ends_with_its_token(provider, file):
 def test_a_provider_that_is_away_is_missed_only_when_the_token_has_ended(provider, file):
     logged_in(provider, file)
     provider.away = True
-    assert current_credential(API, file, clock=lambda: 599.0) == "the-first-token"
+    assert current_credential(API, file, clock=lambda: 599.0).text == "the-first-token"
     with pytest.raises(Unavailable, match="does not answer"):
         current_credential(API, file, clock=lambda: 600.0)
     provider.away = False
-    assert current_credential(API, file, clock=lambda: 601.0) == kept(file)["credential"]
+    assert current_credential(API, file, clock=lambda: 601.0).text == kept(file)["credential"]
 
 
 def test_an_entry_that_was_edited_sends_no_token_over_plain_http(provider, file):

@@ -166,8 +166,8 @@ class Listener:
     def _listen(self) -> None:
         with httpx.Client(trust_env=False, timeout=60) as client:
             while not self._ended.is_set():
-                key = find_credential(self._api, Path(os.environ["IPNEXT_CREDENTIALS_FILE"]))
-                headers = {"authorization": f"Bearer {key}"}
+                found = find_credential(self._api, Path(os.environ["IPNEXT_CREDENTIALS_FILE"]))
+                headers = {"authorization": f"Bearer {found.text if found else None}"}
                 headers |= {"last-event-id": str(self.ids[-1])} if self.ids else {}
                 with (
                     suppress(httpx.TransportError),

@@ -49,6 +49,7 @@ PLAIN = frozenset({"json", "orjson", "pickle"})
 BETWEEN_BUILDS: Mapping[str, frozenset[str]] = {
     "activities/regions/reconciliation.py": frozenset({DOCUMENT}),
     "ipnext/client.py": frozenset({API_ANSWER}),
+    "ipnext/client_credential.py": frozenset({API_ANSWER}),
     "ipnext/client_errors.py": frozenset({API_ANSWER}),
     "ipnext/infra/access_file.py": frozenset({STATE}),
     "ipnext/infra/agent_app.py": frozenset({AGENT_REQUEST}),

@@ -45,7 +45,7 @@ PARAMETERS = {
         (
             *("part", "number", "generation", "region", "replica", "tail", "limit", "state", "ready", "kind", "reason"),
             *("sha256", "digest", "key_id", "binding_id", "fleetOnly", "expectedVersion", "dryRun", "Idempotency-Key"),
-            *("last-event-id", "who", "action", "object", "outcome", "since", "oldestFirst"),
+            *("last-event-id", "who", "action", "object", "outcome", "since", "oldestFirst", "key", "nonce"),
         ),
         OF_NOBODY,
     ),
