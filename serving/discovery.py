@@ -8,6 +8,7 @@ import orjson
 from ipnext import __version__
 from ipnext.errors import InvalidInput, Unavailable
 from ipnext.model.deployment import RouterState
+from ipnext.model.predictions import KeyUseReport
 from ipnext.names import GENERATION_HEADER
 from serving.generation_counts import GenerationCounts
 from serving.guard import Guard, Refused
@@ -109,6 +110,8 @@ class Discovery:
             case "control/state":
                 self._ending.asked()
                 return self._state()
+            case "control/key-uses":
+                return json_response(KeyUseReport(uses=self._guard.uses.last))
             case "metrics":
                 return Response(200, self._metrics.text(), {"content-type": CONTENT_TYPE})
         raise not_found(request)

@@ -12,6 +12,7 @@ from ipnext.model.predictions import ModelAccess, RateLimit
 from ipnext.names import NO_CAPACITY_HEADER
 from serving.access_list import Caller, Callers, asked_owners
 from serving.http import Request
+from serving.key_uses import KeyUses
 from serving.rate_limits import Rate, RateLimiter
 from serving.refusals import Reason
 from serving.router_table import ModelRoutes, Routes
@@ -37,7 +38,10 @@ class Guard:
         callers: Callable[[], Callers | None],
         *,
         limiter: RateLimiter | None = None,
+        uses: KeyUses | None = None,
     ) -> None:
+        self.uses = KeyUses() if uses is None else uses
+        """Of API keys, also by requests that are refused for what they ask."""
         self._routes, self._callers = routes, callers
         self._limiter = RateLimiter() if limiter is None else limiter
         self._basis: tuple[Routes, Callers | None] | None = None
@@ -87,7 +91,7 @@ class Guard:
         if callers is None:
             msg = "this region has no list yet of who may ask; try again"
             raise Unavailable(msg)
-        caller = callers.prove(credential)
+        caller = self._prove(callers, credential)
         principal = caller.principal
         access = callers.models.get(model)
         if access is None or access.access.is_open:
@@ -112,6 +116,12 @@ class Guard:
         if predicts:
             self._limit(caller, access)
 
+    def _prove(self, callers: Callers, credential: str) -> Caller:
+        caller = callers.prove(credential)
+        if caller.principal.kind == "key":
+            self.uses.note(caller.principal.id)
+        return caller
+
     def _limit(self, caller: Caller, access: ModelAccess) -> None:
         wanted = caller.limits.get(access.model)
         if wanted is None:
@@ -127,7 +137,7 @@ class Guard:
         if callers is None:
             return frozenset()
         try:
-            caller = callers.prove(_credential(request))
+            caller = self._prove(callers, _credential(request))
         except (Unauthenticated, Unavailable):
             return frozenset()
         listed = (callers.models[model] for model in closed if model in callers.models)

@@ -16,6 +16,7 @@ from ipnext.errors import EXIT_OK, InvalidInput, IPnextError
 from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.loopback import check_bind
 from ipnext.platform.access_lists import AccessPublisher, note_settings
+from ipnext.platform.key_uses import KeyUseCollector
 from ipnext.process_end import end_process
 from ipnext.settings import PlatformSettings, platform_settings
 from ipnext.store.session import Store
@@ -60,7 +61,11 @@ def serve(settings: PlatformSettings) -> None:
         provider = note_settings(store, settings)
         server = Server(app, settings, app.state.platform.stream)
         collect_rarely()
-        with AccessPublisher(store, infrastructure, provider=provider).running():
+        publisher, uses = (
+            AccessPublisher(store, infrastructure, provider=provider),
+            KeyUseCollector(store, infrastructure),
+        )
+        with publisher.running(), uses.running():
             server.run()
     store.close()
 

@@ -50,6 +50,7 @@ def agent_app(
     app.router.add_delete("/routes/{model}", surface.delete_route)
     app.router.add_put("/access", surface.put_access)
     app.router.add_get("/access", surface.access)
+    app.router.add_get("/access/uses", surface.key_uses)
     return app
 
 
@@ -122,6 +123,11 @@ class AgentSurface:
         """AccessRevision: which list is in force. The list itself is not given out."""
         revision = AccessRevision(revision=self._region.access_revision)
         return web.Response(text=revision.model_dump_json(), content_type="application/json")
+
+    async def key_uses(self, _: web.Request) -> web.Response:
+        """KeyUseReport: when API keys asked for predictions last."""
+        report = await self._region.key_uses()
+        return web.Response(text=report.model_dump_json(), content_type="application/json")
 
 
 @web.middleware

@@ -10,9 +10,10 @@ from ipnext.components.identity import Component
 from ipnext.components.sockets import caller_url
 from ipnext.errors import Unavailable
 from ipnext.model.deployment import HostHolds, HostState, RouterState
+from ipnext.model.predictions import KeyUseReport
 from ipnext.model.wire import decode
 
-State = TypeVar("State", HostState, RouterState)
+State = TypeVar("State", HostState, RouterState, KeyUseReport)
 
 
 class Control:
@@ -33,6 +34,10 @@ class Control:
     async def router_state(self, url: str) -> RouterState:
         """Which table a router follows and what it counted."""
         return _parsed(RouterState, await self.call("GET", f"{_at(url)}/control/state"))
+
+    async def key_uses(self, url: str) -> KeyUseReport:
+        """When a router saw API keys last."""
+        return _parsed(KeyUseReport, await self.call("GET", f"{_at(url)}/control/key-uses"))
 
     async def put_holds(self, url: str, holds: HostHolds) -> None:
         """Tell a host what to hold."""

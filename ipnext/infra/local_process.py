@@ -12,7 +12,7 @@ from ipnext.infra.agent_clients import AgentClients
 from ipnext.infra.error_body import error_from
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable
 from ipnext.model.logs import LogQuery, ReplicaLog
-from ipnext.model.predictions import AccessList, AccessRevision
+from ipnext.model.predictions import AccessList, AccessRevision, KeyUseReport
 from ipnext.model.prefetch import MOST_SNAPSHOTS, Prefetch
 from ipnext.model.value import Value
 from ipnext.model.wire import decode
@@ -90,6 +90,10 @@ class LocalProcessInfrastructure:
     def access_revision(self, region: str) -> int:
         """See the port."""
         return decode(AccessRevision, self._call("GET", region, "/access")).revision
+
+    def key_uses(self, region: str) -> KeyUseReport:
+        """See the port."""
+        return decode(KeyUseReport, self._call("GET", region, "/access/uses"))
 
     def logs(self, region: str, query: LogQuery) -> tuple[ReplicaLog, ...]:
         """See the port. POST, since what is known of many logs is too long for a line."""

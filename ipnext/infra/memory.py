@@ -14,7 +14,7 @@ from ipnext.infra.memory_region import Answering, Faults, MemoryRegion, ReplicaS
 from ipnext.infra.route_rules import check_access, check_destinations, check_revision
 from ipnext.infra.state_token import with_token
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteShare, RouteTable
-from ipnext.model.predictions import AccessList
+from ipnext.model.predictions import AccessList, KeyUseReport
 
 LONGEST_WAIT_SECONDS = 0.05
 """Of a wait for a change: what a test switches on is seen within it."""
@@ -41,6 +41,7 @@ class MemoryInfrastructure:
         self._changed = threading.Condition(self._lock)
         self._prefetched: dict[str, list[str]] = {}
         self._access: dict[str, AccessList] = {}
+        self._key_uses: dict[str, dict[str, float]] = {}
 
     # the port
 
@@ -120,6 +121,12 @@ class MemoryInfrastructure:
             self._reach(region)
             found = self._access.get(region)
             return 0 if found is None else found.revision
+
+    def key_uses(self, region: str) -> KeyUseReport:
+        """See the port."""
+        with self._lock:
+            self._reach(region)
+            return KeyUseReport(uses=dict(self._key_uses.get(region, {})))
 
     # what a test reads
 
@@ -212,6 +219,11 @@ class MemoryInfrastructure:
         """Add to the traffic counts of a generation by hand."""
         with self._lock:
             self._region(region).count(model, generation).add(requests, errors=errors, non_finite=non_finite)
+
+    def use_key(self, region: str, key_id: str, at: float) -> None:
+        """An API key asked for predictions, at a Unix time."""
+        with self._lock:
+            self._key_uses.setdefault(region, {})[key_id] = at
 
     def crash(self, key: DeploymentKey, number: int = 0) -> None:
         """One replica ends and starts anew: it loads everything again."""

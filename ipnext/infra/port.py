@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable
 from ipnext.model.logs import LogQuery, ReplicaLog
-from ipnext.model.predictions import AccessList
+from ipnext.model.predictions import AccessList, KeyUseReport
 
 
 class Infrastructure(Protocol):
@@ -62,6 +62,9 @@ class Infrastructure(Protocol):
 
     def access_revision(self, region: str) -> int:
         """Revision of the list that the region has; 0: none."""
+
+    def key_uses(self, region: str) -> KeyUseReport:
+        """When API keys asked the region for predictions last, to the minute, as far as its processes remember."""
 
 
 @runtime_checkable

@@ -39,7 +39,7 @@ from ipnext.model.deployment import (
     ServedGeneration,
 )
 from ipnext.model.logs import LogQuery, ReplicaLog
-from ipnext.model.predictions import AccessList, PredictionAccess
+from ipnext.model.predictions import AccessList, KeyUseReport, PredictionAccess
 from ipnext.revision import Revision
 
 ADOPT_POLL_SECONDS = 0.01
@@ -227,6 +227,10 @@ class Region:
         self._publish_access()
         with suppress(OSError):  # repeated soon
             self._publish_gateway()
+
+    async def key_uses(self) -> KeyUseReport:
+        """When API keys asked for predictions last."""
+        return await self._router.key_uses()
 
     async def state(self, models: Collection[str] | None = None) -> RegionState:
         """What runs now, of some models or of all."""

@@ -13,6 +13,7 @@ from ipnext.infra.notes import RouterNote, as_note
 from ipnext.infra.site import Site
 from ipnext.infra.spawning import Note, Running
 from ipnext.model.deployment import RouterState
+from ipnext.model.predictions import KeyUseReport
 
 
 class RouterInstance:
@@ -94,6 +95,13 @@ class RouterInstance:
         if pid == self.child.pid:
             self.state = state
             self._answered_at = time.monotonic()
+
+    async def key_uses(self) -> KeyUseReport:
+        """When it saw API keys last; nothing if it gives no answer."""
+        if self.child.pid is not None:
+            with suppress(Unavailable):
+                return await self._control.key_uses(self.url)
+        return KeyUseReport()
 
     async def let_go(self) -> None:
         """Say that nothing is sent to it any more: it may end. One that gives no answer has nothing to finish."""

@@ -17,6 +17,7 @@ from ipnext.infra.pulse import Pulse
 from ipnext.infra.router_instance import RouterInstance
 from ipnext.infra.site import Site
 from ipnext.model.deployment import GenerationTraffic, RoutedModel, RouterTable, ServedGeneration
+from ipnext.model.predictions import KeyUseReport
 from ipnext.model.wire import decode
 
 CONFIRM_POLL_SECONDS = 0.02
@@ -156,6 +157,10 @@ class RouterProcess:
         await self._ask()
         late = [count for one in self._leaving.values() for count in _traffic(one)]
         return with_under_way(_traffic(self._now), late)
+
+    async def key_uses(self) -> KeyUseReport:
+        """When API keys asked last, also those that former routers answer."""
+        return KeyUseReport.newest(await asyncio.gather(*(one.key_uses() for one in self._all)))
 
     @property
     def _all(self) -> tuple[RouterInstance, ...]:

@@ -4,7 +4,7 @@ The control plane makes one list of all models, keys and roles and sends it to e
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Literal, Self
 
@@ -116,3 +116,19 @@ class AccessRevision(Value):
     """Which list a region has; 0: none."""
 
     revision: int = Field(ge=0)
+
+
+class KeyUseReport(Value):
+    """When API keys asked for predictions last, as a router or a region knows it."""
+
+    uses: Mapping[KeyId, float] = Field(default_factory=dict)
+    """Unix time in seconds."""
+
+    @classmethod
+    def newest(cls, reports: Iterable["KeyUseReport"]) -> "KeyUseReport":
+        """All of them in one."""
+        found: dict[KeyId, float] = {}
+        for report in reports:
+            for key_id, at in report.uses.items():
+                found[key_id] = max(at, found.get(key_id, at))
+        return cls(uses=found)

@@ -66,6 +66,12 @@ def test_a_key_of_an_application_asks_and_reads_nothing_until_it_is_revoked(clos
         assert found.status_code in {403, 404}, path
         assert "tests" not in found.text.replace("app-of-tests", ""), path
 
+    def used(owner: str) -> Any:
+        listed = closed.client.keys()
+        return next(key.last_used_at for key in listed if key.id == keys[owner].id)
+
+    until(lambda: used("shop"), why=lambda: "a key that asks gateways only is shown as used")
+
     statuses = [ask(closed, regions[0], keys["tests"].key) for _ in range(6)]
     assert statuses.count(429) >= 3, "a burst of four, and no more for a quarter of an hour"
 

@@ -19,6 +19,7 @@ from ipnext.model.predictions import AccessList, AccessSpec, CallerKey, CallerRo
 from serving.access_list import AccessFollower, Callers
 from serving.guard import Guard, Refused
 from serving.http import Request, error_response
+from serving.key_uses import EVERY_SECONDS, KeyUses
 from serving.openai.errors import openai_error
 from serving.rate_limits import RateLimiter
 from serving.router_metrics import RouterMetrics
@@ -55,7 +56,12 @@ class World:
             valid_until=self.clock.now + 3600,
         )
         self.callers = None
-        self.guard = Guard(lambda: self.routes, lambda: self.callers, limiter=RateLimiter(clock=self.clock))
+        self.guard = Guard(
+            lambda: self.routes,
+            lambda: self.callers,
+            limiter=RateLimiter(clock=self.clock),
+            uses=KeyUses(clock=self.clock),
+        )
         self.publish()
 
     def publish(self):
@@ -413,3 +419,21 @@ def test_a_list_of_models_leaves_out_what_is_not_for_who_asks(world):
     assert seen(world.key(owner="*")) == {"free", "secret", "foreign"}
     old = world.key(expires_at=datetime.now(UTC) - timedelta(seconds=1))
     assert seen(old) == {"free"}
+
+
+def test_a_key_that_proves_somebody_is_noted_as_used_to_the_minute_and_no_other_credential_is(world):
+    text, began = world.key(), world.clock.now
+    key_id = world.keys[0].id
+    world.ask("free", text)
+    world.ask("secret", draw_key().text)
+    world.ask("secret", f"{text[:-1]}{'a' if text[-1] != 'a' else 'b'}")
+    world.ask("secret", world.provider.token(sub="ann"))
+    assert world.guard.uses.last == {}
+    world.ask("secret", text)
+    assert world.guard.uses.last == {key_id: began}
+    world.clock.now = began + EVERY_SECONDS - 1
+    world.ask("secret", text)
+    assert world.guard.uses.last == {key_id: began}
+    world.clock.now = began + EVERY_SECONDS
+    world.ask("foreign", text)
+    assert world.guard.uses.last == {key_id: began + EVERY_SECONDS}, "it proved somebody, who may not ask this model"

@@ -132,6 +132,7 @@ def test_a_key_lets_in_and_its_revocation_keeps_out_whatever_is_started_again(gu
     assert [(count.requests, count.errors) for count in traffic if count.generation == 1] == [(1, 0)], (
         "gates see no refusal"
     )
+    assert agent.infra.key_uses("eu").uses.keys() == {guarded.key.id, guarded.foreign.id}, "also of who is refused"
 
     guarded.allow()
     guarded.await_status(401, guarded.key)

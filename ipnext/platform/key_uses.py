@@ -1,0 +1,89 @@
+"""Asks the regions when API keys asked for predictions last, and writes it down: the API runs it.
+
+A report that is lost is no error: the next one has the same time or a later one. No request to a gateway waits for it.
+"""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+import structlog
+
+from ipnext.errors import IPnextError
+from ipnext.model.predictions import KeyUseReport
+from ipnext.store.session import Store
+
+ASK_SECONDS: Final = 10.0
+"""Between two questions to a region."""
+NOTED_EVERY_SECONDS: Final = 60.0
+"""A key that is used in all regions all the time is written down so often."""
+_MOST_THREADS: Final = 8
+
+
+class Regions(Protocol):
+    """What a collector needs of the infrastructure."""
+
+    def regions(self) -> tuple[str, ...]:
+        """Names of the regions."""
+
+    def key_uses(self, region: str) -> KeyUseReport:
+        """When keys were used there last. Unavailable."""
+
+
+class KeyUseCollector:
+    """Reads reports and notes the newest use of each key."""
+
+    def __init__(self, store: Store, infrastructure: Regions) -> None:
+        self._store, self._infrastructure = store, infrastructure
+        self._noted: dict[str, float] = {}
+        """As it was written down last by this process: a report that says nothing new begins no unit of work."""
+        self._lock = threading.Lock()
+        self._under_way: set[str] = set()
+        self._ended = threading.Event()
+        self._pool = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="key-uses")
+        self._thread = threading.Thread(target=self._run, name="key-uses", daemon=True)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Ask in the background for as long as the context is open."""
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            self._thread.join()
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def look(self) -> list[Future[None]]:
+        """Begin to ask every region that is not being asked."""
+        free = [region for region in self._infrastructure.regions() if region not in self._under_way]
+        self._under_way.update(free)
+        return [self._pool.submit(self._collect, region) for region in free]
+
+    def _run(self) -> None:
+        while not self._ended.wait(ASK_SECONDS):
+            self.look()
+
+    def _collect(self, region: str) -> None:
+        try:
+            self._note(self._infrastructure.key_uses(region))
+        except IPnextError as error:
+            structlog.get_logger().info("key_uses_not_collected", region=region, error=error.message)
+        except Exception:  # noqa: BLE001 - the edge of the thread: logged, and tried again
+            structlog.get_logger().exception("key_uses_failed", region=region)
+        finally:
+            self._under_way.discard(region)
+
+    def _note(self, report: KeyUseReport) -> None:
+        with self._lock:
+            later = {k: at for k, at in report.uses.items() if at >= self._noted.get(k, 0.0) + NOTED_EVERY_SECONDS}
+            if not later:
+                return
+            now = datetime.now(UTC)
+            with self._store.begin_free(()) as unit:
+                for key, at in later.items():
+                    unit.touch_key(key, min(now, datetime.fromtimestamp(at, UTC)))
+            self._noted |= later
