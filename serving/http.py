@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ipnext.errors import InvalidInput, IPnextError, NotFound, RateLimited, Unauthenticated, Unavailable
+from ipnext.machine_details import shorten_text
 from ipnext.model.wire import decode
 from ipnext.names import DEADLINE_HEADER, ERROR_HEADER
 
@@ -99,7 +100,9 @@ def json_response(value: BaseModel | Mapping[str, Any], status: int = 200) -> Re
 
 def error_response(error: IPnextError) -> Response:
     """The protocol's error form, `{"error": text}`, with the stable code in the header `x-ipnext-error`."""
-    return Response(error.http_status, json.dumps({"error": error.message}).encode(), error_headers(error))
+    return Response(
+        error.http_status, json.dumps({"error": shorten_text(error.message)}).encode(), error_headers(error)
+    )
 
 
 def error_headers(error: IPnextError) -> dict[str, str]:

@@ -21,7 +21,10 @@ from tests.lasting import Lasting
 pytest_plugins = ["tests.tiers"]
 
 ON_ONE_PLATFORM = (
-    ("e2e/test_platform.py", "e2e/test_faults.py", "e2e/test_replanning.py", "e2e/test_drain.py", "e2e/test_doors.py"),
+    (
+        *("e2e/test_platform.py", "e2e/test_faults.py", "e2e/test_replanning.py", "e2e/test_drain.py"),
+        *("e2e/test_doors.py", "e2e/test_machine_details.py"),
+    ),
     ("e2e/test_gates.py", "e2e/test_compiled.py", "e2e/test_delta.py", "e2e/test_split.py", "e2e/test_mixed.py"),
     ("genai/test_platform.py", "genai/test_platform_swap.py"),
     ("genai/test_mixed_vllm.py", "genai/test_embeddings.py"),

@@ -40,6 +40,7 @@ from ipnext.api.body_limit import BodyLimit
 from ipnext.api.errors import install_error_handlers
 from ipnext.api.json_bodies import JsonBodies
 from ipnext.api.lifecycle import Lifecycle
+from ipnext.api.machine_details import MachineDetails
 from ipnext.api.observation import RegionObserver
 from ipnext.api.outbox import Outbox
 from ipnext.api.persons import persons_of
@@ -106,6 +107,7 @@ def create_app(
     app.add_middleware(BodyLimit, seconds=settings.api_header_seconds)
     app.state.recorder = recorder
     app.add_middleware(Authentication, access=access, recorder=recorder)
+    app.add_middleware(MachineDetails, required=access.required)
     app.add_middleware(SourceCheck, allowed=AllowedHosts(settings.allowed_hosts, settings.allowed_origins))
     nouns = (
         models,

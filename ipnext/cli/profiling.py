@@ -16,7 +16,8 @@ from ipnext.cli.output import Form, Output, number, say, write
 from ipnext.cli.profiles import Answer, answer_tables
 from ipnext.cli.session import client_of
 from ipnext.client import Client
-from ipnext.errors import EXIT_FAILURE, InvalidInput, NotFound, Unavailable
+from ipnext.errors import EXIT_FAILURE, Forbidden, InvalidInput, NotFound, Unavailable
+from ipnext.machine_details import CUT
 from ipnext.model.manifest import ModelManifest, PartSpec
 from ipnext.model.profile import (
     MOST_STEPS,
@@ -147,6 +148,12 @@ def subject_of(  # noqa: PLR0913 - what a person may choose by
         where = "".join(f" {word} {name}" for word, name in (("in", region), ("on", hardware)) if name)
         msg = f"no replica of part {spec.name!r} of {manifest.name!r}{where} is ready and has an engine of its own; --url measures any OpenAI server"
         raise NotFound(msg)
+    if CUT in chosen.engines[serving]:
+        msg = (
+            f"engines: where that of {chosen.id} answers is shown to operators and administrators of all owners only; measure as one of "
+            "them on the engine's machine, or give --url"
+        )
+        raise Forbidden(msg)
     at = chosen.key
     return Subject(**known, hardware=at.hardware, url=chosen.engines[serving], replica=chosen.id, region=at.region)
 

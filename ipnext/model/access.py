@@ -67,6 +67,12 @@ class Principal(Value):
         return f"{self.kind} {self.name}"
 
     @property
+    def sees_machines(self) -> bool:
+        """Whether it operates the platform, so that paths, process ids and inner addresses of the machines are shown to it."""
+        lowest = Role.OPERATOR.rank
+        return any(g.role.rank >= lowest and g.owner == ANY and g.region == ANY for g in self.grants)
+
+    @property
     def does_everything(self) -> bool:
         """Whether it administers the whole platform, or nobody is asked who he is."""
         return self.kind == "local" or Grant(role=Role.ADMIN) in self.grants

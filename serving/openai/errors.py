@@ -9,6 +9,7 @@ from typing import Any, Final
 import orjson
 
 from ipnext.errors import InvalidInput, IPnextError, NotFound, Unauthenticated, Unavailable
+from ipnext.machine_details import shorten_text
 from serving.http import Response, error_headers
 
 TYPES: Final[Mapping[int, str]] = {
@@ -48,5 +49,10 @@ def openai_error(error: IPnextError) -> Response:
     param = "model" if isinstance(error, UnknownModel) else getattr(error, "field", None)
     code: Any = "model_not_found" if isinstance(error, UnknownModel) else status
     code = "invalid_api_key" if isinstance(error, Unauthenticated) else code
-    body = {"message": error.message, "type": TYPES.get(status, "InternalServerError"), "param": param, "code": code}
+    body = {
+        "message": shorten_text(error.message),
+        "type": TYPES.get(status, "InternalServerError"),
+        "param": param,
+        "code": code,
+    }
     return Response(status, orjson.dumps({"error": body}), error_headers(error))

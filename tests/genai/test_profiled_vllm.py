@@ -33,7 +33,8 @@ ENVIRONMENT = {
 def engine(vllm, llamas, tmp_path_factory):
     """URL of a vLLM server with the tiny model, as `chat`."""
     root = tmp_path_factory.mktemp("profiled")
-    environment = os.environ | ENVIRONMENT
+    scratch = tmp_path_factory.mktemp("v")  # killed, it leaves its sockets
+    environment = os.environ | ENVIRONMENT | {"TMPDIR": str(scratch), "VLLM_RPC_BASE_PATH": str(scratch)}
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]

@@ -122,6 +122,7 @@ WITHIN_ONE_BUILD: Mapping[str, str] = {
     "ipnext/api/errors.py": PEOPLE,
     "ipnext/api/history.py": ONE_BUILD,
     "ipnext/api/json_bodies.py": PEOPLE,
+    "ipnext/api/machine_details.py": ONE_BUILD,
     "ipnext/api/overview.py": ONE_BUILD,
     "ipnext/api/stream.py": ONE_BUILD,
     "ipnext/artifacts/bounded_json.py": "gives plain values to the modules that name it",

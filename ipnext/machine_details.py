@@ -1,0 +1,53 @@
+"""Takes out of texts what is of a machine and not of the platform: absolute paths, process ids, ports of loopback addresses.
+
+Errors, events and logs are written where all of that is known. Who does not operate the platform is shown them without it.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+CUT: Final = "…"
+_LETTERS: Final = r"[\w.@+=%,~-]"
+_URI: Final = re.compile(rf"\b(file|unix|sqlite[\w+]*):/{{1,4}}(?:{_LETTERS}+/+)*({_LETTERS}+)")
+_DATABASE: Final = re.compile(r"\b(postgresql[\w+]*)://\S+")
+_OURS: Final = "v1|v2|web|docs|metrics|healthz|readyz|openapi.json|control|frames|parts"
+"""First steps of the platform's own paths, which are no files."""
+_PATH: Final = re.compile(rf"(?<![\w./~{CUT}-])/(?!(?:{_OURS})\b)(?:{_LETTERS}+/+)+({_LETTERS}*)")
+_HOME: Final = str(Path("~").expanduser())
+_PROCESS: Final = re.compile(r"\b(pids?|process(?: id)?)(\W{1,4})(\d+)\b", re.IGNORECASE)
+_PORT: Final = re.compile(r"((?:\b127(?:\.\d{1,3}){3}|\blocalhost|\[::1\]):)\d+")
+_HINTS: Final = re.compile(r"/|pid|process|localhost:|127\.|::1", re.IGNORECASE)
+
+_DECLARED: Final = frozenset({"manifest", "spec", "settings", "graph", "labels", "annotations"})
+"""What people wrote themselves: it is shown as they wrote it."""
+_GIVEN_BACK: Final = frozenset({"gateway_url", "run_url", "temporal_ui_url", "issuer", "audience", "next"})
+"""Addresses that are made known, and what clients hand in again."""
+_PROCESS_IDS: Final = frozenset({"pid"})
+
+
+def shorten_text(text: str) -> str:
+    """The text with the last step of each path, and without process ids, ports of loopback addresses and where a database is."""
+    if _HINTS.search(text) is None:
+        return text
+    text = _DATABASE.sub(rf"\1://{CUT}", text)
+    text = _URI.sub(rf"\1://{CUT}/\2", text)
+    text = _PATH.sub(rf"{CUT}/\1", text)
+    if len(_HOME) > 1:
+        text = re.sub(rf"{re.escape(_HOME)}(?![\w.-])", CUT, text)
+    text = _PROCESS.sub(rf"\1\2{CUT}", text)
+    return _PORT.sub(rf"\g<1>{CUT}", text)
+
+
+def shorten(value: Any, name: str = "") -> Any:
+    """JSON of the same form without these details; `name`: of the member that has this value. What people declared stays."""
+    if isinstance(value, str):
+        return value if name in _GIVEN_BACK else shorten_text(value)
+    if isinstance(value, list):
+        return [shorten(each, name) for each in value]
+    if isinstance(value, dict):
+        return {
+            key: each if key in _DECLARED else None if key in _PROCESS_IDS else shorten(each, key)
+            for key, each in value.items()
+        }
+    return value

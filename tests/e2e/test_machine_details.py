@@ -1,0 +1,176 @@
+"""No endpoint of a running platform tells a viewer or publisher where on which machine it runs: paths, process ids, inner ports."""
+
+import json
+import re
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ipnext.api.access import is_public
+from ipnext.credentials import read_key
+from ipnext.model.access import KeyRequest, Role
+from tests.waiting import until
+
+pytestmark = pytest.mark.e2e
+
+OUTER_PORTS = ("api", "temporal_ui")
+"""Of ports.json; gateways for clients begin so, too: `gateway REGION`."""
+UNKNOWN = "a" * 16
+QUERIES = {"/v1/proof": {"key": UNKNOWN, "nonce": "n" * 32}, "/v1/freezes/now": {"model": "pair"}}
+TIMES = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+")
+
+
+@pytest.fixture(scope="module")
+def lived_in(platform: Any) -> Any:
+    """A platform of which one host was killed, and said so."""
+    host = platform.found("serving.host", "us-east")[0]
+    host.send_signal(signal.SIGKILL)
+
+    def messages() -> list[Any]:
+        replicas = platform.client.model("pair").status.replicas
+        return [replica for replica in replicas if replica.message and "SIGKILL" in replica.message]
+
+    until(messages, why=lambda: platform.client.model("pair").status.replicas)
+    return platform
+
+
+@pytest.fixture(scope="module")
+def keys(lived_in: Any) -> Mapping[str, str]:
+    """Who asks -> the key."""
+    asking = {
+        "viewer": (Role.VIEWER, "*"),
+        "publisher": (Role.PUBLISHER, "*"),
+        "operator-of-tests": (Role.OPERATOR, "tests"),
+        "operator": (Role.OPERATOR, "*"),
+    }
+    made = {
+        name: lived_in.client.create_key(KeyRequest(name=f"details-{name}", role=role, owner=owner)).key
+        for name, (role, owner) in asking.items()
+    }
+    return made | {"admin": str(read_key(Path(lived_in.endpoints["admin_key_file"])))}
+
+
+def paths(platform: Any) -> list[str]:
+    """Every GET endpoint, with what there is for each parameter of its path."""
+    client = platform.client
+    [plan] = client._http.get("/v1/plans?limit=1").json()["items"]
+    [change, *_] = client.changes("pair")
+    known = {
+        "name": "pair", "part": "first", "number": "1", "generation": "1", "region": "us-east", "owner": "tests",
+        "change_id": change.id, "plan_id": plan["id"], "replan_id": UNKNOWN, "key_id": UNKNOWN, "binding_id": UNKNOWN,
+    }  # fmt: skip
+    schema = client._http.get("/openapi.json").json()
+    found = [path for path, operations in schema["paths"].items() if "get" in operations]
+    return [re.sub(r"\{(\w+)\}", lambda one: known[one[1]], path) for path in sorted(found)]
+
+
+def answer(platform: Any, path: str, key: str | None) -> httpx.Response:
+    """The whole answer; of the stream of events what comes first."""
+    headers = {"last-event-id": "0"} | ({"authorization": f"Bearer {key}"} if key else {})
+    url = platform.endpoints["api"] + path
+    with httpx.stream("GET", url, params=QUERIES.get(path), headers=headers, timeout=60, trust_env=False) as found:
+        if not path.endswith("/stream") or found.status_code != 200:
+            found.read()
+            return found
+        text = ""
+        for piece in found.iter_text():
+            text += piece
+            if text.count("data: ") > 3:
+                break
+        return httpx.Response(200, text=text)
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text of a JSON value, and the process ids that stand in members of that name."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for each in value:
+            yield from texts(each)
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield name
+            yield from texts(f"pid {each}" if name == "pid" and each is not None else each)
+
+
+def told(platform: Any, key: str | None) -> Mapping[str, str]:
+    """Path -> all texts of its answer."""
+    found = {}
+    for path in paths(platform):
+        given = answer(platform, path, key)
+        assert given.status_code in {200, 401, 403, 404}, (path, given.text)
+        is_json = given.headers.get("content-type", "").startswith("application/json")
+        found[path] = TIMES.sub("", "\n".join(texts(given.json())) if is_json else given.text)
+    return found
+
+
+def details(platform: Any) -> Mapping[str, re.Pattern[str]]:
+    """What must not be told."""
+    ports = json.loads((platform.state / "ports.json").read_text())
+    outer = {port for name, port in ports.items() if name in OUTER_PORTS or re.fullmatch(r"gateway [\w-]+", name)}
+    inner = {port for port in ports.values() if port not in outer}
+    for book in platform.state.glob("regions/*/ports.json"):
+        inner |= set(json.loads(book.read_text()).values()) - outer
+    pids = [process.pid for process in platform.family()] + [platform.process.pid]
+    return {
+        "state directory": re.compile(re.escape(str(platform.state))),
+        "home directory": re.compile(rf"{re.escape(str(Path.home()))}\b"),
+        "inner port": re.compile(rf":(?:{'|'.join(map(str, sorted(inner)))})\b"),
+        "process id": re.compile(rf"\b(?:{'|'.join(str(pid) for pid in sorted(pids) if pid > 999)})\b"),
+        "any process id": re.compile(r"\bpid\W{1,3}\d"),
+        "any path": re.compile(r"(?<![\w/.~-])/(?:tmp|home|root|var|usr|opt|work|etc|run|proc)/"),
+    }
+
+
+def found_in(found: Mapping[str, str], platform: Any) -> list[str]:
+    patterns = details(platform)
+    return [
+        f"{path}: {what}: {text[max(0, match.start() - 60) : match.end() + 60]!r}"
+        for path, text in found.items()
+        for what, pattern in patterns.items()
+        if (match := pattern.search(text))
+    ]
+
+
+@pytest.mark.parametrize("who", ["viewer", "publisher", "operator-of-tests", None])
+def test_nobody_but_operators_of_all_owners_is_told_of_the_machine(
+    lived_in: Any, keys: Mapping[str, str], who: str | None
+) -> None:
+    found = told(lived_in, keys[who] if who else None)
+    assert found_in(found, lived_in) == []
+    assert ("pair" in found["/v1/models"]) is (who is not None)
+    if who is None:
+        assert {path for path in found if "Unauthenticated" not in found[path]} == set(filter(is_public, found))
+
+
+@pytest.mark.parametrize("who", ["operator", "admin"])
+def test_operators_of_all_owners_are(lived_in: Any, keys: Mapping[str, str], who: str) -> None:
+    said = "\n".join(found_in(told(lived_in, keys[who]), lived_in))
+    for what in ("state directory", "process id", "any process id", "any path"):
+        assert f": {what}: " in said, what
+
+
+@pytest.mark.parametrize("who", ["viewer", "publisher"])
+def test_errors_and_answers_of_publishes_tell_nothing_either(lived_in: Any, keys: Mapping[str, str], who: str) -> None:
+    headers = {"authorization": f"Bearer {keys[who]}"}
+    api = lived_in.endpoints["api"]
+    asked = {
+        "/v1/models/pair/publish": {"parts": {"first": {"uri": f"file://{lived_in.state}/secret"}}},
+        "/v1/models/pair/rollback": {"generation": 77},
+    }
+    given = {
+        path: httpx.post(api + path, json=body, headers=headers, timeout=60, trust_env=False)
+        for path, body in asked.items()
+    }
+    assert {answer.status_code for answer in given.values()} <= {400, 403, 404, 409}
+    assert found_in({path: answer.text for path, answer in given.items()}, lived_in) == []
+
+
+def test_what_people_declared_is_shown_to_them_as_they_wrote_it(lived_in: Any, keys: Mapping[str, str]) -> None:
+    path = "/v1/models/pair"
+    seen = [answer(lived_in, path, keys[who]).json()["manifest"] for who in ("viewer", "admin")]
+    assert seen[0] == seen[1]
