@@ -198,6 +198,8 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     artifact_bytes: int = Field(default=4 * 2**40, gt=0, lt=2**63)
     """Bytes in the artifact store of an owner whose object has no quota `artifactBytes`; and of uploads of one key or person that
     are not published yet."""
+    owner_replicas: int = Field(default=2000, gt=0, lt=2**31)
+    """Replicas that the manifests of an owner declare together if its object has no quota `replicas`, or if it has no object."""
     artifact_grace_hours: float = Field(default=24.0, ge=1)
     """What nothing names in the artifact store is removed once it was not used for so long. Above the time of the longest upload and publish."""
     artifact_unserved_days: float = Field(default=7.0, ge=0)

@@ -107,7 +107,7 @@ def apply_model(
         check_not_retiring(unit, before)
         check_measured(manifest, unit.profiles_of(name, before.serving_generation) if before else {})
         serving = before.serving_generation if before else None
-        claims = admit(unit, manifest, generation=serving)
+        claims = admit(unit, manifest, generation=serving, replicas=rooms.settings.owner_replicas)
         allowance = allowance_of(unit, manifest.metadata.owner, default=rooms.settings.artifact_bytes)
         admit_documents(unit, allowance, _more_bytes(unit, before, manifest), field="spec")
         if dry_run:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
 
@@ -10,12 +10,12 @@ from ipnext.access.keys import draw_key
 from ipnext.api.access import Asker, Visible, may
 from ipnext.api.admission import check_storable
 from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.platform import After, DryRun, ExpectedVersion, Limit, Rooms, listed
+from ipnext.api.platform import After, DryRun, ExpectedVersion, Limit, Platform, Rooms, listed
 from ipnext.errors import InvalidInput, NotFound, StaleWrite
 from ipnext.model.artifact_use import Allowance, owners_allowance
 from ipnext.model.manifest import ModelManifest
-from ipnext.model.owner import DOLLARS, UNITS, OwnerManifest, OwnerMember, OwnerView, QuotaUse
-from ipnext.model.owner_claims import check_quotas, claims_of
+from ipnext.model.owner import DOLLARS, REPLICAS, UNITS, OwnerManifest, OwnerMember, OwnerView, QuotaUse
+from ipnext.model.owner_claims import check_quotas, claims_of, quotas_of
 from ipnext.model.resource import Listed
 from ipnext.model.roles import RoleBinding
 from ipnext.model.value import Name
@@ -34,7 +34,7 @@ def list_owners(rooms: Rooms, visible: Visible, after: After = None, limit: Limi
     """By name, with their usage; those whose models the caller may not read are left out."""
     with rooms.store.read(visible) as unit:
         page = unit.owner_page(after=after, limit=limit)
-        return listed(Page(_views(unit, page.items), page.next))
+        return listed(Page(_views(rooms, unit, page.items), page.next))
 
 
 @router.get("/{owner}", dependencies=[may("owners.read")], summary="Read an owner")
@@ -45,7 +45,7 @@ def read_owner(owner: OwnerName, rooms: Rooms, visible: Visible) -> OwnerView:
         if record is None:
             msg = f"owner {owner!r} is not known; `ipnext get owners` lists those that you may see"
             raise NotFound(msg)
-        return _views(unit, (record,))[0]
+        return _views(rooms, unit, (record,))[0]
 
 
 @router.put("/{owner}", dependencies=[may("owners.manage")], summary="Apply an owner")
@@ -71,12 +71,12 @@ def apply_owner(
         _check_kinds(unit, manifest)
         before = unit.find_owner(owner)
         if dry_run:
-            return _checked(unit, before, manifest, expected_version)
-        former = _views(unit, (before,))[0].manifest if before else None
+            return _checked(rooms, unit, before, manifest, expected_version)
+        former = _views(rooms, unit, (before,))[0].manifest if before else None
         record = unit.put_owner(manifest, expected_version=expected_version)
         if manifest.spec.members is not None:
             _set_members(unit, owner, manifest.spec.members, by=asker.text)
-        view = _views(unit, (record,))[0]
+        view = _views(rooms, unit, (record,))[0]
         unit.note_audit(object=("Owner", owner), owner=owner, before=former, after=view.manifest)
     rooms.access.forget()
     return view
@@ -86,7 +86,7 @@ def apply_owner(
 def delete_owner(owner: OwnerName, rooms: Rooms, expected_version: ExpectedVersion = None) -> OwnerView:
     """Remove an owner with its quotas and its members' roles. 409 while it has models that are not retired."""
     with rooms.store.begin() as unit:
-        view = _views(unit, (unit.owner(owner),))[0]
+        view = _views(rooms, unit, (unit.owner(owner),))[0]
         unit.delete_owner(owner, expected_version=expected_version)
         unit.remove_members(owner)
         unit.note_audit(object=("Owner", owner), owner=owner, before=view.manifest)
@@ -94,11 +94,11 @@ def delete_owner(owner: OwnerName, rooms: Rooms, expected_version: ExpectedVersi
     return view
 
 
-def admit(unit: Repository, manifest: ModelManifest, *, generation: int | None) -> Mapping[str, float]:
+def admit(unit: Repository, manifest: ModelManifest, *, generation: int | None, replicas: int) -> Mapping[str, float]:
     """Check a model's manifest against the quotas of its owner; return what it counts for, to be written with it.
 
     In the unit of work that stores the manifest: units that admit models of one owner come one after another. `generation`:
-    the one that serves, whose profiles say what a replica does.
+    the one that serves, whose profiles say what a replica does. `replicas`: what an owner without a quota of them may have.
 
     Raises QuotaExceeded, and InvalidInput for an owner without an object if the fleet requires one.
     """
@@ -106,14 +106,14 @@ def admit(unit: Repository, manifest: ModelManifest, *, generation: int | None) 
     claims = claims_of(unit.as_measured(manifest, generation))
     unit.lock_owner(owner)
     record = unit.find_owner(owner)
-    if record is not None:
-        check_quotas(record.manifest, claims, unit.claim_of(name, owner), unit.claimed(owner, but=name))
-    elif unit.fleet().spec.require_owners:
+    if record is None and unit.fleet().spec.require_owners:
         msg = (
             f"metadata.owner: {owner!r} has no object of kind Owner, and the fleet requires one (spec.requireOwners); "
             "`ipnext get owners` lists those that there are"
         )
         raise InvalidInput(msg, field="metadata.owner", value=owner)
+    quotas = quotas_of(None if record is None else record.manifest, replicas=replicas)
+    check_quotas(owner, quotas, claims, unit.claim_of(name, owner), unit.claimed(owner, but=name))
     return claims
 
 
@@ -161,7 +161,9 @@ def _check_kinds(unit: Repository, manifest: OwnerManifest) -> None:
             raise InvalidInput(msg, field=field, value=kind, allowed=hardware)
 
 
-def _checked(unit: Repository, before: OwnerRecord | None, manifest: OwnerManifest, expected: int | None) -> OwnerView:
+def _checked(
+    rooms: Platform, unit: Repository, before: OwnerRecord | None, manifest: OwnerManifest, expected: int | None
+) -> OwnerView:
     """Answer of a dry run: the given manifest under the version in force (0: none)."""
     version, at = (0 if before is None else before.version), datetime.now(UTC)
     if expected is not None and expected != version:
@@ -173,7 +175,7 @@ def _checked(unit: Repository, before: OwnerRecord | None, manifest: OwnerManife
         created_at=at if before is None else before.created_at,
         updated_at=at if before is None else before.updated_at,
     )
-    (view,) = _views(unit, (record,))
+    (view,) = _views(rooms, unit, (record,))
     spec = view.manifest.spec
     if manifest.spec.members is not None:
         spec = spec.model_copy(update={"members": manifest.spec.members})
@@ -181,13 +183,21 @@ def _checked(unit: Repository, before: OwnerRecord | None, manifest: OwnerManife
     return view.model_copy(update={"manifest": shown, "dry_run": True})
 
 
-def _views(unit: Repository, records: Sequence[OwnerRecord]) -> tuple[OwnerView, ...]:
+def _views(rooms: Platform, unit: Repository, records: Sequence[OwnerRecord]) -> tuple[OwnerView, ...]:
     """Owners with their members and usage; the number of statements does not depend on the number of owners."""
     names = [record.name for record in records]
     members, uses = unit.owner_members(names), unit.owner_uses(names)
     budgets = _fleet_budgets(unit)
+    replicas = rooms.settings.owner_replicas
     return tuple(
-        _view(record, members.get(record.name, ()), uses[record.name], budgets.get(record.name)) for record in records
+        _view(
+            record,
+            members.get(record.name, ()),
+            _usage(record.manifest, uses[record.name], replicas=replicas),
+            models_without_budget=uses[record.name].without_budget,
+            fleet_budget_per_hour=budgets.get(record.name),
+        )
+        for record in records
     )
 
 
@@ -198,19 +208,15 @@ def _fleet_budgets(unit: Repository) -> dict[str, float | None]:
         return {}
 
 
-def _view(
-    record: OwnerRecord, members: tuple[OwnerMember, ...], use: OwnerUse, fleet_budget: float | None
-) -> OwnerView:
+def _view(record: OwnerRecord, members: tuple[OwnerMember, ...], usage: tuple[QuotaUse, ...], **more: Any) -> OwnerView:
     spec = record.manifest.spec.model_copy(update={"members": members})
-    usage = _usage(record.manifest, use)
     return OwnerView(
         manifest=record.manifest.model_copy(update={"spec": spec}),
         version=record.version,
         created_at=record.created_at,
         updated_at=record.updated_at,
         usage=usage,
-        models_without_budget=use.without_budget,
-        fleet_budget_per_hour=fleet_budget,
+        **more,
         warnings=tuple(
             f"quotas.{line.quota}: {line.limit:g} is below the {line.used:g} that the models ask for; nothing that runs "
             "changes, and what asks for more is refused"
@@ -220,17 +226,18 @@ def _view(
     )
 
 
-def _usage(manifest: OwnerManifest, use: OwnerUse) -> tuple[QuotaUse, ...]:
-    """Every quota with a limit, a use or a placement."""
-    placed = {f"{UNITS}{kind}": units for kind, units in use.placed_units.items()} | {DOLLARS: use.placed_cost}
-    limits = manifest.spec.quotas.limits
+def _usage(manifest: OwnerManifest, use: OwnerUse, *, replicas: int) -> tuple[QuotaUse, ...]:
+    """Every quota with a limit, a use or a placement. `replicas`: their limit without a quota."""
+    placed = {f"{UNITS}{kind}": units for kind, units in use.placed_units.items()}
+    placed |= {DOLLARS: use.placed_cost, REPLICAS: float(use.placed_replicas)}
+    limits = {REPLICAS: float(replicas), **manifest.spec.quotas.limits}
     names = sorted(limits.keys() | use.claimed.keys() | placed.keys())
     return tuple(
         QuotaUse(
             quota=name,
             used=round(use.claimed.get(name, 0.0), 9),
             limit=limits.get(name),
-            placed=round(placed.get(name, 0.0), 9) if name == DOLLARS or name.startswith(UNITS) else None,
+            placed=round(placed.get(name, 0.0), 9) if name in {DOLLARS, REPLICAS} or name.startswith(UNITS) else None,
         )
         for name in names
     )

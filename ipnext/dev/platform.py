@@ -38,6 +38,7 @@ from ipnext.infra.agent_clients import AgentClients
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.atomic_file import replace_file
 from ipnext.infra.forked import Orphans, become_subreaper
+from ipnext.infra.host_room import most_hosts
 from ipnext.infra.host_user import host_user
 from ipnext.infra.log_keeping import LogKeeping, LogLimits
 from ipnext.infra.wanted_state import WantedState, longest_drain
@@ -264,7 +265,9 @@ class Platform:
     def _environment(self) -> Mapping[str, str]:
         given = {**self._config.worker_settings(), **self._config.agent_settings()}
         settings = {name: os.environ.get(name, value) for name, value in given.items()}
+        most = most_hosts(regions=max(1, len(self._regions)))
         return settings | {
+            "IPNEXT_AGENT_MAX_HOSTS": os.environ.get("IPNEXT_AGENT_MAX_HOSTS", str(most)),
             **self._certificates.environment(),
             "IPNEXT_DATABASE_URL": self._stores.database_url,
             "IPNEXT_ARTIFACTS_URI": self._stores.artifacts_uri,

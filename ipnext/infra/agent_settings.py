@@ -87,6 +87,9 @@ class AgentSettings(BaseSettings):
     host_memory_allowance_bytes: int = Field(default=2**30, ge=0)
     """What a host and its engines may take beyond `memoryBytes` of their part, where a manifest says that. A host that takes more is
     ended and started again."""
+    max_hosts: int | None = Field(default=None, ge=1)
+    """Hosts that the region runs at once; a replica beyond them is not started, and says so. None: one for each 256 MiB of the machine's
+    memory, at least 8; `ipnext dev` gives each of its regions an equal part of that."""
     threads: int = Field(default=1, ge=1)
     """Compute threads of a host: replicas scale a part, and threads of neighbours would fight for the same cores."""
 

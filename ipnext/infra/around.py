@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ipnext.infra.host_room import HostRoom
 from ipnext.infra.router_process import RouterProcess
 
 
@@ -16,3 +17,5 @@ class Around(NamedTuple):
     """Whether all replicas of a model that are to go over have at hand what they shall hold."""
     changed: Callable[[], None]
     """Called when what is observed of it may have changed."""
+    room: HostRoom
+    """Has a place for its host, or not."""

@@ -17,6 +17,7 @@ from ipnext.infra.envoy import Gateway
 from ipnext.infra.envoy_process import EnvoyProcess
 from ipnext.infra.forgetting import Forgetting
 from ipnext.infra.holds import assigned, host_holds, replica_sets
+from ipnext.infra.host_room import HostRoom, most_hosts
 from ipnext.infra.log_keeping import LogKeeping, LogLimits
 from ipnext.infra.logs import read_logs
 from ipnext.infra.notes import HostNote
@@ -64,6 +65,7 @@ class Region:
         )
         self._envoy = EnvoyProcess(site)
         self._replicas: dict[DeploymentKey, list[HostReplica]] = defaultdict(list)
+        self._room = HostRoom(site.region, site.settings.max_hosts or most_hosts())
         self._lives: set[asyncio.Task[None]] = set()
         self._routes: dict[str, RouteTable] = dict(self._wanted.routes)
         self._served: dict[str, tuple[ServedGeneration, ...]] = {m: t.served for m, t in self._routes.items()}
@@ -311,7 +313,7 @@ class Region:
         return replica
 
     def _new_replica(self, key: DeploymentKey, number: int, engine: str, adopted: Adopted | None = None) -> HostReplica:
-        around = Around(self._router, self._publish_table, self._all_fetched, self._changes.rise)
+        around = Around(self._router, self._publish_table, self._all_fetched, self._changes.rise, self._room)
         return HostReplica(key, number, engine=engine, site=self._site, around=around, adopted=adopted)
 
     def _live_with(self, replica: HostReplica) -> None:
@@ -331,6 +333,7 @@ class Region:
 
     async def _live(self, replica: HostReplica) -> None:
         await replica.run()
+        self._room.give_back(replica.name)
         self._replicas[replica.key].remove(replica)
         if not self._replicas[replica.key]:
             del self._replicas[replica.key]

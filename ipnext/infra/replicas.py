@@ -29,6 +29,7 @@ from ipnext.infra.holds import (
     without,
 )
 from ipnext.infra.host_repair import FailedLoads, HostRepair
+from ipnext.infra.host_room import HostPlace
 from ipnext.infra.load_watch import rest, tells
 from ipnext.infra.memory_watch import MemoryWatch
 from ipnext.infra.notes import HostNote, as_note
@@ -74,6 +75,7 @@ class HostReplica:
         self._stamp = token_hex()
         self._over = GoingOver()
         self._refusal: str | None = None
+        self._place = HostPlace(around.room, self.name, patience_seconds=site.settings.load_retry_seconds)
         self._release_revision, self._release_deadline = 0, 0.0
         self._state: HostState | None = None
         self._answered_at = self._loads_told_at = 0.0
@@ -104,6 +106,7 @@ class HostReplica:
             self._told, self._wanted = note.sent, HostHolds(holds=note.sent.holds)
         if note.swapping:
             self._over.begun = object()
+        self._place.take(runs_already=True)
         self._child.start(running)
 
     @property
@@ -151,9 +154,12 @@ class HostReplica:
             pid=self._child.pid,
             ready=self.routed,
             engines=engines_of(self.key.part, self._state.ready if self._state else ()),
-            failures=load_failures(self._failed_loads.all, adapters_of(self._wanted, self._told)),
+            failures=(
+                *load_failures(self._failed_loads.all, adapters_of(self._wanted, self._told)),
+                *self._place.failures(self._wanted),
+            ),
             restarts=self._child.restarts,
-            message=self._refusal or self._child.message,
+            message=self._place.refusal or self._refusal or self._child.message,
             coming=self.coming,
             swaps=self._state.swaps if self._state else (),
             starts=self._state.starts if self._state else (),
@@ -224,6 +230,11 @@ class HostReplica:
     async def run(self) -> None:
         """The replica's life, from start to end."""
         if not self._child.started:
+            while not self.leaving and not self._place.take():
+                self._changed()
+                await self._pulse.wait(self._settings.idle_poll_seconds)
+            if self.leaving:
+                return
             self._child.start()
         while not self.leaving:
             await self._ask()
@@ -262,7 +273,7 @@ class HostReplica:
         if self.leaving:
             return ReplicaPhase.DRAINING
         if self._child.pid is None:
-            return ReplicaPhase.FAILED if self._child.message else ReplicaPhase.STARTING
+            return ReplicaPhase.FAILED if self._place.refusal or self._child.message else ReplicaPhase.STARTING
         return ReplicaPhase.RUNNING if self._state else ReplicaPhase.STARTING
 
     def _pause(self) -> float:

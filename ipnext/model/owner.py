@@ -20,6 +20,7 @@ MODELS: Final = "models"
 DOLLARS: Final = "dollarsPerHour"
 REQUESTS: Final = "requestsPerSecond"
 ARTIFACTS: Final = "artifactBytes"
+REPLICAS: Final = "replicas"
 UNITS: Final = "units."
 """First part of the name of a quota of units: `units.l4`."""
 
@@ -40,6 +41,8 @@ class OwnerQuotas(Written):
     """Models that are not retired."""
     units: Mapping[Name, Annotated[float, Field(ge=0)]] = Field(default_factory=dict, max_length=MOST_KINDS)
     """Hardware kind -> units in all regions, as the manifests declare them (`ipnext.model.owner_claims`)."""
+    replicas: int | None = Field(default=None, ge=0, lt=2**31)
+    """Replicas, each a process, as the manifests declare them; left out: as the platform's setting says."""
     dollars_per_hour: float | None = Field(default=None, ge=0)
     """$/h: the sum of the models' `spec.budgetPerHour`."""
     requests_per_second: float | None = Field(default=None, ge=0)
@@ -50,7 +53,12 @@ class OwnerQuotas(Written):
     @property
     def limits(self) -> Mapping[str, float]:
         """Quota by its name, such as `units.l4`, -> its limit."""
-        found = {MODELS: self.models, DOLLARS: self.dollars_per_hour, REQUESTS: self.requests_per_second}
+        found = {
+            MODELS: self.models,
+            REPLICAS: self.replicas,
+            DOLLARS: self.dollars_per_hour,
+            REQUESTS: self.requests_per_second,
+        }
         named = {name: float(limit) for name, limit in found.items() if limit is not None}
         if self.artifact_bytes is not None:
             named[ARTIFACTS] = float(self.artifact_bytes)
@@ -101,13 +109,13 @@ class QuotaUse(Value):
     """One quota beside what the owner's models ask for."""
 
     quota: str
-    """`models`, `units.KIND`, `dollarsPerHour`, `requestsPerSecond` or `artifactBytes`."""
+    """`models`, `replicas`, `units.KIND`, `dollarsPerHour`, `requestsPerSecond` or `artifactBytes`."""
     used: float
     """What the manifests of the models that are not retired add up to, or bytes stored; admission compares this with the limit."""
     limit: float | None = None
     """None: no limit."""
     placed: float | None = None
-    """What the plan in force gives them: units, or $/h; None for quotas that no plan has a figure of."""
+    """What the plan in force gives them: replicas, units, or $/h; None for quotas that no plan has a figure of."""
 
     @property
     def is_exceeded(self) -> bool:

@@ -1,6 +1,6 @@
 """Owners as applied, and what their models claim of their quotas."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 from sqlalchemy import insert as sa_insert
@@ -150,12 +150,13 @@ class Owners(Artifacts):
         """Owner -> what its models count for and are given; for each of these owners."""
         claimed, stated = self._claimed(owners), self._models_with_budget(owners)
         stored = self.owners_artifact_bytes(owners)
-        units, costs = self._placed(owners)
+        units, replicas, costs = self._placed(owners)
         return {
             owner: OwnerUse(
                 claimed={**claimed[owner], **({ARTIFACTS: float(stored[owner])} if owner in stored else {})},
                 without_budget=round(claimed[owner][MODELS]) - stated.get(owner, 0),
                 placed_units=units.get(owner, {}),
+                placed_replicas=replicas[owner],
                 placed_cost=costs.get(owner, 0.0),
             )
             for owner in owners
@@ -185,20 +186,24 @@ class Owners(Artifacts):
             for owner, count in self._session.exec(query.where(self._among(col(model.owner), some)))
         }
 
-    def _placed(self, owners: Collection[str]) -> tuple[Mapping[str, Mapping[str, float]], Mapping[str, float]]:
-        """Owner -> units by hardware kind, and owner -> $/h, by the plan in force."""
+    def _placed(
+        self, owners: Collection[str]
+    ) -> tuple[Mapping[str, Mapping[str, float]], Mapping[str, int], Mapping[str, float]]:
+        """Owner -> units by hardware kind, owner -> replicas, and owner -> $/h, by the plan in force."""
         row, placed = PlacedReplicasRow, PlacementRow
         units: dict[str, dict[str, float]] = defaultdict(dict)
+        replicas: Counter[str] = Counter()
         costs: dict[str, float] = {}
         for some in batches(owners):
-            taken = select(row.owner, row.hardware, func.sum(col(row.count) * col(row.units)))
-            for owner, hardware, figure in self._session.exec(
+            taken = select(row.owner, row.hardware, func.sum(col(row.count) * col(row.units)), func.sum(col(row.count)))
+            for owner, hardware, figure, count in self._session.exec(
                 taken.where(self._among(col(row.owner), some)).group_by(row.owner, row.hardware)
             ):
                 units[owner][hardware] = figure
+                replicas[owner] += count
             paid = select(placed.owner, func.sum(placed.cost_per_hour)).group_by(placed.owner)
             costs |= dict(self._session.exec(paid.where(self._among(col(placed.owner), some))).all())
-        return units, costs
+        return units, replicas, costs
 
     def _owner_row(self, name: str) -> OwnerRow:
         row = self._get(OwnerRow, name)

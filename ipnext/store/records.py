@@ -87,6 +87,8 @@ class OwnerUse(Value):
     """Models without a claim of $/h."""
     placed_units: Mapping[str, float] = {}
     """Hardware kind -> units in all regions."""
+    placed_replicas: int = 0
+    """In all regions."""
     placed_cost: float = 0.0
     """$/h."""
 

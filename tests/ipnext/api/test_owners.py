@@ -112,8 +112,8 @@ async def test_two_applies_at_the_same_time_do_not_pass_a_quota_together(applied
     assert sorted(answer.status_code for answer in answers) == [200, 200, 409, 409, 409, 409]
 
 
-async def test_without_an_object_an_owner_has_no_limit_unless_the_fleet_requires_one(applied):
-    await put_model(applied, "free", owner="ads", qps=1e6)
+async def test_without_an_object_an_owner_has_the_limit_of_replicas_only_unless_the_fleet_requires_one(applied):
+    await put_model(applied, "free", owner="ads", qps=5e4, budgetPerHour=1e6)
     fleet = applied.rooms.fleet_document()
     fleet["spec"]["requireOwners"] = True
     (await applied.http.put("/v1/fleet", json=fleet)).raise_for_status()
@@ -121,6 +121,33 @@ async def test_without_an_object_an_owner_has_no_limit_unless_the_fleet_requires
     assert (refused["field"], refused["value"]) == ("metadata.owner", "ads")
     await put(applied, "ads")
     await put_model(applied, "second", owner="ads")
+
+
+async def test_replicas_are_limited_also_for_an_owner_without_an_object_or_quota(applied):
+    most = applied.rooms.settings.owner_replicas
+    nodes = [{"name": "main", "part": "main", "inputs": {"x": "request.x"}}]
+    tiny = {
+        "parts": [{"name": "main", "hardware": [{"kind": "cpu", "units": 0.01, "qps": 1}]}],
+        "graph": {"nodes": nodes, "outputs": {"y": "main.y"}},
+    }
+    refused = await put_model(applied, "tiny", status=409, owner="ads", qps=most + 1, **tiny)
+    assert (refused["code"], refused["field"], refused["allowed"]) == (
+        "QuotaExceeded",
+        "spec.parts",
+        [f"at most {most:g}"],
+    )
+    assert f"owner 'ads' uses 0 of {most:g} replicas in its other models (IPNEXT_OWNER_REPLICAS)" in refused["message"]
+    view = await put(applied, "ads")
+    assert line(view, "replicas") == {"quota": "replicas", "used": 0, "limit": most, "placed": 0}
+    await put(applied, "ads", quotas={"replicas": 5})
+    refused = await put_model(applied, "tiny", status=409, owner="ads", qps=6, **tiny)
+    assert "uses 0 of 5 replicas in its other models (quotas.replicas); allowed: at most 5" in refused["message"]
+    await put_model(applied, "tiny", owner="ads", qps=3, **tiny)
+    refused = await put_model(applied, "tiny-2", status=409, owner="ads", qps=3, **tiny)
+    assert "uses 3 of 5 replicas" in refused["message"]
+    view = await put(applied, "ads", quotas={"replicas": most + 1})
+    assert (line(view, "replicas")["used"], line(view, "replicas")["limit"]) == (3, most + 1)
+    await put_model(applied, "tiny", owner="ads", qps=most + 1, **tiny)
 
 
 async def test_members_are_the_role_bindings_over_the_owner(applied):

@@ -4,9 +4,11 @@ import pytest
 
 from ipnext.errors import InvalidInput, QuotaExceeded
 from ipnext.model.manifest import parse_manifest
-from ipnext.model.owner_claims import Claim, check_quotas, claims_of
+from ipnext.model.owner_claims import Claim, check_quotas, claims_of, quotas_of
 
 NONE = Claim({}, is_counted=False)
+DEFAULT_REPLICAS = 100
+"""Of an owner without a quota of them."""
 
 
 def owner(**spec):
@@ -21,6 +23,10 @@ def model(*options, demand=(("eu", 250.0),), parts=1, unit="qps", **spec):
     found = {"parts": named, "demand": [{"region": r, unit: q} for r, q in demand], **graph, **spec}
     document = {"apiVersion": "ipnext/v1", "kind": "Model", "metadata": {"name": "m", "owner": "search"}, "spec": found}
     return parse_manifest(document)
+
+
+def check(claims, before, others, **quotas):
+    check_quotas("search", quotas_of(owner(quotas=quotas), replicas=DEFAULT_REPLICAS), claims, before, others)
 
 
 def test_units_are_those_of_the_replicas_that_the_demand_of_each_region_needs():
@@ -38,6 +44,22 @@ def test_a_model_that_survives_the_loss_of_a_region_counts_twice():
 def test_options_on_two_kinds_count_in_full_for_both():
     found = claims_of(model({"kind": "l4", "units": 1, "qps": 100}, {"kind": "cpu", "units": 0.5, "qps": 10}))
     assert (found["units.l4"], found["units.cpu"]) == (3, 12.5)
+
+
+def test_replicas_count_however_small_their_share_of_a_unit_is_on_the_kind_that_needs_the_most():
+    tiny = model({"kind": "cpu", "units": 0.01, "qps": 1}, demand=(("eu", 250.0),))
+    assert (claims_of(tiny)["units.cpu"], claims_of(tiny)["replicas"]) == (2.5, 250)
+    both = model({"kind": "l4", "units": 1, "qps": 100}, {"kind": "cpu", "units": 0.5, "qps": 10})
+    assert claims_of(both)["replicas"] == 25
+    assert claims_of(model(parts=2))["replicas"] == 6
+    assert claims_of(model(part={"minReplicas": 5}))["replicas"] == 5
+    assert claims_of(model(survive="region"))["replicas"] == 6
+
+
+def test_a_quota_of_replicas_takes_the_place_of_the_default():
+    assert {q: limit for q, (limit, _) in quotas_of(None, replicas=100).items()} == {"replicas": 100}
+    given = quotas_of(owner(quotas={"replicas": 3000, "artifactBytes": 1}), replicas=100)
+    assert {q: limit for q, (limit, _) in given.items()} == {"replicas": 3000}
 
 
 def test_demand_counts_in_requests_and_not_in_tokens():
@@ -59,11 +81,13 @@ def test_the_budget_counts_if_it_is_stated():
         ({"dollarsPerHour": 50}, {"dollarsPerHour": 11}, {"dollarsPerHour": 40}, "spec.budgetPerHour", "uses 40 of 50 $/h"),
         ({"dollarsPerHour": 50}, {}, {"dollarsPerHour": 40}, "spec.budgetPerHour", "absent"),
         ({"requestsPerSecond": 500}, {"requestsPerSecond": 101}, {"requestsPerSecond": 400}, "spec.demand", "400 of 500"),
+        ({"replicas": 8}, {"replicas": 5}, {"replicas": 4}, "spec.parts", "5 replicas; owner 'search' uses 4 of 8 replicas in its other models (quotas.replicas)"),
+        ({}, {"replicas": 97}, {"replicas": 4}, "spec.parts", "97 replicas; owner 'search' uses 4 of 100 replicas in its other models (IPNEXT_OWNER_REPLICAS)"),
     ],
 )  # fmt: skip
 def test_a_claim_beyond_a_quota_is_refused_with_the_figure_used_and_the_limit(quotas, claims, others, field, words):
     with pytest.raises(QuotaExceeded) as refused:
-        check_quotas(owner(quotas=quotas), claims, NONE, others)
+        check(claims, NONE, others, **quotas)
     assert refused.value.field == field
     assert words in refused.value.message
     (allowed,) = refused.value.allowed
@@ -75,21 +99,21 @@ def test_a_claim_that_fills_a_quota_is_taken():
     quotas = {"models": 3, "units": {"l4": 11}, "dollarsPerHour": 51, "requestsPerSecond": 500}
     claims = {"units.l4": 6.0, "dollarsPerHour": 11.0, "requestsPerSecond": 100.0}
     others = {"models": 2.0, "units.l4": 5.0, "dollarsPerHour": 40.0, "requestsPerSecond": 400.0}
-    check_quotas(owner(quotas=quotas), claims, NONE, others)
+    check(claims, NONE, others, **quotas)
 
 
 def test_below_a_quota_that_was_lowered_only_growth_is_refused():
-    tight = owner(quotas={"models": 0, "units": {"l4": 1}, "dollarsPerHour": 1, "requestsPerSecond": 1})
+    tight = {"models": 0, "units": {"l4": 1}, "dollarsPerHour": 1, "requestsPerSecond": 1}
     now = {"units.l4": 6.0, "requestsPerSecond": 250.0}
     others = {"models": 2.0, "units.l4": 5.0}
-    check_quotas(tight, now, Claim(now, is_counted=True), others)
-    check_quotas(tight, now | {"units.l4": 2.0}, Claim(now, is_counted=True), others)
+    check(now, Claim(now, is_counted=True), others, **tight)
+    check(now | {"units.l4": 2.0}, Claim(now, is_counted=True), others, **tight)
     with pytest.raises(QuotaExceeded, match=r"units\.l4"):
-        check_quotas(tight, now | {"units.l4": 7.0}, Claim(now, is_counted=True), others)
+        check(now | {"units.l4": 7.0}, Claim(now, is_counted=True), others, **tight)
     with pytest.raises(QuotaExceeded, match="one more model"):
-        check_quotas(tight, now, Claim(now, is_counted=False), others)
+        check(now, Claim(now, is_counted=False), others, **tight)
     with pytest.raises(QuotaExceeded, match="absent"):
-        check_quotas(owner(quotas={"dollarsPerHour": 1}), {}, Claim({"dollarsPerHour": 9.0}, is_counted=True), {})
+        check({}, Claim({"dollarsPerHour": 9.0}, is_counted=True), {}, dollarsPerHour=1)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +125,7 @@ def test_below_a_quota_that_was_lowered_only_growth_is_refused():
         ({"quotas": {"units": {"l4": -1}}}, "l4"),
         (
             {"quotas": {"gpus": 1}},
-            "unknown field; allowed here: artifactBytes, dollarsPerHour, models, requestsPerSecond, units",
+            "unknown field; allowed here: artifactBytes, dollarsPerHour, models, replicas, requestsPerSecond, units",
         ),
         ({"priority": 1001}, "priority"),
     ],

@@ -40,7 +40,7 @@ def fleet(units: float) -> FleetSpec:
 
 
 def apply(unit, manifest):
-    claims = admit(unit, manifest, generation=None)
+    claims = admit(unit, manifest, generation=None, replicas=1000)
     unit.put_model(manifest, expected_version=None)
     unit.claim(manifest.name, claims)
 
@@ -73,14 +73,14 @@ def test_what_models_count_for_is_summed_up_without_retired_ones(search):
         apply(unit, model("other", owner="ads"))
     with search.begin() as unit:
         assert unit.claimed("search", but="two") == {
-            "models": 1, "units.cpu": 2, "requestsPerSecond": 150, "dollarsPerHour": 5,
+            "models": 1, "units.cpu": 2, "requestsPerSecond": 150, "dollarsPerHour": 5, "replicas": 2,
         }  # fmt: skip
         uses = unit.owner_uses(("search", "nobody"))
         assert uses["search"].claimed["models"] == 2
         assert uses["search"].without_budget == 1
         assert uses["nobody"].claimed == {"models": 0}
         unit.update_model("one", retired=True)
-        assert unit.claimed("search", but="") == {"models": 1, "units.cpu": 1, "requestsPerSecond": 100}
+        assert unit.claimed("search", but="") == {"models": 1, "units.cpu": 1, "requestsPerSecond": 100, "replicas": 1}
 
 
 def test_a_model_that_is_given_to_another_owner_counts_there(search):
