@@ -6,7 +6,7 @@ Documents (manifests, plans, transitions, ...) are canonical JSON text: the same
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import ForeignKeyConstraint, Index, MetaData, UniqueConstraint, false, text
+from sqlalchemy import ForeignKeyConstraint, Index, MetaData, UniqueConstraint
 from sqlalchemy.orm import registry
 from sqlmodel import Field, SQLModel
 
@@ -102,13 +102,13 @@ class ModelRow(Row, table=True):
     version: int = _number()
     serving_generation: int | None = _number(default=None)
     target_generation: int | None = _number(default=None)
-    owner: str = _text(default="", sa_column_kwargs={"server_default": text("''")})
-    ready: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    owner: str = _text(default="")
+    ready: bool = False
     """Whether the condition Ready is recorded as true; set with the condition."""
     retired: bool = False
     created_at: datetime = _time()
     updated_at: datetime = _time()
-    document_bytes: int = _number(default=0, sa_column_kwargs={"server_default": text("0")})
+    document_bytes: int = _number(default=0)
     """Of its manifest, and of the manifests and reports of what was published."""
     refused_generation: int | None = _number(default=None)
     """The revision of the manifest that a validation refused, if none was accepted since."""
@@ -164,7 +164,7 @@ class ProfileRow(Row, table=True):
     part: str = _text()
     snapshot: int = _number()
     hardware: str = _text()
-    architecture: str = _text(sa_column_kwargs={"server_default": text("''")})
+    architecture: str = _text()
     """Of the snapshot (`model.profile.architecture_of`): the profile holds for all snapshots of the part that share it."""
     profile: str = _packed()
     measured_at: datetime = _time()
@@ -391,8 +391,8 @@ class TransitionRow(Row, table=True):
     waves_done: int = _number()
     message: str = _text()
     created_at: datetime = _time()
-    fence: int = _number(default=0, sa_column_kwargs={"server_default": "0"})
-    revision: int = _number(default=0, sa_column_kwargs={"server_default": "0"})
+    fence: int = _number(default=0)
+    revision: int = _number(default=0)
 
 
 class PauseRow(Row, table=True):
@@ -431,7 +431,7 @@ class RouteRow(Row, table=True):
     model: str = _text(primary_key=True)
     region: str = _text(primary_key=True)
     revision: int = _number()
-    refuses: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    refuses: bool = False
     route_table: str = _text()
 
 

@@ -1,13 +1,10 @@
 """Pages, filters and facts of many models on both engines, and the mark of what was committed."""
 
 import pytest
-from alembic import command
-from sqlalchemy import text
 
 from ipnext.errors import InvalidInput
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.status import ConditionType, Reason
-from ipnext.store.alembic_scripts import alembic_config
 from ipnext.store.session import Store
 
 
@@ -131,14 +128,3 @@ def test_the_revision_moves_with_every_commit_and_with_nothing_else(many):
         repository.add_event(None, "Test", "of another process")
     other.close()
     assert many.revision() != second
-
-
-def test_a_migration_fills_owner_and_readiness(many):
-    with many._engine.begin() as connection:
-        command.downgrade(alembic_config(connection), "0012-1")
-        connection.execute(text("UPDATE conditions SET status = 'True' WHERE model = 'm0'"))
-    many.migrate()
-    with many.read() as repository:
-        assert [record.name for record in repository.model_page(ready=True).items] == ["m0", "m1", "m3"]
-        owner = repository.model("m0").manifest.metadata.owner
-        assert len(repository.model_page(owner=owner).items) == 6

@@ -1,27 +1,21 @@
 """Migrations on both engines: they make exactly the tables of the code, whoever runs them."""
 
-import json
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from datetime import UTC, datetime
 
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Boolean, bindparam, inspect, text
+from sqlalchemy import inspect, text
 
 from ipnext.errors import Conflict, Unavailable
-from ipnext.model.status import ConditionType, Reason
-from ipnext.model.value import canonical_json
 from ipnext.store import engines, migrating
 from ipnext.store.alembic_scripts import alembic_config
-from ipnext.store.columns import UtcDateTime
-from ipnext.store.placements import PreparedPlan
 from ipnext.store.session import Store
 from ipnext.store.tables import METADATA
 from tests.waiting import PATIENCE_SECONDS
@@ -66,112 +60,6 @@ def test_the_way_back_leaves_nothing(empty_url):
     assert inspect(store._engine).get_table_names() == ["alembic_version"]
     store.migrate()
     store.close()
-
-
-OLD_PROBLEM = {
-    "regions": ["north"],
-    "rtt_ms": [[0.0]],
-    "hardware": ["cpu"],
-    "supply": [{"region": "north", "hardware": "cpu", "units": 9.0, "unit_cost": 1.5}],
-    "owners": [],
-    "models": [
-        {
-            "model": "ctr",
-            "owner": "search",
-            "priority": 2.0,
-            "latency_tolerance_ms": 10.0,
-            "survive": "none",
-            "budget_per_hour": None,
-            "demand": [{"region": "north", "qps": 250.0}],
-            "parts": [
-                {"part": "dense", "min_replicas": 1, "options": [{"hardware": "cpu", "units": 2.0, "qps": 100.0}]}
-            ],
-        }
-    ],
-    "current": {"replicas": [], "traffic": []},
-    "objective": {"latency_weight": 0.0, "move_cost": 0.0, "unmet_cost": 10.0},
-    "limits": {"max_moves": None, "time_seconds": 60.0, "gap": 0.01},
-}
-OLD_PLAN = {
-    "status": "optimal",
-    "objective": 59.0,
-    "bound": 59.0,
-    "gap": 0.0,
-    "bound_covers": "all",
-    "cost_per_hour": 6.0,
-    "replicas": [{"model": "ctr", "part": "dense", "region": "north", "hardware": "cpu", "count": 2}],
-    "traffic": [{"model": "ctr", "from": "north", "to": "north", "fraction": 0.8}],
-    "unmet": [{"model": "ctr", "region": "north", "qps": 50.0, "rules": ["supply north/cpu"]}],
-    "solver": {"method": "highs", "seconds": 0.0, "iterations": 1},
-}
-OLD_DIFF = {"replicas": [], "traffic": [], "moves": 2, "cost_per_hour_before": 0.0, "cost_per_hour_after": 6.0}
-OLD_DEPLOYMENT = {
-    "key": {"model": "ctr", "part": "dense", "region": "north", "hardware": "cpu"},
-    "replicas": 2, "engine": "torch", "units": 2.0, "qps": 100.0,
-}  # fmt: skip
-
-
-@pytest.fixture
-def old_store(empty_url, make):
-    """A store as the first version of the tables held it: a model that runs, and two plans, one in force."""
-    store = Store.open(empty_url)
-    with store._engine.begin() as connection:
-        command.upgrade(alembic_config(connection), "0001")
-        at = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
-        manifest = canonical_json(make.manifest())
-        connection.execute(
-            text(
-                "INSERT INTO models (name, manifest, generation, observed_generation, version, retired, created_at,"
-                " updated_at) VALUES ('ctr', :manifest, 1, 1, 1, :no, :at, :at)"
-            ).bindparams(bindparam("at", type_=UtcDateTime()), bindparam("no", type_=Boolean())),
-            {"manifest": manifest, "at": at, "no": False},
-        )
-        insert = text(
-            "INSERT INTO plans (id, trigger, input_digest, problem, plan, diff, adopted, message, created_at)"
-            " VALUES (:id, 'publish ctr', 'ab', :problem, :plan, :diff, :adopted, 'told', :at)"
-        ).bindparams(bindparam("at", type_=UtcDateTime()), bindparam("adopted", type_=Boolean()))
-        documents = {"problem": json.dumps(OLD_PROBLEM), "plan": json.dumps(OLD_PLAN), "diff": json.dumps(OLD_DIFF)}
-        for name in ("p1", "p2"):
-            connection.execute(insert, {"id": name, "adopted": name == "p1", "at": at, **documents})
-        pointer = text("INSERT INTO plan_in_force (id, plan_id, adopted_at) VALUES (1, 'p1', :at)")
-        connection.execute(pointer.bindparams(bindparam("at", type_=UtcDateTime())), {"at": at})
-        row = "INSERT INTO deployments VALUES ('ctr', 'dense', 'north', 'cpu', :deployment)"
-        connection.execute(text(row), {"deployment": json.dumps(OLD_DEPLOYMENT)})
-    yield store
-    store.close()
-
-
-def test_plans_of_the_first_version_become_placements_and_nothing_is_lost(old_store):
-    old_store.migrate()
-
-    with old_store.begin() as repository:
-        placed = repository.placement("ctr")
-        assert placed.wishes.model_dump(mode="json") == OLD_PROBLEM["models"][0]
-        assert (placed.plan_id, placed.replicas[0].count, placed.traffic[0].fraction) == ("p1", 2, 0.8)
-        assert (placed.unmet[0].qps, placed.cost_per_hour) == (50.0, 6.0)
-        assert repository.units_placed() == {("north", "cpu"): 4.0}
-        assert repository.units_needed(but=()) == {("north", "cpu"): 4.0}
-        lines = {entry.id: entry for entry in repository.plans()}
-        assert (lines["p1"].outcome, lines["p2"].outcome, lines["p1"].moves) == ("adopted", "kept", 2)
-        assert (lines["p1"].unmet_qps, lines["p1"].method, lines["p1"].message) == (50.0, "highs", "told")
-        assert lines["p1"].created_at == datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
-        record = repository.plan("p1")
-        assert record.plan.model_dump(mode="json", by_alias=True) == OLD_PLAN
-        repository.adopt_plan(PreparedPlan.of(record.model_copy(update={"id": "p3"})), expected="p1")
-        assert repository.plans()[0].id == "p3", "numbers go on"
-
-
-def test_the_way_back_keeps_the_plans_that_can_be_read(old_store):
-    old_store.migrate()
-    with old_store._engine.begin() as connection:
-        command.downgrade(alembic_config(connection), "0001")
-        found = connection.execute(text("SELECT id, plan, adopted FROM plans ORDER BY id")).all()
-        assert [(name, json.loads(plan), bool(adopted)) for name, plan, adopted in found] == [
-            ("p1", OLD_PLAN, True),
-            ("p2", OLD_PLAN, False),
-        ]
-        assert connection.scalar(text("SELECT count(*) FROM deployments")) == 1
-    old_store.migrate()
 
 
 NEXT = """
@@ -312,22 +200,3 @@ def test_a_file_that_is_no_database_says_so(tmp_path):
         pytest.raises(Unavailable, match=r"notes.txt cannot be used \(file is not a database\)"),
     ):
         store.schema_range()
-
-
-def test_models_that_there_are_count_for_their_owners_and_ready_becomes_its_halves(applied):
-    with applied.begin("ctr") as repository:
-        repository.update_model("ctr", serving_generation=1)
-        repository.set_condition("ctr", ConditionType.UP_TO_DATE, "False", Reason.GATE_FAILED, "too slow")
-        repository.set_condition("ctr", ConditionType.SERVING, "True", Reason.SERVING)
-    with applied._engine.begin() as connection:
-        command.downgrade(alembic_config(connection), "0019-1")
-        assert list(connection.execute(text("SELECT type, reason FROM conditions"))) == [("Ready", "GateFailed")]
-    applied.migrate()
-    with applied.read() as repository:
-        found = {c.type: (c.status, c.reason) for c in repository.conditions("ctr")}
-        assert found == {
-            ConditionType.SERVING: ("True", Reason.SERVING),
-            ConditionType.UP_TO_DATE: ("False", Reason.GATE_FAILED),
-            ConditionType.READY: ("False", Reason.GATE_FAILED),
-        }
-        assert repository.claimed("default", but="") == {"models": 1, "requestsPerSecond": 10, "units.cpu": 2}
