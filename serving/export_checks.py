@@ -13,13 +13,14 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+import serving
 from ipnext.errors import UnsupportedModel
 from serving.engines.blueprint import TorchProgram
 from serving.engines.torch_program import read_program
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _TORCH: Final = str(Path(torch.__file__).parent)
-_HERE: Final = str(Path(__file__).parent)
+_HERE: Final = str(Path(serving.__file__).parent)
 _HINTS: Final = (
     (
         re.compile(r"specialized it to be a constant|Constraints violated"),

@@ -14,9 +14,11 @@ from torch import nn
 
 from ipnext.errors import InvalidInput, LoadFailed, UnsupportedModel
 from ipnext.model.registry import SnapshotManifest
+from serving import graph
 from serving.engines.torch_program import read_program
 from serving.engines.torch_ranker import TorchEngine
 from serving.export import export_model
+from serving.export_checks import unsupported
 
 
 class Everything(nn.Module):
@@ -290,6 +292,15 @@ def test_what_cannot_be_exported_is_refused_with_line_and_hint(tmp_path, capfd, 
     assert hint in refusal.value.message
     assert list(tmp_path.iterdir()) == []
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_no_line_of_this_package_is_named_as_the_users():
+    class Ours(nn.Module):
+        """A layer that would be part of this package."""
+
+    Ours.__module__ = graph.__name__
+    reason = f'File "{__file__}", line 3, in forward\n  File "{graph.__file__}", line 9, in call'
+    assert unsupported(nn.Sequential(Wordy(), Ours()), reason).value == f"{__file__}:3"
 
 
 @pytest.mark.parametrize(
