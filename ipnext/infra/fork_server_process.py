@@ -4,7 +4,8 @@ A region's supervisor starts it: `python -m ipnext.infra.fork_server_process MOD
 message asks for one process: `{"id", "command", "arguments", "module"}` and the descriptor of its log. The answer is
 `{"id", "pid"}`, or `{"id", "refused"}` with a reason; the first message of all is `{"ready": true}`.
 
-A module that can be asked for has `main(arguments)`. Its `preload()`, where it has one, imports what it would import later on.
+A module is named as for `python -m`: a package stands for its `__main__`. One that can be asked for has `main(arguments)`. Its `preload()`,
+if it has one, imports what it would import later on.
 """
 
 import ctypes
@@ -34,8 +35,7 @@ def main() -> Program | None:
     modules, supervisor = sys.argv[1:], os.getppid()
     with _control() as control:
         for name in modules:
-            module = import_module(name)
-            getattr(module, "preload", lambda: None)()
+            getattr(_program(name), "preload", lambda: None)()
         gc.collect()
         gc.freeze()  # a collection in a fork neither walks nor writes to what all share
         control.send(json.dumps({"ready": True}).encode())
@@ -50,8 +50,14 @@ def main() -> Program | None:
                 control.detach()
                 _settle(supervisor, log, asked["command"])
                 sys.argv[1:] = asked["arguments"]
-                return partial(import_module(asked["module"]).main, asked["arguments"])
+                return partial(_program(asked["module"]).main, asked["arguments"])
             os.close(log)
+
+
+def _program(name: str) -> Any:
+    """The module that `python -m` runs by this name."""
+    module = import_module(name)
+    return import_module(f"{name}.__main__") if hasattr(module, "__path__") else module
 
 
 def _control() -> socket.socket:

@@ -233,20 +233,20 @@ from pathlib import Path
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.fork_server import ForkServer
 
-async def main(place, python):
+async def main(place, python, module):
     environment, log = dict(os.environ), place / "fork-server.log"
-    server = ForkServer(["forkable_host"], log_file=log, environment=environment, settings=AgentSettings(), python=python)
+    server = ForkServer([module], log_file=log, environment=environment, settings=AgentSettings(), python=python)
     server.start()
     while not server.ready:
         await asyncio.sleep(0.01)
     for name, more in (("same", {}), ("other", {"OMP_NUM_THREADS": "7"})):
         with (place / name).open("ab") as log:
-            command = [python, "-m", "forkable_host", "--id", "ends-0.dense"]
+            command = [python, "-m", module, "--id", "ends-0.dense"]
             process = await server.spawn(command, environment | more, log)
         assert await process.wait() == 0
     await server.stop(5)
 
-asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))
+asyncio.run(main(Path(sys.argv[1]), *sys.argv[2:]))
 """
 
 
@@ -258,16 +258,39 @@ def test_another_environment_needs_another_interpreter(tmp_path, build):
     if build == "another one":
         python = tmp_path / "python"
         python.symlink_to(sys.executable)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([HERE, *sys.path]), "OMP_NUM_THREADS": "1"}
+    same, other = told_in_two_environments(tmp_path, python, "forkable_host")
+    assert (same["forked"], same["omp"]) == (True, "1")
+    assert (other["forked"], other["omp"]) == (False, "7")
+
+
+@pytest.mark.usefixtures("subprocesses")
+def test_a_package_is_forked_as_python_would_run_it(tmp_path):
+    package = tmp_path / "forkable"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(PACKAGE_PROGRAM)
+    forked, started = told_in_two_environments(tmp_path, Path(sys.executable), "forkable")
+    assert (forked["forked"], started["forked"]) == (True, False)
+    assert forked["arguments"] == started["arguments"]
+
+
+PACKAGE_PROGRAM = """
+from forkable_host import main
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def told_in_two_environments(place, python, module):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([HERE, str(place), *sys.path]), "OMP_NUM_THREADS": "1"}
     subprocess.run(
-        [sys.executable, "-c", OTHER_ENVIRONMENT, str(tmp_path), str(python)],
+        [sys.executable, "-c", OTHER_ENVIRONMENT, str(place), str(python), module],
         env=environment,
         timeout=PATIENCE_SECONDS,
         check=True,
     )
-    same, other = (json.loads((tmp_path / name).read_text()) for name in ("same", "other"))
-    assert (same["forked"], same["omp"]) == (True, "1")
-    assert (other["forked"], other["omp"]) == (False, "7")
+    return [json.loads((place / name).read_text()) for name in ("same", "other")]
 
 
 async def test_a_look_for_orphans_that_fails_is_not_the_last(tmp_path):
