@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
 from serving.compiling.compile import compile_snapshot
-from serving.engines.torch_ranker import TorchEngine, TorchPart
+from serving.engines.torch.engine import TorchEngine, TorchPart
 from serving.export import export_model
-from serving.tensors import Array
+from serving.protocol.tensors import Array
 
 BATCHES = (1, 64, 256)
 DENSE = 13

@@ -38,11 +38,11 @@ from ipnext.artifacts.upload import ingest_directory
 from ipnext.infra.tether import tether
 from ipnext.model.deployment import HostedSnapshot, HostHolds, HostState
 from ipnext.model.registry import SnapshotManifest
+from serving.deltas.apply import apply_delta
 from serving.deltas.export import export_delta
-from serving.deltas.materialising import apply_delta
 from serving.export import export_model
-from serving.protocol import InferRequest, decode_response, encode_request, parse_header_length
-from serving.tensors import Tensor
+from serving.protocol.tensors import Tensor
+from serving.protocol.v2 import InferRequest, decode_response, encode_request, parse_header_length
 
 BATCH = 4096
 KINDS = ("full", "delta")

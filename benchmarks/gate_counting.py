@@ -23,7 +23,7 @@ from benchmarks.serving.own_servers import INFER_PATH, OwnServers
 from benchmarks.serving.reference import Asked, Reference
 from benchmarks.serving.timing import Sample, measure
 from ipnext.model.registry import single_part_graph
-from serving.predictions import SAMPLE_SECONDS
+from serving.metrics.prediction_sketches import SAMPLE_SECONDS
 
 NONE = "no answer is sampled"
 WAYS = {NONE: math.inf, "as by default": SAMPLE_SECONDS, "each answer is sampled": 0.0}

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.serving.dlrm import FULL_ROWS, draw, make
-from serving.engines.torch_program import read_program
+from serving.engines.torch.program import read_program
 from serving.export import export_model
 
 REQUESTS = 50

@@ -36,10 +36,10 @@ from ipnext.model.predictions import (
     RateLimit,
     TokenIssuer,
 )
-from serving.access_list import Callers
-from serving.guard import Guard
-from serving.http import Request
-from serving.router_table import compile_routes
+from serving.access.access_list import Callers
+from serving.access.guard import Guard
+from serving.http.messages import Request
+from serving.routing.table import compile_routes
 
 BEGIN, END = "<!-- prediction access -->", "<!-- end prediction access -->"
 MODEL, ISSUER, AUDIENCE = "double", "https://login.example.com", "ipnext"

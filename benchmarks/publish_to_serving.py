@@ -30,7 +30,7 @@ from demo.embedded import Embedded
 from ipnext import names
 from ipnext.artifacts.opening import open_store
 from ipnext.client import Client
-from serving.engines.torch_ranker import TorchEngine
+from serving.engines.torch.engine import TorchEngine
 from serving.export import export_model
 
 MODEL = "bench"

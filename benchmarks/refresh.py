@@ -47,8 +47,8 @@ from ipnext.model.deployment import (
 )
 from ipnext.model.registry import GraphNode, PartGraph, SnapshotSource
 from serving.export import export_model
-from serving.protocol import InferRequest, decode_response, encode_request, parse_header_length
-from serving.tensors import Tensor as Named
+from serving.protocol.tensors import Tensor as Named
+from serving.protocol.v2 import InferRequest, decode_response, encode_request, parse_header_length
 
 MODEL, REGION = "refreshed", "here"
 TABLES, WIDTH = 8, 16

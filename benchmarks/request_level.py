@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from serving.engines.torch_ranker import TorchEngine, TorchPart
+from serving.engines.torch.engine import TorchEngine, TorchPart
 from serving.export import export_model
-from serving.tensors import Array
+from serving.protocol.tensors import Array
 
 ITEMS = 100_000
 USERS = 100_000

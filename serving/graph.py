@@ -8,7 +8,7 @@ from typing import Final
 from ipnext.errors import InvalidInput, IPnextError
 from ipnext.model.prompt import PromptTemplate
 from ipnext.model.registry import REQUEST, GraphNode, PartGraph, source_node, source_tensor
-from serving.tensors import Tensor
+from serving.protocol.tensors import Tensor
 
 Tensors = Mapping[str, Tensor]
 Call = Callable[[str, Tensors], Awaitable[Tensors]]

@@ -14,7 +14,7 @@ from xdist.scheduler import LoadFileScheduling
 
 from ipnext.errors import LoadFailed
 from ipnext.store.session import Store
-from serving.genai.interpreter import vllm_python
+from serving.genai.command_line.interpreter import vllm_python
 from tests.genai.tiny_models import tiny_llama
 from tests.lasting import Lasting
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from serving.openai.engine_connection import EnginePool
+from serving.openai.engines.connection import EnginePool
 
 CHAT: Final = "/v1/chat/completions"
 

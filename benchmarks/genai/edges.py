@@ -27,8 +27,8 @@ from ipnext.model.deployment import (
 from ipnext.model.engine_settings import VllmSettings
 from ipnext.model.registry import GraphNode, PartGraph
 from ipnext.model.routing import RoutingPolicy
-from serving.genai import keeper
-from serving.genai.commands import engine_command, engine_environment
+from serving.genai.command_line.vllm_command import engine_command, engine_environment
+from serving.genai.engine import process_reaper
 
 MODEL: Final = "llm"
 REGION: Final = "here"
@@ -80,7 +80,7 @@ class Edges:
         port = free_port()
         command = engine_command(MODEL, checkpoint, port, settings, environment=os.environ)
         environment = {**engine_environment(settings, ONE_THREAD, swap=True), "PYTHONPATH": ""}
-        kept = [sys.executable, "-S", keeper.__file__, *command]
+        kept = [sys.executable, "-S", process_reaper.__file__, *command]
         ours, lifeline = os.pipe()
         self._stack.callback(os.close, lifeline)
         try:

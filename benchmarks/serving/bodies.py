@@ -8,8 +8,8 @@ import numpy.typing as npt
 import orjson
 
 from benchmarks.serving.http_wire import Answer, request_bytes
-from serving.protocol import HEADER_LENGTH, InferRequest, decode_response, encode_request, parse_header_length
-from serving.tensors import Tensor
+from serving.protocol.tensors import Tensor
+from serving.protocol.v2 import HEADER_LENGTH, InferRequest, decode_response, encode_request, parse_header_length
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 Scores = npt.NDArray[np.float32]

@@ -3,9 +3,9 @@
 import sys
 from functools import partial
 
-from serving.http import Request, Response
-from serving.listeners import Listener, listen
-from serving.server import run, serve
+from serving.http.listeners import Listener, listen
+from serving.http.messages import Request, Response
+from serving.http.server import run, serve
 
 
 def main(port: int, size: int) -> None:

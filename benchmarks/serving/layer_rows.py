@@ -21,14 +21,21 @@ from benchmarks.serving.timing import Contender, LoopContender, measure
 from ipnext.infra.ports import free_port
 from ipnext.model.deployment import HostedSnapshot
 from ipnext.model.registry import SnapshotManifest
-from serving.batching import InferenceQueue
 from serving.engines.base import LoadedPart
-from serving.engines.torch_ranker import TorchEngine
-from serving.generations import HeldSnapshots
-from serving.part_server import About, PartServer
-from serving.protocol import HEADER_LENGTH, Encoded, InferResponse, decode_request, encode_response, parse_header_length
-from serving.served import BatchLimits, Served
-from serving.tensors import Tensor
+from serving.engines.torch.engine import TorchEngine
+from serving.host.batching import InferenceQueue
+from serving.host.part_server import About, PartServer
+from serving.host.served_part import BatchLimits, Served
+from serving.protocol.tensors import Tensor
+from serving.protocol.v2 import (
+    HEADER_LENGTH,
+    Encoded,
+    InferResponse,
+    decode_request,
+    encode_response,
+    parse_header_length,
+)
+from serving.snapshots.held_snapshots import HeldSnapshots
 
 ENGINE = "engine, in process"
 CODEC = "+ V2 codec"

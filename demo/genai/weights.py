@@ -10,7 +10,7 @@ from typing import Final
 
 from demo.genai import gemma
 from ipnext.errors import LoadFailed
-from serving.genai.interpreter import vllm_python
+from serving.genai.command_line.interpreter import vllm_python
 
 DIRECTORY: Final = "gemma3-270m"
 MODELS_VARIABLE: Final = "IPNEXT_DEMO_MODELS"

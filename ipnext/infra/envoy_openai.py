@@ -11,7 +11,7 @@ Json = dict[str, Any]
 PATHS: Final = "/(v1(/.*)?|score|rerank|classify|pooling|tokenize|detokenize)"
 """Regular expression of whole paths: OpenAI's, and those that vLLM adds."""
 MAX_BODY_BYTES: Final = 32 * 2**20
-"""Of a request: Envoy holds all of it for a moment. The router's limit is the same (serving.openai.edge)."""
+"""Of a request: Envoy holds all of it for a moment. The router's limit is the same (serving.openai.routes)."""
 _FILTER: Final = "ipnext.model_of_body"
 _NAMESPACE: Final = "ipnext"
 _KEY: Final = "model"

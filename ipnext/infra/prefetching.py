@@ -151,4 +151,4 @@ class Fetcher:
     def _command(self) -> list[str]:
         endpoint = self._site.settings.s3_endpoint_url
         more = ["--s3-endpoint-url", endpoint] if endpoint else []
-        return [sys.executable, "-m", "serving.fetching", "--artifacts", self._site.artifacts, *more]
+        return [sys.executable, "-m", "serving.snapshots.fetch_process", "--artifacts", self._site.artifacts, *more]

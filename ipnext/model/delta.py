@@ -12,7 +12,7 @@ DELTA_FILES = frozenset({DELTA_FILE, DELTA_WEIGHTS_FILE})
 """All files of a delta snapshot: the program is the parent's."""
 
 RowDigest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
-"""The sum of the hashes of a tensor's rows (serving.deltas.row_digest)."""
+"""The sum of the hashes of a tensor's rows (serving.weights.row_digest)."""
 
 ROWS, VALUES, WHOLE = "rows:", "values:", "whole:"
 """Prefixes of tensors in the delta's weights: indices (int64, ascending) and rows of one that changed in part; all of one."""

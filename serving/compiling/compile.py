@@ -15,19 +15,19 @@ from ipnext.errors import InvalidInput, IPnextError
 from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 from ipnext.model.value import canonical_json
 from ipnext.names import COMPILE_SETTING, LIBRARY_FILE
-from serving.compiling.levels import level_for, needed_flags
-from serving.compiling.library import Recipe, built_library, compiler_version, default_cache, torch_version
-from serving.compiling.measuring import measured
+from serving.compiling.accuracy import measured
+from serving.compiling.cpu_levels import level_for, needed_flags
+from serving.compiling.library_cache import Recipe, built_library, compiler_version, default_cache, torch_version
 from serving.compiling.report import CompileReport, is_within
 from serving.engines.base import LoadedPart
-from serving.engines.cpu_flags import machine_flags
-from serving.engines.torch_compiled import CALLS_FILE, COMPILED_FILE, Compiled, Difference
-from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE
-from serving.engines.torch_ranker import TorchEngine
-from serving.snapshot_directory import artifact_file, checked_directory, write_last
-from serving.splitting.comparison import Drawn
-from serving.splitting.drawing import Drawing, Examples, Request
-from serving.splitting.ranges import ranges_of
+from serving.engines.torch.compiled import CALLS_FILE, COMPILED_FILE, Compiled, Difference
+from serving.engines.torch.cpu_flags import machine_flags
+from serving.engines.torch.engine import TorchEngine
+from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE
+from serving.snapshots.directory import artifact_file, checked_directory, write_last
+from serving.splitting.check.comparison import Drawn
+from serving.splitting.check.ranges import ranges_of
+from serving.splitting.check.sample_requests import Drawing, Examples, Request
 from serving.splitting.split import read_manifest, read_split_program
 
 TOLERANCE: Final = 1e-5

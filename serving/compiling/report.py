@@ -1,7 +1,7 @@
 """What a compilation gives: for which processors, how its answers differ, and whether that is within the tolerance."""
 
 from ipnext.model.value import Sha256, Value
-from serving.engines.torch_compiled import Difference
+from serving.engines.torch.compiled import Difference
 
 
 class CompileReport(Value):

@@ -15,9 +15,9 @@ from safetensors import safe_open
 from torch._inductor import cpu_vec_isa
 
 from ipnext.names import LIBRARY_FILE
-from serving.compiling.levels import LEVELS
-from serving.engines.torch_compiled import CALLS_FILE
-from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE, read_document, rebuild
+from serving.compiling.cpu_levels import LEVELS
+from serving.engines.torch.compiled import CALLS_FILE
+from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE, read_document, rebuild
 
 _VECTORS: Final[Mapping[str, type[cpu_vec_isa.VecISA]]] = {
     "x86-64-v4": cpu_vec_isa.VecAVX512,

@@ -38,7 +38,7 @@ def delta(
     """Write what differs between two snapshots of one program as a delta snapshot."""
     bases = tuple(base or ())
     if apply:
-        from serving.deltas.materialising import apply_delta  # noqa: PLC0415 - torch takes a second
+        from serving.deltas.apply import apply_delta  # noqa: PLC0415 - torch takes a second
 
         manifest = apply_delta(parent, new, out, bases=bases)
         write(manifest, output, lambda: _applied(out, manifest))

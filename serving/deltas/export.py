@@ -16,12 +16,12 @@ from torch import nn
 from ipnext.errors import InvalidInput
 from ipnext.model.delta import ChangedTensor, DeltaDocument
 from ipnext.model.registry import SnapshotManifest
-from serving.deltas.changes import Rows, by_rows, changed_rows, digest_after, write_rows
 from serving.deltas.lineage import Opened, opened, parameter_names, tensor_of
-from serving.deltas.row_digest import as_text, digest_of_rows
-from serving.deltas.snapshot import Delta, write_delta
-from serving.deltas.weights import Weights
-from serving.snapshot_directory import checked_directory, half_written
+from serving.snapshots.directory import checked_directory, half_written
+from serving.weights.delta_snapshot import Delta, write_delta
+from serving.weights.row_changes import Rows, by_rows, changed_rows, digest_after, write_rows
+from serving.weights.row_digest import as_text, digest_of_rows
+from serving.weights.weights import Weights
 
 AnyPath: TypeAlias = str | os.PathLike[str]
 NewWeights: TypeAlias = nn.Module | Mapping[str, torch.Tensor | Rows]

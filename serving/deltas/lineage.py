@@ -7,11 +7,11 @@ from typing import Any
 
 from ipnext.errors import InvalidInput
 from ipnext.model.registry import SnapshotManifest
-from serving.deltas.snapshot import Delta, read_delta
-from serving.deltas.weights import Weights, read_weights
-from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE, read_document
-from serving.engines.torch_ranker import ENGINE
-from serving.snapshot_directory import checked_manifest
+from serving.engines.torch.engine import ENGINE
+from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE, read_document
+from serving.snapshots.directory import checked_manifest
+from serving.weights.delta_snapshot import Delta, read_delta
+from serving.weights.weights import Weights, read_weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 from ipnext.model.registry import SnapshotManifest
 from ipnext.model.value import Sha256, Written
 from serving.deltas.lineage import Opened
-from serving.deltas.snapshot import read_delta
+from serving.weights.delta_snapshot import read_delta
 
 
 class TensorChange(Written):

@@ -10,9 +10,9 @@ from typing import Any, Final, Protocol, runtime_checkable
 from ipnext.errors import LoadFailed
 from ipnext.model.registry import Signature, SnapshotManifest
 from ipnext.names import ENGINE_GROUP
-from serving.tensors import Array
+from serving.protocol.tensors import Array
 
-BUILT_IN: Final[Mapping[str, str]] = MappingProxyType({"torch": "serving.engines.torch_ranker:TorchEngine"})
+BUILT_IN: Final[Mapping[str, str]] = MappingProxyType({"torch": "serving.engines.torch.engine:TorchEngine"})
 """Engines that come with IPnext, each imported only when a snapshot asks for it."""
 
 

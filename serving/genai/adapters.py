@@ -12,12 +12,12 @@ from ipnext.components.http_sessions import HttpSessions
 from ipnext.errors import LoadFailed, Unavailable
 from ipnext.model.adapter import adapter_in, engine_name
 from ipnext.model.deployment import HeldGeneration, HostedSnapshot, HostFailure
-from serving.arrival import Fetched
-from serving.genai.engine import Engine
-from serving.genai.probe import EngineProbe
-from serving.genai.swapping import load_adapter, unload_adapter
-from serving.genai.verification import verify_adapter
-from serving.generations import HeldSnapshots
+from serving.genai.checkpoint_check import verify_adapter
+from serving.genai.engine.probe import EngineProbe
+from serving.genai.engine.supervisor import Engine
+from serving.genai.weight_reload import load_adapter, unload_adapter
+from serving.snapshots.fetch import Fetched
+from serving.snapshots.held_snapshots import HeldSnapshots
 
 _RETRY_SECONDS = 1.0
 """Until an engine that gave no answer is asked again."""

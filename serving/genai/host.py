@@ -20,22 +20,22 @@ from ipnext.components.http_sessions import HttpSessions
 from ipnext.components.identity import Component
 from ipnext.model.deployment import STREAM_DRAIN_SECONDS, HostHolds, HostMemoryState, HostState
 from ipnext.model.engine_allowances import EngineAllowances
-from serving.confinement import Confinement, add_confinement, restrict
-from serving.draining import Drain
-from serving.fetching import FetchingProcess
+from serving.confinement.landlock import Confinement, add_confinement, restrict
+from serving.confinement.privileges import add_user, become, drop_capabilities, give_to
 from serving.genai.adapters import Adapters
-from serving.genai.enclosure import Enclosures, enclosures_place, host_allowed
-from serving.genai.engine import engine_sockets, forget_sockets
-from serving.genai.engine_log import EngineLogs, OpenLog
-from serving.genai.engines import Engines, log_directory, transfer_directory
+from serving.genai.checkpoint_check import verify
+from serving.genai.engine.enclosure import Enclosures, enclosures_place, host_allowed
+from serving.genai.engine.log import EngineLogs, OpenLog
+from serving.genai.engine.probe import EngineProbe
+from serving.genai.engine.supervisor import engine_sockets, forget_sockets
+from serving.genai.engine_manager import Engines, log_directory, transfer_directory
 from serving.genai.metrics import EngineMetrics
-from serving.genai.probe import EngineProbe
-from serving.genai.verification import verify
-from serving.http import Request, Response, json_response, not_found, parse_model
-from serving.listeners import Listener, add_listener, listeners, share_sockets
-from serving.privileges import add_user, become, drop_capabilities, give_to
-from serving.server import add_allowed_hosts, allowed_hosts, log_as_json, run, serve
-from serving.tallies import CONTENT_TYPE
+from serving.http.drain_lease import Drain
+from serving.http.listeners import Listener, add_listener, listeners, share_sockets
+from serving.http.messages import Request, Response, json_response, not_found, parse_model
+from serving.http.server import add_allowed_hosts, allowed_hosts, log_as_json, run, serve
+from serving.metrics.tallies import CONTENT_TYPE
+from serving.snapshots.fetch_process import FetchingProcess
 
 CALLERS: Final = (Component.AGENT,)
 NOTICE_SECONDS: Final = 1.0

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from serving.genai.engines import Engines
+from serving.genai.engine_manager import Engines
 
 _LABELS: Final = ("model", "part", "snapshot", "region")
 

@@ -7,9 +7,9 @@ from typing import Any
 import orjson
 
 from ipnext.model.adapter import adapter_in, client_name
-from serving.http import Flow, Sink
+from serving.http.messages import Flow, Sink
 from serving.openai.errors import UnknownModel
-from serving.router_table import GenerationRoute
+from serving.routing.table import GenerationRoute
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import orjson
 
 from ipnext.errors import InvalidInput, IPnextError, NotFound, Unauthenticated, Unavailable
 from ipnext.machine_details import shorten_text
-from serving.http import Response, error_headers
+from serving.http.messages import Response, error_headers
 
 TYPES: Final[Mapping[int, str]] = {
     400: "BadRequestError",

@@ -6,7 +6,7 @@ from typing import Any
 from ipnext.model.adapter import client_name
 from serving.openai.adapters import alias_of
 from serving.openai.errors import UnknownModel
-from serving.router_table import GenerationRoute, ModelRoutes, Routes
+from serving.routing.table import GenerationRoute, ModelRoutes, Routes
 
 _NAMED: int = 20
 

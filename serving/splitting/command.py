@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ipnext.cli.output import Form, Output, rows, write
 from ipnext.errors import EXIT_FAILURE
-from serving.splitting.picture import svg, tree
+from serving.splitting.diagram import svg, tree
 from serving.splitting.policy import read_policy
 from serving.splitting.report import SplitReport
 

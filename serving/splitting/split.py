@@ -13,16 +13,16 @@ from ipnext.errors import InvalidInput, IPnextError
 from ipnext.model.registry import SnapshotManifest
 from ipnext.model.split import SplitPolicy
 from serving.engines.base import LoadedPart
-from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE, read_document
-from serving.engines.torch_ranker import ENGINE
-from serving.snapshot_directory import checked_directory, checked_manifest, write_last
-from serving.splitting.comparison import Drawn, SplitModel, compare, load
-from serving.splitting.drawing import Drawing, Examples, Request
-from serving.splitting.planning import plan_split
-from serving.splitting.program import Program
-from serving.splitting.ranges import ranges_of
+from serving.engines.torch.engine import ENGINE
+from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE, read_document
+from serving.snapshots.directory import checked_directory, checked_manifest, write_last
+from serving.splitting.check.comparison import Drawn, SplitModel, compare, load
+from serving.splitting.check.ranges import ranges_of
+from serving.splitting.check.sample_requests import Drawing, Examples, Request
+from serving.splitting.ir.program import Program
 from serving.splitting.report import SplitReport
-from serving.splitting.writing import write_segment
+from serving.splitting.split_plan import plan_split
+from serving.splitting.write_segment import write_segment
 
 GRAPH_FILE: Final = "graph.json"
 REPORT_FILE: Final = "split.json"

@@ -12,7 +12,7 @@ from ipnext.model.distributions import _Z
 from ipnext.model.gates import ENOUGH_REQUESTS, GateSpec
 from ipnext.model.manifest import parse_manifests
 from ipnext.model.sketch import PREDICTION_BOUNDS
-from serving.predictions import MAX_OUTPUTS, MAX_VALUES, SAMPLE_SECONDS
+from serving.metrics.prediction_sketches import MAX_OUTPUTS, MAX_VALUES, SAMPLE_SECONDS
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "gates.md").read_text(encoding="utf-8")

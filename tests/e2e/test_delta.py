@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ipnext.errors import InvalidInput
 from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
-from serving.deltas.changes import Rows
 from serving.deltas.export import export_delta
 from serving.engines.base import find_engine
 from serving.export import export_model
+from serving.weights.row_changes import Rows
 from tests.processes import get_from
 from tests.waiting import PATIENCE_SECONDS, until
 

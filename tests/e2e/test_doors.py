@@ -27,7 +27,7 @@ from ipnext.components.issuing import Issuer
 from ipnext.credentials import read_key
 from ipnext.infra.agent_app import agent_app
 from ipnext.model.access import KeyRequest, Role
-from serving.openai.edge import ROOTS
+from serving.openai.routes import ROOTS
 from tests.processes import command_line
 from tests.waiting import until
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ipnext.names import DEADLINE_HEADER
 from serving.export import export_model
-from serving.protocol import InferRequest, encode_request
-from serving.tensors import Tensor as Given
+from serving.protocol.tensors import Tensor as Given
+from serving.protocol.v2 import InferRequest, encode_request
 from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.e2e

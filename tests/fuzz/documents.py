@@ -23,7 +23,7 @@ from ipnext.model.manifest import parse_manifests
 from ipnext.model.predictions import AccessList
 from ipnext.model.signing import SignerPolicy
 from ipnext.model.wire import decode
-from serving.access_list import Callers
+from serving.access.access_list import Callers
 
 _NOW = 2_000_000_000.0
 _SECRET = "s" * 43

@@ -6,10 +6,11 @@ import struct
 import numpy as np
 
 from ipnext.errors import InvalidInput
-from serving.frames import FrameProtocol, bytes_frame, tensor_frame
-from serving.http import Response
-from serving.http_server import http_factory
-from serving.protocol import (
+from serving.http.connection import http_factory
+from serving.http.messages import Response
+from serving.protocol.frames import FrameProtocol, bytes_frame, tensor_frame
+from serving.protocol.tensors import DTYPES, Tensor, check_shape, from_binary, to_binary, to_json
+from serving.protocol.v2 import (
     InferRequest,
     InferResponse,
     RequestedOutput,
@@ -19,7 +20,6 @@ from serving.protocol import (
     encode_response,
     parse_header_length,
 )
-from serving.tensors import DTYPES, Tensor, check_shape, from_binary, to_binary, to_json
 
 
 def codec(data):

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from serving.genai.probe import requests_in
+from serving.genai.engine.probe import requests_in
 from tests.genai.hosts import MODEL, complete, stream
 from tests.waiting import until
 

@@ -92,7 +92,8 @@ class Host:
     def engines(self):
         """The engine processes, by what their command line says; not what fetches into a directory that is called like them."""
         told = [(p, command_line(p)) for p in self.family()]
-        return [p for p, text in told if "serving.fetching" not in text and any(w in text for w in (str(MOCK), "vllm"))]
+        fetches = "serving.snapshots.fetch"
+        return [p for p, text in told if fetches not in text and any(w in text for w in (str(MOCK), "vllm"))]
 
     def log(self):
         (file,) = (self.root / "logs").glob(f"{self.name}.engine-*.log")

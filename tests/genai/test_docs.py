@@ -9,9 +9,9 @@ from pydantic_core import PydanticUndefined
 from ipnext.model.engine_settings import VllmSettings
 from serving.genai import host
 from serving.genai.adapters import Adapters
-from serving.genai.engine import Pace
-from serving.genai.engines import Engines
-from serving.genai.interpreter import COMMAND_VARIABLE, PYTHON_VARIABLE
+from serving.genai.command_line.interpreter import COMMAND_VARIABLE, PYTHON_VARIABLE
+from serving.genai.engine.supervisor import Pace
+from serving.genai.engine_manager import Engines
 from serving.genai.metrics import EngineMetrics
 
 TEXT = (Path(__file__).parents[2] / "docs" / "genai.md").read_text(encoding="utf-8")

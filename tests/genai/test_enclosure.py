@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from ipnext.model.engine_settings import VllmSettings
-from serving.confinement import Confinement
-from serving.genai.enclosure import PORTS, Enclosures, enclosures_place, engine_ports
-from serving.genai.program_paths import program_paths, program_words
+from serving.confinement.landlock import Confinement
+from serving.genai.engine.enclosure import PORTS, Enclosures, enclosures_place, engine_ports
+from serving.genai.engine.program_paths import program_paths, program_words
 
 SOCKET = Path("/run/h/e/1/e.sock")
 

@@ -5,8 +5,8 @@ import os
 import pytest
 
 from ipnext.errors import Forbidden, Unavailable
-from serving.fetching_keeper import FetchingKeeper
-from serving.genai.engine_log import EngineLog, EngineLogs
+from serving.genai.engine.log import EngineLog, EngineLogs
+from serving.snapshots.fetch_starter import FetchingKeeper
 
 NAME = "h.engine-0a1b2c3d.log"
 

@@ -11,7 +11,7 @@ import pytest
 from ipnext.infra.host_user import open_state, refusal
 from ipnext.infra.tether import tether
 from ipnext.model.deployment import HostHolds
-from serving.openai.engine_connection import EnginePool
+from serving.openai.engines.connection import EnginePool
 from tests.genai.hosts import MOCK
 from tests.genai.test_sockets import ready
 from tests.own_user import needs_root, nobody, open_directory, with_open_python

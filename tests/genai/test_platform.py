@@ -175,7 +175,7 @@ def keepers_and_servers(platform):
     found = []
     for process in platform.found("vllm.entrypoints", "--served-model-name"):
         with suppress(psutil.NoSuchProcess):
-            if "keeper.py" not in " ".join(process.cmdline()) or process.children():
+            if "process_reaper.py" not in " ".join(process.cmdline()) or process.children():
                 found.append(process)
     return found
 
@@ -184,7 +184,7 @@ def keepers_and_servers(platform):
 def test_an_engine_that_is_killed_comes_back_and_leaves_nothing(first, platform, client, which):
     until(lambda: len(keepers_and_servers(platform)) == 2)  # what the rollback left has ended
     found = keepers_and_servers(platform)
-    victim = next(p for p in found if ("keeper.py" in " ".join(p.cmdline())) == (which == "keeper"))
+    victim = next(p for p in found if ("process_reaper.py" in " ".join(p.cmdline())) == (which == "keeper"))
     beneath = [victim, *victim.children(recursive=True)]
     victim.send_signal(signal.SIGKILL)
     until(lambda: gone(beneath))
@@ -223,7 +223,7 @@ def finished(platform, change):
 
 def server_pids(platform):
     found = platform.found("vllm.entrypoints", "--served-model-name styled")
-    return {p.pid for p in found if "keeper.py" not in " ".join(p.cmdline())}
+    return {p.pid for p in found if "process_reaper.py" not in " ".join(p.cmdline())}
 
 
 def said(client, model, generation, prompt):

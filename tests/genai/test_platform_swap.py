@@ -41,7 +41,7 @@ class Bed:
 
     def engines(self):
         """Process ids of the engines, by their start."""
-        found = [p for p in self.running.found(*self.words) if "keeper.py" not in " ".join(p.cmdline())]
+        found = [p for p in self.running.found(*self.words) if "process_reaper.py" not in " ".join(p.cmdline())]
         return {(p.pid, p.create_time()) for p in found}
 
 

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from serving.genai.shared_storage import SharedStorage
+from serving.genai.engine.shared_storage import SharedStorage
 from tests.waiting import PATIENCE_SECONDS
 
 KILLED = """
 import os, pathlib, signal, sys
-from serving.genai.shared_storage import SharedStorage
+from serving.genai.engine.shared_storage import SharedStorage
 storage = SharedStorage(pathlib.Path(sys.argv[1]))
 storage.take()
 (storage.directory / "left").write_text("x")

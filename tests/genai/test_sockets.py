@@ -10,8 +10,8 @@ import pytest
 
 from ipnext.infra.tether import tether
 from ipnext.model.deployment import HostHolds, HostState
-from serving.genai.engine import forget_sockets
-from serving.openai.engine_connection import EnginePool
+from serving.genai.engine.supervisor import forget_sockets
+from serving.openai.engines.connection import EnginePool
 from tests.genai.hosts import MOCK
 from tests.processes import accepts, client_of, get_from
 from tests.waiting import PATIENCE_SECONDS, until

@@ -16,8 +16,8 @@ import pytest
 from ipnext.artifacts.checkpoint_import import describe_checkpoint
 from ipnext.errors import LoadFailed
 from ipnext.model.engine_settings import vllm_settings
-from serving.arrival import Fetched
-from serving.genai.swapping import load_adapter, swap_weights, unload_adapter
+from serving.genai.weight_reload import load_adapter, swap_weights, unload_adapter
+from serving.snapshots.fetch import Fetched
 from tests.genai.alike import Alike
 from tests.genai.checkpoints import write_vllm_adapter
 from tests.genai.hosts import Yard, complete, stream
@@ -95,7 +95,7 @@ def test_requests_in_flight_are_counted_until_they_end_or_their_client_leaves(ho
 
 def test_no_process_of_the_engine_gains_privileges_or_has_those_of_root(host):
     for process in [psutil.Process(host.process.pid), *host.family()]:
-        if "fetching" in command_line(process):  # they run nothing of a snapshot
+        if "serving.snapshots.fetch" in command_line(process):  # they run nothing of a snapshot
             continue
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
         status = dict(line.split(":\t", 1) for line in lines if line.startswith(("NoNewPrivs", "CapEff")))

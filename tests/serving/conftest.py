@@ -34,10 +34,10 @@ from ipnext.model.deployment import (
     SnapshotFacts,
 )
 from ipnext.model.registry import GraphNode, PartGraph, SnapshotSource, SyncPolicy
-from serving import host_connection
 from serving.export import export_model
-from serving.protocol import InferRequest, InferResponse, decode_response, encode_request, parse_header_length
-from serving.tensors import Tensor
+from serving.protocol.tensors import Tensor
+from serving.protocol.v2 import InferRequest, InferResponse, decode_response, encode_request, parse_header_length
+from serving.routing import host_connection
 from tests.waiting import PATIENCE_SECONDS, until
 
 MODEL = "click"

@@ -11,7 +11,7 @@ from torch import nn
 from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
 from ipnext.model.value import canonical_json
 from serving.export import export_model
-from serving.snapshot_directory import artifact_file
+from serving.snapshots.directory import artifact_file
 
 PROGRAM = "program.json"
 SIZE = 64

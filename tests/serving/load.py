@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import httpx
 
-from serving.protocol import decode_response, parse_header_length
+from serving.protocol.v2 import decode_response, parse_header_length
 from tests.waiting import PATIENCE_SECONDS, until
 
 INFER = "/v2/models/click/infer"

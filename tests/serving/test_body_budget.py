@@ -11,16 +11,17 @@ import orjson
 import pytest
 
 from ipnext.errors import TooLarge, Unavailable
-from serving import compression, http_limits
-from serving.compression import unpacked
-from serving.frames import FrameProtocol, bytes_frame
-from serving.host_connection import Pieces
-from serving.http import Request
-from serving.http_limits import BodyBudget, HttpLimits
-from serving.json_size import MAX_STRUCTURES, SMALL_BYTES, parsed_bytes
-from serving.protocol import InferRequest, decode_request, encode_request
-from serving.tensors import Tensor, decoded_bytes
-from tests.serving.test_host_frames import host_of
+from serving.http import compression
+from serving.http import limits as http_limits
+from serving.http.compression import unpacked
+from serving.http.limits import BodyBudget, HttpLimits
+from serving.http.messages import Request
+from serving.protocol.frames import FrameProtocol, bytes_frame
+from serving.protocol.json_size import MAX_STRUCTURES, SMALL_BYTES, parsed_bytes
+from serving.protocol.tensors import Tensor, decoded_bytes
+from serving.protocol.v2 import InferRequest, decode_request, encode_request
+from serving.routing.host_connection import Pieces
+from tests.serving.host.test_frame_server import host_of
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 MEGA = 2**20

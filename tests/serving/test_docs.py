@@ -5,17 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from serving import compression, host, router
-from serving.generations import HeldSnapshots
-from serving.host_metrics import HostMetrics
-from serving.http_limits import HttpLimits
-from serving.json_size import MAX_STRUCTURES, SMALL_BYTES
-from serving.openai.proof import ForeignAnswers
-from serving.protocol import MAX_JSON_BYTES, MAX_JSON_ELEMENTS
-from serving.router import RouterLimits
-from serving.router_metrics import RouterMetrics
-from serving.tallies import HostTally
-from serving.tensors import MAX_BYTES_ELEMENTS
+from serving.host import host
+from serving.host.metrics import HostMetrics
+from serving.http import compression
+from serving.http.limits import HttpLimits
+from serving.metrics.tallies import HostTally
+from serving.openai.engines.proof import ForeignAnswers
+from serving.protocol.json_size import MAX_STRUCTURES, SMALL_BYTES
+from serving.protocol.tensors import MAX_BYTES_ELEMENTS
+from serving.protocol.v2 import MAX_JSON_BYTES, MAX_JSON_ELEMENTS
+from serving.router import router
+from serving.router.router import RouterLimits
+from serving.routing.metrics import RouterMetrics
+from serving.snapshots.held_snapshots import HeldSnapshots
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "serving.md").read_text(encoding="utf-8")

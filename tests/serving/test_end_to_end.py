@@ -12,7 +12,7 @@ import torch
 
 from ipnext.model.deployment import PartEndpoint
 from serving.graph import plan_graph, run_graph
-from serving.protocol import decode_response, parse_header_length
+from serving.protocol.v2 import decode_response, parse_header_length
 from tests.waiting import PATIENCE_SECONDS, until
 
 INFER = "/v2/models/click/infer"

@@ -8,7 +8,7 @@ import pytest
 from ipnext.errors import InvalidInput, IPnextError
 from ipnext.model.registry import GraphNode, PartGraph
 from serving.graph import plan_graph, run_graph
-from serving.tensors import Tensor
+from serving.protocol.tensors import Tensor
 from tests.waiting import PATIENCE_SECONDS
 
 

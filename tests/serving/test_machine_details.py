@@ -4,7 +4,7 @@ import orjson
 import pytest
 
 from ipnext.errors import Unavailable
-from serving.http import error_response
+from serving.http.messages import error_response
 from serving.openai.errors import openai_error
 
 TOLD = "part 'p': unix:///srv/state/run/03c9/router.sock ended while it had this request, as http://127.0.0.1:41233 had"

@@ -385,8 +385,8 @@ CHANGES: Mapping[str, Callable[[ModuleType], None]] = {
     "ipnext.store.migrating": _extend_schema,
     "ipnext.store.unit": _extend_documents,
     "pydantic._internal._model_construction": _extend_values,
-    "serving.frames": _extend_frames,
-    "serving.http": _extend_control_answers,
+    "serving.protocol.frames": _extend_frames,
+    "serving.http.messages": _extend_control_answers,
 }
 SHAPES_OF_PROGRAMS: Mapping[str, Mapping[frozenset[str], str]] = {
     "ipnext.infra.fork_server_process": {

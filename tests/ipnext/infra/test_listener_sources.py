@@ -14,7 +14,7 @@ import pytest
 from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.infra.ports import free_port
 from ipnext.infra.tether import tether
-from serving.frames import UPGRADE
+from serving.protocol.frames import UPGRADE
 from tests.processes import unix_transport
 from tests.waiting import PATIENCE_SECONDS, until
 

@@ -40,7 +40,7 @@ def agent(new_agent, store):
 def fetching(agent):
     """The process that fetches ahead: the agent's own child."""
     found = psutil.Process(agent.process.pid).children()
-    return next((child for child in found if "serving.fetching" in child.cmdline()), None)
+    return next((child for child in found if "serving.snapshots.fetch_process" in child.cmdline()), None)
 
 
 def test_what_is_asked_for_lies_in_the_cache_of_the_region(agent, stored):

@@ -13,22 +13,22 @@ import uvloop
 
 from ipnext.model.deployment import HostedSnapshot, PartEndpoint, RoutedModel, RouterTable, ServedGeneration
 from ipnext.model.registry import GraphNode, PartGraph, Signature, TensorSpec
-from serving.balancing import EndpointLoads
-from serving.batching import InferenceQueue
-from serving.frames import UPGRADE
-from serving.generations import HeldSnapshots
-from serving.host import Host
-from serving.host_client import HostClient
-from serving.host_frames import HostFrames
-from serving.http_limits import HttpLimits
-from serving.http_server import http_factory
-from serving.part_server import PartServer
-from serving.router import Router, RouterLimits
-from serving.router_metrics import RouterMetrics
-from serving.router_table import TableFollower
-from serving.served import BatchLimits, Served
-from serving.tensors import DTYPES
-from serving.walking import Walker
+from serving.host.batching import InferenceQueue
+from serving.host.frame_server import HostFrames
+from serving.host.graph_executor import Walker
+from serving.host.host import Host
+from serving.host.part_server import PartServer
+from serving.host.served_part import BatchLimits, Served
+from serving.http.connection import http_factory
+from serving.http.limits import HttpLimits
+from serving.protocol.frames import UPGRADE
+from serving.protocol.tensors import DTYPES
+from serving.router.router import Router, RouterLimits
+from serving.routing.host_client import HostClient
+from serving.routing.load_balancer import EndpointLoads
+from serving.routing.metrics import RouterMetrics
+from serving.routing.table import TableFollower
+from serving.snapshots.held_snapshots import HeldSnapshots
 from tests.waiting import PATIENCE_SECONDS
 
 REGION = "north"

@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from serving.tensors import DTYPES, bf16_to_float32, float32_to_bf16
+from serving.protocol.tensors import DTYPES, bf16_to_float32, float32_to_bf16
 from tests.waiting import eventually
 
 triton = pytest.importorskip(

@@ -9,10 +9,10 @@ import httpx
 import numpy as np
 import pytest
 
-from serving import protocol
-from serving.protocol import InferRequest, decode_response, encode_request, parse_header_length
-from serving.router import RouterLimits
-from serving.tensors import Tensor
+from serving.protocol import v2
+from serving.protocol.tensors import Tensor
+from serving.protocol.v2 import InferRequest, decode_response, encode_request, parse_header_length
+from serving.router.router import RouterLimits
 from tests.waiting import PATIENCE_SECONDS, until
 
 LENGTH = "inference-header-content-length"
@@ -156,7 +156,7 @@ def test_json_beyond_its_limit_is_413_and_binary_data_is_not(new_edge):
 
 
 def test_a_json_answer_of_too_many_elements_is_refused_and_binary_data_is_not(ask, monkeypatch):
-    monkeypatch.setattr(protocol, "MAX_JSON_ELEMENTS", 1000)
+    monkeypatch.setattr(v2, "MAX_JSON_ELEMENTS", 1000)
     encoded = binary_of(501)
     refused(ask(encoded.body, **encoded.headers), 400, "'y' have 1002 elements, JSON carries at most 1000")
     asked = encode_request(InferRequest({"x": Tensor("FP32", np.zeros((501, 2), np.float32))}, binary_output=True))

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving.balancing import EndpointLoads
-from serving.batching import InferenceQueue
-from serving.frames import ALIGNMENT, FrameProtocol, bytes_frame, tensor_frame
-from serving.generations import HeldSnapshots
-from serving.host_client import HostClient
-from serving.host_frames import HostFrames
-from serving.part_server import PartServer
-from serving.protocol import InferRequest, encode_request
-from serving.served import BatchLimits, Served
-from serving.tensors import Tensor
-from serving.walking import Walker
+from serving.host.batching import InferenceQueue
+from serving.host.frame_server import HostFrames
+from serving.host.graph_executor import Walker
+from serving.host.part_server import PartServer
+from serving.host.served_part import BatchLimits, Served
+from serving.protocol.frames import ALIGNMENT, FrameProtocol, bytes_frame, tensor_frame
+from serving.protocol.tensors import Tensor
+from serving.protocol.v2 import InferRequest, encode_request
+from serving.routing.host_client import HostClient
+from serving.routing.load_balancer import EndpointLoads
+from serving.snapshots.held_snapshots import HeldSnapshots
 from tests.waiting import eventually
 
 X = Tensor("FP32", np.array([[1, 2]], np.float32))

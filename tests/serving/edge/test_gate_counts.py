@@ -9,10 +9,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ipnext.model.sketch import LATENCY_SECONDS, latency_bucket, prediction_bucket
-from serving.predictions import SAMPLE_SECONDS
-from serving.protocol import InferRequest, RequestedOutput, encode_request
-from serving.router_metrics import RouterMetrics
-from serving.tensors import Tensor
+from serving.metrics.prediction_sketches import SAMPLE_SECONDS
+from serving.protocol.tensors import Tensor
+from serving.protocol.v2 import InferRequest, RequestedOutput, encode_request
+from serving.routing.metrics import RouterMetrics
 
 MODELS = ("one", "chain")
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.protocol import InferRequest, encode_request
-from serving.router import RouterLimits
-from serving.router_metrics import RouterMetrics
-from serving.tallies import Histogram
-from serving.tensors import Tensor
+from serving.metrics.tallies import Histogram
+from serving.protocol.tensors import Tensor
+from serving.protocol.v2 import InferRequest, encode_request
+from serving.router.router import RouterLimits
+from serving.routing.metrics import RouterMetrics
 from tests.waiting import PATIENCE_SECONDS, until
 
 
@@ -137,7 +137,7 @@ def test_a_generation_that_nobody_asks_for_any_more_is_forgotten_and_a_served_on
         metrics.note_answer("m", generation, status=200, seconds=0.1)
     metrics.text()
     assert len(metrics.traffic) == 2
-    monkeypatch.setattr("serving.router_metrics._FORGET_SECONDS", -1.0)
+    monkeypatch.setattr("serving.routing.metrics._FORGET_SECONDS", -1.0)
     with metrics.in_flight("m", 1):
         metrics.text()
         assert len(metrics.traffic) == 2

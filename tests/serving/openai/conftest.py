@@ -26,15 +26,15 @@ from ipnext.model.deployment import (
     SnapshotFacts,
 )
 from ipnext.model.registry import GraphNode, PartGraph
-from serving.access_list import AccessFollower
-from serving.balancing import EndpointLoads
-from serving.generation_counts import GenerationCounts
-from serving.host_client import HostClient
-from serving.http_limits import HttpLimits
-from serving.http_server import http_factory
-from serving.router import Router, RouterLimits
-from serving.router_metrics import RouterMetrics
-from serving.router_table import TableFollower
+from serving.access.access_list import AccessFollower
+from serving.http.connection import http_factory
+from serving.http.limits import HttpLimits
+from serving.metrics.generation_counts import GenerationCounts
+from serving.router.router import Router, RouterLimits
+from serving.routing.host_client import HostClient
+from serving.routing.load_balancer import EndpointLoads
+from serving.routing.metrics import RouterMetrics
+from serving.routing.table import TableFollower
 from tests.mixed_ranker import Ranker, export_ranker
 from tests.waiting import until
 

@@ -4,13 +4,13 @@ import asyncio
 
 import pytest
 
-from serving.http_limits import BodyBudget, HttpLimits
-from serving.json_size import MAX_STRUCTURES, parsed_bytes
-from serving.router import RouterLimits
+from serving.http.limits import BodyBudget, HttpLimits
+from serving.protocol.json_size import MAX_STRUCTURES, parsed_bytes
+from serving.router.router import RouterLimits
+from tests.serving.openai.test_routes import CHAT, ask
 from tests.waiting import eventually
 
 from .conftest import raw_engine, running_edge
-from .test_edge import CHAT, ask
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-type: application/json\r\n\r\n{}"
 LIMITS = HttpLimits(held_bytes=8 * 2**20)

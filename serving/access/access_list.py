@@ -1,0 +1,175 @@
+"""The access list made ready for requests, and the follower of its file.
+
+The region's agent puts the file beside the router's table. A file that can't be read changes nothing: the former list stays,
+and a router that never had one has none.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable, Mapping
+from pathlib import Path
+from typing import Final
+
+import structlog
+from pydantic import ValidationError
+
+from ipnext.access.actions import ACTIONS
+from ipnext.access.keys import LONGEST, digest_of_secret, is_key, parse_key, proves
+from ipnext.access.oidc import LONGEST_TOKEN, Identity, TokenVerifier
+from ipnext.access.policy import Decision, Policies, Resource
+from ipnext.access.published_keys import PublishedKeys
+from ipnext.errors import InvalidInput, Unauthenticated
+from ipnext.model.access import ANY, Grant, Principal, Role
+from ipnext.model.predictions import AccessList, CallerKey, CallerRole, ModelAccess, TokenIssuer
+from ipnext.model.wire import decode
+from serving.access.rate_limits import Rate
+
+REMEMBERED: Final = 4096
+"""Tokens whose proof is remembered until they end, or another list comes."""
+_PREDICT: Final = ACTIONS["models.predict"]
+
+
+class Caller:
+    """Who asks, as a credential proved it, and what was decided for it so far. Equal to itself alone, so that it is found fast."""
+
+    __slots__ = ("decisions", "limits", "principal")
+
+    def __init__(self, principal: Principal) -> None:
+        self.principal = principal
+        self.decisions: dict[str, Decision] = {}
+        """By model, as the next ones."""
+        self.limits: dict[str, tuple[tuple[Hashable, Rate], ...]] = {}
+        """Buckets that its requests take from."""
+
+
+class Callers:
+    """One revision of the list. Proves who asks, and decides what it may. Never changed but for what it remembers."""
+
+    def __init__(self, access: AccessList, *, clock: Callable[[], float] = time.time) -> None:
+        """`clock`: Unix time in seconds. InvalidInput for policies that are no Cedar."""
+        self.revision = access.revision
+        self.models: Mapping[str, ModelAccess] = {one.model: one for one in access.models}
+        self._clock = clock
+        self._keys = {key.id: key for key in access.keys}
+        self._callers = {key.id: Caller(_principal(key)) for key in access.keys}
+        self._ends = {key.id: key.expires_at.timestamp() for key in access.keys if key.expires_at is not None}
+        self._policies = Policies(access.policies)
+        self._tokens = None if access.tokens is None else _Tokens(access.tokens, access.roles, clock)
+
+    def prove(self, credential: str) -> Caller:
+        """Who a key or token proves. Unauthenticated; the text repeats nothing of it. Unavailable."""
+        if is_key(credential):
+            return self._of_key(credential)
+        if self._tokens is None:
+            msg = "the credential is no API key, and this platform takes no tokens of an identity provider"
+            raise Unauthenticated(msg)
+        return self._tokens.prove(credential)
+
+    def decide(self, caller: Caller, model: ModelAccess) -> Decision:
+        """Whether a caller may ask a model of this list."""
+        found = caller.decisions.get(model.model)
+        if found is None:
+            resource = Resource("Model", model.model, model.owner, model.access.callers)
+            found = caller.decisions[model.model] = self._policies.decide(caller.principal, _PREDICT, resource)
+        return found
+
+    def _of_key(self, text: str) -> Caller:
+        if len(text) > LONGEST:
+            msg = "the API key is too long"
+            raise Unauthenticated(msg)
+        given = parse_key(text)
+        key = self._keys.get(given.id)
+        if not proves(given.secret, _NO_DIGEST if key is None else key.digest) or key is None:
+            msg = "the API key is not known here: it never was, or it was revoked"
+            raise Unauthenticated(msg)
+        if self._clock() >= self._ends.get(key.id, float("inf")):
+            msg = "the API key has expired; ask an administrator for another one"
+            raise Unauthenticated(msg)
+        return self._callers[key.id]
+
+
+_NO_DIGEST: Final = digest_of_secret("")
+"""Compared for unknown keys, so that they take as long as wrong ones."""
+
+
+class _Tokens:
+    """Principals of tokens of the identity provider."""
+
+    def __init__(self, issuer: TokenIssuer, roles: Collection[CallerRole], clock: Callable[[], float]) -> None:
+        self._verifier = TokenVerifier(
+            issuer.issuer,
+            issuer.audience,
+            PublishedKeys(issuer.keys, valid_until=issuer.valid_until, clock=clock),
+            name_claim=issuer.name_claim,
+            groups_claim=issuer.groups_claim,
+            clock=clock,
+        )
+        self._valid_until, self._clock = issuer.valid_until, clock
+        self._roles: dict[str, list[Grant]] = {}
+        for role in roles:
+            self._roles.setdefault(role.subject, []).append(role.grant)
+        self._known: OrderedDict[str, tuple[Caller, float]] = OrderedDict()
+
+    def prove(self, token: str) -> Caller:
+        """As of `Callers.prove`."""
+        if len(token) > LONGEST_TOKEN:
+            msg = f"the token is longer than {LONGEST_TOKEN} characters"
+            raise Unauthenticated(msg)
+        mark = digest_of_secret(token)
+        found = self._known.get(mark)
+        if found is not None and self._clock() < found[1]:
+            return found[0]
+        identity = self._verifier.verify(token)
+        principal = Principal(kind="user", id=identity.id, name=identity.name, grants=self._grants(identity))
+        caller = Caller(principal)
+        self._known[mark] = (caller, min(identity.expires_at, self._valid_until))
+        while len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return caller
+
+    def _grants(self, identity: Identity) -> tuple[Grant, ...]:
+        found = {grant for subject in identity.subjects for grant in self._roles.get(subject, ())}
+        return tuple(sorted(found, key=lambda grant: (grant.owner, grant.region, grant.role.rank)))
+
+
+def _principal(key: CallerKey) -> Principal:
+    return Principal(kind="key", id=key.id, name=key.name, grants=key.grants)
+
+
+def asked_owners(principal: Principal) -> frozenset[str]:
+    """Owners whose models the principal's roles let it ask; `*`: all."""
+    lowest = Role.CALLER.rank
+    return frozenset(grant.owner for grant in principal.grants if grant.region == ANY and grant.role.rank >= lowest)
+
+
+class AccessFollower:
+    """Holds the list of the file's last good content; None before the first."""
+
+    def __init__(self, path: Path | None, *, clock: Callable[[], float] = time.time) -> None:
+        """`path`: None for a router that is given no file."""
+        self._path, self._clock = path, clock
+        self._seen: tuple[int, int, int] | None = None
+        self.callers: Callers | None = None
+
+    def look(self) -> None:
+        """Take the file over if it is a new one. A bad one is logged and the former list stays."""
+        if self._path is None:
+            return
+        try:
+            stat = self._path.stat()
+        except OSError:
+            return
+        seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+        if seen != self._seen:
+            self._seen = seen
+            self._take_over(self._path)
+
+    def _take_over(self, path: Path) -> None:
+        log = structlog.get_logger()
+        try:
+            self.callers = Callers(decode(AccessList, path.read_bytes()), clock=self._clock)
+        except (OSError, ValidationError, InvalidInput) as error:
+            # pydantic repeats what it was given: a digest has no place in a log
+            log.warning("the access list cannot be read, the former one stays", reason=type(error).__name__)
+            return
+        log.info("access list in use", revision=self.callers.revision, models=len(self.callers.models))

@@ -1,0 +1,201 @@
+"""Decides for each request whether it may be answered: open models for everybody, others for who proves that it may.
+
+It fails closed: a model that needs a credential is refused as long as there is no list that says whose.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Final
+
+from ipnext.errors import Forbidden, IPnextError, NotFound, RateLimited, Unauthenticated, Unavailable
+from ipnext.model.access import ANY, Principal
+from ipnext.model.predictions import ModelAccess, RateLimit
+from ipnext.names import NO_CAPACITY_HEADER
+from serving.access.access_list import Caller, Callers, asked_owners
+from serving.access.key_uses import KeyUses
+from serving.access.rate_limits import Rate, RateLimiter
+from serving.http.messages import Request
+from serving.metrics.refusals import Reason
+from serving.routing.table import ModelRoutes, Routes
+
+_SCHEME: Final = "bearer"
+_NEEDED: Final = "a model of this name is not open to everybody, or not here: give an API key or a token, as `Authorization: Bearer ...`"
+
+
+class Refused(Exception):
+    """A request that is not let through. `error` is its answer, `reason` how it is counted."""
+
+    def __init__(self, error: IPnextError, reason: Reason) -> None:
+        super().__init__(error.message)
+        self.error, self.reason = error, reason
+
+
+class Guard:
+    """Lets requests through, or not. `routes` and `callers` give what is in use at the moment."""
+
+    def __init__(
+        self,
+        routes: Callable[[], Routes],
+        callers: Callable[[], Callers | None],
+        *,
+        limiter: RateLimiter | None = None,
+        uses: KeyUses | None = None,
+    ) -> None:
+        self.uses = KeyUses() if uses is None else uses
+        """Of API keys, also by requests that are refused for what they ask."""
+        self._routes, self._callers = routes, callers
+        self._limiter = RateLimiter() if limiter is None else limiter
+        self._basis: tuple[Routes, Callers | None] | None = None
+        self._closed: frozenset[str] = frozenset()
+
+    @property
+    def closed(self) -> frozenset[str]:
+        """Models that need a credential; made once for each table and list."""
+        routes, callers = self._routes(), self._callers()
+        if self._basis is None or self._basis[0] is not routes or self._basis[1] is not callers:
+            self._closed = _closed(routes, callers)
+            self._basis = (routes, callers)
+        return self._closed
+
+    def admit(self, request: Request, model: str, *, predicts: bool = True) -> None:
+        """Return if the request may be answered. Refused.
+
+        `predicts`: whether the request counts against the limits of its caller; what only describes a model does not.
+        """
+        closed = self.closed
+        if not closed or (model not in closed and model in self._known):
+            return
+        try:
+            self._admit(request, model, predicts=predicts)
+        except Unauthenticated as error:
+            raise Refused(error, "unauthenticated") from None
+        except RateLimited as error:
+            raise Refused(error, "rate_limited") from None
+        except Forbidden as error:
+            raise Refused(error, "forbidden") from None
+        except NotFound as error:
+            raise Refused(error, "forbidden" if model in closed else "unknown_model") from None
+        except Unavailable as error:
+            raise Refused(error, "no_access_list" if self._no_entry(model) else "unavailable") from None
+
+    def visible(self, request: Request) -> Routes:
+        """The routes without the models that are not for who asks. A credential that proves nobody is as none."""
+        closed, routes = self.closed, self._routes()
+        if not closed:
+            return routes
+        hidden = closed - self._seen(request, closed)
+        return Routes(routes.revision, {name: one for name, one in routes.models.items() if name not in hidden})
+
+    def _admit(self, request: Request, model: str, *, predicts: bool) -> None:
+        credential = _credential(request)
+        callers = self._callers()
+        if callers is None:
+            msg = "this region has no list yet of who may ask; try again"
+            raise Unavailable(msg)
+        caller = self._prove(callers, credential)
+        principal = caller.principal
+        access = callers.models.get(model)
+        if access is None or access.access.is_open:
+            if model in self._routes().models and access is None:
+                msg = f"this region does not know yet who may ask model {model[:80]!r}; try again"
+                raise Unavailable(msg)
+            raise _unknown(model)
+        decision = callers.decide(caller, access)
+        if not decision.allowed:
+            if not _is_of(principal, access):
+                raise _unknown(model)
+            msg = f"{principal.text} may not ask model {model} for predictions (models.predict): policy {decision.policy!r} decides"
+            raise Forbidden(msg, policy=decision.policy)
+        if request.header(NO_CAPACITY_HEADER) is not None:
+            msg = f"model {model} has no capacity in this region at the moment; try again"
+            raise Unavailable(msg)
+        if (
+            model not in self._routes().models
+        ):  # all of it is served elsewhere, and the gateway knows no such generation
+            msg = f"model {model} has no such generation in this region"
+            raise NotFound(msg)
+        if predicts:
+            self._limit(caller, access)
+
+    def _prove(self, callers: Callers, credential: str) -> Caller:
+        caller = callers.prove(credential)
+        if caller.principal.kind == "key":
+            self.uses.note(caller.principal.id)
+        return caller
+
+    def _limit(self, caller: Caller, access: ModelAccess) -> None:
+        wanted = caller.limits.get(access.model)
+        if wanted is None:
+            wanted = caller.limits[access.model] = tuple(_buckets(caller.principal, access))
+        seconds = self._limiter.take(wanted) if wanted else 0.0
+        if seconds > 0.0:
+            msg = f"{caller.principal.text} asks model {access.model} more often than spec.access.limits allow; try again in {seconds:.1f} s"
+            raise RateLimited(msg, seconds=seconds)
+
+    def _seen(self, request: Request, closed: frozenset[str]) -> frozenset[str]:
+        """Those of the closed models that who asks may ask for predictions."""
+        callers = self._callers()
+        if callers is None:
+            return frozenset()
+        try:
+            caller = self._prove(callers, _credential(request))
+        except (Unauthenticated, Unavailable):
+            return frozenset()
+        listed = (callers.models[model] for model in closed if model in callers.models)
+        return frozenset(one.model for one in listed if callers.decide(caller, one).allowed)
+
+    @property
+    def _known(self) -> Mapping[str, ModelRoutes]:
+        return self._routes().models
+
+    def _no_entry(self, model: str) -> bool:
+        callers = self._callers()
+        return callers is None or model not in callers.models
+
+
+def caller_owner(principal: Principal, access: ModelAccess) -> str:
+    """For whom a principal asks: the model's owner if it has a role there, else an owner that it is shared with; `*` for a role over all."""
+    owners = asked_owners(principal)
+    if access.owner in owners:
+        return access.owner
+    shared = sorted(owners.intersection(access.access.callers) - {ANY})
+    return shared[0] if shared else min(owners, default=ANY)
+
+
+def _buckets(principal: Principal, access: ModelAccess) -> Iterator[tuple[Hashable, Rate]]:
+    """What a request of the principal takes from."""
+    limits = access.access.limits
+    if limits.per_key is not None:
+        yield ("key", access.model, principal.kind, principal.id), _rate(limits.per_key)
+    if limits.per_owner is not None:
+        yield ("owner", access.model, caller_owner(principal, access)), _rate(limits.per_owner)
+
+
+def _closed(routes: Routes, callers: Callers | None) -> frozenset[str]:
+    listed = {} if callers is None else callers.models
+    by_list = {name for name, one in listed.items() if not one.access.is_open}
+    return frozenset(by_list | {n for n, one in routes.models.items() if n not in listed and one.access != "open"})
+
+
+def _credential(request: Request) -> str:
+    """The credential of a request. Unauthenticated for none, or another scheme than Bearer."""
+    given = request.header("authorization")
+    scheme, _, credential = (given or "").partition(" ")
+    if given is None or scheme.lower() != _SCHEME or not credential.strip():
+        raise Unauthenticated(_NEEDED)
+    return credential.strip()
+
+
+def _is_of(principal: Principal, access: ModelAccess) -> bool:
+    """Whether a principal has any role by which it knows of the model."""
+    owners = asked_owners(principal)
+    shared = owners.intersection(access.access.callers) or (ANY in access.access.callers and owners)
+    return bool(owners & {ANY, access.owner} or shared)
+
+
+def _unknown(model: str) -> NotFound:
+    """The same words for a model that is not there and for one of others."""
+    return NotFound(f"model {model[:80]!r} is not served here, or is not yours to ask")
+
+
+def _rate(limit: RateLimit) -> Rate:
+    return Rate(limit.requests_per_second, limit.capacity)

@@ -1,0 +1,107 @@
+"""Libraries that were built on this machine, by what they were built from: the same program is compiled once.
+
+The key holds the program and its sizes, not the weights, so a snapshot trained further finds the library of the one before.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from platformdirs import user_cache_path
+
+from ipnext import __version__
+from ipnext.errors import InvalidInput, UnsupportedModel
+from ipnext.model.value import digest_of
+from ipnext.names import LIBRARY_FILE
+from serving.engines.torch.compiled import CALLS_FILE
+from serving.snapshots.directory import half_written
+
+LONGEST_SECONDS: Final = 3600
+"""A compilation that takes longer is ended."""
+_FILES: Final = (LIBRARY_FILE, CALLS_FILE)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that decides what a library is: equal recipes, equal library."""
+
+    program: str
+    """SHA-256 of `program.json`."""
+    level: str
+    flags: tuple[str, ...]
+    torch: str
+    compiler: str
+
+    @property
+    def key(self) -> str:
+        """Name of the library in the cache."""
+        return digest_of({name: getattr(self, name) for name in self.__slots__} | {"ipnext": __version__})
+
+
+def default_cache() -> Path:
+    """Where libraries are kept for this user."""
+    return user_cache_path("ipnext") / "compiled"
+
+
+def compiler_version() -> str:
+    """The C++ compiler that torch would use, by its own words. InvalidInput where there is none."""
+    name = os.environ.get("CXX", "g++")
+    found = shutil.which(name)
+    if found is None:
+        msg = f"compiler: {name!r} is not installed; install gcc and g++, or name another in the variable CXX"
+        raise InvalidInput(msg, field="compiler", value=name)
+    done = subprocess.run([found, "--version"], capture_output=True, text=True, check=False)  # noqa: S603  # the user's own compiler
+    return done.stdout.partition("\n")[0].strip() or name
+
+
+def built_library(recipe: Recipe, snapshot: Path, cache: Path) -> tuple[Path, bool]:
+    """Directory of the library, and whether it was there already. UnsupportedModel where it cannot be compiled."""
+    place = cache / recipe.key
+    if (place / LIBRARY_FILE).is_file():
+        return place, True
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        with half_written(place) as draft, tempfile.TemporaryDirectory(prefix="ipnext-compile-") as scratch:
+            _compile(snapshot, Path(scratch), recipe.level)
+            for name in _FILES:
+                if (Path(scratch) / name).exists():
+                    shutil.copyfile(Path(scratch) / name, draft / name)
+    except OSError:
+        if not (place / LIBRARY_FILE).is_file():  # else another process was faster
+            raise
+    return place, False
+
+
+def _compile(snapshot: Path, out: Path, level: str) -> None:
+    command = [sys.executable, "-m", "serving.compiling.worker", str(snapshot), str(out), level]
+    try:
+        done = subprocess.run(  # noqa: S603  # our own module
+            command, env=_environment(out), capture_output=True, text=True, timeout=LONGEST_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        msg = f"the program was not compiled within {LONGEST_SECONDS} seconds"
+        raise UnsupportedModel(msg) from error
+    if done.returncode or not (out / LIBRARY_FILE).is_file():
+        msg = f"the program cannot be compiled: {_reason(done)}"
+        raise UnsupportedModel(msg)
+
+
+def _environment(out: Path) -> Mapping[str, str]:
+    return {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(out / "inductor"), "OMP_NUM_THREADS": "1"}
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.strip()]
+    return lines[-1] if lines else f"the compiler's process ended with status {done.returncode}"
+
+
+def torch_version() -> str:
+    """As a library's recipe and `compiled.json` have it."""
+    return str(torch.__version__)

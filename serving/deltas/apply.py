@@ -1,0 +1,37 @@
+"""A full snapshot from a delta and its parents, all digests counted anew: what a host serves, as files."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
+from ipnext.model.value import canonical_json
+from serving.deltas.lineage import Opened, applied, opened
+from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE
+from serving.snapshots.directory import artifact_file, checked_directory, checked_manifest, half_written, write_last
+from serving.weights.tensor_file import write_tensors
+
+
+def apply_delta(parent: Path, delta: Path, directory: Path, *, bases: Sequence[Path] = ()) -> SnapshotManifest:
+    """Write the whole result of `delta` upon `parent` into `directory`, which must not exist or be empty.
+
+    Its files are those that `export_model` writes for the same module. The row digests of all changed tensors are counted over
+    all their rows, before and after: LoadFailed where one is not what the delta states.
+    """
+    ground = opened(parent, bases)
+    result = applied(ground, delta, checked_manifest(delta))
+    if result.delta is not None:
+        ground.weights.check(result.delta.document, "before")
+        result.weights.check(result.delta.document, "after")
+    with half_written(checked_directory(directory)) as draft:
+        return _write(result, draft)
+
+
+def _write(result: Opened, draft: Path) -> SnapshotManifest:
+    shutil.copyfile(result.program, draft / PROGRAM_FILE)
+    write_tensors(result.weights.tensors, draft / WEIGHTS_FILE)
+    manifest = result.manifest.model_copy(
+        update={"files": tuple(artifact_file(draft / name) for name in (PROGRAM_FILE, WEIGHTS_FILE))}
+    )
+    write_last(draft / SNAPSHOT_FILE, canonical_json(manifest))
+    return manifest

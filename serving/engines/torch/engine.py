@@ -1,0 +1,247 @@
+"""The torch engine: runs exported programs on the CPU, one thread for each request."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import structlog
+import torch
+
+from ipnext.artifacts.native_code import check_native_signature, read_native_signers
+from ipnext.errors import InvalidInput, IPnextError, LoadFailed, SignatureInvalid
+from ipnext.model.delta import DeltaDocument
+from ipnext.model.registry import Signature, SnapshotManifest
+from ipnext.names import LIBRARY_FILE
+from ipnext.settings import NativeCodeSettings
+from serving.engines.torch.compiled import CompiledProgram, close_together, read_compiled, wants_compiled
+from serving.engines.torch.fx.direct_calls import DirectGraph, Early, Function
+from serving.engines.torch.prefault import make_resident
+from serving.engines.torch.program import read_program
+from serving.engines.torch.program_cache import Blueprints, TorchProgram
+from serving.engines.torch.request_level import RequestCall, agreeing_halves
+from serving.engines.torch.warmup_inputs import drawn, rows_are_independent, zeros
+from serving.protocol.tensors import Array
+from serving.weights.delta_snapshot import Delta
+from serving.weights.tensor_file import aligned
+
+ENGINE: Final = "torch"
+WARM_UP_BATCHES: Final = (1, 8)
+_OUT_OF_RANGE = re.compile(r"out of (range|bounds)|not in the valid range", re.IGNORECASE)
+
+
+class TorchPart:
+    """An exported program in memory, or the library that it was compiled to."""
+
+    def __init__(self, program: TorchProgram | CompiledProgram, signature: Signature) -> None:
+        self._program: TorchProgram | CompiledProgram | None = program
+        self._place = aligned if isinstance(program, TorchProgram) else close_together
+        self._graph: DirectGraph | None = None
+        self._function: Function | None = None
+        self._independent = False
+        self._signature = signature
+        self._once = RequestCall(self._run, signature) if signature.request_inputs else None
+        self._bf16 = frozenset(spec.name for spec in signature.inputs if spec.datatype == "BF16")
+        self._size = sum({t.data_ptr(): t.nbytes for t in program.arguments if isinstance(t, torch.Tensor)}.values())
+
+    @property
+    def signature(self) -> Signature:
+        """The tensors it takes and gives."""
+        return self._signature
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all weights, shared ones once."""
+        return self._size
+
+    @property
+    def rows_are_independent(self) -> bool:
+        """Whether several requests may be joined into one batch; known once the part is warmed up."""
+        return self._independent
+
+    def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """One forward pass in inference mode. Numpy's memory is used where it is writable and aligned as torch's own."""
+        program = self._program
+        if program is None:
+            msg = "the part is closed"
+            raise LoadFailed(msg)
+        try:
+            with torch.inference_mode():
+                given = [self.to_torch(name, inputs[name]) for name in program.inputs]
+                answer = self._run(given) if self._once is None else self._once(given)
+                return {name: to_numpy(tensor) for name, tensor in zip(program.outputs, answer, strict=True)}
+        except (IndexError, RuntimeError) as error:
+            raise _judged(error) from error
+
+    def warm_up(self) -> None:
+        """Bring the weights in, make the program's direct form, run zeros at two batch sizes, try whether rows are independent."""
+        if self._program is not None:
+            make_resident(a for a in self._program.arguments if isinstance(a, torch.Tensor))
+        self._graph = self._direct()
+        self._function = None if self._graph is None else self._graph.whole()
+        if self._once is not None and isinstance(self._program, TorchProgram):
+            self._once.halves = agreeing_halves(self._program, self._once, self.to_torch, to_numpy)
+        for batch in WARM_UP_BATCHES:
+            self.infer(zeros(self._signature, batch))
+        self._independent = self._tried_independent()
+
+    def _tried_independent(self) -> bool:
+        """Tried once for each program, and for each library."""
+        if not isinstance(self._program, TorchProgram):
+            return rows_are_independent(self._signature, self.infer)
+        shared = self._program.blueprint
+        if shared.independent is None:
+            shared.independent = rows_are_independent(self._signature, self.infer)
+        return shared.independent
+
+    def changed_by(self, delta: Delta, *, parent_stays: bool) -> "TorchPart":
+        """A part of its own with a delta applied; it shares the program and all unchanged memory. LoadFailed."""
+        if self._program is None:
+            msg = "the parent of the delta was closed meanwhile"
+            raise LoadFailed(msg)
+        program = self._program.changed_by(delta)
+        part = TorchPart(program, self._signature)
+        part._size = program.weights.added_bytes + (0 if parent_stays else self._size)
+        return part
+
+    def check_delta(self, document: DeltaDocument, when: Literal["before", "after"]) -> None:
+        """LoadFailed where the weights, all rows counted, are not those that a delta states before or after it."""
+        if self._program is not None:
+            self._program.weights.check(document, when)
+
+    def _run(self, given: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        if self._program is None:
+            msg = "the part is closed"
+            raise LoadFailed(msg)
+        return self._program.run(given) if self._function is None else self._function(*given)
+
+    def _direct(self) -> DirectGraph | None:
+        """None for a library, and where the part takes neither of two trial requests: it then runs as it was exported."""
+        program = self._program
+        if not isinstance(program, TorchProgram):
+            return None
+        for arrays in (drawn(self._signature, 3, np.random.default_rng(0)), zeros(self._signature, 1)):
+            example = [self.to_torch(name, arrays[name]) for name in program.inputs]
+            try:
+                with torch.inference_mode():
+                    return program.direct(example)
+            except (IndexError, RuntimeError):
+                continue
+        return None
+
+    def staged(self, late: frozenset[str]) -> "StagedTorch | None":
+        """The pass in two steps; None where it runs as it was exported or nothing can begin without the late inputs.
+
+        None with request inputs too, since how many rows there are is known only when all are there.
+        """
+        program, graph = self._program, self._graph
+        if not isinstance(program, TorchProgram) or graph is None or self._once is not None:
+            return None
+        numbers = {number for number, name in enumerate(program.inputs) if name in late}
+        functions = graph.staged(numbers)
+        return None if functions is None else StagedTorch(self, program, functions, late)
+
+    def close(self) -> None:
+        """Drop program and weights."""
+        self._program = self._graph = self._function = self._once = None
+
+    def to_torch(self, name: str, array: Array) -> torch.Tensor:
+        """An input as the program takes it, in its own memory where that is writable and aligned."""
+        usable = array if array.flags.writeable and array.flags.aligned else array.copy()
+        if name in self._bf16:
+            return self._place(torch.from_numpy(usable.view(np.int16)).view(torch.bfloat16))
+        return self._place(torch.from_numpy(usable))
+
+
+class StagedTorch:
+    """A TorchPart's pass in two steps."""
+
+    def __init__(
+        self, part: TorchPart, program: TorchProgram, functions: tuple[Early, Function], late: frozenset[str]
+    ) -> None:
+        self._part = part
+        self._early, self._rest = functions
+        self._given = [name for name in program.inputs if name not in late]
+        self._late = [name for name in program.inputs if name in late]
+        self._outputs = program.outputs
+
+    def begin(self, inputs: Mapping[str, Array]) -> Any:
+        """Compute what needs no late input."""
+        try:
+            with torch.inference_mode():
+                return self._early(*(self._part.to_torch(name, inputs[name]) for name in self._given))
+        except (IndexError, RuntimeError) as error:
+            raise _judged(error) from error
+
+    def complete(self, state: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs, from what `begin` gave and the late inputs."""
+        try:
+            with torch.inference_mode():
+                answer = self._rest(state, *(self._part.to_torch(name, inputs[name]) for name in self._late))
+                return {name: to_numpy(tensor) for name, tensor in zip(self._outputs, answer, strict=True)}
+        except (IndexError, RuntimeError) as error:
+            raise _judged(error) from error
+
+
+class TorchEngine:
+    """Loads snapshots of engine `torch`. Snapshots of one program share its graph."""
+
+    def __init__(self, *, trusts_libraries: bool = False) -> None:
+        """`trusts_libraries`: libraries run whoever signed them, if this process made them; else as the operator has set it."""
+        self._blueprints = Blueprints()
+        self._trusts_libraries = trusts_libraries
+
+    def load(self, directory: Path, manifest: SnapshotManifest, settings: Mapping[str, Any]) -> TorchPart:
+        """Read the program. Setting `threads` (default 1) is torch's intra-operation thread count of this process.
+
+        With setting `compile` the library of a snapshot that has one runs in place of the program, if a key that the operator of
+        the host trusts has signed the snapshot; else the program runs.
+        """
+        threads = settings.get("threads", 1)
+        if type(threads) is not int or threads < 1:
+            msg = f"settings.threads must be a whole number >= 1, got {threads!r}"
+            raise LoadFailed(msg)
+        torch.set_num_threads(threads)
+        has_library = any(file.path == LIBRARY_FILE for file in manifest.files)
+        compiled = wants_compiled(settings) and has_library and self._may_run(directory, manifest)
+        program = read_compiled(directory) if compiled else read_program(directory, self._blueprints)
+        given = {spec.name for spec in manifest.signature.inputs}, [spec.name for spec in manifest.signature.outputs]
+        if (set(program.inputs), list(program.outputs)) != given:
+            msg = f"the program takes {program.inputs} and gives {program.outputs}; its manifest says otherwise"
+            raise LoadFailed(msg)
+        return TorchPart(program, _in_order(manifest.signature, program.inputs))
+
+    def _may_run(self, directory: Path, manifest: SnapshotManifest) -> bool:
+        """Whether the snapshot's library may run here."""
+        if self._trusts_libraries:
+            return True
+        try:
+            policy = read_native_signers(NativeCodeSettings().native_library_keys_file)
+            if policy is None:
+                return False
+            check_native_signature(policy, manifest, directory)
+        except (InvalidInput, SignatureInvalid) as error:
+            structlog.get_logger().warning("the program runs in place of its library", reason=error.message)
+            return False
+        return True
+
+
+def _judged(error: Exception) -> IPnextError:
+    """An index beyond a table is the request's fault, anything else the part's."""
+    text = str(error).strip().partition("\n")[0]
+    if _OUT_OF_RANGE.search(text):
+        return InvalidInput(f"an input holds an index beyond its table: {text}", field="inputs")
+    return IPnextError(f"the part failed: {text}")
+
+
+def _in_order(signature: Signature, inputs: tuple[str, ...]) -> Signature:
+    by_name = {spec.name: spec for spec in signature.inputs}
+    return signature.model_copy(update={"inputs": tuple(by_name[name] for name in inputs)})
+
+
+def to_numpy(tensor: torch.Tensor) -> Array:
+    """The same memory; BF16 as its bits."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view(np.uint16)
+    return tensor.numpy()

@@ -1,0 +1,41 @@
+"""The last look at a checkpoint before an engine sees it: the files in the cache, not what somebody once said of them."""
+
+from pathlib import Path
+
+from ipnext.artifacts.adapter_base import base_misfits
+from ipnext.artifacts.checkpoint_fit import misfits
+from ipnext.artifacts.checkpoints import LocalFiles, ReadCheckpoint, read_checkpoint
+from ipnext.errors import InvalidInput, LoadFailed
+from ipnext.model.checkpoint import unfit_settings
+from ipnext.model.engine_settings import VllmSettings
+from serving.snapshots.fetch import Fetched
+
+
+def verify(fetched: Fetched, settings: VllmSettings) -> None:
+    """LoadFailed where headers and configuration disagree, the manifest tells other facts, or the settings ask too much."""
+    checkpoint = _told_truly(fetched)
+    for fault in (*misfits(checkpoint), *unfit_settings(checkpoint.facts, settings)):
+        raise LoadFailed(fault)
+
+
+def verify_adapter(fetched: Fetched, base: Path, settings: VllmSettings) -> None:
+    """LoadFailed where an adapter does not fit the checkpoint in `base`, or that one's settings."""
+    adapter = _told_truly(fetched)
+    for fault in (*base_misfits(adapter, _read(base), max_rank=settings.max_lora_rank), *misfits(adapter)):
+        raise LoadFailed(fault)
+
+
+def _read(directory: Path) -> ReadCheckpoint:
+    try:
+        return read_checkpoint(LocalFiles(directory))
+    except InvalidInput as error:
+        raise LoadFailed(error.message) from error
+
+
+def _told_truly(fetched: Fetched) -> ReadCheckpoint:
+    """What the files are. LoadFailed where the manifest tells other facts."""
+    checkpoint, told = _read(fetched.directory), fetched.manifest.checkpoint
+    other = None if told is None else told.other_than(checkpoint.facts)
+    if other is not None:
+        raise LoadFailed(other)
+    return checkpoint

@@ -1,0 +1,202 @@
+"""What a vLLM host and each of its engines may do, and the directory that an engine has for itself.
+
+An engine reads its program, its snapshot and what the kernel tells, writes into its own directory, opens devices, and talks TCP
+only on the ports by which its own processes, or the engines that it hands over to, find each other. The directory is its home,
+holds its temporary files and its caches of compiled kernels, and is removed with it: no engine runs what another one compiled.
+"""
+
+import mimetypes
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+import structlog
+from landlockpy import Ruleset
+
+from ipnext.components.private_files import make_own_directory, make_private_directory
+from ipnext.errors import LoadFailed
+from ipnext.model.engine_settings import VllmSettings
+from serving.confinement.landlock import SYSTEM, Allowed, Confinement, make_ruleset, own_code
+from serving.genai.engine.program_paths import program_paths, program_words
+
+READS: Final = tuple(
+    map(
+        Path,
+        (
+            *(*map(str, SYSTEM), "/proc", "/etc/passwd", "/etc/group", "/etc/ld.so.conf", "/etc/ld.so.conf.d"),
+            *("/etc/ssl/openssl.cnf", "/etc/ssl/certs", "/etc/pki/tls/openssl.cnf", "/etc/pki/tls/certs"),
+            *mimetypes.knownfiles,
+        ),
+    )
+)
+"""All of /proc, as an engine's processes have ids that are not known yet. Landlock keeps the environment and the memory of processes
+that are not confined with this one from it, unless it has root's capabilities."""
+RUNS: Final = tuple(map(Path, ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/opt/rocm")))
+"""vLLM compiles kernels: it starts a compiler, a linker and itself."""
+SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a name, nothing is made here
+_DEVICES: Final = ("nvidia*", "nvidia-caps", "kfd", "dri", "infiniband", "gdrdrv", "null", "zero", "full")
+
+NOT_GIVEN: Final = ("AWS_",)
+"""Beginnings of the names of variables that engines do not get: the process that fetches needs them, an engine does not."""
+PORTS: Final = range(20_000, 32_000)
+"""TCP ports of which engines get one each, to answer on or to hand over: below those that the kernel takes for outgoing connections."""
+_LOCAL_PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_NAME_LETTERS: Final = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """TCP ports of an engine."""
+
+    binds: tuple[range, ...] = ()
+    connects: tuple[range, ...] = ()
+
+
+def engine_ports(settings: VllmSettings, address: int | Path, *, side_port: int) -> Ports:
+    """The port that it answers on if it has no socket, and those that the kernel chooses, as gloo takes one even for a single process.
+
+    It connects to such ports if several processes make it up, and to side channels too if it hands over to another engine.
+    """
+    own = () if isinstance(address, Path) else (range(address, address + 1),)
+    hands_over = settings.kv_transfer is not None and settings.kv_transfer.connector == "nixl"
+    several = settings.tensor_parallel_size * settings.pipeline_parallel_size > 1
+    side = (range(side_port, side_port + 1),) if hands_over else ()
+    others = (_chosen_by_the_kernel(),) if several or hands_over else ()
+    return Ports(binds=(range(1), *own, *side), connects=(*others, *((PORTS,) if hands_over else ())))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enclosure:
+    """Of one engine, over all its starts."""
+
+    directory: Path
+    mode: Confinement
+    readable: tuple[Path, ...]
+    writable: tuple[Path, ...]
+    """Beside its own directory, as the operator says."""
+
+    @property
+    def _home(self) -> Path:
+        return self.directory / "home"
+
+    @property
+    def _scratch(self) -> Path:
+        return self.directory / "tmp"
+
+    def prepare(self) -> None:
+        """Before each start: what was compiled before stays, temporary files go. OSError."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        for directory in (self.directory, self._home, self._scratch):
+            make_private_directory(directory)
+
+    def remove(self) -> None:
+        """Once it is not started again."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def environment(self, given: Mapping[str, str]) -> Mapping[str, str]:
+        """Home, caches and temporary files in its directory. A variable that names a directory that it may write stays."""
+        caches = self._home / ".cache"
+        own = {
+            "HOME": self._home,
+            "XDG_CACHE_HOME": caches,
+            "XDG_CONFIG_HOME": self._home / ".config",
+            "HF_HOME": caches / "huggingface",
+            "VLLM_CACHE_ROOT": caches / "vllm",
+            "VLLM_CONFIG_ROOT": self._home / ".config" / "vllm",
+            "TORCHINDUCTOR_CACHE_DIR": caches / "torchinductor",
+            "TRITON_CACHE_DIR": caches / "triton",
+            "CUDA_CACHE_PATH": caches / "nv",
+            "TMPDIR": self._scratch,
+            "VLLM_RPC_BASE_PATH": self._scratch,
+        }
+        passed = {name: value for name, value in given.items() if not name.startswith(NOT_GIVEN)}
+        return passed | {name: str(path) for name, path in own.items() if not self._may_write(given.get(name))}
+
+    def ruleset(
+        self,
+        environment: Mapping[str, str],
+        *,
+        readable: Iterable[Path],
+        writable: Iterable[Path],
+        ports: Ports,
+    ) -> Ruleset | None:
+        """What its process is confined by; the caller closes it. `environment` is the host's.
+
+        LoadFailed if there is no vLLM; Unavailable if the kernel can't confine and has to.
+        """
+        allowed = Allowed(
+            reads=(*READS, *self.readable, *readable),
+            runs=(*RUNS, *program_paths(program_words(environment), search=environment.get("PATH"))),
+            writes=(SHARED_MEMORY, self.directory, *self.writable, *writable),
+            devices=devices(),
+            binds=chain(*ports.binds),
+            connects=chain(*ports.connects),
+        )
+        return make_ruleset(self.mode, allowed)
+
+    def _may_write(self, value: str | None) -> bool:
+        return value is not None and any(Path(value).is_relative_to(path) for path in self.writable)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enclosures:
+    """Of all engines of a host."""
+
+    place: Path
+    mode: Confinement = Confinement.AVAILABLE
+    readable: tuple[Path, ...] = ()
+    writable: tuple[Path, ...] = ()
+
+    def prepare(self) -> None:
+        """Make the place of their directories, empty: what is there is of a host that was killed. Conflict, OSError."""
+        shutil.rmtree(self.place, ignore_errors=True)
+        make_own_directory(self.place, otherwise="let TMPDIR name another directory")
+
+    def enclosure(self, name: str) -> Enclosure:
+        """For a new engine; no other one of this host has its name."""
+        return Enclosure(directory=self.place / name, mode=self.mode, readable=self.readable, writable=self.writable)
+
+
+def enclosures_place(cache: Path, host_id: str, *, user: int) -> Path:
+    """The same directory for each host of this name, so that the next one removes what a killed one left. Short, as sockets lie in it."""
+    name = sha256(f"{cache.absolute()} {host_id}".encode()).hexdigest()[:_NAME_LETTERS]
+    return Path(tempfile.gettempdir()) / f"ipnext-engines-{user}-{name}"
+
+
+def host_allowed(
+    enclosures: Enclosures, environment: Mapping[str, str], *, readable: Iterable[Path], writable: Iterable[Path]
+) -> Allowed | None:
+    """What the host may do: all that its engines may, and write `writable`. None if it has no vLLM yet: a later one would be out of reach."""
+    try:
+        program = program_paths(program_words(environment), search=environment.get("PATH"))
+    except LoadFailed as error:
+        structlog.get_logger().warning("the host is not confined, its engines will be", reason=error.message)
+        return None
+    return Allowed(
+        reads=(*own_code(), *READS, *enclosures.readable, *readable),
+        runs=(*RUNS, Path(sys.prefix), Path(sys.base_prefix), *program),
+        writes=(enclosures.place, SHARED_MEMORY, *enclosures.writable, *writable),
+        devices=devices(),
+        binds=None,
+        connects=None,
+    )
+
+
+def devices() -> Iterator[Path]:
+    """Those of accelerators and their networks that the machine has, and those that give nothing away."""
+    for name in _DEVICES:
+        yield from Path("/dev").glob(name)
+
+
+def _chosen_by_the_kernel() -> range:
+    try:
+        first, last = map(int, _LOCAL_PORTS.read_text(encoding="ascii").split())
+    except OSError:
+        first, last = 32_768, 60_999
+    return range(first, last + 1)

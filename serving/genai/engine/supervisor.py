@@ -1,0 +1,352 @@
+"""One engine for one snapshot: started, waited for until it answers, watched, started again when it dies, drained, ended."""
+
+import asyncio
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from landlockpy import Ruleset
+
+from ipnext.components.private_files import make_private_directory
+from ipnext.components.sockets import SUFFIX, socket_url
+from ipnext.errors import IPnextError, LoadFailed, Unavailable
+from ipnext.model.checkpoint import Checkpoint
+from ipnext.model.engine_settings import VllmSettings
+from ipnext.model.starting import StartStage
+from serving.genai.command_line.vllm_command import engine_command, engine_environment, takes_name, takes_socket
+from serving.genai.engine.enclosure import PORTS, Enclosure, engine_ports
+from serving.genai.engine.log import EngineLog
+from serving.genai.engine.probe import EngineProbe
+from serving.genai.engine.process import KeptProcess, ending, tree_bytes
+from serving.genai.engine.shared_storage import SharedStorage
+
+LOOPBACK: Final = "127.0.0.1"
+_SOCKETS: Final = "e"
+"""Directory for those of engines, in that of the host's own. Short: the kernel takes 107 bytes of a socket's path."""
+
+Probes = Callable[[str, str], EngineProbe]
+"""Makes the probe of an engine at a URL, asked for a model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """What is run."""
+
+    model: str
+    directory: Path
+    settings: VllmSettings
+    log: EngineLog
+    needed_bytes: int = 0
+    """Memory that it is expected to take."""
+    storage: SharedStorage | None = None
+    """Where it meets the other part, as one of prefill and decode that hand over by files."""
+    checkpoint: Checkpoint | None = None
+    """What is in the directory, where that is known."""
+    swap: bool = False
+    """Whether it gets the routes that change its weights, on its own socket."""
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    sockets: Path | None = None
+    """Directory for its Unix socket; None: it listens on a loopback port."""
+    name: str | None = None
+    """What it is to write into its answers as `model`."""
+    enclosure: Enclosure | None = None
+    """What it may do; None: it is not confined."""
+    cache: Path | None = None
+    """Where snapshots lie that it is to take while it runs: other weights, or adapters."""
+
+    @property
+    def answers_as(self) -> str | None:
+        """What it writes into its answers as `model`; None if its command does not say."""
+        return self.name if takes_name(self.environment) else None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All names under which it serves its model."""
+        return frozenset({self.model, self.answers_as or self.model})
+
+    def address(self) -> int | Path:
+        """A path for the socket of one start, in a directory of its own; a port if it listens on one."""
+        if self.sockets is None or not takes_socket(self.environment):
+            return free_port()
+        return engine_sockets(self.sockets) / secrets.token_hex(3) / f"e{SUFFIX}"
+
+    def command(self, address: int | Path) -> Sequence[str]:
+        """The command line for one start."""
+        storage = self.storage.directory if self.storage else None
+        return engine_command(
+            self.model,
+            self.directory,
+            address,
+            self.settings,
+            environment=self.environment,
+            storage=storage,
+            answers_as=self.answers_as,
+        )
+
+    def ruleset(self, address: int | Path, side_port: int) -> Ruleset | None:
+        """What confines one start; None: nothing. The caller closes it. LoadFailed, Unavailable as for `Enclosure.ruleset`."""
+        if self.enclosure is None:
+            return None
+        return self.enclosure.ruleset(
+            self.environment,
+            readable=(self.cache or self.directory,),
+            writable=(
+                *((address.parent,) if isinstance(address, Path) else ()),
+                *((self.storage.directory,) if self.storage else ()),
+            ),
+            ports=engine_ports(self.settings, address, side_port=side_port),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How often an engine is looked at and how soon it is started again, in seconds."""
+
+    poll: float = 0.25
+    """Between two looks at its health while it starts, and at its requests while it drains."""
+    watch: float = 1.0
+    """Between two looks at an engine that serves."""
+    sample: float = 1.0
+    """Longest wait for a count of its requests: below what an agent waits for a host's state."""
+    unanswered: float = 15.0
+    """An engine that is silent for so long is no longer ready."""
+    hung: float = 120.0
+    """An engine that is silent for so long is killed."""
+    first_pause: float = 1.0
+    """Before the first restart; doubles with each further one."""
+    longest_pause: float = 60.0
+    steady: float = 60.0
+    """An engine that was ready for so long starts over with the first pause."""
+
+
+class Engine:
+    """Keeps one engine running. `ready` from its first good answer until it dies or is retired."""
+
+    def __init__(self, spec: EngineSpec, probes: Probes, *, pace: Pace | None = None) -> None:
+        self.spec = spec
+        self.ready = False
+        self.retiring = False
+        self.message: str | None = None
+        """Why the last start ended, with the last lines of its log; None once it is ready."""
+        self.restarts = 0
+        self.in_flight = 0
+        """As last asked."""
+        self.resident_bytes = 0
+        """Memory in RAM of all its processes, as last measured."""
+        self.url = ""
+        self.start_stage: StartStage | None = None
+        """What its process does on its way to ready; None before and after."""
+        self.before_ready: Callable[[], Awaitable[None]] | None = None
+        """Called once each of its processes has answered and before that is ready; Unavailable or LoadFailed ends the process."""
+        self._probes = probes
+        self._pace = pace or Pace()
+        self._process: KeptProcess | None = None
+        self._ready_at = self._answered_at = self._stage_at = 0.0
+        self._ending = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of its keeper while it runs."""
+        return self._process.pid if self._process else None
+
+    @property
+    def stage_seconds(self) -> float:
+        """For how long it has been in `start_stage`."""
+        return time.monotonic() - self._stage_at
+
+    def start(self) -> None:
+        """Begin to keep it running."""
+        self._task = asyncio.create_task(self._keep_running(), name=f"engine {self.spec.log.engine}")
+
+    async def sample(self) -> int:
+        """Requests that it works on now. One that does not say so in time counts as busy: it may well be."""
+        if self._process is None or not self._ready_at:
+            return self.in_flight
+        try:
+            async with asyncio.timeout(self._pace.sample):
+                self.in_flight = await self._probe.in_flight()
+        except (Unavailable, TimeoutError):
+            return max(1, self.in_flight)
+        return self.in_flight
+
+    @property
+    def up(self) -> bool:
+        """Whether its process has answered well and runs."""
+        return self._process is not None and self._ready_at > 0
+
+    async def retire(self, drain_seconds: float) -> None:
+        """Take no part in `ready` any more, wait so long for what runs, then end."""
+        self.retiring, was_ready, self.ready = True, self.ready, False
+        deadline = time.monotonic() + drain_seconds
+        while was_ready and self._process is not None and time.monotonic() < deadline:
+            if await self.sample() == 0:
+                break
+            await asyncio.sleep(self._pace.poll)
+        await self.stop()
+
+    async def stop(self) -> None:
+        """SIGTERM, SIGKILL after the grace time; returns when nothing of it is left."""
+        self._ending.set()
+        self.ready = False
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    @property
+    def _probe(self) -> EngineProbe:
+        return self._probes(self.url, self.spec.answers_as or self.spec.model)
+
+    async def _keep_running(self) -> None:
+        try:
+            await self._run_again_and_again()
+        finally:
+            if self.spec.storage is not None:
+                await asyncio.to_thread(self.spec.storage.release)
+            if self.spec.enclosure is not None:
+                await asyncio.to_thread(self.spec.enclosure.remove)
+            self.spec.log.close()
+
+    async def _run_again_and_again(self) -> None:
+        pause = self._pace.first_pause
+        while not self._ending.is_set():
+            self._ready_at = 0.0
+            reason = await self._run_once()
+            if self._ending.is_set():
+                return
+            lived = time.monotonic() - self._ready_at if self._ready_at else 0.0
+            pause = self._pace.first_pause if lived > self._pace.steady else pause
+            self.message = f"{reason}; starting it again; last output: {self.spec.log.tail or 'none'}"
+            structlog.get_logger().error("engine ended", engine=self.spec.log.engine, reason=reason, pause=pause)
+            self.restarts += 1
+            await self._rest(pause)
+            pause = min(2 * pause, self._pace.longest_pause)
+
+    async def _rest(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ending.wait()
+
+    async def _run_once(self) -> str:
+        """One life of the engine; why it is over."""
+        address = self.spec.address()
+        try:
+            self._process = process = await self._spawn(address)
+        except (OSError, IPnextError) as error:
+            return f"could not be started: {error}"
+        self.url = socket_url(address) if isinstance(address, Path) else f"http://{LOOPBACK}:{address}"
+        self._answered_at = time.monotonic()
+        ended, watch = asyncio.create_task(process.ended()), asyncio.create_task(self._watch())
+        tasks: list[asyncio.Task[Any]] = [ended, watch, asyncio.create_task(self._ending.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return await self._over(process, ended, watch)
+        finally:
+            self.ready, self._process, self.in_flight, self.url = False, None, 0, ""
+            self.resident_bytes, self.start_stage = 0, None
+            for task in tasks:
+                task.cancel()
+            if isinstance(address, Path):
+                shutil.rmtree(address.parent, ignore_errors=True)
+
+    async def _spawn(self, address: int | Path) -> KeptProcess:
+        spec, side_port = self.spec, free_port()
+        log = spec.log.begin()
+        if spec.storage is not None:
+            await asyncio.to_thread(spec.storage.take)
+        if isinstance(address, Path):
+            make_private_directory(address.parent)
+        command = spec.command(address)
+        environment = engine_environment(spec.settings, spec.environment, side_port=side_port, swap=spec.swap)
+        if spec.enclosure is not None:
+            await asyncio.to_thread(spec.enclosure.prepare)
+            environment = spec.enclosure.environment(environment)
+        with await asyncio.to_thread(spec.ruleset, address, side_port) or nullcontext() as ruleset:
+            own = None if spec.enclosure is None else spec.enclosure.directory
+            return await KeptProcess.spawn(command, environment, log, ruleset=ruleset, remove=own)
+
+    async def _over(self, process: KeptProcess, ended: asyncio.Task[int], watch: asyncio.Task[str]) -> str:
+        self.ready = False
+        if ended.done():
+            return ending(ended.result())
+        await process.end(self.spec.settings.grace_seconds)
+        return watch.result() if watch.done() else "was ended"
+
+    async def _watch(self) -> str:
+        """Wait until it is ready, then look at it now and then. Returns why it has to be ended."""
+        settings = self.spec.settings
+        try:
+            async with asyncio.timeout(settings.start_seconds):
+                self._enter("loading")
+                await self._healthy()
+                self._enter("canary")
+                await self._probe.canary(pooling=settings.runner == "pooling", seconds=settings.start_seconds)
+                if self.before_ready is not None:
+                    self._enter("adapters")
+                    await self.before_ready()
+        except TimeoutError:
+            return f"was not ready within startSeconds, {settings.start_seconds:g} s"
+        except (LoadFailed, Unavailable) as error:
+            return error.message
+        self._become_ready()
+        while (silent := time.monotonic() - self._answered_at) < self._pace.hung:
+            self.ready = not self.retiring and silent < self._pace.unanswered
+            await self._measure()
+            await asyncio.sleep(self._pace.watch)
+            await self.sample()
+            with suppress(Unavailable):
+                status = await self._probe.health()
+                if status != 200:
+                    return f"/health answered {status}: its engine is dead"
+                self._answered_at = time.monotonic()
+        return f"did not answer for {silent:.0f} s"
+
+    def _enter(self, stage: StartStage) -> None:
+        self.start_stage, self._stage_at = stage, time.monotonic()
+
+    async def _healthy(self) -> None:
+        """Return once `/health` answers 200."""
+        while True:
+            with suppress(Unavailable):  # nobody listens yet
+                if await self._probe.health() == 200:
+                    return
+            await asyncio.sleep(self._pace.poll)
+
+    async def _measure(self) -> None:
+        if self._process is not None:
+            self.resident_bytes = await asyncio.to_thread(tree_bytes, self._process.pid)
+
+    def _become_ready(self) -> None:
+        self._ready_at = self._answered_at = time.monotonic()
+        self.message = self.start_stage = None
+        self.ready = not self.retiring
+        structlog.get_logger().info("engine is ready", engine=self.spec.log.engine, url=self.url)
+
+
+def engine_sockets(sockets: Path) -> Path:
+    """Where the sockets of engines are, in a directory each. `sockets` has those of their host."""
+    return sockets / _SOCKETS
+
+
+def forget_sockets(directory: Path) -> None:
+    """Remove the sockets of engines that ended with a former host, and make room for others."""
+    shutil.rmtree(engine_sockets(directory), ignore_errors=True)
+    make_private_directory(engine_sockets(directory))
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on. Between now and its use somebody may take it: then the engine is started again."""
+    while True:
+        port = secrets.choice(PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((LOOPBACK, port))
+            return port

@@ -1,0 +1,218 @@
+"""Engines of a host that go over from one snapshot of a part to another in the same process; ended and started anew where they can't.
+
+`swapping` has the calls to one engine. Here is which engine goes over to what, and what comes of it.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import structlog
+
+from ipnext.components.http_sessions import HttpSessions
+from ipnext.errors import IPnextError, LoadFailed
+from ipnext.model.deployment import EngineSwap, HeldGeneration, HostedSnapshot, HostFailure, SwapState
+from ipnext.model.footprint import needed_bytes
+from ipnext.model.value import canonical_json
+from serving.genai.engine.supervisor import Engine
+from serving.genai.load_retries import load_with_retries
+from serving.genai.weight_reload import Swapped, check_alike, check_alone, swap_weights
+from serving.snapshots.fetch import Fetched
+from serving.snapshots.held_snapshots import Changes, HeldSnapshots, HoldKey, hold_key
+
+Former = Mapping[Engine, HostedSnapshot]
+"""What each engine was held for before the wanted set changed."""
+
+
+@dataclass(slots=True)
+class _Way:
+    """An engine on its way."""
+
+    former: HostedSnapshot
+    hold: HostedSnapshot
+    fetched: Fetched | None
+    """The snapshot of `hold`, where it had come before."""
+    drain_seconds: float
+    heir: HostedSnapshot | None = None
+    """What is wanted of it by now, where that is no longer `hold`."""
+
+
+class Swaps:
+    """The swaps of one host. `arrive` fetches and checks a snapshot, `start` begins an engine of its own for one."""
+
+    def __init__(
+        self,
+        session: HttpSessions,
+        held: HeldSnapshots[Engine],
+        *,
+        arrive: Callable[[HostedSnapshot], Awaitable[Fetched]],
+        start: Callable[[HostedSnapshot], Awaitable[None]],
+    ) -> None:
+        self._session = session
+        self._held = held
+        self._arrive = arrive
+        self._start = start
+        self._coming: HeldSnapshots[Fetched] = HeldSnapshots()
+        self._ways: dict[Engine, _Way] = {}
+        self._told: dict[tuple[str, str, int], EngineSwap] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def prepare(self, coming: Sequence[HostedSnapshot]) -> None:
+        """Fetch and check what engines will go over to; what was to come before and is not named is forgotten."""
+        for hold in self._coming.want(coming).load:
+            self._run(load_with_retries(self._coming, hold, self._fetch))
+
+    def take(self, changes: Changes[Engine], former: Former, *, drain_seconds: float) -> Changes[Engine]:
+        """Let engines that nothing wants any more go over to what is to be loaded. What is left to load and to close.
+
+        `drain_seconds`: how long requests may go on with what they were begun with.
+        """
+        load, close = [], list(changes.close)
+        for hold in changes.load:
+            leaving = next((engine for engine in close if hold.swap and _alike(former[engine], hold)), None)
+            if leaving is not None:
+                close.remove(leaving)
+                self._ways[leaving] = _Way(former[leaving], hold, self._at_hand(hold), drain_seconds)
+                self._run(self._go_over(leaving))
+            elif not self._joins(hold):
+                load.append(hold)
+        return Changes(tuple(load), tuple(close))
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """Those that are on their way."""
+        return tuple(self._ways)
+
+    @property
+    def fetched(self) -> tuple[str, ...]:
+        """Digests of what is to come and is at hand."""
+        return tuple(hold.digest for hold, _ in self._coming.values)
+
+    @property
+    def loading(self) -> tuple[HeldGeneration, ...]:
+        """What is to come and is being fetched."""
+        return self._coming.loading
+
+    @property
+    def failures(self) -> tuple[HostFailure, ...]:
+        """What is to come and cannot be had."""
+        return self._coming.failures
+
+    @property
+    def told(self) -> tuple[EngineSwap, ...]:
+        """The last swap to each snapshot that is held or on its way."""
+        shown = {(hold.model, hold.part, hold.snapshot) for hold, _ in self._held.values}
+        shown |= {(way.hold.model, way.hold.part, way.hold.snapshot) for way in self._ways.values()}
+        return tuple(swap for place, swap in sorted(self._told.items()) if place in shown)
+
+    def close(self) -> None:
+        """Begin nothing more; whoever ends the engines ends those on their way too."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _joins(self, hold: HostedSnapshot) -> bool:
+        """Whether an engine that is on its way will do: it goes there, or its goal is wanted no more."""
+        for way in self._ways.values():
+            if hold_key(way.hold) == hold_key(hold):
+                way.hold, way.heir = hold, None
+                return True
+        for way in self._ways.values():
+            free = way.heir is None or not self._held.wants(way.heir)
+            if hold.swap and free and not self._held.wants(way.hold) and _alike(way.hold, hold):
+                way.heir = hold
+                return True
+        return False
+
+    def _at_hand(self, hold: HostedSnapshot) -> Fetched | None:
+        return next((found for known, found in self._coming.values if hold_key(known) == hold_key(hold)), None)
+
+    def _run(self, steps: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(steps)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _fetch(self, hold: HostedSnapshot) -> None:
+        self._coming.loaded(hold, await self._arrive(hold))
+
+    async def _go_over(self, engine: Engine) -> None:
+        """To what is wanted of it, until that is what it has."""
+        way = self._ways[engine]
+        while await self._changed(engine, way):
+            if self._held.loaded(way.hold, engine):
+                del self._ways[engine]
+                return
+            if way.heir is None:
+                await engine.retire(way.drain_seconds)
+                break
+            way.former, way.hold, way.fetched, way.heir = way.hold, way.heir, None, None
+        del self._ways[engine]
+        for hold in (way.hold, way.heir):
+            if hold is not None and self._held.wants(hold):
+                await self._start(hold)
+
+    async def _changed(self, engine: Engine, way: _Way) -> bool:
+        """Whether the engine has the snapshot now. One that could not take it has been ended."""
+        hold, began = way.hold, time.monotonic()
+        log = structlog.get_logger().bind(
+            model=hold.model, part=hold.part, former=way.former.snapshot, snapshot=hold.snapshot
+        )
+        self._note(way, "swapping")
+        try:
+            told = await self._swap(engine, way.fetched or await self._arrive(hold), way.drain_seconds)
+        except IPnextError as error:
+            log.warning("engine could not go over, started anew", reason=error.message)
+            await engine.stop()
+            self._note(way, "started_anew", seconds=time.monotonic() - began, message=error.message)
+            return False
+        log.info("engine went over", url=engine.url, pause_seconds=told.pause_seconds, seconds=told.seconds)
+        self._note(way, "swapped", seconds=time.monotonic() - began)
+        return True
+
+    async def _swap(self, engine: Engine, new: Fetched, drain_seconds: float) -> Swapped:
+        spec = engine.spec
+        if not spec.swap or spec.checkpoint is None:
+            msg = "it was started without the routes that change weights (rollout.refresh was not 'swap' then)"
+            raise LoadFailed(msg)
+        if not engine.up:
+            msg = f"it is not up: {engine.message or 'it starts'}"
+            raise LoadFailed(msg)
+        if spec.settings.kv_transfer is not None:
+            msg = "it hands keys and values over, which have to be of the same weights on both sides"
+            raise LoadFailed(msg)
+        await asyncio.to_thread(check_alike, spec.directory, new)
+        await check_alone(self._session, engine.url, spec.names)
+        told = await swap_weights(
+            self._session,
+            engine.url,
+            spec.model,
+            running=spec.checkpoint,
+            new=new,
+            settings=spec.settings,
+            drain_seconds=drain_seconds,
+        )
+        needed = needed_bytes(new.manifest) + spec.settings.kv_cache_bytes
+        checkpoint = new.manifest.checkpoint
+        engine.spec = replace(spec, directory=new.directory, needed_bytes=needed, checkpoint=checkpoint)
+        return told
+
+    def _note(self, way: _Way, state: SwapState, *, seconds: float = 0.0, message: str | None = None) -> None:
+        hold = way.hold
+        self._told[hold.model, hold.part, hold.snapshot] = EngineSwap(
+            model=hold.model,
+            part=hold.part,
+            former=way.former.snapshot,
+            snapshot=hold.snapshot,
+            state=state,
+            seconds=seconds,
+            message=message,
+        )
+
+
+def _alike(former: HostedSnapshot, hold: HostedSnapshot) -> bool:
+    """Whether an engine for one might go over to the other: the same part and settings."""
+    return _place(former) == _place(hold)
+
+
+def _place(hold: HostedSnapshot) -> HoldKey:
+    return HoldKey(hold.model, hold.part, 0, "", hold.engine, canonical_json(dict(hold.settings)))

@@ -1,0 +1,121 @@
+"""Changes what a running vLLM serves without a new start: other weights of the same form, or adapters beside the model.
+
+Needs `VLLM_SERVER_DEV_MODE=1` for weights and `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1` with `--enable-lora` for adapters: on loopback
+only, since whoever reaches those routes may call anything. `swap_steps` and `adapters` make both part of a rollout.
+"""
+
+import json
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+
+from ipnext.components.http_sessions import HttpSessions
+from ipnext.errors import LoadFailed, Unavailable
+from ipnext.model.checkpoint import Checkpoint
+from ipnext.model.deployment import STREAM_DRAIN_SECONDS
+from ipnext.model.engine_settings import VllmSettings
+from ipnext.model.going_over import changed_beside_weights, obstacle, read_once, same_model
+from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
+from serving.genai.checkpoint_check import verify
+from serving.genai.engine.probe import EngineProbe
+from serving.snapshots.fetch import Fetched
+
+LATE_SECONDS: Final = 30.0
+"""What is left of requests after their drain has so much time: the router has cut them by then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    """How long no request was begun, and how long until the new weights had answered, in seconds."""
+
+    pause_seconds: float
+    seconds: float
+
+
+async def swap_weights(  # noqa: PLR0913 - each is passed by name
+    session: HttpSessions,
+    url: str,
+    model: str,
+    *,
+    running: Checkpoint,
+    new: Fetched,
+    settings: VllmSettings,
+    drain_seconds: float = STREAM_DRAIN_SECONDS,
+) -> Swapped:
+    """Let a running engine go on with the weights of another snapshot of the same form.
+
+    What runs is finished with the old weights; what comes meanwhile waits, and is answered with the new ones: no answer has both.
+    Unavailable where what runs takes half a minute more than `drain_seconds`.
+    LoadFailed before anything is touched where the form differs. After a LoadFailed that names a step the engine has to be ended:
+    it may hold half of each, and its `/health` says nothing of that.
+    """
+    verify(new, settings)
+    told = new.manifest.checkpoint
+    if told is None or told.tensors != running.tensors or told.architecture != running.architecture:
+        msg = f"the tensors of {new.directory.name:.12} have other names, dtypes or shapes than those that run; start an engine of its own"
+        raise LoadFailed(msg)
+    began = time.monotonic()
+    limit = STREAM_DRAIN_SECONDS + settings.start_seconds
+    await _step(session, f"{url}/pause?mode=wait", {}, seconds=drain_seconds + LATE_SECONDS)
+    reload = {"method": "reload_weights", "kwargs": {"weights_path": str(new.directory)}}
+    await _step(session, f"{url}/collective_rpc", reload, seconds=limit)
+    await _step(session, f"{url}/update_weight_version", {"new_version": new.manifest.digest}, seconds=30)
+    await _step(session, f"{url}/reset_prefix_cache", {}, seconds=30)
+    await _step(session, f"{url}/resume", {}, seconds=30)
+    paused = time.monotonic() - began
+    await EngineProbe(session, url, model).canary(pooling=settings.runner == "pooling", seconds=limit)
+    return Swapped(paused, time.monotonic() - began)
+
+
+def check_alike(running: Path, new: Fetched) -> None:
+    """LoadFailed where weights have another form than in `running`, or anything else differs that an engine reads as it starts."""
+    former = SnapshotManifest.model_validate_json((running / SNAPSHOT_FILE).read_bytes())
+    why = obstacle(former, new.manifest)
+    if why is not None:
+        raise LoadFailed(why)
+    for path in sorted(changed_beside_weights(former, new.manifest)):
+        files = [directory / path for directory in (running, new.directory)]
+        both = all(file.is_file() for file in files)
+        if not both or not same_model(*(json.loads(file.read_bytes()) for file in files)):
+            raise LoadFailed(read_once(path))
+
+
+async def check_alone(session: HttpSessions, url: str, own: Collection[str]) -> None:
+    """LoadFailed where the engine serves more than the model itself: adapters were made for the weights that it has."""
+    limit = aiohttp.ClientTimeout(total=30)
+    try:
+        async with session.get(f"{url}/v1/models", timeout=limit) as answer:
+            names = {str(card["id"]) for card in (await answer.json())["data"]}
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError) as error:
+        msg = f"no answer to GET {url}/v1/models: {error!r}"
+        raise Unavailable(msg) from error
+    if names != {*own}:
+        msg = f"it serves {sorted(names - {*own})} beside the model"
+        raise LoadFailed(msg)
+
+
+async def load_adapter(session: HttpSessions, url: str, name: str, directory: Path, *, again: bool = False) -> None:
+    """Serve an adapter under a model name of its own. `again`: in the place of the one that has the name."""
+    body = {"lora_name": name, "lora_path": str(directory), **({"load_inplace": True} if again else {})}
+    await _step(session, f"{url}/v1/load_lora_adapter", body, seconds=60)
+
+
+async def unload_adapter(session: HttpSessions, url: str, name: str) -> None:
+    """Serve an adapter no more."""
+    await _step(session, f"{url}/v1/unload_lora_adapter", {"lora_name": name}, seconds=60)
+
+
+async def _step(session: HttpSessions, url: str, body: Mapping[str, object], *, seconds: float) -> None:
+    try:
+        async with session.post(url, json=body, timeout=aiohttp.ClientTimeout(total=seconds)) as answer:
+            text = await answer.text()
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        msg = f"no answer to POST {url}: {error!r}"
+        raise Unavailable(msg) from error
+    if answer.status != 200:
+        msg = f"POST {url} answered {answer.status}: {text[:300]}"
+        raise LoadFailed(msg)

@@ -1,0 +1,8 @@
+"""`python -m serving.host`, also as a fork: docs/decisions/0022."""
+
+from serving.host.host import main, preload
+
+__all__ = ["main", "preload"]
+
+if __name__ == "__main__":
+    main()

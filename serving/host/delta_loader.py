@@ -1,0 +1,147 @@
+"""How a host loads a delta: from the parent that it holds, else from the artifact store along the lineage, else the full result.
+
+Snapshots of a store are named by their digest, so the parent's digest is all that is needed to find it.
+"""
+
+import mmap
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol, runtime_checkable
+
+from ipnext.artifacts.layout import snapshot_uri
+from ipnext.errors import ArtifactMissing, LoadFailed
+from ipnext.model.delta import DeltaDocument
+from ipnext.model.footprint import needed_bytes
+from serving.engines.base import Engine, LoadedPart
+from serving.snapshots.fetch import Fetched, fetch
+from serving.snapshots.fetch_process import Fetcher
+from serving.weights.delta_snapshot import Delta, read_delta, read_document
+
+LONGEST_CHAIN: Final = 256
+"""Deltas between a snapshot and the full one that it stands on; each is applied by itself where none is held."""
+
+
+@runtime_checkable
+class TakesDeltas(Protocol):
+    """A loaded part whose engine knows deltas."""
+
+    def changed_by(self, delta: Delta, *, parent_stays: bool) -> LoadedPart:
+        """A part of its own with the delta applied. Its `size_bytes` leaves out what it shares with a parent that stays."""
+
+    def check_delta(self, document: DeltaDocument, when: Literal["before", "after"]) -> None:
+        """LoadFailed where the weights, all rows counted, are not those that a delta states before or after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """What a snapshot is made from: a held parent or a full snapshot, and deltas upon it, the oldest first."""
+
+    ground: str
+    base: Fetched | None
+    """The full snapshot; none where the host holds `ground`."""
+    deltas: tuple[Path, ...] = ()
+    result_of: Path | None = None
+    """The delta whose full result `base` was said to be."""
+
+    @property
+    def needed_bytes(self) -> int:
+        """Memory that loading is expected to take: a changed row costs a page at most."""
+        documents = [read_document(directory) for directory in self.deltas]
+        rows = sum(tensor.rows for document in documents for tensor in document.tensors.values())
+        return rows * mmap.PAGESIZE + (needed_bytes(self.base.manifest) if self.base else 0)
+
+    @property
+    def made_from(self) -> str:
+        """In words, for the log of a host."""
+        origin = "held" if self.base is None else "fetched" if self.result_of is None else "the full result of a delta,"
+        return (
+            f"{len(self.deltas)} delta(s) on {origin} {self.ground:.12}"
+            if self.deltas
+            else f"{origin} {self.ground:.12}"
+        )
+
+    def load(self, engine: Engine, settings: Mapping[str, Any], held: Mapping[str, LoadedPart]) -> LoadedPart:
+        """The part. `held` are the host's parts by digest. LoadFailed where a delta does not fit, or the engine takes none.
+
+        A base that is loaded for its deltas' sake has its row digests counted, which is cheap beside the load.
+        """
+        part = held[self.ground] if self.base is None else engine.load(*self.base, settings)
+        if self.result_of is not None:
+            _taker(part).check_delta(read_document(self.result_of), "after")
+        elif self.base is not None and self.deltas:
+            _taker(part).check_delta(read_document(self.deltas[0]), "before")
+        for directory in self.deltas:
+            part = _taker(part).changed_by(read_delta(directory), parent_stays=part in held.values())
+        return part
+
+
+def _taker(part: LoadedPart) -> TakesDeltas:
+    if not isinstance(part, TakesDeltas):
+        msg = "this engine takes no deltas; publish a full snapshot"
+        raise LoadFailed(msg)
+    return part
+
+
+def fetch_chain(store: Fetcher, uri: str, cache: Path, snapshot: Fetched, held: Collection[str]) -> Chain:
+    """All that `snapshot`, which the store has under `uri`, needs beside the `held` digests, fetched.
+
+    A parent is looked for in `held`, then in the store. Where one is missing, the nearest descendant that names its full result
+    is taken whole. LoadFailed says what is missing.
+    """
+    chain = [snapshot]
+    try:
+        while chain[-1].manifest.is_delta and len(chain) <= LONGEST_CHAIN:
+            parent = _parent(chain[-1])
+            if parent in held:
+                return Chain(parent, None, _deltas(chain))
+            chain.append(fetch(store, _beside(uri, parent), cache))
+            _check_same_program(*chain[-2:])
+    except ArtifactMissing as error:
+        return _from_full(store, uri, cache, chain, error)
+    if chain[-1].manifest.is_delta:
+        msg = f"the snapshot stands on more than {LONGEST_CHAIN} deltas; publish a full snapshot"
+        raise LoadFailed(msg)
+    return Chain(chain[-1].manifest.digest, chain[-1], _deltas(chain[:-1]))
+
+
+def _from_full(store: Fetcher, uri: str, cache: Path, chain: list[Fetched], missing: ArtifactMissing) -> Chain:
+    """From the full result of the oldest delta that has one in the store: the fewest bytes that lead there are fetched already."""
+    named = [(place, read_document(each.directory).full) for place, each in enumerate(chain)]
+    for place, full in reversed(named):
+        if full is None:
+            continue
+        with suppress(ArtifactMissing):
+            base = fetch(store, _beside(uri, full), cache)
+            _check_same_program(chain[place], base)
+            return Chain(full, base, _deltas(chain[:place]), result_of=chain[place].directory)
+    wanted = ", ".join(full for _, full in named if full) or "none named"
+    msg = (
+        f"the snapshot is a delta whose parent {_parent(chain[-1])} is neither held here nor in the store "
+        f"({missing.message}), and no full result of it is there ({wanted}); publish a full snapshot"
+    )
+    raise LoadFailed(msg) from missing
+
+
+def _beside(uri: str, digest: str) -> str:
+    """Another snapshot of the same store."""
+    return snapshot_uri(uri.rpartition("/snapshots/")[0], digest)
+
+
+def _check_same_program(delta: Fetched, other: Fetched) -> None:
+    ours, theirs = delta.manifest, other.manifest
+    if (ours.engine, ours.signature) != (theirs.engine, theirs.signature):
+        msg = f"delta {ours.digest} and {theirs.digest}, which it names, differ in engine or signature; publish a full snapshot"
+        raise LoadFailed(msg)
+
+
+def _parent(snapshot: Fetched) -> str:
+    if snapshot.manifest.parent is None:
+        msg = f"{snapshot.directory.name} is a delta that names no parent; publish a full snapshot"
+        raise LoadFailed(msg)
+    return snapshot.manifest.parent
+
+
+def _deltas(newest_first: list[Fetched]) -> tuple[Path, ...]:
+    return tuple(each.directory for each in reversed(newest_first))

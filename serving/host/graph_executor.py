@@ -1,0 +1,159 @@
+"""Walks the graph of a request in the host that answers last, so that what the other parts give travels once.
+
+The router chooses the generation and names the hosts of each part; nothing is chosen anew here. While the other parts
+work, the host computes what of its own pass needs nothing of theirs.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from ipnext.errors import DeadlineExceeded, GenerationNotHeld
+from ipnext.model.registry import REQUEST
+from serving.graph import Call, Tensors, inputs_of, outputs_of, run_graph
+from serving.host.part_server import Finish, PartServer
+from serving.host.served_part import Begun, Served
+from serving.protocol.request_templates import RequestForms
+from serving.protocol.response_templates import AnswerForm, AnswerForms
+from serving.protocol.tensors import Tensor, decoded_bytes
+from serving.protocol.v2 import Body, InferRequest, InferResponse, proof_parameters
+from serving.routing.host_call import Attempt, HostCall
+from serving.routing.host_client import HostClient
+from serving.routing.host_connection import ROUTES_KNOWN
+from serving.routing.retries import retried
+from serving.routing.table import GenerationRoute
+from serving.snapshots.held_snapshots import Lease
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Walk:
+    """A route and the part of it that this host answers for."""
+
+    route: GenerationRoute
+    part: str
+
+
+class Walker:
+    """The walks of one host."""
+
+    def __init__(self, parts: PartServer, hosts: HostClient) -> None:
+        self._parts = parts
+        self._hosts = hosts
+        self._urls: dict[tuple[str, int], frozenset[str]] = {}
+        self._forms = RequestForms()
+        self._answers = AnswerForms()
+
+    def learn(self, route: GenerationRoute) -> None:
+        """A router will name this route: hosts that no route of late names are not sought any more."""
+        self._urls.pop((route.model, route.generation), None)
+        self._urls[route.model, route.generation] = route.urls
+        if len(self._urls) > ROUTES_KNOWN:
+            del self._urls[next(iter(self._urls))]
+        self._hosts.forget(frozenset().union(*self._urls.values()))
+
+    async def answer(
+        self,
+        walk: Walk,
+        body: tuple[Body, int | None],
+        *,
+        seconds: float,
+        finish: Finish[R],
+    ) -> R:
+        """What `finish` makes of the answer to a V2 request.
+
+        `body` is its bytes and the length of its JSON header, if binary data follows. InvalidInput, DeadlineExceeded,
+        GenerationNotHeld where this host does not hold the route's snapshot, Unavailable where other hosts do not answer.
+        """
+        wanted = self._forms.read(*body, room=self._parts.check_room)
+        walk.route.plan.check_request(wanted.inputs)
+        answer = self._answers.of(wanted, walk.route, partial(self._answer_form, walk.route, wanted))
+        seconds = wanted.seconds(seconds)
+        try:
+            with self._parts.busy(), self._parts.claim() as claim:
+                if wanted.form is None:
+                    claim.set(decoded_bytes(wanted.inputs.values(), beside=body[0]))
+                async with asyncio.timeout(seconds):
+                    outputs = await self._tried(walk, wanted.inputs, Attempt(time.monotonic() + seconds))
+        except TimeoutError as error:
+            msg = f"the deadline of {seconds * 1000:.0f} ms passed"
+            raise DeadlineExceeded(msg) from error
+        chosen = answer.chosen(outputs)
+        return finish(*answer.encode_for(wanted.inputs, chosen), chosen)
+
+    def _answer_form(self, route: GenerationRoute, wanted: InferRequest) -> AnswerForm:
+        """The form of the answer to a request. InvalidInput names an output that there is not."""
+        outputs = tuple(route.plan.outputs)
+        wanted.check_outputs(outputs)
+        proof = proof_parameters(route.generation, route.snapshots, self._parts.region)
+        head = InferResponse(route.model, {}, str(route.generation), wanted.id, proof)
+        chosen = tuple(output.name for output in wanted.outputs) or outputs
+        return AnswerForm(head, chosen, wanted.binary_names(chosen))
+
+    def _tried(self, walk: Walk, request: Tensors, asked: Attempt) -> Awaitable[Tensors]:
+        """The outputs, all from one generation: when any call fails to find it, all are made again."""
+
+        def again(counts: bool) -> None:
+            if counts:
+                self._parts.tally.note_retry(walk.route.model, walk.route.generation)
+            asked.used.clear()
+
+        subject = f"generation {walk.route.generation} of {walk.route.model}"
+        return retried(lambda: self._attempt(walk, request, asked), asked, again=again, subject=subject)
+
+    async def _attempt(self, walk: Walk, request: Tensors, asked: Attempt) -> Tensors:
+        plan, deadline = walk.route.plan, asked.deadline
+        *others, last = plan.nodes
+        if last.part == walk.part and not any(node.needs or node.part == walk.part for node in others):
+            return await self._gathered(walk, request, asked)
+        call = partial(self._call, walk, deadline, partial(self._hosts.infer, walk.route, attempt=asked))
+        return await run_graph(plan, request, call)
+
+    async def _call(self, walk: Walk, deadline: float, remote: Call, part: str, inputs: Tensors) -> Tensors:
+        if part != walk.part:
+            return await remote(part, inputs)
+        return await self._finished(self._lease(walk), inputs, deadline)
+
+    async def _gathered(self, walk: Walk, request: Tensors, asked: Attempt) -> Tensors:
+        """A graph in which this host's part takes what other parts make of the request: all of them work at once."""
+        *others, last = walk.route.plan.nodes
+        results: dict[str, Tensors] = {REQUEST: request}
+        calls: dict[str, HostCall] = {}
+        lease: Lease[Served] | None = None
+        try:
+            for node in others:
+                calls[node.name] = self._hosts.begin(walk.route, node.part, inputs_of(node, results), asked)
+            lease = self._lease(walk)
+            begun = self._parts.begin(
+                lease, {k: request[s.tensor] for k, s in last.inputs.items() if s.node == REQUEST}
+            )
+            for node in others:
+                results[node.name] = (await calls.pop(node.name).answered()).tensors()
+            inputs, taken, lease = inputs_of(last, results), lease, None
+            results[last.name] = await self._finished(taken, inputs, asked.deadline, begun)
+            return outputs_of(walk.route.plan, results)
+        finally:
+            if lease is not None:
+                self._parts.release(lease)
+            for call in calls.values():
+                call.give_up()
+
+    def _lease(self, walk: Walk) -> Lease[Served]:
+        route = walk.route
+        lease = self._parts.lease(route.model, walk.part, route.generation)
+        if lease.snapshot != route.snapshots.get(walk.part):
+            self._parts.release(lease)
+            msg = f"generation {route.generation} of {route.model}.{walk.part} is snapshot {lease.snapshot} here"
+            raise GenerationNotHeld(msg)
+        return lease
+
+    async def _finished(
+        self, lease: Lease[Served], inputs: Tensors, deadline: float, begun: Begun | None = None
+    ) -> dict[str, Tensor]:
+        seconds = deadline - time.monotonic()
+        outputs = self._parts.infer(lease, inputs, seconds=seconds, finish=dict, begun=begun)
+        return await outputs if isinstance(outputs, asyncio.Future) else outputs

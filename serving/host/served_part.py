@@ -1,0 +1,80 @@
+"""A loaded part as it is served: how much one pass may take on, what passes cost, what is known of its requests, its counts.
+
+Made by serving.host.loader, used by serving.host.batching and serving.host.part_server.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ipnext.errors import LoadFailed
+from serving.engines.base import LoadedPart, Staged, StagedPart
+from serving.host.latency_model import Costs
+from serving.metrics.tallies import PartTally
+from serving.protocol.request_templates import FormsSeen
+from serving.protocol.response_templates import AnswerForms
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """How much one pass may take on: rows, and milliseconds that the pass is predicted to take. `off`: one request each."""
+
+    max_rows: int = 512
+    latency_ms: float = 10.0
+    off: bool = False
+
+
+def batch_limits(settings: Mapping[str, Any]) -> BatchLimits:
+    """A part's engine setting `batching`: false, or {maxRows, latencyMs}. LoadFailed where it says anything else."""
+    given = settings.get("batching", {})
+    if given is False:
+        return BatchLimits(off=True)
+    if given is True:
+        given = {}
+    allowed = {"maxRows": "max_rows", "latencyMs": "latency_ms"}
+    if not isinstance(given, Mapping) or not given.keys() <= allowed.keys():
+        msg = f"settings.batching: must be false or an object of maxRows and latencyMs, got {given!r}"
+        raise LoadFailed(msg)
+    for name, value in given.items():
+        if type(value) not in ((int,) if name == "maxRows" else (int, float)) or value <= 0:
+            msg = f"settings.batching.{name}: must be a number above 0, got {value!r}"
+            raise LoadFailed(msg)
+    return BatchLimits(**{allowed[name]: value for name, value in given.items()})
+
+
+class Served:
+    """A loaded part with what its passes are known to cost. `part` is closed by whoever loaded it."""
+
+    def __init__(self, part: LoadedPart, limits: BatchLimits) -> None:
+        self.part = part
+        self.limits = limits
+        self.costs = Costs()
+        self.tally = PartTally()
+        self.joins = part.rows_are_independent and not limits.off
+        self.fitting = FormsSeen()
+        self.answer_forms = AnswerForms()
+        self._staged: dict[frozenset[str], Staged | None] = {}
+
+    def staged(self, late: frozenset[str]) -> Staged | None:
+        """The part's pass in two steps, where it has one for inputs that come later."""
+        if late not in self._staged:
+            self._staged[late] = self.part.staged(late) if isinstance(self.part, StagedPart) else None
+        return self._staged[late]
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the part's weights take, in bytes."""
+        return self.part.size_bytes
+
+    def close(self) -> None:
+        """Give the part's memory back."""
+        self.part.close()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Begun:
+    """A pass of which all is computed that needs no late input. `seconds` is what that took."""
+
+    staged: Staged
+    state: Any
+    seconds: float

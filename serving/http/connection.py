@@ -1,0 +1,483 @@
+"""HTTP/1.1 for host and router: httptools parses, each request goes to one handler, answers leave in order.
+
+A handler that answers at once costs no task and no other turn of the event loop; uvicorn's way through ASGI takes about
+as long as a small model (docs/decisions/0009). A connection may change over to another protocol by `Upgrade`.
+"""
+
+import asyncio
+import http
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import httptools
+import structlog
+
+from ipnext.allowed_hosts import AllowedHosts
+from ipnext.errors import Forbidden, InvalidInput, IPnextError, TooLarge, TooSlow
+from serving.http.body_writer import BodyWriter
+from serving.http.limits import BodyBudget, HttpLimits, OpenConnections, Reading
+from serving.http.listeners import Guard
+from serving.http.messages import Answer, Flow, Handler, Request, Response, Streamed, error_response
+
+MAX_PIPELINED: Final = 32
+"""Requests that may wait on one connection; then nothing more is read from it."""
+_MAX_PIPELINED_BYTES: Final = 2**20
+_VERSIONS: Final = ("1.1", "1.0")
+FRAMES_PATH: Final = "/frames"
+"""The path of an upgrade in the table of callers, whatever path the request names."""
+_SOURCES: Final = frozenset({"origin", "sec-fetch-site"})
+"""What says that a browser asks, and for whose page."""
+_JOINED: Final = _SOURCES | {"authorization"}
+"""Headers of which all values count: two credentials are none."""
+_JOINED_BYTES: Final = 64 * 2**10
+"""Up to this size head and body are written as one piece."""
+
+Upgrade = Callable[[asyncio.Transport, bytes], None]
+"""Takes a connection over: its transport, and what came after the request."""
+
+_REASONS: Final = {status.value: status.phrase for status in http.HTTPStatus}
+
+
+class HttpProtocol(asyncio.Protocol):
+    """One connection. `open_connections` holds it while it is open; `upgrades` are protocols by the name that asks for them."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        open_connections: OpenConnections,
+        upgrades: Mapping[str, Upgrade],
+        allowed: AllowedHosts,
+        guard: Guard | None = None,
+    ) -> None:
+        self._handler = handler
+        self._open = open_connections
+        self._budget = open_connections.budget
+        self._upgrades = upgrades
+        self._limits = open_connections.budget.limits
+        self._allowed = allowed
+        self._guard = guard
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._waiting: deque[tuple[Request | IPnextError, bool]] = deque()
+        self._running: asyncio.Future[Any] | None = None
+        """The answer that is awaited, or the end of the one whose pieces are passed on."""
+        self._flow: Flow | None = None
+        """Where these pieces come from."""
+        self._held_bytes = 0
+        """Bodies that are not answered yet."""
+        self._pace: Reading | None = None
+        """Of the request that has begun and is not whole yet."""
+        self._expected = False
+        """Whether the client waits to be told that it may send its body."""
+        self._progress = False
+        """Whether headers, or a piece of a body, have begun or ended in the bytes that are read."""
+        self._paused = False
+        self._over = False
+        """Whether the connection ends with what it has: nothing more is read."""
+        self._choked: tuple[float, int] | None = None
+        """Since when the client has taken nothing, and the bytes that wait for it."""
+        self._begin()
+
+    # asyncio calls these
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has come."""
+        self._transport = transport  # type: ignore[assignment]  # a stream's is a Transport
+        self._open.add(self)
+        if self._guard is not None:
+            try:
+                self._guard.check_connection(transport)
+            except Forbidden as error:
+                self._refuse(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+        """The client has gone: nobody waits for what runs."""
+        self._transport = None
+        self._open.discard(self)
+        self._budget.held_bytes -= self._held_bytes
+        self._waiting.clear()
+        if self._running is not None:
+            self._running.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of requests."""
+        if self._over:
+            return
+        try:
+            self._progress = False
+            self._parser.feed_data(data)
+            if not self._progress:
+                self._count_text(len(data))
+            if self._reading and self._pace is None:
+                self._pace = Reading(time.monotonic())
+        except httptools.HttpParserUpgrade as change:
+            self._change_over(data[change.args[0] :])
+        except httptools.HttpParserCallbackError as error:
+            cause = error.__context__
+            self._refuse(cause if isinstance(cause, IPnextError) else InvalidInput(f"the request: {cause}"))
+        except httptools.HttpParserError as error:
+            self._refuse(InvalidInput(f"this is no HTTP/1.1 request: {error}"))
+        except IPnextError as error:
+            self._refuse(error)
+
+    def pause_writing(self) -> None:
+        """The client takes its answers more slowly than they come."""
+        if self._transport is not None:
+            self._choked = (time.monotonic(), self._transport.get_write_buffer_size())
+        if self._flow is not None:
+            self._flow.pause()
+
+    def resume_writing(self) -> None:
+        """The client has taken what waited for it."""
+        self._choked = None
+        if self._flow is not None:
+            self._flow.resume()
+        elif self._running is None:
+            self._answer_next()
+
+    # httptools calls these
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._begin()
+        self._reading = True
+
+    def on_url(self, url: bytes) -> None:
+        """The request's target; it may come in pieces."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header. Those behind a body in pieces are dropped (RFC 9110, 6.5.1): the request was judged by those before."""
+        if not self._in_head:
+            return
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        if key == "host":
+            self._hosts += 1
+        if key in _JOINED and key in self._headers:
+            text = f"{self._headers[key]}, {text}"
+        self._headers[key] = text
+
+    def on_headers_complete(self) -> None:
+        """The body follows."""
+        self._text_bytes = 0
+        self._count_text(len(self._url) + sum(len(key) + len(text) + 4 for key, text in self._headers.items()))
+        self._in_head = False
+        self._on_text_end()
+        self._check_source()
+        if self._guard is not None:
+            self._check_caller(self._guard)
+        self._check_framing()
+        length = self._headers.get("content-length", "0")
+        if length.isdigit():
+            size = int(length[:18])
+            if size > self._limits.body_bytes:
+                raise _too_large(self._limits, f"{length[:18]} bytes")
+            self._limits.check_held(self._budget.held_bytes + size, size)
+        self._expected = self._headers.get("expect", "").lower() == "100-continue"
+        self._invite()
+
+    def on_chunk_header(self) -> None:
+        """The size of a piece of the body is known."""
+        self._on_text_end()
+
+    def on_chunk_complete(self) -> None:
+        """A piece of the body is whole; or, behind the last one, the headers that follow."""
+        self._on_text_end()
+
+    def on_body(self, chunk: bytes) -> None:
+        """A piece of the body."""
+        self._on_text_end()
+        self._body += chunk
+        self._held_bytes += len(chunk)
+        self._budget.held_bytes += len(chunk)
+        self._limits.check_held(self._budget.held_bytes, len(self._body))
+        if len(self._body) > self._limits.body_bytes:
+            raise _too_large(self._limits, "more")
+
+    def on_message_complete(self) -> None:
+        """The whole request is there."""
+        self._on_text_end()
+        self._reading = self._expected = False
+        self._pace = None
+        upgrade = self._parser.should_upgrade()
+        if upgrade and self._headers.get("upgrade", "").lower() in self._upgrades:
+            return
+        method = self._parser.get_method().decode("latin-1")
+        path = self._url.partition(b"?")[0].decode("latin-1")
+        request = Request(method, path, self._headers, self._body)
+        keep = self._parser.should_keep_alive() and not upgrade and not self._open.closing
+        self._waiting.append((request, keep))
+        if self._running is None:
+            self._answer_next()
+        if self._waiting and not self._paused and self._full and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    # ours
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is under way, and all answers have left."""
+        left = self._transport is None or not self._transport.get_write_buffer_size()
+        return left and self._running is None and not self._waiting
+
+    @property
+    def _full(self) -> bool:
+        """Whether as much waits as may: requests, or bytes of them."""
+        sizes = [len(request.content) for request, _ in self._waiting if isinstance(request, Request)]
+        return len(sizes) >= MAX_PIPELINED or sum(sizes) > _MAX_PIPELINED_BYTES
+
+    def close(self) -> None:
+        """Close the connection once what is written has left."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def check_pace(self, now: float) -> None:
+        """End the connection where the client is too slow to send, or to take its answer."""
+        if self._transport is None:
+            return
+        if self._choked is not None:
+            self._check_taking(self._transport, self._choked, now)
+        elif self._pace is not None and not self._waiting and not self._over:
+            try:
+                self._pace.check(now, len(self._body), self._limits)
+            except TooSlow as error:
+                self._refuse(error)
+
+    def _check_taking(self, transport: asyncio.Transport, choked: tuple[float, int], now: float) -> None:
+        since, size = choked
+        left = transport.get_write_buffer_size()
+        if self._limits.takes_too_little(now - since, size - left):
+            transport.abort()
+        elif now - since > self._limits.write_seconds:
+            self._choked = (now, left)
+
+    def _begin(self) -> None:
+        self._url = b""
+        self._headers: dict[str, str] = {}
+        self._body = bytearray()
+        self._in_head = True
+        self._text_bytes = 0
+        """Bytes that came since the request, or a piece of its body, began or ended: request line, headers, sizes of pieces."""
+        self._hosts = 0
+        self._reading = False
+
+    def _check_source(self) -> None:
+        """Refuse what is asked of another host, or by a page of another origin. HTTP/1.0 may leave its host out."""
+        headers, host = self._headers, self._headers.get("host", "")
+        version = self._parser.get_http_version()
+        if version not in _VERSIONS:
+            msg = f"HTTP/{version} is not served; use HTTP/1.1"
+            raise InvalidInput(msg, field="version", value=version, allowed=_VERSIONS)
+        if self._hosts != 1 and (self._hosts or version != "1.0"):
+            msg = f"Host: a request has exactly one, got {self._hosts}"
+            raise InvalidInput(msg, field="Host")
+        if self._hosts:
+            self._allowed.check_host(host)
+        if not headers.keys().isdisjoint(_SOURCES):
+            self._allowed.check_source(self._parser.get_method().decode("latin-1"), host, headers)
+
+    def _check_caller(self, guard: Guard) -> None:
+        """Refuse what the callers of this socket may not ask for. Another protocol is asked for by its name, on any path."""
+        change = self._headers.get("upgrade", "").lower()
+        guard.check(FRAMES_PATH if change in self._upgrades else self._url.decode("latin-1"))
+
+    def _check_framing(self) -> None:
+        """Refuse a body whose end another reader could see elsewhere (RFC 9112, 6.1)."""
+        coding = self._headers.get("transfer-encoding")
+        if coding is None:
+            return
+        if self._parser.get_http_version() != "1.1" or coding.strip().lower() != "chunked":
+            msg = f"Transfer-Encoding: {coding[:40]!r} must be chunked, in HTTP/1.1"
+            raise InvalidInput(msg, field="Transfer-Encoding", value=coding, allowed=("chunked",))
+
+    def _count_text(self, size: int) -> None:
+        self._text_bytes += size
+        if self._text_bytes > self._limits.head_bytes:
+            place = (
+                "request line and headers"
+                if self._in_head
+                else "headers behind the body, or the size of a piece of it,"
+            )
+            msg = f"the {place} are larger than {self._limits.head_bytes} bytes"
+            raise TooLarge(msg, field="headers")
+
+    def _on_text_end(self) -> None:
+        self._progress, self._text_bytes = True, 0
+
+    def _invite(self) -> None:
+        """Tell a client that waits for it to send its body, once the answers before have left."""
+        if self._expected and self._running is None and not self._waiting and self._transport is not None:
+            self._expected = False
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _answer_next(self) -> None:
+        while self._waiting and self._transport is not None and self._choked is None:
+            request, keep = self._waiting.popleft()
+            if self._paused and not self._full:
+                self._paused = False
+                self._transport.resume_reading()
+            if isinstance(request, IPnextError):
+                self._end_with(request)
+                return
+            try:
+                answer = self._handler(request)
+            except Exception as error:  # noqa: BLE001  # the process edge: the client gets an answer, the log the reason
+                self._write(request, _judged(error, request), keep=keep)
+                continue
+            if isinstance(answer, Response):
+                self._write(request, answer, keep=keep)
+                continue
+            self._await(request, answer, keep=keep)
+            return
+        self._invite()
+
+    def _await(self, request: Request, answer: Awaitable[Answer], *, keep: bool) -> None:
+        running = asyncio.ensure_future(answer)
+        self._running = running
+
+        def ended(done: asyncio.Future[Answer]) -> None:
+            self._running = None
+            if done.cancelled():
+                self.close()
+                return
+            error = done.exception()
+            found = done.result() if error is None else _judged(error, request)
+            if isinstance(found, Streamed):
+                self._stream(request, found, keep=keep)
+                return
+            self._write(request, found, keep=keep)
+            self._answer_next()
+
+        running.add_done_callback(ended)
+
+    def _stream(self, request: Request, answer: Streamed, *, keep: bool) -> None:
+        """Pass pieces on as they come. The connection is cancelled as it is while an answer is awaited."""
+        transport = self._transport
+        if transport is None:
+            answer.flow.cancel()
+            return
+        self._let_go(request)
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        sized = "content-length" in answer.headers
+        chunked = not sized and self._parser.get_http_version() != "1.0"
+        whole_keep = keep and (sized or chunked)
+        body = BodyWriter(transport, _stream_head(answer, chunked=chunked, keep=whole_keep), done, chunked=chunked)
+        self._running, self._flow = done, answer.flow
+
+        def ended(done: asyncio.Future[bool]) -> None:
+            self._running = self._flow = None
+            if done.cancelled():
+                answer.flow.cancel()
+            elif not done.result() or not whole_keep:
+                self._finish(transport)
+            else:
+                self._answer_next()
+
+        done.add_done_callback(ended)
+        answer.flow.start(body)
+
+    def _finish(self, transport: asyncio.Transport) -> None:
+        self._over = True
+        self._waiting.clear()
+        transport.close()
+
+    def _let_go(self, request: Request) -> None:
+        self._held_bytes -= len(request.content)
+        self._budget.held_bytes -= len(request.content)
+
+    def _write(self, request: Request, response: Response, *, keep: bool) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        self._let_go(request)
+        body = b"" if request.method == "HEAD" else response.body
+        head = _head(response, len(response.body), keep=keep)
+        if len(body) < _JOINED_BYTES:
+            transport.write(b"".join((head, body)))
+        else:
+            transport.writelines((head, body))
+        if not keep:
+            self._finish(transport)
+
+    def _refuse(self, error: IPnextError) -> None:
+        """Answer so, in its turn, what cannot be read as a request."""
+        if self._over:
+            return
+        self._over = True
+        self._pace = None
+        self._waiting.append((error, False))
+        if self._running is None:
+            self._answer_next()
+
+    def _end_with(self, error: IPnextError) -> None:
+        """What comes after a request that cannot be read is not known: the connection ends.
+
+        What the client still sends is read and dropped for a while: a connection closed over unread bytes is reset, and
+        the client would not see the answer (RFC 9112, section 9.6).
+        """
+        transport = self._transport
+        if transport is not None:
+            transport.write(_whole(error_response(error), keep=False))
+            transport.write_eof()
+            asyncio.get_running_loop().call_later(self._limits.linger_seconds, transport.close)
+
+    def _change_over(self, rest: bytes) -> None:
+        name = self._headers.get("upgrade", "").lower()
+        change = self._upgrades.get(name)
+        if change is None or self._transport is None:
+            return  # answered as any request; the connection ends with the answer
+        self._open.discard(self)
+        self._transport.write(
+            f"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {name}\r\n\r\n".encode()
+        )
+        change(self._transport, rest)
+
+
+def _judged(error: BaseException, request: Request) -> Response:
+    if isinstance(error, IPnextError):
+        return error_response(error)
+    structlog.get_logger().error("request failed", path=request.path, exc_info=error)
+    return error_response(IPnextError("internal error; the log of the process has the reason"))
+
+
+def _too_large(limits: HttpLimits, size: str) -> TooLarge:
+    msg = f"the body must have at most {limits.body_bytes} bytes, got {size}; send fewer rows"
+    return TooLarge(msg, field="body")
+
+
+def _head(response: Response, size: int, *, keep: bool) -> bytes:
+    return _head_with(response, f"content-length: {size}\r\n", keep=keep)
+
+
+def _stream_head(answer: Streamed, *, chunked: bool, keep: bool) -> bytes:
+    return _head_with(answer, "transfer-encoding: chunked\r\n" if chunked else "", keep=keep)
+
+
+def _head_with(response: Answer, length: str, *, keep: bool) -> bytes:
+    lines = [f"HTTP/1.1 {response.status} {_REASONS.get(response.status, '')}\r\n{length}"]
+    lines += [f"{key}: {value}\r\n" for key, value in response.headers.items()]
+    lines.append("\r\n" if keep else "connection: close\r\n\r\n")
+    return "".join(lines).encode("latin-1", "replace")
+
+
+def _whole(response: Response, *, keep: bool) -> bytes:
+    return b"".join((_head(response, len(response.body), keep=keep), response.body))
+
+
+def http_factory(
+    handler: Handler,
+    upgrades: Mapping[str, Upgrade] | None = None,
+    limits: HttpLimits | None = None,
+    allowed: AllowedHosts | None = None,
+    *,
+    connections: OpenConnections | None = None,
+    guard: Guard | None = None,
+) -> tuple[Callable[[], HttpProtocol], OpenConnections]:
+    """What makes the connections of one server, and the set that holds the open ones; `connections` has its own limits."""
+    opened = OpenConnections(BodyBudget(limits)) if connections is None else connections
+    known: Mapping[str, Any] = upgrades or {}
+    answered = allowed or AllowedHosts()
+    return lambda: HttpProtocol(handler, opened, known, answered, guard), opened

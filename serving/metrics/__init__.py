@@ -1,0 +1,4 @@
+"""Counts in plain numbers, and sketches of answers, which Prometheus reads when it asks.
+
+For the hosts and the router. Begin with `tallies`. Why not prometheus-client's own counters: docs/decisions/0010.
+"""

@@ -1,0 +1,116 @@
+"""What a router counts of one generation. Used by serving.routing.metrics."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Final
+
+from ipnext.model.deployment import AsideTraffic, GenerationTraffic
+from ipnext.model.sketch import LATENCY_SECONDS
+from serving.metrics.prediction_sketches import Predictions
+from serving.metrics.tallies import Answers, Histogram, StreamTally
+
+ENOUGH_ANSWERS: Final = 20
+"""A median of fewer answers is not judged by."""
+
+
+class Aside:
+    """Requests that gates leave out; they are in the other counts too."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.errors = 0
+        self.non_finite = 0
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Forget the latencies."""
+        self.latency = Histogram(LATENCY_SECONDS)
+        self.first_token = Histogram(LATENCY_SECONDS)
+        self.token = Histogram(LATENCY_SECONDS)
+
+    def note(self, status: int, seconds: float) -> None:
+        """Count an answer."""
+        self.requests += 1
+        self.errors += status >= 500  # HTTP's server errors
+        if status == 200:  # HTTP's OK
+            self.latency.observe(seconds)
+
+    @property
+    def traffic(self) -> AsideTraffic:
+        """What the agent is told."""
+        return AsideTraffic(
+            requests=self.requests,
+            errors=self.errors,
+            non_finite=self.non_finite,
+            latency=self.latency.counts,
+            first_token=self.first_token.counts,
+            token=self.token.counts,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class GenerationCounts:
+    """The requests of one generation since the router started."""
+
+    answers: dict[int, Answers] = field(default_factory=dict)
+    """By HTTP status."""
+    latency: Histogram = field(default_factory=lambda: Histogram(LATENCY_SECONDS))
+    """Seconds of the answers with status 200."""
+    predictions: Predictions = field(default_factory=Predictions)
+    streams: StreamTally | None = None
+    """None while no answer came in pieces."""
+    before: Histogram | None = None
+    """Seconds that the nodes before one that generates took; None while there were none."""
+    in_flight: int = 0
+    non_finite: int = 0
+    retries: int = 0
+    substituted: int = 0
+    prefills: Counter[str] = field(default_factory=Counter)
+    """Prompts read apart from their answers, by what came of it."""
+    aside: Aside = field(default_factory=Aside)
+    last_at: float = 0.0
+    """Unix time of the last answer."""
+
+    def note(self, status: int) -> Answers:
+        """Where an answer of this status is counted."""
+        self.last_at = time.time()
+        found = self.answers.get(status)
+        if found is None:
+            found = self.answers[status] = Answers()
+        return found
+
+    def let_go(self) -> None:
+        """Forget latencies and predictions, which take the most room."""
+        self.latency = Histogram(LATENCY_SECONDS)
+        self.predictions = Predictions()
+        self.aside.let_go()
+        if self.streams is not None:
+            self.streams.let_go()
+
+    @property
+    def usual_seconds(self) -> float | None:
+        """Median time to the first byte of a good answer; None if there were too few."""
+        times = self.latency if self.streams is None else self.streams.first_token
+        return times.median if times.count >= ENOUGH_ANSWERS else None
+
+    def requests(self, *, at_least: int = 0) -> int:
+        """Answers whose status is `at_least` so high."""
+        return sum(answers.seconds.count for status, answers in self.answers.items() if status >= at_least)
+
+    def traffic(self, model: str, generation: int) -> GenerationTraffic:
+        """What the agent is told."""
+        return GenerationTraffic(
+            model=model,
+            generation=generation,
+            requests=self.requests(),
+            errors=self.requests(at_least=500),
+            non_finite=self.non_finite,
+            in_flight=self.in_flight,
+            latency_seconds_sum=sum(answers.seconds.total for answers in self.answers.values()),
+            latency=self.latency.counts,
+            first_token=self.streams.first_token.counts if self.streams else {},
+            token=self.streams.token.counts if self.streams else {},
+            predictions=self.predictions.sketches,
+            aside=self.aside.traffic,
+        )

@@ -1,0 +1,171 @@
+"""Counts of requests in plain numbers, shown to Prometheus when it asks. Used by the metrics of routers and hosts.
+
+prometheus-client's own counters take a lock for each step and a look-up for the labels, some microseconds a request in
+all; one thread counts here, so integers do, and its Collector interface makes the text of them.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Final
+
+from prometheus_client.core import HistogramMetricFamily
+
+from ipnext.model.sketch import LATENCY_SECONDS
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4"
+"""Of the text that `generate_latest` writes."""
+SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds of the buckets of a time."""
+SIZES: Final = tuple(float(1 << step) for step in range(13))
+"""Upper bounds of the buckets of a number of rows: 1 to 4096."""
+CANCELLED: Final = 499
+"""Status under which a request counts whose client left first, as nginx has it."""
+
+
+class Histogram:
+    """How often a value fell into each bucket, and the sum of all."""
+
+    __slots__ = ("_bounds", "_counts", "total")
+
+    def __init__(self, bounds: Sequence[float] = SECONDS) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self.total += value
+
+    @property
+    def count(self) -> int:
+        """Values so far."""
+        return sum(self._counts)
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """Bucket -> values, where there are any; bucket i ends with the bound i, the last one nowhere."""
+        return {bucket: count for bucket, count in enumerate(self._counts) if count}
+
+    @property
+    def median(self) -> float:
+        """Upper bound of the bucket in which the middle value lies; infinity beyond the last bound. There is a value."""
+        half, so_far = self.count / 2, 0
+        for bound, count in zip(self._bounds, self._counts, strict=False):
+            so_far += count
+            if so_far >= half:
+                return bound
+        return float("inf")
+
+    def add_to(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
+        """Show it as one series of a family."""
+        so_far = 0
+        buckets: list[tuple[str, float]] = []
+        for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):
+            so_far += count
+            buckets.append(("+Inf" if bound == float("inf") else repr(bound), float(so_far)))
+        family.add_metric(labels, buckets, self.total)
+
+
+class Answers:
+    """The requests that were answered with one status."""
+
+    __slots__ = ("bytes_in", "bytes_out", "seconds")
+
+    def __init__(self) -> None:
+        self.seconds = Histogram()
+        self.bytes_in = 0
+        self.bytes_out = 0
+
+    def note(self, seconds: float, bytes_in: int, bytes_out: int) -> None:
+        """Count one."""
+        self.seconds.observe(seconds)
+        self.bytes_in += bytes_in
+        self.bytes_out += bytes_out
+
+
+class StreamTally:
+    """The answers of a generation that came in pieces."""
+
+    def __init__(self) -> None:
+        self.first_seconds = Histogram()
+        """From a request's arrival to the first piece of its answer."""
+        self.pieces = 0
+        self.broken = 0
+        self.let_go()
+
+    def note(
+        self,
+        first_seconds: float,
+        pieces: int,
+        *,
+        seconds: float | None,
+        broken: bool,
+        aside: tuple[Histogram, Histogram] | None = None,
+    ) -> None:
+        """Count one that has ended, `seconds` after its request had come; None where its times are not to be judged.
+
+        `aside`: where the times to the first piece, and between pieces, are counted as well.
+        """
+        self.first_seconds.observe(first_seconds)
+        self.pieces += pieces
+        self.broken += broken
+        if seconds is None:
+            return
+        for first, between in ((self.first_token, self.token), *(() if aside is None else (aside,))):
+            first.observe(first_seconds)
+            if pieces > 1:
+                between.observe((seconds - first_seconds) / (pieces - 1))
+
+    def let_go(self) -> None:
+        """Forget what gates judge by, which takes the most room."""
+        self.first_token = Histogram(LATENCY_SECONDS)
+        """From a request's arrival to the first piece of its answer, as finely as gates look."""
+        self.token = Histogram(LATENCY_SECONDS)
+        """Between two pieces, the mean of each answer."""
+
+
+class HostTally:
+    """What a host counts besides the requests of its snapshots."""
+
+    def __init__(self) -> None:
+        self.refusals: dict[str, int] = {}
+        """Requests that found no snapshot to ask, by the code of the error."""
+        self.walk_retries: dict[tuple[str, int], int] = {}
+        """Walks that were made again as a whole, by model and generation."""
+
+    def note_refusal(self, code: str) -> None:
+        """Count a refusal."""
+        self.refusals[code] = self.refusals.get(code, 0) + 1
+
+    def note_retry(self, model: str, generation: int) -> None:
+        """Count a walk that is made again."""
+        self.walk_retries[model, generation] = self.walk_retries.get((model, generation), 0) + 1
+
+
+class PartTally:
+    """The requests and passes of one loaded snapshot."""
+
+    def __init__(self) -> None:
+        self.answers: dict[tuple[int, int], Answers] = {}
+        """By generation and HTTP status."""
+        self.in_flight = 0
+        self.non_finite = 0
+        self.queued = Histogram()
+        """Seconds from a request's arrival to the pass that takes it."""
+        self.pass_seconds = Histogram()
+        self.pass_requests = Histogram(SIZES)
+        self.pass_rows = Histogram(SIZES)
+
+    def note_pass(self, requests: int, rows: int, seconds: float) -> None:
+        """Count a forward pass."""
+        self.pass_seconds.observe(seconds)
+        self.pass_requests.observe(requests)
+        self.pass_rows.observe(rows)
+
+    def note_answer(self, key: tuple[int, int], seconds: float, bytes_in: int, bytes_out: int) -> None:
+        """Count an answer under its generation and status."""
+        found = self.answers.get(key)
+        if found is None:
+            found = self.answers[key] = Answers()
+        found.note(seconds, bytes_in, bytes_out)

@@ -1,0 +1,116 @@
+"""A request to an engine: read from what the client sent, and what is kept of it until an answer begins. Used by serving.openai.routes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from ipnext.errors import InvalidInput, TooLarge
+from ipnext.names import SESSION_HEADER
+from serving.http.limits import Claim
+from serving.http.messages import Request
+from serving.openai.adapters import Alias
+from serving.openai.engines.prefix_affinity import Wish, blocks_of, prompt_of
+from serving.openai.errors import WrongType
+from serving.openai.model_cards import generative_names
+from serving.openai.request_context import Exchange
+from serving.protocol.json_size import parsed_bytes
+from serving.routing.lost_requests import Record
+from serving.routing.table import GenerationRoute, Routes
+
+_NOT_PASSED: Final = frozenset(
+    {
+        *("host", "content-length", "connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade"),
+        *("expect", "accept-encoding", "authorization", "cookie", "proxy-connection", "proxy-authorization"),
+        *("x-api-key", "api-key"),
+    }
+)
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request on its way to an engine."""
+
+    route: GenerationRoute
+    exchange: Exchange
+    record: Record
+    claim: Claim
+    """Memory that it takes beside its body as it came."""
+    name: str
+    """The model's name as the client gave it."""
+    body: Mapping[str, Any]
+    content: bytes | bytearray
+    """The body's bytes, as they go to the engine."""
+    alias: Alias | None = None
+    """The adapter that it asks for, as the table names it."""
+    answering: Alias | None = None
+    """The client's name and that by which the engine that answers does so; None if they are the same."""
+    expected: str | None = None
+    """What the engine that was asked is to write into its answer as `model`; None if that is not known."""
+    wish: Wish | None = None
+
+    def content_for(self, url: str) -> bytes | bytearray:
+        """The body's bytes for one engine, whose name for an adapter has its own in it."""
+        answers_as = self.route.answers_as.get(url)
+        content = self.content
+        if self.alias is not None:
+            self.answering = self.alias.beside(answers_as)
+            content = self.answering.moved(content, self.alias)
+        else:
+            self.answering = None if answers_as is None else Alias(self.name, answers_as)
+        self.expected = None if self.answering is None or answers_as is None else self.answering.engine
+        return content
+
+    def keep_bytes(self, *, beside: bytearray) -> None:
+        """Let go of the values of the body: an engine takes its bytes, and may take minutes."""
+        self.body = {}
+        self.claim.set(0 if self.content is beside else len(self.content))
+
+
+def passed_headers(request: Request) -> Mapping[str, str]:
+    """Headers that an engine gets."""
+    found = request.headers.items()
+    return {name: value for name, value in found if name not in _NOT_PASSED and not name.startswith("x-ipnext-")}
+
+
+def read_body(request: Request, limit: int, claim: Claim) -> Mapping[str, Any]:
+    """The body, whose memory `claim` counts. WrongType, TooLarge, InvalidInput."""
+    kind = request.header("content-type") or ""
+    if not kind.lower().startswith("application/json"):
+        msg = f"content-type: must be application/json, got {kind[:80]!r}"
+        raise WrongType(msg, field="content-type", value=kind, allowed=("application/json",))
+    if packing := request.header("content-encoding"):
+        msg = f"content-encoding: must be left out, since bodies are taken as they are, got {packing[:80]!r}"
+        raise WrongType(msg, field="content-encoding", value=packing)
+    if len(request.content) > limit:
+        msg = f"the body must have at most {limit} bytes, got {len(request.content)}"
+        raise TooLarge(msg, field="body")
+    if size := parsed_bytes(request.content):
+        claim.set(size)
+    try:
+        body = orjson.loads(request.content)
+    except ValueError as error:
+        msg = f"the body is not JSON: {error}"
+        raise InvalidInput(msg, field="body") from error
+    if not isinstance(body, dict):
+        msg = f"the body must be an object, got a {type(body).__name__}"
+        raise InvalidInput(msg, field="body")
+    return body
+
+
+def model_of(body: Mapping[str, Any], routes: Routes) -> str:
+    """The name that it asks for. InvalidInput names those that are served."""
+    name = body.get("model")
+    if isinstance(name, str) and name:
+        return name
+    wrong = "model is required" if name is None or name == "" else f"model must be a text, got {str(name)[:80]}"
+    msg = f"{wrong}: the name of a model. Served: {generative_names(routes)}"
+    raise InvalidInput(msg, field="model", value=name)
+
+
+def wish_of(request: Request, body: Mapping[str, Any]) -> Wish:
+    """What the choice of an engine goes by."""
+    session = request.header(SESSION_HEADER) or body.get("prompt_cache_key") or body.get("user")
+    name = str(body["model"])
+    return Wish(f"{name}\0{session}"[:256] if session else None, blocks_of(name, prompt_of(body)))

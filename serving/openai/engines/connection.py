@@ -1,0 +1,215 @@
+"""Connections to engines that speak HTTP/1.1 themselves, such as vLLM's server: kept alive, one request at a time on each.
+
+Pieces of an answer are passed on inside the callback that brought them, all of one callback in one write: no task and no
+queue stands between.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import urlsplit
+
+import httptools
+
+from ipnext.components.identity import Component
+from ipnext.components.sockets import is_socket_url, socket_path
+from serving.openai.engines.response import EngineAnswer, EngineLost
+
+CONNECT_SECONDS: Final = 1.0
+"""An engine that takes longer to accept a connection counts as absent."""
+IDLE_SECONDS: Final = 2.0
+"""An idle connection is used again for so long: less than the 5 s after which vLLM's server closes it."""
+
+
+class EngineConnection(asyncio.Protocol):
+    """One connection to an engine; `pool` takes it back after each whole answer."""
+
+    def __init__(self, pool: "EnginePool") -> None:
+        self._pool = pool
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._answer: EngineAnswer | None = None
+        self._headers: dict[str, str] = {}
+        self._paused = False
+        self.idle_since = 0.0
+
+    @property
+    def open(self) -> bool:
+        """Whether a request can be sent."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    def ask(self, request: bytes, body: bytes | bytearray) -> EngineAnswer:
+        """Send a request. The answer ends this connection if it is cancelled."""
+        assert self._transport is not None  # noqa: S101  # only open connections are asked
+        self._answer = EngineAnswer(self)
+        self._pool.busy.add(self)
+        if len(body) < 2**16:
+            self._transport.write(request + body)
+        else:
+            self._transport.writelines((request, body))
+        return self._answer
+
+    def pause(self) -> None:
+        """Read nothing more for now."""
+        if self._transport is not None and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._transport is not None and self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+
+    def close(self) -> None:
+        """End the connection at once: the engine stops what it does for it."""
+        self._answer = None
+        self._pool.busy.discard(self)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def cut(self) -> None:
+        """End the connection at once, and its answer as one that the engine broke."""
+        if self._transport is not None:
+            self._transport.abort()
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer.lost(cut=True)
+        self.connection_lost(None)
+
+    # asyncio calls these
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The engine listens."""
+        self._transport = transport  # type: ignore[assignment]  # a stream's is a Transport
+
+    def data_received(self, data: bytes) -> None:
+        """Pieces of an answer."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.cut()
+        if self._answer is not None:
+            self._answer.pass_on()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+        """The engine has gone."""
+        self._transport = None
+        self._pool.busy.discard(self)
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer.lost()
+
+    # httptools calls these
+
+    def on_message_begin(self) -> None:
+        """An answer begins."""
+        self._headers = {}
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        """The body follows."""
+        if self._answer is not None:
+            self._answer.head(self._parser.get_status_code(), self._headers)
+
+    def on_body(self, piece: bytes) -> None:
+        """A piece of the body."""
+        if self._answer is not None:
+            self._answer.piece(piece)
+
+    def on_message_complete(self) -> None:
+        """The answer is whole."""
+        answer = self._answer
+        if answer is None or self._parser.get_status_code() < 200:  # an interim answer
+            return
+        self._answer = None
+        self._pool.busy.discard(self)
+        self.resume()
+        if self._parser.should_keep_alive():
+            self._pool.take_back(self)
+        elif self._transport is not None:
+            self._transport.close()
+        answer.whole()
+
+
+class EnginePool:
+    """The connections to one engine; of those that are idle the newest is used first."""
+
+    def __init__(self, url: str) -> None:
+        where = urlsplit(url)
+        self._socket = socket_path(url, Component.ROUTER) if is_socket_url(url) else None
+        self._host, self._port = where.hostname or "", where.port or 80
+        self._netloc = where.netloc or "localhost"
+        self._url = url
+        self._idle: list[EngineConnection] = []
+        self.busy: set[EngineConnection] = set()
+        """Those that an answer is awaited on, or comes on."""
+        self.left = False
+        """Whether the engine has left the table: a connection ends with its answer then."""
+
+    async def ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes | bytearray) -> EngineAnswer:
+        """Send a request; the answer's head is there on return, and the first piece of its body. EngineLost.
+
+        A connection that was idle may have been closed at the other end just now: EngineLost says so by `reused`.
+        """
+        request = self._head(method, path, headers, len(body))
+        connection = self._newest_idle()
+        if connection is None:
+            return await (await self._connect()).ask(request, body).begun()
+        try:
+            return await connection.ask(request, body).begun()
+        except EngineLost as error:
+            self.close()
+            raise EngineLost(str(error), reused=True, sent=error.sent) from error
+
+    def take_back(self, connection: EngineConnection) -> None:
+        """A connection whose answer is whole."""
+        if self.left:
+            connection.close()
+            return
+        connection.idle_since = time.monotonic()
+        self._idle.append(connection)
+
+    def cut(self) -> int:
+        """End all connections at once. How many answers have no end by that."""
+        self.close()
+        busy = tuple(self.busy)
+        for connection in busy:
+            connection.cut()
+        return len(busy)
+
+    def close(self) -> None:
+        """Close what is idle."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def _newest_idle(self) -> EngineConnection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.open and time.monotonic() - connection.idle_since < IDLE_SECONDS:
+                return connection
+            connection.close()
+        return None
+
+    def _head(self, method: str, path: str, headers: Mapping[str, str], size: int) -> bytes:
+        lines = [f"{method} {path} HTTP/1.1\r\nhost: {self._netloc}\r\ncontent-length: {size}\r\n"]
+        lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
+        lines.append("\r\n")
+        return "".join(lines).encode("latin-1", "replace")
+
+    async def _connect(self) -> EngineConnection:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                if self._socket is not None:
+                    made = await loop.create_unix_connection(lambda: EngineConnection(self), self._socket)
+                else:
+                    made = await loop.create_connection(lambda: EngineConnection(self), self._host, self._port)
+        except (OSError, TimeoutError) as error:
+            msg = f"{self._url}: no connection: {error or 'timed out'}"
+            raise EngineLost(msg, sent=False) from error
+        return made[1]

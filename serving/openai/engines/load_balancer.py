@@ -1,0 +1,170 @@
+"""Which engine of a generation a request goes to: the one that has its beginning cached, unless others are far less busy. Pure.
+
+Load is what this router has under way plus what the engine says it has from others; affinity is by session, then by the
+longest known beginning of the prompt.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ipnext.model.routing import RoutingPolicy
+from serving.metrics.in_flight import Counted
+from serving.openai.engines.prefix_affinity import Affinity, Wish
+
+STALE_SECONDS: Final = 3.0
+"""What an engine said of itself counts for so long."""
+GUARD_REQUESTS: Final = 16.0
+GUARD_FACTOR: Final = 2.0
+"""Affinity loses where its engine has more requests than GUARD_REQUESTS and than GUARD_FACTOR times the mean."""
+HOT_REQUESTS: Final = 2.0
+HOT_FACTOR: Final = 1.5
+"""The same for a beginning that many of the last requests have, more than an engine's fair share: another copy of it pays."""
+RECENT: Final = 128
+"""The last requests, of those whose beginning was known."""
+FEW: Final = 32
+"""As many say something."""
+GUARD_KV_USE: Final = 0.9
+"""... or where more of its cache than this share is in use."""
+LOST_SECONDS: Final = 1.0
+"""An engine that could not be reached is left out for so long while others can be."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """What an engine says of itself: requests that run and wait, and the share of its cache in use."""
+
+    running: float = 0.0
+    waiting: float = 0.0
+    kv_use: float = 0.0
+
+
+@dataclass(slots=True)
+class _Engine:
+    in_flight: int = 0
+    others: float = 0.0
+    """Requests that it has from others, as of its last two reports."""
+    excess: float = 0.0
+    """What its last report said beyond our own requests."""
+    kv_use: float = 0.0
+    reported_at: float = float("-inf")
+    out_until: float = float("-inf")
+
+
+class EngineLoads:
+    """What one router knows of the engines it asks."""
+
+    def __init__(self, clock: Callable[[], float], affinity: Affinity | None = None) -> None:
+        self._clock = clock
+        self._engines: dict[str, _Engine] = {}
+        self._affinity = affinity or Affinity()
+        self._turns: dict[str, int] = {}
+        """First engine of those to choose from -> choices so far: a request that chooses twice takes turns in each."""
+        self._turn = 0
+        self._recent: deque[int] = deque()
+        self._often: Counter[int] = Counter()
+        """How many of the last requests had a block as the last one that was known."""
+
+    def choose(
+        self, urls: Sequence[str], wish: Wish | None, *, policy: RoutingPolicy, tried: Collection[str] = ()
+    ) -> str:
+        """The engine for a request, out of at least one. `tried` had no luck with it and are taken last."""
+        self._turn = self._turns[urls[0]] = self._turns.get(urls[0], 0) + 1
+        able = self._able(urls, tried)
+        chosen = self._chosen(able, wish, policy) if len(able) > 1 else able[0]
+        if policy == "prefix" and wish is not None and len(urls) > 1:
+            self._affinity.note(wish, chosen, homes=able)
+        return chosen
+
+    def calling(self, url: str) -> Counted:
+        """Count a request while it lasts."""
+        return Counted(self._of(url))
+
+    def note_lost(self, url: str) -> None:
+        """It could not be reached, or refused as one that is about to end."""
+        self._of(url).out_until = self._clock() + LOST_SECONDS
+
+    def note_report(self, url: str, report: EngineReport) -> None:
+        """What it says of itself now."""
+        engine = self._of(url)
+        excess = max(0.0, report.running + report.waiting - engine.in_flight)
+        # A report is a little old: requests of ours that have just ended are no others'. Two in a row seldom err alike.
+        engine.others, engine.excess = min(excess, engine.excess), excess
+        engine.kv_use = report.kv_use
+        engine.reported_at = self._clock()
+
+    @property
+    def under_way(self) -> Mapping[str, int]:
+        """Requests of this router by the URL of their engine, where there are any."""
+        return {url: engine.in_flight for url, engine in self._engines.items() if engine.in_flight}
+
+    def forget(self, urls: Collection[str]) -> None:
+        """Keep what is known of these only, and of those with requests under way."""
+        self._engines = {url: one for url, one in self._engines.items() if url in urls or one.in_flight}
+        self._turns = {url: turn for url, turn in self._turns.items() if url in urls}
+
+    def _able(self, urls: Sequence[str], tried: Collection[str]) -> Sequence[str]:
+        now = self._clock()
+        untried = [url for url in urls if url not in tried] if tried else urls
+        well = [url for url in untried if self._of(url).out_until <= now]
+        return well or untried or urls
+
+    def _chosen(self, urls: Sequence[str], wish: Wish | None, policy: RoutingPolicy) -> str:
+        if policy == "round-robin":
+            return urls[self._turn % len(urls)]
+        loads = [self._load(url) for url in urls]
+        if policy == "prefix" and wish is not None:
+            near = self._affinity.near(wish, urls)
+            hot = self._hot(near.known, len(urls))
+            guarded = self._guarded(near.urls, dict(zip(urls, loads, strict=True)), hot=hot)
+            if guarded:
+                # A beginning that is most of the prompt stays in one place; one that many prompts share is in all of them.
+                return guarded[0][0] if near.mostly and not hot else self._least(guarded)
+            return self._roomiest(urls, loads)
+        return self._least(zip(urls, loads, strict=True))
+
+    def _roomiest(self, urls: Sequence[str], loads: Sequence[float]) -> str:
+        """For a beginning that nobody has: of the least loaded and those with one request more, who keeps fewest for others."""
+        least = min(loads)
+        near = [(url, self._affinity.held(url)) for url, load in zip(urls, loads, strict=True) if load <= least + 1]
+        return self._least(near)
+
+    def _guarded(self, near: Sequence[str], loads: Mapping[str, float], *, hot: bool) -> list[tuple[str, float]]:
+        mean = (sum(loads.values()) + 1) / len(loads)  # this request too
+        limit = max(HOT_REQUESTS, HOT_FACTOR * mean) if hot else max(GUARD_REQUESTS, GUARD_FACTOR * mean)
+        return [(url, loads[url]) for url in near if loads[url] <= limit and self._kv_use(url) <= GUARD_KV_USE]
+
+    def _hot(self, block: int | None, engines: int) -> bool:
+        """Whether more than an engine's fair share of the last requests had this block in common; counts it."""
+        if block is None:
+            return False
+        self._recent.append(block)
+        self._often[block] += 1
+        if len(self._recent) > RECENT:
+            first = self._recent.popleft()
+            self._often[first] -= 1
+            if not self._often[first]:
+                del self._often[first]
+        return self._often[block] * engines > max(len(self._recent), FEW)
+
+    def _least(self, loads: Iterable[tuple[str, float]]) -> str:
+        pairs = list(loads)
+        least = min(load for _, load in pairs)
+        equals = [url for url, load in pairs if load == least]
+        return equals[self._turn % len(equals)]
+
+    def _load(self, url: str) -> float:
+        engine = self._of(url)
+        fresh = self._clock() - engine.reported_at < STALE_SECONDS
+        return engine.in_flight + (engine.others if fresh else 0.0)
+
+    def _kv_use(self, url: str) -> float:
+        engine = self._of(url)
+        return engine.kv_use if self._clock() - engine.reported_at < STALE_SECONDS else 0.0
+
+    def _of(self, url: str) -> _Engine:
+        engine = self._engines.get(url)
+        if engine is None:
+            engine = self._engines[url] = _Engine()
+        return engine

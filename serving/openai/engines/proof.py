@@ -1,0 +1,104 @@
+"""Checks that an answer comes from the engine of the snapshot that the router claims for it.
+
+A host starts each engine under a name that its snapshot gives it, and vLLM writes that name into the field `model` of its
+answers. The router reads it in the first bytes, before any of them is passed on. Used by serving.openai.routes and its parts.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import orjson
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from serving.openai.engines.response import EngineAnswer
+
+NAMELESS: Final = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens"})
+"""Paths whose answers name no model: they come from the tokenizer."""
+METADATA: Final = "metadata"
+"""Header in which vLLM says what it writes into the body of JSON, if the body is no JSON (`encoding_format: bytes`)."""
+_OK: Final = 200
+_NOT_FOUND: Final = 404
+_UNKNOWN: Final = (b"The model `", b"does not exist")
+"""What vLLM answers to a name that it does not serve."""
+_EVENTS: Final = "text/event-stream"
+_JSON: Final = "application/json"
+_EVENT_END: Final = b"\n\n"
+
+
+class ForeignAnswers(Collector):
+    """Counts answers that another engine gave than the table says."""
+
+    def __init__(self, region: str) -> None:
+        self._region = region
+        self._counts: Counter[tuple[str, int]] = Counter()
+
+    def note(self, model: str, generation: int) -> None:
+        """Count one."""
+        self._counts[model, generation] += 1
+
+    def count(self, model: str, generation: int) -> int:
+        """Those of a generation so far."""
+        return self._counts[model, generation]
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """The metric."""
+        family = CounterMetricFamily(
+            "ipnext_foreign_answers",
+            "Answers of an engine that did not name the snapshot that the route table has for it.",
+            labels=("model", "generation", "region"),
+        )
+        for (model, generation), count in self._counts.items():
+            family.add_metric((model, str(generation), self._region), count)
+        yield family
+
+
+async def is_proven(answer: EngineAnswer, path: str, name: str | None) -> bool:
+    """Return whether an answer that has begun names its engine; waits until that can be said.
+
+    `name`: what the engine is to write as `model`; None: nothing is known of it. Errors claim no snapshot, except that the
+    engine has no model of this name. EngineLost if the answer breaks off before.
+    """
+    if name is None:
+        return True
+    if answer.status == _NOT_FOUND:
+        return not all(words in (answer.complete or b"") for words in _UNKNOWN)
+    if answer.status != _OK or path in NAMELESS:
+        return True
+    kind = answer.headers.get("content-type", "")
+    if not kind.startswith((_EVENTS, _JSON)):
+        return names(answer.headers.get(METADATA, "").encode(), name)
+    return await _names_itself(answer, orjson.dumps(name), events=kind.startswith(_EVENTS))
+
+
+def names(content: bytes, name: str) -> bool:
+    """Return whether a whole answer names its engine. Quotes within a JSON text are escaped: this meets whole values alone."""
+    return orjson.dumps(name) in content
+
+
+async def _names_itself(answer: EngineAnswer, needle: bytes, *, events: bool) -> bool:
+    """Read until the name is found, or can't come any more: at the end of the first event, or of the body."""
+    seen, tail = 0, b""
+    while True:
+        new = tail + answer.since(seen)
+        seen = answer.pieces
+        new, ended, _ = new.partition(_EVENT_END) if events else (new, b"", b"")
+        if needle in new:
+            return True
+        if ended:
+            return _is_error(answer.since(0).partition(_EVENT_END)[0])
+        tail = new[-len(needle) :]
+        if not await answer.await_more(seen):
+            return False
+
+
+def _is_error(event: bytes) -> bool:
+    """Whether an event reports an error, which is of no snapshot."""
+    return b'"error"' in event and b'"model"' not in event
+
+
+def restored_headers(headers: Mapping[str, str], engine: str, asked: str) -> Mapping[str, str]:
+    """Those of the headers that name the model, with the client's name in the place of the engine's."""
+    given = headers.get(METADATA)
+    return {} if given is None else {METADATA: given.replace(f'"{engine}"', f'"{asked}"')}

@@ -1,0 +1,110 @@
+"""Asks an engine that embeds for the vectors of many texts, in one request. Used by serving.openai.prompt.pre_generation."""
+
+import base64
+from typing import Any, Final
+
+import numpy as np
+import orjson
+
+from ipnext.errors import InvalidInput, IPnextError
+from ipnext.model.part_tensors import EMBEDDING
+from ipnext.model.prompt import PROMPT
+from serving.graph import Tensors
+from serving.openai.engines.proof import names
+from serving.openai.engines.registry import Engines
+from serving.openai.engines.response import EngineLost
+from serving.protocol.tensors import Tensor
+from serving.routing.host_call import Attempt, TryElsewhere
+from serving.routing.sync_policy import Offer, of_snapshot
+from serving.routing.table import GenerationRoute
+
+PATH: Final = "/v1/embeddings"
+_HEADERS: Final = {"content-type": "application/json"}
+_ENDING: Final = frozenset({500, 502, 503})
+"""Of an engine that ends or has no room: another one may answer."""
+_OK: Final = 200
+_FULL: Final = 503
+
+
+async def embed(engines: Engines, route: GenerationRoute, part: str, inputs: Tensors, attempt: Attempt) -> Tensors:
+    """`prompt` BYTES[n] -> `embedding` FP32[n, size], by one engine of the part; its snapshot is noted in `attempt`.
+
+    TryElsewhere where the engine fails, HostLost where it ended by it, InvalidInput where it refuses a text, IPnextError
+    where its answer is no vectors.
+    """
+    texts = [text.decode(errors="replace") for text in inputs[PROMPT].data.ravel()]
+    offer = _chosen(engines, route, part, attempt)
+    attempt.used[part] = offer.snapshot
+    body = orjson.dumps({"model": route.model, "input": texts, "encoding_format": "base64"})
+    with engines.loads.calling(offer.url):
+        status, content = await _asked(engines, part, offer, body, attempt)
+    if status in _ENDING:
+        if status != _FULL:
+            await engines.check_alive(offer.url)
+        attempt.tried.add(offer.url)
+        engines.loads.note_lost(offer.url)
+        msg = f"part {part!r}: {offer.url} answered {status}"
+        raise TryElsewhere(msg)
+    if status != _OK:
+        refused: type[IPnextError] = InvalidInput if status in {400, 413, 422} else IPnextError
+        msg = f"part {part!r}: {_message(content)}"
+        raise refused(msg)
+    if offer.url in route.answers_as and not names(content, route.answers_as[offer.url]):
+        attempt.tried.add(offer.url)
+        msg = f"part {part!r}: {engines.note_foreign(route, offer)}"
+        raise TryElsewhere(msg)
+    return {EMBEDDING: _vectors(part, content, len(texts))}
+
+
+def _chosen(engines: Engines, route: GenerationRoute, part: str, attempt: Attempt) -> Offer:
+    """The least busy; of the snapshot that has answered for the part already, where one has."""
+    tiers = route.offers[part]
+    if part in attempt.used:
+        tiers = of_snapshot(tiers, attempt.used[part])
+    untried = next((tier for tier in tiers if any(offer.url not in attempt.tried for offer in tier)), None)
+    offers = {offer.url: offer for offer in (untried or next(tier for tier in tiers if tier))}
+    return offers[engines.loads.choose(list(offers), None, policy="least-loaded", tried=attempt.tried)]
+
+
+async def _asked(engines: Engines, part: str, offer: Offer, body: bytes, attempt: Attempt) -> tuple[int, bytes]:
+    """Status and whole body. TryElsewhere where the engine ends within it."""
+    try:
+        answer = await engines.ask(offer.url, "POST", PATH, _HEADERS, body)
+        return answer.status, await answer.rest()
+    except EngineLost as error:
+        engines.loads.note_lost(offer.url)
+        if error.sent:
+            await engines.check_alive(offer.url)
+        if not error.reused:  # a connection that had been idle says nothing of the engine
+            attempt.tried.add(offer.url)
+        msg = f"part {part!r}: {offer.url}: {error}"
+        raise TryElsewhere(msg) from error
+
+
+def _vectors(part: str, content: bytes, count: int) -> Tensor:
+    """The vectors in the order of their texts."""
+    try:
+        data = sorted(orjson.loads(content)["data"], key=lambda one: one["index"])
+        vectors = np.stack([_vector(one["embedding"]) for one in data])
+    except (ValueError, KeyError, TypeError) as error:
+        msg = f"part {part!r}: the engine's answer holds no vectors: {error!r}"
+        raise IPnextError(msg) from error
+    if len(vectors) != count:
+        msg = f"part {part!r}: the engine gave {len(vectors)} vectors for {count} texts"
+        raise IPnextError(msg)
+    return Tensor("FP32", vectors)
+
+
+def _vector(value: Any) -> np.ndarray[Any, Any]:
+    if isinstance(value, str):
+        return np.frombuffer(base64.b64decode(value, validate=True), "<f4")
+    return np.asarray(value, "<f4")
+
+
+def _message(content: bytes) -> str:
+    """What the engine says is wrong."""
+    try:
+        told = orjson.loads(content)
+        return str(told.get("error", told).get("message", told))[:500]
+    except (ValueError, AttributeError):
+        return content[:500].decode(errors="replace")

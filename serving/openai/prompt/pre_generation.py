@@ -1,0 +1,135 @@
+"""What happens to a request before its generation: the nodes before the generator run, and the prompt is made of what they give.
+
+All of it is of the one generation that was chosen for the request: torch parts are asked on hosts, parts that embed on
+their engines. Used by serving.openai.routes.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ipnext.errors import InvalidInput
+from ipnext.model.prompt import PROMPT
+from ipnext.model.registry import REQUEST
+from serving.graph import GraphPlan, Tensors, run_graph
+from serving.openai.engines.registry import Engines
+from serving.openai.prompt.embeddings import embed
+from serving.openai.prompt.prompt_builder import CHAT_PATH, COMPLETIONS_PATH, asked_text, composed, with_text
+from serving.openai.prompt.request_inputs import INPUTS, read_inputs
+from serving.protocol.response_templates import NotFinite
+from serving.protocol.tensors import Tensor
+from serving.routing.host_call import Attempt, TryElsewhere
+from serving.routing.host_client import HostClient
+from serving.routing.metrics import RouterMetrics
+from serving.routing.retries import retried
+from serving.routing.sync_policy import of_snapshot
+from serving.routing.table import GenerationRoute
+
+Fresh = Callable[[GenerationRoute], GenerationRoute]
+"""The same generation with the hosts and engines known now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What goes to the generator."""
+
+    body: Mapping[str, Any]
+    used: Mapping[str, int]
+    """Part -> snapshot that has answered for it."""
+
+
+@dataclass(slots=True)
+class _Steps:
+    """The calls of one request."""
+
+    route: GenerationRoute
+    attempt: Attempt
+
+
+class Before:
+    """The steps before the generator, for all generations that have any."""
+
+    def __init__(
+        self, hosts: HostClient, engines: Engines, metrics: RouterMetrics, *, fresh: Fresh, current: Fresh
+    ) -> None:
+        self._hosts = hosts
+        self._engines = engines
+        self._metrics = metrics
+        self._fresh = fresh
+        self._current = current
+
+    async def run(self, route: GenerationRoute, path: str, body: Mapping[str, Any], seconds: float) -> Prepared:
+        """The body to send to the generator, without `inputs`. `seconds` are left; the caller ends them by cancelling.
+
+        InvalidInput where path or body do not fit the model, Unavailable where hosts or engines do not answer.
+        """
+        plan = _plan_of(route, path)
+        began = time.monotonic()
+        request: dict[str, Tensor] = {PROMPT: _text(asked_text(path, body)), **read_inputs(body, route.inputs)}
+        steps = _Steps(route, Attempt(deadline=began + seconds))
+        given = await self._given(steps, plan, request)
+        self._metrics.note_before(route.model, route.generation, time.monotonic() - began)
+        if any(route.snapshots[part] != number for part, number in steps.attempt.used.items()):
+            self._metrics.note_substituted(route.model, route.generation)
+        try:
+            text = _composed(route, request, given)
+        except NotFinite:
+            self._metrics.note_non_finite(route.model, route.generation)
+            raise
+        plain = {name: value for name, value in body.items() if name != INPUTS}
+        return Prepared(with_text(path, plain, text), steps.attempt.used)
+
+    async def _given(self, steps: _Steps, plan: GraphPlan, request: Tensors) -> Tensors:
+        """What the nodes give. Under `locked` a failed call is made again by itself; else all are, since a part's share a snapshot."""
+        if steps.route.locked:
+            return await run_graph(plan, request, partial(self._asked_again, steps))
+        return await self._tried(steps, lambda: run_graph(plan, request, partial(self._asked, steps)))
+
+    async def _asked_again(self, steps: _Steps, part: str, inputs: Tensors) -> Tensors:
+        return await self._tried(steps, lambda: self._asked(steps, part, inputs))
+
+    def _tried(self, steps: _Steps, attempt: Callable[[], Awaitable[Tensors]]) -> Awaitable[Tensors]:
+        def again(counts: bool) -> None:
+            if counts:
+                self._metrics.note_retry(steps.route.model, steps.route.generation)
+            steps.route = self._fresh(steps.route)
+            if not steps.route.locked:
+                steps.attempt.used.clear()
+
+        subject = f"generation {steps.route.generation} of {steps.route.model}"
+        return retried(attempt, steps.attempt, again=again, subject=subject, whom="host or engine")
+
+    async def _asked(self, steps: _Steps, part: str, inputs: Tensors) -> Tensors:
+        route, attempt = self._current(steps.route), steps.attempt
+        tiers = route.offers[part]
+        if not any(of_snapshot(tiers, attempt.used[part]) if part in attempt.used else tiers):
+            msg = f"part {part!r} has none that is ready"
+            raise TryElsewhere(msg)
+        if part in route.engines:
+            return await embed(self._engines, route, part, inputs, attempt)
+        return await self._hosts.infer(route, part, inputs, attempt)
+
+
+def _plan_of(route: GenerationRoute, path: str) -> GraphPlan:
+    if path not in {CHAT_PATH, COMPLETIONS_PATH} or route.before is None:
+        msg = f"model {route.model} answers at {CHAT_PATH} and {COMPLETIONS_PATH} only: its graph ends in text, got {path}"
+        raise InvalidInput(msg, field="path", value=path)
+    return route.before
+
+
+def _text(text: str) -> Tensor:
+    return Tensor("BYTES", np.array([text.encode(errors="replace")], np.object_))
+
+
+def _composed(route: GenerationRoute, request: Tensors, given: Tensors) -> str:
+    """The generator's prompt."""
+    last = route.plan.nodes[-1]
+    taken = {name: request[s.tensor] if s.node == REQUEST else given[name] for name, s in last.inputs.items()}
+    if last.prompt is None:
+        msg = f"node {last.name!r} has no prompt"
+        raise InvalidInput(msg, field="model")
+    return composed(last.prompt, taken)

@@ -1,0 +1,92 @@
+"""One OpenAI request from its arrival to the last byte of its answer: what is counted of it, and what ends with it."""
+
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from serving.metrics.tallies import CANCELLED
+from serving.openai.engines.response import End, EngineAnswer
+from serving.routing.metrics import RouterMetrics
+from serving.routing.table import GenerationRoute
+
+OK = 200
+BROKEN = 502
+"""Status under which an answer counts that an engine began, with whatever status, and did not end."""
+
+
+class Exchange:
+    """Counts a request as under way from `begin`, and as answered at its end: once, however it ends."""
+
+    def __init__(self, metrics: RouterMetrics, size: int, *, judged: bool = True) -> None:
+        """`size`: bytes of the request's body. Gates leave out what is not `judged`."""
+        self._metrics = metrics
+        self._judged = judged
+        self._size = size
+        self._began = time.perf_counter()
+        self._held: tuple[AbstractContextManager[Any], ...] = ()
+        self._call: AbstractContextManager[Any] | None = None
+        self._ended = False
+        self.model: str | None = None
+        self.route: GenerationRoute | None = None
+        self.snapshot: int | None = None
+        """Of the part that answers."""
+        self.used: Mapping[str, int] = {}
+        """Part before it -> the snapshot that has answered."""
+
+    def begin(self, route: GenerationRoute, admitted: AbstractContextManager[Any]) -> None:
+        """A generation is chosen. `admitted` is entered already and ends with the request."""
+        self.route = route
+        counted = self._metrics.in_flight(route.model, route.generation)
+        counted.__enter__()
+        self._held = (admitted, counted)
+
+    def ask(self, snapshot: int, call: AbstractContextManager[Any]) -> None:
+        """An engine is asked, as one more or instead of the former one."""
+        self._let_call_go()
+        self.snapshot = snapshot
+        call.__enter__()
+        self._call = call
+
+    def follow(self, answer: EngineAnswer) -> None:
+        """The answer has begun and streams; the request ends with it."""
+        first = time.perf_counter() - self._began
+
+        def ended(how: End) -> None:
+            status = {"whole": answer.status, "broken": BROKEN, "cancelled": CANCELLED}[how]
+            if self.route is not None:
+                counts = self._metrics.streams(self.route.model, self.route.generation)
+                good = how == "whole" and answer.status == OK
+                seconds = time.perf_counter() - self._began if good else None
+                left_out = self._metrics.aside(self.route.model, self.route.generation)
+                aside = None if self._judged else (left_out.first_token, left_out.token)
+                counts.note(first, answer.pieces, seconds=seconds, broken=how == "broken", aside=aside)
+            self.end(status, size=answer.size)
+
+        answer.on_end = ended
+
+    def cancelled(self) -> None:
+        """The client left before its answer began."""
+        self.end(CANCELLED)
+
+    def end(self, status: int, *, size: int = 0) -> None:
+        """Count the answer, its body's bytes too."""
+        if self._ended:
+            return
+        self._ended = True
+        self._let_call_go()
+        for held in self._held:
+            held.__exit__(None, None, None)
+        self._metrics.note_answer(
+            self.model or "unknown",
+            self.route.generation if self.route is not None else None,
+            status=status,
+            seconds=time.perf_counter() - self._began,
+            sizes=(self._size, size),
+            judged=self._judged,
+        )
+
+    def _let_call_go(self) -> None:
+        call, self._call = self._call, None
+        if call is not None:
+            call.__exit__(None, None, None)

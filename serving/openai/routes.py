@@ -1,0 +1,353 @@
+"""The OpenAI routes of a router: a request goes, as it is, to one engine of one generation, and its answer comes back as it is."""
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import orjson
+
+from ipnext.errors import (
+    DeadlineExceeded,
+    HostLost,
+    IPnextError,
+    NotFound,
+    QueryOfDeath,
+    Unavailable,
+)
+from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
+from serving.access.guard import Guard, Refused
+from serving.http.limits import BodyBudget, Claim
+from serving.http.messages import Answer, Request, Response, Streamed, seconds_left
+from serving.openai.adapters import Alias, alias_of
+from serving.openai.chat_batch import BATCH_PATH, check_batch
+from serving.openai.disaggregated_prefill import Prefill, Prompt
+from serving.openai.engine_request import Asked, model_of, passed_headers, read_body, wish_of
+from serving.openai.engines.proof import is_proven, restored_headers
+from serving.openai.engines.registry import Engines
+from serving.openai.engines.response import EngineAnswer, EngineLost
+from serving.openai.errors import Full, openai_error
+from serving.openai.generation_selection import choose, may_wait, wait
+from serving.openai.model_cards import generative, is_generative, model_card, model_list
+from serving.openai.prompt.pre_generation import Before
+from serving.openai.request_context import Exchange
+from serving.routing.admission import Admission
+from serving.routing.gateway_choice import is_chosen
+from serving.routing.host_client import HostClient
+from serving.routing.lost_requests import LostRequests
+from serving.routing.metrics import RouterMetrics
+from serving.routing.sync_policy import Offer
+from serving.routing.table import GenerationRoute, ModelRoutes, Routes, TableFollower
+
+MAX_REQUEST_BYTES: Final = 32 * 2**20
+"""Of one request's body: room for images in a prompt. Envoy takes as much (ipnext.infra.openai_routes)."""
+SILENT_SECONDS: Final = 600.0
+"""An engine may be silent for so long: before its answer where the request has no deadline, and between two pieces of it."""
+ATTEMPTS: Final = 2
+"""Engines that are asked for one request. One that ends each engine it meets shall not go through all of them."""
+PATHS: Final = frozenset(
+    {
+        *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"),
+        *(BATCH_PATH, "/v1/messages/count_tokens"),
+        *("/v1/score", "/v1/rerank", "/score", "/rerank", "/classify", "/pooling", "/tokenize", "/detokenize"),
+    }
+)
+"""What is passed on to engines. Their other routes change them (adapters, weights) and are the platform's."""
+_SERVED: Final = f"GET /v1/models, /v1/models/MODEL; POST {', '.join(sorted(PATHS))}"
+ROOTS: Final = frozenset({"v1", *(path[1:] for path in PATHS if path.count("/") == 1)})
+"""First steps of the paths that belong here."""
+NOT_FOUND: Final = 404
+_NO_ROUTE: Final = b'{"detail":"Not Found"}'
+"""What vLLM's server says at a path of a task that its model is not made for: no word that helps a client."""
+_ENDING: Final = frozenset({500, 502, 503})
+"""Of an engine that ends or has no room: another one may answer."""
+_FULL: Final = 503
+_NOT_RETURNED: Final = frozenset({"connection", "keep-alive", "transfer-encoding", "server", "date"})
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeLimits:
+    """What a request may take."""
+
+    silent_seconds: float = SILENT_SECONDS
+    body_bytes: int = MAX_REQUEST_BYTES
+    budget: BodyBudget = field(default_factory=BodyBudget)
+
+
+class OpenAIEdge:
+    """Answers what OpenAI's clients ask, for all generative models of the table."""
+
+    def __init__(  # noqa: PLR0913 - what the router has made
+        self,
+        follower: TableFollower,
+        engines: Engines,
+        metrics: RouterMetrics,
+        *,
+        hosts: HostClient,
+        admission: Admission,
+        guard: Guard,
+        limits: EdgeLimits | None = None,
+    ) -> None:
+        self._lost = LostRequests()
+        self._before = Before(hosts, engines, metrics, fresh=self._fresh, current=self._current)
+        self._follower = follower
+        self._engines = engines
+        self._metrics = metrics
+        self._region = metrics.region
+        self._admission = admission
+        self._guard = guard
+        self._limits = limits or EdgeLimits()
+        self._prefill = Prefill(engines, metrics)
+
+    def answer(self, request: Request) -> Response | Awaitable[Answer]:
+        """Route one request whose path begins with one of ROOTS."""
+        path = request.path.rstrip("/")
+        if request.method == "POST" and path in PATHS:
+            return self._generated(request, path)
+        try:
+            return self._about(request, path)
+        except Refused as refused:
+            return openai_error(refused.error)
+        except IPnextError as error:
+            return openai_error(error)
+
+    def _about(self, request: Request, path: str) -> Response:
+        routes = self._guard.visible(request)
+        match request.method, path.split("/"):
+            case "GET", ["", "v1", "models"]:
+                return _json(model_list(routes))
+            case "GET", ["", "v1", "models", name]:
+                self._check(request, name, predicts=False)
+                return _json(model_card(generative(routes, name), name))
+        msg = f"{request.method} {path} is not served here; served: {_SERVED}"
+        raise NotFound(msg)
+
+    async def _generated(self, request: Request, path: str) -> Answer:
+        exchange = Exchange(self._metrics, len(request.content), judged=is_chosen(request))
+        claim = self._limits.budget.claim()
+        try:
+            asked = await self._read_request(request, path, exchange, claim)
+            answer = await self._in_time(request, path, asked)
+            _check_task(answer, asked.name, path)
+        except Refused as refused:
+            return openai_error(refused.error)
+        except IPnextError as error:
+            return self._refused(exchange, error)
+        except asyncio.CancelledError:
+            exchange.cancelled()
+            raise
+        except BaseException:
+            exchange.end(500)
+            raise
+        finally:
+            claim.set(0)
+        return self._passed_on(exchange, answer, asked.answering)
+
+    async def _read_request(self, request: Request, path: str, exchange: Exchange, claim: Claim) -> Asked:
+        """Read the request, and choose the generation that answers it."""
+        body = read_body(request, self._limits.body_bytes, claim)
+        routes = self._routes_for(request, body)
+        name = model_of(body, routes)
+        self._check(request, name)
+        model = generative(routes, name)
+        exchange.model = model.model
+        if path == BATCH_PATH:
+            check_batch(body)
+        route = await self._begun(request, model, exchange)
+        alias = alias_of(route, name)
+        record = self._lost.of(model.model, request.content)
+        record.check()
+        if alias is None:
+            return Asked(route, exchange, record, claim, name, body, request.content)
+        renamed = alias.renamed(body)
+        return Asked(route, exchange, record, claim, name, renamed, orjson.dumps(renamed), alias)
+
+    def _routes_for(self, request: Request, body: Mapping[str, Any]) -> Routes:
+        """All routes; without those that are not for who asks if an error may name what is served."""
+        name, routes = body.get("model"), self._follower.routes
+        model = routes.models.get(name.partition(":")[0]) if isinstance(name, str) else None
+        return routes if model is not None and is_generative(model) else self._guard.visible(request)
+
+    def _check(self, request: Request, name: str, *, predicts: bool = True) -> None:
+        """Return if the request may be answered for a model, or an adapter of it. Refused, which counts as such and nowhere else."""
+        model = name.partition(":")[0]
+        try:
+            self._guard.admit(request, model, predicts=predicts)
+        except Refused as refused:
+            self._metrics.refusals.note(model if model in self._follower.routes.models else None, refused.reason)
+            raise
+
+    async def _begun(self, request: Request, model: ModelRoutes, exchange: Exchange) -> GenerationRoute:
+        """The generation that answers. Where its engines are going over, the request waits for them as one under way."""
+        try:
+            route = choose(model, request)
+        except Unavailable:
+            if not may_wait(model, request):
+                raise
+        else:
+            exchange.begin(route, self._admitted(route.model))
+            return route
+        admitted = self._admitted(model.model)
+        try:
+            seconds = seconds_left(request, default=self._limits.silent_seconds) / 2
+            route = await wait(
+                self._follower,
+                model,
+                request,
+                seconds=seconds,
+                under_way=lambda: self._metrics.under_way(model.model),
+            )
+        except BaseException:
+            admitted.__exit__(None, None, None)
+            raise
+        exchange.begin(route, admitted)
+        return route
+
+    def _admitted(self, model: str) -> Any:
+        try:
+            admitted = self._admission.admitted(model)
+            admitted.__enter__()
+        except Unavailable as error:
+            raise Full(error.message) from error
+        return admitted
+
+    def _refused(self, exchange: Exchange, error: IPnextError) -> Response:
+        response = openai_error(error)
+        exchange.end(response.status, size=len(response.body))
+        return Response(response.status, response.body, {**response.headers, **self._proof(exchange)})
+
+    async def _in_time(self, request: Request, path: str, asked: Asked) -> EngineAnswer:
+        seconds = seconds_left(request, default=self._limits.silent_seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._prepare(request, path, asked, seconds)
+                asked.keep_bytes(beside=request.content)
+                return await self._tried(request, path, asked)
+        except (HostLost, QueryOfDeath) as error:
+            asked.record.lost(deadly=isinstance(error, QueryOfDeath))
+            raise
+        except TimeoutError as error:
+            msg = f"no answer has begun within the deadline of {seconds * 1000:.0f} ms"
+            raise DeadlineExceeded(msg) from error
+
+    async def _prepare(self, request: Request, path: str, asked: Asked, seconds: float) -> None:
+        """What other parts do before: nodes give the prompt, which stands in the body then; one that prefills reads it."""
+        if asked.route.before is not None:
+            prepared = await self._before.run(asked.route, path, asked.body, seconds)
+            asked.exchange.used = prepared.used
+            asked.body, asked.content = prepared.body, orjson.dumps(prepared.body)
+        if asked.route.choices and "prefix" in {asked.route.routing, asked.route.prefill_routing}:
+            asked.wish = wish_of(request, asked.body)
+        if asked.route.handoff is not None:
+            prompt = Prompt(path, passed_headers(request), asked.content, asked.body, asked.wish)
+            asked.content = await self._prefill.content(asked.route, prompt, seconds=seconds)
+
+    async def _tried(self, request: Request, path: str, asked: Asked) -> EngineAnswer:
+        """An answer that has begun. Until then, and no longer, another engine of the same generation may be asked."""
+        headers = passed_headers(request)
+        tried: list[str] = []
+        reason = ""
+        for number in range(ATTEMPTS):
+            offer = self._offer(asked, tried)
+            if offer is None:
+                break
+            if number:
+                self._metrics.note_retry(asked.route.model, asked.route.generation)
+            tried.append(offer.url)
+            asked.exchange.ask(offer.snapshot, self._engines.loads.calling(offer.url))
+            content = asked.content_for(offer.url)
+            try:
+                answer = await self._engines.ask(offer.url, "POST", path, headers, content)
+                is_own = await is_proven(answer, path, asked.expected)
+            except EngineLost as error:
+                reason = str(error)
+                self._engines.loads.note_lost(offer.url)
+                if error.sent:
+                    await self._engines.check_alive(offer.url)
+                if error.reused and self._offer(asked, tried) is None:
+                    tried.remove(offer.url)
+                continue
+            if not is_own:
+                answer.cancel()
+                reason = self._engines.note_foreign(asked.route, offer)
+                continue
+            if answer.status not in _ENDING or number + 1 == ATTEMPTS or self._offer(asked, tried) is None:
+                return answer
+            if answer.status != _FULL and await self._engines.is_gone(offer.url):
+                asked.record.lost()
+                return answer
+            answer.cancel()
+            self._engines.loads.note_lost(offer.url)
+        route = asked.route
+        msg = f"generation {route.generation} of {route.model}: no engine answers; {reason}"
+        raise Unavailable(msg)
+
+    def _offer(self, asked: Asked, tried: list[str]) -> Offer | None:
+        """An engine that was not tried yet, from the table as it is now; None where there is none."""
+        route = asked.route = self._fresh(asked.route) if tried else self._current(asked.route)
+        for tier in route.offers[route.generator or ""]:
+            offers = {offer.url: offer for offer in tier if offer.url not in tried}
+            if offers:
+                url = self._engines.loads.choose(list(offers), asked.wish, policy=route.routing)
+                return offers[url]
+        return None
+
+    def _fresh(self, route: GenerationRoute) -> GenerationRoute:
+        """The same generation with the engines known now.
+
+        Where it is served no more: as it was; without any where engines go over, which have other weights by now.
+        """
+        model = self._follower.routes.models.get(route.model)
+        fresh = model.generations.get(route.generation) if model is not None else None
+        if fresh is not None and fresh.snapshots == route.snapshots:
+            return fresh
+        return replace(route, offers=dict.fromkeys(route.offers, ((),))) if model is not None and model.swap else route
+
+    def _current(self, route: GenerationRoute) -> GenerationRoute:
+        """As it was when the request began, which may be a while ago; where engines go over, with those known now."""
+        model = self._follower.routes.models.get(route.model)
+        return self._fresh(route) if model is not None and model.swap else route
+
+    def _passed_on(self, exchange: Exchange, answer: EngineAnswer, alias: Alias | None) -> Answer:
+        headers = {name: value for name, value in answer.headers.items() if name not in _NOT_RETURNED}
+        headers |= {} if alias is None else restored_headers(headers, alias.engine, alias.asked)
+        headers.update(self._proof(exchange))
+        whole = answer.complete
+        if whole is not None:
+            whole = whole if alias is None else alias.restored(whole)
+            exchange.end(answer.status, size=len(whole))
+            headers.pop("content-length", None)
+            return Response(answer.status, whole, headers)
+        exchange.follow(answer)
+        answer.watch(self._limits.silent_seconds)
+        if alias is None:
+            return Streamed(answer.status, headers, answer)
+        headers.pop("content-length", None)
+        return Streamed(answer.status, headers, alias.follow(answer))
+
+    def _proof(self, exchange: Exchange) -> Mapping[str, str]:
+        route = exchange.route
+        if route is None:
+            return {REGION_HEADER: self._region}
+        used = {**exchange.used}
+        if exchange.snapshot is not None and route.generator is not None:
+            used[route.generator] = exchange.snapshot
+        return {
+            REGION_HEADER: self._region,
+            GENERATION_HEADER: str(route.generation),
+            SNAPSHOTS_HEADER: route.snapshots_text(used),
+        }
+
+
+def _check_task(answer: EngineAnswer, model: str, path: str) -> None:
+    """NotFound where the engine has no such path, in words."""
+    if answer.status == NOT_FOUND and answer.complete == _NO_ROUTE:
+        msg = (
+            f"model {model[:80]} does not answer {path}: its engine is started for another task. One that generates answers "
+            "/v1/chat/completions, /v1/completions, /v1/responses and /v1/messages; one that embeds (runner: pooling) /v1/embeddings"
+        )
+        raise NotFound(msg)
+
+
+def _json(value: Any) -> Response:
+    return Response(200, orjson.dumps(value), {"content-type": "application/json"})

@@ -1,0 +1,382 @@
+"""The transport between router and hosts: frames of a JSON header and raw tensors, many calls at once on one connection.
+
+A connection begins as HTTP/1.1 with `Upgrade: ipnext-frames` on the host's one port. Then each side sends frames: two
+little-endian numbers (bytes of the header, bytes of the body), the header, the body. A tensor lies in the body at a
+multiple of 64 bytes, and bodies are received into memory aligned alike, so that a tensor is used where it arrives.
+Why not HTTP, zmq or gRPC: docs/decisions/0009, with the measurements.
+"""
+
+import asyncio
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from ipnext.errors import InvalidInput, TooSlow, Unavailable
+from ipnext.model.registry import Datatype
+from serving.http.limits import BodyBudget, HttpLimits, Reading
+from serving.protocol.tensors import DTYPES, Array, Tensor, check_datatype, check_shape, from_binary, to_binary
+
+UPGRADE: Final = "ipnext-frames"
+ALIGNMENT: Final = 64
+MAX_HEADER_BYTES: Final = 2**20
+MAX_BODY_BYTES: Final = 2**30
+_PREFIX: Final = struct.Struct("<IQ")
+_SCRATCH_BYTES: Final = 2**16
+_PADDING: Final = bytes(ALIGNMENT)
+
+Memory = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """A header and a body. `tensors` of the header says what lies in the body; without it the body is bytes of any kind."""
+
+    header: Mapping[str, Any]
+    body: Memory = field(default_factory=lambda: np.empty(0, np.uint8))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the body, in its memory. InvalidInput where header and body do not fit."""
+        found: dict[str, Tensor] = {}
+        position = 0
+        try:
+            for name, datatype, shape, size, *_ in self.header["tensors"]:  # another build may say more
+                if position + size > self.body.size or size < 0:
+                    msg = f"tensor {name!r}: its {size} bytes reach beyond the frame's {self.body.size}"
+                    raise InvalidInput(msg, field=name, value=size)
+                found[name] = _tensor(name, datatype, shape, self.body, position, size)
+                position += size + -size % ALIGNMENT
+        except (KeyError, TypeError, ValueError) as error:
+            msg = f"the frame's tensors must be a list of [name, datatype, shape, bytes, ...]: {error!r}"
+            raise InvalidInput(msg, field="tensors") from error
+        return found
+
+
+def _tensor(name: str, datatype: str, shape: Sequence[int], body: Memory, start: int, size: int) -> Tensor:
+    dtype = DTYPES.get(datatype)
+    if dtype is not None and dtype.hasobject is False:
+        try:
+            array: Array = np.ndarray(shape, dtype, body, start)
+        except (TypeError, ValueError) as error:
+            msg = f"tensor {name!r}: {datatype} of shape {shape} does not fit its {size} bytes"
+            raise InvalidInput(msg, field=name, value=size) from error
+        if array.nbytes == size and list(array.shape) == list(shape):
+            return Tensor(datatype, array)  # type: ignore[arg-type]  # DTYPES has the members of Datatype as its keys
+    chunk = body.data[start : start + size]
+    kind: Datatype = check_datatype(name, datatype)
+    return from_binary(name, kind, check_shape(name, list(shape)), chunk)
+
+
+def tensor_frame(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
+    """The pieces of a frame whose body is these tensors, to be written one after the other."""
+    entries: list[list[Any]] = []
+    pieces: list[bytes | memoryview] = []
+    size = 0
+    for name, tensor in tensors.items():
+        raw = _raw(tensor)
+        length = len(raw)
+        entries.append([name, tensor.datatype, tensor.data.shape, length])
+        pieces.append(raw)
+        gap = -length % ALIGNMENT
+        if gap:
+            pieces.append(_PADDING[:gap])
+        size += length + gap
+    head = orjson.dumps({**header, "tensors": entries})
+    return [_PREFIX.pack(len(head), size) + head, *pieces]
+
+
+def bytes_frame(header: Mapping[str, Any], body: bytes | bytearray | memoryview = b"") -> list[bytes | memoryview]:
+    """The pieces of a frame whose body is these bytes."""
+    head = orjson.dumps(header)
+    return [_PREFIX.pack(len(head), len(body)) + head, *([memoryview(body)] if body else [])]
+
+
+def _raw(tensor: Tensor) -> memoryview | bytes:
+    data = tensor.data
+    if tensor.datatype == "BYTES" or not data.flags.c_contiguous or not data.size:
+        return to_binary(tensor)
+    return data.reshape(-1).view(np.uint8).data
+
+
+class FrameProtocol(asyncio.BufferedProtocol):
+    """One connection in frames. `on_frame` gets each frame; `on_lost` is called once, when the connection has ended.
+
+    With a `budget`, bodies are counted in it while they come; who gets a frame gives its bytes back. The body of a frame that
+    finds no room is read and dropped, and `on_refused` gets the frame's header.
+    """
+
+    def __init__(
+        self,
+        on_frame: Callable[[Frame], None],
+        on_lost: Callable[[], None],
+        *,
+        budget: BodyBudget | None = None,
+        on_refused: Callable[[Mapping[str, Any], Unavailable], None] = lambda *_: None,
+    ) -> None:
+        self._on_frame = on_frame
+        self._on_lost = on_lost
+        self._on_refused = on_refused
+        self._budget = budget
+        self._left = 0
+        """Bytes of a refused body that are still to come."""
+        self._size = 0
+        """Bytes of that body in all."""
+        self._frames = 0
+        """Frames so far, those that were refused too."""
+        self._pace: tuple[int, Reading] | None = None
+        """Of the frame under way when connections were last looked at, by its number."""
+        self._choked: tuple[float, int] | None = None
+        """Since when the other side has taken nothing, and the bytes that wait for it."""
+        self._transport: asyncio.Transport | None = None
+        self._scratch = bytearray(_SCRATCH_BYTES)
+        self._view = memoryview(self._scratch)
+        self._filled = 0
+        self._header: Mapping[str, Any] = {}
+        self._body: Memory | None = None
+        self._body_view = memoryview(b"")
+        self._body_filled = 0
+        self._broken = False
+        """Whether the other side does not speak frames: nothing that it sends is read any more."""
+
+    @property
+    def open(self) -> bool:
+        """Whether frames can be sent."""
+        return self._transport is not None
+
+    @property
+    def sent(self) -> bool:
+        """Whether all that was sent has left."""
+        return self._transport is None or not self._transport.get_write_buffer_size()
+
+    def check_pace(self, now: float, limits: HttpLimits) -> None:
+        """End the connection if the other side sends a frame, or takes what was sent, too slowly. `now` is of time.monotonic."""
+        if self._choked is not None and self._transport is not None:
+            since, size = self._choked
+            left = self._transport.get_write_buffer_size()
+            if limits.takes_too_little(now - since, size - left):
+                self.abort()
+            elif now - since > limits.write_seconds:
+                self._choked = (now, left)
+        if self._body is None and not self._filled and not self._left:
+            self._pace = None
+        elif self._pace is None or self._pace[0] != self._frames:
+            self._pace = (self._frames, Reading(now))
+        else:
+            with suppress(TooSlow):
+                self._pace[1].check(now, self._come, limits)
+                return
+            self._break()
+
+    @property
+    def _come(self) -> int:
+        """Bytes that have come of the frame under way."""
+        if self._left:
+            return self._size - self._left
+        return self._filled if self._body is None else self._body_filled
+
+    def take_over(self, transport: asyncio.Transport, rest: bytes = b"") -> None:
+        """Go on with a connection that another protocol began; `rest` are bytes it has read already."""
+        transport.pause_reading()
+        self._transport = transport
+        transport.set_protocol(self)
+        if rest:
+            self._feed(rest)
+        if not self._broken:
+            transport.resume_reading()
+
+    def send(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """Write the pieces of a frame; nothing where the connection has ended."""
+        if self._transport is not None:
+            if len(pieces) == 1:
+                self._transport.write(pieces[0])
+            else:
+                self._transport.writelines(pieces)
+
+    def close(self) -> None:
+        """End the connection once what is written has left."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """End the connection now; what is written and has not left is lost."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # asyncio calls these
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+        """The other side has gone."""
+        self._transport = None
+        self._drop_body()
+        self._on_lost()
+
+    def pause_writing(self) -> None:
+        """The other side takes what is sent more slowly than it comes."""
+        if self._transport is not None:
+            self._choked = (time.monotonic(), self._transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """The other side has taken what waited for it."""
+        self._choked = None
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature
+        """Where the next bytes go: straight into a body that has begun, else into the scratch memory."""
+        if self._broken:
+            return self._view
+        if self._body is not None:
+            return self._body_view[self._body_filled :]
+        return self._view[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes have come."""
+        if self._broken:
+            return
+        if self._body is not None:
+            self._body_filled += nbytes
+            if self._budget is None or self._count(self._budget, nbytes):
+                self._finish_body()
+            return
+        self._filled += nbytes
+        self._parse()
+
+    def _feed(self, data: bytes) -> None:
+        for piece in _pieces(data, _SCRATCH_BYTES // 2):
+            left = memoryview(piece)
+            while left and not self._broken:
+                target = self.get_buffer(len(left))
+                count = min(len(target), len(left))
+                if not count:
+                    return
+                target[:count] = left[:count]
+                self.buffer_updated(count)
+                left = left[count:]
+
+    def _parse(self) -> None:
+        start = self._dropped(0) if self._left else 0
+        while self._body is None and self._filled - start >= _PREFIX.size:
+            head_bytes, body_bytes = _PREFIX.unpack_from(self._scratch, start)
+            if head_bytes > MAX_HEADER_BYTES or body_bytes > MAX_BODY_BYTES:
+                self._break()
+                return
+            end = start + _PREFIX.size + head_bytes
+            if end > self._filled:
+                self._make_room(start, _PREFIX.size + head_bytes)
+                return
+            header = _parsed(self._view[start + _PREFIX.size : end])
+            if header is None:
+                self._break()
+                return
+            self._header = header
+            start = self._begin_body(end, body_bytes)
+        self._move(start)
+
+    def _break(self) -> None:
+        """End the connection now, and read nothing that still comes."""
+        self._broken = True
+        self._drop_body()
+        self.abort()
+
+    def _begin_body(self, start: int, size: int) -> int:
+        """Take what is there of the body; returns where the next frame begins in the scratch memory."""
+        self._frames += 1
+        budget = self._budget
+        if budget is not None and budget.held_bytes + size > budget.ample_bytes and not self._has_room(budget, size):
+            self._left = self._size = size
+            return self._dropped(start)
+        there = min(self._filled - start, size)
+        self._body = aligned_memory(size)
+        self._body_view = self._body.data
+        self._body_view[:there] = self._view[start : start + there]
+        self._body_filled = there
+        if budget is None or not there or self._count(budget, there):
+            self._finish_body()
+        return start + there
+
+    def _finish_body(self) -> None:
+        body = self._body
+        if body is not None and self._body_filled == body.size:
+            self._body = None
+            self._on_frame(Frame(self._header, body))
+
+    def _has_room(self, budget: BodyBudget, size: int) -> bool:
+        """Refuse a body before it is read if the budget has no room for all of it."""
+        if not size:
+            return True
+        try:
+            budget.limits.check_held(budget.held_bytes + size, size)
+        except Unavailable as error:
+            self._on_refused(self._header, error)
+            return False
+        return True
+
+    def _count(self, budget: BodyBudget, more: int) -> bool:
+        """Count `more` bytes that have come of the body. It is refused if the budget has no room for them any more."""
+        if budget.held_bytes + more <= budget.ample_bytes:
+            budget.held_bytes += more
+            return True
+        try:
+            budget.take(more, body=self._body_view.nbytes)
+        except Unavailable as error:
+            left = self._body_view.nbytes - self._body_filled
+            self._body_filled -= more
+            self._size = self._body_view.nbytes
+            self._drop_body()
+            self._left = left
+            self._on_refused(self._header, error)
+            return False
+        return True
+
+    def _drop_body(self) -> None:
+        """Let go of a body that has begun to come."""
+        if self._body is not None and self._budget is not None:
+            self._budget.give_back(self._body_filled)
+        self._body, self._body_view = None, memoryview(b"")
+
+    def _dropped(self, start: int) -> int:
+        """Where in the scratch memory a body that was refused ends."""
+        there = min(self._left, self._filled - start)
+        self._left -= there
+        return start + there
+
+    def _move(self, start: int) -> None:
+        left = self._filled - start
+        if start and left:
+            self._view[:left] = bytes(self._view[start : self._filled])
+        self._filled = left
+
+    def _make_room(self, start: int, needed: int) -> None:
+        """For a header that is larger than the scratch memory."""
+        self._move(start)
+        if needed > len(self._scratch):
+            grown = bytearray(needed + _SCRATCH_BYTES)
+            grown[: self._filled] = self._view[: self._filled]
+            self._scratch, self._view = grown, memoryview(grown)
+
+
+def _parsed(text: memoryview) -> Mapping[str, Any] | None:
+    """None where the other side does not speak frames: what follows then means nothing."""
+    try:
+        header = orjson.loads(text)
+    except ValueError:
+        return None
+    return header if isinstance(header, dict) else None
+
+
+def aligned_memory(size: int) -> Memory:
+    """Writable memory that begins at a multiple of 64 bytes."""
+    if not size:
+        return np.empty(0, np.uint8)
+    whole = np.empty(size + ALIGNMENT, np.uint8)
+    start = -whole.__array_interface__["data"][0] % ALIGNMENT
+    return whole[start : start + size]
+
+
+def _pieces(data: bytes, size: int) -> Iterator[bytes]:
+    for start in range(0, len(data), size):
+        yield data[start : start + size]

@@ -1,0 +1,422 @@
+"""The router process: the V2 edge of a region's models. Walks the part graph over hosts of one generation.
+
+Started by a region's agent: `python -m serving.router --sockets DIR --region R --table FILE`.
+"""
+
+import argparse
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+import structlog
+
+from ipnext.components.identity import Component
+from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError
+from ipnext.model.deployment import DRAIN_SECONDS
+from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
+from serving.access.access_list import AccessFollower
+from serving.access.guard import Guard, Refused
+from serving.graph import Tensors, run_graph
+from serving.http.compression import packed, unpacked
+from serving.http.limits import MAX_BODY_BYTES, BodyBudget, Claim, OpenConnections
+from serving.http.listeners import Listener, add_listener, listeners
+from serving.http.messages import Answer, Request, Response, error_response, seconds_left
+from serving.http.server import add_allowed_hosts, allowed_hosts, log_as_json, run, serve
+from serving.metrics.prediction_sketches import SAMPLE_SECONDS, sketches_of
+from serving.metrics.tallies import CANCELLED
+from serving.openai.engines.registry import Engines
+from serving.openai.routes import MAX_REQUEST_BYTES, ROOTS, SILENT_SECONDS, EdgeLimits, OpenAIEdge
+from serving.protocol.frames import Frame
+from serving.protocol.response_templates import NotFinite, not_finite_inputs
+from serving.protocol.tensors import all_finite, decoded_bytes
+from serving.protocol.v2 import (
+    HEADER_LENGTH,
+    MAX_JSON_BYTES,
+    Encoded,
+    InferRequest,
+    InferResponse,
+    check_json_size,
+    decode_request,
+    encode_response,
+    parse_header_length,
+    proof_parameters,
+)
+from serving.router.management_routes import Discovery
+from serving.router.shutdown import Handover
+from serving.routing.admission import DEFAULT_MAX_IN_FLIGHT, Admission
+from serving.routing.gateway_choice import is_chosen
+from serving.routing.host_call import Attempt
+from serving.routing.host_client import HostClient
+from serving.routing.load_balancer import EndpointLoads
+from serving.routing.lost_requests import LostRequests, Record
+from serving.routing.metrics import RouterMetrics
+from serving.routing.retries import retried
+from serving.routing.table import GenerationRoute, Routes, TableFollower
+
+CALLERS: Final = (Component.AGENT, Component.GATEWAY)
+DEFAULT_DEADLINE_SECONDS: Final = 10.0
+_FOREVER: Final = 1e9
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RouterLimits:
+    """What the router takes on."""
+
+    max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
+    """Requests of one model at once."""
+    max_json_bytes: int = MAX_JSON_BYTES
+    """JSON in one request."""
+    max_body_bytes: int = MAX_BODY_BYTES
+    """A body after unpacking."""
+    max_prompt_bytes: int = MAX_REQUEST_BYTES
+    """A body of an OpenAI request."""
+    silent_seconds: float = SILENT_SECONDS
+    """How long an engine may be silent, before an answer without a deadline and within one."""
+    budget: BodyBudget = field(default_factory=BodyBudget)
+    """Counts what the bodies of requests become: that of the server, which counts the bodies."""
+
+
+class Router:
+    """The routes of the edge."""
+
+    def __init__(  # noqa: PLR0913 - what the entry point has made
+        self,
+        follower: TableFollower,
+        hosts: HostClient,
+        metrics: RouterMetrics,
+        *,
+        region: str,
+        limits: RouterLimits | None = None,
+        hosts_walk: bool = True,
+        access: AccessFollower | None = None,
+    ) -> None:
+        """`access`: who may ask; None: nobody may ask a model that is not open."""
+        follows = access or AccessFollower(None)
+        self._guard = Guard(lambda: follower.routes, lambda: follows.callers)
+        self._follower = follower
+        self._hosts = hosts
+        self._metrics = metrics
+        self._region = region
+        self._limits = limits or RouterLimits()
+        self._budget = self._limits.budget
+        self._admission = Admission(self._limits.max_in_flight)
+        self.engines = Engines(region=region)
+        """Those that serve by themselves; whoever follows the table tells which there are."""
+        metrics.registry.register(self.engines.foreign)
+        self._lost = LostRequests()
+        self._ending = Handover(region=region)
+        self._discovery = Discovery(
+            follower,
+            hosts,
+            metrics,
+            engines=lambda: self.engines.loads.under_way,
+            ending=self._ending,
+            guard=self._guard,
+        )
+        self._openai = OpenAIEdge(
+            follower,
+            self.engines,
+            metrics,
+            hosts=hosts,
+            admission=self._admission,
+            guard=self._guard,
+            limits=EdgeLimits(self._limits.silent_seconds, self._limits.max_prompt_bytes, self._budget),
+        )
+        self._hosts_walk = hosts_walk
+
+    def handle(self, request: Request) -> Response | Awaitable[Answer]:
+        """Route one request."""
+        steps = request.path.strip("/").split("/")
+        if self._ending.closed and request.method == "POST" and steps[0] != "control":
+            return self._ending.refusal(steps[0])
+        match request.method, steps:
+            case "POST", ["v2", "models", model, "infer"]:
+                return self._guarded(request, model, request.header(GENERATION_HEADER))
+            case "POST", ["v2", "models", model, "versions", version, "infer"]:
+                return self._guarded(request, model, version)
+        if steps[0] in ROOTS:
+            return self._openai.answer(request)
+        return self._discovery.answer(request, steps)
+
+    async def drained(self) -> None:
+        """As of `Handover.finished`."""
+        limits = {name: model.drain_seconds for name, model in self._follower.routes.models.items()}
+        await self._ending.finished(lambda: (limits.get(model, DRAIN_SECONDS) for model in self._admission.under_way))
+
+    def _guarded(self, request: Request, model: str, pin: str | None) -> Response | Awaitable[Answer]:
+        """Answer a request that is let through; what is not counts as refused, and nowhere else."""
+        try:
+            self._guard.admit(request, model)
+        except Refused as refused:
+            self._metrics.refusals.note(model if model in self._follower.routes.models else None, refused.reason)
+            return _refusal(refused, self._region)
+        return self._counted(request, model, pin)
+
+    async def _counted(self, request: Request, model: str, pin: str | None) -> Response:
+        began = time.perf_counter()
+        route: GenerationRoute | None = None
+        asked = Attempt(judged=is_chosen(request))
+        response = Response(500)
+        try:
+            route = self._follower.routes.model(model).choose(pin)
+            response = await self._admitted(request, route, asked)
+            if any(route.snapshots[part] != number for part, number in asked.used.items()):
+                self._metrics.note_substituted(model, route.generation)
+        except IPnextError as error:
+            response = error_response(error)
+        except asyncio.CancelledError:
+            response = Response(CANCELLED)
+            raise
+        finally:
+            self._metrics.note_answer(
+                model if model in self._follower.routes.models else "unknown",
+                route.generation if route is not None else None,
+                status=response.status,
+                seconds=time.perf_counter() - began,
+                sizes=(len(request.content), len(response.body)),
+                judged=asked.judged,
+            )
+        return Response(response.status, response.body, {**response.headers, **self._proof(route, asked.used)})
+
+    async def _admitted(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
+        claim: Claim | None = None
+        with self._admission.admitted(route.model):
+            headers = request.headers
+            try:
+                if "content-encoding" in headers:
+                    claim = self._budget.claim()
+                    request = await unpacked(request, limit=self._limits.max_body_bytes, claim=claim)
+                check_json_size(
+                    request.content, parse_header_length(request.header(HEADER_LENGTH)), self._limits.max_json_bytes
+                )
+                response = await self._answer(request, route, asked)
+                return await packed(response, request) if "accept-encoding" in headers else response
+            finally:
+                if claim is not None:
+                    claim.set(0)
+
+    async def _answer(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
+        if route.generator is not None:
+            more = "" if route.before is not None else " or /v1/embeddings"
+            msg = f"model {route.model} generates: ask at /v1/chat/completions, /v1/completions{more}"
+            raise InvalidInput(msg, field="model", value=route.model)
+        seconds = seconds_left(request, default=DEFAULT_DEADLINE_SECONDS)
+        passes = route.only_part is not None or (self._hosts_walk and route.walker is not None)
+        answer = self._relay if passes else self._walk
+        asked.sampled = asked.judged and self._metrics.samples(route.model, route.generation)
+        with self._metrics.in_flight(route.model, route.generation):
+            try:
+                async with asyncio.timeout(seconds):
+                    asked.deadline = time.monotonic() + seconds
+                    return await answer(request, route, asked)
+            except TimeoutError as error:
+                msg = f"the deadline of {seconds * 1000:.0f} ms passed"
+                raise DeadlineExceeded(msg) from error
+
+    async def _relay(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
+        """A host reads the request and writes the answer: that of the only part, or of the one that answers last."""
+        body = (request.content, parse_header_length(request.header(HEADER_LENGTH)))
+
+        async def attempt(route: GenerationRoute) -> Frame:
+            if route.only_part is None:
+                return await self._hosts.walk(route, body, asked)
+            return await self._hosts.relay(route, route.only_part, body, asked)
+
+        try:
+            answer = await self._tried(route, request.content, asked, attempt)
+        except NotFinite:
+            self._metrics.note_non_finite(route.model, route.generation, judged=asked.judged)
+            raise
+        if not answer.header["finite"]:
+            self._metrics.note_non_finite(route.model, route.generation, judged=asked.judged)
+        sketches = answer.header.get("sketches")
+        if sketches:
+            self._metrics.note_predictions(route.model, route.generation, sketches)
+        content = answer.body.data
+        return Response(200, content, Encoded(b"", answer.header["header_length"]).headers)
+
+    async def _walk(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
+        """This router walks the graph."""
+        with self._budget.claim() as claim:
+            length = parse_header_length(request.header(HEADER_LENGTH))
+            wanted = decode_request(request.content, length, room=claim.set)
+            claim.set(decoded_bytes(wanted.inputs.values(), beside=request.content))
+            return await self._walked(route, wanted, request.content, asked)
+
+    async def _walked(
+        self, route: GenerationRoute, wanted: InferRequest, content: bytearray, asked: Attempt
+    ) -> Response:
+        route.plan.check_request(wanted.inputs)
+        wanted.check_outputs(tuple(route.plan.outputs))
+        asked.deadline = min(asked.deadline, time.monotonic() + wanted.seconds(_FOREVER))
+
+        async def attempt(route: GenerationRoute) -> Tensors:
+            call = partial(self._hosts.infer, route, attempt=asked)
+            return await run_graph(route.plan, wanted.inputs, call)
+
+        outputs = await self._tried(route, content, asked, attempt)
+        response = self._encoded(route, wanted, outputs, asked)
+        if asked.sampled:
+            self._metrics.note_predictions(route.model, route.generation, sketches_of(wanted.select(outputs)))
+        return response
+
+    def _tried(
+        self,
+        route: GenerationRoute,
+        content: bytearray,
+        asked: Attempt,
+        attempt: Callable[[GenerationRoute], Awaitable[T]],
+    ) -> Awaitable[T]:
+        """What an attempt gives, all for one generation: when any call fails to find a host, all are made again.
+
+        `content`: the request's body, by which it is known if it is lost.
+        """
+
+        def again(counts: bool) -> None:
+            nonlocal route
+            if counts:
+                self._metrics.note_retry(route.model, route.generation)
+            route = self._fresh(route)
+            asked.used.clear()
+
+        subject = f"generation {route.generation} of {route.model}"
+        record = Record(self._lost, route.model, content)
+        return retried(lambda: attempt(route), asked, again=again, subject=subject, record=record)
+
+    def _fresh(self, route: GenerationRoute) -> GenerationRoute:
+        """The same generation with the endpoints known now, where it is still served."""
+        models = self._follower.routes.models
+        fresh = models[route.model].generations.get(route.generation) if route.model in models else None
+        return fresh if fresh is not None and not fresh.missing and fresh.snapshots == route.snapshots else route
+
+    def _encoded(self, route: GenerationRoute, wanted: InferRequest, outputs: Tensors, asked: Attempt) -> Response:
+        chosen = wanted.select(outputs)
+        if not all(all_finite(tensor) for tensor in outputs.values()):
+            if all(all_finite(tensor) for tensor in wanted.inputs.values()):
+                self._metrics.note_non_finite(route.model, route.generation, judged=asked.judged)
+            elif len(wanted.binary_names(chosen)) < len(chosen):
+                raise not_finite_inputs()
+        proof = proof_parameters(route.generation, {**route.snapshots, **asked.used}, self._region)
+        response = InferResponse(route.model, chosen, str(route.generation), wanted.id, proof)
+        encoded = encode_response(response, binary=wanted.binary_names(chosen))
+        return Response(200, encoded.body, encoded.headers)
+
+    def _proof(self, route: GenerationRoute | None, used: Mapping[str, int]) -> Mapping[str, str]:
+        if route is None:
+            return {REGION_HEADER: self._region}
+        return {
+            REGION_HEADER: self._region,
+            GENERATION_HEADER: str(route.generation),
+            SNAPSHOTS_HEADER: route.snapshots_text(used),
+        }
+
+
+def _refusal(refused: Refused, region: str) -> Response:
+    response = error_response(refused.error)
+    return Response(response.status, response.body, {**response.headers, REGION_HEADER: region})
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m serving.router", description=__doc__)
+    add_listener(parser)
+    parser.add_argument("--region", required=True)
+    parser.add_argument("--table", type=Path, required=True, help="file to follow (a RouterTable as JSON)")
+    parser.add_argument(
+        "--access",
+        type=Path,
+        help="file to follow (an AccessList as JSON); without it models that are not open answer nobody",
+    )
+    parser.add_argument(
+        "--walk",
+        choices=("hosts", "router"),
+        default="hosts",
+        help="who walks a graph of several parts: the host of the last one (default), or this router where hosts cannot reach each other",
+    )
+    parser.add_argument(
+        "--max-in-flight", type=int, default=DEFAULT_MAX_IN_FLIGHT, help="requests of one model at once"
+    )
+    parser.add_argument("--max-json-bytes", type=int, default=MAX_JSON_BYTES, help="JSON in one request")
+    parser.add_argument(
+        "--silent-seconds",
+        type=_seconds,
+        default=SILENT_SECONDS,
+        help=f"an engine may be silent for so long, before an answer without a deadline and within one (default {SILENT_SECONDS:.0f})",
+    )
+    parser.add_argument(
+        "--sample-seconds",
+        type=_seconds,
+        default=SAMPLE_SECONDS,
+        help=f"at least so long between two answers of a generation that are sampled for drift (default {SAMPLE_SECONDS}; inf: none)",
+    )
+    add_allowed_hosts(parser)
+    return parser.parse_args(arguments)
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not number >= 0:
+        msg = f"must be at least 0, got {text}"
+        raise argparse.ArgumentTypeError(msg)
+    return number
+
+
+def _log_out(url: str, why: str) -> None:
+    structlog.get_logger().warning("host left out for a while", url=url, why=why)
+
+
+async def _main(arguments: argparse.Namespace, bound: Sequence[Listener]) -> None:
+    hosts = HostClient(EndpointLoads(time.monotonic, on_out=_log_out), time.monotonic)
+
+    def changed(routes: Routes) -> None:
+        hosts.forget(routes.urls)
+        router.engines.keep(routes.engine_urls, chosen_among=routes.engine_choices)
+
+    follower = TableFollower(arguments.table, region=arguments.region, on_change=changed)
+    access = AccessFollower(arguments.access)
+    follower.beside = (access.look,)
+    metrics = RouterMetrics(
+        region=arguments.region, served=lambda: follower.routes.all, sample_seconds=arguments.sample_seconds
+    )
+    connections = OpenConnections()
+    limits = RouterLimits(
+        arguments.max_in_flight,
+        arguments.max_json_bytes,
+        silent_seconds=arguments.silent_seconds,
+        budget=connections.budget,
+    )
+    router = Router(
+        follower,
+        hosts,
+        metrics,
+        region=arguments.region,
+        limits=limits,
+        hosts_walk=arguments.walk == "hosts",
+        access=access,
+    )
+    follower.look()
+    following = asyncio.create_task(follower.follow())
+    structlog.get_logger().info("router listens", at=[listener.address for listener in bound])
+    await serve(
+        router.handle,
+        bound,
+        allowed=allowed_hosts(arguments),
+        connections=connections,
+        before_exit=router.drained,
+    )
+    following.cancel()
+    hosts.close()
+    router.engines.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a router until SIGTERM; then it finishes what it has, and a second one ends it at once."""
+    parsed = _arguments(arguments)
+    log_as_json()
+    bound = listeners(parsed, Component.ROUTER, CALLERS)
+    run(partial(_main, parsed, bound))

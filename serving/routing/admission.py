@@ -1,0 +1,41 @@
+"""How many requests of one model a router takes on at once: what comes beyond is refused at the door, not queued."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+from ipnext.errors import Unavailable
+from serving.metrics.in_flight import Counted
+
+DEFAULT_MAX_IN_FLIGHT: Final = 1024
+
+
+@dataclass(slots=True)
+class _Model:
+    in_flight: int = 0
+
+
+class Admission:
+    """Requests under way by model. One model that is asked too much leaves the others their share of the router."""
+
+    def __init__(self, limit: int = DEFAULT_MAX_IN_FLIGHT) -> None:
+        self._limit = limit
+        self._models: dict[str, _Model] = {}
+
+    @property
+    def under_way(self) -> Collection[str]:
+        """Models that have requests under way."""
+        return [name for name, model in self._models.items() if model.in_flight]
+
+    def admitted(self, model: str) -> Counted:
+        """Count a request while it lasts: entered at once. Unavailable when the model has as many as it may."""
+        found = self._models.get(model)
+        if found is None:
+            found = self._models[model] = _Model()
+        if found.in_flight >= self._limit:
+            msg = (
+                f"model {model} has {found.in_flight} requests under way, the limit is {self._limit} (--max-in-flight); "
+                "try again"
+            )
+            raise Unavailable(msg)
+        return Counted(found)

@@ -1,0 +1,189 @@
+"""One call of a part on a host: it leaves at once, and what its answer or its lack says of the host is noted."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final, Protocol
+
+from ipnext.errors import DeadlineExceeded, HostLost, InvalidInput, IPnextError, QueryOfDeath
+from serving.protocol.frames import Frame
+from serving.protocol.response_templates import NotFinite
+from serving.routing.host_connection import ConnectionLost, HostConnection, Pieces, SentCall
+from serving.routing.load_balancer import EndpointLoads
+from serving.routing.sync_policy import Offer
+from serving.routing.table import GenerationRoute
+
+_ABOUT_NOW_SECONDS: Final = 0.02
+"""A call that ends so near its deadline, or after it, was ended by it."""
+_BROKEN: Final = frozenset({500, 504})
+"""Statuses of a host that gives no answer where another may."""
+_OF_LOST: Final = {kind.code: kind for kind in (HostLost, QueryOfDeath)}
+"""By their code the errors of a host that asked others."""
+_ELSEWHERE: Final = frozenset({409, 503})
+"""Statuses of a host that cannot answer now while another may."""
+
+
+class TryElsewhere(Exception):  # not an error yet: the request is tried again
+    """A host did not answer, or not for this generation; the whole request may be tried again on other hosts."""
+
+
+class HostEnded(Exception):  # not an error yet: that host may answer once it is back
+    """A host ended while it had the request."""
+
+    def __init__(self, part: str, url: str, *, in_company: bool = False) -> None:
+        """`in_company`: other requests were lost with it, so that it need not be the one to blame."""
+        super().__init__(f"part {part!r}: {url} ended")
+        self.part = part
+        self.url = url
+        self.in_company = in_company
+
+
+_ANY_HOST: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+@dataclass(slots=True)
+class Attempt:
+    """What a request has met so far. `deadline` is a time of the client's clock."""
+
+    deadline: float = 0.0
+    tried: set[str] = field(default_factory=set)
+    """Urls of hosts that it had no luck with, in this attempt or one before."""
+    only: Mapping[str, str] = field(default_factory=lambda: _ANY_HOST)
+    """Part -> url of the one host that may be asked: it ended while it had the request."""
+    used: dict[str, int] = field(default_factory=dict)
+    """Part -> the snapshot that answers for it in this attempt."""
+    sampled: bool = False
+    """Whether the host that answers last shall sketch its answer."""
+    judged: bool = True
+    """Whether gates count it: the gateway chose its generation."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """What is asked of which host. A walk that fails or takes long says little of its host: another part may be why."""
+
+    route: GenerationRoute
+    part: str
+    offer: Offer
+    pieces: Pieces
+    attempt: Attempt
+    walk: bool
+
+
+class Connections(Protocol):
+    """Those that a client has to hosts."""
+
+    def connection(self, url: str) -> HostConnection | None:
+        """The open one to a host."""
+
+    async def reach(self, url: str) -> HostConnection:
+        """A new one to a host that has none. ConnectionLost."""
+
+    def note_lost(self, url: str) -> None:
+        """One has ended."""
+
+
+class HostCall:
+    """Sent when it is made, where there is a connection. Then either `answered` is awaited or `give_up` is called."""
+
+    __slots__ = ("_asked", "_began", "_clock", "_connections", "_counted", "_loads", "_sent")
+
+    def __init__(
+        self, asked: Asked, loads: EndpointLoads, clock: Callable[[], float], connections: Connections
+    ) -> None:
+        self._asked = asked
+        self._loads = loads
+        self._clock = clock
+        self._connections = connections
+        self._began = clock()
+        url = asked.offer.url
+        connection = connections.connection(url)
+        self._sent: SentCall | None = None if connection is None else self._send(connection)
+        self._counted = loads.calling(url)
+        self._counted.__enter__()
+
+    async def answered(self) -> Frame:
+        """The host's answer, with its proof checked. TryElsewhere, HostEnded, and errors as the host judged."""
+        url = self._asked.offer.url
+        try:
+            answer = await self._received(url)
+        except asyncio.CancelledError:
+            self._strike_if_late()
+            raise
+        except ConnectionLost as error:
+            self._asked.attempt.tried.add(url)
+            if error.ended:
+                raise HostEnded(self._asked.part, url, in_company=error.in_company) from error
+            msg = f"{url} did not answer"
+            raise TryElsewhere(msg) from error
+        finally:
+            self._counted.__exit__(None, None, None)
+        self._judge(answer.header)
+        return answer
+
+    def give_up(self) -> None:
+        """Wait no longer, and tell the host so."""
+        self._strike_if_late()
+        self._counted.__exit__(None, None, None)
+        if self._sent is not None:
+            self._sent.give_up()
+
+    async def _received(self, url: str) -> Frame:
+        if self._sent is None:
+            self._sent = self._send(await self._connections.reach(url))
+        try:
+            return await self._sent.answered()
+        except ConnectionLost:
+            self._connections.note_lost(url)
+            raise
+
+    def _send(self, connection: HostConnection) -> SentCall:
+        asked = self._asked
+        pieces = asked.pieces.naming(connection.told(asked.route)) if asked.walk else asked.pieces
+        return connection.send(pieces)
+
+    def _strike_if_late(self) -> None:
+        asked = self._asked
+        if not asked.walk and asked.attempt.deadline - self._clock() < _ABOUT_NOW_SECONDS:
+            self._loads.note_strike(asked.offer.url, tiers=self._tiers, given=self._clock() - self._began)
+
+    @property
+    def _tiers(self) -> Any:
+        return self._asked.route.offers[self._asked.part]
+
+    def _judge(self, header: Mapping[str, Any]) -> None:
+        asked, status = self._asked, header["status"]
+        url, tried = asked.offer.url, asked.attempt.tried
+        if status == 200:
+            self._loads.note_answer(url, self._clock() - self._began, tiers=self._tiers)
+            _check_proof(asked.part, asked.offer, header, tried)
+            return
+        if status in _BROKEN and not asked.walk:
+            self._loads.note_strike(
+                url, tiers=self._tiers, given=self._clock() - self._began if status == 504 else None
+            )
+        raise judged(asked.part, url, header, tried)
+
+
+def judged(part: str, url: str, answer: Mapping[str, Any], tried: set[str]) -> Exception:
+    """What a host's refusal means for the request."""
+    status, message = answer["status"], f"part {part!r}: {answer.get('error')}"
+    if answer.get("code") in _OF_LOST:
+        return _OF_LOST[answer["code"]](message)
+    if status in _ELSEWHERE:
+        tried.add(url)
+        return TryElsewhere(message)
+    if status == 504:
+        return DeadlineExceeded(message)
+    if 400 <= status < 500:
+        return InvalidInput(message)
+    return NotFinite(message) if answer.get("finite") is False else IPnextError(message)
+
+
+def _check_proof(part: str, offer: Offer, answer: Mapping[str, Any], tried: set[str]) -> None:
+    """The host must have used the snapshot that was chosen, or the answer would be mixed in a way nobody allowed."""
+    if answer.get("snapshot") != offer.snapshot:
+        tried.add(offer.url)
+        msg = f"{offer.url} answered with {part}={answer.get('snapshot')}, needed is {part}={offer.snapshot}"
+        raise TryElsewhere(msg)

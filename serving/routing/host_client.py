@@ -1,0 +1,176 @@
+"""How a router asks hosts: one attempt of one request, every part from a snapshot that its generation allows."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+from ipnext.model.registry import Signature
+from ipnext.model.wire import decode_plain
+from serving.graph import Tensors
+from serving.protocol.frames import Frame, bytes_frame, tensor_frame
+from serving.protocol.v2 import Body
+from serving.routing.host_call import Asked, Attempt, HostCall, TryElsewhere, judged
+from serving.routing.host_connection import ConnectionLost, HostConnection, Pieces, connect
+from serving.routing.load_balancer import EndpointLoads
+from serving.routing.sync_policy import Offer, Tiers, of_snapshot
+from serving.routing.table import GenerationRoute
+
+_SIGNATURE_SECONDS: Final = 5.0
+
+
+class HostClient:
+    """Calls parts on hosts. Keeps one connection to each, and seeks those that it lost."""
+
+    def __init__(self, loads: EndpointLoads, clock: Callable[[], float]) -> None:
+        self._loads = loads
+        self._clock = clock
+        self._connections: dict[str, HostConnection] = {}
+        self._connecting: dict[str, asyncio.Task[HostConnection]] = {}
+        self._seeking: dict[str, asyncio.Task[None]] = {}
+        self._known: frozenset[str] | None = None
+
+    async def infer(self, route: GenerationRoute, part: str, inputs: Tensors, attempt: Attempt) -> Tensors:
+        """A part's outputs from one host of the generation, with the proof checked and noted in `attempt`.
+
+        TryElsewhere where a host fails to answer for the generation; its url is then in `attempt.tried`. InvalidInput,
+        DeadlineExceeded or IPnextError as the host judged.
+        """
+        return (await self.begin(route, part, inputs, attempt).answered()).tensors()
+
+    def begin(self, route: GenerationRoute, part: str, inputs: Tensors, attempt: Attempt) -> HostCall:
+        """As `infer`; the call has left when this returns, where there is a connection."""
+        offer = self._chosen(route, part, attempt)
+        header = self._header("infer", route.model, part, offer.generation, attempt.deadline)
+        return self._call(route, part, offer, Pieces(tensor_frame, header, inputs), attempt)
+
+    async def relay(self, route: GenerationRoute, part: str, body: tuple[Body, int | None], attempt: Attempt) -> Frame:
+        """The answer to the V2 body of a request, as the host wrote it; errors as `infer`.
+
+        `body` is its bytes and the length of its JSON header, if binary data follows. The frame's header has the
+        answer's `header_length`, whether all its numbers are `finite`, and where it was sampled its `sketches`.
+        """
+        content, header_length = body
+        offer = self._chosen(route, part, attempt)
+        header = self._header("v2", route.model, part, offer.generation, attempt.deadline)
+        header |= {"chosen": route.generation, "header_length": header_length, "outputs": list(route.plan.outputs)}
+        header["sketch"] = attempt.sampled
+        return await self._call(route, part, offer, Pieces(bytes_frame, header, content), attempt).answered()
+
+    async def walk(self, route: GenerationRoute, body: tuple[Body, int | None], attempt: Attempt) -> Frame:
+        """The answer to the V2 body of a request, whose graph a host of the route's `walker` walks; as `relay`."""
+        content, header_length = body
+        part = str(route.walker)
+        offer = self._loads.choose(self._allowed(route, part, attempt), tried=attempt.tried)
+        header = self._header("walk", route.model, part, offer.generation, attempt.deadline)
+        pieces = Pieces(bytes_frame, header | {"header_length": header_length, "sketch": attempt.sampled}, content)
+        answer = await self._call(route, part, offer, pieces, attempt, walk=True).answered()
+        if answer.header["snapshots"] != route.snapshots:
+            attempt.tried.add(offer.url)
+            msg = f"{offer.url} answered with {answer.header['snapshots']}, needed is {dict(route.snapshots)}"
+            raise TryElsewhere(msg)
+        return answer
+
+    async def signature(self, route: GenerationRoute, part: str) -> Signature:
+        """The tensors that a part takes and gives, as one of its hosts says. TryElsewhere, IPnextError."""
+        offer = self._loads.choose(route.offers[part])
+        url = offer.url
+        deadline = self._clock() + _SIGNATURE_SECONDS
+        header = self._header("signature", route.model, part, offer.generation, deadline)
+        try:
+            async with asyncio.timeout(_SIGNATURE_SECONDS):
+                connection = self.connection(url) or await self.reach(url)
+                answer = await connection.call(Pieces(bytes_frame, header, b""))
+        except (TimeoutError, ConnectionLost) as error:
+            msg = f"{url} did not answer"
+            raise TryElsewhere(msg) from error
+        if answer.header["status"] != 200:
+            raise judged(part, url, answer.header, set())
+        return decode_plain(Signature, answer.header["signature"])
+
+    def close(self) -> None:
+        """End all connections."""
+        for seeking in self._seeking.values():
+            seeking.cancel()
+        for connection in self._connections.values():
+            connection.close()
+
+    def forget(self, urls: frozenset[str]) -> None:
+        """End the connections to hosts that are not among `urls`, once nothing is under way on them."""
+        self._known = urls
+        for url in tuple(self._connections):
+            if url not in urls and not self._loads.busy(url):
+                self._connections.pop(url).close()
+        self._loads.forget(urls)
+
+    def _header(self, op: str, model: str, part: str, generation: int, deadline: float) -> dict[str, Any]:
+        left = max(1, int((deadline - self._clock()) * 1000))
+        return {"op": op, "model": model, "part": part, "generation": generation, "deadline_ms": left}
+
+    def _chosen(self, route: GenerationRoute, part: str, attempt: Attempt) -> Offer:
+        """A part that the graph calls twice answers twice from one snapshot."""
+        tiers = self._allowed(route, part, attempt) if attempt.only else route.offers[part]
+        snapshot = attempt.used.get(part)
+        if snapshot is not None:
+            tiers = of_snapshot(tiers, snapshot)
+        offer = self._loads.choose(tiers, tried=attempt.tried)
+        attempt.used[part] = offer.snapshot
+        return offer
+
+    def _allowed(self, route: GenerationRoute, part: str, attempt: Attempt) -> Tiers:
+        """The offers of a part; those of one host if only that may be asked. TryElsewhere if it makes none now."""
+        tiers = route.offers[part]
+        if part not in attempt.only:
+            return tiers
+        url = attempt.only[part]
+        tiers = tuple(tuple(offer for offer in tier if offer.url == url) for tier in tiers)
+        if not any(tiers):
+            msg = f"{url} is not ready"
+            raise TryElsewhere(msg)
+        return tiers
+
+    def _call(
+        self, route: GenerationRoute, part: str, offer: Offer, pieces: Pieces, attempt: Attempt, *, walk: bool = False
+    ) -> HostCall:
+        return HostCall(Asked(route, part, offer, pieces, attempt, walk), self._loads, self._clock, self)
+
+    def connection(self, url: str) -> HostConnection | None:
+        """The open connection to a host."""
+        connection = self._connections.get(url)
+        return connection if connection is not None and connection.open else None
+
+    async def reach(self, url: str) -> HostConnection:
+        """One attempt to connect serves all who wait for it; who leaves meanwhile does not end it for the others."""
+        attempt = self._connecting.get(url)
+        if attempt is None:
+            attempt = asyncio.create_task(connect(url))
+            self._connecting[url] = attempt
+            attempt.add_done_callback(lambda done: self._note_connected(url, done))
+        return await asyncio.shield(attempt)
+
+    def _note_connected(self, url: str, done: asyncio.Task[HostConnection]) -> None:
+        del self._connecting[url]
+        if done.cancelled():
+            return
+        if done.exception() is None:
+            self._connections[url] = done.result()
+            self._loads.note_found(url)
+        else:
+            self.note_lost(url)
+
+    def note_lost(self, url: str) -> None:
+        """A connection ended or could not be had: it is sought."""
+        self._loads.note_lost(url)
+        if url not in self._seeking:
+            self._seeking[url] = asyncio.create_task(self._seek(url))
+            self._seeking[url].add_done_callback(lambda _: self._seeking.pop(url))
+
+    async def _seek(self, url: str) -> None:
+        """Try a lost host again and again, so that no request has to find out whether it is back."""
+        while (seconds := self._loads.seconds_until_sought(url)) is not None:
+            await asyncio.sleep(seconds)
+            if self._known is not None and url not in self._known:
+                self._loads.forget(self._known)
+                return
+            with suppress(ConnectionLost):
+                await self.reach(url)

@@ -1,0 +1,232 @@
+"""A router's connection to one host: many calls at once in frames, each with its own future."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from ipnext.components.identity import Component
+from ipnext.components.sockets import is_socket_url, socket_path
+from serving.protocol.frames import UPGRADE, Frame, FrameProtocol, bytes_frame
+from serving.routing.table import GenerationRoute
+
+CONNECT_SECONDS: Final = 1.0
+"""A host that takes longer to answer the first bytes counts as absent."""
+LOOK_SECONDS: Final = 0.5
+"""While answers are awaited, it is looked so often whether anything came; if not, the host is asked for a sign of life."""
+SILENT_LOOKS: Final = 4
+"""After so many looks in a row without one the host counts as gone: a stopped process or a cut line says nothing."""
+
+ROUTES_KNOWN: Final = 256
+"""Routes that both ends of a connection remember; of more, the oldest is told anew."""
+
+
+class ConnectionLost(Exception):  # not an error of the request: another host may answer
+    """The connection to a host could not be had, or ended before the answer.
+
+    `ended`: the host ended it after it had been sent the call, as one that is killed does; else nobody knows that it ended.
+    `in_company`: other calls were lost with it.
+    """
+
+    def __init__(self, *, ended: bool = False, in_company: bool = False) -> None:
+        super().__init__()
+        self.ended = ended
+        self.in_company = in_company
+
+
+class HostConnection:
+    """Calls under way on one connection."""
+
+    def __init__(self) -> None:
+        self._frames = FrameProtocol(self._on_frame, self._on_lost)
+        self._waiting: dict[int, asyncio.Future[Frame]] = {}
+        self._numbers = count(1)
+        self._routes: dict[GenerationRoute, int] = {}
+        self._watch: asyncio.TimerHandle | None = None
+        self._heard = False
+        self._silent_looks = 0
+        self._given_up = False
+        """Whether it ends from this side."""
+
+    @property
+    def open(self) -> bool:
+        """Whether calls can be made."""
+        return self._frames.open
+
+    @property
+    def frames(self) -> FrameProtocol:
+        """The protocol that takes the connection over."""
+        return self._frames
+
+    def send(self, pieces_of: "Pieces") -> "SentCall":
+        """Send a call. ConnectionLost."""
+        if not self._frames.open:
+            raise ConnectionLost
+        number = next(self._numbers)
+        answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        if self._watch is None:
+            self._heard = self._heard or not self._silent_looks
+            self._look()
+        self._frames.send(pieces_of(number))
+        return SentCall(self, number, answer)
+
+    async def call(self, pieces_of: "Pieces") -> Frame:
+        """Send a call and return its answer. Cancelled, the host is told so. ConnectionLost."""
+        return await self.send(pieces_of).answered()
+
+    def give_up(self, number: int) -> None:
+        """Wait for a call's answer no longer, and tell the host so."""
+        answer = self._waiting.pop(number, None)
+        if answer is not None and not (answer.done() and not answer.cancelled()):
+            answer.cancel()
+            self._frames.send(bytes_frame({"op": "cancel", "id": number}))
+
+    def told(self, route: GenerationRoute) -> int:
+        """The number that the host knows a route by; a new one is sent ahead of what is sent next."""
+        number = self._routes.get(route)
+        if number is None:
+            number = next(self._numbers)
+            self._routes[route] = number
+            if len(self._routes) > ROUTES_KNOWN:
+                del self._routes[next(iter(self._routes))]
+            table = route.routed.model_dump_json().encode()
+            self._frames.send(bytes_frame({"op": "route", "route": number}, table))
+        return number
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._watch is not None:
+            self._watch.cancel()
+        self._given_up = True
+        self._frames.close()
+
+    def _look(self) -> None:
+        """A host that runs a long pass still gives a sign of life: its event loop does not wait for the pass."""
+        self._silent_looks = 0 if self._heard else self._silent_looks + 1
+        self._heard, self._watch = False, None
+        if not self._waiting or not self._frames.open:
+            return
+        if self._silent_looks >= SILENT_LOOKS:
+            self._given_up = True
+            self._frames.abort()
+            return
+        if self._silent_looks:
+            self._frames.send(bytes_frame({"op": "ping", "id": 0}))
+        self._watch = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+
+    def _on_frame(self, frame: Frame) -> None:
+        self._heard = True
+        answer = self._waiting.pop(frame.header.get("id", 0), None)
+        if answer is not None and not answer.done():
+            answer.set_result(frame)
+
+    def _on_lost(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        lost = [answer for answer in waiting.values() if not answer.done()]
+        for answer in lost:
+            answer.set_exception(ConnectionLost(ended=not self._given_up, in_company=len(lost) > 1))
+
+
+class SentCall:
+    """A call on its way. Either `answered` is awaited or `give_up` is called."""
+
+    __slots__ = ("_answer", "_connection", "_number")
+
+    def __init__(self, connection: HostConnection, number: int, answer: asyncio.Future[Frame]) -> None:
+        self._connection = connection
+        self._number = number
+        self._answer = answer
+
+    async def answered(self) -> Frame:
+        """The answer. Cancelled, the host is told so. ConnectionLost."""
+        try:
+            return await self._answer
+        except asyncio.CancelledError:
+            self.give_up()
+            raise
+
+    def give_up(self) -> None:
+        """Wait no longer, and tell the host so."""
+        if self._answer.done() and not self._answer.cancelled():
+            self._answer.exception()  # known, so that asyncio does not report it as forgotten
+        self._connection.give_up(self._number)
+
+
+class Pieces:
+    """The frame of a call but for its number: what to put it together from."""
+
+    def __init__(self, make: Any, header: Mapping[str, Any], body: Any) -> None:
+        self._make = make
+        self._header = header
+        self._body = body
+
+    def naming(self, route: int) -> "Pieces":
+        """The same for a route that the host knows by a number."""
+        return Pieces(self._make, {**self._header, "route": route}, self._body)
+
+    def __call__(self, number: int) -> Sequence[bytes | memoryview]:
+        """The pieces of the frame."""
+        made: Sequence[bytes | memoryview] = self._make({**self._header, "id": number}, self._body)
+        return made
+
+
+async def connect(url: str) -> HostConnection:
+    """A connection to the host at `url` (http://host:port, or unix://directory), upgraded to frames. ConnectionLost."""
+    connection = HostConnection()
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await (await _begun(url, connection.frames)).done
+    except (OSError, TimeoutError) as error:
+        connection.close()
+        raise ConnectionLost from error
+    return connection
+
+
+async def _begun(url: str, frames: FrameProtocol) -> "_Handshake":
+    loop = asyncio.get_running_loop()
+    if is_socket_url(url):
+        path = socket_path(url, Component.ROUTER)
+        _, handshake = await loop.create_unix_connection(lambda: _Handshake("localhost", frames), path)
+        return handshake
+    where = urlsplit(url)
+    _, handshake = await loop.create_connection(
+        lambda: _Handshake(where.netloc, frames), where.hostname or "", where.port or 80
+    )
+    return handshake
+
+
+class _Handshake(asyncio.Protocol):
+    """Asks for frames and hands the connection over once the host agrees."""
+
+    def __init__(self, host: str, frames: FrameProtocol) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._host = host
+        self._frames = frames
+        self._transport: asyncio.Transport | None = None
+        self._seen = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The host listens."""
+        self._transport = transport  # type: ignore[assignment]  # a stream's is a Transport
+        request = f"GET /frames HTTP/1.1\r\nhost: {self._host}\r\nconnection: upgrade\r\nupgrade: {UPGRADE}\r\n\r\n"
+        transport.write(request.encode())  # type: ignore[attr-defined]  # as above
+
+    def data_received(self, data: bytes) -> None:
+        """The host's answer."""
+        self._seen += data
+        head, end, rest = self._seen.partition(b"\r\n\r\n")
+        if not end or self.done.done() or self._transport is None:
+            return
+        if head.startswith(b"HTTP/1.1 101 "):
+            self._frames.take_over(self._transport, rest)
+            self.done.set_result(None)
+        else:
+            self._transport.close()
+            self.done.set_exception(OSError("the host speaks no frames"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The host has gone."""
+        if not self.done.done():
+            self.done.set_exception(exc or OSError("the host closed the connection"))

@@ -1,0 +1,47 @@
+"""A snapshot as it arrives at a host: fetched into the cache, and seen to be the one that was asked for. Knows no engine."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from ipnext.artifacts.signing import check_signature, signature_in
+from ipnext.errors import ArtifactDigestMismatch, LoadFailed
+from ipnext.model.deployment import HostedSnapshot
+from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
+from ipnext.model.signing import SignerPolicy
+from serving.snapshots.directory import checked_manifest
+from serving.snapshots.fetch_process import Fetcher
+
+
+class Fetched(NamedTuple):
+    """A snapshot in the host's cache, its files checked."""
+
+    directory: Path
+    manifest: SnapshotManifest
+
+
+def fetch(store: Fetcher, uri: str, cache: Path) -> Fetched:
+    """A snapshot of the store, laid out in the cache."""
+    directory = store.fetch(uri, cache)
+    return Fetched(directory, SnapshotManifest.model_validate_json((directory / SNAPSHOT_FILE).read_bytes()))
+
+
+def fetch_held(store: Fetcher, hold: HostedSnapshot, cache: Path) -> Fetched:
+    """What a hold names. ArtifactError, SignatureInvalid, or LoadFailed where it is made for another engine."""
+    fetched = fetch(store, hold.uri, cache)
+    manifest = fetched.manifest
+    if manifest.digest != hold.digest:
+        msg = f"{hold.uri} holds digest {manifest.digest}, wanted {hold.digest}"
+        raise ArtifactDigestMismatch(msg)
+    if manifest.engine != hold.engine:
+        msg = f"the snapshot is for engine {manifest.engine!r}, its deployment says {hold.engine!r}"
+        raise LoadFailed(msg)
+    if hold.signers is not None:
+        _check_signed(hold, hold.signers, fetched)
+    return fetched
+
+
+def _check_signed(hold: HostedSnapshot, signers: SignerPolicy, fetched: Fetched) -> None:
+    """Who signed the manifest, and that the files in the cache are still those that it names."""
+    subject = f"snapshot {hold.snapshot} of {hold.model}.{hold.part}"
+    check_signature(signers, hold.digest, signature_in(fetched.directory), subject)
+    checked_manifest(fetched.directory)

@@ -1,0 +1,187 @@
+"""Fetches snapshots in a process of its own, so that requests never wait for the interpreter while bytes are hashed.
+
+A host starts one: `python -m serving.snapshots.fetch_process --artifacts URI`. It reads a line of JSON for each fetch from standard
+input, answers with a line on standard output, and ends with its host.
+"""
+
+import argparse
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import IO, Final, Protocol
+
+from setproctitle import setproctitle
+
+from ipnext.artifacts.opening import open_store
+from ipnext.errors import Forbidden, IPnextError, LoadFailed, Unavailable
+from serving.confinement.privileges import drop_capabilities
+from serving.snapshots.fetch_starter import FetchingKeeper, KeptProcess, Logs
+
+_NICENESS: Final = 10
+"""Whoever answers requests comes first."""
+
+
+class Fetcher(Protocol):
+    """What a host needs of an artifact store."""
+
+    def fetch(self, uri: str, directory: Path) -> Path:
+        """As `ArtifactStore.fetch`."""
+
+
+class FetchingProcess:
+    """A Fetcher that has another process do the work, one fetch at a time. Safe to use from several threads."""
+
+    def __init__(self, artifacts: str, *, s3_endpoint_url: str | None = None, into: Path | None = None) -> None:
+        """`into` is the only directory that it fetches into, whatever it is asked; None: any."""
+        endpoint = ["--s3-endpoint-url", s3_endpoint_url] if s3_endpoint_url else []
+        self._command = [sys.executable, "-m", "serving.snapshots.fetch_process", "--artifacts", artifacts, *endpoint]
+        self._command += [] if into is None else ["--into", str(into)]
+        self._lock = threading.Lock()
+        self._keeper: FetchingKeeper | None = None
+        self._process: subprocess.Popen[str] | KeptProcess | None = None
+
+    def start(self) -> None:
+        """Start the process, so that the first fetch need not wait for it."""
+        if self._keeper is not None:
+            self._process = self._keeper.start()
+            return
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True)  # noqa: S603  # our own command
+
+    def fork(self, *, logs: Logs | None = None, at_end: Callable[[], object] = lambda: None) -> FetchingKeeper:
+        """As `start`, in a few milliseconds, and so that later ones can be started by a process that is confined.
+
+        Only before this process has other threads, sockets or a loop of its own. `logs` and `at_end`: see FetchingKeeper.
+        """
+        self._keeper = FetchingKeeper(partial(_run, self._command), logs=logs, at_end=at_end)
+        self.start()
+        return self._keeper
+
+    def fetch(self, uri: str, directory: Path) -> Path:
+        """As the store's own; Unavailable where the process ended meanwhile, and the next fetch starts another."""
+        with self._lock:
+            if self._process is None:
+                self.start()
+            answer = self._ask({"uri": uri, "directory": str(directory)})
+        if not answer:
+            msg = f"the process that fetches {uri} ended; its last output is in the host's log"
+            raise Unavailable(msg)
+        told = json.loads(answer)
+        if "directory" in told:
+            return Path(told["directory"])
+        raise _kinds().get(told["code"], LoadFailed)(told["message"])
+
+    def close(self) -> None:
+        """End the process, whatever it does, and what would start another one."""
+        self._end()
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.close()
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    with suppress(OSError):  # what was not read any more
+                        stream.close()
+
+    def _ask(self, question: dict[str, str]) -> str:
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            return ""
+        answer = ""
+        with suppress(OSError, ValueError):  # it has ended, or is closed from another thread
+            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        if not answer:
+            self._end()
+        return answer
+
+
+def _run(command: Sequence[str]) -> None:
+    """This module's `main` in a fork, which has imported it already."""
+    setproctitle(" ".join(command))
+    try:
+        main(command[3:])
+    except BaseException:  # noqa: BLE001  # the process edge: nothing above is this process's
+        traceback.print_exc()
+
+
+def _kinds() -> dict[str, type[IPnextError]]:
+    def tree(kind: type[IPnextError]) -> Iterator[type[IPnextError]]:
+        yield kind
+        for child in kind.__subclasses__():
+            yield from tree(child)
+
+    return {kind.code: kind for kind in tree(IPnextError)}
+
+
+def _answer(arguments: argparse.Namespace, line: str, answers: IO[str]) -> None:
+    """Fetch once and tell the outcome."""
+    try:
+        question = json.loads(line)
+        _check_directory(arguments.into, Path(question["directory"]))
+        _let_group_read(Path(question["directory"]))
+        store = open_store(arguments.artifacts, endpoint_url=arguments.s3_endpoint_url)
+        told = {"directory": str(store.fetch(question["uri"], Path(question["directory"])))}
+    except IPnextError as error:
+        told = {"code": error.code, "message": error.message}
+    except Exception as error:  # noqa: BLE001  # the process edge: the host is told, and judges
+        told = {"code": LoadFailed.code, "message": f"{type(error).__name__}: {error}"}
+    answers.write(json.dumps(told) + "\n")
+    answers.flush()
+
+
+def _check_directory(allowed: Path | None, asked: Path) -> None:
+    """Forbidden unless it is the one that this process fetches into: a host that asks may have been taken over."""
+    if allowed is not None and asked != allowed:
+        msg = f"directory: {str(asked)!r} is not the cache of this host; allowed: {str(allowed)!r}"
+        raise Forbidden(msg)
+
+
+def _let_group_read(directory: Path) -> None:
+    """Write what the group of a cache may read, if the agent has opened the cache to it: that of hosts with a user of their own."""
+    if directory.is_dir() and directory.stat().st_mode & stat.S_ISGID:
+        os.umask(0o027)
+
+
+def _answers() -> IO[str]:
+    """Standard output for answers alone; whatever else is printed goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Fetch as asked until standard input ends."""
+    parser = argparse.ArgumentParser(prog="python -m serving.snapshots.fetch_process", description=__doc__)
+    parser.add_argument("--artifacts", required=True, help="uri of the artifact store: file:///... or s3://...")
+    parser.add_argument("--s3-endpoint-url", default=None)
+    parser.add_argument("--into", type=Path, default=None, help="the only directory that it fetches into")
+    parsed = parser.parse_args(arguments)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the host decides when to end
+    os.nice(_NICENESS)
+    drop_capabilities()
+    answers = _answers()
+    pool = ThreadPoolExecutor(1)
+    for line in sys.stdin:
+        pool.submit(_answer, parsed, line, answers)
+    os._exit(0)  # the host has gone: nobody waits for what is being fetched
+
+
+if __name__ == "__main__":
+    main()

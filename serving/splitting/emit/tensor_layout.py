@@ -1,0 +1,166 @@
+"""How a tensor goes from one segment to another: batch first, elements close together, and back as it lay before.
+
+A receiver gets elements in their plain order, whatever their order was in the sender's memory, and the order decides
+which kernel torch takes and so the last bits. What is sent is therefore the memory's own order, batch first, and the
+receiver turns the dimensions back.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ipnext.errors import InvalidInput
+from serving.splitting.ir.nodes import aten, tensor_meta
+from serving.splitting.ir.program import Layout, Program
+from serving.splitting.ir.symbolic_shapes import Dimension
+
+_SYMBOL = re.compile(r"Symbol\('[^']*'[^()]*\)")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One operation that turns a tensor, with the description of its result."""
+
+    operator: str
+    arguments: Mapping[str, Any]
+    meta: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments that are given by name only."""
+
+    def node(self, source: str, result: str) -> dict[str, Any]:
+        """As a node of a graph."""
+        return aten(self.operator, source, result, self.arguments, self.options)
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """The steps before a value is sent and after it arrives, and its description on the way."""
+
+    send: tuple[Step, ...]
+    receive: tuple[Step, ...]
+    meta: Mapping[str, Any]
+
+
+def wire_of(program: Program, value: str) -> Wire:
+    """How a value travels. InvalidInput for one whose size is neither fixed nor told by the batch."""
+    layout = program.layout(value)
+    meta = program.graph["tensor_values"][value]
+    times = [size.times(program.batch) for size in layout.sizes]
+    if not any(times) and None not in times:
+        return _as_it_is(layout, meta)
+    if times[0] != 1:
+        _check_turnable(program, value, times)
+    elif not all(_of_batch(program, size) for size in layout.sizes):
+        raise _unsendable(program, value)
+    return _turned(program, value, layout, times) if times[0] != 1 or _inner_fixed(times) else _as_it_is(layout, meta)
+
+
+def plain_meta(like: Mapping[str, Any], sizes: Sequence[Dimension]) -> dict[str, Any]:
+    """The description of a tensor of other sizes whose elements lie in their plain order."""
+    return tensor_meta(like, sizes, strides_of(sizes))
+
+
+def strides_of(sizes: Sequence[Dimension]) -> list[int]:
+    """Strides of a tensor whose elements lie in their plain order."""
+    return _strides(sizes, range(len(sizes)))
+
+
+def _inner_fixed(times: Sequence[int | None]) -> bool:
+    return all(factor == 0 for factor in times[1:])
+
+
+def _of_batch(program: Program, size: Dimension) -> bool:
+    return size.text is None or set(_SYMBOL.findall(size.text)) == {program.batch}
+
+
+def _check_turnable(program: Program, value: str, times: Sequence[int | None]) -> None:
+    if sum(factor != 0 for factor in times) != 1 or None in times:
+        raise _unsendable(program, value)
+
+
+def _as_it_is(layout: Layout, meta: Mapping[str, Any]) -> Wire:
+    plain = layout.order == tuple(range(len(layout.sizes)))
+    return Wire(() if plain else (Step("contiguous.default", {}, meta),), (), meta)
+
+
+def _turned(program: Program, value: str, layout: Layout, times: Sequence[int | None]) -> Wire:
+    """The batch's dimension, taken out of a multiple where it is one, to the front; the others as they lie in memory."""
+    like = program.graph["tensor_values"][value]
+    place = next(d for d, factor in enumerate(times) if factor)
+    factor = times[place] or 1
+    sizes, order = list(layout.sizes), list(layout.order or range(len(layout.sizes)))
+    send: list[Step] = []
+    receive: list[Step] = []
+    if factor > 1:
+        batch = Dimension(layout.sizes[place].hint // factor, program.batch)
+        sizes[place : place + 1] = [batch, Dimension(factor)]
+        order = [new for d in order for new in _opened(d, place)]
+        send.append(Step("unflatten.int", _int_and_ints(place, "sizes", [-1, factor]), _meta(like, sizes, order)))
+        ends = {"start_dim": {"as_int": place}, "end_dim": {"as_int": place + 1}}
+        receive.append(Step("flatten.using_ints", ends, like))
+    front = [place, *(d for d in order if d != place)]
+    turned, steps = _front_and_back(like, sizes, order, front)
+    send += turned if layout.order is not None else [*turned, _contiguous(like, sizes, front)]
+    return Wire(tuple(send), (*steps, *receive), _meta(like, [sizes[d] for d in front], range(len(front))))
+
+
+def _front_and_back(
+    like: Mapping[str, Any], sizes: Sequence[Dimension], order: Sequence[int], front: Sequence[int]
+) -> tuple[list[Step], list[Step]]:
+    plain = list(range(len(sizes)))
+    send: list[Step] = []
+    receive: list[Step] = []
+    if front != plain:
+        send.append(_permute(like, sizes, front, order))
+    if front != order:
+        send.append(_contiguous(like, sizes, front))
+        lying = [sizes[d] for d in order]
+        receive.append(_permute(like, [sizes[d] for d in front], [front.index(d) for d in order], plain))
+        receive.append(Step("contiguous.default", {}, _meta(like, lying, plain)))
+    if list(order) != plain:
+        receive.append(_permute(like, [sizes[d] for d in order], [list(order).index(d) for d in plain], plain))
+    return send, receive
+
+
+def _opened(dimension: int, place: int) -> list[int]:
+    if dimension == place:
+        return [place, place + 1]
+    return [dimension + (dimension > place)]
+
+
+def _permute(like: Mapping[str, Any], sizes: Sequence[Dimension], to: Sequence[int], order: Sequence[int]) -> Step:
+    strides = _strides(sizes, order)
+    meta = tensor_meta(like, [sizes[d] for d in to], [strides[d] for d in to])
+    return Step("permute.default", {"dims": {"as_ints": list(to)}}, meta)
+
+
+def _contiguous(like: Mapping[str, Any], sizes: Sequence[Dimension], front: Sequence[int]) -> Step:
+    return Step("contiguous.default", {}, _meta(like, [sizes[d] for d in front], range(len(front))))
+
+
+def _meta(like: Mapping[str, Any], sizes: Sequence[Dimension], order: Sequence[int] | range) -> dict[str, Any]:
+    return tensor_meta(like, sizes, _strides(sizes, order))
+
+
+def _strides(sizes: Sequence[Dimension], order: Sequence[int] | range) -> list[int]:
+    strides = [1] * len(sizes)
+    step = 1
+    for d in reversed(order):
+        strides[d] = step
+        step *= max(sizes[d].hint, 1)
+    return strides
+
+
+def _int_and_ints(place: int, name: str, numbers: Sequence[int]) -> dict[str, Any]:
+    return {"dim": {"as_int": place}, name: {"as_ints": list(numbers)}}
+
+
+def _unsendable(program: Program, value: str) -> InvalidInput:
+    operation = program.producer[value]
+    where = f"module {operation.path!r}" if operation.path else "the model's own forward"
+    msg = (
+        f"parts: the cut after {operation.target.removeprefix('torch.ops.')} in {where} would send a tensor of a size "
+        "that the batch does not tell; keep it and what uses it in one part"
+    )
+    return InvalidInput(msg, field="parts", value=operation.path)

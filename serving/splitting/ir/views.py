@@ -1,0 +1,25 @@
+"""Operations that give another view of their input's memory, by name: the program's file says it nowhere."""
+
+from typing import Final
+
+from serving.splitting.ir.program import Operation
+
+_VIEWS: Final = frozenset(
+    [
+        "alias", "as_strided", "broadcast_to", "chunk", "detach", "diagonal", "dropout", "expand", "expand_as",
+        "flatten", "movedim", "narrow", "permute", "real", "reshape", "select", "slice", "split", "split_with_sizes",
+        "squeeze", "swapaxes", "swapdims", "t", "tensor_split", "transpose", "unbind", "unflatten", "unfold", "unsafe_chunk",
+        "unsafe_split", "unsqueeze", "view", "view_as",
+    ]
+)  # fmt: skip
+
+
+def operator_name(operation: Operation) -> str:
+    """`torch.ops.aten.add_.Tensor` -> `add_`; empty for what is no ATen operation."""
+    steps = operation.target.split(".")
+    return steps[3] if operation.target.startswith("torch.ops.aten.") and len(steps) == 5 else ""
+
+
+def gives_view(operation: Operation) -> bool:
+    """Whether the result may share its input's memory."""
+    return operator_name(operation) in _VIEWS

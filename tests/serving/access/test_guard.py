@@ -1,0 +1,439 @@
+"""Who may ask what, decided by the list that a region has: keys, tokens, roles, limits, and what a refusal gives away."""
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from prometheus_client import generate_latest
+from structlog.testing import capture_logs
+
+from ipnext.access.keys import draw_key
+from ipnext.access.oidc import LEEWAY_SECONDS
+from ipnext.model.access import Grant, Role
+from ipnext.model.deployment import RoutedModel, RouterTable
+from ipnext.model.predictions import AccessList, AccessSpec, CallerKey, CallerRole, ModelAccess, TokenIssuer
+from serving.access.access_list import AccessFollower, Callers
+from serving.access.guard import Guard, Refused
+from serving.access.key_uses import EVERY_SECONDS, KeyUses
+from serving.access.rate_limits import RateLimiter
+from serving.http.messages import Request, error_response
+from serving.openai.errors import openai_error
+from serving.routing.metrics import RouterMetrics
+from serving.routing.table import compile_routes
+from tests.identity_provider import AUDIENCE, Signer, rsa_key
+
+KEY = rsa_key("first")
+OTHER = rsa_key("other")
+CLOSED = AccessSpec(predictions="authenticated")
+
+
+class Clock:
+    def __init__(self):
+        self.now = time.time()
+
+    def __call__(self):
+        return self.now
+
+
+class World:
+    """A router's table and list, and the guard over both."""
+
+    def __init__(self):
+        self.clock = Clock()
+        self.provider = Signer(KEY)
+        self.accesses = {"secret": ("ads", CLOSED), "free": ("ads", AccessSpec())}
+        self.routed = {"secret": "authenticated", "free": "open", "foreign": "open"}
+        self.accesses["foreign"] = ("search", CLOSED)
+        self.keys, self.roles, self.policies = [], [], ""
+        self.tokens = TokenIssuer(
+            issuer=self.provider.issuer,
+            audience=AUDIENCE,
+            keys=(KEY.as_dict(private=False),),
+            valid_until=self.clock.now + 3600,
+        )
+        self.callers = None
+        self.guard = Guard(
+            lambda: self.routes,
+            lambda: self.callers,
+            limiter=RateLimiter(clock=self.clock),
+            uses=KeyUses(clock=self.clock),
+        )
+        self.publish()
+
+    def publish(self):
+        models = tuple(RoutedModel(model=m, served=(), access=a) for m, a in self.routed.items())
+        self.routes = compile_routes(RouterTable(revision=1, region="eu", models=models))
+        listed = tuple(ModelAccess(model=m, owner=o, access=a) for m, (o, a) in self.accesses.items())
+        given = {"models": listed, "keys": self.keys, "roles": self.roles, "tokens": self.tokens}
+        self.callers = Callers(AccessList(revision=1, **given, policies=self.policies), clock=self.clock)
+
+    def key(self, role=Role.CALLER, *, owner="ads", region="*", **more):
+        drawn = draw_key()
+        grants = (Grant(role=role, owner=owner, region=region),)
+        self.keys.append(CallerKey(id=drawn.id, name="app", digest=drawn.digest, grants=grants, **more))
+        self.publish()
+        return drawn.text
+
+    def ask(self, model="secret", credential=None, *, scheme="Bearer", **headers):
+        """None, or the refusal."""
+        given = {} if credential is None else {"authorization": f"{scheme} {credential}"}
+        try:
+            self.guard.admit(Request("POST", f"/v2/models/{model}/infer", given | headers), model)
+        except Refused as refused:
+            return refused
+        return None
+
+    def status(self, *asked, **more):
+        refused = self.ask(*asked, **more)
+        return 200 if refused is None else refused.error.http_status
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+def test_everybody_may_ask_an_open_model_also_with_a_credential_that_is_none(world):
+    assert [world.status("free", given) for given in (None, "EMPTY", "ipnext_x", "a.b.c")] == [200] * 4
+
+
+def test_a_model_that_needs_a_credential_refuses_nobody_with_a_challenge(world):
+    refused = world.ask()
+    assert refused.reason == "unauthenticated"
+    for form in (error_response, openai_error):
+        answer = form(refused.error)
+        assert (answer.status, answer.headers["www-authenticate"]) == (401, 'Bearer realm="ipnext"')
+    assert json.loads(openai_error(refused.error).body)["error"]["code"] == "invalid_api_key"
+
+
+@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize(
+    ("owner", "region", "status"), [("ads", "*", 200), ("*", "*", 200), ("search", "*", 404), ("*", "eu", 404)]
+)
+def test_every_role_over_the_owner_may_ask_and_no_other(world, role, owner, region, status):
+    assert world.status("secret", world.key(role, owner=owner, region=region)) == status
+
+
+def test_owners_that_a_model_is_shared_with_may_ask_and_others_may_not(world):
+    world.accesses["secret"] = ("ads", AccessSpec(predictions="authenticated", callers=("search", "maps")))
+    assert [world.status("secret", world.key(owner=owner)) for owner in ("search", "maps", "ads", "video")] == [
+        *(200, 200, 200, 404)
+    ]
+    world.accesses["secret"] = ("ads", AccessSpec(predictions="authenticated", callers=("*",)))
+    assert [
+        world.status("secret", world.key(owner=owner, region=region)) for owner, region in (("video", "*"), ("*", "eu"))
+    ] == [*(200, 404)]
+
+
+def test_who_may_not_ask_is_told_the_same_of_a_foreign_model_and_of_none(world):
+    key = world.key(Role.ADMIN, owner="ads")
+    foreign, absent = world.ask("foreign", key), world.ask("absent", key)
+    assert foreign.error.message.replace("foreign", "NAME") == absent.error.message.replace("absent", "NAME")
+    assert type(foreign.error) is type(absent.error)
+    for credential in (None, "EMPTY", draw_key().text):
+        foreign, absent = world.ask("foreign", credential), world.ask("absent", credential)
+        assert (foreign.error.http_status, foreign.error.message) == (401, absent.error.message)
+
+
+def test_a_model_that_is_not_here_is_not_the_guards_matter_if_all_are_open(world):
+    world.accesses, world.routed = {"free": ("ads", AccessSpec())}, {"free": "open"}
+    world.publish()
+    assert world.status("absent") == 200
+
+
+def test_an_operators_policy_forbids_what_roles_permit_and_is_named(world):
+    key = world.key()
+    world.policies = """
+        @id("closed-for-inventory")
+        forbid (principal is Key, action == Action::"models.predict", resource is Model)
+        when { resource.name == "secret" };
+    """
+    world.publish()
+    refused = world.ask("secret", key)
+    assert (refused.error.http_status, refused.error.policy, refused.reason) == (
+        403,
+        "closed-for-inventory",
+        "forbidden",
+    )
+
+
+# keys
+
+
+def forged(text):
+    return text[:-1] + ("A" if text[-1] != "A" else "B")
+
+
+def test_a_key_that_is_forged_unknown_or_misshapen_proves_nobody(world):
+    key = world.key()
+    identity = key.split(".")[0]
+    bad = [
+        forged(key),
+        draw_key().text,
+        identity,
+        f"{identity}.",
+        key + "=",
+        key.upper(),
+        "ipnext_" + "a" * 4000,
+        f"{key} {key}",
+    ]
+    for credential in [*bad, f"{key}, Bearer {key}"]:
+        refused = world.ask("secret", credential)
+        assert refused.error.http_status == 401, credential
+        assert credential not in refused.error.message
+        assert key.split(".")[1] not in refused.error.message
+    assert world.status("secret", key, scheme="bearer") == 200
+    for scheme in ("Basic", "", "Token"):
+        assert world.status("secret", key, scheme=scheme) == 401
+
+
+def test_a_key_ends_at_its_time_by_the_routers_own_clock(world):
+    key = world.key(expires_at=datetime.fromtimestamp(world.clock.now + 60, UTC))
+    assert world.status("secret", key) == 200
+    world.clock.now += 59
+    assert world.status("secret", key) == 200
+    world.clock.now += 1.5
+    assert world.status("secret", key) == 401
+
+
+def test_a_revoked_key_is_one_that_the_next_list_does_not_have(world):
+    key = world.key()
+    assert world.status("secret", key) == 200
+    world.keys.clear()
+    world.publish()
+    assert world.status("secret", key) == 401
+
+
+# tokens
+
+
+def test_a_person_may_ask_by_the_roles_of_name_and_groups(world):
+    token = world.provider.token()
+    assert world.status("secret", token) == 404, "proved, and without any role"
+    world.roles.append(CallerRole(subject="group:search-team", grant=Grant(role=Role.CALLER, owner="ads")))
+    world.publish()
+    assert [world.status("secret", token) for _ in range(2)] == [200, 200]
+    assert world.status("foreign", token) == 404
+
+
+def segment(value):
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+
+
+def signed_by_public_key(claims):
+    """HMAC with the published key as its secret."""
+    text = f"{segment({'alg': 'HS256', 'kid': 'first'})}.{segment(claims)}"
+    digest = hmac.new(KEY.as_pem(private=False), text.encode(), hashlib.sha256).digest()
+    return f"{text}.{base64.urlsafe_b64encode(digest).rstrip(b'=').decode()}"
+
+
+def attacks(provider):
+    claims = {
+        "iss": provider.issuer,
+        "aud": AUDIENCE,
+        "sub": "1",
+        "iat": int(time.time()),
+        "exp": int(time.time()) + 600,
+    }
+    good = provider.token()
+    header, _, signature = good.split(".")
+    yield "expired", provider.token(exp=int(time.time()) - LEEWAY_SECONDS - 5)
+    yield "alg none", f"{segment({'alg': 'none'})}.{segment(claims)}."
+    yield "alg none with a signature", f"{segment({'alg': 'none', 'kid': 'first'})}.{segment(claims)}.{signature}"
+    yield "wrong audience", provider.token(aud="another-service")
+    yield "wrong issuer", provider.token(iss="http://127.0.0.1:2/realms/shop")
+    yield "not yet", provider.token(nbf=int(time.time()) + 600)
+    yield "no end", provider.token(exp=None)
+    yield "another key", provider.token(key=OTHER)
+    yield "another key by this name", provider.token(key=OTHER, header={"kid": "first"})
+    yield "key of the token's own", provider.token(key=OTHER, header={"jwk": OTHER.as_dict(private=False)})
+    yield "public key as a secret", signed_by_public_key(claims)
+    yield "changed claims", f"{header}.{segment(claims | {'preferred_username': 'root'})}.{signature}"
+    yield "cut off", good[:-8]
+    yield "logout token", provider.token(header={"typ": "logout+jwt"})
+    yield "huge", f"{header}.{'A' * 20_000}.{signature}"
+
+
+@pytest.mark.parametrize("name", [name for name, _ in attacks(Signer(KEY))])
+def test_a_token_that_proves_nobody_is_refused(world, name):
+    world.roles += [CallerRole(subject=f"user:{who}", grant=Grant(role=Role.ADMIN)) for who in ("ann", "root")]
+    world.publish()
+    assert world.status("secret", world.provider.token()) == 200
+    token = dict(attacks(world.provider))[name]
+    refused = world.ask("secret", token)
+    assert (refused.error.http_status, refused.reason) == (401, "unauthenticated"), refused.error.message
+    assert token not in refused.error.message
+
+
+def test_a_token_that_was_proved_ends_at_its_time(world):
+    world.roles.append(CallerRole(subject="user:ann", grant=Grant(role=Role.CALLER)))
+    world.publish()
+    token = world.provider.token(exp=int(world.clock.now) + 60)
+    assert world.status("secret", token) == 200
+    world.clock.now += 60 + LEEWAY_SECONDS + 1
+    assert world.status("secret", token) == 401
+
+
+def test_keys_of_the_provider_that_were_not_read_for_too_long_prove_nobody(world):
+    world.roles.append(CallerRole(subject="user:ann", grant=Grant(role=Role.CALLER)))
+    world.publish()
+    token = world.provider.token(exp=int(world.clock.now) + 100_000)
+    assert world.status("secret", token) == 200
+    world.clock.now += 3601
+    refused = world.ask("secret", token)
+    assert (refused.error.http_status, refused.reason) == (503, "unavailable")
+
+
+def test_a_platform_without_a_provider_takes_no_token(world):
+    world.tokens = None
+    world.publish()
+    assert world.status("secret", world.provider.token()) == 401
+
+
+# closed if in doubt
+
+
+def test_without_a_list_a_model_that_needs_a_credential_answers_nobody(world):
+    key = world.key(Role.ADMIN, owner="*")
+    world.callers = None
+    refused = world.ask("secret", key)
+    assert (refused.error.http_status, refused.reason) == (503, "no_access_list")
+    assert world.status("secret") == 401
+    assert world.status("free") == 200
+
+
+def test_a_list_that_has_not_heard_of_a_model_leaves_it_as_closed_as_its_own_table(world):
+    key = world.key()
+    del world.accesses["secret"], world.accesses["free"]
+    world.publish()
+    assert (world.status("secret", key), world.status("secret"), world.status("free")) == (503, 401, 200)
+
+
+def test_the_list_wins_over_the_table_in_both_directions(world):
+    world.accesses |= {"secret": ("ads", AccessSpec()), "free": ("ads", CLOSED)}
+    world.publish()
+    assert (world.status("secret"), world.status("free")) == (200, 401)
+
+
+def test_a_file_that_is_no_list_leaves_the_former_one_and_is_logged_without_its_content(tmp_path):
+    file, drawn = tmp_path / "access.json", draw_key()
+    follower = AccessFollower(file)
+    follower.look()
+    assert follower.callers is None
+    key = CallerKey(id=drawn.id, name="app", digest=drawn.digest, grants=())
+    content = AccessList(revision=4, keys=(key,)).model_dump_json()
+    file.write_text(content)
+    follower.look()
+    assert follower.callers.revision == 4
+    with capture_logs() as logs:
+        for number, bad in enumerate(
+            (
+                content[:-9],
+                content.replace(drawn.id, "X"),
+                AccessList(revision=5, policies="nonsense").model_dump_json(),
+            )
+        ):
+            (tmp_path / str(number)).write_text(bad)
+            (tmp_path / str(number)).replace(file)
+            follower.look()
+    assert follower.callers.revision == 4
+    assert len(logs) == 3
+    assert drawn.digest not in str(logs)
+
+
+def test_a_model_without_capacity_here_says_so_to_those_who_may_ask_it(world):
+    key, absent = world.key(), {"x-ipnext-no-capacity": "1"}
+    assert [world.status("secret", given, **absent) for given in (key, None, world.key(owner="video"))] == [
+        503,
+        401,
+        404,
+    ]
+    assert world.status("free", **absent) == 200
+
+
+def test_a_model_that_is_served_elsewhere_only_has_no_generation_here(world):
+    key = world.key()
+    del world.routed["secret"]
+    world.publish()
+    assert (world.status("secret", key), world.status("secret")) == (404, 401)
+
+
+# limits
+
+
+def limited(**limits):
+    return AccessSpec.model_validate({"predictions": "authenticated", "limits": limits})
+
+
+def test_a_key_that_asks_too_often_is_told_when_to_come_back(world):
+    world.accesses["secret"] = ("ads", limited(perKey={"requestsPerSecond": 0.5, "burst": 2}))
+    key, other = world.key(), world.key()
+    assert [world.status("secret", key) for _ in range(3)] == [200, 200, 429]
+    assert world.status("secret", other) == 200, "a bucket of its own"
+    refused = world.ask("secret", key)
+    assert refused.reason == "rate_limited"
+    for form in (error_response, openai_error):
+        assert form(refused.error).headers["retry-after"] == "2"
+    assert json.loads(openai_error(refused.error).body)["error"]["type"] == "RateLimitError"
+    world.clock.now += 2.01
+    assert [world.status("secret", key) for _ in range(2)] == [200, 429]
+
+
+def test_keys_of_one_owner_share_the_owners_limit_and_other_owners_have_their_own(world):
+    spec = limited(perOwner={"requestsPerSecond": 1, "burst": 2}).model_copy(update={"callers": ("search",)})
+    world.accesses["secret"] = ("ads", spec)
+    first, second, foreign = world.key(), world.key(), world.key(owner="search")
+    asked = [world.status("secret", key) for key in (first, second, first, foreign, foreign, foreign)]
+    assert asked == [200, 200, 429, 200, 200, 429]
+
+
+def test_a_new_list_does_not_fill_the_buckets(world):
+    world.accesses["secret"] = ("ads", limited(perKey={"requestsPerSecond": 0.1, "burst": 1}))
+    key = world.key()
+    assert world.status("secret", key) == 200
+    world.key()
+    assert world.status("secret", key) == 429
+
+
+def test_refused_requests_are_counted_by_reason_and_not_for_a_name_that_a_client_made_up(world):
+    metrics = RouterMetrics(region="eu")
+    metrics.refusals.note("secret", "unauthenticated")
+    metrics.refusals.note(None, "unknown_model")
+    text = generate_latest(metrics.registry).decode()
+    assert 'ipnext_router_refused_requests_total{model="secret",reason="unauthenticated",region="eu"} 1.0' in text
+    assert 'model="unknown",reason="unknown_model"' in text
+    assert metrics.traffic == ()
+
+
+def test_a_list_of_models_leaves_out_what_is_not_for_who_asks(world):
+    def seen(credential=None):
+        headers = {} if credential is None else {"authorization": f"Bearer {credential}"}
+        return set(world.guard.visible(Request("GET", "/v1/models", headers)).models)
+
+    assert seen() == seen("EMPTY") == {"free"}
+    assert seen(world.key()) == {"free", "secret"}
+    assert seen(world.key(owner="*")) == {"free", "secret", "foreign"}
+    old = world.key(expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    assert seen(old) == {"free"}
+
+
+def test_a_key_that_proves_somebody_is_noted_as_used_to_the_minute_and_no_other_credential_is(world):
+    text, began = world.key(), world.clock.now
+    key_id = world.keys[0].id
+    world.ask("free", text)
+    world.ask("secret", draw_key().text)
+    world.ask("secret", f"{text[:-1]}{'a' if text[-1] != 'a' else 'b'}")
+    world.ask("secret", world.provider.token(sub="ann"))
+    assert world.guard.uses.last == {}
+    world.ask("secret", text)
+    assert world.guard.uses.last == {key_id: began}
+    world.clock.now = began + EVERY_SECONDS - 1
+    world.ask("secret", text)
+    assert world.guard.uses.last == {key_id: began}
+    world.clock.now = began + EVERY_SECONDS
+    world.ask("foreign", text)
+    assert world.guard.uses.last == {key_id: began + EVERY_SECONDS}, "it proved somebody, who may not ask this model"

@@ -1,0 +1,124 @@
+"""Host and router on Unix sockets: each socket lets in what its kind of caller may ask for."""
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from ipnext.infra.tether import tether
+from serving.protocol.frames import UPGRADE
+from tests.processes import unix_transport
+from tests.waiting import PATIENCE_SECONDS, until
+
+CALLERS = {"host": ("agent", "router"), "vllm-host": ("agent",), "router": ("agent", "gateway")}
+MODULES = {"host": "serving.host", "vllm-host": "serving.genai.host", "router": "serving.router"}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, subprocesses):
+    """Program -> the directory of its sockets; each is a real process."""
+    root = tmp_path_factory.mktemp("s")
+    table = root / "table.json"
+    table.write_text(json.dumps({"revision": 1, "region": "eu", "models": []}))
+    started = []
+    for name, module in MODULES.items():
+        command = [sys.executable, "-m", module, "--sockets", str(root / name), "--region", "eu"]
+        more = ["--table", str(table)]
+        if name != "router":
+            more = ["--id", name, "--artifacts", f"file://{root}/artifacts", "--cache", str(root / "cache")]
+        with (root / f"{name}.log").open("wb") as log:
+            started.append(subprocess.Popen([*command, *more], stdout=log, stderr=log, preexec_fn=tether()))  # noqa: PLW1509
+    try:
+        for process, name in zip(started, MODULES, strict=True):
+            until(lambda name=name, process=process: answers(root, name, process), why=lambda name=name: name)
+        yield {name: root / name for name in MODULES}
+    finally:
+        for process in started:
+            process.kill()
+            process.wait(PATIENCE_SECONDS)
+
+
+def answers(root, name, process):
+    assert process.poll() is None, (root / f"{name}.log").read_text()
+    with socket.socket(socket.AF_UNIX) as probe:
+        if probe.connect_ex(str(root / name / "agent.sock")):
+            return False
+    return ask(root / name, "agent", "/healthz").status_code == 200
+
+
+def ask(place, caller, path, *, method="GET", headers=None):
+    with httpx.Client(transport=unix_transport(str(place / f"{caller}.sock"))) as client:
+        return client.request(method, f"http://localhost{path}", headers=headers, timeout=60)
+
+
+def upgraded(place, caller, path="/frames"):
+    """The status of an upgrade to frames."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(PATIENCE_SECONDS)
+        connection.connect(str(place / f"{caller}.sock"))
+        head = f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: {UPGRADE}\r\n\r\n"
+        connection.sendall(head.encode())
+        return int(connection.makefile("rb").readline().split()[1])
+
+
+@pytest.mark.parametrize("name", sorted(CALLERS))
+def test_a_program_listens_on_the_sockets_of_its_callers_and_nowhere_else(places, name):
+    place = places[name]
+    found = [path for path in place.iterdir() if not path.is_dir()]
+    assert {path.name for path in found} == {f"{caller}.sock" for caller in CALLERS[name]}
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in found} == {0o600}
+    engines = [path for path in place.iterdir() if path.is_dir()]  # of a host of vLLM: where its engines listen
+    assert [path for engine in engines for path in engine.iterdir()] == []
+    assert {path.owner() for path in place.iterdir()} == {place.owner()}
+    assert os.geteuid() == place.stat().st_uid
+
+
+@pytest.mark.parametrize("name", sorted(CALLERS))
+def test_an_agent_may_ask_for_control_and_metrics(places, name):
+    assert ask(places[name], "agent", "/control/state").status_code == 200
+    assert ask(places[name], "agent", "/metrics").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "caller", "method", "path"),
+    [
+        ("router", "gateway", "GET", "/control/state"),
+        ("router", "gateway", "POST", "/control/drain"),
+        ("router", "gateway", "GET", "/metrics"),
+        ("router", "gateway", "GET", "//control/state"),
+        ("router", "agent", "POST", "/v2/models/m/infer"),
+        ("router", "agent", "POST", "/v1/completions"),
+        ("host", "router", "GET", "/control/state"),
+        ("host", "router", "PUT", "/control/holds"),
+        ("host", "router", "POST", "/control/drain"),
+        ("host", "agent", "POST", "/parts/m/p/infer"),
+        ("host", "agent", "GET", "/nothing"),
+    ],
+)
+def test_the_wrong_caller_is_refused(places, name, caller, method, path):
+    answer = ask(places[name], caller, path, method=method)
+    assert answer.status_code == 403, answer.text
+    assert answer.headers["x-ipnext-error"] == "Forbidden"
+
+
+def test_the_gateway_asks_for_what_clients_ask_for(places):
+    assert ask(places["router"], "gateway", "/v2/health/live").status_code == 200
+    assert ask(places["router"], "gateway", "/v2/models/m").status_code == 404
+
+
+def test_only_a_router_sends_frames_whatever_path_it_names(places):
+    assert upgraded(places["host"], "router") == 101
+    assert upgraded(places["host"], "router", "/control/state") == 101  # a router's socket: frames, not control
+    assert upgraded(places["host"], "agent") == 403
+    assert upgraded(places["host"], "agent", "/control/state") == 403
+
+
+def test_a_page_and_another_host_are_refused_on_sockets_too(places):
+    assert ask(places["router"], "gateway", "/v2/health/live", headers={"Host": "evil.example"}).status_code == 421
+    assert ask(places["host"], "agent", "/control/state", headers={"Origin": "http://evil.example"}).status_code == 403

@@ -1,0 +1,85 @@
+"""Following a table file: every rename is picked up, a bad file never replaces a good table."""
+
+import pytest
+
+from ipnext.errors import NotFound, Unavailable
+from ipnext.model.deployment import PartEndpoint, RoutedModel, RouterTable
+from serving.routing.table import TableFollower, compile_routes
+
+
+def endpoint(part, url, *generations):
+    return PartEndpoint(part=part, url=url, generations=generations)
+
+
+@pytest.fixture
+def table(toolbox):
+    def make(revision, *endpoints, generations=(1, 2), region="north"):
+        model = RoutedModel(
+            model="click", served=tuple(toolbox.served(number) for number in generations), endpoints=endpoints
+        )
+        return RouterTable(revision=revision, region=region, models=(model,))
+
+    return make
+
+
+def hosts(route):
+    return {part: [offer.url for tier in tiers for offer in tier] for part, tiers in route.offers.items()}
+
+
+FULL = (endpoint("sparse", "s1", 1, 2), endpoint("sparse", "s2", 2), endpoint("dense", "d1", 1, 2))
+
+
+def test_only_endpoints_of_the_chosen_generation_are_used(table):
+    routes = compile_routes(table(1, *FULL)).model("click")
+    assert hosts(routes.choose("1")) == {"sparse": ["s1"], "dense": ["d1"]}
+    assert hosts(routes.choose("2")) == {"sparse": ["s1", "s2"], "dense": ["d1"]}
+
+
+def test_without_a_pin_the_newest_generation_with_hosts_for_all_parts_is_chosen(table):
+    assert compile_routes(table(1, *FULL)).model("click").choose(None).generation == 2
+    partial = (*FULL[:2], endpoint("dense", "d1", 1))
+    assert compile_routes(table(1, *partial)).model("click").choose(None).generation == 1
+
+
+def test_a_pinned_generation_without_hosts_is_unavailable(table):
+    partial = (*FULL[:2], endpoint("dense", "d1", 1))
+    with pytest.raises(Unavailable, match="generation 2 of click has no host ready for dense"):
+        compile_routes(table(1, *partial)).model("click").choose("2")
+
+
+@pytest.mark.parametrize("pin", ["3", "x", "", "-1", "1.0", "٢", "9" * 40])
+def test_a_pin_that_is_not_served_is_not_found_and_the_served_are_named(table, pin):
+    with pytest.raises(NotFound, match="served: 1, 2"):
+        compile_routes(table(1, *FULL)).model("click").choose(pin)
+
+
+def test_an_unknown_model_is_not_found_and_known_ones_are_named(table):
+    with pytest.raises(NotFound, match="'other' is not served here; served: click"):
+        compile_routes(table(1, *FULL)).model("other")
+
+
+def test_a_model_without_generations_is_unavailable(table):
+    with pytest.raises(Unavailable, match="serves no generation yet"):
+        compile_routes(table(1, generations=())).model("click").choose(None)
+
+
+def test_a_file_is_followed_through_renames_and_bad_content_is_passed_over(tmp_path, table, toolbox):
+    path = tmp_path / "table.json"
+    follower = TableFollower(path, region="north")
+    follower.look()
+    assert (follower.found, follower.routes.revision) == (False, 0)
+    toolbox.write_table(path, table(1, *FULL))
+    follower.look()
+    assert (follower.found, follower.routes.revision) == (True, 1)
+    path.write_text("{")
+    follower.look()
+    assert follower.routes.revision == 1
+    toolbox.write_table(path, table(2, *FULL, region="south"))
+    follower.look()
+    assert follower.routes.revision == 1
+    toolbox.write_table(path, table(3, *FULL))
+    follower.look()
+    assert follower.routes.revision == 3
+    path.unlink()
+    follower.look()
+    assert follower.routes.revision == 3
