@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -82,3 +83,9 @@ def test_a_program_that_is_not_there_is_told():
     assert process.wait(PATIENCE_SECONDS) == 127
     process.stdin.close()
     process.stdout.close()
+
+
+def test_no_module_beside_it_has_the_name_of_one_that_it_imports():
+    """It runs as a file, so Python looks for modules in its folder first."""
+    beside = {path.stem for path in Path(process_reaper.__file__).parent.glob("*.py")}
+    assert beside & sys.stdlib_module_names == set()
