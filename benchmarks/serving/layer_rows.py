@@ -25,7 +25,7 @@ from serving.engines.base import LoadedPart
 from serving.engines.torch.engine import TorchEngine
 from serving.host.batching import InferenceQueue
 from serving.host.part_server import About, PartServer
-from serving.host.served_part import BatchLimits, Served
+from serving.host.served_part import BatchLimits, ServedPart
 from serving.protocol.tensors import Tensor
 from serving.protocol.v2 import (
     HEADER_LENGTH,
@@ -109,7 +109,7 @@ def _in_process(
 
 
 async def _part_server(part: LoadedPart, manifest: SnapshotManifest, stack: ExitStack) -> PartServer:
-    held: HeldSnapshots[Served] = HeldSnapshots()
+    held: HeldSnapshots[ServedPart] = HeldSnapshots()
     hold = HostedSnapshot(
         model=MODEL,
         part=WHOLE,
@@ -120,7 +120,7 @@ async def _part_server(part: LoadedPart, manifest: SnapshotManifest, stack: Exit
         generations=(GENERATION,),
     )
     held.want([hold])
-    held.loaded(hold, Served(part, BatchLimits()))
+    held.loaded(hold, ServedPart(part, BatchLimits()))
     queue = InferenceQueue()
     stack.callback(queue.close)
     return PartServer(held, queue, lambda _: None, region=REGION)

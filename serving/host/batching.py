@@ -16,8 +16,8 @@ from typing import Any, Final, Generic, TypeVar
 import numpy as np
 
 from ipnext.errors import DeadlineExceeded, IPnextError, Unavailable
-from serving.host.fair_queue import Lines
-from serving.host.served_part import Begun, Served
+from serving.host.fair_queue import FairQueue
+from serving.host.served_part import ServedPart, StartedPass
 from serving.protocol.tensors import Array
 
 INLINE_SECONDS: Final = 0.005
@@ -44,13 +44,13 @@ class _Job(Generic[R]):
 
     def __init__(
         self,
-        served: Served,
+        served: ServedPart,
         inputs: Arrays,
         *,
         deadline: float,
         finish: Callable[[Arrays], R],
         on_end: Callable[[], None],
-        begun: Begun | None,
+        begun: StartedPass | None,
     ) -> None:
         self.begun = begun
         self.served = served
@@ -65,7 +65,7 @@ class _Job(Generic[R]):
         self.form = _form(inputs, self.rows) if begun is None else object()
 
     @property
-    def part(self) -> Served:
+    def part(self) -> ServedPart:
         return self.served
 
     def settle(self, outcome: Arrays | Exception) -> None:
@@ -103,7 +103,7 @@ class InferenceQueue:
         self._threads = threads
         self._limit = threads + waiting
         self._clock = clock
-        self._waiting: Lines[_Job[Any]] = Lines()
+        self._waiting: FairQueue[_Job[Any]] = FairQueue()
         self._pending = 0
         self._running = 0
         self._scheduled = False
@@ -118,13 +118,13 @@ class InferenceQueue:
 
     def submit(
         self,
-        served: Served,
+        served: ServedPart,
         inputs: Arrays,
         *,
         deadline: float,
         finish: Callable[[Arrays], R],
         on_end: Callable[[], None],
-        begun: Begun | None = None,
+        begun: StartedPass | None = None,
     ) -> asyncio.Future[R]:
         """What `finish` makes of the outputs of a request whose inputs fit the part's signature.
 
@@ -146,19 +146,19 @@ class InferenceQueue:
             self._watch([job])
         return job.future
 
-    def _make_place(self, served: Served) -> None:
+    def _make_place(self, served: ServedPart) -> None:
         full = Unavailable(f"the queue is full with {self._pending} requests; try again")
-        newest = self._waiting.crowd_out(served)
+        newest = self._waiting.shed(served)
         if newest is None:
             raise full
         newest.settle(full)
         self._skip(newest)
 
-    def is_free_for(self, served: Served, inputs: Arrays) -> bool:
+    def is_free_for(self, served: ServedPart, inputs: Arrays) -> bool:
         """Whether a request may be answered at once: nothing waits or has just come, and its pass is known to be short."""
         return self._rested and not self._pending and self._is_short(served, _rows(inputs))
 
-    def run(self, served: Served, inputs: Arrays, begun: Begun | None = None) -> Arrays:
+    def run(self, served: ServedPart, inputs: Arrays, begun: StartedPass | None = None) -> Arrays:
         """The outputs of a request that the queue is free for. Raises what the part raises."""
         rows, tally = _rows(inputs), served.tally
         began = time.perf_counter()
@@ -182,11 +182,11 @@ class InferenceQueue:
     def _rest_over(self) -> None:
         self._rested = True
 
-    def _is_short(self, served: Served, rows: int) -> bool:
+    def _is_short(self, served: ServedPart, rows: int) -> bool:
         predicted = served.costs.predict(rows)
         return predicted is not None and predicted <= INLINE_SECONDS
 
-    def begin(self, served: Served, inputs: Arrays, late: frozenset[str]) -> Begun | None:
+    def begin(self, served: ServedPart, inputs: Arrays, late: frozenset[str]) -> StartedPass | None:
         """Compute what needs no late input, if nothing else has to be done now and the whole pass is known to be short.
 
         `inputs` are all the others, and fit the signature. None also where the part refuses them; `submit` will say why.
@@ -201,7 +201,7 @@ class InferenceQueue:
             state = staged.begin(inputs)
         except IPnextError:
             return None
-        return Begun(staged, state, time.perf_counter() - began)
+        return StartedPass(staged, state, time.perf_counter() - began)
 
     def close(self) -> None:
         """Take no more passes; those that run finish in the background."""
@@ -299,7 +299,7 @@ def _alike(first: _Job[Any], job: _Job[Any]) -> bool:
     return first.form == job.form
 
 
-def _fits(served: Served, rows: int) -> bool:
+def _fits(served: ServedPart, rows: int) -> bool:
     if rows > served.limits.max_rows:
         return False
     predicted = served.costs.predict(rows)

@@ -10,19 +10,19 @@ from collections.abc import Hashable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 
-class Waiting(Protocol):
-    """A request. `part` tells which line it stands in."""
+class QueuedRequest(Protocol):
+    """A request. `part` says whose queue it is in."""
 
     @property
     def part(self) -> Hashable:
         """The same object for all requests that passes can be shared by."""
 
 
-J = TypeVar("J", bound=Waiting)
+J = TypeVar("J", bound=QueuedRequest)
 
 
-class Lines(Generic[J]):
-    """One line a part, each first come first served."""
+class FairQueue(Generic[J]):
+    """One queue a part, each first come first served."""
 
     def __init__(self) -> None:
         self._lines: dict[Hashable, deque[J]] = {}
@@ -72,7 +72,7 @@ class Lines(Generic[J]):
         self._clocks.clear()
         self._now = 0.0
 
-    def crowd_out(self, part: Hashable) -> J | None:
+    def shed(self, part: Hashable) -> J | None:
         """Make place for a request of `part`: the newest of the longest line leaves. None where `part`'s own is as long."""
         longest = max(self._lines.values(), key=len, default=None)
         if longest is None or len(longest) <= len(self._lines.get(part, ())) + 1:

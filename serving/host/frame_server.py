@@ -10,7 +10,7 @@ import structlog
 from ipnext.errors import InvalidInput, IPnextError, Unavailable
 from ipnext.model.deployment import RoutedModel
 from serving.graph import Tensors
-from serving.host.graph_executor import Walk, Walker
+from serving.host.graph_executor import GraphCall, GraphExecutor
 from serving.host.part_server import About, PartServer
 from serving.http.limits import OpenConnections
 from serving.http.messages import parse_model
@@ -30,10 +30,10 @@ _LONGEST_SECONDS: Final = 3600.0
 class HostFrames:
     """The calls of one connection. `take_over` is an upgrade of serving.http.connection."""
 
-    def __init__(self, parts: PartServer, walker: Walker, connections: OpenConnections | None = None) -> None:
+    def __init__(self, parts: PartServer, executor: GraphExecutor, connections: OpenConnections | None = None) -> None:
         """`connections` are those of the process; its budget counts the bodies of frames until their calls have ended."""
         self._parts = parts
-        self._walker = walker
+        self._executor = executor
         self._open = connections if connections is not None else OpenConnections()
         self._budget = self._open.budget
         self._routes: dict[int, GenerationRoute] = {}
@@ -143,7 +143,7 @@ class HostFrames:
             raise InvalidInput(msg, field="served")
         route = generation_route(model, model.served[0])
         self._routes[number] = route
-        self._walker.learn(route)
+        self._executor.learn(route)
         if len(self._routes) > ROUTES_KNOWN:
             del self._routes[next(iter(self._routes))]
 
@@ -152,8 +152,8 @@ class HostFrames:
         if route is None:
             msg = f"route {header['route']} is not known here; tell it first"
             raise Unavailable(msg)
-        walk = Walk(route, header["part"])
-        work = self._walker.answer(
+        walk = GraphCall(route, header["part"])
+        work = self._executor.answer(
             walk,
             (frame.body.data, header["header_length"]),
             seconds=_seconds(header),
@@ -162,7 +162,7 @@ class HostFrames:
         return asyncio.ensure_future(work)
 
     def _answer_walk(
-        self, number: int, walk: Walk, sketched: bool, encoded: Encoded, finite: bool, outputs: Tensors
+        self, number: int, walk: GraphCall, sketched: bool, encoded: Encoded, finite: bool, outputs: Tensors
     ) -> None:
         snapshots = walk.route.snapshots
         proof = {"snapshot": snapshots.get(walk.part), "snapshots": dict(snapshots)}

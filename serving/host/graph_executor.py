@@ -1,4 +1,4 @@
-"""Walks the graph of a request in the host that answers last, so that what the other parts give travels once.
+"""Executes the graph of a request in the host that answers last, so that what the other parts give travels once.
 
 The router chooses the generation and names the hosts of each part; nothing is chosen anew here. While the other parts
 work, the host computes what of its own pass needs nothing of theirs.
@@ -15,7 +15,7 @@ from ipnext.errors import DeadlineExceeded, GenerationNotHeld
 from ipnext.model.registry import REQUEST
 from serving.graph import Call, Tensors, inputs_of, outputs_of, run_graph
 from serving.host.part_server import Finish, PartServer
-from serving.host.served_part import Begun, Served
+from serving.host.served_part import ServedPart, StartedPass
 from serving.protocol.request_templates import RequestForms
 from serving.protocol.response_templates import AnswerForm, AnswerForms
 from serving.protocol.tensors import Tensor, decoded_bytes
@@ -31,15 +31,15 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Walk:
+class GraphCall:
     """A route and the part of it that this host answers for."""
 
     route: GenerationRoute
     part: str
 
 
-class Walker:
-    """The walks of one host."""
+class GraphExecutor:
+    """The graph calls of one host."""
 
     def __init__(self, parts: PartServer, hosts: HostClient) -> None:
         self._parts = parts
@@ -58,7 +58,7 @@ class Walker:
 
     async def answer(
         self,
-        walk: Walk,
+        walk: GraphCall,
         body: tuple[Body, int | None],
         *,
         seconds: float,
@@ -94,7 +94,7 @@ class Walker:
         chosen = tuple(output.name for output in wanted.outputs) or outputs
         return AnswerForm(head, chosen, wanted.binary_names(chosen))
 
-    def _tried(self, walk: Walk, request: Tensors, asked: Attempt) -> Awaitable[Tensors]:
+    def _tried(self, walk: GraphCall, request: Tensors, asked: Attempt) -> Awaitable[Tensors]:
         """The outputs, all from one generation: when any call fails to find it, all are made again."""
 
         def again(counts: bool) -> None:
@@ -105,7 +105,7 @@ class Walker:
         subject = f"generation {walk.route.generation} of {walk.route.model}"
         return retried(lambda: self._attempt(walk, request, asked), asked, again=again, subject=subject)
 
-    async def _attempt(self, walk: Walk, request: Tensors, asked: Attempt) -> Tensors:
+    async def _attempt(self, walk: GraphCall, request: Tensors, asked: Attempt) -> Tensors:
         plan, deadline = walk.route.plan, asked.deadline
         *others, last = plan.nodes
         if last.part == walk.part and not any(node.needs or node.part == walk.part for node in others):
@@ -113,17 +113,17 @@ class Walker:
         call = partial(self._call, walk, deadline, partial(self._hosts.infer, walk.route, attempt=asked))
         return await run_graph(plan, request, call)
 
-    async def _call(self, walk: Walk, deadline: float, remote: Call, part: str, inputs: Tensors) -> Tensors:
+    async def _call(self, walk: GraphCall, deadline: float, remote: Call, part: str, inputs: Tensors) -> Tensors:
         if part != walk.part:
             return await remote(part, inputs)
         return await self._finished(self._lease(walk), inputs, deadline)
 
-    async def _gathered(self, walk: Walk, request: Tensors, asked: Attempt) -> Tensors:
+    async def _gathered(self, walk: GraphCall, request: Tensors, asked: Attempt) -> Tensors:
         """A graph in which this host's part takes what other parts make of the request: all of them work at once."""
         *others, last = walk.route.plan.nodes
         results: dict[str, Tensors] = {REQUEST: request}
         calls: dict[str, HostCall] = {}
-        lease: Lease[Served] | None = None
+        lease: Lease[ServedPart] | None = None
         try:
             for node in others:
                 calls[node.name] = self._hosts.begin(walk.route, node.part, inputs_of(node, results), asked)
@@ -142,7 +142,7 @@ class Walker:
             for call in calls.values():
                 call.give_up()
 
-    def _lease(self, walk: Walk) -> Lease[Served]:
+    def _lease(self, walk: GraphCall) -> Lease[ServedPart]:
         route = walk.route
         lease = self._parts.lease(route.model, walk.part, route.generation)
         if lease.snapshot != route.snapshots.get(walk.part):
@@ -152,7 +152,7 @@ class Walker:
         return lease
 
     async def _finished(
-        self, lease: Lease[Served], inputs: Tensors, deadline: float, begun: Begun | None = None
+        self, lease: Lease[ServedPart], inputs: Tensors, deadline: float, begun: StartedPass | None = None
     ) -> dict[str, Tensor]:
         seconds = deadline - time.monotonic()
         outputs = self._parts.infer(lease, inputs, seconds=seconds, finish=dict, begun=begun)

@@ -28,11 +28,11 @@ from serving.engines.base import find_engine
 from serving.graph import Tensors
 from serving.host.batching import InferenceQueue
 from serving.host.frame_server import HostFrames
-from serving.host.graph_executor import Walker
+from serving.host.graph_executor import GraphExecutor
 from serving.host.loader import LOAD_SECONDS, Loader
 from serving.host.metrics import HostMetrics
 from serving.host.part_server import About, PartServer
-from serving.host.served_part import Served
+from serving.host.served_part import ServedPart
 from serving.http.limits import OpenConnections
 from serving.http.listeners import Listener, add_listener, listeners, share_sockets
 from serving.http.messages import Request, Response, json_response, not_found, parse_model, seconds_left
@@ -65,7 +65,7 @@ LATE_IMPORTS: Final = (
 class Host:
     """The HTTP routes of a host over its held snapshots."""
 
-    def __init__(self, held: HeldSnapshots[Served], loader: Loader, parts: PartServer, *, region: str) -> None:
+    def __init__(self, held: HeldSnapshots[ServedPart], loader: Loader, parts: PartServer, *, region: str) -> None:
         self._held = held
         self._loader = loader
         self._parts = parts
@@ -203,7 +203,7 @@ def _positive(text: str) -> int:
 
 
 async def _main(arguments: argparse.Namespace, bound: Sequence[Listener], fetching: FetchingProcess) -> None:
-    held: HeldSnapshots[Served] = HeldSnapshots()
+    held: HeldSnapshots[ServedPart] = HeldSnapshots()
     memory = HostMemory(arguments.memory_bytes, counted=shared_bytes)
     loader = Loader(held, lambda: fetching, arguments.cache, find_engine, memory=memory, before_serving=settle)
     loader.load_seconds = arguments.load_seconds
@@ -213,8 +213,8 @@ async def _main(arguments: argparse.Namespace, bound: Sequence[Listener], fetchi
     host = Host(held, loader, parts, region=arguments.region)
     structlog.get_logger().info("host listens", id=arguments.id, at=[listener.address for listener in bound])
     others = HostClient(EndpointLoads(time.monotonic), time.monotonic)
-    walker = Walker(parts, others)
-    upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, walker, connections).take_over(transport, rest)}
+    executor = GraphExecutor(parts, others)
+    upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, executor, connections).take_over(transport, rest)}
     await serve(
         host.handle,
         bound,

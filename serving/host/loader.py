@@ -16,7 +16,7 @@ from ipnext.errors import IPnextError, LoadFailed
 from ipnext.model.deployment import HostedSnapshot
 from serving.engines.base import Engine, LoadedPart
 from serving.host.delta_loader import Chain, fetch_chain
-from serving.host.served_part import Served, batch_limits
+from serving.host.served_part import ServedPart, batch_limits
 from serving.snapshots.fetch import Fetched, fetch_held
 from serving.snapshots.fetch_process import Fetcher
 from serving.snapshots.held_snapshots import HeldSnapshots, Lease
@@ -36,7 +36,7 @@ class Loader:
 
     def __init__(
         self,
-        held: HeldSnapshots[Served],
+        held: HeldSnapshots[ServedPart],
         open_store: Callable[[], Fetcher],
         cache: Path,
         find_engine: Callable[[str], Engine],
@@ -70,7 +70,7 @@ class Loader:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def dispose(self, part: Served) -> None:
+    def dispose(self, part: ServedPart) -> None:
         """Close a part, off the event loop."""
         self._loading.submit(self._close_now, part)
 
@@ -104,7 +104,7 @@ class Loader:
         structlog.get_logger().error("load failed", part=hold.part, snapshot=hold.snapshot, reason=error.message)
         self._held.failed(hold, error.code, error.message)
 
-    async def _fetched_and_loaded(self, hold: HostedSnapshot) -> Served:
+    async def _fetched_and_loaded(self, hold: HostedSnapshot) -> ServedPart:
         loop = asyncio.get_running_loop()
         try:
             fetched = await loop.run_in_executor(self._fetching, self._fetch_now, hold)
@@ -118,7 +118,7 @@ class Loader:
             msg = f"snapshot {hold.snapshot} of {hold.model}.{hold.part}: {type(error).__name__}: {error}"
             raise LoadFailed(msg) from error
 
-    async def _delta_loaded(self, hold: HostedSnapshot, fetched: Fetched) -> Served:
+    async def _delta_loaded(self, hold: HostedSnapshot, fetched: Fetched) -> ServedPart:
         """From its parent where that is held; a parent that is being loaded is waited for."""
         loop = asyncio.get_running_loop()
         parents = [task for task in self._tasks if task.get_name() == fetched.manifest.parent]
@@ -136,7 +136,7 @@ class Loader:
         structlog.get_logger().info("delta", part=hold.part, snapshot=hold.snapshot, made_from=chain.made_from)
         return part
 
-    def _give_back(self, leases: Sequence[Lease[Served]]) -> None:
+    def _give_back(self, leases: Sequence[Lease[ServedPart]]) -> None:
         for lease in leases:
             unused = self._held.release(lease)
             if unused is not None:
@@ -149,7 +149,7 @@ class Loader:
         held: Mapping[str, LoadedPart],
         *,
         ended: Callable[[], None] = lambda: None,
-    ) -> Served:
+    ) -> ServedPart:
         """Load in the thread, one snapshot at a time. LoadFailed after `load_seconds`.
 
         A thread cannot be stopped: it is left to itself, others take another one, and what it still gives is closed. `ended`
@@ -171,7 +171,7 @@ class Loader:
         )
         raise LoadFailed(msg)
 
-    def _drop_late(self, work: asyncio.Future[Served]) -> None:
+    def _drop_late(self, work: asyncio.Future[ServedPart]) -> None:
         if not work.cancelled() and work.exception() is None:
             self.dispose(work.result())
 
@@ -181,7 +181,7 @@ class Loader:
     def _fetch_now(self, hold: HostedSnapshot) -> Fetched:
         return fetch_held(self._open_store(), hold, self._cache)
 
-    def _load_now(self, hold: HostedSnapshot, chain: Chain, held: Mapping[str, LoadedPart]) -> Served:
+    def _load_now(self, hold: HostedSnapshot, chain: Chain, held: Mapping[str, LoadedPart]) -> ServedPart:
         limits = batch_limits(hold.settings)
         engine = self._engine(hold.engine)
         self.memory.check(chain.needed_bytes, f"snapshot {hold.snapshot} of {hold.model}.{hold.part}")
@@ -191,9 +191,9 @@ class Loader:
         if not self._served_before:
             self._before_serving()
             self._served_before = True
-        return Served(part, limits)
+        return ServedPart(part, limits)
 
-    def _close_now(self, served: Served) -> None:
+    def _close_now(self, served: ServedPart) -> None:
         size = served.size_bytes
         served.close()
         self.memory.closed(size)

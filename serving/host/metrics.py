@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from serving.host.served_part import Served
+from serving.host.served_part import ServedPart
 from serving.metrics.tallies import HostTally, PartTally
 from serving.snapshots.held_snapshots import HeldSnapshots
 
@@ -21,7 +21,7 @@ Tallies = Sequence[tuple[tuple[str, ...], PartTally]]
 class HostMetrics(Collector):
     """The counters of one host: those of its held snapshots, and those in `tally`."""
 
-    def __init__(self, held: HeldSnapshots[Served], tally: HostTally, *, region: str) -> None:
+    def __init__(self, held: HeldSnapshots[ServedPart], tally: HostTally, *, region: str) -> None:
         self._held = held
         self._tally = tally
         self._region = region

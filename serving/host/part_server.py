@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 from ipnext.errors import InvalidInput, IPnextError, Unavailable
 from ipnext.model.registry import Signature
 from serving.host.batching import Arrays, InferenceQueue
-from serving.host.served_part import Begun, Served
+from serving.host.served_part import ServedPart, StartedPass
 from serving.http.drain_lease import Drain
 from serving.http.limits import BodyBudget, Claim
 from serving.metrics.tallies import CANCELLED, HostTally
@@ -41,7 +41,7 @@ class About:
     outputs: tuple[str, ...] = ()
 
 
-Held = HeldSnapshots[Served]
+Held = HeldSnapshots[ServedPart]
 
 
 class _Call:
@@ -49,7 +49,7 @@ class _Call:
 
     __slots__ = ("began", "bytes_in", "bytes_out", "claimed", "lease", "work")
 
-    def __init__(self, lease: Lease[Served], bytes_in: int) -> None:
+    def __init__(self, lease: Lease[ServedPart], bytes_in: int) -> None:
         self.claimed = 0
         self.lease = lease
         self.bytes_in = bytes_in
@@ -70,7 +70,7 @@ class PartServer:
         self,
         held: Held,
         queue: InferenceQueue,
-        dispose: Callable[[Served], None],
+        dispose: Callable[[ServedPart], None],
         *,
         region: str,
         budget: BodyBudget | None = None,
@@ -114,7 +114,7 @@ class PartServer:
         """Requests under way."""
         return self._in_flight
 
-    def lease(self, model: str, part: str, generation: int) -> Lease[Served]:
+    def lease(self, model: str, part: str, generation: int) -> Lease[ServedPart]:
         """The snapshot that answers for a generation; hand it to `infer` or `release`. GenerationNotHeld, Unavailable."""
         try:
             self._check_open()
@@ -123,7 +123,7 @@ class PartServer:
             self.tally.note_refusal(error.code)
             raise
 
-    def release(self, lease: Lease[Served]) -> None:
+    def release(self, lease: Lease[ServedPart]) -> None:
         """Give a lease back that no request used."""
         unused = self._held.release(lease)
         if unused is not None:
@@ -137,7 +137,7 @@ class PartServer:
         finally:
             self.release(lease)
 
-    def begin(self, lease: Lease[Served], inputs: Mapping[str, Tensor]) -> Begun | None:
+    def begin(self, lease: Lease[ServedPart], inputs: Mapping[str, Tensor]) -> StartedPass | None:
         """What can be computed already of a pass whose other inputs come later; None where it had better wait for them."""
         served = lease.value
         specs = {spec.name: spec for spec in served.part.signature.inputs}
@@ -151,12 +151,12 @@ class PartServer:
 
     def infer(
         self,
-        lease: Lease[Served],
+        lease: Lease[ServedPart],
         inputs: Mapping[str, Tensor],
         *,
         seconds: float,
         finish: Callable[[dict[str, Tensor]], R],
-        begun: Begun | None = None,
+        begun: StartedPass | None = None,
     ) -> R | asyncio.Future[R]:
         """What `finish` makes of the part's outputs, at once or later. Takes the lease over, also where it raises.
 
@@ -173,7 +173,7 @@ class PartServer:
 
     def infer_v2(
         self,
-        lease: Lease[Served],
+        lease: Lease[ServedPart],
         body: Body,
         header_length: int | None,
         *,
@@ -200,7 +200,7 @@ class PartServer:
             raise
         return self._run(call, wanted.inputs, seconds, partial(_written, call, wanted.inputs, answer, finish), None)
 
-    def _answer_form(self, lease: Lease[Served], wanted: InferRequest, about: About) -> AnswerForm:
+    def _answer_form(self, lease: Lease[ServedPart], wanted: InferRequest, about: About) -> AnswerForm:
         """The form of the answer to a request. InvalidInput names an output that there is not."""
         given = tuple(spec.name for spec in lease.value.part.signature.outputs)
         if not set(about.outputs) <= set(given):
@@ -219,7 +219,7 @@ class PartServer:
         inputs: Mapping[str, Tensor],
         seconds: float,
         finish: Callable[[Arrays], R],
-        begun: Begun | None,
+        begun: StartedPass | None,
     ) -> R | asyncio.Future[R]:
         """Inputs that fit the part go to the queue; with nothing before them they are answered here and now."""
         served = call.lease.value
@@ -244,7 +244,7 @@ class PartServer:
         return work
 
     def _now(
-        self, call: _Call, arrays: Arrays, finish: Callable[[Arrays], R], begun: Begun | None
+        self, call: _Call, arrays: Arrays, finish: Callable[[Arrays], R], begun: StartedPass | None
     ) -> R | asyncio.Future[R]:
         try:
             answer = finish(self._queue.run(call.lease.value, arrays, begun))

@@ -42,7 +42,7 @@ def batch_limits(settings: Mapping[str, Any]) -> BatchLimits:
     return BatchLimits(**{allowed[name]: value for name, value in given.items()})
 
 
-class Served:
+class ServedPart:
     """A loaded part with what its passes are known to cost. `part` is closed by whoever loaded it."""
 
     def __init__(self, part: LoadedPart, limits: BatchLimits) -> None:
@@ -72,7 +72,7 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Begun:
+class StartedPass:
     """A pass of which all is computed that needs no late input. `seconds` is what that took."""
 
     staged: Staged

@@ -207,7 +207,7 @@ class Router:
             msg = f"model {route.model} generates: ask at /v1/chat/completions, /v1/completions{more}"
             raise InvalidInput(msg, field="model", value=route.model)
         seconds = seconds_left(request, default=DEFAULT_DEADLINE_SECONDS)
-        passes = route.only_part is not None or (self._hosts_walk and route.walker is not None)
+        passes = route.only_part is not None or (self._hosts_walk and route.executing_part is not None)
         answer = self._relay if passes else self._walk
         asked.sampled = asked.judged and self._metrics.samples(route.model, route.generation)
         with self._metrics.in_flight(route.model, route.generation):

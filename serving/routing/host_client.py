@@ -58,9 +58,9 @@ class HostClient:
         return await self._call(route, part, offer, Pieces(bytes_frame, header, content), attempt).answered()
 
     async def walk(self, route: GenerationRoute, body: tuple[Body, int | None], attempt: Attempt) -> Frame:
-        """The answer to the V2 body of a request, whose graph a host of the route's `walker` walks; as `relay`."""
+        """The answer to the V2 body of a request, whose graph a host of the route's `executing_part` executes; as `relay`."""
         content, header_length = body
-        part = str(route.walker)
+        part = str(route.executing_part)
         offer = self._loads.choose(self._allowed(route, part, attempt), tried=attempt.tried)
         header = self._header("walk", route.model, part, offer.generation, attempt.deadline)
         pieces = Pieces(bytes_frame, header | {"header_length": header_length, "sketch": attempt.sampled}, content)

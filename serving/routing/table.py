@@ -33,7 +33,7 @@ class GenerationRoute:
     """Part -> the hosts that may answer for this generation by the sync policy."""
     only_part: str | None
     """As of the plan."""
-    walker: str | None
+    executing_part: str | None
     """The part whose host can walk the graph: the one that answers last. None where the router must: parts are not locked."""
     missing: tuple[str, ...]
     """Parts of the graph that no host may answer for."""
@@ -212,7 +212,7 @@ def generation_route(model: RoutedModel, served: ServedGeneration) -> Generation
         snapshots=served.snapshots,
         offers=found,
         only_part=plan.only_part if plan.outputs else None,
-        walker=plan.nodes[-1].part if served.sync.policy == "locked" else None,
+        executing_part=plan.nodes[-1].part if served.sync.policy == "locked" else None,
         missing=tuple(sorted(part for part, tiers in needed.items() if not any(tiers))),
         whole=all(tiers[0] for tiers in found.values()),
         routed=_only(model, served),

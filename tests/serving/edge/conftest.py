@@ -15,10 +15,10 @@ from ipnext.model.deployment import HostedSnapshot, PartEndpoint, RoutedModel, R
 from ipnext.model.registry import GraphNode, PartGraph, Signature, TensorSpec
 from serving.host.batching import InferenceQueue
 from serving.host.frame_server import HostFrames
-from serving.host.graph_executor import Walker
+from serving.host.graph_executor import GraphExecutor
 from serving.host.host import Host
 from serving.host.part_server import PartServer
-from serving.host.served_part import BatchLimits, Served
+from serving.host.served_part import BatchLimits, ServedPart
 from serving.http.connection import http_factory
 from serving.http.limits import HttpLimits
 from serving.protocol.frames import UPGRADE
@@ -164,8 +164,8 @@ class Edge:
         self._hold()
         host = Host(self.held, None, self.parts, region=REGION)
         others = HostClient(EndpointLoads(self.loop.time), self.loop.time)
-        walker = Walker(self.parts, others)
-        upgrades = {UPGRADE: lambda transport, rest: HostFrames(self.parts, walker).take_over(transport, rest)}
+        executor = GraphExecutor(self.parts, others)
+        upgrades = {UPGRADE: lambda transport, rest: HostFrames(self.parts, executor).take_over(transport, rest)}
         host_server, host_connections = await self._listen(host.handle, upgrades)
         self.host_port = host_server.sockets[0].getsockname()[1]
         hosts = HostClient(EndpointLoads(self.loop.time), self.loop.time)
@@ -199,7 +199,7 @@ class Edge:
         ]
         self.held.want([wanted for wanted, _ in holds])
         for wanted, part in holds:
-            assert self.held.loaded(wanted, Served(part, BatchLimits()))
+            assert self.held.loaded(wanted, ServedPart(part, BatchLimits()))
 
     def _table(self):
         models = []

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from serving.host.batching import InferenceQueue
 from serving.host.frame_server import HostFrames
-from serving.host.graph_executor import Walker
+from serving.host.graph_executor import GraphExecutor
 from serving.host.part_server import PartServer
-from serving.host.served_part import BatchLimits, Served
+from serving.host.served_part import BatchLimits, ServedPart
 from serving.protocol.frames import ALIGNMENT, FrameProtocol, bytes_frame, tensor_frame
 from serving.protocol.tensors import Tensor
 from serving.protocol.v2 import InferRequest, encode_request
@@ -174,7 +174,7 @@ def ask(new_edge):
         held.loaded(hold, served)
         queue = InferenceQueue()
         parts = PartServer(held, queue, id, region="north")
-        host = HostFrames(parts, Walker(parts, HostClient(EndpointLoads(loop.time), loop.time)))
+        host = HostFrames(parts, GraphExecutor(parts, HostClient(EndpointLoads(loop.time), loop.time)))
         wire = Wire()
         host.take_over(wire, b"")
         for start in range(0, len(data), size):
@@ -187,7 +187,7 @@ def ask(new_edge):
         assert queue.pending == 0
         return [frame.header for frame in wire.frames], wire.ended
 
-    served = Served(part, BatchLimits())
+    served = ServedPart(part, BatchLimits())
     for rows in (1, 2, 4):
         served.costs.note(rows, 1e-4)
     with asyncio.Runner() as runner:

@@ -10,7 +10,7 @@ import pytest
 from ipnext.errors import DeadlineExceeded, InvalidInput, LoadFailed, Unavailable
 from ipnext.model.registry import Signature, TensorSpec
 from serving.host.batching import InferenceQueue
-from serving.host.served_part import BatchLimits, Served, batch_limits
+from serving.host.served_part import BatchLimits, ServedPart, batch_limits
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 FAR = time.monotonic() + 3600
@@ -69,14 +69,16 @@ def ask(queue, served, *numbers, deadline=FAR, on_end=lambda: None):
 
 def quick(part, **limits):
     """A part whose passes are known to be short."""
-    served = Served(part, BatchLimits(**limits))
+    served = ServedPart(part, BatchLimits(**limits))
     served.costs.note(512, 1e-6)
     return served
 
 
 async def test_a_pass_of_unknown_length_runs_in_a_thread_and_a_short_one_in_the_loop(queue, part):
     ends = []
-    assert await ask(queue, Served(part, BatchLimits()), 3, on_end=lambda: ends.append(threading.get_ident())) == [6]
+    assert await ask(queue, ServedPart(part, BatchLimits()), 3, on_end=lambda: ends.append(threading.get_ident())) == [
+        6
+    ]
     assert threading.get_ident() not in part.threads
     assert ends == [threading.get_ident()]
     part.threads.clear()
@@ -93,7 +95,7 @@ async def test_requests_that_wait_together_run_in_one_pass_and_each_gets_its_own
 
 
 async def test_requests_that_come_while_a_pass_runs_make_the_next_one(queue, part):
-    served = Served(part, BatchLimits())
+    served = ServedPart(part, BatchLimits())
     served.costs.note(512, 0.009)  # within the limit of 10 ms, too long for the loop
     part.gate.clear()
     first = ask(queue, served, 1)
@@ -141,9 +143,9 @@ async def test_one_bad_request_in_a_pass_fails_alone(queue, part):
 
 async def test_a_full_queue_refuses_and_does_not_tell_an_end(queue, part):
     part.gate.clear()
-    works = [ask(queue, Served(part, BatchLimits()), 1) for _ in range(9)]
+    works = [ask(queue, ServedPart(part, BatchLimits()), 1) for _ in range(9)]
     with pytest.raises(Unavailable, match="full with 9 requests"):
-        ask(queue, Served(part, BatchLimits()), 1, on_end=lambda: pytest.fail("must not be called"))
+        ask(queue, ServedPart(part, BatchLimits()), 1, on_end=lambda: pytest.fail("must not be called"))
     part.gate.set()
     await asyncio.gather(*works)
     assert await ask(queue, quick(part), 7) == [14]
@@ -151,7 +153,7 @@ async def test_a_full_queue_refuses_and_does_not_tell_an_end(queue, part):
 
 async def test_a_cancelled_request_that_waits_is_skipped_and_its_end_is_told(queue, part):
     part.gate.clear()
-    served, ended = Served(part, BatchLimits()), asyncio.Event()
+    served, ended = ServedPart(part, BatchLimits()), asyncio.Event()
     first = ask(queue, served, 1)
     await asyncio.to_thread(part.started.wait)
     second = ask(queue, served, 2, on_end=ended.set)
@@ -165,7 +167,7 @@ async def test_a_cancelled_request_that_waits_is_skipped_and_its_end_is_told(que
 async def test_a_cancelled_request_that_runs_ends_later(queue, part):
     part.gate.clear()
     ended = asyncio.Event()
-    work = ask(queue, Served(part, BatchLimits()), 1, on_end=ended.set)
+    work = ask(queue, ServedPart(part, BatchLimits()), 1, on_end=ended.set)
     await asyncio.to_thread(part.started.wait)
     work.cancel()
     await asyncio.sleep(0)
@@ -180,7 +182,7 @@ async def test_the_deadline_ends_a_request_that_runs_and_one_that_waits(part):
     """By a clock that stands still no deadline has passed before its timer is there, however slow the machine is."""
     queue = InferenceQueue(threads=1, waiting=8, clock=lambda: 0.0)
     part.gate.clear()
-    served = Served(part, BatchLimits())
+    served = ServedPart(part, BatchLimits())
     running = ask(queue, served, 1, deadline=0.05)
     await asyncio.to_thread(part.started.wait)
     waiting = ask(queue, served, 2, deadline=0.05)
@@ -226,7 +228,7 @@ async def test_requests_read_together_after_a_pass_are_joined(queue, part):
 
 async def test_the_queue_is_free_for_no_pass_of_unknown_length_nor_while_another_waits(queue, part):
     inputs = {"x": np.array([1])}
-    assert not queue.is_free_for(Served(part, BatchLimits()), inputs)
+    assert not queue.is_free_for(ServedPart(part, BatchLimits()), inputs)
     served = quick(part)
     work = ask(queue, served, 1)
     assert not queue.is_free_for(served, inputs)
@@ -242,7 +244,7 @@ async def test_a_pass_that_fails_at_once_raises_and_leaves_the_queue_as_it_was(q
 
 
 async def test_a_crowd_of_one_part_does_not_keep_anothers_request_waiting(queue, part):
-    crowded, few = Served(part, BatchLimits(off=True)), Served(Doubling(), BatchLimits())
+    crowded, few = ServedPart(part, BatchLimits(off=True)), ServedPart(Doubling(), BatchLimits())
     part.gate.clear()
     crowd = [ask(queue, crowded, number) for number in range(6)]
     one = ask(queue, few, 5)
@@ -254,7 +256,7 @@ async def test_a_crowd_of_one_part_does_not_keep_anothers_request_waiting(queue,
 
 
 async def test_a_full_queue_refuses_the_newest_of_the_crowd_rather_than_another_parts_request(queue, part):
-    crowded, few = Served(part, BatchLimits(off=True)), Served(Doubling(), BatchLimits())
+    crowded, few = ServedPart(part, BatchLimits(off=True)), ServedPart(Doubling(), BatchLimits())
     part.gate.clear()
     ends = []
     crowd = [ask(queue, crowded, number, on_end=lambda n=number: ends.append(n)) for number in range(9)]

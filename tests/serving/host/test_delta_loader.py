@@ -22,7 +22,7 @@ from serving.export import export_model
 from serving.host import delta_loader
 from serving.host.delta_loader import Chain, Fetched, fetch_chain
 from serving.host.loader import Loader
-from serving.host.served_part import Served
+from serving.host.served_part import ServedPart
 from serving.snapshots.held_snapshots import HeldSnapshots
 from tests.waiting import eventually
 
@@ -185,7 +185,7 @@ class Watched(TorchEngine):
 @pytest.fixture
 def loader(family, tmp_path):
     store, engine = family.store(tmp_path / "store", "1", "2", "3"), Watched()
-    held: HeldSnapshots[Served] = HeldSnapshots()
+    held: HeldSnapshots[ServedPart] = HeldSnapshots()
     made = Loader(held, lambda: store, tmp_path / "cache", lambda _: engine)
     yield SimpleNamespace(held=held, engine=engine, hold=lambda *n: made.hold([family.hold(store, each) for each in n]))
     made.close()

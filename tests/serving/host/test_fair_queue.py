@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from serving.host.fair_queue import Lines
+from serving.host.fair_queue import FairQueue
 
 
 @dataclass
@@ -13,7 +13,7 @@ class Job:
 
 
 def filled(**counts):
-    lines = Lines()
+    lines = FairQueue()
     for part, count in counts.items():
         for number in range(count):
             lines.add(Job(part, number))
@@ -75,9 +75,9 @@ def test_a_rest_lets_all_begin_anew():
 
 def test_the_newest_of_the_longest_line_makes_place_but_not_for_a_line_as_long():
     lines = filled(crowd=5, few=1)
-    job = lines.crowd_out("few")
+    job = lines.shed("few")
     assert (job.part, job.number) == ("crowd", 4)
-    assert lines.crowd_out("crowd") is None
-    assert filled(a=2, b=1).crowd_out("b") is None
-    assert filled(a=2).crowd_out("new").part == "a"
-    assert Lines().crowd_out("new") is None
+    assert lines.shed("crowd") is None
+    assert filled(a=2, b=1).shed("b") is None
+    assert filled(a=2).shed("new").part == "a"
+    assert FairQueue().shed("new") is None

@@ -14,9 +14,9 @@ from ipnext.model.deployment import HostedSnapshot
 from ipnext.model.registry import Signature, TensorSpec
 from serving.host.batching import InferenceQueue
 from serving.host.frame_server import HostFrames
-from serving.host.graph_executor import Walker
+from serving.host.graph_executor import GraphExecutor
 from serving.host.part_server import PartServer
-from serving.host.served_part import BatchLimits, Served
+from serving.host.served_part import BatchLimits, ServedPart
 from serving.http.connection import http_factory
 from serving.http.limits import OpenConnections
 from serving.http.messages import error_response, not_found
@@ -77,11 +77,11 @@ async def host_of(budget=None):
         model="m", part="p", engine="torch", snapshot=3, digest="0" * 64, uri="file:///x", generations=(7,)
     )
     held.want([hold])
-    held.loaded(hold, Served(part, BatchLimits()))
+    held.loaded(hold, ServedPart(part, BatchLimits()))
     queue = InferenceQueue(waiting=4)
     parts = PartServer(held, queue, lambda _: None, region="north", budget=connections.budget)
-    walker = Walker(parts, HostClient(EndpointLoads(time.monotonic), time.monotonic))
-    upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, walker, connections).take_over(transport, rest)}
+    executor = GraphExecutor(parts, HostClient(EndpointLoads(time.monotonic), time.monotonic))
+    upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, executor, connections).take_over(transport, rest)}
     factory, _ = http_factory(lambda request: error_response(not_found(request)), upgrades, connections=connections)
     server = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"

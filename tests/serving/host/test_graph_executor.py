@@ -12,9 +12,9 @@ from ipnext.model.deployment import HostedSnapshot, PartEndpoint, RoutedModel, R
 from ipnext.model.registry import GraphNode, PartGraph, Signature, TensorSpec
 from serving.host.batching import InferenceQueue
 from serving.host.frame_server import HostFrames
-from serving.host.graph_executor import Walker
+from serving.host.graph_executor import GraphExecutor
 from serving.host.part_server import PartServer
-from serving.host.served_part import BatchLimits, Served
+from serving.host.served_part import BatchLimits, ServedPart
 from serving.http.connection import http_factory
 from serving.http.messages import Request, error_response, not_found
 from serving.protocol.frames import UPGRADE
@@ -97,7 +97,7 @@ class FakeFleet:
 
     async def host(self, part, *, snapshot=4, generations=(4,), gateless=True, name=None):
         engine = Scaling(*(("x", "left", "right") if part == "sum" else ("x",)))
-        served = Served(engine, BatchLimits())
+        served = ServedPart(engine, BatchLimits())
         served.costs.note(8, 1e-6 if gateless else 1.0)
         held = HeldSnapshots()
         hold = HostedSnapshot(
@@ -117,8 +117,8 @@ class FakeFleet:
         parts = PartServer(held, queue, lambda _: None, region="north")
         client = HostClient(EndpointLoads(time.monotonic), time.monotonic)
         self.stack.callback(client.close)
-        walker = Walker(parts, client)
-        upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, walker).take_over(transport, rest)}
+        executor = GraphExecutor(parts, client)
+        upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, executor).take_over(transport, rest)}
         factory, _ = http_factory(lambda request: error_response(not_found(request)), upgrades)
         server = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", 0)
         self.stack.callback(server.close)

@@ -10,7 +10,7 @@ from ipnext.model.deployment import HostedSnapshot
 from ipnext.model.registry import Signature, TensorSpec
 from serving.host.batching import InferenceQueue
 from serving.host.part_server import About, PartServer
-from serving.host.served_part import BatchLimits, Served
+from serving.host.served_part import BatchLimits, ServedPart
 from serving.protocol import tensors
 from serving.protocol.tensors import Tensor
 from serving.protocol.v2 import InferRequest, encode_request
@@ -47,7 +47,7 @@ HOLD = HostedSnapshot(
 
 @pytest.fixture
 async def served():
-    served = Served(Fragile(), BatchLimits())
+    served = ServedPart(Fragile(), BatchLimits())
     served.costs.note(512, 1e-6)
     return served
 
