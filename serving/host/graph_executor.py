@@ -132,7 +132,7 @@ class GraphExecutor:
                 lease, {k: request[s.tensor] for k, s in last.inputs.items() if s.node == REQUEST}
             )
             for node in others:
-                results[node.name] = (await calls.pop(node.name).answered()).tensors()
+                results[node.name] = (await calls.pop(node.name).response()).tensors()
             inputs, taken, lease = inputs_of(last, results), lease, None
             results[last.name] = await self._finished(taken, inputs, asked.deadline, begun)
             return outputs_of(walk.route.plan, results)

@@ -41,7 +41,7 @@ from serving.metrics.tallies import CONTENT_TYPE
 from serving.protocol.frames import UPGRADE
 from serving.protocol.v2 import HEADER_LENGTH, Encoded, parse_header_length
 from serving.routing.host_client import HostClient
-from serving.routing.load_balancer import EndpointLoads
+from serving.routing.load_balancer import HostLoadBalancer
 from serving.snapshots.fetch_process import FetchingProcess
 from serving.snapshots.held_snapshots import HeldSnapshots
 from serving.snapshots.memory_budget import HostMemory, keep_freed, settle, shared_bytes
@@ -212,7 +212,7 @@ async def _main(arguments: argparse.Namespace, bound: Sequence[Listener], fetchi
     parts = PartServer(held, queue, loader.dispose, region=arguments.region, budget=connections.budget)
     host = Host(held, loader, parts, region=arguments.region)
     structlog.get_logger().info("host listens", id=arguments.id, at=[listener.address for listener in bound])
-    others = HostClient(EndpointLoads(time.monotonic), time.monotonic)
+    others = HostClient(HostLoadBalancer(time.monotonic), time.monotonic)
     executor = GraphExecutor(parts, others)
     upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, executor, connections).take_over(transport, rest)}
     await serve(

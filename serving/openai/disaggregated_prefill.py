@@ -17,7 +17,7 @@ from serving.openai.engines.proof import names
 from serving.openai.engines.registry import Engines
 from serving.openai.engines.response import EngineAnswer, EngineLost
 from serving.routing.metrics import RouterMetrics
-from serving.routing.sync_policy import Offer
+from serving.routing.sync_policy import HostCandidate
 from serving.routing.table import GenerationRoute
 
 Outcome = Literal["handed", "alone", "refused", "failed"]
@@ -92,14 +92,14 @@ class Prefill:
         content = prefill_content(handoff, prompt)
         tried: list[str] = []
         for _ in range(ATTEMPTS):
-            offers = {offer.url: offer for offer in _untried(route.offers[handoff.prefill], tried)}
-            if not offers:
+            candidates = {candidate.url: candidate for candidate in _untried(route.candidates[handoff.prefill], tried)}
+            if not candidates:
                 break
-            url = self._engines.loads.choose(list(offers), prompt.wish, policy=route.prefill_routing or "prefix")
+            url = self._engines.loads.choose(list(candidates), prompt.wish, policy=route.prefill_routing or "prefix")
             tried.append(url)
             status, answer = await self._asked(url, prompt, content)
             if status == 200 and url in route.answers_as and not names(answer, route.answers_as[url]):
-                self._engines.note_foreign(route, offers[url])
+                self._engines.note_foreign(route, candidates[url])
                 continue
             if status == 200:  # HTTP's OK
                 given = _parameters(answer)
@@ -167,10 +167,10 @@ def decode_content(handoff: Handoff, prompt: Prompt, given: Mapping[str, Any] | 
     return orjson.dumps(body)
 
 
-def _untried(tiers: Sequence[Sequence[Offer]], tried: Sequence[str]) -> Sequence[Offer]:
+def _untried(tiers: Sequence[Sequence[HostCandidate]], tried: Sequence[str]) -> Sequence[HostCandidate]:
     """Engines of the best tier that has any left."""
-    found = ([offer for offer in tier if offer.url not in tried] for tier in tiers)
-    return next((offers for offers in found if offers), [])
+    found = ([candidate for candidate in tier if candidate.url not in tried] for tier in tiers)
+    return next((candidates for candidates in found if candidates), [])
 
 
 def _parameters(answer: bytes) -> Mapping[str, Any] | None:

@@ -36,7 +36,7 @@ from serving.routing.gateway_choice import is_chosen
 from serving.routing.host_client import HostClient
 from serving.routing.lost_requests import LostRequests
 from serving.routing.metrics import RouterMetrics
-from serving.routing.sync_policy import Offer
+from serving.routing.sync_policy import HostCandidate
 from serving.routing.table import GenerationRoute, ModelRoutes, Routes, TableFollower
 
 MAX_REQUEST_BYTES: Final = 32 * 2**20
@@ -248,48 +248,48 @@ class OpenAIEdge:
         tried: list[str] = []
         reason = ""
         for number in range(ATTEMPTS):
-            offer = self._offer(asked, tried)
-            if offer is None:
+            candidate = self._candidate(asked, tried)
+            if candidate is None:
                 break
             if number:
                 self._metrics.note_retry(asked.route.model, asked.route.generation)
-            tried.append(offer.url)
-            asked.exchange.ask(offer.snapshot, self._engines.loads.calling(offer.url))
-            content = asked.content_for(offer.url)
+            tried.append(candidate.url)
+            asked.exchange.ask(candidate.snapshot, self._engines.loads.calling(candidate.url))
+            content = asked.content_for(candidate.url)
             try:
-                answer = await self._engines.ask(offer.url, "POST", path, headers, content)
+                answer = await self._engines.ask(candidate.url, "POST", path, headers, content)
                 is_own = await is_proven(answer, path, asked.expected)
             except EngineLost as error:
                 reason = str(error)
-                self._engines.loads.note_lost(offer.url)
+                self._engines.loads.note_lost(candidate.url)
                 if error.sent:
-                    await self._engines.check_alive(offer.url)
-                if error.reused and self._offer(asked, tried) is None:
-                    tried.remove(offer.url)
+                    await self._engines.check_alive(candidate.url)
+                if error.reused and self._candidate(asked, tried) is None:
+                    tried.remove(candidate.url)
                 continue
             if not is_own:
                 answer.cancel()
-                reason = self._engines.note_foreign(asked.route, offer)
+                reason = self._engines.note_foreign(asked.route, candidate)
                 continue
-            if answer.status not in _ENDING or number + 1 == ATTEMPTS or self._offer(asked, tried) is None:
+            if answer.status not in _ENDING or number + 1 == ATTEMPTS or self._candidate(asked, tried) is None:
                 return answer
-            if answer.status != _FULL and await self._engines.is_gone(offer.url):
+            if answer.status != _FULL and await self._engines.is_gone(candidate.url):
                 asked.record.lost()
                 return answer
             answer.cancel()
-            self._engines.loads.note_lost(offer.url)
+            self._engines.loads.note_lost(candidate.url)
         route = asked.route
         msg = f"generation {route.generation} of {route.model}: no engine answers; {reason}"
         raise Unavailable(msg)
 
-    def _offer(self, asked: Asked, tried: list[str]) -> Offer | None:
+    def _candidate(self, asked: Asked, tried: list[str]) -> HostCandidate | None:
         """An engine that was not tried yet, from the table as it is now; None where there is none."""
         route = asked.route = self._fresh(asked.route) if tried else self._current(asked.route)
-        for tier in route.offers[route.generator or ""]:
-            offers = {offer.url: offer for offer in tier if offer.url not in tried}
-            if offers:
-                url = self._engines.loads.choose(list(offers), asked.wish, policy=route.routing)
-                return offers[url]
+        for tier in route.candidates[route.generator or ""]:
+            candidates = {candidate.url: candidate for candidate in tier if candidate.url not in tried}
+            if candidates:
+                url = self._engines.loads.choose(list(candidates), asked.wish, policy=route.routing)
+                return candidates[url]
         return None
 
     def _fresh(self, route: GenerationRoute) -> GenerationRoute:
@@ -301,7 +301,11 @@ class OpenAIEdge:
         fresh = model.generations.get(route.generation) if model is not None else None
         if fresh is not None and fresh.snapshots == route.snapshots:
             return fresh
-        return replace(route, offers=dict.fromkeys(route.offers, ((),))) if model is not None and model.swap else route
+        return (
+            replace(route, candidates=dict.fromkeys(route.candidates, ((),)))
+            if model is not None and model.swap
+            else route
+        )
 
     def _current(self, route: GenerationRoute) -> GenerationRoute:
         """As it was when the request began, which may be a while ago; where engines go over, with those known now."""

@@ -16,7 +16,7 @@ from serving.metrics.generation_counts import GenerationCounts
 from serving.metrics.tallies import CONTENT_TYPE
 from serving.router.model_metadata import model_signature
 from serving.router.shutdown import Handover
-from serving.routing.host_call import TryElsewhere
+from serving.routing.host_call import RetryOnOtherHost
 from serving.routing.host_client import HostClient
 from serving.routing.metrics import RouterMetrics
 from serving.routing.table import GenerationRoute, Routes, TableFollower
@@ -135,7 +135,7 @@ class Discovery:
             raise InvalidInput(msg, field="model", value=model)
         try:
             signature = await model_signature(route, self._hosts)
-        except TryElsewhere as error:
+        except RetryOnOtherHost as error:
             raise Unavailable(str(error)) from error
         about = {"name": model, "versions": [str(number) for number in routes.generations], "platform": "ipnext"}
         return json_response(about | signature.model_dump(mode="json"))

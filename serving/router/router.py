@@ -51,7 +51,7 @@ from serving.routing.admission import DEFAULT_MAX_IN_FLIGHT, Admission
 from serving.routing.gateway_choice import is_chosen
 from serving.routing.host_call import Attempt
 from serving.routing.host_client import HostClient
-from serving.routing.load_balancer import EndpointLoads
+from serving.routing.load_balancer import HostLoadBalancer
 from serving.routing.lost_requests import LostRequests, Record
 from serving.routing.metrics import RouterMetrics
 from serving.routing.retries import retried
@@ -366,12 +366,12 @@ def _seconds(text: str) -> float:
     return number
 
 
-def _log_out(url: str, why: str) -> None:
+def _log_ejected(url: str, why: str) -> None:
     structlog.get_logger().warning("host left out for a while", url=url, why=why)
 
 
 async def _main(arguments: argparse.Namespace, bound: Sequence[Listener]) -> None:
-    hosts = HostClient(EndpointLoads(time.monotonic, on_out=_log_out), time.monotonic)
+    hosts = HostClient(HostLoadBalancer(time.monotonic, on_ejected=_log_ejected), time.monotonic)
 
     def changed(routes: Routes) -> None:
         hosts.forget(routes.urls)

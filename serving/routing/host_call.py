@@ -10,8 +10,8 @@ from ipnext.errors import DeadlineExceeded, HostLost, InvalidInput, IPnextError,
 from serving.protocol.frames import Frame
 from serving.protocol.response_templates import NotFinite
 from serving.routing.host_connection import ConnectionLost, HostConnection, Pieces, SentCall
-from serving.routing.load_balancer import EndpointLoads
-from serving.routing.sync_policy import Offer
+from serving.routing.load_balancer import HostLoadBalancer
+from serving.routing.sync_policy import HostCandidate
 from serving.routing.table import GenerationRoute
 
 _ABOUT_NOW_SECONDS: Final = 0.02
@@ -24,7 +24,7 @@ _ELSEWHERE: Final = frozenset({409, 503})
 """Statuses of a host that cannot answer now while another may."""
 
 
-class TryElsewhere(Exception):  # not an error yet: the request is tried again
+class RetryOnOtherHost(Exception):  # not an error yet: the request is tried again
     """A host did not answer, or not for this generation; the whole request may be tried again on other hosts."""
 
 
@@ -60,12 +60,12 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Asked:
+class CallTarget:
     """What is asked of which host. A walk that fails or takes long says little of its host: another part may be why."""
 
     route: GenerationRoute
     part: str
-    offer: Offer
+    candidate: HostCandidate
     pieces: Pieces
     attempt: Attempt
     walk: bool
@@ -85,38 +85,38 @@ class Connections(Protocol):
 
 
 class HostCall:
-    """Sent when it is made, where there is a connection. Then either `answered` is awaited or `give_up` is called."""
+    """Sent when it is made, where there is a connection. Then either `response` is awaited or `give_up` is called."""
 
-    __slots__ = ("_asked", "_began", "_clock", "_connections", "_counted", "_loads", "_sent")
+    __slots__ = ("_began", "_clock", "_connections", "_counted", "_loads", "_sent", "_target")
 
     def __init__(
-        self, asked: Asked, loads: EndpointLoads, clock: Callable[[], float], connections: Connections
+        self, target: CallTarget, loads: HostLoadBalancer, clock: Callable[[], float], connections: Connections
     ) -> None:
-        self._asked = asked
+        self._target = target
         self._loads = loads
         self._clock = clock
         self._connections = connections
         self._began = clock()
-        url = asked.offer.url
+        url = target.candidate.url
         connection = connections.connection(url)
         self._sent: SentCall | None = None if connection is None else self._send(connection)
         self._counted = loads.calling(url)
         self._counted.__enter__()
 
-    async def answered(self) -> Frame:
-        """The host's answer, with its proof checked. TryElsewhere, HostEnded, and errors as the host judged."""
-        url = self._asked.offer.url
+    async def response(self) -> Frame:
+        """The host's answer, with its proof checked. RetryOnOtherHost, HostEnded, and errors as the host judged."""
+        url = self._target.candidate.url
         try:
             answer = await self._received(url)
         except asyncio.CancelledError:
             self._strike_if_late()
             raise
         except ConnectionLost as error:
-            self._asked.attempt.tried.add(url)
+            self._target.attempt.tried.add(url)
             if error.ended:
-                raise HostEnded(self._asked.part, url, in_company=error.in_company) from error
+                raise HostEnded(self._target.part, url, in_company=error.in_company) from error
             msg = f"{url} did not answer"
-            raise TryElsewhere(msg) from error
+            raise RetryOnOtherHost(msg) from error
         finally:
             self._counted.__exit__(None, None, None)
         self._judge(answer.header)
@@ -133,37 +133,37 @@ class HostCall:
         if self._sent is None:
             self._sent = self._send(await self._connections.reach(url))
         try:
-            return await self._sent.answered()
+            return await self._sent.response()
         except ConnectionLost:
             self._connections.note_lost(url)
             raise
 
     def _send(self, connection: HostConnection) -> SentCall:
-        asked = self._asked
-        pieces = asked.pieces.naming(connection.told(asked.route)) if asked.walk else asked.pieces
+        target = self._target
+        pieces = target.pieces.naming(connection.told(target.route)) if target.walk else target.pieces
         return connection.send(pieces)
 
     def _strike_if_late(self) -> None:
-        asked = self._asked
-        if not asked.walk and asked.attempt.deadline - self._clock() < _ABOUT_NOW_SECONDS:
-            self._loads.note_strike(asked.offer.url, tiers=self._tiers, given=self._clock() - self._began)
+        target = self._target
+        if not target.walk and target.attempt.deadline - self._clock() < _ABOUT_NOW_SECONDS:
+            self._loads.note_strike(target.candidate.url, tiers=self._tiers, given=self._clock() - self._began)
 
     @property
     def _tiers(self) -> Any:
-        return self._asked.route.offers[self._asked.part]
+        return self._target.route.candidates[self._target.part]
 
     def _judge(self, header: Mapping[str, Any]) -> None:
-        asked, status = self._asked, header["status"]
-        url, tried = asked.offer.url, asked.attempt.tried
+        target, status = self._target, header["status"]
+        url, tried = target.candidate.url, target.attempt.tried
         if status == 200:
             self._loads.note_answer(url, self._clock() - self._began, tiers=self._tiers)
-            _check_proof(asked.part, asked.offer, header, tried)
+            _check_proof(target.part, target.candidate, header, tried)
             return
-        if status in _BROKEN and not asked.walk:
+        if status in _BROKEN and not target.walk:
             self._loads.note_strike(
                 url, tiers=self._tiers, given=self._clock() - self._began if status == 504 else None
             )
-        raise judged(asked.part, url, header, tried)
+        raise judged(target.part, url, header, tried)
 
 
 def judged(part: str, url: str, answer: Mapping[str, Any], tried: set[str]) -> Exception:
@@ -173,7 +173,7 @@ def judged(part: str, url: str, answer: Mapping[str, Any], tried: set[str]) -> E
         return _OF_LOST[answer["code"]](message)
     if status in _ELSEWHERE:
         tried.add(url)
-        return TryElsewhere(message)
+        return RetryOnOtherHost(message)
     if status == 504:
         return DeadlineExceeded(message)
     if 400 <= status < 500:
@@ -181,9 +181,9 @@ def judged(part: str, url: str, answer: Mapping[str, Any], tried: set[str]) -> E
     return NotFinite(message) if answer.get("finite") is False else IPnextError(message)
 
 
-def _check_proof(part: str, offer: Offer, answer: Mapping[str, Any], tried: set[str]) -> None:
+def _check_proof(part: str, candidate: HostCandidate, answer: Mapping[str, Any], tried: set[str]) -> None:
     """The host must have used the snapshot that was chosen, or the answer would be mixed in a way nobody allowed."""
-    if answer.get("snapshot") != offer.snapshot:
-        tried.add(offer.url)
-        msg = f"{offer.url} answered with {part}={answer.get('snapshot')}, needed is {part}={offer.snapshot}"
-        raise TryElsewhere(msg)
+    if answer.get("snapshot") != candidate.snapshot:
+        tried.add(candidate.url)
+        msg = f"{candidate.url} answered with {part}={answer.get('snapshot')}, needed is {part}={candidate.snapshot}"
+        raise RetryOnOtherHost(msg)

@@ -10,10 +10,10 @@ from ipnext.model.wire import decode_plain
 from serving.graph import Tensors
 from serving.protocol.frames import Frame, bytes_frame, tensor_frame
 from serving.protocol.v2 import Body
-from serving.routing.host_call import Asked, Attempt, HostCall, TryElsewhere, judged
+from serving.routing.host_call import Attempt, CallTarget, HostCall, RetryOnOtherHost, judged
 from serving.routing.host_connection import ConnectionLost, HostConnection, Pieces, connect
-from serving.routing.load_balancer import EndpointLoads
-from serving.routing.sync_policy import Offer, Tiers, of_snapshot
+from serving.routing.load_balancer import HostLoadBalancer
+from serving.routing.sync_policy import CandidateTiers, HostCandidate, of_snapshot
 from serving.routing.table import GenerationRoute
 
 _SIGNATURE_SECONDS: Final = 5.0
@@ -22,7 +22,7 @@ _SIGNATURE_SECONDS: Final = 5.0
 class HostClient:
     """Calls parts on hosts. Keeps one connection to each, and seeks those that it lost."""
 
-    def __init__(self, loads: EndpointLoads, clock: Callable[[], float]) -> None:
+    def __init__(self, loads: HostLoadBalancer, clock: Callable[[], float]) -> None:
         self._loads = loads
         self._clock = clock
         self._connections: dict[str, HostConnection] = {}
@@ -33,16 +33,16 @@ class HostClient:
     async def infer(self, route: GenerationRoute, part: str, inputs: Tensors, attempt: Attempt) -> Tensors:
         """A part's outputs from one host of the generation, with the proof checked and noted in `attempt`.
 
-        TryElsewhere where a host fails to answer for the generation; its url is then in `attempt.tried`. InvalidInput,
+        RetryOnOtherHost where a host fails to answer for the generation; its url is then in `attempt.tried`. InvalidInput,
         DeadlineExceeded or IPnextError as the host judged.
         """
-        return (await self.begin(route, part, inputs, attempt).answered()).tensors()
+        return (await self.begin(route, part, inputs, attempt).response()).tensors()
 
     def begin(self, route: GenerationRoute, part: str, inputs: Tensors, attempt: Attempt) -> HostCall:
         """As `infer`; the call has left when this returns, where there is a connection."""
-        offer = self._chosen(route, part, attempt)
-        header = self._header("infer", route.model, part, offer.generation, attempt.deadline)
-        return self._call(route, part, offer, Pieces(tensor_frame, header, inputs), attempt)
+        candidate = self._chosen(route, part, attempt)
+        header = self._header("infer", route.model, part, candidate.generation, attempt.deadline)
+        return self._call(route, part, candidate, Pieces(tensor_frame, header, inputs), attempt)
 
     async def relay(self, route: GenerationRoute, part: str, body: tuple[Body, int | None], attempt: Attempt) -> Frame:
         """The answer to the V2 body of a request, as the host wrote it; errors as `infer`.
@@ -51,39 +51,39 @@ class HostClient:
         answer's `header_length`, whether all its numbers are `finite`, and where it was sampled its `sketches`.
         """
         content, header_length = body
-        offer = self._chosen(route, part, attempt)
-        header = self._header("v2", route.model, part, offer.generation, attempt.deadline)
+        candidate = self._chosen(route, part, attempt)
+        header = self._header("v2", route.model, part, candidate.generation, attempt.deadline)
         header |= {"chosen": route.generation, "header_length": header_length, "outputs": list(route.plan.outputs)}
         header["sketch"] = attempt.sampled
-        return await self._call(route, part, offer, Pieces(bytes_frame, header, content), attempt).answered()
+        return await self._call(route, part, candidate, Pieces(bytes_frame, header, content), attempt).response()
 
     async def walk(self, route: GenerationRoute, body: tuple[Body, int | None], attempt: Attempt) -> Frame:
         """The answer to the V2 body of a request, whose graph a host of the route's `executing_part` executes; as `relay`."""
         content, header_length = body
         part = str(route.executing_part)
-        offer = self._loads.choose(self._allowed(route, part, attempt), tried=attempt.tried)
-        header = self._header("walk", route.model, part, offer.generation, attempt.deadline)
+        candidate = self._loads.choose(self._allowed(route, part, attempt), tried=attempt.tried)
+        header = self._header("walk", route.model, part, candidate.generation, attempt.deadline)
         pieces = Pieces(bytes_frame, header | {"header_length": header_length, "sketch": attempt.sampled}, content)
-        answer = await self._call(route, part, offer, pieces, attempt, walk=True).answered()
+        answer = await self._call(route, part, candidate, pieces, attempt, walk=True).response()
         if answer.header["snapshots"] != route.snapshots:
-            attempt.tried.add(offer.url)
-            msg = f"{offer.url} answered with {answer.header['snapshots']}, needed is {dict(route.snapshots)}"
-            raise TryElsewhere(msg)
+            attempt.tried.add(candidate.url)
+            msg = f"{candidate.url} answered with {answer.header['snapshots']}, needed is {dict(route.snapshots)}"
+            raise RetryOnOtherHost(msg)
         return answer
 
     async def signature(self, route: GenerationRoute, part: str) -> Signature:
-        """The tensors that a part takes and gives, as one of its hosts says. TryElsewhere, IPnextError."""
-        offer = self._loads.choose(route.offers[part])
-        url = offer.url
+        """The tensors that a part takes and gives, as one of its hosts says. RetryOnOtherHost, IPnextError."""
+        candidate = self._loads.choose(route.candidates[part])
+        url = candidate.url
         deadline = self._clock() + _SIGNATURE_SECONDS
-        header = self._header("signature", route.model, part, offer.generation, deadline)
+        header = self._header("signature", route.model, part, candidate.generation, deadline)
         try:
             async with asyncio.timeout(_SIGNATURE_SECONDS):
                 connection = self.connection(url) or await self.reach(url)
                 answer = await connection.call(Pieces(bytes_frame, header, b""))
         except (TimeoutError, ConnectionLost) as error:
             msg = f"{url} did not answer"
-            raise TryElsewhere(msg) from error
+            raise RetryOnOtherHost(msg) from error
         if answer.header["status"] != 200:
             raise judged(part, url, answer.header, set())
         return decode_plain(Signature, answer.header["signature"])
@@ -107,32 +107,39 @@ class HostClient:
         left = max(1, int((deadline - self._clock()) * 1000))
         return {"op": op, "model": model, "part": part, "generation": generation, "deadline_ms": left}
 
-    def _chosen(self, route: GenerationRoute, part: str, attempt: Attempt) -> Offer:
+    def _chosen(self, route: GenerationRoute, part: str, attempt: Attempt) -> HostCandidate:
         """A part that the graph calls twice answers twice from one snapshot."""
-        tiers = self._allowed(route, part, attempt) if attempt.only else route.offers[part]
+        tiers = self._allowed(route, part, attempt) if attempt.only else route.candidates[part]
         snapshot = attempt.used.get(part)
         if snapshot is not None:
             tiers = of_snapshot(tiers, snapshot)
-        offer = self._loads.choose(tiers, tried=attempt.tried)
-        attempt.used[part] = offer.snapshot
-        return offer
+        candidate = self._loads.choose(tiers, tried=attempt.tried)
+        attempt.used[part] = candidate.snapshot
+        return candidate
 
-    def _allowed(self, route: GenerationRoute, part: str, attempt: Attempt) -> Tiers:
-        """The offers of a part; those of one host if only that may be asked. TryElsewhere if it makes none now."""
-        tiers = route.offers[part]
+    def _allowed(self, route: GenerationRoute, part: str, attempt: Attempt) -> CandidateTiers:
+        """The candidates of a part; those of one host if only that may be asked. RetryOnOtherHost if it makes none now."""
+        tiers = route.candidates[part]
         if part not in attempt.only:
             return tiers
         url = attempt.only[part]
-        tiers = tuple(tuple(offer for offer in tier if offer.url == url) for tier in tiers)
+        tiers = tuple(tuple(candidate for candidate in tier if candidate.url == url) for tier in tiers)
         if not any(tiers):
             msg = f"{url} is not ready"
-            raise TryElsewhere(msg)
+            raise RetryOnOtherHost(msg)
         return tiers
 
     def _call(
-        self, route: GenerationRoute, part: str, offer: Offer, pieces: Pieces, attempt: Attempt, *, walk: bool = False
+        self,
+        route: GenerationRoute,
+        part: str,
+        candidate: HostCandidate,
+        pieces: Pieces,
+        attempt: Attempt,
+        *,
+        walk: bool = False,
     ) -> HostCall:
-        return HostCall(Asked(route, part, offer, pieces, attempt, walk), self._loads, self._clock, self)
+        return HostCall(CallTarget(route, part, candidate, pieces, attempt, walk), self._loads, self._clock, self)
 
     def connection(self, url: str) -> HostConnection | None:
         """The open connection to a host."""

@@ -74,7 +74,7 @@ class HostConnection:
 
     async def call(self, pieces_of: "Pieces") -> Frame:
         """Send a call and return its answer. Cancelled, the host is told so. ConnectionLost."""
-        return await self.send(pieces_of).answered()
+        return await self.send(pieces_of).response()
 
     def give_up(self, number: int) -> None:
         """Wait for a call's answer no longer, and tell the host so."""
@@ -130,7 +130,7 @@ class HostConnection:
 
 
 class SentCall:
-    """A call on its way. Either `answered` is awaited or `give_up` is called."""
+    """A call on its way. Either `response` is awaited or `give_up` is called."""
 
     __slots__ = ("_answer", "_connection", "_number")
 
@@ -139,7 +139,7 @@ class SentCall:
         self._number = number
         self._answer = answer
 
-    async def answered(self) -> Frame:
+    async def response(self) -> Frame:
         """The answer. Cancelled, the host is told so. ConnectionLost."""
         try:
             return await self._answer

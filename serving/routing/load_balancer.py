@@ -2,7 +2,7 @@
 
 A lost host is one whose connection ended or could not be had; it is out until a connection is there again. A host that
 falls behind, by answers that are late, wrong or missing where other hosts of the part give them, is out for a while, and
-then on trial: one call at a time, until it has answered as the others do. Each time in a row the while is twice as long.
+then half-open: one call at a time, until it has answered as the others do. Each time in a row the while is twice as long.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -11,7 +11,7 @@ from statistics import median_low
 from typing import Final, Literal
 
 from serving.metrics.in_flight import Counted
-from serving.routing.sync_policy import Offer, Tiers
+from serving.routing.sync_policy import CandidateTiers, HostCandidate
 
 FIRST_SECONDS: Final = 1.0
 """How long a host is out the first time."""
@@ -21,7 +21,7 @@ SOUGHT_SECONDS: Final = 4.0
 FORGIVEN_SECONDS: Final = 60.0
 """A host that has done well for so long begins with the first while again."""
 STRIKES: Final = 3
-"""So many calls in a row without a good answer put a host out, where another host gives good ones."""
+"""So many calls in a row without a good answer eject a host, where another host gives good ones."""
 SLOW_FACTOR: Final = 5.0
 SLOW_SECONDS: Final = 0.1
 """A host is slow whose mean latency is SLOW_FACTOR times the median of the others' and SLOW_SECONDS more."""
@@ -40,53 +40,53 @@ class _Host:
     seconds: float = 0.0
     """Mean latency of its answers, the newer ones counting more."""
     answers: int = 0
-    """Since it was let in last."""
+    """Since it was readmitted last."""
     strikes: int = 0
     out: Literal["behind", "lost"] | None = None
     until: float = 0.0
     times_out: int = 0
-    let_in_at: float = 0.0
-    on_trial: bool = False
+    readmitted_at: float = 0.0
+    half_open: bool = False
 
-    def put_out(self, why: Literal["behind", "lost"], now: float) -> None:
-        if self.out is None and now - self.let_in_at > FORGIVEN_SECONDS:
+    def eject(self, why: Literal["behind", "lost"], now: float) -> None:
+        if self.out is None and now - self.readmitted_at > FORGIVEN_SECONDS:
             self.times_out = 0
         longest = SOUGHT_SECONDS if why == "lost" else LONGEST_SECONDS
         self.until = now + min(longest, FIRST_SECONDS * 2**self.times_out)
         self.times_out = min(self.times_out + 1, 10)
         self.out = why
 
-    def let_in(self, now: float) -> None:
+    def readmit(self, now: float) -> None:
         """Known by its deeds from now on only."""
-        self.out, self.on_trial, self.let_in_at = None, True, now
+        self.out, self.half_open, self.readmitted_at = None, True, now
         self.seconds, self.answers, self.strikes = 0.0, 0, 0
 
 
-class EndpointLoads:
+class HostLoadBalancer:
     """Calls in flight and what became of earlier ones, for each host, as one router sees them. No I/O.
 
-    `on_out` is told the url of a host that is put out, and why.
+    `on_ejected` is told the url of a host that is ejected, and why.
     """
 
     def __init__(
-        self, clock: Callable[[], float], *, on_out: Callable[[str, Standing], None] = lambda *_: None
+        self, clock: Callable[[], float], *, on_ejected: Callable[[str, Standing], None] = lambda *_: None
     ) -> None:
         self._clock = clock
-        self._on_out = on_out
+        self._on_ejected = on_ejected
         self._hosts: dict[str, _Host] = {}
         self._watched: set[str] = set()
-        """Hosts that are out or on trial."""
+        """Hosts that are ejected or half-open."""
         self._turn = 0
 
-    def choose(self, tiers: Tiers, *, tried: Collection[str] = ()) -> Offer:
-        """The offer for the next call, from the first tier that has a host in good standing.
+    def choose(self, tiers: CandidateTiers, *, tried: Collection[str] = ()) -> HostCandidate:
+        """The candidate for the next call, from the first tier that has a host in good standing.
 
         `tried` are hosts that this request already had no luck with. They, and then hosts that are lost, are taken
-        only where there is no other in any tier. At least one tier has an offer.
+        only where there is no other in any tier. At least one tier has an candidate.
         """
         self._turn += 1
         if tried:
-            untried = [[offer for offer in tier if offer.url not in tried] for tier in tiers]
+            untried = [[candidate for candidate in tier if candidate.url not in tried] for tier in tiers]
             if any(untried):
                 return self._chosen(untried)
         return self._chosen(tiers)
@@ -105,12 +105,12 @@ class EndpointLoads:
         if host is None or host.out is None:
             return "in"
         if host.out == "behind" and host.until <= self._clock():
-            host.let_in(self._clock())
+            host.readmit(self._clock())
             return "in"
         return host.out
 
-    def note_answer(self, url: str, seconds: float, *, tiers: Tiers) -> None:
-        """A good answer, and how long it took. `tiers` are the offers it was chosen from."""
+    def note_answer(self, url: str, seconds: float, *, tiers: CandidateTiers) -> None:
+        """A good answer, and how long it took. `tiers` are the candidates it was chosen from."""
         host = self._of(url)
         host.strikes = 0
         host.answers += 1
@@ -118,13 +118,13 @@ class EndpointLoads:
         if host.seconds > SLOW_SECONDS and host.answers >= ENOUGH_ANSWERS and host.out is None:
             others = [other.seconds for other in self._others(url, tiers) if other.answers >= ENOUGH_ANSWERS]
             if others and host.seconds > SLOW_SECONDS + SLOW_FACTOR * median_low(others):
-                self._put_out(url, "behind")
+                self._eject(url, "behind")
                 return
-        if host.on_trial and host.answers >= ENOUGH_ANSWERS and host.out is None:
-            host.on_trial = False
+        if host.half_open and host.answers >= ENOUGH_ANSWERS and host.out is None:
+            host.half_open = False
             self._watched.discard(url)
 
-    def note_strike(self, url: str, *, tiers: Tiers, given: float | None = None) -> None:
+    def note_strike(self, url: str, *, tiers: CandidateTiers, given: float | None = None) -> None:
         """No answer by the deadline, or that of a host that is broken.
 
         A call that was `given` fewer seconds than twice what the fastest host of the part usually takes says nothing.
@@ -133,20 +133,20 @@ class EndpointLoads:
         if given is not None and given < EARLY_FACTOR * self._usual_seconds(url, tiers):
             return
         host.strikes += 1
-        if host.out is None and (host.on_trial or host.strikes >= STRIKES) and self._others_do_well(url, tiers):
-            self._put_out(url, "behind")
+        if host.out is None and (host.half_open or host.strikes >= STRIKES) and self._others_do_well(url, tiers):
+            self._eject(url, "behind")
 
     def note_lost(self, url: str) -> None:
         """The connection ended or could not be had. Calls that were lost together count once."""
         host = self._of(url)
         if host.out != "lost" or host.until <= self._clock():
-            self._put_out(url, "lost")
+            self._eject(url, "lost")
 
     def note_found(self, url: str) -> None:
         """A connection is there."""
         host = self._of(url)
         if host.out == "lost":
-            host.let_in(self._clock())
+            host.readmit(self._clock())
 
     def seconds_until_sought(self, url: str) -> float | None:
         """How long to wait before a lost host is tried again; None where it is not lost."""
@@ -161,59 +161,59 @@ class EndpointLoads:
     def _of(self, url: str) -> _Host:
         host = self._hosts.get(url)
         if host is None:
-            host = self._hosts[url] = _Host(let_in_at=self._clock())
+            host = self._hosts[url] = _Host(readmitted_at=self._clock())
         return host
 
-    def _chosen(self, tiers: Sequence[Sequence[Offer]]) -> Offer:
+    def _chosen(self, tiers: Sequence[Sequence[HostCandidate]]) -> HostCandidate:
         for tier in tiers:
             if found := self._standing_well(tier):
                 return self._least_loaded(found)
         return self._least_loaded(next(tier for tier in tiers if tier))
 
-    def _in_flight(self, offer: Offer) -> int:
-        host = self._hosts.get(offer.url)
+    def _in_flight(self, candidate: HostCandidate) -> int:
+        host = self._hosts.get(candidate.url)
         return 0 if host is None else host.in_flight
 
-    def _least_loaded(self, offers: Sequence[Offer]) -> Offer:
-        if len(offers) == 1:
-            return offers[0]
-        loads = [self._in_flight(offer) for offer in offers]
+    def _least_loaded(self, candidates: Sequence[HostCandidate]) -> HostCandidate:
+        if len(candidates) == 1:
+            return candidates[0]
+        loads = [self._in_flight(candidate) for candidate in candidates]
         least = min(loads)
-        equals = [offer for offer, load in zip(offers, loads, strict=True) if load == least]
+        equals = [candidate for candidate, load in zip(candidates, loads, strict=True) if load == least]
         return equals[self._turn % len(equals)]
 
-    def _standing_well(self, offers: Sequence[Offer]) -> Sequence[Offer]:
+    def _standing_well(self, candidates: Sequence[HostCandidate]) -> Sequence[HostCandidate]:
         """All that are in; and of those behind, the fastest, so that never more than half of all is left out for that."""
-        if not self._watched or self._watched.isdisjoint(offer.url for offer in offers):
-            return offers
-        standing = [self._standing_of_call(offer.url) for offer in offers]
-        chosen = [offer for offer, one in zip(offers, standing, strict=True) if one == "in"]
-        behind = [offer for offer, one in zip(offers, standing, strict=True) if one == "behind"]
-        behind.sort(key=lambda offer: self._hosts[offer.url].seconds)
-        kept = len(behind) - len(offers) // 2
+        if not self._watched or self._watched.isdisjoint(candidate.url for candidate in candidates):
+            return candidates
+        standing = [self._standing_of_call(candidate.url) for candidate in candidates]
+        chosen = [candidate for candidate, one in zip(candidates, standing, strict=True) if one == "in"]
+        behind = [candidate for candidate, one in zip(candidates, standing, strict=True) if one == "behind"]
+        behind.sort(key=lambda candidate: self._hosts[candidate.url].seconds)
+        kept = len(behind) - len(candidates) // 2
         if not chosen:
             kept = max(kept, 1)
         return [*chosen, *behind[: max(0, kept)]]
 
     def _standing_of_call(self, url: str) -> Standing:
-        """As `standing`; a host on trial that has a call under way takes no other."""
+        """As `standing`; a half-open host that has a call under way takes no other."""
         standing = self.standing(url)
         host = self._hosts.get(url)
-        return "behind" if standing == "in" and host is not None and host.on_trial and host.in_flight else standing
+        return "behind" if standing == "in" and host is not None and host.half_open and host.in_flight else standing
 
-    def _others(self, url: str, tiers: Tiers) -> Iterator[_Host]:
-        urls = {offer.url for tier in tiers for offer in tier} - {url}
+    def _others(self, url: str, tiers: CandidateTiers) -> Iterator[_Host]:
+        urls = {candidate.url for tier in tiers for candidate in tier} - {url}
         return (host for other in urls if (host := self._hosts.get(other)) is not None and host.out is None)
 
-    def _usual_seconds(self, url: str, tiers: Tiers) -> float:
+    def _usual_seconds(self, url: str, tiers: CandidateTiers) -> float:
         """Mean latency of the fastest host of the part; 0 if none has answered."""
         known = [host.seconds for host in (self._of(url), *self._others(url, tiers)) if host.answers]
         return min(known, default=0.0)
 
-    def _others_do_well(self, url: str, tiers: Tiers) -> bool:
+    def _others_do_well(self, url: str, tiers: CandidateTiers) -> bool:
         return any(other.answers and not other.strikes for other in self._others(url, tiers))
 
-    def _put_out(self, url: str, why: Literal["behind", "lost"]) -> None:
-        self._hosts[url].put_out(why, self._clock())
+    def _eject(self, url: str, why: Literal["behind", "lost"]) -> None:
+        self._hosts[url].eject(why, self._clock())
         self._watched.add(url)
-        self._on_out(url, why)
+        self._on_ejected(url, why)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from ipnext.errors import HostLost, QueryOfDeath, Unavailable
-from serving.routing.host_call import Attempt, HostEnded, TryElsewhere
+from serving.routing.host_call import Attempt, HostEnded, RetryOnOtherHost
 from serving.routing.lost_requests import Record
 
 ATTEMPTS: Final = 2
@@ -53,7 +53,7 @@ async def retried(  # noqa: C901, PLR0912 - each way in which an attempt ends
         left -= 1
         try:
             answer = await attempt()
-        except TryElsewhere as error:
+        except RetryOnOtherHost as error:
             reason = str(error)
             if left:
                 again(True)
@@ -105,14 +105,14 @@ async def _by_the_same_host(
         again(False)
         try:
             return await _asked_again(attempt, ended, record)
-        except TryElsewhere as error:
+        except RetryOnOtherHost as error:
             reason = str(error)
     if elsewhere:
         del asked.only[ended.part]
         again(False)
         try:
             return await _asked_again(attempt, ended, record)
-        except TryElsewhere as error:
+        except RetryOnOtherHost as error:
             reason = str(error)
     msg = f"part {ended.part!r}: {ended.url} ended while it had this request, and is not back; {reason}"
     raise HostLost(msg)

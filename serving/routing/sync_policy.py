@@ -20,7 +20,7 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class HostCandidate:
     """A host and the snapshot that it would answer with; `generation` is the name to ask for it by."""
 
     url: str
@@ -28,25 +28,25 @@ class Offer:
     snapshot: int
 
 
-Tiers = tuple[tuple[Offer, ...], ...]
+CandidateTiers = tuple[tuple[HostCandidate, ...], ...]
 """Each host once, the better choices first. The first tier holds what the policy wishes, and may be empty."""
 
 
-def offers(policy: SyncPolicy, wanted: Version, held: Mapping[str, Sequence[Version]]) -> Tiers:
+def candidates_for(policy: SyncPolicy, wanted: Version, held: Mapping[str, Sequence[Version]]) -> CandidateTiers:
     """The hosts that may answer where a generation wants `wanted`. `held` maps each url to what it is ready to answer with."""
-    best: dict[str, tuple[int, Offer]] = {}
+    best: dict[str, tuple[int, HostCandidate]] = {}
     for url, versions in held.items():
         ranked = [(rank, version) for version in versions if (rank := _rank(policy, wanted, version)) is not None]
         if ranked:
             (tier, _, _), version = min(ranked, key=lambda pair: pair[0])
-            best[url] = (tier, Offer(url, version.generation, version.snapshot))
+            best[url] = (tier, HostCandidate(url, version.generation, version.snapshot))
     tiers = sorted({0, *(tier for tier, _ in best.values())})
-    return tuple(tuple(offer for at, offer in best.values() if at == tier) for tier in tiers)
+    return tuple(tuple(candidate for at, candidate in best.values() if at == tier) for tier in tiers)
 
 
-def of_snapshot(tiers: Tiers, snapshot: int) -> Tiers:
-    """The offers of one snapshot: a part that a request calls twice answers twice with the same."""
-    return tuple(tuple(offer for offer in tier if offer.snapshot == snapshot) for tier in tiers)
+def of_snapshot(tiers: CandidateTiers, snapshot: int) -> CandidateTiers:
+    """The candidates of one snapshot: a part that a request calls twice answers twice with the same."""
+    return tuple(tuple(candidate for candidate in tier if candidate.snapshot == snapshot) for tier in tiers)
 
 
 def _stands_in(policy: SyncPolicy, wanted: Version, version: Version) -> bool:

@@ -18,7 +18,7 @@ from ipnext.model.wire import decode
 from serving.graph import GraphPlan, before_last, plan_graph
 from serving.protocol.v2 import snapshots_text
 from serving.routing.file_watch import notices
-from serving.routing.sync_policy import Tiers, Version, offers
+from serving.routing.sync_policy import CandidateTiers, Version, candidates_for
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +29,7 @@ class GenerationRoute:
     generation: int
     plan: GraphPlan
     snapshots: Mapping[str, int]
-    offers: Mapping[str, Tiers]
+    candidates: Mapping[str, CandidateTiers]
     """Part -> the hosts that may answer for this generation by the sync policy."""
     only_part: str | None
     """As of the plan."""
@@ -81,7 +81,7 @@ class GenerationRoute:
     @property
     def urls(self) -> frozenset[str]:
         """All hosts that may answer."""
-        return frozenset(offer.url for tiers in self.offers.values() for tier in tiers for offer in tier)
+        return frozenset(candidate.url for tiers in self.candidates.values() for tier in tiers for candidate in tier)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,14 +105,14 @@ class ModelRoutes:
     @property
     def engine_urls(self) -> frozenset[str]:
         """Its engines that serve by themselves."""
-        found = (route.offers[part] for route in self.generations.values() for part in route.engines)
-        return frozenset(offer.url for tiers in found for tier in tiers for offer in tier)
+        found = (route.candidates[part] for route in self.generations.values() for part in route.engines)
+        return frozenset(candidate.url for tiers in found for tier in tiers for candidate in tier)
 
     @property
     def engine_choices(self) -> frozenset[str]:
         """Those of them that a request may have a choice between."""
-        found = (route.offers[part] for route in self.generations.values() for part in route.choices)
-        return frozenset(offer.url for tiers in found for tier in tiers if len(tier) > 1 for offer in tier)
+        found = (route.candidates[part] for route in self.generations.values() for part in route.choices)
+        return frozenset(candidate.url for tiers in found for tier in tiers if len(tier) > 1 for candidate in tier)
 
     def choose(self, pin: str | None) -> GenerationRoute:
         """The pinned generation, else the newest that has hosts for all parts with the snapshots that its policy wishes.
@@ -210,7 +210,7 @@ def generation_route(model: RoutedModel, served: ServedGeneration) -> Generation
         generation=served.generation,
         plan=plan,
         snapshots=served.snapshots,
-        offers=found,
+        candidates=found,
         only_part=plan.only_part if plan.outputs else None,
         executing_part=plan.nodes[-1].part if served.sync.policy == "locked" else None,
         missing=tuple(sorted(part for part, tiers in needed.items() if not any(tiers))),
@@ -238,14 +238,16 @@ def _only(model: RoutedModel, served: ServedGeneration) -> RoutedModel:
     return model.model_copy(update={"served": (served,), "endpoints": endpoints})
 
 
-def _offers(model: RoutedModel, served: ServedGeneration, part: str, usable: Iterable[ServedGeneration]) -> Tiers:
+def _offers(
+    model: RoutedModel, served: ServedGeneration, part: str, usable: Iterable[ServedGeneration]
+) -> CandidateTiers:
     versions = {one.generation: _version(one, part) for one in usable if part in one.snapshots}
     held: dict[str, list[Version]] = {}
     for endpoint in model.endpoints:
         if endpoint.part == part:
             found = (versions[number] for number in endpoint.generations if number in versions)
             held.setdefault(endpoint.url, []).extend(found)
-    return offers(served.sync, versions[served.generation], held) if served.generation in versions else ((),)
+    return candidates_for(served.sync, versions[served.generation], held) if served.generation in versions else ((),)
 
 
 def _version(served: ServedGeneration, part: str) -> Version:

@@ -13,7 +13,7 @@ from serving.openai.engines.connection import EnginePool
 from serving.openai.engines.load_balancer import EngineLoads, EngineReport
 from serving.openai.engines.proof import ForeignAnswers
 from serving.openai.engines.response import EngineAnswer, EngineLost
-from serving.routing.sync_policy import Offer
+from serving.routing.sync_policy import HostCandidate
 from serving.routing.table import GenerationRoute
 
 POLL_SECONDS: Final = 0.5
@@ -48,11 +48,11 @@ class Engines:
             pool = self._pools[url] = EnginePool(url)
         return await pool.ask(method, path, headers, body)
 
-    def note_foreign(self, route: GenerationRoute, offer: Offer) -> str:
+    def note_foreign(self, route: GenerationRoute, candidate: HostCandidate) -> str:
         """Count an answer of an engine that is not the one of the table, and leave that out for a while. Returns what is wrong."""
         self.foreign.note(route.model, route.generation)
-        self.loads.note_lost(offer.url)
-        msg = f"{offer.url} does not answer as {route.answers_as[offer.url]}, the engine of snapshot {offer.snapshot}"
+        self.loads.note_lost(candidate.url)
+        msg = f"{candidate.url} does not answer as {route.answers_as[candidate.url]}, the engine of snapshot {candidate.snapshot}"
         structlog.get_logger().error("another engine answered", model=route.model, reason=msg)
         return msg
 

@@ -14,8 +14,8 @@ from serving.openai.engines.proof import names
 from serving.openai.engines.registry import Engines
 from serving.openai.engines.response import EngineLost
 from serving.protocol.tensors import Tensor
-from serving.routing.host_call import Attempt, TryElsewhere
-from serving.routing.sync_policy import Offer, of_snapshot
+from serving.routing.host_call import Attempt, RetryOnOtherHost
+from serving.routing.sync_policy import HostCandidate, of_snapshot
 from serving.routing.table import GenerationRoute
 
 PATH: Final = "/v1/embeddings"
@@ -29,56 +29,58 @@ _FULL: Final = 503
 async def embed(engines: Engines, route: GenerationRoute, part: str, inputs: Tensors, attempt: Attempt) -> Tensors:
     """`prompt` BYTES[n] -> `embedding` FP32[n, size], by one engine of the part; its snapshot is noted in `attempt`.
 
-    TryElsewhere where the engine fails, HostLost where it ended by it, InvalidInput where it refuses a text, IPnextError
+    RetryOnOtherHost where the engine fails, HostLost where it ended by it, InvalidInput where it refuses a text, IPnextError
     where its answer is no vectors.
     """
     texts = [text.decode(errors="replace") for text in inputs[PROMPT].data.ravel()]
-    offer = _chosen(engines, route, part, attempt)
-    attempt.used[part] = offer.snapshot
+    candidate = _chosen(engines, route, part, attempt)
+    attempt.used[part] = candidate.snapshot
     body = orjson.dumps({"model": route.model, "input": texts, "encoding_format": "base64"})
-    with engines.loads.calling(offer.url):
-        status, content = await _asked(engines, part, offer, body, attempt)
+    with engines.loads.calling(candidate.url):
+        status, content = await _asked(engines, part, candidate, body, attempt)
     if status in _ENDING:
         if status != _FULL:
-            await engines.check_alive(offer.url)
-        attempt.tried.add(offer.url)
-        engines.loads.note_lost(offer.url)
-        msg = f"part {part!r}: {offer.url} answered {status}"
-        raise TryElsewhere(msg)
+            await engines.check_alive(candidate.url)
+        attempt.tried.add(candidate.url)
+        engines.loads.note_lost(candidate.url)
+        msg = f"part {part!r}: {candidate.url} answered {status}"
+        raise RetryOnOtherHost(msg)
     if status != _OK:
         refused: type[IPnextError] = InvalidInput if status in {400, 413, 422} else IPnextError
         msg = f"part {part!r}: {_message(content)}"
         raise refused(msg)
-    if offer.url in route.answers_as and not names(content, route.answers_as[offer.url]):
-        attempt.tried.add(offer.url)
-        msg = f"part {part!r}: {engines.note_foreign(route, offer)}"
-        raise TryElsewhere(msg)
+    if candidate.url in route.answers_as and not names(content, route.answers_as[candidate.url]):
+        attempt.tried.add(candidate.url)
+        msg = f"part {part!r}: {engines.note_foreign(route, candidate)}"
+        raise RetryOnOtherHost(msg)
     return {EMBEDDING: _vectors(part, content, len(texts))}
 
 
-def _chosen(engines: Engines, route: GenerationRoute, part: str, attempt: Attempt) -> Offer:
+def _chosen(engines: Engines, route: GenerationRoute, part: str, attempt: Attempt) -> HostCandidate:
     """The least busy; of the snapshot that has answered for the part already, where one has."""
-    tiers = route.offers[part]
+    tiers = route.candidates[part]
     if part in attempt.used:
         tiers = of_snapshot(tiers, attempt.used[part])
-    untried = next((tier for tier in tiers if any(offer.url not in attempt.tried for offer in tier)), None)
-    offers = {offer.url: offer for offer in (untried or next(tier for tier in tiers if tier))}
-    return offers[engines.loads.choose(list(offers), None, policy="least-loaded", tried=attempt.tried)]
+    untried = next((tier for tier in tiers if any(candidate.url not in attempt.tried for candidate in tier)), None)
+    candidates = {candidate.url: candidate for candidate in (untried or next(tier for tier in tiers if tier))}
+    return candidates[engines.loads.choose(list(candidates), None, policy="least-loaded", tried=attempt.tried)]
 
 
-async def _asked(engines: Engines, part: str, offer: Offer, body: bytes, attempt: Attempt) -> tuple[int, bytes]:
-    """Status and whole body. TryElsewhere where the engine ends within it."""
+async def _asked(
+    engines: Engines, part: str, candidate: HostCandidate, body: bytes, attempt: Attempt
+) -> tuple[int, bytes]:
+    """Status and whole body. RetryOnOtherHost where the engine ends within it."""
     try:
-        answer = await engines.ask(offer.url, "POST", PATH, _HEADERS, body)
+        answer = await engines.ask(candidate.url, "POST", PATH, _HEADERS, body)
         return answer.status, await answer.rest()
     except EngineLost as error:
-        engines.loads.note_lost(offer.url)
+        engines.loads.note_lost(candidate.url)
         if error.sent:
-            await engines.check_alive(offer.url)
+            await engines.check_alive(candidate.url)
         if not error.reused:  # a connection that had been idle says nothing of the engine
-            attempt.tried.add(offer.url)
-        msg = f"part {part!r}: {offer.url}: {error}"
-        raise TryElsewhere(msg) from error
+            attempt.tried.add(candidate.url)
+        msg = f"part {part!r}: {candidate.url}: {error}"
+        raise RetryOnOtherHost(msg) from error
 
 
 def _vectors(part: str, content: bytes, count: int) -> Tensor:

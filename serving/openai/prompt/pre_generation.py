@@ -22,7 +22,7 @@ from serving.openai.prompt.prompt_builder import CHAT_PATH, COMPLETIONS_PATH, as
 from serving.openai.prompt.request_inputs import INPUTS, read_inputs
 from serving.protocol.response_templates import NotFinite
 from serving.protocol.tensors import Tensor
-from serving.routing.host_call import Attempt, TryElsewhere
+from serving.routing.host_call import Attempt, RetryOnOtherHost
 from serving.routing.host_client import HostClient
 from serving.routing.metrics import RouterMetrics
 from serving.routing.retries import retried
@@ -105,10 +105,10 @@ class Before:
 
     async def _asked(self, steps: _Steps, part: str, inputs: Tensors) -> Tensors:
         route, attempt = self._current(steps.route), steps.attempt
-        tiers = route.offers[part]
+        tiers = route.candidates[part]
         if not any(of_snapshot(tiers, attempt.used[part]) if part in attempt.used else tiers):
             msg = f"part {part!r} has none that is ready"
-            raise TryElsewhere(msg)
+            raise RetryOnOtherHost(msg)
         if part in route.engines:
             return await embed(self._engines, route, part, inputs, attempt)
         return await self._hosts.infer(route, part, inputs, attempt)

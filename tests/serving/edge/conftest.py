@@ -25,7 +25,7 @@ from serving.protocol.frames import UPGRADE
 from serving.protocol.tensors import DTYPES
 from serving.router.router import Router, RouterLimits
 from serving.routing.host_client import HostClient
-from serving.routing.load_balancer import EndpointLoads
+from serving.routing.load_balancer import HostLoadBalancer
 from serving.routing.metrics import RouterMetrics
 from serving.routing.table import TableFollower
 from serving.snapshots.held_snapshots import HeldSnapshots
@@ -163,12 +163,12 @@ class Edge:
         self.parts = PartServer(self.held, self.queue, id, region=REGION)
         self._hold()
         host = Host(self.held, None, self.parts, region=REGION)
-        others = HostClient(EndpointLoads(self.loop.time), self.loop.time)
+        others = HostClient(HostLoadBalancer(self.loop.time), self.loop.time)
         executor = GraphExecutor(self.parts, others)
         upgrades = {UPGRADE: lambda transport, rest: HostFrames(self.parts, executor).take_over(transport, rest)}
         host_server, host_connections = await self._listen(host.handle, upgrades)
         self.host_port = host_server.sockets[0].getsockname()[1]
-        hosts = HostClient(EndpointLoads(self.loop.time), self.loop.time)
+        hosts = HostClient(HostLoadBalancer(self.loop.time), self.loop.time)
         follower = TableFollower(self._table(), region=REGION, on_change=id)
         follower.look()
         self.metrics = RouterMetrics(region=REGION, served=lambda: follower.routes.all)

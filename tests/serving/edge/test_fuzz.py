@@ -19,7 +19,7 @@ from serving.protocol.frames import ALIGNMENT, FrameProtocol, bytes_frame, tenso
 from serving.protocol.tensors import Tensor
 from serving.protocol.v2 import InferRequest, encode_request
 from serving.routing.host_client import HostClient
-from serving.routing.load_balancer import EndpointLoads
+from serving.routing.load_balancer import HostLoadBalancer
 from serving.snapshots.held_snapshots import HeldSnapshots
 from tests.waiting import eventually
 
@@ -174,7 +174,7 @@ def ask(new_edge):
         held.loaded(hold, served)
         queue = InferenceQueue()
         parts = PartServer(held, queue, id, region="north")
-        host = HostFrames(parts, GraphExecutor(parts, HostClient(EndpointLoads(loop.time), loop.time)))
+        host = HostFrames(parts, GraphExecutor(parts, HostClient(HostLoadBalancer(loop.time), loop.time)))
         wire = Wire()
         host.take_over(wire, b"")
         for start in range(0, len(data), size):

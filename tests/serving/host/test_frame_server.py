@@ -25,7 +25,7 @@ from serving.protocol.tensors import Tensor
 from serving.protocol.v2 import InferRequest, decode_response, encode_request
 from serving.routing.host_client import HostClient
 from serving.routing.host_connection import ConnectionLost, Pieces, connect
-from serving.routing.load_balancer import EndpointLoads
+from serving.routing.load_balancer import HostLoadBalancer
 from serving.snapshots.held_snapshots import HeldSnapshots
 from tests.waiting import PATIENCE_SECONDS, eventually
 
@@ -80,7 +80,7 @@ async def host_of(budget=None):
     held.loaded(hold, ServedPart(part, BatchLimits()))
     queue = InferenceQueue(waiting=4)
     parts = PartServer(held, queue, lambda _: None, region="north", budget=connections.budget)
-    executor = GraphExecutor(parts, HostClient(EndpointLoads(time.monotonic), time.monotonic))
+    executor = GraphExecutor(parts, HostClient(HostLoadBalancer(time.monotonic), time.monotonic))
     upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, executor, connections).take_over(transport, rest)}
     factory, _ = http_factory(lambda request: error_response(not_found(request)), upgrades, connections=connections)
     server = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", 0)

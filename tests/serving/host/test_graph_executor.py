@@ -22,7 +22,7 @@ from serving.protocol.tensors import Tensor
 from serving.protocol.v2 import InferRequest, decode_response, encode_request
 from serving.router.router import Router
 from serving.routing.host_client import HostClient
-from serving.routing.load_balancer import EndpointLoads
+from serving.routing.load_balancer import HostLoadBalancer
 from serving.routing.metrics import RouterMetrics
 from serving.routing.table import TableFollower
 from serving.snapshots.held_snapshots import HeldSnapshots
@@ -115,7 +115,7 @@ class FakeFleet:
         self.stack.callback(queue.close)
         self.stack.callback(engine.gate.set)
         parts = PartServer(held, queue, lambda _: None, region="north")
-        client = HostClient(EndpointLoads(time.monotonic), time.monotonic)
+        client = HostClient(HostLoadBalancer(time.monotonic), time.monotonic)
         self.stack.callback(client.close)
         executor = GraphExecutor(parts, client)
         upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, executor).take_over(transport, rest)}
@@ -144,7 +144,7 @@ def router(fleet, tmp_path, toolbox):
         toolbox.write_table(tmp_path / "t.json", RouterTable(revision=time.time_ns(), region="north", models=(model,)))
         follower = TableFollower(tmp_path / "t.json", region="north")
         follower.look()
-        client = HostClient(EndpointLoads(time.monotonic), time.monotonic)
+        client = HostClient(HostLoadBalancer(time.monotonic), time.monotonic)
         metrics = RouterMetrics(region="north")
         try:
             yield Router(follower, client, metrics, region="north")

@@ -32,7 +32,7 @@ from serving.http.limits import HttpLimits
 from serving.metrics.generation_counts import GenerationCounts
 from serving.router.router import Router, RouterLimits
 from serving.routing.host_client import HostClient
-from serving.routing.load_balancer import EndpointLoads
+from serving.routing.load_balancer import HostLoadBalancer
 from serving.routing.metrics import RouterMetrics
 from serving.routing.table import TableFollower
 from tests.mixed_ranker import Ranker, export_ranker
@@ -171,7 +171,7 @@ class Edge:
     def __init__(self, path, limits):
         self.path = path
         self.metrics = RouterMetrics(region=REGION, served=lambda: self.follower.routes.all)
-        self.hosts = HostClient(EndpointLoads(time.monotonic), time.monotonic)
+        self.hosts = HostClient(HostLoadBalancer(time.monotonic), time.monotonic)
         self.follower = TableFollower(path, region=REGION, on_change=self.changed)
         self.access = AccessFollower(path.with_name("access.json"))
         self.follower.beside = (self.access.look,)

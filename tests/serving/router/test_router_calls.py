@@ -16,7 +16,7 @@ from serving.protocol.tensors import Tensor
 from serving.protocol.v2 import InferRequest, encode_request
 from serving.router.router import Router
 from serving.routing.host_client import HostClient
-from serving.routing.load_balancer import EndpointLoads
+from serving.routing.load_balancer import HostLoadBalancer
 from serving.routing.metrics import RouterMetrics
 from serving.routing.table import TableFollower
 from tests.waiting import eventually
@@ -107,7 +107,7 @@ async def ask(tmp_path, toolbox, listeners):
         toolbox.write_table(tmp_path / "t.json", RouterTable(revision=time.time_ns(), region="north", models=(model,)))
         follower = TableFollower(tmp_path / "t.json", region="north")
         follower.look()
-        client = HostClient(EndpointLoads(time.monotonic), time.monotonic)
+        client = HostClient(HostLoadBalancer(time.monotonic), time.monotonic)
         router = Router(follower, client, metrics, region="north", hosts_walk=False)
         try:
             response = await router.handle(request_of(headers, binary=binary))

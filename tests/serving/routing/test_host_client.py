@@ -14,10 +14,10 @@ from serving.http.messages import error_response, not_found
 from serving.protocol.frames import UPGRADE, FrameProtocol, bytes_frame, tensor_frame
 from serving.protocol.tensors import Tensor
 from serving.routing import host_connection, load_balancer
-from serving.routing.host_call import Attempt, HostEnded, TryElsewhere
+from serving.routing.host_call import Attempt, HostEnded, RetryOnOtherHost
 from serving.routing.host_client import HostClient
 from serving.routing.host_connection import ConnectionLost, Pieces, connect
-from serving.routing.load_balancer import EndpointLoads
+from serving.routing.load_balancer import HostLoadBalancer
 from serving.routing.table import compile_routes
 from tests.waiting import eventually
 
@@ -173,7 +173,7 @@ FACTS = {"p": {"created_at": "2026-01-01T00:00:00Z", "signature": "s"}}
 @pytest.fixture
 async def client():
     loop = asyncio.get_running_loop()
-    made = HostClient(EndpointLoads(loop.time), loop.time)
+    made = HostClient(HostLoadBalancer(loop.time), loop.time)
     made.attempt = lambda seconds=60.0: Attempt(loop.time() + seconds)
     yield made
     made.close()
@@ -190,7 +190,7 @@ async def test_a_lost_host_is_found_again_without_a_request_that_tries_it(client
         for _ in range(6):
             try:
                 await client.infer(one, "p", X, client.attempt())
-            except TryElsewhere:
+            except RetryOnOtherHost:
                 lost += 1
         assert lost == 1, "the others pass it over"
         seen = len(second.asked)
@@ -213,7 +213,7 @@ async def test_a_call_leaves_before_its_answer_is_awaited_and_the_host_is_told_w
         given_up.give_up()
         await eventually(lambda: host.cancelled == 1)
         host.let_go()
-        assert (await begun.answered()).tensors()["y"].data == [[2.0]]
+        assert (await begun.response()).tensors()["y"].data == [[2.0]]
         client.forget(frozenset())
         await eventually(lambda: not host.open)
 
@@ -223,7 +223,7 @@ async def test_a_lost_host_that_left_the_table_is_sought_no_more(client):
         one = route(hosts, (2,), (2,))
         for host in hosts:
             await host.end()
-        with pytest.raises(TryElsewhere):
+        with pytest.raises(RetryOnOtherHost):
             await client.infer(one, "p", X, client.attempt())
         client.forget(frozenset({hosts[1].url}))
         await hosts[0].start(hosts[0].port)
@@ -303,7 +303,7 @@ async def test_bounded_asks_another_snapshot_once_the_exact_one_is_lost(client):
             assert attempt.used == {"p": 2}
         await exact.end()
         attempt = client.attempt()
-        with pytest.raises((TryElsewhere, HostEnded)):
+        with pytest.raises((RetryOnOtherHost, HostEnded)):
             await client.infer(one, "p", X, attempt)
         attempt.used.clear()
         await client.infer(one, "p", X, attempt)

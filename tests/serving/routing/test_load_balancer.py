@@ -13,13 +13,13 @@ from serving.routing.load_balancer import (
     LONGEST_SECONDS,
     SOUGHT_SECONDS,
     STRIKES,
-    EndpointLoads,
+    HostLoadBalancer,
 )
-from serving.routing.sync_policy import Offer
+from serving.routing.sync_policy import HostCandidate
 
 
 def tier(*urls):
-    return tuple(Offer(url, 1, 1) for url in urls)
+    return tuple(HostCandidate(url, 1, 1) for url in urls)
 
 
 ABC = (tier("a", "b", "c"),)
@@ -31,7 +31,7 @@ class Router:
     def __init__(self):
         self.now = 0.0
         self.said = []
-        self.loads = EndpointLoads(lambda: self.now, on_out=lambda url, why: self.said.append((url, why)))
+        self.loads = HostLoadBalancer(lambda: self.now, on_ejected=lambda url, why: self.said.append((url, why)))
 
     def chosen(self, tiers=ABC, *, times=12, tried=()):
         return Counter(self.loads.choose(tiers, tried=tried).url for _ in range(times))
@@ -41,8 +41,8 @@ class Router:
             self.loads.note_answer(url, taken, tiers=tiers)
 
     def all_answer(self, seconds=0.01, tiers=ABC):
-        for offer in tiers[0]:
-            self.answers(offer.url, *[seconds] * ENOUGH_ANSWERS, tiers=tiers)
+        for candidate in tiers[0]:
+            self.answers(candidate.url, *[seconds] * ENOUGH_ANSWERS, tiers=tiers)
 
     def strikes(self, url, count=STRIKES, tiers=ABC, given=None):
         for _ in range(count):

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from ipnext.errors import HostLost, QueryOfDeath, Unavailable
-from serving.routing.host_call import Attempt, HostEnded, TryElsewhere
+from serving.routing.host_call import Attempt, HostEnded, RetryOnOtherHost
 from serving.routing.lost_requests import REMEMBERED_SECONDS, LostRequests
 from serving.routing.retries import retried
 
@@ -44,15 +44,15 @@ def ended(url="http://a", part="p", *, in_company=False):
 
 
 async def test_a_refused_request_is_made_again_once_anywhere():
-    hosts = Hosts(TryElsewhere("not held"), "answer")
+    hosts = Hosts(RetryOnOtherHost("not held"), "answer")
     assert await hosts.run() == "answer"
     assert (hosts.allowed, hosts.again) == ([{}, {}], [True])
     with pytest.raises(Unavailable, match="m: no host answers; not held"):
-        await Hosts(TryElsewhere("not held")).run()
+        await Hosts(RetryOnOtherHost("not held")).run()
 
 
 async def test_a_request_whose_host_ended_waits_for_that_host_alone():
-    hosts = Hosts(ended(), TryElsewhere("http://a is not ready"), TryElsewhere("not held"), "answer")
+    hosts = Hosts(ended(), RetryOnOtherHost("http://a is not ready"), RetryOnOtherHost("not held"), "answer")
     assert await hosts.run() == "answer"
     assert hosts.allowed == [{}, *[{"p": "http://a"}] * 3]
     assert hosts.again.count(True) == 1, "one retry, however long it waits"
@@ -76,19 +76,21 @@ async def test_a_request_that_takes_a_second_host_with_it_goes_to_no_third_one(w
 
 
 async def test_where_no_other_host_takes_what_was_lost_with_others_it_waits_for_its_own():
-    for script in ([TryElsewhere("not held")], []):
-        hosts = Hosts(*script, ended(in_company=True), TryElsewhere("not held"), TryElsewhere("not ready"), "answer")
+    for script in ([RetryOnOtherHost("not held")], []):
+        hosts = Hosts(
+            *script, ended(in_company=True), RetryOnOtherHost("not held"), RetryOnOtherHost("not ready"), "answer"
+        )
         assert await hosts.run() == "answer"
         assert hosts.allowed[-1] == {"p": "http://a"}
 
 
 async def test_where_its_host_is_not_back_in_time_another_one_is_asked_once():
-    hosts = Hosts(ended(), *[TryElsewhere("http://a is not ready")] * 3, "answer", seconds=0.6)
+    hosts = Hosts(ended(), *[RetryOnOtherHost("http://a is not ready")] * 3, "answer", seconds=0.6)
     assert await hosts.run() == "answer"
     assert hosts.allowed[1] == {"p": "http://a"}
     with pytest.raises(HostLost, match="http://a ended while it had this request, and is not back; http://a is"):
-        await Hosts(ended(), TryElsewhere("http://a is not ready"), seconds=0.4).run()
-    last = Hosts(ended(), TryElsewhere("http://a is not ready"), seconds=0.4)
+        await Hosts(ended(), RetryOnOtherHost("http://a is not ready"), seconds=0.4).run()
+    last = Hosts(ended(), RetryOnOtherHost("http://a is not ready"), seconds=0.4)
     with pytest.raises(HostLost):
         await last.run()
     assert last.allowed[-1] == {}
@@ -122,7 +124,7 @@ async def test_a_lost_request_that_comes_again_goes_anywhere_and_is_refused_once
     for last in ("answer", ended("http://b", in_company=with_others)):
         lost = LostRequests()
         with pytest.raises(HostLost):
-            await Hosts(ended(), TryElsewhere("not ready"), seconds=0.3).run(lost.of("m", BODY))
+            await Hosts(ended(), RetryOnOtherHost("not ready"), seconds=0.3).run(lost.of("m", BODY))
         hosts = Hosts(last)
         if last == "answer":
             assert await hosts.run(lost.of("m", BODY)) == "answer"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ipnext.model.deployment import PartEndpoint, RoutedModel, RouterTable, SnapshotFacts
 from ipnext.model.registry import SyncPolicy
-from serving.routing.sync_policy import Offer, Version, of_snapshot, offers
+from serving.routing.sync_policy import HostCandidate, Version, candidates_for, of_snapshot
 from serving.routing.table import compile_routes
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -32,7 +32,7 @@ def version(snapshot, generation=None, **changes):
 def urls(policy, wanted, **held):
     """The urls of each tier; `held` maps an url to snapshots, or versions."""
     versions = {url: [v if isinstance(v, Version) else version(v) for v in one] for url, one in held.items()}
-    return [[offer.url for offer in tier] for tier in offers(policy, version(wanted), versions)]
+    return [[candidate.url for candidate in tier] for tier in candidates_for(policy, version(wanted), versions)]
 
 
 def test_locked_takes_the_hosts_of_the_generation_and_no_others():
@@ -48,8 +48,8 @@ def test_bounded_takes_the_exact_snapshot_first_then_nearer_ones_and_of_two_as_n
 
 
 def test_a_host_offers_the_nearest_of_its_snapshots():
-    [[], [offer]] = offers(bounded(snapshots=3), version(5), {"a": [version(2), version(4), version(7)]})
-    assert offer == Offer("a", 4, 4)
+    [[], [candidate]] = candidates_for(bounded(snapshots=3), version(5), {"a": [version(2), version(4), version(7)]})
+    assert candidate == HostCandidate("a", 4, 4)
 
 
 def test_a_bound_in_seconds_counts_from_snapshot_to_snapshot_to_either_side():
@@ -67,30 +67,32 @@ def test_of_two_bounds_both_hold():
 def test_one_snapshot_under_two_generations_is_the_same_snapshot():
     for policy in (bounded(snapshots=0), UNSYNCED):
         assert urls(policy, 3, a=[version(3, generation=7)]) == [["a"]]
-        [[offer]] = offers(policy, version(3), {"a": [version(3, generation=7), version(3)]})
-        assert offer.generation == 3
+        [[candidate]] = candidates_for(policy, version(3), {"a": [version(3, generation=7), version(3)]})
+        assert candidate.generation == 3
 
 
 def test_unsynced_takes_every_host_with_its_newest_that_is_not_newer_than_the_generations():
-    [tier] = offers(UNSYNCED, version(3), {"a": [version(1), version(2)], "b": [version(3), version(4)]})
-    assert tier == (Offer("a", 2, 2), Offer("b", 3, 3))
+    [tier] = candidates_for(UNSYNCED, version(3), {"a": [version(1), version(2)], "b": [version(3), version(4)]})
+    assert tier == (HostCandidate("a", 2, 2), HostCandidate("b", 3, 3))
 
 
 def test_unsynced_takes_newer_ones_only_on_hosts_that_have_no_others():
     """So a generation with a little traffic on trial, or one that was rolled back, does not answer for the others."""
-    tiers = offers(UNSYNCED, version(3), {"a": [version(6), version(5)], "b": [version(1)]})
-    assert tiers == ((Offer("b", 1, 1),), (Offer("a", 5, 5),))
+    tiers = candidates_for(UNSYNCED, version(3), {"a": [version(6), version(5)], "b": [version(1)]})
+    assert tiers == ((HostCandidate("b", 1, 1),), (HostCandidate("a", 5, 5),))
 
 
 @pytest.mark.parametrize("policy", [bounded(snapshots=9), UNSYNCED])
 def test_a_snapshot_of_another_signature_or_an_unknown_one_never_stands_in(policy):
     assert urls(policy, 3, a=[version(2, signature="other")], b=[Version(2, 2)]) == [[]]
-    assert offers(policy, Version(3, 3), {"a": [version(2)], "b": [Version(3, 3)]}) == ((Offer("b", 3, 3),),)
+    assert candidates_for(policy, Version(3, 3), {"a": [version(2)], "b": [Version(3, 3)]}) == (
+        (HostCandidate("b", 3, 3),),
+    )
 
 
 def test_offers_of_one_snapshot_keep_their_tiers():
-    tiers = ((Offer("a", 1, 1), Offer("b", 2, 2)), (Offer("c", 2, 2),))
-    assert of_snapshot(tiers, 2) == ((Offer("b", 2, 2),), (Offer("c", 2, 2),))
+    tiers = ((HostCandidate("a", 1, 1), HostCandidate("b", 2, 2)), (HostCandidate("c", 2, 2),))
+    assert of_snapshot(tiers, 2) == ((HostCandidate("b", 2, 2),), (HostCandidate("c", 2, 2),))
 
 
 SNAPSHOTS = st.integers(1, 6)
@@ -101,11 +103,11 @@ HELD = st.dictionaries(st.sampled_from("abcd"), st.lists(SNAPSHOTS, max_size=4, 
 def test_no_offer_breaks_its_policy_and_no_host_is_refused_without_need(wanted, held, bound, policy):
     sync = SyncPolicy(policy=policy, max_snapshots=bound if policy == "bounded" else None)
     allowed = {"locked": 0, "bounded": bound, "unsynced": 99}[policy]
-    tiers = offers(sync, version(wanted), {url: [version(n) for n in one] for url, one in held.items()})
-    offered = {offer.url: offer for tier in tiers for offer in tier}
+    tiers = candidates_for(sync, version(wanted), {url: [version(n) for n in one] for url, one in held.items()})
+    offered = {candidate.url: candidate for tier in tiers for candidate in tier}
     assert len(offered) == sum(map(len, tiers)), "each host once"
-    assert all(abs(offer.snapshot - wanted) <= allowed for offer in offered.values())
-    assert all(offer.snapshot in held[url] for url, offer in offered.items())
+    assert all(abs(candidate.snapshot - wanted) <= allowed for candidate in offered.values())
+    assert all(candidate.snapshot in held[url] for url, candidate in offered.items())
     assert offered.keys() == {url for url, one in held.items() if any(abs(n - wanted) <= allowed for n in one)}
 
 
@@ -134,8 +136,8 @@ def test_without_a_pin_the_newest_generation_that_the_policy_wishes_is_chosen(ro
 
 def test_a_generation_without_hosts_is_answered_by_what_the_policy_lets_stand_in(routes):
     route = routes(bounded(snapshots=1)).choose("2")
-    assert route.offers["dense"] == ((), (Offer("d1", 1, 1),))
-    assert route.offers["sparse"] == ((Offer("s1", 2, 2), Offer("s2", 2, 2)),)
+    assert route.candidates["dense"] == ((), (HostCandidate("d1", 1, 1),))
+    assert route.candidates["sparse"] == ((HostCandidate("s1", 2, 2), HostCandidate("s2", 2, 2)),)
     assert (route.missing, route.whole) == ((), False)
     assert routes(LOCKED).generations[2].missing == ("dense",)
     assert routes(bounded(snapshots=0)).generations[2].missing == ("dense",)

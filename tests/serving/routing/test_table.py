@@ -23,7 +23,7 @@ def table(toolbox):
 
 
 def hosts(route):
-    return {part: [offer.url for tier in tiers for offer in tier] for part, tiers in route.offers.items()}
+    return {part: [candidate.url for tier in tiers for candidate in tier] for part, tiers in route.candidates.items()}
 
 
 FULL = (endpoint("sparse", "s1", 1, 2), endpoint("sparse", "s2", 2), endpoint("dense", "d1", 1, 2))
