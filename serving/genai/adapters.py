@@ -16,7 +16,7 @@ from serving.genai.checkpoint_check import verify_adapter
 from serving.genai.engine.probe import EngineProbe
 from serving.genai.engine.supervisor import Engine
 from serving.genai.weight_reload import load_adapter, unload_adapter
-from serving.snapshots.fetch import Fetched
+from serving.snapshots.fetch import LocalSnapshot
 from serving.snapshots.held_snapshots import HeldSnapshots
 
 _RETRY_SECONDS = 1.0
@@ -27,7 +27,7 @@ class EngineAdapters:
     """The adapters in one engine, by their names there. Forgotten with each start of its process."""
 
     def __init__(self, session: HttpSessions, engine: Engine) -> None:
-        self.wanted: Mapping[str, Fetched] = {}
+        self.wanted: Mapping[str, LocalSnapshot] = {}
         self.loaded: set[str] = set()
         """Those that have answered."""
         self.failed: dict[str, str] = {}
@@ -68,7 +68,7 @@ class EngineAdapters:
             if name not in self.loaded and name not in self.failed:
                 await self._load(name, fetched)
 
-    async def _load(self, name: str, fetched: Fetched) -> None:
+    async def _load(self, name: str, fetched: LocalSnapshot) -> None:
         spec, log = self._engine.spec, structlog.get_logger().bind(adapter=name, engine=self._engine.spec.log.engine)
         try:
             await asyncio.to_thread(verify_adapter, fetched, spec.directory, spec.settings)
@@ -99,7 +99,7 @@ class Adapters:
     """All adapters that a host is asked to hold, and the engines that have them."""
 
     def __init__(self, session: HttpSessions) -> None:
-        self.held: HeldSnapshots[Fetched] = HeldSnapshots()
+        self.held: HeldSnapshots[LocalSnapshot] = HeldSnapshots()
         self._session = session
         self._holds: tuple[HostedSnapshot, ...] = ()
         self._engines: dict[Engine, EngineAdapters] = {}

@@ -8,17 +8,17 @@ from ipnext.artifacts.checkpoints import LocalFiles, ReadCheckpoint, read_checkp
 from ipnext.errors import InvalidInput, LoadFailed
 from ipnext.model.checkpoint import unfit_settings
 from ipnext.model.engine_settings import VllmSettings
-from serving.snapshots.fetch import Fetched
+from serving.snapshots.fetch import LocalSnapshot
 
 
-def verify(fetched: Fetched, settings: VllmSettings) -> None:
+def verify(fetched: LocalSnapshot, settings: VllmSettings) -> None:
     """LoadFailed where headers and configuration disagree, the manifest tells other facts, or the settings ask too much."""
     checkpoint = _told_truly(fetched)
     for fault in (*misfits(checkpoint), *unfit_settings(checkpoint.facts, settings)):
         raise LoadFailed(fault)
 
 
-def verify_adapter(fetched: Fetched, base: Path, settings: VllmSettings) -> None:
+def verify_adapter(fetched: LocalSnapshot, base: Path, settings: VllmSettings) -> None:
     """LoadFailed where an adapter does not fit the checkpoint in `base`, or that one's settings."""
     adapter = _told_truly(fetched)
     for fault in (*base_misfits(adapter, _read(base), max_rank=settings.max_lora_rank), *misfits(adapter)):
@@ -32,7 +32,7 @@ def _read(directory: Path) -> ReadCheckpoint:
         raise LoadFailed(error.message) from error
 
 
-def _told_truly(fetched: Fetched) -> ReadCheckpoint:
+def _told_truly(fetched: LocalSnapshot) -> ReadCheckpoint:
     """What the files are. LoadFailed where the manifest tells other facts."""
     checkpoint, told = _read(fetched.directory), fetched.manifest.checkpoint
     other = None if told is None else told.other_than(checkpoint.facts)

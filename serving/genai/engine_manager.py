@@ -34,12 +34,12 @@ from serving.genai.engine.shared_storage import SharedStorage
 from serving.genai.engine.supervisor import Engine, EngineSpec, Pace, Probes
 from serving.genai.hot_swap import Swaps
 from serving.genai.load_retries import load_with_retries
-from serving.snapshots.fetch import Fetched, fetch_held
+from serving.snapshots.fetch import LocalSnapshot, fetch_assigned
 from serving.snapshots.fetch_process import Fetcher
 from serving.snapshots.held_snapshots import HeldSnapshots, check_holds
 from serving.snapshots.memory_budget import resident_bytes
 
-Check = Callable[[Fetched, VllmSettings], None]
+Check = Callable[[LocalSnapshot, VllmSettings], None]
 """LoadFailed where a checkpoint is not what it says, or its settings do not fit it."""
 
 
@@ -269,7 +269,7 @@ class Engines:
 
     async def _fetch_adapter(self, hold: HostedSnapshot) -> None:
         loop = asyncio.get_running_loop()
-        fetched = await loop.run_in_executor(self._fetching, fetch_held, self._store, hold, self._cache)
+        fetched = await loop.run_in_executor(self._fetching, fetch_assigned, self._store, hold, self._cache)
         if self._adapters.held.loaded(hold, fetched):
             self._adapters.follow(self.held.values)
 
@@ -279,14 +279,14 @@ class Engines:
             return None
         return SharedStorage(self._transfer / f"{hold.digest}-{settings.dtype}")
 
-    async def _arrive(self, hold: HostedSnapshot) -> Fetched:
+    async def _arrive(self, hold: HostedSnapshot) -> LocalSnapshot:
         loop = asyncio.get_running_loop()
         fetched = await loop.run_in_executor(self._fetching, self._arrived, hold, _settings(hold, self._allowances))
         self._weights[hold.digest] = weight_bytes(fetched.manifest)
         return fetched
 
-    def _arrived(self, hold: HostedSnapshot, settings: VllmSettings) -> Fetched:
-        fetched = fetch_held(self._store, hold, self._cache)
+    def _arrived(self, hold: HostedSnapshot, settings: VllmSettings) -> LocalSnapshot:
+        fetched = fetch_assigned(self._store, hold, self._cache)
         self._check(fetched, settings)
         return fetched
 

@@ -18,7 +18,7 @@ from ipnext.model.value import canonical_json
 from serving.genai.engine.supervisor import Engine
 from serving.genai.load_retries import load_with_retries
 from serving.genai.weight_reload import Swapped, check_alike, check_alone, swap_weights
-from serving.snapshots.fetch import Fetched
+from serving.snapshots.fetch import LocalSnapshot
 from serving.snapshots.held_snapshots import Changes, HeldSnapshots, HoldKey, hold_key
 
 Former = Mapping[Engine, HostedSnapshot]
@@ -31,7 +31,7 @@ class _Way:
 
     former: HostedSnapshot
     hold: HostedSnapshot
-    fetched: Fetched | None
+    fetched: LocalSnapshot | None
     """The snapshot of `hold`, where it had come before."""
     drain_seconds: float
     heir: HostedSnapshot | None = None
@@ -46,14 +46,14 @@ class Swaps:
         session: HttpSessions,
         held: HeldSnapshots[Engine],
         *,
-        arrive: Callable[[HostedSnapshot], Awaitable[Fetched]],
+        arrive: Callable[[HostedSnapshot], Awaitable[LocalSnapshot]],
         start: Callable[[HostedSnapshot], Awaitable[None]],
     ) -> None:
         self._session = session
         self._held = held
         self._arrive = arrive
         self._start = start
-        self._coming: HeldSnapshots[Fetched] = HeldSnapshots()
+        self._coming: HeldSnapshots[LocalSnapshot] = HeldSnapshots()
         self._ways: dict[Engine, _Way] = {}
         self._told: dict[tuple[str, str, int], EngineSwap] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -124,7 +124,7 @@ class Swaps:
                 return True
         return False
 
-    def _at_hand(self, hold: HostedSnapshot) -> Fetched | None:
+    def _at_hand(self, hold: HostedSnapshot) -> LocalSnapshot | None:
         return next((found for known, found in self._coming.values if hold_key(known) == hold_key(hold)), None)
 
     def _run(self, steps: Coroutine[None, None, None]) -> None:
@@ -169,7 +169,7 @@ class Swaps:
         self._note(way, "swapped", seconds=time.monotonic() - began)
         return True
 
-    async def _swap(self, engine: Engine, new: Fetched, drain_seconds: float) -> Swapped:
+    async def _swap(self, engine: Engine, new: LocalSnapshot, drain_seconds: float) -> Swapped:
         spec = engine.spec
         if not spec.swap or spec.checkpoint is None:
             msg = "it was started without the routes that change weights (rollout.refresh was not 'swap' then)"

@@ -22,7 +22,7 @@ from ipnext.model.going_over import changed_beside_weights, obstacle, read_once,
 from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
 from serving.genai.checkpoint_check import verify
 from serving.genai.engine.probe import EngineProbe
-from serving.snapshots.fetch import Fetched
+from serving.snapshots.fetch import LocalSnapshot
 
 LATE_SECONDS: Final = 30.0
 """What is left of requests after their drain has so much time: the router has cut them by then."""
@@ -42,7 +42,7 @@ async def swap_weights(  # noqa: PLR0913 - each is passed by name
     model: str,
     *,
     running: Checkpoint,
-    new: Fetched,
+    new: LocalSnapshot,
     settings: VllmSettings,
     drain_seconds: float = STREAM_DRAIN_SECONDS,
 ) -> Swapped:
@@ -71,7 +71,7 @@ async def swap_weights(  # noqa: PLR0913 - each is passed by name
     return Swapped(paused, time.monotonic() - began)
 
 
-def check_alike(running: Path, new: Fetched) -> None:
+def check_alike(running: Path, new: LocalSnapshot) -> None:
     """LoadFailed where weights have another form than in `running`, or anything else differs that an engine reads as it starts."""
     former = SnapshotManifest.model_validate_json((running / SNAPSHOT_FILE).read_bytes())
     why = obstacle(former, new.manifest)

@@ -15,7 +15,7 @@ from ipnext.errors import ArtifactMissing, LoadFailed
 from ipnext.model.delta import DeltaDocument
 from ipnext.model.footprint import needed_bytes
 from serving.engines.base import Engine, LoadedPart
-from serving.snapshots.fetch import Fetched, fetch
+from serving.snapshots.fetch import LocalSnapshot, fetch
 from serving.snapshots.fetch_process import Fetcher
 from serving.weights.delta_snapshot import Delta, read_delta, read_document
 
@@ -39,7 +39,7 @@ class Chain:
     """What a snapshot is made from: a held parent or a full snapshot, and deltas upon it, the oldest first."""
 
     ground: str
-    base: Fetched | None
+    base: LocalSnapshot | None
     """The full snapshot; none where the host holds `ground`."""
     deltas: tuple[Path, ...] = ()
     result_of: Path | None = None
@@ -84,7 +84,7 @@ def _taker(part: LoadedPart) -> TakesDeltas:
     return part
 
 
-def fetch_chain(store: Fetcher, uri: str, cache: Path, snapshot: Fetched, held: Collection[str]) -> Chain:
+def fetch_chain(store: Fetcher, uri: str, cache: Path, snapshot: LocalSnapshot, held: Collection[str]) -> Chain:
     """All that `snapshot`, which the store has under `uri`, needs beside the `held` digests, fetched.
 
     A parent is looked for in `held`, then in the store. Where one is missing, the nearest descendant that names its full result
@@ -106,7 +106,7 @@ def fetch_chain(store: Fetcher, uri: str, cache: Path, snapshot: Fetched, held: 
     return Chain(chain[-1].manifest.digest, chain[-1], _deltas(chain[:-1]))
 
 
-def _from_full(store: Fetcher, uri: str, cache: Path, chain: list[Fetched], missing: ArtifactMissing) -> Chain:
+def _from_full(store: Fetcher, uri: str, cache: Path, chain: list[LocalSnapshot], missing: ArtifactMissing) -> Chain:
     """From the full result of the oldest delta that has one in the store: the fewest bytes that lead there are fetched already."""
     named = [(place, read_document(each.directory).full) for place, each in enumerate(chain)]
     for place, full in reversed(named):
@@ -129,19 +129,19 @@ def _beside(uri: str, digest: str) -> str:
     return snapshot_uri(uri.rpartition("/snapshots/")[0], digest)
 
 
-def _check_same_program(delta: Fetched, other: Fetched) -> None:
+def _check_same_program(delta: LocalSnapshot, other: LocalSnapshot) -> None:
     ours, theirs = delta.manifest, other.manifest
     if (ours.engine, ours.signature) != (theirs.engine, theirs.signature):
         msg = f"delta {ours.digest} and {theirs.digest}, which it names, differ in engine or signature; publish a full snapshot"
         raise LoadFailed(msg)
 
 
-def _parent(snapshot: Fetched) -> str:
+def _parent(snapshot: LocalSnapshot) -> str:
     if snapshot.manifest.parent is None:
         msg = f"{snapshot.directory.name} is a delta that names no parent; publish a full snapshot"
         raise LoadFailed(msg)
     return snapshot.manifest.parent
 
 
-def _deltas(newest_first: list[Fetched]) -> tuple[Path, ...]:
+def _deltas(newest_first: list[LocalSnapshot]) -> tuple[Path, ...]:
     return tuple(each.directory for each in reversed(newest_first))

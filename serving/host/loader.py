@@ -17,7 +17,7 @@ from ipnext.model.deployment import HostedSnapshot
 from serving.engines.base import Engine, LoadedPart
 from serving.host.delta_loader import Chain, fetch_chain
 from serving.host.served_part import ServedPart, batch_limits
-from serving.snapshots.fetch import Fetched, fetch_held
+from serving.snapshots.fetch import LocalSnapshot, fetch_assigned
 from serving.snapshots.fetch_process import Fetcher
 from serving.snapshots.held_snapshots import HeldSnapshots, Lease
 from serving.snapshots.memory_budget import HostMemory
@@ -118,7 +118,7 @@ class Loader:
             msg = f"snapshot {hold.snapshot} of {hold.model}.{hold.part}: {type(error).__name__}: {error}"
             raise LoadFailed(msg) from error
 
-    async def _delta_loaded(self, hold: HostedSnapshot, fetched: Fetched) -> ServedPart:
+    async def _delta_loaded(self, hold: HostedSnapshot, fetched: LocalSnapshot) -> ServedPart:
         """From its parent where that is held; a parent that is being loaded is waited for."""
         loop = asyncio.get_running_loop()
         parents = [task for task in self._tasks if task.get_name() == fetched.manifest.parent]
@@ -175,11 +175,11 @@ class Loader:
         if not work.cancelled() and work.exception() is None:
             self.dispose(work.result())
 
-    def _fetch_chain_now(self, hold: HostedSnapshot, fetched: Fetched, held: Mapping[str, LoadedPart]) -> Chain:
+    def _fetch_chain_now(self, hold: HostedSnapshot, fetched: LocalSnapshot, held: Mapping[str, LoadedPart]) -> Chain:
         return fetch_chain(self._open_store(), hold.uri, self._cache, fetched, held)
 
-    def _fetch_now(self, hold: HostedSnapshot) -> Fetched:
-        return fetch_held(self._open_store(), hold, self._cache)
+    def _fetch_now(self, hold: HostedSnapshot) -> LocalSnapshot:
+        return fetch_assigned(self._open_store(), hold, self._cache)
 
     def _load_now(self, hold: HostedSnapshot, chain: Chain, held: Mapping[str, LoadedPart]) -> ServedPart:
         limits = batch_limits(hold.settings)

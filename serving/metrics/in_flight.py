@@ -4,18 +4,18 @@ from types import TracebackType
 from typing import Protocol
 
 
-class Countable(Protocol):
+class HasInFlight(Protocol):
     """What has things under way."""
 
     in_flight: int
 
 
-class Counted:
+class InFlight:
     """One more of them is under way from entry to exit."""
 
     __slots__ = ("_one",)
 
-    def __init__(self, one: Countable) -> None:
+    def __init__(self, one: HasInFlight) -> None:
         self._one = one
 
     def __enter__(self) -> None:

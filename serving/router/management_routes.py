@@ -15,7 +15,7 @@ from serving.http.messages import Request, Response, error_response, json_respon
 from serving.metrics.generation_counts import GenerationCounts
 from serving.metrics.tallies import CONTENT_TYPE
 from serving.router.model_metadata import model_signature
-from serving.router.shutdown import Handover
+from serving.router.shutdown import GracefulShutdown
 from serving.routing.host_call import RetryOnOtherHost
 from serving.routing.host_client import HostClient
 from serving.routing.metrics import RouterMetrics
@@ -44,7 +44,7 @@ _ABOUT: Final[Mapping[str, Any]] = {
 }
 
 
-class Discovery:
+class ManagementRoutes:
     """Answers all of a router's paths but inference."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Discovery:
         metrics: RouterMetrics,
         *,
         engines: Callable[[], Mapping[str, int]] = dict,
-        ending: Handover,
+        ending: GracefulShutdown,
         guard: Guard,
     ) -> None:
         self._follower = follower
@@ -83,7 +83,7 @@ class Discovery:
             case "POST", ["v2", "repository", "index"]:
                 return repository_index(request, self._guard.visible(request))
             case "POST", ["control", "drain"]:
-                self._ending.let_go()
+                self._ending.release()
                 return self._state()
             case "GET", ["v2", "models", *below, "stats"] if len(below) in (0, 1, 3):
                 return self._statistics(request, below)
@@ -108,7 +108,7 @@ class Discovery:
                 ready = follower.found and not self._ending.closed
                 return json_response({"ready": ready}, 200 if ready else 503)
             case "control/state":
-                self._ending.asked()
+                self._ending.note_state_poll()
                 return self._state()
             case "control/key-uses":
                 return json_response(KeyUseReport(uses=self._guard.uses.last))

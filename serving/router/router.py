@@ -45,8 +45,8 @@ from serving.protocol.v2 import (
     parse_header_length,
     proof_parameters,
 )
-from serving.router.management_routes import Discovery
-from serving.router.shutdown import Handover
+from serving.router.management_routes import ManagementRoutes
+from serving.router.shutdown import GracefulShutdown
 from serving.routing.admission import DEFAULT_MAX_IN_FLIGHT, Admission
 from serving.routing.gateway_choice import is_chosen
 from serving.routing.host_call import Attempt
@@ -110,8 +110,8 @@ class Router:
         """Those that serve by themselves; whoever follows the table tells which there are."""
         metrics.registry.register(self.engines.foreign)
         self._lost = LostRequests()
-        self._ending = Handover(region=region)
-        self._discovery = Discovery(
+        self._ending = GracefulShutdown(region=region)
+        self._management = ManagementRoutes(
             follower,
             hosts,
             metrics,
@@ -142,12 +142,12 @@ class Router:
                 return self._guarded(request, model, version)
         if steps[0] in ROOTS:
             return self._openai.answer(request)
-        return self._discovery.answer(request, steps)
+        return self._management.answer(request, steps)
 
     async def drained(self) -> None:
-        """As of `Handover.finished`."""
+        """As of `GracefulShutdown.drain`."""
         limits = {name: model.drain_seconds for name, model in self._follower.routes.models.items()}
-        await self._ending.finished(lambda: (limits.get(model, DRAIN_SECONDS) for model in self._admission.under_way))
+        await self._ending.drain(lambda: (limits.get(model, DRAIN_SECONDS) for model in self._admission.under_way))
 
     def _guarded(self, request: Request, model: str, pin: str | None) -> Response | Awaitable[Answer]:
         """Answer a request that is let through; what is not counts as refused, and nowhere else."""

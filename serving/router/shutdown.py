@@ -13,17 +13,17 @@ from serving.openai.errors import openai_error
 from serving.openai.routes import ROOTS
 
 DRAIN_POLL_SECONDS: Final = 0.02
-HANDOVER_SECONDS: Final = 10.0
+RELEASE_SECONDS: Final = 10.0
 """An agent that follows this router has started the next one by then, or will not."""
 FOLLOWED_SECONDS: Final = 3.0
 """An agent asks for the state every half second."""
 LATE_SECONDS: Final = 0.3
-"""From being let go on, for what a gateway sent just before it pointed to the next one."""
+"""From its release on, for what a gateway sent just before it pointed to the next one."""
 REPLACED_SECONDS: Final = 1
 """Where no agent follows, the next router is there by then, as a rule; a gateway tries some times more."""
 
 
-class Handover:
+class GracefulShutdown:
     """Begins with the signal to end, or with the agent's word that nothing is sent here any more."""
 
     def __init__(self, *, region: str) -> None:
@@ -32,29 +32,29 @@ class Handover:
         self.closed = False
         """Whether it takes nothing new."""
         self._region = region
-        self._asked_at = float("-inf")
-        self._let_go = asyncio.Event()
+        self._state_polled_at = float("-inf")
+        self._released = asyncio.Event()
 
-    def asked(self) -> None:
+    def note_state_poll(self) -> None:
         """An agent asks for the router's state: it follows this router."""
-        self._asked_at = time.monotonic()
+        self._state_polled_at = time.monotonic()
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """The agent says that nothing is sent here any more."""
         self.draining = True
-        self._let_go.set()
+        self._released.set()
 
-    async def finished(self, drains: Callable[[], Iterable[float]]) -> None:
+    async def drain(self, drains: Callable[[], Iterable[float]]) -> None:
         """Returns once nothing is under way, or every model with requests under way has had its drain.
 
         `drains`: for how many seconds those of each such model may go on. Where an agent follows this router, all is answered as before until the
         agent says that requests go to the next one: to a port that nobody listens at a gateway would come back some times, and give up.
         """
         self.draining = True
-        followed = time.monotonic() - self._asked_at < FOLLOWED_SECONDS
-        if followed and not self._let_go.is_set():
+        followed = time.monotonic() - self._state_polled_at < FOLLOWED_SECONDS
+        if followed and not self._released.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._let_go.wait(), HANDOVER_SECONDS)
+                await asyncio.wait_for(self._released.wait(), RELEASE_SECONDS)
                 await asyncio.sleep(LATE_SECONDS)
         self.closed, began = True, time.monotonic()
         while any(time.monotonic() - began < seconds for seconds in drains()):  # noqa: ASYNC110  # asked once, at the end

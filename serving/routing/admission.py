@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ipnext.errors import Unavailable
-from serving.metrics.in_flight import Counted
+from serving.metrics.in_flight import InFlight
 
 DEFAULT_MAX_IN_FLIGHT: Final = 1024
 
@@ -27,7 +27,7 @@ class Admission:
         """Models that have requests under way."""
         return [name for name, model in self._models.items() if model.in_flight]
 
-    def admitted(self, model: str) -> Counted:
+    def admitted(self, model: str) -> InFlight:
         """Count a request while it lasts: entered at once. Unavailable when the model has as many as it may."""
         found = self._models.get(model)
         if found is None:
@@ -38,4 +38,4 @@ class Admission:
                 "try again"
             )
             raise Unavailable(msg)
-        return Counted(found)
+        return InFlight(found)

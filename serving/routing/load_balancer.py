@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import median_low
 from typing import Final, Literal
 
-from serving.metrics.in_flight import Counted
+from serving.metrics.in_flight import InFlight
 from serving.routing.sync_policy import CandidateTiers, HostCandidate
 
 FIRST_SECONDS: Final = 1.0
@@ -91,9 +91,9 @@ class HostLoadBalancer:
                 return self._chosen(untried)
         return self._chosen(tiers)
 
-    def calling(self, url: str) -> Counted:
+    def calling(self, url: str) -> InFlight:
         """Count a call while it lasts (a context manager)."""
-        return Counted(self._of(url))
+        return InFlight(self._of(url))
 
     def busy(self, url: str) -> bool:
         """Whether a call to the host is under way."""

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from ipnext.model.deployment import GenerationTraffic
 from serving.metrics.generation_counts import Aside, GenerationCounts
-from serving.metrics.in_flight import Counted
+from serving.metrics.in_flight import InFlight
 from serving.metrics.prediction_sketches import SAMPLE_SECONDS, Sketches
 from serving.metrics.refusals import Refusals
 from serving.metrics.tallies import Histogram, StreamTally
@@ -44,9 +44,9 @@ class RouterMetrics(Collector):
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
-    def in_flight(self, model: str, generation: int) -> Counted:
+    def in_flight(self, model: str, generation: int) -> InFlight:
         """Count a request while it lasts."""
-        return Counted(self._of(model, generation))
+        return InFlight(self._of(model, generation))
 
     def note_answer(
         self,

@@ -12,20 +12,20 @@ from serving.snapshots.directory import checked_manifest
 from serving.snapshots.fetch_process import Fetcher
 
 
-class Fetched(NamedTuple):
+class LocalSnapshot(NamedTuple):
     """A snapshot in the host's cache, its files checked."""
 
     directory: Path
     manifest: SnapshotManifest
 
 
-def fetch(store: Fetcher, uri: str, cache: Path) -> Fetched:
+def fetch(store: Fetcher, uri: str, cache: Path) -> LocalSnapshot:
     """A snapshot of the store, laid out in the cache."""
     directory = store.fetch(uri, cache)
-    return Fetched(directory, SnapshotManifest.model_validate_json((directory / SNAPSHOT_FILE).read_bytes()))
+    return LocalSnapshot(directory, SnapshotManifest.model_validate_json((directory / SNAPSHOT_FILE).read_bytes()))
 
 
-def fetch_held(store: Fetcher, hold: HostedSnapshot, cache: Path) -> Fetched:
+def fetch_assigned(store: Fetcher, hold: HostedSnapshot, cache: Path) -> LocalSnapshot:
     """What a hold names. ArtifactError, SignatureInvalid, or LoadFailed where it is made for another engine."""
     fetched = fetch(store, hold.uri, cache)
     manifest = fetched.manifest
@@ -40,7 +40,7 @@ def fetch_held(store: Fetcher, hold: HostedSnapshot, cache: Path) -> Fetched:
     return fetched
 
 
-def _check_signed(hold: HostedSnapshot, signers: SignerPolicy, fetched: Fetched) -> None:
+def _check_signed(hold: HostedSnapshot, signers: SignerPolicy, fetched: LocalSnapshot) -> None:
     """Who signed the manifest, and that the files in the cache are still those that it names."""
     subject = f"snapshot {hold.snapshot} of {hold.model}.{hold.part}"
     check_signature(signers, hold.digest, signature_in(fetched.directory), subject)

@@ -17,7 +17,7 @@ from ipnext.artifacts.checkpoint_import import describe_checkpoint
 from ipnext.errors import LoadFailed
 from ipnext.model.engine_settings import vllm_settings
 from serving.genai.weight_reload import load_adapter, swap_weights, unload_adapter
-from serving.snapshots.fetch import Fetched
+from serving.snapshots.fetch import LocalSnapshot
 from tests.genai.alike import Alike
 from tests.genai.checkpoints import write_vllm_adapter
 from tests.genai.hosts import Yard, complete, stream
@@ -128,7 +128,7 @@ class TestAlike(Alike):
 def fetched(tiny, number, **facts):
     manifest = tiny.published[number].manifest
     changed = manifest.model_copy(update={"checkpoint": manifest.checkpoint.model_copy(update=facts)})
-    return Fetched(tiny.root / f"snapshot-{number}", changed)
+    return LocalSnapshot(tiny.root / f"snapshot-{number}", changed)
 
 
 async def swapped(url, tiny, number):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ipnext.model.routing import RoutingPolicy
-from serving.metrics.in_flight import Counted
+from serving.metrics.in_flight import InFlight
 from serving.openai.engines.prefix_affinity import Affinity, Wish
 
 STALE_SECONDS: Final = 3.0
@@ -77,9 +77,9 @@ class EngineLoads:
             self._affinity.note(wish, chosen, homes=able)
         return chosen
 
-    def calling(self, url: str) -> Counted:
+    def calling(self, url: str) -> InFlight:
         """Count a request while it lasts."""
-        return Counted(self._of(url))
+        return InFlight(self._of(url))
 
     def note_lost(self, url: str) -> None:
         """It could not be reached, or refused as one that is about to end."""

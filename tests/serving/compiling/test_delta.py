@@ -12,7 +12,7 @@ from serving.deltas.export import export_delta
 from serving.engines.torch.compiled import CompiledProgram
 from serving.engines.torch.engine import TorchEngine
 from serving.export import export_model
-from serving.host.delta_loader import Chain, Fetched
+from serving.host.delta_loader import Chain, LocalSnapshot
 from serving.weights.delta_snapshot import read_delta
 
 ROWS, WIDTH = 4000, 16
@@ -91,12 +91,12 @@ def test_the_library_runs_with_the_changed_weights_and_the_parent_answers_as_bef
 def test_its_digests_are_counted_where_the_parent_is_loaded_for_its_sake(place):
     root, expected = place
     manifest = SnapshotManifest.model_validate_json((root / "one" / "snapshot.json").read_bytes())
-    chain = Chain(manifest.digest, Fetched(root / "one", manifest), (root / "two", root / "three"))
+    chain = Chain(manifest.digest, LocalSnapshot(root / "one", manifest), (root / "two", root / "three"))
     part = chain.load(TorchEngine(trusts_libraries=True), SETTINGS, {})
     part.warm_up()
     assert near(part, expected["three"])
     with pytest.raises(LoadFailed, match="before the delta it must be"):
-        Chain(manifest.digest, Fetched(root / "one", manifest), (root / "three",)).load(
+        Chain(manifest.digest, LocalSnapshot(root / "one", manifest), (root / "three",)).load(
             TorchEngine(trusts_libraries=True), SETTINGS, {}
         )
 

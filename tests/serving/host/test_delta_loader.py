@@ -20,7 +20,7 @@ from serving.deltas.export import delta_between, export_delta
 from serving.engines.torch.engine import TorchEngine
 from serving.export import export_model
 from serving.host import delta_loader
-from serving.host.delta_loader import Chain, Fetched, fetch_chain
+from serving.host.delta_loader import Chain, LocalSnapshot, fetch_chain
 from serving.host.loader import Loader
 from serving.host.served_part import ServedPart
 from serving.snapshots.held_snapshots import HeldSnapshots
@@ -55,8 +55,8 @@ class Family:
             ingest_directory(store, self.root / name)
         return store
 
-    def fetched(self, number: int) -> Fetched:
-        return Fetched(self.root / str(number), self.manifests[number])
+    def fetched(self, number: int) -> LocalSnapshot:
+        return LocalSnapshot(self.root / str(number), self.manifests[number])
 
     def hold(self, store: FileArtifactStore, number: int) -> HostedSnapshot:
         digest = self.manifests[number].digest
@@ -106,7 +106,7 @@ def test_a_parent_that_is_not_held_comes_from_the_store_down_to_a_held_one_or_a_
     chain = fetch_chain(store, f"{store.uri}/snapshots/x", tmp_path / "cache", family.fetched(3), {digests[1]})
     assert chain == Chain(digests[1], None, (tmp_path / "cache" / digests[2], family.root / "3"))
     chain = fetch_chain(store, f"{store.uri}/snapshots/x", tmp_path / "cache", family.fetched(3), ())
-    assert chain.base == Fetched(tmp_path / "cache" / digests[1], family.manifests[1])
+    assert chain.base == LocalSnapshot(tmp_path / "cache" / digests[1], family.manifests[1])
     assert chain.deltas == (tmp_path / "cache" / digests[2], family.root / "3")
     assert chain.made_from == f"2 delta(s) on fetched {digests[1]:.12}"
 
@@ -134,15 +134,15 @@ def test_with_parent_and_full_result_missing_the_failure_names_both(family, tmp_
 def test_a_full_result_that_is_another_than_the_delta_states_is_refused(family, tmp_path):
     """The delta was made with this `full`; here the file is another snapshot of the same program."""
     engine = TorchEngine()
-    right = Chain("d", Fetched(family.root / "full", family.manifests[1]), (), result_of=family.root / "3")
+    right = Chain("d", LocalSnapshot(family.root / "full", family.manifests[1]), (), result_of=family.root / "3")
     assert right.load(engine, {}, {}).size_bytes > ROWS * 64
-    wrong = Chain("d", Fetched(family.root / "1", family.manifests[1]), (), result_of=family.root / "3")
+    wrong = Chain("d", LocalSnapshot(family.root / "1", family.manifests[1]), (), result_of=family.root / "3")
     with pytest.raises(LoadFailed, match="after the delta it must be"):
         wrong.load(engine, {}, {})
 
 
 def test_a_base_loaded_for_a_deltas_sake_is_counted_over_all_rows(family):
-    wrong = Chain("d", Fetched(family.root / "full", family.manifests[1]), (family.root / "2",))
+    wrong = Chain("d", LocalSnapshot(family.root / "full", family.manifests[1]), (family.root / "2",))
     with pytest.raises(LoadFailed, match="before the delta it must be"):
         wrong.load(TorchEngine(), {}, {})
 
@@ -150,7 +150,7 @@ def test_a_base_loaded_for_a_deltas_sake_is_counted_over_all_rows(family):
 def test_a_lineage_of_another_signature_is_refused(family, tmp_path):
     store = family.store(tmp_path / "store", "1")
     other = family.manifests[2].signature.model_copy(update={"outputs": ()})
-    odd = Fetched(family.root / "2", family.manifests[2].model_copy(update={"signature": other}))
+    odd = LocalSnapshot(family.root / "2", family.manifests[2].model_copy(update={"signature": other}))
     with pytest.raises(LoadFailed, match="differ in engine or signature"):
         fetch_chain(store, f"{store.uri}/snapshots/x", tmp_path / "cache", odd, ())
 
