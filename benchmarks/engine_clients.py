@@ -26,7 +26,7 @@ from benchmarks.environments import FOLDER  # noqa: E402
 from benchmarks.genai.clients import CHAT, request  # noqa: E402
 from benchmarks.genai.edges import Edges  # noqa: E402
 from benchmarks.genai.page import rewrite, table  # noqa: E402
-from serving.openai.engines.connection import EnginePool  # noqa: E402
+from serving.openai.engines.connection import EngineConnectionPool  # noqa: E402
 
 JSON = {"content-type": "application/json"}
 BODY = request("tell me of the sea " * 20, tokens=8, stream=True)
@@ -36,7 +36,7 @@ Ask = Callable[[], Awaitable[int]]
 @asynccontextmanager
 async def own(url: str) -> AsyncIterator[Ask]:
     """serving.openai.engines.connection."""
-    pool = EnginePool(url)
+    pool = EngineConnectionPool(url)
 
     async def ask() -> int:
         return len(await (await pool.ask("POST", CHAT, JSON, BODY)).rest())

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from serving.openai.engines.connection import EnginePool
+from serving.openai.engines.connection import EngineConnectionPool
 
 CHAT: Final = "/v1/chat/completions"
 
@@ -61,7 +61,7 @@ def run_loop(  # noqa: PLR0913 - all but two by keyword
 
     loop, left = Loop(), iter(range(requests))
 
-    async def ask(pool: EnginePool) -> None:
+    async def ask(pool: EngineConnectionPool) -> None:
         for _ in left:
             began = time.perf_counter()
             answer = await pool.ask("POST", CHAT, {"content-type": "application/json"}, next(bodies))
@@ -75,7 +75,7 @@ def run_loop(  # noqa: PLR0913 - all but two by keyword
             loop.tokens += tokens
 
     async def run() -> None:
-        pool = EnginePool(url)
+        pool = EngineConnectionPool(url)
         if before is not None:
             await asyncio.gather(*(_asked(pool, before) for _ in range(clients)))
         on_begin()
@@ -88,5 +88,5 @@ def run_loop(  # noqa: PLR0913 - all but two by keyword
     return loop
 
 
-async def _asked(pool: EnginePool, body: bytes) -> None:
+async def _asked(pool: EngineConnectionPool, body: bytes) -> None:
     await (await pool.ask("POST", CHAT, {"content-type": "application/json"}, body)).rest()

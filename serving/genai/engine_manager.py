@@ -55,7 +55,7 @@ class _Arrival:
         self.stage, self.since = stage, time.monotonic()
 
 
-class Engines:
+class EngineManager:
     """The engines of one host. Its methods run in the event loop; fetching and checking in a thread."""
 
     def __init__(  # noqa: PLR0913 - the composition root passes each by name

@@ -28,7 +28,7 @@ from serving.genai.engine.enclosure import Enclosures, enclosures_place, host_al
 from serving.genai.engine.log import EngineLogs, OpenLog
 from serving.genai.engine.probe import EngineProbe
 from serving.genai.engine.supervisor import engine_sockets, forget_sockets
-from serving.genai.engine_manager import Engines, log_directory, transfer_directory
+from serving.genai.engine_manager import EngineManager, log_directory, transfer_directory
 from serving.genai.metrics import EngineMetrics
 from serving.http.drain_lease import Drain
 from serving.http.listeners import Listener, add_listener, listeners, share_sockets
@@ -46,7 +46,7 @@ DRAIN_POLL_SECONDS: Final = 0.25
 class GenerativeHost:
     """The control routes of a host; requests go to its engines directly."""
 
-    def __init__(self, engines: Engines, *, region: str) -> None:
+    def __init__(self, engines: EngineManager, *, region: str) -> None:
         self._engines = engines
         self._metrics = EngineMetrics(engines, region=region)
         self._drain = Drain()
@@ -142,7 +142,7 @@ async def _main(
     begin_log: OpenLog,
 ) -> None:
     async with aclosing(HttpSessions()) as session:
-        engines = Engines(
+        engines = EngineManager(
             fetching,
             arguments.cache,
             partial(EngineProbe, session),

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from serving.genai.engine_manager import Engines
+from serving.genai.engine_manager import EngineManager
 
 _LABELS: Final = ("model", "part", "snapshot", "region")
 
@@ -15,7 +15,7 @@ _LABELS: Final = ("model", "part", "snapshot", "region")
 class EngineMetrics(Collector):
     """The engines of one host."""
 
-    def __init__(self, engines: Engines, *, region: str) -> None:
+    def __init__(self, engines: EngineManager, *, region: str) -> None:
         self._engines = engines
         self._region = region
         self.registry = CollectorRegistry()

@@ -12,9 +12,9 @@ from typing import Any, Final, Literal
 import orjson
 
 from ipnext.model.kv_transfer import Handoff
-from serving.openai.engines.prefix_affinity import Wish
+from serving.openai.engines.prefix_affinity import RoutingHint
 from serving.openai.engines.proof import names
-from serving.openai.engines.registry import Engines
+from serving.openai.engines.registry import EngineRegistry
 from serving.openai.engines.response import EngineAnswer, EngineLost
 from serving.routing.metrics import RouterMetrics
 from serving.routing.sync_policy import HostCandidate
@@ -57,13 +57,13 @@ class Prompt:
     headers: Mapping[str, str]
     content: bytes | bytearray
     body: Mapping[str, Any]
-    wish: Wish | None
+    hint: RoutingHint | None
 
 
 class Prefill:
     """Has prompts read by the prefill engines of a generation."""
 
-    def __init__(self, engines: Engines, metrics: RouterMetrics) -> None:
+    def __init__(self, engines: EngineRegistry, metrics: RouterMetrics) -> None:
         self._engines = engines
         self._metrics = metrics
 
@@ -95,7 +95,7 @@ class Prefill:
             candidates = {candidate.url: candidate for candidate in _untried(route.candidates[handoff.prefill], tried)}
             if not candidates:
                 break
-            url = self._engines.loads.choose(list(candidates), prompt.wish, policy=route.prefill_routing or "prefix")
+            url = self._engines.loads.choose(list(candidates), prompt.hint, policy=route.prefill_routing or "prefix")
             tried.append(url)
             status, answer = await self._asked(url, prompt, content)
             if status == 200 and url in route.answers_as and not names(answer, route.answers_as[url]):

@@ -11,10 +11,10 @@ from ipnext.names import SESSION_HEADER
 from serving.http.limits import Claim
 from serving.http.messages import Request
 from serving.openai.adapters import Alias
-from serving.openai.engines.prefix_affinity import Wish, blocks_of, prompt_of
+from serving.openai.engines.prefix_affinity import RoutingHint, blocks_of, prompt_of
 from serving.openai.errors import WrongType
 from serving.openai.model_cards import generative_names
-from serving.openai.request_context import Exchange
+from serving.openai.request_context import RequestContext
 from serving.protocol.json_size import parsed_bytes
 from serving.routing.lost_requests import Record
 from serving.routing.table import GenerationRoute, Routes
@@ -29,11 +29,11 @@ _NOT_PASSED: Final = frozenset(
 
 
 @dataclass(slots=True)
-class Asked:
+class EngineRequest:
     """A request on its way to an engine."""
 
     route: GenerationRoute
-    exchange: Exchange
+    context: RequestContext
     record: Record
     claim: Claim
     """Memory that it takes beside its body as it came."""
@@ -48,7 +48,7 @@ class Asked:
     """The client's name and that by which the engine that answers does so; None if they are the same."""
     expected: str | None = None
     """What the engine that was asked is to write into its answer as `model`; None if that is not known."""
-    wish: Wish | None = None
+    hint: RoutingHint | None = None
 
     def content_for(self, url: str) -> bytes | bytearray:
         """The body's bytes for one engine, whose name for an adapter has its own in it."""
@@ -109,8 +109,8 @@ def model_of(body: Mapping[str, Any], routes: Routes) -> str:
     raise InvalidInput(msg, field="model", value=name)
 
 
-def wish_of(request: Request, body: Mapping[str, Any]) -> Wish:
+def hint_of(request: Request, body: Mapping[str, Any]) -> RoutingHint:
     """What the choice of an engine goes by."""
     session = request.header(SESSION_HEADER) or body.get("prompt_cache_key") or body.get("user")
     name = str(body["model"])
-    return Wish(f"{name}\0{session}"[:256] if session else None, blocks_of(name, prompt_of(body)))
+    return RoutingHint(f"{name}\0{session}"[:256] if session else None, blocks_of(name, prompt_of(body)))

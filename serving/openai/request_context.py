@@ -15,7 +15,7 @@ BROKEN = 502
 """Status under which an answer counts that an engine began, with whatever status, and did not end."""
 
 
-class Exchange:
+class RequestContext:
     """Counts a request as under way from `begin`, and as answered at its end: once, however it ends."""
 
     def __init__(self, metrics: RouterMetrics, size: int, *, judged: bool = True) -> None:

@@ -22,15 +22,15 @@ from serving.http.messages import Answer, Request, Response, Streamed, seconds_l
 from serving.openai.adapters import Alias, alias_of
 from serving.openai.chat_batch import BATCH_PATH, check_batch
 from serving.openai.disaggregated_prefill import Prefill, Prompt
-from serving.openai.engine_request import Asked, model_of, passed_headers, read_body, wish_of
+from serving.openai.engine_request import EngineRequest, hint_of, model_of, passed_headers, read_body
 from serving.openai.engines.proof import is_proven, restored_headers
-from serving.openai.engines.registry import Engines
+from serving.openai.engines.registry import EngineRegistry
 from serving.openai.engines.response import EngineAnswer, EngineLost
 from serving.openai.errors import Full, openai_error
 from serving.openai.generation_selection import choose, may_wait, wait
 from serving.openai.model_cards import generative, is_generative, model_card, model_list
-from serving.openai.prompt.pre_generation import Before
-from serving.openai.request_context import Exchange
+from serving.openai.prompt.pre_generation import PreGeneration
+from serving.openai.request_context import RequestContext
 from serving.routing.admission import Admission
 from serving.routing.gateway_choice import is_chosen
 from serving.routing.host_client import HostClient
@@ -80,7 +80,7 @@ class OpenAIEdge:
     def __init__(  # noqa: PLR0913 - what the router has made
         self,
         follower: TableFollower,
-        engines: Engines,
+        engines: EngineRegistry,
         metrics: RouterMetrics,
         *,
         hosts: HostClient,
@@ -89,7 +89,7 @@ class OpenAIEdge:
         limits: EdgeLimits | None = None,
     ) -> None:
         self._lost = LostRequests()
-        self._before = Before(hosts, engines, metrics, fresh=self._fresh, current=self._current)
+        self._pre_generation = PreGeneration(hosts, engines, metrics, fresh=self._fresh, current=self._current)
         self._follower = follower
         self._engines = engines
         self._metrics = metrics
@@ -123,44 +123,44 @@ class OpenAIEdge:
         raise NotFound(msg)
 
     async def _generated(self, request: Request, path: str) -> Answer:
-        exchange = Exchange(self._metrics, len(request.content), judged=is_chosen(request))
+        context = RequestContext(self._metrics, len(request.content), judged=is_chosen(request))
         claim = self._limits.budget.claim()
         try:
-            asked = await self._read_request(request, path, exchange, claim)
+            asked = await self._read_request(request, path, context, claim)
             answer = await self._in_time(request, path, asked)
             _check_task(answer, asked.name, path)
         except Refused as refused:
             return openai_error(refused.error)
         except IPnextError as error:
-            return self._refused(exchange, error)
+            return self._refused(context, error)
         except asyncio.CancelledError:
-            exchange.cancelled()
+            context.cancelled()
             raise
         except BaseException:
-            exchange.end(500)
+            context.end(500)
             raise
         finally:
             claim.set(0)
-        return self._passed_on(exchange, answer, asked.answering)
+        return self._passed_on(context, answer, asked.answering)
 
-    async def _read_request(self, request: Request, path: str, exchange: Exchange, claim: Claim) -> Asked:
+    async def _read_request(self, request: Request, path: str, context: RequestContext, claim: Claim) -> EngineRequest:
         """Read the request, and choose the generation that answers it."""
         body = read_body(request, self._limits.body_bytes, claim)
         routes = self._routes_for(request, body)
         name = model_of(body, routes)
         self._check(request, name)
         model = generative(routes, name)
-        exchange.model = model.model
+        context.model = model.model
         if path == BATCH_PATH:
             check_batch(body)
-        route = await self._begun(request, model, exchange)
+        route = await self._begun(request, model, context)
         alias = alias_of(route, name)
         record = self._lost.of(model.model, request.content)
         record.check()
         if alias is None:
-            return Asked(route, exchange, record, claim, name, body, request.content)
+            return EngineRequest(route, context, record, claim, name, body, request.content)
         renamed = alias.renamed(body)
-        return Asked(route, exchange, record, claim, name, renamed, orjson.dumps(renamed), alias)
+        return EngineRequest(route, context, record, claim, name, renamed, orjson.dumps(renamed), alias)
 
     def _routes_for(self, request: Request, body: Mapping[str, Any]) -> Routes:
         """All routes; without those that are not for who asks if an error may name what is served."""
@@ -177,7 +177,7 @@ class OpenAIEdge:
             self._metrics.refusals.note(model if model in self._follower.routes.models else None, refused.reason)
             raise
 
-    async def _begun(self, request: Request, model: ModelRoutes, exchange: Exchange) -> GenerationRoute:
+    async def _begun(self, request: Request, model: ModelRoutes, context: RequestContext) -> GenerationRoute:
         """The generation that answers. Where its engines are going over, the request waits for them as one under way."""
         try:
             route = choose(model, request)
@@ -185,7 +185,7 @@ class OpenAIEdge:
             if not may_wait(model, request):
                 raise
         else:
-            exchange.begin(route, self._admitted(route.model))
+            context.begin(route, self._admitted(route.model))
             return route
         admitted = self._admitted(model.model)
         try:
@@ -200,7 +200,7 @@ class OpenAIEdge:
         except BaseException:
             admitted.__exit__(None, None, None)
             raise
-        exchange.begin(route, admitted)
+        context.begin(route, admitted)
         return route
 
     def _admitted(self, model: str) -> Any:
@@ -211,12 +211,12 @@ class OpenAIEdge:
             raise Full(error.message) from error
         return admitted
 
-    def _refused(self, exchange: Exchange, error: IPnextError) -> Response:
+    def _refused(self, context: RequestContext, error: IPnextError) -> Response:
         response = openai_error(error)
-        exchange.end(response.status, size=len(response.body))
-        return Response(response.status, response.body, {**response.headers, **self._proof(exchange)})
+        context.end(response.status, size=len(response.body))
+        return Response(response.status, response.body, {**response.headers, **self._proof(context)})
 
-    async def _in_time(self, request: Request, path: str, asked: Asked) -> EngineAnswer:
+    async def _in_time(self, request: Request, path: str, asked: EngineRequest) -> EngineAnswer:
         seconds = seconds_left(request, default=self._limits.silent_seconds)
         try:
             async with asyncio.timeout(seconds):
@@ -230,19 +230,19 @@ class OpenAIEdge:
             msg = f"no answer has begun within the deadline of {seconds * 1000:.0f} ms"
             raise DeadlineExceeded(msg) from error
 
-    async def _prepare(self, request: Request, path: str, asked: Asked, seconds: float) -> None:
+    async def _prepare(self, request: Request, path: str, asked: EngineRequest, seconds: float) -> None:
         """What other parts do before: nodes give the prompt, which stands in the body then; one that prefills reads it."""
         if asked.route.before is not None:
-            prepared = await self._before.run(asked.route, path, asked.body, seconds)
-            asked.exchange.used = prepared.used
+            prepared = await self._pre_generation.run(asked.route, path, asked.body, seconds)
+            asked.context.used = prepared.used
             asked.body, asked.content = prepared.body, orjson.dumps(prepared.body)
         if asked.route.choices and "prefix" in {asked.route.routing, asked.route.prefill_routing}:
-            asked.wish = wish_of(request, asked.body)
+            asked.hint = hint_of(request, asked.body)
         if asked.route.handoff is not None:
-            prompt = Prompt(path, passed_headers(request), asked.content, asked.body, asked.wish)
+            prompt = Prompt(path, passed_headers(request), asked.content, asked.body, asked.hint)
             asked.content = await self._prefill.content(asked.route, prompt, seconds=seconds)
 
-    async def _tried(self, request: Request, path: str, asked: Asked) -> EngineAnswer:
+    async def _tried(self, request: Request, path: str, asked: EngineRequest) -> EngineAnswer:
         """An answer that has begun. Until then, and no longer, another engine of the same generation may be asked."""
         headers = passed_headers(request)
         tried: list[str] = []
@@ -254,7 +254,7 @@ class OpenAIEdge:
             if number:
                 self._metrics.note_retry(asked.route.model, asked.route.generation)
             tried.append(candidate.url)
-            asked.exchange.ask(candidate.snapshot, self._engines.loads.calling(candidate.url))
+            asked.context.ask(candidate.snapshot, self._engines.loads.calling(candidate.url))
             content = asked.content_for(candidate.url)
             try:
                 answer = await self._engines.ask(candidate.url, "POST", path, headers, content)
@@ -282,13 +282,13 @@ class OpenAIEdge:
         msg = f"generation {route.generation} of {route.model}: no engine answers; {reason}"
         raise Unavailable(msg)
 
-    def _candidate(self, asked: Asked, tried: list[str]) -> HostCandidate | None:
+    def _candidate(self, asked: EngineRequest, tried: list[str]) -> HostCandidate | None:
         """An engine that was not tried yet, from the table as it is now; None where there is none."""
         route = asked.route = self._fresh(asked.route) if tried else self._current(asked.route)
         for tier in route.candidates[route.generator or ""]:
             candidates = {candidate.url: candidate for candidate in tier if candidate.url not in tried}
             if candidates:
-                url = self._engines.loads.choose(list(candidates), asked.wish, policy=route.routing)
+                url = self._engines.loads.choose(list(candidates), asked.hint, policy=route.routing)
                 return candidates[url]
         return None
 
@@ -312,30 +312,30 @@ class OpenAIEdge:
         model = self._follower.routes.models.get(route.model)
         return self._fresh(route) if model is not None and model.swap else route
 
-    def _passed_on(self, exchange: Exchange, answer: EngineAnswer, alias: Alias | None) -> Answer:
+    def _passed_on(self, context: RequestContext, answer: EngineAnswer, alias: Alias | None) -> Answer:
         headers = {name: value for name, value in answer.headers.items() if name not in _NOT_RETURNED}
         headers |= {} if alias is None else restored_headers(headers, alias.engine, alias.asked)
-        headers.update(self._proof(exchange))
+        headers.update(self._proof(context))
         whole = answer.complete
         if whole is not None:
             whole = whole if alias is None else alias.restored(whole)
-            exchange.end(answer.status, size=len(whole))
+            context.end(answer.status, size=len(whole))
             headers.pop("content-length", None)
             return Response(answer.status, whole, headers)
-        exchange.follow(answer)
+        context.follow(answer)
         answer.watch(self._limits.silent_seconds)
         if alias is None:
             return Streamed(answer.status, headers, answer)
         headers.pop("content-length", None)
         return Streamed(answer.status, headers, alias.follow(answer))
 
-    def _proof(self, exchange: Exchange) -> Mapping[str, str]:
-        route = exchange.route
+    def _proof(self, context: RequestContext) -> Mapping[str, str]:
+        route = context.route
         if route is None:
             return {REGION_HEADER: self._region}
-        used = {**exchange.used}
-        if exchange.snapshot is not None and route.generator is not None:
-            used[route.generator] = exchange.snapshot
+        used = {**context.used}
+        if context.snapshot is not None and route.generator is not None:
+            used[route.generator] = context.snapshot
         return {
             REGION_HEADER: self._region,
             GENERATION_HEADER: str(route.generation),

@@ -28,7 +28,7 @@ from serving.http.messages import Answer, Request, Response, error_response, sec
 from serving.http.server import add_allowed_hosts, allowed_hosts, log_as_json, run, serve
 from serving.metrics.prediction_sketches import SAMPLE_SECONDS, sketches_of
 from serving.metrics.tallies import CANCELLED
-from serving.openai.engines.registry import Engines
+from serving.openai.engines.registry import EngineRegistry
 from serving.openai.routes import MAX_REQUEST_BYTES, ROOTS, SILENT_SECONDS, EdgeLimits, OpenAIEdge
 from serving.protocol.frames import Frame
 from serving.protocol.response_templates import NotFinite, not_finite_inputs
@@ -106,7 +106,7 @@ class Router:
         self._limits = limits or RouterLimits()
         self._budget = self._limits.budget
         self._admission = Admission(self._limits.max_in_flight)
-        self.engines = Engines(region=region)
+        self.engines = EngineRegistry(region=region)
         """Those that serve by themselves; whoever follows the table tells which there are."""
         metrics.registry.register(self.engines.foreign)
         self._lost = LostRequests()

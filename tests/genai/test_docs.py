@@ -11,7 +11,7 @@ from serving.genai import host
 from serving.genai.adapters import Adapters
 from serving.genai.command_line.interpreter import COMMAND_VARIABLE, PYTHON_VARIABLE
 from serving.genai.engine.supervisor import Pace
-from serving.genai.engine_manager import Engines
+from serving.genai.engine_manager import EngineManager
 from serving.genai.metrics import EngineMetrics
 
 TEXT = (Path(__file__).parents[2] / "docs" / "genai.md").read_text(encoding="utf-8")
@@ -41,7 +41,7 @@ def test_every_option_of_the_host_is_named(capsys):
 
 
 def test_every_metric_is_named_and_none_is_made_up(tmp_path):
-    engines = Engines(None, tmp_path, None, host_id="h", check=None, adapters=Adapters(None), session=None)
+    engines = EngineManager(None, tmp_path, None, host_id="h", check=None, adapters=Adapters(None), session=None)
     families = EngineMetrics(engines, region="r").registry.collect()
     names = {family.name + ("_total" if family.type == "counter" else "") for family in families}
     assert names == set(re.findall(r"`(ipnext_\w+)`", TEXT))

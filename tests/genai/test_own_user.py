@@ -11,7 +11,7 @@ import pytest
 from ipnext.infra.host_user import open_state, refusal
 from ipnext.infra.tether import tether
 from ipnext.model.deployment import HostHolds
-from serving.openai.engines.connection import EnginePool
+from serving.openai.engines.connection import EngineConnectionPool
 from tests.genai.hosts import MOCK
 from tests.genai.test_sockets import ready
 from tests.own_user import needs_root, nobody, open_directory, with_open_python
@@ -59,7 +59,7 @@ async def test_host_and_engines_are_another_user_and_answer(host, shelf, place):
     assert len(engines) == 2  # keeper and engine
     for process in (host, *engines):
         assert ({*process.uids()}, {*process.gids()}) == ({nobody().uid}, {nobody().gid})
-    pool = EnginePool(held.url)
+    pool = EngineConnectionPool(held.url)
     assert (await pool.ask("GET", "/v1/models", {}, b"")).status == 200
     pool.close()
     (log,) = (place / "state" / "logs").iterdir()

@@ -11,7 +11,7 @@ import pytest
 from ipnext.infra.tether import tether
 from ipnext.model.deployment import HostHolds, HostState
 from serving.genai.engine.supervisor import forget_sockets
-from serving.openai.engines.connection import EnginePool
+from serving.openai.engines.connection import EngineConnectionPool
 from tests.genai.hosts import MOCK
 from tests.processes import accepts, client_of, get_from
 from tests.waiting import PATIENCE_SECONDS, until
@@ -48,7 +48,7 @@ async def test_an_engine_listens_on_a_socket_of_its_user_alone(host, shelf, tmp_
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     for process in [host, *host.children(recursive=True)]:
         assert not [one for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN]
-    pool = EnginePool(held.url)
+    pool = EngineConnectionPool(held.url)
     answer = await pool.ask("GET", "/v1/models", {}, b"")
     assert answer.status == 200
     pool.close()

@@ -25,7 +25,7 @@ IDLE_SECONDS: Final = 2.0
 class EngineConnection(asyncio.Protocol):
     """One connection to an engine; `pool` takes it back after each whole answer."""
 
-    def __init__(self, pool: "EnginePool") -> None:
+    def __init__(self, pool: "EngineConnectionPool") -> None:
         self._pool = pool
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
@@ -136,7 +136,7 @@ class EngineConnection(asyncio.Protocol):
         answer.whole()
 
 
-class EnginePool:
+class EngineConnectionPool:
     """The connections to one engine; of those that are idle the newest is used first."""
 
     def __init__(self, url: str) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 
 from ipnext.model.routing import RoutingPolicy
 from serving.metrics.in_flight import InFlight
-from serving.openai.engines.prefix_affinity import Affinity, Wish
+from serving.openai.engines.prefix_affinity import Affinity, RoutingHint
 
 STALE_SECONDS: Final = 3.0
 """What an engine said of itself counts for so long."""
@@ -67,14 +67,14 @@ class EngineLoads:
         """How many of the last requests had a block as the last one that was known."""
 
     def choose(
-        self, urls: Sequence[str], wish: Wish | None, *, policy: RoutingPolicy, tried: Collection[str] = ()
+        self, urls: Sequence[str], hint: RoutingHint | None, *, policy: RoutingPolicy, tried: Collection[str] = ()
     ) -> str:
         """The engine for a request, out of at least one. `tried` had no luck with it and are taken last."""
         self._turn = self._turns[urls[0]] = self._turns.get(urls[0], 0) + 1
         able = self._able(urls, tried)
-        chosen = self._chosen(able, wish, policy) if len(able) > 1 else able[0]
-        if policy == "prefix" and wish is not None and len(urls) > 1:
-            self._affinity.note(wish, chosen, homes=able)
+        chosen = self._chosen(able, hint, policy) if len(able) > 1 else able[0]
+        if policy == "prefix" and hint is not None and len(urls) > 1:
+            self._affinity.note(hint, chosen, homes=able)
         return chosen
 
     def calling(self, url: str) -> InFlight:
@@ -110,12 +110,12 @@ class EngineLoads:
         well = [url for url in untried if self._of(url).out_until <= now]
         return well or untried or urls
 
-    def _chosen(self, urls: Sequence[str], wish: Wish | None, policy: RoutingPolicy) -> str:
+    def _chosen(self, urls: Sequence[str], hint: RoutingHint | None, policy: RoutingPolicy) -> str:
         if policy == "round-robin":
             return urls[self._turn % len(urls)]
         loads = [self._load(url) for url in urls]
-        if policy == "prefix" and wish is not None:
-            near = self._affinity.near(wish, urls)
+        if policy == "prefix" and hint is not None:
+            near = self._affinity.near(hint, urls)
             hot = self._hot(near.known, len(urls))
             guarded = self._guarded(near.urls, dict(zip(urls, loads, strict=True)), hot=hot)
             if guarded:

@@ -20,7 +20,7 @@ ENGINES_OF_BLOCK: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class RoutingHint:
     """What a request would like to meet again: its session, and the blocks that its prompt begins with."""
 
     session: str | None
@@ -28,8 +28,8 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Near:
-    """Engines that had what a request wishes, its home first; `mostly`: at least half of its blocks, or its session."""
+class PrefixMatch:
+    """Engines that had what a request hopes to find, its home first; `mostly`: at least half of its blocks, or its session."""
 
     urls: tuple[str, ...]
     mostly: bool
@@ -82,29 +82,29 @@ class Affinity:
         """Blocks that this engine had last: how full of others' beginnings its cache is."""
         return self._held[url]
 
-    def near(self, wish: Wish, urls: Collection[str]) -> Near:
+    def near(self, hint: RoutingHint, urls: Collection[str]) -> PrefixMatch:
         """Those of `urls` that had the session, else those that had the longest beginning; none where nothing is known.
 
         The first of them is its home: the engine that had it first, of those that are left.
         """
-        session = self._sessions.get(wish.session) if wish.session is not None else None
+        session = self._sessions.get(hint.session) if hint.session is not None else None
         if session is not None and session in urls:
-            return Near((session,), mostly=True)
-        for place in range(len(wish.blocks) - 1, -1, -1):
-            known = tuple(url for url in self._blocks.get(wish.blocks[place], ()) if url in urls)
+            return PrefixMatch((session,), mostly=True)
+        for place in range(len(hint.blocks) - 1, -1, -1):
+            known = tuple(url for url in self._blocks.get(hint.blocks[place], ()) if url in urls)
             if known:
-                return Near(known, mostly=2 * (place + 1) >= len(wish.blocks), known=wish.blocks[place])
-        return Near((), mostly=False)
+                return PrefixMatch(known, mostly=2 * (place + 1) >= len(hint.blocks), known=hint.blocks[place])
+        return PrefixMatch((), mostly=False)
 
-    def note(self, wish: Wish, url: str, *, homes: Collection[str]) -> None:
+    def note(self, hint: RoutingHint, url: str, *, homes: Collection[str]) -> None:
         """This engine has them from now on, beside their home where that is one of `homes`, else as their home."""
         most_blocks, most_sessions = self._limits
-        if wish.session is not None:
-            self._sessions[wish.session] = url
-            self._sessions.move_to_end(wish.session)
+        if hint.session is not None:
+            self._sessions[hint.session] = url
+            self._sessions.move_to_end(hint.session)
             if len(self._sessions) > most_sessions:
                 self._sessions.popitem(last=False)
-        for block in reversed(wish.blocks):  # the first block is used last: a chain is forgotten from its end
+        for block in reversed(hint.blocks):  # the first block is used last: a chain is forgotten from its end
             known = self._blocks.get(block, ())
             if url not in known[:1]:
                 self._blocks[block] = self._with(known, url, beside=any(home in homes for home in known[:1]))

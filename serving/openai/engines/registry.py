@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from ipnext.errors import HostLost
-from serving.openai.engines.connection import EnginePool
+from serving.openai.engines.connection import EngineConnectionPool
 from serving.openai.engines.load_balancer import EngineLoads, EngineReport
 from serving.openai.engines.proof import ForeignAnswers
 from serving.openai.engines.response import EngineAnswer, EngineLost
@@ -27,13 +27,13 @@ _NAMES: Final = {
 }
 
 
-class Engines:
+class EngineRegistry:
     """All engines of the table. Those that a request has a choice between are asked for their metrics twice a second."""
 
     def __init__(self, loads: EngineLoads | None = None, *, region: str = "") -> None:
         self.loads = loads or EngineLoads(time.monotonic)
         self.foreign = ForeignAnswers(region)
-        self._pools: dict[str, EnginePool] = {}
+        self._pools: dict[str, EngineConnectionPool] = {}
         self._polls: dict[str, asyncio.Task[None]] = {}
         self._drains: Mapping[str, float] = {}
         self._last: dict[str, asyncio.TimerHandle] = {}
@@ -45,7 +45,7 @@ class Engines:
         """Send a request to an engine; its answer once it has begun. EngineLost."""
         pool = self._pools.get(url)
         if pool is None:
-            pool = self._pools[url] = EnginePool(url)
+            pool = self._pools[url] = EngineConnectionPool(url)
         return await pool.ask(method, path, headers, body)
 
     def note_foreign(self, route: GenerationRoute, candidate: HostCandidate) -> str:

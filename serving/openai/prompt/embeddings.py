@@ -11,7 +11,7 @@ from ipnext.model.part_tensors import EMBEDDING
 from ipnext.model.prompt import PROMPT
 from serving.graph import Tensors
 from serving.openai.engines.proof import names
-from serving.openai.engines.registry import Engines
+from serving.openai.engines.registry import EngineRegistry
 from serving.openai.engines.response import EngineLost
 from serving.protocol.tensors import Tensor
 from serving.routing.host_call import Attempt, RetryOnOtherHost
@@ -26,7 +26,9 @@ _OK: Final = 200
 _FULL: Final = 503
 
 
-async def embed(engines: Engines, route: GenerationRoute, part: str, inputs: Tensors, attempt: Attempt) -> Tensors:
+async def embed(
+    engines: EngineRegistry, route: GenerationRoute, part: str, inputs: Tensors, attempt: Attempt
+) -> Tensors:
     """`prompt` BYTES[n] -> `embedding` FP32[n, size], by one engine of the part; its snapshot is noted in `attempt`.
 
     RetryOnOtherHost where the engine fails, HostLost where it ended by it, InvalidInput where it refuses a text, IPnextError
@@ -56,7 +58,7 @@ async def embed(engines: Engines, route: GenerationRoute, part: str, inputs: Ten
     return {EMBEDDING: _vectors(part, content, len(texts))}
 
 
-def _chosen(engines: Engines, route: GenerationRoute, part: str, attempt: Attempt) -> HostCandidate:
+def _chosen(engines: EngineRegistry, route: GenerationRoute, part: str, attempt: Attempt) -> HostCandidate:
     """The least busy; of the snapshot that has answered for the part already, where one has."""
     tiers = route.candidates[part]
     if part in attempt.used:
@@ -67,7 +69,7 @@ def _chosen(engines: Engines, route: GenerationRoute, part: str, attempt: Attemp
 
 
 async def _asked(
-    engines: Engines, part: str, candidate: HostCandidate, body: bytes, attempt: Attempt
+    engines: EngineRegistry, part: str, candidate: HostCandidate, body: bytes, attempt: Attempt
 ) -> tuple[int, bytes]:
     """Status and whole body. RetryOnOtherHost where the engine ends within it."""
     try:

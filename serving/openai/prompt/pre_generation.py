@@ -16,7 +16,7 @@ from ipnext.errors import InvalidInput
 from ipnext.model.prompt import PROMPT
 from ipnext.model.registry import REQUEST
 from serving.graph import GraphPlan, Tensors, run_graph
-from serving.openai.engines.registry import Engines
+from serving.openai.engines.registry import EngineRegistry
 from serving.openai.prompt.embeddings import embed
 from serving.openai.prompt.prompt_builder import CHAT_PATH, COMPLETIONS_PATH, asked_text, composed, with_text
 from serving.openai.prompt.request_inputs import INPUTS, read_inputs
@@ -34,7 +34,7 @@ Fresh = Callable[[GenerationRoute], GenerationRoute]
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class GeneratorRequest:
     """What goes to the generator."""
 
     body: Mapping[str, Any]
@@ -50,11 +50,11 @@ class _Steps:
     attempt: Attempt
 
 
-class Before:
+class PreGeneration:
     """The steps before the generator, for all generations that have any."""
 
     def __init__(
-        self, hosts: HostClient, engines: Engines, metrics: RouterMetrics, *, fresh: Fresh, current: Fresh
+        self, hosts: HostClient, engines: EngineRegistry, metrics: RouterMetrics, *, fresh: Fresh, current: Fresh
     ) -> None:
         self._hosts = hosts
         self._engines = engines
@@ -62,7 +62,7 @@ class Before:
         self._fresh = fresh
         self._current = current
 
-    async def run(self, route: GenerationRoute, path: str, body: Mapping[str, Any], seconds: float) -> Prepared:
+    async def run(self, route: GenerationRoute, path: str, body: Mapping[str, Any], seconds: float) -> GeneratorRequest:
         """The body to send to the generator, without `inputs`. `seconds` are left; the caller ends them by cancelling.
 
         InvalidInput where path or body do not fit the model, Unavailable where hosts or engines do not answer.
@@ -81,7 +81,7 @@ class Before:
             self._metrics.note_non_finite(route.model, route.generation)
             raise
         plain = {name: value for name, value in body.items() if name != INPUTS}
-        return Prepared(with_text(path, plain, text), steps.attempt.used)
+        return GeneratorRequest(with_text(path, plain, text), steps.attempt.used)
 
     async def _given(self, steps: _Steps, plan: GraphPlan, request: Tensors) -> Tensors:
         """What the nodes give. Under `locked` a failed call is made again by itself; else all are, since a part's share a snapshot."""

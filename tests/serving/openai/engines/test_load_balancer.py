@@ -13,7 +13,7 @@ from serving.openai.engines.load_balancer import (
     EngineLoads,
     EngineReport,
 )
-from serving.openai.engines.prefix_affinity import BLOCK_CHARACTERS, Affinity, Wish, blocks_of, prompt_of
+from serving.openai.engines.prefix_affinity import BLOCK_CHARACTERS, Affinity, RoutingHint, blocks_of, prompt_of
 from serving.openai.engines.registry import report_of
 
 URLS = ("a", "b", "c")
@@ -36,8 +36,8 @@ def loads(clock):
     return EngineLoads(clock)
 
 
-def wish(text="", session=None):
-    return Wish(session, blocks_of("m", text))
+def hint(text="", session=None):
+    return RoutingHint(session, blocks_of("m", text))
 
 
 def long(letter, blocks=4):
@@ -79,46 +79,46 @@ def test_what_only_one_report_says_of_others_is_no_load(loads):
 
 
 def test_a_session_stays_where_it_was(loads):
-    first = loads.choose(URLS, wish(session="s"), policy="prefix")
-    assert {loads.choose(URLS, wish(session="s"), policy="prefix") for _ in range(9)} == {first}
+    first = loads.choose(URLS, hint(session="s"), policy="prefix")
+    assert {loads.choose(URLS, hint(session="s"), policy="prefix") for _ in range(9)} == {first}
 
 
 def test_a_prompt_goes_where_its_beginning_was(loads):
-    first = loads.choose(URLS, wish(long("x") + "one"), policy="prefix")
-    other = loads.choose(URLS, wish(long("y") + "one"), policy="prefix")
+    first = loads.choose(URLS, hint(long("x") + "one"), policy="prefix")
+    other = loads.choose(URLS, hint(long("y") + "one"), policy="prefix")
     assert first != other
     for number in range(6):
-        assert loads.choose(URLS, wish(long("x") + str(number)), policy="prefix") == first
-        assert loads.choose(URLS, wish(long("y") + str(number)), policy="prefix") == other
+        assert loads.choose(URLS, hint(long("x") + str(number)), policy="prefix") == first
+        assert loads.choose(URLS, hint(long("y") + str(number)), policy="prefix") == other
 
 
 def test_new_beginnings_are_shared_out_evenly(loads):
     """Though the engine that has fewer of them is busier by one request."""
-    loads._affinity.note(wish(long("x", 9)), "a", homes=URLS)
+    loads._affinity.note(hint(long("x", 9)), "a", homes=URLS)
     with loads.calling("b"):
-        assert {loads.choose(("a", "b"), wish(letter), policy="prefix") for letter in "yz"} == {"b"}
+        assert {loads.choose(("a", "b"), hint(letter), policy="prefix") for letter in "yz"} == {"b"}
         with loads.calling("b"):
-            assert loads.choose(("a", "b"), wish("y"), policy="prefix") == "a"
+            assert loads.choose(("a", "b"), hint("y"), policy="prefix") == "a"
 
 
 def test_the_longest_beginning_wins(loads):
     affinity = Affinity()
-    affinity.note(wish(long("x", 4)), "a", homes=URLS)
-    affinity.note(wish(long("x", 2) + long("y", 2)), "b", homes=URLS)
-    assert affinity.near(wish(long("x", 5)), set(URLS)).urls == ("a",)
-    assert affinity.near(wish(long("x", 2) + long("y", 3)), set(URLS)).urls == ("b",)
-    assert affinity.near(wish(long("x", 2) + long("z", 2)), set(URLS)).urls == ("a", "b")
+    affinity.note(hint(long("x", 4)), "a", homes=URLS)
+    affinity.note(hint(long("x", 2) + long("y", 2)), "b", homes=URLS)
+    assert affinity.near(hint(long("x", 5)), set(URLS)).urls == ("a",)
+    assert affinity.near(hint(long("x", 2) + long("y", 3)), set(URLS)).urls == ("b",)
+    assert affinity.near(hint(long("x", 2) + long("z", 2)), set(URLS)).urls == ("a", "b")
 
 
 def test_a_beginning_that_all_share_gathers_nothing_in_one_place(loads):
     """A short system prompt before long prompts of their own: where it is cached, the least loaded is asked."""
     system = long("s", 1)
     for url in URLS:
-        loads._affinity.note(wish(system), url, homes=URLS)
+        loads._affinity.note(hint(system), url, homes=URLS)
     held = [loads.calling(url) for url in ("a", "b")]
     for call in held:
         call.__enter__()
-    assert loads.choose(URLS, wish(system + long("own", 8)), policy="prefix") == "c"
+    assert loads.choose(URLS, hint(system + long("own", 8)), policy="prefix") == "c"
 
 
 def crowd(loads, url, size):
@@ -127,53 +127,53 @@ def crowd(loads, url, size):
 
 
 def test_affinity_loses_where_its_engine_has_far_more_to_do(loads):
-    first = loads.choose(URLS, wish(session="s"), policy="prefix")
+    first = loads.choose(URLS, hint(session="s"), policy="prefix")
     crowd(loads, first, GUARD_REQUESTS)
-    assert loads.choose(URLS, wish(session="s"), policy="prefix") == first, "an engine computes as many together"
+    assert loads.choose(URLS, hint(session="s"), policy="prefix") == first, "an engine computes as many together"
     crowd(loads, first, 1)
-    moved = loads.choose(URLS, wish(session="s"), policy="prefix")
+    moved = loads.choose(URLS, hint(session="s"), policy="prefix")
     assert moved != first
-    assert loads.choose(URLS, wish(session="s"), policy="prefix") == moved, "it has moved"
+    assert loads.choose(URLS, hint(session="s"), policy="prefix") == moved, "it has moved"
 
 
 def test_a_prompt_comes_back_to_its_home_when_that_is_no_longer_crowded(loads):
     """So that two caches don't hold what one can hold."""
-    home = loads.choose(URLS, wish(long("x")), policy="prefix")
+    home = loads.choose(URLS, hint(long("x")), policy="prefix")
     with ExitStack() as calls:
         for _ in range(int(GUARD_REQUESTS) + 1):
             calls.enter_context(loads.calling(home))
-        away = [loads.choose(URLS, wish(long("x")), policy="prefix") for _ in range(3)]
+        away = [loads.choose(URLS, hint(long("x")), policy="prefix") for _ in range(3)]
         assert away[0] != home
         assert set(away) == {away[0]}, "one other engine has it now"
-    assert loads.choose(URLS, wish(long("x")), policy="prefix") == home
+    assert loads.choose(URLS, hint(long("x")), policy="prefix") == home
 
 
 def test_a_prompt_whose_home_is_gone_has_another(loads):
-    home = loads.choose(URLS, wish(long("x")), policy="prefix")
+    home = loads.choose(URLS, hint(long("x")), policy="prefix")
     left = tuple(url for url in URLS if url != home)
-    moved = loads.choose(left, wish(long("x")), policy="prefix")
-    assert {loads.choose(URLS, wish(long("x") + str(n)), policy="prefix") for n in range(3)} == {moved}
+    moved = loads.choose(left, hint(long("x")), policy="prefix")
+    assert {loads.choose(URLS, hint(long("x") + str(n)), policy="prefix") for n in range(3)} == {moved}
 
 
 def test_a_beginning_that_most_requests_have_is_copied_to_engines_that_are_less_busy(loads):
-    home = loads.choose(URLS, wish(long("x")), policy="prefix")
+    home = loads.choose(URLS, hint(long("x")), policy="prefix")
     crowd(loads, home, 3)
-    assert {loads.choose(URLS, wish(long("x")), policy="prefix") for _ in range(FEW // 3)} == {home}, "too few to tell"
-    assert home not in {loads.choose(URLS, wish(long("x")), policy="prefix") for _ in range(3)}
+    assert {loads.choose(URLS, hint(long("x")), policy="prefix") for _ in range(FEW // 3)} == {home}, "too few to tell"
+    assert home not in {loads.choose(URLS, hint(long("x")), policy="prefix") for _ in range(3)}
 
 
 def test_a_beginning_of_few_requests_waits_for_its_home(loads):
-    home = loads.choose(URLS, wish(long("x")), policy="prefix")
+    home = loads.choose(URLS, hint(long("x")), policy="prefix")
     for letter in "abcdefgh" * 8:
-        loads.choose(URLS, wish(long(letter)), policy="prefix")
+        loads.choose(URLS, hint(long(letter)), policy="prefix")
     crowd(loads, home, GUARD_REQUESTS)
-    assert loads.choose(URLS, wish(long("x")), policy="prefix") == home
+    assert loads.choose(URLS, hint(long("x")), policy="prefix") == home
 
 
 def test_affinity_loses_where_the_cache_is_full(loads):
-    first = loads.choose(URLS, wish(session="s"), policy="prefix")
+    first = loads.choose(URLS, hint(session="s"), policy="prefix")
     loads.note_report(first, EngineReport(kv_use=0.95))
-    assert loads.choose(URLS, wish(session="s"), policy="prefix") != first
+    assert loads.choose(URLS, hint(session="s"), policy="prefix") != first
 
 
 def test_an_engine_that_was_lost_is_left_out_for_a_while_and_taken_where_there_is_no_other(loads, clock):
@@ -187,15 +187,15 @@ def test_an_engine_that_was_lost_is_left_out_for_a_while_and_taken_where_there_i
 def test_what_was_used_least_lately_is_forgotten_first():
     affinity = Affinity(blocks=8, sessions=2)
     for letter in "xyz":
-        affinity.note(wish(long(letter), session=letter), "a", homes=URLS)
-    assert not affinity.near(wish(long("x"), session="x"), {"a"}).urls
-    assert affinity.near(wish(long("z")), {"a"}).urls == ("a",)
-    assert affinity.near(wish(session="y"), {"a"}).urls == ("a",)
+        affinity.note(hint(long(letter), session=letter), "a", homes=URLS)
+    assert not affinity.near(hint(long("x"), session="x"), {"a"}).urls
+    assert affinity.near(hint(long("z")), {"a"}).urls == ("a",)
+    assert affinity.near(hint(session="y"), {"a"}).urls == ("a",)
 
 
 def test_an_engine_that_is_gone_is_not_chosen_for_its_memory(loads):
-    loads._affinity.note(wish(long("x"), session="s"), "gone", homes=("gone",))
-    assert loads.choose(URLS, wish(long("x"), session="s"), policy="prefix") in URLS
+    loads._affinity.note(hint(long("x"), session="s"), "gone", homes=("gone",))
+    assert loads.choose(URLS, hint(long("x"), session="s"), policy="prefix") in URLS
 
 
 def test_prompts_are_seen_as_engines_see_them_first():
