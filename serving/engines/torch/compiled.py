@@ -22,7 +22,7 @@ from ipnext.model.value import Sha256, Value
 from ipnext.names import COMPILE_SETTING, LIBRARY_FILE
 from serving.engines.torch.cpu_flags import machine_flags
 from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE, read_document
-from serving.engines.torch.program_cache import laid_out
+from serving.engines.torch.program_cache import lay_out
 from serving.weights.delta_snapshot import Delta
 from serving.weights.weights import Weights, read_weights
 
@@ -119,7 +119,7 @@ def _bound(
 ) -> CompiledProgram:
     try:
         runner = AOTIModelContainerRunnerCpu(str(library), _AT_ONCE)
-        given = _handed_over(runner, laid_out(weights, places))
+        given = _handed_over(runner, lay_out(weights, places))
     except (OSError, RuntimeError, KeyError) as error:
         msg = f"{LIBRARY_FILE} cannot be loaded: {_first_line(error)}; compile the source snapshot again"
         raise LoadFailed(msg) from error

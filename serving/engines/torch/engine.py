@@ -19,8 +19,8 @@ from serving.engines.torch.compiled import CompiledProgram, close_together, read
 from serving.engines.torch.fx.direct_calls import DirectGraph, Early, Function
 from serving.engines.torch.prefault import make_resident
 from serving.engines.torch.program import read_program
-from serving.engines.torch.program_cache import Blueprints, TorchProgram
-from serving.engines.torch.request_level import RequestCall, agreeing_halves
+from serving.engines.torch.program_cache import TemplateCache, TorchProgram
+from serving.engines.torch.request_level import RequestCall, agreeing_partition
 from serving.engines.torch.warmup_inputs import drawn, rows_are_independent, zeros
 from serving.protocol.tensors import Array
 from serving.weights.delta_snapshot import Delta
@@ -81,7 +81,7 @@ class TorchPart:
         self._graph = self._direct()
         self._function = None if self._graph is None else self._graph.whole()
         if self._once is not None and isinstance(self._program, TorchProgram):
-            self._once.halves = agreeing_halves(self._program, self._once, self.to_torch, to_numpy)
+            self._once.partitioned = agreeing_partition(self._program, self._once, self.to_torch, to_numpy)
         for batch in WARM_UP_BATCHES:
             self.infer(zeros(self._signature, batch))
         self._independent = self._tried_independent()
@@ -90,7 +90,7 @@ class TorchPart:
         """Tried once for each program, and for each library."""
         if not isinstance(self._program, TorchProgram):
             return rows_are_independent(self._signature, self.infer)
-        shared = self._program.blueprint
+        shared = self._program.template
         if shared.independent is None:
             shared.independent = rows_are_independent(self._signature, self.infer)
         return shared.independent
@@ -189,7 +189,7 @@ class TorchEngine:
 
     def __init__(self, *, trusts_libraries: bool = False) -> None:
         """`trusts_libraries`: libraries run whoever signed them, if this process made them; else as the operator has set it."""
-        self._blueprints = Blueprints()
+        self._templates = TemplateCache()
         self._trusts_libraries = trusts_libraries
 
     def load(self, directory: Path, manifest: SnapshotManifest, settings: Mapping[str, Any]) -> TorchPart:
@@ -205,7 +205,7 @@ class TorchEngine:
         torch.set_num_threads(threads)
         has_library = any(file.path == LIBRARY_FILE for file in manifest.files)
         compiled = wants_compiled(settings) and has_library and self._may_run(directory, manifest)
-        program = read_compiled(directory) if compiled else read_program(directory, self._blueprints)
+        program = read_compiled(directory) if compiled else read_program(directory, self._templates)
         given = {spec.name for spec in manifest.signature.inputs}, [spec.name for spec in manifest.signature.outputs]
         if (set(program.inputs), list(program.outputs)) != given:
             msg = f"the program takes {program.inputs} and gives {program.outputs}; its manifest says otherwise"

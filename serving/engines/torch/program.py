@@ -28,7 +28,7 @@ from ipnext.errors import LoadFailed, UnsupportedModel
 from ipnext.model.value import canonical_json
 from serving.engines.torch.expressions import build_expression
 from serving.engines.torch.guards import guard_calls
-from serving.engines.torch.program_cache import Blueprint, Blueprints, TorchProgram, Weight, laid_out
+from serving.engines.torch.program_cache import ProgramTemplate, TemplateCache, TorchProgram, Weight, lay_out
 from serving.weights.tensor_file import write_tensors
 from serving.weights.weights import Weights, read_weights
 
@@ -82,22 +82,22 @@ def write_program(exported: ExportedProgram, outputs: Sequence[str], directory: 
     (directory / PROGRAM_FILE).write_text(canonical_json(document))
 
 
-def read_program(directory: Path, blueprints: Blueprints | None = None) -> TorchProgram:
+def read_program(directory: Path, templates: TemplateCache | None = None) -> TorchProgram:
     """Rebuild a program from its two files. LoadFailed says what is wrong with them.
 
-    Where `blueprints` has the program already, only the weights are read.
+    Where `templates` has the program already, only the weights are read.
     """
-    known = blueprints if blueprints is not None else Blueprints()
+    known = templates if templates is not None else TemplateCache()
     try:
         digest = hashlib.sha256((directory / PROGRAM_FILE).read_bytes()).hexdigest()
-        blueprint = known.find(digest)
-        if blueprint is not None:
-            return blueprint.bound(_weights(directory / WEIGHTS_FILE, blueprint.places))
+        template = known.find(digest)
+        if template is not None:
+            return template.bound(_weights(directory / WEIGHTS_FILE, template.places))
         document = read_document(directory / PROGRAM_FILE)
         weights = _weights(directory / WEIGHTS_FILE, document["tensors"])
-        blueprint = _blueprint(rebuild(document, laid_out(weights, document["tensors"])), document)
-        known.keep(digest, blueprint)
-        return blueprint.bound(weights)
+        template = _template(rebuild(document, lay_out(weights, document["tensors"])), document)
+        known.keep(digest, template)
+        return template.bound(weights)
     except (*_UNREADABLE, SafetensorError, serde.SerializeError, SpecViolationError) as error:
         msg = f"the torch program cannot be read by torch {torch.__version__}: {error}; export the model again"
         raise LoadFailed(msg) from error
@@ -254,7 +254,7 @@ def _call(inputs: Sequence[str], outputs: int) -> dict[str, Any]:
     }
 
 
-def _blueprint(exported: ExportedProgram, document: Mapping[str, Any]) -> Blueprint:
+def _template(exported: ExportedProgram, document: Mapping[str, Any]) -> ProgramTemplate:
     metas = document["program"]["graph_module"]["graph"]["tensor_values"]
     fixed: list[Any] = []
     weights: list[Weight] = []
@@ -274,7 +274,7 @@ def _blueprint(exported: ExportedProgram, document: Mapping[str, Any]) -> Bluepr
         msg = f"the graph takes {list(graph_inputs)}, the file says {list(inputs)}"
         raise ValueError(msg)
     guard_calls(exported.graph_module)
-    return Blueprint(
+    return ProgramTemplate(
         module=exported.graph_module,
         inputs=inputs,
         outputs=tuple(document["outputs"]),

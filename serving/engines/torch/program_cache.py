@@ -28,7 +28,7 @@ class Weight:
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
-class Blueprint:
+class ProgramTemplate:
     """What snapshots of one program share."""
 
     module: fx.GraphModule
@@ -54,18 +54,18 @@ class Blueprint:
         Where it is set torch folds a product of three dimensions into one of two, even where no gradient is taken, and
         the last bits of the two ways differ.
         """
-        arguments, tensors = list(self.fixed), laid_out(weights, self.places)
+        arguments, tensors = list(self.fixed), lay_out(weights, self.places)
         for weight in self.weights:
             arguments[weight.position] = tensors[weight.name].detach().requires_grad_(weight.requires_grad)
         return TorchProgram(self, tuple(arguments), weights)
 
 
-def laid_out(weights: Weights, places: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def lay_out(weights: Weights, places: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Tensors by their names in a program's document, in memory as they were exported."""
-    return {name: _laid_out(weights.tensors[place["key"]], place["strides"]) for name, place in places.items()}
+    return {name: _lay_out(weights.tensors[place["key"]], place["strides"]) for name, place in places.items()}
 
 
-def _laid_out(tensor: torch.Tensor, strides: Sequence[int] | None) -> torch.Tensor:
+def _lay_out(tensor: torch.Tensor, strides: Sequence[int] | None) -> torch.Tensor:
     if strides is None:
         return tensor
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
@@ -75,48 +75,48 @@ def _laid_out(tensor: torch.Tensor, strides: Sequence[int] | None) -> torch.Tens
 class TorchProgram:
     """A program bound to its weights. `run` takes the user's tensors in `inputs` order, gives them in `outputs` order."""
 
-    blueprint: Blueprint
+    template: ProgramTemplate
     arguments: tuple[Any, ...]
     """All arguments of the graph; those of the user's inputs are None."""
     weights: Weights
 
     def changed_by(self, delta: Delta) -> "TorchProgram":
         """The program with a delta applied to its weights; what the delta leaves alone is the same memory. LoadFailed."""
-        return self.blueprint.bound(self.weights.changed_by(delta))
+        return self.template.bound(self.weights.changed_by(delta))
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the tensors that it takes."""
-        return self.blueprint.inputs
+        return self.template.inputs
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the tensors that it gives."""
-        return self.blueprint.outputs
+        return self.template.outputs
 
     def run(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """One forward pass, to be called without gradients. The weights go to the graph as they are: no guard, no copy."""
         arguments = list(self.arguments)
-        for slot, tensor in zip(self.blueprint.slots, tensors, strict=True):
+        for slot, tensor in zip(self.template.slots, tensors, strict=True):
             arguments[slot] = tensor
-        return tuple(self.blueprint.module.forward(*arguments))
+        return tuple(self.template.module.forward(*arguments))
 
     @property
     def module(self) -> fx.GraphModule:
         """The graph."""
-        return self.blueprint.module
+        return self.template.module
 
     @property
     def slots(self) -> tuple[int, ...]:
         """Position in `arguments` of each of `inputs`."""
-        return self.blueprint.slots
+        return self.template.slots
 
     def direct(self, example: Sequence[torch.Tensor]) -> DirectGraph:
         """The graph as functions of the tensors, in `inputs` order. To be called without gradients, as `run`.
 
         Lookups that can be done together are one call. Raises what `run` raises on the example.
         """
-        plain, shared = self._plain(example), self.blueprint
+        plain, shared = self._plain(example), self.template
         if shared.gatherer is None:
             shared.gatherer = Gatherer(self.module.graph, self.slots)
         return shared.gatherer.agreeing(plain, self.arguments, self.run, example) or plain
@@ -127,7 +127,7 @@ class TorchProgram:
         The first snapshot of a program has each call tried by itself on `example`. A later one takes the same calls,
         and its whole answer to `example` must have the bits of `run`; else its calls are tried anew.
         """
-        shared, known = self.blueprint, self.blueprint.calls
+        shared, known = self.template, self.template.calls
         if known is not None:
             graph = DirectGraph(self.module.graph, self.arguments, self.slots, example, calls=known)
             if same_bits(self.run(example), graph.whole()(*example)):
@@ -137,16 +137,16 @@ class TorchProgram:
         return graph
 
 
-class Blueprints:
-    """The blueprints of the programs that are loaded now, by the digest of their document."""
+class TemplateCache:
+    """The templates of the programs that are loaded now, by the digest of their document."""
 
     def __init__(self) -> None:
-        self._known: WeakValueDictionary[str, Blueprint] = WeakValueDictionary()
+        self._known: WeakValueDictionary[str, ProgramTemplate] = WeakValueDictionary()
 
-    def find(self, digest: str) -> Blueprint | None:
-        """The blueprint, while a program made from it lives."""
+    def find(self, digest: str) -> ProgramTemplate | None:
+        """The template, while a program made from it lives."""
         return self._known.get(digest)
 
-    def keep(self, digest: str, blueprint: Blueprint) -> None:
+    def keep(self, digest: str, template: ProgramTemplate) -> None:
         """Remember it while it is used."""
-        self._known[digest] = blueprint
+        self._known[digest] = template

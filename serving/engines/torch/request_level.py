@@ -14,7 +14,7 @@ import torch
 
 from ipnext.model.registry import Signature
 from serving.engines.torch.program_cache import TorchProgram
-from serving.engines.torch.request_partition import ROWS, Call, halves_of, repeat
+from serving.engines.torch.request_partition import ROWS, Call, partition_by_request, repeat
 from serving.engines.torch.warmup_inputs import close, drawn
 from serving.protocol.tensors import Array
 
@@ -22,7 +22,7 @@ _TRIAL_ROWS: Final = (2, 5, 3)
 
 
 class RequestCall:
-    """A program whose request inputs may have one row beside the others' many. `halves` may be set later."""
+    """A program whose request inputs may have one row beside the others' many. `partitioned` may be set later."""
 
     def __init__(self, whole: Call, signature: Signature) -> None:
         specs = list(enumerate(signature.inputs))
@@ -31,7 +31,7 @@ class RequestCall:
         self._whole = whole
         self._request = [place for place in batched if signature.inputs[place].name in signature.request_inputs]
         self._rest = [place for place in batched if place not in self._request]
-        self.halves: Call | None = None
+        self.partitioned: Call | None = None
 
     def __call__(self, given: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """The outputs, with a row for each of the others' rows."""
@@ -39,8 +39,8 @@ class RequestCall:
         single = [given[place].shape[ROWS] == 1 for place in self._request]
         if rows == 1 or not any(single):
             return self._whole(given)
-        if self.halves is not None and all(single):
-            return self.halves(given)
+        if self.partitioned is not None and all(single):
+            return self.partitioned(given)
         return self.repeated(given)
 
     def repeated(self, given: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
@@ -54,7 +54,7 @@ class RequestCall:
         return max(given[place].shape[ROWS] for place in self._rest or self._request)
 
 
-def agreeing_halves(
+def agreeing_partition(
     program: TorchProgram,
     whole: RequestCall,
     to_torch: Callable[[str, Array], torch.Tensor],
@@ -62,7 +62,7 @@ def agreeing_halves(
 ) -> Call | None:
     """The program in two, where it can be cut and answers drawn requests as with repeated inputs; else None."""
     signature = whole.signature
-    cut = halves_of(program, signature.request_inputs)
+    cut = partition_by_request(program, signature.request_inputs)
     if cut is None:
         return None
 

@@ -23,7 +23,7 @@ ROWS: Final = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Half:
+class GraphPartition:
     """A graph with its arguments; `slots` are the places of its inputs among them."""
 
     module: fx.GraphModule
@@ -39,11 +39,11 @@ class Half:
 
 
 @dataclass(frozen=True, slots=True)
-class Halves:
+class RequestPartition:
     """A program as two: `once` gives what `each` takes beside the other inputs, repeated along `dimensions`."""
 
-    once: Half
-    each: Half
+    once: GraphPartition
+    each: GraphPartition
     dimensions: tuple[int | None, ...]
     """Of each result of `once`: where its batch lies; None for a result that is the same at any batch."""
     request: tuple[int, ...]
@@ -71,7 +71,7 @@ class Halves:
         return [*others, *(repeat(tensor, at, rows, copied=copied) for tensor, at in pairs)]
 
 
-def _directly(half: Half, example: Sequence[torch.Tensor]) -> Function:
+def _directly(half: GraphPartition, example: Sequence[torch.Tensor]) -> Function:
     plain = DirectGraph(half.module.graph, half.arguments, half.slots, example)
     gatherer = Gatherer(half.module.graph, half.slots)
     return (gatherer.agreeing(plain, half.arguments, half.run, example) or plain).whole()
@@ -87,10 +87,10 @@ def repeat(tensor: torch.Tensor, dimension: int | None, rows: int, *, copied: bo
     return wide.contiguous() if copied else wide
 
 
-def halves_of(program: TorchProgram, request_inputs: Collection[str]) -> Halves | None:
+def partition_by_request(program: TorchProgram, request_inputs: Collection[str]) -> RequestPartition | None:
     """Cut a program where what hangs on the request inputs alone meets the rest; None where it cannot be cut or need not."""
     try:
-        return _Cut(program, frozenset(request_inputs)).halves()
+        return _Partitioner(program, frozenset(request_inputs)).partition()
     except _CannotError:
         return None
 
@@ -99,7 +99,7 @@ class _CannotError(Exception):
     """The program has no such halves."""
 
 
-class _Cut:
+class _Partitioner:
     """Nodes of a program by what they hang on: sizes and weights (0), also request inputs (1), also others (2)."""
 
     def __init__(self, program: TorchProgram, request_inputs: frozenset[str]) -> None:
@@ -117,13 +117,13 @@ class _Cut:
         self._batch = _sizes(self._inputs[0])[ROWS]
         self._levels = self._levelled()
 
-    def halves(self) -> Halves:
+    def partition(self) -> RequestPartition:
         """The cut. _CannotError where nothing would be computed once, or a result does not tell its batch."""
         met = self._met()
         if all(node.op == "placeholder" for node in met):
             raise _CannotError
         answers = list(self._answers())
-        return Halves(
+        return RequestPartition(
             once=self._part(self._request, met),
             each=self._part([*self._others, *met], answers),
             dimensions=tuple(self._dimension(node) for node in met),
@@ -168,7 +168,7 @@ class _Cut:
             raise _CannotError
         return next(iter(free), None)
 
-    def _part(self, given: Sequence[fx.Node], answers: Sequence[fx.Node]) -> Half:
+    def _part(self, given: Sequence[fx.Node], answers: Sequence[fx.Node]) -> GraphPartition:
         """The graph from `given` to `answers`; both worlds compute sizes and weights for themselves."""
         needed = self._needed(given, answers)
         graph = fx.Graph()
@@ -186,7 +186,7 @@ class _Cut:
         graph.output(tuple(made[node] for node in answers))
         arguments = (*(None for _ in given), *(self._arguments[node] for node in weights))
         module = fx.GraphModule(torch.nn.Module(), graph)
-        return Half(module, arguments, tuple(range(len(given))))
+        return GraphPartition(module, arguments, tuple(range(len(given))))
 
     def _needed(self, given: Sequence[fx.Node], answers: Sequence[fx.Node]) -> set[fx.Node]:
         known, needed, open_ = set(given), set[fx.Node](), list(answers)

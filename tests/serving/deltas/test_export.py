@@ -144,7 +144,7 @@ def test_what_a_delta_leaves_alone_is_the_parents_own_memory_and_the_program_is_
     child = base.changed_by(read_delta(root / "delta-1"), parent_stays=True)
     old, new = base._program.weights.tensors, child._program.weights.tensors
     assert new["state:bias16"] is old["state:bias16"]
-    assert child._program.blueprint.module is base._program.blueprint.module
+    assert child._program.template.module is base._program.template.module
     child.warm_up()
     assert child._graph.calls is base._graph.calls
     assert child.rows_are_independent

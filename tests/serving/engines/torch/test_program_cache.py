@@ -11,7 +11,7 @@ from serving.engines.torch import engine as torch_engine
 from serving.engines.torch import program as torch_program
 from serving.engines.torch.engine import TorchEngine
 from serving.engines.torch.program import read_program
-from serving.engines.torch.program_cache import Blueprints
+from serving.engines.torch.program_cache import TemplateCache
 from serving.export import export_model
 
 
@@ -42,11 +42,11 @@ def snapshot(tmp_path):
 
 def test_a_second_snapshot_of_a_program_brings_only_weights(snapshot, monkeypatch):
     directories = [snapshot(seed)[1] for seed in (1, 2)]
-    blueprints = Blueprints()
-    first = read_program(directories[0], blueprints)
+    templates = TemplateCache()
+    first = read_program(directories[0], templates)
     monkeypatch.setattr(torch_program, "rebuild", None)
-    second = read_program(directories[1], blueprints)
-    assert second.blueprint is first.blueprint
+    second = read_program(directories[1], templates)
+    assert second.template is first.template
     assert second.arguments is not first.arguments
 
 
@@ -73,19 +73,19 @@ def test_rows_are_tried_once_for_a_program(snapshot, monkeypatch):
 
 
 def test_another_program_is_rebuilt(snapshot):
-    blueprints = Blueprints()
-    first = read_program(snapshot(1)[1], blueprints)
-    other = read_program(snapshot(1, width=8)[1], blueprints)
-    assert other.blueprint is not first.blueprint
+    templates = TemplateCache()
+    first = read_program(snapshot(1)[1], templates)
+    other = read_program(snapshot(1, width=8)[1], templates)
+    assert other.template is not first.template
 
 
 def test_calls_that_give_other_bits_on_the_new_weights_are_tried_anew(snapshot):
     directories = [snapshot(seed)[1] for seed in (1, 2)]
-    blueprints = Blueprints()
-    first, second = (read_program(directory, blueprints) for directory in directories)
+    templates = TemplateCache()
+    first, second = (read_program(directory, templates) for directory in directories)
     with torch.inference_mode():
         good = first.direct([IDS]).calls
-        first.blueprint.calls = {**good, "sigmoid": torch.tanh}
+        first.template.calls = {**good, "sigmoid": torch.tanh}
         graph = second.direct([IDS])
         assert graph.calls["sigmoid"] is good["sigmoid"]
         assert torch.equal(graph.whole()(IDS)[0], second.run([IDS])[0])

@@ -147,14 +147,14 @@ def test_one_of_two_request_inputs_given_once_is_repeated(towers):
 @pytest.mark.parametrize("name", MIXING)
 def test_what_mixes_the_rows_of_the_user_gets_its_inputs_repeated(tmp_path, name):
     part = exported(tmp_path / "mixing", Meeting(MIXING[name]), vectors(3), ["user"])
-    assert part._once.halves is None
+    assert part._once.partitioned is None
     check_part(part, bits=True)
 
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_what_treats_each_row_alike_is_computed_once(tmp_path, name):
     part = exported(tmp_path / "plain", Meeting(PLAIN[name]), vectors(3), ["user"])
-    assert part._once.halves is not None
+    assert part._once.partitioned is not None
     check_part(part)
 
 
@@ -174,10 +174,10 @@ def check_part(part, *, bits=False):
 
 def test_nothing_to_compute_once_and_nothing_beside_it_need_no_halves(tmp_path):
     bare = exported(tmp_path / "bare", Bare(), vectors(3), ["user"])
-    assert bare._once.halves is None
+    assert bare._once.partitioned is None
     check_part(bare, bits=True)
     alone = exported(tmp_path / "alone", Bare(), vectors(1), ["user", "item"])
-    assert alone._once.halves is None
+    assert alone._once.partitioned is None
     check_part(alone, bits=True)
 
 

@@ -446,7 +446,7 @@ def test_halves_of_a_request_join_their_lookups(tmp_path, monkeypatch):
     part = TorchEngine().load(tmp_path / "snapshot", manifest, {})
     monkeypatch.setattr(fused_lookup, "operands", counted)
     part.warm_up()
-    assert part._once.halves is not None
+    assert part._once.partitioned is not None
     assert joined == [8, 4, 4], "the whole, and both halves"
     answer = part.infer({"user": user.numpy().copy(), "item": item.numpy().copy()})["output"]
     assert np.allclose(answer, module(user.expand(64, 4), item).numpy(), atol=1e-6)
