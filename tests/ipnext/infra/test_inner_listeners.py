@@ -62,8 +62,10 @@ def test_every_other_listener_is_a_socket_of_this_user_alone_and_known(agent):
     known = set(admin)
     for module, callers in PROCESSES.items():
         process = agent.child(module)
-        until(lambda one=process: sockets_of(one), why=lambda name=module: f"{name} listens")
-        found = sockets_of(process)
+        found = until(
+            lambda one=process, each=callers: len(paths := sockets_of(one)) >= len(each) and paths,
+            why=lambda name=module: f"{name} listens to all its callers",
+        )
         assert {path.name for path in found} == {f"{caller}.sock" for caller in callers}
         known |= found
     everything = {path for process in agent.children() for path in sockets_of(process)}
