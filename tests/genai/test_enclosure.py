@@ -89,6 +89,16 @@ def test_a_program_of_a_virtual_environment_is_read_with_the_one_below_it(tmp_pa
     assert program_paths([str(program)]) == {program, own, base, base / "bin" / "python"}
 
 
+def test_directories_that_an_environment_adds_to_its_modules_are_read(tmp_path):
+    program, shared = made(tmp_path / "own"), tmp_path / "shared"
+    (tmp_path / "own" / "pyvenv.cfg").touch()
+    site = tmp_path / "own" / "lib" / "python3.11" / "site-packages"
+    for directory in (site, shared, tmp_path / "unnamed"):
+        directory.mkdir(parents=True)
+    (site / "more.pth").write_text(f"# {tmp_path}/unnamed\nimport os; os.sep\n\n/no/such\n{shared}\n")
+    assert program_paths([str(program)]) == {program, tmp_path / "own", shared}
+
+
 def test_a_program_in_a_bin_of_no_environment_opens_nothing_beside_it(tmp_path):
     program = made(tmp_path / "home")
     assert program_paths([str(program)]) == {program}

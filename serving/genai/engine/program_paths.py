@@ -23,7 +23,8 @@ def program_words(environment: Mapping[str, str]) -> Sequence[str]:
 def program_paths(words: Sequence[str], *, search: str | None = None) -> frozenset[Path]:
     """The files and directories that these words name by an absolute path, and what belongs to them. `search` is the variable PATH.
 
-    To a program in `bin` of a Python environment belong this environment and the one that it was made from.
+    To a program in `bin` of a Python environment belong this environment, the one that it was made from, and the directories that its
+    `.pth` files add to the modules.
     """
     named = [shutil.which(words[0], path=search), *words[1:]] if words else []
     return frozenset(path for word in named if word for path in _belonging(word.rpartition("=")[2]))
@@ -43,9 +44,19 @@ def _environment(prefix: Path) -> Iterator[Path]:
     settings = prefix / _SETTINGS_OF_AN_ENVIRONMENT
     if settings.is_file():
         yield prefix
+        yield from _added(prefix)
         for line in settings.read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition("=")
             if name.strip() == "home":
                 yield from _environment(Path(value.strip()).resolve().parent)
     elif any(prefix.glob("lib/python3*")) or (prefix / "conda-meta").is_dir():
         yield prefix
+
+
+def _added(prefix: Path) -> Iterator[Path]:
+    """Directories that an environment takes modules from beside its own, as `site` reads them."""
+    for file in prefix.glob("lib/python3*/site-packages/*.pth"):
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            path = file.parent / line.strip()
+            if line.strip() and not line.startswith(("#", "import ", "import\t")) and path.is_dir():
+                yield path
