@@ -1,7 +1,7 @@
-"""The access list made ready for requests, and the follower of its file.
+"""The access list, prepared for requests, and the follower of its file.
 
-The region's agent puts the file beside the router's table. A file that can't be read changes nothing: the former list stays,
-and a router that never had one has none.
+The region's agent writes the file next to the router's table. If a file cannot be read, the former list stays in force;
+a router that never read one has none.
 """
 
 import time
@@ -25,28 +25,28 @@ from ipnext.model.wire import decode
 from serving.access.rate_limits import Rate
 
 REMEMBERED: Final = 4096
-"""Tokens whose proof is remembered until they end, or another list comes."""
+"""Verified tokens that are cached until they expire or another list is in use."""
 _PREDICT: Final = ACTIONS["models.predict"]
 
 
 class Caller:
-    """Who asks, as a credential proved it, and what was decided for it so far. Equal to itself alone, so that it is found fast."""
+    """A caller proved by a credential, with the decisions cached for it. Compared by identity, so that look-ups are fast."""
 
     __slots__ = ("decisions", "limits", "principal")
 
     def __init__(self, principal: Principal) -> None:
         self.principal = principal
         self.decisions: dict[str, Decision] = {}
-        """By model, as the next ones."""
+        """By model, like the limits below."""
         self.limits: dict[str, tuple[tuple[Hashable, Rate], ...]] = {}
-        """Buckets that its requests take from."""
+        """Buckets that its requests draw from."""
 
 
 class Callers:
-    """One revision of the list. Proves who asks, and decides what it may. Never changed but for what it remembers."""
+    """One revision of the list: authenticates callers and decides on their access. Immutable except for its caches."""
 
     def __init__(self, access: AccessList, *, clock: Callable[[], float] = time.time) -> None:
-        """`clock`: Unix time in seconds. InvalidInput for policies that are no Cedar."""
+        """`clock`: Unix time in seconds. InvalidInput if a policy is not valid Cedar."""
         self.revision = access.revision
         self.models: Mapping[str, ModelAccess] = {one.model: one for one in access.models}
         self._clock = clock
@@ -57,7 +57,7 @@ class Callers:
         self._tokens = None if access.tokens is None else _Tokens(access.tokens, access.roles, clock)
 
     def prove(self, credential: str) -> Caller:
-        """Who a key or token proves. Unauthenticated; the text repeats nothing of it. Unavailable."""
+        """Return the caller that a key or token proves. Unauthenticated, whose text repeats nothing of the credential; Unavailable."""
         if is_key(credential):
             return self._of_key(credential)
         if self._tokens is None:
@@ -66,7 +66,7 @@ class Callers:
         return self._tokens.prove(credential)
 
     def decide(self, caller: Caller, model: ModelAccess) -> Decision:
-        """Whether a caller may ask a model of this list."""
+        """Decide whether a caller may call a model of this list."""
         found = caller.decisions.get(model.model)
         if found is None:
             resource = Resource("Model", model.model, model.owner, model.access.callers)
@@ -89,11 +89,11 @@ class Callers:
 
 
 _NO_DIGEST: Final = digest_of_secret("")
-"""Compared for unknown keys, so that they take as long as wrong ones."""
+"""Compared with unknown keys, so that checking them takes as long as checking wrong ones."""
 
 
 class _Tokens:
-    """Principals of tokens of the identity provider."""
+    """Callers proved by tokens of the identity provider."""
 
     def __init__(self, issuer: TokenIssuer, roles: Collection[CallerRole], clock: Callable[[], float]) -> None:
         self._verifier = TokenVerifier(
@@ -111,7 +111,7 @@ class _Tokens:
         self._known: OrderedDict[str, tuple[Caller, float]] = OrderedDict()
 
     def prove(self, token: str) -> Caller:
-        """As of `Callers.prove`."""
+        """Return the caller of a token; errors as `Callers.prove`."""
         if len(token) > LONGEST_TOKEN:
             msg = f"the token is longer than {LONGEST_TOKEN} characters"
             raise Unauthenticated(msg)
@@ -137,22 +137,22 @@ def _principal(key: CallerKey) -> Principal:
 
 
 def asked_owners(principal: Principal) -> frozenset[str]:
-    """Owners whose models the principal's roles let it ask; `*`: all."""
+    """Return the owners whose models the principal's roles let it call; `*`: all."""
     lowest = Role.CALLER.rank
     return frozenset(grant.owner for grant in principal.grants if grant.region == ANY and grant.role.rank >= lowest)
 
 
 class AccessFollower:
-    """Holds the list of the file's last good content; None before the first."""
+    """Holds the list of the file's last valid content; None before the first."""
 
     def __init__(self, path: Path | None, *, clock: Callable[[], float] = time.time) -> None:
-        """`path`: None for a router that is given no file."""
+        """`path`: None if the router has no access list file."""
         self._path, self._clock = path, clock
         self._seen: tuple[int, int, int] | None = None
         self.callers: Callers | None = None
 
     def look(self) -> None:
-        """Take the file over if it is a new one. A bad one is logged and the former list stays."""
+        """Load the file if it has changed. If it is invalid, that is logged and the former list stays."""
         if self._path is None:
             return
         try:
@@ -169,7 +169,7 @@ class AccessFollower:
         try:
             self.callers = Callers(decode(AccessList, path.read_bytes()), clock=self._clock)
         except (OSError, ValidationError, InvalidInput) as error:
-            # pydantic repeats what it was given: a digest has no place in a log
+            # pydantic repeats its input: a digest has no place in a log
             log.warning("the access list cannot be read, the former one stays", reason=type(error).__name__)
             return
         log.info("access list in use", revision=self.callers.revision, models=len(self.callers.models))

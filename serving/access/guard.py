@@ -1,6 +1,6 @@
-"""Decides for each request whether it may be answered: open models for everybody, others for who proves that it may.
+"""Admission of each request: open models for every caller, other models for callers that prove their access.
 
-It fails closed: a model that needs a credential is refused as long as there is no list that says whose.
+It fails closed: if there is no access list yet, models that need a credential are refused.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -22,7 +22,7 @@ _NEEDED: Final = "a model of this name is not open to everybody, or not here: gi
 
 
 class Refused(Exception):
-    """A request that is not let through. `error` is its answer, `reason` how it is counted."""
+    """A refused request. `error` is its answer, `reason` the label that it is counted under."""
 
     def __init__(self, error: IPnextError, reason: Reason) -> None:
         super().__init__(error.message)
@@ -30,7 +30,7 @@ class Refused(Exception):
 
 
 class Guard:
-    """Lets requests through, or not. `routes` and `callers` give what is in use at the moment."""
+    """Admits or refuses requests. `routes` and `callers` return the revisions currently in use."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Guard:
         uses: KeyUses | None = None,
     ) -> None:
         self.uses = KeyUses() if uses is None else uses
-        """Of API keys, also by requests that are refused for what they ask."""
+        """Uses of API keys, including requests that are refused after authentication."""
         self._routes, self._callers = routes, callers
         self._limiter = RateLimiter() if limiter is None else limiter
         self._basis: tuple[Routes, Callers | None] | None = None
@@ -49,7 +49,7 @@ class Guard:
 
     @property
     def closed(self) -> frozenset[str]:
-        """Models that need a credential; made once for each table and list."""
+        """Models that need a credential; computed once per table and list."""
         routes, callers = self._routes(), self._callers()
         if self._basis is None or self._basis[0] is not routes or self._basis[1] is not callers:
             self._closed = _closed(routes, callers)
@@ -57,9 +57,9 @@ class Guard:
         return self._closed
 
     def admit(self, request: Request, model: str, *, predicts: bool = True) -> None:
-        """Return if the request may be answered. Refused.
+        """Return if the request is admitted. Refused.
 
-        `predicts`: whether the request counts against the limits of its caller; what only describes a model does not.
+        `predicts`: whether the request counts against the caller's limits; requests that only describe a model do not.
         """
         closed = self.closed
         if not closed or (model not in closed and model in self._known):
@@ -78,7 +78,7 @@ class Guard:
             raise Refused(error, "no_access_list" if self._no_entry(model) else "unavailable") from None
 
     def visible(self, request: Request) -> Routes:
-        """The routes without the models that are not for who asks. A credential that proves nobody is as none."""
+        """Return the routes without the models that the caller may not call. An invalid credential counts as none."""
         closed, routes = self.closed, self._routes()
         if not closed:
             return routes
@@ -132,7 +132,7 @@ class Guard:
             raise RateLimited(msg, seconds=seconds)
 
     def _seen(self, request: Request, closed: frozenset[str]) -> frozenset[str]:
-        """Those of the closed models that who asks may ask for predictions."""
+        """Return the closed models that the caller may call for predictions."""
         callers = self._callers()
         if callers is None:
             return frozenset()
@@ -153,7 +153,10 @@ class Guard:
 
 
 def caller_owner(principal: Principal, access: ModelAccess) -> str:
-    """For whom a principal asks: the model's owner if it has a role there, else an owner that it is shared with; `*` for a role over all."""
+    """Return the owner that a principal calls for; `*` for a role over all owners.
+
+    The model's owner if the principal has a role there, else an owner that the model is shared with.
+    """
     owners = asked_owners(principal)
     if access.owner in owners:
         return access.owner
@@ -162,7 +165,7 @@ def caller_owner(principal: Principal, access: ModelAccess) -> str:
 
 
 def _buckets(principal: Principal, access: ModelAccess) -> Iterator[tuple[Hashable, Rate]]:
-    """What a request of the principal takes from."""
+    """Yield the buckets that a request of the principal draws from."""
     limits = access.access.limits
     if limits.per_key is not None:
         yield ("key", access.model, principal.kind, principal.id), _rate(limits.per_key)
@@ -177,7 +180,7 @@ def _closed(routes: Routes, callers: Callers | None) -> frozenset[str]:
 
 
 def _credential(request: Request) -> str:
-    """The credential of a request. Unauthenticated for none, or another scheme than Bearer."""
+    """Return the credential of a request. Unauthenticated if there is none, or its scheme is not Bearer."""
     given = request.header("authorization")
     scheme, _, credential = (given or "").partition(" ")
     if given is None or scheme.lower() != _SCHEME or not credential.strip():
@@ -186,14 +189,14 @@ def _credential(request: Request) -> str:
 
 
 def _is_of(principal: Principal, access: ModelAccess) -> bool:
-    """Whether a principal has any role by which it knows of the model."""
+    """Whether a principal has any role that makes the model known to it."""
     owners = asked_owners(principal)
     shared = owners.intersection(access.access.callers) or (ANY in access.access.callers and owners)
     return bool(owners & {ANY, access.owner} or shared)
 
 
 def _unknown(model: str) -> NotFound:
-    """The same words for a model that is not there and for one of others."""
+    """Return the same error for a model that does not exist and for one of other owners."""
     return NotFound(f"model {model[:80]!r} is not served here, or is not yours to ask")
 
 

@@ -1,13 +1,13 @@
-"""When API keys proved somebody last, for the control plane to read now and then. In memory only: a router that ends takes it along."""
+"""Times of the last use of API keys, which the control plane reads now and then. In memory only: lost when the router ends."""
 
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
 EVERY_SECONDS: Final = 60.0
-"""A key that is used all the time gets a new time so often, so that what reads it has little to write."""
+"""Interval at which the time of a key in constant use is updated, so that its reader has little to write."""
 MOST: Final = 100_000
-"""Keys that are remembered; beyond that all are forgotten, as they would be if the router started again."""
+"""Keys that are remembered; beyond that all are forgotten, as after a restart of the router."""
 
 
 class KeyUses:
@@ -19,7 +19,7 @@ class KeyUses:
         self._last: dict[str, float] = {}
 
     def note(self, key_id: str) -> None:
-        """Note a use. It is on the path of each request: one look into a dict."""
+        """Record a use. It runs for each request: one look-up in a dict."""
         now, last = self._clock(), self._last.get(key_id)
         if last is not None and 0 <= now - last < EVERY_SECONDS:
             return
@@ -29,5 +29,5 @@ class KeyUses:
 
     @property
     def last(self) -> Mapping[str, float]:
-        """All that were noted."""
+        """All recorded uses."""
         return dict(self._last)

@@ -1,4 +1,4 @@
-"""Token buckets: who asks more often than a steady rate allows is told when to come back. No clock of its own but the one given.
+"""Token buckets: a caller that exceeds its steady rate learns how long to wait. The only clock is the one given.
 
 One limiter counts for one process. Any hashable value names a bucket, such as a key and a model, or an owner.
 """
@@ -8,11 +8,11 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Final, NamedTuple
 
 MOST_BUCKETS: Final = 65_536
-"""Buckets that are kept; full ones are forgotten first, which changes nothing, then those that were used least recently."""
+"""Buckets that are kept; full ones are forgotten first, which changes nothing, then the least recently used."""
 
 
 class Rate(NamedTuple):
-    """What a bucket lets through: `per_second` steadily, `burst` at once after a quiet time."""
+    """The rate of a bucket: `per_second` steadily, `burst` at once after a quiet time."""
 
     per_second: float
     burst: float
@@ -25,7 +25,7 @@ class _Bucket:
         self.rate, self.tokens, self.at = rate, rate.burst, at
 
     def fill(self, rate: Rate, now: float) -> None:
-        """Add what came since the last time. A bucket whose rate is another one keeps what it has, as far as it holds it."""
+        """Add the tokens since the last call. If the rate has changed, the bucket keeps its tokens up to the new burst."""
         self.tokens = min(rate.burst, self.tokens + max(0.0, now - self.at) * rate.per_second)
         self.rate, self.at = rate, now
 
@@ -34,17 +34,18 @@ class _Bucket:
 
 
 class RateLimiter:
-    """Buckets by name. Not for several threads."""
+    """Buckets by name. Not thread-safe."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic, most: int = MOST_BUCKETS) -> None:
-        """`clock`: seconds that never go back."""
+        """`clock`: monotonic seconds."""
         self._clock, self._most = clock, most
         self._buckets: dict[Hashable, _Bucket] = {}
 
     def take(self, wanted: Sequence[tuple[Hashable, Rate]]) -> float:
         """Take one token from each of these buckets, or none from any.
 
-        Returns 0 if they were taken, else the seconds after which they can be, if nobody else comes before.
+        Returns 0 if they were taken, else the seconds after which they can be, if no other caller takes from them
+        first.
         """
         now = self._clock()
         buckets = [self._bucket(name, rate, now) for name, rate in wanted]
@@ -56,7 +57,7 @@ class RateLimiter:
         return 0.0
 
     def __len__(self) -> int:
-        """Buckets that are kept."""
+        """Return the number of buckets that are kept."""
         return len(self._buckets)
 
     def _bucket(self, name: Hashable, rate: Rate, now: float) -> _Bucket:

@@ -1,8 +1,9 @@
-"""The queue before a part's forward passes: bounded, and what waits together is answered together.
+"""The bounded queue before a part's forward passes. Requests that wait at the same time share a pass.
 
-No request waits for others to come, and none for the crowd of another part (serving.host.fair_queue). While a pass runs, requests gather; the next pass takes as many of them as fit into
-the part's limits, where the part answers each row by itself. A pass that is known to be short runs in the event loop,
-for handing it to a thread and back takes about as long; a longer one, or one not yet known, runs in a thread.
+No request is delayed to fill a batch, and none by the backlog of another part (serving.host.fair_queue). Requests
+gather while a pass runs. If the part's rows are independent, the next pass takes as many of them as its limits allow. A
+pass that is predicted to be short runs in the event loop, because the handoff to a thread and back costs about as much.
+A longer pass, or one without a prediction, runs in a thread.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from serving.host.served_part import ServedPart, StartedPass
 from serving.protocol.tensors import Array
 
 INLINE_SECONDS: Final = 0.005
-"""A pass predicted to be shorter runs in the event loop: so long nothing else is read or answered."""
+"""A pass predicted to be shorter runs in the event loop, which reads and answers nothing else until it ends."""
 
 Arrays = Mapping[str, Array]
 R = TypeVar("R")
@@ -89,14 +90,14 @@ def _rows(inputs: Arrays) -> int:
 
 
 def _form(inputs: Arrays, rows: int) -> object:
-    """Equal for requests that can be joined; an input of another number of rows makes a request stand alone."""
+    """Return a key that is equal for requests that can share a pass; unique if an input's number of rows differs from the request's."""
     if any(array.shape[:1] != (rows,) for array in inputs.values()):
         return object()
     return tuple(array.shape[1:] for array in inputs.values())
 
 
 class InferenceQueue:
-    """Runs passes, at most `threads` at once; at most `waiting` requests more may wait. Used from one event loop."""
+    """Runs at most `threads` passes at once and queues at most `waiting` further requests. Used from one event loop."""
 
     def __init__(self, *, threads: int = 1, waiting: int = 256, clock: Callable[[], float] = time.monotonic) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="inference")
@@ -108,7 +109,7 @@ class InferenceQueue:
         self._running = 0
         self._scheduled = False
         self._rested = True
-        """Whether all that had come while the last pass ran has been read."""
+        """Whether the event loop has read all requests that arrived during the last pass."""
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -126,13 +127,14 @@ class InferenceQueue:
         on_end: Callable[[], None],
         begun: StartedPass | None = None,
     ) -> asyncio.Future[R]:
-        """What `finish` makes of the outputs of a request whose inputs fit the part's signature.
+        """Queue a request whose inputs fit the part's signature; the future gives the result of `finish` on its outputs.
 
-        A pass that has `begun` goes on from there, by itself.
+        If `begun` is given, that pass is completed and shared with no other request.
 
-        Unavailable when the queue is full; the newest request of a part with more that wait makes place. `deadline` is a time of the clock; the future is DeadlineExceeded then.
-        `on_end` is called once, in the event loop, when the part is done with the request or it is skipped. Cancelling
-        the future skips a request that waits; a pass that runs cannot be stopped and ends later.
+        Unavailable if the queue is full, unless a part with a longer queue can drop its newest request. `deadline` is a
+        time of the clock; the future fails with DeadlineExceeded if it passes. The queue calls `on_end` once, in the
+        event loop, when the part has finished the request or the request is skipped. Cancelling the future skips a
+        waiting request; a pass that runs cannot be stopped and ends later.
         """
         if self._pending >= self._limit:
             self._make_place(served)
@@ -155,11 +157,11 @@ class InferenceQueue:
         self._skip(newest)
 
     def is_free_for(self, served: ServedPart, inputs: Arrays) -> bool:
-        """Whether a request may be answered at once: nothing waits or has just come, and its pass is known to be short."""
+        """Whether a request can run at once: nothing waits or has just arrived, and its pass is predicted to be short."""
         return self._rested and not self._pending and self._is_short(served, _rows(inputs))
 
     def run(self, served: ServedPart, inputs: Arrays, begun: StartedPass | None = None) -> Arrays:
-        """The outputs of a request that the queue is free for. Raises what the part raises."""
+        """Run a request in the event loop, if `is_free_for` is true, and return its outputs. Raises the part's errors."""
         rows, tally = _rows(inputs), served.tally
         began = time.perf_counter()
         try:
@@ -174,7 +176,7 @@ class InferenceQueue:
         return outputs
 
     def _rest(self) -> None:
-        """Requests that came during a pass are read in the next turn of the event loop; those are to be joined."""
+        """Let the event loop read the requests that arrived during a pass before another runs inline, so that they can share one."""
         if self._rested:
             self._rested = False
             self._loop.call_soon(self._loop.call_soon, self._rest_over)
@@ -187,9 +189,10 @@ class InferenceQueue:
         return predicted is not None and predicted <= INLINE_SECONDS
 
     def begin(self, served: ServedPart, inputs: Arrays, late: frozenset[str]) -> StartedPass | None:
-        """Compute what needs no late input, if nothing else has to be done now and the whole pass is known to be short.
+        """Compute the share of a pass that needs no late input, if the queue is idle and the whole pass is predicted to be short.
 
-        `inputs` are all the others, and fit the signature. None also where the part refuses them; `submit` will say why.
+        `inputs` are all other inputs, and fit the signature. None if the pass cannot begin, also if the part refuses
+        the inputs: `submit` then reports the error.
         """
         if self._pending or not self._is_short(served, _rows(inputs)):
             return None
@@ -208,7 +211,7 @@ class InferenceQueue:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _schedule(self) -> None:
-        """After what else the event loop has to read now: requests that came together are answered together."""
+        """Run the pump after the event loop's pending reads, so that requests that arrive together share a pass."""
         if not self._scheduled and self._running < self._threads:
             self._scheduled = True
             self._loop.call_soon(self._pump)
@@ -235,9 +238,9 @@ class InferenceQueue:
         return self._is_short(batch[0].served, sum(job.rows for job in batch))
 
     def _take(self) -> list[_Job[Any]]:
-        """Of the part whose turn it is, the request that waits longest, and those that can be answered together with it.
+        """Return the oldest request of the part whose turn it is, and those that can share its pass.
 
-        None where all of the part's are over.
+        Empty if all requests of the part were cancelled or are past their deadline.
         """
         now = self._clock()
         batch: list[_Job[Any]] = []
@@ -271,7 +274,7 @@ class InferenceQueue:
         job.on_end()
 
     def _watch(self, jobs: Iterable[_Job[Any]]) -> None:
-        """Tell those that wait on when their time is over; a pass in the event loop needs no such timer."""
+        """Set deadline timers for requests that keep waiting; a pass in the event loop needs no such timer."""
         for job in jobs:
             if job.timer is None:
                 job.timer = self._loop.call_later(max(0.0, job.deadline - self._clock()), job.expire)
@@ -307,7 +310,7 @@ def _fits(served: ServedPart, rows: int) -> bool:
 
 
 def _outcomes(batch: Sequence[_Job[Any]]) -> list[Arrays | Exception]:
-    """Each request's outputs, or why it has none. A pass that fails is run again for each request by itself."""
+    """Return each request's outputs or error. If a joint pass fails, each request is run again alone."""
     if len(batch) == 1:
         return [_alone(batch[0])]
     served = batch[0].served
@@ -315,7 +318,7 @@ def _outcomes(batch: Sequence[_Job[Any]]) -> list[Arrays | Exception]:
     began = time.perf_counter()
     try:
         outputs = served.part.infer(joined)
-    except Exception:  # noqa: BLE001  # whatever it is, it is judged request by request
+    except Exception:  # noqa: BLE001  # any error is judged request by request
         return [_alone(job) for job in batch]
     served.costs.note(sum(job.rows for job in batch), time.perf_counter() - began)
     return _parted(batch, outputs)

@@ -1,6 +1,6 @@
-"""How a host loads a delta: from the parent that it holds, else from the artifact store along the lineage, else the full result.
+"""Loading of deltas: onto a loaded parent, else along the lineage in the artifact store, else from the full result.
 
-Snapshots of a store are named by their digest, so the parent's digest is all that is needed to find it.
+The artifact store names snapshots by digest, so the parent's digest is enough to find it.
 """
 
 import mmap
@@ -20,41 +20,41 @@ from serving.snapshots.fetch_process import Fetcher
 from serving.weights.delta_snapshot import Delta, read_delta, read_document
 
 LONGEST_CHAIN: Final = 256
-"""Deltas between a snapshot and the full one that it stands on; each is applied by itself where none is held."""
+"""Deltas between a snapshot and its full ancestor; if none of the chain is loaded, each is applied in turn."""
 
 
 @runtime_checkable
 class TakesDeltas(Protocol):
-    """A loaded part whose engine knows deltas."""
+    """A loaded part whose engine can apply deltas."""
 
     def changed_by(self, delta: Delta, *, parent_stays: bool) -> LoadedPart:
-        """A part of its own with the delta applied. Its `size_bytes` leaves out what it shares with a parent that stays."""
+        """Return a new part with the delta applied. Its `size_bytes` excludes memory shared with a parent that stays loaded."""
 
     def check_delta(self, document: DeltaDocument, when: Literal["before", "after"]) -> None:
-        """LoadFailed where the weights, all rows counted, are not those that a delta states before or after it."""
+        """Compare the digests of all rows with those that a delta declares before or after it. LoadFailed if they differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """What a snapshot is made from: a held parent or a full snapshot, and deltas upon it, the oldest first."""
+    """Sources of one snapshot: a loaded parent or a full snapshot, and the deltas to apply to it, oldest first."""
 
     ground: str
     base: LocalSnapshot | None
-    """The full snapshot; none where the host holds `ground`."""
+    """The full snapshot; None if the host has loaded `ground`."""
     deltas: tuple[Path, ...] = ()
     result_of: Path | None = None
-    """The delta whose full result `base` was said to be."""
+    """The delta that declares `base` as its full result."""
 
     @property
     def needed_bytes(self) -> int:
-        """Memory that loading is expected to take: a changed row costs a page at most."""
+        """Memory that loading is expected to take: at most one page per changed row."""
         documents = [read_document(directory) for directory in self.deltas]
         rows = sum(tensor.rows for document in documents for tensor in document.tensors.values())
         return rows * mmap.PAGESIZE + (needed_bytes(self.base.manifest) if self.base else 0)
 
     @property
     def made_from(self) -> str:
-        """In words, for the log of a host."""
+        """Description of the sources for the host's log."""
         origin = "held" if self.base is None else "fetched" if self.result_of is None else "the full result of a delta,"
         return (
             f"{len(self.deltas)} delta(s) on {origin} {self.ground:.12}"
@@ -63,9 +63,10 @@ class Chain:
         )
 
     def load(self, engine: Engine, settings: Mapping[str, Any], held: Mapping[str, LoadedPart]) -> LoadedPart:
-        """The part. `held` are the host's parts by digest. LoadFailed where a delta does not fit, or the engine takes none.
+        """Load the base if needed, apply the deltas, and return the part. `held` are the host's loaded parts by digest.
 
-        A base that is loaded for its deltas' sake has its row digests counted, which is cheap beside the load.
+        LoadFailed if a delta does not fit, or the engine takes none. If a base is loaded only for its deltas, its row
+        digests are checked; that is cheap compared with the load.
         """
         part = held[self.ground] if self.base is None else engine.load(*self.base, settings)
         if self.result_of is not None:
@@ -85,10 +86,10 @@ def _taker(part: LoadedPart) -> TakesDeltas:
 
 
 def fetch_chain(store: Fetcher, uri: str, cache: Path, snapshot: LocalSnapshot, held: Collection[str]) -> Chain:
-    """All that `snapshot`, which the store has under `uri`, needs beside the `held` digests, fetched.
+    """Fetch all snapshots that `snapshot`, stored under `uri`, needs in addition to the `held` digests.
 
-    A parent is looked for in `held`, then in the store. Where one is missing, the nearest descendant that names its full result
-    is taken whole. LoadFailed says what is missing.
+    A parent is looked up in `held`, then in the store. If one is missing, the nearest descendant that names its full
+    result is fetched whole. LoadFailed names the missing snapshot.
     """
     chain = [snapshot]
     try:
@@ -107,7 +108,7 @@ def fetch_chain(store: Fetcher, uri: str, cache: Path, snapshot: LocalSnapshot, 
 
 
 def _from_full(store: Fetcher, uri: str, cache: Path, chain: list[LocalSnapshot], missing: ArtifactMissing) -> Chain:
-    """From the full result of the oldest delta that has one in the store: the fewest bytes that lead there are fetched already."""
+    """Start from the full result of the oldest delta that has one in the store, so that most deltas already fetched are used."""
     named = [(place, read_document(each.directory).full) for place, each in enumerate(chain)]
     for place, full in reversed(named):
         if full is None:
@@ -125,7 +126,7 @@ def _from_full(store: Fetcher, uri: str, cache: Path, chain: list[LocalSnapshot]
 
 
 def _beside(uri: str, digest: str) -> str:
-    """Another snapshot of the same store."""
+    """Return the URI of another snapshot in the same store."""
     return snapshot_uri(uri.rpartition("/snapshots/")[0], digest)
 
 

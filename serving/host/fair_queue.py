@@ -1,8 +1,8 @@
-"""Requests that wait for passes, by part: each part gets its turn by the time its passes have taken, none by the crowd before it.
+"""Per-part queues with fair turns: passes are shared out by the time they have taken, so a part does not wait for another's backlog.
 
-Start-time fair queueing (P. Goyal, H. M. Vin, H. Cheng, SIGCOMM 1996): a part's clock runs on by the seconds of its
-passes, the part whose clock shows least is next, and one that comes after a pause sets its clock to that of the part
-served last, so that nobody saves up time by asking nothing. Pure.
+Start-time fair queueing (P. Goyal, H. M. Vin, H. Cheng, SIGCOMM 1996): each pass advances its part's clock by its
+seconds, and the part with the lowest clock is next. A part that returns after a pause sets its clock to that of the
+part served last, so that idle time earns no credit. Pure.
 """
 
 from collections import deque
@@ -11,23 +11,23 @@ from typing import Generic, Protocol, TypeVar
 
 
 class QueuedRequest(Protocol):
-    """A request. `part` says whose queue it is in."""
+    """A request in a fair queue."""
 
     @property
     def part(self) -> Hashable:
-        """The same object for all requests that passes can be shared by."""
+        """The part whose queue holds the request: the same object for all requests that can share a pass."""
 
 
 J = TypeVar("J", bound=QueuedRequest)
 
 
 class FairQueue(Generic[J]):
-    """One queue a part, each first come first served."""
+    """One first-come-first-served queue per part."""
 
     def __init__(self) -> None:
         self._lines: dict[Hashable, deque[J]] = {}
         self._clocks: dict[Hashable, float] = {}
-        """Of parts that wait, and of those whose clock is ahead of the last one served."""
+        """Clocks of parts with waiting requests, and of those whose clock is ahead of the last part served."""
         self._now = 0.0
         self._length = 0
 
@@ -39,7 +39,7 @@ class FairQueue(Generic[J]):
             yield from line
 
     def add(self, job: J) -> None:
-        """Stand in line."""
+        """Append a request to its part's queue."""
         line = self._lines.get(job.part)
         if line is None:
             line = self._lines[job.part] = deque()
@@ -48,7 +48,7 @@ class FairQueue(Generic[J]):
         self._length += 1
 
     def next(self) -> deque[J]:
-        """The line whose turn it is, taken out whole; what is not used goes back by `put_back`. There must be one."""
+        """Remove and return the queue of the part whose turn it is; `put_back` takes the unused rest. There must be one."""
         part = min(self._lines, key=lambda one: self._clocks[one])
         self._now = self._clocks[part]
         line = self._lines.pop(part)
@@ -58,22 +58,22 @@ class FairQueue(Generic[J]):
         return line
 
     def put_back(self, line: deque[J]) -> None:
-        """Put the rest of a line back where it was."""
+        """Put the rest of a part's queue back in its place."""
         if line:
             self._lines[line[0].part] = line
             self._length += len(line)
 
     def spend(self, part: Hashable, seconds: float) -> None:
-        """A pass of a part took so long."""
+        """Advance a part's clock by the seconds of a pass."""
         self._clocks[part] = max(self._now, self._clocks.get(part, 0.0)) + seconds
 
     def rest(self) -> None:
-        """Nobody waits and nothing runs: all parts begin anew."""
+        """Reset all clocks: nothing waits and nothing runs."""
         self._clocks.clear()
         self._now = 0.0
 
     def shed(self, part: Hashable) -> J | None:
-        """Make place for a request of `part`: the newest of the longest line leaves. None where `part`'s own is as long."""
+        """Remove and return the newest request of the longest queue, to admit one of `part`. None if `part`'s queue would be as long."""
         longest = max(self._lines.values(), key=len, default=None)
         if longest is None or len(longest) <= len(self._lines.get(part, ())) + 1:
             return None

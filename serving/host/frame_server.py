@@ -1,4 +1,4 @@
-"""A router's connection to a host, on the host's side: calls come as frames, answers leave as frames, in any order."""
+"""The host's side of a router connection: calls arrive as frames and answers leave as frames, in any order."""
 
 import asyncio
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from serving.routing.table import GenerationRoute, generation_route
 
 _NUMBERS: Final = frozenset({int, type(None)})
 _LONGEST_SECONDS: Final = 3600.0
-"""A later deadline is none: timers beyond some centuries do not exist."""
+"""Cap on a call's deadline: the event loop has no timers beyond some centuries."""
 
 
 class HostFrames:
@@ -64,7 +64,7 @@ class HostFrames:
         self._frames.check_pace(now, self._budget.limits)
 
     def _on_lost(self) -> None:
-        """Nobody waits for what runs."""
+        """Cancel all running calls: no caller waits for them."""
         self._open.discard(self)
         for work in tuple(self._running.values()):
             work.cancel()
@@ -86,7 +86,7 @@ class HostFrames:
             work.add_done_callback(partial(self._ended, number, size))
 
     def _begin(self, number: Any, header: Mapping[str, Any], frame: Frame) -> asyncio.Future[None] | None:
-        """Begin what a frame asks; None if it is done already."""
+        """Begin the operation of a frame; None if it is already done."""
         if type(number) not in _NUMBERS:
             msg = f"id: must be a whole number, got {str(number)[:80]!r}"
             raise InvalidInput(msg, field="id", value=number)
@@ -136,7 +136,7 @@ class HostFrames:
         )
 
     def _learn(self, number: int, frame: Frame) -> None:
-        """A route that walks to come will name by its number."""
+        """Store a route under the number that later graph calls name it by."""
         model = parse_model(RoutedModel, frame.body.tobytes())
         if not model.served:
             msg = f"served: a route has one generation, got none of {model.model}"
@@ -178,7 +178,7 @@ class HostFrames:
         self._send_v2(number, {"snapshot": snapshot}, encoded, finite, outputs if sketched else {})
 
     def _send_v2(self, number: int, proof: Mapping[str, Any], encoded: Encoded, finite: bool, sampled: Tensors) -> None:
-        """An answer to a V2 body, with the sketches of the outputs that are `sampled`."""
+        """Send an answer to a V2 body, with sketches of the outputs in `sampled`."""
         self._running.pop(number, None)
         header = {
             "id": number,
@@ -192,7 +192,7 @@ class HostFrames:
         self._frames.send(bytes_frame(header, encoded.body))
 
     def _ended(self, number: int, size: int, work: asyncio.Future[None]) -> None:
-        """An answer has left already; a call that failed gets its refusal, a cancelled one nothing."""
+        """Clean up a call. A successful one has sent its answer; a failed one gets its refusal, a cancelled one nothing."""
         self._running.pop(number, None)
         self._budget.held_bytes -= size
         if work.cancelled() or (error := work.exception()) is None:
@@ -210,6 +210,6 @@ class HostFrames:
 
 
 def _seconds(header: Mapping[str, Any]) -> float:
-    """How long a call may take."""
+    """Return the time limit of a call in seconds, at most _LONGEST_SECONDS."""
     seconds: float = header["deadline_ms"] / 1000
     return min(seconds, _LONGEST_SECONDS)

@@ -1,7 +1,7 @@
-"""Executes the graph of a request in the host that answers last, so that what the other parts give travels once.
+"""Graph execution in the host of the last node, so that outputs of the other parts travel once.
 
-The router chooses the generation and names the hosts of each part; nothing is chosen anew here. While the other parts
-work, the host computes what of its own pass needs nothing of theirs.
+The router chooses the generation and names the hosts of each part; the executor changes neither. While the other parts
+work, the host computes the share of its own pass that needs none of their outputs.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GraphCall:
-    """A route and the part of it that this host answers for."""
+    """A route and its part that this host serves."""
 
     route: GenerationRoute
     part: str
@@ -49,7 +49,7 @@ class GraphExecutor:
         self._answers = AnswerForms()
 
     def learn(self, route: GenerationRoute) -> None:
-        """A router will name this route: hosts that no route of late names are not sought any more."""
+        """Register a route that a router will name. Connections to hosts of no recent route are closed."""
         self._urls.pop((route.model, route.generation), None)
         self._urls[route.model, route.generation] = route.urls
         if len(self._urls) > ROUTES_KNOWN:
@@ -64,10 +64,11 @@ class GraphExecutor:
         seconds: float,
         finish: Finish[R],
     ) -> R:
-        """What `finish` makes of the answer to a V2 request.
+        """Execute the graph for a V2 request and return the result of `finish` on the answer.
 
-        `body` is its bytes and the length of its JSON header, if binary data follows. InvalidInput, DeadlineExceeded,
-        GenerationNotHeld where this host does not hold the route's snapshot, Unavailable where other hosts do not answer.
+        `body` is its bytes and the length of its JSON header, if binary data follows. Raises InvalidInput and
+        DeadlineExceeded, GenerationNotHeld if this host has not loaded the route's snapshot, and Unavailable if other
+        hosts do not answer.
         """
         wanted = self._forms.read(*body, room=self._parts.check_room)
         walk.route.plan.check_request(wanted.inputs)
@@ -86,7 +87,7 @@ class GraphExecutor:
         return finish(*answer.encode_for(wanted.inputs, chosen), chosen)
 
     def _answer_form(self, route: GenerationRoute, wanted: InferRequest) -> AnswerForm:
-        """The form of the answer to a request. InvalidInput names an output that there is not."""
+        """Return the answer form of a request. InvalidInput names an output that does not exist."""
         outputs = tuple(route.plan.outputs)
         wanted.check_outputs(outputs)
         proof = proof_parameters(route.generation, route.snapshots, self._parts.region)
@@ -95,7 +96,7 @@ class GraphExecutor:
         return AnswerForm(head, chosen, wanted.binary_names(chosen))
 
     def _tried(self, walk: GraphCall, request: Tensors, asked: Attempt) -> Awaitable[Tensors]:
-        """The outputs, all from one generation: when any call fails to find it, all are made again."""
+        """Return the outputs, all from one generation: if a host lacks it, all calls are repeated."""
 
         def again(counts: bool) -> None:
             if counts:
@@ -119,7 +120,7 @@ class GraphExecutor:
         return await self._finished(self._lease(walk), inputs, deadline)
 
     async def _gathered(self, walk: GraphCall, request: Tensors, asked: Attempt) -> Tensors:
-        """A graph in which this host's part takes what other parts make of the request: all of them work at once."""
+        """Execute a graph whose other nodes need only the request: they all run at the same time, then this host's part."""
         *others, last = walk.route.plan.nodes
         results: dict[str, Tensors] = {REQUEST: request}
         calls: dict[str, HostCall] = {}

@@ -49,21 +49,21 @@ from serving.snapshots.memory_budget import HostMemory, keep_freed, settle, shar
 CALLERS: Final = (Component.AGENT, Component.ROUTER)
 DEFAULT_DEADLINE_SECONDS: Final = 10.0
 SWITCH_SECONDS: Final = 0.0005
-"""How long a thread that loads may keep the interpreter while a request waits for it; Python's own 5 ms are two requests."""
+"""How long a loading thread may keep the interpreter while a request waits for it; Python's default of 5 ms costs two requests."""
 
 LONGEST_POLL_SECONDS: Final = 1.0
-"""Of a question for the next end of a load; below the time in which an agent wants an answer."""
+"""Limit of a long poll for the next end of a load; below the agent's request timeout."""
 
 LATE_IMPORTS: Final = (
     "serving.engines.torch.engine",
     *("torch.export._trace", "torch.export._unlift", "torch._functorch.aot_autograd"),
     *("torch.fx.experimental.validator", "networkx", "sympy.combinatorics", "sympy.tensor.tensor"),
 )
-"""What a host comes to import with its first torch snapshot. torch may move what begins with an underscore."""
+"""Modules that a host imports with its first torch snapshot. torch may move those whose name begins with an underscore."""
 
 
 class Host:
-    """The HTTP routes of a host over its held snapshots."""
+    """The HTTP routes of a host over its loaded snapshots."""
 
     def __init__(self, held: HeldSnapshots[ServedPart], loader: Loader, parts: PartServer, *, region: str) -> None:
         self._held = held
@@ -94,7 +94,7 @@ class Host:
         raise not_found(request)
 
     async def _changed(self, revision: int) -> Response:
-        """The state once a load has ended since the one of this revision, at the latest after LONGEST_POLL_SECONDS."""
+        """Return the state once a load has ended since this revision, at the latest after LONGEST_POLL_SECONDS."""
         await self._held.ends.passed(revision, wait_seconds=LONGEST_POLL_SECONDS)
         return json_response(self.state)
 
@@ -113,7 +113,7 @@ class Host:
 
     @property
     def state(self) -> HostState:
-        """What `GET /control/state` answers."""
+        """The body of `GET /control/state`."""
         held = self._held
         return HostState(
             ready=held.ready,
@@ -230,7 +230,7 @@ async def _main(arguments: argparse.Namespace, bound: Sequence[Listener], fetchi
 
 
 def preload() -> None:
-    """Import what a torch snapshot will need, so that a fork of this process need not."""
+    """Import the modules that a torch snapshot needs, so that forks of this process need not."""
     prepare()
     for name in LATE_IMPORTS:
         with suppress(ImportError):
@@ -250,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(parsed.cache))  # torch makes sure of it as it is imported
     keys = NativeCodeSettings().native_library_keys_file
     readable = [parsed.cache, *parsed.readable, *([] if keys is None else [keys])]
-    connects = parsed.sockets is None  # hosts on sockets ask others on sockets
+    connects = parsed.sockets is None  # hosts on sockets call others on sockets
     if parsed.user is not None:
         share_sockets(bound, Component.ROUTER, group=parsed.user.gid)
         become(parsed.user)

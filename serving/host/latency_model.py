@@ -1,21 +1,21 @@
-"""What a forward pass of so many rows takes, learned from those that ran. Pure."""
+"""Prediction of a forward pass's duration by its rows, learned from earlier passes. Pure."""
 
 from typing import Final
 
 _NEW_SHARE: Final = 0.2
-"""Weight of the newest measurement: about the last ten count."""
+"""Weight of the newest measurement: about the last ten matter."""
 _SLOWEST: Final = 4.0
-"""A measurement counts at most so many times what is known: one stall of the machine says little of the next pass."""
+"""Cap on a measurement, as a multiple of the current estimate: one stall of the machine says little about the next pass."""
 
 
 class Costs:
-    """Seconds of passes by their rows, kept by powers of two."""
+    """Estimated seconds of a pass, by powers of two of its rows."""
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
 
     def note(self, rows: int, seconds: float) -> None:
-        """A pass of so many rows took so long."""
+        """Record the duration of a pass."""
         step = rows.bit_length()
         known = self._seconds.get(step)
         if known is None:
@@ -24,9 +24,10 @@ class Costs:
             self._seconds[step] = known + _NEW_SHARE * (min(seconds, _SLOWEST * known) - known)
 
     def predict(self, rows: int) -> float | None:
-        """Seconds that a pass of so many rows will take; None where nothing is known of that many or more.
+        """Predict the seconds of a pass. None if no pass was measured.
 
-        From the next larger step that is known, else from the largest known one in proportion to the rows.
+        Without an estimate for this number of rows, the next larger one is used, else the largest in proportion to the
+        rows.
         """
         step = rows.bit_length()
         known = self._seconds.get(step)

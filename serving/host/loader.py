@@ -1,6 +1,6 @@
-"""Brings a host's snapshots to the wanted set: fetch, check, load, warm up, in the background.
+"""Reconciles a host's loaded snapshots with the desired set: fetch, check, load, warm up, in the background.
 
-One thread waits for what is fetched, another loads and closes, one snapshot at a time.
+One thread fetches, another loads and closes, one snapshot at a time.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ from serving.snapshots.held_snapshots import HeldSnapshots, Lease
 from serving.snapshots.memory_budget import HostMemory
 
 LOAD_SECONDS: Final = 600.0
-"""A snapshot that takes longer to load and warm up, once it is fetched, has failed."""
+"""Time limit of loading and warming up a snapshot, once it is fetched; beyond it the load fails."""
 _RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Waits before a load is tried again after an error that retrying helps; then it counts as failed."""
+"""Waits before a load is retried after a retryable error; after the last one the load fails."""
 
 
 class Loader:
-    """Loads what `HeldSnapshots` asks for. Its methods run in the event loop, the work in two threads.
+    """Loads the snapshots that `HeldSnapshots` lacks. Its methods run in the event loop, the work in two threads.
 
     `before_serving` is called once, after the first load and before its snapshot is ready.
     """
@@ -45,7 +45,7 @@ class Loader:
         before_serving: Callable[[], None] = lambda: None,
     ) -> None:
         self.load_seconds = LOAD_SECONDS
-        """A load that takes longer has failed."""
+        """Time limit of a load."""
         self._turn = asyncio.Lock()
         self.memory = memory or HostMemory()
         self._before_serving = before_serving
@@ -58,10 +58,10 @@ class Loader:
         self._fetching = ThreadPoolExecutor(1, thread_name_prefix="fetching")
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
         self._tasks: set[asyncio.Task[None]] = set()
-        """Each has the name of the digest that it loads."""
+        """Each is named by the digest that it loads."""
 
     def hold(self, holds: Sequence[HostedSnapshot]) -> None:
-        """Make `holds` the wanted set and return at once. InvalidInput leaves the former set in force."""
+        """Make `holds` the desired set and return at once. InvalidInput leaves the former set in force."""
         changes = self._held.want(holds)
         for part in changes.close:
             self.dispose(part)
@@ -71,7 +71,7 @@ class Loader:
             task.add_done_callback(self._tasks.discard)
 
     def dispose(self, part: ServedPart) -> None:
-        """Close a part, off the event loop."""
+        """Close a part, outside the event loop."""
         self._loading.submit(self._close_now, part)
 
     def close(self) -> None:
@@ -119,7 +119,7 @@ class Loader:
             raise LoadFailed(msg) from error
 
     async def _delta_loaded(self, hold: HostedSnapshot, fetched: LocalSnapshot) -> ServedPart:
-        """From its parent where that is held; a parent that is being loaded is waited for."""
+        """Load from the parent if it is loaded; if the parent is being loaded, wait for it."""
         loop = asyncio.get_running_loop()
         parents = [task for task in self._tasks if task.get_name() == fetched.manifest.parent]
         if parents:
@@ -150,10 +150,10 @@ class Loader:
         *,
         ended: Callable[[], None] = lambda: None,
     ) -> ServedPart:
-        """Load in the thread, one snapshot at a time. LoadFailed after `load_seconds`.
+        """Load in the loading thread, one snapshot at a time. LoadFailed after `load_seconds`.
 
-        A thread cannot be stopped: it is left to itself, others take another one, and what it still gives is closed. `ended`
-        is called once the thread is done with it.
+        A thread cannot be stopped: after a timeout it is abandoned, later loads use a new thread, and its result is
+        closed if it still arrives. `ended` is called once the thread has finished.
         """
         async with self._turn:
             thread = self._loading

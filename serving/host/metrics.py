@@ -1,4 +1,4 @@
-"""What a host counts, for Prometheus: requests and passes of each snapshot it holds. A snapshot that is let go takes its series along."""
+"""Prometheus counters of a host: requests and passes of each loaded snapshot. The series of a snapshot end when it is unloaded."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -15,11 +15,11 @@ _LABELS: Final = ("model", "part", "snapshot", "region")
 _ANSWER_LABELS: Final = (*_LABELS, "generation", "code")
 
 Tallies = Sequence[tuple[tuple[str, ...], PartTally]]
-"""Each with the values of _LABELS."""
+"""Tallies of parts, each with its values of _LABELS."""
 
 
 class HostMetrics(Collector):
-    """The counters of one host: those of its held snapshots, and those in `tally`."""
+    """The counters of one host: those of its loaded snapshots, and those in `tally`."""
 
     def __init__(self, held: HeldSnapshots[ServedPart], tally: HostTally, *, region: str) -> None:
         self._held = held
@@ -29,11 +29,11 @@ class HostMetrics(Collector):
         self.registry.register(self)
 
     def text(self) -> bytes:
-        """Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
     def collect(self) -> Iterator[Metric]:
-        """As prometheus_client asks."""
+        """Yield the metrics; called by prometheus_client."""
         tallies = [
             ((hold.model, hold.part, str(hold.snapshot), self._region), served.tally)
             for hold, served in self._held.values

@@ -1,4 +1,4 @@
-"""Answers for the parts whose snapshots a host holds: lease, check, queue, run. Whoever asks brings the form of the answer."""
+"""Inference on the parts that a host has loaded: lease, check, queue, run. Callers supply the form of the answer."""
 
 import asyncio
 import time
@@ -23,17 +23,17 @@ from serving.protocol.v2 import Body, Encoded, InferRequest, InferResponse, proo
 from serving.snapshots.held_snapshots import HeldSnapshots, Lease
 
 DRAIN_SECONDS: Final = 6.0
-"""How long a drain waits for running requests before the process ends all the same."""
+"""How long a drain waits for running requests before the process ends regardless."""
 
 R = TypeVar("R")
 
 Finish = Callable[[Encoded, bool, Mapping[str, Tensor]], R]
-"""Makes something of an encoded answer, of whether all its numbers are finite, and of its tensors."""
+"""Turns an encoded answer, whether all its numbers are finite, and its tensors into the caller's result."""
 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What a V2 request is about. `outputs` are those that there are for it; none: all of the part's."""
+    """The target of a V2 request. `outputs` are those that it may request; if empty, all outputs of the part."""
 
     model: str
     part: str
@@ -45,7 +45,7 @@ Held = HeldSnapshots[ServedPart]
 
 
 class _Call:
-    """A request under way, to be counted at its end."""
+    """A request in flight, counted when it ends."""
 
     __slots__ = ("began", "bytes_in", "bytes_out", "claimed", "lease", "work")
 
@@ -75,7 +75,7 @@ class PartServer:
         region: str,
         budget: BodyBudget | None = None,
     ) -> None:
-        """`budget` counts what the bodies of requests become, until their calls have ended."""
+        """`budget` counts the decoded bodies of requests until their calls have ended."""
         self._budget = budget or BodyBudget()
         self._held = held
         self._queue = queue
@@ -92,16 +92,16 @@ class PartServer:
         return self._region
 
     def check_room(self, size: int) -> None:
-        """Unavailable if the process has no room for `size` bytes that the body of a request is about to become."""
+        """Unavailable if the process has no room for `size` bytes that decoding a request's body would take."""
         self._budget.limits.check_held(self._budget.held_bytes + size, size)
 
     def claim(self) -> Claim:
-        """Return a claim for what the body of a request becomes that this host takes further by itself."""
+        """Return a claim on the body budget, for a request that this host executes as a graph."""
         return self._budget.claim()
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Count a request that this host takes further by itself. Unavailable while it drains."""
+        """Count a request that this host executes as a graph. Unavailable if the host drains."""
         self._check_open()
         self._in_flight += 1
         try:
@@ -111,11 +111,11 @@ class PartServer:
 
     @property
     def in_flight(self) -> int:
-        """Requests under way."""
+        """Requests in flight."""
         return self._in_flight
 
     def lease(self, model: str, part: str, generation: int) -> Lease[ServedPart]:
-        """The snapshot that answers for a generation; hand it to `infer` or `release`. GenerationNotHeld, Unavailable."""
+        """Lease the snapshot that serves a generation; pass the lease to `infer` or `release`. GenerationNotHeld, Unavailable."""
         try:
             self._check_open()
             return self._held.lease(model, part, generation)
@@ -124,13 +124,13 @@ class PartServer:
             raise
 
     def release(self, lease: Lease[ServedPart]) -> None:
-        """Give a lease back that no request used."""
+        """Return an unused lease."""
         unused = self._held.release(lease)
         if unused is not None:
             self._dispose(unused)
 
     def signature(self, model: str, part: str, generation: int) -> Signature:
-        """The tensors that a part takes and gives. GenerationNotHeld."""
+        """Return the input and output tensors of a part. GenerationNotHeld."""
         lease = self._held.lease(model, part, generation)
         try:
             return lease.value.part.signature
@@ -138,7 +138,7 @@ class PartServer:
             self.release(lease)
 
     def begin(self, lease: Lease[ServedPart], inputs: Mapping[str, Tensor]) -> StartedPass | None:
-        """What can be computed already of a pass whose other inputs come later; None where it had better wait for them."""
+        """Begin a pass whose other inputs arrive later. None if it should wait for them."""
         served = lease.value
         specs = {spec.name: spec for spec in served.part.signature.inputs}
         try:
@@ -158,9 +158,9 @@ class PartServer:
         finish: Callable[[dict[str, Tensor]], R],
         begun: StartedPass | None = None,
     ) -> R | asyncio.Future[R]:
-        """What `finish` makes of the part's outputs, at once or later. Takes the lease over, also where it raises.
+        """Run the part and return the result of `finish` on its outputs, at once or as a future. Consumes the lease, even if it raises.
 
-        `begun` is what `begin` gave for some of the inputs. InvalidInput and Unavailable are raised.
+        `begun` is the result of `begin` for some of the inputs. InvalidInput and Unavailable are raised.
         """
         call = _Call(lease, sum(tensor.data.nbytes for tensor in inputs.values()))
         signature = lease.value.part.signature
@@ -181,9 +181,9 @@ class PartServer:
         seconds: float,
         finish: Finish[R],
     ) -> R | asyncio.Future[R]:
-        """As `infer`, from the body of a V2 request to that of its answer.
+        """Run the part on the body of a V2 request; otherwise as `infer`.
 
-        `finish` gets the answer, whether all its numbers are finite, and its tensors.
+        `finish` receives the encoded answer, whether all its numbers are finite, and its tensors.
         """
         call = _Call(lease, len(body))
         try:
@@ -201,7 +201,7 @@ class PartServer:
         return self._run(call, wanted.inputs, seconds, partial(_written, call, wanted.inputs, answer, finish), None)
 
     def _answer_form(self, lease: Lease[ServedPart], wanted: InferRequest, about: About) -> AnswerForm:
-        """The form of the answer to a request. InvalidInput names an output that there is not."""
+        """Return the answer form of a request. InvalidInput names an output that does not exist."""
         given = tuple(spec.name for spec in lease.value.part.signature.outputs)
         if not set(about.outputs) <= set(given):
             msg = f"outputs: {list(about.outputs)} are not all outputs of {about.part!r}; those are {list(given)}"
@@ -221,7 +221,7 @@ class PartServer:
         finish: Callable[[Arrays], R],
         begun: StartedPass | None,
     ) -> R | asyncio.Future[R]:
-        """Inputs that fit the part go to the queue; with nothing before them they are answered here and now."""
+        """Queue inputs that fit the part; if the queue is free for them, run them at once."""
         served = call.lease.value
         arrays = {name: tensor.data for name, tensor in inputs.items()}
         if seconds > 0 and self._queue.is_free_for(served, arrays):
@@ -260,10 +260,10 @@ class PartServer:
         return answer
 
     async def drained(self) -> None:
-        """Drain, and return once nothing runs or the drain's time is over."""
+        """Drain, and return once nothing runs or the drain's time limit has passed."""
         self.drain.end()
         deadline = time.monotonic() + DRAIN_SECONDS
-        while (self._in_flight or self._queue.pending) and time.monotonic() < deadline:  # noqa: ASYNC110  # asked once, at the end
+        while (self._in_flight or self._queue.pending) and time.monotonic() < deadline:  # noqa: ASYNC110  # polled once, at the end
             await asyncio.sleep(0.01)
 
     def _check_open(self) -> None:

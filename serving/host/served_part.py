@@ -1,4 +1,4 @@
-"""A loaded part as it is served: how much one pass may take on, what passes cost, what is known of its requests, its counts.
+"""A loaded part in service: the limits of its passes, their predicted cost, the request forms it has checked, and its counters.
 
 Made by serving.host.loader, used by serving.host.batching and serving.host.part_server.
 """
@@ -17,7 +17,7 @@ from serving.protocol.response_templates import AnswerForms
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """How much one pass may take on: rows, and milliseconds that the pass is predicted to take. `off`: one request each."""
+    """Limits of one pass: rows, and predicted milliseconds. `off`: one request per pass."""
 
     max_rows: int = 512
     latency_ms: float = 10.0
@@ -25,7 +25,7 @@ class BatchLimits:
 
 
 def batch_limits(settings: Mapping[str, Any]) -> BatchLimits:
-    """A part's engine setting `batching`: false, or {maxRows, latencyMs}. LoadFailed where it says anything else."""
+    """Parse a part's engine setting `batching`: false, or {maxRows, latencyMs}. LoadFailed if it is anything else."""
     given = settings.get("batching", {})
     if given is False:
         return BatchLimits(off=True)
@@ -43,7 +43,7 @@ def batch_limits(settings: Mapping[str, Any]) -> BatchLimits:
 
 
 class ServedPart:
-    """A loaded part with what its passes are known to cost. `part` is closed by whoever loaded it."""
+    """A loaded part with the estimated costs of its passes. The loader that loaded `part` closes it."""
 
     def __init__(self, part: LoadedPart, limits: BatchLimits) -> None:
         self.part = part
@@ -56,7 +56,7 @@ class ServedPart:
         self._staged: dict[frozenset[str], Staged | None] = {}
 
     def staged(self, late: frozenset[str]) -> Staged | None:
-        """The part's pass in two steps, where it has one for inputs that come later."""
+        """Return the part's two-step pass for inputs that arrive late; None if it has none for these."""
         if late not in self._staged:
             self._staged[late] = self.part.staged(late) if isinstance(self.part, StagedPart) else None
         return self._staged[late]
@@ -67,13 +67,13 @@ class ServedPart:
         return self.part.size_bytes
 
     def close(self) -> None:
-        """Give the part's memory back."""
+        """Free the part's memory."""
         self.part.close()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StartedPass:
-    """A pass of which all is computed that needs no late input. `seconds` is what that took."""
+    """A pass whose share without late inputs is computed. `seconds` is the time that took."""
 
     staged: Staged
     state: Any
