@@ -1,12 +1,13 @@
-"""The client's end of an answer that comes in pieces. Made by serving.http.connection, written to by whoever has the pieces."""
+"""The client's end of a streamed answer. Created by serving.http.connection; the flow of the answer writes to it."""
 
 import asyncio
 
 
 class BodyWriter:
-    """Writes head and body to a connection as HTTP/1.1 wants it; the head leaves together with the first piece.
+    """Writes head and body to a connection in HTTP/1.1 framing; the head is sent together with the first piece.
 
-    `done` is given True when the body is whole, False when its end is missing. Once `done` is cancelled nothing is written.
+    `done` is set to True if the body is complete, to False if its end is missing. Once `done` is cancelled nothing is
+    written.
     """
 
     __slots__ = ("_chunked", "_done", "_head", "_transport")
@@ -18,12 +19,12 @@ class BodyWriter:
         self._chunked = chunked
 
     def write(self, piece: bytes) -> None:
-        """The next piece of the body."""
+        """Write the next piece of the body."""
         if not self._done.done():
             self._transport.write(self._framed(piece))
 
     def end(self, last: bytes = b"") -> None:
-        """The body is whole with this last piece."""
+        """Write the last piece and complete the body."""
         if self._done.done():
             return
         rest = self._framed(last) + (b"0\r\n\r\n" if self._chunked else b"")
@@ -38,6 +39,6 @@ class BodyWriter:
         return head + piece if head else piece
 
     def abort(self) -> None:
-        """The rest never comes. Without the last chunk, or with too few bytes, no client takes the body for whole."""
+        """End the body incomplete. Without the last chunk, or with too few bytes, no client takes it for complete."""
         if not self._done.done():
             self._done.set_result(False)

@@ -1,4 +1,4 @@
-"""Bodies packed by gzip or deflate, as HTTP's Content-Encoding names them. Used by the router alone."""
+"""Bodies compressed with gzip or deflate (HTTP's Content-Encoding). Used by the router only."""
 
 import asyncio
 import zlib
@@ -10,24 +10,24 @@ from serving.http.limits import Claim
 from serving.http.messages import Request, Response
 
 MIN_BYTES: Final = 2**10
-"""A smaller answer goes as it is."""
+"""Answers below this size are not compressed."""
 _WINDOWS: Final = {"gzip": 31, "deflate": 15}
 """`wbits` of zlib: a gzip member, and the zlib form that "deflate" means (RFC 9110, 8.4.1.2)."""
 _LEVEL: Final = 1
 _PIECE_BYTES: Final = 2**14
-"""Unpacked at once: to a thousand times as much at most, by so much is the limit passed before it is seen."""
+"""Compressed bytes unpacked per step. They can grow a thousandfold, the most by which a body exceeds the limit unnoticed."""
 _STEP_BYTES: Final = 2**22
-"""Unpacked in a thread before the budget is asked again."""
+"""Bytes unpacked in a thread between two checks of the budget."""
 _INLINE_UNPACKED: Final = 2**12
 _INLINE_PACKED: Final = 2**16
-"""More is packed, or unpacked to a thousand times as much, in a thread: no other request waits for it."""
+"""Above these sizes a body is unpacked (up to a thousandfold) or packed in a thread, so that no other request waits."""
 
 
 async def unpacked(request: Request, *, limit: int, claim: Claim) -> Request:
-    """Return the request with its body as it was before packing, counted in `claim` while it grows.
+    """Return the request with its body decompressed, counted in `claim` while it grows.
 
     Raises:
-        InvalidInput: the body is not what `content-encoding` says.
+        InvalidInput: the body is not in the encoding of `content-encoding`.
         TooLarge: it becomes more than `limit` bytes.
         Unavailable: the process has no room for it.
     """
@@ -49,7 +49,7 @@ async def unpacked(request: Request, *, limit: int, claim: Claim) -> Request:
 
 
 class _Unpacking:
-    """A body on its way from packed to unpacked."""
+    """A body that is being decompressed."""
 
     def __init__(self, content: bytearray, coding: str, limit: int) -> None:
         self.body = bytearray()
@@ -61,7 +61,7 @@ class _Unpacking:
         self._unpacker = zlib.decompressobj(_WINDOWS[coding])
 
     def go_on(self, size: int) -> None:
-        """Unpack `size` bytes more, or what is left. InvalidInput, TooLarge."""
+        """Unpack `size` more bytes, or the rest. InvalidInput, TooLarge."""
         end = min(len(self.body) + size, self._limit)
         try:
             while self._goes_on and len(self.body) <= end:
@@ -85,10 +85,10 @@ class _Unpacking:
 
 
 async def packed(response: Response, request: Request) -> Response:
-    """The answer packed, where the client asks for gzip or for deflate and for nothing else.
+    """Compress the answer if the client accepts exactly gzip or exactly deflate.
 
-    The list that HTTP libraries send by themselves ("gzip, deflate, br") does not count: packing costs more than a
-    small model's pass, so it is for those who mean it.
+    The list that HTTP libraries send by default ("gzip, deflate, br") does not count: compression costs more than a
+    small model's pass, so only clients that name one coding get it.
     """
     coding = request.headers["accept-encoding"].strip().lower()
     if coding not in _WINDOWS or len(response.body) < MIN_BYTES:

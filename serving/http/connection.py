@@ -1,7 +1,7 @@
-"""HTTP/1.1 for host and router: httptools parses, each request goes to one handler, answers leave in order.
+"""HTTP/1.1 for host and router: httptools parses, each request goes to one handler, answers are sent in order.
 
-A handler that answers at once costs no task and no other turn of the event loop; uvicorn's way through ASGI takes about
-as long as a small model (docs/decisions/0009). A connection may change over to another protocol by `Upgrade`.
+A handler that answers at once costs no task and no further turn of the event loop; uvicorn's path through ASGI takes
+about as long as a small model (docs/decisions/0009). A connection may switch to another protocol by `Upgrade`.
 """
 
 import asyncio
@@ -22,26 +22,26 @@ from serving.http.listeners import Guard
 from serving.http.messages import Answer, Flow, Handler, Request, Response, Streamed, error_response
 
 MAX_PIPELINED: Final = 32
-"""Requests that may wait on one connection; then nothing more is read from it."""
+"""Requests that may wait on one connection; beyond that the server stops reading from it."""
 _MAX_PIPELINED_BYTES: Final = 2**20
 _VERSIONS: Final = ("1.1", "1.0")
 FRAMES_PATH: Final = "/frames"
-"""The path of an upgrade in the table of callers, whatever path the request names."""
+"""The path of an upgrade in the table of callers, independent of the request's path."""
 _SOURCES: Final = frozenset({"origin", "sec-fetch-site"})
-"""What says that a browser asks, and for whose page."""
+"""Headers that identify a browser's request and the origin of its page."""
 _JOINED: Final = _SOURCES | {"authorization"}
-"""Headers of which all values count: two credentials are none."""
+"""Headers whose values are joined: two credentials are none."""
 _JOINED_BYTES: Final = 64 * 2**10
-"""Up to this size head and body are written as one piece."""
+"""Bodies below this size are written in one piece with the head."""
 
 Upgrade = Callable[[asyncio.Transport, bytes], None]
-"""Takes a connection over: its transport, and what came after the request."""
+"""Takes over a connection: its transport, and the bytes after the request."""
 
 _REASONS: Final = {status.value: status.phrase for status in http.HTTPStatus}
 
 
 class HttpProtocol(asyncio.Protocol):
-    """One connection. `open_connections` holds it while it is open; `upgrades` are protocols by the name that asks for them."""
+    """One connection. `open_connections` contains it while it is open; `upgrades` maps protocol names to their handlers."""
 
     def __init__(
         self,
@@ -62,28 +62,28 @@ class HttpProtocol(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._waiting: deque[tuple[Request | IPnextError, bool]] = deque()
         self._running: asyncio.Future[Any] | None = None
-        """The answer that is awaited, or the end of the one whose pieces are passed on."""
+        """The answer that is awaited, or the end of the one that is streamed."""
         self._flow: Flow | None = None
-        """Where these pieces come from."""
+        """Source of the streamed answer."""
         self._held_bytes = 0
-        """Bodies that are not answered yet."""
+        """Bytes of bodies that are not answered yet."""
         self._pace: Reading | None = None
-        """Of the request that has begun and is not whole yet."""
+        """Pace of the request that has begun and is incomplete."""
         self._expected = False
-        """Whether the client waits to be told that it may send its body."""
+        """Whether the client waits for `100 Continue` before it sends its body."""
         self._progress = False
-        """Whether headers, or a piece of a body, have begun or ended in the bytes that are read."""
+        """Whether headers or a body chunk began or ended in the bytes just read."""
         self._paused = False
         self._over = False
-        """Whether the connection ends with what it has: nothing more is read."""
+        """Whether the connection ends after its pending answers: nothing more is read."""
         self._choked: tuple[float, int] | None = None
-        """Since when the client has taken nothing, and the bytes that wait for it."""
+        """Time since which the client has read nothing, and the bytes that wait for it."""
         self._begin()
 
     # asyncio calls these
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client has come."""
+        """Register the connection, and refuse it if the guard does."""
         self._transport = transport  # type: ignore[assignment]  # a stream's is a Transport
         self._open.add(self)
         if self._guard is not None:
@@ -93,7 +93,7 @@ class HttpProtocol(asyncio.Protocol):
                 self._refuse(error)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
-        """The client has gone: nobody waits for what runs."""
+        """Release the connection and cancel its running request: the client has gone."""
         self._transport = None
         self._open.discard(self)
         self._budget.held_bytes -= self._held_bytes
@@ -102,7 +102,7 @@ class HttpProtocol(asyncio.Protocol):
             self._running.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of requests."""
+        """Parse bytes of requests; refuse the request if they are invalid."""
         if self._over:
             return
         try:
@@ -123,14 +123,14 @@ class HttpProtocol(asyncio.Protocol):
             self._refuse(error)
 
     def pause_writing(self) -> None:
-        """The client takes its answers more slowly than they come."""
+        """Pause the streamed answer: the client reads more slowly than it is produced."""
         if self._transport is not None:
             self._choked = (time.monotonic(), self._transport.get_write_buffer_size())
         if self._flow is not None:
             self._flow.pause()
 
     def resume_writing(self) -> None:
-        """The client has taken what waited for it."""
+        """Resume answers: the client has read the buffered bytes."""
         self._choked = None
         if self._flow is not None:
             self._flow.resume()
@@ -140,16 +140,16 @@ class HttpProtocol(asyncio.Protocol):
     # httptools calls these
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """Begin a request."""
         self._begin()
         self._reading = True
 
     def on_url(self, url: bytes) -> None:
-        """The request's target; it may come in pieces."""
+        """Append to the request's target, which may arrive in pieces."""
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header. Those behind a body in pieces are dropped (RFC 9110, 6.5.1): the request was judged by those before."""
+        """Store a header. Trailers after a chunked body are dropped (RFC 9110, 6.5.1): the request was judged by the headers before."""
         if not self._in_head:
             return
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
@@ -160,7 +160,7 @@ class HttpProtocol(asyncio.Protocol):
         self._headers[key] = text
 
     def on_headers_complete(self) -> None:
-        """The body follows."""
+        """Check the headers before the body is read."""
         self._text_bytes = 0
         self._count_text(len(self._url) + sum(len(key) + len(text) + 4 for key, text in self._headers.items()))
         self._in_head = False
@@ -179,15 +179,15 @@ class HttpProtocol(asyncio.Protocol):
         self._invite()
 
     def on_chunk_header(self) -> None:
-        """The size of a piece of the body is known."""
+        """Note that the size of a body chunk is complete."""
         self._on_text_end()
 
     def on_chunk_complete(self) -> None:
-        """A piece of the body is whole; or, behind the last one, the headers that follow."""
+        """Note that a body chunk is complete, or the trailers after the last one."""
         self._on_text_end()
 
     def on_body(self, chunk: bytes) -> None:
-        """A piece of the body."""
+        """Append a piece of the body. TooLarge, Unavailable."""
         self._on_text_end()
         self._body += chunk
         self._held_bytes += len(chunk)
@@ -197,7 +197,7 @@ class HttpProtocol(asyncio.Protocol):
             raise _too_large(self._limits, "more")
 
     def on_message_complete(self) -> None:
-        """The whole request is there."""
+        """Queue the complete request, and answer it if none is running."""
         self._on_text_end()
         self._reading = self._expected = False
         self._pace = None
@@ -219,23 +219,23 @@ class HttpProtocol(asyncio.Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether no request is under way, and all answers have left."""
+        """Whether no request is in flight, and all answers have been sent."""
         left = self._transport is None or not self._transport.get_write_buffer_size()
         return left and self._running is None and not self._waiting
 
     @property
     def _full(self) -> bool:
-        """Whether as much waits as may: requests, or bytes of them."""
+        """Whether the limit of waiting requests, or of their bytes, is reached."""
         sizes = [len(request.content) for request, _ in self._waiting if isinstance(request, Request)]
         return len(sizes) >= MAX_PIPELINED or sum(sizes) > _MAX_PIPELINED_BYTES
 
     def close(self) -> None:
-        """Close the connection once what is written has left."""
+        """Close the connection once the written bytes have been sent."""
         if self._transport is not None:
             self._transport.close()
 
     def check_pace(self, now: float) -> None:
-        """End the connection where the client is too slow to send, or to take its answer."""
+        """End the connection if the client is too slow to send, or to read its answer."""
         if self._transport is None:
             return
         if self._choked is not None:
@@ -260,12 +260,12 @@ class HttpProtocol(asyncio.Protocol):
         self._body = bytearray()
         self._in_head = True
         self._text_bytes = 0
-        """Bytes that came since the request, or a piece of its body, began or ended: request line, headers, sizes of pieces."""
+        """Bytes since the request or a body chunk last began or ended: request line, headers, sizes of chunks."""
         self._hosts = 0
         self._reading = False
 
     def _check_source(self) -> None:
-        """Refuse what is asked of another host, or by a page of another origin. HTTP/1.0 may leave its host out."""
+        """Refuse requests for another host, or from a page of another origin. HTTP/1.0 may omit its host."""
         headers, host = self._headers, self._headers.get("host", "")
         version = self._parser.get_http_version()
         if version not in _VERSIONS:
@@ -280,12 +280,12 @@ class HttpProtocol(asyncio.Protocol):
             self._allowed.check_source(self._parser.get_method().decode("latin-1"), host, headers)
 
     def _check_caller(self, guard: Guard) -> None:
-        """Refuse what the callers of this socket may not ask for. Another protocol is asked for by its name, on any path."""
+        """Refuse paths that are not for the callers of this socket. An upgrade is checked by its protocol, not its path."""
         change = self._headers.get("upgrade", "").lower()
         guard.check(FRAMES_PATH if change in self._upgrades else self._url.decode("latin-1"))
 
     def _check_framing(self) -> None:
-        """Refuse a body whose end another reader could see elsewhere (RFC 9112, 6.1)."""
+        """Refuse a body whose end another parser could see elsewhere (RFC 9112, 6.1)."""
         coding = self._headers.get("transfer-encoding")
         if coding is None:
             return
@@ -308,7 +308,7 @@ class HttpProtocol(asyncio.Protocol):
         self._progress, self._text_bytes = True, 0
 
     def _invite(self) -> None:
-        """Tell a client that waits for it to send its body, once the answers before have left."""
+        """Send `100 Continue` if the client waits for it, once the earlier answers have been sent."""
         if self._expected and self._running is None and not self._waiting and self._transport is not None:
             self._expected = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -354,7 +354,7 @@ class HttpProtocol(asyncio.Protocol):
         running.add_done_callback(ended)
 
     def _stream(self, request: Request, answer: Streamed, *, keep: bool) -> None:
-        """Pass pieces on as they come. The connection is cancelled as it is while an answer is awaited."""
+        """Forward the pieces of an answer as they arrive. If the client leaves, the flow is cancelled, like an awaited answer."""
         transport = self._transport
         if transport is None:
             answer.flow.cancel()
@@ -403,7 +403,7 @@ class HttpProtocol(asyncio.Protocol):
             self._finish(transport)
 
     def _refuse(self, error: IPnextError) -> None:
-        """Answer so, in its turn, what cannot be read as a request."""
+        """Queue a refusal of unreadable input, in its turn among the answers."""
         if self._over:
             return
         self._over = True
@@ -413,10 +413,10 @@ class HttpProtocol(asyncio.Protocol):
             self._answer_next()
 
     def _end_with(self, error: IPnextError) -> None:
-        """What comes after a request that cannot be read is not known: the connection ends.
+        """Send an error and end the connection, since the input after an unreadable request cannot be parsed.
 
-        What the client still sends is read and dropped for a while: a connection closed over unread bytes is reset, and
-        the client would not see the answer (RFC 9112, section 9.6).
+        Further bytes from the client are read and dropped for a while: if a connection with unread bytes is closed, it
+        is reset, and the client would not see the answer (RFC 9112, section 9.6).
         """
         transport = self._transport
         if transport is not None:
@@ -428,7 +428,7 @@ class HttpProtocol(asyncio.Protocol):
         name = self._headers.get("upgrade", "").lower()
         change = self._upgrades.get(name)
         if change is None or self._transport is None:
-            return  # answered as any request; the connection ends with the answer
+            return  # answered like any request; the connection ends with the answer
         self._open.discard(self)
         self._transport.write(
             f"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {name}\r\n\r\n".encode()
@@ -476,7 +476,7 @@ def http_factory(
     connections: OpenConnections | None = None,
     guard: Guard | None = None,
 ) -> tuple[Callable[[], HttpProtocol], OpenConnections]:
-    """What makes the connections of one server, and the set that holds the open ones; `connections` has its own limits."""
+    """Return the connection factory of one server, and the set of its open connections. `limits` applies if `connections` is None."""
     opened = OpenConnections(BodyBudget(limits)) if connections is None else connections
     known: Mapping[str, Any] = upgrades or {}
     answered = allowed or AllowedHosts()

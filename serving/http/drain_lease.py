@@ -1,33 +1,33 @@
-"""Whether a host takes new requests: no longer once it ends, and for a while after each request of its agent to drain."""
+"""The drain state of a host: on for good once the process ends, or for a lease after an agent's drain request."""
 
 import asyncio
 from typing import Final
 
 LEASE_SECONDS: Final = 60.0
-"""A drain that is not followed by a question for the host's state, or by the signal to end, is over after so long."""
+"""Duration of a drain after which it ends, unless a state request or the termination signal follows."""
 
 
 class Drain:
-    """A lease: an agent that ends a host renews it by each look at the host's state. Used from the event loop."""
+    """A lease: an agent that drains a host renews it with each request for the host's state. Used from the event loop."""
 
     def __init__(self, lease_seconds: float = LEASE_SECONDS) -> None:
         self.on = False
-        """Whether nothing new is taken."""
+        """Whether new requests are refused."""
         self._lease_seconds = lease_seconds
         self._over: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
-        """Take nothing new, unless the lease runs out."""
+        """Refuse new requests until the lease expires."""
         self.on = True
         self._renew()
 
     def looked_at(self) -> None:
-        """Go on for another lease, if it drains by one."""
+        """Renew the lease, if there is one."""
         if self._over is not None:
             self._renew()
 
     def end(self) -> None:
-        """Take nothing new for good: the process ends."""
+        """Refuse new requests for good: the process ends."""
         self.on = True
         if self._over is not None:
             self._over.cancel()

@@ -1,6 +1,6 @@
-"""How much and how slowly a client may send, and the round that ends connections which are slower.
+"""Limits on the size and pace of clients' requests, and the sweep that ends slower connections.
 
-No request has a timer of its own: once a second all open connections of a server are looked at.
+Requests have no timers: once a second the sweep checks all open connections of a server.
 """
 
 import asyncio
@@ -12,40 +12,40 @@ from ipnext.errors import TooSlow, Unavailable
 
 MAX_BODY_BYTES: Final = 256 * 2**20
 SWEEP_SECONDS: Final = 1.0
-"""Connections are looked at so often; a limit in seconds holds to within it."""
+"""Interval of the sweep; limits in seconds are accurate to within it."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
-    """What a connection may ask of the process, and all of them together."""
+    """Limits of each connection, and of all connections of the process together."""
 
     body_bytes: int = MAX_BODY_BYTES
     """A larger request body, as sent or as unpacked, is refused with 413."""
     held_bytes: int = 2 * 2**30
-    """All bodies of requests under way in the process; the request that goes beyond is refused with 503."""
+    """All bodies of requests in flight in the process; a request that exceeds it is refused with 503."""
     small_bytes: int = 2**20
     """The last eighth of `held_bytes` is for bodies up to this size: large ones, however slow, leave room for them."""
     head_bytes: int = 64 * 2**10
     """A larger request line with headers is refused with 413."""
     read_seconds: float = 20.0
-    """A request that has begun must be there by then, with time for a large body on top; else 408."""
+    """A request must be complete within this time, plus time for a large body; otherwise it is refused with 408."""
     read_bytes_per_second: int = 64 * 2**10
-    """The time on top: a second for each so many bytes that have come (as mod_reqtimeout's MinRate)."""
+    """Additional time: one second for this many received bytes (like mod_reqtimeout's MinRate)."""
     window_seconds: float = 10.0
-    """A body that after `read_seconds` is slower than that for so long is refused with 408, however fast it was before."""
+    """If a body is slower than that rate for this long after `read_seconds`, it is refused with 408, however fast it was before."""
     longest_read_seconds: float = 600.0
-    """A request must be there by then, however large."""
+    """Time limit of a complete request, however large."""
     write_seconds: float = 20.0
-    """A client that takes none of its answer for so long, or next to none, is cut off."""
+    """Time after which a client that reads nothing of its answer, or next to nothing, is disconnected."""
     write_bytes_per_second: int = 2**10
-    """Next to none: less than so much over `write_seconds`."""
+    """Next to nothing: a lower rate than this over `write_seconds`."""
 
     def takes_too_little(self, seconds: float, size: int) -> bool:
-        """Return whether a client that has taken `size` bytes in the last `seconds` is to be cut off."""
+        """Return whether a client that read `size` bytes in the last `seconds` must be disconnected."""
         return seconds > self.write_seconds and size < self.write_bytes_per_second * self.write_seconds
 
     linger_seconds: float = 2.0
-    """After a refusal what still comes is read and dropped for so long, or the refusal would be lost on its way."""
+    """Time after a refusal in which input is read and dropped; otherwise the refusal could be lost in transit."""
 
     def check_held(self, held: int, body: int) -> None:
         """Unavailable if all bodies together, `held` bytes, leave no room for one of `body` bytes."""
@@ -56,7 +56,7 @@ class HttpLimits:
 
 
 class BodyBudget:
-    """Bytes of all bodies under way in a process, each counted as what it has become so far. Used from its event loop."""
+    """Bytes of all bodies in flight in a process, each counted at its current size. Used from its event loop."""
 
     __slots__ = ("ample_bytes", "held_bytes", "limits")
 
@@ -64,26 +64,26 @@ class BodyBudget:
         self.limits = limits or HttpLimits()
         self.held_bytes = 0
         self.ample_bytes = self.limits.held_bytes - self.limits.held_bytes // 8
-        """As long as no more is held, there is room for bodies of any size."""
+        """Up to this total there is room for bodies of any size."""
 
     def take(self, size: int, *, body: int) -> None:
-        """Count `size` more bytes of a body that has become `body` bytes. Unavailable if there is no room; none is counted then."""
+        """Count `size` more bytes of a body that has grown to `body` bytes. If there is no room: Unavailable, and none is counted."""
         held = self.held_bytes + size
         if held > self.ample_bytes:
             self.limits.check_held(held, body)
         self.held_bytes = held
 
     def give_back(self, size: int) -> None:
-        """Count so many bytes no longer."""
+        """Subtract `size` bytes."""
         self.held_bytes -= size
 
     def claim(self) -> "Claim":
-        """Return a claim of one request, with nothing in it."""
+        """Return an empty claim for one request."""
         return Claim(self)
 
 
 class Claim:
-    """Memory that one request takes beside its body as sent. A context manager that gives all of it back."""
+    """Memory that one request takes in addition to its body as sent. A context manager that releases all of it."""
 
     __slots__ = ("_budget", "size")
 
@@ -92,7 +92,7 @@ class Claim:
         self.size = 0
 
     def set(self, size: int) -> None:
-        """Hold `size` bytes, more or fewer than before. Unavailable if there is no room for more."""
+        """Change the claim to `size` bytes. Unavailable if there is no room for more."""
         more = size - self.size
         if more > 0:
             self._budget.take(more, body=size)
@@ -109,14 +109,14 @@ class Claim:
 
 @dataclass(slots=True)
 class Reading:
-    """The pace of one request that has begun and is not whole yet. Seconds are of time.monotonic."""
+    """The pace of a request that has begun and is incomplete. Seconds are of time.monotonic."""
 
     since: float
     _window: tuple[float, int] = (0.0, 0)
-    """When the pace was last measured, and the bytes that had come."""
+    """Time of the last measurement of the pace, and the bytes received until then."""
 
     def check(self, now: float, size: int, limits: HttpLimits) -> None:
-        """TooSlow if the request, of which `size` bytes of the body have come, may not be waited for any longer."""
+        """TooSlow if the request, with `size` bytes of its body received, has exceeded its time."""
         began, before = self._window if self._window[0] else (self.since, 0)
         rate = limits.read_bytes_per_second
         stalled = now - began > limits.window_seconds and size - before < rate * limits.window_seconds
@@ -129,38 +129,38 @@ class Reading:
 
 
 class Paced(Protocol):
-    """A connection as its server sees it."""
+    """A connection, as seen by its server."""
 
     @property
     def idle(self) -> bool:
-        """Whether no request is under way, and all answers have left."""
+        """Whether no request is in flight, and all answers have been sent."""
 
     def close(self) -> None:
-        """Close once what is written has left."""
+        """Close once the written bytes have been sent."""
 
     def check_pace(self, now: float) -> None:
-        """End the connection where the client is too slow. `now` is of time.monotonic."""
+        """End the connection if the client is too slow. `now` is of time.monotonic."""
 
 
 class OpenConnections(set[Paced]):
-    """The open connections of one server. While there are any, they are looked at once a second."""
+    """The open connections of one server. If there are any, the sweep checks them once a second."""
 
     def __init__(self, budget: BodyBudget | None = None) -> None:
         super().__init__()
         self.budget = budget or BodyBudget()
-        """Bodies of requests that are not answered yet."""
+        """Bytes of bodies of requests that are not answered yet."""
         self.closing = False
         """Whether the server is about to end: each answer is the last one of its connection."""
         self._round: asyncio.TimerHandle | None = None
 
     def add(self, connection: Paced) -> None:
-        """A client has come."""
+        """Add a connection, and start the sweep if it is the first."""
         super().add(connection)
         if self._round is None:
             self._round = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self.sweep)
 
     def sweep(self) -> None:
-        """Look at all; again in a second, if any is left."""
+        """Check all connections; again in a second if any is left."""
         now = time.monotonic()
         for connection in tuple(self):
             connection.check_pace(now)

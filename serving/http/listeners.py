@@ -1,4 +1,4 @@
-"""Where host and router listen: on a loopback port for any caller, or on Unix sockets with one kind of caller each."""
+"""Listeners of host and router: a loopback port for any caller, or Unix sockets with one kind of caller each."""
 
 import argparse
 import asyncio
@@ -17,13 +17,13 @@ from ipnext.errors import Forbidden
 
 @dataclass(frozen=True)
 class Guard:
-    """Lets the callers of one Unix socket in, to the routes that are theirs."""
+    """Admits the callers of one Unix socket to their routes."""
 
     listener: Component
     caller: Component
 
     def check_connection(self, transport: asyncio.BaseTransport) -> None:
-        """Forbidden if the connection comes from another user of the machine."""
+        """Forbidden if the connection is from another user of the machine."""
         connection = transport.get_extra_info("socket")
         if connection is None:
             msg = "the connection has no socket, so that its user is not known"
@@ -31,13 +31,13 @@ class Guard:
         check_peer(connection)
 
     def check(self, path: str) -> None:
-        """Forbidden if the path is not one of this caller."""
+        """Forbidden if the path is not for this caller."""
         authorise(self.listener, self.caller, path)
 
 
 @dataclass(frozen=True)
 class Listener:
-    """A bound socket, and the guard of its connections; None: any caller may ask for anything."""
+    """A bound socket, and the guard of its connections. If None, any caller may use any route."""
 
     socket: socket.socket
     guard: Guard | None = None
@@ -50,7 +50,7 @@ class Listener:
 
 
 def share_sockets(bound: Sequence[Listener], caller: Component, *, group: int) -> None:
-    """Let the processes of a group call as `caller`, and as nobody else. Ports stay as they are."""
+    """Let the processes of a group call as `caller`, and as no other. Ports stay unchanged."""
     for listener in bound:
         if listener.guard is not None:
             path = Path(listener.address)
@@ -61,7 +61,7 @@ def share_sockets(bound: Sequence[Listener], caller: Component, *, group: int) -
 
 
 def listen(port: int) -> socket.socket:
-    """A listening socket on 127.0.0.1; port 0 takes a free one."""
+    """Return a listening socket on 127.0.0.1; port 0 takes a free one."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
@@ -78,7 +78,7 @@ def add_listener(parser: argparse.ArgumentParser) -> None:
 
 
 def listeners(arguments: argparse.Namespace, component: Component, callers: Sequence[Component]) -> Sequence[Listener]:
-    """Bind what the command line names. OSError."""
+    """Bind the listeners of the command line. OSError."""
     if arguments.sockets is None:
         return (Listener(listen(arguments.port)),)
     directory: Path = arguments.sockets

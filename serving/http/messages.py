@@ -1,4 +1,4 @@
-"""Requests, responses and errors of the little HTTP that host and router need. The connection is in serving.http.connection."""
+"""Requests, responses and errors of the HTTP subset that host and router use. The connection is in serving.http.connection."""
 
 import json
 import math
@@ -17,13 +17,13 @@ M = TypeVar("M", bound=BaseModel)
 
 RETRY_AFTER_SECONDS: Final = 1
 CHALLENGE: Final = 'Bearer realm="ipnext"'
-"""How a client proves who it is, in answers with status 401."""
+"""Authentication scheme named in answers with status 401."""
 _MAX_DEADLINE_MS: Final = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What goes back to a client."""
+    """A complete answer to a client."""
 
     status: int
     body: bytes | memoryview = b""
@@ -31,37 +31,37 @@ class Response:
 
 
 class Sink(Protocol):
-    """The client's end of an answer that comes in pieces. Exactly one of `end` and `abort` is called, last."""
+    """The client's end of a streamed answer. Exactly one of `end` and `abort` is called, last."""
 
     def write(self, piece: bytes) -> None:
-        """The next piece of the body; not empty."""
+        """Write the next piece of the body; not empty."""
 
     def end(self, last: bytes = b"") -> None:
-        """The body is whole with this last piece; empty where all is written."""
+        """Complete the body with this last piece; empty if all is written."""
 
     def abort(self) -> None:
-        """The body stays without its end, and the client is to see that: its connection closes."""
+        """Leave the body without its end and close the connection, so that the client notices."""
 
 
 class Flow(Protocol):
-    """Where the body of an answer comes from piece by piece."""
+    """The source of a streamed answer's body."""
 
     def start(self, sink: Sink) -> None:
-        """Give all that is there, and then what comes, to the sink."""
+        """Send the pieces available now, and later ones as they arrive, to the sink."""
 
     def pause(self) -> None:
-        """The client takes its answer more slowly than it comes."""
+        """Pause: the client reads its answer more slowly than it arrives."""
 
     def resume(self) -> None:
-        """The client has taken what was there."""
+        """Resume: the client has read the buffered bytes."""
 
     def cancel(self) -> None:
-        """The client has gone. The sink is not called any more. Called before `start`, after it, or after the end."""
+        """Stop; the client has gone and the sink is not called any more. May come before `start`, after it, or after the end."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Streamed:
-    """An answer whose body comes piece by piece: chunked, unless `headers` have a content-length."""
+    """An answer whose body is streamed: chunked, unless `headers` has a content-length."""
 
     status: int
     headers: Mapping[str, str]
@@ -73,9 +73,9 @@ Answer = Response | Streamed
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """One whole HTTP request. Header names are lower case; of a header given twice the last one counts.
+    """One complete HTTP request. Header names are lower case; if a header is repeated, the last value counts.
 
-    `content` is writable, so that arrays made over it are.
+    `content` is writable, and so are arrays made over it.
     """
 
     method: str
@@ -84,29 +84,29 @@ class Request:
     content: bytearray = field(default_factory=bytearray)
 
     def header(self, name: str) -> str | None:
-        """The value of a header, None where it is absent."""
+        """Return the value of a header; None if it is absent."""
         return self.headers.get(name)
 
 
 Handler = Callable[[Request], Response | Awaitable[Answer]]
-"""Answers at once, or later, whole or in pieces. What it awaits is cancelled when the client leaves."""
+"""Answers at once or later, complete or streamed. If the client leaves, the awaited answer is cancelled."""
 
 
 def json_response(value: BaseModel | Mapping[str, Any], status: int = 200) -> Response:
-    """A JSON answer."""
+    """Return a JSON answer."""
     text = value.model_dump_json() if isinstance(value, BaseModel) else json.dumps(value)
     return Response(status, text.encode(), {"content-type": "application/json"})
 
 
 def error_response(error: IPnextError) -> Response:
-    """The protocol's error form, `{"error": text}`, with the stable code in the header `x-ipnext-error`."""
+    """Return the protocol's error form, `{"error": text}`, with the stable code in the header `x-ipnext-error`."""
     return Response(
         error.http_status, json.dumps({"error": shorten_text(error.message)}).encode(), error_headers(error)
     )
 
 
 def error_headers(error: IPnextError) -> dict[str, str]:
-    """Headers of an error's answer, in whatever form its body is: its code, and what a client is to do."""
+    """Return the headers of an error's answer, for any form of body: its code, and the client's next step."""
     headers = {"content-type": "application/json", ERROR_HEADER: error.code}
     if isinstance(error, RateLimited):
         headers["retry-after"] = str(max(1, math.ceil(error.seconds)))
@@ -118,12 +118,12 @@ def error_headers(error: IPnextError) -> dict[str, str]:
 
 
 def not_found(request: Request) -> NotFound:
-    """The error for a path that is not served."""
+    """Return the error for a path that is not served."""
     return NotFound(f"{request.method} {request.path} is not served here")
 
 
 def parse_model(kind: type[M], body: bytes | bytearray) -> M:
-    """A value from a JSON body; InvalidInput with pydantic's first complaint."""
+    """Parse a JSON body; InvalidInput with pydantic's first error."""
     try:
         return decode(kind, bytes(body))
     except ValidationError as error:
@@ -134,7 +134,7 @@ def parse_model(kind: type[M], body: bytes | bytearray) -> M:
 
 
 def seconds_left(request: Request, *, default: float) -> float:
-    """How long the request may take: header `x-ipnext-deadline-ms` (milliseconds from now), else `default` seconds."""
+    """Return the time limit of a request: header `x-ipnext-deadline-ms` (milliseconds from now), else `default` seconds."""
     text = request.header(DEADLINE_HEADER)
     if text is None:
         return default

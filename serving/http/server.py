@@ -19,7 +19,7 @@ from serving.http.listeners import Listener
 from serving.http.messages import Handler
 
 _SHUTDOWN_SECONDS: Final = 2
-"""How long requests under way may take to finish once the server closes."""
+"""How long requests in flight may take to finish once the server closes."""
 
 
 def add_allowed_hosts(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def add_allowed_hosts(parser: argparse.ArgumentParser) -> None:
 
 
 def allowed_hosts(arguments: argparse.Namespace) -> AllowedHosts:
-    """Names and origins of the command line. InvalidInput."""
+    """Return the names and origins of the command line. InvalidInput."""
     return AllowedHosts(tuple(arguments.allowed_host), tuple(arguments.allowed_origin))
 
 
@@ -44,10 +44,10 @@ async def serve(
     connections: OpenConnections | None = None,
     before_exit: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
-    """Serve until a signal comes, await `before_exit` (still answering), then finish what runs, close and return.
+    """Serve until a signal arrives, await `before_exit` (still answering), then finish running requests, close and return.
 
-    From the signal on each answer is the last one of its connection. A second signal ends at once: it gives `before_exit` and
-    what runs up.
+    From the signal on, each answer is the last one of its connection. A second signal ends at once: it cancels
+    `before_exit` and abandons running requests.
     """
     loop = asyncio.get_running_loop()
     asked, insisted = asyncio.Event(), asyncio.Event()
@@ -70,14 +70,14 @@ async def serve(
     for server in servers:
         server.close()
     deadline = time.monotonic() + _SHUTDOWN_SECONDS
-    while not (insisted.is_set() or all(c.idle for c in opened)) and time.monotonic() < deadline:  # noqa: ASYNC110  # asked once, at the end
+    while not (insisted.is_set() or all(c.idle for c in opened)) and time.monotonic() < deadline:  # noqa: ASYNC110  # polled once, at the end
         await asyncio.sleep(0.01)
     for connection in tuple(opened):
         connection.close()
 
 
 async def _unless(insisted: asyncio.Event, ending: Awaitable[None]) -> None:
-    """Await `ending`, which is cancelled once `insisted` is set."""
+    """Await `ending`; cancel it once `insisted` is set."""
     steps = asyncio.ensure_future(ending)
     hurry = asyncio.ensure_future(insisted.wait())
     await asyncio.wait((steps, hurry), return_when=asyncio.FIRST_COMPLETED)

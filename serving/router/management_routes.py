@@ -1,4 +1,4 @@
-"""What a client may ask of the router besides inference: what is served, how often it was asked, what there is not."""
+"""The router's routes besides inference: served models, statistics, state, and refusals of unsupported extensions."""
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Final
@@ -45,7 +45,7 @@ _ABOUT: Final[Mapping[str, Any]] = {
 
 
 class ManagementRoutes:
-    """Answers all of a router's paths but inference."""
+    """Serves all paths of a router but inference."""
 
     def __init__(
         self,
@@ -65,9 +65,9 @@ class ManagementRoutes:
         self._guard = guard
 
     def answer(self, request: Request, steps: list[str]) -> Response | Awaitable[Response]:
-        """Route a request whose path has these steps. NotFound, or InvalidInput for what V2 has and this router has not.
+        """Route a request by the steps of its path. NotFound, or InvalidInput for a V2 extension that is not supported.
 
-        What is about a model that is not open is answered to those who may ask it.
+        Requests about a model that is not open are answered only if the caller may call it.
         """
         if steps[:2] == ["v2", "models"] and steps[2:] not in ([], ["stats"]):
             try:
@@ -117,7 +117,7 @@ class ManagementRoutes:
         raise not_found(request)
 
     def _state(self) -> Response:
-        """What `GET /control/state` answers, and `POST /control/drain`."""
+        """Return the body of `GET /control/state` and `POST /control/drain`."""
         revision, traffic = self._follower.routes.revision, self._metrics.traffic
         return json_response(
             RouterState(revision=revision, traffic=traffic, engines=self._engines(), draining=self._ending.draining)
@@ -148,7 +148,7 @@ class ManagementRoutes:
         return json_response({"name": model, "version": str(route.generation), "ready": True})
 
     def _statistics(self, request: Request, below: list[str]) -> Response:
-        """Of `/v2/models/[{model}/[versions/{generation}/]]stats`."""
+        """Answer `/v2/models/[{model}/[versions/{generation}/]]stats`."""
         if not below:
             hidden = self._guard.closed - self._guard.visible(request).models.keys()
             return statistics(self._metrics, None, None, hidden=hidden)
@@ -158,7 +158,7 @@ class ManagementRoutes:
 
 
 def refuse_extension(steps: list[str]) -> None:
-    """InvalidInput where a path (its steps) belongs to an extension of V2 that is not served; else nothing."""
+    """Raise InvalidInput if a path (its steps) belongs to a V2 extension that is not supported."""
     if steps[:1] != ["v2"]:
         return
     below = steps[1:] if steps[1:2] != ["models"] else _below_model(steps[2:])
@@ -173,7 +173,7 @@ def _below_model(steps: list[str]) -> list[str]:
 
 
 def repository_index(request: Request, routes: Routes) -> Response:
-    """Every generation of every model as `{name, version, state, reason}`; with `{"ready": true}` the ready ones."""
+    """List every generation of every model as `{name, version, state, reason}`; with `{"ready": true}` only ready ones."""
     only_ready = _wants_ready(request)
     entries = [
         _entry(route)
@@ -206,9 +206,9 @@ def _entry(route: GenerationRoute) -> dict[str, str]:
 def statistics(
     metrics: RouterMetrics, model: str | None, generation: int | None, *, hidden: Collection[str] = ()
 ) -> Response:
-    """Requests and their time by outcome, of all models but the hidden ones or of one, of all its generations or one.
+    """Return requests and their time by outcome: of one model or all but the hidden ones, of one generation or all.
 
-    The statistics extension of V2, as far as a router knows: times within a host are in the host's own metrics.
+    The statistics extension of V2, limited to the router's own counters: times within a host are in the host's metrics.
     """
     found = [
         _statistics(name, number, counts)

@@ -1,4 +1,4 @@
-"""The tensors of a whole model, put together from those of its parts. Answers `GET /v2/models/{model}`."""
+"""The tensors of a whole model, combined from those of its parts. Serves `GET /v2/models/{model}`."""
 
 import asyncio
 from collections.abc import Mapping
@@ -10,16 +10,16 @@ from serving.routing.table import GenerationRoute
 
 
 async def model_signature(route: GenerationRoute, hosts: HostClient) -> Signature:
-    """Ask one host of each part for its signature and follow the graph's edges to the request and the answer."""
+    """Request each part's signature from one host and follow the graph's edges to the request and the answer."""
     parts = sorted(route.plan.parts)
     signatures = await asyncio.gather(*(hosts.signature(route, part) for part in parts))
     return join_signatures(route.plan, dict(zip(parts, signatures, strict=True)))
 
 
 def join_signatures(plan: GraphPlan, parts: Mapping[str, Signature]) -> Signature:
-    """The model's inputs (those that nodes take from the request) and outputs, in the graph's order.
+    """Return the model's inputs (those that nodes take from the request) and outputs, in the graph's order.
 
-    A tensor may be given once for all rows where every node that takes it says so.
+    An input may be given once for all rows if every node that takes it allows that.
     """
     inputs: dict[str, TensorSpec] = {}
     by_row: set[str] = set()

@@ -66,7 +66,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RouterLimits:
-    """What the router takes on."""
+    """Limits of a router."""
 
     max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
     """Requests of one model at once."""
@@ -77,15 +77,15 @@ class RouterLimits:
     max_prompt_bytes: int = MAX_REQUEST_BYTES
     """A body of an OpenAI request."""
     silent_seconds: float = SILENT_SECONDS
-    """How long an engine may be silent, before an answer without a deadline and within one."""
+    """Longest silence of an engine: within an answer, and before it if the request has no deadline."""
     budget: BodyBudget = field(default_factory=BodyBudget)
-    """Counts what the bodies of requests become: that of the server, which counts the bodies."""
+    """Counts the memory of decoded bodies: the server's budget, which also counts the bodies."""
 
 
 class Router:
     """The routes of the edge."""
 
-    def __init__(  # noqa: PLR0913 - what the entry point has made
+    def __init__(  # noqa: PLR0913 - the collaborators made by the entry point
         self,
         follower: TableFollower,
         hosts: HostClient,
@@ -96,7 +96,7 @@ class Router:
         hosts_walk: bool = True,
         access: AccessFollower | None = None,
     ) -> None:
-        """`access`: who may ask; None: nobody may ask a model that is not open."""
+        """`access`: the access list; if None, models that are not open refuse all callers."""
         follows = access or AccessFollower(None)
         self._guard = Guard(lambda: follower.routes, lambda: follows.callers)
         self._follower = follower
@@ -107,7 +107,7 @@ class Router:
         self._budget = self._limits.budget
         self._admission = Admission(self._limits.max_in_flight)
         self.engines = EngineRegistry(region=region)
-        """Those that serve by themselves; whoever follows the table tells which there are."""
+        """Engines that serve by themselves; the table's follower updates them."""
         metrics.registry.register(self.engines.foreign)
         self._lost = LostRequests()
         self._ending = GracefulShutdown(region=region)
@@ -145,12 +145,12 @@ class Router:
         return self._management.answer(request, steps)
 
     async def drained(self) -> None:
-        """As of `GracefulShutdown.drain`."""
+        """Drain the router; see `GracefulShutdown.drain`."""
         limits = {name: model.drain_seconds for name, model in self._follower.routes.models.items()}
         await self._ending.drain(lambda: (limits.get(model, DRAIN_SECONDS) for model in self._admission.under_way))
 
     def _guarded(self, request: Request, model: str, pin: str | None) -> Response | Awaitable[Answer]:
-        """Answer a request that is let through; what is not counts as refused, and nowhere else."""
+        """Answer a request if access control admits it; a refused one is counted only as refused."""
         try:
             self._guard.admit(request, model)
         except Refused as refused:
@@ -220,7 +220,7 @@ class Router:
                 raise DeadlineExceeded(msg) from error
 
     async def _relay(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
-        """A host reads the request and writes the answer: that of the only part, or of the one that answers last."""
+        """Relay the request to a host, which reads it and writes the answer: that of the only part, or of the last node."""
         body = (request.content, parse_header_length(request.header(HEADER_LENGTH)))
 
         async def attempt(route: GenerationRoute) -> Frame:
@@ -242,7 +242,7 @@ class Router:
         return Response(200, content, Encoded(b"", answer.header["header_length"]).headers)
 
     async def _walk(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
-        """This router walks the graph."""
+        """Execute the graph in this router."""
         with self._budget.claim() as claim:
             length = parse_header_length(request.header(HEADER_LENGTH))
             wanted = decode_request(request.content, length, room=claim.set)
@@ -273,9 +273,9 @@ class Router:
         asked: Attempt,
         attempt: Callable[[GenerationRoute], Awaitable[T]],
     ) -> Awaitable[T]:
-        """What an attempt gives, all for one generation: when any call fails to find a host, all are made again.
+        """Return the result of an attempt, all for one generation: if any call finds no host, all calls are repeated.
 
-        `content`: the request's body, by which it is known if it is lost.
+        `content`: the request's body, which identifies the request if it is lost.
         """
 
         def again(counts: bool) -> None:
@@ -290,7 +290,7 @@ class Router:
         return retried(lambda: attempt(route), asked, again=again, subject=subject, record=record)
 
     def _fresh(self, route: GenerationRoute) -> GenerationRoute:
-        """The same generation with the endpoints known now, where it is still served."""
+        """Return the same generation with the current endpoints, if it is still served."""
         models = self._follower.routes.models
         fresh = models[route.model].generations.get(route.generation) if route.model in models else None
         return fresh if fresh is not None and not fresh.missing and fresh.snapshots == route.snapshots else route
@@ -415,7 +415,7 @@ async def _main(arguments: argparse.Namespace, bound: Sequence[Listener]) -> Non
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a router until SIGTERM; then it finishes what it has, and a second one ends it at once."""
+    """Run a router until SIGTERM; it then finishes its requests. A second signal ends it at once."""
     parsed = _arguments(arguments)
     log_as_json()
     bound = listeners(parsed, Component.ROUTER, CALLERS)

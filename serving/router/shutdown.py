@@ -1,4 +1,4 @@
-"""How a router ends: the next one takes over, what is under way is finished."""
+"""Graceful shutdown of a router: the next one takes over, requests in flight are finished."""
 
 import asyncio
 import time
@@ -14,41 +14,42 @@ from serving.openai.routes import ROOTS
 
 DRAIN_POLL_SECONDS: Final = 0.02
 RELEASE_SECONDS: Final = 10.0
-"""An agent that follows this router has started the next one by then, or will not."""
+"""Time within which the agent of this router starts the next one, if it does at all."""
 FOLLOWED_SECONDS: Final = 3.0
-"""An agent asks for the state every half second."""
+"""A state request within this time shows that an agent follows the router; agents send one every half second."""
 LATE_SECONDS: Final = 0.3
-"""From its release on, for what a gateway sent just before it pointed to the next one."""
+"""Time after the release for requests that a gateway sent just before it switched to the next router."""
 REPLACED_SECONDS: Final = 1
-"""Where no agent follows, the next router is there by then, as a rule; a gateway tries some times more."""
+"""Retry delay in refusals. Without an agent, the next router usually listens by then; a gateway retries a few times more."""
 
 
 class GracefulShutdown:
-    """Begins with the signal to end, or with the agent's word that nothing is sent here any more."""
+    """State of the shutdown. It begins with the termination signal, or when the agent reports that the router gets no more requests."""
 
     def __init__(self, *, region: str) -> None:
         self.draining = False
-        """Whether it is about to end: the agent starts the next one."""
+        """Whether the router is about to end: the agent starts the next one."""
         self.closed = False
-        """Whether it takes nothing new."""
+        """Whether the router refuses new requests."""
         self._region = region
         self._state_polled_at = float("-inf")
         self._released = asyncio.Event()
 
     def note_state_poll(self) -> None:
-        """An agent asks for the router's state: it follows this router."""
+        """Record that an agent requested the router's state, so it follows this router."""
         self._state_polled_at = time.monotonic()
 
     def release(self) -> None:
-        """The agent says that nothing is sent here any more."""
+        """Record the agent's report that gateways send no more requests here."""
         self.draining = True
         self._released.set()
 
     async def drain(self, drains: Callable[[], Iterable[float]]) -> None:
-        """Returns once nothing is under way, or every model with requests under way has had its drain.
+        """Return once nothing is in flight, or every model with requests in flight has used up its drain time.
 
-        `drains`: for how many seconds those of each such model may go on. Where an agent follows this router, all is answered as before until the
-        agent says that requests go to the next one: to a port that nobody listens at a gateway would come back some times, and give up.
+        `drains` returns the drain seconds of each such model. If an agent follows this router, requests are answered as
+        before until the agent reports that they go to the next one: a gateway would retry a port without a listener a
+        few times, then give up.
         """
         self.draining = True
         followed = time.monotonic() - self._state_polled_at < FOLLOWED_SECONDS
@@ -57,11 +58,11 @@ class GracefulShutdown:
                 await asyncio.wait_for(self._released.wait(), RELEASE_SECONDS)
                 await asyncio.sleep(LATE_SECONDS)
         self.closed, began = True, time.monotonic()
-        while any(time.monotonic() - began < seconds for seconds in drains()):  # noqa: ASYNC110  # asked once, at the end
+        while any(time.monotonic() - began < seconds for seconds in drains()):  # noqa: ASYNC110  # polled once, at the end
             await asyncio.sleep(DRAIN_POLL_SECONDS)
 
     def refusal(self, root: str) -> Response:
-        """The answer to a request below this first step of its path, of which nothing was looked at: the gateway asks the next router."""
+        """Return the refusal of an unread request below this first step of its path; the gateway retries on the next router."""
         error = Unavailable("this router is about to end and takes nothing new; try again")
         response = openai_error(error) if root in ROOTS else error_response(error)
         headers = {**response.headers, REFUSED_HEADER: str(REPLACED_SECONDS), REGION_HEADER: self._region}

@@ -1,4 +1,4 @@
-"""How many requests of one model a router takes on at once: what comes beyond is refused at the door, not queued."""
+"""Limit on the requests of one model in flight in a router: requests beyond it are refused at once, not queued."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class _Model:
 
 
 class Admission:
-    """Requests under way by model. One model that is asked too much leaves the others their share of the router."""
+    """Requests in flight by model. An overloaded model leaves the others their share of the router."""
 
     def __init__(self, limit: int = DEFAULT_MAX_IN_FLIGHT) -> None:
         self._limit = limit
@@ -24,11 +24,11 @@ class Admission:
 
     @property
     def under_way(self) -> Collection[str]:
-        """Models that have requests under way."""
+        """Models that have requests in flight."""
         return [name for name, model in self._models.items() if model.in_flight]
 
     def admitted(self, model: str) -> InFlight:
-        """Count a request while it lasts: entered at once. Unavailable when the model has as many as it may."""
+        """Count a request until it ends; the context manager must be entered at once. Unavailable if the model is at its limit."""
         found = self._models.get(model)
         if found is None:
             found = self._models[model] = _Model()

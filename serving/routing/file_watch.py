@@ -1,4 +1,4 @@
-"""Notices that a file was put into a directory, from the kernel: what follows a file so costs nothing while nothing changes."""
+"""Change notices for the files of a directory, from the kernel (inotify), so that following a file costs nothing between changes."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,13 +10,13 @@ import structlog
 from asyncinotify import Inotify, Mask
 
 LOOK_SECONDS: Final = 1.0
-"""How often at least, for file systems that give no notice."""
+"""Longest interval between two notices, for file systems that send none."""
 POLL_SECONDS: Final = 0.02
-"""How often where there are no notices: the directory is missing, or the user's inotify instances are used up."""
+"""Polling interval if the kernel sends no notices: the directory is missing, or the user's inotify instances are used up."""
 
 
 async def notices(directory: Path) -> AsyncIterator[None]:
-    """One item at once, then one for each file that was written or renamed in it, and one every LOOK_SECONDS. Without end."""
+    """Yield once at once, once per file written or renamed in the directory, and once every LOOK_SECONDS. Never ends."""
     try:
         kernel = Inotify()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""One call of a part on a host: it leaves at once, and what its answer or its lack says of the host is noted."""
+"""One call of a part on a host. It is sent at once; its answer, or the lack of one, is reported to the load balancer."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -15,24 +15,24 @@ from serving.routing.sync_policy import HostCandidate
 from serving.routing.table import GenerationRoute
 
 _ABOUT_NOW_SECONDS: Final = 0.02
-"""A call that ends so near its deadline, or after it, was ended by it."""
+"""A call that ends this close to its deadline, or after it, counts as ended by the deadline."""
 _BROKEN: Final = frozenset({500, 504})
-"""Statuses of a host that gives no answer where another may."""
+"""Statuses of a host that fails to answer although another may succeed."""
 _OF_LOST: Final = {kind.code: kind for kind in (HostLost, QueryOfDeath)}
-"""By their code the errors of a host that asked others."""
+"""Errors, by code, of a host that called other hosts."""
 _ELSEWHERE: Final = frozenset({409, 503})
-"""Statuses of a host that cannot answer now while another may."""
+"""Statuses of a host that cannot answer now although another may."""
 
 
-class RetryOnOtherHost(Exception):  # not an error yet: the request is tried again
-    """A host did not answer, or not for this generation; the whole request may be tried again on other hosts."""
+class RetryOnOtherHost(Exception):  # not an error yet: the request is retried
+    """A host did not answer, or not for this generation; the whole request may be retried on other hosts."""
 
 
 class HostEnded(Exception):  # not an error yet: that host may answer once it is back
-    """A host ended while it had the request."""
+    """A host ended while it processed the request."""
 
     def __init__(self, part: str, url: str, *, in_company: bool = False) -> None:
-        """`in_company`: other requests were lost with it, so that it need not be the one to blame."""
+        """`in_company`: other requests were lost with it, so that this one need not be the cause."""
         super().__init__(f"part {part!r}: {url} ended")
         self.part = part
         self.url = url
@@ -44,24 +44,24 @@ _ANY_HOST: Final[Mapping[str, str]] = MappingProxyType({})
 
 @dataclass(slots=True)
 class Attempt:
-    """What a request has met so far. `deadline` is a time of the client's clock."""
+    """State of a request across its attempts. `deadline` is a time of the client's clock."""
 
     deadline: float = 0.0
     tried: set[str] = field(default_factory=set)
-    """Urls of hosts that it had no luck with, in this attempt or one before."""
+    """URLs of hosts that failed to answer, in this attempt or an earlier one."""
     only: Mapping[str, str] = field(default_factory=lambda: _ANY_HOST)
-    """Part -> url of the one host that may be asked: it ended while it had the request."""
+    """Part -> URL of the only host that may be called: it ended while it processed the request."""
     used: dict[str, int] = field(default_factory=dict)
-    """Part -> the snapshot that answers for it in this attempt."""
+    """Part -> the snapshot used for it in this attempt."""
     sampled: bool = False
-    """Whether the host that answers last shall sketch its answer."""
+    """Whether the host of the last node sketches its answer."""
     judged: bool = True
-    """Whether gates count it: the gateway chose its generation."""
+    """Whether gates count the request: the gateway chose its generation."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CallTarget:
-    """What is asked of which host. A walk that fails or takes long says little of its host: another part may be why."""
+    """A call and its host. A graph call (`walk`) that fails or is slow says little about its host: another part may be the cause."""
 
     route: GenerationRoute
     part: str
@@ -72,20 +72,20 @@ class CallTarget:
 
 
 class Connections(Protocol):
-    """Those that a client has to hosts."""
+    """A client's connections to hosts."""
 
     def connection(self, url: str) -> HostConnection | None:
-        """The open one to a host."""
+        """Return the open connection to a host, if any."""
 
     async def reach(self, url: str) -> HostConnection:
-        """A new one to a host that has none. ConnectionLost."""
+        """Open a connection to a host that has none. ConnectionLost."""
 
     def note_lost(self, url: str) -> None:
-        """One has ended."""
+        """Record that a connection has ended."""
 
 
 class HostCall:
-    """Sent when it is made, where there is a connection. Then either `response` is awaited or `give_up` is called."""
+    """A call, sent on creation if there is a connection. The caller then awaits `response` or calls `give_up`."""
 
     __slots__ = ("_began", "_clock", "_connections", "_counted", "_loads", "_sent", "_target")
 
@@ -104,7 +104,7 @@ class HostCall:
         self._counted.__enter__()
 
     async def response(self) -> Frame:
-        """The host's answer, with its proof checked. RetryOnOtherHost, HostEnded, and errors as the host judged."""
+        """Return the host's answer, with its proof checked. RetryOnOtherHost, HostEnded, and the host's own errors."""
         url = self._target.candidate.url
         try:
             answer = await self._received(url)
@@ -123,7 +123,7 @@ class HostCall:
         return answer
 
     def give_up(self) -> None:
-        """Wait no longer, and tell the host so."""
+        """Stop waiting, and cancel the call on the host."""
         self._strike_if_late()
         self._counted.__exit__(None, None, None)
         if self._sent is not None:
@@ -167,7 +167,7 @@ class HostCall:
 
 
 def judged(part: str, url: str, answer: Mapping[str, Any], tried: set[str]) -> Exception:
-    """What a host's refusal means for the request."""
+    """Return the error that a host's refusal means for the request."""
     status, message = answer["status"], f"part {part!r}: {answer.get('error')}"
     if answer.get("code") in _OF_LOST:
         return _OF_LOST[answer["code"]](message)
@@ -182,7 +182,7 @@ def judged(part: str, url: str, answer: Mapping[str, Any], tried: set[str]) -> E
 
 
 def _check_proof(part: str, candidate: HostCandidate, answer: Mapping[str, Any], tried: set[str]) -> None:
-    """The host must have used the snapshot that was chosen, or the answer would be mixed in a way nobody allowed."""
+    """Check that the host used the chosen snapshot; otherwise the answer would mix snapshots that the policy does not allow."""
     if answer.get("snapshot") != candidate.snapshot:
         tried.add(candidate.url)
         msg = f"{candidate.url} answered with {part}={answer.get('snapshot')}, needed is {part}={candidate.snapshot}"

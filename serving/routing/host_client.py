@@ -1,4 +1,4 @@
-"""How a router asks hosts: one attempt of one request, every part from a snapshot that its generation allows."""
+"""The router's client of hosts: one attempt of one request, every part from a snapshot that its generation allows."""
 
 import asyncio
 from collections.abc import Callable
@@ -20,7 +20,7 @@ _SIGNATURE_SECONDS: Final = 5.0
 
 
 class HostClient:
-    """Calls parts on hosts. Keeps one connection to each, and seeks those that it lost."""
+    """Calls parts on hosts. Keeps one connection to each, and reconnects to lost ones."""
 
     def __init__(self, loads: HostLoadBalancer, clock: Callable[[], float]) -> None:
         self._loads = loads
@@ -31,24 +31,24 @@ class HostClient:
         self._known: frozenset[str] | None = None
 
     async def infer(self, route: GenerationRoute, part: str, inputs: Tensors, attempt: Attempt) -> Tensors:
-        """A part's outputs from one host of the generation, with the proof checked and noted in `attempt`.
+        """Return a part's outputs from one host of the generation, with the proof checked and recorded in `attempt`.
 
-        RetryOnOtherHost where a host fails to answer for the generation; its url is then in `attempt.tried`. InvalidInput,
-        DeadlineExceeded or IPnextError as the host judged.
+        RetryOnOtherHost if a host fails to answer for the generation; `attempt.tried` then contains its URL.
+        InvalidInput, DeadlineExceeded or IPnextError as reported by the host.
         """
         return (await self.begin(route, part, inputs, attempt).response()).tensors()
 
     def begin(self, route: GenerationRoute, part: str, inputs: Tensors, attempt: Attempt) -> HostCall:
-        """As `infer`; the call has left when this returns, where there is a connection."""
+        """Begin a call; otherwise as `infer`. If there is a connection, the call is sent before this returns."""
         candidate = self._chosen(route, part, attempt)
         header = self._header("infer", route.model, part, candidate.generation, attempt.deadline)
         return self._call(route, part, candidate, Pieces(tensor_frame, header, inputs), attempt)
 
     async def relay(self, route: GenerationRoute, part: str, body: tuple[Body, int | None], attempt: Attempt) -> Frame:
-        """The answer to the V2 body of a request, as the host wrote it; errors as `infer`.
+        """Return the host's answer to the V2 body of a request, unchanged; errors as `infer`.
 
         `body` is its bytes and the length of its JSON header, if binary data follows. The frame's header has the
-        answer's `header_length`, whether all its numbers are `finite`, and where it was sampled its `sketches`.
+        answer's `header_length`, whether all its numbers are `finite`, and, if the answer was sampled, its `sketches`.
         """
         content, header_length = body
         candidate = self._chosen(route, part, attempt)
@@ -58,7 +58,7 @@ class HostClient:
         return await self._call(route, part, candidate, Pieces(bytes_frame, header, content), attempt).response()
 
     async def walk(self, route: GenerationRoute, body: tuple[Body, int | None], attempt: Attempt) -> Frame:
-        """The answer to the V2 body of a request, whose graph a host of the route's `executing_part` executes; as `relay`."""
+        """Let a host of the route's `executing_part` execute the graph of a V2 request, and return its answer; as `relay`."""
         content, header_length = body
         part = str(route.executing_part)
         candidate = self._loads.choose(self._allowed(route, part, attempt), tried=attempt.tried)
@@ -72,7 +72,7 @@ class HostClient:
         return answer
 
     async def signature(self, route: GenerationRoute, part: str) -> Signature:
-        """The tensors that a part takes and gives, as one of its hosts says. RetryOnOtherHost, IPnextError."""
+        """Return the input and output tensors of a part, as reported by one of its hosts. RetryOnOtherHost, IPnextError."""
         candidate = self._loads.choose(route.candidates[part])
         url = candidate.url
         deadline = self._clock() + _SIGNATURE_SECONDS
@@ -96,7 +96,7 @@ class HostClient:
             connection.close()
 
     def forget(self, urls: frozenset[str]) -> None:
-        """End the connections to hosts that are not among `urls`, once nothing is under way on them."""
+        """Close the connections to hosts that are not among `urls`, unless calls are in flight on them."""
         self._known = urls
         for url in tuple(self._connections):
             if url not in urls and not self._loads.busy(url):
@@ -108,7 +108,7 @@ class HostClient:
         return {"op": op, "model": model, "part": part, "generation": generation, "deadline_ms": left}
 
     def _chosen(self, route: GenerationRoute, part: str, attempt: Attempt) -> HostCandidate:
-        """A part that the graph calls twice answers twice from one snapshot."""
+        """Choose a host. A part that the graph calls twice uses one snapshot for both calls."""
         tiers = self._allowed(route, part, attempt) if attempt.only else route.candidates[part]
         snapshot = attempt.used.get(part)
         if snapshot is not None:
@@ -118,7 +118,7 @@ class HostClient:
         return candidate
 
     def _allowed(self, route: GenerationRoute, part: str, attempt: Attempt) -> CandidateTiers:
-        """The candidates of a part; those of one host if only that may be asked. RetryOnOtherHost if it makes none now."""
+        """Return the candidates of a part; only one host's if no other may be called. RetryOnOtherHost if that one is not ready."""
         tiers = route.candidates[part]
         if part not in attempt.only:
             return tiers
@@ -147,7 +147,7 @@ class HostClient:
         return connection if connection is not None and connection.open else None
 
     async def reach(self, url: str) -> HostConnection:
-        """One attempt to connect serves all who wait for it; who leaves meanwhile does not end it for the others."""
+        """Connect to a host. Concurrent callers share one attempt; if one of them is cancelled, the attempt goes on for the others."""
         attempt = self._connecting.get(url)
         if attempt is None:
             attempt = asyncio.create_task(connect(url))
@@ -166,14 +166,14 @@ class HostClient:
             self.note_lost(url)
 
     def note_lost(self, url: str) -> None:
-        """A connection ended or could not be had: it is sought."""
+        """Record that a connection ended or failed, and start reconnecting."""
         self._loads.note_lost(url)
         if url not in self._seeking:
             self._seeking[url] = asyncio.create_task(self._seek(url))
             self._seeking[url].add_done_callback(lambda _: self._seeking.pop(url))
 
     async def _seek(self, url: str) -> None:
-        """Try a lost host again and again, so that no request has to find out whether it is back."""
+        """Reconnect to a lost host until it is back, so that no request has to try it."""
         while (seconds := self._loads.seconds_until_sought(url)) is not None:
             await asyncio.sleep(seconds)
             if self._known is not None and url not in self._known:

@@ -1,4 +1,4 @@
-"""A router's connection to one host: many calls at once in frames, each with its own future."""
+"""A router's connection to one host: concurrent calls in frames, each with its future."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -12,21 +12,21 @@ from serving.protocol.frames import UPGRADE, Frame, FrameProtocol, bytes_frame
 from serving.routing.table import GenerationRoute
 
 CONNECT_SECONDS: Final = 1.0
-"""A host that takes longer to answer the first bytes counts as absent."""
+"""Time limit of connecting to a host, including the handshake."""
 LOOK_SECONDS: Final = 0.5
-"""While answers are awaited, it is looked so often whether anything came; if not, the host is asked for a sign of life."""
+"""Interval of the liveness check while answers are awaited: if nothing arrived, the client sends a ping."""
 SILENT_LOOKS: Final = 4
-"""After so many looks in a row without one the host counts as gone: a stopped process or a cut line says nothing."""
+"""Checks in a row without data after which the host counts as lost: a stopped process or a cut line sends nothing."""
 
 ROUTES_KNOWN: Final = 256
-"""Routes that both ends of a connection remember; of more, the oldest is told anew."""
+"""Routes that both ends of a connection remember; beyond that the oldest is forgotten and sent again when needed."""
 
 
 class ConnectionLost(Exception):  # not an error of the request: another host may answer
-    """The connection to a host could not be had, or ended before the answer.
+    """A connection to a host failed, or ended before the answer.
 
-    `ended`: the host ended it after it had been sent the call, as one that is killed does; else nobody knows that it ended.
-    `in_company`: other calls were lost with it.
+    `ended`: the host closed it after the call was sent, as a killed host does; otherwise it is unknown whether the host
+    ended. `in_company`: other calls were lost with it.
     """
 
     def __init__(self, *, ended: bool = False, in_company: bool = False) -> None:
@@ -36,7 +36,7 @@ class ConnectionLost(Exception):  # not an error of the request: another host ma
 
 
 class HostConnection:
-    """Calls under way on one connection."""
+    """The calls in flight on one connection."""
 
     def __init__(self) -> None:
         self._frames = FrameProtocol(self._on_frame, self._on_lost)
@@ -47,7 +47,7 @@ class HostConnection:
         self._heard = False
         self._silent_looks = 0
         self._given_up = False
-        """Whether it ends from this side."""
+        """Whether this side closes the connection."""
 
     @property
     def open(self) -> bool:
@@ -56,7 +56,7 @@ class HostConnection:
 
     @property
     def frames(self) -> FrameProtocol:
-        """The protocol that takes the connection over."""
+        """The protocol that takes over the connection."""
         return self._frames
 
     def send(self, pieces_of: "Pieces") -> "SentCall":
@@ -73,18 +73,18 @@ class HostConnection:
         return SentCall(self, number, answer)
 
     async def call(self, pieces_of: "Pieces") -> Frame:
-        """Send a call and return its answer. Cancelled, the host is told so. ConnectionLost."""
+        """Send a call and return its answer. If cancelled, the call is cancelled on the host. ConnectionLost."""
         return await self.send(pieces_of).response()
 
     def give_up(self, number: int) -> None:
-        """Wait for a call's answer no longer, and tell the host so."""
+        """Stop waiting for a call's answer, and cancel the call on the host."""
         answer = self._waiting.pop(number, None)
         if answer is not None and not (answer.done() and not answer.cancelled()):
             answer.cancel()
             self._frames.send(bytes_frame({"op": "cancel", "id": number}))
 
     def told(self, route: GenerationRoute) -> int:
-        """The number that the host knows a route by; a new one is sent ahead of what is sent next."""
+        """Return the number of a route on this connection; a new route is sent to the host first."""
         number = self._routes.get(route)
         if number is None:
             number = next(self._numbers)
@@ -103,7 +103,7 @@ class HostConnection:
         self._frames.close()
 
     def _look(self) -> None:
-        """A host that runs a long pass still gives a sign of life: its event loop does not wait for the pass."""
+        """Check that the host is alive. A host answers pings even during a long pass, because its event loop does not wait for it."""
         self._silent_looks = 0 if self._heard else self._silent_looks + 1
         self._heard, self._watch = False, None
         if not self._waiting or not self._frames.open:
@@ -130,7 +130,7 @@ class HostConnection:
 
 
 class SentCall:
-    """A call on its way. Either `response` is awaited or `give_up` is called."""
+    """A call that was sent. The caller awaits `response` or calls `give_up`."""
 
     __slots__ = ("_answer", "_connection", "_number")
 
@@ -140,7 +140,7 @@ class SentCall:
         self._answer = answer
 
     async def response(self) -> Frame:
-        """The answer. Cancelled, the host is told so. ConnectionLost."""
+        """Return the answer. If cancelled, the call is cancelled on the host. ConnectionLost."""
         try:
             return await self._answer
         except asyncio.CancelledError:
@@ -148,14 +148,14 @@ class SentCall:
             raise
 
     def give_up(self) -> None:
-        """Wait no longer, and tell the host so."""
+        """Stop waiting, and cancel the call on the host."""
         if self._answer.done() and not self._answer.cancelled():
-            self._answer.exception()  # known, so that asyncio does not report it as forgotten
+            self._answer.exception()  # retrieved, so that asyncio does not report it
         self._connection.give_up(self._number)
 
 
 class Pieces:
-    """The frame of a call but for its number: what to put it together from."""
+    """A call's frame without its number, which is added when the call is sent."""
 
     def __init__(self, make: Any, header: Mapping[str, Any], body: Any) -> None:
         self._make = make
@@ -163,17 +163,17 @@ class Pieces:
         self._body = body
 
     def naming(self, route: int) -> "Pieces":
-        """The same for a route that the host knows by a number."""
+        """Return the same frame for a route that the host knows by this number."""
         return Pieces(self._make, {**self._header, "route": route}, self._body)
 
     def __call__(self, number: int) -> Sequence[bytes | memoryview]:
-        """The pieces of the frame."""
+        """Return the pieces of the frame with this number."""
         made: Sequence[bytes | memoryview] = self._make({**self._header, "id": number}, self._body)
         return made
 
 
 async def connect(url: str) -> HostConnection:
-    """A connection to the host at `url` (http://host:port, or unix://directory), upgraded to frames. ConnectionLost."""
+    """Connect to the host at `url` (http://host:port, or unix://directory) and upgrade to frames. ConnectionLost."""
     connection = HostConnection()
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
@@ -198,7 +198,7 @@ async def _begun(url: str, frames: FrameProtocol) -> "_Handshake":
 
 
 class _Handshake(asyncio.Protocol):
-    """Asks for frames and hands the connection over once the host agrees."""
+    """Requests the upgrade to frames and hands the connection over once the host agrees."""
 
     def __init__(self, host: str, frames: FrameProtocol) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -208,13 +208,13 @@ class _Handshake(asyncio.Protocol):
         self._seen = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The host listens."""
+        """Send the upgrade request."""
         self._transport = transport  # type: ignore[assignment]  # a stream's is a Transport
         request = f"GET /frames HTTP/1.1\r\nhost: {self._host}\r\nconnection: upgrade\r\nupgrade: {UPGRADE}\r\n\r\n"
         transport.write(request.encode())  # type: ignore[attr-defined]  # as above
 
     def data_received(self, data: bytes) -> None:
-        """The host's answer."""
+        """Read the host's answer to the upgrade."""
         self._seen += data
         head, end, rest = self._seen.partition(b"\r\n\r\n")
         if not end or self.done.done() or self._transport is None:
@@ -227,6 +227,6 @@ class _Handshake(asyncio.Protocol):
             self.done.set_exception(OSError("the host speaks no frames"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The host has gone."""
+        """Fail the handshake: the host closed the connection."""
         if not self.done.done():
             self.done.set_exception(exc or OSError("the host closed the connection"))

@@ -1,8 +1,9 @@
-"""Which host a call goes to: the one with the fewest calls in flight, and none that is lost or falls behind the others.
+"""Load balancing over hosts: least calls in flight, with ejection of lost hosts and outliers.
 
-A lost host is one whose connection ended or could not be had; it is out until a connection is there again. A host that
-falls behind, by answers that are late, wrong or missing where other hosts of the part give them, is out for a while, and
-then half-open: one call at a time, until it has answered as the others do. Each time in a row the while is twice as long.
+A lost host is one whose connection ended or failed; it is ejected until there is a connection again. An outlier is a
+host whose answers are late, wrong or missing while other hosts of the part give good ones. It is ejected for a while
+and then half-open: it gets one call at a time until it has answered as the others do. Each ejection in a row lasts
+twice as long.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -14,21 +15,21 @@ from serving.metrics.in_flight import InFlight
 from serving.routing.sync_policy import CandidateTiers, HostCandidate
 
 FIRST_SECONDS: Final = 1.0
-"""How long a host is out the first time."""
+"""Duration of a host's first ejection."""
 LONGEST_SECONDS: Final = 16.0
 SOUGHT_SECONDS: Final = 4.0
-"""The longest pause between two tries to reach a lost host: a try costs no request, and little else."""
+"""Longest pause between two attempts to reconnect to a lost host: an attempt costs no request, and little else."""
 FORGIVEN_SECONDS: Final = 60.0
-"""A host that has done well for so long begins with the first while again."""
+"""Time in service after which a host's next ejection has the first duration again."""
 STRIKES: Final = 3
-"""So many calls in a row without a good answer eject a host, where another host gives good ones."""
+"""Calls in a row without a good answer that eject a host, if another host gives good ones."""
 SLOW_FACTOR: Final = 5.0
 SLOW_SECONDS: Final = 0.1
 """A host is slow whose mean latency is SLOW_FACTOR times the median of the others' and SLOW_SECONDS more."""
 EARLY_FACTOR: Final = 2.0
-"""Of the usual time: who has had less is not to blame."""
+"""Factor of the usual latency: a host that had less time is not blamed."""
 ENOUGH_ANSWERS: Final = 5
-"""A mean over fewer answers is not judged."""
+"""Answers below which a mean latency is not judged."""
 _NEWEST_WEIGHT: Final = 0.2
 
 Standing = Literal["in", "behind", "lost"]
@@ -38,9 +39,9 @@ Standing = Literal["in", "behind", "lost"]
 class _Host:
     in_flight: int = 0
     seconds: float = 0.0
-    """Mean latency of its answers, the newer ones counting more."""
+    """Moving average of its answers' latency."""
     answers: int = 0
-    """Since it was readmitted last."""
+    """Answers since the last readmission."""
     strikes: int = 0
     out: Literal["behind", "lost"] | None = None
     until: float = 0.0
@@ -57,15 +58,15 @@ class _Host:
         self.out = why
 
     def readmit(self, now: float) -> None:
-        """Known by its deeds from now on only."""
+        """Readmit the host half-open, with its statistics reset."""
         self.out, self.half_open, self.readmitted_at = None, True, now
         self.seconds, self.answers, self.strikes = 0.0, 0, 0
 
 
 class HostLoadBalancer:
-    """Calls in flight and what became of earlier ones, for each host, as one router sees them. No I/O.
+    """Calls in flight and results of earlier calls per host, as seen by one router. No I/O.
 
-    `on_ejected` is told the url of a host that is ejected, and why.
+    `on_ejected` receives the URL of an ejected host and the reason.
     """
 
     def __init__(
@@ -79,10 +80,10 @@ class HostLoadBalancer:
         self._turn = 0
 
     def choose(self, tiers: CandidateTiers, *, tried: Collection[str] = ()) -> HostCandidate:
-        """The candidate for the next call, from the first tier that has a host in good standing.
+        """Return the candidate for the next call, from the first tier that has an admitted host.
 
-        `tried` are hosts that this request already had no luck with. They, and then hosts that are lost, are taken
-        only where there is no other in any tier. At least one tier has an candidate.
+        `tried` are hosts that already failed for this request. They, and then lost hosts, are chosen only if no tier
+        has another. At least one tier must have a candidate.
         """
         self._turn += 1
         if tried:
@@ -92,15 +93,15 @@ class HostLoadBalancer:
         return self._chosen(tiers)
 
     def calling(self, url: str) -> InFlight:
-        """Count a call while it lasts (a context manager)."""
+        """Count a call until it ends (a context manager)."""
         return InFlight(self._of(url))
 
     def busy(self, url: str) -> bool:
-        """Whether a call to the host is under way."""
+        """Whether a call to the host is in flight."""
         return url in self._hosts and self._hosts[url].in_flight > 0
 
     def standing(self, url: str) -> Standing:
-        """How a host stands now."""
+        """Return the current standing of a host: in, behind or lost. An expired ejection ends here."""
         host = self._hosts.get(url)
         if host is None or host.out is None:
             return "in"
@@ -110,7 +111,7 @@ class HostLoadBalancer:
         return host.out
 
     def note_answer(self, url: str, seconds: float, *, tiers: CandidateTiers) -> None:
-        """A good answer, and how long it took. `tiers` are the candidates it was chosen from."""
+        """Record a good answer and its latency. `tiers` are the candidates that the host was chosen from."""
         host = self._of(url)
         host.strikes = 0
         host.answers += 1
@@ -125,9 +126,10 @@ class HostLoadBalancer:
             self._watched.discard(url)
 
     def note_strike(self, url: str, *, tiers: CandidateTiers, given: float | None = None) -> None:
-        """No answer by the deadline, or that of a host that is broken.
+        """Record a missed deadline, or the answer of a broken host.
 
-        A call that was `given` fewer seconds than twice what the fastest host of the part usually takes says nothing.
+        If the call was `given` fewer seconds than twice the usual latency of the part's fastest host, it does not
+        count.
         """
         host = self._of(url)
         if given is not None and given < EARLY_FACTOR * self._usual_seconds(url, tiers):
@@ -137,24 +139,24 @@ class HostLoadBalancer:
             self._eject(url, "behind")
 
     def note_lost(self, url: str) -> None:
-        """The connection ended or could not be had. Calls that were lost together count once."""
+        """Record that a connection ended or failed. Calls that were lost together count once."""
         host = self._of(url)
         if host.out != "lost" or host.until <= self._clock():
             self._eject(url, "lost")
 
     def note_found(self, url: str) -> None:
-        """A connection is there."""
+        """Record that a host has a connection again."""
         host = self._of(url)
         if host.out == "lost":
             host.readmit(self._clock())
 
     def seconds_until_sought(self, url: str) -> float | None:
-        """How long to wait before a lost host is tried again; None where it is not lost."""
+        """Return the seconds before the next attempt to reconnect to a lost host; None if it is not lost."""
         host = self._hosts.get(url)
         return max(0.0, host.until - self._clock()) if host is not None and host.out == "lost" else None
 
     def forget(self, urls: Collection[str]) -> None:
-        """Keep what is known of these hosts only, and of those with calls under way: who comes again starts afresh."""
+        """Discard all hosts but these and those with calls in flight; a host that returns later starts without history."""
         self._hosts = {url: host for url, host in self._hosts.items() if url in urls or host.in_flight}
         self._watched &= self._hosts.keys()
 
@@ -183,7 +185,7 @@ class HostLoadBalancer:
         return equals[self._turn % len(equals)]
 
     def _standing_well(self, candidates: Sequence[HostCandidate]) -> Sequence[HostCandidate]:
-        """All that are in; and of those behind, the fastest, so that never more than half of all is left out for that."""
+        """Return the admitted hosts, and as many of the fastest outliers as keep ejections for slowness below half of all."""
         if not self._watched or self._watched.isdisjoint(candidate.url for candidate in candidates):
             return candidates
         standing = [self._standing_of_call(candidate.url) for candidate in candidates]
@@ -196,7 +198,7 @@ class HostLoadBalancer:
         return [*chosen, *behind[: max(0, kept)]]
 
     def _standing_of_call(self, url: str) -> Standing:
-        """As `standing`; a half-open host that has a call under way takes no other."""
+        """Return the standing for a new call: a half-open host with a call in flight takes no other."""
         standing = self.standing(url)
         host = self._hosts.get(url)
         return "behind" if standing == "in" and host is not None and host.half_open and host.in_flight else standing
@@ -206,7 +208,7 @@ class HostLoadBalancer:
         return (host for other in urls if (host := self._hosts.get(other)) is not None and host.out is None)
 
     def _usual_seconds(self, url: str, tiers: CandidateTiers) -> float:
-        """Mean latency of the fastest host of the part; 0 if none has answered."""
+        """Return the mean latency of the part's fastest host; 0 if none has answered."""
         known = [host.seconds for host in (self._of(url), *self._others(url, tiers)) if host.answers]
         return min(known, default=0.0)
 

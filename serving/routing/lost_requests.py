@@ -1,4 +1,4 @@
-"""Requests whose host or engine ended while it had them, by their bytes, for a minute: what ends another one is refused.
+"""Requests whose host or engine ended while it processed them, by their bytes, for a minute: a query of death is refused.
 
 Why: docs/decisions/0042. Used by a router, from its event loop.
 """
@@ -13,36 +13,36 @@ from ipnext.errors import HostLost, QueryOfDeath
 
 REMEMBERED_SECONDS: Final = 60.0
 _KEPT: Final = 1024
-"""Requests that are remembered; of more, the oldest is forgotten."""
+"""Requests that are remembered; beyond that the oldest is forgotten."""
 _PIECE_BYTES: Final = 2**19
-"""Of a longer body its length, its beginning and its end count."""
+"""Of a body longer than twice this, only its length, its beginning and its end are hashed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Where a request was lost. With a `url` it may be asked again, as another client's innocent one of the same bytes; else not."""
+    """A lost request. If `url` is set, the same bytes may be sent again, as another client's innocent request; else not."""
 
     until: float
     part: str | None = None
     url: str | None = None
     deadly: bool = False
-    """Whether it ended its host twice."""
+    """Whether the request ended its host twice."""
 
 
 class LostRequests:
-    """The requests that were lost of late."""
+    """The requests that were lost within the last minute."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.known: dict[bytes, Loss] = {}
-        """By their keys."""
+        """Losses by the key of their request."""
 
     def of(self, model: str, content: bytes | bytearray) -> "Record":
-        """Return what is remembered of one request."""
+        """Return the record of one request."""
         return Record(self, model, content)
 
     def find(self, key: bytes) -> Loss | None:
-        """Return a loss that is not a minute old."""
+        """Return a loss that is less than a minute old."""
         loss = self.known.get(key)
         if loss is not None and loss.until <= self._clock():
             del self.known[key]
@@ -50,7 +50,7 @@ class LostRequests:
         return loss
 
     def note(self, key: bytes, part: str | None = None, url: str | None = None, *, deadly: bool = False) -> None:
-        """Remember a loss, for a minute from now."""
+        """Remember a loss for a minute from now."""
         self.known.pop(key, None)
         self.known[key] = Loss(self._clock() + REMEMBERED_SECONDS, part, url, deadly)
         if len(self.known) > _KEPT:
@@ -62,7 +62,7 @@ class LostRequests:
 
 
 class Record:
-    """One request and what is remembered of it. Its bytes are read only if there is something to look for, or to note."""
+    """One request and its loss, if any. Its bytes are hashed only if there is a loss to look up or to record."""
 
     __slots__ = ("_content", "_key", "_losses", "_model")
 
@@ -74,7 +74,7 @@ class Record:
 
     @property
     def key(self) -> bytes:
-        """By which the request is known: its model and its bytes."""
+        """Key of the request: a hash of its model and its bytes."""
         if self._key is None:
             view = memoryview(self._content)
             found = blake2b(f"{self._model}\0{len(view)}\0".encode(), digest_size=16)
@@ -84,7 +84,7 @@ class Record:
         return self._key
 
     def check(self) -> Loss | None:
-        """Return where the request was lost, if it may be asked again: what it is sent to then must not end, too.
+        """Return the request's earlier loss if it may be sent again; the host that then gets it must not end, too.
 
         Raises:
             QueryOfDeath: it ended its host twice, less than a minute ago.
@@ -103,10 +103,10 @@ class Record:
         return loss
 
     def lost(self, part: str | None = None, url: str | None = None, *, deadly: bool = False) -> None:
-        """Remember that it was lost."""
+        """Remember that the request was lost."""
         self._losses.note(self.key, part, url, deadly=deadly)
 
     def answered(self) -> None:
-        """Forget that it was lost."""
+        """Forget that the request was lost."""
         if self._losses.known:
             self._losses.forget(self.key)

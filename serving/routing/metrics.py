@@ -1,4 +1,4 @@
-"""What a router counts: traffic of each generation for the agent, statistics for V2 clients, and all of it for Prometheus."""
+"""A router's counters: traffic of each generation for the agent, statistics for V2 clients, and all of it for Prometheus."""
 
 import time
 from collections import defaultdict
@@ -18,19 +18,19 @@ from serving.metrics.tallies import Histogram, StreamTally
 from serving.routing.table import GenerationRoute
 
 _FORGET_SECONDS: Final = 3600.0
-"""A generation that is no longer served, and was not asked for so long, is forgotten."""
+"""Time without requests after which a generation that is no longer served is forgotten."""
 _LABELS: Final = ("model", "generation", "region")
 LATE: Final = 504
 EARLY_FACTOR: Final = 2.0
-"""Of the usual time: a shorter deadline says nothing of who passed it."""
+"""Factor of the usual time: missing a shorter deadline does not count against a generation."""
 
 Served = Callable[[], Iterable[GenerationRoute]]
 
 
 class RouterMetrics(Collector):
-    """Counters since the router started. `served` tells the generations in the table now.
+    """Counters since the router started. `served` returns the generations in the current table.
 
-    At most one answer of a generation in `sample_seconds` is sampled for its predictions; infinity: none.
+    At most one answer of a generation per `sample_seconds` is sampled for its predictions; infinity: none.
     """
 
     def __init__(self, *, region: str, served: Served = tuple, sample_seconds: float = SAMPLE_SECONDS) -> None:
@@ -40,12 +40,12 @@ class RouterMetrics(Collector):
         self._counts: dict[tuple[str, int | None], GenerationCounts] = {}
         self._of_model: defaultdict[str, list[GenerationCounts]] = defaultdict(list)
         self.refusals = Refusals(region)
-        """Requests that were not let through, which count nowhere else."""
+        """Requests refused by access control, which count nowhere else."""
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
     def in_flight(self, model: str, generation: int) -> InFlight:
-        """Count a request while it lasts."""
+        """Count a request until it ends."""
         return InFlight(self._of(model, generation))
 
     def note_answer(
@@ -58,10 +58,11 @@ class RouterMetrics(Collector):
         sizes: tuple[int, int] = (0, 0),
         judged: bool = True,
     ) -> None:
-        """Count an answer; `sizes` are the bytes of its request's body and of its own.
+        """Count an answer; `sizes` are the bytes of the request's body and of its own.
 
-        `generation` is None where none was chosen; that shows in Prometheus only. Gates leave out what is not `judged`, and
-        what passed a deadline that is shorter than twice the usual time of the model's fastest generation.
+        If no generation was chosen, `generation` is None and the answer is counted in Prometheus only. Gates ignore
+        answers that are not `judged`, and missed deadlines shorter than twice the usual time of the model's fastest
+        generation.
         """
         counts = self._of(model, generation)
         counts.note(status).note(seconds, *sizes)
@@ -75,51 +76,51 @@ class RouterMetrics(Collector):
         return seconds < EARLY_FACTOR * min((known for known in usual if known is not None), default=0.0)
 
     def under_way(self, model: str) -> int:
-        """Requests of a model that are being answered, of all its generations."""
+        """Return the requests of a model in flight, over all its generations."""
         return sum(counts.in_flight for (name, _), counts in self._counts.items() if name == model)
 
     def samples(self, model: str, generation: int) -> bool:
-        """Whether the answer to the request that begins now is to be sketched."""
+        """Whether the answer to the request that begins now is sketched."""
         return self._of(model, generation).predictions.wants(time.monotonic(), self._sample_seconds)
 
     def note_predictions(self, model: str, generation: int, sketches: Sketches) -> None:
-        """Add what a sampled answer predicted."""
+        """Add the sketches of a sampled answer."""
         self._of(model, generation).predictions.add(sketches)
 
     def streams(self, model: str, generation: int) -> StreamTally:
-        """Where answers that come in pieces are counted besides."""
+        """Return the additional counters of streamed answers."""
         counts = self._of(model, generation)
         if counts.streams is None:
             counts.streams = StreamTally()
         return counts.streams
 
     def note_before(self, model: str, generation: int, seconds: float) -> None:
-        """Count what the nodes before a generator took."""
+        """Record the time taken by the nodes before a generator."""
         counts = self._of(model, generation)
         if counts.before is None:
             counts.before = Histogram()
         counts.before.observe(seconds)
 
     def aside(self, model: str, generation: int) -> Aside:
-        """Return where requests are counted that gates leave out."""
+        """Return the counters of requests that gates ignore."""
         return self._of(model, generation).aside
 
     def note_non_finite(self, model: str, generation: int, *, judged: bool = True) -> None:
-        """Count an answer that held NaN or infinity though its request did not. Gates leave out what is not `judged`."""
+        """Count an answer with NaN or infinity whose request had none. Gates ignore those that are not `judged`."""
         counts = self._of(model, generation)
         counts.non_finite += 1
         counts.aside.non_finite += not judged
 
     def note_substituted(self, model: str, generation: int) -> None:
-        """Count an answer that the sync policy let other snapshots take part in."""
+        """Count an answer in which the sync policy allowed other snapshots."""
         self._of(model, generation).substituted += 1
 
     def note_retry(self, model: str, generation: int) -> None:
-        """Count a request that is tried again."""
+        """Count a request that is retried."""
         self._of(model, generation).retries += 1
 
     def note_prefill(self, model: str, generation: int, outcome: str) -> None:
-        """Count a request of a model whose prompts are read apart, by what came of that."""
+        """Count a request of a model with a separate prefill engine, by the outcome of the prefill."""
         self._of(model, generation).prefills[outcome] += 1
 
     @property
@@ -129,18 +130,18 @@ class RouterMetrics(Collector):
 
     @property
     def traffic(self) -> tuple[GenerationTraffic, ...]:
-        """The counters of each generation; of those in the table with latencies and predictions."""
+        """The counters of each generation; those in the table with latencies and predictions."""
         self._let_go()
         return tuple(counts.traffic(model, generation) for (model, generation), counts in self.generations.items())
 
     def text(self) -> bytes:
-        """Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         self._forget()
         self._let_go()
         return generate_latest(self.registry)
 
     def collect(self) -> Iterator[Metric]:
-        """As prometheus_client asks."""
+        """Yield the metrics; called by prometheus_client."""
         yield from self._answers()
         non_finite = CounterMetricFamily(
             "ipnext_non_finite_answers", "Answers that held NaN or infinity.", labels=_LABELS
@@ -233,7 +234,7 @@ class RouterMetrics(Collector):
         yield from (answers, values, total, squares)
 
     def _snapshots(self) -> Metric:
-        """The snapshot of each part of each served generation, to be joined with the others by model and generation."""
+        """Return the snapshot of each part of each served generation, to be joined with other series by model and generation."""
         labels = (*_LABELS, "part", "snapshot")
         family = GaugeMetricFamily("ipnext_generation_snapshot", "1 for each part of a generation.", labels=labels)
         for route in self._served():
@@ -250,7 +251,7 @@ class RouterMetrics(Collector):
                 del self._counts[key]
 
     def _let_go(self) -> None:
-        """Where models are refreshed often, many generations have counts and few are served."""
+        """Drop details of generations that are not served: if models are refreshed often, most generations are not."""
         served = {(route.model, route.generation) for route in self._served()}
         for key, counts in self.generations.items():
             if key not in served:

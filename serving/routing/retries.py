@@ -1,8 +1,9 @@
-"""A request that hosts did not answer is made again as a whole: elsewhere if they refused it, else where it was lost.
+"""Retries of requests that hosts did not answer. Each repeats the whole request: on another host if the first refused it.
 
-A host that ended while it had the request may have ended by it. If the host had no other one, the request waits for that very
-host, which its agent starts again, and goes to another one only if it is not back in two seconds; if it had, the request is tried on
-one other host at once (docs/decisions/0042).
+If a host ended while it processed a request, the request may be the cause. If the host had no other request, the
+request waits for that host, which its agent restarts, and is sent to another only if the host is not back in two
+seconds. If the host had others, the request is tried on one other host at once (docs/decisions/0042).
+
 Used by routers, and by hosts that execute a graph.
 """
 
@@ -16,12 +17,12 @@ from serving.routing.host_call import Attempt, HostEnded, RetryOnOtherHost
 from serving.routing.lost_requests import Record
 
 ATTEMPTS: Final = 2
-"""A request that meets a host without its generation, or no host, is tried once more as a whole."""
+"""Attempts of a request. If a host lacks its generation, or no host answers, the whole request is retried once."""
 RETURN_SECONDS: Final = 2.0
-"""The longest wait for a host that ended, if the deadline is later. One that its agent forks again is back by then; one that is not
-may be lost for good, with its machine."""
+"""Longest wait for a host that ended, if the deadline is later. If its agent forks it again, it is back by then; otherwise it may be
+lost for good, with its machine."""
 MARGIN_SECONDS: Final = 0.1
-"""Before the deadline, in which the client is told."""
+"""Time before the deadline that is reserved for the answer to the client."""
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 0.5
 
@@ -37,10 +38,10 @@ async def retried(  # noqa: C901, PLR0912 - each way in which an attempt ends
     record: Record | None = None,
     whom: str = "host",
 ) -> T:
-    """Return what an attempt gives.
+    """Return the result of an attempt that succeeds.
 
-    `again` is called before each further attempt; true: it counts as a retry, false: it goes on waiting for a host. `record`
-    remembers requests that were lost; None: the caller's caller does.
+    `again` is called before each further attempt; true: it counts as a retry, false: the request keeps waiting for a
+    host. `record` remembers lost requests; None if a caller further up does.
 
     Raises:
         Unavailable: no host took it.
@@ -95,7 +96,7 @@ async def _by_the_same_host(
     *,
     elsewhere: bool,
 ) -> T:
-    """What the host gives that the request was lost at, once it is back; if it is not, what another one gives if `elsewhere`."""
+    """Retry on the host that lost the request, once it is back; if it is not and `elsewhere` is true, on another host."""
     asked.only = {**asked.only, ended.part: ended.url}
     limit = min(asked.deadline - MARGIN_SECONDS, time.monotonic() + RETURN_SECONDS)
     pause, reason = _FIRST_PAUSE, "it is not back"
@@ -119,7 +120,7 @@ async def _by_the_same_host(
 
 
 async def _asked_again(attempt: Callable[[], Awaitable[T]], ended: HostEnded, record: Record | None) -> T:
-    """An attempt after a host ended. QueryOfDeath if another one ends, or the same again."""
+    """Make an attempt after a host ended. QueryOfDeath if another host ends, or the same one again."""
     try:
         answer = await attempt()
     except HostEnded as twice:

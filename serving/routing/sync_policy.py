@@ -1,6 +1,6 @@
-"""Which hosts may answer for a part of a generation, and with which snapshot: a model's sync policy made into choices. Pure.
+"""Candidate hosts and snapshots for a part of a generation, by the model's sync policy. Pure.
 
-`serving.routing.table` asks once for each table; a request only picks from the answer.
+`serving.routing.table` computes them once per table; a request only picks one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from ipnext.model.registry import SyncPolicy
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A snapshot of a part, as a generation names it. Without `facts` it stands in for no other snapshot."""
+    """A snapshot of a part, as a generation names it. Without `facts` it replaces no other snapshot."""
 
     generation: int
     snapshot: int
@@ -21,7 +21,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class HostCandidate:
-    """A host and the snapshot that it would answer with; `generation` is the name to ask for it by."""
+    """A host and the snapshot that it would use; `generation` is the number that the request names."""
 
     url: str
     generation: int
@@ -29,11 +29,11 @@ class HostCandidate:
 
 
 CandidateTiers = tuple[tuple[HostCandidate, ...], ...]
-"""Each host once, the better choices first. The first tier holds what the policy wishes, and may be empty."""
+"""Each host once, the better choices first. The first tier has the hosts that the policy prefers, and may be empty."""
 
 
 def candidates_for(policy: SyncPolicy, wanted: Version, held: Mapping[str, Sequence[Version]]) -> CandidateTiers:
-    """The hosts that may answer where a generation wants `wanted`. `held` maps each url to what it is ready to answer with."""
+    """Return the candidate hosts for the snapshot `wanted`. `held` maps each URL to the versions that it is ready to serve."""
     best: dict[str, tuple[int, HostCandidate]] = {}
     for url, versions in held.items():
         ranked = [(rank, version) for version in versions if (rank := _rank(policy, wanted, version)) is not None]
@@ -45,12 +45,12 @@ def candidates_for(policy: SyncPolicy, wanted: Version, held: Mapping[str, Seque
 
 
 def of_snapshot(tiers: CandidateTiers, snapshot: int) -> CandidateTiers:
-    """The candidates of one snapshot: a part that a request calls twice answers twice with the same."""
+    """Return the candidates with one snapshot: a part that a request calls twice must use the same one."""
     return tuple(tuple(candidate for candidate in tier if candidate.snapshot == snapshot) for tier in tiers)
 
 
 def _stands_in(policy: SyncPolicy, wanted: Version, version: Version) -> bool:
-    """Whether a snapshot may answer where another is wanted; both bounds hold where both are given, to either side."""
+    """Whether a snapshot may replace the wanted one. The bounds apply in both directions; if both are given, both must hold."""
     if version.snapshot == wanted.snapshot:
         return True
     if wanted.facts is None or version.facts is None or version.facts.signature != wanted.facts.signature:
@@ -63,11 +63,11 @@ def _stands_in(policy: SyncPolicy, wanted: Version, version: Version) -> bool:
 
 
 def _rank(policy: SyncPolicy, wanted: Version, version: Version) -> tuple[int, int, int] | None:
-    """Tier, order in it, and the name to prefer where two generations have one snapshot; None: may not answer.
+    """Return tier, order in it, and whether the generation differs (a tie-break between names); None if it may not answer.
 
-    Under `locked` the name counts too. Under `bounded` nearer snapshots are better, and of two equally near the older.
-    Under `unsynced` all up to the wanted one are equally good on different hosts, the newest on one host; newer
-    ones come last, so that neither a canary nor a rollback is passed by.
+    Under `locked` the generation must match. Under `bounded` nearer snapshots are better; of two equally near, the
+    older. Under `unsynced` all snapshots up to the wanted one are equally good on different hosts, and the newest is
+    best on one host. Newer snapshots come last, so that neither a canary nor a rollback is bypassed.
     """
     same_name = version.generation == wanted.generation
     if policy.policy == "locked":

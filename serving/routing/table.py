@@ -1,4 +1,4 @@
-"""What a router follows: the table file made ready for requests, and the task that picks up a new one."""
+"""The route table, prepared for requests, and the follower that loads each new version of its file."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
@@ -23,64 +23,64 @@ from serving.routing.sync_policy import CandidateTiers, Version, candidates_for
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GenerationRoute:
-    """All that a request on one generation needs."""
+    """The routing data of one generation, as requests need it."""
 
     model: str
     generation: int
     plan: GraphPlan
     snapshots: Mapping[str, int]
     candidates: Mapping[str, CandidateTiers]
-    """Part -> the hosts that may answer for this generation by the sync policy."""
+    """Part -> the hosts that may serve this generation by the sync policy."""
     only_part: str | None
-    """As of the plan."""
+    """As in the plan."""
     executing_part: str | None
-    """The part whose host can walk the graph: the one that answers last. None where the router must: parts are not locked."""
+    """The part whose host can execute the graph: that of the last node. None if the router must, as parts are not locked."""
     missing: tuple[str, ...]
-    """Parts of the graph that no host may answer for."""
+    """Parts of the graph without a candidate host."""
     whole: bool
-    """Whether all parts have hosts with the snapshots that the policy wishes."""
+    """Whether all parts have hosts with the snapshots that the policy prefers."""
     routed: RoutedModel
-    """What the route was made of: the model with this generation only."""
+    """Source of the route: the model with this generation only."""
     generator: str | None = None
-    """The part whose engine answers OpenAI requests: of those that serve by themselves, the one that answers last."""
+    """The part whose engine answers OpenAI requests: the last node whose engine serves by itself."""
     routing: RoutingPolicy = "prefix"
-    """How one of its engines is picked."""
+    """Policy that picks one of its engines."""
     handoff: Handoff | None = None
-    """Where another part reads the prompts for it."""
+    """Set if another part runs the prefill for it."""
     prefill_routing: RoutingPolicy | None = None
-    """How one of that part's engines is picked."""
+    """Policy that picks one of that part's engines."""
     adapters: Mapping[str, str] = field(default_factory=dict)
     """Adapter part -> its name in the generator's engines."""
     engines: frozenset[str] = frozenset()
     """Parts whose engines serve by themselves, the generator among them."""
     choices: frozenset[str] = frozenset()
-    """Those of these parts that have several engines of which one is picked."""
+    """Those of `engines` that have several engines to choose from."""
     proof: str = ""
-    """The snapshots as headers name them."""
+    """The snapshots in the form of the header."""
     answers_as: Mapping[str, str] = field(default_factory=dict)
-    """URL of an engine -> what it writes into its answers as `model`, if that is known."""
+    """URL of an engine -> the `model` that it writes into its answers, if known."""
     before: GraphPlan | None = None
-    """The nodes before the generator, where its prompt is made of what they give; None: the request goes to it as it came."""
+    """Graph nodes that run before the generator and build its prompt. None if the request is forwarded unchanged."""
 
     def snapshots_text(self, used: Mapping[str, int]) -> str:
-        """What answered, as headers name it: the generation's own snapshots, but for `used` (part -> snapshot)."""
+        """Return the snapshots that answered, in the form of the header: the generation's, with those of `used` (part -> snapshot)."""
         if all(self.snapshots.get(part) == number for part, number in used.items()):
             return self.proof
         return snapshots_text({**self.snapshots, **used})
 
     @property
     def locked(self) -> bool:
-        """Whether nothing but the generation's own snapshots may answer."""
+        """Whether only the generation's own snapshots may answer."""
         return self.routed.served[0].sync.policy == "locked"
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What an OpenAI request brings for these nodes beside its prompt."""
+        """Tensors that an OpenAI request supplies for the nodes before the generator, in addition to its prompt."""
         return self.routed.served[0].inputs
 
     @property
     def urls(self) -> frozenset[str]:
-        """All hosts that may answer."""
+        """All candidate hosts."""
         return frozenset(candidate.url for tiers in self.candidates.values() for tier in tiers for candidate in tier)
 
 
@@ -90,34 +90,35 @@ class ModelRoutes:
 
     model: str
     generations: Mapping[int, GenerationRoute]
-    """Ascending."""
+    """By number, ascending."""
     swap: bool = False
-    """Whether its processes go over from one generation to another."""
+    """Whether its processes hot swap from one generation to another."""
     coming: tuple[int, ...] = ()
-    """Generations that some go over to right now."""
+    """Generations that a hot swap is in progress to."""
     drain_seconds: float = DRAIN_SECONDS
-    """How long its requests under way may go on when what answers them leaves, or the router is to end."""
+    """How long its requests in flight may continue if their engine is removed, or the router drains."""
     swap_wait_seconds: float = STREAM_DRAIN_SECONDS
-    """How long a request waits at most for a process that goes over."""
+    """Longest wait of a request for a process in a hot swap."""
     access: PredictionAccess = "open"
-    """As of the route table; the access list wins if it has the model."""
+    """Access by the route table; if the access list has the model, it takes precedence."""
 
     @property
     def engine_urls(self) -> frozenset[str]:
-        """Its engines that serve by themselves."""
+        """URLs of its engines that serve by themselves."""
         found = (route.candidates[part] for route in self.generations.values() for part in route.engines)
         return frozenset(candidate.url for tiers in found for tier in tiers for candidate in tier)
 
     @property
     def engine_choices(self) -> frozenset[str]:
-        """Those of them that a request may have a choice between."""
+        """Those of them that requests are balanced over."""
         found = (route.candidates[part] for route in self.generations.values() for part in route.choices)
         return frozenset(candidate.url for tiers in found for tier in tiers if len(tier) > 1 for candidate in tier)
 
     def choose(self, pin: str | None) -> GenerationRoute:
-        """The pinned generation, else the newest that has hosts for all parts with the snapshots that its policy wishes.
+        """Return the pinned generation, else the newest with hosts for all parts that have the snapshots its policy prefers.
 
-        Where there is none of that kind, the newest whose policy lets other snapshots stand in. NotFound names the served generations where the pin is not one; Unavailable where hosts are missing.
+        If there is none, the newest whose policy accepts other snapshots. NotFound names the served generations if the
+        pin is not among them; Unavailable if hosts are missing.
         """
         route = self.pinned(pin) if pin is not None else self._newest()
         if route.missing:
@@ -126,7 +127,7 @@ class ModelRoutes:
         return route
 
     def pinned(self, pin: str) -> GenerationRoute:
-        """The generation of a number in decimal; NotFound names those that are served."""
+        """Return the generation with this decimal number; NotFound names those that are served."""
         route = self.generations.get(int(pin)) if pin.isascii() and pin.isdigit() and len(pin) <= 18 else None
         if route is None:
             served = ", ".join(map(str, self.generations)) or "none"
@@ -147,7 +148,7 @@ class ModelRoutes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Routes:
-    """One revision of the table. Never changed: a request keeps the one it began with."""
+    """One revision of the table. Immutable: a request keeps the one it began with."""
 
     revision: int
     models: Mapping[str, ModelRoutes]
@@ -164,16 +165,16 @@ class Routes:
 
     @property
     def engine_urls(self) -> Mapping[str, float]:
-        """All engines that serve by themselves -> how long what they have under way may go on once they are here no more."""
+        """URL of each engine that serves by itself -> how long its requests in flight may continue once it is removed."""
         return {url: model.drain_seconds for model in self.models.values() for url in model.engine_urls}
 
     @property
     def engine_choices(self) -> frozenset[str]:
-        """All engines whose load decides which one of them answers a request."""
+        """URLs of all engines that are chosen by load."""
         return frozenset(url for model in self.models.values() for url in model.engine_choices)
 
     def model(self, name: str) -> ModelRoutes:
-        """The routes of a model; NotFound where it is unknown here."""
+        """Return the routes of a model; NotFound if it is unknown here."""
         routes = self.models.get(name)
         if routes is None:
             msg = f"model {name[:80]!r} is not served here; served: {', '.join(list(self.models)[:5]) or 'none'}"
@@ -182,7 +183,7 @@ class Routes:
 
 
 def compile_routes(table: RouterTable) -> Routes:
-    """Make a table ready for requests."""
+    """Prepare a table for requests."""
     return Routes(table.revision, {model.model: _model_routes(model) for model in table.models})
 
 
@@ -195,14 +196,14 @@ def _model_routes(model: RoutedModel) -> ModelRoutes:
 
 
 def generation_route(model: RoutedModel, served: ServedGeneration) -> GenerationRoute:
-    """The route of one generation of a model."""
+    """Build the route of one generation of a model."""
     plan = plan_graph(served.graph)
     usable = [served] if served.sync.policy == "locked" else model.served
     found = {part: _offers(model, served, part, usable) for part in plan.parts}
     handoff = served.handoff
     last = next((node.part for node in reversed(plan.nodes) if node.part in served.engines), None)
     generator = handoff.decode if handoff else last
-    # The engine that answers can do without the one that reads its prompts.
+    # The decode engine can answer without the prefill engine.
     needed = {part: tiers for part, tiers in found.items() if handoff is None or part != handoff.prefill}
     engines = plan.parts & served.engines.keys()
     return GenerationRoute(
@@ -255,22 +256,22 @@ def _version(served: ServedGeneration, part: str) -> Version:
 
 
 class TableFollower:
-    """Holds the routes of the file's last good content."""
+    """Holds the routes of the file's last valid content."""
 
     def __init__(self, path: Path, *, region: str, on_change: Callable[[Routes], None] = lambda _: None) -> None:
         self._path = path
         self._on_change = on_change
         self.beside: tuple[Callable[[], None], ...] = ()
-        """Called at each look, before the table's own file: followers of files that lie beside it."""
+        """Called at each check, before the table's own file: followers of files in the same directory."""
         self._region = region
         self._seen: tuple[int, int, int] | None = None
         self.routes = Routes(0, {})
         self.found = False
-        """Whether a good table was ever read."""
+        """Whether a valid table was ever read."""
         self._next: asyncio.Future[None] | None = None
 
     async def follow(self) -> None:
-        """Take each new file over as it comes, for ever."""
+        """Load each new version of the file. Never returns."""
         async for _ in notices(self._path.parent):
             self.look()
 
@@ -281,7 +282,7 @@ class TableFollower:
         await asyncio.shield(self._next)
 
     def look(self) -> None:
-        """Take the file over if it is a new one. A bad one is logged and the former routes stay."""
+        """Load the file if it has changed. If it is invalid, that is logged and the former routes stay."""
         for look in self.beside:
             look()
         try:
