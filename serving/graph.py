@@ -1,4 +1,4 @@
-"""Runs the part graph of one request: nodes whose inputs are there run at once. Pure over a `call` function."""
+"""Execution of one request's part graph: each node runs as soon as its inputs are ready. Pure over a `call` function."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -19,7 +19,7 @@ _NOTHING: Final[Tensors] = {}
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a tensor comes from: a node (or the request) and the tensor's name there."""
+    """The source of a tensor: a node (or the request) and the tensor's name there."""
 
     node: str
     tensor: str
@@ -34,24 +34,24 @@ class PlannedNode:
     inputs: Mapping[str, Source]
     needs: frozenset[str]
     prompt: PromptTemplate | None = None
-    """Of a node that generates, where its prompt is made of its inputs."""
+    """Prompt template of a generative node, if its prompt is built from its inputs."""
 
 
 @dataclass(frozen=True, slots=True)
 class GraphPlan:
-    """A part graph made ready to run; built once for each generation."""
+    """A part graph prepared for execution; built once per generation."""
 
     nodes: tuple[PlannedNode, ...]
-    """In an order in which each node comes after those it needs."""
+    """In topological order: each node comes after those it needs."""
     outputs: Mapping[str, Source]
     request_tensors: tuple[str, ...]
-    """Names of all tensors that the request must bring."""
+    """Names of all tensors that the request must supply."""
 
     @property
     def only_part(self) -> str | None:
-        """The part of a graph of one node that gives a request's tensors to it, and its outputs back, under their names.
+        """The part of a one-node graph that passes the request's tensors and the outputs on under their own names; else None.
 
-        Such a request and its answer may pass as they are.
+        If it is set, requests and answers can be relayed unchanged.
         """
         if len(self.nodes) != 1:
             return None
@@ -66,7 +66,7 @@ class GraphPlan:
         return frozenset(node.part for node in self.nodes)
 
     def check_request(self, tensors: Tensors) -> None:
-        """InvalidInput names a tensor of the request that is missing or that no node takes."""
+        """Check the request's tensors; InvalidInput names one that is missing or that no node takes."""
         known = self.request_tensors
         for name in known:
             if name not in tensors:
@@ -92,16 +92,16 @@ def plan_graph(graph: PartGraph) -> GraphPlan:
 
 
 def before_last(plan: GraphPlan) -> GraphPlan:
-    """The nodes before the last one. Its outputs are what these give for the last one's inputs, under the names of those."""
+    """Return the plan without the last node. Its outputs are the tensors for the last node's inputs, under the inputs' names."""
     *nodes, last = plan.nodes
     outputs = {name: source for name, source in last.inputs.items() if source.node != REQUEST}
     return GraphPlan(tuple(nodes), outputs, plan.request_tensors)
 
 
 async def run_graph(plan: GraphPlan, request: Tensors, call: Call) -> dict[str, Tensor]:
-    """The graph's outputs for one request. When a node fails or the caller is cancelled, all running calls are.
+    """Return the graph's outputs for one request. If a node fails or the caller is cancelled, all running calls are cancelled.
 
-    Raises what the first failed call raised. The caller sets the deadline by cancelling.
+    Raises the error of the first failed call. The caller enforces the deadline by cancelling.
     """
     if len(plan.nodes) == 1:
         node = plan.nodes[0]
@@ -131,13 +131,13 @@ async def _run_nodes(plan: GraphPlan, request: Tensors, call: Call) -> dict[str,
 
 
 async def cancel(running: Collection[asyncio.Task[Tensors]]) -> None:
-    """End those that still run, and wait for their end."""
+    """Cancel the tasks that still run, and wait until they end."""
     unfinished = [task for task in running if not task.done()]
     for task in unfinished:
         task.cancel()
     for task in running:
         if task.done() and not task.cancelled():
-            task.exception()  # known, so that asyncio does not report it as forgotten
+            task.exception()  # retrieved, so that asyncio does not report it
     if unfinished:
         await asyncio.gather(*unfinished, return_exceptions=True)
 
@@ -149,12 +149,12 @@ def _planned(node: GraphNode) -> PlannedNode:
 
 
 def inputs_of(node: PlannedNode, results: Mapping[str, Tensors]) -> dict[str, Tensor]:
-    """What a node takes of the results so far, by name of the node that gave them (and the request)."""
+    """Return a node's inputs from the results so far, keyed by the node that produced them (or the request)."""
     return {name: _pick(source, results) for name, source in node.inputs.items()}
 
 
 def outputs_of(plan: GraphPlan, results: Mapping[str, Tensors]) -> dict[str, Tensor]:
-    """The graph's outputs from the results of all nodes."""
+    """Return the graph's outputs from the results of all nodes."""
     return {name: _pick(source, results) for name, source in plan.outputs.items()}
 
 

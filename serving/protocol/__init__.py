@@ -1,4 +1,4 @@
 """Tensors on the wire: the Open Inference Protocol V2 for clients, frames between router and hosts.
 
-For hosts, router and engines. Begin with `v2` and `frames`. docs/protocol.md has both forms.
+For hosts, router and engines. Begin with `v2` and `frames`. docs/protocol.md describes both formats.
 """

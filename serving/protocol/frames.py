@@ -1,8 +1,9 @@
 """The transport between router and hosts: frames of a JSON header and raw tensors, many calls at once on one connection.
 
-A connection begins as HTTP/1.1 with `Upgrade: ipnext-frames` on the host's one port. Then each side sends frames: two
-little-endian numbers (bytes of the header, bytes of the body), the header, the body. A tensor lies in the body at a
-multiple of 64 bytes, and bodies are received into memory aligned alike, so that a tensor is used where it arrives.
+A connection begins as HTTP/1.1 with `Upgrade: ipnext-frames` on the host's port. Then each side sends frames: two
+little-endian numbers (bytes of the header, bytes of the body), the header, the body. Tensors begin at multiples of 64
+bytes in the body. Bodies are received into memory with the same alignment, so that tensors are used without a copy.
+
 Why not HTTP, zmq or gRPC: docs/decisions/0009, with the measurements.
 """
 
@@ -36,17 +37,17 @@ Memory = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """A header and a body. `tensors` of the header says what lies in the body; without it the body is bytes of any kind."""
+    """A header and a body. The header's `tensors` describes the body; without it the body is arbitrary bytes."""
 
     header: Mapping[str, Any]
     body: Memory = field(default_factory=lambda: np.empty(0, np.uint8))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors of the body, in its memory. InvalidInput where header and body do not fit."""
+        """Return the tensors of the body, in its memory. InvalidInput if header and body do not match."""
         found: dict[str, Tensor] = {}
         position = 0
         try:
-            for name, datatype, shape, size, *_ in self.header["tensors"]:  # another build may say more
+            for name, datatype, shape, size, *_ in self.header["tensors"]:  # another build may send more fields
                 if position + size > self.body.size or size < 0:
                     msg = f"tensor {name!r}: its {size} bytes reach beyond the frame's {self.body.size}"
                     raise InvalidInput(msg, field=name, value=size)
@@ -74,7 +75,7 @@ def _tensor(name: str, datatype: str, shape: Sequence[int], body: Memory, start:
 
 
 def tensor_frame(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
-    """The pieces of a frame whose body is these tensors, to be written one after the other."""
+    """Return the pieces of a frame whose body is these tensors, to be written in order."""
     entries: list[list[Any]] = []
     pieces: list[bytes | memoryview] = []
     size = 0
@@ -92,7 +93,7 @@ def tensor_frame(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> li
 
 
 def bytes_frame(header: Mapping[str, Any], body: bytes | bytearray | memoryview = b"") -> list[bytes | memoryview]:
-    """The pieces of a frame whose body is these bytes."""
+    """Return the pieces of a frame whose body is these bytes."""
     head = orjson.dumps(header)
     return [_PREFIX.pack(len(head), len(body)) + head, *([memoryview(body)] if body else [])]
 
@@ -105,10 +106,10 @@ def _raw(tensor: Tensor) -> memoryview | bytes:
 
 
 class FrameProtocol(asyncio.BufferedProtocol):
-    """One connection in frames. `on_frame` gets each frame; `on_lost` is called once, when the connection has ended.
+    """One connection in frames. `on_frame` receives each frame; `on_lost` is called once, when the connection has ended.
 
-    With a `budget`, bodies are counted in it while they come; who gets a frame gives its bytes back. The body of a frame that
-    finds no room is read and dropped, and `on_refused` gets the frame's header.
+    If there is a `budget`, it counts bodies while they arrive; the receiver of a frame gives its bytes back. If there
+    is no room for a body, it is read and dropped, and `on_refused` receives the frame's header.
     """
 
     def __init__(
@@ -124,15 +125,15 @@ class FrameProtocol(asyncio.BufferedProtocol):
         self._on_refused = on_refused
         self._budget = budget
         self._left = 0
-        """Bytes of a refused body that are still to come."""
+        """Bytes of a refused body that have not arrived yet."""
         self._size = 0
-        """Bytes of that body in all."""
+        """Total bytes of that body."""
         self._frames = 0
-        """Frames so far, those that were refused too."""
+        """Frames so far, including refused ones."""
         self._pace: tuple[int, Reading] | None = None
-        """Of the frame under way when connections were last looked at, by its number."""
+        """Number and pace of the frame that was incomplete at the last check."""
         self._choked: tuple[float, int] | None = None
-        """Since when the other side has taken nothing, and the bytes that wait for it."""
+        """Time since which the peer has read nothing, and the bytes that wait for it."""
         self._transport: asyncio.Transport | None = None
         self._scratch = bytearray(_SCRATCH_BYTES)
         self._view = memoryview(self._scratch)
@@ -142,7 +143,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
         self._body_view = memoryview(b"")
         self._body_filled = 0
         self._broken = False
-        """Whether the other side does not speak frames: nothing that it sends is read any more."""
+        """Whether the peer sent something other than frames: its input is ignored from then on."""
 
     @property
     def open(self) -> bool:
@@ -151,11 +152,11 @@ class FrameProtocol(asyncio.BufferedProtocol):
 
     @property
     def sent(self) -> bool:
-        """Whether all that was sent has left."""
+        """Whether all written bytes have been sent."""
         return self._transport is None or not self._transport.get_write_buffer_size()
 
     def check_pace(self, now: float, limits: HttpLimits) -> None:
-        """End the connection if the other side sends a frame, or takes what was sent, too slowly. `now` is of time.monotonic."""
+        """End the connection if the peer is too slow to send a frame, or to read. `now` is of time.monotonic."""
         if self._choked is not None and self._transport is not None:
             since, size = self._choked
             left = self._transport.get_write_buffer_size()
@@ -175,13 +176,13 @@ class FrameProtocol(asyncio.BufferedProtocol):
 
     @property
     def _come(self) -> int:
-        """Bytes that have come of the frame under way."""
+        """Received bytes of the incomplete frame."""
         if self._left:
             return self._size - self._left
         return self._filled if self._body is None else self._body_filled
 
     def take_over(self, transport: asyncio.Transport, rest: bytes = b"") -> None:
-        """Go on with a connection that another protocol began; `rest` are bytes it has read already."""
+        """Take over a connection from another protocol; `rest` are bytes that it has already read."""
         transport.pause_reading()
         self._transport = transport
         transport.set_protocol(self)
@@ -191,7 +192,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
             transport.resume_reading()
 
     def send(self, pieces: Sequence[bytes | memoryview]) -> None:
-        """Write the pieces of a frame; nothing where the connection has ended."""
+        """Write the pieces of a frame; do nothing if the connection has ended."""
         if self._transport is not None:
             if len(pieces) == 1:
                 self._transport.write(pieces[0])
@@ -199,34 +200,34 @@ class FrameProtocol(asyncio.BufferedProtocol):
                 self._transport.writelines(pieces)
 
     def close(self) -> None:
-        """End the connection once what is written has left."""
+        """Close the connection once the written bytes have been sent."""
         if self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
-        """End the connection now; what is written and has not left is lost."""
+        """Close the connection now; bytes that are not sent yet are lost."""
         if self._transport is not None:
             self._transport.abort()
 
     # asyncio calls these
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
-        """The other side has gone."""
+        """Release the connection: the peer has gone."""
         self._transport = None
         self._drop_body()
         self._on_lost()
 
     def pause_writing(self) -> None:
-        """The other side takes what is sent more slowly than it comes."""
+        """Record that the peer reads more slowly than this side writes."""
         if self._transport is not None:
             self._choked = (time.monotonic(), self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
-        """The other side has taken what waited for it."""
+        """Record that the peer has read the buffered bytes."""
         self._choked = None
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature
-        """Where the next bytes go: straight into a body that has begun, else into the scratch memory."""
+        """Return the memory for the next bytes: that of a body that has begun, else the scratch memory."""
         if self._broken:
             return self._view
         if self._body is not None:
@@ -234,7 +235,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
         return self._view[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Bytes have come."""
+        """Process received bytes."""
         if self._broken:
             return
         if self._body is not None:
@@ -277,13 +278,13 @@ class FrameProtocol(asyncio.BufferedProtocol):
         self._move(start)
 
     def _break(self) -> None:
-        """End the connection now, and read nothing that still comes."""
+        """Close the connection now, and ignore further input."""
         self._broken = True
         self._drop_body()
         self.abort()
 
     def _begin_body(self, start: int, size: int) -> int:
-        """Take what is there of the body; returns where the next frame begins in the scratch memory."""
+        """Copy the received part of a body; return the position of the next frame in the scratch memory."""
         self._frames += 1
         budget = self._budget
         if budget is not None and budget.held_bytes + size > budget.ample_bytes and not self._has_room(budget, size):
@@ -316,7 +317,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
         return True
 
     def _count(self, budget: BodyBudget, more: int) -> bool:
-        """Count `more` bytes that have come of the body. It is refused if the budget has no room for them any more."""
+        """Count `more` received bytes of the body; refuse the body if the budget has no room for them."""
         if budget.held_bytes + more <= budget.ample_bytes:
             budget.held_bytes += more
             return True
@@ -333,13 +334,13 @@ class FrameProtocol(asyncio.BufferedProtocol):
         return True
 
     def _drop_body(self) -> None:
-        """Let go of a body that has begun to come."""
+        """Discard an incomplete body."""
         if self._body is not None and self._budget is not None:
             self._budget.give_back(self._body_filled)
         self._body, self._body_view = None, memoryview(b"")
 
     def _dropped(self, start: int) -> int:
-        """Where in the scratch memory a body that was refused ends."""
+        """Skip received bytes of a refused body; return the position after them in the scratch memory."""
         there = min(self._left, self._filled - start)
         self._left -= there
         return start + there
@@ -351,7 +352,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
         self._filled = left
 
     def _make_room(self, start: int, needed: int) -> None:
-        """For a header that is larger than the scratch memory."""
+        """Grow the scratch memory for a header that is larger."""
         self._move(start)
         if needed > len(self._scratch):
             grown = bytearray(needed + _SCRATCH_BYTES)
@@ -360,7 +361,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
 
 
 def _parsed(text: memoryview) -> Mapping[str, Any] | None:
-    """None where the other side does not speak frames: what follows then means nothing."""
+    """Return the header; None if the peer does not send frames, so that the rest is meaningless."""
     try:
         header = orjson.loads(text)
     except ValueError:
@@ -369,7 +370,7 @@ def _parsed(text: memoryview) -> Mapping[str, Any] | None:
 
 
 def aligned_memory(size: int) -> Memory:
-    """Writable memory that begins at a multiple of 64 bytes."""
+    """Return writable memory that begins at a multiple of 64 bytes."""
     if not size:
         return np.empty(0, np.uint8)
     whole = np.empty(size + ALIGNMENT, np.uint8)

@@ -1,4 +1,4 @@
-"""What JSON becomes in memory, told from its text before it is parsed. Pure; used by host and router."""
+"""Memory estimate of a JSON text, computed before it is parsed. Pure; used by host and router."""
 
 from typing import Final
 
@@ -7,22 +7,22 @@ import numpy as np
 from ipnext.errors import TooLarge
 
 MAX_STRUCTURES: Final = 2**18
-"""Objects and lists of one text: parsing a text of nothing else takes some 40 ms and 60 MiB for so many."""
+"""Most objects and lists of one text: parsing this many, without other values, takes some 40 ms and 60 MiB."""
 SMALL_BYTES: Final = 2**14
-"""A shorter text is not looked at."""
+"""Texts up to this size are not examined."""
 _PIECE_BYTES: Final = 2**20
 _BYTES_OF: Final = {b"[": 64, b"{": 72, b",": 84, b":": 130}
-"""Memory by which a character adds to the values of the text: a list, an object, an element (a number or short text with
-its place), an entry of an object. Measured with CPython 3.11; whole numbers up to 256 take less."""
+"""Memory added per character: a list, an object, an element (a number or short text with its slot), an entry of an
+object. Measured with CPython 3.11; whole numbers up to 256 take less."""
 _HEAD: Final = 256
-"""Of the outermost value."""
+"""Memory of the outermost value."""
 _TWO_BYTES: Final = 0x80
 _FOUR_BYTES: Final = 0xF0
-"""First bytes of characters that make each character of their text take two, or four, bytes."""
+"""Lowest first bytes of characters with which every character of their text takes two, or four, bytes."""
 
 
 def parsed_bytes(text: bytes | bytearray | memoryview) -> int:
-    """Estimate the memory of the values of a JSON text, from above; 0 for a short one.
+    """Return an upper estimate of the memory of a JSON text's values; 0 for a short text.
 
     Raises:
         TooLarge: the text has more than MAX_STRUCTURES objects and lists. Brackets within its strings count too.
@@ -38,7 +38,7 @@ def parsed_bytes(text: bytes | bytearray | memoryview) -> int:
 
 
 def _width(text: bytes | bytearray | memoryview) -> int:
-    """Bytes that a character of the text takes at most."""
+    """Return the most bytes that a character of the text takes in memory."""
     highest = int(np.frombuffer(text, np.uint8).max())
     if highest < _TWO_BYTES:
         return 1

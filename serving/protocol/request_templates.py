@@ -1,7 +1,7 @@
-"""Requests that look alike: what the JSON header of a V2 request says is read once, not once a request.
+"""Templates of V2 requests: the JSON header of requests with the same form is parsed once, not per request.
 
-A client that asks again with as many rows sends the same header again, byte for byte; only the binary data behind it is
-new. So what a header was found to say is kept for the next request that begins with the same bytes and is as long.
+If a client sends as many rows again, it sends the same header, byte for byte; only the binary data after it is new. So
+the parsed header is kept for later requests that begin with the same bytes and have the same length.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from serving.protocol.v2 import Body, InferRequest, Room, decode_request, no_lim
 
 FORMS_KEPT: Final = 256
 _HEADER_BYTES: Final = 2**14
-"""Of a longer header nothing is kept: it holds data, or names hundreds of tensors."""
+"""Longer headers are not kept: they contain data, or name hundreds of tensors."""
 _CHECKED_BY_VALUE: Final = frozenset({"BYTES", "BOOL"})
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """An input, and where in the body it begins."""
+    """An input and its offset in the body."""
 
     name: str
     datatype: Datatype
@@ -31,19 +31,19 @@ class _Place:
     start: int
 
     def read(self, body: Body) -> Tensor:
-        """The input of another body of this form, in its memory."""
+        """Return the input from another body of this form, in its memory."""
         data: Array = np.ndarray(self.shape, self.dtype, body, self.start)
         return Tensor(self.datatype, data)
 
 
 class FormsSeen:
-    """Forms that were found to be right, so that what depends on the form alone is checked once."""
+    """Forms that passed a check, so that a check that depends on the form alone runs once."""
 
     def __init__(self) -> None:
         self._seen: set[object] = set()
 
     def check(self, request: InferRequest, check: Callable[[], None]) -> None:
-        """Call `check` unless it has let a request of this form pass before. Raises what it raises."""
+        """Call `check` unless it has already passed for a request of this form. Raises the errors of `check`."""
         if request.form is None:
             check()
         elif request.form not in self._seen:
@@ -62,7 +62,7 @@ class RequestForms:
     def read(
         self, body: Body, header_length: int | None, signature: Signature | None = None, *, room: Room = no_limit
     ) -> InferRequest:
-        """As `decode_request`. Requests of one form have the same `form`; None where nothing is kept of this one."""
+        """Read a request; as `decode_request`. Requests of one form share the same `form` object; None if the form is not kept."""
         if header_length is None or not 0 < header_length <= _HEADER_BYTES:
             return decode_request(body, header_length, signature, room=room)
         key = (bytes(memoryview(body)[:header_length]), len(body))
@@ -86,7 +86,7 @@ class RequestForms:
 
 
 def _places(request: InferRequest, start: int) -> tuple[_Place, ...] | None:
-    """Where the inputs lie if all of them came as binary data; None where one's values are to be checked each time."""
+    """Return the offsets of the inputs if all are binary data; None if the values of one must be checked each time."""
     places: list[_Place] = []
     for name, tensor in request.inputs.items():
         if tensor.datatype in _CHECKED_BY_VALUE or not tensor.data.size:
@@ -97,6 +97,6 @@ def _places(request: InferRequest, start: int) -> tuple[_Place, ...] | None:
 
 
 def _end(places: tuple[_Place, ...]) -> int:
-    """Bytes of a body that ends with its last input. One with an input inside its header is shorter."""
+    """Return the size of a body that ends with its last input. If an input is in the header, the body is shorter."""
     last = places[-1]
     return last.start + int(np.prod(last.shape, dtype=np.int64)) * last.dtype.itemsize

@@ -1,4 +1,4 @@
-"""Answers that look alike: all of a V2 answer but its numbers is written once for each form of its outputs."""
+"""Templates of V2 answers: all of an answer but its numbers is encoded once per form of its outputs."""
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ _SHAPES_KEPT: Final = 64
 
 
 class NotFinite(IPnextError):
-    """The answer holds NaN or infinity and was asked for as JSON, which has neither."""
+    """The answer has NaN or infinity, but the request wants JSON, which cannot represent them."""
 
 
 def not_finite_inputs() -> InvalidInput:
-    """Return the error of a request with NaN or infinity whose answer, as JSON, cannot hold them."""
+    """Return the error of a request with NaN or infinity whose answer is in JSON, which cannot represent them."""
     msg = "inputs: hold NaN or infinity, so the answer does too, which JSON cannot carry; send finite numbers, or ask for binary data"
     return InvalidInput(msg, field="inputs")
 
@@ -29,7 +29,7 @@ Shapes = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class _InJson:
-    """An answer in JSON: what stands before the numbers of each output."""
+    """An answer in JSON: the text before the numbers of each output."""
 
     before: tuple[bytes, ...]
 
@@ -42,7 +42,7 @@ class _InJson:
 
 @dataclass(frozen=True, slots=True)
 class _InBinary:
-    """An answer whose outputs all lie behind its header."""
+    """An answer whose outputs are all binary data after its header."""
 
     header: bytes
 
@@ -51,7 +51,7 @@ class _InBinary:
 
 
 class AnswerForm:
-    """All of an answer but its numbers: `head` with the `chosen` outputs, those named in `binary` as binary data."""
+    """An answer without its numbers: `head` with the `chosen` outputs, those named in `binary` as binary data."""
 
     def __init__(self, head: InferResponse, chosen: Sequence[str], binary: Collection[str]) -> None:
         self._head = head
@@ -60,11 +60,11 @@ class AnswerForm:
         self._known: dict[Shapes, _InJson | _InBinary] = {}
 
     def chosen(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Those of the outputs that the answer holds."""
+        """Return the outputs that the answer contains."""
         return {name: outputs[name] for name in self._chosen}
 
     def encode(self, outputs: Mapping[str, Tensor]) -> tuple[Encoded, bool]:
-        """The body of the answer, and whether all its numbers are finite. Errors as `encode_response`."""
+        """Encode the body of the answer, and return whether all its numbers are finite. Errors as `encode_response`."""
         tensors = self.chosen(outputs)
         finite = all(all_finite(tensor) for tensor in tensors.values())
         shapes = tuple(tensor.data.shape for tensor in tensors.values())
@@ -84,11 +84,11 @@ class AnswerForm:
         return encoded, finite
 
     def encode_for(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> tuple[Encoded, bool]:
-        """As `encode`; what is not finite counts as finite if the inputs were not: that is the client's doing.
+        """Encode the body; otherwise as `encode`. If the inputs were not finite, the answer counts as finite: the client is the cause.
 
         Raises:
-            InvalidInput: it was, and the answer was asked for as JSON; and as of `encode_response`.
-            NotFinite: it was not, and the answer was asked for as JSON.
+            InvalidInput: the inputs were not finite and the answer is in JSON; and as `encode_response`.
+            NotFinite: the inputs were finite, the outputs are not, and the answer is in JSON.
         """
         try:
             encoded, finite = self.encode(outputs)
@@ -99,7 +99,7 @@ class AnswerForm:
         return encoded, finite or not _all_finite(inputs)
 
     def _keep(self, shapes: Shapes, tensors: Mapping[str, Tensor], encoded: Encoded) -> None:
-        """BYTES are left out: in binary their sizes are in the header, in JSON they may have none."""
+        """Keep a template. BYTES are excluded: in binary their sizes are in the header, in JSON they may have none."""
         if any(tensor.datatype == "BYTES" for tensor in tensors.values()):
             return
         if encoded.header_length is not None and self._binary.issuperset(tensors):
@@ -123,13 +123,13 @@ def _in_json(head: Mapping[str, object], tensors: Mapping[str, Tensor]) -> _InJs
 
 
 class AnswerForms:
-    """The forms of the answers to requests for the same outputs."""
+    """The answer forms of one part or graph."""
 
     def __init__(self) -> None:
         self._known: dict[Hashable, AnswerForm] = {}
 
     def of(self, wanted: InferRequest, about: Hashable, make: Callable[[], AnswerForm]) -> AnswerForm:
-        """What `make` gave for a request that wants the same; made anew for one with an id, which is in its answer."""
+        """Return the form for a request for the same outputs. If the request has an id, which its answer repeats, make a new one."""
         if wanted.id is not None:
             return make()
         key = (about, wanted.outputs, wanted.binary_output)

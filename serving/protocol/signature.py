@@ -1,4 +1,4 @@
-"""Checks a request's tensors against a part's signature. Called by the host before the engine sees them."""
+"""Check of a request's tensors against a part's signature. Hosts run it before the engine gets the tensors."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,9 +8,9 @@ from serving.protocol.tensors import Tensor
 
 
 def check_inputs(inputs: Mapping[str, Tensor], signature: Signature) -> None:
-    """Names, datatypes and shapes must be the signature's. Where dimension 0 is free it is one batch >= 1 for all.
+    """Check that names, datatypes and shapes match the signature. If dimension 0 is free, it is one batch >= 1 for all.
 
-    Request inputs may have batch 1 beside it.
+    Request inputs may have batch 1 instead.
     """
     _check_names(inputs, signature)
     for spec in signature.inputs:
@@ -41,7 +41,7 @@ def _check_datatype(spec: TensorSpec, datatype: str) -> None:
 
 
 def check_takes_bytes(name: str, signature: Signature) -> None:
-    """InvalidInput if there is no such input, or it is of another datatype than BYTES."""
+    """Raise InvalidInput if the input does not exist, or its datatype is not BYTES."""
     known = [spec.name for spec in signature.inputs]
     spec = next((spec for spec in signature.inputs if spec.name == name), None)
     if spec is None:
@@ -50,7 +50,7 @@ def check_takes_bytes(name: str, signature: Signature) -> None:
 
 
 def check_tensor(spec: TensorSpec, tensor: Tensor) -> None:
-    """Datatype and shape must be the signature's; InvalidInput."""
+    """Check that datatype and shape match the signature; InvalidInput."""
     _check_datatype(spec, tensor.datatype)
     fits = len(tensor.shape) == len(spec.shape) and all(
         want in (-1, got) for want, got in zip(spec.shape, tensor.shape, strict=True)

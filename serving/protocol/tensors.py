@@ -1,7 +1,7 @@
 """Tensors of the Open Inference Protocol V2 as numpy arrays, and their JSON and binary forms.
 
-BF16 is held as its bits in uint16 and BYTES as an object array of bytes, because numpy has neither.
-All functions are pure; bad data raises InvalidInput naming the tensor and nothing else.
+BF16 is stored as its bits in uint16 and BYTES as an object array of bytes, because numpy has neither. All functions are
+pure; bad data raises InvalidInput, which names the tensor.
 """
 
 import itertools
@@ -38,18 +38,18 @@ DTYPES: Final[Mapping[str, np.dtype[Any]]] = MappingProxyType(
         "BYTES": np.dtype(np.object_),
     }
 )
-"""The numpy type that holds each datatype."""
+"""The numpy type of each datatype."""
 
 FLOATS: Final = frozenset({"FP16", "BF16", "FP32", "FP64"})
 _MAX_RANK: Final = 32
 _MAX_DIMENSION: Final = 2**31 - 1
 _MAX_ELEMENTS: Final = 2**48
-"""Of an empty tensor, were the sizes that are 0 not there: numpy counts bytes so, of any datatype, in 63 bits."""
+"""Limit on the product of an empty tensor's sizes other than 0: numpy counts bytes like this, for any datatype, in 63 bits."""
 _LENGTH: Final = struct.Struct("<I")
 _BYTES_OBJECT: Final = 41
-"""Memory of an empty element of a BYTES tensor: the object and its place in the array."""
+"""Memory of an empty element of a BYTES tensor: the object and its slot in the array."""
 MAX_BYTES_ELEMENTS: Final = 2**18
-"""Of a BYTES tensor: they are read one by one, a fifth of a second for so many."""
+"""Most elements of a BYTES tensor: they are read one by one, a fifth of a second for this many."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +66,7 @@ class Tensor:
 
 
 def decoded_bytes(tensors: Iterable[Tensor], *, beside: bytes | bytearray | memoryview) -> int:
-    """Memory of tensors that does not lie in the body `beside`, from which they were read."""
+    """Return the memory of tensors outside the body `beside` from which they were read."""
     shared = np.frombuffer(beside, np.uint8)
     return sum(_own_bytes(tensor) for tensor in tensors if not np.may_share_memory(tensor.data, shared))
 
@@ -78,12 +78,12 @@ def _own_bytes(tensor: Tensor) -> int:
 
 
 def bf16_to_float32(bits: Array) -> Array:
-    """The float32 values of BF16 bits (uint16); exact."""
+    """Convert BF16 bits (uint16) to float32; exact."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def float32_to_bf16(values: Array) -> Array:
-    """BF16 bits (uint16) of float32 values, rounded to nearest even; NaN stays NaN."""
+    """Convert float32 values to BF16 bits (uint16), rounded to nearest even; NaN stays NaN."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = ((bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded).astype(np.uint16)
@@ -100,7 +100,7 @@ def all_finite(tensor: Tensor) -> bool:
 
 
 def check_datatype(name: str, datatype: object) -> Datatype:
-    """The datatype as given, or InvalidInput listing the known ones."""
+    """Return the datatype if it is known; else InvalidInput lists the known ones."""
     if isinstance(datatype, str) and datatype in DTYPES:
         return datatype  # type: ignore[return-value]  # DTYPES has the members of Datatype as its keys
     known = get_args(Datatype)
@@ -109,7 +109,7 @@ def check_datatype(name: str, datatype: object) -> Datatype:
 
 
 def check_shape(name: str, shape: object) -> tuple[int, ...]:
-    """The shape as a tuple, or InvalidInput: a list of at most 32 whole numbers from 0 to 2^31-1."""
+    """Return the shape as a tuple if it is a list of at most 32 whole numbers from 0 to 2^31-1; else InvalidInput."""
     if isinstance(shape, list) and len(shape) <= _MAX_RANK and all(_is_dimension(size) for size in shape):
         return tuple(shape)
     msg = f"tensor {name!r}: shape {_short(shape)} must be a list of at most {_MAX_RANK} whole numbers, each >= 0"
@@ -121,7 +121,7 @@ def _is_dimension(size: object) -> bool:
 
 
 def from_binary(name: str, datatype: Datatype, shape: tuple[int, ...], chunk: memoryview) -> Tensor:
-    """The tensor that row-major little-endian bytes hold; shares memory with `chunk` but for BYTES."""
+    """Read a tensor from row-major little-endian bytes; it shares memory with `chunk` unless it is BYTES."""
     count = math.prod(shape)
     if datatype == "BYTES":
         return Tensor(datatype, _reshape(name, _bytes_elements(name, count, chunk), shape))
@@ -154,14 +154,14 @@ def _bytes_elements(name: str, count: int, chunk: memoryview) -> Array:
 
 
 def to_binary(tensor: Tensor) -> bytes:
-    """Row-major little-endian bytes; BYTES elements each behind their 4-byte length."""
+    """Return row-major little-endian bytes; each BYTES element follows its 4-byte length."""
     if tensor.datatype == "BYTES":
         return b"".join(_LENGTH.pack(len(element)) + element for element in tensor.data.ravel())
     return tensor.data.astype(DTYPES[tensor.datatype], copy=False).tobytes()
 
 
 def from_json(name: str, datatype: Datatype, shape: tuple[int, ...], data: object) -> Tensor:
-    """The tensor of a JSON list, flat or nested as its shape. Numbers must fit the datatype and be finite."""
+    """Read a tensor from a JSON list, flat or nested like its shape. Numbers must fit the datatype and be finite."""
     flat = _flatten(name, data, shape)
     count = math.prod(shape)
     if len(flat) != count:
@@ -230,7 +230,7 @@ def _convert_floats(name: str, datatype: Datatype, flat: list[Any]) -> Array:
 
 
 def to_json(name: str, tensor: Tensor) -> list[Any]:
-    """The elements, flat and row-major. NaN, infinity and bytes that are not UTF-8 have no JSON form: InvalidInput."""
+    """Return the elements, flat and row-major. InvalidInput for NaN, infinity and bytes that are not UTF-8, which JSON lacks."""
     if tensor.datatype == "BYTES":
         return _text_elements(name, tensor)
     if not all_finite(tensor):

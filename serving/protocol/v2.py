@@ -1,8 +1,8 @@
 """Codec of the Open Inference Protocol V2: JSON, and JSON followed by binary tensors.
 
-Pure functions on bytes. A body is a JSON header of `header_length` bytes (the `Inference-Header-Content-Length`
-header; None: all of it) and then the raw data of each tensor that states `binary_data_size`, in the header's order.
-Whatever the bytes, decoding raises InvalidInput or nothing.
+Pure functions on bytes. A body is a JSON header of `header_length` bytes (the `Inference-Header-Content-Length` header;
+None: all of it), then the raw data of each tensor with a `binary_data_size`, in the header's order. For any bytes,
+decoding raises the documented errors or none.
 """
 
 import gc
@@ -23,9 +23,9 @@ from serving.protocol.tensors import Tensor, check_datatype, check_shape, from_b
 HEADER_LENGTH: Final = "inference-header-content-length"
 _ALIGNMENT: Final = 8
 MAX_JSON_BYTES: Final = 8 * 2**20
-"""More JSON in one request is refused: reading it keeps the process from all others, here for some 150 ms."""
+"""Most JSON in one request: parsing it blocks all other requests of the process, here for some 150 ms."""
 MAX_JSON_ELEMENTS: Final = 2**20
-"""An answer of more elements goes as binary data or not at all: writing so many as JSON takes as long."""
+"""Most elements of an answer in JSON; larger answers must be binary data. Encoding this many as JSON takes as long."""
 _UNCOLLECTED_BYTES: Final = 2**16
 _BINARY_SIZE: Final = "binary_data_size"
 _UNSUPPORTED: Final = {
@@ -33,14 +33,14 @@ _UNSUPPORTED: Final = {
     "classification": "classification: ask for the output and rank it",
     "sequence_id": "sequences: every request stands alone",
 }
-"""Parameters of V2 extensions that change what is asked for and are not served."""
+"""Parameters of V2 extensions that change the meaning of a request and are not supported."""
 
 Body = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
 class RequestedOutput:
-    """An output that the request names, and whether it shall come as binary data."""
+    """An output that the request names, and whether it is returned as binary data."""
 
     name: str
     binary: bool
@@ -48,9 +48,9 @@ class RequestedOutput:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InferRequest:
-    """A decoded request. Without `outputs` all are wanted, as binary data if `binary_output`.
+    """A decoded request. If `outputs` is empty, all outputs are wanted, as binary data if `binary_output`.
 
-    `form` is the same object for requests that differ in nothing but their numbers, where that is known.
+    `form` is the same object for requests that differ only in their numbers; None if that is not known.
     """
 
     inputs: Mapping[str, Tensor]
@@ -61,7 +61,7 @@ class InferRequest:
     form: object | None = None
 
     def seconds(self, allowed: float) -> float:
-        """`allowed`, or less where the request's parameter `timeout` (microseconds, above 0) says so."""
+        """Return `allowed`, or less if the request's parameter `timeout` (microseconds, above 0) is shorter."""
         timeout = self.parameters.get("timeout", 0)
         if type(timeout) is not int or timeout < 0:
             msg = f"parameters.timeout: must be whole microseconds, got {str(timeout)[:80]!r}"
@@ -69,19 +69,19 @@ class InferRequest:
         return min(allowed, timeout / 1e6) if timeout else allowed
 
     def check_outputs(self, known: Sequence[str]) -> None:
-        """InvalidInput names an output that the request wants and there is not."""
+        """Check the requested outputs; InvalidInput names one that does not exist."""
         for output in self.outputs:
             if output.name not in known:
                 msg = f"output {output.name!r} does not exist; the outputs are {', '.join(known)}"
                 raise InvalidInput(msg, field="outputs", value=output.name, allowed=known)
 
     def select(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The outputs that the request wants, in its order. InvalidInput as check_outputs."""
+        """Return the outputs that the request wants, in its order. InvalidInput as check_outputs."""
         self.check_outputs(tuple(outputs))
         return {name: outputs[name] for name in ([output.name for output in self.outputs] or outputs)}
 
     def binary_names(self, outputs: Collection[str]) -> frozenset[str]:
-        """Those of the outputs that go back as binary data."""
+        """Return the names of the outputs to be returned as binary data."""
         if not self.outputs:
             return frozenset(outputs if self.binary_output else ())
         return frozenset(output.name for output in self.outputs if output.binary)
@@ -89,7 +89,7 @@ class InferRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InferResponse:
-    """An answer before it is encoded, or as it was decoded."""
+    """An answer before encoding, or after decoding."""
 
     model_name: str
     outputs: Mapping[str, Tensor]
@@ -100,7 +100,7 @@ class InferResponse:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A body, and the length of its JSON header when binary data follows it (else None)."""
+    """A body, and the length of its JSON header if binary data follows it (else None)."""
 
     body: bytes
     header_length: int | None
@@ -114,17 +114,17 @@ class Encoded:
 
 
 def snapshots_text(snapshots: Mapping[str, int]) -> str:
-    """The snapshot of each part as headers and parameters name them: `dense=4,sparse=4`."""
+    """Return the snapshot of each part in the form of headers and parameters: `dense=4,sparse=4`."""
     return ",".join(f"{part}={number}" for part, number in sorted(snapshots.items()))
 
 
 def proof_parameters(generation: int, snapshots: Mapping[str, int], region: str) -> dict[str, str | int]:
-    """What answered, as `parameters` of an answer. Their values are strings, numbers or booleans, as V2 demands."""
+    """Return the versions that answered, as `parameters` of an answer: strings, numbers or booleans, as V2 demands."""
     return {"generation": generation, "snapshots": snapshots_text(snapshots), "region": region}
 
 
 def parse_header_length(text: str | None) -> int | None:
-    """The number in an `Inference-Header-Content-Length` header, None where there is no such header."""
+    """Return the number in an `Inference-Header-Content-Length` header; None if there is no such header."""
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
@@ -134,7 +134,7 @@ def parse_header_length(text: str | None) -> int | None:
 
 
 def check_json_size(body: Body, header_length: int | None, limit: int) -> None:
-    """TooLarge where more than `limit` bytes of the body are JSON."""
+    """Raise TooLarge if more than `limit` bytes of the body are JSON."""
     size = len(body) if header_length is None else header_length
     if size > limit:
         msg = f"the request has {size} bytes of JSON, the limit is {limit} (--max-json-bytes); send tensors as binary data"
@@ -142,24 +142,25 @@ def check_json_size(body: Body, header_length: int | None, limit: int) -> None:
 
 
 Room = Callable[[int], None]
-"""Raises Unavailable if there is no room for so many bytes."""
+"""Raises Unavailable if there is no room for this many bytes."""
 
 
 def no_limit(_size: int) -> None:
-    """Room for anything."""
+    """Accept any size."""
 
 
 def decode_request(
     body: Body, header_length: int | None = None, signature: Signature | None = None, *, room: Room = no_limit
 ) -> InferRequest:
-    """Read a request. Tensors share memory with `body` where they came as binary data.
+    """Read a request. Tensors given as binary data share memory with `body`.
 
-    With a `signature`, BYTES for what takes none are refused before their elements are read, one by one.
+    If a `signature` is given, BYTES for inputs of other datatypes are refused before their elements are read, one by
+    one.
 
     Raises:
         InvalidInput: the request cannot be read.
         TooLarge: it has too many objects and lists of JSON.
-        Unavailable: of `room`, which is asked before the values of the JSON are made.
+        Unavailable: raised by `room`, which is called before the values of the JSON are made.
     """
     if size := parsed_bytes(memoryview(body)[:header_length]):
         room(size)
@@ -171,7 +172,7 @@ def decode_request(
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """A large document has no cycles, and would be walked again and again while it grows."""
+    """Pause garbage collection: a large document has no cycles, and the collector would traverse it repeatedly as it grows."""
     pauses = gc.isenabled()
     gc.disable()
     try:
@@ -195,7 +196,7 @@ def _decode_request(body: Body, header_length: int | None, signature: Signature 
 
 
 def decode_response(body: Body, header_length: int | None = None) -> InferResponse:
-    """Read an answer, as `decode_request` does a request."""
+    """Read an answer; like `decode_request` for requests."""
     document, binary = _split(body, header_length)
     return InferResponse(
         model_name=_text(document, "model_name") or "",
@@ -207,7 +208,7 @@ def decode_response(body: Body, header_length: int | None = None) -> InferRespon
 
 
 def encode_request(request: InferRequest, *, binary: bool = True) -> Encoded:
-    """Write a request, its tensors all as binary data or all as JSON."""
+    """Encode a request, its tensors all as binary data or all as JSON."""
     parameters = dict(request.parameters)
     if request.binary_output:
         parameters["binary_data_output"] = True
@@ -220,19 +221,19 @@ def encode_request(request: InferRequest, *, binary: bool = True) -> Encoded:
 
 
 def encode_response(response: InferResponse, *, binary: Collection[str] = ()) -> Encoded:
-    """Write an answer. Outputs not named in `binary` go as JSON; IPnextError names one that JSON cannot carry.
+    """Encode an answer. Outputs not named in `binary` become JSON; IPnextError names one that JSON cannot represent.
 
-    InvalidInput where the client asked for more JSON than there may be.
+    InvalidInput if the client wants more JSON elements than allowed.
     """
     _check_json_elements({name: tensor for name, tensor in response.outputs.items() if name not in binary})
     try:
         return _encode(answer_head(response), "outputs", response.outputs, binary)
-    except InvalidInput as error:  # the model's doing, not the client's
+    except InvalidInput as error:  # caused by the model, not the client
         raise IPnextError(error.message) from error
 
 
 def answer_head(response: InferResponse) -> dict[str, Any]:
-    """The document of an answer before its outputs."""
+    """Return the document of an answer without its outputs."""
     parameters = dict(response.parameters) or None
     about = _present(model_version=response.model_version, id=response.id, parameters=parameters)
     return {"model_name": response.model_name, **about}
@@ -260,7 +261,7 @@ def _encode(document: dict[str, Any], key: str, tensors: Mapping[str, Tensor], b
     header = orjson.dumps({**document, key: entries})
     if not chunks:
         return Encoded(header, None)
-    header += b" " * (-len(header) % _ALIGNMENT)  # so that the first tensor lies aligned in memory
+    header += b" " * (-len(header) % _ALIGNMENT)  # so that the first tensor is aligned in memory
     return Encoded(b"".join([header, *chunks]), len(header))
 
 
@@ -286,7 +287,7 @@ def _parse_json(text: memoryview) -> Mapping[str, Any]:
 
 
 def _parse_leniently(text: memoryview) -> Any:
-    """With NaN, infinity and broken strings, which are refused with the tensor that holds them."""
+    """Parse JSON that may have NaN, infinity or broken strings; the reader of their tensor refuses those."""
     try:
         return json.loads(bytes(text))
     except (ValueError, RecursionError) as error:
@@ -295,7 +296,7 @@ def _parse_leniently(text: memoryview) -> Any:
 
 
 def _check_bytes(entries: object, signature: Signature) -> None:
-    """Refuse BYTES for inputs of another datatype, or that there are not. What is no tensor is left to its reader."""
+    """Refuse BYTES for inputs that do not exist or have another datatype. Malformed entries are left to the tensor reader."""
     for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, dict) and entry.get("datatype") == "BYTES":
             check_takes_bytes(_name(entry, "inputs"), signature)
@@ -391,7 +392,7 @@ def _text(document: Mapping[str, Any], key: str) -> str | None:
 
 
 def _is_unicode(text: str) -> bool:
-    """A lone surrogate, which JSON can spell, has no UTF-8 and could not be answered."""
+    """Whether a text has a UTF-8 form: JSON can spell lone surrogates, which have none and cannot be in an answer."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
