@@ -1,5 +1,6 @@
-"""Parts that vLLM serves: the host that runs it. vLLM itself lives in an interpreter of its own.
+"""The host of parts served by vLLM, which runs in a separate interpreter.
 
-Imported by no other package of `serving`: agents start `python -m serving.genai.host`. Begin with `host`, then `engine_manager`. vLLM is not imported, its
-API server is a child process: its pins are not the platform's.
+Imported by no other package of `serving`: agents start `python -m serving.genai.host`. Begin with `host`, then
+`engine_manager`. vLLM is not imported but runs as a child process (its API server), because its pins conflict with the
+platform's.
 """

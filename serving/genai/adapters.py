@@ -1,4 +1,4 @@
-"""The adapters of one host: each is fetched once, and loaded into every engine on whose model it stands, for as long as it is wanted.
+"""The adapters of one host: each is fetched once and loaded into every engine of its base part while it is desired.
 
 A generation is complete on an engine once all its adapters are loaded there and each has answered a request.
 """
@@ -20,35 +20,35 @@ from serving.snapshots.fetch import LocalSnapshot
 from serving.snapshots.held_snapshots import HeldSnapshots
 
 _RETRY_SECONDS = 1.0
-"""Until an engine that gave no answer is asked again."""
+"""Wait before the calls to an engine that did not answer are repeated."""
 
 
 class EngineAdapters:
-    """The adapters in one engine, by their names there. Forgotten with each start of its process."""
+    """The adapters in one engine, by their names there. Reset at each start of its process."""
 
     def __init__(self, session: HttpSessions, engine: Engine) -> None:
         self.wanted: Mapping[str, LocalSnapshot] = {}
         self.loaded: set[str] = set()
-        """Those that have answered."""
+        """Adapters that have answered a request."""
         self.failed: dict[str, str] = {}
-        """Name -> why it can't be loaded; not tried again before the next start."""
+        """Name -> cause of a failed load; not retried before the next start."""
         self._session = session
         self._engine = engine
         self._there: set[str] = set()
-        """Those that the process was told to load."""
+        """Adapters that the process was requested to load."""
         self._url = ""
-        """Of the process that has been asked; empty before one is up."""
+        """URL of the process that the state applies to; empty before one is up."""
         self._one_at_a_time = asyncio.Lock()
 
     async def started(self) -> None:
-        """A new process is up and has none: load what is wanted. Unavailable where it gives no answer."""
+        """Load the desired adapters into a new process, which has none. Unavailable if it does not answer."""
         async with self._one_at_a_time:
             self._url = self._engine.url
             self.loaded, self.failed, self._there = set(), {}, set()
             await self._bring()
 
     async def follow(self) -> None:
-        """Bring a process that is up to what is wanted; one that starts is brought there by `started`."""
+        """Reconcile a running process with the desired adapters. A process that is starting is left to `started`."""
         while self._url and self._url == self._engine.url:
             async with self._one_at_a_time:
                 try:
@@ -86,7 +86,7 @@ class EngineAdapters:
         log.info("adapter loaded")
 
     async def _unload(self, name: str) -> None:
-        """What runs with it goes on: vLLM forgets the name, and drops the weights once it needs their place."""
+        """Unload an adapter. Its running requests continue: vLLM forgets the name, and drops the weights once it needs their slot."""
         self.loaded.discard(name)
         try:
             await unload_adapter(self._session, self._url, adapter_in(name, self._engine.spec.answers_as))
@@ -96,7 +96,7 @@ class EngineAdapters:
 
 
 class Adapters:
-    """All adapters that a host is asked to hold, and the engines that have them."""
+    """All adapters that a host must hold, and the engines that have them loaded."""
 
     def __init__(self, session: HttpSessions) -> None:
         self.held: HeldSnapshots[LocalSnapshot] = HeldSnapshots()
@@ -106,17 +106,17 @@ class Adapters:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def want(self, holds: Sequence[HostedSnapshot]) -> Sequence[HostedSnapshot]:
-        """Replace the wanted set; returns what has to be fetched. `follow` brings the engines there."""
+        """Replace the desired set; return the adapters to fetch. `follow` reconciles the engines."""
         self._holds = tuple(holds)
         return self.held.want(holds).load
 
     def attach(self, engine: Engine) -> None:
-        """Call before the engine starts: each of its processes gets its adapters before it is ready."""
+        """Register an engine before it starts, so that each of its processes loads its adapters before it is ready."""
         beside = self._engines[engine] = EngineAdapters(self._session, engine)
         engine.before_ready = beside.started
 
     def follow(self, engines: Sequence[tuple[HostedSnapshot, Engine]]) -> None:
-        """Load and unload, in the background, what these engines lack and have too much; forget all other engines."""
+        """Load missing adapters into these engines and unload surplus ones, in the background; forget all other engines."""
         self._engines = {engine: self._engines[engine] for _, engine in engines if engine in self._engines}
         for hold, engine in engines:
             beside = self._engines.get(engine)
@@ -128,22 +128,22 @@ class Adapters:
             task.add_done_callback(self._tasks.discard)
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Stop reconciling."""
         for task in self._tasks:
             task.cancel()
 
     def complete(self, hold: HostedSnapshot, engine: Engine) -> HostedSnapshot:
-        """The hold of an engine with those of its generations alone whose adapters are all loaded."""
+        """Return an engine's hold, limited to generations whose adapters are all loaded."""
         whole = (g for g in hold.generations if len(self._loaded(hold, engine, g)) == hold.adapters)
         return hold.model_copy(update={"generations": tuple(whole)})
 
     def ready(self, complete: HostedSnapshot) -> Iterator[HeldGeneration]:
-        """The adapters of complete generations."""
+        """Yield the adapters of complete generations."""
         for generation in complete.generations:
             yield from (_held(adapter, generation) for adapter in self._holds if _on(adapter, complete, generation))
 
     def loading(self, hold: HostedSnapshot, engine: Engine) -> Iterator[HeldGeneration]:
-        """Adapters that are here and not in the engine yet. Those that are fetched stand in `held.loading`."""
+        """Yield adapters that are fetched but not yet in the engine. Those being fetched are in `held.loading`."""
         beside = self._engines.get(engine)
         waiting = beside.wanted.keys() - beside.loaded - beside.failed.keys() if beside else ()
         for adapter in self._holds:
@@ -151,7 +151,7 @@ class Adapters:
                 yield from (_held(adapter, generation) for generation in adapter.generations)
 
     def failures(self, hold: HostedSnapshot, engine: Engine) -> Iterator[HostFailure]:
-        """Adapters that the engine did not take."""
+        """Yield adapters that the engine failed to load."""
         beside = self._engines.get(engine)
         for adapter in self._holds:
             why = (
@@ -175,7 +175,7 @@ class Adapters:
 
 
 def _on(adapter: HostedSnapshot, base: HostedSnapshot, generation: int | None = None) -> bool:
-    """Whether an adapter stands on a base, in a generation or in any."""
+    """Whether an adapter belongs to a base part, in a generation or in any."""
     both = {*adapter.generations} & {*base.generations}
     same = (adapter.model, adapter.adapter_of) == (base.model, base.part)
     return same and (bool(both) if generation is None else generation in both)

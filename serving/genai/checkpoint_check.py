@@ -1,4 +1,4 @@
-"""The last look at a checkpoint before an engine sees it: the files in the cache, not what somebody once said of them."""
+"""The final check of a checkpoint before an engine loads it: of the cached files, not of earlier reports."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from serving.snapshots.fetch import LocalSnapshot
 
 
 def verify(fetched: LocalSnapshot, settings: VllmSettings) -> None:
-    """LoadFailed where headers and configuration disagree, the manifest tells other facts, or the settings ask too much."""
+    """Raise LoadFailed if headers and configuration disagree, the manifest declares other facts, or the settings do not fit."""
     checkpoint = _told_truly(fetched)
     for fault in (*misfits(checkpoint), *unfit_settings(checkpoint.facts, settings)):
         raise LoadFailed(fault)
 
 
 def verify_adapter(fetched: LocalSnapshot, base: Path, settings: VllmSettings) -> None:
-    """LoadFailed where an adapter does not fit the checkpoint in `base`, or that one's settings."""
+    """Raise LoadFailed if an adapter does not fit the checkpoint in `base`, or the settings of that part."""
     adapter = _told_truly(fetched)
     for fault in (*base_misfits(adapter, _read(base), max_rank=settings.max_lora_rank), *misfits(adapter)):
         raise LoadFailed(fault)
@@ -33,7 +33,7 @@ def _read(directory: Path) -> ReadCheckpoint:
 
 
 def _told_truly(fetched: LocalSnapshot) -> ReadCheckpoint:
-    """What the files are. LoadFailed where the manifest tells other facts."""
+    """Read the facts from the files. LoadFailed if the manifest declares other facts."""
     checkpoint, told = _read(fetched.directory), fetched.manifest.checkpoint
     other = None if told is None else told.other_than(checkpoint.facts)
     if other is not None:

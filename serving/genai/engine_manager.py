@@ -1,6 +1,6 @@
-"""Brings a host's engines to the wanted set: fetch, check the checkpoint, look for room, start; and the other way round.
+"""Reconciles a host's engines with the desired set: fetch, check the checkpoint, check memory, start; drain and stop.
 
-A snapshot is `loaded` as soon as its engine is being kept running. It answers once the engine is ready.
+A snapshot is `loaded` as soon as its engine is supervised. It serves once the engine is ready.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ from serving.snapshots.held_snapshots import HeldSnapshots, check_holds
 from serving.snapshots.memory_budget import resident_bytes
 
 Check = Callable[[LocalSnapshot, VllmSettings], None]
-"""LoadFailed where a checkpoint is not what it says, or its settings do not fit it."""
+"""Raises LoadFailed if a checkpoint differs from its declaration, or its settings do not fit it."""
 
 
 class _Arrival:
@@ -51,7 +51,7 @@ class _Arrival:
         self.enter("fetching")
 
     def enter(self, stage: StartStage) -> None:
-        """What is being done with it from now on."""
+        """Enter a stage of the start."""
         self.stage, self.since = stage, time.monotonic()
 
 
@@ -104,9 +104,10 @@ class EngineManager:
         *,
         drain_seconds: float = STREAM_DRAIN_SECONDS,
     ) -> None:
-        """Make `holds` the wanted set, and fetch what is `coming`; returns at once. InvalidInput leaves the former set in force.
+        """Make `holds` the desired set, fetch the `coming` snapshots, and return at once.
 
-        `drain_seconds`: how long requests may go on with what is no longer wanted.
+        InvalidInput leaves the former set in force. `drain_seconds`: how long requests may continue on snapshots that
+        are no longer desired.
         """
         check_holds(holds)
         former = {engine: hold for hold, engine in self.held.values}
@@ -129,7 +130,7 @@ class EngineManager:
         load.add_done_callback(self._loads.discard)
 
     async def close(self) -> None:
-        """End everything: returns when no engine is left."""
+        """Stop all engines; return when none is left."""
         for load in self._loads:
             load.cancel()
         self._adapters.close()
@@ -154,32 +155,32 @@ class EngineManager:
 
     @property
     def failures(self) -> tuple[HostFailure, ...]:
-        """What could not be loaded, and engines that died and are not back."""
+        """Snapshots that failed to load, and engines that died and are not back."""
         adapters = (f for hold, engine in self.held.values for f in self._adapters.failures(hold, engine))
         return (*self.held.failures, *self._swaps.failures, *self._adapters.held.failures, *self._dead(), *adapters)
 
     @property
     def fetched(self) -> tuple[str, ...]:
-        """Digests of what is coming and is at hand."""
+        """Digests of coming snapshots that are fetched."""
         return self._swaps.fetched
 
     @property
     def swaps(self) -> tuple[EngineSwap, ...]:
-        """How the last swaps went."""
+        """The result of the last hot swap to each snapshot."""
         return self._swaps.told
 
     @property
     def starts(self) -> tuple[EngineStart, ...]:
-        """How far those are that do not answer yet."""
+        """Progress of the starts that are not ready yet."""
         return (*self._arrivals(), *self._starting())
 
     async def in_flight(self) -> int:
-        """Requests that all engines work on now, those that are being drained included."""
+        """Return the current requests of all engines, including those that drain."""
         return sum(await asyncio.gather(*(engine.sample() for engine in self._all)))
 
     @property
     def in_flight_before(self) -> int:
-        """The same as last asked."""
+        """Requests of all engines, as last sampled."""
         return sum(engine.in_flight for engine in self._all)
 
     @property
@@ -189,7 +190,7 @@ class EngineManager:
 
     @property
     def snapshots(self) -> tuple[SnapshotMemory, ...]:
-        """What is held, with the size of its weights."""
+        """The loaded snapshots, with the size of their weights."""
         own = ((hold, self._weights.get(hold.digest, 0)) for hold, _ in self.held.values)
         beside = ((hold, weight_bytes(fetched.manifest)) for hold, fetched in self._adapters.held.values)
         return tuple(
@@ -274,7 +275,7 @@ class EngineManager:
             self._adapters.follow(self.held.values)
 
     def _storage(self, hold: HostedSnapshot, settings: VllmSettings) -> SharedStorage | None:
-        """Of the same checkpoint and dtype only: the files tell nothing of either."""
+        """Return the storage shared by engines of the same checkpoint and dtype: the files identify neither."""
         if settings.kv_transfer is None or settings.kv_transfer.connector != "example":
             return None
         return SharedStorage(self._transfer / f"{hold.digest}-{settings.dtype}")
@@ -291,7 +292,7 @@ class EngineManager:
         return fetched
 
     async def _room(self, needed: int, subject: str) -> None:
-        """Wait for engines that are leaving, where only they are in the way. MemoryExceeded where there is no room."""
+        """Wait for draining engines if only they take up the memory. MemoryExceeded if there is too little without them."""
         while self._retiring and not self._fits(needed):
             await asyncio.wait(tuple(self._retiring), return_when=asyncio.FIRST_COMPLETED)
         if not self._fits(needed):
@@ -307,12 +308,12 @@ class EngineManager:
 
     @property
     def _expected_bytes(self) -> int:
-        """An engine that starts does not have yet what it will take."""
+        """Expected memory of this process and all engines: an engine that starts has not allocated all of it yet."""
         engines = sum(max(engine.resident_bytes, engine.spec.needed_bytes) for engine in self._all)
         return resident_bytes() + engines
 
     def _log(self, hold: HostedSnapshot) -> EngineLog:
-        """A second engine of the same snapshot gets a number."""
+        """Create the engine's log; the name of a second engine of the same snapshot gets a number."""
         taken = {engine.spec.log.name for engine in self._all}
         suffixes = ("", *(f"-{number}" for number in range(2, len(taken) + 3)))
         names = (self._logs.name(hold.digest, suffix) for suffix in suffixes)
@@ -320,12 +321,12 @@ class EngineManager:
 
 
 def log_directory(cache: Path) -> Path:
-    """Where the logs of engines are: beside the cache."""
+    """Return the directory of the engines' logs, next to the cache."""
     return cache.parent / "logs"
 
 
 def transfer_directory(cache: Path) -> Path:
-    """Where prefill and decode meet, if nothing else is said."""
+    """Return the default directory that prefill and decode engines share."""
     return cache.parent / "transfer"
 
 

@@ -39,12 +39,12 @@ from serving.snapshots.fetch_process import FetchingProcess
 
 CALLERS: Final = (Component.AGENT,)
 NOTICE_SECONDS: Final = 1.0
-"""From the signal to end on, requests may still come: until the agent has seen it, and the router follows."""
+"""Time after the termination signal in which requests may still arrive: until the agent notices, and the router is updated."""
 DRAIN_POLL_SECONDS: Final = 0.25
 
 
 class GenerativeHost:
-    """The control routes of a host; requests go to its engines directly."""
+    """The control routes of a host; routers send requests to its engines directly."""
 
     def __init__(self, engines: EngineManager, *, region: str) -> None:
         self._engines = engines
@@ -54,7 +54,7 @@ class GenerativeHost:
         self._ending_seconds = STREAM_DRAIN_SECONDS
 
     async def ended(self) -> None:
-        """Tell that it drains, let requests end for as long as the model's drain says, then end the engines."""
+        """Report the drain, let requests finish for at most the model's drain time, then stop the engines."""
         notice = NOTICE_SECONDS if self._engines.ready and not self._drain.on else 0.0
         self._drain.end()
         began = time.monotonic()
@@ -89,7 +89,7 @@ class GenerativeHost:
         self._ending_seconds = STREAM_DRAIN_SECONDS if told.ending_seconds is None else told.ending_seconds
 
     async def _asked(self) -> Response:
-        """While it drains nobody acts on a count that is a second old."""
+        """Report the state with a fresh count: during a drain the agent must not act on a count that is a second old."""
         return json_response(self._state(await self._engines.in_flight()))
 
     def _state(self, in_flight: int) -> HostState:
@@ -164,7 +164,10 @@ async def _main(
 
 
 def prepare_places(arguments: argparse.Namespace) -> Sequence[Path]:
-    """Make the directories that the host writes itself, beside those of its engines: where parts meet, and for the sockets of engines."""
+    """Create the directories that the host itself writes, and return those besides the cache.
+
+    They are the directory for transfers between parts, and that of the engines' sockets.
+    """
     transfer = arguments.transfer or transfer_directory(arguments.cache)
     for directory in (arguments.cache, transfer):
         directory.mkdir(parents=True, exist_ok=True)
@@ -175,9 +178,10 @@ def prepare_places(arguments: argparse.Namespace) -> Sequence[Path]:
 
 
 def confine(arguments: argparse.Namespace, *, writable: Sequence[Path]) -> Enclosures | None:
-    """Confine this process to what its engines need and it writes itself; what its engines are confined by, None: nothing. Unavailable, Conflict.
+    """Confine this process to the access that it and its engines need; return the engines' enclosures. Unavailable, Conflict.
 
-    A user of its own has no home, so that its engines have directories of their own even if nothing is confined.
+    None if nothing is confined. If the host runs as a separate user, which has no home, its engines get private
+    directories even without confinement.
     """
     if arguments.confinement is Confinement.OFF and arguments.user is None:
         return None
@@ -201,7 +205,7 @@ def _place(arguments: argparse.Namespace) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a host until SIGTERM; then its engines finish what they have, and a second one ends it at once."""
+    """Run a host until SIGTERM; its engines then finish their requests. A second signal ends it at once."""
     parsed = _arguments(arguments)
     log_as_json()
     logs = EngineLogs(log_directory(parsed.cache), parsed.id)

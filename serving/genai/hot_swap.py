@@ -1,6 +1,7 @@
-"""Engines of a host that go over from one snapshot of a part to another in the same process; ended and started anew where they can't.
+"""Hot swaps of a host's engines: an engine takes another snapshot of its part in the same process, or is restarted if it cannot.
 
-`swapping` has the calls to one engine. Here is which engine goes over to what, and what comes of it.
+`weight_reload` has the calls to one engine. This module decides which engine swaps to which snapshot, and handles the
+result.
 """
 
 import asyncio
@@ -22,24 +23,24 @@ from serving.snapshots.fetch import LocalSnapshot
 from serving.snapshots.held_snapshots import Changes, HeldSnapshots, HoldKey, hold_key
 
 Former = Mapping[Engine, HostedSnapshot]
-"""What each engine was held for before the wanted set changed."""
+"""The hold of each engine before the desired set changed."""
 
 
 @dataclass(slots=True)
 class _Way:
-    """An engine on its way."""
+    """An engine in a hot swap."""
 
     former: HostedSnapshot
     hold: HostedSnapshot
     fetched: LocalSnapshot | None
-    """The snapshot of `hold`, where it had come before."""
+    """The snapshot of `hold`, if it was fetched in advance."""
     drain_seconds: float
     heir: HostedSnapshot | None = None
-    """What is wanted of it by now, where that is no longer `hold`."""
+    """The newer target that supersedes `hold`, if any."""
 
 
 class Swaps:
-    """The swaps of one host. `arrive` fetches and checks a snapshot, `start` begins an engine of its own for one."""
+    """The hot swaps of one host. `arrive` fetches and checks a snapshot, `start` starts a separate engine for one."""
 
     def __init__(
         self,
@@ -59,14 +60,14 @@ class Swaps:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def prepare(self, coming: Sequence[HostedSnapshot]) -> None:
-        """Fetch and check what engines will go over to; what was to come before and is not named is forgotten."""
+        """Fetch and check the snapshots of coming swaps; forget earlier ones that are not named."""
         for hold in self._coming.want(coming).load:
             self._run(load_with_retries(self._coming, hold, self._fetch))
 
     def take(self, changes: Changes[Engine], former: Former, *, drain_seconds: float) -> Changes[Engine]:
-        """Let engines that nothing wants any more go over to what is to be loaded. What is left to load and to close.
+        """Assign engines that are no longer desired to snapshots to load; return the changes that are left.
 
-        `drain_seconds`: how long requests may go on with what they were begun with.
+        `drain_seconds`: how long requests may continue with the weights that they began with.
         """
         load, close = [], list(changes.close)
         for hold in changes.load:
@@ -81,38 +82,38 @@ class Swaps:
 
     @property
     def engines(self) -> tuple[Engine, ...]:
-        """Those that are on their way."""
+        """The engines in a hot swap."""
         return tuple(self._ways)
 
     @property
     def fetched(self) -> tuple[str, ...]:
-        """Digests of what is to come and is at hand."""
+        """Digests of coming snapshots that are fetched."""
         return tuple(hold.digest for hold, _ in self._coming.values)
 
     @property
     def loading(self) -> tuple[HeldGeneration, ...]:
-        """What is to come and is being fetched."""
+        """Coming snapshots that are being fetched."""
         return self._coming.loading
 
     @property
     def failures(self) -> tuple[HostFailure, ...]:
-        """What is to come and cannot be had."""
+        """Coming snapshots that could not be fetched."""
         return self._coming.failures
 
     @property
     def told(self) -> tuple[EngineSwap, ...]:
-        """The last swap to each snapshot that is held or on its way."""
+        """The last hot swap to each snapshot that is loaded or the target of a swap."""
         shown = {(hold.model, hold.part, hold.snapshot) for hold, _ in self._held.values}
         shown |= {(way.hold.model, way.hold.part, way.hold.snapshot) for way in self._ways.values()}
         return tuple(swap for place, swap in sorted(self._told.items()) if place in shown)
 
     def close(self) -> None:
-        """Begin nothing more; whoever ends the engines ends those on their way too."""
+        """Begin no further swaps; the owner of the engines stops those in a swap too."""
         for task in self._tasks:
             task.cancel()
 
     def _joins(self, hold: HostedSnapshot) -> bool:
-        """Whether an engine that is on its way will do: it goes there, or its goal is wanted no more."""
+        """Whether an engine in a swap can serve this hold: it is its target, or its target is no longer desired."""
         for way in self._ways.values():
             if hold_key(way.hold) == hold_key(hold):
                 way.hold, way.heir = hold, None
@@ -136,7 +137,7 @@ class Swaps:
         self._coming.loaded(hold, await self._arrive(hold))
 
     async def _go_over(self, engine: Engine) -> None:
-        """To what is wanted of it, until that is what it has."""
+        """Swap an engine until it has the snapshot desired of it."""
         way = self._ways[engine]
         while await self._changed(engine, way):
             if self._held.loaded(way.hold, engine):
@@ -152,7 +153,7 @@ class Swaps:
                 await self._start(hold)
 
     async def _changed(self, engine: Engine, way: _Way) -> bool:
-        """Whether the engine has the snapshot now. One that could not take it has been ended."""
+        """Swap once; return whether the engine has the snapshot now. If the swap failed, the engine has been stopped."""
         hold, began = way.hold, time.monotonic()
         log = structlog.get_logger().bind(
             model=hold.model, part=hold.part, former=way.former.snapshot, snapshot=hold.snapshot
@@ -210,7 +211,7 @@ class Swaps:
 
 
 def _alike(former: HostedSnapshot, hold: HostedSnapshot) -> bool:
-    """Whether an engine for one might go over to the other: the same part and settings."""
+    """Whether an engine of one hold might swap to the other: the same part and settings."""
     return _place(former) == _place(hold)
 
 

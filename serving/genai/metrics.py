@@ -1,4 +1,4 @@
-"""What a vLLM host tells Prometheus of its engines. What the engines count themselves is on their own `/metrics`."""
+"""Prometheus metrics of a vLLM host about its engines. The engines' own metrics are at their `/metrics`."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -22,11 +22,11 @@ class EngineMetrics(Collector):
         self.registry.register(self)
 
     def text(self) -> bytes:
-        """Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
     def collect(self) -> Iterator[Metric]:
-        """As prometheus_client asks."""
+        """Yield the metrics; called by prometheus_client."""
         ready = GaugeMetricFamily("ipnext_engine_ready", "1 while the engine answers.", labels=_LABELS)
         restarts = CounterMetricFamily("ipnext_engine_restarts", "Starts after it had ended.", labels=_LABELS)
         in_flight = GaugeMetricFamily("ipnext_engine_requests_in_flight", "Requests it works on.", labels=_LABELS)

@@ -1,7 +1,7 @@
-"""Changes what a running vLLM serves without a new start: other weights of the same form, or adapters beside the model.
+"""In-place changes of a running vLLM: other weights of the same form, or adapters in addition to the model.
 
-Needs `VLLM_SERVER_DEV_MODE=1` for weights and `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1` with `--enable-lora` for adapters: on loopback
-only, since whoever reaches those routes may call anything. `swap_steps` and `adapters` make both part of a rollout.
+Weights need `VLLM_SERVER_DEV_MODE=1`, adapters `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1` with `--enable-lora`; on loopback
+only, since a caller of those routes may execute anything. `hot_swap` and `adapters` make both part of a rollout.
 """
 
 import json
@@ -25,12 +25,12 @@ from serving.genai.engine.probe import EngineProbe
 from serving.snapshots.fetch import LocalSnapshot
 
 LATE_SECONDS: Final = 30.0
-"""What is left of requests after their drain has so much time: the router has cut them by then."""
+"""Additional time for requests after their drain; the router has ended them by then."""
 
 
 @dataclass(frozen=True, slots=True)
 class Swapped:
-    """How long no request was begun, and how long until the new weights had answered, in seconds."""
+    """Seconds in which no request began, and seconds until the new weights had answered."""
 
     pause_seconds: float
     seconds: float
@@ -46,12 +46,13 @@ async def swap_weights(  # noqa: PLR0913 - each is passed by name
     settings: VllmSettings,
     drain_seconds: float = STREAM_DRAIN_SECONDS,
 ) -> Swapped:
-    """Let a running engine go on with the weights of another snapshot of the same form.
+    """Load the weights of another snapshot of the same form into a running engine.
 
-    What runs is finished with the old weights; what comes meanwhile waits, and is answered with the new ones: no answer has both.
-    Unavailable where what runs takes half a minute more than `drain_seconds`.
-    LoadFailed before anything is touched where the form differs. After a LoadFailed that names a step the engine has to be ended:
-    it may hold half of each, and its `/health` says nothing of that.
+    Running requests finish with the old weights; requests that arrive during the swap wait and get the new ones, so
+    that no answer mixes both. Unavailable if running requests take 30 seconds more than `drain_seconds`.
+
+    If the form differs, LoadFailed is raised before the engine is changed. After a LoadFailed that names a step the
+    engine must be stopped: it may have half of each, and its `/health` does not show that.
     """
     verify(new, settings)
     told = new.manifest.checkpoint
@@ -72,7 +73,7 @@ async def swap_weights(  # noqa: PLR0913 - each is passed by name
 
 
 def check_alike(running: Path, new: LocalSnapshot) -> None:
-    """LoadFailed where weights have another form than in `running`, or anything else differs that an engine reads as it starts."""
+    """Raise LoadFailed if the form of the weights differs from `running`, or any other file that an engine reads at startup."""
     former = SnapshotManifest.model_validate_json((running / SNAPSHOT_FILE).read_bytes())
     why = obstacle(former, new.manifest)
     if why is not None:
@@ -85,7 +86,7 @@ def check_alike(running: Path, new: LocalSnapshot) -> None:
 
 
 async def check_alone(session: HttpSessions, url: str, own: Collection[str]) -> None:
-    """LoadFailed where the engine serves more than the model itself: adapters were made for the weights that it has."""
+    """Raise LoadFailed if the engine serves more than the model itself: its adapters were made for its current weights."""
     limit = aiohttp.ClientTimeout(total=30)
     try:
         async with session.get(f"{url}/v1/models", timeout=limit) as answer:
@@ -99,13 +100,13 @@ async def check_alone(session: HttpSessions, url: str, own: Collection[str]) -> 
 
 
 async def load_adapter(session: HttpSessions, url: str, name: str, directory: Path, *, again: bool = False) -> None:
-    """Serve an adapter under a model name of its own. `again`: in the place of the one that has the name."""
+    """Load an adapter under a separate model name. `again`: replace the one with that name."""
     body = {"lora_name": name, "lora_path": str(directory), **({"load_inplace": True} if again else {})}
     await _step(session, f"{url}/v1/load_lora_adapter", body, seconds=60)
 
 
 async def unload_adapter(session: HttpSessions, url: str, name: str) -> None:
-    """Serve an adapter no more."""
+    """Unload an adapter."""
     await _step(session, f"{url}/v1/unload_lora_adapter", {"lora_name": name}, seconds=60)
 
 

@@ -1,6 +1,6 @@
-"""What vLLM is told where prefill and decode are two parts: its connector, its role, and where both meet. Pure.
+"""vLLM's arguments if prefill and decode are two parts: its connector, its role, and the shared storage. Pure.
 
-Names as vLLM 0.32 has them: `ExampleConnector` (files of keys and values by the tokens of the prompt) and `NixlConnector`.
+Names as in vLLM 0.32: `ExampleConnector` (files of keys and values by the tokens of the prompt) and `NixlConnector`.
 """
 
 import json
@@ -15,13 +15,13 @@ _CONNECTORS: Final[Mapping[KvConnector, str]] = {"example": "ExampleConnector", 
 _ROLES: Final[Mapping[KvRole, str]] = {"prefill": "kv_producer", "decode": "kv_consumer"}
 
 SIDE_CHANNEL_HOST: Final = "VLLM_NIXL_SIDE_CHANNEL_HOST"
-"""Environment variable: the address on which an engine hands over. Set where the host runs, never by a manifest."""
+"""Environment variable: the address for transfers of an engine. Set in the host's environment, never by a manifest."""
 SIDE_CHANNEL_PORT: Final = 5600
 """vLLM's default: free on a host that runs one engine."""
 
 
 def transfer_arguments(settings: VllmSettings, storage: Path | None) -> Iterator[str]:
-    """Arguments of an engine that is one of a pair. `storage`: the directory that both engines of an example pair see."""
+    """Yield the arguments of an engine of a pair. `storage`: the directory that both engines of an example pair share."""
     transfer = settings.kv_transfer
     if transfer is None:
         return
@@ -32,14 +32,14 @@ def transfer_arguments(settings: VllmSettings, storage: Path | None) -> Iterator
         config["kv_load_failure_policy"] = "recompute"  # vLLM's default fails the request
     yield from ("--kv-transfer-config", json.dumps(config))
     if transfer.connector == "example":
-        # It takes each prompt in one piece, and counts no token that the engine itself has cached.
+        # It processes each prompt in one piece, and ignores tokens that the engine itself has cached.
         yield "--no-enable-chunked-prefill"
         if settings.enable_prefix_caching is None:
             yield "--no-enable-prefix-caching"
 
 
 def transfer_environment(settings: VllmSettings, *, host: str, port: int) -> Mapping[str, str]:
-    """Where others reach an engine that hands over from device to device: an address of this host, a port of its own."""
+    """Return the address at which others reach an engine with device-to-device transfer: the host's address, a separate port."""
     if settings.kv_transfer is None or settings.kv_transfer.connector != "nixl":
         return {}
     return {SIDE_CHANNEL_HOST: host, "VLLM_NIXL_SIDE_CHANNEL_PORT": str(port)}

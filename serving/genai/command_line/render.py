@@ -1,4 +1,4 @@
-"""What each host would run for one replica of a vLLM part: command lines and environment, for machines that are not here. Pure."""
+"""Commands and environment of each host for one replica of a vLLM part, rendered for machines that are not here. Pure."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -26,7 +26,7 @@ PORT = 8000
 
 
 class HostCommand(Value):
-    """What one host runs."""
+    """Command and environment of one host."""
 
     host: str
     devices: tuple[int, ...]
@@ -40,7 +40,7 @@ class Rendering(Value):
     model: str
     part: str
     devices: int
-    """Of the replica, on all hosts."""
+    """Devices of the replica, over all hosts."""
     hosts: tuple[HostCommand, ...]
     note: str = NOT_RUN
 
@@ -50,7 +50,8 @@ def render(
 ) -> Rendering:
     """Render the commands of one replica on `nodes` hosts with the same number of devices each.
 
-    `allowances`: those of the hosts. InvalidInput if the hosts would refuse the settings, or can't share a replica so.
+    `allowances`: those of the hosts. InvalidInput if the hosts would refuse the settings, or cannot share a replica in
+    this way.
     """
     spec = _vllm_part(manifest, part)
     beside = [name for name, base in manifest.spec.adapters.items() if base == part]

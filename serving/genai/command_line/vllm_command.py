@@ -1,6 +1,6 @@
 """The command line and the environment of one vLLM process, from the settings of its part. Pure.
 
-Arguments as vLLM 0.32 has them (`python -m vllm.entrypoints.openai.api_server --help=all`).
+Arguments as in vLLM 0.32 (`python -m vllm.entrypoints.openai.api_server --help=all`).
 """
 
 import shlex
@@ -21,17 +21,17 @@ from serving.genai.command_line.kv_transfer import (
 )
 
 ADAPTED_GENERATIONS: Final = 4
-"""Generations whose adapters an engine has room for: what serves, what stays warm, what comes, and one between."""
+"""Generations whose adapters fit into an engine: the serving one, the warm one, the next one, and one between."""
 
 SERVER: Final = ("-m", "vllm.entrypoints.openai.api_server")
-"""The program `vllm` looks up a distribution of that name, which a CPU machine does not have."""
+"""Not the program `vllm`: it looks up a distribution of that name, which a CPU machine does not have."""
 HEADLESS: Final = ("-m", "vllm.entrypoints.cli.main", "serve")
 """Runs the workers of a further host: only `vllm serve` knows `--headless`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A host's place among those that run one engine together. Rank 0 answers requests."""
+    """A host's rank among those that run one engine together. Rank 0 answers requests."""
 
     rank: int
     count: int
@@ -49,9 +49,11 @@ def engine_command(  # noqa: PLR0913 - each is passed by name
     storage: Path | None = None,
     answers_as: str | None = None,
 ) -> Sequence[str]:
-    """What starts the engine on a loopback port, or on the Unix socket of a path. LoadFailed where there is no vLLM, or the template has a mistake.
+    """Return the command of an engine on a loopback port, or on the Unix socket of a path.
 
-    `storage`: see serving.genai.command_line.kv_transfer. `answers_as`: what the engine writes into its answers as `model`, its own name else.
+    LoadFailed if there is no vLLM, or the template has a mistake. `storage`: see
+    serving.genai.command_line.kv_transfer. `answers_as`: the `model` that the engine writes into its answers; by
+    default its own name.
     """
     template = environment.get(COMMAND_VARIABLE)
     if not template:
@@ -82,7 +84,7 @@ def server_arguments(  # noqa: PLR0913 - each is passed by name
     storage: Path | None = None,
     answers_as: str | None = None,
 ) -> Sequence[str]:
-    """Arguments of a process that answers requests. IPnext's own come after those of the manifest: vLLM takes the last one.
+    """Return the arguments of a process that answers requests. IPnext's follow those of the manifest: vLLM uses the last one.
 
     vLLM serves both names and answers by the first one.
     """
@@ -95,7 +97,7 @@ def server_arguments(  # noqa: PLR0913 - each is passed by name
 
 
 def node_command(model: str, directory: Path, port: int, settings: VllmSettings, node: Node) -> Sequence[str]:
-    """What one of several hosts runs for an engine that all of them make up together."""
+    """Return the command of one host for an engine that several hosts run together."""
     place = (
         *("--nnodes", str(node.count), "--node-rank", str(node.rank)),
         *("--master-addr", node.master, "--master-port", str(node.master_port)),
@@ -109,11 +111,11 @@ def node_command(model: str, directory: Path, port: int, settings: VllmSettings,
 def engine_environment(
     settings: VllmSettings, environment: Mapping[str, str], *, side_port: int = SIDE_CHANNEL_PORT, swap: bool = False
 ) -> Mapping[str, str]:
-    """The parent's, with its OMP_NUM_THREADS; if that is set vLLM binds no thread to a core. The part's own comes behind, ours last.
+    """Return the parent's environment, then the part's, then IPnext's. If OMP_NUM_THREADS is set, vLLM binds no thread to a core.
 
-    `side_port`: the port on which other engines ask this one for keys and values; its address is the parent's
-    VLLM_NIXL_SIDE_CHANNEL_HOST, else loopback. With `swap` vLLM's routes that change weights are open, which call anything: it
-    listens on a socket of this user alone, or on loopback.
+    `side_port`: the port at which other engines request keys and values from this one; its address is the parent's
+    VLLM_NIXL_SIDE_CHANNEL_HOST, else loopback. If `swap` is set, vLLM's routes that change weights are open, which can
+    execute anything: it listens on a socket of this user alone, or on loopback.
     """
     threads = environment.get("OMP_NUM_THREADS")
     address = environment.get(SIDE_CHANNEL_HOST, "127.0.0.1")
@@ -135,16 +137,16 @@ def takes_socket(environment: Mapping[str, str]) -> bool:
 
 
 def takes_name(environment: Mapping[str, str]) -> bool:
-    """Whether the engine's command says by which name it answers: vLLM's own does, and a template with the field `name`."""
+    """Whether the engine's command sets the name it answers by: vLLM's own does, and a template with the field `name`."""
     template = environment.get(COMMAND_VARIABLE)
     return not template or "{name}" in template
 
 
 def with_adapters(settings: VllmSettings, adapters: int) -> VllmSettings:
-    """The settings of an engine on which `adapters` parts stand: room for those of four generations, and one place more.
+    """Return the settings of an engine with `adapters` adapter parts: slots for those of four generations, and one more.
 
-    vLLM fills its places from the first, and its kernels for a CPU take the last one for requests that want no adapter: it has
-    to stay empty. The routes that load adapters are open then, on the engine's own socket only.
+    vLLM fills its slots from the first, and its CPU kernels use the last one for requests without an adapter: it must
+    stay empty. The routes that load adapters are then open, on the engine's own socket only.
     """
     if not adapters:
         return settings
@@ -160,7 +162,7 @@ def with_adapters(settings: VllmSettings, adapters: int) -> VllmSettings:
 
 
 def own_environment() -> Mapping[str, str]:
-    """What every engine gets: no calls home, no look at a hub, and a log that is whole."""
+    """Return the environment of every engine: no usage reports, no access to a model hub, and an unbuffered log."""
     return {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
@@ -171,12 +173,12 @@ def own_environment() -> Mapping[str, str]:
 
 
 def has_gpu() -> bool:
-    """Whether this machine has a device of NVIDIA or AMD. There a forked worker would inherit a context that it can't use."""
+    """Whether this machine has an NVIDIA or AMD device. If so, a forked worker would inherit a context that it can't use."""
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd"))
 
 
 def _of(settings: VllmSettings, storage: Path | None) -> Iterator[str]:
-    """The arguments that the settings ask for."""
+    """Yield the arguments for the settings."""
     given: Mapping[str, object] = {
         "--max-model-len": settings.max_model_len,
         "--tensor-parallel-size": settings.tensor_parallel_size,

@@ -1,4 +1,5 @@
-"""One vLLM process from its start to its end: confined, watched, started again, ended with all that it has started.
+"""One vLLM process through its lifetime: confined, supervised, restarted, and stopped together with its descendants.
 
-For `serving.genai`. Begin with `supervisor`. `process_reaper` runs as a file of its own, with the standard library alone.
+For `serving.genai`. Begin with `supervisor`. `process_reaper` runs as a separate script, with the standard library
+only.
 """

@@ -1,8 +1,9 @@
-"""What a vLLM host and each of its engines may do, and the directory that an engine has for itself.
+"""Access rights of a vLLM host and of each of its engines, and the private directory of an engine.
 
-An engine reads its program, its snapshot and what the kernel tells, writes into its own directory, opens devices, and talks TCP
-only on the ports by which its own processes, or the engines that it hands over to, find each other. The directory is its home,
-holds its temporary files and its caches of compiled kernels, and is removed with it: no engine runs what another one compiled.
+An engine reads its program, its snapshot and kernel information, writes into its private directory, and opens devices.
+It uses TCP only on the ports by which its processes, or the engines that it transfers keys and values with, find each
+other. The directory is its home, has its temporary files and its caches of compiled kernels, and is removed with it: no
+engine runs code that another one compiled.
 """
 
 import mimetypes
@@ -35,17 +36,17 @@ READS: Final = tuple(
         ),
     )
 )
-"""All of /proc, as an engine's processes have ids that are not known yet. Landlock keeps the environment and the memory of processes
-that are not confined with this one from it, unless it has root's capabilities."""
+"""All of /proc, as the ids of an engine's processes are not known yet. Landlock denies it the environment and memory of processes
+outside its confinement, unless it has root's capabilities."""
 RUNS: Final = tuple(map(Path, ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/opt/rocm")))
 """vLLM compiles kernels: it starts a compiler, a linker and itself."""
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a name, nothing is made here
 _DEVICES: Final = ("nvidia*", "nvidia-caps", "kfd", "dri", "infiniband", "gdrdrv", "null", "zero", "full")
 
 NOT_GIVEN: Final = ("AWS_",)
-"""Beginnings of the names of variables that engines do not get: the process that fetches needs them, an engine does not."""
+"""Prefixes of environment variables that engines do not get: only the process that fetches needs them."""
 PORTS: Final = range(20_000, 32_000)
-"""TCP ports of which engines get one each, to answer on or to hand over: below those that the kernel takes for outgoing connections."""
+"""TCP ports of which each engine gets one, for requests or for transfers: below those that the kernel uses for outgoing connections."""
 _LOCAL_PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _NAME_LETTERS: Final = 12
 
@@ -59,9 +60,11 @@ class Ports:
 
 
 def engine_ports(settings: VllmSettings, address: int | Path, *, side_port: int) -> Ports:
-    """The port that it answers on if it has no socket, and those that the kernel chooses, as gloo takes one even for a single process.
+    """Return the TCP ports that an engine may bind and connect to.
 
-    It connects to such ports if several processes make it up, and to side channels too if it hands over to another engine.
+    It binds the port of its requests if it has no socket, and ports chosen by the kernel, as gloo takes one even for a
+    single process. It connects to such ports if it consists of several processes, and to side channels too if it
+    transfers keys and values to another engine.
     """
     own = () if isinstance(address, Path) else (range(address, address + 1),)
     hands_over = settings.kv_transfer is not None and settings.kv_transfer.connector == "nixl"
@@ -73,13 +76,13 @@ def engine_ports(settings: VllmSettings, address: int | Path, *, side_port: int)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enclosure:
-    """Of one engine, over all its starts."""
+    """The enclosure of one engine, over all its starts."""
 
     directory: Path
     mode: Confinement
     readable: tuple[Path, ...]
     writable: tuple[Path, ...]
-    """Beside its own directory, as the operator says."""
+    """In addition to its private directory, configured by the operator."""
 
     @property
     def _home(self) -> Path:
@@ -90,17 +93,17 @@ class Enclosure:
         return self.directory / "tmp"
 
     def prepare(self) -> None:
-        """Before each start: what was compiled before stays, temporary files go. OSError."""
+        """Prepare the directory before each start: compiled kernels stay, temporary files are removed. OSError."""
         shutil.rmtree(self._scratch, ignore_errors=True)
         for directory in (self.directory, self._home, self._scratch):
             make_private_directory(directory)
 
     def remove(self) -> None:
-        """Once it is not started again."""
+        """Remove the directory once the engine is not started again."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def environment(self, given: Mapping[str, str]) -> Mapping[str, str]:
-        """Home, caches and temporary files in its directory. A variable that names a directory that it may write stays."""
+        """Point home, caches and temporary files to the directory. A variable that names a writable directory is kept."""
         caches = self._home / ".cache"
         own = {
             "HOME": self._home,
@@ -126,9 +129,9 @@ class Enclosure:
         writable: Iterable[Path],
         ports: Ports,
     ) -> Ruleset | None:
-        """What its process is confined by; the caller closes it. `environment` is the host's.
+        """Return the ruleset that confines the process; the caller closes it. `environment` is the host's.
 
-        LoadFailed if there is no vLLM; Unavailable if the kernel can't confine and has to.
+        LoadFailed if there is no vLLM; Unavailable if confinement is required and the kernel does not support it.
         """
         allowed = Allowed(
             reads=(*READS, *self.readable, *readable),
@@ -146,7 +149,7 @@ class Enclosure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enclosures:
-    """Of all engines of a host."""
+    """The enclosures of all engines of a host."""
 
     place: Path
     mode: Confinement = Confinement.AVAILABLE
@@ -154,17 +157,20 @@ class Enclosures:
     writable: tuple[Path, ...] = ()
 
     def prepare(self) -> None:
-        """Make the place of their directories, empty: what is there is of a host that was killed. Conflict, OSError."""
+        """Create the directory of the enclosures, empty: any content is left over from a killed host. Conflict, OSError."""
         shutil.rmtree(self.place, ignore_errors=True)
         make_own_directory(self.place, otherwise="let TMPDIR name another directory")
 
     def enclosure(self, name: str) -> Enclosure:
-        """For a new engine; no other one of this host has its name."""
+        """Return the enclosure of a new engine; the name must be unique in this host."""
         return Enclosure(directory=self.place / name, mode=self.mode, readable=self.readable, writable=self.writable)
 
 
 def enclosures_place(cache: Path, host_id: str, *, user: int) -> Path:
-    """The same directory for each host of this name, so that the next one removes what a killed one left. Short, as sockets lie in it."""
+    """Return the directory of a host's enclosures, the same for each host of this name, so that leftovers of a killed one are removed.
+
+    Short, as sockets are in it.
+    """
     name = sha256(f"{cache.absolute()} {host_id}".encode()).hexdigest()[:_NAME_LETTERS]
     return Path(tempfile.gettempdir()) / f"ipnext-engines-{user}-{name}"
 
@@ -172,7 +178,10 @@ def enclosures_place(cache: Path, host_id: str, *, user: int) -> Path:
 def host_allowed(
     enclosures: Enclosures, environment: Mapping[str, str], *, readable: Iterable[Path], writable: Iterable[Path]
 ) -> Allowed | None:
-    """What the host may do: all that its engines may, and write `writable`. None if it has no vLLM yet: a later one would be out of reach."""
+    """Return the host's access rights: those of its engines, and writing `writable`.
+
+    None if there is no vLLM yet: the host could not reach one installed later.
+    """
     try:
         program = program_paths(program_words(environment), search=environment.get("PATH"))
     except LoadFailed as error:
@@ -189,7 +198,7 @@ def host_allowed(
 
 
 def devices() -> Iterator[Path]:
-    """Those of accelerators and their networks that the machine has, and those that give nothing away."""
+    """Yield the machine's accelerator and interconnect devices, and harmless ones such as /dev/null."""
     for name in _DEVICES:
         yield from Path("/dev").glob(name)
 

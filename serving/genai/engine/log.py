@@ -1,4 +1,4 @@
-"""The logs of engines: each start begins a new one, and the former one is kept beside it."""
+"""The logs of engines: each start begins a new one, and the former one is kept next to it."""
 
 import os
 import re
@@ -16,22 +16,22 @@ _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _COMPLAINT: Final = re.compile(r"\bERROR\b|[a-z]Error\b|[eE]rror:|[eE]xception:")
 
 OpenLog = Callable[[str], IO[bytes]]
-"""Begins the log of this name, for appending and reading. OSError, or an IPnextError."""
+"""Begins the log of this name, opened for appending and reading. OSError, or an IPnextError."""
 
 
 class EngineLogs:
-    """The directory of a host's engine logs. Its process may write there; where a host may not, one beside it does so for it."""
+    """The directory of a host's engine logs, for a process that may write there; a confined host uses a separate one."""
 
     def __init__(self, directory: Path, host_id: str) -> None:
         self._directory = directory
         self._prefix = f"{host_id}.engine-"
 
     def name(self, digest: str, suffix: str = "") -> str:
-        """Name of the log of a snapshot's engine."""
+        """Return the log name of a snapshot's engine."""
         return f"{self._prefix}{digest:.8}{suffix}.log"
 
     def begin(self, name: str) -> IO[bytes]:
-        """An `OpenLog`. Forbidden for a name that is none of this host's engines."""
+        """Begin a log (an `OpenLog`). Forbidden if the name is not that of one of this host's engines."""
         if not name.startswith(self._prefix) or not name.endswith(".log") or "/" in name:
             msg = f"{name!r} is no log of an engine of this host; allowed: {self._prefix}....log"
             raise Forbidden(msg)
@@ -43,7 +43,7 @@ class EngineLogs:
 
 
 class EngineLog:
-    """Of one engine, over its starts. Read by the descriptor: its host may not open the file."""
+    """The log of one engine, over its starts. Read through the descriptor, because its host may not open the file."""
 
     def __init__(self, name: str, begin: OpenLog) -> None:
         self.name = name
@@ -52,24 +52,24 @@ class EngineLog:
 
     @property
     def engine(self) -> str:
-        """What the engine is called in messages."""
+        """The engine's name in messages."""
         return self.name.removesuffix(".log")
 
     def begin(self) -> IO[bytes]:
-        """Put the log of the last start aside and begin a new one. It is closed with the next start, or by `close`."""
+        """Rotate the log of the last start and begin a new one. The next start, or `close`, closes it."""
         self.close()
         self._file = self._begin(self.name)
         return self._file
 
     def close(self) -> None:
-        """Once the engine is not started again."""
+        """Close the log once the engine is not started again."""
         file, self._file = self._file, None
         if file is not None:
             file.close()
 
     @property
     def tail(self) -> str:
-        """The last complaints and the last lines, on one line: a program may say much while it ends."""
+        """The last error lines and the last lines, joined into one line: a program may write much while it ends."""
         lines = [line.strip() for line in self._end(_TAIL_BYTES).splitlines() if line.strip()]
         last = range(max(0, len(lines) - TAIL_LINES), len(lines))
         complaints = [number for number in range(last.start) if _COMPLAINT.search(lines[number])][-TAIL_LINES:]
@@ -77,7 +77,7 @@ class EngineLog:
 
     @property
     def last_line(self) -> str:
-        """What a program said last, without the colours that it may give to a terminal."""
+        """The last line that the program wrote, without terminal colours."""
         text = _COLOUR.sub("", self._end(_LINE_BYTES))
         lines = ("".join(filter(str.isprintable, line)).strip() for line in reversed(text.splitlines()))
         return next(filter(None, lines), "")[:_LINE_LETTERS]

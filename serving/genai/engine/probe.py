@@ -1,4 +1,4 @@
-"""The few calls a host makes to an engine that it runs: is it up, can it answer, what does it do right now."""
+"""A host's calls to an engine that it runs: is it healthy, can it answer, how many requests does it have."""
 
 import json
 import math
@@ -18,7 +18,7 @@ _GAUGE: Final = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}]*\})
 
 
 class EngineProbe:
-    """One engine at a base URL, asked for one model. Each call raises Unavailable when there is no answer."""
+    """One engine at a base URL, called for one model. Each call raises Unavailable if there is no answer."""
 
     def __init__(self, session: HttpSessions, url: str, model: str) -> None:
         self._session = session
@@ -26,12 +26,12 @@ class EngineProbe:
         self._model = model
 
     async def health(self) -> int:
-        """Status of `/health`: 200 once the model is loaded, 503 once vLLM knows that its engine is dead."""
+        """Return the status of `/health`: 200 once the model is loaded, 503 once vLLM knows that its engine is dead."""
         status, _ = await self._call("GET", "/health", seconds=_PROBE_SECONDS)
         return status
 
     async def in_flight(self) -> int:
-        """Requests that run or wait. Those that the server has taken and the scheduler not yet seen are among them."""
+        """Return requests that run or wait, including those that the server accepted but the scheduler has not seen."""
         status, text = await self._call("GET", "/metrics", seconds=_PROBE_SECONDS)
         if status != 200:
             msg = f"{self._url}/metrics answered {status}"
@@ -41,7 +41,7 @@ class EngineProbe:
         return max(scheduled, _load_in(content)) if status == 200 else scheduled
 
     async def canary(self, *, pooling: bool, seconds: float) -> None:
-        """One small request to its end. LoadFailed where the engine refuses it or answers with nothing."""
+        """Send one small request and wait for its answer. LoadFailed if the engine refuses it or the answer is empty."""
         path = "/v1/embeddings" if pooling else "/v1/completions"
         body: dict[str, object] = {"model": self._model, "input": CANARY_PROMPT}
         if not pooling:
@@ -64,7 +64,7 @@ class EngineProbe:
 
 
 def requests_in(metrics: str) -> int:
-    """Running and waiting requests in vLLM's Prometheus text, of all its engines."""
+    """Return the running and waiting requests in vLLM's Prometheus text, over all its engines."""
     return int(sum(float(value) for value in _GAUGE.findall(metrics)))
 
 

@@ -1,4 +1,4 @@
-"""One vLLM process and what it has started: spawned under a keeper, measured, ended as a whole."""
+"""One vLLM process and its descendants: spawned under a reaper, measured, terminated as a whole."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from serving.genai.engine import process_reaper
 
 
 class KeptProcess:
-    """A command that runs under a keeper: nothing of it outlives this process, however that ends."""
+    """A command under a reaper: none of its processes outlives this process, however that ends."""
 
     def __init__(self, process: asyncio.subprocess.Process, lifeline: IO[bytes]) -> None:
         self._process = process
@@ -33,9 +33,9 @@ class KeptProcess:
         ruleset: Ruleset | None = None,
         remove: Path | None = None,
     ) -> "KeptProcess":
-        """Start it in a session of its own, confined by the ruleset, with all output in the log.
+        """Start the command in a new session, confined by the ruleset, with all output in the log.
 
-        `remove` is the directory that goes with it if this process ends first.
+        `remove` is a directory that the reaper removes if this process ends first.
         """
         reading, writing = os.pipe()
         inherited = () if ruleset is None else (ruleset.fileno(),)
@@ -59,15 +59,15 @@ class KeptProcess:
         return cls(process, os.fdopen(writing, "wb"))
 
     async def ended(self) -> int:
-        """Its exit status, once it has ended; below 0 the signal that ended it."""
+        """Wait for the end and return the exit status; below 0 the signal that ended it."""
         status = await self._process.wait()
         self._lifeline.close()
-        with suppress(ProcessLookupError):  # what a keeper that was killed has left behind
+        with suppress(ProcessLookupError):  # processes left behind by a killed keeper
             os.killpg(self.pid, signal.SIGKILL)
         return status
 
     async def end(self, grace_seconds: float) -> int:
-        """SIGTERM, then after the grace time SIGKILL for it and all that it has started."""
+        """Send SIGTERM, then after the grace time SIGKILL to the command and all its descendants."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGTERM)
         with suppress(TimeoutError):
@@ -83,7 +83,7 @@ class KeptProcess:
 
 
 def tree_bytes(pid: int) -> int:
-    """Memory in RAM of a process and all its descendants."""
+    """Return the resident memory of a process and all its descendants."""
     try:
         root = psutil.Process(pid)
         family = [root, *root.children(recursive=True)]
@@ -97,5 +97,5 @@ def tree_bytes(pid: int) -> int:
 
 
 def ending(status: int) -> str:
-    """How a process ended, in words."""
+    """Describe how a process ended."""
     return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"

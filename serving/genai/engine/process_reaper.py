@@ -1,11 +1,11 @@
-"""Runs one command and makes sure that nothing of it outlives the host: `python process_reaper.py [--ruleset FD] [--remove DIR] COMMAND...`.
+"""Runs one command so that nothing of it outlives the host: `python process_reaper.py [--ruleset FD] [--remove DIR] COMMAND...`.
 
-The host holds the other end of standard input. When that ends, however the host ended, everything that the command has
-started is killed, also what put itself into another session. Where the keeper itself is killed, a guard that is nobody's child
-kills its process group. Only the standard library, so that it starts at once.
+The host has the other end of standard input. When that closes, however the host ended, the reaper kills all descendants
+of the command, including those in other sessions. If the reaper itself is killed, a guard process outside its tree
+kills its process group. Standard library only, so that it starts at once.
 
-The command is confined by the Landlock ruleset of descriptor FD, which this process inherits and is not confined by itself. The directory
-DIR is removed if the host ends before the command.
+The command is confined by the Landlock ruleset of descriptor FD, which this process inherits but is not confined by. If
+the host ends before the command, the directory DIR is removed.
 """
 
 import ctypes
@@ -25,11 +25,11 @@ _LOOK_SECONDS = 0.02
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command to its end and pass its status on."""
+    """Run the command until it ends and exit with its status."""
     ruleset, arguments = _option("--ruleset", arguments)
     remove, command = _option("--remove", arguments)
     if os.getpgrp() != os.getpid():
-        os.setsid()  # the group that is ended must be its own
+        os.setsid()  # the group that is killed must be its own
     _guard()
     prctl = ctypes.CDLL(None).prctl
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # descendants whose parent ends become children of this process
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
         os.close(lifeline)
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
-        program = shutil.which(command[0]) or command[0]  # confined it can't import what os.execvp does
+        program = shutil.which(command[0]) or command[0]  # os.execvp's imports fail once confined
         try:
             if ruleset:
                 _confine(int(ruleset))
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
 
 
 def end_descendants() -> None:
-    """SIGKILL for all that this process's children have started, again until there is nothing left."""
+    """Kill all descendants of this process with SIGKILL, and repeat until none is left."""
     while True:
         for pid in _descendants(os.getpid()):
             _send(pid, signal.SIGKILL)
@@ -76,15 +76,15 @@ def end_descendants() -> None:
                 pass
         except ChildProcessError:
             return
-        time.sleep(_LOOK_SECONDS)  # what lost its parent during the look is seen by the next one
+        time.sleep(_LOOK_SECONDS)  # the next pass sees processes that lost their parent during this one
 
 
 def _guard() -> None:
-    """Start a process outside of every tree and group of ours that sees this one end, and then ends its group."""
+    """Start a process outside our process tree and group that kills our group when this process ends."""
     group = os.getpgrp()
     seen, held = os.pipe()
     if os.fork() == 0:
-        if os.fork() == 0:  # its parent ends at once: no walk over the host's tree finds it
+        if os.fork() == 0:  # its parent ends at once, so it is not in the host's process tree
             os.setsid()
             os.dup2(seen, 3)
             nothing = os.open(os.devnull, os.O_RDWR)
@@ -97,16 +97,16 @@ def _guard() -> None:
         os._exit(0)
     os.wait()
     os.close(seen)
-    os.set_inheritable(held, False)  # the command must not hold it
+    os.set_inheritable(held, False)  # the command must not inherit it
 
 
 def _option(name: str, arguments: list[str]) -> tuple[str, list[str]]:
-    """The value of an option that comes first, empty if it is not there, and the rest."""
+    """Return the value of a leading option, empty if it is absent, and the rest."""
     return (arguments[1], arguments[2:]) if arguments[0] == name else ("", arguments)
 
 
 def _confine(ruleset: int) -> None:
-    """OSError if the kernel refuses."""
+    """Confine this process. OSError if the kernel refuses."""
     library = ctypes.CDLL(None, use_errno=True)
     if (
         library.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
@@ -129,7 +129,7 @@ def _watch(lifeline: int, remove: str) -> None:
 
 
 def _wait(child: int) -> int:
-    """The child's status; orphans that came here are reaped on the way."""
+    """Return the child's status; reap orphans adopted in the meantime."""
     while True:
         try:
             pid, status = os.waitpid(-1, 0)

@@ -1,4 +1,4 @@
-"""Where the program of an engine is read from: files that its command names, and the environments of interpreters among them."""
+"""Paths that an engine's program is read from: files that its command names, and the Python environments among them."""
 
 import shlex
 import shutil
@@ -13,7 +13,7 @@ _SETTINGS_OF_AN_ENVIRONMENT: Final = "pyvenv.cfg"
 
 
 def program_words(environment: Mapping[str, str]) -> Sequence[str]:
-    """The words of an engine's command that the operator gave; none of them comes from a manifest. LoadFailed if there is no vLLM."""
+    """Return the words of an engine's command that the operator gave, none from a manifest. LoadFailed if there is no vLLM."""
     template = environment.get(COMMAND_VARIABLE)
     if not template:
         return (vllm_python(environment),)
@@ -21,10 +21,10 @@ def program_words(environment: Mapping[str, str]) -> Sequence[str]:
 
 
 def program_paths(words: Sequence[str], *, search: str | None = None) -> frozenset[Path]:
-    """The files and directories that these words name by an absolute path, and what belongs to them. `search` is the variable PATH.
+    """Return the absolute paths that these words name, and those that belong to them. `search` is the variable PATH.
 
-    To a program in `bin` of a Python environment belong this environment, the one that it was made from, and the directories that its
-    `.pth` files add to the modules.
+    To a program in `bin` of a Python environment belong this environment, its base environment, and the directories
+    that its `.pth` files add to the module path.
     """
     named = [shutil.which(words[0], path=search), *words[1:]] if words else []
     return frozenset(path for word in named if word for path in _belonging(word.rpartition("=")[2]))
@@ -54,7 +54,7 @@ def _environment(prefix: Path) -> Iterator[Path]:
 
 
 def _added(prefix: Path) -> Iterator[Path]:
-    """Directories that an environment takes modules from beside its own, as `site` reads them."""
+    """Yield directories outside an environment that its `.pth` files add, as `site` reads them."""
     for file in prefix.glob("lib/python3*/site-packages/*.pth"):
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             path = file.parent / line.strip()

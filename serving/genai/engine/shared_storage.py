@@ -1,6 +1,6 @@
-"""A directory that several engines, also those of other hosts, use together, and that is emptied once none of them does.
+"""A directory shared by several engines, also of other hosts, that is emptied once no engine uses it.
 
-Who uses it holds a shared lock on a file beside it; the kernel lets go of the lock of a process that is killed.
+A user holds a shared lock on a file next to it; if a process is killed, the kernel releases its lock.
 """
 
 import fcntl
@@ -11,14 +11,14 @@ from typing import IO
 
 
 class SharedStorage:
-    """The directory as one of its users sees it. Its methods may wait for the disk: call them in a thread."""
+    """The directory, from the view of one user. Its methods may wait for the disk: call them in a thread."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._lock: IO[bytes] | None = None
 
     def take(self) -> None:
-        """Use it from now on. The first user finds it empty: what is there is of engines that were killed. OSError."""
+        """Start using the directory. The first user empties it: any content is left over from killed engines. OSError."""
         if self._lock is not None:
             return
         self.directory.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ class SharedStorage:
         self._lock = lock
 
     def release(self) -> None:
-        """Use it no more. The last user empties it."""
+        """Stop using the directory. The last user empties it."""
         lock, self._lock = self._lock, None
         if lock is None:
             return

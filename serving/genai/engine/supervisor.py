@@ -1,4 +1,4 @@
-"""One engine for one snapshot: started, waited for until it answers, watched, started again when it dies, drained, ended."""
+"""Supervision of one engine of one snapshot: start, readiness, health checks, restarts, drain, stop."""
 
 import asyncio
 import os
@@ -30,15 +30,15 @@ from serving.genai.engine.shared_storage import SharedStorage
 
 LOOPBACK: Final = "127.0.0.1"
 _SOCKETS: Final = "e"
-"""Directory for those of engines, in that of the host's own. Short: the kernel takes 107 bytes of a socket's path."""
+"""Directory of the engines' sockets, within that of the host's. Short: the kernel limits a socket's path to 107 bytes."""
 
 Probes = Callable[[str, str], EngineProbe]
-"""Makes the probe of an engine at a URL, asked for a model."""
+"""Makes the probe of an engine at a URL, for a model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """What is run."""
+    """Configuration of an engine."""
 
     model: str
     directory: Path
@@ -47,25 +47,25 @@ class EngineSpec:
     needed_bytes: int = 0
     """Memory that it is expected to take."""
     storage: SharedStorage | None = None
-    """Where it meets the other part, as one of prefill and decode that hand over by files."""
+    """Storage shared with the other part, if prefill and decode transfer keys and values by files."""
     checkpoint: Checkpoint | None = None
-    """What is in the directory, where that is known."""
+    """Facts about the checkpoint in the directory, if known."""
     swap: bool = False
-    """Whether it gets the routes that change its weights, on its own socket."""
+    """Whether its own socket has the routes that change its weights."""
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
     sockets: Path | None = None
     """Directory for its Unix socket; None: it listens on a loopback port."""
     name: str | None = None
-    """What it is to write into its answers as `model`."""
+    """The `model` that it must write into its answers."""
     enclosure: Enclosure | None = None
-    """What it may do; None: it is not confined."""
+    """Its confinement; None: it is not confined."""
     cache: Path | None = None
-    """Where snapshots lie that it is to take while it runs: other weights, or adapters."""
+    """Directory of snapshots that it loads while it runs: other weights, or adapters."""
 
     @property
     def answers_as(self) -> str | None:
-        """What it writes into its answers as `model`; None if its command does not say."""
+        """The `model` that it writes into its answers; None if its command does not set it."""
         return self.name if takes_name(self.environment) else None
 
     @property
@@ -74,13 +74,13 @@ class EngineSpec:
         return frozenset({self.model, self.answers_as or self.model})
 
     def address(self) -> int | Path:
-        """A path for the socket of one start, in a directory of its own; a port if it listens on one."""
+        """Return the address of one start: a socket path in a new directory, or a port if it listens on one."""
         if self.sockets is None or not takes_socket(self.environment):
             return free_port()
         return engine_sockets(self.sockets) / secrets.token_hex(3) / f"e{SUFFIX}"
 
     def command(self, address: int | Path) -> Sequence[str]:
-        """The command line for one start."""
+        """Return the command line of one start."""
         storage = self.storage.directory if self.storage else None
         return engine_command(
             self.model,
@@ -93,7 +93,7 @@ class EngineSpec:
         )
 
     def ruleset(self, address: int | Path, side_port: int) -> Ruleset | None:
-        """What confines one start; None: nothing. The caller closes it. LoadFailed, Unavailable as for `Enclosure.ruleset`."""
+        """Return the ruleset that confines one start; None: unconfined. The caller closes it. Errors as `Enclosure.ruleset`."""
         if self.enclosure is None:
             return None
         return self.enclosure.ruleset(
@@ -109,23 +109,23 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How often an engine is looked at and how soon it is started again, in seconds."""
+    """Intervals of health checks and restarts, in seconds."""
 
     poll: float = 0.25
-    """Between two looks at its health while it starts, and at its requests while it drains."""
+    """Between two health checks while it starts, and two samples of its requests while it drains."""
     watch: float = 1.0
-    """Between two looks at an engine that serves."""
+    """Between two checks of a serving engine."""
     sample: float = 1.0
-    """Longest wait for a count of its requests: below what an agent waits for a host's state."""
+    """Longest wait for a count of its requests: below the agent's timeout for a host's state."""
     unanswered: float = 15.0
-    """An engine that is silent for so long is no longer ready."""
+    """Silence after which an engine is no longer ready."""
     hung: float = 120.0
-    """An engine that is silent for so long is killed."""
+    """Silence after which an engine is killed."""
     first_pause: float = 1.0
-    """Before the first restart; doubles with each further one."""
+    """Wait before the first restart; doubles with each further one."""
     longest_pause: float = 60.0
     steady: float = 60.0
-    """An engine that was ready for so long starts over with the first pause."""
+    """Ready time after which an engine's next restart waits only the first pause again."""
 
 
 class Engine:
@@ -136,17 +136,17 @@ class Engine:
         self.ready = False
         self.retiring = False
         self.message: str | None = None
-        """Why the last start ended, with the last lines of its log; None once it is ready."""
+        """Cause of the last end, with the last lines of its log; None once it is ready."""
         self.restarts = 0
         self.in_flight = 0
-        """As last asked."""
+        """Requests, as last sampled."""
         self.resident_bytes = 0
         """Memory in RAM of all its processes, as last measured."""
         self.url = ""
         self.start_stage: StartStage | None = None
-        """What its process does on its way to ready; None before and after."""
+        """Stage of its start; None before and after."""
         self.before_ready: Callable[[], Awaitable[None]] | None = None
-        """Called once each of its processes has answered and before that is ready; Unavailable or LoadFailed ends the process."""
+        """Called for each process after its first answer, before it is ready; Unavailable or LoadFailed ends the process."""
         self._probes = probes
         self._pace = pace or Pace()
         self._process: KeptProcess | None = None
@@ -156,20 +156,20 @@ class Engine:
 
     @property
     def pid(self) -> int | None:
-        """Process id of its keeper while it runs."""
+        """Process id of its reaper while it runs."""
         return self._process.pid if self._process else None
 
     @property
     def stage_seconds(self) -> float:
-        """For how long it has been in `start_stage`."""
+        """Seconds since it entered `start_stage`."""
         return time.monotonic() - self._stage_at
 
     def start(self) -> None:
-        """Begin to keep it running."""
+        """Start supervision."""
         self._task = asyncio.create_task(self._keep_running(), name=f"engine {self.spec.log.engine}")
 
     async def sample(self) -> int:
-        """Requests that it works on now. One that does not say so in time counts as busy: it may well be."""
+        """Return the current number of its requests. If it does not report in time it counts as busy, since it may well be."""
         if self._process is None or not self._ready_at:
             return self.in_flight
         try:
@@ -181,11 +181,11 @@ class Engine:
 
     @property
     def up(self) -> bool:
-        """Whether its process has answered well and runs."""
+        """Whether its process runs and has given a good answer."""
         return self._process is not None and self._ready_at > 0
 
     async def retire(self, drain_seconds: float) -> None:
-        """Take no part in `ready` any more, wait so long for what runs, then end."""
+        """Become unready, wait up to `drain_seconds` for running requests, then stop."""
         self.retiring, was_ready, self.ready = True, self.ready, False
         deadline = time.monotonic() + drain_seconds
         while was_ready and self._process is not None and time.monotonic() < deadline:
@@ -195,7 +195,7 @@ class Engine:
         await self.stop()
 
     async def stop(self) -> None:
-        """SIGTERM, SIGKILL after the grace time; returns when nothing of it is left."""
+        """Send SIGTERM, then SIGKILL after the grace time; return when none of its processes is left."""
         self._ending.set()
         self.ready = False
         if self._task is not None:
@@ -236,7 +236,7 @@ class Engine:
                 await self._ending.wait()
 
     async def _run_once(self) -> str:
-        """One life of the engine; why it is over."""
+        """Run one process of the engine until it ends; return the reason."""
         address = self.spec.address()
         try:
             self._process = process = await self._spawn(address)
@@ -281,7 +281,7 @@ class Engine:
         return watch.result() if watch.done() else "was ended"
 
     async def _watch(self) -> str:
-        """Wait until it is ready, then look at it now and then. Returns why it has to be ended."""
+        """Wait until it is ready, then check it at intervals. Returns the reason why it must be ended."""
         settings = self.spec.settings
         try:
             async with asyncio.timeout(settings.start_seconds):
@@ -315,7 +315,7 @@ class Engine:
     async def _healthy(self) -> None:
         """Return once `/health` answers 200."""
         while True:
-            with suppress(Unavailable):  # nobody listens yet
+            with suppress(Unavailable):  # it does not listen yet
                 if await self._probe.health() == 200:
                     return
             await asyncio.sleep(self._pace.poll)
@@ -332,18 +332,18 @@ class Engine:
 
 
 def engine_sockets(sockets: Path) -> Path:
-    """Where the sockets of engines are, in a directory each. `sockets` has those of their host."""
+    """Return the directory of the engines' sockets, with one directory per engine. `sockets` has those of their host."""
     return sockets / _SOCKETS
 
 
 def forget_sockets(directory: Path) -> None:
-    """Remove the sockets of engines that ended with a former host, and make room for others."""
+    """Remove the sockets of engines of a former host, and recreate the directory."""
     shutil.rmtree(engine_sockets(directory), ignore_errors=True)
     make_private_directory(engine_sockets(directory))
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on. Between now and its use somebody may take it: then the engine is started again."""
+    """Return a free loopback port. If another process takes it before its use, the engine is restarted."""
     while True:
         port = secrets.choice(PORTS)
         with socket.socket() as probe, suppress(OSError):
