@@ -1,4 +1,4 @@
-"""What a router counts of one generation. Used by serving.routing.metrics."""
+"""A router's counters of one generation. Used by serving.routing.metrics."""
 
 import time
 from collections import Counter
@@ -11,11 +11,11 @@ from serving.metrics.prediction_sketches import Predictions
 from serving.metrics.tallies import Answers, Histogram, StreamTally
 
 ENOUGH_ANSWERS: Final = 20
-"""A median of fewer answers is not judged by."""
+"""Fewest answers for a meaningful median."""
 
 
 class Aside:
-    """Requests that gates leave out; they are in the other counts too."""
+    """Requests that gates ignore; the other counters include them too."""
 
     def __init__(self) -> None:
         self.requests = 0
@@ -24,7 +24,7 @@ class Aside:
         self.let_go()
 
     def let_go(self) -> None:
-        """Forget the latencies."""
+        """Drop the latencies."""
         self.latency = Histogram(LATENCY_SECONDS)
         self.first_token = Histogram(LATENCY_SECONDS)
         self.token = Histogram(LATENCY_SECONDS)
@@ -38,7 +38,7 @@ class Aside:
 
     @property
     def traffic(self) -> AsideTraffic:
-        """What the agent is told."""
+        """The counters in the report to the agent."""
         return AsideTraffic(
             requests=self.requests,
             errors=self.errors,
@@ -59,21 +59,21 @@ class GenerationCounts:
     """Seconds of the answers with status 200."""
     predictions: Predictions = field(default_factory=Predictions)
     streams: StreamTally | None = None
-    """None while no answer came in pieces."""
+    """None until an answer was streamed."""
     before: Histogram | None = None
-    """Seconds that the nodes before one that generates took; None while there were none."""
+    """Seconds of the nodes before the generator; None until there were any."""
     in_flight: int = 0
     non_finite: int = 0
     retries: int = 0
     substituted: int = 0
     prefills: Counter[str] = field(default_factory=Counter)
-    """Prompts read apart from their answers, by what came of it."""
+    """Disaggregated prefills, by their outcome."""
     aside: Aside = field(default_factory=Aside)
     last_at: float = 0.0
     """Unix time of the last answer."""
 
     def note(self, status: int) -> Answers:
-        """Where an answer of this status is counted."""
+        """Return the counters of answers with this status, and record the time."""
         self.last_at = time.time()
         found = self.answers.get(status)
         if found is None:
@@ -81,7 +81,7 @@ class GenerationCounts:
         return found
 
     def let_go(self) -> None:
-        """Forget latencies and predictions, which take the most room."""
+        """Drop latencies and predictions, which take the most memory."""
         self.latency = Histogram(LATENCY_SECONDS)
         self.predictions = Predictions()
         self.aside.let_go()
@@ -95,11 +95,11 @@ class GenerationCounts:
         return times.median if times.count >= ENOUGH_ANSWERS else None
 
     def requests(self, *, at_least: int = 0) -> int:
-        """Answers whose status is `at_least` so high."""
+        """Count answers with a status of `at_least` or above."""
         return sum(answers.seconds.count for status, answers in self.answers.items() if status >= at_least)
 
     def traffic(self, model: str, generation: int) -> GenerationTraffic:
-        """What the agent is told."""
+        """Return the report to the agent."""
         return GenerationTraffic(
             model=model,
             generation=generation,

@@ -1,17 +1,17 @@
-"""Counts what is under way while it lasts. A class, since every request has some: a generator's way takes a microsecond more."""
+"""Counts requests while they are in flight. A class, since every request uses it: a generator takes a microsecond more."""
 
 from types import TracebackType
 from typing import Protocol
 
 
 class HasInFlight(Protocol):
-    """What has things under way."""
+    """An object that counts its requests in flight."""
 
     in_flight: int
 
 
 class InFlight:
-    """One more of them is under way from entry to exit."""
+    """Counts one more from entry to exit."""
 
     __slots__ = ("_one",)
 

@@ -1,7 +1,7 @@
-"""What a generation predicts, in little: sketches of sampled answers by whoever holds their tensors, added up by the router.
+"""Sketches of a generation's predictions: made from sampled answers in the process that has their tensors, summed by the router.
 
-A router asks for the sketch of an answer at most once in so long for each generation, by its clock alone, so the cost
-stays the same at any rate; at low rates every answer is taken. Buckets: ipnext.model.sketch.
+A router samples at most one answer per interval and generation, by its clock alone, so that the cost is the same at any
+rate; at low rates every answer is sampled. Buckets: ipnext.model.sketch.
 """
 
 import math
@@ -14,7 +14,7 @@ from ipnext.model.sketch import PREDICTION_BOUNDS, PredictionSketch, prediction_
 from serving.protocol.tensors import Array, Tensor, bf16_to_float32
 
 SAMPLE_SECONDS: Final = 0.01
-"""At least so long between two sampled answers of a generation, unless the router is told otherwise."""
+"""Default minimum interval between two sampled answers of a generation."""
 MAX_VALUES: Final = 256
 """Numbers taken from one output of an answer, evenly spaced over its elements."""
 MAX_OUTPUTS: Final = 4
@@ -24,11 +24,11 @@ _LARGEST: Final = 1e100
 """Larger numbers count as this one, so that sums of squares stay finite."""
 
 Sketches = dict[str, tuple[int, float, float, list[int], list[int]]]
-"""Output -> finite values, their sum, their sum of squares, buckets, and how many fell into each. Has a JSON form."""
+"""Output -> number of finite values, their sum, their sum of squares, buckets, and the count in each. Has a JSON form."""
 
 
 def sketches_of(outputs: Mapping[str, Tensor]) -> Sketches:
-    """The sketches of one answer's numeric outputs. Values that are not finite are left out."""
+    """Return the sketches of one answer's numeric outputs. Values that are not finite are excluded."""
     found: Sketches = {}
     for name, tensor in outputs.items():
         if tensor.datatype == "BYTES":
@@ -40,7 +40,7 @@ def sketches_of(outputs: Mapping[str, Tensor]) -> Sketches:
 
 
 def _one(tensor: Tensor) -> tuple[int, float, float, list[int], list[int]]:
-    """As `_many`, in a tenth of its time: answers of batch 1 are the cheapest."""
+    """Return the sketch of a single value; as `_many` in a tenth of its time, since answers of batch 1 are the cheapest."""
     data = bf16_to_float32(tensor.data) if tensor.datatype == "BF16" else tensor.data
     value = float(data.item())
     if not math.isfinite(value):
@@ -56,7 +56,7 @@ def _many(values: Array) -> tuple[int, float, float, list[int], list[int]]:
 
 
 def _sampled(tensor: Tensor) -> Array:
-    """At most MAX_VALUES finite numbers as float64."""
+    """Return at most MAX_VALUES finite numbers as float64."""
     flat = tensor.data.reshape(-1)
     flat = flat[:: max(1, -(-flat.size // MAX_VALUES))]
     if tensor.datatype == "BF16":
@@ -81,7 +81,7 @@ class PredictionTally:
         self._bins: dict[int, int] = {}
 
     def add(self, sketch: Sequence[Any]) -> None:
-        """Add that of one answer: an entry of `Sketches`, with more at its end if another build made it."""
+        """Add the sketch of one answer: an entry of `Sketches`, with further fields if another build made it."""
         values, total, squares, buckets, counts, *_ = sketch
         self._answers += 1
         self._values += values
@@ -92,7 +92,7 @@ class PredictionTally:
 
     @property
     def sketch(self) -> PredictionSketch:
-        """All so far."""
+        """The sum so far."""
         return PredictionSketch(
             answers=self._answers,
             values=self._values,
@@ -112,14 +112,14 @@ class Predictions:
         self._sampled_at = -1e18
 
     def wants(self, now: float, every: float = SAMPLE_SECONDS) -> bool:
-        """Whether the answer that is asked for at `now` (seconds of a steady clock) is to be sampled, one in `every`."""
+        """Whether to sample the answer to a request at `now` (seconds of a steady clock), one in `every` seconds."""
         if now - self._sampled_at < every:
             return False
         self._sampled_at = now
         return True
 
     def add(self, sketches: Mapping[str, Any]) -> None:
-        """Add those of one answer, as `sketches_of` gave them or as they came through JSON."""
+        """Add the sketches of one answer, from `sketches_of` or its JSON form."""
         for name, sketch in sketches.items():
             found = self._outputs.get(name)
             if found is None:
@@ -130,5 +130,5 @@ class Predictions:
 
     @property
     def sketches(self) -> dict[str, PredictionSketch]:
-        """All so far, by output."""
+        """The sums so far, by output."""
         return {name: tally.sketch for name, tally in self._outputs.items()}

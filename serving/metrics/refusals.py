@@ -1,4 +1,4 @@
-"""Counts of requests that were not let through. They are no answers of any generation: gates and forecasts never see them."""
+"""Counters of requests refused by access control. They are not answers of a generation: gates and forecasts never see them."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ class Refusals:
         self._counts: Counter[tuple[str, Reason]] = Counter()
 
     def note(self, model: str | None, reason: Reason) -> None:
-        """Count a request. `model`: None for a name that is not known here, which only a client made up."""
+        """Count a refusal. `model`: None if the name is unknown here, since clients can make names up."""
         self._counts[model or _NO_MODEL, reason] += 1
 
     def collect(self) -> Iterator[Metric]:
-        """As prometheus_client asks."""
+        """Yield the metric; called by prometheus_client."""
         family = CounterMetricFamily(
             "ipnext_router_refused_requests",
             "Requests that were not let through, for want of a credential, a role or a free place in a limit.",

@@ -1,7 +1,7 @@
-"""Counts of requests in plain numbers, shown to Prometheus when it asks. Used by the metrics of routers and hosts.
+"""Counters of requests in plain numbers, exported when Prometheus scrapes. Used by the metrics of routers and hosts.
 
-prometheus-client's own counters take a lock for each step and a look-up for the labels, some microseconds a request in
-all; one thread counts here, so integers do, and its Collector interface makes the text of them.
+prometheus-client's own counters take a lock per step and a look-up of the labels, some microseconds per request in all.
+Here one thread counts, so integers suffice, and the library's Collector interface exports them.
 """
 
 from bisect import bisect_left
@@ -13,17 +13,17 @@ from prometheus_client.core import HistogramMetricFamily
 from ipnext.model.sketch import LATENCY_SECONDS
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4"
-"""Of the text that `generate_latest` writes."""
+"""Content type of the text that `generate_latest` writes."""
 SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper bounds of the buckets of a time."""
+"""Upper bounds of the buckets of a time, in seconds."""
 SIZES: Final = tuple(float(1 << step) for step in range(13))
 """Upper bounds of the buckets of a number of rows: 1 to 4096."""
 CANCELLED: Final = 499
-"""Status under which a request counts whose client left first, as nginx has it."""
+"""Status that counts for a request whose client left first, as in nginx."""
 
 
 class Histogram:
-    """How often a value fell into each bucket, and the sum of all."""
+    """Number of values per bucket, and their sum."""
 
     __slots__ = ("_bounds", "_counts", "total")
 
@@ -39,17 +39,17 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """Values so far."""
+        """Number of values so far."""
         return sum(self._counts)
 
     @property
     def counts(self) -> dict[int, int]:
-        """Bucket -> values, where there are any; bucket i ends with the bound i, the last one nowhere."""
+        """Bucket -> number of values, if any; bucket i ends at bound i, the last one is unbounded."""
         return {bucket: count for bucket, count in enumerate(self._counts) if count}
 
     @property
     def median(self) -> float:
-        """Upper bound of the bucket in which the middle value lies; infinity beyond the last bound. There is a value."""
+        """Upper bound of the median's bucket; infinity beyond the last bound. There must be a value."""
         half, so_far = self.count / 2, 0
         for bound, count in zip(self._bounds, self._counts, strict=False):
             so_far += count
@@ -58,7 +58,7 @@ class Histogram:
         return float("inf")
 
     def add_to(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
-        """Show it as one series of a family."""
+        """Add it as one series of a family."""
         so_far = 0
         buckets: list[tuple[str, float]] = []
         for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):
@@ -68,7 +68,7 @@ class Histogram:
 
 
 class Answers:
-    """The requests that were answered with one status."""
+    """The answers with one status."""
 
     __slots__ = ("bytes_in", "bytes_out", "seconds")
 
@@ -78,18 +78,18 @@ class Answers:
         self.bytes_out = 0
 
     def note(self, seconds: float, bytes_in: int, bytes_out: int) -> None:
-        """Count one."""
+        """Count one answer."""
         self.seconds.observe(seconds)
         self.bytes_in += bytes_in
         self.bytes_out += bytes_out
 
 
 class StreamTally:
-    """The answers of a generation that came in pieces."""
+    """The streamed answers of a generation."""
 
     def __init__(self) -> None:
         self.first_seconds = Histogram()
-        """From a request's arrival to the first piece of its answer."""
+        """Time from a request's arrival to the first piece of its answer."""
         self.pieces = 0
         self.broken = 0
         self.let_go()
@@ -103,9 +103,9 @@ class StreamTally:
         broken: bool,
         aside: tuple[Histogram, Histogram] | None = None,
     ) -> None:
-        """Count one that has ended, `seconds` after its request had come; None where its times are not to be judged.
+        """Count an answer that ended `seconds` after its request arrived; None if its times must not be judged.
 
-        `aside`: where the times to the first piece, and between pieces, are counted as well.
+        `aside`: further histograms of the times to the first piece, and between pieces.
         """
         self.first_seconds.observe(first_seconds)
         self.pieces += pieces
@@ -118,28 +118,28 @@ class StreamTally:
                 between.observe((seconds - first_seconds) / (pieces - 1))
 
     def let_go(self) -> None:
-        """Forget what gates judge by, which takes the most room."""
+        """Drop the histograms for gates, which take the most memory."""
         self.first_token = Histogram(LATENCY_SECONDS)
-        """From a request's arrival to the first piece of its answer, as finely as gates look."""
+        """Time from a request's arrival to the first piece of its answer, in the buckets of gates."""
         self.token = Histogram(LATENCY_SECONDS)
-        """Between two pieces, the mean of each answer."""
+        """Mean time between two pieces of an answer."""
 
 
 class HostTally:
-    """What a host counts besides the requests of its snapshots."""
+    """A host's counters besides those of its snapshots."""
 
     def __init__(self) -> None:
         self.refusals: dict[str, int] = {}
-        """Requests that found no snapshot to ask, by the code of the error."""
+        """Requests for which no snapshot was ready, by the code of the error."""
         self.walk_retries: dict[tuple[str, int], int] = {}
-        """Walks that were made again as a whole, by model and generation."""
+        """Graph executions that were repeated as a whole, by model and generation."""
 
     def note_refusal(self, code: str) -> None:
         """Count a refusal."""
         self.refusals[code] = self.refusals.get(code, 0) + 1
 
     def note_retry(self, model: str, generation: int) -> None:
-        """Count a walk that is made again."""
+        """Count a repeated graph execution."""
         self.walk_retries[model, generation] = self.walk_retries.get((model, generation), 0) + 1
 
 
@@ -152,7 +152,7 @@ class PartTally:
         self.in_flight = 0
         self.non_finite = 0
         self.queued = Histogram()
-        """Seconds from a request's arrival to the pass that takes it."""
+        """Seconds from a request's arrival to its pass."""
         self.pass_seconds = Histogram()
         self.pass_requests = Histogram(SIZES)
         self.pass_rows = Histogram(SIZES)

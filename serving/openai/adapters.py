@@ -1,4 +1,4 @@
-"""Models and adapters as clients ask for them, `MODEL` and `MODEL:PART`, and as the engines of a generation know them."""
+"""Names of models and adapters: those that clients use, `MODEL` and `MODEL:PART`, and those of a generation's engines."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,28 +17,28 @@ class Alias:
     """One model or adapter under two names."""
 
     asked: str
-    """By which the client asks, and is answered."""
+    """The client's name, in its request and its answer."""
     engine: str
-    """By which the engine answers."""
+    """The engine's name, in its answers."""
 
     def beside(self, answers_as: str | None) -> "Alias":
-        """An adapter as an engine of this name has it."""
+        """Return the alias of an adapter for an engine that answers by this name."""
         return replace(self, engine=adapter_in(self.engine, answers_as))
 
     def moved(self, content: bytes | bytearray, former: "Alias") -> bytes | bytearray:
-        """A request's bytes that were made for `former`."""
+        """Adapt the bytes of a request that were made for `former`."""
         return content.replace(b'"model":' + orjson.dumps(former.engine), b'"model":' + orjson.dumps(self.engine))
 
     def renamed(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """A request's body for the engine."""
+        """Return the request's body with the engine's name."""
         return {**body, "model": self.engine}
 
     def restored(self, answer: bytes) -> bytes:
-        """An answer's bytes for the client. Quotes within a JSON text are escaped, so this meets whole values alone."""
+        """Return the answer's bytes with the client's name. Quotes within JSON texts are escaped, so only whole values match."""
         return answer.replace(*self._needle_and_name())
 
     def follow(self, flow: Flow) -> Flow:
-        """An answer that comes in pieces, for the client."""
+        """Wrap a streamed answer so that it has the client's name."""
         return _Restored(flow, *self._needle_and_name())
 
     def _needle_and_name(self) -> tuple[bytes, bytes]:
@@ -46,7 +46,7 @@ class Alias:
 
 
 def alias_of(route: GenerationRoute, name: str) -> Alias | None:
-    """The adapter that a request names; None where it names the model itself. UnknownModel names those of the generation."""
+    """Return the adapter that a request names; None if it names the model itself. UnknownModel lists the generation's adapters."""
     model, colon, part = name.partition(":")
     if not colon:
         return None
@@ -58,7 +58,7 @@ def alias_of(route: GenerationRoute, name: str) -> Alias | None:
 
 
 class _Restored:
-    """A Flow whose pieces have the client's name in the place of the engine's. A name that two pieces share is waited for."""
+    """A Flow whose pieces have the client's name instead of the engine's. If a name may span two pieces, its beginning is held back."""
 
     def __init__(self, flow: Flow, needle: bytes, name: bytes) -> None:
         self._flow = flow
@@ -69,12 +69,12 @@ class _Restored:
         self.pause, self.resume, self.cancel = flow.pause, flow.resume, flow.cancel
 
     def start(self, sink: Sink) -> None:
-        """As of a Flow."""
+        """Start the flow; see Flow."""
         self._sink = sink
         self._flow.start(self)
 
     def write(self, piece: bytes) -> None:
-        """As of a Sink."""
+        """Write a piece; see Sink."""
         data = (self._kept + piece).replace(self._needle, self._name)
         shared = self._begun_at_the_end(data)
         self._kept = data[len(data) - shared :]
@@ -82,16 +82,16 @@ class _Restored:
             self._sink.write(data[: len(data) - shared])
 
     def end(self, last: bytes = b"") -> None:
-        """As of a Sink."""
+        """End the body; see Sink."""
         if self._sink is not None:
             self._sink.end((self._kept + last).replace(self._needle, self._name))
 
     def abort(self) -> None:
-        """As of a Sink."""
+        """Abort the body; see Sink."""
         if self._sink is not None:
             self._sink.abort()
 
     def _begun_at_the_end(self, data: bytes) -> int:
-        """How many of the last bytes are the beginning of the engine's name. Its only quotes are the first byte and the last."""
+        """Return how many trailing bytes begin the engine's name, whose only quotes are its first and last bytes."""
         place = data.rfind(b'"', -len(self._needle) + 1)
         return len(data) - place if place >= 0 and self._needle.startswith(data[place:]) else 0

@@ -1,6 +1,7 @@
-"""Several conversations in one request: `/v1/chat/completions/batch`, as vLLM 0.32 has it. Used by serving.openai.routes.
+"""Several conversations in one request: `/v1/chat/completions/batch`, as in vLLM 0.32. Used by serving.openai.routes.
 
-`messages` is a list of conversations; the answer has one choice for each, by their index. One engine answers all of them.
+`messages` is a list of conversations; the answer has one choice for each, by their index. One engine answers all of
+them.
 """
 
 from collections.abc import Mapping
@@ -10,11 +11,11 @@ from ipnext.errors import InvalidInput
 
 BATCH_PATH: Final = "/v1/chat/completions/batch"
 _LEFT_OUT: Final = ("stream", "tools")
-"""Fields that vLLM takes here and does nothing with."""
+"""Fields that vLLM accepts here but ignores."""
 
 
 def check_batch(body: Mapping[str, Any]) -> None:
-    """InvalidInput where more is asked for than an engine gives here: it would answer as if it had not been asked."""
+    """Raise InvalidInput if the request has fields that an engine ignores here instead of refusing them."""
     for field in _LEFT_OUT:
         if body.get(field):
             msg = (

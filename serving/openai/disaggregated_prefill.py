@@ -1,7 +1,7 @@
-"""Prefill and decode apart: a prompt goes to an engine that reads it, then with what that one handed over to an engine that answers.
+"""Disaggregated prefill: a prefill engine processes the prompt, then a decode engine answers with the keys and values it transfers.
 
-A prompt that nobody reads first is read by the engine that answers: nothing here makes a request fail, unless an engine ended
-by it.
+If the prefill fails, the decode engine processes the prompt itself. A request fails here only if an engine ended while
+it had the prompt.
 """
 
 import asyncio
@@ -21,23 +21,23 @@ from serving.routing.sync_policy import HostCandidate
 from serving.routing.table import GenerationRoute
 
 Outcome = Literal["handed", "alone", "refused", "failed"]
-"""`alone`: not asked for one sequence; `refused`: the prefill engine said that the request is a bad one."""
+"""`alone`: the request is not for a single sequence; `refused`: the prefill engine rejected the request as invalid."""
 
 ATTEMPTS: Final = 2
-"""Prefill engines that are asked for one request."""
+"""Prefill engines that are tried for one request."""
 SHARE: Final = 0.5
-"""Of the time until the deadline: what is left belongs to the engine that answers."""
+"""Share of the time until the deadline for the prefill; the rest is left to the decode engine."""
 _FULL: Final = 503
 PARAMETERS: Final = "kv_transfer_params"
 HANDED: Final[Mapping[str, tuple[str, ...]]] = {
     "/v1/chat/completions": ("max_tokens", "max_completion_tokens"),
     "/v1/completions": ("max_tokens",),
 }
-"""Paths whose prompts are read apart, with the fields that limit an answer's tokens."""
+"""Paths with disaggregated prefill, with the fields that limit an answer's tokens."""
 _OF_THE_ANSWER: Final = frozenset(
     {"stream_options", "min_tokens", "logprobs", "top_logprobs", "prompt_logprobs", "echo"}
 )
-"""Fields that say nothing of the prompt."""
+"""Fields that do not affect the prompt."""
 _ASKED_OF_PREFILL: Final = {
     "do_remote_decode": True,
     "do_remote_prefill": False,
@@ -46,12 +46,12 @@ _ASKED_OF_PREFILL: Final = {
     "remote_host": None,
     "remote_port": None,
 }
-"""As vLLM's NixlConnector takes it from a router."""
+"""Transfer parameters that vLLM's NixlConnector expects from a router."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A request on its way: path, headers that are passed on, its body as it came and as it reads."""
+    """A request for prefill: path, headers for the engine, and its body, as bytes and parsed."""
 
     path: str
     headers: Mapping[str, str]
@@ -61,14 +61,14 @@ class Prompt:
 
 
 class Prefill:
-    """Has prompts read by the prefill engines of a generation."""
+    """Runs prefills on the prefill engines of a generation."""
 
     def __init__(self, engines: EngineRegistry, metrics: RouterMetrics) -> None:
         self._engines = engines
         self._metrics = metrics
 
     async def content(self, route: GenerationRoute, prompt: Prompt, *, seconds: float) -> bytes | bytearray:
-        """The body for the engine that answers, within a share of `seconds`. Cancelled, the prefill engine is told so."""
+        """Return the body for the decode engine, within a share of `seconds`. If cancelled, the call to the prefill engine is too."""
         handoff = route.handoff
         if handoff is None:
             return prompt.content
@@ -88,7 +88,7 @@ class Prefill:
     async def _read(
         self, route: GenerationRoute, handoff: Handoff, prompt: Prompt
     ) -> tuple[Outcome, Mapping[str, Any] | None]:
-        """What came of it, and what the engine hands over besides."""
+        """Run the prefill; return its outcome, and the transfer parameters of the engine, if any."""
         content = prefill_content(handoff, prompt)
         tried: list[str] = []
         for _ in range(ATTEMPTS):
@@ -110,7 +110,7 @@ class Prefill:
         return "failed", None
 
     async def _asked(self, url: str, prompt: Prompt, content: bytes) -> tuple[int, bytes]:
-        """Status and body of the answer; 0 where there is none. HostLost if the engine is gone that had the prompt."""
+        """Return status and body of the answer; status 0 if there is none. HostLost if the engine that had the prompt ended."""
         loads = self._engines.loads
         status, body, sent = 0, b"", True
         try:
@@ -127,7 +127,7 @@ class Prefill:
         return status, body
 
     async def _begun(self, url: str, prompt: Prompt, content: bytes) -> EngineAnswer:
-        """The engine's answer. A connection that had been idle may just have been closed: it is asked on a new one then."""
+        """Return the engine's answer. If an idle connection turns out to be closed, the call is repeated on a new one."""
         try:
             return await self._engines.ask(url, "POST", prompt.path, prompt.headers, content)
         except EngineLost as error:
@@ -138,7 +138,7 @@ class Prefill:
 
 
 def is_one_sequence(prompt: Prompt) -> bool:
-    """Whether one prompt and one answer are asked for: what is handed over can be taken once."""
+    """Whether the request has one prompt and one answer: transferred keys and values can be used once."""
     body = prompt.body
     if body.get("use_beam_search") or any((body.get(name) or 1) != 1 for name in ("n", "best_of")):
         return False
@@ -147,7 +147,7 @@ def is_one_sequence(prompt: Prompt) -> bool:
 
 
 def prefill_content(handoff: Handoff, prompt: Prompt) -> bytes:
-    """The body for a prefill engine: the same prompt, one token, no stream."""
+    """Return the body for a prefill engine: the same prompt, one token, no stream."""
     body = {name: value for name, value in prompt.body.items() if name not in _OF_THE_ANSWER}
     limits = [name for name in HANDED[prompt.path] if name in body] or HANDED[prompt.path][:1]
     body |= {"stream": False, **dict.fromkeys(limits, 1)}
@@ -158,7 +158,7 @@ def prefill_content(handoff: Handoff, prompt: Prompt) -> bytes:
 
 
 def decode_content(handoff: Handoff, prompt: Prompt, given: Mapping[str, Any] | None) -> bytes | bytearray:
-    """The body for the engine that answers: as it came, with what was handed over; what a client says of that is dropped."""
+    """Return the body for the decode engine, with the transfer parameters. Those from the client are dropped."""
     if given is None and PARAMETERS not in prompt.body:
         return prompt.content
     body = {name: value for name, value in prompt.body.items() if name != PARAMETERS}
@@ -168,7 +168,7 @@ def decode_content(handoff: Handoff, prompt: Prompt, given: Mapping[str, Any] | 
 
 
 def _untried(tiers: Sequence[Sequence[HostCandidate]], tried: Sequence[str]) -> Sequence[HostCandidate]:
-    """Engines of the best tier that has any left."""
+    """Return the untried engines of the best tier that has any."""
     found = ([candidate for candidate in tier if candidate.url not in tried] for tier in tiers)
     return next((candidates for candidates in found if candidates), [])
 

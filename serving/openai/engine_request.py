@@ -1,4 +1,4 @@
-"""A request to an engine: read from what the client sent, and what is kept of it until an answer begins. Used by serving.openai.routes."""
+"""A request to an engine: parsed from the client's, and the data kept until an answer begins. Used by serving.openai.routes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,28 +30,28 @@ _NOT_PASSED: Final = frozenset(
 
 @dataclass(slots=True)
 class EngineRequest:
-    """A request on its way to an engine."""
+    """A request to an engine that has no answer yet."""
 
     route: GenerationRoute
     context: RequestContext
     record: Record
     claim: Claim
-    """Memory that it takes beside its body as it came."""
+    """Memory that it takes in addition to its body as received."""
     name: str
-    """The model's name as the client gave it."""
+    """The model's name in the client's request."""
     body: Mapping[str, Any]
     content: bytes | bytearray
-    """The body's bytes, as they go to the engine."""
+    """The body's bytes for the engine."""
     alias: Alias | None = None
-    """The adapter that it asks for, as the table names it."""
+    """The adapter that it names, as in the table."""
     answering: Alias | None = None
-    """The client's name and that by which the engine that answers does so; None if they are the same."""
+    """The client's name and that of the answering engine; None if they are the same."""
     expected: str | None = None
-    """What the engine that was asked is to write into its answer as `model`; None if that is not known."""
+    """The `model` that the called engine must write into its answer; None if it is unknown."""
     hint: RoutingHint | None = None
 
     def content_for(self, url: str) -> bytes | bytearray:
-        """The body's bytes for one engine, whose name for an adapter has its own in it."""
+        """Return the body's bytes for one engine, with the adapter name of that engine."""
         answers_as = self.route.answers_as.get(url)
         content = self.content
         if self.alias is not None:
@@ -63,19 +63,19 @@ class EngineRequest:
         return content
 
     def keep_bytes(self, *, beside: bytearray) -> None:
-        """Let go of the values of the body: an engine takes its bytes, and may take minutes."""
+        """Drop the parsed body: the engine gets its bytes, and may take minutes."""
         self.body = {}
         self.claim.set(0 if self.content is beside else len(self.content))
 
 
 def passed_headers(request: Request) -> Mapping[str, str]:
-    """Headers that an engine gets."""
+    """Return the headers that are forwarded to an engine."""
     found = request.headers.items()
     return {name: value for name, value in found if name not in _NOT_PASSED and not name.startswith("x-ipnext-")}
 
 
 def read_body(request: Request, limit: int, claim: Claim) -> Mapping[str, Any]:
-    """The body, whose memory `claim` counts. WrongType, TooLarge, InvalidInput."""
+    """Parse the body, whose memory `claim` counts. WrongType, TooLarge, InvalidInput."""
     kind = request.header("content-type") or ""
     if not kind.lower().startswith("application/json"):
         msg = f"content-type: must be application/json, got {kind[:80]!r}"
@@ -100,7 +100,7 @@ def read_body(request: Request, limit: int, claim: Claim) -> Mapping[str, Any]:
 
 
 def model_of(body: Mapping[str, Any], routes: Routes) -> str:
-    """The name that it asks for. InvalidInput names those that are served."""
+    """Return the name of the requested model. InvalidInput names those that are served."""
     name = body.get("model")
     if isinstance(name, str) and name:
         return name
@@ -110,7 +110,7 @@ def model_of(body: Mapping[str, Any], routes: Routes) -> str:
 
 
 def hint_of(request: Request, body: Mapping[str, Any]) -> RoutingHint:
-    """What the choice of an engine goes by."""
+    """Return the data that the choice of an engine is based on."""
     session = request.header(SESSION_HEADER) or body.get("prompt_cache_key") or body.get("user")
     name = str(body["model"])
     return RoutingHint(f"{name}\0{session}"[:256] if session else None, blocks_of(name, prompt_of(body)))

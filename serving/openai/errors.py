@@ -1,4 +1,4 @@
-"""Errors in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`, with the types that vLLM's server gives.
+"""Errors in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`, with the types of vLLM's server.
 
 The field `type` is for people: OpenAI's clients raise by the status.
 """
@@ -28,23 +28,23 @@ FULL: Final = 429
 
 
 class UnknownModel(NotFound):
-    """No generative model of this name."""
+    """No generative model has this name."""
 
 
 class WrongType(InvalidInput):
-    """A body that is not JSON by its content type."""
+    """A body whose content type is not JSON."""
 
     http_status = 415
 
 
 class Full(Unavailable):
-    """The model has as many requests under way as it may."""
+    """The model is at its limit of requests in flight."""
 
     http_status = FULL
 
 
 def openai_error(error: IPnextError) -> Response:
-    """The answer to a request that ended with this error."""
+    """Return the answer to a request that failed with this error."""
     status = error.http_status
     param = "model" if isinstance(error, UnknownModel) else getattr(error, "field", None)
     code: Any = "model_not_found" if isinstance(error, UnknownModel) else status

@@ -1,4 +1,4 @@
-"""Which generation answers an OpenAI request, also while the engines of a model go over from one to another."""
+"""Choice of the generation that answers an OpenAI request, also during a hot swap of the model's engines."""
 
 import asyncio
 import time
@@ -13,9 +13,9 @@ from serving.routing.table import GenerationRoute, ModelRoutes, TableFollower
 
 
 def choose(model: ModelRoutes, request: Request) -> GenerationRoute:
-    """The generation that the request names, else the newest that has an engine. NotFound, or Unavailable where none is ready.
+    """Return the generation that the request names, else the newest with an engine. NotFound; Unavailable if none is ready.
 
-    What the gateway named by weight, and no client asked for, may be another one where the engines of the model go over.
+    If the gateway named the generation by weight, not the client, it may be another one while the model's engines swap.
     """
     pin = request.header(GENERATION_HEADER)
     try:
@@ -30,7 +30,7 @@ def choose(model: ModelRoutes, request: Request) -> GenerationRoute:
 
 
 def may_wait(model: ModelRoutes, request: Request) -> bool:
-    """Whether an engine goes over that may answer the request."""
+    """Whether an engine in a hot swap may answer the request."""
     pin = request.header(GENERATION_HEADER)
     free = pin is None or is_chosen(request)
     return free and any(generation in model.generations for generation in model.coming)
@@ -44,9 +44,9 @@ async def wait(
     seconds: float,
     under_way: Callable[[], int],
 ) -> GenerationRoute:
-    """A generation that answers, once the table has one. Unavailable after `seconds`, or the model's own limit.
+    """Wait until the table has a generation that answers. Unavailable after `seconds`, or the model's own limit.
 
-    `under_way`: how many requests of the model are being answered.
+    `under_way` returns the number of the model's requests in flight.
     """
     name, limit = model.model, min(model.swap_wait_seconds, seconds)
     deadline = time.monotonic() + limit

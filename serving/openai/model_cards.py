@@ -1,4 +1,4 @@
-"""What `GET /v1/models` tells: the generative models of this region, each with the generations that are served."""
+"""The answer to `GET /v1/models`: the generative models of this region, each with its served generations."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ _NAMED: int = 20
 
 
 def generative(routes: Routes, name: str) -> ModelRoutes:
-    """The routes of a generative model. `MODEL:PART` belongs to MODEL. UnknownModel names those that are served."""
+    """Return the routes of a generative model. `MODEL:PART` belongs to MODEL. UnknownModel names those that are served."""
     found = routes.models.get(name.partition(":")[0])
     if found is not None and is_generative(found):
         return found
@@ -22,19 +22,19 @@ def generative(routes: Routes, name: str) -> ModelRoutes:
 
 
 def generative_names(routes: Routes) -> str:
-    """The generative models as an error names them."""
+    """Return the generative models in the form of errors."""
     known = [model for model, one in routes.models.items() if is_generative(one)]
     more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
     return f"{', '.join(known[:_NAMED]) or 'none'}{more}"
 
 
 def is_generative(model: ModelRoutes) -> bool:
-    """Whether an engine that speaks OpenAI's protocol answers for any generation of it."""
+    """Whether any generation of the model has an engine that serves OpenAI's protocol."""
     return any(route.generator is not None for route in model.generations.values())
 
 
 def model_list(routes: Routes) -> dict[str, Any]:
-    """All generative models, each with its adapters behind it."""
+    """List all generative models, each followed by its adapters."""
     found = [one for one in routes.models.values() if is_generative(one)]
     return {"object": "list", "data": [card for one in found for card in (model_card(one, one.model), *_adapters(one))]}
 
@@ -45,11 +45,11 @@ def _adapters(model: ModelRoutes) -> Iterator[dict[str, Any]]:
 
 
 def model_card(model: ModelRoutes, name: str) -> dict[str, Any]:
-    """A model or an adapter of it as OpenAI and vLLM describe it, with what is served of it as `ipnext`. UnknownModel."""
+    """Describe a model or adapter as OpenAI and vLLM do, with its served generations as `ipnext`. UnknownModel."""
     part = name.partition(":")[2]
     routes = [route for route in model.generations.values() if route.generator is not None]
     if part and not any(part in route.adapters for route in routes):
-        alias_of(routes[-1], name)  # refuses it, and names the others
+        alias_of(routes[-1], name)  # raises, and names the others
     served = [_generation(route, part or route.generator) for route in routes if not part or part in route.adapters]
     created = [one["created"] for one in served]
     lengths = [found for route in routes if (found := _context(route)) is not None]
@@ -65,7 +65,7 @@ def model_card(model: ModelRoutes, name: str) -> dict[str, Any]:
 
 
 def _context(route: GenerationRoute) -> int | None:
-    """Tokens of a prompt and its answer together, where the manifest says how many there may be."""
+    """Return the limit on tokens of a prompt and its answer together, if the manifest has one."""
     return route.routed.served[0].contexts.get(route.generator or "")
 
 

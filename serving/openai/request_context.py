@@ -1,4 +1,4 @@
-"""One OpenAI request from its arrival to the last byte of its answer: what is counted of it, and what ends with it."""
+"""One OpenAI request from its arrival to the last byte of its answer: its counts, and the resources that it releases at its end."""
 
 import time
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from serving.routing.table import GenerationRoute
 
 OK = 200
 BROKEN = 502
-"""Status under which an answer counts that an engine began, with whatever status, and did not end."""
+"""Status that counts for an answer that an engine began, with any status, but did not complete."""
 
 
 class RequestContext:
-    """Counts a request as under way from `begin`, and as answered at its end: once, however it ends."""
+    """Counts a request as in flight from `begin`, and as answered at its end: once, however it ends."""
 
     def __init__(self, metrics: RouterMetrics, size: int, *, judged: bool = True) -> None:
-        """`size`: bytes of the request's body. Gates leave out what is not `judged`."""
+        """`size`: bytes of the request's body. Gates ignore requests that are not `judged`."""
         self._metrics = metrics
         self._judged = judged
         self._size = size
@@ -30,26 +30,26 @@ class RequestContext:
         self.model: str | None = None
         self.route: GenerationRoute | None = None
         self.snapshot: int | None = None
-        """Of the part that answers."""
+        """Snapshot of the part that answers."""
         self.used: Mapping[str, int] = {}
-        """Part before it -> the snapshot that has answered."""
+        """Part before the generator -> the snapshot that has answered."""
 
     def begin(self, route: GenerationRoute, admitted: AbstractContextManager[Any]) -> None:
-        """A generation is chosen. `admitted` is entered already and ends with the request."""
+        """Record the chosen generation. `admitted` has been entered and is exited when the request ends."""
         self.route = route
         counted = self._metrics.in_flight(route.model, route.generation)
         counted.__enter__()
         self._held = (admitted, counted)
 
     def ask(self, snapshot: int, call: AbstractContextManager[Any]) -> None:
-        """An engine is asked, as one more or instead of the former one."""
+        """Record a call to an engine, which replaces the former one, if any."""
         self._let_call_go()
         self.snapshot = snapshot
         call.__enter__()
         self._call = call
 
     def follow(self, answer: EngineAnswer) -> None:
-        """The answer has begun and streams; the request ends with it."""
+        """Let the request end with its answer, which has begun and streams."""
         first = time.perf_counter() - self._began
 
         def ended(how: End) -> None:
@@ -66,11 +66,11 @@ class RequestContext:
         answer.on_end = ended
 
     def cancelled(self) -> None:
-        """The client left before its answer began."""
+        """Record that the client left before its answer began."""
         self.end(CANCELLED)
 
     def end(self, status: int, *, size: int = 0) -> None:
-        """Count the answer, its body's bytes too."""
+        """Count the answer and the bytes of its body."""
         if self._ended:
             return
         self._ended = True

@@ -1,4 +1,4 @@
-"""The OpenAI routes of a router: a request goes, as it is, to one engine of one generation, and its answer comes back as it is."""
+"""The OpenAI routes of a router: a request is forwarded unchanged to one engine of one generation, its answer to the client."""
 
 import asyncio
 from collections.abc import Awaitable, Mapping
@@ -40,11 +40,11 @@ from serving.routing.sync_policy import HostCandidate
 from serving.routing.table import GenerationRoute, ModelRoutes, Routes, TableFollower
 
 MAX_REQUEST_BYTES: Final = 32 * 2**20
-"""Of one request's body: room for images in a prompt. Envoy takes as much (ipnext.infra.openai_routes)."""
+"""Limit of a request's body: room for images in a prompt. Envoy has the same limit (ipnext.infra.openai_routes)."""
 SILENT_SECONDS: Final = 600.0
-"""An engine may be silent for so long: before its answer where the request has no deadline, and between two pieces of it."""
+"""Longest silence of an engine: before its answer if the request has no deadline, and between two pieces of it."""
 ATTEMPTS: Final = 2
-"""Engines that are asked for one request. One that ends each engine it meets shall not go through all of them."""
+"""Engines that are tried for one request, so that a query of death cannot end all of them."""
 PATHS: Final = frozenset(
     {
         *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"),
@@ -52,22 +52,22 @@ PATHS: Final = frozenset(
         *("/v1/score", "/v1/rerank", "/score", "/rerank", "/classify", "/pooling", "/tokenize", "/detokenize"),
     }
 )
-"""What is passed on to engines. Their other routes change them (adapters, weights) and are the platform's."""
+"""Paths forwarded to engines. Their other routes change them (adapters, weights) and are for the platform only."""
 _SERVED: Final = f"GET /v1/models, /v1/models/MODEL; POST {', '.join(sorted(PATHS))}"
 ROOTS: Final = frozenset({"v1", *(path[1:] for path in PATHS if path.count("/") == 1)})
-"""First steps of the paths that belong here."""
+"""First steps of the paths served here."""
 NOT_FOUND: Final = 404
 _NO_ROUTE: Final = b'{"detail":"Not Found"}'
-"""What vLLM's server says at a path of a task that its model is not made for: no word that helps a client."""
+"""vLLM's answer at a path of a task that its model is not made for, which does not help a client."""
 _ENDING: Final = frozenset({500, 502, 503})
-"""Of an engine that ends or has no room: another one may answer."""
+"""Statuses of an engine that ends or has no room: another one may answer."""
 _FULL: Final = 503
 _NOT_RETURNED: Final = frozenset({"connection", "keep-alive", "transfer-encoding", "server", "date"})
 
 
 @dataclass(frozen=True, slots=True)
 class EdgeLimits:
-    """What a request may take."""
+    """Limits of a request."""
 
     silent_seconds: float = SILENT_SECONDS
     body_bytes: int = MAX_REQUEST_BYTES
@@ -75,9 +75,9 @@ class EdgeLimits:
 
 
 class OpenAIEdge:
-    """Answers what OpenAI's clients ask, for all generative models of the table."""
+    """Serves OpenAI's API for all generative models of the table."""
 
-    def __init__(  # noqa: PLR0913 - what the router has made
+    def __init__(  # noqa: PLR0913 - the collaborators made by the router
         self,
         follower: TableFollower,
         engines: EngineRegistry,
@@ -163,13 +163,13 @@ class OpenAIEdge:
         return EngineRequest(route, context, record, claim, name, renamed, orjson.dumps(renamed), alias)
 
     def _routes_for(self, request: Request, body: Mapping[str, Any]) -> Routes:
-        """All routes; without those that are not for who asks if an error may name what is served."""
+        """Return all routes, without the models hidden from the caller if an error may list the served ones."""
         name, routes = body.get("model"), self._follower.routes
         model = routes.models.get(name.partition(":")[0]) if isinstance(name, str) else None
         return routes if model is not None and is_generative(model) else self._guard.visible(request)
 
     def _check(self, request: Request, name: str, *, predicts: bool = True) -> None:
-        """Return if the request may be answered for a model, or an adapter of it. Refused, which counts as such and nowhere else."""
+        """Return if access control admits the request for a model or its adapter. Refused, which is counted only as such."""
         model = name.partition(":")[0]
         try:
             self._guard.admit(request, model, predicts=predicts)
@@ -178,7 +178,7 @@ class OpenAIEdge:
             raise
 
     async def _begun(self, request: Request, model: ModelRoutes, context: RequestContext) -> GenerationRoute:
-        """The generation that answers. Where its engines are going over, the request waits for them as one under way."""
+        """Return the generation that answers. If its engines are in a hot swap, the request waits for them, counted as in flight."""
         try:
             route = choose(model, request)
         except Unavailable:
@@ -231,7 +231,7 @@ class OpenAIEdge:
             raise DeadlineExceeded(msg) from error
 
     async def _prepare(self, request: Request, path: str, asked: EngineRequest, seconds: float) -> None:
-        """What other parts do before: nodes give the prompt, which stands in the body then; one that prefills reads it."""
+        """Run the other parts first: nodes before the generator build the prompt in the body, a prefill part processes it."""
         if asked.route.before is not None:
             prepared = await self._pre_generation.run(asked.route, path, asked.body, seconds)
             asked.context.used = prepared.used
@@ -243,7 +243,7 @@ class OpenAIEdge:
             asked.content = await self._prefill.content(asked.route, prompt, seconds=seconds)
 
     async def _tried(self, request: Request, path: str, asked: EngineRequest) -> EngineAnswer:
-        """An answer that has begun. Until then, and no longer, another engine of the same generation may be asked."""
+        """Return an answer that has begun. Only until then may the request be sent to another engine of the same generation."""
         headers = passed_headers(request)
         tried: list[str] = []
         reason = ""
@@ -283,7 +283,7 @@ class OpenAIEdge:
         raise Unavailable(msg)
 
     def _candidate(self, asked: EngineRequest, tried: list[str]) -> HostCandidate | None:
-        """An engine that was not tried yet, from the table as it is now; None where there is none."""
+        """Return an untried engine from the current table; None if there is none."""
         route = asked.route = self._fresh(asked.route) if tried else self._current(asked.route)
         for tier in route.candidates[route.generator or ""]:
             candidates = {candidate.url: candidate for candidate in tier if candidate.url not in tried}
@@ -293,9 +293,10 @@ class OpenAIEdge:
         return None
 
     def _fresh(self, route: GenerationRoute) -> GenerationRoute:
-        """The same generation with the engines known now.
+        """Return the same generation with the current engines.
 
-        Where it is served no more: as it was; without any where engines go over, which have other weights by now.
+        If it is no longer served: unchanged; if the model's engines hot swap, without any, since they have other
+        weights by now.
         """
         model = self._follower.routes.models.get(route.model)
         fresh = model.generations.get(route.generation) if model is not None else None
@@ -308,7 +309,7 @@ class OpenAIEdge:
         )
 
     def _current(self, route: GenerationRoute) -> GenerationRoute:
-        """As it was when the request began, which may be a while ago; where engines go over, with those known now."""
+        """Return the route as it was when the request began; if the model's engines hot swap, with the current ones."""
         model = self._follower.routes.models.get(route.model)
         return self._fresh(route) if model is not None and model.swap else route
 
@@ -344,7 +345,7 @@ class OpenAIEdge:
 
 
 def _check_task(answer: EngineAnswer, model: str, path: str) -> None:
-    """NotFound where the engine has no such path, in words."""
+    """Raise NotFound with an explanation if the engine has no such path."""
     if answer.status == NOT_FOUND and answer.complete == _NO_ROUTE:
         msg = (
             f"model {model[:80]} does not answer {path}: its engine is started for another task. One that generates answers "

@@ -1,4 +1,4 @@
-"""The engines of a region as a router sees them: connections, loads, cached prefixes, answers, and the proof of whose answer it is.
+"""The engines of a region, from a router's view: connections, loads, cached prefixes, answers, and the proof of their origin.
 
 For `serving.openai`; imports none of it. Begin with `registry`.
 """

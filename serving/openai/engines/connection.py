@@ -1,7 +1,7 @@
-"""Connections to engines that speak HTTP/1.1 themselves, such as vLLM's server: kept alive, one request at a time on each.
+"""Connections to engines that serve HTTP/1.1 themselves, such as vLLM's server: kept alive, one request at a time on each.
 
-Pieces of an answer are passed on inside the callback that brought them, all of one callback in one write: no task and no
-queue stands between.
+Pieces of an answer are forwarded inside the callback that received them, all of one callback in one write, without a
+task or a queue in between.
 """
 
 import asyncio
@@ -17,13 +17,13 @@ from ipnext.components.sockets import is_socket_url, socket_path
 from serving.openai.engines.response import EngineAnswer, EngineLost
 
 CONNECT_SECONDS: Final = 1.0
-"""An engine that takes longer to accept a connection counts as absent."""
+"""Time limit of connecting to an engine."""
 IDLE_SECONDS: Final = 2.0
-"""An idle connection is used again for so long: less than the 5 s after which vLLM's server closes it."""
+"""Longest idle time after which a connection is reused: less than the 5 s after which vLLM's server closes it."""
 
 
 class EngineConnection(asyncio.Protocol):
-    """One connection to an engine; `pool` takes it back after each whole answer."""
+    """One connection to an engine; it returns to `pool` after each complete answer."""
 
     def __init__(self, pool: "EngineConnectionPool") -> None:
         self._pool = pool
@@ -40,8 +40,8 @@ class EngineConnection(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing()
 
     def ask(self, request: bytes, body: bytes | bytearray) -> EngineAnswer:
-        """Send a request. The answer ends this connection if it is cancelled."""
-        assert self._transport is not None  # noqa: S101  # only open connections are asked
+        """Send a request. If the answer is cancelled, this connection is closed."""
+        assert self._transport is not None  # noqa: S101  # only open connections are used
         self._answer = EngineAnswer(self)
         self._pool.busy.add(self)
         if len(body) < 2**16:
@@ -51,26 +51,26 @@ class EngineConnection(asyncio.Protocol):
         return self._answer
 
     def pause(self) -> None:
-        """Read nothing more for now."""
+        """Pause reading."""
         if self._transport is not None and not self._paused:
             self._paused = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        """Read on."""
+        """Resume reading."""
         if self._transport is not None and self._paused:
             self._paused = False
             self._transport.resume_reading()
 
     def close(self) -> None:
-        """End the connection at once: the engine stops what it does for it."""
+        """Close the connection at once, so that the engine stops its work for it."""
         self._answer = None
         self._pool.busy.discard(self)
         if self._transport is not None:
             self._transport.abort()
 
     def cut(self) -> None:
-        """End the connection at once, and its answer as one that the engine broke."""
+        """Close the connection at once, and mark its answer as broken by the engine."""
         if self._transport is not None:
             self._transport.abort()
         answer, self._answer = self._answer, None
@@ -81,11 +81,11 @@ class EngineConnection(asyncio.Protocol):
     # asyncio calls these
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The engine listens."""
+        """Store the transport: the engine accepted the connection."""
         self._transport = transport  # type: ignore[assignment]  # a stream's is a Transport
 
     def data_received(self, data: bytes) -> None:
-        """Pieces of an answer."""
+        """Parse pieces of an answer and forward them."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
@@ -94,7 +94,7 @@ class EngineConnection(asyncio.Protocol):
             self._answer.pass_on()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
-        """The engine has gone."""
+        """Mark the current answer, if any, as lost: the engine has gone."""
         self._transport = None
         self._pool.busy.discard(self)
         answer, self._answer = self._answer, None
@@ -104,25 +104,25 @@ class EngineConnection(asyncio.Protocol):
     # httptools calls these
 
     def on_message_begin(self) -> None:
-        """An answer begins."""
+        """Begin an answer."""
         self._headers = {}
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
+        """Store a header."""
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
-        """The body follows."""
+        """Pass status and headers to the answer."""
         if self._answer is not None:
             self._answer.head(self._parser.get_status_code(), self._headers)
 
     def on_body(self, piece: bytes) -> None:
-        """A piece of the body."""
+        """Pass a piece of the body to the answer."""
         if self._answer is not None:
             self._answer.piece(piece)
 
     def on_message_complete(self) -> None:
-        """The answer is whole."""
+        """Complete the answer and return the connection to the pool."""
         answer = self._answer
         if answer is None or self._parser.get_status_code() < 200:  # an interim answer
             return
@@ -137,7 +137,7 @@ class EngineConnection(asyncio.Protocol):
 
 
 class EngineConnectionPool:
-    """The connections to one engine; of those that are idle the newest is used first."""
+    """The connections to one engine; the most recently used idle one is used first."""
 
     def __init__(self, url: str) -> None:
         where = urlsplit(url)
@@ -147,14 +147,14 @@ class EngineConnectionPool:
         self._url = url
         self._idle: list[EngineConnection] = []
         self.busy: set[EngineConnection] = set()
-        """Those that an answer is awaited on, or comes on."""
+        """Connections with an answer in progress."""
         self.left = False
-        """Whether the engine has left the table: a connection ends with its answer then."""
+        """Whether the engine has left the table, so that each connection closes after its answer."""
 
     async def ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes | bytearray) -> EngineAnswer:
-        """Send a request; the answer's head is there on return, and the first piece of its body. EngineLost.
+        """Send a request; return its answer once the head and the first piece of the body have arrived. EngineLost.
 
-        A connection that was idle may have been closed at the other end just now: EngineLost says so by `reused`.
+        If an idle connection was just closed by the engine, EngineLost has `reused` set.
         """
         request = self._head(method, path, headers, len(body))
         connection = self._newest_idle()
@@ -167,7 +167,7 @@ class EngineConnectionPool:
             raise EngineLost(str(error), reused=True, sent=error.sent) from error
 
     def take_back(self, connection: EngineConnection) -> None:
-        """A connection whose answer is whole."""
+        """Take back a connection whose answer is complete."""
         if self.left:
             connection.close()
             return
@@ -175,7 +175,7 @@ class EngineConnectionPool:
         self._idle.append(connection)
 
     def cut(self) -> int:
-        """End all connections at once. How many answers have no end by that."""
+        """Close all connections at once; return the number of answers that this breaks."""
         self.close()
         busy = tuple(self.busy)
         for connection in busy:
@@ -183,7 +183,7 @@ class EngineConnectionPool:
         return len(busy)
 
     def close(self) -> None:
-        """Close what is idle."""
+        """Close the idle connections."""
         while self._idle:
             self._idle.pop().close()
 

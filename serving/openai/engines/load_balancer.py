@@ -1,7 +1,7 @@
-"""Which engine of a generation a request goes to: the one that has its beginning cached, unless others are far less busy. Pure.
+"""Choice of a generation's engine for a request: the one with its prefix cached, unless others are far less loaded. Pure.
 
-Load is what this router has under way plus what the engine says it has from others; affinity is by session, then by the
-longest known beginning of the prompt.
+Load is the requests that this router has in flight plus those from others, by the engine's report. Affinity is by
+session, then by the longest known prefix of the prompt.
 """
 
 from collections import Counter, deque
@@ -14,26 +14,26 @@ from serving.metrics.in_flight import InFlight
 from serving.openai.engines.prefix_affinity import Affinity, RoutingHint
 
 STALE_SECONDS: Final = 3.0
-"""What an engine said of itself counts for so long."""
+"""Age up to which an engine's report counts."""
 GUARD_REQUESTS: Final = 16.0
 GUARD_FACTOR: Final = 2.0
-"""Affinity loses where its engine has more requests than GUARD_REQUESTS and than GUARD_FACTOR times the mean."""
+"""Affinity is overridden if its engine has more requests than GUARD_REQUESTS and than GUARD_FACTOR times the mean."""
 HOT_REQUESTS: Final = 2.0
 HOT_FACTOR: Final = 1.5
-"""The same for a beginning that many of the last requests have, more than an engine's fair share: another copy of it pays."""
+"""The same for a hot prefix, which more than an engine's fair share of the last requests have: another copy of it pays off."""
 RECENT: Final = 128
-"""The last requests, of those whose beginning was known."""
+"""Number of the last requests with a known prefix that are considered."""
 FEW: Final = 32
-"""As many say something."""
+"""Fewest such requests for a judgement."""
 GUARD_KV_USE: Final = 0.9
-"""... or where more of its cache than this share is in use."""
+"""Affinity is also overridden if more than this share of the engine's cache is in use."""
 LOST_SECONDS: Final = 1.0
-"""An engine that could not be reached is left out for so long while others can be."""
+"""Time for which an unreachable engine is ejected, if others are reachable."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """What an engine says of itself: requests that run and wait, and the share of its cache in use."""
+    """An engine's own report: requests that run and wait, and the share of its cache in use."""
 
     running: float = 0.0
     waiting: float = 0.0
@@ -44,32 +44,32 @@ class EngineReport:
 class _Engine:
     in_flight: int = 0
     others: float = 0.0
-    """Requests that it has from others, as of its last two reports."""
+    """Requests that it has from others, by its last two reports."""
     excess: float = 0.0
-    """What its last report said beyond our own requests."""
+    """Requests in its last report beyond our own."""
     kv_use: float = 0.0
     reported_at: float = float("-inf")
     out_until: float = float("-inf")
 
 
 class EngineLoads:
-    """What one router knows of the engines it asks."""
+    """One router's view of its engines' loads."""
 
     def __init__(self, clock: Callable[[], float], affinity: Affinity | None = None) -> None:
         self._clock = clock
         self._engines: dict[str, _Engine] = {}
         self._affinity = affinity or Affinity()
         self._turns: dict[str, int] = {}
-        """First engine of those to choose from -> choices so far: a request that chooses twice takes turns in each."""
+        """First of the candidate engines -> choices so far: a request that chooses twice takes turns in each set."""
         self._turn = 0
         self._recent: deque[int] = deque()
         self._often: Counter[int] = Counter()
-        """How many of the last requests had a block as the last one that was known."""
+        """Block -> number of the last requests whose last known block it was."""
 
     def choose(
         self, urls: Sequence[str], hint: RoutingHint | None, *, policy: RoutingPolicy, tried: Collection[str] = ()
     ) -> str:
-        """The engine for a request, out of at least one. `tried` had no luck with it and are taken last."""
+        """Return the engine for a request, from at least one. Engines in `tried` failed for it and are chosen last."""
         self._turn = self._turns[urls[0]] = self._turns.get(urls[0], 0) + 1
         able = self._able(urls, tried)
         chosen = self._chosen(able, hint, policy) if len(able) > 1 else able[0]
@@ -78,29 +78,29 @@ class EngineLoads:
         return chosen
 
     def calling(self, url: str) -> InFlight:
-        """Count a request while it lasts."""
+        """Count a request until it ends."""
         return InFlight(self._of(url))
 
     def note_lost(self, url: str) -> None:
-        """It could not be reached, or refused as one that is about to end."""
+        """Record that an engine was unreachable, or refused because it is about to end."""
         self._of(url).out_until = self._clock() + LOST_SECONDS
 
     def note_report(self, url: str, report: EngineReport) -> None:
-        """What it says of itself now."""
+        """Record an engine's report."""
         engine = self._of(url)
         excess = max(0.0, report.running + report.waiting - engine.in_flight)
-        # A report is a little old: requests of ours that have just ended are no others'. Two in a row seldom err alike.
+        # A report is slightly old: our requests that have just ended may look like others'. Two in a row seldom err alike.
         engine.others, engine.excess = min(excess, engine.excess), excess
         engine.kv_use = report.kv_use
         engine.reported_at = self._clock()
 
     @property
     def under_way(self) -> Mapping[str, int]:
-        """Requests of this router by the URL of their engine, where there are any."""
+        """This router's requests in flight by the URL of their engine, if any."""
         return {url: engine.in_flight for url, engine in self._engines.items() if engine.in_flight}
 
     def forget(self, urls: Collection[str]) -> None:
-        """Keep what is known of these only, and of those with requests under way."""
+        """Discard all engines but these, and those with requests in flight."""
         self._engines = {url: one for url, one in self._engines.items() if url in urls or one.in_flight}
         self._turns = {url: turn for url, turn in self._turns.items() if url in urls}
 
@@ -119,13 +119,13 @@ class EngineLoads:
             hot = self._hot(near.known, len(urls))
             guarded = self._guarded(near.urls, dict(zip(urls, loads, strict=True)), hot=hot)
             if guarded:
-                # A beginning that is most of the prompt stays in one place; one that many prompts share is in all of them.
+                # A prefix that is most of the prompt stays on one engine; one that many prompts share is on all of them.
                 return guarded[0][0] if near.mostly and not hot else self._least(guarded)
             return self._roomiest(urls, loads)
         return self._least(zip(urls, loads, strict=True))
 
     def _roomiest(self, urls: Sequence[str], loads: Sequence[float]) -> str:
-        """For a beginning that nobody has: of the least loaded and those with one request more, who keeps fewest for others."""
+        """Choose for an unknown prefix: of the engines within one request of the least loaded, the one with the fewest blocks of others."""
         least = min(loads)
         near = [(url, self._affinity.held(url)) for url, load in zip(urls, loads, strict=True) if load <= least + 1]
         return self._least(near)
@@ -136,7 +136,7 @@ class EngineLoads:
         return [(url, loads[url]) for url in near if loads[url] <= limit and self._kv_use(url) <= GUARD_KV_USE]
 
     def _hot(self, block: int | None, engines: int) -> bool:
-        """Whether more than an engine's fair share of the last requests had this block in common; counts it."""
+        """Count the block; return whether more than an engine's fair share of the last requests had it."""
         if block is None:
             return False
         self._recent.append(block)

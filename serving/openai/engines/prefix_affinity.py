@@ -1,7 +1,7 @@
-"""Which engines have seen a session, or the beginning of a prompt. Pure; used by serving.openai.engines.load_balancer.
+"""Engines that have seen a session or the prefix of a prompt. Pure; used by serving.openai.engines.load_balancer.
 
-A beginning is known by a chain of hashes over blocks of its text, as an engine knows its own cache by blocks of tokens: each
-hash covers all text before it. Both tables are bounded, and what was used least lately leaves first.
+A prefix is identified by a chain of hashes over blocks of its text, as an engine's cache is by blocks of tokens: each
+hash covers all text before it. Both tables are bounded, and evict the least recently used entry first.
 """
 
 from collections import Counter, OrderedDict
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 BLOCK_CHARACTERS: Final = 128
-"""About two of vLLM's blocks of 16 tokens."""
+"""Characters of a block: about two of vLLM's blocks of 16 tokens."""
 MAX_BLOCKS: Final = 256
-"""Blocks of one prompt that are looked at: 32 Ki characters."""
+"""Blocks of one prompt that are considered: 32 Ki characters."""
 KNOWN_BLOCKS: Final = 2**16
 KNOWN_SESSIONS: Final = 2**15
 ENGINES_OF_BLOCK: Final = 4
-"""Engines remembered for one block: a beginning that all prompts share is cached everywhere."""
+"""Engines remembered for one block: a prefix that all prompts share is cached everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoutingHint:
-    """What a request would like to meet again: its session, and the blocks that its prompt begins with."""
+    """Affinity of a request: its session, and the blocks of its prompt's prefix."""
 
     session: str | None
     blocks: tuple[int, ...]
@@ -29,16 +29,16 @@ class RoutingHint:
 
 @dataclass(frozen=True, slots=True)
 class PrefixMatch:
-    """Engines that had what a request hopes to find, its home first; `mostly`: at least half of its blocks, or its session."""
+    """Engines that match a request, its home first; `mostly`: they had its session, or at least half of its blocks."""
 
     urls: tuple[str, ...]
     mostly: bool
     known: int | None = None
-    """The last of its blocks that is known."""
+    """The last known one of its blocks."""
 
 
 def prompt_of(body: Mapping[str, Any]) -> str:
-    """The text of a request as its engine sees it first: tools, messages or prompt; empty where there is none to see."""
+    """Return the prompt text of a request in the engine's order: tools, messages or prompt; empty if there is none."""
     pieces: list[str] = []
     if body.get("tools"):
         pieces.append(str(body["tools"]))
@@ -54,13 +54,13 @@ def prompt_of(body: Mapping[str, Any]) -> str:
 
 
 def _flat(messages: Sequence[object]) -> Iterator[object]:
-    """The messages of one conversation, or of several one behind the other: the first one's beginning is that of all."""
+    """Yield the messages of one conversation, or of several in sequence: the first one's prefix stands for all."""
     for message in messages:
         yield from message if isinstance(message, list) else (message,)
 
 
 def blocks_of(model: str, text: str) -> tuple[int, ...]:
-    """The chain of hashes over the whole blocks of a text; those of two models have nothing in common."""
+    """Return the hash chain over the complete blocks of a text; chains of different models share nothing."""
     chain = hash(model)
     found: list[int] = []
     for start in range(0, min(len(text), MAX_BLOCKS * BLOCK_CHARACTERS) - BLOCK_CHARACTERS + 1, BLOCK_CHARACTERS):
@@ -79,13 +79,13 @@ class Affinity:
         self._held: Counter[str] = Counter()
 
     def held(self, url: str) -> int:
-        """Blocks that this engine had last: how full of others' beginnings its cache is."""
+        """Return the number of blocks whose home is this engine: how full its cache is with prefixes of others."""
         return self._held[url]
 
     def near(self, hint: RoutingHint, urls: Collection[str]) -> PrefixMatch:
-        """Those of `urls` that had the session, else those that had the longest beginning; none where nothing is known.
+        """Return those of `urls` that had the session, else those that had the longest prefix; none if nothing is known.
 
-        The first of them is its home: the engine that had it first, of those that are left.
+        The first of them is its home: of the engines that are left, the one that had it first.
         """
         session = self._sessions.get(hint.session) if hint.session is not None else None
         if session is not None and session in urls:
@@ -97,7 +97,7 @@ class Affinity:
         return PrefixMatch((), mostly=False)
 
     def note(self, hint: RoutingHint, url: str, *, homes: Collection[str]) -> None:
-        """This engine has them from now on, beside their home where that is one of `homes`, else as their home."""
+        """Record that an engine has session and blocks: in addition to their home if that is one of `homes`, else as their home."""
         most_blocks, most_sessions = self._limits
         if hint.session is not None:
             self._sessions[hint.session] = url

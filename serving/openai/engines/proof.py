@@ -1,7 +1,8 @@
-"""Checks that an answer comes from the engine of the snapshot that the router claims for it.
+"""Proof that an answer comes from the engine of the snapshot that the router claims for it.
 
-A host starts each engine under a name that its snapshot gives it, and vLLM writes that name into the field `model` of its
-answers. The router reads it in the first bytes, before any of them is passed on. Used by serving.openai.routes and its parts.
+A host starts each engine under a name derived from its snapshot, and vLLM writes that name into the field `model` of
+its answers. The router checks it in the first bytes, before forwarding any. Used by serving.openai.routes and its
+parts.
 """
 
 from collections import Counter
@@ -15,35 +16,35 @@ from prometheus_client.registry import Collector
 from serving.openai.engines.response import EngineAnswer
 
 NAMELESS: Final = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens"})
-"""Paths whose answers name no model: they come from the tokenizer."""
+"""Paths whose answers name no model, because they come from the tokenizer."""
 METADATA: Final = "metadata"
-"""Header in which vLLM says what it writes into the body of JSON, if the body is no JSON (`encoding_format: bytes`)."""
+"""Header with the metadata of a JSON body, which vLLM sends if the body is not JSON (`encoding_format: bytes`)."""
 _OK: Final = 200
 _NOT_FOUND: Final = 404
 _UNKNOWN: Final = (b"The model `", b"does not exist")
-"""What vLLM answers to a name that it does not serve."""
+"""Texts in vLLM's answer to a name that it does not serve."""
 _EVENTS: Final = "text/event-stream"
 _JSON: Final = "application/json"
 _EVENT_END: Final = b"\n\n"
 
 
 class ForeignAnswers(Collector):
-    """Counts answers that another engine gave than the table says."""
+    """Counts answers of engines other than those of the route table."""
 
     def __init__(self, region: str) -> None:
         self._region = region
         self._counts: Counter[tuple[str, int]] = Counter()
 
     def note(self, model: str, generation: int) -> None:
-        """Count one."""
+        """Count one answer."""
         self._counts[model, generation] += 1
 
     def count(self, model: str, generation: int) -> int:
-        """Those of a generation so far."""
+        """Return the count of a generation."""
         return self._counts[model, generation]
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        """The metric."""
+        """Yield the metric."""
         family = CounterMetricFamily(
             "ipnext_foreign_answers",
             "Answers of an engine that did not name the snapshot that the route table has for it.",
@@ -55,9 +56,9 @@ class ForeignAnswers(Collector):
 
 
 async def is_proven(answer: EngineAnswer, path: str, name: str | None) -> bool:
-    """Return whether an answer that has begun names its engine; waits until that can be said.
+    """Return whether a begun answer names its engine; wait until that is known.
 
-    `name`: what the engine is to write as `model`; None: nothing is known of it. Errors claim no snapshot, except that the
+    `name`: the `model` that the engine must write; None: it is unknown. Errors claim no snapshot, except that the
     engine has no model of this name. EngineLost if the answer breaks off before.
     """
     if name is None:
@@ -73,12 +74,12 @@ async def is_proven(answer: EngineAnswer, path: str, name: str | None) -> bool:
 
 
 def names(content: bytes, name: str) -> bool:
-    """Return whether a whole answer names its engine. Quotes within a JSON text are escaped: this meets whole values alone."""
+    """Return whether a complete answer names its engine. Quotes within JSON texts are escaped: only whole values match."""
     return orjson.dumps(name) in content
 
 
 async def _names_itself(answer: EngineAnswer, needle: bytes, *, events: bool) -> bool:
-    """Read until the name is found, or can't come any more: at the end of the first event, or of the body."""
+    """Read until the name is found, or cannot follow any more: at the end of the first event, or of the body."""
     seen, tail = 0, b""
     while True:
         new = tail + answer.since(seen)
@@ -94,11 +95,11 @@ async def _names_itself(answer: EngineAnswer, needle: bytes, *, events: bool) ->
 
 
 def _is_error(event: bytes) -> bool:
-    """Whether an event reports an error, which is of no snapshot."""
+    """Whether an event reports an error, which claims no snapshot."""
     return b'"error"' in event and b'"model"' not in event
 
 
 def restored_headers(headers: Mapping[str, str], engine: str, asked: str) -> Mapping[str, str]:
-    """Those of the headers that name the model, with the client's name in the place of the engine's."""
+    """Return the headers that name the model, with the client's name instead of the engine's."""
     given = headers.get(METADATA)
     return {} if given is None else {METADATA: given.replace(f'"{engine}"', f'"{asked}"')}

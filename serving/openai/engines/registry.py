@@ -1,4 +1,4 @@
-"""The engines of a region as its router asks them: connections, loads, and what they say of themselves."""
+"""The engines of a region, for its router: connections, loads, and the engines' own reports."""
 
 import asyncio
 import time
@@ -19,7 +19,7 @@ from serving.routing.table import GenerationRoute
 POLL_SECONDS: Final = 0.5
 REPORT_LIMIT_SECONDS: Final = 2.0
 ALIVE_SECONDS: Final = 1.0
-"""An engine that lost a request, and does not say for so long that it is well, is gone."""
+"""Time limit of the health check of an engine that lost a request; if it fails, the engine counts as gone."""
 _NAMES: Final = {
     "running": b"\nvllm:num_requests_running",
     "waiting": b"\nvllm:num_requests_waiting",
@@ -28,7 +28,7 @@ _NAMES: Final = {
 
 
 class EngineRegistry:
-    """All engines of the table. Those that a request has a choice between are asked for their metrics twice a second."""
+    """All engines of the table. Those that requests are balanced over are polled for their metrics twice a second."""
 
     def __init__(self, loads: EngineLoads | None = None, *, region: str = "") -> None:
         self.loads = loads or EngineLoads(time.monotonic)
@@ -37,19 +37,19 @@ class EngineRegistry:
         self._polls: dict[str, asyncio.Task[None]] = {}
         self._drains: Mapping[str, float] = {}
         self._last: dict[str, asyncio.TimerHandle] = {}
-        """Of engines that are here no more: when what they still answer is cut."""
+        """Timers of removed engines, which end their remaining answers."""
 
     async def ask(
         self, url: str, method: str, path: str, headers: Mapping[str, str], body: bytes | bytearray
     ) -> EngineAnswer:
-        """Send a request to an engine; its answer once it has begun. EngineLost."""
+        """Send a request to an engine; return its answer once it has begun. EngineLost."""
         pool = self._pools.get(url)
         if pool is None:
             pool = self._pools[url] = EngineConnectionPool(url)
         return await pool.ask(method, path, headers, body)
 
     def note_foreign(self, route: GenerationRoute, candidate: HostCandidate) -> str:
-        """Count an answer of an engine that is not the one of the table, and leave that out for a while. Returns what is wrong."""
+        """Count an answer of an engine other than the table's, and eject that one for a while; return the reason."""
         self.foreign.note(route.model, route.generation)
         self.loads.note_lost(candidate.url)
         msg = f"{candidate.url} does not answer as {route.answers_as[candidate.url]}, the engine of snapshot {candidate.snapshot}"
@@ -57,7 +57,7 @@ class EngineRegistry:
         return msg
 
     async def is_gone(self, url: str) -> bool:
-        """Return whether an engine does not say at once that it is well."""
+        """Return whether an engine fails an immediate health check."""
         with suppress(EngineLost, TimeoutError):
             async with asyncio.timeout(ALIVE_SECONDS):
                 try:
@@ -71,17 +71,18 @@ class EngineRegistry:
         return True
 
     async def check_alive(self, url: str) -> None:
-        """HostLost if an engine is gone that had a request: the request may be why, and goes to no other one."""
+        """Raise HostLost if an engine with a request is gone: the request may be the cause, and is sent to no other engine."""
         if not await self.is_gone(url):
             return
         msg = f"{url} ended while it had this request, which is sent to no other engine"
         raise HostLost(msg)
 
     def keep(self, urls: Mapping[str, float], *, chosen_among: Collection[str]) -> None:
-        """These are the engines now. The others are forgotten, and have nothing new from here on.
+        """Replace the set of engines. Removed ones get no new requests.
 
-        `urls`: URL -> how long its answers may go on once it is here no more, in seconds. What is left then is cut.
-        `chosen_among`: those whose load decides something. A page of vLLM's metrics costs its server 10 ms of processor time.
+        `urls`: URL -> seconds for which its answers may continue once it is removed; those left then are ended.
+        `chosen_among`: engines whose load affects a choice. A page of vLLM's metrics costs its server 10 ms of
+        processor time.
         """
         loop = asyncio.get_running_loop()
         for url in self._polls.keys() - set(chosen_among):
@@ -103,13 +104,13 @@ class EngineRegistry:
         self.loads.forget(urls)
 
     def close(self) -> None:
-        """Follow none."""
+        """Drop all engines."""
         self.keep({}, chosen_among=())
         for last in self._last.values():
             last.cancel()
 
     def _cut(self, url: str) -> None:
-        """It left a drain ago: whoever still has an answer from it sees that it has no end."""
+        """End the remaining answers of an engine whose drain time after its removal has passed."""
         del self._last[url]
         pool = self._pools.pop(url, None)
         if pool is not None and (count := pool.cut()):
@@ -130,7 +131,7 @@ class EngineRegistry:
 
 
 def report_of(text: bytes) -> EngineReport:
-    """What vLLM's metrics say, the sum of its engines' requests and the fullest cache. Names that are missing count 0."""
+    """Parse vLLM's metrics: the sum of its engines' requests and the fullest cache. Missing series count as 0."""
     found = {name: _values(text, series) for name, series in _NAMES.items()}
     return EngineReport(sum(found["running"]), sum(found["waiting"]), max(found["kv_use"], default=0.0))
 

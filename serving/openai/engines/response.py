@@ -1,4 +1,4 @@
-"""An engine's answer while it comes: held until its first piece is there, then passed on piece by piece."""
+"""An engine's answer in progress: buffered until its first piece arrives, then forwarded piece by piece."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -7,13 +7,13 @@ from typing import Literal, Protocol
 from serving.http.messages import Sink
 
 End = Literal["whole", "broken", "cancelled"]
-"""How an answer that was passed on ended: `broken` where the engine went away, `cancelled` where the client did."""
+"""How a forwarded answer ended: `broken` if the engine went away, `cancelled` if the client did."""
 
 
 class EngineLost(Exception):  # not an error of the request: another engine may answer
-    """An engine gave no answer. `reused`: on a connection that had been idle, so that it may be well all the same.
+    """An engine gave no answer. `reused`: on a connection that had been idle, so that the engine may be healthy.
 
-    `sent`: it may have had the request; else there was no connection.
+    `sent`: the engine may have received the request; otherwise there was no connection.
     """
 
     def __init__(self, message: str, *, reused: bool = False, sent: bool = True) -> None:
@@ -23,22 +23,22 @@ class EngineLost(Exception):  # not an error of the request: another engine may 
 
 
 class Line(Protocol):
-    """The connection that an answer comes on."""
+    """The connection of an answer."""
 
     def pause(self) -> None:
-        """Read nothing more for now."""
+        """Pause reading."""
 
     def resume(self) -> None:
-        """Read on."""
+        """Resume reading."""
 
     def close(self) -> None:
-        """End it at once."""
+        """Close it at once."""
 
 
 class EngineAnswer:
-    """An answer on its way; a Flow of serving.http.messages once it has begun.
+    """An answer in progress; once it has begun, a Flow of serving.http.messages.
 
-    `on_end` is called once, after the end of an answer that has begun, also of one that nobody wants any more.
+    `on_end` is called once, after the end of an answer that has begun, even if it was cancelled.
     """
 
     __slots__ = (
@@ -69,16 +69,16 @@ class EngineAnswer:
         self.pieces = 0
         """Pieces of the body so far."""
         self.size = 0
-        """Their bytes."""
+        """Bytes of the body so far."""
         self.on_end: Callable[[End], None] | None = None
 
     @property
     def complete(self) -> bytes | None:
-        """The whole body where all of it is here already; else None."""
+        """The whole body if all of it has arrived; else None."""
         return b"".join(self._pieces) if self._end == "whole" and self._sink is None else None
 
     async def begun(self) -> "EngineAnswer":
-        """This, once head and first piece are there. EngineLost. Cancelled, the engine is told so by the closed line."""
+        """Wait for the head and the first piece; return this answer. EngineLost. If cancelled, the connection is closed."""
         try:
             await self._begun
         except asyncio.CancelledError:
@@ -87,11 +87,14 @@ class EngineAnswer:
         return self
 
     def since(self, number: int) -> bytes:
-        """The pieces behind the first `number`, of an answer that was not started."""
+        """Return the pieces after the first `number`, of an answer that was not started."""
         return b"".join(self._pieces[number:])
 
     async def await_more(self, pieces: int) -> bool:
-        """Wait for a piece; True once there are more pieces than so many, False at the end of the body. EngineLost if its end is missing."""
+        """Wait for a piece; return True once there are more than `pieces`, False at the end of the body.
+
+        EngineLost if the end is missing.
+        """
         while self.pieces == pieces:
             if self._end == "whole":
                 return False
@@ -107,7 +110,7 @@ class EngineAnswer:
         return True
 
     async def rest(self) -> bytes:
-        """The whole body. EngineLost where its end is missing."""
+        """Return the whole body. EngineLost if its end is missing."""
         ended: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         try:
             self.start(_Collected(ended))
@@ -117,18 +120,18 @@ class EngineAnswer:
             raise
 
     def watch(self, seconds: float) -> None:
-        """End the answer as broken when nothing comes for so long, though the client takes what comes."""
+        """End the answer as broken if no piece arrives for this many seconds while the client keeps reading."""
         if self._end is None:
             self._silent = _Silence(self, seconds)
 
     # the connection calls these
 
     def head(self, status: int, headers: Mapping[str, str]) -> None:
-        """Status and headers."""
+        """Store status and headers."""
         self.status, self.headers = status, headers
 
     def piece(self, data: bytes) -> None:
-        """A piece of the body. It leaves with `pass_on`, or with the end of the answer."""
+        """Store a piece of the body, to be forwarded by `pass_on` or at the end of the answer."""
         self.pieces += 1
         self.size += len(data)
         self._pieces.append(data)
@@ -137,19 +140,19 @@ class EngineAnswer:
         self._woken()
 
     def pass_on(self) -> None:
-        """All that came together is here: one write takes it to the client."""
+        """Forward the pieces that arrived together to the client in one write."""
         if self._sink is not None and self._pieces:
             self._sink.write(self._taken())
 
     def whole(self) -> None:
-        """The body has ended."""
+        """Complete the answer."""
         self._line = None
         if not self._begun.done():
             self._begun.set_result(None)
         self._ended("whole")
 
     def lost(self, *, cut: bool = False) -> None:
-        """The connection has ended before the body; `cut`: at this end."""
+        """Mark the answer as broken: its connection ended early; `cut`: closed by this side."""
         self._line = None
         if not self._begun.done():
             self._begun.set_exception(EngineLost("it closed the connection before it answered", sent=not cut))
@@ -159,7 +162,7 @@ class EngineAnswer:
     # the client's connection calls these
 
     def start(self, sink: Sink) -> None:
-        """Pass on what is there, and what comes."""
+        """Forward the pieces present, and later ones as they arrive."""
         self._sink = sink
         if self._end is None:
             self.pass_on()
@@ -167,21 +170,21 @@ class EngineAnswer:
             self._tell()
 
     def pause(self) -> None:
-        """The client is slow: so is the engine's line."""
+        """Stop reading from the engine, because the client reads slowly."""
         if self._silent is not None:
             self._silent.paused = True
         if self._line is not None:
             self._line.pause()
 
     def resume(self) -> None:
-        """The client takes on."""
+        """Read from the engine again."""
         if self._silent is not None:
             self._silent.paused = False
         if self._line is not None:
             self._line.resume()
 
     def cancel(self) -> None:
-        """Nobody wants it any more."""
+        """Drop the answer and close its connection: the client has gone."""
         line, self._line = self._line, None
         if line is not None:
             line.close()
@@ -189,7 +192,7 @@ class EngineAnswer:
         self._ended("cancelled")
 
     def broken_off(self) -> None:
-        """The engine has been silent for too long."""
+        """End the answer as broken: the engine was silent for too long."""
         line, self._line = self._line, None
         if line is not None:
             line.close()
@@ -233,7 +236,7 @@ class EngineAnswer:
 
 
 class _Collected:
-    """Holds the pieces of a body until it is whole."""
+    """Collects the pieces of a body until it is complete."""
 
     def __init__(self, ended: asyncio.Future[bytes]) -> None:
         self._ended = ended
@@ -250,7 +253,7 @@ class _Collected:
 
 
 class _Silence:
-    """One timer for an answer: it looks whether pieces came since it looked last."""
+    """A timer per answer that checks whether pieces arrived since its last check."""
 
     __slots__ = ("_answer", "_handle", "_seconds", "_seen", "paused")
 
@@ -261,7 +264,7 @@ class _Silence:
         self._next()
 
     def stop(self) -> None:
-        """The answer has ended."""
+        """Stop: the answer has ended."""
         self._handle.cancel()
 
     def _next(self) -> None:

@@ -1,4 +1,4 @@
-"""What runs before a generation: a graph's first nodes, and the prompt that is made of what they give.
+"""Steps before the generator: a graph's first nodes, and the prompt built from their outputs.
 
 For `serving.openai.routes`. Begin with `pre_generation`.
 """

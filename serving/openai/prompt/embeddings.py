@@ -1,4 +1,4 @@
-"""Asks an engine that embeds for the vectors of many texts, in one request. Used by serving.openai.prompt.pre_generation."""
+"""Embeddings of many texts from an engine, in one request. Used by serving.openai.prompt.pre_generation."""
 
 import base64
 from typing import Any, Final
@@ -21,7 +21,7 @@ from serving.routing.table import GenerationRoute
 PATH: Final = "/v1/embeddings"
 _HEADERS: Final = {"content-type": "application/json"}
 _ENDING: Final = frozenset({500, 502, 503})
-"""Of an engine that ends or has no room: another one may answer."""
+"""Statuses of an engine that ends or has no room: another one may answer."""
 _OK: Final = 200
 _FULL: Final = 503
 
@@ -29,10 +29,10 @@ _FULL: Final = 503
 async def embed(
     engines: EngineRegistry, route: GenerationRoute, part: str, inputs: Tensors, attempt: Attempt
 ) -> Tensors:
-    """`prompt` BYTES[n] -> `embedding` FP32[n, size], by one engine of the part; its snapshot is noted in `attempt`.
+    """Map `prompt` BYTES[n] to `embedding` FP32[n, size] on one engine of the part; record its snapshot in `attempt`.
 
-    RetryOnOtherHost where the engine fails, HostLost where it ended by it, InvalidInput where it refuses a text, IPnextError
-    where its answer is no vectors.
+    RetryOnOtherHost if the engine fails, HostLost if the request ended it, InvalidInput if it refuses a text,
+    IPnextError if its answer has no vectors.
     """
     texts = [text.decode(errors="replace") for text in inputs[PROMPT].data.ravel()]
     candidate = _chosen(engines, route, part, attempt)
@@ -59,7 +59,7 @@ async def embed(
 
 
 def _chosen(engines: EngineRegistry, route: GenerationRoute, part: str, attempt: Attempt) -> HostCandidate:
-    """The least busy; of the snapshot that has answered for the part already, where one has."""
+    """Choose the least loaded engine; if a snapshot of the part has already answered, one of that snapshot."""
     tiers = route.candidates[part]
     if part in attempt.used:
         tiers = of_snapshot(tiers, attempt.used[part])
@@ -71,7 +71,7 @@ def _chosen(engines: EngineRegistry, route: GenerationRoute, part: str, attempt:
 async def _asked(
     engines: EngineRegistry, part: str, candidate: HostCandidate, body: bytes, attempt: Attempt
 ) -> tuple[int, bytes]:
-    """Status and whole body. RetryOnOtherHost where the engine ends within it."""
+    """Return status and whole body. RetryOnOtherHost if the engine ends before."""
     try:
         answer = await engines.ask(candidate.url, "POST", PATH, _HEADERS, body)
         return answer.status, await answer.rest()
@@ -79,14 +79,14 @@ async def _asked(
         engines.loads.note_lost(candidate.url)
         if error.sent:
             await engines.check_alive(candidate.url)
-        if not error.reused:  # a connection that had been idle says nothing of the engine
+        if not error.reused:  # the loss of an idle connection says nothing about the engine
             attempt.tried.add(candidate.url)
         msg = f"part {part!r}: {candidate.url}: {error}"
         raise RetryOnOtherHost(msg) from error
 
 
 def _vectors(part: str, content: bytes, count: int) -> Tensor:
-    """The vectors in the order of their texts."""
+    """Return the vectors in the order of their texts."""
     try:
         data = sorted(orjson.loads(content)["data"], key=lambda one: one["index"])
         vectors = np.stack([_vector(one["embedding"]) for one in data])
@@ -106,7 +106,7 @@ def _vector(value: Any) -> np.ndarray[Any, Any]:
 
 
 def _message(content: bytes) -> str:
-    """What the engine says is wrong."""
+    """Return the engine's error message."""
     try:
         told = orjson.loads(content)
         return str(told.get("error", told).get("message", told))[:500]

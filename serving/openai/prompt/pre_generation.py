@@ -1,7 +1,7 @@
-"""What happens to a request before its generation: the nodes before the generator run, and the prompt is made of what they give.
+"""Execution of the nodes before the generator, and construction of the prompt from their outputs.
 
-All of it is of the one generation that was chosen for the request: torch parts are asked on hosts, parts that embed on
-their engines. Used by serving.openai.routes.
+All calls use the one generation chosen for the request: torch parts are called on hosts, embedding parts on their
+engines. Used by serving.openai.routes.
 """
 
 import time
@@ -30,16 +30,16 @@ from serving.routing.sync_policy import of_snapshot
 from serving.routing.table import GenerationRoute
 
 Fresh = Callable[[GenerationRoute], GenerationRoute]
-"""The same generation with the hosts and engines known now."""
+"""Returns the same generation with the current hosts and engines."""
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratorRequest:
-    """What goes to the generator."""
+    """The request to the generator."""
 
     body: Mapping[str, Any]
     used: Mapping[str, int]
-    """Part -> snapshot that has answered for it."""
+    """Part -> snapshot that answered for it."""
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class _Steps:
 
 
 class PreGeneration:
-    """The steps before the generator, for all generations that have any."""
+    """Runs the steps before the generator, for all generations that have any."""
 
     def __init__(
         self, hosts: HostClient, engines: EngineRegistry, metrics: RouterMetrics, *, fresh: Fresh, current: Fresh
@@ -63,9 +63,9 @@ class PreGeneration:
         self._current = current
 
     async def run(self, route: GenerationRoute, path: str, body: Mapping[str, Any], seconds: float) -> GeneratorRequest:
-        """The body to send to the generator, without `inputs`. `seconds` are left; the caller ends them by cancelling.
+        """Return the body for the generator, without `inputs`. `seconds` are left; the caller enforces them by cancelling.
 
-        InvalidInput where path or body do not fit the model, Unavailable where hosts or engines do not answer.
+        InvalidInput if path or body do not fit the model, Unavailable if hosts or engines do not answer.
         """
         plan = _plan_of(route, path)
         began = time.monotonic()
@@ -84,7 +84,7 @@ class PreGeneration:
         return GeneratorRequest(with_text(path, plain, text), steps.attempt.used)
 
     async def _given(self, steps: _Steps, plan: GraphPlan, request: Tensors) -> Tensors:
-        """What the nodes give. Under `locked` a failed call is made again by itself; else all are, since a part's share a snapshot."""
+        """Run the nodes. Under `locked` only a failed call is repeated; otherwise all are, since calls of a part must share a snapshot."""
         if steps.route.locked:
             return await run_graph(plan, request, partial(self._asked_again, steps))
         return await self._tried(steps, lambda: run_graph(plan, request, partial(self._asked, steps)))
@@ -126,7 +126,7 @@ def _text(text: str) -> Tensor:
 
 
 def _composed(route: GenerationRoute, request: Tensors, given: Tensors) -> str:
-    """The generator's prompt."""
+    """Build the generator's prompt."""
     last = route.plan.nodes[-1]
     taken = {name: request[s.tensor] if s.node == REQUEST else given[name] for name, s in last.inputs.items()}
     if last.prompt is None:

@@ -1,4 +1,4 @@
-"""Makes the prompt of a node that generates of the tensors that it takes, and puts it into the request's body. Pure."""
+"""Builds the prompt of a generative node from its input tensors, and puts it into the request's body. Pure."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,7 +19,7 @@ Body = Mapping[str, Any]
 
 
 def asked_text(path: str, body: Body) -> str:
-    """What the client asks: its prompt, or the text of its last message as user. InvalidInput names what is missing."""
+    """Return the client's prompt, or the text of its last user message. InvalidInput names the missing field."""
     if path == CHAT_PATH:
         return _text_of(_messages(body)[_last_of_user(body)]["content"])
     prompt = body.get("prompt")
@@ -32,7 +32,7 @@ def asked_text(path: str, body: Body) -> str:
 
 
 def with_text(path: str, body: Body, text: str) -> Body:
-    """The body with this in the place of what the client asked. Pictures and the like stay beside it."""
+    """Return the body with the client's prompt replaced by this text. Images and other content are kept."""
     if path != CHAT_PATH:
         return {**body, "prompt": text}
     messages, place = list(_messages(body)), _last_of_user(body)
@@ -43,13 +43,13 @@ def with_text(path: str, body: Body, text: str) -> Body:
 
 
 def composed(prompt: PromptTemplate, tensors: Mapping[str, Tensor]) -> str:
-    """The template with its places filled. InvalidInput names an input whose number of elements does not fit."""
+    """Fill the template. InvalidInput names an input whose number of elements does not fit."""
     texts = {name: _listed(name, one, tensors) for name, one in prompt.lists.items()}
     return _filled(prompt.template, lambda name: texts[name] if name in texts else _only(name, tensors[name]))
 
 
 def _filled(template: str, value: Callable[[str], str]) -> str:
-    """What is put into a place is not looked at again."""
+    """Fill the places of a template; inserted values are not expanded again."""
     return "".join(text + ("" if name is None else value(name)) for text, name in pieces(template))
 
 
@@ -71,7 +71,7 @@ def _of_item(tensors: Mapping[str, Tensor], place: int, number: int, name: str) 
 
 
 def _order(name: str, tensor: Tensor) -> list[int]:
-    """Places by falling number; equals as they came."""
+    """Return the indices by descending number; ties in their original order."""
     if not all_finite(tensor):
         msg = f"{name!r}, by which the prompt orders a list, holds NaN or infinity"
         raise NotFinite(msg)
@@ -105,7 +105,7 @@ def _text(tensor: Tensor, place: int) -> str:
 
 
 def _with_text_part(content: list[Any], text: str) -> list[Any]:
-    """The text stands where the first one stood; what is no text stays."""
+    """Replace the first text part by this text and drop the other text parts; keep all other content."""
     place = next(number for number, part in enumerate(content) if part.get("type") == "text")
     rest = [part for part in content[place:] if part.get("type") != "text"]
     return [*content[:place], {"type": "text", "text": text}, *rest]

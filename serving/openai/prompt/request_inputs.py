@@ -11,7 +11,7 @@ INPUTS: Final = "inputs"
 
 
 def read_inputs(body: Mapping[str, Any], specs: Sequence[TensorSpec]) -> dict[str, Tensor]:
-    """Name -> tensor, exactly those of `specs`. InvalidInput names the one that is missing, unknown or of another form."""
+    """Return name -> tensor, exactly those of `specs`. InvalidInput names one that is missing, unknown or of another form."""
     given = body.get(INPUTS, {})
     known = {spec.name: spec for spec in specs}
     told = ", ".join(f"{spec.name} {_shown(spec)}" for spec in specs) or "none"
@@ -46,7 +46,7 @@ def _tensor(spec: TensorSpec, value: object) -> Tensor:
 
 
 def _shape(value: object) -> tuple[int, ...]:
-    """By the first element of each level; whether the others are alike is looked at where they are read."""
+    """Return the shape by the first element of each level; `from_json` checks that the others match."""
     shape: list[int] = []
     while isinstance(value, list):
         shape.append(len(value))
@@ -59,7 +59,7 @@ def _shown(spec: TensorSpec) -> str:
 
 
 def _form(spec: TensorSpec) -> str:
-    """What a client writes for it."""
+    """Describe the JSON form of an input."""
     if len(spec.shape) != 1:
         return f"{_shown(spec)} as nested lists"
     return f"a list of {'texts' if spec.datatype == 'BYTES' else 'values'} ({_shown(spec)})"
