@@ -1,4 +1,5 @@
-"""Snapshots on a host: fetched by a process of its own, checked, held for their generations, within a budget of memory. Knows no engine.
+"""Snapshots on a host: fetched by a separate process, checked, kept for their generations within a memory budget.
 
-For both kinds of hosts; `directory` is for all that writes snapshots. Begin with `held_snapshots` and `fetch`.
+Independent of engines. For both kinds of hosts; `directory` is for all code that writes snapshots. Begin with
+`held_snapshots` and `fetch`.
 """

@@ -1,4 +1,4 @@
-"""A directory of a snapshot: hashed files, the manifest last, nothing half-written. Used by export, split and deltas."""
+"""Writing and checking of a snapshot directory: hashed files, manifest last, never half-written. Used by export, split and deltas."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ _CHUNK: Final = 2**20
 
 
 def checked_directory(directory: Path) -> Path:
-    """The directory, which must not exist or be empty; else InvalidInput."""
+    """Return the directory if it does not exist or is empty; else InvalidInput."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         msg = f"directory: {str(directory)!r} must not exist or be an empty directory; a snapshot is never overwritten"
         raise InvalidInput(msg, field="directory", value=str(directory))
@@ -25,7 +25,7 @@ def checked_directory(directory: Path) -> Path:
 
 @contextmanager
 def half_written(target: Path) -> Iterator[Path]:
-    """A directory beside `target` that takes its name at the end, or vanishes."""
+    """Yield a temporary directory next to `target` that is renamed to it at the end, or removed on failure."""
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -37,7 +37,7 @@ def half_written(target: Path) -> Iterator[Path]:
 
 
 def artifact_file(path: Path) -> ArtifactFile:
-    """A written file as the manifest lists it; its bytes are on the disk when this returns."""
+    """Return the manifest entry of a written file; its bytes are on the disk when this returns."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
@@ -47,7 +47,7 @@ def artifact_file(path: Path) -> ArtifactFile:
 
 
 def checked_manifest(directory: Path) -> SnapshotManifest:
-    """The manifest of a whole, undamaged snapshot: every file is read through. InvalidInput or an ArtifactError."""
+    """Return the manifest of a complete, undamaged snapshot after reading every file. InvalidInput or an ArtifactError."""
     path = directory / SNAPSHOT_FILE
     if not path.is_file():
         msg = f"directory: {str(directory)!r} is no snapshot: it has no {SNAPSHOT_FILE}; export_model writes one"

@@ -1,4 +1,4 @@
-"""A snapshot as it arrives at a host: fetched into the cache, and seen to be the one that was asked for. Knows no engine."""
+"""Fetching of a snapshot into a host's cache, with a check that it is the assigned one. Independent of engines."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -20,13 +20,13 @@ class LocalSnapshot(NamedTuple):
 
 
 def fetch(store: Fetcher, uri: str, cache: Path) -> LocalSnapshot:
-    """A snapshot of the store, laid out in the cache."""
+    """Fetch a snapshot from the store into the cache."""
     directory = store.fetch(uri, cache)
     return LocalSnapshot(directory, SnapshotManifest.model_validate_json((directory / SNAPSHOT_FILE).read_bytes()))
 
 
 def fetch_assigned(store: Fetcher, hold: HostedSnapshot, cache: Path) -> LocalSnapshot:
-    """What a hold names. ArtifactError, SignatureInvalid, or LoadFailed where it is made for another engine."""
+    """Fetch the snapshot of a hold. ArtifactError, SignatureInvalid, or LoadFailed if it is for another engine."""
     fetched = fetch(store, hold.uri, cache)
     manifest = fetched.manifest
     if manifest.digest != hold.digest:
@@ -41,7 +41,7 @@ def fetch_assigned(store: Fetcher, hold: HostedSnapshot, cache: Path) -> LocalSn
 
 
 def _check_signed(hold: HostedSnapshot, signers: SignerPolicy, fetched: LocalSnapshot) -> None:
-    """Who signed the manifest, and that the files in the cache are still those that it names."""
+    """Check the manifest's signature, and that the cached files are those that it names."""
     subject = f"snapshot {hold.snapshot} of {hold.model}.{hold.part}"
     check_signature(signers, hold.digest, signature_in(fetched.directory), subject)
     checked_manifest(fetched.directory)

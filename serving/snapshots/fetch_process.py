@@ -28,21 +28,21 @@ from serving.confinement.privileges import drop_capabilities
 from serving.snapshots.fetch_starter import FetchingKeeper, KeptProcess, Logs
 
 _NICENESS: Final = 10
-"""Whoever answers requests comes first."""
+"""Processes that answer requests have priority."""
 
 
 class Fetcher(Protocol):
-    """What a host needs of an artifact store."""
+    """The part of an artifact store that a host uses."""
 
     def fetch(self, uri: str, directory: Path) -> Path:
-        """As `ArtifactStore.fetch`."""
+        """Fetch a snapshot; as `ArtifactStore.fetch`."""
 
 
 class FetchingProcess:
-    """A Fetcher that has another process do the work, one fetch at a time. Safe to use from several threads."""
+    """A Fetcher that runs in another process, one fetch at a time. Thread-safe."""
 
     def __init__(self, artifacts: str, *, s3_endpoint_url: str | None = None, into: Path | None = None) -> None:
-        """`into` is the only directory that it fetches into, whatever it is asked; None: any."""
+        """`into`: the only directory that it fetches into, whatever the request; None: any."""
         endpoint = ["--s3-endpoint-url", s3_endpoint_url] if s3_endpoint_url else []
         self._command = [sys.executable, "-m", "serving.snapshots.fetch_process", "--artifacts", artifacts, *endpoint]
         self._command += [] if into is None else ["--into", str(into)]
@@ -59,16 +59,16 @@ class FetchingProcess:
         self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True)  # noqa: S603  # our own command
 
     def fork(self, *, logs: Logs | None = None, at_end: Callable[[], object] = lambda: None) -> FetchingKeeper:
-        """As `start`, in a few milliseconds, and so that later ones can be started by a process that is confined.
+        """Start the process by a fork, in a few milliseconds, so that a confined process can start later ones.
 
-        Only before this process has other threads, sockets or a loop of its own. `logs` and `at_end`: see FetchingKeeper.
+        Only before this process has other threads, sockets or an event loop. `logs` and `at_end`: see FetchingKeeper.
         """
         self._keeper = FetchingKeeper(partial(_run, self._command), logs=logs, at_end=at_end)
         self.start()
         return self._keeper
 
     def fetch(self, uri: str, directory: Path) -> Path:
-        """As the store's own; Unavailable where the process ended meanwhile, and the next fetch starts another."""
+        """Fetch a snapshot; as the store. Unavailable if the process ended during the fetch; the next fetch starts another one."""
         with self._lock:
             if self._process is None:
                 self.start()
@@ -82,7 +82,7 @@ class FetchingProcess:
         raise _kinds().get(told["code"], LoadFailed)(told["message"])
 
     def close(self) -> None:
-        """End the process, whatever it does, and what would start another one."""
+        """Kill the process, whatever it does, and the keeper that could start another one."""
         self._end()
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
@@ -95,7 +95,7 @@ class FetchingProcess:
             process.wait()
             for stream in (process.stdin, process.stdout):
                 if stream is not None:
-                    with suppress(OSError):  # what was not read any more
+                    with suppress(OSError):  # unread data is dropped
                         stream.close()
 
     def _ask(self, question: dict[str, str]) -> str:
@@ -113,11 +113,11 @@ class FetchingProcess:
 
 
 def _run(command: Sequence[str]) -> None:
-    """This module's `main` in a fork, which has imported it already."""
+    """Run this module's `main` in a fork, which has imported it already."""
     setproctitle(" ".join(command))
     try:
         main(command[3:])
-    except BaseException:  # noqa: BLE001  # the process edge: nothing above is this process's
+    except BaseException:  # noqa: BLE001  # the process edge: the frames above belong to the parent
         traceback.print_exc()
 
 
@@ -131,7 +131,7 @@ def _kinds() -> dict[str, type[IPnextError]]:
 
 
 def _answer(arguments: argparse.Namespace, line: str, answers: IO[str]) -> None:
-    """Fetch once and tell the outcome."""
+    """Fetch once and report the outcome."""
     try:
         question = json.loads(line)
         _check_directory(arguments.into, Path(question["directory"]))
@@ -140,34 +140,34 @@ def _answer(arguments: argparse.Namespace, line: str, answers: IO[str]) -> None:
         told = {"directory": str(store.fetch(question["uri"], Path(question["directory"])))}
     except IPnextError as error:
         told = {"code": error.code, "message": error.message}
-    except Exception as error:  # noqa: BLE001  # the process edge: the host is told, and judges
+    except Exception as error:  # noqa: BLE001  # the process edge: reported to the host, which judges
         told = {"code": LoadFailed.code, "message": f"{type(error).__name__}: {error}"}
     answers.write(json.dumps(told) + "\n")
     answers.flush()
 
 
 def _check_directory(allowed: Path | None, asked: Path) -> None:
-    """Forbidden unless it is the one that this process fetches into: a host that asks may have been taken over."""
+    """Raise Forbidden unless it is the directory that this process fetches into: the requesting host may be compromised."""
     if allowed is not None and asked != allowed:
         msg = f"directory: {str(asked)!r} is not the cache of this host; allowed: {str(allowed)!r}"
         raise Forbidden(msg)
 
 
 def _let_group_read(directory: Path) -> None:
-    """Write what the group of a cache may read, if the agent has opened the cache to it: that of hosts with a user of their own."""
+    """Write files that the cache's group may read, if the agent opened the cache to it: that of hosts with a separate user."""
     if directory.is_dir() and directory.stat().st_mode & stat.S_ISGID:
         os.umask(0o027)
 
 
 def _answers() -> IO[str]:
-    """Standard output for answers alone; whatever else is printed goes to standard error."""
+    """Reserve standard output for answers; all other output goes to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return answers
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Fetch as asked until standard input ends."""
+    """Fetch on request until standard input ends."""
     parser = argparse.ArgumentParser(prog="python -m serving.snapshots.fetch_process", description=__doc__)
     parser.add_argument("--artifacts", required=True, help="uri of the artifact store: file:///... or s3://...")
     parser.add_argument("--s3-endpoint-url", default=None)
@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pool = ThreadPoolExecutor(1)
     for line in sys.stdin:
         pool.submit(_answer, parsed, line, answers)
-    os._exit(0)  # the host has gone: nobody waits for what is being fetched
+    os._exit(0)  # the host has gone: no caller waits for the fetch
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Starts fetching processes, and begins logs, for a host that may do neither any more: a fork of it from before it was confined.
+"""Starts fetching processes and begins logs for a confined host, which can do neither: a fork from before its confinement.
 
-Host and keeper talk over a pair of sockets. The keeper has at most one fetching process, and ends with the host.
+Host and keeper communicate over a socket pair. The keeper has at most one fetching process, and ends with the host.
 """
 
 import os
@@ -21,14 +21,14 @@ _END: Final = b"end"
 _LOG: Final = b"log "
 _FDS: Final = 2
 _BYTES: Final = 1024
-"""Of one message."""
+"""Largest message in bytes."""
 
 Logs = Callable[[str], IO[bytes]]
-"""Begins the log of a name. OSError or an IPnextError if that is not possible, or not allowed."""
+"""Begins the log of a name. OSError or an IPnextError if that is impossible or forbidden."""
 
 
 class KeptProcess:
-    """What is used of subprocess.Popen, of a process that another one started."""
+    """The used subset of subprocess.Popen, for a process started by another one."""
 
     def __init__(self, pid: int, stdin: IO[str], stdout: IO[str], end: Callable[[], None]) -> None:
         self.pid = pid
@@ -37,20 +37,20 @@ class KeptProcess:
         self._end = end
 
     def kill(self) -> None:
-        """SIGKILL, by the keeper; it has ended once this returns."""
+        """Send SIGKILL through the keeper; the process has ended once this returns."""
         self._end()
 
     def wait(self) -> None:
-        """Nothing is left to wait for once it was killed."""
+        """Return at once: a killed process has already ended."""
 
 
 class FetchingKeeper:
-    """Forks at once. Only before this process has other threads, sockets or a loop of its own."""
+    """The keeper; it forks on creation. Only before this process has other threads, sockets or an event loop."""
 
     def __init__(
         self, run: Callable[[], None], *, logs: Logs | None = None, at_end: Callable[[], object] = lambda: None
     ) -> None:
-        """`run` is what a fetching process does with its standard input and output; `logs` begins logs, in the keeper.
+        """`run` is the main function of a fetching process, on its standard input and output; `logs` begins logs, in the keeper.
 
         `at_end` is called in the keeper before it ends with the host, unless both are killed.
         """
@@ -63,7 +63,7 @@ class FetchingKeeper:
         theirs.close()
 
     def start(self) -> KeptProcess:
-        """Start a fetching process in place of the one before. Unavailable if the keeper has ended."""
+        """Start a fetching process in place of the former one. Unavailable if the keeper has ended."""
         told, fds = self._ask(_START)
         if len(fds) < _FDS:
             msg = "the process that starts those that fetch snapshots has ended; this host fetches no more"
@@ -71,7 +71,7 @@ class FetchingKeeper:
         return KeptProcess(int(told), os.fdopen(fds[0], "w"), os.fdopen(fds[1]), self._end)
 
     def begin_log(self, name: str) -> IO[bytes]:
-        """The log of this name, begun by the keeper; for appending and reading. Unavailable with the reason if it could not."""
+        """Begin the log of this name in the keeper; return it opened for appending and reading. Unavailable with the reason."""
         told, fds = self._ask(_LOG + name.encode())
         if not fds:
             msg = f"log {name} could not be begun: {told.decode(errors='replace') or 'the process that begins it has ended'}"
@@ -79,7 +79,7 @@ class FetchingKeeper:
         return os.fdopen(fds[0], "a+b", buffering=0)
 
     def close(self) -> None:
-        """End the keeper, and the fetching process with it; it has ended once this returns."""
+        """End the keeper and its fetching process; it has ended once this returns."""
         self._channel.close()
         with suppress(ChildProcessError):
             os.waitpid(self._pid, 0)
@@ -88,7 +88,7 @@ class FetchingKeeper:
         self._ask(_END)
 
     def _ask(self, question: bytes) -> tuple[bytes, list[int]]:
-        """The answer with its descriptors; nothing if the keeper has ended."""
+        """Return the answer with its descriptors; both empty if the keeper has ended."""
         try:
             with self._one_at_a_time:
                 self._channel.send(question)
@@ -99,7 +99,7 @@ class FetchingKeeper:
 
 
 def _keep(channel: socket.socket, run: Callable[[], None], logs: Logs | None, at_end: Callable[[], object]) -> NoReturn:
-    """The keeper's process: one request after another, until the host has gone."""
+    """Run the keeper's process: one request after another, until the host has gone."""
     setproctitle(f"{sys.executable} -m serving.snapshots.fetch_starter")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the host decides when to end
     pid = 0
@@ -128,7 +128,7 @@ def _begin_log(channel: socket.socket, logs: Logs | None, name: str) -> None:
         if logs is None:
             msg = "this host has no logs of its own"
             raise Forbidden(msg)
-        with logs(name) as log, suppress(OSError):  # the host has gone: the next request says so
+        with logs(name) as log, suppress(OSError):  # the host has gone: the next request shows it
             socket.send_fds(channel, [b"begun"], [log.fileno()])
     except (OSError, IPnextError) as error:
         with suppress(OSError):
@@ -152,7 +152,7 @@ def _fork(channel: socket.socket, run: Callable[[], None]) -> int:
         os.closerange(3, max(asked, ask, answered, answer, channel.fileno()) + 1)
         run()
         os._exit(1)
-    with suppress(OSError):  # the host has gone: the next request says so
+    with suppress(OSError):  # the host has gone: the next request shows it
         socket.send_fds(channel, [str(pid).encode()], [ask, answered])
     for fd in (asked, ask, answered, answer):
         os.close(fd)

@@ -1,7 +1,7 @@
-"""Which snapshots a host holds, for which generations, and which of them requests still use. Pure state, no I/O.
+"""The snapshots that a host has loaded or must load, their generations, and leases of requests on them. Pure state, no I/O.
 
-The host's event loop is the only caller. A snapshot passes through: wanted, loaded (or failed), no longer wanted,
-and, once its last lease is given back, released to be closed.
+The host's event loop is the only caller. A snapshot passes through these states: desired, loaded (or failed), no longer
+desired, and, once its last lease is returned, released for closing.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class HoldKey:
-    """What makes two holds the same loaded thing. The generations are not part of it."""
+    """Identity of a loaded snapshot: two holds with the same key share one. Generations are not part of it."""
 
     model: str
     part: str
@@ -30,7 +30,7 @@ class HoldKey:
 
 
 def hold_key(hold: HostedSnapshot) -> HoldKey:
-    """The key of a hold."""
+    """Return the key of a hold."""
     settings = canonical_json(dict(hold.settings))
     return HoldKey(hold.model, hold.part, hold.snapshot, hold.digest, hold.engine, settings, hold.adapters)
 
@@ -51,7 +51,7 @@ class Lease(Generic[T]):
     value: T
     snapshot: int
     generation: int
-    """As asked for; the snapshot may answer for others too."""
+    """As requested; the snapshot may serve others too."""
     entry: _Entry[T] = field(repr=False)
 
     @property
@@ -62,7 +62,7 @@ class Lease(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Changes(Generic[T]):
-    """What a new set of holds asks the caller to do: snapshots to load, and unused ones to close."""
+    """Actions that a new set of holds requires: snapshots to load, and unused ones to close."""
 
     load: tuple[HostedSnapshot, ...] = ()
     close: tuple[T, ...] = ()
@@ -75,10 +75,10 @@ class HeldSnapshots(Generic[T]):
         self._entries: dict[HoldKey, _Entry[T]] = {}
         self._ready: dict[tuple[str, str, int], _Entry[T]] = {}
         self.ends = Revision()
-        """Rises when a load has ended, well or not."""
+        """Rises when a load has ended, successfully or not."""
 
     def want(self, holds: Sequence[HostedSnapshot]) -> Changes[T]:
-        """Replace the wanted set. InvalidInput if one generation of a part has two snapshots."""
+        """Replace the desired set. InvalidInput if one generation of a part has two snapshots."""
         wanted = _by_key(holds)
         dropped = [entry for key, entry in self._entries.items() if key not in wanted]
         new = [hold for key, hold in wanted.items() if key not in self._entries]
@@ -92,11 +92,11 @@ class HeldSnapshots(Generic[T]):
         return Changes(tuple(new), tuple(v for entry in dropped if (v := _take_unused(entry)) is not None))
 
     def wants(self, hold: HostedSnapshot) -> bool:
-        """Whether the snapshot is still asked for."""
+        """Whether the snapshot is still desired."""
         return hold_key(hold) in self._entries
 
     def loaded(self, hold: HostedSnapshot, value: T) -> bool:
-        """Note a loaded snapshot. False: it is no longer wanted, or is there already; the caller closes the value."""
+        """Record a loaded snapshot. If it is no longer desired, or already loaded: False, and the caller closes the value."""
         entry = self._entries.get(hold_key(hold))
         if entry is None or entry.value is not None:
             return False
@@ -106,14 +106,14 @@ class HeldSnapshots(Generic[T]):
         return True
 
     def failed(self, hold: HostedSnapshot, code: str, message: str) -> None:
-        """Note that a snapshot could not be loaded. It stays failed until it is no longer wanted."""
+        """Record a failed load. The snapshot stays failed until it is no longer desired."""
         entry = self._entries.get(hold_key(hold))
         if entry is not None and entry.value is None:
             entry.failure = (code, message)
             self.ends.rise()
 
     def lease(self, model: str, part: str, generation: int) -> Lease[T]:
-        """Use the snapshot that answers for a generation. GenerationNotHeld names those that are ready."""
+        """Lease the snapshot that serves a generation. GenerationNotHeld names those that are ready."""
         entry = self._ready.get((model, part, generation))
         if entry is None or entry.value is None:
             held = sorted(g for m, p, g in self._ready if (m, p) == (model, part))
@@ -123,7 +123,7 @@ class HeldSnapshots(Generic[T]):
         return Lease(entry.value, entry.hold.snapshot, generation, entry)
 
     def relatives(self, hold: HostedSnapshot) -> tuple[Lease[T], ...]:
-        """Leases of all loaded snapshots of the same part, engine and settings; each is to be given back."""
+        """Lease all loaded snapshots of the same part, engine and settings; the caller must return each lease."""
         leases = []
         for entry in self._entries.values():
             if entry.value is not None and _related(entry.hold, hold):
@@ -132,13 +132,13 @@ class HeldSnapshots(Generic[T]):
         return tuple(leases)
 
     def release(self, lease: Lease[T]) -> T | None:
-        """Give a lease back. Returns the value if this was the last use of a snapshot no longer wanted: close it."""
+        """Return a lease. If it was the last on a snapshot no longer desired, its value is returned for closing."""
         lease.entry.leases -= 1
         return _take_unused(lease.entry) if not lease.entry.wanted else None
 
     @property
     def values(self) -> tuple[tuple[HostedSnapshot, T], ...]:
-        """All snapshots that are loaded and wanted."""
+        """All snapshots that are loaded and desired."""
         return tuple((entry.hold, entry.value) for entry in self._entries.values() if entry.value is not None)
 
     @property
@@ -154,7 +154,7 @@ class HeldSnapshots(Generic[T]):
 
     @property
     def failures(self) -> tuple[HostFailure, ...]:
-        """All snapshots that could not be loaded."""
+        """All snapshots that failed to load."""
         return tuple(_failure(entry, *entry.failure) for entry in self._entries.values() if entry.failure is not None)
 
     def _index(self) -> None:
@@ -172,7 +172,7 @@ def _related(left: HostedSnapshot, right: HostedSnapshot) -> bool:
 
 
 def check_holds(holds: Sequence[HostedSnapshot]) -> None:
-    """InvalidInput if one generation of a part has two snapshots."""
+    """Raise InvalidInput if one generation of a part has two snapshots."""
     _by_key(holds)
 
 

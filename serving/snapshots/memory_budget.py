@@ -1,6 +1,6 @@
-"""What a host's memory holds and may hold: asked before each load, told after it, shown in the host's state.
+"""The memory budget of a host: checked before each load, updated after it, and reported in the host's state.
 
-A host without a budget loads whatever it is asked to. All but `used_bytes` belongs to the thread that loads.
+A host without a budget loads all assigned snapshots. All but `used_bytes` is for the loading thread.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ _MMAP_THRESHOLD: Final = -3
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in RAM now, mapped files included; 0 where the system does not tell."""
+    """Return this process's resident memory, including mapped files; 0 if the system does not report it."""
     with suppress(OSError):
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * resource.getpagesize()
@@ -27,9 +27,9 @@ def resident_bytes() -> int:
 
 
 def shared_bytes() -> int:
-    """The same with each page that is mapped several times counted once, as weights that deltas share are.
+    """Return the proportional set size: pages mapped several times, such as weights shared by deltas, count once.
 
-    The proportional set size: it walks all mappings, which takes milliseconds for gigabytes.
+    It traverses all mappings, which takes milliseconds for gigabytes.
     """
     with suppress(OSError, StopIteration):
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
@@ -38,10 +38,10 @@ def shared_bytes() -> int:
 
 
 class HostMemory:
-    """The budget of one host process, in bytes, and what is used of it.
+    """The budget of one host process and its use, in bytes.
 
-    `counted` is a slower, closer count than `resident`, asked where that one leaves no room, and after each load or end
-    while snapshots share memory.
+    `counted` is a slower, more accurate count than `resident`. It is taken if that one leaves no room, and after each
+    load or close while snapshots share memory.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class HostMemory:
 
     @property
     def used_bytes(self) -> int:
-        """What is in RAM, shared memory once, and at least what the process itself and its snapshots take.
+        """Resident memory, with shared memory counted once, and at least the size of the process and its snapshots.
 
-        The system may drop pages of mapped weights for a while; they are wanted back.
+        The system may drop pages of mapped weights for a while; they will be needed again.
         """
         return max(self._resident() - self._counted_twice, self._own + self._snapshots)
 
     def check(self, needed: int, subject: str) -> None:
-        """MemoryExceeded where `needed` bytes more would go beyond the budget; `subject` is what they are for."""
+        """Raise MemoryExceeded if `needed` more bytes exceed the budget; `subject` names their purpose."""
         if not self._snapshots:
             self._own = self._resident()
         used, budget = self.used_bytes, self.budget_bytes
@@ -82,13 +82,13 @@ class HostMemory:
             raise MemoryExceeded(msg, needed=needed, used=used, budget=budget)
 
     def loaded(self, size_bytes: int, *, shares: bool = False) -> None:
-        """A snapshot of this size is in memory. `shares`: beside what it shares with another one."""
+        """Count a loaded snapshot of this size. `shares`: the size excludes memory shared with another one."""
         self._snapshots += size_bytes
         self._sharing = self._sharing or shares
         self._count()
 
     def closed(self, size_bytes: int) -> None:
-        """A snapshot of this size is gone: what the allocator kept of it goes back to the system."""
+        """Subtract a closed snapshot of this size, and return the allocator's free memory to the system."""
         self._snapshots -= size_bytes
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
@@ -101,10 +101,10 @@ class HostMemory:
 
 
 def keep_freed() -> None:
-    """Let the allocator keep what passes free, up to 64 MB, and take no mapping of its own for less than 32 MB.
+    """Let the allocator keep freed memory of passes, up to 64 MB, and use separate mappings only from 32 MB.
 
-    glibc gives large pieces back at once, and each pass then waits for the kernel to zero the pages again.
-    `closed` still gives back what a snapshot has left. Nothing happens with another C library.
+    By default glibc returns large blocks at once, and each pass then waits for the kernel to zero the pages again.
+    `closed` still returns a snapshot's memory. With another C library this does nothing.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
@@ -113,10 +113,10 @@ def keep_freed() -> None:
 
 
 def settle() -> None:
-    """Take what lives now out of the garbage collector's sight. Called once, before anything is served.
+    """Exclude all live objects from garbage collection. Called once, before the first request is served.
 
-    With an engine loaded a full collection walks half a million objects and stops every thread for a tenth of a second;
-    none of them is ever garbage.
+    With an engine loaded, a full collection traverses half a million objects and stops every thread for a tenth of a
+    second; none of them is ever garbage.
     """
     gc.collect()
     gc.freeze()
