@@ -1,4 +1,4 @@
-"""How far the answers of a compiled snapshot are from the eager engine's, over drawn requests of several batch sizes."""
+"""Deviation of a compiled snapshot's answers from the eager engine's, over drawn requests of several batch sizes."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from serving.splitting.check.comparison import BATCHES, ROUNDS, Drawn
 
 
 def measured(eager: LoadedPart, compiled: LoadedPart, drawn: Drawn) -> tuple[Difference, ...]:
-    """One for each batch size, over all outputs: the worst of several requests."""
+    """Return one difference per batch size, over all outputs: the worst of several requests."""
     return tuple(_at(batch, eager, compiled, drawn) for batch in BATCHES)
 
 
@@ -26,9 +26,9 @@ def _at(batch: int, eager: LoadedPart, compiled: LoadedPart, drawn: Drawn) -> Di
 
 
 def differences(signature: Signature, expected: Mapping[str, Array], got: Mapping[str, Array]) -> tuple[float, float]:
-    """The largest absolute difference, and the largest in relation to the largest figure of its output.
+    """Return the largest absolute difference, and the largest one relative to the largest figure of its output.
 
-    Where one is not a number, or infinite, the other must be the same; whole numbers must be equal. Else both are the
+    If a figure is NaN or infinite, the other must be the same; whole numbers must be equal. Otherwise both are the
     largest float.
     """
     each = [_difference(spec.datatype, expected[spec.name], got[spec.name]) for spec in signature.outputs]

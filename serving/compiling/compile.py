@@ -1,4 +1,4 @@
-"""Makes a compiled snapshot of a snapshot. Called by the command `ipnext compile` and by the optimisation of a publish."""
+"""Makes a compiled snapshot from a snapshot. Called by the command `ipnext compile` and by the optimization of a publish."""
 
 import math
 import shutil
@@ -31,7 +31,7 @@ from serving.splitting.check.sample_requests import Drawing, Examples, Request
 from serving.splitting.split import read_manifest, read_split_program
 
 TOLERANCE: Final = 1e-5
-"""Default; of the largest figure of an output. Thirty times what FP32 sums of another order were seen to differ by."""
+"""Default tolerance, relative to an output's largest figure: thirty times the observed deviation of reordered FP32 sums."""
 
 
 def compile_snapshot(
@@ -43,12 +43,12 @@ def compile_snapshot(
     examples: Path | None = None,
     cache: Path | None = None,
 ) -> CompileReport:
-    """Write to `out`, which must not exist or be empty, the snapshot in `directory` with a library of its program.
+    """Write the snapshot in `directory` with a library of its program to `out`, which must not exist or be empty.
 
-    `out` is written only where the library's answers at batch 1, 2, 64 and 257 are within `tolerance` of the eager
-    engine's; the report says by how much they differ. `cpu` is a level such as `x86-64-v3` (default: this machine's).
-    `examples` is a safetensors file of named inputs to draw the requests from. InvalidInput, or UnsupportedModel for a
-    program that cannot be compiled.
+    `out` is written only if the library's answers at batch 1, 2, 64 and 257 are within `tolerance` of the eager
+    engine's; the report has the differences. `cpu` is a level such as `x86-64-v3` (default: this machine's). `examples`
+    is a safetensors file of named inputs to draw the requests from. InvalidInput, or UnsupportedModel if the program
+    cannot be compiled.
     """
     _check_tolerance(tolerance)
     source = read_manifest(directory)
@@ -88,7 +88,7 @@ def _recipe(source: SnapshotManifest, cpu: str | None) -> Recipe:
 
 @contextmanager
 def _draft(out: Path) -> Iterator[Path]:
-    """A directory beside `out`, so that it can be renamed; gone at the end unless renamed."""
+    """Yield a directory next to `out`, so that it can be renamed; it is removed at the end unless renamed."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True) as place:
         draft = Path(place) / "compiled"
@@ -134,7 +134,7 @@ def _differences(
 
 
 def _answers(part: LoadedPart, request: Request) -> bool:
-    """Whether the snapshot takes a request; an index beyond a table is refused."""
+    """Whether the snapshot accepts a request; it refuses indices out of range."""
     try:
         part.infer({name: tensor.data for name, tensor in request.items()})
     except IPnextError:

@@ -1,6 +1,6 @@
-"""Kinds of processors to compile for, and what each must be able to do.
+"""Processor levels to compile for, and the features that each requires.
 
-Names and contents are those of the x86-64 psABI (microarchitecture levels); flags are named as the Linux kernel does.
+Names and contents are those of the x86-64 psABI (microarchitecture levels); flags have the Linux kernel's names.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Final
 from ipnext.errors import InvalidInput
 
 NATIVE: Final = "native"
-"""Where there is no level that fits: for processors that have every flag of this machine."""
+"""Level if no other fits: for processors that have every flag of this machine."""
 
 _V3: Final = (
     "abm", "avx", "avx2", "bmi1", "bmi2", "cx16", "f16c", "fma", "lahf_lm", "movbe", "pni", "popcnt", "sse4_1",
@@ -22,9 +22,9 @@ LEVELS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({"x86-64-v4": _V
 
 
 def level_for(flags: frozenset[str], wanted: str | None) -> str:
-    """The level to compile for on a machine of these flags: the wanted one, else the highest that it has.
+    """Return the level to compile for on a machine with these flags: the wanted one, else the highest that it has.
 
-    InvalidInput for a level that the machine lacks: what is compiled is also tried here.
+    InvalidInput if the machine lacks the level, because the library is also tested here.
     """
     own = next((name for name, needed in LEVELS.items() if flags.issuperset(needed)), NATIVE)
     if wanted is None:
@@ -41,5 +41,5 @@ def level_for(flags: frozenset[str], wanted: str | None) -> str:
 
 
 def needed_flags(level: str, machine: frozenset[str]) -> tuple[str, ...]:
-    """What a processor must have to run what was compiled for `level` on a machine of flags `machine`."""
+    """Return the flags required to run a library compiled for `level` on a machine with flags `machine`."""
     return LEVELS.get(level, tuple(sorted(machine)))

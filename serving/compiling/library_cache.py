@@ -1,6 +1,6 @@
-"""Libraries that were built on this machine, by what they were built from: the same program is compiled once.
+"""Cache of the libraries built on this machine, by their recipe: the same program is compiled once.
 
-The key holds the program and its sizes, not the weights, so a snapshot trained further finds the library of the one before.
+The key covers the program and its sizes, not the weights, so a retrained snapshot reuses the library of the former one.
 """
 
 import os
@@ -24,13 +24,13 @@ from serving.engines.torch.compiled import CALLS_FILE
 from serving.snapshots.directory import half_written
 
 LONGEST_SECONDS: Final = 3600
-"""A compilation that takes longer is ended."""
+"""Time limit of a compilation."""
 _FILES: Final = (LIBRARY_FILE, CALLS_FILE)
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that decides what a library is: equal recipes, equal library."""
+    """All inputs that determine a library: equal recipes give equal libraries."""
 
     program: str
     """SHA-256 of `program.json`."""
@@ -46,12 +46,12 @@ class Recipe:
 
 
 def default_cache() -> Path:
-    """Where libraries are kept for this user."""
+    """Return the library cache of this user."""
     return user_cache_path("ipnext") / "compiled"
 
 
 def compiler_version() -> str:
-    """The C++ compiler that torch would use, by its own words. InvalidInput where there is none."""
+    """Return the version line of the C++ compiler that torch would use. InvalidInput if there is none."""
     name = os.environ.get("CXX", "g++")
     found = shutil.which(name)
     if found is None:
@@ -62,7 +62,7 @@ def compiler_version() -> str:
 
 
 def built_library(recipe: Recipe, snapshot: Path, cache: Path) -> tuple[Path, bool]:
-    """Directory of the library, and whether it was there already. UnsupportedModel where it cannot be compiled."""
+    """Return the library's directory, and whether it was cached. UnsupportedModel if the program cannot be compiled."""
     place = cache / recipe.key
     if (place / LIBRARY_FILE).is_file():
         return place, True
@@ -103,5 +103,5 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def torch_version() -> str:
-    """As a library's recipe and `compiled.json` have it."""
+    """Return torch's version, as in recipes and `compiled.json`."""
     return str(torch.__version__)

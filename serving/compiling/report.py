@@ -1,16 +1,16 @@
-"""What a compilation gives: for which processors, how its answers differ, and whether that is within the tolerance."""
+"""The result of a compilation: processor level, deviation of answers, and whether it is within the tolerance."""
 
 from ipnext.model.value import Sha256, Value
 from serving.engines.torch.compiled import Difference
 
 
 class CompileReport(Value):
-    """The whole answer of `ipnext compile`."""
+    """The complete answer of `ipnext compile`."""
 
     snapshot: Sha256
     """Digest of the source."""
     compiled: Sha256 | None
-    """Digest of the snapshot that was written; none where its answers differ by more than the tolerance."""
+    """Digest of the written snapshot; None if its answers differ by more than the tolerance."""
     torch: str
     compiler: str
     level: str
@@ -29,5 +29,5 @@ class CompileReport(Value):
 
 
 def is_within(differences: tuple[Difference, ...], tolerance: float) -> bool:
-    """Whether each difference, in relation to the largest figure of its output, is the tolerance or less."""
+    """Whether each difference, relative to the largest figure of its output, is at most the tolerance."""
     return all(difference.relative <= tolerance for difference in differences)

@@ -1,7 +1,7 @@
-"""A process of its own that compiles one program: `python -m serving.compiling.worker SNAPSHOT OUT LEVEL`.
+"""A separate process that compiles one program: `python -m serving.compiling.worker SNAPSHOT OUT LEVEL`.
 
-It sees the program and the sizes of the weights, never their values: each weight is zeros here, so that no library can
-hold one. Exit status 1 with `error: ...` as the last line of standard error.
+It reads the program and the sizes of the weights, never their values: each weight is zeros here, so that no library can
+contain one. Exit status 1 with `error: ...` as the last line of standard error.
 """
 
 import sys
@@ -33,14 +33,14 @@ OPTIONS: Final[Mapping[str, Any]] = {
     "aot_inductor.precompile_headers": False,
     "aot_inductor.enable_line_tables": False,
 }
-"""Of `torch._inductor.config`. The second and third keep small weights from being written into the code as numbers.
+"""Options of `torch._inductor.config`. The second and third keep small weights from being inlined in the code as numbers.
 
-With one thread a kernel has no parallel region, out of which the refusal of an index could not be thrown.
+With one thread a kernel has no parallel region, which an error for an invalid index could not be thrown out of.
 """
 
 
 def main(arguments: list[str]) -> int:
-    """Compile, and put the library into the directory OUT."""
+    """Compile, and write the library into the directory OUT."""
     snapshot, out, level = Path(arguments[0]), Path(arguments[1]), arguments[2]
     torch.set_num_threads(1)
     try:
@@ -49,13 +49,13 @@ def main(arguments: list[str]) -> int:
             compile_program(snapshot, out, level)
     except Exception as error:  # noqa: BLE001  # the edge of a process; compilers raise anything
         line = next((text for text in str(error).splitlines() if text.strip()), type(error).__name__)
-        print(f"error: {line.strip()}", file=sys.stderr)  # noqa: T201  # what the caller reads
+        print(f"error: {line.strip()}", file=sys.stderr)  # noqa: T201  # read by the caller
         return 1
     return 0
 
 
 def compile_program(snapshot: Path, out: Path, level: str) -> None:
-    """Write `library.so`, and `library.json` where the library calls operators by name, into `out`."""
+    """Write `library.so`, and `library.json` if the library calls operators by name, into `out`."""
     document = _with_weights_as_state(read_document(snapshot / PROGRAM_FILE))
     exported = rebuild(document, _blank(snapshot, document))
     values = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}
@@ -74,7 +74,7 @@ def compile_program(snapshot: Path, out: Path, level: str) -> None:
 
 
 def _with_weights_as_state(document: dict[str, Any]) -> dict[str, Any]:
-    """Constants, and buffers that no state holds, as buffers of the state: a compiler may compute with a constant."""
+    """Turn constants and non-persistent buffers into buffers of the state: a compiler may fold constants."""
     for spec in document["program"]["graph_module"]["signature"]["input_specs"]:
         constant = spec.pop("tensor_constant", None)
         if constant is not None:
@@ -86,7 +86,7 @@ def _with_weights_as_state(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _blank(snapshot: Path, document: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Zeros laid out as the weights are; memory that nothing writes to is not taken."""
+    """Return zeros in the layout of the weights; unwritten memory is not allocated."""
     blank: dict[str, torch.Tensor] = {}
     with safe_open(snapshot / WEIGHTS_FILE, framework="pt") as weights:
         for place, where in document["tensors"].items():

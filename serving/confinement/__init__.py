@@ -1,4 +1,4 @@
-"""What a process gives up for good before it sees a snapshot: files, sockets and programs by Landlock, root's powers by capabilities.
+"""Rights that a process gives up for good before it reads a snapshot: files, sockets and programs (Landlock), root's capabilities.
 
-For the hosts, and for the processes that they start. Begin with `landlock`. docs/decisions/0051 and 0056 say why.
+For the hosts, and for the processes that they start. Begin with `landlock`. Why: docs/decisions/0051 and 0056.
 """

@@ -1,8 +1,9 @@
-"""Confines a process to what it needs, by the kernel's Landlock and `no_new_privs`. A process does it to itself, once, for ever.
+"""Confinement of a process to its needs, by the kernel's Landlock and `no_new_privs`. A process confines itself, irrevocably.
 
-What a snapshot makes a host or an engine do is bounded by this even if an engine has a fault that nobody knows. A torch host reads its
-code, its libraries and its cache of snapshots, writes nothing, starts no program, listens on nothing further, and signals no other
-process. What a vLLM host and its engines may do is in `serving.genai.engine.enclosure`.
+It bounds the effects of a snapshot on a host or an engine, even if the engine has an unknown vulnerability. A torch
+host reads its code, its libraries and its cache of snapshots. It writes nothing, starts no program, opens no further
+listener, and signals no other process. The rights of a vLLM host and its engines are in
+`serving.genai.engine.enclosure`.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import serving
 from ipnext.errors import Unavailable
 
 _FILES: Final = ~AccessFS.RESOLVE_UNIX
-"""All that is done with files. Sockets of other hosts and routers are reached by their paths, and judge who calls."""
+"""All file accesses but sockets by path: other hosts and routers check the callers of their sockets themselves."""
 _READ: Final = AccessFS.READ_FILE | AccessFS.READ_DIR
 _RUN: Final = _READ | AccessFS.EXECUTE
 _MAKE: Final = AccessFS.MAKE_REG | AccessFS.MAKE_DIR | AccessFS.MAKE_SOCK | AccessFS.MAKE_FIFO | AccessFS.MAKE_SYM
@@ -46,12 +47,12 @@ SYSTEM: Final = tuple(
         ),
     )
 )
-"""Of a Linux system: libraries, names and time zones, devices that give nothing away."""
+"""Files of a Linux system: libraries, name resolution, time zone, harmless devices."""
 _KERNEL: Final = tuple(
     Path("/proc") / name
     for name in ("self", "cpuinfo", "meminfo", "stat", "loadavg", "uptime", "version", "filesystems", "sys")
 )
-"""What the kernel tells about the machine and this process. Not all of /proc: command lines of other processes lie there."""
+"""Kernel information about the machine and this process. Not all of /proc, which has the command lines of other processes."""
 
 
 class Confinement(StrEnum):
@@ -59,22 +60,22 @@ class Confinement(StrEnum):
 
     OFF = "off"
     AVAILABLE = "available"
-    """As far as the kernel can; a kernel without Landlock is told in the log."""
+    """As far as the kernel can; the host logs if the kernel has no Landlock."""
     REQUIRED = "required"
     """A host does not start without Landlock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allowed:
-    """What a confined process may do. Paths that do not exist, or are out of its reach, are left out; a directory stands for all that is in it."""
+    """Rights of a confined process. Paths that do not exist, or cannot be reached, are skipped; a directory includes its contents."""
 
     reads: Iterable[Path] = ()
     runs: Iterable[Path] = ()
-    """Read, and programs in them started."""
+    """Paths to read, and to start programs from."""
     writes: Iterable[Path] = ()
     devices: Iterable[Path] = ()
     binds: Iterable[int] | None = ()
-    """TCP ports to listen on, 0 for those that the kernel chooses; None: any."""
+    """TCP ports to listen on, 0 for ports chosen by the kernel; None: any."""
     connects: Iterable[int] | None = ()
     """TCP ports to connect to, at any address; None: any."""
 
@@ -99,18 +100,19 @@ def add_confinement(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare() -> None:
-    """Find the C library and ask the kernel, so that a fork of this process need not."""
+    """Load the C library and query the kernel, so that forks of this process need not."""
     _version()
 
 
 def confine(
     mode: Confinement, *, readable: Iterable[Path], writable: Iterable[Path] = (), connects: bool = False
 ) -> bool:
-    """Confine this process, a torch host; whether it is. As `restrict`.
+    """Confine this process, a torch host; return whether it is confined. Otherwise as `restrict`.
 
-    `readable` and `writable` are beside the code and the system's libraries. `connects`: whether it opens TCP connections.
+    `readable` and `writable` are in addition to the code and the system's libraries. `connects`: whether it opens TCP
+    connections.
     """
-    tempfile.gettempdir()  # torch asks for its name as it is imported, and finding it takes a file that is written there
+    tempfile.gettempdir()  # torch needs its name on import, and determining it writes a file there
     allowed = Allowed(
         reads=(*own_code(), *SYSTEM, *_KERNEL, *readable),
         writes=(Path(os.devnull), *writable),
@@ -120,9 +122,9 @@ def confine(
 
 
 def restrict(mode: Confinement, allowed: Allowed) -> bool:
-    """Take from this process all that is not allowed; whether that was done. Only while it has one thread: others would stay as they were.
+    """Confine this process to the allowed rights; return whether that was done. Unavailable as for `make_ruleset`.
 
-    Unavailable as for `make_ruleset`.
+    Only while it has a single thread: others would stay unconfined.
     """
     rules = make_ruleset(mode, allowed)
     if rules is None:
@@ -133,9 +135,9 @@ def restrict(mode: Confinement, allowed: Allowed) -> bool:
 
 
 def make_ruleset(mode: Confinement, allowed: Allowed) -> Ruleset | None:
-    """What the kernel is to enforce, for this process or one that inherits the descriptor; None: nothing. The caller closes it.
+    """Return the ruleset for this process or one that inherits the descriptor; None: unconfined. The caller closes it.
 
-    Unavailable if it is required and the kernel can't.
+    Unavailable if confinement is required and the kernel does not support it.
     """
     if mode is Confinement.OFF:
         return None
@@ -161,7 +163,7 @@ def make_ruleset(mode: Confinement, allowed: Allowed) -> Ruleset | None:
 
 
 def own_code() -> Iterator[Path]:
-    """Where modules are imported from, but for the working directory: `python -m` puts it first, and it may be anybody's."""
+    """Yield the paths of importable modules without the working directory: `python -m` puts it first, and any user may own it."""
     here = Path.cwd()
     for package in (ipnext, serving):
         yield from map(Path, package.__path__)
@@ -188,6 +190,6 @@ def _fill(rules: Ruleset, allowed: Allowed) -> None:
 def _allow(rules: Ruleset, path: Path, access: AccessFS) -> None:
     try:
         mode = path.stat().st_mode
-    except OSError:  # it is not there, or not to be reached
+    except OSError:  # it does not exist, or cannot be reached
         return
     rules.allow_path(path, access if stat.S_ISDIR(mode) else access & _OF_A_FILE)

@@ -1,4 +1,4 @@
-"""Gives up what a process has of root's powers and does not need. A process does it to itself, once, for ever."""
+"""Drops the privileges of root that a process does not need. A process does this to itself, irrevocably."""
 
 import argparse
 import ctypes
@@ -13,7 +13,7 @@ from typing import Final
 CAP_DAC_OVERRIDE: Final = 1
 CAP_DAC_READ_SEARCH: Final = 2
 FILES: Final = frozenset({CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH})
-"""To go on reading and writing files of other users, as root does: which files is for Landlock to say."""
+"""Capabilities to read and write files of other users, as root does; Landlock limits which files."""
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_GET_PDEATHSIG: Final = 2
@@ -25,7 +25,7 @@ _WORD_BITS: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Another user than root, by numbers."""
+    """A user other than root, by numbers."""
 
     uid: int
     gid: int
@@ -44,14 +44,17 @@ def add_user(parser: argparse.ArgumentParser) -> None:
 
 
 def become(user: User) -> None:
-    """Become this user, with none of root's powers and groups. OSError. Ends if its parent has ended, should it have to end with that."""
+    """Become this user, without root's capabilities and groups. OSError.
+
+    If the process must end with its parent and that has ended, it ends too.
+    """
     library, parent = ctypes.CDLL(None, use_errno=True), os.getppid()
     number = ctypes.c_int()
     library.prctl(_PR_GET_PDEATHSIG, ctypes.byref(number), 0, 0, 0)
     os.setgroups(user.groups)
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
-    library.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)  # else what /proc says of this process stays root's
+    library.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)  # else the files of this process in /proc stay root's
     if number.value:  # the kernel forgets it with the user
         library.prctl(_PR_SET_PDEATHSIG, number.value, 0, 0, 0)
         if os.getppid() != parent:
@@ -59,12 +62,12 @@ def become(user: User) -> None:
 
 
 def give_to(path: Path, user: User) -> None:
-    """Make a file or directory the user's."""
+    """Change the owner of a file or directory to the user."""
     os.chown(path, user.uid, user.gid)
 
 
 def drop_capabilities(*, keep: Collection[int] = FILES) -> None:
-    """Keep these capabilities of root only, also in programs that this process starts. Nothing for another user. OSError."""
+    """Keep only these capabilities of root, also in started programs. Does nothing for another user. OSError."""
     if os.geteuid() != 0:
         return
     library = ctypes.CDLL(None, use_errno=True)
@@ -90,6 +93,6 @@ def _user(text: str) -> User:
 
 
 def _permitted() -> int:
-    """Capabilities that this process may use."""
+    """Return the capabilities that this process may use."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return int(next(line for line in lines if line.startswith("CapPrm:")).split()[1], 16)

@@ -1,4 +1,5 @@
-"""Delta snapshots: the rows of a model's weights that changed against a named parent.
+"""Delta snapshots: the changed rows of a model's weights relative to a named parent.
 
-For training code and the entry point of `ipnext delta`. Begin with `export`; what hosts read of a delta is in `serving.weights`.
+For training code and the entry point of `ipnext delta`. Begin with `export`; `serving.weights` has the reader for
+hosts.
 """

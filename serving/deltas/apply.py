@@ -1,4 +1,4 @@
-"""A full snapshot from a delta and its parents, all digests counted anew: what a host serves, as files."""
+"""A full snapshot from a delta and its parents, with all digests recomputed: the files of the snapshot that a host serves."""
 
 import shutil
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from serving.weights.tensor_file import write_tensors
 
 
 def apply_delta(parent: Path, delta: Path, directory: Path, *, bases: Sequence[Path] = ()) -> SnapshotManifest:
-    """Write the whole result of `delta` upon `parent` into `directory`, which must not exist or be empty.
+    """Write the full result of `delta` on `parent` into `directory`, which must not exist or be empty.
 
-    Its files are those that `export_model` writes for the same module. The row digests of all changed tensors are counted over
-    all their rows, before and after: LoadFailed where one is not what the delta states.
+    Its files are those that `export_model` writes for the same module. The row digests of all changed tensors are
+    recomputed over all their rows, before and after: LoadFailed if one differs from the delta's.
     """
     ground = opened(parent, bases)
     result = applied(ground, delta, checked_manifest(delta))

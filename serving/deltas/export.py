@@ -25,7 +25,7 @@ from serving.weights.weights import Weights
 
 AnyPath: TypeAlias = str | os.PathLike[str]
 NewWeights: TypeAlias = nn.Module | Mapping[str, torch.Tensor | Rows]
-"""A module, or its parameters and buffers by name: whole tensors, or the rows that changed. What is left out stays."""
+"""A module, or its parameters and buffers by name: whole tensors, or the changed rows. Omitted ones stay unchanged."""
 
 
 def export_delta(
@@ -36,12 +36,12 @@ def export_delta(
     bases: Sequence[AnyPath] = (),
     full: str | None = None,
 ) -> SnapshotManifest:
-    """Write what `weights` change against the snapshot in `parent` as a delta snapshot into `directory`.
+    """Write the changes of `weights` relative to the snapshot in `parent` as a delta snapshot into `directory`.
 
-    `directory` must not exist or be empty. Where `parent` is a delta itself, `bases` are the directories of the snapshots that it
-    stands on. `full` is the digest of a snapshot that holds the whole result, which a host takes where the parent is not to
-    be had. Shapes and types stay the parent's; the program is the parent's. InvalidInput names the tensor that does
-    not fit, or says that nothing changed.
+    `directory` must not exist or be empty. If `parent` is a delta itself, `bases` are the directories of its ancestors.
+    `full` is the digest of a snapshot with the whole result, which a host loads if the parent is unavailable. Shapes,
+    types and program stay the parent's. InvalidInput names the tensor that does not fit, or reports that nothing
+    changed.
     """
     ground = opened(Path(parent), tuple(map(Path, bases)))
     changes: dict[str, Rows] = {}
@@ -58,15 +58,15 @@ def export_delta(
 def delta_between(
     parent: AnyPath, new: AnyPath, directory: AnyPath, *, bases: Sequence[AnyPath] = ()
 ) -> SnapshotManifest:
-    """Write the difference of two snapshots of one program; the delta names `new` as what holds the whole result.
+    """Write the difference of two snapshots of one program; the delta names `new` as its full result.
 
-    `new` is a full one. InvalidInput where the programs differ, or nothing does.
+    `new` is a full snapshot. InvalidInput if the programs differ, or nothing does.
     """
     return write_difference(opened(Path(parent), tuple(map(Path, bases))), Path(new), Path(directory))
 
 
 def write_difference(ground: Opened, new: Path, directory: Path) -> SnapshotManifest:
-    """As `delta_between`, from a parent that is open already."""
+    """Write the difference; as `delta_between`, from a parent that is open already."""
     target = opened(new)
     if ground.program.read_bytes() != target.program.read_bytes():
         msg = f"new: {str(new)!r} has another program than its parent; publish it as a full snapshot"
@@ -77,7 +77,7 @@ def write_difference(ground: Opened, new: Path, directory: Path) -> SnapshotMani
 
 
 def _named(weights: NewWeights, ground: Opened) -> Iterator[tuple[str, torch.Tensor | Rows]]:
-    """Name and value; of a module only what the program uses."""
+    """Yield name and value; of a module only the tensors that the program uses."""
     if not isinstance(weights, nn.Module):
         yield from weights.items()
         return
@@ -88,7 +88,7 @@ def _named(weights: NewWeights, ground: Opened) -> Iterator[tuple[str, torch.Ten
 
 
 def _rows(name: str, value: torch.Tensor | Rows, before: torch.Tensor) -> Rows:
-    """The rows that really differ."""
+    """Return the rows that actually differ."""
     if isinstance(value, Rows):
         return _given_rows(name, value, by_rows(before))
     if value.shape != before.shape or value.dtype != before.dtype or value.device.type != "cpu":

@@ -1,4 +1,4 @@
-"""A snapshot on disk with the snapshots that it stands on: a full one is its own ground, a delta needs its parents."""
+"""A snapshot on disk with its ancestors: a full one needs none, a delta needs its parents."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Opened:
 
     manifest: SnapshotManifest
     program: Path
-    """The program file, of the full snapshot at the bottom."""
+    """The program file of the full snapshot at the root."""
     places: Mapping[str, Any]
     """Name of a tensor in the program -> its name in the weights."""
     weights: Weights
@@ -28,9 +28,10 @@ class Opened:
 
 
 def opened(directory: Path, bases: Sequence[Path] = ()) -> Opened:
-    """A snapshot; the parents of a delta are looked for in `bases`. All files are checked.
+    """Open a snapshot; the parents of a delta are searched in `bases`. All files are checked.
 
-    InvalidInput where one is no snapshot of the torch engine or a parent is not among `bases`; ArtifactError; LoadFailed.
+    InvalidInput if one is not a snapshot of the torch engine or a parent is not among `bases`; ArtifactError;
+    LoadFailed.
     """
     manifest = _torch_manifest(directory)
     if not manifest.is_delta:
@@ -46,7 +47,7 @@ def opened(directory: Path, bases: Sequence[Path] = ()) -> Opened:
 
 
 def applied(parent: Opened, directory: Path, manifest: SnapshotManifest) -> Opened:
-    """The parent with the delta in `directory` applied. InvalidInput where it is a delta of another one."""
+    """Apply the delta in `directory` to the parent. InvalidInput if it is a delta of another snapshot."""
     if not manifest.is_delta or manifest.parent != parent.manifest.digest:
         what = f"a delta of {manifest.parent}" if manifest.is_delta else "a full snapshot"
         msg = f"directory: {str(directory)!r} is {what}, not a delta of {parent.manifest.digest}"
@@ -64,7 +65,7 @@ def _torch_manifest(directory: Path) -> SnapshotManifest:
 
 
 def tensor_of(name: str, places: Mapping[str, Any]) -> str | None:
-    """Where the weights hold a parameter or buffer of the module; none if the program has no use for it."""
+    """Return the key of a parameter or buffer in the weights; None if the program does not use it."""
     for kind in ("state", "constant"):
         if f"{kind}:{name}" in places:
             return str(places[f"{kind}:{name}"]["key"])
@@ -72,5 +73,5 @@ def tensor_of(name: str, places: Mapping[str, Any]) -> str | None:
 
 
 def parameter_names(places: Mapping[str, Any]) -> list[str]:
-    """Names of all parameters and buffers that the program uses."""
+    """Return the names of all parameters and buffers that the program uses."""
     return sorted(name.partition(":")[2] for name in places)

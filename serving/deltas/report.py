@@ -1,4 +1,4 @@
-"""What `ipnext delta` answers."""
+"""The answer of `ipnext delta`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,17 +10,17 @@ from serving.weights.delta_snapshot import read_delta
 
 
 class TensorChange(Written):
-    """One tensor that a delta changes. `rows`: those that it carries, of `of`."""
+    """One tensor that a delta changes. `rows`: those in the delta, out of `of`."""
 
     tensor: str
     rows: int
     of: int
     row_digest: str
-    """Of the result."""
+    """Row digest of the result."""
 
 
 class DeltaReport(Written):
-    """A delta in figures."""
+    """Figures of a delta."""
 
     directory: str
     digest: Sha256
@@ -28,18 +28,18 @@ class DeltaReport(Written):
     rows: int
     tensors: tuple[TensorChange, ...]
     bytes: int
-    """Of the delta's files."""
+    """Bytes of the delta's files."""
     full_bytes: int
-    """Of the files of a full snapshot."""
+    """Bytes of a full snapshot's files."""
 
     @property
     def ratio(self) -> float:
-        """The delta's bytes over a full snapshot's."""
+        """The delta's bytes divided by a full snapshot's."""
         return self.bytes / self.full_bytes
 
 
 def report_of(directory: Path, manifest: SnapshotManifest, parent: Opened) -> DeltaReport:
-    """The figures of a delta that was just written against `parent`."""
+    """Compute the figures of a delta that was just written against `parent`."""
     delta = read_delta(directory)
     counts: Mapping[str, int] = {
         key: len(tensor) if tensor.dim() else 1 for key, tensor in parent.weights.tensors.items()

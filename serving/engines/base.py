@@ -1,4 +1,4 @@
-"""The port to an engine: what loads a snapshot into this process and computes with it."""
+"""The engine interface: loads a snapshot into this process and computes with it."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -13,7 +13,7 @@ from ipnext.names import ENGINE_GROUP
 from serving.protocol.tensors import Array
 
 BUILT_IN: Final[Mapping[str, str]] = MappingProxyType({"torch": "serving.engines.torch.engine:TorchEngine"})
-"""Engines that come with IPnext, each imported only when a snapshot asks for it."""
+"""Engines that come with IPnext, each imported only when a snapshot needs it."""
 
 
 class LoadedPart(Protocol):
@@ -21,40 +21,40 @@ class LoadedPart(Protocol):
 
     @property
     def signature(self) -> Signature:
-        """The tensors it takes and gives."""
+        """The input and output tensors."""
 
     @property
     def size_bytes(self) -> int:
-        """Memory that its weights take, in bytes."""
+        """Memory of its weights, in bytes."""
 
     @property
     def rows_are_independent(self) -> bool:
-        """Whether a row's answer is the same whatever other rows stand in the batch, so that requests may be joined.
+        """Whether a row's answer does not depend on the other rows of the batch, so that requests may share a pass.
 
         Known once the part is warmed up.
         """
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """One forward pass. Inputs fit the signature; the outputs are named and typed as it says.
+        """Run one forward pass. Inputs fit the signature, and so do the outputs.
 
-        InvalidInput where a value lies beyond what the part takes, IPnextError where the part fails.
+        InvalidInput if a value is outside the part's range, IPnextError if the part fails.
         """
 
     def warm_up(self) -> None:
-        """Run what the first real request would otherwise pay for."""
+        """Run the one-time work that would otherwise delay the first request."""
 
     def close(self) -> None:
-        """Give the memory back. Called once, when no request uses the part any more."""
+        """Free the memory. Called once, when no request uses the part any more."""
 
 
 class Staged(Protocol):
-    """A forward pass in two steps, so that one can begin before all inputs are there. Gives the bits of `infer`."""
+    """A forward pass in two steps, so that it can begin before all inputs are there. Bit-identical to `infer`."""
 
     def begin(self, inputs: Mapping[str, Array]) -> Any:
-        """Compute what needs no late input."""
+        """Compute the share that needs no late input."""
 
     def complete(self, state: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The outputs, from what `begin` gave and the late inputs. Errors as `infer`."""
+        """Return the outputs, from the state of `begin` and the late inputs. Errors as `infer`."""
 
 
 @runtime_checkable
@@ -62,18 +62,18 @@ class StagedPart(Protocol):
     """A loaded part whose passes can be staged."""
 
     def staged(self, late: frozenset[str]) -> Staged | None:
-        """The pass in two steps where inputs of these names come later; None where nothing could begin without them."""
+        """Return the two-step pass for inputs that arrive late; None if nothing can be computed without them."""
 
 
 class Engine(Protocol):
-    """Loads snapshots of its kind. One is made for each host; it may keep what snapshots share. Used from one thread."""
+    """Loads snapshots of its kind. Created once per host; it may cache data shared by snapshots. Used from one thread."""
 
     def load(self, directory: Path, manifest: SnapshotManifest, settings: Mapping[str, Any]) -> LoadedPart:
-        """Load the snapshot in `directory`, whose files are already checked. LoadFailed says what is wrong with it."""
+        """Load the snapshot in `directory`, whose files are already checked. LoadFailed names the fault."""
 
 
 def find_engine(name: str) -> Engine:
-    """The engine of a name: a built-in one or an entry point of the group `ipnext.engines`. LoadFailed if unknown."""
+    """Return the engine of a name: a built-in one or an entry point of the group `ipnext.engines`. LoadFailed if unknown."""
     if name in BUILT_IN:
         module, _, attribute = BUILT_IN[name].partition(":")
         engine: Engine = getattr(import_module(module), attribute)()

@@ -1,6 +1,7 @@
-"""Turns a torch module into a snapshot: `serving.export.export_model`, for training code.
+"""Export of a torch module as a snapshot: `serving.export.export_model`, for training code.
 
-For everybody; only this name is for callers outside of `serving`. Begin with `export`; `checks` says what is refused, in the words of the user's code.
+Importable by all; only this name is for callers outside `serving`. Begin with `export`; `checks` has the refusals, in
+terms of the user's code.
 """
 
 from serving.export.export import export_model

@@ -1,4 +1,4 @@
-"""What export refuses, and how it says so: the user's file and line, the reason and a hint."""
+"""Refusals of export: the user's file and line, the reason and a hint."""
 
 import inspect
 import io
@@ -41,7 +41,7 @@ _HINTS: Final = (
 
 
 def unsupported(module: nn.Module, *reasons: Exception | str, hint: str | None = None) -> UnsupportedModel:
-    """The error for a module that cannot be exported, naming the user's line as well as it can be known."""
+    """Return the error for a module that cannot be exported, with the user's line if it can be determined."""
     texts = [str(reason) for reason in reasons]
     advice = hint or next((words for pattern, words in _HINTS for text in texts if pattern.search(text)), None)
     place = _user_line(module, reasons)
@@ -52,7 +52,7 @@ def unsupported(module: nn.Module, *reasons: Exception | str, hint: str | None =
 
 @contextmanager
 def quiet_tracer() -> Iterator[None]:
-    """Keep torch's dumps of a failed trace off standard error: the refusal says what the user needs."""
+    """Keep torch's dumps of a failed trace off standard error: the refusal has the information that the user needs."""
     handlers = logging.getLogger("torch").handlers
     for handler in handlers:
         handler.addFilter(_silent)
@@ -69,7 +69,7 @@ def _silent(_: logging.LogRecord) -> bool:
 
 
 def named_outputs(answer: Any) -> dict[str, Any]:
-    """A module's answer under names: `output` for one tensor, a mapping's own keys, `output_0`, ... for a sequence."""
+    """Name a module's answers: `output` for one tensor, a mapping's own keys, `output_0`, ... for a sequence."""
     if isinstance(answer, Mapping):
         return dict(answer)
     if isinstance(answer, tuple | list):
@@ -78,9 +78,9 @@ def named_outputs(answer: Any) -> dict[str, Any]:
 
 
 def check_answers(module: nn.Module, directory: Path, examples: Mapping[str, torch.Tensor]) -> None:
-    """UnsupportedModel if what was written answers otherwise than the module (last bits aside), at batch 1, n and n + 1.
+    """Raise UnsupportedModel if the written program answers differently from the module (last bits aside), at batch 1, n, n + 1.
 
-    The module runs without torch's fused attention, which eager mode alone has and whose last bits differ. A program
+    The module runs without torch's fused attention, which exists in eager mode only and differs in last bits. A program
     that changes its weights or inputs is refused too: requests must not affect each other.
     """
     program = read_program(directory)
@@ -140,7 +140,7 @@ def _same(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 LAST_BITS = 8
-"""Of the largest figure of an answer: on some processors torch picks another kernel for the same sum by how its input lies."""
+"""Tolerance in last bits of an answer's largest figure: some processors sum with another kernel if the input is aligned differently."""
 
 
 def _user_line(module: nn.Module, reasons: tuple[Exception | str, ...]) -> str:

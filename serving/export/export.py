@@ -1,6 +1,6 @@
-"""Turns a torch module into a snapshot directory. Called by an ML engineer's training code and by the optimisation.
+"""Export of a torch module as a snapshot directory. Called by an ML engineer's training code and by the optimization.
 
-A snapshot is `program.json`, `weights.safetensors` and, last, `snapshot.json`. No file holds a pickle.
+A snapshot is `program.json`, `weights.safetensors` and, last, `snapshot.json`. No file contains a pickle.
 """
 
 import os
@@ -43,7 +43,7 @@ DATATYPES: Final[Mapping[torch.dtype, Datatype]] = {
 _FLAT_WEIGHTS: Final = (
     r"The tensor attributes? (self[\w.]*\._flat_weights\[\d+\](, )?)+ (was|were) assigned during export"
 )
-"""torch's own, about its own recurrent layers: 2.15 says so of each of them."""
+"""torch's warning about its own recurrent layers, which 2.15 emits for each of them."""
 
 _ROWS: Final = 3
 """Batch size of every export, so that the digest does not depend on the examples'; 1 would count as a constant."""
@@ -61,10 +61,10 @@ def export_model(
 
     `example_inputs` name the arguments of `module.forward`; dimension 0 of each is the batch and stays free, all other
     sizes are fixed. `parent` is the digest of the snapshot that this one was derived from. `request_inputs` are those
-    that a request may give once, with batch 1, for all of its rows; examples of those may have batch 1 too. What is written is
-    checked against the module for equal bits before it gets its name. The same module and weights give the same
-    digest. InvalidInput for examples that do not fit; UnsupportedModel naming the line of the module that cannot be
-    exported.
+    that a request may give once, with batch 1, for all of its rows; examples of those may have batch 1 too. The written
+    files are checked against the module for equal bits before the directory gets its name. The same module and weights
+    give the same digest. InvalidInput if examples do not fit; UnsupportedModel names the line of the module that cannot
+    be exported.
     """
     examples = _checked_examples(example_inputs, request_inputs)
     target = checked_directory(Path(directory))
@@ -152,7 +152,7 @@ def _output_names(module: nn.Module, examples: Mapping[str, torch.Tensor]) -> tu
 
 
 def _export(module: nn.Module, examples: Mapping[str, torch.Tensor]) -> ExportedProgram:
-    """Export without the bytecode tracer; where that refuses, with it: each takes modules that the other does not."""
+    """Export without the bytecode tracer; if that fails, with it: each accepts modules that the other does not."""
     batch = Dim("batch", min=1)
     shapes = {name: {0: batch} for name in examples}
     failures: list[Exception] = []

@@ -21,7 +21,7 @@ from serving.weights.tensor_file import write_tensors
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Delta:
-    """What changes: some rows of a tensor, or the whole of it. Keys are names in the parent's weights."""
+    """The changes: some rows of a tensor, or the whole tensor. Keys are names in the parent's weights."""
 
     document: DeltaDocument
     rows: Mapping[str, Rows]
@@ -29,12 +29,12 @@ class Delta:
 
     @property
     def changed_rows(self) -> int:
-        """Rows of all tensors together."""
+        """Changed rows over all tensors."""
         return sum(tensor.rows for tensor in self.document.tensors.values())
 
 
 def read_document(directory: Path) -> DeltaDocument:
-    """What a delta says of itself. LoadFailed."""
+    """Read a delta's document. LoadFailed."""
     try:
         return DeltaDocument.model_validate_json((directory / DELTA_FILE).read_bytes())
     except (OSError, ValidationError) as error:
@@ -43,7 +43,7 @@ def read_document(directory: Path) -> DeltaDocument:
 
 
 def read_delta(directory: Path) -> Delta:
-    """The delta in a directory whose files are checked. LoadFailed where the two files don't go together."""
+    """Read the delta in a directory whose files are checked. LoadFailed if its two files do not match."""
     document = read_document(directory)
     try:
         tensors = load_file(directory / DELTA_WEIGHTS_FILE)

@@ -13,7 +13,7 @@ _WIDTHS: Final = ((8, torch.int64), (4, torch.int32), (2, torch.int16))
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """New content of some rows of a tensor: `indices` int64 ascending, (k,); `values` (k, ...) as the tensor's own rows."""
+    """New values of some rows of a tensor: `indices` int64 ascending, (k,); `values` (k, ...) like the tensor's own rows."""
 
     indices: torch.Tensor
     values: torch.Tensor
@@ -25,7 +25,7 @@ class Rows:
 
 
 def changed_rows(before: torch.Tensor, after: torch.Tensor) -> Rows:
-    """Rows of `after` that are not bit for bit those of `before`; both of one shape and type. A scalar is one row."""
+    """Return the rows of `after` that differ from `before` in any bit; both of one shape and type. A scalar is one row."""
     if not before.numel():
         return Rows(torch.empty(0, dtype=torch.int64), by_rows(after)[:0])
     left, right = _words(before), _words(after)
@@ -39,25 +39,25 @@ def changed_rows(before: torch.Tensor, after: torch.Tensor) -> Rows:
 
 
 def by_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself, or a scalar as one row."""
+    """Return the tensor itself, or a scalar as one row."""
     return tensor.detach() if tensor.dim() else tensor.detach().reshape(1)
 
 
 def write_rows(tensor: torch.Tensor, rows: Rows) -> None:
-    """Put rows into a contiguous tensor, in place."""
+    """Write rows into a contiguous tensor, in place."""
     if len(rows.indices) and tensor.numel():
         values = rows.values.contiguous()
         _words(tensor).index_copy_(0, rows.indices, _words(values).view(_words(tensor).dtype))
 
 
 def digest_after(digest: Digest, before: torch.Tensor, rows: Rows) -> Digest:
-    """The digest of `before` with `rows` put in, from its own `digest`."""
+    """Compute the digest of `before` with `rows` replaced, from its current `digest`."""
     old = digest_of_rows(by_rows(before)[rows.indices], rows.indices)
     return added(removed(digest, old), digest_of_rows(rows.values, rows.indices))
 
 
 def _words(tensor: torch.Tensor) -> torch.Tensor:
-    """Rows as the widest whole numbers that fit, so that NaN and -0.0 are compared as bits."""
+    """Return the rows as the widest integers that fit, so that NaN and -0.0 are compared as bits."""
     rows = as_rows(tensor)
     for size, dtype in _WIDTHS:
         if rows.shape[1] % size == 0 and rows.data_ptr() % size == 0:

@@ -1,14 +1,15 @@
-"""A digest of a tensor that follows a change of some rows at the cost of these rows alone.
+"""An incremental digest of a tensor: a change of some rows updates it at the cost of these rows alone.
 
-Each row, with its index, is hashed to 128 bits, and the digest is the sum of all hashes, modulo 2**64 in each of two lanes: a
-row is replaced by taking its old hash off and adding the new one. The idea is AdHash (Bellare and Micciancio, "A New Paradigm
-for Collision-free Hashing: Incrementality at Reduced Cost", EUROCRYPT 1997). The hash of a row is built for speed: words are
-mixed by the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA
-2014) and summed, in one lane as they are and in the other times an odd constant of their position.
+Each row, with its index, is hashed to 128 bits, and the digest is the sum of all hashes, modulo 2**64 in each of two
+lanes: a row is replaced by subtracting its old hash and adding the new one. The idea is AdHash (Bellare and Micciancio,
+"A New Paradigm for Collision-free Hashing: Incrementality at Reduced Cost", EUROCRYPT 1997). The hash of a row is built
+for speed: words are mixed by the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
+Generators", OOPSLA 2014) and summed, in one lane unchanged and in the other times an odd constant of their position.
 
-What it is good for: an accident (a row lost, doubled, swapped, damaged, a delta on another parent) goes unseen
-with a chance of about 2**-128. What it is not: it has no key, and sums of this width can be forged on purpose (Wagner's
-generalised birthday attack). Against an attacker stand the SHA-256 of the delta's files and the digest of the parent.
+It detects accidents: a row lost, doubled, swapped or damaged, or a delta on another parent, goes unnoticed with a
+probability of about 2**-128. It does not detect attacks: it has no key, and sums of this width can be forged (Wagner's
+generalised birthday attack). Protection against an attacker is the SHA-256 of the delta's files and the digest of the
+parent.
 """
 
 from collections.abc import Iterator
@@ -24,16 +25,16 @@ Digest = tuple[int, int]
 
 ZERO: Final[Digest] = (0, 0)
 _CHUNK_BYTES: Final = 1 << 18
-"""Rows are hashed in pieces that stay in a processor's cache."""
+"""Rows are hashed in pieces that fit into a processor's cache."""
 _STEP: Final = np.uint64(0x9E3779B97F4A7C15)
 _FIRST: Final = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND: Final = np.uint64(0x94D049BB133111EB)
 _LANES: Final = (np.uint64(0x243F6A8885A308D3), np.uint64(0x13198A2E03707344))
-"""Digits of pi: no other meaning."""
+"""Digits of pi, without further meaning."""
 
 
 def digest_of_rows(rows: torch.Tensor, indices: torch.Tensor | None = None) -> Digest:
-    """The sum of the hashes of `rows` (dimension 0), which stand at `indices` of their tensor; without: from 0 on."""
+    """Return the sum of the hashes of `rows` (dimension 0) at `indices` of their tensor; without indices: from 0 on."""
     total = ZERO
     for start, words in _chunks(rows):
         places = (
@@ -44,34 +45,34 @@ def digest_of_rows(rows: torch.Tensor, indices: torch.Tensor | None = None) -> D
 
 
 def added(left: Digest, right: Digest) -> Digest:
-    """The digest of both sets of rows together."""
+    """Return the digest of both sets of rows together."""
     return (left[0] + right[0]) % 2**64, (left[1] + right[1]) % 2**64
 
 
 def removed(left: Digest, right: Digest) -> Digest:
-    """The digest of `left` without the rows of `right`."""
+    """Return the digest of `left` without the rows of `right`."""
     return (left[0] - right[0]) % 2**64, (left[1] - right[1]) % 2**64
 
 
 def as_text(digest: Digest) -> str:
-    """32 hexadecimal digits."""
+    """Format a digest as 32 hexadecimal digits."""
     return f"{digest[0]:016x}{digest[1]:016x}"
 
 
 def from_text(text: str) -> Digest:
-    """The digest of `as_text`."""
+    """Parse the digest from the text of `as_text`."""
     return int(text[:16], 16), int(text[16:], 16)
 
 
 def as_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor's bytes as (rows, bytes of a row), the same memory; a scalar is one row."""
+    """Return the tensor's bytes as (rows, bytes of a row), in the same memory; a scalar is one row."""
     rows = tensor.shape[0] if tensor.dim() else 1
     flat = tensor.detach().reshape(-1).view(torch.uint8)
     return flat.reshape(rows, flat.numel() // rows if rows else 0)
 
 
 def _chunks(tensor: torch.Tensor) -> Iterator[tuple[int, Words]]:
-    """First row and words of each piece; the last word of a row is filled up with zeros."""
+    """Yield first row and words of each piece; the last word of a row is padded with zeros."""
     rows = as_rows(tensor).numpy()
     count, width = rows.shape
     step = max(1, _CHUNK_BYTES // max(width, 1))
@@ -92,7 +93,7 @@ def _summed(words: Words, places: Words) -> Digest:
 
 
 def _mixed(words: Words) -> Words:
-    """A one-to-one scramble of each word; `words` is overwritten."""
+    """Scramble each word one-to-one; `words` is overwritten."""
     shifted = words >> np.uint64(30)
     words ^= shifted
     words *= _FIRST

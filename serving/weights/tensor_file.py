@@ -1,9 +1,10 @@
-"""Weights as a safetensors file whose tensors lie where torch itself would put them, so that a host maps and never copies.
+"""Weights as a safetensors file whose tensors are aligned as torch would align them, so that a host maps and never copies.
 
-Tensors that fill whole lines of 64 bytes are written before all others: every large table then begins at a multiple of 64
-bytes. Those with rows of one length follow each other, so that they lie whole rows apart. A private mapping of the file
-(`man 2 mmap`, MAP_PRIVATE) shares its pages with the page cache until somebody writes to them. The format is plain
-safetensors (github.com/huggingface/safetensors, "Format").
+Tensors that fill whole lines of 64 bytes are written first: every large table then begins at a multiple of 64 bytes.
+Tensors with the same row length are adjacent, so that they lie whole rows apart. A private mapping of the file (`man 2
+mmap`, MAP_PRIVATE) shares its pages with the page cache until they are written to. The format is plain safetensors
+(github.com/huggingface/safetensors, "Format").
+
 Written by serving.export and serving.splitting, mapped by serving.deltas.
 """
 
@@ -26,7 +27,7 @@ _NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write contiguous CPU tensors. The same tensors give the same bytes, in whichever order they come."""
+    """Write contiguous CPU tensors. The same tensors give the same bytes, regardless of their order."""
     order = sorted(tensors, key=lambda name: (*_place(tensors[name]), name))
     with path.open("wb") as stream:
         stream.write(_header({name: tensors[name] for name in order}))
@@ -35,18 +36,18 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 
 
 def _place(tensor: torch.Tensor) -> tuple[bool, int, int]:
-    """What fills no whole lines comes last; the longest rows come first, and among those of one length the largest tensor."""
+    """Return the sort key: tensors that fill no whole lines last; longest rows first, for equal rows the largest tensor."""
     row = tensor.nbytes // max(1, len(tensor)) if tensor.dim() else tensor.nbytes
     return tensor.nbytes % ALIGNMENT_BYTES > 0, -row, -tensor.nbytes
 
 
 def aligned(tensor: torch.Tensor) -> torch.Tensor:
-    """In memory as torch itself would give it: where a tensor begins decides the last bits of some kernels' sums."""
+    """Return the tensor aligned as torch would allocate it: its alignment decides the last bits of some kernels' sums."""
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT_BYTES else tensor
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor."""
+    """Return the memory of a contiguous tensor."""
     memory: Any = tensor.detach().reshape(-1).view(torch.uint8).numpy()
     return memoryview(memory)
 
@@ -63,7 +64,7 @@ def _header(tensors: Mapping[str, torch.Tensor]) -> bytes:
 
 
 class TensorFile:
-    """A safetensors file, kept open: what it holds stays readable after its name is gone."""
+    """A safetensors file, kept open: its contents stay readable after the file is deleted."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -74,18 +75,18 @@ class TensorFile:
             os.close(self._descriptor)
 
     def offset(self, name: str) -> int:
-        """Where a tensor begins, in bytes from the start of the file."""
+        """Return the start of a tensor, in bytes from the start of the file."""
         return self._places[name][0]
 
     def is_aligned(self, name: str) -> bool:
-        """Whether a mapped tensor begins where torch's own allocator would have it."""
+        """Whether a mapped tensor is aligned as torch's own allocator would align it."""
         return self._places[name][0] % ALIGNMENT_BYTES == 0
 
     def mapped(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Tensors in one private mapping from the first to the last of them, so that a view may span several tables.
+        """Map tensors in one private mapping from the first to the last of them, so that a view may span several tables.
 
-        What is written to them takes memory by touched page and is seen by nobody else. Tensors that torch would put
-        elsewhere are copied, tables with rows of one length beside each other.
+        Writes to them take memory per touched page and are invisible to other processes. Misaligned tensors are copied,
+        tables with rows of one length next to each other.
         """
         wanted = sorted(set(names), key=self.offset)
         memory, begin = self._memory(wanted)
@@ -94,7 +95,7 @@ class TensorFile:
         return {name: parts[name].view(self._places[name][2]).reshape(self._places[name][3]) for name in wanted}
 
     def _memory(self, wanted: Sequence[str]) -> tuple[torch.Tensor, int]:
-        """Bytes of the file from the first of the tensors on, and where in the file they begin."""
+        """Return the bytes of the file from the first of the tensors on, and their offset in the file."""
         begin = self.offset(wanted[0]) if wanted else 0
         end = max((sum(self._places[name][:2]) for name in wanted), default=0)
         if begin == end:
@@ -106,13 +107,13 @@ class TensorFile:
         return torch.frombuffer(pages, dtype=torch.uint8, offset=before), begin
 
     def _row_bytes(self, name: str) -> int:
-        """Of a table; of any other tensor all its bytes, so that it stands alone."""
+        """Return the row bytes of a table; of any other tensor all its bytes, so that it is not grouped."""
         _, size, dtype, shape = self._places[name]
         return shape[1] * dtype.itemsize if len(shape) == 2 and size else size  # a table's dimensions
 
 
 def _copied(tensors: Mapping[str, tuple[torch.Tensor, int]]) -> dict[str, torch.Tensor]:
-    """Bytes of tensors, each with the length of its rows, copied to whole lines; those of one length whole rows apart."""
+    """Copy tensors, each with its row length, to whole lines; those of one row length lie whole rows apart."""
     by_rows: dict[int, list[str]] = {}
     for name, (_, row) in tensors.items():
         by_rows.setdefault(row, []).append(name)
@@ -128,7 +129,7 @@ def _copied(tensors: Mapping[str, tuple[torch.Tensor, int]]) -> dict[str, torch.
 
 
 def _places(descriptor: int) -> Iterator[tuple[str, tuple[int, int, torch.dtype, tuple[int, ...]]]]:
-    """Name -> offset in the file, size in bytes, element type, shape. Files are checked by their digest before."""
+    """Yield name -> offset in the file, size in bytes, element type, shape. The file's digest has been checked before."""
     (length,) = struct.unpack("<Q", os.pread(descriptor, 8, 0))
     for name, entry in json.loads(os.pread(descriptor, length, 8)).items():
         if name != "__metadata__":

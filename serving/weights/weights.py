@@ -1,8 +1,8 @@
 """Weights in memory that a delta turns into the next ones, copy on write.
 
-Tensors that a delta leaves alone are the parent's own. Those that change are mapped anew, all of a delta together, from the
-file of the full snapshot at the bottom of the chain (all mappings share its pages in the page cache), and all rows that
-changed since then are written into the mapping: that costs memory for the touched pages of 4 KiB only. The parent's own
+Tensors that a delta does not change are shared with the parent. All changed tensors of a delta are mapped again, from
+the file of the full snapshot at the root of the chain (all mappings share its pages in the page cache), and all rows
+changed since then are written into the mapping, which costs memory for the touched pages of 4 KiB only. The parent's
 memory is never written to.
 """
 
@@ -30,14 +30,14 @@ class Weights:
     tensors: Mapping[str, torch.Tensor]
     file: TensorFile
     since: Mapping[str, torch.Tensor | None]
-    """Tensor -> indices of the rows that are not those of `file` any more; None: it shares nothing with it."""
+    """Tensor -> indices of the rows that differ from `file`; None: it shares nothing with it."""
     digests: Mapping[str, Digest]
     """Row digests of the tensors that a delta has changed."""
     added_bytes: int
-    """Memory that they take beside the parent's: for a changed row of a mapped tensor a page at most."""
+    """Memory in addition to the parent's: at most one page per changed row of a mapped tensor."""
 
     def changed_by(self, delta: Delta) -> "Weights":
-        """The weights with a delta applied. LoadFailed where it does not fit them or gives another result than it states."""
+        """Apply a delta. LoadFailed if it does not fit, or its result differs from its declaration."""
         tensors, since, digests = dict(self.tensors), dict(self.since), dict(self.digests)
         for key in delta.document.tensors:
             self._check_fits(key, delta)
@@ -60,7 +60,7 @@ class Weights:
         return Weights(tensors, self.file, since, digests, added)
 
     def check(self, document: DeltaDocument, when: Literal["before", "after"]) -> None:
-        """Count the row digests of all tensors that a delta changes, over all rows. LoadFailed where one is not as it states."""
+        """Recompute the row digests of all tensors that a delta changes, over all rows. LoadFailed if one differs from the delta's."""
         for key, told in document.tensors.items():
             stated = told.before if when == "before" else told.after
             found = as_text(digest_of_rows(by_rows(self.tensors[key]))) if key in self.tensors else "none"
@@ -69,7 +69,7 @@ class Weights:
                 raise LoadFailed(msg)
 
     def _with_rows(self, key: str, rows: Rows, anew: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A tensor of its own with the rows written, and all rows in which it differs from the file. `anew`: as in the file."""
+        """Return a new tensor with the rows written, and all rows in which it differs from the file. `anew`: as in the file."""
         former = self.tensors[key]
         since = self.since.get(key, _NONE)
         if since is None or anew is None:
@@ -105,7 +105,7 @@ _NONE: Final = torch.empty(0, dtype=torch.int64)
 
 
 def _whole(tensor: torch.Tensor, anew: torch.Tensor | None) -> torch.Tensor:
-    """A tensor that shares nothing with the file, beside others of its delta where it can lie there."""
+    """Return a tensor that shares nothing with the file, next to others of its delta if it fits there."""
     return aligned(tensor) if anew is None else anew.copy_(tensor)
 
 
@@ -114,8 +114,8 @@ def _added_bytes(tensor: torch.Tensor, since: torch.Tensor | None) -> int:
 
 
 def read_weights(path: Path, keys: Iterable[str]) -> Weights:
-    """The named tensors of a full snapshot's file, mapped; one that begins where torch would not put it is copied."""
-    with safe_open(path, framework="pt"):  # refuses a file whose header does not fit it
+    """Map the named tensors of a full snapshot's file; misaligned ones are copied."""
+    with safe_open(path, framework="pt"):  # refuses a file that does not match its header
         file = TensorFile(path)
     tensors = file.mapped(keys)
     return Weights(tensors, file, {}, {}, sum(tensor.nbytes for tensor in tensors.values()))

@@ -1,8 +1,8 @@
-"""A program compiled to a native library, run in place of the exported graph. `ipnext compile` writes it.
+"""A program compiled to a native library, run instead of the exported graph. `ipnext compile` writes it.
 
-A compiled snapshot is its source with two files more: `library.so`, made by AOTInductor, and `compiled.json`, which
-says for what it was made. The weights stay in `weights.safetensors`: the library holds none of them and is given them
-when it is loaded. Loading it runs native code, so an engine does so only where the manifest's settings ask for it.
+A compiled snapshot is its source with two further files: `library.so`, made by AOTInductor, and `compiled.json`, its
+provenance and requirements. The weights stay in `weights.safetensors`: the library has none and gets them when it is
+loaded. Loading it runs native code, so an engine does so only if the manifest's settings request it.
 """
 
 import json
@@ -28,16 +28,16 @@ from serving.weights.weights import Weights, read_weights
 
 COMPILED_FILE: Final = "compiled.json"
 CALLS_FILE: Final = "library.json"
-"""Operators that the library calls by name, in torch's own form; written only where there are such."""
+"""Operators that the library calls by name, in torch's own form; written only if there are any."""
 
 _OBJECTS_FILE: Final = "custom_objs_config.json"
-"""Where torch would look for pickled objects beside a library."""
+"""File in which torch would look for a library's pickled objects."""
 _AT_ONCE: Final = 4
-"""Passes that one library runs at the same time; they share the weights."""
+"""Passes that one library runs concurrently; they share the weights."""
 
 
 class Difference(Value):
-    """How far the library's answers are from the eager engine's, at one batch size. `relative`: to the largest figure."""
+    """Deviation of the library's answers from the eager engine's, at one batch size. `relative`: to the largest figure."""
 
     batch: int = Field(ge=1)
     absolute: float = Field(ge=0)
@@ -45,24 +45,24 @@ class Difference(Value):
 
 
 class Compiled(Value):
-    """`compiled.json`: what a library was made from and for, and how its answers differ."""
+    """`compiled.json`: a library's source and requirements, and the deviation of its answers."""
 
     format: Literal["ipnext/compiled/v1"] = "ipnext/compiled/v1"
     program: Sha256
-    """Of the `program.json` that it was made from."""
+    """Digest of the `program.json` that it was made from."""
     torch: str
     compiler: str
     level: str
     """The processors it was made for, as compilers call them: `x86-64-v3`, `x86-64-v4`, or `native`."""
     flags: tuple[str, ...]
-    """What a processor must have, by the kernel's names."""
+    """Required features of the processor, by the kernel's names."""
     tolerance: float = Field(ge=0)
     differences: tuple[Difference, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledProgram:
-    """A library with its weights, which it reads where they lie: they live as long as this does."""
+    """A library with its weights, which it reads in place: they live as long as this does."""
 
     runner: AOTIModelContainerRunnerCpu
     inputs: tuple[str, ...]
@@ -74,21 +74,21 @@ class CompiledProgram:
     weights: Weights
 
     def run(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """One forward pass over the user's inputs, in the order of `inputs`. RuntimeError where the library refuses."""
+        """Run one forward pass over the user's inputs, in the order of `inputs`. RuntimeError if the library refuses."""
         return self.runner.run(tensors)  # type: ignore[arg-type]  # takes any sequence
 
     def changed_by(self, delta: Delta) -> "CompiledProgram":
-        """The library loaded once more, with a delta applied to the weights that it is given. LoadFailed."""
+        """Load the library again, with weights changed by a delta. LoadFailed."""
         return _bound(self.library, self.places, self.weights.changed_by(delta), self.inputs, self.outputs)
 
 
 def close_together(tensor: torch.Tensor) -> torch.Tensor:
-    """An input as a library reads it: row after row, whatever its strides were."""
+    """Return an input in the layout that a library reads: contiguous rows, whatever its strides were."""
     return tensor.contiguous()
 
 
 def wants_compiled(settings: Mapping[str, Any]) -> bool:
-    """Engine setting `compile`: a boolean, or an object of what the compilation is to keep to. LoadFailed otherwise."""
+    """Parse the engine setting `compile`: a boolean, or an object of compilation settings. LoadFailed otherwise."""
     given = settings.get(COMPILE_SETTING, False)
     if not isinstance(given, bool | Mapping):
         msg = f"settings.{COMPILE_SETTING}: must be true, false or an object such as {{tolerance: 1e-5}}, got {given!r}"
@@ -97,9 +97,9 @@ def wants_compiled(settings: Mapping[str, Any]) -> bool:
 
 
 def read_compiled(directory: Path, flags: frozenset[str] | None = None) -> CompiledProgram:
-    """Load the library of a snapshot. LoadFailed where this machine (whose flags are `flags`) or torch is another.
+    """Load the library of a snapshot. LoadFailed if this machine (with CPU features `flags`) or its torch does not fit.
 
-    No file is unpickled. What the library calls by name is checked to be ATen operations.
+    No file is unpickled. Operators that the library calls by name must be ATen operations.
     """
     about = _read_about(directory / COMPILED_FILE)
     _check_fits(about, directory, machine_flags() if flags is None else flags)
@@ -169,7 +169,7 @@ def _check_calls(path: Path) -> None:
 
 
 def _handed_over(runner: AOTIModelContainerRunnerCpu, weights: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Give the library its weights, without a copy, and return those that it uses."""
+    """Pass the weights to the library, without a copy, and return those that it uses."""
     by_path = {place.partition(":")[2]: tensor for place, tensor in weights.items()}
     used = {name: by_path[path] for name, path in runner.get_constant_names_to_original_fqns().items()}
     runner.update_constant_buffer(used, use_inactive=False, validate_full_updates=True, user_managed=True)

@@ -1,4 +1,4 @@
-"""What this machine's processor can do, by the names that the kernel gives it. Read when a library is built or loaded."""
+"""Features of this machine's processor, by the kernel's names. Read when a library is built or loaded."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ _LINE = re.compile(r"^(?:flags|Features)\s*:(.*)$", re.MULTILINE)
 
 
 def machine_flags(path: Path = CPU_FILE) -> frozenset[str]:
-    """Flags of the first core, such as `avx512f`; empty on a machine that has no such file."""
+    """Return the flags of the first core, such as `avx512f`; empty if the machine has no such file."""
     try:
         found = _LINE.search(path.read_text())
     except OSError:

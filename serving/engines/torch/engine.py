@@ -1,4 +1,4 @@
-"""The torch engine: runs exported programs on the CPU, one thread for each request."""
+"""The torch engine: runs exported programs on the CPU, one thread per request."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ _OUT_OF_RANGE = re.compile(r"out of (range|bounds)|not in the valid range", re.I
 
 
 class TorchPart:
-    """An exported program in memory, or the library that it was compiled to."""
+    """An exported program in memory, or the library compiled from it."""
 
     def __init__(self, program: TorchProgram | CompiledProgram, signature: Signature) -> None:
         self._program: TorchProgram | CompiledProgram | None = program
@@ -47,7 +47,7 @@ class TorchPart:
 
     @property
     def signature(self) -> Signature:
-        """The tensors it takes and gives."""
+        """The input and output tensors."""
         return self._signature
 
     @property
@@ -57,11 +57,11 @@ class TorchPart:
 
     @property
     def rows_are_independent(self) -> bool:
-        """Whether several requests may be joined into one batch; known once the part is warmed up."""
+        """Whether several requests may share a batch; known once the part is warmed up."""
         return self._independent
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """One forward pass in inference mode. Numpy's memory is used where it is writable and aligned as torch's own."""
+        """Run one forward pass in inference mode. Numpy's memory is used directly if it is writable and aligned like torch's."""
         program = self._program
         if program is None:
             msg = "the part is closed"
@@ -75,7 +75,7 @@ class TorchPart:
             raise _judged(error) from error
 
     def warm_up(self) -> None:
-        """Bring the weights in, make the program's direct form, run zeros at two batch sizes, try whether rows are independent."""
+        """Prefault the weights, build the direct form, run zeros at two batch sizes, and test whether rows are independent."""
         if self._program is not None:
             make_resident(a for a in self._program.arguments if isinstance(a, torch.Tensor))
         self._graph = self._direct()
@@ -87,7 +87,7 @@ class TorchPart:
         self._independent = self._tried_independent()
 
     def _tried_independent(self) -> bool:
-        """Tried once for each program, and for each library."""
+        """Test row independence once per program, or per library."""
         if not isinstance(self._program, TorchProgram):
             return rows_are_independent(self._signature, self.infer)
         shared = self._program.template
@@ -96,7 +96,7 @@ class TorchPart:
         return shared.independent
 
     def changed_by(self, delta: Delta, *, parent_stays: bool) -> "TorchPart":
-        """A part of its own with a delta applied; it shares the program and all unchanged memory. LoadFailed."""
+        """Return a new part with a delta applied; it shares the program and all unchanged memory. LoadFailed."""
         if self._program is None:
             msg = "the parent of the delta was closed meanwhile"
             raise LoadFailed(msg)
@@ -106,7 +106,7 @@ class TorchPart:
         return part
 
     def check_delta(self, document: DeltaDocument, when: Literal["before", "after"]) -> None:
-        """LoadFailed where the weights, all rows counted, are not those that a delta states before or after it."""
+        """Compare the digests of all rows with those that a delta declares before or after it. LoadFailed if they differ."""
         if self._program is not None:
             self._program.weights.check(document, when)
 
@@ -117,7 +117,7 @@ class TorchPart:
         return self._program.run(given) if self._function is None else self._function(*given)
 
     def _direct(self) -> DirectGraph | None:
-        """None for a library, and where the part takes neither of two trial requests: it then runs as it was exported."""
+        """Build the direct form. None for a library, and if the part refuses both trial requests: it then runs as exported."""
         program = self._program
         if not isinstance(program, TorchProgram):
             return None
@@ -131,9 +131,9 @@ class TorchPart:
         return None
 
     def staged(self, late: frozenset[str]) -> "StagedTorch | None":
-        """The pass in two steps; None where it runs as it was exported or nothing can begin without the late inputs.
+        """Return the two-step pass; None if the part runs as exported or nothing can be computed without the late inputs.
 
-        None with request inputs too, since how many rows there are is known only when all are there.
+        None also for parts with request inputs, since the number of rows is known only when all inputs are there.
         """
         program, graph = self._program, self._graph
         if not isinstance(program, TorchProgram) or graph is None or self._once is not None:
@@ -147,7 +147,7 @@ class TorchPart:
         self._program = self._graph = self._function = self._once = None
 
     def to_torch(self, name: str, array: Array) -> torch.Tensor:
-        """An input as the program takes it, in its own memory where that is writable and aligned."""
+        """Return an input as the program takes it, in its own memory if that is writable and aligned."""
         usable = array if array.flags.writeable and array.flags.aligned else array.copy()
         if name in self._bf16:
             return self._place(torch.from_numpy(usable.view(np.int16)).view(torch.bfloat16))
@@ -155,7 +155,7 @@ class TorchPart:
 
 
 class StagedTorch:
-    """A TorchPart's pass in two steps."""
+    """The two-step pass of a TorchPart."""
 
     def __init__(
         self, part: TorchPart, program: TorchProgram, functions: tuple[Early, Function], late: frozenset[str]
@@ -167,7 +167,7 @@ class StagedTorch:
         self._outputs = program.outputs
 
     def begin(self, inputs: Mapping[str, Array]) -> Any:
-        """Compute what needs no late input."""
+        """Compute the share that needs no late input."""
         try:
             with torch.inference_mode():
                 return self._early(*(self._part.to_torch(name, inputs[name]) for name in self._given))
@@ -175,7 +175,7 @@ class StagedTorch:
             raise _judged(error) from error
 
     def complete(self, state: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The outputs, from what `begin` gave and the late inputs."""
+        """Return the outputs, from the state of `begin` and the late inputs."""
         try:
             with torch.inference_mode():
                 answer = self._rest(state, *(self._part.to_torch(name, inputs[name]) for name in self._late))
@@ -188,15 +188,15 @@ class TorchEngine:
     """Loads snapshots of engine `torch`. Snapshots of one program share its graph."""
 
     def __init__(self, *, trusts_libraries: bool = False) -> None:
-        """`trusts_libraries`: libraries run whoever signed them, if this process made them; else as the operator has set it."""
+        """`trusts_libraries`: libraries run without a signature check, if this process made them; else as the operator configured."""
         self._templates = TemplateCache()
         self._trusts_libraries = trusts_libraries
 
     def load(self, directory: Path, manifest: SnapshotManifest, settings: Mapping[str, Any]) -> TorchPart:
         """Read the program. Setting `threads` (default 1) is torch's intra-operation thread count of this process.
 
-        With setting `compile` the library of a snapshot that has one runs in place of the program, if a key that the operator of
-        the host trusts has signed the snapshot; else the program runs.
+        With setting `compile`, the library of a snapshot that has one runs instead of the program, if the snapshot is
+        signed with a key that the operator of the host trusts; otherwise the program runs.
         """
         threads = settings.get("threads", 1)
         if type(threads) is not int or threads < 1:
@@ -228,7 +228,7 @@ class TorchEngine:
 
 
 def _judged(error: Exception) -> IPnextError:
-    """An index beyond a table is the request's fault, anything else the part's."""
+    """Return the error: an index out of range is the request's fault, any other error the part's."""
     text = str(error).strip().partition("\n")[0]
     if _OUT_OF_RANGE.search(text):
         return InvalidInput(f"an input holds an index beyond its table: {text}", field="inputs")
@@ -241,7 +241,7 @@ def _in_order(signature: Signature, inputs: tuple[str, ...]) -> Signature:
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:
-    """The same memory; BF16 as its bits."""
+    """Return a view of the same memory; BF16 as its bits."""
     if tensor.dtype == torch.bfloat16:
         return tensor.contiguous().view(torch.int16).numpy().view(np.uint16)
     return tensor.numpy()

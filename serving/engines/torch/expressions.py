@@ -1,4 +1,4 @@
-"""Builds sympy expressions for torch from trees that ipnext.artifacts.program_expressions has parsed; no text is evaluated."""
+"""Builds sympy expressions for torch from trees parsed by ipnext.artifacts.program_expressions; no text is evaluated."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -21,7 +21,7 @@ _CONSTANTS: Final[Mapping[str, Any]] = {"oo": sympy.oo, "true": sympy.true, "fal
 
 
 def build_expression(text: str) -> Any:
-    """The sympy object that the exporter wrote as `text`. MalformedExpression if it is of another form."""
+    """Return the sympy object that the exporter wrote as `text`. MalformedExpression if it has another form."""
     return _built(parse_expression(text))
 
 

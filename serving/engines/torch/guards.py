@@ -1,7 +1,7 @@
-"""Operators whose CPU kernels trust the shapes of their arguments, as functions that check them first.
+"""Shape checks for operators whose CPU kernels trust the shapes of their arguments.
 
-With other shapes these kernels read or write beside their tensors. Only calls of listed operators are in a program, yet the
-tensors that it hands to them are its own choice.
+With other shapes these kernels read or write outside their tensors. A program has only calls of listed operators, but
+it chooses the tensors for them itself.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from torch import fx
 
 
 def guard_calls(module: fx.GraphModule) -> None:
-    """Replace calls of such operators in a graph by calls of the functions here."""
+    """Replace calls of such operators in a graph by the checked functions of this module."""
     calls = [node for node in module.graph.nodes if node.op == "call_function" and node.target in GUARDED]
     for node in calls:
         node.target = GUARDED[node.target]
@@ -31,7 +31,7 @@ def checked_lstm(  # noqa: PLR0913, PLR0917  # torch's parameters
     bidirectional: bool,  # torch's order
     batch_first: bool,  # torch's order
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Call aten.lstm.input. RuntimeError if a state or a weight is not of the shape or type that goes with the input."""
+    """Call aten.lstm.input. RuntimeError if the shape or type of a state or weight does not match the input."""
     if input.dim() != 3 or len(hx) != 2 or not 1 <= num_layers <= len(params):
         msg = f"lstm: takes batches of rows, two states and weights of each layer, got {list(input.shape)}, {len(hx)} and {num_layers}"
         raise RuntimeError(msg)
@@ -51,7 +51,7 @@ def checked_lstm(  # noqa: PLR0913, PLR0917  # torch's parameters
 
 
 def checked_weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor:
-    """Call aten._weight_norm. RuntimeError if `g` is not one number for each slice of `v` along `dim`, or for all of it."""
+    """Call aten._weight_norm. RuntimeError if `g` is not one number per slice of `v` along `dim`, or for all of it."""
     if not v.numel() or not -1 <= dim < v.dim():
         msg = f"_weight_norm: takes numbers and one of their dimensions or -1, got {list(v.shape)} and {dim}"
         raise RuntimeError(msg)
@@ -62,7 +62,7 @@ def checked_weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch
 
 
 def _lstm_weights(takes: int, gives: int, hidden: int, *, has_biases: bool) -> Iterator[tuple[int, ...]]:
-    """Shapes of the weights of one layer in one direction, in torch's order."""
+    """Yield the weights' shapes of one layer in one direction, in torch's order."""
     yield from ((4 * hidden, takes), (4 * hidden, gives))
     if has_biases:
         yield from ((4 * hidden,), (4 * hidden,))

@@ -1,4 +1,4 @@
-"""Weights that are mapped from their file, brought into this process's memory before the first request asks for them."""
+"""Prefaulting of mapped weights: reads them into memory before the first request needs them."""
 
 import ctypes
 import mmap
@@ -8,13 +8,13 @@ from typing import Final
 import torch
 
 _STEP_BYTES: Final = 2**24
-"""At a time: meanwhile no other thread of the process may map memory, nor a request take any."""
+"""Bytes per call: during it no other thread of the process can map or allocate memory."""
 _POPULATE_READ: Final = 22
 """MADV_POPULATE_READ of Linux 5.14 and later; Python's mmap does not name it."""
 
 
 def make_resident(tensors: Iterable[torch.Tensor]) -> None:
-    """Map every page of the tensors for reading; where the system cannot, the requests that come first do."""
+    """Map every page of the tensors for reading; if the system cannot, the first requests do."""
     madvise = getattr(ctypes.CDLL(None), "madvise", None)
     if madvise is None:
         return

@@ -1,8 +1,9 @@
-"""An exported torch program on disk without any pickle: `program.json` and `weights.safetensors`.
+"""An exported torch program on disk without pickle: `program.json` and `weights.safetensors`.
 
-`torch.export.save` writes weights and example inputs by pickle. Here the graph is written in torch's own JSON schema and
-every tensor as safetensors. torch reads the graph only after ipnext.artifacts.program_schema has found nothing in it but
+`torch.export.save` writes weights and example inputs by pickle. Here the graph is written in torch's own JSON schema
+and every tensor as safetensors. Before torch reads the graph, ipnext.artifacts.program_schema checks that it has only
 listed operators and plain data; expressions and tree specifications are built here and never evaluated from text.
+
 Written by serving.export, read by the torch engine.
 """
 
@@ -58,12 +59,12 @@ _KNOWN: Final[Mapping[str, frozenset[str]]] = {
     ),
     "node": frozenset({"inputs", "is_hop_single_tensor_return", "metadata", "name", "outputs", "target"}),
 }
-"""Fields of torch's schema. A later torch may have others: they are left out while they are empty, else refused."""
+"""Fields of torch's schema. A later torch may have others: they are dropped if empty, else refused."""
 _LEAF: Final[Mapping[str, Any]] = {"type": None, "context": None, "children_spec": []}
 
 
 def write_program(exported: ExportedProgram, outputs: Sequence[str], directory: Path) -> None:
-    """Write both files. The same program and weights give the same bytes. UnsupportedModel for what has no safe form."""
+    """Write both files. The same program and weights give the same bytes. UnsupportedModel if something has no safe form."""
     tensors = {**_tensors("state", exported.state_dict), **_tensors("constant", exported.constants)}
     stored, places = _deduplicated(tensors)
     document = {
@@ -83,9 +84,9 @@ def write_program(exported: ExportedProgram, outputs: Sequence[str], directory: 
 
 
 def read_program(directory: Path, templates: TemplateCache | None = None) -> TorchProgram:
-    """Rebuild a program from its two files. LoadFailed says what is wrong with them.
+    """Rebuild a program from its two files. LoadFailed names their fault.
 
-    Where `templates` has the program already, only the weights are read.
+    If `templates` has the program already, only the weights are read.
     """
     known = templates if templates is not None else TemplateCache()
     try:
@@ -112,7 +113,7 @@ def _tensors(kind: str, values: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _deduplicated(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors to store, each once, and for each name its key there and, where rows are not contiguous, its strides."""
+    """Return the tensors to store, each once, and for each name its key there and, unless it is contiguous, its strides."""
     keys: dict[tuple[Any, ...], str] = {}
     stored: dict[str, torch.Tensor] = {}
     places: dict[str, Any] = {}
@@ -127,7 +128,7 @@ def _deduplicated(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.
 
 
 def _alone(tensor: torch.Tensor, storages: set[int]) -> torch.Tensor:
-    """The tensor as contiguous rows in memory of its own; large tables mostly are, and then nothing is copied."""
+    """Return the tensor as contiguous rows in unshared memory; large tables mostly are, and are not copied."""
     storage = tensor.untyped_storage()
     alone = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in storages
     storages.add(storage.data_ptr())
@@ -135,7 +136,7 @@ def _alone(tensor: torch.Tensor, storages: set[int]) -> torch.Tensor:
 
 
 def graph_document(exported: ExportedProgram) -> dict[str, Any]:
-    """A program in torch's own JSON schema, without weights and without what tells where it was exported."""
+    """Return a program in torch's own JSON schema, without weights and without traces of its exporter."""
     serializer = serde.ExportedProgramSerializer()
     try:
         program = serializer.serialize(
@@ -148,7 +149,7 @@ def graph_document(exported: ExportedProgram) -> dict[str, Any]:
 
 
 def _plain_document(program: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what tells where it was exported (stack traces, Python modules of classes) and what reading makes anew."""
+    """Remove traces of the exporter (stack traces, Python modules of classes) and fields that reading regenerates."""
     document = _known("program", program)
     module = document["graph_module"] = _known("module", program["graph_module"])
     graph = module["graph"] = _known("graph", module["graph"])
@@ -175,9 +176,9 @@ def _without_message(item: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _bare_classes(stack: str) -> str:
-    """`KEY,PATH,package.Class;...` -> `KEY,PATH,Class;...`: a script and an imported module give the same bytes.
+    """Reduce `KEY,PATH,package.Class;...` to `KEY,PATH,Class;...`: a script and an imported module give the same bytes.
 
-    The bytecode tracer's keys are addresses in memory, which differ from run to run; the path stands in for those.
+    The bytecode tracer's keys are addresses in memory, which differ between runs; they are replaced by the path.
     """
     entries = [entry.rpartition(",") for entry in stack.split(";")]
     plain = [(_ADDRESS.sub(rf"L__self__{place.rpartition(',')[2]}\1", place), name) for place, _, name in entries]
@@ -185,7 +186,7 @@ def _bare_classes(stack: str) -> str:
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """The content of `program.json`. LoadFailed where it is no such document, or calls what a snapshot may not."""
+    """Read `program.json`. LoadFailed if it is no such document, or has calls that a snapshot may not make."""
     try:
         return programs.parse_program(path.read_bytes())
     except OSError as error:
@@ -201,9 +202,9 @@ def _weights(path: Path, places: Mapping[str, Any]) -> Weights:
 
 
 def rebuild(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> ExportedProgram:
-    """A document with its weights as torch's own object; nodes have no metadata. UnsafeProgram as `parse_program`.
+    """Build torch's object from a document and its weights; nodes have no metadata. UnsafeProgram as `parse_program`.
 
-    The only place where torch reads a document, which is therefore checked here whatever was checked before.
+    The only place where torch reads a document, which is therefore checked here regardless of earlier checks.
     """
     check_document(document)
     plain = _readable(document)
@@ -221,7 +222,7 @@ def _parameter_names(document: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _readable(document: Mapping[str, Any]) -> dict[str, Any]:
-    """What torch is given: no metadata, expressions as sympy objects, and a call signature that is made here."""
+    """Return the document for torch: no metadata, expressions as sympy objects, and a call signature made here."""
     program = _with_expressions(document["program"])
     module = program["graph_module"]
     module["graph"]["nodes"] = [{**node, "metadata": {}} for node in module["graph"]["nodes"]]
@@ -240,7 +241,7 @@ def _with_expressions(value: Any) -> Any:
 
 
 def _call(inputs: Sequence[str], outputs: int) -> dict[str, Any]:
-    """All inputs by name; the outputs as a tuple, since their names are the user's and torch needs none."""
+    """Return a call signature with all inputs by name, and the outputs as a tuple, since torch needs no names for them."""
     empty = {"type": "builtins.tuple", "context": "null", "children_spec": []}
     named = {"type": "builtins.dict", "context": json.dumps(inputs), "children_spec": [_LEAF] * len(inputs)}
     arguments = {"type": "builtins.tuple", "context": "null", "children_spec": [empty, named]}

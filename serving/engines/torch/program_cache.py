@@ -1,7 +1,7 @@
-"""A torch program apart from its weights, kept while a snapshot of it is loaded: a refresh brings new weights only.
+"""Torch programs without their weights, cached while a snapshot of them is loaded, so that a refresh loads weights only.
 
-Rebuilding a graph and trying its calls takes a tenth of a second and more of Python, which the requests answered
-meanwhile would wait for; binding other weights to it takes none.
+Rebuilding a graph and trying its calls takes a tenth of a second or more of Python, during which requests would wait;
+binding other weights to it takes none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from serving.weights.weights import Weights
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """An argument of the graph that comes with the snapshot. `name` is that of the program's document."""
+    """An argument of the graph that comes with the snapshot. `name` is its name in the program's document."""
 
     position: int
     name: str
@@ -29,7 +29,7 @@ class Weight:
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class ProgramTemplate:
-    """What snapshots of one program share."""
+    """The data shared by snapshots of one program."""
 
     module: fx.GraphModule
     inputs: tuple[str, ...]
@@ -40,19 +40,19 @@ class ProgramTemplate:
     """All arguments of the graph; None for those of the user's inputs and the weights."""
     weights: tuple[Weight, ...]
     places: Mapping[str, Any]
-    """Name of a tensor -> where it lies in the weights file, as the document has it."""
+    """Name of a tensor -> its key in the weights file and strides, as in the document."""
     calls: Calls | None = None
-    """What stands for each call of the graph; known once a snapshot of the program has been tried."""
+    """Replacement of each call of the graph; known once a snapshot of the program has been tried."""
     gatherer: Gatherer | None = None
-    """Joins its embedding lookups, as the weights of a snapshot lie."""
+    """Fuses its embedding lookups, by the layout of a snapshot's weights."""
     independent: bool | None = None
-    """Whether rows answer independently; known as `calls`. A graph has no branch on values, so no weights change it."""
+    """Whether rows are independent; known once tried. A graph has no branch on values, so weights do not affect it."""
 
     def bound(self, weights: Weights) -> "TorchProgram":
-        """The program with these weights. They keep the module's `requires_grad`.
+        """Bind the program to these weights. They keep the module's `requires_grad`.
 
-        Where it is set torch folds a product of three dimensions into one of two, even where no gradient is taken, and
-        the last bits of the two ways differ.
+        If it is set, torch folds a product of three dimensions into one of two, even if no gradient is taken, and the
+        last bits of both variants differ.
         """
         arguments, tensors = list(self.fixed), lay_out(weights, self.places)
         for weight in self.weights:
@@ -61,7 +61,7 @@ class ProgramTemplate:
 
 
 def lay_out(weights: Weights, places: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Tensors by their names in a program's document, in memory as they were exported."""
+    """Return the tensors by their names in a program's document, with the strides that they were exported with."""
     return {name: _lay_out(weights.tensors[place["key"]], place["strides"]) for name, place in places.items()}
 
 
@@ -73,7 +73,7 @@ def _lay_out(tensor: torch.Tensor, strides: Sequence[int] | None) -> torch.Tenso
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TorchProgram:
-    """A program bound to its weights. `run` takes the user's tensors in `inputs` order, gives them in `outputs` order."""
+    """A program bound to its weights. `run` takes the user's tensors in `inputs` order, returns them in `outputs` order."""
 
     template: ProgramTemplate
     arguments: tuple[Any, ...]
@@ -81,21 +81,21 @@ class TorchProgram:
     weights: Weights
 
     def changed_by(self, delta: Delta) -> "TorchProgram":
-        """The program with a delta applied to its weights; what the delta leaves alone is the same memory. LoadFailed."""
+        """Return the program with a delta applied to its weights; unchanged tensors share memory. LoadFailed."""
         return self.template.bound(self.weights.changed_by(delta))
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of the tensors that it takes."""
+        """Names of its input tensors."""
         return self.template.inputs
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the tensors that it gives."""
+        """Names of its output tensors."""
         return self.template.outputs
 
     def run(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """One forward pass, to be called without gradients. The weights go to the graph as they are: no guard, no copy."""
+        """Run one forward pass, without gradients. The weights are passed to the graph directly: no guard, no copy."""
         arguments = list(self.arguments)
         for slot, tensor in zip(self.template.slots, tensors, strict=True):
             arguments[slot] = tensor
@@ -112,9 +112,9 @@ class TorchProgram:
         return self.template.slots
 
     def direct(self, example: Sequence[torch.Tensor]) -> DirectGraph:
-        """The graph as functions of the tensors, in `inputs` order. To be called without gradients, as `run`.
+        """Return the graph as functions of the tensors, in `inputs` order. To be called without gradients, as `run`.
 
-        Lookups that can be done together are one call. Raises what `run` raises on the example.
+        Lookups that can be fused are one call. Raises the errors of `run` on the example.
         """
         plain, shared = self._plain(example), self.template
         if shared.gatherer is None:
@@ -122,10 +122,10 @@ class TorchProgram:
         return shared.gatherer.agreeing(plain, self.arguments, self.run, example) or plain
 
     def _plain(self, example: Sequence[torch.Tensor]) -> DirectGraph:
-        """Each call of the graph by itself.
+        """Return the graph without fused lookups.
 
-        The first snapshot of a program has each call tried by itself on `example`. A later one takes the same calls,
-        and its whole answer to `example` must have the bits of `run`; else its calls are tried anew.
+        For the first snapshot of a program each call is tried on `example`. A later one uses the same calls, and its
+        whole answer to `example` must be bit-identical to `run`; otherwise its calls are tried again.
         """
         shared, known = self.template, self.template.calls
         if known is not None:
@@ -138,15 +138,15 @@ class TorchProgram:
 
 
 class TemplateCache:
-    """The templates of the programs that are loaded now, by the digest of their document."""
+    """The templates of the currently loaded programs, by the digest of their document."""
 
     def __init__(self) -> None:
         self._known: WeakValueDictionary[str, ProgramTemplate] = WeakValueDictionary()
 
     def find(self, digest: str) -> ProgramTemplate | None:
-        """The template, while a program made from it lives."""
+        """Return the template, if a program made from it is still alive."""
         return self._known.get(digest)
 
     def keep(self, digest: str, template: ProgramTemplate) -> None:
-        """Remember it while it is used."""
+        """Remember a template as long as it is used."""
         self._known[digest] = template

@@ -1,8 +1,10 @@
-"""What a program computes from request inputs alone, run once for a request and not once for each of its rows.
+"""Request-level computation: the share of a program that depends on request inputs alone runs once, not once per row.
 
-A ranking request often has one user and many candidates. Where the user's inputs come with batch 1, the operations that
-hang on them alone run at batch 1, and each result is repeated where it meets a candidate's tensor. A program that cannot be
-cut so (a result without a batch, or with a multiple of it) or whose halves answer otherwise gets its inputs repeated instead.
+A ranking request often has one user and many candidates. If the user's inputs have batch 1, the operations that depend
+on them alone run at batch 1, and each result is repeated when it meets a candidate's tensor. If a program cannot be
+partitioned (a result without a batch, or with a multiple of it), or its halves answer differently, its inputs are
+repeated instead.
+
 Used by the torch engine for snapshots whose signature names request inputs.
 """
 
@@ -22,7 +24,7 @@ _TRIAL_ROWS: Final = (2, 5, 3)
 
 
 class RequestCall:
-    """A program whose request inputs may have one row beside the others' many. `partitioned` may be set later."""
+    """A program whose request inputs may have one row while the others have many. `partitioned` may be set later."""
 
     def __init__(self, whole: Call, signature: Signature) -> None:
         specs = list(enumerate(signature.inputs))
@@ -34,7 +36,7 @@ class RequestCall:
         self.partitioned: Call | None = None
 
     def __call__(self, given: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """The outputs, with a row for each of the others' rows."""
+        """Return the outputs, with a row per row of the other inputs."""
         rows = self._rows(given)
         single = [given[place].shape[ROWS] == 1 for place in self._request]
         if rows == 1 or not any(single):
@@ -44,7 +46,7 @@ class RequestCall:
         return self.repeated(given)
 
     def repeated(self, given: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """As if the client had sent each request input with a row for each of the others'. Always right."""
+        """Run with each request input repeated for every row of the others. Always correct."""
         full, rows = list(given), self._rows(given)
         for place in self._request:
             full[place] = repeat(full[place], ROWS, rows, copied=True)
@@ -60,7 +62,7 @@ def agreeing_partition(
     to_torch: Callable[[str, Array], torch.Tensor],
     to_numpy: Callable[[torch.Tensor], Array],
 ) -> Call | None:
-    """The program in two, where it can be cut and answers drawn requests as with repeated inputs; else None."""
+    """Partition the program, if possible and if it answers drawn requests as with repeated inputs; else None."""
     signature = whole.signature
     cut = partition_by_request(program, signature.request_inputs)
     if cut is None:
@@ -83,7 +85,7 @@ def agreeing_partition(
 
 
 def _drawn(signature: Signature, rows: int, to_torch: Callable[[str, Array], torch.Tensor]) -> list[torch.Tensor]:
-    """A request with one row of each request input."""
+    """Draw a request with one row of each request input."""
     arrays = drawn(signature, rows, np.random.default_rng(rows))
     once = signature.request_inputs
     return [to_torch(spec.name, arrays[spec.name][: 1 if spec.name in once else rows]) for spec in signature.inputs]

@@ -1,4 +1,4 @@
-"""A program cut in two: what hangs on a request's own inputs alone, and what hangs on its rows too.
+"""Partition of a program into the nodes that depend on request inputs alone, and those that also depend on its rows.
 
 Used by serving.engines.torch.request_level.
 """
@@ -16,22 +16,22 @@ from serving.engines.torch.fx.fused_lookup import Gatherer
 from serving.engines.torch.program_cache import TorchProgram
 
 Call: TypeAlias = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
-"""Takes a program's inputs in their order and gives its outputs in theirs."""
+"""Takes a program's inputs in their order and returns its outputs in theirs."""
 
 ROWS: Final = 0
-"""Of an input: the dimension that the batch lies in."""
+"""The batch dimension of an input."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GraphPartition:
-    """A graph with its arguments; `slots` are the places of its inputs among them."""
+    """A graph with its arguments; `slots` are the positions of its inputs among them."""
 
     module: fx.GraphModule
     arguments: tuple[Any, ...]
     slots: tuple[int, ...]
 
     def run(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """The graph itself."""
+        """Run the graph."""
         arguments = list(self.arguments)
         for slot, tensor in zip(self.slots, tensors, strict=True):
             arguments[slot] = tensor
@@ -40,20 +40,20 @@ class GraphPartition:
 
 @dataclass(frozen=True, slots=True)
 class RequestPartition:
-    """A program as two: `once` gives what `each` takes beside the other inputs, repeated along `dimensions`."""
+    """A program in two halves: the results of `once`, repeated along `dimensions`, are inputs of `each`, after the others."""
 
     once: GraphPartition
     each: GraphPartition
     dimensions: tuple[int | None, ...]
-    """Of each result of `once`: where its batch lies; None for a result that is the same at any batch."""
+    """Batch dimension of each result of `once`; None if the result is the same at any batch."""
     request: tuple[int, ...]
-    """Places of the request inputs among those of the whole program."""
+    """Positions of the request inputs among those of the whole program."""
     others: tuple[int, ...]
 
     def direct(self, example: Sequence[torch.Tensor], *, copied: bool) -> Call:
-        """The whole program, both halves called directly; `example` is a request with one row of each request input.
+        """Return the whole program, both halves called directly; `example` has one row of each request input.
 
-        `copied`: results are repeated in memory and not only in their strides, which some operations do not take.
+        `copied`: results are repeated in memory instead of by strides, which some operations do not accept.
         """
         once = _directly(self.once, [example[place] for place in self.request])
         each = _directly(self.each, self._met(example, once, copied=copied))
@@ -78,7 +78,7 @@ def _directly(half: GraphPartition, example: Sequence[torch.Tensor]) -> Function
 
 
 def repeat(tensor: torch.Tensor, dimension: int | None, rows: int, *, copied: bool) -> torch.Tensor:
-    """The tensor with its one row along `dimension` as often."""
+    """Repeat the tensor's single row along `dimension`."""
     if dimension is None or tensor.shape[dimension] != 1:
         return tensor
     sizes = list(tensor.shape)
@@ -88,7 +88,7 @@ def repeat(tensor: torch.Tensor, dimension: int | None, rows: int, *, copied: bo
 
 
 def partition_by_request(program: TorchProgram, request_inputs: Collection[str]) -> RequestPartition | None:
-    """Cut a program where what hangs on the request inputs alone meets the rest; None where it cannot be cut or need not."""
+    """Partition a program at the boundary of its request-level nodes; None if that is impossible or pointless."""
     try:
         return _Partitioner(program, frozenset(request_inputs)).partition()
     except _CannotError:
@@ -96,11 +96,11 @@ def partition_by_request(program: TorchProgram, request_inputs: Collection[str])
 
 
 class _CannotError(Exception):
-    """The program has no such halves."""
+    """The program cannot be partitioned."""
 
 
 class _Partitioner:
-    """Nodes of a program by what they hang on: sizes and weights (0), also request inputs (1), also others (2)."""
+    """Nodes of a program by their dependencies: sizes and weights (0), also request inputs (1), also others (2)."""
 
     def __init__(self, program: TorchProgram, request_inputs: frozenset[str]) -> None:
         self._program = program
@@ -118,7 +118,7 @@ class _Partitioner:
         self._levels = self._levelled()
 
     def partition(self) -> RequestPartition:
-        """The cut. _CannotError where nothing would be computed once, or a result does not tell its batch."""
+        """Return the partition. _CannotError if nothing would be computed once, or a result does not show its batch."""
         met = self._met()
         if all(node.op == "placeholder" for node in met):
             raise _CannotError
@@ -155,7 +155,7 @@ class _Partitioner:
         return list(answers)
 
     def _met(self) -> list[fx.Node]:
-        """Values of level 1 that a value of level 2 or the answer takes, in their order."""
+        """Return values of level 1 that a value of level 2 or the answer uses, in their order."""
         takers = [node for node in self._nodes if self._levels.get(node) == 2]
         taken = {n for node in takers for n in node.all_input_nodes} | set(self._answers())
         return [node for node in self._nodes if node in taken and self._levels[node] == 1]
@@ -169,7 +169,7 @@ class _Partitioner:
         return next(iter(free), None)
 
     def _part(self, given: Sequence[fx.Node], answers: Sequence[fx.Node]) -> GraphPartition:
-        """The graph from `given` to `answers`; both worlds compute sizes and weights for themselves."""
+        """Build the graph from `given` to `answers`; both halves compute sizes and weights themselves."""
         needed = self._needed(given, answers)
         graph = fx.Graph()
         weights = [node for node in self._nodes if node.op == "placeholder" and node in needed]
@@ -213,7 +213,7 @@ def _free(node: fx.Node) -> bool:
 
 
 def _sizes(node: fx.Node) -> list[Any]:
-    """Of each dimension: the expression of its size where it is free, else None."""
+    """Return the expression of each dimension's size if it is free, else None."""
     value = node.meta.get("val")
     return [_expression(size) for size in value.shape] if isinstance(value, torch.Tensor) else []
 

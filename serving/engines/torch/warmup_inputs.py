@@ -1,7 +1,7 @@
-"""Small inputs that nearly every part takes, and what they tell: whether the rows of a batch answer independently.
+"""Small inputs that nearly every part accepts, and a test with them whether the rows of a batch are independent.
 
-Floats are drawn from a normal distribution, whole numbers from 0 and 1, which every table of two rows has.
-Used by engines when they warm a snapshot up.
+Floats are drawn from a normal distribution, whole numbers from 0 and 1, which every table of two rows has. Used by
+engines when they warm a snapshot up.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,24 +18,24 @@ Infer = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 _ROWS: Final = (3, 2)
 _DRAWS: Final = 3
 _TOLERANCE: Final = 1e-3
-"""Of the largest figure: kernels of another batch size may differ in last bits, and low precision has few of them."""
+"""Tolerance, relative to the largest figure: kernels for other batch sizes may differ in last bits, of which low precision has few."""
 
 
 def drawn(signature: Signature, rows: int, random: np.random.Generator) -> dict[str, Array]:
-    """One array for each input; other free dimensions than the first have 2."""
+    """Return one array per input; free dimensions other than the first have size 2."""
     return {spec.name: _array(spec, rows, random) for spec in signature.inputs}
 
 
 def zeros(signature: Signature, rows: int) -> dict[str, Array]:
-    """Zeros for each input: the ids of rows that every table has."""
+    """Return zeros for each input: as ids they exist in every table."""
     return {spec.name: np.zeros(_shape(spec, rows), DTYPES[spec.datatype]) for spec in signature.inputs}
 
 
 def rows_are_independent(signature: Signature, infer: Infer) -> bool:
-    """Whether requests may be answered together: each row's answer is the same whatever other rows stand in the batch.
+    """Whether requests may share a pass: each row's answer does not depend on the other rows of the batch.
 
-    Tried with drawn requests, alone and joined. A program has no branch on values, so what one row does to another shows.
-    False where a tensor has no free dimension 0, or the part refuses what was drawn.
+    Tested with drawn requests, alone and joined. A program has no branch on values, so any influence of one row on
+    another shows. False if a tensor has no free dimension 0, or the part refuses the drawn requests.
     """
     specs = (*signature.inputs, *signature.outputs)
     if not all(spec.shape and spec.shape[0] == -1 for spec in specs) or not signature.inputs:
@@ -61,7 +61,7 @@ def _agrees(signature: Signature, infer: Infer, random: np.random.Generator) -> 
 
 
 def close(spec: TensorSpec, left: Array, right: Array) -> bool:
-    """Whether two answers are the same but for what kernels of another batch size do; whole numbers must be equal."""
+    """Whether two answers agree up to the differences of kernels for other batch sizes; whole numbers must be equal."""
     if left.shape != right.shape:
         return False
     if spec.datatype not in FLOATS:

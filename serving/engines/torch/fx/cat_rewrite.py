@@ -1,4 +1,4 @@
-"""Joins of single rows of a tensor, written as joins of its slices. Used by serving.engines.torch.fx.fused_lookup_rewrite."""
+"""Rewrites joins of single rows of a tensor as joins of slices. Used by serving.engines.torch.fx.fused_lookup_rewrite."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
@@ -9,11 +9,11 @@ from torch import fx
 from serving.engines.torch.fx.nodes import aten, call, column_of, sizes
 
 Piece: TypeAlias = tuple[fx.Node, int | None, int]
-"""Of a join: (source, first, count) for columns of a tensor, or (item, None, 1) for what is none."""
+"""Piece of a join: (source, first, count) for columns of a tensor, or (item, None, 1) for any other item."""
 
 
 def runs(items: Sequence[fx.Node]) -> Iterator[Piece]:
-    """The items of a join as longest pieces."""
+    """Group the items of a join into the longest pieces."""
     begun: Piece | None = None
     for item in items:
         source, column = column_of(item)
@@ -28,7 +28,7 @@ def runs(items: Sequence[fx.Node]) -> Iterator[Piece]:
 
 
 def join_pieces(graph: fx.Graph, join: fx.Node, fresh: set[fx.Node]) -> None:
-    """Write a join of single rows as one of slices or of whole tensors, where that leaves half as many or fewer."""
+    """Rewrite a join of single rows as one of slices or whole tensors, if that at least halves the number of items."""
     items: Any = join.args[0]
     pieces = list(runs(items))
     with graph.inserting_before(join):
@@ -44,13 +44,13 @@ def join_pieces(graph: fx.Graph, join: fx.Node, fresh: set[fx.Node]) -> None:
 
 
 class Reordered:
-    """Columns of a tensor in another order."""
+    """The columns of a tensor in another order."""
 
     def __init__(self, order: Sequence[int]) -> None:
         self._order = torch.tensor(order)
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A new tensor with column `order[i]` at place `i` of dimension 1."""
+        """Return a new tensor with column `order[i]` at index `i` of dimension 1."""
         return torch.index_select(tensor, 1, self._order)
 
 
@@ -60,7 +60,7 @@ def _joined(graph: fx.Graph, pieces: Sequence[Piece], widths: "_Widths", fresh: 
     if len(parts) > 1:
         return call(graph, torch.cat, parts, 1)
     if source in fresh and count == sizes(source)[1]:
-        fresh.remove(source)  # a second answer in the same memory must not come of it
+        fresh.remove(source)  # no second answer may share its memory
         return parts[0]
     return call(graph, torch.clone, parts[0], memory_format=torch.contiguous_format)
 
@@ -73,7 +73,7 @@ def _is_reordering(items: Sequence[fx.Node]) -> bool:
 
 
 def _reordered(graph: fx.Graph, items: Sequence[fx.Node], join: fx.Node) -> fx.Node:
-    """The tensors whole, one after the other, and then their columns in the order of the items."""
+    """Concatenate the whole tensors, then put their columns into the order of the items."""
     begins: dict[fx.Node, int] = {}
     parts: list[fx.Node] = []
     order, end = [], 0
@@ -93,13 +93,13 @@ def _found(items: Sequence[fx.Node]) -> list[tuple[fx.Node, tuple[fx.Node, int |
 
 
 class _Widths:
-    """How the pieces of a join look: a stack takes slices as they are, a cat takes them with two dimensions as one."""
+    """Forms of a join's pieces: a stack takes slices as they are, a cat takes them with two dimensions flattened."""
 
     def __init__(self, join: fx.Node) -> None:
         self._stacks = join.target is aten.stack.default
 
     def piece(self, graph: fx.Graph, source: fx.Node, first: int | None, count: int) -> fx.Node:
-        """A piece of serving.engines.torch.fx.lookup_groups.runs, as an item of torch.cat along dimension 1."""
+        """Return a piece of `runs` as an item of torch.cat along dimension 1."""
         if first is None:
             return call(graph, torch.unsqueeze, source, 1) if self._stacks else source
         shape = sizes(source)

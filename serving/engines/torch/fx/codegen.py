@@ -1,4 +1,4 @@
-"""Writes the source of a function from nodes of a graph: one line for each call. Used by serving.engines.torch.fx.direct_calls."""
+"""Generates the source of a function from graph nodes, one line per call. Used by serving.engines.torch.fx.direct_calls."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -9,11 +9,11 @@ import torch
 from torch import fx
 
 _WHOLE: Final = (0, 0, 2**63 - 1)
-"""Arguments of a slice along dimension 0 that leaves nothing out."""
+"""Arguments of a slice along dimension 0 that takes everything."""
 
 
 def last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """Node -> values that nothing after it needs, so that a trial takes no more memory than a request."""
+    """Map each node to the values not needed after it, so that a trial takes no more memory than a request."""
     last: dict[fx.Node, fx.Node] = {}
     for node in nodes:
         for used in (*node.all_input_nodes, node):
@@ -26,7 +26,7 @@ def last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
 
 @lru_cache(maxsize=64)
 def _compiled(source: str) -> CodeType:
-    """Compiled once for all snapshots of a program: compiling keeps every other thread waiting."""
+    """Compile once for all snapshots of a program: compiling blocks every other thread."""
     return compile(source, "<graph>", "exec")
 
 
@@ -42,17 +42,17 @@ class CallWriter:
         self._views = 0
 
     def name(self, node: fx.Node, name: str) -> None:
-        """Call a value so."""
+        """Set the name of a value."""
         self._names[node] = name
 
     def constant(self, value: Any) -> str:
-        """A name in the closure for a value."""
+        """Return a new name in the closure for a value."""
         name = f"c{len(self.constants)}"
         self.constants[name] = value
         return name
 
     def write_all(self, nodes: Sequence[fx.Node], graph: Sequence[fx.Node]) -> None:
-        """The lines of these nodes of a graph."""
+        """Write the lines of these nodes of a graph."""
         last = last_uses(graph)
         for node in nodes:
             self.write(node, last.get(node, ()))
@@ -69,7 +69,7 @@ class CallWriter:
             self.lines.append(f"{self._names[node]} = state[{number}]")
 
     def function(self, arguments: Iterable[str]) -> Callable[..., Any]:
-        """What the lines do. Their source is made of names and numbers that are made here, with no text of the snapshot."""
+        """Compile the lines to a function. Their source consists of names and numbers made here, without text of the snapshot."""
         body = "\n  ".join(self.lines)
         source = (
             f"def make({', '.join(self.constants)}):\n def forward({', '.join(arguments)}):\n  {body}\n return forward"
@@ -80,7 +80,7 @@ class CallWriter:
         return function
 
     def write(self, node: fx.Node, ended: Sequence[fx.Node]) -> None:
-        """The line of a node, and the end of what nothing needs any more."""
+        """Write the line of a node, and delete values that are no longer needed."""
         if node.op == "output":
             self.lines.append(f"return {self._text(tuple(node.args[0]))}")  # type: ignore[arg-type]  # a graph returns a tuple
         elif node.op == "call_function":

@@ -1,9 +1,11 @@
-"""An exported graph as a plain Python function that calls torch's own bindings: the same kernels, less on the way to them.
+"""An exported graph as a plain Python function that calls torch's own bindings: the same kernels, with less overhead.
 
 A graph of `torch.export` names operators of the dispatcher (`torch.ops.aten.linear.default`), whose Python entry checks
-and converts each argument in several layers; torch's own bindings (`torch._C._nn.linear`) are what eager modules call.
-Each call is tried once beside the operator it stands for and taken only if every bit, stride and type agrees, so a
-binding that reads its arguments otherwise costs time and nothing else. Weights become variables of the function's closure.
+and converts each argument in several layers; eager modules call torch's own bindings (`torch._C._nn.linear`).
+
+Each binding is tried once against the operator that it replaces, and used only if every bit, stride and type agrees. If
+a binding reads its arguments differently, only time is lost. Weights become variables of the function's closure.
+
 Called by the torch engine when a snapshot is warmed up.
 """
 
@@ -21,17 +23,17 @@ from serving.engines.torch.fx.fused_lookup_rewrite import waits_for_part
 Function: TypeAlias = Callable[..., tuple[torch.Tensor, ...]]
 """Takes the user's tensors by position."""
 Early: TypeAlias = Callable[..., tuple[Any, ...]]
-"""Takes some of the user's tensors and gives a state."""
+"""Takes some of the user's tensors and returns a state."""
 
 _HOMES: Final = ("_VariableFunctions", "_nn", "_special", "_linalg", "_fft")
 _BY_OPERATOR_ONLY: Final = frozenset(
     {"index", "index_put", "scalar_tensor", "full", "arange", "zeros", "ones", "empty"}
 )
-"""Bindings of these names take other arguments, or defaults of the process (its default type)."""
+"""Names whose bindings take other arguments, or defaults of the process (its default type)."""
 
 
 Calls: TypeAlias = Mapping[str, Callable[..., Any]]
-"""Name of a node -> what to call for it."""
+"""Name of a node -> the function to call for it."""
 
 
 class DirectGraph:
@@ -49,31 +51,33 @@ class DirectGraph:
     ) -> None:
         """A graph of the tensors in `slots`; all other `arguments` are bound. To be run without gradients.
 
-        `example` are tensors of the user's inputs, with which each call is tried; raises what the graph itself raises on them.
-        With `calls`, found on other weights, nothing is tried: the caller compares the whole. `plain` has the same answers.
+        Each call is tried with `example`, tensors of the user's inputs; raises the graph's own errors on them. If
+        `calls` are given, found on other weights, nothing is tried: the caller compares the whole. `plain` has the same
+        answers.
         """
         self._nodes = list(graph.nodes)
         self._arguments = arguments
         self._slots = slots
         self.plain = plain
-        """The same without joined lookups; None where this one has none."""
+        """The same graph without fused lookups; None if this one has none."""
         self.calls = _Trial(graph, arguments, slots).run(example) if calls is None else calls
 
     def rewritten(self, graph: fx.Graph, arguments: Sequence[Any]) -> "DirectGraph":
-        """Another graph of the same inputs and answers; nodes that this one has too, by their names, keep their calls."""
+        """Return another graph of the same inputs and answers; nodes with the same name keep their calls."""
         return DirectGraph(graph, arguments, self._slots, (), calls=self.calls, plain=self)
 
     def whole(self) -> Function:
-        """The graph in one function of all user's tensors, in their order."""
+        """Return the graph as one function of all user's tensors, in their order."""
         writer, user = self._writer()
         writer.write_all(self._nodes, self._nodes)
         return writer.function(user.values())
 
     def staged(self, late: AbstractSet[int]) -> tuple[Early, Function] | None:
-        """The graph in two functions: what needs none of the `late` inputs (their numbers among the user's), and the rest.
+        """Return the graph as two functions: the share that needs none of the `late` inputs (by their numbers), and the rest.
 
-        None where nothing can be computed without them. The first takes the other tensors and gives a state, the second that state and the late ones. The calls are those
-        of the whole, each with the same values, so that no bit differs.
+        None if nothing can be computed without them. The first takes the other tensors and returns a state, the second
+        takes that state and the late tensors. Both make the calls of the whole with the same values, so that no bit
+        differs.
         """
         if any(is_mutable(node) for node in self._nodes):
             return None
@@ -120,7 +124,7 @@ def is_mutable(node: fx.Node) -> bool:
 
 
 class _Trial:
-    """Runs a graph node by node and finds for each call what may stand for it."""
+    """Runs a graph node by node and finds a replacement for each call."""
 
     def __init__(self, graph: fx.Graph, arguments: Sequence[Any], slots: Sequence[int]) -> None:
         self._nodes = list(graph.nodes)
@@ -128,7 +132,7 @@ class _Trial:
         self._slots = slots
 
     def run(self, example: Sequence[torch.Tensor]) -> dict[str, Callable[..., Any]]:
-        """Name of a node -> what to call."""
+        """Return the name of each node -> the function to call."""
         values: dict[fx.Node, Any] = {}
         given = list(self._arguments)
         for slot, tensor in zip(self._slots, example, strict=True):
@@ -147,14 +151,14 @@ class _Trial:
 
 
 def _tried(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[Callable[..., Any], Any]:
-    """What to call for a node, and the value the node has."""
+    """Return the function to call for a node, and the node's value."""
     target: Any = node.target
     args = fx.node.map_arg(node.args, lambda n: values[n])
     kwargs = fx.node.map_arg(node.kwargs, lambda n: values[n])
     expected = target(*args, **kwargs)
     if not isinstance(target, OpOverload):
         return target, expected
-    plain: Callable[..., Any] = target._op  # noqa: SLF001  # what the overload's own __call__ hands everything to
+    plain: Callable[..., Any] = target._op  # noqa: SLF001  # the overload's own __call__ delegates to it
     if target._schema.is_mutable:  # noqa: SLF001  # no public name
         return plain, expected
     for candidate in _bindings(target):
@@ -173,7 +177,7 @@ def _bindings(target: OpOverload) -> Iterator[Callable[..., Any]]:
         return
     if name == "sym_size":
         yield torch.Tensor.size
-    homes = [getattr(torch._C, home, None) for home in _HOMES]  # noqa: SLF001  # where torch's Python keeps its bindings
+    homes = [getattr(torch._C, home, None) for home in _HOMES]  # noqa: SLF001  # the home of torch's Python bindings
     for home in (*homes, torch.Tensor):
         binding = getattr(home, name, None)
         if binding is not None and callable(binding):
@@ -200,5 +204,5 @@ def _same_tensor(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """Comparable by value even where there are NaNs. A tensor of one number may be contiguous and yet have any stride."""
+    """Return the bytes, comparable even with NaNs. A tensor of one number may be contiguous and yet have any stride."""
     return tensor.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8) if tensor.numel() else tensor

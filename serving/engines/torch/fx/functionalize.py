@@ -1,4 +1,4 @@
-"""A program without writes in place: only such programs are stored, since an operation that writes could write anywhere."""
+"""Programs without in-place writes: only such programs are stored, since an operation that writes could write anywhere."""
 
 import operator
 import warnings
@@ -14,9 +14,9 @@ _INNER_BATCH_NORM = torch.ops.aten._native_batch_norm_legit_no_training.default 
 
 
 def functional(exported: ExportedProgram) -> ExportedProgram:
-    """The same program with each write in place as a new tensor; nothing else changes, and most programs not at all.
+    """Replace each in-place write by a new tensor; nothing else changes, and most programs not at all.
 
-    A program that changes a buffer or an input names that as an output of its own. UnsupportedModel if torch can't do it.
+    A program that changes a buffer or an input declares that as an output. UnsupportedModel if torch cannot do it.
     """
     if not any(is_mutable(node) for node in exported.graph.nodes):
         return exported
@@ -32,12 +32,12 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
 
 
 def _restore_batch_norms(module: fx.GraphModule) -> None:
-    """Call the outer batch_norm again in place of its inner form, whose kernel trusts the shapes of its arguments."""
+    """Replace the inner form of batch_norm, whose kernel trusts its arguments' shapes, by the outer one."""
     inner = [node for node in module.graph.nodes if node.target is _INNER_BATCH_NORM]
     for node in inner:
         values = next((user for user in node.users if user.target is operator.getitem and user.args[1] == 0), None)
         if values is None or any(user.users for user in node.users if user is not values):
-            continue  # what it gives beside its values is used: refused by the list of operators
+            continue  # its further results are used: the list of operators refuses it
         *tensors, momentum, eps = node.args
         with module.graph.inserting_before(values):
             outer = module.graph.call_function(

@@ -1,11 +1,12 @@
-"""Many embedding lookups as one: rows of tables that lie in one piece of memory are fetched by a single call.
+"""Fused embedding lookups: a single call fetches rows of several tables that lie in one block of memory.
 
-A ranking model looks up one row in each of dozens of tables, and at small batches the calls take longer than the rows. Where
-tables of one width and element type lie whole rows apart in one mapping of the weights file, a view from the first to the
-last of them is one table: row `i` of table `t` is its row `i + offset[t]`. Nothing is copied, and an index is held
-against its own table's rows first, so that none reads a neighbour's. The graph is rewritten so, and the rewritten one is taken
-only where it answers drawn requests with every bit of the exported graph.
-Used by serving.engines.torch.program_cache and serving.engines.torch.request_partition, for whole programs and for halves.
+A ranking model looks up one row in each of dozens of tables, and at small batches the calls take longer than the rows.
+If tables of one width and element type lie whole rows apart in one mapping of the weights file, a view from the first
+to the last of them is one table: row `i` of table `t` is its row `i + offset[t]`. Nothing is copied, and each index is
+checked against its own table's rows first, so that none reads a neighbour's. The rewritten graph is used only if it
+answers drawn requests bit-identically to the exported graph.
+
+Used by serving.engines.torch.program_cache and serving.engines.torch.request_partition, for whole programs and halves.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,19 +21,19 @@ from serving.engines.torch.fx.lookup_groups import Lookup, lookups_of
 from serving.engines.torch.fx.nodes import column_of
 
 Run: TypeAlias = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
-"""The exported graph itself: takes the user's tensors in their order."""
+"""The exported graph: takes the user's tensors in their order."""
 
 _LOOK_UP_CALLS: Final = 4
-"""Calls of torch in `look_up`."""
+"""Number of torch calls in `look_up`."""
 
 
 def look_up(
     table: torch.Tensor, index: torch.Tensor, offsets: torch.Tensor, first: torch.Tensor, last: torch.Tensor
 ) -> torch.Tensor:
-    """Rows of several tables in the view `table` [rows, width]: result [*index.shape, width].
+    """Look up rows of several tables in the view `table` [rows, width]: result [*index.shape, width].
 
-    `offsets`, `first` and `last` broadcast against `index`: where each table begins in the view, and its row numbers.
-    IndexError where an index is not one of its table's rows.
+    `offsets`, `first` and `last` broadcast against `index`: the beginning of each table in the view, and its row
+    numbers. IndexError if an index is not one of its table's rows.
     """
     if not equal(clamp(index, first, last), index):
         raise IndexError(_beyond(index, last))
@@ -46,7 +47,7 @@ def _beyond(index: torch.Tensor, last: torch.Tensor) -> str:
 
 
 class Gatherer:
-    """Joins the lookups of one graph, for whichever weights it is bound to. Used from one thread."""
+    """Fuses the lookups of one graph, for any weights it is bound to. Used from one thread."""
 
     def __init__(self, graph: fx.Graph, slots: Sequence[int]) -> None:
         mutable = any(is_mutable(node) for node in graph.nodes)
@@ -58,9 +59,10 @@ class Gatherer:
     def agreeing(
         self, plain: DirectGraph, arguments: Sequence[Any], run: Run, example: Sequence[torch.Tensor]
     ) -> DirectGraph | None:
-        """`plain` with joined lookups, where any can be joined and the answers have every bit of `run`'s; else None.
+        """Return `plain` with fused lookups, if any can be fused and the answers are bit-identical to `run`'s; else None.
 
-        Tried with `example`, and with twice its rows, at drawn ids of all rows of the tables. To be called without gradients.
+        Tried with `example`, and with twice its rows, at drawn ids of all rows of the tables. To be called without
+        gradients.
         """
         groups = grouped(self._lookups, arguments)
         graph = self._rewritten(groups)
@@ -79,7 +81,7 @@ class Gatherer:
         return gathered
 
     def _rewritten(self, groups: tuple[Group, ...]) -> fx.Graph | None:
-        """Kept for the next snapshot, whose weights mostly lie as these do. None where the calls would stay as they are."""
+        """Rewrite the graph, cached for later snapshots with the same memory layout. None if no call would change."""
         if self._known is None or self._known[0] != groups:
             self._known = groups, gathered_graph(self._graph, groups, look_up)
         graph = self._known[1]
@@ -97,7 +99,7 @@ class Gatherer:
             yield given
 
     def _rows(self, arguments: Sequence[Any]) -> dict[tuple[fx.Node, int | None], int]:
-        """Of inputs, and of columns of inputs, that are indices: how many rows all of their tables have."""
+        """Map inputs, and columns of inputs, that are indices to the number of rows that all their tables have."""
         found: dict[tuple[fx.Node, int | None], int] = {}
         for lookup in self._lookups:
             place, rows = column_of(lookup.index), max(1, len(arguments[lookup.table]))
@@ -119,7 +121,7 @@ def _gives(function: Callable[..., Any], given: Sequence[torch.Tensor], expected
 
 
 def grouped(lookups: Sequence[Lookup], arguments: Sequence[Any]) -> tuple[Group, ...]:
-    """Lookups that one call can do, as the tables lie in memory now, in the order of `lookups`."""
+    """Group the lookups that one call can do, by the tables' current layout in memory, in the order of `lookups`."""
     found: dict[tuple[Any, ...], list[Lookup]] = {}
     for lookup in lookups:
         table = arguments[lookup.table]
@@ -133,14 +135,14 @@ def grouped(lookups: Sequence[Lookup], arguments: Sequence[Any]) -> tuple[Group,
 
 
 def _is_worth_it(group: Sequence[Lookup]) -> bool:
-    """Whether it takes fewer calls together: at least three lookups of columns of one tensor, or six of separate ones."""
+    """Whether fusing saves calls: at least three lookups of columns of one tensor, or six of separate ones."""
     of_one = len({column_of(lookup.index)[0] for lookup in group}) == 1 and column_of(group[0].index)[1] is not None
     apart = len(group) * (2 if of_one else 1)
     return apart > _LOOK_UP_CALLS + (not group[0].at) + (not group[0].at or not of_one)
 
 
 def operands(group: Group, arguments: Sequence[Any]) -> tuple[torch.Tensor, ...]:
-    """What a group's calls take beside the indices: the view over its tables, offsets, first and last rows, columns."""
+    """Return a group's arguments besides the indices: the view over its tables, offsets, first and last rows, columns."""
     tables = [arguments[lookup.table].detach() for lookup in group]
     width = tables[0].shape[1]
     lowest = min(tables, key=torch.Tensor.storage_offset)

@@ -1,4 +1,4 @@
-"""Writes a graph anew with groups of lookups as one call each, and joins of a tensor's rows as joins of its slices.
+"""Rewrites a graph with one call per group of lookups, and joins of a tensor's rows as joins of its slices.
 
 Used by serving.engines.torch.fx.fused_lookup.
 """
@@ -20,15 +20,15 @@ Group: TypeAlias = tuple[Lookup, ...]
 OPERANDS: Final = ("table", "offsets", "first", "last", "columns")
 """Arguments of the graph for each group, after all others."""
 INDEX: Final = "joined_index"
-"""Marks a node that joins indices which may come from several places."""
+"""Marks a node that joins indices from possibly several sources."""
 _WITHOUT_USE: Final = frozenset({aten.select.int, aten.slice.Tensor, aten.unbind.int, operator.getitem, torch.select})
-"""What a rewritten graph may have no use for any more."""
+"""Operators that may be unused in a rewritten graph."""
 
 
 def gathered_graph(graph: fx.Graph, groups: Sequence[Group], look_up: Callable[..., torch.Tensor]) -> fx.Graph:
-    """The graph with a call of `look_up(table, index, offsets, first, last)` for each group; its arguments come last.
+    """Rewrite the graph with a call of `look_up(table, index, offsets, first, last)` per group; its arguments come last.
 
-    The nodes that stay keep their names.
+    The remaining nodes keep their names.
     """
     writing = _Writing(graph, groups, look_up)
     made = writing.graph()
@@ -42,11 +42,11 @@ def gathered_graph(graph: fx.Graph, groups: Sequence[Group], look_up: Callable[.
 
 
 class _Writing:
-    """A graph in the making. A group's call comes as soon as one of its results is needed, its indices before it."""
+    """A graph under construction. A group's call comes as soon as one of its results is needed, its indices before it."""
 
     def __init__(self, graph: fx.Graph, groups: Sequence[Group], look_up: Callable[..., torch.Tensor]) -> None:
         self.fresh: set[fx.Node] = set()
-        """Results of look-ups: nobody else's memory."""
+        """Results of look-ups, whose memory is not shared."""
         self._nodes = list(graph.nodes)
         self._look_up = look_up
         self._groups = {lookup.node: number for number, group in enumerate(groups) for lookup in group}
@@ -56,7 +56,7 @@ class _Writing:
         self._operands: list[dict[str, fx.Node]] = []
 
     def graph(self) -> fx.Graph:
-        """The graph, before joins are looked at."""
+        """Build the graph, before joins are rewritten."""
         for node in self._nodes:
             if node.op == "placeholder":
                 self._made[node] = self._new.node_copy(node)
@@ -104,7 +104,7 @@ class _Writing:
             self._made[lookup.node] = result
 
     def _index(self, group: Group, columns: fx.Node) -> fx.Node:
-        """The indices of a group in one tensor, along the dimension of its tables."""
+        """Return the indices of a group in one tensor, along the dimension of its tables."""
         found = [column_of(lookup.index) for lookup in group]
         source, first = found[0]
         if first is None or any(other is not source or column is None for other, column in found):
@@ -120,6 +120,6 @@ class _Writing:
 
 
 def waits_for_part(nodes: Sequence[fx.Node], late: AbstractSet[fx.Node]) -> bool:
-    """Whether a group of lookups would wait for late indices of which some are early."""
+    """Whether a group of lookups would wait for late indices although some of its indices are early."""
     joined = [node for node in nodes if node.meta.get(INDEX)]
     return any(0 < sum(n in late for n in node.all_input_nodes) < len(node.all_input_nodes) for node in joined)

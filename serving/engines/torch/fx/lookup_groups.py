@@ -1,4 +1,4 @@
-"""Embedding lookups of a graph, and which of them one call could do. Used by serving.engines.torch.fx.fused_lookup."""
+"""Embedding lookups of a graph, and the groups that one call could do. Used by serving.engines.torch.fx.fused_lookup."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,26 +13,26 @@ from serving.engines.torch.fx.nodes import aten, is_join, sizes
 
 _INDEX_TYPES: Final = (torch.int32, torch.int64)
 _LINE_BYTES: Final = 64
-"""What begins elsewhere may get other last bits from a kernel (serving.weights.tensor_file)."""
+"""Alignment of tensors; with another one a kernel may give other last bits (serving.weights.tensor_file)."""
 _LARGEST_APART_BYTES: Final = 1 << 12
-"""Of a result, for each row of the batch: those of a group are in memory together, where they used to follow each other."""
+"""Largest result per row of the batch: the results of a group are in memory together instead of one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """One call of `embedding` on a bound table. Those of one `kind` may be done together if their tables lie so."""
+    """One call of `embedding` on a bound table. Lookups of one `kind` may be fused if the layout of their tables allows it."""
 
     node: fx.Node
     table: int
     """Position of the table among the graph's arguments."""
     index: fx.Node
     at: int
-    """Where the tables' dimension lies in the joined result: 1 where a stack or cat wants rows side by side, else 0."""
+    """The tables' dimension in the fused result: 1 if a stack or cat needs rows side by side, else 0."""
     kind: tuple[Any, ...]
 
 
 def lookups_of(graph: fx.Graph, slots: Sequence[int]) -> tuple[Lookup, ...]:
-    """The lookups, those of a stack or cat first and in its order."""
+    """Return the lookups, those of a stack or cat first and in its order."""
     places = [node for node in graph.nodes if node.op == "placeholder"]
     tables = {place: number for number, place in enumerate(places) if number not in slots}
     found = {node: number for node in graph.nodes if (number := _table(node, tables)) is not None}
@@ -52,7 +52,7 @@ def _table(node: fx.Node, tables: Mapping[fx.Node, int]) -> int | None:
 
 
 def _levels(graph: fx.Graph, found: Mapping[fx.Node, int]) -> dict[fx.Node, int]:
-    """How many lookups lie one behind the other before a node: two of one level never wait for each other."""
+    """Count the consecutive lookups before each node: two of the same level never wait for each other."""
     levels: dict[fx.Node, int] = {}
     for node in graph.nodes:
         levels[node] = max((levels[n] + (n in found) for n in node.all_input_nodes), default=0)
@@ -68,14 +68,14 @@ def _lookup(node: fx.Node, table: int, level: int) -> Lookup | None:
 
 
 def _may_stand_apart(value: torch.Tensor) -> bool:
-    """Whether one result after the other begins at a whole line, and they take little memory together."""
+    """Whether consecutive results begin at whole lines, and take little memory together."""
     row = [size for size in value.shape[1:] if isinstance(size, int)]
     size = prod(row) * value.itemsize
     return len(row) == value.dim() - 1 and size % _LINE_BYTES == 0 and size <= _LARGEST_APART_BYTES
 
 
 def _takes_side_by_side(join: fx.Node) -> bool:
-    """Whether at most half as many pieces would be joined if lookups of one form that follow each other were one."""
+    """Whether fusing consecutive lookups of one form would at least halve the pieces of a join."""
     if not is_join(join):
         return False
     items: list[fx.Node] = list(join.args[0])  # type: ignore[arg-type]  # a join's are nodes

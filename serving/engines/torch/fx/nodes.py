@@ -1,4 +1,4 @@
-"""What a graph's nodes are: their sizes, columns of tensors, joins of rows. Used by the files that join lookups."""
+"""Properties of graph nodes: sizes, columns of tensors, joins of rows. Used by the modules that fuse lookups."""
 
 import operator
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from torch import fx
 aten: Final = torch.ops.aten
 
 SIZES: Final = "sizes"
-"""In a node's meta, where it has no `val`: its sizes."""
+"""Key of a node's meta for its sizes, if it has no `val`."""
 _JOINED: Final = (2, 3)
-"""Dimensions of a join that is looked at; with four, how the pieces lie may choose another layout of the result."""
+"""Numbers of dimensions of supported joins; with four, the layout of the pieces may change that of the result."""
 
 
 def sizes(node: fx.Node) -> tuple[Any, ...]:
-    """Of each dimension: its size, or the expression that stands for a free one. Empty where the node is no tensor."""
+    """Return each dimension's size, or the expression of a free one. Empty if the node is not a tensor."""
     value: Any = node.meta.get("val")
     known: tuple[Any, ...] = node.meta.get(SIZES, ())
     return tuple(map(_size, value.shape)) if isinstance(value, torch.Tensor) else known
@@ -37,7 +37,7 @@ def is_join(node: fx.Node) -> bool:
 
 
 def column_of(node: fx.Node) -> tuple[fx.Node, int | None]:
-    """A tensor, and the number in its dimension 1 where `node` is but this part of it; slices that leave nothing out aside."""
+    """Return a tensor, and the index in its dimension 1 if `node` selects that column, ignoring slices that take everything."""
     node = _unsliced(node)
     given = _select_arguments(node)
     if given is None:
@@ -50,7 +50,7 @@ def column_of(node: fx.Node) -> tuple[fx.Node, int | None]:
 
 
 def _select_arguments(node: fx.Node) -> tuple[Any, Any, Any] | None:
-    """Tensor, dimension and number, where a node selects one part of many."""
+    """Return tensor, dimension and index if a node selects one element of a dimension."""
     given: Any = node.args
     if node.target in {aten.select.int, torch.select} and len(given) == 3:
         return tuple(given)
@@ -67,5 +67,5 @@ def _unsliced(node: fx.Node) -> fx.Node:
 
 
 def call(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-    """A new node, by a name that no operation of an exported graph has."""
+    """Create a node with a name that no operation of an exported graph has."""
     return graph.create_node("call_function", target, args, kwargs, name="gathered")
