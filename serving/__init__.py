@@ -1,4 +1,5 @@
-"""The data plane of a region, and what makes its snapshots. Knows neither Temporal nor the store.
+"""The data plane of a region, and the tools that make its snapshots. Independent of Temporal and the store.
 
-For activities, the demo and training code. Begin with `router` and `host`, the processes; docs/decisions/0059 has the packages.
+For activities, the demo and training code. Begin with `router` and `host`, the processes; docs/decisions/0059 has the
+packages.
 """

@@ -1,4 +1,4 @@
-"""What a split reports, as text and as a picture."""
+"""A split report as a text tree and as an image."""
 
 from ipnext.cli import graphs
 from ipnext.model.registry import REQUEST
@@ -6,12 +6,12 @@ from serving.splitting.report import SplitReport
 
 
 def tree(report: SplitReport) -> str:
-    """Stage by stage: each segment and what it waits for."""
+    """Return each segment with its dependencies, stage by stage."""
     return graphs.tree(report.graph, {segment.name: segment.stage for segment in report.segments})
 
 
 def svg(report: SplitReport) -> str:
-    """A picture that needs nothing else: boxes are segments, arrows are tensors with datatype and shape."""
+    """Return a self-contained image: boxes are segments, arrows are tensors with datatype and shape."""
     boxes = [graphs.Box(s.name, s.stage, f"{s.bytes:,} bytes") for s in report.segments]
     sent: dict[tuple[str, str], list[str]] = {}
     for tensor in report.tensors:

@@ -12,7 +12,7 @@ from ipnext.model.split import SplitPolicy
 
 
 def read_policy(path: Path) -> SplitPolicy:
-    """The policy in a YAML file. InvalidInput names the field, the value and what is allowed."""
+    """Read the policy in a YAML file. InvalidInput names the field, the value and the allowed ones."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -22,7 +22,7 @@ def read_policy(path: Path) -> SplitPolicy:
 
 
 def parse_policy(document: Any) -> SplitPolicy:
-    """The policy in plain data. InvalidInput."""
+    """Parse the policy from plain data. InvalidInput."""
     if not isinstance(document, dict):
         msg = f"policy: must be a mapping with parts and default, got {type(document).__name__}"
         raise InvalidInput(msg, field="policy", allowed=("parts", "default"))

@@ -1,4 +1,4 @@
-"""What a split gives: parts, segments, the graph that joins them, and what the comparison said."""
+"""The result of a split: parts, segments, the graph that connects them, and the comparison."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -10,11 +10,11 @@ from ipnext.model.split import SplitHardware
 from ipnext.model.value import Name, Sha256, Value
 
 FORM: Final = 2
-"""Of what a cut makes of a program and a policy; another number when that changes. 1: each value travels by itself."""
+"""Version of the split's output for a program and a policy; it changes with that output. 1: each value is sent alone."""
 
 
 class PartReport(Value):
-    """A part: the modules it was given, its stored bytes, where it may run, and the segments it is called in."""
+    """A part: its modules, its stored bytes, its allowed hardware, and its segments."""
 
     name: Name
     bytes: int
@@ -24,7 +24,7 @@ class PartReport(Value):
 
 
 class SegmentReport(Value):
-    """One call of a part. `stage` is 0 where it waits for no other segment. `bytes` are those of its own weights."""
+    """One call of a part. `stage` is 0 if it waits for no other segment. `bytes` are those of its own weights."""
 
     name: Name
     part: Name
@@ -35,9 +35,9 @@ class SegmentReport(Value):
 
 
 class SentTensor(Value):
-    """A tensor on its way from the request or a segment; -1 stands for the batch.
+    """A tensor in transit from the request or a segment; -1 is the batch.
 
-    `carries` names the tensors that it packs, along dimension 1 in this order; it is empty where it is one by itself.
+    `carries` names the tensors packed into it, along dimension 1 in this order; empty if it is a single one.
     """
 
     name: str
@@ -49,7 +49,7 @@ class SentTensor(Value):
 
 
 class CopiedWeight(Value):
-    """A weight that several segments hold, since each uses it."""
+    """A weight that is stored in several segments, because each uses it."""
 
     weight: str
     bytes: int
@@ -57,7 +57,7 @@ class CopiedWeight(Value):
 
 
 class SplitReport(Value):
-    """The whole answer. `bit_equal` is empty where nothing was compared."""
+    """The complete answer. `bit_equal` is empty if nothing was compared."""
 
     snapshot: Sha256
     bytes: int
@@ -67,11 +67,11 @@ class SplitReport(Value):
     copied: tuple[CopiedWeight, ...]
     graph: PartGraph
     bit_equal: Mapping[str, bool] = Field(default_factory=dict)
-    """Batch size -> whether every bit of every output is the unsplit snapshot's."""
+    """Batch size -> whether every bit of every output equals the unsplit snapshot's."""
     differences: tuple[str, ...] = ()
-    """One line for each output that differs."""
+    """One line per output that differs."""
 
     @property
     def is_equal(self) -> bool:
-        """Whether all that was compared is equal."""
+        """Whether all compared outputs are equal."""
         return all(self.bit_equal.values())

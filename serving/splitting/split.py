@@ -1,4 +1,4 @@
-"""Splits a snapshot by a policy. Called by the command `ipnext split` and by the optimisation of a publish."""
+"""Splits a snapshot by a policy. Called by the command `ipnext split` and by the optimization of a publish."""
 
 import json
 import struct
@@ -36,11 +36,11 @@ def split_snapshot(
     verify: bool = False,
     examples: Path | None = None,
 ) -> SplitReport:
-    """Cut the snapshot in `directory`; with `verify`, run both and compare every bit at batch 1, 2, 64 and 257.
+    """Split the snapshot in `directory`; with `verify`, run both and compare every bit at batch 1, 2, 64 and 257.
 
-    `out`, which must not exist or be empty, gets a snapshot for each segment, the graph and this report, but only if
-    they were compared and are equal. `examples` is a safetensors file of named inputs to draw the requests from.
-    InvalidInput for a policy that does not fit the model.
+    `out`, which must not exist or be empty, gets a snapshot per segment, the graph and this report, but only if they
+    were compared and are equal. `examples` is a safetensors file of named inputs to draw the requests from.
+    InvalidInput if the policy does not fit the model.
     """
     manifest = read_manifest(directory)
     program = read_split_program(directory)
@@ -62,7 +62,7 @@ def split_snapshot(
 def verified(
     report: SplitReport, program: Program, directory: Path, split: Path, *, examples: Path | None = None
 ) -> SplitReport:
-    """The report with what a comparison of `directory` with the segments in `split` says."""
+    """Return the report with the comparison of `directory` with the segments in `split`."""
     unsplit = load(directory)
     drawn: Drawn = (
         Examples(unsplit.signature, examples)
@@ -75,7 +75,7 @@ def verified(
 
 
 def _answers(part: LoadedPart, request: Request) -> bool:
-    """Whether the snapshot takes a request; an index beyond a table is refused."""
+    """Whether the snapshot accepts a request; it refuses indices out of range."""
     try:
         part.infer({name: tensor.data for name, tensor in request.items()})
     except IPnextError:
@@ -84,7 +84,7 @@ def _answers(part: LoadedPart, request: Request) -> bool:
 
 
 def read_manifest(directory: Path) -> SnapshotManifest:
-    """The manifest of a whole, undamaged snapshot of the torch engine. InvalidInput or an ArtifactError."""
+    """Return the manifest of a complete, undamaged snapshot of the torch engine. InvalidInput or an ArtifactError."""
     manifest = checked_manifest(directory)
     if manifest.is_delta:
         msg = f"directory: {str(directory)!r} is a delta; `ipnext delta --apply` writes the full snapshot, which can be split"
@@ -96,12 +96,12 @@ def read_manifest(directory: Path) -> SnapshotManifest:
 
 
 def read_split_program(directory: Path) -> Program:
-    """The program of a snapshot."""
+    """Read the program of a snapshot."""
     return Program(read_document(directory / PROGRAM_FILE), _key_bytes(directory / WEIGHTS_FILE))
 
 
 def _key_bytes(path: Path) -> dict[str, int]:
-    """Bytes of each tensor, from the header of a safetensors file."""
+    """Return the bytes of each tensor, from the header of a safetensors file."""
     with path.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         header = json.loads(stream.read(length))
@@ -111,7 +111,7 @@ def _key_bytes(path: Path) -> dict[str, int]:
 
 @contextmanager
 def _place(out: Path | None) -> Iterator[Path]:
-    """A directory beside `out`, so that it can be renamed, or a temporary one; gone at the end unless renamed."""
+    """Yield a directory next to `out`, so that it can be renamed, or a temporary one; it is removed at the end unless renamed."""
     if out is None:
         with tempfile.TemporaryDirectory(prefix="ipnext-split-") as place:
             yield Path(place)

@@ -1,4 +1,4 @@
-"""From a program and a policy to segments, and what is reported of them."""
+"""Planning of a split, from a program and a policy to segments and their report."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _LONGEST_NAME: Final = 63
 
 @dataclass(frozen=True, eq=False)
 class SplitPlan:
-    """A policy worked out on a program."""
+    """A policy applied to a program."""
 
     policy: SplitPolicy
     placement: Placement
@@ -34,21 +34,21 @@ class SplitPlan:
 
     @cached_property
     def graph(self) -> PartGraph:
-        """Each segment is a node, and a snapshot of its own."""
+        """The part graph, in which each segment is a node with a separate snapshot."""
         nodes = [GraphNode(name=n, part=n, inputs=self.whole.sources(cut)) for n, cut in self.whole.cuts.items()]
         return PartGraph(nodes=tuple(nodes), outputs=self.whole.answers())
 
     def stored(self, segment: str) -> dict[str, int]:
-        """Stored tensor -> bytes, for the weights of a segment."""
+        """Return stored tensor -> bytes, for the weights of a segment."""
         weights = self.whole.program.weights
         return {weights[name].key: weights[name].size_bytes for name in self.whole.cuts[segment].weights}
 
     def part_bytes(self, part: str) -> int:
-        """Bytes of a part's weights over its segments; a weight that two of them use counts twice."""
+        """Return the bytes of a part's weights over its segments; if two of them use a weight, it counts twice."""
         return sum(sum(self.stored(n).values()) for n, cut in self.whole.cuts.items() if cut.segment.part == part)
 
     def report(self, manifest: SnapshotManifest) -> SplitReport:
-        """What was cut; nothing is compared yet."""
+        """Report the split; nothing is compared yet."""
         keys = {w.key: w.size_bytes for w in self.whole.program.weights.values()}
         return SplitReport(
             snapshot=manifest.digest,
@@ -103,7 +103,7 @@ class SplitPlan:
             )
 
     def _carried(self, tensor: str) -> tuple[str, ...]:
-        """Names of the tensors that one on its way packs."""
+        """Return the names of the tensors packed into one in transit."""
         parcels = (parcel for parcel in self.whole.parcels.values() if parcel.is_packed and parcel.name == tensor)
         return next((tuple(self.whole.names[value] for value in parcel.values) for parcel in parcels), ())
 
@@ -119,7 +119,7 @@ class SplitPlan:
 
 
 def plan_split(program: Program, policy: SplitPolicy) -> SplitPlan:
-    """Work a policy out. InvalidInput names the field that does not fit the model."""
+    """Apply a policy to a program. InvalidInput names the field that does not fit the model."""
     reserved: dict[str, int] = {}
     for _ in range(_TRIES):
         plan = _plan(program, policy, reserved)
@@ -144,7 +144,7 @@ def _plan(program: Program, policy: SplitPolicy, reserved: Mapping[str, int]) ->
 
 
 def _over_budget(plan: SplitPlan) -> Iterator[tuple[str, int]]:
-    """Small buffers are copied into the sub-parts that need them, and count too."""
+    """Yield the parts above their budget, with the excess: small buffers copied into sub-parts count too."""
     for part in plan.placement.parts.values():
         if part.max_bytes is not None and plan.part_bytes(part.name) > part.max_bytes:
             yield part.origin, plan.part_bytes(part.name) - part.max_bytes

@@ -1,4 +1,4 @@
-"""Which part computes what: modules by the policy, shards by a budget, operations by their modules, segments by what waits for what.
+"""Assignment to parts: modules by the policy, shards by a budget, operations by their modules, segments by dependencies.
 
 For `serving.splitting`. Begin with `op_assignment`; `segments` is the result.
 """

@@ -1,8 +1,9 @@
-"""Where the operations between modules run: those that a parent's forward calls itself, on no weights.
+"""Assignment of glue operations: those between modules, which a parent's forward calls itself, without weights.
 
-They belong to no module that a pattern could name. Left to the default part, an addition between two layers of one
-part would send both tensors out and one back. So glue runs where its inputs come from and its result returns to, or, where the
-default part has no share in it, in the one part that takes it or gives it; all other glue runs in the default part.
+They belong to no module that a pattern could name. If they all ran in the default part, an addition between two layers
+of one part would send both tensors out and one back. So glue runs in the part that its inputs come from and its result
+returns to. If the default part is not involved, it runs in the only part that uses or produces its values. All other
+glue runs in the default part.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,14 +14,14 @@ from serving.splitting.ir.program import Operation, Program
 from serving.splitting.ir.views import operator_name
 
 _JOINS: Final = frozenset({"add", "cat", "concat", "stack"})
-"""They give one tensor for several, so they run where all of those are made."""
+"""They merge several tensors into one, so they run in the part that makes all of those."""
 
 _Parts = frozenset[str]
 _NONE: _Parts = frozenset()
 
 
 def settled(program: Program, placement: Placement, live: Sequence[Operation], default: str) -> dict[int, str]:
-    """Part of each live operation that has one: all but the floating."""
+    """Return the part of each live operation but the floating ones."""
     placed = [operation for operation in live if operation.index not in placement.floating]
     fixed = {o.index: placement.part_of(o) for o in placed if not placement.is_between(o)}
     before, after = _before(live, fixed), _after(live, fixed)
@@ -44,7 +45,7 @@ def _parts(known: Mapping[str, _Parts], values: Sequence[str]) -> _Parts:
 
 
 def _joined_at(program: Program, operation: Operation, found: Mapping[int, str]) -> str | None:
-    """The one part that computes all inputs of an operation that gives one tensor for several."""
+    """Return the one part that computes all inputs of an operation that merges several tensors; None if there is none."""
     if operator_name(operation) not in _JOINS or len(operation.inputs) < 2:
         return None
     producers = [program.producer.get(name) for name in operation.inputs]
@@ -62,7 +63,7 @@ def _choice(sources: _Parts, targets: _Parts, near: _Parts, default: str) -> str
 
 
 def _before(live: Sequence[Operation], fixed: Mapping[int, str]) -> dict[str, _Parts]:
-    """Value -> parts of the modules that it comes from, with nothing but glue between."""
+    """Return value -> parts of the modules that it comes from, through glue only."""
     found: dict[str, _Parts] = {}
     for operation in live:
         part = fixed.get(operation.index)
@@ -72,7 +73,7 @@ def _before(live: Sequence[Operation], fixed: Mapping[int, str]) -> dict[str, _P
 
 
 def _after(live: Sequence[Operation], fixed: Mapping[int, str]) -> dict[str, _Parts]:
-    """Value -> parts of the modules that it goes to, with nothing but glue between."""
+    """Return value -> parts of the modules that it goes to, through glue only."""
     found: dict[str, _Parts] = {}
     for operation in reversed(live):
         part = fixed.get(operation.index)

@@ -1,4 +1,4 @@
-"""Which part a policy gives each module to. The nearest pattern above a module wins; two parts may not name the same one."""
+"""Assignment of modules to parts by a policy. The nearest pattern above a module wins; two parts may not name the same one."""
 
 import difflib
 from collections import Counter
@@ -15,14 +15,14 @@ _LOOKUPS: Final = tuple(f"torch.ops.aten.{name}." for name in ("embedding", "emb
 
 
 def module_paths(program: Program) -> tuple[str, ...]:
-    """All modules, parameters and buffers of a model by path, the model itself left out."""
+    """Return the paths of all modules, parameters and buffers of a model, without the model itself."""
     used = {operation.path for operation in program.operations} | {w.path for w in program.weights.values()}
     listed = (entry["fqn"] for entry in program.document["program"]["graph_module"]["module_call_graph"])
     return tuple(sorted({above for path in (*used, *listed) for above in lineage(path)}))
 
 
 def lineage(path: str) -> Iterator[str]:
-    """The path and those above it, from the innermost; the model itself, which has an empty path, is left out."""
+    """Yield the path and its ancestors, from the innermost, without the model itself, whose path is empty."""
     while path:
         yield path
         path = path.rpartition(".")[0]
@@ -42,11 +42,11 @@ class Ownership:
                     raise _matched_twice(index, root, part, other)
 
     def owner(self, path: str) -> str | None:
-        """Name of the part; None for what no pattern names."""
+        """Return the name of the part; None if no pattern names the path."""
         return next((self._root_owner[p] for p in lineage(path) if p in self._root_owner), None)
 
     def root(self, path: str) -> str | None:
-        """The nearest root at or above a path."""
+        """Return the nearest root at or above a path."""
         return next((p for p in lineage(path) if p in self._root_owner), None)
 
 
@@ -77,9 +77,9 @@ def _matched_twice(index: int, root: str, part: SplitPart, other: str) -> Invali
 
 
 def tables_of(program: Program) -> Mapping[str, str]:
-    """Stored tensor -> path of its table, for each weight that is looked up by ids.
+    """Return stored tensor -> path of its table, for each weight that is looked up by ids.
 
-    The path is the module's, or the parameter's own where no module of its own looks it up.
+    The path is the module's; if the parameter has no separate module that looks it up, the parameter's own.
     """
     lookups: dict[str, str] = {}
     for operation in program.operations:

@@ -1,4 +1,4 @@
-"""Which part each operation runs in, and which operations run wherever their result is needed."""
+"""Assignment of operations to parts, and the floating operations that are cloned into every segment that needs their result."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from serving.splitting.ir.program import Operation, Program
 from serving.splitting.ir.views import gives_view
 
 SMALL_BYTES: Final = 65_536
-"""Buffers and constants up to this size are copied along with glue that uses them."""
+"""Buffers and constants up to this size are copied along with the glue that uses them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part after its shards are dealt: what it is called, what it holds, where it may run."""
+    """A part after sharding: its name, its modules and its limits."""
 
     name: str
     modules: tuple[str, ...]
@@ -53,7 +53,7 @@ class Placement:
     def _deal(self, index: int, policy: SplitPolicy, reserved: int) -> None:
         part = policy.parts[index]
         field = f"parts.{index}.shard"
-        assert part.shard is not None  # noqa: S101  # the caller asked
+        assert part.shard is not None  # noqa: S101  # the caller checked
         opened = PartUnits(part.name, self._program, self._ownership, tables_of(self._program)).open_until(part.shard)
         for number, units in enumerate(deal(opened, part.shard, field=field, reserved_bytes=reserved)):
             modules = tuple(sorted(unit.path for unit in units))
@@ -68,17 +68,17 @@ class Placement:
         self._homes |= dict.fromkeys(paths, part.name)
 
     def _left_over(self) -> tuple[str, ...]:
-        """The outermost modules and weights that no pattern names, nor anything below them."""
+        """Return the outermost modules and weights that no pattern names, nor anything below them."""
         paths = [p for p in module_paths(self._program) if self.home(p) is None]
         free = {p for p in paths if not any(root.startswith(f"{p}.") for root in self._homes)}
         return tuple(p for p in sorted(free) if not any(above in free for above in lineage(p) if above != p))
 
     def home(self, path: str) -> str | None:
-        """Part of a module or weight; None for one that no pattern names, and for what a shard leaves over."""
+        """Return the part of a module or weight; None if no pattern names it, or no shard has it."""
         return next((self._homes[p] for p in lineage(path) if p in self._homes), None)
 
     def part_of(self, operation: Operation) -> str:
-        """Part of an operation: its module's, else that of a weight below its module that it uses, else the default."""
+        """Return the part of an operation: its module's, else that of a weight below its module that it uses, else the default."""
         return self.home(operation.path) or self._of_weights(operation) or self._default
 
     def _of_weights(self, operation: Operation) -> str | None:
@@ -90,17 +90,17 @@ class Placement:
         return None
 
     def is_between(self, operation: Operation) -> bool:
-        """Whether it is called by a module around those of parts, or by the model itself, and uses no weights."""
+        """Whether an enclosing module of parts, or the model itself, calls the operation, and it uses no weights."""
         path = operation.path
         around = not path or any(root.startswith(f"{path}.") for root in self._homes)
         return around and self.home(path) is None and not any(n in self._program.weights for n in operation.inputs)
 
     @cached_property
     def floating(self) -> frozenset[int]:
-        """Operations that belong nowhere: they are cloned into every segment that needs their result.
+        """Operations without a part: they are cloned into every segment that needs their result.
 
-        Sizes; glue over the request alone; small constants; views between modules; and all views whose elements do not
-        lie close together, since what is sent arrives so, and that would change the last bits of some sums.
+        These are sizes; glue over the request alone; small constants; views between modules; and all views that are not
+        dense, since tensors arrive dense, which would change the last bits of some sums.
         """
         found: set[int] = set()
         for operation in self._program.operations:
@@ -113,12 +113,12 @@ class Placement:
 
     @cached_property
     def _depends(self) -> set[str]:
-        """Values that hang on an operation with a place of its own."""
+        """Values that depend on an operation with a part."""
         return set()
 
     @cached_property
     def _request(self) -> set[str]:
-        """Values that hang on the request."""
+        """Values that depend on the request."""
         return set(self._program.inputs)
 
     def _note(self, operation: Operation) -> None:

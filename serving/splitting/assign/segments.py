@@ -1,7 +1,8 @@
-"""Segments: what one part computes between two waits for other parts. Together they have no circle.
+"""Segments: the operations of one part between two waits for other parts. Their graph is acyclic.
 
-An operation's depth is the most changes of part on a way to it from the request. Operations of one part and depth make a segment; then segments of
-one part are joined wherever no way leads from one to the other through a third. What is left twice has to be twice.
+An operation's depth is the largest number of part changes on a path to it from the request. Operations of one part and
+depth make a segment; then segments of one part are merged unless a path leads from one to the other through a third. If
+a part still has several segments, it has to be called several times.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from serving.splitting.ir.program import Operation, Program
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Operations that run together. `stage` is 0 for those that wait for no other segment."""
+    """Operations that run together. `stage` is 0 if the segment waits for no other."""
 
     name: str
     part: str
@@ -24,7 +25,7 @@ class Segment:
 
 
 class Flow:
-    """The operations that count for the answers, where each runs, and which others each waits for."""
+    """The operations that the answers need, the part of each, and their dependencies."""
 
     def __init__(self, program: Program, placement: Placement, default: str) -> None:
         self._program = program
@@ -35,7 +36,7 @@ class Flow:
             self._behind |= {name: self._look_behind(operation, name) for name in operation.outputs}
 
     def _live(self) -> Iterable[Operation]:
-        """Without what no answer needs, checks of sizes and types among it."""
+        """Return the operations that an answer needs; checks of sizes and types are dropped."""
         wanted = set(self._program.answers.values())
         live = []
         for operation in reversed(self._program.operations):
@@ -45,7 +46,7 @@ class Flow:
         return reversed(live)
 
     def behind(self, value: str) -> frozenset[int]:
-        """Placed operations that a value comes from, through floating ones."""
+        """Return the placed operations that a value comes from, through floating ones."""
         return self._behind.get(value, frozenset())
 
     def _look_behind(self, operation: Operation, value: str) -> frozenset[int]:
@@ -56,7 +57,7 @@ class Flow:
         return frozenset().union(*(self.behind(name) for name in operation.inputs))
 
     def is_batch_size(self, value: str) -> bool:
-        """Whether a value is a multiple of the batch's size, which every segment can tell from any of its inputs."""
+        """Whether a value is a multiple of the batch size, which every segment can read from any of its inputs."""
         if self._program.is_tensor(value):
             return False
         size = self._program.size(value)
@@ -70,7 +71,7 @@ class Flow:
 
 
 def segments_of(flow: Flow, parts_in_order: Sequence[str]) -> tuple[Segment, ...]:
-    """The segments, each after those it needs; those of one stage as their parts are in `parts_in_order`."""
+    """Return the segments, each after those it needs; those of one stage in the order of `parts_in_order`."""
     joined = _joined(flow, _by_depth(flow))
     owner = {i: number for number, group in enumerate(joined) for i in group}
     waits = _waits(flow, owner, len(joined))
@@ -126,7 +127,7 @@ def _waits(flow: Flow, owner: Mapping[int, int], count: int) -> list[set[int]]:
 
 
 def _reached_through_others(waits: list[set[int]]) -> list[set[int]]:
-    """For each segment, those it waits for by way of a third."""
+    """For each segment, return those that it waits for through a third."""
     reached: dict[int, set[int]] = {}
 
     def reach(number: int) -> set[int]:

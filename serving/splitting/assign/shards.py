@@ -1,4 +1,4 @@
-"""Deals the modules of a part out over sub-parts, by a budget of bytes or by count."""
+"""Sharding: distributes the modules of a part over sub-parts, by a budget of bytes or by count."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _MOST_NAMED: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What stays whole: a table, or a module without its tables. `order` is its place in the program."""
+    """An indivisible unit: a table, or a module without its tables. `order` is its position in the program."""
 
     path: str
     size_bytes: int
@@ -23,7 +23,7 @@ class Unit:
 
 
 class PartUnits:
-    """The units of one part. Modules that are too big or too few are opened, as far as they hold other modules."""
+    """The units of one part. Modules that are too big or too few are opened, if they contain other modules."""
 
     def __init__(self, part: str, program: Program, ownership: Ownership, tables: Mapping[str, str]) -> None:
         self._weights: dict[str, list[Weight]] = {}
@@ -41,12 +41,12 @@ class PartUnits:
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        """In the order of the program."""
+        """The units in the order of the program."""
         found = [self._unit(path, weights) for path, weights in self._weights.items()]
         return tuple(sorted(found, key=lambda unit: (unit.order, unit.path)))
 
     def open_until(self, shard: ShardSpec) -> tuple[Unit, ...]:
-        """The units once those too big for the budget, or too few for the count, are opened."""
+        """Return the units once those too big for the budget, or too few for the count, are opened."""
         while True:
             units = self.units
             largest = sorted(units, key=lambda unit: -unit.size_bytes)
@@ -81,7 +81,7 @@ class PartUnits:
 def deal(
     units: Sequence[Unit], shard: ShardSpec, *, field: str, reserved_bytes: int = 0
 ) -> tuple[tuple[Unit, ...], ...]:
-    """Units of each sub-part. `reserved_bytes` of each budget are kept for copies. InvalidInput names `field`."""
+    """Distribute the units over sub-parts. `reserved_bytes` of each budget are kept for copies. InvalidInput names `field`."""
     if shard.by == "count":
         return _by_count(units, shard.count or 1, field)
     return _by_bytes(units, shard.max_bytes or 0, field, reserved_bytes)
@@ -129,7 +129,7 @@ def _by_count(units: Sequence[Unit], count: int, field: str) -> tuple[tuple[Unit
 
 
 def _alike_in_a_row(bins: Sequence[Sequence[Unit]]) -> tuple[tuple[Unit, ...], ...]:
-    """As many of each size in each sub-part, but neighbours together: what they send is then joined in whole runs."""
+    """Keep the number of units per size in each sub-part, but group neighbours, so that they are joined in whole runs."""
     alike: dict[int, Iterator[Unit]] = {}
     every = sorted((unit for units in bins for unit in units), key=lambda unit: (unit.order, unit.path))
     for size in {unit.size_bytes for unit in every}:
@@ -138,7 +138,7 @@ def _alike_in_a_row(bins: Sequence[Sequence[Unit]]) -> tuple[tuple[Unit, ...], .
 
 
 def _in_a_row(units: Sequence[Unit], count: int) -> tuple[tuple[Unit, ...], ...]:
-    """Neighbours together, so that a chain of layers crosses between sub-parts as seldom as it can."""
+    """Group neighbours, so that a chain of layers crosses between sub-parts as rarely as possible."""
     left = list(units)
     bins: list[tuple[Unit, ...]] = []
     for remaining in range(count, 0, -1):
@@ -156,7 +156,7 @@ def _in_a_row(units: Sequence[Unit], count: int) -> tuple[tuple[Unit, ...], ...]
 
 
 def _dealing_order(units: Sequence[Unit]) -> list[Unit]:
-    """Tables by falling size; layers, which depend on each other, as the program has them."""
+    """Return tables by descending size; layers, which depend on each other, in the program's order."""
     if any(unit.is_table for unit in units):
         return sorted(units, key=lambda unit: (-unit.size_bytes, unit.order, unit.path))
     return list(units)

@@ -1,4 +1,4 @@
-"""Compares a snapshot with what was made of it, on the same requests.
+"""Comparison of a snapshot with the snapshots derived from it, on the same requests.
 
 For `serving.splitting` and `serving.compiling`. Begin with `comparison`.
 """

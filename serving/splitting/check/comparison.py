@@ -1,7 +1,7 @@
 """Runs a snapshot unsplit and split, on the same engine and the same requests, and compares every bit.
 
-The split runs as it would across hosts: each segment is warmed up, the part graph is walked, and each tensor between
-segments is checked against its taker's signature and copied.
+The split runs as it would across hosts: each segment is warmed up, the part graph is executed, and each tensor between
+segments is checked against its receiver's signature and copied.
 """
 
 import asyncio
@@ -22,14 +22,14 @@ from serving.splitting.check.sample_requests import Request
 
 BATCHES: Final = (1, 2, 64, 257)
 ROUNDS: Final = 2
-"""Requests for each batch size."""
+"""Requests per batch size."""
 
 
 class Drawn(Protocol):
-    """Where the requests come from."""
+    """A source of requests."""
 
     def request(self, batch: int) -> Request:
-        """One of `batch` rows."""
+        """Return a request of `batch` rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +41,13 @@ class Comparison:
 
 
 def load(directory: Path) -> LoadedPart:
-    """A snapshot in this process. LoadFailed."""
+    """Load a snapshot into this process. LoadFailed."""
     manifest = SnapshotManifest.model_validate_json((directory / SNAPSHOT_FILE).read_bytes())
     return find_engine(manifest.engine).load(directory, manifest, {})
 
 
 class SplitModel:
-    """The segments of a split in this process, joined by their graph."""
+    """The segments of a split in this process, connected by their graph."""
 
     def __init__(self, graph: PartGraph, directory: Path) -> None:
         self._plan: GraphPlan = plan_graph(graph)
@@ -56,7 +56,7 @@ class SplitModel:
             part.warm_up()
 
     def infer(self, request: Request) -> dict[str, Array]:
-        """The model's outputs."""
+        """Return the model's outputs."""
         known = {name: request[name] for name in self._plan.request_tensors}
         return {name: tensor.data for name, tensor in asyncio.run(run_graph(self._plan, known, self._call)).items()}
 
@@ -68,7 +68,7 @@ class SplitModel:
 
 
 def compare(unsplit: LoadedPart, split: SplitModel, drawn: Drawn, batches: tuple[int, ...] = BATCHES) -> Comparison:
-    """At each batch size, with requests from `drawn`."""
+    """Compare at each batch size, with requests from `drawn`."""
     equal: dict[int, bool] = {}
     lines: list[str] = []
     for batch in batches:

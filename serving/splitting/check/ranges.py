@@ -1,4 +1,4 @@
-"""From how a program uses a whole-number input: below which number its values must stay, and whether it holds offsets."""
+"""Value ranges of whole-number inputs, from their use in a program: the limit of ids, and whether they are offsets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from serving.splitting.ir.program import Operation, Program, names_in
 from serving.splitting.ir.views import operator_name
 
 FREE_LIMIT: Final = 8
-"""Limit for inputs that no table is looked up by: small counts, lengths, flags."""
+"""Limit for inputs that are not ids of a table: small counts, lengths, flags."""
 
 _INDICES: Final[Mapping[str, str]] = {
     "embedding": "indices",
@@ -21,7 +21,7 @@ _INDICES: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Values from 0 to `limit` - 1. `offsets`: rising from 0, about `each` apart."""
+    """Values from 0 to `limit` - 1. `offsets`: ascending from 0, about `each` apart."""
 
     limit: int
     offsets: bool = False
@@ -29,7 +29,7 @@ class Range:
 
 
 def ranges_of(program: Program) -> dict[str, Range]:
-    """For each input. A bound found here may still be too wide where the program adds to an id before it looks it up."""
+    """Return the range of each input. If the program adds to an id before the lookup, the range may still be too wide."""
     origins = _origins(program)
     limits: dict[str, int] = {}
     offsets: dict[str, int] = {}
@@ -46,7 +46,7 @@ def ranges_of(program: Program) -> dict[str, Range]:
 
 
 def _origins(program: Program) -> dict[str, frozenset[str]]:
-    """Value -> the whole-number inputs that it is made of."""
+    """Return value -> the whole-number inputs that it is computed from."""
     found = {name: frozenset([name]) for name in program.inputs}
     for operation in program.operations:
         made_of = frozenset().union(*(found.get(name, frozenset()) for name in operation.inputs))
@@ -57,7 +57,7 @@ def _origins(program: Program) -> dict[str, frozenset[str]]:
 
 
 _WHOLE: Final = frozenset({1, 2, 3, 4, 5})
-"""Element types of torch's schema that hold ids."""
+"""Element types of torch's schema for ids."""
 
 
 def _from(origins: Mapping[str, frozenset[str]], argument: Any) -> frozenset[str]:
@@ -71,7 +71,7 @@ def _rows(program: Program, operation: Operation, arguments: Mapping[str, Any]) 
 
 
 def _width(program: Program, inputs: frozenset[str]) -> int:
-    """Ids that each row of the request brings."""
+    """Return the number of ids per row of the request."""
     width = 1
     for name in inputs:
         for size in program.layout(name).sizes[1:]:

@@ -22,7 +22,7 @@ _TRIAL_BATCH: Final = 257
 
 
 class Drawing:
-    """Draws requests that the snapshot answers. `accepts` runs it; ranges are halved until it does."""
+    """Draws requests that the snapshot accepts. `accepts` runs it; ranges are halved until it does."""
 
     def __init__(self, signature: Signature, ranges: Mapping[str, Range], accepts: Callable[[Request], bool]) -> None:
         self._signature = signature
@@ -33,7 +33,7 @@ class Drawing:
             self._narrow(name)
 
     def request(self, batch: int) -> Request:
-        """One that the snapshot answers. InvalidInput where none is found."""
+        """Return a request that the snapshot accepts. InvalidInput if none is found."""
         while True:
             request = self._draw(batch, self._ranges)
             if self._accepts(request):
@@ -48,7 +48,7 @@ class Drawing:
         raise InvalidInput(msg, field="examples")
 
     def _narrow(self, name: str) -> None:
-        """By itself, so that one input's limit does not cost the others theirs."""
+        """Narrow one input's range by itself, so that its limit does not narrow the others'."""
         zero = {other: Range(1, r.offsets, r.each) for other, r in self._ranges.items()}
         while self._ranges[name].limit > 1 and self._accepts(self._draw(_TRIAL_BATCH, zero)):
             if self._accepts(self._draw(_TRIAL_BATCH, zero | {name: self._ranges[name]})):
@@ -76,14 +76,14 @@ class Drawing:
 
 
 class Examples:
-    """Draws rows of given requests, so that every value is one that the model knows."""
+    """Draws rows of given requests, so that every value is known to the model."""
 
     def __init__(self, signature: Signature, path: Path) -> None:
         self._examples = _read(signature, path)
         self._random = np.random.default_rng(0)
 
     def request(self, batch: int) -> Request:
-        """The same rows of every input, some of them more than once."""
+        """Return the same rows of every input, some of them repeated."""
         count = len(next(iter(self._examples.values())).data)
         rows = self._random.integers(0, count, batch)
         return {name: Tensor(t.datatype, t.data[rows]) for name, t in self._examples.items()}

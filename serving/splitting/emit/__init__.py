@@ -1,4 +1,4 @@
-"""Segments as programs of their own, with what crosses their borders packed into tensors.
+"""Segments as separate programs, with the values that cross their boundaries packed into tensors.
 
 For `serving.splitting`. Begin with `extract`.
 """

@@ -1,4 +1,4 @@
-"""The operations at a segment's border: a value is taken out of what arrives, and put into what is sent."""
+"""Operations at a segment's boundary: they unpack values from received tensors, and pack values for sending."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from serving.splitting.ir.nodes import stack, tensor_meta
 from serving.splitting.ir.symbolic_shapes import dimension
 
 _CONTIGUOUS: Final = 1
-"""By the numbers of torch's schema."""
+"""Number of the memory format in torch's schema."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,10 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """What a receiver does for one value.
+    """The receiver's nodes for one value.
 
-    `name`: the value as it lay in the sender's memory. `slice`: a view of what arrived, for operations that take any strides.
+    `name`: the value in the sender's memory layout. `slice`: a view of the received tensor, for operations that accept
+    any strides.
     """
 
     made: tuple[Made, ...]
@@ -35,10 +36,10 @@ class Arrival:
 
 
 def arrival(parcel: Parcel, value: str, name: str, wire: Wire, *, exact: bool) -> Arrival:
-    """Take a value, called `name` on its way, out of a parcel.
+    """Unpack a value, named `name` in transit, from a parcel.
 
-    `exact`: some operation here may answer with other last bits where its input does not begin where torch would have put
-    it, or where its rows do not lie close together.
+    `exact`: the last bits of some operation here may differ if its input is not aligned as torch would align it, or is
+    not dense.
     """
     steps = [*_out_of(parcel, value, wire, exact=exact or bool(wire.receive)), *wire.receive]
     made: list[Made] = []
@@ -65,7 +66,7 @@ def _out_of(parcel: Parcel, value: str, wire: Wire, *, exact: bool) -> Iterator[
 
 
 def departure(parcel: Parcel, names: Mapping[str, str], at: Mapping[str, str], wires: Mapping[str, Wire]) -> list[Made]:
-    """Put values, called `names` on their way and `at` here, into a parcel. The last result is what is sent."""
+    """Pack values, named `names` in transit and `at` here, into a parcel. The last result is sent."""
     made: list[Made] = []
     sent: list[str] = []
     for value in parcel.values:

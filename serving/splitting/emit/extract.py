@@ -1,4 +1,4 @@
-"""Cuts the segments out of a program: what each takes and gives, and its own program document."""
+"""Extraction of segments from a program: the inputs and outputs of each, and its program document."""
 
 import builtins
 import keyword
@@ -15,54 +15,54 @@ from serving.splitting.ir.views import operator_name
 
 @dataclass(slots=True)
 class Cut:
-    """A segment and all that crosses its border."""
+    """A segment and all values that cross its boundary."""
 
     segment: Segment
     operations: set[int] = field(default_factory=set)
-    """Its own, and clones of floating ones."""
+    """Its own operations, and clones of floating ones."""
     weights: set[str] = field(default_factory=set)
     requests: set[str] = field(default_factory=set)
-    """Inputs of the request that it takes."""
+    """Inputs of the request that it uses."""
     edges: dict[str, str] = field(default_factory=dict)
-    """Value that it takes -> name of the segment that gives it."""
+    """Received value -> name of the segment that sends it."""
     sizes: set[str] = field(default_factory=set)
-    """Multiples of the batch's size that it tells from one of its inputs."""
+    """Multiples of the batch size that it reads from one of its inputs."""
     sends: list[str] = field(default_factory=list)
-    """Values that other segments take."""
+    """Values that other segments use."""
     answers: dict[str, str] = field(default_factory=dict)
-    """Outputs of the whole model that it gives -> value."""
+    """Outputs of the whole model that it computes -> value."""
 
 
 @dataclass(frozen=True, slots=True)
 class CutProgram:
-    """All segments of a program, and how the values between them are called and travel."""
+    """All segments of a program, and the names and layouts of the values between them."""
 
     program: Program
     cuts: Mapping[str, Cut]
     names: Mapping[str, str]
-    """Value -> name on the way."""
+    """Value -> name in transit."""
     wires: Mapping[str, Wire]
     parcels: Mapping[str, Parcel]
     """Value -> the tensor that carries it."""
 
     def sources(self, cut: Cut) -> dict[str, str]:
-        """Input of a segment -> `request.NAME` or `SEGMENT.OUTPUT`."""
+        """Return input of a segment -> `request.NAME` or `SEGMENT.OUTPUT`."""
         asked = {name: f"{REQUEST}.{name}" for name in self.program.inputs if name in cut.requests}
         sent = {self.parcels[value].name: giver for value, giver in cut.edges.items()}
         return asked | {name: f"{giver}.{name}" for name, giver in sent.items()}
 
     def sent(self, cut: Cut) -> tuple[Parcel, ...]:
-        """What a segment sends to others."""
+        """Return the tensors that a segment sends to others."""
         return tuple({parcel.name: parcel for parcel in map(self.parcels.__getitem__, cut.sends)}.values())
 
     def answers(self) -> dict[str, str]:
-        """Output of the model -> `SEGMENT.OUTPUT`, in the model's order."""
+        """Return output of the model -> `SEGMENT.OUTPUT`, in the model's order."""
         givers = {name: cut.segment.name for cut in self.cuts.values() for name in cut.answers}
         return {name: f"{givers[name]}.{name}" for name in self.program.answers}
 
 
 def cut_program(program: Program, flow: Flow, segments: Iterable[Segment], default: str) -> CutProgram:
-    """Give each segment its operations, clones, weights and borders."""
+    """Assign operations, clones, weights and boundaries to each segment."""
     cuts = {segment.name: Cut(segment) for segment in segments}
     carver = _Carver(program, flow, cuts)
     for cut in cuts.values():
@@ -104,13 +104,13 @@ class _Carver:
         self._rank = {name: rank for rank, name in enumerate(cuts)}
 
     def take(self, cut: Cut, operation: Operation) -> None:
-        """Add an operation and all that it needs here."""
+        """Add an operation and all values that it needs here."""
         cut.operations.add(operation.index)
         for name in operation.inputs:
             self.bring(cut, name)
 
     def bring(self, cut: Cut, value: str) -> None:
-        """Make a value known in a segment: computed there, cloned, or taken from outside."""
+        """Make a value available in a segment: computed there, cloned, or received."""
         waiting = [value]
         while waiting:
             name = waiting.pop()
@@ -128,13 +128,13 @@ class _Carver:
                 waiting.extend(operation.inputs)
 
     def holder(self, value: str, default: str) -> Cut:
-        """The segment that gives an answer: the last one behind it; for none, the default part's last."""
+        """Return the segment that outputs an answer: the last one it depends on; if there is none, the default part's last."""
         behind = {self._place[index] for index in self._flow.behind(value)}
         ranked = behind or {n for n, c in self._cuts.items() if c.segment.part == default} or set(self._cuts)
         return self._cuts[max(ranked, key=lambda name: self._rank[name])]
 
     def ground(self, cut: Cut) -> None:
-        """A segment that must tell the batch's size, and takes no tensor with it, takes the request's smallest."""
+        """Add the request's smallest input to a segment that needs the batch size and has no tensor to read it from."""
         free = [name for name in self._program.inputs if self._program.layout(name).sizes[0].text is not None]
         told = any(size.text is not None for value in cut.edges for size in self._program.layout(value).sizes)
         if cut.sizes and not told and not cut.requests.intersection(free):
@@ -142,7 +142,7 @@ class _Carver:
 
 
 def _names(program: Program, wires: Mapping[str, Wire]) -> dict[str, str]:
-    """A name for each value on its way: an answer's own where it is sent as it is, else its module's."""
+    """Name each value in transit: if it is sent unchanged and is an answer, by the answer, else by its module."""
     taken = {*program.producer, *program.weights, *program.inputs}
     answers = {value: name for name, value in program.answers.items() if value in wires and not wires[value].send}
     names: dict[str, str] = {}

@@ -1,7 +1,8 @@
-"""What travels between segments: a tensor for each value, or one for several values of the same form.
+"""Tensors in transit between segments: one per value, or one for several values of the same form.
 
-Each tensor on the way costs its place in a frame, a check and a conversion at either end, whatever its size. So values of one
-segment that the same segments take, alike in type and in what a row holds, are stacked behind the batch: [B, n, ...].
+Each tensor in transit costs an entry in a frame, a check and a conversion at either end, whatever its size. So values
+of one segment that the same segments receive, with the same datatype and row shape, are stacked behind the batch: [B,
+n, ...].
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -18,17 +19,17 @@ from serving.splitting.ir.tensor_specs import DATATYPES
 from serving.splitting.ir.views import operator_name
 
 MOST_ROW_BYTES: Final = 512
-"""Bytes of a value in each row up to which it is packed: beyond, at 64 rows, copying costs more than what is saved."""
+"""Largest row bytes of a packed value: beyond, at 64 rows, copying costs more than packing saves."""
 
 JOINS: Final = frozenset({"cat", "concat", "concatenate", "stack"})
-"""They only copy, so the bits of their result are the same however their inputs lie in memory."""
+"""They only copy, so the bits of their result do not depend on the memory layout of their inputs."""
 
 _Form: TypeAlias = tuple[Datatype, tuple[Dimension, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """One tensor on its way: a value, or several along dimension 1 in this order."""
+    """One tensor in transit: a value, or several along dimension 1 in this order."""
 
     name: str
     values: tuple[str, ...]
@@ -36,12 +37,12 @@ class Parcel:
 
     @property
     def is_packed(self) -> bool:
-        """Whether it carries several values."""
+        """Whether it has several values."""
         return len(self.values) > 1
 
 
 class Packing:
-    """Packs the values of a program. `operations`: those of each segment. `names`: of each value on its way."""
+    """Packs the values of a program. `operations`: those of each segment. `names`: of each value in transit."""
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class Packing:
         self._taken = {*program.producer, *program.weights, *program.inputs, *program.answers, *names.values()}
 
     def parcels(self, giver: str, takers: Mapping[str, tuple[str, ...]]) -> Iterator[Parcel]:
-        """What the segment `giver` sends. `takers`: each value, and the segments that take it, in the graph's order."""
+        """Yield the tensors that the segment `giver` sends. `takers`: each value, and its receivers, in the graph's order."""
         groups: dict[object, list[str]] = {}
         for value, taking in takers.items():
             form = self._form(value)
@@ -69,7 +70,7 @@ class Packing:
                 yield self._packed(giver, self._as_used(values, takers[values[0]][0]))
 
     def _form(self, value: str) -> _Form | None:
-        """What packed values have in common; None for one that travels by itself, as an answer of the model does."""
+        """Return the form that packed values must share; None if the value is sent alone, as an answer of the model is."""
         meta = self._wires[value].meta
         sizes = tuple(dimension(item) for item in meta["sizes"])
         by_rows = bool(sizes) and sizes[0].text is not None and sizes[0].text == self._program.batch
@@ -95,7 +96,7 @@ class Packing:
         return name
 
     def _as_used(self, values: Sequence[str], taker: str) -> list[str]:
-        """In the order in which the first taker joins them, so that neighbours there are neighbours on the way."""
+        """Sort by the order in which the first receiver joins them, so that neighbours there are neighbours in transit."""
         wanted = set(values)
         used: dict[str, tuple[int, int]] = {}
         joined: dict[str, tuple[int, int]] = {}
@@ -111,9 +112,9 @@ class Packing:
 
 
 def takes_any_strides(operation: Operation, beside: Sequence[Operation], *, given: Collection[str]) -> bool:
-    """Whether an operation answers alike however its inputs lie: it joins them, or adds a dimension for others that do.
+    """Whether an operation's result does not depend on its inputs' layout: it joins them, or adds a dimension for joins.
 
-    `beside`: the operations of its segment. `given`: values that the segment gives, which must lie as they do unsplit.
+    `beside`: the operations of its segment. `given`: values that the segment outputs, whose layout must be as unsplit.
     """
     if operator_name(operation) in JOINS:
         return True

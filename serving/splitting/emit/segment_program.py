@@ -15,7 +15,7 @@ from serving.splitting.ir.tensor_specs import tensor_specs
 
 
 class SegmentDocument:
-    """Writes the document of a cut. Values keep their names but for those that come from other segments."""
+    """Writes the document of a segment. Values keep their names, except those from other segments."""
 
     def __init__(self, whole: CutProgram, cut: Cut) -> None:
         self._whole = whole
@@ -26,10 +26,10 @@ class SegmentDocument:
         self._sizes: dict[str, Any] = {}
         self._names: dict[str, str] = {}
         self._slices: dict[str, str] = {}
-        """Names in operations that take any strides."""
+        """Names for operations that accept any strides."""
 
     def document(self) -> dict[str, Any]:
-        """In the form of `program.json`."""
+        """Return the document in the form of `program.json`."""
         cut, program = self._cut, self._program
         inputs = self._whole.sources(cut)
         self._receive()
@@ -49,7 +49,7 @@ class SegmentDocument:
         }
 
     def signature(self) -> Signature:
-        """The tensors that the segment takes and gives."""
+        """Return the segment's input and output tensors."""
         program, whole = self._program, self._whole
         asked = {name: program.graph["tensor_values"][name] for name in program.inputs if name in self._cut.requests}
         taken = {parcel.name: parcel.meta for parcel in map(whole.parcels.__getitem__, self._cut.edges)}
@@ -78,7 +78,7 @@ class SegmentDocument:
         return (self._program.operations[index] for index in sorted(self._cut.operations))
 
     def _send(self) -> dict[str, str]:
-        """Output name -> value."""
+        """Return output name -> value."""
         whole, found = self._whole, {}
         for parcel in whole.sent(self._cut):
             made = departure(parcel, whole.names, self._names, whole.wires)
@@ -88,7 +88,7 @@ class SegmentDocument:
         return found
 
     def _tell_sizes(self, inputs: Iterable[str]) -> None:
-        """Sizes that the batch tells are read from an input, so that no tensor is sent for its size alone."""
+        """Read sizes that depend on the batch from an input, so that no tensor is sent for its size alone."""
         program = self._program
         wanted = {name: size for name in self._cut.sizes if (size := program.size(name)) is not None}
         if not wanted:

@@ -1,8 +1,8 @@
-"""How a tensor goes from one segment to another: batch first, elements close together, and back as it lay before.
+"""Layout of a tensor in transit between segments: batch first and dense, restored to its former layout on arrival.
 
-A receiver gets elements in their plain order, whatever their order was in the sender's memory, and the order decides
-which kernel torch takes and so the last bits. What is sent is therefore the memory's own order, batch first, and the
-receiver turns the dimensions back.
+A receiver gets elements in row-major order, whatever their order in the sender's memory, but the layout decides which
+kernel torch uses and so the last bits. So the sender sends the memory's own order, batch first, and the receiver
+permutes the dimensions back.
 """
 
 import re
@@ -20,22 +20,22 @@ _SYMBOL = re.compile(r"Symbol\('[^']*'[^()]*\)")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One operation that turns a tensor, with the description of its result."""
+    """One operation that changes a tensor's layout, with the description of its result."""
 
     operator: str
     arguments: Mapping[str, Any]
     meta: Mapping[str, Any]
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments that are given by name only."""
+    """Keyword-only arguments."""
 
     def node(self, source: str, result: str) -> dict[str, Any]:
-        """As a node of a graph."""
+        """Return the step as a node of a graph."""
         return aten(self.operator, source, result, self.arguments, self.options)
 
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """The steps before a value is sent and after it arrives, and its description on the way."""
+    """The steps before a value is sent and after it arrives, and its description in transit."""
 
     send: tuple[Step, ...]
     receive: tuple[Step, ...]
@@ -43,7 +43,7 @@ class Wire:
 
 
 def wire_of(program: Program, value: str) -> Wire:
-    """How a value travels. InvalidInput for one whose size is neither fixed nor told by the batch."""
+    """Return the layout of a value in transit. InvalidInput if its size is neither fixed nor determined by the batch."""
     layout = program.layout(value)
     meta = program.graph["tensor_values"][value]
     times = [size.times(program.batch) for size in layout.sizes]
@@ -57,12 +57,12 @@ def wire_of(program: Program, value: str) -> Wire:
 
 
 def plain_meta(like: Mapping[str, Any], sizes: Sequence[Dimension]) -> dict[str, Any]:
-    """The description of a tensor of other sizes whose elements lie in their plain order."""
+    """Return the description of a row-major tensor with other sizes."""
     return tensor_meta(like, sizes, strides_of(sizes))
 
 
 def strides_of(sizes: Sequence[Dimension]) -> list[int]:
-    """Strides of a tensor whose elements lie in their plain order."""
+    """Return the strides of a row-major tensor."""
     return _strides(sizes, range(len(sizes)))
 
 
@@ -85,7 +85,7 @@ def _as_it_is(layout: Layout, meta: Mapping[str, Any]) -> Wire:
 
 
 def _turned(program: Program, value: str, layout: Layout, times: Sequence[int | None]) -> Wire:
-    """The batch's dimension, taken out of a multiple where it is one, to the front; the others as they lie in memory."""
+    """Move the batch dimension to the front, split from its multiple if it is one; the others in memory order."""
     like = program.graph["tensor_values"][value]
     place = next(d for d, factor in enumerate(times) if factor)
     factor = times[place] or 1

@@ -1,4 +1,4 @@
-"""The program of a snapshot as the splitter sees it: values, operations, shapes, views.
+"""The splitter's view of a snapshot's program: values, operations, shapes, views.
 
 For all of `serving.splitting`; imports none of it. Begin with `program`.
 """

@@ -1,4 +1,4 @@
-"""Nodes that a cut adds to a program, in torch's JSON schema."""
+"""Nodes that splitting adds to a program, in torch's JSON schema."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,38 +10,38 @@ _KEYWORD = 2
 
 
 def tensor_argument(name: str) -> dict[str, Any]:
-    """A reference to a tensor value."""
+    """Return a reference to a tensor value."""
     return {"as_tensor": {"name": name}}
 
 
 def aten(
     operator: str, source: str, result: str, arguments: Mapping[str, Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """`result = aten.operator(source, arguments, *, options)`, from a tensor to a tensor; both are JSON forms by name."""
+    """Return the node `result = aten.operator(source, arguments, *, options)`, tensor to tensor; both are JSON forms by name."""
     given = {"self": tensor_argument(source), **arguments}
     return _node(f"torch.ops.aten.{operator}", given, tensor_argument(result), options)
 
 
 def stack(sources: Sequence[str], result: str) -> dict[str, Any]:
-    """Tensors of one shape, along a new dimension 1."""
+    """Return a node that stacks tensors of one shape along a new dimension 1."""
     arguments = {"tensors": {"as_tensors": [{"name": name} for name in sources]}, "dim": {"as_int": 1}}
     return _node("torch.ops.aten.stack.default", arguments, tensor_argument(result))
 
 
 def batch_size(source: str, result: str) -> dict[str, Any]:
-    """The size of dimension 0 of a tensor."""
+    """Return a node with the size of dimension 0 of a tensor."""
     arguments = {"self": tensor_argument(source), "dim": {"as_int": 0}}
     return _node("torch.ops.aten.sym_size.int", arguments, {"as_sym_int": {"as_name": result}})
 
 
 def product(source: str, factor: int, result: str) -> dict[str, Any]:
-    """A size times a number."""
+    """Return a node that multiplies a size by a number."""
     arguments = {"a": {"as_sym_int": {"as_name": source}}, "b": {"as_int": factor}}
     return _node("_operator.mul", arguments, {"as_sym_int": {"as_name": result}})
 
 
 def renamed(value: Any, names: Mapping[str, str]) -> Any:
-    """The JSON form of a node with other names for its values."""
+    """Return the JSON form of a node with its values renamed."""
     if isinstance(value, dict):
         return {
             key: names.get(item, item) if key in {"name", "as_name"} and isinstance(item, str) else renamed(item, names)
@@ -53,7 +53,7 @@ def renamed(value: Any, names: Mapping[str, str]) -> Any:
 
 
 def tensor_meta(like: Mapping[str, Any], sizes: Sequence[Dimension], strides: Sequence[int]) -> dict[str, Any]:
-    """The description of a tensor value with other sizes and strides."""
+    """Return the description of a tensor value with other sizes and strides."""
     return {
         **like,
         "sizes": [written(size) for size in sizes],

@@ -1,6 +1,6 @@
-"""The program of a snapshot as values and operations: what produces what, of which size, in which module.
+"""The program of a snapshot as values and operations: producers, sizes, and modules.
 
-Reads torch's JSON schema as `program.json` holds it; nothing here needs torch.
+Reads torch's JSON schema from `program.json`; nothing here needs torch.
 """
 
 import re
@@ -33,7 +33,7 @@ class Operation:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     symbolic: bool
-    """Whether it gives sizes and no tensor."""
+    """Whether its results are sizes, not tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Layout:
 
     @property
     def order(self) -> tuple[int, ...] | None:
-        """Dimensions from the slowest to the fastest in memory; None where the elements do not lie close together."""
+        """Dimensions from the slowest to the fastest in memory; None if the tensor is not dense."""
         order = sorted(range(len(self.sizes)), key=lambda d: (-self.strides[d], d))
         expected = 1
         for d in reversed(order):
@@ -78,7 +78,7 @@ class Layout:
 
 
 class Program:
-    """A program document with its parts named. `key_bytes`: bytes of each stored tensor."""
+    """A parsed program document. `key_bytes`: bytes of each stored tensor."""
 
     def __init__(self, document: Mapping[str, Any], key_bytes: Mapping[str, int]) -> None:
         self.document = document
@@ -94,29 +94,29 @@ class Program:
 
     @cached_property
     def batch(self) -> str | None:
-        """Text of the batch's symbol; None for a program whose inputs have no free dimension."""
+        """Text of the batch's symbol; None if no input has a free dimension."""
         dimensions = (self.layout(name).sizes[0] for name in self.inputs)
         return next((d.text for d in dimensions if d.text is not None), None)
 
     def layout(self, name: str) -> Layout:
-        """Of a tensor value."""
+        """Return the layout of a tensor value."""
         meta = self.graph["tensor_values"][name]
         sizes = tuple(dimension(item) for item in meta["sizes"])
         strides = tuple(dimension(item).hint for item in meta["strides"])
         return Layout(sizes, strides, meta["dtype"])
 
     def is_tensor(self, name: str) -> bool:
-        """Whether a value is a tensor; else it is a size."""
+        """Whether a value is a tensor; otherwise it is a size."""
         return name in self.graph["tensor_values"]
 
     def size(self, name: str) -> Dimension | None:
-        """What a symbolic whole number stands for; None where it is no expression."""
+        """Return the size of a symbolic integer; None if it is not an expression."""
         value = self.graph["sym_int_values"].get(name)
         return None if value is None or "as_expr" not in value else dimension(value)
 
 
 def names_in(argument: Any) -> Iterator[str]:
-    """Names of all values that an argument holds."""
+    """Yield the names of all values in an argument."""
     if isinstance(argument, dict):
         for key, item in argument.items():
             if key in {"name", "as_name"} and isinstance(item, str):
@@ -140,7 +140,7 @@ def _operation(index: int, raw: Mapping[str, Any]) -> Operation:
 
 
 def _path(metadata: Mapping[str, str]) -> str:
-    """`KEY,PATH,CLASS;...` from the outermost module to the innermost."""
+    """Return the innermost module's path from `KEY,PATH,CLASS;...`, which is ordered from the outermost."""
     entries = [entry.split(",") for entry in metadata.get("nn_module_stack", "").split(";")]
     paths = [entry[1] for entry in entries if len(entry) == 3 and entry[1] != _NO_MODULE]
     return _CALL_NUMBER.sub("", paths[-1]) if paths else ""

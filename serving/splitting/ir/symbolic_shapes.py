@@ -1,4 +1,4 @@
-"""Sizes of tensors as the export writes them: a number, the batch, a multiple of the batch, or another expression."""
+"""Sizes of tensors in the export's notation: a number, the batch, a multiple of the batch, or another expression."""
 
 import re
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ _PLAIN = re.compile(_SYMBOL)
 
 @dataclass(frozen=True, slots=True)
 class Dimension:
-    """One size. `text` is None for a number; `hint` is its value at the batch of the export."""
+    """One size. `text` is None for a number; `hint` is its value at the export's batch size."""
 
     hint: int
     text: str | None = None
 
     def times(self, symbol: str | None) -> int | None:
-        """How many times `symbol` it is; 0 for a number, None for another expression."""
+        """Return the factor of `symbol`; 0 for a number, None for another expression."""
         if self.text is None:
             return 0
         if self.text == symbol:
@@ -35,7 +35,7 @@ class Dimension:
 
 
 def dimension(item: Mapping[str, Any]) -> Dimension:
-    """From the JSON form."""
+    """Parse a size from its JSON form."""
     if "as_int" in item:
         return Dimension(int(item["as_int"]))
     expression = item["as_expr"]
@@ -44,7 +44,7 @@ def dimension(item: Mapping[str, Any]) -> Dimension:
 
 
 def written(size: Dimension) -> dict[str, Any]:
-    """The JSON form."""
+    """Return the JSON form of a size."""
     if size.text is None:
         return {"as_int": size.hint}
     return {"as_expr": {"expr_str": size.text, "hint": None if size.hint < 0 else {"as_int": size.hint}}}

@@ -1,4 +1,4 @@
-"""What a segment's signature says of a tensor, from torch's description of it in a program."""
+"""Signature entries of a segment's tensors, from torch's descriptions in a program."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -11,11 +11,11 @@ DATATYPES: Final[Mapping[int, Datatype]] = {
     1: "UINT8", 2: "INT8", 3: "INT16", 4: "INT32", 5: "INT64", 6: "FP16", 7: "FP32", 8: "FP64", 12: "BOOL", 13: "BF16",
     28: "UINT16", 34: "UINT32", 35: "UINT64",
 }  # fmt: skip
-"""By torch's numbers for element types."""
+"""V2 datatypes by torch's numbers of element types."""
 
 
 def tensor_specs(metas: Mapping[str, Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
-    """From name -> torch's description. InvalidInput for an element type that no datatype has."""
+    """Convert name -> torch's description. InvalidInput if an element type has no V2 datatype."""
     return tuple(_spec(name, meta) for name, meta in metas.items())
 
 

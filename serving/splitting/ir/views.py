@@ -1,4 +1,4 @@
-"""Operations that give another view of their input's memory, by name: the program's file says it nowhere."""
+"""Operations that return views of their input's memory, by name, since the program's file does not mark them."""
 
 from typing import Final
 
@@ -15,7 +15,7 @@ _VIEWS: Final = frozenset(
 
 
 def operator_name(operation: Operation) -> str:
-    """`torch.ops.aten.add_.Tensor` -> `add_`; empty for what is no ATen operation."""
+    """Reduce `torch.ops.aten.add_.Tensor` to `add_`; empty if it is not an ATen operation."""
     steps = operation.target.split(".")
     return steps[3] if operation.target.startswith("torch.ops.aten.") and len(steps) == 5 else ""
 
