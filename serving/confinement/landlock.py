@@ -56,7 +56,7 @@ _KERNEL: Final = tuple(
 
 
 class Confinement(StrEnum):
-    """Whether a host confines itself."""
+    """Policy for the confinement of a host."""
 
     OFF = "off"
     AVAILABLE = "available"
@@ -81,7 +81,7 @@ class Allowed:
 
 
 def add_confinement(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of a host."""
+    """Add the confinement arguments of a host."""
     parser.add_argument(
         "--confinement",
         type=Confinement,

@@ -33,7 +33,7 @@ class User:
 
 
 def add_user(parser: argparse.ArgumentParser) -> None:
-    """Add the argument of a host."""
+    """Add the argument for the user of a host."""
     parser.add_argument(
         "--user",
         type=_user,

@@ -1,4 +1,4 @@
-"""Makes delta snapshots: what a training system publishes between two full ones.
+"""Makes delta snapshots, which a training system publishes between two full ones.
 
 export_delta("out/parent", module, "out/delta")
 export_delta("out/parent", {"table.weight": Rows(indices, values), "top.bias": bias}, "out/delta")

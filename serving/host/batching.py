@@ -90,7 +90,7 @@ def _rows(inputs: Arrays) -> int:
 
 
 def _form(inputs: Arrays, rows: int) -> object:
-    """Return a key that is equal for requests that can share a pass; unique if an input's number of rows differs from the request's."""
+    """Return a key that is equal for requests that can share a pass; unique if an input has another number of rows."""
     if any(array.shape[:1] != (rows,) for array in inputs.values()):
         return object()
     return tuple(array.shape[1:] for array in inputs.values())
@@ -176,7 +176,7 @@ class InferenceQueue:
         return outputs
 
     def _rest(self) -> None:
-        """Let the event loop read the requests that arrived during a pass before another runs inline, so that they can share one."""
+        """Let the event loop read the requests that arrived during a pass before the next one, so that they can share it."""
         if self._rested:
             self._rested = False
             self._loop.call_soon(self._loop.call_soon, self._rest_over)

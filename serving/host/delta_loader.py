@@ -47,7 +47,7 @@ class Chain:
 
     @property
     def needed_bytes(self) -> int:
-        """Memory that loading is expected to take: at most one page per changed row."""
+        """Memory that loading is expected to take: the base, if it must be loaded, and at most one page per changed row."""
         documents = [read_document(directory) for directory in self.deltas]
         rows = sum(tensor.rows for document in documents for tensor in document.tensors.values())
         return rows * mmap.PAGESIZE + (needed_bytes(self.base.manifest) if self.base else 0)

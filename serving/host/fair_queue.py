@@ -1,4 +1,4 @@
-"""Per-part queues with fair turns: passes are shared out by the time they have taken, so a part does not wait for another's backlog.
+"""Fair queueing of requests by part: parts share pass time equally, so that none waits for another's backlog.
 
 Start-time fair queueing (P. Goyal, H. M. Vin, H. Cheng, SIGCOMM 1996): each pass advances its part's clock by its
 seconds, and the part with the lowest clock is next. A part that returns after a pause sets its clock to that of the
@@ -73,7 +73,10 @@ class FairQueue(Generic[J]):
         self._now = 0.0
 
     def shed(self, part: Hashable) -> J | None:
-        """Remove and return the newest request of the longest queue, to admit one of `part`. None if `part`'s queue would be as long."""
+        """Remove and return the newest request of the longest queue, to admit one of `part`.
+
+        None if `part`'s own queue would then be as long.
+        """
         longest = max(self._lines.values(), key=len, default=None)
         if longest is None or len(longest) <= len(self._lines.get(part, ())) + 1:
             return None

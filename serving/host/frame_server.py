@@ -31,7 +31,7 @@ class HostFrames:
     """The calls of one connection. `take_over` is an upgrade of serving.http.connection."""
 
     def __init__(self, parts: PartServer, executor: GraphExecutor, connections: OpenConnections | None = None) -> None:
-        """`connections` are those of the process; its budget counts the bodies of frames until their calls have ended."""
+        """Create the connection. `connections` are those of the process; their budget counts frame bodies until their calls end."""
         self._parts = parts
         self._executor = executor
         self._open = connections if connections is not None else OpenConnections()
@@ -52,15 +52,15 @@ class HostFrames:
 
     @property
     def idle(self) -> bool:
-        """Whether no call is under way, and all answers have left."""
+        """Whether no call is in flight, and all answers have been sent."""
         return not self._running and self._frames.sent
 
     def close(self) -> None:
-        """Close the connection once what is written has left."""
+        """Close the connection once the written bytes have been sent."""
         self._frames.close()
 
     def check_pace(self, now: float) -> None:
-        """End the connection if the other side is too slow. `now` is of time.monotonic."""
+        """End the connection if the peer is too slow. `now` is of time.monotonic."""
         self._frames.check_pace(now, self._budget.limits)
 
     def _on_lost(self) -> None:

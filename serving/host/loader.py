@@ -152,8 +152,8 @@ class Loader:
     ) -> ServedPart:
         """Load in the loading thread, one snapshot at a time. LoadFailed after `load_seconds`.
 
-        A thread cannot be stopped: after a timeout it is abandoned, later loads use a new thread, and its result is
-        closed if it still arrives. `ended` is called once the thread has finished.
+        A thread cannot be stopped: after a timeout it is abandoned, later loads use a new thread, and a part that it
+        still returns is closed. `ended` is called once the thread has finished.
         """
         async with self._turn:
             thread = self._loading

@@ -92,7 +92,7 @@ class PartServer:
         return self._region
 
     def check_room(self, size: int) -> None:
-        """Unavailable if the process has no room for `size` bytes that decoding a request's body would take."""
+        """Raise Unavailable if the process has no room for `size` bytes that decoding a request's body would take."""
         self._budget.limits.check_held(self._budget.held_bytes + size, size)
 
     def claim(self) -> Claim:
@@ -145,7 +145,7 @@ class PartServer:
             for name, tensor in inputs.items():
                 check_tensor(specs[name], tensor)
         except (InvalidInput, KeyError):
-            return None  # `infer` will say so
+            return None  # `infer` will report it
         late = frozenset(specs).difference(inputs)
         return self._queue.begin(served, {name: tensor.data for name, tensor in inputs.items()}, late)
 

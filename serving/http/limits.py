@@ -20,13 +20,13 @@ class HttpLimits:
     """Limits of each connection, and of all connections of the process together."""
 
     body_bytes: int = MAX_BODY_BYTES
-    """A larger request body, as sent or as unpacked, is refused with 413."""
+    """Largest request body, as sent or decompressed; a larger one is refused with 413."""
     held_bytes: int = 2 * 2**30
     """All bodies of requests in flight in the process; a request that exceeds it is refused with 503."""
     small_bytes: int = 2**20
     """The last eighth of `held_bytes` is for bodies up to this size: large ones, however slow, leave room for them."""
     head_bytes: int = 64 * 2**10
-    """A larger request line with headers is refused with 413."""
+    """Largest request line with headers; larger ones are refused with 413."""
     read_seconds: float = 20.0
     """A request must be complete within this time, plus time for a large body; otherwise it is refused with 408."""
     read_bytes_per_second: int = 64 * 2**10
@@ -48,7 +48,7 @@ class HttpLimits:
     """Time after a refusal in which input is read and dropped; otherwise the refusal could be lost in transit."""
 
     def check_held(self, held: int, body: int) -> None:
-        """Unavailable if all bodies together, `held` bytes, leave no room for one of `body` bytes."""
+        """Raise Unavailable if all bodies together, `held` bytes, leave no room for one of `body` bytes."""
         limit = self.held_bytes if body <= self.small_bytes else self.held_bytes - self.held_bytes // 8
         if held > limit:
             msg = f"requests of more than {limit} bytes are under way; try again"
@@ -116,7 +116,7 @@ class Reading:
     """Time of the last measurement of the pace, and the bytes received until then."""
 
     def check(self, now: float, size: int, limits: HttpLimits) -> None:
-        """TooSlow if the request, with `size` bytes of its body received, has exceeded its time."""
+        """Raise TooSlow if the request, with `size` bytes of its body received, has exceeded its time."""
         began, before = self._window if self._window[0] else (self.since, 0)
         rate = limits.read_bytes_per_second
         stalled = now - began > limits.window_seconds and size - before < rate * limits.window_seconds

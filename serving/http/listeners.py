@@ -23,7 +23,7 @@ class Guard:
     caller: Component
 
     def check_connection(self, transport: asyncio.BaseTransport) -> None:
-        """Forbidden if the connection is from another user of the machine."""
+        """Raise Forbidden if the connection is from another user of the machine."""
         connection = transport.get_extra_info("socket")
         if connection is None:
             msg = "the connection has no socket, so that its user is not known"
@@ -31,7 +31,7 @@ class Guard:
         check_peer(connection)
 
     def check(self, path: str) -> None:
-        """Forbidden if the path is not for this caller."""
+        """Raise Forbidden if the path is not for this caller."""
         authorise(self.listener, self.caller, path)
 
 

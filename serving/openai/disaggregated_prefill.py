@@ -1,4 +1,4 @@
-"""Disaggregated prefill: a prefill engine processes the prompt, then a decode engine answers with the keys and values it transfers.
+"""Disaggregated prefill: a prefill engine processes the prompt, then a decode engine answers from its keys and values.
 
 If the prefill fails, the decode engine processes the prompt itself. A request fails here only if an engine ended while
 it had the prompt.
@@ -105,7 +105,7 @@ class Prefill:
                 given = _parameters(answer)
                 handed = handoff.connector == "example" or given is not None
                 return ("handed" if handed else "failed"), given
-            if 400 <= status < 500:  # HTTP's client errors: another engine says the same
+            if 400 <= status < 500:  # HTTP's client errors: another engine would give the same
                 return "refused", None
         return "failed", None
 

@@ -63,7 +63,7 @@ class EngineRequest:
         return content
 
     def keep_bytes(self, *, beside: bytearray) -> None:
-        """Drop the parsed body: the engine gets its bytes, and may take minutes."""
+        """Drop the parsed body: the engine gets its bytes, and its answer may take minutes."""
         self.body = {}
         self.claim.set(0 if self.content is beside else len(self.content))
 

@@ -154,8 +154,7 @@ def decode_request(
 ) -> InferRequest:
     """Read a request. Tensors given as binary data share memory with `body`.
 
-    If a `signature` is given, BYTES for inputs of other datatypes are refused before their elements are read, one by
-    one.
+    If a `signature` is given, BYTES for inputs of other datatypes are refused before their elements are read singly.
 
     Raises:
         InvalidInput: the request cannot be read.

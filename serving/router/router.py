@@ -69,13 +69,13 @@ class RouterLimits:
     """Limits of a router."""
 
     max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
-    """Requests of one model at once."""
+    """Concurrent requests of one model."""
     max_json_bytes: int = MAX_JSON_BYTES
-    """JSON in one request."""
+    """Bytes of JSON in one request."""
     max_body_bytes: int = MAX_BODY_BYTES
-    """A body after unpacking."""
+    """Bytes of a decompressed body."""
     max_prompt_bytes: int = MAX_REQUEST_BYTES
-    """A body of an OpenAI request."""
+    """Bytes of the body of an OpenAI request."""
     silent_seconds: float = SILENT_SECONDS
     """Longest silence of an engine: within an answer, and before it if the request has no deadline."""
     budget: BodyBudget = field(default_factory=BodyBudget)
@@ -83,7 +83,7 @@ class RouterLimits:
 
 
 class Router:
-    """The routes of the edge."""
+    """The routes of the V2 edge, and the dispatch to the OpenAI and management routes."""
 
     def __init__(  # noqa: PLR0913 - the collaborators made by the entry point
         self,

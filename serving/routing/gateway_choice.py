@@ -1,4 +1,4 @@
-"""Detection of requests whose generation a gateway chose by weight, not the client by a pin."""
+"""Detection of requests whose generation was chosen by a gateway's weights, not by the client's pin."""
 
 from ipnext.names import CHOSEN_BY_WEIGHT, CHOSEN_HEADER, FORWARDED_HEADER
 from serving.http.messages import Request

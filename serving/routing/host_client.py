@@ -89,7 +89,7 @@ class HostClient:
         return decode_plain(Signature, answer.header["signature"])
 
     def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         for seeking in self._seeking.values():
             seeking.cancel()
         for connection in self._connections.values():
@@ -142,7 +142,7 @@ class HostClient:
         return HostCall(CallTarget(route, part, candidate, pieces, attempt, walk), self._loads, self._clock, self)
 
     def connection(self, url: str) -> HostConnection | None:
-        """The open connection to a host."""
+        """Return the open connection to a host; None if there is none."""
         connection = self._connections.get(url)
         return connection if connection is not None and connection.open else None
 

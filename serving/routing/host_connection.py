@@ -96,7 +96,7 @@ class HostConnection:
         return number
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         if self._watch is not None:
             self._watch.cancel()
         self._given_up = True

@@ -185,7 +185,7 @@ class HostLoadBalancer:
         return equals[self._turn % len(equals)]
 
     def _standing_well(self, candidates: Sequence[HostCandidate]) -> Sequence[HostCandidate]:
-        """Return the admitted hosts, and as many of the fastest outliers as keep ejections for slowness below half of all."""
+        """Return the admitted hosts, and of the outliers the fastest ones, so that at most half of all hosts is left out."""
         if not self._watched or self._watched.isdisjoint(candidate.url for candidate in candidates):
             return candidates
         standing = [self._standing_of_call(candidate.url) for candidate in candidates]

@@ -58,7 +58,7 @@ class RouterMetrics(Collector):
         sizes: tuple[int, int] = (0, 0),
         judged: bool = True,
     ) -> None:
-        """Count an answer; `sizes` are the bytes of the request's body and of its own.
+        """Count an answer; `sizes` are the bytes of the request's body and of the answer's.
 
         If no generation was chosen, `generation` is None and the answer is counted in Prometheus only. Gates ignore
         answers that are not `judged`, and missed deadlines shorter than twice the usual time of the model's fastest

@@ -52,7 +52,7 @@ class GenerationRoute:
     adapters: Mapping[str, str] = field(default_factory=dict)
     """Adapter part -> its name in the generator's engines."""
     engines: frozenset[str] = frozenset()
-    """Parts whose engines serve by themselves, the generator among them."""
+    """Parts whose engines serve by themselves, including the generator."""
     choices: frozenset[str] = frozenset()
     """Those of `engines` that have several engines to choose from."""
     proof: str = ""

@@ -5,7 +5,7 @@ Tensors with the same row length are adjacent, so that they lie whole rows apart
 mmap`, MAP_PRIVATE) shares its pages with the page cache until they are written to. The format is plain safetensors
 (github.com/huggingface/safetensors, "Format").
 
-Written by serving.export and serving.splitting, mapped by serving.deltas.
+Written by serving.engines.torch.program (for exports), serving.splitting and deltas; mapped by serving.weights.weights.
 """
 
 import json

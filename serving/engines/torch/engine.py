@@ -188,7 +188,7 @@ class TorchEngine:
     """Loads snapshots of engine `torch`. Snapshots of one program share its graph."""
 
     def __init__(self, *, trusts_libraries: bool = False) -> None:
-        """`trusts_libraries`: libraries run without a signature check, if this process made them; else as the operator configured."""
+        """Create the engine. `trusts_libraries`: run libraries unsigned, as this process made them; else by the operator's setting."""
         self._templates = TemplateCache()
         self._trusts_libraries = trusts_libraries
 

@@ -1,4 +1,4 @@
-"""Search for the interpreter with vLLM: a separate virtual environment, since its pins conflict with the platform's."""
+"""Search for the interpreter with vLLM: a separate virtual environment, since its pins differ from the platform's."""
 
 import os
 import sys

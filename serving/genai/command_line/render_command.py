@@ -74,7 +74,7 @@ def _assignments(environment: Mapping[str, str]) -> Iterator[str]:
 
 
 def _words(command: Sequence[str]) -> Iterator[str]:
-    """An option and its value in one line."""
+    """Yield an option and its value per line."""
     line = ""
     for word in map(shlex.quote, command):
         if word.startswith("--") and line:

@@ -64,7 +64,7 @@ def engine_ports(settings: VllmSettings, address: int | Path, *, side_port: int)
 
     It binds the port of its requests if it has no socket, and ports chosen by the kernel, as gloo takes one even for a
     single process. It connects to such ports if it consists of several processes, and to side channels too if it
-    transfers keys and values to another engine.
+    transfers keys and values to or from another engine.
     """
     own = () if isinstance(address, Path) else (range(address, address + 1),)
     hands_over = settings.kv_transfer is not None and settings.kv_transfer.connector == "nixl"
@@ -167,9 +167,9 @@ class Enclosures:
 
 
 def enclosures_place(cache: Path, host_id: str, *, user: int) -> Path:
-    """Return the directory of a host's enclosures, the same for each host of this name, so that leftovers of a killed one are removed.
+    """Return the directory of a host's enclosures, short because it contains sockets.
 
-    Short, as sockets are in it.
+    It is the same for each host of this name, so that the next host removes the leftovers of a killed one.
     """
     name = sha256(f"{cache.absolute()} {host_id}".encode()).hexdigest()[:_NAME_LETTERS]
     return Path(tempfile.gettempdir()) / f"ipnext-engines-{user}-{name}"

@@ -20,7 +20,7 @@ OpenLog = Callable[[str], IO[bytes]]
 
 
 class EngineLogs:
-    """The directory of a host's engine logs, for a process that may write there; a confined host uses a separate one."""
+    """The directory of a host's engine logs. A host that may not write there has its fetching keeper begin the logs."""
 
     def __init__(self, directory: Path, host_id: str) -> None:
         self._directory = directory

@@ -62,7 +62,7 @@ class KeptProcess:
         """Wait for the end and return the exit status; below 0 the signal that ended it."""
         status = await self._process.wait()
         self._lifeline.close()
-        with suppress(ProcessLookupError):  # processes left behind by a killed keeper
+        with suppress(ProcessLookupError):  # processes left behind by a killed reaper
             os.killpg(self.pid, signal.SIGKILL)
         return status
 
@@ -73,7 +73,7 @@ class KeptProcess:
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_seconds):
                 return await self.ended()
-        self._lifeline.close()  # the keeper kills everything
+        self._lifeline.close()  # the reaper kills everything
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_seconds):
                 return await self.ended()

@@ -15,7 +15,7 @@ _CONTIGUOUS: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A node, the name of its result and the description of that."""
+    """A node, the name of its result, and the result's description."""
 
     node: Mapping[str, Any]
     name: str

@@ -30,7 +30,7 @@ class Dimension:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a number or one symbol."""
+        """Whether it is a number or a single symbol."""
         return self.text is None or _PLAIN.fullmatch(self.text) is not None
 
 

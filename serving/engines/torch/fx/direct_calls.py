@@ -49,7 +49,7 @@ class DirectGraph:
         calls: Calls | None = None,
         plain: "DirectGraph | None" = None,
     ) -> None:
-        """A graph of the tensors in `slots`; all other `arguments` are bound. To be run without gradients.
+        """Bind all `arguments` of a graph but the tensors in `slots`, and try its calls. To be run without gradients.
 
         Each call is tried with `example`, tensors of the user's inputs; raises the graph's own errors on them. If
         `calls` are given, found on other weights, nothing is tried: the caller compares the whole. `plain` has the same

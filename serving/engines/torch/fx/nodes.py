@@ -27,7 +27,7 @@ def _size(size: Any) -> Any:
 
 
 def is_join(node: fx.Node) -> bool:
-    """Whether it is a stack or cat along dimension 1 whose result has at most three dimensions: rows side by side."""
+    """Whether it is a stack or cat along dimension 1 with a result of at most three dimensions: rows side by side."""
     if node.target not in {aten.stack.default, aten.cat.default} or not node.args or not isinstance(node.args[0], list):
         return False
     first = node.args[0][0]
