@@ -1,4 +1,4 @@
-"""Module Transition: a wave's capacity, traffic, gates and releases, the way back, and the takeover of a run that has gone.
+"""Module Transition: a wave's capacity, traffic, gates and releases, reverts, and the takeover of a run that is gone.
 
-For the worker and `activities.preparation`. Begin with `activities`; `wave_context` says what each step knows.
+For the worker and `activities.preparation`. Begin with `activities`; `wave_context` has the inputs of each step.
 """

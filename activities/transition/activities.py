@@ -1,7 +1,7 @@
-"""The transition of one model: its waves are planned, then walked, capacity first and traffic after.
+"""Activities of one model's transition: plan its waves, then execute them, capacity first and traffic after.
 
-Each activity computes the state it has to reach from the stored transition and brings it about, so it may be run again
-at any time. A wave's outcome is an answer (WaveResult), not an error; errors are for what a retry may heal.
+Each activity computes the state to reach from the stored transition and establishes it, so it can be retried at any
+time. A wave's outcome is returned (WaveResult), not raised; errors are for failures that a retry may resolve.
 """
 
 import time
@@ -50,18 +50,18 @@ from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
 DRAFTS = 3
-"""How often waves are searched beside the writers."""
+"""Searches for waves outside the writing unit of work before the search runs inside it."""
 
 _UNASKED = frozenset({ChangeKind.ROLLBACK, ChangeKind.MOVE, ChangeKind.REPAIR})
 """Kinds of changes that bring no new generation: they need no approval."""
 
 
 _ASKED_BACK = frozenset({Reason.SUPERSEDED, Reason.ROLLED_BACK, Reason.ABORTED})
-"""Reasons of a way back that someone asked for: nothing failed."""
+"""Reasons of a revert that a caller requested: nothing failed."""
 
 
 class TransitionActivities:
-    """Needs the store and the infrastructure. `pause` stands in for sleeping."""
+    """Activities of a transition, on the store and the infrastructure. `pause` replaces `time.sleep`."""
 
     def __init__(
         self, store: Store, infrastructure: Infrastructure, *, pause: Callable[[float], None] = time.sleep
@@ -71,7 +71,7 @@ class TransitionActivities:
         self._pause = pause
 
     def all(self) -> Sequence[Callable[..., Any]]:
-        """Everything a worker registers."""
+        """Return the activities that a worker registers."""
         return (
             self.plan_transition,
             self.ensure_capacity,
@@ -82,10 +82,11 @@ class TransitionActivities:
 
     @activity.defn(name="plan_transition", no_thread_cancel_exception=True)
     def plan_transition(self, stage: StageInput) -> TransitionPlanned:
-        """Plan the waves from what runs to the plan's placement, once for each change. The change's id names them.
+        """Plan the waves from the running state to the plan's placement, once per change. The change's id names them.
 
-        Refused where no safe sequence exists. Unavailable while another change moves the model, while only another model's transition holds the supply that
-        the waves need, or while the owner wants it to wait for supply: trying again later helps.
+        The transition is refused if no safe sequence exists. Raises Unavailable while another change moves the model,
+        while only another model's transition holds the supply that the waves need, or while the owner prefers to wait
+        for supply: a later retry can succeed.
         """
         draft = self._drafted(stage)
         record, rollout = draft.record, draft.rollout
@@ -108,8 +109,9 @@ class TransitionActivities:
     def ensure_capacity(self, wave: WaveInput) -> WaveResult:
         """Add the wave's replicas and wait until they and the target generation's others are ready, at most `deadline_seconds`.
 
-        Ends at once where a replica cannot load the generation. Unreachable regions are asked again until the deadline. One call is a
-        short look: where more time is needed the answer has `again_seconds`, and the workflow sleeps meanwhile.
+        Ends at once if a replica cannot load the generation. Unreachable regions are retried until the deadline. One
+        call polls for a short time only: if more is needed, the result has `again_seconds`, and the workflow sleeps in
+        between.
         """
         left = wave.deadline_seconds - wave.waited_seconds
         capacity = Capacity(self._infrastructure, Deadline(left, pause=self._pause))
@@ -129,7 +131,7 @@ class TransitionActivities:
                 if deployment not in fewer:
                     repository.put_deployment(deployment)
         releasing = self._releasing(facts)
-        releasing.release(fewer)  # a region that can't be reached is tried again below
+        releasing.release(fewer)  # an unreachable region is retried below
         if reaching.may_drop_strays:
             strays = stray(facts, reaching.transition)
             releasing.release((), strays if strays and self._known_routes(facts) else ())
@@ -152,12 +154,13 @@ class TransitionActivities:
     @activity.defn(name="shift_traffic", no_thread_cancel_exception=True)
     @of_a_wave
     def shift_traffic(self, wave: WaveInput) -> WaveResult:
-        """Send the traffic by the wave's shares; on the way back, by the origin's. Returns once all gateways follow.
+        """Send traffic by the wave's shares, or by the origin's in a revert. Return once all gateways have applied them.
 
-        No gateway moves on while another one that has to can't be reached: its users would come on top of those who stay.
-        A rollback and a way back don't wait for it.
-        Not done where a region was lost on the way and users would come to the new generation too fast, nor where the gate can compare nothing.
-        Unavailable while replicas that were ready for it are so no more: they may have ended since, as during a pause.
+        No gateway moves on while another one that has to move is unreachable: its users would come on top of those who
+        stay. A rollback and a revert do not wait for it. No traffic moves if a region was lost during the transition
+        and users would reach the new generation too fast, nor if the gate has nothing to compare with. Raises
+        Unavailable while replicas that were ready for the wave no longer are: they may have ended since, as during a
+        pause.
         """
         with self._store.read() as repository:
             reaching = Reaching.read(repository, wave, "routed")
@@ -198,10 +201,10 @@ class TransitionActivities:
     @activity.defn(name="check_gate", no_thread_cancel_exception=True)
     @of_a_wave
     def check_gate(self, wave: WaveInput) -> WaveResult:
-        """Whether the target generation answers well enough since the wave's traffic moved, and still stands.
+        """Check whether the target generation has answered well enough since the wave's traffic moved, and has not failed.
 
-        It may be asked at any time of the hold, as `early`, and after it. `again_seconds` above 0 says that answers are
-        too few and may still come.
+        May be called at any moment of the bake time, as `early`, and after it. If `again_seconds` is above 0, answers
+        are too few and may still arrive.
         """
         with self._store.read() as repository:
             reaching = Reaching.read(repository, wave, "routed")
@@ -229,10 +232,10 @@ class TransitionActivities:
     @activity.defn(name="release_capacity", no_thread_cancel_exception=True)
     @of_a_wave
     def release_capacity(self, wave: WaveInput) -> WaveResult:
-        """Take away what the wave no longer needs: out of the routers first, then the replicas and snapshots.
+        """Release the capacity that the wave no longer needs: out of the routers first, then the replicas and snapshots.
 
-        The last wave, and the way back, leave exactly the state they lead to; former generations stay loaded as far as
-        the rollout's `keepWarm` says. Writes down how far the transition is.
+        The last wave and a revert leave exactly the state that they lead to; former generations stay loaded as far as
+        the rollout's `keepWarm` allows. Records the progress of the transition.
         """
         with self._store.read() as repository:
             reaching = Reaching.read(repository, wave, "released")
@@ -259,16 +262,17 @@ class TransitionActivities:
         return WaveResult(ok=not stays, reason=Reason.REGION_UNREACHABLE if stays else Reason.SUCCEEDED, message=stays)
 
     def _known_routes(self, facts: Facts) -> bool:
-        """Whether every gateway follows what is stored: one that was told more, and whose answer nobody wrote down, may send anywhere."""
+        """True if every gateway answers and none is ahead of its stored table: one ahead of it may send anywhere."""
         states, silent = observe(self._infrastructure, facts.tables.keys() - facts.lost, [facts.model])
         ahead = (state.routes.get(facts.model, 0) > facts.tables[name].revision for name, state in states.items())
         return not silent and not any(ahead)
 
     def _drafted(self, stage: StageInput) -> Draft:
-        """The transition of a change as it is stored. Waves are searched beside the writers, and compared before they are written.
+        """Return the transition of a change as stored. Waves are searched outside the writing unit, and compared before the write.
 
-        If others take supply that the waves count on meanwhile, they are searched again; the last time inside the unit that
-        writes them, which then holds up other admissions and adoptions of plans. Writers that take no supply go on in any case.
+        If others meanwhile take supply that the waves count on, the waves are searched again; the last time inside the
+        unit of work that writes them, which then delays other admissions and adoptions of plans. Writers that take no
+        supply proceed in any case.
         """
         for _ in range(DRAFTS):
             with self._store.read() as repository:
@@ -296,7 +300,7 @@ class TransitionActivities:
     def _and_what_answers(
         self, facts: Facts, counted_on: Collection[str], deployments: tuple[Deployment, ...]
     ) -> tuple[Deployment, ...]:
-        """Also what answers in the regions that are left, on a way back that counts on a lost one: it keeps its users."""
+        """Add the replica sets that still answer in the remaining regions, if a revert counts on a lost one: they keep their users."""
         more = spared(facts, counted_on, deployments)[len(deployments) :]
         states, _ = observe(self._infrastructure, {found.key.region for found in more}, [facts.model])
         return deployments + tuple(found for found in more if answers_at_all(facts, found, states))
@@ -308,7 +312,7 @@ class TransitionActivities:
         return Announcement(Gateways(self._store, self._infrastructure, facts, beat=beat), facts, wanted)
 
     def _keeping(self, reaching: Reaching) -> Collection[str]:
-        """Regions whose routers forget nothing: on a way back from a swap, those whose processes have not gone back."""
+        """Regions whose routers forget nothing: when a swap is reverted, those whose processes have not swapped back."""
         model, state = reaching.wave.model, reaching.state
         if not (reaching.wave.back and reaching.transition.refresh == "swap"):
             return ()
@@ -317,13 +321,13 @@ class TransitionActivities:
         return not_gone_back(model, state, states)
 
     def _write_progress(self, reaching: Reaching) -> None:
-        """Unavailable where a region was lost, or came back, meanwhile: it has to be told what this transition led to."""
+        """Record the progress. Raises Unavailable if a region was lost or restored since: it must receive this transition's result."""
         wave, record, last = reaching.wave, reaching.record, reaching.is_last
         with self._store.begin(wave.model) as repository:
             still_ours(repository)
             same(repository, reaching.facts.lost)
             if wave.back:
-                if not last:  # a run that takes over goes on from the wave before, not from the one that is undone
+                if not last:  # a run that takes over continues from the wave before, not from the reverted one
                     repository.advance_transition(record.id, waves_done=min(record.waves_done, max(wave.index - 1, 0)))
                     return
                 message = f"{wave.reason}: {wave.message}"
@@ -333,7 +337,7 @@ class TransitionActivities:
             repository.advance_transition(record.id, waves_done=max(wave.index + 1, record.waves_done), state=state)
 
     def _note(self, wave: WaveInput, condition: ConditionType, result: WaveResult) -> None:
-        """Write a condition, and an event for each wave."""
+        """Record a condition, and an event for each wave."""
         where = "on the way back" if wave.back else f"wave {wave.index + 1}"
         reason = result.reason
         message = f"generation {wave.generation}, {where}" + (f": {result.message}" if result.message else "")
@@ -344,14 +348,14 @@ class TransitionActivities:
             repository.add_event(wave.model, condition.value, message, detail=cause.detail if cause else None)
 
     def _note_gate(self, wave: WaveInput, result: WaveResult) -> None:
-        """An event that says which answers failed the gate."""
+        """Record an event that names the answers that failed the gate."""
         with self._store.begin(wave.model) as repository:
             message = f"generation {wave.generation}, wave {wave.index + 1}: {result.message}"
             repository.add_event(wave.model, result.reason.value, message, detail=_cause(wave, result, GATE).detail)
 
 
 def _asked(repository: Repository, wave: WaveInput, state: ModelState) -> Asked:
-    """What the gate of a wave is asked now. Of a rollback only errors: its generation has served before."""
+    """Return the gate's inputs for a wave. A rollback is judged by errors only: its generation has served before."""
     rollout = repository.model(wave.model).manifest.spec.rollout
     record, window = repository.transition(wave.transition_id), wave.window
     if window is None or repository.change(record.change_id).kind in AT_ONCE:
@@ -367,7 +371,7 @@ def _asked(repository: Repository, wave: WaveInput, state: ModelState) -> Asked:
 
 
 def _ended_before(record: TransitionRecord) -> str | None:
-    """Why a transition that was reverted is not walked again: it began at a state that may be gone."""
+    """Reason why a reverted transition is not executed again: its origin state may be gone."""
     return "its transition was reverted before" if record.state is TransitionState.ROLLED_BACK else None
 
 
@@ -377,7 +381,7 @@ def _mark_rolling_out(repository: Repository, stage: StageInput) -> None:
 
 
 def _check_reached(facts: Facts, shares: Mapping[str, Sequence[RouteShare]], silent: Iterable[str]) -> None:
-    """RegionUnreachable where a gateway that has to move does not answer. One that is only to refuse its users may be away."""
+    """Raise RegionUnreachable if a gateway that has to move does not answer. One that only refuses its users may be away."""
     for region in silent:
         table = facts.tables.get(region)
         if region in shares and tuple(shares[region]) != (table.shares if table else ()):
@@ -386,7 +390,7 @@ def _check_reached(facts: Facts, shares: Mapping[str, Sequence[RouteShare]], sil
 
 
 def _check_ready(wave: WaveInput, state: ModelState, states: Mapping[str, RegionState]) -> None:
-    """Unavailable where a region that answers has less of the generation ready than the wave's traffic needs."""
+    """Raise Unavailable if a reachable region has fewer ready replicas of the generation than the wave's traffic needs."""
     counts = {
         held: count for held, count in state.counts.items() if held[1] == wave.generation and held[0][1] in states
     }
@@ -397,13 +401,13 @@ def _check_ready(wave: WaveInput, state: ModelState, states: Mapping[str, Region
 
 
 def _cause(wave: WaveInput, result: WaveResult, step: str) -> Cause:
-    """The transition has the name of its change."""
+    """Build the cause of a failed wave. A transition has the id of its change."""
     place = result.place.model_copy(update={"step": step})
     return Cause(change=wave.transition_id, reason=result.reason, message=result.message, place=place)
 
 
 def _note_cause(repository: Repository, wave: WaveInput) -> None:
-    """Why the run goes back, where no activity that saw it wrote it down: one that found no answer at all."""
+    """Record the cause of a revert if no activity recorded it: the one that failed had no answer at all."""
     regions = repository.fleet().spec.regions
     cause = Cause(change=wave.transition_id, reason=wave.reason, message=wave.message)
     note_first(repository, wave.model, cause, regions=regions)

@@ -1,4 +1,4 @@
-"""Whether a change may begin to move, by which waves, and at what price: planned on the supply that no one else uses.
+"""Admission of a change: whether it may begin to move, by which waves and at what price, on the supply that is free.
 
 Functions of one unit of work, called by `activities.transition.activities`.
 """
@@ -33,21 +33,21 @@ from ipnext.store.repository import Repository
 from planner.transition.planner import StepPolicy, admit
 
 AT_ONCE = frozenset({ChangeKind.ROLLBACK, ChangeKind.REPAIR})
-"""Kinds that go in one step: the generation has served before, and users wait for it."""
+"""Kinds of changes that take one step: the generation has served before, and users wait for it."""
 
 REPAIR_DIP = 0.5
-"""Largest fraction of a part's throughput that a repair may miss. The planner takes the smallest dip with which there is a way."""
+"""Largest fraction of a part's throughput that a repair may dip by. The planner takes the smallest dip that is feasible."""
 
 
 def planned_waves(
     repository: Repository, stage: StageInput, origin: FleetState, to: FleetState, in_use: Units
 ) -> Transition:
-    """Waves on the supply that no one else uses at this moment; at least one wave, so that settings are brought up.
+    """Plan waves on the supply that is free at this moment; at least one wave, so that settings are applied.
 
-    `in_use` is what the others use (`problems.units_in_use`).
+    `in_use` is the usage of the other models (`problem.units_in_use`).
 
-    Refused where there is no safe way. Unavailable where only another model's transition is in the way, or where the owner
-    would rather wait for supply than be refused: trying again later helps.
+    The transition is refused if no safe sequence exists. Raises Unavailable if only another model's transition is in
+    the way, or if the owner prefers waiting for supply to a refusal: a later retry can succeed.
     """
     model, manifest = stage.model, model_as_served(repository, stage.model, stage.generation)
     rollout = manifest.spec.rollout
@@ -80,10 +80,11 @@ def planned_waves(
 
 
 def wait_for_repair(kind: ChangeKind, to: FleetState, lost: Collection[str]) -> str | None:
-    """Unavailable where the plan in force is from before a region was lost that it places the model in.
+    """Raise Unavailable if the plan in force places the model in a region that was lost after the plan was made.
 
-    The replan that the loss has set off brings another one. A rollback goes back to what is left, and waits only where that is
-    nothing. A move does not wait, for the plan of the repair brings the model another one: why it is refused is returned.
+    The replan that the loss triggered brings another plan. A rollback targets the remaining regions, and waits only if
+    there is none. A move and a repair do not wait, because the plan of the repair replaces theirs: the reason of their
+    refusal is returned.
     """
     regions = {row.region for row in to.replicas}
     placed = regions.intersection(lost)
@@ -97,17 +98,18 @@ def wait_for_repair(kind: ChangeKind, to: FleetState, lost: Collection[str]) -> 
 
 
 def _left_of(model: ModelProblem, to: FleetState, fleet: FleetSpec, drained: Drained) -> FleetState:
-    """Where a rollback goes while regions are lost."""
+    """Return the target state of a rollback while regions are lost."""
     rows = zip(fleet.regions, fleet.rtt_ms, strict=True)
     rtt_ms = {(origin, region): ms for origin, row in rows for region, ms in zip(fleet.regions, row, strict=True)}
     return on_what_is_left(model, to, drained.lost, Nearness(rtt_ms, model.latency_tolerance_ms))
 
 
 def step_policy(rollout: RolloutSpec, kind: ChangeKind, refresh: Refresh) -> StepPolicy:
-    """The planner's view of a rollout.
+    """Return the planner's step policy for a rollout.
 
-    A rollback and a repair go in one step without a bake time: their generation has served before. A repair dips if the supply
-    has no room for a safe way, whatever the manifest says: without it, users stay on a generation that does not serve.
+    A rollback and a repair take one step without a bake time: their generation has served before. If the supply has no
+    room for a safe sequence, a repair dips, whatever the manifest says: without it, users stay on a generation that
+    does not serve.
     """
     short = {"when_short": rollout.when_short, "max_dip": rollout.max_dip, "refresh": refresh}
     if kind is ChangeKind.REPAIR:
@@ -119,9 +121,9 @@ def step_policy(rollout: RolloutSpec, kind: ChangeKind, refresh: Refresh) -> Ste
 
 
 def price_of(transition: Transition, anew: Mapping[str, str]) -> str:
-    """What the waves take beyond both states, miss against the traffic, or swap, in words; empty where it is nothing.
+    """Describe the surge, the dips and the swaps of the waves in words; empty if there are none.
 
-    `anew`: part -> why its engines can't go over where the waves swap them (`swapping.started_anew`).
+    `anew`: part -> reason why its engines cannot be hot swapped if the waves swap them (`hot_swap.started_anew`).
     """
     surge = [f"{item.units:.9g} units of {item.region}/{item.hardware}" for item in transition.surge]
     dips = [f"{dip.part} in {dip.region} by {dip.fraction:.0%}" for dip in transition.dips]
@@ -132,7 +134,7 @@ def price_of(transition: Transition, anew: Mapping[str, str]) -> str:
 
 
 def _price_of_swaps(swaps: Sequence[Swap], anew: Mapping[str, str]) -> Iterator[str]:
-    """Such as: swaps 2 replicas; dips llm in us-east by 50% for seconds."""
+    """Yield texts such as: swaps 2 replicas; dips llm in us-east by 50% for seconds."""
     going = [swap for swap in swaps if swap.part not in anew]
     if going:
         yield f"swaps {_replicas(going)}"
@@ -155,7 +157,7 @@ def _dips(swaps: Iterable[Swap]) -> str:
 
 
 def not_swapped(repository: Repository, stage: StageInput, transition: Transition) -> Mapping[str, str]:
-    """Part that the waves swap -> why its engines are started anew all the same."""
+    """Map each part that the waves swap to the reason why its engines are restarted instead."""
     if not transition.swaps:
         return {}
     model, numbers = stage.model, _generations(transition.origin, transition.to)
@@ -167,7 +169,7 @@ def not_swapped(repository: Repository, stage: StageInput, transition: Transitio
 
 
 def way_back(repository: Repository, stage: StageInput, transition: Transition, in_use: Units) -> Back:
-    """Whether all of the way back may go at once: the former capacity comes beside what is there by then."""
+    """Decide whether a revert may go in one step: the former capacity is added beside the capacity that exists by then."""
     if transition.refused is not None:
         return "at_once"
     manifest = model_as_served(repository, stage.model, stage.generation)
@@ -178,7 +180,7 @@ def way_back(repository: Repository, stage: StageInput, transition: Transition, 
 
 
 def _generations(*states: FleetState) -> frozenset[int]:
-    """All generations that the states name."""
+    """Return all generations that the states name."""
     replicas = {row.generation for state in states for row in state.replicas}
     return frozenset(replicas | {share.generation for state in states for share in state.traffic})
 

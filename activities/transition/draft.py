@@ -1,7 +1,7 @@
-"""A transition before it is stored: its waves, and what they were planned by. Called by `activities.transition.activities`.
+"""A transition before it is stored: its waves and the inputs that they were planned by. For `activities.transition.activities`.
 
-Planning takes longer than a unit of work may hold up others. So the draft is made in a unit that only reads, and the unit
-that writes it asks first whether all that it was planned by still holds.
+Planning takes longer than a unit of work may block others. So the draft is made in a read-only unit, and the unit that
+writes it first checks that all of its inputs still hold.
 """
 
 from collections import Counter, defaultdict
@@ -24,7 +24,7 @@ from ipnext.store.records import TransitionRecord
 from ipnext.store.repository import Repository
 
 TOLERANCE = 1e-9
-"""Units: sums of fractions come in the database's own order."""
+"""Units: the database adds fractions in an order of its choice."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,18 @@ class Draft:
     back: Back
     rollout: RolloutSpec
     basis: tuple[Any, ...]
-    """What the model's own rows were, and the fleet's, when it was planned."""
+    """The model's rows, and the fleet's, when the transition was planned."""
     in_use: Mapping[tuple[str, str], float]
-    """Units that the other models used then, by region and hardware."""
+    """Units that the other models used at that time, by region and hardware."""
 
     @classmethod
     def read(cls, repository: Repository, stage: StageInput) -> "Draft":
-        """The stored transition of the change, or a planned one.
+        """Return the stored transition of the change, or a planned one.
 
-        NotFound without a placement. Unavailable while another change moves the model, while only another model's transition holds the supply that the waves
-        need, or while the owner wants to wait for supply.
+        Raises:
+            NotFound: no placement exists.
+            Unavailable: another change moves the model, only another model's transition holds the supply that the waves need, or the
+                owner prefers to wait for supply.
         """
         known = repository.find_transition(stage.change_id)
         repository.check_fence(stage.change_id, known.fence if known else 0)
@@ -64,11 +66,12 @@ class Draft:
         )
 
     def holds(self, repository: Repository, stage: StageInput) -> bool:
-        """Whether nothing was written meanwhile that it was planned by.
+        """True if no input of the plan was written since.
 
-        Others may use less supply by now, or more where what is left holds all that the way and a way back may ever need.
-        In a unit of the model that has locked the plan in force, so that no other model is placed or admitted meanwhile. What others
-        use may only become less while it is read: a wave stays within its transition, which is counted at its most.
+        Others may use less supply by now, or more if the rest still covers all that the transition and its revert may
+        ever need. Must run in a unit of the model that has locked the plan in force, so that no other model is placed
+        or admitted meanwhile. The usage of others can only shrink while it is read: a wave stays within its transition,
+        which is counted at its peak.
         """
         repository.check_fence(stage.change_id)
         repository.check_only_mover(stage.model, stage.change_id)
@@ -110,7 +113,7 @@ def _planned(repository: Repository, stage: StageInput, in_use: Units) -> Transi
 
 
 def _is_roomy(repository: Repository, stage: StageInput, transition: Transition, in_use: Units) -> bool:
-    """Whether what others leave holds both ends of a transition at once, and the most of its way: more than any moment needs."""
+    """True if the free supply covers both ends of a transition at once, and the peak of its waves: more than any moment needs."""
     model = stage.model
     units = units_of(model_as_served(repository, model, stage.generation), repository.deployments(model))
     origin, to = Counter[tuple[str, str, str]](), Counter(peak(transition, model))
@@ -128,7 +131,7 @@ def _is_roomy(repository: Repository, stage: StageInput, transition: Transition,
 
 
 def _basis(repository: Repository, stage: StageInput) -> tuple[Any, ...]:
-    """The fleet, the drains, and the model's own manifest, placement, replica sets and route tables."""
+    """Return the fleet, the drains, and the model's manifest, placement, replica sets and route tables."""
     model = stage.model
     return (
         repository.fleet().version,
@@ -141,6 +144,6 @@ def _basis(repository: Repository, stage: StageInput) -> tuple[Any, ...]:
 
 
 def _slots(transition: Transition, model: str) -> frozenset[tuple[str, str, str]]:
-    """Every replica set that the transition needs at some moment."""
+    """Return every replica set that the transition needs at some moment."""
     ends = {(row.part, row.region, row.hardware) for end in (transition.origin, transition.to) for row in end.replicas}
     return frozenset(ends | peak(transition, model).keys())

@@ -1,6 +1,7 @@
-"""Whether a new generation answers well enough: a wave's counts against the manifest's limits. Pure.
+"""Gate of a wave: whether a new generation answers well enough, by its counts against the manifest's limits. Pure.
 
-Before the hold ends a limit trips only where chance hardly explains it; at its end the figures count as they are.
+Before the bake time ends, a limit trips only if chance is an unlikely explanation; at its end the figures count as they
+are.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,9 +13,9 @@ from ipnext.model.gates import GateSpec
 from ipnext.model.sketch import LATENCY_SECONDS
 
 EARLY_REQUESTS = 20
-"""Fewer answers never end a wave before its hold does."""
+"""If fewer answers were counted, a wave never ends before its bake time does."""
 AGAIN_SECONDS = 2.0
-"""Least time between two looks of a gate that waits for answers; longer waits have about MOST_LOOKS looks."""
+"""Least time between two evaluations of a gate that waits for answers; longer waits have about MOST_LOOKS evaluations."""
 MOST_LOOKS = 30
 _P99 = 0.99
 _P50 = 0.5
@@ -22,20 +23,20 @@ _P50 = 0.5
 
 @dataclass(frozen=True)
 class Asked:
-    """What a gate is asked: limits, the errors allowed by the rollout, and how far the wave is."""
+    """Inputs of a gate: limits, the errors that the rollout allows, and the progress of the wave."""
 
     gate: GateSpec
     max_error_rate: float
     early: bool = False
-    """Whether the hold lasts still."""
+    """True while the bake time lasts."""
     wait_left: float = 0.0
-    """Seconds until answers are too few for good."""
+    """Seconds until too few answers become final."""
     former: int | None = None
-    """The generation to compare with; None: none answers beside the new one in this wave."""
+    """The generation to compare with; None if none answers beside the new one in this wave."""
 
     @property
     def compares(self) -> bool:
-        """Whether there is a generation to compare with, and a limit to compare by."""
+        """True if there is a generation to compare with, and a limit to compare by."""
         return self.former is not None and self.gate.compares
 
     @property
@@ -46,7 +47,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`ok` with `again_seconds` above 0: nothing is wrong so far, ask again after so long."""
+    """Verdict of a gate. If it is `ok` with `again_seconds` above 0, nothing is wrong so far: evaluate again after that time."""
 
     ok: bool
     message: str
@@ -54,13 +55,13 @@ class Verdict:
 
 
 def errors_only(max_error_rate: float, gate: GateSpec, *, early: bool = False) -> Asked:
-    """As a rollback and a wave without a window are asked: nothing is compared, and nothing waited for."""
+    """Return inputs for a rollback or a wave without a window: no comparison, and no wait for answers."""
     limits = GateSpec(max_error_rate=gate.max_error_rate, max_non_finite_rate=gate.max_non_finite_rate)
     return Asked(limits, max_error_rate, early)
 
 
 def judge(asked: Asked, pairs: Sequence[Pair]) -> Verdict:
-    """The verdict on what was counted of the new generation, and of the former one beside it."""
+    """Judge the counts of the new generation, and of the former one beside it."""
     answers = _Answers(asked, pairs)
     needed = asked.gate.needed
     if asked.early:
@@ -73,7 +74,7 @@ def judge(asked: Asked, pairs: Sequence[Pair]) -> Verdict:
 
 
 def _too_few(asked: Asked, answers: "_Answers") -> Verdict:
-    """Errors that are too many whatever is still to come fail at once; else there is a time to wait for more."""
+    """Fail at once if the errors are too many whatever still arrives; else wait for more answers while there is time."""
     certain = tuple(answers.errors(at_least_of=asked.gate.needed))
     if certain:
         return Verdict(ok=False, message="; ".join(certain))
@@ -85,7 +86,7 @@ def _too_few(asked: Asked, answers: "_Answers") -> Verdict:
 
 
 class _Answers:
-    """The figures of one window, and what they are in words."""
+    """The figures of one window, and their description in words."""
 
     def __init__(self, asked: Asked, pairs: Sequence[Pair]) -> None:
         self._asked = asked
@@ -102,12 +103,12 @@ class _Answers:
 
     @property
     def fewest(self) -> int:
-        """Answers of the compared generation that has fewer."""
+        """Answers of whichever compared generation has fewer."""
         return min(self.requests, self._former_requests) if self._asked.compares else self.requests
 
     @property
     def text(self) -> str:
-        """What there is to tell of a window without fault."""
+        """Summary of a window without a fault."""
         parts = [f"{self.requests} answers, {self._errors} errors"]
         if self._non_finite:
             parts.append(f"{self._non_finite} non-finite answers")
@@ -119,14 +120,14 @@ class _Answers:
         return ", ".join(parts)
 
     def trips(self) -> Iterator[str]:
-        """Each limit that is not kept, in words."""
+        """Yield each exceeded limit in words."""
         yield from self.errors()
         yield from self._slow()
         yield from self._slower()
         yield from (words + limit for words, limit in self._comparisons() if limit)
 
     def errors(self, *, at_least_of: int = 0) -> Iterator[str]:
-        """The limits on rates. With `at_least_of` as if so many answers were there, the missing ones good."""
+        """Yield the exceeded rates. With `at_least_of`, assume that so many answers were counted and the missing ones are good."""
         count = max(self.requests, at_least_of)
         bad = min(self.requests, self._errors + self._non_finite)
         told = f"{self._errors} errors and {self._non_finite} non-finite answers of {self.requests}"
@@ -174,7 +175,7 @@ class _Answers:
         return quantile(counts, LATENCY_SECONDS, share) > limit
 
     def _comparisons(self) -> Iterator[tuple[str, str]]:
-        """What is told of each output's predictions, and the rest of the sentence where a limit is not kept."""
+        """Yield a description of each output's comparison, and the rest of the sentence if a limit is exceeded."""
         gate = self._gate
         for name, both in self._predictions.items():
             if not gate.judges_drift or (gate.outputs and name not in gate.outputs):

@@ -1,4 +1,4 @@
-"""What the routers counted since a wave's traffic moved, of the new generation and of the former one. Pure."""
+"""Counts of the routers since a wave's traffic moved, for the new generation and the former one. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -11,11 +11,11 @@ from ipnext.model.sketch import PredictionSketch
 from ipnext.model.status import Reason
 
 MAX_WINDOW_BYTES = 128 * 1024
-"""What a wave's counts may take in a run's history, where each look of a gate holds them once."""
+"""Limit of a wave's counts in a run's history, which stores them once for each evaluation of a gate."""
 
 
 def former_generation(transition: Transition, model: str, generation: int) -> int | None:
-    """The generation with most of the traffic before the transition; None where there was none, or it is the same."""
+    """Return the generation with most of the traffic before the transition; None if there was none, or it is the same."""
     shares: dict[int, float] = {}
     for share in transition.origin.traffic:
         if share.model == model:
@@ -27,9 +27,10 @@ def former_generation(transition: Transition, model: str, generation: int) -> in
 def uncompared(
     transition: Transition, model: str, generation: int, *, serving: int | None, gate: GateSpec
 ) -> WaveResult | None:
-    """Why no traffic may move: a generation serves and answers nobody, as its regions are lost, so nothing can be compared.
+    """Refuse traffic if a generation serves but answers no users, as its regions are lost: nothing can be compared.
 
-    `onTooFew` of the gate decides, for the answers of the former generation are too few: none. None where traffic may move.
+    `onTooFew` of the gate decides, because the former generation has too few answers: none. Returns None if traffic may
+    move.
     """
     asked = any(item.qps > 0 for item in transition.demand)
     if serving in {None, generation} or not asked or any(share.model == model for share in transition.origin.traffic):
@@ -44,7 +45,7 @@ def uncompared(
 
 
 def traffic_of(model: str, generation: int, regions: Iterable[RegionState]) -> tuple[RegionTraffic, ...]:
-    """What each region's router has counted of the generation; regions that counted nothing count zero."""
+    """Return the counts of the generation from each region's router; regions without counts have zeros."""
     found = []
     for region in regions:
         counts = [t for t in region.traffic if (t.model, t.generation) == (model, generation)]
@@ -53,7 +54,7 @@ def traffic_of(model: str, generation: int, regions: Iterable[RegionState]) -> t
 
 
 def _of_region(region: str, counted: GenerationTraffic) -> RegionTraffic:
-    """Only the requests that the gateway chose: clients that name a generation neither fail its gate nor pass it."""
+    """Count only requests that the gateway chose: clients that name a generation neither fail its gate nor pass it."""
     aside = counted.aside
     return RegionTraffic(
         region=region,
@@ -70,10 +71,10 @@ def _of_region(region: str, counted: GenerationTraffic) -> RegionTraffic:
 def opened(
     former: int | None, new: Sequence[RegionTraffic], old: Sequence[RegionTraffic], *, sketched: bool = True
 ) -> tuple[tuple[RegionTraffic, ...], GateWindow]:
-    """The baselines of a wave: that of the new generation, and the window with that of the former one.
+    """Return the baselines of a wave: that of the new generation, and the window with that of the former one.
 
-    They stay within MAX_WINDOW_BYTES: predictions of the regions that hold the most of them are left out until they do,
-    or all of them where they are not `sketched`.
+    They stay within MAX_WINDOW_BYTES: the largest regions' predictions are dropped until they do, or all predictions
+    unless `sketched`.
     """
     sizes = {item.region: _sketch_bytes(item) for item in new}
     for item in old:
@@ -104,7 +105,7 @@ def counted_since(
     new: Sequence[RegionTraffic],
     old: Sequence[RegionTraffic],
 ) -> tuple[Pair, ...]:
-    """The counts of each region since the baselines. Where a router started anew they are those since its start."""
+    """Return the counts of each region since the baselines. If a router restarted, they are those since its start."""
     before_new = {item.region: item for item in baseline}
     before_old = {item.region: item for item in (window.baseline if window else ())}
     now_old = {item.region: item for item in old}
@@ -120,7 +121,7 @@ def counted_since(
 
 
 def _went_back(now: RegionTraffic, before: RegionTraffic | None) -> bool:
-    """Whether any count is smaller than it was."""
+    """True if any count is smaller than before."""
     if before is None:
         return False
     if now.requests < before.requests or now.errors < before.errors or now.non_finite < before.non_finite:

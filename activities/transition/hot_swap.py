@@ -1,6 +1,6 @@
-"""Swaps as the activities see them: which waves swap, and routers that know both generations while processes go over.
+"""Hot swaps for the activities: which waves swap, and routers that know both generations while processes swap.
 
-Also which engines can't go over, as far as that is known before any is asked.
+Also lists the engines that cannot be hot swapped, as far as that is known before any engine is called.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,10 +22,11 @@ Manifests = Mapping[tuple[str, int], SnapshotManifest]
 
 
 class Announcement:
-    """Tells the routers of the generations that processes are about to go over to. Made for one activity.
+    """Announces to the routers the generations that processes are about to swap to. Made for one activity.
 
-    While they do, a request whose generation has no engine left may be answered with the other one; for that the router has to
-    know it before. On a way back the other one is that which they leave: routers forget nothing here.
+    While processes swap, a request whose generation has no engine left may be answered with the other generation; the
+    router must know it beforehand. In a revert, the other one is the generation that the processes leave: routers
+    forget nothing here.
     """
 
     def __init__(self, gateways: Gateways, facts: Facts, wanted: Iterable[Deployment]) -> None:
@@ -33,10 +34,10 @@ class Announcement:
         self._shares = {region: table.shares for region, table in facts.tables.items()}
         self._deployments = {**facts.deployments, **{deployment.key: deployment for deployment in wanted}}
         self.made = False
-        """Whether every region has heard it."""
+        """True once every region has applied it."""
 
     def make(self) -> None:
-        """Once more, where a region could not be reached before. What is sent where stays as it is."""
+        """Announce again if a region was unreachable before. The traffic shares stay as they are."""
         if not self.made:
             try:
                 self._gateways.follow(self._shares, self._deployments.values(), keeping=self._shares)
@@ -46,9 +47,9 @@ class Announcement:
 
 
 def leave_what_is_sent(tables: Iterable[RouteTable], told: Iterable[Deployment]) -> bool:
-    """Whether users are sent to a generation in a region whose processes are told to hold others: they go over, whatever a wave says.
+    """True if users are sent to a generation in a region whose processes are about to hold others: they swap, whatever a wave says.
 
-    So it is where a way back could not tell a region: what is written down is not what it holds.
+    That happens if a revert could not reach a region: the stored state is not the state of its processes.
     """
     swapped = [found for found in told if found.swap]
     regions = {found.key.region for found in swapped}
@@ -58,7 +59,7 @@ def leave_what_is_sent(tables: Iterable[RouteTable], told: Iterable[Deployment])
 
 
 def while_swapped(transition: Transition, model: str, index: int) -> frozenset[tuple[str, int]]:
-    """(Region, generation) that may be sent to while wave `index` is undone, though its processes go back: empty where none do."""
+    """(Region, generation) that may receive traffic while wave `index` is reverted, though processes swap back; empty if none do."""
     if not swaps(transition, model, index):
         return frozenset()
     counts = state_at(transition, model, index, "routed").counts
@@ -68,10 +69,10 @@ def while_swapped(transition: Transition, model: str, index: int) -> frozenset[t
 def started_anew(
     spec: ModelSpec, generations: Iterable[Generation], manifests: Manifests, transition: Transition
 ) -> Mapping[str, str]:
-    """Part that `transition` swaps -> why its engines can't go over between `generations`: they are ended, others start in their place.
+    """Map each part that `transition` swaps to the reason why its engines cannot be hot swapped between `generations`.
 
-    What a host finds besides (another `config.json`, an engine from before the manifest said swap, a step that fails) is not
-    known here.
+    Such engines are ended, and others start in their place. Obstacles that only a host finds (another `config.json`, an
+    engine from before the manifest said swap, a step that fails) are not known here.
     """
     involved = tuple(generations)
     found = {part: _obstacle(spec, part, involved, manifests) for part in {swap.part for swap in transition.swaps}}
@@ -88,9 +89,9 @@ def _obstacle(spec: ModelSpec, part: str, generations: tuple[Generation, ...], m
 
 
 def not_gone_back(model: str, state: ModelState, states: Mapping[str, RegionState]) -> frozenset[str]:
-    """Regions where not all processes have gone back that shall hold a state. Their routers have to know what these may still hold.
+    """Regions with processes that have not swapped back to the state. Their routers must know the generations these may still hold.
 
-    It may be all that answers there. Of regions that are not in `states` nothing is known.
+    Those processes may be all that answers there. Regions that are not in `states` are unknown.
     """
     return frozenset(
         region for region in states if missing_replicas(model, replace(state, counts=_within(state, region)), states)

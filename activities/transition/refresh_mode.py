@@ -1,4 +1,4 @@
-"""How new snapshots come to a model's processes: into those that run, or into new ones. Decided once for a transition."""
+"""How a model's processes receive new snapshots: in place, or by new processes. Decided once for a transition."""
 
 from collections.abc import Collection, Mapping
 
@@ -15,11 +15,11 @@ Piece = tuple[str, str]
 
 
 def refresh_of(repository: Repository, manifest: ModelManifest, ends: tuple[FleetState, FleetState]) -> Refresh:
-    """What the rollout says; `auto`: in place where every part's memory has room for all that it would hold at once.
+    """Return the rollout's mode; for `auto`, in place if every part's memory has room for all snapshots held at once.
 
-    That is the snapshots of both ends and those that stay warm, with what deltas among them stand on. A part without
-    `memory_bytes` has room, but an engine that serves by itself takes its accelerator whole: such a part is replaced,
-    unless it is one engine that serves all of them, with other adapters or behind other parts.
+    Those are the snapshots of both ends and the warm ones, with the ancestors of deltas among them. A part without
+    `memory_bytes` has room, but an engine that serves by itself takes its whole accelerator: such a part is replaced,
+    unless one engine serves all of the generations, with other adapters or behind other parts.
     """
     spec = manifest.spec
     if spec.rollout.refresh != "auto":
@@ -46,12 +46,12 @@ def refresh_of(repository: Repository, manifest: ModelManifest, ends: tuple[Flee
 
 
 def engine_of(generation: Generation, part: str) -> tuple[int | None, int]:
-    """What tells one engine of a part from another: its snapshot, and how many adapters it has room for."""
+    """Return the identity of a part's engine: its snapshot, and the number of adapters that it has room for."""
     return generation.snapshots.get(part), len(generation.adapters_of(part))
 
 
 def with_ground(held: Collection[Piece], manifests: Mapping[Piece, SnapshotManifest]) -> frozenset[Piece]:
-    """The pieces, and all that deltas among them stand on: a host has the full weights below, whether it answers for them or not."""
+    """Return the pieces and all ancestors of their deltas: a host loads the full weights below, whether it serves them or not."""
     found: set[Piece] = set()
     open_ends = set(held)
     while open_ends:

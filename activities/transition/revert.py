@@ -1,6 +1,6 @@
-"""What a way back has to leave as it is: what could not be let go of yet, and users whom nothing ready would answer.
+"""Exceptions of a revert: capacity that could not be released yet, and users whom nothing ready would answer.
 
-Pure functions of the state that a step leads to, what is stored and what the regions say.
+Pure functions of a step's target state, the stored state and the state that the regions report.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -20,10 +20,10 @@ def unfreed(
     *,
     meanwhile: Collection[tuple[str, int]] = (),
 ) -> frozenset[str]:
-    """Regions that hold more in these slots than a state does, or are sent a generation that it does not hold there.
+    """Regions that hold more in these slots than a state does, or receive traffic for a generation that it does not hold there.
 
-    On a way back wave by wave the step before could not let go of it, so there is no room for what would come next.
-    `meanwhile`: (region, generation) that may be sent to until processes have gone back to another generation.
+    In a revert wave by wave, the step before could not release it, so there is no room for the next one. `meanwhile`:
+    (region, generation) that may receive traffic until processes have swapped back.
     """
     held = {(region, generation) for ((_, region, _), generation), count in state.counts.items() if count}
     sent = {(share.to, share.generation) for table in tables for share in table.shares if share.fraction > 0}
@@ -36,9 +36,9 @@ def held_for_lack(
     stored: Mapping[DeploymentKey, Deployment],
     shares: Mapping[str, Sequence[RouteShare]],
 ) -> frozenset[tuple[str, int]]:
-    """(Region, generation) that users go on being sent to where not all came back that shall answer them.
+    """(Region, generation) that keeps its users if not all replica sets that should answer them have been restored.
 
-    What holds them there stays as it is, though the state knows it no more.
+    Replica sets that hold it stay as they are, though the target state no longer has them.
     """
     short = {found.key.region for found in wanted if _adds(found, stored.get(found.key))}
     return frozenset(
@@ -50,7 +50,7 @@ def held_for_lack(
 
 
 def none_more(wanted: Iterable[Deployment], stored: Mapping[DeploymentKey, Deployment]) -> tuple[Deployment, ...]:
-    """Replica sets as wanted, but for those that would have more than is stored of them: these stay as stored."""
+    """Return the wanted replica sets; those that would grow beyond the stored ones stay as stored."""
     limited = ((found, stored.get(found.key)) for found in wanted)
     return tuple(known if _adds(found, known) else found for found, known in limited if known is not None)
 
@@ -58,9 +58,9 @@ def none_more(wanted: Iterable[Deployment], stored: Mapping[DeploymentKey, Deplo
 def waiting(
     facts: Facts, shares: Mapping[str, Sequence[RouteShare]], states: Mapping[str, RegionState]
 ) -> frozenset[str]:
-    """Users' regions that stay as they are: not every part of what would newly answer them is ready where it is.
+    """Users' regions that stay as they are: not every part of the generation that would newly answer them is ready.
 
-    Of regions that are not in `states` nothing is known; nobody waits for them.
+    Regions that are not in `states` are unknown; users do not wait for them.
     """
     sent = {
         (origin, share.to, share.generation)
@@ -83,10 +83,11 @@ def still_answered(
     state: ModelState,
     shares: Mapping[str, tuple[RouteShare, ...]],
 ) -> dict[str, tuple[RouteShare, ...]]:
-    """Shares by users' region, where users whom the transition knows nothing of keep what answers them.
+    """Return shares by users' region; users whom the transition does not know keep the generation that answers them.
 
-    A transition that began while a region was lost has no shares for users whom nothing answered then. If the region came back
-    meanwhile, they are answered by what the transition began with, and no step may take that away while it is held.
+    A transition that began while a region was lost has no shares for users without an answer at that time. If the
+    region was restored meanwhile, the transition's origin answers them, and no step may take that away while the state
+    holds it.
     """
     origin = state_of(transition.origin, facts.model, apart=transition.apart)
     held = {
@@ -116,7 +117,7 @@ def _routed(transition: Transition, model: str, origin: str) -> set[tuple[str, i
 
 
 def answers_at_all(facts: Facts, deployment: Deployment, states: Mapping[str, RegionState]) -> bool:
-    """Whether a generation that a replica set holds is answered where it is."""
+    """True if some generation of a replica set is answered in its region."""
     state = states.get(deployment.key.region)
     return state is not None and any(answered(facts, state, number) for number in deployment.generations)
 
@@ -124,16 +125,17 @@ def answers_at_all(facts: Facts, deployment: Deployment, states: Mapping[str, Re
 def heard(
     kept: Iterable[Deployment], spared: Iterable[Deployment], able: Iterable[Deployment]
 ) -> tuple[Deployment, ...]:
-    """Return the replica sets of `kept` that routers learn of on a way back: of the `spared` ones only those that are `able`.
+    """Return the replica sets of `kept` that routers learn of in a revert: of the `spared` ones only those that are `able`.
 
-    The others may never have started, and what is sent around a lost region goes to what routers know.
+    The others may never have started, and traffic that fails over from a lost region goes to any replica set that
+    routers know.
     """
     silent = {found.key for found in spared} - {found.key for found in able}
     return tuple(found for found in kept if found.key not in silent)
 
 
 def not_as_before(facts: Facts, origin: ModelState, shares: Mapping[str, Sequence[RouteShare]]) -> str:
-    """Which users are not answered as before the transition, for it began in a region that is lost; empty where all are."""
+    """Name the users who are not answered as before the transition, because it began in a lost region; empty if all are."""
     former = {share.generation for found in origin.shares.values() for share in found}
     away = {
         (region, share.generation)
@@ -158,7 +160,7 @@ def _exceeds(deployment: Deployment, state: ModelState, slots: Collection[Slot])
 
 
 def _adds(deployment: Deployment, stored: Deployment | None) -> bool:
-    """Whether it has more processes, more of one generation, or a generation more."""
+    """True if it has more processes, more of one generation, or an additional generation."""
     if stored is None:
         return deployment.replicas > 0
     more = any(count > stored.own.get(number, 0) for number, count in deployment.own.items())

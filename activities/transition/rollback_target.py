@@ -1,4 +1,4 @@
-"""How much of a model's demand a state carries: a rollback is never refused for what nothing was placed for yet, or is lost."""
+"""Carried demand of a state: a rollback is never refused for demand that nothing was placed for yet, or that is lost."""
 
 from collections import defaultdict
 from collections.abc import Collection
@@ -9,13 +9,13 @@ from ipnext.model.plan import ModelProblem
 from ipnext.model.rollout import FleetState, GenerationReplicas, GenerationShare
 
 ROUNDING = 1e-9
-"""Taken off, so that what is carried exactly is not too much by a rounding of the last bit."""
+"""Subtracted so that demand that is carried exactly does not exceed the limit by a rounding error."""
 
 
 def within_reach(model: ModelProblem, state: FleetState) -> ModelProblem:
-    """The model with its demand (requests/s) scaled down, alike everywhere, to what the replicas of `state` carry.
+    """Return the model with its demand (requests/s) scaled down, alike everywhere, to the capacity of `state`.
 
-    Unchanged where they carry all of it, and where they carry nothing at all.
+    Unchanged if the replicas carry all of it, or if they carry nothing at all.
     """
     carried = min([1.0, *_covers(model, state)])
     if not 0.0 < carried < 1.0:
@@ -26,9 +26,9 @@ def within_reach(model: ModelProblem, state: FleetState) -> ModelProblem:
 
 
 def on_what_is_left(model: ModelProblem, state: FleetState, lost: Collection[str], nearness: Nearness) -> FleetState:
-    """A state of one generation without its replicas in lost regions, and their traffic on those that are left.
+    """Return a state of one generation without its replicas in lost regions; the remaining ones take their traffic.
 
-    Without any that is left it has no traffic, and where nothing is lost it is the state itself.
+    If none remains it has no traffic, and if nothing is lost it is the state itself.
     """
     if not lost:
         return state
@@ -48,7 +48,7 @@ def on_what_is_left(model: ModelProblem, state: FleetState, lost: Collection[str
 
 
 def _survivors(model: ModelProblem, state: FleetState, kept: Collection[GenerationReplicas]) -> list[Survivor]:
-    """What each region that is left answers by itself: as much as its slowest part."""
+    """Return the capacity of each remaining region: that of its slowest part."""
     qps = {(part.part, option.hardware): option.qps for part in model.parts for option in part.options}
     parts = {(row.generation, row.part) for row in state.replicas}
     ready: dict[tuple[int, str, str], float] = defaultdict(float)
@@ -62,7 +62,7 @@ def _survivors(model: ModelProblem, state: FleetState, kept: Collection[Generati
 
 
 def _covers(model: ModelProblem, state: FleetState) -> list[float]:
-    """Ready throughput over traffic, of each part of a generation in each region that gets any."""
+    """Return ready throughput over traffic, for each part of a generation in each region that receives traffic."""
     qps = {(part.part, option.hardware): option.qps for part in model.parts for option in part.options}
     demand = {item.region: item.qps for item in model.demand}
     ready: dict[tuple[int, str, str], float] = defaultdict(float)

@@ -1,4 +1,4 @@
-"""The tables that gateways are told one by one when traffic moves: a pure function of what they send and what the replicas carry.
+"""Sequence of route tables when traffic moves, as a pure function of the gateways' shares and the replicas' capacity.
 
 Called by `activities.transition.traffic_shift`.
 """
@@ -15,7 +15,7 @@ Shares = tuple[RouteShare, ...]
 
 
 class Following(NamedTuple):
-    """What gateways are told, in its order, and the most requests/s beyond what is carried that this brings."""
+    """Tables for the gateways in order, and the most requests/s beyond the carried ones that this causes."""
 
     tables: tuple[tuple[str, Shares], ...]
     beyond: float = 0.0
@@ -29,12 +29,12 @@ def followed(
     demand: Mapping[str, float],
     parts: Mapping[int, Sequence[str]],
 ) -> Following:
-    """(Users' region, shares) to put in force in this order, until all in `then` have theirs.
+    """Return (users' region, shares) in the order to apply them, until all in `then` have theirs.
 
-    `now`: the shares of all gateways that answer users, also of those that stay as they are. `demand` is in requests/s by
-    users' region, `parts` says what a request to a generation calls. Gateways come in such an order, and where that is not
-    enough in so many pieces, that no replicas are sent more on the way than they carry, or than at its ends; as little more as can be where
-    nothing does it.
+    `now`: the shares of all gateways that answer users, also of those that stay as they are. `demand` is in requests/s
+    by users' region; `parts` lists the parts that a request to a generation calls. The order, and if that is not enough
+    the number of partial steps, is chosen so that no replicas receive more on the way than they carry, or than at its
+    ends. If no order achieves that, the excess is as small as possible.
     """
     moving = [region for region in then if then[region] != now.get(region, ())]
     if len(moving) < 2:
@@ -47,7 +47,7 @@ def followed(
 
 
 def between(now: Shares, then: Shares, done: float) -> Shares:
-    """Shares that have gone the fraction `done` of their way."""
+    """Interpolate shares: the fraction `done` of the way from `now` to `then`."""
     if done >= 1.0:
         return then
     fractions: dict[tuple[str, int], float] = defaultdict(float)
@@ -59,13 +59,13 @@ def between(now: Shares, then: Shares, done: float) -> Shares:
 
 
 class _Load:
-    """What shares ask of the places."""
+    """Load that shares put on places."""
 
     def __init__(self, demand: Mapping[str, float], parts: Mapping[int, Sequence[str]]) -> None:
         self._demand, self._parts = demand, parts
 
     def total(self, shares: Mapping[str, Shares], able: Mapping[Place, float]) -> dict[Place, float]:
-        """Of all gateways."""
+        """Return the load of all gateways."""
         total: dict[Place, float] = defaultdict(float)
         for region, found in shares.items():
             for place, qps in self._asked(region, found, able):
@@ -73,7 +73,7 @@ class _Load:
         return total
 
     def change(self, region: str, now: Shares, then: Shares, able: Mapping[Place, float]) -> dict[Place, float]:
-        """Of one gateway."""
+        """Return the change in load when one gateway moves."""
         change: dict[Place, float] = defaultdict(float)
         for shares, sign in ((now, -1.0), (then, 1.0)):
             for place, qps in self._asked(region, shares, able):
@@ -90,7 +90,7 @@ class _Load:
 
 
 def _able(deployments: Iterable[Deployment]) -> dict[Place, float]:
-    """What replicas carry, in requests/s; of the processes where one holds several generations."""
+    """Return the replicas' capacity in requests/s, also by process if one holds several generations."""
     able: dict[Place, float] = defaultdict(float)
     for found in deployments:
         region, part = found.key.region, found.key.part

@@ -1,4 +1,4 @@
-"""Releasing capacity: what gateways still send to stays, the rest goes, the infrastructure first and then the store."""
+"""Releases capacity: replica sets that gateways still use stay, the rest goes, in the infrastructure first and then in the store."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ Shares = Mapping[str, tuple[RouteShare, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What a release leaves as it is: users of these regions, and replicas that hold a (region, generation) of these."""
+    """Exceptions of a release: users of these regions, and replicas that hold a (region, generation) of these."""
 
     users: Collection[str] = ()
     needed: frozenset[tuple[str, int]] = frozenset()
@@ -32,7 +32,7 @@ class Left:
 
 
 class Releasing:
-    """Needs the store, the infrastructure, and the model's facts at the start of its activity."""
+    """Releases a model's capacity. Needs the store, the infrastructure, and the model's facts at the start of its activity."""
 
     def __init__(self, store: Store, infrastructure: Infrastructure, facts: Facts) -> None:
         self._store = store
@@ -40,7 +40,7 @@ class Releasing:
         self._facts = facts
 
     def waiting(self, shares: Shares, wanted: Iterable[Deployment]) -> Collection[str]:
-        """Users' regions that stay as they are; none where nobody is sent anywhere else, as in most releases."""
+        """Return users' regions that stay as they are; none if no shares change, as in most releases."""
         facts = self._facts
         if all(found == facts.tables[origin].shares for origin, found in shares.items() if origin in facts.tables):
             return ()
@@ -56,9 +56,9 @@ class Releasing:
         *,
         left: Left = Left(),
     ) -> Unavailable | None:
-        """Everywhere as far as it can be reached; the first region that can't is returned as an error.
+        """Release everywhere as far as regions are reachable; return the first region that is not as an error.
 
-        What a gateway that does not follow still sends to stays as it is, and what is `left`.
+        Replica sets that an out-of-sync gateway still sends to stay as they are, and so do those in `left`.
         """
         unreachable: Unavailable | None = None
         gateways = Gateways(self._store, self._infrastructure, self._facts, beat=beat)
@@ -74,11 +74,11 @@ class Releasing:
     def release(self, kept: Sequence[Deployment], dropped: Sequence[Deployment] = ()) -> Unavailable | None:
         """Apply the counts of `kept` and delete `dropped`: in the infrastructure first, then all in one unit of work.
 
-        What the store no longer names must be gone. A lost region is told when it is back. One that has come back since was
-        told what the store named then, so it has to be asked after all. Nothing goes where a region was lost since: its users
-        may have been sent to what was to go.
+        A replica set that the store no longer names must be gone. A lost region receives its state when it is restored.
+        One that was restored since received the state of that moment, so it must be called after all. Nothing is
+        released if a region was lost since: its users may have been sent to replicas about to go.
 
-        Returns the last region's error, if any could not be told; the others are written.
+        Returns the last region's error, if any could not be reached; the others are written.
         """
         pulse.still_ours()
         keys = {found.key for found in kept}
@@ -103,7 +103,7 @@ class Releasing:
             self._infrastructure.delete(deployment.key)
 
     def _write(self, told: Iterable[Deployment], kept: Collection[DeploymentKey]) -> Unavailable | None:
-        """Write what regions were told; an error names one that is back, of which nothing is written."""
+        """Record the applied changes. An error names a region that was restored meanwhile, whose changes are not recorded."""
         returned: Unavailable | None = None
         with self._store.begin(self._facts.model) as repository:
             still_ours(repository)
@@ -134,20 +134,20 @@ def shrinking(facts: Facts, wanted: Iterable[Deployment]) -> tuple[Deployment, .
 
 
 def left_over(facts: Facts, wanted: Sequence[Deployment]) -> list[Deployment]:
-    """Stored replica sets that are not among the wanted ones."""
+    """Return stored replica sets that are not among the wanted ones."""
     keys = {deployment.key for deployment in wanted}
     return [deployment for key, deployment in facts.deployments.items() if key not in keys]
 
 
 def answers(stored: Deployment | None, needed: Collection[tuple[str, int]]) -> bool:
-    """Whether a replica set holds a generation that is needed in its region."""
+    """True if a replica set holds a generation that is needed in its region."""
     return stored is not None and any((stored.key.region, number) in needed for number in stored.generations)
 
 
 def stray(facts: Facts, transition: Transition) -> list[Deployment]:
-    """Replica sets that answer nobody and that the transition knows nothing of: they hold units that it may need.
+    """Return replica sets that answer no users and that the transition does not know: they hold units that it may need.
 
-    So does one that was dropped when its region was lost and that came back with it.
+    Among them are those that were dropped when their region was lost and that were restored with it.
     """
     sent = {(s.to, s.generation) for table in facts.tables.values() for s in table.shares if s.fraction > 0}
     return [
@@ -158,6 +158,6 @@ def stray(facts: Facts, transition: Transition) -> list[Deployment]:
 
 
 def known(transition: Transition, model: str, deployment: Deployment) -> bool:
-    """Whether the transition itself ever held this slot (others are left for the last wave)."""
+    """True if the transition itself ever held this slot (others are left for the last wave)."""
     key = deployment.key
     return (key.part, key.region, key.hardware) in peak(transition, model)

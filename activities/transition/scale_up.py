@@ -1,4 +1,4 @@
-"""Capacity of a wave: what still drains is awaited, regions are told, and replicas are awaited that hold a generation ready."""
+"""Adds a wave's capacity: wait for draining replicas, apply the replica sets, wait until the generation is ready."""
 
 from collections.abc import Iterable, Sequence
 
@@ -17,16 +17,16 @@ from ipnext.model.status import Reason
 
 
 class Capacity:
-    """Needs the infrastructure. All waits together end with the deadline of the wave, and with one look at it."""
+    """Capacity of a wave. All waits together end with the wave's deadline, and within the time of one poll."""
 
     def __init__(self, infrastructure: Infrastructure, deadline: Deadline) -> None:
         self._infrastructure = infrastructure
         self._deadline = deadline
 
     def until_drained(self, told: Sequence[Deployment]) -> WaveResult | None:
-        """Wait for what still streams its last answers in these regions: until it ends it takes the units that come next.
+        """Wait for replicas that still stream their last answers: until they end they occupy the units of the next ones.
 
-        An answer says that it does so still, and that the wave is to ask again.
+        If they still do after a short wait, the result makes the workflow call again.
         """
         keys = {deployment.key for deployment in told if deployment.drain_seconds is not None}
         while keys and not self._deadline.passed:
@@ -49,9 +49,9 @@ class Capacity:
         *,
         announce: Announcement | None = None,
     ) -> WaveResult:
-        """Wait for the replicas of `needed`: on the way back the origin's alone, for the others may never get ready.
+        """Wait for the replicas of `needed`: in a revert only the origin's, because the others may never become ready.
 
-        The wait is short: an answer with `again_seconds` says that the wave is to ask again.
+        The wait is short: if the result has `again_seconds`, the workflow calls again.
         """
         pending = list(wanted)
         while True:
@@ -76,7 +76,7 @@ class Capacity:
         return WaveResult(ok=False, message=words, again_seconds=POLL_SECONDS, waited_seconds=self._deadline.waited)
 
     def _wait(self, words: str, model: str, region: RegionState | None) -> None:
-        """Until the region where something lacks is another one; those that lack something besides are looked at after it."""
+        """Wait until the region with missing replicas changes; others that miss some are observed after it."""
         if region is None or not region.token:
             self._deadline.wait(words)
             return
@@ -84,7 +84,7 @@ class Capacity:
         self._deadline.wait_for(words, lambda s: change(region.region, [model], region.token, seconds=s))
 
     def _apply(self, deployments: Iterable[Deployment]) -> list[Deployment]:
-        """Tell the infrastructure; those whose region can't be reached are returned. A silent region is asked once."""
+        """Apply the deployments; return those whose region is unreachable. A silent region is called once."""
         untold: list[Deployment] = []
         silent: set[str] = set()
         for deployment in deployments:

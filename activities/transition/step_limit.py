@@ -1,6 +1,6 @@
-"""Whether users come to a new generation no faster than the rollout says, once traffic was sent around a lost region.
+"""Limits how fast users reach a new generation after traffic failed over from a lost region.
 
-Pure functions of the waves, what gateways send now and what they are to send. Called by `activities.transition.activities`.
+Pure functions of the waves, and of the gateways' current and next shares. Called by `activities.transition.activities`.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -15,7 +15,7 @@ from ipnext.model.rollout import Transition
 from ipnext.model.status import Reason
 
 ROUNDING = 1e-6
-"""A share that grows by so much more is rounded."""
+"""Growth of a share that counts as rounding."""
 
 Shares = Mapping[str, tuple[RouteShare, ...]]
 """By users' region."""
@@ -24,10 +24,10 @@ Shares = Mapping[str, tuple[RouteShare, ...]]
 def hurried(
     facts: Facts, transition: Transition, index: int, shares: Shares, rollout: RolloutSpec
 ) -> WaveResult | None:
-    """Why wave `index` may not send by `shares`, and the run goes back; None where it may.
+    """Explain why wave `index` may not send by `shares`, so that the run is reverted; None if it may.
 
-    A wave goes on from what the one before sent. Where no region that is left held the new generation, its users were sent
-    back to the former one meanwhile, and the next wave would bring all of them at once.
+    A wave continues from the shares of the wave before. If no remaining region held the new generation, its users were
+    sent back to the former one meanwhile, and the next wave would bring all of them at once.
     """
     most = rollout.max_step if index else rollout.canary
     found = grown(facts, transition, index, shares, most)
@@ -42,10 +42,10 @@ def hurried(
 
 
 def grown(facts: Facts, transition: Transition, index: int, shares: Shares, most: float) -> Mapping[str, float]:
-    """Users' region -> fraction of its requests that newly come to a new generation, where that is more than `most`.
+    """Users' region -> fraction of its requests that newly reach a new generation, if that is more than `most`.
 
-    What the wave was planned to bring is never too much. Nor is anything for users whom no region that is left answers
-    now: whoever is ready does.
+    The growth that the wave was planned to bring is never too much. Nor is any for users whom no remaining region
+    answers now: any ready generation may.
     """
     former = {share.generation for share in transition.origin.traffic}
     before, after = _before(transition, facts.model, index), state_at(transition, facts.model, index, "routed")
@@ -67,5 +67,5 @@ def _before(transition: Transition, model: str, index: int) -> ModelState:
 
 
 def _new(shares: Iterable[RouteShare], former: Collection[int]) -> float:
-    """The fraction that generations answer which are not `former` ones."""
+    """Sum the fractions of generations that are not `former` ones."""
     return sum(share.fraction for share in shares if share.generation not in former)

@@ -1,4 +1,4 @@
-"""What an entity asks the store and the engine when it begins, or when a run that moved its model has gone."""
+"""Queries of an entity to the store and to Temporal when it begins, or when a run that moved its model is gone."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,23 +26,23 @@ from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
 IsOpen = Callable[[str], bool]
-"""Whether the workflow of an id runs in the engine now. Raises Unavailable."""
+"""True if the workflow with this id runs in Temporal now. Raises Unavailable."""
 
 
 class TakeoverActivities:
-    """Needs the store, and a way to ask the engine whether a workflow runs."""
+    """Activities of a takeover. Need the store, and a function that asks Temporal whether a workflow runs."""
 
     def __init__(self, store: Store, is_open: IsOpen) -> None:
         self._store = store
         self._is_open = is_open
 
     def all(self) -> Sequence[Callable[..., Any]]:
-        """Everything a worker registers."""
+        """Return the activities that a worker registers."""
         return (self.open_changes, self.look_at_change, self.take_over)
 
     @activity.defn(name="open_changes", no_thread_cancel_exception=True)
     def open_changes(self, asked: ModelAsked) -> OpenChanges:
-        """Find what was asked of a model before its entity began: nothing for a model that was never applied."""
+        """Find the changes requested of a model before its entity began; none for a model that was never applied."""
         with self._store.read() as repository:
             try:
                 record = repository.model(asked.model)
@@ -54,7 +54,7 @@ class TakeoverActivities:
 
     @activity.defn(name="look_at_change", no_thread_cancel_exception=True)
     def look_at_change(self, asked: ChangeAsked) -> ChangeSeen:
-        """Tell how a change stands. The engine is asked first: a run that ends meanwhile has written its end by then."""
+        """Report the state of a change. Temporal is queried first: a run that ends meanwhile has recorded its end by then."""
         runs = self._is_open(names.lifecycle_workflow_id(asked.model, asked.change_id))
         with self._store.read() as repository:
             change = repository.change(asked.change_id)
@@ -68,10 +68,10 @@ class TakeoverActivities:
 
     @activity.defn(name="take_over", no_thread_cancel_exception=True)
     def take_over(self, asked: TakeOver) -> TakenOver:
-        """Take the transition of a change over whose run has gone, so that it can be reverted.
+        """Take over the transition of a change whose run is gone, so that it can be reverted.
 
-        A transition that moved nothing yet is closed. The runs of before write nothing more (`activities.runtime.fence`).
-        Unavailable if another takeover came first.
+        A transition that moved nothing yet is closed. Earlier runs write nothing more (`activities.runtime.fence`).
+        Raises Unavailable if another takeover came first.
         """
         with self._store.read() as repository:
             before = repository.find_transition(asked.change.id)
@@ -103,7 +103,7 @@ def _ended(record: TransitionRecord) -> TakenOver:
 
 
 def _reverting(repository: Repository, asked: TakeOver, record: TransitionRecord) -> TransitionInput:
-    """The run that walks back, from the wave that was under way."""
+    """Build the input of the run that reverts, from the wave that was in progress."""
     change, waves = asked.change, len(record.transition.waves)
     stage = StageInput(
         model=asked.model,

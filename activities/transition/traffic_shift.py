@@ -1,4 +1,4 @@
-"""Putting route tables in force: infrastructure first, then the store, and nothing where nothing changes."""
+"""Applies route tables: in the infrastructure first, then in the store, and not at all if nothing changes."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
@@ -20,7 +20,7 @@ Shares = tuple[RouteShare, ...]
 class Gateways:
     """The gateways of all regions, as one model's route tables see them. Made for one activity.
 
-    `beat` is called before and after each table; what it raises ends the work there.
+    `beat` is called before and after each table; an error that it raises ends the work there.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Gateways:
         self._tables: dict[str, RouteTable] = dict(facts.tables)
         self._followed: dict[str, int] = {}
         self._refusing: frozenset[str] = frozenset()
-        """Regions with demand whose users nothing serves, by the shares to follow."""
+        """Regions with demand whose users nothing serves, by the shares to apply."""
 
     def follow(
         self,
@@ -48,14 +48,18 @@ class Gateways:
         waiting: Collection[str] = (),
         keeping: Collection[str] = (),
     ) -> None:
-        """Let every region serve what it holds, then send the traffic by `shares`, one gateway after the other.
+        """Let every region serve its generations, then send the traffic by `shares`, one gateway after the other.
 
-        They come in an order in which no region is sent more meanwhile than `deployments` carry, as far as there is one
-        (`activities.transition.route_updates`). No gateway sends a generation to a region whose router does not know it yet: one that would, for
-        that region can't be reached, stays as it is. What a lost region gets once it is back names no such place. What a
-        gateway still names, routers forget last of all, and not before it follows; those in regions of `keeping` forget nothing. Regions that can't be reached don't keep the others from
-        following; RegionUnreachable names the first of them at the end. Those `waiting` stay as they are, for what they are
-        to send to is not ready; Unavailable names one.
+        The order is one in which no region receives more on the way than `deployments` carry, if there is one
+        (`activities.transition.route_updates`). No gateway sends a generation to a region whose router does not know it
+        yet: if that region is unreachable, the gateway stays as it is. The table that a lost region gets once it is
+        restored names no such place. Routers forget a generation last of all, and not before every gateway that names
+        it has moved; routers in regions of `keeping` forget nothing. Unreachable regions do not keep the others from
+        following. Gateways in `waiting` stay as they are, because their new targets are not ready.
+
+        Raises:
+            RegionUnreachable: a region could not be reached; raised at the end, for the first of them.
+            Unavailable: gateways are `waiting`; names one of them.
         """
         states, silent = observe(self._infrastructure, shares.keys() - self._facts.lost, [self._facts.model])
         self._refusing = frozenset(r for r, found in shares.items() if not found and r in self._facts.unmet_rules)
@@ -87,7 +91,7 @@ class Gateways:
             raise Unavailable(msg)
 
     def still_sent(self, shares: Mapping[str, Shares]) -> frozenset[tuple[str, int]]:
-        """(Region, generation) that gateways still send to which do not follow `shares`."""
+        """(Region, generation) that gateways still send to if they do not follow `shares` yet."""
         return frozenset(
             (share.to, share.generation)
             for region, table in self._tables.items()
@@ -97,13 +101,13 @@ class Gateways:
         )
 
     def _one_by_one(self, then: Mapping[str, Shares], held: Iterable[Deployment]) -> Sequence[tuple[str, Shares]]:
-        """Shares that gateways are told, in their order."""
+        """Return the shares to apply in the gateways, in order."""
         now = {region: table.shares for region, table in self._tables.items() if region not in self._facts.lost}
         parts = {number: generation.parts for number, generation in self._facts.generations.items()}
         return followed(now, then, held, demand=self._facts.demand, parts=parts).tables
 
     def _knows(self, share: RouteShare) -> bool:
-        """Whether the router that a share goes to has been told of its generation before."""
+        """True if the router that a share targets knows its generation."""
         return share.generation in {served.generation for served in self._served_now(share.to)}
 
     def _shares_now(self, region: str) -> Shares:
@@ -113,7 +117,7 @@ class Gateways:
         return self._tables[region].served if region in self._tables else ()
 
     def _put(self, region: str, shares: Shares, served: tuple[ServedGeneration, ...]) -> None:
-        """The table with this content in force. A new revision is above the stored and the followed one."""
+        """Apply a table with this content. Its revision is above the stored and the applied one."""
         stored, followed = self._tables.get(region), self._followed[region]
         known = stored.revision if stored else 0
         revision = max(followed, known) + 1
@@ -123,14 +127,14 @@ class Gateways:
         self._beat(f"region {region} is told its routes")
         unchanged(self._store, self._facts.lost)
         self._follow(table)
-        self._beat(f"region {region} follows its routes")  # an attempt whose time is over changes nothing any more
+        self._beat(f"region {region} follows its routes")  # an expired attempt changes nothing any more
         with self._store.begin(self._facts.model) as repository:
             still_ours(repository)
             repository.put_route(table)
         self._tables[region], self._followed[region] = table, revision
 
     def _write(self, region: str, shares: Shares, served: tuple[ServedGeneration, ...]) -> None:
-        """The table that a lost region gets once it is back."""
+        """Record the table that a lost region gets once it is restored."""
         stored = self._tables.get(region)
         table = self._table(region, stored.revision + 1 if stored else 1, shares, served)
         if self._says(stored, table):
@@ -152,13 +156,13 @@ class Gateways:
         )
 
     def _says(self, stored: RouteTable | None, table: RouteTable) -> bool:
-        """Whether the stored table says the same. An empty one is needed only where users are to be refused."""
+        """True if the stored table has the same content. An empty one is needed only if users are refused."""
         if stored is None:
             return not table.shares and not table.served and table.region not in self._refusing
         return stored == table.model_copy(update={"revision": stored.revision})
 
     def _follow(self, table: RouteTable) -> None:
-        """RouteFailed where the region answers and its gateway does not follow."""
+        """Apply a table. Raises RouteFailed if the region answers and its gateway does not apply it."""
         try:
             self._infrastructure.route(table)
         except RegionUnreachable:

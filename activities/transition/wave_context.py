@@ -1,4 +1,4 @@
-"""A wave of a stored transition as an activity finds it: the state it is to reach, what it counts on, and what stands against it."""
+"""A wave of a stored transition for an activity: its target state, the regions that it counts on, and its obstacles."""
 
 from dataclasses import dataclass, replace
 
@@ -19,17 +19,17 @@ from ipnext.store.repository import Repository
 
 @dataclass(frozen=True)
 class Reaching:
-    """A wave on its way forth or back, at one of its phases."""
+    """A wave at one of its phases, forward or in a revert."""
 
     wave: WaveInput
     record: TransitionRecord
     facts: Facts
     state: ModelState
-    """What the phase leads to."""
+    """Target state of the phase."""
 
     @classmethod
     def read(cls, repository: Repository, wave: WaveInput, phase: Phase) -> "Reaching":
-        """NotFound for a transition that is not stored."""
+        """Read the wave. Raises NotFound if the transition is not stored."""
         record = repository.transition(wave.transition_id)
         planned = {item.region: item.qps for item in record.transition.demand}
         named = generations_in(record.transition)
@@ -38,55 +38,55 @@ class Reaching:
 
     @property
     def transition(self) -> Transition:
-        """As it was planned."""
+        """The planned transition."""
         return self.record.transition
 
     @property
     def released(self) -> ModelState:
-        """What the wave, forth or back, leaves."""
+        """State that the wave leaves, forward or in a revert."""
         return _state(self.transition, self.wave, "released")
 
     @property
     def origin(self) -> ModelState:
-        """Where a way back leads to."""
+        """Target state of a revert."""
         return state_undone(self.transition, self.wave.model, 0, "released")
 
     @property
     def is_last(self) -> bool:
-        """Whether nothing follows: the last wave, all of a way back in one step, the first wave undone."""
+        """True if nothing follows: the last wave, a revert in one step, or the first wave reverted."""
         if self.wave.back:
             return self.wave.index == 0 or not self.wave.by_waves
         return self.wave.index + 1 == len(self.transition.waves)
 
     @property
     def goes_over(self) -> bool:
-        """Whether processes of the wave change what they hold."""
+        """True if processes of the wave are hot swapped."""
         return swaps(self.transition, self.wave.model, self.wave.index)
 
     @property
     def needed(self) -> ModelState:
-        """Which replicas the wave waits for, forth: those of its target too that stand already; back: what it leaves."""
+        """Replicas that the wave waits for. Forward: also those of its target that already run; in a revert: those that it leaves."""
         if self.wave.back:
             return self.released
         return brought_up(self.transition, self.wave.model, self.wave.index, self.wave.generation)
 
     @property
     def counted_on(self) -> frozenset[str]:
-        """Regions that the run goes to, and those that it goes by way of at this moment; none that it only leaves."""
+        """Target regions of the run, and those that it passes through at this moment; none that it only leaves."""
         return self._end.regions | (self.state.regions - self.origin.regions)
 
     @property
     def may_drop_strays(self) -> bool:
-        """Whether replica sets that answer nobody and that no wave knows go before anything is added.
+        """True if replica sets that answer no users and that no wave knows go before anything is added.
 
-        That is so at the first wave, also if it is undone before they went. A revert that counts on a lost region keeps what
-        is left.
+        That is so at the first wave, also if it is reverted before they went. A revert that counts on a lost region
+        keeps the rest.
         """
         return self.wave.index == 0 and not (self.wave.back and self.facts.lost & self.counted_on)
 
     @property
     def unfreed(self) -> frozenset[str]:
-        """On a way back wave by wave: regions that could not be undone so far, and stay as they are."""
+        """In a revert wave by wave: regions that could not be reverted so far, and stay as they are."""
         if not (self.wave.back and self.wave.by_waves):
             return frozenset()
         facts, slots = self.facts, peak(self.transition, self.wave.model)
@@ -96,10 +96,10 @@ class Reaching:
 
     @property
     def stuck(self) -> WaveResult | None:
-        """Why a run on its way to a lost region is reverted; None if it goes on.
+        """Reason why a run that targets a lost region is reverted; None if it continues.
 
-        It is if the wave counts on capacity that must be spared, or if a generation that never served would run in lost
-        regions only: it would count as serving though no host has loaded it.
+        It is reverted if the wave counts on capacity that must be spared, or if a generation that never served would
+        run in lost regions only: it would count as serving though no host has loaded it.
         """
         facts = self.facts
         lost = facts.lost & self.counted_on
@@ -120,13 +120,13 @@ class Reaching:
 
     @property
     def _untried(self) -> bool:
-        """Whether the generation has never served."""
+        """True if the generation has never served."""
         generation = self.facts.generations.get(self.wave.generation)
         return generation is not None and generation.serving_at is None
 
     @property
     def _end(self) -> ModelState:
-        """The state that the run is on its way to."""
+        """Target state of the run."""
         if self.wave.back:
             return self.origin
         return state_at(self.transition, self.wave.model, len(self.transition.waves) - 1, "released")
@@ -138,9 +138,10 @@ def _state(transition: Transition, wave: WaveInput, phase: Phase) -> ModelState:
 
 
 def led_to(reaching: "Reaching") -> tuple[Deployment, ...]:
-    """The replica sets that gateways may be sent to; others may never have started.
+    """Return the replica sets that gateways may send to; others may never have started.
 
-    A revert sends them only to the replica sets that it keeps. Otherwise all count but those of an earlier change that receive no traffic.
+    A revert sends them only to the replica sets that it keeps. Otherwise all count but those of an earlier change that
+    receive no traffic.
     """
     deployments = reaching.facts.deployments.values()
     if reaching.wave.back:
