@@ -1,4 +1,4 @@
-"""Validation: a closed list of checks, and those that a platform engineer registers. The report is kept."""
+"""Validation of a generation: the built-in checks, then the plug-in validators of a platform engineer. The report is kept."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -45,7 +45,9 @@ BUILT_IN: Sequence[Validator] = (
     FunctionValidator(FINITE, check_finite),
     FunctionValidator(INTERFACE, check_interface),
 )
-"""In this order (as `ipnext.model.plugins.BUILT_IN_VALIDATORS` tells it); the first refusal ends the report, so that nothing is parsed that was not read and found safe before."""
+"""In this order (as `ipnext.model.plugins.BUILT_IN_VALIDATORS` lists it). The first refusal ends the report, so that no
+file is parsed before it was read and found safe.
+"""
 
 
 EARLY: Sequence[Validator] = (
@@ -57,7 +59,7 @@ EARLY: Sequence[Validator] = (
     FunctionValidator(EDGES, check_edges),
     FunctionValidator(INTERFACE, check_interface),
 )
-"""What is checked before regions are told to fetch a generation: by its manifests, signatures and the headers of its weights."""
+"""Checks that run before regions fetch a generation: by its manifests, its signatures and the headers of its weights."""
 
 MOST_RESULTS = 500
 """Of one check in a report."""
@@ -66,13 +68,13 @@ LONGEST_TEXT = 2000
 
 
 class ValidatorError(Exception):
-    """A fault of a validator's own, which says nothing about the candidate."""
+    """Fault inside a validator, which implies nothing about the candidate."""
 
 
 class ValidationActivities:
-    """Needs the store and the artifact store. `validators` run after the built-in ones.
+    """Validation activities, on the store and the artifact store. `validators` run after the built-in ones.
 
-    `native_library_keys_file` has the keys of those whose native code the operator lets run (see `check_formats`).
+    `native_library_keys_file` has the keys of signers whose native code the operator lets run (see `check_formats`).
     """
 
     def __init__(
@@ -91,11 +93,11 @@ class ValidationActivities:
 
     @property
     def has_plugins(self) -> bool:
-        """Whether checks run that IPnext does not bring: they may take any time."""
+        """True if plug-in validators are registered: they may take any time."""
         return len(self._validators) > len(BUILT_IN)
 
     def all(self) -> Sequence[Callable[..., Any]]:
-        """Everything a worker registers."""
+        """Return the activities that a worker registers."""
         return (self.validate_generation,)
 
     @activity.defn(name="validate_generation", no_thread_cancel_exception=True)
@@ -113,9 +115,9 @@ class ValidationActivities:
         return report
 
     def is_fit_to_fetch(self, stage: StageInput) -> bool:
-        """Whether a generation passes what can be checked without reading its files: EARLY. Nothing is written; the validation says why.
+        """True if a generation passes the checks that read no whole file: EARLY. Nothing is recorded; the validation reports causes.
 
-        False, too, if it can't be told now.
+        False, too, if that cannot be determined now.
         """
         try:
             with self._store.read() as repository:
@@ -147,7 +149,7 @@ class ValidationActivities:
 
 
 def _native_signers(file: Path | None) -> SignerPolicy | None:
-    """Unavailable if the operator's file can't be read: that is no fault of the snapshot's."""
+    """Read the operator's keys. Raises Unavailable if the file can't be read: that is no fault of the snapshot."""
     try:
         return read_native_signers(file)
     except InvalidInput as error:
@@ -155,7 +157,7 @@ def _native_signers(file: Path | None) -> SignerPolicy | None:
 
 
 def abridged(results: Iterable[CheckResult]) -> tuple[CheckResult, ...]:
-    """A report of a bounded size: of each check the first MOST_RESULTS results and what refused, and how many more there were."""
+    """Bound the size of a report: for each check the first MOST_RESULTS results, all up to the first refusal, and a count of the rest."""
     found: list[CheckResult] = []
     kept, left_out = Counter[str](), Counter[str]()
     has_refused = False
@@ -171,7 +173,7 @@ def abridged(results: Iterable[CheckResult]) -> tuple[CheckResult, ...]:
 
 
 def checked(candidate: Candidate, validators: Sequence[Validator]) -> Iterator[CheckResult]:
-    """The results of all validators, up to and with the first that refuses."""
+    """Yield the results of all validators, up to and including the first that refuses."""
     skip = candidate.manifest.spec.validation.skip
     known = {validator.name: validator for validator in validators}
     for name, reason in sorted(skip.items()):
@@ -191,7 +193,7 @@ def checked(candidate: Candidate, validators: Sequence[Validator]) -> Iterator[C
 
 
 def _results(validator: Validator, candidate: Candidate) -> Sequence[CheckResult]:
-    """What a validator found. A fault of its own is told by its name: most are the code of others."""
+    """Run a validator. Its own faults are raised with its name, because most validators are third-party code."""
     try:
         results: Sequence[Any] = tuple(validator.check(candidate))
     except (IPnextError, OSError, TemporalError, CancelledError):
@@ -212,7 +214,7 @@ def _snapshots(repository: Repository, generation: Generation) -> Mapping[str, S
 
 
 def _interface_graph(repository: Repository, serving: Generation | None, shown: PartGraph | None) -> PartGraph | None:
-    """What clients rely on: of a generation that is cut, the interface of the whole that was published."""
+    """Return the graph that clients rely on: for a split generation, the interface of the whole model that was published."""
     if serving is None or serving.layout is None:
         return shown
     part = serving.layout.source

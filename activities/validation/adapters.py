@@ -1,4 +1,4 @@
-"""Validators of adapters: each fits the model that its generation stands it on, by the headers of both, before any engine sees it."""
+"""Validators of adapters: each fits the base model of its generation, by the headers of both, before any engine loads it."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ ADAPTER_BASE = "adapter-base"
 
 
 def check_adapters(candidate: Candidate) -> Iterator[CheckResult]:
-    """An adapter that vLLM loads, of a rank that its base has room for, changing modules that the base has, in its shapes."""
+    """Check that vLLM loads the adapter: its rank is within the base's limit, and its modules and shapes are those of the base."""
     settings = {
         part.name: vllm_settings(part.settings) for part in candidate.manifest.spec.hosted if part.engine == "vllm"
     }
@@ -35,7 +35,7 @@ def check_adapters(candidate: Candidate) -> Iterator[CheckResult]:
 
 
 def check_adapter_bases(candidate: Candidate) -> Iterator[CheckResult]:
-    """Adapter and base name the same model, where both name one of a hub. A base that was trained on has another name."""
+    """Check that adapter and base name the same model, if both name one of a hub. A base that was trained further has another name."""
     for part, base in candidate.manifest.spec.adapters.items():
         if part not in candidate.snapshots or base not in candidate.snapshots:
             continue
@@ -70,7 +70,7 @@ def _number(candidate: Candidate, part: str) -> int:
 
 
 def _newer(candidate: Candidate, part: str, base: str) -> str:
-    """Which of the two is the one to blame: the adapter, unless it serves already and only its base is another."""
+    """Return the part to blame: the adapter, unless it serves already and only its base has changed."""
     serving = candidate.serving or {}
     same = {name: name in serving and serving[name].digest == candidate.snapshots[name].digest for name in (part, base)}
     return base if same[part] and not same[base] else part

@@ -1,4 +1,4 @@
-"""Validator of checkpoints: what vLLM would die of is refused here, by the headers of the weights, before any engine sees it."""
+"""Validator of checkpoints: refuses by the headers of the weights whatever vLLM would fail on, before any engine loads it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO, TypeVar
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class StoredFiles:
-    """The files of a snapshot where the artifact store has them."""
+    """Files of a snapshot in the artifact store."""
 
     def __init__(self, candidate: Candidate, snapshot: Snapshot) -> None:
         self._candidate = candidate
@@ -29,7 +29,7 @@ class StoredFiles:
         self.sizes: Mapping[str, int] = {file.path: file.size_bytes for file in snapshot.manifest.files}
 
     def open(self, path: str) -> BinaryIO:
-        """A stream of a file."""
+        """Open a file as a stream."""
         self._candidate.beat(f"reading {path}")
         return self._candidate.artifacts.open_blob(self._digests[path])
 
@@ -39,7 +39,7 @@ class StoredFiles:
 
 
 def check_checkpoints(candidate: Candidate) -> Iterator[CheckResult]:
-    """Shards complete, names and shapes as `config.json` says, the manifest's facts true, and the settings within them."""
+    """Check that shards are complete, names and shapes match `config.json`, the manifest's facts are true and settings fit them."""
     for part in candidate.manifest.spec.hosted:
         snapshot = candidate.snapshots.get(part.name)
         if snapshot is None or part.engine not in SERVING_ENGINES:
@@ -56,7 +56,7 @@ def check_checkpoints(candidate: Candidate) -> Iterator[CheckResult]:
 
 
 def _apart(candidate: Candidate) -> Iterator[CheckResult]:
-    """Of parts that hand over keys and values: both are of one checkpoint."""
+    """Check parts that hand over keys and values: both must be of one checkpoint."""
     handoff = candidate.manifest.spec.handoff
     if handoff is None:
         return

@@ -1,4 +1,4 @@
-"""Validator of delta snapshots: the parent is a snapshot of the same part, and every changed tensor fits the weights below it."""
+"""Validator of delta snapshots: the parent is a snapshot of the same part, and each changed tensor fits the full weights."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from ipnext.model.status import Reason
 DELTAS = "deltas"
 BASE_WEIGHTS_FILE = "weights.safetensors"
 LARGEST_DOCUMENT_BYTES = 16 << 20
-"""Of `delta.json`: some 60,000 tensors."""
+"""Of `delta.json`: about 60,000 tensors."""
 ROW_NUMBER_BYTES = 8
 MOST_NAMED = 10
 """Tensors that a refusal names."""
@@ -29,7 +29,7 @@ Forms = Mapping[str, TensorPlace]
 
 
 class _Refused(Exception):
-    """A delta that can't be served, and why."""
+    """A delta that cannot be served, and the reason."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class _Refused(Exception):
 
 
 def check_deltas(candidate: Candidate) -> Iterator[CheckResult]:
-    """One result for each delta snapshot; full ones are not looked at."""
+    """Yield one result for each delta snapshot; full ones are skipped."""
     for part, snapshot in sorted(candidate.snapshots.items()):
         if not snapshot.manifest.is_delta:
             continue
@@ -107,7 +107,7 @@ def _document(candidate: Candidate, snapshot: Snapshot) -> DeltaDocument:
 
 @contextmanager
 def _open(candidate: Candidate, snapshot: Snapshot, path: str) -> Iterator[tuple[BinaryIO, int]]:
-    """A file of a snapshot as a stream, and its size in bytes."""
+    """Open a file of a snapshot as a stream, with its size in bytes."""
     file = next((file for file in snapshot.manifest.files if file.path == path), None)
     if file is None:
         msg = f"snapshot {snapshot.number} holds no {path}; deltas are made for engine 'torch'"
@@ -117,7 +117,7 @@ def _open(candidate: Candidate, snapshot: Snapshot, path: str) -> Iterator[tuple
 
 
 def _lineage(candidate: Candidate, snapshot: Snapshot) -> Iterator[Snapshot]:
-    """The parent, its parent, down to a full snapshot."""
+    """Yield the parent, its parent, and so on down to a full snapshot."""
     while snapshot.manifest.is_delta:
         snapshot = _parent(candidate, snapshot)
         yield snapshot
@@ -132,7 +132,7 @@ def _is_stored(candidate: Candidate, digest: str) -> bool:
 
 
 def _check_forms(candidate: Candidate, snapshot: Snapshot, document: DeltaDocument, base: Snapshot) -> None:
-    """Names, types and shapes are those of the full snapshot at the bottom, and row numbers lie within its tensors."""
+    """Check names, types and shapes against the full snapshot at the end of the chain, and row numbers against its tensors."""
     try:
         with _open(candidate, base, BASE_WEIGHTS_FILE) as (stream, size):
             below = read_places(stream, size, parse=candidate.parse)[0]
@@ -176,7 +176,7 @@ def _check_form(key: str, told: ChangedTensor, given: Forms, below: TensorPlace)
 
 
 def _row_faults(candidate: Candidate, stream: BinaryIO, given: Forms, start: int, below: Forms) -> Mapping[str, str]:
-    """Tensor -> what is wrong with its row numbers; CHUNK_BYTES of them are in memory at a time."""
+    """Map each tensor to the fault of its row numbers; CHUNK_BYTES of them are in memory at a time."""
     found: dict[str, str] = {}
     position = start
     for name, place in given.items():

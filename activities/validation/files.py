@@ -1,4 +1,4 @@
-"""Validators of a snapshot's files: safe names, content that is what the manifest says, formats that hold no code."""
+"""Validators of a snapshot's files: safe names, content that matches the manifest, and formats that hold no code."""
 
 import hashlib
 from collections import Counter
@@ -20,7 +20,7 @@ DIGESTS = "digests"
 FORMATS = "safe-formats"
 
 SAFE_SUFFIXES = (".safetensors", ".json", ".jsonl", ".txt", ".md", ".jinja", ".model", ".tiktoken", ".yaml", ".yml")
-"""Formats that hold data only: no pickle, no archive of one, no native code."""
+"""Formats that hold data only: no pickle, no archive that may contain one, no native code."""
 
 NATIVE_MAGIC = b"\x7fELF"
 
@@ -40,7 +40,7 @@ _CODE_MAGIC = {
 
 
 def check_paths(candidate: Candidate) -> Iterator[CheckResult]:
-    """Every path stays inside the snapshot's directory and stands once."""
+    """Check that every path stays inside the snapshot's directory and is listed once."""
     for part, snapshot in sorted(candidate.snapshots.items()):
         paths = [file.path for file in snapshot.manifest.files]
         faults = [f"{path!r} {fault}" for path in paths if (fault := _path_fault(path))]
@@ -54,7 +54,7 @@ def check_paths(candidate: Candidate) -> Iterator[CheckResult]:
 
 
 def check_digests(candidate: Candidate) -> Iterator[CheckResult]:
-    """Every file is read through once; its size and SHA-256 are those of the manifest."""
+    """Read every file through once, and compare its size and SHA-256 with the manifest."""
     for part, snapshot in sorted(candidate.snapshots.items()):
         for file in snapshot.manifest.files:
             subject = f"{part}/{file.path}"
@@ -71,7 +71,7 @@ def check_digests(candidate: Candidate) -> Iterator[CheckResult]:
 
 
 def check_forms(candidate: Candidate) -> Iterator[CheckResult]:
-    """What `check_formats` refuses by name and size alone, without reading a file."""
+    """Refuse files by name and size alone, as `check_formats` does, without reading them."""
     for part, snapshot in sorted(candidate.snapshots.items()):
         for file in snapshot.manifest.files:
             subject = f"{part}/{file.path}"
@@ -80,10 +80,10 @@ def check_forms(candidate: Candidate) -> Iterator[CheckResult]:
 
 
 def check_formats(candidate: Candidate) -> Iterator[CheckResult]:
-    """Only formats that hold data, and content that is of its format.
+    """Accept only formats that hold data, and content that is of its format.
 
-    The one exception is a compiled library, if the settings of the part let native code run and a key that the operator of the
-    platform trusts has signed it: neither a snapshot nor a manifest does that alone.
+    The one exception is a compiled library, if the settings of the part let native code run and a key that the operator
+    of the platform trusts has signed it: neither a snapshot nor a manifest permits that alone.
     """
     judged: dict[tuple[str, str], str] = {}
     for _, snapshot in sorted(candidate.snapshots.items()):
@@ -95,7 +95,7 @@ def check_formats(candidate: Candidate) -> Iterator[CheckResult]:
 def _format_result(
     candidate: Candidate, snapshot: Snapshot, file: ArtifactFile, judged: dict[tuple[str, str], str]
 ) -> CheckResult:
-    """`judged`: blob and suffix -> its fault, of files that were looked at: many names may be of one blob."""
+    """Check one file. `judged` caches faults by blob and suffix, because many names may share one blob."""
     part = snapshot.part
     subject = f"{part}/{file.path}"
     try:
@@ -151,7 +151,7 @@ def _library_fault(candidate: Candidate, snapshot: Snapshot, file: ArtifactFile)
 
 
 def form_fault(file: ArtifactFile) -> str:
-    """What is wrong with a file by its name and size alone."""
+    """Return the fault of a file by its name and size alone; empty if there is none."""
     suffix = PurePosixPath(file.path).suffix.lower()
     if suffix not in SAFE_SUFFIXES:
         return f"{suffix or 'no suffix'} may hold code; allowed: {', '.join(SAFE_SUFFIXES)}"

@@ -1,7 +1,7 @@
 """Validator of weights: every number in every safetensors file is finite. Read as a stream, a few megabytes at a time.
 
-The format: eight bytes with the header's length (little-endian), a JSON header that gives each tensor's dtype, shape and
-place, then the tensors' bytes. torch is not needed: BF16 and the 8-bit floats are judged by their bits.
+The format: eight bytes with the header's length (little-endian), a JSON header that gives each tensor's dtype, shape
+and position, then the tensors' bytes. torch is not needed: BF16 and the 8-bit floats are judged by their bits.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +21,7 @@ Finite = Callable[[bytes], bool]
 
 
 def check_finite(candidate: Candidate) -> Iterator[CheckResult]:
-    """One result for each safetensors file; a refusal names part and tensor."""
+    """Yield one result for each safetensors file; a refusal names part and tensor."""
     for part, snapshot in sorted(candidate.snapshots.items()):
         for file in snapshot.manifest.files:
             if not file.path.endswith(".safetensors"):
@@ -33,7 +33,7 @@ def check_finite(candidate: Candidate) -> Iterator[CheckResult]:
 
 
 def check_headers(candidate: Candidate) -> Iterator[CheckResult]:
-    """What `check_finite` refuses by the header of a file and its size, without reading weights."""
+    """Refuse files by header and size alone, as `check_finite` does, without reading weights."""
     for part, snapshot in sorted(candidate.snapshots.items()):
         for file in snapshot.manifest.files:
             if not file.path.endswith(".safetensors"):
@@ -53,7 +53,7 @@ def check_headers(candidate: Candidate) -> Iterator[CheckResult]:
 def non_finite_tensor(
     stream: BinaryIO, size_bytes: int, beat: Callable[[str], None], parse: Parse = parse_at_once
 ) -> str | None:
-    """Name of the first tensor that holds NaN or infinity, none where all are finite. Raises MalformedTensors."""
+    """Return the name of the first tensor that holds NaN or infinity; None if all are finite. Raises MalformedTensors."""
     places, start = read_places(stream, size_bytes, parse=parse)
     position = start
     for name, place in places.items():
@@ -71,7 +71,7 @@ def non_finite_tensor(
 
 
 def pieces_of(stream: BinaryIO, count: int) -> Iterator[bytes]:
-    """The next bytes of a stream, CHUNK_BYTES at a time. Raises MalformedTensors if there are fewer."""
+    """Yield the next bytes of a stream, CHUNK_BYTES at a time. Raises MalformedTensors if there are fewer."""
     while count:
         piece = exactly(stream, min(count, CHUNK_BYTES))
         count -= len(piece)
@@ -95,12 +95,12 @@ def _by_numpy(dtype: str) -> Finite:
 
 
 def _by_bits(dtype: str, exponent: int) -> Finite:
-    """Not finite where all bits of the exponent are set."""
+    """Build a check by bits: a number is not finite if all bits of its exponent are set."""
     return lambda chunk: not bool(((np.frombuffer(chunk, dtype=dtype) & exponent) == exponent).any())
 
 
 def _e4m3(chunk: bytes) -> bool:
-    """The OCP 8-bit float of 4 and 3 bits has no infinity; S.1111.111 is NaN."""
+    """Check OCP 8-bit floats of 4 exponent and 3 mantissa bits: there is no infinity, and S.1111.111 is NaN."""
     return not bool(((np.frombuffer(chunk, dtype="u1") & 0x7F) == 0x7F).any())
 
 
@@ -113,4 +113,6 @@ _FINITE: Mapping[str, Finite] = {
     "F8_E5M2": _by_bits("u1", 0x7C),
     "F8_E4M3": _e4m3,
 }
-"""Safetensors dtype -> whether a chunk is finite. Integers and booleans always are. CHUNK_BYTES is a multiple of all sizes."""
+"""Safetensors dtype -> function that is true if a chunk is finite. Integers and booleans always are. CHUNK_BYTES is a
+multiple of all sizes.
+"""

@@ -1,7 +1,7 @@
-"""Parses documents of snapshots: one large one at a time in a worker, and no validation that is to end waits for it.
+"""Parses documents of snapshots: one large one at a time in a worker, without delaying a validation that ends.
 
-A large document takes up to a gigabyte while it is parsed (docs/lifecycle.md), and seconds in which nothing in Python can stop
-it. So it is parsed by a thread of its own, and the thread of the activity sends heartbeats meanwhile.
+A large document takes up to a gigabyte while it is parsed (docs/lifecycle.md), and seconds in which nothing in Python
+can interrupt it. So a separate thread parses it, and the thread of the activity sends heartbeats meanwhile.
 """
 
 from collections.abc import Callable
@@ -11,17 +11,17 @@ from typing import Final, Protocol, TypeVar
 T = TypeVar("T")
 
 SMALL_BYTES: Final = 2**18
-"""A document up to this size is parsed at once, in the thread that asks: that takes some milliseconds."""
+"""A document up to this size is parsed at once, in the calling thread: that takes some milliseconds."""
 AT_ONCE: Final = 1
 POLL_SECONDS: Final = 0.1
-"""Between two heartbeats of a validation that waits for a document: it ends so soon after it was told to."""
+"""Between two heartbeats of a validation that waits for a document: the delay after which a cancelled one ends."""
 
 
 class Parse(Protocol):
-    """Runs `read`, which makes objects of a document of so many bytes. What it raises is raised."""
+    """Runs `read`, which builds objects from a document of this size. Errors of `read` are raised."""
 
     def __call__(self, size_bytes: int, read: Callable[[], T], /) -> T:
-        """Return what `read` does."""
+        """Return the result of `read`."""
 
 
 def parse_at_once(size_bytes: int, read: Callable[[], T], /) -> T:  # noqa: ARG001 - the protocol's form
@@ -36,10 +36,10 @@ class ParsingThread:
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="parse")
 
     def of(self, beat: Callable[[str], None]) -> Parse:
-        """For one validation. `beat` is called while it waits; what that raises ends the wait.
+        """Return the parser of one validation. `beat` is called while it waits; an error that it raises ends the wait.
 
-        A document whose validation has ended is not begun; one that is being parsed is parsed to its end, and the next one waits for
-        that: so no more than AT_ONCE are ever in memory.
+        A document whose validation has ended is not begun. One that is being parsed is parsed to its end, and the next
+        one waits for it: so never more than AT_ONCE are in memory.
         """
 
         def parse(size_bytes: int, read: Callable[[], T], /) -> T:

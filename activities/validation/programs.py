@@ -1,4 +1,4 @@
-"""Validator of programs: what the torch engine would refuse to load is refused here, by name, and without torch."""
+"""Validator of programs: refuses by name, and without torch, whatever the torch engine would refuse to load."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -14,7 +14,7 @@ PROGRAM = "program"
 
 
 def check_programs(candidate: Candidate) -> Iterator[CheckResult]:
-    """One result for each `program.json` of the torch engine; its operators, names and texts are all of closed sets."""
+    """Yield one result for each `program.json` of the torch engine; its operators, names and texts must be of closed sets."""
     for part, snapshot in sorted(candidate.snapshots.items()):
         file = program_file(snapshot.manifest)
         if file is None:
@@ -30,7 +30,7 @@ def check_programs(candidate: Candidate) -> Iterator[CheckResult]:
 
 
 def _operations(candidate: Candidate, file: ArtifactFile) -> int:
-    """How many a program has that is safe. UnsafeProgram."""
+    """Count the operations of a safe program. Raises UnsafeProgram."""
     with candidate.open(file.sha256) as stream:
         document = parse_program(stream.read(LARGEST_PROGRAM_BYTES + 1))
     return len(document["program"]["graph_module"]["graph"]["nodes"])

@@ -1,4 +1,4 @@
-"""Validators of what fits together: engines, the edges of the graph, and the interface that clients rely on."""
+"""Validators of compatibility: engines, the edges of the graph, and the interface that clients rely on."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -26,7 +26,7 @@ _UNORDERED = frozenset({"BYTES", "BOOL"})
 
 
 def check_engines(candidate: Candidate) -> Iterator[CheckResult]:
-    """Every part has a snapshot, made for the engine that the manifest runs it on."""
+    """Check that every part has a snapshot, made for the engine that the manifest runs it on."""
     for part in candidate.manifest.spec.parts:
         snapshot = candidate.snapshots.get(part.name)
         if snapshot is None:
@@ -40,13 +40,13 @@ def check_engines(candidate: Candidate) -> Iterator[CheckResult]:
 
 
 def check_edges(candidate: Candidate) -> Iterator[CheckResult]:
-    """Every input of every node has a source that gives its datatype and shape; every output has one too."""
+    """Check that every input of every node, and every output, has a source, of the input's datatype and shape."""
     graph, known = candidate.graph, _signatures(candidate.manifest.spec.parts, candidate.snapshots)
     parts = {node.name: node.part for node in graph.nodes}
     request: dict[str, TensorSpec] = {}
     for node in sorted(
         graph.nodes, key=lambda node: node.prompt is not None
-    ):  # what else takes a tensor says what it is
+    ):  # other nodes that take a tensor of the request declare it first
         inputs = {tensor.name: tensor for tensor in known[node.part].inputs}
         written = prompt_inputs(node, known[node.part])
         for name in sorted(inputs.keys() | node.inputs.keys()):
@@ -65,7 +65,7 @@ def check_edges(candidate: Candidate) -> Iterator[CheckResult]:
 
 
 def check_interface(candidate: Candidate) -> Iterator[CheckResult]:
-    """Clients of the serving generation go on working: the same inputs, and no output less or other than before."""
+    """Check that clients of the serving generation keep working: the same inputs, and no output missing or changed."""
     if candidate.serving is None or candidate.serving_graph is None:
         yield passed(INTERFACE, candidate.manifest.name, "nothing serves yet")
         return
@@ -84,7 +84,7 @@ Tensors = Mapping[str, TensorSpec]
 
 
 def interface(graph: PartGraph, signatures: Mapping[str, Signature]) -> tuple[Tensors, Tensors]:
-    """The tensors that a request brings and those that the answer holds. Broken edges are left out."""
+    """Return the tensors of a request and those of the answer. Broken edges are left out."""
     parts = {node.name: node.part for node in graph.nodes}
     inputs = request_tensors(graph, signatures)
     found = {name: _output(source, signatures, parts) for name, source in graph.outputs.items()}
@@ -92,7 +92,7 @@ def interface(graph: PartGraph, signatures: Mapping[str, Signature]) -> tuple[Te
 
 
 def compatible(one: TensorSpec, other: TensorSpec) -> bool:
-    """Equal datatypes and ranks; each dimension equal, or free (-1) on either side."""
+    """True if datatypes and ranks are equal, and each dimension is equal, or free (-1) on either side."""
     if one.datatype != other.datatype or len(one.shape) != len(other.shape):
         return False
     return all(a == b or -1 in {a, b} for a, b in zip(one.shape, other.shape, strict=True))
@@ -109,7 +109,7 @@ def _written_fault(
     parts: Mapping[str, str],
     request: dict[str, TensorSpec],
 ) -> str:
-    """An input that is written into a prompt: a list of anything, or of numbers where it orders one."""
+    """Check an input that is written into a prompt: a list of anything, or of numbers if it orders another list."""
     source = node.inputs[name]
     if source_node(source) == REQUEST:
         found: TensorSpec | None = request.setdefault(
@@ -140,7 +140,7 @@ def _edge_fault(
     parts: Mapping[str, str],
     request: dict[str, TensorSpec],
 ) -> str:
-    """`request` collects what earlier edges say of the request's tensors."""
+    """Check one edge. `request` collects the request's tensors as earlier edges define them."""
     if source_node(source) == REQUEST:
         given = request.setdefault(source_tensor(source), wanted)
         if compatible(given, wanted):
@@ -174,7 +174,7 @@ def _input_changes(before: Tensors, now: Tensors) -> Iterator[tuple[str, str]]:
 
 
 def _given_once(graph: PartGraph, snapshots: Mapping[str, Snapshot]) -> frozenset[str]:
-    """Tensors of the request that may come with one row for all: every node that takes one says so."""
+    """Return the tensors of the request that may come with one row for all: every node that takes one must allow it."""
     taken: dict[str, bool] = {}
     for node in graph.nodes:
         once = snapshots[node.part].manifest.signature.request_inputs

@@ -1,4 +1,4 @@
-"""Validator of who signed: each published snapshot by a key that the manifest allows, where it names any."""
+"""Validator of signatures: each published snapshot is signed by a key that the manifest allows, if it names any."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ SIGNATURE = "signature"
 
 
 def check_signatures(candidate: Candidate) -> Iterator[CheckResult]:
-    """One result for each snapshot. The digests were checked before, so that the signature covers every byte."""
+    """Yield one result for each snapshot. The digests were checked before, so that the signature covers every byte."""
     policy = candidate.manifest.spec.validation.signers
     for part, snapshot in sorted(candidate.snapshots.items()):
         content = candidate.artifacts.signature(snapshot.uri) if policy is not None else None

@@ -1,4 +1,4 @@
-"""What a validator looks at, and how validators are found: a closed list, and those of the entry-point group."""
+"""Protocol of a validator and its candidate, and discovery of validators: built-in ones, and those of the entry-point group."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,30 +22,30 @@ CHUNK_BYTES = 4 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One generation of a model, with what serves now beside it.
+    """One generation of a model, with the serving one beside it.
 
-    `beat` is called with a few words while a validator works for long; what it raises ends the validation.
+    `beat` is called with a few words while a validator works for long; an error that it raises ends the validation.
     """
 
     manifest: ModelManifest
     snapshots: Mapping[str, Snapshot]
     """Part -> its snapshot in this generation."""
     serving: Mapping[str, Snapshot] | None
-    """The same for the generation that serves; none before the first."""
+    """The same for the serving generation; None before the first."""
     serving_graph: PartGraph | None
-    """The graph that requests follow now; none before the first generation serves."""
+    """The graph that requests follow now; None before the first generation serves."""
     artifacts: ArtifactStore
     beat: Callable[[str], None]
     published: Mapping[tuple[str, str], Snapshot] = field(default_factory=dict)
-    """(part, digest) -> every snapshot that a delta of this generation stands on, its parent's parent included."""
+    """(part, digest) -> every ancestor of this generation's deltas, down to the full snapshots."""
     native_signers: SignerPolicy | None = None
-    """The keys of those whose native code the operator of the platform lets run; None: nobody's."""
+    """Keys of the signers whose native code the operator of the platform lets run; None if native code is not allowed."""
     parse: Parse = parse_at_once
-    """Runs what makes objects of a document."""
+    """Runs functions that build objects from a document."""
 
     @property
     def graph(self) -> PartGraph:
-        """The manifest's graph; a model with one part that has hosts may leave it out."""
+        """The manifest's graph; a model with one hosted part may leave it out."""
         wiring = self.manifest.spec.wiring
         if wiring is not None:
             return wiring
@@ -54,7 +54,7 @@ class Candidate:
 
     @contextmanager
     def open(self, sha256: str) -> Iterator[BinaryIO]:
-        """A file of a snapshot as a stream. Raises ArtifactMissing or Unavailable."""
+        """Open a file of a snapshot as a stream. Raises ArtifactMissing or Unavailable."""
         stream = self.artifacts.open_blob(sha256)
         try:
             yield stream
@@ -63,18 +63,18 @@ class Candidate:
 
 
 class Validator(Protocol):
-    """One validator. `required`: a manifest can't skip it."""
+    """One validator. If it is `required`, a manifest can't skip it."""
 
     @property
     def name(self) -> str:
-        """Unique; manifests name it in `validation.skip`."""
+        """Unique name; manifests use it in `validation.skip`."""
 
     @property
     def required(self) -> bool:
-        """Whether it always runs."""
+        """True if it always runs."""
 
     def check(self, candidate: Candidate) -> Iterable[CheckResult]:
-        """One result for each thing looked at."""
+        """Yield one result for each subject that was checked."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class FunctionValidator:
 
 
 def discovered() -> tuple[Validator, ...]:
-    """Load the validators that other distributions bring. One that is broken, or has a taken name, is logged and left out."""
+    """Load the validators of other distributions. One that is broken, or has a taken name, is logged and left out."""
     found = Plugins().validators
     for one in found:
         if one.value is None:
@@ -97,10 +97,10 @@ def discovered() -> tuple[Validator, ...]:
 
 
 def passed(check: str, subject: str, message: str = "") -> CheckResult:
-    """A check that holds."""
+    """Return the result of a check that holds."""
     return CheckResult(check=check, subject=subject, passed=True, message=message)
 
 
 def failed(check: str, subject: str, reason: Reason, message: str) -> CheckResult:
-    """A check that does not hold; `message` names what was found and what is allowed."""
+    """Return the result of a check that fails; `message` names the value found and the allowed ones."""
     return CheckResult(check=check, subject=subject, passed=False, reason=reason, message=message)
