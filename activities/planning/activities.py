@@ -1,6 +1,6 @@
-"""Planning: one model placed on what is left of the fleet, or the whole fleet planned anew.
+"""Planning: place one model on the residual capacity of the fleet, or plan the whole fleet again.
 
-A plan is adopted only in place of the one it was made from, so two plans never give the same supply twice.
+A plan is adopted only in place of the one it was based on, so two plans never allocate the same supply twice.
 """
 
 import threading
@@ -38,11 +38,11 @@ _TURN = threading.Lock()
 """One model is placed at a time in a process."""
 
 ADOPTIONS = 5
-"""Tries to adopt before the activity is retried as a whole."""
+"""Attempts to adopt before the activity is retried as a whole."""
 
 
 class PlanningActivities:
-    """Needs the store, and a solver for the whole fleet (its own process, where many models are planned)."""
+    """Planning activities, on the store and a solver for the whole fleet (a separate process if many models are planned)."""
 
     def __init__(self, store: Store, solver: Solver, policy: PlanningPolicy | None = None) -> None:
         self._store = store
@@ -50,14 +50,14 @@ class PlanningActivities:
         self._policy = policy or PlanningPolicy()
 
     def all(self) -> Sequence[Callable[..., Any]]:
-        """Everything a worker registers."""
+        """Return the activities that a worker registers."""
         return (self.place_model, self.replan_fleet)
 
     @activity.defn(name="place_model", no_thread_cancel_exception=True)
     def place_model(self, stage: StageInput) -> Planned:
-        """Place one model on what all others leave, and adopt the plan. An unchanged model keeps its place.
+        """Place one model on the capacity that all others leave, and adopt the plan. An unchanged model keeps its placement.
 
-        Not feasible where nothing of it can be placed; demand that is left unmet is named in the message.
+        Not feasible if nothing of it can be placed; the message names demand that is left unmet.
         """
         for _ in range(ADOPTIONS):
             try:
@@ -72,10 +72,10 @@ class PlanningActivities:
 
     @activity.defn(name="replan_fleet", no_thread_cancel_exception=True)
     def replan_fleet(self, replan: ReplanInput) -> ReplanComputed:
-        """Plan all serving models anew for the replans that wait, and adopt the plan where it is worth it.
+        """Plan all serving models again for the waiting replans, and adopt the plan if it is worth it.
 
-        The run's id names the plan. A failure leaves the plan in force as it is: the reason is in the answer, in the
-        plan's line and in the fleet's events. What waits lies in the store; `replan` says nothing.
+        The run's id names the plan. A failure leaves the plan in force unchanged: the reason is in the result, in the
+        plan's entry and in the fleet's events. The waiting replans are in the store; `replan` has no content.
         """
         del replan
         info = activity.info()
@@ -126,7 +126,7 @@ class PlanningActivities:
         return _planned(record.id, plan.cost_per_hour, moves=record.diff.moves, message=message)
 
     def _budget_figures(self, problem: Problem, whole: Sequence[Owner], model: str, rules: Sequence[str]) -> str:
-        """What the budgets that bind would have to be; `whole` are the owners with what they may spend on all their models."""
+        """Return the budgets that would suffice if budgets bind; `whole` lists the owners with their budgets for all their models."""
         if not budgets_in(rules):
             return ""
         try:
@@ -151,7 +151,7 @@ class PlanningActivities:
 
 
 def keeps(placed: Placement, problem: Problem) -> bool:
-    """Whether a model may stay where the plan in force has it: the same wishes as then, all met, no rule broken.
+    """True if a model may stay as the plan in force has it: the same wishes as then, all met, no rule broken.
 
     `problem` holds the model alone, on the supply that the others leave.
     """
@@ -166,7 +166,7 @@ def keeps(placed: Placement, problem: Problem) -> bool:
 def _record(
     stage: StageInput, problem: Problem, plan: Plan, *, before: Placement | None, base: str | None, fleet_cost: float
 ) -> PlanRecord:
-    """The plan of one model; its difference tells the whole fleet's cost."""
+    """Build the plan of one model; its difference has the whole fleet's cost."""
     change = diff(before.state if before else CurrentState(), plan)
     after = fleet_cost - (before.cost_per_hour if before else 0.0) + plan.cost_per_hour
     costs = {"cost_per_hour_before": fleet_cost, "cost_per_hour_after": float(f"{after:.12g}")}
@@ -195,13 +195,13 @@ def _joined(*texts: str) -> str:
 
 
 def unplaced_message(plan: Plan) -> str:
-    """Why a plan of one model has no replica, in words."""
+    """Explain in words why a plan of one model has no replica."""
     rules = dict.fromkeys(rule for unmet in plan.unmet for rule in unmet.rules)
     return f"nothing can be placed: {'; '.join(rules)}"
 
 
 def _unmet_message(plan: Plan, unit: Unit) -> str:
-    """What is left unserved, in words; empty where nothing is."""
+    """Describe the unserved demand in words; empty if there is none."""
     lines = [
         f"{amount(unmet.qps, unit)} of {unmet.region} stay unserved ({', '.join(unmet.rules)})" for unmet in plan.unmet
     ]

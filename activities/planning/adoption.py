@@ -1,4 +1,4 @@
-"""When a plan replaces the one in force, and how the plan in force follows what really runs."""
+"""Adoption: when a plan replaces the one in force, and how the plan in force follows the observed state."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
@@ -26,18 +26,18 @@ from planner.core.owner_levels import compared_by_level, unmet_by_level
 from planner.verify.plan_checker import check
 
 PLACEMENT_RULES = frozenset({"served", "latency", "capacity", "survive", "min_replicas", "supply", "budget", "names"})
-"""Rules that say whether a placement holds; the others concern a plan's own figures."""
+"""Rules that decide whether a placement holds; the others concern a plan's figures."""
 
 NOISE = 1e-6
-"""Two figures that differ by less are the same."""
+"""Two figures that differ by less are equal."""
 
 ROW = "what runs"
-"""Method of a plan that was not searched but seen."""
+"""Method of a plan that was observed, not searched."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether to adopt a plan, and why, in words."""
+    """Whether to adopt a plan, and the reason in words."""
 
     adopt: bool
     message: str
@@ -45,7 +45,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Figures:
-    """What rows cost and leave unserved, in $/h; `unmet` in requests a second times priority."""
+    """Cost and unserved demand of rows: $/h, and `unmet` in requests/s times priority."""
 
     cost: float
     latency: float
@@ -54,18 +54,18 @@ class Figures:
 
     @property
     def spent(self) -> float:
-        """All but what is unserved."""
+        """All figures but the unserved demand."""
         return self.cost + self.latency + self.moves
 
 
 def replaces(
     plan: Plan, held: Plan | None, problem: Problem, *, dead_band: float, tokens: Collection[str] = ()
 ) -> Verdict:
-    """Adopt a plan where the one in force breaks a rule of today's problem, serves less, or costs clearly more.
+    """Adopt a plan if the one in force breaks a rule of today's problem, serves less, or costs clearly more.
 
-    `held` is the plan in force read as a plan of today's problem (`held_plan`). What is saved counts hardware at today's
-    prices, latency and the moves themselves, against `dead_band` as a share of the hardware's cost. `tokens` names the
-    models whose demand is in tokens a second.
+    `held` is the plan in force as a plan of today's problem (`held_plan`). The saving counts hardware at today's
+    prices, latency and the moves themselves, and is compared with `dead_band` as a share of the hardware's cost.
+    `tokens` names the models whose demand is in tokens/s.
     """
     if held is None:
         return Verdict(adopt=True, message="the first plan")
@@ -89,7 +89,7 @@ def replaces(
 
 
 def _more_served(held: Plan, plan: Plan, tokens: Collection[str]) -> str:
-    """`40 requests/s and 300 tokens/s more are served`."""
+    """Return a text such as `40 requests/s and 300 tokens/s more are served`."""
     served: dict[Unit, float] = {REQUESTS: 0.0, TOKENS: 0.0}
     for sign, items in ((1, held.unmet), (-1, plan.unmet)):
         for item in items:
@@ -99,9 +99,9 @@ def _more_served(held: Plan, plan: Plan, tokens: Collection[str]) -> str:
 
 
 def held_plan(placements: Iterable[Placement], problem: Problem) -> Plan | None:
-    """The plan in force as a plan of today's problem: its rows, and as unmet what they leave of today's demand.
+    """Return the plan in force as a plan of today's problem: its rows, and the part of today's demand that they leave unmet.
 
-    None where nothing is placed. Rows of models that the problem does not have stay in it: such a plan does not hold.
+    None if nothing is placed. Rows of models that the problem does not have stay in it: such a plan does not hold.
     """
     found = tuple(placements)
     if not found:
@@ -112,7 +112,7 @@ def held_plan(placements: Iterable[Placement], problem: Problem) -> Plan | None:
 
 
 def figures_of(problem: Problem, plan: Plan) -> Figures:
-    """The objective's terms of a plan's rows."""
+    """Compute the objective's terms of a plan's rows."""
     units = {(m.model, p.part, o.hardware): o.units for m in problem.models for p in m.parts for o in p.options}
     prices = {(item.region, item.hardware): item.unit_cost for item in problem.supply}
     now = {_placement(row): row.count for row in problem.current.replicas}
@@ -140,7 +140,7 @@ def cost_of(
     units: Mapping[tuple[str, str, str], float],
     prices: Mapping[tuple[str, str], float],
 ) -> float:
-    """$/h of replicas; `units` by model, part and hardware, `prices` by region and hardware."""
+    """Return the $/h of replicas; `units` by model, part and hardware, `prices` by region and hardware."""
     cost = sum(
         row.count * units.get((row.model, row.part, row.hardware), 0.0) * prices.get((row.region, row.hardware), 0.0)
         for row in replicas
@@ -149,12 +149,12 @@ def cost_of(
 
 
 def rows_differ(one: Plan | CurrentState, other: Plan | CurrentState) -> bool:
-    """Whether two plans place or route anything differently."""
+    """True if two plans place or route anything differently."""
     return _rows(one) != _rows(other)
 
 
 def rows_by_model(state: Plan | CurrentState) -> Mapping[str, CurrentState]:
-    """The rows of each model that has any."""
+    """Return the rows of each model that has any."""
     replicas: dict[str, list[ReplicaCount]] = defaultdict(list)
     traffic: dict[str, list[TrafficShare]] = defaultdict(list)
     for row in state.replicas:
@@ -170,11 +170,11 @@ def rows_by_model(state: Plan | CurrentState) -> Mapping[str, CurrentState]:
 
 
 def settle(repository: Repository, model: str, *, change_id: str) -> None:
-    """Let the plan in force say what really runs of a model: after a change that did not come through.
+    """Set the plan in force to the observed state of a model, after a change that failed.
 
-    What it gives all other models stays. If what runs carries less than is sent to it, as after a disaster, a replan is recorded:
-    the plan that would have mended it may be the one that is replaced now. A move asks for none, or two could follow each other
-    for ever.
+    The placements of all other models stay. If the running replicas carry less than they receive, as after a disaster,
+    a replan is recorded: the plan that would have fixed it may be the one that is replaced now. A move records none, or
+    two moves could follow each other forever.
     """
     in_force, placed = repository.lock_plan_in_force(), repository.placement(model)
     if in_force is None:
@@ -209,7 +209,7 @@ def settle(repository: Repository, model: str, *, change_id: str) -> None:
 
 
 def is_short(problem: Problem, plan: Plan) -> bool:
-    """Whether a part has less throughput somewhere than the plan sends there."""
+    """True if a part has less throughput in some region than the plan sends there."""
     return any(violation.rule == "capacity" for violation in check(problem, plan))
 
 
@@ -220,7 +220,7 @@ def _seen(
     unmet: tuple[Unmet, ...] = (),
     cost: float = 0.0,
 ) -> Plan:
-    """Rows as a plan that nobody searched for; nothing is proved of it."""
+    """Build a plan of rows that were not searched for; it proves nothing."""
     return Plan(
         status="feasible",
         objective=cost,

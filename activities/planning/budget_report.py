@@ -1,20 +1,20 @@
-"""The figures of a refusal by budget: what serving everything would cost, and what may be spent. Pure; money is $/h."""
+"""Figures of a refusal by budget: the cost of serving everything, and the budget. Pure; money is in $/h."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
 from ipnext.model.plan import Owner, Plan, Problem
 
 BUDGET = "budget "
-"""What the names of these rules begin with: `budget owner a`, `budget model m`."""
+"""Prefix of the names of these rules: `budget owner a`, `budget model m`."""
 
 
 def budgets_in(rules: Iterable[str]) -> tuple[str, ...]:
-    """The rules that are budgets, each once."""
+    """Return the rules that are budgets, each once."""
     return tuple(dict.fromkeys(rule for rule in rules if rule.startswith(BUDGET)))
 
 
 def without_budgets(problem: Problem) -> Problem:
-    """The problem as if nobody's spending had a limit, and everybody wanted the cheapest way to serve all."""
+    """Return the problem without budgets, with the cheapest way to serve all demand as its only objective."""
     owners = tuple(owner.model_copy(update={"budget_per_hour": None}) for owner in problem.owners)
     models = tuple(model.model_copy(update={"budget_per_hour": None}) for model in problem.models)
     cheapest = problem.objective.model_copy(update={"latency_weight": 0.0, "move_cost": 0.0})
@@ -24,10 +24,11 @@ def without_budgets(problem: Problem) -> Problem:
 def budget_figures(
     rules: Iterable[str], problem: Problem, unbounded: Plan | None, *, owners: Iterable[Owner] = ()
 ) -> str:
-    """One sentence for the budgets among `rules`; empty where there is none.
+    """Return one sentence for the budgets among `rules`; empty if there is none.
 
-    `unbounded` is a plan of `without_budgets(problem)`; None, or one that serves nothing, where none could be had. `owners`
-    are those whose whole budget is known, where the problem has what other models leave of it.
+    `unbounded` is a plan of `without_budgets(problem)`; None, or one that serves nothing, if no plan was found.
+    `owners` lists those whose whole budget is known, if the problem has only the remainder that other models leave of
+    it.
     """
     spent = _spent(problem, unbounded) if unbounded is not None and unbounded.replicas else {}
     limits, whole = _limits(problem), {f"{BUDGET}owner {owner.owner}": owner.budget_per_hour for owner in owners}
@@ -41,7 +42,7 @@ def budget_figures(
 
 
 def _told(rule: str, takes: float | None, limit: float, *, left: float) -> str:
-    """Such as: budget owner a would need 1.6 $/h, and is 0.5 $/h, of which other models leave 0.3 $/h."""
+    """Return a text such as: budget owner a would need 1.6 $/h, and is 0.5 $/h, of which other models leave 0.3 $/h."""
     rest = f", of which other models leave {left:.4g} $/h" if left < limit else ""
     return (
         f"{rule} would need {limit - left + takes:.4g} $/h, and is {limit:.4g} $/h{rest}"
@@ -59,7 +60,7 @@ def _limits(problem: Problem) -> Mapping[str, float]:
 
 
 def _spent(problem: Problem, plan: Plan) -> Mapping[str, float]:
-    """Rule -> $/h that the plan takes of it."""
+    """Map each rule to the $/h that the plan spends of it."""
     spent: dict[str, float] = {}
     owners = {model.model: model.owner for model in problem.models}
     for model, cost in _costs(problem, plan):
@@ -69,7 +70,7 @@ def _spent(problem: Problem, plan: Plan) -> Mapping[str, float]:
 
 
 def _costs(problem: Problem, plan: Plan) -> Iterator[tuple[str, float]]:
-    """(model, $/h) of each placement."""
+    """Yield (model, $/h) of each placement."""
     prices = {(item.region, item.hardware): item.unit_cost for item in problem.supply}
     units = {
         (model.model, part.part, option.hardware): option.units

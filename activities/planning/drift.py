@@ -1,7 +1,7 @@
-"""Models whose users or replicas are left on a generation that does not serve, and the repairs recorded for them.
+"""Models with users or replicas on a generation that does not serve, and the repairs recorded for them.
 
-A change that ends with something not reverted leaves such a model, and so does a run that was terminated. Called in the unit
-of work that ends a change, and by the reconciler for what came about otherwise.
+A change that ends with an incomplete revert leaves such a model, and so does a run that was terminated. Called in the
+unit of work that ends a change, and by the reconciler for drift of other origin.
 """
 
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ LOOKED_AT = 8
 
 
 def drift_of(repository: Repository, model: str) -> str:
-    """What of a model is on a generation that does not serve, in words; empty if nothing is. NotFound for an unknown model.
+    """Describe the drift of a model to a generation that does not serve; empty if there is none. NotFound for an unknown model.
 
     Generations that served before and stay loaded are no drift, nor is anything while a region of the model is lost.
     """
@@ -63,10 +63,11 @@ def record_repair(repository: Repository, model: str, *, now: datetime | None = 
 
 
 def withdraw_unserved(repository: Repository, model: str) -> bool:
-    """Forget the routes and replicas of a model of which no generation serves, in the caller's unit of work.
+    """Delete the routes and replicas of a model without a serving generation, in the caller's unit of work.
 
-    A first publish that was not reverted everywhere leaves them; there is nothing to repair to. Regions remove them in the
-    same pass, or when they are back. False if the model has an open change, a generation that serves, or nothing left.
+    A first publish that was not reverted everywhere leaves them; there is no generation to repair to. Regions remove
+    them in the same pass, or when they are restored. Returns False if the model has an open change, a serving
+    generation, or nothing left.
     """
     if model not in repository.models_unserved():
         return False
@@ -85,7 +86,7 @@ def withdraw_unserved(repository: Repository, model: str) -> bool:
 
 
 def _pauses(changes: Iterable[Change], now: datetime) -> bool:
-    """Whether the last repairs failed too lately to try again. `changes`: newest first, all ended."""
+    """True if the last repairs failed too recently to try again. `changes`: newest first, all ended."""
     failed = 0
     newest: datetime | None = None
     for change in changes:
@@ -104,7 +105,7 @@ def _astray(tables: Iterable[RouteTable], serving: int) -> Iterable[str]:
 
 
 def _left_behind(deployments: Iterable[Deployment], serving: int, served: frozenset[int]) -> Iterable[str]:
-    """Replicas of a generation that does not serve: in processes of their own, or loaded though it never served."""
+    """Yield replicas of a generation that does not serve: in dedicated processes, or loaded though it never served."""
     for found in deployments:
         left = {number for number, count in found.own.items() if count and number != serving}
         left |= {number for number in found.generations if number != serving and number not in served}

@@ -1,6 +1,6 @@
-"""In which order the models of a replan move, so that what one frees another takes after it: pure functions of units.
+"""Order of a replan's moves, so that one model takes the units that another one frees: pure functions of units.
 
-A model needs room for what it grows by before it gives back what it leaves (capacity first, traffic after).
+A model needs room for its growth before it gives back the units that it leaves (capacity first, traffic after).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,12 +15,12 @@ Cell = tuple[str, str]
 TOLERANCE = 1e-6
 
 MOST_STAGES = 200
-"""Beyond these the rest keeps its order: a model that has no room yet is passed over when its turn comes."""
+"""Beyond these the rest keeps its order: a model that has no room yet is skipped at its turn."""
 
 
 @dataclass(frozen=True)
 class Move:
-    """What one model takes more, and gives back, in units by cell."""
+    """Units that one model takes and gives back, by cell."""
 
     model: str
     grows: Mapping[Cell, float]
@@ -28,12 +28,12 @@ class Move:
 
     @property
     def net(self) -> float:
-        """Units that it takes more than it gives back."""
+        """Units that it takes beyond those that it gives back."""
         return round(sum(self.grows.values()) - sum(self.shrinks.values()), 9)
 
     @classmethod
     def of(cls, placed: Placement, now: CurrentState | None) -> "Move":
-        """From what runs to what is placed, replica set by replica set."""
+        """Compute the move from the running state to the placement, replica set by replica set."""
         units = {(part.part, o.hardware): o.units for part in placed.wishes.parts for o in part.options}
         before = {(r.part, r.region, r.hardware): r.count for r in (now or CurrentState()).replicas}
         after = {(r.part, r.region, r.hardware): r.count for r in placed.replicas}
@@ -49,7 +49,7 @@ class Move:
 
 
 def free_units(problem: Problem, running: Iterable[CurrentState]) -> dict[Cell, float]:
-    """Units of each cell that nothing of the problem's models runs on now; below 0 where supply was taken away."""
+    """Return the units of each cell that the problem's models leave free now; below 0 if supply was withdrawn."""
     free = {(item.region, item.hardware): item.units for item in problem.supply}
     units = {(m.model, p.part, o.hardware): o.units for m in problem.models for p in m.parts for o in p.options}
     for state in running:
@@ -60,14 +60,14 @@ def free_units(problem: Problem, running: Iterable[CurrentState]) -> dict[Cell, 
 
 
 def fits(move: Move, free: Mapping[Cell, float]) -> bool:
-    """Whether all that it grows by is free."""
+    """True if all units that it grows by are free."""
     return all(units <= free.get(cell, 0.0) + TOLERANCE for cell, units in move.grows.items())
 
 
 def move_order(moves: Sequence[Move], free: Mapping[Cell, float]) -> tuple[str, ...]:
-    """Models in stages: all of one fit side by side once those before it have arrived. Who frees most goes first.
+    """Order models in stages: all of one stage fit side by side once the stages before have moved. Largest net release first.
 
-    What fits in no order comes last, as it is: its transition says what it lacks.
+    Models that fit in no order come last, as they are: their transitions report the missing supply.
     """
     left, order = dict(free), list[str]()
     pending = sorted(moves, key=lambda move: (move.net, move.model))

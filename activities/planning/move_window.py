@@ -1,7 +1,7 @@
-"""One turn of a replan that moves a fleet: how those stand that were asked, and the next ones are asked.
+"""One turn of a replan that moves a fleet: check the models that move, and start the next ones.
 
-One activity for a whole window: no model holds a slot of the worker while it moves. Which models have to move, and how far
-that is, lies in the store; a turn reads beside the writers, and each change is recorded in a unit of its model.
+One activity for a whole window: no model occupies a slot of the worker while it moves. The store has the models to move
+and their progress; a turn reads outside the writing units, and each change is recorded in a unit of its model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,27 +25,27 @@ from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
 SUBMITS = 8
-"""Changes that are given to their entities side by side."""
+"""Changes that are submitted to their entities in parallel."""
 
 CANDIDATES = 4
-"""So many times the window's room are looked at for models that have supply now."""
+"""Multiple of the window's free places that is searched for models with supply now."""
 
 PAGE = 1000
-"""Moves under way that one query reads."""
+"""Moves in progress that one query reads."""
 
 GONE = "the plan in force does not know it any more"
 
 Submit = Callable[[Change], None]
-"""Gives a recorded change to its model's entity. Raises Unavailable."""
+"""Submits a recorded change to its model's entity. Raises Unavailable."""
 
 
 @dataclass(frozen=True)
 class _Look:
-    """How the moves under way stand, and which come next: read in one unit."""
+    """State of the moves in progress, and the next ones: read in one unit."""
 
     moving: Sequence[PlannedMove]
     held: Mapping[str, str]
-    """Model -> why it is held, of those that move."""
+    """Model -> reason of its pause or freeze, for models that move."""
     moved: frozenset[int]
     failed: Mapping[int, str]
     chosen: Sequence[tuple[PlannedMove, Placement]]
@@ -55,22 +55,23 @@ class _Look:
 
 
 class MoverActivities:
-    """Needs the store and a way to submit a change."""
+    """Move activities, on the store and a function that submits a change."""
 
     def __init__(self, store: Store, submit: Submit) -> None:
         self._store = store
         self._submit = submit
 
     def all(self) -> Sequence[Callable[..., Any]]:
-        """Everything a worker registers."""
+        """Return the activities that a worker registers."""
         return (self.move_models,)
 
     @activity.defn(name="move_models", no_thread_cancel_exception=True)
     def move_models(self, turn: MoveTurn) -> MoveTurnResult:
-        """Look at those that move, and ask as many of the next ones as there is room and supply for: once for each plan.
+        """Check the models that move, and start as many of the next ones as there is room and supply for: once for each plan.
 
-        A model whose supply others still hold is passed over, unless nothing moves that could free it: then its
-        transition says what it lacks. While moves are paused none is asked, unless the replan repairs the loss of a region.
+        A model whose supply others still occupy is skipped, unless no move in progress could free it: then its
+        transition reports the missing supply. While moves are paused none is started, unless the replan repairs the
+        loss of a region.
         """
         with self._store.read() as repository:
             look = _look(repository, turn)
@@ -85,7 +86,7 @@ class MoverActivities:
             return repository.add_change(placed.model, ChangeKind.MOVE, change_id=change_id, plan_id=placed.plan_id)
 
     def _written(self, turn: MoveTurn, look: _Look, changes: Mapping[int, Change]) -> ReplanProgress:
-        """Write down what has changed, if anything has; the progress afterwards."""
+        """Record the changes of the turn, if there are any; return the progress afterwards."""
         failed = {**look.failed, **dict.fromkeys(look.gone, GONE)}
         if not (changes or look.moved or failed):
             with self._store.read() as repository:
@@ -138,7 +139,7 @@ def _look(repository: Repository, turn: MoveTurn) -> _Look:
 
 
 def _under_way(repository: Repository, plan_id: str) -> list[PlannedMove]:
-    """All models that were asked and have not ended, page by page."""
+    """Return all models with a move that was started and has not ended, page by page."""
     found = list[PlannedMove]()
     while page := repository.moves(plan_id, state="moving", after=found[-1].position if found else -1, limit=PAGE):
         found += page
@@ -148,7 +149,7 @@ def _under_way(repository: Repository, plan_id: str) -> list[PlannedMove]:
 def _candidates(
     repository: Repository, plan_id: str, room: int, *, busy: bool
 ) -> tuple[list[tuple[PlannedMove, Placement]], frozenset[int]]:
-    """The next models that fit, at most `room`; and those that have no way to go."""
+    """Return the next models that fit, at most `room`; and those without a placement."""
     if not room:
         return [], frozenset()
     waiting = repository.moves(plan_id, state="waiting", limit=CANDIDATES * room)
@@ -164,13 +165,13 @@ def _candidates(
 
 
 def _taking(busy: Sequence[PlannedMove], patience_seconds: float) -> int:
-    """Models that take a place of the window: those that have not moved for long yet."""
+    """Count the models that occupy a place of the window: those whose move began less than `patience_seconds` ago."""
     long_ago = datetime.now(UTC) - timedelta(seconds=patience_seconds)
     return sum(move.asked_at is None or move.asked_at > long_ago for move in busy)
 
 
 def _paused(repository: Repository, plan_id: str) -> str:
-    """Why no model may be asked now; empty if models may. The repair of a lost region passes a pause: its users have nothing else."""
+    """Reason why no move may start now; empty if moves may. A repair of a lost region ignores a pause: its users have nothing else."""
     pause = repository.moves_pause()
     if pause is None or repairs_loss(repository, plan_id):
         return ""
@@ -205,12 +206,12 @@ def _troubles(repository: Repository, plan_id: str) -> tuple[MoveTrouble, ...]:
 
 
 def _repair_waits(repository: Repository) -> bool:
-    """Whether a region is lost and its drain's replan has not begun: models may be answered nowhere until it has."""
+    """True if a region is lost and its drain's replan has not begun: until then models may be answered nowhere."""
     return bool(Drained.of(repository.drains()).lost) and repository.waiting_replans("drain") > 0
 
 
 def _free(repository: Repository) -> Mapping[Cell, float]:
-    """0 in cells whose supply holds all that is placed or runs there, below 0 where something has to leave first."""
+    """Return the free units by cell: 0 if all placed or running units fit, below 0 if some have to leave first."""
     fleet = without_drained(repository.fleet().spec, Drained.of(repository.drains()))
     needed = repository.units_needed(but=())
     return {
@@ -220,7 +221,7 @@ def _free(repository: Repository) -> Mapping[Cell, float]:
 
 
 def _room_of(repository: Repository, placed: Placement) -> Move:
-    """The cells that a model grows in. What it takes there is counted as needed already, so it asks for nothing more."""
+    """Return the cells that a model grows in. Their units count as needed already, so the growth itself is 0."""
     now = running(repository.deployments(placed.model), ())
     grown = Move.of(placed, now if now.replicas else CurrentState())
     return Move(placed.model, dict.fromkeys(grown.grows, 0.0), grown.shrinks)

@@ -1,4 +1,4 @@
-"""What the platform asks of every plan: weights, limits, when a new plan is worth its moves, how many are kept."""
+"""Policy of every plan: weights, limits, when a new plan is worth its moves, and the number of plans kept."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ OBJECTIVE = Objective(latency_weight=0.0001, move_cost=0.05, unmet_cost=10.0)
 REPLAN_LIMITS = Limits(time_seconds=60.0, gap=0.01)
 
 PLACE_LIMITS = Limits(time_seconds=20.0, gap=0.01)
-"""One model on what the others leave: seconds at most, not minutes."""
+"""One model on the capacity that the others leave: seconds at most, not minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanningPolicy:
-    """The defaults are those of `ipnext.settings`, which says why; a test holds them together."""
+    """Planning policy. The defaults are those of `ipnext.settings`, which documents them; a test compares them."""
 
     objective: Objective = OBJECTIVE
     replan_limits: Limits = REPLAN_LIMITS
@@ -28,7 +28,7 @@ class PlanningPolicy:
 
     @classmethod
     def of(cls, settings: PlatformSettings) -> "PlanningPolicy":
-        """The policy of a platform's settings."""
+        """Return the policy of a platform's settings."""
         return cls(
             objective=Objective(
                 latency_weight=settings.latency_weight, move_cost=settings.move_cost, unmet_cost=settings.unmet_cost

@@ -1,4 +1,4 @@
-"""The planner's problem as the store knows it: fleet, models, what runs, and what other models need of the supply."""
+"""The planner's problem from the store: fleet, models, running replicas, and the supply that other models need."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -32,13 +32,13 @@ from ipnext.store.records import HeldSlot, ModelRecord, Moving, Placement
 from ipnext.store.repository import Repository
 
 REMEMBERED = 4096
-"""Documents of models under way whose figures are kept."""
+"""Documents of models in transition whose figures are cached."""
 
 
 def model_problem(manifest: ModelManifest) -> ModelProblem:
-    """A manifest as the planner reads it; `qps` there is in the model's unit.
+    """Convert a manifest to the planner's model; its `qps` is in the model's unit.
 
-    InvalidInput where the throughput of a part was never measured and nobody declared it.
+    Raises InvalidInput if the throughput of a part was never measured nor declared.
     """
     spec = manifest.spec
     return ModelProblem(
@@ -61,10 +61,10 @@ def model_problem(manifest: ModelManifest) -> ModelProblem:
 
 
 def within_fleet(model: ModelProblem, fleet: FleetSpec) -> ModelProblem | None:
-    """The model without what the fleet no longer has, so that one model's leftovers don't stop all others.
+    """Return the model without hardware and regions that the fleet no longer has, so that it does not block all others.
 
-    Demand from regions that are gone, or that no region reaches within the model's tolerance any more, is left out. None
-    where no demand remains, or a part has no way to run any more: the planner would refuse the whole problem.
+    Demand from regions that are gone, or that no region reaches within the model's tolerance any more, is left out.
+    None if no demand remains, or a part has no hardware any more: the planner would refuse the whole problem.
     """
     parts = [
         part.model_copy(update={"options": tuple(o for o in part.options if o.hardware in fleet.hardware)})
@@ -92,7 +92,7 @@ def fleet_problem(
     limits: Limits | None = None,
     priorities: Mapping[str, int] | None = None,
 ) -> Problem:
-    """The whole problem. An owner that the fleet does not name has no limit; rows of unknown names are left out.
+    """Build the whole problem. An owner that the fleet does not name has no limit; rows of unknown names are left out.
 
     `priorities`: owner -> its priority; an owner that is not named has 0.
     """
@@ -116,7 +116,7 @@ def fleet_problem(
 
 
 def running(deployments: Iterable[Deployment], tables: Iterable[RouteTable]) -> CurrentState:
-    """What runs, all generations together."""
+    """Return the running state, all generations together."""
     shares: dict[tuple[str, str, str], float] = {}
     for table in tables:
         for share in table.shares:
@@ -143,12 +143,12 @@ def planned_models(
     cut: Mapping[str, Sequence[Generation]] | None = None,
     drained: Drained = NOTHING,
 ) -> list[ModelProblem]:
-    """Models that serve, or hold capacity by the plan in force, as their newest manifests wish.
+    """Return models that serve, or have capacity by the plan in force, with the wishes of their newest manifests.
 
-    A manifest with other hosted parts than the model was placed with counts only once a generation has them: until then, and if
-    none ever does, a plan by it takes capacity from others for what can't run. The same goes for a manifest that a validation refused:
-    the model is planned as it was placed until one is accepted. `cut`: model -> its cut generations that serve or shall serve.
-    `fleet` is the whole one, drained regions included.
+    A manifest with other hosted parts than the model was placed with counts only once a generation has them: until
+    then, and if none ever does, a plan by it takes capacity from others for parts that can't run. The same holds for a
+    manifest that a validation refused: the model is planned as it was placed until one is accepted. `cut`: model -> its
+    split generations that serve or are about to. `fleet` is the whole one, drained regions included.
     """
     found = []
     for record in records:
@@ -167,9 +167,9 @@ def planned_models(
 
 
 def _wishes(manifest: ModelManifest, placed: Placement | None, *, are_cut: bool) -> ModelProblem:
-    """As the manifest wishes; as when it was placed if its parts are others, or its throughput is not known any more.
+    """Return the manifest's wishes; those of its placement if its parts differ, or its throughput is not known any more.
 
-    `are_cut`: its parts are those of a generation that is cut, so they exist.
+    `are_cut`: its parts are those of a split generation, so they exist.
     """
     hosted = {part.name for part in manifest.spec.hosted}
     if placed is not None and not are_cut and {part.part for part in placed.wishes.parts} != hosted:
@@ -183,7 +183,7 @@ def _wishes(manifest: ModelManifest, placed: Placement | None, *, are_cut: bool)
 
 
 def _planned_generation(record: ModelRecord, placed: Placement | None, cut: Sequence[Generation]) -> Generation | None:
-    """The cut generation whose parts the model is placed by; else the one that serves, where that is cut."""
+    """Return the split generation whose parts the model is placed by; else the serving one, if that is split."""
     parts = {part.part for part in placed.wishes.parts} if placed else set()
     serving = next((found for found in cut if found.number == record.serving_generation), None)
     if record.serving_generation is None and cut:
@@ -192,13 +192,13 @@ def _planned_generation(record: ModelRecord, placed: Placement | None, cut: Sequ
 
 
 def model_as_served(repository: Repository, model: str, generation: int | None) -> ModelManifest:
-    """A model's manifest with the parts that hosts hold of a generation, and with measured throughput. NotFound."""
+    """Return a model's manifest with the hosted parts of a generation, and with measured throughput. Raises NotFound."""
     manifest = repository.as_measured(repository.model(model).manifest, generation)
     return laid_out(manifest, repository.generation(model, generation) if generation else None)
 
 
 def fleet_left(fleet: FleetSpec, deployments: Iterable[Deployment], planned: Collection[str]) -> FleetSpec:
-    """The fleet without what runs of models that are not planned: it stays theirs until it ends."""
+    """Return the fleet without the units of running models that are not planned: they stay in use until these end."""
     used: Units = {}
     for deployment in deployments:
         key = deployment.key
@@ -216,9 +216,9 @@ def residual_problem(
     objective: Objective | None = None,
     limits: Limits | None = None,
 ) -> Problem:
-    """One model, with the parts of a generation, on what all others leave of the supply and its owner's budget. NotFound.
+    """Return the problem of one model of a generation, on the supply and the owner's budget that all others leave.
 
-    It costs the same however many others there are: the database sums up what they hold.
+    Its cost does not depend on the number of other models: the database sums up their units. Raises NotFound.
     """
     whole, drained = repository.fleet().spec, Drained.of(repository.drains())
     wanted = eased(model_problem(model_as_served(repository, model, generation)), whole, drained)
@@ -238,14 +238,14 @@ def residual_problem(
 
 
 def units_of(manifest: ModelManifest, deployments: Iterable[Deployment]) -> Mapping[tuple[str, str], float]:
-    """(part, hardware) -> units a replica takes, by the manifest, else by what runs."""
+    """Map (part, hardware) to the units of a replica, by the manifest, else by the running replicas."""
     units = {(d.key.part, d.key.hardware): d.units for d in deployments}
     units.update({(part.name, o.kind): o.units for part in manifest.spec.parts for o in part.hardware})
     return units
 
 
 def units_in_use(repository: Repository, *, but: str) -> Units:
-    """Units that all other models need at most at any moment now: planned, running, or in a transition under way.
+    """Return the most units that all other models need at any moment now: planned, running, or in a transition.
 
     The number of statements does not depend on how many models move.
     """
@@ -268,9 +268,9 @@ def _by_model(slots: Iterable[HeldSlot]) -> dict[str, list[HeldSlot]]:
 
 
 def _units_on_the_way(moving: Moving, placed: Iterable[HeldSlot], running: Sequence[HeldSlot]) -> Units:
-    """What a model in transition needs at most: of each replica set the most of now, of the plan and of the way.
+    """Return the most units that a model in transition needs: for each replica set the maximum of now, the plan and the waves.
 
-    A replica takes the units of the manifest as it is now, or those of what runs if the manifest has none.
+    A replica takes the units of the manifest as it is now, or those of the running replicas if the manifest has none.
     """
     units = {(slot.part, slot.hardware): slot.units for slot in running}
     units.update(_wished_units(moving.manifest, moving.layout))
@@ -286,20 +286,20 @@ def _units_on_the_way(moving: Moving, placed: Iterable[HeldSlot], running: Seque
 
 @lru_cache(maxsize=REMEMBERED)
 def _peak(transition: str, model: str) -> Mapping[Slot, int]:
-    """By the document of a transition: it is read by every admission while the transition is under way."""
+    """Cache the peak by the document of a transition: every admission reads it while the transition is in progress."""
     return peak(decode(Transition, transition), model)
 
 
 @lru_cache(maxsize=REMEMBERED)
 def _wished_units(manifest: str, layout: str | None) -> Mapping[tuple[str, str], float]:
-    """(part, hardware) -> units of a replica, by the documents of a manifest and of a cut generation's layout."""
+    """Map (part, hardware) to the units of a replica, by the documents of a manifest and of a split generation's layout."""
     spec = decode(ModelManifest, manifest).spec
     parts = spec.parts if layout is None else parts_of(spec, decode(Layout, layout))
     return {(part.name, option.kind): option.units for part in parts for option in part.hardware}
 
 
 def with_supply_left(fleet: FleetSpec, used: Units) -> FleetSpec:
-    """The fleet with what others use taken off."""
+    """Return the fleet minus the units that others use."""
     supply = tuple(
         item.model_copy(update={"units": max(0.0, item.units - taken)})
         if (taken := used.get((item.region, item.hardware), 0.0))
@@ -310,7 +310,7 @@ def with_supply_left(fleet: FleetSpec, used: Units) -> FleetSpec:
 
 
 def with_running_options(model: ModelProblem, deployments: Iterable[Deployment]) -> ModelProblem:
-    """The model with the parts and the hardware that it runs now, also where they are no longer wished for."""
+    """Return the model with the parts and the hardware that it runs now, also if the manifest no longer has them."""
     ways: dict[str, dict[str, PartOption]] = {}
     for d in deployments:
         option = PartOption.trusted(d.key.hardware, d.units, d.qps)

@@ -1,7 +1,7 @@
-"""One replan of the whole fleet: what waits is taken, a plan is searched, adopted where it is worth it, or explained.
+"""One replan of the whole fleet: claim the waiting requests, search a plan, and adopt it if it is worth it, or explain.
 
-Called by the activity `replan_fleet`. While the search runs publishes go on: a model that was placed meanwhile keeps
-its newer place, as long as there is room for both.
+Called by the activity `replan_fleet`. Publishes continue during the search: a model that was placed meanwhile keeps its
+newer placement, as long as there is room for both.
 """
 
 from collections import defaultdict
@@ -30,39 +30,39 @@ from ipnext.store.session import Store
 from planner.core.diff import diff
 
 ATTEMPTS = 3
-"""A planner that died, or a plan that came too late to be adopted, is tried so often in all."""
+"""Attempts in all, if the planner died, or a plan came too late to be adopted."""
 
 TOLERANCE = 1e-6
-"""Of supply and budgets, as the planner's checker has it."""
+"""Of supply and budgets, as in the planner's checker."""
 
 NAMED = 3
 """Models that a message names at most."""
 
 
 class TooLateError(IPnextError):
-    """A plan that no longer fits beside what was placed while it was searched for."""
+    """A plan that no longer fits beside the placements made during its search."""
 
     code = Reason.PLANNER_FAILED.value
 
 
 @dataclass(frozen=True)
 class FleetSnapshot:
-    """What one replan plans by: read in one unit of work."""
+    """Inputs of one replan: read in one unit of work."""
 
     based_on: str | None
     placements: Mapping[str, Placement]
     problem: Problem
     running: Mapping[str, CurrentState]
     movable: frozenset[str]
-    """Models that serve: only these can be asked to move."""
+    """Models that serve: only these can move."""
     tokens: frozenset[str] = frozenset()
-    """Models whose demand is in tokens a second."""
+    """Models whose demand is in tokens/s."""
     astray: frozenset[str] = frozenset()
     """Models whose users are sent to a generation that does not serve, though no change moves them."""
 
 
 class FleetReplan:
-    """One attempt at one replan. `say` tells what is done now, and raises where the activity was cancelled."""
+    """One attempt at one replan. `say` reports progress, and raises if the activity was cancelled."""
 
     def __init__(
         self, store: Store, solver: Solver, policy: PlanningPolicy, *, say: Callable[[str], None], attempt: int = 1
@@ -74,9 +74,9 @@ class FleetReplan:
         self._last = attempt >= ATTEMPTS
 
     def compute(self, plan_id: str, *, run_id: str) -> ReplanComputed:
-        """Plan for what waits. A plan of that id which is kept already is answered as it stands.
+        """Plan for the waiting replans. If a plan of this id is stored already, return it as it is.
 
-        Unavailable where another attempt may do better. NotFound without a fleet.
+        Raises Unavailable if another attempt may do better, and NotFound without a fleet.
         """
         self._say("looking at what was asked for")
         with self._store.begin() as repository:
@@ -97,7 +97,7 @@ class FleetReplan:
         return self._searched(plan_id, taken, snapshot)
 
     def _searched(self, plan_id: str, taken: Sequence[Replan], snapshot: FleetSnapshot) -> ReplanComputed:
-        """Search and decide; what goes wrong is written down, or left to another attempt."""
+        """Search and decide; a failure is recorded, or left to another attempt."""
         try:
             return self._decided(plan_id, taken, snapshot, self._solver.solve(snapshot.problem, beat=self._say))
         except (Infeasible, InvalidInput) as error:
@@ -110,7 +110,7 @@ class FleetReplan:
     def _decided(
         self, plan_id: str, taken: Sequence[Replan], snapshot: FleetSnapshot, solved: Solved
     ) -> ReplanComputed:
-        """Adopt the plan, or keep the one in force; either way the plan is stored. TooLateError."""
+        """Adopt the plan, or keep the one in force; either way the plan is stored. Raises TooLateError."""
         self._say("weighing the plan against the one in force")
         held = held_plan(snapshot.placements.values(), snapshot.problem)
         verdict = replaces(
@@ -146,7 +146,7 @@ class FleetReplan:
     def _given_up(
         self, plan_id: str, taken: Sequence[Replan], snapshot: FleetSnapshot, error: IPnextError, *, once_more: bool
     ) -> ReplanComputed:
-        """No plan this time: another attempt, or the failure is written down."""
+        """Give up on a plan this time: raise for another attempt, or record the failure."""
         if once_more and not self._last:
             msg = f"{error.message}; trying again"
             raise Unavailable(msg) from error
@@ -155,7 +155,7 @@ class FleetReplan:
     def _failed(
         self, plan_id: str, taken: Sequence[Replan], snapshot: FleetSnapshot, reason: Reason, message: str
     ) -> ReplanComputed:
-        """Write down why there is no plan. What the plan in force says still has to come about is carried on."""
+        """Record why there is no plan. Open moves of the plan in force are continued."""
         entry = PlanEntry(
             id=plan_id,
             trigger=_trigger(taken),
@@ -174,9 +174,9 @@ class FleetReplan:
         return self._listed(entry, taken, snapshot)
 
     def _listed(self, entry: PlanEntry, taken: Sequence[Replan], snapshot: FleetSnapshot) -> ReplanComputed:
-        """Find the models that have to move, beside the writers, and list them in the store: their names may be megabytes.
+        """Find the models that have to move, outside the writing unit, and list them in the store: their names may be megabytes.
 
-        The answer has their count. An attempt that ends before is followed by one that finds the plan, and lists them.
+        The result has their count. If an attempt ends before, the next one finds the plan, and lists them.
         """
         self._say("listing the models that have to move")
         moving: Sequence[str] = ()
@@ -206,7 +206,7 @@ class FleetReplan:
 def fleet_snapshot(
     repository: Repository, objective: Objective, limits: Limits, drained: Drained | None = None
 ) -> FleetSnapshot:
-    """All that a plan of the fleet is made from; with other drains than those in force where they are given."""
+    """Read all inputs of a plan of the fleet; with other drains than those in force if they are given."""
     fleet, records = repository.fleet().spec, measured_records(repository)
     drained = Drained.of(repository.drains()) if drained is None else drained
     placements = {placed.model: placed for placed in repository.placements()}
@@ -232,7 +232,7 @@ def fleet_snapshot(
 
 
 def measured_records(repository: Repository) -> tuple[ModelRecord, ...]:
-    """All models, with the throughput that was measured where their manifests ask for it."""
+    """Return all models, with measured throughput if their manifests request it."""
     found = repository.models()
     asking = {record.name: record.serving_generation for record in found if wants_profiles(record.manifest)}
     known = repository.profiles_of_all(asking)
@@ -247,8 +247,8 @@ def measured_records(repository: Repository) -> tuple[ModelRecord, ...]:
 def adopt_beside(repository: Repository, plan: PreparedPlan, snapshot: FleetSnapshot) -> PlanRecord:
     """Adopt a plan; models whose placement changed since the snapshot keep the newer one.
 
-    Returns what was adopted. Units of models go on meanwhile, except those that would be placed or admitted: they wait.
-    TooLateError where both together need more than there is.
+    Returns the adopted plan. Units of work of models continue meanwhile, except placements and admissions: they wait.
+    Raises TooLateError if both together need more than there is.
     """
     in_force = repository.lock_plan_in_force()
     before, changed = _meanwhile(repository, snapshot)
@@ -274,7 +274,7 @@ def adopt_beside(repository: Repository, plan: PreparedPlan, snapshot: FleetSnap
 
 
 def overbooked(problem: Problem, placements: Iterable[Placement]) -> str | None:
-    """The first rule of supply or owners' budgets that placements break together, in words."""
+    """Return the first rule of supply or owners' budgets that placements break together, in words."""
     used: dict[tuple[str, str], float] = defaultdict(float)
     spent: dict[str, float] = defaultdict(float)
     prices = {(item.region, item.hardware): item.unit_cost for item in problem.supply}
@@ -296,12 +296,12 @@ def overbooked(problem: Problem, placements: Iterable[Placement]) -> str | None:
 
 
 def models_to_move(repository: Repository, placements: Iterable[Placement], snapshot: FleetSnapshot) -> tuple[str, ...]:
-    """Of what is placed, the models that don't run so by a plan of the fleet, in the order of activities/planning/move_order.py.
+    """Return the placed models that run otherwise by a plan of the fleet, in the order of activities/planning/move_order.py.
 
-    One that runs where it is placed but answers by another generation than the one that serves does not run so.
+    A model that runs where it is placed, but answers by a generation that does not serve, is among them.
 
-    A model that was placed by its own publish is not among them: that publish brings it there. Nor is one whose move to
-    this placement has ended already, however it ended.
+    A model that was placed by its publish is not among them: that publish moves it. Nor is one whose move to this
+    placement has ended already, however it ended.
     """
     movable = (placed for placed in placements if placed.model in snapshot.movable)
     differing = [
@@ -321,7 +321,7 @@ def models_to_move(repository: Repository, placements: Iterable[Placement], snap
 
 
 def find_plan(repository: Repository, plan_id: str) -> PlanEntry | None:
-    """The line of a plan, if it is known."""
+    """Return the entry of a plan, if it is known."""
     try:
         return repository.plan_entry(plan_id)
     except NotFound:
@@ -329,7 +329,7 @@ def find_plan(repository: Repository, plan_id: str) -> PlanEntry | None:
 
 
 def _meanwhile(repository: Repository, snapshot: FleetSnapshot) -> tuple[Mapping[str, Placement], frozenset[str]]:
-    """What is placed now, and which models were placed, placed anew or taken out since the snapshot."""
+    """Return the current placements, and the models that were placed, placed again or removed since the snapshot."""
     then, now = {name: placed.plan_id for name, placed in snapshot.placements.items()}, repository.placed_by()
     changed = frozenset(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
     if not changed:
@@ -339,7 +339,7 @@ def _meanwhile(repository: Repository, snapshot: FleetSnapshot) -> tuple[Mapping
 
 
 def _difference(before: Iterable[Placement], after: Plan) -> PlanDiff:
-    """From what is placed to a plan, with the costs of both."""
+    """Compute the difference from the placements to a plan, with the costs of both."""
     found = sorted(before, key=lambda placed: placed.model)
     rows = CurrentState(
         replicas=tuple(row for placed in found for row in placed.replicas),
@@ -350,7 +350,7 @@ def _difference(before: Iterable[Placement], after: Plan) -> PlanDiff:
 
 
 def _differs(placed: Placement, now: CurrentState | None) -> bool:
-    """Whether a model runs otherwise than it is placed. Tables of regions without demand follow the others."""
+    """True if a model runs otherwise than it is placed. Tables of regions without demand follow the others."""
     demanding = {item.region for item in placed.wishes.demand}
     rows = now or CurrentState()
     traffic = tuple(row for row in rows.traffic if row.origin in demanding)
@@ -362,7 +362,7 @@ def _limits(usual: Limits, replan: Replan) -> Limits:
 
 
 def _trigger(taken: Sequence[Replan]) -> str:
-    """What asked for it, each once, in order."""
+    """Return the triggers of the replans, each once, in order."""
     return ", ".join(dict.fromkeys(replan.trigger for replan in taken))
 
 

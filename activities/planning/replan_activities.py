@@ -1,4 +1,4 @@
-"""Replans around the planning itself: one is asked for by the schedule, and one has ended."""
+"""Replans around the planning itself: requests by the schedule, and the record of their end."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -15,23 +15,23 @@ from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
 Wake = Callable[[], None]
-"""Tells the replan workflow that something is asked for. Raises Unavailable."""
+"""Wakes the replan workflow. Raises Unavailable."""
 
 
 class ReplanActivities:
-    """Needs the store, and a way to wake the replan workflow."""
+    """Replan activities, on the store and a function that wakes the replan workflow."""
 
     def __init__(self, store: Store, wake: Wake) -> None:
         self._store = store
         self._wake = wake
 
     def all(self) -> Sequence[Callable[..., Any]]:
-        """Everything a worker registers."""
+        """Return the activities that a worker registers."""
         return (self.ask_replan, self.waiting_replans, self.finish_replan)
 
     @activity.defn(name="ask_replan", no_thread_cancel_exception=True)
     def ask_replan(self, asked: ScheduledReplan) -> Done:
-        """Record a replan, once for each run, and wake the workflow that carries it out."""
+        """Record a replan, once for each run, and wake the workflow that executes it."""
         replan_id = asked.id or names.scheduled_replan_id(asked.trigger, activity.info().workflow_run_id or "")
         with self._store.begin() as repository:
             replan = repository.add_replan(replan_id, asked.trigger)
@@ -43,14 +43,14 @@ class ReplanActivities:
 
     @activity.defn(name="waiting_replans", no_thread_cancel_exception=True)
     def waiting_replans(self, replan: ReplanInput) -> ReplansWaiting:
-        """How many replans wait for a run; the one that runs is not among them."""
+        """Count the replans that wait for a run; the one that runs is not among them."""
         del replan
         with self._store.read() as repository:
             return ReplansWaiting(waiting=repository.waiting_replans())
 
     @activity.defn(name="finish_replan", no_thread_cancel_exception=True)
     def finish_replan(self, result: ReplanResult) -> ReplansWaiting:
-        """Write down how a replan ended, and say how many wait. One that has ended stays as it is."""
+        """Record the end of a replan, and return the number of waiting ones. One that has ended stays as it is."""
         state = _state_of(result)
         with self._store.begin(result.plan_id) as repository:
             if state is ReplanState.FAILED and result.plan_id and find_plan(repository, result.plan_id) is None:
@@ -76,7 +76,7 @@ def _state_of(result: ReplanResult) -> ReplanState:
 
 
 def _write_failure(repository: Repository, result: ReplanResult) -> None:
-    """The run ended before the planner could say anything itself."""
+    """Record the failure of a run that ended before the planner could report anything."""
     entry = PlanEntry(
         id=result.plan_id,
         trigger="replan",

@@ -1,7 +1,8 @@
-"""Solving for the whole fleet: in a process of its own with a hard limit, or in the caller's thread.
+"""Solving for the whole fleet: in a separate process with a hard limit, or in the caller's thread.
 
-As a program (`python -m activities.planning.solver PARENT_PID PROBLEM ANSWER [MEMORY_BYTES]`) it reads one JSON document and writes
-another. Both are open files that it inherits by their numbers: they have no names, so nothing is left behind.
+As a program (`python -m activities.planning.solver PARENT_PID PROBLEM ANSWER [MEMORY_BYTES]`) it reads one JSON
+document and writes another. Both are open files that it inherits by their numbers: they have no names, so nothing is
+left behind.
 """
 
 import contextlib
@@ -29,41 +30,41 @@ from planner import kernel_cache
 PR_SET_PDEATHSIG = 1
 
 PLANNER, KERNELS = "planner.last_resort", "planner.kernels"
-"""Imported where they are first needed: that takes a second, and a worker that is restarted shall serve at once."""
+"""Imported at the first use: that takes a second, and a restarted worker should serve at once."""
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 120.0
-"""Beyond the problem's own time limit: reading, building the model, rounding and writing are not counted there."""
+"""Beyond the problem's time limit, which does not cover reading, building the model, rounding and writing."""
 
 SEARCHES = 2
 """A fleet whose owners have different priorities may be planned twice (`planner.owner_priority`)."""
 
 LAST_WORDS_BYTES = 4000
-"""How much of the end of the process's standard error is looked at."""
+"""Bytes that are read from the end of the process's standard error."""
 
 NO_MEMORY = ("MemoryError", "bad_alloc", "memory allocation of", "Cannot allocate memory")
-"""What Python, C++, Rust and the C library say before they end a process that gets no memory."""
+"""Messages of Python, C++, Rust and the C library before they end a process that gets no memory."""
 
 OUT_OF_MEMORY = "OutOfMemory"
 """Code of the answer of a process that had no memory left."""
 
 NICENESS = 5
-"""A publish and the data plane go before a plan of the whole fleet, where they share a machine."""
+"""A publish and the data plane have priority over a plan of the whole fleet, if they share a machine."""
 
 FIRST_TO_GO = b"1000"
-"""The kernel that runs out of memory ends the solver, and not the worker that waits for it."""
+"""If memory runs out, the kernel ends the solver, and not the worker that waits for it."""
 
 
 @dataclass(frozen=True)
 class Solved:
-    """A plan, and what finding it took."""
+    """A plan, and the resources that the search used."""
 
     plan: Plan
     use: SolveUse
 
 
 class SolveFailed(IPnextError):
-    """The search ended without an answer. `died`: the process went for a reason that another attempt may not meet."""
+    """The search ended without an answer. If it `died`, another attempt may succeed."""
 
     code = Reason.PLANNER_FAILED.value
 
@@ -73,10 +74,10 @@ class SolveFailed(IPnextError):
 
 
 class Solver(Protocol):
-    """Finds a plan for a whole problem. `beat` is called while it works; what it raises ends the work."""
+    """Finds a plan for a whole problem. `beat` is called while it works; an error that it raises ends the work."""
 
     def solve(self, problem: Problem, *, beat: Callable[[str], None]) -> Solved:
-        """The plan. Raises InvalidInput or Infeasible, and SolveFailed where no plan could be had in time."""
+        """Return the plan. Raises InvalidInput or Infeasible, and SolveFailed if there was no plan in time."""
 
 
 class ThreadSolver:
@@ -93,7 +94,7 @@ class ThreadSolver:
 class ProcessSolver:
     """Solves in a child process, which is killed at the limit, on cancellation, and when its parent ends.
 
-    `memory_bytes`: the most memory the process may take for its data; None: what the machine has.
+    `memory_bytes`: the most memory the process may take for its data; None if the machine is the only limit.
     """
 
     def __init__(self, *, grace_seconds: float = GRACE_SECONDS, memory_bytes: int | None = None) -> None:
@@ -119,7 +120,7 @@ class ProcessSolver:
 
 
 class _Watch:
-    """Runs a process to its end, at most `limit_seconds`, and remembers what it held of memory.
+    """Runs a process to its end, at most `limit_seconds`, and records the memory that it used last.
 
     The limit does not count while kernels are compiled on this machine, which the process may wait for.
     """
@@ -131,7 +132,7 @@ class _Watch:
         self._beat = beat
 
     def run(self, command: list[str], files: Sequence[int], errors: IO[bytes]) -> int:
-        """The exit status. The process and whatever it started are gone when this returns or raises."""
+        """Run the process and return its exit status. It and all its children are gone when this returns or raises."""
         process = subprocess.Popen(  # noqa: S603 - our own program
             command, pass_fds=files, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True
         )
@@ -211,7 +212,7 @@ def _read(text: str) -> Solved:
 
 
 def _without_answer(status: int, watch: _Watch, words: str) -> SolveFailed:
-    """What became of a process that left no answer."""
+    """Explain the end of a process that left no answer."""
     after = f"after {watch.seconds:.0f} s, when it held {_shown(watch.memory_bytes)}"
     if any(sign in words for sign in NO_MEMORY):
         return SolveFailed(f"the planner ran out of memory {after}")
@@ -231,7 +232,7 @@ def _last_words(errors: IO[bytes]) -> str:
 
 
 def _memory_of(pid: int, *, field: str = "VmRSS") -> int | None:
-    """Bytes of memory that a process holds (VmRSS) or has held at most (VmHWM); None where it can't be seen."""
+    """Return the bytes of memory that a process uses (VmRSS) or used at most (VmHWM); None if /proc does not have them."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -244,7 +245,7 @@ def _shown(size_bytes: int) -> str:
 
 
 def _end_with(parent: int) -> None:
-    """Die when the parent does, also where it is killed; the kernel does it."""
+    """Die with the parent, even if it is killed; the kernel does it."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit(1)
