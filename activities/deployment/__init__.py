@@ -1,4 +1,4 @@
-"""Module Deployment: begin and end of a change, holds, freezes, and the repetition of changes that a lost region was in the way of.
+"""Module Deployment: begin and end of a change, pauses, freezes, and the repetition of changes that a lost region made fail.
 
 For the worker and `activities.preparation`. Begin with `activities`.
 """

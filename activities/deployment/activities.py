@@ -1,4 +1,4 @@
-"""The end of a change: what serves, what the conditions say, what the plan says; and taking a model out of service."""
+"""The end of a change: serving generation, conditions and plan; and the retirement of a model."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,28 +19,28 @@ from ipnext.store.ending import end_change
 from ipnext.store.session import Store
 
 LASTING_ATTEMPTS = 30
-"""A Conflict that so many attempts meet, five minutes by the step's retries, does not pass."""
+"""A Conflict that lasts for this many attempts, five minutes by the step's retries, is permanent."""
 
 
 class DeploymentActivities:
-    """Needs the store and the infrastructure."""
+    """Deployment activities, on the store and the infrastructure."""
 
     def __init__(self, store: Store, infrastructure: Infrastructure) -> None:
         self._store = store
         self._infrastructure = infrastructure
 
     def all(self) -> Sequence[Callable[..., Any]]:
-        """Everything a worker registers."""
+        """Return the activities that a worker registers."""
         return (self.finish_change, self.withdraw_model, self.release_model)
 
     @activity.defn(name="finish_change", no_thread_cancel_exception=True)
     def finish_change(self, record: RecordInput) -> Done:
-        """Write down how a change ended: generation, model, conditions, plan and change in one unit of work.
+        """Record the end of a change: generation, model, conditions, plan and change in one unit of work.
 
-        The plan in force follows what really runs if the change did not come through. A change that is final stays. One that a
-        lost region was in the way of is carried out again, as a change of its own.
-        The change's transition is closed with it, so that the next one may begin: no run of it may be under way any more.
-        A Conflict that lasts ends the change all the same, with the Conflict as its message.
+        If the change failed, the plan in force is set to the observed state. A change that is final stays. One that
+        failed because of a lost region is recorded again, as a new change. The change's transition is closed with it,
+        so that the next one may begin: no run of it may be in progress any more. A Conflict that lasts ends the change,
+        with the Conflict as its message.
         """
         try:
             return self._finish(record)
@@ -66,9 +66,9 @@ class DeploymentActivities:
         return Done(note=record.result.message)
 
     def _finish_in_words(self, record: RecordInput, error: Conflict) -> Done:
-        """End the change alone: what it brought is not written, so that the reconciler brings back what served before.
+        """End the change alone: its result is not recorded, so that the reconciler restores the former serving generation.
 
-        IPnextError, which is not tried again, if that conflicts too.
+        Raises IPnextError, which is not retried, if that conflicts too.
         """
         result = record.result
         failed = result.state is ChangeState.DONE
@@ -90,9 +90,9 @@ class DeploymentActivities:
 
     @activity.defn(name="withdraw_model", no_thread_cancel_exception=True)
     def withdraw_model(self, stage: StageInput) -> Done:
-        """Take a model out of every gateway. Unavailable where one can't be reached: the others are done by then.
+        """Remove a model from every gateway. Raises Unavailable if one is unreachable: the others are done by then.
 
-        So it is where a region was lost or came back meanwhile: one that is back was told what the store had of the model.
+        Also if a region was lost or restored meanwhile: a restored one received the model's state from the store.
         """
         with self._store.read() as repository:
             repository.check_only_mover(stage.model, stage.change_id)
@@ -109,13 +109,13 @@ class DeploymentActivities:
         _raise_silent(silent)
         with self._store.begin(stage.model) as repository:
             still_ours(repository)
-            same(repository, lost)  # one that is back was told to answer
+            same(repository, lost)  # a restored one was made to answer
             repository.delete_routes(stage.model)
         return Done(note=f"out of {len(regions)} gateways")
 
     @activity.defn(name="release_model", no_thread_cancel_exception=True)
     def release_model(self, stage: StageInput) -> Done:
-        """Drain and end every replica set of a model. Unavailable where a region can't be reached, or was lost or came back meanwhile."""
+        """Drain and end every replica set of a model. Raises Unavailable if a region is unreachable, or was lost or restored meanwhile."""
         with fenced(self._store, stage.change_id):
             return self._release(stage)
 
@@ -137,7 +137,7 @@ class DeploymentActivities:
         return Done(note=f"{len(deployments)} replica sets ended")
 
     def _lost(self) -> frozenset[str]:
-        """Regions that are gone: once they are back they are told what the store wants, and end all else."""
+        """Return lost regions: once they are restored they receive their desired state, and end all else."""
         with self._store.read() as repository:
             return Drained.of(repository.drains()).lost
 
@@ -155,13 +155,13 @@ class DeploymentActivities:
 
 
 def _followed(record: RecordInput, again: Change) -> RecordInput:
-    """The end of a change, which names the one that carries it out again."""
+    """Name the change that repeats this one in its message."""
     message = f"{record.result.message}; it is carried out again on the regions that are left as change {again.id}"
     return record.model_copy(update={"result": record.result.model_copy(update={"message": message})})
 
 
 def _follows_what_runs(kind: ChangeKind, ended: ChangeState) -> bool:
-    """Whether the plan in force is to follow what runs: not after a repair that failed, as what runs is what is wrong."""
+    """True if the plan in force is set to the observed state: not after a failed repair, as that state is the fault."""
     return kind is ChangeKind.RETIRE or (ended is not ChangeState.DONE and kind is not ChangeKind.REPAIR)
 
 

@@ -1,4 +1,4 @@
-"""Asking whether a change has to wait for a freeze to end, and writing down that it does."""
+"""Freezes: check whether a change has to wait for one to end, and record that it does."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -16,26 +16,26 @@ from ipnext.store.session import Store
 from ipnext.store.touched import touched_by
 
 _SHOWS_CONDITIONS = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
-"""Kinds whose wait is seen on the model's conditions: a move and a retirement leave `Ready` as it is."""
+"""Kinds of changes whose wait is shown in the model's conditions: a move and a retirement leave `Ready` as it is."""
 
 
 class FreezeActivities:
-    """Needs the store and the time."""
+    """Freeze activities, on the store and the clock."""
 
     def __init__(self, store: Store, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._store = store
         self._clock = clock
 
     def all(self) -> Sequence[Callable[..., Any]]:
-        """Everything a worker registers."""
+        """Return the activities that a worker registers."""
         return (self.freeze_of,)
 
     @activity.defn(name="freeze_of", no_thread_cancel_exception=True)
     def freeze_of(self, stage: StageInput) -> FreezeAnswer:
-        """Whether the change has to wait now, and until when. The answer stands in the store before it is given.
+        """Decide whether the change has to wait now, and until when. The answer is stored before it is returned.
 
-        Where it changes anything it is found and written in one unit of work, so that whoever changes a freeze either is
-        seen here, or sees the change that waits and tells its run.
+        If it changes anything, it is computed and stored in one unit of work: so a concurrent edit of a freeze either
+        is visible here, or sees the waiting change and signals its run.
         """
         with self._store.read() as unit:
             change = unit.change(stage.change_id)
@@ -60,7 +60,7 @@ def _bound(unit: Repository, change: Change, at: datetime) -> Frozen | None:
 
 
 def _hold(unit: Repository, change: Change, stage: StageInput, bound: Frozen) -> None:
-    """The change waits: it says so, with its reason, and so do the conditions."""
+    """Record that the change waits, with its reason, and set the conditions."""
     if change.reason is Reason.FROZEN and change.message == bound.told:
         return
     unit.update_change(change.id, state=ChangeState.RUNNING, reason=Reason.FROZEN, message=bound.told)
@@ -74,7 +74,7 @@ def _hold(unit: Repository, change: Change, stage: StageInput, bound: Frozen) ->
 
 
 def _let_go(unit: Repository, change: Change, stage: StageInput, bound: Frozen | None, given: Override | None) -> str:
-    """The change goes on: what said that it waits is taken back, and why it passes is told."""
+    """Record that the change continues: reset the waiting state, and report why it passes."""
     why = "no freeze binds it any more"
     if bound is not None and given is not None:
         names = ", ".join(each.name for each in bound.freezes)

@@ -1,4 +1,4 @@
-"""What holds a model's changes back (a pause, an approval that is waited for): written down as the condition `Progressing`."""
+"""Pauses of a model's changes (by a user, or until an approval), recorded as the condition `Progressing`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,18 +14,18 @@ from ipnext.store.session import Store
 
 
 class HoldingActivities:
-    """Needs the store."""
+    """Pause activities, on the store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def all(self) -> Sequence[Callable[..., Any]]:
-        """Everything a worker registers."""
+        """Return the activities that a worker registers."""
         return (self.note_hold,)
 
     @activity.defn(name="note_hold", no_thread_cancel_exception=True)
     def note_hold(self, note: HoldNote) -> Done:
-        """Write the condition, and an event where there is one to tell. A model that was never applied has neither."""
+        """Record the condition, and an event if there is a text for one. A model that was never applied has neither."""
         with self._store.begin(note.model) as repository:
             try:
                 now = held_by(repository, note.model)

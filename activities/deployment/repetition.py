@@ -1,6 +1,7 @@
-"""Changes that were reverted or refused because a region was lost, carried out once more on the regions that are left.
+"""Repeats changes that were reverted or refused because a region was lost, on the remaining regions.
 
-Called in the unit of work that ends a change. The next change plans without the lost region, so it ends by the same reason only if another one is lost.
+Called in the unit of work that ends a change. The next change plans without the lost region, so it ends by the same
+reason only if another one is lost.
 """
 
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from ipnext.model.status import Reason
 from ipnext.store.repository import Repository
 
 REPEATED = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY, ChangeKind.ROLLBACK})
-"""What is asked of a model. Moves are asked for by the replan of the loss, repairs by the drift that is left."""
+"""Kinds of changes that users request. Moves are requested by the replan of the loss, repairs by the remaining drift."""
 
 BY_A_LOSS = frozenset(
     {
@@ -23,15 +24,15 @@ BY_A_LOSS = frozenset(
         Reason.TRANSITION_REFUSED,
     }
 )
-"""Reasons by which a change ends that a lost region was in the way of. Any other one is a fault of what it brings."""
+"""Reasons of changes that fail because of a lost region. Any other one is a fault of the change itself."""
 
 _REPLACES = frozenset({ChangeKind.PUBLISH, ChangeKind.ROLLBACK, ChangeKind.RETIRE})
 
 
 def record_again(repository: Repository, change: Change, result: LifecycleResult) -> Change | None:
-    """Record a change of the same kind and generation if a region was lost in the way of this one, which is about to end.
+    """Record a change of the same kind and generation if a region was lost during this one, which is about to end.
 
-    None if it came through, if it ended for another reason (nobody approved it in time), or if a newer change brings the model elsewhere.
+    None if it succeeded, if it ended for another reason (no approval in time), or if a newer change supersedes it.
     """
     failed = result.state in {ChangeState.ROLLED_BACK, ChangeState.REFUSED}
     if change.kind not in REPEATED or not failed or result.reason not in BY_A_LOSS or result.unanswered:
@@ -52,13 +53,13 @@ def record_again(repository: Repository, change: Change, result: LifecycleResult
 
 
 def pend_again(repository: Repository, again: Change) -> None:
-    """Let the generation of a recorded change wait as one that was just published. After the end of the former change."""
+    """Set the generation of a repeated publish to pending, as if just published. Called after the end of the former change."""
     if again.kind is ChangeKind.PUBLISH and again.generation is not None:
         repository.set_generation_state(again.model, again.generation, GenerationState.PENDING)
 
 
 def regions_of(repository: Repository, change: Change) -> frozenset[str]:
-    """Regions that a change goes to or by way of: those of its transition, else of the model's placement."""
+    """Return regions that a change targets or passes through: those of its transition, else of the model's placement."""
     record = repository.find_transition(change.id)
     if record is not None:
         ends = {row.region for row in record.transition.to.replicas}
@@ -68,6 +69,6 @@ def regions_of(repository: Repository, change: Change) -> frozenset[str]:
 
 
 def _replaced(changes: Iterable[Change], change: Change) -> bool:
-    """Whether something newer was asked of the model. `changes`: the model's newest."""
+    """True if a newer change of the model replaces this one. `changes`: the model's newest."""
     replaces = _REPLACES | {ChangeKind.APPLY} if change.kind is ChangeKind.APPLY else _REPLACES
     return any(other.sequence > change.sequence and other.kind in replaces for other in changes)

@@ -1,4 +1,4 @@
-"""Regions that leave and come back: drains, failover, recovery, and the reconciliation of every region with the store.
+"""Regions that leave and are restored: drains, failover, recovery, and the reconciliation of every region with the store.
 
 For the worker; transitions use `recovery`. Begin with `activities` and `reconciliation`.
 """

@@ -1,6 +1,6 @@
-"""A drain's activities beside its check: where it stands, traffic around a lost region at once, and the way back.
+"""Activities of a drain besides its check: its progress, failover from a lost region, and the restoration of a region.
 
-Each reads what was asked from the store and may be run any number of times.
+Each reads the drain from the store and may be run any number of times.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
 FIRST_REPLAN_AGAIN = timedelta(seconds=5)
-"""A drain whose replan has ended and left something asks for another one after this long, then twice as long, ..."""
+"""If a drain's replan has ended and left something, the drain requests another one after this long, then twice as long, ..."""
 
 LAST_REPLAN_AGAIN = timedelta(minutes=5)
 """... and at most after this."""
@@ -32,11 +32,11 @@ LAST_REPLAN_AGAIN = timedelta(minutes=5)
 MOVING_AWAY = "models move away"
 
 LOST_AND_EMPTY = "nothing is planned there, and no other region sends users there"
-"""Of a region that is declared lost. If its replicas have ended is not known: it is asked nothing."""
+"""Of a region that is declared lost. Whether its replicas have ended is not known: it is not called."""
 
 
 class DrainActivities:
-    """Needs the store, the infrastructure, and a way to wake the replan workflow."""
+    """Drain activities, on the store, the infrastructure, and a function that wakes the replan workflow."""
 
     def __init__(self, store: Store, infrastructure: Infrastructure, wake: Wake) -> None:
         self._store = store
@@ -44,14 +44,14 @@ class DrainActivities:
         self._wake = wake
 
     def all(self) -> Sequence[Callable[..., Any]]:
-        """Everything a worker registers."""
+        """Return the activities that a worker registers."""
         return (self.look_at_drain, self.route_around, self.return_region)
 
     @activity.defn(name="look_at_drain", no_thread_cancel_exception=True)
     def look_at_drain(self, asked: DrainInput) -> DrainSeen:
-        """Where the drain stands, and what is left there. One that has nothing left is drained.
+        """Report the state of the drain, and the replicas and traffic left there. If nothing is left, the region is drained.
 
-        Where its replan has ended and left something another one is asked for.
+        If its replan has ended and left something, another one is requested.
         """
         with self._store.read() as repository:
             drain = repository.drain(asked.region)
@@ -66,7 +66,7 @@ class DrainActivities:
 
     @activity.defn(name="route_around", no_thread_cancel_exception=True)
     def route_around(self, asked: DrainInput) -> DrainSeen:
-        """Send the traffic of a lost region to those that are left, for all models at once; then ask for a replan."""
+        """Fail the traffic of a lost region over to the remaining ones, for all models at once; then request a replan."""
         with self._store.read() as repository:
             drain = repository.drain(asked.region)
         if drain is None or not drain.lost or drain.state is DrainState.RETURNING:
@@ -87,10 +87,10 @@ class DrainActivities:
 
     @activity.defn(name="return_region", no_thread_cancel_exception=True)
     def return_region(self, asked: DrainInput) -> DrainSeen:
-        """Tell a region that was lost what the store wants of it; then its supply counts again and a replan is asked for.
+        """Apply the desired state to a region that was lost; then its supply counts again and a replan is requested.
 
-        Nothing moves before that plan. A region that does not answer stays out; so does one of which a change has written
-        something else meanwhile: it is told again.
+        Nothing moves before that plan. A region that does not answer stays out; so does one whose desired state a
+        change has modified meanwhile: it is applied again.
         """
         with self._store.read() as repository:
             drain = repository.drain(asked.region)
@@ -123,7 +123,7 @@ class DrainActivities:
         return _seen(drain)
 
     def _repair_models_of(self, region: str) -> None:
-        """Record repairs of what could not be repaired while the region was lost: changes that ended meanwhile."""
+        """Record repairs of models that could not be repaired while the region was lost: their changes ended meanwhile."""
         with self._store.read() as repository:
             held = {found.key.model for found in repository.deployments_in(region)}
             drifted = [model for model in sorted(held) if drift_of(repository, model)]
@@ -133,9 +133,9 @@ class DrainActivities:
                 record_repair(repository, model)
 
     def _write_advance(self, read: Drain, seen: DrainSeen) -> Drain:
-        """Write down what a look has found. If the drain has changed since, it stays as it is now: the next look follows it.
+        """Record the progress that was found. If the drain has changed since, it stays as it is: the next look continues from there.
 
-        The end of the drain is written only if nothing has come to the region since it was looked at.
+        The end of the drain is recorded only if nothing has come to the region since.
         """
         with self._store.begin() as repository:
             drain = repository.drain(read.region)
@@ -146,7 +146,7 @@ class DrainActivities:
             return self._advanced(repository, drain, seen)
 
     def _advanced(self, repository: Repository, drain: Drain, seen: DrainSeen) -> Drain:
-        """Write down what is left; the end of the drain, or the next replan where one is due."""
+        """Record the rest; the end of the drain, or the next replan if one is due."""
         left = {
             "models_left": seen.models_left,
             "replicas_left": seen.replicas_left,
@@ -163,7 +163,7 @@ class DrainActivities:
         return ask_replan(repository, drain) if _due(repository, drain) else drain
 
     def _tell_replan(self, drain: Drain) -> None:
-        """Wake the replan workflow where it has not been told of the drain's replan."""
+        """Wake the replan workflow if it does not know the drain's replan yet."""
         if drain.replan_id is None:
             return
         with self._store.read() as repository:
@@ -181,7 +181,7 @@ def ask_replan(repository: Repository, drain: Drain) -> Drain:
 
 
 def left_of(repository: Repository, drain: Drain) -> DrainSeen:
-    """What still runs in the region, is planned there or is sent there."""
+    """Count what still runs in the region, is planned there or is sent there."""
     models, replicas = repository.left_in(drain.region)
     shares = repository.shares_to(drain.region)
     sending = {model for model, _, _ in shares}
@@ -203,14 +203,14 @@ def _is_empty(seen: DrainSeen) -> bool:
 
 
 def _differs(repository: Repository, drain: Drain, seen: DrainSeen) -> bool:
-    """Whether a look at a draining region finds something to write down."""
+    """True if there is progress of a draining region to record."""
     written = (drain.models_left, drain.replicas_left, drain.traffic_left_qps)
     found = (seen.models_left, seen.replicas_left, seen.traffic_left_qps)
     return written != found or _is_empty(seen) or drain.message != _told(repository, drain) or _due(repository, drain)
 
 
 def _told(repository: Repository, drain: Drain) -> str:
-    """What a draining region's message says: of a lost one, where its traffic went; of a planned drain, if a pause holds it up."""
+    """Return a draining region's message: for a lost one, the result of its failover; for a planned drain, a pause that delays it."""
     if drain.disaster:
         return drain.message
     pause = repository.moves_pause()
@@ -218,7 +218,7 @@ def _told(repository: Repository, drain: Drain) -> str:
 
 
 def _due(repository: Repository, drain: Drain) -> bool:
-    """Whether the drain's replan has ended long enough ago."""
+    """True if the drain's replan has ended long enough ago."""
     if drain.replan_id is None:
         return True
     ended = repository.replan(drain.replan_id).finished_at

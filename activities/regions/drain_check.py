@@ -1,4 +1,4 @@
-"""The check before a planned drain: a dry run of the planner says whether the other regions can carry everything."""
+"""The check before a planned drain: a dry run of the planner decides whether the other regions can carry everything."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
@@ -21,17 +21,17 @@ from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
 CHECKS = 5
-"""How often it is checked anew where the fleet or another drain changed meanwhile."""
+"""Repetitions of the check if the fleet or another drain changed meanwhile."""
 
 NAMED = 3
 """Models that a message names at most."""
 
 LEAST_QPS = 1e-6
-"""Requests a second below this are noise."""
+"""Requests/s below this are noise."""
 
 
 class DrainCheckActivities:
-    """Needs the store, and a solver for the whole fleet."""
+    """Drain check activities, on the store and a solver for the whole fleet."""
 
     def __init__(self, store: Store, solver: Solver, policy: PlanningPolicy | None = None) -> None:
         self._store = store
@@ -39,14 +39,14 @@ class DrainCheckActivities:
         self._policy = policy or PlanningPolicy()
 
     def all(self) -> Sequence[Callable[..., Any]]:
-        """Everything a worker registers."""
+        """Return the activities that a worker registers."""
         return (self.check_drain,)
 
     @activity.defn(name="check_drain", no_thread_cancel_exception=True)
     def check_drain(self, asked: DrainInput) -> DrainSeen:
         """Begin a planned drain, or refuse it with the models that would stay unserved. With `force` it begins in any case.
 
-        Two drains that are asked for together see each other: the later one is checked without both regions.
+        Two drains that are requested together see each other: the later one is checked without both regions.
         """
         for _ in range(CHECKS):
             seen = self._checked(asked.region, beat)
@@ -56,7 +56,7 @@ class DrainCheckActivities:
         raise Unavailable(msg)
 
     def _checked(self, region: str, say: Callable[[str], None]) -> DrainSeen | None:
-        """None where what it was checked by has changed. The fleet is read beside the writers: ten thousand models take seconds."""
+        """Check once; None if an input has changed. The fleet is read outside the writing unit: ten thousand models take seconds."""
         with self._store.begin() as repository:
             drain = repository.drain(region)
             if drain is None:
@@ -95,7 +95,7 @@ class DrainCheckActivities:
         return refusal[0], f"{refusal[1]}; {figures}"
 
     def _unbounded(self, problem: Problem, say: Callable[[str], None]) -> Plan | None:
-        """A plan that no budget limits; None where none could be had."""
+        """Return a plan without budgets; None if there is none."""
         try:
             return self._solver.solve(without_budgets(problem), beat=say).plan
         except (Infeasible, InvalidInput, SolveFailed):
@@ -103,9 +103,9 @@ class DrainCheckActivities:
 
 
 def refusal_of(plan: Plan, before: Iterable[Unmet], *, tokens: Collection[str] = ()) -> tuple[Reason, str] | None:
-    """Why a region may not go: demand that would stay unserved beyond what is unserved already.
+    """Refuse a drain for demand that would stay unserved beyond the demand that is unserved already; None if there is none.
 
-    `tokens` names the models whose demand is in tokens a second.
+    `tokens` names the models whose demand is in tokens/s.
     """
     known = {(item.model, item.region): item.qps for item in before}
     worse = [item for item in plan.unmet if item.qps > known.get((item.model, item.region), 0.0) + LEAST_QPS]

@@ -1,4 +1,4 @@
-"""Sending the traffic around a lost region, for every model at once: tables are computed, pushed side by side, then kept."""
+"""Failover from a lost region, for every model at once: route tables are computed, pushed in parallel, then stored."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,15 +17,15 @@ from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
 PUSHES = 16
-"""Tables that are pushed side by side: each waits until its gateway follows."""
+"""Tables that are pushed in parallel: each waits until its gateway applies it."""
 
 FIRST_BATCH = 8
 """Models whose tables are sent first ..."""
 
 BATCH = 64
-"""... and then so many at a time: each batch is read by a constant number of queries and written in one unit.
+"""... and then this many at a time: each batch is read by a constant number of queries and written in one unit.
 
-A model that is written by someone else at that moment is left out of it, and written in a unit of its own at the end.
+A model that another unit writes at that moment is left out of it, and written in a separate unit at the end.
 """
 
 NAMED = 3
@@ -34,17 +34,17 @@ NAMED = 3
 
 @dataclass(frozen=True)
 class SentAround:
-    """What came of it: tables in force, models they are of, and regions whose gateway does not answer."""
+    """Result of a failover: tables in force, their models, and regions whose gateway does not answer."""
 
     tables: int
     models: int
     unreachable: tuple[str, ...]
     unanswered: tuple[str, ...]
-    """Models that no region left can answer."""
+    """Models that no remaining region can answer."""
 
     @property
     def message(self) -> str:
-        """In words."""
+        """The result in words."""
         told = f"traffic of {self.models} models was sent around it ({self.tables} route tables)"
         if self.unanswered:
             told += f"; no region left answers {', '.join(self.unanswered[:NAMED])}"
@@ -55,18 +55,19 @@ class SentAround:
 
 
 class Surviving:
-    """The gateways of all regions that are left."""
+    """The gateways of all remaining regions."""
 
     def __init__(self, store: Store, infrastructure: Infrastructure) -> None:
         self._store = store
         self._infrastructure = infrastructure
 
     def send_around(self, region: str) -> SentAround:
-        """Put tables without lost regions in force wherever one names `region`. StaleWrite where another change came first.
+        """Apply tables without lost regions wherever one names `region`. Raises StaleWrite if another change came first.
 
-        One step and no gate: what is left answers at once. Its own gateway gets its table once it is back. A model that is
-        being retired gets none: its gateways forget it one by one, and would learn of it again.
-        Models go in batches, the most important first: the tables of a batch are pushed and kept before the next one is read.
+        One step and no gate: the remaining regions answer at once. The lost region's gateway gets its table once it is
+        restored. A model that is being retired gets none: its gateways remove it one by one, and would learn of it
+        again. Models are processed in batches, the most important first: the tables of a batch are pushed and stored
+        before the next one is read.
         """
         with self._store.read() as repository:
             retiring = repository.retiring_models()
@@ -105,7 +106,7 @@ class Surviving:
     def _observed(
         self, regions: Collection[str], models: Sequence[str], pool: ThreadPoolExecutor
     ) -> tuple[dict[str, RegionState], frozenset[str]]:
-        """The regions that answer, asked side by side, and those that do not."""
+        """Return the states of the regions that answer, observed in parallel, and the names of those that do not."""
 
         def one(region: str) -> dict[str, RegionState]:
             return observe(self._infrastructure, [region], models)[0]
@@ -114,14 +115,14 @@ class Surviving:
         return states, frozenset(regions - states.keys())
 
     def _forget(self, sent: "_Sent") -> None:
-        """Remove models that are being retired from gateways again. If one can't be reached, what retires the model asks until it can."""
+        """Remove retiring models from gateways again. If one is unreachable, the retirement of the model retries until it is not."""
         for table in sent.pushed:
             if table.model in sent.retiring:
                 with suppress(Unavailable):
                     self._infrastructure.unroute(table.model, table.region)
 
     def _pushed(self, table: RouteTable) -> str | None:
-        """Nothing, or the region that can't be reached."""
+        """Push a table; return its region if that is unreachable, else None."""
         try:
             self._infrastructure.route(table)
         except Unavailable:
@@ -131,21 +132,21 @@ class Surviving:
 
 @dataclass
 class _Sent:
-    """Tables that have to be kept, and those of them that gateways were told."""
+    """Tables to store, and those of them that gateways applied."""
 
     kept: Sequence[RouteTable]
     pushed: Sequence[RouteTable]
     retiring: frozenset[str] = frozenset()
-    """Models that were being retired when the tables were kept."""
+    """Models that were being retired when the tables were stored."""
 
     def of(self, models: Collection[str]) -> "_Sent":
-        """Those of these models."""
+        """Return the tables of these models."""
         kept, pushed = ([table for table in found if table.model in models] for found in (self.kept, self.pushed))
         return _Sent(kept, pushed)
 
 
 def _keep(repository: Repository, sent: _Sent, done: "_Progress") -> None:
-    """Write the tables of models that are not being retired."""
+    """Store the tables of models that are not being retired."""
     sent.retiring = repository.retiring_models()
     repository.put_routes([table for table in sent.kept if table.model not in sent.retiring])
     done.tables += len(sent.kept)
@@ -155,15 +156,15 @@ def _keep(repository: Repository, sent: _Sent, done: "_Progress") -> None:
 
 @dataclass
 class _Progress:
-    """What came of the batches so far."""
+    """Results of the batches so far."""
 
     tables: int = 0
     models: set[str] = field(default_factory=set)
     unreachable: set[str] = field(default_factory=set)
-    """Regions that are asked no more: each try may take until a timeout."""
+    """Regions that are not called any more: each call may take until a timeout."""
     unanswered: set[str] = field(default_factory=set)
     busy: dict[str, "_Sent"] = field(default_factory=dict)
-    """Tables of models that another unit wrote when their batch was kept."""
+    """Tables of models that another unit wrote when their batch was stored."""
 
     @property
     def result(self) -> SentAround:
@@ -176,7 +177,7 @@ class _Progress:
 
 
 def _in_batches(models: Sequence[str]) -> Iterator[Sequence[str]]:
-    """A few models at first, so that the first users go elsewhere at once; then more at a time."""
+    """Yield a few models at first, so that the first users fail over at once; then more at a time."""
     start, size = 0, FIRST_BATCH
     while start < len(models):
         yield models[start : start + size]
@@ -186,7 +187,7 @@ def _in_batches(models: Sequence[str]) -> Iterator[Sequence[str]]:
 def tables_around(
     facts: Facts, states: Mapping[str, RegionState], ready: Mapping[tuple[DeploymentKey, int], int]
 ) -> Sequence[RouteTable]:
-    """The tables of one model that change, by what is `ready` now; where nothing is, by what is wanted."""
+    """Return the changed tables of one model, by the replicas that are `ready` now; if none is, by the desired ones."""
     held = tuple(facts.deployments.values())
     able = [found for found in survivors(facts, held, ready) if _routed(facts, found)]
     if not any(found.qps > 0 for found in able):
@@ -201,7 +202,7 @@ def tables_around(
 
 
 def ready_counts(states: Iterable[RegionState]) -> Mapping[tuple[DeploymentKey, int], int]:
-    """(Replica set, generation) -> replicas that answer for it."""
+    """Count replicas that are ready, by (replica set, generation)."""
     return Counter(
         (replica.key, generation)
         for state in states
@@ -212,7 +213,7 @@ def ready_counts(states: Iterable[RegionState]) -> Mapping[tuple[DeploymentKey, 
 
 
 def _routed(facts: Facts, survivor: Survivor) -> bool:
-    """Whether the survivor's router knows the generation already."""
+    """True if the survivor's router knows the generation already."""
     table = facts.tables.get(survivor.region)
     return table is not None and any(served.generation == survivor.generation for served in table.served)
 

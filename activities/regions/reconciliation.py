@@ -1,7 +1,7 @@
-"""Module reconciliation: regions follow the store, and users follow the generation that serves, whatever was missed before.
+"""Module reconciliation: regions follow the store, and users follow the serving generation, whatever was missed before.
 
-Activities of workflow `reconcile`. Each pass compares a region's observed state with its desired state in the store and tells
-the region again what differs. It acts on models without an open change only: a running change brings its model about itself.
+Activities of workflow `reconcile`. Each pass compares a region's observed state with its desired state in the store and
+applies the differences again. It acts on models without an open change only: a running change moves its model itself.
 """
 
 import hashlib
@@ -28,12 +28,12 @@ NAMED = 10
 """Models that an answer or an event names at most."""
 
 TRIES = 3
-"""How often a call is made again because the store changed while it was made; the next pass sees what is left."""
+"""Repetitions of a call because the store changed during it; the next pass handles the rest."""
 
 
 @dataclass(frozen=True)
 class DesiredSet:
-    """One replica set as the store wants it."""
+    """Desired state of one replica set."""
 
     replicas: int
     generations: frozenset[int]
@@ -43,7 +43,7 @@ class DesiredSet:
 
 @dataclass(frozen=True)
 class DesiredRegion:
-    """A region as the store wants it, without the models that a change is moving."""
+    """Desired state of a region, without the models that a change is moving."""
 
     sets: Mapping[DeploymentKey, DesiredSet]
     tables: Mapping[str, int]
@@ -51,15 +51,16 @@ class DesiredRegion:
     settled: frozenset[str]
     """Models of the store without an open change; others are left alone."""
     refusing: Mapping[str, int] = field(default_factory=dict)
-    """Model that never served -> revision of the table that refuses its users. A gateway without any table of it is told this
-    one although a change is open: a first rollout may take long."""
+    """Model that never served -> revision of the table that refuses its users. A gateway without any table of the model
+    receives this one although a change is open: a first rollout may take long.
+    """
     astray: frozenset[str] = frozenset()
-    """Models with a gateway on a generation that does not serve: only their repair may take its replicas away."""
+    """Models with a gateway on a generation that does not serve: only their repair may remove its replicas."""
 
 
 @dataclass
 class Differences:
-    """What a region has otherwise than the store wants it."""
+    """Differences between a region's observed and desired state."""
 
     apply: list[DeploymentKey] = field(default_factory=list)
     delete: list[DeploymentKey] = field(default_factory=list)
@@ -74,7 +75,7 @@ class Differences:
 
 
 class ReconciliationActivities:
-    """Needs the store and the infrastructure."""
+    """Reconciliation activities, on the store and the infrastructure."""
 
     def __init__(self, store: Store, infrastructure: Infrastructure) -> None:
         self._store = store
@@ -84,14 +85,14 @@ class ReconciliationActivities:
         self._parsed = ParsedSets()
 
     def all(self) -> Sequence[Callable[..., Any]]:
-        """Everything a worker registers."""
+        """Return the activities that a worker registers."""
         return (self.record_repairs, self.reconcile_region)
 
     @activity.defn(name="record_repairs", no_thread_cancel_exception=True)
     def record_repairs(self, nothing: Done) -> RepairsRecorded:
         """Record a repair for each model whose users or replicas are on a generation that does not serve.
 
-        A model of which none serves is withdrawn instead.
+        A model without a serving generation is withdrawn instead.
         """
         del nothing
         with self._store.read() as repository:
@@ -111,7 +112,7 @@ class ReconciliationActivities:
 
     @activity.defn(name="reconcile_region", no_thread_cancel_exception=True)
     def reconcile_region(self, asked: RegionAsked) -> RegionReconciled:
-        """Compare one region with the store and tell it again what differs. A region that does not answer is no error."""
+        """Compare one region with the store and apply the differences again. A region that does not answer is no error."""
         region = asked.region
         with self._store.read() as repository:
             drained = Drained.of(repository.drains())
@@ -135,7 +136,7 @@ class ReconciliationActivities:
         )
 
     def _withdraw(self, model: str) -> None:
-        """Out of every gateway first; replicas stay while a gateway that can't be reached may send to them."""
+        """Withdraw a model from every gateway first; replicas stay while an unreachable gateway may send to them."""
         with self._store.read() as repository:
             lost = Drained.of(repository.drains()).lost
         for region in sorted(set(self._infrastructure.regions()) - lost):
@@ -148,7 +149,7 @@ class ReconciliationActivities:
             withdraw_unserved(repository, model)
 
     def _unroute_unserved(self, model: str, region: str) -> bool:
-        """Remove a model of which none serves from a gateway. False, and its table is told again, if a change has come."""
+        """Remove a model without a serving generation from a gateway. If a change has come, apply its table again and return False."""
         if model not in self._unserved():
             return False
         self._infrastructure.unroute(model, region)
@@ -162,7 +163,7 @@ class ReconciliationActivities:
             return repository.models_unserved()
 
     def _bring_about(self, region: str, found: Differences, state: RegionState) -> None:
-        """Replicas first, so that what users are sent to exists; then routes; then what the store does not have."""
+        """Apply replicas first, so that the targets of traffic exist; then routes; then remove everything that the store lacks."""
         for key in found.apply:
             beat(f"{key} is told again")
             self._apply(key)
@@ -176,7 +177,7 @@ class ReconciliationActivities:
             self._delete(key)
 
     def _apply(self, key: DeploymentKey) -> None:
-        """Tell a replica set what is stored of it, until that has not changed meanwhile: a change writes before it tells."""
+        """Apply the stored replica set until it has not changed meanwhile: a change writes before it applies."""
         told = None
         for _ in range(TRIES):
             with self._store.read() as repository:
@@ -188,7 +189,7 @@ class ReconciliationActivities:
             told = stored
 
     def _delete(self, key: DeploymentKey) -> None:
-        """End a replica set that the store still does not have; one that a change adds meanwhile is started again."""
+        """End a replica set that the store still lacks; one that a change adds meanwhile is started again."""
         with self._store.read() as repository:
             stored = repository.deployment(key)
         if stored is None:
@@ -196,7 +197,7 @@ class ReconciliationActivities:
             self._apply(key)
 
     def _unroute(self, model: str, region: str) -> None:
-        """Remove a model from a gateway while the store has no table; one that a change adds meanwhile is told again."""
+        """Remove a model from a gateway while the store has no table; one that a change adds meanwhile is applied again."""
         with self._store.read() as repository:
             settled = model in repository.settled_models() and repository.route(model, region) is None
         if settled:
@@ -204,7 +205,7 @@ class ReconciliationActivities:
             self._route(model, region, followed=0)
 
     def _route(self, model: str, region: str, *, followed: int) -> None:
-        """Put the stored table in force; one that the gateway is ahead of is stored again with a later revision."""
+        """Apply the stored table; if the gateway is ahead of it, store it again with a later revision."""
         with self._store.read() as repository:
             table = repository.route(model, region)
         if table is None:
@@ -214,7 +215,7 @@ class ReconciliationActivities:
             self._infrastructure.route(later)
             if later.revision != table.revision:
                 self._write(table, later)
-        except StaleWrite:  # a change has put a later one in force
+        except StaleWrite:  # a change has applied a later one
             return
 
     def _write(self, read: RouteTable, later: RouteTable) -> None:
@@ -223,7 +224,7 @@ class ReconciliationActivities:
                 repository.put_route(later)
 
     def _note(self, region: str, models: tuple[str, ...]) -> None:
-        """An event for what differs now and did not in the last pass."""
+        """Record an event for models that differ now and did not in the last pass."""
         before, self._told[region] = self._told.get(region, ()), models
         if not models or models == before:
             return
@@ -233,7 +234,7 @@ class ReconciliationActivities:
 
 
 def desired_region(repository: Repository, region: str, parsed: "ParsedSets") -> DesiredRegion:
-    """What the store wants of a region."""
+    """Return the desired state of a region."""
     settled = repository.settled_models()
     sets = parsed.of(region, repository.deployment_documents(region))
     return DesiredRegion(
@@ -246,7 +247,7 @@ def desired_region(repository: Repository, region: str, parsed: "ParsedSets") ->
 
 
 def differences(desired: DesiredRegion, state: RegionState) -> Differences:
-    """What differs, in the order of its names. What runs of models that the store does not know is left alone."""
+    """List the differences, sorted by name. Replicas of models that the store does not know are left alone."""
     running: dict[DeploymentKey, list[Replica]] = defaultdict(list)
     for replica in state.replicas:
         if replica.phase is not ReplicaPhase.DRAINING:
@@ -266,7 +267,7 @@ def differences(desired: DesiredRegion, state: RegionState) -> Differences:
 
 
 def in_sync(wanted: DesiredSet, replicas: Collection[Replica]) -> bool:
-    """Whether replicas are as many as wanted and have what they are to hold, or are about to."""
+    """True if replicas are as many as wanted and hold their generations, or are about to."""
     if len(replicas) != wanted.replicas:
         return False
     held = [{*replica.ready, *replica.coming} for replica in replicas]
@@ -276,13 +277,13 @@ def in_sync(wanted: DesiredSet, replicas: Collection[Replica]) -> bool:
 
 
 class ParsedSets:
-    """Replica sets from their documents. What a region had in its last pass is not parsed again."""
+    """Replica sets parsed from their documents. A document that a region had in its last pass is not parsed again."""
 
     def __init__(self) -> None:
         self._known: dict[str, dict[bytes, DesiredSet]] = {}
 
     def of(self, region: str, documents: Mapping[DeploymentKey, str]) -> Mapping[DeploymentKey, DesiredSet]:
-        """One for each document; those that the region no longer has are forgotten."""
+        """Return one for each document; those that the region no longer has are forgotten."""
         before, now, found = self._known.get(region, {}), {}, {}
         for key, text in documents.items():
             digest = hashlib.blake2b(text.encode(), digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""Bringing a region that was lost up to what the store wants of it: routes first, then replicas, then what is left over."""
+"""Recovery of a region that was lost to its desired state: routes first, then removals, then replicas."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from ipnext.store.session import Store
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the store wants of a region: replica sets in the order of their keys, and (model, generation that its users were sent to last)."""
+    """Desired state of a region: replica sets in key order, and (model, generation that its users were sent to last)."""
 
     deployments: Sequence[Deployment]
     settled: Sequence[tuple[str, int | None]]
@@ -23,13 +23,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Told:
-    """What a region was told by a store that wanted so much of it."""
+    """State that was applied to a region, and the desired state that it was computed from."""
 
     wanted: Wanted
     tables: Sequence[RouteTable]
 
     def written(self, repository: Repository, region: str) -> bool:
-        """Write the tables down, unless the store wants something else, or has a later table, by now."""
+        """Store the tables, unless the desired state has changed, or the store has a later table, by now."""
         stored = ((repository.route(table.model, region), table) for table in self.tables)
         if self.wanted != wanted_in(repository, region) or any(
             old and old.revision >= new.revision for old, new in stored
@@ -41,16 +41,16 @@ class Told:
 
 
 class Returning:
-    """Needs the store and the infrastructure. Raises Unavailable where the region does not answer."""
+    """Restores regions; needs the store and the infrastructure. Raises Unavailable if the region does not answer."""
 
     def __init__(self, store: Store, infrastructure: Infrastructure) -> None:
         self._store = store
         self._infrastructure = infrastructure
 
     def bring_up(self, region: str) -> Told:
-        """Whatever the region remembers, it follows the store afterwards. Its gateway is told before its replicas end.
+        """Make the region follow the store, whatever its state is. Its gateway is updated before its replicas end.
 
-        Returns what it was told, nothing of which is written down yet: a change may have written something else meanwhile.
+        Returns the applied state, nothing of which is stored yet: a change may have stored another one meanwhile.
         """
         state = self._infrastructure.observe(region)
         with self._store.read() as repository:
@@ -71,11 +71,12 @@ class Returning:
         return Told(Wanted(tuple(wanted.values()), settled), tuple(tables))
 
     def _tables(self, region: str, state: RegionState, settled: Mapping[str, int | None]) -> list[RouteTable]:
-        """The region's tables, each later than what its gateway follows, with what it still holds.
+        """Return the region's tables, each with a revision after its gateway's, and with the generations that it still holds.
 
-        Users whose shares were dropped, for no other region held the model, are answered again where this one does. None are
-        sent to what is held no more, there or elsewhere: what is left of their shares gets all of them. Its router keeps
-        generations that gateways of other regions are still sending to by their stored tables: one may not be reachable.
+        Users whose shares were dropped because no other region held the model are answered again if this one does. None
+        are sent to generations that are not held any more, there or elsewhere: the rest of their shares gets all of
+        them. Its router keeps generations that gateways of other regions still send to by their stored tables: one may
+        not be reachable.
         """
         with self._store.read() as repository:
             found = read_routed(repository, sorted(settled))
@@ -98,7 +99,7 @@ class Returning:
 
 
 def wanted_in(repository: Repository, region: str) -> Wanted:
-    """What the store wants of a region now."""
+    """Return the desired state of a region now."""
     return Wanted(
         tuple(sorted(repository.deployments_in(region), key=lambda deployment: str(deployment.key))),
         tuple(sorted(repository.settled_generations(repository.routed_in(region)).items())),
@@ -106,7 +107,7 @@ def wanted_in(repository: Repository, region: str) -> Wanted:
 
 
 def answered(facts: Facts, state: RegionState, generation: int | None) -> bool:
-    """Whether every part of a generation has a replica in the region that is ready for it."""
+    """True if every part of a generation has a ready replica in the region."""
     found = facts.generations.get(generation or 0)
     ready = {
         replica.key.part

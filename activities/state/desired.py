@@ -1,4 +1,4 @@
-"""From the state of a model to what the infrastructure is told: deployments with their holdings, and route tables.
+"""Desired state of the infrastructure from the state of a model: deployments with their snapshots, and route tables.
 
 Pure functions of `Facts`, which one unit of work reads.
 """
@@ -39,7 +39,7 @@ from ipnext.store.repository import Repository
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the store knows of one model. `target` is the generation that shall serve."""
+    """Facts of the store about one model. `target` is the generation to serve."""
 
     manifest: ModelManifest
     target: int
@@ -48,13 +48,13 @@ class Facts:
     deployments: Mapping[DeploymentKey, Deployment]
     tables: Mapping[str, RouteTable]
     serving: int | None = None
-    """The generation that serves, by the store."""
+    """The serving generation in the store."""
     lost: frozenset[str] = frozenset()
-    """Regions that are gone: nothing is sent there, and nothing waits for them."""
+    """Lost regions: nothing is sent there, and nothing waits for them."""
     rtt_ms: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    """By users' region and serving region; read only where a region is lost."""
+    """By users' region and serving region; read only if a region is lost."""
     planned_demand: Mapping[str, float] = field(default_factory=dict)
-    """By users' region, in the model's unit: what the waves of the run at hand were planned for, where there is one."""
+    """By users' region, in the model's unit: the demand that the waves of the current run were planned for, if there is one."""
     unmet_rules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By users' region that the manifest names and the fleet has: rules of the plan that leave demand there unserved."""
 
@@ -70,14 +70,14 @@ class Facts:
 
     @property
     def demand(self) -> Mapping[str, float]:
-        """By users' region, in the model's unit. The waves of a run hold what they were planned for, whatever was asked for since."""
+        """By users' region, in the model's unit. A run keeps the demand that its waves were planned for, whatever was requested since."""
         return self.planned_demand or {item.region: item.amount for item in self.manifest.spec.demand}
 
 
 def read_facts(repository: Repository, model: str, target: int, *, named: Iterable[int] = ()) -> Facts:
-    """Read all that the functions here need of one model: the generations at work, and those `named`. NotFound.
+    """Read all facts of one model: the generations at work, and those `named`. Raises NotFound.
 
-    The cost does not depend on how much was ever published (`activities.state.facts`).
+    The cost does not depend on the number of published generations (`activities.state.facts`).
     """
     lost = Drained.of(repository.drains()).lost
     record = repository.model(model)
@@ -99,32 +99,32 @@ def read_facts(repository: Repository, model: str, target: int, *, named: Iterab
 
 
 def unmet_rules(repository: Repository, manifest: ModelManifest) -> dict[str, tuple[str, ...]]:
-    """By users' region that the manifest names and the fleet has: rules of the plan that leave demand there unserved."""
+    """Map users' regions that the manifest names and the fleet has to the rules of the plan that leave demand there unserved."""
     placed, regions = repository.placement(manifest.name), set(repository.region_names())
     rules = {unmet.region: unmet.rules for unmet in placed.unmet} if placed else {}
     return {item.region: rules.get(item.region, ()) for item in manifest.spec.demand if item.region in regions}
 
 
 def round_trips(repository: Repository) -> dict[tuple[str, str], float]:
-    """Milliseconds by users' region and serving region."""
+    """Return milliseconds by users' region and serving region."""
     fleet = repository.fleet().spec
     rows = zip(fleet.regions, fleet.rtt_ms, strict=True)
     return {(origin, to): ms for origin, row in rows for to, ms in zip(fleet.regions, row, strict=True)}
 
 
 def key_of(model: str, slot: Slot) -> DeploymentKey:
-    """The replica set of a slot."""
+    """Return the replica set of a slot."""
     part, region, hardware = slot
     return DeploymentKey(model=model, part=part, region=region, hardware=hardware)
 
 
 def wanted_deployments(facts: Facts, state: ModelState) -> tuple[Deployment, ...]:
-    """One deployment for each slot of the state: its replicas, and the snapshots that each of them holds."""
+    """Build one deployment for each slot of the state: its replicas, and the snapshots that each of them holds."""
     return tuple(_deployment(facts, state, slot) for slot in state.slots)
 
 
 def shrinking_first(wanted: Iterable[Deployment], running: Mapping[DeploymentKey, int]) -> tuple[Deployment, ...]:
-    """Replica sets in the order to tell them in: those with no more processes than run now before those with more.
+    """Sort replica sets for their application: those with no more processes than run now before those with more.
 
     The units of the former are free before the latter take any.
     """
@@ -132,14 +132,14 @@ def shrinking_first(wanted: Iterable[Deployment], running: Mapping[DeploymentKey
 
 
 def former_generations(facts: Facts, active: Iterable[int]) -> tuple[int, ...]:
-    """Generations that have served and are not `active`, the one that served last first."""
+    """Return generations that have served and are not `active`, the one that served last first."""
     busy = set(active)
     served = [(g.serving_at, g.number) for g in facts.generations.values() if g.serving_at and g.number not in busy]
     return tuple(number for _, number in sorted(served, reverse=True))
 
 
 def served_generations(facts: Facts, region: str, deployments: Iterable[Deployment]) -> tuple[ServedGeneration, ...]:
-    """Generations that a region holds completely: every part that hosts hold of them has a replica set there."""
+    """Return generations that a region holds completely: every hosted part of them has a replica set there."""
     held: dict[int, set[str]] = {}
     for deployment in deployments:
         if deployment.key.region == region and deployment.replicas:
@@ -151,9 +151,9 @@ def served_generations(facts: Facts, region: str, deployments: Iterable[Deployme
 
 
 def served_generation(facts: Facts, number: int) -> ServedGeneration:
-    """What a router needs for one generation. Those before the target keep the graph they were served with.
+    """Build the router's record of one generation. Those before the target keep the graph they were served with.
 
-    One that is cut has the graph of its own layout, whatever the manifest says now.
+    A split one has the graph of its layout, whatever the manifest has now.
     """
     generation = facts.generations[number]
     if number != facts.target and generation.layout is None:
@@ -180,7 +180,7 @@ def served_generation(facts: Facts, number: int) -> ServedGeneration:
 
 
 def _adapters(facts: Facts, generation: Generation) -> dict[str, ServedAdapter]:
-    """How the engines of a generation know its adapters."""
+    """Return the names of a generation's adapters in its engines."""
     found = {part: facts.snapshots[part, generation.snapshots[part]].digest for part in generation.adapters}
     return {
         part: ServedAdapter(base=generation.adapters[part], name=engine_name(part, digest))
@@ -189,7 +189,7 @@ def _adapters(facts: Facts, generation: Generation) -> dict[str, ServedAdapter]:
 
 
 def _inputs(parts: Iterable[PartSpec], graph: PartGraph, held: Mapping[str, Snapshot | None]) -> tuple[TensorSpec, ...]:
-    """What a request brings beside its prompt, where nodes stand before one that generates: its JSON does not say it."""
+    """Return the request's inputs besides its prompt, if nodes run before a generator: the request's JSON does not declare them."""
     if all(node.prompt is None for node in graph.nodes):
         return ()
     known = signatures(parts, {part: snapshot.manifest for part, snapshot in held.items() if snapshot is not None})
@@ -219,10 +219,10 @@ def _facts_of(snapshot: Snapshot) -> SnapshotFacts:
 def wanted_shares(
     facts: Facts, state: ModelState, deployments: Iterable[Deployment]
 ) -> dict[str, tuple[RouteShare, ...]]:
-    """The shares of every region that has demand, hosts the model or had a table before.
+    """Return the shares of every region that has demand, hosts the model or had a table before.
 
-    A region that hosts the model without demand of its own answers its users itself. What would go to a lost region goes
-    to those that are left. A region with demand that no region serves has no shares: its gateway refuses its users.
+    A region without demand that hosts the model answers its users itself. Traffic for a lost region goes to the
+    remaining ones. A region with demand that no region serves has no shares: its gateway refuses its users.
     """
     deployments = tuple(deployments)
     hosting = {deployment.key.region for deployment in deployments if deployment.replicas}
@@ -238,9 +238,9 @@ def wanted_shares(
 
 
 def spared(facts: Facts, regions: Collection[str], wanted: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
-    """What to keep where a run counts on a region that is lost, of `regions`: all that answers in the regions that are left.
+    """Return the replica sets to keep: if a run counts on a lost region of `regions`, all that answer in the remaining ones.
 
-    Their users, and those who were to go to the lost one, have nothing else before a plan without it has come.
+    Their users, and those who were about to move to the lost one, have nothing else before a plan without it exists.
     """
     if not facts.lost.intersection(regions):
         return wanted
@@ -252,7 +252,7 @@ def spared(facts: Facts, regions: Collection[str], wanted: tuple[Deployment, ...
 def sent_around(
     facts: Facts, shares: Mapping[str, tuple[RouteShare, ...]], able: Sequence[Survivor]
 ) -> dict[str, tuple[RouteShare, ...]]:
-    """Shares without lost regions, over those that are `able`."""
+    """Return shares without lost regions, over those that are `able`."""
     demand = {item.region: item.amount for item in facts.manifest.spec.demand}
     nearness = Nearness(facts.rtt_ms, facts.manifest.spec.latency_tolerance_ms)
     return without_regions(shares, facts.lost, able, demand=demand, nearness=nearness, serving=facts.serving)
@@ -261,9 +261,9 @@ def sent_around(
 def survivors(
     facts: Facts, deployments: Iterable[Deployment], ready: Mapping[tuple[DeploymentKey, int], int] | None = None
 ) -> tuple[Survivor, ...]:
-    """Every whole generation of every region that is left, with what its slowest part answers.
+    """Return every whole generation of every remaining region, with the throughput of its slowest part.
 
-    By the replicas that are wanted, or by those that are `ready` (replica set, generation -> count).
+    By the desired replicas, or by those that are `ready` (replica set, generation -> count).
     """
     if not facts.lost:
         return ()
@@ -283,7 +283,7 @@ def _throughput(
     deployments: Iterable[Deployment],
     ready: Mapping[tuple[DeploymentKey, int], int] | None,
 ) -> float:
-    """What a generation answers in a region, in the model's unit: as much as its slowest part."""
+    """Return the throughput of a generation in a region, in the model's unit: that of its slowest part."""
     number = served.generation
     able = dict.fromkeys(_called(served.graph, facts.generations[number]), 0.0)
     for found in deployments:
@@ -294,7 +294,7 @@ def _throughput(
 
 
 def _main_generation(state: ModelState) -> int:
-    """The generation with the most traffic; 0 where there is none."""
+    """Return the generation with the most traffic; 0 if there is none."""
     weights: dict[int, float] = {}
     for shares in state.shares.values():
         for share in shares:
@@ -341,11 +341,11 @@ def _own(state: ModelState, slot: Slot) -> dict[int, int]:
 
 
 def _holds(facts: Facts, state: ModelState, slot: Slot) -> tuple[HeldSnapshot, ...]:
-    """Snapshots of the generations at work, and of former ones that are loaded here and stay warm.
+    """Return snapshots of the generations at work, and of former ones that are loaded here and stay warm.
 
-    A generation with a part that has no host any more is of no use warm. Where each generation has processes of its own
-    none stays warm: it would keep them all. One snapshot with and without adapters is held twice: only an engine that has
-    room for adapters from its start can load them.
+    A warm generation with a part that has no host any more is of no use. If each generation has dedicated processes
+    none stays warm: it would keep them all. One snapshot with and without adapters is held twice: an engine can load
+    adapters only if it reserved room for them at its start.
     """
     part = slot[0]
     stored = facts.deployments.get(key_of(facts.model, slot))
@@ -366,7 +366,7 @@ def _holds(facts: Facts, state: ModelState, slot: Slot) -> tuple[HeldSnapshot, .
 
 
 def _held(part: str, snapshot: Snapshot, generations: list[Generation], signers: SignerPolicy | None) -> HeldSnapshot:
-    """A segment was cut by the platform, from a snapshot whose signature was checked: nobody signed it."""
+    """Build the entry of a held snapshot. A segment has no signers: the platform split it from a snapshot with a checked signature."""
     adapter = snapshot.part in generations[0].adapters
     return HeldSnapshot(
         part=None if snapshot.part == part else snapshot.part,
@@ -381,12 +381,12 @@ def _held(part: str, snapshot: Snapshot, generations: list[Generation], signers:
 
 
 def _called(graph: PartGraph, generation: Generation) -> set[str]:
-    """The parts that hosts hold of a generation."""
+    """Return the parts of a generation that hosts hold."""
     return set(generation.parts) if generation.layout is not None else {node.part for node in graph.nodes}
 
 
 def _spec_of(facts: Facts, state: ModelState, slot: Slot) -> tuple[PartSpec | None, HardwareOption | None]:
-    """Part and hardware of a slot, as the target has them, else as another generation at work has them."""
+    """Return part and hardware of a slot, from the target, else from another generation at work."""
     name, _, hardware = slot
     numbers = sorted(state.held(slot) & facts.generations.keys(), key=lambda number: (number != facts.target, -number))
     for number in numbers:

@@ -1,6 +1,6 @@
-"""What drains mean for planning: which supply counts as nothing, and which wishes wait until a lost region is back.
+"""Effect of drains on planning: supply that counts as 0, and wishes that wait until a lost region is restored.
 
-Pure functions of `Drained`, which is read beside the fleet.
+Pure functions of `Drained`, which is read together with the fleet.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from ipnext.store.session import Store
 
 @dataclass(frozen=True)
 class Drained:
-    """Regions out of service. `lost` ones are gone; of `unguarded` ones was said to go on whatever stays unserved."""
+    """Regions out of service. `lost` ones are gone; drains of `unguarded` ones proceed whatever stays unserved."""
 
     regions: frozenset[str] = frozenset()
     lost: frozenset[str] = frozenset()
@@ -25,7 +25,7 @@ class Drained:
 
     @classmethod
     def of(cls, drains: Iterable[Drain]) -> "Drained":
-        """The drains that hold."""
+        """Return the drains in force."""
         holding = [drain for drain in drains if drain.holds]
         return cls(
             regions=frozenset(drain.region for drain in holding),
@@ -34,13 +34,13 @@ class Drained:
         )
 
     def and_region(self, region: str, *, force: bool = False) -> "Drained":
-        """As if one more were drained, as planned."""
+        """Return the drains as if one more region were drained, as planned."""
         more = frozenset({region})
         return Drained(self.regions | more, self.lost, self.unguarded | more if force else self.unguarded)
 
     @property
     def advice(self) -> str:
-        """Which regions are out of service and what to do if nothing else has room; empty if none is."""
+        """Regions out of service, and the remedy if nothing else has room; empty if there are none."""
         told = [
             f"{region} is out of service ({'declared lost' if region in self.lost else 'drained'})"
             for region in sorted(self.regions)
@@ -53,7 +53,7 @@ NOTHING = Drained()
 
 
 def repairs_loss(repository: Repository, plan_id: str) -> bool:
-    """Whether a plan was asked for by a drain while a region is lost: users may have nothing else until its moves are done."""
+    """True if a drain requested the plan while a region is lost: users may have nothing else until its moves are done."""
     return "drain" in repository.asked_by(plan_id) and bool(Drained.of(repository.drains()).lost)
 
 
@@ -71,7 +71,7 @@ def unchanged(store: Store, lost: frozenset[str]) -> None:
 
 
 def same(repository: Repository, lost: frozenset[str]) -> None:
-    """As `unchanged`, in one unit of work with what is written."""
+    """Check like `unchanged`, in the unit of work of the write."""
     changed = Drained.of(repository.drains()).lost ^ lost
     if changed:
         msg = f"region {min(changed)!r} was lost or came back meanwhile; what to do is computed anew"
@@ -79,7 +79,7 @@ def same(repository: Repository, lost: frozenset[str]) -> None:
 
 
 def without_drained(fleet: FleetSpec, drained: Drained) -> FleetSpec:
-    """The fleet with the supply of drained regions at 0. Their users, and their prices, stay."""
+    """Return the fleet with the supply of drained regions at 0. Their users, and their prices, stay."""
     if not drained.regions:
         return fleet
     supply = tuple(
@@ -89,11 +89,11 @@ def without_drained(fleet: FleetSpec, drained: Drained) -> FleetSpec:
 
 
 def eased(model: ModelProblem, fleet: FleetSpec, drained: Drained) -> ModelProblem:
-    """The model's wishes as far as they can be kept meanwhile.
+    """Relax the model's wishes as far as the drains require.
 
-    `survive` waits while a region is lost, or drained by force: what is left serves first. The latency tolerance gives way
-    where only a lost region was near enough for some users: to what their nearest region left needs.
-    `fleet` is the whole fleet, with the supply of drained regions.
+    `survive` waits while a region is lost, or drained by force: the remaining supply serves first. If only a lost
+    region was near enough for some users, the latency tolerance rises to the round trip of their nearest remaining
+    region. `fleet` is the whole fleet, with the supply of drained regions.
     """
     if drained.unguarded and model.survive != "none":
         model = model.model_copy(update={"survive": "none"})
@@ -116,7 +116,7 @@ def eased(model: ModelProblem, fleet: FleetSpec, drained: Drained) -> ModelProbl
 
 
 def _able(model: ModelProblem, fleet: FleetSpec) -> frozenset[str]:
-    """Regions whose supply holds a replica of every part."""
+    """Return regions whose supply fits a replica of every part."""
     units = {(item.region, item.hardware): item.units for item in fleet.supply}
     return frozenset(
         region

@@ -1,7 +1,8 @@
-"""What the store knows of models while they serve or change: only what is at work, whatever their history.
+"""Facts of the store about models that serve or change: only generations at work, whatever their history.
 
-The generations at work are the target, the one that serves, and those that replica sets, route tables and the transition
-at hand name; beside them as many former ones as stay warm. Called by `activities.state.desired`, in one unit of work.
+The generations at work are the target, the serving one, and those that replica sets, route tables and the current
+transition name; besides them as many former ones as stay warm. Called by `activities.state.desired`, in one unit of
+work.
 """
 
 from collections import defaultdict
@@ -18,14 +19,14 @@ T = TypeVar("T", Deployment, RouteTable)
 
 
 def generations_in(transition: Transition) -> frozenset[int]:
-    """All generations that a transition starts from or leads to."""
+    """Return all generations that a transition starts from or leads to."""
     return frozenset().union(*(_of_state(state) for state in (transition.origin, transition.to)))
 
 
 def at_work(
     record: ModelRecord, deployments: Iterable[Deployment], tables: Iterable[RouteTable], more: Iterable[int] = ()
 ) -> frozenset[int]:
-    """The generations that anything of a model names now."""
+    """Return the generations that any state of a model names now."""
     named = {number for number in (record.serving_generation, record.target_generation, *more) if number}
     for deployment in deployments:
         named.update(deployment.generations, deployment.own)
@@ -36,7 +37,7 @@ def at_work(
 
 
 def snapshots_of(generations: Iterable[Generation]) -> frozenset[tuple[str, str, int]]:
-    """(Model, part or segment, number) of all snapshots that generations are made of."""
+    """Return (model, part or segment, number) of all snapshots that generations are made of."""
     return frozenset(
         (generation.model, part, number)
         for generation in generations
@@ -47,9 +48,10 @@ def snapshots_of(generations: Iterable[Generation]) -> frozenset[tuple[str, str,
 def read_generations(
     repository: Repository, record: ModelRecord, numbers: Collection[int]
 ) -> tuple[Mapping[int, Generation], Mapping[tuple[str, int], Snapshot]]:
-    """The generations of these numbers and the former ones that may stay warm, with the snapshots that they name.
+    """Return the generations of these numbers and the former ones that may stay warm, with the snapshots that they name.
 
-    Two or three queries by keys, at most `numbers` and `keepWarm` rows of generations: nothing grows with what was published.
+    Two or three queries by keys, at most `numbers` and `keepWarm` rows of generations: nothing grows with the number of
+    publishes.
     """
     warm = record.manifest.spec.rollout.keep_warm
     generations = repository.generations_at_work(record.name, numbers, former=warm)
@@ -58,7 +60,7 @@ def read_generations(
 
 
 def ancestors(repository: Repository, snapshots: Iterable[Snapshot]) -> Mapping[tuple[str, str], Snapshot]:
-    """(Part, digest) -> the snapshots that deltas among `snapshots` stand on, down to a full one; parents that are missing are not in it."""
+    """Map (part, digest) to the ancestors of deltas among `snapshots`, down to a full one; missing parents are left out."""
     found: dict[tuple[str, str], Snapshot] = {}
     for snapshot in snapshots:
         below: Snapshot | None = snapshot
@@ -70,7 +72,7 @@ def ancestors(repository: Repository, snapshots: Iterable[Snapshot]) -> Mapping[
 
 
 def by_model(rows: Iterable[T]) -> Mapping[str, tuple[T, ...]]:
-    """Deployments or route tables of each model, in their order."""
+    """Group deployments or route tables by model, in their order."""
     found: dict[str, list[T]] = defaultdict(list)
     for row in rows:
         found[row.model if isinstance(row, RouteTable) else row.key.model].append(row)

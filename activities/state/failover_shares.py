@@ -1,4 +1,4 @@
-"""Sending the traffic of lost regions to those that are left: a pure function of shares and capacity."""
+"""Failover of lost regions' traffic to the remaining ones: a pure function of shares and capacity."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,12 +8,12 @@ from ipnext.model.deployment import RouteShare
 Shares = tuple[RouteShare, ...]
 
 NONE = 1e-12
-"""A share or a capacity below this is none."""
+"""A share or a capacity below this counts as none."""
 
 
 @dataclass(frozen=True)
 class Survivor:
-    """A region that holds a whole generation; `qps` is what its slowest part answers there."""
+    """A region that holds a whole generation; `qps` is the throughput of its slowest part there."""
 
     region: str
     generation: int
@@ -22,13 +22,13 @@ class Survivor:
 
 @dataclass(frozen=True)
 class Nearness:
-    """Who reaches whom: `rtt_ms` by users' region and serving region, and what the model tolerates."""
+    """Reachability: `rtt_ms` by users' region and serving region, and the model's latency tolerance."""
 
     rtt_ms: Mapping[tuple[str, str], float] = field(default_factory=dict)
     tolerance_ms: float = float("inf")
 
     def near(self, origin: str, region: str) -> bool:
-        """Whether the region answers the origin's users in time."""
+        """True if the region answers the origin's users in time."""
         return self.rtt_ms.get((origin, region), 0.0) <= self.tolerance_ms
 
 
@@ -41,13 +41,14 @@ def without_regions(
     nearness: Nearness | None = None,
     serving: int | None = None,
 ) -> dict[str, Shares]:
-    """Shares by users' region with nothing sent to lost regions.
+    """Return shares by users' region with nothing sent to lost regions.
 
-    What went there goes to survivors by their free capacity: first to those near enough, then to all, and what exceeds all
-    free capacity by their whole capacity. A generation is answered by itself where a survivor holds it, else by the one
-    that is `serving`, else by one that is sent to already, else by the one with the most capacity: what users were rolled back from
-    may still be held. `demand` is in requests a second by users' region. The sum of each origin's shares stays as it
-    is; without any survivor the lost shares are dropped, so that requests fail at once instead of hanging.
+    The lost shares go to survivors by their free capacity: first to those near enough, then to all; the excess over all
+    free capacity goes by their whole capacity. A generation is answered by itself if a survivor holds it, else by the
+    one that is `serving`, else by one that receives traffic already, else by the one with the most capacity: a
+    generation that users were rolled back from may still be held. `demand` is in requests/s by users' region. The sum
+    of each origin's shares stays the same; without any survivor the lost shares are dropped, so that requests fail at
+    once instead of hanging.
     """
     if not any(share.to in lost for found in shares.values() for share in found):
         return dict(shares)
@@ -58,7 +59,7 @@ def without_regions(
 
 
 class _Room:
-    """What is free of each survivor. Generations of one region share its processes, so all its traffic counts."""
+    """Free capacity of each survivor. Generations of one region share its processes, so all its traffic counts."""
 
     def __init__(
         self,
@@ -80,15 +81,15 @@ class _Room:
         self._sent = sent
 
     def free(self, survivor: Survivor) -> float:
-        """Requests a second that it can still take."""
+        """Return the requests/s that a survivor can still take."""
         return max(0.0, survivor.qps - self._sent.get(survivor.region, 0.0))
 
     def take(self, survivor: Survivor, qps: float) -> None:
-        """It gets so many more."""
+        """Add load to a survivor."""
         self._sent[survivor.region] = self._sent.get(survivor.region, 0.0) + qps
 
     def holding(self, generation: int) -> list[Survivor]:
-        """Survivors with this generation, else with the one that stands in for it."""
+        """Return survivors with this generation, else with its replacement."""
         able: dict[int, float] = {}
         for survivor in self.survivors:
             able[survivor.generation] = able.get(survivor.generation, 0.0) + survivor.qps
@@ -116,7 +117,7 @@ def _sent_around(origin: str, shares: Shares, lost: Collection[str], room: _Room
 
 
 def _spread(origin: str, share: RouteShare, room: _Room, nearness: Nearness) -> list[tuple[Survivor, float]]:
-    """One lost share over the survivors."""
+    """Distribute one lost share over the survivors."""
     able = room.holding(share.generation)
     near = [survivor for survivor in able if nearness.near(origin, survivor.region)]
     left, found = share.fraction, list[tuple[Survivor, float]]()
@@ -131,7 +132,7 @@ def _spread(origin: str, share: RouteShare, room: _Room, nearness: Nearness) -> 
 
 
 def _fits(tier: Sequence[Survivor], left: float, origin: str, room: _Room) -> float:
-    """How much of a share a tier has room for."""
+    """Return the part of a share that a tier has room for."""
     free, qps = sum(room.free(survivor) for survivor in tier), room.demand.get(origin, 0.0)
     if free <= NONE:
         return 0.0

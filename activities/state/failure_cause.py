@@ -1,4 +1,4 @@
-"""What failed, found while it can still be seen: the part, region and host behind a wave that does not come through."""
+"""Failure cause, recorded while it is observable: the part, region and host behind a wave that fails."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
@@ -9,7 +9,7 @@ from ipnext.model.deployment import RegionState, Replica, ReplicaPhase
 from ipnext.store.repository import Repository
 
 LOOKED_AT = 100
-"""Events among which the first cause of a change is looked for."""
+"""Events among which the first cause of a change is searched."""
 
 
 class Counted(Protocol):
@@ -33,13 +33,13 @@ class Counted(Protocol):
 
 
 def place_of(replica: Replica, *, adapter: str | None = None) -> Place:
-    """A replica as the place of a failure, which may be that of an adapter on its part."""
+    """Return the place of a failure for a replica, or for an adapter on its part."""
     key = replica.key
     return Place(part=adapter or key.part, region=key.region, hardware=key.hardware, host=replica.id, log=replica.log)
 
 
 def first_lacking(model: str, state: ModelState, regions: Mapping[str, RegionState]) -> Place:
-    """The first slot that lacks a ready replica, and the replica there that is furthest from it; regions that answer only."""
+    """Return the first slot that lacks a ready replica, and the replica there that is furthest from it; reachable regions only."""
     for (slot, generation), wanted in sorted(state.counts.items()):
         part, region, hardware = slot
         if region not in regions:
@@ -53,7 +53,7 @@ def first_lacking(model: str, state: ModelState, regions: Mapping[str, RegionSta
 
 
 def worst_region(before: Sequence[Counted], now: Iterable[Counted]) -> str | None:
-    """The region with the largest fraction of bad answers since `before`; None where none was bad."""
+    """Return the region with the largest fraction of bad answers since `before`; None if none was bad."""
     earlier = {item.region: item for item in before}
     shares: dict[str, float] = {}
     for item in now:
@@ -67,7 +67,7 @@ def worst_region(before: Sequence[Counted], now: Iterable[Counted]) -> str | Non
 
 
 def note_first(repository: Repository, model: str, cause: Cause, *, regions: Iterable[str] = ()) -> None:
-    """Write a change's cause down where none was yet: what failed outside the activities that see hosts.
+    """Record a change's cause if none was recorded yet: for failures outside the activities that see hosts.
 
     A region that the message names in quotes is the place.
     """

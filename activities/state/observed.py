@@ -1,4 +1,4 @@
-"""Reading the regions: which replicas are ready, and why one never will be."""
+"""Observed state of the regions: ready replicas, and why one never becomes ready."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -13,12 +13,12 @@ from ipnext.model.deployment import RegionState, Replica, ReplicaPhase
 from ipnext.model.status import Reason, reason_of
 
 CRASHES = 3
-"""Restarts after which a replica that is down again is taken for broken."""
+"""Restarts after which a replica that is down again counts as broken."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why waiting is pointless."""
+    """Reason why waiting is pointless."""
 
     reason: Reason
     message: str
@@ -28,7 +28,7 @@ class Failure:
 def observe(
     infrastructure: Infrastructure, regions: Iterable[str], models: Collection[str] | None = None
 ) -> tuple[dict[str, RegionState], tuple[str, ...]]:
-    """The state of every region that answers, of some models or of all, and the names of those that do not."""
+    """Return the state of every region that answers, for some models or for all, and the names of those that do not."""
     states: dict[str, RegionState] = {}
     silent: list[str] = []
     for region in sorted(set(regions)):
@@ -40,7 +40,7 @@ def observe(
 
 
 def missing_replicas(model: str, state: ModelState, regions: Mapping[str, RegionState]) -> tuple[str, ...]:
-    """What is not ready yet, in words; empty where every generation has its count in every slot."""
+    """Describe the replicas that are not ready yet; empty if every generation has its count in every slot."""
     found = _ready(model, regions)
     lacking = []
     for (slot, generation), wanted in sorted(state.counts.items()):
@@ -52,7 +52,7 @@ def missing_replicas(model: str, state: ModelState, regions: Mapping[str, Region
 
 
 def _ready(model: str, regions: Mapping[str, RegionState]) -> Counter[Held]:
-    """Replicas of a model by slot and generation that they are ready for, those that end left out."""
+    """Count ready replicas of a model by slot and generation, without those that drain."""
     found: Counter[Held] = Counter()
     for region, state in regions.items():
         for replica in state.replicas:
@@ -64,7 +64,7 @@ def _ready(model: str, regions: Mapping[str, RegionState]) -> Counter[Held]:
 
 
 def first_failure(model: str, generation: int, regions: Iterable[RegionState]) -> Failure | None:
-    """The first replica that cannot load the generation, or that keeps crashing."""
+    """Return the first replica that cannot load the generation, or that keeps crashing."""
     for region in regions:
         for replica in region.replicas:
             if replica.key.model != model:

@@ -1,6 +1,6 @@
-"""What the store knows of many models at once, as far as it takes to send their users elsewhere.
+"""Facts of the store about many models at once, as far as a failover of their users needs them.
 
-Called when a region is lost, and when it returns: for hundreds of models, in batches.
+Called when a region is lost, and when it is restored: for hundreds of models, in batches.
 """
 
 from collections import defaultdict
@@ -15,9 +15,10 @@ from ipnext.store.repository import Repository
 
 
 def read_routed(repository: Repository, models: Collection[str]) -> tuple[Facts, ...]:
-    """Read what sends users of many models elsewhere, in the order of `models`.
+    """Read the facts for a failover of many models' users, in the order of `models`.
 
-    Of snapshots only those are read whose generation no route table describes. The number of queries is the same for one model and for hundreds. Models that are not known are left out.
+    Snapshots are read only if no route table describes their generation. The number of queries is the same for one
+    model and for hundreds. Unknown models are left out.
     """
     drained = Drained.of(repository.drains())
     records = {record.name: record for record in repository.models_named(models)}
@@ -57,6 +58,6 @@ def read_routed(repository: Repository, models: Collection[str]) -> tuple[Facts,
 
 
 def merge_served(new: Iterable[ServedGeneration], old: Iterable[ServedGeneration]) -> tuple[ServedGeneration, ...]:
-    """All of `new`, and of `old` what it lacks, by generation."""
+    """Merge by generation: all of `new`, and those of `old` that it lacks."""
     found = {served.generation: served for served in (*old, *new)}
     return tuple(found[number] for number in sorted(found))

@@ -1,6 +1,6 @@
-"""The state of one model at each point of a transition, and on the way back: pure functions of the transition.
+"""The state of one model at each point of a transition, and of its revert: pure functions of the transition.
 
-An activity asks for the state it has to reach and brings it about, so that it may run any number of times.
+An activity requests the state that it has to reach and establishes it, so that it may run any number of times.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -13,13 +13,13 @@ from ipnext.model.plan import CurrentState, Plan
 from ipnext.model.rollout import FleetState, GenerationReplicas, GenerationShare, RouteChange, Transition
 
 Phase = Literal["scaled_up", "routed", "released"]
-"""How far a wave is: capacity added; traffic moved; capacity freed."""
+"""Progress of a wave: capacity added; traffic moved; capacity released."""
 
 Slot = tuple[str, str, str]
 """(part, region, hardware): one replica set of the model."""
 
 Back = Literal["at_once", "by_waves"]
-"""How a way back goes: in one step, or wave by wave."""
+"""Mode of a revert: in one step, or wave by wave."""
 
 Held = tuple[Slot, int]
 """A replica set and a generation it holds."""
@@ -32,7 +32,7 @@ class ModelState:
     counts: Mapping[Held, int] = field(default_factory=dict)
     shares: Mapping[str, tuple[RouteShare, ...]] = field(default_factory=dict)
     apart: bool = False
-    """Whether each snapshot has processes of its own."""
+    """True if generations run in separate processes."""
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -50,12 +50,12 @@ class ModelState:
         return frozenset(region for _, region, _ in self.slots)
 
     def outside(self, regions: Collection[str]) -> "ModelState":
-        """The state without what some regions hold."""
+        """Return the state without the replicas of some regions."""
         counts = {held: count for held, count in self.counts.items() if held[0][1] not in regions}
         return ModelState(counts, self.shares, self.apart)
 
     def replicas(self, slot: Slot) -> int:
-        """Processes in a slot: one process holds several generations side by side, or each has its own."""
+        """Count processes in a slot: one process holds several generations side by side, or each has dedicated ones."""
         counts = [count for (at, _), count in self.counts.items() if at == slot]
         return sum(counts) if self.apart else max(counts, default=0)
 
@@ -69,12 +69,12 @@ class ModelState:
         return found
 
     def held(self, slot: Slot) -> frozenset[int]:
-        """Generations that a slot has to hold."""
+        """Return generations that a slot has to hold."""
         return frozenset(generation for (at, generation), count in self.counts.items() if at == slot and count)
 
 
 def state_of(fleet: FleetState, model: str, *, apart: bool = False) -> ModelState:
-    """One model's part of a fleet state."""
+    """Return one model's part of a fleet state."""
     shares: dict[str, list[RouteShare]] = {}
     for share in fleet.traffic:
         if share.model == model and share.fraction > 0:
@@ -86,12 +86,12 @@ def state_of(fleet: FleetState, model: str, *, apart: bool = False) -> ModelStat
 
 @lru_cache(maxsize=4096)
 def route_share(to: str, generation: int, fraction: float) -> RouteShare:
-    """A checked entry of a route table; most tables repeat those of others."""
+    """Return a validated entry of a route table, cached because most tables repeat those of others."""
     return RouteShare(to=to, generation=generation, fraction=fraction)
 
 
 def state_at(transition: Transition, model: str, index: int, phase: Phase) -> ModelState:
-    """The state after `phase` of wave `index`, all earlier waves done."""
+    """Return the state after `phase` of wave `index`, all earlier waves done."""
     apart = transition.apart
     origin = state_of(transition.origin, model, apart=apart)
     counts, shares = dict(origin.counts), dict(origin.shares)
@@ -108,7 +108,7 @@ def state_at(transition: Transition, model: str, index: int, phase: Phase) -> Mo
 
 
 def _peaks(transition: Transition, model: str) -> Iterator[ModelState]:
-    """The replicas after the scale-up of each wave in turn, without shares."""
+    """Yield the replicas after the scale-up of each wave in turn, without shares."""
     apart = transition.apart
     counts = dict(state_of(transition.origin, model, apart=apart).counts)
     for wave in transition.waves:
@@ -118,7 +118,7 @@ def _peaks(transition: Transition, model: str) -> Iterator[ModelState]:
 
 
 def state_back(transition: Transition, model: str, index: int, phase: Phase) -> ModelState:
-    """The state on the way back from wave `index`: first the origin's capacity beside what is there, then its traffic."""
+    """Return the state of a revert from wave `index`: first the origin's capacity beside the existing one, then its traffic."""
     apart = transition.apart
     origin = state_of(transition.origin, model, apart=apart)
     if phase == "released":
@@ -128,17 +128,17 @@ def state_back(transition: Transition, model: str, index: int, phase: Phase) -> 
 
 
 def _both(there: ModelState, origin: ModelState) -> ModelState:
-    """The replicas of the origin beside those that are there, without shares."""
+    """Return the replicas of the origin beside the existing ones, without shares."""
     both = there.counts.keys() | origin.counts.keys()
     counts = {held: max(there.counts.get(held, 0), origin.counts.get(held, 0)) for held in both}
     return ModelState(counts, {}, there.apart)
 
 
 def state_undone(transition: Transition, model: str, index: int, phase: Phase) -> ModelState:
-    """The state on the way back through wave `index` alone: what it took away, then its traffic, then what it had added.
+    """Return the state when wave `index` alone is reverted: first the capacity it removed, then its traffic, then its additions.
 
-    Each of these states was there on the way forward, so supply and capacity hold as they did then. What the wave swapped
-    swaps back at first, and takes no further unit either.
+    Each of these states occurred on the way forward, so supply and capacity suffice as they did then. Processes that
+    the wave swapped swap back at first, and take no further unit either.
     """
     before = _before(transition, model, index)
     if phase == "released":
@@ -149,9 +149,9 @@ def state_undone(transition: Transition, model: str, index: int, phase: Phase) -
 
 
 def brought_up(transition: Transition, model: str, index: int, generation: int) -> ModelState:
-    """What wave `index` waits for: `generation` whole, and of others what it adds.
+    """Return the replicas that wave `index` waits for: all of `generation`, and the additions of others.
 
-    What others had before may be broken, and be left for just that reason.
+    The former replicas of others may be broken, and the reason for the change.
     """
     before, there = _before(transition, model, index).counts, state_at(transition, model, index, "scaled_up")
     counts = {
@@ -161,7 +161,7 @@ def brought_up(transition: Transition, model: str, index: int, generation: int) 
 
 
 def _before(transition: Transition, model: str, index: int) -> ModelState:
-    """The state that wave `index` begins with."""
+    """Return the state that wave `index` begins with."""
     if index:
         return state_at(transition, model, index - 1, "released")
     return state_of(transition.origin, model, apart=transition.apart)
@@ -172,7 +172,7 @@ def _shares_after(transition: Transition, model: str, index: int) -> Mapping[str
 
 
 def swaps(transition: Transition, model: str, index: int) -> bool:
-    """Whether processes go over from one generation to another in wave `index`."""
+    """True if wave `index` hot swaps processes from one generation to another."""
     before = _before(transition, model, index).counts if transition.refresh == "swap" else {}
     rows = (row for row in transition.waves[index].scale_up if row.model == model)
     return any(row.count < before.get(((row.part, row.region, row.hardware), row.generation), 0) for row in rows)
@@ -184,7 +184,7 @@ def fits_at_once(
     units: Mapping[tuple[str, str], float],
     supply: Mapping[tuple[str, str], float],
 ) -> bool:
-    """Whether the supply holds the way back in one step from every wave. What swaps goes back as it came: a wave at a time.
+    """True if the supply fits a revert in one step from every wave. Swaps are reverted as they came: a wave at a time.
 
     `units`: (part, hardware) -> units a replica; `supply`: (region, hardware) -> units that this model may use.
     """
@@ -196,7 +196,7 @@ def fits_at_once(
 
 
 def _units(state: ModelState, units: Mapping[tuple[str, str], float]) -> Mapping[tuple[str, str], float]:
-    """(region, hardware) -> units."""
+    """Return units by (region, hardware)."""
     taken: dict[tuple[str, str], float] = {}
     for (part, region, hardware), count in sorted(state.processes.items()):
         taken[region, hardware] = taken.get((region, hardware), 0.0) + count * units[part, hardware]
@@ -204,12 +204,12 @@ def _units(state: ModelState, units: Mapping[tuple[str, str], float]) -> Mapping
 
 
 def peak(transition: Transition, model: str) -> Mapping[Slot, int]:
-    """The most processes that a slot has at any time of the transition or of its way back."""
+    """Return the most processes that a slot has at any time of the transition or of its revert."""
     apart = transition.apart
     origin, to = (state_of(end, model, apart=apart) for end in (transition.origin, transition.to))
     most: dict[Slot, int] = {}
     for there in (origin, *_peaks(transition, model), to):
-        # where snapshots have processes of their own, the former ones come back beside what is there
+        # if snapshots have dedicated processes, the former ones return beside the existing ones
         beside = transition.refresh == "replace" and there is not to
         for slot, count in (_both(there, origin) if beside else there).processes.items():
             most[slot] = max(most.get(slot, 0), count)
@@ -225,15 +225,16 @@ def running_state(
     lost: Collection[str] = (),
     serving: int | None = None,
 ) -> FleetState:
-    """What a transition starts from: the generations that answer traffic, where they run and how much they answer.
+    """Return the origin of a transition: the generations that answer traffic, their replicas and their shares.
 
-    Generations kept warm count nothing: they cost no further process. Shares of regions without demand of their own (not
-    in `demanding`) are left out, for they follow the others; what they send to has its replicas until they do. Shares of
-    what no replica set holds any more, as a step that was given up half way leaves them, count for those that are held; so
-    do shares of `lost` regions, which answer nobody: the first wave that moves a user away from there has to carry all of them.
-    Where processes go over, what is sent there and not held counts for what is held: a region that could not be told to go back
-    answers on, and nobody is to take its users for nobody's. If nothing answers, as after the loss of all its regions, the replicas
-    of what is `serving` count: no way back may end them.
+    Generations kept warm do not count: they cost no further process. Shares of regions without demand (not in
+    `demanding`) are left out, because they follow the others; their targets keep their replicas until they do. Shares
+    of a generation that no replica set holds any more, as an abandoned step leaves them, count for those that are held;
+    so do shares of `lost` regions, which answer no users: the first wave that moves a user away from there has to carry
+    all of them. If processes are hot swapped, traffic to a generation that is not held counts for the held one: an
+    unreachable region that could not be reverted keeps answering, and its users must not count as unanswered. If
+    nothing answers, as after the loss of all its regions, the replicas of the `serving` generation count: no revert may
+    end them.
     """
     deployments = tuple(deployments)
     held = {(d.key.region, g) for d in deployments for g in d.generations if d.replicas_of(g)}
@@ -259,7 +260,7 @@ def running_state(
 
 
 def _going_over(deployments: Iterable[Deployment]) -> Mapping[str, int]:
-    """Region whose processes go over -> the generation that most of them are to hold."""
+    """Map each region whose processes are hot swapped to the generation that most of them are about to hold."""
     counts: dict[str, dict[int, int]] = {}
     for found in deployments:
         for generation in found.generations if found.swap else ():
@@ -273,7 +274,7 @@ def _going_over(deployments: Iterable[Deployment]) -> Mapping[str, int]:
 def _as_held(
     shares: tuple[RouteShare, ...], held: Collection[tuple[str, int]], over: Mapping[str, int]
 ) -> tuple[RouteShare, ...]:
-    """Shares with what is not held where processes go over in the name of what they go over to."""
+    """Rename shares of generations that are not held to the target generation, in regions whose processes are hot swapped."""
     if all((to, generation) in held or to not in over for to, generation in _sent(shares)):
         return shares
     sums: dict[tuple[str, int], float] = {}
@@ -289,7 +290,7 @@ def _sent(shares: Iterable[RouteShare]) -> Iterable[tuple[str, int]]:
 
 
 def answered(shares: Iterable[RouteShare], held: Collection[tuple[str, int]]) -> tuple[RouteShare, ...]:
-    """Shares of generations that are held where they go, made to sum up as all did."""
+    """Return shares of generations that their target holds, scaled to the sum of all shares."""
     sent = [share for share in shares if share.fraction > 0]
     kept = [share for share in sent if (share.to, share.generation) in held]
     if not kept or len(kept) == len(sent):
@@ -299,7 +300,7 @@ def answered(shares: Iterable[RouteShare], held: Collection[tuple[str, int]]) ->
 
 
 def planned_state(model: str, generation: int, plan: Plan | CurrentState) -> FleetState:
-    """Where a transition ends: the plan's rows of the model, all of one generation."""
+    """Return the target of a transition: the plan's rows of the model, all of one generation."""
     replicas = tuple(
         GenerationReplicas.trusted(model, row.part, generation, row.region, row.hardware, row.count)
         for row in plan.replicas
@@ -314,7 +315,7 @@ def planned_state(model: str, generation: int, plan: Plan | CurrentState) -> Fle
 
 
 def _merge(counts: dict[Held, int], rows: Iterable[GenerationReplicas], model: str) -> None:
-    """Take over the rows' counts of a model."""
+    """Merge the rows' counts of a model."""
     for row in rows:
         if row.model != model:
             continue
@@ -326,7 +327,7 @@ def _merge(counts: dict[Held, int], rows: Iterable[GenerationReplicas], model: s
 
 
 def _reroute(shares: dict[str, tuple[RouteShare, ...]], changes: Iterable[RouteChange], model: str) -> None:
-    """Take over the changes' shares of a model."""
+    """Merge the changes' shares of a model."""
     for change in changes:
         if change.model == model:
             found = (route_share(s.to, s.generation, s.fraction) for s in change.shares if s.fraction > 0)
