@@ -1,6 +1,7 @@
-"""One activity for all stages of a change before its transition, as far as they are short: each costs a run two round trips.
+"""One activity for all stages of a change before its transition, if they are short: each activity costs two round trips.
 
-A stage that would take long, has to wait, or fails is left to an activity of its own, with that one's time-outs and retries.
+A stage that would take long, has to wait, or fails is left to its separate activity, with the time-outs and retries of
+that one.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,14 +21,14 @@ from ipnext.model.lifecycle import ChangeKind, StageInput
 from ipnext.model.preparation import PreparationInput, Prepared, StageName
 
 VALIDATED_BYTES = 64 * 2**20
-"""Of snapshots that are validated here: more take longer than the round trips that are saved."""
+"""Of snapshots that are validated here: larger ones take longer than the round trips that are saved."""
 
 Stage = Callable[[StageInput, Prepared], Prepared | None]
-"""The answers with its own. None: an activity of its own has to do it."""
+"""Returns the answers so far and that of the stage; None if a separate activity has to run the stage."""
 
 
 class PreparationActivities:
-    """The stages' own activities, called in a row."""
+    """The stages' separate activities, called in a row."""
 
     def __init__(
         self,
@@ -46,14 +47,14 @@ class PreparationActivities:
         self._prefetching = prefetching
 
     def all(self) -> Sequence[Callable[..., Any]]:
-        """Everything a worker registers."""
+        """Return the activities that a worker registers."""
         return (self.prepare_change,)
 
     @activity.defn(name="prepare_change", no_thread_cancel_exception=True)
     def prepare_change(self, preparation: PreparationInput) -> Prepared:
-        """Go through the stages until one is refused, has to wait, or can't be done here. Each may be done any number of times.
+        """Run the stages until one is refused, has to wait, or can't run here. Each may run any number of times.
 
-        An error that does not pass is raised, as by the stage's own activity.
+        A permanent error is raised, as by the stage's separate activity.
         """
         of: dict[StageName, Stage] = {
             "metadata": self._resolve,
@@ -70,8 +71,8 @@ class PreparationActivities:
                 following = of[name](preparation.stage, prepared)
             except IPnextError as error:
                 if not (error.retryable or isinstance(error, Conflict)):
-                    raise  # it is noted, and stays: the stage's own activity would only note it again
-                return prepared  # the stage's own activity is tried again as its policy says
+                    raise  # permanent and recorded: the stage's separate activity would only repeat it
+                return prepared  # the stage's separate activity is retried by its policy
             if following is None:
                 return prepared
             prepared = following
@@ -91,7 +92,7 @@ class PreparationActivities:
         return prepared.model_copy(update={"validated": report})
 
     def _fetch_ahead(self, stage: StageInput) -> None:
-        """Have the regions fetch the generation while the rest of it is validated: its bytes, which no check has read yet."""
+        """Make the regions fetch the generation during its validation: its bytes, which no check has read yet."""
         if self._validation.is_fit_to_fetch(stage):
             self._prefetching.begin(stage.model, stage.generation)
 

@@ -1,4 +1,4 @@
-"""Module Metadata: publishes and applies as the store records them, fetches ahead, collection of what nothing names.
+"""Module Metadata: publishes and applies as the store records them, prefetch, and garbage collection of artifacts.
 
 For the worker and `activities.preparation`. Begin with `activities`.
 """

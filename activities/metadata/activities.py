@@ -1,4 +1,4 @@
-"""Metadata: what a change works on, whether its snapshots are all there, and changes that became pointless."""
+"""Metadata: the generation of a change, whether its snapshots are all stored, and changes that were superseded."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,25 +32,25 @@ NAMED = 10
 """Generations that an error names at most: the ones that served last."""
 
 _BRINGS_A_SPEC = frozenset({ChangeKind.PUBLISH, ChangeKind.ROLLBACK, ChangeKind.APPLY})
-"""Kinds after which something else shall serve than before."""
+"""Kinds of changes that change the generation or the spec to serve."""
 
 
 class MetadataActivities:
-    """Needs the store and the artifact store."""
+    """Metadata activities, on the store and the artifact store."""
 
     def __init__(self, store: Store, artifacts: ArtifactStore) -> None:
         self._store = store
         self._artifacts = artifacts
 
     def all(self) -> Sequence[Callable[..., Any]]:
-        """Everything a worker registers."""
+        """Return the activities that a worker registers."""
         return (self.begin_change, self.resolve_snapshots, self.mark_superseded)
 
     @activity.defn(name="begin_change", no_thread_cancel_exception=True)
     def begin_change(self, progress: ProgressInput) -> ChangeBegun:
-        """Mark the change as running and say what generation and manifest it works on.
+        """Mark the change as running, and return its generation and manifest revision.
 
-        A change that ended before is not begun again. A move to a placement that a newer plan has changed is superseded.
+        A change that has ended is not begun again. A move to a placement that a newer plan has changed is superseded.
         """
         with self._store.begin(progress.model) as repository:
             change, record = repository.change(progress.change_id), repository.model(progress.model)
@@ -79,7 +79,7 @@ class MetadataActivities:
 
     @activity.defn(name="resolve_snapshots", no_thread_cancel_exception=True)
     def resolve_snapshots(self, stage: StageInput) -> Resolved:
-        """Every part's snapshot lies in the artifact store, and its manifest there is the published one."""
+        """Check that every part's snapshot is in the artifact store, and that its manifest there is the published one."""
         with self._store.read() as repository:
             generation = repository.generation(stage.model, stage.generation)
             spec = repository.model(stage.model).manifest.spec
@@ -102,7 +102,7 @@ class MetadataActivities:
 
     @activity.defn(name="mark_superseded", no_thread_cancel_exception=True)
     def mark_superseded(self, superseded: SupersededInput) -> Done:
-        """Write down that changes will not run because newer ones made them pointless."""
+        """Record changes that will not run because newer ones superseded them."""
         with self._store.begin(superseded.model) as repository:
             for found in superseded.superseded:
                 change = repository.change(found.change_id)
@@ -137,7 +137,7 @@ class MetadataActivities:
 
 
 def untaken(generation: Generation, spec: ModelSpec) -> str:
-    """What of a new manifest waits for a generation of its own: other cuts than those of what serves, and an adapter less."""
+    """Describe the parts of a new manifest that wait for a new generation: another split than the serving one's, a removed adapter."""
     now, wanted = generation.layout.cut if generation.layout else None, spec.split.cut if spec.split else None
     told = [] if now == wanted else ["the changed spec.split is followed from the next publish on"]
     if gone := sorted(set(generation.adapters) - set(spec.adapters)):
@@ -148,7 +148,7 @@ def untaken(generation: Generation, spec: ModelSpec) -> str:
 
 
 def _generation_of(repository: Repository, change: Change, record: ModelRecord) -> int | None:
-    """The generation to serve. An apply takes what serves, else what was published last. InvalidInput, NotFound."""
+    """Return the generation to serve: for an apply the serving one, else the newest published. Raises InvalidInput or NotFound."""
     if change.kind is ChangeKind.APPLY:
         newest = record.serving_generation or record.target_generation
         return newest or repository.newest_generation(record.name)
@@ -168,7 +168,7 @@ def _generation_of(repository: Repository, change: Change, record: ModelRecord) 
 def _write_beginning(
     repository: Repository, change: Change, record: ModelRecord, generation: int | None, run_id: str
 ) -> None:
-    """What a person sees while the change runs: nothing claims to be true of the new spec yet."""
+    """Record the state that users see while the change runs: no condition claims yet to hold for the new spec."""
     subject = f"{change.kind}" + (f" of generation {generation}" if generation else "")
     repository.add_event(record.name, "Started", f"{subject} began", run_id=run_id)
     if change.kind not in _BRINGS_A_SPEC or generation is None:

@@ -1,4 +1,4 @@
-"""Collects what nothing names in the artifact store."""
+"""Garbage collection of the artifact store: removes unreferenced artifacts."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from ipnext.store.session import Store
 
 
 class CollectingActivities:
-    """Needs the store and the artifact store. `grace`: for how long what nothing wants is kept."""
+    """Collection activities, on the store and the artifact store. `grace` is how long unreferenced artifacts are kept."""
 
     def __init__(self, store: Store, artifacts: ArtifactStore, grace: Grace) -> None:
         self._store = store
@@ -22,11 +22,11 @@ class CollectingActivities:
         self._grace = grace
 
     def all(self) -> Sequence[Callable[..., Any]]:
-        """Everything a worker registers."""
+        """Return the activities that a worker registers."""
         return (self.collect_artifacts,)
 
     @activity.defn(name="collect_artifacts", no_thread_cancel_exception=True)
     def collect_artifacts(self, asked: CollectInput) -> Done:
-        """Make one pass. One that is repeated finds what is left."""
+        """Run one pass. A repeated one finds the rest."""
         del asked
         return Done(note=Collection(self._store, self._artifacts, self._grace, beat=beat).run().summary)

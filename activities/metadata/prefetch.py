@@ -1,4 +1,4 @@
-"""Tells regions of snapshots that a change will bring, so that they come while the change is validated and planned."""
+"""Prefetch: announces a change's snapshots to regions, which fetch them during its validation and planning."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +9,11 @@ from ipnext.infra.port import Infrastructure
 from ipnext.store.session import Store
 
 MOST_AT_ONCE = 64
-"""Calls under way or waiting. Snapshots beyond it are fetched by the hosts that load them."""
+"""Calls in progress or waiting. Snapshots beyond it are fetched by the hosts that load them."""
 
 
 class Prefetching:
-    """Needs the store and the infrastructure. Nothing waits for it and nothing fails by it."""
+    """Prefetches snapshots; needs the store and the infrastructure. Nothing waits for it, and it fails nothing."""
 
     def __init__(self, store: Store, infrastructure: Infrastructure) -> None:
         self._store = store
@@ -22,7 +22,7 @@ class Prefetching:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="prefetch")
 
     def begin(self, model: str, generation: int) -> None:
-        """Tell the regions that the model runs in now: the new generation will mostly run there, too."""
+        """Prefetch in the regions that the model runs in now: the new generation will mostly run there, too."""
         with self._store.read() as repository:
             regions = {found.key.region for found in repository.deployments(model)}
             parts = repository.generation(model, generation).snapshots
@@ -35,6 +35,6 @@ class Prefetching:
         try:
             self._infrastructure.prefetch(region, tuple(uris))
         except IPnextError:
-            return  # the region's hosts fetch what they load
+            return  # the region's hosts fetch the snapshots when they load them
         finally:
             self._room.release()

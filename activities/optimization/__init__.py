@@ -1,4 +1,4 @@
-"""Module Optimization: splits a model's program into parts, in a process of its own.
+"""Module Optimization: splits a model's program into parts, in a separate process.
 
 For the worker and `activities.preparation`. Begin with `activities`.
 """

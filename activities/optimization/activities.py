@@ -1,7 +1,7 @@
-"""Optimization: cuts a published snapshot into the parts that its manifest's `split` asks for.
+"""Optimization: splits a published snapshot into the parts that its manifest's `split` requests.
 
-The pieces go to the artifact store as snapshots of their own, whose parent is the one that was published, and the layout
-goes to the generation: whatever is served, planned or shown of it later follows its own layout.
+The segments go to the artifact store as separate snapshots, whose parent is the published one, and the layout goes to
+the generation: later serving, planning and status of the generation use its layout.
 """
 
 import tempfile
@@ -28,11 +28,11 @@ from ipnext.store.session import Store
 from serving.splitting.report import FORM, PartReport, SplitReport
 
 LOOKED_AT = 50
-"""Generations that are cut, the newest, among which one of the same bytes is looked for."""
+"""Newest split generations that are searched for one of the same bytes."""
 
 
 class OptimizationActivities:
-    """Needs the store and the artifact store. `cutter` stands in for the process that cuts."""
+    """Optimization activities, on the store and the artifact store. `cutter` replaces the process that splits."""
 
     def __init__(self, store: Store, artifacts: ArtifactStore, *, cutter: Cutter = cut_in_process) -> None:
         self._store = store
@@ -40,14 +40,14 @@ class OptimizationActivities:
         self._cutter = cutter
 
     def all(self) -> Sequence[Callable[..., Any]]:
-        """Everything a worker registers."""
+        """Return the activities that a worker registers."""
         return (self.optimize_generation,)
 
     @activity.defn(name="optimize_generation", no_thread_cancel_exception=True)
     def optimize_generation(self, stage: StageInput) -> Optimized:
-        """Give a generation the layout that the manifest asks for; one that has served keeps its own.
+        """Give a generation the layout that the manifest requests; one that has served keeps its layout.
 
-        The same snapshot cut by the same policy before, for whatever generation, is not cut again.
+        A snapshot that was split by the same policy before, for whatever generation, is not split again.
         """
         with self._store.read() as repository:
             record = repository.model(stage.model)
@@ -80,7 +80,7 @@ class OptimizationActivities:
         return self._keep(stage, layout, again=False)
 
     def _touch(self, manifest: SnapshotManifest) -> None:
-        """Keep from a collection what of a segment is in the artifact store already."""
+        """Protect a segment's blobs that are already in the artifact store from garbage collection."""
         with self._store.begin_free(()) as repository:
             repository.touch_artifacts(sizes_of(manifest))
 
@@ -106,12 +106,12 @@ class OptimizationActivities:
 
 
 def _source(repository: Repository, generation: Generation) -> Snapshot:
-    """What is cut: a model that is split has one published part."""
+    """Return the snapshot to split: a model that is split has one published part."""
     return repository.snapshot(generation.model, *next(iter(generation.snapshots.items())))
 
 
 def _known(repository: Repository, spec: ModelSpec, generation: Generation, source: Snapshot) -> Layout | None:
-    """The layout of a generation of the same bytes that was cut by the same policy, and not as models were cut once."""
+    """Return the layout of a generation of the same bytes, policy and layout format; None if there is none."""
     if spec.split is None:
         return None
     cut, gone = spec.split.cut, repository.collected_snapshots(generation.model)
@@ -128,12 +128,12 @@ def _known(repository: Repository, spec: ModelSpec, generation: Generation, sour
 
 
 def _segments(layout: Layout) -> frozenset[tuple[str, int]]:
-    """(Name, snapshot) of all segments."""
+    """Return (name, snapshot) of all segments."""
     return frozenset((segment.name, segment.snapshot) for segment in layout.segments)
 
 
 def _options(spec: ModelSpec, part: str) -> tuple[HardwareOption, ...]:
-    """Hardware of the part that is cut."""
+    """Return the hardware of the part that is split."""
     return next((own.hardware for own in spec.parts if own.name == part), spec.parts[0].hardware)
 
 
@@ -146,7 +146,7 @@ def _layout(
     cut: str,
     whole: tuple[HardwareOption, ...],
 ) -> Layout:
-    """The report as a layout, with the segments' snapshots as the store numbers them."""
+    """Convert the report to a layout, with the snapshot numbers that the store gives the segments."""
     numbers = {
         name: repository.add_segment(source.model, name, found).number for name, found in sorted(sources.items())
     }

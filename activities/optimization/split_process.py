@@ -1,4 +1,4 @@
-"""Cuts a snapshot by a policy: runs `ipnext split` in a process of its own, so that no torch enters the worker.
+"""Splits a snapshot by a policy: runs `ipnext split` in a separate process, so that the worker never imports torch.
 
 Called by the optimization activity. The process dies with its parent, and is killed when the activity is cancelled.
 """
@@ -23,17 +23,17 @@ from serving.splitting.report import SplitReport
 POLL_SECONDS = 0.1
 NICENESS = 5
 LAST_WORDS = 600
-"""Characters of a failed process's errors that are told."""
+"""Characters of a failed process's errors that are reported."""
 
 REPORT_FILE = "split.json"
 
 Beat = Callable[[str], None]
 Cutter = Callable[[Path, SplitPolicy, Path, Beat], SplitReport]
-"""Cuts the snapshot of a directory, and fills another with a snapshot for each segment. CutRefused, CutEnded."""
+"""Splits the snapshot of a directory, and fills another with a snapshot for each segment. Raises CutRefused or CutEnded."""
 
 
 class CutRefused(Exception):
-    """The policy does not fit the model, or the pieces do not give its answers; trying again would not help."""
+    """The policy does not fit the model, or the segments do not reproduce its answers; a retry would not help."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -46,7 +46,7 @@ class CutEnded(RuntimeError):
 
 
 def cut_in_process(snapshot: Path, policy: SplitPolicy, out: Path, beat: Beat) -> SplitReport:
-    """See Cutter. Every bit is compared before anything is written; scratch files lie beside `out`."""
+    """Split in a child process; see Cutter. Every bit is compared before anything is written; scratch files are beside `out`."""
     written = out.parent / "policy.yaml"
     written.write_text(policy.model_dump_json(by_alias=True), encoding="utf-8")
     split = ["split", str(snapshot), "--policy", str(written), "--verify", "--out", str(out), "-o", "json"]
@@ -59,7 +59,7 @@ def cut_in_process(snapshot: Path, policy: SplitPolicy, out: Path, beat: Beat) -
 
 
 def _run(command: Sequence[str], answer: Path, errors: Path, beat: Beat) -> int:
-    """The exit status. The process and whatever it started are gone when this returns or raises."""
+    """Run the process and return its exit status. It and all its children are gone when this returns or raises."""
     started = time.monotonic()
     with answer.open("wb") as stdout, errors.open("wb") as stderr:
         process = subprocess.Popen(  # noqa: S603 - our own program
@@ -77,7 +77,7 @@ def _run(command: Sequence[str], answer: Path, errors: Path, beat: Beat) -> int:
 
 
 def _environment() -> Mapping[str, str]:
-    """One thread for each operation, as hosts run: the comparison is of what will be served."""
+    """Run one thread for each operation, as hosts do: the comparison is with the program that will be served."""
     return {"OMP_NUM_THREADS": "1", **os.environ}
 
 
@@ -101,7 +101,7 @@ def _differences(answer: Path) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Become `ipnext ...`, with the parent's end as one's own."""
+    """Become `ipnext ...`, and end with the parent."""
     parent, *command = arguments
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != int(parent):

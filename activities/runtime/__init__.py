@@ -1,4 +1,5 @@
-"""What every activity needs of Temporal: heartbeats, the lease of an attempt, fences, deadlines, errors by type.
+"""Temporal runtime of every activity: heartbeats, the lease of an attempt, fences, deadlines, errors by type.
 
-For all of `activities`; imports none of it. Begin with `heartbeat`. The Python SDK has no heartbeats of its own accord, so an interceptor sends them.
+For all of `activities`; imports none of it. Begin with `heartbeat`. The Python SDK sends no heartbeats by itself, so an
+interceptor does.
 """

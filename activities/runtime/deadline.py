@@ -10,21 +10,21 @@ from temporalio.exceptions import CancelledError
 from ipnext.errors import Unavailable
 
 POLL_SECONDS = 0.2
-"""Between two looks at a region that does not answer, or does not tell when something changes."""
+"""Between two polls of a region that does not answer, or does not report changes."""
 
 LONGEST_WAIT_SECONDS = 1.0
-"""Of a wait for a region to change: a cancellation is heard so soon."""
+"""Of a wait for a region to change: a cancellation is detected within this time."""
 
 LOOK_SECONDS = 2.0
-"""Of all waits of one attempt: then the workflow sleeps and asks again, and the slot is free meanwhile."""
+"""Of all waits of one attempt: then the workflow sleeps and calls again, and the slot is free meanwhile."""
 
 
 BEAT_SECONDS = 0.1
-"""Between two heartbeats of code that gives them as often as it can: one waits for the event loop of the worker."""
+"""Between two heartbeats of code that sends them as often as it can: each one waits for the event loop of the worker."""
 
 
 class Deadline:
-    """Counts from the attempt's start, at which it is made: time in which no worker works is not counted."""
+    """Deadline over all attempts. An attempt counts from its start: time in which no worker works is not counted."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Deadline:
         look_seconds: float = LOOK_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`seconds`: what earlier looks have left. This look ends after `look_seconds`, if not before."""
+        """Create a deadline. `seconds` is the time that earlier polls left; this poll ends after `look_seconds` at the latest."""
         self._seconds, self._look_seconds = seconds, look_seconds
         self._clock = clock
         self._started = clock()
@@ -42,26 +42,26 @@ class Deadline:
 
     @property
     def passed(self) -> bool:
-        """True where no time is left."""
+        """True if no time is left."""
         return self.waited >= self._seconds
 
     @property
     def look_over(self) -> bool:
-        """True where this look has been long enough."""
+        """True if this poll has lasted long enough."""
         return self.waited >= self._look_seconds
 
     @property
     def waited(self) -> float:
-        """Seconds since the look began."""
+        """Seconds since the poll began."""
         return self._clock() - self._started
 
     def wait(self, what: str) -> None:
-        """Heartbeat `what` is waited for and pause. CancelledError when cancelled, Unavailable when the worker stops."""
+        """Heartbeat with `what`, then pause. Raises CancelledError if cancelled, Unavailable if the worker stops."""
         beat(what)
         self._pause(POLL_SECONDS)
 
     def wait_for(self, what: str, change: Callable[[float], None]) -> None:
-        """As `wait`, while `change` waits for something to happen: it gets the seconds that it may take at most."""
+        """Wait like `wait`, while `change` waits for an event: it receives the most seconds that it may take."""
         beat(what)
         left = min(self._seconds, self._look_seconds) - self.waited
         try:
@@ -73,7 +73,7 @@ class Deadline:
 def paced(
     say: Callable[[str], None], *, every_seconds: float = BEAT_SECONDS, clock: Callable[[], float] = time.monotonic
 ) -> Callable[[str], None]:
-    """Make a `beat` that may be called millions of times: it calls `say` every so many seconds, and else costs a look at the clock."""
+    """Make a `beat` that may be called millions of times: it calls `say` once per period, and else only reads the clock."""
     last = -math.inf
 
     def beat(what: str) -> None:
@@ -87,7 +87,7 @@ def paced(
 
 
 def beat(what: str) -> None:
-    """Heartbeat; ends the activity where it was cancelled or its worker stops (another attempt goes on)."""
+    """Send a heartbeat; end the activity if it was cancelled or its worker stops (another attempt continues)."""
     activity.heartbeat(what)
     if activity.is_worker_shutdown():
         msg = "the worker stops; another one goes on"

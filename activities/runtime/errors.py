@@ -1,4 +1,4 @@
-"""Errors on their way from an activity to its workflow: typed by their code, retried only where a retry helps.
+"""Errors of activities for their workflows: typed by their code, and retried only if a retry helps.
 
 Every worker runs its activities inside `TypedFailures`, so that no activity names Temporal's errors itself.
 """
@@ -13,11 +13,11 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 from ipnext.errors import Conflict, IPnextError, Unavailable
 
 BUG_ATTEMPTS = 5
-"""Attempts for an error that no one foresaw: a bug seldom heals, a strange machine sometimes does."""
+"""Attempts for an unforeseen error: a retry seldom fixes a bug, but sometimes a faulty machine."""
 
 
 class TypedFailures(Interceptor):
-    """Turns every error of an activity into an ApplicationError whose type is the error's code. Its detail: the attempt's seconds."""
+    """Turns every error of an activity into an ApplicationError with the error's code as type. Its detail: the attempt's seconds."""
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
         """See Interceptor."""
@@ -40,7 +40,7 @@ class _TypedActivity(ActivityInboundInterceptor):
         except (
             Exception,
             SystemExit,
-        ) as error:  # code of others may call sys.exit; it ends the attempt and not the worker
+        ) as error:  # third-party code may call sys.exit; that ends the attempt, not the worker
             lasting = activity.info().attempt >= BUG_ATTEMPTS
             text = f"{type(error).__name__}: {error}"
             raise ApplicationError(text, type=IPnextError.code, non_retryable=lasting) from error

@@ -1,8 +1,8 @@
-"""Fencing: a run that is no longer the one that moves its model writes nothing more, to the infrastructure or to the store.
+"""Fencing: a run that no longer owns its model's transition writes nothing more, to the infrastructure or to the store.
 
-`activities.runtime.lease` is about attempts of one run, this about runs: one that was terminated may have an activity under way
-while another run takes its transition over. The token lies in the store, and is compared in the unit of work that writes,
-and before each call that changes the infrastructure.
+`activities.runtime.lease` covers attempts of one run, this module covers runs: one that was terminated may have an
+activity in progress while another run takes its transition over. The fencing token is in the store, and is compared in
+the unit of work that writes, and before each call that changes the infrastructure.
 """
 
 import functools
@@ -44,7 +44,7 @@ def fenced(store: Store, change_id: str, token: int = 0) -> Iterator[None]:
 
 
 def of_a_wave(method: Callable[[Any, WaveInput], R]) -> Callable[[Any, WaveInput], R]:
-    """Decorate an activity of a wave: it writes only while its run holds the transition. The object has a `_store`."""
+    """Decorate an activity of a wave: it writes only while its run owns the transition. The object has a `_store`."""
 
     @functools.wraps(method)
     def guarded(self: Any, wave: WaveInput) -> R:

@@ -1,7 +1,7 @@
-"""Heartbeats for every activity, so that a worker that was killed is noticed within seconds, not at a time limit.
+"""Heartbeats in the background for every activity: Temporal detects a dead worker within seconds, not at a time limit.
 
-An activity that says what it waits for has its last words repeated. One whose heartbeats stayed out for too long writes
-nothing more (`activities.runtime.lease`).
+Each heartbeat repeats the details that the activity last reported. If heartbeats were late, the attempt has lost its
+lease and writes nothing more (`activities.runtime.lease`).
 """
 
 import asyncio
@@ -18,11 +18,11 @@ from temporalio.worker import (
 from activities.runtime.lease import SENT_LATE_SECONDS, Pulse, felt, seconds_now
 
 BEATS = 4
-"""Heartbeats within an activity's own limit, which another worker's settings may have made shorter than this worker's."""
+"""Heartbeats within an activity's heartbeat timeout, which another worker's settings may have made shorter than this worker's."""
 
 
 class Alive(Interceptor):
-    """Beats while an activity runs: `every_seconds`, or more often if the activity's limit is short."""
+    """Sends heartbeats while an activity runs: `every_seconds`, or more often if the activity's timeout is short."""
 
     def __init__(self, every_seconds: float) -> None:
         self._every_seconds = every_seconds
@@ -33,7 +33,7 @@ class Alive(Interceptor):
 
 
 class _LastWords(ActivityOutboundInterceptor):
-    """Remember what the activity said last. In its first moments nothing is sent: most activities end before that."""
+    """Remembers the activity's last details. In its first moments nothing is sent: most activities end before that."""
 
     def __init__(self, inner: ActivityOutboundInterceptor) -> None:
         super().__init__(inner)
@@ -78,7 +78,7 @@ class _BeatingActivity(ActivityInboundInterceptor):
                 await asyncio.gather(beating, return_exceptions=True)
 
     async def _beat(self, pulse: Pulse, every_seconds: float) -> None:
-        """From a thread: while a synchronous activity runs, its heartbeat waits for this very event loop."""
+        """Send heartbeats from a thread: while a synchronous activity runs, its heartbeat waits for this very event loop."""
         while True:
             pulse.beat()
             await asyncio.to_thread(activity.heartbeat, *(self._words.said if self._words else ()))

@@ -1,8 +1,8 @@
-"""Whether an attempt may still write: a worker that stood still wakes up beside the one that was given its work.
+"""Lease of an attempt: whether it may still write. A worker that was paused may wake up while another one runs its activity.
 
-An activity whose heartbeats stay out is tried again elsewhere. The late one asks its own clock before each write, for what
-the engine thinks of it is heard only after the next heartbeat. It is a lease: what lies between the question and the write
-stays open (microseconds, or one more standstill just there). Route tables have revisions besides.
+An activity whose heartbeats are missing is retried elsewhere. The late attempt checks its clock before each write,
+because it learns Temporal's decision only after the next heartbeat. It is a lease: the time between the check and the
+write stays unprotected (microseconds, or one more pause at that moment). Route tables have revisions besides.
 """
 
 import time
@@ -13,19 +13,19 @@ from contextvars import ContextVar
 from ipnext.errors import Unavailable
 
 SENT_LATE_SECONDS = 0.5
-"""A heartbeat may be sent on so much later than it is given: `workflows.worker` has the engine's client wait so long."""
+"""The delay after which a heartbeat may be sent on: `workflows.worker` makes Temporal's client wait that long."""
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-"""Counts while the whole machine is suspended, too, where the system has such a clock."""
+"""Also counts while the whole machine is suspended, if the system has such a clock."""
 
 
 def seconds_now() -> float:
-    """Of a clock that nobody sets."""
+    """Return the seconds of a clock that is never set."""
     return time.clock_gettime(_CLOCK)
 
 
 class Pulse:
-    """One attempt's heartbeats. `limit_seconds` is how long they may stay out before another worker is given its work."""
+    """One attempt's heartbeats. `limit_seconds` is the longest gap before another worker receives its work."""
 
     def __init__(self, limit_seconds: float, *, clock: Callable[[], float] = seconds_now) -> None:
         self._most = max(limit_seconds - SENT_LATE_SECONDS, SENT_LATE_SECONDS)
@@ -34,14 +34,14 @@ class Pulse:
         self._overtaken = False
 
     def beat(self) -> None:
-        """A heartbeat is given. One that comes too late does not bring the attempt back."""
+        """Record a heartbeat. One that comes too late does not restore the lease."""
         now = self._clock()
         self._overtaken = self._overtaken or now - self._last > self._most
         self._last = now
 
     @property
     def overtaken(self) -> bool:
-        """Whether another worker may have its work by now. Once so, always so."""
+        """True if another worker may have the work by now; it never becomes false again."""
         self._overtaken = self._overtaken or self._clock() - self._last > self._most
         return self._overtaken
 
@@ -51,7 +51,7 @@ _PULSE: ContextVar[Pulse | None] = ContextVar("pulse", default=None)
 
 @contextmanager
 def felt(pulse: Pulse) -> Iterator[None]:
-    """What runs inside, threads with a copy of this context included, is the attempt of this pulse."""
+    """Make the code inside, threads with a copy of this context included, the attempt of this pulse."""
     token = _PULSE.set(pulse)
     try:
         yield
@@ -60,7 +60,7 @@ def felt(pulse: Pulse) -> Iterator[None]:
 
 
 def still_ours() -> None:
-    """Before each write to the infrastructure, and to the store about it. Unavailable where another worker may be at it."""
+    """Check before each write to the infrastructure, or to the store about it. Raises Unavailable if another worker may run it."""
     pulse = _PULSE.get()
     if pulse is not None and pulse.overtaken:
         msg = "this worker stood still for longer than its heartbeats may stay out; another one may have its work"
