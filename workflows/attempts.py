@@ -1,7 +1,8 @@
-"""A step of a wave, tried and asked again until it has ended, within the deadline of the wave.
+"""Attempts at a step of a wave, repeated until it has ended, within the deadline of the wave.
 
-The deadline counts time in which a worker answered: what attempts took that ended, and the pauses between them. While no worker works
-it stands still, so that a rollout goes on when workers are back. Between two attempts no activity slot is taken.
+The deadline counts time in which a worker answered: the seconds of attempts that ended, and the pauses between them.
+While no worker works it does not advance, so that a rollout continues when workers are back. Between two attempts no
+activity slot is taken.
 """
 
 import asyncio
@@ -22,9 +23,9 @@ with workflow.unsafe.imports_passed_through():
 async def within_deadline(
     step: Step[WaveResult], wave: WaveInput, summary: str, *, stopping: Callable[[], bool] = lambda: False
 ) -> WaveResult:
-    """What the step comes to. The ActivityError of its last attempt where the deadline is over, or trying again is no use.
+    """Return the step's result. Raises the ActivityError of its last attempt if the deadline is over, or a retry is useless.
 
-    Where `stopping` says so between two attempts, CancelledError is raised.
+    Raises CancelledError if `stopping` is true between two attempts.
     """
     spent, pause, bugs = 0.0, policies.FIRST_PAUSE_SECONDS, 0
     while True:
@@ -58,12 +59,12 @@ def _heals(error: ActivityError) -> bool:
 
 
 def _is_bug(error: ActivityError) -> bool:
-    """A bug seldom heals."""
+    """True if the error is a bug, which a retry seldom fixes."""
     return isinstance(error.cause, ApplicationError) and error.cause.type == IPnextError.code
 
 
 def _took(error: ActivityError, step: Step[WaveResult]) -> float:
-    """Seconds of the attempt, as its worker counted them. An attempt whose worker went took none that count."""
+    """Return the attempt's seconds, as its worker counted them. An attempt whose worker died counts as 0."""
     cause = error.cause
     if isinstance(cause, ApplicationError):
         return next((float(told) for told in cause.details if isinstance(told, int | float)), 0.0)

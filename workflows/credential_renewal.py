@@ -1,4 +1,4 @@
-"""Gives a worker a new connection to Temporal when its certificate or API key has changed."""
+"""Renews a worker's connection to Temporal when its certificate or API key has changed."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,7 +15,7 @@ LOOK_SECONDS: Final = 1.0
 
 
 class CurrentClient:
-    """The client that is used now."""
+    """The client in use."""
 
     def __init__(self, client: Client, settings: TemporalSettings) -> None:
         self._client = client
@@ -23,11 +23,11 @@ class CurrentClient:
         self._stamp = stamp_of(settings)
 
     def get(self) -> Client:
-        """Return it."""
+        """Return the client."""
         return self._client
 
     async def follow(self, workers: Sequence[Worker], connect: Callable[[], Awaitable[Client]]) -> None:
-        """Connect again after each change of the files, for ever. Calls that are under way end on the former connection."""
+        """Reconnect after each change of the files, forever. Calls in progress end on the former connection."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:
@@ -35,7 +35,7 @@ class CurrentClient:
                 if stamp == self._stamp:
                     continue
                 client = await connect()
-            except (InvalidInput, Unavailable) as error:  # tried again; the former connection stays
+            except (InvalidInput, Unavailable) as error:  # retried; the former connection stays
                 structlog.get_logger().warning("temporal_credentials_not_in_use", error=error.message)
                 continue
             for worker in workers:

@@ -1,4 +1,4 @@
-"""Reading failures, and finishing what must be finished although the run was cancelled."""
+"""Interpretation of failures, and completion of work that must finish even if the run is cancelled."""
 
 import asyncio
 import re
@@ -20,22 +20,22 @@ A = TypeVar("A")
 FENCE_LOST = FenceLost.code
 
 STOPPED_OUTSIDE = "its run was stopped from outside the platform"
-"""The reason of a stop for which none was given."""
+"""Reason of a stop without a stated one."""
 
 
 _PASSED_ON = re.compile(r"Cancel requested by workflow with run id \S+ with reason: ")
-"""What the SDK writes before the reason of a run that another one stops, unless it is its child."""
+"""Prefix that the SDK writes before the reason if another run, which is not the parent, cancels this one."""
 
 
 class Explained(NamedTuple):
-    """A failure in the words of the status."""
+    """A failure as a reason and message of the status."""
 
     reason: Reason
     message: str
 
 
 def explained(error: ActivityError | ChildWorkflowError) -> Explained:
-    """Why an activity or a child workflow failed: what its last attempt said, before that its time was over."""
+    """Explain why an activity or a child workflow failed: by its last attempt, else by its time-out."""
     cause: BaseException = error
     while cause.__cause__ is not None and not isinstance(cause, ApplicationError | TemporalTimeout):
         cause = cause.__cause__
@@ -50,13 +50,13 @@ def explained(error: ActivityError | ChildWorkflowError) -> Explained:
 
 
 def fence_lost(error: ActivityError) -> ApplicationError | None:
-    """The failure of an activity whose run is no longer the one that moves its model; None for any other."""
+    """Return the failure of an activity whose run no longer owns its model's transition; None for any other."""
     cause = error.cause
     return cause if isinstance(cause, ApplicationError) and cause.type == FENCE_LOST else None
 
 
 def last_words(error: ActivityError) -> str | None:
-    """What the last attempt said of an activity whose attempts together took too long; None for any other failure."""
+    """Return the last attempt's message if an activity's attempts together took too long; None for any other failure."""
     said = error.cause
     if isinstance(said, TemporalTimeout) and said.type is TimeoutType.SCHEDULE_TO_CLOSE:
         said = said.cause
@@ -66,7 +66,7 @@ def last_words(error: ActivityError) -> str | None:
 
 
 def stopped(generation: int | None, why: str | None, *, moving: bool) -> LifecycleResult:
-    """How a change ends whose run was told to end, before its traffic moved or once it was `moving`. `why`: None where nobody said."""
+    """Return the end of a change whose run was cancelled, before or while it was `moving` traffic. `why` is None if unstated."""
     why = why or STOPPED_OUTSIDE
     if why.startswith(names.ABORTED):
         state = ChangeState.ROLLED_BACK if moving else ChangeState.REFUSED
@@ -77,22 +77,23 @@ def stopped(generation: int | None, why: str | None, *, moving: bool) -> Lifecyc
 
 
 def stop_reason() -> str | None:
-    """Return why this run was told to end, in the words of the component that asked; None if it was not told."""
+    """Return the reason why this run was cancelled, as its requester stated it; None if it was not."""
     why = workflow.cancellation_reason()
     return None if why is None else _PASSED_ON.sub("", why, count=1)
 
 
 def end_if_told() -> None:
-    """Raise CancelledError if this run was told to end. Call it before each wait of a run that may be told.
+    """Raise CancelledError if this run was cancelled. Call it before each wait of a run that may be.
 
-    A stop that comes while an activity runs ends nothing else if that activity ends well, so the wait would begin all the same.
+    If a cancellation arrives while an activity runs and the activity succeeds, nothing is raised, so the wait would
+    begin.
     """
     if workflow.cancellation_reason() is not None:
         raise asyncio.CancelledError
 
 
 async def to_the_end(work: Coroutine[Any, Any, A]) -> A:
-    """Wait for `work` although this run is cancelled meanwhile, however often."""
+    """Run `work` to completion even if the workflow is cancelled. Repeated cancellations are ignored until it finishes."""
     task = asyncio.create_task(work)
     while not task.done():
         try:

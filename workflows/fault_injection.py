@@ -1,10 +1,10 @@
 """Fault points for tests of recovery: the worker kills itself at named places.
 
-    IPNEXT_FAULT=shift_traffic:after     kill -9 right after this activity's work is done, before Temporal is told
+    IPNEXT_FAULT=shift_traffic:after     kill -9 right after this activity's work is done, before it is reported to Temporal
     IPNEXT_FAULT=shift_traffic:before    kill -9 before it begins
     IPNEXT_FAULT=A:before,B:after        several places
-    IPNEXT_FAULT_ONCE=FILE               only while FILE does not exist; it is created first. Of several places each has
-                                         a file of its own, FILE.ACTIVITY.POINT: removing it arms that place again
+    IPNEXT_FAULT_ONCE=FILE               only while FILE does not exist; it is created first. If there are several places,
+                                         each has a separate file, FILE.ACTIVITY.POINT: removing it arms that place again
 
 Read by the worker's composition root alone; without the variable nothing here is loaded.
 """
@@ -28,13 +28,13 @@ Point = Literal["before", "after"]
 
 
 def kill_this_process() -> None:
-    """As if the machine had lost its power, for this process."""
+    """Kill this process, as a power failure of its machine would."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Where to strike. With `once`, at each place only while its file does not exist."""
+    """Places at which to strike. With `once`, at each place only while its file does not exist."""
 
     places: frozenset[tuple[str, Point]]
     """Pairs of an activity's name and a point."""
@@ -42,7 +42,7 @@ class Fault:
     strike: Callable[[], None] = kill_this_process
 
     def reached(self, activity_type: str, point: Point) -> None:
-        """Strike where this is one of the places."""
+        """Strike if this is one of the places."""
         if (activity_type, point) not in self.places:
             return
         file = self.file(activity_type, point)
@@ -54,14 +54,14 @@ class Fault:
         self.strike()
 
     def file(self, activity_type: str, point: Point) -> Path | None:
-        """The file that says that a place was struck."""
+        """Return the file that marks a place as struck."""
         if self.once is None or len(self.places) == 1:
             return self.once
         return self.once.with_name(f"{self.once.name}.{activity_type}.{point}")
 
 
 def fault_of(environment: Mapping[str, str]) -> Fault | None:
-    """The faults that the environment asks for, none as a rule. InvalidInput for another form."""
+    """Return the faults that the environment requests; None if it requests none. Raises InvalidInput for another form."""
     text = environment.get(VARIABLE)
     if not text:
         return None
@@ -78,7 +78,7 @@ def _place(text: str) -> tuple[str, Point]:
 
 
 class Faults(Interceptor):
-    """Brings one fault into every activity of a worker."""
+    """Injects one fault into every activity of a worker."""
 
     def __init__(self, fault: Fault) -> None:
         self._fault = fault

@@ -1,7 +1,7 @@
-"""The worker's ready file: there, and fresh, while Temporal answers and the worker polls each queue that it has slots for.
+"""The worker's ready file: present and fresh while Temporal answers and the worker polls each queue that it has slots for.
 
-Called by the worker process. A probe fails if the file is absent, or older than three times READY_EVERY_SECONDS: a worker that
-hangs itself removes nothing.
+Called by the worker process. A probe fails if the file is absent, or older than three times READY_EVERY_SECONDS: a
+worker that hangs removes no file.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ from ipnext.errors import EngineRefused, InvalidInput, Unavailable
 from ipnext.platform.polling import POLLED, Polled, pollers
 
 READY_EVERY_SECONDS = 5.0
-"""Between two looks at whether the worker polls, and two touches of the ready file."""
+"""Between two checks whether the worker polls, and between two touches of the ready file."""
 
 LOOK_SECONDS = 5.0
-"""Of one look: a server that hangs answers no call and refuses none."""
+"""Of one check: a server that hangs neither answers a call nor refuses it."""
 
 
 class Load(Interceptor):
-    """Counts the activities that one queue's worker runs. One without a free slot does not poll."""
+    """Counts the activities that one queue's worker runs. If no slot is free, the worker does not poll."""
 
     def __init__(self, group: TaskQueueGroup) -> None:
         self._slots = group.activity_slots
@@ -36,7 +36,7 @@ class Load(Interceptor):
 
     @property
     def full(self) -> bool:
-        """Whether no activity slot is free."""
+        """True if no activity slot is free."""
         return self.running >= self._slots
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
@@ -58,7 +58,7 @@ class _Counted(ActivityInboundInterceptor):
 
 
 async def unpolled(client: Client, loads: Mapping[str, Load]) -> Sequence[Polled]:
-    """What this worker should poll and does not. A queue whose slots are all taken counts as polled. EngineRefused, Unavailable."""
+    """Return the queues that this worker should poll but does not; a full one counts as polled. Raises EngineRefused, Unavailable."""
     return [
         polled
         for polled in POLLED
@@ -69,7 +69,7 @@ async def unpolled(client: Client, loads: Mapping[str, Load]) -> Sequence[Polled
 
 @contextmanager
 def announced(file: Path | None) -> Iterator[None]:
-    """The file exists while the worker serves; `keep_ready` keeps it fresh."""
+    """Keep the file present while the worker serves; `keep_ready` keeps it fresh."""
     if file is not None:
         try:
             _mark(file, ready=True)
@@ -87,7 +87,7 @@ def announced(file: Path | None) -> Iterator[None]:
 async def keep_ready(
     client: Callable[[], Client], loads: Mapping[str, Load], file: Path | None, stopped: asyncio.Event
 ) -> None:
-    """Keep the ready file fresh until `stopped`; it is absent while no work can come, and the log says why."""
+    """Keep the ready file fresh until `stopped`; it is absent while no work can arrive, and the log states the cause."""
     while not stopped.is_set():
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READY_EVERY_SECONDS):
@@ -99,12 +99,12 @@ async def keep_ready(
             structlog.get_logger().warning("worker_not_ready", error=why)
         try:
             await asyncio.to_thread(_mark, file, ready=not why)
-        except OSError as error:  # a probe sees that the file is old; the work goes on
+        except OSError as error:  # a probe sees that the file is old; the worker continues
             structlog.get_logger().warning("ready_file_not_written", file=str(file), error=str(error))
 
 
 async def _why_not(client: Client, loads: Mapping[str, Load]) -> str:
-    """Why no work can come; empty if it can."""
+    """Explain why no work can arrive; empty if it can."""
     try:
         async with asyncio.timeout(LOOK_SECONDS):
             found = await unpolled(client, loads)

@@ -1,6 +1,6 @@
-"""The planner's kernels, compiled by a worker that lacks them: in a process of their own, while the worker serves.
+"""Compiles the planner's kernels if a worker lacks them: in a separate process, while the worker serves.
 
-Called by the worker process at its start. Plans that need them wait for them, before their time limit begins.
+Called by the worker process at its start. Plans that need the kernels wait for them, before their time limit begins.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ from planner import kernel_cache
 COMMAND = (sys.executable, "-m", "planner.kernels")
 
 NICENESS = 19
-"""Compiling takes what the machine's other processes leave."""
+"""Compilation uses the processor time that other processes of the machine leave."""
 
 END_SECONDS = 5.0
 """Longest wait for the process after SIGTERM."""
 
 
 async def compile_kernels(stopped: asyncio.Event) -> None:
-    """Compile the kernels if the cache lacks some; return when that is done, or once `stopped`. The log says how it ended."""
+    """Compile the kernels if the cache lacks some; return when that is done, or once `stopped`. The log states the result."""
     log = structlog.get_logger()
     if await asyncio.to_thread(kernel_cache.is_complete):
         return
@@ -37,7 +37,7 @@ async def compile_kernels(stopped: asyncio.Event) -> None:
     began = time.monotonic()
     try:
         status: int | str | None = await _run(stopped)
-    except OSError as error:  # of the start of the process: plans compile for themselves
+    except OSError as error:  # the process did not start: plans compile for themselves
         status = error.strerror or str(error)
     took = round(time.monotonic() - began, 1)
     if status == 0:

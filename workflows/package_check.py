@@ -1,4 +1,4 @@
-"""Whether the packages of this distribution are the ones that Python finds: others on the index install the same names."""
+"""Checks that Python finds the packages of this distribution: others on the index install the same names."""
 
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -10,7 +10,7 @@ PACKAGES = ("workflows", "activities", "planner", "serving")
 
 
 def check_neighbours(packages: Iterable[str] = PACKAGES, *, core: str = "ipnext") -> None:
-    """Raise Conflict where a package does not lie beside the core, naming what lies there in its place."""
+    """Raise Conflict if a package is not installed beside the core, naming the place that Python found instead."""
     home = _place_of(core)
     for package in packages:
         found = _place_of(package)

@@ -1,7 +1,7 @@
 """Every timeout and retry policy, named once, and every activity by its name, answer and policy.
 
 Workflow files call activities through `perform` and never import them: importing the store inside the sandbox costs
-seconds. A test holds that each name here is registered by the worker.
+seconds. A test checks that the worker registers each name.
 """
 
 import os
@@ -36,46 +36,50 @@ BUGS: tuple[type[Exception], ...] = (
     TypeError,
     ValueError,
 )
-"""What a bug in workflow code raises: the run fails and says so, instead of hanging for ever. Nondeterminism is not
-among them: that run waits for the right code. The entity names none: its queue must survive a bug until it is fixed."""
+"""Errors that a bug in workflow code raises: the run fails and reports the error, instead of hanging forever.
+Nondeterminism is not among them: that run waits for the right code. The entity lists none: its queue must survive a bug
+until it is fixed.
+"""
 
 OTHER_HISTORY: tuple[type[Exception], ...] = (workflow.NondeterminismError,)
-"""What ends an entity: its history does not replay, which no retry mends. The next one reads all that is open from the store.
+"""Error that ends an entity: its history does not replay, which no retry fixes. The next one reads all open changes
+from the store.
 
 It need not be a fault of the code: a worker that replays may put an update before an event of an earlier task without
-commands (temporalio/sdk-rust#1146), and commands come in another order then.
+commands (temporalio/sdk-rust#1146), and commands then come in another order.
 """
 
 BUILD_ID = os.environ.get("IPNEXT_WORKER_BUILD_ID") or None
-"""Of this code, where Temporal is to route runs by builds. Read as the module is: the decorators below need it, and the
-server refuses a behaviour from a worker without a build id."""
+"""Build id of this code, if Temporal routes runs by builds. Read at import: the decorators below need it, and the
+server refuses a behaviour from a worker without a build id.
+"""
 
 ONE_RUN = VersioningBehavior.PINNED if BUILD_ID else VersioningBehavior.UNSPECIFIED
 """Runs that end: they end on the build that they began on."""
 
 ENTITY = VersioningBehavior.AUTO_UPGRADE if BUILD_ID else VersioningBehavior.UNSPECIFIED
-"""Runs that go on for ever: they go over to the current build."""
+"""Runs that never end: they move to the current build."""
 
 SHORTEST_WATCHED_SECONDS = 10.0
-"""A hold of this length and more is watched meanwhile."""
+"""If a bake time is at least this long, its answers are checked before it ends."""
 
 GATE_EVERY_SECONDS = 5.0
-"""Between two looks at the answers during a hold, at least."""
+"""Least time between two checks of the answers during a bake time."""
 
 MOST_LOOKS = 20
-"""During one hold, so that a hold of hours makes no long history."""
+"""During one bake time, so that one of hours makes no long history."""
 
 MOST_WAIT_LOOKS = 300
-"""At the answers, while a person is waited for; not more often than GATE_EVERY_SECONDS."""
+"""Of the answers, during a wait for an approval; not more often than GATE_EVERY_SECONDS."""
 
 MOST_TURNS = 3
-"""So many runs in a row give way to a newer publish; the next one is finished, so that something is."""
+"""Runs in a row that a newer publish may supersede; the next one is completed, so that one finally is."""
 
 QUICK_RETRY = RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_interval=timedelta(seconds=10))
-"""For what mostly fails because something restarts: soon again, then every ten seconds."""
+"""For failures that are mostly restarts: soon again, then every ten seconds."""
 
 WAVE_RETRY = RetryPolicy(initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=5))
-"""For regions that can't be reached: a region back again is noticed within five seconds."""
+"""For unreachable regions: a region that answers again is noticed within five seconds."""
 
 SUPPLY_RETRY = RetryPolicy(
     initial_interval=timedelta(seconds=1), backoff_coefficient=1.5, maximum_interval=timedelta(seconds=15)
@@ -83,50 +87,52 @@ SUPPLY_RETRY = RetryPolicy(
 """For supply that another model's transition is about to free."""
 
 COLLECTION_LIMIT = timedelta(hours=4)
-"""Of a pass over the artifact store; the next one goes on with what is left."""
+"""Of a pass over the artifact store; the next one continues with the rest."""
 STEP_PATIENCE = timedelta(hours=24)
-"""All attempts at a step that changes nothing or can be undone: then the run ends, in words. It outlasts an outage of the database or
-of a region for a day, and ends what would be tried for ever (a lasting Conflict)."""
+"""All attempts at a step that changes nothing or can be reverted: then the run ends with a message. It outlasts an
+outage of the database or of a region for a day, and ends steps that would be retried forever (a lasting Conflict).
+"""
 
 VALIDATION_LIMIT = timedelta(hours=2)
 """Reading some hundred gigabytes twice from an object store."""
 
 OPTIMIZATION_LIMIT = timedelta(hours=2)
-"""Fetching a model, cutting it, running it whole and in pieces, and storing the pieces."""
+"""Fetching a model, splitting it, running it whole and in pieces, and storing the pieces."""
 
 PLACEMENT_LIMIT = timedelta(minutes=5)
 """One model: seconds as a rule; the first time imports the solver."""
 
 REPLAN_LIMIT = timedelta(minutes=25)
-"""The whole fleet. The planner's process has its own hard limit below this: at most 15 minutes of search and 4 of grace
-(ipnext/settings.py), which leaves 6 to read and write some ten thousand models."""
+"""The whole fleet. The planner's process has a lower hard limit: at most 15 minutes of search and 4 of grace
+(ipnext/settings.py), which leaves 6 to read and write some ten thousand models.
+"""
 
 REPLAN_PATIENCE = timedelta(hours=1)
-"""All attempts at one replan: then it has failed, and says so. The plan in force stays."""
+"""All attempts at one replan: then it has failed, with a message. The plan in force stays."""
 
 RUNNING_MOVES_PATIENCE = timedelta(minutes=10)
-"""How long a replan that is asked for waits for moves that are under way. They go on in any case."""
+"""Longest wait of a requested replan for moves in progress. They continue in any case."""
 
 SUPPLY_PATIENCE = timedelta(minutes=10)
-"""How long a transition may wait for supply that another one frees, before it is refused."""
+"""Longest wait of a transition for supply that another one frees, before it is refused."""
 
 MOST_REVERTS = 3
-"""Runs that are started one after the other to revert a transition whose own run has gone."""
+"""Runs that are started one after the other to revert a transition whose run is gone."""
 
 TAKEOVER_LOOK_SOON = timedelta(seconds=1)
-"""Until a transition that goes back by itself is looked at again; then twice as long, and so on."""
+"""Until the next check of a transition that reverts by itself; then twice as long, and so on."""
 
 TAKEOVER_LOOK = timedelta(seconds=15)
 
 FOLLOWED_LOOK_SOON = timedelta(seconds=15)
-"""Between two looks at a run that the entity did not start itself. It says when it ends: this is for one that can't."""
+"""Between two checks of a run that another entity started. It reports its end: the checks are for one that can't."""
 
 FOLLOWED_LOOKS_SOON = 20
 
 FOLLOWED_LOOK = timedelta(minutes=5)
 
 MARKS_SOON = 20
-"""So often an entity marks changes as superseded as soon as they are, in one run of it; then once a minute."""
+"""Times that one run of an entity marks changes as superseded at once; then it does so once a minute."""
 
 MARK_EVERY = timedelta(minutes=1)
 
@@ -137,66 +143,67 @@ MOST_UPDATES = 1_000
 """The same. The server refuses more than 2,000 to one run."""
 
 DRAIN_LOOK = timedelta(seconds=1)
-"""Between two looks at a region that is drained: a person waits for it."""
+"""Between two checks of a region that is drained: a user waits for it."""
 
 DRAIN_LOOKS_SOON = 120
-"""So many looks; later ones are further apart."""
+"""Number of these checks; later ones are further apart."""
 
 DRAIN_LOOK_LATER = timedelta(seconds=15)
 
 RECONCILE_PATIENCE = timedelta(minutes=5)
-"""All attempts at one step of a pass: the next pass looks again."""
+"""All attempts at one step of a pass: the next pass retries."""
 
 FIRST_PAUSE_SECONDS = 0.5
 """Between a wave's first two attempts at a step; then twice as long, and so on."""
 
 RETRY_PAUSE_SECONDS = 5.0
-"""The longest one after a failure: a region back again is noticed so soon."""
+"""The longest one after a failure: a region that answers again is noticed within this time."""
 
 LOOK_PAUSE_SECONDS = 10.0
-"""The longest one between two looks at replicas that are not ready yet."""
+"""The longest one between two checks of replicas that are not ready yet."""
 
 BUG_ATTEMPTS = 5
 """Of a wave at a step that fails by a bug."""
 
 FEW_TRIES = RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_attempts=3)
-"""For what can be done in another way."""
+"""For steps that can be done in another way."""
 
 ONE_ATTEMPT = RetryPolicy(maximum_attempts=1)
-"""For a step that its workflow tries again itself."""
+"""For a step that its workflow retries itself."""
 
 URGENT = Priority(priority_key=1)
-"""Of what goes first where a queue is full."""
+"""Of steps that go first if a queue is full."""
 
 URGENT_KINDS = frozenset({wire.ChangeKind.ROLLBACK, wire.ChangeKind.REPAIR})
-"""Changes that bring back what has served before: their steps pass those of others. So do moves out of a lost region."""
+"""Changes that restore a generation that has served before: their steps pass those of others. So do moves out of a lost region."""
 
 FREEZE_LOOKS_EVERY = timedelta(hours=1)
-"""A run that waits for a freeze is told when freezes change; this often it looks itself, in case it was not told."""
+"""A run that waits for a freeze is signalled when freezes change; this often it checks itself, in case a signal was missed."""
 
 FREEZE_LOOKS = 48
-"""Where that gives more looks than this many, they are further apart: so often in the time that is left. A wait of a
-year is then some three hundred looks and four thousand events, a week some sixty looks."""
+"""If that gives more checks than this many, they are further apart: this many in the time that is left. A wait of a
+year is then some three hundred checks and four thousand events, a week some sixty checks.
+"""
 
 MOVER_LOOK_SOON = timedelta(milliseconds=300)
-"""Between two looks at the models that move, while a replan is young: most are small."""
+"""Between two checks of the models that move, while a replan is young: most are small."""
 
 MOVER_LOOKS_SOON = 20
 
 PAUSE_LOOK = timedelta(minutes=5)
-"""A replan whose moves are paused is told when they go on; this often it looks itself, in case it was not told."""
+"""A replan whose moves are paused is signalled when they resume; this often it checks itself, in case a signal was missed."""
 
 MOVER_LOOK = timedelta(seconds=1)
-"""The same, later: one look costs the same for one model as for a whole window."""
+"""The same, later: one check costs the same for one model as for a whole window."""
 
 
 @dataclass(frozen=True)
 class Step(Generic[A]):
-    """One activity: its name, what it answers, how long it may take and how it is tried again.
+    """One activity: its name, its answer, its time limits and its retries.
 
-    `one_attempt`: None for one unit of work in the store, whose limit is a setting, as is that of heartbeats (`ipnext.timing`).
-    `busy`: it keeps the processor for itself, so that heartbeats may come late. `total` bounds all attempts together. Without one
-    `unbounded` states why: the caller bounds it, or giving up is worse.
+    `one_attempt`: None for one unit of work in the store, whose limit is a setting, as is that of heartbeats
+    (`ipnext.timing`). `busy`: it occupies the processor, so that heartbeats may come late. `total` bounds all attempts
+    together. Without one, `unbounded` states the reason: the caller bounds it, or giving up is worse.
     """
 
     name: str
@@ -210,16 +217,16 @@ class Step(Generic[A]):
     unbounded: str = ""
 
     def once(self) -> "Step[A]":
-        """The same step, tried once: the workflow tries it again, and counts (`workflows.attempts`)."""
+        """Return the same step with one attempt: the workflow retries it, and counts (`workflows.attempts`)."""
         return replace(self, total=STEP_PATIENCE, retry=ONE_ATTEMPT)
 
     def passing(self, *, urgent: bool) -> "Step[A]":
-        """The same step; an urgent one on the queue whose slots no wait takes, or first in the queue that it has of its own."""
+        """Return the same step; an urgent one on the queue whose slots no wait takes, or first in its dedicated queue."""
         return replace(self, queue=self.queue or names.URGENT_QUEUE, urgent=True) if urgent else self
 
 
 TIMING = "ipnext_timing"
-"""Name of the function by which a worker hands its `Timing` to workflows (`workflows.time_limits`)."""
+"""Name of the function by which a worker passes its `Timing` to workflows (`workflows.time_limits`)."""
 
 BY_THE_WAVE = "each call is bounded by the wave's deadline"
 KEEPS_THE_RECORD = "an end that is never written leaves the record untrue: a late one is better"
@@ -350,13 +357,13 @@ STEPS: tuple[Step[Any], ...] = (
 
 
 def timing_of() -> Timing:
-    """The limits of the worker that runs this. They go into commands only: nothing that a workflow decides may depend on them."""
+    """Return the limits of the worker that runs this. Only commands may use them: no decision of a workflow may depend on them."""
     found = workflow.extern_functions().get(TIMING)
     return found() if found else Timing()
 
 
 async def perform(step: Step[A], argument: Value, summary: str) -> A:
-    """Run an activity by its step. Cancelling waits until it has really ended, so that no two touch one thing."""
+    """Run an activity by its step. Cancellation waits until it has really ended, so that no two touch one resource."""
     timing = timing_of()
     answer: A = await workflow.execute_activity(
         step.name,

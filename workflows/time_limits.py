@@ -1,6 +1,6 @@
-"""Hands a worker's time limits to the workflows that it runs.
+"""Passes a worker's time limits to the workflows that it runs.
 
-They reach only commands that are new: on replay the history has those of the first run, and the SDK compares no time-outs.
+They affect only new commands: on replay the history has those of the first run, and the SDK compares no time-outs.
 """
 
 from temporalio.worker import Interceptor, WorkflowInboundInterceptor, WorkflowInterceptorClassInput
@@ -10,7 +10,7 @@ from workflows.policies import TIMING
 
 
 class Timed(Interceptor):
-    """For a worker, or a replayer."""
+    """Interceptor for a worker, or a replayer."""
 
     def __init__(self, timing: Timing) -> None:
         self._timing = timing

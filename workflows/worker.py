@@ -1,7 +1,7 @@
 """Composition root of the worker process: `python -m workflows.worker`.
 
-Reads settings, opens store, artifacts and infrastructure, and serves all task queues until
-SIGTERM or SIGINT; then it finishes what it can in a few seconds and ends. Killed at any point, another one goes on.
+Reads settings, opens store, artifacts and infrastructure, and serves all task queues until SIGTERM or SIGINT; then it
+finishes as much as it can in a few seconds and ends. If it is killed at any point, another worker continues.
 """
 
 import asyncio
@@ -114,16 +114,16 @@ WORKFLOWS: Sequence[type] = (
 )
 
 UNVERSIONED = "unversioned"
-"""Build id of workers that have none. The SDK would make one up from the code of every module that is loaded: a second of processor time."""
+"""Build id of workers that have none. The SDK would derive one from the code of every module that is loaded: a second of processor time."""
 CONNECT_PAUSE_SECONDS = 1.0
-"""Between two tries to reach Temporal at the start."""
+"""Between two attempts to reach Temporal at the start."""
 
 Activities = Sequence[Callable[..., Any]]
 
 
 @dataclass(frozen=True)
 class Engine:
-    """What activities ask of the workflow engine."""
+    """Functions of the workflow engine that activities call."""
 
     submit: Submit
     wake: Wake
@@ -143,7 +143,7 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
     policy: PlanningPolicy | None = None,
     grace: Grace = DEFAULT_GRACE,
 ) -> Activities:
-    """The activities of the lifecycle and of the urgent queue. `pause` stands in for sleeping between two looks at what runs."""
+    """Return the activities of the lifecycle and of the urgent queue. `pause` replaces `time.sleep` between two polls of regions."""
     metadata, freezes = MetadataActivities(store, artifacts), FreezeActivities(store)
     validation = ValidationActivities(
         store, artifacts, validators=validators, native_library_keys_file=native_library_keys_file
@@ -170,12 +170,12 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
 
 
 def planner_activities(store: Store, solver: Solver, policy: PlanningPolicy | None = None) -> Activities:
-    """The activities of the planner queue."""
+    """Return the activities of the planner queue."""
     return (*PlanningActivities(store, solver, policy).all(), *DrainCheckActivities(store, solver, policy).all())
 
 
 def queue_groups(settings: PlatformSettings) -> tuple[TaskQueueGroup, TaskQueueGroup, TaskQueueGroup]:
-    """The groups of the lifecycle, of the urgent and of the planner queue."""
+    """Return the groups of the lifecycle, of the urgent and of the planner queue."""
     lifecycle = TaskQueueGroup(
         queue=names.LIFECYCLE_QUEUE,
         activity_slots=settings.lifecycle_activity_slots,
@@ -189,16 +189,16 @@ def queue_groups(settings: PlatformSettings) -> tuple[TaskQueueGroup, TaskQueueG
 
 
 def solver_of(group: TaskQueueGroup, settings: PlatformSettings) -> Solver:
-    """How a queue's group solves for the whole fleet."""
+    """Return the solver of a queue's group for the whole fleet."""
     if group.executor == "threads":
         return ThreadSolver()
     return ProcessSolver(grace_seconds=settings.solver_grace_seconds, memory_bytes=settings.solver_memory_bytes)
 
 
 def versioned() -> WorkerDeploymentConfig | None:
-    """How Temporal routes runs to this code: by its build where that has an id, else to whoever asks.
+    """Return the routing of runs to this code: by its build if that has an id, else to any worker that polls.
 
-    With an id a transition ends on the build that it began on, and entities go over to the current build: decision 0012.
+    With an id a transition ends on the build that it began on, and entities move to the current build: decision 0012.
     """
     if BUILD_ID is None:
         return None
@@ -214,7 +214,7 @@ def worker_of(
     *,
     interceptors: Sequence[Interceptor] = (),
 ) -> Worker:
-    """A worker for one task queue. Workflows run if the group has slots for them."""
+    """Build a worker for one task queue. Workflows run if the group has slots for them."""
     deployment = versioned()
     more: dict[str, Any] = {} if deployment else {"build_id": UNVERSIONED}
     if group.workflow_slots:
@@ -238,7 +238,7 @@ def worker_of(
 
 
 def engine_of(client: Callable[[], Client], loop: asyncio.AbstractEventLoop) -> Engine:
-    """Asks from an activity's thread through the worker's own client, the one of now."""
+    """Call Temporal from an activity's thread through the worker's current client."""
 
     def submit(change: Change) -> None:
         asyncio.run_coroutine_threadsafe(submit_change(client(), change), loop).result()
@@ -255,7 +255,7 @@ def engine_of(client: Callable[[], Client], loop: asyncio.AbstractEventLoop) -> 
 async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
     """Serve all queues until `stopped`. Waits for Temporal and the database as long as it takes.
 
-    InvalidInput without agents: each change would end for want of a region.
+    Raises InvalidInput without agents: each change would fail because there is no region.
     """
     log = structlog.get_logger()
     if not settings.agents:
@@ -311,13 +311,13 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
 
 
 def _warm_up() -> None:
-    """Import what the first plan would wait for, then keep all that is imported out of the garbage collector's way."""
+    """Import the modules that the first plan would wait for, then exempt all imported objects from garbage collection."""
     import_module(PLANNER)
     collect_rarely()
 
 
 async def _made_current(client: Client, settings: PlatformSettings, stopped: asyncio.Event) -> None:
-    """Make this build the current one if none is, or if the settings say so, once the server has seen its pollers."""
+    """Make this build the current one if none is, or if the settings require it, once the server has seen its pollers."""
     if BUILD_ID is None:
         return
     log = structlog.get_logger()
@@ -344,9 +344,9 @@ def _connected(settings: PlatformSettings, runtime: Runtime | None) -> Awaitable
 async def _prepared(
     store: Store, settings: PlatformSettings, runtime: Runtime | None, stopped: asyncio.Event
 ) -> Client | None:
-    """Database migrated, Temporal reached, the record its own, schedules in place. None where it was stopped before.
+    """Migrate the database, connect to Temporal, claim the database, create schedules. None if it was stopped before.
 
-    Conflict where the record belongs to another namespace, or to a later version of IPnext.
+    Raises Conflict if the database belongs to another namespace, or to a later version of IPnext.
     """
     log = structlog.get_logger()
     while not stopped.is_set():
@@ -370,7 +370,7 @@ def _belong(store: Store, namespace: WorkflowNamespace) -> None:
 
 
 def main() -> int:
-    """The process. Exit status 0 after a signal, that of the error where it can't start."""
+    """Run the process. Exit status 0 after a signal, that of the error if it can't start."""
     keep_new_files_private()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     try:
