@@ -1,1 +1,1 @@
-"""Deterministic Temporal workflows: they decide, they do no I/O."""
+"""Deterministic Temporal workflows: they decide, and do no I/O."""

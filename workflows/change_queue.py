@@ -1,4 +1,4 @@
-"""Which change runs next, and which ones a newer change makes pointless: pure functions of the queue."""
+"""Queue of a model's changes: which one runs next, and which ones a newer change supersedes. Pure functions."""
 
 from typing import NamedTuple
 
@@ -15,21 +15,22 @@ _OVERTAKES = {
     ChangeKind.RETIRE: frozenset(ChangeKind) - {ChangeKind.RETIRE},
     ChangeKind.REPAIR: frozenset({ChangeKind.REPAIR}),
 }
-"""Kind -> the kinds of older waiting changes that it makes pointless.
+"""Kind -> the kinds of older waiting changes that it supersedes.
 
-A publish plans by the newest manifest, so a waiting apply is part of it; a move is not, for the publish may be refused.
+A publish plans by the newest manifest, so a waiting apply is part of it; a move is not, because the publish may be
+refused.
 """
 
 
 URGENT = frozenset({ChangeKind.ROLLBACK, ChangeKind.RETIRE})
-"""Kinds that no pause blocks, and that end the running change."""
+"""Kinds that no pause blocks, and that preempt the running change."""
 
 PASSES_PAUSE = URGENT | {ChangeKind.REPAIR}
-"""Kinds that no pause blocks. A repair ends nothing that runs."""
+"""Kinds that no pause blocks. A repair preempts nothing."""
 
 
 class Superseded(NamedTuple):
-    """A waiting change and the newer one that makes it pointless."""
+    """A waiting change and the newer one that supersedes it."""
 
     change: QueuedChange
     by: QueuedChange
@@ -38,7 +39,7 @@ class Superseded(NamedTuple):
 def enqueue(
     queue: tuple[QueuedChange, ...], new: QueuedChange
 ) -> tuple[tuple[QueuedChange, ...], tuple[Superseded, ...]]:
-    """The queue in order of sequence with `new` in it, less what is superseded; `new` itself may be, by a newer one."""
+    """Return the queue in order of sequence with `new`, without superseded changes; a newer change may supersede `new` itself."""
     candidates = sorted((*queue, new), key=lambda change: change.sequence)
     kept: list[QueuedChange] = []
     gone: list[Superseded] = []
@@ -52,7 +53,7 @@ def enqueue(
 
 
 def next_of(queue: tuple[QueuedChange, ...], *, held: bool) -> QueuedChange | None:
-    """Which waiting change runs next: a rollback before all others; none but rollbacks, retirements and repairs while paused."""
+    """Return the waiting change to run next: a rollback first; while paused only rollbacks, retirements and repairs."""
     rollback = next((change for change in queue if change.kind is ChangeKind.ROLLBACK), None)
     if rollback is not None:
         return rollback
@@ -60,11 +61,11 @@ def next_of(queue: tuple[QueuedChange, ...], *, held: bool) -> QueuedChange | No
 
 
 def stops(new: QueuedChange, running: QueuedChange) -> bool:
-    """Whether a new change ends the running one early: a rollback or a retirement does not wait for a newer rollout."""
+    """True if a new change preempts the running one: a rollback or a retirement does not wait for a newer rollout."""
     urgent = new.kind in URGENT and new.sequence > running.sequence
     return urgent and running.kind in {ChangeKind.PUBLISH, ChangeKind.APPLY, ChangeKind.MOVE, ChangeKind.REPAIR}
 
 
 def overtakes(later: QueuedChange, earlier: QueuedChange) -> bool:
-    """Whether a newer change makes an older one pointless: a publish is no part of a newer apply, which takes what serves."""
+    """True if a newer change supersedes an older one. A publish is not part of a newer apply, which uses the serving generation."""
     return earlier.kind in _OVERTAKES[later.kind]

@@ -1,4 +1,4 @@
-"""Workflow `collect`: one collection of the artifact store. A schedule starts it, one at a time."""
+"""Workflow `collect`: one garbage collection of the artifact store. A schedule starts it, one at a time."""
 
 from temporalio import workflow
 
@@ -12,9 +12,9 @@ with workflow.unsafe.imports_passed_through():
 
 @workflow.defn(name=names.COLLECT_WORKFLOW, failure_exception_types=policies.BUGS, versioning_behavior=policies.ONE_RUN)
 class CollectWorkflow:
-    """Collects what nothing names in the artifact store."""
+    """Removes unreferenced artifacts from the artifact store."""
 
     @workflow.run
     async def run(self, asked: CollectInput) -> Done:
-        """Collect and end. A pass that fails is left to the next one after some tries."""
+        """Collect and end. If a pass fails after some retries, the next scheduled one does its work."""
         return await perform(policies.COLLECT_ARTIFACTS, asked, "collect what nothing names")

@@ -1,8 +1,8 @@
-"""Workflow `drain/REGION`: takes a region out of service, or brings it back. What is asked lies in the store.
+"""Workflow `drain/REGION`: takes a region out of service, or restores it. The requests are in the store.
 
-One runs for each region. A change of mind is written into the store and signalled; the run looks again and follows:
-a planned drain that becomes a disaster, a drain that is asked back while it goes on. It ends once the region is drained,
-refused or back; the next thing that is asked starts it again.
+One runs for each region. A changed request is written into the store and signalled; the run reads it and follows: a
+planned drain that becomes a disaster, a drain that is undone while it runs. It ends once the region is drained, refused
+or restored; the next request starts it again.
 """
 
 from temporalio import workflow
@@ -23,7 +23,7 @@ ENDED = frozenset({DrainState.DRAINED, DrainState.REFUSED, DrainState.RETURNED})
 
 @workflow.defn(name=names.DRAIN_WORKFLOW, failure_exception_types=policies.BUGS, versioning_behavior=policies.ENTITY)
 class DrainWorkflow:
-    """One region's way out of service and back."""
+    """Drain and restoration of one region."""
 
     @workflow.init
     def __init__(self, input: DrainInput) -> None:  # noqa: A002 - Temporal passes it by place
@@ -34,17 +34,17 @@ class DrainWorkflow:
 
     @workflow.signal(name=names.DRAIN_CHANGED)
     def changed(self) -> None:
-        """Something was asked of this region."""
+        """Signal a new request for this region."""
         self._news = True
 
     @workflow.query(name=names.DRAIN_PROGRESS)
     def progress(self) -> DrainSeen:
-        """Where it stood when it was last looked at."""
+        """Return the state of the drain at its last check."""
         return self._seen
 
     @workflow.run
     async def run(self, input: DrainInput) -> DrainSeen:  # noqa: A002
-        """Follow what is asked until nothing is left to do. Continues as new where it takes long."""
+        """Follow the requests until nothing is left to do. Continues as new if it takes long."""
         while True:
             self._news = False
             self._show(await perform(policies.LOOK_AT_DRAIN, input, f"look at {input.region}"))
@@ -57,7 +57,7 @@ class DrainWorkflow:
                 workflow.continue_as_new(input)
 
     async def _do_next(self, asked: DrainInput) -> None:
-        """The one thing that the state asks for, if any."""
+        """Run the one step that the state requires, if any."""
         seen = self._seen
         if seen.state is DrainState.RETURNING:
             self._show(await perform(policies.RETURN_REGION, asked, f"bring {asked.region} back"))
@@ -67,7 +67,7 @@ class DrainWorkflow:
             self._show(await perform(policies.CHECK_DRAIN, asked, f"can the others carry {asked.region}?"))
 
     async def _wait(self) -> None:
-        """Until something is asked, or it is time to look again: soon at first, seldom later."""
+        """Wait for a request, or until the next check is due: soon at first, seldom later."""
         end_if_told()
         self._looks += 1
         pause = policies.DRAIN_LOOK if self._looks <= policies.DRAIN_LOOKS_SOON else policies.DRAIN_LOOK_LATER

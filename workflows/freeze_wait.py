@@ -1,4 +1,4 @@
-"""The wait for a freeze to end, as a part of a change's run: between two looks it sleeps, and wakes when it is told to."""
+"""Wait of a change's run for a freeze to end: it sleeps between two checks, and a signal wakes it."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,7 +14,7 @@ with workflow.unsafe.imports_passed_through():
 
 
 class Thaw:
-    """Waits until nothing is frozen for a change any more, or `newer`: a newer change waits behind it."""
+    """Waits until no freeze blocks a change any more, or `newer`: a newer change waits behind it."""
 
     def __init__(self, newer: Callable[[], bool], urgent: Callable[[], bool]) -> None:
         self._newer = newer
@@ -22,13 +22,13 @@ class Thaw:
         self._look_again = False
 
     def freezes_changed(self) -> None:
-        """A freeze was lifted, changed or overridden."""
+        """Check again: a freeze was lifted, changed or overridden."""
         self._look_again = True
 
     async def done(self, stage: StageInput, show: Callable[[Frozen], None]) -> bool:
-        """True once the change may go on; False where it is frozen and has to give way to the newer one.
+        """Return True once the change may continue; False if it is frozen and the newer change supersedes it.
 
-        Windows that begin while it waits make the wait longer. Cancelling ends the wait.
+        Windows that begin during the wait extend it. Cancellation ends the wait.
         """
         while True:
             self._look_again = False
@@ -54,5 +54,5 @@ class Thaw:
 
 
 def pause_before(left: timedelta) -> timedelta:
-    """How long to sleep where so much of the freeze is left: to its end, but not too long without a look."""
+    """Return the time to sleep if `left` of the freeze remains: to its end, but not too long without a check."""
     return max(timedelta(seconds=1), min(left, max(policies.FREEZE_LOOKS_EVERY, left / policies.FREEZE_LOOKS)))

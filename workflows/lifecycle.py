@@ -1,14 +1,15 @@
-"""Workflow `lifecycle`: carries one change of one model through its stages. Child of the model's entity.
+"""Workflow `lifecycle`: executes one change of one model through its stages. Child of the model's entity.
 
-    publish   metadata, validation, optimization where the manifest has it split, freeze, planning, transition
-    rollback  metadata, transition (what has served before is not validated again); planning between them where the
-              generation was cut into other parts than those in place
-    apply     the same
+    publish   metadata, validation, optimization if the manifest has a split, freeze, planning, transition
+    rollback  metadata, transition (a generation that has served is not validated again); planning between them if the
+              generation was split into other parts than those in place
+    apply     as publish
     move      freeze, transition (to the plan that the change names)
-    retire    freeze, out of the gateways, then all replicas end
+    retire    freeze, removal from the gateways, then the end of all replicas
+    repair    transition
 
-The stage `freeze` waits while a freeze calendar holds such changes of the model back, before any supply is taken.
-Then, whatever came of it, the end is recorded: what serves, why, and how the change ended.
+The stage `freeze` waits while a freeze calendar blocks such changes of the model, before any supply is taken. Whatever
+the outcome, the end is recorded: the serving generation, the reason, and the state of the change.
 """
 
 import asyncio
@@ -63,7 +64,7 @@ REGIONS = SearchAttributeKey.for_keyword_list(names.REGIONS_ATTRIBUTE)
 KIND = SearchAttributeKey.for_keyword(names.KIND_ATTRIBUTE)
 
 Stage = Callable[[StageInput], Awaitable[LifecycleResult | None]]
-"""Carries a stage out. None: go on with the next one; a result ends the run."""
+"""Executes a stage. None if the next one follows; a result ends the run."""
 
 NamedStage = tuple[StageName, Stage]
 
@@ -91,7 +92,7 @@ class LifecycleWorkflow(Walked):
 
     @workflow.run
     async def run(self, input: LifecycleInput) -> LifecycleResult:  # noqa: A002
-        """Carry the change out; its result says how it ended. Cancelling it ends it in order."""
+        """Execute the change; its result states how it ended. Cancellation ends it in order."""
         self._enter("begin", None)
         begun = await self._begin()
         if isinstance(begun, ChangeBegun) and begun.final is not None:
@@ -112,31 +113,31 @@ class LifecycleWorkflow(Walked):
 
     @workflow.signal(name=names.FREEZE_CHANGED)
     def freeze_changed(self) -> None:
-        """A freeze was lifted, changed or overridden: where the run waits, it asks again."""
+        """Check again if the run waits for a freeze: one was lifted, changed or overridden."""
         self._thaw.freezes_changed()
 
     @workflow.signal(name=names.HOLD_CHANGES)
     async def hold_changes(self, hold: Hold) -> None:
-        """The model is paused, or goes on."""
+        """Pause or resume the run."""
         self._held = hold.asked if hold.held else None
         await self._pass_on(names.HOLD_CHANGES, hold)
 
     @workflow.signal(name=names.NEWER_WAITS)
     async def newer_waits(self, newer: NewerWaits) -> None:
-        """A newer publish or apply of the model is queued behind this run."""
+        """Report a newer publish or apply of the model that is queued behind this run."""
         self._newer = newer
         await self._pass_on(names.NEWER_WAITS, newer)
 
     @workflow.signal(name=names.REPORT_END)
     def report_end(self) -> None:
-        """An entity that did not start this run follows it."""
+        """Request a report of the end, for an entity that follows this run but did not start it."""
         self._reports = True
 
     async def _perform(self, step: policies.Step[A], stage: StageInput, summary: str) -> A:
         return await perform(step.passing(urgent=self._urgent), stage, summary)
 
     async def _begin(self) -> ChangeBegun | LifecycleResult:
-        """What the run works on, or why it can't begin (a rollback to what never served)."""
+        """Begin the change, or explain why it can't begin (a rollback to a generation that never served)."""
         try:
             return await perform(policies.BEGIN_CHANGE, self._progress(), f"begin {self._input.change.kind}")
         except ActivityError as error:
@@ -147,7 +148,7 @@ class LifecycleWorkflow(Walked):
             return LifecycleResult(state=ChangeState.REFUSED, reason=reason, message=message)
 
     async def _outcome(self, begun: ChangeBegun) -> LifecycleResult:
-        """How the stages end, whatever ends them."""
+        """Return the result of the stages, whatever ends them."""
         try:
             return await self._carry_out(begun)
         except (ActivityError, ChildWorkflowError) as error:
@@ -181,7 +182,7 @@ class LifecycleWorkflow(Walked):
         return LifecycleResult(state=ChangeState.DONE, generation=generation, message=self._note)
 
     async def _prepare(self, stage: StageInput, stages: Sequence[StageName]) -> Prepared:
-        """A run that is paused, or retires the model, does what it may do now and waits for the rest."""
+        """Run the short stages in one activity; a run that is paused, or retires the model, stops before the stages that wait."""
         held = self._held is not None and stage.kind not in PASSES_PAUSE
         ends = {"withdrawal", "planning"} if held else {"withdrawal"}
         self._enter("preparation", stage.generation or None)
@@ -205,13 +206,13 @@ class LifecycleWorkflow(Walked):
         return stages[kind]
 
     def _applies(self, stage: str) -> bool:
-        """Whether the run goes through a stage, by what `resolve_snapshots` told."""
+        """True if the run executes a stage, by the answer of `resolve_snapshots`."""
         if stage == "optimization":
             return self._cuts
         return stage != "planning" or self._places or self._input.change.kind is not ChangeKind.ROLLBACK
 
     async def _resolve(self, stage: StageInput) -> LifecycleResult | None:
-        """Its answer decides which stages follow."""
+        """Resolve the snapshots; the answer decides which stages follow."""
         resolved = self._prepared.resolved or await self._perform(
             policies.RESOLVE_SNAPSHOTS, stage, f"find the snapshots of generation {stage.generation}"
         )
@@ -258,7 +259,7 @@ class LifecycleWorkflow(Walked):
         if planned.refused is not None:
             return self._ended(stage.generation, Reason.TRANSITION_REFUSED, planned.refused)
         if (why := stop_reason()) is not None:
-            raise asyncio.CancelledError(why)  # it came while the waves were planned, and that activity has ended well
+            raise asyncio.CancelledError(why)  # cancelled while the waves were planned, which has succeeded
         self._tell(planned.price)
         self._moving = True
         moved = await self._walk(stage, planned)
@@ -275,7 +276,7 @@ class LifecycleWorkflow(Walked):
         return None
 
     async def _planned(self, step: policies.Step[TransitionPlanned], stage: StageInput) -> TransitionPlanned:
-        """The waves. Supply that did not come in time refuses the run, in the words of the last look."""
+        """Plan the waves. If supply was not free in time, the run is refused with the message of the last attempt."""
         try:
             return await self._perform(step, stage, f"plan the way to generation {stage.generation}")
         except ActivityError as error:
@@ -285,9 +286,9 @@ class LifecycleWorkflow(Walked):
             return TransitionPlanned(transition_id=stage.change_id, waves=0, refused=f"not in time: {last}")
 
     async def _unheld(self, begun: ChangeBegun) -> LifecycleResult | None:
-        """Go on at once, or when the pause is over. It holds no supply yet, so it may take long; a newer one ends it.
+        """Continue at once, or when the pause is over. The run has no supply yet, so it may wait long; a newer change ends it.
 
-        A freeze that began meanwhile holds it as well.
+        A freeze that began meanwhile blocks it as well.
         """
         while self._held is not None and self._input.change.kind not in PASSES_PAUSE:
             self._enter("paused", begun.generation)
@@ -301,23 +302,23 @@ class LifecycleWorkflow(Walked):
         return None
 
     def _superseded(self, begun: ChangeBegun, newer: NewerWaits) -> LifecycleResult:
-        """A run that only waited gives way."""
+        """Return the result of a run that only waited and was superseded."""
         message = f"gave way to {newer.change_id}, which is newer"
         state, reason = ChangeState.SUPERSEDED, Reason.SUPERSEDED
         return LifecycleResult(state=state, generation=begun.generation, reason=reason, message=message)
 
     def _tell(self, message: str) -> None:
-        """Add to what the end of the run tells."""
+        """Add to the message of the run's end."""
         self._note = "; ".join(text for text in (self._note, message) if text)
 
     async def _withdraw(self, stage: StageInput) -> LifecycleResult | None:
-        """Ends only when all is gone: a region that can't be reached is asked again until it can."""
+        """Withdraw the model everywhere; an unreachable region is retried until it answers."""
         await to_the_end(perform(policies.WITHDRAW_MODEL, stage, f"take {stage.model} out of every gateway"))
         await to_the_end(perform(policies.RELEASE_MODEL, stage, f"end the replicas of {stage.model}"))
         return None
 
     def _ended(self, generation: int | None, reason: Reason, message: str) -> LifecycleResult:
-        """Refused before any traffic moved, rolled back after."""
+        """Return a result: refused before any traffic moved, rolled back after."""
         state = ChangeState.ROLLED_BACK if self._moving else ChangeState.REFUSED
         return LifecycleResult(state=state, generation=generation, reason=reason, message=message)
 
@@ -358,14 +359,14 @@ class LifecycleWorkflow(Walked):
         )
 
     def _show_frozen(self, stage: StageInput, frozen: Frozen) -> None:
-        """The wait in the Web UI."""
+        """Show the wait in the Web UI."""
         workflow.upsert_search_attributes([STAGE.value_set("frozen")])
         change = self._input.change
         passes = f"`ipnext override {change.id} --reason TEXT` lets it pass"
         workflow.set_current_details(f"**{stage.model}**: {change.kind} is **{frozen.told}**\n\n{passes}")
 
     def _enter(self, stage: str, generation: int | None) -> None:
-        """Show where the run stands: search attributes and the text in the Web UI."""
+        """Show the current stage: search attributes and the text in the Web UI."""
         updates: list[SearchAttributeUpdate[Any]] = [MODEL.value_set(self._input.model), STAGE.value_set(stage)]
         if generation is not None:
             updates.append(GENERATION.value_set(generation))
@@ -381,7 +382,7 @@ class LifecycleWorkflow(Walked):
 
 
 def _lasting(input: LifecycleInput, begun: ChangeBegun) -> TypedSearchAttributes:  # noqa: A002 - its name in the workflow
-    """Search attributes that stay as they are for the whole run, and its transition's."""
+    """Return search attributes that stay the same for the whole run and its transition."""
     pairs: list[SearchAttributePair[Any]] = [
         SearchAttributePair(MODEL, input.model),
         SearchAttributePair(KIND, input.change.kind.value),

@@ -1,12 +1,12 @@
-"""Workflow `model`: the one long-lived entity of a model. It orders the model's changes and carries them out one by one.
+"""Workflow `model`: the one long-lived entity of a model. It orders the model's changes and executes them one by one.
 
-A waiting change that a newer one makes pointless is superseded (workflows/change_queue.py says when). The entity survives
-whatever its children do: a failed one is recorded, once all that it moved is back, and the next one runs. It can be paused: what
-runs stops at its next step, nothing further begins, and rollbacks and retirements pass.
+A newer change supersedes waiting ones (workflows/change_queue.py has the rules). The entity survives all failures of
+its children: a failed one is recorded, once all that it moved is reverted, and the next one runs. It can be paused: the
+running change stops at its next step, nothing further begins, but rollbacks, retirements and repairs pass.
 
-The store is the truth. An entity that begins (the first one, or after one that was terminated) reads from it what was asked
-before, and awaits the runs that exist. One whose history has grown long continues as new, also while a run is under way. One whose
-history does not replay ends, and another one begins.
+The store is the source of truth. An entity that begins (the first one, or after one that was terminated) reads the open
+changes from it, and awaits the runs that exist. If its history has grown long, it continues as new, also while a run is
+in progress. If its history does not replay, it ends, and another one begins.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ REMEMBERED = 500
 """Ids of handled changes that are remembered, so that one submitted again is not run again."""
 
 GONE = Explained(Reason.INTERNAL_ERROR, "its run was ended from outside")
-"""Why a change failed whose run the entity did not start itself, and which has gone without a word."""
+"""Cause of failure of a change whose run was started by another entity, and is gone without a record."""
 
 
 @workflow.defn(
@@ -69,7 +69,7 @@ class ModelWorkflow(Held):
         super().__init__(input)
         self._recent = input.recent
         self._begun = input.begun
-        """Changes whose run has begun before: they are awaited, or settled, before anything else begins."""
+        """Changes whose run has begun before: they are awaited, or settled, before any other change begins."""
         self._superseded = input.superseded
         self._marking = asyncio.Lock()
         self._marker: asyncio.Task[None] | None = None
@@ -77,11 +77,11 @@ class ModelWorkflow(Held):
         self._handled = 0
         self._retired = input.retired
         self._reported = ""
-        """The change that said last that it has ended."""
+        """The change that last reported its end."""
 
     @workflow.run
     async def run(self, input: ModelEntityInput) -> None:  # noqa: A002
-        """Carry out changes for ever; continue as new, with all that is under way, when the history has grown long."""
+        """Execute changes forever; continue as new, with all that is in progress, when the history has grown long."""
         workflow.upsert_search_attributes([MODEL.value_set(input.model)])
         self._show()
         if not self._rebuilt:
@@ -92,7 +92,7 @@ class ModelWorkflow(Held):
 
     @workflow.update(name=names.SUBMIT_CHANGE)
     def submit_change(self, change: QueuedChange) -> ChangeAccepted:
-        """Queue a change. The same id again answers the same and queues nothing."""
+        """Queue a change. If its id is known already, return the same answer and queue nothing."""
         self._asked += 1
         known = change.id in self._recent or any(change.id == other.id for other in self._at_work)
         if not known and all(waiting.id != change.id for waiting in self._queue):
@@ -110,7 +110,7 @@ class ModelWorkflow(Held):
 
     @submit_change.validator
     def _check_change(self, change: QueuedChange) -> None:
-        """Refuse what can never run; nothing of it enters the history."""
+        """Refuse changes that can never run; a refused one is not added to the history."""
         needs_generation = change.kind in {ChangeKind.PUBLISH, ChangeKind.ROLLBACK}
         if needs_generation and change.generation is None:
             msg = f"change {change.id}: a {change.kind} names its generation"
@@ -121,12 +121,12 @@ class ModelWorkflow(Held):
 
     @workflow.signal(name=names.CHANGE_ENDED)
     def change_ended(self, ended: ChangeEnded) -> None:
-        """A run that was begun by an entity of before has ended."""
+        """Record that a run of an earlier entity has ended."""
         self._reported = ended.change_id
 
     @workflow.query(name=names.MODEL_STATE)
     def model_state(self) -> ModelEntityState:
-        """What runs and what waits."""
+        """Return the running change and the waiting ones."""
         return ModelEntityState(
             model=self._model, running=self._running, queue=self._queue, handled=self._handled, held=self._held
         )
@@ -137,7 +137,7 @@ class ModelWorkflow(Held):
 
     @property
     def _long(self) -> bool:
-        """Whether this run of the entity is to continue as new."""
+        """True if this run of the entity should continue as new."""
         info = workflow.info()
         events = info.get_current_history_length()
         full = self._asked >= policies.MOST_UPDATES or events >= policies.MOST_EVENTS
@@ -151,12 +151,12 @@ class ModelWorkflow(Held):
 
     @property
     def _at_work(self) -> tuple[QueuedChange, ...]:
-        """The running change, and those that have begun and are looked at after it."""
+        """The running change, and the begun ones that are settled after it."""
         running = () if self._running is None else (self._running,)
         return (*running, *(change for change in self._begun if change not in running))
 
     async def _rebuild(self) -> None:
-        """Read from the store what was asked before this entity began. What is submitted meanwhile is in the queue."""
+        """Read the changes from the store that were requested before this entity began. Later submissions are in the queue."""
         found = await perform(
             policies.OPEN_CHANGES, ModelAsked(model=self._model), f"read what is open of {self._model}"
         )
@@ -179,7 +179,7 @@ class ModelWorkflow(Held):
         self._superseded += tuple(map(_pair, gone))
 
     async def _work(self) -> None:
-        """Carry out what waits, until nothing is left of a model that is retired."""
+        """Execute the waiting changes, until nothing is left of a model that is retired."""
         while self._open:
             await workflow.wait_condition(
                 lambda: bool(self._superseded or self._begun) or self._next() is not None or self._long
@@ -227,7 +227,7 @@ class ModelWorkflow(Held):
         self._show()
 
     async def _carry_out(self, change: QueuedChange, *, begun: bool) -> LifecycleResult:
-        """Run the change's lifecycle to its end, or follow the run that exists. Whatever it does, the entity goes on."""
+        """Run the change's lifecycle to its end, or follow the run that exists. The entity survives every outcome."""
         if begun and (result := await self._followed(change)) is not None:
             return result
         held = None if change.kind in PASSES_PAUSE else self._held
@@ -255,7 +255,7 @@ class ModelWorkflow(Held):
             return await self._record_failure(change, None)
 
     async def _tell_all(self, change: QueuedChange, *, told: ControlAsked | None) -> None:
-        """What the run has not heard: changes that stop it or that it gives way to, and a pause other than it was `told`."""
+        """Send the run its missed signals: changes that preempt or supersede it, and a pause unless that is the one it was `told`."""
         for waiting in self._queue:
             self._stop_running_for(waiting)
             self._tell_running_of(waiting)
@@ -264,7 +264,7 @@ class ModelWorkflow(Held):
             await self._signal_running(names.HOLD_CHANGES, Hold(held=self._held is not None, asked=asked))
 
     async def _followed(self, change: QueuedChange) -> LifecycleResult | None:
-        """Wait for the end of a run that an entity of before started. None if the change has never begun."""
+        """Wait for the end of a run that an earlier entity started. None if the change has never begun."""
         looks = 0
         while True:
             asked = ChangeAsked(model=self._model, change_id=change.id)
@@ -290,15 +290,15 @@ class ModelWorkflow(Held):
 
     async def _begin_to_follow(self, change: QueuedChange) -> None:
         self._follows = True
-        with suppress(FailureError):  # it has ended: the next look says so
+        with suppress(FailureError):  # it has ended: the next check finds that
             await self._run_of(change).signal(names.REPORT_END)
         if self._told_to_end is None or self._told_to_end[0] != change.id:
             await self._tell_all(change, told=None)
 
     async def _record_failure(self, change: QueuedChange, why: Explained | None) -> LifecycleResult:
-        """A run that could not record its own end (a bug, terminated, told to end before it began): the entity does it.
+        """Record the end of a run that could not do so itself (a bug, terminated, cancelled before it began).
 
-        What it moved is back by then. `why` is None for a run that was told to end.
+        All that it moved is reverted by then. `why` is None for a run that was cancelled.
         """
         meant, told = self._told_to_end or (None, None)
         told = told if meant == change.id else None
@@ -335,9 +335,10 @@ class ModelWorkflow(Held):
         return bool(self._superseded) and (self._marker is None or self._marker.done())
 
     async def _mark(self) -> None:
-        """Mark what is superseded: at once as a rule, once a minute if that is very often.
+        """Mark superseded changes: at once as a rule, once a minute if there are very many.
 
-        The wait ends as soon as nothing is left to mark: a timer that fires for nothing makes a workflow task without commands.
+        The wait ends as soon as no change is left to mark: a timer that fires in vain makes a workflow task without
+        commands.
         """
         if self._marks >= policies.MARKS_SOON:
             with suppress(asyncio.TimeoutError):
@@ -349,7 +350,7 @@ class ModelWorkflow(Held):
         await self._record_superseded()
 
     async def _record_superseded(self) -> None:
-        """All in one activity. What can't be marked is logged: the store says then that it waits."""
+        """Record all in one activity. If one can't be marked, that is logged: the store then still has it as waiting."""
         async with self._marking:
             found = self._superseded
             if not found:

@@ -1,7 +1,7 @@
-"""What an entity hears from people, and what it passes on to the run that is under way: the part of workflow `model` that listens.
+"""Controls of an entity by users, and signals to its running change: the part of workflow `model` that handles requests.
 
-Pause and resume concern the model's whole line of changes, an abort the change that runs. A run hears of a pause and of newer
-changes by signals.
+Pause and resume concern the model's whole queue of changes, an abort concerns the running change. A run receives pauses
+and newer changes as signals.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
 Child = workflow.ChildWorkflowHandle[LifecycleInput, LifecycleResult]
 
 ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
-"""Kinds that a run of these kinds may give way to."""
+"""Kinds of changes that may supersede a run of these kinds."""
 
 
 class Held:
-    """One model's queue, the run that is under way, and who holds them."""
+    """One model's queue, its running change, and the pause that blocks them."""
 
     def __init__(self, input: ModelEntityInput) -> None:  # noqa: A002 - as the workflow names it
         self._model = input.model
@@ -40,19 +40,19 @@ class Held:
         self._child: Child | None = None
         """The run, if this run of the entity started it."""
         self._follows = False
-        """The run was started by an entity of before."""
+        """True if an earlier entity started the run."""
         self._told_to_end = input.told_to_end
-        """The change whose run was told to end last, and why: a run that had not begun can't record it."""
+        """The change whose run was cancelled last, and the reason: a run that had not begun can't record it."""
         self._held = input.held
         self._turned = input.turned
-        """How many runs in a row gave way to a newer one."""
+        """Number of runs in a row that a newer one superseded."""
         self._untold: QueuedChange | None = None
-        """A newer change that the running one is to be told of."""
+        """A newer change to report to the running one."""
         self._told_newer = input.told_newer
-        """The running one was told that a newer one waits: once is enough."""
+        """True if the running change knows that a newer one waits: once is enough."""
         self._rebuilt = input.rebuilt
         self._heard_of_hold = False
-        """A pause or a resumption came before the store was read."""
+        """True if a pause or a resumption came before the store was read."""
         self._asked = 0
         """Updates to this run of the entity."""
         self._shown = ""
@@ -60,7 +60,7 @@ class Held:
 
     @workflow.update(name=names.PAUSE_CHANGES)
     async def pause_changes(self, asked: ControlAsked) -> ControlAnswer:
-        """Begin nothing further; what runs stops at its next step. Paused again, the newer reason counts."""
+        """Begin nothing further; the running change stops at its next step. If paused again, the newer reason counts."""
         self._asked += 1
         self._held, self._heard_of_hold = asked, True
         self._show()
@@ -70,7 +70,7 @@ class Held:
 
     @workflow.update(name=names.RESUME_CHANGES)
     async def resume_changes(self, asked: ControlAsked) -> ControlAnswer:
-        """Go on. An entity that has just begun reads first whether the model is paused."""
+        """Resume the changes. An entity that has just begun reads first whether the model is paused."""
         self._asked += 1
         await workflow.wait_condition(lambda: self._rebuilt)
         self._check_held()
@@ -92,7 +92,7 @@ class Held:
 
     @workflow.update(name=names.ABORT_RUN)
     async def abort_run(self, asked: ControlAsked) -> ControlAnswer:
-        """Stop the running change: what it moved goes back. An entity that has just begun looks first at what runs."""
+        """Stop the running change and revert its moves. An entity that has just begun looks first for the running change."""
         self._asked += 1
         if self._takes_up:
             await workflow.wait_condition(lambda: not self._takes_up)
@@ -110,7 +110,7 @@ class Held:
             self._check_running()
 
     def _check_running(self) -> None:
-        """A rollback is not aborted: the way forward is a publish; a retirement goes to its end."""
+        """Refuse to abort a rollback (a publish moves forward instead), or a retirement, which always completes."""
         running = self._running
         if running is None or running.kind in URGENT:
             what = "nothing" if running is None else f"a {running.kind}"
@@ -119,7 +119,7 @@ class Held:
 
     @property
     def _takes_up(self) -> bool:
-        """Whether this run of the entity has yet to follow the run that an entity of before started."""
+        """True if this run of the entity has yet to follow the run that an earlier entity started."""
         return not self._rebuilt
 
     def _next(self) -> QueuedChange | None:
@@ -131,7 +131,7 @@ class Held:
 
     @property
     def _reachable(self) -> bool:
-        """Whether there is a run to signal and to stop."""
+        """True if there is a run to signal and to stop."""
         return self._running is not None and (self._child is not None or self._follows)
 
     async def _note(self, message: str, pause: ControlAsked | None) -> None:
@@ -143,7 +143,7 @@ class Held:
             workflow.logger.error("%s could not be recorded: %s", message, explained(error).message)
 
     def _tell_running_of(self, change: QueuedChange) -> None:
-        """Remember that the run is to hear of a newer change that it may give way to: one that makes it pointless."""
+        """Remember a newer change that may supersede the running one, to signal it to the run."""
         running = self._running
         if running is None or not self._reachable or self._told_newer or not {running.kind, change.kind} <= ROLLS_OUT:
             return
@@ -158,7 +158,7 @@ class Held:
             await self._signal_running(names.NEWER_WAITS, told)
 
     async def _signal_running(self, signal: str, argument: Hold | NewerWaits) -> None:
-        """To the run, if there is one that may be held or give way."""
+        """Signal the run, if there is one that may be paused or superseded."""
         running = self._running
         if running is None or not self._reachable or running.kind in PASSES_PAUSE:
             return
@@ -189,7 +189,7 @@ class Held:
         return workflow.get_external_workflow_handle(names.lifecycle_workflow_id(self._model, change.id))
 
     def _show(self) -> None:
-        """The state for the Web UI."""
+        """Show the state in the Web UI."""
         running = self._running
         doing = f"{running.kind}{of_generation(running.generation)} (`{running.id}`)" if running else "nothing to do"
         waiting = "".join(
@@ -208,5 +208,5 @@ class Held:
 
 
 def of_generation(generation: int | None) -> str:
-    """` of generation 3`, or nothing."""
+    """Return ` of generation 3`, or an empty text."""
     return f" of generation {generation}" if generation is not None else ""

@@ -1,7 +1,7 @@
-"""A window over the models of a replan: asks the next ones as those before end, and says how far it is.
+"""A window over the models of a replan: starts the next moves as earlier ones end, and reports the progress.
 
-Part of workflow `replan`. Which models move, and a pause of the moves, lie in the store: all that goes along at
-continue-as-new is one small value, however many models there are.
+Part of workflow `replan`. The models to move, and a pause of the moves, are in the store: continue-as-new carries one
+small value, however many models there are.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ NAMED = 3
 
 
 class Mover:
-    """Moves models to where a plan has them, at most `window` at a time."""
+    """Moves models to their placements in a plan, at most `window` at a time."""
 
     def __init__(self, plan_id: str, window: int, state: MoverState, *, wait: bool) -> None:
         self._plan_id = plan_id
@@ -27,32 +27,32 @@ class Mover:
         self._wait = wait
         self.state = state
         self.repair_waits = False
-        """Whether the repair of a disaster waits for this replan's end, by the last look."""
+        """True if the repair of a disaster waits for this replan's end, by the last turn."""
         self._turns = 0
 
     @property
     def finished(self) -> bool:
-        """Nothing to ask, and no model left that moves by itself: held ones go on when they may."""
+        """True if no move is left to start, and no model moves by itself: paused ones continue when they may."""
         progress = self.state.progress
         return not progress.busy and (not progress.waiting or bool(self.state.cancelled))
 
     @property
     def idle(self) -> bool:
-        """Paused, and nothing moves."""
+        """True if moves are paused, and none is in progress."""
         progress = self.state.progress
         return bool(progress.paused) and not progress.busy and not self.state.cancelled
 
     @property
     def busy(self) -> bool:
-        """Whether models move by themselves: asked, not ended, not held."""
+        """True if models move by themselves: started, not ended, not paused."""
         return self.state.progress.busy > 0
 
     def cancel(self, why: str) -> None:
-        """Ask no further model at all."""
+        """Start no further move at all."""
         self._change(cancelled=why)
 
     async def turn(self, *, asking: bool = True) -> None:
-        """Look once, ask those there is room for, and wait a moment."""
+        """Check once, start as many moves as there is room for, and wait a moment."""
         began, state = workflow.now(), self.state
         asking = asking and not state.cancelled
         turn = MoveTurn(
@@ -76,11 +76,11 @@ class Mover:
             self._change(busy_seconds=self.state.busy_seconds + (workflow.now() - began).total_seconds())
 
     def progress(self) -> ReplanProgress:
-        """How far it is."""
+        """Return the progress."""
         return self.state.progress
 
     def left(self) -> str:
-        """What is left at the end, in words; empty where nothing is."""
+        """Describe the models that are left at the end; empty if there are none."""
         state, progress, told = self.state, self.state.progress, list[str]()
         if state.cancelled:
             told.append(f"{state.cancelled}: {progress.waiting} models stay where they are until the next replan")
@@ -94,7 +94,7 @@ class Mover:
         return "; ".join(told)
 
     def table(self) -> str:
-        """The progress as markdown."""
+        """Return the progress as markdown."""
         now = self.progress()
         lines = ["| | models | |", "|---|---|---|", f"| moved | {now.moved} of {now.total} | {now.percent:.0f} % |"]
         lines.append(f"| moving now | {now.busy} | {_some(now.moving_models, now.busy)} |")

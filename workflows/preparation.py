@@ -1,4 +1,4 @@
-"""The stages of a run before its transition, in one activity as far as they are short (`activities.preparation`)."""
+"""Runs the stages before a transition in one activity, as far as they are short (`activities.preparation`)."""
 
 from collections.abc import Sequence
 
@@ -13,13 +13,13 @@ with workflow.unsafe.imports_passed_through():
     from workflows.policies import perform
 
 FEWEST = 2
-"""Stages for which it pays."""
+"""Least number of stages that make the activity worthwhile."""
 
 
 async def prepare(stage: StageInput, stages: Sequence[StageName], *, urgent: bool) -> Prepared:
-    """The answers of those that are done; no answers if the activity fails by a bug or a time-out: each stage has one of its own.
+    """Return the answers of the completed stages; none if the activity fails by a bug or a time-out: each stage then runs alone.
 
-    ActivityError if a stage is refused by an error.
+    Raises ActivityError if a stage is refused by an error.
     """
     if len(stages) < FEWEST:
         return Prepared()
@@ -34,13 +34,13 @@ async def prepare(stage: StageInput, stages: Sequence[StageName], *, urgent: boo
 
 
 def is_refused(error: ActivityError) -> bool:
-    """Whether trying again is no use: a stage said so. A bug is none: the stages are gone through one by one then."""
+    """True if a stage was refused, so that a retry is useless. A bug is no refusal: the stages then run one by one."""
     cause = error.cause
     return isinstance(cause, ApplicationError) and cause.non_retryable and cause.type != IPnextError.code
 
 
 def is_done(prepared: Prepared, stage: str) -> bool:
-    """Whether a stage has its answer."""
+    """True if a stage has its answer."""
     answers = {
         "metadata": prepared.resolved,
         "validation": prepared.validated,

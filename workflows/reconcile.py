@@ -1,7 +1,7 @@
-"""Workflow `reconcile`: compares every region with the store, again and again, and has models repaired that drifted.
+"""Workflow `reconcile`: compares every region with the store in passes, and records repairs of models that drifted.
 
-One runs for the platform. A schedule starts it again within a minute if it was terminated. Each pass is level-triggered: it looks
-at what is, so that nothing which an earlier run missed has to be remembered.
+One runs for the platform. A schedule starts it again within a minute if it was terminated. Each pass is
+level-triggered: it compares the current states, so that a change missed by an earlier run need not be remembered.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class ReconcileWorkflow:
 
     @workflow.run
     async def run(self, input: ReconcileInput) -> None:  # noqa: A002 - Temporal passes it by place
-        """Pass after pass for ever, `every_seconds` apart."""
+        """Run passes forever, `every_seconds` apart."""
         for _ in range(PASSES):
             await self._pass()
             end_if_told()
@@ -40,7 +40,7 @@ class ReconcileWorkflow:
         workflow.continue_as_new(input)
 
     async def _pass(self) -> None:
-        """One pass. What could not be compared now is compared in the next one."""
+        """Run one pass. If a region could not be compared, the next pass compares it."""
         try:
             recorded = await perform(policies.RECORD_REPAIRS, Done(), "which models drifted?")
         except ActivityError as error:
@@ -58,7 +58,7 @@ class ReconcileWorkflow:
 
 
 def _details(recorded: RepairsRecorded, found: list[RegionReconciled]) -> str:
-    """The last pass in the Web UI."""
+    """Describe the last pass for the Web UI."""
     rows = "\n".join(f"| {seen.region} | {_state(seen)} |" for seen in found)
     named = f" ({', '.join(recorded.models)})" if recorded.models else ""
     return f"{recorded.repairs} repairs recorded{named}\n\n| region | |\n|---|---|\n{rows}"

@@ -1,11 +1,11 @@
-"""Workflow `replan`: plans the fleet anew, adopts the plan where it is worth it, and asks each changed model to move.
+"""Workflow `replan`: plans the fleet again, adopts the plan if it is worth it, and starts a move of each changed model.
 
-There is one at a time, under one id: whoever wants a replan records it in the store and signals this workflow, which is
-started where it does not run. Replans that are recorded when it begins to plan share one plan; those that come later
-wait for the next. So two replans never race. While models move, a replan that is asked for does not wait for all of
-them: no further model is asked to move, and the next plan says who still has to.
+There is one at a time, under one id: a caller that needs a replan records it in the store and signals this workflow,
+which is started if it does not run. Replans that are recorded when it begins to plan share one plan; later ones wait
+for the next. So two replans never race. While models move, a requested replan does not wait for all of them: no further
+move is started, and the next plan lists the models that still have to move.
 
-Workflow `scheduled_replan`: what the schedule starts. It asks for a replan and ends.
+Workflow `scheduled_replan`: started by the schedule. It requests a replan and ends.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ STOPPED = "stopped by hand"
 
 @workflow.defn(name=names.REPLAN_WORKFLOW, failure_exception_types=policies.BUGS, versioning_behavior=policies.ENTITY)
 class ReplanWorkflow:
-    """One replan after the other, while any are asked for. The plan in force stays where nothing better is found."""
+    """Runs one replan after the other while any are requested. The plan in force stays if no better one is found."""
 
     @workflow.init
     def __init__(self, input: ReplanInput) -> None:  # noqa: A002 - Temporal passes it by place
@@ -50,17 +50,17 @@ class ReplanWorkflow:
 
     @workflow.signal(name=names.REPLAN_ASKED)
     def asked(self) -> None:
-        """A replan was recorded."""
+        """Signal that a replan was recorded."""
         self._asked = True
 
     @workflow.signal(name=names.MOVES_STEERED)
     def steered(self) -> None:
-        """Moves were paused, or go on: the store says which."""
+        """Signal that moves were paused or resumed: the store has their state."""
         self._steered_meanwhile = True
 
     @workflow.update(name=names.CANCEL_REPLAN)
     def cancel(self, asked: MoverAsked) -> ReplanProgress:
-        """Ask no further model at all: the replan ends, and the next one says who still has to move."""
+        """Start no further move at all: the replan ends, and the next one lists the models that still have to move."""
         self._cancel = f"stopped ({asked.reason or 'by hand'})"
         if self._mover is not None:
             self._mover.cancel(self._cancel)
@@ -68,12 +68,12 @@ class ReplanWorkflow:
 
     @workflow.query(name=names.REPLAN_PROGRESS)
     def progress(self) -> ReplanProgress:
-        """How far it is with its models."""
+        """Return the progress of its models."""
         return self._mover.progress() if self._mover else ReplanProgress(total=0)
 
     @workflow.run
     async def run(self, input: ReplanInput) -> ReplanResult:  # noqa: A002
-        """Compute, adopt, move, and once more where another one waits. Continues as new where the history is long."""
+        """Compute, adopt and move; repeat if another replan waits. Continues as new if the history is long."""
         computed = input.computed or await self._compute()
         if not computed.plan_id:
             self._show("idle", computed)
@@ -86,7 +86,7 @@ class ReplanWorkflow:
         return result
 
     def _once_more(self, wanted: bool) -> None:
-        """Begin anew where a replan waits. One that is recorded after the last look has sent its signal after it."""
+        """Continue as new if a replan waits. One that is recorded after the last check has sent its signal after it."""
         if wanted and workflow.cancellation_reason() is None:
             workflow.continue_as_new(ReplanInput(wait=self._input.wait))
 
@@ -101,7 +101,7 @@ class ReplanWorkflow:
             return ReplanComputed(plan_id=plan_id, adopted=False, reason=Reason.PLANNER_FAILED, message=message)
 
     async def _carried_out(self, computed: ReplanComputed) -> ReplanResult:
-        """Bring the models to where the plan in force has them, as far as nothing comes between."""
+        """Move the models to their placements in the plan in force, until an event interrupts."""
         try:
             left = await self._move_by_turns(computed)
         except (ActivityError, asyncio.CancelledError) as error:
@@ -113,7 +113,7 @@ class ReplanWorkflow:
         return result.model_copy(update={"progress": self._mover.progress()}) if self._mover else result
 
     async def _move_by_turns(self, computed: ReplanComputed) -> str:
-        """Turn by turn until all have moved, another replan waits, or it is cancelled. Returns what is left, in words."""
+        """Take turns until all have moved, another replan waits, or it is cancelled. Return the rest in words."""
         state = self._input.mover or MoverState(progress=ReplanProgress(total=computed.total, waiting=computed.total))
         self._mover = mover = Mover(computed.plan_id, computed.window, state, wait=self._input.wait)
         if self._cancel:
@@ -132,7 +132,7 @@ class ReplanWorkflow:
         return mover.left()
 
     async def _pause_over(self, mover: Mover) -> None:
-        """Wait until moves are steered, or it is time to look at the pause again."""
+        """Wait until moves are paused or resumed, or the pause has to be checked again."""
         end_if_told()
         with contextlib.suppress(TimeoutError):
             await workflow.wait_condition(
@@ -142,13 +142,13 @@ class ReplanWorkflow:
             )
 
     async def _let_turns_end(self, mover: Mover) -> None:
-        """Give moves under way some time, but none where a disaster's repair waits; what goes on longer is no longer watched, and goes on."""
+        """Give moves in progress some time, but none if a disaster's repair waits; later ones continue without being watched."""
         until = workflow.now() + policies.RUNNING_MOVES_PATIENCE
         while mover.busy and not mover.repair_waits and workflow.now() < until:
             await mover.turn(asking=False)
 
     async def _another_waits(self) -> bool:
-        """Whether a replan waits that this run has not taken; the signal alone may tell of one that it has."""
+        """True if a replan waits that this run has not claimed; the signal alone may be that of one that it has."""
         self._asked = False
         found = await perform(policies.WAITING_REPLANS, self._input, "does another replan wait?")
         return found.waiting > 0
@@ -180,11 +180,11 @@ class ReplanWorkflow:
     name=names.SCHEDULED_REPLAN_WORKFLOW, failure_exception_types=policies.BUGS, versioning_behavior=policies.ONE_RUN
 )
 class ScheduledReplanWorkflow:
-    """Asks for a replan. What comes of it shows the workflow `replan`."""
+    """Requests a replan. Workflow `replan` shows its result."""
 
     @workflow.run
     async def run(self, asked: ScheduledReplan) -> Done:
-        """Ask and end."""
+        """Request a replan and end."""
         return await perform(policies.ASK_REPLAN, asked, f"ask for a replan ({asked.trigger})")
 
 

@@ -1,6 +1,6 @@
-"""What is done about a change whose run has gone: its transition is reverted under the same workflow id, or awaited.
+"""Takeover of a change whose run is gone: its transition is reverted under the same workflow id, or awaited.
 
-Called by the lifecycle whose transition has gone, and by the entity whose lifecycle has.
+Called by the lifecycle whose transition is gone, and by the entity whose lifecycle is.
 """
 
 from temporalio import workflow
@@ -17,10 +17,10 @@ with workflow.unsafe.imports_passed_through():
 
 
 async def settled(asked: TakeOver) -> TakenOver:
-    """Wait until no run moves the model for the change any more, and all that it moved is back, as far as it can be.
+    """Wait until no run moves the model for the change any more, and all that it moved is reverted, as far as possible.
 
-    The transition's own run is awaited if there is one. If it has gone, another one is started that only reverts; if that
-    goes too, another one, `policies.MOST_REVERTS` times at most. One that comes to its end is the last one.
+    The transition's run is awaited if there is one. If it is gone, another one is started that only reverts; if that
+    disappears too, another one, `policies.MOST_REVERTS` times at most. The first that completes is the last one.
     """
     wait, reverts = policies.TAKEOVER_LOOK_SOON, 0
     while True:
@@ -39,7 +39,7 @@ async def settled(asked: TakeOver) -> TakenOver:
 
 
 async def _reverted(transition: TransitionInput) -> TransitionResult | None:
-    """What a run that reverts came to; None if it was ended from outside, or another one runs."""
+    """Return the result of a run that reverts; None if it was ended from outside, or another one runs."""
     try:
         result: TransitionResult = await workflow.execute_child_workflow(
             names.TRANSITION_WORKFLOW,

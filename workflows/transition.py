@@ -1,7 +1,8 @@
-"""Workflow `transition`: walks the waves of one model's transition, and walks back where one of them fails.
+"""Workflow `transition`: executes the waves of one model's transition, and reverts if one of them fails.
 
-In each wave: capacity up and ready, traffic over, hold and watch, gate, an approval where the manifest wants one, old
-capacity down. Child of `lifecycle`; the waves lie in the store, so the history holds an index only.
+In each wave: capacity is added and ready, traffic moves, bake time with checks, gate, an approval if the manifest
+requires one, then the old capacity is released. Child of `lifecycle`; the waves are in the store, so the history has an
+index only.
 """
 
 import asyncio
@@ -34,7 +35,7 @@ class TransitionWorkflow(Steered):
 
     @workflow.run
     async def run(self, input: TransitionInput) -> TransitionResult:  # noqa: A002
-        """Walk all waves, or some and then back. Cancelling it is a way to ask for the way back."""
+        """Execute all waves, or some and then revert. A cancellation requests a revert."""
         if input.revert is not None:
             return await self._revert(input.revert)
         for index in range(input.waves):
@@ -50,7 +51,7 @@ class TransitionWorkflow(Steered):
         return TransitionResult(done=True, waves_done=input.waves, message=self._unreleased())
 
     async def _revert(self, revert: Revert) -> TransitionResult:
-        """Walk back only: the run that walked before has gone."""
+        """Revert only: the run that executed the waves is gone."""
         self._index, self._back = revert.index, True
         failed = WaveResult(ok=False, reason=revert.reason, message=revert.message)
         result = await to_the_end(self._walk_back(failed))
@@ -78,7 +79,7 @@ class TransitionWorkflow(Steered):
         return await self._release(wave) if result.ok else result
 
     async def _watched(self, wave: WaveInput, hold_seconds: float) -> WaveResult:
-        """Hold, look at the answers meanwhile, and judge them at the end. A bad canary goes back before its hold ends."""
+        """Wait for the bake time, check the answers meanwhile, and judge them at the end. A bad canary is reverted before it ends."""
         left = hold_seconds
         if left >= policies.SHORTEST_WATCHED_SECONDS:
             every = max(policies.GATE_EVERY_SECONDS, hold_seconds / policies.MOST_LOOKS)
@@ -93,7 +94,7 @@ class TransitionWorkflow(Steered):
         return await self._judged(wave)
 
     async def _judged(self, wave: WaveInput) -> WaveResult:
-        """The gate's answer. One that knows too little is asked again, within the run's deadline."""
+        """Return the gate's verdict. If it has too few answers it is evaluated again, within the run's deadline."""
         since = workflow.now()
         while True:
             result = await self._look(wave, waited=seconds_since(since))
@@ -103,7 +104,7 @@ class TransitionWorkflow(Steered):
             await self._until(lambda: False, result.again_seconds, f"{self._place}: wait for answers")
 
     async def _release(self, wave: WaveInput) -> WaveResult:
-        """After the last wave all traffic is right: capacity that can't be freed is told, and fails nothing."""
+        """Release capacity. After the last wave all traffic has moved: a failed release is reported, and fails nothing."""
         self._show(f"{self._place}: releasing capacity")
         try:
             return await self._tried(policies.RELEASE_CAPACITY, wave, f"{self._place}: release capacity")
@@ -114,7 +115,7 @@ class TransitionWorkflow(Steered):
             return WaveResult(ok=True, message=explained(error).message)
 
     async def _outcome(self, walk: Coroutine[Any, Any, WaveResult]) -> WaveResult:
-        """A wave's result, whatever ended it."""
+        """Return a wave's result, whatever ended it."""
         self._walking = asyncio.create_task(walk)
         try:
             result = await self._walking
@@ -130,7 +131,7 @@ class TransitionWorkflow(Steered):
         return result
 
     async def _walk_back(self, failed: WaveResult) -> TransitionResult:
-        """In one step, or wave by wave where the supply does not hold all of it at once."""
+        """Revert in one step, or wave by wave if the supply does not fit all of it at once."""
         why = f"{failed.reason}: {failed.message}"
         by_waves = self._input.back == "by_waves"
         left: list[str] = []
@@ -152,7 +153,7 @@ class TransitionWorkflow(Steered):
         )
 
     async def _undone(self, wave: WaveInput, why: str) -> list[str]:
-        """Former capacity, former traffic, then what was added is released; each as far as it can be done. What is left."""
+        """Restore capacity, then traffic, then release the additions, each as far as possible. Return the failures."""
         left: list[str] = []
         for step, what in (
             (policies.ENSURE_CAPACITY, "bring back the former capacity"),

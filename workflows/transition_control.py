@@ -1,6 +1,6 @@
-"""What a transition hears while it walks: pauses, approvals, a promotion, newer publishes; and how it waits for a person.
+"""Controls of a running transition: pauses, approvals, a promotion, newer publishes; and its waits for a user.
 
-`workflows.transition` is the walk itself. Each wait has an end: a run that nobody answers goes back.
+`workflows.transition` executes the waves. Each wait is bounded: a run without an answer is reverted.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ with workflow.unsafe.imports_passed_through():
 
 
 class Steered:
-    """The part of workflow `transition` that listens. The walk gives `_look`: how the answers are, as the gate sees them."""
+    """The part of workflow `transition` that handles requests. The subclass executes the waves."""
 
     def __init__(self, input: TransitionInput) -> None:  # noqa: A002 - as the workflow names it
         self._input = input
@@ -31,21 +31,21 @@ class Steered:
         self._newer: NewerWaits | None = None
         self._promoted = False
         self._asks = False
-        """A wave waits for a person."""
+        """True if a wave waits for an approval."""
         self._approved = False
         self._walking: asyncio.Task[WaveResult] | None = None
         self._back = False
         self._turning = False
-        """It gives way to a newer change."""
+        """True if a newer change supersedes the run."""
 
     @workflow.signal(name=names.HOLD_CHANGES)
     def hold_changes(self, hold: Hold) -> None:
-        """The model is paused, or goes on."""
+        """Pause or resume the model."""
         self._held = hold.asked if hold.held else None
 
     @workflow.signal(name=names.NEWER_WAITS)
     def newer_waits(self, newer: NewerWaits) -> None:
-        """A newer publish is queued. It ends a wait for a person; with `onNewer: turn` it ends all waves but the last."""
+        """Report a queued newer publish. It ends a wait for an approval; with `onNewer: turn` it ends all waves but the last."""
         self._newer = newer
         turns = self._input.on_newer == "turn" and newer.may_turn and self._index + 1 < self._input.waves
         if turns and self._walking is not None and not self._back:
@@ -54,7 +54,7 @@ class Steered:
 
     @workflow.update(name=names.APPROVE_WAVE)
     def approve_wave(self, asked: ControlAsked) -> ControlAnswer:
-        """Let the wave that waits go on."""
+        """Let the waiting wave continue."""
         self._approved = True
         return self._answer(ControlAction.APPROVE, f"{self._place} is approved {asked.text}")
 
@@ -66,7 +66,7 @@ class Steered:
 
     @workflow.update(name=names.PROMOTE_RUN)
     def promote_run(self, asked: ControlAsked) -> ControlAnswer:
-        """Hold no more and ask no one any more; gates and capacity are kept."""
+        """Skip all bake times and approvals from now on; gates and capacity are kept."""
         self._promoted = True
         return self._answer(ControlAction.PROMOTE, f"promoted at {self._place} {asked.text}")
 
@@ -87,7 +87,7 @@ class Steered:
         return await self._tried(policies.CHECK_GATE, asked, f"{self._place}: check the answers")
 
     async def _tried(self, step: policies.Step[WaveResult], wave: WaveInput, summary: str) -> WaveResult:
-        """Within the wave's deadline. A way back, and a run that is urgent, pass what others wait for."""
+        """Run a step within the wave's deadline. A revert, and an urgent run, pass the waits of others."""
         passing = step.passing(urgent=self._back or self._input.urgent)
         return await within_deadline(passing, wave, summary, stopping=lambda: self._stopping and not self._back)
 
@@ -99,7 +99,7 @@ class Steered:
         return canary or self._input.approval == "each"
 
     async def _approval(self, wave: WaveInput) -> WaveResult:
-        """Wait for a person; watch the answers meanwhile. Nobody in time, or a newer publish: the run goes back."""
+        """Wait for an approval; check the answers meanwhile. If none comes in time, or a newer publish does, the run is reverted."""
         message = f"generation {self._input.generation}, {self._place}: waits for an approval (`ipnext approve {self._input.model}`)"
         self._asks, self._approved = True, False
         await self._note(held=True, message=message)
@@ -113,7 +113,7 @@ class Steered:
         return result
 
     async def _person(self, wave: WaveInput) -> WaveResult:
-        """How the wait for an approval ends."""
+        """Return the result of the wait for an approval."""
         since, limit = workflow.now(), self._input.manual_deadline_seconds
         every = max(policies.GATE_EVERY_SECONDS, limit / policies.MOST_WAIT_LOOKS)
         while seconds_since(since) < limit:
@@ -134,7 +134,7 @@ class Steered:
         return WaveResult(ok=False, reason=Reason.DEADLINE_EXCEEDED, message=message, unanswered=True)
 
     async def _unheld(self) -> WaveResult | None:
-        """Go on at once, or when the pause is over. A run that was stopped, or is paused for too long, goes no further."""
+        """Continue at once, or when the pause is over. If the run was stopped, or is paused for too long, return its failure."""
         if self._stopping:
             return self._stopped()
         held = self._held
@@ -148,9 +148,9 @@ class Steered:
         return WaveResult(ok=False, reason=Reason.DEADLINE_EXCEEDED, message=message, unanswered=True)
 
     async def _until(self, met: Callable[[], bool], seconds: float, summary: str) -> bool:
-        """Until something is so, at most `seconds`; False where that was too short. A run that is to stop does not wait."""
+        """Wait for a condition, at most `seconds`; False if that was too short. A run that is stopping does not wait."""
         if self._stopping:
-            raise asyncio.CancelledError  # it came during an activity, which has ended well
+            raise asyncio.CancelledError  # cancelled during an activity, which has succeeded
         try:
             await workflow.wait_condition(met, timeout=timedelta(seconds=seconds), timeout_summary=summary)
         except TimeoutError:
@@ -169,7 +169,7 @@ class Steered:
 
     @property
     def _stopping(self) -> bool:
-        """It was asked to stop, or gives way to a newer change; said once, it holds."""
+        """True if the run was cancelled, or a newer change supersedes it; it never becomes false again."""
         return self._turning or workflow.cancellation_reason() is not None
 
     @property
@@ -195,5 +195,5 @@ class Steered:
 
 
 def seconds_since(moment: datetime) -> float:
-    """By the workflow's clock."""
+    """Return the seconds since then by the workflow's clock."""
     return (workflow.now() - moment).total_seconds()

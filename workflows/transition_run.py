@@ -1,6 +1,6 @@
-"""The transition of a change, as its lifecycle run sees it: started, steered, awaited, and reverted if its run is gone.
+"""The transition of a change in its lifecycle run: started, controlled, awaited, and reverted if its run is gone.
 
-`workflows.lifecycle` is the run itself; `workflows.transition` walks the waves.
+`workflows.lifecycle` is the run itself; `workflows.transition` executes the waves.
 """
 
 import asyncio
@@ -29,16 +29,16 @@ class Walked:
         self._input = input
         self._held = input.held
         self._urgent = input.change.kind in URGENT_KINDS
-        """Its steps pass those of others."""
+        """True if its steps pass those of others."""
         self._newer: NewerWaits | None = None
         self._child: Walk | None = None
         self._lasting: TypedSearchAttributes | None = None
-        """Search attributes that stay as they are while the change runs."""
+        """Search attributes that stay the same while the change runs."""
         self._reports = False
-        """An entity that did not start this run follows it."""
+        """True if an entity that did not start this run follows it."""
 
     async def _report(self) -> None:
-        """Tell the entity of the end, if it asked for that."""
+        """Report the end to the entity, if it requested that."""
         if not self._reports:
             return
         entity = workflow.get_external_workflow_handle(names.model_workflow_id(self._input.model))
@@ -48,7 +48,7 @@ class Walked:
             workflow.logger.info("the entity has gone")
 
     async def _pass_on(self, signal: str, argument: Hold | NewerWaits) -> None:
-        """To the transition, where it walks."""
+        """Send a signal to the transition, if it runs."""
         if self._child is None or self._child.done():
             return
         try:
@@ -57,7 +57,7 @@ class Walked:
             workflow.logger.info("the transition ended before it heard of %s", signal)
 
     async def _walk(self, stage: StageInput, planned: TransitionPlanned) -> TransitionResult:
-        """The transition goes its way back where this run is terminated by hand; it never stops half way."""
+        """Run the transition. If this run is terminated by hand, the transition reverts; it never stops half-way."""
         held = None if self._input.change.kind in PASSES_PAUSE else self._held
         start = workflow.start_child_workflow(
             names.TRANSITION_WORKFLOW,
@@ -85,7 +85,8 @@ class Walked:
             search_attributes=self._lasting,
             static_summary=f"{stage.model}: {planned.waves} waves to generation {stage.generation}",
         )
-        # A stop while the child starts must not leave it behind: the run ends when its transition has.
+        # If a stop arrives while the child starts, it must not leave the child behind: the run ends when its transition
+        # has ended.
         self._child = child = await to_the_end(start)
         if (why := stop_reason()) is not None:
             child.cancel(why)
@@ -97,7 +98,7 @@ class Walked:
             return await to_the_end(self._reverted(explained(error)))
 
     async def _reverted(self, why: Explained) -> TransitionResult:
-        """The transition's run was terminated, or failed by a bug: what it moved goes back."""
+        """Revert a transition whose run was terminated, or failed by a bug."""
         asked = TakeOver(model=self._input.model, change=self._input.change, reason=why.reason, message=why.message)
         taken = await settled(asked)
         if taken.done:
@@ -106,7 +107,7 @@ class Walked:
         return TransitionResult(done=False, waves_done=0, reason=why.reason, message=message, undone=taken.undone)
 
     async def _followed(self, held: ControlAsked | None) -> TransitionResult:
-        """Tell the transition what was heard while it started, and wait for its end."""
+        """Send the transition the signals that arrived while it started, and wait for its end."""
         child = self._child
         if child is None:
             msg = "the transition was not started"
@@ -120,5 +121,5 @@ class Walked:
         try:
             return await asyncio.shield(child)
         except asyncio.CancelledError:
-            child.cancel(stop_reason())  # on its own the SDK passes no reason on
+            child.cancel(stop_reason())  # by itself the SDK passes no reason on
             return await child
