@@ -34,7 +34,7 @@ class DrainWorkflow:
 
     @workflow.signal(name=names.DRAIN_CHANGED)
     def changed(self) -> None:
-        """Signal a new request for this region."""
+        """Note a new request for this region."""
         self._news = True
 
     @workflow.query(name=names.DRAIN_PROGRESS)

@@ -124,13 +124,13 @@ class LifecycleWorkflow(Walked):
 
     @workflow.signal(name=names.NEWER_WAITS)
     async def newer_waits(self, newer: NewerWaits) -> None:
-        """Report a newer publish or apply of the model that is queued behind this run."""
+        """Note a newer publish or apply of the model that is queued behind this run."""
         self._newer = newer
         await self._pass_on(names.NEWER_WAITS, newer)
 
     @workflow.signal(name=names.REPORT_END)
     def report_end(self) -> None:
-        """Request a report of the end, for an entity that follows this run but did not start it."""
+        """Note that an entity follows this run, but did not start it: it needs a report of the end."""
         self._reports = True
 
     async def _perform(self, step: policies.Step[A], stage: StageInput, summary: str) -> A:

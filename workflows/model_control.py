@@ -92,7 +92,7 @@ class Held:
 
     @workflow.update(name=names.ABORT_RUN)
     async def abort_run(self, asked: ControlAsked) -> ControlAnswer:
-        """Stop the running change and revert its moves. An entity that has just begun looks first for the running change."""
+        """Stop the running change and revert its moves. An entity that has just begun first determines the running change."""
         self._asked += 1
         if self._takes_up:
             await workflow.wait_condition(lambda: not self._takes_up)

@@ -50,12 +50,12 @@ class ReplanWorkflow:
 
     @workflow.signal(name=names.REPLAN_ASKED)
     def asked(self) -> None:
-        """Signal that a replan was recorded."""
+        """Note that a replan was recorded."""
         self._asked = True
 
     @workflow.signal(name=names.MOVES_STEERED)
     def steered(self) -> None:
-        """Signal that moves were paused or resumed: the store has their state."""
+        """Note that moves were paused or resumed: the store has their state."""
         self._steered_meanwhile = True
 
     @workflow.update(name=names.CANCEL_REPLAN)

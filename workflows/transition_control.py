@@ -45,7 +45,7 @@ class Steered:
 
     @workflow.signal(name=names.NEWER_WAITS)
     def newer_waits(self, newer: NewerWaits) -> None:
-        """Report a queued newer publish. It ends a wait for an approval; with `onNewer: turn` it ends all waves but the last."""
+        """Note a queued newer publish. It ends a wait for an approval; with `onNewer: turn` it ends all waves but the last."""
         self._newer = newer
         turns = self._input.on_newer == "turn" and newer.may_turn and self._index + 1 < self._input.waves
         if turns and self._walking is not None and not self._back:

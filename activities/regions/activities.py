@@ -133,7 +133,7 @@ class DrainActivities:
                 record_repair(repository, model)
 
     def _write_advance(self, read: Drain, seen: DrainSeen) -> Drain:
-        """Record the progress that was found. If the drain has changed since, it stays as it is: the next look continues from there.
+        """Record the progress that was found. If the drain has changed since, it stays as it is: the next check continues from there.
 
         The end of the drain is recorded only if nothing has come to the region since.
         """

@@ -37,7 +37,7 @@ class Announcement:
         """True once every region has applied it."""
 
     def make(self) -> None:
-        """Announce again if a region was unreachable before. The traffic shares stay as they are."""
+        """Announce to all regions; a later call retries if one was unreachable. The traffic shares stay as they are."""
         if not self.made:
             try:
                 self._gateways.follow(self._shares, self._deployments.values(), keeping=self._shares)
