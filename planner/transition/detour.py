@@ -1,7 +1,7 @@
-"""Ways round: a model that stands in the way, its own or that of others, steps aside onto units that are free elsewhere.
+"""Detours: a model that blocks itself or others temporarily moves to units that are free elsewhere.
 
-Onto another hardware kind in the same region, or with its traffic into another region that its latency rule admits. It
-then goes to its end like all others.
+To another hardware kind in the same region, or with its traffic to another region that its latency rule admits. It then
+moves to its target like all others.
 """
 
 import math
@@ -15,21 +15,21 @@ from planner.transition.shortage import shortage
 from planner.transition.trajectory import Course
 
 PARTS = (1.0, 0.5, 0.25)
-"""Parts of what a model holds that may step aside."""
+"""Fractions of a model's replicas that may move aside."""
 MOST_TRIED = 24
 MOST_DETOURS = 6
 
 
 @dataclass(frozen=True)
 class _Aside:
-    """Room in one place: units that are free by row, less what has been taken of them."""
+    """Room in one place: units that are free by row, less those that were taken."""
 
     ground: Ground
     model: str
     free: dict[Row, float]
 
     def housed(self, part: str, region: str, qps: float, but: Row) -> dict[tuple[str, str], int] | None:
-        """(region, hardware) -> replicas for this load, on the kind that fits with the fewest units; None where none does."""
+        """Return (region, hardware) -> replicas for this load, on the kind that fits with the fewest units; None if none fits."""
         fitting = []
         for (of, kind), option in sorted(self.ground.options[self.model].items()):
             count = math.ceil(qps / option.qps - EPSILON)
@@ -44,7 +44,7 @@ class _Aside:
 
 
 def detoured(course: Course, to: Mapping[str, Standing]) -> Course:
-    """On to `to` with detours, one after another, as long as each lets someone go on; as far as it goes."""
+    """Advance to `to` with detours, one after another, as long as each lets some model move; as far as possible."""
     for _ in range(MOST_DETOURS):
         found = _one(course, to)
         if found is None:
@@ -56,7 +56,7 @@ def detoured(course: Course, to: Mapping[str, Standing]) -> Course:
 
 
 def _one(course: Course, to: Mapping[str, Standing]) -> Course | None:
-    """After the first detour with which all arrive, or else the one after which the fewest models are left."""
+    """Return the course after the first detour with which all arrive, or else after the one that leaves the fewest models."""
     best: tuple[int, Course] | None = None
     for tried, (model, aside) in enumerate(_asides(course, to)):
         if tried == MOST_TRIED:
@@ -71,7 +71,7 @@ def _one(course: Course, to: Mapping[str, Standing]) -> Course | None:
 
 
 def _asides(course: Course, to: Mapping[str, Standing]) -> Iterator[tuple[str, Standing]]:
-    """Where each model that others wait for could stand instead, the cheapest first."""
+    """Yield alternative placements of each model that others wait for, the cheapest first."""
     free = dict(zip(course.ground.rows, map(float, course.free()), strict=True))
     waits = list(shortage(course, to).waits())
     wanted = sorted({(wait.row, model) for wait in waits for model in (wait.model, *wait.holders)})
@@ -91,7 +91,7 @@ def _asides(course: Course, to: Mapping[str, Standing]) -> Iterator[tuple[str, S
 
 
 def _other_hardware(course: Course, model: str, row: Row, part: float, free: Mapping[Row, float]) -> Iterator[Standing]:
-    """The replicas of a row on other kinds in the same region; the traffic stays."""
+    """Yield the state with the replicas of a row on other kinds in the same region; the traffic stays."""
     standing, aside = course.at(model), _Aside(course.ground, model, dict(free))
     counts = dict(standing.counts)
     for copy, count in standing.counts.items():
@@ -107,7 +107,7 @@ def _other_hardware(course: Course, model: str, row: Row, part: float, free: Map
 
 
 def _other_regions(course: Course, model: str, row: Row, part: float, free: Mapping[Row, float]) -> Iterator[Standing]:
-    """The traffic that a region serves, with its replicas, in another region that is near enough to its users."""
+    """Yield states with a region's traffic and replicas in another region that is near enough to its users."""
     ground, standing = course.ground, course.at(model)
     for region in ground.regions:
         if region == row[0]:

@@ -1,7 +1,7 @@
-"""The smallest dip with which an order exists: which parts miss how much of their throughput against the traffic.
+"""The smallest dip with which an order exists: the parts that dip, and the fraction of their traffic that they miss.
 
-A dip frees units for the first step, and every step frees those of the next one; so the dip is a fraction of the traffic
-that stays the same on the whole way. Only what the owner allows is asked for.
+A dip frees units for the first step, and every step frees those of the next one; so the dip is a fraction of the
+traffic that stays the same on the whole way. It stays within the owner's limit.
 """
 
 from bisect import bisect_left
@@ -30,7 +30,7 @@ class _Search:
         self.course, self.start, self.to = course, start, to
 
     def reached(self, dips: Dips) -> Course | None:
-        """The course with these dips, where it leads to the end."""
+        """Return the course with these dips if it reaches the end."""
         course = lean(self.course, self.to, dips)
         return None if course.pending(self.to) else course
 
@@ -38,9 +38,9 @@ class _Search:
 def dipped(
     course: Course, start: Mapping[str, Standing], to: Mapping[str, Standing], most: Mapping[str, float]
 ) -> Dipped | None:
-    """The smallest fraction that is enough for all, then none for those that it is not needed of.
+    """Find the smallest fraction that is enough for all, then drop dips that are not needed.
 
-    `most` is the largest fraction by model; models that are not in it never dip. None where that is not enough.
+    `most` is the largest fraction by model; models that are not in it never dip. None if that is not enough.
     """
     search = _Search(course, start, to)
     places = {
@@ -63,7 +63,7 @@ def dipped(
 
 
 def _spared(search: _Search, dips: dict[Place, float]) -> Dipped | None:
-    """Without the dips that are not needed, the largest first."""
+    """Drop the dips that are not needed, the largest first."""
     best = search.reached(dips)
     if best is None:
         return None

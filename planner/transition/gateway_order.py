@@ -1,8 +1,8 @@
-"""Gateways that follow one by one: in which order, and in how many pieces, so that nobody gets more than is carried meanwhile.
+"""Order in which gateways follow one by one, and number of partial steps, so that no place is overloaded meanwhile.
 
-A place carries by itself what it is sent: the replicas of a part in a region that hold a generation. It may be sent what
-it carries, or what it is sent before or after all of it, whichever is the most. Called by the activities that put route
-tables in force, and by the planner of transitions, which adds what is lacking in the best order, too.
+A place is the replicas of a part in a region that hold a generation; it carries its load by itself. It may receive its
+capacity, or its load before or after all moves, whichever is the most. Called by the activities that apply route
+tables, and by the planner of transitions, which also adds the capacity that is missing even in the best order.
 """
 
 import heapq
@@ -15,27 +15,27 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Place = tuple[str, str, int | None]
-"""Part, region, generation; None: all of the processes, where one holds several generations."""
+"""Part, region, generation; None: all of the processes, if one holds several generations."""
 
 PIECES = (2, 4, 8, 16)
-"""Pieces that the moves are cut into where they can't be made whole, the fewest first."""
+"""Partial steps that the moves are divided into if they can't be made whole, the fewest first."""
 MOST_STEPS = 32
-"""Steps of all gateways beyond which nothing is cut into more pieces: each takes a call to a region, and a write."""
+"""Total steps of all gateways up to which moves are divided further: each takes a call to a region, and a write."""
 MOST_LOOKED = 5000
-"""Sets of moved gateways that are looked at; up to twelve gateways that is all of them. Then the least at each step is taken."""
+"""Sets of moved gateways that are evaluated; up to twelve gateways that is all of them. Then the best single step is taken."""
 TOLERANCE = 1e-9
-"""Of what a place may be sent: more than it by less is rounding."""
+"""Of the limit of a place: a smaller excess is rounding."""
 
 
 class Move(NamedTuple):
-    """What one gateway will send to each place more, or less, than now, in requests/s."""
+    """Change of one gateway's load on each place, in requests/s."""
 
     gateway: str
     change: Mapping[Place, float]
 
 
 class Step(NamedTuple):
-    """A gateway has gone this fraction of its way."""
+    """A gateway has completed this fraction of its move."""
 
     gateway: str
     done: float
@@ -43,13 +43,13 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Succession:
-    """The steps in their order, and what comes of them."""
+    """The steps in their order, and their overload."""
 
     steps: tuple[Step, ...]
     beyond: float = 0.0
-    """Requests/s that are sent beyond what the places may be sent, over all of them by their price, at the worst moment."""
+    """Requests/s beyond the limits, over all places by their price, at the worst moment."""
     lacking: Mapping[Place, float] = field(default_factory=dict)
-    """Place -> requests/s that it would have to carry more, so that nothing is beyond it."""
+    """Place -> requests/s of additional capacity that would avoid any overload."""
 
 
 def succession(
@@ -60,11 +60,11 @@ def succession(
     most_pieces: int = PIECES[-1],
     price: Mapping[Place, float] | None = None,
 ) -> Succession:
-    """The steps with the least beyond, in as few pieces as bring that about.
+    """Return the steps with the least overload, in the fewest pieces that achieve it.
 
-    `load` is what every place is sent now, by these gateways and all others, `able` what it carries, in requests/s. `price`
-    is what a request/s beyond counts at a place, 1 where nothing is said. Among equal orders the first by the order of
-    `moves` is taken. Exact for up to twelve gateways, of those in so many pieces.
+    `load` is the load of every place now, by these gateways and all others, `able` its capacity, in requests/s. `price`
+    is the weight of a request/s of overload at a place, 1 by default. Among equal orders the first by the order of
+    `moves` is taken. Exact for up to twelve gateways, among orders of that many pieces.
     """
     crossing = _Crossing(load, moves, able, price or {})
     straight = tuple(Step(move.gateway, 1.0) for n, move in enumerate(moves) if n not in crossing.moving)
@@ -77,7 +77,7 @@ def succession(
 
 
 class _Crossing:
-    """The places that some gateways bring requests to and others take them from, and may then be sent too many. P places, N moves."""
+    """Places that some gateways add requests to and others remove them from, so that they may be overloaded. P places, N moves."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class _Crossing:
         self.slack: Floats = TOLERANCE * np.maximum(1.0, self.limit)
 
     def walked(self, pieces: int) -> Succession:
-        """All moves in so many rounds, each by its best order."""
+        """Make all moves in this many rounds, each by its best order."""
         steps: list[Step] = []
         worst, lacking, change = 0.0, np.zeros(len(self.places)), self.change / pieces
         for number in range(pieces):
@@ -113,12 +113,12 @@ class _Crossing:
         return Succession(tuple(steps), worst, {place: float(qps) for place, qps in found if qps > 0})
 
     def _over(self, at: Floats) -> Floats:
-        """(P,) or (N, P) requests/s beyond what the places may be sent."""
+        """Return (P,) or (N, P) requests/s beyond the limits of the places."""
         over: Floats = at - self.limit
         return np.where(over > self.slack, over, 0.0)
 
     def _ordered(self, start: Floats, change: Floats) -> tuple[int, ...]:
-        """The order with the least beyond at its worst moment: the set that is best so far goes on, the largest first."""
+        """Return the order with the least overload at its worst moment: expand the best set so far, the largest first."""
         every, looked = range(len(change)), 0
         heap: list[tuple[float, int, tuple[int, ...]]] = [(0.0, len(change), ())]
         seen: set[frozenset[int]] = set()
@@ -147,7 +147,7 @@ class _Crossing:
 
 
 def _crossed(load: Mapping[Place, float], moves: Sequence[Move], able: Mapping[Place, float]) -> Iterator[Place]:
-    """Places that would be sent too much if all that bring requests moved before those that take them away."""
+    """Yield places that would be overloaded if all moves that add requests came before those that remove them."""
     for place in dict.fromkeys(place for move in moves for place in move.change):
         changes = [move.change.get(place, 0.0) for move in moves]
         more, before = sum(c for c in changes if c > 0), load.get(place, 0.0)

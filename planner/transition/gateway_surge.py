@@ -1,8 +1,9 @@
-"""Replicas for the moment in which a wave's gateways follow one by one: added with the wave's others, released after its traffic moved.
+"""Temporary replicas while a wave's gateways follow one by one: added with the wave, released after its traffic moved.
 
-Called by `planner.transition.planner` for waves that hold before and after. Where users of several regions change places, a region
-may be sent more meanwhile than at either end, in the best order of the gateways too (`planner.transition.gateway_order`). What is then
-lacking is added where units are free in that wave; where they are not, the wave stays as it is.
+Called by `planner.transition.planner` for waves that are feasible before and after. If users of several regions
+exchange places, a region may receive more meanwhile than at either end, even in the best order of the gateways
+(`planner.transition.gateway_order`). The missing capacity is added if units are free in that wave; otherwise the wave
+stays as it is.
 """
 
 import math
@@ -19,11 +20,11 @@ from planner.transition.instance import SLACK, Floats, Ground
 from planner.transition.model_state import Copy, Standing, loads, replica_row
 
 PIECES = 8
-"""Pieces that the gateways are counted on to move in, where they are not too many for that."""
+"""Largest number of partial steps that the gateways are assumed to take; fewer if there are too many gateways."""
 ROUNDING = 1e-9
-"""A change of a share by less is none."""
+"""A smaller change of a share counts as none."""
 NONE_FREE = 1e6
-"""How many times as much a unit counts where none is free."""
+"""Factor on the weight of a unit if none is free."""
 Sent = dict[tuple[str, int], float]
 """Region that serves, generation -> share of the users of one region."""
 Owned = tuple[str, Copy]
@@ -32,7 +33,7 @@ Owned = tuple[str, Copy]
 
 @dataclass(frozen=True)
 class Crossed:
-    """The waves with what was added, and the units that it takes of each row: wave -> (R,)."""
+    """The waves with the additions, and their units of each row: wave -> (R,)."""
 
     waves: tuple[Wave, ...]
     units: Mapping[int, Floats] = field(default_factory=dict)
@@ -49,7 +50,7 @@ class _Count(NamedTuple):
 def crossed(
     ground: Ground, origin: Mapping[str, Standing], waves: Sequence[Wave], heights: Sequence[Floats]
 ) -> Crossed:
-    """The waves from `origin` on. `heights`: (R,) units that all models hold in each wave while its traffic moves."""
+    """Add temporary replicas to the waves from `origin` on. `heights`: (R,) units of all models in each wave while traffic moves."""
     fleet, units = _Fleet(ground, origin), dict[int, Floats]()
     added: list[dict[Owned, _Count]] = []
     for number, wave in enumerate(waves):
@@ -64,7 +65,7 @@ def crossed(
 
 
 def _written(waves: Sequence[Wave], added: Sequence[Mapping[Owned, _Count]]) -> Iterator[Wave]:
-    """What the next wave adds again stays meanwhile."""
+    """Yield the waves; replicas that the next wave adds again stay meanwhile."""
     stood: dict[Owned, int] = {}
     for number, wave in enumerate(waves):
         here, further = added[number], added[number + 1] if number + 1 < len(waves) else {}
@@ -81,7 +82,7 @@ def _written(waves: Sequence[Wave], added: Sequence[Mapping[Owned, _Count]]) -> 
 def _changed(
     rows: Iterable[GenerationReplicas], changes: Mapping[Owned, tuple[int, int]]
 ) -> tuple[GenerationReplicas, ...]:
-    """Rows with other counts of some copies, where these are not what they were before."""
+    """Return rows with other counts of some copies, unless these are unchanged."""
     counts = {_owned(row): row.count for row in rows if _owned(row) not in changes}
     counts.update({owned: now for owned, (before, now) in changes.items() if now != before})
     return tuple(replica_row(*owned, count) for owned, count in sorted(counts.items()))
@@ -92,7 +93,7 @@ def _owned(row: GenerationReplicas) -> Owned:
 
 
 class _Fleet:
-    """Where the models stand as the waves go."""
+    """State of the models while the waves are replayed."""
 
     def __init__(self, ground: Ground, origin: Mapping[str, Standing]) -> None:
         self.ground = ground
@@ -103,11 +104,11 @@ class _Fleet:
                 self.shares[model][users][to, generation] = share
 
     def count(self, owned: Owned) -> int:
-        """Replicas of a copy."""
+        """Return the replicas of a copy."""
         return self.counts[owned[0]].get(owned[1], 0)
 
     def scale(self, rows: Iterable[GenerationReplicas]) -> dict[Owned, int]:
-        """Take over counts; returns what they were."""
+        """Apply counts; return the former ones."""
         former = {}
         for row in rows:
             model, copy = _owned(row)
@@ -116,7 +117,7 @@ class _Fleet:
         return former
 
     def moved(self, route: Iterable[RouteChange], free: Floats) -> tuple[dict[Owned, int], Floats]:
-        """Move the traffic; returns the replicas to add meanwhile, and the units that they take of each row."""
+        """Move the traffic; return the replicas to add meanwhile, and their units of each row."""
         of_model: dict[str, dict[str, Sent]] = defaultdict(dict)
         for change in route:
             of_model[change.model][change.origin] = {(s.to, s.generation): s.fraction for s in change.shares}
@@ -130,7 +131,7 @@ class _Fleet:
         return more, units
 
     def _crosses(self, model: str, then: Mapping[str, Sent]) -> bool:
-        """Whether one gateway brings requests to where another one takes some away."""
+        """True if one gateway adds requests to a place from which another one removes some."""
         gains, losses = set[tuple[str, int] | str](), set[tuple[str, int] | str]()
         together = not self.ground.apart(model)
         for users, sent in then.items():
@@ -149,7 +150,7 @@ class _Fleet:
         return self.ground.used(model, both) - self.ground.used(model, counts)
 
     def _lacking(self, model: str, then: Mapping[str, Sent], free: Floats) -> dict[Copy, int]:
-        """Replicas to add while a model's gateways follow, by the order that takes the fewest of the free units."""
+        """Return the replicas to add while a model's gateways follow, by the order that takes the fewest of the free units."""
         moves = [Move(users, self._change(model, users, sent)) for users, sent in then.items()]
         load, able = self._load(model, self.shares[model]), self._able(model, {})
         if succession(load, moves, able, most_pieces=PIECES).beyond <= 0.0:
@@ -168,7 +169,7 @@ class _Fleet:
         return {place: after.get(place, 0.0) - before.get(place, 0.0) for place in {**before, **after}}
 
     def _load(self, model: str, shares: Mapping[str, Sent]) -> dict[Place, float]:
-        """QPS that shares of some users' regions ask of each place."""
+        """Return QPS that shares of some users' regions put on each place."""
         ground = self.ground
         flows = {(users, *place): share for users, sent in shares.items() for place, share in sent.items()}
         of_generation = loads(flows, ground.demand[model], ground.parts[model], ground.policy_of(model).calls)
@@ -180,7 +181,7 @@ class _Fleet:
         return load
 
     def _able(self, model: str, more: Mapping[Copy, int]) -> dict[Place, float]:
-        """QPS that each place carries."""
+        """Return the capacity of each place in QPS."""
         able: dict[Place, float] = defaultdict(float)
         processes: dict[tuple[str, str, str], int] = defaultdict(int)
         for copy, held in self.counts[model].items():
@@ -194,7 +195,7 @@ class _Fleet:
         return able
 
     def _prices(self, model: str, free: Floats) -> dict[Place, float]:
-        """Units that a request/s more takes at a place; very many where no unit for it is free."""
+        """Return the units of one more request/s at a place; very many if no unit for it is free."""
         prices: dict[Place, float] = {}
         for part, region, hardware, generation in (copy for copy, n in self.counts[model].items() if n > 0):
             option = self.ground.options[model][part, hardware]
@@ -205,9 +206,9 @@ class _Fleet:
         return prices
 
     def _cheapest(self, model: str, place: Place, qps: float, more: Mapping[Copy, int], free: Floats) -> Copy | None:
-        """The copy that carries so much more with the fewest units, of those that are free if it may.
+        """Return the copy that carries the additional load with the fewest units, preferably free ones.
 
-        More of processes that hold several generations: of what they hold most.
+        If processes hold several generations, it is a copy of the generation that they hold most.
         """
         part, region, generation = place
         held = {c: n + more.get(c, 0) for c, n in self.counts[model].items() if n > 0 and c[:2] == (part, region)}

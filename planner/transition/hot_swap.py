@@ -1,10 +1,10 @@
-"""Hot swaps: replicas that stand go over to another generation where they are, a few at a time, and take no further unit.
+"""Hot swaps: running replicas change to another generation in place, a few at a time, and take no further unit.
 
-Called by `planner.transition.planner` before anything moves to another place. A replica that goes over answers for neither
-generation for a while. In a serving region all old replicas are in so many equal shares as they can be (the greatest common
-divisor of their counts); a share of the traffic goes over with a share of the replicas, so that every generation has
-afterwards what its traffic needs. A wave takes as many shares as `canary` and `max_step` allow, at least one, and never more
-than half of a region's where it has two or more.
+Called by `planner.transition.planner` before anything moves to another place. A replica that swaps answers for neither
+generation for a while. In a serving region all old replicas are divided into as many equal shares as possible (the
+greatest common divisor of their counts); a share of the traffic moves with a share of the replicas, so that afterwards
+every generation has the capacity that its traffic needs. A wave swaps as many shares as `canary` and `max_step` allow,
+at least one, and never more than half of a region's if it has two or more.
 """
 
 import math
@@ -22,7 +22,7 @@ from planner.transition.paths import EPSILON, LEAST_STEP
 
 @dataclass(frozen=True)
 class Swapped:
-    """Waves in which replicas go over, where the models stand after them, and what that says of the price."""
+    """Waves in which replicas swap, the state of the models after them, and the price of the swaps."""
 
     waves: tuple[Wave, ...]
     standing: Mapping[str, Standing]
@@ -47,12 +47,12 @@ class _Region:
 
     @property
     def whole(self) -> int:
-        """Equal shares of all that goes over."""
+        """Number of equal shares of all replicas that swap."""
         return math.gcd(*self.counts.values())
 
 
 def swapped(ground: Ground, origin: Mapping[str, Standing], to: Mapping[str, Standing]) -> Swapped:
-    """The swaps on the way from `origin` to `to`, of all models side by side. Models of another policy stay."""
+    """Compute the swaps from `origin` to `to`, of all models in parallel. Models with another refresh policy stay."""
     steps: list[list[_Step]] = []
     standing = dict(origin)
     for model in sorted(origin):
@@ -79,7 +79,7 @@ def _steps(ground: Ground, model: str, now: Standing, end: Standing) -> Iterator
 
 
 def _target(ground: Ground, model: str, now: Standing, end: Standing) -> int | None:
-    """The one generation of the end, where those that run have the same parts; else nothing can go over to it."""
+    """Return the one generation of the end if the running ones have the same parts; else nothing can swap to it."""
     there = {copy[3] for copy in end.counts} | end.generations
     if len(there) != 1:
         return None
@@ -90,7 +90,7 @@ def _target(ground: Ground, model: str, now: Standing, end: Standing) -> int | N
 
 
 def _regions(ground: Ground, model: str, ends: tuple[Standing, Standing], generation: int) -> Iterator[_Region]:
-    """Those that keep replicas of every part in a slot where some are now. What another region has, starts and ends."""
+    """Yield regions that keep replicas of every part in a slot of a running one. Others start and end replicas."""
     now, end = ends
     parts = set(ground.policy_of(model).calls.get(generation, ground.parts[model]))
     for region in sorted({copy[1] for copy in now.counts}):
@@ -102,9 +102,9 @@ def _regions(ground: Ground, model: str, ends: tuple[Standing, Standing], genera
 
 
 def _walk(regions: Sequence[_Region], policy: StepPolicy, *, fresh: bool) -> Iterator[tuple[int, ...]]:
-    """Shares of each region that have gone over, after each wave.
+    """Yield the shares of each region that have swapped after each wave.
 
-    A region in which one share is more than the policy's step goes in a wave in which no other one does so.
+    A region in which one share is more than the policy's step swaps in a wave in which no other such region does.
     """
     done = (0,) * len(regions)
     reach = 0.0
@@ -130,7 +130,7 @@ def _further(done: int, goal: int, most: int, whole: int) -> int:
 
 
 def _standing(now: Standing, generation: int, reached: Iterable[tuple[_Region, int]]) -> Standing:
-    """Where the model stands once so many shares of each region have gone over."""
+    """Return the model's state once this many shares of each region have swapped."""
     counts: dict[Copy, int] = defaultdict(int, now.counts)
     shares: dict[Flow, float] = defaultdict(float, now.shares)
     for region, done in reached:
@@ -149,7 +149,7 @@ def _standing(now: Standing, generation: int, reached: Iterable[tuple[_Region, i
 
 
 def _settled(at: Standing, end: Standing) -> Standing:
-    """The same, with the end's own figure for each share that is the end's but for rounding."""
+    """Return the same state, with the end's exact figure for each share that differs only by rounding."""
     near = {flow for flow, share in at.shares.items() if abs(share - end.shares.get(flow, -1.0)) < EPSILON}
     return Standing(at.counts, {flow: end.shares[flow] if flow in near else at.shares[flow] for flow in at.shares})
 
@@ -173,7 +173,7 @@ def _changed(step: _Step) -> Iterator[GenerationReplicas]:
 
 
 def _swaps(ground: Ground, steps: Iterable[_Step]) -> Iterator[Swap]:
-    """How many replicas of a part go over in a region, and the most that its traffic misses meanwhile."""
+    """Yield the number of replicas of a part that swap in a region, and the most that its traffic misses meanwhile."""
     replicas: dict[tuple[str, str, str], int] = defaultdict(int)
     missing: dict[tuple[str, str, str], float] = defaultdict(float)
     for step in steps:
@@ -187,7 +187,7 @@ def _swaps(ground: Ground, steps: Iterable[_Step]) -> Iterator[Swap]:
 
 
 def _gone(ground: Ground, step: _Step) -> Mapping[tuple[str, str], tuple[int, float]]:
-    """(part, region) -> replicas that go over, and the fraction of what its traffic needs that is missing until they have."""
+    """Return (part, region) -> replicas that swap, and the fraction of the capacity for its traffic that is missing meanwhile."""
     able: dict[tuple[str, str, int], float] = defaultdict(float)
     leaving: dict[tuple[str, str, int], float] = defaultdict(float)
     counts: dict[tuple[str, str], int] = defaultdict(int)

@@ -1,4 +1,4 @@
-"""Names in the two states of a transition: whatever the problem does not have is bad input. Called by `planner.transition.planner`."""
+"""Names in the two states of a transition: unknown ones are bad input. Called by `planner.transition.planner`."""
 
 from collections import defaultdict
 
@@ -7,11 +7,11 @@ from ipnext.model.plan import Problem
 from ipnext.model.rollout import FleetState
 
 SLACK = 1e-6
-"""By which the shares of one (model, from) may sum to more than 1."""
+"""Excess over 1 that the shares of one (model, from) may have."""
 
 
 def check_names(problem: Problem, state: FleetState, field: str) -> None:
-    """Raises InvalidInput for a name that the problem does not have, an entry that stands twice or a sum above 1."""
+    """Raise InvalidInput for an unknown name, a duplicate entry or a sum above 1."""
     options = {f"{m.model}/{p.part}/{o.hardware}" for m in problem.models for p in m.parts for o in p.options}
     models, regions = {model.model for model in problem.models}, set(problem.regions)
     seen: set[tuple[str | int, ...]] = set()

@@ -1,4 +1,4 @@
-"""What transitions of one fleet have in common: rows of supply, options, demand, policies, limits."""
+"""Shared figures of the transitions of one fleet: rows of supply, options, demand, policies, limits."""
 
 import math
 from collections import defaultdict
@@ -23,7 +23,7 @@ SLACK = 1e-6
 
 @dataclass(frozen=True)
 class Option:
-    """A replica of a part on a hardware kind: units it takes, QPS it gives."""
+    """A replica of a part on a hardware kind: its units and its QPS."""
 
     units: float
     qps: float
@@ -47,26 +47,26 @@ class Ground:
         supply = {(item.region, item.hardware): item.units for item in problem.supply}
         stated = np.array([supply.get(row, 0.0) for row in self.rows])
         self.limits: Floats = np.maximum(stated, self.total(origin))
-        """(R,) the supply, or what runs there at the start where supply was taken away."""
+        """(R,) the supply, or the units in use at the start if supply was withdrawn."""
         self.lines: list[Lines] = []
-        """The last lines that were drawn: a search begins many of its ways alike."""
+        """The lines computed last: many branches of a search begin alike."""
         self.effort = math.inf
-        """Work that the search may still do, in copies looked at; counted and not timed, so that the same input gives the same waves."""
+        """Work that the search may still do, in copies evaluated; counted and not timed, so that the same input gives the same waves."""
 
     def policy_of(self, model: str) -> StepPolicy:
-        """The model's policy, or the default one."""
+        """Return the model's policy, or the default one."""
         return self.policy[model]
 
     def apart(self, model: str) -> bool:
-        """Whether each snapshot has processes of its own, so that units of generations add up."""
+        """True if generations run in separate processes. Their resource units then add up."""
         return self.policy[model].refresh != "in_place"
 
     def divisible(self, model: str, *standings: Standing) -> bool:
-        """Whether the replicas of each generation count alone: no process of these standings holds several."""
+        """True if the replicas of each generation count alone: no process of these states holds several."""
         return self.apart(model) or len({copy[3] for standing in standings for copy in standing.counts}) <= 1
 
     def used(self, model: str, counts: Mapping[Copy, int]) -> Floats:
-        """(R,) units of one model."""
+        """Return (R,) units of one model."""
         groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
         for (part, region, hardware, _), count in counts.items():
             groups[part, region, hardware].append(count)
@@ -78,13 +78,13 @@ class Ground:
         return units
 
     def total(self, standing: Mapping[str, Standing]) -> Floats:
-        """(R,) units of all models."""
+        """Return (R,) units of all models."""
         units = np.zeros(len(self.rows))
         for model in sorted(standing):
             units += self.used(model, standing[model].counts)
         return units
 
     def near(self, model: str, origin: str, to: str) -> bool:
-        """Whether users of `origin` may be served in `to`."""
+        """True if users of `origin` may be served in `to`."""
         ms = self.rtt_ms[self.regions.index(origin)][self.regions.index(to)]
         return ms <= self.tolerance_ms[model]

@@ -1,4 +1,4 @@
-"""One model's replicas and traffic by generation, and what its traffic needs. Called by the planner of transitions."""
+"""One model's replicas and traffic by generation, and the load of its traffic. Called by the planner of transitions."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
@@ -13,7 +13,7 @@ Flow = tuple[str, str, int]
 Row = tuple[str, str]
 """Region, hardware."""
 Hold = tuple[str, str, int]
-"""Part, region, generation: what the traffic of a generation needs together, on whatever hardware."""
+"""Part, region, generation: replicas that serve a generation's traffic together, on whatever hardware."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Standing:
 
 
 def standings(state: FleetState) -> dict[str, Standing]:
-    """A fleet's state by model, without zeros."""
+    """Return a fleet's state by model, without zeros."""
     counts: dict[str, dict[Copy, int]] = defaultdict(dict)
     shares: dict[str, dict[Flow, float]] = defaultdict(dict)
     for item in state.replicas:
@@ -43,7 +43,7 @@ def standings(state: FleetState) -> dict[str, Standing]:
 
 
 def fleet_state(standing: Mapping[str, Standing]) -> FleetState:
-    """The state of a fleet whose models stand so."""
+    """Return the state of a fleet from the states of its models."""
     replicas = [replica_row(m, copy, count) for m, s in standing.items() for copy, count in s.counts.items()]
     traffic = [
         GenerationShare.trusted(m, *flow, share) for m, s in standing.items() for flow, share in s.shares.items()
@@ -52,13 +52,13 @@ def fleet_state(standing: Mapping[str, Standing]) -> FleetState:
 
 
 def replica_row(model: str, copy: Copy, count: int) -> GenerationReplicas:
-    """The wire form of an absolute count."""
+    """Return the wire form of an absolute count."""
     part, region, hardware, generation = copy
     return GenerationReplicas.trusted(model, part, generation, region, hardware, count)
 
 
 def routes(model: str, before: Mapping[Flow, float], after: Mapping[Flow, float]) -> Iterator[RouteChange]:
-    """The whole new shares of every region of users whose shares change."""
+    """Yield the whole new shares of every region of users whose shares change."""
     for origin in sorted({flow[0] for flow in before.keys() | after.keys() if before.get(flow) != after.get(flow)}):
         new = sorted((flow, fraction) for flow, fraction in after.items() if flow[0] == origin and fraction > 0)
         shares = tuple(Share.trusted(to, generation, fraction) for (_, to, generation), fraction in new)
@@ -71,7 +71,7 @@ def loads(
     parts: Collection[str],
     calls: Mapping[int, Collection[str]],
 ) -> dict[Hold, float]:
-    """QPS that the traffic asks of each part in each region of each generation; `demand` is QPS by region of the users."""
+    """Return the QPS of each part in each region of each generation; `demand` is QPS by region of the users."""
     load: dict[Hold, float] = defaultdict(float)
     for (origin, to, generation), fraction in shares.items():
         for part in calls.get(generation, parts):

@@ -1,7 +1,7 @@
-"""Which of a few models takes its next step first: a search through all orders, one whole replica at a time.
+"""Order of the next steps of a few models: a search through all orders, one whole replica at a time.
 
-For the small and tight cases in which no rule of thumb finds the order. A step of one whole replica takes the least
-there is to take, so where no order of such steps fits, no longer steps do.
+For the small and tight cases in which no heuristic finds the order. A step of one whole replica takes the fewest units
+possible, so if no order of such steps fits, no order of longer steps does.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ Position = tuple[int, ...]
 
 
 def searched(course: Course, to: Mapping[str, Standing]) -> Course:
-    """On to `to` in an order that was searched for; the same course where there is none, or too much to search."""
+    """Advance to `to` in an order found by search; return the same course if there is none, or too much to search."""
     lines = course.lines(to)
     if len(lines.models) > MOST_MODELS:
         return course
@@ -47,7 +47,7 @@ class _Steps:
 
     @classmethod
     def of(cls, lines: Lines) -> "_Steps | None":
-        """The finest steps of all models; None where they are too many."""
+        """Return the finest steps of all models; None if there are too many."""
         x = np.zeros(len(lines.models))
         points, units, rising = ([[] for _ in lines.models] for _ in range(3))  # type: ignore[var-annotated]  # three kinds of lists
         total = 0
@@ -68,7 +68,7 @@ class _Steps:
             x = after
 
     def order(self, limits: Floats) -> list[int] | None:
-        """Models in the order of their steps; depth first, those that free most first."""
+        """Return the models in the order of their steps; depth first, those that free most first."""
         end: Position = tuple(len(points) - 1 for points in self.points)
         first: Position = (0,) * len(end)
         seen, path = {first}, list[int]()
@@ -102,7 +102,7 @@ def _next(at: Position, m: int) -> Position:
 
 
 def _joined(lines: Lines, steps: _Steps, order: Sequence[int], limits: Floats) -> Iterator[Floats]:
-    """Stops of the waves: steps that follow each other are one wave where its scale-up fits and no step is too large."""
+    """Yield stops of the waves: consecutive steps are one wave if its scale-up fits and no step is too large."""
     taken = [0] * len(lines.models)
     x = np.zeros(len(lines.models))
     after = x.copy()

@@ -1,11 +1,11 @@
-"""The straight lines that models walk from one standing to another, all of them at once as arrays.
+"""The straight lines along which models move from one state to another, all of them at once as arrays.
 
-The rule: to have gone the fraction x of the way, bring what grows up to the ceiling of its part, move the traffic, then
-release what shrinks to what is left of it, rounded up. Every count stays on or above the straight line between the two
-standings and the traffic lies on it, so no generation is short where the standings are not.
+The rule: to advance to the fraction x of the way, scale growing counts up to the ceiling of their fraction, move the
+traffic, then scale shrinking counts down to the ceiling of their remainder. Every count stays on or above the straight
+line between the two states and the traffic is on it, so no generation is short if it is not short in the two states.
 
-Axes: M models, C copies (part, region, hardware, generation of a model), P places (copies but for the generation), F flows,
-R rows of supply. x is (M,), from 0 to 1.
+Axes: M models, C copies (part, region, hardware, generation of a model), P places (copies but for the generation), F
+flows, R rows of supply. x is (M,), from 0 to 1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ LEAST_STEP = 1e-3
 """No step is smaller, however many replicas a part has."""
 KEPT_LINES = 4
 KEPT_COUNTS = 1_000_000
-"""Counts that are remembered, of all points of the lines together."""
+"""Counts that are cached, of all points of the lines together."""
 
 
 class Lines:
@@ -71,9 +71,9 @@ class Lines:
         ]
 
     def _read_pace(self) -> None:
-        """(M,) largest step, first step, whether a generation begins beside another one, and whether one step may be all.
+        """Set (M,) largest step, first step, whether a generation begins beside another one, and whether one step may be all.
 
-        It may where nothing is served yet, and where nothing is served any more.
+        One step may be all if nothing is served yet, or if nothing is served any more.
         """
         paces = [self._pace(m) for m in range(len(self.models))]
         self.stride: Floats = np.array([pace[0] for pace in paces])
@@ -82,7 +82,7 @@ class Lines:
         self.leaps: Flags = np.array([not a.shares or not b.shares for a, b in self.ends], dtype=bool)
 
     def _pace(self, m: int) -> tuple[float, float, bool]:
-        """Paces of one model; the canary is for a generation that begins beside another one."""
+        """Return the pace of one model; the canary is for a generation that begins beside another one."""
         (before, after), policy = self.ends[m], self.ground.policy_of(self.models[m])
         moved: dict[tuple[str, bool], float] = {}
         fresh: dict[str, float] = {}
@@ -98,7 +98,7 @@ class Lines:
         return stride, min(stride, _least(policy.canary, max(fresh.values(), default=0.0))), bool(fresh)
 
     def counts(self, x: Floats) -> Ints:
-        """(C,) replicas after the release at x; not to be written to."""
+        """Return (C,) replicas after the release at x; read-only."""
         key = x.tobytes()
         found = self._kept.get(key)
         if found is None:
@@ -117,10 +117,10 @@ class Lines:
         return np.where(at >= 1.0, self.new, line)
 
     def _side_by_side(self, at: Floats) -> Ints:
-        """Counts where one process holds several generations.
+        """Return counts if one process holds several generations.
 
-        The processes of a place are its most replicas of any generation; they must hold all its traffic, so a generation
-        that leaves stays on every process until the end, and one that comes grows with its share.
+        The number of processes of a place is the most replicas of any generation; they must hold all its traffic, so a
+        generation that leaves stays on every process until the end, and a new one grows with its share.
         """
         processes = between(at[self.start], *self._most_copies)[self.place]
         leaving = np.minimum(self.old, processes)
@@ -130,7 +130,7 @@ class Lines:
         return np.where(short, np.maximum(counts, np.minimum(self.new, processes)), counts)
 
     def used(self, counts: Ints) -> Floats:
-        """(M, R) units."""
+        """Return (M, R) units."""
         shape = len(self.models), len(self.ground.rows)
         if not len(counts):
             return np.zeros(shape)
@@ -140,7 +140,7 @@ class Lines:
         return units.reshape(shape)
 
     def shares(self, m: int, x: float) -> dict[Flow, float]:
-        """The traffic of one model at x."""
+        """Return the traffic of one model at x."""
         before, after = self.ends[m]
         if x >= 1.0:
             return dict(after.shares)
@@ -149,14 +149,14 @@ class Lines:
         return {flow: fraction for flow, fraction in line.items() if fraction > 0}
 
     def whole(self, x: Floats) -> Floats:
-        """(M,) the next point of each line at which a whole replica is done, at most 1."""
+        """Return (M,) the next point of each line at which a whole replica is done, at most 1."""
         least = np.ones(len(self.models))
         steps = (np.floor(x[self.model] * self._change + EPSILON) + 1) / self._most_change
         np.minimum.at(least, self.model, np.where(self._changes, steps, 1.0))
         return np.minimum(1.0, np.maximum(least, x + LEAST_STEP))
 
     def ahead(self, x: Floats, part: float) -> Floats:
-        """(M,) where a step of this part of the largest one leads; at least to a whole replica, at most the largest."""
+        """Return (M,) the end of a step of this part of the largest one; at least to a whole replica, at most the largest."""
         most = self._most(x)
         aim = np.minimum(x + most, np.maximum(x + most * part, self.whole(x)))
         if part >= 1.0:
@@ -164,7 +164,7 @@ class Lines:
         return np.where(aim >= 1.0 - EPSILON, 1.0, np.round(aim, 12))
 
     def paced(self, x: Floats, after: Floats) -> bool:
-        """Whether no model goes farther than one step may lead."""
+        """True if no model goes farther than one step may lead."""
         leaps = self.leaps & (x <= 0.0) & (after >= 1.0)
         return bool((leaps | (after <= x + self._most(x) + EPSILON)).all())
 
@@ -172,13 +172,13 @@ class Lines:
         return np.where(x <= 0.0, self.first, self.stride)
 
     def standing(self, m: int, x: float, counts: Ints) -> Standing:
-        """One model's standing at x; `counts` are all models' there."""
+        """Return one model's state at x; `counts` are all models' there."""
         mine = range(*np.searchsorted(self.model, [m, m + 1]))
         return Standing({self.copies[c][1]: int(counts[c]) for c in mine if counts[c]}, self.shares(m, x))
 
 
 def drawn(ground: Ground, models: Sequence[str], origin: Mapping[str, Standing], to: Mapping[str, Standing]) -> Lines:
-    """The lines of `models`; the same as before where they were drawn lately."""
+    """Return the lines of `models`, cached if they were computed lately."""
     ends = tuple((origin.get(m, Standing()), to.get(m, Standing())) for m in models)
     known = next((lines for lines in ground.lines if lines.models == tuple(models) and lines.ends == ends), None)
     lines = known or Lines(ground, models, ends)
@@ -187,11 +187,11 @@ def drawn(ground: Ground, models: Sequence[str], origin: Mapping[str, Standing],
 
 
 def between(x: Floats, old: Ints, new: Ints) -> Ints:
-    """Replicas at x: the ceiling of what grows, and of what is left where it shrinks."""
+    """Return replicas at x: the ceiling of growing counts, and of the remainder of shrinking ones."""
     counts: Ints = (old + np.ceil(x * (new - old) - EPSILON)).astype(np.int64)
     return counts
 
 
 def _least(limit: float, whole: float) -> float:
-    """The fraction of a way of `whole` that keeps within the limit."""
+    """Return the fraction of a way of `whole` that keeps within the limit."""
     return min(1.0, limit / whole) if whole > 0 else 1.0

@@ -1,9 +1,11 @@
-"""From one state of the fleet to another in safe waves. Called by the transition activity and the command.
+"""Plans safe waves from one state of the fleet to another. Called by the transition activity and the command.
 
-What swaps goes over first, where it stands (`planner.transition.hot_swap`). Then each model walks the straight line to its end (`planner.transition.paths`), all side by side as far as the supply holds them
-(`planner.transition.wave_scheduler`). Where no rule of thumb leads all to their ends, what helps is tried in this order: every order of the
-steps of a few models, tight ends, detours through units that are free elsewhere, dips that the owner allows. What is left
-is refused, with who waits for whom, and the surge or the dip it would cost. What leaves here has passed `check_transition`.
+Hot swaps come first, in place (`planner.transition.hot_swap`). Then each model moves along the straight line to its
+target (`planner.transition.paths`), all in parallel as far as the supply allows (`planner.transition.wave_scheduler`).
+If no heuristic brings all models to their targets, the following is tried in this order: every order of the steps of a
+few models, tight ends, detours through units that are free elsewhere, dips that the owner allows. Otherwise the
+transition is refused, with the waits between models, and the surge or the dip it would cost. Every returned transition
+has passed `check_transition`.
 """
 
 import math
@@ -34,18 +36,18 @@ from planner.verify.transition_checker import check_state, check_transition
 __all__ = ["StepPolicy", "admit", "check_transition", "plan_transition"]
 
 EFFORT = 600_000.0
-"""For the ways that are tried when models are stuck, and again for the dips, in copies looked at (about a second on one core)."""
+"""For the searches that run when models are stuck, and again for the dips, in copies evaluated (about a second on one core)."""
 PROBED_MODELS = 50
-"""Stuck models up to which a refusal looks for the least surge in several ways, and says what dip would do."""
+"""Stuck models up to which a refusal searches for the least surge in several ways, and reports the dip that would suffice."""
 
 
 def plan_transition(
     problem: Problem, origin: FleetState, to: FleetState, policies: Mapping[str, StepPolicy]
 ) -> Transition:
-    """Waves from `origin` to `to`, or the reason why there are none in `refused`.
+    """Return waves from `origin` to `to`, or the reason why there are none in `refused`.
 
-    A model without a policy has the default one. In a refused transition `surge` is what the waves would need beyond the
-    larger of the two states. Raises InvalidInput for names that the problem does not have.
+    A model without a policy has the default one. In a refused transition `surge` is the units that the waves would need
+    beyond the larger of the two states. Raises InvalidInput for names that the problem does not have.
     """
     return admit(problem, origin, to, policies)[0]
 
@@ -53,7 +55,7 @@ def plan_transition(
 def admit(
     problem: Problem, origin: FleetState, to: FleetState, policies: Mapping[str, StepPolicy]
 ) -> tuple[Transition, Admission]:
-    """The transition, and what it costs or why it does not start. Raises InvalidInput as `plan_transition`."""
+    """Return the transition, and its cost or why it does not start. Raises InvalidInput as `plan_transition`."""
     check_names(problem, origin, "from")
     check_names(problem, to, "to")
     broken = check_state(problem, to, origin, policies)
@@ -80,7 +82,7 @@ def admit(
 def _with_swaps(
     begun: Swapped, origin: FleetState, transition: Transition, admission: Admission
 ) -> tuple[Transition, Admission]:
-    """The swaps from `origin` on, then the waves from there to the end."""
+    """Prepend the swaps from `origin` to the remaining waves."""
     if not begun.waves:
         return transition, admission
     waves = (*begun.waves, *transition.waves)
@@ -113,7 +115,7 @@ class _Planning:
         self.stuck = self.start
 
     def found(self) -> Dipped | None:
-        """A course to the end, without a dip where there is one."""
+        """Return a course to the end, without a dip if there is one."""
         self.stuck = self.start.go(self.to)
         if not self.stuck.pending(self.to):
             return Dipped(self.stuck, {})
@@ -131,7 +133,7 @@ class _Planning:
         return {m: policy.max_dip for m, policy in policies.items() if policy.when_short == "dip"}
 
     def _with_dips(self, begins: Sequence[Course], most: Mapping[str, float]) -> Dipped | None:
-        """The smaller of the dips from these beginnings."""
+        """Return the smaller of the dips from these beginnings."""
         if not any(most.values()):
             return None
         self.ground.effort = EFFORT
@@ -139,7 +141,7 @@ class _Planning:
         return min((d for d in found if d is not None), key=lambda d: max(d.dips.values(), default=0.0), default=None)
 
     def written(self, found: Dipped) -> tuple[Transition, Admission]:
-        """The waves of a course to the end, with what is added while gateways follow one by one."""
+        """Return the waves of a course to the end, with temporary replicas while gateways follow one by one."""
         heights = list(found.course.heights(self.origin))
         crossing = crossed(self.ground, self.origin, tuple(found.course.waves()), heights)
         peaks = [self.start.held(), *(units + crossing.units.get(n, 0.0) for n, units in enumerate(heights))]
@@ -151,18 +153,18 @@ class _Planning:
         return transition, Admission(feasible=True, mode=mode, surge=surge, dips=dips)
 
     def _beyond(self, course: Course) -> Floats:
-        """(R,) units of a course beyond the larger of the two states."""
+        """Return (R,) units of a course beyond the larger of the two states."""
         return course.peak(self.origin) - self._ends()
 
     def _ends(self) -> Floats:
-        """(R,) units of the larger of the two states."""
+        """Return (R,) units of the larger of the two states."""
         return np.maximum(self.start.held(), self.ground.total(self.to))
 
     def _missing_units(self, course: Course) -> float:
         return float((course.peak(self.origin) - self.ground.limits).clip(min=0.0).sum())
 
     def refused(self) -> tuple[Transition, Admission]:
-        """The refusal: who waits for whom, the surge that would do, and the dip it would cost instead."""
+        """Return the refusal: the waits between models, the surge that would suffice, and the dip it would cost instead."""
         pending, waits = self.stuck.pending(self.to), list(shortage(self.stuck, self.to).waits())
         many = len(pending) > PROBED_MODELS
         begins = (self.stuck,) if many else (self.stuck, self.start)
@@ -184,7 +186,7 @@ class _Planning:
         return _refused(self.state, self.goal, reason, surge=surge, dips=dips, waits_for=tuple(sorted(holders)))
 
     def _dips_instead(self, pending: Sequence[str]) -> tuple[Dip, ...]:
-        """The dips without a surge, whatever the owners allow; empty where none was found or too many models are stuck."""
+        """Return the dips without a surge, whatever the owners allow; empty if none was found or too many models are stuck."""
         if len(pending) > PROBED_MODELS:
             return ()
         found = self._with_dips([self.start], dict.fromkeys(pending, 1.0))
@@ -192,7 +194,7 @@ class _Planning:
 
 
 def _dip_rows(dips: Mapping[Place, float]) -> tuple[Dip, ...]:
-    """Rounded up, so that what is stated is never less than what is taken."""
+    """Round dips up, so that a stated dip is never less than the actual one."""
     return tuple(
         Dip.trusted(model, part, region, min(1.0, math.ceil(fraction * 1e9) / 1e9))
         for (model, part, region), fraction in sorted(dips.items())

@@ -1,4 +1,4 @@
-"""What stands in the way of models that cannot move: who waits for whom, on which row of supply, and what would help."""
+"""Shortages of models that cannot move: who waits for whom, on which row of supply, and the units that would help."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +15,12 @@ NAMED = 5
 MOST_LIFTS = 100
 MOST_ALONE = 8
 EFFORT = 50_000.0
-"""For one lift, in copies looked at."""
+"""For one lift, in copies evaluated."""
 
 
 @dataclass(frozen=True)
 class Wait:
-    """A model lacks units of a row for its smallest step; `holders` would free some of them on their own way."""
+    """A model lacks units of a row for its smallest step; `holders` would free some of them by their moves."""
 
     model: str
     row: Row
@@ -30,7 +30,7 @@ class Wait:
 
 @dataclass(frozen=True)
 class Shortage:
-    """(M, R) units that each pending model lacks for its smallest step, and that it frees by its whole way."""
+    """(M, R) units that each pending model lacks for its smallest step, and that it frees by its whole move."""
 
     models: tuple[str, ...]
     lack: Floats
@@ -38,7 +38,7 @@ class Shortage:
     rows: Sequence[Row]
 
     def waits(self) -> Iterator[Wait]:
-        """Every wait, by model and row."""
+        """Yield every wait, by model and row."""
         for m, model in enumerate(self.models):
             for r in map(int, np.flatnonzero(self.lack[m] > SLACK)):
                 holders = np.flatnonzero(self.frees[:, r] > SLACK)
@@ -47,7 +47,7 @@ class Shortage:
 
 
 def shortage(course: Course, to: Mapping[str, Standing], limits: Floats | None = None) -> Shortage:
-    """What the models that have not arrived lack where they stand."""
+    """Compute the shortage of the models that have not arrived, at their current state."""
     lines, ground = course.lines(to), course.ground
     start = np.zeros(len(lines.models))
     counts = lines.counts(start)
@@ -58,15 +58,15 @@ def shortage(course: Course, to: Mapping[str, Standing], limits: Floats | None =
 
 
 def short_rows(course: Course, to: Mapping[str, Standing]) -> set[Row]:
-    """Rows of which some pending model lacks units."""
+    """Return rows of which some pending model lacks units."""
     return {wait.row for wait in shortage(course, to).waits()}
 
 
 def with_surge(course: Course, to: Mapping[str, Standing]) -> Course:
-    """On to the end with units that are not there, as few as were found.
+    """Advance to the end with additional units, as few as were found.
 
-    The model that lacks least gets what its smallest step lacks, and all go on, until all have arrived. Where many are
-    stuck, each row gets what any of them lacks there, and every time twice as much as before.
+    The model that lacks least receives the units that its smallest step lacks, and all advance, until all have arrived.
+    If many are stuck, each row receives the largest shortage of any of them, doubled every time.
     """
     limits = course.ground.limits.copy()
     for lift in range(MOST_LIFTS):
@@ -87,14 +87,14 @@ def with_surge(course: Course, to: Mapping[str, Standing]) -> Course:
 
 
 def told(waits: Sequence[Wait]) -> str:
-    """`x waits for y (1 units more of b/h), y waits for x (1 units more of a/h)`; a circle first, where there is one."""
+    """Return `x waits for y (1 units more of b/h), y waits for x (1 units more of a/h)`; a circle first, if there is one."""
     shown = circle(waits) or waits
     more = len(shown) - NAMED
     return ", ".join(_told(wait) for wait in shown[:NAMED]) + (f" and {more} more waits" if more > 0 else "")
 
 
 def circle(waits: Sequence[Wait]) -> list[Wait]:
-    """Waits of which each holder waits in turn, back to the first one; empty where no such circle was found."""
+    """Return waits in a circle, each holder waiting in turn back to the first; empty if none was found."""
     of: dict[str, list[Wait]] = {}
     for wait in waits:
         of.setdefault(wait.model, []).append(wait)
@@ -107,7 +107,7 @@ def circle(waits: Sequence[Wait]) -> list[Wait]:
 
 
 def _circle(start: str, of: Mapping[str, list[Wait]], dead: set[str]) -> list[Wait]:
-    """Depth first, without recursion: the waits from a model back to itself."""
+    """Search depth first, without recursion: return the waits from a model back to itself."""
     path: list[tuple[Wait, str]] = []
     at, rest = start, {start: _choices(start, of)}
     while True:
@@ -138,6 +138,6 @@ def _told(wait: Wait) -> str:
 
 
 def few(names: Sequence[str]) -> str:
-    """The first names, and how many more."""
+    """Join the first names, and the number of the rest."""
     more = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""One piece of a model's traffic after another, where it cannot move as a whole: a region of users, or a generation that leaves."""
+"""Partial moves of a model that cannot move as a whole: a region of users, or a generation that leaves, at a time."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ MOST_MODELS = 20
 
 
 def piecewise(course: Course, to: Mapping[str, Standing]) -> Course:
-    """On to `to`, stuck models one piece at a time; as far as it goes."""
+    """Advance to `to`, stuck models one piece at a time; as far as possible."""
     for _ in range(MOST_MOVES):
         further = next(_further(course, to), None)
         if further is None:
@@ -23,7 +23,7 @@ def piecewise(course: Course, to: Mapping[str, Standing]) -> Course:
 
 
 def _further(course: Course, to: Mapping[str, Standing]) -> Iterator[Course]:
-    """Where one piece of one stuck model can move."""
+    """Yield courses in which one piece of one stuck model has moved."""
     waiting = sorted({wait.model for wait in shortage(course, to).waits()})
     for model in (waiting or course.pending(to))[:MOST_MODELS]:
         now, end = course.at(model), to.get(model, Standing())
@@ -38,7 +38,7 @@ def _further(course: Course, to: Mapping[str, Standing]) -> Iterator[Course]:
 
 
 def _by_origin(now: Standing, end: Standing) -> Iterator[Mapping[Flow, float]]:
-    """The traffic of one region of users at its end, the rest as it is."""
+    """Yield shares with one region of users at its target, the rest unchanged."""
     for origin in sorted({flow[0] for flow in now.shares.keys() | end.shares.keys()}):
         shares = {flow: share for flow, share in now.shares.items() if flow[0] != origin}
         shares |= {flow: share for flow, share in end.shares.items() if flow[0] == origin}
@@ -47,7 +47,7 @@ def _by_origin(now: Standing, end: Standing) -> Iterator[Mapping[Flow, float]]:
 
 
 def _by_generation(now: Standing, end: Standing) -> Iterator[Mapping[Flow, float]]:
-    """The traffic of one generation that leaves where the end has its region's traffic, the rest as it is."""
+    """Yield shares with the traffic of one leaving generation at the target of its users' regions, the rest unchanged."""
     total: dict[str, float] = defaultdict(float)
     for (origin, _, _), share in end.shares.items():
         total[origin] += share

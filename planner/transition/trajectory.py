@@ -1,4 +1,4 @@
-"""A fleet under way: legs of straight lines walked one after another, and the waves that they are. An immutable value."""
+"""A fleet in transition: legs of straight lines, one after another, and their waves. An immutable value."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from planner.transition.paths import Ints, Lines, drawn
 from planner.transition.wave_scheduler import ATTEMPTS, March, march
 
 MOST_LINES = 6
-"""How often a model that is stuck begins a new line at once."""
+"""Number of new lines that a stuck model begins at once, at most."""
 
 
 @dataclass(frozen=True)
 class Course:
-    """Where every model stands now, and the legs that led there."""
+    """The current state of every model, and the legs that led to it."""
 
     ground: Ground
     standing: Mapping[str, Standing]
@@ -28,36 +28,37 @@ class Course:
 
     @classmethod
     def begin(cls, ground: Ground, standing: Mapping[str, Standing]) -> "Course":
-        """No leg walked."""
+        """Return a course without a leg."""
         return cls(ground, standing, {m: ground.used(m, s.counts) for m, s in standing.items()})
 
     def at(self, model: str) -> Standing:
-        """Where a model stands."""
+        """Return the state of a model."""
         return self.standing.get(model, Standing())
 
     def pending(self, to: Mapping[str, Standing]) -> list[str]:
-        """Models that do not stand at `to`, sorted."""
+        """Return models that have not reached `to`, sorted."""
         return [m for m in sorted(self.ground.policy) if self.at(m) != to.get(m, Standing())]
 
     def lines(self, to: Mapping[str, Standing]) -> Lines:
-        """The lines of all models that do not stand at `to`."""
+        """Return the lines of all models that have not reached `to`."""
         return drawn(self.ground, self.pending(to), self.standing, to)
 
     def held(self, but: Collection[str] = ()) -> Floats:
-        """(R,) units that all models hold, but for some."""
+        """Return (R,) units that all models hold, but for some."""
         left = set(but)
         kept = [units for m, units in self.units.items() if m not in left]
         total: Floats = np.sum(kept, axis=0) if kept else np.zeros(len(self.ground.rows))
         return total
 
     def free(self) -> Floats:
-        """(R,) units that no model holds."""
+        """Return (R,) units that no model holds."""
         return self.ground.limits - self.held()
 
     def go(self, to: Mapping[str, Standing], *, limits: Floats | None = None, attempts: int = ATTEMPTS) -> "Course":
-        """On towards `to`, as far as the supply (or `limits`) holds the waves. Models not in `to` stay.
+        """Advance all models in `to` as far as the supply (or `limits`) allows. Models not in `to` do not move.
 
-        Who is stuck begins a new line where it stands, as long as that leads on: its smallest step may be another there.
+        A blocked model restarts from its current state as long as that makes progress: its smallest step may differ
+        there.
         """
         course, goal = self, {m: to.get(m, self.at(m)) for m in self.ground.policy}
         for _ in range(MOST_LINES):
@@ -72,7 +73,7 @@ class Course:
         return course
 
     def walked(self, leg: March) -> "Course":
-        """After one leg more."""
+        """Return the course after one more leg."""
         if len(leg.stops) < 2:
             return self
         lines, counts = leg.lines, leg.lines.counts(leg.at)
@@ -85,14 +86,14 @@ class Course:
         return Course(self.ground, {**self.standing, **reached}, {**self.units, **units}, (*self.legs, leg))
 
     def peak(self, origin: Mapping[str, Standing]) -> Floats:
-        """(R,) most units at any moment since `origin`, from where the legs begin."""
+        """Return (R,) the most units at any moment since `origin`, the state before the first leg."""
         peak = Course.begin(self.ground, origin).held()
         for height in self.heights(origin):
             peak = np.maximum(peak, height)
         return peak
 
     def heights(self, origin: Mapping[str, Standing]) -> Iterator[Floats]:
-        """(R,) units in each wave from its scale-up to its release, `origin` being where the legs begin."""
+        """Yield (R,) units in each wave from its scale-up to its release; `origin` is the state before the first leg."""
         at = Course.begin(self.ground, origin)
         for leg in self.legs:
             lines, others = leg.lines, at.held(but=leg.lines.models)
@@ -102,7 +103,7 @@ class Course:
             at = at.walked(leg)
 
     def waves(self) -> Iterator[Wave]:
-        """The waves of all legs. `final` are those in which all that move arrive."""
+        """Yield the waves of all legs. In a `final` one all models that move arrive."""
         last = {model: number for number, leg in enumerate(self.legs) for model in leg.lines.models}
         for number, leg in enumerate(self.legs):
             ends = np.array([last[model] == number for model in leg.lines.models])
@@ -111,7 +112,7 @@ class Course:
 
 
 def surge_items(ground: Ground, units: Floats) -> tuple[SurgeItem, ...]:
-    """Units above zero by row, in the order of the names."""
+    """Return units above zero by row, in the order of the names."""
     over = {row: float(amount) for row, amount in zip(ground.rows, units, strict=True) if amount > SLACK}
     return tuple(SurgeItem(region=r, hardware=h, units=round(over[r, h], 9)) for r, h in sorted(over))
 
@@ -138,7 +139,7 @@ def _changes(lines: Lines, before: Ints, after: Ints) -> tuple[GenerationReplica
 
 
 def _routes(lines: Lines, before: Floats, after: Floats) -> tuple[RouteChange, ...]:
-    """The new shares of what moves; a model's shares at a stop are those of the wave that led there."""
+    """Return the new shares of models that move; a model's shares at a stop are those of the wave that led there."""
     found: list[RouteChange] = []
     for m in map(int, np.flatnonzero(after > before)):
         old, new = lines.shares(m, float(before[m])), lines.shares(m, float(after[m]))

@@ -1,7 +1,7 @@
-"""Tight ends: what a model holds above its traffic, and below it by an allowed dip, is given up for the time of the move.
+"""Tight ends: during a move a model gives up capacity above its traffic, and below it by an allowed dip.
 
 Both ends of a line are trimmed by the same fraction, so that on the whole line each generation misses at most that
-fraction of its own traffic. Processes that hold several generations are left alone.
+fraction of its traffic. Processes that hold several generations are left alone.
 """
 
 from collections import defaultdict
@@ -20,7 +20,7 @@ NO_DIPS: Dips = {}
 
 
 def trimmed(ground: Ground, model: str, standing: Standing, rows: Collection[Row], dips: Dips) -> Standing:
-    """Without the replicas in `rows` that the traffic, less the dip, can do without."""
+    """Return the state without the replicas in `rows` that the traffic, less the dip, does not need."""
     if not ground.divisible(model, standing):
         return standing
     counts, spare = dict(standing.counts), _spare(ground, model, standing, dips)
@@ -37,7 +37,7 @@ def trimmed(ground: Ground, model: str, standing: Standing, rows: Collection[Row
 
 
 def lean(course: Course, to: Mapping[str, Standing], dips: Dips = NO_DIPS) -> Course:
-    """On to `to` by way of tight ends, in the rows that are short; as far as it goes."""
+    """Advance to `to` through tight ends, in the rows that are short; as far as possible."""
     rows: set[Row] = set()
     ground, pending = course.ground, course.pending(to)
 
@@ -56,7 +56,7 @@ def lean(course: Course, to: Mapping[str, Standing], dips: Dips = NO_DIPS) -> Co
 
 
 def lean_with_surge(course: Course, to: Mapping[str, Standing]) -> Course:
-    """On to `to` by way of tight ends in all rows, with units that are not there, as few as were found."""
+    """Advance to `to` through tight ends in all rows, with additional units, as few as were found."""
     ground, rows = course.ground, course.ground.rows
     pending = course.pending(to)
     now, goal = (
@@ -67,7 +67,7 @@ def lean_with_surge(course: Course, to: Mapping[str, Standing]) -> Course:
 
 
 def levels(course: Course, to: Mapping[str, Standing], places: Collection[Place]) -> list[float]:
-    """The fractions at which one replica more may go, at either end, ascending."""
+    """Return the fractions at which one more replica may go, at either end, ascending."""
     found: set[float] = set()
     for model in sorted({place[0] for place in places}):
         for end in (course.at(model), to.get(model, Standing())):
@@ -82,7 +82,7 @@ def levels(course: Course, to: Mapping[str, Standing], places: Collection[Place]
 
 
 def dips_of(course: Course, start: Mapping[str, Standing], places: Collection[Place]) -> dict[Place, float]:
-    """The most that each place misses against a generation's traffic on the course, beyond what it missed at the start."""
+    """Return the most that each place misses of a generation's traffic on the course, beyond the shortage at the start."""
     ground, worst = course.ground, dict[Place, float]()
     models = {place[0] for place in places}
     lacking = {m: _spare(ground, m, start.get(m, Standing()), {}) for m in models}
@@ -106,7 +106,7 @@ def _loads(ground: Ground, model: str, standing: Standing) -> dict[Hold, float]:
 
 
 def _spare(ground: Ground, model: str, standing: Standing, dips: Dips) -> dict[Hold, float]:
-    """QPS that each hold does above its traffic less its dip."""
+    """Return QPS of each hold above its traffic less its dip."""
     spare: dict[Hold, float] = defaultdict(float)
     for (part, region, hardware, generation), count in standing.counts.items():
         spare[part, region, generation] += count * ground.options[model][part, hardware].qps

@@ -1,12 +1,12 @@
-"""Models walk their lines side by side within one supply: wave after wave, as many and as far as the free units hold.
+"""Models advance along their lines in parallel within one supply: wave after wave, as many and as far as free units allow.
 
-In a wave everything is brought up before anything is released, so a wave may take only what is free before it. Which model
-goes first decides whether all arrive: a model that for good takes what is scarce could lock in one that would have freed
-it. Three rules keep the way open:
+In a wave everything is scaled up before anything is released, so a wave may take only units that are free before it.
+The order of the models decides whether all arrive: a model that permanently takes scarce units could lock in one that
+would have freed them. Three rules prevent that:
 
 - a *taker* (it ends with more of a scarce row than it has now) leaves as much free there as the others need for
-  their smallest step; a row is scarce where not all could go to their ends at once;
-- those that free most of what is scarce go first;
+  their smallest step; a row is scarce if not all could go to their ends at once;
+- models that free most of the scarce units go first;
 - models that were locked in at the end of one attempt go first in the next one, and takers leave room for them too
   (after the squeaky wheel: Joslin and Clements, Squeaky Wheel Optimization, JAIR 10, 1999).
 """
@@ -20,23 +20,23 @@ from planner.transition.instance import SLACK, Floats
 from planner.transition.paths import Flags, Ints, Lines
 
 PARTS = (1.0, 0.5, 0.25, 0.125, 0.0)
-"""Parts of the largest step that are tried, in this order; 0 stands for the next whole replica."""
+"""Fractions of the largest step that are tried, in this order; 0 means the next whole replica."""
 ATTEMPTS = 6
 MOST_WAVES = 2000
 WAVE_EFFORT = 100
-"""Of a wave, beside its copies."""
+"""Of a wave, in addition to its copies."""
 
 
 @dataclass(frozen=True)
 class March:
-    """Where the models stand after each wave, the start first."""
+    """Position of the models after each wave, the start first."""
 
     lines: Lines
     stops: Sequence[Floats]
 
     @property
     def at(self) -> Floats:
-        """(M,) where the models stand in the end."""
+        """(M,) final position of the models."""
         return self.stops[-1]
 
     @property
@@ -46,7 +46,7 @@ class March:
 
 
 def march(lines: Lines, limits: Floats, *, attempts: int = ATTEMPTS) -> March:
-    """The first attempt in which all arrive, or else the one that leads farthest. `limits` is (R,) units for these models."""
+    """Return the first attempt in which all arrive, or else the one that leads farthest. `limits` is (R,) units for these models."""
     squeaky = np.zeros(len(lines.models), dtype=np.int64)
     best: March | None = None
     for _ in range(attempts):
@@ -65,7 +65,7 @@ class _Attempt:
         self.end = lines.used(lines.new)
 
     def march(self) -> March:
-        """Wave after wave, until all have arrived or none can move."""
+        """Schedule waves until all have arrived or none can move."""
         stops = [np.zeros(len(self.lines.models))]
         ground = self.lines.ground
         while (stops[-1] < 1.0).any() and len(stops) <= MOST_WAVES and ground.effort > 0:
@@ -87,7 +87,7 @@ class _Wave:
         self.free: Floats = attempt.limits - self.now.sum(axis=0) + SLACK
 
     def after(self) -> Floats:
-        """(M,) where the models stand after the wave."""
+        """Return (M,) the position of the models after the wave."""
         ahead = self.lines.ahead(self.x, 1.0)
         growth = self._growth(ahead)
         if (growth.sum(axis=0) <= self.free).all():
@@ -97,11 +97,11 @@ class _Wave:
         return after if (after > self.x).any() else self._filled(np.zeros_like(self.reserve))
 
     def _growth(self, aim: Floats) -> Floats:
-        """(M, R) units that the scale-up takes on the way to `aim`."""
+        """Return (M, R) units that the scale-up takes on the way to `aim`."""
         return self.lines.used(np.maximum(self.counts, self.lines.counts(aim))) - self.now
 
     def _weigh(self) -> None:
-        """Order and reserve of this wave."""
+        """Set order and reserve of this wave."""
         net = self.attempt.end - self.now
         whole = self.lines.used(np.maximum(self.counts, self.lines.new)) - self.now
         wanted = whole.sum(axis=0)
@@ -115,7 +115,7 @@ class _Wave:
         self.order = np.lexsort((net @ scarcity, self.taker, -self.attempt.squeaky))
 
     def _filled(self, reserve: Floats) -> Floats:
-        """Each model as far as it can, the largest steps first."""
+        """Advance each model as far as it can, the largest steps first."""
         after, free, tried = self.x.copy(), self.free.copy(), self.x
         for part in PARTS:
             aim, waiting = self.lines.ahead(self.x, part), (after <= self.x) & (self.x < 1.0)

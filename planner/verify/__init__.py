@@ -1,4 +1,5 @@
-"""Independent checkers: they recompute every figure and every rule of a plan or a transition from its document, and share no code with the solvers.
+"""Independent checkers: they recompute every figure and rule of a plan or a transition from its document.
 
-For everybody who doubts a result: the CLI, tests, the platform before it adopts a plan. Begin with `plan_checker` and `transition_checker`.
+They share no code with the solvers. For the CLI, tests, and the platform before it adopts a plan. Begin with
+`plan_checker` and `transition_checker`.
 """

@@ -1,6 +1,7 @@
-"""A problem and a plan by number, for the checker's rules: who sends what where, what runs there, what that does and costs.
+"""A problem and a plan by index, for the checker's rules: traffic, replicas, throughput and cost.
 
-Called by `planner.verify.plan_checker` alone. Like the rules there it is written from docs/planner.md and shares nothing with any solver.
+Called by `planner.verify.plan_checker` alone. Like the rules there it is written from docs/planner.md and shares
+nothing with any solver.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
@@ -18,10 +19,10 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 class Ledger:
-    """A problem and a plan by number: M models, P parts, R regions, H hardware kinds, N rows of replicas, T of traffic.
+    """A problem and a plan by index: M models, P parts, R regions, H hardware kinds, N rows of replicas, T of traffic.
 
-    `model`, `part`, `region` and `hardware` give a name's number. Regions and kinds that only a demand, a supply or an option
-    names come after those of the problem.
+    `model`, `part`, `region` and `hardware` map a name to its index. Regions and kinds that only a demand, a supply or
+    an option names come after those of the problem.
     """
 
     def __init__(self, problem: Problem, plan: Plan) -> None:
@@ -38,7 +39,7 @@ class Ledger:
         self._read_replicas()
 
     def _read_traffic(self) -> None:
-        """(T,) of each: model, region of the users, region that serves, fraction."""
+        """Read (T,) of each: model, region of the users, region that serves, fraction."""
         traffic = self.plan.traffic
         self.sent_model = _ints(self.model[share.model] for share in traffic)
         self.sent_from = _ints(self.region[share.origin] for share in traffic)
@@ -46,7 +47,7 @@ class Ledger:
         self.fraction = floats(share.fraction for share in traffic)
 
     def _read_replicas(self) -> None:
-        """(N,) of each: part, region, hardware, count, and units and QPS of one replica."""
+        """Read (N,) of each: part, region, hardware, count, and units and QPS of one replica."""
         option = {
             (model.model, part.part, option.hardware): option
             for model in self.problem.models
@@ -81,7 +82,7 @@ class Ledger:
 
     @cached_property
     def rtt(self) -> Floats:
-        """(regions of the problem, again) ms, the users' region first."""
+        """(regions of the problem, squared) ms, the users' region first."""
         return np.array(self.problem.rtt_ms, dtype=np.float64)
 
     @cached_property
@@ -97,7 +98,7 @@ class Ledger:
 
     @cached_property
     def throughput(self) -> Floats:
-        """(P, R) QPS that a part can do in a region."""
+        """(P, R) QPS that a part can serve in a region."""
         return sums((len(self.part), len(self.region)), self.held_part, self.held_region, self.qps)
 
     @cached_property
@@ -133,7 +134,7 @@ class Ledger:
 
     @cached_property
     def objective(self) -> float:
-        """$/h as docs/planner.md states it."""
+        """$/h as docs/planner.md defines it."""
         weights = self.problem.objective
         ms = self.rtt[self.sent_from, self.sent_to]
         latency = float((self.demand[self.sent_model, self.sent_from] * self.fraction * ms).sum())
@@ -154,12 +155,12 @@ def _ints(figures: Iterable[int]) -> Ints:
 
 
 def floats(figures: Iterable[float]) -> Floats:
-    """One column of figures."""
+    """Return one column of figures."""
     return np.fromiter(figures, dtype=np.float64)
 
 
 def sums(shape: tuple[int, int], row: Ints, column: Ints, figures: Floats) -> Floats:
-    """A table of the sums of figures by row and column."""
+    """Return a table of the sums of figures by row and column."""
     rows, columns = shape
     flat = np.bincount(row * columns + column, weights=figures, minlength=rows * columns)
     return flat.astype(np.float64, copy=False).reshape(shape)

@@ -1,8 +1,8 @@
 """The independent check of a plan: every rule of docs/planner.md, computed from the problem alone.
 
-Nothing here comes from the formulation or a solver, so that an error there is found here. Called on every plan before it
-leaves `planner.solve`, by `ipnext plan check`, and by tests. A rule compares tables over all models, parts and regions at
-once, and finds words only for what breaks it.
+Nothing here comes from the formulation or a solver, so that an error there is found here. Called on every plan before
+`planner.solve` returns it, by `ipnext plan check`, and by tests. A rule compares tables over all models, parts and
+regions at once, and formats a message only for violations.
 """
 
 import math
@@ -20,13 +20,13 @@ TOLERANCE = 1e-6
 """Relative to the larger side of a rule, and absolute below 1."""
 
 LARGEST_COUNT = 10**12
-"""More replicas than this are no count: sums would lose their last digits."""
+"""A larger count is invalid: sums would lose their last digits."""
 
 Flags = npt.NDArray[np.bool_]
 
 
 class Violation(Value):
-    """A rule that a plan or a transition breaks, where, and in words."""
+    """A rule that a plan or a transition breaks, its subject, and a message."""
 
     rule: str
     subject: str
@@ -34,22 +34,23 @@ class Violation(Value):
 
 
 def check(problem: Problem, plan: Plan) -> tuple[Violation, ...]:
-    """Every rule that the plan breaks, in a fixed order; empty for a valid plan.
+    """Return every rule that the plan breaks, in a fixed order; empty for a valid plan.
 
-    Beside the planner's rules (`served`, `latency`, `capacity`, `survive`, `min_replicas`, `supply`, `budget`, `moves`)
-    it names `names` (unknown or twice), `counts` (not whole, negative), `unmet`, `cost`, `objective`, `bound` and `gap`.
-    `survive` counts what is served of a model: its total demand less what the plan says is unmet.
+    Besides the planner's rules (`served`, `latency`, `capacity`, `survive`, `min_replicas`, `supply`, `budget`,
+    `moves`) it reports `names` (unknown or duplicate), `counts` (not whole, negative), `unmet`, `cost`, `objective`,
+    `bound` and `gap`. `survive` counts the served demand of a model: its total demand less the unmet demand of the
+    plan.
     """
     malformed = [*_names(problem, plan), *_counts(plan)]
     if malformed:
         return tuple(malformed)
-    with np.errstate(all="ignore"):  # what overflows is infinite, and breaks a rule
+    with np.errstate(all="ignore"):  # an overflow is infinite, and breaks a rule
         ledger = Ledger(problem, plan)
         return tuple(violation for rule in _RULES for violation in rule(ledger))
 
 
 def _over(value: Any, limit: Any) -> Any:
-    """More than the limit, beyond the tolerance; figure by figure."""
+    """True if the value exceeds the limit beyond the tolerance; figure by figure."""
     return (value > limit + TOLERANCE * np.maximum(1.0, np.abs(limit))) | np.isnan(value)
 
 
@@ -58,7 +59,7 @@ def _differ(a: float, b: float) -> bool:
 
 
 def _names(problem: Problem, plan: Plan) -> Iterator[Violation]:
-    """Names that the problem does not have, and what stands twice."""
+    """Find names that the problem does not have, and duplicates."""
     regions, models = set(problem.regions), {model.model for model in problem.models}
     parts = {(m.model, p.part) for m in problem.models for p in m.parts}
     options = {(m.model, p.part, o.hardware) for m in problem.models for p in m.parts for o in p.options}
@@ -90,7 +91,7 @@ def _twice(what: str, keys: Iterable[tuple[str, ...]]) -> Iterator[Violation]:
 
 
 def _counts(plan: Plan) -> Iterator[Violation]:
-    """Counts are whole and not negative, fractions and unmet QPS are numbers from 0."""
+    """Check that counts are whole and not negative, fractions and unmet QPS are numbers from 0."""
     for item in plan.replicas:
         whole = isinstance(item.count, int) and not isinstance(item.count, bool)
         if not whole or not 0 <= item.count <= LARGEST_COUNT:
@@ -112,13 +113,13 @@ def _counts(plan: Plan) -> Iterator[Violation]:
 
 
 def _where(broken: Flags, rows: Iterable[Any], columns: Iterable[str]) -> list[tuple[Any, str, int, int]]:
-    """Names and numbers of the row and the column of everything that is broken, in the order of the table."""
+    """Return names and indexes of the row and the column of every violation, in the order of the table."""
     names, heads = list(rows), list(columns)
     return [(names[i], heads[j], int(i), int(j)) for i, j in np.argwhere(broken)]
 
 
 def _served(ledger: Ledger) -> Iterator[Violation]:
-    """sum_r y = 1 - unmet, for each demand; without demand the shares may sum to anything up to 1."""
+    """Check sum_r y = 1 - unmet, for each demand; without demand the shares may sum to anything up to 1."""
     total, demand = ledger.shares, ledger.demand
     unmet = np.divide(ledger.unmet, demand, out=np.zeros_like(demand), where=demand > 0)
     wanted = np.where(demand > 0, 1 - unmet, np.minimum(total, 1.0))
@@ -128,7 +129,7 @@ def _served(ledger: Ledger) -> Iterator[Violation]:
 
 
 def _latency(ledger: Ledger) -> Iterator[Violation]:
-    """No traffic to a region beyond the model's tolerance."""
+    """Check that no traffic goes to a region beyond the model's tolerance."""
     tolerance = floats(model.latency_tolerance_ms for model in ledger.problem.models)
     ms, most = ledger.rtt[ledger.sent_from, ledger.sent_to], tolerance[ledger.sent_model]
     far = [(ledger.plan.traffic[i], ms[i], most[i]) for i in np.flatnonzero((ledger.fraction > 0) & (ms > most))]
@@ -139,7 +140,7 @@ def _latency(ledger: Ledger) -> Iterator[Violation]:
 
 
 def _capacity(ledger: Ledger) -> Iterator[Violation]:
-    """Every part can do in a region what is sent there."""
+    """Check that every part can serve its traffic in a region."""
     load, able = ledger.load[ledger.model_of_part], ledger.throughput
     for (model, part), region, i, j in _where(_over(load, able), ledger.part, ledger.region):
         message = f"{load[i, j]:.9g} QPS sent to replicas that do {able[i, j]:.9g} QPS"
@@ -147,7 +148,7 @@ def _capacity(ledger: Ledger) -> Iterator[Violation]:
 
 
 def _survive(ledger: Ledger) -> Iterator[Violation]:
-    """Without any one region the other regions can do all that is served of the model."""
+    """Check that without any one region the others can serve all served demand of the model."""
     asking = np.array([model.survive == "region" for model in ledger.problem.models], dtype=np.bool_)
     served = (ledger.demand - ledger.unmet).sum(axis=1)[ledger.model_of_part]
     regions = ledger.problem.regions
@@ -159,7 +160,7 @@ def _survive(ledger: Ledger) -> Iterator[Violation]:
 
 
 def _without_one(table: Floats) -> Floats:
-    """The sum of each row without each of its columns: what stands before it plus what stands after it.
+    """Return the sum of each row without each of its columns: the columns before it plus the columns after it.
 
     The whole sum less the column would lose digits beside a large column.
     """
@@ -170,7 +171,7 @@ def _without_one(table: Floats) -> Floats:
 
 
 def _min_replicas(ledger: Ledger) -> Iterator[Violation]:
-    """A region that holds a part holds enough replicas of it, over all hardware."""
+    """Check that a region that holds a part holds enough replicas of it, over all hardware."""
     held = sums(ledger.throughput.shape, ledger.held_part, ledger.held_region, ledger.count)
     least = floats(part.min_replicas for part in ledger.parts)
     few = (held > 0) & (held < least[:, None])
@@ -180,7 +181,7 @@ def _min_replicas(ledger: Ledger) -> Iterator[Violation]:
 
 
 def _supply(ledger: Ledger) -> Iterator[Violation]:
-    """No more units than there are."""
+    """Check that no more units are used than there are."""
     used = sums(ledger.supply.shape, ledger.held_region, ledger.held_hardware, ledger.units)
     for region, hardware, i, j in sorted(_where(_over(used, ledger.supply), ledger.region, ledger.hardware)):
         message = f"{used[i, j]:.9g} units taken of {ledger.supply[i, j]:.9g}"
@@ -188,7 +189,7 @@ def _supply(ledger: Ledger) -> Iterator[Violation]:
 
 
 def _budget(ledger: Ledger) -> Iterator[Violation]:
-    """No model and no owner above its budget."""
+    """Check that no model and no owner is above its budget."""
     spent: dict[str, float] = {}
     for model, cost in zip(ledger.problem.models, ledger.cost.tolist(), strict=True):
         spent[model.owner] = spent.get(model.owner, 0.0) + cost
@@ -203,7 +204,7 @@ def _spent(subject: str, cost: float, limit: float | None) -> Iterator[Violation
 
 
 def _moves(ledger: Ledger) -> Iterator[Violation]:
-    """No more replicas started than allowed."""
+    """Check that no more replicas are started than allowed."""
     most = ledger.problem.limits.max_moves
     if most is not None and ledger.started > most:
         message = f"{ledger.started} replicas started of {most} allowed"
@@ -211,7 +212,7 @@ def _moves(ledger: Ledger) -> Iterator[Violation]:
 
 
 def _unmet(ledger: Ledger) -> Iterator[Violation]:
-    """What is unmet is no more than the demand and names the rules that bind."""
+    """Check that unmet demand is no more than the demand and names the rules that bind."""
     for lost in ledger.plan.unmet:
         where, qps = (
             f"{lost.model} from {lost.region}",
@@ -224,7 +225,7 @@ def _unmet(ledger: Ledger) -> Iterator[Violation]:
 
 
 def _figures(ledger: Ledger) -> Iterator[Violation]:
-    """The plan's own figures are the ones its placements give."""
+    """Check that the plan's figures are those of its placements."""
     plan, cost, objective = ledger.plan, float(ledger.cost.sum()), ledger.objective
     if _differ(plan.cost_per_hour, cost):
         message = f"the plan says {plan.cost_per_hour:.9g} $/h, its replicas cost {cost:.9g}"
@@ -245,5 +246,5 @@ _RULES = (_served, _latency, _capacity, _survive, _min_replicas, _supply, _budge
 
 
 def rules_of(violations: Collection[Violation]) -> tuple[str, ...]:
-    """The broken rules with their subjects, in words, each once and sorted."""
+    """Return the broken rules with their subjects, in words, each once and sorted."""
     return tuple(sorted({f"{violation.rule} {violation.subject}" for violation in violations}))

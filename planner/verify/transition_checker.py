@@ -1,8 +1,8 @@
-"""The independent check of a transition: walks its waves and looks at every rule after every phase.
+"""The independent check of a transition: executes its waves and checks every rule after every phase.
 
 Written from the rules alone: it shares nothing with the planner of transitions but the values that both read. Called by
-`planner.transition.planner` before a transition leaves, by the command and by tests. Only models that a phase touches are looked at
-again.
+`planner.transition.planner` before it returns a transition, by the command and by tests. Only models that a phase
+touches are checked again.
 """
 
 from collections import defaultdict
@@ -19,13 +19,13 @@ from planner.verify.transition_swaps import SwapCount, Swapping
 def check_transition(
     problem: Problem, transition: Transition, policies: Mapping[str, StepPolicy]
 ) -> tuple[Violation, ...]:
-    """Every rule that the transition breaks, with the wave and phase; empty for a valid one.
+    """Return every rule that the transition breaks, with the wave and phase; empty for a valid one.
 
-    Rules: `names`, `order` (a scale_up that takes away, a scale_down that adds), `capacity` for each generation (less the
-    stated dip), `dip` (more than the policy allows), `supply` (the larger of the supply and what ran at the start),
-    `latency`, `served`, `max_step`, `canary`, `surge`, `swap` (less stated than taken), `end`, `refused` (with waves). What the
-    start already lacks may stay lacking, never more. Replicas that go over (`planner.verify.transition_swaps`) may be missing until the
-    wave's traffic moves.
+    Rules: `names`, `order` (a scale_up that removes, a scale_down that adds), `capacity` for each generation (less the
+    stated dip), `dip` (more than the policy allows), `supply` (the larger of the supply and the usage at the start),
+    `latency`, `served`, `max_step`, `canary`, `surge`, `swap` (less stated than actual), `end`, `refused` (with waves).
+    A shortage at the start may remain, but never grow. Replicas that swap (`planner.verify.transition_swaps`) may be
+    missing until the wave's traffic moves.
     """
     names = tuple(_names(problem, transition))
     if names:
@@ -38,7 +38,7 @@ def check_transition(
 def check_state(
     problem: Problem, state: FleetState, origin: FleetState, policies: Mapping[str, StepPolicy]
 ) -> tuple[Violation, ...]:
-    """The rules that a state breaks as the end of a transition from `origin`."""
+    """Return the rules that a state breaks as the end of a transition from `origin`."""
     still = Transition(origin=origin, to=state)
     return tuple(_Replay(problem, still, policies).at_end())
 
@@ -51,7 +51,7 @@ def _refused(transition: Transition) -> Iterator[Violation]:
 
 
 def _names(problem: Problem, transition: Transition) -> Iterator[Violation]:
-    """Names and entries that the problem does not have."""
+    """Find names and entries that the problem does not have."""
     options = {(m.model, p.part, o.hardware) for m in problem.models for p in m.parts for o in p.options}
     models, regions = {m.model for m in problem.models}, set(problem.regions)
     waves = transition.waves
@@ -86,7 +86,7 @@ class _Replay:
         self.end = _standings(transition.to)
         self.first = _copied(self.now)
         self.loads: dict[str, dict[Need, float]] = {}
-        """Model -> what its traffic asks for, until that moves."""
+        """Model -> load of its traffic, until that moves."""
         self.ends: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
         self.units = {model: self.facts.used(model, s.held) for model, s in self.now.items()}
         self.began = self._total()
@@ -95,16 +95,16 @@ class _Replay:
         self.lacking = {model: self.facts.lacking(model, s) for model, s in self.now.items()}
         self.swaps = SwapCount(transition.swaps)
         self.swapping: dict[str, Swapping] = {}
-        """Model -> what goes over in the wave at hand."""
+        """Model -> replicas that swap in the current wave."""
         self.dips = {(dip.model, dip.part, dip.region): dip.fraction for dip in transition.dips}
 
     def at_end(self) -> Iterator[Violation]:
-        """The rules that the end breaks."""
+        """Yield the rules that the end breaks."""
         self.now = _copied(self.end)
         yield from self._rules("to", sorted(self.first.keys() | self.end.keys()))
 
     def violations(self) -> Iterator[Violation]:
-        """Every wave, phase by phase, then the end, the surge and the dips."""
+        """Yield violations of every wave, phase by phase, then of the end, the surge and the dips."""
         yield from self._allowed_dips()
         for number, wave in enumerate(self.transition.waves):
             yield from self._wave(f"wave {number}", wave)
@@ -141,7 +141,7 @@ class _Replay:
                 held[key] = item.count
 
     def _ended(self, at: str) -> Iterator[Violation]:
-        """A replica that goes over is there afterwards."""
+        """Check that a replica that swaps still exists afterwards."""
         for model, swapping in self.swapping.items():
             for slot in swapping.fallen:
                 subject = f"{at}: {'/'.join((model, *slot))}"
@@ -164,7 +164,7 @@ class _Replay:
                     sent[key] = sent.get(key, 0.0) + share.fraction
 
     def _rules(self, at: str, models: Collection[str], *, meanwhile: bool = False) -> Iterator[Violation]:
-        """`meanwhile`: what goes over in this wave answers for nothing yet."""
+        """Check the rules of some models. `meanwhile`: replicas that swap in this wave do not answer yet."""
         for model in models:
             if self.facts.swaps(model):
                 yield from self._capacity_apart(at, model, meanwhile=meanwhile)
@@ -180,7 +180,7 @@ class _Replay:
         return self.loads[model]
 
     def _capacity_apart(self, at: str, model: str, *, meanwhile: bool) -> Iterator[Violation]:
-        """What the start lacks goes along with the replicas that go over: it counts for all generations together."""
+        """Check capacity of swapping models. A shortage at the start follows the replicas: it counts for all generations together."""
         load, able = self._load(model), self.facts.able(model, self._at(model).held)
         leaving = self.swapping[model].leaving if meanwhile and model in self.swapping else {}
         gone = self.facts.able(model, leaving)
@@ -249,7 +249,7 @@ class _Replay:
                 yield Violation(rule="latency", subject=subject, message="beyond the model's latency tolerance")
 
     def _served(self, at: str, model: str) -> Iterator[Violation]:
-        """No region of users is served less than at both ends, or more."""
+        """Check that no region of users is served less than at both ends, or more."""
         empty = Standing({}, {})
         if model not in self.ends:
             start, end = (_sums(ends.get(model, empty).sent) for ends in (self.first, self.end))
@@ -263,9 +263,9 @@ class _Replay:
                 yield Violation(rule="served", subject=f"{at}: {model} from {origin}", message=message)
 
     def _paced(self, at: str, model: str, before: Sent) -> Iterator[Violation]:
-        """How much one route phase moves, and how much a new generation gets at first.
+        """Check the size of one route phase, and the first share of a new generation.
 
-        What the smallest number of replicas serves that can go over in a region moves with them, however much it is.
+        The traffic of the smallest number of replicas that can swap in a region moves with them, however much it is.
         """
         after, policy = self._at(model).sent, self.facts.policy(model)
         swapping = self.swapping.get(model, Swapping())
@@ -320,7 +320,7 @@ class _Replay:
 
 
 def _goes_along(key: tuple[str, str, int], before: Sent, after: Sent, swapping: Swapping) -> bool:
-    """Whether all that users of one region move within a serving region belongs to the least that can go over there."""
+    """True if all that users of one region move within a serving region belongs to the smallest possible swap there."""
     origin, region, _ = key
     here = [other for other in {**before, **after} if other[:2] == (origin, region)]
     change = {other: after.get(other, 0.0) - before.get(other, 0.0) for other in here}

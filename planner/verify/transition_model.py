@@ -1,4 +1,7 @@
-"""The figures that a transition is checked with: units, throughput, load and latency of one model. For `planner.verify.transition_checker`."""
+"""Figures for the check of a transition: units, throughput, load and latency of one model.
+
+For `planner.verify.transition_checker`.
+"""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -14,12 +17,12 @@ Sent = dict[tuple[str, str, int], float]
 Row = tuple[str, str]
 """Region, hardware."""
 Need = tuple[str, str, int | None]
-"""Part, region, generation; None: all generations together, where they share processes."""
+"""Part, region, generation; None: all generations together, if they share processes."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """One model's replicas and traffic; changed as the waves go."""
+    """One model's replicas and traffic; updated wave by wave."""
 
     held: Held
     sent: Sent
@@ -42,23 +45,23 @@ class Facts:
         self.rtt_ms = {(problem.regions[s], problem.regions[r]): problem.rtt_ms[s][r] for s, r in places}
 
     def policy(self, model: str) -> StepPolicy:
-        """The model's policy, or the default one."""
+        """Return the model's policy, or the default one."""
         return self.policies.get(model, self._default)
 
     def beside(self, model: str) -> bool:
-        """Whether one process holds several generations."""
+        """True if one process holds several generations."""
         return self.policy(model).refresh == "in_place"
 
     def swaps(self, model: str) -> bool:
-        """Whether a process may go over to another generation."""
+        """True if a process may be hot swapped to another generation."""
         return self.policy(model).refresh == "swap"
 
     def late(self, model: str, origin: str, to: str) -> bool:
-        """Whether users of `origin` are too far from `to`."""
+        """True if users of `origin` are too far from `to`."""
         return self.rtt_ms[origin, to] > self.tolerance_ms[model]
 
     def used(self, model: str, held: Held) -> dict[Row, float]:
-        """Units by row: a process that holds several generations counts once, else each generation counts."""
+        """Return units by row: a process that holds several generations counts once, else each generation counts."""
         total: dict[Row, float] = defaultdict(float)
         if self.beside(model):
             held = _processes(held)
@@ -67,7 +70,7 @@ class Facts:
         return dict(total)
 
     def load(self, model: str, sent: Sent) -> dict[Need, float]:
-        """What the traffic asks for, QPS, where that is above zero."""
+        """Return the load of the traffic, QPS, if it is above zero."""
         load: dict[Need, float] = defaultdict(float)
         calls, parts, beside = self.policy(model).calls, self.parts[model], self.beside(model)
         for (origin, to, generation), fraction in sent.items():
@@ -79,7 +82,7 @@ class Facts:
         return {need: qps for need, qps in load.items() if qps > 0}
 
     def able(self, model: str, held: Held) -> dict[Need, float]:
-        """Throughput of the replicas, QPS."""
+        """Return the throughput of the replicas, QPS."""
         able: dict[Need, float] = defaultdict(float)
         for (part, region, hardware, generation), count in held.items():
             able[part, region, generation] += count * self.qps[model, part, hardware]
@@ -89,14 +92,14 @@ class Facts:
         return dict(able)
 
     def lacking(self, model: str, standing: Standing) -> dict[Need, float]:
-        """QPS that the throughput is below the load."""
+        """Return QPS by which the throughput is below the load."""
         able = self.able(model, standing.held)
         load = self.load(model, standing.sent)
         return {need: qps - able.get(need, 0.0) for need, qps in load.items() if qps > able.get(need, 0.0)}
 
 
 def _processes(held: Held) -> Held:
-    """The most replicas of any generation, as generation 0."""
+    """Return the most replicas of any generation, as generation 0."""
     most: Held = {}
     for (part, region, hardware, _), count in held.items():
         key = part, region, hardware, 0

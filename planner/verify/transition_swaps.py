@@ -1,6 +1,7 @@
-"""What the check of a transition knows of swaps: which replicas go over in a wave, and what is stated of them. For `planner.verify.transition_checker`.
+"""Hot swaps for the check of a transition: the replicas that swap in a wave, and the stated figures.
 
-A slot is a part in a region on a hardware kind. Where its count of one generation falls in a scale_up, so many replicas go over.
+For `planner.verify.transition_checker`. A slot is a part in a region on a hardware kind. If its count of one generation
+falls in a scale_up, that many replicas swap.
 """
 
 import math
@@ -17,25 +18,25 @@ Slot = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Swapping:
-    """What goes over in one wave of one model."""
+    """Replicas of one model that swap in one wave."""
 
     before: Held = field(default_factory=dict)
     after: Held = field(default_factory=dict)
 
     @property
     def leaving(self) -> Held:
-        """Replicas of each generation that go over to another one."""
+        """Replicas of each generation that swap to another one."""
         after = self.after
         return {key: n - after.get(key, 0) for key, n in self.before.items() if n > after.get(key, 0)}
 
     @property
     def fallen(self) -> list[Slot]:
-        """Slots that have fewer replicas than before: these would not go over, but end."""
+        """Slots that have fewer replicas than before: these would not swap, but end."""
         before, after = _totals(self.before), _totals(self.after)
         return sorted({key[:3] for key in self.leaving if after.get(key[:3], 0) < before[key[:3]]})
 
     def least(self, region: str) -> float:
-        """The fraction of a region's old replicas that goes over, where no smaller one could; else 0."""
+        """Return the fraction of a region's old replicas that swaps, if no smaller one could; else 0."""
         leaving = {key: n for key, n in self.leaving.items() if key[1] == region}
         if math.gcd(*leaving.values()) != 1:
             return 0.0
@@ -51,14 +52,14 @@ def _totals(held: Held) -> dict[Slot, int]:
 
 @dataclass
 class SwapCount:
-    """What went over so far, against what the transition states."""
+    """Swaps so far, against the stated ones of the transition."""
 
     stated: Iterable[Swap]
     replicas: dict[tuple[str, str, str], int] = field(default_factory=lambda: defaultdict(int))
     missing: dict[tuple[str, str, str], float] = field(default_factory=lambda: defaultdict(float))
 
     def note(self, model: str, leaving: Held, short: Mapping[Need, float], load: Mapping[Need, float]) -> None:
-        """Replicas that go over in a wave; `short` is what is missing of the `load` because of them, QPS."""
+        """Record replicas that swap in a wave; `short` is the missing part of the `load` because of them, QPS."""
         for (part, region, _, _), count in leaving.items():
             self.replicas[model, part, region] += count
         whole: dict[tuple[str, str], float] = defaultdict(float)
@@ -71,7 +72,7 @@ class SwapCount:
             self.missing[key] = max(self.missing[key], qps / whole[place])
 
     def violations(self) -> Iterator[Violation]:
-        """Where more went over, or was missing, than is stated."""
+        """Yield places with more swaps, or more missing capacity, than stated."""
         stated = {(swap.model, swap.part, swap.region): swap for swap in self.stated}
         for key, count in sorted(self.replicas.items()):
             swap, subject = stated.get(key), f"{key[0]}/{key[1]} in {key[2]}"
