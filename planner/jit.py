@@ -1,4 +1,4 @@
-"""How the planner's kernels are compiled: by numba, once, into a cache that follows their sources (`planner.kernel_cache`)."""
+"""Compilation of the planner's kernels: by numba, once, into a cache keyed by their sources (`planner.kernel_cache`)."""
 
 import os
 from collections.abc import Callable
@@ -10,24 +10,24 @@ from typing import Any
 
 from planner import kernel_cache
 
-os.environ.setdefault("NUMBA_OPT", "1")  # as fast here as more of it, and a quarter less to wait for the first time
+os.environ.setdefault("NUMBA_OPT", "1")  # as fast here as higher levels, and compiles in a quarter less time
 
 import numba
 from numba.core.caching import FunctionCache, NullCache
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """A function compiled on its first call; it lets other Python threads run meanwhile."""
+    """Compile a function on its first call; it releases the GIL, so other Python threads run meanwhile."""
     found: Any = numba.njit(nogil=True)(function)
     found._cache = ForgivingCache(function)  # noqa: SLF001 - as numba's own `cache=True` sets it
     return found
 
 
 class ForgivingCache:
-    """numba's cache of one function, which takes an entry that can't be read or written for one that is absent.
+    """numba's cache of one function, which treats an entry that can't be read or written as absent.
 
-    numba's own raises what the spoilt file makes pickle raise (numba/numba#10434). It is looked for at the first call: an
-    import creates no folder.
+    numba's cache raises the errors that pickle raises for a corrupt file (numba/numba#10434). The folder is looked up
+    at the first call: an import creates no folder.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -43,10 +43,10 @@ class ForgivingCache:
         return cache_of(self._function)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return the compiled function, None if it has to be compiled. An index that can't be read is written anew."""
+        """Return the compiled function; None if it has to be compiled. If the index can't be read, it is written again."""
         try:
             return self._entries.load_overload(sig, target_context)
-        except Exception:  # noqa: BLE001 - what a spoilt pickle raises is any exception, by the documentation of pickle
+        except Exception:  # noqa: BLE001 - a corrupt pickle may raise any exception, by the documentation of pickle
             self.flush()
             return None
 
@@ -56,7 +56,7 @@ class ForgivingCache:
             self._entries.save_overload(sig, data)
 
     def flush(self) -> None:
-        """Forget all that is kept of the function."""
+        """Delete all cache entries of the function."""
         with suppress(OSError):
             self._entries.flush()
 
@@ -68,10 +68,11 @@ class ForgivingCache:
 
 
 def side_by_side(items: int, work: Callable[[int, int], object]) -> None:
-    """Calls `work(begin, end)` for slices of the items on all cores. Slices don't depend on the number of cores.
+    """Call `work(begin, end)` for slices of the items on all cores. Slices don't depend on the number of cores.
 
-    Threads of Python's own, as a kernel frees them to run; numba's parallel loops must not be entered by two threads at once.
-    The first slice of a work that has not run before goes alone: two threads must not compile into a cold cache at once.
+    Uses Python threads, because a kernel releases the GIL; numba's parallel loops must not be entered by two threads at
+    once. The first slice of a work that has not run before runs alone: two threads must not compile into a cold cache
+    at once.
     """
     slices = [(begin, min(begin + SLICE, items)) for begin in range(0, items, SLICE)]
     code = getattr(work, "__code__", work)

@@ -1,6 +1,6 @@
-"""The folder of the compiled kernels: where it is, who compiles into it now, and whether it holds all of them.
+"""The folder of the compiled kernels: its location, the process that compiles into it now, and its completeness.
 
-Without numba, so that a worker may ask before it needs a kernel.
+Does not import numba, so that a worker may query it before it needs a kernel.
 """
 
 import fcntl
@@ -23,23 +23,23 @@ LOCK, COMPLETE = "lock", "complete"
 
 @cache
 def folder() -> Path | None:
-    """Create and return the folder: in the user's cache, or below the directory of temporary files if that can't be written.
+    """Create and return the folder: in the user's cache, or in the directory for temporary files if that can't be written.
 
-    None if neither can be: then every process compiles for itself. Its name is a digest of the kernels' sources, of where
-    they lie (numba keeps entries by that), of numba's version and of the CPU.
+    None if neither can be: then every process compiles for itself. Its name is a digest of the kernels' sources, of
+    their location (numba keys entries by it), of numba's version and of the CPU.
     """
     found = (_created(root, _digest()) for root in (user_cache_path("ipnext"), _own_temporary()) if root is not None)
     return next((path for path in found if path is not None), None)
 
 
 def is_complete() -> bool:
-    """Whether every kernel is compiled, so that a process loads them within seconds."""
+    """True if every kernel is compiled, so that a process loads them within seconds."""
     place = folder()
     return place is not None and (place / COMPLETE).exists()
 
 
 def mark_complete() -> None:
-    """Record that every kernel is compiled. A folder that can't be written stays as it is."""
+    """Record that every kernel is compiled. If the folder can't be written, it stays as it is."""
     place = folder()
     if place is not None:
         with suppress(OSError):
@@ -47,7 +47,7 @@ def mark_complete() -> None:
 
 
 def is_compiling() -> bool:
-    """Whether a process of this machine compiles into the folder now."""
+    """True if a process of this machine compiles into the folder now."""
     place = folder()
     if place is None:
         return False
@@ -56,18 +56,18 @@ def is_compiling() -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # the folder went away
+    except OSError:  # the folder was removed
         return False
     return False
 
 
 @contextmanager
 def compiling_alone() -> Iterator[None]:
-    """Wait until no other process compiles into the folder, then keep others waiting. A process that dies lets them go on."""
+    """Wait until no other process compiles into the folder, then block others. A process that dies releases them."""
     place = folder()
     with ExitStack() as lock:
         if place is not None:
-            with suppress(OSError):  # a full disk, or a folder that went away: each process compiles for itself
+            with suppress(OSError):  # a full disk, or a removed folder: each process compiles for itself
                 file = lock.enter_context((place / LOCK).open("a"))
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -84,7 +84,7 @@ def empty() -> None:
 
 
 def _digest() -> str:
-    """Name all that compiled code follows from: numba's own cache looks at one file only.
+    """Digest all inputs of compiled code: numba's cache checks one file only.
 
     It would keep a kernel if its callee in another file has changed.
     """
@@ -101,7 +101,7 @@ def _digest() -> str:
 
 
 def _own_temporary() -> Path | None:
-    """A directory for temporary files that no other user can write: what lies in it is code. None if there is none."""
+    """Return a directory for temporary files that no other user can write, because its content is code. None if there is none."""
     path = Path(tempfile.gettempdir()) / f"ipnext-{os.getuid()}"
     try:
         path.mkdir(mode=0o700, exist_ok=True)

@@ -1,7 +1,7 @@
 """The fleet-scale solver's kernels, loaded into this process, or compiled for this machine: `python -m planner.kernels`.
 
-`make setup` runs the command, and a worker does that lacks them. Without it the first plan that needs them compiles them: about
-two minutes of one core. No plan's time limit counts that.
+`make setup` runs the command, and so does a worker that lacks them. Otherwise the first plan that needs them compiles
+them: about two minutes of one core. No plan's time limit counts that.
 """
 
 import ctypes
@@ -27,17 +27,17 @@ _TURN = Lock()
 
 
 class Preparation(NamedTuple):
-    """What it took to make the kernels ready."""
+    """Time that the preparation of the kernels took."""
 
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
     """Of the thread that did it."""
     compiled: bool = False
-    """They were not all in the cache."""
+    """True if they were not all in the cache."""
 
 
 def prepare() -> None:
-    """Load every kernel into this process; compile them first if the cache lacks some. At once if that was done.
+    """Load every kernel into this process; compile them first if the cache lacks some. Immediate if that was done.
 
     If another process compiles them now, this waits for it.
     """
@@ -46,7 +46,7 @@ def prepare() -> None:
 
 
 def preparation() -> Preparation:
-    """What `prepare` has taken in this process so far."""
+    """Return the time that `prepare` has taken in this process so far."""
     return _prepared() if _prepared.cache_info().currsize else Preparation()
 
 
@@ -69,7 +69,7 @@ def _load() -> None:
 
 
 def compile_half(half: str) -> None:
-    """Calls one half of the kernels on a small drawn fleet."""
+    """Call one half of the kernels on a small drawn fleet."""
     arrays = FleetArrays.of(generate(models=4, regions=3, hardware=2, current=True))
     prices = Prices(np.zeros_like(arrays.supply), np.zeros_like(arrays.owner_budget), 0.0)
     if half == "bounds":
@@ -84,7 +84,7 @@ def compile_half(half: str) -> None:
 
 
 def main() -> int:
-    """Compile both halves side by side; 0 if both went well. Kernels that end their process are compiled once more."""
+    """Compile both halves in parallel; 0 if both succeeded. If kernels crash their process, they are compiled once more."""
     with kernel_cache.compiling_alone():
         if kernel_cache.is_complete():
             return 0
@@ -104,7 +104,7 @@ def _compile_halves() -> int:
 
 
 def _end_with(parent: int) -> None:
-    """Die when the parent does, also if it is killed; the kernel of Linux does it."""
+    """Die with the parent, even if it is killed; the Linux kernel does it."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit(1)

@@ -1,9 +1,9 @@
-"""A proof for every model: no plan of it costs less than this, whatever the other models do, at given prices.
+"""A lower bound for every model: no plan of it costs less at given prices, whatever the other models do.
 
-Called by `planner.fleet.solver`. The models share only supply, owners' budgets and `max_moves`; with a price for each of those
-the least cost of a fleet is at least the sum of the models' least priced costs, less what the limits are worth (Lagrangian
-relaxation: Geoffrion, Mathematical Programming Study 2, 1974). The bounds hold over every plan of a model, not only over
-those that some search considers.
+Called by `planner.fleet.solver`. The models share only supply, owners' budgets and `max_moves`. With a price for each
+of those, the least cost of a fleet is at least the sum of the models' least priced costs, minus the value of the limits
+at these prices (Lagrangian relaxation: Geoffrion, Mathematical Programming Study 2, 1974). The bounds hold over every
+plan of a model, not only over those that some search considers.
 """
 
 import math
@@ -17,18 +17,18 @@ from planner.core.arrays import FleetArrays, Floats, Ints, Prices
 from planner.jit import kernel, side_by_side
 
 ROUNDING = 1e-9
-"""Share of a figure that is given away so that floating point never makes a bound too large."""
+"""Share of a figure that is subtracted so that floating point never makes a bound too large."""
 SLACK = 1e-6
-"""By this share, and by as many units, more than the supply of a cell may be taken: so much the checker forgives."""
+"""Units beyond the supply of a cell that may be taken: this share of it and as many units; the checker tolerates the same."""
 MOST = 1e9
 """No model needs more replicas than this in one place."""
 CLOSE = 1e-4
-"""A bound as close as this to the cost that is known is not tightened further."""
+"""A bound as close as this to the known cost is not tightened further."""
 
 
 @dataclass(frozen=True)
 class Hints:
-    """What a search knows of the models: makes the bounds faster, never wrong."""
+    """Results of a search that make the bounds faster, never wrong."""
 
     upper: Floats | None = None
     """(M,) $/h, the priced cost of the best known configuration."""
@@ -37,10 +37,10 @@ class Hints:
 def lower_bounds(
     arrays: FleetArrays, prices: Prices, hints: Hints | None = None, effort: int = 40, nodes: Ints | None = None
 ) -> Floats:
-    """(M,) $/h: at most the priced cost of any plan of each model that keeps the model's own rules.
+    """Return (M,) $/h: at most the priced cost of any plan of each model that keeps the model's rules.
 
-    The priced cost: replicas at `Prices.option_cost`, replicas started at `move_cost` and the price of moves, traffic at
-    `latency_weight`, unmet demand at `missed`. The model's own rules: `served`, `latency`, `capacity`, `survive`,
+    The priced cost: replicas at `Prices.option_cost`, replicas started at `move_cost` and the price of moves, traffic
+    at `latency_weight`, unmet demand at `missed`. The model's rules: `served`, `latency`, `capacity`, `survive`,
     `min_replicas`, and that no cell holds more of the model than its supply. `effort` is the number of trials.
     """
     known = None if hints is None else hints.upper
@@ -71,9 +71,9 @@ def lower_bounds(
 
 
 def total_bound(arrays: FleetArrays, prices: Prices, bounds: Floats) -> float:
-    """$/h that no plan of the whole fleet undercuts: the models' `bounds` less what the limits are worth at the prices.
+    """Return $/h that no plan of the fleet undercuts: the models' `bounds` minus the value of the limits at the prices.
 
-    Minus infinity where a limit that is infinite has a price.
+    Minus infinity if an infinite limit has a price.
     """
     limits = ((prices.supply, arrays.supply), (prices.owner, arrays.owner_budget), (prices.moves, arrays.max_moves))
     worth = [_worth(np.ravel(price), np.ravel(limit)) for price, limit in limits]
@@ -109,7 +109,7 @@ def _bound(
     start,
     bounds,
 ):
-    """Fills the bounds of the models from `start` on."""
+    """Fill the bounds of the models from `start` on."""
     for i in range(len(bounds)):
         m = start + i
         a, b = part_start[m], part_start[m + 1]

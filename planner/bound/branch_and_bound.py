@@ -1,8 +1,8 @@
-"""One model's bound: the ascent over all its plans, then branch and bound where that leaves too wide a gap.
+"""One model's bound: the ascent over all its plans, then branch and bound if the remaining gap is too wide.
 
-Called by `planner.bound.bound`. A branch says of some regions that they serve or that they do not, and how much the one
-serves that serves most; a plan belongs to exactly one of the branches that are open, so the least of their bounds holds for all (Land and Doig,
-Econometrica 28, 1960). A branch starts from the figures that bounded the one it came from.
+Called by `planner.bound.bound`. A branch fixes for some regions whether they serve, and a range for the load of the
+region that serves most. A plan belongs to exactly one of the open branches, so the least of their bounds holds for all
+(Land and Doig, Econometrica 28, 1960). A branch starts from the figures that bounded its parent.
 """
 
 # Kernels: numba infers their types, arrays come one by one, and the loops of one search stay in one function.
@@ -21,13 +21,13 @@ from planner.core.arrays import Floats, Ints
 from planner.jit import kernel
 
 FREE, CLOSED, SERVING = 0, 1, 2
-"""What a branch says of a region."""
+"""State of a region in a branch."""
 CREST, NOTHING = -2, -1
 """Splits: by the load of the fullest region, or none; else by a region."""
 CRESTS = (0.5, 0.38, 0.3, 0.22, 0.15, 0.0)
 """Shares of the demand at which that load is split at first."""
 CREST_SHARE = 0.2
-"""It is split further while that may win this share of the gap."""
+"""It is split further while the split may gain this share of the gap."""
 NODE_EFFORT = 16
 """Steps of the ascent in one branch."""
 NODE_WORK = 8000
@@ -47,11 +47,11 @@ class Tree(NamedTuple):
     step: Floats
     """(N,) of the ascent."""
     split: Ints
-    """(N,) what to split by."""
+    """(N,) the next split."""
 
 
 class Plain(NamedTuple):
-    """What the branches change of a case, as it is without any."""
+    """Fields of a case that the branches change, without any branch."""
 
     reach: Flags
     levels: Ints
@@ -61,7 +61,7 @@ class Plain(NamedTuple):
 
 @kernel
 def model_bound(shop, ceiling, effort, nodes):
-    """$/h that no plan of one model can undercut. Ends early at `ceiling`; splits into at most some `nodes` branches."""
+    """Return $/h that no plan of one model can undercut. Ends early at `ceiling`; splits into at most about `nodes` branches."""
     holds = holding(shop)
     demand, reach, way, lost = classes_of(shop, holds)
     lost *= shop.missed
@@ -77,7 +77,7 @@ def model_bound(shop, ceiling, effort, nodes):
     limit = min(max(2 * top, 0.25 * shop.missed), 0.5 * shop.missed)
     room = room_for(case)
     best, point, split, step = ascend(case, room, limit, ceiling - lost, effort, np.int64(HULLS))
-    if 2 * top > 0.5 * shop.missed:  # leaving demand unmet may pay: then the rules on totals count for little
+    if 2 * top > 0.5 * shop.missed:  # if unmet demand may be cheaper, the rules on totals count for little
         loose, _, _, _ = ascend(case, room_for(case), shop.missed, ceiling - lost, effort, np.int64(LOOSE))
         best = max(best, loose)
     if nodes > 0 and lost + best < ceiling:
@@ -90,7 +90,7 @@ def model_bound(shop, ceiling, effort, nodes):
 
 @kernel
 def _branched(case, room, point, split, step, limit, ceiling, known, nodes):
-    """The bound by at most `nodes` branches, the one of the least bound split first; `known` holds without any."""
+    """Return the bound by at most `nodes` branches, the one of the least bound split first; `known` holds without any."""
     tree, plain = _tree(case, point, nodes), _plain(case)
     used = 0
     upper = 1.0
@@ -145,7 +145,7 @@ def _plain(case):
 
 @kernel
 def _bound_node(case, room, tree, plain, i, split, limit, ceiling, known):
-    """Bounds one branch, at least by what is known of all its plans, and chooses what to split it by."""
+    """Bound one branch, at least by the known bound of all its plans, and choose its next split."""
     _enter(case, tree, plain, i)
     program = np.int64(WHOLES if case.peaks.max() > 0 else HULLS)
     point = tree.point[i]
@@ -160,7 +160,7 @@ def _bound_node(case, room, tree, plain, i, split, limit, ceiling, known):
 
 @kernel
 def _enter(case, tree, plain, i):
-    """Sets the case to a branch."""
+    """Set the case to a branch."""
     state = tree.state[i]
     case.reach[:] = plain.reach
     case.levels[:] = plain.levels
@@ -179,7 +179,7 @@ def _enter(case, tree, plain, i):
 
 @kernel
 def _next_split(case, room, tree, i, ceiling):
-    """What is least clear: the load of the fullest region, or whether some region serves."""
+    """Return the least decided split: the load of the fullest region, or whether some region serves."""
     low, high = tree.crest[i]
     if case.survives and (high - low) * room.price.sum() > CREST_SHARE * (ceiling - tree.bound[i]):
         return CREST

@@ -1,9 +1,9 @@
 """One model's bound and the ascent that tightens it.
 
-Called by `planner.bound.branch_and_bound`. The links between a model's parts and its traffic are priced: `value` (C,) is what serving
-one QPS of a class is worth; a part gains from a QPS in a region its `split` of that worth plus `extra` (P, R), which sum to
-the whole worth and to nothing over the parts. Any figures give a bound; a proximal bundle method finds good ones (Kiwiel,
-Mathematical Programming 46, 1990).
+Called by `planner.bound.branch_and_bound`. The links between a model's parts and its traffic are priced: `value` (C,)
+is the worth of serving one QPS of a class. A part gains from a QPS in a region its `split` of that worth plus `extra`
+(P, R); over the parts, the splits sum to 1 and the extras to 0. Any figures give a bound; a proximal bundle method
+finds good ones (Kiwiel, Mathematical Programming 46, 1990).
 """
 
 import numpy as np
@@ -18,16 +18,16 @@ CUTS = 14
 """Linear pieces that the bundle keeps."""
 WORK = 100000
 FACTORS = (16.0, 16.0, 4.0, 1.5)
-"""Far ends of a range of unmet demand against its near end, from the first to the last try; hulls at the first."""
+"""Ratio of the far end of a range of unmet demand to its near end, from the first to the last attempt; hulls at the first."""
 SIDE = 4.0
-"""How far `extra` moves compared with `value`."""
+"""Step of `extra` relative to that of `value`."""
 CLOSE = 1e-4
-"""The ascent ends where no more than this share of the bound is to be won."""
+"""The ascent ends if it can gain no more than this share of the bound."""
 
 
 @kernel
 def ascend(case, room, limit, ceiling, effort, program):
-    """The best bound found with values up to `limit`, its point and its split; from the hulls it goes on to whole replicas."""
+    """Return the best bound with values up to `limit`, its point and its split; hulls come first, then whole replicas."""
     point, split = _start(case, room, limit, program)
     best, step, last = -np.inf, 0.0, program
     if program == HULLS and case.peaks.max() > 0:
@@ -48,7 +48,7 @@ def ascend(case, room, limit, ceiling, effort, program):
 @leaf
 @kernel
 def worth_of(case, c, prices):
-    """Least $/h for a QPS of a class over the regions in reach, beyond what the prices of the parts pay."""
+    """Return the least $/h for a QPS of a class over the regions in reach, beyond the revenue at the parts' prices."""
     worth = np.inf
     for r in range(case.reach.shape[1]):
         if case.reach[c, r]:
@@ -61,7 +61,7 @@ def worth_of(case, c, prices):
 
 @kernel
 def _start(case, room, limit, program):
-    """The best of a few points: nothing is worth anything, or all that survival does not pay for. Returns its split."""
+    """Start from the best of a few points: zero worth, or all worth that survival does not pay for. Returns its split."""
     classes, regions = case.reach.shape
     parts = len(case.mode)
     point, slope = np.zeros(classes + parts * regions), np.zeros(classes + parts * regions)
@@ -87,7 +87,7 @@ def _start(case, room, limit, program):
 @leaf
 @kernel
 def _divide(case, prices, split):
-    """Splits a QPS's worth in a region by what each part costs there beyond its price."""
+    """Split a QPS's worth in a region by the cost of each part there beyond its price."""
     parts, regions = case.rent.shape
     for r in range(regions):
         total = 0.0
@@ -102,7 +102,7 @@ def _divide(case, prices, split):
 @leaf
 @kernel
 def evaluate(case, room, point, split, slope, program):
-    """The bound at a point, as far as all demand in reach is served. Fills its slope."""
+    """Return the bound at a point if all demand in reach is served. Fills its slope."""
     parts, regions = case.rent.shape
     classes = len(case.demand)
     value = point[:classes]
@@ -129,7 +129,7 @@ def evaluate(case, room, point, split, slope, program):
 @leaf
 @kernel
 def _subtract(case, room, p, split, slope, load):
-    """Takes from the slope what the regions serve in the last fill of a part, and notes their loads."""
+    """Subtract from the slope the demand that regions serve in the last fill of a part, and record their loads."""
     for r in range(len(case.group)):
         i = room.last[r]
         room.serves[p, r] = 0.0
@@ -151,10 +151,10 @@ def _subtract(case, room, p, split, slope, load):
 @leaf
 @kernel
 def secured(case, room, point, split, program):
-    """The bound at a point, whatever is left unmet.
+    """Return the bound at a point, whatever is left unmet.
 
-    The amount unmet is cut into ranges; in each, the rules on totals are those of its far end and the cost that of its
-    near end. What no plan can serve is unmet in any case.
+    The unmet amount is cut into ranges; in each, the rules on totals are those of its far end and the cost that of its
+    near end. Demand that no plan can serve is unmet in any case.
     """
     parts, regions = case.rent.shape
     classes = len(case.demand)
@@ -197,7 +197,7 @@ def _parts_value(case, room, value, split, extra, less, program):
 @leaf
 @kernel
 def _weights(gram, error, count, t, weight):
-    """Minimises t/2 |sum w g|^2 + sum w error over the simplex, by pairwise steps from the weights given."""
+    """Minimise t/2 |sum w g|^2 + sum w error over the simplex, by pairwise steps from the weights given."""
     for _ in range(60):
         best, worst = 0, 0
         low, high = np.inf, -np.inf
@@ -221,10 +221,10 @@ def _weights(gram, error, count, t, weight):
 
 @kernel
 def climb(case, room, point, split, limit, ceiling, effort, step, program):
-    """Moves the point to better bounds. `step` is the first step, or 0. Returns the bound and the last step.
+    """Move the point to better bounds. `step` is the first step, or 0. Returns the bound and the last step.
 
-    The model of the bound is the least of the linear pieces met so far; each trial maximises it less a quadratic distance
-    from the point. A trial that gains enough becomes the point; any other adds a piece.
+    The model of the bound is the minimum of the linear pieces found so far; each trial maximises it minus a quadratic
+    distance from the point. A trial that gains enough becomes the point; any other adds a piece.
     """
     classes, size = len(case.demand), len(point)
     metric = np.full(size, SIDE / case.total if len(case.mode) > 1 else 0.0)
@@ -309,7 +309,7 @@ def climb(case, room, point, split, limit, ceiling, effort, step, program):
 @leaf
 @kernel
 def _along(slope, end, start):
-    """What a linear piece changes from one point to another."""
+    """Return the change of a linear piece from one point to another."""
     change = 0.0
     for j in range(len(slope)):
         change += slope[j] * (end[j] - start[j])

@@ -17,7 +17,7 @@ from planner.jit import kernel
 @leaf
 @kernel
 def weigh(case, room, value):
-    """For each region: the classes in reach by what a QPS of them is worth there, with sums."""
+    """Sort the classes in reach of each region by the worth of a QPS there, with sums."""
     classes, regions = case.reach.shape
     for r in range(regions):
         order, k = room.order[r], 0
@@ -45,7 +45,7 @@ def weigh(case, room, value):
 @leaf
 @kernel
 def gain_at(room, r, x, i, k, share, extra):
-    """$/h that a part gains from x QPS in a region, if its first i classes fit; k are of use. And how many fit."""
+    """Return the $/h gained by a part from x QPS in a region, if its first i classes fit and k are useful; and the number that fit."""
     broad, gain = room.broad[r], room.gain[r]
     while i < k and broad[i + 1] <= x:
         i += 1
@@ -58,7 +58,7 @@ def gain_at(room, r, x, i, k, share, extra):
 @leaf
 @kernel
 def bends(case, room, p, r, k, share, extra):
-    """Levels at which the priced cost of a part in a region can bend, and the cost there. Returns how many."""
+    """Compute the levels at which the priced cost of a part in a region can bend, and the cost there. Returns their number."""
     fixed, scale = case.levels[p, r], case.scale[p]
     level, cost = case.level[p, r], case.cost[p, r]
     at, at_cost = room.bend, room.bend_cost
@@ -98,9 +98,9 @@ def bends(case, room, p, r, k, share, extra):
 @leaf
 @kernel
 def hull(case, room, r, n, first):
-    """Appends the segments of the lower convex hull of the origin and the bends. Returns where they end.
+    """Append the segments of the lower convex hull of the origin and the bends. Returns their end.
 
-    Where the region must serve, the hull begins at the first bend instead.
+    If the region must serve, the hull begins at the first bend instead.
     """
     m, skipped = first, 0
     begin, begin_cost = 0.0, 0.0
@@ -125,14 +125,14 @@ def hull(case, room, r, n, first):
 @leaf
 @kernel
 def _least_segment(room, r):
-    """The place of the segment that stands for the least level of a region that must serve."""
+    """Return the index of the segment for the least level of a region that must serve."""
     return len(room.begin) - 1 - r
 
 
 @leaf
 @kernel
 def rank_segments(room, n, runs):
-    """Segments by slope: merges the regions' ascending runs."""
+    """Sort segments by slope: merge the regions' ascending runs."""
     bounds = room.runs
     now = 0
     for i in range(n):
@@ -164,7 +164,7 @@ def rank_segments(room, n, runs):
 @leaf
 @kernel
 def _fill_least(case, room, p, cap, groups):
-    """Fills the regions that must serve up to their least levels: levels in all, and $/h (infinite if above the cap)."""
+    """Fill the regions that must serve up to their least levels. Returns the total level and $/h (infinite if above the cap)."""
     total, cost = 0.0, 0.0
     for r in range(len(case.group)):
         if case.forced[r] and case.levels[p, r] > 0:
@@ -182,9 +182,10 @@ def _fill_least(case, room, p, cap, groups):
 @leaf
 @kernel
 def fill(case, room, p, n, cap, target, groups):
-    """Cheapest way to reach all targets with no region above the cap: $/h (infinite if none), and the total's price.
+    """Fill all targets at least cost with no region above the cap: $/h (infinite if impossible), and the total's price.
 
-    First each group is filled to its own target, and whatever pays for itself is taken; then all regions to the total.
+    First each group is filled to its target, and all segments that pay for themselves are taken; then all regions to
+    the total.
     """
     filled, last = room.filled, room.last
     filled[:] = 0.0

@@ -1,8 +1,8 @@
-"""The best whole choices of levels for one part, where its replicas are few: a dynamic program over the regions.
+"""The best whole choices of levels for one part, if its replicas are few: a dynamic program over the regions.
 
-Called by `planner.bound.part_subproblem`. At the prices of the linear program over the hulls every choice of a region has an excess
-over the cheapest one; a choice for all regions costs the program's bound, the excesses, and what it has beyond the totals.
-Only choices within the gap to the best known matter, which leaves few.
+Called by `planner.bound.part_subproblem`. At the prices of the linear program over the hulls every choice of a region
+has an excess over the cheapest one. A choice for all regions costs the program's bound, the excesses, and its surplus
+over the totals. Only choices within the gap to the best known matter, which leaves few.
 """
 
 # Kernels: numba infers their types, arrays come one by one, and the loops of one search stay in one function.
@@ -16,13 +16,13 @@ from planner.bound.workspace import MOST_STATES, UNSET, leaf
 from planner.jit import kernel
 
 FIRST_GAP = 0.01
-"""Share of a part's cost by which whole replicas may exceed the linear program, at the first try."""
+"""Share of a part's cost by which whole replicas may exceed the linear program, in the first attempt."""
 
 
 @leaf
 @kernel
 def whole_program(case, room, p, peak, target, price, limit):
-    """Least cost, below `limit`, of whole choices that reach all targets, no region above the peak; else infinite.
+    """Return the least cost, below `limit`, of whole choices that reach all targets, no region above the peak; else infinite.
 
     At the prices of the linear program every choice costs its bound and an excess >= 0: only small ones matter.
     """
@@ -51,7 +51,7 @@ def whole_program(case, room, p, peak, target, price, limit):
 @leaf
 @kernel
 def _ways(case, room, p, peak, target, price, gap):
-    """Sets each region's choices up to the peak with their excess, those within the gap; returns the bound at the prices."""
+    """Set each region's choices up to the peak with an excess within the gap; return the bound at the prices."""
     bound = price * target
     for g in range(len(case.inside)):
         bound += room.toll[g] * room.target[g]
@@ -80,7 +80,7 @@ def _ways(case, room, p, peak, target, price, gap):
 @leaf
 @kernel
 def _least_excess(case, room, target, price, gap):
-    """Least excess, at most the gap, of choices that reach all targets: a dynamic program, group by group."""
+    """Return the least excess, at most the gap, of choices that reach all targets: a dynamic program, group by group."""
     regions, groups = len(case.group), len(case.inside)
     sums, excess = room.sums, room.excess
     size, now = np.int64(1), np.int64(2)  # all groups so far; typed at once, not as literals
@@ -166,16 +166,16 @@ def _least_excess(case, room, target, price, gap):
 @leaf
 @kernel
 def _extend(room, at, n, level, excess, ways, stage, gap, need, toll, price, most, least):
-    """States after one more choice, ascending: from list `at` to its neighbour. Returns how many.
+    """Extend the states by one more choice, ascending: from list `at` to its neighbour. Returns their number.
 
-    Drops those that exceed the gap, that the `most` to come cannot bring to `need`, and that others beat. Where there are
-    too many, neighbours count as the larger at the lesser's cost.
+    Drops states that exceed the gap, that the remaining `most` cannot bring to `need`, or that others dominate. If
+    there are too many, neighbours count as the larger sum at the lesser's cost.
     """
     old, old_excess = room.sums[at], room.excess[at]
     spacing = SMALL * (old[n - 1] + level[ways - 1])
     low = need - SMALL * (old[n - 1] + level[ways - 1] + abs(need)) - most
     size, now = 0, 0
-    for a in range(ways):  # merges the states by this way into those by the ways before
+    for a in range(ways):  # merges the states by this choice into those by the choices before
         to = 1 - now
         k, i, j = 0, 0, 0
         while i < size or j < n:
@@ -190,7 +190,7 @@ def _extend(room, at, n, level, excess, ways, stage, gap, need, toll, price, mos
                 if x < low or e + toll * max(0.0, x + least - need) > gap:
                     continue
             while k > 0 and (room.merged_excess[to, k - 1] + price * (room.merged[to, k - 1] - x) >= e):
-                k -= 1  # beaten by a larger sum at no greater cost
+                k -= 1  # dominated by a larger sum at no greater cost
             if k > 0 and x - room.merged[to, k - 1] <= spacing:
                 room.merged_excess[to, k - 1] -= price * (x - room.merged[to, k - 1])
                 room.merged[to, k - 1] = x
@@ -201,7 +201,7 @@ def _extend(room, at, n, level, excess, ways, stage, gap, need, toll, price, mos
         if k > MOST_STATES:
             for i in range((k + 1) // 2):
                 u, v = 2 * i, min(2 * i + 1, k - 1)
-                # of the lesser: none is beaten, so that is the smaller sum; it keeps its cost
+                # of the lesser: none is dominated, so that is the smaller sum; it keeps its cost
                 e = max(0.0, room.merged_excess[to, u] - price * (room.merged[to, v] - room.merged[to, u]))
                 room.merged[to, i], room.merged_excess[to, i] = room.merged[to, v], e
                 room.merged_parent[to, i], room.merged_pick[to, i] = room.merged_parent[to, u], room.merged_pick[to, u]
@@ -220,7 +220,7 @@ def _extend(room, at, n, level, excess, ways, stage, gap, need, toll, price, mos
 @leaf
 @kernel
 def _trace(case, room, final):
-    """Writes the choice that leads to a final state into `trial`."""
+    """Write the choice that leads to a final state into `trial`."""
     regions, groups = len(case.group), len(case.inside)
     state = final
     for g in range(groups, -1, -1):

@@ -1,7 +1,7 @@
-"""The levels at which one part of a model can run in one region, and what they cost at given prices.
+"""The levels at which one part of a model can run in one region, and their cost at given prices.
 
-Called by `planner.bound.subproblem`. A level is what replicas can do together: whole replicas of one option, mixes of several
-options of which none is beaten by another, or, where there are too many of those, replicas that count as divisible.
+Called by `planner.bound.subproblem`. A level is the joint throughput of replicas: whole replicas of one option,
+undominated mixes of several options, or, if there are too many of those, replicas that count as divisible.
 """
 
 # Kernels: numba infers their types, arrays come one by one, and the loops of one search stay in one function.
@@ -18,9 +18,9 @@ from planner.jit import kernel
 SMALL = 1e-9
 """Relative: sums of floats are not exact."""
 MOST_CORNERS = 96
-"""Levels of one part in one region that are told apart."""
+"""Levels of one part in one region that are distinguished."""
 MOST_MIXES = 8000
-"""Mixes of options that are told apart, roughly; replicas in larger mixes count as divisible."""
+"""Mixes of options that are distinguished, roughly; replicas in larger mixes count as divisible."""
 
 
 class Shop(NamedTuple):
@@ -54,13 +54,13 @@ class Shop(NamedTuple):
 
 @kernel
 def replicas_cost(shop, o, r, n):
-    """$/h of n replicas of an option."""
+    """Return the $/h of n replicas of an option."""
     return n * shop.price[o, r] + shop.move * max(0.0, n - shop.running[o, r])
 
 
 @kernel
 def whole_levels(shop, p, r, top, level, cost):
-    """One option: levels are replicas."""
+    """Return the levels of one option: replicas."""
     o = shop.starts[p]
     least, running = float(max(1, shop.least[p])), float(shop.running[o, r])
     first, last = min(least, top), min(top, float(shop.most[o, r]))
@@ -77,9 +77,9 @@ def whole_levels(shop, p, r, top, level, cost):
 
 @kernel
 def mixes_of(rate, least, total):
-    """Mixes of options of which none has a replica too many: a limit, (N,) QPS up to it, ascending, and (N, O).
+    """Return mixes of options without a superfluous replica: a limit, (N,) QPS up to it, ascending, and (N, O).
 
-    All mixes up to the limit are among them, and all that do the total where the limit is the total.
+    All mixes up to the limit are among them, and all that reach the total if the limit is the total.
     """
     options, minimum = len(rate), max(1, least)
     most = np.zeros(options, np.int64)
@@ -91,7 +91,7 @@ def mixes_of(rate, least, total):
             number *= most[o] + 1
         if number <= MOST_MIXES:
             break
-        if limit < 1e-3 * total:  # so many replicas at least that there are too many mixes of the fewest
+        if limit < 1e-3 * total:  # the least number of replicas is so large that even the fewest have too many mixes
             return 0.0, np.zeros(0), np.zeros((0, options), np.int64)
         limit *= 0.9
     able = np.zeros(int(number))
@@ -125,7 +125,7 @@ def mixes_of(rate, least, total):
 
 @kernel
 def corner_levels(shop, p, r, mixes, counts, top, room, level, cost):
-    """The least of the mixes that no other beats, and the highest level up to which none is left out."""
+    """Compute the lowest undominated mixes, and the highest level up to which none is left out."""
     a = shop.starts[p]
     k, best, cut = 0, np.inf, np.inf
     for i in range(len(mixes) - 1, -1, -1):
@@ -147,7 +147,7 @@ def corner_levels(shop, p, r, mixes, counts, top, room, level, cost):
         level[k % room], cost[k % room] = x, here
         k += 1
     n = min(k, room)
-    if k > room:  # only the last ones fitted: from the first free place on, and around
+    if k > room:  # only the last ones fitted: from the first free place on, circularly
         cut *= 1 - SMALL
         first = k % room
         _turn(level, first, room)
@@ -161,13 +161,13 @@ def corner_levels(shop, p, r, mixes, counts, top, room, level, cost):
 
 @kernel
 def _turn(figures, first, n):
-    """Moves the figures so that the one at `first` comes first."""
+    """Rotate the figures so that the one at `first` comes first."""
     figures[:n] = np.concatenate((figures[first:n], figures[:first]))
 
 
 @kernel
 def divisible_levels(shop, p, r, total, above, level, cost):
-    """Levels above a limit, replicas beyond the first counting as divisible. Returns how many.
+    """Compute levels above a limit, replicas beyond the first counting as divisible. Returns their number.
 
     The cost is at least that of the fewest replicas of the cheapest option, and the sum of the options' slopes.
     """

@@ -2,8 +2,8 @@
 
 Called by `planner.bound.bundle`. The rules: each group of regions and all regions together reach their totals; a model
 that survives the loss of a region reaches the total without its fullest one. For each level of the fullest region that
-is a linear program over the convex hulls of the regions' costs, filled greedily; for few replicas it is then solved over
-whole replicas, by a dynamic program over the choices that the linear program's prices leave open.
+is a linear program over the convex hulls of the regions' costs, filled greedily; for few replicas it is then solved
+over whole replicas, by a dynamic program over the choices that the linear program's prices leave open.
 """
 
 import numpy as np
@@ -16,15 +16,15 @@ from planner.bound.workspace import UNSET, leaf
 from planner.jit import kernel
 
 GRID = 4000
-"""Steps of the fullest region's level where replicas are divisible."""
+"""Steps of the fullest region's level if replicas are divisible."""
 LOOSE, HULLS, WHOLES = 0, 1, 2
-"""Programs: without the rules on totals; over the regions' hulls; over whole replicas, where they are few."""
+"""Programs: without the rules on totals; over the regions' hulls; over whole replicas, if they are few."""
 
 
 @leaf
 @kernel
 def _target(case, p, qps, peak):
-    """Least level, all regions together, at which a part can serve `qps` beside a region of level `peak`."""
+    """Return the least total level at which a part can serve `qps` besides a region of level `peak`."""
     zone = case.cover * UNROUNDED
     if case.mode[p] == WHOLE and qps > 0.0:
         whole = np.ceil(qps / case.scale[p] * (1 - SMALL))
@@ -36,7 +36,7 @@ def _target(case, p, qps, peak):
 @leaf
 @kernel
 def _at_peak(case, room, p, n, m, less, program):
-    """Value of the linear program with the fullest region at step m (-1: at any level), and the price of its total."""
+    """Return the linear program's value with the fullest region at step m (-1: at any level), and the price of its total."""
     cap, target, groups = np.inf, 0.0, 0
     if program > LOOSE:
         cap, low = _peak(case, p, m)
@@ -48,7 +48,7 @@ def _at_peak(case, room, p, n, m, less, program):
 @leaf
 @kernel
 def _peak(case, p, m):
-    """Most and least level of the fullest region at step m."""
+    """Return the most and least level of the fullest region at step m."""
     if m < 0:
         return np.inf, 0.0
     if case.mode[p] == WHOLE:
@@ -62,7 +62,7 @@ def _peak(case, p, m):
 @leaf
 @kernel
 def _peak_slope(case, room, cap, price):
-    """How the value of the last fill grows with the fullest region's level: a subgradient, by the prices of the fill."""
+    """Return the growth of the last fill's value with the fullest region's level: a subgradient, by the prices of the fill."""
     slope = price
     for r in range(len(case.group)):
         i = room.last[r]
@@ -76,7 +76,7 @@ def _peak_slope(case, room, cap, price):
 @leaf
 @kernel
 def _lowest_peak(case, p, less):
-    """Least level of the fullest region: of those that serve, one has at least the mean load, and by the branch maybe more."""
+    """Return the least level of the fullest region: at least the mean load, and possibly more by the branch."""
     mean = max(0.0, case.cover * (1 - UNROUNDED) - less) / len(case.group)
     return max(mean, case.crest[0]) / case.scale[p] * (1 - UNROUNDED)
 
@@ -84,7 +84,7 @@ def _lowest_peak(case, p, less):
 @leaf
 @kernel
 def _all_steps(case, p, less):
-    """First and last step of the fullest region."""
+    """Return the first and last step of the fullest region."""
     lowest = _lowest_peak(case, p, less)
     if case.mode[p] == WHOLE:
         last = int(case.top[p]) - 1
@@ -95,7 +95,7 @@ def _all_steps(case, p, less):
 @leaf
 @kernel
 def _corner_steps(case, p, less):
-    """Those at which it holds whole mixes."""
+    """Return the steps at which it holds whole mixes."""
     first = np.searchsorted(case.peak[p, : case.peaks[p]], _lowest_peak(case, p, less))
     return GRID + first, GRID + case.peaks[p] - 1
 
@@ -103,7 +103,7 @@ def _corner_steps(case, p, less):
 @leaf
 @kernel
 def _higher_steps(case, p, less):
-    """Those at which it holds more than any mix that is told apart."""
+    """Return the steps at which it holds more than any distinguished mix."""
     lowest = max(case.corner[p], _lowest_peak(case, p, less))
     return min(int(lowest / case.total * GRID), GRID - 1), GRID - 1
 
@@ -111,7 +111,7 @@ def _higher_steps(case, p, less):
 @leaf
 @kernel
 def _best_peak(case, room, p, n, less, program, start, steps):
-    """The best step of the fullest region, from the first to the last, and its value: convex in it, so by bisection."""
+    """Return the best step of the fullest region, from the first to the last, and its value: convex in it, so by bisection."""
     first, last = steps
     low, high = first - 1, last + 1
     low_value, high_value = np.inf, np.inf
@@ -132,11 +132,11 @@ def _best_peak(case, room, p, n, less, program, start, steps):
 @leaf
 @kernel
 def part_value(case, room, value, p, split, extra, less, program):
-    """Least priced cost of one part if `less` of the QPS that can be served are not; leaves the best fill in the room.
+    """Return the least priced cost of one part if `less` of the servable QPS are unmet; the best fill stays in the room.
 
-    `split` and `extra` (P, R) say what a part gains from a QPS in a region: a share of its worth, and a sum beside.
+    `split` and `extra` (P, R) define the gain of a part from a QPS in a region: a share of its worth, plus a sum.
     """
-    n, runs = np.int64(0), np.int64(0)  # typed at once: a literal would compile all that takes it once more
+    n, runs = np.int64(0), np.int64(0)  # typed at once: a literal would compile all functions that take it once more
     for r in range(len(case.group)):
         if case.levels[p, r] == 0:
             continue
@@ -166,7 +166,7 @@ def part_value(case, room, value, p, split, extra, less, program):
         if beyond < 0:
             return best
         at, best = beyond if case.survives else -1, np.inf
-    while best == np.inf:  # if there is no room for that much: without the rules on totals the value is lower
+    while best == np.inf:  # without room for that much: without the rules on totals the value is lower
         best, price = _at_peak(case, room, p, n, at, less, program)
         room.price[p] = price / case.scale[p]
         program = LOOSE
@@ -176,10 +176,10 @@ def part_value(case, room, value, p, split, extra, less, program):
 @leaf
 @kernel
 def _whole_value(case, room, p, n, at, less, program):
-    """Least priced cost of whole mixes; leaves the choice in the room as one segment for each region.
+    """Return the least priced cost of whole mixes; the choice stays in the room as one segment for each region.
 
-    From the best peak among the corners down, then up, for as long as the linear program promises more. Returns -1 too,
-    or the step of a fullest region beyond the corners at which the linear program is lower than that.
+    From the best peak among the corners down, then up, for as long as the linear program promises more. Also returns
+    -1, or the step of a fullest region beyond the corners at which the linear program is lower than that.
     """
     best = _known_value(case, room, p, less)
     begin, end, middle = GRID, GRID + case.peaks[p], -1
@@ -223,7 +223,7 @@ def _whole_value(case, room, p, n, at, less, program):
 @leaf
 @kernel
 def _known_value(case, room, p, less):
-    """Priced cost of the choice that was best last time; infinite if there is none or it misses a target."""
+    """Return the priced cost of the choice that was best last time; infinite if there is none or it misses a target."""
     cost, total, peak = 0.0, 0.0, 0.0
     room.held[:] = 0.0
     for r in range(len(case.group)):

@@ -1,7 +1,8 @@
-"""One model as the bound sees it: classes of users, groups of regions, and the levels at which parts can run.
+"""One model for the bound: classes of users, groups of regions, and the levels at which parts can run.
 
-Called by `planner.bound.bound`. A *class* is users who reach the same regions. A *level* is what a part can do in one region:
-replicas where it has one option, else QPS. A *group* is a set of regions that must serve all of some classes' demand.
+Called by `planner.bound.bound`. A *class* is users who reach the same regions. A *level* is the throughput of a part in
+one region: replicas if it has one option, else QPS. A *group* is a set of regions that must serve all of some classes'
+demand.
 """
 
 from typing import NamedTuple
@@ -16,14 +17,14 @@ from planner.jit import kernel
 Flags = npt.NDArray[np.bool_]
 
 UNROUNDED = 1e-4
-"""Share of the demand that the rules on totals let go, so that leaving so little unmet never pays."""
+"""Share of the demand that the rules on totals ignore, so that leaving that little unmet never pays."""
 MOST_PAIRED = 24
-"""Classes up to which groups are sought among the regions of two of them, not only of one."""
+"""Number of classes up to which groups are searched among the regions of two of them, not only of one."""
 MOST_STEPS = 2000
 """Steps in the choice of the groups."""
 
 WHOLE, MIXED = 0, 1
-"""How a part's levels are held: whole replicas of its one option; mixes of its options."""
+"""Storage of a part's levels: whole replicas of its one option; mixes of its options."""
 
 
 class Case(NamedTuple):
@@ -34,7 +35,7 @@ class Case(NamedTuple):
     reach: Flags
     """(C, R)"""
     way: Floats
-    """(C, R) $/h for a QPS on this way."""
+    """(C, R) $/h for a QPS on this route."""
     missed: float
     survives: bool
     total: float
@@ -44,38 +45,38 @@ class Case(NamedTuple):
     group: Ints
     """(R,) group of a region, or -1."""
     inside: Floats
-    """(G,) QPS that a group must serve where all that can be served is."""
+    """(G,) QPS that a group must serve if all servable demand is served."""
     mode: Ints
     """(P,)"""
     scale: Floats
     """(P,) QPS of one level."""
     top: Floats
-    """(P,) level above which no region has any use for more."""
+    """(P,) level beyond which more is useless in any region."""
     corner: Floats
-    """(P,) highest level up to which all mixes are told apart; MIXED only."""
+    """(P,) highest level up to which all mixes are distinguished; MIXED only."""
     corners: Ints
-    """(P, R) how many of a part's levels in a region are those mixes."""
+    """(P, R) number of a part's levels in a region that are those mixes."""
     levels: Ints
-    """(P, R) levels held for a part in a region; 0 where it cannot run."""
+    """(P, R) number of levels of a part in a region; 0 if it cannot run there."""
     level: Floats
     """(P, R, K) ascending; beyond the corners the cost is linear between two of them."""
     cost: Floats
     """(P, R, K) $/h of a level."""
     peaks: Ints
-    """(P,) how many of `peak` are held; MIXED only."""
+    """(P,) number of entries in `peak`; MIXED only."""
     peak: Floats
     """(P, R x K) the corners of a part in any region, ascending."""
     rent: Floats
-    """(P, R) $/h a QPS of the demand in reach; infinite where a part cannot run."""
+    """(P, R) $/h a QPS of the demand in reach; infinite if a part cannot run there."""
     forced: Flags
-    """(R,) regions that serve, by the branch looked at."""
+    """(R,) regions that must serve in the current branch."""
     crest: Floats
-    """(2,) QPS, least and most, that the region serves that serves most, by the branch looked at."""
+    """(2,) QPS, least and most, of the region that serves most, in the current branch."""
 
 
 @kernel
 def holding(shop):
-    """(P, R) whether a part can run in a region."""
+    """Return (P, R) whether a part can run in a region."""
     parts, regions = len(shop.least), shop.most.shape[1]
     holds = np.zeros((parts, regions), np.bool_)
     for p in range(parts):
@@ -89,7 +90,7 @@ def holding(shop):
 
 @kernel
 def classes_of(shop, holds):
-    """Users by the regions they reach: (C,) QPS, (C, R) reach, (C, R) cost of the way, and QPS that reach none."""
+    """Group users by the regions they reach: (C,) QPS, (C, R) reach, (C, R) cost of the route, and QPS that reach none."""
     users, regions = shop.rtt.shape
     demand = np.zeros(users)
     reach = np.zeros((users, regions), np.bool_)
@@ -123,7 +124,7 @@ def classes_of(shop, holds):
 
 @kernel
 def coverable(shop, holds, total):
-    """QPS, at most `total`, that every part can do, without its largest region where the model survives."""
+    """Return the QPS, at most `total`, that every part can serve, without its largest region if the model survives."""
     cover = total
     for p in range(len(holds)):
         able, largest = 0.0, 0.0
@@ -139,7 +140,7 @@ def coverable(shop, holds, total):
 
 @kernel
 def grouped(shop, demand, reach):
-    """Disjoint groups of regions: (R,) group or -1, and (G,) QPS that each must serve.
+    """Return disjoint groups of regions: (R,) group or -1, and (G,) QPS that each must serve.
 
     Chosen among the regions in reach of one class, or of two, so that whole replicas for all groups cost most.
     """
@@ -178,7 +179,7 @@ def grouped(shop, demand, reach):
 
 @kernel
 def _whole_cost(shop, regions, load):
-    """$/h of whole replicas for a load in the cheapest of some regions, each part on its cheapest option."""
+    """Return $/h of whole replicas for a load in the cheapest of some regions, each part on its cheapest option."""
     cost = 0.0
     for p in range(len(shop.least)):
         cheapest = np.inf
@@ -193,7 +194,7 @@ def _whole_cost(shop, regions, load):
 
 @kernel
 def _disjoint(sets, worth):
-    """(N,) the disjoint sets that are worth most together; of equals those of fewer regions, then the first found."""
+    """Return (N,) the disjoint sets of the highest total worth; ties go to those of fewer regions, then to the first found."""
     n = len(sets)
     size = np.zeros(n)
     for i in range(n):
@@ -238,11 +239,11 @@ def _disjoint(sets, worth):
 
 @kernel
 def case_of(shop, holds, demand, reach, way, cover):
-    """The model with its levels."""
+    """Return the model with its levels."""
     parts, regions = holds.shape
     total = demand.sum()
     group, inside = grouped(shop, demand, reach)
-    inside = np.maximum(0.0, inside - (demand.sum() - cover))  # as much may be unmet anywhere
+    inside = np.maximum(0.0, inside - (demand.sum() - cover))  # that much may be unmet anywhere
     useful = holds.copy()
     for r in range(regions):
         if not shop.survives and not reach[:, r].any():
@@ -287,7 +288,7 @@ def case_of(shop, holds, demand, reach, way, cover):
 
 @kernel
 def _set_levels(shop, useful, case, p):
-    """Fills the levels of a part. More than a region can serve counts for nothing, unless the model survives."""
+    """Fill the levels of a part. Throughput beyond a region's demand counts for nothing, unless the model survives."""
     a, b = shop.starts[p], shop.starts[p + 1]
     regions = useful.shape[1]
     if b - a == 1:
@@ -328,7 +329,7 @@ def _set_levels(shop, useful, case, p):
 
 @kernel
 def cost_at(case, p, r, qps):
-    """$/h of the least level of a part in a region that does `qps`, or of its highest."""
+    """Return the $/h of the least level of a part in a region that reaches `qps`, or of its highest level."""
     n = case.levels[p, r]
     x = qps / case.scale[p]
     if case.mode[p] == WHOLE:
@@ -346,7 +347,7 @@ def cost_at(case, p, r, qps):
 
 @kernel
 def _set_peaks(case, p):
-    """The corners that the fullest region of a part may have."""
+    """Set the corners that the fullest region of a part may have."""
     n = 0
     for r in range(case.reach.shape[1]):
         for i in range(case.corners[p, r]):

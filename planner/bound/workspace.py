@@ -1,4 +1,4 @@
-"""Space for one model's bounds: what the kernels of `planner.bound.bound` write, made once for each model."""
+"""Workspace of one model's bounds: arrays that the kernels of `planner.bound.bound` write, allocated once per model."""
 
 # Kernels: numba infers their types, arrays come one by one, and the loops of one search stay in one function.
 # ruff: noqa: ANN001, ANN201
@@ -14,34 +14,34 @@ from planner.core.arrays import Floats, Ints
 from planner.jit import kernel
 
 MOST_STATES = 256
-"""Sums of levels that the dynamic program tells apart."""
+"""Sums of levels that the dynamic program distinguishes."""
 UNSET = -2
 """No choice is known yet; -1 is the choice of no replicas."""
 
 
 def leaf(compiled: Any) -> Any:
-    """A kernel that makes no arrays. numba then counts no references to those it is given, which took most of the time.
+    """Mark a kernel that allocates no arrays. numba then counts no references to its arguments, which took most of the time.
 
-    That holds for the functions of numpy that it calls, too, if it is the first in a process to have them compiled: those that make an
-    array within, such as `max`, can't be then.
+    The same holds for the numpy functions that it calls, if it is the first in a process to have them compiled:
+    functions that allocate an array inside, such as `max`, can't be compiled then.
     """
     compiled.targetoptions["_nrt"] = False
     return compiled
 
 
 class Room(NamedTuple):
-    """Space for the bounds of one model. N segments, B bends; the rest as in Case."""
+    """Workspace for the bounds of one model. N segments, B bends; the rest as in Case."""
 
     order: Ints
     """(R, C) classes that reach a region, the most valued first."""
     broad: Floats
-    """(R, C + 1) their QPS, summed up to each."""
+    """(R, C + 1) their QPS, cumulative."""
     gain: Floats
-    """(R, C + 1) $/h they are worth, summed up to each."""
+    """(R, C + 1) their worth in $/h, cumulative."""
     breaks: Ints
-    """(R,) how many they are, up to the most that a region may serve."""
+    """(R,) their number, up to the most that a region may serve."""
     useful: Ints
-    """(P, R) how many of them a part gains from."""
+    """(P, R) number of them that a part gains from."""
     bend: Floats
     """(B,) levels at which one region's priced cost bends."""
     bend_cost: Floats
@@ -63,7 +63,7 @@ class Room(NamedTuple):
     target: Floats
     """(G,) levels that the groups must reach."""
     held: Floats
-    """(G,) what they hold."""
+    """(G,) their current levels."""
     toll: Floats
     """(G,) price of one level in a group."""
     peak: Ints
@@ -73,17 +73,17 @@ class Room(NamedTuple):
     base: Floats
     """(R,) priced cost of the least level of a region that must serve."""
     serves: Floats
-    """(P, R) how far a part serves in a region, in the last fill."""
+    """(P, R) fraction to which a part serves in a region, in the last fill."""
     mean: Floats
-    """(R,) how far the parts serve in a region, in the mix of fills that the last ascent ended with."""
+    """(R,) fraction to which the parts serve in a region, in the mix of fills that the last ascent ended with."""
     choice: Ints
     """(P, R) levels chosen in the last program over whole replicas."""
     trial: Ints
     """(R,) levels chosen for one peak."""
     ways: Ints
-    """(R,) how many choices a region has."""
+    """(R,) number of choices of a region."""
     way_index: Ints
-    """(R, K + 1) the choices: level by number, -1 for none."""
+    """(R, K + 1) the choices: index of a level, -1 for none."""
     way_level: Floats
     way_excess: Floats
     """(R, K + 1) $/h above the region's cheapest choice at the prices."""
@@ -91,9 +91,9 @@ class Room(NamedTuple):
     """(4, MOST_STATES) two lists of a group's states, two of all groups'."""
     excess: Floats
     parent: npt.NDArray[np.int16]
-    """(R + G + 1, MOST_STATES) where each state came from."""
+    """(R + G + 1, MOST_STATES) parent of each state."""
     pick: npt.NDArray[np.int16]
-    """(R + G + 1, MOST_STATES) by which choice."""
+    """(R + G + 1, MOST_STATES) choice that led to it."""
     kept: npt.NDArray[np.int16]
     """(G + 1, MOST_STATES) states of a group that reach its target."""
     merged: Floats
@@ -102,12 +102,12 @@ class Room(NamedTuple):
     merged_parent: npt.NDArray[np.int16]
     merged_pick: npt.NDArray[np.int16]
     work: Ints
-    """(1,) states that may still be merged."""
+    """(1,) number of states that may still be merged."""
 
 
 @kernel
 def room_for(case):
-    """Space for a model of this shape."""
+    """Allocate the workspace for a model of this shape."""
     classes, regions = case.reach.shape
     parts, groups = len(case.mode), len(case.inside)
     bends = 2 * classes + MOST_CORNERS + 4

@@ -1,4 +1,4 @@
-"""From the fleet-scale solver's arrays to the names of a plan: whole replicas, and shares that are exact.
+"""Conversion of the fleet-scale solver's arrays to the names of a plan: whole replicas, and exact shares.
 
 Called by `planner.solve`.
 """
@@ -17,11 +17,11 @@ DIGITS = 9
 """Of a share."""
 
 WHOLE = 5e-8
-"""A demand of which less than this share is missing is served whole."""
+"""If less than this share of a demand is missing, it is served whole."""
 
 
 def holding_of(problem: Problem, arrays: FleetArrays, configurations: Sequence[Single]) -> Holding:
-    """Replicas and shares by name, without zeros. A demand of zero goes to the nearest region that holds the model."""
+    """Return replicas and shares by name, without zeros. A demand of zero goes to the nearest region that holds the model."""
     options = [
         (model.model, part.part, option.hardware)
         for model in problem.models
@@ -60,7 +60,7 @@ def _shares(problem: Problem, arrays: FleetArrays, m: int, single: Single) -> di
 
 
 def _rounded(ways: list[tuple[int, float]], demand: float) -> list[tuple[int, float]]:
-    """Shares of nine digits; of a demand that is served whole they sum to 1, the largest giving or taking the rest."""
+    """Round shares to nine digits; those of a demand that is served whole sum to 1, the largest absorbing the difference."""
     shares = [(r, round(qps / demand, DIGITS)) for r, qps in ways]
     total = sum(qps for _, qps in ways)
     if total < demand * (1 - WHOLE):

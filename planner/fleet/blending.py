@@ -1,8 +1,8 @@
-"""A model that a linear program splits between configurations: the mean of these, in whole replicas.
+"""A model that a linear program splits between configurations: their mean, in whole replicas.
 
-Called by `planner.fleet.rounding`. Every rule of one model is kept by the mean of configurations that keep it, and by more
-replicas still; so the shares' mean, rounded up, is a configuration again, and takes hardly more of the limits than the
-program gave the model (Geoffrion's convexification read backwards). Replicas that it can do without then go.
+Called by `planner.fleet.rounding`. If configurations keep every rule of one model, so does their mean, and so does any
+number of replicas above it. So the shares' mean, rounded up, is a configuration again, and uses hardly more of the
+limits than the program gave the model (Geoffrion's convexification in reverse). Unneeded replicas are then dropped.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ EXACT = 1e-9
 
 
 def blended(arrays: FleetArrays, m: int, columns: Columns, rows: Ints, shares: Floats) -> tuple[Ints, Floats]:
-    """Replicas (options of m, R) and traffic (R, R) of model m: the mean of some columns, whose shares sum to 1."""
+    """Return replicas (options of m, R) and traffic (R, R) of model m: the mean of some columns, whose shares sum to 1."""
     first, last = arrays.option_start[arrays.part_start[[m, m + 1]]]
     regions = arrays.regions
     mean, flow = np.zeros((last - first) * regions), np.zeros(regions * regions)
@@ -31,7 +31,7 @@ def blended(arrays: FleetArrays, m: int, columns: Columns, rows: Ints, shares: F
 
 
 class _Whole:
-    """The replicas of one model, whole, and what they can do."""
+    """The replicas of one model, whole, and their throughput."""
 
     def __init__(self, arrays: FleetArrays, m: int, mean: Floats, flow: Floats) -> None:
         parts = np.arange(arrays.part_start[m], arrays.part_start[m + 1])
@@ -46,7 +46,7 @@ class _Whole:
         self.price = (arrays.unit_cost[:, cell] * arrays.option_units[options]).T
 
     def fill_up(self) -> None:
-        """A part that is held has at least `min_replicas` in a region."""
+        """Raise every part that a region holds to `min_replicas`."""
         for p, least in enumerate(self.least):
             own = np.flatnonzero(self.part == p)
             held = self.count[own].sum(axis=0)
@@ -54,7 +54,7 @@ class _Whole:
                 self.count[own[np.argmax(self.count[own, r])], r] += least - held[r]
 
     def trim(self) -> None:
-        """Gives up replicas that were rounded up, the most by rounding and the dearest first, where no rule needs them."""
+        """Drop replicas that were rounded up and that no rule needs, those of the costliest rounding first."""
         extra = (self.count - self.mean) * self.price
         option, region = np.nonzero(self.count > self.mean)
         for i in np.argsort(-extra[option, region], kind="stable"):

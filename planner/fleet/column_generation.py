@@ -1,9 +1,10 @@
-"""What one unit of each shared limit is worth: prices at which the models, each on its own, ask for no more than there is.
+"""Prices of the shared limits, at which the models, each on its own, demand no more than there is.
 
-Lagrangian relaxation of supply, owners' budgets and moves, solved by column generation with a smoothed master: at each
-round every model proposes its best configuration at the prices, and the prices then maximise the dual over all proposals
-so far, within a trust region around the best prices known. Instead of a linear program with a row for each model, the
-master is smoothed (each model mixes its columns by a soft minimum, Nesterov 2005) and has a variable for each limit only.
+Lagrangian relaxation of supply, owners' budgets and moves, solved by column generation with a smoothed master. In each
+round every model proposes its best configuration at the prices, and the prices then maximise the dual over all
+proposals so far, within a trust region around the best prices known. Instead of a linear program with a row for each
+model, the master is smoothed (each model mixes its columns by a soft minimum, Nesterov 2005) and has a variable for
+each limit only.
 """
 
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from planner.core.arrays import FleetArrays, Floats, Ints, Prices
 from planner.fleet.pricing import Columns, best_columns, joined
 
 SOFTNESS = 3e-3
-"""Of a model's cost: by so much may a column cost more than the best one and still get a noticeable share."""
+"""Of a model's cost: excess over the best column at which a column still gets a noticeable share."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Limits:
 
     @classmethod
     def of(cls, arrays: FleetArrays) -> "Limits":
-        """The limits of a problem."""
+        """Return the limits of a problem."""
         cells = np.flatnonzero(arrays.supply.ravel() > 0)
         owners = np.flatnonzero(np.isfinite(arrays.owner_budget))
         moves = bool(np.isfinite(arrays.max_moves))
@@ -51,7 +52,7 @@ class Limits:
         )
 
     def prices(self, arrays: FleetArrays, value: Floats) -> Prices:
-        """Prices by limit as prices of the fleet."""
+        """Convert prices by limit to prices of the fleet."""
         supply, owner = np.zeros(arrays.supply.size), np.zeros(len(arrays.owner_budget))
         c, o = len(self.cells), len(self.owners)
         supply[self.cells] = value[:c]
@@ -59,12 +60,12 @@ class Limits:
         return Prices(supply.reshape(arrays.supply.shape), owner, float(value[c + o]) if self.moves else 0.0)
 
     def values(self, prices: Prices) -> Floats:
-        """The other way round."""
+        """Convert prices of the fleet to prices by limit."""
         tail = [prices.moves] if self.moves else []
         return np.concatenate([prices.supply.ravel()[self.cells], prices.owner[self.owners], tail])
 
     def taken(self, arrays: FleetArrays, columns: Columns) -> Any:
-        """(J, L) sparse: what each column takes of each limit."""
+        """Return (J, L) sparse: the usage of each limit by each column."""
         pieces = [columns.use(arrays)[:, self.cells]]
         if len(self.owners):
             owner = arrays.owner[columns.model]
@@ -78,7 +79,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Found:
-    """The best prices, the dual value there as far as the proposals tell, and all proposals."""
+    """The best prices, the dual value there over the proposals, and all proposals."""
 
     prices: Prices
     value: float
@@ -93,14 +94,14 @@ class Master:
     cost: Floats
     taken: Any
     first: Ints
-    """Where each model's columns begin."""
+    """Index of each model's first column."""
     segment: Ints
     amount: Floats
     softness: Floats
 
     @classmethod
     def of(cls, arrays: FleetArrays, limits: Limits, columns: Columns, softness: float) -> "Master":
-        """`columns` ordered by model."""
+        """Build the master; `columns` are ordered by model."""
         _, first, segment = np.unique(columns.model, return_index=True, return_inverse=True)
         least = np.minimum.reduceat(columns.cost, first)
         return cls(
@@ -113,7 +114,7 @@ class Master:
         )
 
     def shares(self, price: Floats) -> tuple[float, Floats]:
-        """The smoothed dual value, and (J,) how each model mixes its columns."""
+        """Return the smoothed dual value, and (J,) the mix of columns of each model."""
         z = self.cost + self.taken @ price
         least = np.minimum.reduceat(z, self.first)
         soft = self.softness
@@ -123,12 +124,12 @@ class Master:
         return value, e / total[self.segment]
 
     def value(self, price: Floats) -> float:
-        """The Lagrangian's value as far as these columns tell."""
+        """Return the Lagrangian's value over these columns."""
         least = np.minimum.reduceat(self.cost + self.taken @ price, self.first)
         return float(least.sum() - price @ self.amount)
 
     def best(self, start: Floats, low: Floats, high: Floats, scale: Floats, rounds: int) -> Floats:
-        """The prices between `low` and `high` that maximise the smoothed dual."""
+        """Return the prices between `low` and `high` that maximise the smoothed dual."""
         size = max(1.0, float(np.minimum.reduceat(self.cost, self.first).sum()))
 
         def descent(x: Floats) -> tuple[float, Floats]:
@@ -149,7 +150,7 @@ class Master:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long a search may go on."""
+    """Limits of a search."""
 
     rounds: int
     effort: int = 1
@@ -157,7 +158,7 @@ class Effort:
     width: float = 1.0
     """Of the trust region at the start: of a price, and of the limit's natural price."""
     enough: float = 2e-4
-    """Stops where the proposals leave no more than this share to gain."""
+    """Stop if the proposals leave no more than this share to gain."""
 
 
 def search(
@@ -169,7 +170,7 @@ def search(
     columns: Columns | None = None,
     amount: Floats | None = None,
 ) -> Found:
-    """Prices for `models`, from `start` and earlier proposals; `amount` (L,) of each limit is theirs (else all of it)."""
+    """Find prices for `models`, from `start` and earlier proposals; `amount` (L,) of each limit is theirs (else all of it)."""
     limits = Limits.of(arrays) if amount is None else replace(Limits.of(arrays), amount=amount)
     centre = limits.values(start) if start is not None else np.zeros(len(limits.amount))
     price, best, width = centre, -np.inf, effort.width

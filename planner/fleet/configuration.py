@@ -1,9 +1,9 @@
 """The cheapest configuration of one model at given prices: compiled kernels that `planner.fleet.pricing` maps over a fleet.
 
-A *configuration* is everything a plan says about one model: whole replicas of each part by region and hardware, and the
-flow of its demand. The search is a local one over the set of regions that serve: for a set, the demand goes to the
-cheapest member within tolerance, each part is filled up to its load, filled further until the loss of any region is
-survived, and relieved of what it does not need. Nothing here proves anything: bounds are `planner.bound.bound`'s.
+A *configuration* is one model's whole part of a plan: whole replicas of each part by region and hardware, and the flow
+of its demand. The search is a local one over the set of regions that serve. For a set, the demand goes to the cheapest
+member within tolerance. Each part is filled up to its load, filled further until it survives the loss of any region,
+and relieved of unneeded replicas. Nothing here proves anything: `planner.bound.bound` does.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from planner.fleet.replica_allocation import SMALL, Model, able, extend, held
 from planner.jit import kernel
 
 THOROUGH = 20
-"""Evaluations from which other levels of load are tried as well."""
+"""Number of evaluations from which other levels of load are tried as well."""
 
 
 class Best(NamedTuple):
@@ -50,7 +50,7 @@ def _try(
     room: Space,
     best: Best,
 ) -> float:
-    """The cost of serving from `members`, each taking `level` QPS before the dearer ones get any."""
+    """Return the cost of serving from `members`, each taking `level` QPS before the dearer ones get any."""
     soft[:] = level
     value = cost_within(model, members, rent, soft, supply, scale, room)
     _keep(best, value, room)
@@ -70,10 +70,10 @@ def _survivable(
     best: Best,
     effort: int,
 ) -> float:
-    """Where a region may be lost: the best level of load, with as many members as it takes. Returns the level.
+    """Find the best level of load, with as many members as it needs, if a region may be lost. Returns the level.
 
-    The lower the level, the less is lost with one region and the more regions hold replicas. Levels tried: the kth part of
-    the demand, and whole replicas of each option. Leaves in `members` those that the best level sends load to.
+    The lower the level, the less is lost with one region and the more regions hold replicas. Levels tried: the kth part
+    of the demand, and whole replicas of each option. Leaves in `members` those that the best level sends load to.
     """
     regions = len(rent)
     everywhere = rent < np.inf
@@ -105,10 +105,10 @@ def _survivable(
 
 @kernel
 def configure(model: Model, supply: Floats, scale: float, effort: int, count: Ints, flow: Floats) -> float:
-    """The cheapest configuration found: its $/h at the model's prices. Writes count (O, R) and flow (S, R) QPS.
+    """Return the $/h of the cheapest configuration found, at the model's prices. Writes count (O, R) and flow (S, R) QPS.
 
-    `supply` (R, H) is what may be taken; `scale` the share of each demand that is served; `effort` the evaluations (none: only
-    what runs now is adapted, if anything does).
+    `supply` (R, H) limits the units; `scale` is the share of each demand that is served; `effort` the number of
+    evaluations (0: only the current replicas are adapted, if there are any).
     """
     regions = supply.shape[0]
     rent = rents(model, supply)
@@ -142,9 +142,9 @@ def configure(model: Model, supply: Floats, scale: float, effort: int, count: In
 
 @kernel
 def adapt(model: Model, supply: Floats, rent: Floats, room: Space) -> float:
-    """What runs now, with as little more as today's demand needs and without what it no longer needs: its $/h.
+    """Adapt the current replicas to today's demand with the fewest additions and without unneeded ones; return its $/h.
 
-    Infinite where it does not fit into `supply`. Fills `room` as `evaluate` does.
+    Infinite if it does not fit into `supply`. Fills `room` as `evaluate` does.
     """
     regions = len(rent)
     room.counts[:] = model.running
@@ -189,7 +189,7 @@ def adapt(model: Model, supply: Floats, rent: Floats, room: Space) -> float:
 
 @kernel
 def _serves(model: Model, r: int) -> bool:
-    """Whether any users reach the region."""
+    """True if any users reach the region."""
     found = False
     for s in range(len(model.demand)):
         found = found or (model.demand[s] > 0.0 and model.reach[s, r])
@@ -207,7 +207,7 @@ def _grow(
     room: Space,
     best: Best,
 ) -> int:
-    """Further members in the order of their rent, for as long as one of three helps."""
+    """Add members in the order of their rent, for as long as one of three helps."""
     here = _try(model, rent, supply, scale, np.inf, members, soft, room, best)
     used, fails = 1, 0
     for r in np.argsort(rent, kind="mergesort"):
@@ -228,7 +228,7 @@ def _grow(
 
 @kernel
 def _drop_spared(model: Model, kept: int, order: Ints, members: npt.NDArray[np.bool_]) -> bool:
-    """Drops members, dearest first, whose users all reach another one. False where fewer than two can go."""
+    """Drop members, dearest first, whose users all reach another one. False if fewer than two can go."""
     dropped = 0
     for i in range(len(order) - 1, -1, -1):
         r = order[i]
@@ -263,7 +263,7 @@ def _exchange(
     used: int,
     effort: int,
 ) -> int:
-    """Drops one member, or takes another in its place, while that helps."""
+    """Drop one member, or replace it by another, while that helps."""
     order = np.argsort(rent, kind="mergesort")
     trial = members.copy()
     here = best.cost[0]
@@ -319,7 +319,7 @@ def _levels(
     room: Space,
     best: Best,
 ) -> None:
-    """Other levels of load for the same members: whole replicas of one option. Leaves the best in `soft`."""
+    """Try other levels of load for the same members: whole replicas of one option. Leaves the best in `soft`."""
     base = level if level < np.inf else total / members.sum()
     levelled = np.empty_like(soft)
     here = best.cost[0]
@@ -344,7 +344,7 @@ def _squeeze(
     best: Best,
     effort: int,
 ) -> None:
-    """Lowers the load of one member to what one replica less of some part can do, while that helps."""
+    """Lower the load of one member to the capacity of one replica less of some part, while that helps."""
     trial = soft.copy()
     used = 0
     improved = True

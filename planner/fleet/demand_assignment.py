@@ -1,4 +1,4 @@
-"""What it costs to serve one model from a given set of regions: kernels that assign its demand and fill its parts.
+"""Cost of serving one model from a given set of regions: kernels that assign its demand and fill its parts.
 
 Called by `planner.fleet.configuration`.
 """
@@ -17,7 +17,7 @@ from planner.jit import kernel
 def assign(
     model: Model, members: npt.NDArray[np.bool_], rent: Floats, soft: Floats, hard: Floats, load: Floats, flow: Floats
 ) -> float:
-    """Sends demand to members, the cheapest first; up to `soft` QPS each, then up to `hard`. Returns unmet QPS."""
+    """Send demand to members, the cheapest first; up to `soft` QPS each, then up to `hard`. Returns unmet QPS."""
     regions = len(load)
     load[:] = 0.0
     flow[:] = 0.0
@@ -54,7 +54,7 @@ def assign(
 
 @kernel
 def _sort(order: Ints, cost: Floats, n: int) -> None:
-    """Insertion sort of the first n by cost."""
+    """Sort the first n by cost, by insertion."""
     for i in range(1, n):
         key, value = order[i], cost[i]
         j = i - 1
@@ -66,16 +66,16 @@ def _sort(order: Ints, cost: Floats, n: int) -> None:
 
 @kernel
 def least_choice_first(model: Model) -> Ints:
-    """(P,) parts, those with the fewest options first: they may have no other cell to go to."""
+    """Return (P,) parts, those with the fewest options first: they may have no alternative cell."""
     options = model.starts[1:] - model.starts[:-1]
     return np.argsort(options, kind="mergesort")
 
 
 @kernel
 def bearable(model: Model, r: int, most_qps: float, supply: Floats, left: Floats, count: Ints) -> float:
-    """QPS that all parts together can do in a region of which nothing is taken yet, at most `most_qps`; by halving.
+    """Return the QPS that all parts together can serve in an empty region, at most `most_qps`; by bisection.
 
-    Parts of one model may compete for one cell: what each could do alone tells too much.
+    Parts of one model may compete for one cell: the capacity of each alone would be too optimistic.
     """
     low, high = 0.0, most_qps
     kept = left[r].copy()
@@ -110,7 +110,7 @@ def evaluate(
     hard: Floats,
     ables: Floats,
 ) -> float:
-    """$/h of serving from `members`, unmet demand included. Fills count (O, R), load (R,) and flow (S, R)."""
+    """Return $/h of serving from `members`, unmet demand included. Fills count (O, R), load (R,) and flow (S, R)."""
     regions = len(load)
     demand = 0.0
     for s in range(len(model.demand)):
@@ -148,7 +148,7 @@ def evaluate(
 def finished(
     model: Model, demand: float, count: Ints, load: Floats, flow: Floats, left: Floats, ables: Floats
 ) -> float:
-    """Makes filled parts survive the loss of a region, relieves them, and counts what all costs ($/h)."""
+    """Make filled parts survive the loss of a region, relieve them, and return the total cost ($/h)."""
     regions, parts = len(load), len(model.least)
     served = 0.0
     for r in range(regions):
@@ -195,7 +195,7 @@ def finished(
 
 @kernel
 def rents(model: Model, supply: Floats) -> Floats:
-    """(R,) $/h for a QPS in each region, all parts; infinite where a part cannot run."""
+    """Return (R,) $/h for a QPS in each region, all parts; infinite if a part cannot run there."""
     regions = supply.shape[0]
     rent = np.zeros(regions)
     for r in range(regions):
@@ -210,7 +210,7 @@ def rents(model: Model, supply: Floats) -> Floats:
 
 @kernel
 def cover(model: Model, rent: Floats, supply: Floats, members: npt.NDArray[np.bool_]) -> None:
-    """A first set of members: greedily the region with the least $/h for a QPS not yet in reach of one."""
+    """Choose a first set of members: greedily the region with the least $/h for a QPS not yet in reach of one."""
     regions = len(rent)
     covered = np.zeros(regions, dtype=np.bool_)
     while True:
@@ -238,7 +238,7 @@ def cover(model: Model, rent: Floats, supply: Floats, members: npt.NDArray[np.bo
 
 @kernel
 def opening(model: Model, r: int, load: float, supply: Floats) -> float:
-    """$/h for `load` QPS in one region, each part on its cheapest single option."""
+    """Return $/h for `load` QPS in one region, each part on its cheapest single option."""
     cost = 0.0
     for p in range(len(model.least)):
         cheapest = np.inf
@@ -251,7 +251,7 @@ def opening(model: Model, r: int, load: float, supply: Floats) -> float:
 
 
 class Space(NamedTuple):
-    """Room for one model's search, made once for each thread of work."""
+    """Workspace of one model's search, allocated once for each thread of work."""
 
     counts: Ints
     load: Floats
@@ -263,7 +263,7 @@ class Space(NamedTuple):
 
 @kernel
 def space(model: Model, supply: Floats) -> Space:
-    """Room for a model of this shape."""
+    """Allocate the workspace for a model of this shape."""
     options, regions = model.price.shape
     return Space(
         np.zeros((options, regions), dtype=np.int64),
@@ -285,7 +285,7 @@ def cost_within(
     scale: float,
     room: Space,
 ) -> float:
-    """$/h of serving from `members`, in the space of one search."""
+    """Return $/h of serving from `members`, in the workspace of one search."""
     return evaluate(
         model, members, rent, soft, supply, scale, room.counts, room.load, room.flow, room.left, room.hard, room.ables
     )

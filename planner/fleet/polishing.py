@@ -1,8 +1,8 @@
-"""A configuration made cheaper by small changes: replicas exchanged within a part, and load moved between two regions.
+"""Cheaper configurations by small changes: replicas exchanged within a part, and load moved between two regions.
 
-Called by `planner.fleet.pricing` where a configuration is worth the time. What `planner.fleet.configuration` builds region by region and
-part by part is taken apart again in places: replicas of one option leave one region, and the part is completed
-without them; some load of one region goes to another, and all parts are fitted to that.
+Called by `planner.fleet.pricing` if a configuration is worth the time. The result of `planner.fleet.configuration`,
+built region by region and part by part, is changed in places: replicas of one option leave one region, and the part is
+completed without them; some load of one region goes to another, and all parts are fitted to that.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from planner.jit import kernel
 
 
 class Bench(NamedTuple):
-    """A configuration that is worked at. Shapes as in `planner.fleet.configuration`."""
+    """Working copy of a configuration. Shapes as in `planner.fleet.configuration`."""
 
     counts: Ints
     """(O, R)"""
@@ -32,7 +32,7 @@ class Bench(NamedTuple):
 
 @kernel
 def polish(model: Model, supply: Floats, trials: int, count: Ints, flow: Floats) -> int:
-    """Improves a configuration in place, by at most `trials` moves of load; returns how many were tried."""
+    """Improve a configuration in place, by at most `trials` moves of load; return the number of moves tried."""
     regions = supply.shape[0]
     load = np.zeros(regions)
     for s in range(regions):
@@ -78,7 +78,7 @@ def _copy(source: Bench, target: Bench) -> None:
 
 @kernel
 def _set_left(model: Model, supply: Floats, bench: Bench) -> None:
-    """What the replicas leave of the supply."""
+    """Set the units of the supply that the replicas leave."""
     bench.left[:] = supply
     for o in range(len(model.rate)):
         for r in range(len(bench.load)):
@@ -87,7 +87,7 @@ def _set_left(model: Model, supply: Floats, bench: Bench) -> None:
 
 @kernel
 def _part_cost(model: Model, p: int, count: Ints) -> float:
-    """$/h of the replicas of a part."""
+    """Return $/h of the replicas of a part."""
     cost = 0.0
     for o in range(model.starts[p], model.starts[p + 1]):
         for r in range(count.shape[1]):
@@ -98,7 +98,7 @@ def _part_cost(model: Model, p: int, count: Ints) -> float:
 
 @kernel
 def _cost(model: Model, bench: Bench) -> float:
-    """$/h of a configuration, as `planner.fleet.demand_assignment` counts it."""
+    """Return $/h of a configuration, as `planner.fleet.demand_assignment` counts it."""
     cost, missed = 0.0, 0.0
     for p in range(len(model.least)):
         cost += _part_cost(model, p, bench.counts)
@@ -112,7 +112,7 @@ def _cost(model: Model, bench: Bench) -> float:
 
 @kernel
 def _mended(model: Model, kept: Bench, bench: Bench) -> float:
-    """Exchanges replicas of each part for others while that helps; the $/h of what is kept."""
+    """Exchange replicas of each part for others while that helps; return the $/h of the result."""
     served = kept.load.sum()
     for p in range(len(model.least)):
         here = _part_cost(model, p, kept.counts)
@@ -138,7 +138,7 @@ def _mended(model: Model, kept: Bench, bench: Bench) -> float:
 
 @kernel
 def _completed(model: Model, p: int, o: int, r: int, served: float, bench: Bench) -> bool:
-    """Completes a part that lacks replicas in region r, without any more of option o there. False where it can't be."""
+    """Complete a part that lacks replicas in region r, without any more of option o there. False if that is impossible."""
     kept = bench.left[r, model.kind[o]]
     bench.left[r, model.kind[o]] = 0.0
     done = True
@@ -165,7 +165,7 @@ def _completed(model: Model, p: int, o: int, r: int, served: float, bench: Bench
 
 @kernel
 def _movable(model: Model, bench: Bench, a: int, b: int) -> float:
-    """QPS of region a whose users reach region b."""
+    """Return QPS of region a whose users reach region b."""
     qps = 0.0
     for s in range(len(model.demand)):
         if model.reach[s, b]:
@@ -175,7 +175,7 @@ def _movable(model: Model, bench: Bench, a: int, b: int) -> float:
 
 @kernel
 def _amounts(model: Model, bench: Bench, a: int, b: int, movable: float) -> Floats:
-    """(N,) QPS worth moving: all, what spares a replica of some part in a, and what fills those in b."""
+    """Return (N,) QPS worth moving: all, amounts that save a replica of some part in a, and amounts that fill those in b."""
     found = np.zeros(2 + 2 * len(model.rate))
     found[0] = movable
     n = 1
@@ -203,7 +203,7 @@ def _amounts(model: Model, bench: Bench, a: int, b: int, movable: float) -> Floa
 
 @kernel
 def _move(model: Model, bench: Bench, a: int, b: int, amount: float) -> None:
-    """Moves load from region a to region b."""
+    """Move load from region a to region b."""
     bench.load[a] = 0.0
     rest = amount
     for s in range(len(model.demand)):
@@ -220,7 +220,7 @@ def _move(model: Model, bench: Bench, a: int, b: int, amount: float) -> None:
 
 @kernel
 def _fitted(model: Model, supply: Floats, bench: Bench) -> float:
-    """$/h of the cheapest replicas found for the loads; infinite where they don't fit. Fills the rest of the bench."""
+    """Return $/h of the cheapest replicas found for the loads; infinite if they don't fit. Fills the rest of the bench."""
     bench.counts[:] = 0
     bench.left[:] = supply
     for r in range(len(bench.load)):
@@ -240,7 +240,7 @@ def _fitted(model: Model, supply: Floats, bench: Bench) -> float:
 
 @kernel
 def _covered(model: Model, p: int, served: float, bench: Bench) -> bool:
-    """Adds replicas until the loss of any region leaves `served` QPS; False where they don't fit."""
+    """Add replicas until the loss of any region leaves `served` QPS; False if they don't fit."""
     ables = bench.ables
     cheapest = np.full(len(model.rate), np.inf)
     for o in range(model.starts[p], model.starts[p + 1]):
@@ -260,7 +260,7 @@ def _covered(model: Model, p: int, served: float, bench: Bench) -> bool:
 
 @kernel
 def _next_replicas(model: Model, p: int, served: float, bench: Bench, cheapest: Floats) -> tuple[int, int, int]:
-    """Region, option and number of the replicas that cost least together with the least that what they leave short can."""
+    """Return region, option and number of the replicas with the least total cost, that of the remaining shortage included."""
     ables = bench.ables
     top = ables.max()
     short = served - (ables.sum() - top)
@@ -286,7 +286,7 @@ def _next_replicas(model: Model, p: int, served: float, bench: Bench, cheapest: 
 
 @kernel
 def _least_cost(model: Model, p: int, qps: float, enough: float, cheapest: Floats) -> float:
-    """$/h that so many QPS cost at least with replicas of one option, each at its `cheapest` (O,)."""
+    """Return the least $/h of this many QPS with replicas of one option, each at its `cheapest` (O,)."""
     if qps <= enough:
         return 0.0
     least = np.inf

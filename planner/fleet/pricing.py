@@ -1,7 +1,7 @@
-"""The best configurations of many models at given prices, side by side on all cores.
+"""The best configurations of many models at given prices, in parallel on all cores.
 
-Called by the price search, the rounding and the incremental placement. Configurations are kept sparse: a *column* is one
-configuration of one model, with what it costs and what it takes of each shared limit.
+Called by the price search, the rounding and the incremental placement. Configurations are kept sparse: a *column* is
+one configuration of one model, with its cost and its usage of each shared limit.
 """
 
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ from planner.jit import kernel, side_by_side
 
 @dataclass(frozen=True)
 class Columns:
-    """J configurations. Rows of `counts` and `flows` lie next to each other for each column, columns by model."""
+    """J configurations. Rows of `counts` and `flows` are adjacent for each column, columns by model."""
 
     model: Ints
     """(J,) index of the model."""
     cost: Floats
-    """(J,) $/h as the objective states it: hardware, latency, replicas started, unmet demand."""
+    """(J,) $/h by the objective: hardware, latency, replicas started, unmet demand."""
     hardware: Floats
-    """(J,) $/h of hardware alone: what budgets limit."""
+    """(J,) $/h of hardware alone, which budgets limit."""
     started: Floats
-    """(J,) replicas beyond those that run now."""
+    """(J,) replicas beyond the running ones."""
     unmet: Floats
     """(J,) QPS left unserved."""
     count_start: Ints
@@ -51,7 +51,7 @@ class Columns:
         return len(self.model)
 
     def take(self, rows: Ints) -> "Columns":
-        """The columns of these rows, in this order."""
+        """Return the columns of these rows, in this order."""
         counts, count_start = _slices(self.count_start, rows)
         flows, flow_start = _slices(self.flow_start, rows)
         return Columns(
@@ -69,7 +69,7 @@ class Columns:
         )
 
     def use(self, arrays: FleetArrays) -> "sp.csr_array":
-        """(J, R x H) units of each cell."""
+        """Return (J, R x H) units of each cell."""
         regions, kinds = arrays.supply.shape
         option, region = np.divmod(self.count_at, regions)
         cell = region * kinds + arrays.option_hardware[option]
@@ -78,7 +78,7 @@ class Columns:
 
     @cached_property
     def digest(self) -> Ints:
-        """(J,) a number for the replicas of each column: columns of one model with the same number are the same."""
+        """(J,) digest of the replicas of each column: columns of one model with the same digest are the same."""
         mixed = (self.count_at * 1_000_003 + self.count_n) * 2_654_435_761 % 2_147_483_647
         total = np.concatenate([[0], np.cumsum(mixed * (self.count_at % 8191 + 1) % 2_147_483_647)])
         difference: Ints = total[self.count_start[1:]] - total[self.count_start[:-1]]
@@ -86,7 +86,7 @@ class Columns:
 
 
 def joined(pieces: Sequence[Columns]) -> Columns:
-    """All columns, ordered by model (within a model as they came), each kept once."""
+    """Return all columns, ordered by model (stable within a model), each kept once."""
     whole = _concatenated(pieces)
     order = np.lexsort((whole.digest, whole.model))
     same = (np.diff(whole.model[order]) == 0) & (np.diff(whole.digest[order]) == 0)
@@ -97,7 +97,7 @@ def joined(pieces: Sequence[Columns]) -> Columns:
 def best_columns(
     arrays: FleetArrays, prices: Prices, models: Ints, *, effort: int, supply: Floats | None = None
 ) -> Columns:
-    """The best configuration found of each of `models` at the prices, in blocks that bound the memory."""
+    """Return the best configuration found of each of `models` at the prices, in blocks that bound the memory."""
     costs = prices.option_cost(arrays)
     room = arrays.supply if supply is None else supply
     blocks = [models[i : i + BLOCK] for i in range(0, len(models), BLOCK)] or [models]
@@ -105,7 +105,7 @@ def best_columns(
 
 
 POLISHED = 300
-"""Evaluations from which a configuration is polished as well, by as many moves of load as there are more."""
+"""Number of evaluations from which a configuration is polished as well, by as many moves of load as there are more."""
 BLOCK = 4_000
 """Models priced at once: their flows are dense for that time (R x R floats each)."""
 
@@ -145,7 +145,7 @@ def _block(arrays: FleetArrays, costs: Floats, moves: float, models: Ints, effor
 
 
 def columns_of(arrays: FleetArrays, models: Ints, count: Ints, flow: Floats) -> Columns:
-    """Dense configurations (all options of `models` x R; models x S x R) as columns."""
+    """Convert dense configurations (all options of `models` x R; models x S x R) to columns."""
     regions = arrays.regions
     start = arrays.option_start[arrays.part_start]
     lengths = start[models + 1] - start[models]
@@ -196,7 +196,7 @@ class Single:
 
     @classmethod
     def of(cls, columns: Columns, row: int) -> "Single":
-        """One row of the columns."""
+        """Return one row of the columns."""
         n = slice(columns.count_start[row], columns.count_start[row + 1])
         f = slice(columns.flow_start[row], columns.flow_start[row + 1])
         return cls(
@@ -211,7 +211,7 @@ class Single:
         )
 
     def use(self, arrays: FleetArrays) -> Floats:
-        """(R x H) units of each cell."""
+        """Return (R x H) units of each cell."""
         regions, kinds = arrays.supply.shape
         option, region = np.divmod(self.count_at, regions)
         cell = region * kinds + arrays.option_hardware[option]
@@ -228,7 +228,7 @@ class Placer:
     def best(
         self, m: int, prices: Prices, supply: Floats, *, effort: int, scale: float = 1.0, dear: float = 0.0
     ) -> Single:
-        """The best configuration of model m at the prices; `dear` adds to the price of its own dollars."""
+        """Return the best configuration of model m at the prices; `dear` is added to the price of its hardware dollars."""
         a, first, last = self.arrays, int(self._first[m]), int(self._first[m + 1])
         kinds = a.option_hardware[first:last]
         factor = 1.0 + prices.owner[a.owner[m]] + dear
@@ -257,7 +257,7 @@ class Placer:
         return self.single(m, count, flow)
 
     def single(self, m: int, count: Ints, flow: Floats) -> Single:
-        """The configuration of model m with these replicas (options of m, R) and this traffic (R, R)."""
+        """Return the configuration of model m with these replicas (options of m, R) and this traffic (R, R)."""
         a, count, flow = self.arrays, count.ravel(), flow.ravel()
         at, way = np.flatnonzero(count), np.flatnonzero(flow)
         n, qps, at_fleet = count[at], flow[way], at + int(self._first[m]) * a.regions
@@ -272,7 +272,7 @@ class Placer:
         return Single(cost, hardware, started, unmet, at_fleet, n, way, qps)
 
     def within(self, m: int, prices: Prices, supply: Floats, *, dollars: float, moves: float, effort: int) -> Single:
-        """The same, of at most `dollars` $/h of hardware and `moves` replicas started: less is served where need be."""
+        """Return the best one of at most `dollars` $/h of hardware and `moves` replicas started: less is served if necessary."""
         found = self.best(m, prices, supply, effort=effort)
         if _fits(found, dollars, moves):
             return found
@@ -355,7 +355,7 @@ def _configure_some(
 
 
 def _sums(row: Ints, figures: npt.NDArray[Any], rows: int) -> Floats:
-    """Sums of the figures by row, zero where a row has none."""
+    """Return sums of the figures by row, zero if a row has none."""
     return np.bincount(row, weights=figures, minlength=rows).astype(np.float64)
 
 
@@ -364,7 +364,7 @@ def _starts_of(sorted_rows: Ints, rows: int) -> Ints:
 
 
 def _slices(start: Ints, rows: Ints) -> tuple[Ints, Ints]:
-    """Positions of the entries of these rows, and where each row's begin in the selection."""
+    """Return positions of the entries of these rows, and the start of each row in the selection."""
     lengths = start[rows + 1] - start[rows]
     begin = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     at = np.arange(int(begin[-1])) - np.repeat(begin[:-1] - start[rows], lengths)

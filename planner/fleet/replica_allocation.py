@@ -1,4 +1,4 @@
-"""How many replicas of each part: kernels that fill, spread and relieve the parts of one model in given regions.
+"""Number of replicas of each part: kernels that fill, spread and relieve the parts of one model in given regions.
 
 Called by `planner.fleet.demand_assignment`, `planner.fleet.configuration` and `planner.fleet.polishing`.
 """
@@ -15,18 +15,18 @@ SMALL = 1e-9
 """Relative slack on capacities: sums of floats are not exact."""
 
 FEWER, FEW = 3, 20
-"""Of an option that `need` holds at most so many of, mixes are tried with so many less."""
+"""If `need` fits at most FEW of an option, mixes with up to FEWER less of it are tried."""
 
 
 class Model(NamedTuple):
-    """One model as the kernels read it: S users' regions, R regions, P parts, O options."""
+    """One model for the kernels: S users' regions, R regions, P parts, O options."""
 
     demand: Floats
     """(S,) QPS."""
     reach: npt.NDArray[np.bool_]
     """(S, R) whether a region serves these users within the tolerance."""
     distance: Floats
-    """(S, R) $/h for a QPS on this way."""
+    """(S, R) $/h for a QPS on this route."""
     missed: float
     """$/h for an unmet QPS."""
     survives: bool
@@ -50,26 +50,26 @@ class Model(NamedTuple):
 
 @kernel
 def priced(model: Model, o: int, r: int, n: int) -> float:
-    """$/h of n replicas."""
+    """Return $/h of n replicas."""
     return n * model.price[o, r] + model.move * max(0, n - model.running[o, r])
 
 
 @kernel
 def most(model: Model, o: int, r: int, left: Floats) -> int:
-    """Replicas that what is left of the cell holds."""
+    """Return the replicas that fit into the rest of the cell."""
     return int(np.floor(left[r, model.kind[o]] / model.units[o] * (1 + 1e-12) + 1e-9))
 
 
 @kernel
 def take(model: Model, o: int, r: int, n: int, left: Floats, count: Ints) -> None:
-    """N replicas more, or less."""
+    """Add n replicas, or remove them if n is negative."""
     count[o, r] += n
     left[r, model.kind[o]] -= n * model.units[o]
 
 
 @kernel
 def held(model: Model, p: int, r: int, count: Ints) -> int:
-    """Replicas of a part in a region."""
+    """Return the replicas of a part in a region."""
     n = 0
     for o in range(model.starts[p], model.starts[p + 1]):
         n += count[o, r]
@@ -78,7 +78,7 @@ def held(model: Model, p: int, r: int, count: Ints) -> int:
 
 @kernel
 def able(model: Model, p: int, r: int, count: Ints) -> float:
-    """QPS of a part in a region."""
+    """Return the QPS of a part in a region."""
     total = 0.0
     for o in range(model.starts[p], model.starts[p + 1]):
         total += count[o, r] * model.rate[o]
@@ -87,9 +87,10 @@ def able(model: Model, p: int, r: int, count: Ints) -> float:
 
 @kernel
 def fill(model: Model, p: int, r: int, need: float, left: Floats, count: Ints) -> float:
-    """Adds the cheapest replicas that do `need` QPS in a region that holds none of the part; returns what they do.
+    """Add the cheapest replicas for `need` QPS in a region that holds none of the part; return their throughput.
 
-    Two options at most are mixed: as many of one as `need` holds, or a few less, the rest of another. What runs now is a further candidate.
+    At most two options are mixed: as many of one as `need` fits, or a few less, the rest of another. The running
+    replicas are a further candidate.
     """
     first, last = model.starts[p], model.starts[p + 1]
     best, bi, bn, bj, bx = np.inf, -1, 0, -1, 0
@@ -133,7 +134,7 @@ def fill(model: Model, p: int, r: int, need: float, left: Floats, count: Ints) -
 
 @kernel
 def _kept(model: Model, p: int, r: int, need: float, left: Floats, limit: float, count: Ints) -> float:
-    """Takes what runs now, less what is too much, where that is cheaper than `limit` and enough; else 0."""
+    """Take the running replicas, less the superfluous ones, if that is cheaper than `limit` and enough; else return 0."""
     first, last = model.starts[p], model.starts[p + 1]
     total, number = 0.0, 0
     for o in range(first, last):
@@ -165,7 +166,7 @@ def _kept(model: Model, p: int, r: int, need: float, left: Floats, limit: float,
 
 @kernel
 def _all_that_fits(model: Model, p: int, r: int, need: float, left: Floats, count: Ints) -> float:
-    """Cheapest option first, as much of each as fits, up to `need`."""
+    """Take the cheapest option first, as much of each as fits, up to `need`."""
     first, last = model.starts[p], model.starts[p + 1]
     total, number = 0.0, 0
     used = np.zeros(last - first, dtype=np.bool_)
@@ -192,7 +193,7 @@ def _all_that_fits(model: Model, p: int, r: int, need: float, left: Floats, coun
 
 @kernel
 def spread(model: Model, p: int, served: float, left: Floats, count: Ints, ables: Floats) -> float:
-    """Adds replicas until the loss of any region leaves `served` QPS; returns what is left at worst.
+    """Add replicas until the loss of any region leaves `served` QPS; return the worst remainder.
 
     `ables` is (R,) QPS by region, kept up to date. The cheapest $/h per QPS of the shortage comes first.
     """
@@ -244,7 +245,7 @@ def spread(model: Model, p: int, served: float, left: Floats, count: Ints, ables
 
 @kernel
 def _raise_two(model: Model, p: int, left: Floats, count: Ints, ables: Floats) -> bool:
-    """All regions are level: one replica more in each of the two cheapest. False where there are no two."""
+    """Add one replica in each of the two cheapest regions when all are level. False if there are no two."""
     done = 0
     taken = -1
     for _ in range(2):
@@ -267,7 +268,7 @@ def _raise_two(model: Model, p: int, left: Floats, count: Ints, ables: Floats) -
 
 @kernel
 def relieve(model: Model, p: int, served: float, load: Floats, left: Floats, count: Ints, ables: Floats) -> None:
-    """Drops replicas that neither the load nor the loss of a region nor `least` needs, dearest first."""
+    """Drop replicas that neither the load nor the loss of a region nor `least` needs, dearest first."""
     regions = len(ables)
     first, last = model.starts[p], model.starts[p + 1]
     while True:
@@ -307,7 +308,7 @@ def relieve(model: Model, p: int, served: float, load: Floats, left: Floats, cou
 
 @kernel
 def _spare_at_top(here: float, top: float, second: float, total: float, served: float) -> float:
-    """QPS that the fullest region may lose: while it stays the fullest, nothing is lost for the others."""
+    """Return QPS that the fullest region may lose: while it stays the fullest, the others are not affected."""
     if here < top:
         return 0.0
     if total - top < served * (1 - SMALL):
@@ -317,7 +318,7 @@ def _spare_at_top(here: float, top: float, second: float, total: float, served: 
 
 @kernel
 def extend(model: Model, p: int, r: int, need: float, left: Floats, count: Ints) -> float:
-    """Adds the cheapest replicas of one option until the part does `need` QPS there; returns what it does."""
+    """Add the cheapest replicas of one option until the part reaches `need` QPS there; return its throughput."""
     here = able(model, p, r, count)
     if here >= need * (1 - SMALL):
         return here

@@ -1,9 +1,9 @@
-"""From prices and proposals to one whole configuration for each model that together keep every shared limit.
+"""One whole configuration for each model, from prices and proposals, that together keep every shared limit.
 
-Called by `planner.fleet.solver`. Models whose best column stands out take it; for the others a small linear program shares out
-what is left of the limits. At a vertex no more models are split than limits bind: these get the mean of their columns,
-rounded up. Models are moved off limits that this exceeds; then models are lifted out and placed anew, one or a few at a
-time, for as long as that lowers the objective.
+Called by `planner.fleet.solver`. Models whose best column stands out take it; for the others a small linear program
+distributes the rest of the limits. At a vertex no more models are split than limits bind: these get the mean of their
+columns, rounded up. Models are moved off limits that this exceeds. Then models are removed and placed again, one or a
+few at a time, for as long as that lowers the objective.
 """
 
 from collections.abc import Sequence
@@ -20,24 +20,24 @@ from planner.fleet.column_generation import Limits
 from planner.fleet.pricing import Columns, Placer, Single
 
 NEAR = 0.05
-"""A column takes part in the linear program where it costs at most this share more than its model's best one."""
+"""A column takes part in the linear program if it costs at most this share more than its model's best one."""
 MOST_NEAR = 30_000
 """Columns beyond their models' best ones that take part, at most."""
 
 WHOLE = 1 - 1e-7
-"""A share from here on is the whole model."""
+"""A share from here on counts as the whole model."""
 
 
 @dataclass
 class Holding:
-    """The configuration that each model has (or none yet), and what they leave of the limits."""
+    """The configuration of each model (or none yet), and the rest of the limits."""
 
     arrays: FleetArrays
     limits: Limits
     chosen: list[Single | None]
     """(M,)"""
     left: Floats
-    """(L,) of each limit; below zero where the models take more than there is."""
+    """(L,) of each limit; below zero if the models use more than there is."""
     cost: Floats
     """(M,) $/h."""
     takes: Floats
@@ -45,33 +45,33 @@ class Holding:
 
     @classmethod
     def empty(cls, arrays: FleetArrays, limits: Limits) -> "Holding":
-        """No model has a configuration."""
+        """Return a holding in which no model has a configuration."""
         models = arrays.models
         takes = np.zeros((models, len(limits.amount)))
         return cls(arrays, limits, [None] * models, limits.amount.copy(), np.zeros(models), takes)
 
     @classmethod
     def of(cls, arrays: FleetArrays, limits: Limits, columns: Columns) -> "Holding":
-        """One column for each model, in order, within the limits or not."""
+        """Build a holding with one column for each model, in order, within the limits or not."""
         takes = limits.taken(arrays, columns).toarray()
         chosen: list[Single | None] = [Single.of(columns, m) for m in range(arrays.models)]
         return cls(arrays, limits, chosen, limits.amount - takes.sum(axis=0), columns.cost.copy(), takes)
 
     def taken(self, m: int, single: Single) -> Floats:
-        """(L,) what a configuration of model m takes of each limit."""
+        """Return (L,) the usage of each limit by a configuration of model m."""
         owner = single.hardware * (self.limits.owners == self.arrays.owner[m])
         tail = [single.started] if self.limits.moves else []
         return np.concatenate([single.use(self.arrays)[self.limits.cells], owner, tail])
 
     def put(self, m: int, single: Single) -> None:
-        """Gives model m this configuration."""
+        """Assign this configuration to model m."""
         self.chosen[m] = single
         self.takes[m] = self.taken(m, single)
         self.left -= self.takes[m]
         self.cost[m] = single.cost
 
     def lift(self, m: int) -> Single | None:
-        """Takes its configuration from model m."""
+        """Remove the configuration of model m, and return it."""
         single = self.chosen[m]
         if single is not None:
             self.left += self.takes[m]
@@ -81,17 +81,17 @@ class Holding:
         return single
 
     def over(self) -> float:
-        """$/h that what is taken beyond the limits counts for: far more than it could save."""
+        """Return the penalty in $/h for usage beyond the limits: far more than it could save."""
         return float(np.maximum(0.0, -self.left - 1e-9 * self.limits.amount) @ (1e3 * self.limits.scale))
 
     def supply(self) -> Floats:
-        """(R, H) units that are left."""
+        """Return (R, H) units that are left."""
         units = np.zeros(self.arrays.supply.size)
         units[self.limits.cells] = np.maximum(0.0, self.left[: len(self.limits.cells)])
         return units.reshape(self.arrays.supply.shape)
 
     def dollars(self, m: int) -> float:
-        """$/h that model m may cost on its budget and on what is left of its owner's."""
+        """Return $/h that model m may cost within its budget and the rest of its owner's."""
         budget = float(self.arrays.model_budget[m])
         at = np.flatnonzero(self.limits.owners == self.arrays.owner[m])
         if len(at):
@@ -99,15 +99,15 @@ class Holding:
         return budget
 
     def moves(self) -> float:
-        """Replicas that may still be started."""
+        """Return the replicas that may still be started."""
         return max(0.0, float(self.left[-1])) if self.limits.moves else np.inf
 
 
 def shared_out(arrays: FleetArrays, limits: Limits, columns: Columns, price: Floats, placer: Placer) -> Holding:
-    """A configuration for each model: a whole column, or the mean of those that the linear program splits it between.
+    """Return a configuration for each model: a whole column, or the mean of those that the linear program mixes.
 
-    The means are rounded up, so that a little more than the limits may be taken. A model has none yet where all its
-    columns are above its own budget.
+    The means are rounded up, so the limits may be slightly exceeded. A model has none yet if all its columns are above
+    its budget.
     """
     columns = columns.take(np.flatnonzero(columns.hardware <= arrays.model_budget[columns.model] * (1 + EXACT)))
     if not len(columns):
@@ -134,14 +134,14 @@ def shared_out(arrays: FleetArrays, limits: Limits, columns: Columns, price: Flo
 
 
 def _near(excess: Floats, least: Floats) -> Any:
-    """(J,) whether a column takes part in the linear program: the most nearly best ones."""
+    """Return (J,) whether a column takes part in the linear program: the most nearly best ones."""
     share = (excess - 1e-9) / np.maximum(least, 1e-9)
     others = np.sort(share[share > 0])
     return share <= (NEAR if len(others) <= MOST_NEAR else min(NEAR, others[MOST_NEAR]))
 
 
 def _blend_the_split(holding: Holding, placer: Placer, columns: Columns, shares: Floats) -> None:
-    """Gives the models that are still split the mean of their columns, in whole replicas, where their budget allows it."""
+    """Assign the mean of their columns, in whole replicas, to the models that are still split, if their budget allows it."""
     for m in np.unique(columns.model[(shares > EXACT) & (shares < WHOLE)]):
         if holding.chosen[m] is None:
             rows = np.flatnonzero((columns.model == m) & (shares > EXACT))
@@ -152,7 +152,7 @@ def _blend_the_split(holding: Holding, placer: Placer, columns: Columns, shares:
 
 
 class _Master:
-    """The linear program over some columns: least cost, each model's shares sum to 1; going over a limit costs dear."""
+    """The linear program over some columns: least cost, each model's shares sum to 1; exceeding a limit is expensive."""
 
     def __init__(self, cost: Floats, taken: Any, model: Ints, left: Floats, scale: Floats) -> None:
         _, segment = np.unique(model, return_inverse=True)
@@ -177,7 +177,7 @@ class _Master:
         self.solver.passModel(lp)
 
     def shares(self) -> Floats:
-        """(J,) of a basic optimum; zeros where the solver fails."""
+        """Return (J,) of a basic optimum; zeros if the solver fails."""
         status = self.solver.run()
         if status == highspy.HighsStatus.kError or self.solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return np.zeros(self.columns)
@@ -186,47 +186,47 @@ class _Master:
 
 EASE_PASSES = 3
 EASE = 5.0
-"""Times the natural price of a unit that moving a model off an exceeded limit may cost."""
+"""Multiple of a unit's natural price that moving a model off an exceeded limit may cost."""
 
 SHORT = 200
-"""Models with unmet demand that are helped in one go."""
+"""Models with unmet demand that are served in one pass."""
 
 DEAR = 200.0
-"""Times its natural price costs a unit beyond a limit."""
+"""Multiple of its natural price that a unit beyond a limit costs."""
 
 
 def complete(holding: Holding, placer: Placer, prices: Prices, order: Ints) -> None:
-    """Places the models of `order` that have no configuration yet, one after another, on what is left."""
+    """Place the models of `order` that have no configuration yet, one after another, on the rest."""
     for m in order:
         if holding.chosen[m] is None:
             holding.put(int(m), place_one(holding, placer, prices, int(m)))
 
 
 def place_one(holding: Holding, placer: Placer, prices: Prices, m: int, effort: int = 200) -> Single:
-    """The best configuration of model m on what is left of every limit."""
+    """Return the best configuration of model m on the rest of every limit."""
     return placer.within(m, prices, holding.supply(), dollars=holding.dollars(m), moves=holding.moves(), effort=effort)
 
 
 @dataclass
 class Improvement:
-    """Lifts groups of models out of a holding and places them anew, keeping what lowers the objective."""
+    """Removes groups of models from a holding and places them again, keeping changes that lower the objective."""
 
     holding: Holding
     placer: Placer
     prices: Prices
     least: Floats
-    """(M,) $/h at the prices that each model would cost at best."""
+    """(M,) $/h at the prices of each model's best configuration."""
     effort: int = 60
 
     def __post_init__(self) -> None:
         self.price = self.holding.limits.values(self.prices)
 
     def regrets(self) -> Floats:
-        """(M,) $/h, at the prices, by which each model's configuration is dearer than its best one."""
+        """Return (M,) $/h, at the prices, by which each model's configuration is dearer than its best one."""
         return self.holding.cost + self.holding.takes @ self.price - self.least
 
     def attempt(self, group: list[int], prices: Prices) -> bool:
-        """Places a group anew in this order; True where that lowered the objective (else all is as before)."""
+        """Place a group again in this order; True if that lowered the objective (else all is as before)."""
         h = self.holding
         before = float(h.cost[group].sum()) + h.over()
         kept = [(m, h.lift(m)) for m in group]
@@ -244,7 +244,7 @@ class Improvement:
         return False
 
     def rivals(self, m: int, number: int) -> list[int]:
-        """Models that hold most of what model m would need to have its way; the cheapest to leave unserved first."""
+        """Return models that hold most of the units that model m needs; the cheapest to leave unserved first."""
         h = self.holding
         wish = self.placer.best(m, self.prices, h.arrays.supply, effort=self.effort)
         short = np.maximum(0.0, h.taken(m, wish) - np.maximum(0.0, h.left + h.takes[m]))
@@ -257,7 +257,7 @@ class Improvement:
         return [int(i) for i in np.argsort(-worth, kind="stable")[:number] if worth[i] > 0]
 
     def exchange(self, m: int, sizes: Sequence[int]) -> bool:
-        """Places model m anew together with some of its rivals; True where one of the sizes helped."""
+        """Place model m again together with some of its rivals; True if one of the sizes helped."""
         for size in sizes:
             rivals = self.rivals(m, size)
             if rivals and self.attempt([m, *rivals], self.prices):
@@ -267,7 +267,7 @@ class Improvement:
         return False
 
     def serve_short(self) -> None:
-        """Makes room for models with unmet demand, the dearest first, at the cost of others."""
+        """Make room for models with unmet demand, the dearest first, at the cost of others."""
         h = self.holding
         missing = np.array([0.0 if s is None else s.unmet for s in h.chosen]) * h.arrays.missed
         for m in np.argsort(-missing, kind="stable")[:SHORT]:
@@ -279,7 +279,7 @@ class Improvement:
                     break
 
     def serve_on_the_rest(self) -> None:
-        """Places models with unmet demand anew on what is left, whatever that costs in prices; the dearest first."""
+        """Place models with unmet demand again on the rest, whatever that costs in prices; the dearest first."""
         h = self.holding
         missing = np.array([0.0 if s is None else s.unmet for s in h.chosen]) * h.arrays.missed
         free = Prices(np.zeros_like(h.arrays.supply), np.zeros_like(h.arrays.owner_budget), 0.0)
@@ -288,20 +288,20 @@ class Improvement:
                 self.attempt([int(m)], free)
 
     def crowd(self, limit: int) -> list[int]:
-        """Models that take of a limit, those that mind least to give way first."""
+        """Return models that use a limit, those with the cheapest unmet demand first."""
         h = self.holding
         taking = np.flatnonzero(h.takes[:, limit] > 0)
         return [int(m) for m in taking[np.argsort(h.arrays.missed[taking], kind="stable")]]
 
     def exceeded(self) -> list[int]:
-        """Limits of which more is taken than there is."""
+        """Return the exceeded limits."""
         h = self.holding
         return [int(i) for i in np.flatnonzero(h.left < -1e-9 * np.maximum(h.limits.amount, 1.0))]
 
     def ease(self, attempts: int) -> None:
-        """Moves models off exceeded limits where others have room for them, at no more than a few times the natural price.
+        """Move models off exceeded limits if others have room for them, at no more than a few times the natural price.
 
-        First those that take just as much as is too much; nobody is served less.
+        First those whose usage is closest to the excess; no model is served less.
         """
         for _ in range(EASE_PASSES):
             for limit in self.exceeded():
@@ -334,7 +334,7 @@ class Improvement:
                 h.put(m, kept)
 
     def enforce(self) -> None:
-        """Keeps every limit, at the cost of unmet demand where nothing else helps."""
+        """Keep every limit, at the cost of unmet demand if nothing else helps."""
         h = self.holding
         for limit in self.exceeded():
             for m in self.crowd(limit):

@@ -1,10 +1,10 @@
-"""Plans for whole fleets: prices, configurations for each model, whole numbers, and a proof of how good they are.
+"""Plans for whole fleets: prices, configurations for each model, whole numbers, and a proof of their quality.
 
-Called by `planner.solve`. The stated problem falls into one small problem for each model once every unit of supply, every
-dollar of an owner's budget and every move has a price (Lagrangian relaxation). `planner.fleet.column_generation` finds the prices,
-`planner.fleet.configuration` the best configuration of a model at them, `planner.fleet.rounding` one whole configuration for each
-model within all limits, and `planner.bound.bound` proves how much less any plan could cost. The work is counted, not timed:
-the same problem gives the same plan.
+Called by `planner.solve`. The stated problem falls into one small problem for each model once every unit of supply,
+every dollar of an owner's budget and every move has a price (Lagrangian relaxation). `planner.fleet.column_generation`
+finds the prices, `planner.fleet.configuration` the best configuration of a model at them, `planner.fleet.rounding` one
+whole configuration for each model within all limits, and `planner.bound.bound` proves how much less any plan could
+cost. The work is counted, not timed: the same problem gives the same plan.
 """
 
 import time
@@ -24,7 +24,7 @@ from planner.kernels import prepare
 
 @dataclass(frozen=True)
 class FleetAnswer:
-    """A configuration for each model, the bound on what any plan costs, and the prices that prove it."""
+    """A configuration for each model, the bound on the cost of any plan, and the prices that prove it."""
 
     configurations: tuple[Single, ...]
     objective: float
@@ -32,9 +32,9 @@ class FleetAnswer:
     bound: float
     """$/h, over all plans of the stated problem."""
     considered: int
-    """Configurations that the price search saw, all models together."""
+    """Configurations that the price search generated, all models together."""
     considered_bound: float
-    """$/h, over plans made of these alone; tells how much the rounding cost."""
+    """$/h, over plans made of these alone; the difference is the cost of the rounding."""
     prices: Prices
     rounds: int
     out_of_time: bool
@@ -46,17 +46,17 @@ class FleetAnswer:
 
 
 def solve_fleet(problem: Problem, arrays: FleetArrays | None = None, *, anew: bool = False) -> FleetAnswer:
-    """The best plan found for a valid problem, of any size.
+    """Return the best plan found for a valid problem, of any size.
 
-    Where most models run already, their placements are adapted to the problem; everything is planned anew where that
-    proves to be too dear, nothing runs, or `anew` asks for it. The time limit begins once the kernels are ready.
+    If most models run already, their placements are adapted to the problem. Everything is planned again if that proves
+    too expensive, if nothing runs, or if `anew` requests it. The time limit begins once the kernels are ready.
     """
     prepare()
     ends = time.monotonic() + problem.limits.time_seconds
     fleet = FleetArrays.of(problem) if arrays is None else arrays
     with threadpool_limits(
         limits=1, user_api="blas"
-    ):  # the vectors are short; more threads also add up in another order
+    ):  # the vectors are short, and more threads would also sum in another order
         return _anew(fleet, ends) if anew else _solved(problem, fleet, ends)
 
 
@@ -69,11 +69,11 @@ def _solved(problem: Problem, fleet: FleetArrays, ends: float) -> FleetAnswer:
 
 
 ADAPTED_GAP = 0.03
-"""An adapted plan with a wider gap than this (and than asked for) is dropped for one made anew."""
+"""If an adapted plan has a wider gap than this (and than requested), a new one replaces it."""
 
 
 def _mostly_running(arrays: FleetArrays) -> bool:
-    """Whether at least half of the demand is of models that run already."""
+    """True if at least half of the demand is of models that run already."""
     first = arrays.option_start[arrays.part_start]
     running = np.concatenate([[0], np.cumsum(arrays.current.sum(axis=1) > 0)])
     alive = running[first[1:]] > running[first[:-1]]
@@ -106,9 +106,9 @@ def _anew(fleet: FleetArrays, ends: float) -> FleetAnswer:
 
 
 def _adapted(fleet: FleetArrays, ends: float, enough: float) -> FleetAnswer:
-    """What runs now with as few changes as today's demand asks for, then the worst placed models anew.
+    """Adapt the running placements with as few changes as today's demand needs, then place the worst models again.
 
-    Where the first of that is proved good enough already (`enough`, the gap asked for), nothing else moves.
+    If the first step is proved good enough already (`enough`, the requested gap), nothing else moves.
     """
     every = np.arange(fleet.models, dtype=np.int64)
     limits = Limits.of(fleet)
@@ -134,7 +134,7 @@ def _adapted(fleet: FleetArrays, ends: float, enough: float) -> FleetAnswer:
 
 
 def _priced_changes(fleet: FleetArrays, sampled: Found, kept: Columns, least: Floats) -> Found:
-    """Prices and configurations near to what runs now; those anew too for models that today's prices make dear."""
+    """Return prices and configurations near the running ones; new ones too for models that today's prices make expensive."""
     every = np.arange(fleet.models, dtype=np.int64)
     limits = Limits.of(fleet)
     pool = joined([kept, sampled.columns, best_columns(fleet, sampled.prices, every, effort=0)])
@@ -149,7 +149,7 @@ ATTEMPTS_EASE = 150
 """Models that may be moved off a limit that rounding exceeds."""
 
 DEAR_SHARE, DEAR_LEAST, EFFORT_DEAR = 0.15, 300, 20
-"""Models that are planned anew when a plan is adapted, and the evaluations for each."""
+"""Models that are planned again when a plan is adapted, and the evaluations for each."""
 
 
 def _answer(
@@ -168,30 +168,30 @@ def _answer(
 
 
 def _least(limits: Limits, arrays: FleetArrays, columns: Columns, price: Floats) -> Floats:
-    """(M,) the priced cost of each model's best column; `columns` has some of every model."""
+    """Return (M,) the priced cost of each model's best column; `columns` has some of every model."""
     z = columns.cost + limits.taken(arrays, columns) @ price
     least: Floats = np.minimum.reduceat(z, np.unique(columns.model, return_index=True)[1])
     return least
 
 
 def nothing(arrays: FleetArrays) -> Prices:
-    """Prices of zero."""
+    """Return prices of zero."""
     return Prices(np.zeros_like(arrays.supply), np.zeros_like(arrays.owner_budget), 0.0)
 
 
 def _sampled_prices(arrays: FleetArrays, holding: Holding) -> Found:
-    """Prices from a few models, on their part of each limit."""
+    """Return prices from a few models, on their part of each limit."""
     some = _sample(arrays, SAMPLE, LARGE)
     amount = _part_of(holding.limits.amount, holding.takes[some].sum(axis=0), holding.takes.sum(axis=0))
     return search(arrays, some, Effort(rounds=8, effort=EFFORT_QUICK, enough=3e-3), amount=amount)
 
 
 SAMPLE, LARGE = 500, 200
-"""Models from which an adapted plan learns its prices; of these, the largest."""
+"""Models that an adapted plan takes its prices from; of these, the largest."""
 
 
 def _sample(arrays: FleetArrays, number: int, largest: int) -> Ints:
-    """`number` models (or all), the `largest` ones and others drawn."""
+    """Sample `number` models (or all): the `largest` ones and random others."""
     order = _largest_first(arrays, np.arange(arrays.models, dtype=np.int64))
     others = order[largest:]
     if len(others) > number - largest:
@@ -200,7 +200,7 @@ def _sample(arrays: FleetArrays, number: int, largest: int) -> Ints:
 
 
 def _part_of(amount: Floats, taken: Floats, all_taken: Floats) -> Floats:
-    """(L,) of each limit what falls to some models, by what they take of all that is taken; nothing where nobody takes any."""
+    """Return (L,) the part of each limit for some models, by their share of its total usage; zero if no model uses it."""
     return amount * np.where(all_taken > 0, taken / np.where(all_taken > 0, all_taken, 1.0), 0.0)
 
 
@@ -209,12 +209,12 @@ EFFORT_QUICK, EFFORT_FIRST = 4, 40
 
 
 def _effort_last(arrays: FleetArrays) -> int:
-    """Evaluations for a model at the final prices: fewer where there are many models to choose among."""
+    """Return evaluations for a model at the final prices: fewer if there are many models."""
     return 300 if arrays.models <= MANY else 80
 
 
 def _rounds(arrays: FleetArrays) -> int:
-    """Rounds of placing models anew: among many models each one matters less."""
+    """Return rounds of placing models again: among many models each one matters less."""
     return ROUNDS if arrays.models <= FEW else 1
 
 
@@ -225,17 +225,17 @@ DOUBTFUL = 2e-3
 
 
 def _moves_tried(arrays: FleetArrays) -> int:
-    """Moves of load that are tried for a doubtful model."""
+    """Return moves of load that are tried for a doubtful model."""
     return 300 if arrays.models <= MANY else 60
 
 
 def prices_of(problem: Problem) -> Prices:
-    """What one more unit of each shared limit is worth, as near to the best dual prices as the search comes."""
+    """Return the value of one more unit of each shared limit, as near to the best dual prices as the search comes."""
     return find_prices(FleetArrays.of(problem)).prices
 
 
 def find_prices(arrays: FleetArrays) -> Found:
-    """Prices from quick proposals first, then from good ones; in a large fleet from those of some models, then of all."""
+    """Find prices from quick proposals first, then from good ones; in a large fleet from those of some models, then of all."""
     every = np.arange(arrays.models, dtype=np.int64)
     if arrays.models <= MANY:
         return _searched(arrays, every, None)
@@ -256,13 +256,13 @@ def _searched(arrays: FleetArrays, models: Ints, amount: Floats | None) -> Found
 
 
 SAMPLE_ANEW, LARGE_ANEW = 3_000, 1_000
-"""Models from which a large fleet learns its first prices; of these, the largest."""
+"""Models that a large fleet takes its first prices from; of these, the largest."""
 ROUNDS_LAST = 4
 """Rounds in which all its models then propose."""
 
 
 def size_of(arrays: FleetArrays) -> Floats:
-    """(M,) $/h that the demand would cost on the cheapest hardware of each part, roughly."""
+    """Return (M,) $/h of the demand on the cheapest hardware of each part, roughly."""
     offered = arrays.supply > 0
     usual = float(arrays.unit_cost[offered].mean()) if offered.any() else 1.0
     cost = np.where(offered, arrays.unit_cost, 0.0).sum(axis=0) / np.maximum(1, offered.sum(axis=0))
@@ -280,7 +280,7 @@ def _largest_first(arrays: FleetArrays, models: Ints) -> Ints:
 
 
 def improve(improvement: Improvement, ends: float, rounds: int, attempts: int) -> bool:
-    """Rounds of placing models anew, the worst placed first. True where the clock ended it."""
+    """Run rounds of placing models again, the worst placed first. True if the time limit ended it."""
     improvement.serve_short()
     late = _improved(improvement, ends, rounds, attempts)
     improvement.enforce()
@@ -310,7 +310,7 @@ def _improved(improvement: Improvement, ends: float, rounds: int, attempts: int)
 
 ROUNDS, ROUNDS_ADAPTED = 3, 1
 ATTEMPTS, ATTEMPTS_ADAPTED = 200, 40
-"""Models placed anew in a round."""
+"""Models placed again in a round."""
 
 EFFORT_PROOF, EFFORT_PROOF_OF_MANY, EFFORT_PROOF_ADAPTED = 40, 20, 2
 """Steps of the proof for each model."""
@@ -319,14 +319,14 @@ EFFORT_PROOF, EFFORT_PROOF_OF_MANY, EFFORT_PROOF_ADAPTED = 40, 20, 2
 BRANCHES, BRANCHES_OF_MANY = 12, 2
 """Branches of the proof, for each model on average."""
 MOST_BRANCHES, FEWEST_BRANCHES = 200, 4
-"""Branches for one model; where fewer would be its due, none."""
+"""Branches for one model; if its share would be fewer, none."""
 
 
 def proven(arrays: FleetArrays, prices: Prices, least: Floats, bounds: Floats, effort: int) -> float:
-    """What no plan of the stated problem costs less than, $/h.
+    """Return the $/h that no plan of the stated problem undercuts.
 
-    `least` (M,) is what the models cost at best, as far as known, and `bounds` (M,) what they cost at least: where that
-    leaves a gap, the models are bounded anew, by branches shared out by the gaps.
+    `least` (M,) is the best known cost of the models, and `bounds` (M,) their lower bound: if that leaves a gap, the
+    models are bounded again, with branches distributed by the gaps.
     """
     gap = np.maximum(0.0, least - bounds)
     total = arrays.models * (BRANCHES if arrays.models <= MANY else BRANCHES_OF_MANY)

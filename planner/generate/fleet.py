@@ -17,7 +17,7 @@ Flags = npt.NDArray[np.bool_]
 TOLERANCES_MS = np.array([60.0, 100.0, 150.0, 250.0, 400.0])
 PRIORITIES = np.array([0.5, 1.0, 2.0, 4.0])
 MOST_REPLICAS = 400.0
-"""Replicas that the whole demand of a model is worth, at most, for one part."""
+"""Largest number of replicas that the whole demand of a model needs, for one part."""
 CONTINENTS = ("na", "eu", "ap")
 CENTRES = np.array([[40.0, -95.0], [48.0, 10.0], [25.0, 115.0]])
 """Latitude and longitude, degrees."""
@@ -33,9 +33,9 @@ class DrawnFleet:
     rtt: Floats
     """(R, R) ms."""
     price: Floats
-    """(R, H) $/h a unit; infinite where the region does not have the kind."""
+    """(R, H) $/h a unit; infinite if the region does not have the kind."""
     share: Floats
-    """(R, H) how each kind is to be spread over the regions; columns sum to 1."""
+    """(R, H) intended distribution of each kind over the regions; columns sum to 1."""
     qps: Floats
     """(M, R)"""
     tolerance: Ints
@@ -66,7 +66,7 @@ class DrawnFleet:
 
     @cached_property
     def reach(self) -> Floats:
-        """(5, R, R) 1 where users of the first region may be served in the second, for each tolerance."""
+        """(5, R, R) 1 if users of the first region may be served in the second, for each tolerance."""
         return (self.rtt[None] <= TOLERANCES_MS[:, None, None]).astype(np.float64)
 
     @cached_property
@@ -80,7 +80,7 @@ class DrawnFleet:
         return np.searchsorted(self.option_part, np.arange(len(self.part_model)))
 
     def some(self, kept: Ints) -> "DrawnFleet":
-        """The fleet of only these models (ascending)."""
+        """Return the fleet of only these models (ascending)."""
         parts = np.isin(self.part_model, kept)
         options = parts[self.option_part]
         return replace(
@@ -94,9 +94,9 @@ class DrawnFleet:
 
 
 def draw_fleet(rng: np.random.Generator, models: int, regions: int, hardware: int) -> DrawnFleet:
-    """A fleet of this size.
+    """Draw a fleet of this size.
 
-    Every user reaches, within the smallest tolerance, the first region of the own continent, which has every kind.
+    Every user reaches, within the smallest tolerance, the first region of their continent, which has every kind.
     """
     continent = np.sort(np.arange(regions) % len(CONTINENTS))
     first = np.searchsorted(continent, np.arange(continent[-1] + 1))
@@ -107,7 +107,7 @@ def draw_fleet(rng: np.random.Generator, models: int, regions: int, hardware: in
         base * np.clip(rng.uniform(1.0, 1.2, (regions, 1)) * rng.uniform(0.97, 1.03, hardware), 1, 1.2), 3
     )
     absent = rng.random((regions, hardware)) < (0.1 if regions > len(CONTINENTS) else 0.0)
-    absent[first], absent[:, 0] = False, False  # the first region of a continent has every kind, every region the first
+    absent[first], absent[:, 0] = False, False  # a continent's first region has every kind, every region the first
     share = np.where(absent, 0.0, np.sqrt(users)[:, None] * rng.lognormal(0.0, 0.25, (regions, hardware)))
     demand = _demand(rng, models, continent, users)
     part_model = np.repeat(np.arange(models), rng.choice([1, 2, 3], models, p=[0.35, 0.45, 0.2]))
@@ -129,7 +129,7 @@ def draw_fleet(rng: np.random.Generator, models: int, regions: int, hardware: in
 
 
 def _rtt(rng: np.random.Generator, continent: Ints) -> Floats:
-    """(R, R) ms by distance: 1 at home, 10 to 60 inside a continent, 80 to 250 across."""
+    """Return (R, R) ms by distance: 1 at home, 10 to 60 inside a continent, 80 to 250 across."""
     latitude, longitude = np.radians(CENTRES[continent] + rng.normal(0.0, [6.0, 12.0], (len(continent), 2))).T
     cosine = np.sin(latitude)[:, None] * np.sin(latitude) + np.cos(latitude)[:, None] * np.cos(latitude) * np.cos(
         longitude[:, None] - longitude
@@ -142,7 +142,7 @@ def _rtt(rng: np.random.Generator, continent: Ints) -> Floats:
 
 
 def _stretched(distance: Floats, pairs: Flags, low: float, high: float) -> Floats:
-    """Distances so that those of `pairs` run from low to high."""
+    """Stretch distances so that those of `pairs` run from low to high."""
     inside = distance[pairs] if pairs.any() else distance.ravel()
     spread = max(float(inside.max() - inside.min()), 1e-9)
     stretched: Floats = low + (high - low) * (distance - inside.min()) / spread
@@ -150,7 +150,7 @@ def _stretched(distance: Floats, pairs: Flags, low: float, high: float) -> Float
 
 
 def _demand(rng: np.random.Generator, models: int, continent: Ints, users: Floats) -> Floats:
-    """(M, R) QPS: a heavy-tailed total, from one region, some of one continent, or some to all of all."""
+    """Return (M, R) QPS: a heavy-tailed total, from one region, some of one continent, or some to all of all."""
     regions = len(continent)
     home = rng.choice(regions, models, p=users / users.sum())
     width = rng.choice(3, models, p=[0.15, 0.4, 0.45])
@@ -163,7 +163,7 @@ def _demand(rng: np.random.Generator, models: int, continent: Ints, users: Float
 
 
 def _options(rng: np.random.Generator, base: Floats, total: Floats) -> tuple[Floats, dict[str, Any]]:
-    """Replicas that each part's demand is worth, and the fields of its options: 1 to 3 kinds, about equal value for money."""
+    """Return the replicas for each part's demand, and the fields of its options: 1 to 3 kinds of about equal value for money."""
     parts, kinds = len(total), len(base)
     worth = np.clip(total / rng.lognormal(np.log(60.0), 0.9, parts), 0.1, MOST_REPLICAS)
     taste = rng.gumbel(size=(parts, kinds)) + rng.uniform(0.0, 1.0, kinds)
@@ -177,14 +177,14 @@ def _options(rng: np.random.Generator, base: Floats, total: Floats) -> tuple[Flo
 
 
 def qps_cost_of(fleet: DrawnFleet, price: Floats) -> Floats:
-    """(M, R) $/h of one QPS of a model, replicas being divisible; infinite where a part has no hardware."""
+    """Return (M, R) $/h of one QPS of a model, with divisible replicas; infinite if a part has no hardware."""
     option = price.T[fleet.option_hardware] * (fleet.option_units / fleet.option_qps)[:, None]
     total: Floats = np.add.reduceat(np.minimum.reduceat(option, fleet.option_start), fleet.part_start)
     return total
 
 
 def significant(figures: Floats, digits: int) -> Floats:
-    """Rounded to so many significant digits."""
+    """Round to this many significant digits."""
     place = digits - 1 - np.floor(np.log10(np.maximum(np.abs(figures), 1e-9))).astype(np.int64)
     fine, coarse = 10.0 ** np.maximum(place, 0), 10.0 ** np.maximum(-place, 0)
     return np.round(figures / coarse * fine) / fine * coarse

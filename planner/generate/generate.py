@@ -1,7 +1,7 @@
-"""Draws planner problems like a real fleet's, from a seed: from loose to tight, from one model to a hundred thousand.
+"""Draws realistic planner problems from a seed: from loose to tight, from one model to a hundred thousand.
 
-Called by `ipnext plan generate`, tests and benchmarks. How tight an instance is follows from one placement of it, the
-reference of `planner.generate.reference_placement`.
+Called by `ipnext plan generate`, tests and benchmarks. The tightness of an instance follows from one placement of it,
+the reference of `planner.generate.reference_placement`.
 """
 
 from collections.abc import Iterator
@@ -26,17 +26,18 @@ def generate(  # noqa: PLR0913 - one keyword for each figure of an instance
     current: bool = False,
     demand_noise: float = 0.0,
 ) -> Problem:
-    """A valid problem; the same arguments give the same problem.
+    """Return a valid problem; the same arguments give the same problem.
 
-    `supply_use` is, for each hardware kind (all regions together), the units that the reference takes divided by the units
-    supplied. The reference places each model in the cheapest way among some ten sets of regions, at prices that lead each
-    kind to its regions in drawn proportions; it keeps every rule, budgets too. Up to 1 every region supplies at least what
-    the reference takes there, so the reference fits and nothing need be left unmet (0.7 is loose, 0.98 is tight); the slack
-    lies unevenly over the regions. Above 1 every region is short of it by the same factor.
+    `supply_use` is, for each hardware kind (all regions together), the units that the reference uses divided by the
+    units supplied. The reference places each model in the cheapest way among some ten sets of regions, at prices that
+    lead each kind to its regions in drawn proportions; it keeps every rule, budgets too. Up to 1 every region supplies
+    at least the units that the reference uses there, so the reference fits and nothing need be left unmet (0.7 is
+    loose, 0.98 is tight); the slack is distributed unevenly over the regions. Above 1 every region is short of it by
+    the same factor.
 
-    `demand_noise` multiplies each demand by a factor from 1 - noise to 1 + noise, drawn after the supply. `current` adds the
-    reference for the demand before that as the current placement (at supply use above 1: the models of it that fit, by
-    priority) and a cost of 0.05 $/h a move. Raises InvalidInput for an argument out of its range.
+    `demand_noise` multiplies each demand by a factor from 1 - noise to 1 + noise, drawn after the supply. `current`
+    adds the reference for the demand before that as the current placement (at supply use above 1: the models of it that
+    fit, by priority) and a cost of 0.05 $/h a move. Raises InvalidInput for an argument out of its range.
     """
     _check(models=(models, 1, 1_000_000), regions=(regions, 1, 200), hardware=(hardware, 1, 50), seed=(seed, 0, 2**63))
     _check(supply_use=(supply_use, 0.01, 2.0), demand_noise=(demand_noise, 0.0, 0.99))
@@ -69,7 +70,7 @@ def _check(**arguments: tuple[float, float, float]) -> None:
 
 
 def _supply(rng: np.random.Generator, fleet: DrawnFleet, reference: ReferencePlacement, supply_use: float) -> Floats:
-    """(R, H) units: what the reference takes and slack, half of it uneven, or less than it takes by one factor."""
+    """Return (R, H) units: the reference's usage plus slack, half of it uneven, or its usage reduced by one factor."""
     taken = units_of(fleet, reference.counts)
     total = taken.sum(axis=0)
     uneven = (taken / np.maximum(total, 1.0) + fleet.share) * rng.gamma(4.0, 1.0, taken.shape)
@@ -82,7 +83,7 @@ def _quanta(units: Floats) -> Floats:
 
 
 def _spent(fleet: DrawnFleet, counts: Ints) -> Floats:
-    """(M,) $/h that replicas cost."""
+    """Return (M,) $/h of the replicas."""
     price = np.where(np.isfinite(fleet.price), fleet.price, 0.0).T[fleet.option_hardware]
     option = (counts * price).sum(axis=1) * fleet.option_units
     of_part = np.add.reduceat(option, fleet.option_start)
@@ -92,7 +93,7 @@ def _spent(fleet: DrawnFleet, counts: Ints) -> Floats:
 def _budgets(
     rng: np.random.Generator, fleet: DrawnFleet, reference: ReferencePlacement
 ) -> tuple[list[dict[str, Any]], Floats]:
-    """Owners, one in five with a budget of 15 to 50 % above the reference; and (M,) model budgets, infinite without one."""
+    """Return owners, one in five with a budget of 15 to 50 % above the reference; and (M,) model budgets, infinite without one."""
     spent = _spent(fleet, reference.counts)
     number = int(fleet.owner.max()) + 1
     limits = np.bincount(fleet.owner, spent, minlength=number) * rng.uniform(1.15, 1.5, number)
@@ -105,7 +106,7 @@ def _budgets(
 
 
 def _up(figure: float) -> float:
-    """Two decimals, never less than the figure."""
+    """Round up to two decimals."""
     return float(np.ceil(figure * 100.0) / 100.0)
 
 
@@ -129,7 +130,7 @@ def _places(fleet: DrawnFleet, supply: Floats) -> dict[str, Any]:
 
 
 def _kinds(fleet: DrawnFleet) -> tuple[str, ...]:
-    """Labels, cheapest kind first."""
+    """Return labels, cheapest kind first."""
     return tuple(f"kind-{h + 1}" for h in range(fleet.price.shape[1]))
 
 
@@ -159,7 +160,7 @@ def _models(fleet: DrawnFleet, budget: Floats) -> Iterator[dict[str, Any]]:
 
 
 def _current(fleet: DrawnFleet, reference: ReferencePlacement, supply: Floats) -> dict[str, Any]:
-    """The reference of the models that fit the supply, by priority, as replicas and traffic."""
+    """Return the reference of the models that fit the supply, by priority, as replicas and traffic."""
     kept = _fitting(fleet, reference, supply)
     kinds, names = _kinds(fleet), fleet.names
     part = fleet.option_part
@@ -184,7 +185,7 @@ def _current(fleet: DrawnFleet, reference: ReferencePlacement, supply: Floats) -
 
 
 def _fitting(fleet: DrawnFleet, reference: ReferencePlacement, supply: Floats) -> Flags:
-    """(M,) the models of the reference that fit the supply, taken by priority."""
+    """Return (M,) the models of the reference that fit the supply, taken by priority."""
     if np.all(units_of(fleet, reference.counts) <= supply + 1e-9):
         return np.ones(fleet.models, dtype=np.bool_)
     left, kept = supply.copy(), np.zeros(fleet.models, dtype=np.bool_)

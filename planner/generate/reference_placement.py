@@ -1,4 +1,4 @@
-"""The reference placement of a drawn fleet: near the cheapest, every rule kept. It says how tight a supply is.
+"""The reference placement of a drawn fleet: near the cheapest, every rule kept. It defines the tightness of a supply.
 
 Called by `planner.generate.generate`. No optimiser: all models at once, each on the best of some ten sets of regions.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from planner.generate.fleet import DrawnFleet, Flags, Floats, Ints, qps_cost_of
 
 SAMPLE = 2_000
-"""Models that the prices are found on."""
+"""Models that determine the prices."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ReferencePlacement:
 
 
 def reference_of(fleet: DrawnFleet) -> ReferencePlacement:
-    """The near-cheapest placement at prices that spread each kind over the regions as `share` says."""
+    """Return the near-cheapest placement at prices that spread each kind over the regions by `share`."""
     stride = -(-fleet.models // SAMPLE)
     sample = fleet.some(np.arange(0, fleet.models, stride))
     price = fleet.price
@@ -37,7 +37,7 @@ def reference_of(fleet: DrawnFleet) -> ReferencePlacement:
 
 
 def units_of(fleet: DrawnFleet, counts: Ints) -> Floats:
-    """(R, H) units that replicas take."""
+    """Return (R, H) units of the replicas."""
     units = np.zeros_like(fleet.share)
     for kind in range(units.shape[1]):
         chosen = fleet.option_hardware == kind
@@ -46,7 +46,7 @@ def units_of(fleet: DrawnFleet, counts: Ints) -> Floats:
 
 
 def _cheapest(fleet: DrawnFleet, price: Floats) -> ReferencePlacement:
-    """For each model the cheapest of some ten placements, on its 1, 2, ... all cheapest regions and those its users need."""
+    """Return for each model the cheapest of some ten placements, on its 1, 2, ... all cheapest regions and those its users need."""
     qps_cost = qps_cost_of(fleet, price)
     regions = len(fleet.names)
     best = ReferencePlacement(
@@ -64,7 +64,7 @@ def _cheapest(fleet: DrawnFleet, price: Floats) -> ReferencePlacement:
 
 
 def _opened(fleet: DrawnFleet, qps_cost: Floats, k: int) -> Flags:
-    """(M, R) the k cheapest regions, then the region that reaches the most of what is still unreached for its cost."""
+    """Return (M, R) the k cheapest regions, then regions that reach the most unreached demand for their cost."""
     least = np.where(fleet.survives, max(k, 2), k)
     opened = (np.argsort(np.argsort(qps_cost, axis=1, kind="stable"), axis=1) < least[:, None]) & np.isfinite(qps_cost)
     while True:
@@ -77,7 +77,7 @@ def _opened(fleet: DrawnFleet, qps_cost: Floats, k: int) -> Flags:
 
 
 def across(fleet: DrawnFleet, figures: Any, *, back: bool = False) -> Floats:
-    """(M, R) by users' region summed over the regions that may serve them, or `back` from those that serve."""
+    """Return (M, R) by users' region summed over the regions that may serve them, or `back` from those that serve."""
     total = np.zeros(figures.shape)
     for c, reach in enumerate(fleet.reach):
         rows = fleet.tolerance == c
@@ -86,7 +86,7 @@ def across(fleet: DrawnFleet, figures: Any, *, back: bool = False) -> Floats:
 
 
 def _held(fleet: DrawnFleet, price: Floats, opened: Flags) -> ReferencePlacement:
-    """Whole replicas in the opened regions; users are served in equal parts by all opened regions that they reach."""
+    """Place whole replicas in the opened regions; all opened regions that users reach serve them in equal parts."""
     reached = np.maximum(across(fleet, opened, back=True), 1.0)
     load = _survivable(fleet, np.where(opened, across(fleet, fleet.qps / reached), 0.0), opened)
     part_load = load[fleet.part_model][fleet.option_part]
@@ -105,7 +105,7 @@ def _held(fleet: DrawnFleet, price: Floats, opened: Flags) -> ReferencePlacement
 
 
 def _survivable(fleet: DrawnFleet, load: Floats, opened: Flags) -> Floats:
-    """(M, R) the load of each region raised to the lowest level at which the others can do without the largest."""
+    """Return (M, R) the load of each region raised to the lowest level at which the others can replace the largest."""
     largest = np.argmax(load, axis=1)
     rows = np.arange(len(load))
     others = np.where(opened, load, -np.inf)
