@@ -1,9 +1,9 @@
 """Plans that leave demand unserved only if a hard rule leaves no room for it, never because a replica costs more.
 
 Called by the platform's planning activities in place of `planner.solve`, with the same two entry points. The planner
-prices unserved demand (`unmet_cost`), so a small region's demand may be cheaper to refuse than to serve. Each model that
-a plan refuses something for its price, or within the gap, is planned once more by itself on what the others leave, at a
-price above all that serving it could cost.
+prices unserved demand (`unmet_cost`), so a small region's demand may be cheaper to refuse than to serve. If a plan
+refuses demand of a model for its price, or within the gap, the model is planned once more by itself on the residual of
+the others, at a price above any cost of serving it.
 """
 
 import math
@@ -17,17 +17,17 @@ from planner.plan_fit import leftover
 from planner.verify.plan_checker import check
 
 NO_RULE = frozenset({"unmet_cost", "gap", "time_seconds"})
-"""Rules of `Plan.unmet` that no limit of the fleet, of an owner or of the model stands behind."""
+"""Rules of `Plan.unmet` without a limit of the fleet, of an owner or of the model behind them."""
 
 MARGIN = 2.0
 """Factor on the dearest way to serve a model: serving is cheaper by more than any gap that a solver may leave."""
 
 
 def solve(problem: Problem) -> Plan:
-    """Plan all models as `planner.solve.solve` does, then serve what was refused for its price. Raises InvalidInput.
+    """Plan all models as `planner.solve.solve` does, then serve demand that was refused for its price. Raises InvalidInput.
 
-    If demand of an owner stays unserved while owners of lower priority hold capacity, the fleet is planned once more, owners of
-    the highest priority first.
+    If demand of an owner stays unserved while owners of lower priority hold capacity, the fleet is planned once more,
+    owners of the highest priority first.
     """
     return by_priority(problem, _whole(problem), solve=_whole)
 
@@ -37,7 +37,7 @@ def _whole(problem: Problem) -> Plan:
 
 
 def place(problem: Problem, models: Collection[str]) -> Plan:
-    """Place only `models` as `planner.solve.place` does, then serve what was refused of them for its price.
+    """Place only `models` as `planner.solve.place` does, then serve their demand that was refused for its price.
 
     Raises InvalidInput and Infeasible, as `planner.solve.place` does.
     """
@@ -45,7 +45,7 @@ def place(problem: Problem, models: Collection[str]) -> Plan:
 
 
 def serve_what_fits(problem: Problem, plan: Plan, *, among: Collection[str] | None = None) -> Plan:
-    """Return `plan` with its models that were refused demand for its price planned again, by priority and then by name.
+    """Return `plan` with the models whose demand was refused for its price planned again, by priority and then by name.
 
     All other models keep their replicas and traffic. `among`: the only models that may change; None: all. The figures
     are those of the problem as stated; `bound` stays, as it holds for every plan.
@@ -66,15 +66,15 @@ def serve_what_fits(problem: Problem, plan: Plan, *, among: Collection[str] | No
 
 
 def _by_hard_rules(item: Unmet) -> Unmet:
-    """The demand without its price among the rules: a hard one keeps it unserved."""
+    """Return the demand without its price among the rules, if a hard rule keeps it unserved."""
     rules = tuple(rule for rule in item.rules if rule != "unmet_cost")
     return item.model_copy(update={"rules": rules}) if rules else item
 
 
 def price_to_serve(problem: Problem) -> float:
-    """$/h for each QPS left unserved, at priority 1, above what serving any demand of the problem's models can cost.
+    """Return $/h for each unserved QPS, at priority 1, above the cost of serving any demand of the problem's models.
 
-    For each model: the dearest way to serve all of it, against the smallest of its demands.
+    For each model: the dearest way to serve all of it, relative to the smallest of its demands.
     """
     return max((_price_of(problem, model) for model in problem.models), default=0.0)
 
@@ -98,19 +98,19 @@ def _price_of(problem: Problem, model: ModelProblem) -> float:
 
 
 def _most_replicas(options: Collection[PartOption], qps: float) -> int:
-    """Replicas of the slowest option that `qps` needs."""
+    """Return the replicas of the slowest option that `qps` needs."""
     return max(math.ceil(qps / option.qps) for option in options)
 
 
 def _refused(problem: Problem, plan: Plan, kept: frozenset[str]) -> Iterator[ModelProblem]:
-    """Models with demand that no hard rule keeps unserved, the most important first."""
+    """Yield models with demand that no hard rule keeps unserved, the most important first."""
     names = {item.model for item in plan.unmet if NO_RULE.intersection(item.rules)} - kept
     models = (model for model in problem.models if model.model in names)
     yield from sorted(models, key=lambda model: (-model.priority, model.model))
 
 
 def _merged(plan: Plan, alone: Plan, model: str) -> Plan:
-    """The plan with one model's rows from another plan."""
+    """Return the plan with one model's rows from another plan."""
     return plan.model_copy(
         update={
             "replicas": (*(row for row in plan.replicas if row.model != model), *alone.replicas),

@@ -1,9 +1,10 @@
 """Owners of a higher priority are served first if supply is short.
 
-Called by `planner.last_resort` with the best plan of the whole fleet. That plan weighs unserved demand by the priorities of
-models, so it may leave demand of an important owner unserved that another owner's demand would cost more units to serve. Then
-the fleet is planned once more in levels: the models of the owners of the highest priority on the whole supply, those of the
-next priority on what is left, and so on. A fleet without such a shortage keeps its plan: priorities cost nothing there.
+Called by `planner.last_resort` with the best plan of the whole fleet. That plan weighs unserved demand by the
+priorities of models, so it may leave demand of an important owner unserved because serving it takes more units than
+another owner's. Then the fleet is planned once more in levels: the models of the owners of the highest priority on the
+whole supply, those of the next priority on the residual, and so on. A fleet without such a shortage keeps its plan:
+priorities cost nothing there.
 """
 
 from collections.abc import Callable
@@ -35,7 +36,7 @@ def by_priority(problem: Problem, plan: Plan, *, solve: Callable[[Problem], Plan
 
 
 def is_overtaken(problem: Problem, plan: Plan) -> bool:
-    """Whether demand of some owner is unserved while models of an owner of lower priority hold replicas."""
+    """True if demand of some owner is unserved while models of an owner of lower priority hold replicas."""
     levels = problem.levels
     if len(levels) < 2 or not plan.unmet:
         return False
@@ -45,7 +46,7 @@ def is_overtaken(problem: Problem, plan: Plan) -> bool:
 
 
 def _in_levels(problem: Problem, plan: Plan, solve: Callable[[Problem], Plan]) -> Plan | None:
-    """The plan made level by level; None if some level has no plan on what those above it leave."""
+    """Return the plan made level by level; None if some level has no plan on the residual of those above it."""
     levels = problem.levels
     limits = problem.limits.model_copy(update={"time_seconds": problem.limits.time_seconds / len(levels)})
     so_far = plan.model_copy(update={"replicas": (), "traffic": (), "unmet": ()})

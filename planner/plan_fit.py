@@ -1,4 +1,4 @@
-"""A plan beside a problem that it may not have been made for: what it breaks, what it leaves for some of its models.
+"""A plan against a problem that it may not have been made for: broken rules, and the residual for some of its models.
 
 Called by the explanation, the conflict and the what-if.
 """
@@ -14,17 +14,17 @@ from planner.verify.plan_checker import check, rules_of
 
 
 def holding_of(state: Plan | CurrentState) -> Holding:
-    """Replicas and shares above zero."""
+    """Return replicas and shares above zero."""
     plain = CurrentState(replicas=state.replicas, traffic=state.traffic)
     return Holding(counts_of(plain), shares_of(plain))
 
 
 _OF_FIGURES = frozenset({"cost", "objective", "bound", "gap", "unmet"})
-"""What the checker says of a plan's own figures: of no matter for a plan that was made for another problem."""
+"""Violations of a plan's figures: irrelevant for a plan that was made for another problem."""
 
 
 def broken_rules(problem: Problem, plan: Plan) -> tuple[str, ...]:
-    """The rules that the plan breaks, its own figures aside. Raises InvalidInput for names that the problem lacks."""
+    """Return the rules that the plan breaks, except for its figures. Raises InvalidInput for names that the problem lacks."""
     found = check(problem, plan)
     for violation in found:
         if violation.rule in {"names", "counts"}:
@@ -34,9 +34,9 @@ def broken_rules(problem: Problem, plan: Plan) -> tuple[str, ...]:
 
 
 def leftover(problem: Problem, state: Plan | CurrentState, models: Collection[str]) -> Problem:
-    """The problem of `models` on what the other models of `state` leave of supply, owners' budgets and `max_moves`.
+    """Return the problem of `models` on the supply, owners' budgets and `max_moves` that the other models of `state` leave.
 
-    Replicas count as started against the current placement of `problem`. A limit that the others exceed leaves 0.
+    Replicas count as started against the current placement of `problem`. If the others exceed a limit, it is 0.
     """
     whole = holding_of(state)
     others = Holding(

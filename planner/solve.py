@@ -1,9 +1,9 @@
-"""From a problem to a plan that keeps every rule: the two entry points of the planner.
+"""Planning entry points: from a problem to a plan that keeps every rule.
 
-Called by the command and the planning activity. Two solvers stand behind them: the readable reference
-(`planner.exact.formulation`) for small problems, and the one for fleets (`planner.fleet.solver`). Whatever a solver says, only a plan
-that `planner.verify.plan_checker.check` accepts leaves here. The same problem gives the same plan, byte for byte, unless the time
-limit ends the search first.
+Called by the command and the planning activity. They use two solvers: the readable reference
+(`planner.exact.formulation`) for small problems, and the one for fleets (`planner.fleet.solver`). Whatever a solver
+returns, only a plan that `planner.verify.plan_checker.check` accepts is returned from here. The same problem gives the
+same plan, byte for byte, unless the time limit ends the search first.
 """
 
 from collections import defaultdict
@@ -28,7 +28,7 @@ EVERY_PLAN = "all plans of the stated problem"
 KEPT_PLANS = "plans that leave every other model as it runs now"
 
 Method = Literal["auto", "reference", "fleet"]
-"""`reference`: the compact program alone; `fleet`: prices and configurations alone; `auto`: what suits the size."""
+"""`reference`: the compact program alone; `fleet`: prices and configurations alone; `auto`: chosen by size."""
 
 METHODS: Mapping[str, str] = {
     "reference": "compact MIP (cvxpy, HiGHS)",
@@ -37,7 +37,7 @@ METHODS: Mapping[str, str] = {
 }
 
 REFERENCE_COLUMNS = 3_000
-"""Placements and routes up to which `auto` asks the reference at all."""
+"""Placements and routes up to which `auto` uses the reference at all."""
 
 
 PLACE_COLUMNS = 100
@@ -45,7 +45,7 @@ PLACE_COLUMNS = 100
 
 
 def solve(problem: Problem, *, method: Method = "auto") -> Plan:
-    """The best plan found for all models. Demand that cannot be held is left unmet, with the rules that bind.
+    """Return the best plan found for all models. Demand that does not fit is left unmet, with the rules that bind.
 
     Raises InvalidInput. `solver.seconds` is 0: a measured time would make two plans of one problem differ.
     """
@@ -54,9 +54,9 @@ def solve(problem: Problem, *, method: Method = "auto") -> Plan:
 
 
 def place(problem: Problem, models: Collection[str], *, method: Method = "auto") -> Plan:
-    """A plan that places only `models`; every other one keeps its replicas and traffic of `problem.current` exactly.
+    """Return a plan that places only `models`; every other one keeps its replicas and traffic of `problem.current` exactly.
 
-    Raises InvalidInput for a model the problem does not have, and Infeasible where the others, as they run now, already
+    Raises InvalidInput for a model the problem does not have, and Infeasible if the others, as they run now, already
     break a rule: its message names them, so that they can be placed too.
     """
     validate(problem)
@@ -107,7 +107,7 @@ class _Found:
 
 
 def _plan(problem: Problem, rest: Problem, kept: Holding, kept_models: Collection[str], method: Method) -> Plan:
-    """The plan of the whole problem: `rest` solved, beside what is kept."""
+    """Return the plan of the whole problem: `rest` solved, together with the kept models."""
     found = _search(rest, method)
     whole = Holding({**kept.counts, **found.holding.counts}, {**kept.shares, **found.holding.shares})
     base = _objective(Index(only(problem, kept_models)), kept)
@@ -122,7 +122,7 @@ def _plan(problem: Problem, rest: Problem, kept: Holding, kept_models: Collectio
 
 
 def _search(problem: Problem, method: Method) -> _Found:
-    """The best valid holding among the solvers', the current one and none at all; the better of their bounds."""
+    """Return the best valid holding among the solvers', the current one and none at all; and the better of their bounds."""
     index = Index(problem)
     answers = list(_answers(problem, index, method))
     candidates = [*(holding for answer in answers for holding in answer.holdings), *_others(index)]
@@ -144,7 +144,7 @@ def _search(problem: Problem, method: Method) -> _Found:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What one solver found."""
+    """Result of one solver."""
 
     holdings: tuple[Holding, ...]
     bound: float
@@ -155,7 +155,7 @@ class _Answer:
 
 
 def _answers(problem: Problem, index: Index, method: Method) -> Iterator[_Answer]:
-    """The reference where the problem is small; the other solver where that left a gap, or the problem is large."""
+    """Yield the reference's answer if the problem is small; the other solver's if a gap remains, or the problem is large."""
     if not asks_fleet(problem, method):
         first = _of_reference(problem, index)
         yield first
@@ -165,12 +165,12 @@ def _answers(problem: Problem, index: Index, method: Method) -> Iterator[_Answer
 
 
 def asks_fleet(problem: Problem, method: Method) -> bool:
-    """Whether the fleet's solver is asked alone: it needs the kernels."""
+    """True if the fleet's solver is used alone: it needs the kernels."""
     return method == "fleet" or (method == "auto" and _columns(problem) > REFERENCE_COLUMNS)
 
 
 def _columns(problem: Problem) -> int:
-    """Placements and routes, at most."""
+    """Return an upper bound for the number of placements and routes."""
     options = sum(len(part.options) for model in problem.models for part in model.parts)
     demands = sum(len(model.demand) for model in problem.models)
     return (options + demands) * len(problem.regions)
@@ -186,7 +186,7 @@ def _gap(objective: float, bound: float) -> float:
 
 
 def _of_reference(problem: Problem, index: Index) -> _Answer:
-    """The compact program's answer; without a column to choose, the empty plan is the best one."""
+    """Return the compact program's answer; if there is no column to choose, the empty plan is the best one."""
     if not (index.placements and index.routes):
         empty = Holding({}, routed(index, {}))
         return _Answer((empty,), _objective(index, empty), time_ran_out=False, iterations=0, method="reference")
@@ -200,7 +200,7 @@ def _of_reference(problem: Problem, index: Index) -> _Answer:
 
 
 def _of_fleet(problem: Problem) -> _Answer:
-    from planner.fleet.assembly import holding_of  # noqa: PLC0415 - numba takes a second to import: only where it is needed
+    from planner.fleet.assembly import holding_of  # noqa: PLC0415 - numba takes a second to import: only if needed
     from planner.fleet.solver import solve_fleet  # noqa: PLC0415
 
     arrays = FleetArrays.of(problem)
@@ -215,7 +215,7 @@ def _of_fleet(problem: Problem) -> _Answer:
 
 
 def _others(index: Index) -> Iterator[Holding]:
-    """What runs now, where the problem is small enough for it to matter, and nothing at all."""
+    """Yield the current holding, if the problem is small enough for it to matter, and the empty one."""
     if _columns(index.problem) <= REFERENCE_COLUMNS:
         running = {place.key: min(place.current, place.largest) for place in index.placements}
         counts = {key: count for key, count in running.items() if count}
@@ -230,7 +230,7 @@ def _broken(problem: Problem, holding: Holding) -> tuple[Violation, ...]:
 
 
 def _cost(index: Index, holding: Holding) -> float:
-    """$/h of the replicas."""
+    """Return $/h of the replicas."""
     units = {(m.model, p.part, o.hardware): o.units for m in index.problem.models for p in m.parts for o in p.options}
     return sum(
         count * units[model, part, hardware] * index.unit_cost.get((region, hardware), 0.0)
@@ -239,7 +239,7 @@ def _cost(index: Index, holding: Holding) -> float:
 
 
 def _objective(index: Index, holding: Holding) -> float:
-    """$/h of a holding: hardware, latency, replicas started, demand left unmet."""
+    """Return $/h of a holding: hardware, latency, replicas started, demand left unmet."""
     weights = index.problem.objective
     demand = {(demand.model, demand.region): demand for demand in index.demands}
     missing = unmet_of(index, holding.shares)
@@ -254,7 +254,7 @@ def _objective(index: Index, holding: Holding) -> float:
 
 
 def _assembled(problem: Problem, holding: Holding, found: _Found, kept: Collection[str]) -> Plan:
-    """The plan document of a holding, in canonical order."""
+    """Return the plan document of a holding, in canonical order."""
     index = Index(problem)
     objective = _digits(_objective(index, holding))
     bound = min(objective, _digits(max(0.0, found.bound)))
@@ -286,5 +286,5 @@ def _unmet(index: Index, holding: Holding, kept: Collection[str], otherwise: str
 
 
 def _digits(figure: float) -> float:
-    """Twelve digits: what two machines agree on."""
+    """Round to twelve digits, on which two machines agree."""
     return float(f"{figure:.12g}")

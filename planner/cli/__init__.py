@@ -1,4 +1,4 @@
 """The commands of `ipnext plan`, one module for each kind of document.
 
-Imported by nothing but the entry point. Begin with `app`, which puts them together.
+Imported only by the entry point. Begin with `app`, which assembles them.
 """

@@ -1,4 +1,4 @@
-"""Pictures of a plan: how much of every hardware kind it takes in every region, in the terminal and as SVG.
+"""Charts of a plan: the use of every hardware kind in every region, in the terminal and as SVG.
 
 Called by `ipnext plan show`. Both draw the same `SupplyUse` values.
 """
@@ -24,12 +24,12 @@ Axes = tuple[Sequence[str], Sequence[str]]
 
 
 def bars(uses: Uses, axes: Axes) -> Table:
-    """A bar and the used share of every cell: regions down, hardware across."""
+    """Return a bar and the used share of every cell: regions down, hardware across."""
     return _grid("used", uses, axes, _bar)
 
 
 def units(uses: Uses, axes: Axes) -> Table:
-    """Used / free units of every cell, and what a transition takes beyond."""
+    """Return the used / free units of every cell, and the surge of a transition."""
     surge = any(use.surge for use in uses)
     return _grid("units: used / free" + (" + surge" if surge else ""), uses, axes, _units)
 
@@ -48,7 +48,7 @@ def _grid(title: str, uses: Uses, axes: Axes, cell: Callable[[SupplyUse], Text])
 
 
 def _share(use: SupplyUse) -> float:
-    """Used part of the units; 1 where there are none and some are used."""
+    """Return the used share of the units; 1 if there are none and some are used."""
     if use.units > 0:
         return use.used / use.units
     return 1.0 if use.used > 0 else 0.0
@@ -64,7 +64,7 @@ def _bar(use: SupplyUse) -> Text:
 
 
 def _percent(share: float) -> str:
-    """Whole per cent, where 100 % is full and 0 % is empty."""
+    """Format a whole per cent; 100 % only if full, 0 % only if empty."""
     whole = round(share * 100)
     if share < 1 and whole == 100:
         return "99%"
@@ -84,9 +84,9 @@ COLOURS = ((0.0, "#9ecae9"), (0.5, "#5b9bd5"), (CROWDED, "#f0b429"), (FULL, "#d6
 
 
 def svg(uses: Uses, axes: Axes, title: str) -> str:
-    """A picture that needs nothing else: a cell for each region and hardware kind, filled as far as it is used.
+    """Draw a self-contained picture: a cell for each region and hardware kind, filled to its used share.
 
-    Beside the fill stand the figures; what a transition takes beyond is hatched. A cell without supply stays empty.
+    The figures are beside the fill; the surge of a transition is hatched. A cell without supply stays empty.
     """
     regions, hardware = axes
     width, height = LEFT + CELL_W * len(hardware) + 20, TOP + CELL_H * len(regions) + 50
@@ -124,7 +124,7 @@ def svg(uses: Uses, axes: Axes, title: str) -> str:
 
 
 def _cell(root: ET.Element, at: tuple[float, float], use: SupplyUse) -> None:
-    """One cell: a track, its filled part, the surge after it, the figures."""
+    """Draw one cell: a track, its filled share, the surge after it, the figures."""
     group = ET.SubElement(root, "g")
     told = f"{use.region}/{use.hardware}: {use.used:.6g} of {use.units:.6g} units used, {use.free:.6g} free"
     ET.SubElement(group, "title").text = told + (f", surge {use.surge:.6g}" if use.surge else "")
@@ -144,7 +144,7 @@ def _cell(root: ET.Element, at: tuple[float, float], use: SupplyUse) -> None:
 
 
 def _short(figure: float) -> str:
-    """At most six characters up to a million."""
+    """Format at most six characters up to a million."""
     if figure >= 10_000:
         return f"{figure / 1000:,.1f}k"
     return f"{figure:,.0f}" if figure >= 100 else f"{figure:.4g}"

@@ -1,4 +1,4 @@
-"""`ipnext plan explain`, `conflict`, `what-if`: why a plan is as it is, what stands in the way, what a change would do."""
+"""`ipnext plan explain`, `conflict`, `what-if`: the reasons of a plan, the limits in its way, the effect of a change."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""An explanation and a conflict as tables for people."""
+"""An explanation and a conflict as tables for users."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -19,14 +19,14 @@ from planner.cli.output import facts, rows, titled
 from planner.cli.plan_commands import few
 
 SMALL = 1e-4
-"""A smaller part of a model's objective is no difference worth a line."""
+"""If a part of a model's objective is smaller, its difference gets no line."""
 
 MOST_BINDINGS = 4
 """Rules listed for one placement; the document has them all."""
 
 
 def explanation_tables(found: Explanation) -> Iterator[Table | str]:
-    """The fleet first, then its models."""
+    """Yield the fleet first, then its models."""
     figures = found.figures
     lines = [
         ("objective", f"{figures.objective:,.7g} $/h"),
@@ -51,7 +51,7 @@ def explanation_tables(found: Explanation) -> Iterator[Table | str]:
 
 
 def _limits(found: Explanation) -> Iterator[Table | str]:
-    """Supply, the dearest and the fullest first, then budgets and moves."""
+    """Yield supply, the dearest and the fullest first, then budgets and moves."""
     heads, worth = _worth(found)
     supply = sorted(found.supply, key=lambda use: (-_dear(use), use.free / use.units if use.units else 1.0))
     lines = [
@@ -75,7 +75,7 @@ def _dear(use: Use) -> float:
 
 
 def _worth(found: Explanation) -> tuple[list[str], Callable[[Use], list[str]]]:
-    """Heads and cells of what one more is worth, as far as it was asked for."""
+    """Return heads and cells for the value of one more unit, if it was requested."""
     if not found.prices_from:
         return [], lambda _: []
     uses: list[Use] = [*found.supply, *found.limits]
@@ -126,7 +126,7 @@ def _placement(place: PlacementExplanation, now: Sequence[PlacementExplanation])
 
 
 def _bindings(bindings: Sequence[Binding]) -> str:
-    """One rule a line."""
+    """Join the rules, one per line."""
     told = [f"{binding.rule}: {binding.message}" for binding in bindings[:MOST_BINDINGS]]
     more = [f"and {len(bindings) - MOST_BINDINGS} more"] if len(bindings) > MOST_BINDINGS else []
     return "\n".join([*told, *more])
@@ -139,7 +139,7 @@ def _runner_up(second: RunnerUp, now: Sequence[PlacementExplanation]) -> str:
 
 
 def _moved(then: Sequence[ReplicaCount], now: Sequence[PlacementExplanation]) -> str:
-    """What runs more and what runs less."""
+    """Describe the placements that grow and those that shrink."""
     counts: dict[tuple[str, str, str], int] = {(p.part, p.region, p.hardware): -p.count for p in now}
     for item in then:
         key = (item.part, item.region, item.hardware)
@@ -149,7 +149,7 @@ def _moved(then: Sequence[ReplicaCount], now: Sequence[PlacementExplanation]) ->
 
 
 def conflict_tables(found: Conflict) -> Iterator[Table | str]:
-    """The members of a conflicting set."""
+    """Yield the members of a conflicting set."""
     yield f"these limits together leave no room to serve all of {few(found.models)}; without any one of them there is room"
     yield f"({found.beside}{'' if found.minimal else '; the solver could not tell for some, which may be needless: ask for fewer models'})"
     lines = [

@@ -1,4 +1,4 @@
-"""How the commands read their files and write what they find, and how an error becomes one line and an exit status."""
+"""Input and output of the commands: reading files, writing results, and errors as one line and an exit status."""
 
 import os
 import sys
@@ -29,12 +29,12 @@ Target = Annotated[
 Output = Annotated[Form, typer.Option("--output", "-o", help="Form of the answer.")]
 
 STANDARD_OUTPUT = Path("json")
-"""What `-o json` means where `-o` else names a file: the document is JSON in any case."""
+"""Value of `-o json` if `-o` otherwise names a file: the document is JSON in any case."""
 
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Turns an error of ours into one line on standard error and its exit status."""
+    """Turn an IPnext error into one line on standard error and its exit status."""
     try:
         yield
     except Infeasible as error:
@@ -44,14 +44,14 @@ def told() -> Iterator[None]:
 
 
 def fail(message: str, status: int) -> NoReturn:
-    """Ends the command with one line on standard error."""
+    """End the command with one line on standard error."""
     typer.echo("error: " + " ".join(message.split()), err=True)
     raise typer.Exit(status)
 
 
 @contextmanager
 def solver_silent() -> Iterator[None]:
-    """HiGHS writes a banner to file descriptor 1, whatever it is told: for that time nobody reads it."""
+    """Discard file descriptor 1, because HiGHS writes a banner there, whatever its options are."""
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -68,13 +68,13 @@ READABLE_BYTES = 20_000_000
 
 
 def document(value: Value) -> str:
-    """The JSON text of a document, indented where a person may still read it."""
+    """Return the JSON text of a document, indented if it is small enough to read."""
     short = value.model_dump_json(by_alias=True)
     return (short if len(short) > READABLE_BYTES else value.model_dump_json(by_alias=True, indent=2)) + "\n"
 
 
 def write_document(value: Value, path: Path | None) -> None:
-    """The document, to a file that is whole or not there, or to standard output."""
+    """Write the document, atomically to a file, or to standard output."""
     text = document(value)
     if path in (None, STANDARD_OUTPUT):
         typer.echo(text, nl=False)
@@ -83,7 +83,7 @@ def write_document(value: Value, path: Path | None) -> None:
 
 
 def write_file(text: str, path: Path, option: str) -> None:
-    """A file that is whole or not there. Raises InvalidInput that names the option."""
+    """Write a file atomically. Raises InvalidInput that names the option."""
     try:
         _replace(path, text)
     except OSError as error:
@@ -110,7 +110,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def beside(table: Table | str) -> None:
-    """What a person reads beside a document: to standard error."""
+    """Print a table or text for the user to standard error."""
     console = Console(file=sys.stderr, markup=False, highlight=False)
     if not sys.stderr.isatty():
         console.width = UNBOUNDED_COLUMNS
@@ -118,7 +118,7 @@ def beside(table: Table | str) -> None:
 
 
 def facts(title: str, lines: Sequence[tuple[str, str]]) -> Table:
-    """Names and figures, one under the other."""
+    """Return a table of names and figures."""
     table = rows(title, ["", ""], lines)
     table.show_header = False
     return table
@@ -129,7 +129,7 @@ MOST_ROWS = 30
 
 
 def titled(title: str, heads: Sequence[str], lines: Sequence[Sequence[object]]) -> Iterator[Table | str]:
-    """A table below its title, which may be wider; of many lines the first."""
+    """Yield a table below its title, which may be wider; if there are many lines, only the first."""
     many = len(lines) > MOST_ROWS
     yield f"{title}, {MOST_ROWS} of {len(lines)} rows" if many else title
     yield rows("", heads, lines[:MOST_ROWS])

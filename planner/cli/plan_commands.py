@@ -1,4 +1,4 @@
-"""`ipnext plan solve`, `check`, `diff`, `show`: plans found, checked, compared and looked at."""
+"""`ipnext plan solve`, `check`, `diff`, `show`: find, check, compare and display plans."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ NOT_COMPILED = "compiling the planner's kernels first, once for this machine: so
 
 
 class Method(StrEnum):
-    """How a plan is searched for."""
+    """Search method of a plan."""
 
     AUTO = "auto"
     REFERENCE = "reference"
@@ -136,7 +136,7 @@ def _shown(problem: Problem, plan: Plan, uses: Sequence[SupplyUse]) -> Iterator[
 
 
 def report(violations: Sequence[Violation], output: Form) -> None:
-    """What a checker found; ends the command where it found anything."""
+    """Report a checker's violations; end the command if there are any."""
     if output is Form.TABLE and not violations:
         typer.echo("valid: every rule holds")
     else:
@@ -151,7 +151,7 @@ def report(violations: Sequence[Violation], output: Form) -> None:
 
 
 def _summary(plan: Plan, seconds: float, kernels: Preparation) -> Iterator[Table | str]:
-    """`seconds`: of the search, without what it took to make the kernels ready."""
+    """Summarise a plan. `seconds` is the search time, without the preparation of the kernels."""
     compiled = [("kernels", f"compiled for this machine in {kernels.wall_seconds:.1f} s, once; the time is without it")]
     yield facts(
         "plan",
@@ -172,19 +172,19 @@ def _summary(plan: Plan, seconds: float, kernels: Preparation) -> Iterator[Table
 
 
 def unmet_tables(plan: Plan) -> Iterator[Table | str]:
-    """What is unmet and why, the most first."""
+    """Yield the unmet demand and its reasons, largest first."""
     most = sorted(plan.unmet, key=lambda item: -item.qps)
     lines = [[item.model, item.region, f"{item.qps:,.6g}", few(item.rules)] for item in most]
     yield from titled(f"unmet demand ({len(most)})", ["model", "region", "QPS", "rules that bind"], lines)
 
 
 def few(names: Sequence[str], most: int = 4) -> str:
-    """The first names, and how many more there are."""
+    """Join the first names, and the number of the rest."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def diff_tables(change: PlanDiff) -> Iterator[Table | str]:
-    """What changes, for people."""
+    """Yield the changes as tables for users."""
     if change.empty:
         yield "nothing changes"
         return

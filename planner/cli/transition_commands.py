@@ -22,7 +22,7 @@ from planner.verify.transition_checker import check_transition
 
 
 class Refresh(StrEnum):
-    """How a new generation comes to a placement."""
+    """How a placement receives a new generation."""
 
     IN_PLACE = "in_place"
     REPLACE = "replace"
@@ -30,7 +30,7 @@ class Refresh(StrEnum):
 
 
 class WhenShort(StrEnum):
-    """What to do where no order of the waves fits the supply."""
+    """Behaviour if no order of the waves fits the supply."""
 
     SURGE = "surge"
     DIP = "dip"
@@ -102,7 +102,7 @@ def check_transition_command(  # noqa: PLR0913 - one option for each field of th
 
 
 def _check_dip(when_short: WhenShort, max_dip: float) -> None:
-    """As in a manifest: a dip has its bound, and a bound is one of a dip."""
+    """Check as for a manifest: a dip needs a bound, and a bound needs a dip."""
     if (when_short is WhenShort.DIP) != (max_dip > 0):
         msg = f"--max-dip: goes with --when-short dip and is above 0 then (given: {max_dip:g} with {when_short.value})"
         raise InvalidInput(msg, field="--max-dip", value=max_dip)
@@ -128,7 +128,7 @@ def _waves(transition: Transition) -> Iterator[Table]:
 
 
 def _price(admission: Admission) -> Iterator[Table | str]:
-    """What it takes beyond both states, what it misses, and whom it waits for."""
+    """Yield the surge, the dips, and the models that it waits for."""
     yield f"admission: {admission.mode}"
     surge = [[item.region, item.hardware, f"{item.units:g}"] for item in admission.surge]
     if surge:

@@ -1,7 +1,8 @@
-"""A problem as numpy arrays: what the fleet-scale solver computes with.
+"""A problem as numpy arrays, the input of the fleet-scale solver.
 
-Called by `planner.fleet.solver` and its kernels. A *cell* is one hardware kind in one region; an *option* is one way to run one
-part. Options of a part, and parts of a model, lie next to each other. The checker does not use this: it reads the problem.
+Called by `planner.fleet.solver` and its kernels. A *cell* is one hardware kind in one region; an *option* is one way to
+run one part. Options of a part, and parts of a model, are adjacent. The checker does not use this: it reads the
+problem.
 """
 
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ class FleetArrays:
 
     @classmethod
     def of(cls, problem: Problem) -> "FleetArrays":
-        """The arrays of a valid problem (`planner.io.problem.validate`), in the problem's order."""
+        """Build the arrays of a valid problem (`planner.io.problem.validate`), in the problem's order."""
         region = {name: i for i, name in enumerate(problem.regions)}
         hardware = {name: i for i, name in enumerate(problem.hardware)}
         owners = list(dict.fromkeys([o.owner for o in problem.owners] + [m.owner for m in problem.models]))
@@ -116,7 +117,7 @@ class FleetArrays:
 
 @dataclass(frozen=True)
 class Prices:
-    """What one unit of each shared limit is worth ($/h), all >= 0; zero where the limit does not bind."""
+    """Value of one unit of each shared limit ($/h), all >= 0; zero if the limit does not bind."""
 
     supply: Floats
     """(R, H) $/h a unit, on top of the unit's cost."""
@@ -126,7 +127,7 @@ class Prices:
     """$/h for each replica started, on top of `move_cost`."""
 
     def option_cost(self, arrays: FleetArrays) -> Floats:
-        """(O, R) $/h a replica costs with its share of what binds, moves aside."""
+        """Return (O, R) $/h of a replica with its share of the binding limits, moves aside."""
         part_model = np.repeat(np.arange(arrays.models), np.diff(arrays.part_start))
         model = np.repeat(part_model, np.diff(arrays.option_start))
         factor = 1.0 + self.owner[arrays.owner[model]]

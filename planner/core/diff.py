@@ -1,4 +1,4 @@
-"""What changes from one placement to another, and the way back: `apply_diff(before, diff(before, after))` is `after`."""
+"""Differences of placements, and their application: `apply_diff(before, diff(before, after))` is `after`."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -12,12 +12,12 @@ Key = TypeVar("Key", Placement, Route)
 
 
 def state_of(plan: Plan | CurrentState) -> CurrentState:
-    """Replicas and traffic alone: sorted, without zero counts and zero shares."""
+    """Return replicas and traffic alone: sorted, without zero counts and zero shares."""
     return _state(_replicas(plan), _traffic(plan))
 
 
 def diff(before: Plan | CurrentState, after: Plan) -> PlanDiff:
-    """Placements and shares that differ, sorted. A CurrentState carries no cost: its cost stands as 0."""
+    """Return placements and shares that differ, sorted. A CurrentState has no cost: it counts as 0."""
     old = {key: row.count for key, row in _replicas(before).items()}
     new = {key: row.count for key, row in _replicas(after).items()}
     was = {key: row.fraction for key, row in _traffic(before).items()}
@@ -33,7 +33,7 @@ def diff(before: Plan | CurrentState, after: Plan) -> PlanDiff:
 
 
 def apply_diff(before: Plan | CurrentState, change: PlanDiff) -> CurrentState:
-    """The state after `change`. Raises InvalidInput where `before` is not the state that the diff was made from."""
+    """Return the state after `change`. Raises InvalidInput if `before` is not the state that the diff was made from."""
     replicas, traffic = _replicas(before), _traffic(before)
     for item in change.replicas:
         key = (item.model, item.part, item.region, item.hardware)
@@ -51,12 +51,12 @@ def apply_diff(before: Plan | CurrentState, change: PlanDiff) -> CurrentState:
 
 
 def replica_of(key: Placement, count: int) -> ReplicaCount:
-    """The wire form of one placement. `count` is a whole number from 0; it is not checked here."""
+    """Return the wire form of one placement. `count` is a whole number from 0; it is not checked here."""
     return ReplicaCount.trusted(*key, int(count))
 
 
 def share_of(key: Route, fraction: float) -> TrafficShare:
-    """The wire form of one share. `fraction` is from 0 to 1; it is not checked here."""
+    """Return the wire form of one share. `fraction` is from 0 to 1; it is not checked here."""
     return TrafficShare.trusted(*key, float(fraction))
 
 
@@ -77,7 +77,7 @@ def _traffic(plan: Plan | CurrentState) -> dict[Route, TrafficShare]:
 
 
 def _changed(old: Mapping[Key, float], new: Mapping[Key, float]) -> list[Key]:
-    """Keys whose figures differ, sorted; an absent one stands for 0."""
+    """Return keys whose figures differ, sorted; an absent one counts as 0."""
     changed = [key for key in old if key not in new]
     changed += [key for key, figure in new.items() if old.get(key, 0) != figure]
     return sorted(changed)

@@ -1,6 +1,6 @@
-"""What a plan costs and serves, for the whole fleet or some models of it.
+"""Cost and served demand of a plan, for the whole fleet or some models of it.
 
-Called by the explanation, the what-if and the picture. The checker computes its own.
+Called by the explanation, the what-if and the picture. The checker computes its figures independently.
 """
 
 from collections import defaultdict
@@ -17,7 +17,7 @@ Cell = tuple[str, str]
 
 
 def figures(index: Index, holding: Holding, models: Collection[str] | None = None) -> Figures:
-    """The figures of a holding; of `models` alone where given. Moves count against the problem's current placement."""
+    """Return the figures of a holding; of `models` alone if given. Moves count against the problem's current placement."""
     total = _Sums(index, holding)
     for model in index.problem.models:
         if models is None or model.model in models:
@@ -29,7 +29,7 @@ def figures(index: Index, holding: Holding, models: Collection[str] | None = Non
 
 
 def used_units(index: Index, counts: Mapping[tuple[str, str, str, str], int]) -> Mapping[Cell, float]:
-    """Units taken by region and hardware."""
+    """Return the used units by region and hardware."""
     units = _units(index)
     used: dict[Cell, float] = defaultdict(float)
     for (model, part, region, hardware), count in sorted(counts.items()):
@@ -38,7 +38,7 @@ def used_units(index: Index, counts: Mapping[tuple[str, str, str, str], int]) ->
 
 
 def spent(index: Index, counts: Mapping[tuple[str, str, str, str], int]) -> Mapping[str, float]:
-    """$/h of hardware by model."""
+    """Return $/h of hardware by model."""
     units = _units(index)
     cost: dict[str, float] = defaultdict(float)
     for (model, part, region, hardware), count in sorted(counts.items()):
@@ -47,7 +47,7 @@ def spent(index: Index, counts: Mapping[tuple[str, str, str, str], int]) -> Mapp
 
 
 def started(index: Index, counts: Mapping[tuple[str, str, str, str], int]) -> int:
-    """Replicas beyond the current placement."""
+    """Count replicas beyond the current placement."""
     return sum(max(0, count - index.current.get(key, 0)) for key, count in counts.items())
 
 
@@ -69,7 +69,7 @@ class _Sums:
         self.replicas = self.moves = 0
 
     def demand(self, model: ModelProblem) -> None:
-        """Traffic of one model, served and unmet."""
+        """Add the traffic of one model, served and unmet."""
         for item in model.demand:
             lost = self.missing.get((model.model, item.region), 0.0) * item.qps
             self.qps += item.qps
@@ -79,13 +79,13 @@ class _Sums:
                 self.latency += item.qps * fraction * self.index.rtt[item.region, region]
 
     def replica(self, key: tuple[str, str, str, str], count: int) -> None:
-        """Replicas of one placement."""
+        """Add the replicas of one placement."""
         self.cost += count * self.units[key[0], key[1], key[3]] * self.index.unit_cost.get(key[2:], 0.0)
         self.replicas += count
         self.moves += max(0, count - self.index.current.get(key, 0))
 
     def figures(self) -> Figures:
-        """The sums, weighted as the objective says."""
+        """Return the sums, weighted by the objective."""
         weights = self.index.problem.objective
         costs = {
             "cost_per_hour": self.cost,
@@ -104,5 +104,5 @@ class _Sums:
 
 
 def rounded(figure: float) -> float:
-    """Nine digits: what sums in another order agree on."""
+    """Round to nine digits: sums in another order agree on them."""
     return float(f"{figure:.9g}")

@@ -18,7 +18,7 @@ RouteKey = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Placement:
-    """One column of replicas: what a replica takes (units, $/h), gives (QPS), how many run and how many may."""
+    """One column of replicas: usage (units, $/h) and throughput (QPS) of one, the number that runs, and the largest number."""
 
     model: str
     part: str
@@ -32,7 +32,7 @@ class Placement:
 
     @property
     def key(self) -> Key:
-        """What names it in a plan."""
+        """Its key in a plan."""
         return (self.model, self.part, self.region, self.hardware)
 
 
@@ -48,13 +48,13 @@ class Route:
 
     @property
     def key(self) -> RouteKey:
-        """What names it in a plan."""
+        """Its key in a plan."""
         return (self.model, self.origin, self.to)
 
 
 @dataclass(frozen=True)
 class Demand:
-    """One row of demand above zero and the $/h that leaving all of it unmet costs."""
+    """One row of demand above zero, and the $/h of leaving all of it unmet."""
 
     model: str
     region: str
@@ -121,7 +121,7 @@ class Index:
 
     @cached_property
     def placements(self) -> tuple[Placement, ...]:
-        """Every option in every region where at least one replica of it fits and can be of use."""
+        """Every option in every region in which at least one replica of it fits and can be useful."""
         return tuple(self._placements())
 
     def _placements(self) -> Iterator[Placement]:
@@ -151,21 +151,21 @@ class Index:
         )
 
     def _enough(self, model: ModelProblem, part: PartProblem, option: PartOption) -> int:
-        """More replicas than this in one place never help: they would hold the whole demand of the model."""
+        """Return the largest useful number of replicas in one place: it can serve the whole demand of the model."""
         wanted = self.reachable[model.model]
         return max(part.min_replicas, math.ceil(wanted / option.qps)) if wanted else 0
 
 
 def whole(figure: float) -> int:
-    """The largest whole number not above the figure, forgiving its last digits."""
+    """Return the largest whole number not above the figure, ignoring errors of its last digits."""
     return math.floor(figure * (1 + 1e-12) + 1e-9)
 
 
 def counts_of(state: CurrentState) -> dict[Key, int]:
-    """Replicas above zero by placement."""
+    """Return replicas above zero by placement."""
     return {(r.model, r.part, r.region, r.hardware): r.count for r in state.replicas if r.count}
 
 
 def shares_of(state: CurrentState) -> dict[RouteKey, float]:
-    """Shares above zero by route."""
+    """Return shares above zero by route."""
     return {(t.model, t.origin, t.to): t.fraction for t in state.traffic if t.fraction}

@@ -1,6 +1,6 @@
-"""Unserved demand by the priority of owners, and which of two plans leaves less of it.
+"""Unserved demand by the priority of owners, and a comparison of two plans by it.
 
-Called by the planner and by those who adopt its plans, which import no solver for it.
+Called by the planner and by the adoption of its plans, which imports no solver for it.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from ipnext.model.plan import Plan, Problem
 
 
 def unmet_by_level(problem: Problem, plan: Plan) -> tuple[float, ...]:
-    """Unserved QPS times the models' priority, for each priority of owners, the highest first."""
+    """Return unserved QPS times the models' priority, for each priority of owners, the highest first."""
     priority = {model.model: model.priority for model in problem.models}
     missing: dict[str, float] = {}
     for item in plan.unmet:
@@ -22,7 +22,7 @@ def unmet_by_level(problem: Problem, plan: Plan) -> tuple[float, ...]:
 
 
 def compared_by_level(one: Sequence[float], other: Sequence[float], *, noise: float) -> int:
-    """Return -1 if `one` leaves less unserved at the first level at which the two differ, 1 if more, 0 if none does."""
+    """Return -1 if `one` leaves less unserved at the first level at which the two differ, 1 if more, 0 if none differs."""
     for mine, yours in zip(one, other, strict=True):
         if abs(mine - yours) > noise * max(1.0, yours):
             return -1 if mine < yours else 1

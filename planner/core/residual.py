@@ -1,4 +1,4 @@
-"""The smaller problem that is left when some models keep what they have. Called by `planner.solve.place`."""
+"""The residual problem if some models keep their placements. Called by `planner.solve.place`."""
 
 from collections import defaultdict
 from collections.abc import Collection
@@ -10,7 +10,7 @@ from planner.core.solution import Holding
 
 
 def kept_of(problem: Problem, kept: Collection[str]) -> Holding:
-    """What the models of `kept` run and serve now. Raises InvalidInput where that needs hardware they have no option for."""
+    """Return the current state of the models in `kept`. Raises InvalidInput if it needs hardware they have no option for."""
     current = _of_models(problem.current, frozenset(kept))
     options = {(m.model, p.part, o.hardware) for m in problem.models for p in m.parts for o in p.options}
     for item in current.replicas:
@@ -24,7 +24,7 @@ def kept_of(problem: Problem, kept: Collection[str]) -> Holding:
 
 
 def only(problem: Problem, models: Collection[str]) -> Problem:
-    """The problem of these models alone, with the whole supply and all budgets."""
+    """Return the problem of these models alone, with the whole supply and all budgets."""
     wanted = frozenset(models)
     return problem.model_copy(
         update={
@@ -35,7 +35,7 @@ def only(problem: Problem, models: Collection[str]) -> Problem:
 
 
 def residual(problem: Problem, holding: Holding, models: Collection[str]) -> Problem:
-    """The problem of `models` on what `holding` leaves of supply and owners' budgets."""
+    """Return the problem of `models` on the supply and owners' budgets that `holding` leaves."""
     units, spent = _taken(problem, holding)
     supply = tuple(
         item.model_copy(update={"units": max(0.0, item.units - units[item.region, item.hardware])})
@@ -58,7 +58,7 @@ def _of_models(state: CurrentState, models: frozenset[str]) -> CurrentState:
 
 
 def _taken(problem: Problem, holding: Holding) -> tuple[dict[tuple[str, str], float], dict[str, float]]:
-    """Units by region and hardware, and $/h by owner, that a holding takes."""
+    """Return the units by region and hardware, and the $/h by owner, that a holding uses."""
     unit_cost = {(item.region, item.hardware): item.unit_cost for item in problem.supply}
     owner = {model.model: model.owner for model in problem.models}
     option = {(m.model, p.part, o.hardware): o.units for m in problem.models for p in m.parts for o in p.options}

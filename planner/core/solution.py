@@ -1,7 +1,7 @@
-"""From a solver's numbers to a plan: whole replicas without waste, traffic that fits them, sums that are exact.
+"""A plan from a solver's numbers: whole replicas without waste, traffic that fits them, exact sums.
 
 Called by `planner.solve`. The replicas are fixed first; the traffic is then chosen for them model by model, nearest
-region first where the objective leaves the choice open.
+region first if the objective leaves the choice open.
 """
 
 from collections import defaultdict
@@ -15,7 +15,7 @@ from ipnext.model.plan import ModelProblem
 from planner.core.index import Index, Key, Placement, Route, RouteKey
 
 SMALLEST_UNMET = 5e-7
-"""A smaller unmet fraction is rounding, not a plan."""
+"""A smaller unmet fraction is a rounding error, not a decision."""
 
 Counts = dict[Key, int]
 Shares = dict[RouteKey, float]
@@ -30,7 +30,7 @@ class Holding:
 
 
 def trimmed(index: Index, counts: Mapping[Key, int], traffic: Sequence[float]) -> Counts:
-    """The counts less every replica that neither the traffic, nor `survive`, nor `min_replicas` needs; dearest first.
+    """Drop every replica that neither the traffic, nor `survive`, nor `min_replicas` needs; dearest first.
 
     A solver that stops within its gap leaves such replicas behind. `traffic` is in the order of `index.routes`.
     """
@@ -58,7 +58,7 @@ class _Trimming:
             self.held[place.key[:3]] += self.counts.get(place.key, 0)
 
     def can_go(self, place: Placement) -> bool:
-        """True where all rules hold with one replica less."""
+        """True if all rules hold with one replica less."""
         if not self.counts.get(place.key, 0):
             return False
         part = place.key[:2]
@@ -73,14 +73,14 @@ class _Trimming:
         return sum(able.values()) - max(able.values()) >= self.served[part[0]]
 
     def drop(self, place: Placement) -> None:
-        """One replica less."""
+        """Remove one replica."""
         self.counts[place.key] -= 1
         self.able[place.key[:2]][place.region] -= place.qps
         self.held[place.key[:3]] -= 1
 
 
 def routed(index: Index, counts: Mapping[Key, int]) -> Shares:
-    """The best traffic for these replicas: least unmet and latency cost, the nearest region where that leaves a choice."""
+    """Return the best traffic for these replicas: least unmet and latency cost, the nearest region if that leaves a choice."""
     able: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(float)))
     for place in index.placements:
         able[place.model][place.part][place.region] += counts.get(place.key, 0) * place.qps
@@ -111,7 +111,7 @@ def _model_shares(
     weights = index.problem.objective
     missed = weights.unmet_cost * model.priority
     price, nearest = weights.latency_weight, max(route.rtt_ms for route in routes)
-    if price == 0:  # whatever is served costs the same: serve all that fits, as near as can be
+    if price == 0:  # all served demand costs the same: serve as much as fits, as near as possible
         price, missed = 1.0, 2.0 * nearest + 1.0
     cost = [route.qps * (price * route.rtt_ms - missed) / total for route in routes]
     served = np.array([[float(route.origin == origin) for route in routes] for origin in origins])
@@ -134,7 +134,7 @@ def _model_shares(
 
 
 def _clean(routes: Sequence[Route], fractions: Sequence[float], capacity: Mapping[str, float], most: float) -> Shares:
-    """Fractions of nine digits that fit the capacity and sum to 1 wherever nothing is unmet."""
+    """Round fractions to nine digits that fit the capacity and sum to 1 if nothing is unmet."""
     shares = {route.key: round(y, 9) for route, y in zip(routes, fractions, strict=True) if y > 1e-7}
     qps = {route.key: route.qps for route in routes}
     for origin in dict.fromkeys(route.origin for route in routes):
@@ -157,7 +157,7 @@ def _shrink(shares: Shares, qps: Mapping[RouteKey, float], keys: Sequence[RouteK
 
 
 def _idle_shares(index: Index, model: ModelProblem, capacity: Mapping[str, float]) -> Shares:
-    """A demand of zero is sent to the nearest region within tolerance that holds the model; if none does, it is served by nobody."""
+    """Send a demand of zero to the nearest region within tolerance that holds the model; if none does, leave it unserved."""
     shares: Shares = {}
     for demand in model.demand:
         if demand.qps == 0:

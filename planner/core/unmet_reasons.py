@@ -1,8 +1,8 @@
-"""Why demand is left unmet: the rules that leave no room to serve more of it, in words such as `supply us-east/l4`.
+"""Reasons of unmet demand: the rules that leave no room to serve more of it, by names such as `supply us-east/l4`.
 
-Called by `planner.solve` on every plan with unmet demand. A rule is named where, with everything else of the plan as it
-is, it stands in the way of the replicas that one more request a second would need. With all the rules named out of the
-way, more of the demand could be served.
+Called by `planner.solve` on every plan with unmet demand. A rule is named if, with everything else of the plan
+unchanged, it blocks the replicas that one more request/s would need. With all the named rules lifted, more of the
+demand could be served.
 """
 
 from collections import defaultdict
@@ -23,11 +23,11 @@ Cell = tuple[str, str]
 def explain(
     index: Index, holding: Holding, *, kept: Collection[str] = (), otherwise: str = "gap"
 ) -> dict[tuple[str, str], tuple[str, ...]]:
-    """Rules that bind for each (model, region) with unmet demand, sorted; never empty.
+    """Return the rules that bind for each (model, region) with unmet demand, sorted; never empty.
 
     Rules: `supply r/h`, `budget model m`, `budget owner o`, `moves`, `latency r` (a region beyond the tolerance has
-    room), `survive r`, and `unmet_cost` where serving would cost more than leaving unmet. Where none stands in the way:
-    `kept` for a model of `kept`, else `otherwise`.
+    room), `survive r`, and `unmet_cost` if serving would cost more than leaving unmet. If none blocks it: `kept` for a
+    model of `kept`, else `otherwise`.
     """
     missing = unmet_of(index, holding.shares)
     found: dict[tuple[str, str], tuple[str, ...]] = {}
@@ -47,7 +47,7 @@ def explain(
 
 
 def unmet_of(index: Index, shares: Mapping[tuple[str, str, str], float]) -> dict[tuple[str, str], float]:
-    """Fraction of each demand above zero that no share serves, above rounding."""
+    """Return the fraction of each demand above zero that no share serves, above rounding."""
     sums: dict[tuple[str, str], float] = defaultdict(float)
     for (model, origin, _), fraction in shares.items():
         sums[model, origin] += fraction
@@ -56,7 +56,7 @@ def unmet_of(index: Index, shares: Mapping[tuple[str, str, str], float]) -> dict
 
 
 class _Room:
-    """What a plan leaves of every limit, and what it sends where of the models in question."""
+    """Residual of every limit in a plan, and the traffic of the models in question by target."""
 
     def __init__(self, index: Index, holding: Holding, models: Collection[str]) -> None:
         self.index = index
@@ -71,7 +71,7 @@ class _Room:
                 self.sent[model, to] += fraction * qps.get((model, origin), 0.0)
 
     def _take(self, counts: Mapping[Key, int]) -> None:
-        """Units left by cell, $/h left by model and by owner with a budget, replicas that may still be started."""
+        """Set units left by cell, $/h left by model and by owner with a budget, and replicas that may still be started."""
         problem, unit_cost, current = self.index.problem, self.index.unit_cost, self.index.current
         units = {(m.model, p.part, o.hardware): o.units for m in problem.models for p in m.parts for o in p.options}
         owner = {model.model: model.owner for model in problem.models}
@@ -95,7 +95,7 @@ class _Room:
 
 
 class _Option(NamedTuple):
-    """One way to add replicas of a part: what one costs ($/h), takes (units) and gives (QPS)."""
+    """One way to add replicas of a part: cost ($/h), units and throughput (QPS) of one."""
 
     part: str
     cell: Cell
@@ -103,11 +103,11 @@ class _Option(NamedTuple):
     units: float
     qps: float
     least: int
-    """Replicas that must come at once: `min_replicas` less those that run there."""
+    """Replicas that must be added at once: `min_replicas` less those that run there."""
 
     @property
     def rule(self) -> str:
-        """What stands in the way where the cell is full."""
+        """Rule that blocks it if the cell is full."""
         return f"supply {self.cell[0]}/{self.cell[1]}"
 
 
@@ -119,31 +119,31 @@ class _Ways:
         self.open = [w for w in ways if w.least * w.units <= room.units.get(w.cell, 0.0) + EPSILON]
         named = [way for way in ways if way.cell in room.offered]
         self.offered = bool(named or not ways)
-        """False where none of the hardware is supplied at all."""
+        """False if none of the hardware is supplied at all."""
         self.full = named or ways
         self.rules = frozenset(way.rule for way in self.full)
-        """What stands in the way where all are full."""
+        """Rules that block if all are full."""
 
     def cheaper(self, than: _Option) -> Iterator[str]:
-        """What stands in the way of those before one."""
+        """Yield the rules that block the ways before one."""
         return (way.rule for way in takewhile(lambda way: way is not than, self.ways))
 
 
 class _Walk(NamedTuple):
-    """What serving one more request a second in one region would take."""
+    """Requirements of serving one more request/s in one region."""
 
     rules: frozenset[str]
-    """Stand in the way; empty where nothing does."""
+    """Blocking rules; empty if there are none."""
     offered: bool
-    """False where it needs hardware that is nowhere supplied."""
+    """False if it needs hardware that is supplied nowhere."""
     cost: float
     """$/h of the replicas to add."""
     qps: float
-    """Requests a second that these replicas could serve, latency aside."""
+    """Requests/s that these replicas could serve, latency aside."""
 
 
 class _Growth:
-    """How one model could grow beside a plan."""
+    """Possible growth of one model beside a plan."""
 
     def __init__(self, room: _Room, model: ModelProblem) -> None:
         self.room, self.model = room, model
@@ -156,7 +156,7 @@ class _Growth:
         self._able: dict[str, dict[str, float]] = {}
 
     def able(self, part: PartProblem) -> dict[str, float]:
-        """QPS that a part can do, by region that holds it."""
+        """Return the QPS that a part can serve, by region that holds it."""
         if part.part not in self._able:
             counts, name = self.room.counts, self.model.model
             found = {
@@ -167,7 +167,7 @@ class _Growth:
         return self._able[part.part]
 
     def ways(self, part: PartProblem, *, region: str | None = None, without: str | None = None) -> _Ways:
-        """Ways to add replicas of a part in one region, or in all but one."""
+        """Return the ways to add replicas of a part in one region, or in all but one."""
         key = (part.part, region, without)
         if key not in self._ways:
             ways = self._options(part)
@@ -176,7 +176,7 @@ class _Growth:
         return self._ways[key]
 
     def _options(self, part: PartProblem) -> Sequence[_Option]:
-        """Ways to add replicas of a part in any region, the cheapest first."""
+        """Return the ways to add replicas of a part in any region, the cheapest first."""
         if part.part not in self._sorted:
             found = [way for region in self.regions for way in self._of_region(part, region)]
             self._sorted[part.part] = sorted(found, key=lambda way: (way.cost * way.least, way.cell[1]))
@@ -192,13 +192,13 @@ class _Growth:
             yield _Option(part.part, cell, cost, option.units, option.qps, least)
 
     def walk(self, region: str) -> _Walk:
-        """What one more request a second served in `region` would take."""
+        """Return the requirements of one more request/s served in `region`."""
         if region not in self._walks:
             self._walks[region] = _Adding(self).walk(region)
         return self._walks[region]
 
     def rules(self, origin: str, missing_qps: float, otherwise: str) -> set[str]:
-        """What stands in the way of serving more of the demand of `origin`."""
+        """Return the rules that block serving more of the demand of `origin`."""
         rtt = {region: self.room.index.rtt[origin, region] for region in self.regions}
         near = [region for region in self.regions if rtt[region] <= self.model.latency_tolerance_ms]
         walks = _offered({region: self.walk(region) for region in near})
@@ -217,25 +217,25 @@ class _Growth:
         return rules if worth else {*rules, "unmet_cost"}
 
     def _worth(self, walk: _Walk, rtt_ms: float, missing_qps: float) -> bool:
-        """Whether the replicas to add cost less than leaving unmet what they could serve."""
+        """True if the replicas to add cost less than leaving unmet the demand that they could serve."""
         weights, qps = self.room.weights, min(missing_qps, walk.qps)
         gain = weights.unmet_cost * self.model.priority - weights.latency_weight * rtt_ms
         return walk.cost < gain * qps
 
 
 def _offered(walks: Mapping[str, _Walk]) -> dict[str, _Walk]:
-    """Those that need no hardware which is nowhere supplied, unless there are no others."""
+    """Drop requirements of hardware that is supplied nowhere, unless there are no others."""
     offered = {region: walk for region, walk in walks.items() if walk.offered}
     return offered or dict(walks)
 
 
 class _Adding:
-    """The replicas that one more request a second needs, added one after the other."""
+    """The replicas that one more request/s needs, added one after the other."""
 
     def __init__(self, growth: _Growth) -> None:
         self.growth, self.model, self.room = growth, growth.model, growth.room
         self.able = {part.part: dict(growth.able(part)) for part in self.model.parts}
-        """QPS by part and region, with what is added."""
+        """QPS by part and region, with the additions."""
         self.total = {part: sum(qps.values()) for part, qps in self.able.items()}
         self.counts: dict[tuple[str, Cell], int] = defaultdict(int)
         self.units: dict[Cell, float] = defaultdict(float)
@@ -243,12 +243,12 @@ class _Adding:
         self.taken: list[tuple[_Ways, _Option]] = []
         self.offered = True
         self.only_region = False
-        """True where no other region could stand in at all."""
+        """True if no other region could replace it at all."""
         self.cost = 0.0
         self.starts = 0
 
     def walk(self, region: str) -> _Walk:
-        """Every part that is full there gets replicas, then every part that could not do without some region."""
+        """Add replicas to every part that is full there, then to every part that could not lose some region."""
         sent = self.growth.sent[region]
         for part in self.model.parts:
             if not _more(self.able[part.part].get(region, 0.0), sent):
@@ -262,14 +262,14 @@ class _Adding:
         return _Walk(frozenset({*self.rules, *short, *cheaper}), self.offered, cost, self._qps(region, sent))
 
     def _survive(self, part: PartProblem) -> None:
-        """Replicas in other regions for every region without which the part can do no more than is served."""
+        """Add replicas in other regions for every region whose loss leaves the part no more than the served demand."""
         able = self.able[part.part]
         for lost in self.growth.regions:
             if not _more(self.total[part.part] - able.get(lost, 0.0), self.growth.served):
                 self._add(self.growth.ways(part, without=lost), (f"survive {lost}",))
 
     def _add(self, ways: _Ways, rules: Collection[str]) -> None:
-        """Adds replicas by the cheapest way with room. Without one: names why, and goes on as if by the cheapest."""
+        """Add replicas by the cheapest way with room. Without one, name the rules, and continue as if by the cheapest."""
         for way in ways.open:
             if way.least * way.units <= self.room.units[way.cell] - self.units[way.cell] + EPSILON:
                 self.taken.append((ways, way))
@@ -294,7 +294,7 @@ class _Adding:
         self.cost += way.least * way.cost
 
     def _short(self) -> set[str]:
-        """Budgets and moves that do not reach for what was added."""
+        """Return the budgets and moves that the additions exceed."""
         rules = set()
         if self.cost > self.room.model_budget.get(self.model.model, float("inf")) + EPSILON:
             rules.add(f"budget model {self.model.model}")
@@ -305,7 +305,7 @@ class _Adding:
         return rules
 
     def _qps(self, region: str, sent: float) -> float:
-        """QPS that all parts together could serve more."""
+        """Return the additional QPS that all parts together could serve."""
         spare = min(able.get(region, 0.0) for able in self.able.values()) - sent
         if self.model.survive == "none" or self.only_region:
             return spare
@@ -314,5 +314,5 @@ class _Adding:
 
 
 def _more(able: float, load: float) -> bool:
-    """More than the load, beyond rounding."""
+    """True if the throughput exceeds the load, beyond rounding."""
     return able > load * (1 + EPSILON) + EPSILON

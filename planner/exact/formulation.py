@@ -1,8 +1,9 @@
 """The placement problem as a mixed-integer program in cvxpy: one named constraint for each rule of docs/planner.md.
 
-The readable reference: every plan of the stated problem, up to about a hundred models. Two tightenings cut no best plan
-off: a replica's throughput counts for no more than all it could be asked for, and traffic goes only where replicas are.
-`survive` asks that what is served of a model fits without any one region (with nothing unmet: its total demand).
+The readable reference: every plan of the stated problem, up to about a hundred models. Two tightenings exclude no best
+plan: a replica's throughput counts for no more than its largest possible load, and traffic goes only to regions with
+replicas. `survive` requires that the served demand of a model fits without any one region (with nothing unmet: its
+total demand).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ from planner.core.index import Index, Placement, Route
 Vector = npt.NDArray[np.float64]
 Entry = tuple[int, int, float]
 Expression = Any
-"""A cvxpy expression. cvxpy and scipy overload operators in ways that their types do not tell."""
+"""A cvxpy expression. cvxpy and scipy overload operators in ways that their types do not express."""
 Constraint = Any
 """A cvxpy constraint."""
 
@@ -34,7 +35,7 @@ MOST_OPENING_ROWS = 20_000
 
 @dataclass(frozen=True)
 class Answer:
-    """What the solver said. Without an incumbent `replicas` is None; `bound` is a true lower bound in $/h."""
+    """The solver's answer. Without an incumbent `replicas` is None; `bound` is a true lower bound in $/h."""
 
     replicas: Vector | None
     traffic: Vector | None
@@ -60,13 +61,13 @@ class Formulation:
 
     @cached_property
     def groups(self) -> Sequence[tuple[Sequence[int], int]]:
-        """Placements of one part in one region, where it must hold more than one replica, and how many."""
+        """Placements of one part in one region that must hold more than one replica, and that number."""
         least = {(m.model, p.part): p.min_replicas for m in self.index.problem.models for p in m.parts}
         grouped = _grouped(self.places, lambda place: (place.model, place.part, place.region))
         return [(columns, least[key[:2]]) for key, columns in grouped.items() if least[key[:2]] > 1]
 
     def objective(self) -> Expression:
-        """$/h: hardware, latency, replicas started, demand left unmet."""
+        """Return $/h: hardware, latency, replicas started, unmet demand."""
         weights = self.index.problem.objective
         hardware = np.array([place.cost for place in self.places])
         latency = np.array([weights.latency_weight * route.qps * route.rtt_ms for route in self.routes])
@@ -75,7 +76,7 @@ class Formulation:
         return hardware @ self.replicas + latency @ self.traffic + weights.move_cost * started + missed @ self.unmet
 
     def constraints(self) -> Mapping[str, Constraint]:
-        """Every rule by its name; rules that the problem does not ask for are left out."""
+        """Return every rule by its name; rules that the problem does not need are left out."""
         rules = {
             "served": self.served(),
             "capacity": self.capacity(),
@@ -92,13 +93,13 @@ class Formulation:
         return {name: rule for name, rule in rules.items() if rule is not None}
 
     def served(self) -> Constraint:
-        """The shares of a demand and what is left unmet of it sum to 1."""
+        """Require that the shares of a demand and its unmet fraction sum to 1."""
         row = {(demand.model, demand.region): i for i, demand in enumerate(self.index.demands)}
         entries = [(row[route.model, route.origin], j, 1.0) for j, route in enumerate(self.routes)]
         return _matrix(entries, len(row), len(self.routes)) @ self.traffic + self.unmet == 1
 
     def capacity(self) -> Constraint | None:
-        """What the replicas of a part in a region can do covers what is sent there (in parts of what could be)."""
+        """Require that the replicas of a part in a region cover its traffic (both as fractions of the largest possible traffic)."""
         sent = _grouped(self.routes, lambda route: (route.model, route.to))
         held = _grouped(self.places, lambda place: (place.model, place.part, place.region))
         can: list[Entry] = []
@@ -111,7 +112,7 @@ class Formulation:
         return self._covers(can, load, len(rows))
 
     def opening(self) -> Constraint | None:
-        """Traffic goes only where every part holds a replica: follows from `capacity`, and tightens its relaxation."""
+        """Send traffic only to regions in which every part has a replica: implied by `capacity`, and tightens its relaxation."""
         held = _grouped(self.places, lambda place: (place.model, place.part, place.region))
         rows = [(part, j) for j, route in enumerate(self.routes) for part in self.parts[route.model]]
         if len(rows) > MOST_OPENING_ROWS:
@@ -125,7 +126,7 @@ class Formulation:
         return self._covers(can, [(i, j, 1.0) for i, (_, j) in enumerate(rows)], len(rows))
 
     def survive(self) -> Constraint | None:
-        """Without any one region the others can do all that is served of the model (in parts of all it could be)."""
+        """Require that the others can serve all served demand without any one region (as fractions of the largest possible demand)."""
         asked = [m.model for m in self.index.problem.models if m.survive == "region" and self.index.reachable[m.model]]
         held = _grouped(self.places, lambda place: (place.model, place.part))
         sent = _grouped(self.routes, lambda route: route.model)
@@ -145,24 +146,24 @@ class Formulation:
         return self._covers(can, load, len(rows))
 
     def supply(self) -> Constraint:
-        """Units of a hardware kind in a region."""
+        """Limit the units of a hardware kind in a region."""
         held = _grouped(self.places, lambda place: (place.region, place.hardware))
         limits = [self.index.supply[key] for key in held]
         return self._within(held.values(), lambda place: place.units, limits)
 
     def model_budget(self) -> Constraint | None:
-        """What a model may cost, $/h."""
+        """Limit the cost of a model, $/h."""
         limit = {m.model: m.budget_per_hour for m in self.index.problem.models if m.budget_per_hour is not None}
         return self._budget(lambda place: place.model, limit)
 
     def owner_budget(self) -> Constraint | None:
-        """What all models of an owner may cost, $/h."""
+        """Limit the cost of all models of an owner, $/h."""
         limit = {o.owner: o.budget_per_hour for o in self.index.problem.owners if o.budget_per_hour is not None}
         owner = {m.model: m.owner for m in self.index.problem.models}
         return self._budget(lambda place: owner[place.model], limit)
 
     def held(self) -> Constraint | None:
-        """Replicas only where the region holds the part."""
+        """Allow replicas only if the region holds the part."""
         if not self.groups:
             return None
         pairs = [(g, k) for g, (columns, _) in enumerate(self.groups) for k in columns]
@@ -171,7 +172,7 @@ class Formulation:
         return counts @ self.replicas <= _matrix(most, len(pairs), len(self.groups)) @ self.holds
 
     def enough(self) -> Constraint | None:
-        """Where a region holds the part it holds at least `min_replicas`."""
+        """Require at least `min_replicas` in a region that holds the part."""
         if not self.groups:
             return None
         counts = [(g, k, 1.0) for g, (columns, _) in enumerate(self.groups) for k in columns]
@@ -182,7 +183,7 @@ class Formulation:
         )
 
     def moves(self) -> Constraint | None:
-        """Replicas started beyond what runs now."""
+        """Limit the replicas started beyond the running ones."""
         most = self.index.problem.limits.max_moves
         return None if most is None else self._started() <= most
 
@@ -207,14 +208,14 @@ class Formulation:
     def _within(
         self, groups: Iterable[Sequence[int]], taken: Callable[[Placement], float], limits: Sequence[float]
     ) -> Constraint:
-        """What the placements of each group take is within its limit (a row is a share of its limit where it has one)."""
+        """Limit the usage of each group of placements (a row is a share of its limit if it has one)."""
         scale = [limit if limit > 0 else 1.0 for limit in limits]
         entries = [(i, k, taken(self.places[k]) / scale[i]) for i, group in enumerate(groups) for k in group]
         right = np.array([limit / by for limit, by in zip(limits, scale, strict=True)])
         return _matrix(entries, len(limits), len(self.places)) @ self.replicas <= right
 
     def solve(self) -> Answer:
-        """HiGHS on one thread with a fixed seed, within the problem's time and gap."""
+        """Solve with HiGHS on one thread with a fixed seed, within the problem's time and gap."""
         program = cp.Problem(cp.Minimize(self.objective()), list(self.constraints().values()))
         data, chain, inverse = program.get_problem_data(cp.HIGHS)
         limits = self.index.problem.limits
@@ -231,7 +232,7 @@ class Formulation:
         return self._answer(result, chain, inverse)
 
     def _most_nodes(self) -> int:
-        """Nodes that a slow machine walks in the time given: the search ends by count, not by the clock, where it can."""
+        """Return the nodes that a slow machine explores in the given time: the search ends by count, not by the clock, if possible."""
         columns = len(self.places) + len(self.routes)
         return max(50, int(self.index.problem.limits.time_seconds * NODES_A_SECOND / columns))
 
@@ -251,14 +252,14 @@ class Formulation:
 
 
 _ENDED = frozenset({"kOptimal", "kTimeLimit", "kSolutionLimit"})
-"""HiGHS: proved within the gap, out of time, out of nodes. After anything else its figures mean nothing."""
+"""HiGHS: proved within the gap, out of time, out of nodes. After any other status its figures mean nothing."""
 
 _FEASIBLE = 2
-"""HiGHS: the solution keeps every row within its tolerance."""
+"""HiGHS: the solution satisfies every row within its tolerance."""
 
 
 def _grouped(items: Sequence[Any], key: Callable[[Any], Any]) -> dict[Any, list[int]]:
-    """Positions of the items by their key, in order."""
+    """Return positions of the items by their key, in order."""
     groups: dict[Any, list[int]] = {}
     for position, item in enumerate(items):
         groups.setdefault(key(item), []).append(position)

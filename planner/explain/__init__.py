@@ -1,4 +1,4 @@
-"""Why a plan is as it is: binding rules, prices, the runner-up, what another fleet would give.
+"""Explanations of a plan: binding rules, prices, the runner-up, and plans of a changed fleet.
 
 For the CLI and the platform's explanations. Begin with `explanation`.
 """

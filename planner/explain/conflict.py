@@ -1,8 +1,8 @@
-"""Which limits together leave no room to serve all demand: an irreducible infeasible set of named limits.
+"""Limits that together leave no room to serve all demand: an irreducible infeasible set (IIS) of named limits.
 
-Called by the explanation and the command. The question to the solver is the reference formulation with nothing unmet; a
-limit is dropped by stating the problem without it. Deletion filtering: Chinneck and Dravnieks, ORSA Journal on Computing
-3(2), 1991; here by halves, so that many needless limits go at once.
+Called by the explanation and the command. Each query to the solver is the reference formulation with nothing unmet; a
+limit is dropped by stating the problem without it. Deletion filtering: Chinneck and Dravnieks, ORSA Journal on
+Computing 3(2), 1991; here by halves, so that many needless limits go at once.
 """
 
 import math
@@ -21,38 +21,39 @@ from planner.io.problem import validate
 from planner.plan_fit import leftover
 
 MOST_COLUMNS = 5_000
-"""Placements and routes of the models asked for, at most: the reference formulation seldom answers for more."""
+"""Placements and routes of the requested models, at most: the reference formulation seldom answers for more."""
 
 MOST_SECONDS = 20.0
-"""For one question to the solver, where the problem allows more."""
+"""For one query to the solver, if the problem allows more."""
 
 MOST_UNSURE = 3
-"""Questions without an answer after which no more are asked."""
+"""Queries without an answer after which no more are made."""
 
 ALL = "all models share the limits"
 KEPT = "every other model keeps what it has"
 
 
 class Limit(NamedTuple):
-    """A limit of a problem: its rule, and whose it is."""
+    """A limit of a problem: its rule, and its subject."""
 
     rule: str
     subject: str
 
     @property
     def name(self) -> str:
-        """As plans and people name it."""
+        """Name in plans and for users."""
         return f"{self.rule} {self.subject}".strip()
 
 
 def conflict(
     problem: Problem, *, models: Collection[str] | None = None, state: Plan | CurrentState | None = None
 ) -> Conflict | None:
-    """A minimal set of limits that together forbid to serve all demand of `models`; None where all can be served.
+    """Return a minimal set of limits that together forbid serving all demand of `models`; None if all can be served.
 
-    Without `models`: all of them. With them: on what the other models of `state` (the current
-    placement where it is left out) leave. With all limits outside the set dropped, the set leaves no plan without unmet
-    demand; with any one member dropped as well there is one. There may be other such sets. The limits: `limits_of`; what dropping one means: `without`. Raises InvalidInput (also beyond MOST_COLUMNS), and DeadlineExceeded where the solver can't tell.
+    Without `models`: all of them. With them: on the residual that the other models of `state` (by default the current
+    placement) leave. With all limits outside the set dropped, the set leaves no plan without unmet demand; with any one
+    member dropped as well there is one. There may be other such sets. `limits_of` lists the limits, `without` defines
+    their removal. Raises InvalidInput (also beyond MOST_COLUMNS), and DeadlineExceeded if the solver can't decide.
     """
     validate(problem)
     wished = _wished(problem, models)
@@ -66,7 +67,7 @@ def conflict(
 
 
 def conflict_alone(problem: Problem, *, beside: str = KEPT) -> Conflict | None:
-    """As `conflict`, for all models of a problem that need not be valid as a whole, such as a `leftover`."""
+    """Find a conflict of all models of a problem that need not be valid as a whole, such as a `leftover`; see `conflict`."""
     return _Filter(problem, tuple(model.model for model in problem.models), beside).found()
 
 
@@ -80,7 +81,7 @@ def _wished(problem: Problem, models: Collection[str] | None) -> tuple[str, ...]
 
 
 def limits_of(problem: Problem) -> tuple[Limit, ...]:
-    """Every limit of the problem that can bind, those that one would rather see named last.
+    """Return every limit of the problem that can bind, those that are better named last.
 
     `min_replicas m/p`, `survive model m`, `latency model m`, `moves`, `budget model m`, `budget owner o`, `supply r/h`.
     """
@@ -108,9 +109,9 @@ def limits_of(problem: Problem) -> tuple[Limit, ...]:
 
 
 def without(problem: Problem, dropped: Collection[Limit]) -> Problem:
-    """The problem as if some of its limits were not there.
+    """Return the problem without some of its limits.
 
-    `supply` becomes as much as all demand could ask for (at the kind's highest unit cost where the cell had no entry), a
+    `supply` becomes as much as all demand could require (at the kind's highest unit cost if the cell had no entry), a
     tolerance the longest rtt, `min_replicas` 1; `survive`, budgets and `max_moves` are lifted.
     """
     gone = set(dropped)
@@ -165,7 +166,7 @@ def _supply_without(problem: Problem, gone: Collection[Limit]) -> Iterator[Regio
 
 
 def enough_units(problem: Problem) -> Mapping[str, float]:
-    """Units of each hardware kind that all demand of all models could ask for in one region."""
+    """Return the units of each hardware kind that all demand of all models could require in one region."""
     enough: dict[str, float] = {}
     for model in problem.models:
         total = sum(demand.qps for demand in model.demand)
@@ -177,18 +178,18 @@ def enough_units(problem: Problem) -> Mapping[str, float]:
 
 
 class _Wish(Formulation):
-    """The formulation with nothing unmet and nothing to minimise: asks whether there is any plan."""
+    """The formulation with nothing unmet and nothing to minimise: whether there is any plan."""
 
     def objective(self) -> Expression:
-        """Nothing: any plan will do."""
+        """Return a constant: any plan will do."""
         return cp.Constant(0.0)
 
     def constraints(self) -> Mapping[str, Constraint]:
-        """All rules, and everything served."""
+        """Return all rules, and the rule that everything is served."""
         return {**super().constraints(), "all served": self.unmet == 0}
 
     def answer(self) -> bool | None:
-        """Whether there is one; None where the solver ran into its limits before it knew."""
+        """True if there is a plan; None if the solver reached its limits undecided."""
         self.status = ""
         found = self.solve()
         return True if found.replicas is not None else _ANSWERS.get(self.status)
@@ -203,7 +204,7 @@ _ANSWERS = {"kInfeasible": False, "kUnboundedOrInfeasible": False}
 
 
 def servable(problem: Problem) -> bool | None:
-    """Whether some plan leaves nothing unmet; None where the solver ran into its limits before it knew."""
+    """True if some plan leaves nothing unmet; None if the solver reached its limits undecided."""
     index = Index(problem)
     if not index.demands:
         return True
@@ -222,10 +223,10 @@ class _Filter:
         self.problem, self.models, self.beside = problem, models, beside
         self.limits = limits_of(problem)
         self.unsure = 0
-        """Questions that the solver has not answered: the limits in question then stay."""
+        """Queries that the solver has not answered: the limits in question then stay."""
 
     def found(self) -> Conflict | None:
-        """The conflict, or None. Raises DeadlineExceeded where the solver can't tell whether there is one."""
+        """Return the conflict, or None. Raises DeadlineExceeded if the solver can't decide whether there is one."""
         if not self.forbids(self.limits):
             if self.unsure:
                 msg = "the solver could not tell in time whether all can be served; name fewer models"
@@ -237,12 +238,12 @@ class _Filter:
         return Conflict(models=self.models, beside=self.beside, members=members, minimal=minimal)
 
     def forbids(self, limits: Collection[Limit]) -> bool:
-        """True where these limits alone are proved to leave something unmet."""
+        """True if these limits alone are proved to leave something unmet."""
         kept = set(limits)
         return self.answer([limit for limit in self.limits if limit not in kept]) is False
 
     def answer(self, dropped: Collection[Limit]) -> bool | None:
-        """Whether all can be served without these limits. After MOST_UNSURE questions without an answer none is asked."""
+        """True if all can be served without these limits. After MOST_UNSURE queries without an answer none is made."""
         answer = servable(without(self.problem, dropped)) if self.unsure < MOST_UNSURE else None
         self.unsure += answer is None
         return answer
@@ -250,7 +251,7 @@ class _Filter:
     def filtered(
         self, before: Sequence[Limit], block: Sequence[Limit], after: Sequence[Limit], *, needed: bool = False
     ) -> tuple[Limit, ...]:
-        """What stays of a block beside the limits before and after it. `needed`: not all of the block can go."""
+        """Return the limits of a block to keep beside those before and after it. `needed`: at least one of the block must stay."""
         if not needed and self.forbids((*before, *after)):
             return ()
         if len(block) == 1:
@@ -261,7 +262,7 @@ class _Filter:
         return (*first, *second)
 
     def member(self, limit: Limit) -> ConflictMember:
-        """A limit with its figure, and whether all could be served without it alone."""
+        """Return a limit with its figure, and whether all could be served without it alone."""
         figure, unit = _figures(self.problem).get(limit, (None, ""))
         told = None if figure is None else rounded(figure)
         return ConflictMember(
@@ -270,7 +271,7 @@ class _Filter:
 
 
 def _figures(problem: Problem) -> Mapping[Limit, tuple[float | None, str]]:
-    """The figure of each limit that is one, and its unit."""
+    """Return the figure of each numeric limit, and its unit."""
     figures: dict[Limit, tuple[float | None, str]] = {}
     for model in problem.models:
         figures[Limit("budget model", model.model)] = (model.budget_per_hour, "$/h")

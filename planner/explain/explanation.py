@@ -1,7 +1,7 @@
-"""Why a plan is as it is: for each placement the rules that hold it there, for each limit what one more is worth.
+"""Explanation of a plan: for each placement the rules that hold it there, for each limit the value of one more unit.
 
-Called by the command; reads the problem and the plan alone. What is too dear for a whole fleet is computed for the one
-model that is asked for; `Explanation.covers` says what there is.
+Called by the command; reads the problem and the plan alone. Results that are too expensive for a whole fleet are
+computed for the one requested model; `Explanation.covers` lists the content.
 """
 
 from collections import defaultdict
@@ -30,19 +30,19 @@ from planner.io.problem import validate
 from planner.plan_fit import broken_rules, holding_of, leftover
 
 MOST_EXPLAINED = 10
-"""Models that a whole plan may have for each to be explained."""
+"""Largest number of models of a plan that are all explained in detail."""
 
 DEAREST = 10
 """Models listed by cost."""
 
 
 def explain(problem: Problem, plan: Plan, model: str | None = None, *, priced: bool | None = None) -> Explanation:
-    """The plan explained: the use and price of every limit, what is unmet by rule, the dearest models.
+    """Explain the plan: the use and price of every limit, unmet demand by rule, the dearest models.
 
-    Each placement with its rules and its runner-up, and for unmet demand the needs and the conflict: for `model`, or for
-    every model of a plan with at most MOST_EXPLAINED. `priced` says whether limits are priced; left out, they are unless
-    one model of more than MOST_RELAXED is asked for: a fleet's prices take as long as a part of solving it. Raises
-    InvalidInput for a model or a name that the problem lacks.
+    For `model`, or for every model of a plan with at most MOST_EXPLAINED: each placement with its rules and its
+    runner-up, and for unmet demand the needs and the conflict. `priced` selects whether limits are priced; by default
+    they are, unless one model of more than MOST_RELAXED is requested: a fleet's prices take as long as a part of
+    solving it. Raises InvalidInput for a model or a name that the problem lacks.
     """
     validate(problem)
     names = [item.model for item in problem.models]
@@ -66,7 +66,7 @@ class _Reading:
         self.priority = {model.model: model.priority for model in problem.models}
 
     def explanation(self, models: Sequence[str], broken: tuple[str, ...]) -> Explanation:
-        """What there is to say, with these models in detail."""
+        """Return the explanation, with these models in detail."""
         return Explanation(
             covers=_covers(models, len(self.problem.models)),
             prices_from=self.worth.source,
@@ -80,7 +80,7 @@ class _Reading:
         )
 
     def limits(self) -> list[LimitUse]:
-        """Budgets and moves."""
+        """Return the use of budgets and moves."""
         used = {f"budget model {model}": cost for model, cost in self.cost.items()}
         for model in self.problem.models:
             rule = f"budget owner {model.owner}"
@@ -100,7 +100,7 @@ class _Reading:
         ]
 
     def unmet_by_rule(self) -> tuple[RuleUnmet, ...]:
-        """Unmet demand by each rule that it names, the dearest first."""
+        """Return unmet demand by each rule that it names, the dearest first."""
         of_rule: dict[str, list[Unmet]] = defaultdict(list)
         for item in self.plan.unmet:
             for rule in item.rules:
@@ -117,11 +117,11 @@ class _Reading:
         return tuple(sorted(found, key=lambda item: -item.unmet_per_hour))
 
     def unmet_cost(self, item: Unmet) -> float:
-        """$/h that leaving this demand unmet costs."""
+        """Return the $/h of leaving this demand unmet."""
         return self.problem.objective.unmet_cost * self.priority[item.model] * item.qps
 
     def dearest(self) -> tuple[ModelCost, ...]:
-        """The models that cost most."""
+        """Return the models that cost most."""
         replicas: dict[str, int] = defaultdict(int)
         unmet: dict[str, float] = defaultdict(float)
         for key, count in self.holding.counts.items():
@@ -137,7 +137,7 @@ class _Reading:
         )
 
     def model(self, name: str) -> ModelExplanation:
-        """One model, on what the others leave."""
+        """Explain one model, on the residual that the others leave."""
         rest = leftover(self.problem, self.plan, [name])
         placed = Placed(rest, self.holding, name, self.worth.price)
         now = figures(placed.index, placed.holding)
@@ -177,7 +177,7 @@ def _covers(models: Sequence[str], of: int) -> str:
 
 
 def _served(rest: Problem) -> dict[str, Any]:
-    """Whether all of a model can be served, and what stands in the way. None is known where the solver can't tell."""
+    """Decide whether all of a model can be served, and which limits block it. Neither is known if the solver can't decide."""
     try:
         found = conflict_alone(rest)
     except DeadlineExceeded:
@@ -191,7 +191,7 @@ def supply_use(
     worth: Worth | None = None,
     surge: Mapping[tuple[str, str], float] | None = None,
 ) -> tuple[SupplyUse, ...]:
-    """Used and free units of every supply entry, in the problem's order; with prices and surge where they are given."""
+    """Return used and free units of every supply entry, in the problem's order; with prices and surge if they are given."""
     used, told = used_units(Index(problem), holding_of(plan).counts), worth or Worth()
     return tuple(
         SupplyUse(

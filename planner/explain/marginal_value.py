@@ -1,4 +1,4 @@
-"""What one more of a limit is worth: prices for a fleet of any size, and for a small one what it saves, planned again.
+"""Shadow price of every limit: prices for a fleet of any size, and for a small one also the savings, by planning again.
 
 Called by the explanation.
 """
@@ -14,16 +14,16 @@ from planner.explain.what_if import changed
 from planner.solve import solve
 
 MOST_RELAXED = 20
-"""Models up to which limits are priced by the relaxation; beyond it the prices of the fleet-scale search stand in."""
+"""Models up to which limits are priced by the relaxation; beyond it the prices of the fleet-scale search are used."""
 
 MOST_PLANNED = 5
 """Models up to which the problem is planned again with one more of each limit."""
 
 GAP = 1e-4
-"""Of those plans: their differences are what counts."""
+"""Of those plans: their differences matter."""
 
 SECONDS = 2.0
-"""For each of those plans; by the count of nodes that they stand for, where the machine is not slower still."""
+"""For each of those plans; the equivalent count of nodes ends them first, unless the machine is slower still."""
 
 RELAXATION = (
     "the relaxation of the stated problem (parts of replicas allowed), solved again with one more of each limit"
@@ -33,16 +33,16 @@ SEARCH = "the search for plans of whole fleets: at these prices the models, each
 
 @dataclass(frozen=True)
 class Worth:
-    """By rule, $/h: the price of one more of a limit, and what one more saves where that is proved."""
+    """By rule, $/h: the price of one more of a limit, and the saving by one more if that is proved."""
 
     price: Mapping[str, float] = field(default_factory=dict)
     saves: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
-    """Where the prices come from, in words."""
+    """Source of the prices, in words."""
 
 
 def worth_of(problem: Problem) -> Worth:
-    """Prices of every limit of a valid problem; savings too where it has at most MOST_PLANNED models."""
+    """Return prices of every limit of a valid problem; savings too if it has at most MOST_PLANNED models."""
     models = len(problem.models)
     saves = savings(problem) if models <= MOST_PLANNED else {}
     if models <= MOST_RELAXED:
@@ -51,8 +51,8 @@ def worth_of(problem: Problem) -> Worth:
 
 
 def _searched(problem: Problem) -> Mapping[str, float]:
-    """The prices of the fleet-scale search by rule; a model's own budget has none there."""
-    from planner.fleet.solver import prices_of  # noqa: PLC0415 - numba takes a second to import: only where it is needed
+    """Return the prices of the fleet-scale search by rule; a model's budget has none there."""
+    from planner.fleet.solver import prices_of  # noqa: PLC0415 - numba takes a second to import: only if needed
 
     found = prices_of(problem)
     owners = dict.fromkeys([*(owner.owner for owner in problem.owners), *(model.owner for model in problem.models)])
@@ -66,7 +66,7 @@ def _searched(problem: Problem) -> Mapping[str, float]:
 
 
 def savings(problem: Problem) -> Mapping[str, float]:
-    """$/h that the best plan costs less with one more of a limit; only what is proved to a ten-thousandth of the plan."""
+    """Return the $/h saved by the best plan with one more of a limit; only if proved to a ten-thousandth of the plan."""
     now = _least(problem)
     if now is None:
         return {}
@@ -89,7 +89,7 @@ def _one_more(rule: str) -> Change:
 
 
 def _least(problem: Problem) -> float | None:
-    """The least objective, $/h; None where it is not proved within GAP."""
+    """Return the least objective, $/h; None if it is not proved within GAP."""
     limits = problem.limits.model_copy(update={"gap": GAP, "time_seconds": min(SECONDS, problem.limits.time_seconds)})
     plan = solve(problem.model_copy(update={"limits": limits}), method="reference")
     return plan.objective if plan.gap <= GAP else None

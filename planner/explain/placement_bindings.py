@@ -1,7 +1,7 @@
-"""Why replicas of one model are where they are, and this many: the rules that say so, with their figures.
+"""Reasons of the place and number of one model's replicas: the binding rules, with their figures.
 
-Called by the explanation. Everything is asked of the plan as it is: what breaks with one replica less, and which cheaper
-places there would be.
+Called by the explanation. All rules are evaluated on the plan as it is: those that break with one replica less, and
+those that block cheaper places.
 """
 
 from collections import defaultdict
@@ -17,7 +17,7 @@ EPSILON = 1e-6
 
 
 class Placed:
-    """One model of a plan, on what the other models leave."""
+    """One model of a plan, on the residual that the other models leave."""
 
     def __init__(self, rest: Problem, plan: Holding, name: str, prices: Mapping[str, float]) -> None:
         self.index, self.prices = Index(rest), prices
@@ -37,7 +37,7 @@ class Placed:
         self.free = {cell: units - self._own(cell) for cell, units in self.index.supply.items()}
 
     def _own(self, cell: tuple[str, str]) -> float:
-        """Units that the model itself takes of a cell."""
+        """Return the units that the model itself uses of a cell."""
         return sum(
             option.units * self.holding.counts.get((self.model.model, part.part, *cell), 0)
             for part in self.model.parts
@@ -46,7 +46,7 @@ class Placed:
         )
 
     def explained(self, key: Key, count: int, second: RunnerUp | None) -> PlacementExplanation:
-        """One placement."""
+        """Explain one placement."""
         _, part_name, region, hardware = key
         part = next(part for part in self.model.parts if part.part == part_name)
         option = next(option for option in part.options if option.hardware == hardware)
@@ -67,12 +67,12 @@ class Placed:
         )
 
     def able(self, part: PartProblem, region: str) -> float:
-        """QPS that a part can do in a region."""
+        """Return the QPS that a part can serve in a region."""
         counts = self.holding.counts
         return sum(o.qps * counts.get((self.model.model, part.part, region, o.hardware), 0) for o in part.options)
 
     def count_rules(self, part: PartProblem, option: PartOption, region: str) -> Iterator[Binding]:
-        """Rules that one replica less would break, with all traffic as it is."""
+        """Yield rules that one replica less would break, with all traffic as it is."""
         left = self.able(part, region) - option.qps
         if _less(left, self.sent[region]):
             message = f"one less does {left:.6g} QPS of the {self.sent[region]:.6g} QPS sent to {region}"
@@ -94,7 +94,7 @@ class Placed:
                 yield Binding(rule=f"survive {lost}", message=message)
 
     def place_rules(self, part: PartProblem, option: PartOption, region: str) -> Iterator[Binding]:
-        """What keeps the replicas from a cheaper place that could serve the same users."""
+        """Yield the rules that keep the replicas from a cheaper place that could serve the same users."""
         near = self._near(region)
         if len(near) == 1 and len(self.index.problem.regions) > 1:
             users = ", ".join(self.origins[region])
@@ -122,7 +122,7 @@ class Placed:
             )
 
     def _weights(self, part: PartProblem, option: PartOption, region: str, roomy: Sequence[str]) -> Iterator[Binding]:
-        """What speaks for this place against cheaper ones with room."""
+        """Yield the weights that favour this place over cheaper ones with room."""
         weights = self.index.problem.objective
         running = self.index.current.get((self.model.model, part.part, region, option.hardware), 0)
         if running and weights.move_cost:
@@ -136,16 +136,16 @@ class Placed:
             yield Binding(rule="configuration", message=message)
 
     def _near(self, region: str) -> list[str]:
-        """Regions within tolerance of all users that this region serves; all where it only stands by."""
+        """Return regions within tolerance of all users that this region serves; all regions if it is only a reserve."""
         limit, rtt = self.model.latency_tolerance_ms, self.index.rtt
         names = self.index.problem.regions
         return [name for name in names if all(rtt[origin, name] <= limit for origin in self.origins[region])]
 
     def _qps_cost(self, option: PartOption, region: str) -> float:
-        """$/h of hardware for one QPS."""
+        """Return $/h of hardware for one QPS."""
         return option.units * self.index.unit_cost.get((region, option.hardware), 0.0) / option.qps
 
 
 def _less(able: float, load: float) -> bool:
-    """Less than the load, beyond rounding."""
+    """True if the throughput is below the load, beyond rounding."""
     return able < load * (1 - EPSILON) - EPSILON

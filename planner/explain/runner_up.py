@@ -1,7 +1,7 @@
-"""What a model would cost without one of its placements, and at best: planned again, all other models as they are.
+"""Cost of a model without one of its placements, and at best: planned again, all other models as they are.
 
-Called by the explanation. The reference formulation is asked, which also proves how much cheaper no plan can be, and for
-a model of many placements the fleet's search, which proves little but is fast.
+Called by the explanation. The reference formulation is solved, which also proves how much cheaper no plan can be; for a
+model of many placements the fleet's search, which proves little but is fast.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -17,10 +17,10 @@ from planner.exact.formulation import Constraint, Formulation
 from planner.explain.shadow_prices import limit_figures
 
 MOST_PROVED = 8
-"""Placements of a model up to which the reference formulation is asked."""
+"""Placements of a model up to which the reference formulation is solved."""
 
 GAP = 5e-3
-"""Closer than a plan's: the difference of two plans is what counts here."""
+"""Closer than a plan's: the difference of two plans matters here."""
 
 MOST_NODES = 100
 """Of the reference's search: it ends by count, not by the clock."""
@@ -29,14 +29,15 @@ SLACK = 1e-6
 
 
 def best(rest: Problem, now: Figures, *, proved: bool) -> RunnerUp:
-    """The best plan found for the one model of `rest`, against its figures now. `proved`: by the reference."""
+    """Return the best plan found for the one model of `rest`, against its figures now. `proved`: by the reference."""
     return _Search(rest, None, proved=proved).found(now)
 
 
 def runners_up(rest: Problem, placements: Collection[Key], now: Figures) -> Mapping[Key, RunnerUp]:
-    """The best plan found for the one model of `rest` without each placement, against its figures now.
+    """Return the best plan found for the one model of `rest` without each placement, against its figures now.
 
-    `rest` is what the other models leave (`planner.plan_fit`). What no other place can hold is unmet, at its price.
+    `rest` is the residual that the other models leave (`planner.plan_fit`). Demand that no other place can hold is
+    unmet, at its price.
     """
     proved = len(placements) <= MOST_PROVED
     return {placement: _Search(rest, placement, proved=proved).found(now) for placement in placements}
@@ -53,7 +54,7 @@ class _Search:
         self.bound = 0.0
 
     def found(self, now: Figures) -> RunnerUp:
-        """The best plan."""
+        """Return the best plan."""
         holdings = [Holding(counts, routed(self.index, counts)) for counts in self._proposed()]
         first, then = min(((h, figures(self.index, h)) for h in holdings), key=lambda pair: pair[1].objective)
         return RunnerUp(
@@ -65,7 +66,7 @@ class _Search:
         )
 
     def _proposed(self) -> Iterator[Counts]:
-        """Replicas that keep every limit; none at all first."""
+        """Yield replicas that keep every limit; none at all first."""
         yield {}
         if not self.index.placements or not self.index.routes:
             return
@@ -79,11 +80,11 @@ class _Search:
             yield counts
 
     def _by_fleet(self, problem: Problem) -> Counts:
-        """Replicas that the fleet-scale search finds; none where some part has no hardware left."""
+        """Return the replicas that the fleet-scale search finds; none if some part has no hardware left."""
         asked = _supplied(problem)
         if asked is None:
             return {}
-        from planner.fleet.assembly import holding_of  # noqa: PLC0415 - numba takes a second to import: only where it is needed
+        from planner.fleet.assembly import holding_of  # noqa: PLC0415 - numba takes a second to import: only if needed
         from planner.fleet.solver import solve_fleet  # noqa: PLC0415
 
         arrays = FleetArrays.of(asked)
@@ -93,7 +94,7 @@ class _Search:
         return {(*key[:3], key[3].removesuffix(_of(key[1]))): count for key, count in found.counts.items()}
 
     def _by_reference(self) -> Iterator[Counts]:
-        """Replicas that the reference finds; raises the bound."""
+        """Yield the replicas that the reference finds; raises the bound."""
         formulation = _Without(self.problem, self.placement)
         answer = formulation.solve()
         self.bound = max(self.bound, answer.bound)
@@ -111,7 +112,7 @@ class _Without(Formulation):
         self.barred = [k for k, place in enumerate(self.places) if place.key == placement]
 
     def constraints(self) -> Mapping[str, Constraint]:
-        """All rules, and no replica in that placement."""
+        """Return all rules, and the rule that the placement has no replica."""
         rules = super().constraints()
         return {**rules, "without": self.replicas[self.barred] == 0} if self.barred else rules
 
@@ -120,9 +121,9 @@ class _Without(Formulation):
 
 
 def barred(problem: Problem, placement: Key) -> Problem:
-    """The problem of one model where a part's hardware has a supply of its own, with none of it in one region.
+    """Return the problem of one model with a separate supply for a part's hardware, of which one region has none.
 
-    Looser than barring the placement where another part uses the same hardware: what is taken of both is to be checked.
+    Looser than barring the placement if another part uses the same hardware: check the sum of both.
     """
     _, part_name, region, kind = placement
     own = kind + _of(part_name)
@@ -150,12 +151,12 @@ def barred(problem: Problem, placement: Key) -> Problem:
 
 
 def _of(part: str) -> str:
-    """What makes a hardware kind one part's own."""
+    """Return the suffix that makes a hardware kind specific to one part."""
     return f" of {part}"
 
 
 def _supplied(problem: Problem) -> Problem | None:
-    """The problem without hardware that is nowhere supplied; None where a part is left without any."""
+    """Return the problem without hardware that is supplied nowhere; None if a part is left without any."""
     kinds = {item.hardware for item in problem.supply if item.units > 0}
     models = tuple(
         model.model_copy(
@@ -200,7 +201,7 @@ def _renamed(model: ModelProblem, part_name: str, kind: str, own: str) -> ModelP
 
 
 def _emptied(problem: Problem, placement: Key) -> Problem:
-    """The problem without the supply of a placement's hardware in its region, for any part."""
+    """Return the problem without the supply of a placement's hardware in its region, for any part."""
     supply = tuple(
         item.model_copy(update={"units": 0.0}) if (item.region, item.hardware) == placement[2:] else item
         for item in problem.supply
@@ -209,7 +210,7 @@ def _emptied(problem: Problem, placement: Key) -> Problem:
 
 
 def _fits(index: Index, counts: Counts) -> bool:
-    """True where the replicas keep supply, budgets and moves."""
+    """True if the replicas keep supply, budgets and moves."""
     taken = {f"supply {region}/{kind}": units for (region, kind), units in used_units(index, counts).items()}
     for model in index.problem.models:
         cost = spent(index, counts).get(model.model, 0.0)

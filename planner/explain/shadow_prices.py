@@ -1,4 +1,4 @@
-"""What one more unit of a limit is worth, and how much more of the limits would serve everything.
+"""Shadow prices of limits, and the least growth of limits that would serve everything.
 
 Called by the explanation. Both are the reference formulation with its limits loosened: once without whole replicas
 (prices), once with limits that may grow (needs).
@@ -26,14 +26,14 @@ SMALLEST_GROWTH = 1e-6
 """A smaller growth of a limit is the solver's rounding."""
 
 GAP = 1e-4
-"""Small, as what grows weighs far more than what it costs to run."""
+"""Small, because the growth weighs far more than the running cost."""
 
 BEFORE_COST = 1000.0
-"""Weight of $/h by which limits grow against $/h of hardware: first as little growth as can be, then cheap."""
+"""Weight of the $/h by which limits grow against $/h of hardware: first the least growth, then the least cost."""
 
 
 def limit_figures(problem: Problem) -> Mapping[str, float]:
-    """The limits that models share or may grow, by rule: `supply r/h` (units), `budget ...` ($/h), `moves` (replicas)."""
+    """Return the limits that models share or may grow, by rule: `supply r/h` (units), `budget ...` ($/h), `moves` (replicas)."""
     figures = {f"supply {item.region}/{item.hardware}": item.units for item in problem.supply}
     budgets = {f"budget model {model.model}": model.budget_per_hour for model in problem.models}
     budgets |= {f"budget owner {owner.owner}": owner.budget_per_hour for owner in problem.owners}
@@ -53,23 +53,23 @@ class _Loosened(Formulation):
         self.owner = {model.model: model.owner for model in problem.models}
 
     def allowed(self, rules: Sequence[str]) -> Expression:
-        """What the rows of these rules may take."""
+        """Return the limits of these rules' rows."""
         raise NotImplementedError
 
     def supply(self) -> Constraint:
-        """Units of a hardware kind in a region."""
+        """Limit the units of a hardware kind in a region."""
         return self._rows(lambda place: f"supply {place.region}/{place.hardware}", lambda place: place.units)
 
     def model_budget(self) -> Constraint | None:
-        """What a model may cost, $/h."""
+        """Limit the cost of a model, $/h."""
         return self._rows(lambda place: f"budget model {place.model}", lambda place: place.cost)
 
     def owner_budget(self) -> Constraint | None:
-        """What all models of an owner may cost, $/h."""
+        """Limit the cost of all models of an owner, $/h."""
         return self._rows(lambda place: f"budget owner {self.owner[place.model]}", lambda place: place.cost)
 
     def moves(self) -> Constraint | None:
-        """Replicas started beyond what runs now."""
+        """Limit the replicas started beyond the running ones."""
         return self._started() <= self.allowed(["moves"])[0] if "moves" in self.figures else None
 
     def _rows(self, rule: Callable[[Placement], str], taken: Callable[[Placement], float]) -> Constraint | None:
@@ -97,13 +97,13 @@ class _Relaxed(_Loosened):
         self.program = cp.Problem(cp.Minimize(self.objective()), rows)
 
     def allowed(self, rules: Sequence[str]) -> Expression:
-        """A parameter for each limit."""
+        """Return a parameter for each limit."""
         parameter = cp.Parameter(len(rules), value=np.array([self.figures[rule] for rule in rules]))
         self.limits |= {rule: (parameter, i) for i, rule in enumerate(rules)}
         return parameter
 
     def value(self, more: str | None = None) -> float:
-        """The least objective, $/h; with one more of a limit."""
+        """Return the least objective, $/h; with one more of a limit, if given."""
         for rule, (parameter, i) in self.limits.items():
             changed = np.array(parameter.value)
             changed[i] = self.figures[rule] + (1.0 if rule == more else 0.0)
@@ -112,7 +112,7 @@ class _Relaxed(_Loosened):
         return float(self.program.solve(solver=cp.HIGHS, **options))  # type: ignore[no-untyped-call]  # cvxpy has no types
 
     def binding(self) -> list[str]:
-        """Limits with a price in the dual solution of the last program: no other is worth anything, by convexity."""
+        """Return limits with a price in the dual solution of the last program: no other has any value, by convexity."""
         duals = {
             rule: float(np.atleast_1d(self.row[parameter.id].dual_value)[i])
             for rule, (parameter, i) in self.limits.items()
@@ -121,11 +121,12 @@ class _Relaxed(_Loosened):
 
 
 def prices(problem: Problem) -> Mapping[str, float]:
-    """By rule, $/h by which the least objective of the relaxation falls when that limit alone is one larger.
+    """Return by rule the $/h by which the relaxation's least objective falls if that limit alone is one larger.
 
-    The relaxation allows parts of replicas. Where replicas are small beside the demand that is what one more unit (of a
-    hardware kind, of a $/h of budget, of a replica started) saves; where they are not it is a price, not a promise: a
-    whole replica may need more than one unit, and the first unit may save nothing. Supply without an entry has no price.
+    The relaxation allows parts of replicas. If replicas are small compared with the demand, that is the saving of one
+    more unit (of a hardware kind, of a $/h of budget, of a replica started). If they are not, it is a price, not a
+    promise: a whole replica may need more than one unit, and the first unit may save nothing. Supply without an entry
+    has no price.
     """
     found = dict.fromkeys(limit_figures(problem), 0.0)
     index = Index(problem)
@@ -143,7 +144,7 @@ def prices(problem: Problem) -> Mapping[str, float]:
 
 
 class _Growing(_Loosened):
-    """Nothing is unmet; limits grow where they must, by as little as can be."""
+    """Nothing is unmet; limits grow if they must, by as little as possible."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -151,23 +152,23 @@ class _Growing(_Loosened):
         self.rules = {**super().constraints(), "all served": self.unmet == 0}
 
     def allowed(self, rules: Sequence[str]) -> Expression:
-        """The limits and their growth."""
+        """Return the limits and their growth."""
         grown = cp.Variable(len(rules), nonneg=True)
         self.growth |= {rule: grown[i] for i, rule in enumerate(rules)}
         return np.array([self.figures[rule] for rule in rules]) + grown
 
     def constraints(self) -> Mapping[str, Constraint]:
-        """All rules, and everything served."""
+        """Return all rules, and the rule that everything is served."""
         return self.rules
 
     def objective(self) -> Expression:
-        """$/h by which the limits grow, before the $/h of the plan."""
+        """Return the $/h by which the limits grow, before the $/h of the plan."""
         price = {f"supply {region}/{kind}": cost for (region, kind), cost in self.index.unit_cost.items()}
         grown = sum(max(SMALLEST_PRICE, price.get(rule, 1.0)) * extra for rule, extra in self.growth.items())
         return super().objective() + BEFORE_COST * grown
 
     def needs(self) -> tuple[Need, ...]:
-        """The limits that grow; none where no growth helps or the solver finds nothing in time."""
+        """Return the limits that grow; none if no growth helps or the solver finds nothing in time."""
         answer = self.solve()
         if answer.replicas is None:
             return ()
@@ -179,7 +180,7 @@ class _Growing(_Loosened):
         )
 
     def taken(self, counts: Sequence[int]) -> Mapping[str, float]:
-        """What these replicas take of each limit."""
+        """Return the usage of each limit by these replicas."""
         taken: dict[str, float] = defaultdict(float)
         for place, count in zip(self.places, counts, strict=True):
             taken[f"supply {place.region}/{place.hardware}"] += count * place.units
@@ -190,11 +191,11 @@ class _Growing(_Loosened):
 
 
 def needs(problem: Problem) -> tuple[Need, ...]:
-    """The least growth of limits that serves all demand, then the cheapest: supply, budgets, moves.
+    """Return the least growth of limits that serves all demand, then the cheapest: supply, budgets, moves.
 
-    Growth is weighed in $/h: units at their cost, budgets as they are, a move as 1 $/h. Where no region is near enough,
-    the tolerance is the first need (`latency model m`). Empty where everything can be served, where hardware that a part
-    needs has no supply entry anywhere, and where a fleet of one region should survive its loss.
+    Growth is weighed in $/h: units at their cost, budgets as they are, a move as 1 $/h. If no region is near enough,
+    the tolerance is the first need (`latency model m`). Empty if everything can be served, if hardware that a part
+    needs has no supply entry anywhere, or if a fleet of one region should survive its loss.
     """
     index = Index(problem)
     near = {

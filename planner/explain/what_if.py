@@ -1,7 +1,7 @@
-"""What would happen if supply, demand, a budget, a weight or a limit were another: planned before anything changes.
+"""Effect of a change of supply, demand, a budget, a weight or a limit: planned before anything changes.
 
-`changed` is a pure function from a problem and changes to a problem. Called by the command; the replan workflow can plan
-the same problem.
+`changed` is a pure function from a problem and changes to a problem. Called by the command; the replan workflow can
+plan the same problem.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -18,7 +18,7 @@ from planner.plan_fit import broken_rules, holding_of
 from planner.solve import solve
 
 ANY = "*"
-"""Stands for every region, hardware kind or model."""
+"""Wildcard for every region, hardware kind or model."""
 
 FORMS = ("=120", "=+40", "=-40", "=*0.5")
 SHOWN = 20
@@ -28,9 +28,9 @@ Kind = Literal["supply", "demand", "budget", "drain", "objective", "limit"]
 
 
 def change_of(kind: Kind, text: str) -> Change:
-    """The change that `TARGET=120`, `TARGET=+40`, `TARGET=-40`, `TARGET=*0.5` or `TARGET=none` writes; a drain is a target.
+    """Parse a change: `TARGET=120`, `TARGET=+40`, `TARGET=-40`, `TARGET=*0.5` or `TARGET=none`; a drain is a target.
 
-    Raises InvalidInput for another form. Whether the target exists is `changed`'s to say.
+    Raises InvalidInput for another form. `changed` checks whether the target exists.
     """
     if kind == "drain":
         return Change(kind=kind, target=text)
@@ -48,7 +48,7 @@ def change_of(kind: Kind, text: str) -> Change:
 
 
 def changed(problem: Problem, changes: Sequence[Change]) -> Problem:
-    """The problem after the changes, one after the other. Raises InvalidInput for what is not there or not possible."""
+    """Apply the changes to the problem, one after the other. Raises InvalidInput for unknown targets and impossible figures."""
     for change in changes:
         problem = _APPLIED[change.kind](problem, change)
     try:
@@ -62,9 +62,9 @@ def changed(problem: Problem, changes: Sequence[Change]) -> Problem:
 def what_if(
     problem: Problem, changes: Sequence[Change], *, plan: Plan | None = None, replan: Callable[[Problem], Plan] = solve
 ) -> tuple[WhatIf, Plan]:
-    """What the changes do to the fleet, and the plan after them.
+    """Return the effect of the changes on the fleet, and the plan after them.
 
-    `plan` is what runs before; without it that is planned first. It becomes the current placement, so that replicas
+    `plan` is the placement before; without it that is planned first. It becomes the current placement, so that replicas
     started count from there and cost `move_cost`. Raises InvalidInput, also for a plan whose names the problem lacks.
     """
     before = replan(problem) if plan is None else plan
@@ -108,7 +108,7 @@ def _refuse(kind: str, target: str, said: str, allowed: Collection[str]) -> NoRe
 
 
 def _figure(change: Change, before: float | None) -> float | None:
-    """The figure after a change. Raises where it is negative, or where there is nothing to add to or to multiply."""
+    """Return the figure after a change. Raises if it is negative, or if there is no figure to add to or to multiply."""
     if change.figure is None or change.operation == "set":
         after = change.figure
     elif before is None:
@@ -121,7 +121,7 @@ def _figure(change: Change, before: float | None) -> float | None:
 
 
 def _sure(change: Change, before: float) -> float:
-    """As `_figure`, for what is always a figure."""
+    """Return the figure after a change of a limit that always has one; see `_figure`."""
     after = _figure(change, before)
     if after is None:
         _refuse(change.kind, change.target, "none is no figure here", [f"{change.target}{form}" for form in FORMS])
@@ -141,7 +141,7 @@ def _supply(problem: Problem, change: Change) -> Problem:
 
 
 def _matches(target: str, name: str) -> bool:
-    """`r/h`, `r/*`, `*/h`, `*/*`."""
+    """Match `r/h`, `r/*`, `*/h`, `*/*`."""
     if target == name:
         return True
     region, _, hardware = name.partition("/")
@@ -167,7 +167,7 @@ def _demand(problem: Problem, change: Change) -> Problem:
 
 
 def _demanding(target: str, models: Sequence[str], regions: Sequence[str]) -> tuple[str, str | None]:
-    """The model and the region that a target names; no region for all of them."""
+    """Return the model and the region that a target names; no region for all of them."""
     if target == ANY or target in models:
         return target, None
     model, _, region = target.rpartition("/")

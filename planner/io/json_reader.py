@@ -1,7 +1,8 @@
 """Reads one JSON file into a value of the wire form: strictly, and at the size of a whole fleet.
 
-Called by `planner.io.problem`. Pydantic judges everything; rows are handed to it a slice at a time and packed (`Row.trusted`),
-so that a file of a million rows fits into little memory. Everything that is wrong becomes one InvalidInput of one line.
+Called by `planner.io.problem`. Pydantic validates everything; it receives rows a slice at a time, and they are packed
+(`Row.trusted`), so that a file of a million rows fits into little memory. Every fault becomes one InvalidInput of one
+line.
 """
 
 import gc
@@ -21,17 +22,17 @@ from ipnext.model.plan import Row
 from ipnext.model.value import Value
 
 LARGEST_FILE_BYTES = 190_000_000
-"""A larger file is refused by its size, before it is read."""
+"""If a file is larger, it is refused by its size, before it is read."""
 
 LONGEST_SHOWN = 80
 """Characters of a given value that a message shows."""
 
 SLICE = 10_000
-"""Rows that are judged at once."""
+"""Rows that are validated at once."""
 
 V = TypeVar("V", bound=Value)
 Place = tuple[str | int, ...]
-"""Where in a document: names of fields and positions in lists."""
+"""Location in a document: names of fields and positions in lists."""
 
 _SPACED_NAME = re.compile(rb'"[ \t\r\n]+:')
 _SAID = {
@@ -45,7 +46,7 @@ _SAID = {
 
 
 def read_value(path: str | Path, kind: type[V]) -> V:
-    """A value of `kind` from a JSON file: no NaN, no name twice in one object, no unknown field. Raises InvalidInput."""
+    """Read a value of `kind` from a JSON file: no NaN, no duplicate name in an object, no unknown field. Raises InvalidInput."""
     content = _content(Path(path))
     with _collector_at_rest():
         reading = _Reading()
@@ -56,7 +57,7 @@ def read_value(path: str | Path, kind: type[V]) -> V:
 
 
 def shown(value: object) -> str:
-    """A given value for a message: on one line, at most 80 characters of it."""
+    """Format a given value for a message: on one line, at most 80 characters of it."""
     try:
         text = repr(value)
     except ValueError:  # Python writes no whole number beyond 4,300 digits
@@ -65,17 +66,17 @@ def shown(value: object) -> str:
 
 
 def path_of(place: Place) -> str:
-    """A place as a message names it, such as `models[0].demand[2].qps`."""
+    """Format a location for a message, such as `models[0].demand[2].qps`."""
     return "".join(f"[{step}]" if isinstance(step, int) else f".{short(step)}" for step in place).lstrip(".")
 
 
 def short(name: str) -> str:
-    """A name for a message: as it is where that is short and printable."""
+    """Format a name for a message: unchanged if it is short and printable."""
     return name if name.isprintable() and len(name) <= LONGEST_SHOWN else shown(name)
 
 
 def _told(path: str | Path) -> str:
-    """The whole path, for without its end no one knows the file."""
+    """Format the whole path, because its end identifies the file."""
     return str(path) if str(path).isprintable() else repr(str(path))
 
 
@@ -98,7 +99,7 @@ def _content(path: Path) -> bytes:
 
 
 def _parsed(content: bytes, path: str | Path) -> Any:
-    """The document as dicts and lists; equal strings are one string, which spares most of the memory."""
+    """Parse the document to dicts and lists; equal strings are one string, which saves most of the memory."""
     why = "it begins with a byte order mark" if content.startswith(b"\xef\xbb\xbf") else ""
     try:
         return from_json(content, allow_inf_nan=False)
@@ -116,7 +117,7 @@ def _parsed(content: bytes, path: str | Path) -> Any:
 
 @contextmanager
 def _collector_at_rest() -> Iterator[None]:
-    """Python's cycle collector looks at every new object again and again, and finds no garbage here."""
+    """Disable Python's cycle collector, which would examine every new object repeatedly and finds no garbage here."""
     running = gc.isenabled()
     gc.disable()
     try:
@@ -127,14 +128,14 @@ def _collector_at_rest() -> Iterator[None]:
 
 
 class _Reading:
-    """One file on its way from dicts and lists to a value. What has been read is taken out of them."""
+    """Conversion of one file from dicts and lists to a value. Rows that have been read are removed from them."""
 
     def __init__(self) -> None:
         self.names = 0
-        """Names of fields so far: the text has more where one stands twice in an object."""
+        """Names of fields so far: the text has more if one is duplicated in an object."""
 
     def value(self, kind: type[Value], found: Any, place: Place) -> Any:
-        """A value of `kind`, its lists first."""
+        """Return a value of `kind`, its lists first."""
         if isinstance(found, dict):
             self.names += len(found)
             for name, inner, many in _inner_kinds(kind):
@@ -146,7 +147,7 @@ class _Reading:
         return _judged(partial(kind.model_validate, strict=True), found, kind, place)
 
     def items(self, inner: Any, found: list[Any], place: Place) -> tuple[Any, ...]:
-        """The items of a list; `inner` is what each is."""
+        """Return the items of a list; `inner` is the type of each."""
         if get_origin(inner) is tuple:
             (inner, _) = get_args(inner)
             return tuple(
@@ -160,7 +161,7 @@ class _Reading:
         return tuple(self.value(inner, item, (*place, at)) for at, item in enumerate(found))
 
     def rows(self, kind: type[Row], found: list[Any], start: int, place: Place) -> Iterator[Row]:
-        """One slice of rows, packed."""
+        """Yield one slice of rows, packed."""
         given = found[start : start + SLICE]
         found[start : start + SLICE] = [None] * len(given)
         self.names += len(given) * len(kind.model_fields)
@@ -170,7 +171,7 @@ class _Reading:
 
 @cache
 def _inner_kinds(kind: type[Value]) -> tuple[tuple[str, Any, bool], ...]:
-    """The fields that hold lists or values: the name in the document, what (each item) is, and whether it is a list."""
+    """Return the fields that hold lists or values: the name in the document, the type (of each item), and whether it is a list."""
     found = []
     for name, info in kind.model_fields.items():
         inner, many = info.annotation, get_origin(info.annotation) is tuple
@@ -184,13 +185,13 @@ def _inner_kinds(kind: type[Value]) -> tuple[tuple[str, Any, bool], ...]:
 
 @cache
 def _slice_of(kind: type[Row]) -> Callable[[Any], list[Row]]:
-    """Judges a list of rows, up to the first that is wrong."""
+    """Return a validator of a list of rows, up to the first wrong one."""
     rows: Any = Annotated[list[kind], FailFast()]  # type: ignore[valid-type]
     return partial(TypeAdapter(rows).validate_python, strict=True)
 
 
 def _judged(judge: Callable[[Any], Any], found: Any, kind: type[Value], place: Place, start: int = 0) -> Any:
-    """What pydantic makes of it. Raises InvalidInput; positions in a list count from `start`."""
+    """Return pydantic's result. Raises InvalidInput; positions in a list count from `start`."""
     try:
         return judge(found)
     except ValidationError as error:
@@ -202,7 +203,7 @@ def _judged(judge: Callable[[Any], Any], found: Any, kind: type[Value], place: P
 
 
 def _refused(detail: ErrorDetails, kind: type[Value], place: Place) -> InvalidInput:
-    """One pydantic error as our own: the field as a path, the value given, what is allowed."""
+    """Convert one pydantic error to an IPnext error: the field as a path, the given value, the allowed values."""
     field = path_of(place) or "file"
     given = detail["input"]
     context = detail.get("ctx", {})
@@ -218,7 +219,7 @@ def _refused(detail: ErrorDetails, kind: type[Value], place: Place) -> InvalidIn
 
 
 def _refuse_twice(content: bytes, path: str | Path) -> None:
-    """Raises where a name stands twice in one object: slower than counting, and sure where texts hold quotes and colons."""
+    """Raise if an object has a duplicate name: slower than counting, and certain even if texts contain quotes and colons."""
 
     def once(pairs: list[tuple[str, Any]]) -> None:
         seen: set[str] = set()

@@ -1,8 +1,8 @@
 """Reads problem.json, plan.json and transition.json, and checks that a problem's names and figures agree.
 
-Called by the command, the planning activity and tests. Everything that is wrong becomes one InvalidInput of one line that
-names the field, its value and what is allowed. `planner.io.json_reader` reads the files, `planner.io.scalar_checks` looks at single figures
-and names.
+Called by the command, the planning activity and tests. Every fault becomes one InvalidInput of one line that names the
+field, its value and the allowed values. `planner.io.json_reader` reads the files, `planner.io.scalar_checks` checks
+single figures and names.
 """
 
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ V = TypeVar("V", bound=Value)
 
 
 def read_problem(path: str | Path) -> Problem:
-    """The valid problem in a problem.json file. Raises InvalidInput, also for -0.0 and for a supply of 0 units everywhere."""
+    """Read a valid problem from problem.json. Raises InvalidInput, also for -0.0 and for a supply of 0 units everywhere."""
     problem = read_value(path, Problem)
     check_leaves(problem, negative_zero=False)
     _check(problem)
@@ -34,17 +34,17 @@ def read_problem(path: str | Path) -> Problem:
 
 
 def read_plan(path: str | Path) -> Plan:
-    """The plan in a plan.json file; whether it is valid is `planner.verify.plan_checker.check`'s to say. Raises InvalidInput."""
+    """Read the plan in a plan.json file; `planner.verify.plan_checker.check` validates it. Raises InvalidInput."""
     return _read(path, Plan)
 
 
 def read_transition(path: str | Path) -> Transition:
-    """The transition in a transition.json file. Raises InvalidInput."""
+    """Read the transition in a transition.json file. Raises InvalidInput."""
     return _read(path, Transition)
 
 
 def read_state(path: str | Path) -> FleetState:
-    """Replicas and traffic by generation, from a file. Raises InvalidInput."""
+    """Read replicas and traffic by generation from a file. Raises InvalidInput."""
     return _read(path, FleetState)
 
 
@@ -55,11 +55,11 @@ def _read(path: str | Path, kind: type[V]) -> V:
 
 
 def validate(problem: Problem) -> None:
-    """Raises InvalidInput where names, shapes or figures of the problem disagree, or where it asks for the impossible.
+    """Raise InvalidInput if names, shapes or figures of the problem disagree, or if it requests the impossible.
 
     Impossible are a fleet without a supply entry, a model without demand, and demand that no region reaches within the
-    model's tolerance. Entries of 0 units are what other models may leave: valid here, refused in a file. No models at all is
-    a valid problem. An owner that `owners` does not list has no limit.
+    model's tolerance. Entries of 0 units are a possible residual of other models: valid here, refused in a file. No
+    models at all is a valid problem. An owner that `owners` does not list has no limit.
     """
     check_leaves(problem)
     _check(problem)
@@ -87,7 +87,7 @@ def _refuse(field: str, said: str, allowed: Sequence[str], value: object) -> NoR
 
 
 def _once(field: str, keys: Sequence[Hashable]) -> None:
-    """Raises where a name, or the names of a row together, stand twice."""
+    """Raise if a name, or the combined names of a row, is duplicated."""
     if len(set(keys)) == len(keys):
         return
     seen: set[Hashable] = set()
@@ -99,7 +99,7 @@ def _once(field: str, keys: Sequence[Hashable]) -> None:
 
 
 def _known(field: str, inner: str, names: Iterable[str], known: AbstractSet[str] | Mapping[str, object]) -> None:
-    """Raises for the first of `names`, the field `inner` of the items of `field`, that is not known."""
+    """Raise for the first of `names`, the field `inner` of the items of `field`, that is not known."""
     for index, name in enumerate(names):
         if name not in known:
             _refuse_unknown(f"{field}[{index}].{inner}", name, known)
@@ -144,7 +144,7 @@ def _check_names(field: str, model: ModelProblem, regions: AbstractSet[str], har
 
 
 def _check_demand(field: str, model: ModelProblem, nearest: Mapping[str, float]) -> None:
-    """There is demand, and each is reached; `nearest` is ms from a region's users to the nearest region that serves."""
+    """Check that there is demand, and that each is reached; `nearest` is ms from a region's users to their nearest region."""
     asking = [demand.region for demand in model.demand if demand.qps > 0]
     if not asking:
         given = "every entry has 0 qps" if model.demand else "the list is empty"

@@ -1,7 +1,7 @@
-"""Single figures and names of a document: finite, not too large, fit to stand in one line of text.
+"""Checks of single figures and names of a document: finite, not too large, printable in one line of text.
 
-Called by `planner.io.problem` on every document. A fleet has millions of them, so they are looked at by columns first; only
-where something is wrong are they walked with their paths.
+Called by `planner.io.problem` on every document. A fleet has millions of them, so they are checked by columns first;
+only if something is wrong are they visited with their paths.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,9 +24,9 @@ NAME_FIELDS = frozenset({"regions", "region", "hardware", "owner", "model", "par
 
 
 def check_leaves(document: Value, *, negative_zero: bool = True) -> None:
-    """Raises InvalidInput for a figure beyond 1e12 or NaN, and for a name that is empty, too long or not printable.
+    """Raise InvalidInput for a figure beyond 1e12 or NaN, and for a name that is empty, too long or not printable.
 
-    `negative_zero` says whether -0.0 passes for 0.
+    `negative_zero` allows -0.0 as 0.
     """
     if all(_sound(column, negative_zero=negative_zero) for column in _columns([document])):
         return
@@ -35,7 +35,7 @@ def check_leaves(document: Value, *, negative_zero: bool = True) -> None:
 
 
 def _columns(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """The leaves below values of one kind, field by field."""
+    """Yield the leaves below values of one kind, field by field."""
     if not values:
         return
     first = values[0]
@@ -59,7 +59,7 @@ def _sound(column: Sequence[Any], *, negative_zero: bool) -> bool:
 
 
 def _leaves(value: Any, place: Place) -> Iterator[tuple[Place, Any]]:
-    """Every figure and name below `value` with its place, in the order of the document."""
+    """Yield every figure and name below `value` with its location, in the order of the document."""
     if isinstance(value, Value):
         for name, written in _fields(type(value)):
             yield from _leaves(getattr(value, name), (*place, written))
@@ -93,7 +93,7 @@ def _is_name(text: str) -> bool:
 
 @cache
 def _fields(kind: type[Value]) -> tuple[tuple[str, str], ...]:
-    """Fields that hold or lead to figures and names, with their names in the document."""
+    """Return fields that hold or lead to figures and names, with their names in the document."""
     return tuple(
         (name, info.alias or name)
         for name, info in kind.model_fields.items()
@@ -102,7 +102,7 @@ def _fields(kind: type[Value]) -> tuple[tuple[str, str], ...]:
 
 
 def _is_text(annotation: Any) -> bool:
-    """Whether a field holds text or texts."""
+    """True if a field holds text or texts."""
     if get_origin(annotation) is Literal or annotation is str:
         return True
     return any(_is_text(inner) for inner in get_args(annotation))
