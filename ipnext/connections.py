@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ipnext.errors import InvalidInput, IPnextError, TooSlow, Unavailable
+from ipnext.errors import InvalidInput, IPnextError, TooLarge, TooSlow, Unavailable
 
 SWEEP_SECONDS: Final = 1.0
 """Connections are looked at so often; a limit in seconds holds to within it."""
@@ -26,7 +26,10 @@ BACKLOG: Final = 128
 STALLED_SECONDS: Final = 60.0
 """A client that takes nothing of its answer for so long is cut off."""
 
-_PHRASES: Final = {408: "Request Timeout", 503: "Service Unavailable"}
+LARGEST_HEAD_BYTES: Final = 2**16
+"""Of a request's line and headers. The parser of a server joins a header piece by piece, at a cost that grows with its square."""
+
+_PHRASES: Final = {408: "Request Timeout", 413: "Content Too Large", 503: "Service Unavailable"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +140,8 @@ class Bounded(asyncio.Protocol):
         self._transport: Any = None
         self._began: float | None = None
         """When the first byte of a request came whose headers are not whole."""
+        self._head_bytes = 0
+        """What has come since then."""
         self._quiet: float | None = None
         """Since when there is no request."""
         self._heard = self._paused = self._ended = False
@@ -160,10 +165,14 @@ class Bounded(asyncio.Protocol):
             return
         self._heard, self._quiet = True, None
         if self._began is None and not self._is_busy(self._inner):
-            self._began = asyncio.get_running_loop().time()
+            self._began, self._head_bytes = asyncio.get_running_loop().time(), 0
         self._inner.data_received(data)
         if self._is_busy(self._inner):
             self._began = None
+        elif self._began is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > LARGEST_HEAD_BYTES and not self._transport.is_closing():
+                self._end(TooLarge(f"the headers of a request have more than {LARGEST_HEAD_BYTES} bytes"))
 
     def eof_received(self) -> bool | None:
         """Pass it on."""

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 
 CUT: Final = "…"
+# No repetition without a bound may begin within a run of what it repeats: texts come from anybody, and are megabytes long.
 _LETTERS: Final = r"[\w.@+=%,~-]"
-_URI: Final = re.compile(rf"\b(file|unix|sqlite[\w+]*):/{{1,4}}(?:{_LETTERS}+/+)*({_LETTERS}+)")
-_DATABASE: Final = re.compile(r"\b(postgresql[\w+]*)://\S+")
+_URI: Final = re.compile(rf"(?<![\w+])(file|unix|sqlite[\w+]{{0,20}}):/{{1,4}}(?:{_LETTERS}+/+)*({_LETTERS}+)")
+_DATABASE: Final = re.compile(r"(?<![\w+])(postgresql[\w+]{0,20})://\S+")
 _OURS: Final = "v1|v2|web|docs|metrics|healthz|readyz|openapi.json|control|frames|parts"
 """First steps of the platform's own paths, which are no files."""
 _PATH: Final = re.compile(rf"(?<![\w./~{CUT}-])/(?!(?:{_OURS})\b)(?:{_LETTERS}+/+)+({_LETTERS}*)")
@@ -19,7 +20,9 @@ _PROCESS: Final = re.compile(r"\b(pids?|process(?: id)?)(\W{1,4})(\d+)\b", re.IG
 _PORT: Final = re.compile(r"((?:\b127(?:\.\d{1,3}){3}|\blocalhost|\[::1\]):)\d+")
 _HINTS: Final = re.compile(r"/|pid|process|localhost:|127\.|::1", re.IGNORECASE)
 
-_DECLARED: Final = frozenset({"manifest", "spec", "settings", "graph", "labels", "annotations"})
+_DECLARED: Final = frozenset(
+    {"manifest", "spec", "settings", "graph", "signature", "labels", "annotations", "before", "after"}
+)
 """What people wrote themselves: it is shown as they wrote it."""
 _GIVEN_BACK: Final = frozenset({"gateway_url", "run_url", "temporal_ui_url", "issuer", "audience", "next"})
 """Addresses that are made known, and what clients hand in again."""

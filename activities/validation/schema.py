@@ -1,12 +1,13 @@
 """Validators of compatibility: engines, the edges of the graph, and the interface that clients rely on."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from activities.validation.validator import Candidate, failed, passed
 from ipnext.model.lifecycle import CheckResult
 from ipnext.model.manifest import PartSpec
 from ipnext.model.part_tensors import prompt_inputs, request_tensors, signatures, written_spec
 from ipnext.model.registry import (
+    NAMED,
     REQUEST,
     GraphNode,
     PartGraph,
@@ -129,7 +130,7 @@ def _written_fault(
 
 def _input_fault(inputs: Tensors, wired: Mapping[str, str], name: str) -> str:
     if name not in inputs:
-        return f"the part has no input {name!r}; it takes: {', '.join(sorted(inputs)) or 'none'}"
+        return f"the part has no input {name!r}; it takes: {_named(sorted(inputs)) or 'none'}"
     return "" if name in wired else f"nothing feeds input {name!r} ({_shown(inputs[name])})"
 
 
@@ -159,7 +160,13 @@ def _output(source: str, signatures: Mapping[str, Signature], parts: Mapping[str
 
 def _known_outputs(source: str, signatures: Mapping[str, Signature], parts: Mapping[str, str]) -> str:
     outputs = signatures[parts[source_node(source)]].outputs
-    return f"{source_node(source)} gives: {', '.join(tensor.name for tensor in outputs) or 'nothing'}"
+    return f"{source_node(source)} gives: {_named([tensor.name for tensor in outputs]) or 'nothing'}"
+
+
+def _named(names: Sequence[str]) -> str:
+    """The first NAMED of them, and how many more there are."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _input_changes(before: Tensors, now: Tensors) -> Iterator[tuple[str, str]]:

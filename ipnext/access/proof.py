@@ -1,7 +1,9 @@
 """How an API proves that it knows a key before it is sent the key: another program may listen on the port of one that has ended.
 
 The client draws a nonce. The API answers with its port and an HMAC over both, keyed by the digest of the key's secret, which it has stored.
-Nobody learns anything of the key from it. The port is part of it, so that a program on another port gains nothing by asking the API.
+Nobody learns anything of the key from it. The port is part of it, so that a program on another port gains nothing by asking the API, where the client knows the port and the
+address that the API listens on: those of `ipnext dev`. An address that a person logged in at may be a tunnel; there the proof only shows
+that somebody reaches the API.
 """
 
 import hashlib

@@ -19,6 +19,9 @@ from ipnext.model.value import Value, Written
 MAX_VALUE_CHARACTERS = 500
 """A longer refused value is cut in the answer: it is the client's own text."""
 
+MAX_PATH_CHARACTERS = 300
+"""Of a path that a message repeats."""
+
 MAX_ALLOWED = 20
 """Allowed values that an answer lists: a model may have thousands of snapshots or generations."""
 
@@ -77,7 +80,7 @@ async def _routing(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - as above
     if isinstance(error.__cause__, IPnextError):
         return answer(error_body(error.__cause__), error.status_code, error.headers)
-    message = f"{request.method} {_text(request.url.path)}: {str(error.detail).lower()}; /docs lists the endpoints"
+    message = f"{request.method} {_path(request)}: {str(error.detail).lower()}; /docs lists the endpoints"
     code = HTTP_CODES.get(error.status_code, InvalidInput.code)
     return answer(ErrorBody(code=code, message=message), error.status_code, error.headers)
 
@@ -88,7 +91,7 @@ async def _gone(_: Request, __: Exception) -> Response:
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     """The edge of the process: the server logs the traceback, the client gets the type only."""
-    message = f"{request.method} {request.url.path} failed inside the server ({type(error).__name__}); see its log"
+    message = f"{request.method} {_path(request)} failed inside the server ({type(error).__name__}); see its log"
     return answer(ErrorBody(code=IPnextError.code, message=message), 500)
 
 
@@ -111,6 +114,11 @@ def _refused(request: Request, error: RequestValidationError) -> InvalidInput:
     place = ".".join(str(step) for step in first["loc"][1:]) or str(first["loc"][0])
     message = f"{place}: {first['msg']} (got {str(first.get('input'))!r:.200})"
     return InvalidInput(message, field=place, value=first.get("input"))
+
+
+def _path(request: Request) -> str:
+    """The path of a request as a message shows it, which has room for any of our own."""
+    return _text(request.url.path[:MAX_PATH_CHARACTERS])
 
 
 def _text(text: str) -> str:

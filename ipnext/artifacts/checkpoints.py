@@ -5,6 +5,7 @@ Only JSON and the headers of safetensors files are read, never weights; pickled 
 
 import itertools
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -272,7 +273,8 @@ def layer_numbers(names: Mapping[str, object]) -> Iterator[int]:
     """Numbers of the layers that the tensors' names tell."""
     for name in names:
         steps = name.split(".")
-        yield from (int(b) for a, b in itertools.pairwise(steps) if a in _LAYER_WORDS and b.isdigit())
+        yield from (int(b) for a, b in itertools.pairwise(steps) if a in _LAYER_WORDS and _NUMBER.fullmatch(b))
 
 
+_NUMBER: Final = re.compile(r"[0-9]{1,9}")
 _LAYER_WORDS: Final = frozenset({"layers", "layer", "h", "blocks"})

@@ -25,6 +25,11 @@ ITEM_BYTES: Final[Mapping[str, int]] = {
 """Safetensors dtype -> bytes of one number. Of other dtypes the size is not judged."""
 
 
+MOST_DIMENSIONS: Final = 64
+LARGEST_NUMBER: Final = 2**63 - 1
+"""Of sizes and offsets: products of longer ones take minutes."""
+
+
 class MalformedTensors(ValueError):
     """A file that is not what its suffix says."""
 
@@ -111,8 +116,22 @@ def _tensors(header: Mapping[str, Any], data_bytes: int) -> dict[str, TensorPlac
 
 def _place(name: str, entry: Any) -> TensorPlace:
     try:
-        begin, end = (int(offset) for offset in entry["data_offsets"])
-        return TensorPlace(begin, end, str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))
+        begin, end = map(_whole, entry["data_offsets"])
+        return TensorPlace(begin, end, str(entry["dtype"]), _shape(entry["shape"]))
     except (KeyError, TypeError, ValueError) as error:
-        msg = f"tensor {name!r} has no dtype, shape and offsets"
+        msg = f"tensor {name!r} has no dtype, shape and offsets: whole numbers below 2^63, at most {MOST_DIMENSIONS} dimensions"
         raise MalformedTensors(msg) from error
+
+
+def _whole(number: Any) -> int:
+    if type(number) is not int or not 0 <= number <= LARGEST_NUMBER:
+        msg = "no whole number in range"
+        raise ValueError(msg)
+    return number
+
+
+def _shape(sizes: Any) -> tuple[int, ...]:
+    if len(sizes) > MOST_DIMENSIONS:
+        msg = "too many dimensions"
+        raise ValueError(msg)
+    return tuple(map(_whole, sizes))

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ipnext.cli.terminal import shown
 from ipnext.model.lifecycle import Change
 
 UNBOUNDED_COLUMNS = 250
@@ -41,12 +42,12 @@ def write(value: object, form: Form, table: Callable[[], Table | Iterable[Table 
         made = table()
         console = _console()
         for piece in [made] if isinstance(made, Table) else made:
-            console.print(piece, markup=False, highlight=False)
+            console.print(shown(piece) if isinstance(piece, str) else piece, markup=False, highlight=False)
 
 
 def say(text: str) -> None:
     """A message beside the answer."""
-    typer.echo(text, err=True)
+    typer.echo(shown(text), err=True)
 
 
 def plain(value: object) -> Any:
@@ -60,11 +61,11 @@ def plain(value: object) -> Any:
 
 def rows(title: str, heads: Sequence[str], lines: Iterable[Sequence[object]]) -> Table:
     """A table without frames: easy to read, to copy and to cut."""
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(title=shown(title) or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for head in heads:
         table.add_column(head, overflow="fold")
     for line in lines:
-        table.add_row(*(Text("-" if cell is None or cell == "" else str(cell)) for cell in line))
+        table.add_row(*(Text("-" if cell is None or cell == "" else shown(str(cell))) for cell in line))
     return table
 
 

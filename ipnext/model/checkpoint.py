@@ -1,7 +1,7 @@
 """What a snapshot that is a checkpoint says of itself, read from its `config.json` and the headers of its weights."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -50,6 +50,14 @@ class Checkpoint(Value):
         return None
 
 
+MOST_LAYERS: Final = 10_000
+"""The largest models have some hundred. Shapes are compared layer by layer."""
+LARGEST_SIZE: Final = 2**31 - 1
+
+Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
+"""A dimension or count of a checkpoint."""
+
+
 class CheckpointConfig(Value):
     """What is used of `config.json`. Of a model for several media the text model's numbers count."""
 
@@ -58,14 +66,14 @@ class CheckpointConfig(Value):
     architectures: tuple[str, ...] = ()
     name_or_path: str | None = Field(default=None, alias="_name_or_path")
     """Where it was loaded from by whoever saved it."""
-    hidden_size: int | None = Field(default=None, ge=1)
-    intermediate_size: int | None = Field(default=None, ge=1)
-    vocab_size: int | None = Field(default=None, ge=1)
-    num_hidden_layers: int | None = Field(default=None, ge=1)
-    num_attention_heads: int | None = Field(default=None, ge=1)
-    num_key_value_heads: int | None = Field(default=None, ge=1)
-    head_dim: int | None = Field(default=None, ge=1)
-    max_position_embeddings: int | None = Field(default=None, ge=1)
+    hidden_size: Size | None = None
+    intermediate_size: Size | None = None
+    vocab_size: Size | None = None
+    num_hidden_layers: int | None = Field(default=None, ge=1, le=MOST_LAYERS)
+    num_attention_heads: Size | None = None
+    num_key_value_heads: Size | None = None
+    head_dim: Size | None = None
+    max_position_embeddings: Size | None = None
     quantization_config: Mapping[str, Any] | None = None
 
     @model_validator(mode="before")

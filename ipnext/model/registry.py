@@ -1,12 +1,12 @@
 """What exists: parts and their graph, snapshots, generations, the sync policy."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from enum import StrEnum
 from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import AfterValidator, FailFast, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ipnext.model.checkpoint import Checkpoint
 from ipnext.model.fleet import HardwareOption
@@ -41,28 +41,59 @@ REQUEST = "request"
 """Name of the pseudo-node that stands for the tensors of the request."""
 
 
+MOST_TENSORS: Final = 4096
+"""Of a part's inputs, of its outputs, and of a node's inputs."""
+MOST_DIMENSIONS: Final = 64
+NAMED: Final = 10
+"""Names that a message lists."""
+
+
+def _shown_names(names: Collection[str]) -> str:
+    more = len(names) - NAMED
+    return f"{list(names)[:NAMED]}" + (f" and {more} more" if more > 0 else "")
+
+
+def _printable(name: str) -> str:
+    if not name.isprintable():
+        msg = f"{name!r} has characters that can't be shown; allowed: printable ones"
+        raise ValueError(msg)
+    return name
+
+
+TensorName = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_printable)]
+"""Of a tensor, as requests, graphs and messages name it."""
+Reference = Annotated[str, Field(max_length=600), AfterValidator(_printable)]
+"""`request.NAME` or `NODE.OUTPUT`."""
+
+
 class TensorSpec(Value):
     """Name, datatype and shape of a tensor; -1 stands for the batch or another free dimension."""
 
-    name: str = Field(min_length=1)
+    name: TensorName
     datatype: Datatype
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = Field(max_length=MOST_DIMENSIONS)
+
+
+TensorSpecs = Annotated[tuple[TensorSpec, ...], FailFast(), Field(max_length=MOST_TENSORS)]
 
 
 class Signature(Value):
     """The tensors that a part takes and gives."""
 
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    request_inputs: tuple[str, ...] = ()
+    inputs: TensorSpecs
+    outputs: TensorSpecs
+    request_inputs: tuple[TensorName, ...] = Field(default=(), max_length=MOST_TENSORS)
     """Inputs that a request may give once, with batch 1, beside others of any batch; they stand for every row."""
 
     @model_validator(mode="after")
     def _request_inputs_are_inputs(self) -> Self:
-        batched = [spec.name for spec in self.inputs if spec.shape and spec.shape[0] == -1]
-        unknown = [name for name in self.request_inputs if name not in batched]
+        batched = {spec.name for spec in self.inputs if spec.shape and spec.shape[0] == -1}
+        unknown = set(self.request_inputs) - batched
         if unknown:
-            msg = f"signature.request_inputs: {unknown} are no inputs with a free dimension 0; such are {batched}"
+            msg = (
+                f"signature.request_inputs: {_shown_names(sorted(unknown))} are no inputs with a free dimension 0; such are "
+                f"{_shown_names(sorted(batched))}"
+            )
             raise ValueError(msg)
         return self
 
@@ -93,7 +124,7 @@ class SnapshotManifest(Value):
     format: Literal["ipnext/snapshot/v1"] = SNAPSHOT_FORMAT
     engine: str
     signature: Signature
-    files: tuple[ArtifactFile, ...] = Field(max_length=MOST_FILES)
+    files: Annotated[tuple[ArtifactFile, ...], FailFast(), Field(max_length=MOST_FILES)]
     producer: Mapping[ProducerText, ProducerText] = Field(default_factory=dict, max_length=MOST_PRODUCERS)
     """Tool names and versions that wrote it, such as {"torch": "2.13.0"}."""
     parent: Sha256 | None = None
@@ -147,7 +178,7 @@ class GraphNode(Value):
 
     name: Name
     part: Name
-    inputs: Mapping[str, str]
+    inputs: Mapping[TensorName, Reference] = Field(max_length=MOST_TENSORS)
     prompt: PromptTemplate | None = None
     """Of a node that generates: how its prompt is made of its inputs; None: the request goes to its engine as it came."""
 
@@ -155,7 +186,7 @@ class GraphNode(Value):
     def _prompt_takes_the_inputs(self) -> Self:
         named = self.inputs.keys() if self.prompt is None else self.prompt.inputs
         for name in sorted(named - self.inputs.keys()):
-            msg = f"graph.nodes.{self.name}.prompt: {name!r} is no input of the node; its inputs: {sorted(self.inputs)}"
+            msg = f"graph.nodes.{self.name}.prompt: {name!r} is no input of the node; its inputs: {_shown_names(sorted(self.inputs))}"
             raise ValueError(msg)
         for name in sorted(self.inputs.keys() - named):
             msg = f"graph.nodes.{self.name}.inputs.{name}: the node's prompt has no place for it"
@@ -176,20 +207,20 @@ MOST_NODES: Final = 4096
 class PartGraph(Value):
     """The DAG that answers a request. `outputs` maps the answer's names to `NODE.OUTPUT`."""
 
-    nodes: tuple[GraphNode, ...] = Field(min_length=1, max_length=MOST_NODES)
-    outputs: Mapping[str, str] = Field(min_length=1, max_length=MOST_NODES)
+    nodes: Annotated[tuple[GraphNode, ...], FailFast(), Field(min_length=1, max_length=MOST_NODES)]
+    outputs: Mapping[TensorName, Reference] = Field(min_length=1, max_length=MOST_NODES)
 
     @model_validator(mode="after")
     def _is_a_dag(self) -> Self:
         names = [node.name for node in self.nodes]
         known = frozenset(names)
         if len(known) != len(names):
-            msg = f"graph.nodes: names must differ, got {names}"
+            msg = f"graph.nodes: names must differ, got {_shown_names(names)}"
             raise ValueError(msg)
         needed = {node.name: {source_node(s) for s in node.inputs.values()} - {REQUEST} for node in self.nodes}
         for name, needs in needed.items():
             for need in sorted(needs - known):
-                msg = f"graph.nodes.{name}.inputs: unknown node {need!r}; known: {[REQUEST, *names]}"
+                msg = f"graph.nodes.{name}.inputs: unknown node {need!r}; known: {_shown_names([REQUEST, *names])}"
                 raise ValueError(msg)
         try:
             TopologicalSorter(needed).prepare()
@@ -198,7 +229,7 @@ class PartGraph(Value):
             raise ValueError(msg) from error
         for output, source in self.outputs.items():
             if source_node(source) not in known:
-                msg = f"graph.outputs.{output}: unknown node in {source!r}; known: {names}"
+                msg = f"graph.outputs.{output}: unknown node in {source!r}; known: {_shown_names(names)}"
                 raise ValueError(msg)
         return self
 

@@ -295,3 +295,18 @@ def test_an_empty_key_in_the_environment_is_no_wish_for_the_administrators(file,
     monkeypatch.setenv("IPNEXT_API_KEY", "")
     with pytest.raises(errors.InvalidInput, match="is set and empty"):
         sent()
+
+
+def test_a_name_of_this_machine_leads_to_the_address_that_the_platform_listens_on(key):
+    """`localhost` may be ::1 first, where another program may pass the question for a proof on to the platform."""
+    platform = Listener(key)
+    asked = []
+
+    def answer(request):
+        asked.append(request.url.host)
+        return platform(request)
+
+    with Client("http://localhost:8700", transport=httpx.MockTransport(answer)) as client:
+        list(client.models())
+    assert platform.authorizations == [f"Bearer {key}"]
+    assert asked == ["127.0.0.1", "127.0.0.1"]

@@ -63,3 +63,34 @@ def test_json_keeps_its_form_and_what_people_declared():
         "replicas": [{"pid": None, "restarts": 7, "log": "…/c.log", "engines": {"2": "unix://…/e.sock"}}],
         "events": ["host ended; see …/c.log", None, True, 1.5],
     }
+
+
+LITERALS = (
+    "sqlite+",
+    "postgresql+",
+    "postgresql+x://",
+    "file:/",
+    "unix:///",
+    "/a",
+    "a/",
+    "~/",
+    "//",
+    "pid ",
+    "process id ",
+    "127.0.0.1:",
+    "localhost:",
+)
+
+
+@pytest.mark.parametrize("literal", LITERALS)
+def test_a_text_of_megabytes_is_read_once(literal):
+    """A pattern that begins anew at each place of a run would take hours."""
+    assert shorten_text(literal * (2**22 // len(literal)))
+
+
+def test_names_of_tensors_and_what_a_dry_run_compares_are_shown_as_they_were_written():
+    written = {
+        "signature": {"inputs": [{"name": "/user/id/embedding"}]},
+        "fields": [{"before": None, "after": "/a/b/c"}],
+    }
+    assert shorten(written) == written

@@ -10,7 +10,8 @@ from safetensors.numpy import save
 
 from activities.validation.finite_weights import check_finite, non_finite_tensor
 from activities.validation.validator import CHUNK_BYTES
-from ipnext.artifacts.tensor_headers import ITEM_BYTES, LARGEST_HEADER_BYTES, MalformedTensors
+from ipnext.artifacts.checkpoints import layer_numbers
+from ipnext.artifacts.tensor_headers import ITEM_BYTES, LARGEST_HEADER_BYTES, MalformedTensors, read_places
 from ipnext.model.status import Reason
 
 
@@ -89,3 +90,27 @@ def test_the_check_names_part_and_tensor(candidate, house, kit):
     refused = results["dense/weights.safetensors"]
     assert (refused.passed, refused.reason) == (False, Reason.NON_FINITE_WEIGHTS)
     assert "'bias' of part 'dense'" in refused.message
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [10**4200], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1] * 65, "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [0, 1e999]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [0, 2**63]},
+        {"dtype": "F32", "shape": {"a": 1}, "data_offsets": [0, 4]},
+    ],
+)
+def test_numbers_of_a_header_are_bounded(entry):
+    header = json.dumps({"w": entry}).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(4)
+    with pytest.raises(MalformedTensors, match="tensor 'w' has no dtype, shape and offsets"):
+        read_places(io.BytesIO(content), len(content))
+
+
+def test_a_layer_is_a_short_number_of_digits():
+    names = ["model.layers.3.w", "h.\u00b2.w", f"h.{'9' * 5000}.w", "h.12.w"]
+    assert sorted(layer_numbers(dict.fromkeys(names))) == [3, 12]

@@ -199,3 +199,18 @@ def test_connections_leave_room_for_other_files(monkeypatch):
     assert (limits.connections, limits.per_source) == (768, 384)
     monkeypatch.setattr("resource.getrlimit", lambda _: (1_048_576, 1_048_576))
     assert room_for_connections(None, **names) == ConnectionLimits().connections
+
+
+@pytest.mark.usefixtures("platforms")
+@pytest.mark.parametrize(
+    "line", [b"X: " + b"a" * 2**20, b"X: a\r\n" * 2**18], ids=["a line without an end", "lines without an end"]
+)
+def test_headers_of_any_size_are_not_read(tmp_path, line):
+    with api(tmp_path) as url, connect(url) as client:
+        with suppress(ConnectionError):
+            client.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + line)
+        received = read_all(client)
+        assert received.startswith(b"HTTP/1.1 413 ") or not received, received[
+            :200
+        ]  # the answer may be lost in what was sent after it
+        assert is_served(url)

@@ -129,6 +129,8 @@ def changed(name, shape):
         (None, {"hidden_size": 16}, r"embed_tokens.weight' has shape \[11, 8\].*\[11, 16\]"),
         (None, {"architectures": None}, r"config.json: architectures is missing"),
         (None, {"hidden_size": "wide"}, r"config.json: hidden_size"),
+        (None, {"num_hidden_layers": 10**9}, r"config.json: num_hidden_layers"),
+        (None, {"hidden_size": 2**31}, r"config.json: hidden_size"),
     ],
 )
 def test_a_mismatch_is_named_by_its_tensor(tmp_path, tensors, config, told):

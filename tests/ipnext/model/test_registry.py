@@ -50,3 +50,26 @@ def test_a_circle_is_named_by_its_nodes():
     graph["nodes"][1]["inputs"]["x"] = "n3.y"
     with pytest.raises(ValidationError, match=r"a circle among \['n1', 'n2', 'n3'\]"):
         PartGraph.model_validate(graph)
+
+
+def test_tensors_are_bounded_and_their_names_can_be_shown():
+    tensor = {"name": "x", "datatype": "FP32", "shape": [-1]}
+    for wrong, message in (
+        ({"inputs": [tensor] * 4097, "outputs": []}, "at most 4096"),
+        ({"inputs": [{**tensor, "name": "\x1b[2J"}], "outputs": []}, "can't be shown"),
+        ({"inputs": [{**tensor, "shape": [1] * 65}], "outputs": []}, "at most 64"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            Signature.model_validate(wrong)
+
+
+def test_a_list_of_faults_is_refused_by_the_first():
+    with pytest.raises(ValidationError) as raised:
+        Signature.model_validate({"inputs": [{}] * 4000, "outputs": []})
+    assert len(raised.value.errors()) <= 3
+
+
+def test_messages_name_some_of_many_names():
+    inputs = [{"name": f"x{n}", "datatype": "FP32", "shape": [-1]} for n in range(4000)]
+    with pytest.raises(ValidationError, match="and 3990 more"):
+        Signature.model_validate({"inputs": inputs, "outputs": [], "request_inputs": ["y"]})
