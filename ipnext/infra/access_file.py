@@ -1,6 +1,6 @@
-"""A region's access list on disk: as it was sent, and what of it the router follows. Both outlive the agent.
+"""A region's access list on disk: the list as the platform sent it, and the router's extract. Both outlive the agent.
 
-Who reads them learns names of models and keys and digests of secrets, and no key: only this user may.
+Readers of these files learn names of models and keys and digests of secrets, but no key. Only this user may read them.
 """
 
 from collections.abc import Collection
@@ -17,28 +17,28 @@ from ipnext.model.wire import decode
 
 
 class AccessFile:
-    """The list in force, if there is one. The router gets the models that the region has routes of, and all keys."""
+    """The list in force, if there is one. The router gets all keys, and the models that have a route in the region."""
 
     def __init__(self, kept: Path, followed: Path, *, region: str) -> None:
-        """`kept`: where the list lies as it was sent; `followed`: the router's file."""
+        """`kept` is the file of the list as it was sent, `followed` the router's file."""
         self._kept, self._followed, self._region = kept, followed, region
         self._list = _read(kept)
         self._published: tuple[int, frozenset[str]] | None = None
 
     @property
     def revision(self) -> int:
-        """Of the list in force; 0: none."""
+        """Revision of the list in force; 0 if there is none."""
         return 0 if self._list is None else self._list.revision
 
     def put(self, access: AccessList) -> None:
-        """Keep a list. StaleWrite if a later one is in force; OSError."""
+        """Store a list. StaleWrite if a later one is in force; OSError."""
         check_access(access, self.revision, region=self._region)
         if access != self._list:
             replace_file(self._kept, access.model_dump_json().encode(), durable=True, private=True)
             self._list = access
 
     def publish(self, routed: Collection[str]) -> None:
-        """Write the router's file if it is not as it should be. OSError: the former one stays."""
+        """Write the router's file if it is out of date. OSError: the former file stays."""
         if self._list is None:
             return
         wanted = (self._list.revision, frozenset(routed))
@@ -49,13 +49,16 @@ class AccessFile:
             self._published = wanted
 
     def closed(self, tables: Collection[RouteTable]) -> frozenset[str]:
-        """Those of these models that need a credential: by the list, or by their own table if it has not come to the list yet."""
+        """Return the models that need a credential: by the list, or by their own table if the list does not name them yet."""
         listed = {} if self._list is None else {one.model: one.access.is_open for one in self._list.models}
         return frozenset(table.model for table in tables if not listed.get(table.model, table.access == "open"))
 
 
 def _read(path: Path) -> AccessList | None:
-    """The list that a file holds. One that cannot be read is set aside, and models that are not open answer nobody until another comes."""
+    """Read the list from a file.
+
+    An unreadable file is set aside; then models that are not open refuse all requests until a new list comes.
+    """
     try:
         return decode(AccessList, path.read_bytes())
     except FileNotFoundError:

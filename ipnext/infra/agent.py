@@ -1,7 +1,8 @@
 """Entry point of a region's agent: `python -m ipnext.infra.agent --region R --state DIR --port P ...`.
 
-It keeps the region's processes as wanted until SIGTERM; then it finishes what runs, and a second one ends it at once.
-If it dies otherwise, they go on under the region's supervisor, and the next agent on the same state directory adopts them.
+It keeps the region's processes in their desired state until SIGTERM; then it finishes requests under way, and a second
+SIGTERM ends it at once. If it dies otherwise, the processes continue under the region's supervisor, and the next agent
+on the same state directory adopts them.
 """
 
 import argparse
@@ -42,7 +43,7 @@ PEER_PORT_NAME = "gateway for peers"
 
 @dataclass(frozen=True, kw_only=True)
 class AgentArguments:
-    """The command line."""
+    """Arguments of the command line."""
 
     region: str
     state: Path
@@ -76,7 +77,7 @@ def read_arguments(arguments: Sequence[str] | None = None) -> AgentArguments:
 
 
 async def run_agent(arguments: AgentArguments, settings: AgentSettings, user: HostUser | None = None) -> None:
-    """Run until SIGTERM or SIGINT, then end everything in order; at once with the second one."""
+    """Run until SIGTERM or SIGINT, then end everything in order; a second signal ends it at once."""
     ended, hurry = asyncio.Event(), asyncio.Event()
     components = component_settings()
     files = listener_files(components, arguments.host, insecure_bind=settings.insecure_bind)
@@ -86,7 +87,7 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings, user: Ho
     def signalled() -> None:
         (hurry if ended.is_set() else ended).set()
 
-    def orphaned() -> None:  # all that this agent could still finish has ended with the owner
+    def orphaned() -> None:  # the owner's end has ended all processes that this agent could still finish
         ended.set()
         hurry.set()
 
@@ -143,7 +144,7 @@ def _owner(pid: int | None) -> ProcessIdentity | None:
 
 
 def _forked(settings: AgentSettings) -> list[str]:
-    """Those modules of the fork server that a command of this agent runs."""
+    """Return the modules of the fork server that a command of this agent runs."""
     commands = (settings.host_command, settings.router_command)
     return [
         module for module in settings.fork_server if any(part[:3] == ("{python}", "-m", module) for part in commands)
@@ -173,14 +174,17 @@ def _site(
 
 
 def _remembered(ports: PortBook, name: str, given: int) -> int:
-    """The port that was given, or that of the last time."""
+    """Return the given port, or else the port of the last run."""
     port = given or ports.known(name) or ports.port(name)
     ports.remember(name, port)
     return port
 
 
 def _peer_tls(arguments: AgentArguments, settings: AgentSettings, trust_domain: str) -> PeerTls | None:
-    """Return how gateways prove themselves; None: they do not. InvalidInput if some of the three files are missing."""
+    """Return the certificates for connections between gateways; None if there are none.
+
+    InvalidInput if only some of the files are given.
+    """
     names = ("gateway_certificate_file", "gateway_key_file", "gateway_ca_file")
     certificate, key, authorities = found = [getattr(settings, name) for name in names]
     if not any(found):
@@ -197,7 +201,7 @@ def _peer_tls(arguments: AgentArguments, settings: AgentSettings, trust_domain: 
 
 @contextmanager
 def sole_owner(directory: Path) -> Iterator[None]:
-    """Hold the state directory for this process alone; Conflict when another agent runs on it."""
+    """Lock the state directory for this process. Conflict if another agent runs on it."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "agent.lock").open("w") as file:
         try:
@@ -209,7 +213,7 @@ def sole_owner(directory: Path) -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run an agent; the exit status."""
+    """Run an agent; return the exit status."""
     keep_new_files_private()
     structlog.configure(
         processors=[

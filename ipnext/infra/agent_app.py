@@ -1,4 +1,4 @@
-"""The agent's HTTP surface; `LocalProcessInfrastructure` is its only caller."""
+"""HTTP API of the agent; `LocalProcessInfrastructure` is its only caller."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -23,10 +23,10 @@ from ipnext.model.value import Value
 from ipnext.model.wire import decode
 
 MAX_BODY_BYTES = 64 * 2**20
-"""An access list of a hundred thousand models and as many keys is smaller, and a route table of a thousand generations."""
+"""Larger than an access list of 100,000 models and as many keys, and than a route table of 1,000 generations."""
 
 LONGEST_POLL_SECONDS = 600.0
-"""Of a wait for a change."""
+"""Longest wait for a change."""
 
 Body = TypeVar("Body", bound=Value)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -35,7 +35,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def agent_app(
     region: Region, *, region_name: str, allowed: AllowedHosts | None = None, authenticated: bool = False
 ) -> web.Application:
-    """The application; the region must be started by the caller. `authenticated`: only components may call, each its own routes."""
+    """Make the application. The caller must start the region.
+
+    If `authenticated`, only components may call, each its own routes.
+    """
     surface = AgentSurface(region, region_name)
     checks = [errors_as_json, of_good_source(allowed or AllowedHosts()), *([of_component] if authenticated else [])]
     app = web.Application(middlewares=checks, client_max_size=MAX_BODY_BYTES)
@@ -55,44 +58,44 @@ def agent_app(
 
 
 class AgentSurface:
-    """Turns requests into calls of the region."""
+    """Handlers that translate requests into calls of the region."""
 
     def __init__(self, region: Region, region_name: str) -> None:
         self._region = region
         self._name = region_name
 
     async def healthz(self, _: web.Request) -> web.Response:
-        """The agent runs."""
+        """Report that the agent runs."""
         return web.json_response({"status": "ok", "region": self._name})
 
     async def state(self, request: web.Request) -> web.Response:
-        """RegionState, of each `model` that the query names; of all where it names none."""
+        """Return the RegionState of each `model` that the query names; of all models if it names none."""
         state = await self._region.state(request.query.getall("model", None))
         return web.Response(text=state.model_dump_json(), content_type="application/json")
 
     async def changes(self, request: web.Request) -> web.Response:
-        """An empty answer once each `model` that the query names is no longer as `token` says, or after `seconds`."""
+        """Answer (empty) once the state of each `model` in the query differs from `token`, or after `seconds`."""
         models, token = request.query.getall("model", []), request.query.get("token", "")
         await self._region.changed(models, token, wait_seconds=_seconds(request.query.get("seconds", "0")))
         return web.json_response({})
 
     async def logs(self, request: web.Request) -> web.Response:
-        """A LogQuery is answered with a list of ReplicaLog."""
+        """Answer a LogQuery with a list of ReplicaLog."""
         logs = await self._region.logs(await _body(request, LogQuery))
         return web.json_response([log.model_dump(mode="json") for log in logs])
 
     async def prefetch(self, request: web.Request) -> web.Response:
-        """Snapshots are fetched ahead; the answer does not wait for them."""
+        """Start to fetch snapshots ahead; the answer does not wait for them."""
         self._region.prefetch((await _body(request, Prefetch)).uris)
         return web.json_response({})
 
     async def put_deployment(self, request: web.Request) -> web.Response:
-        """A Deployment becomes the wanted state of its replica set."""
+        """Make a Deployment the desired state of its replica set."""
         await self._region.apply(await _body(request, Deployment))
         return web.json_response({})
 
     async def delete_deployment(self, request: web.Request) -> web.Response:
-        """A replica set is drained and ends."""
+        """Drain a replica set and end it."""
         try:
             key = DeploymentKey(region=self._name, **request.match_info)
         except ValidationError as error:
@@ -101,7 +104,7 @@ class AgentSurface:
         return web.json_response({})
 
     async def put_route(self, request: web.Request) -> web.Response:
-        """A RouteTable comes into force; the answer comes when the gateway follows it."""
+        """Put a RouteTable into force; the answer comes when the gateway has applied it."""
         table = await _body(request, RouteTable)
         if table.model != request.match_info["model"]:
             msg = f"model: the path says {request.match_info['model']!r}, the body {table.model!r}"
@@ -110,29 +113,29 @@ class AgentSurface:
         return web.json_response({})
 
     async def delete_route(self, request: web.Request) -> web.Response:
-        """A model leaves the gateway."""
+        """Remove a model from the gateway."""
         await self._region.unroute(request.match_info["model"])
         return web.json_response({})
 
     async def put_access(self, request: web.Request) -> web.Response:
-        """An AccessList becomes the one by which predictions are checked."""
+        """Put the AccessList into force by which the router checks predictions."""
         await self._region.put_access(await _body(request, AccessList))
         return web.json_response({})
 
     async def access(self, _: web.Request) -> web.Response:
-        """AccessRevision: which list is in force. The list itself is not given out."""
+        """Return the AccessRevision of the list in force. The list itself is not disclosed."""
         revision = AccessRevision(revision=self._region.access_revision)
         return web.Response(text=revision.model_dump_json(), content_type="application/json")
 
     async def key_uses(self, _: web.Request) -> web.Response:
-        """KeyUseReport: when API keys asked for predictions last."""
+        """Return a KeyUseReport: the last prediction request of each API key."""
         report = await self._region.key_uses()
         return web.Response(text=report.model_dump_json(), content_type="application/json")
 
 
 @web.middleware
 async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Errors of the tree with their status and code; anything else is a fault of ours: logged, 500."""
+    """Answer errors of the tree with their status and code; log any other error and answer 500."""
     try:
         return await handler(request)
     except IPnextError as error:
@@ -141,13 +144,13 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         return _error_response(Unavailable(f"the agent cannot write its state: {error}; try again"))
     except web.HTTPException:
         raise
-    except Exception:  # noqa: BLE001 (the edge of the process: logged, told to the caller, the agent goes on)
+    except Exception:  # noqa: BLE001 (the edge of the process: logged, reported to the caller, the agent continues)
         structlog.get_logger().exception("request failed", method=request.method, path=request.path)
         return _error_response(IPnextError("the agent failed on this request; see its log"))
 
 
 def of_good_source(allowed: AllowedHosts) -> Middleware:
-    """Make the middleware that refuses requests to other hosts and of pages of other origins."""
+    """Make the middleware that refuses requests to other hosts, and from pages of other origins."""
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -164,7 +167,7 @@ def of_good_source(allowed: AllowedHosts) -> Middleware:
 
 @web.middleware
 async def of_component(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse what the component at the other end of the connection may not ask for."""
+    """Refuse requests that the component at the other end of the connection may not make."""
     connection = request.get_extra_info("ssl_object")
     if not isinstance(connection, CheckedSSLObject):
         msg = "a component proves itself by a certificate; this connection has none"
@@ -196,7 +199,7 @@ async def _body(request: web.Request, kind: type[Body]) -> Body:
 
 
 def _refused(error: ValidationError) -> InvalidInput:
-    """The first thing wrong, with its place."""
+    """Name the first error and its field."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(step) for step in first["loc"])
     return InvalidInput(f"{field or 'body'}: {first['msg']}", field=field, value=first.get("input"))

@@ -1,4 +1,4 @@
-"""HTTP clients of agents: each proves itself, checks that it speaks to the agent of the right region, and follows new certificates."""
+"""HTTP clients of agents, which authenticate with a certificate, verify the region of the agent, and reload changed certificates."""
 
 import threading
 import time
@@ -18,17 +18,17 @@ from ipnext.errors import InvalidInput
 from ipnext.loopback import is_loopback
 
 LOOK_SECONDS: Final = 1.0
-"""Between two looks at the certificate's files."""
+"""Interval between two checks of the certificate's files."""
 
 
 class AgentClients:
-    """One client for all agents of http://, one for each of https://. Safe to use from several threads."""
+    """One client for all agents at http://, one client for each agent at https://. Safe to use from several threads."""
 
     def __init__(
         self, agents: Mapping[str, str], timeout: httpx.Timeout, settings: ComponentSettings | None = None
     ) -> None:
-        """InvalidInput if an agent needs a certificate and there is none, or is on another machine in clear text."""
-        # No proxy from the environment may get in between.
+        """InvalidInput if an agent needs a certificate and there is none, or if it is on another machine in clear text."""
+        # No proxy from the environment may intercept the calls.
         self._plain = httpx.Client(timeout=timeout, trust_env=False)
         self._secure = {
             region: _secure_client(region, timeout, settings)
@@ -41,7 +41,7 @@ class AgentClients:
 
     @contextmanager
     def client(self, region: str) -> Iterator[httpx.Client]:
-        """Give the client of a region's agent; it is not closed while it is in use."""
+        """Yield the client of a region's agent; it stays open while it is in use."""
         secure = self._secure.get(region)
         if secure is None:
             yield self._plain
@@ -90,7 +90,7 @@ class _Client:
 
 
 class SecureClient:
-    """A client that is made again once the certificate's files have changed; the former one ends with its last call."""
+    """A client that is remade when the certificate's files change; the former client closes after its last call."""
 
     def __init__(self, files: CertificateFiles, make: Callable[[], httpx.Client]) -> None:
         self._files = files
@@ -101,7 +101,7 @@ class SecureClient:
 
     @contextmanager
     def client(self) -> Iterator[httpx.Client]:
-        """Give the client of now for one call."""
+        """Yield the current client for one call."""
         with self._lock:
             self._look()
             taken = self._now
@@ -127,7 +127,7 @@ class SecureClient:
             if stamp == self._now.stamp:
                 return
             former, self._now = self._now, _Client(self._make(), stamp)
-        except InvalidInput as error:  # the former one serves until it ends
+        except InvalidInput as error:  # the former certificate stays in use until it expires
             structlog.get_logger().warning("certificate not read, the former one stays", reason=error.message)
             return
         self._end(former)

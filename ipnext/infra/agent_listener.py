@@ -1,4 +1,4 @@
-"""Where an agent listens: with certificates that are read again when their files change, or without on a loopback address."""
+"""The agent's listener: with certificates that are reloaded when their files change, or without on a loopback address."""
 
 import asyncio
 import ssl
@@ -17,11 +17,14 @@ from ipnext.listening import BoundedListener, bound_sockets
 from ipnext.loopback import check_bind
 
 LOOK_SECONDS: Final = 1.0
-"""Between two looks at the certificate's files: far below what is left of its life when it is replaced."""
+"""Interval between two checks of the certificate's files: far below its remaining life when it is replaced."""
 
 
 def listener_files(settings: ComponentSettings, host: str, *, insecure_bind: bool) -> CertificateFiles | None:
-    """Return the certificate that the agent listens with; None if it asks nobody for one. InvalidInput for an open address."""
+    """Return the certificate of the agent's listener; None if callers need none.
+
+    InvalidInput if the address is then not loopback.
+    """
     if settings.component_authentication == "required":
         files = settings.certificate_files
         if files is None:
@@ -48,7 +51,7 @@ def agent_limits(settings: AgentSettings) -> ConnectionLimits:
 
 
 class AgentListener:
-    """One port for as long as the agent runs. New certificates count for new connections; open ones go on."""
+    """One port for the life of the agent. A new certificate applies to new connections; open ones stay."""
 
     def __init__(
         self,
@@ -58,7 +61,7 @@ class AgentListener:
         trust_domain: str,
         limits: ConnectionLimits,
     ) -> None:
-        """`protocol` makes the protocol of a connection, that of a server of aiohttp."""
+        """`protocol` makes the protocol of a connection, from an aiohttp server."""
         self._protocol = protocol
         self._files = files
         self._trust_domain = trust_domain
@@ -69,7 +72,7 @@ class AgentListener:
         self._following: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int) -> None:
-        """Listen. InvalidInput if the certificate is not good; Conflict if the port is taken."""
+        """Listen. InvalidInput if the certificate is not valid; Conflict if the port is taken."""
         if self._files is not None:
             self._read(self._files)
         for one in bound_sockets(host, port):
@@ -80,7 +83,7 @@ class AgentListener:
             self._following = asyncio.create_task(self._follow(self._files), name="follow the certificate")
 
     async def stop(self) -> None:
-        """Take no new connections."""
+        """Accept no new connections."""
         if self._following is not None:
             self._following.cancel()
         for listener in self._listeners:
@@ -94,11 +97,11 @@ class AgentListener:
                 if files.stamp() != self._stamp:
                     self._read(files)
                     structlog.get_logger().info("certificate replaced", file=str(files.certificate))
-            except (InvalidInput, OSError) as error:  # the former one serves until it ends
+            except (InvalidInput, OSError) as error:  # the former certificate stays in use until it expires
                 structlog.get_logger().warning("certificate not read, the former one stays", reason=str(error))
 
     def _read(self, files: CertificateFiles) -> None:
-        """Take the certificate of now for new connections."""
+        """Use the current certificate for new connections."""
         stamp = files.stamp()
         self._context = server_context(files, self._is_ours)
         self._stamp = stamp
@@ -108,5 +111,5 @@ class AgentListener:
 
 
 def _is_busy(protocol: Any) -> bool:
-    """Whether a request has come whose answer is not whole. aiohttp tells this by no public name."""
+    """Whether a request has arrived whose answer is not complete. aiohttp has no public name for this."""
     return bool(protocol._request_in_progress or protocol._messages)  # noqa: SLF001 - see above

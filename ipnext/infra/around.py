@@ -8,14 +8,14 @@ from ipnext.infra.router_process import RouterProcess
 
 
 class Around(NamedTuple):
-    """What a replica asks of its region."""
+    """The parts of its region that a replica uses."""
 
     router: RouterProcess
     publish: Callable[[], int]
     """Puts its endpoint into the router table and returns the table's revision."""
     all_fetched: Callable[[str], bool]
-    """Whether all replicas of a model that are to go over have at hand what they shall hold."""
+    """Whether all replicas of a model that are to be hot swapped have fetched their desired snapshots."""
     changed: Callable[[], None]
-    """Called when what is observed of it may have changed."""
+    """Called when the replica's observed state may have changed."""
     room: HostRoom
-    """Has a place for its host, or not."""
+    """Grants places for hosts, up to the region's limit."""

@@ -1,11 +1,11 @@
-"""A file that is replaced as a whole: whoever reads it sees the old content or the new one, never a piece."""
+"""A file that is replaced as a whole: a reader sees the old content or the new one, never a part."""
 
 import os
 from pathlib import Path
 
 
 def replace_file(path: Path, content: bytes, *, durable: bool = False, private: bool = False) -> None:
-    """Write `content` under a temporary name beside `path` and rename it into place.
+    """Write `content` under a temporary name next to `path` and rename it into place.
 
     `durable` also survives a power cut: file and directory are synced. `private`: only this user may read it.
     """
@@ -24,7 +24,7 @@ def replace_file(path: Path, content: bytes, *, durable: bool = False, private: 
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file for good; a missing one is fine."""
+    """Remove a file durably; a missing one is fine."""
     path.unlink(missing_ok=True)
     if path.parent.exists():
         _sync_directory(path.parent)

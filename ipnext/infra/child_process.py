@@ -1,4 +1,4 @@
-"""A program that is kept running: restarted with growing pauses when it ends, until it is ended for good."""
+"""A program that is kept running: restarted with growing pauses whenever it ends, until it is stopped."""
 
 import asyncio
 import signal
@@ -18,7 +18,7 @@ TAIL_BYTES = 4096
 
 
 class Restarts(Protocol):
-    """The settings of restarts, as `AgentSettings` has them."""
+    """The settings of restarts, as in `AgentSettings`."""
 
     @property
     def backoff_first_seconds(self) -> float:
@@ -30,15 +30,15 @@ class Restarts(Protocol):
 
     @property
     def steady_seconds(self) -> float:
-        """A process that ran for so long starts over with the first pause."""
+        """A process that ran for this long starts over with the first pause."""
 
     @property
     def log_limit_bytes(self) -> int:
-        """A longer log is put aside at a start."""
+        """A longer log is rotated at a start."""
 
 
 class ChildProcess:
-    """One program and its restarts. `command` is asked anew at each start, so that it may pick another port.
+    """One program and its restarts. `command` is called at each start, so that it may pick another port.
 
     `on_change` is called, in the event loop, right after each start and each end.
     """
@@ -57,7 +57,7 @@ class ChildProcess:
         self.name = name
         self.restarts = 0
         self.message: str | None = None
-        """Why it ended last, with the last lines of its log; None when it never did."""
+        """Why it ended last, with the last lines of its log; None if it never did."""
         self.started_at = 0.0
         """`time.monotonic()` of the last start."""
         self._command = command
@@ -82,13 +82,13 @@ class ChildProcess:
         return self._task is not None
 
     def start(self, adopted: Running | None = None) -> None:
-        """Begin to keep it running, from a process on that runs already if there is one: `on_change` is not called for it."""
+        """Begin to keep it running, from a running process on if `adopted` is given: `on_change` is not called for that one."""
         self._process = adopted
         self.started_at = time.monotonic()
         self._task = asyncio.create_task(self._keep_running(), name=f"keep {self.name} running")
 
     async def stop(self, grace_seconds: float) -> None:
-        """SIGTERM, SIGKILL after the grace time; returns when it is gone and will not come back."""
+        """Send SIGTERM, and SIGKILL after the grace time; return when it has ended and will not be restarted."""
         self._ending.set()
         if self._task is None:
             return
@@ -100,18 +100,18 @@ class ChildProcess:
             await asyncio.wait([self._task])
 
     async def let_go(self) -> None:
-        """It ends by itself; returns when it is gone. It will not come back."""
+        """Wait until it ends by itself; it is not restarted."""
         self._ending.set()
         if self._task is not None:
             await asyncio.wait([self._task])
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal. SIGKILL goes to the whole process group, so that nothing it started stays behind."""
+        """Send a signal. SIGKILL goes to the whole process group, so that nothing that it started survives."""
         if self._process is not None:
             self._process.signal(number)
 
     def kill(self, why: str) -> None:
-        """SIGKILL; `why` is told in place of the signal."""
+        """Send SIGKILL; the message names `why` in place of the signal."""
         self._killed_for = why
         self.signal(signal.SIGKILL)
 
@@ -148,7 +148,7 @@ class ChildProcess:
             self.message = f"could not be started: {error!r}"
             self._on_change()
             return None
-        if self._ending.is_set():  # stop() came while it was being started and had nobody to signal
+        if self._ending.is_set():  # stop() was called during the start and had no process to signal
             self.signal(signal.SIGTERM)
         self._on_change()
         return self._process
@@ -162,7 +162,7 @@ class ChildProcess:
 
 
 def log_tail(path: Path) -> str:
-    """The last lines of a log, on one line."""
+    """Return the last lines of a log, on one line."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))

@@ -1,4 +1,4 @@
-"""The control calls to hosts, router and Envoy's admin endpoint. All raise Unavailable when there is no good answer."""
+"""Control calls to hosts, router and Envoy's admin endpoint. All raise Unavailable if there is no good answer."""
 
 from typing import TypeVar
 
@@ -17,38 +17,38 @@ State = TypeVar("State", HostState, RouterState, KeyUseReport)
 
 
 class Control:
-    """Short calls of an agent within one machine, with one limit for each."""
+    """Short calls of an agent within one machine, each with the same time limit."""
 
     def __init__(self, session: HttpSessions, *, probe_seconds: float) -> None:
         self._session = session
         self._timeout = aiohttp.ClientTimeout(total=probe_seconds)
 
     async def host_state(self, url: str) -> HostState:
-        """What a host holds."""
+        """Return the state of a host: its snapshots and requests."""
         return _parsed(HostState, await self.call("GET", f"{_at(url)}/control/state"))
 
     async def load_ended(self, url: str, revision: int) -> None:
-        """Return once a load of a host has ended since its state had this revision; after a second in any case."""
+        """Return once a load of the host has ended since this revision of its state; after a second in any case."""
         await self.call("GET", f"{_at(url)}/control/state/after/{revision}")
 
     async def router_state(self, url: str) -> RouterState:
-        """Which table a router follows and what it counted."""
+        """Return the table revision that a router has applied, and its counters."""
         return _parsed(RouterState, await self.call("GET", f"{_at(url)}/control/state"))
 
     async def key_uses(self, url: str) -> KeyUseReport:
-        """When a router saw API keys last."""
+        """Return when a router last saw each API key."""
         return _parsed(KeyUseReport, await self.call("GET", f"{_at(url)}/control/key-uses"))
 
     async def put_holds(self, url: str, holds: HostHolds) -> None:
-        """Tell a host what to hold."""
+        """Send a host its desired snapshots."""
         await self.call("PUT", f"{_at(url)}/control/holds", holds.model_dump_json())
 
     async def drain(self, url: str) -> None:
-        """Tell a host or a router that it gets no new requests."""
+        """Have a host or a router accept no new requests."""
         await self.call("POST", f"{_at(url)}/control/drain")
 
     async def call(self, method: str, url: str, body: str | None = None) -> bytes:
-        """One call; the body of a good answer."""
+        """Make one call; return the body of a good answer."""
         headers = {"content-type": "application/json"} if body else None
         try:
             async with self._session.request(method, url, data=body, headers=headers, timeout=self._timeout) as answer:

@@ -1,4 +1,4 @@
-"""The last requests of a host that is to end."""
+"""End of a host: its last requests."""
 
 import asyncio
 import time
@@ -10,7 +10,10 @@ from ipnext.infra.control import Control
 
 
 async def finish(control: Control, url: str, *, drain_seconds: float, settings: AgentSettings) -> None:
-    """Have a host take no new requests; return once it has answered those under way, at the latest after its drain."""
+    """Drain a host: it takes no new requests.
+
+    Return once it has answered those under way, or when its drain time is over.
+    """
     with suppress(Unavailable):  # a host that is down has nothing to finish
         await control.drain(url)
         deadline = time.monotonic() + drain_seconds

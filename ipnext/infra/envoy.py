@@ -1,6 +1,6 @@
 """Renders Envoy's configuration for a region: a bootstrap, clusters, and routes from route tables. Pure functions.
 
-Envoy is the one place where a version is chosen: by weight, written into a header, or by that header if a client sent it.
+Envoy is the one place that chooses a version: by weight, written into a header, or by that header if a client sent it.
 """
 
 import json
@@ -35,17 +35,17 @@ ROUTER_CLUSTER = "router"
 ROUTES_NAME = "gateway"
 STAT_PREFIX = "gateway"
 STREAM_IDLE_SECONDS = 660.0
-"""An OpenAI request in which nothing comes or goes for so long is ended, if nothing else is said."""
+"""An OpenAI request without traffic for this long is ended, unless configured otherwise."""
 NAMED_LIMIT = 20
-"""Error texts name so many known models or generations: Envoy limits a direct answer to 4 KiB."""
+"""Error texts name at most this many known models or generations: Envoy limits a direct answer to 4 KiB."""
 CONNECT_RETRIES = 8
-"""Where nobody listens: some three seconds in all, mostly, in which a router that was killed is back."""
+"""Retries of a refused connection: usually some three seconds in all, in which a killed router is back."""
 MANY = 1_000_000
-"""Above any number of requests that reach one gateway: the router does the limiting."""
+"""Above any number of requests that reach one gateway: the router applies the limits."""
 UPSTREAM_IDLE_SECONDS = 2
-"""Below the keep-alive time of any server behind: Envoy never sends into a connection that just closes."""
+"""Below the keep-alive time of any server behind Envoy, so that it never sends into a connection that just closes."""
 OF_ALL_MODELS = ("/v2/repository/index", "/v2/models/stats")
-"""What V2 asks of all models at once; so no model is named `stats` (ipnext.model.manifest)."""
+"""V2 paths for all models at once; therefore no model is named `stats` (ipnext.model.manifest)."""
 _NO_SUCH_PATH = "no such path; served: /v2/... (Open Inference Protocol V2), /v1/... (OpenAI's API, see GET /v1/models)"
 
 _NO_SUCH_HOST = "this Host is not served here; allowed: loopback addresses, localhost, names of IPNEXT_ALLOWED_HOSTS"
@@ -57,7 +57,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Gateway:
-    """All that a region's Envoy is configured from."""
+    """Inputs of a region's Envoy configuration."""
 
     region: str
     router_url: str
@@ -70,23 +70,23 @@ class Gateway:
     stream_idle_seconds: float = STREAM_IDLE_SECONDS
     allowed: AllowedHosts = field(default_factory=AllowedHosts)
     tls: PeerTls | None = None
-    """How peers at https:// are reached."""
+    """Certificates for peers at https://."""
     closed: frozenset[str] = frozenset()
-    """Models that need a credential: what is said of them, the router says, to whom it concerns."""
+    """Models that need a credential: only the router discloses facts about them, to authorised callers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayLimits:
-    """What clients may ask of one gateway process."""
+    """Limits of clients at one gateway process."""
 
     header_seconds: float = 20.0
-    """A request whose headers are not whole by then is answered 408. A handshake of TLS has as long."""
+    """A request whose headers are not complete by then is answered 408. A TLS handshake has the same limit."""
     connections: int = 10_000
-    """Clients' connections at once; one more is closed as it comes."""
+    """Simultaneous client connections; one more is closed at once."""
     heap_bytes: int = 4 * 2**30
-    """Memory: near it buffers are given back, then new requests are answered 503 until there is room."""
+    """Memory: near it Envoy returns buffers, then answers new requests with 503 until memory is free."""
     stream_idle_seconds: float = STREAM_IDLE_SECONDS
-    """As the `Gateway` has it: what a client is told whose request took longer."""
+    """As in `Gateway`; named in the answer to a client whose request took longer."""
 
 
 def bootstrap(  # noqa: PLR0913 - each is a file or a limit of its own
@@ -99,9 +99,9 @@ def bootstrap(  # noqa: PLR0913 - each is a file or a limit of its own
     limits: GatewayLimits | None = None,
     listeners: Listeners | None = None,
 ) -> Json:
-    """The static part: admin endpoint, listeners, and where the dynamic parts lie.
+    """Return the static part: admin endpoint, listeners, and the paths of the dynamic parts.
 
-    `admin_socket`: path of the Unix socket that only this user may open: no page in a browser reaches it.
+    `admin_socket` is the path of a Unix socket that only this user may open: no page in a browser reaches it.
     """
     limits = limits or GatewayLimits()
     mappers = envoy_openai.error_mappers(region, idle_seconds=limits.stream_idle_seconds)
@@ -140,18 +140,18 @@ def _overload(limits: GatewayLimits) -> Json:
 
 
 def discovery(version: int, resources: Sequence[Json]) -> Json:
-    """A versioned file of clusters or routes, as Envoy follows it."""
+    """Return a versioned file of clusters or routes, for Envoy to watch."""
     return {"version_info": str(version), "resources": list(resources)}
 
 
 def clusters(gateway: Gateway) -> list[Json]:
-    """The router, and the gateway of each other region."""
+    """Return the clusters of the router and of each other region's gateway."""
     router = _cluster(ROUTER_CLUSTER, gateway.router_url)
     return [router, *(_peer_cluster(gateway, region, url) for region, url in sorted(gateway.peers.items()))]
 
 
 def routes(gateway: Gateway) -> list[Json]:
-    """The route configuration; a single resource."""
+    """Return the route configuration; a single resource."""
     known = sorted(gateway.tables)
     told = sorted(gateway.tables.keys() - gateway.closed)
     rules = _refused_sources(gateway.allowed)
@@ -177,7 +177,7 @@ def routes(gateway: Gateway) -> list[Json]:
 
 
 def _no_model(gateway: Gateway, known: Sequence[str]) -> Json:
-    """Refuse models that are not here. If some models need a credential, the router does, in the same words as for those."""
+    """Refuse unknown models. If some models need a credential, the router refuses both in the same words."""
     match: Json = {"prefix": "/v2/models/"}
     if gateway.closed:
         return _route(match, _to_router(gateway))
@@ -185,7 +185,7 @@ def _no_model(gateway: Gateway, known: Sequence[str]) -> Json:
 
 
 def _absent(gateway: Gateway, table: RouteTable, match: Json, served: Iterable[int]) -> Json:
-    """Refuse generations that are not here. Of a model that needs a credential the router says so, to whom it concerns."""
+    """Refuse unknown generations. For a model that needs a credential, the router does so, after the authorisation."""
     if table.model in gateway.closed:
         return _route(match, _to_router(gateway))
     known = _some(map(str, served))
@@ -195,7 +195,7 @@ def _absent(gateway: Gateway, table: RouteTable, match: Json, served: Iterable[i
 
 
 def _refused_sources(allowed: AllowedHosts) -> list[Json]:
-    """Refuse other hosts than ours, and pages in a browser: a gateway has none of its own. Before all other rules."""
+    """Refuse foreign hosts, and browser pages: a gateway has no pages. Before all other rules."""
     origin = {"name": "origin", "present_match": True}
     foreign = [origin, *(_unless("origin", {"exact": one}) for one in allowed.origins)]
     other = [_unless(":authority", {"safe_regex": {"regex": LOOPBACK_AUTHORITY}})]
@@ -215,7 +215,7 @@ def _unless(header: str, match: Json) -> Json:
 
 
 def _model_routes(gateway: Gateway, table: RouteTable) -> list[Json]:
-    """In order: a generation pinned by header, one named by the path, then the choice by weight."""
+    """Return, in order: a generation pinned by header, one named by the path, then the choice by weight."""
     base = f"/v2/models/{table.model}"
     versions = f"{base}/versions"
     pins = _pins(gateway, table)
@@ -232,7 +232,10 @@ def _model_routes(gateway: Gateway, table: RouteTable) -> list[Json]:
 
 
 def _openai_routes(gateway: Gateway) -> list[Json]:
-    """Behind those of V2, which so never wait for them. What names no model that generates is the router's to answer."""
+    """Return OpenAI's routes, after those of V2, which so never wait for a body.
+
+    The router answers if no generating model is named.
+    """
     rules: list[Json] = []
     for _, table in sorted(gateway.tables.items()):
         if not table.served or any(served.engines for served in table.served):
@@ -242,7 +245,7 @@ def _openai_routes(gateway: Gateway) -> list[Json]:
 
 
 def _generating(gateway: Gateway, table: RouteTable) -> list[Json]:
-    """In order: a generation pinned by header, then the choice by weight."""
+    """Return, in order: a generation pinned by header, then the choice by weight."""
     pins = _pins(gateway, table)
     model, pinned = table.model, {"name": GENERATION_HEADER, "present_match": True}
     rules = [
@@ -261,14 +264,14 @@ def _streamed(gateway: Gateway, rule: Json) -> Json:
 
 @dataclass(frozen=True, kw_only=True)
 class _Pin:
-    """Where a request for one generation goes, and which header it must not carry to go there."""
+    """Target of a request for one generation, and the header that the request must not have."""
 
     action: Json
     unless: tuple[Json, ...] = ()
 
 
 def _pins(gateway: Gateway, table: RouteTable) -> dict[int, _Pin]:
-    """Generations that a client may name: those served here, and those that this region's shares send elsewhere."""
+    """Return the generations that a client may name: those served here, and those that this region's shares send elsewhere."""
     pins = {served.generation: _Pin(action=_to_router(gateway)) for served in table.served}
     bounced = {"name": FORWARDED_HEADER, "present_match": True, "invert_match": True}
     for share in sorted(_usable(gateway, table), key=lambda share: -share.fraction):
@@ -294,14 +297,14 @@ def _weighted(gateway: Gateway, table: RouteTable, match: Json) -> Json:
 
 
 def _no_capacity(region: str, table: RouteTable) -> str:
-    """Why users of `region` are refused: what the plan says, else that it is so at the moment."""
+    """Explain why users of `region` are refused: the plan's unmet rules, else a momentary lack of capacity."""
     if table.shares or not table.unmet_rules:
         return f"model {table.model} has no capacity in region {region} at the moment; try again"
     return f"model {table.model} serves no users of region {region}: {_some(table.unmet_rules)}"
 
 
 def _usable(gateway: Gateway, table: RouteTable) -> list[RouteShare]:
-    """Shares with traffic whose region can be reached, one for each (region, generation)."""
+    """Return the shares with traffic whose region can be reached, one for each (region, generation)."""
     sums: dict[tuple[str, int], float] = {}
     for share in table.shares:
         if share.fraction > 0 and (share.to == gateway.region or share.to in gateway.peers):
@@ -323,9 +326,9 @@ def _to_router(gateway: Gateway) -> Json:
 
 
 def _action(gateway: Gateway, cluster: str | None) -> Json:
-    """Send on. Tried again only where nothing of the request was looked at, so nothing is computed twice.
+    """Forward to a cluster. Envoy retries only requests that no server has read, so that nothing is computed twice.
 
-    A router that takes nothing new says so, and when to come back: by then there is another one.
+    A router that accepts no new requests answers so, with the time after which another router is up.
     """
     retry = {
         "retry_on": "connect-failure,refused-stream,retriable-headers",
@@ -404,7 +407,7 @@ def _cluster(name: str, url: str) -> Json:
 
 
 def _connections(routes_file: str, mappers: list[Json], header_seconds: float) -> Json:
-    """How requests are read and routed, whichever listener they come to."""
+    """Return how requests of either listener are read and routed."""
     return {
         "@type": _type("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": STAT_PREFIX,
@@ -448,5 +451,5 @@ def _is_ip(host: str) -> bool:
 
 
 def as_json(config: Json) -> bytes:
-    """The bytes of a configuration file. Envoy reads files named .json as JSON."""
+    """Return the bytes of a configuration file. Envoy reads files named .json as JSON."""
     return json.dumps(config, indent=1).encode()

@@ -10,7 +10,7 @@ from ipnext.infra.control import Control
 
 
 class AdminSocket:
-    """Where Envoy listens, and calls to it. If `directory` has too long a path, the socket is in a temporary one."""
+    """The admin socket and calls to it. If the path of `directory` is too long, the socket is in a temporary one."""
 
     def __init__(self, directory: Path, *, probe_seconds: float) -> None:
         self._temporary: Path | None = None
@@ -32,7 +32,7 @@ class AdminSocket:
         self.path.unlink(missing_ok=True)
 
     def adopt(self, path: Path) -> None:
-        """Call the Envoy that listens there already: a former agent has started it."""
+        """Use the socket of a running Envoy that a former agent has started."""
         if path.parent != self._directory:
             self._temporary = path.parent
 

@@ -1,7 +1,8 @@
-"""Envoy's listeners: the public one for clients, and one for the gateways of other regions. Pure functions; used by ipnext.infra.envoy.
+"""Envoy's listeners: the public one for clients, and one for the gateways of other regions. Pure functions.
 
-What only components may say is taken from what clients send before anything else sees it: headers that steer. The public listener has the
-operator's certificate, if there is one; that for peers asks for theirs.
+Used by ipnext.infra.envoy. The public listener removes the steering headers that only components may send, before
+anything else reads them. It has the operator's certificate, if there is one; the peer listener requires the peers'
+certificates.
 """
 
 from dataclasses import dataclass, field
@@ -20,19 +21,19 @@ CERTIFICATE_NAME = "gateway"
 
 @dataclass(frozen=True, kw_only=True)
 class Listeners:
-    """Where a gateway is reached beside its port."""
+    """Listeners of a gateway besides its port."""
 
     public: PublicListener = field(default_factory=PublicListener)
     certificate_file: str = ""
-    """Where Envoy finds which files hold the public listener's certificate, if it has one."""
+    """File that names the public listener's certificate files for Envoy, if it has a certificate."""
     peer_port: int | None = None
-    """Loopback port for the gateways of other regions, which say what they chose; None: there are none."""
+    """Loopback port for the gateways of other regions, which send the version they chose; None if there are none."""
     peer_tls: PeerTls | None = None
-    """How they prove themselves; None: they need not."""
+    """Certificates for peers; None if they need none."""
 
 
 def listeners_of(port: int, given: Listeners, connections: Json, *, handshake_seconds: float) -> list[Json]:
-    """The public listener on `port`, and that for peers. `connections` is how both read and route requests."""
+    """Return the public listener on `port`, and that for peers. `connections` is how both read and route requests."""
     public = connections | {"early_header_mutation_extensions": [_without(INNER_HEADERS)]}
     found = [_listener("gateway", given.public.host, port, public, _secured(_tls(given), handshake_seconds))]
     if given.peer_port is not None:
@@ -43,7 +44,7 @@ def listeners_of(port: int, given: Listeners, connections: Json, *, handshake_se
 
 
 def certificate(listener: PublicListener) -> list[Json]:
-    """The resource of the certificate's file: Envoy reads both files again when one is renamed into their directory."""
+    """Return the resource of the certificate's file: Envoy reads both files again when one is renamed into their directory."""
     if listener.certificate is None:
         return []
     pair = {
@@ -56,12 +57,12 @@ def certificate(listener: PublicListener) -> list[Json]:
 
 
 def watched(path: str) -> Json:
-    """A file that Envoy follows."""
+    """Return the source of a file that Envoy watches."""
     return {"path_config_source": {"path": path}, "resource_api_version": "V3"}
 
 
 def address(host: str, port: int) -> Json:
-    """A TCP address."""
+    """Return a TCP address."""
     return {"socket_address": {"address": host, "port_value": port}}
 
 
@@ -73,13 +74,13 @@ def _listener(name: str, host: str, port: int, connections: Json, secured: Json)
 
 
 def _secured(tls: Json | None, handshake_seconds: float) -> Json:
-    """What a filter chain has of TLS: by itself Envoy waits an hour for the end of a handshake."""
+    """Return the TLS fields of a filter chain: Envoy's default limit of a handshake is an hour."""
     limit = f"{handshake_seconds}s"
     return {} if tls is None else {"transport_socket": tls, "transport_socket_connect_timeout": limit}
 
 
 def _without(headers: tuple[str, ...]) -> Json:
-    """What removes headers before routes are looked at."""
+    """Return the extension that removes headers before routing."""
     kind = "extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation"
     config = {"@type": _type(kind), "mutations": [{"remove": name} for name in headers]}
     return {"name": "envoy.http.early_header_mutation.header_mutation", "typed_config": config}

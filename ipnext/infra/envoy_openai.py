@@ -1,7 +1,7 @@
-"""Envoy's configuration for OpenAI's routes, where the model's name stands in the body. Pure functions; used by ipnext.infra.envoy.
+"""Envoy's configuration for OpenAI's routes, whose body names the model. Pure functions; used by ipnext.infra.envoy.
 
-A filter reads the name from the JSON into the request's metadata, then routes match by it. It waits for the whole body, so
-it is off but for these routes: requests of V2 pass as they come.
+A filter reads the name from the JSON into the request's metadata, then routes match by it. It waits for the whole body,
+so it is off except for these routes: requests of V2 pass as they come.
 """
 
 from typing import Any, Final
@@ -11,26 +11,27 @@ Json = dict[str, Any]
 PATHS: Final = "/(v1(/.*)?|score|rerank|classify|pooling|tokenize|detokenize)"
 """Regular expression of whole paths: OpenAI's, and those that vLLM adds."""
 MAX_BODY_BYTES: Final = 32 * 2**20
-"""Of a request: Envoy holds all of it for a moment. The router's limit is the same (serving.openai.routes)."""
+"""Largest request body: Envoy buffers all of it for a moment. The router's limit is the same
+(serving.openai.routes)."""
 _FILTER: Final = "ipnext.model_of_body"
 _NAMESPACE: Final = "ipnext"
 _KEY: Final = "model"
 _PREFIX: Final = "^(/v1(/|$|\\?)|/(score|rerank|classify|pooling|tokenize|detokenize)($|\\?))"
 RETRY_AFTER_SECONDS: Final = 1
-"""A client that met no capacity, or no router, is to come back after so long."""
+"""Time after which a client that met no capacity, or no router, may retry."""
 _TYPES: Final = {404: "NotFoundError", 503: "ServiceUnavailableError", 504: "TimeoutError"}
-"""Status of an answer that Envoy makes itself -> its type in OpenAI's form, as the router has it."""
+"""Status of an answer that Envoy makes itself -> its type in OpenAI's form, as in the router."""
 _BODY: Final = "%LOCAL_REPLY_BODY%"
 """The text that the answer would have without a mapper."""
 
 
 def type_url(name: str) -> str:
-    """The type of an extension's configuration."""
+    """Return the type of an extension's configuration."""
     return f"type.googleapis.com/envoy.{name}"
 
 
 def of_model(model: str, *headers: Json) -> Json:
-    """Matches requests whose body names the model, or an adapter of it as `MODEL:ADAPTER`."""
+    """Match requests whose body names the model, or an adapter of it as `MODEL:ADAPTER`."""
     names = [{"string_match": {"exact": model}}, {"string_match": {"prefix": f"{model}:"}}]
     value = {"or_match": {"value_matchers": names}}
     named = {"filter": _NAMESPACE, "path": [{"key": _KEY}], "value": value}
@@ -38,28 +39,31 @@ def of_model(model: str, *headers: Json) -> Json:
 
 
 def of_any_model() -> Json:
-    """Matches all of OpenAI's paths: before the filter has read the body, and where it names no model that is known."""
+    """Match all of OpenAI's paths: before the filter has read the body, and if it names no known model."""
     return {"safe_regex": {"regex": PATHS}}
 
 
 def with_body_read(route: Json) -> Json:
-    """The route with the filter at work, and with room for the body that it waits for."""
+    """Return the route with the filter on, and with a buffer for the body that it waits for."""
     on = {"@type": type_url("config.route.v3.FilterConfig"), "config": {}}
     return {**with_room(route), "typed_per_filter_config": {_FILTER: on}}
 
 
 def with_room(route: Json) -> Json:
-    """The route with room for a whole body. Other routes keep the listener's limit, beyond which bodies only wait."""
+    """Return the route with a buffer for a whole body.
+
+    Other routes keep the listener's limit, beyond which bodies only wait.
+    """
     return {**route, "request_body_buffer_limit": str(MAX_BODY_BYTES)}
 
 
 def streaming(action: Json, *, idle_seconds: float) -> Json:
-    """The action without a limit for the whole answer, but with one for the time in which nothing comes or goes."""
+    """Return the action without a limit for the whole answer, but with one for the time without traffic."""
     return {**action, "route": {**action["route"], "timeout": "0s", "idle_timeout": f"{idle_seconds}s"}}
 
 
 def body_filter() -> Json:
-    """The filter, off until a route says otherwise. A body without a name, or that is no JSON, is the router's to refuse."""
+    """Return the filter, off unless a route enables it. The router refuses a body that has no name or is no JSON."""
     rule = {
         "selectors": [{"key": "model"}],
         "on_present": {"metadata_namespace": _NAMESPACE, "key": _KEY, "type": "STRING"},
@@ -74,9 +78,9 @@ def body_filter() -> Json:
 
 
 def error_mappers(region: str, *, idle_seconds: float) -> list[Json]:
-    """What makes Envoy's own answers below OpenAI's paths errors in OpenAI's form, which say what is allowed or what to do.
+    """Return mappers that turn Envoy's own answers on OpenAI's paths into OpenAI errors that name what is allowed or what to do.
 
-    The first that fits counts. `idle_seconds` is the limit that `streaming` has.
+    The first match counts. `idle_seconds` is the limit that `streaming` sets.
     """
     late = f"nothing has come or gone for {idle_seconds:g} s"
     unreached = f"the gateway of region {region} gets no answer from its %UPSTREAM_CLUSTER% ({_BODY}); try again"
@@ -92,7 +96,7 @@ def error_mappers(region: str, *, idle_seconds: float) -> list[Json]:
 
 
 _FAILED: Final[Json] = {"response_flag_filter": {}}
-"""Answers for which Envoy notes what went wrong: all but those that a route gives."""
+"""Answers for which Envoy records a failure flag: all except those of a route."""
 
 
 def _status(status: int) -> Json:
