@@ -1,4 +1,4 @@
-"""The region's Envoy: kept running, configured by files, asked through its admin endpoint what it follows."""
+"""The region's Envoy: kept running, configured by files, observed through its admin endpoint."""
 
 import asyncio
 import json
@@ -26,14 +26,15 @@ from ipnext.infra.spawning import Note
 
 CONFIRM_POLL_SECONDS = 0.02
 FIRST_CONFIRM_SECONDS = 0.003
-"""New files are in force within milliseconds: the first question comes so soon, the next ones after twice as long, and so on."""
+"""First wait before the admin endpoint is read, since new files are in force within milliseconds. Each further wait
+is twice as long."""
 ROUTES_VERSION = f"http.{envoy.STAT_PREFIX}.rds.{envoy.ROUTES_NAME}.version_text"
 CLUSTERS_VERSION = "cluster_manager.cds.version_text"
 ACTIVE_REQUESTS = f"http.{envoy.STAT_PREFIX}.downstream_rq_active"
 
 
 class EnvoyProcess:
-    """Writes Envoy's files and follows which versions of them are in force."""
+    """Writes Envoy's files and observes which versions of them are in force."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
@@ -69,27 +70,27 @@ class EnvoyProcess:
 
     @property
     def known(self) -> bool:
-        """Whether it has said what it follows, or does not run, or has been silent for too long to wait for it."""
+        """Whether its applied version is known, or it does not run, or it has been silent for too long to wait for it."""
         silent = time.monotonic() - self._answered_at
         return self._followed > 0 or self.pid is None or silent > self._site.settings.unanswered_seconds
 
     @property
     def version(self) -> int:
-        """Version of the files."""
+        """Version of the files on disk."""
         return self._version
 
     @property
     def routes(self) -> Mapping[str, int]:
-        """Model -> revision of the route table in force, as last told; empty while Envoy is down."""
+        """Model -> revision of the route table in force, as last observed; empty while Envoy is down."""
         return self._revisions.get(self._followed, {})
 
     @property
     def adoptable(self) -> bool:
-        """Whether one runs that a former agent has started: it follows the files as they are."""
+        """Whether an Envoy of a former agent runs: it follows the files on disk."""
         return self._found is not None
 
     def start(self) -> None:
-        """Start it, or adopt the one that runs. Call `publish` before a start: Envoy needs its files."""
+        """Start Envoy, or adopt the running one. Call `publish` before a start: Envoy needs its files."""
         note, running = self._found or (None, None)
         if note is not None:
             self._revisions = dict(note.revisions)
@@ -104,9 +105,9 @@ class EnvoyProcess:
         self._task = asyncio.create_task(self._follow(), name="follow Envoy")
 
     def publish(self, gateway: envoy.Gateway) -> int:
-        """Put this configuration in force; the version to wait for. An equal one keeps its version.
+        """Put this configuration in force; return the version to wait for. An equal one keeps its version.
 
-        OSError where the files cannot be written: the former configuration stays in force.
+        OSError if the files cannot be written: the former configuration stays in force.
         """
         if gateway != self._gateway:
             self._version += 1
@@ -119,7 +120,7 @@ class EnvoyProcess:
         return self._version
 
     async def confirmed(self, version: int) -> None:
-        """Return once Envoy follows this version or a later one. Unavailable after `confirm_seconds`."""
+        """Return once Envoy has applied this version or a later one. Unavailable after `confirm_seconds`."""
         limit = self._site.settings.confirm_seconds
         deadline, pause = time.monotonic() + limit, FIRST_CONFIRM_SECONDS
         while self._followed < version:
@@ -134,7 +135,7 @@ class EnvoyProcess:
             await self._ask()
 
     async def stop(self, drain_seconds: float, hurry: asyncio.Event) -> None:
-        """Take no new connections, finish requests for so long or until `hurry` is set, then end."""
+        """Accept no new connections, finish requests for `drain_seconds` or until `hurry` is set, then end."""
         with suppress(Unavailable):  # an Envoy that is down has nothing to finish
             await self._admin.call("POST", "healthcheck/fail")
             await self._admin.call("POST", "drain_listeners")
@@ -234,7 +235,7 @@ class EnvoyProcess:
 
 
 def envoy_binary() -> Path:
-    """Envoy beside this interpreter or on PATH. Unavailable says how to get it."""
+    """Find Envoy next to this interpreter or on PATH. Unavailable names how to install it."""
     beside = Path(sys.executable).with_name("envoy")
     found = str(beside) if beside.exists() else shutil.which("envoy")
     if found is None:
@@ -244,7 +245,7 @@ def envoy_binary() -> Path:
 
 
 def _version_in(path: Path) -> int:
-    """The version that a file has; versions never go back, so that a confirmed one can't be an old one."""
+    """Return the version of a file; versions never decrease, so a confirmed one cannot be an old one."""
     try:
         return int(json.loads(path.read_bytes())["version_info"])
     except (FileNotFoundError, ValueError, KeyError):

@@ -1,4 +1,4 @@
-"""Envoy's side of mTLS between gateways: certificates by SDS from files that it watches, and the names that it accepts."""
+"""Envoy's side of mTLS between gateways: certificates by SDS from files that it watches, and the accepted names."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ _AUTHORITIES: Final = "authorities"
 
 @dataclass(frozen=True, kw_only=True)
 class PeerTls:
-    """How a gateway proves itself to those of other regions, and they to it."""
+    """The credentials of a gateway for mTLS with those of other regions."""
 
     files: CertificateFiles
     trust_domain: str
     secrets: Path
-    """Directory of the two files that tell Envoy where the certificates are."""
+    """Directory of the two files that name the certificates for Envoy."""
 
     def secret_files(self) -> Mapping[Path, Json]:
         """Return the files that Envoy reads its secrets from, with their content."""
@@ -42,7 +42,7 @@ class PeerTls:
         }
 
     def upstream(self, region: str) -> Json:
-        """The transport socket of connections to the gateway of another region."""
+        """Return the transport socket of connections to the gateway of another region."""
         expected = Identity(self.trust_domain, Component.GATEWAY, region).uri
         context = {
             "@type": _type("extensions.transport_sockets.tls.v3.UpstreamTlsContext"),
@@ -51,7 +51,7 @@ class PeerTls:
         return _socket(context)
 
     def downstream(self) -> Json:
-        """The transport socket of the listener for gateways of other regions."""
+        """Return the transport socket of the listener for gateways of other regions."""
         names = f"spiffe://{self.trust_domain.replace('.', '[.]')}/region/[A-Za-z0-9._-]+/{Component.GATEWAY}"
         context = {
             "@type": _type("extensions.transport_sockets.tls.v3.DownstreamTlsContext"),

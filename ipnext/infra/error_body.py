@@ -7,12 +7,15 @@ from ipnext.errors import IPnextError, Unavailable
 
 
 def error_body(error: IPnextError) -> bytes:
-    """The JSON body that carries an error."""
+    """Return the JSON body of an error."""
     return json.dumps({"code": error.code, "message": error.message}).encode()
 
 
 def error_from(status: int, body: bytes, *, source: str) -> IPnextError:
-    """The error that an answer carries. An unknown code becomes Unavailable for 502, 503, 504, else IPnextError."""
+    """Return the error of an answer.
+
+    An unknown code becomes Unavailable if the status is 502, 503 or 504, else IPnextError.
+    """
     try:
         told = json.loads(body)
         code, message = str(told["code"]), str(told["message"])
@@ -24,7 +27,7 @@ def error_from(status: int, body: bytes, *, source: str) -> IPnextError:
 
 
 def is_retryable(code: str) -> bool:
-    """Whether trying again helps after an error of this code."""
+    """Whether a retry helps after an error of this code."""
     return any(kind.retryable for kind in _tree(IPnextError) if kind.code == code)
 
 

@@ -1,4 +1,4 @@
-"""When a router forgets generations: after the requests that were just on their way have arrived, and beside other work."""
+"""Delayed removal of generations from a router: after requests already on the network have arrived, and in the background."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ from ipnext.errors import Unavailable
 
 
 class Forgetting:
-    """One pending forgetting for each model. `forget` is called with the model `settle_seconds` after the last `begin`."""
+    """One pending removal for each model. `forget` is called with the model `settle_seconds` after the last `begin`."""
 
     def __init__(self, settle_seconds: float, forget: Callable[[str], Awaitable[None]]) -> None:
         self._seconds = settle_seconds
@@ -18,7 +18,10 @@ class Forgetting:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def begin(self, model: str) -> None:
-        """The gateway has just stopped sending something. A forgetting that has not begun yet begins that much later."""
+        """Schedule the removal after the gateway has stopped sending a generation.
+
+        A removal that has not begun is postponed.
+        """
         self._settled_at[model] = time.monotonic() + self._seconds
         if (former := self._tasks.get(model)) is not None:
             former.cancel()
@@ -27,18 +30,18 @@ class Forgetting:
         task.add_done_callback(lambda ended: self._ended(model, ended))
 
     async def settled(self, model: str) -> None:
-        """Return once what was on its way when the gateway changed last has arrived."""
+        """Return once all requests have arrived that the gateway sent before its last change."""
         while (left := self._settled_at.get(model, 0.0) - time.monotonic()) > 0:  # noqa: ASYNC110 - `begin` puts it off
             await asyncio.sleep(left)
 
     def stop(self) -> None:
-        """Forget nothing more."""
+        """Cancel all pending removals."""
         for task in self._tasks.values():
             task.cancel()
 
     async def _later(self, model: str) -> None:
         await self.settled(model)
-        with suppress(Unavailable):  # the table is written: a router that is away reads it when it is back
+        with suppress(Unavailable):  # the table is written: a router that is down reads it when it restarts
             await self._forget(model)
 
     def _ended(self, model: str, ended: asyncio.Task[None]) -> None:

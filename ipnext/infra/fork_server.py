@@ -1,7 +1,7 @@
-"""Starts hosts and the router as forks of one process that has imported everything; afresh where that is not to be had.
+"""Starts hosts and the router as forks of one process that has imported everything, or else as fresh processes.
 
-A torch host takes seconds of processor to import what it needs, whatever it then loads. Nothing waits for the fork server: one
-that is not ready, has ended, or gives no answer costs the time of a fresh interpreter.
+A torch host takes seconds of CPU time for its imports, whatever it then loads. Nothing waits for the fork server: if it
+is not ready, has ended, or gives no answer, a start costs the time of a fresh interpreter.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ MESSAGE_BYTES = 2**16
 FORK_SECONDS = 2.0
 """Longest wait for a fork, which takes some milliseconds."""
 LOOK_SECONDS = 0.5
-"""Between looks for orphans; a look is one call to the kernel."""
+"""Interval between checks for orphans; a check is one system call."""
 LOOK_AGAIN_SECONDS = 0.05
-"""The same while there are some. What this process started itself is waited for much sooner."""
+"""The same while there are some. The children that this process started are reaped much sooner."""
 
 
 class Ask(NamedTuple):
-    """A command that the fork server knows, as it takes it."""
+    """A command for the fork server, in the form that it accepts."""
 
     module: str
     arguments: list[str]
@@ -39,9 +39,9 @@ class Ask(NamedTuple):
 
 
 class ForkServer:
-    """A `Spawn` for commands `python -m MODULE ...` of its modules, in the environment that it was made for itself.
+    """A `Spawn` for commands `python -m MODULE ...` of its modules, in the environment that it was created with.
 
-    All methods belong to one event loop, in the main thread.
+    Call all methods in one event loop, in the main thread.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class ForkServer:
         settings: Restarts,
         python: str = sys.executable,
     ) -> None:
-        """`python` is the interpreter of the agent whose commands are forked: a newer build than this process may have another one."""
+        """`python` is the interpreter of the agent whose commands are forked: a newer build than this process may use another one."""
         self._python = python
         self._modules = tuple(modules)
         self._environment = dict(environment)
@@ -72,7 +72,7 @@ class ForkServer:
         self._orphans = Orphans()
         self._reaping: asyncio.Task[None] | None = None
         self.ready = False
-        """Whether it can be asked now."""
+        """Whether it accepts requests now."""
 
     @property
     def pid(self) -> int | None:
@@ -80,21 +80,21 @@ class ForkServer:
         return self._child.pid
 
     def start(self) -> None:
-        """Begin to keep it running, where there is something for it to do and the system can do it."""
+        """Begin to keep it running, if there are modules to import and the system supports it."""
         if self._modules and become_subreaper():
             self._child.start()
             self._reaping = asyncio.create_task(self._reap(), name="reap orphans")
 
     async def stop(self, grace_seconds: float) -> None:
-        """End it. What was forked from it goes on."""
+        """End the fork server. Its forks continue."""
         await self._child.stop(grace_seconds)
         if self._reaping:
             self._reaping.cancel()
 
     async def spawn(self, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> Running:
-        """A fork where this can be one, a fresh process where not. OSError where there is no such program."""
+        """Fork the program if possible, else start a fresh process. OSError if there is no such program."""
         ask = self._ask(command)
-        # libraries read some variables when they are loaded, so another environment needs another interpreter
+        # Libraries read some variables when they are loaded, so another environment needs another interpreter.
         if ask is not None and self.ready and dict(environment) == self._environment:
             try:
                 return ForkedProcess(await self._fork(ask, log))
@@ -109,7 +109,7 @@ class ForkServer:
         return None
 
     async def _fork(self, ask: Ask, log: IO[bytes]) -> int:
-        """The id of a new process. Unavailable or OSError: there is none, and none will come."""
+        """Return the id of a new process. Unavailable or OSError: there is none, and none will come."""
         if self._socket is None:
             msg = "the fork server has ended"
             raise Unavailable(msg)
@@ -123,9 +123,9 @@ class ForkServer:
             async with asyncio.timeout(FORK_SECONDS):
                 return await answer
         except TimeoutError:
-            if answer.done() and not answer.cancelled():  # it came in the same moment
+            if answer.done() and not answer.cancelled():  # the answer came at the same moment
                 return answer.result()
-            self._child.signal(SIGKILL)  # a fork that comes yet ends by itself or by `_told`
+            self._child.signal(SIGKILL)  # a fork that arrives later ends by itself or in `_told`
             msg = f"the fork server gave no answer within {FORK_SECONDS} s"
             raise Unavailable(msg) from None
         finally:
@@ -146,13 +146,13 @@ class ForkServer:
         return process
 
     def _changed(self) -> None:
-        """It has just started or ended."""
+        """Close the connection if the fork server has just ended."""
         if self._child.pid is None:
             self._read()
             self._close()
 
     def _read(self) -> None:
-        """Take what it has told; close where that was all."""
+        """Read its messages; close the connection at its end."""
         while self._socket is not None:
             try:
                 message = self._socket.recv(MESSAGE_BYTES)
@@ -175,7 +175,7 @@ class ForkServer:
                 if answer is not None and not answer.done():
                     answer.set_result(pid)
                 else:
-                    end_fork(pid)  # too late: another one was started in its place
+                    end_fork(pid)  # too late: another process was started in its place
             case {"id": int(number), "refused": reason}:
                 self._give_up(number, f"the fork server refuses: {reason}")
 

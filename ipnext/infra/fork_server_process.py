@@ -1,11 +1,11 @@
-"""The fork server process: has imported some programs, runs none, and forks one when it is asked to.
+"""The fork server process: has imported some programs, runs none, and forks one on request.
 
-A region's supervisor starts it: `python -m ipnext.infra.fork_server_process MODULE...`. Standard input is a Unix socket of whole messages. A
-message asks for one process: `{"id", "command", "arguments", "module"}` and the descriptor of its log. The answer is
-`{"id", "pid"}`, or `{"id", "refused"}` with a reason; the first message of all is `{"ready": true}`.
+A region's supervisor starts it: `python -m ipnext.infra.fork_server_process MODULE...`. Standard input is a Unix socket
+of whole messages. A message requests one process: `{"id", "command", "arguments", "module"}` and the descriptor of its
+log. The answer is `{"id", "pid"}`, or `{"id", "refused"}` with a reason; the first message of all is `{"ready": true}`.
 
-A module is named as for `python -m`: a package stands for its `__main__`. One that can be asked for has `main(arguments)`. Its `preload()`,
-if it has one, imports what it would import later on.
+Modules are named as for `python -m`: the name of a package means its `__main__`. Each has `main(arguments)`. Its
+`preload()`, if it has one, makes the imports that it would make later.
 """
 
 import ctypes
@@ -31,13 +31,13 @@ Program = Callable[[], object]
 
 
 def main() -> Program | None:
-    """Answer until the supervisor is gone. In a process that was forked: the program that it is to run, once it may."""
+    """Serve until the supervisor has ended. In a forked process: return the program to run, once it may run."""
     modules, supervisor = sys.argv[1:], os.getppid()
     with _control() as control:
         for name in modules:
             getattr(_program(name), "preload", lambda: None)()
         gc.collect()
-        gc.freeze()  # a collection in a fork neither walks nor writes to what all share
+        gc.freeze()  # a garbage collection in a fork neither reads nor writes the shared objects
         control.send(json.dumps({"ready": True}).encode())
         while True:
             message, descriptors, *_ = socket.recv_fds(control, MESSAGE_BYTES, 1)
@@ -55,13 +55,13 @@ def main() -> Program | None:
 
 
 def _program(name: str) -> Any:
-    """The module that `python -m` runs by this name."""
+    """Return the module that `python -m` runs by this name."""
     module = import_module(name)
     return import_module(f"{name}.__main__") if hasattr(module, "__path__") else module
 
 
 def _control() -> socket.socket:
-    """The socket that is standard input, which becomes empty."""
+    """Return the socket of standard input, and replace standard input by /dev/null."""
     control = socket.socket(fileno=os.dup(0))
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -73,16 +73,17 @@ def _refusal(module: str, modules: Sequence[str]) -> str | None:
     if module not in modules:
         return f"{module} is not imported"
     threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - names are all that is wanted
-    if threads > 1:  # only the one that forks would go on, and what others hold stays locked for ever
+    if threads > 1:  # a fork has only the thread that forks, and locks of other threads would stay locked for ever
         return f"{threads} threads run"
     return None
 
 
 def _forked(control: socket.socket, number: int) -> bool:
-    """Fork a process that belongs to the supervisor, and tell its id. True in that process, once it may go on.
+    """Fork a process that belongs to the supervisor, and report its id. True in that process, once it may continue.
 
-    It is a grandchild whose parent ends, so the kernel gives it to the supervisor. It goes on only after the supervisor was told its id:
-    ends this process before, it ends too, and the supervisor may start another one in its place.
+    It is a grandchild whose parent ends, so the kernel gives it to the supervisor. It continues only after the
+    supervisor has its id: if this process ends before, it ends too, and the supervisor may start another one in its
+    place.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -105,7 +106,7 @@ def _forked(control: socket.socket, number: int) -> bool:
     os.waitpid(middle, 0)  # from now on the supervisor is the parent
     pid = int(os.read(told, 32))
     control.send(json.dumps({"id": number, "pid": pid}).encode())
-    with suppress(BrokenPipeError):  # it was killed at once: the supervisor sees it
+    with suppress(BrokenPipeError):  # it was killed at once: the supervisor observes its end
         os.write(opened, GO)
     for descriptor in (told, opened):
         os.close(descriptor)
@@ -113,7 +114,7 @@ def _forked(control: socket.socket, number: int) -> bool:
 
 
 def _settle(supervisor: int, log: int, command: str) -> None:
-    """Become a process like one that was started afresh: tied to the supervisor, its own output, name and random state."""
+    """Become a process like a fresh one: tied to the supervisor, with its output, name and random state."""
     if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != supervisor:
         os._exit(1)
     os.dup2(log, 1)
@@ -122,7 +123,7 @@ def _settle(supervisor: int, log: int, command: str) -> None:
     setproctitle(command)
     numpy_random: Any = sys.modules.get("numpy.random")
     if numpy_random is not None:
-        numpy_random.seed()  # Python's own is seeded anew by each fork
+        numpy_random.seed()  # Python's own random state is reseeded by each fork
 
 
 def _above_all() -> int:

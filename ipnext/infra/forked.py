@@ -12,11 +12,11 @@ from ipnext.infra.spawning import end_group, send
 
 PR_SET_CHILD_SUBREAPER = 36
 UNKNOWN_STATUS = 255
-"""Told, as asyncio does, where somebody else has waited for the process."""
+"""Reported, as by asyncio, if another caller has already reaped the process."""
 
 
 class ForkedProcess:
-    """A child of this process that it did not start itself. Make it in the event loop; OSError where it is gone already."""
+    """A child of this process that another one forked. Create it in the event loop; OSError if it has already ended."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -26,12 +26,12 @@ class ForkedProcess:
         self._loop.add_reader(self._descriptor, self._ended)
 
     async def wait(self) -> int:
-        """Its status once it has ended; below zero the signal that ended it."""
+        """Return its status once it has ended; below zero the signal that ended it."""
         status: int = await asyncio.shield(self._status)
         return status
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal; nothing if it has ended. SIGKILL goes to its whole process group."""
+        """Send a signal; do nothing if it has ended. SIGKILL goes to its whole process group."""
         if not self._status.done():
             send(self.pid, number)
 
@@ -44,16 +44,20 @@ class ForkedProcess:
 
 
 class Orphans:
-    """Waits for the children that came here because their own parent ended, so that none stays a zombie.
+    """Reaps adopted orphans, so that none stays a zombie.
 
-    What this process started itself has somebody who waits for it at once. Whatever is still there at the next look has nobody.
+    A child that this process started has a waiter that reaps it at once. A child still unreaped at the next check is an
+    orphan.
     """
 
     def __init__(self) -> None:
         self._seen: int | None = None
 
     def look(self) -> bool:
-        """Reap what the last look saw too; whether there is more to do. Looks must not follow each other at once."""
+        """Reap the child that the last check saw too; return whether there is more to do.
+
+        Checks must not follow each other at once.
+        """
         first = _first_ended()
         if first is not None and first == self._seen:
             with suppress(ChildProcessError):
@@ -64,14 +68,14 @@ class Orphans:
 
 
 def become_subreaper() -> bool:
-    """Have the kernel give this process the orphans below it. False where it cannot, or where they cannot be watched."""
+    """Make this process the subreaper of orphans below it. False if the system cannot do that, or cannot watch them."""
     if sys.platform != "linux" or not _pidfds_work():
         return False
     return bool(ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
 
 
 def end_fork(pid: int) -> None:
-    """SIGKILL for a fork that may not lead its group yet, and for all that is in it."""
+    """Send SIGKILL to a fork that may not lead its group yet, and to its group."""
     end_group(pid)
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
@@ -85,7 +89,7 @@ def _pidfds_work() -> bool:
     try:
         os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOHANG)
     except OSError as error:
-        return error.errno == errno.ECHILD  # of oneself; an older kernel says that it does not know what is asked
+        return error.errno == errno.ECHILD  # of oneself; an older kernel reports an unknown argument
     finally:
         os.close(descriptor)
     return True
@@ -102,7 +106,7 @@ def _reaped(descriptor: int) -> int:
 
 
 def _first_ended() -> int | None:
-    """A child that has ended and was not waited for."""
+    """Return the id of a child that has ended and was not reaped."""
     try:
         result = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:

@@ -1,4 +1,4 @@
-"""How far a host process is on its way from one snapshot to another in its place: nothing of it outlives the agent."""
+"""Progress of a host process in a hot swap from one snapshot to another. It is not stored: it ends with the agent."""
 
 from collections.abc import Iterable
 
@@ -6,46 +6,46 @@ from ipnext.model.deployment import HostHolds
 
 
 class GoingOver:
-    """Three steps: `next` is fetched while the former snapshot answers; out of routing; the host is told and changes.
+    """The steps of a hot swap: fetch `next` while the former snapshot answers; leave routing; send the host its new holds.
 
-    No process leaves routing before all of its model that go over have fetched.
-    What is wanted of the process stands in the deployment alone: a process that starts anew begins with that.
+    No process leaves routing before all processes of its model in the swap have fetched. The desired state is in the
+    deployment alone: a restarted process begins with that.
     """
 
     def __init__(self) -> None:
         self.next: HostHolds | None = None
-        """What it shall hold, until the host has it at hand."""
+        """The desired holds, until the host has fetched them."""
         self.fetched = False
-        """Whether the host has `next` at hand, and waits for others."""
+        """Whether the host has fetched `next`, and waits for the other processes."""
         self.begun: object | None = None
-        """A token of its own for each time, from when it is taken out of routing until it is ready again."""
+        """A new token for each swap, from its removal from routing until it is ready again."""
         self.urls: frozenset[str] = frozenset()
-        """Where its engines answered before."""
+        """URLs of its engines before the swap."""
 
     @property
     def fetching(self) -> bool:
-        """Whether it is to go over, and has not at hand yet what it shall hold."""
+        """Whether a swap is pending and its snapshots are not fetched yet."""
         return self.next is not None and not self.fetched
 
     def come(self, holds: HostHolds) -> None:
-        """What it shall hold next."""
+        """Set the next desired holds."""
         self.fetched = self.fetched and self.next == holds
         self.next = holds
 
     def stay(self) -> None:
-        """It is wanted to hold what it holds; one that has left routing goes on to that."""
+        """Cancel the swap; a process that has left routing continues with it."""
         self.next, self.fetched = None, False
 
     def at_hand(self) -> bool:
-        """The host has fetched it; True."""
+        """Record that the host has fetched its next snapshots; return True."""
         self.fetched = True
         return True
 
     def begin(self, urls: Iterable[str]) -> None:
-        """It is at hand, and out of routing from now on."""
+        """Begin the swap itself: the snapshots are fetched, and the process is out of routing."""
         self.next, self.fetched, self.begun, self.urls = None, False, object(), frozenset(urls)
 
     def end(self) -> None:
-        """It is wanted to stay, or starts anew."""
+        """End the swap: it is cancelled, or the process restarts."""
         self.next = self.begun = None
         self.fetched = False

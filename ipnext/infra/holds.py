@@ -1,4 +1,4 @@
-"""What a host shall hold: from a deployment, and on the way from one set to another. Pure functions."""
+"""Desired snapshots of hosts: from a deployment, and in the change from one set to another. Pure functions."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSet:
-    """Processes that all hold the same. `own`: a process that lacks any of it may not become one."""
+    """Processes with the same desired snapshots. `own`: a process that lacks any of them may not join the set."""
 
     replicas: int
     holds: tuple[HeldSnapshot, ...]
@@ -29,14 +29,14 @@ class ReplicaSet:
 
     @property
     def digests(self) -> frozenset[str]:
-        """The snapshots by what a process that has them can answer for."""
+        """Contents of the snapshots, each of which a process must have to answer for it."""
         return frozenset(held.content for held in self.holds)
 
 
 def replica_sets(deployment: Deployment) -> tuple[ReplicaSet, ...]:
-    """One set that holds everything; or one for each generation, where these have processes of their own.
+    """Return one set of all snapshots, or one for each generation if generations have separate processes.
 
-    Generations of the very same snapshots share a set, which has the processes of all of them.
+    Generations of exactly the same snapshots share a set, which has the processes of all of them.
     """
     if not deployment.own:
         return (ReplicaSet(deployment.replicas, deployment.holds),)
@@ -50,7 +50,7 @@ def replica_sets(deployment: Deployment) -> tuple[ReplicaSet, ...]:
 
 
 def _of_generations(deployment: Deployment, wanted: Collection[int]) -> tuple[HeldSnapshot, ...]:
-    """What is held for these generations alone."""
+    """Return the snapshots of these generations alone."""
     found = ((held, tuple(g for g in held.generations if g in wanted)) for held in deployment.holds)
     return tuple(held.model_copy(update={"generations": kept}) for held, kept in found if kept)
 
@@ -58,11 +58,11 @@ def _of_generations(deployment: Deployment, wanted: Collection[int]) -> tuple[He
 def assigned(
     sets: Sequence[ReplicaSet], staying: Iterable[tuple[R, frozenset[str]]], *, swap: bool = False
 ) -> tuple[list[list[R]], list[R]]:
-    """The processes of each set, and those that no set has a place for.
+    """Return the processes of each set, and those for which no set has a place.
 
-    `staying` are processes, those worth most first, with the digests that they hold or load. A set of its own takes only
-    processes that have all of it: it comes up in new ones, and the others end. With `swap`, those that are left over, worth least,
-    go over to the sets that lack some.
+    `staying` are processes, the most valuable first, with the digests that they have or load. A set with `own` takes
+    only processes that have all of its snapshots: otherwise it gets new processes, and the others end. With `swap`,
+    surplus processes, the least valuable ones, are hot swapped to the sets that lack some.
     """
     members: list[list[R]] = [[] for _ in sets]
     rest: list[R] = []
@@ -84,7 +84,7 @@ def assigned(
 
 
 def host_holds(deployment: Deployment, holds: Iterable[HeldSnapshot] | None = None) -> HostHolds:
-    """What each host of a deployment shall hold; of `holds` only, where they are given."""
+    """Return the desired snapshots of each host of a deployment; only those of `holds`, if given."""
     return HostHolds(
         holds=tuple(
             HostedSnapshot(
@@ -110,30 +110,30 @@ def host_holds(deployment: Deployment, holds: Iterable[HeldSnapshot] | None = No
 
 
 def generations(holds: HostHolds) -> frozenset[int]:
-    """All generations that are held."""
+    """Return all generations of the holds."""
     return frozenset(generation for held in holds.holds for generation in held.generations)
 
 
 def goes_over(told: HostHolds, wanted: HostHolds) -> bool:
-    """Whether a process that was told one thing has to take another snapshot for the other."""
+    """Whether a process with the holds `told` has to take another snapshot for `wanted`."""
     return bool(told.holds) and not digests(wanted.holds) <= digests(told.holds)
 
 
 def digests(holds: Iterable[HostedSnapshot]) -> frozenset[str]:
-    """What is held, by its content."""
+    """Return the contents of all snapshots."""
     return frozenset(held.digest for held in holds)
 
 
 def adapters_of(*told: HostHolds | None) -> frozenset[str]:
-    """The parts among them that are adapters, loaded into another part's engines."""
+    """Return the adapter parts among the holds, which are loaded into another part's engines."""
     holds = (held for one in told if one is not None for held in (*one.holds, *one.coming))
     return frozenset(held.part for held in holds if held.adapter_of is not None)
 
 
 def with_both(told: HostHolds, wanted: HostHolds) -> HostHolds:
-    """Everything of `wanted`, and what `told` holds beyond it: new snapshots load while old ones still answer.
+    """Return all of `wanted`, and the holds that only `told` has: new snapshots load while old ones still answer.
 
-    A generation of a part or segment has one snapshot, the one that `wanted` gives it.
+    A generation of a part or segment has one snapshot, the one of `wanted`.
     """
     merged = {(held.part, held.snapshot, held.adapters): held for held in wanted.holds}
     settled = _pairs(wanted)
@@ -148,13 +148,13 @@ def with_both(told: HostHolds, wanted: HostHolds) -> HostHolds:
 
 
 def without(holds: HostHolds, snapshots: Collection[tuple[str, int]]) -> HostHolds:
-    """The holds less some snapshots, each named by part or segment and number."""
+    """Return the holds without some snapshots, each named by part or segment and number."""
     kept = tuple(held for held in holds.holds if (held.part, held.snapshot) not in snapshots)
     return HostHolds(holds=kept, coming=tuple(h for h in holds.coming if (h.part, h.snapshot) not in snapshots))
 
 
 def differs(state: HostState, sent: HostHolds) -> bool:
-    """Return whether a host has something else than it was sent: less, or more. Failed loads count as what it has."""
+    """Return whether a host has more or less than it was sent. Failed loads count as present."""
     asked = {(h.model, h.part, h.snapshot, generation) for h in sent.holds for generation in h.generations}
     has = {(h.model, h.part, h.snapshot, h.generation) for h in (*state.ready, *state.loading)}
     failed = {(f.model, f.part, f.snapshot, generation) for f in state.failures for generation in f.generations}
@@ -162,13 +162,13 @@ def differs(state: HostState, sent: HostHolds) -> bool:
 
 
 def routable(ready: tuple[HeldGeneration, ...], wanted: HostHolds) -> tuple[int, ...]:
-    """Generations that a host is meant to answer for and of which it has all that it shall hold, ascending."""
+    """Return the generations, ascending, that a host should answer for and whose desired snapshots are all ready."""
     lacking = _pairs(wanted) - {(held.part, held.generation) for held in ready}
     return tuple(sorted(generations(wanted) - {generation for _, generation in lacking}))
 
 
 def pieces(holds: HostHolds, ready: Collection[int]) -> dict[str, tuple[int, ...]]:
-    """Part or segment -> those of the generations in `ready` that a graph may call it for; each that is held stands there."""
+    """Return, for each part or segment, the generations in `ready` that a graph may call it for; empty if none is ready."""
     found: dict[str, set[int]] = {}
     for held in holds.holds:
         found.setdefault(held.part, set()).update(g for g in held.generations if g in ready)
@@ -178,9 +178,9 @@ def pieces(holds: HostHolds, ready: Collection[int]) -> dict[str, tuple[int, ...
 def by_url(
     part: str, ready: Collection[int], engines: Mapping[tuple[str, int], str], host: str
 ) -> dict[str, tuple[int, ...]]:
-    """URL -> generations of a part that are answered there: at their engine's where it serves by itself, else at the host's.
+    """Map each URL to the generations of a part that it serves: its engine's if that serves by itself, else the host's.
 
-    A part that answers for nothing yet stands there with the host's URL.
+    A part without a ready generation has the host's URL.
     """
     found: dict[str, list[int]] = {}
     for generation in sorted(ready):
@@ -191,7 +191,7 @@ def by_url(
 def endpoints(
     wanted: HostHolds, answered: Collection[int], ready: Iterable[HeldGeneration], *, host: str
 ) -> tuple[PartEndpoint, ...]:
-    """How a router reaches the parts that a host is to hold; only generations in `answered` are sent there."""
+    """Return the endpoints of the parts that a host should serve; routers send only generations in `answered` there."""
     found = [one for one in ready if one.url]
     engines = {(one.part, one.generation): one.url for one in found if one.url}
     names = {one.url: one.answers_as for one in found}
@@ -203,7 +203,7 @@ def endpoints(
 
 
 def load_failures(failures: Iterable[HostFailure], adapters: Collection[str]) -> tuple[LoadFailure, ...]:
-    """What a host could not load, as the port reports it; `adapters` are the parts that are adapters."""
+    """Return the load failures of a host as the port reports them; `adapters` are the parts that are adapters."""
     return tuple(
         LoadFailure(
             snapshot=failure.snapshot,
@@ -217,7 +217,7 @@ def load_failures(failures: Iterable[HostFailure], adapters: Collection[str]) ->
 
 
 def engines_of(part: str, ready: Iterable[HeldGeneration]) -> dict[int, str]:
-    """Generation -> URL of the engine that answers for a part by itself."""
+    """Map each generation to the URL of the engine that serves a part by itself."""
     return {held.generation: held.url for held in ready if held.url and held.part == part}
 
 

@@ -1,4 +1,4 @@
-"""When a host that is not as its agent left it is corrected: it has other snapshots than it was sent, or drains unasked."""
+"""Repair of a host that differs from its agent's orders: it has other snapshots than it was sent, or drains without an order."""
 
 import time
 from collections.abc import Iterable
@@ -20,13 +20,13 @@ class HostRepair:
         self._signalled = False
 
     def reset(self) -> None:
-        """Another process has taken its place."""
+        """Start over: another process has replaced the host."""
         self._agreed, self._draining_since, self._signalled = True, None, False
 
     def must_send(self, state: HostState, sent: HostHolds, *, stamp: str = "") -> bool:
-        """Return whether to send the holds again: at once after it had them, else every `load_retry_seconds`.
+        """Return whether to send the holds again: at once if they were in sync before, else every `load_retry_seconds`.
 
-        A host that says that it was sent holds with another stamp follows those of someone else, whatever it has.
+        A host that reports holds of another stamp has applied those of another sender, whichever snapshots it has.
         """
         self._draining_since, self._signalled = None, False
         followed = state.stamped in (None, HostHolds(holds=(), stamp=stamp).stamped)
@@ -38,7 +38,7 @@ class HostRepair:
         return True
 
     def ending(self, *, idle: bool, drain_seconds: float) -> Signals | None:
-        """Return the signal that a host which drains unasked is due; a host that got one elsewhere ends by itself meanwhile.
+        """Return the signal for a host that drains without an order; a host that was signalled elsewhere ends by itself.
 
         SIGTERM once it is `idle`, or after its drain; SIGKILL after the grace time.
         """
@@ -55,17 +55,17 @@ class HostRepair:
 
 
 class FailedLoads:
-    """What one host could not load, that which it tries again included: a look that comes meanwhile sees the failure too."""
+    """Failed loads of one host, including those being retried: an observation during a retry reports the failure too."""
 
     def __init__(self) -> None:
         self._last: dict[tuple[str, int], HostFailure] = {}
 
     def reset(self) -> None:
-        """Forget all: another process has taken its place."""
+        """Forget all failures: another process has replaced the host."""
         self._last = {}
 
     def see(self, state: HostState, wanted: Iterable[HostedSnapshot], coming: Iterable[HostedSnapshot]) -> None:
-        """Keep the newest failure of each snapshot that is not at hand: `wanted` is to be ready, `coming` to be fetched."""
+        """Keep the newest failure of each missing snapshot: `wanted` are to be ready, `coming` to be fetched."""
         self._last.update({(failure.part, failure.snapshot): failure for failure in state.failures})
         ready = {(held.part, held.snapshot) for held in state.ready}
         lacking = {(held.part, held.snapshot) for held in wanted} - ready
@@ -74,5 +74,5 @@ class FailedLoads:
 
     @property
     def all(self) -> tuple[HostFailure, ...]:
-        """Each of them."""
+        """All current failures."""
         return tuple(self._last.values())

@@ -1,4 +1,4 @@
-"""How many hosts a region may run on this machine: each is a process of hundreds of megabytes, however small its share of a unit."""
+"""Limit of hosts on this machine: each is a process of hundreds of megabytes, however small its share of a unit."""
 
 import time
 from pathlib import Path
@@ -11,9 +11,9 @@ from ipnext.model.deployment import HostHolds, LoadFailure
 from ipnext.model.status import Reason
 
 BYTES_OF_ONE: Final = 256 * 2**20
-"""What a host takes beside its weights: those of torch that are forks share some of it."""
+"""Memory of a host besides its weights: forks of torch hosts share some of it."""
 FEWEST: Final = 8
-"""Even on a small machine."""
+"""Lower limit, even on a small machine."""
 _CGROUP_LIMITS: Final = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -21,12 +21,12 @@ _CGROUP_LIMITS: Final = (
 
 
 def most_hosts(*, regions: int = 1) -> int:
-    """Hosts for which the memory of this machine, or of its container, is enough, for each of so many regions on it."""
+    """Return how many hosts fit into the memory of this machine, or of its container, for each of `regions` regions on it."""
     return max(FEWEST, machine_bytes() // BYTES_OF_ONE // regions)
 
 
 def machine_bytes() -> int:
-    """Memory of this machine, or of its container if that has less."""
+    """Return the memory of this machine, or of its container if that has less."""
     return min((psutil.virtual_memory().total, *map(_limit, _CGROUP_LIMITS)))
 
 
@@ -38,13 +38,13 @@ class HostRoom:
         self._taken: set[str] = set()
 
     def take(self, replica: str, *, runs_already: bool = False) -> bool:
-        """Take a place, and keep it until it is given back. A host that runs already has one in any case."""
+        """Reserve a place until it is released. A host that already runs always gets one."""
         if runs_already or len(self._taken) < self._most:
             self._taken.add(replica)
         return replica in self._taken
 
     def give_back(self, replica: str) -> None:
-        """The host has ended for good."""
+        """Release the place of a host that has ended for good."""
         self._taken.discard(replica)
 
     @property
@@ -60,12 +60,12 @@ class HostPlace:
     """The place of one replica's host."""
 
     def __init__(self, room: HostRoom, replica: str, *, patience_seconds: float) -> None:
-        """`patience_seconds`: so long another host may be about to end, and what is not loaded has not failed."""
+        """`patience_seconds` is the time for which another host may be about to end; only then does a waiting load count as failed."""
         self._room, self._replica, self._patience_seconds = room, replica, patience_seconds
         self._waits_since: float | None = None
 
     def take(self, *, runs_already: bool = False) -> bool:
-        """Whether the host may be started. Asked again and again until it may."""
+        """Return whether the host may be started. The caller repeats this until it may."""
         if self._room.take(self._replica, runs_already=runs_already):
             self._waits_since = None
         elif self._waits_since is None:
@@ -75,11 +75,11 @@ class HostPlace:
 
     @property
     def refusal(self) -> str | None:
-        """Why the host was not started; None: it was, or nobody has asked yet."""
+        """Why the host was not started; None if it was, or if `take` was not called yet."""
         return None if self._waits_since is None else self._room.refusal
 
     def failures(self, holds: HostHolds) -> tuple[LoadFailure, ...]:
-        """What a host should hold that has waited for too long."""
+        """Return a failure for each desired snapshot if the host has waited for too long."""
         if self._waits_since is None or time.monotonic() - self._waits_since < self._patience_seconds:
             return ()
         return tuple(

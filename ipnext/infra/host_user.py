@@ -1,7 +1,7 @@
-"""Which user the hosts of a region and their engines run as: one that may do less, if the agent runs as root. Judged as the agent starts.
+"""User of a region's hosts and their engines: one with fewer rights, if the agent runs as root. Chosen at the agent's start.
 
-Hosts have to reach their code and the agent's state directory as that user. What they read there is opened to the user's group; what
-else lies there stays the agent's own.
+As that user, hosts must reach their code and the agent's state directory. The files that they read there are opened to
+the user's group; other files there stay private to the agent.
 """
 
 import os
@@ -23,14 +23,14 @@ from ipnext.settings import NativeCodeSettings
 SETTING: Final = "IPNEXT_AGENT_HOST_USER"
 DEFAULT: Final = "nobody"
 _NOBODY: Final = 65_534
-"""Of a system that knows no user of that name."""
+"""User id if the system has no user of that name."""
 _PACKAGES: Final = ("ipnext", "serving")
 _GOOD: Final = "good"
 _MEND: Final = (
     f"open the path to all users, have Python, code and --state elsewhere, or name a user in {SETTING} that gets there"
 )
 _CACHE_MODE: Final = 0o2750
-"""New files get the directory's group, which reads them."""
+"""New files get the directory's group, which may read them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +41,20 @@ class HostUser:
     uid: int
     gid: int
     groups: tuple[int, ...] = ()
-    """All of them; none of root's."""
+    """All groups of the user, none of root's."""
 
     @property
     def argument(self) -> str:
-        """As a host takes it."""
+        """The user as an argument of a host."""
         return ":".join((str(self.uid), str(self.gid), *map(str, self.groups)))
 
 
 def host_user(setting: str, *, state: Path, above: Sequence[Path] = ()) -> HostUser | None:
-    """The user of hosts, to whose group the cache of snapshots in `state` is opened; None: that of the agent.
+    """Return the user of hosts, to whose group the snapshot cache in `state` is opened; None: the agent's user.
 
-    `above` are directories over `state`, the highest first, that this user may be let into. InvalidInput if the setting names a user
-    that hosts can't run as. Without a setting the log says why they run as root. Call it while this process has one thread.
+    `above` are directories over `state`, the highest first, that this user may enter. InvalidInput if the setting names
+    a user that hosts can't run as. Without a setting the log explains why they run as root. Call it while this process
+    has one thread.
     """
     if os.geteuid() != 0:
         return _own_user(setting)
@@ -79,7 +80,7 @@ def host_user(setting: str, *, state: Path, above: Sequence[Path] = ()) -> HostU
 
 
 def find_user(name: str) -> HostUser | None:
-    """The user of a name or a number; None: root. InvalidInput if there is no such user."""
+    """Find a user by name or number; None: root. InvalidInput if there is no such user."""
     try:
         entry = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
     except KeyError:
@@ -96,7 +97,10 @@ def find_user(name: str) -> HostUser | None:
 
 
 def refusal(user: HostUser, *, reads: Iterable[Path], enters: Iterable[Path] = ()) -> str | None:
-    """Why a process of this one can't be the user, or what such a process may not read or enter; None: nothing. It is tried."""
+    """Try in a child process to become the user; return why that fails or which path it may not read or enter.
+
+    None if it works.
+    """
     told, tell = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -112,7 +116,7 @@ def refusal(user: HostUser, *, reads: Iterable[Path], enters: Iterable[Path] = (
 
 
 def open_state(state: Path, group: int) -> None:
-    """Let a group enter the directory and read the cache of snapshots in it, nothing else."""
+    """Let a group enter the directory and read the snapshot cache in it, nothing else."""
     cache = state / "cache"
     cache.mkdir(exist_ok=True)
     found = cache.stat()
@@ -153,7 +157,7 @@ def _unreachable(reads: Iterable[Path], enters: Iterable[Path]) -> Iterator[Path
 
 
 def _code() -> Iterator[Path]:
-    """Of hosts, and of vLLM where it is beside them."""
+    """Yield the code of hosts, and of vLLM if it is next to them."""
     vllm = Path(os.environ.get("IPNEXT_VLLM_PYTHON") or f"{sys.prefix}-genai/bin/python")
     for program in (Path(sys.executable), *([vllm] if vllm.exists() else [])):
         yield program

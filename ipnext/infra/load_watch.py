@@ -1,4 +1,4 @@
-"""The end of a host's loads: heard from the host where that tells, else seen at the next look."""
+"""The end of a host's loads: reported by the host if it supports that, else observed at the next probe."""
 
 import asyncio
 from contextlib import suppress
@@ -10,7 +10,7 @@ from ipnext.model.deployment import HostState
 
 
 def tells(state: HostState | None) -> bool:
-    """Whether a host loads, and says when a load has ended."""
+    """Whether a host loads, and reports the end of a load."""
     return state is not None and bool(state.loading) and state.revision > 0
 
 

@@ -1,4 +1,4 @@
-"""The real embedded infrastructure: one agent process for each region, reached over HTTP."""
+"""The real embedded infrastructure: one agent process for each region, called over HTTP."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Self
@@ -22,15 +22,15 @@ LOGS = tuple[ReplicaLog, ...]
 JSON = {"content-type": "application/json"}
 
 MOST_NAMED = 64
-"""Models that a look names at most; beyond that their names would make too long a line, and it asks for all."""
+"""Most models named in one observation; for more, whose names would make the URL too long, all are requested."""
 
 
 class LocalProcessInfrastructure:
-    """Speaks to the agents. Safe to use from several threads; close it, or use it as a context manager.
+    """Client of the agents. Safe to use from several threads; close it, or use it as a context manager.
 
-    `agents` maps each region to the URL of its agent. `timeout_seconds` limits a call that waits for the gateway: keep it
-    above the agent's `confirm_seconds`. Other calls end after `answer_seconds`: an agent that hangs must not use up a step's
-    deadline.
+    `agents` maps each region to the URL of its agent. `timeout_seconds` limits a call that waits for the gateway: keep
+    it above the agent's `confirm_seconds`. Other calls end after `answer_seconds`: an agent that hangs must not use up
+    a step's deadline.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class LocalProcessInfrastructure:
         answer_seconds: float = 3.0,
         components: ComponentSettings | None = None,
     ) -> None:
-        """`components` has the certificate for agents at https://. InvalidInput if it is needed and not there."""
+        """`components` has the certificate for agents at https://. InvalidInput if it is needed and missing."""
         self._agents = {region: str(url).rstrip("/") for region, url in agents.items()}
         timeout = httpx.Timeout(timeout_seconds, connect=min(2.0, timeout_seconds))
         self._clients = AgentClients(self._agents, timeout, components)
@@ -49,7 +49,7 @@ class LocalProcessInfrastructure:
         self._answer_seconds = answer_seconds
 
     def regions(self) -> tuple[str, ...]:
-        """Names of the regions that have an agent."""
+        """Return the names of the regions that have an agent."""
         return tuple(self._agents)
 
     def apply(self, deployment: Deployment) -> None:
@@ -96,7 +96,7 @@ class LocalProcessInfrastructure:
         return decode(KeyUseReport, self._call("GET", region, "/access/uses"))
 
     def logs(self, region: str, query: LogQuery) -> tuple[ReplicaLog, ...]:
-        """See the port. POST, since what is known of many logs is too long for a line."""
+        """See the port. It is a POST because the known positions of many logs are too long for a URL."""
         return decode(LOGS, self._call("POST", region, "/logs", query))
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
-"""How long the logs of processes are kept, and how large they may grow: those of processes that run too. Called by the agent and `ipnext dev`.
+"""Retention and rotation of process logs, including those of running processes. Called by the agent and `ipnext dev`.
 
-Whoever writes a log has to have it opened for appending (O_APPEND): its next line then stands at the file's end, wherever that is.
+A process must open its log for appending (O_APPEND): its next line then goes to the file's end, even after the file was
+truncated.
 """
 
 import os
@@ -18,7 +19,7 @@ import structlog
 from ipnext.infra.agent_settings import AgentSettings
 
 FORMER: Final = ".1"
-"""Stands behind the name of a log that was put aside."""
+"""Suffix of the name of a rotated log."""
 _PROC: Final = Path("/proc")
 
 File = tuple[int, int]
@@ -27,20 +28,20 @@ File = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class LogLimits:
-    """How much is kept of a directory's logs."""
+    """Limits of a directory's logs."""
 
     keep_seconds: float
-    """A log that no process writes goes when it was written last so long ago."""
+    """A log that no process writes is deleted this long after its last write."""
     keep_bytes: int
-    """Beyond so much of all logs together, those that no process writes go, the oldest first."""
+    """Beyond this size of all logs together, those that no process writes are deleted, the oldest first."""
     file_bytes: int
-    """A log that a process writes is put aside when it is longer; one former log is kept."""
+    """A log that a process writes is rotated if it is longer; one former log is kept."""
     look_seconds: float
-    """Between two looks."""
+    """Interval between two checks."""
 
     @classmethod
     def of(cls, settings: AgentSettings) -> "LogLimits":
-        """As the settings have it."""
+        """Take the limits from the settings."""
         return cls(
             settings.log_keep_seconds, settings.log_keep_bytes, settings.log_limit_bytes, settings.log_look_seconds
         )
@@ -55,7 +56,7 @@ class _Log:
 
 
 class LogKeeping:
-    """Looks at a directory of logs now and then. Nobody else may remove files there."""
+    """Checks a directory of logs periodically. No other component may remove files there."""
 
     def __init__(
         self,
@@ -71,11 +72,11 @@ class LogKeeping:
 
     @property
     def due(self) -> bool:
-        """Whether the last look is long ago."""
+        """Whether the interval since the last check has passed."""
         return abs(self._clock() - self._looked_at) >= self._limits.look_seconds
 
     def look(self) -> None:
-        """Put aside what is too long, and remove what is kept no longer. May take as long as it takes to copy a log."""
+        """Rotate long logs and delete expired ones. May take as long as copying a log."""
         self._looked_at = self._clock()
         try:
             self._remove_scraps()
@@ -95,7 +96,7 @@ class LogKeeping:
         return log.size > self._limits.file_bytes
 
     def _shorten(self, logs: Iterable[_Log]) -> None:
-        """A log that nobody writes keeps its length: it is left alone, or goes as a whole."""
+        """Rotate the logs that a process writes. Other long logs are left as they are, or deleted as a whole."""
         if not (logs := list(logs)):
             return
         written = written_files()
@@ -104,7 +105,7 @@ class LogKeeping:
                 put_aside(log.path)
 
     def _candidates(self, logs: list[_Log]) -> list[_Log]:
-        """Those whose time is over, and the oldest of all while they are too many bytes."""
+        """Return the expired logs, and the oldest ones while all together exceed the limit."""
         logs.sort(key=lambda log: log.written_at)
         found, total, written = [], sum(log.size for log in logs), None
         for log in logs:
@@ -118,7 +119,10 @@ class LogKeeping:
         return found
 
     def _remove(self, logs: list[_Log]) -> None:
-        """Each leaves its place first. One that a process has opened since, or another file of that name, comes back."""
+        """Delete logs, each renamed first.
+
+        It is restored if a process has opened it since, or if the renamed file is another one.
+        """
         aside = [(log, log.path.with_name(f".{log.path.name}.leaving")) for log in logs]
         for log, place in aside:
             with suppress(FileNotFoundError):
@@ -134,15 +138,15 @@ class LogKeeping:
                 place.unlink()
 
     def _remove_scraps(self) -> None:
-        """What a look left that was cut off."""
+        """Delete the temporary files of an interrupted check."""
         for path in self._directory.glob(".*"):
             path.unlink(missing_ok=True)
 
 
 def put_aside(path: Path) -> None:
-    """Begin a log anew that a process writes, by copying it and then cutting it: what had been written stands in the former log.
+    """Rotate a log that a process writes: copy it to the former log, then truncate it.
 
-    What comes in the moment between both is lost, and all of it where there is no room for a copy.
+    Lines written between copy and truncation are lost; the whole content is lost if there is no space for a copy.
     """
     copy, former = path.with_name(f".{path.name}.copy"), path.with_name(path.name + FORMER)
     with path.open("rb+") as log:
@@ -157,12 +161,15 @@ def put_aside(path: Path) -> None:
 
 
 def written_files() -> frozenset[File]:
-    """Files that are output or error output of a process that runs. OSError where the system does not tell."""
+    """Return the files that are output or error output of a running process.
+
+    OSError if the system does not report them.
+    """
     found: set[File] = set()
     for process in os.listdir(_PROC):  # noqa: PTH208 - names are all that is wanted
         if process.isdigit():
             for number in (1, 2):
-                with suppress(OSError):  # it has ended, or is another user's
+                with suppress(OSError):  # it has ended, or belongs to another user
                     told = (_PROC / process / "fd" / str(number)).stat()
                     found.add((told.st_dev, told.st_ino))
     return frozenset(found)

@@ -1,4 +1,4 @@
-"""The log files of a region's replicas: which there are, by their names, and how they end. Called by the agent."""
+"""Log files of a region's replicas: found by their names, read at their ends. Called by the agent."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -10,7 +10,7 @@ from ipnext.infra.log_keeping import FORMER
 from ipnext.model.logs import LogQuery, ReplicaLog
 
 MOST_BYTES: Final = 2**20
-"""Of one file in one answer."""
+"""Most bytes of one file in one answer."""
 
 _NAME: Final = re.compile(
     r"(?P<replica>(?P<model>[^.]+)\.(?P<part>[^.]+)\.(?P<hardware>[^.]+)\.(?P<number>\d+))"
@@ -19,14 +19,14 @@ _NAME: Final = re.compile(
 
 
 class _Found(NamedTuple):
-    """A file of a replica, and what its name says."""
+    """A file of a replica, and the fields of its name."""
 
     path: Path
     words: re.Match[str]
 
 
 def read_logs(directory: Path, query: LogQuery, *, region: str, running: Collection[str]) -> tuple[ReplicaLog, ...]:
-    """The logs that the query asks for, by the time they were written last. `running` are the ids of replicas that run."""
+    """Return the logs of the query, by the time of the last write. `running` are the ids of running replicas."""
     logs = (_log(found, query, region=region, running=running) for found in _found(directory, query, running))
     return tuple(sorted((log for log in logs if log is not None), key=lambda log: (log.written_at, log.file)))
 
@@ -44,7 +44,7 @@ def _found(directory: Path, query: LogQuery, running: Collection[str]) -> Iterat
 
 
 def _log(found: _Found, query: LogQuery, *, region: str, running: Collection[str]) -> ReplicaLog | None:
-    """None where the file has gone meanwhile."""
+    """Read one log; None if the file has been deleted since."""
     path, words = found
     try:
         with path.open("rb") as file:
@@ -72,7 +72,7 @@ def _log(found: _Found, query: LogQuery, *, region: str, running: Collection[str
 
 
 def _missed(path: Path, known: int) -> bytes:
-    """What had come behind what is known when the file was put aside, and began anew."""
+    """Return the bytes after the known position that a rotation moved to the former log."""
     try:
         with path.with_name(path.name + FORMER).open("rb") as file:
             file.seek(known)
@@ -82,7 +82,7 @@ def _missed(path: Path, known: int) -> bytes:
 
 
 def _start(size: int, known: int | None) -> int:
-    """Where to read on: behind what is known, at the beginning of a file that began anew; else at most MOST_BYTES from its end."""
+    """Return the position to read from: the known one, or 0 if the file was rotated; else at most MOST_BYTES from its end."""
     if known is None:
         return max(0, size - MOST_BYTES)
     return known if known <= size else 0

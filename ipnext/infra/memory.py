@@ -1,6 +1,6 @@
 """The fake infrastructure: the same port, all in memory, with faults that a test switches on.
 
-Replicas get ready while they are observed, so no test has to sleep. Every call is kept in `history`.
+Replicas become ready while they are observed, so no test has to sleep. Every call is recorded in `history`.
 """
 
 import math
@@ -17,7 +17,7 @@ from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, Rout
 from ipnext.model.predictions import AccessList, KeyUseReport
 
 LONGEST_WAIT_SECONDS = 0.05
-"""Of a wait for a change: what a test switches on is seen within it."""
+"""Longest wait for a change: faults that a test switches on are seen within it."""
 
 
 class MemoryInfrastructure:
@@ -46,11 +46,11 @@ class MemoryInfrastructure:
     # the port
 
     def regions(self) -> tuple[str, ...]:
-        """Names of the regions."""
+        """Return the names of the regions."""
         return tuple(self._regions)
 
     def apply(self, deployment: Deployment) -> None:
-        """See the port. Surplus replicas show as draining at the next observe and are gone at the one after."""
+        """See the port. Surplus replicas are draining at the next observe and gone at the one after."""
         key = deployment.key
         with self._call("apply", key.region, str(key)) as region:
             replica_set = region.sets.setdefault(key, ReplicaSet(deployment=deployment))
@@ -64,7 +64,7 @@ class MemoryInfrastructure:
             self._routes[table.model, table.region] = table
 
     def observe(self, region: str, models: Collection[str] | None = None) -> RegionState:
-        """See the port. Each call is one step of time for the region, whatever it asks for."""
+        """See the port. Each call is one step of time for the region, whichever models it names."""
         with self._call("observe", region, region) as state:
             for replica_set in state.sets.values():
                 replica_set.step(self._faults)
@@ -77,7 +77,7 @@ class MemoryInfrastructure:
             return observed
 
     def await_change(self, region: str, models: Collection[str], token: str, *, seconds: float) -> None:
-        """See the port. Time passes here by looks: while replicas come nearer to ready it returns at once, else soon."""
+        """See the port. Time passes by observations: while replicas are becoming ready it returns at once, else soon."""
         with self._changed:
             self._reach(region)
             found = self._region(region)
@@ -86,18 +86,21 @@ class MemoryInfrastructure:
                 self._changed.wait(min(seconds, LONGEST_WAIT_SECONDS))
 
     def prefetch(self, region: str, uris: Sequence[str]) -> None:
-        """See the port. Nothing is fetched here: it is noted beside the history, since it changes nothing that counts."""
+        """See the port.
+
+        Nothing is fetched: the call is recorded outside the history, since it changes no relevant state.
+        """
         with self._lock:
             self._reach(region)
             self._prefetched.setdefault(region, []).extend(uris)
 
     def prefetched(self, region: str) -> tuple[str, ...]:
-        """What the region was told to fetch ahead."""
+        """Return the snapshots that the region was requested to prefetch."""
         with self._lock:
             return tuple(self._prefetched.get(region, ()))
 
     def delete(self, key: DeploymentKey) -> None:
-        """See the port. What is left shows as draining at the next observe."""
+        """See the port. Remaining replicas are draining at the next observe."""
         with self._call("delete", key.region, str(key)) as region:
             if key in region.sets:
                 empty = region.sets[key].deployment.model_copy(update={"replicas": 0})
@@ -109,7 +112,7 @@ class MemoryInfrastructure:
             self._routes.pop((model, region), None)
 
     def put_access(self, region: str, access: AccessList) -> None:
-        """See the port. Beside the history, as what is prefetched."""
+        """See the port. Recorded outside the history, like prefetches."""
         with self._lock:
             self._reach(region)
             check_access(access, self.access_revision(region), region=region)
@@ -131,55 +134,55 @@ class MemoryInfrastructure:
     # what a test reads
 
     def access(self, region: str) -> AccessList | None:
-        """The list in force in a region."""
+        """Return the list in force in a region."""
         with self._lock:
             return self._access.get(region)
 
     @property
     def history(self) -> tuple[Moment, ...]:
-        """Every call so far and what was true after it, in order."""
+        """Every call so far with the state after it, in order."""
         with self._lock:
             return tuple(self._history)
 
     def calls(self, *names: str) -> tuple[Moment, ...]:
-        """The part of the history made of the named port methods, such as "apply" or "route"."""
+        """Return the part of the history made of the named port methods, such as "apply" or "route"."""
         return tuple(moment for moment in self.history if moment.call in names)
 
     def deployment(self, key: DeploymentKey) -> Deployment | None:
-        """The wanted state in force for a replica set."""
+        """Return the desired state in force for a replica set."""
         with self._lock:
             found = self._regions[key.region].sets.get(key)
             return found.deployment if found else None
 
     def table(self, model: str, region: str) -> RouteTable | None:
-        """The route table in force for a model in a region."""
+        """Return the route table in force for a model in a region."""
         with self._lock:
             return self._routes.get((model, region))
 
     # what a test breaks
 
     def fail_load(self, digest: str, *, code: str = "LoadFailed", message: str = "broken on purpose") -> None:
-        """Loads of this snapshot end with a failure, also where it was loaded before."""
+        """Make loads of this snapshot fail, even if it was loaded before."""
         with self._lock:
             self._faults.failing[digest] = (code, message)
 
     def heal_load(self, digest: str) -> None:
-        """Loads of this snapshot work again."""
+        """Make loads of this snapshot work again."""
         with self._lock:
             self._faults.failing.pop(digest, None)
 
     def cut(self, region: str) -> None:
-        """Every call for this region raises Unavailable."""
+        """Make every call for this region raise Unavailable."""
         with self._lock:
             self._faults.unreachable.add(self._region(region).name)
 
     def mend(self, region: str) -> None:
-        """The region can be reached again."""
+        """Make the region reachable again."""
         with self._lock:
             self._faults.unreachable.discard(region)
 
     def stall(self, key: DeploymentKey | None = None) -> None:
-        """Replicas of this set (None: of all) never get ready, until `release`."""
+        """Keep replicas of this set (None: of all) from becoming ready, until `release`."""
         with self._lock:
             if key is None:
                 self._faults.everything_stalled = True
@@ -187,7 +190,7 @@ class MemoryInfrastructure:
                 self._faults.stalled.add(key)
 
     def release(self, key: DeploymentKey | None = None) -> None:
-        """Take a `stall` back; None takes back all of them."""
+        """End a `stall` or `crash_always` of this set; None ends all of them."""
         with self._lock:
             if key is None:
                 self._faults.everything_stalled = False
@@ -207,7 +210,7 @@ class MemoryInfrastructure:
         seconds: float = 0.002,
         prediction: float = 0.5,
     ) -> None:
-        """From now on a generation answers so: fractions that are 5xx or hold NaN, and how long and what the others are."""
+        """Set a generation's answers: the fractions that are 5xx or contain NaN, and the duration and value of the others."""
         with self._lock:
             self._faults.answers[model, generation] = Answering(
                 errors=errors, non_finite=non_finite, seconds=seconds, prediction=prediction
@@ -221,12 +224,12 @@ class MemoryInfrastructure:
             self._region(region).count(model, generation).add(requests, errors=errors, non_finite=non_finite)
 
     def use_key(self, region: str, key_id: str, at: float) -> None:
-        """An API key asked for predictions, at a Unix time."""
+        """Record that an API key requested predictions, at a Unix time."""
         with self._lock:
             self._key_uses.setdefault(region, {})[key_id] = at
 
     def crash(self, key: DeploymentKey, number: int = 0) -> None:
-        """One replica ends and starts anew: it loads everything again."""
+        """Restart one replica: it loads everything again."""
         with self._lock:
             found = self._region(key.region).sets.get(key)
             for replica in found.replicas if found else ():
@@ -237,12 +240,12 @@ class MemoryInfrastructure:
             raise NotFound(msg)
 
     def crash_always(self, key: DeploymentKey) -> None:
-        """Replicas of this set end again and again, before they have loaded anything, until `release`."""
+        """Let replicas of this set crash repeatedly before they have loaded anything, until `release`."""
         with self._lock:
             self._faults.crashing.add(key)
 
     def fail_next(self, call: str, error: IPnextError, *, times: int = 1, after_effect: bool = False) -> None:
-        """The next calls of a port method raise `error`; with `after_effect` they do their work first (a lost answer)."""
+        """Make the next calls of a port method raise `error`; with `after_effect` they take effect first (a lost answer)."""
         with self._lock:
             self._planned.extend([(call, error, after_effect)] * times)
 
@@ -256,7 +259,7 @@ class MemoryInfrastructure:
 
     @contextmanager
     def _call(self, call: str, region: str, subject: str) -> Iterator[MemoryRegion]:
-        """One call under the lock: planned faults, the work, an entry in the history."""
+        """Run one call under the lock: planned faults, the work, an entry in the history."""
         with self._lock:
             try:
                 found = self._region(region)
@@ -306,7 +309,7 @@ class MemoryInfrastructure:
         )
 
     def _count_traffic(self, region: MemoryRegion) -> None:
-        """Requests that every gateway sent here since the last observe; without ready replicas they are errors."""
+        """Count the requests that every gateway sent here since the last observe; without ready replicas they are errors."""
         for table in self._routes.values():
             for share in table.shares:
                 if share.to == region.name and share.fraction > 0:

@@ -1,4 +1,4 @@
-"""What a MemoryInfrastructure was told and what was true after each call; tests read capacity floors from it."""
+"""Calls to a MemoryInfrastructure and the state after each; tests read capacity floors from it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ from ipnext.model.deployment import Deployment, DeploymentKey, RouteTable
 class Moment:
     """One call and the state of every region just after it.
 
-    `call` is the name of the port's method, `subject` what it named, `refused` the error code it raised.
+    `call` is the name of the port's method, `subject` the object that it named, `refused` the error code that it
+    raised.
     """
 
     number: int
@@ -21,10 +22,10 @@ class Moment:
     routes: Mapping[tuple[str, str], RouteTable]
     """(model, region) -> the route table in force."""
     ready: Mapping[tuple[DeploymentKey, int], int]
-    """(replica set, generation) -> replicas that answer for it."""
+    """(replica set, generation) -> replicas that serve it."""
 
     def ready_qps(self, model: str, part: str, region: str, generation: int) -> float:
-        """Requests per second that the ready replicas of a part can answer for a generation in a region."""
+        """Return the requests per second that a part's ready replicas can answer for a generation in a region."""
         return sum(
             count * self.deployments[key].qps
             for (key, held), count in self.ready.items()
@@ -32,7 +33,7 @@ class Moment:
         )
 
     def sent_qps(self, model: str, to: str, generation: int, demand: Mapping[str, float]) -> float:
-        """Requests per second that all gateways send to a generation in region `to`, given demand for each region."""
+        """Return the requests per second that all gateways send to a generation in region `to`, given demand for each region."""
         return sum(
             share.fraction * demand.get(table.region, 0.0)
             for table in self.routes.values()
@@ -42,7 +43,7 @@ class Moment:
         )
 
     def generations_with_traffic(self, model: str) -> frozenset[tuple[str, int]]:
-        """(region, generation) pairs that receive any of the model's traffic."""
+        """Return the (region, generation) pairs that receive any of the model's traffic."""
         return frozenset(
             (share.to, share.generation)
             for table in self.routes.values()

@@ -19,7 +19,7 @@ from ipnext.model.sketch import PredictionSketch, latency_bucket, prediction_buc
 
 @dataclass(frozen=True, kw_only=True)
 class Answering:
-    """How a generation answers: fractions of 5xx and of non-finite answers; the others' seconds and the number they hold."""
+    """Answers of a generation: fractions of 5xx and of non-finite answers; duration and value of the others."""
 
     errors: float = 0.0
     non_finite: float = 0.0
@@ -37,10 +37,10 @@ class Faults:
     stalled: set[DeploymentKey] = field(default_factory=set)
     """Replica sets that load nothing until they are released."""
     crashing: set[DeploymentKey] = field(default_factory=set)
-    """Replica sets whose replicas end at each step."""
+    """Replica sets whose replicas crash at each step."""
     everything_stalled: bool = False
     answers: dict[tuple[str, int], "Answering"] = field(default_factory=dict)
-    """(model, generation) -> how it answers."""
+    """(model, generation) -> its answers."""
 
     def stalls(self, key: DeploymentKey) -> bool:
         """Whether this replica set makes no progress."""
@@ -49,7 +49,7 @@ class Faults:
 
 @dataclass(kw_only=True)
 class MemoryReplica:
-    """A pretended process: counts down to zero for each snapshot it loads."""
+    """A simulated process: counts down to zero for each snapshot that it loads."""
 
     number: int
     remaining: dict[tuple[str | None, int], int] = field(default_factory=dict)
@@ -59,24 +59,24 @@ class MemoryReplica:
     leaving: bool = False
 
     def step(self) -> None:
-        """One step nearer to loaded."""
+        """Load for one step."""
         self.remaining = {held: max(0, steps - 1) for held, steps in self.remaining.items()}
 
     def crash(self, steps: int) -> None:
-        """Everything loaded is lost and loads again."""
+        """Lose all loaded snapshots and load them again."""
         self.restarts += 1
         self.remaining = dict.fromkeys(self.remaining, steps)
 
 
 @dataclass(kw_only=True)
 class ReplicaSet:
-    """A deployment and its pretended replicas."""
+    """A deployment and its simulated replicas."""
 
     deployment: Deployment
     replicas: list[MemoryReplica] = field(default_factory=list)
 
     def follow(self, deployment: Deployment, steps: int) -> None:
-        """Take over a new wanted state: new snapshots start to load, dropped ones are gone, surplus leaves."""
+        """Apply a new desired state: new snapshots start to load, removed ones are gone, surplus replicas leave."""
         self.deployment = deployment
         sets = replica_sets(deployment)
         staying = [(r, frozenset(held.content for held in r.holds)) for r in self.replicas if not r.leaving]
@@ -97,7 +97,7 @@ class ReplicaSet:
         return added
 
     def step(self, faults: Faults) -> None:
-        """Those that left a step ago end; the others load on."""
+        """Advance all replicas by one step of loading, or crash them."""
         if self.deployment.key in faults.crashing:
             for replica in self.replicas:
                 replica.crash(1)
@@ -113,11 +113,11 @@ class ReplicaSet:
         return not stalled and any(any(replica.remaining.values()) for replica in self.replicas)
 
     def sweep(self) -> None:
-        """Replicas that were reported as draining are gone afterwards."""
+        """Remove the replicas that were reported as draining."""
         self.replicas = [replica for replica in self.replicas if not replica.leaving]
 
     def ready(self, replica: MemoryReplica, faults: Faults) -> tuple[int, ...]:
-        """Generations that a replica has all snapshots of, ascending."""
+        """Return the generations of which a replica has all snapshots, ascending."""
         if replica.leaving:
             return ()
         loaded = [held for held in self.loaded(replica) if held.digest not in faults.failing]
@@ -125,11 +125,11 @@ class ReplicaSet:
         return tuple(sorted({g for held in loaded for g in held.generations} - lacking))
 
     def loaded(self, replica: MemoryReplica) -> Iterable[HeldSnapshot]:
-        """Snapshots whose load has come to its end, well or not."""
+        """Return the snapshots whose load has ended, successfully or not."""
         return (held for held in replica.holds if replica.remaining.get((held.part, held.snapshot)) == 0)
 
     def observed(self, faults: Faults) -> tuple[Replica, ...]:
-        """Every replica as the port reports it."""
+        """Return every replica as the port reports it."""
         return tuple(self._observed(replica, faults) for replica in self.replicas)
 
     def _observed(self, replica: MemoryReplica, faults: Faults) -> Replica:
@@ -166,7 +166,7 @@ class ReplicaSet:
 
 @dataclass(kw_only=True)
 class TrafficCount:
-    """Counts of one generation, as a router would keep them."""
+    """Counts of one generation, as in a router."""
 
     requests: int = 0
     errors: int = 0
@@ -178,7 +178,10 @@ class TrafficCount:
     def add(
         self, requests: int, *, errors: int = 0, non_finite: int = 0, seconds: float = 0.002, prediction: float = 0.5
     ) -> None:
-        """Count further answers. Those without error took so long, and held the number where it is finite."""
+        """Count further answers.
+
+        Those without error took `seconds`, and had the value `prediction` if they were finite.
+        """
         self.requests += requests
         self.errors += errors
         self.non_finite += non_finite
@@ -187,7 +190,7 @@ class TrafficCount:
         self.predictions[prediction] += max(0, requests - errors - non_finite)
 
     def reported(self, model: str, generation: int) -> GenerationTraffic:
-        """The counts as the port reports them."""
+        """Return the counts as the port reports them."""
         return GenerationTraffic(
             model=model,
             generation=generation,
@@ -222,11 +225,11 @@ class MemoryRegion:
     traffic: dict[tuple[str, int], TrafficCount] = field(default_factory=dict)
 
     def count(self, model: str, generation: int) -> TrafficCount:
-        """The counter of a generation; made at its first use."""
+        """Return the counter of a generation; create it at its first use."""
         return self.traffic.setdefault((model, generation), TrafficCount())
 
     def ready(self, faults: Faults) -> dict[tuple[DeploymentKey, int], int]:
-        """(replica set, generation) -> replicas that answer for it."""
+        """Return (replica set, generation) -> replicas that serve it."""
         counts: dict[tuple[DeploymentKey, int], int] = {}
         for key, replica_set in self.sets.items():
             for replica in replica_set.replicas:

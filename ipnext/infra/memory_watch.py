@@ -1,4 +1,4 @@
-"""Whether a host takes more memory than its part's `memoryBytes` allows. Its agent asks at each look, and ends a host that does."""
+"""Limit of a host's memory: `memoryBytes` of its part. The agent checks it at each probe, and ends a host beyond it."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -7,18 +7,19 @@ import psutil
 
 
 class MemoryWatch:
-    """Looks at one host and at all that it has started, such as engines."""
+    """Measures one host and all processes that it has started, such as engines."""
 
     def __init__(self, allowance_bytes: int) -> None:
-        """`allowance_bytes` is what a host may take beyond its budget for a moment: a budget bounds what is loaded, not what a request takes."""
+        """`allowance_bytes` is the memory allowed beyond the budget: the budget limits loaded snapshots, not memory for requests."""
         self._allowance_bytes = allowance_bytes
         self.budget_bytes: int | None = None
-        """Of the process that runs; None: it has none."""
+        """Budget of the running process; None if it has none."""
 
     def excess(self, pid: int) -> str | None:
-        """Say how much the process takes if that is too much, in words.
+        """Return how much memory the process uses, as text, if that is too much; else None.
 
-        What is in RAM counts, and pages that several processes share in parts: they are counted only if all of them together are too many.
+        Memory in RAM counts. Shared pages count in proportion (PSS), which is measured only if the sum with whole pages
+        exceeds the limit.
         """
         if self.budget_bytes is None:
             return None
@@ -43,7 +44,7 @@ def _family(pid: int) -> Iterator[psutil.Process]:
 
 
 def _summed(processes: Iterable[psutil.Process], count: Callable[[psutil.Process], int]) -> int:
-    """Bytes of all of them that still run and may be looked at."""
+    """Sum the bytes of all processes that still run and may be read."""
     total = 0
     for process in processes:
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):

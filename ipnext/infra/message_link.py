@@ -1,4 +1,4 @@
-"""A connection that carries JSON objects, one a line: between an agent and the supervisor of its region, which may be of another build."""
+"""A connection of JSON objects, one a line: between an agent and its region's supervisor, which may be of another build."""
 
 import asyncio
 import json
@@ -14,15 +14,16 @@ MESSAGE_BYTES: Final = 2**24
 
 
 def from_object(kind: type[T], told: Mapping[str, Any]) -> T:
-    """Make a dataclass or a named tuple of a JSON object; fields that this build does not know are ignored. TypeError if one is missing.
+    """Make a dataclass or a named tuple of a JSON object; ignore fields unknown to this build. TypeError if one is missing.
 
-    `ipnext.model.wire` does the same for all other types; a supervisor does without it, since pydantic would cost it 6 MB.
+    `ipnext.model.wire` does the same for all other types; a supervisor does without it, since pydantic would cost it 6
+    MB.
     """
     return kind(**{name: told[name] for name in signature(kind).parameters if name in told})
 
 
 class MessageLink(asyncio.Protocol):
-    """Calls `on_message` for each message that came before the end, also before an end by an error; then `on_lost` once."""
+    """Calls `on_message` for each message before the end, even before an end by an error; then `on_lost` once."""
 
     def __init__(
         self, on_message: Callable[["MessageLink", Message], None], on_lost: Callable[["MessageLink"], None]
@@ -33,24 +34,24 @@ class MessageLink(asyncio.Protocol):
         self._rest = b""
 
     def send(self, message: Message) -> None:
-        """Send a message; nothing if the connection has ended."""
+        """Send a message; do nothing if the connection has ended."""
         if self._transport is not None:
             self._transport.write(json.dumps(message).encode() + b"\n")
 
     def close(self) -> None:
-        """End the connection once what is written has left."""
+        """End the connection once all written messages are sent."""
         if self._transport is not None:
             self._transport.close()
 
     # asyncio calls these
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
+        """Keep the transport."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream has one
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Pass on the messages that are whole."""
+        """Pass on the complete messages."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         try:
             for line in lines:
@@ -61,7 +62,7 @@ class MessageLink(asyncio.Protocol):
             self._abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """The other side has gone."""
+        """Report that the other side has closed the connection."""
         self._transport = None
         self._on_lost(self)
 

@@ -1,4 +1,4 @@
-"""What an agent keeps with each process at the region's supervisor: enough for the next agent to go on from there."""
+"""Notes that an agent stores with each process at the region's supervisor: enough for the next agent to adopt it."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -13,7 +13,7 @@ from ipnext.model.wire import decode_plain
 
 
 class HostNote(Value):
-    """A host: which replica it is, where it listens, and what it was sent last."""
+    """A host: its replica, its URL, and the holds that it was sent last."""
 
     key: DeploymentKey
     number: int
@@ -22,15 +22,15 @@ class HostNote(Value):
     sent: HostHolds | None = None
     """Written before it is sent: the host may not have received it."""
     stamp: str = ""
-    """Of all that it is sent."""
+    """Stamp of all holds that it is sent."""
     swapping: bool = False
     """Whether it is out of routing for a hot swap."""
     memory_bytes: int | None = None
-    """What its process was started with."""
+    """Memory limit that its process was started with."""
 
 
 class RouterNote(Value):
-    """A router: where it listens, and whether another one takes its place."""
+    """A router: its URL, and whether another one is replacing it."""
 
     router: int
     """Number of the router; unique among those that run."""
@@ -44,7 +44,7 @@ class GatewayNote(Value):
     gateway_port: int
     admin_socket: str
     listeners: str = ""
-    """Another text for other listeners: Envoy has to start again to bind them."""
+    """Identifies the listeners: if they change, Envoy must restart to bind them."""
     revisions: Mapping[int, Mapping[str, int]] = Field(default_factory=dict)
 
 
@@ -54,8 +54,8 @@ N = TypeVar("N", HostNote, RouterNote, GatewayNote)
 def found(processes: Processes, kind: type[N]) -> dict[str, tuple[N, Running]]:
     """Return the processes of a kind that ran before this agent and still run, by name.
 
-    An agent of another build may have written them: fields that this one does not know are ignored. A note that cannot be read is
-    logged; its process is not adopted.
+    An agent of another build may have written the notes: unknown fields are ignored. An unreadable note is logged; its
+    process is not adopted.
     """
     notes: dict[str, tuple[N, Running]] = {}
     for name, note in processes.found.items():

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 
 class PeersFile:
-    """Gateways by region, read again when the file changes. A missing file means: no other region."""
+    """Gateways by region, read again when the file changes. A missing file means that there is no other region."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -23,7 +23,7 @@ class PeersFile:
         return self._gateways
 
     def refresh(self) -> bool:
-        """Read the file; whether the gateways are others now. A file that is not valid changes nothing."""
+        """Read the file; return whether the gateways changed. An invalid file changes nothing."""
         content = self._read()
         if content is None or content == self._content:
             return False

@@ -1,4 +1,4 @@
-"""Where the processes of a region listen: in a directory with Unix sockets each, or on loopback ports."""
+"""Addresses of a region's processes: Unix sockets, in a directory for each process, or loopback ports."""
 
 import os
 import shutil
@@ -22,14 +22,14 @@ class Places:
     def __init__(self, directory: Path, ports: PortBook, *, group: int | None = None) -> None:
         """`directory` is the agent's; its sockets are in `run` below it, or in a temporary directory if that path is too long.
 
-        `group` is that of hosts with a user of their own, which ask each other.
+        `group` is the group of hosts that run as another user, which call each other.
         """
         self._group = group
         self._run = run_directory(directory)
         self._ports = ports
 
     def choose(self, name: str, command: Sequence[str], *, sockets: str | None = None) -> str:
-        """Return the URL for a process of this command: of sockets unless it names the field `port` only.
+        """Return the URL for a process of this command: Unix sockets unless the command names only the field `port`.
 
         `sockets` names the directory, if not `name`. Conflict if the directory belongs to another user.
         """
@@ -42,22 +42,22 @@ class Places:
         return socket_url(self._run / sha256((sockets or name).encode()).hexdigest()[:_NAME_LETTERS])
 
     def adopt(self, name: str, url: str) -> None:
-        """Keep the address of a process that runs already."""
+        """Keep the address of a running process."""
         if not is_socket_url(url):
             self._ports.adopt(name, urlsplit(url).port or 0)
 
     def forget(self, name: str, url: str) -> None:
-        """Give the address of `name` back; its process has ended."""
+        """Release the address of `name`; its process has ended."""
         self._ports.forget(name)
         if is_socket_url(url):
             self.release(url)
 
     def close(self) -> None:
-        """Remove the sockets' directory: everything that listened there has ended."""
+        """Remove the sockets' directory; all processes that listened there must have ended."""
         shutil.rmtree(self._run, ignore_errors=True)
 
     def release(self, url: str) -> None:
-        """Give one of several addresses of a name back."""
+        """Release one of several addresses of a name."""
         if is_socket_url(url):
             shutil.rmtree(url.removeprefix("unix://"), ignore_errors=True)
         else:
@@ -65,7 +65,7 @@ class Places:
 
 
 def run_directory(directory: Path) -> Path:
-    """Return where the sockets of an agent's state directory are. The next agent there finds the same place."""
+    """Return the sockets' directory for an agent's state directory. The next agent gets the same one."""
     run = directory / "run"
     if len(bytes(run)) + 1 + _NAME_LETTERS + LONGEST_NAME <= LONGEST_PATH:
         return run
@@ -74,7 +74,7 @@ def run_directory(directory: Path) -> Path:
 
 
 def address_fields(url: str) -> Mapping[str, str]:
-    """Return the fields `port` and `sockets` of a command, for the one that the URL has."""
+    """Return the fields `port` and `sockets` of a command, one of them from the URL."""
     if is_socket_url(url):
         return {"sockets": url.removeprefix("unix://"), "port": ""}
     return {"port": str(urlsplit(url).port or 0), "sockets": ""}

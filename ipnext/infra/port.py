@@ -13,66 +13,69 @@ from ipnext.model.predictions import AccessList, KeyUseReport
 
 
 class Infrastructure(Protocol):
-    """What IPnext asks of whatever runs containers. Raises Unavailable where a region can't be reached."""
+    """Operations of a container infrastructure. They raise Unavailable if a region cannot be reached."""
 
     def regions(self) -> tuple[str, ...]:
-        """Names of the regions that can be told something."""
+        """Return the names of the regions that accept calls."""
 
     def apply(self, deployment: Deployment) -> None:
-        """Make this the wanted state of its replica set. Returns at once; `observe` tells when it is true.
+        """Make this the desired state of its replica set. Returns at once; `observe` reports when it is reached.
 
         New snapshots are loaded side by side into running replicas; snapshots no longer named are unloaded once no
-        request uses them; surplus replicas leave routing, finish their requests and end. A generation with processes
-        of its own comes up in that many replicas that hold nothing else, new ones where none has it yet.
+        request uses them; surplus replicas leave routing, finish their requests and end. A generation with separate
+        processes comes up in that many replicas that hold nothing else, new ones if none has it yet.
         """
 
     def route(self, table: RouteTable) -> None:
-        """Put a route table in force and return once the region's gateway follows it.
+        """Put a route table in force and return once the region's gateway has applied it.
 
-        What the table no longer names is forgotten later, once requests that were just on their way have arrived.
+        Generations that the table no longer names are removed later, once requests already on the network have arrived.
         An older revision than the one in force is refused with StaleWrite; the same one changes nothing.
         """
 
     def observe(self, region: str, models: Collection[str] | None = None) -> RegionState:
-        """What the region runs, which routes its gateway follows, what its router counted: of some models, None: of all.
+        """Return the region's replicas, its gateway's routes and its router's counters: of some models, or of all if None.
 
-        Who looks at one model names it: what all of a region's models run is a long answer.
+        Name the models if you need only some: the answer for all models of a region is long.
         """
 
     def await_change(self, region: str, models: Collection[str], token: str, *, seconds: float) -> None:
-        """Return once these models' replicas or routes are not as `token` says, at the latest after `seconds`.
+        """Return once the replicas or routes of these models differ from `token`, at the latest after `seconds`.
 
-        The token is that of an `observe` of the same models. A region may return early; it does not return late.
+        The token comes from an `observe` of the same models. A region may return early; it does not return late.
         """
 
     def prefetch(self, region: str, uris: Sequence[str]) -> None:
-        """Have the region fetch snapshots that a deployment will name soon. Returns at once; what fails is fetched later."""
+        """Have the region fetch snapshots that a deployment will name soon.
+
+        Returns at once; hosts fetch later if that fails.
+        """
 
     def delete(self, key: DeploymentKey) -> None:
-        """Drain and end a replica set. Deleting what is not there changes nothing."""
+        """Drain and end a replica set. Deleting a missing one changes nothing."""
 
     def unroute(self, model: str, region: str) -> None:
-        """Take a model out of a region's gateway."""
+        """Remove a model from a region's gateway."""
 
     def put_access(self, region: str, access: AccessList) -> None:
-        """Keep this as the list by which the region checks predictions; it is in force a moment later, and outlives all processes.
+        """Store this as the list by which the region checks predictions; it is in force soon after, and outlives all processes.
 
         An older revision than the one in force is refused with StaleWrite; the same one changes nothing.
         """
 
     def access_revision(self, region: str) -> int:
-        """Revision of the list that the region has; 0: none."""
+        """Return the revision of the region's list; 0 if it has none."""
 
     def key_uses(self, region: str) -> KeyUseReport:
-        """When API keys asked the region for predictions last, to the minute, as far as its processes remember."""
+        """Return when each API key last requested predictions in the region, to the minute, as far as its processes remember."""
 
 
 @runtime_checkable
 class LogKeeper(Protocol):
-    """What an infrastructure has beside that where it keeps what its replicas write."""
+    """The additional operations of an infrastructure that stores its replicas' output."""
 
     def regions(self) -> tuple[str, ...]:
-        """Names of the regions that can be told something."""
+        """Return the names of the regions that accept calls."""
 
     def logs(self, region: str, query: LogQuery) -> tuple[ReplicaLog, ...]:
-        """The logs of a region's replicas, of those that have ended too, by the time they were written last."""
+        """Return the logs of a region's replicas, including ended ones, by the time of the last write."""

@@ -1,8 +1,7 @@
 """Picks free loopback ports and remembers them by name, so that a restart finds the same ones.
 
-A port that was picked is not listened on for some seconds yet. So that two platforms that start at the same time never
-pick the same, whoever picks one holds a lock on it (a file among the temporary ones) until its process ends or the port
-is given back.
+Some seconds pass before a process listens on a picked port. So that two platforms that start at the same time never
+pick the same one, the picking process locks it (a file in the temporary directory) until it ends or releases the port.
 """
 
 import fcntl
@@ -23,14 +22,14 @@ HIGHEST_PORT = 32_000
 
 
 class PortBook:
-    """Ports by name, kept in a JSON file. A name keeps its port for as long as nobody else listens there."""
+    """Ports by name, in a JSON file. A name keeps its port as long as no other process listens there."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._ports: dict[str, int] = _read(path)
 
     def port(self, name: str) -> int:
-        """The port of `name`: the remembered one where it is free, else a new one."""
+        """Return the port of `name`: the remembered one if it is free, else a new one."""
         remembered = self._ports.get(name)
         if remembered is not None and is_free(remembered) and reserve(remembered):
             return remembered
@@ -40,22 +39,22 @@ class PortBook:
         return port
 
     def remember(self, name: str, port: int) -> None:
-        """Note a port that was chosen elsewhere."""
+        """Remember a port that was chosen elsewhere."""
         if self._ports.get(name) != port:
             self._ports[name] = port
             self._write()
 
     def adopt(self, name: str, port: int) -> None:
-        """Hold the port of a process that runs already."""
+        """Reserve the port of a running process."""
         reserve(port)
         self.remember(name, port)
 
     def known(self, name: str) -> int | None:
-        """The remembered port, free or not."""
+        """Return the remembered port, free or not."""
         return self._ports.get(name)
 
     def forget(self, name: str) -> None:
-        """Give the port of `name` back."""
+        """Release the port of `name`."""
         port = self._ports.pop(name, None)
         if port is not None:
             release(port)
@@ -66,7 +65,7 @@ class PortBook:
 
 
 def is_free(port: int) -> bool:
-    """Whether nobody listens on this loopback port. Connections that are still closing do not count."""
+    """Whether no process listens on this loopback port. Connections that are still closing do not count."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -77,11 +76,11 @@ def is_free(port: int) -> bool:
 
 
 _RESERVED: dict[int, int] = {}
-"""Port -> descriptor of the locked file, of all ports that this process holds."""
+"""Port -> descriptor of the locked file, for all ports that this process has reserved."""
 
 
 def reserve(port: int) -> bool:
-    """Hold this port against other processes of IPnext. False where one of them holds it.
+    """Reserve this port against other processes of IPnext. False if one of them has reserved it.
 
     The lock ends with `release`, or with the process however that ends.
     """
@@ -100,19 +99,19 @@ def reserve(port: int) -> bool:
 
 
 def release(port: int) -> None:
-    """Give a reserved port back; one that is not held is fine."""
+    """Release a reserved port; do nothing if it is not reserved."""
     descriptor = _RESERVED.pop(port, None)
     if descriptor is not None:
         os.close(descriptor)
 
 
 def free_port(*, beside: Collection[int] = ()) -> int:
-    """A free port that is this process's until it ends, none of those in `beside`."""
+    """Return a free port, reserved until this process ends, that is not in `beside`."""
     return next(port for port in iter(_any_free_port, 0) if port not in beside and reserve(port))
 
 
 def _any_free_port() -> int:
-    """A free port below the range from which the kernel takes ports for outgoing connections."""
+    """Return a free port below the kernel's range for outgoing connections."""
     while True:
         port = LOWEST_PORT + secrets.randbelow(HIGHEST_PORT - LOWEST_PORT)
         if is_free(port):

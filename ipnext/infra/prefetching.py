@@ -1,7 +1,7 @@
-"""Fetches snapshots into a region's cache before a deployment names them, in processes of its own.
+"""Fetches snapshots into a region's cache before a deployment names them, in separate processes.
 
-A host that is told to hold one finds it there. What fails is left to the host, which says why. What no deployment names in the end
-leaves the cache as any other snapshot does (`ipnext.infra.snapshot_cache`).
+A host that is sent such a snapshot finds it there. If a fetch fails, the host repeats it and reports why. A snapshot
+that no deployment names in the end leaves the cache like any other (`ipnext.infra.snapshot_cache`).
 """
 
 import asyncio
@@ -17,25 +17,25 @@ import structlog
 from ipnext.infra.site import Site
 
 MOST_WAITING = 256
-"""Snapshots that wait or are being fetched; more are left to the hosts."""
+"""Most snapshots that wait or are being fetched; hosts fetch the others."""
 
 LINE_BYTES = 2**20
 
 FETCH_SECONDS = 3600.0
-"""Of one snapshot. One that hangs occupies its lane for so long."""
+"""Time limit of one snapshot. A hanging fetch occupies its lane for this long."""
 
 LANES = 4
-"""Batches that are fetched side by side at most, each by a process of its own."""
+"""Most batches that are fetched at the same time, each by a separate process."""
 
 PATIENCE_SECONDS = 2.0
-"""A batch that has waited so long gets another lane: most are fetched sooner than a process starts."""
+"""A batch that has waited this long gets another lane: most are fetched sooner than a process starts."""
 
 
 class Prefetching:
-    """Batches of snapshots, each of one request. A batch that hangs holds up no other one unless LANES of them hang.
+    """Batches of snapshots, each of one request. A batch that hangs does not block the others unless LANES of them hang.
 
-    The snapshots of a batch are fetched one after the other. One process stays for the next batch. All end with the agent: their
-    standard input does.
+    The snapshots of a batch are fetched one after the other. One process stays for the next batch. All processes end
+    with the agent, when it closes their standard input.
     """
 
     def __init__(self, site: Site, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
@@ -43,14 +43,14 @@ class Prefetching:
         self._patience = patience_seconds
         self._waiting: deque[Sequence[str]] = deque()
         self._known: set[str] = set()
-        """Snapshots that wait or are being fetched: asked for again, they are not fetched twice."""
+        """Snapshots that wait or are being fetched: repeated requests do not fetch them twice."""
         self._lanes: set[asyncio.Task[None]] = set()
         self._idle = False
         """Whether a lane waits for the next batch."""
         self._news = asyncio.Event()
 
     def begin(self, uris: Iterable[str]) -> None:
-        """Fetch these, one after the other."""
+        """Fetch these snapshots, one after the other."""
         new = [uri for uri in dict.fromkeys(uris) if uri not in self._known]
         batch = tuple(new[: MOST_WAITING - len(self._known)])
         if not batch:
@@ -66,7 +66,7 @@ class Prefetching:
             asyncio.get_running_loop().call_later(self._patience, self._widen)
 
     async def stop(self) -> None:
-        """End the processes, whatever they do."""
+        """End the processes at once."""
         self._waiting.clear()
         lanes = tuple(self._lanes)
         for lane in lanes:
@@ -74,7 +74,7 @@ class Prefetching:
         await asyncio.gather(*lanes, return_exceptions=True)
 
     def fetcher(self) -> "Fetcher":
-        """What fetches in a lane."""
+        """Create the fetcher of a lane."""
         return Fetcher(self._site)
 
     def _widen(self) -> None:
@@ -87,7 +87,7 @@ class Prefetching:
         lane.add_done_callback(self._lanes.discard)
 
     async def _fetch_batches(self, fetcher: "Fetcher") -> None:
-        """Fetch what waits; then wait for more, unless another lane does."""
+        """Fetch the waiting batches; then wait for more, unless another lane does."""
         try:
             while True:
                 while self._waiting:
@@ -111,23 +111,26 @@ class Prefetching:
 
 
 class Fetcher:
-    """A process that fetches, one snapshot at a time. It starts with the first one."""
+    """A process that fetches one snapshot at a time. It starts with the first one."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
         self._process: Process | None = None
 
     async def fetch(self, uri: str) -> str:
-        """Why it was not fetched; empty if it was. A process that hangs, or can't be understood, is ended."""
+        """Fetch a snapshot; return why that failed, empty if it did not.
+
+        A process that hangs, or sends an invalid answer, is ended.
+        """
         try:
             async with asyncio.timeout(FETCH_SECONDS):
                 return await self._asked(uri)
-        except (OSError, ValueError) as error:  # what it says from now on would be taken for another answer
+        except (OSError, ValueError) as error:  # its next answer would be taken for that of another snapshot
             await self.end()
             return str(error) or f"not within {FETCH_SECONDS:g} s"
 
     async def end(self) -> None:
-        """End the process, whatever it does."""
+        """End the process at once."""
         process, self._process = self._process, None
         if process is not None:
             with suppress(ProcessLookupError):

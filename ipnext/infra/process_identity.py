@@ -1,4 +1,4 @@
-"""Names a process so that another one with the same process id is not taken for it. Linux only."""
+"""Identifies a process so that another one with the same process id is not mistaken for it. Linux only."""
 
 import os
 import select
@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 PROC = Path("/proc")
 _START_TIME = 22 - 3
-"""Index of field 22 of /proc/PID/stat (proc_pid_stat(5)) among those after the command, which may hold spaces and brackets."""
+"""Index of field 22 of /proc/PID/stat (proc_pid_stat(5)) among those after the command, which may contain spaces and
+brackets."""
 
 
 class ProcessIdentity(NamedTuple):
-    """A process id and when its process started, in clock ticks after the boot of the machine."""
+    """A process id and the start time of its process, in clock ticks after the boot of the machine."""
 
     pid: int
     started_ticks: int
@@ -43,7 +44,7 @@ def open_process(identity: ProcessIdentity, *, proc: Path = PROC) -> int | None:
 
 
 def runs(identity: ProcessIdentity, *, proc: Path = PROC) -> bool:
-    """Return whether exactly this process runs; one that ended and was not waited for does not."""
+    """Return whether exactly this process runs; False if it has ended, even if it was not reaped."""
     descriptor = open_process(identity, proc=proc)
     if descriptor is None:
         return False

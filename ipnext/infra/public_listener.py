@@ -1,4 +1,4 @@
-"""Where clients reach a gateway: its address, its certificate, and what is refused as too open."""
+"""A gateway's listener for clients: its address, its certificate, and the check that it is not too open."""
 
 import ssl
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ class PublicListener:
     key: Path | None = None
     """Its private key (PEM)."""
     url: str | None = None
-    """What clients are told; None: the address itself."""
+    """The URL for clients; None: from the address itself."""
 
     def url_at(self, port: int) -> str:
-        """Where clients send requests."""
+        """Return the URL to which clients send requests."""
         if self.url is not None:
             return self.url
         scheme = "http" if self.certificate is None else "https"
@@ -36,12 +36,15 @@ class PublicListener:
 
     @property
     def mark(self) -> str:
-        """Another text for another listener: Envoy binds and reads it once, at its start."""
+        """Identifies the listener: Envoy binds and reads it once, at its start."""
         return f"{self.host} {self.certificate} {self.key}"
 
 
 def public_listener(settings: AgentSettings) -> PublicListener:
-    """The listener of the settings. InvalidInput for one that other machines reach in clear text, or without its files."""
+    """Return the listener of the settings.
+
+    InvalidInput if it is open to other machines in clear text, or if a file is missing.
+    """
     certificate, key = settings.gateway_tls_certificate_file, settings.gateway_tls_key_file
     try:
         ip_address(settings.gateway_host)

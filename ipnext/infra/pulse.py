@@ -4,7 +4,7 @@ import asyncio
 
 
 class Pulse:
-    """Wakes a loop that looks at something every now and then."""
+    """Wakes a loop that checks something periodically."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()

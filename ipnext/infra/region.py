@@ -1,4 +1,4 @@
-"""One region's machinery: keeps hosts, router and Envoy as wanted, and each change in a safe order."""
+"""Reconciliation of one region: hosts, router and Envoy, with each change in a safe order."""
 
 import asyncio
 import time
@@ -47,7 +47,7 @@ ADOPT_POLL_SECONDS = 0.01
 
 
 class Region:
-    """Reconciles what runs with what is wanted. All methods belong to one event loop, in the main thread."""
+    """Reconciles the observed with the desired state. Call all methods in one event loop, in the main thread."""
 
     def __init__(self, site: Site, peers: PeersFile) -> None:
         self._site = site
@@ -70,7 +70,7 @@ class Region:
         self._routes: dict[str, RouteTable] = dict(self._wanted.routes)
         self._served: dict[str, tuple[ServedGeneration, ...]] = {m: t.served for m, t in self._routes.items()}
         self._accesses: dict[str, PredictionAccess] = {m: t.access for m, t in self._routes.items()}
-        """As their tables said last: a model on its way out stays as closed as it was."""
+        """Access of each model by its last table: a model that is being removed stays as closed as it was."""
         self._route_locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._forgetting = Forgetting(site.settings.settle_seconds, self._forget_later)
         self._prefetching = Prefetching(site)
@@ -79,14 +79,14 @@ class Region:
         self._watch: asyncio.Task[None] | None = None
         self._resuming: asyncio.Task[None] | None = None
         self._publishing = True
-        """Whether the router's table is written: not before adopted hosts have said what they have."""
+        """Whether the router's table is written: not before adopted hosts have reported their snapshots."""
         self._gateway_follows = not self._envoy.adoptable
-        """Whether Envoy's files are written: not before the router knows all that Envoy may send."""
+        """Whether Envoy's files are written: not before the router knows all generations that Envoy may send."""
 
     async def start(self) -> None:
-        """Adopt what a former agent has started, and start everything else that the state directory wants.
+        """Adopt the processes of a former agent, and start all others of the desired state.
 
-        Returns once what was adopted has said what it has; no process is sent anything before that.
+        Returns once the adopted processes have reported their state; no process is sent anything before that.
         """
         remove(self._cache.scraps())
         adopts = self._adopt()
@@ -108,7 +108,7 @@ class Region:
         self._watch = asyncio.create_task(self._look_around(), name="look around")
 
     def _adopt(self) -> bool:
-        """Take over hosts that run; whether anything runs that requests depend on."""
+        """Adopt running hosts; return whether anything runs that requests depend on."""
         hosts = found_processes(self._site.processes, HostNote)
         if hosts or self._router.adopted or self._envoy.adoptable:
             self._publishing = False
@@ -129,7 +129,7 @@ class Region:
         )
 
     async def _resume_routes(self) -> None:
-        """Put the wanted routes in force in the order of a change: a former agent may have died within one."""
+        """Put the desired routes in force in the order of a change: a former agent may have died within one."""
         revision = self._publish_table()
         while True:
             with suppress(Unavailable):
@@ -145,7 +145,7 @@ class Region:
                     await self._forget(model, table.served if table else ())
 
     async def _resumed(self) -> None:
-        """Return once the routes that the state directory wants are in force. Unavailable after `confirm_seconds`."""
+        """Return once the desired routes are in force. Unavailable after `confirm_seconds`."""
         limit = self._site.settings.confirm_seconds
         if self._resuming is not None:
             await asyncio.wait([self._resuming], timeout=limit)
@@ -154,9 +154,10 @@ class Region:
                 raise Unavailable(msg)
 
     async def stop(self, hurry: asyncio.Event) -> None:
-        """The gateway first: nothing new comes in, and what runs is finished; then router and hosts.
+        """Stop the gateway first, so that no request arrives and running ones finish; then router and hosts.
 
-        It waits as long as the longest drain of what runs here, or as the settings say, and no longer once `hurry` is set.
+        It waits for the longest drain of the region's models, or for the time in the settings, and no longer once
+        `hurry` is set.
         """
         for task in (self._watch, self._resuming):
             if task:
@@ -175,7 +176,7 @@ class Region:
         self._prefetching.begin(uris)
 
     async def apply(self, deployment: Deployment) -> None:
-        """Make this the wanted state of its replica set; what follows happens in the background."""
+        """Make this the desired state of its replica set; it is reconciled in the background."""
         self._check_region("key.region", deployment.key.region)
         await self._forgetting.settled(deployment.key.model)
         self._wanted.put_deployment(deployment)
@@ -192,10 +193,10 @@ class Region:
             replica.leave()
 
     async def route(self, table: RouteTable) -> None:
-        """Put a route table in force; return once router and Envoy follow it.
+        """Put a route table in force; return once router and Envoy have applied it.
 
-        The router knows a generation before Envoy sends to it. What it no longer needs it forgets later: requests that Envoy
-        sent just before may still be on their way, and until they have arrived no replica lets go of anything either.
+        The router knows a generation before Envoy sends to it. It drops unneeded generations later: requests that Envoy
+        sent just before may still be on the network, and until they have arrived no replica unloads anything either.
         """
         self._check_region("region", table.region)
         check_destinations(table, {self._site.region, *self._peers.gateways})
@@ -210,7 +211,7 @@ class Region:
                 self._forgetting.begin(table.model)
 
     async def unroute(self, model: str) -> None:
-        """Take a model out of the gateway, then out of the router."""
+        """Remove a model from the gateway, then from the router."""
         await self._resumed()
         async with self._route_locks[model]:
             self._wanted.remove_route(model)
@@ -220,23 +221,25 @@ class Region:
 
     @property
     def access_revision(self) -> int:
-        """Revision of the list by which predictions are checked; 0: none."""
+        """Revision of the list by which predictions are checked; 0 if there is none."""
         return self._access.revision
 
     async def put_access(self, access: AccessList) -> None:
-        """Keep a list by which predictions are checked; the router follows it within milliseconds."""
+        """Store a list by which predictions are checked; the router applies it within milliseconds."""
         self._access.put(access)
         self._publish_access()
         with suppress(OSError):  # repeated soon
             self._publish_gateway()
 
     async def key_uses(self) -> KeyUseReport:
-        """When API keys asked for predictions last."""
+        """Return when each API key last requested predictions."""
         return await self._router.key_uses()
 
     async def state(self, models: Collection[str] | None = None) -> RegionState:
-        """What runs now, of some models or of all."""
-        traffic = await self._router.traffic()  # first: what replicas are ready for depends on what the router follows
+        """Return the observed state, of some models or of all."""
+        traffic = (
+            await self._router.traffic()
+        )  # first: the routed generations of replicas depend on the router's applied table
         return self._state(models, traffic)
 
     async def changed(self, models: Collection[str], token: str, *, wait_seconds: float) -> None:
@@ -260,7 +263,7 @@ class Region:
         return whole if models is None else with_token(whole.only(models))
 
     async def logs(self, query: LogQuery) -> tuple[ReplicaLog, ...]:
-        """What the processes of its replicas wrote."""
+        """Return the output of the processes of its replicas."""
         running = {replica.name for replicas in self._replicas.values() for replica in replicas}
         region = self._site.region
         return await asyncio.to_thread(read_logs, self._site.logs, query, region=region, running=running)
@@ -278,13 +281,13 @@ class Region:
             await self._serve(model, table.served if table else ())
 
     async def _forget(self, model: str, served: tuple[ServedGeneration, ...]) -> None:
-        """Shrink what the router serves, after the requests that Envoy sent just before it changed have arrived."""
+        """Remove generations from the router's table, after the requests have arrived that Envoy sent before its change."""
         if self._served.get(model, ()) != served:
             await asyncio.sleep(self._site.settings.settle_seconds)
             await self._serve(model, served)
 
     def _reconcile(self, deployment: Deployment) -> None:
-        """Start what is missing, let go what is too much, tell all what to hold."""
+        """Start missing replicas, end surplus ones, and send all of them their desired snapshots."""
         replicas = self._replicas[deployment.key]
         sets = replica_sets(deployment)
         staying = [(r, r.digests) for r in _by_worth(replicas) if not r.leaving]
@@ -323,7 +326,10 @@ class Region:
         life.add_done_callback(self._ended)
 
     def _all_fetched(self, model: str) -> bool:
-        """Of a model whose parts went over one by one, a request would meet neither generation whole for a while."""
+        """Whether all replicas of the model have fetched.
+
+        If its parts swapped one by one, neither generation would be complete for a while.
+        """
         return not any(r.fetching for key, held in self._replicas.items() if key.model == model for r in held)
 
     def _ended(self, life: asyncio.Task[None]) -> None:
@@ -339,7 +345,7 @@ class Region:
             del self._replicas[replica.key]
 
     def _publish_table(self) -> int:
-        """Write the router's table if it changed; the revision to wait for, also where writing has to be repeated."""
+        """Write the router's table if it changed; return the revision to wait for, even if the write has to be repeated."""
         if not self._publishing:
             return self._router.revision
         self._publish_access()
@@ -355,7 +361,7 @@ class Region:
             return self._router.revision + 1
 
     def _publish_access(self) -> None:
-        """Write the router's access list if it changed; a disk that is full is tried again soon."""
+        """Write the router's access list if it changed; if the disk is full, it is retried soon."""
         try:
             self._access.publish({*self._served, *self._routes, *self._wanted.routes})
         except OSError as error:
@@ -387,17 +393,17 @@ class Region:
         return self._envoy.publish(gateway)
 
     def _router_changed(self) -> None:
-        """It may have come up on another port."""
+        """Write Envoy's files again: the router may listen on another address."""
         with suppress(OSError):  # repeated soon
             self._publish_gateway()
 
     async def _router_moved(self) -> None:
-        """Return once Envoy points to where the router is now."""
+        """Return once Envoy sends to the router's current address."""
         await self._resumed()
         await self._envoy.confirmed(self._publish_gateway())
 
     async def _look_around(self) -> None:
-        """Now and then: follow the peers file, repeat what a full disk prevented, sweep the cache and the logs."""
+        """Periodically re-read the peers file, retry failed writes, and sweep the cache and the logs."""
         while True:
             await asyncio.sleep(self._site.settings.idle_poll_seconds)
             if self._peers.refresh():
@@ -418,9 +424,9 @@ class Region:
 
 
 def _by_worth(replicas: Iterable[HostReplica]) -> list[HostReplica]:
-    """Those that answer for nothing last, before them those that are to go over, each from the oldest to the youngest.
+    """Sort replicas by their value: not ready ones last, before them those in a swap, each from the oldest to the youngest.
 
-    The last are let go first. Told the same again, those go over that were to; told to go back, they stay where they are, and nobody
-    goes over in their stead.
+    The last are ended or swapped first. If the same swap is desired again, the same replicas continue with it; if it is
+    cancelled, they stay, and no other replica swaps in their place.
     """
     return sorted(replicas, key=lambda replica: (not replica.ready, not replica.stays, replica.number))

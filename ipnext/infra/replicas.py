@@ -1,4 +1,4 @@
-"""One host process and its way through life: started, told what to hold, watched, drained, ended."""
+"""One host process and its life cycle: started, sent its holds, probed, drained, ended."""
 
 import asyncio
 import signal
@@ -39,7 +39,7 @@ from ipnext.infra.spawning import Note, Running
 from ipnext.model.deployment import DeploymentKey, HostHolds, HostState, PartEndpoint, Replica, ReplicaPhase
 
 Adopted = tuple[HostNote, Running]
-"""A process that a former agent has started, and what that agent kept with it."""
+"""A process of a former agent, and the note that this agent stored with it."""
 
 
 class HostReplica:
@@ -66,7 +66,7 @@ class HostReplica:
         self._around = around
         self._router, self._publish, self._changed = around.router, around.publish, around.changed
         self.url = ""
-        """Where its host listens."""
+        """URL of its host."""
         self._memory_bytes: int | None = None
         self._memory = MemoryWatch(site.settings.host_memory_allowance_bytes)
         self._drain_seconds = site.settings.drain_seconds
@@ -96,7 +96,7 @@ class HostReplica:
             self._adopt(*adopted)
 
     def _adopt(self, note: HostNote, running: Running) -> None:
-        """Go on from what the host was sent last. It is asked what it has before anything is decided."""
+        """Continue from the holds that the host was sent last. Its state is requested before anything is decided."""
         self.url = note.url
         self._site.places.adopt(self.name, note.url)
         self._answered_at = time.monotonic()
@@ -111,12 +111,12 @@ class HostReplica:
 
     @property
     def known(self) -> bool:
-        """Whether its host has said what it has, or does not run, or has been silent for too long to wait for it."""
+        """Whether its host has reported its state, or does not run, or has been silent for too long to wait for it."""
         silent = time.monotonic() - self._answered_at
         return self._state is not None or self._child.pid is None or silent > self._settings.unanswered_seconds
 
     def _note(self, sent: HostHolds | None = None) -> Note:
-        """What is kept with its process; `sent` is what it is about to be sent."""
+        """Return the note for its process; `sent` are the holds that it is about to be sent."""
         note = HostNote(key=self.key, number=self.number, engine=self._engine, url=self.url, sent=sent or self._told)
         more = {"swapping": self._over.begun is not None, "stamp": self._stamp}
         return as_note(note.model_copy(update={**more, "memory_bytes": self._memory.budget_bytes}))
@@ -133,19 +133,19 @@ class HostReplica:
 
     @property
     def routed(self) -> tuple[int, ...]:
-        """Of these, the generations that the router knows this host for: only then other regions may send here."""
+        """Those of `ready` for which the router knows this host: only then may other regions send here."""
         if self._router.follows(self._routed_revision):
             self._routed = self.ready
         return tuple(number for number in self.ready if number in self._routed)
 
     @property
     def endpoints(self) -> tuple[PartEndpoint, ...]:
-        """How the router reaches what it holds; without generations while it is not ready."""
+        """Its endpoints for the router; without generations while it is not ready."""
         ready = self._state.ready if self._state else ()
         return endpoints(self._wanted, self.ready, ready, host=self.url)
 
     def observed(self) -> Replica:
-        """The replica as the port reports it."""
+        """Return the replica as the port reports it."""
         return Replica(
             id=self.name,
             key=self.key,
@@ -168,25 +168,25 @@ class HostReplica:
 
     @property
     def digests(self) -> frozenset[str]:
-        """Snapshots that it holds or loads, by what they can answer for: not yet those that it is to go over to."""
+        """Contents of the snapshots that it has or loads, without those of a pending swap."""
         return frozenset(held.content for held in self._wanted.holds)
 
     @property
     def stays(self) -> bool:
-        """Whether it is meant to hold what it holds, and not to go over to anything."""
+        """Whether its desired snapshots are its present ones: no swap is pending."""
         return self._over.next is None
 
     @property
     def fetching(self) -> bool:
-        """Whether it is to go over, and has not at hand yet what it shall hold."""
+        """Whether a swap is pending and its snapshots are not fetched yet."""
         return self._over.fetching and not self.leaving
 
     @property
     def coming(self) -> tuple[int, ...]:
-        """Generations that it is going over to and is not ready for yet, from when their snapshots are fetched.
+        """Generations of its hot swap for which it is not ready yet.
 
-        While it fetches, another part of the model may hold a later generation already: a process that ended starts with what
-        is wanted. Neither generation is complete then, and requests wait for this replica.
+        While it fetches, another part of the model may already have a later generation: a restarted process begins with
+        the desired snapshots. Neither generation is complete then, and requests wait for this replica.
         """
         following = self._over.next or (self._wanted if self._over.begun else None)
         return () if following is None else tuple(sorted(generations(following) - {*self.ready}))
@@ -199,10 +199,10 @@ class HostReplica:
         drain_seconds: float | None = None,
         swap: bool = False,
     ) -> None:
-        """Change what it shall hold. Call `publish` afterwards and hand its revision to `release_after`.
+        """Change the desired snapshots. Call `publish` afterwards and pass its revision to `release_after`.
 
-        `memory_bytes` is in force from the next start of its process. With `swap` another snapshot takes the place of the one
-        that its process holds; what it holds answers until the other one is at hand.
+        `memory_bytes` is in force from the next start of its process. With `swap` another snapshot replaces the one in
+        its process, which answers until the other one is fetched.
         """
         self._routed = self.routed
         if holds == self._wanted:
@@ -216,7 +216,7 @@ class HostReplica:
         self._drain_seconds = self._settings.drain_seconds if drain_seconds is None else drain_seconds
 
     def release_after(self, revision: int) -> None:
-        """What is no longer wanted may be unloaded once the router follows this table revision."""
+        """Allow unloading of undesired snapshots once the router has applied this table revision."""
         self._routed_revision = self._release_revision = revision
         self._release_deadline = time.monotonic() + self._drain_seconds
         self._pulse.strike()
@@ -228,7 +228,7 @@ class HostReplica:
         self._changed()
 
     async def run(self) -> None:
-        """The replica's life, from start to end."""
+        """Run the replica, from start to end."""
         if not self._child.started:
             while not self.leaving and not self._place.take():
                 self._changed()
@@ -243,7 +243,7 @@ class HostReplica:
         await self._depart()
 
     async def end(self) -> None:
-        """End it now, as nothing asks it any more: the host finishes what it has, within the grace time."""
+        """End it now, when no client calls it any more: the host finishes its requests, within the grace time."""
         self.leaving = True
         if self._child.pid is not None:
             with suppress(Unavailable):
@@ -256,7 +256,7 @@ class HostReplica:
         return self._site.host_command(self.name, self.url, engine=self._engine, memory_bytes=self._memory_bytes)
 
     def _process_changed(self) -> None:
-        """It has just started or ended: whatever it held is not there any more."""
+        """Reset all observed state: the process has just started or ended."""
         self._state = None
         self._told = None
         self._refusal = None
@@ -296,7 +296,7 @@ class HostReplica:
             self._see(state)
 
     def _too_large(self, pid: int) -> bool:
-        """End a host that takes more memory than it may: others of the machine need what is left."""
+        """End a host that uses more memory than it may, which other processes of the machine need."""
         excess = self._memory.excess(pid)
         if excess is not None:
             structlog.get_logger().error("host takes too much memory, killed", replica=self.name, reason=excess)
@@ -304,7 +304,7 @@ class HostReplica:
         return excess is not None
 
     def _see(self, state: HostState | None) -> None:
-        """Take over what the host says, and tell the router at once where that changes what it is ready for."""
+        """Take over the host's state, and update the router's table at once if its ready generations change."""
         before, self._routed = self.ready, self.routed
         self._state = state
         if state is not None:
@@ -317,7 +317,7 @@ class HostReplica:
         self._changed()
 
     def _not_answered(self) -> None:
-        """A host that stays silent leaves routing, and is replaced when it stays silent for very long."""
+        """Remove a silent host from routing, and kill it if it stays silent for very long."""
         silent = time.monotonic() - self._answered_at
         if silent > self._settings.unanswered_seconds:
             self._see(None)
@@ -326,7 +326,7 @@ class HostReplica:
             self._child.signal(signal.SIGKILL)
 
     async def _tell(self) -> None:
-        """Bring the host's holds to the wanted ones: additions at once, removals when they have left routing."""
+        """Reconcile the host's holds with the desired ones: additions at once, removals when they have left routing."""
         if self._state is None:
             return
         if self._state.draining:
@@ -357,14 +357,14 @@ class HostReplica:
             await self._put(self._wanted)
 
     def _end_stray(self, state: HostState) -> None:
-        """End a host that drains though it was not asked to; another process takes its place."""
+        """End a host that drains without an order; another process replaces it."""
         idle = state.in_flight == 0 and self._router.follows(self._routed_revision)
         if number := self._repair.ending(idle=idle, drain_seconds=self._drain_seconds):
             structlog.get_logger().warning("host drains, replaced", replica=self.name, signal=number.name)
             self._child.signal(number)
 
     async def _prepare(self, state: HostState, following: HostHolds) -> None:
-        """Have the host fetch what comes, then take it out of routing with all others; what it holds answers until then."""
+        """Have the host fetch its next snapshots, then leave routing with all others; the present ones answer until then."""
         holds = HostHolds(holds=self._wanted.holds, coming=following.holds)
         if self._told != holds:
             await self._put(holds)
@@ -377,7 +377,7 @@ class HostReplica:
             self.release_after(self._publish())
 
     async def _go_over(self) -> None:
-        """Tell the host to change once the router sends nothing there any more, and has no request left there."""
+        """Send the host its new holds once the router sends it nothing any more, and has no request left there."""
         over, revision = self._over.begun, self._release_revision
         with suppress(Unavailable):
             await self._router.confirmed(revision)
@@ -387,7 +387,7 @@ class HostReplica:
             await self._put(self._wanted)
 
     async def _retry_loads(self, state: HostState, holds: HostHolds) -> None:
-        """A host gives a load up for good; a dependency that is back is worth another try, which takes two calls."""
+        """Retry failed loads, in two calls: a host does not repeat a load by itself, but a dependency may be back."""
         due = time.monotonic() - self._loads_told_at > self._settings.load_retry_seconds
         failed = {(failure.part, failure.snapshot) for failure in state.failures if is_retryable(failure.code)}
         if due and failed:
@@ -401,7 +401,10 @@ class HostReplica:
         return late or self._router.in_flight(self.key.model, dropped) == 0
 
     async def _put(self, holds: HostHolds) -> None:
-        """Told again at the next look if the host did not take it. What it unloads has the rest of the drain."""
+        """Send the holds; on failure they are sent again after the next probe.
+
+        Snapshots being unloaded have the rest of the drain.
+        """
         pid = self._child.pid
         rest = max(0.0, self._release_deadline - time.monotonic())
         self._keep_note(holds)
@@ -409,19 +412,19 @@ class HostReplica:
         try:
             await self._control.put_holds(self.url, holds.model_copy(update=more))
         except Unavailable as error:
-            if pid == self._child.pid:  # of one that has ended, the end is what matters
+            if pid == self._child.pid:  # if it has ended, only its end matters
                 self._refusal = error.message
                 self._changed()
             return
         self._refusal = None
         if pid == self._child.pid:
             if holds != self._told:
-                self._pulse.strike()  # to see at once that it loads
+                self._pulse.strike()  # to observe at once that it loads
             self._told = holds
             self._loads_told_at = time.monotonic()
 
     async def _depart(self) -> None:
-        """First out of the router's table, then no new requests, then the last answers, then the end."""
+        """Leave the router's table, accept no new requests, finish the last ones, end the process."""
         revision = self._publish()
         with suppress(Unavailable):  # a router that is down sends nothing either
             await self._router.confirmed(revision)

@@ -1,4 +1,4 @@
-"""The rules that a new route table keeps; the agent and the fake ask them alike."""
+"""The rules of a new route table, shared by the agent and the fake."""
 
 from collections.abc import Collection
 
@@ -21,7 +21,7 @@ def check_revision(table: RouteTable, in_force: RouteTable | None) -> None:
 
 
 def check_access(access: AccessList, in_force: int, *, region: str) -> None:
-    """Raise StaleWrite unless a list may replace the one in force, given by its revision: it is not older."""
+    """Raise StaleWrite if a list is older than the one in force, given by its revision."""
     if access.revision < in_force:
         msg = (
             f"access list of region {region!r}: revision {access.revision} was given, but revision {in_force} is in force; "
@@ -31,7 +31,7 @@ def check_access(access: AccessList, in_force: int, *, region: str) -> None:
 
 
 def check_destinations(table: RouteTable, regions: Collection[str]) -> None:
-    """Raise InvalidInput when a share goes to an unknown region, or here to a generation that is not served."""
+    """Raise InvalidInput if a share goes to an unknown region, or here to a generation that is not served."""
     served = {generation.generation for generation in table.served}
     for index, share in enumerate(table.shares):
         if share.to not in regions:

@@ -1,4 +1,4 @@
-"""One router process of a region, with those that take its place when it crashes, and what it says of itself."""
+"""One router process of a region, with its restarts after crashes, and its reported state."""
 
 import signal
 import time
@@ -17,7 +17,7 @@ from ipnext.model.predictions import KeyUseReport
 
 
 class RouterInstance:
-    """Follows one table file. `on_change` is called after each start and each end of its process."""
+    """A router on one table file. `on_change` is called after each start and each end of its process."""
 
     def __init__(
         self,
@@ -29,21 +29,21 @@ class RouterInstance:
         on_change: Callable[[], None],
         adopted: tuple[RouterNote, Running] | None = None,
     ) -> None:
-        """`number` is unique among the routers that run; `adopted` is one that a former agent has started."""
+        """`number` is unique among the running routers; `adopted` is one that a former agent has started."""
         self._site = site
         self.number = number
         self.leaving = False
-        """Whether another one takes its place."""
+        """Whether another one is replacing it."""
         self._adopted: Running | None = None
         self._control = control
         self._table = table
         self._on_change = on_change
         self.state: RouterState | None = None
-        """As last told; None while it does not run."""
+        """As last reported; None while it does not run."""
         self._answered_at = 0.0
         self._let_go_at = 0.0
         self.url = ""
-        """Where it listens."""
+        """The URL of its listener."""
         self.name = f"router.{number}"
         self.child = ChildProcess(
             self.name,
@@ -62,12 +62,12 @@ class RouterInstance:
         site.places.adopt("router", note.url)
 
     def start(self) -> None:
-        """Start its process, or go on with the one that was adopted."""
+        """Start its process, or continue with the adopted one."""
         self._answered_at = time.monotonic()
         self.child.start(self._adopted)
 
     def leave(self) -> None:
-        """Note that another one takes its place."""
+        """Record that another one is replacing it."""
         self.leaving = True
         self._site.processes.note(self.name, self._note())
 
@@ -78,12 +78,12 @@ class RouterInstance:
 
     @property
     def known(self) -> bool:
-        """Whether it has said what it follows, or does not run, or has been silent for too long to wait for it."""
+        """Whether it has reported its applied table, or does not run, or has been silent for too long to wait for it."""
         silent = time.monotonic() - self._answered_at
         return self.state is not None or self.child.pid is None or silent > self._site.settings.unanswered_seconds
 
     async def ask(self) -> None:
-        """Have it tell its state. One that gives no answer keeps the former one, and is killed after a while."""
+        """Request its state. A router that gives no answer keeps the former state, and is killed after a while."""
         pid = self.child.pid
         if pid is None:
             return
@@ -97,21 +97,21 @@ class RouterInstance:
             self._answered_at = time.monotonic()
 
     async def key_uses(self) -> KeyUseReport:
-        """When it saw API keys last; nothing if it gives no answer."""
+        """Return when it last saw each API key; nothing if it gives no answer."""
         if self.child.pid is not None:
             with suppress(Unavailable):
                 return await self._control.key_uses(self.url)
         return KeyUseReport()
 
     async def let_go(self) -> None:
-        """Say that nothing is sent to it any more: it may end. One that gives no answer has nothing to finish."""
+        """Drain it: Envoy sends nothing to it any more, so it may end. One that gives no answer has nothing to finish."""
         self._let_go_at = self._let_go_at or time.monotonic()
         if self.child.pid is not None:
             with suppress(Unavailable):
                 await self._control.drain(self.url)
 
     def overdue(self, drain_seconds: float) -> bool:
-        """Return whether it should have ended: it was let go, and has finished what it had or has had so long for it."""
+        """Return whether it should have ended: it was drained, and is idle after the grace time or busy after `drain_seconds`."""
         if not self._let_go_at:
             return False
         busy = self.state is not None and (

@@ -1,4 +1,7 @@
-"""The region's router: kept running, told by a file, asked which table it follows. One that is about to end is replaced first."""
+"""The region's router: kept running, configured by a file, observed by its state.
+
+A router that is about to end is replaced first.
+"""
 
 import asyncio
 import time
@@ -22,14 +25,15 @@ from ipnext.model.wire import decode
 
 CONFIRM_POLL_SECONDS = 0.02
 FIRST_CONFIRM_SECONDS = 0.003
-"""A new table is in force within milliseconds: the first question comes so soon, the next ones after twice as long, and so on."""
+"""First wait before the router's state is read, since a new table is in force within milliseconds. Each further wait
+is twice as long."""
 
 
 class RouterProcess:
-    """Writes the router's table and follows its state.
+    """Writes the router's table and observes its state.
 
-    A router that says that it is about to end (somebody sent it SIGTERM) answers until Envoy points to the next
-    one, and finishes what it has beside it.
+    A router that reports that it is about to end (it got SIGTERM) answers until Envoy points to the next one, and
+    finishes its requests in parallel with that.
     """
 
     def __init__(
@@ -41,9 +45,9 @@ class RouterProcess:
         moved: Callable[[], Awaitable[None]],
         followed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_change`: the router may be elsewhere. `moved`: returns once Envoy points to it; Unavailable where it takes too long.
+        """`on_change`: the router may have another URL. `moved` returns once Envoy points to it; Unavailable if that takes too long.
 
-        `followed`: it follows another table.
+        `followed`: it has applied another table.
         """
         self._site = site
         self._control = control
@@ -60,14 +64,14 @@ class RouterProcess:
         self._now = staying[-1] if staying else self._next()
         self._asked = self._former[-1] if self._former else self._now
         self.adopted = bool(found)
-        """Whether one runs that a former agent has started."""
+        """Whether a router of a former agent runs."""
         self._leaving: dict[asyncio.Task[None], RouterInstance] = {}
         self._task: asyncio.Task[None] | None = None
         self._handovers: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
-        """Where Envoy points. Another one calls `on_change`."""
+        """URL that Envoy points to. `on_change` is called when it changes."""
         return self._asked.url
 
     @property
@@ -82,7 +86,7 @@ class RouterProcess:
 
     @property
     def known(self) -> bool:
-        """Whether it has said which table it follows, or does not run, or has been silent for too long to wait for it."""
+        """Whether it has reported its applied table, or does not run, or has been silent for too long to wait for it."""
         return self._now.known
 
     @property
@@ -91,7 +95,7 @@ class RouterProcess:
         return {model.model: model.served for model in self._table.models}
 
     def start(self) -> None:
-        """Start the process, or adopt the one that runs, and begin to follow it."""
+        """Start the process, or adopt the running one, and begin to observe it."""
         if not self.adopted:
             self._write(self._table)
         self._now.start()
@@ -110,9 +114,9 @@ class RouterProcess:
         await asyncio.gather(*(one.child.stop(self._site.settings.grace_seconds) for one in self._all))
 
     def publish(self, models: tuple[RoutedModel, ...]) -> int:
-        """Put this table in force; the revision to wait for. An equal table keeps its revision.
+        """Put this table in force; return the revision to wait for. An equal table keeps its revision.
 
-        OSError where the file cannot be written: the former table stays in force.
+        OSError if the file cannot be written: the former table stays in force.
         """
         if models != self._table.models:
             self._write(self._table.model_copy(update={"revision": self._table.revision + 1, "models": models}))
@@ -120,7 +124,7 @@ class RouterProcess:
         return self._table.revision
 
     async def confirmed(self, revision: int) -> None:
-        """Return once the router follows this table revision or a later one. Unavailable after `confirm_seconds`."""
+        """Return once the router has applied this table revision or a later one. Unavailable after `confirm_seconds`."""
         limit = self._site.settings.confirm_seconds
         deadline, pause = time.monotonic() + limit, FIRST_CONFIRM_SECONDS
         while not self.follows(revision):
@@ -135,31 +139,34 @@ class RouterProcess:
             pause = min(2 * pause, CONFIRM_POLL_SECONDS)
 
     def follows(self, revision: int) -> bool:
-        """Whether the router said so when it was last asked, and those too that finish what they have."""
+        """Whether the router has reported this revision or a later one, and so have the routers that still finish requests."""
         now = self._now.state
         late = (one.state for one in self._leaving.values() if one.state is not None)
         return now is not None and all(state.revision >= revision for state in (now, *late))
 
     def in_flight(self, model: str, generations: Iterable[int]) -> int:
-        """Requests of these generations that the router is working on, as last told; 0 when it does not run."""
+        """Return the router's requests under way for these generations, as last reported; 0 while it does not run."""
         wanted = frozenset(generations)
         traffic = (count for one in self._all for count in _traffic(one))
         return sum(count.in_flight for count in traffic if count.model == model and count.generation in wanted)
 
     def in_flight_at(self, urls: Iterable[str]) -> int:
-        """Requests that engines at these URLs have from the router, as last told. It is asked again at once."""
+        """Return the router's requests under way at engines of these URLs, as last reported.
+
+        Its state is read again at once.
+        """
         self._pulse.strike()
         told = [one.state.engines for one in self._all if one.state is not None]
         return sum(engines.get(url, 0) for url in urls for engines in told)
 
     async def traffic(self) -> tuple[GenerationTraffic, ...]:
-        """Counts as of now, with the requests that former routers still work on; none while the router is down."""
+        """Return the current counts, with the requests under way in former routers; none while the router is down."""
         await self._ask()
         late = [count for one in self._leaving.values() for count in _traffic(one)]
         return with_under_way(_traffic(self._now), late)
 
     async def key_uses(self) -> KeyUseReport:
-        """When API keys asked last, also those that former routers answer."""
+        """Return when each API key last requested predictions, in former routers too."""
         return KeyUseReport.newest(await asyncio.gather(*(one.key_uses() for one in self._all)))
 
     @property
@@ -172,7 +179,7 @@ class RouterProcess:
         return RouterInstance(self._site, self._control, self._file, number, on_change=self._changed)
 
     def _found(self) -> list[RouterInstance]:
-        """Those that a former agent has started, the last one last."""
+        """Return the routers that a former agent has started, the last one last."""
         notes = sorted(found(self._site.processes, RouterNote).values(), key=lambda pair: pair[0].router)
         return [
             RouterInstance(
@@ -206,14 +213,14 @@ class RouterProcess:
             task.add_done_callback(self._handovers.discard)
 
     async def _hand_over(self) -> None:
-        """Routers that are about to end may go once requests go to the next one."""
+        """Let routers that are about to end do so once requests go to the next one."""
         leaving = tuple(self._leaving.values())
         with suppress(Unavailable, OSError):
             await self._moved()
         await asyncio.gather(*(one.let_go() for one in leaving))
 
     def _replace(self) -> None:
-        """Start another one on another port. The one there is ends once it has finished what it has."""
+        """Start another router on another port. The present one ends once it has finished its requests."""
         leaving, self._now = self._now, self._next()
         structlog.get_logger().info("router is about to end, starting another", pid=leaving.child.pid)
         leaving.leave()
@@ -226,7 +233,7 @@ class RouterProcess:
         task.add_done_callback(self._leaving.pop)
 
     async def _ended(self, leaving: RouterInstance) -> None:
-        """Return when it has ended: by the signal that it got, or by ours if it only drains."""
+        """Return when it has ended: by the signal that it got, or by this agent's if it only drains."""
         settings = self._site.settings
         gone = asyncio.create_task(leaving.child.let_go())
         while not gone.done():
@@ -261,7 +268,7 @@ class RouterProcess:
 def with_under_way(
     counts: Iterable[GenerationTraffic], others: Iterable[GenerationTraffic]
 ) -> tuple[GenerationTraffic, ...]:
-    """The counts, with the requests under way of others added to theirs."""
+    """Add the requests under way of others to the counts."""
     found = {(count.model, count.generation): count for count in counts}
     more: Counter[tuple[str, int]] = Counter()
     for other in others:
@@ -278,7 +285,7 @@ def _traffic(one: RouterInstance) -> tuple[GenerationTraffic, ...]:
 
 
 def _read(path: Path, region: str) -> RouterTable:
-    """The table that the file holds; an empty one where there is none. Its revision never goes back."""
+    """Read the table of the file; an empty one if there is none. The revision never decreases."""
     try:
         return decode(RouterTable, path.read_bytes())
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""The table a region's router follows, made from served generations and ready endpoints. Pure functions."""
+"""The router's table of a region, made from served generations and ready endpoints. Pure functions."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ Served = Mapping[str, tuple[ServedGeneration, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What the deployments of a model say of its requests."""
+    """Settings of a model's deployments that concern its requests."""
 
     drain_seconds: float = DRAIN_SECONDS
     swap_wait_seconds: float = STREAM_DRAIN_SECONDS
@@ -27,7 +27,7 @@ class Terms:
 
 
 def terms_of(deployments: Iterable[Deployment], *, drain_seconds: float) -> Mapping[str, Terms]:
-    """Of each model what holds for its most patient part. `drain_seconds` are those of a part that says nothing."""
+    """Return, for each model, the longest times of its parts. `drain_seconds` is the default of a part that sets none."""
     found: dict[str, Terms] = {}
     for one in deployments:
         drain = drain_seconds if one.drain_seconds is None else one.drain_seconds
@@ -46,10 +46,10 @@ def routed_models(
     terms: Mapping[str, "Terms"] | None = None,
     access: Mapping[str, PredictionAccess] | None = None,
 ) -> tuple[RoutedModel, ...]:
-    """Every served model with the (model, endpoint) pairs that are ready for it, in a fixed order.
+    """Return every served model with the (model, endpoint) pairs that are ready for it, in a fixed order.
 
-    `coming` are the (model, generation) pairs that processes are going over to, `terms` those of the models that are run here.
-    `access`: what the models' own tables say of it.
+    `coming` are the (model, generation) pairs to which processes are being hot swapped, `terms` those of the models
+    that run here. `access` is the access by the models' own tables.
     """
     over, known = set(coming), terms or {}
     by_model: dict[str, list[PartEndpoint]] = {model: [] for model in served}
@@ -70,6 +70,6 @@ def routed_models(
 
 
 def with_both(old: Iterable[ServedGeneration], new: Iterable[ServedGeneration]) -> tuple[ServedGeneration, ...]:
-    """Generations of either table, by number; where both have one, the new form of it."""
+    """Merge two tables' generations by number; if both have one, take the new entry."""
     merged = {served.generation: served for served in (*old, *new)}
     return tuple(merged[number] for number in sorted(merged))

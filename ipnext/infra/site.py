@@ -1,4 +1,4 @@
-"""What all parts of one agent share: the region, its directory, settings, ports and HTTP session."""
+"""Shared context of one agent's parts: the region, its directory, settings, ports and HTTP session."""
 
 import os
 import sys
@@ -20,16 +20,17 @@ SECRETS = (
     *("IPNEXT_DATABASE_URL", "IPNEXT_API_KEY", "IPNEXT_TEMPORAL_", "TEMPORAL_"),
     *("IPNEXT_COMPONENT_", "IPNEXT_AGENT_GATEWAY_"),
 )
-"""Beginnings of the names of variables that are the control plane's and the agent's own; some name where keys lie. `ipnext dev` starts
-agents in its environment. What the artifact store needs (`AWS_...`) stays, for hosts fetch with it."""
+"""Prefixes of variables that only the control plane and the agent may see; some name the files of keys. `ipnext dev`
+starts agents in its environment. The variables of the artifact store (`AWS_...`) stay, for hosts fetch with them."""
 
 OWN_HOSTS = (HOST_COMMAND[:3], VLLM_HOST_COMMAND[:3])
-"""How commands begin whose program takes another user by itself. Programs of an operator's own keep the agent's."""
+"""First words of commands whose program changes its user itself. Other programs of an operator run as the agent's
+user."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """One region on this machine. Made once, in the agent's entry point."""
+    """One region on this machine. Created once, in the agent's entry point."""
 
     region: str
     directory: Path
@@ -39,52 +40,52 @@ class Site:
     places: Places
     session: HttpSessions
     peer_port: int = 0
-    """Where the gateways of other regions send requests."""
+    """Port to which the gateways of other regions send requests."""
     peer_tls: PeerTls | None = None
-    """How the gateway proves itself to those of other regions, and they to it; None: clear text."""
+    """Certificates for mTLS between the gateway and those of other regions; None: clear text."""
     listener: PublicListener = field(default_factory=PublicListener)
-    """Where clients send requests."""
+    """The listener for clients."""
     host_user: HostUser | None = None
     """User of hosts and engines; None: the agent's."""
     processes: Processes = field(default_factory=Unsupervised)
-    """Starts all processes of the region, and knows those that ran before this agent."""
+    """Starts all processes of the region, and finds those that ran before this agent."""
 
     @property
     def cache(self) -> Path:
-        """Where all hosts of the region keep the snapshots they fetched."""
+        """Directory in which all hosts of the region keep their fetched snapshots."""
         return self.directory / "cache"
 
     @property
     def gateway_url(self) -> str:
-        """Where clients send requests."""
+        """URL to which clients send requests."""
         return self.listener.url_at(self.gateway_port)
 
     @property
     def peer_url(self) -> str:
-        """Where the gateways of other regions send requests."""
+        """URL to which the gateways of other regions send requests."""
         scheme = "http" if self.peer_tls is None else "https"
         return f"{scheme}://{LOOPBACK}:{self.peer_port}"
 
     @property
     def logs(self) -> Path:
-        """Where the output of all processes goes."""
+        """Directory of the output of all processes."""
         return self.directory / "logs"
 
     def log_file(self, name: str) -> Path:
-        """Where the output of a process goes."""
+        """Return the file of a process's output."""
         return self.logs / f"{name}.log"
 
     def host_command(
         self, name: str, url: str, *, engine: str = "torch", memory_bytes: int | None = None
     ) -> Sequence[str]:
-        """The command line of a host process for an engine. `memory_bytes` is the most that it may take, if there is a limit."""
+        """Return the command line of an engine's host process. `memory_bytes` is its memory limit, if there is one."""
         fields = {"id": name, "artifacts": self.artifacts, "cache": str(self.cache)}
         endpoint = self.settings.s3_endpoint_url
         more = [*self._names(), *(["--s3-endpoint-url", endpoint] if endpoint else [])]
         more += ["--memory-bytes", str(memory_bytes)] if memory_bytes is not None else []
         if engine == "torch" and self.settings.load_seconds is not None:
             more += ["--load-seconds", str(self.settings.load_seconds)]
-        if self.settings.host_confinement != "available":  # a host's own default
+        if self.settings.host_confinement != "available":  # the default of hosts
             more += [f"--confinement={self.settings.host_confinement}"]
         more += [f"--readable={path}" for path in self.settings.host_readable]
         more += [f"--writable={path}" for path in self.settings.host_writable]
@@ -96,31 +97,31 @@ class Site:
         return [*self._filled(self.host_template(engine), url, **fields), *more]
 
     def host_template(self, engine: str) -> Sequence[str]:
-        """The command line of hosts of an engine, with its fields."""
+        """Return the command template of an engine's hosts, with its fields."""
         return self.settings.vllm_host_command if engine == "vllm" else self.settings.host_command
 
     def router_command(self, table: Path, url: str) -> Sequence[str]:
-        """The command line of the router process."""
+        """Return the command line of the router process."""
         fields = {"table": str(table), "access": str(self.access_file)}
         return [*self._filled(self.settings.router_command, url, **fields), *self._names()]
 
     @property
     def access_file(self) -> Path:
-        """The list by which the router checks predictions, beside its table."""
+        """File of the list by which the router checks predictions, next to its table."""
         return self.directory / "access.json"
 
     @property
     def allowed(self) -> AllowedHosts:
-        """Names and origins that all listeners of the region answer to."""
+        """Names and origins that all listeners of the region accept."""
         return AllowedHosts(self.settings.allowed_hosts, self.settings.allowed_origins)
 
     def _names(self) -> Sequence[str]:
-        """The same as arguments of host and router."""
+        """Return the allowed hosts and origins as arguments of host and router."""
         names = (f"--allowed-host={name}" for name in self.settings.allowed_hosts)
         return [*names, *(f"--allowed-origin={origin}" for origin in self.settings.allowed_origins)]
 
     def environment(self) -> Mapping[str, str]:
-        """The environment of child processes: this one's without the platform's secrets, with the thread count of hosts."""
+        """Return the environment of child processes: this one's without the platform's secrets, with the thread count of hosts."""
         ours = {name: value for name, value in os.environ.items() if not name.startswith(SECRETS)}
         return ours | {"OMP_NUM_THREADS": str(self.settings.threads), "PYTHONUNBUFFERED": "1"}
 

@@ -1,4 +1,4 @@
-"""The snapshots that a region's hosts have fetched: shared by all of them, swept of what nobody wants any more."""
+"""The snapshots that a region's hosts have fetched: shared by all of them; undesired ones are swept."""
 
 import shutil
 import time
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 class SnapshotCache:
-    """Directories named by digest, as the artifact store lays them out.
+    """Directories named by digest, in the layout of the artifact store.
 
-    Hosts fetch at the same time without harm; a file that a host has mapped stays readable after it is removed here.
+    Hosts may fetch at the same time; a file that a host has mapped stays readable after it is removed here.
     """
 
     def __init__(self, directory: Path, *, keep_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -19,13 +19,13 @@ class SnapshotCache:
         self._unwanted_since: dict[str, float] = {}
 
     def scraps(self) -> tuple[Path, ...]:
-        """What cut-off downloads and removals left. Remove it only while no host runs."""
+        """Return the remains of interrupted downloads and removals. Remove them only while no host runs."""
         return tuple(self._directory.glob(".*"))
 
     def sweep(self, wanted: Collection[str]) -> tuple[Path, ...]:
-        """Put aside snapshots that have not been wanted for `keep_seconds`; the paths to `remove`.
+        """Rename snapshots that have not been desired for `keep_seconds`; return the paths to `remove`.
 
-        Each leaves in one step, so that a host never takes half of one for the whole.
+        Each is renamed in one step, so that a host never takes a part of one for the whole.
         """
         now = self._clock()
         present = {path.name for path in self._directory.glob("[!.]*")}
@@ -40,6 +40,6 @@ class SnapshotCache:
 
 
 def remove(directories: Iterable[Path]) -> None:
-    """Remove directories with all that is in them; may take a while."""
+    """Remove directories with all their content; may take a while."""
     for directory in directories:
         shutil.rmtree(directory, ignore_errors=True)

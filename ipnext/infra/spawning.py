@@ -1,4 +1,4 @@
-"""How a child process is started: what ChildProcess asks of it, and a fresh process, tethered to this one."""
+"""Start of child processes: the protocols that ChildProcess uses, and a fresh process, tethered to this one."""
 
 import asyncio
 import os
@@ -11,49 +11,49 @@ from typing import IO, Any, Protocol
 from ipnext.infra.tether import tether
 
 Note = Mapping[str, Any]
-"""JSON that an agent keeps with a process, for the agent that adopts it."""
+"""JSON that an agent stores with a process, for the agent that adopts it."""
 
 
 class Running(Protocol):
-    """A process that was started. It has one waiter."""
+    """A started process. It has one waiter."""
 
     @property
     def pid(self) -> int:
         """Its process id, and that of its process group."""
 
     async def wait(self) -> int:
-        """Its status once it has ended; below zero the signal that ended it."""
+        """Return its status once it has ended; below zero the signal that ended it."""
 
     def signal(self, number: Signals) -> None:
-        """Send a signal; nothing if it has ended. SIGKILL goes to its whole process group."""
+        """Send a signal; do nothing if it has ended. SIGKILL goes to its whole process group."""
 
 
 class Spawn(Protocol):
-    """Starts a program in a session of its own, its output appended to `log`. OSError where there is no such program."""
+    """Starts a program in a new session, its output appended to `log`. OSError if there is no such program."""
 
     async def __call__(self, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> Running:
-        """The running process. It ends with the process that is its parent."""
+        """Return the running process. It ends with its parent process."""
 
 
 class Processes(Protocol):
     """Starts the processes of a region. Each has a name that no other running process of the region has."""
 
     def spawn(self, name: str, note: Callable[[], Note]) -> Spawn:
-        """A `Spawn` for the process of this name; `note` is asked at each start, after the command."""
+        """Return a `Spawn` for the process of this name; `note` is called at each start, after the command."""
 
     def note(self, name: str, note: Note) -> None:
-        """Keep another note with a running process; nothing if it does not run."""
+        """Replace the note of a running process; do nothing if it does not run."""
 
     def adopted(self, name: str) -> Running | None:
-        """The process of this name that ran before this agent started, if it still runs."""
+        """Return the process of this name that ran before this agent started, if it still runs."""
 
     @property
     def found(self) -> Mapping[str, Note]:
-        """The notes of all processes that ran before this agent started, by name."""
+        """Notes of all processes that ran before this agent started, by name."""
 
 
 class FreshProcess:
-    """A child of this process in a session of its own."""
+    """A child of this process in a new session."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -64,13 +64,13 @@ class FreshProcess:
         return self._process.pid
 
     async def wait(self) -> int:
-        """Its status once it has ended; below zero the signal that ended it."""
+        """Return its status once it has ended; below zero the signal that ended it."""
         status = await self._process.wait()
         end_group(self.pid)
         return status
 
     def signal(self, number: Signals) -> None:
-        """Send a signal; nothing if it has ended. SIGKILL goes to its whole process group."""
+        """Send a signal; do nothing if it has ended. SIGKILL goes to its whole process group."""
         if self._process.returncode is None:
             send(self.pid, number)
 
@@ -79,11 +79,11 @@ class Unsupervised:
     """`Processes` that are children of this process, and end with it."""
 
     def spawn(self, name: str, note: Callable[[], Note]) -> Spawn:  # noqa: ARG002 - the port's signature
-        """A fresh process."""
+        """Return the `Spawn` of fresh processes."""
         return fresh
 
     def note(self, name: str, note: Note) -> None:
-        """Nothing reads it."""
+        """Do nothing: no agent reads the note."""
 
     def adopted(self, name: str) -> Running | None:  # noqa: ARG002 - the port's signature
         """Return None: such a process ended with its agent."""
@@ -91,18 +91,18 @@ class Unsupervised:
 
     @property
     def found(self) -> Mapping[str, Note]:
-        """None."""
+        """No notes."""
         return {}
 
 
 def end_group(pid: int) -> None:
-    """SIGKILL for the rest of a group whose leader has ended."""
+    """Send SIGKILL to the rest of a group whose leader has ended."""
     with suppress(ProcessLookupError):
         os.killpg(pid, SIGKILL)
 
 
 def send(pid: int, number: Signals) -> None:
-    """Send a signal to a child that was not waited for; SIGKILL to its group. Nothing if it has ended."""
+    """Send a signal to an unreaped child; SIGKILL to its group. Do nothing if it has ended."""
     with suppress(ProcessLookupError):
         if number == SIGKILL:
             os.killpg(pid, number)
@@ -117,7 +117,7 @@ async def fresh(
     *,
     stdin: int | IO[bytes] = subprocess.DEVNULL,
 ) -> FreshProcess:
-    """Start the program itself. Call it from the main thread, which the kernel watches for the child."""
+    """Start the program itself. Call it from the main thread, whose end kills the child."""
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=stdin,

@@ -1,4 +1,4 @@
-"""An agent's connection to the supervisor of its region, which is the parent of all processes and outlives the agent."""
+"""An agent's connection to its region's supervisor, which is the parent of all processes and outlives the agent."""
 
 import asyncio
 import json
@@ -37,21 +37,24 @@ class SupervisedProcess:
         self._status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def wait(self) -> int:
-        """Its status once it has ended; below zero the signal that ended it."""
+        """Return its status once it has ended; below zero the signal that ended it."""
         return await asyncio.shield(self._status)
 
     def signal(self, number: Signals) -> None:
-        """Send a signal; nothing if it has ended. The supervisor sends it, which knows whether the pid is still this process's."""
+        """Send a signal; do nothing if it has ended.
+
+        The supervisor sends it, since it knows whether the pid is still valid.
+        """
         self._send({"kind": "signal", "id": self.number, "signal": int(number)})
 
     def end(self, status: int) -> None:
-        """Note that it has ended."""
+        """Record that it has ended."""
         if not self._status.done():
             self._status.set_result(status)
 
 
 class Supervisor:
-    """`Processes` that outlive this agent. All methods belong to one event loop."""
+    """`Processes` that outlive this agent. Call all methods in one event loop."""
 
     def __init__(
         self,
@@ -62,7 +65,7 @@ class Supervisor:
         modules: Sequence[str],
         owner: ProcessIdentity | None,
     ) -> None:
-        """`modules` are those of the fork server, `owner` the process that all ends with, if there is one beside the agent."""
+        """`modules` are those of the fork server. `owner` is the process whose end ends all others, if there is one."""
         self._directory = directory
         self._settings = settings
         self._environment = environment
@@ -80,15 +83,15 @@ class Supervisor:
 
     @property
     def found(self) -> Mapping[str, Note]:
-        """The notes of all processes that ran before this agent started, by name."""
+        """Notes of all processes that ran before this agent started, by name."""
         return self._found
 
     def adopted(self, name: str) -> Running | None:
-        """The process of this name that ran before this agent started, if it still runs."""
+        """Return the process of this name that ran before this agent started, if it still runs."""
         return self._names.get(name) if name in self._found else None
 
     async def connect(self) -> None:
-        """Connect to the supervisor that runs, or start one. OSError if neither is possible."""
+        """Connect to the running supervisor, or start one. OSError if neither is possible."""
         async with self._connecting:
             if self._link is None:
                 link = self._listening()
@@ -96,7 +99,7 @@ class Supervisor:
                     await self._greet_a_new_one()
 
     def spawn(self, name: str, note: Callable[[], Note]) -> Spawn:
-        """A `Spawn` for the process of this name."""
+        """Return a `Spawn` for the process of this name."""
 
         async def start(command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> Running:
             if self._link is None:
@@ -117,20 +120,20 @@ class Supervisor:
         return start
 
     def note(self, name: str, note: Note) -> None:
-        """Keep another note with a running process; nothing if it does not run."""
+        """Replace the note of a running process; do nothing if it does not run."""
         process = self._names.get(name)
         if process is not None:
             self._send({"kind": "note", "id": process.number, "note": note})
 
     async def end(self) -> None:
-        """End the supervisor, and with it what still runs; returns when it has ended."""
+        """End the supervisor with all its processes; return when it has ended."""
         if self._link is None:
             return
         self._send({"kind": "end"})
         await self._ended(2 * self._settings.grace_seconds)
 
     def _listening(self) -> socket.socket | None:
-        """A connection to the supervisor of this directory; None if none listens there."""
+        """Connect to the supervisor of this directory; None if none listens there."""
         link = socket.socket(socket.AF_UNIX)
         try:
             with _short(self._directory) as place:
@@ -147,7 +150,7 @@ class Supervisor:
             raise OSError(msg)
 
     def _launch(self) -> socket.socket:
-        """Start a supervisor, connected: the socket that it listens on is its standard input."""
+        """Start a supervisor and connect to it: the socket that it listens on is its standard input."""
         path = self._directory / SOCKET_FILE
         path.unlink(missing_ok=True)
         log_file = self._directory / "logs" / "supervisor.log"
@@ -173,7 +176,7 @@ class Supervisor:
         return link
 
     async def _greeted(self, link: socket.socket) -> bool:
-        """Take over what runs. False if this supervisor cannot be used."""
+        """Take over its processes. False if this supervisor cannot be used."""
         loop = asyncio.get_running_loop()
         welcome: asyncio.Future[Message] = loop.create_future()
         self._welcome = welcome
@@ -215,7 +218,7 @@ class Supervisor:
         }
 
     async def _recover(self) -> None:
-        """The supervisor has ended, or makes no sense: end it with all that it runs, and start another one."""
+        """Replace a supervisor that has ended or is unusable: end it with all its processes, and start another one."""
         async with self._connecting:
             if self._owner is not None and not runs(self._owner):
                 msg = f"the owner, process {self._owner.pid}, has ended"
@@ -251,7 +254,7 @@ class Supervisor:
 
     def _answer(self, asked: int, answer: SupervisedProcess | OSError) -> None:
         future = self._asked.pop(asked)
-        if future.done():  # it is not waited for any more
+        if future.done():  # the caller does not wait for it any more
             return
         if isinstance(answer, OSError):
             future.set_exception(answer)
@@ -264,7 +267,7 @@ class Supervisor:
         process.end(status)
 
     def _lose(self, link: MessageLink) -> None:
-        """The supervisor is gone, and with it all that it ran."""
+        """Mark all processes as ended: the supervisor has ended, and its processes with it."""
         if self._welcome is not None and not self._welcome.done():
             self._welcome.set_result({"reason": "it has ended"})
         if link is not self._link:
@@ -281,7 +284,7 @@ class Supervisor:
             self._link.send(message)
 
     async def _ended(self, seconds: float) -> None:
-        """Return when the last supervisor has ended, killed after so long; those that it ran end with it."""
+        """Return when the last supervisor has ended; kill it after `seconds`. Its processes end with it."""
         identity = self._identity()
         deadline = asyncio.get_running_loop().time() + seconds
         while identity is not None and _runs(identity, self._process):
@@ -297,7 +300,7 @@ class Supervisor:
 
 
 class _short:  # noqa: N801 - used as a function
-    """A path of a few bytes for a directory: the address of a Unix socket has room for 107 (unix(7))."""
+    """A short path for a directory: the address of a Unix socket has room for 107 bytes (unix(7))."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -311,7 +314,7 @@ class _short:  # noqa: N801 - used as a function
 
 
 def _runs(identity: ProcessIdentity, own: "subprocess.Popen[bytes] | None") -> bool:
-    """Return whether it runs; one that this process started is waited for here."""
+    """Return whether it runs; reap it if this process started it."""
     if own is not None and own.pid == identity.pid:
         return own.poll() is None
     return runs(identity)

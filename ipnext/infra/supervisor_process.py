@@ -35,7 +35,7 @@ from ipnext.infra.spawning import Running, Spawn, fresh
 from ipnext.infra.tether import PR_SET_PDEATHSIG
 
 PROTOCOL: Final = 1
-"""An agent of another protocol cannot adopt: it ends this supervisor and starts one of its own."""
+"""An agent of another protocol cannot adopt: it ends this supervisor and starts another one."""
 FIRST_AGENT_SECONDS: Final = 60.0
 """Longest wait for the agent that has started this supervisor."""
 TIE_AGAIN_SECONDS: Final = 0.05
@@ -44,7 +44,7 @@ IDENTITY_FILE: Final = "supervisor.json"
 
 @dataclass
 class Held:
-    """A process that runs."""
+    """A running process."""
 
     name: str
     running: Running
@@ -53,7 +53,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Restarts:
-    """How the fork server is started again: the agent's settings."""
+    """Restart settings of the fork server, from the agent."""
 
     backoff_first_seconds: float
     backoff_limit_seconds: float
@@ -62,7 +62,7 @@ class Restarts:
 
 
 class Supervisor:
-    """Holds the processes of one region for one agent at a time. All methods belong to one event loop, in the main thread."""
+    """Runs the processes of one region for one agent at a time. Call all methods in one event loop, in the main thread."""
 
     def __init__(self) -> None:
         self._first_parent = os.getppid()
@@ -83,7 +83,7 @@ class Supervisor:
         self._owner_ended = False
 
     async def run(self, listener: socket.socket) -> None:
-        """Serve agents until one says that all shall end, the owner has ended, or no agent has come for too long."""
+        """Serve agents until one requests the end, the owner has ended, or no agent has connected for too long."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._ended.set)
         self._waiting = asyncio.get_running_loop().call_later(FIRST_AGENT_SECONDS, self._give_up)
         accepting = asyncio.create_task(self._accept(listener), name="accept agents")
@@ -145,7 +145,7 @@ class Supervisor:
         self._successor_seconds, self._grace_seconds = hello["successor_seconds"], hello["grace_seconds"]
         self._follow(from_object(ProcessIdentity, hello["owner"]) if hello["owner"] else None)
         await self._prepare_forks(hello["fork"])
-        if self._starting:  # what an agent asked for before it died belongs to this one
+        if self._starting:  # starts that an agent requested before it died belong to this one
             await asyncio.wait(self._starting)
         processes = [
             {"id": number, "name": held.name, "pid": held.running.pid, "note": held.note}
@@ -174,7 +174,7 @@ class Supervisor:
             self._agent.send({"kind": "ended", "id": number, "status": status})
 
     async def _prepare_forks(self, fork: Mapping[str, Any]) -> None:
-        """Keep the fork server if it is what this agent would start."""
+        """Keep the fork server if this agent would start the same one; else replace it."""
         if fork == self._fork:
             return
         former, self._fork_server = self._fork_server, None
@@ -191,7 +191,7 @@ class Supervisor:
         self._fork_server.start()
 
     def _follow(self, owner: ProcessIdentity | None) -> None:
-        """End with this process from now on; with nothing but a missing agent if there is none."""
+        """End with this owner from now on; if there is none, only for lack of an agent."""
         if owner == self._owner:
             return
         if self._owner_descriptor is not None:
@@ -213,7 +213,7 @@ class Supervisor:
         self._ended.set()
 
     def _await_successor(self) -> None:
-        """Begin to wait for an agent: without one the owner keeps this process alive, or the time that is given."""
+        """Begin to wait for an agent: for the owner's life, or without an owner for the configured time."""
         if self._owner is not None:
             self._tie_to(self._owner.pid)
             return
@@ -233,7 +233,7 @@ class Supervisor:
         self._ended.set()
 
     async def _end_all(self) -> None:
-        """SIGTERM to all that is left, SIGKILL after the grace time."""
+        """Send SIGTERM to all remaining processes, and SIGKILL after the grace time."""
         if self._starting:
             await asyncio.wait(self._starting)
         for held in self._held.values():
@@ -249,7 +249,7 @@ class Supervisor:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a supervisor; the exit status."""
+    """Run a supervisor; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m ipnext.infra.supervisor_process", description=__doc__)
     parser.add_argument("--state", required=True, type=Path, help="state directory of the region's agent")
     given = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Ties a child's life to its parent's: the kernel kills the child when the parent is gone, however that happens."""
+"""Ties a child's life to its parent's: the kernel kills the child when the parent ends, however that happens."""
 
 import ctypes
 import os
@@ -9,10 +9,10 @@ PR_SET_PDEATHSIG = 1
 
 
 def tether() -> Callable[[], None]:
-    """A function for `preexec_fn`: the child gets SIGKILL when the calling thread of this process ends.
+    """Return a function for `preexec_fn`: the child gets SIGKILL when the calling thread of this process ends.
 
-    Linux only. Call and spawn from the main thread: the kernel watches the thread that forked, not the process. What the child
-    starts itself is not tied; it has to do the same.
+    Linux only. Call and spawn from the main thread: the kernel watches the thread that forked, not the process. The
+    child's own children are not tied; it must tether them too.
     """
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     parent = os.getpid()

@@ -1,4 +1,4 @@
-"""What a region shall run, in files: one for each deployment and each route table. It outlives the agent."""
+"""The desired state of a region, in files: one for each deployment and each route table. It outlives the agent."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,7 +27,7 @@ class WantedState:
 
     @property
     def deployments(self) -> Mapping[DeploymentKey, Deployment]:
-        """Every wanted replica set."""
+        """Every desired replica set."""
         return MappingProxyType(self._deployments)
 
     @property
@@ -36,24 +36,24 @@ class WantedState:
         return MappingProxyType(self._routes)
 
     def put_deployment(self, deployment: Deployment) -> None:
-        """Keep this as the wanted state of its replica set."""
+        """Store this as the desired state of its replica set."""
         if self._deployments.get(deployment.key) != deployment:
             replace_file(self._deployment_file(deployment.key), _bytes(deployment), durable=True)
             self._deployments[deployment.key] = deployment
 
     def remove_deployment(self, key: DeploymentKey) -> None:
-        """Forget a replica set."""
+        """Remove a replica set."""
         if self._deployments.pop(key, None):
             remove_file(self._deployment_file(key))
 
     def put_route(self, table: RouteTable) -> None:
-        """Keep this as the route table of its model."""
+        """Store this as the route table of its model."""
         if self._routes.get(table.model) != table:
             replace_file(self._route_file(table.model), _bytes(table), durable=True)
             self._routes[table.model] = table
 
     def remove_route(self, model: str) -> None:
-        """Forget a model's route table."""
+        """Remove a model's route table."""
         if self._routes.pop(model, None):
             remove_file(self._route_file(model))
 
@@ -65,7 +65,7 @@ class WantedState:
 
 
 def longest_drain(deployments: Iterable[Deployment], *, drain_seconds: float) -> float:
-    """How long the most patient of these replica sets lets requests finish; `drain_seconds` are those of one that says nothing."""
+    """Return the longest drain time of these replica sets; `drain_seconds` is the default of one that sets none."""
     told = (drain_seconds if one.drain_seconds is None else one.drain_seconds for one in deployments)
     return max(told, default=drain_seconds)
 
@@ -75,7 +75,7 @@ def _bytes(value: Value) -> bytes:
 
 
 def _read_all(directory: Path, kind: type[Kept]) -> list[Kept]:
-    """All values of a directory. One that cannot be read is set aside as `.refused` and logged, never half used."""
+    """Read all values of a directory. An unreadable one is set aside as `.refused` and logged, never partly used."""
     found = []
     for path in sorted(directory.glob("[!.]*.json")):
         try:

@@ -6,10 +6,10 @@ WEIGHT_TOTAL = 10_000
 
 
 def weights(fractions: Sequence[float], total: int) -> tuple[int, ...]:
-    """Integers in proportion to positive fractions, which sum to `total` exactly; none of them is 0.
+    """Return positive integers in proportion to positive fractions, with the sum `total`.
 
-    Fractions need not sum to one: they are taken in relation to each other. Largest remainders get what rounding
-    leaves over; a fraction too small for its own unit gets one from the largest. At most `total` fractions.
+    Fractions need not sum to one: only their ratios count. The largest remainders get the units that rounding leaves
+    over; a fraction too small for one unit gets one from the largest. At most `total` fractions.
     """
     whole = sum(fractions)
     exact = [fraction / whole * total for fraction in fractions]
