@@ -1,1 +1,1 @@
-"""The system of record: sqlmodel on SQLite or PostgreSQL. Nobody else imports sqlmodel."""
+"""The state store: sqlmodel on SQLite or PostgreSQL. No other package imports sqlmodel."""

@@ -1,4 +1,4 @@
-"""What the list is made of by which regions check predictions (`ipnext.model.predictions`), and its revision."""
+"""Sources of the list by which regions check predictions (`ipnext.model.predictions`), and its revision."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +16,7 @@ THE_LIST: Final = 1
 
 
 class AccessListState(NamedTuple):
-    """What the store has of the list itself. `digest` is of its content without the revision."""
+    """The stored state of the list itself. `digest` is of its content without the revision."""
 
     revision: int = 0
     digest: str = ""
@@ -25,14 +25,17 @@ class AccessListState(NamedTuple):
     """Without its keys."""
     signing_keys: tuple[Mapping[str, Any], ...] = ()
     signing_keys_at: datetime | None = None
-    """When they were read."""
+    """When the keys were read."""
 
 
 class AccessLists(Unit):
-    """Reads of keys, roles and models for the list. Its row is of no model: a unit that names one may not write it."""
+    """Reads of keys, roles and models for the list.
+
+    Its row belongs to no model: a unit that names one may not write it.
+    """
 
     def access_list_state(self) -> AccessListState:
-        """What is written down; the default before the first write."""
+        """Return the stored state; the default before the first write."""
         row = self._get(AccessListRow, THE_LIST)
         if row is None:
             return AccessListState()
@@ -46,7 +49,7 @@ class AccessLists(Unit):
         )
 
     def access_marks(self) -> tuple[Any, ...]:
-        """Return what is another value once keys, roles or manifests are others. Rows are counted, none is read."""
+        """Return a value that changes when keys, roles or manifests do. Rows are counted, none is read."""
         of_keys = select(func.count(), func.max(KeyRow.ordinal), func.count(col(KeyRow.revoked_at)))
         of_roles = select(func.count(), func.max(RoleBindingRow.ordinal), func.max(RoleBindingRow.created_at))
         of_models = select(func.count(), func.coalesce(func.sum(ModelRow.version), 0))
@@ -54,7 +57,7 @@ class AccessLists(Unit):
         return (*keys, *self._session.exec(of_roles).one(), *self._session.exec(of_models).one())
 
     def caller_keys(self) -> tuple[CallerKey, ...]:
-        """API keys that are neither revoked nor expired, by id. Sessions and tickets are for the API alone."""
+        """Return the API keys that are neither revoked nor expired, by id. Sessions and tickets are for the API alone."""
         valid = (KeyRow.kind == "key", col(KeyRow.revoked_at).is_(None))
         rows = self._session.exec(select(KeyRow).where(*valid))
         now = self._now()
@@ -66,7 +69,7 @@ class AccessLists(Unit):
         return tuple(sorted(found, key=lambda key: key.id))
 
     def caller_roles(self) -> tuple[CallerRole, ...]:
-        """Roles of people and groups, in a fixed order."""
+        """Return the roles of people and groups, in a fixed order."""
         rows = self._session.exec(select(RoleBindingRow).order_by(col(RoleBindingRow.ordinal)))
         return tuple(
             decode_plain(
@@ -77,11 +80,11 @@ class AccessLists(Unit):
         )
 
     def model_versions(self) -> Mapping[str, int]:
-        """Model -> version of its record, retired ones too."""
+        """Map each model, retired ones included, to the version of its record."""
         return dict(self._session.exec(select(ModelRow.name, ModelRow.version)).all())
 
     def model_accesses(self, names: Collection[str]) -> Sequence[ModelAccess]:
-        """Access of these models, as their manifests say. Nothing else of a manifest is read."""
+        """Return the access of these models from their manifests. Nothing else of a manifest is read."""
         query = select(ModelRow.name, ModelRow.owner, ModelRow.manifest)
         return [
             ModelAccess(
@@ -101,9 +104,9 @@ class AccessLists(Unit):
         return row.revision
 
     def note_access_settings(self, *, policies: str, issuer: TokenIssuer | None) -> None:
-        """Write down the operator's policies and the identity provider, as the API has them in its settings.
+        """Store the operator's policies and the identity provider from the API's settings.
 
-        Keys of another provider are forgotten.
+        The keys are deleted if the provider is another one.
         """
         self._writing(None)
         row = self._list_row()
@@ -117,7 +120,7 @@ class AccessLists(Unit):
         self._add(row)
 
     def note_signing_keys(self, issuer: str, keys: Sequence[Mapping[str, Any]], at: datetime) -> None:
-        """Write down the public keys of the identity provider, unless it is another one by now."""
+        """Store the public keys of the identity provider, unless the provider has changed since."""
         self._writing(None)
         row = self._list_row()
         if row.issuer is not None and decode(TokenIssuer, row.issuer).issuer == issuer:

@@ -1,6 +1,6 @@
 """Migrations by alembic, from code: with the scripts in this package and without an alembic.ini.
 
-Called by `ipnext.store.migrating`, only where a database is to be migrated: every process would pay for the import.
+`ipnext.store.migrating` imports it only to migrate a database; otherwise every process would pay for the import.
 """
 
 from alembic import command
@@ -12,7 +12,7 @@ from ipnext.store import migrating
 
 
 def alembic_config(connection: Connection | None = None) -> Config:
-    """Alembic's configuration for our scripts; env.py takes the connection from its attributes."""
+    """Return alembic's configuration for our scripts; env.py takes the connection from its attributes."""
     config = Config()
     config.set_main_option("script_location", str(migrating.SCRIPTS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
@@ -21,12 +21,12 @@ def alembic_config(connection: Connection | None = None) -> Config:
 
 
 def upgrade(connection: Connection) -> None:
-    """Run all migrations that the database has not seen."""
+    """Run all migrations that the database lacks."""
     command.upgrade(alembic_config(connection), "head")
 
 
 def min_reader() -> str:
-    """What the newest migration that says so states: a migration that only adds states nothing."""
+    """Return the `min_reader` of the newest migration that states one: a migration that only adds states none."""
     scripts = ScriptDirectory.from_config(alembic_config())
     stated = (getattr(script.module, "min_reader", None) for script in scripts.walk_revisions())
     return next((str(revision) for revision in stated if revision), migrating.newest_revision())

@@ -1,8 +1,8 @@
-"""Bytes of the artifact store: whom they count for, what is in use, and what nothing can want any more.
+"""Bytes of the artifact store: the account that each blob counts for, the blobs in use, and the blobs that may be collected.
 
-Who is about to use a blob touches it first and looks for it in the artifact store afterwards. A collection removes a blob within
-a unit that keeps all touches waiting, and only one that was not touched for its grace time. So a blob that was there after it was
-touched stays there for the grace time.
+A user of a blob touches it first and looks for it in the artifact store afterwards. A collection removes a blob within
+a unit that blocks all touches, and only one that was not touched for its grace time. So a blob that is found after a
+touch stays for the grace time.
 """
 
 from collections import Counter
@@ -43,19 +43,19 @@ _MANIFEST = select(SNAPSHOTS.c.manifest).where(
 _READ_AT_ONCE = 500
 
 LARGEST_KEPT_BYTES = 16 * 2**10
-"""Of a manifest in the record once its snapshot was given free: what a history shows of most of them."""
+"""Largest manifest kept in the database once its snapshot was released: most manifests are below it."""
 
 NEVER_SERVED = frozenset({GenerationState.REFUSED, GenerationState.FAILED, GenerationState.SUPERSEDED})
 """States in which a generation that never served ends: no rollback reaches it."""
 
 
 class Artifacts(Snapshots):
-    """Uploads as they are counted, touches, and what a collection may take. No entry of the audit is written for them."""
+    """Counted uploads, touches, and the blobs that may be collected. The audit has no entries for them."""
 
     def reserve_blob(self, digest: str, size_bytes: int, allowance: Allowance, *, field: str = "blobs") -> None:
-        """Count an upload before it comes. QuotaExceeded. One of a blob that is counted already costs nothing.
+        """Count an upload before its bytes arrive. QuotaExceeded. An upload of a blob that is already counted costs nothing.
 
-        `field`: of the request, for the message.
+        `field` is the request's field for the message.
         """
         self._writing_any()
         engines.lock_owner(self._connection, allowance.account)
@@ -71,20 +71,20 @@ class Artifacts(Snapshots):
             self._put_artifacts([given], {"account": None, "size_bytes": None, "uploads": ARTIFACTS.c.uploads + 1})
 
     def blob_stored(self, digest: str, size_bytes: int) -> None:
-        """An upload that was reserved has ended well; so many bytes came."""
+        """Record that a reserved upload has succeeded, with its size."""
         with self._bookkeeping():
             self._write(_CHANGE, of_digest=digest, size_bytes=size_bytes, stored=True, touched_at=self._now())
             self._end_upload(digest)
 
     def blob_refused(self, digest: str) -> None:
-        """An upload that was reserved has failed: it counts no more, unless another one of the same blob goes on."""
+        """Record that a reserved upload has failed: it counts no more, unless another upload of the same blob continues."""
         with self._bookkeeping():
             self._end_upload(digest)
             over = _CHANGE.where(ARTIFACTS.c.stored.is_(False), ARTIFACTS.c.uploads <= 0)
             self._write(over.values(account="", size_bytes=0), of_digest=digest)
 
     def touch_artifacts(self, sizes: Mapping[str, int]) -> None:
-        """Keep these for the grace time, whether they are in the artifact store or come to it. Digest -> bytes."""
+        """Keep these blobs for the grace time, whether they are in the artifact store or arrive later. Digest -> bytes."""
         self._writing_any()
         engines.lock_artifacts(self._connection, alone=False)
         rows = [{"digest": digest, "size_bytes": size, "account": "", "uploads": 0} for digest, size in sizes.items()]
@@ -92,7 +92,10 @@ class Artifacts(Snapshots):
             self._put_artifacts(rows, {})
 
     def touch_known(self, digests: Collection[str]) -> frozenset[str]:
-        """Keep those of these for the grace time that were used before, and return them. The others have no row: look, then touch."""
+        """Keep the known ones of these blobs for the grace time, and return them.
+
+        The others have no row: look, then touch.
+        """
         self._writing_any()
         engines.lock_artifacts(self._connection, alone=False)
         found = frozenset(row.digest for some in batches(digests) for row in self._run(_SOME, digests=some))
@@ -102,7 +105,10 @@ class Artifacts(Snapshots):
         return found
 
     def charge_artifacts(self, sizes: Mapping[str, int], allowance: Allowance) -> None:
-        """Count for an owner what counts for none yet, as of a publish, and touch it. QuotaExceeded."""
+        """Charge an owner for the artifacts of a publish that no owner is charged for, and touch them all.
+
+        QuotaExceeded.
+        """
         engines.lock_owner(self._connection, allowance.account)
         self.touch_artifacts(sizes)
         rows = [row for some in batches(sizes) for row in self._run(_SOME, digests=some)]
@@ -115,13 +121,13 @@ class Artifacts(Snapshots):
             self._put_artifacts(given, dict.fromkeys(("account", "stored", "size_bytes")))
 
     def artifact_bytes(self, account: str) -> int:
-        """Bytes that count for an account, uploads under way included; of an owner the documents of its models, too."""
+        """Return the bytes that count for an account, with uploads under way; for an owner also its models' documents."""
         query = select(func.coalesce(func.sum(ARTIFACTS.c.size_bytes), 0)).where(ARTIFACTS.c.account == account)
         stored, owner = int(self._run(query).scalar_one()), owner_of_account(account)
         return stored if owner is None else stored + self._owners_document_bytes((owner,)).get(owner, 0)
 
     def owners_artifact_bytes(self, owners: Collection[str]) -> Mapping[str, int]:
-        """Owner -> its bytes, those of its models' documents included; those with none are left out."""
+        """Map each owner to its bytes, with its models' documents; owners without any are left out."""
         accounts = {account_of(owner): owner for owner in owners}
         account, size = ARTIFACTS.c.account, func.sum(ARTIFACTS.c.size_bytes).label("size")
         found = Counter(self._owners_document_bytes(owners))
@@ -131,7 +137,7 @@ class Artifacts(Snapshots):
         return found
 
     def _owners_document_bytes(self, owners: Collection[str]) -> Mapping[str, int]:
-        """Owner -> bytes of the documents of its models, retired ones too; those with none are left out."""
+        """Map each owner to the bytes of its models' documents, retired models included; owners without any are left out."""
         owner, size = _MODELS.c.owner, func.sum(_MODELS.c.document_bytes).label("size")
         return {
             row.owner: int(row.size)
@@ -142,21 +148,24 @@ class Artifacts(Snapshots):
     # collection
 
     def kept_artifacts(self, *, since: datetime | None = None) -> Iterator[str]:
-        """Digests that a snapshot names which is not given free: its manifest's and its blobs'. `since`: of those made since then."""
+        """Yield the digests of all snapshots that are not released: of manifests and blobs.
+
+        `since` limits them to newer snapshots.
+        """
         query = _KEPT if since is None else _KEPT.where(SNAPSHOTS.c.created_at >= since)
         for row in self._run(query.execution_options(yield_per=_READ_AT_ONCE)):
             yield row.digest
             yield from (file.sha256 for file in decode(SnapshotManifest, row.manifest).files)
 
     def artifacts_in_use(self, since: datetime) -> frozenset[str]:
-        """Digests that were touched since then."""
+        """Return the digests that were touched since then."""
         query = select(ARTIFACTS.c.digest).where(ARTIFACTS.c.touched_at >= since)
         return frozenset(self._run(query).scalars())
 
     def free_artifacts(self, digests: Collection[str], *, unused_since: datetime, began: datetime) -> frozenset[str]:
-        """Those that may be removed before this unit ends: nobody can touch one meanwhile.
+        """Return the artifacts that may be removed before this unit ends: no other unit can touch one until then.
 
-        `began`: when the collection read `kept_artifacts`; snapshots that were made since then keep theirs.
+        `began` is when the collection read `kept_artifacts`; snapshots made since then keep their artifacts.
         """
         self._writing_any()
         engines.lock_artifacts(self._connection, alone=True)
@@ -165,28 +174,29 @@ class Artifacts(Snapshots):
         return frozenset(digests) - used - frozenset(self.kept_artifacts(since=began))
 
     def forget_artifacts(self, digests: Collection[str]) -> None:
-        """They are in the artifact store no more, and count for nobody."""
+        """Record that these artifacts were removed from the artifact store, and count for no owner."""
         with self._bookkeeping():
             for some in batches(digests):
                 self._write(delete(ARTIFACTS).where(_AMONG), digests=some)
 
     def unused_artifacts(self, unused_since: datetime) -> frozenset[str]:
-        """Digests with a row that were not touched since then."""
+        """Return the digests with a row that were not touched since then."""
         query = select(ARTIFACTS.c.digest).where(ARTIFACTS.c.touched_at < unused_since)
         return frozenset(self._run(query).scalars())
 
     def models_with_snapshots(self) -> tuple[str, ...]:
-        """Models that have a snapshot whose bytes are kept."""
+        """Return the models that have a snapshot whose bytes are kept."""
         query = select(SNAPSHOTS.c.model).where(SNAPSHOTS.c.collected_at.is_(None)).distinct()
         return tuple(self._run(query.order_by(SNAPSHOTS.c.model)).scalars())
 
     def unwanted_snapshots(
         self, model: str, *, retired_before: datetime, made_before: datetime
     ) -> Mapping[tuple[str, int], str]:
-        """(Part, number) -> why nothing can want that snapshot any more; of those that are not given free.
+        """Map (part, number) of each unneeded snapshot that is not yet released to the reason.
 
-        All of a model that has been retired since before `retired_before`. Else those made before `made_before` of generations that
-        never served and never will, unless one is the newest of its part, or a delta that is kept stands on it.
+        All snapshots of a model that was retired before `retired_before`. Else those made before `made_before` of
+        generations that never served and never will, unless one is the newest of its part, or is the base of a delta
+        that is kept.
         """
         row = self._model_row(model)
         collected = self.collected_snapshots(model)
@@ -209,10 +219,10 @@ class Artifacts(Snapshots):
         return {(one.part, one.number): why for one in held if one not in kept}
 
     def give_free(self, model: str, snapshots: Collection[tuple[str, int]]) -> None:
-        """Let a collection take the bytes of these snapshots.
+        """Allow a collection to take the bytes of these snapshots.
 
-        Of a manifest of more than LARGEST_KEPT_BYTES the record keeps engine and parent; of generations with these snapshots that
-        never served, and never will, it keeps no report.
+        If a manifest has more than LARGEST_KEPT_BYTES, the database keeps only its engine and parent. The validation
+        reports of their generations that never served, and never will, are deleted.
         """
         self._writing(model)
         with self._bookkeeping():
@@ -241,7 +251,7 @@ class Artifacts(Snapshots):
                 self._count_documents(model, -bytes_of(text))
 
     def _wanted_snapshots(self, model: str) -> frozenset[tuple[str, int]]:
-        """(Part or segment, number) of the generations that serve, have served, or may come to it."""
+        """Return (part or segment, number) of the generations that serve, have served, or may still serve."""
         found = set[tuple[str, int]]()
         for one in self.generations(model):
             if one.serving_at is None and one.state in NEVER_SERVED:
@@ -251,7 +261,10 @@ class Artifacts(Snapshots):
         return frozenset(found)
 
     def _put_artifacts(self, rows: list[dict[str, Any]], changed: Mapping[str, Any]) -> None:
-        """Write rows as touched now. Of those that are there `changed` changes besides; a column without a value takes that of the row."""
+        """Write rows as touched now.
+
+        `changed` also updates existing rows; a column with the value None takes the new row's value.
+        """
         if not rows:
             return
         kind = sqlite if self._connection.dialect.name == "sqlite" else postgresql
@@ -261,9 +274,7 @@ class Artifacts(Snapshots):
             index_elements=[ARTIFACTS.c.digest], set_={"touched_at": new.excluded.touched_at, **values}
         )
         now = self._now()
-        ordered = sorted(
-            rows, key=lambda row: str(row["digest"])
-        )  # two units that touch the same never wait in a circle
+        ordered = sorted(rows, key=lambda row: str(row["digest"]))  # two units that touch the same blobs never deadlock
         self._connection.execute(new, [{"stored": False, "touched_at": now, **row} for row in ordered])
 
     def _end_upload(self, digest: str) -> None:
@@ -271,12 +282,12 @@ class Artifacts(Snapshots):
 
 
 def sizes_of(manifest: SnapshotManifest) -> Mapping[str, int]:
-    """Digest -> bytes of a snapshot's blobs, and of its manifest."""
+    """Map each digest of a snapshot's blobs and of its manifest to its bytes."""
     return {file.sha256: file.size_bytes for file in manifest.files} | {manifest.digest: bytes_of(document(manifest))}
 
 
 def _bare(manifest: SnapshotManifest) -> SnapshotManifest:
-    """What the record keeps of a manifest whose snapshot can't be loaded any more."""
+    """Return the stored remainder of a manifest whose snapshot can't be loaded any more."""
     return SnapshotManifest(
         engine=manifest.engine[:100], signature=Signature(inputs=(), outputs=()), files=(), parent=manifest.parent
     )

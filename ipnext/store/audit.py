@@ -31,29 +31,31 @@ from ipnext.store.tables import METADATA, AuditRow
 _ENTRIES: Final = METADATA.tables[str(AuditRow.__tablename__)]
 _HEAD: Final = select(_ENTRIES.c.sequence, _ENTRIES.c.hash).order_by(_ENTRIES.c.sequence.desc()).limit(1)
 _STORED: Final = [type_coerce(column, String).label("at") if column.name == "at" else column for column in _ENTRIES.c]
-"""The columns, times as the driver gives them: one that is none must not keep the other entries from being read."""
+"""The columns, with times as the driver returns them: an invalid one must not prevent the other entries from being
+read."""
 _FAMILY: Final = ".*"
 
 CLOCKS_DIFFER: Final = timedelta(minutes=10)
-"""Entries are in the order of their commits, their times are of several machines: a list by time begins so much earlier."""
+"""Entries are in the order of their commits, but their times come from several machines: a list by time begins this
+much earlier."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuditFilter:
-    """Which entries are listed. None: any."""
+    """Filter of a list of entries. None: any."""
 
     who: str | None = None
     """Id or name of a principal."""
     action: str | None = None
     """`models.publish`, or `models.*` for all of models."""
     object: str | None = None
-    """Name of an object, or of the model that it is of."""
+    """Name of the object, or of its model."""
     outcome: Outcome | None = None
     since: datetime | None = None
 
 
 class Audit(Models):
-    """The audit is only ever added to, by the last statements of a unit of work."""
+    """The audit only grows, by the last statements of a unit of work."""
 
     _noted: AuditNote | None = None
 
@@ -68,7 +70,10 @@ class Audit(Models):
         reason: str | None = None,
         change_id: str | None = None,
     ) -> None:
-        """Add to the entry of this unit; it is written if the unit writes anything. A later call adds to an earlier one."""
+        """Add to the entry of this unit; it is written if the unit writes anything.
+
+        A later call adds to an earlier one.
+        """
         note = audit_note(
             object=object,
             model=model,
@@ -82,12 +87,12 @@ class Audit(Models):
         self._noted = (self._noted or AuditNote()).model_copy(update=given)
 
     def close_audit(self, acting: Acting) -> None:
-        """Append the entry of this unit if it has written anything. Called once, last, by the store."""
+        """Append the entry of this unit if it has written anything. The store calls it once, last."""
         if self._has_written() and not acting.trail.asked:
             self.append_audit(acting, "done", self._noted or AuditNote())
 
     def append_audit(self, acting: Acting, outcome: Outcome, note: AuditNote) -> AuditEntry:
-        """Append an entry. From here to the commit the unit holds the lock of the chain's head; nothing else may follow."""
+        """Append an entry. From here to the commit the unit holds the lock of the chain's head; no write may follow."""
         model = note.model or acting.model or None
         owner = note.owner or acting.owner or (None if model is None else self.owner_of(model))
         connection = self._connection
@@ -122,7 +127,7 @@ class Audit(Models):
         return entry
 
     def audit_head(self) -> AuditHead:
-        """The newest entry's sequence and hash; sequence 0 before the first."""
+        """Return the newest entry's sequence and hash; sequence 0 before the first."""
         found = self._connection.execute(_HEAD).first()
         return AuditHead(sequence=0, hash=GENESIS) if found is None else AuditHead(sequence=found[0], hash=found[1])
 
@@ -150,7 +155,7 @@ def audit_note(
     after: BaseModel | Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> AuditNote:
-    """Make a note with the documents as an entry holds them."""
+    """Make a note with the documents in the form of an entry."""
     clean = {name: storable(value) if isinstance(value, str) else value for name, value in fields.items()}
     return AuditNote(before=document_text(before), after=document_text(after), **clean)
 
@@ -175,7 +180,7 @@ def _filtered(query: Select[Any], wanted: AuditFilter) -> Select[Any]:
 
 
 def _text(value: str | None, longest: int | None = None) -> str | None:
-    """The text as both engines hold it: the hash is made of that. None for an empty one."""
+    """Return the text as both engines store it, from which the hash is computed. None if it is empty."""
     return storable(value[:longest]) if value else None
 
 
@@ -194,7 +199,7 @@ def _row_of(entry: AuditEntry) -> Mapping[str, Any]:
 
 
 def _entry_of(row: Mapping[str, Any]) -> AuditEntry:
-    """The entry as it is stored: whether it is the one that was written is for the verification to say."""
+    """Return the entry as it is stored; the verification decides whether it is the one that was written."""
     given = {
         name: value.decode("utf-8", "replace") if isinstance(value, bytes) else value for name, value in row.items()
     }
@@ -207,7 +212,7 @@ def _entry_of(row: Mapping[str, Any]) -> AuditEntry:
 
 
 def _time_of(stored: datetime | str | None) -> datetime | str:
-    """A time of the driver: SQLite's is text, without a zone."""
+    """Return a time of the driver, which for SQLite is text without a zone."""
     try:
         at = datetime.fromisoformat(stored) if isinstance(stored, str) else stored
     except ValueError:

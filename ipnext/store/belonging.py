@@ -1,4 +1,4 @@
-"""Whose the record is: one Temporal namespace runs its changes, and no other."""
+"""Ownership of the database: one Temporal namespace runs its changes, and no other."""
 
 from ipnext.errors import Conflict
 from ipnext.model.workflow_namespace import WorkflowNamespace
@@ -9,10 +9,13 @@ _ONLY = 1
 
 
 class Belonging(Unit):
-    """The namespace that the record belongs to."""
+    """The namespace that owns the database."""
 
     def belong_to(self, namespace: WorkflowNamespace) -> None:
-        """The first that asks has the record. Conflict for another: two that run the changes of one record undo each other's."""
+        """Claim this database for a Temporal namespace. The first claim wins.
+
+        Conflict if another namespace owns it: two platforms on one database would revert each other's changes.
+        """
         self._writing(None)
         row = self._get(WorkflowNamespaceRow, _ONLY)
         if row is None:
@@ -34,6 +37,6 @@ class Belonging(Unit):
             raise Conflict(msg)
 
     def belongs_to(self) -> WorkflowNamespace | None:
-        """The namespace that has the record; None before anything has served it."""
+        """Return the namespace that owns the database; None before the first claim."""
         row = self._get(WorkflowNamespaceRow, _ONLY)
         return None if row is None else WorkflowNamespace(id=row.namespace_id, name=row.name, address=row.address)

@@ -1,4 +1,4 @@
-"""Changes: what is asked of a model, in order. One that is recorded is acknowledged and never lost."""
+"""Changes of a model, in order. A recorded change is acknowledged and never lost."""
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
@@ -46,10 +46,10 @@ class Changes(Snapshots):
         generation: int | None = None,
         plan_id: str | None = None,
     ) -> Change:
-        """Record a ROLLBACK, APPLY, MOVE or RETIRE; the same id again gives the recorded one.
+        """Record a ROLLBACK, APPLY, MOVE or RETIRE; the same id again returns the recorded one.
 
-        NotFound for an unknown model, generation or plan; Conflict where the id belongs to another change;
-        InvalidInput for a PUBLISH (that is `publish`).
+        NotFound if the model, generation or plan is unknown; Conflict if the id belongs to another change; InvalidInput
+        for a PUBLISH (use `publish`).
         """
         if kind is ChangeKind.PUBLISH:
             msg = "kind: a publish brings snapshots; use publish()"
@@ -69,7 +69,10 @@ class Changes(Snapshots):
         return self._record(model, kind, change_id, generation=generation, plan_id=plan_id)
 
     def record_again(self, change: Change, *, change_id: str) -> Change:
-        """Record a change of the same kind, generation and plan under another id, behind all others. NotFound for an unknown model."""
+        """Record a change of the same kind, generation and plan under another id, after all others.
+
+        NotFound if the model is unknown.
+        """
         self._writing_model(change.model)
         recorded = self._recorded(change.model, change.kind, change_id)
         if recorded is not None:
@@ -77,21 +80,21 @@ class Changes(Snapshots):
         return self._record(change.model, change.kind, change_id, generation=change.generation, plan_id=change.plan_id)
 
     def change(self, change_id: str) -> Change:
-        """One change. NotFound."""
+        """Return one change. NotFound."""
         return self.find_change(change_id) or _change(self._change_row(change_id))
 
     def find_change(self, change_id: str) -> Change | None:
-        """One change, None if it is not recorded."""
+        """Return one change, None if it is not recorded."""
         return self._once(("change", change_id), lambda: _found(self._run(_ONE, id=change_id).first()))
 
     def open_kinds(self, model: str) -> Mapping[ChangeKind, str]:
-        """Kind -> id of the newest change of a model that has not ended."""
+        """Map each kind to the id of the model's newest change of that kind that has not ended."""
         query = select(ChangeRow.kind, ChangeRow.id).where(ChangeRow.model == model, col(ChangeRow.state).in_(_ORDER))
         found = self._session.exec(query.order_by(col(ChangeRow.ordinal)))
         return {ChangeKind(kind): change_id for kind, change_id in found}
 
     def changes_named(self, ids: Collection[str]) -> Mapping[str, Change]:
-        """Those of these changes that are known, by id."""
+        """Return the known ones of these changes, by id."""
         query = select(ChangeRow)
         found = (
             row
@@ -101,28 +104,28 @@ class Changes(Snapshots):
         return {row.id: _change(row) for row in found}
 
     def changes(self, model: str, *, limit: int = 50) -> tuple[Change, ...]:
-        """A model's changes, newest first. NotFound for an unknown model."""
+        """Return a model's changes, newest first. NotFound if the model is unknown."""
         found = tuple(_change(row) for row in self._run(_NEWEST, model=model, limit=rows(limit)))
         if not found:
             self._check_known(model)
         return found
 
     def ended_changes(self, ids: Collection[str]) -> frozenset[str]:
-        """Those of the changes that have ended."""
+        """Return those of the changes that have ended."""
         final = tuple(state.value for state in ChangeState if state.final)
         query = select(ChangeRow.id).where(col(ChangeRow.state).in_(final))
         found = (self._session.exec(query.where(self._among(col(ChangeRow.id), some))) for some in batches(ids))
         return frozenset(change_id for each in found for change_id in each)
 
     def retiring_models(self) -> frozenset[str]:
-        """Models that are being taken out of service."""
+        """Return the models that are being retired."""
         query = select(ChangeRow.model).where(
             ChangeRow.kind == ChangeKind.RETIRE.value, ChangeRow.state == ChangeState.RUNNING.value
         )
         return frozenset(self._session.exec(query))
 
     def frozen_models(self) -> Mapping[str, str]:
-        """Model -> which of its changes waits for a freeze, and until when; models without one are left out."""
+        """Map each model with a change that waits for a freeze to that change and the freeze's end."""
         query = select(ChangeRow).where(
             ChangeRow.state == ChangeState.RUNNING.value, ChangeRow.reason == Reason.FROZEN.value
         )
@@ -131,17 +134,17 @@ class Changes(Snapshots):
         }
 
     def unsubmitted_changes(self) -> tuple[Change, ...]:
-        """Every change that no workflow has taken yet, in the order of recording."""
+        """Return every change that no workflow has started yet, in the order of recording."""
         query = select(ChangeRow).where(ChangeRow.state == ChangeState.RECORDED.value).order_by(col(ChangeRow.ordinal))
         return tuple(_change(row) for row in self._session.exec(query))
 
     def open_changes(self, model: str) -> tuple[Change, ...]:
-        """A model's changes that the engine has taken and that have not ended, by sequence."""
+        """Return a model's changes that the workflow engine has started and that have not ended, by sequence."""
         query = select(ChangeRow).where(ChangeRow.model == model, col(ChangeRow.state).in_(_TAKEN))
         return tuple(_change(row) for row in self._session.exec(query.order_by(col(ChangeRow.sequence))))
 
     def long_open_changes(self, *, seconds: float) -> tuple[Change, ...]:
-        """Of each model the first change that the engine has taken and that was recorded longer ago than this and has not ended."""
+        """Return, for each model, the first change that was recorded at least `seconds` ago, has started and has not ended."""
         query = select(ChangeRow).where(col(ChangeRow.state).in_(_TAKEN))
         query = query.where(ChangeRow.created_at <= self._now() - timedelta(seconds=seconds))
         first: dict[str, ChangeRow] = {}
@@ -150,7 +153,7 @@ class Changes(Snapshots):
         return tuple(_change(first[model]) for model in sorted(first))
 
     def count_unsubmitted(self) -> int:
-        """How many changes no workflow has taken yet."""
+        """Count the changes that no workflow has started yet."""
         query = select(func.count()).select_from(ChangeRow).where(ChangeRow.state == ChangeState.RECORDED.value)
         return self._session.exec(query).one()
 
@@ -163,10 +166,10 @@ class Changes(Snapshots):
         message: str | None = None,
         run_id: str | None = None,
     ) -> Change:
-        """Move a change forward; what is None stays. NotFound.
+        """Move a change forward; fields that are None stay. NotFound.
 
-        A change only goes forward: an update that comes late (to a final change, or back from RUNNING to QUEUED) is
-        ignored, and the change as it stands is returned.
+        A change only moves forward: a late update (to a final change, or from RUNNING back to QUEUED) is ignored, and
+        the present change is returned.
         """
         known = self.change(change_id)
         self._writing(known.model)
@@ -195,7 +198,7 @@ class Changes(Snapshots):
         return self._session.exec(select(ChangeRow).where(ChangeRow.id == change_id)).first()
 
     def _recorded(self, model: str, kind: ChangeKind, change_id: str) -> ChangeRow | None:
-        """The change of that id, if any. Conflict where it is another model's or of another kind."""
+        """Return the change of that id, if any. Conflict if it is another model's or of another kind."""
         if not 0 < len(change_id) <= LONGEST_ID:
             msg = f"changeId: must have 1 to {LONGEST_ID} characters, got {len(change_id)}"
             raise InvalidInput(msg, field="changeId", value=change_id[:LONGEST_ID])

@@ -1,4 +1,4 @@
-"""What the infrastructure is told: deployments and route tables."""
+"""Desired state of the infrastructure: deployments and route tables."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -36,10 +36,10 @@ _ROUTES_OF = _ROUTES.where(ROUTES.c.model == bindparam("model"))
 
 
 class Deployments(Unit):
-    """The wanted state: written before the infrastructure is told, so that it can be told again."""
+    """The desired state: written before it is sent to the infrastructure, so that it can be sent again."""
 
     def put_deployment(self, deployment: Deployment) -> Deployment:
-        """Create or replace the wanted state of one replica set. NotFound for an unknown model."""
+        """Create or replace the desired state of one replica set. NotFound if the model is unknown."""
         self._writing(deployment.key.model)
         key = dict(deployment.key)
         of = {f"of_{name}": value for name, value in key.items()}
@@ -50,12 +50,12 @@ class Deployments(Unit):
         return deployment
 
     def delete_deployment(self, key: DeploymentKey) -> None:
-        """Forget a replica set; one that is not there is no error."""
+        """Delete a replica set; a missing one is no error."""
         self._writing(key.model)
         self._write(_NO_DEPLOYMENT, **{f"of_{name}": value for name, value in dict(key).items()})
 
     def deployments(self, model: str | None = None) -> tuple[Deployment, ...]:
-        """The wanted replica sets of a model, or of all, by key."""
+        """Return the desired replica sets of a model, or of all, by key."""
         if model is None:
             return _deployments(self._run(_DEPLOYMENTS).scalars())
         return self._once(
@@ -63,13 +63,13 @@ class Deployments(Unit):
         )
 
     def deployment(self, key: DeploymentKey) -> Deployment | None:
-        """The wanted state of one replica set, if there is one."""
+        """Return the desired state of one replica set, if there is one."""
         query = _DEPLOYMENTS.where(_SAME)
         text = self._run(query, **{f"of_{name}": value for name, value in dict(key).items()}).scalar()
         return None if text is None else decode_frozen(Deployment, text)
 
     def deployment_documents(self, region: str) -> Mapping[DeploymentKey, str]:
-        """The replica sets of a region as JSON: who knows a document already need not parse it."""
+        """Return the replica sets of a region as JSON: callers that already know a document need not parse it."""
         query = select(DeploymentRow).where(DeploymentRow.region == region)
         return {
             DeploymentKey(model=row.model, part=row.part, region=row.region, hardware=row.hardware): row.deployment
@@ -77,12 +77,12 @@ class Deployments(Unit):
         }
 
     def route_revisions(self, region: str) -> Mapping[str, int]:
-        """Model -> revision of its table in a region."""
+        """Map each model to the revision of its table in a region."""
         query = select(RouteRow.model, RouteRow.revision).where(RouteRow.region == region)
         return dict(self._session.exec(query).all())
 
     def refusing_revisions(self, region: str) -> Mapping[str, int]:
-        """Model of which no generation serves -> revision of the table by which a region's gateway refuses its users."""
+        """Map each model without a serving generation to the revision of the table by which a region's gateway refuses its users."""
         query = select(RouteRow.model, RouteRow.revision).join(ModelRow, col(ModelRow.name) == col(RouteRow.model))
         query = query.where(
             RouteRow.region == region, col(RouteRow.refuses), col(ModelRow.serving_generation).is_(None)
@@ -90,9 +90,9 @@ class Deployments(Unit):
         return dict(self._session.exec(query).all())
 
     def put_route(self, table: RouteTable) -> RouteTable:
-        """Replace the route table of a model in a region. Returns the one that holds. NotFound for an unknown model.
+        """Replace the route table of a model in a region. Returns the stored one. NotFound if the model is unknown.
 
-        StaleWrite where its revision is not later than the stored one; the same content again changes nothing.
+        StaleWrite if its revision is not later than the stored one; the same content again changes nothing.
         """
         self._writing(table.model)
         stored = self.route(table.model, table.region)
@@ -111,9 +111,10 @@ class Deployments(Unit):
         return table
 
     def put_routes(self, tables: Collection[RouteTable]) -> None:
-        """Replace the route tables of many models, as `put_route` does one: in a constant number of statements.
+        """Replace the route tables of many models, each as in `put_route`, in a constant number of statements.
 
-        StaleWrite, and nothing is written, if the revision of any is not later than the stored one and its content differs.
+        StaleWrite, and nothing is written, if the revision of any is not later than the stored one and its content
+        differs.
         """
         for model in {table.model for table in tables}:
             self._writing(model)
@@ -145,34 +146,34 @@ class Deployments(Unit):
         return {(model, region): revision for model, region, revision in found}
 
     def route(self, model: str, region: str) -> RouteTable | None:
-        """The route table of a model in a region, if there is one."""
+        """Return the route table of a model in a region, if there is one."""
         text = self._run(_ROUTE, of_model=model, of_region=region).scalar()
         return None if text is None else decode_frozen(RouteTable, text)
 
     def routes(self, model: str | None = None) -> tuple[RouteTable, ...]:
-        """The route tables of a model, or of all, by model and region."""
+        """Return the route tables of a model, or of all, by model and region."""
         if model is None:
             return _tables(self._run(_ROUTES).scalars())
         return self._once(("routes", model), lambda: _tables(self._run(_ROUTES_OF, model=model).scalars()))
 
     def deployments_in(self, region: str) -> tuple[Deployment, ...]:
-        """The wanted replica sets of a region, by key."""
+        """Return the desired replica sets of a region, by key."""
         found = self._session.exec(select(DeploymentRow.deployment).where(DeploymentRow.region == region))
         return tuple(sorted((decode_frozen(Deployment, text) for text in found), key=lambda d: _identity(d.key)))
 
     def routed_in(self, region: str) -> tuple[str, ...]:
-        """The models that a region's gateway has a table of, by name."""
+        """Return the models for which a region's gateway has a table, by name."""
         return tuple(sorted(self._session.exec(select(RouteRow.model).where(RouteRow.region == region))))
 
     def shares_to(self, region: str) -> tuple[tuple[str, str, float], ...]:
-        """(Model, users' region, fraction of their requests) of all that is sent to a region, by model and users' region."""
+        """Return (model, users' region, fraction of their requests) for all traffic to a region, by model and users' region."""
         query = select(RouteShareRow.model, RouteShareRow.region, func.sum(RouteShareRow.fraction))
         query = query.where(RouteShareRow.to == region, RouteShareRow.fraction > 0)
         found = self._session.exec(query.group_by(RouteShareRow.model, RouteShareRow.region))
         return tuple(sorted((model, origin, fraction) for model, origin, fraction in found))
 
     def delete_routes(self, model: str) -> None:
-        """Forget all route tables of a model."""
+        """Delete all route tables of a model."""
         self._writing(model)
         for table in (RouteShareRow, RouteRow):
             self._session.exec(delete(table).where(col(table.model) == model))
@@ -193,7 +194,10 @@ def _identity(key: DeploymentKey) -> tuple[str, str, str, str]:
 
 
 def _is_later(table: RouteTable, stored: RouteTable | None) -> bool:
-    """Whether a table replaces the stored one; false if that has the same content at its revision or a later one. StaleWrite."""
+    """Whether a table replaces the stored one; False if the stored one, at its revision or later, has the same content.
+
+    StaleWrite.
+    """
     if stored is None or table.revision > stored.revision:
         return True
     if (stored.shares, stored.served) == (table.shares, table.served):
@@ -216,7 +220,7 @@ def _route_columns(table: RouteTable) -> dict[str, Any]:
 
 
 def _share_rows(table: RouteTable) -> list[dict[str, Any]]:
-    """The shares as columns; those of one destination and generation are one row."""
+    """Return the shares as columns; shares of one destination and generation are one row."""
     fractions: dict[tuple[str, int], float] = {}
     for share in table.shares:
         to = (share.to, share.generation)

@@ -1,4 +1,4 @@
-"""Drains of regions: what was asked, where it stands. The fleet's manifest knows nothing of them: applying it keeps them."""
+"""Drains of regions: requests and progress. They are not part of the fleet's manifest: applying it keeps them."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -42,12 +42,13 @@ _TAKEN = _OUT_OF_SERVICE.where(DRAINS.c.told, DRAINS.c.state != DrainState.DRAIN
 
 
 class Drains(Unit):
-    """The journal of drains; of each region the newest counts."""
+    """The journal of drains; the newest of each region is in force."""
 
     def add_drain(self, region: str, *, disaster: bool = False, force: bool = False, reason: str = "") -> Drain:
-        """Record a drain. One that is under way is answered, and given to the workflow engine again; a disaster, or `force`, makes more of it.
+        """Record a drain. If one is under way, it is returned and submitted to the workflow engine again.
 
-        One that is on its way back begins anew. The caller looks whether any region is left.
+        A disaster, or `force`, extends it. A drain whose region is being restored starts again. The caller checks that
+        a region remains.
         """
         self._writing(None)
         if len(reason) > LONGEST_REASON:
@@ -71,7 +72,10 @@ class Drains(Unit):
         return _drain(row)
 
     def ask_return(self, region: str, *, reason: str = "") -> Drain:
-        """Ask a drained region back; asked again, it is given to the workflow engine again. NotFound if it is not drained."""
+        """Request to restore a drained region; a repeated request submits it to the workflow engine again.
+
+        NotFound if it is not drained.
+        """
         self._writing(None)
         row = self._newest_drain(region)
         if row is None or DrainState(row.state).over:
@@ -89,34 +93,38 @@ class Drains(Unit):
         return _drain(row)
 
     def lost_since(self, change_id: str, regions: Iterable[str]) -> bool:
-        """Whether one of the regions was declared lost, or asked back after that, since a change was recorded.
+        """Whether one of the regions was declared lost, or requested back after that, since a change was recorded.
 
-        By the order in which the store recorded them: the writers' clocks may differ. False for an unknown change.
+        Compared by the order in which the store recorded them: the writers' clocks may differ. False if the change is
+        unknown.
         """
         recorded = select(ChangeRow.ordinal).where(ChangeRow.id == change_id).scalar_subquery()
         query = select(DrainRow.ordinal).where(self._among(col(DrainRow.region), sorted(set(regions))))
         return self._session.exec(query.where(col(DrainRow.lost_after_change) >= recorded).limit(1)).first() is not None
 
     def drain(self, region: str) -> Drain | None:
-        """The newest drain of a region."""
+        """Return the newest drain of a region."""
         row = self._newest_drain(region)
         return None if row is None else _drain(row)
 
     def drains(self) -> tuple[Drain, ...]:
-        """The newest drain of each region that is not in service, by region."""
+        """Return the newest drain of each region that is out of service, by region."""
         return self._once("drains", lambda: tuple(_read(dict(row)) for row in self._run(_OUT_OF_SERVICE).mappings()))
 
     def untold_drains(self) -> tuple[Drain, ...]:
-        """Those that the workflow engine has not been told of, oldest first."""
+        """Return the drains that are not yet submitted to the workflow engine, oldest first."""
         query = select(DrainRow).where(col(DrainRow.told).is_(False)).order_by(col(DrainRow.ordinal))
         return tuple(_drain(row) for row in self._session.exec(query))
 
     def taken_drains(self) -> tuple[Drain, ...]:
-        """The drains that the workflow engine has taken and whose run has not ended: each needs one. By region."""
+        """Return the drains that the workflow engine has started and whose run has not ended, by region.
+
+        Each needs a run.
+        """
         return tuple(_read(dict(row)) for row in self._run(_TAKEN).mappings())
 
     def tell_drains(self, found: Collection[Drain]) -> None:
-        """The engine has been told of these, as they were then; what was asked after that is still to be told."""
+        """Mark these drains as submitted, unless they were updated since: later requests are still to be submitted."""
         self._writing(None)
         for drain in found:
             row = self._session.exec(select(DrainRow).where(DrainRow.id == drain.id)).one()
@@ -125,7 +133,7 @@ class Drains(Unit):
                 self._add(row)
 
     def update_drain(self, drain_id: str, **changes: Any) -> Drain:
-        """Write down where a drain stands. A state that is over, or drained, has an end. NotFound."""
+        """Write the progress of a drain. A state that is over, or drained, has an end time. NotFound."""
         self._writing(None)
         row = self._session.exec(select(DrainRow).where(DrainRow.id == drain_id)).first()
         if row is None:
@@ -140,7 +148,7 @@ class Drains(Unit):
         return _drain(row)
 
     def left_in(self, region: str) -> tuple[frozenset[str], int]:
-        """Models that hold replicas in a region or are planned there, and how many replicas are wanted there."""
+        """Return the models with replicas or planned placements in a region, and the number of desired replicas there."""
         held = self._session.exec(
             select(DeploymentRow.model, DeploymentRow.replicas).where(
                 DeploymentRow.region == region, DeploymentRow.replicas > 0
@@ -152,7 +160,7 @@ class Drains(Unit):
         return frozenset({model for model, _ in held} | set(placed)), sum(count for _, count in held)
 
     def models_routed_to(self, region: str) -> tuple[str, ...]:
-        """Models with a route table that names the region as a destination or belongs to it, the most important first."""
+        """Return the models with a route table to or in the region, the most important first."""
         own = select(RouteRow.model).where(RouteRow.region == region)
         sent = select(RouteShareRow.model).where(RouteShareRow.to == region)
         found = {*self._session.exec(own), *self._session.exec(sent)}
@@ -160,7 +168,7 @@ class Drains(Unit):
         return tuple(sorted(found, key=lambda model: (-priorities.get(model, 0.0), model)))
 
     def _priorities(self, models: Collection[str]) -> dict[str, float]:
-        """Of models that the plan in force knows."""
+        """Return the priorities of models in the plan in force."""
         query = select(PlacementRow.model, PlacementRow.priority)
         return {
             model: priority
@@ -193,13 +201,16 @@ class Drains(Unit):
         return _drain(row)
 
     def _tell_again(self, row: DrainRow) -> None:
-        """Give a drain that goes on to the workflow engine once more: its run may have been terminated."""
+        """Submit a drain that continues to the workflow engine once more: its run may have been terminated."""
         if row.told and row.state != DrainState.DRAINED.value:
             row.told = False
             self._add(row)
 
     def _newest_change(self) -> int:
-        """Ordinal of the newest change of all models, 0 before the first. Nothing else is recorded during this unit, which is of all models."""
+        """Return the ordinal of the newest change of all models, 0 before the first.
+
+        This unit is of all models, so no other change is recorded during it.
+        """
         return self._session.exec(select(func.max(ChangeRow.ordinal))).one() or 0
 
     def _newest_drain(self, region: str) -> DrainRow | None:

@@ -26,9 +26,9 @@ _ENDED = {
 
 
 def end_change(repository: Repository, record: RecordInput) -> None:
-    """Write the end of a change that is not final yet. The plan in force is the caller's to settle.
+    """Write the end of a change that is not final yet. The caller settles the plan in force.
 
-    Raises NotFound for an unknown change, model or generation.
+    Raises NotFound if the change, model or generation is unknown.
     """
     change, result = repository.change(record.change_id), record.result
     if result.state is ChangeState.DONE:
@@ -73,21 +73,21 @@ def refuse_change(repository: Repository, change: Change, message: str) -> bool:
 
 
 def end_hold(repository: Repository, model: str) -> None:
-    """A change has ended: what held it back holds no more. A pause stays: it is the model's, not the change's."""
+    """Release the model's hold after the end of a change. A pause stays: it belongs to the model, not to the change."""
     held = held_by(repository, model)
     if held not in {None, Reason.PAUSED}:
         release_hold(repository, model)
 
 
 def end_pause(repository: Repository, model: str) -> None:
-    """A retired model is paused no more."""
+    """End the pause of a retired model."""
     repository.delete_pause(model)
     if held_by(repository, model) is Reason.PAUSED:
         release_hold(repository, model)
 
 
 def held_by(repository: Repository, model: str) -> Reason | None:
-    """The reason that holds now. NotFound for a model that was never applied."""
+    """Return the reason that blocks the model's changes now. NotFound if the model was never applied."""
     held = (
         c.reason for c in repository.conditions(model) if c.type is ConditionType.PROGRESSING and c.status == "False"
     )
@@ -95,13 +95,13 @@ def held_by(repository: Repository, model: str) -> Reason | None:
 
 
 def release_hold(repository: Repository, model: str) -> None:
-    """Write that nothing holds the model's changes."""
+    """Record that nothing blocks the model's changes."""
     repository.set_condition(model, ConditionType.PROGRESSING, "True", Reason.SUCCEEDED)
 
 
 @dataclass(frozen=True)
 class Readiness:
-    """What the condition `Serving` or `UpToDate` says."""
+    """Content of the condition `Serving` or `UpToDate`."""
 
     status: Literal["True", "False"]
     reason: Reason
@@ -109,10 +109,10 @@ class Readiness:
 
 
 def judge_up_to_date(record: ModelRecord, wanted: Generation | None, changes: Sequence[Change]) -> Readiness:
-    """`UpToDate` is true while the newest wanted state is routed to: the target generation, and the newest manifest.
+    """Judge `UpToDate`: true while the newest desired state is routed to, the target generation and the newest manifest.
 
-    `wanted` is the target generation, `changes` are the model's, newest first. Moves and repairs don't count: they bring no
-    other state.
+    `wanted` is the target generation, `changes` are the model's, newest first. Moves and repairs don't count: they
+    bring no other state.
     """
     serving = f"generation {record.serving_generation} serves" if record.serving_generation else "nothing serves"
     if record.retired or wanted is None:
@@ -132,10 +132,10 @@ def judge_up_to_date(record: ModelRecord, wanted: Generation | None, changes: Se
 
 
 def judge_serving(record: ModelRecord, wanted: Readiness, unserved: Mapping[str, Sequence[str]]) -> Readiness:
-    """`Serving` is true while a generation answers the users of every region that the manifest names.
+    """Judge `Serving`: true while a generation answers the users of every region that the manifest names.
 
-    `wanted`: what `UpToDate` says; its reason is why nothing serves yet. `unserved`: users' region that nothing serves -> the
-    rules of the plan that leave it so.
+    `wanted` is the judgement of `UpToDate`; its reason explains why nothing serves yet. `unserved` maps each users'
+    region that nothing serves to the rules of the plan that cause it.
     """
     if record.retired or record.serving_generation is None:
         message = (
@@ -153,7 +153,7 @@ def _not_published(record: ModelRecord) -> str:
 
 
 def _old_manifest(record: ModelRecord, last: Change | None) -> Readiness:
-    """The wanted generation serves, but by an older manifest; `last` may say why."""
+    """Judge a model whose desired generation serves, but by an older manifest; `last` may give the reason."""
     reached = f"revision {record.observed_generation} of the manifest serves, {record.generation} is wanted"
     if last is None or last.reason is None or last.state is ChangeState.DONE:
         return Readiness("False", Reason.PENDING, reached)
@@ -193,7 +193,7 @@ def _write_failure(repository: Repository, change: Change, record: RecordInput) 
 
 
 def _cool_down(repository: Repository, model: str) -> None:
-    """Former generations that no replica holds any more are not warm."""
+    """Retire warm generations that no replica holds any more."""
     held = {generation for deployment in repository.deployments(model) for generation in deployment.generations}
     for number in repository.generation_numbers(model, GenerationState.WARM):
         if number not in held:
@@ -201,7 +201,7 @@ def _cool_down(repository: Repository, model: str) -> None:
 
 
 def write_ready(repository: Repository, record: ModelRecord) -> None:
-    """Write both halves of `Ready`, and what users are told while none of the model's generations serves."""
+    """Write both halves of `Ready`, and the message for users while none of the model's generations serves."""
     wanted = repository.generation(record.name, record.target_generation) if record.target_generation else None
     newest = judge_up_to_date(record, wanted, repository.changes(record.name))
     tables = repository.routes(record.name)
@@ -215,7 +215,7 @@ def write_ready(repository: Repository, record: ModelRecord) -> None:
 
 
 def _why_nothing_serves(record: ModelRecord, newest: Readiness) -> str:
-    """In words for users: without what a check or a host said, which may name what is not theirs to know."""
+    """Explain it to users, without messages of checks or hosts, which may name facts that users must not see."""
     if newest.reason is Reason.NOT_PUBLISHED:
         return _not_published(record)
     return f"generation {record.target_generation} does not serve ({newest.reason})"

@@ -17,12 +17,12 @@ LOCK_SECONDS = 10
 """Longest wait for another writer."""
 
 IDLE_SECONDS = 60
-"""PostgreSQL ends a unit of work whose process has stopped for so long, so that it blocks nobody."""
+"""PostgreSQL ends a unit of work whose process has been stopped for this long, so that it blocks no other."""
 
 ALLOWED = ("sqlite:///FILE", "postgresql+psycopg://USER@HOST/DATABASE")
 
 FILE_MODE = 0o644
-"""As SQLite itself creates its files."""
+"""The mode in which SQLite itself creates its files."""
 
 _BEGIN = "ipnext_begin"
 _READING = ("SELECT", "WITH", "BEGIN", "PRAGMA", "EXPLAIN", "SET ", "SHOW ")
@@ -32,10 +32,10 @@ _AUDIT_LOCK, _OWNER_LOCK, _ARTIFACT_LOCK = 0x49504E05, 0x49504E06, 0x49504E07
 
 
 def parse(url: str) -> URL:
-    """The URL of a database that we know how to drive. InvalidInput names the allowed forms."""
+    """Parse the URL of a supported database. InvalidInput names the allowed forms."""
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:  # ValueError: of a port that is no number
+    except (ArgumentError, ValueError) as error:  # a ValueError comes from a port that is no number
         msg = f"database url: not of a known form; allowed: {', '.join(ALLOWED)}"
         raise InvalidInput(msg, field="database_url", allowed=ALLOWED) from error
     if parsed.drivername in {"postgres", "postgresql"}:
@@ -49,19 +49,19 @@ def parse(url: str) -> URL:
 
 
 def connect(url: URL) -> Engine:
-    """An engine for a parsed URL. Connects to nothing yet."""
+    """Create an engine for a parsed URL. Connects to nothing yet."""
     engine = _sqlite(url) if url.drivername == "sqlite" else _postgresql(url)
     event.listen(engine, "after_cursor_execute", _count_writes)
     return engine
 
 
 def is_absent(url: URL) -> bool:
-    """True for SQLite without its file."""
+    """Whether the URL is of SQLite and its file is missing."""
     return url.drivername == "sqlite" and not file_of(url).exists()
 
 
 def file_of(url: URL) -> Path:
-    """The file of a SQLite URL, absolute."""
+    """Return the file of a SQLite URL, absolute."""
     return Path(str(url.database)).absolute()
 
 
@@ -76,14 +76,14 @@ def create_file(file: Path) -> None:
 
 
 def reading(engine: Engine) -> Engine:
-    """The same connections for units that only read: one snapshot of the data, no lock."""
+    """Return the same connections for units that only read: one snapshot of the data, no lock."""
     if engine.dialect.name == "sqlite":
         return engine.execution_options(**{_BEGIN: "BEGIN"})
     return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
 
 def close(engine: Engine) -> None:
-    """Close all connections, those in use as soon as they come back: `dispose` alone leaves these open in a pool without a user."""
+    """Close all connections, those in use once they return: `dispose` alone would leave these open in an unused pool."""
     event.listen(engine, "checkin", _end)
     engine.dispose()
 
@@ -108,12 +108,12 @@ class Revisions:
         with self._lock:
             if self._connection is None:
                 self._connection = self._engine.connect()
-                self._connection.detach()  # kept: the figure is one of this connection
+                self._connection.detach()  # kept open: the figure is relative to this connection
             found = self._connection.connection.dbapi_connection
             return str(found.execute("PRAGMA data_version").fetchone()[0])
 
     def close(self) -> None:
-        """Close the connection that is kept, if there is one."""
+        """Close the kept connection, if there is one."""
         with self._lock:
             if self._connection is not None:
                 self._connection.close()
@@ -121,11 +121,11 @@ class Revisions:
 
 
 def take_turn(connection: Connection, model: str | None) -> None:
-    """Wait for this unit's turn to write; the transaction's end gives it back.
+    """Wait for this unit's turn to write; the transaction's end releases it.
 
     SQLite has one writer at a time anyway (BEGIN IMMEDIATE). PostgreSQL gets the same order by advisory locks: a unit
-    of all models waits for every other, a unit of one model for those of that model only. The order of locks is fleet,
-    model, owner, artifacts, plan, audit, and no unit waits for two models or owners, so none can wait in a circle.
+    of all models waits for every other, a unit of one model only for those of that model. The order of locks is fleet,
+    model, owner, artifacts, plan, audit, and no unit waits for two models or owners, so there is no deadlock.
     """
     if connection.dialect.name == "sqlite":
         return
@@ -137,9 +137,9 @@ def take_turn(connection: Connection, model: str | None) -> None:
 
 
 def take_free_turns(connection: Connection, models: Collection[str]) -> frozenset[str]:
-    """Take the turn of those of these models that no other unit writes, and wait for none of the others.
+    """Take the turn of those of these models that no other unit writes, without waiting for the others.
 
-    Returns the models whose turn it is: on SQLite all of them.
+    Returns the models whose turn was taken: on SQLite all of them.
     """
     if connection.dialect.name == "sqlite":
         return frozenset(models)
@@ -154,16 +154,16 @@ def take_free_turns(connection: Connection, models: Collection[str]) -> frozense
 
 
 def lock_owner(connection: Connection, owner: str) -> None:
-    """Wait until no other unit counts and writes what this owner's models claim; the transaction's end lets the next one do so."""
+    """Wait until no other unit counts and writes the claims of this owner's models; the transaction's end releases the lock."""
     if connection.dialect.name != "sqlite":
         key = {"space": _OWNER_LOCK, "number": _number_of(owner)}
         connection.execute(text("SELECT pg_advisory_xact_lock(:space, :number)"), key)
 
 
 def lock_artifacts(connection: Connection, *, alone: bool) -> None:
-    """Keep what the artifact store holds from being removed until the transaction's end; `alone`: keep others from using it.
+    """Block the removal of artifacts until the transaction's end; with `alone`, block their use by other units.
 
-    Behind the lock of an owner and before that of the plan.
+    Taken after the lock of an owner and before that of the plan.
     """
     if connection.dialect.name != "sqlite":
         shared = "" if alone else "_shared"
@@ -171,7 +171,7 @@ def lock_artifacts(connection: Connection, *, alone: bool) -> None:
 
 
 def lock_plan(connection: Connection) -> None:
-    """Wait until no other unit adopts a plan or admits a transition; the transaction's end lets the next one do so."""
+    """Wait until no other unit adopts a plan or admits a transition; the transaction's end releases the lock."""
     if connection.dialect.name != "sqlite":
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_PLAN_LOCK}, 0)"))
 
@@ -183,27 +183,27 @@ def lock_audit(connection: Connection) -> None:
 
 
 def writes_of(connection: Connection) -> int:
-    """Statements so far that wrote rows by this connection to the server; only its growth means anything."""
+    """Return the number of row-writing statements on this connection so far; only its growth is meaningful."""
     found: int = connection.info.get(_WRITES, 0)
     return found
 
 
 def forget_writes(connection: Connection, since: int) -> None:
-    """Take what was written since then for bookkeeping, which no entry of the audit is about."""
+    """Treat the writes since then as bookkeeping, which has no entry in the audit."""
     connection.info[_WRITES] = since
 
 
 def _count_writes(
     connection: Connection, cursor: Any, statement: str, _parameters: object, context: Any, _many: object
 ) -> None:
-    """Count a statement that wrote rows: one that SQLAlchemy made, or a text that does not begin as one that reads."""
+    """Count a statement that wrote rows: one that SQLAlchemy made, or a text that does not begin like a reading one."""
     made = context.isinsert or context.isupdate or context.isdelete
     if (made and cursor.rowcount != 0) or (not made and not statement.startswith(_READING)):
         connection.info[_WRITES] = connection.info.get(_WRITES, 0) + 1
 
 
 def _number_of(model: str) -> int:
-    """The number of a model's lock. Two models may share one: they wait for each other needlessly."""
+    """Return the number of a model's lock. If two models share one, they wait for each other needlessly."""
     return zlib.crc32(model.encode("utf-8", "surrogatepass")) - 2**31
 
 
@@ -222,14 +222,14 @@ def _sqlite(url: URL) -> Engine:
 
 
 def _open_existing(_dialect: object, _record: object, arguments: list[Any], options: dict[str, Any]) -> None:
-    """Let a connection open a file that exists, and create none: only a migration does (`create_file`)."""
+    """Let a connection open only existing files: only a migration creates one (`create_file`)."""
     if not options.get("uri"):
         arguments[0] = f"{Path(arguments[0]).absolute().as_uri()}?mode=rw"
         options["uri"] = True
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
-    """Every connection: we begin transactions ourselves, keys hold, a commit survives a power cut.
+    """Prepare every connection: explicit transactions, enforced foreign keys, commits that survive a power cut.
 
     `synchronous` FULL and not NORMAL: with NORMAL a WAL database may lose its last commits when the machine loses
     power, and an acknowledged change must never be lost. It costs one fsync a commit.

@@ -1,4 +1,4 @@
-"""From the database's errors to ours: what a caller can act on."""
+"""Translation of database errors into errors that a caller can act on."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +17,8 @@ _UNUSABLE = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
 def translated(database: str, *, is_absent: Callable[[], bool] = bool) -> Iterator[None]:
     """Raise Unavailable (down, absent, locked, full, not migrated), Conflict (a constraint) or InvalidInput (a value).
 
-    `database` names it in the text, without a password. `is_absent`: whether it does not exist. An error that is a fault of our own passes as it is.
+    `database` names it in the text, without a password. `is_absent` returns whether it does not exist. Programming
+    errors pass unchanged.
     """
     try:
         yield

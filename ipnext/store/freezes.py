@@ -19,12 +19,12 @@ _ALL = sa_select(METADATA.tables[FreezeRow.__tablename__])
 
 
 class Freezes(Changes):
-    """Freezes concern all models, so a unit that names one may not write them; an override is of one model."""
+    """Freezes apply to all models, so a unit that names one may not write them; an override is for one model."""
 
     def put_freeze(self, manifest: FreezeManifest, *, expected_version: int | None) -> FreezeRecord:
-        """Create or replace a freeze; an equal one stays as it is.
+        """Create or replace a freeze; an equal one stays unchanged.
 
-        `expected_version`: the version the caller read, 0 where there was none; StaleWrite on another. None: any.
+        `expected_version` is the version that the caller read, 0 if there was none; StaleWrite on another. None: any.
         """
         self._writing(None)
         row = self._get(FreezeRow, manifest.name)
@@ -38,7 +38,7 @@ class Freezes(Changes):
         return _freeze(row)
 
     def delete_freeze(self, name: str, *, expected_version: int | None) -> FreezeRecord:
-        """Take a freeze away and return what it was. NotFound; StaleWrite as for `put_freeze`."""
+        """Delete a freeze and return its former record. NotFound; StaleWrite as for `put_freeze`."""
         self._writing(None)
         row = self._freeze_row(name)
         _check_version(name, row, expected_version)
@@ -48,22 +48,22 @@ class Freezes(Changes):
         return record
 
     def freeze(self, name: str) -> FreezeRecord:
-        """One freeze. NotFound names known ones."""
+        """Return one freeze. NotFound names known ones."""
         return _freeze(self._freeze_row(name))
 
     def find_freeze(self, name: str) -> FreezeRecord | None:
-        """One freeze, or None without one of that name."""
+        """Return one freeze, or None if there is none of that name."""
         row = self._get(FreezeRow, name)
         return None if row is None else _freeze(row)
 
     def freezes(self) -> tuple[FreezeRecord, ...]:
-        """All freezes, by name."""
+        """Return all freezes, by name."""
         return tuple(sorted(map(_freeze, self._run(_ALL)), key=lambda f: f.manifest.name))
 
     def override_freezes(self, change_id: str, *, who: str, reason: str, passes: Frozen | None) -> Override:
-        """Let one change through every freeze. `passes`: what binds it now. Given again, the first one stays.
+        """Let one change pass every freeze. `passes` are the freezes that bind it now. If repeated, the first override stays.
 
-        NotFound for an unknown change; Conflict for one that never waits, or that has ended.
+        NotFound if the change is unknown; Conflict if it never waits, or has ended.
         """
         change = self.change(change_id)
         self._writing(change.model)
@@ -89,12 +89,12 @@ class Freezes(Changes):
         return _override(row)
 
     def freeze_override(self, change_id: str) -> Override | None:
-        """The override of a change, if it has one."""
+        """Return the override of a change, if it has one."""
         row = self._get(FreezeOverrideRow, change_id)
         return None if row is None else _override(row)
 
     def frozen_changes(self) -> tuple[Change, ...]:
-        """Changes whose run waits for a freeze to end, in the order of recording."""
+        """Return the changes whose run waits for a freeze to end, in the order of recording."""
         running = (ChangeRow.state == ChangeState.RUNNING.value, ChangeRow.reason == Reason.FROZEN.value)
         query = select(ChangeRow).where(*running).order_by(col(ChangeRow.ordinal))
         return tuple(_change(row) for row in self._session.exec(query))

@@ -1,4 +1,4 @@
-"""What a person reads: conditions and the history of events."""
+"""Conditions and the history of events, for users."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
@@ -55,9 +55,9 @@ class Journal(Unit):
         reason: Reason,
         message: str = "",
     ) -> None:
-        """Write a condition; `last_transition_time` moves only when the status changes. NotFound.
+        """Write a condition; `last_transition_time` changes only with the status. NotFound.
 
-        `Ready` follows from others and is not written: a fault of the caller's code, so RuntimeError.
+        `Ready` follows from others and is not written: that would be a fault of the caller's code, so RuntimeError.
         """
         self._writing(model)
         if type is ConditionType.READY:
@@ -71,14 +71,14 @@ class Journal(Unit):
             self._write(_READY_IS, of_name=model, of_other=other.value, this=status == "True")
 
     def conditions(self, model: str) -> tuple[Condition, ...]:
-        """A model's conditions in the order of a rollout's stages, with `Ready`. NotFound."""
+        """Return a model's conditions in the order of a rollout's stages, with `Ready`. NotFound."""
         found = [_condition(row) for row in self._run(_CONDITIONS_OF, model=model)]
         if not found:
             self._check_known(model)
         return with_ready(found)
 
     def held_models(self, models: Collection[str]) -> Mapping[str, str]:
-        """Model -> why its changes do not go on now, of these models; those that go on are left out."""
+        """Map those of these models whose changes are blocked to the reason."""
         row = ConditionRow
         query = select(row.model, row.reason, row.message).where(
             row.type == ConditionType.PROGRESSING.value, row.status == "False"
@@ -99,7 +99,7 @@ class Journal(Unit):
         run_id: str | None = None,
         detail: Mapping[str, Any] | None = None,
     ) -> Event:
-        """Add a line to the history; `model` None: it concerns the fleet. `detail` is plain JSON data."""
+        """Add an event to the history; if `model` is None, it concerns the fleet. `detail` is plain JSON data."""
         if model is None:
             self._writing_any()
         else:
@@ -116,14 +116,14 @@ class Journal(Unit):
         return event
 
     def events(self, model: str | None = None, *, limit: int = 100) -> tuple[Event, ...]:
-        """The history, newest first: of one model, or of all."""
+        """Return the events, newest first: of one model, or of all."""
         query = select(EventRow).order_by(col(EventRow.ordinal).desc()).limit(rows(limit))
         if model is not None:
             query = query.where(EventRow.model == model)
         return tuple(_event(row) for row in self._session.exec(query))
 
     def has_fleet_event(self, detail: Mapping[str, Any], *, limit: int) -> bool:
-        """Whether one of the newest events that are no model's has this detail."""
+        """Whether one of the newest events of the fleet has this detail."""
         query = select(EventRow.detail).where(col(EventRow.model).is_(None)).order_by(col(EventRow.ordinal).desc())
         found = self._session.exec(query.limit(rows(limit)))
         return any(text is not None and plain(text) == detail for text in found)

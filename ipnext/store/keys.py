@@ -1,4 +1,4 @@
-"""API keys, sessions and tickets. Their secrets are not here, only digests."""
+"""API keys, sessions and tickets. The store has only digests of their secrets."""
 
 from datetime import datetime, timedelta
 from typing import Final
@@ -13,16 +13,16 @@ from ipnext.store.tables import KeyRow
 from ipnext.store.unit import Unit, document, plain
 
 KEPT_AFTER_EXPIRY: Final = timedelta(days=1)
-"""Sessions and tickets go that long after they ended. Keys stay, so that the audit's ids have names."""
+"""Sessions and tickets are deleted this long after they ended. Keys stay, so that the audit's ids have names."""
 
 
 class Keys(Unit):
-    """Keys are of no model: a unit that names one may not add or revoke them."""
+    """Keys belong to no model: a unit that names one may not add or revoke them."""
 
     def add_key(self, key: ApiKey, *, parent: str | None = None) -> ApiKey:
         """Store a key. Conflict if a valid key of kind `key` has its name.
 
-        `parent`: the key on whose behalf a session or ticket acts; it is valid no longer than that one.
+        `parent` is the key on whose behalf a session or ticket acts; it is valid no longer than that one.
         """
         self._writing(None)
         if key.kind == "key":
@@ -36,7 +36,7 @@ class Keys(Unit):
         return key
 
     def find_key(self, key_id: str) -> ApiKey | None:
-        """A key with its end: of a session or ticket, what ended its parent ended it, too."""
+        """Return a key with its end; a session or ticket also ends with its parent."""
         row = self._key_row(key_id)
         if row is None:
             return None
@@ -52,12 +52,12 @@ class Keys(Unit):
         )
 
     def parent_of_key(self, key_id: str) -> str | None:
-        """The key on whose behalf a session or ticket acts; itself for a key. None for an unknown one."""
+        """Return the key on whose behalf a session or ticket acts; for a key itself. None if the key is unknown."""
         row = self._key_row(key_id)
         return None if row is None else row.parent or row.id
 
     def key_page(self, *, after: str | None, limit: int) -> Page[ApiKey]:
-        """Keys, without sessions and tickets, the newest first; those that are revoked, too."""
+        """Return keys, revoked ones included, without sessions and tickets, the newest first."""
         query = select(KeyRow).where(KeyRow.kind == "key").order_by(col(KeyRow.ordinal).desc())
         ordinal = ordinal_of(after)
         if ordinal is not None:
@@ -66,13 +66,13 @@ class Keys(Unit):
         return page_of(found, bounded(limit), key=lambda row: row.ordinal, value=_key)
 
     def valid_key_named(self, name: str) -> ApiKey | None:
-        """The key of kind `key` of a name that is neither revoked nor expired."""
+        """Return the key of kind `key` with this name that is neither revoked nor expired."""
         query = select(KeyRow).where(KeyRow.kind == "key", KeyRow.name == name)
         found = (_key(row) for row in self._session.exec(query.order_by(col(KeyRow.ordinal).desc())))
         return next((key for key in found if key.is_valid(self._now())), None)
 
     def revoke_key(self, key_id: str) -> ApiKey:
-        """End a key and what acts on its behalf; again, it stays as it was. NotFound."""
+        """Revoke a key, which also ends its sessions and tickets; a repeated call changes nothing. NotFound."""
         self._writing(None)
         row = self._key_row(key_id)
         if row is None:
@@ -83,7 +83,7 @@ class Keys(Unit):
         return _key(row)
 
     def end_tickets(self, parent: str) -> None:
-        """Revoke the tickets of a key that were not used."""
+        """Revoke the unused tickets of a key."""
         self._writing(None)
         waiting = (KeyRow.parent == parent, KeyRow.kind == "ticket", col(KeyRow.revoked_at).is_(None))
         for row in self._session.exec(select(KeyRow).where(*waiting)):
@@ -91,7 +91,7 @@ class Keys(Unit):
             self._add(row)
 
     def touch_key(self, key_id: str, at: datetime) -> None:
-        """Note that a key was used. May be called in a unit of any scope; the audit has no entry of it."""
+        """Record the use of a key. Allowed in a unit of any scope; the audit has no entry of it."""
         self._writing_any()
         row = self._key_row(key_id)
         if row is not None and (row.last_used_at is None or row.last_used_at < at):

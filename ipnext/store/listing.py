@@ -43,11 +43,11 @@ from ipnext.store.transitions import _transition
 _OPEN = tuple(state.value for state in ChangeState if not state.final)
 
 MOST_SUSPECTS = 10_000
-"""Names that one statement takes in addition to a filter."""
+"""Most names that one statement takes in addition to a filter."""
 
 
 class Listing(Models, Profiles, Plans):
-    """Lists by keyset: the cost of a page follows its length, not the length of the list."""
+    """Lists by keyset: the cost of a page depends on its length, not on the length of the list."""
 
     def model_page(
         self,
@@ -136,7 +136,10 @@ class Listing(Models, Profiles, Plans):
         return self._by_ordinal(TransitionRow, after, limit, _transition, TransitionRow.model == model)
 
     def event_page(self, model: str | None = None, *, after: str | None = None, limit: int = 100) -> Page[Event]:
-        """Return the events of a model, or of all. NotFound. Events of no model are of the fleet: only who sees all has them."""
+        """Return the events of a model, or of all. NotFound.
+
+        Events of the fleet are only for callers that may see all models.
+        """
         if model is None:
             return self._by_ordinal(EventRow, after, limit, _event, *self._is_of_visible_owner(col(EventRow.model)))
         self._model_row(model)
@@ -152,7 +155,7 @@ class Listing(Models, Profiles, Plans):
         return self._session.exec(select(func.max(EventRow.ordinal))).one() or 0
 
     def plan_page(self, *, after: str | None = None, limit: int = 20, fleet_only: bool = False) -> Page[PlanEntry]:
-        """Return the lines of plans."""
+        """Return the entries of plans, without documents."""
         where: list[ColumnElement[bool]] = [col(PlanRow.scope).is_(None)] if fleet_only else []
         where += [or_(col(PlanRow.scope).is_(None), each) for each in self._is_of_visible_owner(col(PlanRow.scope))]
         page: Page[PlanRow] = self._by_ordinal(PlanRow, after, limit, lambda row: row, *where, options=_LINE)
@@ -160,7 +163,7 @@ class Listing(Models, Profiles, Plans):
         return page.map(lambda row: _plan_entry(row, has_documents=row.id in held))
 
     def drain_page(self, region: str | None = None, *, after: str | None = None, limit: int = 20) -> Page[Drain]:
-        """Return the drains of a region, or of all, those that are over too."""
+        """Return the drains of a region, or of all, including those that are over."""
         where = () if region is None else (DrainRow.region == region,)
         return self._by_ordinal(DrainRow, after, limit, _drain, *where)
 
@@ -196,7 +199,7 @@ class Listing(Models, Profiles, Plans):
         return {ChangeState(state): count for found in (unfinished, ended) for state, count in found}
 
     def run_durations(self, *, among: int) -> Mapping[tuple[str, str, str], float]:
-        """(model, kind, state) -> seconds from record to end of its newest ended change among those recorded last."""
+        """Map (model, kind, state) to the seconds from record to end of the newest such change among those recorded last."""
         row = METADATA.tables[ChangeRow.__tablename__].c
         newest = sa_select(row.model, row.kind, row.state, row.created_at, row.finished_at)
         newest = newest.where(*self._is_of_visible_owner(row.model)).order_by(row.ordinal.desc()).limit(bounded(among))

@@ -1,11 +1,11 @@
-"""The schema of a database: which one it has, whether this build can use it, and its migration, safe for several at once.
+"""The schema of a database: its version, whether this build can use it, and its migration, safe for several processes at once.
 
-Every process asks at its start; alembic, which takes a tenth of that start to import, is asked only by the one that migrates
+Every process checks it at its start; alembic, whose import takes a tenth of that start, is imported only to migrate
 (`ipnext.store.alembic_scripts`).
 
-Builds of two versions use one database during a rolling upgrade, and runs that are pinned to the older build need it for days.
-So a build also starts on a schema that a newer build has migrated, unless that schema's `min_reader` is beyond it: see
-"Expand, then contract" in docs/store.md.
+Builds of two versions use one database during a rolling upgrade, and runs that are pinned to the older build need it
+for days. So a build also starts on a schema that a newer build has migrated, unless that schema's `min_reader` is
+beyond it: see "Expand, then contract" in docs/store.md.
 """
 
 import fcntl
@@ -46,14 +46,14 @@ class SchemaRange:
 
     @property
     def compatible(self) -> bool:
-        """Whether this build may use the database. Revisions are numbers of four digits, so their order is that of the text."""
+        """Whether this build may use the database. Revisions are numbers of four digits, so they compare as text."""
         return self.min_reader <= self.own
 
 
 def upgrade(engine: Engine) -> None:
-    """Bring the database to this build's version, in one transaction; a newer one that this build can use stays as it is.
+    """Bring the database to this build's version, in one transaction; a newer one that this build can use stays unchanged.
 
-    The file of a SQLite database is created if it is absent. Raises Conflict for a newer schema whose range begins beyond
+    The file of a SQLite database is created if it is absent. Raises Conflict if a newer schema's range begins beyond
     this build, and Unavailable if the file can't be created.
     """
     if engine.dialect.name == "sqlite":
@@ -71,13 +71,16 @@ def upgrade(engine: Engine) -> None:
 
 
 def schema_range(engine: Engine) -> SchemaRange | None:
-    """The schema of a database, read only; None before its first migration."""
+    """Return the schema of a database, read only; None before its first migration."""
     with engine.connect() as connection:
         return _range_of(connection)
 
 
 def newest_revision() -> str:
-    """The newest schema that this build knows: scripts are named by their revisions, numbers of four digits. Conflict without any."""
+    """Return the newest schema of this build: scripts are named by revisions, numbers of four digits.
+
+    Conflict if there are none.
+    """
     found = max((path.name[:4] for path in (SCRIPTS / "versions").glob("[0-9]*.py")), default=None)
     if found is None:
         msg = "this build has no migrations"
@@ -93,7 +96,7 @@ def _run(connection: Connection) -> None:
         return
     if found is not None and not found.behind and _stated(connection, found.version) is not None:
         return
-    from ipnext.store import alembic_scripts  # noqa: PLC0415 - most starts find the schema that they want
+    from ipnext.store import alembic_scripts  # noqa: PLC0415 - most starts find the schema up to date
 
     alembic_scripts.upgrade(connection)
     row = {"id": 1, "version": newest_revision(), "min_reader": alembic_scripts.min_reader()}
@@ -125,7 +128,10 @@ def _stated(connection: Connection, version: str) -> str | None:
 
 
 def _keep_wal(engine: Engine) -> None:
-    """Write-ahead log: readers wait for no writer. The file remembers it; the switch itself needs the file alone."""
+    """Turn on the write-ahead log, with which readers wait for no writer.
+
+    The file stores the mode; only the switch needs exclusive use.
+    """
     connection = engine.raw_connection()
     try:
         connection.cursor().execute("PRAGMA journal_mode = WAL")
@@ -135,7 +141,7 @@ def _keep_wal(engine: Engine) -> None:
 
 @contextmanager
 def _file_lock(path: Path) -> Iterator[None]:
-    """Held by one process (or thread) at a time; a process that dies gives it back."""
+    """Lock a file for one process (or thread) at a time; a process that dies releases it."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -28,10 +28,10 @@ _FLEET = sa_select(METADATA.tables[FleetRow.__tablename__])
 
 
 class Models(Unit):
-    """Fleet and models. `version` guards what people write; what the platform observes does not move it."""
+    """Fleet and models. `version` guards users' writes; the platform's observations do not change it."""
 
     def fleet(self) -> FleetRecord:
-        """The fleet as applied. NotFound before the first."""
+        """Return the fleet as applied. NotFound before the first."""
         found = self._fleet()
         if found is None:
             msg = "no fleet is applied yet; apply a manifest of kind: Fleet first"
@@ -39,7 +39,7 @@ class Models(Unit):
         return found
 
     def region_names(self) -> tuple[str, ...]:
-        """Regions of the fleet in its order; none before the first fleet is applied."""
+        """Return the regions of the fleet in its order; none before the first fleet is applied."""
         found = self._fleet()
         return () if found is None else tuple(found.spec.regions)
 
@@ -51,9 +51,9 @@ class Models(Unit):
         return self._once("fleet", read)
 
     def put_fleet(self, spec: FleetSpec, *, expected_version: int | None) -> FleetRecord:
-        """Create or replace the fleet; an equal one stays as it is.
+        """Create or replace the fleet; an equal one stays unchanged.
 
-        `expected_version`: the version the caller read, 0 where there was none; StaleWrite on another. None: any.
+        `expected_version` is the version that the caller read, 0 if there was none; StaleWrite on another. None: any.
         """
         self._writing(None)
         row = self._get(FleetRow, THE_FLEET)
@@ -67,10 +67,10 @@ class Models(Unit):
         return _fleet(row)
 
     def put_model(self, manifest: ModelManifest, *, expected_version: int | None) -> ModelRecord:
-        """Create or replace a model; a retired one lives again. The same manifest leaves the record as it is.
+        """Create or replace a model; a retired one is restored. The same manifest leaves the record unchanged.
 
-        The generation (the manifest's revision) rises by one where the spec changed, the version with every change.
-        `expected_version`: the version the caller read, 0 where there was none; StaleWrite on another. None: any.
+        The generation (the manifest's revision) rises by one if the spec changed, the version with every change.
+        `expected_version` is the version that the caller read, 0 if there was none; StaleWrite on another. None: any.
         """
         name = manifest.name
         self._writing(name)
@@ -105,7 +105,7 @@ class Models(Unit):
         )
 
     def model(self, name: str) -> ModelRecord:
-        """One model, retired or not. NotFound names known ones."""
+        """Return one model, retired or not. NotFound names known ones."""
         return self._once(("model", name), lambda: self._read_model(name))
 
     def _read_model(self, name: str) -> ModelRecord:
@@ -116,19 +116,19 @@ class Models(Unit):
         return _model(row)
 
     def owner_of(self, name: str) -> str | None:
-        """The owner of a model, retired or not; None for one that is not known."""
+        """Return the owner of a model, retired or not; None if the model is unknown."""
         return self._run(_OWNER, name=name).scalar()
 
     def owners(self) -> tuple[str, ...]:
-        """Owners of models, retired ones too, by name."""
+        """Return the owners of models, retired ones included, by name."""
         return tuple(sorted(self._session.exec(select(ModelRow.owner).distinct())))
 
     def names_of_owners(self, owners: Collection[str]) -> tuple[str, ...]:
-        """Models of these owners, retired ones too."""
+        """Return the models of these owners, retired ones included."""
         return tuple(self._session.exec(select(ModelRow.name).where(self._among(col(ModelRow.owner), owners))))
 
     def owners_of(self, names: Collection[str]) -> Mapping[str, str]:
-        """Model -> its owner, of those of these models that are known."""
+        """Map each known one of these models to its owner."""
         query = select(ModelRow.name, ModelRow.owner)
         return {
             name: owner
@@ -137,12 +137,15 @@ class Models(Unit):
         }
 
     def models(self) -> tuple[ModelRecord, ...]:
-        """All models, retired ones too, by name."""
+        """Return all models, retired ones included, by name."""
         records = [_model(row) for row in self._session.exec(select(ModelRow))]
         return tuple(sorted(records, key=lambda record: record.name))
 
     def demands(self, names: Collection[str]) -> Mapping[str, Mapping[str, float]]:
-        """Model -> users' region -> what they ask for, in the model's unit; of these models. Nothing else of a manifest is read."""
+        """Map each of these models to the demand of each users' region, in the model's unit.
+
+        Nothing else of a manifest is read.
+        """
         query = select(ModelRow.name, ModelRow.manifest)
         found = (
             row
@@ -158,7 +161,7 @@ class Models(Unit):
         }
 
     def signer_keys(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
-        """Name, owner and public keys (PEM) of each model that names signers."""
+        """Return name, owner and public keys (PEM) of each model that names signers."""
         query = select(ModelRow.name, ModelRow.owner, ModelRow.manifest).where(
             col(ModelRow.manifest).contains("publicKeys")
         )
@@ -170,12 +173,12 @@ class Models(Unit):
         )
 
     def manifests_basis(self) -> tuple[int, int]:
-        """Changes if any model's manifest does: how many there are, and the sum of their versions, which only rise."""
+        """Return the number of manifests and the sum of their versions, which changes with any manifest, since versions only rise."""
         count, versions = self._session.exec(select(func.count(), func.coalesce(func.sum(ModelRow.version), 0))).one()
         return count, int(versions)
 
     def models_in_tokens(self, names: Collection[str]) -> frozenset[str]:
-        """Those of these models whose demand is in tokens a second."""
+        """Return those of these models whose demand is in tokens per second."""
         query = select(ModelRow.name, ModelRow.manifest)
         rows = (
             row
@@ -195,7 +198,7 @@ class Models(Unit):
         refused_generation: int | EllipsisType | None = ...,
         retired: bool | EllipsisType = ...,
     ) -> ModelRecord:
-        """Write down what the platform observed or retired; what is left out stays. NotFound."""
+        """Write the platform's observations of a model, or its retirement; omitted fields stay. NotFound."""
         self._writing(name)
         record = self.model(name)
         told = {
@@ -219,7 +222,10 @@ class Models(Unit):
         return record.model_copy(update=said)
 
     def judge_revision(self, name: str, revision: int, *, accepted: bool) -> None:
-        """Write down whether a validation accepted a revision of the manifest. One that serves is not refused for a new snapshot's sake."""
+        """Record whether a validation accepted a revision of the manifest.
+
+        A serving one is not refused because of a new snapshot.
+        """
         record = self.model(name)
         refused = record.refused_generation
         if accepted and refused is not None and refused <= revision:
@@ -228,7 +234,7 @@ class Models(Unit):
             self.update_model(name, refused_generation=revision)
 
     def document_bytes(self, name: str) -> int:
-        """Bytes of a model's documents; 0 for one that is not known."""
+        """Return the bytes of a model's documents; 0 if the model is unknown."""
         return int(self._run(_DOCUMENTS, name=name).scalar() or 0)
 
     def _no_model(self, name: str) -> NotFound:

@@ -23,7 +23,7 @@ class Moves(Unit):
     """The moves of replans, in their order."""
 
     def list_moves(self, plan_id: str, models: Sequence[str]) -> None:
-        """Write down which models a replan has to move, in this order. A list that is there already stays."""
+        """Store the models that a replan has to move, in this order. An existing list stays."""
         self._writing(plan_id)
         if not models or self.move_counts(plan_id):
             return
@@ -34,20 +34,20 @@ class Moves(Unit):
         self._connection.execute(insert(ReplanMoveRow), columns)
 
     def moves(self, plan_id: str, *, state: str, after: int = -1, limit: int = 1000) -> tuple[PlannedMove, ...]:
-        """A page of the moves of a replan in one state, in their order, behind position `after`."""
+        """Return a page of a replan's moves in one state, in their order, after position `after`."""
         row = ReplanMoveRow
         query = select(row).where(row.plan_id == plan_id, row.state == state, row.position > after)
         found = self._session.exec(query.order_by(col(row.position)).limit(rows(limit)))
         return tuple(_move(row) for row in found)
 
     def move_counts(self, plan_id: str) -> Mapping[str, int]:
-        """State -> how many models of a replan are in it."""
+        """Count a replan's models by state."""
         row = ReplanMoveRow
         query = select(row.state, func.count()).where(row.plan_id == plan_id).group_by(row.state)
         return dict(self._session.exec(query).all())
 
     def newest_failures(self, plan_id: str, *, limit: int) -> tuple[MoveTrouble, ...]:
-        """The models of a replan that did not come to their place, the newest first."""
+        """Return the models of a replan whose move failed, the newest first."""
         row = ReplanMoveRow
         query = select(row.model, row.message).where(row.plan_id == plan_id, row.state == FAILED)
         found = self._session.exec(
@@ -56,33 +56,33 @@ class Moves(Unit):
         return tuple(MoveTrouble(model=model, message=message) for model, message in found)
 
     def mark_asked(self, plan_id: str, moves: Mapping[int, str]) -> None:
-        """Write down that models were asked to move: position -> the change that moves the model."""
+        """Record that models were requested to move: position -> the change that moves the model."""
         for position, change_id in sorted(moves.items()):
             self._mark(plan_id, [position], state=MOVING, change_id=change_id, asked_at=self._now())
 
     def mark_moved(self, plan_id: str, positions: Collection[int]) -> None:
-        """Write down that models have come to their place."""
+        """Record that models have been moved."""
         for some in batches(positions):
             self._mark(plan_id, some, state=MOVED, ended_at=self._now())
 
     def mark_failed(self, plan_id: str, troubles: Mapping[int, str]) -> None:
-        """Write down which models did not come to their place, and why: by position."""
+        """Record the models whose move failed, and why: by position."""
         for position, message in sorted(troubles.items()):
             self._mark(plan_id, [position], state=FAILED, message=message, ended_at=self._now())
 
     def forget_moves(self, *, keep: Collection[str]) -> None:
-        """Drop the lists of all replans but these. Only replans write these rows, one at a time."""
+        """Delete the lists of all replans except these. Only replans write these rows, one at a time."""
         self._writing_any()
         gone = ReplanMoveRow.__table__.delete()  # type: ignore[attr-defined]
         self._connection.execute(gone.where(col(ReplanMoveRow.plan_id).not_in(tuple(keep))))
 
     def moves_pause(self) -> MovesPause | None:
-        """Why no further model is asked to move, and since when; None if moves go on."""
+        """Return why no further model is requested to move, and since when; None if moves continue."""
         row = self._get(MovesPauseRow, THE_PAUSE)
         return None if row is None else MovesPause(reason=row.reason, paused_at=row.paused_at)
 
     def pause_moves(self, reason: str) -> MovesPause:
-        """Pause all moves of replans. One that holds keeps its time and gets the new reason."""
+        """Pause all moves of replans. A present pause keeps its time and gets the new reason."""
         self._writing(None)
         row = self._get(MovesPauseRow, THE_PAUSE)
         if row is None:

@@ -1,4 +1,4 @@
-"""Moving to another database: every row of one store into an empty one, of either engine."""
+"""Migration to another database: every row of one store into an empty one, of either engine."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ BATCH_ROWS = 500
 
 
 def move(origin: Store, to: Store, *, old_artifacts: str = "", new_artifacts: str = "") -> int:
-    """Copy everything into an empty, migrated store; return how many rows. All or nothing.
+    """Copy everything into an empty, migrated store; return the number of rows. All or nothing.
 
-    `old_artifacts`, `new_artifacts`: uris of the artifact stores where those move too; what names a snapshot is
-    rewritten. Stop API and worker first: what is written to the origin meanwhile stays behind. Conflict where `to`
-    holds rows already.
+    `old_artifacts`, `new_artifacts` are the uris of the artifact stores if those move too; columns that name a snapshot
+    are rewritten. Stop API and worker first: later writes to the origin are not copied. Conflict if `to` already has
+    rows.
     """
     copied = 0
     with origin.read() as source, to.begin() as target:
@@ -40,7 +40,7 @@ def _check_empty(connection: Connection, table: Table) -> None:
 
 
 def _renamed(row: dict[str, Any], old: str, new: str) -> dict[str, Any]:
-    """The row with the new prefix in the columns that name snapshots by uri."""
+    """Return the row with the new prefix in the columns that name snapshots by uri."""
     for column in ("uri", "deployment"):
         if old and column in row:
             row[column] = row[column].replace(f"{old}/snapshots/", f"{new}/snapshots/")
@@ -48,7 +48,7 @@ def _renamed(row: dict[str, Any], old: str, new: str) -> dict[str, Any]:
 
 
 def _count_on(connection: Connection, table: Table) -> None:
-    """PostgreSQL keeps the last ordinal apart from the rows."""
+    """Set the sequence of ordinals, which PostgreSQL keeps apart from the rows."""
     if "ordinal" in table.columns and connection.dialect.name == "postgresql":
         highest = f"(SELECT coalesce(max(ordinal), 0) + 1 FROM {table.name})"  # noqa: S608 - a name of our own
         connection.execute(text(f"SELECT setval(pg_get_serial_sequence('{table.name}', 'ordinal'), {highest}, false)"))

@@ -54,7 +54,7 @@ class Overviews(Unit):
         return sum(counts.values()), counts.get(True, 0)
 
     def recorded_readiness(self, names: Collection[str]) -> Mapping[str, bool]:
-        """Return for those of these models that are not retired whether they are recorded as ready."""
+        """Map each of these models that is not retired to whether it is recorded as ready."""
         query = select(ModelRow.name, ModelRow.ready).where(
             col(ModelRow.retired).is_(False), *self._has_visible_owner()
         )
@@ -72,52 +72,52 @@ class Overviews(Unit):
         ).all()
 
     def models_named(self, names: Collection[str]) -> tuple[ModelRecord, ...]:
-        """Those of these models that exist, retired ones too, by name."""
+        """Return those of these models that exist, retired ones included, by name."""
         found = self._rows_of(names, sa_select(MODELS), MODELS.c.name)
         return tuple(sorted(map(_model, found), key=lambda record: record.name))
 
     def conditions_of(self, models: Collection[str]) -> Mapping[str, tuple[Condition, ...]]:
-        """Model -> its conditions in the order of a rollout's stages, with `Ready`."""
+        """Map each model to its conditions in the order of a rollout's stages, with `Ready`."""
         found: dict[str, list[Condition]] = defaultdict(list)
         for row in self._rows_of(models, sa_select(CONDITIONS), CONDITIONS.c.model):
             found[row.model].append(_condition(row))
         return {model: with_ready(of) for model, of in found.items()}
 
     def deployments_of(self, models: Collection[str]) -> tuple[Deployment, ...]:
-        """The wanted replica sets of these models, by key."""
+        """Return the desired replica sets of these models, by key."""
         rows = self._rows_of(models, sa_select(DEPLOYMENTS.c.deployment), DEPLOYMENTS.c.model)
         found = [decode(Deployment, row.deployment) for row in rows]
         return tuple(sorted(found, key=lambda d: (d.key.model, d.key.part, d.key.region, d.key.hardware)))
 
     def routes_of(self, models: Collection[str]) -> tuple[RouteTable, ...]:
-        """The route tables of these models, by model and region."""
+        """Return the route tables of these models, by model and region."""
         rows = self._rows_of(models, sa_select(ROUTES.c.route_table), ROUTES.c.model)
         found = [decode(RouteTable, row.route_table) for row in rows]
         return tuple(sorted(found, key=lambda table: (table.model, table.region)))
 
     def recent_changes(self, models: Collection[str], *, limit: int) -> Mapping[str, tuple[Change, ...]]:
-        """Model -> its newest changes, newest first. A model's sequence has no gaps, so the index leads to them."""
+        """Map each model to its newest changes, newest first. A model's sequence has no gaps, so the index finds them."""
         return _newest_first(self._newest(models, sa_select(CHANGES), CHANGES.c.sequence, limit), "sequence", _change)
 
     def recent_generations(self, models: Collection[str], *, limit: int) -> Mapping[str, tuple[Generation, ...]]:
-        """Model -> its newest generations, newest first, without their layouts."""
+        """Map each model to its newest generations, newest first, without their layouts."""
         found = self._newest(models, sa_select(*_UNCUT), GENERATIONS.c.number, limit)
         return _newest_first(found, "number", lambda row: _generation(row, cut=False))
 
     def newest_transitions(self, models: Collection[str]) -> Mapping[str, TransitionRecord]:
-        """Model -> its newest transition."""
+        """Map each model to its newest transition."""
         found = self._newest(models, sa_select(TRANSITIONS), TRANSITIONS.c.ordinal, 1)
         return {row.model: _transition(row) for row in found}
 
     def reports_of(self, generations: Mapping[str, int]) -> Mapping[str, ValidationReport]:
-        """Return for each of these models the report of the generation that is named, if it was validated."""
+        """Map each of these models to the validation report of the given generation, if there is one."""
         key = tuple_(REPORTS.c.model, REPORTS.c.generation)
         connection = self._connection
         found = (connection.execute(sa_select(REPORTS).where(key.in_(some))) for some in batches(generations.items()))
         return {row.model: decode(ValidationReport, row.report) for rows in found for row in rows}
 
     def event_details(self, models: Collection[str], *, among: int) -> Mapping[str, tuple[Mapping[str, Any], ...]]:
-        """Model -> the details of those of its newest `among` events that have one, oldest first."""
+        """Map each model to the details of those of its newest `among` events that have one, oldest first."""
         newest, named = EVENTS.alias(), bounded(among)
         first = sa_select(newest.c.ordinal).where(newest.c.model == MODELS.c.name).order_by(newest.c.ordinal.desc())
         least = sa_func.coalesce(first.offset(named - 1).limit(1).scalar_subquery(), 0)
@@ -131,14 +131,14 @@ class Overviews(Unit):
         return {model: tuple(details) for model, details in found.items()}
 
     def serving_layouts(self, models: Collection[str]) -> Mapping[str, Layout]:
-        """Model -> how its serving generation is cut; models for which it is not are left out."""
+        """Map each model to the layout of its serving generation; models without one are left out."""
         mine = (GENERATIONS.c.model == MODELS.c.name) & (GENERATIONS.c.number == MODELS.c.serving_generation)
         query = sa_select(GENERATIONS.c.model, GENERATIONS.c.layout).join(MODELS, mine)
         found = self._rows_of(models, query.where(GENERATIONS.c.layout.is_not(None)), MODELS.c.name)
         return {row.model: decode(Layout, row.layout) for row in found}
 
     def plans_of(self, models: Collection[str]) -> Mapping[str, tuple[str, tuple[Unmet, ...]]]:
-        """Model -> the plan that decided its placement, and the demand that it leaves unserved."""
+        """Map each model to the plan that decided its placement, and the demand that this leaves unserved."""
         query = select(PlacementRow.model, PlacementRow.plan_id, PlacementRow.unmet)
         return {
             model: (plan, tuple(decode_plain(Unmet, item) for item in plain(unmet)))
@@ -147,7 +147,7 @@ class Overviews(Unit):
         }
 
     def placed_regions(self, models: Collection[str]) -> Mapping[str, frozenset[str]]:
-        """Model -> regions that the plan in force places it in or sends its users to."""
+        """Map each model to the regions of its placement and its traffic in the plan in force."""
         found: dict[str, set[str]] = defaultdict(set)
         placed, traffic = (
             select(PlacedReplicasRow.model, PlacedReplicasRow.region),
@@ -161,14 +161,14 @@ class Overviews(Unit):
         return {model: frozenset(regions) for model, regions in found.items()}
 
     def models_wanted_in(self, regions: Collection[str]) -> frozenset[str]:
-        """Models with a wanted replica in one of these regions."""
+        """Return the models with a desired replica in one of these regions."""
         query = select(DeploymentRow.model).where(
             col(DeploymentRow.region).in_(tuple(regions)), DeploymentRow.replicas > 0
         )
         return frozenset(self._session.exec(query.distinct())) if regions else frozenset()
 
     def units_running(self) -> Mapping[tuple[str, str], float]:
-        """(region, hardware) -> units that the wanted deployments take."""
+        """Map (region, hardware) to the units of the desired deployments."""
         taken = func.sum(col(DeploymentRow.replicas) * col(DeploymentRow.units))
         query = select(DeploymentRow.region, DeploymentRow.hardware, taken)
         found = self._session.exec(query.group_by(DeploymentRow.region, DeploymentRow.hardware))
@@ -183,7 +183,7 @@ class Overviews(Unit):
         return tuple(decode_plain(Unmet, item) for text in self._session.exec(query) for item in plain(text))
 
     def unmet_models(self) -> int:
-        """Count the models of whose demand the plan in force leaves some unserved."""
+        """Count the models with demand that the plan in force leaves unserved."""
         return self._session.exec(
             select(func.count())
             .select_from(PlacementRow)

@@ -1,4 +1,4 @@
-"""Owners as applied, and what their models claim of their quotas."""
+"""Owners as applied, and the claims of their models on their quotas."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -30,9 +30,9 @@ class Owners(Artifacts):
     """Owners concern all models, so a unit that names one may not write them; a claim is of one model."""
 
     def put_owner(self, manifest: OwnerManifest, *, expected_version: int | None) -> OwnerRecord:
-        """Create or replace an owner, without its members; an equal one stays as it is.
+        """Create or replace an owner, without its members; an equal one stays unchanged.
 
-        `expected_version`: the version the caller read, 0 if there was none; StaleWrite on another. None: any.
+        `expected_version` is the version that the caller read, 0 if there was none; StaleWrite on another. None: any.
         """
         self._writing(None)
         row = self._get(OwnerRow, manifest.name)
@@ -54,7 +54,10 @@ class Owners(Artifacts):
         return _owner(row)
 
     def delete_owner(self, name: str, *, expected_version: int | None) -> OwnerRecord:
-        """Remove an owner and return what it was. NotFound; StaleWrite; Conflict while it has models that are not retired."""
+        """Delete an owner and return its former record.
+
+        NotFound; StaleWrite; Conflict while it has models that are not retired.
+        """
         self._writing(None)
         row = self._owner_row(name)
         _check_version(name, row, expected_version)
@@ -73,16 +76,16 @@ class Owners(Artifacts):
         return record
 
     def owner(self, name: str) -> OwnerRecord:
-        """One owner. NotFound names known ones."""
+        """Return one owner. NotFound names known ones."""
         return _owner(self._owner_row(name))
 
     def find_owner(self, name: str) -> OwnerRecord | None:
-        """One owner, or None without an object of that name."""
+        """Return one owner, or None if there is none of that name."""
         row = self._get(OwnerRow, name)
         return None if row is None else _owner(row)
 
     def owner_page(self, *, after: str | None, limit: int) -> Page[OwnerRecord]:
-        """Owners by name; those that are visible to this unit."""
+        """Return the owners that are visible to this unit, by name."""
         query = select(OwnerRow).order_by(col(OwnerRow.name))
         if self._visible is not None:
             query = query.where(self._among(col(OwnerRow.name), self._visible))
@@ -91,14 +94,14 @@ class Owners(Artifacts):
         return page_of(found, bounded(limit), key=lambda row: row.name, value=_owner)
 
     def owner_priorities(self) -> Mapping[str, int]:
-        """Owner -> its priority, of those that have another one than 0."""
+        """Map each owner whose priority is not 0 to it."""
         query = select(OwnerRow.name, OwnerRow.priority).where(col(OwnerRow.priority) != 0)
         return dict(self._session.exec(query).all())
 
     # members
 
     def owner_members(self, owners: Collection[str]) -> Mapping[str, tuple[OwnerMember, ...]]:
-        """Owner -> the role bindings over its models, by subject and role."""
+        """Map each owner to the role bindings over its models, by subject and role."""
         found: dict[str, list[OwnerMember]] = defaultdict(list)
         for row in self._member_rows(owners):
             found[row.owner].append(OwnerMember(subject=row.subject, role=Role(row.role)))
@@ -121,11 +124,11 @@ class Owners(Artifacts):
     # quotas
 
     def lock_owner(self, name: str) -> None:
-        """Wait for other units that admit a model of this owner: claims are counted and written by one at a time."""
+        """Wait for other units that admit a model of this owner: one unit at a time counts and writes claims."""
         engines.lock_owner(self._session.connection(), name)
 
     def claim(self, model: str, amounts: Mapping[str, float]) -> None:
-        """Write what a model counts for, in place of what it counted for before. The same again writes nothing."""
+        """Replace the amounts that a model counts for. Equal amounts write nothing."""
         self._writing(model)
         known = select(OwnerClaimRow.quota, OwnerClaimRow.amount).where(OwnerClaimRow.model == model)
         if dict(self._session.exec(known).all()) == dict(amounts):
@@ -136,18 +139,18 @@ class Owners(Artifacts):
             self._session.connection().execute(sa_insert(OwnerClaimRow), rows)
 
     def claim_of(self, model: str, owner: str) -> Claim:
-        """What a model counts for now among the models of an owner."""
+        """Return the amounts that a model counts for now among the models of an owner."""
         row = self._get(ModelRow, model)
         query = select(OwnerClaimRow.quota, OwnerClaimRow.amount).where(OwnerClaimRow.model == model)
         is_counted = row is not None and not row.retired and row.owner == owner
         return Claim(dict(self._session.exec(query).all()), is_counted)
 
     def claimed(self, owner: str, *, but: str) -> Mapping[str, float]:
-        """Quota -> what an owner's models, except one, count for; `models` is their number."""
+        """Map each quota to the amount of an owner's models, except one; `models` is their number."""
         return self._claimed((owner,), but)[owner]
 
     def owner_uses(self, owners: Collection[str]) -> Mapping[str, OwnerUse]:
-        """Owner -> what its models count for and are given; for each of these owners."""
+        """Map each of these owners to the claims and placements of its models."""
         claimed, stated = self._claimed(owners), self._models_with_budget(owners)
         stored = self.owners_artifact_bytes(owners)
         units, replicas, costs = self._placed(owners)
@@ -189,7 +192,7 @@ class Owners(Artifacts):
     def _placed(
         self, owners: Collection[str]
     ) -> tuple[Mapping[str, Mapping[str, float]], Mapping[str, int], Mapping[str, float]]:
-        """Owner -> units by hardware kind, owner -> replicas, and owner -> $/h, by the plan in force."""
+        """Return units by hardware kind, replicas, and $/h of each owner, by the plan in force."""
         row, placed = PlacedReplicasRow, PlacementRow
         units: dict[str, dict[str, float]] = defaultdict(dict)
         replicas: Counter[str] = Counter()
@@ -215,7 +218,7 @@ class Owners(Artifacts):
 
 
 def member_grant(owner: str, member: OwnerMember) -> Grant:
-    """What a member is granted: a role over the owner's models."""
+    """Return the grant of a member: a role over the owner's models."""
     return Grant(role=member.role, owner=owner)
 
 

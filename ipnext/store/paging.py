@@ -27,14 +27,14 @@ class Page(Generic[Item]):
 def page_of(
     found: Sequence[Row], limit: int, *, key: Callable[[Row], object], value: Callable[[Row], Item]
 ) -> Page[Item]:
-    """Make a page of up to `limit + 1` rows: one row more than the page holds means that another page follows."""
+    """Make a page of up to `limit + 1` rows: the additional row means that another page follows."""
     shown = found[:limit]
     following = str(key(shown[-1])) if len(found) > limit and shown else None
     return Page(tuple(value(row) for row in shown), following)
 
 
 def bounded(limit: int) -> int:
-    """Return the limit of a page that both engines take: 1 to MOST_ROWS."""
+    """Return the limit of a page that both engines accept: 1 to MOST_ROWS."""
     return max(1, min(limit, MOST_ROWS))
 
 
@@ -48,6 +48,6 @@ def ordinal_of(after: str | None) -> int | None:
 
 
 def no_cursor(after: str) -> InvalidInput:
-    """Return the error for a cursor that no page has given out."""
+    """Return the error for a cursor that no page has returned."""
     msg = f"after: {after!r} is no cursor of this list; allowed: the `next` of its previous page"
     return InvalidInput(msg, field="after", value=after, allowed=("next of the previous page",))

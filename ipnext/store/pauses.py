@@ -7,10 +7,10 @@ from ipnext.store.unit import Unit, document
 
 
 class Pauses(Unit):
-    """One pause a model at most."""
+    """At most one pause for each model."""
 
     def pause(self, model: str) -> ControlAsked | None:
-        """Who paused the model's changes; None if they are not paused."""
+        """Return who paused the model's changes; None if they are not paused."""
         row = self._get(PauseRow, model)
         return None if row is None else decode(ControlAsked, row.asked)
 

@@ -1,7 +1,7 @@
-"""The plan in force, model by model, and what it takes of the supply: summed up by the database, not in Python.
+"""The plan in force, model by model, and its use of the supply: summed up by the database, not in Python.
 
-A publish asks what all other models hold. Reading their plans would cost seconds at ten thousand models; these
-questions cost milliseconds.
+A publish needs the placements of all other models. Reading their plans would take seconds at 10,000 models; these
+queries take milliseconds.
 """
 
 from collections import defaultdict
@@ -24,7 +24,7 @@ Units = dict[tuple[str, str], float]
 """(region, hardware) -> units."""
 
 PLACEMENTS = METADATA.tables[PlacementRow.__tablename__]
-"""The table itself: ten thousand rows are read faster without the objects around them."""
+"""The table itself: 10,000 rows are read faster without the objects around them."""
 
 PLACED = METADATA.tables[PlacedReplicasRow.__tablename__]
 DEPLOYMENTS = METADATA.tables[DeploymentRow.__tablename__]
@@ -63,14 +63,14 @@ _SUMS_BEYOND = (
     .where(DEPLOYMENTS.c.model.not_in(bindparam("but", expanding=True)), _NOW > _PLANNED)
     .group_by(DEPLOYMENTS.c.region, DEPLOYMENTS.c.hardware)
 )
-"""What runs beyond what is placed."""
+"""Running units beyond the placed ones."""
 
 _UNPLACED_SUMS = (
     sa_select(DEPLOYMENTS.c.region, DEPLOYMENTS.c.hardware, func.sum(_NOW))
     .where(DEPLOYMENTS.c.model != bindparam("but"), DEPLOYMENTS.c.model.not_in(sa_select(PLACEMENTS.c.model)))
     .group_by(DEPLOYMENTS.c.region, DEPLOYMENTS.c.hardware)
 )
-"""What runs of models that the plan in force does not know."""
+"""Running units of models that the plan in force does not contain."""
 
 _OWNER_SUMS = (
     sa_select(PLACED.c.region, PLACED.c.hardware, func.sum(PLACED.c["count"] * PLACED.c.units))
@@ -79,14 +79,14 @@ _OWNER_SUMS = (
 )
 
 DIGITS = 9
-"""Sums of fractions come in the database's own order: what lies below is noise."""
+"""Digits of sums of fractions: the database sums them in any order, so further digits are noise."""
 
 
 class Placements(Unit):
-    """What the plan in force gives each model."""
+    """Placements of the models in the plan in force."""
 
     def placement(self, model: str) -> Placement | None:
-        """What the plan in force gives a model; None where it does not know it."""
+        """Return a model's placement in the plan in force; None if the plan does not contain the model."""
 
         def read() -> Placement | None:
             row = self._run(_ONE, model=model).first()
@@ -95,7 +95,7 @@ class Placements(Unit):
         return self._once(("placement", model), read)
 
     def placements(self, models: Collection[str] | None = None) -> tuple[Placement, ...]:
-        """What the plan in force gives these models, or every model, by name."""
+        """Return the placements of these models, or of every model, in the plan in force, by name."""
         query, connection = sa_select(PLACEMENTS), self._connection
         named = (
             [query]
@@ -106,25 +106,25 @@ class Placements(Unit):
         return tuple(sorted(found, key=lambda placement: placement.model))
 
     def placed_by(self) -> Mapping[str, str]:
-        """Model -> the plan that decided its placement."""
+        """Map each model to the plan that decided its placement."""
         return dict(self._session.exec(select(PlacementRow.model, PlacementRow.plan_id)).all())
 
     def unmet(self) -> tuple[Unmet, ...]:
-        """Demand that the plan in force leaves unserved, by model."""
+        """Return the demand that the plan in force leaves unserved, by model."""
         query = select(PlacementRow.unmet).where(PlacementRow.unmet_qps > 0).order_by(PlacementRow.model)
         return tuple(decode_plain(Unmet, item) for text in self._session.exec(query) for item in plain(text))
 
     def units_entitled(self, *, but: str) -> Units:
-        """Units that all models but one may hold by the plan in force, or by what runs where it does not know them."""
+        """Return the units that all models but one may use: by the plan in force, or the running ones if the plan does not contain them."""
         return _summed(self._run(_PLACED_SUMS, but=[but]), self._run(_UNPLACED_SUMS, but=but))
 
     def units_needed(self, *, but: Collection[str]) -> Units:
-        """Units that all models but some need at most: of each replica set what is placed or what runs, the larger."""
+        """Return the most units that all models except some need: for each replica set the larger of placed and running units."""
         left_out = sorted(but)
         return _summed(self._run(_PLACED_SUMS, but=left_out), self._run(_SUMS_BEYOND, but=left_out))
 
     def held_slots(self, models: Collection[str]) -> tuple[tuple[HeldSlot, ...], tuple[HeldSlot, ...]]:
-        """Replica sets of these models: by the plan in force, and as they are wanted now."""
+        """Return the replica sets of these models: by the plan in force, and by the desired state now."""
         placed, running = (
             tuple(HeldSlot._make(row) for some in batches(models) for row in self._run(query, models=some))
             for query in (_PLACED_SLOTS, _RUNNING_SLOTS)
@@ -132,15 +132,15 @@ class Placements(Unit):
         return placed, running
 
     def units_of_owner(self, owner: str, *, but: str) -> Units:
-        """Units that an owner's models, but one, may hold by the plan in force."""
+        """Return the units that an owner's models, except one, may use by the plan in force."""
         return _summed(self._run(_OWNER_SUMS, owner=owner, but=but))
 
     def units_placed(self) -> Units:
-        """Units that the plan in force takes."""
+        """Return the units that the plan in force uses."""
         return _summed(self._run(_PLACED_SUMS, but=[]))
 
     def owner_figures(self) -> Mapping[str, tuple[float, float]]:
-        """Owner -> $/h and unmet requests a second by the plan in force."""
+        """Map each owner to $/h and unmet requests per second by the plan in force."""
         row = PlacementRow
         query = select(row.owner, func.sum(row.cost_per_hour), func.sum(row.unmet_qps)).group_by(row.owner)
         if self._visible is not None:
@@ -148,13 +148,13 @@ class Placements(Unit):
         return {owner: (cost, unmet) for owner, cost, unmet in self._session.exec(query.order_by(row.owner))}
 
     def unmet_by_priority(self) -> Mapping[float, float]:
-        """Priority -> unmet requests a second by the plan in force, the highest first."""
+        """Map each priority to its unmet requests per second by the plan in force, the highest first."""
         row = PlacementRow
         query = select(row.priority, func.sum(row.unmet_qps)).group_by(col(row.priority))
         return dict(sorted(self._session.exec(query).all(), reverse=True))
 
     def _figures(self, *, but: str | None = None) -> dict[str, float]:
-        """Cost and unmet demand of the plan in force, of all models or all but one."""
+        """Return cost and unmet demand of the plan in force, of all models or all except one."""
         row = PlacementRow
         query = select(func.coalesce(func.sum(row.cost_per_hour), 0.0), func.coalesce(func.sum(row.unmet_qps), 0.0))
         if but is not None:
@@ -163,7 +163,7 @@ class Placements(Unit):
         return {"cost_per_hour": round(cost, DIGITS), "unmet_qps": round(unmet, DIGITS)}
 
     def _place(self, plan: "PreparedPlan", *, keeping: Collection[str]) -> None:
-        """Write what a plan gives each model. A model whose replicas and traffic stay keeps the plan that decided them."""
+        """Write a plan's placements. A model whose replicas and traffic are unchanged keeps the plan that decided them."""
         scope = plan.record.scope
         wanted = {name: placed for name, placed in plan.placements.items() if name not in keeping}
         known = self._known(None if scope is None else (scope,))
@@ -195,7 +195,7 @@ class Placements(Unit):
 
 @dataclass(frozen=True)
 class PreparedPlan:
-    """A plan with all that is written of it, made before the unit of work that writes it: that one holds others up."""
+    """A plan with all its rows, prepared before the unit of work that writes it, since that unit blocks others."""
 
     record: PlanRecord
     placements: Mapping[str, Placement]
@@ -213,7 +213,7 @@ class PreparedPlan:
         return cls(record, placements, columns, documents)
 
     def told(self, **update: Any) -> "PreparedPlan":
-        """The same plan with other words about it; what it gives each model stays."""
+        """Return the same plan with other fields of its record; the placements stay."""
         record = self.record.model_copy(update=update)
         documents = self.documents
         if record.diff is not self.record.diff:
@@ -222,7 +222,7 @@ class PreparedPlan:
 
 
 def placements_of(record: PlanRecord) -> dict[str, Placement]:
-    """What a plan gives each model of its problem."""
+    """Return the placement of each model in a plan's problem."""
     prices = {(item.region, item.hardware): item.unit_cost for item in record.problem.supply}
     replicas: dict[str, list[ReplicaCount]] = defaultdict(list)
     traffic: dict[str, list[TrafficShare]] = defaultdict(list)
@@ -287,7 +287,7 @@ def _listed(values: Iterable[Any]) -> str:
 
 
 def _same_rows(known: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether replicas and traffic are the same, but for noise in the shares."""
+    """Whether replicas and traffic are the same, apart from noise in the shares."""
     if known["replicas"] != new["replicas"]:
         return False
     return known["traffic"] == new["traffic"] or _shares(known["traffic"]) == _shares(new["traffic"])

@@ -22,7 +22,7 @@ IN_FORCE = 1
 
 _HEAVY: tuple[Any, ...] = (PlanRow.problem, PlanRow.plan, PlanRow.diff)
 _LINE = tuple(defer(column, raiseload=True) for column in _HEAVY)
-"""Every column but the documents, which may be megabytes."""
+"""Every column except the documents, which may be megabytes."""
 
 _HELD = col(PlanRow.plan).is_not(None)
 """Whether a plan still has its documents."""
@@ -48,19 +48,22 @@ class Plans(Placements):
     """Plans. One is in force at a time; an adopted one never changes again."""
 
     def save_plan(self, plan: PreparedPlan) -> PlanEntry:
-        """Keep a plan, not in force; the same id again replaces it unless it was adopted. Returns what is kept."""
+        """Store a plan that is not in force; the same id again replaces it unless it was adopted.
+
+        Returns the stored entry.
+        """
         self._writing_any()
         return self._kept(plan.record.id, self._columns_of(plan))
 
     def save_failure(self, entry: PlanEntry) -> PlanEntry:
-        """Keep the line of a replan that found no plan; a plan of the same id stays."""
+        """Store the entry of a replan that found no plan; a plan of the same id stays."""
         self._writing_any()
         if self._line(entry.id) is not None:
             return self.plan_entry(entry.id)
         return self._kept(entry.id, _failure_columns(entry))
 
     def plan(self, plan_id: str) -> PlanRecord:
-        """One plan with its documents. NotFound, also where only its line is kept."""
+        """Return one plan with its documents. NotFound, also if only its entry is kept."""
         row = self._plan_row(plan_id)
         found = _documents(row)
         return PlanRecord(
@@ -80,23 +83,23 @@ class Plans(Placements):
         )
 
     def plan_entry(self, plan_id: str) -> PlanEntry:
-        """The line of one plan. NotFound."""
+        """Return the entry of one plan. NotFound."""
         entry = self._first(_LINES.where(PlanRow.id == plan_id))
         if entry is None:
             raise _unknown(plan_id)
         return entry
 
     def scope_of_plan(self, plan_id: str) -> tuple[bool, str | None]:
-        """Whether there is such a plan, and the one model that it places; None for a plan of the fleet."""
+        """Return whether there is such a plan, and the one model that it places; None for a plan of the fleet."""
         found = self._session.exec(select(PlanRow.scope).where(PlanRow.id == plan_id)).all()
         return bool(found), found[0] if found else None
 
     def plan_documents(self, plan_id: str) -> PlanDocuments:
-        """A plan's documents as text. NotFound, also where only its line is kept."""
+        """Return a plan's documents as text. NotFound, also if only its entry is kept."""
         return _documents(self._plan_row(plan_id))
 
     def plan_diff(self, plan_id: str) -> PlanDiff:
-        """What a plan changes against the one before it. NotFound, also where only its line is kept."""
+        """Return a plan's changes against the one before it. NotFound, also if only its entry is kept."""
         found = self._session.exec(select(PlanRow.diff).where(PlanRow.id == plan_id)).first()
         if found is None:
             self.plan_entry(plan_id)
@@ -104,48 +107,51 @@ class Plans(Placements):
         return decode(PlanDiff, found)
 
     def plans(self, *, limit: int = 20, fleet_only: bool = False) -> tuple[PlanEntry, ...]:
-        """The lines of plans, newest first."""
+        """Return the entries of plans, newest first."""
         query = _LINES.where(col(PlanRow.scope).is_(None)) if fleet_only else _LINES
         found = self._session.exec(query.order_by(col(PlanRow.ordinal).desc()).limit(rows(limit)))
         return tuple(_entry(row, has_documents=held) for row, held in found)
 
     def newest_fleet_plan(self, *, outcomes: Collection[str]) -> PlanEntry | None:
-        """The line of the newest plan of the whole fleet that ended in one of these ways, if there is one."""
+        """Return the entry of the newest plan of the whole fleet with one of these outcomes, if there is one."""
         query = _LINES.where(col(PlanRow.scope).is_(None), col(PlanRow.outcome).in_(tuple(outcomes)))
         return self._first(query.order_by(col(PlanRow.ordinal).desc()).limit(1))
 
     def fleet_plans(self, ids: Collection[str]) -> frozenset[str]:
-        """Those of the plans that are of the whole fleet."""
+        """Return those of the plans that are of the whole fleet."""
         query = select(PlanRow.id).where(col(PlanRow.scope).is_(None))
         found = (self._session.exec(query.where(self._among(col(PlanRow.id), some))) for some in batches(ids))
         return frozenset(plan_id for each in found for plan_id in each)
 
     def plan_in_force(self) -> PlanEntry | None:
-        """The line of the plan adopted last, none before the first; what it gives each model say `placements`."""
+        """Return the entry of the plan adopted last; None before the first.
+
+        `placements` has its content for each model.
+        """
         row = self._run(_LINE_IN_FORCE).first()
         return None if row is None else _entry(row, has_documents=row.has_documents)
 
     def plan_in_force_id(self) -> str | None:
-        """The id of the plan adopted last."""
+        """Return the id of the plan adopted last."""
         row = self._get(PlanInForceRow, IN_FORCE)
         return None if row is None else row.plan_id
 
     def lock_plan_in_force(self) -> str | None:
-        """The id of the plan adopted last. Until this unit ends other units neither adopt plans nor admit transitions.
+        """Return the id of the plan adopted last; until this unit ends, others neither adopt plans nor admit transitions.
 
         Placements, and the transitions under way, are stable from here on; those of other models may end.
         """
-        engines.lock_plan(self.connection())  # the row is not there before the first plan
-        self._forget_read()  # what was read before the lock may have changed
+        engines.lock_plan(self.connection())  # before the first plan there is no row to lock
+        self._forget_read()  # rows that were read before the lock may have changed
         found: str | None = self._run(_LOCKED).scalar()
         return found
 
     def adopt_plan(self, plan: PreparedPlan, *, expected: str | None, keeping: Collection[str] = ()) -> PlanEntry:
-        """Keep a plan and put it in force after `expected` (None: there was none). The one in force again: no change.
+        """Store a plan and put it in force after `expected` (None: there was none). No change if it is already in force.
 
-        A plan of the whole fleet replaces every placement but those of `keeping`; a plan of one model that model's.
-        StaleWrite when another plan is in force than expected. A plan of one model is adopted in a unit of that model, one of
-        the whole fleet in a unit that names the plan.
+        A plan of the whole fleet replaces every placement except those of `keeping`; a plan of one model only that
+        model's. StaleWrite if another plan is in force than expected. A plan of one model is adopted in a unit of that
+        model, one of the whole fleet in a unit that names the plan.
         """
         record = plan.record
         self._writing(record.scope or record.id)
@@ -166,10 +172,11 @@ class Plans(Placements):
         return self.plan_entry(record.id)
 
     def prune_plans(self, *, keep: int) -> int:
-        """Let old plans of the whole fleet go, all but the newest `keep`. Returns how many were touched.
+        """Prune old plans of the whole fleet, all except the newest `keep`. Returns the number of changed rows.
 
-        Those that were never adopted go altogether; adopted ones keep their line. Of the fleet plan adopted last the
-        documents stay however old it is. Plans of one model are small and stay. Only replans write these rows, one at a time.
+        Plans that were never adopted are deleted; adopted ones keep their entry. The documents of the fleet plan
+        adopted last stay however old it is. Plans of one model are small and stay. Only replans write these rows, one
+        at a time.
         """
         self._writing_any()
         fleet = select(PlanRow.ordinal).where(col(PlanRow.scope).is_(None)).order_by(col(PlanRow.ordinal).desc())
@@ -188,7 +195,7 @@ class Plans(Placements):
         return int(gone.rowcount + emptied.rowcount)
 
     def _kept(self, plan_id: str, columns: dict[str, Any]) -> PlanEntry:
-        """Insert, or replace what was not adopted."""
+        """Insert a plan, or replace one that was not adopted."""
         row = self._find_plan(plan_id)
         if row is None:
             row = PlanRow(id=plan_id, **columns)
@@ -199,7 +206,7 @@ class Plans(Placements):
         return _entry(row, has_documents=row.plan is not None)
 
     def _columns_of(self, plan: PreparedPlan) -> dict[str, Any]:
-        """A plan as columns. The fleet's figures: what the plan says, and where it places one model, all others too."""
+        """Return a plan as columns. The figures are of the fleet: for a plan of one model, all other models are added."""
         record = plan.record
         cost, unmet = record.plan.cost_per_hour, sum(item.qps for item in record.plan.unmet)
         if record.scope is not None:
@@ -212,7 +219,7 @@ class Plans(Placements):
         return None if found is None else _entry(found[0], has_documents=found[1])
 
     def _holding(self, ids: Collection[str]) -> frozenset[str]:
-        """Those of the plans that still have their documents."""
+        """Return those of the plans that still have their documents."""
         query = select(PlanRow.id).where(col(PlanRow.id).in_(tuple(ids)), col(PlanRow.plan).is_not(None))
         return frozenset(self._session.exec(query))
 

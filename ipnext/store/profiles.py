@@ -1,4 +1,4 @@
-"""Profiles: what replicas of a snapshot were measured to do. A profile is written once and never changed."""
+"""Profiles: measurements of replicas of a snapshot. A profile is written once and never changed."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
@@ -16,10 +16,10 @@ from ipnext.store.unit import batches, document
 
 
 class Profiles(Snapshots):
-    """Measurements, and which of them hold for what serves."""
+    """Measurements, and which of them apply to the serving snapshots."""
 
     def add_profile(self, model: str, part: str, snapshot: int, profile: Profile) -> StoredProfile:
-        """Keep a measurement of a snapshot; the same one again is the one that is there. NotFound."""
+        """Store a measurement of a snapshot; an equal one is stored once. NotFound."""
         self._writing_model(model)
         architecture = architecture_of(self.snapshot(model, part, snapshot).manifest)
         stored = StoredProfile(**dict(profile), model=model, part=part, snapshot=snapshot)
@@ -41,7 +41,7 @@ class Profiles(Snapshots):
         return stored
 
     def profiles(self, model: str, part: str, snapshot: int) -> tuple[StoredProfile, ...]:
-        """Measurements of one snapshot, newest first. NotFound."""
+        """Return the measurements of one snapshot, newest first. NotFound."""
         self.snapshot(model, part, snapshot)
         query = select(ProfileRow).where(
             ProfileRow.model == model, ProfileRow.part == part, ProfileRow.snapshot == snapshot
@@ -50,16 +50,17 @@ class Profiles(Snapshots):
         return tuple(_profile(row) for row in self._session.exec(query))
 
     def profiles_of(self, model: str, generation: int | None) -> Measured:
-        """(part, hardware) -> the newest measurement that holds for a generation's snapshots; without one, the newest.
+        """Map (part, hardware) to the newest measurement that applies to a generation's snapshots, or to the newest ones if it is None.
 
-        That of another snapshot holds if both have the same architecture.
+        A measurement of another snapshot applies if both have the same architecture.
         """
         return self.profiles_of_all({model: generation}).get(model, {})
 
     def profiles_of_all(self, generations: Mapping[str, int | None]) -> Mapping[str, Measured]:
-        """Model -> its profiles by `profiles_of`, for models and their generations; models without any are left out.
+        """Map each model to its profiles by `profiles_of`; models without any are left out.
 
-        The number of statements depends on neither the models nor their histories, and one profile is read for each that holds.
+        The number of statements depends neither on the models nor on their histories; only applicable profiles are
+        read.
         """
         wanted = [
             (found.model, found.part, architecture_of(found.manifest))
@@ -71,13 +72,13 @@ class Profiles(Snapshots):
         return result
 
     def as_measured(self, manifest: ModelManifest, generation: int | None) -> ModelManifest:
-        """The manifest with the throughput that was measured, for the snapshots of a generation."""
+        """Return the manifest with the throughput that was measured, for the snapshots of a generation."""
         if not wants_profiles(manifest):
             return manifest
         return measured(manifest, self.profiles_of(manifest.name, generation))
 
     def _newest_profiles(self, wanted: Collection[tuple[str, str, str]]) -> Iterator[ProfileRow]:
-        """Of each (model, part, architecture) and each kind of hardware the newest."""
+        """Yield the newest profile for each (model, part, architecture) and each kind of hardware."""
         row = ProfileRow
         kind = (col(row.model), col(row.part), col(row.architecture), col(row.hardware))
         newest = func.row_number().over(
@@ -90,7 +91,7 @@ class Profiles(Snapshots):
             )
 
     def _snapshots_in(self, generations: Mapping[str, int | None]) -> list[tuple[str, str, int]]:
-        """(model, part, number) of every snapshot in these generations; the newest of each part for a model without one."""
+        """Return (model, part, number) of every snapshot in these generations; the newest of each part if a model has none."""
         numbered = {(model, number) for model, number in generations.items() if number}
         found = [
             (generation.model, part, number)

@@ -1,4 +1,4 @@
-"""Publishing: snapshots, the generation they make and the change that carries it, in one unit of work."""
+"""Publishing: snapshots, their generation and its change, in one unit of work."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -15,29 +15,31 @@ from ipnext.store.tables import ChangeRow, GenerationRow, ModelRow, SnapshotRow
 from ipnext.store.unit import bytes_of, document, plain
 
 _OVER: Final = frozenset({GenerationState.REFUSED, GenerationState.FAILED, GenerationState.RETIRED})
-"""Generations whose snapshots may be published again: what stood in their way may be another by now."""
+"""Generations whose snapshots may be published again: the cause of their failure may be gone."""
 
 
 NAMED: Final = 3
-"""Digests, the newest, that an error names: a part may have thousands."""
+"""Most digests, the newest, that an error names: a part may have thousands."""
 
 LARGEST_MANIFESTS_BYTES: Final = 16 * 2**20
-"""Of one generation: some 70,000 files. One snapshot may have 4 MiB."""
+"""Largest manifests of one generation: some 70,000 files. One snapshot may have 4 MiB."""
 
 LOOKED_AT: Final = 50
-"""Refused generations, the newest, that a publish looks at for parts that it leaves out."""
+"""Most refused generations, the newest, that a publish checks for parts that it does not bring."""
 
 
 class Publishing(Changes):
-    """The one way by which snapshots and generations come to be."""
+    """The only writer of snapshots and generations."""
 
     def publish(self, model: str, parts: Mapping[str, SnapshotSource], *, change_id: str) -> Change:
-        """Record new snapshots, their generation and the PUBLISH change; the same id again gives the recorded change.
+        """Record new snapshots, their generation and the PUBLISH change; the same id again returns the recorded change.
 
-        A part whose digest is its newest snapshot's is reused; where that holds for every given part, the newest
-        generation serves or may come to it, and is cut as the manifest says: DuplicateSnapshot. Of each part that is not
-        given the generation takes the newest snapshot that no validation has refused. NotFound for an unknown model; InvalidInput for no part, an unknown
-        part, or a part that has no snapshot at all; Conflict for a retired model or an id that belongs to another change.
+        A part whose digest equals its newest snapshot's is reused. DuplicateSnapshot if every given part is reused and
+        the newest generation serves, or may still serve, with the manifest's cut. For each part that is not given, the
+        generation takes the newest snapshot that no validation has refused.
+
+        NotFound if the model is unknown; InvalidInput for no part, an unknown part, or a part without any snapshot;
+        Conflict if the model is retired or the id belongs to another change.
         """
         row = self._writing_model(model)
         recorded = self._recorded(model, ChangeKind.PUBLISH, change_id)
@@ -65,7 +67,7 @@ class Publishing(Changes):
         return self._record(model, ChangeKind.PUBLISH, change_id, generation=generation.number)
 
     def _check_size(self, model: str, given: Mapping[str, SnapshotSource], left_out: Mapping[str, int]) -> None:
-        """Every worker that works on a generation has all of its manifests in memory. InvalidInput."""
+        """Limit the size of a generation's manifests, which its workers have in memory. InvalidInput."""
         size = sum(bytes_of(document(source.manifest)) for source in given.values())
         rows = (self._get(SnapshotRow, (model, part, number)) for part, number in left_out.items())
         size += sum(bytes_of(row.manifest) for row in rows if row is not None)
@@ -79,7 +81,10 @@ class Publishing(Changes):
     def _left_out(
         self, model: str, part: str, newest: Mapping[str, SnapshotRow], given: Mapping[str, SnapshotSource]
     ) -> int:
-        """The snapshot of a part: the newest, less those of a part not given that were collected, or that a report names as what was refused."""
+        """Return a part's newest usable snapshot.
+
+        If the part is not given, collected snapshots and those that a report names as refused are skipped.
+        """
         number = newest[part].number
         refused = frozenset[int]() if part in given else self._refused_snapshots(model, part)
         refused |= {n for of, n in self.collected_snapshots(model) if of == part and part not in given}
@@ -87,7 +92,7 @@ class Publishing(Changes):
         return next(sound, number)
 
     def _refused_snapshots(self, model: str, part: str) -> frozenset[int]:
-        """Snapshots of a part that the validation of a generation has refused: the report names the part, or a file of it."""
+        """Return a part's snapshots that the validation of a generation has refused: the report names the part, or one of its files."""
         query = select(GenerationRow).where(
             GenerationRow.model == model, GenerationRow.state == GenerationState.REFUSED.value
         )
@@ -100,14 +105,14 @@ class Publishing(Changes):
         return frozenset(found)
 
     def _newest_stands(self, model: str, cut: str | None) -> bool:
-        """Whether the newest generation serves or may come to it, cut as asked: the same bytes are nothing new then."""
+        """Whether the newest generation serves or may still serve, with this cut: the same bytes are nothing new then."""
         newest = self._get(GenerationRow, (model, self._last_generation(model)))
         if newest is None or GenerationState(newest.state) in _OVER:
             return False
         return cut == (None if newest.layout is None else decode(Layout, newest.layout).cut)
 
     def _check_parents(self, model: str, parts: Mapping[str, SnapshotSource]) -> None:
-        """A delta stands on a snapshot of its own part, whichever. InvalidInput."""
+        """Check that the parent of each delta is a snapshot of the same part. InvalidInput."""
         for part, source in sorted(parts.items()):
             if not source.manifest.is_delta:
                 continue
@@ -122,7 +127,10 @@ class Publishing(Changes):
                 raise InvalidInput(msg, field=f"parts.{part}", value=source.manifest.parent, allowed=newest)
 
     def _check_same_content(self, change: ChangeRow, parts: Mapping[str, SnapshotSource]) -> None:
-        """An id stands for its content: other bytes under the same id would be lost silently. Conflict."""
+        """Check that a repeated id has the same content: other bytes under the same id would be lost silently.
+
+        Conflict.
+        """
         generation = self._generation_row(change.model, change.generation or 0)
         numbers = plain(generation.snapshots)
         for part, source in sorted(parts.items()):
@@ -133,7 +141,7 @@ class Publishing(Changes):
 
 
 def _check_whole(parts: Mapping[str, SnapshotSource]) -> None:
-    """A model that is cut by a policy is published whole: a delta has no program to cut. InvalidInput."""
+    """Refuse deltas of a model that is cut by a policy: a delta has no program to cut. InvalidInput."""
     for part, source in sorted(parts.items()):
         if source.manifest.is_delta:
             msg = f"parts.{part}: a delta cannot be cut by spec.split; publish the full snapshot (`ipnext delta --apply` writes it)"

@@ -1,4 +1,4 @@
-"""What the repository gives out: frozen records, never tables."""
+"""The repository's results: frozen records, never tables."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -23,7 +23,7 @@ from ipnext.model.status import Reason
 from ipnext.model.value import Value
 
 PlanOutcome = Literal["adopted", "kept", "dry_run", "failed"]
-"""What came of a plan: put in force, not worth it, asked for as a dry run, or none found."""
+"""Outcome of a plan: put in force, not worth it, requested as a dry run, or none found."""
 
 
 class ModelRecord(Value):
@@ -79,7 +79,7 @@ class OwnerRecord(Value):
 
 
 class OwnerUse(Value):
-    """What an owner's models that are not retired count for, and what the plan in force gives them."""
+    """Claims of an owner's models that are not retired, and their placements in the plan in force."""
 
     claimed: Mapping[str, float] = {}
     """Quota -> the sum of the models' claims; `models` is their number."""
@@ -94,36 +94,36 @@ class OwnerUse(Value):
 
 
 class SolveUse(Value):
-    """What a search for a plan took. It stands beside the plan document, which is the same whatever the clock says.
+    """Resources of a search for a plan. They are not in the plan document, which does not depend on the clock.
 
-    Making the planner's kernels ready is not counted, if the search had a process of its own.
+    Compiling the planner's kernels is not counted, if the search had a separate process.
     """
 
     wall_seconds: float
     cpu_seconds: float
     peak_memory_bytes: int | None = None
-    """The most memory of the solver's process; None where it had none of its own."""
+    """Peak memory of the solver's process; None if it had no separate process."""
 
 
 class PlanEntry(Value):
-    """A plan without its documents: the line that a person reads. Also a replan that found none (`failed`)."""
+    """A plan without its documents, for lists. Also a replan that found none (`failed`)."""
 
     id: str
     trigger: str
     """`publish MODEL`, `schedule`, `manual`, ..."""
     scope: str | None = None
-    """The one model that was placed on what the others leave; None: the whole fleet."""
+    """The one model that was placed on the residual supply; None: the whole fleet."""
     outcome: PlanOutcome = "kept"
     reason: Reason = Reason.SUCCEEDED
     message: str = ""
     based_on: str | None = None
     """The plan that was in force when this one was made."""
     input_digest: str = ""
-    """SHA-256 of the problem; empty where there is no plan."""
+    """SHA-256 of the problem; empty if there is no plan."""
     status: str = ""
     method: str = ""
     objective: float = 0.0
-    """$/h, with `bound` and `gap`: of the plan's own document, so of one model where `scope` names one."""
+    """$/h, like `bound` and `gap`: of the plan's document, so of one model if `scope` names one."""
     bound: float = 0.0
     bound_covers: str = ""
     gap: float = 0.0
@@ -134,19 +134,19 @@ class PlanEntry(Value):
     moves: int = 0
     use: SolveUse | None = None
     has_documents: bool = True
-    """False where the plan was never found, or is so old that only this line is kept."""
+    """False if no plan was found, or if the plan is so old that only this entry is kept."""
     created_at: datetime
 
     @property
     def adopted(self) -> bool:
-        """True where the plan is or was in force."""
+        """True if the plan is or was in force."""
         return self.outcome == "adopted"
 
 
 class PlanRecord(Value):
-    """A plan with its input and what it changes against the plan before it.
+    """A plan with its input and its changes against the plan before it.
 
-    Where `scope` names a model, problem and plan are of that model alone, on what all others leave of the supply.
+    If `scope` names a model, problem and plan are of that model alone, on the residual supply.
     """
 
     id: str
@@ -165,12 +165,12 @@ class PlanRecord(Value):
 
     @property
     def adopted(self) -> bool:
-        """True where the plan is or was in force."""
+        """True if the plan is or was in force."""
         return self.outcome == "adopted"
 
 
 class PlanDocuments(Value):
-    """A plan's documents as JSON text, for who only hands them on."""
+    """A plan's documents as JSON text, for callers that only pass them on."""
 
     problem: str
     plan: str
@@ -178,26 +178,26 @@ class PlanDocuments(Value):
 
 
 class Placement(Value):
-    """What the plan in force gives one model, and the wishes it was made for."""
+    """One model's placement in the plan in force, and the desired state that it was made for."""
 
     model: str
     plan_id: str
-    """The plan that decided it; later plans that leave it as it is don't count."""
+    """The plan that decided it; later plans that leave it unchanged don't count."""
     wishes: ModelProblem
     replicas: tuple[ReplicaCount, ...] = ()
     traffic: tuple[TrafficShare, ...] = ()
     unmet: tuple[Unmet, ...] = ()
     cost_per_hour: float = 0.0
-    """At the prices it was planned at."""
+    """At the prices of its plan."""
 
     @property
     def state(self) -> CurrentState:
-        """Its rows."""
+        """Its replicas and traffic."""
         return CurrentState(replicas=self.replicas, traffic=self.traffic)
 
 
 class TransitionRecord(Value):
-    """A transition and how far it is. `waves_done` counts whole waves."""
+    """A transition and its progress. `waves_done` counts whole waves."""
 
     id: str
     model: str
@@ -209,7 +209,8 @@ class TransitionRecord(Value):
     message: str = ""
     created_at: datetime
     fence: int = 0
-    """The fencing token: rises each time another run takes the transition over. Only runs that hold it may write."""
+    """The fencing token: rises each time another run takes the transition over. Only the run with the current token
+    may write."""
     revision: int = 0
     """Revision of the manifest that the waves were planned with."""
 
@@ -220,17 +221,17 @@ class TransitionRecord(Value):
 
 
 class Moving(NamedTuple):
-    """A transition under way and what it was planned for, as JSON."""
+    """A transition under way with the manifest and layout of its plan, as JSON."""
 
     model: str
     transition: str
     manifest: str
     layout: str | None
-    """Of the transition's generation, if that is cut."""
+    """Layout of the transition's generation, if that is cut."""
 
 
 class HeldSlot(NamedTuple):
-    """Replicas of one replica set, by the plan in force or as they are wanted now, and units of one of them."""
+    """Replicas of one replica set, by the plan in force or by the desired state now, and the units of one of them."""
 
     model: str
     part: str
@@ -241,7 +242,7 @@ class HeldSlot(NamedTuple):
 
 
 class Event(Value):
-    """One line of the history that a person reads."""
+    """One event of the history."""
 
     at: datetime
     model: str | None

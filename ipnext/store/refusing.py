@@ -1,6 +1,7 @@
-"""Route tables of a model that serves nobody yet: by them the gateways of its users' regions answer 503 with the reason, not 404.
+"""Route tables of a model that serves no users yet: with them the gateways answer 503 with the reason, not 404.
 
-Written with the end of a change. The reconciler tells them to the gateways; the first transition replaces them.
+Written with the end of a change, for the regions of the model's users. The reconciler sends them to the gateways; the
+first transition replaces them.
 """
 
 from ipnext.model.deployment import RouteTable
@@ -9,9 +10,10 @@ from ipnext.store.repository import Repository
 
 
 def refuse_users(repository: Repository, record: ModelRecord, why: str) -> None:
-    """Store such tables, or change those that are stored, if none of the model's generations serves. `why` is what users are told.
+    """Store or update such tables if none of the model's generations serves. `why` is the reason shown to users.
 
-    Nothing is written while a table still sends users somewhere, or lists a generation: the reconciler withdraws it first.
+    Nothing is written while a table still sends users to a region, or lists a generation: the reconciler withdraws it
+    first.
     """
     if record.retired or record.serving_generation is not None:
         return
@@ -28,7 +30,7 @@ def refuse_users(repository: Repository, record: ModelRecord, why: str) -> None:
 
 
 def _regions(repository: Repository, record: ModelRecord) -> set[str]:
-    """Regions of the fleet with demand."""
+    """Return the regions of the fleet with demand."""
     return {item.region for item in record.manifest.spec.demand} & set(repository.region_names())
 
 

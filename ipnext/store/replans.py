@@ -1,4 +1,4 @@
-"""Replans: what was asked for, in order, and what came of it. One that is recorded is acknowledged and never lost."""
+"""Replans: requests in order, and their outcomes. A recorded replan is acknowledged and never lost."""
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -21,7 +21,7 @@ LONGEST_ID = 200
 """Characters of a replan's id."""
 
 LONGEST_WAIT = 6
-"""Further changes put a recorded replan off again and again, but never beyond so many delays after the first."""
+"""Further changes postpone a recorded replan, but at most to this many delays after the first."""
 
 _OPEN = tuple(state.value for state in ReplanState if not state.final)
 _TAKEN = (ReplanState.QUEUED.value, ReplanState.PLANNING.value, ReplanState.MOVING.value)
@@ -34,9 +34,9 @@ class Replans(Moves):
     def add_replan(
         self, replan_id: str, trigger: ReplanTrigger, *, dry_run: bool = False, max_moves: int | None = None
     ) -> Replan:
-        """Record a replan, due at once; the same id again gives the recorded one.
+        """Record a replan, due at once; the same id again returns the recorded one.
 
-        Conflict where the id belongs to another one; InvalidInput for an id that is empty or too long.
+        Conflict if the id belongs to another one; InvalidInput if it is empty or too long.
         """
         self._writing(None)
         if not 0 < len(replan_id) <= LONGEST_ID:
@@ -51,9 +51,9 @@ class Replans(Moves):
         return _replan(row)
 
     def add_supply_replan(self, fleet_version: int, *, delay_seconds: float) -> Replan:
-        """Record the replan that a changed fleet asks for: after a delay in which further changes join it.
+        """Record the replan for a changed fleet: after a delay in which further changes join it.
 
-        Each further change puts it off by the delay again, at most LONGEST_WAIT delays in all.
+        Each further change postpones it by the delay again, at most LONGEST_WAIT delays in all.
         """
         self._writing(None)
         now = self._now()
@@ -68,9 +68,9 @@ class Replans(Moves):
         return _replan(row)
 
     def add_shortage_replan(self, model: str, sequence: int) -> Replan:
-        """Record the replan that a change asks for which ended with less capacity than traffic; once for each change.
+        """Record the replan for a change that ended with less capacity than traffic; once for each change.
 
-        Also in a unit of one model: no other one writes this row.
+        Allowed in a unit of one model: no other unit writes this row.
         """
         self._writing_any()
         replan_id = names.shortage_replan_id(model, sequence)
@@ -78,7 +78,7 @@ class Replans(Moves):
         return _replan(row) if row else self._add_replan(replan_id, "shortage", not_before=self._now())
 
     def replan(self, replan_id: str) -> Replan:
-        """One replan. NotFound."""
+        """Return one replan. NotFound."""
         row = self._find_replan(replan_id)
         if row is None:
             msg = f"replan {replan_id!r} is not known"
@@ -86,34 +86,40 @@ class Replans(Moves):
         return _replan(row)
 
     def replans(self, *, limit: int = 20) -> tuple[Replan, ...]:
-        """Replans, newest first."""
+        """Return replans, newest first."""
         query = select(ReplanRow).order_by(col(ReplanRow.ordinal).desc()).limit(rows(limit))
         return tuple(_replan(row) for row in self._session.exec(query))
 
     def replan_under_way(self) -> Replan | None:
-        """The newest replan whose models move now, if any."""
+        """Return the newest replan whose models move now, if any."""
         query = select(ReplanRow).where(ReplanRow.state == ReplanState.MOVING.value)
         row = self._session.exec(query.order_by(col(ReplanRow.ordinal).desc()).limit(1)).first()
         return None if row is None else _replan(row)
 
     def replans_open(self) -> int:
-        """How many replans wait for a run, those that a pause holds back included."""
+        """Count the replans that wait for a run, those blocked by a pause included."""
         query = select(func.count()).select_from(ReplanRow).where(col(ReplanRow.state).in_(_WAITING))
         return self._session.exec(query).one()
 
     def due_replans(self) -> tuple[Replan, ...]:
-        """Those that no workflow has been told of and whose time has come, in the order of recording."""
+        """Return the due replans that are not submitted to a workflow yet, in the order of recording."""
         query = select(ReplanRow).where(ReplanRow.state == ReplanState.RECORDED.value)
         query = query.where(ReplanRow.not_before <= self._now()).order_by(col(ReplanRow.ordinal))
         return tuple(_replan(row) for row in self._session.exec(query))
 
     def taken_replans(self) -> tuple[Replan, ...]:
-        """Those that the workflow has taken and not answered, oldest first: it has to run. Those that a pause holds back don't count."""
+        """Return the replans that the workflow has started and not finished, oldest first, without those blocked by a pause.
+
+        If there are any, the workflow has to run.
+        """
         query = select(ReplanRow).where(col(ReplanRow.state).in_(_TAKEN), self._not_paused())
         return tuple(_replan(row) for row in self._session.exec(query.order_by(col(ReplanRow.ordinal))))
 
     def waiting_replans(self, trigger: ReplanTrigger | None = None) -> int:
-        """How many wait for a run and are due: all, or those of one trigger. Those that a pause holds back don't count."""
+        """Count the due replans that wait for a run: all, or those of one trigger.
+
+        Those blocked by a pause don't count.
+        """
         query = (
             select(func.count()).select_from(ReplanRow).where(col(ReplanRow.state).in_(_WAITING), self._not_paused())
         )
@@ -121,7 +127,7 @@ class Replans(Moves):
         return self._session.exec(query.where(ReplanRow.not_before <= self._now())).one()
 
     def queue_replans(self, ids: Collection[str]) -> None:
-        """The workflow has been told of them."""
+        """Mark replans as submitted to the workflow."""
         self._writing(None)
         for row in self._of(ids):
             if row.state == ReplanState.RECORDED.value:
@@ -129,11 +135,12 @@ class Replans(Moves):
                 self._add(row)
 
     def take_replans(self, plan_id: str, *, run_id: str) -> tuple[Replan, ...]:
-        """The replans that one plan answers: the oldest open one and all open ones of the same options.
+        """Claim the replans that one plan answers: the oldest open one and all open ones of the same options.
 
-        None where nothing is open. While moves are paused only drains and dry runs are taken: another plan would count twice,
-        where models run and where they are to go, for as long as the pause lasts. The same plan again gives the same replans. One whose run was ended by hand is
-        open, so the next run takes it; one that still waits for further changes of the fleet joins at once.
+        Empty if nothing is open. While moves are paused only drains and dry runs are claimed: another plan would count
+        its models twice, at their present and their planned places, as long as the pause lasts. The same plan again
+        returns the same replans. A replan whose run was terminated is open, so the next run claims it; one that still
+        waits for further changes of the fleet joins at once.
         """
         self._writing(None)
         query = select(ReplanRow).where(col(ReplanRow.state).in_(_OPEN)).order_by(col(ReplanRow.ordinal))
@@ -157,7 +164,7 @@ class Replans(Moves):
         message: str = "",
         moves: int = 0,
     ) -> tuple[Replan, ...]:
-        """Write down where the replans that a plan answers stand, in a unit that names the plan; a final one stays."""
+        """Write the state of the replans that a plan answers, in a unit that names the plan; a final one stays."""
         self._writing(plan_id)
         query = select(ReplanRow).where(ReplanRow.plan_id == plan_id).order_by(col(ReplanRow.ordinal))
         found = [row for row in self._session.exec(query) if not ReplanState(row.state).final]
@@ -169,18 +176,21 @@ class Replans(Moves):
         return tuple(_replan(row) for row in found)
 
     def list_moves(self, plan_id: str, models: Sequence[str]) -> None:
-        """Write down which models a replan has to move, in this order; the first of them also in its line."""
+        """Store the models that a replan has to move, in this order; the first of them also in its row."""
         super().list_moves(plan_id, models)
         for row in self._session.exec(select(ReplanRow).where(ReplanRow.plan_id == plan_id)):
             row.models = canonical_json(list(models[:MOST_ROWS]))
             self._add(row)
 
     def asked_by(self, plan_id: str) -> frozenset[str]:
-        """What asked for the replans that a plan answers."""
+        """Return the triggers of the replans that a plan answers."""
         return frozenset(self._session.exec(select(ReplanRow.trigger).where(ReplanRow.plan_id == plan_id)))
 
     def resume_moves(self) -> bool:
-        """End the pause of the moves. Replans that waited for its end are handed to the workflow again. False if there was none."""
+        """End the pause of the moves. Replans that waited for its end are submitted to the workflow again.
+
+        False if there was none.
+        """
         self._writing(None)
         if not self._end_pause():
             return False
@@ -191,26 +201,26 @@ class Replans(Moves):
         return True
 
     def note_progress(self, plan_id: str, progress: ReplanProgress) -> None:
-        """Write down how far the replans that a plan answers are with their models."""
+        """Write the progress of the replans that a plan answers."""
         self._writing(plan_id)
         for row in self._session.exec(select(ReplanRow).where(ReplanRow.plan_id == plan_id)):
             row.progress = document(progress)
             self._add(row)
 
     def progress_of(self, plan_id: str) -> ReplanProgress | None:
-        """How far the replans that a plan answers are, as it was noted last."""
+        """Return the last stored progress of the replans that a plan answers."""
         query = select(ReplanRow.progress).where(ReplanRow.plan_id == plan_id, col(ReplanRow.progress).is_not(None))
         text = self._session.exec(query.limit(1)).first()
         return None if text is None else decode(ReplanProgress, text)
 
     def replan_counts(self) -> Mapping[tuple[str, str], int]:
-        """(trigger, state) -> how many replans ended so, ever."""
+        """Map (trigger, state) to the number of ended replans, ever."""
         query = select(ReplanRow.trigger, ReplanRow.state, func.count()).where(col(ReplanRow.state).not_in(_OPEN))
         found = self._session.exec(query.group_by(ReplanRow.trigger, ReplanRow.state))
         return {(trigger, state): count for trigger, state, count in found}
 
     def replica_moves(self) -> int:
-        """Replicas that adopted plans started, ever; replans that share a plan count once."""
+        """Count the replicas that adopted plans started, ever; replans that share a plan count once."""
         adopted = ReplanRow.state == ReplanState.ADOPTED.value
         plans = select(func.max(ReplanRow.moves).label("moves")).where(adopted).group_by(ReplanRow.plan_id).subquery()
         return int(self._session.exec(select(func.coalesce(func.sum(plans.c.moves), 0))).one())
@@ -241,7 +251,7 @@ class Replans(Moves):
         return _replan(row)
 
     def _not_paused(self) -> ColumnElement[bool]:
-        """Those that the pause of the moves does not hold back."""
+        """Return the condition that the pause of the moves does not block a replan."""
         if self.moves_pause() is None:
             return true()
         return (col(ReplanRow.trigger) == "drain") | col(ReplanRow.dry_run).is_(True)

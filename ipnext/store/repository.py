@@ -1,4 +1,4 @@
-"""The one repository: all queries, noun by noun. A unit of work gives it out and ends it."""
+"""The repository: all queries, noun by noun. A unit of work creates and closes it."""
 
 from ipnext.store.access_lists import AccessLists
 from ipnext.store.audit import Audit
@@ -36,7 +36,7 @@ class Repository(
     AccessLists,
     Audit,
 ):
-    """Reads and writes of one unit of work. It gives out frozen records, never rows; it never commits.
+    """Reads and writes of one unit of work. It returns frozen records, never rows; it never commits.
 
-    Valid inside `with store.begin() as repository:` only.
+    Valid only inside `with store.begin() as repository:`.
     """

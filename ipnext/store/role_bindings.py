@@ -13,10 +13,10 @@ from ipnext.store.unit import Unit, batches
 
 
 class RoleBindings(Unit):
-    """Bindings are of no model: a unit that names one may not add or remove them."""
+    """Bindings belong to no model: a unit that names one may not add or remove them."""
 
     def bind_role(self, binding: RoleBinding) -> RoleBinding:
-        """Store a binding, or return the one that grants the same to the subject already."""
+        """Store a binding, or return the one that already grants the same to the subject."""
         self._writing(None)
         query = select(RoleBindingRow).where(RoleBindingRow.subject == binding.subject)
         rows = self._session.exec(query.order_by(col(RoleBindingRow.ordinal)))
@@ -38,7 +38,7 @@ class RoleBindings(Unit):
         return _binding(row)
 
     def role_binding_page(self, *, after: str | None, limit: int) -> Page[RoleBinding]:
-        """Bindings, the newest first."""
+        """Return the bindings, the newest first."""
         query = select(RoleBindingRow).order_by(col(RoleBindingRow.ordinal).desc())
         ordinal = ordinal_of(after)
         if ordinal is not None:
@@ -47,7 +47,7 @@ class RoleBindings(Unit):
         return page_of(found, bounded(limit), key=lambda row: row.ordinal, value=_binding)
 
     def grants_of(self, subjects: Collection[str]) -> tuple[Grant, ...]:
-        """What any of these subjects was granted: `group:NAME`, `user:NAME`, `sub:ID`; each once, in a fixed order."""
+        """Return the grants of these subjects (`group:NAME`, `user:NAME`, `sub:ID`); each once, in a fixed order."""
         row = RoleBindingRow
         found = {
             _grant(item)

@@ -18,9 +18,10 @@ from ipnext.store.repository import Repository
 
 
 class Store:
-    """The system of record on SQLite or PostgreSQL. One per process; any thread may use it.
+    """The state store on SQLite or PostgreSQL. One per process; any thread may use it.
 
-    The database raises Unavailable while it is down, absent, locked by another writer for over 10 s, full or not migrated.
+    All calls raise Unavailable while the database is down, absent, locked by another writer for over 10 s, full or not
+    migrated.
     """
 
     def __init__(self, engine: Engine, url: URL) -> None:
@@ -32,7 +33,7 @@ class Store:
 
     @classmethod
     def open(cls, url: str) -> "Store":
-        """A store for `sqlite:///FILE` or `postgresql+psycopg://...`; InvalidInput for another. Connects later."""
+        """Create a store for `sqlite:///FILE` or `postgresql+psycopg://...`; InvalidInput for another. Connects later."""
         parsed = engines.parse(url)
         return cls(engines.connect(parsed), parsed)
 
@@ -43,16 +44,22 @@ class Store:
 
     @property
     def absent_file(self) -> Path | None:
-        """The file of a SQLite database that does not exist; None if it does, and on PostgreSQL."""
+        """The file of a missing SQLite database; None if it exists, and on PostgreSQL."""
         return engines.file_of(self._url) if engines.is_absent(self._url) else None
 
     def migrate(self) -> None:
-        """Create the database and its tables, or bring them to this version. Any number of processes may do so at once."""
+        """Create the database and its tables, or migrate them to this version.
+
+        Any number of processes may do so at once.
+        """
         with self._translated():
             upgrade(self._engine)
 
     def schema_range(self) -> SchemaRange | None:
-        """Version of the tables and the builds that can use them; None before the first migration. Writes nothing."""
+        """Return the version of the tables and the builds that can use them; None before the first migration.
+
+        Writes nothing.
+        """
         if engines.is_absent(self._url):
             return None
         with self._translated():
@@ -60,13 +67,12 @@ class Store:
 
     @contextmanager
     def begin(self, model: str | None = None) -> Iterator[Repository]:
-        """One unit of work: commits at the end, rolls back on an exception.
+        """Begin one unit of work: it commits at the end, and rolls back on an exception.
 
-        Units come one after another, so what a unit reads does not change before it writes. A unit that names a
-        model may write that model only, and on PostgreSQL waits for units of that model only. Keep units short:
-        nothing slow inside, and no unit inside another (it would wait for itself).
-
-        If a principal acts (`ipnext.access.acting`) and the unit writes, an entry of the audit is its last statement.
+        Units run one after another, so data that a unit reads does not change before it writes. A unit that names a
+        model may write only that model, and on PostgreSQL waits only for units of that model. Keep units short: nothing
+        slow inside, and no unit inside another (it would wait for itself). If a principal acts (`ipnext.access.acting`)
+        and the unit writes, an entry of the audit is its last statement.
         """
         with self._transaction() as connection:
             engines.take_turn(connection, model)
@@ -74,16 +80,16 @@ class Store:
 
     @contextmanager
     def begin_free(self, models: Collection[str]) -> Iterator[Repository]:
-        """One unit of work of those of these models that no other unit writes now: `Repository.scope` names them.
+        """Begin a unit of work for those of these models that no other unit writes now: `Repository.scope` names them.
 
-        On PostgreSQL it waits for no unit of a model. The others are left to units of their own.
+        On PostgreSQL it waits for no unit of a model. The caller handles the other models in further units.
         """
         with self._transaction() as connection:
             scope = engines.take_free_turns(connection, models)
             yield from _audited(connection, scope)
 
     def record(self, acting: Acting, outcome: Outcome, note: AuditNote | None = None) -> AuditEntry:
-        """Append an entry to the audit in a unit of its own: of a refusal, or of what is about to be done outside of the store."""
+        """Append an audit entry in a separate unit: of a refusal, or of an action outside the store that is about to begin."""
         with (
             self._transaction() as connection,
             closing(Repository(connection, scope=frozenset(), writable=True)) as unit,
@@ -94,9 +100,9 @@ class Store:
 
     @contextmanager
     def read(self, visible: frozenset[str] | None = None) -> Iterator[Repository]:
-        """A unit that only reads: one consistent picture, waits for no writer and holds none up.
+        """Begin a unit that only reads: one consistent snapshot, without waiting for or blocking any writer.
 
-        `visible`: owners whose models it lists and counts; None: all.
+        `visible` are the owners whose models it lists and counts; None: all.
         """
         with (
             self._translated(),
@@ -108,14 +114,14 @@ class Store:
     def revision(self) -> str:
         """Return a mark of the committed content: equal marks of one store mean that nothing was committed in between.
 
-        SQLite: `PRAGMA data_version` of a connection that never writes. PostgreSQL: `pg_current_snapshot()`, which other
-        databases of the server move too.
+        SQLite: `PRAGMA data_version` of a connection that never writes. PostgreSQL: `pg_current_snapshot()`, which
+        other databases of the server change too.
         """
         with self._translated():
             return self._revisions.mark()
 
     def close(self) -> None:
-        """End all connections; that of a unit that is still open ends with the unit."""
+        """End all connections; that of an open unit ends with the unit."""
         self._revisions.close()
         engines.close(self._engine)
 
@@ -130,7 +136,7 @@ class Store:
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
-        """Threads of one process queue here: SQLite's own wait is a sleep that may starve one of them."""
+        """Queue the threads of one process: SQLite's own wait is a sleep that may starve one of them."""
         if self._turn is None:
             yield
             return
@@ -144,7 +150,7 @@ class Store:
 
 
 def _audited(connection: Connection, scope: frozenset[str] | None) -> Iterator[Repository]:
-    """Give out the repository of a unit; behind it comes the entry of what a principal wrote."""
+    """Yield the repository of a unit, then append the audit entry of the principal's writes."""
     acting = ACTING.get()
     if acting is not None:
         acting.trail.units += 1

@@ -68,10 +68,10 @@ _SNAPSHOTS_NAMED = sa_select(SNAPSHOTS).where(
 
 
 class Snapshots(Unit):
-    """What was published. Numbers rise by one from 1 and are never given twice."""
+    """Published snapshots and generations. Numbers rise by one from 1 and are never reused."""
 
     def snapshot(self, model: str, part: str, number: int) -> Snapshot:
-        """One snapshot. NotFound names the newest number there is."""
+        """Return one snapshot. NotFound names the newest number of each part."""
         return self._once(("snapshot", model, part, number), lambda: self._read_snapshot(model, part, number))
 
     def _read_snapshot(self, model: str, part: str, number: int) -> Snapshot:
@@ -85,25 +85,28 @@ class Snapshots(Unit):
         return _snapshot(row)
 
     def snapshots(self, model: str) -> tuple[Snapshot, ...]:
-        """All snapshots of a model by part, the newest of each part first. NotFound."""
+        """Return all snapshots of a model by part, the newest of each part first. NotFound."""
         self._model_row(model)
         found = [_snapshot(row) for row in self._session.exec(select(SnapshotRow).where(SnapshotRow.model == model))]
         return tuple(sorted(found, key=lambda snapshot: (snapshot.part, -snapshot.number)))
 
     def collected_snapshots(self, model: str) -> frozenset[tuple[str, int]]:
-        """(Part, number) of a model's snapshots whose bytes were given free."""
+        """Return (part, number) of a model's snapshots whose bytes were released."""
         query = sa_select(SNAPSHOTS.c.part, SNAPSHOTS.c.number).where(
             SNAPSHOTS.c.model == bindparam("model"), SNAPSHOTS.c.collected_at.is_not(None)
         )
         return frozenset((row.part, row.number) for row in self._run(query, model=model))
 
     def snapshots_named(self, names: Collection[tuple[str, str, int]]) -> tuple[Snapshot, ...]:
-        """Those of these snapshots (model, part, number) that exist, sorted. The cost follows their count, not the history."""
+        """Return those of these snapshots (model, part, number) that exist, sorted.
+
+        The cost depends on their count, not on the history.
+        """
         found = [_snapshot(row) for some in batches(names) for row in self._run(_SNAPSHOTS_NAMED, names=some)]
         return tuple(sorted(found, key=lambda snapshot: (snapshot.model, snapshot.part, snapshot.number)))
 
     def snapshot_of(self, model: str, part: str, digest: str) -> Snapshot | None:
-        """The newest snapshot of a part that has this digest."""
+        """Return the newest snapshot of a part with this digest."""
         query = select(SnapshotRow).where(
             SnapshotRow.model == model, SnapshotRow.part == part, SnapshotRow.digest == digest
         )
@@ -111,7 +114,7 @@ class Snapshots(Unit):
         return None if row is None else _snapshot(row)
 
     def generation(self, model: str, number: int) -> Generation:
-        """One generation. NotFound names the newest there is."""
+        """Return one generation. NotFound names the newest."""
         return self._once(("generation", model, number), lambda: self._read_generation(model, number))
 
     def _read_generation(self, model: str, number: int) -> Generation:
@@ -119,24 +122,24 @@ class Snapshots(Unit):
         return _generation(self._generation_row(model, number) if row is None else row)
 
     def generations(self, model: str) -> tuple[Generation, ...]:
-        """All generations of a model, newest first. NotFound."""
+        """Return all generations of a model, newest first. NotFound."""
         self._model_row(model)
         query = select(GenerationRow).where(GenerationRow.model == model).order_by(col(GenerationRow.number).desc())
         return tuple(_generation(row) for row in self._session.exec(query))
 
     def have_served(self, model: str, numbers: Collection[int]) -> frozenset[int]:
-        """Those of the generations that serve or have served."""
+        """Return those of the generations that serve or have served."""
         return frozenset(self._run(_SERVED, model=model, numbers=sorted(numbers)).scalars())
 
     def generations_at_work(self, model: str, numbers: Collection[int], *, former: int = 0) -> tuple[Generation, ...]:
-        """Those of these generations that exist, and the `former` others that have served last, by number."""
+        """Return those of these generations that exist, and the `former` others that served last, by number."""
         rows = [row for some in batches(numbers) for row in self._run(_NUMBERED, model=model, numbers=some)]
         if former:
             rows += self._run(_FORMER, model=model, numbers=tuple(numbers), limit=former)
         return tuple(_generation(row) for row in sorted(rows, key=lambda row: row.number))
 
     def generations_named(self, names: Collection[tuple[str, int]]) -> tuple[Generation, ...]:
-        """Those of these generations (model, number) that exist, by model and number."""
+        """Return those of these generations (model, number) that exist, by model and number."""
         key = tuple_(col(GenerationRow.model), col(GenerationRow.number))
         found = [
             _generation(row)
@@ -146,22 +149,22 @@ class Snapshots(Unit):
         return tuple(sorted(found, key=lambda generation: (generation.model, generation.number)))
 
     def generation_numbers(self, model: str, *states: GenerationState) -> tuple[int, ...]:
-        """The numbers of a model's generations in these states, ascending."""
+        """Return the numbers of a model's generations in these states, ascending."""
         return tuple(self._run(_IN_STATES, model=model, states=[state.value for state in states]).scalars())
 
     def served_generations(self, model: str, *, limit: int) -> tuple[int, ...]:
-        """The numbers of the generations that have served, the one that began last first, at most `limit`."""
+        """Return the numbers of at most `limit` generations that have served, the last to begin first."""
         query = select(GenerationRow.number).where(
             GenerationRow.model == model, col(GenerationRow.serving_at).is_not(None)
         )
         return tuple(self._session.exec(query.order_by(col(GenerationRow.serving_at).desc()).limit(limit)))
 
     def newest_generation(self, model: str) -> int | None:
-        """The number of the newest generation; None before the first publish."""
+        """Return the number of the newest generation; None before the first publish."""
         return self._last_generation(model) or None
 
     def cut_generations(self) -> Mapping[str, tuple[Generation, ...]]:
-        """Model -> those of its generations that serve or shall serve and are cut; models without one are left out."""
+        """Map each model to its serving and target generations that are cut; models without one are left out."""
         mine = col(GenerationRow.model) == col(ModelRow.name)
         at_work = col(GenerationRow.number).in_([col(ModelRow.serving_generation), col(ModelRow.target_generation)])
         query = select(GenerationRow).join(ModelRow, mine & at_work).where(col(GenerationRow.layout).is_not(None))
@@ -171,13 +174,13 @@ class Snapshots(Unit):
         return found
 
     def cut_before(self, model: str, *, limit: int) -> tuple[Generation, ...]:
-        """The newest generations of a model that are cut, the newest first, at most `limit`."""
+        """Return the newest generations of a model that are cut, the newest first, at most `limit`."""
         query = select(GenerationRow).where(GenerationRow.model == model, col(GenerationRow.layout).is_not(None))
         found = self._session.exec(query.order_by(col(GenerationRow.number).desc()).limit(limit))
         return tuple(map(_generation, found))
 
     def set_layout(self, model: str, number: int, layout: Layout | None) -> Generation:
-        """Write down how a generation is cut, before it first serves: Conflict later. NotFound."""
+        """Store the layout of a generation, before it first serves: Conflict later. NotFound."""
         self._writing_model(model)
         row = self._generation_row(model, number)
         text = None if layout is None else document(layout)
@@ -189,7 +192,7 @@ class Snapshots(Unit):
         return _generation(row)
 
     def add_segment(self, model: str, segment: str, source: SnapshotSource) -> Snapshot:
-        """A snapshot of a segment of a cut model; the same content of the same segment again is the same snapshot."""
+        """Store a snapshot of a segment of a cut model; the same content of the same segment is stored once."""
         self._writing_model(model)
         known = select(SnapshotRow).where(SnapshotRow.model == model, SnapshotRow.part == segment)
         row = self._session.exec(known.where(SnapshotRow.digest == source.manifest.digest)).first()
@@ -205,9 +208,10 @@ class Snapshots(Unit):
     def set_generation_state(
         self, model: str, number: int, state: GenerationState, *, reason: str | None = None, message: str | None = None
     ) -> Generation:
-        """Write down where a generation stands; reason and message replace the former ones. NotFound.
+        """Write the state of a generation; reason and message replace the former ones. NotFound.
 
-        SERVING sets `serving_at` when it begins, and what served before becomes WARM: one generation serves.
+        SERVING sets `serving_at` when it begins, and the generation that served before becomes WARM: one generation
+        serves.
         """
         self._writing(model)
         before = self.generation(model, number)
@@ -219,7 +223,7 @@ class Snapshots(Unit):
         return before.model_copy(update=said)
 
     def save_report(self, report: ValidationReport) -> None:
-        """Keep the report of a generation; a later one replaces it. NotFound for an unknown generation."""
+        """Store the report of a generation; a later one replaces it. NotFound if the generation is unknown."""
         self._writing(report.model)
         self.generation(report.model, report.generation)
         of, text = {"of_model": report.model, "of_generation": report.generation}, document(report)
@@ -231,7 +235,7 @@ class Snapshots(Unit):
         self._count_documents(report.model, bytes_of(text) - bytes_of(before or ""))
 
     def report(self, model: str, generation: int) -> ValidationReport | None:
-        """The report of a generation, none before its validation."""
+        """Return the report of a generation; None before its validation."""
         row = self._get(ReportRow, (model, generation))
         return None if row is None else decode(ValidationReport, row.report)
 
@@ -246,7 +250,7 @@ class Snapshots(Unit):
         return row
 
     def _newest_snapshots(self, model: str) -> Mapping[str, SnapshotRow]:
-        """Part -> its newest snapshot."""
+        """Map each part to its newest snapshot."""
         numbers = (
             select(SnapshotRow.part, func.max(SnapshotRow.number).label("number"))
             .where(SnapshotRow.model == model)
@@ -263,7 +267,7 @@ class Snapshots(Unit):
         return self._session.exec(query).one() or 0
 
     def _keep_again(self, row: SnapshotRow, manifest: SnapshotManifest) -> None:
-        """The bytes of a snapshot whose bytes were given free are in the artifact store again."""
+        """Record that the bytes of a released snapshot are in the artifact store again."""
         if row.collected_at is not None:
             text, before = document(manifest), row.manifest
             row.collected_at, row.manifest = None, text
@@ -271,7 +275,7 @@ class Snapshots(Unit):
             self._count_documents(row.model, bytes_of(text) - bytes_of(before))
 
     def _count_documents(self, model: str, more: int) -> None:
-        """Count bytes of a model's documents that came, or went (less than 0)."""
+        """Add to the byte count of a model's documents; `more` is below 0 if some were deleted."""
         if more:
             self.flush()
             self._write(_COUNTED, of_name=model, more=more)

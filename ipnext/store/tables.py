@@ -1,6 +1,6 @@
 """The tables. A row never leaves the store: the repository turns it into a record or a model value.
 
-Documents (manifests, plans, transitions, ...) are canonical JSON text: the same value is the same bytes on both engines.
+Documents (manifests, plans, transitions, ...) are canonical JSON text: equal values have equal bytes on both engines.
 """
 
 from datetime import datetime
@@ -23,7 +23,7 @@ METADATA = MetaData(
 
 
 class Row(SQLModel, registry=registry(metadata=METADATA)):
-    """Base of all rows: a metadata of our own, apart from sqlmodel's process-wide one."""
+    """Base of all rows, with a separate metadata instead of sqlmodel's process-wide one."""
 
     __tablename__: ClassVar[Any]
 
@@ -64,7 +64,7 @@ class FleetRow(Row, table=True):
 
 
 class WorkflowNamespaceRow(Row, table=True):
-    """The Temporal namespace that runs the changes of this record (id 1)."""
+    """The Temporal namespace that runs the changes of this database (id 1)."""
 
     __tablename__ = "workflow_namespace"
 
@@ -109,7 +109,7 @@ class ModelRow(Row, table=True):
     created_at: datetime = _time()
     updated_at: datetime = _time()
     document_bytes: int = _number(default=0)
-    """Of its manifest, and of the manifests and reports of what was published."""
+    """Bytes of its manifest, and of the manifests and reports of its published snapshots."""
     refused_generation: int | None = _number(default=None)
     """The revision of the manifest that a validation refused, if none was accepted since."""
 
@@ -128,11 +128,11 @@ class SnapshotRow(Row, table=True):
     manifest: str = _text()
     created_at: datetime = _time()
     collected_at: datetime | None = _time(default=None)
-    """When its bytes were given free, as nothing could want them any more; None: they are kept."""
+    """When its bytes were released because nothing can need them any more; None: they are kept."""
 
 
 class ArtifactRow(Row, table=True):
-    """A blob or the manifest of a snapshot in the artifact store: whom it counts for, and when it was last in use."""
+    """A blob or the manifest of a snapshot in the artifact store: its account, and when it was last in use."""
 
     __tablename__ = "artifacts"
     __table_args__ = (Index("ix_artifacts_account", "account"), Index("ix_artifacts_touched", "touched_at"))
@@ -143,7 +143,7 @@ class ArtifactRow(Row, table=True):
     uploads: int = _number(default=0)
     """Uploads of it that are under way."""
     stored: bool = False
-    """Whether an upload has ended well; until then its size is what it said."""
+    """Whether an upload has succeeded; until then its size is the announced one."""
     touched_at: datetime = _time()
 
 
@@ -165,7 +165,8 @@ class ProfileRow(Row, table=True):
     snapshot: int = _number()
     hardware: str = _text()
     architecture: str = _text()
-    """Of the snapshot (`model.profile.architecture_of`): the profile holds for all snapshots of the part that share it."""
+    """Architecture of the snapshot (`model.profile.architecture_of`): the profile applies to all snapshots of the
+    part that share it."""
     profile: str = _packed()
     measured_at: datetime = _time()
     created_at: datetime = _time()
@@ -185,9 +186,9 @@ class GenerationRow(Row, table=True):
     number: int = _number(primary_key=True, sa_column_kwargs={"autoincrement": False})
     snapshots: str = _text()
     layout: str | None = _packed(default=None)
-    """NULL where the generation is not cut."""
+    """NULL if the generation is not cut."""
     adapters: str | None = _text(default=None)
-    """JSON; NULL where it has none."""
+    """JSON; NULL if it has none."""
     state: str = _text()
     reason: str | None = _text(default=None)
     message: str | None = _text(default=None)
@@ -196,7 +197,7 @@ class GenerationRow(Row, table=True):
 
 
 class ChangeRow(Row, table=True):
-    """One thing asked of one model. `ordinal` is the order of recording over all models."""
+    """One change of one model. `ordinal` is the order of recording over all models."""
 
     __tablename__ = "changes"
     __table_args__ = (
@@ -234,7 +235,7 @@ class ReportRow(Row, table=True):
 
 
 class PlanRow(Row, table=True):
-    """A plan: figures in columns, documents packed. Documents are NULL where none was found or they were let go."""
+    """A plan: figures in columns, documents packed. Documents are NULL if no plan was found or they were pruned."""
 
     __tablename__ = "plans"
     __table_args__ = (UniqueConstraint("id"), Index("ix_plans_scope", "scope", "ordinal"))
@@ -267,7 +268,7 @@ class PlanRow(Row, table=True):
 
 
 class PlacementRow(Row, table=True):
-    """What the plan in force gives one model. All rows together are the plan in force."""
+    """One model's placement. All rows together are the plan in force."""
 
     __tablename__ = "placements"
     __table_args__ = (
@@ -289,7 +290,7 @@ class PlacementRow(Row, table=True):
 
 
 class PlacedReplicasRow(Row, table=True):
-    """The replicas of a placement once more, as numbers that the database can sum up."""
+    """The replicas of a placement repeated as numbers that the database can sum up."""
 
     __tablename__ = "placed_replicas"
     __table_args__ = (
@@ -308,7 +309,7 @@ class PlacedReplicasRow(Row, table=True):
 
 
 class ReplanRow(Row, table=True):
-    """A replan as it was asked for, and what came of it."""
+    """A replan: its request and its outcome."""
 
     __tablename__ = "replans"
     __table_args__ = (UniqueConstraint("id"), Index("ix_replans_state", "state"))
@@ -333,7 +334,7 @@ class ReplanRow(Row, table=True):
 
 
 class ReplanMoveRow(Row, table=True):
-    """A model that a replan has to move, and how far that is."""
+    """A model that a replan has to move, and its progress."""
 
     __tablename__ = "replan_moves"
     __table_args__ = (Index("ix_replan_moves_state", "plan_id", "state", "position"),)
@@ -349,7 +350,7 @@ class ReplanMoveRow(Row, table=True):
 
 
 class MovesPauseRow(Row, table=True):
-    """The pause of all moves of replans (id 1); no row while they go on."""
+    """The pause of all moves of replans (id 1); no row while they continue."""
 
     __tablename__ = "moves_pause"
 
@@ -370,7 +371,7 @@ class PlanInForceRow(Row, table=True):
 
 
 class TransitionRow(Row, table=True):
-    """A transition and how far it is."""
+    """A transition and its progress."""
 
     __tablename__ = "transitions"
     __table_args__ = (
@@ -407,7 +408,7 @@ class PauseRow(Row, table=True):
 
 
 class DeploymentRow(Row, table=True):
-    """The wanted state of one replica set."""
+    """The desired state of one replica set."""
 
     __tablename__ = "deployments"
     __table_args__ = (_of_model(), Index("ix_deployments_units", "region", "hardware", "replicas", "units", "model"))
@@ -418,7 +419,7 @@ class DeploymentRow(Row, table=True):
     hardware: str = _text(primary_key=True)
     replicas: int = _number()
     units: float
-    """Units of one replica; like `replicas` also inside the document, here for the database to sum up."""
+    """Units of one replica; like `replicas` also inside the document, repeated here for the database to sum up."""
     deployment: str = _text()
 
 
@@ -436,14 +437,14 @@ class RouteRow(Row, table=True):
 
 
 class RouteShareRow(Row, table=True):
-    """The shares of a route table once more, for questions by destination. Written in the unit that writes the table."""
+    """The shares of a route table repeated, for queries by destination. Written in the unit that writes the table."""
 
     __tablename__ = "route_shares"
     __table_args__ = (_of_model(), Index("ix_route_shares_to", "to", "model"))
 
     model: str = _text(primary_key=True)
     region: str = _text(primary_key=True)
-    """Of the users."""
+    """Region of the users."""
     to: str = _text(primary_key=True)
     generation: int = _number(primary_key=True, sa_column_kwargs={"autoincrement": False})
     fraction: float
@@ -464,7 +465,7 @@ class ConditionRow(Row, table=True):
 
 
 class EventRow(Row, table=True):
-    """One line of history."""
+    """One event of the history."""
 
     __tablename__ = "events"
     __table_args__ = (Index("ix_events_model", "model", "ordinal"),)
@@ -568,7 +569,7 @@ class KeyRow(Row, table=True):
 
 
 class AccessListRow(Row, table=True):
-    """The one row about the list by which regions check predictions: its revision, and what of it no other row has."""
+    """The one row of the list by which regions check predictions: its revision, and its content that no other row has."""
 
     __tablename__ = "access_list"
 
@@ -611,7 +612,7 @@ class OwnerRow(Row, table=True):
 
 
 class OwnerClaimRow(Row, table=True):
-    """What one model counts for in one quota of its owner; written with the manifest."""
+    """The amount of one model in one quota of its owner; written with the manifest."""
 
     __tablename__ = "owner_claims"
     __table_args__ = (_of_model(),)
@@ -622,7 +623,7 @@ class OwnerClaimRow(Row, table=True):
 
 
 class DrainRow(Row, table=True):
-    """One drain of one region; the newest of a region is the one that counts."""
+    """One drain of one region; the newest of a region is in force."""
 
     __tablename__ = "drains"
     __table_args__ = (UniqueConstraint("id"), Index("ix_drains_region", "region", "ordinal"))
@@ -642,9 +643,9 @@ class DrainRow(Row, table=True):
     replan_id: str | None = _text(default=None)
     replans: int = _number()
     told: bool = False
-    """Whether the workflow engine knows of what was asked last."""
+    """Whether the workflow engine has the latest request."""
     lost_after_change: int | None = _number(default=None)
-    """Ordinal of the newest change when the region was declared lost, or asked back after that, for the last time."""
+    """Ordinal of the newest change when the region was last declared lost, or requested back after that."""
     created_at: datetime = _time()
     updated_at: datetime = _time()
     finished_at: datetime | None = _time(default=None)

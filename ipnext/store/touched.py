@@ -1,4 +1,4 @@
-"""What a change of a model may touch: by this a freeze of some owners or regions knows whether it is meant."""
+"""Owner and regions that a change of a model may touch, with which a freeze decides whether it applies."""
 
 from typing import NamedTuple
 
@@ -6,14 +6,14 @@ from ipnext.store.repository import Repository
 
 
 class Touched(NamedTuple):
-    """A model's owner, and every region that it has demand in, is placed in or runs in."""
+    """A model's owner, and every region of its demand, its placement or its replicas."""
 
     owner: str
     regions: frozenset[str]
 
 
 def touched_by(unit: Repository, model: str) -> Touched:
-    """What changes of a model may touch. NotFound."""
+    """Return the owner and regions that changes of a model may touch. NotFound."""
     manifest = unit.model(model).manifest
     regions = {item.region for item in manifest.spec.demand}
     regions |= {deployment.key.region for deployment in unit.deployments(model) if deployment.replicas}

@@ -1,4 +1,4 @@
-"""Transitions and how far they are."""
+"""Transitions and their progress."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -51,13 +51,13 @@ _OTHERS_RETIRING = sa_select(CHANGES.c.id).where(
 _OTHER_MOVER = sa_select(
     func.coalesce(_OTHERS_OPEN.limit(1).scalar_subquery(), _OTHERS_RETIRING.limit(1).scalar_subquery())
 )
-"""A change that moves a model beside one change; None if there is none."""
+"""A change that moves a model in addition to one change; None if there is none."""
 
 _FENCE = sa_select(
     sa_select(CHANGES.c.state).where(CHANGES.c.id == bindparam("id")).scalar_subquery(),
     sa_select(TRANSITIONS.c.fence).where(TRANSITIONS.c.id == bindparam("id")).scalar_subquery(),
 )
-"""The state of a change, and the token of its transition; None for what there is not."""
+"""The state of a change, and the token of its transition; None for a missing one."""
 
 _MOVING = (
     sa_select(TRANSITIONS.c.model, TRANSITIONS.c.transition, MODELS.c.manifest, GENERATIONS.c.layout)
@@ -80,7 +80,7 @@ class Transitions(Unit):
     """Transitions of one model each."""
 
     def save_transition(self, record: TransitionRecord) -> TransitionRecord:
-        """Keep a transition; the same id again replaces it unless it has begun. Returns what is kept. NotFound."""
+        """Store a transition; the same id again replaces it unless it has begun. Returns the stored one. NotFound."""
         self._writing(record.model)
         self._check_known(record.model)
         known = self.find_transition(record.id)
@@ -93,7 +93,7 @@ class Transitions(Unit):
         return record.model_copy(update={"created_at": known.created_at})
 
     def transition(self, transition_id: str) -> TransitionRecord:
-        """One transition. NotFound."""
+        """Return one transition. NotFound."""
         found = self.find_transition(transition_id)
         if found is None:
             msg = f"transition {transition_id!r} is not known"
@@ -101,16 +101,16 @@ class Transitions(Unit):
         return found
 
     def transitions(self, model: str, *, limit: int = 20) -> tuple[TransitionRecord, ...]:
-        """A model's transitions, newest first. NotFound for an unknown model."""
+        """Return a model's transitions, newest first. NotFound if the model is unknown."""
         self._model_row(model)
         query = select(TransitionRow).where(TransitionRow.model == model).order_by(col(TransitionRow.ordinal).desc())
         return tuple(_transition(row) for row in self._session.exec(query.limit(rows(limit))))
 
     def settled_generations(self, models: Collection[str]) -> Mapping[str, int | None]:
-        """Model -> the generation that its users were sent to last: of a transition that is done, else the one that serves.
+        """Map each model to the last generation of its users: of a transition that is done, else the serving one.
 
-        A transition is done a moment before its change is, and only then does its generation count as serving. Models that
-        are not known are left out.
+        A transition is done shortly before its change is, and only then does its generation count as serving. Unknown
+        models are left out.
         """
         serving = select(ModelRow.name, ModelRow.serving_generation)
         done = select(TransitionRow.model, TransitionRow.generation).join(
@@ -125,18 +125,18 @@ class Transitions(Unit):
         return found
 
     def settled_models(self) -> frozenset[str]:
-        """All models without an open change, retired ones included."""
+        """Return all models without an open change, retired ones included."""
         return frozenset(self._session.exec(select(ModelRow.name).where(col(ModelRow.name).not_in(_MOVED))))
 
     def models_astray(self) -> tuple[str, ...]:
-        """Models without an open change that a route table sends to a generation which does not serve, by name."""
+        """Return the models without an open change that a route table sends to a generation which does not serve, by name."""
         query = select(ModelRow.name).join(RouteShareRow, col(RouteShareRow.model) == col(ModelRow.name)).distinct()
         query = query.where(col(ModelRow.serving_generation).is_not(None), RouteShareRow.fraction > 0)
         query = query.where(col(RouteShareRow.generation) != col(ModelRow.serving_generation))
         return tuple(sorted(self._session.exec(query.where(col(ModelRow.name).not_in(_MOVED)))))
 
     def models_unrepaired(self) -> tuple[str, ...]:
-        """Models whose newest change is a repair that has ended and was not done, by name."""
+        """Return the models whose newest change is a repair that ended without success, by name."""
         newest = select(ChangeRow.model, func.max(ChangeRow.sequence).label("sequence")).group_by(col(ChangeRow.model))
         last = newest.subquery()
         query = select(ChangeRow.model).join(
@@ -147,9 +147,9 @@ class Transitions(Unit):
         return tuple(sorted(self._session.exec(query)))
 
     def models_unserved(self) -> tuple[str, ...]:
-        """Models without an open change and without a serving generation that still have routes or replicas, by name.
+        """Return the models without open change and serving generation that still have routes or replicas, by name.
 
-        Tables that only refuse users are no such routes.
+        Tables that only refuse users do not count as routes.
         """
         routed = select(RouteRow.model).where(col(RouteRow.refuses).is_(False))
         held = select(DeploymentRow.model)
@@ -158,19 +158,19 @@ class Transitions(Unit):
         return tuple(sorted(self._session.exec(query.where(col(ModelRow.name).not_in(_MOVED)))))
 
     def moving_models(self, *, but: str) -> tuple[Moving, ...]:
-        """Of every model but one the newest transition that may still add replicas, by model.
+        """Return, for every model except one, its newest transition that may still add replicas, by model.
 
-        As JSON: a caller that knows a document need not parse it.
+        As JSON: a caller that already knows a document need not parse it.
         """
         newest = {row.model: Moving._make(row) for row in self._run(_MOVING, but=but)}
         return tuple(newest[model] for model in sorted(newest))
 
     def find_transition(self, transition_id: str) -> TransitionRecord | None:
-        """One transition; None if there is none of that id."""
+        """Return one transition; None if there is none of that id."""
         return self._once(("transition", transition_id), lambda: _found(self._run(_ONE, id=transition_id).first()))
 
     def check_only_mover(self, model: str, change_id: str) -> None:
-        """Let a change begin to move a model only if no other change is moving it.
+        """Check that no other change is moving the model before a change begins to move it.
 
         Raises:
             Unavailable: a transition of another change is open, or another retirement runs. It ends later.
@@ -181,7 +181,7 @@ class Transitions(Unit):
             raise Unavailable(msg)
 
     def check_fence(self, change_id: str, fence: int = 0) -> None:
-        """Let a run write only while it is the one that moves its model.
+        """Check that a run may still write: it must be the one that moves its model.
 
         Raises:
             FenceLost: the change has ended, or another run has taken its transition over.
@@ -200,7 +200,7 @@ class Transitions(Unit):
 
         Raises:
             NotFound: no such transition.
-            Unavailable: the token is another one by now: look again.
+            Unavailable: the token has changed since; read it again.
         """
         known = self.transition(transition_id)
         self._writing(known.model)
@@ -213,7 +213,7 @@ class Transitions(Unit):
         return known.model_copy(update={"fence": fence + 1})
 
     def close_transition(self, transition_id: str, *, done: bool, message: str = "") -> None:
-        """End a transition that is open; one that has ended, or that there is not, stays as it is."""
+        """End an open transition; an ended or missing one is ignored."""
         known = self.find_transition(transition_id)
         if known is None or not known.is_open:
             return
@@ -229,7 +229,7 @@ class Transitions(Unit):
         state: TransitionState | None = None,
         message: str | None = None,
     ) -> TransitionRecord:
-        """Write down how far a transition is; what is None stays. NotFound; InvalidInput beyond its waves."""
+        """Write the progress of a transition; fields that are None stay. NotFound; InvalidInput beyond its waves."""
         known = self.transition(transition_id)
         self._writing(known.model)
         waves = len(known.transition.waves)

@@ -1,4 +1,4 @@
-"""What every noun of the repository stands on: the session of one unit of work, and what that unit may write."""
+"""Base of the repository's nouns: the connection of one unit of work, and the models that the unit may write."""
 
 import json
 from collections.abc import Callable, Collection, Iterator
@@ -16,7 +16,7 @@ from ipnext.store import engines
 from ipnext.store.tables import METADATA, ModelRow, Row
 
 Key = TypeVar("Key", bound=str | int | tuple[Any, ...])
-"""What one statement asks for many of."""
+"""Key of a statement for many keys."""
 
 R = TypeVar("R", bound=Row)
 T = TypeVar("T")
@@ -24,16 +24,16 @@ T = TypeVar("T")
 MODELS = METADATA.tables[ModelRow.__tablename__]
 
 MOST_ROWS = 1000
-"""Longest listing that is given out at once."""
+"""Longest list in one answer."""
 
 NAMED_IN_ERRORS = 5
 
 BATCH = 500
-"""Keys of one statement: an engine takes a limited number of parameters."""
+"""Keys of one statement: an engine accepts a limited number of parameters."""
 
 
 def utc_now() -> datetime:
-    """The time that rows carry."""
+    """Return the time for rows."""
     return datetime.now(UTC)
 
 
@@ -41,9 +41,9 @@ _MODEL_EXISTS = select(MODELS.c.name).where(MODELS.c.name == bindparam("name"))
 
 
 class Unit:
-    """One unit of work. `scope` names the only models it may write; None may write all.
+    """One unit of work. `scope` names the only models that it may write; None may write all.
 
-    `visible`: owners whose models are listed and counted; None: all. What names a model reads it whatever its owner.
+    `visible` are the owners whose models are listed and counted; None: all. A read by a model's name ignores its owner.
     """
 
     def __init__(
@@ -62,51 +62,55 @@ class Unit:
         self._writable = writable
         self._now = clock
         self._writes = engines.writes_of(connection)
-        """What the connection had written before this unit."""
+        """Writes of the connection before this unit."""
         self._known_models: set[str] = set()
         self._got: list[Any] = []
-        """Rows that were read by key. The session itself forgets a row that no caller holds, and would read it again."""
+        """Rows that were read by key. The session itself drops a row without a reference, and would read it again."""
         self._read: dict[Any, Any] = {}
-        """Answers since the last write of this unit, by question."""
+        """Results since the last write of this unit, by query."""
         self._read_after = self._writes
-        """What the connection had written when they were read."""
+        """Writes of the connection when the results were read."""
 
     @property
     def _session(self) -> Session:
-        """Row objects, for queries that are not prepared: most units need none, and making them costs more than a statement."""
+        """The session of row objects, for queries that are not prepared.
+
+        Most units need none, and it costs more than a statement.
+        """
         if self._objects is None:
             self._objects = Session(self._connection, join_transaction_mode="rollback_only")
         return self._objects
 
     def connection(self) -> Connection:
-        """The connection of this unit's transaction, for the store's own modules."""
+        """Return the connection of this unit's transaction, for the store's own modules."""
         return self._connection
 
     def flush(self) -> None:
-        """Send what was added as row objects to the database."""
+        """Send all added row objects to the database."""
         if self._objects is not None:
             self._objects.flush()
 
     def close(self) -> None:
-        """Let go of the row objects; the transaction is its owner's to end."""
+        """Release the row objects; the owner of the transaction ends it."""
         if self._objects is not None:
             self._objects.close()
 
     def _run(self, statement: Executable, **parameters: Any) -> CursorResult[Any]:
-        """Execute a statement of tables and columns, without the objects of the session. All that was added is flushed."""
+        """Execute a statement of tables and columns, without the session's objects. All added rows are already flushed."""
         return self._connection.execute(statement, parameters)
 
     def _write(self, statement: Executable, **parameters: Any) -> int:
-        """Execute a statement that writes, and return how many rows it changed. Row objects are read again after it."""
+        """Execute a statement that writes, and return the number of changed rows. Row objects are read again after it."""
         count: int = self._run(statement, **parameters).rowcount
         if self._objects is not None:
             self._objects.expire_all()
         return count
 
     def _once(self, question: Any, read: Callable[[], T]) -> T:
-        """Return what `read` finds: it is asked once, and again after a write of this unit.
+        """Return the result of `read`, which is called once, and again after a write of this unit.
 
-        Only for rows that no other unit changes meanwhile: those of the unit's own model, and those that all models share.
+        Only for rows that no other unit changes at the same time: those of the unit's own model, and those that all
+        models share.
         """
         writes = engines.writes_of(self._connection)
         if writes != self._read_after:
@@ -118,25 +122,25 @@ class Unit:
         return found
 
     def _forget_read(self) -> None:
-        """Ask again whatever was read: a lock was taken since, and other units may have written before it."""
+        """Drop all cached results: a lock was taken since, and other units may have written before it."""
         self._read.clear()
         if self._objects is not None:
             self._objects.expire_all()
 
     def _get(self, kind: type[R], key: Any) -> R | None:
-        """The row of a key; read once for each unit."""
+        """Return the row of a key; read once for each unit."""
         row = self._session.get(kind, key)
         self._got.append(row)
         return row
 
     def _is_of_visible_owner(self, model: Any) -> tuple[ColumnElement[bool], ...]:
-        """Return the condition that a column names a model of the visible owners; none if all are."""
+        """Return the condition that a column names a model of the visible owners; none if all are visible."""
         if self._visible is None:
             return ()
         return (model.in_(select(MODELS.c.name).where(*self._has_visible_owner())),)
 
     def _has_visible_owner(self) -> tuple[ColumnElement[bool], ...]:
-        """Return the condition that a row of `models` has a visible owner; none if all are."""
+        """Return the condition that a row of `models` has a visible owner; none if all are visible."""
         return () if self._visible is None else (self._among(MODELS.c.owner, self._visible),)
 
     def _among(self, column: Any, values: Collection[Any]) -> ColumnElement[bool]:
@@ -152,7 +156,7 @@ class Unit:
 
     @contextmanager
     def _bookkeeping(self) -> Iterator[None]:
-        """Write what the audit has no entry of, such as when a key was used last."""
+        """Exclude writes from the audit, such as the time of a key's last use."""
         self.flush()
         before = engines.writes_of(self._connection)
         yield
@@ -161,12 +165,12 @@ class Unit:
         self._read.clear()
 
     def _has_written(self) -> bool:
-        """Whether this unit has written rows, bookkeeping apart."""
+        """Whether this unit has written rows, without bookkeeping."""
         self.flush()
         return engines.writes_of(self._connection) != self._writes
 
     def _writing(self, model: str | None) -> None:
-        """Refuse a write that this unit holds no lock for: a fault of the caller's code, so RuntimeError."""
+        """Refuse a write for which this unit holds no lock: a fault of the caller's code, so RuntimeError."""
         if not self._writable:
             msg = "this unit only reads; use Store.begin() to write"
             raise RuntimeError(msg)
@@ -182,12 +186,12 @@ class Unit:
             self._writing(None)
 
     def _writing_model(self, name: str) -> ModelRow:
-        """The row of a model that is about to be written. NotFound names known models."""
+        """Return the row of a model that is about to be written. NotFound names known models."""
         self._writing(name)
         return self._model_row(name)
 
     def _check_known(self, name: str) -> None:
-        """Check that a model exists: before the first row of it in a table, as later rows prove it. NotFound names known models."""
+        """Check that a model exists, before its first row in a table; later rows prove it. NotFound names known models."""
         if name in self._known_models:
             return
         if self._run(_MODEL_EXISTS, name=name).first() is None:
@@ -204,40 +208,40 @@ class Unit:
         raise NotImplementedError
 
     def _add(self, row: Any) -> None:
-        """Insert or update now, so that a constraint speaks where its cause is."""
+        """Insert or update now, so that a violated constraint is reported at its cause."""
         self._session.add(row)
         self._session.flush()
 
 
 def document(value: BaseModel | Any) -> str:
-    """What a document column holds."""
+    """Return the text of a document column."""
     return canonical_json(value)
 
 
 def bytes_of(text: str) -> int:
-    """Bytes of a document, as they count for its owner."""
+    """Return the bytes of a document, as they count for its owner."""
     return len(text.encode())
 
 
 def plain(text: str) -> Any:
-    """A document column as plain data."""
+    """Return a document column as plain data."""
     return json.loads(text)
 
 
 def rows(limit: int) -> int:
-    """A limit that both engines take: 0 to MOST_ROWS."""
+    """Return a limit that both engines accept: 0 to MOST_ROWS."""
     return max(0, min(limit, MOST_ROWS))
 
 
 def batches(values: Collection[Key]) -> Iterator[list[Key]]:
-    """The values in parts that one statement takes as parameters, sorted."""
+    """Yield the values, sorted, in batches that fit into the parameters of one statement."""
     found: list[Any] = sorted(set(values))
     for start in range(0, len(found), BATCH):
         yield found[start : start + BATCH]
 
 
 def known(names: list[str], count: int | None = None) -> str:
-    """`known: a, b` for an error's text, at most five; `count`: how many there are, if `names` are only the first."""
+    """Return `known: a, b` for an error's text, at most five; `count` is the total if `names` are only the first."""
     if not names:
         return "none is known yet"
     more = (len(names) if count is None else count) - NAMED_IN_ERRORS
