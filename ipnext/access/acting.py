@@ -1,4 +1,4 @@
-"""Who acts in this request, for what is written down on its behalf. Follows the request into its threads."""
+"""The principal of this request, for the audit. Follows the request into its threads."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ def _no_operation() -> str:
 
 @dataclass(slots=True)
 class Trail:
-    """What a request has left in the audit so far. One for each request; its threads share it."""
+    """A request's audit entries so far. One for each request; its threads share it."""
 
     operation: Callable[[], str] = _no_operation
     """Method and path of the request; known once it was routed."""
@@ -24,14 +24,14 @@ class Trail:
     units: int = 0
     """Units of work that were begun on behalf of the request."""
     asked: bool = False
-    """Whether an entry was committed before something outside of the store was done: later units belong to it."""
+    """Whether an entry was committed before an action outside the store: later units belong to it."""
     only_reads: bool = False
     """Whether the request changes nothing, whatever its method."""
 
 
 @dataclass(frozen=True, slots=True)
 class Acting:
-    """The principal of a request, from where it asks, and the policy that let it."""
+    """The principal of a request, its source address, and the policy that permitted it."""
 
     principal: Principal
     source: str
@@ -39,13 +39,13 @@ class Acting:
     action: str = ""
     policy: str = ""
     said: str = ""
-    """Who the caller says that it asks for (`X-IPnext-User`); not proved."""
+    """User that the caller claims to act for (`X-IPnext-User`); not authenticated."""
     kind: str = ""
-    """Of what the request acts on, as its path names it."""
+    """Kind of the request's object, from its path."""
     name: str = ""
     model: str = ""
     owner: str = ""
-    """Of the model, as it was when the action was checked."""
+    """Owner of the model, when the action was checked."""
     trail: Trail = field(default_factory=Trail)
 
 
@@ -54,7 +54,7 @@ ACTING: Final[ContextVar[Acting | None]] = ContextVar("acting", default=None)
 
 @contextmanager
 def acting(who: Acting) -> Iterator[Acting]:
-    """Act as somebody for as long as the context is open: units of work that write leave an entry in the audit."""
+    """Act as a principal while the context is open: units of work that write leave an entry in the audit."""
     token = ACTING.set(who)
     try:
         yield who
@@ -63,7 +63,7 @@ def acting(who: Acting) -> Iterator[Acting]:
 
 
 def on_this_machine(name: str, action: str) -> Acting:
-    """A user of the machine that has the database's URL, who asks no API."""
+    """Return a user of the machine who has the database's URL and does not use the API."""
     return Acting(
         Principal(kind="local", id="local", name=name), source="", action=action, policy="who-has-the-database-may"
     )

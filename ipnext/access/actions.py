@@ -1,12 +1,12 @@
-"""Every action of the API, the role it needs, and what it acts on."""
+"""Every action of the API, the role that it needs, and the kind of its object."""
 
 from typing import Final, Literal, NamedTuple
 
 from ipnext.model.access import Role
 
 Kind = Literal["Model", "Owner", "Plan", "Fleet", "Region", "Platform"]
-"""What an action acts on. `Model`, `Owner`: one, or those of a list. `Plan`: of the whole fleet, with its models. `Fleet`: what all models share.
-`Platform`: keys, roles and the audit."""
+"""Kind of an action's object. `Model`, `Owner`: one, or those of a list. `Plan`: of the whole fleet, with its
+models. `Fleet`: objects that all models share. `Platform`: keys, roles and the audit."""
 
 
 class Action(NamedTuple):

@@ -1,4 +1,4 @@
-"""Public keys of a JSON Web Key Set (RFC 7517): which of them can prove tokens, and which one a token is signed by."""
+"""Public keys of a JSON Web Key Set (RFC 7517): the usable ones, and the one that a token is signed by."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -28,16 +28,16 @@ ALGORITHMS: Final[Mapping[str, tuple[str, str | None]]] = {
     "ES512": ("EC", "P-521"),
     "Ed25519": ("OKP", "Ed25519"),
 }
-"""Algorithms that tokens may be signed by -> type and curve of their keys. All are asymmetric."""
+"""Allowed algorithms of tokens -> type and curve of their keys. All are asymmetric."""
 
 
 def fitting_keys(keys: Iterable[SigningKey], kid: str | None, algorithm: str) -> Sequence[SigningKey]:
-    """Those keys that a token may be signed by that names this key, or none."""
+    """Return the keys that may have signed a token with this `kid` and algorithm; `kid` is None if it names none."""
     return [key for key in keys if (kid is None or key.kid == kid) and _fits(key, algorithm)]
 
 
 def only_key(found: Sequence[SigningKey]) -> SigningKey:
-    """The one key that fits a token. Unauthenticated if there is none, or several."""
+    """Return the one key that fits a token. Unauthenticated if there is none, or several."""
     if len(found) == 1:
         return found[0]
     msg = (
@@ -49,13 +49,13 @@ def only_key(found: Sequence[SigningKey]) -> SigningKey:
 
 
 def usable_documents(given: Any) -> Sequence[Mapping[str, Any]]:
-    """The same keys as they are published, without what else their documents have: certificates, for one."""
+    """Return the usable keys as published, without other members of their documents, such as certificates."""
     found = (data for data in (given if isinstance(given, list) else [])[:MOST_KEYS] if _key(data) is not None)
     return [{name: data[name] for name in _PUBLIC if name in data} for data in found]
 
 
 def usable_keys(given: Any) -> Iterable[SigningKey]:
-    """Public keys that can verify signatures; what else a key set has is left out, as RFC 7517 has it."""
+    """Yield the public keys that can verify signatures; other members of a key set are left out, as RFC 7517 requires."""
     for data in (given if isinstance(given, list) else [])[:MOST_KEYS]:
         key = _key(data)
         if key is not None:

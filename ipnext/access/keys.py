@@ -1,6 +1,7 @@
 """Texts of API keys: `ipnext_ID.SECRET`. The id finds the stored key, the secret proves it.
 
-A secret has 256 random bits, so its plain SHA-256 can be stored: there is nothing to guess that a slow hash would protect.
+A secret has 256 random bits, so its plain SHA-256 can be stored: it cannot be guessed, so a slow hash would protect
+nothing.
 """
 
 import base64
@@ -18,7 +19,7 @@ _FORM: Final = re.compile(rf"{PREFIX}(?P<id>[a-z2-7]{{16}})\.(?P<secret>[A-Za-z0
 
 
 class NewKey(NamedTuple):
-    """A key that was drawn: its text goes to the caller, id and digest to the store."""
+    """A new key: its text goes to the caller, id and digest to the store."""
 
     id: str
     digest: str
@@ -45,7 +46,7 @@ def is_key(text: str) -> bool:
 
 
 def parse_key(text: str) -> Presented:
-    """Read the text of a key. Unauthenticated for another form; the message repeats nothing of it."""
+    """Read the text of a key. Unauthenticated if its form is wrong; the message repeats nothing of it."""
     found = _FORM.fullmatch(text)
     if found is None:
         msg = f"the API key has not the form {PREFIX}ID.SECRET"
@@ -54,7 +55,7 @@ def parse_key(text: str) -> Presented:
 
 
 def digest_of_secret(secret: str) -> str:
-    """SHA-256 (hex) of a secret."""
+    """Return the SHA-256 (hex) of a secret."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 

@@ -1,7 +1,7 @@
 """Verifies tokens of an OpenID Connect provider: JWTs (RFC 7519) by the rules of RFC 8725.
 
 A token proves a person if the provider's published key signed it by a listed algorithm, for this platform, and it is in
-force. What a token says about its own key (`jku`, `jwk`, `x5u`, `x5c`) is never followed.
+force. References of a token to its own key (`jku`, `jwk`, `x5u`, `x5c`) are never followed.
 """
 
 import json
@@ -22,51 +22,51 @@ from ipnext.model.roles import LONGEST_NAME
 from ipnext.model.value import unique_names
 
 LEEWAY_SECONDS: Final = 30
-"""How far the clocks of provider and platform may differ, in seconds, for `exp`, `nbf` and `iat`."""
+"""Allowed difference between the clocks of provider and platform, in seconds, for `exp`, `nbf` and `iat`."""
 LONGEST_TOKEN: Final = 16_384
 LONGEST_HEADER: Final = 4096
 LONGEST_KID: Final = 256
 MOST_GROUPS: Final = 1000
 FARTHEST: Final = 250_000_000_000
-"""An end beyond it, in the year 9892, is taken as this one; Unix time in seconds."""
+"""A later expiry, beyond the year 9892, is replaced by this one; Unix time in seconds."""
 NAME_CLAIMS: Final = ("preferred_username", "email", "sub")
 """Claims that name a person, in this order, unless one is configured. `email` counts if the provider verified it."""
 TYPES: Final = frozenset({"jwt", "at+jwt"})
-"""Kinds of token (`typ`) that are taken, besides those that name none. Others, such as `logout+jwt`, prove no person."""
+"""Accepted kinds of token (`typ`), besides those that name none. Others, such as `logout+jwt`, prove no person."""
 
 _FORM: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 
 
 class Identity(NamedTuple):
-    """A person as a token proves it."""
+    """A person that a token proves."""
 
     issuer: str
     sub: str
     name: str
     groups: tuple[str, ...]
     expires_at: float
-    """When the token ends, with the leeway; Unix time in seconds."""
+    """Expiry of the token, with the leeway; Unix time in seconds."""
 
     @property
     def id(self) -> str:
-        """Identifier that lasts: `issuer#sub`."""
+        """Permanent identifier: `issuer#sub`."""
         return f"{self.issuer}#{self.sub}"
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """What roles can be bound to: the name, the provider's id and the groups."""
+        """Subjects of role bindings: the name, the provider's id and the groups."""
         return (f"user:{self.name}", f"sub:{self.sub}", *(f"group:{group}" for group in self.groups))
 
 
 class KeyFinder(Protocol):
-    """Where public keys are found: read of the provider itself, or as they were sent here."""
+    """Finds public keys: read from the provider itself, or sent by another component."""
 
     def find(self, kid: str | None, algorithm: str) -> SigningKey:
-        """The key that a token names, or the only one of its algorithm. Unauthenticated; Unavailable."""
+        """Return the key that a token names, or the only one of its algorithm. Unauthenticated; Unavailable."""
 
 
 class _Registry(jws.JWSRegistry):
-    """Algorithms that are listed; other header parameters than `alg` and `kid` are not looked at."""
+    """Listed algorithms; header parameters other than `alg` and `kid` are ignored."""
 
     default_header_registry: Mapping[str, HeaderParameter] = {  # type: ignore[assignment]
         name: jws.JWSRegistry.default_header_registry[name] for name in ("alg", "kid")
@@ -88,7 +88,7 @@ class TokenVerifier:
         groups_claim: str = "groups",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`name_claim`: the claim that names a person; None: the first of `NAME_CLAIMS` that a token has."""
+        """`name_claim` is the claim that names a person; None: the first of `NAME_CLAIMS` that a token has."""
         self._issuer, self._keys, self._clock = issuer, keys, clock
         self._name_claim, self._groups_claim = name_claim, groups_claim
         self._registry = _Registry(algorithms=list(ALGORITHMS), strict_check_header=False)
@@ -103,9 +103,9 @@ class TokenVerifier:
         )
 
     def verify(self, token: str) -> Identity:
-        """The person that a token proves. Unauthenticated says what is wrong, and repeats nothing of the token.
+        """Return the person that a token proves. Unauthenticated names the fault, and repeats nothing of the token.
 
-        Unavailable if the provider's keys can't be had.
+        Unavailable if the provider's keys can't be read.
         """
         form = _FORM.fullmatch(token) if len(token) <= LONGEST_TOKEN else None
         if form is None:
@@ -129,7 +129,7 @@ class TokenVerifier:
         )
 
     def is_expired(self, identity: Identity) -> bool:
-        """Whether the token of an identity has ended."""
+        """Whether the token of an identity has expired."""
         return self._clock() >= identity.expires_at
 
     def _check_claims(self, claims: Mapping[str, Any]) -> None:
@@ -150,7 +150,7 @@ class TokenVerifier:
 
 
 def _why(error: JoseError) -> str:
-    """What a claim lacks, in the words of the library, which repeats names of claims and no values."""
+    """Return the fault of a claim in the words of the library, which contain names of claims and no values."""
     return str(error).partition(": ")[2] or "a claim is missing or wrong"
 
 
@@ -180,7 +180,7 @@ def _document(segment: str, what: str) -> Mapping[str, Any]:
 
 
 def _parsed(content: bytes, what: str) -> Mapping[str, Any]:
-    """A JSON object. Unauthenticated, also for a name that is given twice: readers would differ over which one counts."""
+    """Parse a JSON object. Unauthenticated, also if a name occurs twice: readers would differ over which one counts."""
     try:
         found = json.loads(content.decode("utf-8"), object_pairs_hook=unique_names, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -218,5 +218,5 @@ def _groups(claims: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def is_name(text: str) -> bool:
-    """Whether a text can name a user or a group: 1 to 256 printable characters, without blanks around it."""
+    """Whether a text can name a user or a group: 1 to 256 printable characters, without surrounding blanks."""
     return 0 < len(text) <= LONGEST_NAME and text.isprintable() and text == text.strip()

@@ -1,4 +1,4 @@
-"""Decides by Cedar policies whether a principal may act. A policy that forbids wins over every one that permits."""
+"""Decides by Cedar policies whether a principal may act. A policy that forbids overrides all that permit."""
 
 import functools
 import json
@@ -14,15 +14,15 @@ from ipnext.model.access import ANY, Grant, Principal, Role
 
 BUILT_IN: Final = Path(__file__).with_name("policies.cedar")
 REMEMBERED: Final = 16_384
-"""Decisions that are kept; each is a function of its arguments alone."""
+"""Cached decisions; each is a function of its arguments alone."""
 
 UNNAMED: Final = "-"
 
 
 class Resource(NamedTuple):
-    """What an action acts on: `owner` of a Model, `name` of a Model or Region.
+    """Object of an action: `owner` of a Model, `name` of a Model or Region.
 
-    `callers` of a Model: further owners whose principals may ask it for predictions.
+    `callers` of a Model: further owners whose principals may request predictions.
     """
 
     kind: str
@@ -42,7 +42,10 @@ class Policies:
     """The built-in policies and those of the operator."""
 
     def __init__(self, more: str = "") -> None:
-        """`more`: Cedar text of the operator, added to the built-in policies. InvalidInput if it is none, or lacks `@id`."""
+        """`more` is Cedar text of the operator, added to the built-in policies.
+
+        InvalidInput if it is invalid, or lacks `@id`.
+        """
         try:
             _check(more)
             self._policies = cedarpy.PolicySet.from_str(BUILT_IN.read_text(encoding="utf-8") + "\n" + more)
@@ -50,15 +53,15 @@ class Policies:
             msg = f"policies_file (IPNEXT_POLICIES_FILE): not Cedar: {error}"
             raise InvalidInput(msg, field="policies_file") from error
         self.has_own = bool(more.strip())
-        """Whether the operator added policies, which may forbid what roles permit."""
+        """Whether the operator added policies, which may forbid actions that roles permit."""
         self._decide = functools.lru_cache(REMEMBERED)(self._decided)
 
     def decide(self, principal: Principal, action: Action, resource: Resource) -> Decision:
-        """Decide by the policies, without exceptions of the caller's own."""
+        """Decide by the policies alone, without raising."""
         return self._decide(principal, action, resource)
 
     def check(self, principal: Principal, action: Action, resource: Resource) -> Decision:
-        """Return the permission. Forbidden names the action, the role it needs and the policy."""
+        """Return the permission. Forbidden names the action, the role that it needs and the policy."""
         decision = self.decide(principal, action, resource)
         if decision.allowed:
             return decision
@@ -70,7 +73,7 @@ class Policies:
         raise Forbidden(msg, policy=decision.policy)
 
     def visible_owners(self, principal: Principal, owners: Iterable[str]) -> frozenset[str]:
-        """Those of these owners whose models the principal may read."""
+        """Return those of these owners whose models the principal may read."""
         read = ACTIONS["models.read"]
         return frozenset(
             owner for owner in owners if self.decide(principal, read, Resource("Model", owner=owner)).allowed
@@ -90,7 +93,7 @@ class Policies:
 
 
 def schema() -> str:
-    """The types, attributes and actions that policies may name, as a Cedar schema."""
+    """Return the types, attributes and actions that policies may name, as a Cedar schema."""
     owners = ", ".join(f"{role.value}: Set<String>" for role in Role)
     kinds = ", ".join(sorted({action.kind for action in ACTIONS.values()}))
     lines = [
@@ -104,7 +107,7 @@ def schema() -> str:
 
 
 def _check(text: str) -> None:
-    """Refuse policies that name what there is not, or that can't be named themselves. ValueError if they are no Cedar; InvalidInput."""
+    """Refuse policies with unknown names or without a name. ValueError if they are no Cedar; InvalidInput."""
     faults = cedarpy.validate_policies(text, schema()).errors if text.strip() else []
     if faults:
         msg = f"policies_file (IPNEXT_POLICIES_FILE): {faults[0].error}; docs/access.md names types, attributes and actions"
@@ -120,7 +123,7 @@ def _check(text: str) -> None:
 
 
 def policies_of(file: Path | None) -> Policies:
-    """The policies with those of a file. InvalidInput, NotFound."""
+    """Return the policies with those of a file. InvalidInput, NotFound."""
     if file is None:
         return Policies()
     try:
@@ -131,7 +134,10 @@ def policies_of(file: Path | None) -> Policies:
 
 
 def _uid(principal: Principal) -> dict[str, str]:
-    """A session or a ticket is the key that it acts for: what is forbidden to the key is forbidden to them."""
+    """Return the Cedar id of a principal.
+
+    A session or a ticket counts as its key, so that policies against the key apply to them.
+    """
     if principal.kind in {"session", "ticket"}:
         return {"type": "Key", "id": principal.acts_for}
     return {"type": principal.kind.capitalize(), "id": principal.id}
@@ -154,7 +160,7 @@ def _entities(uid: Mapping[str, str], principal: Principal, action: Action, reso
 
 
 def _attributes(grants: Sequence[Grant]) -> Mapping[str, list[str]]:
-    """Owners at each role or a higher one, and regions that may be read and operated."""
+    """Return the owners at each role or a higher one, and the regions that may be read and operated."""
     everywhere = [grant for grant in grants if grant.region == ANY]
     owners = {
         role.value: sorted({grant.owner for grant in everywhere if grant.role.rank >= role.rank}) for role in Role

@@ -1,4 +1,4 @@
-"""How an API proves that it knows a key before it is sent the key: another program may listen on the port of one that has ended.
+"""Proof that an API knows a key before a client sends the key: another program may listen on the port of an ended API.
 
 The client draws a nonce. The API answers with its port and an HMAC over both, keyed by the digest of the key's secret, which it has stored.
 Nobody learns anything of the key from it. The port is part of it, so that a program on another port gains nothing by asking the API, where the client knows the port and the
@@ -19,12 +19,12 @@ _PURPOSE: Final = "ipnext-proof-1"
 
 
 def draw_nonce() -> str:
-    """Draw what no answer was made for before."""
+    """Draw a nonce that no answer was made for before."""
     return secrets.token_urlsafe(32)
 
 
 def make_proof(digest: str, *, nonce: str, port: int) -> str:
-    """HMAC-SHA256 (hex) by one who has the key's digest. ValueError for a nonce of another form."""
+    """Return the HMAC-SHA256 (hex) keyed by the key's digest. ValueError if the nonce has another form."""
     if re.fullmatch(NONCE_FORM, nonce) is None:
         msg = f"nonce: must match {NONCE_FORM}"
         raise ValueError(msg)
@@ -32,5 +32,5 @@ def make_proof(digest: str, *, nonce: str, port: int) -> str:
 
 
 def is_proof(proof: str, secret: str, *, nonce: str, port: int) -> bool:
-    """Whether who made this knows the key; compared in constant time."""
+    """Whether the maker of this proof knows the key; compared in constant time."""
     return hmac.compare_digest(make_proof(digest_of_secret(secret), nonce=nonce, port=port).encode(), proof.encode())

@@ -1,4 +1,4 @@
-"""Public keys of an identity provider as another component has read them. Asks nobody."""
+"""Public keys of an identity provider as another component has read them. Makes no requests."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +18,10 @@ class PublishedKeys:
         self._valid_until, self._clock = valid_until, clock
 
     def find(self, kid: str | None, algorithm: str) -> SigningKey:
-        """The key that a token names, or the only one of its algorithm. Unauthenticated; Unavailable once they are too old."""
+        """Return the key that a token names, or the only one of its algorithm.
+
+        Unauthenticated; Unavailable if the keys are too old.
+        """
         if self._clock() >= self._valid_until:
             msg = "the identity provider's keys were not read for too long, so no token can be verified here; try again"
             raise Unavailable(msg)

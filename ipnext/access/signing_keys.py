@@ -1,6 +1,6 @@
-"""Public keys of an identity provider: read by discovery, kept, and read again after a while or for an unknown key.
+"""Public keys of an identity provider: found by discovery, cached, and read again periodically or for an unknown key.
 
-While the provider is away, the keys that were read last go on proving tokens for `LASTS_SECONDS`.
+While the provider is unreachable, the keys that were read last remain valid for `LASTS_SECONDS`.
 """
 
 import threading
@@ -15,17 +15,20 @@ from ipnext.errors import Unavailable
 from ipnext.identity_provider import ProviderClient
 
 FRESH_SECONDS: Final = 300.0
-"""Age at which keys are read again in the background, in seconds; a key that was withdrawn proves nothing after it."""
+"""Age at which keys are read again in the background, in seconds; a withdrawn key proves nothing after that."""
 LASTS_SECONDS: Final = 12 * 3600.0
-"""Age at which keys prove nothing any more if the provider did not answer since, in seconds."""
+"""Age at which keys become invalid if the provider has not answered since, in seconds."""
 BETWEEN_READS_SECONDS: Final = 5.0
-"""Least time between two reads, in seconds, whatever tokens ask for."""
+"""Least time between two reads, in seconds, whichever keys tokens name."""
 MOST_WAITING: Final = 8
-"""Threads that may wait for a read; further ones are answered Unavailable at once."""
+"""Threads that may wait for a read; further ones get Unavailable at once."""
 
 
 class SigningKeys:
-    """Keys by their id. Any thread may use it; one asks the provider, a few wait for it, and none that knows its key does."""
+    """Keys by their id.
+
+    Any thread may use it; one reads from the provider, a few wait for it, and none waits for a known key.
+    """
 
     def __init__(self, provider: ProviderClient, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._provider, self._clock = provider, clock
@@ -37,9 +40,9 @@ class SigningKeys:
         self._waiting = threading.BoundedSemaphore(MOST_WAITING)
 
     def find(self, kid: str | None, algorithm: str) -> SigningKey:
-        """The key that a token names, or the only one of its algorithm if it names none.
+        """Return the key that a token names, or the only one of its algorithm if it names none.
 
-        Unauthenticated if there is none; Unavailable if the provider's keys can't be had now.
+        Unauthenticated if there is none; Unavailable if the provider's keys can't be read now.
         """
         age = self._age()
         if age is None or age > LASTS_SECONDS:
@@ -65,7 +68,7 @@ class SigningKeys:
         return None if self._read_at is None else self._clock() - self._read_at
 
     def _read_now(self) -> None:
-        """Read the keys, unless they were asked for a moment ago. Unavailable while too many threads wait for that."""
+        """Read the keys, unless they were read a moment ago. Unavailable while too many threads wait for that."""
         if not self._waiting.acquire(blocking=False):
             msg = "the identity provider's keys are being read; try again"
             raise Unavailable(msg)
@@ -76,7 +79,7 @@ class SigningKeys:
             self._waiting.release()
 
     def _read_aside(self) -> None:
-        """Read the keys in the background, unless that is being done, or was a moment ago."""
+        """Read the keys in the background, unless a read is under way or was a moment ago."""
         if self._is_early() or not self._reading.acquire(blocking=False):
             return
 
@@ -102,5 +105,5 @@ class SigningKeys:
             structlog.get_logger().warning("identity_provider_keys_not_read", error=error.message)
             return
         finally:
-            self._asked_at = self._clock()  # those that waited do not ask again
+            self._asked_at = self._clock()  # waiting threads do not read again
         self._keys, self._read_at = tuple(usable_keys(document.get("keys"))), self._clock()

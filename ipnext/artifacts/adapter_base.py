@@ -1,4 +1,4 @@
-"""Whether an adapter fits the model that it is to stand on: kinds, task, rank, and the shape of each module. Headers only."""
+"""Whether an adapter fits its base model: kinds, task, rank, and the shape of each module. Headers only."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -11,11 +11,11 @@ from ipnext.model.checkpoint import ADAPTER_CONFIG_FILE, CONFIG_FILE
 
 _WRITES_TEXT: Final = "CAUSAL_LM"
 _HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")
-"""OWNER/NAME; what else a configuration may hold is a path on the machine of whoever trained it."""
+"""OWNER/NAME; any other value of a configuration is a path on the machine that trained it."""
 
 
 def base_misfits(adapter: ReadCheckpoint, base: ReadCheckpoint, *, max_rank: int) -> Iterator[str]:
-    """What keeps an adapter from being loaded beside a model whose engine has room for `max_rank`."""
+    """Yield each reason why an adapter can't be loaded into an engine of the base that has room for `max_rank`."""
     if adapter.facts.kind != "adapter":
         yield f"the snapshot is a model ({adapter.facts.architecture}), not an adapter; it has no {ADAPTER_CONFIG_FILE}"
         return
@@ -33,7 +33,7 @@ def base_misfits(adapter: ReadCheckpoint, base: ReadCheckpoint, *, max_rank: int
 
 
 def other_base(adapter: ReadCheckpoint, base_name: str | None) -> str | None:
-    """Why an adapter was trained on another model, where both name theirs as OWNER/NAME; None where they do not, or agree."""
+    """Return why an adapter was trained on another model, if both name theirs as OWNER/NAME; None if they do not, or agree."""
     told = adapter.facts.base or ""
     if base_name is None or not (_HUB_NAME.fullmatch(told) and _HUB_NAME.fullmatch(base_name)):
         return None
@@ -50,7 +50,7 @@ def _layers(adapter: ReadCheckpoint, base: ReadCheckpoint) -> Iterator[str]:
 
 
 def _shapes(base: ReadCheckpoint) -> Mapping[str, Shape]:
-    """Module -> (outputs, inputs) of its matrix: what the headers say, of the Llama family also what `config.json` says."""
+    """Map each module to the (outputs, inputs) of its matrix, from the headers, and for the Llama family from `config.json`."""
     told = llama_shapes(base.config) if base.facts.architecture in LLAMA_FAMILY else {}
     packed = base.config.quantization_config is not None
     found = {} if packed else {name: place.shape for name, place in base.tensors.items()}
@@ -70,7 +70,7 @@ def _module_faults(
         if base.facts.architecture in LLAMA_FAMILY:
             yield f"tensor {name!r} changes {matrix.module}, which the base ({base.facts.architecture}) does not have"
         return
-    if len(shape) != 2:  # only matrices have LoRA
+    if len(shape) != 2:  # LoRA applies only to matrices
         yield f"tensor {name!r} changes {matrix.module}, which is no matrix in the base but has shape {list(shape)}"
         return
     outputs, inputs = shape[::-1] if swapped or matrix.embedding else shape

@@ -1,4 +1,4 @@
-"""Whether an adapter is one that vLLM can load, and of the form that its `adapter_config.json` tells. Headers only, no weights."""
+"""Whether vLLM can load an adapter, and whether it has the form of its `adapter_config.json`. Headers only, no weights."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from ipnext.model.checkpoint import ADAPTER_CONFIG_FILE
 _MATRIX: Final = re.compile(
     r"base_model\.model\.(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.weight)?"
 )
-"""How PEFT names the two matrices of a module: A has the rank as its rows, B as its columns."""
+"""PEFT's names of the two matrices of a module: the rank is the number of rows of A, and of columns of B."""
 
 _PLAIN: Final[Mapping[str, Any]] = {
     "bias": "none",
@@ -22,16 +22,17 @@ _PLAIN: Final[Mapping[str, Any]] = {
     "alora_invocation_tokens": None,
     "layer_replication": None,
 }
-"""What an adapter that is two matrices beside each module says, and nothing more: vLLM 0.32 loads no other."""
+"""Settings of an adapter that is only two matrices for each module: vLLM 0.32 loads no other."""
 _HARMLESS_INITS: Final = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
-"""First weights that leave the base as it was. PiSSA, OLoRA and others change it: such an adapter is of another base."""
+"""Initial weights that leave the base unchanged. PiSSA, OLoRA and others change it: such an adapter belongs to
+another base."""
 
 
 class Matrix(NamedTuple):
     """One matrix of an adapter."""
 
     module: str
-    """As the base's checkpoint names it, without `.weight`."""
+    """Its name in the base's checkpoint, without `.weight`."""
     side: str
     """A or B."""
     embedding: bool
@@ -39,7 +40,7 @@ class Matrix(NamedTuple):
 
 
 def matrices(adapter: ReadCheckpoint) -> Mapping[str, Matrix]:
-    """Tensor -> what it is; tensors of other names are left out."""
+    """Map each tensor to its matrix; tensors of other names are left out."""
     found = ((name, _MATRIX.fullmatch(name), place.shape) for name, place in adapter.tensors.items())
     return {
         name: Matrix(match["module"], match["side"], bool(match["embedding"]), shape)
@@ -49,12 +50,12 @@ def matrices(adapter: ReadCheckpoint) -> Mapping[str, Matrix]:
 
 
 def highest_rank(config: AdapterConfig) -> int:
-    """The highest rank of any module; 0 where none is told."""
+    """Return the highest rank of any module; 0 if none is given."""
     return max([config.r or 0, *(config.rank_pattern or {}).values()])
 
 
 def adapter_misfits(adapter: ReadCheckpoint) -> Iterator[str]:
-    """What is wrong with an adapter whatever it stands on."""
+    """Yield each fault of an adapter that does not depend on its base."""
     config = adapter.adapter or AdapterConfig()
     yield from _features(config)
     known = matrices(adapter)
@@ -84,7 +85,7 @@ def _features(config: AdapterConfig) -> Iterator[str]:
 
 
 def _rank_faults(name: str, matrix: Matrix, config: AdapterConfig) -> Iterator[str]:
-    """The smaller side of each matrix is the rank; where a pattern tells others, no single one is known."""
+    """Check that the smaller side of each matrix is the rank; skipped if a pattern gives several ranks."""
     side = 0 if matrix.side == "A" else 1
     if len(matrix.shape) != 2:  # a matrix has two
         yield f"tensor {name!r} has shape {list(matrix.shape)}; a matrix of LoRA has two dimensions"

@@ -1,13 +1,13 @@
-"""Reads JSON of unknown origin into objects, within bounds: an array of empty arrays takes thirty times its text in memory.
+"""Reads JSON of unknown origin into objects, within limits: an array of empty arrays takes thirty times its text in memory.
 
-Every reader of a document of a snapshot uses it. Objects are counted by the signs that separate them, before any is made.
+Every reader of a snapshot's documents uses it. Objects are counted by their separators, before any is made.
 """
 
 import json
 from typing import Any, Final
 
 MOST_SEPARATORS: Final = 8_000_000
-"""Commas and opening brackets of one document. A tokenizer of 250,000 words and 500,000 merges has two million."""
+"""Most commas and opening brackets of one document. A tokenizer of 250,000 words and 500,000 merges has two million."""
 
 
 class TooManyValues(ValueError):
@@ -15,7 +15,7 @@ class TooManyValues(ValueError):
 
 
 def load_bounded(content: bytes, *, most_separators: int | None = None) -> Any:
-    """The value of a document. `most_separators`: None: MOST_SEPARATORS.
+    """Return the value of a document. `most_separators` is MOST_SEPARATORS if it is None.
 
     Raises:
         TooManyValues: it would become too many objects.

@@ -1,4 +1,4 @@
-"""Streams that are hashed while they pass."""
+"""Streams that are hashed while they are read."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,7 @@ from ipnext.artifacts.layout import CHUNK_BYTES, mismatch
 
 
 def checked(chunks: Iterable[bytes], *, sha256: str, subject: str) -> Iterator[bytes]:
-    """The same chunks; after the last, ArtifactDigestMismatch where they are not the bytes that `sha256` names."""
+    """Yield the same chunks; after the last, raise ArtifactDigestMismatch if they are not the bytes of `sha256`."""
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(chunk)
@@ -18,13 +18,13 @@ def checked(chunks: Iterable[bytes], *, sha256: str, subject: str) -> Iterator[b
 
 
 def chunks_of(stream: BinaryIO, *, size: int = CHUNK_BYTES) -> Iterator[bytes]:
-    """The stream in pieces of at most `size` bytes."""
+    """Yield the stream in chunks of at most `size` bytes."""
     while chunk := stream.read(size):
         yield chunk
 
 
 def regrouped(chunks: Iterable[bytes], *, size: int) -> Iterator[bytes]:
-    """The same bytes in pieces of exactly `size`, the last one shorter; one empty piece for no bytes."""
+    """Yield the same bytes in chunks of exactly `size`, the last one shorter; one empty chunk if there are no bytes."""
     buffer = bytearray()
     given = False
     for chunk in chunks:

@@ -1,6 +1,6 @@
-"""Whether a checkpoint's tensors are those that its `config.json` tells. A mismatch is found here, before an engine dies of it.
+"""Whether a checkpoint's tensors match its `config.json`. A mismatch is found here, before an engine fails on it.
 
-Of the Llama family every layer's matrices are known by name; of others the embedding and the count of layers.
+For the Llama family every layer's matrices are checked by name; for others the embedding and the count of layers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 
 
 def misfits(checkpoint: ReadCheckpoint) -> Iterator[str]:
-    """Each tensor that is missing or of another shape than the configuration says."""
+    """Yield each tensor that is missing or of another shape than in the configuration."""
     if checkpoint.facts.kind == "adapter":
         yield from adapter_misfits(checkpoint)
         return
@@ -59,7 +59,7 @@ def _shape_misfits(checkpoint: ReadCheckpoint, shapes: Mapping[str, Shape]) -> I
 
 
 def llama_shapes(config: CheckpointConfig) -> Mapping[str, Shape]:
-    """Name -> shape of what each model of the family has, as transformers names it."""
+    """Return name and shape of each tensor of the family's models, with the names of transformers."""
     hidden, heads, inner = config.hidden_size, config.num_attention_heads, config.intermediate_size
     if hidden is None or heads is None or inner is None:
         return {}

@@ -22,12 +22,12 @@ from ipnext.model.registry import OWN_FILES, SNAPSHOT_FILE, ArtifactFile, Signat
 
 ENGINE: Final = "vllm"
 DATA_SUFFIXES: Final = (".json", ".txt", ".model", ".tiktoken", ".jinja")
-"""What a model needs beside its weights: configuration, tokenizer, chat template. All of it is data."""
+"""Files that a model needs besides its weights: configuration, tokenizer, chat template. All of it is data."""
 
 
 @dataclass(frozen=True)
 class ImportedCheckpoint:
-    """What was made of a checkpoint."""
+    """A snapshot made of a checkpoint."""
 
     manifest: SnapshotManifest
     left_out: Sequence[str]
@@ -35,7 +35,7 @@ class ImportedCheckpoint:
 
 
 def describe_checkpoint(directory: Path, *, parent: str | None = None) -> ImportedCheckpoint:
-    """The manifest of a checkpoint directory; nothing is written. InvalidInput names file or tensor where it is not whole.
+    """Return the manifest of a checkpoint directory; write nothing. InvalidInput names the file or tensor if it is incomplete.
 
     The same files give the same digest.
     """
@@ -62,7 +62,7 @@ def describe_checkpoint(directory: Path, *, parent: str | None = None) -> Import
 def import_checkpoint(
     directory: Path, out: Path, *, link: bool = False, parent: str | None = None
 ) -> ImportedCheckpoint:
-    """Write a snapshot of a checkpoint into `out`, which must not exist or be empty. `link`: hard links where that can be done."""
+    """Write a snapshot of a checkpoint into `out`, which must be missing or empty. `link`: hard links if possible."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         msg = f"out: {str(out)!r} must not exist or be an empty directory; a snapshot is never overwritten"
         raise InvalidInput(msg, field="out", value=str(out))
@@ -95,7 +95,10 @@ def _checked(directory: Path) -> Path:
 
 
 def _belongs(path: str, checkpoint: ReadCheckpoint) -> bool:
-    """Weights that the model has, and data. Hidden files and those of other programs are left out."""
+    """Whether the snapshot gets this file: the model's weights, and data.
+
+    Hidden files and those of other programs are left out.
+    """
     if path.endswith(WEIGHTS_SUFFIX):
         return path in checkpoint.weights
     hidden = any(step.startswith(".") for step in path.split("/"))
@@ -103,7 +106,7 @@ def _belongs(path: str, checkpoint: ReadCheckpoint) -> bool:
 
 
 def _signature(facts: Checkpoint) -> Signature:
-    """By convention: text goes in; text or a vector comes out."""
+    """Return the signature by convention: the input is a text; the output is a text or a vector."""
     if facts.embeds:
         return embedding_signature(facts.hidden_size)
     return Signature(inputs=(text_spec(PROMPT),), outputs=(text_spec("text"),))

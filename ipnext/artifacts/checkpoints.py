@@ -1,4 +1,4 @@
-"""Reads checkpoints as transformers and PEFT write them: their configuration, which files belong to them, their tensors' forms.
+"""Reads checkpoints of transformers and PEFT: their configuration, their files, and their tensors' forms.
 
 Only JSON and the headers of safetensors files are read, never weights; pickled weights are refused.
 """
@@ -25,34 +25,34 @@ ADAPTER_WEIGHTS_FILE: Final = "adapter_model.safetensors"
 WEIGHTS_SUFFIX: Final = ".safetensors"
 PICKLED_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LARGEST_CONFIG_BYTES: Final = 32 << 20
-"""An index of 300,000 tensors has that much, at a hundred bytes each."""
+"""An index of 300,000 tensors is that large, at a hundred bytes each."""
 MOST_TENSORS: Final = 500_000
-"""Of all files of a checkpoint together; 256 experts in 60 layers, with scales, are 92,000."""
+"""Most tensors in all files of a checkpoint together; 256 experts in 60 layers, with scales, are 92,000."""
 CODE_FIELD: Final = "auto_map"
 CODE_FILES: Final = (
     *("config.json", "generation_config.json", "tokenizer_config.json", "processor_config.json"),
     *("preprocessor_config.json", "image_processor_config.json", "video_preprocessor_config.json"),
 )
-"""Files in which transformers looks for CODE_FIELD: classes that the checkpoint, or another repository, brings as Python."""
+"""Files in which transformers looks for CODE_FIELD: Python classes of the checkpoint, or of another repository."""
 OTHER_MODEL_FIELD: Final = "speculators_config"
-"""Of CONFIG_FILE: vLLM serves the model that it names, a path or a repository, in place of the checkpoint."""
+"""Field of CONFIG_FILE: vLLM serves the model that it names, a path or a repository, in place of the checkpoint."""
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
 
 class CheckpointFiles(Protocol):
-    """Files of a checkpoint, wherever they lie."""
+    """Files of a checkpoint, in any storage."""
 
     @property
     def sizes(self) -> Mapping[str, int]:
         """Path -> bytes, of all files."""
 
     def open(self, path: str) -> BinaryIO:
-        """A stream of a file; the caller closes it."""
+        """Open a stream of a file; the caller closes it."""
 
     def parse(self, size_bytes: int, read: Callable[[], T], /) -> T:
-        """Return what `read` does, which makes objects of so many bytes."""
+        """Return the result of `read`, which makes objects of `size_bytes` bytes."""
 
 
 class LocalFiles:
@@ -64,7 +64,7 @@ class LocalFiles:
         self.sizes = {path.relative_to(directory).as_posix(): path.stat().st_size for path in found}
 
     def open(self, path: str) -> BinaryIO:
-        """A stream of a file."""
+        """Open a stream of a file."""
         return (self._directory / path).open("rb")
 
     def parse(self, size_bytes: int, read: Callable[[], T], /) -> T:  # noqa: ARG002 - the protocol's form
@@ -73,16 +73,16 @@ class LocalFiles:
 
 
 class AdapterConfig(BaseModel):
-    """What is used of PEFT's `adapter_config.json`."""
+    """The used fields of PEFT's `adapter_config.json`."""
 
     base_model_name_or_path: str | None = None
     peft_type: str = "LORA"
     task_type: str | None = None
     r: int | None = Field(default=None, ge=1)
     rank_pattern: Mapping[str, int] | None = None
-    """Pattern of modules' names -> their rank, where it is not `r`."""
+    """Pattern of modules' names -> their rank, if it is not `r`."""
     fan_in_fan_out: bool = False
-    """Whether the matrices that it changes lie the other way round, as GPT-2's do."""
+    """Whether the matrices that it changes are transposed, as in GPT-2."""
     bias: str = "none"
     modules_to_save: tuple[str, ...] | None = None
     init_lora_weights: bool | str | None = True
@@ -102,18 +102,18 @@ class ReadCheckpoint:
     config: CheckpointConfig
     tensors: Mapping[str, TensorPlace]
     weights: tuple[str, ...]
-    """Files that its tensors are in."""
+    """Files with its tensors."""
     adapter: AdapterConfig | None = None
-    """Of an adapter: what it tells of itself."""
+    """Configuration of an adapter."""
 
 
 def is_checkpoint(directory: Path) -> bool:
-    """Whether a directory holds what `import-checkpoint` reads."""
+    """Whether `import-checkpoint` can read a directory."""
     return any((directory / name).is_file() for name in (CONFIG_FILE, ADAPTER_CONFIG_FILE))
 
 
 def read_checkpoint(files: CheckpointFiles) -> ReadCheckpoint:
-    """Configuration and tensors of a checkpoint whose shards are all there. InvalidInput names the file or the tensor."""
+    """Return configuration and tensors of a checkpoint with all its shards. InvalidInput names the file or the tensor."""
     adapter = _config(files, ADAPTER_CONFIG_FILE, AdapterConfig) if ADAPTER_CONFIG_FILE in files.sizes else None
     if adapter is None and CONFIG_FILE not in files.sizes:
         msg = f"{CONFIG_FILE}: missing; a checkpoint is a directory as transformers' save_pretrained writes it"
@@ -157,7 +157,7 @@ def _check_own_content(files: CheckpointFiles) -> None:
 
 
 def _weight_files(files: CheckpointFiles, *, adapter: bool) -> tuple[tuple[str, ...], Mapping[str, str]]:
-    """The files of tensors, and where the index says each tensor is; an index there need not be."""
+    """Return the files of tensors, and the index's file of each tensor; there may be no index."""
     found = tuple(sorted(p for p in files.sizes if p.endswith(WEIGHTS_SUFFIX) and "/" not in p))
     if adapter:
         found = tuple(path for path in found if path == ADAPTER_WEIGHTS_FILE)
@@ -270,7 +270,7 @@ def _fault(message: str) -> InvalidInput:
 
 
 def layer_numbers(names: Mapping[str, object]) -> Iterator[int]:
-    """Numbers of the layers that the tensors' names tell."""
+    """Yield the numbers of layers in the tensors' names."""
     for name in names:
         steps = name.split(".")
         yield from (int(b) for a, b in itertools.pairwise(steps) if a in _LAYER_WORDS and _NUMBER.fullmatch(b))

@@ -16,10 +16,10 @@ from ipnext.model.registry import SIGNATURE_FILE, SNAPSHOT_FILE, ArtifactFile, S
 
 
 def lay_out(manifest: SnapshotManifest, directory: Path, *, digest: str, open_blob: Callable[[str], BinaryIO]) -> Path:
-    """Give `directory/<digest>` with all files of the snapshot; keep one that is complete already.
+    """Create `directory/<digest>` with all files of the snapshot; keep a complete one.
 
-    Any number of processes may do so at once: each writes a directory of its own and the first to rename it wins.
-    A download that is cut off leaves a hidden directory, never one with the final name.
+    Any number of processes may do so at once: each writes a separate directory and the first to rename it wins. An
+    interrupted download leaves a hidden directory, never one with the final name.
     """
     final = directory / digest
     if _complete(final, manifest):
@@ -39,7 +39,7 @@ def lay_out(manifest: SnapshotManifest, directory: Path, *, digest: str, open_bl
 
 
 def lay_signature(final: Path, content: bytes | None) -> None:
-    """Put the signature beside a snapshot's files; one that is not signed keeps what lies there: it is judged before use."""
+    """Write the signature next to a snapshot's files; an unsigned snapshot keeps an existing file, which is judged before use."""
     target = final / SIGNATURE_FILE
     if content is not None and not (target.is_file() and target.read_bytes() == content):
         write_whole(target, [content], scratch=final)
@@ -59,7 +59,7 @@ def _write(scratch: Path, file: ArtifactFile, open_blob: Callable[[str], BinaryI
 
 
 def _move_in(scratch: Path, final: Path, manifest: SnapshotManifest) -> None:
-    """Rename into place. Who lost the race keeps the winner's; a damaged one is moved out first."""
+    """Rename into place. A loser of the race keeps the winner's directory; a damaged one is moved out first."""
     with refusing_full_disk(final):
         while True:
             try:
@@ -83,7 +83,7 @@ def _move_out(damaged: Path) -> None:
 
 
 def _complete(final: Path, manifest: SnapshotManifest) -> bool:
-    """Whether every file is there with its very bytes, and the manifest too."""
+    """Whether every file is there with exactly its bytes, and the manifest too."""
     try:
         return (final / SNAPSHOT_FILE).read_bytes() == manifest_bytes(manifest) and are_whole(final, manifest)
     except OSError:

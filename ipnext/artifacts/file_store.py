@@ -18,7 +18,8 @@ from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
 from ipnext.model.signing import SignatureEnvelope
 
 BLOB_MODE: Final = 0o640
-"""Anybody may upload a blob: no other user reads it, nobody runs it. The group reads it, for hosts of another user."""
+"""Any client may upload a blob: no other user reads it, no user executes it. The group reads it, for hosts of
+another user."""
 
 
 class FileArtifactStore:
@@ -39,16 +40,16 @@ class FileArtifactStore:
         return self._root.as_uri()
 
     def missing(self, digests: Iterable[str]) -> frozenset[str]:
-        """Those of the given digests that are not here."""
+        """Return those of the given digests that are not in the store."""
         return frozenset(digest for digest in digests if not self._blob(digest).is_file())
 
     def put_blob(self, sha256: str, chunks: Iterator[bytes]) -> None:
-        """Store a blob whole or not at all; one that is here already is replaced, which mends a damaged one."""
+        """Store a blob whole or not at all; an existing one is replaced, which repairs a damaged one."""
         content = checked(chunks, sha256=sha256, subject=f"blob {sha256}")
         write_whole(self._blob(sha256), content, scratch=self._scratch, mode=BLOB_MODE)
 
     def open_blob(self, sha256: str) -> BinaryIO:
-        """A stream of the blob; the caller closes it. ArtifactMissing."""
+        """Open a stream of the blob; the caller closes it. ArtifactMissing."""
         path = self._blob(sha256)
         with refusing_full_disk(path):
             try:
@@ -58,20 +59,20 @@ class FileArtifactStore:
                 raise ArtifactMissing(msg) from error
 
     def check_whole(self, manifest: SnapshotManifest) -> None:
-        """Check paths and size of the manifest, and that its blobs are all here."""
+        """Check paths and size of the manifest, and that all its blobs are in the store."""
         layout.check_manifest(manifest)
         for file in manifest.files:
             self._check_blob(file.path, file.sha256, file.size_bytes)
 
     def commit(self, manifest: SnapshotManifest) -> str:
-        """Write the manifest of a snapshot whose blobs are all here, whole; return its uri."""
+        """Write the manifest of a snapshot whose blobs are all in the store, whole; return its uri."""
         self.check_whole(manifest)
         digest, content = manifest.digest, layout.manifest_bytes(manifest)
         write_whole(self._root / layout.snapshot_key(digest), [content], scratch=self._scratch)
         return layout.snapshot_uri(self.uri, digest)
 
     def manifest(self, uri: str) -> SnapshotManifest:
-        """The manifest of a snapshot of this store, checked against its digest."""
+        """Return the manifest of a snapshot of this store, checked against its digest."""
         digest = layout.digest_in(uri, self.uri)
         path = self._root / layout.snapshot_key(digest)
         with refusing_full_disk(path):
@@ -85,7 +86,7 @@ class FileArtifactStore:
     def put_signature(
         self, digest: str, envelope: SignatureEnvelope, *, keep: Callable[[], Collection[str]] | None = None
     ) -> None:
-        """Keep signatures beside the manifest; those that are there already stay."""
+        """Store signatures next to the manifest; existing ones stay."""
         self.manifest(layout.snapshot_uri(self.uri, digest))
         changes = layout.signature_changes(self._signatures(digest), envelope, digest, keep)
         for name, content in changes.added.items():
@@ -95,30 +96,30 @@ class FileArtifactStore:
                 (self._root / layout.signature_key(digest, name)).unlink(missing_ok=True)
 
     def signature(self, uri: str) -> bytes | None:
-        """The signature file of a snapshot of this store; None where it is not signed."""
+        """Return the signature file of a snapshot of this store; None if it is not signed."""
         digest = layout.digest_in(uri, self.uri)
         return layout.joined_signatures(self._signatures(digest), digest)
 
     def _signatures(self, digest: str) -> Mapping[str, bytes]:
-        """Name -> content of what lies there."""
+        """Map the names of the stored signatures to their content."""
         folder = self._root / layout.signatures_prefix(digest)
         found: dict[str, bytes] = {}
         with refusing_full_disk(folder):
             for path in folder.glob("*"):
                 if layout.is_digest(path.name):
-                    with suppress(FileNotFoundError):  # it just went
+                    with suppress(FileNotFoundError):  # it has just been removed
                         found[path.name] = path.read_bytes()
         return found
 
     def fetch(self, uri: str, directory: Path) -> Path:
-        """Lay the snapshot out as `directory/<digest>`."""
+        """Write the snapshot's files into `directory/<digest>`."""
         digest = layout.digest_in(uri, self.uri)
         final = lay_out(self.manifest(uri), directory, digest=digest, open_blob=self.open_blob)
         lay_signature(final, self.signature(uri))
         return final
 
     def items(self) -> Iterator[StoredItem]:
-        """All blobs and manifests."""
+        """Yield all blobs and manifests."""
         with refusing_full_disk(self._root):
             for path in (self._root / "blobs").glob("*"):
                 yield from _item(path, path.name)
@@ -126,7 +127,7 @@ class FileArtifactStore:
                 yield from _item(path, path.parent.name, is_manifest=True)
 
     def remove(self, item: StoredItem) -> None:
-        """Remove a blob, or a manifest with its signatures: the manifest goes first, as it says that the snapshot is there."""
+        """Remove a blob, or a manifest with its signatures: the manifest first, since it makes the snapshot exist."""
         with refusing_full_disk(self._root):
             if not item.is_manifest:
                 self._blob(item.digest).unlink(missing_ok=True)
@@ -136,11 +137,11 @@ class FileArtifactStore:
             for path in (manifest, *signatures.glob("*")):
                 path.unlink(missing_ok=True)
             for folder in (signatures, manifest.parent):
-                with suppress(OSError):  # a signature that just came, or there is none
+                with suppress(OSError):  # a new signature has just arrived, or there is none
                     folder.rmdir()
 
     def remove_leftovers(self, *, older_than_seconds: float = 86_400.0) -> int:
-        """Remove what writers that were killed left in the scratch directory; return how many files."""
+        """Remove the files of killed writers in the scratch directory; return their number."""
         removed = 0
         oldest = time.time() - older_than_seconds
         for path in self._scratch.glob("*"):
@@ -165,7 +166,7 @@ class FileArtifactStore:
 
 
 def _item(path: Path, digest: str, *, is_manifest: bool = False) -> Iterator[StoredItem]:
-    """None if it is gone, or is nothing of ours."""
+    """Yield the item, unless it has been removed or is no file of the store."""
     with suppress(FileNotFoundError):
         if layout.is_digest(digest):
             found = path.stat()

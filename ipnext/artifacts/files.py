@@ -11,9 +11,9 @@ from ipnext.errors import Unavailable
 
 
 def write_whole(target: Path, chunks: Iterable[bytes], *, scratch: Path, mode: int = 0o666) -> None:
-    """Write a file in `scratch` (same file system) and rename it to `target`; an exception leaves nothing behind.
+    """Write a file in `scratch` (same file system) and rename it to `target`; an exception leaves no file.
 
-    `mode`: its rights, less those that the process's umask takes away.
+    `mode` is its permissions, less those that the process's umask removes.
     """
     with refusing_full_disk(target):
         scratch.mkdir(parents=True, exist_ok=True)
@@ -29,9 +29,9 @@ def write_whole(target: Path, chunks: Iterable[bytes], *, scratch: Path, mode: i
 
 
 def write_synced(path: Path, chunks: Iterable[bytes], *, mode: int = 0o666) -> None:
-    """Write a new file and have it on the disk. Unavailable where the disk does not take it.
+    """Write a new file and sync it to the disk. Unavailable if the disk refuses.
 
-    What `chunks` itself raises passes as it is: its fault is not the disk's.
+    Exceptions of `chunks` pass unchanged: they are not the disk's faults.
     """
     with refusing_full_disk(path):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -51,7 +51,7 @@ def _write_all(file: FileIO, chunk: bytes) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Have a directory's names on the disk."""
+    """Sync a directory's names to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -61,7 +61,7 @@ def sync_directory(path: Path) -> None:
 
 @contextmanager
 def refusing_full_disk(path: Path) -> Iterator[None]:
-    """Unavailable instead of OSError: the disk is full, read-only, broken or forbidden."""
+    """Raise Unavailable instead of OSError: the disk is full, read-only, broken or forbidden."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Where things lie in a store, and which names and paths are safe to use."""
+"""Layout of a store, and the names and paths that are safe to use."""
 
 import functools
 import hashlib
@@ -16,7 +16,7 @@ from ipnext.model.signing import MOST_KEPT, SignatureEnvelope, read_envelope
 from ipnext.model.value import canonical_json
 
 CHUNK_BYTES = 1 << 20
-"""Blobs are read and hashed in pieces of this size."""
+"""Blobs are read and hashed in chunks of this size."""
 
 LARGEST_MANIFEST_BYTES = 4 << 20
 
@@ -30,32 +30,32 @@ def is_digest(name: str) -> bool:
 
 
 def blob_key(sha256: str) -> str:
-    """Where a blob lies below the store's root. InvalidInput for what is no SHA-256."""
+    """Return the path of a blob below the store's root. InvalidInput if it is no SHA-256."""
     return f"blobs/{_digest(sha256)}"
 
 
 def snapshot_key(digest: str) -> str:
-    """Where a snapshot's manifest lies below the store's root."""
+    """Return the path of a snapshot's manifest below the store's root."""
     return f"snapshots/{_digest(digest)}/{SNAPSHOT_FILE}"
 
 
 def signatures_prefix(digest: str) -> str:
-    """Where a snapshot's signatures lie below the store's root, each an object of its own, if it has any."""
+    """Return the folder of a snapshot's signatures below the store's root, each a separate object."""
     return f"snapshots/{_digest(digest)}/signatures/"
 
 
 def signature_key(digest: str, name: str) -> str:
-    """Where one of a snapshot's signatures lies, by the SHA-256 of its content."""
+    """Return the path of one of a snapshot's signatures, by the SHA-256 of its content."""
     return f"{signatures_prefix(digest)}{_digest(name)}"
 
 
 def snapshot_uri(store_uri: str, digest: str) -> str:
-    """How a snapshot of a store is named."""
+    """Return the uri of a snapshot in a store."""
     return f"{store_uri}/snapshots/{_digest(digest)}"
 
 
 def digest_in(uri: str, store_uri: str) -> str:
-    """The digest of a snapshot's uri. InvalidInput for a uri that is not of this store."""
+    """Return the digest of a snapshot's uri. InvalidInput if the uri is not of this store."""
     prefix = f"{store_uri}/snapshots/"
     digest = uri.removeprefix(prefix)
     if not uri.startswith(prefix) or not _SHA256.fullmatch(digest):
@@ -65,7 +65,7 @@ def digest_in(uri: str, store_uri: str) -> str:
 
 
 def manifest_bytes(manifest: SnapshotManifest) -> bytes:
-    """What the store keeps as snapshot.json: its SHA-256 is the snapshot's digest. TooLarge for one that no reader would take."""
+    """Return the content of snapshot.json: its SHA-256 is the snapshot's digest. TooLarge if no reader would accept it."""
     content = canonical_json(manifest).encode()
     if len(content) > LARGEST_MANIFEST_BYTES:
         msg = f"{SNAPSHOT_FILE} has {len(content)} bytes; allowed: {LARGEST_MANIFEST_BYTES}"
@@ -74,7 +74,7 @@ def manifest_bytes(manifest: SnapshotManifest) -> bytes:
 
 
 def check_manifest(manifest: SnapshotManifest) -> None:
-    """Check what a store needs of a manifest before it keeps it. TooLarge; InvalidInput for an unsafe path."""
+    """Check a manifest before a store keeps it. TooLarge; InvalidInput if a path is unsafe."""
     check_paths(manifest.files)
     manifest_bytes(manifest)
 
@@ -92,7 +92,7 @@ def read_manifest(content: bytes, subject: str) -> SnapshotManifest:
 
 
 def read_stored(content: bytes, digest: str, subject: str) -> SnapshotManifest:
-    """Parse a snapshot.json of the store. ArtifactDigestMismatch where its bytes are not the ones committed."""
+    """Parse a snapshot.json of the store. ArtifactDigestMismatch if its bytes are not the committed ones."""
     found = hashlib.sha256(content).hexdigest()
     if found != digest:
         raise mismatch(subject, expected=digest, found=found)
@@ -100,7 +100,7 @@ def read_stored(content: bytes, digest: str, subject: str) -> SnapshotManifest:
 
 
 class SignatureChanges(NamedTuple):
-    """What a further envelope changes among the signatures of a snapshot, by their names."""
+    """Changes of an envelope to the signatures of a snapshot, by their names."""
 
     added: Mapping[str, bytes]
     dropped: frozenset[str]
@@ -112,10 +112,11 @@ def signature_changes(
     digest: str,
     keep: Callable[[], Collection[str]] | None = None,
 ) -> SignatureChanges:
-    """Return what to write and remove so that an envelope's signatures are kept. What is there and can't be read gives way.
+    """Return the files to write and to remove so that an envelope's signatures are stored. Unreadable files are removed.
 
     Each signature is named by its content, so that writers at the same time write different objects, or the same one.
-    `keep`: ids of keys whose signatures stay if there would be more than MOST_KEPT; None: all. SignatureInvalid.
+    `keep` returns the ids of keys whose signatures stay if there would be more than MOST_KEPT; None: all.
+    SignatureInvalid.
     """
     subject = f"snapshot {digest:.16}"
     whole = read_envelope(envelope.content, digest, subject)
@@ -132,20 +133,20 @@ def signature_changes(
 
 
 def joined_signatures(known: Mapping[str, bytes], digest: str) -> bytes | None:
-    """The signature file of a snapshot, of those that can be read, by the order of their names; None if there are none."""
+    """Return the signature file of a snapshot, with its readable signatures in the order of their names; None if there are none."""
     read = [_read_signature(known[name], digest) for name in sorted(known)]
     found = [one for one in read if one is not None]
     return functools.reduce(SignatureEnvelope.joined, found).content if found else None
 
 
 def _contents(envelope: SignatureEnvelope) -> dict[str, bytes]:
-    """Each signature as the store keeps it: an envelope of its own, by the SHA-256 of that."""
+    """Return each signature in its stored form: a separate envelope, by the SHA-256 of that."""
     each = [envelope.model_copy(update={"signatures": (one,)}).content for one in envelope.signatures]
     return {hashlib.sha256(content).hexdigest(): content for content in each}
 
 
 def _read_signature(content: bytes, digest: str) -> SignatureEnvelope | None:
-    """None for what is no signature of this snapshot."""
+    """Read one signature; None if it is no signature of this snapshot."""
     try:
         found = read_envelope(content, digest, "")
     except SignatureInvalid:
@@ -154,7 +155,10 @@ def _read_signature(content: bytes, digest: str) -> SignatureEnvelope | None:
 
 
 def check_paths(files: Sequence[ArtifactFile]) -> None:
-    """Every path stays inside the snapshot's directory and none is in another's way. InvalidInput names the first."""
+    """Check that every path stays inside the snapshot's directory and none blocks another.
+
+    InvalidInput names the first.
+    """
     paths = [file.path for file in files]
     for path in paths:
         reason = _fault_of(path)
@@ -170,7 +174,7 @@ def check_paths(files: Sequence[ArtifactFile]) -> None:
 
 
 def mismatch(subject: str, *, expected: str, found: str) -> ArtifactDigestMismatch:
-    """The error for bytes that are not the ones that were named."""
+    """Return the error for bytes that differ from the expected ones."""
     return ArtifactDigestMismatch(
         f"{subject} has SHA-256 {found}, expected {expected}; it is corrupt: publish it again"
     )

@@ -1,7 +1,7 @@
-"""Whose native code may run: the public keys that the operator of the platform trusts for compiled libraries.
+"""Trust in native code: the public keys that the operator of the platform accepts for compiled libraries.
 
-Used by validation and by hosts. A manifest's own signers (`spec.validation.signers`) say nothing about native code: who may
-apply a manifest names them.
+Used by validation and by hosts. A manifest's signers (`spec.validation.signers`) have no effect on native code: anyone
+who may apply a manifest chooses them.
 """
 
 import re
@@ -20,7 +20,7 @@ _KEY = re.compile(r"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", re.D
 
 
 def read_native_signers(file: Path | None) -> SignerPolicy | None:
-    """The keys of `file`, PEM texts one after another; None if no file is set: nobody's libraries run.
+    """Return the keys of `file`, PEM texts one after another; None if no file is set: then no library runs.
 
     InvalidInput names the setting if the file can't be read or holds no key, too many, or one of another kind.
     """
@@ -38,5 +38,5 @@ def read_native_signers(file: Path | None) -> SignerPolicy | None:
 
 
 def check_native_signature(policy: SignerPolicy, manifest: SnapshotManifest, directory: Path) -> str:
-    """Who of those signed the snapshot that lies in `directory`, in words. SignatureInvalid if none did."""
+    """Return which of those keys signed the snapshot in `directory`, as text. SignatureInvalid if none did."""
     return check_signature(policy, manifest.digest, signature_in(directory), "the compiled snapshot", keys=SETTING)

@@ -1,4 +1,4 @@
-"""From a uri to the store or the source that it names."""
+"""Stores and sources by their uris."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,10 @@ FORMS = ("file:///DIRECTORY", "s3://BUCKET/PREFIX")
 
 
 def open_store(uri: str, *, endpoint_url: str | None = None) -> ArtifactStore:
-    """The artifact store of a uri. `endpoint_url` is for an S3 server other than AWS. InvalidInput names the forms."""
+    """Return the artifact store of a uri. `endpoint_url` is for an S3 server other than AWS.
+
+    InvalidInput names the forms.
+    """
     scheme, place, path = _parts(uri)
     if scheme == "file":
         return FileArtifactStore(Path(path))
@@ -25,9 +28,9 @@ def open_store(uri: str, *, endpoint_url: str | None = None) -> ArtifactStore:
 def open_source(
     uri: str, *, roots: Sequence[Path] = (), buckets: Sequence[str] = (), endpoint_url: str | None = None
 ) -> Source:
-    """What a client asks the server to read: a directory below one of `roots`, or a prefix in one of `buckets`.
+    """Return the source of a client's uri: a directory below one of `roots`, or a prefix in one of `buckets`.
 
-    PathNotAllowed names what is allowed; links are followed first. InvalidInput for another form of uri.
+    PathNotAllowed names the allowed ones; links are followed first. InvalidInput if the uri has another form.
     """
     scheme, place, path = _parts(uri)
     if scheme == "file":
@@ -39,7 +42,7 @@ def open_source(
 
 
 def _parts(uri: str) -> tuple[str, str, str]:
-    """Scheme, bucket and path. InvalidInput for a form that we do not know."""
+    """Return scheme, bucket and path. InvalidInput if the form is unknown."""
     try:
         split = urlsplit(uri)
     except ValueError:

@@ -1,7 +1,8 @@
 """The port to an artifact store: content-addressed blobs, and snapshots whose manifest is written last.
 
-Layout below the store's root (or key prefix): `blobs/<sha256>` and `snapshots/<digest>/snapshot.json`, with an object below
-`signatures/` for each signature of it, named by the SHA-256 of its content. Equal files are stored once. A snapshot exists once its manifest does, and its manifest only once all of its blobs do.
+Layout below the store's root (or key prefix): `blobs/<sha256>` and `snapshots/<digest>/snapshot.json`, with an object
+below `signatures/` for each signature of it, named by the SHA-256 of its content. Equal files are stored once. A
+snapshot exists once its manifest does, and its manifest only once all of its blobs do.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -14,12 +15,12 @@ from ipnext.model.signing import SignatureEnvelope
 
 
 class StoredItem(NamedTuple):
-    """A blob, or the manifest of a snapshot (`is_manifest`), as it lies in the store."""
+    """A stored blob, or the manifest of a snapshot (`is_manifest`)."""
 
     digest: str
     size_bytes: int
     changed_at: datetime
-    """When it was written last."""
+    """Time of the last write."""
     is_manifest: bool = False
 
 
@@ -31,51 +32,51 @@ class ArtifactStore(Protocol):
         """`file:///...` or `s3://bucket/prefix`; `artifacts.opening.open_store(uri)` gives an equal store."""
 
     def missing(self, digests: Iterable[str]) -> frozenset[str]:
-        """Those of the given blob SHA-256 digests that the store does not hold yet."""
+        """Return those of the given blob SHA-256 digests that the store does not have yet."""
 
     def put_blob(self, sha256: str, chunks: Iterator[bytes]) -> None:
         """Store a blob. Content of another digest raises ArtifactDigestMismatch and leaves nothing behind."""
 
     def open_blob(self, sha256: str) -> BinaryIO:
-        """A stream of the blob; the caller closes it. ArtifactMissing where there is none."""
+        """Open a stream of the blob; the caller closes it. ArtifactMissing if there is none."""
 
     def check_whole(self, manifest: SnapshotManifest) -> None:
-        """Raise what `commit` would refuse a snapshot with, and write nothing: a blob that is not here, or of another size."""
+        """Raise the error with which `commit` would refuse a snapshot, and write nothing: a blob is missing, or of another size."""
 
     def commit(self, manifest: SnapshotManifest) -> str:
-        """Write the manifest of a snapshot whose blobs are all here; return the snapshot's uri.
+        """Write the manifest of a snapshot whose blobs are all in the store; return the snapshot's uri.
 
-        ArtifactMissing names the first blob that is not. Committing the same manifest twice is one snapshot.
+        ArtifactMissing names the first missing blob. Committing the same manifest twice is one snapshot.
         """
 
     def manifest(self, uri: str) -> SnapshotManifest:
-        """The manifest of a snapshot uri of this store. ArtifactMissing, ArtifactDigestMismatch."""
+        """Return the manifest of a snapshot uri of this store. ArtifactMissing, ArtifactDigestMismatch."""
 
     def put_signature(
         self, digest: str, envelope: SignatureEnvelope, *, keep: Callable[[], Collection[str]] | None = None
     ) -> None:
-        """Keep signatures beside the manifest of a snapshot that is committed; those that are there already stay.
+        """Store signatures next to the manifest of a committed snapshot; existing ones stay.
 
-        Any number of processes may add some at once: none takes another's away.
-        `keep`: asked for the ids of keys whose signatures stay if there would be more than MOST_KEPT; None: all.
-        ArtifactMissing where the snapshot is not; SignatureInvalid where the envelope is of another one.
+        Any number of processes may add some at once: none removes another's. `keep` returns the ids of keys whose
+        signatures stay if there would be more than MOST_KEPT; None: all. ArtifactMissing if the snapshot is missing;
+        SignatureInvalid if the envelope is of another one.
         """
 
     def signature(self, uri: str) -> bytes | None:
-        """All signatures of a snapshot uri of this store, as a signature file; None where it is not signed."""
+        """Return all signatures of a snapshot uri of this store, as a signature file; None if it is not signed."""
 
     def fetch(self, uri: str, directory: Path) -> Path:
-        """Lay out a snapshot as a directory of plain files, each checked against its SHA-256 while it is read; its signature beside them.
+        """Write a snapshot as a directory of plain files, each checked against its SHA-256 while it is read, with its signature.
 
-        Returns `directory/<digest>`; one that is already complete there is checked by size and kept. A half-written
-        one never carries the final name.
+        Returns `directory/<digest>`; a complete one is checked by size and kept. An incomplete one never has the final
+        name.
         """
 
     def items(self) -> Iterator[StoredItem]:
-        """All blobs and manifests, in any order; what comes or goes meanwhile may be missing or gone."""
+        """Yield all blobs and manifests, in any order; items that are added or removed at the same time may be missing or gone."""
 
     def remove(self, item: StoredItem) -> None:
-        """Remove a blob, or a manifest with its signatures. One that is gone already is no error."""
+        """Remove a blob, or a manifest with its signatures. A missing one is no error."""
 
     def remove_leftovers(self, *, older_than_seconds: float = 86_400.0) -> int:
-        """Remove what writers left that were killed; return how many. A bucket's own rule does so for its uploads."""
+        """Remove the files of killed writers; return their number. In a bucket, a rule of the bucket does so."""

@@ -1,7 +1,7 @@
-"""Parser of the expressions in a program that stand for sizes. Nothing is evaluated here.
+"""Parser of a program's expressions for sizes. Nothing is evaluated here.
 
-The exporter writes them as calls: `Mul(Integer(3), Symbol('s0', positive=True, integer=True))`. torch would hand the text to
-`sympy.sympify`, which evaluates it as Python; hosts build the expression from what this parser returns instead.
+The exporter writes them as calls: `Mul(Integer(3), Symbol('s0', positive=True, integer=True))`. torch would pass the
+text to `sympy.sympify`, which evaluates it as Python; hosts build the expression from this parser's result instead.
 """
 
 import math
@@ -18,9 +18,10 @@ LARGEST_EXPONENT: Final = 8
 MOST_POWERS: Final = 4
 """With the largest exponent: numbers of some 260,000 bits, so that evaluation ends."""
 MOST_TERMS: Final = 100
-"""Of an expression multiplied out, as sympy does it to divide: their number grows with powers and products of sums."""
+"""Most terms of an expression multiplied out, as sympy does it to divide: their number grows with powers and
+products of sums."""
 HIGHEST_DEGREE: Final = 64
-"""Of a term of it."""
+"""Highest degree of a term."""
 
 SYMBOL: Final = re.compile(r"(?:s|u|zf|zuf)\d{1,6}")
 """Names of symbols: backed and unbacked sizes, floats."""
@@ -36,7 +37,7 @@ FUNCTIONS: Final[Mapping[str, tuple[int, int]]] = {
     **dict.fromkeys(("Pow", "PowByNatural", "FloatPow"), (2, 2)),
     **dict.fromkeys(("ModularIndexing", "Where"), (3, 3)),
 }
-"""Function -> least and most arguments. Beside these there are Symbol, Integer, Rational and Float."""
+"""Function -> least and most arguments. In addition there are Symbol, Integer, Rational and Float."""
 _POWERS: Final = frozenset({"Pow", "PowByNatural", "FloatPow"})
 ASSUMPTIONS: Final = frozenset({"positive", "integer", "nonnegative", "real"})
 CONSTANTS: Final = frozenset({"oo", "true", "false"})
@@ -54,7 +55,7 @@ class MalformedExpression(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """A size that is free."""
+    """A free size."""
 
     name: str
     assumptions: Mapping[str, bool] = field(default_factory=dict)
@@ -85,13 +86,13 @@ class Decimal:
 
 
 Expression: TypeAlias = Symbol | Call | Ratio | Decimal | int | str
-"""A whole number stands for itself, a string for one of CONSTANTS."""
+"""An int is a whole number, a string is one of CONSTANTS."""
 
 
 def parse_expression(text: object) -> Expression:
-    """The tree of an expression.
+    """Return the tree of an expression.
 
-    Raises MalformedExpression if it holds anything but calls of the allowed functions on numbers and symbols.
+    Raises MalformedExpression if it contains anything except calls of the allowed functions on numbers and symbols.
     """
     if not isinstance(text, str) or len(text) > LONGEST:
         msg = f"an expression is a text of at most {LONGEST} characters"
@@ -104,7 +105,10 @@ def parse_expression(text: object) -> Expression:
 
 
 def _expanded(expression: Expression) -> tuple[int, int]:
-    """Terms and degree of an expression multiplied out. MalformedExpression if it, or a part of it, has too many."""
+    """Return terms and degree of an expression multiplied out.
+
+    MalformedExpression if it, or a part of it, has too many.
+    """
     if not isinstance(expression, Call):
         return 1, int(isinstance(expression, Symbol))
     terms, degrees = zip(*map(_expanded, expression.arguments), strict=True)

@@ -11,7 +11,7 @@ Check: TypeAlias = Callable[[Any], None]
 
 
 class UnsafeProgram(ValueError):
-    """A program document that holds something else than the exporter writes. The text names place, value and what is allowed."""
+    """A program document with values that the exporter does not write. The text names place, value and allowed values."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(problem)
@@ -19,7 +19,7 @@ class UnsafeProgram(ValueError):
         self._steps: list[str] = []
 
     def within(self, step: str) -> None:
-        """Note one step of the place, from the innermost outwards."""
+        """Add one step of the place, from the innermost outwards."""
         self._steps.append(step)
 
     def __str__(self) -> str:
@@ -28,7 +28,7 @@ class UnsafeProgram(ValueError):
 
 
 def shown(value: Any) -> str:
-    """A value for an error message, cut short."""
+    """Return a value for an error message, cut short."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -40,7 +40,7 @@ def refuse(kind: str, value: Any) -> NoReturn:
 
 
 def record(needed: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
-    """An object of exactly these fields."""
+    """Check for an object of exactly these fields."""
     known = {**needed, **(optional or {})}
 
     def check(value: Any) -> None:
@@ -65,7 +65,7 @@ def record(needed: Mapping[str, Check], optional: Mapping[str, Check] | None = N
 
 
 def union(forms: Mapping[str, Check]) -> Check:
-    """An object of one field, which names its form."""
+    """Check for an object of one field, which names its form."""
 
     def check(value: Any) -> None:
         if not isinstance(value, dict) or len(value) != 1:
@@ -84,7 +84,7 @@ def union(forms: Mapping[str, Check]) -> Check:
 
 
 def list_of(item: Check) -> Check:
-    """A list."""
+    """Check for a list."""
 
     def check(value: Any) -> None:
         if not isinstance(value, list):
@@ -100,7 +100,7 @@ def list_of(item: Check) -> Check:
 
 
 def map_of(name: Check, item: Check) -> Check:
-    """An object of any fields whose names pass `name`."""
+    """Check for an object of any fields whose names pass `name`."""
 
     def check(value: Any) -> None:
         if not isinstance(value, dict):
@@ -117,7 +117,7 @@ def map_of(name: Check, item: Check) -> Check:
 
 
 def nullable(item: Check) -> Check:
-    """Null, or what `item` lets pass."""
+    """Check for null, or a value that passes `item`."""
 
     def check(value: Any) -> None:
         if value is not None:
@@ -127,7 +127,7 @@ def nullable(item: Check) -> Check:
 
 
 def exactly(*allowed: Any) -> Check:
-    """One of a few values."""
+    """Check for one of a few values."""
 
     def check(value: Any) -> None:
         if not any(type(value) is type(one) and value == one for one in allowed):
@@ -137,7 +137,7 @@ def exactly(*allowed: Any) -> Check:
 
 
 def whole(least: int = -LARGEST - 1, most: int = LARGEST) -> Check:
-    """A whole number."""
+    """Check for a whole number."""
 
     def check(value: Any) -> None:
         if type(value) is not int or not least <= value <= most:
@@ -147,7 +147,7 @@ def whole(least: int = -LARGEST - 1, most: int = LARGEST) -> Check:
 
 
 def matching(pattern: re.Pattern[str], kind: str) -> Check:
-    """A text of a form."""
+    """Check for a text of a form."""
 
     def check(value: Any) -> None:
         if not isinstance(value, str) or pattern.fullmatch(value) is None:

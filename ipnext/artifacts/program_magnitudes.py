@@ -1,7 +1,7 @@
-"""Bound on the whole numbers that a program computes from sizes. Used by ipnext.artifacts.program_schema.
+"""Limit of the whole numbers that a program computes from sizes. Used by ipnext.artifacts.program_schema.
 
-Sizes are Python's whole numbers, which grow without end: thirty products of a number with itself take gigabytes, and the
-interpreter stands still while it computes one.
+Sizes are Python's integers, which grow without limit: thirty products of a number with itself take gigabytes, and the
+interpreter is blocked while it computes one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,15 @@ from ipnext.artifacts.program_forms import UnsafeProgram
 from ipnext.artifacts.program_operators import SIZES
 
 MOST_BITS: Final = 4096
-"""Of a number that a program may compute."""
+"""Most bits of a number that a program may compute."""
 _SIZE_BITS: Final = 64
 _FLOAT_BITS: Final = 1024
-"""Of the whole part of a floating-point number."""
+"""Bits of the whole part of a floating-point number."""
 _FROM_FLOATS: Final = frozenset({"math.trunc", "torch.sym_int", "_operator.floordiv"})
 
 
 def check_magnitudes(nodes: Sequence[Mapping[str, Any]]) -> None:
-    """Raise UnsafeProgram if a number may take more than MOST_BITS. `nodes` have passed the check of their form."""
+    """Raise UnsafeProgram if a number may take more than MOST_BITS. The form of `nodes` must be checked before."""
     bits: dict[str, int] = {}
     for node in nodes:
         if node["target"] not in SIZES:
@@ -46,7 +46,7 @@ def _bits_of(argument: Mapping[str, Any], bits: Mapping[str, int]) -> int:
 
 
 def _name_of(argument: Mapping[str, Any]) -> str | None:
-    """The number or tensor that an argument names."""
+    """Return the number or tensor that an argument names."""
     [value] = argument.values()
     if not isinstance(value, dict):
         return None

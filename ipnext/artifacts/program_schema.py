@@ -1,8 +1,8 @@
-"""The schema of `program.json`, as checks of plain JSON values: what the exporter writes, and nothing else.
+"""The schema of `program.json`, as checks of plain JSON values: exactly the exporter's output.
 
-torch's reader ignores fields that it does not know, resolves names by `getattr`, imports modules that tree specifications name and
-writes names of values into Python source. So every field is listed here, every name is an identifier, every text is of a
-closed set or form, and tree specifications, guards, subgraphs and objects are empty.
+torch's reader ignores fields that it does not know, resolves names by `getattr`, imports modules that tree
+specifications name and writes names of values into Python source. So every field is listed here, every name is an
+identifier, every text is of a closed set or form, and tree specifications, guards, subgraphs and objects are empty.
 """
 
 import keyword
@@ -45,16 +45,18 @@ STRINGS: Final[Mapping[str, AbstractSet[str]]] = {
     "rounding_mode": frozenset({"floor", "trunc"}),
     "side": frozenset({"left", "right"}),
 }
-"""Parameter of an operator -> the words that it may be given. Beside these only `equation` of einsum is a text."""
+"""Parameter of an operator -> its allowed words. In addition only `equation` of einsum is a text."""
 TYPED: Final[Mapping[str, str]] = {
     "device": "as_device",
     "dtype": "as_scalar_type",
     "layout": "as_layout",
     "memory_format": "as_memory_format",
 }
-"""Parameter -> its only form but for none. torch takes a whole number in place of each, unchecked: kernels then crash."""
+"""Parameter -> its only form except none. torch accepts a whole number in place of each, unchecked: kernels then
+crash."""
 CHOICES: Final[Mapping[str, int]] = {"interpolation_mode": 2, "padding_mode": 2, "compute_mode": 2}
-"""Parameter that is a choice written as a whole number from 0 -> its last one. Of another one kernels give memory as it was."""
+"""Parameter that is a choice written as a whole number from 0 -> its last one. For other numbers kernels return
+uninitialised memory."""
 
 _EQUATION: Final = re.compile(r"[A-Za-z.,> -]{1,200}")
 _PATH_STEP: Final = re.compile(r"(?!__)[\w +\-:@/()<>=,*&#|]{1,500}")
@@ -80,7 +82,7 @@ def _text(value: Any) -> None:
 
 
 def _name(value: Any) -> None:
-    """Refuse all but identifiers: torch writes names of values into Python source, and its compiler into C++."""
+    """Refuse all except identifiers: torch writes names of values into Python source, and its compiler into C++."""
     plain = isinstance(value, str) and value.isidentifier() and len(value) <= _LONGEST_NAME
     if not plain or keyword.iskeyword(value) or (value.startswith("__") and value.endswith("__")):
         refuse("a name (an identifier)", value)
@@ -92,7 +94,7 @@ def _parameter(value: Any) -> None:
 
 
 def _path(value: Any) -> None:
-    """Of a weight in its module; torch's code reads attributes by it."""
+    """Check the path of a weight in its module; torch's code reads attributes by it."""
     if not isinstance(value, str) or not all(map(_PATH_STEP.fullmatch, value.split("."))):
         refuse("a path of plain names, such as tower.0.weight", value)
 
@@ -172,7 +174,7 @@ _FORMS: Final[Mapping[str, Check]] = {
     "as_sym_floats": list_of(_FLOAT_ARGUMENT),
     "as_complex": record({"real": _number, "imag": _number}),
 }
-"""Of an argument. Not here: texts (see `_word`), operators, subgraphs, objects and nested structures."""
+"""Forms of an argument. Not included: texts (see `_given`), operators, subgraphs, objects and nested structures."""
 _ARGUMENT: Final = union(_FORMS)
 _TENSOR_ARGUMENT: Final = union({"as_tensor": _TENSOR})
 _NAMED: Final = record({"name": _parameter, "arg": _ARGUMENT}, {"kind": nullable(whole(0, 2))})
@@ -180,7 +182,7 @@ _NAMED_TEXT: Final = record({"name": _parameter, "arg": union({"as_string": _tex
 
 
 def _given(value: Any) -> None:
-    """One argument of an operator; a text is one of the words of its parameter."""
+    """Check one argument of an operator; a text is one of the words of its parameter."""
     if not (isinstance(value, dict) and isinstance(value.get("arg"), dict) and "as_string" in value["arg"]):
         _NAMED(value)
         _check_choice(value["name"], value["arg"])
@@ -228,9 +230,9 @@ def _node(value: Any) -> None:
 
 
 def _check_inference(given: Mapping[str, Any]) -> None:
-    """Normalisations that train write to their statistics, although no schema says so; recurrences that train are random.
+    """Refuse operators in training mode: normalisations then write to their statistics, although no schema says so; recurrences are random.
 
-    Only a plain `false` is evaluation: torch takes a number, or a size, for a truth value.
+    Only a plain `false` is evaluation: torch accepts a number, or a size, as a truth value.
     """
     off = {"as_bool": False}
     learns = any(given.get(name, off) != off for name in ("training", "use_input_stats"))
@@ -316,4 +318,4 @@ check_document: Final = record(
         "program": _PROGRAM,
     }
 )
-"""A whole `program.json`. Raises UnsafeProgram."""
+"""Check a whole `program.json`. Raises UnsafeProgram."""

@@ -1,7 +1,7 @@
 """Reads `program.json` of a snapshot of the torch engine, without torch.
 
-Every reader of a program uses it: `ipnext publish` before it uploads, the check `program` of a publish, the hosts, and the commands
-`ipnext split`, `compile` and `delta`, which the platform runs too.
+Every reader of a program uses it: `ipnext publish` before it uploads, the check `program` of a publish, the hosts, and
+the commands `ipnext split`, `compile` and `delta`, which the platform runs too.
 """
 
 from typing import Any, Final
@@ -18,20 +18,20 @@ ENGINE: Final = "torch"
 LARGEST_PROGRAM_BYTES: Final = 16 << 20
 """Some 35,000 operations; a transformer of a hundred layers has six thousand."""
 MOST_SEPARATORS: Final = 3_000_000
-"""Twice as many as a program of that size has."""
+"""Twice as many as in a program of that size."""
 
 
 def program_file(manifest: SnapshotManifest) -> ArtifactFile | None:
-    """The program of a full snapshot of the torch engine; None for a delta, which has its parent's, and other engines."""
+    """Return the program of a full snapshot of the torch engine; None for a delta, which uses its parent's, and for other engines."""
     if manifest.engine != ENGINE:
         return None
     return next((file for file in manifest.files if file.path == PROGRAM_FILE), None)
 
 
 def parse_program(content: bytes) -> dict[str, Any]:
-    """The document that these bytes hold.
+    """Return the document in these bytes.
 
-    Raises UnsafeProgram if it is not JSON, of another format, or holds anything that the exporter does not write.
+    Raises UnsafeProgram if it is not JSON, of another format, or contains anything that the exporter does not write.
     """
     if len(content) > LARGEST_PROGRAM_BYTES:
         msg = f"has {len(content)} bytes; allowed: {LARGEST_PROGRAM_BYTES}"

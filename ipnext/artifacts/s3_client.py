@@ -1,4 +1,4 @@
-"""One S3 client: timeouts, retries, and botocore's errors turned into ours."""
+"""S3 client: timeouts, retries, and botocore's errors translated into the platform's."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,13 +26,13 @@ _ABSENT = {"NoSuchKey", "404", "NotFound", "NoSuchUpload"}
 _CORRUPT = {"BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "InvalidDigest"}
 _FORBIDDEN = {"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
 BROKEN_STREAM = (BotoCoreError, HTTPError, OSError)
-"""What reading a body raises where the connection is cut, reset or too slow."""
+"""Errors of reading a body if the connection is cut, reset or too slow."""
 
 
 def s3_client(endpoint_url: str | None) -> S3Client:
-    """A client with boto3's own chain of credentials; any thread may use it.
+    """Return a client with boto3's chain of credentials; any thread may use it.
 
-    A region is only needed to sign: without one in the chain it is us-east-1, what S3 servers other than AWS expect.
+    A region is only needed to sign: without one in the chain it is us-east-1, which S3 servers other than AWS expect.
     """
     session = boto3.session.Session()
     config = Config(
@@ -61,7 +61,7 @@ def answering(subject: str) -> Iterator[None]:
 
 
 def status_of(error: ClientError) -> int:
-    """The HTTP status of an answer."""
+    """Return the HTTP status of an answer."""
     return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
 
 

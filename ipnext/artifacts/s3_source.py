@@ -1,4 +1,4 @@
-"""A snapshot directory in a bucket, as a publish by s3:// names it."""
+"""A snapshot directory in a bucket, for a publish by s3://."""
 
 from typing import BinaryIO
 from urllib.parse import quote
@@ -8,7 +8,7 @@ from ipnext.artifacts.s3_stream import open_object
 
 
 class BucketSource:
-    """A Source below a key prefix. The caller has checked that the bucket may be read."""
+    """A Source below a key prefix. The caller must check that the bucket may be read."""
 
     def __init__(self, bucket: str, prefix: str, endpoint_url: str | None) -> None:
         self._bucket = bucket
@@ -21,13 +21,13 @@ class BucketSource:
         return f"s3://{self._bucket}/{quote(self._prefix)}"
 
     def size_bytes(self, path: str) -> int:
-        """Size of an object. ArtifactMissing, Unavailable."""
+        """Return the size of an object. ArtifactMissing, Unavailable."""
         key = self._key(path)
         with answering(f"s3://{self._bucket}/{key}"):
             return self._client.head_object(Bucket=self._bucket, Key=key)["ContentLength"]
 
     def open(self, path: str) -> BinaryIO:
-        """A stream of an object; the caller closes it."""
+        """Open a stream of an object; the caller closes it."""
         return open_object(self._client, self._bucket, self._key(path))
 
     def _key(self, path: str) -> str:

@@ -1,4 +1,4 @@
-"""Artifacts in a bucket: `s3://bucket/prefix`, on AWS or any server that keeps S3's promises."""
+"""Artifacts in a bucket: `s3://bucket/prefix`, on AWS or any server that is compatible with S3."""
 
 import hashlib
 from base64 import b64encode
@@ -23,16 +23,16 @@ from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
 from ipnext.model.signing import SignatureEnvelope
 
 PART_BYTES = 16 << 20
-"""A blob up to this size goes in one request, a larger one in parts of it; at most this much is held in memory."""
+"""A blob up to this size is one request, a larger one is sent in parts of it; at most this much is in memory."""
 
 ASKED_AT_ONCE = 8
-"""Blobs that are looked for at the same time: half of the client's connections."""
+"""Blobs that are checked at the same time: half of the client's connections."""
 
 
 class S3ArtifactStore:
-    """An ArtifactStore below a key prefix of a bucket that exists. Threads and processes may share it.
+    """An ArtifactStore below a key prefix of an existing bucket. Threads and processes may share it.
 
-    The server checks a SHA-256 of every part it takes, so that what is damaged on the way is refused there.
+    The server checks a SHA-256 of every part, so that it refuses data damaged on the network.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class S3ArtifactStore:
         return f"s3://{self._bucket}" + (f"/{quote(self._prefix)}" if self._prefix else "")
 
     def missing(self, digests: Iterable[str]) -> frozenset[str]:
-        """Those of the given digests that are not here."""
+        """Return those of the given digests that are not in the store."""
         return frozenset(digest for digest in digests if self._size(layout.blob_key(digest)) is None)
 
     def put_blob(self, sha256: str, chunks: Iterator[bytes]) -> None:
-        """Store a blob whole or not at all, streaming it in parts; one that is here already is replaced."""
+        """Store a blob whole or not at all, streaming it in parts; an existing one is replaced."""
         key = layout.blob_key(sha256)
         parts = regrouped(checked(chunks, sha256=sha256, subject=f"blob {sha256}"), size=self._part_bytes)
         first = next(parts)
@@ -71,20 +71,20 @@ class S3ArtifactStore:
             self._put_parts(key, chain((first, second), parts))
 
     def open_blob(self, sha256: str) -> BinaryIO:
-        """A stream of the blob that reads on after a cut connection; the caller closes it. ArtifactMissing."""
+        """Open a stream of the blob that resumes after a cut connection; the caller closes it. ArtifactMissing."""
         return open_object(self._client, self._bucket, self._key(layout.blob_key(sha256)))
 
     def check_whole(self, manifest: SnapshotManifest) -> None:
-        """Check paths and size of the manifest, and that its blobs are all here: ASKED_AT_ONCE side by side."""
+        """Check paths and size of the manifest, and that all its blobs are in the store: ASKED_AT_ONCE in parallel."""
         layout.check_manifest(manifest)
         with ThreadPoolExecutor(ASKED_AT_ONCE, thread_name_prefix="s3-look") as threads:
             for _ in threads.map(lambda f: self._check_blob(f.path, f.sha256, f.size_bytes), manifest.files):
-                pass  # the first fault is raised, and what was not asked yet is left out
+                pass  # the first fault is raised, and the remaining checks are skipped
 
     def commit(self, manifest: SnapshotManifest) -> str:
-        """Write the manifest of a snapshot whose blobs are all here; return its uri.
+        """Write the manifest of a snapshot whose blobs are all in the store; return its uri.
 
-        Written only where there is none (If-None-Match): of several writers one wins, the others find the same bytes.
+        Written only if there is none (If-None-Match): of several writers one wins, the others find the same bytes.
         """
         self.check_whole(manifest)
         digest, content = manifest.digest, layout.manifest_bytes(manifest)
@@ -101,7 +101,7 @@ class S3ArtifactStore:
         return layout.snapshot_uri(self.uri, digest)
 
     def manifest(self, uri: str) -> SnapshotManifest:
-        """The manifest of a snapshot of this store, checked against its digest."""
+        """Return the manifest of a snapshot of this store, checked against its digest."""
         digest = layout.digest_in(uri, self.uri)
         try:
             content = self._read(layout.snapshot_key(digest))
@@ -113,7 +113,7 @@ class S3ArtifactStore:
     def put_signature(
         self, digest: str, envelope: SignatureEnvelope, *, keep: Callable[[], Collection[str]] | None = None
     ) -> None:
-        """Keep signatures beside the manifest; those that are there already stay."""
+        """Store signatures next to the manifest; existing ones stay."""
         self.manifest(layout.snapshot_uri(self.uri, digest))
         changes = layout.signature_changes(self._signatures(digest), envelope, digest, keep)
         for name, content in changes.added.items():
@@ -124,15 +124,15 @@ class S3ArtifactStore:
             self._delete(layout.signature_key(digest, name))
 
     def signature(self, uri: str) -> bytes | None:
-        """The signature file of a snapshot of this store; None where it is not signed."""
+        """Return the signature file of a snapshot of this store; None if it is not signed."""
         digest = layout.digest_in(uri, self.uri)
         return layout.joined_signatures(self._signatures(digest), digest)
 
     def _signatures(self, digest: str) -> Mapping[str, bytes]:
-        """Name -> content of what lies there."""
+        """Map the names of the stored signatures to their content."""
         found: dict[str, bytes] = {}
         for name in self._signature_names(digest):
-            with suppress(ArtifactMissing):  # it just went
+            with suppress(ArtifactMissing):  # it has just been removed
                 found[name] = self._read(layout.signature_key(digest, name))
         return found
 
@@ -142,14 +142,14 @@ class S3ArtifactStore:
         return tuple(name for name in names if layout.is_digest(name))
 
     def fetch(self, uri: str, directory: Path) -> Path:
-        """Lay the snapshot out as `directory/<digest>`."""
+        """Write the snapshot's files into `directory/<digest>`."""
         digest = layout.digest_in(uri, self.uri)
         final = lay_out(self.manifest(uri), directory, digest=digest, open_blob=self.open_blob)
         lay_signature(final, self.signature(uri))
         return final
 
     def items(self) -> Iterator[StoredItem]:
-        """All blobs and manifests."""
+        """Yield all blobs and manifests."""
         for folder, is_manifest in (("blobs/", False), ("snapshots/", True)):
             for found in self._listed(folder):
                 digest, _, file = found["Key"].removeprefix(self._key(folder)).partition("/")
@@ -157,7 +157,7 @@ class S3ArtifactStore:
                     yield StoredItem(digest, found["Size"], found["LastModified"], is_manifest)
 
     def remove(self, item: StoredItem) -> None:
-        """Remove a blob, or a manifest with its signatures: the manifest goes first, as it says that the snapshot is there."""
+        """Remove a blob, or a manifest with its signatures: the manifest first, since it makes the snapshot exist."""
         if not item.is_manifest:
             self._delete(layout.blob_key(item.digest))
             return
@@ -166,7 +166,7 @@ class S3ArtifactStore:
             self._delete(layout.signature_key(item.digest, name))
 
     def remove_leftovers(self, *, older_than_seconds: float = 86_400.0) -> int:  # noqa: ARG002 - the port's form
-        """None: a rule of the bucket ends uploads that nobody completes."""
+        """Return 0: a rule of the bucket ends incomplete uploads."""
         return 0
 
     def close(self) -> None:
@@ -174,7 +174,7 @@ class S3ArtifactStore:
         self._client.close()
 
     def _put_parts(self, key: str, parts: Iterable[bytes]) -> None:
-        """A multipart upload: the object appears when it is completed, and an exception takes its parts away."""
+        """Upload in parts: the object appears when the upload is completed, and an exception removes its parts."""
         with answering(self._name(key)):
             upload = self._client.create_multipart_upload(**self._at(key), ChecksumAlgorithm="SHA256")["UploadId"]
         where = self._at(key) | {"UploadId": upload}
@@ -183,7 +183,7 @@ class S3ArtifactStore:
             with answering(self._name(key)):
                 self._client.complete_multipart_upload(**where, MultipartUpload={"Parts": done})
         except BaseException:
-            with suppress(BotoCoreError, ClientError):  # the bucket's own rule ends uploads that nobody completes
+            with suppress(BotoCoreError, ClientError):  # a rule of the bucket ends incomplete uploads
                 self._client.abort_multipart_upload(**where)
             raise
 
@@ -194,7 +194,7 @@ class S3ArtifactStore:
         return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": checksum}
 
     def _listed(self, prefix: str) -> Iterator[Any]:
-        """The objects below a prefix, in any order."""
+        """Yield the objects below a prefix, in any order."""
         with answering(self._name(prefix)):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=self._key(prefix)

@@ -1,4 +1,4 @@
-"""Reading an object as a stream that survives a cut connection."""
+"""An object as a stream that survives a cut connection."""
 
 import io
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 RESUMES = 3
-"""How often in a row a body is asked for again without one byte between."""
+"""Most consecutive requests for a body without one byte between them."""
 
 
 def open_object(client: S3Client, bucket: str, key: str) -> BinaryIO:
-    """A buffered stream of an object; the caller closes it. ArtifactMissing, Unavailable."""
+    """Open a buffered stream of an object; the caller closes it. ArtifactMissing, Unavailable."""
     return cast("BinaryIO", io.BufferedReader(_ObjectStream(client, bucket, key), CHUNK_BYTES))
 
 
 class _ObjectStream(io.RawIOBase):
-    """Reads on from where the connection broke, of the very same object (If-Match)."""
+    """Resumes at the byte at which the connection broke, of exactly the same object (If-Match)."""
 
     def __init__(self, client: S3Client, bucket: str, key: str) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class _ObjectStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: "Buffer", /) -> int:
-        """Fill the buffer; 0 at the end of the object."""
+        """Fill the buffer; return 0 at the end of the object."""
         view = memoryview(buffer)
         if not view or self._position >= self._size:
             return 0

@@ -1,7 +1,7 @@
-"""Which files of a cached snapshot were hashed, as the system tells them: one that was changed since is hashed again.
+"""Record of hashed files in a cached snapshot, with their file status: a file changed since is hashed again.
 
-The time of a file's last change of status (ctime) moves with every write, rename or change of its other times, and no program
-can set it. Weights of many gigabytes are so checked by one `stat` instead of by reading them.
+The time of a file's last change of status (ctime) changes with every write, rename or change of its other times, and no
+program can set it. So weights of many gigabytes are checked by one `stat` instead of by reading them.
 """
 
 import json
@@ -17,9 +17,9 @@ from ipnext.names import LIBRARY_FILE
 
 
 def note_files(directory: Path, manifest: SnapshotManifest) -> None:
-    """Note the files of a snapshot that were hashed just now: path -> size, inode, times of the last change and of that of status.
+    """Record the snapshot files that were just hashed: path -> size, inode, mtime and ctime.
 
-    Without room for the note they are hashed again next time.
+    If there is no space for the record, they are hashed again next time.
     """
     with suppress(OSError, Unavailable):
         seen = {file.path: _state(directory / file.path) for file in manifest.files}
@@ -27,7 +27,10 @@ def note_files(directory: Path, manifest: SnapshotManifest) -> None:
 
 
 def are_whole(directory: Path, manifest: SnapshotManifest) -> bool:
-    """Return whether every file is there with its very bytes. Native code is hashed each time. OSError if one is missing."""
+    """Return whether every file is there with exactly its bytes. Native code is hashed each time.
+
+    OSError if one is missing.
+    """
     changed = tuple(_changed(directory, manifest))
     for file in changed:
         path = directory / file.path

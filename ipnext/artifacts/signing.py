@@ -1,6 +1,6 @@
-"""Signs snapshots and judges their signatures: Ed25519 (or another kind of key) in DSSE envelopes, by securesystemslib.
+"""Signs snapshots and verifies their signatures: Ed25519 (or another kind of key) in DSSE envelopes, by securesystemslib.
 
-Used by `ipnext sign`, by validation, and by hosts before they load. The library is imported only where a key is used.
+Used by `ipnext sign`, by validation, and by hosts before they load. The library is imported only when a key is used.
 """
 
 import os
@@ -32,9 +32,9 @@ MANIFEST_KEYS = "spec.validation.signers.publicKeys"
 def check_signature(
     policy: SignerPolicy | None, digest: str, content: bytes | None, subject: str, *, keys: str = MANIFEST_KEYS
 ) -> str:
-    """Judge a snapshot's signature file by a policy; what was found, in words. `keys` is the field that names its keys.
+    """Judge a snapshot's signature file by a policy; return the result as text. `keys` is the field that names its keys.
 
-    SignatureInvalid: none where one is required, one of another snapshot, or none by an allowed key.
+    SignatureInvalid: none if one is required, one of another snapshot, or none by an allowed key.
     """
     if policy is None:
         return "no signature is asked for"
@@ -56,12 +56,12 @@ def check_signature(
 
 
 def check_keys(policy: SignerPolicy, keys: str) -> "list[SSlibKey]":
-    """The keys of a policy, read. SignatureInvalid names `keys` and the number of one that is none."""
+    """Return the keys of a policy. SignatureInvalid names `keys` and the index of an invalid one."""
     return [_public_key(key, f"{keys}.{index}") for index, key in enumerate(policy.public_keys)]
 
 
 def read_keys(pems: Iterable[str]) -> "Mapping[str, SSlibKey]":
-    """Public keys by their ids. PEM texts that are no keys are left out."""
+    """Return public keys by their ids. PEM texts that are no keys are left out."""
     found = {}
     for pem in frozenset(pems):
         with suppress(SignatureInvalid):
@@ -71,9 +71,9 @@ def read_keys(pems: Iterable[str]) -> "Mapping[str, SSlibKey]":
 
 
 def signers(envelope: SignatureEnvelope, digest: str, allowed: "Iterable[SSlibKey]") -> Mapping[str, EnvelopeSignature]:
-    """Id of each allowed key that signed the statement of `digest` -> its signature.
+    """Map the id of each allowed key that signed the statement of `digest` to its signature.
 
-    Every signature is judged by itself: one of another key, or one that is wrong, says nothing about the others.
+    Every signature is judged separately: one of another key, or an invalid one, does not affect the others.
     """
     from securesystemslib.dsse import Envelope  # noqa: PLC0415 - a slow import
 
@@ -98,7 +98,7 @@ def _is_by(signature: EnvelopeSignature, key: "SSlibKey", signed_bytes: bytes) -
 
 
 def signed(digest: str, key: Path) -> SignatureEnvelope:
-    """The statement of a snapshot, signed with the private key of a PEM file. InvalidInput for another file."""
+    """Sign the statement of a snapshot with the private key of a PEM file. InvalidInput if the file is another one."""
     _check_library()
     from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415 - a slow import
     from securesystemslib.dsse import Envelope  # noqa: PLC0415 - a slow import
@@ -116,7 +116,10 @@ def signed(digest: str, key: Path) -> SignatureEnvelope:
 
 
 def write_key_pair(private: Path, public: Path) -> str:
-    """Make an Ed25519 key pair: the private half readable by its owner alone. The key's id. InvalidInput where a file is there."""
+    """Write an Ed25519 key pair, the private key readable only by its owner; return the key's id.
+
+    InvalidInput if a file exists.
+    """
     _check_library()
     from cryptography.hazmat.primitives import serialization as form  # noqa: PLC0415 - a slow import
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415 - a slow import
@@ -130,7 +133,7 @@ def write_key_pair(private: Path, public: Path) -> str:
 
 
 def signature_in(directory: Path) -> bytes | None:
-    """The signature file of a snapshot directory, if there is one."""
+    """Return the signature file of a snapshot directory, if there is one."""
     try:
         return (directory / SIGNATURE_FILE).read_bytes()
     except FileNotFoundError:

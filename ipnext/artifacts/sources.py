@@ -1,4 +1,4 @@
-"""Where a snapshot directory is read from when it is published: a local directory, or a bucket."""
+"""Sources of a publish: a local directory, or a bucket."""
 
 import stat
 from collections.abc import Sequence
@@ -12,21 +12,21 @@ from ipnext.model.signing import LARGEST_SIGNATURE_BYTES, SignatureEnvelope, rea
 
 
 class Source(Protocol):
-    """A directory of snapshot.json and the files it names."""
+    """A directory of snapshot.json and the files that it names."""
 
     @property
     def uri(self) -> str:
         """For messages."""
 
     def size_bytes(self, path: str) -> int:
-        """Size of a file. ArtifactMissing where there is none."""
+        """Return the size of a file. ArtifactMissing if there is none."""
 
     def open(self, path: str) -> BinaryIO:
-        """A stream of a file; the caller closes it. ArtifactMissing, PathNotAllowed."""
+        """Open a stream of a file; the caller closes it. ArtifactMissing, PathNotAllowed."""
 
 
 class DirectorySource:
-    """A directory on this machine. Nothing outside `roots` is read, whatever links lie in it."""
+    """A directory on this machine. No file outside `roots` is read, whatever the links in it."""
 
     def __init__(self, directory: Path, *, roots: Sequence[Path]) -> None:
         self._roots = tuple(root.resolve() for root in roots)
@@ -38,11 +38,11 @@ class DirectorySource:
 
     @property
     def uri(self) -> str:
-        """`file:///...` as it was given: where links lead is not said."""
+        """`file:///...` as given: targets of links are not disclosed."""
         return self._named.as_uri()
 
     def size_bytes(self, path: str) -> int:
-        """Size of a regular file."""
+        """Return the size of a regular file."""
         file = self._file(path)
         try:
             status = file.stat()
@@ -54,7 +54,7 @@ class DirectorySource:
         return status.st_size
 
     def open(self, path: str) -> BinaryIO:
-        """A stream of a regular file."""
+        """Open a stream of a regular file."""
         self.size_bytes(path)
         try:
             return self._file(path).open("rb")
@@ -70,7 +70,7 @@ class DirectorySource:
         return self._inside(self._directory / path, str(self._named / path))
 
     def _inside(self, path: Path, named: str) -> Path:
-        """The path with all links followed. PathNotAllowed outside the roots, for a circle of links, too."""
+        """Return the path with all links followed. PathNotAllowed if it is outside the roots, or in a circle of links."""
         with suppress(OSError, RuntimeError):
             resolved = path.resolve()
             if any(resolved.is_relative_to(root) for root in self._roots):
@@ -81,7 +81,10 @@ class DirectorySource:
 
 
 def not_allowed(fault: str, value: str, what: str, allowed: Sequence[str]) -> PathNotAllowed:
-    """The error for a source that may not be read. `what`: roots or buckets. Which ones there are is for administrators."""
+    """Return the error for a source that may not be read. `what` is roots or buckets.
+
+    Only administrators see the allowed ones.
+    """
     shown = ", ".join(allowed) or "none (publish by upload instead)"
     error = PathNotAllowed(f"{fault}; allowed {what}: {shown}", field="uri", value=value, allowed=allowed)
     error.public_message = f"{fault}; allowed {what}: those of IPNEXT_ARTIFACT_{what.upper()} of the server; ask its operator, or publish by upload"
@@ -89,7 +92,10 @@ def not_allowed(fault: str, value: str, what: str, allowed: Sequence[str]) -> Pa
 
 
 def signature_of(source: Source, manifest: SnapshotManifest) -> SignatureEnvelope | None:
-    """The signature of a snapshot directory, if it has one. SignatureInvalid for one of another snapshot; no key is looked at."""
+    """Return the signature of a snapshot directory, if there is one.
+
+    SignatureInvalid if it is of another snapshot; keys are not checked.
+    """
     try:
         stream = source.open(SIGNATURE_FILE)
     except ArtifactMissing:

@@ -1,7 +1,7 @@
-"""The headers of safetensors files: which tensors there are, of which form and where. No weights are read, no library is needed.
+"""Headers of safetensors files: their tensors with form and position. No weights are read, no library is needed.
 
-The format: eight bytes with the header's length (little-endian), a JSON header that gives each tensor's dtype, shape and
-place, then the tensors' bytes.
+The format: eight bytes with the header's length (little-endian), a JSON header that gives each tensor's dtype, shape
+and position, then the tensors' bytes.
 """
 
 import math
@@ -14,7 +14,7 @@ from ipnext.artifacts.bounded_json import TooManyValues, load_bounded
 LARGEST_HEADER_BYTES: Final = 8 << 20
 """Some 60,000 tensors in one file. Parsed, a header takes up to thirty times as much memory as its text."""
 MOST_SEPARATORS: Final = 1_500_000
-"""Twice as many as a header of that size has."""
+"""Twice as many as in a header of that size."""
 
 ITEM_BYTES: Final[Mapping[str, int]] = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 1),
@@ -22,7 +22,7 @@ ITEM_BYTES: Final[Mapping[str, int]] = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
-"""Safetensors dtype -> bytes of one number. Of other dtypes the size is not judged."""
+"""Safetensors dtype -> bytes of one number. For other dtypes the size is not checked."""
 
 
 MOST_DIMENSIONS: Final = 64
@@ -31,11 +31,11 @@ LARGEST_NUMBER: Final = 2**63 - 1
 
 
 class MalformedTensors(ValueError):
-    """A file that is not what its suffix says."""
+    """A file whose content does not match its suffix."""
 
 
 class TensorPlace(NamedTuple):
-    """Where a tensor lies, in bytes from the start of the data, and its form."""
+    """Position of a tensor, in bytes from the start of the data, and its form."""
 
     begin: int
     end: int
@@ -44,20 +44,23 @@ class TensorPlace(NamedTuple):
 
 
 Parse = Callable[[int, Callable[[], dict[str, TensorPlace]]], dict[str, TensorPlace]]
-"""Runs a function that makes objects of so many bytes, and returns what it does."""
+"""Runs a function that makes objects of so many bytes, and returns its result."""
 
 
 def read_places(
     stream: BinaryIO, size_bytes: int, *, parse: Parse = lambda _, read: read()
 ) -> tuple[dict[str, TensorPlace], int]:
-    """Where each tensor lies, by place, and where the data begins; the stream stands there. Raises MalformedTensors."""
+    """Return the position of each tensor, in order, and the start of the data, to which the stream is advanced.
+
+    Raises MalformedTensors.
+    """
     content = _header(stream, size_bytes)
     start = 8 + len(content)
     return parse(len(content), lambda: _tensors(_parsed(content), size_bytes - start)), start
 
 
 def exactly(stream: BinaryIO, count: int) -> bytes:
-    """Streams of object stores give what has come so far: read on until it is all there. Raises MalformedTensors."""
+    """Read exactly `count` bytes: a stream of an object store may return fewer at a time. Raises MalformedTensors."""
     pieces, left = [], count
     while left:
         piece = stream.read(left)
@@ -70,7 +73,7 @@ def exactly(stream: BinaryIO, count: int) -> bytes:
 
 
 def size_fault(name: str, place: TensorPlace) -> str:
-    """Why a tensor's bytes are not those of its dtype and shape; nothing where they are."""
+    """Return why a tensor's bytes do not match its dtype and shape; empty if they do."""
     item = ITEM_BYTES.get(place.dtype)
     if item is None or place.end - place.begin == item * math.prod(place.shape):
         return ""
@@ -102,7 +105,7 @@ def _parsed(content: bytes) -> Mapping[str, Any]:
 
 
 def _tensors(header: Mapping[str, Any], data_bytes: int) -> dict[str, TensorPlace]:
-    """By place; places must not overlap nor leave the file."""
+    """Return the tensors by position; they must not overlap or leave the file."""
     found = {name: _place(name, entry) for name, entry in header.items() if name != "__metadata__"}
     by_place = sorted(found.items(), key=lambda item: (*item[1][:2], item[0]))
     last = 0

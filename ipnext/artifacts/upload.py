@@ -1,4 +1,4 @@
-"""Publishing into a store: every file is checked, missing blobs are put, the manifest comes last."""
+"""Publish into a store: every file is checked, missing blobs are stored, the manifest comes last."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -14,16 +14,16 @@ from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest,
 from ipnext.model.signing import SignatureEnvelope
 
 Announce = Callable[[SnapshotManifest], None]
-"""Called with the manifest before the store is asked what it holds of it: what is there is kept from a collection."""
+"""Called with the manifest before the store's blobs are checked, so that a collection keeps them."""
 
 Sign = Callable[[str, SignatureEnvelope], None]
-"""Keeps the signatures of a committed snapshot, by its digest; what it refuses ends the upload."""
+"""Stores the signatures of a committed snapshot, by its digest; its refusal ends the upload."""
 
 
 def ingest_directory(store: ArtifactStore, directory: Path, *, announce: Announce = lambda _: None) -> SnapshotSource:
-    """Bring a snapshot directory into the store. Links may lead to files inside the directory only.
+    """Bring a snapshot directory into the store. Links may lead only to files inside the directory.
 
-    Each file's size and SHA-256 are checked, those that the store holds already too. Raises InvalidInput (no
+    Each file's size and SHA-256 are checked, also for files that the store already has. Raises InvalidInput (no
     snapshot.json, a bad one, an unsafe path), ArtifactMissing, ArtifactDigestMismatch, Unavailable.
     """
     return ingest(store, DirectorySource(directory, roots=(directory,)), announce=announce)
@@ -39,9 +39,9 @@ def ingest_uri(  # noqa: PLR0913 - what may be read, and what is done meanwhile
     announce: Announce = lambda _: None,
     sign: Sign | None = None,
 ) -> SnapshotSource:
-    """Bring what a uri names into the store: a directory below a root, or a prefix in one of the buckets.
+    """Bring the source of a uri into the store: a directory below a root, or a prefix in one of the buckets.
 
-    A snapshot of the store itself is taken as it is. PathNotAllowed names the allowed roots or buckets.
+    A snapshot of the store itself is used unchanged. PathNotAllowed names the allowed roots or buckets.
     """
     if uri.startswith(f"{store.uri}/snapshots/"):
         return SnapshotSource(manifest=store.manifest(uri), uri=uri)
@@ -52,7 +52,7 @@ def ingest_uri(  # noqa: PLR0913 - what may be read, and what is done meanwhile
 def ingest(
     store: ArtifactStore, source: Source, *, announce: Announce = lambda _: None, sign: Sign | None = None
 ) -> SnapshotSource:
-    """Bring a source into the store: check and put each blob, then commit."""
+    """Bring a source into the store: check and store each blob, then commit."""
     manifest = _manifest_of(source)
     announce(manifest)
     for file in manifest.files:

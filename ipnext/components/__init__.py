@@ -1,1 +1,1 @@
-"""How the platform's own processes prove themselves to each other: identities, certificates, Unix sockets, and who may call what."""
+"""Authentication between the platform's processes: identities, certificates, Unix sockets, and the allowed callers of each route."""

@@ -1,4 +1,4 @@
-"""Which component may call which inner route: one table for agents, routers and hosts. What is not in it is refused."""
+"""Allowed callers of each inner route: one table for agents, routers and hosts. Routes outside it are refused."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -49,12 +49,12 @@ _TABLE: Final = {(rule.listener, rule.steps[0]): rule.callers for rule in RULES}
 
 
 def callers_of(listener: Component, path: str) -> Collection[Component]:
-    """Return who may call a path there; nobody if the table does not know it."""
+    """Return the components that may call a path; none if the table does not contain it."""
     return _TABLE.get((listener, path.partition("?")[0].strip("/").partition("/")[0]), frozenset())
 
 
 def authorise(listener: Component, caller: Component, path: str) -> None:
-    """Forbidden unless this caller may call the path."""
+    """Raise Forbidden unless this caller may call the path."""
     allowed = callers_of(listener, path)
     if caller not in allowed:
         names = ", ".join(sorted(allowed)) or "no component"

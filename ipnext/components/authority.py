@@ -15,9 +15,9 @@ from ipnext.components.private_files import make_private_directory, write_privat
 from ipnext.errors import InvalidInput
 
 AUTHORITY_LASTS: Final = timedelta(days=3650)
-"""The key never leaves its machine; what it signs is short-lived."""
+"""The key never leaves its machine; the certificates that it signs are short-lived."""
 SKEW: Final = timedelta(minutes=1)
-"""A certificate is good from so long before it is made on: clocks of two machines differ."""
+"""A certificate is valid from this long before its creation, because clocks of two machines differ."""
 KEY_NAME: Final = "ca-key.pem"
 CERTIFICATE_NAME: Final = "ca.pem"
 
@@ -32,7 +32,7 @@ class Issued:
 
 
 class CertificateAuthority:
-    """Signs certificates of components with a key of its own."""
+    """Signs certificates of components with its key."""
 
     def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
         self._certificate = certificate
@@ -62,7 +62,7 @@ class CertificateAuthority:
 
     @classmethod
     def keep(cls, directory: Path) -> "CertificateAuthority":
-        """Return the authority of a directory, which is made if it is not there. InvalidInput if its files are not good."""
+        """Return the authority of a directory; create it if it is missing. InvalidInput if its files are invalid."""
         key_file, certificate_file = directory / KEY_NAME, directory / CERTIFICATE_NAME
         if key_file.exists() and certificate_file.exists():
             return cls._read(certificate_file, key_file)
@@ -94,11 +94,11 @@ class CertificateAuthority:
 
     @property
     def certificate(self) -> bytes:
-        """What components check each other's certificates by, PEM."""
+        """CA certificate (PEM) by which components verify each other's."""
         return self._certificate.public_bytes(serialization.Encoding.PEM)
 
     def issue(self, identity: Identity, lasts: timedelta, *, since: datetime | None = None) -> Issued:
-        """Sign a certificate of a new key, for both ends of a connection. `since` is now if it is not given."""
+        """Sign a certificate of a new key, for both ends of a connection. `since` defaults to now."""
         began = since or datetime.now(UTC)
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, identity.component.value)])

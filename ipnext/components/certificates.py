@@ -1,7 +1,7 @@
-"""A component's certificate, key and authorities as files, and the TLS contexts made of them.
+"""A component's certificate, key and CA certificates as files, and TLS contexts made of them.
 
-Something else writes the files (`ipnext dev`, SPIRE, cert-manager) and replaces them before the certificate ends. Both ends of a
-connection check the other's certificate, and which component it names, within the handshake.
+Another program writes the files (`ipnext dev`, SPIRE, cert-manager) and replaces them before the certificate expires.
+Both ends of a connection verify the other's certificate, and the component that it names, within the handshake.
 """
 
 import ssl
@@ -24,14 +24,14 @@ _READ_PAUSE_SECONDS: Final = 0.02
 
 @dataclass(frozen=True)
 class CertificateFiles:
-    """Where a component's own certificate (with its chain) and key lie, and the authorities that it trusts. All PEM."""
+    """Files of a component's certificate (with its chain) and key, and of the CAs that it trusts. All PEM."""
 
     certificate: Path
     key: Path
     authorities: Path
 
     def stamp(self) -> Stamp:
-        """Changes with the files. InvalidInput if one is missing."""
+        """Return a stamp that changes with the files. InvalidInput if one is missing."""
         try:
             stats = [path.stat() for path in (self.certificate, self.key, self.authorities)]
         except OSError as error:
@@ -45,7 +45,7 @@ class CheckedSSLObject(ssl.SSLObject):
 
     accepts: Accept
     peer: Identity
-    """Who is at the other end, after the handshake."""
+    """The component at the other end, after the handshake."""
 
     def do_handshake(self) -> None:
         """Check the certificate, then the name in it. ssl.SSLCertVerificationError."""
@@ -54,7 +54,7 @@ class CheckedSSLObject(ssl.SSLObject):
 
 
 class CheckedSSLSocket(ssl.SSLSocket):
-    """The same for a socket that blocks."""
+    """The same for a blocking socket."""
 
     accepts: Accept
     peer: Identity
@@ -66,19 +66,19 @@ class CheckedSSLSocket(ssl.SSLSocket):
 
 
 def server_context(files: CertificateFiles, accept: Accept) -> ssl.SSLContext:
-    """A context that asks each client for its certificate. InvalidInput if the files are not good."""
+    """Make a context that requires each client's certificate. InvalidInput if the files are invalid."""
     return _context(ssl.PROTOCOL_TLS_SERVER, files, accept)
 
 
 def client_context(files: CertificateFiles, accept: Accept) -> ssl.SSLContext:
-    """A context that shows the certificate to the server. InvalidInput if the files are not good."""
+    """Make a context that presents the certificate to the server. InvalidInput if the files are invalid."""
     return _context(ssl.PROTOCOL_TLS_CLIENT, files, accept)
 
 
 def _context(protocol: int, files: CertificateFiles, accept: Accept) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False  # a component is known by its name in the certificate, which `accept` checks
+    context.check_hostname = False  # the name in the certificate identifies a component, and `accept` checks it
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     bound = {"accepts": staticmethod(accept)}

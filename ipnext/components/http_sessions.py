@@ -11,7 +11,7 @@ from ipnext.components.sockets import is_socket_url, split_url
 
 
 class HttpSessions:
-    """An aiohttp session for each Unix socket, and one for all TCP ports. Close it in the loop that it was made in."""
+    """An aiohttp session for each Unix socket, and one for all TCP ports. Close it in the loop that it was created in."""
 
     def __init__(self) -> None:
         self._tcp = aiohttp.ClientSession(trust_env=False)
@@ -19,18 +19,18 @@ class HttpSessions:
         self._ending: set[asyncio.Task[None]] = set()
 
     def request(self, method: str, url: str, **more: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """As of `aiohttp.ClientSession`; `url` may be `unix://PATH.sock/...` too."""
+        """Make a request as with `aiohttp.ClientSession`; `url` may also be `unix://PATH.sock/...`."""
         if not is_socket_url(url):
             return self._tcp.request(method, url, **more)
         path, rest = split_url(url)
         return self._socket(path).request(method, f"http://localhost{rest}", **more)
 
     def get(self, url: str, **more: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """As of `aiohttp.ClientSession`."""
+        """Make a GET request as with `aiohttp.ClientSession`."""
         return self.request("GET", url, **more)
 
     def post(self, url: str, **more: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """As of `aiohttp.ClientSession`."""
+        """Make a POST request as with `aiohttp.ClientSession`."""
         return self.request("POST", url, **more)
 
     async def aclose(self) -> None:
@@ -46,7 +46,7 @@ class HttpSessions:
         return session
 
     def _forget_gone(self) -> None:
-        """Sessions of sockets that are no longer there end; a process that comes back there gets another one."""
+        """Close the sessions of missing sockets; a process that listens there again gets another session."""
         for path in [path for path in self._sockets if not Path(path).exists()]:
             task = asyncio.create_task(self._sockets.pop(path).close(), name="close a session")
             self._ending.add(task)

@@ -1,4 +1,4 @@
-"""Names of components, as SPIFFE writes them: `spiffe://TRUST_DOMAIN/region/us-east/agent`."""
+"""Names of components, in the form of SPIFFE: `spiffe://TRUST_DOMAIN/region/us-east/agent`."""
 
 import re
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Component(StrEnum):
     """A kind of process of the platform."""
 
     CONTROL_PLANE = "control-plane"
-    """API, worker, and the commands that do their work: `ipnext platform`."""
+    """API, worker, and the commands that act for them: `ipnext platform`."""
     AGENT = "agent"
     ROUTER = "router"
     HOST = "host"
@@ -25,9 +25,9 @@ class Component(StrEnum):
 
 @dataclass(frozen=True)
 class Identity:
-    """A component of one trust domain; all but the control plane belong to a region.
+    """A component of one trust domain; all except the control plane belong to a region.
 
-    InvalidInput if the trust domain or the region is not written as SPIFFE allows.
+    InvalidInput if the form of the trust domain or the region is not one of SPIFFE.
     """
 
     trust_domain: str
@@ -53,7 +53,7 @@ class Identity:
 
 
 def parse_identity(uri: str) -> Identity:
-    """Read the name of a certificate. InvalidInput if it is not one of a component."""
+    """Read the name of a certificate. InvalidInput if it is not a component's."""
     domain, _, path = uri.removeprefix(_SCHEME).partition("/")
     match path.split("/"):
         case [component] if uri.startswith(_SCHEME) and component in set(Component):

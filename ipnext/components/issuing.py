@@ -1,4 +1,4 @@
-"""Keeps the certificates of a machine's components fresh: issued as files, and again before they end."""
+"""Renews the certificates of a machine's components: issued as files, and again before they expire."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -28,7 +28,7 @@ class Issuer:
         renewed_at: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`renewed_at`: the share of a certificate's life after which it is replaced."""
+        """`renewed_at` is the share of a certificate's life after which it is replaced."""
         self._authority = authority
         self._directory = directory
         self._lasts = timedelta(seconds=lasts_seconds)
@@ -37,13 +37,13 @@ class Issuer:
         self._due: dict[Identity, float] = {}
 
     def files(self, identity: Identity) -> CertificateFiles:
-        """Where a component finds its files."""
+        """Return the files of a component."""
         name = identity.component if identity.region is None else f"{identity.component}-{identity.region}"
         place = self._directory / name
         return CertificateFiles(place / CERTIFICATE, place / KEY, place / AUTHORITIES)
 
     def issue(self, identities: Iterable[Identity]) -> None:
-        """Write new certificates, and keep them fresh from now on."""
+        """Write new certificates, and renew them from now on."""
         for identity in identities:
             issued = self._authority.issue(identity, self._lasts)
             content = {CERTIFICATE: issued.certificate, KEY: issued.key, AUTHORITIES: self._authority.certificate}
@@ -51,6 +51,6 @@ class Issuer:
             self._due[identity] = self._clock() + self._renewed_after
 
     def renew(self) -> None:
-        """Replace what is due. OSError if it cannot be written: it is tried again with the next call."""
+        """Replace due certificates. OSError if that fails: the next call retries."""
         now = self._clock()
         self.issue([identity for identity, due in self._due.items() if due <= now])

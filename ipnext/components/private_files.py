@@ -1,4 +1,4 @@
-"""Files for this user alone, and sets of files that change as one."""
+"""Files for this user alone, and sets of files that change together."""
 
 import os
 import secrets
@@ -11,7 +11,7 @@ from typing import Final
 from ipnext.errors import Conflict
 
 _CURRENT: Final = "..data"
-"""As Kubernetes names it: a link to the directory that holds the files of now."""
+"""Kubernetes' name: a link to the directory with the current files."""
 
 
 def make_private_directory(path: Path) -> None:
@@ -21,9 +21,9 @@ def make_private_directory(path: Path) -> None:
 
 
 def make_own_directory(path: Path, *, otherwise: str) -> None:
-    """Make a directory for this user alone where others may write, too, such as among the temporary files.
+    """Make a directory for this user alone in a place that others may write, such as the temporary directory.
 
-    Conflict if another user has made it, or a link; `otherwise` says what helps besides removing it.
+    Conflict if another user has made it, or a link; `otherwise` names a remedy besides removing it.
     """
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     if path.is_symlink() or path.stat().st_uid != os.geteuid():
@@ -33,7 +33,7 @@ def make_own_directory(path: Path, *, otherwise: str) -> None:
 
 
 def let_group_enter(path: Path, group: int) -> None:
-    """Let a group reach what it knows by name in a directory, and not list it. Nothing if all users may enter."""
+    """Let a group open files by name in a directory, without listing it. Do nothing if all users may enter."""
     mode = stat.S_IMODE(path.stat().st_mode)
     if not mode & stat.S_IXOTH:
         os.chown(path, -1, group)
@@ -41,7 +41,7 @@ def let_group_enter(path: Path, group: int) -> None:
 
 
 def keep_new_files_private() -> None:
-    """Let only this user read what this process, and those that it starts, write from now on. For the start of a program."""
+    """Make new files of this process and its children readable by this user alone. For the start of a program."""
     os.umask(0o077)
 
 
@@ -57,7 +57,7 @@ def write_private_file(path: Path, content: bytes) -> None:
 def replace_file_set(directory: Path, files: Mapping[str, bytes]) -> None:
     """Put files in force together: their names are links through one link, which is renamed into place.
 
-    Who reads one file after the other may still meet two sets, and has to check that they fit.
+    A reader of one file after the other may still get two sets, and must check that they fit.
     """
     make_private_directory(directory)
     former = (directory / _CURRENT).resolve()

@@ -1,4 +1,4 @@
-"""Settings of components: how they prove themselves to each other."""
+"""Settings of components: authentication between them."""
 
 from pathlib import Path
 from typing import Literal
@@ -22,19 +22,19 @@ class ComponentSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="IPNEXT_", frozen=True)
 
     component_authentication: Literal["required", "none"] = "required"
-    """`none`: agents ask nobody for a certificate, and whoever reaches them may do everything. For debugging on one machine."""
+    """`none`: agents require no certificate, and any caller may do everything. For debugging on one machine."""
     component_certificate_file: Path | None = None
-    """Certificate chain (PEM) that proves this component, with its name as a URI. Read again when it changes."""
+    """Certificate chain (PEM) that authenticates this component, with its name as a URI. Read again when it changes."""
     component_key_file: Path | None = None
     """Its private key (PEM)."""
     component_ca_file: Path | None = None
-    """Certificates (PEM) that those of other components are checked by."""
+    """CA certificates (PEM) by which other components are verified."""
     trust_domain: str = Field(default="ipnext.local", min_length=1)
     """First part of the components' names: `spiffe://TRUST_DOMAIN/...`. Certificates of another one are refused."""
 
     @property
     def certificate_files(self) -> CertificateFiles | None:
-        """The files, None if none is named. InvalidInput if only some are."""
+        """The files; None if none is named. InvalidInput if only some are."""
         found = {name: getattr(self, name) for name in _FILES}
         missing = [name for name, path in found.items() if path is None]
         if len(missing) == len(found):
@@ -46,7 +46,7 @@ class ComponentSettings(BaseSettings):
 
 
 def component_settings() -> ComponentSettings:
-    """Read them from the environment. InvalidInput names the one that is wrong."""
+    """Read them from the environment. InvalidInput names the invalid one."""
     try:
         return ComponentSettings()
     except ValidationError as error:

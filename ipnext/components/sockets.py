@@ -1,7 +1,8 @@
 """Unix sockets between the components of one region on one machine.
 
-A process listens in a directory of its own, which only its user may enter, on one socket for each kind of caller: `agent.sock`,
-`router.sock`, `gateway.sock`. The directory proves the user, the socket says who calls. URL: `unix://DIRECTORY`.
+A process listens in a private directory, which only its user may enter, on one socket for each kind of caller:
+`agent.sock`, `router.sock`, `gateway.sock`. The directory proves the user, the socket identifies the caller. URL:
+`unix://DIRECTORY`.
 """
 
 import os
@@ -17,7 +18,7 @@ from ipnext.errors import Forbidden
 SCHEME: Final = "unix://"
 SUFFIX: Final = ".sock"
 LONGEST_PATH: Final = 100
-"""Bytes of a socket's path; the kernel takes 107."""
+"""Bytes of a socket's path; the kernel allows 107."""
 LONGEST_NAME: Final = len("/gateway.sock")
 _CREDENTIALS: Final = struct.Struct("3i")
 
@@ -37,7 +38,7 @@ def is_socket_url(url: str) -> bool:
 
 
 def caller_url(url: str, caller: Component) -> str:
-    """Return where `caller` reaches a process; the URL of a TCP port or of a single socket is the same for all."""
+    """Return the URL by which `caller` reaches a process; that of a TCP port or of a single socket is the same for all."""
     if not is_socket_url(url) or url.endswith(SUFFIX):
         return url
     return f"{url}/{caller}{SUFFIX}"
@@ -55,7 +56,7 @@ def split_url(url: str) -> tuple[str, str]:
 
 
 def bind_socket(directory: Path, caller: Component) -> socket.socket:
-    """Bind the socket of one kind of caller, in place of one that a former process has left."""
+    """Bind the socket of one kind of caller, in place of a former process's."""
     make_private_directory(directory)
     path = directory / f"{caller}{SUFFIX}"
     path.unlink(missing_ok=True)
@@ -66,7 +67,7 @@ def bind_socket(directory: Path, caller: Component) -> socket.socket:
 
 
 def check_peer(connection: _Socket) -> None:
-    """Forbidden unless the process at the other end runs as this process's user, or as root."""
+    """Raise Forbidden unless the process at the other end runs as this process's user, or as root."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _, user, _ = _CREDENTIALS.unpack(raw)
     if user not in {0, os.geteuid()}:
