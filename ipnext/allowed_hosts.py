@@ -1,7 +1,7 @@
-"""Host names and origins that a listener answers to: API, agents, routers, hosts and gateways check the same ones.
+"""Host names and origins that a listener accepts: API, agents, routers, hosts and gateways check the same ones.
 
-A page in a browser can have its own name resolve to a loopback address (DNS rebinding) and would then be of the same origin
-as a listener there. Its requests still carry its name in `Host`, and its origin in `Origin`.
+A page in a browser can have its name resolve to a loopback address (DNS rebinding) and would then have the same origin
+as a listener there. Its requests still have its name in `Host`, and its origin in `Origin`.
 """
 
 import re
@@ -18,17 +18,18 @@ _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9._-]{0,252}[a-z0-9])?|\[[0-9a-f:.]{2
 _ORIGIN: Final = re.compile(r"https?://([a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[0-9]{1,5})?", re.IGNORECASE)
 _PORT: Final = "(:[0-9]*)?"
 LOOPBACK_AUTHORITY: Final = f"(?i)({_LOOPBACK}){_PORT}"
-"""Matches as a whole a `Host` that is a loopback address or localhost; Envoy takes no larger one (100 instructions of RE2)."""
+"""Matches a whole `Host` that is a loopback address or localhost; Envoy accepts no larger one (100 instructions of
+RE2)."""
 _KNOWN: Final = 1024
-"""So many values of `Host` that passed are remembered."""
+"""Most accepted values of `Host` that are cached."""
 _ALLOWED: Final = "a loopback address, localhost, a name of IPNEXT_ALLOWED_HOSTS"
 
 
 @dataclass(frozen=True)
 class AllowedHosts:
-    """Names beside 127.0.0.0/8, [::1] and localhost, without a port: any port is good. Origins as `https://ui.example.com`.
+    """Names in addition to 127.0.0.0/8, [::1] and localhost, without a port: any port is allowed. Origins as `https://ui.example.com`.
 
-    InvalidInput if a name or an origin is not written so.
+    InvalidInput if a name or an origin has another form.
     """
 
     names: tuple[str, ...] = ()
@@ -65,9 +66,10 @@ class AllowedHosts:
             self._known.add(host)
 
     def check_source(self, method: str, host: str, headers: Mapping[str, str]) -> None:
-        """Raise ForeignOrigin if a page of another origin asks. `headers` by lower-case names; `host` has been checked.
+        """Raise ForeignOrigin if the request comes from a page of another origin. `headers` by lower-case names; `host` must be checked.
 
-        A link that is followed by hand (a GET that opens a document) is not refused: its sender does not see the answer.
+        A link that a user follows (a GET that opens a document) is not refused: the linking page does not see the
+        answer.
         """
         origin = headers.get("origin")
         if origin is not None:
@@ -82,7 +84,7 @@ class AllowedHosts:
 
 
 def joined_headers(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Headers by lower-case names. Values of one name are joined, so that none hides another from a check."""
+    """Return headers by lower-case names. Values of one name are joined, so that none hides another from a check."""
     found: dict[str, str] = {}
     for name, value in pairs:
         key = name.lower()
@@ -96,7 +98,7 @@ def _same(origin: str, host: str) -> bool:
 
 
 def opens_document(method: str, headers: Mapping[str, str]) -> bool:
-    """Whether the person at a browser goes to a page, so that no other page sees the answer. `headers` by lower-case names."""
+    """Whether the user of a browser opens a page, so that no other page sees the answer. `headers` by lower-case names."""
     return (
         method == "GET"
         and headers.get("sec-fetch-mode", "").lower() == "navigate"

@@ -1,4 +1,4 @@
-"""uvicorn with bounded connections: a `BoundedListener` in place of the servers of asyncio that it makes."""
+"""uvicorn with limited connections: a `BoundedListener` in place of the asyncio servers that it makes."""
 
 import socket
 import ssl
@@ -17,13 +17,13 @@ class BoundedServer(uvicorn.Server):
     """Listens on the host and port of its configuration, within the limits."""
 
     def __init__(self, config: uvicorn.Config, limits: ConnectionLimits, context: ssl.SSLContext | None = None) -> None:
-        """`context`: the server's end of TLS; None: clear text."""
+        """`context` is the server's TLS context; None: clear text."""
         super().__init__(config)
         self._connections = Connections(limits)
         self._context = context
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start as uvicorn does, and accept then. Conflict if the port is taken."""
+        """Start uvicorn, then accept connections. Conflict if the port is taken."""
         bound = bound_sockets(self.config.host, self.config.port) if sockets is None else sockets
         await super().startup(sockets=[])
         for one in bound:
@@ -37,7 +37,7 @@ class BoundedServer(uvicorn.Server):
 
 
 def bounded_config(app: Callable[..., Any], *, host: str, port: int, keep_alive_seconds: int) -> uvicorn.Config:
-    """Return how uvicorn serves an application."""
+    """Return uvicorn's configuration for an application."""
     return uvicorn.Config(
         app,
         host=host,
@@ -52,7 +52,7 @@ def bounded_config(app: Callable[..., Any], *, host: str, port: int, keep_alive_
 
 
 def server_context(certificate: Path, key: Path, *, field: str, variable: str) -> ssl.SSLContext:
-    """Return the server's end of TLS. InvalidInput if the files are no certificate and its key."""
+    """Return the server's TLS context. InvalidInput if the files are no certificate and its key."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(certificate, key, password=_no_password)
@@ -68,5 +68,5 @@ def _no_password() -> str:
 
 
 def _is_busy(protocol: Any) -> bool:
-    """Whether uvicorn runs a request of the connection."""
+    """Whether uvicorn is processing a request of the connection."""
     return protocol.cycle is not None and not protocol.cycle.response_complete

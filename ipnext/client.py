@@ -1,7 +1,7 @@
-"""The Python client of the API. Needs the base dependencies only; the CLI and notebooks use it.
+"""The Python client of the API. Needs only the base dependencies; the CLI and notebooks use it.
 
-Calls that may be repeated are repeated for a moment while the API can't be reached. Errors are those of
-`ipnext.errors`, with the server's text.
+Idempotent calls are retried for a moment while the API can't be reached. Errors are those of `ipnext.errors`, with the
+server's text.
 """
 
 import json
@@ -79,7 +79,7 @@ T = TypeVar("T")
 Trigger = Literal["manual", "supply", "drain"]
 
 _ORDER: tuple[type, ...] = (FleetManifest, OwnerManifest, FreezeManifest, ModelManifest)
-"""What others build on comes first."""
+"""Order of application: objects that others refer to come first."""
 
 EXPORTED_AT_ONCE = 500
 """Entries of the audit."""
@@ -90,7 +90,7 @@ SERVER_SIDE = ("file://", "s3://")
 
 
 class Client:
-    """One API. Safe to use from several threads; close it, or use it as a context manager."""
+    """Client of one API. Safe to use from several threads; close it, or use it as a context manager."""
 
     def __init__(
         self,
@@ -101,12 +101,12 @@ class Client:
         user: str | None = None,
         api_key: str | None = None,
     ) -> None:
-        """The API at `base_url`; `timeout_seconds` bounds one answer, waiting for a rollout has its own limit.
+        """Connect to the API at `base_url`; `timeout_seconds` limits one answer, waiting for a rollout has its own limit.
 
-        What is not given is IPNEXT_API_URL (http://127.0.0.1:8700) and IPNEXT_TIMEOUT_SECONDS (30), as for the CLI.
-        InvalidInput names a variable that holds no such value. `user` stands in the audit; else IPNEXT_USER, or the user of
-        the system. `api_key`: a key or token; else IPNEXT_API_KEY, or what `ipnext dev` or `ipnext login` wrote down for
-        this address.
+        The defaults are IPNEXT_API_URL (http://127.0.0.1:8700) and IPNEXT_TIMEOUT_SECONDS (30), as for the CLI.
+        InvalidInput names a variable with an invalid value. `user` is recorded in the audit; default IPNEXT_USER, or
+        the user of the system. `api_key` is a key or token; default IPNEXT_API_KEY, or the credential that `ipnext dev`
+        or `ipnext login` stored for this address.
         """
         settings = client_settings()
         base_url = str(settings.api_url) if base_url is None else base_url
@@ -114,11 +114,11 @@ class Client:
         user = user or settings.user
         self._credential = Credential(str(base_url), given=api_key, settings=settings)
         self.gateway_auth = GatewayCredential(self._credential)
-        """For requests to gateways: gives one that asks for a credential that of the API."""
+        """For requests to gateways: if one requires a credential, it gets that of the API."""
         self.trusted: ssl.SSLContext | bool = (
             True if settings.ca_file is None else ssl.create_default_context(cafile=str(settings.ca_file))
         )
-        """Certificates by which API and gateways are checked."""
+        """CA certificates by which API and gateways are verified."""
         self._url = str(base_url).rstrip("/")
         loopback = is_loopback(urlsplit(self._url).hostname or "")
         self._http = httpx.Client(
@@ -186,15 +186,15 @@ class Client:
         after: str | None = None,
         limit: int | None = None,
     ) -> Listing[ModelView]:
-        """Models that are not retired, by name: of an owner, ready or not, with `search` in their name.
+        """List models that are not retired, by name: of an owner, ready or not, with `search` in their name.
 
-        As for every list: pages are read while it is iterated over; `limit` ends it, None: its end does.
+        As for every list, pages are read during the iteration; `limit` is the most items, None: all.
         """
         params = params_of(owner=owner, ready=ready, search=search)
         return self._list("/v1/models", ModelView, limit, after=after, **params)
 
     def model(self, name: str) -> ModelView:
-        """One model with its status. Raises NotFound."""
+        """Return one model with its status. Raises NotFound."""
         return self._get(f"/v1/models/{name}", ModelView)
 
     def delete(self, name: str) -> ChangeView:
@@ -202,7 +202,7 @@ class Client:
         return self._call("DELETE", f"/v1/models/{name}", ChangeView)
 
     def explain(self, name: str) -> Explanation:
-        """Why a model is, or is not, where its owner wants it."""
+        """Explain why a model is in its desired state, or not."""
         return self._get(f"/v1/models/{name}/explanation", Explanation)
 
     def logs(
@@ -215,10 +215,10 @@ class Client:
         tail: int = DEFAULT_LINES,
         after: Iterable[ReplicaLog] = (),
     ) -> LogsView:
-        """What a model's replicas wrote, the last `tail` lines of each log; of replicas that have ended too.
+        """Return the output of a model's replicas, the last `tail` lines of each log; ended replicas included.
 
-        `after` are logs of an earlier answer: then what was written since, of these and of others that run. Raises NotFound
-        where there is no such model, part, region or log, or where the infrastructure keeps none.
+        `after` are logs of an earlier answer: then only later output is returned, of these and of others that run.
+        Raises NotFound if there is no such model, part, region or log, or if the infrastructure keeps none.
         """
         params = dict(params_of(part=part, region=region, replica=replica, tail=tail))
         params |= {"after": [log.cursor for log in after]}
@@ -237,8 +237,8 @@ class Client:
     ) -> ChangeView:
         """Publish snapshots: part -> local snapshot or checkpoint directory, or a file:// or s3:// uri that the server reads.
 
-        Files that the server lacks are uploaded first. The same `change_id` twice is one change. `override_freeze`: the
-        reason for which it passes every freeze; it stands in the audit.
+        Files that the server lacks are uploaded first. The same `change_id` twice is one change. With the reason
+        `override_freeze`, which is recorded in the audit, it passes every freeze.
         """
         published = {source: self._published(model, source, on_upload) for source in dict.fromkeys(parts.values())}
         given = {part: published[source] for part, source in parts.items()}
@@ -246,33 +246,36 @@ class Client:
         return self._call("POST", f"/v1/models/{model}/publish", ChangeView, body=request)
 
     def rollback(self, model: str, *, generation: int | None = None, change_id: str | None = None) -> ChangeView:
-        """Go back to a generation that has served; without one, to the newest other."""
+        """Roll back to a generation that has served; default: the newest other one."""
         request = RollbackRequest(change_id=change_id or uuid4().hex, generation=generation)
         return self._call("POST", f"/v1/models/{model}/rollback", ChangeView, body=request)
 
     def repair(self, model: str, *, change_id: str | None = None) -> ChangeView:
-        """Bring users and replicas that were left on another generation back to the one that serves."""
+        """Repair a model: move users and replicas that were left on another generation back to the serving one."""
         request = RepairRequest(change_id=change_id or uuid4().hex)
         return self._call("POST", f"/v1/models/{model}/repair", ChangeView, body=request)
 
     def pause(self, model: str, *, reason: str = "") -> ControlAnswer:
-        """Pause a model's changes: what runs stops at its next step; rollbacks and retirements pass."""
+        """Pause a model's changes: a running one stops at its next step; rollbacks and retirements pass."""
         return self._control(model, ControlAction.PAUSE, reason)
 
     def resume(self, model: str, *, reason: str = "") -> ControlAnswer:
-        """Go on. Conflict where nothing is paused."""
+        """Resume a model's changes. Conflict if nothing is paused."""
         return self._control(model, ControlAction.RESUME, reason)
 
     def approve(self, model: str, *, reason: str = "") -> ControlAnswer:
-        """Let the wave go on that waits for an approval. Conflict where none waits."""
+        """Approve the wave that waits for an approval. Conflict if none waits."""
         return self._control(model, ControlAction.APPROVE, reason)
 
     def promote(self, model: str, *, reason: str = "") -> ControlAnswer:
-        """Skip the holds and approvals that are left; gates and capacity are kept. Conflict where no run moves traffic."""
+        """Skip the remaining bake times and approvals; gates and capacity stay in force.
+
+        Conflict if no run moves traffic.
+        """
         return self._control(model, ControlAction.PROMOTE, reason)
 
     def abort(self, model: str, *, reason: str = "") -> ControlAnswer:
-        """Stop the run that is under way: what it moved goes back. Conflict where none runs."""
+        """Stop the running change and revert its moves. Conflict if none runs."""
         return self._control(model, ControlAction.ABORT, reason)
 
     def _control(self, model: str, action: ControlAction, reason: str) -> ControlAnswer:
@@ -280,11 +283,11 @@ class Client:
         return self._call("POST", path, ControlAnswer, body=body, key=uuid4().hex)
 
     def change(self, change_id: str) -> ChangeView:
-        """One change."""
+        """Return one change."""
         return self._get(f"/v1/changes/{change_id}", ChangeView)
 
     def changes(self, model: str | None = None, *, limit: int | None = 50) -> Listing[ChangeView]:
-        """Changes of a model, or of all, newest first."""
+        """List the changes of a model, or of all, newest first."""
         path = "/v1/changes" if model is None else f"/v1/models/{model}/changes"
         return self._list(path, ChangeView, limit)
 
@@ -294,9 +297,10 @@ class Client:
         timeout_seconds: float = 600.0,
         on_update: Callable[[ChangeView], None] | None = None,
     ) -> ChangeView:
-        """Wait for a change's end, whatever it is. `on_update` sees each new state. DeadlineExceeded.
+        """Wait for a change's end, with any outcome. `on_update` gets each new state. DeadlineExceeded.
 
-        If the platform carries the change out again, since a region was lost in its way, that change is waited for and returned.
+        If the platform executes the change again, because a region was lost during it, that change is awaited and
+        returned.
         """
         last: ChangeView | None = None
         deadline = time.monotonic() + timeout_seconds
@@ -318,7 +322,7 @@ class Client:
         timeout_seconds: float = 600.0,
         on_update: Callable[[ModelView], None] | None = None,
     ) -> ModelView:
-        """Wait until the newest wanted state of a model serves. DeadlineExceeded says why it does not."""
+        """Wait until the newest desired state of a model serves. DeadlineExceeded names the reason if it does not."""
         return self.wait_condition(model, ConditionType.READY, timeout_seconds=timeout_seconds, on_update=on_update)
 
     def wait_condition(
@@ -330,7 +334,10 @@ class Client:
         timeout_seconds: float = 600.0,
         on_update: Callable[[ModelView], None] | None = None,
     ) -> ModelView:
-        """Wait until a condition of a model has a status. DeadlineExceeded says which conditions are not true, and why."""
+        """Wait until a condition of a model has a status.
+
+        DeadlineExceeded names the conditions that are not true, and why.
+        """
         last: ModelView | None = None
         for _ in _until(timeout_seconds):
             view = self._glance(lambda: self.model(model))
@@ -350,36 +357,36 @@ class Client:
     # history
 
     def generations(self, model: str, *, limit: int | None = None) -> Listing[Generation]:
-        """A model's generations, newest first."""
+        """List a model's generations, newest first."""
         return self._list(f"/v1/models/{model}/generations", Generation, limit)
 
     def snapshots(self, model: str, *, part: str | None = None, limit: int | None = None) -> Listing[Snapshot]:
-        """A model's snapshots by part, the newest of each part first."""
+        """List a model's snapshots by part, the newest of each part first."""
         return self._list(f"/v1/models/{model}/snapshots", Snapshot, limit, **params_of(part=part))
 
     def snapshot(self, model: str, part: str, number: int) -> Snapshot:
-        """One snapshot. Raises NotFound."""
+        """Return one snapshot. Raises NotFound."""
         return self._get(f"/v1/models/{model}/snapshots/{part}/{number}", Snapshot)
 
     def profiles(self, model: str, part: str, snapshot: int, *, limit: int | None = None) -> Listing[ProfileView]:
-        """What replicas of a snapshot were measured to do, newest first."""
+        """List the measurements of a snapshot's replicas, newest first."""
         return self._list(f"/v1/models/{model}/snapshots/{part}/{snapshot}/profiles", ProfileView, limit)
 
     def put_profile(self, model: str, part: str, snapshot: int, profile: Profile) -> ProfileView:
-        """Keep a measurement with a snapshot; the same one again changes nothing."""
+        """Store a measurement of a snapshot; an equal one changes nothing."""
         path = f"/v1/models/{model}/snapshots/{part}/{snapshot}/profiles"
         return self._put(path, profile, ProfileView, params={})
 
     def report(self, model: str, generation: int) -> ValidationReport:
-        """The validation report of a generation."""
+        """Return the validation report of a generation."""
         return self._get(f"/v1/models/{model}/reports/{generation}", ValidationReport)
 
     def transitions(self, model: str, *, limit: int | None = 20) -> Listing[TransitionView]:
-        """A model's transitions, newest first."""
+        """List a model's transitions, newest first."""
         return self._list(f"/v1/models/{model}/transitions", TransitionView, limit)
 
     def events(self, model: str | None = None, *, limit: int | None = 100) -> Listing[EventView]:
-        """Events of a model, or of all, newest first."""
+        """List the events of a model, or of all, newest first."""
         path = "/v1/events" if model is None else f"/v1/models/{model}/events"
         return self._list(path, EventView, limit)
 
@@ -393,15 +400,15 @@ class Client:
         return self._put(f"/v1/owners/{owner.name}", owner, OwnerView, params=params)
 
     def owners(self, *, limit: int | None = None) -> Listing[OwnerView]:
-        """Owners with their usage, by name."""
+        """List owners with their usage, by name."""
         return self._list("/v1/owners", OwnerView, limit)
 
     def owner(self, name: str) -> OwnerView:
-        """One owner with its members, and its usage beside its quotas. NotFound."""
+        """Return one owner with its members, and its usage next to its quotas. NotFound."""
         return self._get(f"/v1/owners/{name}", OwnerView)
 
     def delete_owner(self, name: str, *, expected_version: int | None = None) -> OwnerView:
-        """Remove an owner, its quotas and its members' roles. Conflict while it has models; NotFound; StaleWrite."""
+        """Delete an owner, its quotas and its members' roles. Conflict while it has models; NotFound; StaleWrite."""
         params = params_of(expectedVersion=expected_version)
         return self._call("DELETE", f"/v1/owners/{name}", OwnerView, params=params, repeatable=False)
 
@@ -415,24 +422,27 @@ class Client:
         return self._put(f"/v1/freezes/{freeze.name}", freeze, FreezeView, params=params)
 
     def freezes(self, *, limit: int | None = None) -> Listing[FreezeView]:
-        """Freezes, by name."""
+        """List freezes, by name."""
         return self._list("/v1/freezes", FreezeView, limit)
 
     def freeze(self, name: str) -> FreezeView:
-        """One freeze with its next windows. NotFound."""
+        """Return one freeze with its next windows. NotFound."""
         return self._get(f"/v1/freezes/{name}", FreezeView)
 
     def delete_freeze(self, name: str, *, reason: str | None = None, expected_version: int | None = None) -> FreezeView:
-        """Lift a freeze: what waits for it alone goes on at once. The reason stands in the audit. NotFound; StaleWrite."""
+        """Lift a freeze: changes that wait for it alone continue at once. The reason is recorded in the audit.
+
+        NotFound; StaleWrite.
+        """
         params = params_of(expectedVersion=expected_version, reason=reason)
         return self._call("DELETE", f"/v1/freezes/{name}", FreezeView, params=params, repeatable=False)
 
     def frozen_now(self, model: str, *, kind: str = "publish") -> FreezeNow:
-        """Whether a change of a model would wait now, until when and why; and when it would next."""
+        """Return whether a freeze would block a change of a model now, until when and why; and when it would next."""
         return self._call("GET", "/v1/freezes/now", FreezeNow, params={"model": model, "kind": kind})
 
     def override_freezes(self, change_id: str, reason: str) -> Override:
-        """Let one change through every freeze. The reason stands in the audit."""
+        """Let one change pass every freeze. The reason is recorded in the audit."""
         body = OverrideRequest(reason=reason)
         return self._call("POST", f"/v1/changes/{change_id}/override", Override, body=body)
 
@@ -446,17 +456,20 @@ class Client:
         since: datetime | None = None,
         limit: int | None = 100,
     ) -> Listing[AuditEntry]:
-        """Who did what, newest first. `who`: id or name of a principal; `action`: one, or `models.*`; `about`: an object or model."""
+        """List the audit, newest first.
+
+        `who`: id or name of a principal; `action`: one, or `models.*`; `about`: an object or model.
+        """
         at = None if since is None else since.isoformat()
         given = {"who": who, "action": action, "object": about, "outcome": outcome, "since": at}
         return self._list("/v1/audit", AuditEntry, limit, **given)
 
     def audit_head(self) -> AuditHead:
-        """Sequence and hash of the newest entry of the audit: an anchor for later verifications, if it is kept elsewhere."""
+        """Return sequence and hash of the newest audit entry: an anchor for later verifications, if it is kept elsewhere."""
         return self._get("/v1/audit/head", AuditHead)
 
     def exported_audit(self, *, after: int = 0) -> Iterator[Mapping[str, Any]]:
-        """Entries in the order of the chain, as the API gives them out: for `ipnext.model.audit_chain.verify`."""
+        """Yield the entries in the order of the chain, as the API returns them: for `ipnext.model.audit_chain.verify`."""
         following: str | None = str(after)
         while following is not None:
             params = params_of(after=following, limit=EXPORTED_AT_ONCE, oldestFirst=True)
@@ -467,19 +480,19 @@ class Client:
     # access
 
     def who_am_i(self) -> SessionView:
-        """As whom the API knows this client. Unauthenticated."""
+        """Return the principal of this client. Unauthenticated."""
         return self._get("/v1/sessions/current", SessionView)
 
     def login_options(self) -> LoginView:
-        """How a person logs in. Needs no credential. NotFound if the API has no identity provider."""
+        """Return the login options for users. Needs no credential. NotFound if the API has no identity provider."""
         return decode(LoginView, self._retry(Unavailable, self._send, "GET", "/v1/login", auth=None))
 
     def grant_role(self, request: RoleRequest) -> RoleView:
-        """Bind a role to a group or user of the identity provider; the same grant again answers the binding there is."""
+        """Bind a role to a group or user of the identity provider; the same grant again returns the existing binding."""
         return self._call("POST", "/v1/roles", RoleView, body=request)
 
     def roles(self, *, limit: int | None = 50) -> Listing[RoleView]:
-        """Role bindings, newest first."""
+        """List role bindings, newest first."""
         return self._list("/v1/roles", RoleView, limit)
 
     def revoke_role(self, binding_id: str) -> RoleView:
@@ -487,15 +500,15 @@ class Client:
         return self._call("DELETE", f"/v1/roles/{binding_id}", RoleView, repeatable=False)
 
     def create_key(self, request: KeyRequest) -> CreatedKey:
-        """Create an API key; `key` is its text, which the API gives out this once. Conflict if a valid key has the name."""
+        """Create an API key; `key` is its text, which the API returns only once. Conflict if a valid key has the name."""
         return self._call("POST", "/v1/keys", CreatedKey, body=request, repeatable=False)
 
     def keys(self, *, limit: int | None = 50) -> Listing[KeyView]:
-        """API keys, newest first, revoked ones too; without secrets."""
+        """List API keys, newest first, revoked ones included; without secrets."""
         return self._list("/v1/keys", KeyView, limit)
 
     def revoke_key(self, key_id: str) -> KeyView:
-        """Revoke an API key and what was logged in with it. NotFound."""
+        """Revoke an API key and the logins made with it. NotFound."""
         return self._call("DELETE", f"/v1/keys/{key_id}", KeyView)
 
     def make_ticket(self) -> Ticket:
@@ -516,28 +529,28 @@ class Client:
     ) -> ReplanView:
         """Plan the whole fleet again; with `wait`, until the moved models have finished.
 
-        `dry_run`: the plan is computed and stored, and nothing else. `max_moves`: replicas started at most. The same
-        `replan_id` twice is one replan. DeadlineExceeded; Unavailable where no plan could be had.
+        `dry_run`: the plan is computed and stored, without further effect. `max_moves` is the most replicas that are
+        started. The same `replan_id` twice is one replan. DeadlineExceeded; Unavailable if no plan was found.
         """
         body = ReplanRequest(replan_id=replan_id or uuid4().hex, trigger=trigger, dry_run=dry_run, max_moves=max_moves)
         replan = self._call("POST", "/v1/replans", ReplanView, body=body)
         return self.wait_replan(replan.id, timeout_seconds) if wait else replan
 
     def steer_replan(self, action: MoverAction, *, reason: str = "") -> ReplanProgress:
-        """Pause or resume the moves of replans, or cancel the replan that runs: Conflict where none runs."""
+        """Pause or resume the moves of replans, or cancel the running replan: Conflict if none runs."""
         body = SteerRequest(action=action, reason=reason)
         return self._call("POST", "/v1/replans/steer", ReplanProgress, body=body, key=uuid4().hex)
 
     def moves(self) -> MovesView:
-        """The pause of the moves, the replan that moves models now, and how many replans wait."""
+        """Return the pause of the moves, the replan that moves models now, and the number of waiting replans."""
         return self._get("/v1/moves", MovesView)
 
     def replan_status(self, replan_id: str) -> ReplanView:
-        """Where a replan stands."""
+        """Return the state of a replan."""
         return self._get(f"/v1/replans/{replan_id}", ReplanView)
 
     def replans(self, *, limit: int | None = 20) -> Listing[ReplanView]:
-        """Replans, newest first."""
+        """List replans, newest first."""
         return self._list("/v1/replans", ReplanView, limit)
 
     def wait_replan(
@@ -546,7 +559,7 @@ class Client:
         timeout_seconds: float = 600.0,
         on_update: Callable[[ReplanView], None] | None = None,
     ) -> ReplanView:
-        """Wait for a replan's end. `on_update` sees each new state. Unavailable where it failed; DeadlineExceeded."""
+        """Wait for a replan's end. `on_update` gets each new state. Unavailable if it failed; DeadlineExceeded."""
         last: ReplanView | None = None
         for _ in _until(timeout_seconds):
             found = self._glance(lambda: self.replan_status(replan_id))
@@ -564,66 +577,67 @@ class Client:
         raise DeadlineExceeded(msg)
 
     def plans(self, *, limit: int | None = 20, fleet_only: bool = False) -> Listing[PlanSummary]:
-        """Plans, newest first; `fleet_only`: without those of one model."""
+        """List plans, newest first; `fleet_only`: without those of one model."""
         return self._list("/v1/plans", PlanSummary, limit, **params_of(fleetOnly=fleet_only))
 
     def plan(self, plan_id: str) -> PlanView:
-        """One plan with its problem; NotFound where only its line is kept."""
+        """Return one plan with its problem; NotFound if only its entry is kept."""
         return self._get(f"/v1/plans/{plan_id}", PlanView)
 
     def plan_summary(self, plan_id: str) -> PlanSummary:
-        """One plan without its documents, which may be megabytes."""
+        """Return one plan without its documents, which may be megabytes."""
         return self._get(f"/v1/plans/{plan_id}/summary", PlanSummary)
 
     def plan_diff(self, plan_id: str) -> PlanDiff:
-        """What a plan changes against the plan before it."""
+        """Return a plan's changes against the plan before it."""
         return self._get(f"/v1/plans/{plan_id}/diff", PlanDiff)
 
     def fleet(self) -> FleetView:
-        """The fleet as applied."""
+        """Return the fleet as applied."""
         return self._get("/v1/fleet", FleetView)
 
     def regions(self, *, limit: int | None = None) -> Listing[RegionView]:
-        """Regions with supply, counts of replicas and requests, and the replicas that do not answer."""
+        """List regions with supply, counts of replicas and requests, and the replicas that do not answer."""
         return self._list("/v1/regions", RegionView, limit)
 
     def replicas(self, region: str, *, model: str | None = None, limit: int | None = None) -> Listing[Replica]:
-        """Replicas that a region reports, by id. NotFound; Unavailable if the region does not answer."""
+        """List the replicas that a region reports, by id. NotFound; Unavailable if the region does not answer."""
         return self._list(f"/v1/regions/{region}/replicas", Replica, limit, **params_of(model=model))
 
     def validators(self) -> tuple[ValidatorView, ...]:
-        """The built-in validators and plug-ins, refused ones included."""
+        """Return the built-in validators and plug-ins, refused ones included."""
         return self._get("/v1/validators", tuple[ValidatorView, ...])
 
     def drain(self, region: str, *, disaster: bool = False, force: bool = False, reason: str = "") -> DrainView:
-        """Take a region out of service; `disaster`: it is gone. Conflict where no other region would be left.
+        """Take a region out of service; `disaster`: it is lost. Conflict if no other region would remain.
 
-        One that is under way is answered. `wait_drain` waits for its end, `wait_routed` until its traffic goes elsewhere.
+        If a drain is under way, that one is returned. `wait_drain` waits for its end, `wait_routed` until its traffic
+        is rerouted.
         """
         body = DrainRequest(disaster=disaster, force=force, reason=reason)
         return self._call("POST", f"/v1/regions/{region}/drain", DrainView, body=body)
 
     def undrain(self, region: str, *, reason: str = "") -> DrainView:
-        """Bring a region back into service. NotFound where it is not drained."""
+        """Bring a region back into service. NotFound if it is not drained."""
         return self._call("POST", f"/v1/regions/{region}/return", DrainView, body=ReturnRequest(reason=reason))
 
     def drain_status(self, region: str) -> DrainView:
-        """The newest drain of a region. NotFound before the first."""
+        """Return the newest drain of a region. NotFound before the first."""
         return self._get(f"/v1/regions/{region}/drain", DrainView)
 
     def drains(self, region: str | None = None, *, limit: int | None = 20) -> Listing[DrainView]:
-        """Drains of a region, or of all, newest first, those that are over too."""
+        """List the drains of a region, or of all, newest first, those that are over included."""
         return self._list("/v1/drains", DrainView, limit, **params_of(region=region))
 
     def wait_drain(
         self, region: str, timeout_seconds: float = 600.0, on_update: Callable[[DrainView], None] | None = None
     ) -> DrainView:
-        """Wait until a region is drained, or back. Unavailable where the drain is refused; DeadlineExceeded."""
+        """Wait until a region is drained, or back in service. Unavailable if the drain is refused; DeadlineExceeded."""
         settled = (DrainState.DRAINED, DrainState.RETURNED)
         return self._wait_region(region, settled, timeout_seconds, on_update)
 
     def wait_routed(self, region: str, timeout_seconds: float = 600.0) -> DrainView:
-        """Wait until the traffic of a lost region goes elsewhere. Unavailable where it is refused; DeadlineExceeded."""
+        """Wait until the traffic of a lost region is rerouted. Unavailable if the drain is refused; DeadlineExceeded."""
         settled = (DrainState.DRAINING, DrainState.DRAINED, DrainState.RETURNED)
         return self._wait_region(region, settled, timeout_seconds, None)
 
@@ -650,11 +664,11 @@ class Client:
         raise DeadlineExceeded(msg)
 
     def collect_artifacts(self, *, dry_run: bool = False) -> CollectionView:
-        """Remove what nothing names in the artifact store, or show what would go."""
+        """Remove unreferenced items of the artifact store, or with `dry_run` show them."""
         return self._call("GET" if dry_run else "POST", "/v1/artifacts/collect", CollectionView)
 
     def readiness(self) -> Readiness:
-        """Is the API up, and what of its surroundings is."""
+        """Return whether the API is up, and the state of its dependencies."""
         return self._get("/readyz", Readiness)
 
     # inside
@@ -740,7 +754,7 @@ class Client:
         return answer.content
 
     def _glance(self, look: Callable[[], T]) -> T | None:
-        """A look that may fail for a moment, as while the API starts anew."""
+        """Read a state; None if that fails for a moment, such as during a restart of the API."""
         try:
             return look()
         except (Unavailable, DeadlineExceeded):
@@ -748,7 +762,7 @@ class Client:
 
 
 def _until(timeout_seconds: float) -> Iterator[None]:
-    """One turn now and one every POLL_SECONDS until the time is over."""
+    """Yield now and every POLL_SECONDS until the time is over."""
     deadline = time.monotonic() + timeout_seconds
     while True:
         yield

@@ -1,6 +1,6 @@
-"""What proves the client to the API: given, of the environment, or written down for the API's address.
+"""Credential of the client for the API: given, from the environment, or stored for the API's address.
 
-An API key that was written down is sent over http:// only once what listens there has proved that it knows it: the platform may have
+A stored API key is sent over http:// only after the listener has proved that it knows the key: the platform may have
 ended since, and another program may have its port.
 """
 
@@ -24,18 +24,18 @@ from ipnext.model.wire import decode
 from ipnext.settings import ClientSettings
 
 PROVED_SECONDS: Final = 5.0
-"""A proof counts for so long, so that not every request is two."""
+"""Validity of a proof, so that not every request becomes two."""
 
 
 class Credential(httpx.Auth):
     """Adds `Authorization` to requests to the API's own address.
 
-    What is written down in a file is read for each request: a platform that starts again writes another key. A token of an
-    identity provider is renewed before it ends.
+    A stored credential is read from its file for each request: a restarted platform writes another key. A token of an
+    identity provider is renewed before it expires.
     """
 
     def __init__(self, url: str, *, given: str | None, settings: ClientSettings) -> None:
-        """InvalidInput for a key that a header can't carry; the message does not repeat it."""
+        """InvalidInput if a header can't carry the key; the message does not repeat it."""
         self._url = url
         self._file = settings.credentials_file
         named = settings.api_key.get_secret_value() if settings.api_key is not None else None
@@ -52,9 +52,9 @@ class Credential(httpx.Auth):
             raise InvalidInput(msg, field="api_key")
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Send a request with the credential, if there is one, after the API's proof if it has to give one.
+        """Send a request with the credential, if there is one, after the API's proof if that is needed.
 
-        Unauthenticated for a login that has ended, and if what listens there does not prove itself; Unavailable.
+        Unauthenticated if the login has ended, or if the listener does not prove itself; Unavailable.
         """
         if origin_of(str(request.url)) == origin_of(self._url):
             written = None if self._given is not None else current_credential(self._url, self._file)
@@ -69,14 +69,14 @@ class Credential(httpx.Auth):
         yield request
 
     def find(self) -> str | None:
-        """The key or token, or None. Unauthenticated for a login that has ended; Unavailable."""
+        """Return the key or token, or None. Unauthenticated if the login has ended; Unavailable."""
         if self._given is not None:
             return self._given
         written = current_credential(self._url, self._file)
         return None if written is None else written.text
 
     def _has_to_prove(self, written: Written) -> bool:
-        """With https:// the certificate has proved it; a token of an identity provider is known to no API."""
+        """Whether a proof is needed: neither for https:// (the certificate proves it) nor for a token of an identity provider."""
         proved, until = self._proved
         is_proved = proved == written.text and time.monotonic() < until
         return urlsplit(self._url).scheme == "http" and is_key(written.text) and not is_proved
@@ -119,7 +119,7 @@ class Credential(httpx.Auth):
 
 
 class GatewayCredential(httpx.Auth):
-    """Adds the credential for the API to a request to a gateway that the API named, if the gateway asks for one."""
+    """Adds the credential for the API to a request to a gateway that the API named, if the gateway requires one."""
 
     def __init__(self, credential: Credential) -> None:
         self._credential = credential

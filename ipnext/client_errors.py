@@ -1,4 +1,4 @@
-"""From an answer of the API, or none, to the error tree."""
+"""Translation of an answer of the API, or of none, into the error tree."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from ipnext.model.wire import decode
 
 
 def no_answer(url: str, error: httpx.TransportError) -> IPnextError:
-    """The API did not answer: Unavailable, or DeadlineExceeded where it took the request and stayed silent."""
+    """Return Unavailable, or DeadlineExceeded if the API accepted the request and did not answer."""
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
         return DeadlineExceeded(f"the API at {url} did not answer in time; raise IPNEXT_TIMEOUT_SECONDS or try again")
     why = str(error) or type(error).__name__
@@ -19,7 +19,7 @@ def no_answer(url: str, error: httpx.TransportError) -> IPnextError:
 
 
 def error_of(answer: httpx.Response, url: str) -> IPnextError:
-    """The error that an answer carries. One that is not ours names the URL."""
+    """Return the error of an answer. If the answer is not from IPnext, the error names the URL."""
     try:
         body = decode(ErrorBody, answer.content)
     except ValidationError:
@@ -36,7 +36,7 @@ def error_of(answer: httpx.Response, url: str) -> IPnextError:
 
 
 def _kinds() -> Mapping[str, type[IPnextError]]:
-    """Every class of the tree by its code."""
+    """Return every class of the tree by its code."""
     found: list[type[IPnextError]] = [IPnextError]
     for kind in found:
         found.extend(kind.__subclasses__())

@@ -8,18 +8,18 @@ from ipnext.model.resource import Listed
 Item = TypeVar("Item")
 
 LARGEST_PAGE = 200
-"""Items that are asked for at a time."""
+"""Items of one request."""
 
 
 class Listing(Sequence[Item]):
-    """A list of the API. The first page is read at once, the others while the list is iterated over.
+    """A list of the API. The first page is read at once, the others during the iteration.
 
-    Iterate over it, or index it; `len` and a negative index read it to its end. Items that were read are kept. Each page
-    is read at its own moment.
+    Iterate over it, or index it; `len` and a negative index read it to its end. Items that were read are kept. Each
+    page is read at a different time.
     """
 
     def __init__(self, page: Callable[[int, str | None], Listed[Item]], limit: int | None) -> None:
-        """`page(limit, after)` reads one page; `limit` ends the list after so many items, None: at its end."""
+        """`page(limit, after)` reads one page; `limit` is the most items, None: all."""
         self._page = page
         self._left = limit
         self._items: list[Item] = []
@@ -76,5 +76,5 @@ class Listing(Sequence[Item]):
 
 
 def params_of(**given: Any) -> dict[str, Any]:
-    """Query parameters without the absent ones; booleans as JSON writes them."""
+    """Return query parameters without the absent ones; booleans in the form of JSON."""
     return {k: str(v).lower() if isinstance(v, bool) else v for k, v in given.items() if v is not None}

@@ -1,4 +1,4 @@
-"""Logins that are written down: what a login leaves in the credentials file, its renewal, and its end."""
+"""Stored logins: the entry of a login in the credentials file, its renewal, and its end."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,14 +20,14 @@ from ipnext.errors import Unauthenticated, Unavailable
 from ipnext.identity_provider import ProviderClient
 
 BEFORE_END_SECONDS: Final = 60.0
-"""A token is renewed so long before it ends, in seconds, or in the last quarter of its life if that is shorter."""
+"""A token is renewed this long before it expires, in seconds, or in the last quarter of its life if that is shorter."""
 
 Clock = Callable[[], float]
 
 
 @contextmanager
 def login_at(issuer: str, client_id: str) -> Iterator[DeviceLogin]:
-    """The device flow at a provider. InvalidInput for an issuer that is neither https nor of loopback."""
+    """Open the device flow at a provider. InvalidInput if the issuer is neither https nor loopback."""
     provider = ProviderClient(issuer)
     try:
         yield DeviceLogin(provider, client_id)
@@ -36,7 +36,7 @@ def login_at(issuer: str, client_id: str) -> Iterator[DeviceLogin]:
 
 
 def entry_of(issuer: str, client_id: str, tokens: Tokens, *, clock: Clock = time.time) -> Mapping[str, Any]:
-    """What is written down of a login."""
+    """Return the stored entry of a login."""
     ends = clock() + tokens.lasts_seconds
     return {
         "credential": tokens.access,
@@ -49,9 +49,9 @@ def entry_of(issuer: str, client_id: str, tokens: Tokens, *, clock: Clock = time
 
 
 def current_credential(url: str, file: Path | None = None, *, clock: Clock = time.time) -> Written | None:
-    """The credential for an API, renewed if it is about to end; None without one.
+    """Return the credential for an API, renewed if it is about to expire; None if there is none.
 
-    Unauthenticated if the login has ended; Unavailable if the provider does not answer and the token has ended.
+    Unauthenticated if the login has ended; Unavailable if the provider does not answer and the token has expired.
     """
     entry = find_entry(url, file)
     if entry is None or not _is_ending(entry, clock()):
@@ -60,14 +60,17 @@ def current_credential(url: str, file: Path | None = None, *, clock: Clock = tim
         found = entries.get(origin_of(url))
         if not isinstance(found, Mapping):
             return None
-        if _is_ending(found, clock()):  # no other process has renewed it meanwhile
+        if _is_ending(found, clock()):  # no other process has renewed it since
             found = _renewed(found, clock)
             entries[origin_of(url)] = dict(found)
         return Written(str(found["credential"]), is_of_platform=False)
 
 
 def end_login(url: str, file: Path | None = None) -> tuple[bool, str]:
-    """Forget what is written down for an API, and revoke its refresh token. Whether there was one, and what to tell."""
+    """Delete the stored entry for an API, and revoke its refresh token.
+
+    Return whether there was one, and a message for the user.
+    """
     entry = find_entry(url, file)
     known = forget_credential(url, file)
     if entry is None or not _can_renew(entry):

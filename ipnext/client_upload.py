@@ -1,4 +1,4 @@
-"""What the client checks of a local snapshot before it uploads anything."""
+"""Checks of a local snapshot before the client uploads anything."""
 
 import hashlib
 from pathlib import Path
@@ -15,16 +15,20 @@ from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 
 
 def published_manifest(source: Source, directory: Path) -> SnapshotManifest:
-    """The manifest of a directory to publish: a snapshot's own, or the one that a checkpoint directory gets. As `checked_snapshot`."""
+    """Return the manifest of a directory to publish: a snapshot's own, or one made of a checkpoint directory.
+
+    As `checked_snapshot`.
+    """
     if not (directory / SNAPSHOT_FILE).exists() and is_checkpoint(directory):
         return describe_checkpoint(directory).manifest
     return checked_snapshot(source)
 
 
 def checked_snapshot(source: Source) -> SnapshotManifest:
-    """The manifest of a snapshot directory whose files are all there, of the stated size and SHA-256.
+    """Return the manifest of a snapshot directory whose files all exist with the stated size and SHA-256.
 
-    Raises InvalidInput (no snapshot.json, or a program that hosts would not load), ArtifactMissing, ArtifactDigestMismatch.
+    Raises InvalidInput (no snapshot.json, or a program that hosts would not load), ArtifactMissing,
+    ArtifactDigestMismatch.
     """
     try:
         stream = source.open(SNAPSHOT_FILE)

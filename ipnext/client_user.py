@@ -1,4 +1,4 @@
-"""Who asks, as the audit of the API will have it."""
+"""User name of the client, for the audit of the API."""
 
 import getpass
 from urllib.parse import quote
@@ -8,7 +8,7 @@ LONGEST = 100
 
 
 def system_user() -> str:
-    """The user of the operating system; `unknown` where it has no name."""
+    """Return the user of the operating system; `unknown` if it has no name."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):
@@ -16,5 +16,5 @@ def system_user() -> str:
 
 
 def header_of(user: str) -> str:
-    """A name as a header carries it: what is not printable ASCII is percent-encoded."""
+    """Encode a name for a header: characters that are not printable ASCII are percent-encoded."""
     return quote(user.strip()[:LONGEST], safe=" !#$&'()*+,/:;=?@[]|<>^`{}~") or UNKNOWN

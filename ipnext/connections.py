@@ -1,7 +1,7 @@
-"""Bounds on the connections of a server: how many, from where, and how long a client may keep one without a request.
+"""Limits of a server's connections: how many, from each address, and how long a client may keep one without a request.
 
-`listening.BoundedListener` counts a connection as it accepts it, before a handshake of TLS or a byte of HTTP has come. The protocol of
-an HTTP library, such as uvicorn's, stands behind a `Bounded` one. Once a second all open connections are looked at.
+`listening.BoundedListener` counts a connection as it accepts it, before a TLS handshake or a byte of HTTP. A `Bounded`
+wraps the protocol of an HTTP library, such as uvicorn's. All open connections are checked once per second.
 """
 
 import asyncio
@@ -16,15 +16,15 @@ from typing import Any, Final
 from ipnext.errors import InvalidInput, IPnextError, TooLarge, TooSlow, Unavailable
 
 SWEEP_SECONDS: Final = 1.0
-"""Connections are looked at so often; a limit in seconds holds to within it."""
+"""Interval of the checks of connections; a limit in seconds is exact to within it."""
 MOST_CONNECTIONS: Final = 10_000
-"""Of one server if the settings name no figure, and the process may open so many files."""
+"""Most connections of one server if the settings name no figure, and the process may open so many files."""
 RESERVED_FILES: Final = 256
-"""Open files of a process that are no connections of clients: database, logs, uploads, calls to other processes."""
+"""Open files of a process that are not client connections: database, logs, uploads, calls to other processes."""
 BACKLOG: Final = 128
 """Connections that wait to be accepted: all of them at once still fit into the reserve."""
 STALLED_SECONDS: Final = 60.0
-"""A client that takes nothing of its answer for so long is cut off."""
+"""A client that reads nothing of its answer for this long is disconnected."""
 
 LARGEST_HEAD_BYTES: Final = 2**16
 """Of a request's line and headers. The parser of a server joins a header piece by piece, at a cost that grows with its square."""
@@ -37,22 +37,23 @@ class ConnectionLimits:
     """Limits of one server."""
 
     connections: int = MOST_CONNECTIONS
-    """All open connections, with those in a handshake; one more is answered 503 and closed, with TLS closed."""
+    """All open connections, those in a handshake included; one more is answered 503 and closed, with TLS just
+    closed."""
     per_source: int = MOST_CONNECTIONS // 2
-    """Those of one address, or of one IPv6 network of 64 bits."""
+    """Connections of one address, or of one IPv6 network of 64 bits."""
     header_seconds: float = 20.0
-    """From the first byte of a request to the end of its headers, else 408; also from the connection to its first byte, and for the
-    handshake of TLS before that."""
+    """From the first byte of a request to the end of its headers, else 408; also from the connection to its first
+    byte, and for the TLS handshake before that."""
     keep_alive_seconds: float = 5.0
     """Between two requests of a connection."""
     stalled_seconds: float = STALLED_SECONDS
 
 
 def room_for_connections(given: int | None, *, field: str, variable: str) -> int:
-    """Return how many connections a server takes: `given`, else as many as the process may open files, less the reserve.
+    """Return a server's limit of connections: `given`, else the process's limit of open files less the reserve.
 
     Raises:
-        InvalidInput: more are given than that.
+        InvalidInput: `given` is more than that.
     """
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY:
@@ -65,7 +66,7 @@ def room_for_connections(given: int | None, *, field: str, variable: str) -> int
 
 
 def source_of(peer: object) -> str:
-    """Return the address of a peer name; of IPv6 its network of 64 bits, which one client has to itself."""
+    """Return the address of a peer name; for IPv6 its network of 64 bits, which belongs to one client."""
     host = str(peer[0]) if isinstance(peer, tuple) and peer else ""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
@@ -79,7 +80,7 @@ def source_of(peer: object) -> str:
 
 
 class Connections:
-    """The open connections of one server. To be used from one event loop."""
+    """The open connections of one server. Use it in one event loop."""
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
@@ -130,8 +131,8 @@ class Bounded(asyncio.Protocol):
     ) -> None:
         """Prepare for one connection.
 
-        `make` makes the protocol behind this one. `is_busy` tells whether a request, whose headers have come whole, is not yet
-        answered whole.
+        `make` makes the wrapped protocol. `is_busy` returns whether a request with complete headers has no complete
+        answer yet.
         """
         self._connections = connections
         self._make = make
@@ -139,28 +140,28 @@ class Bounded(asyncio.Protocol):
         self._inner: Any = None
         self._transport: Any = None
         self._began: float | None = None
-        """When the first byte of a request came whose headers are not whole."""
+        """Arrival of the first byte of a request whose headers are not complete."""
         self._head_bytes = 0
-        """What has come since then."""
+        """Bytes that have come since then."""
         self._quiet: float | None = None
-        """Since when there is no request."""
+        """Time since which there is no request."""
         self._heard = self._paused = self._ended = False
         self._unsent, self._stalled = 0, 0.0
 
     @property
     def is_made(self) -> bool:
-        """Whether it is connected, or was: with TLS, once the handshake is done."""
+        """Whether the connection is or was established: with TLS, after the handshake."""
         return self._inner is not None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of a stream
-        """Begin with the protocol that answers."""
+        """Create and connect the protocol that answers."""
         self._transport = transport
         self._quiet = asyncio.get_running_loop().time()
         self._inner = self._make()
         self._inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Pass it on, and note when a request begins."""
+        """Pass on the data, and record when a request begins."""
         if self._ended:
             return
         self._heard, self._quiet = True, None
@@ -175,27 +176,30 @@ class Bounded(asyncio.Protocol):
                 self._end(TooLarge(f"the headers of a request have more than {LARGEST_HEAD_BYTES} bytes"))
 
     def eof_received(self) -> bool | None:
-        """Pass it on."""
+        """Pass on the end of the input."""
         found: bool | None = self._inner.eof_received()
         return found
 
     def pause_writing(self) -> None:
-        """Pass it on."""
+        """Pass on that the write buffer is full."""
         self._paused, self._unsent = True, 0
         self._inner.pause_writing()
 
     def resume_writing(self) -> None:
-        """Pass it on."""
+        """Pass on that the write buffer has room again."""
         self._paused = False
         self._inner.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Count it no longer."""
+        """Count the connection no longer, and pass on its end."""
         self._connections.discard(self)
         self._inner.connection_lost(exc)
 
     def check(self, now: float) -> None:
-        """End the connection if its client has kept it too long. `now` is of the event loop, which limits handshakes itself."""
+        """End the connection if its client has exceeded a limit.
+
+        `now` is of the event loop, which limits handshakes itself.
+        """
         limits = self._connections.limits
         if not self.is_made:
             return
@@ -212,7 +216,7 @@ class Bounded(asyncio.Protocol):
             self._end(None)
 
     def _is_stalled(self, now: float) -> bool:
-        """Whether an answer waits for a client that takes nothing of it."""
+        """Whether an answer waits for a client that reads nothing of it."""
         unsent = self._transport.get_write_buffer_size()
         waits = unsent and (self._paused or self._transport.is_closing())
         if not waits or not self._unsent or unsent < self._unsent:
@@ -220,7 +224,7 @@ class Bounded(asyncio.Protocol):
         return now - self._stalled > self._connections.limits.stalled_seconds
 
     def _end(self, error: IPnextError | None) -> None:
-        """Close the connection, with an answer if there is something to say."""
+        """Close the connection, with an answer if there is an error."""
         self._ended = True
         transport = self._transport
         if error is not None:
@@ -229,7 +233,7 @@ class Bounded(asyncio.Protocol):
 
 
 def answer_to(error: IPnextError) -> bytes:
-    """Return the answer of HTTP, after which the connection is closed."""
+    """Return the HTTP answer, after which the connection is closed."""
     body = json.dumps({"code": error.code, "message": error.message}).encode()
     retry = "retry-after: 1\r\n" if error.retryable else ""
     head = (

@@ -1,7 +1,8 @@
 """Credentials of this user, by the address of the API: one file that only the user can read.
 
-`ipnext dev` writes down where its admin key lies and which process it is, `ipnext login` a key or token. A credential is sent to the
-address that it was written down for, and to no other; an API key only once the API there has proved that it knows it (`ipnext.client_credential`).
+`ipnext dev` stores the path of its admin key and its process, `ipnext login` a key or token. A credential is sent only
+to the address that it was stored for; an API key only after the API there has proved that it knows it
+(`ipnext.client_credential`).
 """
 
 import contextlib
@@ -25,22 +26,22 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 def credentials_file(given: Path | None = None) -> Path:
-    """The file of this user, or the one that the settings name."""
+    """Return the file of this user, or the one of the settings."""
     return given or Path(platformdirs.user_config_dir("ipnext", appauthor=False)) / FILE
 
 
 class Written(NamedTuple):
-    """A credential that was written down for an API."""
+    """A stored credential for an API."""
 
     text: str
     is_of_platform: bool
-    """Whether `ipnext dev` wrote it down: the API is at exactly this port then."""
+    """Whether `ipnext dev` stored it: then the API is at exactly this port."""
 
 
 def find_credential(url: str, file: Path | None = None) -> Written | None:
-    """The credential for an API, or None. InvalidInput if the file is not ours, or others may read the key.
+    """Return the credential for an API, or None. InvalidInput if the file is not the user's, or others may read the key.
 
-    That of a platform that has gone counts as none, and its entry is struck off.
+    The credential of a platform that has ended counts as none, and its entry is deleted.
     """
     entry = find_entry(url, file)
     if entry is None:
@@ -49,7 +50,7 @@ def find_credential(url: str, file: Path | None = None) -> Written | None:
         return Written(str(entry["credential"]), is_of_platform=False)
     named = entry.get("key_file")
     if not isinstance(named, str) or life_of(entry) is not Life.RUNS:
-        with contextlib.suppress(InvalidInput):  # a file that can't be written: the entry says nothing all the same
+        with contextlib.suppress(InvalidInput):  # the file can't be written: the entry is invalid nevertheless
             strike_off_ended(file)
         return None
     text = read_key(Path(named))
@@ -57,7 +58,7 @@ def find_credential(url: str, file: Path | None = None) -> Written | None:
 
 
 def strike_off_ended(file: Path | None = None) -> None:
-    """Forget the keys of platforms that were killed. InvalidInput if the file can't be written."""
+    """Delete the keys of killed platforms. InvalidInput if the file can't be written."""
     found = credentials_file(file)
     if any(_has_ended(entry) for entry in _read(found).values()):
         with changing(found) as entries:
@@ -74,13 +75,13 @@ def _has_ended(entry: object) -> bool:
 
 
 def find_entry(url: str, file: Path | None = None) -> Mapping[str, Any] | None:
-    """Everything that is written down for an API, or None. InvalidInput if the file is not JSON."""
+    """Return the whole stored entry for an API, or None. InvalidInput if the file is not JSON."""
     entry = _read(credentials_file(file)).get(origin_of(url))
     return entry if isinstance(entry, Mapping) else None
 
 
 def read_key(file: Path) -> str | None:
-    """The key in a file; None if there is no such file. InvalidInput if others than its owner may read it."""
+    """Return the key in a file; None if there is no such file. InvalidInput if others than its owner may read it."""
     try:
         with file.open(encoding="utf-8") as opened:
             mode = os.fstat(opened.fileno()).st_mode
@@ -104,13 +105,13 @@ def write_private(file: Path, text: str) -> None:
             os.fsync(opened.fileno())
         Path(name).replace(file)
     finally:
-        Path(name).unlink(missing_ok=True)  # of a write that failed; after one that did not it has the other name
+        Path(name).unlink(missing_ok=True)  # only of a failed write; otherwise the file was renamed
 
 
 def note_key_file(url: str, key_file: Path, file: Path | None = None) -> None:
-    """Write down where the key for an API lies, which this process serves: once it has gone, the key is not sent there.
+    """Store the path of the key for an API that this process serves: after the process has ended, the key is not sent there.
 
-    Entries of platforms that were killed go on the way.
+    Entries of killed platforms are deleted as well.
     """
     with changing(credentials_file(file)) as entries:
         _drop_ended(entries)
@@ -118,13 +119,13 @@ def note_key_file(url: str, key_file: Path, file: Path | None = None) -> None:
 
 
 def note_credential(url: str, entry: Mapping[str, Any], file: Path | None = None) -> None:
-    """Write down a credential for an API: `credential` and what renews it."""
+    """Store a credential for an API: `credential` and the fields that renew it."""
     with changing(credentials_file(file)) as entries:
         entries[origin_of(url)] = dict(entry)
 
 
 def forget_credential(url: str, file: Path | None = None, *, key_file: Path | None = None) -> bool:
-    """Strike off what was written down for an API; with `key_file` only what this process noted of it. True if there was one."""
+    """Delete the stored entry for an API; with `key_file` only this process's entry of it. True if there was one."""
     with changing(credentials_file(file)) as entries:
         entry = entries.get(origin_of(url))
         mine = {"key_file": str(key_file), **name_this_process()}
@@ -135,7 +136,7 @@ def forget_credential(url: str, file: Path | None = None, *, key_file: Path | No
 
 
 def origin_of(url: str) -> str:
-    """Scheme, host and port of an address, as credentials are written down for. `localhost` is 127.0.0.1."""
+    """Return scheme, host and port of an address, the key of a stored credential. `localhost` is 127.0.0.1."""
     parts = urlsplit(str(url))
     host = "127.0.0.1" if parts.hostname in {"localhost", None} else parts.hostname
     return f"{parts.scheme}://{host}:{parts.port or _PORTS.get(parts.scheme, 0)}"
@@ -160,7 +161,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def changing(file: Path) -> Iterator[dict[str, Any]]:
-    """The entries by origin, to change while no other process changes them. An error leaves the file as it was."""
+    """Lock and yield the entries by origin, to change them. An error leaves the file unchanged."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = (file.parent / f".{file.name}.lock").open("a")

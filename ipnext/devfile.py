@@ -1,6 +1,7 @@
 """temporal-dev.yaml: ports, the Temporal server's start, task queues and schedules of the embedded platform.
 
-Read by `ipnext dev`, which hands its workers what they need by their settings, and by the tests. Unknown fields are refused with their path and what is allowed.
+`ipnext dev` reads it, and passes it to its workers as settings, and so do the tests. Unknown fields are refused with
+their path and the allowed ones.
 """
 
 import json
@@ -27,7 +28,7 @@ AttributeType = Literal["Text", "Keyword", "Int", "Double", "Bool", "Datetime", 
 
 
 class TemporalServer(Value):
-    """How `temporal server start-dev` is started."""
+    """Options of `temporal server start-dev`."""
 
     port: Port = Field(default=7233, ge=0, le=65535)
     ui_port: Port = Field(default=8233, ge=0, le=65535)
@@ -46,7 +47,7 @@ class TaskQueueGroup(Value):
 
     queue: str
     executor: Literal["threads", "process"] = "threads"
-    """`process`: solves of the whole fleet run in a process of their own."""
+    """`process`: solves of the whole fleet run in a separate process."""
     activity_slots: int = Field(ge=1)
     """Activities at once; each takes a thread."""
     workflow_slots: int = Field(default=0, ge=0)
@@ -54,7 +55,7 @@ class TaskQueueGroup(Value):
 
 
 class ReplanSchedule(Value):
-    """When the fleet is planned anew without being asked."""
+    """Schedule of automatic replans of the fleet."""
 
     every_hours: float = Field(gt=0)
     jitter_minutes: float = Field(default=0.0, ge=0)
@@ -67,19 +68,19 @@ class Schedules(Value):
 
 
 class ApiPort(Value):
-    """Where the API listens."""
+    """Port of the API."""
 
     port: Port = Field(default=8700, ge=0, le=65535)
 
 
 class GatewayPorts(Value):
-    """Where the regions' gateways listen: the first region here, each further one a port higher."""
+    """Ports of the regions' gateways: the first region has this one, each further one a port higher."""
 
     first_port: Port = Field(default=8711, ge=0, le=65535)
 
 
 class AgentPatience(Value):
-    """How long agents wait for the processes of their region, in seconds: see `ipnext.infra.agent_settings`."""
+    """Limits of agents for the processes of their region, in seconds: see `ipnext.infra.agent_settings`."""
 
     probe_seconds: float = Field(gt=0)
     unanswered_seconds: float = Field(gt=0)
@@ -98,7 +99,7 @@ class DevFile(Value):
     gateways: GatewayPorts = GatewayPorts()
 
     def worker_settings(self) -> Mapping[str, str]:
-        """What a worker reads of this file, as the settings of its environment. Raises NotFound."""
+        """Return the settings of a worker from this file, as environment variables. Raises NotFound."""
         lifecycle, urgent, planner, replan = (
             self.group(names.LIFECYCLE_QUEUE),
             self.group(names.URGENT_QUEUE),
@@ -117,11 +118,11 @@ class DevFile(Value):
         }
 
     def agent_settings(self) -> Mapping[str, str]:
-        """What an agent reads of this file, as the settings of its environment."""
+        """Return the settings of an agent from this file, as environment variables."""
         return _as_settings("IPNEXT_AGENT", self.agents)
 
     def group(self, queue: str) -> TaskQueueGroup:
-        """The group that serves a task queue. Raises NotFound."""
+        """Return the group that serves a task queue. Raises NotFound."""
         for group in self.task_queues.values():
             if group.queue == queue:
                 return group
@@ -157,14 +158,14 @@ def read_devfile(path: Path | None = None) -> DevFile:
 
 
 def find_devfile() -> Path:
-    """The file beside the `ipnext` package in a source tree, else the copy inside the package."""
+    """Return the file next to the `ipnext` package in a source tree, else the copy inside the package."""
     package = Path(__file__).resolve().parent
     beside = package.parent / FILE_NAME
     return beside if beside.is_file() else package / FILE_NAME
 
 
 def temporal_binary() -> Path:
-    """The `temporal` program beside this interpreter, else the one on PATH. Raises NotFound."""
+    """Return the `temporal` program next to this interpreter, else the one on PATH. Raises NotFound."""
     beside = Path(sys.executable).parent / "temporal"
     found = beside if beside.is_file() else shutil.which("temporal")
     if found is None:
@@ -174,7 +175,7 @@ def temporal_binary() -> Path:
 
 
 def server_options(server: TemporalServer, *, with_database: bool) -> tuple[str, ...]:
-    """The options of `temporal server start-dev` that say what the server is like, not where it listens."""
+    """Return the options of `temporal server start-dev` that concern its behaviour, not its addresses."""
     options: list[str] = []
     if with_database:
         for name, value in server.pragmas.items():
@@ -189,9 +190,9 @@ def server_options(server: TemporalServer, *, with_database: bool) -> tuple[str,
 def server_command(
     server: TemporalServer, *, binary: Path, state: Path | None, ui: tuple[str, int] | None = None
 ) -> tuple[str, ...]:
-    """The whole command that starts the server on the loopback; `state` holds its database (None: in memory).
+    """Return the command that starts the server on the loopback; `state` has its database (None: in memory).
 
-    `ui`: address and port of its UI, which asks nobody; None: there is none.
+    `ui` is the address and port of its UI, which requires no credential; None: there is none.
     """
     command = [str(binary), "server", "start-dev", "--ip", LOOPBACK, "--port", str(server.port)]
     command += ["--headless"] if ui is None else ["--ui-ip", ui[0], "--ui-port", str(ui[1])]

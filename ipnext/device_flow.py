@@ -1,6 +1,6 @@
 """Logins by the OAuth 2.0 device authorization grant (RFC 8628), with renewal and revocation (RFC 7009).
 
-A public client: it has an id and no secret. Used by the CLI and the SDK.
+The CLI and the SDK use it as a public client, which has an id and no secret.
 """
 
 import time
@@ -12,16 +12,16 @@ from ipnext.identity_provider import Endpoints, ProviderClient, ProviderRefused,
 
 DEVICE_GRANT: Final = "urn:ietf:params:oauth:grant-type:device_code"
 INTERVAL_SECONDS: Final = 5.0
-"""Between two polls unless the provider says otherwise; added at each `slow_down` (RFC 8628, 3.5)."""
+"""Interval of polls unless the provider sets another; added at each `slow_down` (RFC 8628, 3.5)."""
 LEAST_INTERVAL_SECONDS: Final = 1.0
 LONGEST_INTERVAL_SECONDS: Final = 60.0
 LONGEST_WAIT_SECONDS: Final = 1800.0
 LIFETIME_SECONDS: Final = 300.0
-"""Of a token whose lifetime the provider does not say."""
+"""Lifetime of a token if the provider names none."""
 
 
 class DeviceCode(NamedTuple):
-    """What a person opens and types, and what the client polls with. Times in seconds."""
+    """Address and code for the user, and the client's polling parameters. Times in seconds."""
 
     device_code: str
     user_code: str
@@ -32,7 +32,7 @@ class DeviceCode(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """What a login gave. `lasts_seconds` counts from now."""
+    """Tokens of a login. `lasts_seconds` counts from now."""
 
     access: str
     refresh: str | None
@@ -54,7 +54,7 @@ class DeviceLogin:
         self._sleep, self._clock = sleep, clock
 
     def begin(self, scopes: Sequence[str], audience: str) -> DeviceCode:
-        """Ask for a code that a person enters. Unavailable, also for a provider without this flow; Unauthenticated."""
+        """Request a code that the user enters. Unavailable, also if the provider lacks this flow; Unauthenticated."""
         address = self._endpoints().device_authorization
         if address is None:
             msg = f"the identity provider {self._provider.issuer} offers no device authorization; `ipnext login --key` takes a key or token"
@@ -67,7 +67,7 @@ class DeviceLogin:
             raise Unauthenticated(msg) from error
 
     def wait(self, code: DeviceCode) -> Tokens:
-        """Poll until the person has agreed. Unauthenticated if they refused; DeadlineExceeded if the code has ended."""
+        """Poll until the user has agreed. Unauthenticated if they refused; DeadlineExceeded if the code has expired."""
         address, interval = self._token_address(), code.interval_seconds
         deadline = self._clock() + code.lasts_seconds
         form = {"grant_type": DEVICE_GRANT, "device_code": code.device_code, "client_id": self._client_id}
@@ -88,7 +88,7 @@ class DeviceLogin:
         raise DeadlineExceeded(msg)
 
     def renew(self, refresh: str) -> Tokens:
-        """Get a new token for a refresh token. The answer has the refresh token to use next. Unauthenticated; Unavailable."""
+        """Get a new token for a refresh token. The result has the next refresh token. Unauthenticated; Unavailable."""
         form = {"grant_type": "refresh_token", "refresh_token": refresh, "client_id": self._client_id}
         try:
             found = _tokens(self._provider.post(self._token_address(), form))
@@ -98,7 +98,7 @@ class DeviceLogin:
         return found if found.refresh is not None else found._replace(refresh=refresh)
 
     def revoke(self, refresh: str) -> bool:
-        """End a refresh token at the provider. False if the provider has no revocation. Unavailable."""
+        """Revoke a refresh token at the provider. False if the provider has no revocation. Unavailable."""
         address = self._endpoints().revocation
         if address is None:
             return False
@@ -152,7 +152,7 @@ def _text(found: Mapping[str, Any], name: str) -> str:
 
 
 def _address(text: str) -> str:
-    """An address that may be printed and opened: http or https, no control characters."""
+    """Return an address that may be printed and opened: http or https, no control characters."""
     if text.startswith(("https://", "http://")) and text.isascii() and text.isprintable() and " " not in text:
         return text
     msg = "the identity provider names an address to open that is neither https:// nor http://"

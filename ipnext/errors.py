@@ -44,7 +44,7 @@ EXIT_INFEASIBLE = 3
 
 
 class IPnextError(Exception):
-    """Root of the tree. `code` is stable, `http_status` and `retryable` tell a client what to do."""
+    """Root of the tree. `code` is stable; `http_status` and `retryable` guide a client's reaction."""
 
     code: ClassVar[str] = "InternalError"
     http_status: ClassVar[int] = 500
@@ -57,7 +57,7 @@ class IPnextError(Exception):
 
 
 class InvalidInput(IPnextError):
-    """Input that breaks its contract: names the field, the value given and what is allowed."""
+    """Input that breaks its contract: names the field, the value given and the allowed values."""
 
     code = "InvalidInput"
     http_status = 400
@@ -78,16 +78,16 @@ class InvalidInput(IPnextError):
 
 
 class PathNotAllowed(InvalidInput):
-    """A file:// source that lies outside the roots the server may read."""
+    """A file:// source outside the roots that the server may read."""
 
     code = "PathNotAllowed"
     http_status = 403
     public_message: str | None = None
-    """What is said to principals that may not know the server's directories; None: `message`."""
+    """Message for principals that may not know the server's directories; None: `message`."""
 
     @property
     def public(self) -> "PathNotAllowed":
-        """The same without what is allowed."""
+        """The same error without the allowed values."""
         return PathNotAllowed(self.public_message or self.message, field=self.field, value=self.value)
 
 
@@ -113,7 +113,7 @@ class TooSlow(InvalidInput):
 
 
 class QuotaExceeded(InvalidInput):
-    """A manifest, upload or publish that takes its owner beyond a quota; the message names the figure used and the limit."""
+    """A manifest, upload or publish that would exceed a quota of its owner; the message names the figure used and the limit."""
 
     code = "QuotaExceeded"
     http_status = 409
@@ -141,13 +141,13 @@ class Unauthenticated(IPnextError):
     exit_status = EXIT_BAD_INPUT
 
     def __init__(self, message: str, *, ended: object = None) -> None:
-        """`ended`: the principal of a credential that was right, but has expired or was revoked."""
+        """`ended` is the principal of a correct credential that has expired or was revoked."""
         super().__init__(message)
         self.ended = ended
 
 
 class Forbidden(IPnextError):
-    """What the principal may not do; `policy` decided."""
+    """An action that the principal may not take; `policy` decided."""
 
     code = "Forbidden"
     http_status = 403
@@ -167,7 +167,7 @@ class NotFound(IPnextError):
 
 
 class Conflict(IPnextError):
-    """The write meets a state it was not made for."""
+    """A write that does not fit the present state."""
 
     code = "Conflict"
     http_status = 409
@@ -203,25 +203,25 @@ class ArtifactError(IPnextError):
 
 
 class ArtifactMissing(ArtifactError):
-    """A file the manifest names is not there."""
+    """A file that the manifest names is missing."""
 
     code = "ArtifactMissing"
 
 
 class ArtifactDigestMismatch(ArtifactError):
-    """A file's SHA-256 is not the one its manifest states."""
+    """A file's SHA-256 differs from its manifest."""
 
     code = "ArtifactDigestMismatch"
 
 
 class SignatureInvalid(ArtifactError):
-    """A snapshot that is not signed as its model's manifest asks, or whose signature is of another snapshot."""
+    """A snapshot without the signature that its model's manifest requires, or with one of another snapshot."""
 
     code = "SignatureInvalid"
 
 
 class Infeasible(IPnextError):
-    """No answer keeps every rule. `rules` names the ones that bind."""
+    """No solution keeps every rule. `rules` names the binding ones."""
 
     code = "Infeasible"
     http_status = 422
@@ -239,7 +239,7 @@ class LoadFailed(IPnextError):
 
 
 class MemoryExceeded(IPnextError):
-    """A host's memory budget has no room for a snapshot now; in bytes. What it holds answers on."""
+    """A host's memory budget has no room for a snapshot now; in bytes. Loaded snapshots keep serving."""
 
     code = "MemoryExceeded"
     http_status = 507
@@ -253,14 +253,14 @@ class MemoryExceeded(IPnextError):
 
 
 class GenerationNotHeld(Conflict):
-    """The host asked does not hold this generation; ask another, the whole request again."""
+    """The host does not have this generation; retry the whole request at another one."""
 
     code = "GenerationNotHeld"
     retryable = True
 
 
 class RateLimited(IPnextError):
-    """The caller asks more often than it may; `seconds` until it may again, if it is alone."""
+    """The caller exceeds its rate limit; it may retry after `seconds`, if it is alone."""
 
     code = "RateLimited"
     http_status = 429
@@ -272,7 +272,7 @@ class RateLimited(IPnextError):
 
 
 class Unavailable(IPnextError):
-    """A dependency is down or full. Trying again later helps."""
+    """A dependency is down or full. A later retry helps."""
 
     code = "Unavailable"
     http_status = 503
@@ -286,19 +286,19 @@ class RegionUnreachable(Unavailable):
 
 
 class RouteFailed(Unavailable):
-    """A region answers, and its gateway did not come to follow its routes."""
+    """A region answers, but its gateway did not apply its routes."""
 
     code = "RouteFailed"
 
 
 class HostLost(Unavailable):
-    """The host or engine ended while it had the request, perhaps by it: no other one is asked."""
+    """The host or engine ended during the request, perhaps because of it: the request is not retried at another one."""
 
     code = "HostLost"
 
 
 class QueryOfDeath(IPnextError):
-    """The request ended its host, and again when that was asked once more. Trying again ends it a third time."""
+    """The request ended its host, and again at the retry. Another retry would end it a third time."""
 
     code = "QueryOfDeath"
 

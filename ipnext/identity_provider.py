@@ -1,6 +1,7 @@
 """Addresses and documents of an OpenID Connect provider.
 
-Imported by the API, which verifies tokens, and by the client, which gets them. Over https only, except on loopback; no redirect is followed; documents are bounded in size and time.
+Imported by the API, which verifies tokens, and by the client, which gets them. Over https only, except on loopback;
+redirects are not followed; documents are limited in size and time.
 """
 
 import ipaddress
@@ -23,7 +24,7 @@ LONGEST_URL: Final = 2048
 
 
 class ProviderRefused(Exception):
-    """The provider answered with an OAuth error; `error` is its code, such as `invalid_grant`. Callers say what to do."""
+    """An OAuth error of the provider; `error` is its code, such as `invalid_grant`. Callers add the remedy."""
 
     def __init__(self, message: str, *, error: str) -> None:
         super().__init__(message)
@@ -31,7 +32,7 @@ class ProviderRefused(Exception):
 
 
 class Endpoints(NamedTuple):
-    """Addresses of a provider, as its discovery document gives them. None: the provider does not offer it."""
+    """Addresses in a provider's discovery document. None: the provider does not offer it."""
 
     issuer: str
     jwks: str
@@ -41,15 +42,15 @@ class Endpoints(NamedTuple):
 
 
 class ProviderClient:
-    """HTTP to a provider. Safe to use from several threads; close it."""
+    """HTTP client of a provider. Safe to use from several threads; close it."""
 
     def __init__(self, issuer: str, *, transport: httpx.BaseTransport | None = None) -> None:
-        """`issuer`: as tokens name it, letter by letter. InvalidInput for another address than https or loopback."""
+        """`issuer` is exactly the one in tokens. InvalidInput if the address is neither https nor loopback."""
         self.issuer = check_issuer(issuer)
         self._http = httpx.Client(
             timeout=ANSWER_SECONDS,
             follow_redirects=False,
-            limits=httpx.Limits(max_keepalive_connections=0),  # minutes lie between two requests
+            limits=httpx.Limits(max_keepalive_connections=0),  # minutes pass between two requests
             transport=transport,
             trust_env=not is_loopback(issuer),
             headers={"Accept": "application/json", "Accept-Encoding": "identity"},
@@ -60,7 +61,7 @@ class ProviderClient:
         self._http.close()
 
     def discover(self) -> Endpoints:
-        """Read the discovery document. Unavailable, also for a document of another issuer."""
+        """Read the discovery document. Unavailable, also if it is of another issuer."""
         url = self.issuer.rstrip("/") + DISCOVERY
         found = self.read(url)
         if found.get("issuer") != self.issuer:
@@ -115,7 +116,7 @@ class ProviderClient:
 
 
 def check_issuer(issuer: str) -> str:
-    """Return the issuer. InvalidInput for an address that is not one of https or loopback, or has a query or fragment."""
+    """Return the issuer. InvalidInput if its address is neither https nor loopback, or has a query or fragment."""
     parts = urlsplit(check_address(issuer, "oidc_issuer (IPNEXT_OIDC_ISSUER)"))
     if parts.query or parts.fragment:
         msg = f"oidc_issuer (IPNEXT_OIDC_ISSUER): {issuer!r} has a query or a fragment, which no issuer has"
@@ -150,13 +151,13 @@ def is_loopback(url: str) -> bool:
 
 
 def shown(text: str) -> str:
-    """Text of a provider as it may be printed: one line without control characters, at most 300 characters."""
+    """Return a provider's text in printable form: one line without control characters, at most 300 characters."""
     return "".join(letter for letter in text if letter.isprintable())[:300]
 
 
 def _content(answer: httpx.Response, deadline: float) -> bytes:
     content = bytearray()
-    for chunk in answer.iter_raw():  # not decompressed: the limit counts what is kept
+    for chunk in answer.iter_raw():  # not decompressed: the limit counts the stored bytes
         content += chunk
         if len(content) > LARGEST_BYTES or time.monotonic() > deadline:
             msg = f"the identity provider's answer at {answer.url} is larger than {LARGEST_BYTES} bytes, or takes longer than {ANSWER_SECONDS:g} s"

@@ -1,7 +1,7 @@
-"""Listening sockets whose connections are counted as they are accepted: API, agents and the door of Temporal's UI have one.
+"""Listening sockets that count connections as they accept them: for the API, agents and the proxy of Temporal's UI.
 
-A server of asyncio tells its protocol of a connection once the handshake of TLS is done. Clients that begin handshakes and end none
-would be counted nowhere, so the sockets are accepted here, and handed to the event loop once there is room for them.
+An asyncio server calls its protocol only after the TLS handshake. Clients that begin handshakes and end none would not
+be counted, so the connections are accepted here, and passed to the event loop if there is room for them.
 """
 
 import asyncio
@@ -17,11 +17,11 @@ from ipnext.connections import BACKLOG, Bounded, Connections, answer_to, source_
 from ipnext.errors import Conflict, Unavailable
 
 PAUSE_SECONDS: Final = 1.0
-"""Before the next connection is accepted once the system gave none, such as for want of open files."""
+"""Pause before the next accept if the system refused one, such as for lack of open files."""
 
 
 def bound_sockets(host: str, port: int) -> list[socket.socket]:
-    """Bind a socket for each address of `host`. They take connections once they listen.
+    """Bind a socket for each address of `host`. They accept connections once they listen.
 
     Raises:
         Conflict: an address or the port is taken, or is none of this machine.
@@ -54,7 +54,7 @@ def _bound(stack: ExitStack, family: int, address: Any) -> socket.socket:
 
 
 class BoundedListener:
-    """Accepts the connections of one bound socket within the limits. To be used from one event loop."""
+    """Accepts the connections of one bound socket within the limits. Use it in one event loop."""
 
     def __init__(
         self,
@@ -65,10 +65,10 @@ class BoundedListener:
         *,
         context: Callable[[], ssl.SSLContext | None] = lambda: None,
     ) -> None:
-        """Prepare to listen on `listener`, which is closed with this.
+        """Prepare to listen on `listener`, which is closed with this object.
 
-        `protocol` makes the protocol of a connection; `is_busy` is that of `Bounded`. `context` gives the TLS of the next connection;
-        None: clear text.
+        `protocol` makes the protocol of a connection; `is_busy` is that of `Bounded`. `context` returns the TLS context
+        of the next connection; None: clear text.
         """
         self._listener = listener
         self._connections = connections
@@ -82,14 +82,14 @@ class BoundedListener:
         self._listener.setblocking(False)
         try:
             self._listener.listen(BACKLOG)
-        except OSError as error:  # another one listens there since
+        except OSError as error:  # another process listens there by now
             host, port, *_ = self._listener.getsockname()
             raise _not_there(host, port, error) from error
         self._accepting = asyncio.create_task(self._accept(), name="accept connections")
         self._accepting.add_done_callback(lambda _: self._listener.close())  # also if it ends before it began
 
     def close(self) -> None:
-        """Take no new connections, and end those whose handshake is not done."""
+        """Accept no new connections, and end those whose handshake is not done."""
         if self._accepting is None:
             self._listener.close()
             return
@@ -113,10 +113,10 @@ class BoundedListener:
                 await asyncio.sleep(PAUSE_SECONDS)
                 continue
             self._take(client, peer)
-            await asyncio.sleep(0)  # many that come at once keep nothing else waiting
+            await asyncio.sleep(0)  # many connections at once must not block other tasks
 
     def _take(self, client: socket.socket, peer: object) -> None:
-        """Count a connection and hand it on, or turn it away."""
+        """Count a connection and pass it on, or refuse it."""
         connection = Bounded(self._connections, self._protocol, self._is_busy)
         context = self._context()
         try:
@@ -132,15 +132,15 @@ class BoundedListener:
         task.add_done_callback(lambda done: self._let_go(done, connection, client))
 
     async def _connect(self, client: socket.socket, connection: Bounded, context: ssl.SSLContext | None) -> None:
-        """Shake hands, if there is TLS; the connection goes on by itself after that."""
+        """Do the TLS handshake, if there is TLS; after that the connection runs by itself."""
         limit = None if context is None else self._connections.limits.header_seconds
-        with suppress(OSError):  # it is late, has gone, speaks no TLS, or its certificate is not good
+        with suppress(OSError):  # it is late, has gone, speaks no TLS, or its certificate is invalid
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: connection, client, ssl=context, ssl_handshake_timeout=limit
             )
 
     def _let_go(self, task: asyncio.Task[None], connection: Bounded, client: socket.socket) -> None:
-        """Forget the handshake, and the connection if it did not come about."""
+        """Remove the handshake, and the connection if it failed."""
         self._connecting.discard(task)
         if not connection.is_made:
             self._connections.discard(connection)

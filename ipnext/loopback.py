@@ -1,4 +1,4 @@
-"""Which addresses no other machine can reach, and which a listener may not take."""
+"""Addresses that no other machine can reach, and the check of a listener's address."""
 
 import ipaddress
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ def is_loopback(host: str) -> bool:
 
 
 def check_bind(host: str, *, field: str, name: str, lacks: Sequence[str], insecure_bind: bool) -> None:
-    """Check that a listener may listen on `host`. The one check of every setting that names an address.
+    """Check that a listener may listen on `host`. Every setting that names an address uses this check.
 
-    `lacks`: what keeps strangers out and is not there, such as TLS. `name`: the setting as messages name it.
+    `lacks` are the missing protections, such as TLS. `name` is the setting's name in messages.
 
     Raises:
-        InvalidInput: other machines reach the address, something is lacking, and the operator does not insist.
+        InvalidInput: other machines reach the address, a protection is missing, and the operator does not insist.
     """
     if is_loopback(host) or not lacks or insecure_bind:
         return
@@ -32,7 +32,7 @@ def check_bind(host: str, *, field: str, name: str, lacks: Sequence[str], insecu
 
 
 def check_bind_with_port(address: str, *, field: str, name: str, lacks: Sequence[str], insecure_bind: bool) -> None:
-    """As `check_bind`, for HOST:PORT. InvalidInput also for an address that is none."""
+    """Check as `check_bind`, for HOST:PORT. InvalidInput also if the address is invalid."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or (":" in host and not host.startswith("[")):
         msg = f"{name}: {address!r} is no address; allowed: HOST:PORT, such as 127.0.0.1:9464"

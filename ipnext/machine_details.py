@@ -1,6 +1,6 @@
-"""Takes out of texts what is of a machine and not of the platform: absolute paths, process ids, ports of loopback addresses.
+"""Removes details of a machine from texts: absolute paths, process ids, ports of loopback addresses.
 
-Errors, events and logs are written where all of that is known. Who does not operate the platform is shown them without it.
+Errors, events and logs contain all of these. Users who do not operate the platform see them without.
 """
 
 import re
@@ -23,14 +23,14 @@ _HINTS: Final = re.compile(r"/|pid|process|localhost:|127\.|::1", re.IGNORECASE)
 _DECLARED: Final = frozenset(
     {"manifest", "spec", "settings", "graph", "signature", "labels", "annotations", "before", "after"}
 )
-"""What people wrote themselves: it is shown as they wrote it."""
+"""Fields that users wrote: they are shown unchanged."""
 _GIVEN_BACK: Final = frozenset({"gateway_url", "run_url", "temporal_ui_url", "issuer", "audience", "next"})
-"""Addresses that are made known, and what clients hand in again."""
+"""Addresses for clients, and values that clients send back."""
 _PROCESS_IDS: Final = frozenset({"pid"})
 
 
 def shorten_text(text: str) -> str:
-    """The text with the last step of each path, and without process ids, ports of loopback addresses and where a database is."""
+    """Return the text with the last step of each path, and without process ids, loopback ports and database addresses."""
     if _HINTS.search(text) is None:
         return text
     text = _DATABASE.sub(rf"\1://{CUT}", text)
@@ -43,7 +43,7 @@ def shorten_text(text: str) -> str:
 
 
 def shorten(value: Any, name: str = "") -> Any:
-    """JSON of the same form without these details; `name`: of the member that has this value. What people declared stays."""
+    """Return JSON of the same form without these details; `name` is the member with this value. Declared fields stay."""
     if isinstance(value, str):
         return value if name in _GIVEN_BACK else shorten_text(value)
     if isinstance(value, list):

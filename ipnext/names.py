@@ -35,7 +35,7 @@ PAUSE_CHANGES: Final = "pause_changes"
 RESUME_CHANGES: Final = "resume_changes"
 ABORT_RUN: Final = "abort_run"
 
-# between an entity and a run that it did not start: the entity asks, the run answers at its end
+# between an entity and a run that it did not start: the entity requests the report, the run sends it at its end
 REPORT_END: Final = "report_end"
 CHANGE_ENDED: Final = "change_ended"
 
@@ -46,22 +46,22 @@ HOLD_CHANGES: Final = "hold_changes"
 NEWER_WAITS: Final = "newer_waits"
 
 ABORTED: Final = "aborted "
-"""How the reason of a run's cancellation begins where a person aborted it."""
+"""Prefix of the reason of a run's cancellation if a user aborted it."""
 
 # signal of a change's run
 FREEZE_CHANGED: Final = "freeze_changed"
-"""A freeze was lifted, changed or overridden: a run that waits asks again."""
+"""A freeze was lifted, changed or overridden: a waiting run checks again."""
 
-# the one workflow that replans: its id, and the signal that says that something is asked for
+# the one workflow that replans: its id, and the signal that a replan is requested
 REPLAN_ID: Final = "replan"
 REPLAN_ASKED: Final = "replan_asked"
 
-# what may be asked of a replan that moves models
+# requests to a replan that moves models
 MOVES_STEERED: Final = "moves_steered"
 CANCEL_REPLAN: Final = "cancel_replan"
 REPLAN_PROGRESS: Final = "replan_progress"
 
-# a region's drain: the signal that says that something is asked, and what a query answers
+# a region's drain: the signal of a new request, and the query of its progress
 DRAIN_CHANGED: Final = "drain_changed"
 DRAIN_PROGRESS: Final = "drain_progress"
 
@@ -90,32 +90,32 @@ SEARCH_ATTRIBUTES: Final[Mapping[str, str]] = {
 # HTTP headers on the data path
 GENERATION_HEADER: Final = "x-ipnext-generation"
 CHOSEN_HEADER: Final = "x-ipnext-chosen-by"
-"""Set by a gateway on a request whose generation it chose by weight: no client asked for just this one."""
+"""Set by a gateway on a request whose generation it chose by weight: the client did not pin it."""
 FORWARDED_HEADER: Final = "x-ipnext-forwarded-by"
-"""Set on a request that one region's gateway sends to another's, which must answer it: the region, and CHOSEN_BY_WEIGHT if that is so."""
+"""Set on a request that one region's gateway sends to another's, which must answer it: the region, and
+CHOSEN_BY_WEIGHT if that applies."""
 CHOSEN_BY_WEIGHT: Final = ";chosen-by=weight"
 REFUSED_HEADER: Final = "x-ipnext-refused"
-"""Of a router that is about to end, with a request that it has not looked at: the seconds after which a gateway sends it again.
-
-Clients never see it.
-"""
+"""Set by a router that is about to end, for a request that it has not read: the seconds after which a gateway
+retries. Clients never see it."""
 NO_CAPACITY_HEADER: Final = "x-ipnext-no-capacity"
-"""Set by a gateway on a request for a model that needs a credential and has no capacity: the router says so to whom it concerns."""
+"""Set by a gateway on a request for a model that needs a credential and has no capacity: the router answers that, to
+authorised callers."""
 SNAPSHOTS_HEADER: Final = "x-ipnext-snapshots"
 REGION_HEADER: Final = "x-ipnext-region"
 DEADLINE_HEADER: Final = "x-ipnext-deadline-ms"
 SESSION_HEADER: Final = "x-ipnext-session"
-"""Names what requests belong together, so that one engine answers them if it can."""
+"""Names requests that belong together, so that one engine answers them if possible."""
 ERROR_HEADER: Final = "x-ipnext-error"
-"""Carries the code of `ipnext.errors` beside a protocol's error text."""
+"""Carries the code of `ipnext.errors` in addition to a protocol's error text."""
 
 # HTTP headers of the API
 IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
 USER_HEADER: Final = "x-ipnext-user"
-"""Who asks, for the audit: as the caller says, not proved."""
+"""User for the audit: claimed by the caller, not authenticated."""
 
 CLIENT_HEADERS: Final = (GENERATION_HEADER, DEADLINE_HEADER, SESSION_HEADER)
-"""What clients of a gateway may say."""
+"""Headers that clients of a gateway may send."""
 INNER_HEADERS: Final = (
     CHOSEN_HEADER,
     FORWARDED_HEADER,
@@ -126,7 +126,8 @@ INNER_HEADERS: Final = (
     ERROR_HEADER,
     USER_HEADER,
 )
-"""What a gateway takes from requests of clients: it is for components to say, or of answers only."""
+"""Headers that a gateway removes from clients' requests: only components may send them, or they are only for
+answers."""
 
 # entry-point groups a platform engineer adds to
 COMMAND_GROUP: Final = "ipnext.commands"
@@ -135,29 +136,29 @@ ENGINE_GROUP: Final = "ipnext.engines"
 
 # native code in a snapshot
 LIBRARY_FILE: Final = "library.so"
-"""The one file of a snapshot that holds native code: its program, compiled."""
+"""The one file of a snapshot with native code: its program, compiled."""
 
 COMPILE_SETTING: Final = "compile"
 """Engine setting of a part: hosts may run the library of a snapshot that has one."""
 
 
 def model_workflow_id(model: str) -> str:
-    """Id of the one long-lived entity workflow that orders this model's changes."""
+    """Return the id of the one long-lived entity workflow that orders this model's changes."""
     return f"model/{model}"
 
 
 def lifecycle_workflow_id(model: str, change_id: str) -> str:
-    """Id of the run that carries one change of one model."""
+    """Return the id of the run of one change of one model."""
     return f"lifecycle/{model}/{change_id}"
 
 
 def transition_workflow_id(transition_id: str) -> str:
-    """Id of the run that walks one transition."""
+    """Return the id of the run that executes one transition."""
     return f"transition/{transition_id}"
 
 
 def drain_workflow_id(region: str) -> str:
-    """Id of the run that takes a region out of service or brings it back."""
+    """Return the id of the run that drains a region or restores it."""
     return f"drain/{region}"
 
 
@@ -180,54 +181,55 @@ RESERVED_PREFIXES: Final = (
     SHORTAGE_PREFIX,
     SUPPLY_PREFIX,
 )
-"""How ids of changes, replans and drains begin that the platform makes. The API takes none of them from a client."""
+"""Prefixes of ids of changes, replans and drains that the platform makes. The API accepts none of them from a
+client."""
 
 
 def replan_plan_id(run_id: str) -> str:
-    """Id of the plan that a run of the replan workflow computes: once for each run, however often it is tried."""
+    """Return the id of the plan of a run of the replan workflow: one for each run, however often it is retried."""
     return f"{REPLAN_PREFIX}{run_id}"
 
 
 def move_id(plan_id: str, model: str) -> str:
-    """Id of the change that brings a model to what a plan gives it: one for each plan and model."""
+    """Return the id of the change that moves a model to its placement in a plan: one for each plan and model."""
     return f"{plan_id}.{model}"
 
 
 def apply_id(model: str, revision: int) -> str:
-    """Id of the change that brings a model to a revision of its manifest."""
+    """Return the id of the change that moves a model to a revision of its manifest."""
     return f"{APPLY_PREFIX}{model}-{revision}"
 
 
 def repair_id(model: str, sequence: int) -> str:
-    """Id of a repair that the platform records. `sequence` is the change's own."""
+    """Return the id of a repair that the platform records. `sequence` is the change's own."""
     return f"{REPAIR_PREFIX}{model}-{sequence}"
 
 
 def again_id(model: str, sequence: int) -> str:
-    """Id of the change that carries out once more what change `sequence` of the model could not: a region was lost."""
+    """Return the id of the change that repeats change `sequence` of the model, which a lost region prevented."""
     return f"{AGAIN_PREFIX}{model}-{sequence}"
 
 
 def drain_id(region: str, number: int) -> str:
-    """Id of a region's drain; `number` counts the drains of the region from 1."""
+    """Return the id of a region's drain; `number` counts the drains of the region from 1."""
     return f"{DRAIN_PREFIX}{region}-{number}"
 
 
 def drain_replan_id(drain_id: str, number: int) -> str:
-    """Id of a replan that a drain asks for; `number` counts them from 1."""
+    """Return the id of a replan that a drain requests; `number` counts them from 1."""
     return f"{drain_id}-{number}"
 
 
 def supply_replan_id(fleet_version: int) -> str:
-    """Id of the replan that a changed fleet asks for."""
+    """Return the id of the replan for a changed fleet."""
     return f"{SUPPLY_PREFIX}{fleet_version}"
 
 
 def shortage_replan_id(model: str, sequence: int) -> str:
-    """Id of the replan that change `sequence` of a model asks for, as it ended with less capacity than traffic."""
+    """Return the id of the replan for change `sequence` of a model, which ended with less capacity than traffic."""
     return f"{SHORTAGE_PREFIX}{model}-{sequence}"
 
 
 def scheduled_replan_id(trigger: str, run_id: str) -> str:
-    """Id of the replan that a run of the schedule asks for. `trigger` is the schedule's."""
+    """Return the id of the replan of a run of the schedule. `trigger` is the schedule's."""
     return f"{trigger}-{run_id}"

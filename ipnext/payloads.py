@@ -1,4 +1,4 @@
-"""How values travel in Temporal: JSON by pydantic, read with tolerance for fields of newer builds.
+"""Encoding of values in Temporal: JSON by pydantic, whose readers accept fields of newer builds.
 
 Used by every client, worker and replayer of the platform (`ipnext.temporal.connect`).
 """
@@ -38,7 +38,7 @@ _CONVERTERS = {each.encoding.encode(): each for each in _converters()}
 class TolerantPayloads(CompositePayloadConverter):
     """The SDK's converters, with TolerantJson in place of plain JSON.
 
-    The SDK creates two for each task of a workflow, so they share what they consist of: it has no state.
+    The SDK creates two for each task of a workflow, so they share their parts, which have no state.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class TolerantPayloads(CompositePayloadConverter):
 
 
 class PlatformDataConverter(DataConverter):
-    """The SDK asks for one that fits the context six times for each payload; this one fits all."""
+    """A converter for every context: the SDK requests one for the context six times for each payload."""
 
     def with_context(self, context: SerializationContext) -> Self:  # noqa: ARG002 - the SDK's signature
         """Return itself: no part of it depends on the context."""

@@ -1,6 +1,6 @@
-"""Finds what other distributions add by entry points: validators and engines. One that is broken is refused by its name.
+"""Plug-ins of other distributions by entry points: validators and engines. A broken one is refused by its name.
 
-The worker runs the validators, the API lists them: both have to have the same distributions installed.
+The worker runs the validators, the API lists them: both need the same distributions installed.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,14 +15,14 @@ from ipnext.model.plugins import BUILT_IN, BUILT_IN_ENGINES, BUILT_IN_VALIDATORS
 
 @dataclass(frozen=True, slots=True)
 class FoundValidator:
-    """A plug-in with what is told of it; `value` is None if it was refused."""
+    """A plug-in with its description; `value` is None if it was refused."""
 
     view: ValidatorView
     value: Any = None
 
 
 class Plugins:
-    """The plug-ins of this environment, each loaded once, when it is first asked for."""
+    """The plug-ins of this environment, each loaded once, at its first use."""
 
     @cached_property
     def engines(self) -> tuple[str, ...]:

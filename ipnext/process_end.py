@@ -11,7 +11,7 @@ def end_process(status: int) -> NoReturn:
     """Flush the standard streams and end with this exit status.
 
     If Temporal's client was used, the interpreter does not finalize: the client's threads can abort one that does
-    (temporalio/sdk-python#300), with status 134 after all went well.
+    (temporalio/sdk-python#300), with status 134 after a success.
     """
     if BRIDGE not in sys.modules:
         sys.exit(status)

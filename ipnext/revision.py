@@ -1,24 +1,24 @@
-"""A number that rises with each change of something, and the wait for its next rise."""
+"""A number that rises with each change, and the wait for its next rise."""
 
 import asyncio
 
 
 class Revision:
-    """Belongs to one event loop. Begins at 1, so that 0 is free to say that something has no revision."""
+    """A revision for one event loop. It begins at 1, so that 0 can mean that there is none."""
 
     def __init__(self) -> None:
         self.number = 1
         self._next: asyncio.Future[None] | None = None
 
     def rise(self) -> None:
-        """Note a change, and wake all who wait for one."""
+        """Count a change, and wake all waiters."""
         self.number += 1
         if self._next is not None:
             self._next.set_result(None)
             self._next = None
 
     async def passed(self, number: int, *, wait_seconds: float) -> None:
-        """Return once the number is not `number`: at once if it is another one, at the latest after `wait_seconds`."""
+        """Return once the number differs from `number`, at the latest after `wait_seconds`."""
         if number != self.number:
             return
         if self._next is None:

@@ -1,6 +1,6 @@
-"""Names the process that wrote an entry of the credentials file, and says later whether it runs still.
+"""Identifies the process that wrote an entry of the credentials file, and checks later whether it still runs.
 
-Linux. On another system a process is known by its id alone.
+Linux. On another system the process id alone identifies a process.
 """
 
 import os
@@ -16,21 +16,21 @@ _START_TIME: Final = 22 - 3
 
 
 class Life(Enum):
-    """What is known of a process that wrote an entry."""
+    """State of the process that wrote an entry."""
 
     RUNS = "runs"
     ENDED = "ended"
     ELSEWHERE = "elsewhere"
-    """On another machine, or in another container, that has the same file: process ids say nothing here."""
+    """On another machine, or in another container, that shares the file: its process ids are meaningless here."""
 
 
 def name_this_process() -> Mapping[str, Any]:
-    """What tells this process from all others, also from a later one with its id."""
+    """Return the fields that distinguish this process from all others, also from a later one with its id."""
     return {"pid": os.getpid(), "started": _started(os.getpid()), **_here()}
 
 
 def life_of(entry: Mapping[str, Any]) -> Life:
-    """Whether the process that these fields name runs."""
+    """Return the state of the process that these fields name."""
     here = _here()
     if entry.get("machine", here["machine"]) != here["machine"]:
         return Life.ELSEWHERE
@@ -47,7 +47,7 @@ def life_of(entry: Mapping[str, Any]) -> Life:
 
 
 def _here() -> Mapping[str, str]:
-    """Machine, its boot, and the name space of process ids."""
+    """Return machine, its boot, and the name space of process ids."""
     return {
         "machine": _text(Path("/etc/machine-id")) or platform.node(),
         "boot": _text(_PROC / "sys/kernel/random/boot_id"),
@@ -61,12 +61,12 @@ def _is_taken(pid: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except OSError:
-        pass  # another user's
+        pass  # it belongs to another user
     return pid > 0
 
 
 def _started(pid: int) -> int | None:
-    """When it started, in clock ticks after the boot; None if the system does not tell, or it has ended."""
+    """Return its start time, in clock ticks after the boot; None if the system does not report it, or it has ended."""
     try:
         stat = (_PROC / str(pid) / "stat").read_bytes()
     except OSError:

@@ -17,52 +17,59 @@ _URL = TypeAdapter(HttpUrl)
 
 
 class ClientSettings(BaseSettings):
-    """What the SDK and the CLI need."""
+    """Settings of the SDK and the CLI."""
 
     model_config = SettingsConfigDict(env_prefix="IPNEXT_", frozen=True)
 
     api_url: HttpUrl = HttpUrl("http://127.0.0.1:8700")
-    """Where the API listens."""
+    """URL of the API."""
     timeout_seconds: float = Field(default=30.0, gt=0)
     """Longest wait for one answer of the API; waiting for a rollout has its own limit."""
     user: str | None = Field(default=None, min_length=1, max_length=100)
-    """For whom it is asked, as the audit repeats it beside the principal; else the user of the operating system."""
+    """User on whose behalf the client acts, recorded in the audit next to the principal; default: the user of the
+    operating system."""
     api_key: SecretStr | None = None
-    """Key or token that proves who asks; None: what `ipnext dev` or `ipnext login` wrote down for the API's address."""
+    """Key or token that authenticates the client; None: the credential that `ipnext dev` or `ipnext login` stored
+    for the API's address."""
     insecure_transport: bool = False
-    """Lets a credential go to another machine in clear text (`http://`)."""
+    """Allows sending a credential to another machine in clear text (`http://`)."""
     ca_file: Path | None = None
-    """Certificates (PEM) that the API's own is checked by; None: those that httpx trusts."""
+    """CA certificates (PEM) by which the API is verified; None: those that httpx trusts."""
     credentials_file: Path | None = None
-    """Where those are written down; None: `ipnext/credentials.json` in the user's configuration directory."""
+    """File of stored credentials; None: `ipnext/credentials.json` in the user's configuration directory."""
 
 
 class DevSettings(BaseSettings):
-    """What `ipnext dev` needs."""
+    """Settings of `ipnext dev`."""
 
     model_config = SettingsConfigDict(env_prefix="IPNEXT_", frozen=True)
 
     dev_workers: int = Field(default=2, ge=1, le=16)
-    """Worker processes. With two the death of one is answered by the other, without the wait for a new one to start."""
+    """Worker processes. With two, the second one continues if the first dies, without the wait for a new one to
+    start."""
     dev_database_url: str | None = None
-    """The record: postgresql+psycopg://USER@HOST/DATABASE of a server that runs already; None: SQLite in the state directory."""
+    """The database: postgresql+psycopg://USER@HOST/DATABASE of a running server; None: SQLite in the state
+    directory."""
     dev_artifacts_uri: str | None = None
-    """The artifact store: s3://BUCKET/PREFIX of a bucket that exists; None: a directory in the state directory."""
+    """The artifact store: s3://BUCKET/PREFIX of an existing bucket; None: a directory in the state directory."""
     s3_endpoint_url: str | None = None
     """For an S3 server other than AWS; credentials come from boto3's own chain."""
     dev_certificate_hours: float = Field(default=24.0, gt=0, le=24 * 365)
-    """How long a certificate that `ipnext dev` issues to a component is good."""
+    """Life of a certificate that `ipnext dev` issues to a component."""
     dev_certificate_renewal: float = Field(default=2 / 3, gt=0, lt=1)
     """Share of a certificate's life after which it is replaced."""
 
 
 def client_settings(**given: Any) -> ClientSettings:
-    """The settings: those given, where not None, and else those of the environment. InvalidInput names the one that is wrong."""
+    """Return the settings: the given ones that are not None, else those of the environment.
+
+    InvalidInput names the invalid one.
+    """
     return _read(ClientSettings, given)
 
 
 def dev_settings(**given: Any) -> DevSettings:
-    """As `client_settings`."""
+    """Return the settings of `ipnext dev`, as `client_settings`."""
     return _read(DevSettings, given)
 
 
@@ -80,37 +87,37 @@ def _read(kind: type[Settings], given: Mapping[str, Any]) -> Settings:
 
 
 class NativeCodeSettings(BaseSettings):
-    """Whose native code may run: the operator's word, of workers, agents and hosts."""
+    """Trust in native code: the operator's setting for workers, agents and hosts."""
 
     model_config = SettingsConfigDict(env_prefix="IPNEXT_", frozen=True)
 
     native_library_keys_file: Path | None = None
-    """File with public keys (PEM, one after another): `library.so` of a compiled snapshot that one of them signed passes validation
-    and runs on hosts, for parts whose settings have `compile`. None: no library runs. Read again for each snapshot. Set for workers
-    and agents alike, and for the API, which then keeps signatures by these keys."""
+    """File with public keys (PEM, one after another): `library.so` of a compiled snapshot that one of them signed
+    passes validation and runs on hosts, for parts whose settings have `compile`. None: no library runs. Read again
+    for each snapshot. Set for workers and agents alike, and for the API, which then keeps signatures by these keys."""
 
 
 class IdentitySettings(BaseSettings):
-    """The OpenID Connect provider whose tokens prove people to the API."""
+    """The OpenID Connect provider whose tokens authenticate users to the API."""
 
     model_config = SettingsConfigDict(env_prefix="IPNEXT_", frozen=True)
 
     oidc_issuer: str | None = Field(default=None, min_length=1)
-    """The provider's `issuer`, letter by letter: https://..., or http:// of loopback. None: only API keys are taken."""
+    """The provider's `issuer`, exactly: https://..., or http:// of loopback. None: only API keys are accepted."""
     oidc_audience: str | None = Field(default=None, min_length=1)
     """Audience (`aud`) of tokens for this platform; needed with an issuer."""
     oidc_client_id: str | None = Field(default=None, min_length=1)
-    """Public client of the device flow, for `ipnext login`; None: people bring tokens by other ways."""
+    """Public client of the device flow, for `ipnext login`; None: users get tokens by other means."""
     oidc_scopes: tuple[str, ...] = ("openid", "profile", "email", "offline_access")
-    """What `ipnext login` asks the provider for; `offline_access` gives a refresh token."""
+    """Scopes that `ipnext login` requests; `offline_access` gives a refresh token."""
     oidc_name_claim: str | None = Field(default=None, min_length=1)
-    """Claim that names a person; None: `preferred_username`, else a verified `email`, else `sub`."""
+    """Claim that names a user; None: `preferred_username`, else a verified `email`, else `sub`."""
     oidc_groups_claim: str = Field(default="groups", min_length=1)
-    """Claim with the names of a person's groups, as a list."""
+    """Claim with the names of a user's groups, as a list."""
 
 
 class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, TemporalSettings, Timing):
-    """What API and worker need. Going from one machine to many is a change of these, never of code."""
+    """Settings of API and worker. The move from one machine to many changes only these, never the code."""
 
     model_config = SettingsConfigDict(env_prefix="IPNEXT_", frozen=True)
 
@@ -141,118 +148,128 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     temporal_ui_url: str = "http://127.0.0.1:8233"
     """Base of the links to runs."""
     lifecycle_activity_slots: int = Field(default=64, ge=1)
-    """Activities of the lifecycle queue at once in one worker; each takes a thread. Waiting for replicas holds one for two seconds at a time."""
+    """Activities of the lifecycle queue at once in one worker; each takes a thread. Waiting for replicas holds one
+    for two seconds at a time."""
     urgent_activity_slots: int = Field(default=16, ge=1)
-    """The same of the urgent queue: moves of a lost region, rollbacks, ways back, begins and ends of changes."""
+    """The same for the urgent queue: moves of a lost region, rollbacks, reverts, begins and ends of changes."""
     lifecycle_workflow_slots: int = Field(default=64, ge=1)
     """Workflow tasks at once in one worker."""
     planner_activity_slots: int = Field(default=2, ge=1)
     """Plans at once in one worker."""
     planner_executor: Literal["process", "threads"] = "process"
-    """`process`: each solve of the fleet is a process of its own, which is ended at its limit."""
+    """`process`: each solve of the fleet is a separate process, which is killed at its limit."""
     replan_every_hours: float = Field(default=1.0, gt=0)
-    """Interval of the replan schedule as it is created; an existing schedule stays as it is (`ipnext platform setup`)."""
+    """Interval of the replan schedule at its creation; an existing schedule stays unchanged (`ipnext platform
+    setup`)."""
     replan_jitter_minutes: float = Field(default=5.0, ge=0)
-    """The same for its jitter."""
+    """Jitter of the replan schedule, in the same way."""
     worker_ready_file: Path | None = None
-    """Touched every few seconds while the worker serves its queues and Temporal answers, absent otherwise: for a readiness probe."""
+    """Touched every few seconds while the worker serves its queues and Temporal answers, absent otherwise: for a
+    readiness probe."""
     worker_metrics_address: str | None = None
-    """HOST:PORT where a worker gives out Temporal's own metrics for Prometheus (slots, latencies, sticky cache); None: nowhere.
-    It has neither TLS nor authentication: another address than a loopback one is refused without IPNEXT_INSECURE_BIND=true."""
+    """HOST:PORT of a worker's Temporal metrics for Prometheus (slots, latencies, sticky cache); None: none. It has
+    neither TLS nor authentication: an address that is not loopback is refused without IPNEXT_INSECURE_BIND=true."""
     worker_build_id: str | None = None
-    """Of the worker's code, where runs are to end on the build that they began on; None: any worker takes any run."""
+    """Build of the worker's code, if runs must end on the build that they began on; None: any worker executes any
+    run."""
     worker_makes_current: bool = False
-    """Whether a worker with a build id makes its build the current one as it starts, even if another one is; if not, only the
-    first worker of a deployment does, and later builds are promoted by `ipnext platform promote`."""
+    """Whether a worker with a build id makes its build the current one at its start, even if another one is; if not,
+    only the first worker of a deployment does, and later builds are promoted by `ipnext platform promote`."""
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8700, ge=0, le=65535)
     api_tls_certificate_file: Path | None = None
-    """Certificate chain (PEM) of the API; with it the API speaks TLS only."""
+    """Certificate chain (PEM) of the API; with it the API accepts TLS only."""
     api_tls_key_file: Path | None = None
     """Its private key (PEM)."""
     api_header_seconds: float = Field(default=20.0, gt=0)
-    """A request whose headers have not come whole by then is answered 408; a connection without a byte is closed.
-    Other bodies than blobs have so long, and a second more for each 64 KiB."""
+    """A request whose headers are not complete by then is answered 408; a connection without a byte is closed.
+    Bodies other than blobs have the same time, and a second more for each 64 KiB."""
     api_keep_alive_seconds: int = Field(default=5, ge=1)
-    """A connection without a request is closed after so long."""
+    """Idle time after which a connection is closed."""
     api_connections: int | None = Field(default=None, gt=0)
-    """Open connections; one more is answered 503 and closed. None: as many as the process may open files, less 256, and at most 10,000."""
+    """Open connections; one more is answered 503 and closed. None: the process's limit of open files less 256, at
+    most 10,000."""
     api_connections_per_source: int | None = Field(default=None, gt=0)
-    """Those of one address; None: half of all. Raise it if all clients come through one proxy."""
+    """Connections of one address; None: half of all. Raise it if all clients come through one proxy."""
     insecure_bind: bool = False
-    """Lets the API, and a worker's metrics, listen on another address than a loopback one without TLS or authentication."""
+    """Allows the API, and a worker's metrics, to listen on an address that is not loopback without TLS or
+    authentication."""
     authentication: Literal["required", "none"] = "required"
-    """`none`: the API asks nobody for a credential, and everybody who reaches it may do everything."""
+    """`none`: the API requires no credential, and any caller may do everything."""
     policies_file: Path | None = None
-    """Cedar policies of the operator, added to the built-in ones; a `forbid` wins over every role."""
+    """Cedar policies of the operator, added to the built-in ones; a `forbid` overrides every role."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names, beside loopback addresses and localhost, that requests may give as `Host`; without a port."""
+    """Names, besides loopback addresses and localhost, that requests may give as `Host`; without a port."""
     allowed_origins: tuple[str, ...] = ()
-    """Origins, beside the API's own, whose pages may ask: `https://ui.example.com`."""
+    """Origins, besides the API's own, whose pages may call it: `https://ui.example.com`."""
     max_upload_bytes: int = Field(default=64 * 2**30, gt=0)
     """A larger blob is refused before it is read."""
     upload_bytes_per_second: int = Field(default=64 * 2**10, gt=0)
-    """A blob that comes more slowly is refused, once the grace time is over: it is there by its size divided by this."""
+    """Least rate of an upload after the grace time: a blob must have arrived within its size divided by this."""
     upload_grace_seconds: float = Field(default=60.0, gt=0)
-    """How long an upload may take whatever its size."""
+    """Time that an upload may take whatever its size."""
     artifact_bytes: int = Field(default=4 * 2**40, gt=0, lt=2**63)
-    """Bytes in the artifact store of an owner whose object has no quota `artifactBytes`; and of uploads of one key or person that
-    are not published yet."""
+    """Bytes in the artifact store of an owner whose object has no quota `artifactBytes`; and of uploads of one key
+    or user that are not published yet."""
     owner_replicas: int = Field(default=2000, gt=0, lt=2**31)
-    """Replicas that the manifests of an owner declare together if its object has no quota `replicas`, or if it has no object."""
+    """Replicas that the manifests of an owner declare together if its object has no quota `replicas`, or if it has
+    no object."""
     artifact_grace_hours: float = Field(default=24.0, ge=1)
-    """What nothing names in the artifact store is removed once it was not used for so long. Above the time of the longest upload and publish."""
+    """Unreferenced items of the artifact store are removed after this time without use. It must exceed the longest
+    upload and publish."""
     artifact_unserved_days: float = Field(default=7.0, ge=0)
-    """The bytes of snapshots that have never served, and never will, are given free after so long."""
+    """The bytes of snapshots that have never served, and never will, are released after this time."""
     artifact_retired_days: float = Field(default=30.0, ge=0)
-    """Those of a retired model so long after it was retired."""
+    """The bytes of a retired model's snapshots are released this long after its retirement."""
     artifact_collection_hours: float = Field(default=6.0, gt=0)
-    """Interval of the schedule that collects them as it is created."""
+    """Interval of the collection schedule at its creation."""
     metrics_models: int = Field(default=500, ge=0, le=100_000)
-    """Largest fleet for which `/metrics` has series of each model; of a larger one it has the counts only. 0: never."""
+    """Largest fleet for which `/metrics` has series of each model; for a larger one it has only the counts. 0:
+    never."""
     engine_arguments_allow: tuple[str, ...] = ()
-    """Arguments of vLLM that manifests may give beyond the built-in list. Hosts refuse what their agent does not allow too."""
+    """vLLM arguments that manifests may give beyond the built-in list. Hosts refuse those that their agent does not
+    allow too."""
     engine_environment_allow: tuple[str, ...] = ()
-    """The same for environment variables of vLLM's engines."""
+    """Environment variables of vLLM's engines that manifests may give, in the same way."""
 
     reconcile_every_seconds: float = Field(default=15.0, ge=1, le=3600)
-    """Between two passes that compare every region with the store and look for models to repair. It counts for a run of workflow
-    `reconcile` that begins: terminate the one that runs and delete the Temporal schedule `reconcile` to change it."""
+    """Interval of passes that compare every region with the store and find models to repair. It applies to new runs
+    of workflow `reconcile`: terminate the running one and delete the Temporal schedule `reconcile` to change it."""
 
     # planning
 
     move_cost: float = Field(default=0.05, ge=0)
-    """$/h that starting one replica counts in the objective: nothing is moved for less than that."""
+    """$/h that starting one replica counts in the objective: smaller savings cause no moves."""
     latency_weight: float = Field(default=0.0001, ge=0)
-    """$/h of one request a second, one millisecond away: near regions win where the cost is equal."""
+    """$/h of one request per second, one millisecond away: near regions win if the cost is equal."""
     unmet_cost: float = Field(default=10.0, gt=0)
-    """$/h of one request a second that is not served, times the model's priority: far above any hardware."""
+    """$/h of one request per second that is not served, times the model's priority: far above any hardware."""
     replan_dead_band: float = Field(default=0.02, ge=0, lt=1)
-    """Share of the plan's cost that a new one must save; less than that and nothing moves. Forecasts of demand are not
-    better than a few per cent. What serves more, or repairs a broken rule, is taken whatever it saves."""
+    """Share of the plan's cost that a new one must save; with less, nothing moves. Forecasts of demand are not
+    better than a few per cent. A plan that serves more, or repairs a broken rule, is adopted whatever it saves."""
     replan_max_moves: int | None = Field(default=None, ge=0)
-    """Most replicas that one replan starts; None: no cap. What stays to be done is done by the next ones."""
+    """Most replicas that one replan starts; None: no limit. The next replans do the rest."""
     replan_time_seconds: float = Field(default=60.0, gt=0, le=900)
     """Longest search of a replan. The worker's activity allows for 900 s of it."""
     replan_gap: float = Field(default=0.01, ge=0, lt=1)
     """A plan proved to be within this share of the best one ends the search."""
     replan_on_supply: bool = True
-    """Whether a changed fleet (supply, regions, prices, budgets) asks for a replan by itself."""
+    """Whether a changed fleet (supply, regions, prices, budgets) triggers a replan."""
     replan_delay_seconds: float = Field(default=5.0, ge=0)
-    """How long a changed fleet waits for further changes, so that a hand's several applies give one replan. Each further
-    change begins the wait anew, up to six times as long in all."""
+    """Wait for further changes of a changed fleet, so that several applies give one replan. Each further change
+    restarts the wait, up to six times its length in all."""
     replan_window: int = Field(default=16, ge=1, le=1000)
-    """Models of a replan that move at a time. Each holds its surge and a few workflow tasks; frozen and paused ones count
-    nothing."""
+    """Models of a replan that move at a time. Each holds its surge and a few workflow tasks; frozen and paused ones
+    do not count."""
     solver_grace_seconds: float = Field(default=120.0, gt=0, le=240)
-    """What the planner's process gets beyond its search, for reading, rounding and writing; then it is killed. On two
-    busy cores 10,000 models took 27 s of it."""
+    """Time of the planner's process in addition to its search, for reading, rounding and writing; then it is killed.
+    On two busy cores 10,000 models took 27 s of it."""
     solver_memory_bytes: int | None = Field(default=None, gt=0)
-    """Most memory of the planner's process; None: what the machine has."""
+    """Memory limit of the planner's process; None: the machine's memory."""
     kept_plans: int = Field(default=50, ge=1)
-    """Plans of the whole fleet that are kept with their documents. Of older ones only adopted ones keep their line."""
+    """Plans of the whole fleet that are kept with their documents. Of older ones only adopted ones keep their entry."""
 
 
 def platform_settings(**given: Any) -> PlatformSettings:
-    """As `client_settings`."""
+    """Return the settings of API and worker, as `client_settings`."""
     return _read(PlatformSettings, given)

@@ -1,7 +1,7 @@
 """The one Temporal client: submits changes, starts replans and drains. Workflows are started by name.
 
-Called by the API (through its port), the worker and tests. The connection is Temporal's own matter: temporal.toml and
-TEMPORAL_* say where the server is.
+The API (through its port), the worker and tests call it. Temporal configures the connection: temporal.toml and
+TEMPORAL_* name the server.
 """
 
 import asyncio
@@ -50,31 +50,34 @@ from ipnext.temporal_access import TemporalAccess, read_access, temporal_setting
 from ipnext.timing import Timing
 
 Connection: TypeAlias = Client
-"""What `connect` gives; for callers that may not import temporalio."""
+"""The result of `connect`, for callers that may not import temporalio."""
 
 DEFAULT_ADDRESS = "127.0.0.1:7233"
 
 SUBMIT_SECONDS = 10.0
-"""Longest wait until an entity takes a change: without a worker it never does, and the caller submits again later."""
+"""Longest wait until an entity accepts a change: without a worker it never does, and the caller submits again later."""
 
 _CLOSED = frozenset(WorkflowExecutionStatus) - {
     WorkflowExecutionStatus.RUNNING,
     WorkflowExecutionStatus.CONTINUED_AS_NEW,
 }
-"""Any other status, also one that this client does not know, is that of a run that may go on."""
+"""A run of any other status, also of one that this client does not know, may continue."""
 
 _MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 
 
 def check_metrics_address(address: str, *, insecure_bind: bool) -> None:
-    """Check that a worker may give out its metrics at HOST:PORT. InvalidInput."""
+    """Check that a worker may publish its metrics at HOST:PORT. InvalidInput."""
     field, name = "worker_metrics_address", "worker_metrics_address (IPNEXT_WORKER_METRICS_ADDRESS)"
     lacks = ["TLS and authentication"]
     check_bind_with_port(address, field=field, name=name, lacks=lacks, insecure_bind=insecure_bind)
 
 
 def metrics_runtime(address: str, *, insecure_bind: bool = False) -> Runtime:
-    """The SDK's runtime with its metrics for Prometheus at HOST:PORT; one for each process. InvalidInput if it can't, or may not, listen there."""
+    """Return the SDK's runtime with Prometheus metrics at HOST:PORT; one per process.
+
+    InvalidInput if it can't, or may not, listen there.
+    """
     check_metrics_address(address, insecure_bind=insecure_bind)
     try:
         return Runtime(telemetry=TelemetryConfig(metrics=PrometheusConfig(bind_address=address)))
@@ -84,7 +87,7 @@ def metrics_runtime(address: str, *, insecure_bind: bool = False) -> Runtime:
 
 
 class TimedStarts(Interceptor):
-    """Gives every workflow that a client starts its task time-out, which the run keeps and its children take over."""
+    """Gives every workflow that a client starts its task timeout, which the run keeps and its children inherit."""
 
     def __init__(self, workflow_task: timedelta) -> None:
         self._workflow_task = workflow_task
@@ -120,10 +123,11 @@ async def connect(
     runtime: Runtime | None = None,
     access: TemporalAccess | None = None,
 ) -> Client:
-    """A client for the server of temporal.toml and TEMPORAL_*, or of `address`. Unavailable if it can't be reached.
+    """Connect to the server of temporal.toml and TEMPORAL_*, or of `address`. Unavailable if it can't be reached.
 
-    `access`: else what IPNEXT_TEMPORAL_... names; InvalidInput if a file of those is not good. `timing` has the task time-out of the workflows that it starts. A `lazy` client connects with its first call, so that an
-    API starts before the server does.
+    `access` defaults to IPNEXT_TEMPORAL_...; InvalidInput if a file of those is invalid. `timing` has the task timeout
+    of the workflows that the client starts. A `lazy` client connects with its first call, so that an API starts before
+    the server does.
     """
     starts = TimedStarts((timing or Timing()).workflow_task)
     config = ClientConfig.load_client_connect_config()
@@ -139,7 +143,7 @@ async def connect(
 
 
 def _secured(access: TemporalAccess) -> dict[str, Any]:
-    """Return what is given to `Client.connect`; what is not set is left to TEMPORAL_... of the environment."""
+    """Return the arguments of `Client.connect`; unset ones are left to TEMPORAL_... of the environment."""
     given: dict[str, Any] = {}
     if access.says_how:
         given["tls"] = TLSConfig(
@@ -154,7 +158,7 @@ def _secured(access: TemporalAccess) -> dict[str, Any]:
 
 
 async def namespace_of(client: Client) -> WorkflowNamespace:
-    """The namespace that a client speaks to. Unavailable, also where the server does not know it."""
+    """Return the namespace of a client. Unavailable, also if the server does not know it."""
     address = client.service_client.config.target_host
     async with reaching(f"the namespace {client.namespace} at {address}"):
         asked = DescribeNamespaceRequest(namespace=client.namespace)
@@ -163,10 +167,10 @@ async def namespace_of(client: Client) -> WorkflowNamespace:
 
 
 async def submit_change(client: Client, change: Change) -> ChangeAccepted:
-    """Give a recorded change to its model's entity, which is started where it does not run. The same change twice is one.
+    """Submit a recorded change to its model's entity, which is started if it does not run. The same change twice is one.
 
-    InvalidInput or Conflict if the entity's validator refuses the change for good; EngineRefused and Unavailable otherwise:
-    submit it again later.
+    InvalidInput or Conflict if the entity's validator refuses the change for good; EngineRefused and Unavailable
+    otherwise: submit it again later.
     """
     queued = QueuedChange(
         id=change.id, kind=change.kind, sequence=change.sequence, generation=change.generation, plan_id=change.plan_id
@@ -189,7 +193,7 @@ _UPDATES = {
 
 
 _OF_THE_MODEL = frozenset({ControlAction.PAUSE, ControlAction.RESUME})
-"""A pause outlives the entity that was asked for it, so these start the entity if it does not run."""
+"""A pause outlives the entity that accepted it, so these start the entity if it does not run."""
 
 
 async def control(
@@ -201,11 +205,11 @@ async def control(
     change_id: str | None = None,
     update_id: str | None = None,
 ) -> ControlAnswer:
-    """Say something to a model's entity, or to the transition of the change that runs, and wait until it has heard it.
+    """Send an action to a model's entity, or to the transition of the running change, and wait until it is accepted.
 
-    An entity that has gone is started for a pause, and for an abort of the change that runs.
-
-    The same `update_id` again gets the first one's answer. Conflict where it does not fit what runs; Unavailable where no server or no worker answers in time.
+    A missing entity is started for a pause, and for an abort of the running change. The same `update_id` again gets the
+    first answer. Conflict if the action does not fit the running change; Unavailable if no server or no worker answers
+    in time.
     """
     async with reaching(f"the entity of {model}"), asyncio.timeout(SUBMIT_SECONDS):
         if action in _OF_THE_MODEL or (action is ControlAction.ABORT and change_id is not None):
@@ -232,7 +236,7 @@ async def control(
 
 
 def _entity(model: str) -> dict[str, Any]:
-    """How the entity of a model is started, unless it runs."""
+    """Return the options that start a model's entity, unless it runs."""
     return {
         "workflow": names.MODEL_WORKFLOW,
         "arg": ModelEntityInput(model=model),
@@ -245,13 +249,13 @@ def _entity(model: str) -> dict[str, Any]:
 
 
 async def begin_entity(client: Client, model: str) -> None:
-    """Start the entity of a model unless it runs; it reads from the store what is open. Unavailable."""
+    """Start the entity of a model unless it runs; it reads the open changes from the store. Unavailable."""
     async with reaching(f"the entity of {model}"), asyncio.timeout(SUBMIT_SECONDS):
         await client.start_workflow(**_entity(model))
 
 
 async def is_open(client: Client, workflow_id: str) -> bool:
-    """Whether a run of the workflow is open now, by the server's own state. False for one that never was. Unavailable."""
+    """Whether a run of the workflow is open now, by the server's own state. False if there never was one. Unavailable."""
     async with reaching(f"workflow {workflow_id}"), asyncio.timeout(SUBMIT_SECONDS):
         try:
             found = await client.get_workflow_handle(workflow_id).describe()
@@ -263,7 +267,7 @@ async def is_open(client: Client, workflow_id: str) -> bool:
 
 
 async def wake_replan(client: Client) -> None:
-    """Tell the replan workflow that a replan is recorded; it is started where it does not run. Unavailable."""
+    """Signal the replan workflow that a replan is recorded; it is started if it does not run. Unavailable."""
     async with reaching("the replan"), asyncio.timeout(SUBMIT_SECONDS):
         await client.start_workflow(
             names.REPLAN_WORKFLOW,
@@ -276,7 +280,7 @@ async def wake_replan(client: Client) -> None:
 
 
 async def tell_freeze_changed(client: Client, change: Change) -> None:
-    """Tell the run of a change that freezes have changed; one that has ended has nothing to ask. Unavailable."""
+    """Signal the run of a change that freezes have changed; an ended run needs no signal. Unavailable."""
     run = client.get_workflow_handle(names.lifecycle_workflow_id(change.model, change.id))
     async with reaching(f"the run of {change.id}"), asyncio.timeout(SUBMIT_SECONDS):
         try:
@@ -287,7 +291,7 @@ async def tell_freeze_changed(client: Client, change: Change) -> None:
 
 
 async def cancel_replan(client: Client, asked: MoverAsked, *, update_id: str | None = None) -> ReplanProgress:
-    """End the replan that runs. The same `update_id` again gets the first one's answer. Conflict if none runs; Unavailable."""
+    """Cancel the running replan. The same `update_id` again gets the first answer. Conflict if none runs; Unavailable."""
     handle = client.get_workflow_handle(names.REPLAN_ID)
     try:
         async with reaching("the replan"), asyncio.timeout(SUBMIT_SECONDS):
@@ -306,7 +310,7 @@ async def cancel_replan(client: Client, asked: MoverAsked, *, update_id: str | N
 
 
 async def tell_moves_steered(client: Client) -> None:
-    """Tell the replan that runs that moves were paused or go on; if none runs, there is nothing to tell. Unavailable."""
+    """Signal the running replan that moves were paused or resumed, if one runs. Unavailable."""
     replan = client.get_workflow_handle(names.REPLAN_ID)
     async with reaching("the replan"), asyncio.timeout(SUBMIT_SECONDS):
         try:
@@ -317,7 +321,7 @@ async def tell_moves_steered(client: Client) -> None:
 
 
 async def tell_drain(client: Client, region: str) -> None:
-    """Tell a region's drain that something is asked of it; it is started where it does not run. Unavailable."""
+    """Signal a region's drain that there is a new request; it is started if it does not run. Unavailable."""
     async with reaching(f"the drain of {region}"), asyncio.timeout(SUBMIT_SECONDS):
         await client.start_workflow(
             names.DRAIN_WORKFLOW,
@@ -339,7 +343,7 @@ async def reachable(client: Client) -> bool:
 
 
 def ui_link(base: str, namespace: str, workflow_id: str, run_id: str | None = None) -> str:
-    """The page of a run in the Temporal UI at `base`; without a run id, of the workflow's runs."""
+    """Return the page of a run in the Temporal UI at `base`; without a run id, of the workflow's runs."""
     page = f"{base.rstrip('/')}/namespaces/{quote(namespace, safe='')}/workflows/{quote(workflow_id, safe='')}"
     return f"{page}/{quote(run_id, safe='')}" if run_id else page
 
@@ -353,10 +357,10 @@ _ABSENT = frozenset(
         RPCStatusCode.ABORTED,
     }
 )
-"""Statuses of a server that is away, busy or restarting; every other one is a refusal."""
+"""Statuses of a server that is down, busy or restarting; every other one is a refusal."""
 
 _FINAL: Mapping[str, type[IPnextError]] = {kind.code: kind for kind in (InvalidInput, Conflict)}
-"""Types of the errors that our own update validators raise: only they say that a call can never succeed."""
+"""Types of the errors that our own update validators raise: only they mean that a call can never succeed."""
 
 
 @asynccontextmanager
@@ -390,7 +394,7 @@ async def reaching(what: str) -> AsyncIterator[None]:
 
 
 def _refused(what: str, error: WorkflowUpdateFailedError) -> IPnextError:
-    """The error behind a failed update: final only if our own validator raised it."""
+    """Return the error behind a failed update: final only if our own validator raised it."""
     cause = error.cause
     if isinstance(cause, ApplicationError):
         final = _FINAL.get(cause.type or "")

@@ -1,4 +1,4 @@
-"""How worker, API and CLI prove themselves to Temporal: mTLS, an API key, or both, from files that are read again when they change."""
+"""Credentials of worker, API and CLI for Temporal: mTLS, an API key, or both, from files that are reloaded when they change."""
 
 import ssl
 import time
@@ -23,13 +23,14 @@ class TemporalSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="IPNEXT_", frozen=True)
 
     temporal_tls_ca_file: Path | None = None
-    """Certificates (PEM) that the Temporal server's own is checked by; None: those of the system. With any of these TLS is on."""
+    """CA certificates (PEM) by which the Temporal server is verified; None: those of the system. With any of these
+    TLS is on."""
     temporal_tls_certificate_file: Path | None = None
-    """Certificate (PEM) that proves this process to the Temporal server. Read again when it changes."""
+    """Certificate (PEM) that authenticates this process to the Temporal server. Read again when it changes."""
     temporal_tls_key_file: Path | None = None
     """Its private key (PEM)."""
     temporal_tls_server_name: str | None = None
-    """Name in the Temporal server's certificate, if it is not that of TEMPORAL_ADDRESS."""
+    """Name in the Temporal server's certificate, if it differs from that of TEMPORAL_ADDRESS."""
     temporal_api_key_file: Path | None = None
     """File with the API key for Temporal, which is sent over TLS only. Read again when it changes."""
 
@@ -39,7 +40,7 @@ Stamp = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class TemporalAccess:
-    """What a connection is made with, all of it optional. It has no `repr`: that would show the key."""
+    """Parameters of a connection, all of them optional. It has no `repr`: that would show the key."""
 
     stamp: Stamp
     """Changes with the files."""
@@ -51,12 +52,12 @@ class TemporalAccess:
 
     @property
     def says_how(self) -> bool:
-        """Whether anything is said about TLS; if not, what TEMPORAL_TLS... of the environment says counts."""
+        """Whether a parameter of TLS is set; if not, TEMPORAL_TLS... of the environment applies."""
         return any((self.authorities, self.certificate, self.server_name))
 
 
 def temporal_settings() -> TemporalSettings:
-    """Read them from the environment. InvalidInput names the one that is wrong."""
+    """Read them from the environment. InvalidInput names the invalid one."""
     try:
         return TemporalSettings()
     except ValidationError as error:
@@ -67,7 +68,7 @@ def temporal_settings() -> TemporalSettings:
 
 
 def stamp_of(settings: TemporalSettings) -> Stamp:
-    """Return what changes with the files. InvalidInput if one is missing."""
+    """Return a stamp that changes with the files. InvalidInput if one is missing."""
     return tuple(_stat(name, path) for name, path in _files(settings).items())
 
 
@@ -98,7 +99,7 @@ def _files(settings: TemporalSettings) -> dict[str, Path]:
 
 
 def _pair(certificate: Path, key: Path) -> tuple[bytes, bytes]:
-    """Return both once they fit."""
+    """Return both files, once they fit."""
     for attempt in range(_READ_ATTEMPTS):
         pair = _read("temporal_tls_certificate_file", certificate), _read("temporal_tls_key_file", key)
         try:
