@@ -1,7 +1,7 @@
-"""Time limits that depend on the machines: how soon a silent process counts as gone, and how long one step may take.
+"""Time limits that depend on the machines: when a silent process counts as dead, and how long one step may take.
 
-The defaults suit a cluster, where processes are throttled and the network is slow at times. `temporal-dev.yaml` has those of
-one machine. None of them decides what a workflow does: a run may be replayed by a worker with other limits.
+The defaults suit a cluster, where processes are throttled and the network is slow at times. `temporal-dev.yaml` has
+those of one machine. None of them affects a workflow's decisions: a worker with other limits may replay a run.
 """
 
 from datetime import timedelta
@@ -11,7 +11,7 @@ from pydantic import Field
 from ipnext.model.value import Value
 
 BUSY = 3.0
-"""So many times longer a step may be silent that keeps the processor for itself."""
+"""Factor of the heartbeat limit for a step that occupies the processor."""
 
 BEATS = 4
 """Heartbeats within one limit: some may be late."""
@@ -21,37 +21,40 @@ class Timing(Value):
     """The limits of one deployment, in seconds. They are settings of API and workers (`ipnext.settings`)."""
 
     heartbeat_seconds: float = Field(default=10.0, ge=1, le=600)
-    """An activity whose worker has sent nothing for so long is given to another worker."""
+    """Heartbeat timeout: an activity whose worker has sent nothing for this long is given to another worker."""
     record_seconds: float = Field(default=60.0, ge=1, le=120)
     """Longest unit of work in the store, with the wait for its turn."""
     workflow_task_seconds: float = Field(default=10.0, ge=1, le=120)
-    """A worker that takes longer for one decision of a workflow counts as gone. A run keeps the limit that it was started with."""
+    """A worker that takes longer for one decision of a workflow counts as dead. A run keeps the limit that it was
+    started with."""
     sticky_seconds: float = Field(default=10.0, gt=0, le=600)
-    """How long a decision waits for the worker that has the run in its cache, before any other worker may take it."""
+    """Time for which a decision waits for the worker that has the run in its cache, before any other worker may take
+    it."""
     worker_shutdown_seconds: float = Field(default=20.0, ge=0, le=3600)
-    """How long activities may go on after SIGTERM; then they are cancelled, and another worker takes them up."""
+    """Time for which activities may continue after SIGTERM; then they are cancelled, and another worker retries
+    them."""
 
     agent_answer_seconds: float = Field(default=10.0, gt=0, le=600)
-    """An agent that has nothing to wait for itself and answers nothing for so long can't be reached."""
+    """An agent that waits for nothing itself and does not answer for this long is unreachable."""
 
     @property
     def timing(self) -> "Timing":
-        """These limits alone, without what a subclass adds."""
+        """These limits alone, without the fields of a subclass."""
         return Timing(**{name: getattr(self, name) for name in Timing.model_fields})
 
     @property
     def heartbeat(self) -> timedelta:
-        """Longest silence of an activity."""
+        """Heartbeat timeout of an activity."""
         return timedelta(seconds=self.heartbeat_seconds)
 
     @property
     def busy_heartbeat(self) -> timedelta:
-        """The same of one that keeps the processor for itself, so that its heartbeats come late."""
+        """The same for an activity that occupies the processor, so that its heartbeats are late."""
         return BUSY * self.heartbeat
 
     @property
     def beat_seconds(self) -> float:
-        """Between two heartbeats."""
+        """Interval of heartbeats."""
         return self.heartbeat_seconds / BEATS
 
     @property

@@ -1,1 +1,1 @@
-"""The embedded platform: `ipnext dev` starts every process here; `ipnext.dev.platform.run` begins."""
+"""The embedded platform: `ipnext dev` starts every process here. Begin with `ipnext.dev.platform.run`."""

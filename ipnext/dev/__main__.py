@@ -9,7 +9,7 @@ from ipnext.errors import IPnextError
 from ipnext.settings import dev_settings
 
 SETTINGS = {"workers": "dev_workers", "database_url": "dev_database_url", "artifacts": "dev_artifacts_uri"}
-"""Option -> the setting that it gives."""
+"""Option -> its setting."""
 
 
 def main() -> int:

@@ -17,12 +17,12 @@ _HOUR_SECONDS: Final = 3600.0
 
 
 class DevCertificates:
-    """An authority of its own and a certificate for the control plane and each agent; nothing if none is required."""
+    """A CA with certificates for the control plane and each agent; none if authentication is off."""
 
     def __init__(
         self, directory: Path, regions: Sequence[str], components: ComponentSettings, settings: DevSettings
     ) -> None:
-        """InvalidInput if the authority that lies there is not good."""
+        """InvalidInput if the existing CA is invalid."""
         self._components = components
         self._issuer: Issuer | None = None
         if components.component_authentication == "none":
@@ -44,7 +44,7 @@ class DevCertificates:
         return self._issuer is not None
 
     def control_plane(self) -> ComponentSettings:
-        """Return what API, workers and this process prove themselves with."""
+        """Return the credentials of API, workers and this process."""
         return self._settings(self._identity(Component.CONTROL_PLANE))
 
     def environment(self, region: str | None = None) -> Mapping[str, str]:
@@ -59,7 +59,7 @@ class DevCertificates:
         return given
 
     def renew(self) -> None:
-        """Replace what is due."""
+        """Replace due certificates."""
         if self._issuer is None:
             return
         try:

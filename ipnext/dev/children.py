@@ -1,4 +1,4 @@
-"""The processes of the embedded platform: tethered to this one, restarted when they crash, ended in order."""
+"""The processes of the embedded platform: tethered to this one, restarted after crashes, ended in order."""
 
 import os
 import signal
@@ -19,15 +19,15 @@ from ipnext.infra.tether import tether
 FIRST_BACKOFF_SECONDS = 0.2
 LONGEST_BACKOFF_SECONDS = 10.0
 HURRIED_SECONDS = 15.0
-"""How long a process may take to end that was told twice."""
+"""Time in which a process must end after its second SIGTERM."""
 POLL_SECONDS = 0.02
 STEADY_SECONDS = 10.0
-"""A process that ran this long has its backoff forgotten: it is started again at once when it ends."""
+"""The backoff of a process that ran this long is reset: it is restarted at once when it ends."""
 
 
 @dataclass
 class Child:
-    """One process. `grace_seconds` is how long it may take to end on SIGTERM before SIGKILL."""
+    """One process. `grace_seconds` is the time from SIGTERM to SIGKILL."""
 
     name: str
     command: Sequence[str]
@@ -35,7 +35,7 @@ class Child:
     log: Path
     grace_seconds: float = 15.0
     unhurried: bool = False
-    """Whether it finishes first what it has under way; a second SIGTERM ends it at once."""
+    """Whether it first finishes its work under way; a second SIGTERM ends it at once."""
     process: subprocess.Popen[bytes] | ForkedProgram | None = None
     started_at: float = 0.0
     backoff_seconds: float = 0.0
@@ -44,9 +44,9 @@ class Child:
     """`time.monotonic()` from which on it may be killed; None until it gets its SIGTERM."""
 
     def start(self) -> None:
-        """Start the process in its own session, output appended to its log, tethered to this process.
+        """Start the process in a new session, output appended to its log, tethered to this process.
 
-        It is a fork of this process if its command runs a module that was preloaded.
+        It is a fork of this process if its command runs a preloaded module.
         """
         with self.log.open("ab") as log:
             if module := program_of(self.command):
@@ -66,11 +66,11 @@ class Child:
         self.started_at, self.killed_after = time.monotonic(), None
 
     def ended(self) -> int | None:
-        """The exit status where it has ended."""
+        """Return the exit status if it has ended."""
         return self.process.poll() if self.process else None
 
     def restart_when_due(self, now: float) -> None:
-        """Start again a process that ended: at once, and after a backoff that doubles while it keeps ending soon."""
+        """Restart a process that ended: at once, and after a backoff that doubles while it keeps ending soon."""
         status = self.ended()
         if status is None:
             return
@@ -85,13 +85,13 @@ class Child:
             self.start()
 
     def ask_to_end(self) -> None:
-        """SIGTERM where it runs, once; its grace begins."""
+        """Send SIGTERM once, if it runs; its grace time begins."""
         if self.killed_after is None and self.process is not None and self.process.poll() is None:
             self.killed_after = time.monotonic() + self.grace_seconds
             self.process.send_signal(signal.SIGTERM)
 
     def hurry(self) -> None:
-        """SIGTERM once more, where it was asked to end and finishes what it has; HURRIED_SECONDS are left of its grace."""
+        """Send a second SIGTERM if it still finishes its work; HURRIED_SECONDS of its grace time remain."""
         if (
             self.unhurried
             and self.killed_after is not None
@@ -102,7 +102,7 @@ class Child:
             self.process.send_signal(signal.SIGTERM)
 
     def stop(self) -> None:
-        """SIGTERM, then SIGKILL after the grace."""
+        """Send SIGTERM, then SIGKILL after the grace time."""
         if self.process is None or self.process.poll() is not None:
             return
         self.ask_to_end()
@@ -114,12 +114,12 @@ class Child:
             time.sleep(POLL_SECONDS)
 
     def last_lines(self, count: int = 5) -> str:
-        """The end of its log."""
+        """Return the end of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:]) if self.log.exists() else ""
 
 
 def end_orphans() -> None:
-    """SIGKILL for all processes that the kernel gave to this one, and for those below them; return when they have ended."""
+    """Send SIGKILL to all processes that the kernel gave to this one, and to those below them; return when they have ended."""
     left = psutil.Process().children(recursive=True)
     for process in left:
         with suppress(psutil.NoSuchProcess):
@@ -129,29 +129,29 @@ def end_orphans() -> None:
 
 @dataclass
 class Family:
-    """All children, in the order of their start; they end in the reverse order, those that run the same command at once.
+    """All children, in the order of their start. They end in the reverse order.
 
-    So do those that finish first what they have.
+    Children with the same command end together, and so do those that first finish their work.
     """
 
     children: list[Child] = field(default_factory=list)
 
     def start(self, *children: Child) -> None:
-        """Start some more, at once."""
+        """Start further children, at once."""
         for child in children:
             child.start()
             self.children.append(child)
 
     def tend(self) -> None:
-        """Restart what has ended, when its backoff is over."""
+        """Restart ended children when their backoff is over."""
         now = time.monotonic()
         for child in self.children:
             child.restart_when_due(now)
 
     def wait_until(self, ready: Callable[[], bool], *, what: str, limit_seconds: float) -> None:
-        """Poll until ready, restarting what ends meanwhile.
+        """Poll until ready, and restart children that end.
 
-        Raises Unavailable with the ends of the logs; Conflict where one ends by saying that what it was given can't be.
+        Raises Unavailable with the ends of the logs; Conflict if a child ends because its input is invalid.
         """
         deadline = time.monotonic() + limit_seconds
         while not ready():
@@ -167,7 +167,7 @@ class Family:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """End every child: the newest first."""
+        """End every child, the newest first."""
         for child in reversed(self.children):
             for other in self.children:
                 if other.command == child.command or (other.unhurried and child.unhurried):
@@ -176,6 +176,6 @@ class Family:
         self.children.clear()
 
     def hurry(self) -> None:
-        """Those that were asked to end, and finish what they have, end at once."""
+        """Hurry the children that were asked to end and still finish their work."""
         for child in self.children:
             child.hurry()

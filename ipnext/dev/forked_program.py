@@ -1,7 +1,7 @@
-"""Programs that this process has imported: each is a fork of it instead of an interpreter that imports the same modules anew.
+"""Programs that this process has imported: each is a fork of it instead of an interpreter that imports the same modules again.
 
-`ipnext dev` starts an API, a proxy, workers and an agent for each region; most of what they import is the same, and importing it takes
-seconds of processor time in each.
+`ipnext dev` starts an API, a proxy, workers and an agent for each region; they import mostly the same modules, which
+takes seconds of CPU time in each.
 """
 
 import gc
@@ -22,7 +22,7 @@ STDERR = 2
 
 
 def preload(modules: Sequence[str]) -> None:
-    """Import modules, and keep the garbage collector of every fork from walking what they share."""
+    """Import modules, and keep the garbage collector of every fork from traversing the shared objects."""
     for name in modules:
         import_module(name)
     gc.collect()
@@ -30,9 +30,9 @@ def preload(modules: Sequence[str]) -> None:
 
 
 def program_of(command: Sequence[str]) -> str | None:
-    """The module of a command `python -m MODULE ...` that can run as a fork: imported here, and no other thread runs.
+    """Return the module of a command `python -m MODULE ...` that can run as a fork: imported, and no other thread runs.
 
-    Of a process with more threads only the one that forks would go on, and what the others hold would stay locked in the fork.
+    A fork has only the thread that forks, and locks of other threads would stay locked in it.
     """
     match list(command):
         case [sys.executable, "-m", module, *_] if _entry(module) in sys.modules and _threads() == 1:
@@ -41,7 +41,7 @@ def program_of(command: Sequence[str]) -> str | None:
 
 
 class ForkedProgram:
-    """A fork that runs a module's `main`, with those methods of `subprocess.Popen` that a supervisor needs."""
+    """A fork that runs a module's `main`, with the methods of `subprocess.Popen` that a supervisor needs."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class ForkedProgram:
         log: IO[bytes],
         prepare: Callable[[], None],
     ) -> None:
-        """Start the module's `main` as a process with this command line, in a session of its own; `prepare` runs first in it.
+        """Start the module's `main` as a process with this command line, in a new session; `prepare` runs first in it.
 
         Its standard output and error are the log, and nothing else is open.
         """
@@ -64,12 +64,12 @@ class ForkedProgram:
             _become(command, module, environment, log.fileno(), prepare)
 
     def poll(self) -> int | None:
-        """The exit status once it has ended; below zero the signal that ended it."""
+        """Return the exit status once it has ended; below zero the signal that ended it."""
         self._look(os.WNOHANG)
         return self.returncode
 
     def wait(self) -> int:
-        """Block until it has ended; the exit status."""
+        """Block until it has ended; return the exit status."""
         self._look(0)
         return self.returncode or 0
 
@@ -88,7 +88,7 @@ class ForkedProgram:
             return
         try:
             pid, status = os.waitpid(self.pid, options)
-        except ChildProcessError:  # somebody else has waited for it; subprocess answers the same
+        except ChildProcessError:  # another caller has reaped it; subprocess answers the same
             self.returncode = 0
             return
         if pid:
@@ -100,7 +100,7 @@ def _threads() -> int:
 
 
 def _entry(module: str) -> str:
-    """The module with `main`: that of a package is its `__main__`."""
+    """Return the module with `main`: for a package its `__main__`."""
     found = sys.modules.get(module)
     return f"{module}.__main__" if found is not None and hasattr(found, "__path__") else module
 
@@ -108,9 +108,9 @@ def _entry(module: str) -> str:
 def _become(
     command: Sequence[str], module: str, environment: Mapping[str, str], log: int, prepare: Callable[[], None]
 ) -> NoReturn:
-    """In the fork: become a process like one that was started afresh, run, and end.
+    """In the fork: become a process like a fresh one, run, and end.
 
-    Neither the frames nor the exit handlers of the process that forked are left: they are its own.
+    Neither the frames nor the exit handlers of the forking process run: they belong to that process.
     """
     status = 1
     try:
@@ -137,7 +137,7 @@ def _become(
 
 
 def _redirect(log: int) -> None:
-    """Standard input empty, standard output and error to the log, all other descriptors closed."""
+    """Make standard input empty, redirect standard output and error to the log, and close all other descriptors."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     for descriptor in (1, STDERR):

@@ -1,4 +1,4 @@
-"""An address on this machine that no page in a browser finds: that of the UI of Temporal's development server."""
+"""An address on this machine that no browser page finds: that of the UI of Temporal's development server."""
 
 import secrets
 import socket
@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 
 class HiddenAddress(NamedTuple):
-    """A loopback address and a free port there, one of some 2^38: a page in a browser finds it neither by chance nor by trying.
+    """A loopback address with a free port, one of some 2^38: a browser page finds it neither by chance nor by trying.
 
-    It hides nothing from other users of the machine.
+    It is not hidden from other users of the machine.
     """
 
     host: str
@@ -17,7 +17,7 @@ class HiddenAddress(NamedTuple):
 
     @classmethod
     def draw(cls) -> "HiddenAddress":
-        """Draw one, not of 127.0.0.0/16, which people use."""
+        """Draw an address outside 127.0.0.0/16, which other programs use."""
         host = str(IPv4Address(0x7F000000 + 0x10000 + secrets.randbelow(0xFFFFFF - 0x10000)))
         with socket.socket() as found:
             found.bind((host, 0))
@@ -25,5 +25,5 @@ class HiddenAddress(NamedTuple):
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """URL of the address."""
         return f"http://{self.host}:{self.port}"

@@ -1,7 +1,7 @@
 """`ipnext dev`: the whole platform on one machine, in one state directory.
 
-Layout of the directory: record, artifacts, Temporal's database, one folder for each region's agent, logs, ports.json,
-peers.json and, while all is ready, endpoints.json.
+Layout of the directory: database, artifacts, Temporal's database, one folder for each region's agent, logs, ports.json,
+peers.json and, while the platform is ready, endpoints.json.
 """
 
 import contextlib
@@ -50,12 +50,13 @@ HOST = "127.0.0.1"
 START_LIMIT_SECONDS = 90.0
 PROBE_SECONDS = 0.5
 BEYOND_DRAINS_SECONDS = 10.0
-"""What an agent's end takes at most beside drains and the grace times of Envoy and of the hosts: answers that it waits for."""
+"""Longest end of an agent in addition to drains and the grace times of Envoy and of the hosts: answers that it waits
+for."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where things lie below the state directory."""
+    """Paths below the state directory."""
 
     state: Path
 
@@ -94,7 +95,10 @@ class Places:
 
 @contextmanager
 def locked(state: Path) -> Iterator[None]:
-    """Hold the state directory. Raises Conflict with the pid of the one that holds it already, or if others may write into it."""
+    """Lock the state directory.
+
+    Raises Conflict with the pid of the process that has locked it, or if others may write into it.
+    """
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     found = state.stat()
     if found.st_uid != os.geteuid() or found.st_mode & stat.S_IWOTH:
@@ -174,9 +178,9 @@ class Platform:
         }
 
     def start(self) -> None:
-        """Start everything and return when it is ready; endpoints.json lies there then.
+        """Start everything and return when it is ready; endpoints.json exists then.
 
-        Workers beyond the first come after that: they share the work, and nobody waits for them.
+        Workers beyond the first start after that: they share the work, and no start waits for them.
         """
         log = structlog.get_logger()
         self._places.endpoints.unlink(missing_ok=True)
@@ -184,7 +188,7 @@ class Platform:
         replace_file(self._places.peers, json.dumps(self._peers).encode())
         for left in self._places.state.glob("worker*.ready"):
             left.unlink()
-        become_subreaper()  # a region's supervisor belongs to this process once its agent has died
+        become_subreaper()  # a region's supervisor becomes a child of this process once its agent has died
         first, *more = self._workers
         log.info("starting Temporal and the agents", regions=list(self._regions), **self._stores.named)
         self._family.start(self._temporal())
@@ -206,7 +210,9 @@ class Platform:
                 what="the platform",
                 limit_seconds=START_LIMIT_SECONDS,
             )
-        ensure_admin_key(self._places.admin_key, self._stores.database_url)  # the record is this platform's: it serves
+        ensure_admin_key(
+            self._places.admin_key, self._stores.database_url
+        )  # the database belongs to this platform, since it serves
         try:
             note_key_file(self._url("api"), self._places.admin_key, self._credentials)
         except InvalidInput as error:
@@ -217,7 +223,7 @@ class Platform:
         self._family.start(*map(self._worker, more))
 
     def tend(self, stop: threading.Event) -> None:
-        """Restart what crashes, and look after the logs, until told to stop."""
+        """Restart crashed processes, and rotate the logs, until `stop` is set."""
         logs = LogKeeping(self._places.state / "logs", LogLimits.of(AgentSettings()))
         orphans = Orphans()
         while not stop.wait(0.1):
@@ -230,7 +236,8 @@ class Platform:
     def stop(self) -> None:
         """End everything in order: workers, API, agents with their data planes, Temporal.
 
-        The data planes finish what they have, within the models' drains; an agent that takes longer is killed, and then what it ran.
+        The data planes finish their requests, within the models' drains; an agent that takes longer is killed, and then
+        its processes.
         """
         self._places.endpoints.unlink(missing_ok=True)
         with contextlib.suppress(OSError, InvalidInput):
@@ -240,7 +247,7 @@ class Platform:
         self._family.stop()
 
     def hurry(self) -> None:
-        """Give up what the data planes are still finishing."""
+        """Give up the requests that the data planes still finish."""
         self._family.hurry()
 
     @property
@@ -288,7 +295,7 @@ class Platform:
         return Child(name=name, command=command, environment=self._environment(), log=self._places.log(name))
 
     def _ui_proxy(self) -> Child:
-        """People reach Temporal's UI through it."""
+        """Return the proxy by which users reach Temporal's UI."""
         return self._program(
             "temporal-ui",
             "ipnext.dev.temporal_ui",
@@ -335,7 +342,7 @@ class Platform:
 
 
 def ending_seconds(directory: Path) -> float:
-    """How long the agent with this state directory may take to end: the longest drain that it waits for, and the rest of its end."""
+    """Return the longest end of the agent with this state directory: its longest drain, and the rest of its end."""
     try:
         settings, wanted = AgentSettings(), WantedState(directory / "wanted").deployments.values()
     except (OSError, ValueError):
@@ -346,7 +353,10 @@ def ending_seconds(directory: Path) -> float:
 
 
 def let_hosts_in(places: Places, regions: tuple[str, ...]) -> None:
-    """Let hosts of a user of their own enter the state directory, and say which user they have, if root starts the platform. InvalidInput."""
+    """Let hosts that run as another user enter the state directory, and log that user, if root starts the platform.
+
+    InvalidInput.
+    """
     if os.geteuid() == 0 and regions:
         first = places.region(regions[0])
         first.mkdir(parents=True, exist_ok=True)
@@ -370,8 +380,8 @@ def run(
 ) -> int:
     """Start the platform in `state` and keep it until SIGINT or SIGTERM; a second one ends it at once. Returns the exit status.
 
-    Raises Conflict (the directory or a port is in use, or the directory belongs to other stores), InvalidInput (config, fleet,
-    stores) and Unavailable (a process does not come up, a store does not answer).
+    Raises Conflict (the directory or a port is in use, or the directory belongs to other stores), InvalidInput (config,
+    fleet, stores) and Unavailable (a process does not start, a store does not answer).
     """
     keep_new_files_private()
     os.environ["OMP_NUM_THREADS"] = "1"  # numpy would start threads, and a process of several threads can't be forked

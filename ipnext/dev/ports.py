@@ -14,10 +14,10 @@ class PortInUse(Conflict):
 
 
 def choose(wanted: Mapping[str, int | None], *, remembered: Path, free_ports: bool) -> Mapping[str, int]:
-    """One port for each name, written to `remembered` so that a second start listens where the first did.
+    """Choose one port for each name, written to `remembered` so that the next start uses the same ones.
 
-    `wanted` has the configured port, or None for an internal one. A configured port that is taken raises PortInUse
-    that names all such, unless `free_ports` lets another one stand in.
+    `wanted` has the configured port, or None for an internal one. Taken configured ports raise PortInUse, which names
+    all of them, unless `free_ports` allows replacing them.
     """
     book = PortBook(remembered)
     ports = {name: book.known(name) or configured for name, configured in wanted.items()}
@@ -36,5 +36,5 @@ def choose(wanted: Mapping[str, int | None], *, remembered: Path, free_ports: bo
 
 
 def _take(port: int) -> bool:
-    """Whether the port is this process's now: nobody listens there and no other platform has picked it."""
+    """Reserve the port for this process; False if a process listens there or another platform has reserved it."""
     return is_free(port) and reserve(port)

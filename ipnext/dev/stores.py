@@ -1,4 +1,4 @@
-"""Record and artifact store of the embedded platform: below the state directory, or on servers that run already."""
+"""Database and artifact store of the embedded platform: below the state directory, or on running servers."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ _NO_BLOB: Final = "0" * 64
 
 @dataclass(frozen=True)
 class Stores:
-    """Where record and artifacts lie."""
+    """Addresses of database and artifacts."""
 
     database_url: str
     artifacts_uri: str
@@ -29,7 +29,7 @@ class Stores:
 
     @classmethod
     def of(cls, state: Path, settings: DevSettings) -> "Stores":
-        """Those that the settings name, else those of the state directory."""
+        """Return the stores of the settings, else those of the state directory."""
         return cls(
             settings.dev_database_url or f"sqlite:///{state / 'ipnext.db'}",
             settings.dev_artifacts_uri or (state / "artifacts").absolute().as_uri(),
@@ -38,16 +38,16 @@ class Stores:
 
     @property
     def named(self) -> dict[str, str]:
-        """What a person may read of them."""
+        """The stores in a form for users."""
         return {"record": Store.open(self.database_url).name, "artifacts": self.artifacts_uri}
 
 
 def prepare(state: Path, stores: Stores, fleet: Path | None) -> tuple[str, ...]:
-    """Migrate the record and put a fleet into it: the given one, else the embedded one at the first start. Returns the regions.
+    """Migrate the database and put a fleet into it: the given one, else the embedded one at the first start. Returns the regions.
 
-    Conflict where the state directory was begun on other stores, or at another path: its agents and runs, and the record itself, name
-    what lies there; and for a new one where the record is another platform's. Unavailable where a server does not answer; InvalidInput where
-    the file is no fleet, or a URL of another form.
+    Conflict if the state directory was begun on other stores, or at another path, because its agents, its runs and the
+    database refer to them; and for a new directory if the database belongs to another platform. Unavailable if a server
+    does not answer; InvalidInput if the file is no fleet, or a URL has another form.
     """
     known_stores = state / "stores.json"
     with _given_by("--database-url (IPNEXT_DEV_DATABASE_URL)"):
@@ -62,7 +62,7 @@ def prepare(state: Path, stores: Stores, fleet: Path | None) -> tuple[str, ...]:
             parents=True, exist_ok=True
         )  # so that `ipnext platform check` finds it before the first publish
     with suppress(ArtifactMissing):
-        artifacts.open_blob(_NO_BLOB).close()  # a bucket that is not there, or refuses us, is told now
+        artifacts.open_blob(_NO_BLOB).close()  # report a missing or forbidden bucket now
     try:
         store.migrate()
         with store.begin() as repository:
@@ -86,7 +86,7 @@ def prepare(state: Path, stores: Stores, fleet: Path | None) -> tuple[str, ...]:
 
 
 def read_fleet(path: Path) -> FleetManifest:
-    """The fleet of a manifest file. Raises InvalidInput that names the file."""
+    """Return the fleet of a manifest file. Raises InvalidInput that names the file."""
     try:
         text = path.read_text()
     except OSError as error:

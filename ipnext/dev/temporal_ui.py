@@ -1,8 +1,9 @@
 """Temporal's UI behind the login of the API: `python -m ipnext.dev.temporal_ui`, a reverse proxy that `ipnext dev` starts.
 
-The UI of Temporal's development server asks nobody and answers to any `Host`, so a page whose name is made to resolve to this machine
-could use it. It therefore listens on a loopback address and a port that are drawn at random, which no page can find out, and people
-reach it through this proxy: it checks `Host` and origin as every listener does, and asks the API whether the browser's session may.
+The UI of Temporal's development server requires no credential and accepts any `Host`, so a page whose name resolves to
+this machine could use it. It therefore listens on a random loopback address and port, which no page can find, and users
+reach it through this proxy: it checks `Host` and origin like every listener, and asks the API whether the browser's
+session may use the UI.
 """
 
 import argparse
@@ -52,7 +53,7 @@ _HOP_BY_HOP: Final = frozenset(
     }
 )
 _KEPT_BACK: Final = _HOP_BY_HOP | {"host", "authorization", "cookie", "origin", "referer"}
-"""Of a request: what is the proxy's own, or proves somebody to the API."""
+"""Request headers that belong to the proxy, or that authenticate to the API."""
 _SESSION: Final = "ipnext_session_"
 _PROTECTIONS: Final = (
     (b"x-frame-options", b"SAMEORIGIN"),
@@ -62,7 +63,7 @@ _PROTECTIONS: Final = (
 
 
 class _Answer(NamedTuple):
-    """What the API said of a credential."""
+    """The API's answer about a credential."""
 
     status: int
     message: str
@@ -70,17 +71,17 @@ class _Answer(NamedTuple):
 
 
 class UiProxy:
-    """ASGI application: passes on the requests of those whom the API lets."""
+    """ASGI application: passes on the requests that the API authorises."""
 
     def __init__(self, upstream: str, api: str) -> None:
-        """`upstream`: URL of the UI; `api`: that of the API, whose session a browser brings."""
+        """`upstream` is the URL of the UI, `api` that of the API, whose session a browser brings."""
         self._upstream, self._api = httpx.URL(upstream), httpx.URL(api)
         self._cookie = f"{_SESSION}{self._api.port}"
         self._client = httpx.AsyncClient(
             timeout=httpx.Timeout(ANSWER_SECONDS, connect=ASK_SECONDS),
             trust_env=False,
             follow_redirects=False,
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # those of one browser go to no other
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # one browser's cookies go to no other
         )
         self._answers: OrderedDict[tuple[str, str], _Answer] = OrderedDict()
 
@@ -89,7 +90,7 @@ class UiProxy:
         await self._client.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or have it answered by the UI."""
+        """Answer a request, or pass it to the UI."""
         request = Request(scope, receive)
         try:
             response = await self._refusal(request) or await self._pass_on(request)
@@ -100,7 +101,7 @@ class UiProxy:
         await response(scope, receive, send)
 
     async def _refusal(self, request: Request) -> Response | None:
-        """What is answered instead of the UI; None if the request may pass."""
+        """Return the answer that replaces the UI's; None if the request may pass."""
         try:
             if "authorization" not in request.headers and not opens_document(request.method, request.headers):
                 check_own_page(request.method, request.headers)
@@ -117,7 +118,7 @@ class UiProxy:
         return _page(found.status, found.message)
 
     async def _ask(self, request: Request) -> _Answer:
-        """What the API says of the request's credential; kept for as long as the API itself keeps it."""
+        """Return the API's answer about the request's credential, cached as long as in the API itself."""
         cookie, bearer = request.cookies.get(self._cookie, ""), request.headers.get("authorization", "")
         known = self._answers.get((cookie, bearer))
         if known is not None and time.monotonic() < known.good_until:
@@ -154,7 +155,7 @@ class UiProxy:
 
 
 def proxy_app(upstream: str, api: str) -> Starlette:
-    """Return the application with the checks of every listener of ours in front of it."""
+    """Return the application behind the checks of every listener of the platform."""
     proxy = UiProxy(upstream, api)
 
     @asynccontextmanager
@@ -168,7 +169,7 @@ def proxy_app(upstream: str, api: str) -> Starlette:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT. Exit status 0, or that of the error that kept it from starting."""
+    """Serve until SIGTERM or SIGINT. Exit status 0, or that of the error that prevented the start."""
     keep_new_files_private()
     parser = argparse.ArgumentParser(prog="python -m ipnext.dev.temporal_ui", description="Temporal's UI with a login.")
     parser.add_argument("--host", default="127.0.0.1", help="loopback address to listen on")
@@ -176,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--upstream", required=True, help="URL of the UI of Temporal's development server")
     parser.add_argument("--api", required=True, help="URL of the API that says who may use it")
     given = parser.parse_args(arguments)
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends in order, then hands the signal to this
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends in order, then passes the signal on
         signal.signal(number, _end_in_order)
     app = proxy_app(given.upstream, given.api)
     try:
@@ -190,11 +191,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _end_in_order(_number: int, _frame: object) -> None:
-    """Nothing: the server has ended, and main returns."""
+    """Do nothing: the server has ended, and main returns."""
 
 
 def _headers_for(request: Request) -> list[tuple[str, str]]:
-    """What the UI gets to see: no credential of the API, and no name of this listener."""
+    """Return the headers for the UI: no credential of the API, and no name of this listener."""
     found = [(name, value) for name, value in request.headers.items() if name not in _KEPT_BACK]
     if "accept-encoding" not in request.headers:
         found.append(("accept-encoding", "identity"))
@@ -203,14 +204,14 @@ def _headers_for(request: Request) -> list[tuple[str, str]]:
 
 
 def _raw_path(scope: Scope) -> bytes:
-    """Path and query as they came."""
+    """Return path and query unchanged."""
     path: bytes = scope.get("raw_path") or scope["path"].encode()
     query: bytes = scope["query_string"]
     return path + b"?" + query if query else path
 
 
 async def _content_of(answer: httpx.Response) -> AsyncIterator[bytes]:
-    """The body as the UI sent it, compressed or not."""
+    """Yield the body as the UI sent it, compressed or not."""
     try:
         async for chunk in answer.aiter_raw():
             yield chunk
@@ -219,7 +220,7 @@ async def _content_of(answer: httpx.Response) -> AsyncIterator[bytes]:
 
 
 def _page(status: int, message: str, more: str = "") -> Response:
-    """A page that says why the UI is not there. `more` is HTML."""
+    """Return a page that explains why the UI is not available. `more` is HTML."""
     text = f"<!doctype html><title>IPnext</title><p>{html.escape(message)} {more}</p>"
     return HTMLResponse(text, status, {name.decode(): value.decode() for name, value in _PROTECTIONS})
 

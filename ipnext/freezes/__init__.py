@@ -1,1 +1,1 @@
-"""When a freeze is in force, and for whom: RFC 5545 by a library, the rest pure functions of plain values."""
+"""Times and scope of a freeze: RFC 5545 by a library, the rest pure functions of plain values."""

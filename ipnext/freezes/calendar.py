@@ -1,8 +1,8 @@
-"""The windows of one freeze in a span of time. The rules are worked out by recurring-ical-events.
+"""The windows of one freeze in a span of time. recurring-ical-events evaluates the rules.
 
-A window keeps its length on the wall clock, as RFC 5545 has it for DTEND: from Friday 18:00 to Monday 06:00 is just
-that, also when clocks are changed between them. A time that the clocks jump over is read with the offset from before; of
-one that comes twice, the first is meant.
+A window keeps its length on the wall clock, as RFC 5545 defines DTEND: from Friday 18:00 to Monday 06:00 is just that,
+also if clocks are changed between them. A time that the clocks skip is read with the offset from before; a time that
+occurs twice means the first.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -16,23 +16,23 @@ from ipnext.freezes.rules import ended_at, forwarded
 from ipnext.model.freeze import FreezeManifest, Window
 
 MARGIN = timedelta(days=2)
-"""Around the asked span, so that no offset of a time zone cuts a window off."""
+"""Added around the requested span, so that no offset of a time zone cuts a window off."""
 
 CHECKED = timedelta(days=366)
-"""How much is worked out before a freeze is taken."""
+"""Span that is evaluated before a freeze is accepted."""
 
 
 class FreezeCalendar:
-    """One freeze, ready to be asked. What it was asked before it answers from memory."""
+    """One freeze, ready for queries. Repeated queries are answered from a cache."""
 
     def __init__(self, manifest: FreezeManifest) -> None:
-        """InvalidInput where a rule can't be taken; names the field, the value and what is allowed."""
+        """InvalidInput if a rule can't be used; names the field, the value and the allowed ones."""
         self.manifest = manifest
         self._events = events_of(manifest.spec)
         self._asked: dict[tuple[datetime, datetime], tuple[Window, ...]] = {}
 
     def check(self, at: datetime) -> None:
-        """Work the windows of a year out, once: InvalidInput where they can't be."""
+        """Evaluate the windows of a year, once: InvalidInput if that fails."""
         try:
             self.windows(at, at + CHECKED)
         except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
@@ -40,7 +40,7 @@ class FreezeCalendar:
             raise InvalidInput(msg, field="spec") from error
 
     def windows(self, start: datetime, stop: datetime) -> tuple[Window, ...]:
-        """Windows that are open at some time from `start` up to `stop`, by their start; they may overlap."""
+        """Return the windows that are open at some time from `start` up to `stop`, by their start; they may overlap."""
         if (start, stop) not in self._asked:
             self._asked[start, stop] = self._found(start, stop)
         return self._asked[start, stop]
@@ -56,7 +56,7 @@ class FreezeCalendar:
 
 
 def _bounded(event: Event, start: datetime, stop: datetime) -> Event:
-    """The event with its rules ended, and its one rule begun later, so that none is walked far beyond what is asked."""
+    """Return the event with its rules ended, and its one rule begun later, so that none is evaluated far beyond the query."""
     rules = rules_of(event)
     if not rules:
         return event

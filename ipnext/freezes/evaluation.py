@@ -9,16 +9,16 @@ from ipnext.freezes.calendar import FreezeCalendar
 from ipnext.model.freeze import BindingFreeze, Frozen, Window
 
 LOOKS_AHEAD = timedelta(days=366)
-"""Windows that follow on each other without a gap are taken together this far; then one asks again."""
+"""Adjacent windows without a gap are joined this far ahead; then the caller asks again."""
 
 FIRST_SPAN = timedelta(days=8)
 
 SEARCHES_AHEAD = timedelta(days=5 * 366)
-"""How far ahead windows that open later are looked for."""
+"""Span ahead in which later windows are searched."""
 
 
 class Asked(NamedTuple):
-    """A change, as far as the scope of a freeze can tell: of whom, and what it may touch."""
+    """A change, as far as the scope of a freeze needs it: its owner, and the regions that it may touch."""
 
     model: str
     owner: str
@@ -27,7 +27,7 @@ class Asked(NamedTuple):
 
 
 def frozen(freezes: Iterable[FreezeCalendar], asked: Asked, at: datetime) -> Frozen | None:
-    """What binds a change at a time; None: it may go on."""
+    """Return the freezes that bind a change at a time; None if it may proceed."""
     bound = [each for each in freezes if _covers(each, asked)]
     span = FIRST_SPAN
     while True:
@@ -39,7 +39,7 @@ def frozen(freezes: Iterable[FreezeCalendar], asked: Asked, at: datetime) -> Fro
 
 
 def next_windows(freeze: FreezeCalendar, at: datetime, *, count: int = 1) -> tuple[Window, ...]:
-    """The next windows that open after `at`, at most `count`, as far as five years ahead."""
+    """Return the next windows that open after `at`, at most `count`, up to five years ahead."""
     span = FIRST_SPAN
     while True:
         later = [window for window in freeze.windows(at, at + span) if window.start > at]
@@ -49,14 +49,14 @@ def next_windows(freeze: FreezeCalendar, at: datetime, *, count: int = 1) -> tup
 
 
 def next_window(freezes: Iterable[FreezeCalendar], asked: Asked, at: datetime) -> Window | None:
-    """The next window that opens for such a change after `at`."""
+    """Return the next window that opens for such a change after `at`."""
     bound = [each for each in freezes if _covers(each, asked)]
     later = [window for each in bound for window in next_windows(each, at)]
     return min(later, key=lambda window: window.start, default=None)
 
 
 def open_window(freeze: FreezeCalendar, at: datetime) -> Window | None:
-    """The window of a freeze that is open at a time; of several the one that closes last."""
+    """Return the window of a freeze that is open at a time; of several the one that closes last."""
     found = [window for window in freeze.windows(at, at + timedelta(seconds=1)) if window.start <= at < window.end]
     return max(found, key=lambda window: window.end, default=None)
 
@@ -64,7 +64,7 @@ def open_window(freeze: FreezeCalendar, at: datetime) -> Window | None:
 def _union(
     freezes: Sequence[FreezeCalendar], at: datetime, stop: datetime
 ) -> tuple[datetime, tuple[BindingFreeze, ...]]:
-    """The end of the windows from `at` on that leave no gap, and the freezes that they are of."""
+    """Return the end of the windows from `at` on that leave no gap, and their freezes."""
     windows = sorted(
         ((window.start, window.end, each) for each in freezes for window in each.windows(at, stop)),
         key=lambda found: found[:2],

@@ -1,7 +1,7 @@
-"""A freeze's windows as RFC 5545 events: those that a person wrote one by one, and those of a whole VCALENDAR.
+"""A freeze's windows as RFC 5545 events: those that a user wrote one by one, and those of a whole VCALENDAR.
 
-Every event comes out with a start and an end of one time zone, so that a date, a time without a zone and a time with
-one are evaluated alike. What can't be read is refused by its field.
+Every event has a start and an end in one time zone, so that a date, a time without a zone and a time with one are
+evaluated alike. Invalid input is refused with its field.
 """
 
 from collections.abc import Iterator
@@ -16,26 +16,26 @@ from ipnext.freezes.rules import check_rule, checked_rule, starts_of
 from ipnext.model.freeze import MOST_WINDOWS, YEARS, FreezeSpec, FreezeWindow
 
 LONGEST = timedelta(days=366)
-"""Of a window that recurs: all that may still be open have to be looked at."""
+"""Longest recurring window: all that may still be open must be evaluated."""
 
 _ZONES = "an IANA name such as Europe/Berlin or UTC"
 
 
 def events_of(spec: FreezeSpec) -> tuple[Event, ...]:
-    """All events of a freeze. InvalidInput names the field, the value and what is allowed."""
+    """Return all events of a freeze. InvalidInput names the field, the value and the allowed ones."""
     zone = _zone(spec.time_zone, "spec.timeZone")
     written = [_written(window, zone, number) for number, window in enumerate(spec.windows)]
     return (*written, *(_given(spec.ics, zone) if spec.ics is not None else ()))
 
 
 def rules_of(event: Event) -> tuple[vRecur, ...]:
-    """The rules of an event: none, one or several."""
+    """Return the rules of an event: none, one or several."""
     found: Any = event.get("RRULE", ())
     return (found,) if isinstance(found, vRecur) else tuple(found)
 
 
 def moment_of(event: Event, name: str) -> datetime:
-    """A property of an event that came out of `events_of`."""
+    """Return a property of an event from `events_of`."""
     moment: datetime = _value(event, name).dt
     return moment
 
@@ -48,7 +48,7 @@ def begin(event: Event, start: datetime, end: datetime) -> None:
 
 
 def _value(event: Event, name: str) -> Any:
-    """A property as the library's own type; its union of all types tells nothing."""
+    """Return a property in the library's own type, since its union of all types is not useful."""
     return event[name]
 
 
@@ -87,7 +87,7 @@ def _given(text: str, default: ZoneInfo) -> Iterator[Event]:
 
 
 def _read(event: Event, default: ZoneInfo, field: str) -> Event:
-    """The event zoned. The parser lets pass what has no meaning, such as two starts: that shows where it is used."""
+    """Return the event zoned. The parser accepts meaningless events, such as one with two starts: they fail when used."""
     try:
         return _zoned(event, default, field)
     except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
@@ -96,7 +96,7 @@ def _read(event: Event, default: ZoneInfo, field: str) -> Event:
 
 
 def _zoned(event: Event, default: ZoneInfo, field: str) -> Event:
-    """The event with its own start and end in one time zone. Checks what the parser lets through."""
+    """Return the event with its own start and end in one time zone. Checks properties that the parser accepts."""
     for name, problem in event.errors:
         raise _event_error(field, str(name), event.get(name), str(problem))
     if "DTSTART" not in event:
@@ -147,7 +147,7 @@ def _replace(event: Event, start: datetime, end: datetime) -> None:
 
 
 def _moment(value: date, zone: tzinfo | None) -> datetime:
-    """A date is its midnight; a time without a zone is of `zone`."""
+    """Return a moment: for a date its midnight; for a time without a zone that of `zone`."""
     moment = value if isinstance(value, datetime) else datetime.combine(value, time())
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=zone)
 

@@ -1,7 +1,7 @@
-"""Rules that recur: which are taken, and what bounds them. Called for what a person wrote and for a whole VCALENDAR.
+"""Recurrence rules: which are accepted, and their limits. Used for rules that a user wrote and for a whole VCALENDAR.
 
-A rule is walked from its start each time it is asked. So one that is dear to walk is refused (more than 24 starts a day,
-none within sixty years), and one that began long ago is walked from a later start that gives the same.
+The library evaluates a rule from its start at each query. So costly rules are refused (more than 24 starts a day, none
+within sixty years), and a rule that began long ago is evaluated from a later start that gives the same.
 """
 
 import math
@@ -23,7 +23,7 @@ SEARCHED = timedelta(days=60 * 366)
 
 _LAST_YEAR = 9999
 _CYCLE = timedelta(days=146_097)
-"""400 years: the calendar repeats itself, weekdays and leap years and all."""
+"""400 years: the calendar repeats itself, including weekdays and leap years."""
 
 _RANGES = {
     "BYMONTH": 12, "BYMONTHDAY": 31, "BYYEARDAY": 366, "BYWEEKNO": 53, "BYSETPOS": 366, "BYHOUR": 23, "BYMINUTE": 59,
@@ -42,7 +42,10 @@ _PARTS = (
 
 
 def checked_rule(text: str, start: datetime, field: str) -> vRecur:
-    """The rule, which gives at least one start at or after `start` (with its zone). InvalidInput names the field."""
+    """Parse a rule, which must give at least one start at or after `start` (with its zone).
+
+    InvalidInput names the field.
+    """
     try:
         rule = vRecur.from_ical(text)
     except ValueError as error:
@@ -51,7 +54,7 @@ def checked_rule(text: str, start: datetime, field: str) -> vRecur:
 
 
 def check_rule(rule: vRecur, start: datetime, field: str) -> vRecur:
-    """The same of a rule that is parsed already."""
+    """Check a parsed rule in the same way."""
     text = _text(rule)
     _check_parts(rule, field, text)
     count = int(rule["COUNT"][0]) if "COUNT" in rule else 1
@@ -69,10 +72,10 @@ def check_rule(rule: vRecur, start: datetime, field: str) -> vRecur:
 
 
 def starts_of(rule: vRecur, start: datetime) -> Iterator[datetime]:
-    """The starts of a rule on the wall clock, as far as it is searched; COUNT and UNTIL left out.
+    """Yield the starts of a rule on the wall clock within the search span, without COUNT and UNTIL.
 
-    Walked in the same years of a late cycle of the calendar: the library looks at UNTIL only where it finds a start, and
-    ends with the year 9999, which is near then.
+    Evaluated in the same years of a late cycle of the calendar: the library checks UNTIL only when it finds a start,
+    and ends with the year 9999, which is near then.
     """
     later = (_LAST_YEAR - start.year - SEARCHED.days // 365) // 400 * _CYCLE
     shifted = start.replace(tzinfo=None) + later
@@ -82,10 +85,10 @@ def starts_of(rule: vRecur, start: datetime) -> Iterator[datetime]:
 
 
 def forwarded(rule: vRecur, first: datetime, to: datetime) -> tuple[vRecur, datetime]:
-    """The same rule from a later start, within about a year before `to`; from there on it gives the same starts.
+    """Return the same rule from a later start, within about a year before `to`; from there on it gives the same starts.
 
-    What the rule takes from its start is written out, and the start goes forward by whole intervals. A rule with a COUNT
-    stays as it is.
+    Parts that the rule takes from its start are made explicit, and the start moves forward by whole intervals. A rule
+    with a COUNT is unchanged.
     """
     if "COUNT" in rule or first >= to - _NEAR:
         return rule, first
@@ -95,7 +98,7 @@ def forwarded(rule: vRecur, first: datetime, to: datetime) -> tuple[vRecur, date
 
 
 def _shifted(rule: vRecur, first: datetime, to: datetime) -> datetime:
-    """The start, or the beginning of its month or year, some whole intervals later; not after `to`."""
+    """Return the start, or the beginning of its month or year, some whole intervals later; not after `to`."""
     interval, local = int(rule.get("INTERVAL", [1])[0]), to.astimezone(first.tzinfo)
     if rule["FREQ"][0] in {"DAILY", "WEEKLY"}:
         days = interval * (7 if rule["FREQ"][0] == "WEEKLY" else 1)
@@ -108,7 +111,7 @@ def _shifted(rule: vRecur, first: datetime, to: datetime) -> datetime:
 
 
 def _written_out(rule: vRecur, first: datetime) -> vRecur:
-    """With the days that the rule takes from its start (RFC 5545, 3.3.10: information missing is that of DTSTART)."""
+    """Add the days that the rule takes from its start (RFC 5545, 3.3.10: information missing is that of DTSTART)."""
     if any(part in rule for part in ("BYDAY", "BYMONTHDAY", "BYYEARDAY", "BYWEEKNO")):
         return rule
     missing: dict[str, list[object]] = {}
@@ -122,9 +125,9 @@ def _written_out(rule: vRecur, first: datetime) -> vRecur:
 
 
 def ended_at(rule: vRecur, first: datetime, stop: datetime) -> vRecur:
-    """The rule with an end no later than `stop`, so that none is walked for ever. `first` has the rule's time zone.
+    """Return the rule with an end no later than `stop`, so that none is evaluated for ever. `first` has the rule's time zone.
 
-    Its own UNTIL is read as RFC 5545 has it: UTC, or local where it names no zone; a date ends with its day.
+    Its own UNTIL is read as in RFC 5545: UTC, or local if it names no zone; a date ends with its day.
     """
     if "COUNT" in rule:
         return rule

@@ -1,5 +1,5 @@
-"""Setting a platform up on any Temporal, checking it, and choosing which build of the workers is current.
+"""Setup of a platform on any Temporal, its checks, and the choice of the workers' current build.
 
-Called by `ipnext platform ...`, and by worker and API at their start. Everything here talks to Temporal by the settings that the
-SDK reads itself (temporal.toml, TEMPORAL_*).
+Called by `ipnext platform ...`, and by worker and API at their start. All connections to Temporal use the settings that
+the SDK reads itself (temporal.toml, TEMPORAL_*).
 """

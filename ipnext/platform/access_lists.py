@@ -1,6 +1,6 @@
-"""Sends every region the list by which it checks predictions: who may ask which model.
+"""Sends every region the list by which it checks predictions: the principals that may call each model.
 
-API and workers each run a publisher, so that a revocation reaches the regions while one of them starts again. Content and
+API and workers each run a publisher, so that a revocation reaches the regions while one of them restarts. Content and
 revision are made in one unit of work, so that a later revision never has older content, whichever process sends it.
 """
 
@@ -27,26 +27,27 @@ from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
 LOOK_SECONDS: Final = 1.0
-"""Between two looks at the store. A revocation is in force in every region that answers after one and a few milliseconds."""
+"""Interval of the checks of the store. A revocation is in force in every reachable region after one interval and a
+few milliseconds."""
 CHECK_SECONDS: Final = 5.0
-"""After which a region is asked whether it still has the list, as one with a new state directory has none."""
+"""Interval of the checks that a region still has the list: with a new state directory it has none."""
 KEYS_AGAIN_SECONDS: Final = 5.0
-"""Between two tries to read the provider's keys."""
+"""Interval of the retries of reading the provider's keys."""
 _HOUR: Final = 3600.0
 _MOST_THREADS: Final = 32
 
 
 class Regions(Protocol):
-    """What a publisher needs of the infrastructure."""
+    """The operations of the infrastructure that a publisher uses."""
 
     def regions(self) -> tuple[str, ...]:
-        """Names of the regions."""
+        """Return the names of the regions."""
 
     def put_access(self, region: str, access: AccessList) -> None:
         """Put a list in force. StaleWrite if a later one is; Unavailable."""
 
     def access_revision(self, region: str) -> int:
-        """Revision of the list in force; 0: none. Unavailable."""
+        """Return the revision of the list in force; 0 if there is none. Unavailable."""
 
 
 @dataclass(slots=True)
@@ -60,7 +61,7 @@ class _Sent:
 
 
 class AccessPublisher:
-    """Makes the list from the store and sends it. Start it, and close it."""
+    """Makes the list from the store and sends it. Run it as a context."""
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class AccessPublisher:
         provider: ProviderClient | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`provider`: read for its public keys; None: another process does, or there is none."""
+        """`provider` is read for its public keys; None: another process reads them, or there is none."""
         self._store, self._infrastructure, self._provider, self._clock = store, infrastructure, provider, clock
         self._list: AccessList | None = None
         self._basis: tuple[Any, ...] | None = None
@@ -86,7 +87,7 @@ class AccessPublisher:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Look and send in the background for as long as the context is open."""
+        """Check and send in the background while the context is open."""
         self._thread.start()
         try:
             yield
@@ -115,7 +116,7 @@ class AccessPublisher:
             try:
                 self.look()
                 self._store_away = False
-            except IPnextError as error:  # the list that regions have stays in force
+            except IPnextError as error:  # the regions' present list stays in force
                 if not self._store_away:
                     structlog.get_logger().warning("access_list_not_made", error=error.message)
                 self._store_away = True
@@ -137,7 +138,7 @@ class AccessPublisher:
         self._mark = mark
 
     def _made(self, unit: Repository) -> tuple[AccessList, tuple[Any, ...]]:
-        """The list as the unit sees it, with its revision, and what it was made of."""
+        """Return the unit's list with its revision, and the basis that it was made of."""
         marks, state = unit.access_marks(), unit.access_list_state()
         content = AccessList(
             revision=0,
@@ -153,7 +154,7 @@ class AccessPublisher:
         return made, (*marks, state._replace(revision=revision, digest=digest))
 
     def _accesses(self, unit: Repository) -> Iterator[ModelAccess]:
-        """By name. Manifests that have the version of the last time are not read again."""
+        """Yield the accesses by name. Manifests of an unchanged version are not read again."""
         versions = unit.model_versions()
         changed = [name for name, version in versions.items() if self._models.get(name, (None,))[0] != version]
         for found in unit.model_accesses(changed):
@@ -186,7 +187,7 @@ class AccessPublisher:
             sent.under_way = False
 
     def _rise_above(self, region: str, has: int) -> None:
-        """A region has a later list. Another publisher sent it, and the next look sees it; or the database is an older copy."""
+        """Handle a region's later list: another publisher sent it, and the next check reads it; or the database is an older copy."""
         with self._store.read() as unit:
             known = unit.access_list_state().revision
         if has > known:
@@ -217,7 +218,10 @@ class AccessPublisher:
 
 
 def _tokens(state: AccessListState) -> TokenIssuer | None:
-    """The provider with its keys. Their end is a full hour, so that reading the same keys again makes no new list."""
+    """Return the provider with its keys.
+
+    Their expiry is a full hour, so that reading the same keys again makes no new list.
+    """
     if state.issuer is None:
         return None
     read_at = state.signing_keys_at
@@ -226,9 +230,9 @@ def _tokens(state: AccessListState) -> TokenIssuer | None:
 
 
 def note_settings(store: Store, settings: PlatformSettings) -> ProviderClient | None:
-    """Write down what the API's settings say of access to predictions, for all publishers; the provider to read keys of.
+    """Store the API's settings of access to predictions, for all publishers; return the provider whose keys are to be read.
 
-    InvalidInput for settings that do not go together.
+    InvalidInput if the settings do not fit together.
     """
     policies = "" if settings.policies_file is None else settings.policies_file.read_text(encoding="utf-8")
     issuer = _issuer(settings)

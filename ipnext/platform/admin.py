@@ -1,4 +1,4 @@
-"""Keys of administrators, written into the record itself: the first one of a platform, and the embedded platform's own."""
+"""Keys of administrators, written into the database itself: the first one of a platform, and the embedded platform's own."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +20,10 @@ FIRST_TICKET_LASTS: Final = timedelta(minutes=15)
 
 
 def create_admin_key(database_url: str, name: str, *, created_by: str) -> CreatedKey:
-    """Create a key that may do everything. InvalidInput for another name; Conflict if a valid key has it; Unavailable."""
+    """Create a key that may do everything.
+
+    InvalidInput if the name is invalid; Conflict if a valid key has it; Unavailable.
+    """
     drawn = draw_key()
     try:
         key = _key(drawn, "key", name, created_by=created_by)
@@ -43,7 +46,7 @@ def create_admin_key(database_url: str, name: str, *, created_by: str) -> Create
 
 
 def ensure_admin_key(file: Path, database_url: str) -> None:
-    """Leave a valid admin key in the file. One that is not of this record, or was revoked, is replaced.
+    """Ensure that the file has a valid admin key. A key that is unknown to this database, or was revoked, is replaced.
 
     InvalidInput if others than this user may read the file; Unavailable.
     """
@@ -66,7 +69,7 @@ def ensure_admin_key(file: Path, database_url: str) -> None:
 
 
 def make_first_ticket(database_url: str, key: str | None) -> str:
-    """A ticket that logs one browser in with the admin key, within an hour."""
+    """Return a ticket that logs one browser in with the admin key, within 15 minutes."""
     drawn, parent = draw_key(), parse_key(key or "")
     store = Store.open(database_url)
     try:

@@ -1,7 +1,7 @@
-"""Builds of the workers: which one is current, which one ramps, and what still runs on the others.
+"""Builds of the workers: the current one, the ramping one, and the open runs on the others.
 
-A build is a version of the Worker Deployment `ipnext`. Every change of the routing carries the conflict token of what was read, so
-that two operators, or an operator and a worker that starts, never overwrite each other.
+A build is a version of the Worker Deployment `ipnext`. Every change of the routing carries the conflict token of the
+state that was read, so that two operators, or an operator and a starting worker, never overwrite each other.
 """
 
 from collections.abc import AsyncIterator
@@ -32,21 +32,21 @@ _DRAINAGE: dict[int, Literal["draining", "drained"]] = {
 
 
 class Build(Value):
-    """One build of the workers, as Temporal routes runs to it."""
+    """One build of the workers, with Temporal's routing of runs to it."""
 
     build_id: str
     state: Literal["current", "ramping", "draining", "drained", "inactive"]
-    """draining: pinned runs are open on it, so its workers have to stay; inactive: no run has ever been routed to it."""
+    """draining: pinned runs are open on it, so its workers must stay; inactive: no run has ever been routed to it."""
     ramp_percent: float = 0.0
     """Share of new runs that begin on it while it ramps."""
     open_runs: int = 0
-    """Runs that are open on it, pinned ones and those that will go over."""
+    """Open runs on it, both pinned ones and those that will move to the current build."""
 
 
 async def builds(client: Connection) -> tuple[Build, ...]:
-    """All builds, the newest first; none if no worker with a build id ever ran.
+    """Return all builds, the newest first; none if no worker with a build id ever ran.
 
-    Raises NotFound for a namespace that does not exist, Unavailable, EngineRefused.
+    Raises NotFound if the namespace does not exist, Unavailable, EngineRefused.
     """
     found = await _described(client)
     if found is None:
@@ -73,11 +73,11 @@ async def builds(client: Connection) -> tuple[Build, ...]:
 
 
 async def promote(client: Connection, build_id: str, *, ramp_percent: float | None = None) -> None:
-    """Make a build current, or let it take `ramp_percent` of the new runs. Its workers have to run already.
+    """Make a build current, or give it `ramp_percent` of the new runs. Its workers must already run.
 
     Raises:
         NotFound: no worker of this build has polled yet; the message names the builds that have. Or there is no such namespace.
-        Conflict: somebody else changed the routing meanwhile; look again.
+        Conflict: the routing was changed by another writer; read it again.
         Unavailable, EngineRefused: Temporal does not answer, or refuses.
     """
     found = await _described(client)
@@ -96,9 +96,9 @@ async def promote(client: Connection, build_id: str, *, ramp_percent: float | No
 
 
 async def make_first_current(client: Connection, build_id: str) -> str:
-    """Make a build current if none is, and return the current build. Another one that is current is never replaced.
+    """Make a build current if none is, and return the current build. Another current build is never replaced.
 
-    Raises Unavailable, also while the server has not seen a worker of this build: ask again.
+    Raises Unavailable, also while the server has not seen a worker of this build: try again.
     """
     found = await _described(client)
     if found is None:
@@ -109,7 +109,7 @@ async def make_first_current(client: Connection, build_id: str) -> str:
         return current
     try:
         await _set_current(client, build_id, token=found.conflict_token)
-    except (Conflict, NotFound) as error:  # another worker was first, or this one is not seen yet: look again
+    except (Conflict, NotFound) as error:  # another worker was first, or this one is not seen yet: try again
         raise _not_yet(error.message) from error
     return build_id
 
@@ -130,7 +130,7 @@ async def _described(client: Connection) -> DescribeWorkerDeploymentResponse | N
 
 
 async def _check_namespace(client: Connection) -> None:
-    """Temporal's answer is the same for a deployment and for a namespace that it does not have."""
+    """Raise NotFound if the namespace is missing: Temporal answers the same for a missing deployment."""
     if await retention_of(client) is None:
         msg = f"namespace: Temporal has no namespace {client.namespace!r}; correct TEMPORAL_NAMESPACE, or run `ipnext platform setup`"
         raise NotFound(msg)
@@ -165,7 +165,7 @@ async def _set_ramping(client: Connection, build_id: str, *, percent: float, tok
 
 @asynccontextmanager
 async def _changing(build_id: str) -> AsyncIterator[None]:
-    """A token that is out of date as Conflict, a build that the server does not know as NotFound."""
+    """Translate an outdated token to Conflict, and a build that the server does not know to NotFound."""
     try:
         yield
     except RPCError as error:
@@ -179,7 +179,7 @@ async def _changing(build_id: str) -> AsyncIterator[None]:
 
 
 async def _open_runs(client: Connection, build_id: str) -> int:
-    """From visibility, which may be some seconds late."""
+    """Count the open runs by visibility, which may be some seconds late."""
     version = f"{names.WORKER_DEPLOYMENT}:{build_id}".replace("'", "''")
     async with reaching("the visibility of runs"):
         query = f"TemporalWorkerDeploymentVersion = '{version}' AND ExecutionStatus = 'Running'"

@@ -1,4 +1,4 @@
-"""What a platform needs, item by item: is it there, and what to do if it is not. Reads only."""
+"""Checks of a platform's needs, item by item, with the remedy for a missing one. Reads only."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -27,18 +27,18 @@ NO_BLOB = "0" * 64
 
 
 class Item(Value):
-    """One line of the answer."""
+    """One checked item."""
 
     item: str
     state: Literal["ok", "missing", "wrong"]
-    """wrong: it is there and not as it should be, or it does not answer."""
+    """wrong: it exists in a wrong state, or it does not answer."""
     detail: str = ""
     todo: str = ""
-    """What an operator does about it."""
+    """Remedy for an operator."""
 
 
 async def check(settings: PlatformSettings) -> tuple[Item, ...]:
-    """Look at everything. Never raises for what does not answer: that is an item."""
+    """Check everything. A service that does not answer is an item, not an error."""
     local = [
         *await asyncio.to_thread(_database, settings),
         await asyncio.to_thread(_artifacts, settings),
@@ -201,7 +201,7 @@ def _artifacts(settings: PlatformSettings) -> Item:
             todo = "create the directory, mount the shared file system there, or correct IPNEXT_ARTIFACTS_URI"
             return Item(item="artifact store", state="missing", detail=f"no directory {store.root}", todo=todo)
         with suppress(ArtifactMissing):
-            store.open_blob(NO_BLOB).close()  # a bucket that is not there, or refuses us, is told now
+            store.open_blob(NO_BLOB).close()  # report a missing or forbidden bucket now
     except (IPnextError, OSError) as error:
         todo = "correct IPNEXT_ARTIFACTS_URI, IPNEXT_S3_ENDPOINT_URL or the credentials"
         return Item(item="artifact store", state="wrong", detail=str(error), todo=todo)

@@ -1,7 +1,7 @@
-"""Removes from the artifact store what nothing names any more, and before that lets go of snapshots that nothing can want.
+"""Removes unreferenced items from the artifact store, after releasing snapshots that nothing can need any more.
 
-Run by a worker on a schedule, and by the API for `ipnext artifacts collect`. See `ipnext.store.artifacts` for why a publish that
-is about to name a blob does not lose it.
+A worker runs it on a schedule, and the API for `ipnext artifacts collect`. `ipnext.store.artifacts` explains why a
+publish never loses a blob that it is about to name.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
 
 REMOVED_AT_ONCE: Final = 50
-"""Blobs of one unit of work, which holds up uploads and publishes while it lasts."""
+"""Blobs of one unit of work, which blocks uploads and publishes while it lasts."""
 SHOWN: Final = 100
 """Items of an answer."""
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Grace:
-    """For how long what nothing wants is kept."""
+    """Retention of unneeded items."""
 
     unused: timedelta
     unserved: timedelta
@@ -33,7 +33,7 @@ class Grace:
 
     @classmethod
     def of(cls, settings: PlatformSettings) -> "Grace":
-        """As the settings say."""
+        """Take the values from the settings."""
         return cls(
             timedelta(hours=settings.artifact_grace_hours),
             timedelta(days=settings.artifact_unserved_days),
@@ -42,12 +42,12 @@ class Grace:
 
 
 DEFAULT_GRACE: Final = Grace(timedelta(hours=24), timedelta(days=7), timedelta(days=30))
-"""As the settings are by default."""
+"""The defaults of the settings."""
 
 
 @dataclass(slots=True)
 class _Tally:
-    """What one collection has done so far."""
+    """Counts of one collection so far."""
 
     blobs: int = 0
     size_bytes: int = 0
@@ -64,7 +64,7 @@ class _Tally:
 
 
 class Collection:
-    """One pass over record and artifact store."""
+    """One pass over database and artifact store."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Collection:
         beat: Callable[[str], None] = lambda _: None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`beat` is called now and then with what is being done."""
+        """`beat` is called periodically with the present step."""
         self._store = store
         self._artifacts = artifacts
         self._grace = grace
@@ -86,10 +86,10 @@ class Collection:
         self._unused_since = self._began - grace.unused
         self._tally = _Tally()
         self._listed = set[str]()
-        """What the artifact store holds, as listed."""
+        """Digests in the artifact store, as listed."""
 
     def run(self) -> CollectionView:
-        """Collect, or look what would be collected. Unavailable."""
+        """Collect, or report what would be collected. Unavailable."""
         self._give_snapshots_free()
         self._remove_unnamed()
         if not self._dry_run:
@@ -107,7 +107,7 @@ class Collection:
         )
 
     def _give_snapshots_free(self) -> None:
-        """Model by model, so that no unit is long."""
+        """Release snapshots model by model, so that no unit is long."""
         with self._store.read() as unit:
             models = unit.models_with_snapshots()
         for model in models:
@@ -129,7 +129,7 @@ class Collection:
         }
 
     def _remove_unnamed(self) -> None:
-        """Manifests before blobs: a manifest says that all of its blobs are there."""
+        """Remove manifests before blobs: a manifest means that all of its blobs exist."""
         with self._store.read() as unit:
             kept = frozenset(unit.kept_artifacts())
             used = unit.artifacts_in_use(self._unused_since)
@@ -147,7 +147,7 @@ class Collection:
             self._remove(some)
 
     def _remove(self, items: Sequence[StoredItem]) -> None:
-        """Within a unit that keeps those waiting who are about to use one; what was used since the look stays."""
+        """Remove items within a unit that blocks new users of them; items that were used since the listing stay."""
         if self._dry_run:
             free = frozenset(item.digest for item in items)
         else:
@@ -170,7 +170,7 @@ class Collection:
                 self._tally.kept += not item.is_manifest
 
     def _forget_absent(self) -> None:
-        """Uploads that ended with their server, and what was removed by others, count for nobody."""
+        """Forget uploads that ended with their server, and items that others removed: they count for no owner."""
         with self._store.read() as unit:
             unused = unit.unused_artifacts(self._unused_since) - frozenset(unit.kept_artifacts())
         for some in _batches(sorted(unused - self._listed)):

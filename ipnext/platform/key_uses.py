@@ -1,6 +1,6 @@
-"""Asks the regions when API keys asked for predictions last, and writes it down: the API runs it.
+"""Collects from the regions when each API key last requested predictions, and stores it: the API runs it.
 
-A report that is lost is no error: the next one has the same time or a later one. No request to a gateway waits for it.
+A lost report is no error: the next one has the same time or a later one. No request to a gateway waits for it.
 """
 
 import threading
@@ -17,29 +17,29 @@ from ipnext.model.predictions import KeyUseReport
 from ipnext.store.session import Store
 
 ASK_SECONDS: Final = 10.0
-"""Between two questions to a region."""
+"""Interval of the reports of a region."""
 NOTED_EVERY_SECONDS: Final = 60.0
-"""A key that is used in all regions all the time is written down so often."""
+"""Interval at which the use of a constantly used key is stored."""
 _MOST_THREADS: Final = 8
 
 
 class Regions(Protocol):
-    """What a collector needs of the infrastructure."""
+    """The operations of the infrastructure that a collector uses."""
 
     def regions(self) -> tuple[str, ...]:
-        """Names of the regions."""
+        """Return the names of the regions."""
 
     def key_uses(self, region: str) -> KeyUseReport:
-        """When keys were used there last. Unavailable."""
+        """Return when keys were last used there. Unavailable."""
 
 
 class KeyUseCollector:
-    """Reads reports and notes the newest use of each key."""
+    """Reads reports and stores the newest use of each key."""
 
     def __init__(self, store: Store, infrastructure: Regions) -> None:
         self._store, self._infrastructure = store, infrastructure
         self._noted: dict[str, float] = {}
-        """As it was written down last by this process: a report that says nothing new begins no unit of work."""
+        """Uses that this process stored last: a report without news begins no unit of work."""
         self._lock = threading.Lock()
         self._under_way: set[str] = set()
         self._ended = threading.Event()
@@ -48,7 +48,7 @@ class KeyUseCollector:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Ask in the background for as long as the context is open."""
+        """Collect in the background while the context is open."""
         self._thread.start()
         try:
             yield
@@ -58,7 +58,7 @@ class KeyUseCollector:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def look(self) -> list[Future[None]]:
-        """Begin to ask every region that is not being asked."""
+        """Begin to collect from every region without a collection under way."""
         free = [region for region in self._infrastructure.regions() if region not in self._under_way]
         self._under_way.update(free)
         return [self._pool.submit(self._collect, region) for region in free]

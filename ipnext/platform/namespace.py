@@ -1,4 +1,4 @@
-"""The Temporal namespace: does it exist, for how long does it keep runs, and which search attributes does it know."""
+"""The Temporal namespace: whether it exists, its retention of runs, and its search attributes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from ipnext import names
 from ipnext.temporal import Connection, reaching
 
 DEFAULT_RETENTION = timedelta(days=7)
-"""How long a namespace that is created keeps ended runs. The store keeps changes and events for good in any case."""
+"""Retention of ended runs in a new namespace. The store keeps changes and events permanently in any case."""
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """The search attributes of the platform as a namespace has them."""
+    """The platform's search attributes in a namespace."""
 
     missing: Mapping[str, str]
     """Name -> the type to register."""
     wrong: Mapping[str, str]
-    """Name -> the type that is registered in place of ours."""
+    """Name -> the wrong type that is registered."""
 
 
 async def attributes_of(client: Connection) -> Attributes:
@@ -40,7 +40,7 @@ async def attributes_of(client: Connection) -> Attributes:
 
 
 async def register_attributes(client: Connection, attributes: Mapping[str, str]) -> None:
-    """Register search attributes; one that exists already is no error. Raises Unavailable, EngineRefused."""
+    """Register search attributes; an existing one is no error. Raises Unavailable, EngineRefused."""
     asked = AddSearchAttributesRequest(
         namespace=client.namespace,
         search_attributes={name: _type_value(kind) for name, kind in attributes.items()},
@@ -54,7 +54,7 @@ async def register_attributes(client: Connection, attributes: Mapping[str, str])
 
 
 async def retention_of(client: Connection) -> timedelta | None:
-    """How long the namespace keeps ended runs; None if it does not exist. Raises Unavailable, EngineRefused."""
+    """Return the namespace's retention of ended runs; None if it does not exist. Raises Unavailable, EngineRefused."""
     async with reaching(f"the namespace {client.namespace}"):
         try:
             found = await client.workflow_service.describe_namespace(
@@ -68,7 +68,7 @@ async def retention_of(client: Connection) -> timedelta | None:
 
 
 async def create_namespace(client: Connection, *, retention: timedelta = DEFAULT_RETENTION) -> None:
-    """Create the client's namespace; one that exists is no error. Raises Unavailable, EngineRefused."""
+    """Create the client's namespace; an existing one is no error. Raises Unavailable, EngineRefused."""
     asked = RegisterNamespaceRequest(
         namespace=client.namespace,
         description="IPnext",

@@ -1,4 +1,4 @@
-"""Which workers poll the platform's task queues, by Temporal's own list."""
+"""Workers that poll the platform's task queues, by Temporal's own list."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ipnext import names
 from ipnext.temporal import Connection, reaching
 
 POLLED_WITHIN = timedelta(minutes=2)
-"""A worker that waits for work asks at least once a minute."""
+"""An idle worker polls at least once a minute."""
 
 Work = Literal["workflows", "activities"]
 
@@ -40,11 +40,11 @@ POLLED = (
     Polled(names.URGENT_QUEUE, "activities"),
     Polled(names.PLANNER_QUEUE, "activities"),
 )
-"""All that the workers of a platform poll."""
+"""All task queues that the workers of a platform poll."""
 
 
 async def pollers(client: Connection, polled: Polled, *, within: timedelta = POLLED_WITHIN) -> frozenset[str]:
-    """Identities of the workers that asked for this work lately. EngineRefused, Unavailable."""
+    """Return the identities of the workers that polled for this work recently. EngineRefused, Unavailable."""
     asked = DescribeTaskQueueRequest(
         namespace=client.namespace,
         task_queue=TaskQueue(name=polled.queue),

@@ -1,7 +1,7 @@
-"""The platform's Temporal schedules: what each starts, which are missing, and how they are made.
+"""The platform's Temporal schedules: their workflows, the missing ones, and their creation.
 
-`schedules_of` is the whole list: setting up creates it, checking looks at it, workers keep it. A schedule that exists belongs to
-the operator: only `reset_schedules` changes it.
+`schedules_of` is the whole list: the setup creates it, the checks compare it, workers maintain it. An existing schedule
+belongs to the operator: only `reset_schedules` changes it.
 """
 
 import asyncio
@@ -34,10 +34,10 @@ from ipnext.settings import PlatformSettings
 from ipnext.temporal import Connection, reaching
 
 RECONCILER_LOOK = timedelta(minutes=1)
-"""How soon a reconciler that was terminated is started again."""
+"""Time until a terminated reconciler is started again."""
 
 KEPT_EVERY_SECONDS = 30.0
-"""Between two looks of a worker for schedules that were deleted."""
+"""Interval of a worker's checks for deleted schedules."""
 
 HOUR = timedelta(hours=1)
 
@@ -51,7 +51,8 @@ class PlatformSchedule:
     name: str
     schedule: Schedule
     keeps: str = ""
-    """Type of the workflow that it keeps running, one at a time: started as soon as the schedule is made, and again if it ends."""
+    """Type of the workflow that it keeps running, one at a time: started at the schedule's creation, and again if it
+    ends."""
 
     @property
     def every(self) -> timedelta:
@@ -69,7 +70,7 @@ class FoundSchedule:
 
 
 def schedules_of(settings: PlatformSettings) -> tuple[PlatformSchedule, ...]:
-    """All schedules of a platform."""
+    """Return all schedules of a platform."""
     replan = Schedule(
         action=ScheduleActionStartWorkflow(
             names.SCHEDULED_REPLAN_WORKFLOW,
@@ -120,14 +121,18 @@ def schedules_of(settings: PlatformSettings) -> tuple[PlatformSchedule, ...]:
 
 
 async def create_missing(client: Connection, wanted: Sequence[PlatformSchedule]) -> tuple[PlatformSchedule, ...]:
-    """Create the schedules that do not exist; which. What an operator changed stays. EngineRefused, Unavailable."""
+    """Create the missing schedules; return them. An operator's changes stay. EngineRefused, Unavailable."""
     return tuple(
         [each for each in wanted if await find_schedule(client, each.name) is None and await _make(client, each)]
     )
 
 
 async def _make(client: Connection, wanted: PlatformSchedule) -> bool:
-    """Create a schedule; False if another process was first. Temporal knows no run of a deleted schedule: what it kept running is ended."""
+    """Create a schedule; False if another process was first.
+
+    Temporal does not link the runs of a deleted schedule to the new one, so a run that the former schedule kept is
+    terminated.
+    """
     async with reaching(f"the schedule {wanted.name}"):
         query = f"WorkflowType = '{wanted.keeps}' AND ExecutionStatus = 'Running'"
         left = [run async for run in client.list_workflows(query)] if wanted.keeps else []
@@ -143,7 +148,7 @@ async def _make(client: Connection, wanted: PlatformSchedule) -> bool:
 
 
 async def reset_schedules(client: Connection, wanted: Sequence[PlatformSchedule]) -> None:
-    """Bring schedules back to the settings, whatever an operator changed but a pause. NotFound, EngineRefused, Unavailable."""
+    """Reset schedules to the settings, except an operator's pause. NotFound, EngineRefused, Unavailable."""
     for each in wanted:
         async with reaching(f"the schedule {each.name}"):
             try:
@@ -156,7 +161,7 @@ async def reset_schedules(client: Connection, wanted: Sequence[PlatformSchedule]
 
 
 async def find_schedule(client: Connection, name: str) -> FoundSchedule | None:
-    """A schedule as it is; None if it does not exist. EngineRefused, Unavailable."""
+    """Return a schedule's present state; None if it does not exist. EngineRefused, Unavailable."""
     async with reaching(f"the schedule {name}"):
         try:
             found = (await client.get_schedule_handle(name).describe()).schedule
@@ -171,9 +176,9 @@ async def find_schedule(client: Connection, name: str) -> FoundSchedule | None:
 async def keeping_schedules(
     client: Callable[[], Connection], wanted: Sequence[PlatformSchedule], *, every_seconds: float = KEPT_EVERY_SECONDS
 ) -> AsyncIterator[None]:
-    """Create schedules again that are deleted while the context is open. If Temporal does not answer, with the next look.
+    """Create schedules again that are deleted while the context is open. If Temporal does not answer, the next check does so.
 
-    `client` gives the one that is used now: certificates and keys change.
+    `client` returns the client in use: certificates and keys change.
     """
     task = asyncio.create_task(_keep(client, wanted, every_seconds), name="schedules")
     try:
@@ -205,7 +210,7 @@ async def _end(client: Connection, run: WorkflowExecution, why: str) -> None:
 
 
 def describe_interval(every: timedelta) -> str:
-    """`every 6 h`, `every 60 s`."""
+    """Return a text such as `every 6 h` or `every 60 s`."""
     hours = every / HOUR
     return f"every {hours:g} h" if hours >= 0.1 else f"every {every.total_seconds():g} s"
 

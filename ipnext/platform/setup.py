@@ -1,4 +1,4 @@
-"""Making what a platform needs: only what is absent, so that nothing that an operator changed is overwritten."""
+"""Creation of a platform's dependencies: only missing ones, so that an operator's changes are not overwritten."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ from ipnext.store.session import Store
 from ipnext.temporal import Connection, connect
 
 APPEAR_SECONDS = 60.0
-"""How long a new namespace or search attribute may take to be known to every server of a cluster: its cache's age."""
+"""Time in which every server of a cluster learns of a new namespace or search attribute: the age of its cache."""
 
 LOOK_SECONDS = 0.5
 
@@ -31,10 +31,10 @@ LOOK_SECONDS = 0.5
 async def setup(
     settings: PlatformSettings, *, retention: timedelta = DEFAULT_RETENTION, with_reset: bool = False
 ) -> Sequence[str]:
-    """Create namespace, search attributes, schedules and tables where they are absent; return what was done, in words.
+    """Create missing namespace, search attributes, schedules and tables; return the actions as text.
 
-    `with_reset`: bring existing schedules back to the settings. Raises Conflict (a schema beyond this build),
-    EngineRefused, NotFound and Unavailable.
+    `with_reset` resets existing schedules to the settings. Raises Conflict (a schema beyond this build), EngineRefused,
+    NotFound and Unavailable.
     """
     client = await connect()
     done: list[str] = []
@@ -61,7 +61,7 @@ async def setup(
 
 
 async def warn_of_missing(client: Connection) -> None:
-    """Log which search attributes the namespace lacks. Nothing is refused: changes wait until they are registered."""
+    """Log the search attributes that the namespace lacks. Nothing is refused: changes wait until they are registered."""
     log = structlog.get_logger()
     try:
         found = await attributes_of(client)
@@ -79,7 +79,7 @@ async def warn_of_missing(client: Connection) -> None:
 
 
 async def _known(client: Connection) -> Attributes:
-    """The attributes; a namespace that was just created may be unknown for some seconds. EngineRefused, Unavailable."""
+    """Return the attributes; a new namespace may be unknown for some seconds. EngineRefused, Unavailable."""
     deadline = time.monotonic() + APPEAR_SECONDS
     while True:
         try:

@@ -1,4 +1,4 @@
-"""An OpenAI server as a measuring client sees it: what it is, how busy it is, one streamed answer."""
+"""An OpenAI server as a measuring client uses it: its model, its load, one streamed answer."""
 
 import json
 import random
@@ -16,7 +16,8 @@ from ipnext.errors import InvalidInput, Unavailable
 WORD_LETTERS = 5
 
 TRIAL_WORDS = (4, 12)
-"""Lengths of the two prompts that tell about how many tokens a word is: short, for every context has room for them."""
+"""Lengths of the two prompts that show the number of tokens of a word: short, so that every context has room for
+them."""
 
 _GAUGE = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}]*\})?\s+([0-9.eE+-]+)", re.MULTILINE)
 
@@ -32,7 +33,7 @@ class Piece:
 
 
 class Engine:
-    """One OpenAI server at a base URL, by one name of a model. Close it, or use it as a context manager."""
+    """One OpenAI server at a base URL, with one name of a model. Close it, or use it as a context manager."""
 
     def __init__(self, url: str, model: str | None = None) -> None:
         self.url = url.rstrip("/")
@@ -49,11 +50,14 @@ class Engine:
 
     @property
     def model(self) -> str:
-        """The name by which the server knows its model."""
+        """The server's name of its model."""
         return self._model or ""
 
     async def find_model(self) -> str:
-        """The first model that the server lists, unless one was named. Unavailable; InvalidInput without any."""
+        """Return the first model that the server lists, unless one was named.
+
+        Unavailable; InvalidInput if it lists none.
+        """
         if self._model is None:
             listed = await self._json("GET", "/v1/models")
             names = [card["id"] for card in listed.get("data", [])]
@@ -64,13 +68,13 @@ class Engine:
         return self._model
 
     async def choose_model(self, name: str) -> None:
-        """Ask for a model by its name where the server lists it, else for the first one listed."""
+        """Use a model by its name if the server lists it, else the first one listed."""
         listed = await self._json("GET", "/v1/models")
         names = [card.get("id") for card in listed.get("data", [])]
         self._model = name if name in names else None
 
     async def version(self) -> str:
-        """What the server says of itself; empty where it says nothing."""
+        """Return the server's version; empty if it reports none."""
         try:
             found = await self._json("GET", "/version")
         except (Unavailable, InvalidInput):
@@ -78,7 +82,7 @@ class Engine:
         return f"vllm {found['version']}" if "version" in found else ""
 
     async def load(self) -> float | None:
-        """Requests that run or wait; None where the server has no such metrics."""
+        """Return the number of running and waiting requests; None if the server has no such metrics."""
         try:
             async with self._session.get(f"{self.url}/metrics") as answer:
                 found = _GAUGE.findall(await answer.text()) if answer.status == 200 else []
@@ -87,7 +91,7 @@ class Engine:
         return sum(map(float, found)) if found else None
 
     async def tokens_of(self, words: int, *, embedding: bool = False) -> int:
-        """How many tokens a random prompt of so many words is, as the server counts."""
+        """Return the tokens of a random prompt of so many words, by the server's count."""
         prompt = random_prompt(words)
         if embedding:
             body: dict[str, Any] = {"model": self.model, "input": prompt}
@@ -98,7 +102,7 @@ class Engine:
         return int(found["usage"]["prompt_tokens"])
 
     async def stream(self, prompt: str, output_tokens: int) -> AsyncGenerator[Piece, None]:
-        """A streamed completion of exactly so many tokens, piece by piece. Unavailable where it breaks off."""
+        """Yield a streamed completion of exactly so many tokens, piece by piece. Unavailable if it breaks off."""
         body = {
             "model": self.model,
             "prompt": prompt,
@@ -123,7 +127,7 @@ class Engine:
                     yield Piece(at, tokens, usage.get("prompt_tokens"))
 
     async def embed(self, prompt: str) -> int:
-        """Tokens of a prompt that was embedded."""
+        """Embed a prompt; return its tokens."""
         found = await self._json("POST", "/v1/embeddings", {"model": self.model, "input": prompt})
         return int(found["usage"]["prompt_tokens"])
 
@@ -152,6 +156,6 @@ def _refuse_error(event: Mapping[str, Any], url: str) -> None:
 
 
 def random_prompt(words: int) -> str:
-    """Random words: no two prompts share more than their first letters, so no cache of prefixes helps."""
+    """Return random words: no two prompts share more than their first letters, so no cache of prefixes helps."""
     letters = random.choices(string.ascii_lowercase, k=words * WORD_LETTERS)  # noqa: S311 - no secret
     return " ".join("".join(letters[i : i + WORD_LETTERS]) for i in range(0, len(letters), WORD_LETTERS))

@@ -1,6 +1,6 @@
-"""Rising concurrency against one engine: so many readers that ask again as soon as they have their answer.
+"""Rising concurrency against one engine: a number of readers, each of which sends its next request as soon as it has its answer.
 
-A reader's first answer is its warm-up and does not count; warm-ups are of different lengths, so that readers do not end,
+A reader's first answer is its warm-up and does not count; warm-ups have different lengths, so that readers do not end,
 and begin again, all at the same moment.
 """
 
@@ -18,22 +18,22 @@ from ipnext.profiling.engine import TRIAL_WORDS, Engine, random_prompt
 from ipnext.profiling.window import Window
 
 LOOK_SECONDS = 0.25
-"""How often the engine is asked how busy it is."""
+"""Interval at which the engine's load is read."""
 
 FEWEST_REQUESTS = 5
-"""First tokens that a step sees at least, however short it is; and one for each reader."""
+"""Fewest first tokens in a step, however short it is; and at least one for each reader."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What is asked of an engine."""
+    """Requests to an engine."""
 
     prompt_tokens: int = 256
     output_tokens: int = 64
     """0: prompts are embedded, nothing is generated."""
     concurrency: tuple[int, ...] = (1, 2, 4, 8, 16)
     seconds: float = 10.0
-    """Of one step; longer where the fewest requests take longer."""
+    """Length of one step; longer if the fewest requests take longer."""
     fewest_requests: int = FEWEST_REQUESTS
 
     @property
@@ -44,14 +44,14 @@ class Load:
 
 @dataclass(frozen=True)
 class Measured:
-    """Steps, and the tokens of prompts as the engine counted them on average."""
+    """Steps, and the average tokens of prompts by the engine's count."""
 
     steps: tuple[LoadStep, ...]
     prompt_tokens: float
 
 
 async def measure(engine: Engine, load: Load, *, say: Callable[[str], None] = lambda _: None) -> Measured:
-    """Measure every concurrency, one after the other. Unavailable where the engine breaks off; InvalidInput it refuses."""
+    """Measure every concurrency, one after the other. Unavailable if the engine breaks off; InvalidInput if it refuses."""
     await engine.find_model()
     before = await engine.load()
     words = await _words(engine, load)
@@ -71,7 +71,7 @@ async def measure(engine: Engine, load: Load, *, say: Callable[[str], None] = la
 
 
 def _first(errors: BaseExceptionGroup[BaseException], where: str) -> IPnextError:
-    """The first of what readers met, as one error of the tree."""
+    """Return the first error of the readers, as one error of the tree."""
     first: BaseException = errors
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
@@ -81,14 +81,14 @@ def _first(errors: BaseExceptionGroup[BaseException], where: str) -> IPnextError
 
 
 def step_line(step: LoadStep) -> str:
-    """`concurrency 4: 812 tokens/s, TTFT 35/61 ms, ITL 4.8/7.1 ms (p50/p99)`."""
+    """Return a text such as `concurrency 4: 812 tokens/s, TTFT 35/61 ms, ITL 4.8/7.1 ms (p50/p99)`."""
     itl = "" if step.itl_p50_ms is None else f", ITL {step.itl_p50_ms:.4g}/{step.itl_p99_ms:.4g} ms"
     ttft = f"TTFT {step.ttft_p50_ms:.4g}/{step.ttft_p99_ms:.4g} ms"
     return f"concurrency {step.concurrency}: {step.tokens_per_second:.4g} tokens/s, {ttft}{itl} (p50/p99)"
 
 
 async def _words(engine: Engine, load: Load) -> int:
-    """Words of a prompt that has the asked number of tokens: a straight line through two trials, corrected by a third."""
+    """Return the words of a prompt with the requested number of tokens: a straight line through two trials, corrected by a third."""
     few, many = [await engine.tokens_of(words, embedding=load.embedding) for words in TRIAL_WORDS]
     each = max((many - few) / (TRIAL_WORDS[1] - TRIAL_WORDS[0]), 0.0) or 1.0
     words = max(1, round(TRIAL_WORDS[0] + (load.prompt_tokens - few) / each))
@@ -97,7 +97,10 @@ async def _words(engine: Engine, load: Load) -> int:
 
 
 class _Step:
-    """One concurrency. Readers work until the window is closed; what still waits for its first token then gets it."""
+    """One concurrency.
+
+    Readers work until the window closes; requests that then wait for their first token still get it.
+    """
 
     def __init__(self, engine: Engine, load: Load, window: Window, words: int) -> None:
         self._engine = engine
@@ -110,7 +113,7 @@ class _Step:
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
-        """Measure it. Raises what a reader met, in a group."""
+        """Measure it. Raises the readers' errors in a group."""
         async with asyncio.TaskGroup() as group:
             readers = [group.create_task(self._read(index)) for index in range(self._window.concurrency)]
             watcher = group.create_task(self._watch())
@@ -134,7 +137,7 @@ class _Step:
             await self._changed.wait()
 
     async def _read(self, index: int) -> None:
-        """One reader: a warm-up, then one answer after the other."""
+        """Run one reader: a warm-up, then one answer after the other."""
         load, warm = self._load, True
         while not self._over:
             share = (index + 1) / self._window.concurrency if warm else 1.0
@@ -169,7 +172,7 @@ class _Step:
         window.ended(before, prompt_tokens)
 
     async def _watch(self) -> None:
-        """Look now and then how many requests of others there are."""
+        """Periodically count the requests of other clients."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             before = self._own

@@ -1,4 +1,4 @@
-"""The figures of one concurrency: what arrived between two moments. No clock of its own: it is told when things were."""
+"""The figures of one concurrency between two moments. It has no clock: callers pass the times."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from ipnext.model.profile import LoadStep
 
 @dataclass
 class Window:
-    """Counts what arrives while it is open; latencies of requests that were sent while it was open."""
+    """Counts arrivals while it is open, and latencies of requests that were sent while it was open."""
 
     concurrency: int
     opened: float | None = None
@@ -23,39 +23,39 @@ class Window:
     cpu_seconds: float = 0.0
 
     def open(self, now: float) -> None:
-        """From here on it counts."""
+        """Begin to count."""
         self.opened = now
 
     def close(self, now: float) -> None:
-        """Nothing that arrives later counts, but the first tokens of what was sent before."""
+        """Stop counting, except first tokens of requests that were sent before."""
         self.closed = now
 
     def first(self, sent: float, at: float, tokens: int) -> None:
-        """The first piece of an answer: of any request that was sent meanwhile, however late it came."""
+        """Record the first piece of an answer: of any request that was sent while the window was open, however late it comes."""
         if self._within(sent):
             self.ttft.append(at - sent)
         if self._within(at):
             self.tokens += tokens
 
     def next(self, before: float, at: float, tokens: int) -> None:
-        """A later piece, of so many more tokens."""
+        """Record a later piece, of so many more tokens."""
         if self._within(at):
             self.tokens += tokens
             self.gaps.append(at - before)
 
     def ended(self, at: float, prompt_tokens: int | None) -> None:
-        """An answer came to its end."""
+        """Record the end of an answer."""
         if self._within(at):
             self.requests += 1
         if prompt_tokens is not None:
             self.prompt_tokens.append(prompt_tokens)
 
     def saw_load(self, load: float | None, own: int) -> None:
-        """Requests in the engine, beside those that are our own."""
+        """Record the engine's requests of other clients: its load without `own`."""
         self.others = max(self.others, (load or 0.0) - own)
 
     def step(self, *, output_tokens: int) -> LoadStep:
-        """The figures. `output_tokens` of a request; 0 where tokens are those of prompts."""
+        """Return the figures. `output_tokens` are those of a request; 0 if tokens are those of prompts."""
         opened, closed = self.opened or 0.0, self.closed or 0.0
         seconds = max(closed - opened, 1e-9)
         a_second = self.tokens / seconds
@@ -78,7 +78,7 @@ class Window:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of all do not exceed; 0 of none."""
+    """Return the smallest value that at least `share` of all do not exceed; 0 if there are none."""
     if not values:
         return 0.0
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
