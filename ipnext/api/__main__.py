@@ -1,4 +1,4 @@
-"""`python -m ipnext.api`: settings from the environment, the real rooms behind the API, one uvicorn server."""
+"""`python -m ipnext.api`: settings from the environment, the real adapters behind the API, one uvicorn server."""
 
 import logging
 import signal
@@ -26,7 +26,7 @@ OBSERVE_SECONDS = 3.0
 
 
 def main() -> int:
-    """Serve until SIGTERM or SIGINT. Exit status 0, or that of the error that kept it from starting."""
+    """Serve until SIGTERM or SIGINT. Exit status 0, or that of the error that prevented the start."""
     keep_new_files_private()
     structlog.configure(
         processors=[
@@ -38,7 +38,7 @@ def main() -> int:
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
     )
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends in order, then hands the signal to this
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends in order, then passes the signal on
         signal.signal(number, _asked_to_end)
     try:
         serve(platform_settings())
@@ -49,7 +49,10 @@ def main() -> int:
 
 
 def serve(settings: PlatformSettings) -> None:
-    """Open the rooms, migrate the store, serve, close the rooms. InvalidInput for an address that would be open to everybody."""
+    """Open the adapters, migrate the store, serve, close the adapters.
+
+    InvalidInput if the address would be open to all callers.
+    """
     check_listener(settings)
     store = Store.open(settings.database_url)
     store.migrate()
@@ -93,7 +96,7 @@ def check_listener(settings: PlatformSettings) -> None:
 
 
 def _asked_to_end(_number: int, _frame: object) -> None:
-    """Nothing: the server has ended, and main returns."""
+    """Do nothing: the server has ended, and main returns."""
 
 
 if __name__ == "__main__":

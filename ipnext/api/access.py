@@ -1,8 +1,8 @@
-"""Who asks, and whether it may: authentication of every request, authorization of every endpoint.
+"""Authentication of every request, authorization of every endpoint.
 
-`Authentication` is middleware: a request without a valid credential is answered 401 before its body is read. Each endpoint
-names its action by `may(...)`, which answers 403, or 404 where the model is not the principal's to see. Its route
-(`ipnext.api.guarded_route`) asks that before it reads the body, too.
+`Authentication` is middleware: it answers 401 to a request without a valid credential before its body is read. Each
+endpoint names its action by `may(...)`, which answers 403, or 404 if the principal may not see the model. Its route
+(`ipnext.api.guarded_route`) checks that before it reads the body, too.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
 KEPT_SECONDS: Final = 2.0
-"""A credential that proved its principal is not looked up again for so long; a revocation is in force after it."""
+"""Time for which a proved credential is not looked up again; a revocation is in force after it."""
 
 KEPT: Final = 4096
 NOTED_SECONDS: Final = 5.0
@@ -44,12 +44,13 @@ USED_EVERY: Final = timedelta(minutes=1)
 PUBLIC: Final = frozenset(
     {"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/v1/sessions", "/v1/login", "/v1/proof"}
 )
-"""Paths that need no credential: the page's shell, the schema, probes, the login, which brings its own, how to log in, and the proof that a client asks for before it sends its key."""
+"""Paths that need no credential: the page's shell, the schema, probes, the login, which brings its own, its options,
+and the proof that a client requests before it sends its key."""
 PUBLIC_FOLDER: Final = "/web/"
 CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="ipnext"'}
 
 LOCAL: Final = Principal(kind="local", id="local", name="anybody", grants=())
-"""Everybody, where authentication is off."""
+"""Every caller, if authentication is off."""
 
 Tokens = Callable[[str], Principal]
 """Proves the principal of a token of the identity provider. Raises Unauthenticated."""
@@ -62,7 +63,7 @@ def no_tokens(_: str) -> Principal:
 
 
 class Permission(NamedTuple):
-    """The policy that permits, and the model that the request is about with its owner, if it is there."""
+    """The policy that permits, and the model of the request with its owner, if it exists."""
 
     policy: str
     model: str = ""
@@ -82,9 +83,9 @@ class Access:
         is_valid_user: Callable[[Principal], bool] = lambda _: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`required=False`: nobody is asked for a credential, and everybody may do everything.
+        """With `required=False` no credential is required, and every caller may do everything.
 
-        `is_valid_user`: whether a user that `tokens` proved before has the same roles still.
+        `is_valid_user` returns whether a user that `tokens` proved before still has the same roles.
         """
         self._store, self._policies, self._tokens, self._clock = store, policies, tokens, clock
         self._is_valid_user = is_valid_user
@@ -95,12 +96,15 @@ class Access:
     # authentication
 
     def remembered(self, credential: str, kinds: tuple[str, ...]) -> Principal | None:
-        """The principal of a credential that was proved a moment ago. Blocks for nothing."""
+        """Return the principal of a credential that was proved a moment ago. Never blocks."""
         found = self._kept.get(_mark(credential, kinds))
         return found[0] if found is not None and self._clock() < found[1] else None
 
     def prove(self, credential: str, *, kinds: tuple[str, ...] = ("key",)) -> Principal:
-        """The principal of a credential. Unauthenticated; the text says as little of a wrong secret as of an unknown id."""
+        """Return the principal of a credential.
+
+        Unauthenticated; the text is the same for a wrong secret and an unknown id.
+        """
         if len(credential) > (LONGEST if is_key(credential) else 16_384):
             msg = "the credential is too long"
             raise Unauthenticated(msg)
@@ -139,11 +143,11 @@ class Access:
         return key is not None and key.is_valid(datetime.now(UTC))
 
     def forget(self) -> None:
-        """Look every credential up again: keys have changed."""
+        """Clear the cache, so that every credential is looked up again: keys have changed."""
         self._kept.clear()
 
     def note_uses(self) -> None:
-        """Write down when keys were used last. Apart from requests: none of them waits for a writer. Unavailable."""
+        """Store the times of the keys' last uses, outside of requests, so that none waits for a writer. Unavailable."""
         used, self._used = self._used, {}
         if used:
             with self._store.begin_free(()) as unit:
@@ -152,7 +156,7 @@ class Access:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Write down uses in the background for as long as the context is open."""
+        """Store uses in the background while the context is open."""
         task = asyncio.create_task(self._note(), name="key-uses")
         try:
             yield
@@ -177,7 +181,10 @@ class Access:
         return self._policies.check(principal, ACTIONS[action], resource).policy
 
     def check_list(self, principal: Principal, action: Action) -> str:
-        """Permit a list of models: it leaves out what is not the principal's to see. Forbidden if own policies forbid it."""
+        """Permit a list of models: it omits those that the principal may not see.
+
+        Forbidden if operator policies forbid it.
+        """
         if not self.required:
             return action.policy
         if not reads_anything(principal):
@@ -194,7 +201,10 @@ class Access:
         return action.policy if allowed is None else allowed.policy
 
     def visible(self, principal: Principal) -> frozenset[str] | None:
-        """Owners whose models the principal may read; None: all. Reads the store if the operator has policies of its own."""
+        """Return the owners whose models the principal may read; None: all.
+
+        Reads the store if the operator has added policies.
+        """
         if self.sees_all(principal):
             return None
         if not self._policies.has_own:
@@ -206,7 +216,7 @@ class Access:
 
     @property
     def has_own_policies(self) -> bool:
-        """Whether the operator added policies, so that grants alone do not tell what is visible."""
+        """Whether the operator added policies, so that grants alone do not determine visibility."""
         return self._policies.has_own
 
     def can_see(self, principal: Principal, owner: str) -> bool:
@@ -214,13 +224,13 @@ class Access:
         return self.sees_all(principal) or owner in self._policies.visible_owners(principal, (owner,))
 
     def is_seen(self, principal: Principal, owner: str | None) -> bool:
-        """Whether a model of this owner is there for the principal; None: there is no such model."""
+        """Whether the principal sees a model of this owner; None: there is no such model."""
         return owner is not None and self.can_see(principal, owner)
 
     def check_new(self, principal: Principal, action: Action) -> str:
-        """Permit an action on a model that is not there for the principal to who may do it to models of some owner.
+        """Permit an action on a model unknown to the principal if they may do it to models of some owner.
 
-        The endpoint checks the owner that the manifest names, and then whether the name is taken. Forbidden.
+        The endpoint checks the owner in the manifest, and then whether the name is taken. Forbidden.
         """
         if not self.required:
             return "authentication-is-off"
@@ -234,12 +244,12 @@ class Access:
         return allowed.policy
 
     def check_model(self, principal: Principal, action: Action, unit: Repository, name: str) -> Permission:
-        """Permit an action on a model. A model of others is answered as one that is not there."""
+        """Permit an action on a model. A model of other owners is answered like a missing one."""
         owner = unit.owner_of(name)
         if not self.required:
             return Permission("authentication-is-off", name, owner or "")
         if owner is None and self.sees_all(principal):
-            return Permission(action.policy)  # the endpoint says what is missing, and which models there are
+            return Permission(action.policy)  # the endpoint's error names the missing model, and the known ones
         if owner is None or not self.is_seen(principal, owner):
             msg = f"model {name!r} is not known; `ipnext get models` lists those that {principal.text} may see"
             raise NotFound(msg)
@@ -247,7 +257,7 @@ class Access:
         return Permission(policy, name, owner)
 
     def check_own(self, principal: Principal, action: Action, owner: str) -> Permission:
-        """Permit an action on the object of an owner. One whose models are hidden is answered as one that is not there."""
+        """Permit an action on the object of an owner. If its models are hidden, the answer is that of a missing owner."""
         if not self.required:
             return Permission("authentication-is-off", owner=owner)
         if action.role is Role.VIEWER and not self.can_see(principal, owner):
@@ -256,7 +266,7 @@ class Access:
         return Permission(self._policies.check(principal, action, Resource("Owner", owner, owner)).policy, owner=owner)
 
     def check_owner(self, principal: Principal, action: str, name: str, owner: str) -> None:
-        """Check an action on a model of an owner, such as the one that a manifest names. Forbidden."""
+        """Check an action on a model of an owner, such as the one in a manifest. Forbidden."""
         if self.required:
             self._policies.check(principal, ACTIONS[action], Resource("Model", name, owner))
 
@@ -280,13 +290,16 @@ class _Listening:
         return holder_of(self.principal)
 
     def sees(self, owner: str | None) -> bool:
-        """Whether it may read an owner's models. What is of the fleet may name any model: it is for who sees all."""
+        """Whether it may read an owner's models.
+
+        Events of the fleet may name any model: only principals that see all may read them.
+        """
         if owner:
             return self.access.can_see(self.principal, owner)
         return owner is None or self.access.sees_all(self.principal)
 
     def may_listen(self) -> bool:
-        """Whether its credential still proves it. True while the store does not answer."""
+        """Whether its credential is still valid. True while the store does not answer."""
         try:
             return not self.access.required or self.access.is_still_valid(self.principal)
         except Unavailable:
@@ -294,12 +307,12 @@ class _Listening:
 
 
 def listener_of(access: Access, principal: Principal) -> Listener:
-    """A principal as a listener of the stream."""
+    """Return a principal as a listener of the stream."""
     return _Listening(access, principal)
 
 
 class Authentication:
-    """ASGI middleware: proves who asks, or answers 401 before anything of the body is read."""
+    """ASGI middleware: authenticates the caller, or answers 401 before any of the body is read."""
 
     def __init__(self, app: ASGIApp, access: Access, recorder: Recorder) -> None:
         self._app = app
@@ -350,29 +363,29 @@ def _headers_of(error: IPnextError) -> Mapping[str, str]:
 
 
 def granted_owners(principal: Principal) -> frozenset[str]:
-    """Owners that a principal's grants name: whose models it may read by the built-in policies."""
+    """Return the owners in a principal's grants: by the built-in policies it may read their models."""
     viewer = Role.VIEWER.rank
     return frozenset(grant.owner for grant in principal.grants if grant.region == ANY and grant.role.rank >= viewer)
 
 
 def reads_anything(principal: Principal) -> bool:
-    """Whether a principal has more than role caller over anything: callers ask for predictions and read nothing here."""
+    """Whether a principal has more than role caller over anything: callers request predictions and read nothing here."""
     return any(grant.role.rank >= Role.VIEWER.rank for grant in principal.grants)
 
 
 def is_public(path: str) -> bool:
-    """Whether a path is answered without a credential."""
+    """Whether a path needs no credential."""
     return path in PUBLIC or path.startswith(PUBLIC_FOLDER)
 
 
 def acting_of(request: Request) -> Acting:
-    """Who acts in this request."""
+    """Return the acting principal of this request."""
     acting: Acting = request.state.acting
     return acting
 
 
 def principal_of(request: Request) -> Principal:
-    """The principal of a request."""
+    """Return the principal of a request."""
     return acting_of(request).principal
 
 
@@ -380,7 +393,7 @@ Asker = Annotated[Principal, Depends(principal_of)]
 
 
 async def visible_of(request: Request) -> frozenset[str] | None:
-    """Owners whose models the request's principal may see; None: all."""
+    """Return the owners whose models the request's principal may see; None: all."""
     access: Access = request.app.state.platform.access
     principal = principal_of(request)
     if not access.has_own_policies or access.sees_all(principal):
@@ -392,7 +405,7 @@ Visible = Annotated[frozenset[str] | None, Depends(visible_of)]
 
 
 def act(request: Request, **known: Any) -> Acting:
-    """Add to what is known of who acts in this request, for the audit: fields of `Acting`."""
+    """Add fields of `Acting` to the request's, for the audit."""
     acting: Acting = dataclasses.replace(acting_of(request), **known)
     request.state.acting = acting
     ACTING.set(acting)
@@ -400,13 +413,13 @@ def act(request: Request, **known: Any) -> Acting:
 
 
 def said_by(headers: Mapping[str, str]) -> str:
-    """Who the caller says that it asks for; not proved."""
+    """Return the user that the caller claims to act for; not authenticated."""
     said = unquote(headers.get("x-ipnext-user", "")[:400])
     return "".join(letter for letter in said if letter.isprintable()).strip()[:100]
 
 
 def _target(action: Action, path: Mapping[str, str]) -> tuple[str, str]:
-    """Kind and name of what a request acts on, as its path has them. Endpoints may say it better."""
+    """Return kind and name of a request's object from its path. Endpoints may be more precise."""
     if "change_id" in path:
         return "Change", path["change_id"]
     named = {"Model": "name", "Owner": "owner"}.get(action.kind, "region")
@@ -421,7 +434,7 @@ def may(name: str, *, only_reads: bool = False) -> Any:
     action = ACTIONS[name]
 
     async def check(request: Request) -> None:
-        if getattr(request.state, "permitted", None) is check:  # its route asked before it read the body
+        if getattr(request.state, "permitted", None) is check:  # its route checked before it read the body
             return
         access: Access = request.app.state.platform.access
         path = request.path_params
@@ -475,16 +488,17 @@ def _check_model(request: Request, access: Access, action: Action) -> Permission
     with request.app.state.platform.store.read() as unit:
         name = path.get("name") or _model_of_change(access, principal, unit, path["change_id"])
         if name is None:
-            return Permission(action.policy)  # the endpoint says that there is no such change
+            return Permission(action.policy)  # the endpoint answers that there is no such change
         if action.name == "models.apply" and not access.is_seen(principal, unit.owner_of(name)):
             return Permission(access.check_new(principal, action), name)
         return access.check_model(principal, action, unit, name)
 
 
 def _model_of_change(access: Access, principal: Principal, unit: Repository, change_id: str) -> str | None:
-    """The model of a change. NotFound for one that is not there, and in the same words for one of a model of others.
+    """Return the model of a change. NotFound if it is missing, and in the same words if it is of another owner's model.
 
-    The store is asked the same of both, so that time does not tell them apart either. None for one that is not there if nothing is hidden from the principal.
+    Both need the same queries of the store, so that timing does not distinguish them either. None if it is missing and
+    nothing is hidden from the principal.
     """
     change = unit.find_change(change_id)
     if change is None and access.sees_all(principal):
@@ -497,12 +511,15 @@ def _model_of_change(access: Access, principal: Principal, unit: Repository, cha
 
 
 def bearer_of(request: Request) -> str | None:
-    """The credential of a request's `Authorization`; none without one. Unauthenticated for another scheme than Bearer."""
+    """Return the credential of a request's `Authorization`; None without one.
+
+    Unauthenticated if the scheme is not Bearer.
+    """
     return _bearer(_headers(request.scope))
 
 
 def _headers(scope: Scope) -> Mapping[str, str]:
-    """Headers by name. Unauthenticated for two credentials: it would not be clear which one counts."""
+    """Return headers by name. Unauthenticated if there are two credentials: it would be ambiguous which one counts."""
     if sum(name.lower() == b"authorization" for name, _ in scope["headers"]) > 1:
         msg = "Authorization: a request has at most one"
         raise Unauthenticated(msg)
@@ -510,7 +527,7 @@ def _headers(scope: Scope) -> Mapping[str, str]:
 
 
 def _bearer(headers: Mapping[str, str]) -> str | None:
-    """The credential of `Authorization`. Unauthenticated for another scheme."""
+    """Return the credential of `Authorization`. Unauthenticated if the scheme is not Bearer."""
     given = headers.get("authorization")
     if given is None:
         return None
@@ -522,13 +539,13 @@ def _bearer(headers: Mapping[str, str]) -> str | None:
 
 
 def cookie_name(scope: Scope) -> str:
-    """Name of the session's cookie: with the port, for browsers send cookies of a host to each of its ports."""
+    """Return the name of the session's cookie: with the port, because browsers send a host's cookies to each of its ports."""
     server = scope.get("server")
     return f"ipnext_session_{server[1] if server else 0}"
 
 
 def _cookie(scope: Scope, headers: Mapping[str, str]) -> str | None:
-    """The session's cookie. Those of other programs on this host are none of ours, whatever they hold."""
+    """Return the session's cookie. Cookies of other programs on this host are ignored."""
     wanted = cookie_name(scope)
     for pair in headers.get("cookie", "").split(";"):
         name, _, value = pair.partition("=")
@@ -538,9 +555,9 @@ def _cookie(scope: Scope, headers: Mapping[str, str]) -> str | None:
 
 
 def check_own_page(method: str, headers: Mapping[str, str]) -> None:
-    """Refuse a cookie that our own page does not send: browsers send it for pages on other ports of this host, too.
+    """Refuse a cookie that the API's own page does not send: browsers also send it for pages on other ports of this host.
 
-    That an `Origin` is the right one was checked before. `none`: the person typed the address. Unauthenticated.
+    The `Origin` was checked before. `none`: the user typed the address. Unauthenticated.
     """
     site = headers.get("sec-fetch-site")
     if site not in {None, "same-origin", "none"}:
@@ -552,5 +569,5 @@ def check_own_page(method: str, headers: Mapping[str, str]) -> None:
 
 
 def _mark(credential: str, kinds: tuple[str, ...]) -> str:
-    """What a credential is remembered by: not its text."""
+    """Return the cache key of a credential, which is not its text."""
     return hashlib.sha256(f"{kinds}{credential}".encode(errors="replace")).hexdigest()

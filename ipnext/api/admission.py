@@ -1,4 +1,4 @@
-"""What an apply checks beside the manifest's own shape, and what it would change. Pure functions of plain values."""
+"""Checks of an apply in addition to the manifest's shape, and its field changes. Pure functions of plain values."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,7 +17,7 @@ _ABSENT = object()
 
 
 def check_storable(manifest: Written) -> None:
-    """Refuse free-form values that JSON or a database can't keep: NaN, infinity, NUL, half a surrogate pair."""
+    """Refuse free-form values that JSON or a database can't store: NaN, infinity, NUL, half a surrogate pair."""
     try:
         text = canonical_json(manifest)
         text.encode()
@@ -42,7 +42,7 @@ def check_runs_no_code(manifest: ModelManifest, allowances: EngineAllowances) ->
 
 
 def check_signers(manifest: ModelManifest) -> None:
-    """Refuse public keys that nobody can read. Raises InvalidInput."""
+    """Refuse invalid public keys. Raises InvalidInput."""
     policy = manifest.spec.validation.signers
     if policy is None:
         return
@@ -80,7 +80,7 @@ def _no_skip(name: str, plugins: Plugins) -> str:
 def check_against_fleet(manifest: ModelManifest, fleet: FleetSpec) -> None:
     """Refuse demand in regions, and hardware kinds, that the fleet does not have. Raises InvalidInput.
 
-    Refuse also demand that no region reaches within the model's latency tolerance: no plan could ever serve it.
+    Also refuses demand that no region reaches within the model's latency tolerance: no plan could ever serve it.
     """
     for i, item in enumerate(manifest.spec.demand):
         _known(f"spec.demand.{i}.region", item.region, fleet.regions, "region")
@@ -99,7 +99,7 @@ def check_against_fleet(manifest: ModelManifest, fleet: FleetSpec) -> None:
 
 
 def check_fleet_serves(fleet: FleetSpec, manifests: tuple[ModelManifest, ...]) -> None:
-    """Refuse a fleet that takes away what an applied model names. Raises Conflict that names the models."""
+    """Refuse a fleet without regions or hardware that an applied model names. Raises Conflict that names the models."""
     for manifest in manifests:
         try:
             check_against_fleet(manifest, fleet)
@@ -109,7 +109,7 @@ def check_fleet_serves(fleet: FleetSpec, manifests: tuple[ModelManifest, ...]) -
 
 
 def field_changes(before: Written | None, after: Written) -> tuple[FieldChange, ...]:
-    """The fields in which two manifests differ, by path. Lists are compared item by item."""
+    """Return the fields in which two manifests differ, by path. Lists are compared item by item."""
     old = {} if before is None else before.model_dump(mode="json", by_alias=True)
     new = after.model_dump(mode="json", by_alias=True)
     return tuple(

@@ -1,4 +1,4 @@
-"""How the generations of a model answer: what the routers counted, made into figures. Pure."""
+"""Answers of a model's generations: the routers' counters as figures. Pure."""
 
 from collections.abc import Iterable, Mapping
 
@@ -11,13 +11,13 @@ from ipnext.model.gates import RegionTraffic
 from ipnext.model.sketch import LATENCY_SECONDS
 
 Counted = Mapping[int, Mapping[str, GenerationTraffic]]
-"""Generation -> region -> what its router counted."""
+"""Generation -> region -> counters of its router."""
 
 
 def answers_of(
     model: str, serving: int | None, states: Mapping[str, RegionState | None]
 ) -> tuple[GenerationAnswers, ...]:
-    """One entry for each generation that the routers serve and that answered, ascending."""
+    """Return one entry for each generation that the routers serve and that answered, ascending."""
     counted: dict[int, dict[str, GenerationTraffic]] = {}
     for region, found in States.like(states).traffic_of(model).items():
         for traffic in found:

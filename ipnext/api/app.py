@@ -1,4 +1,4 @@
-"""The application: routers, error handlers, the outbox in the background. Made once, at the composition root."""
+"""The application: routers, error handlers, the outbox in the background. Created once, at the composition root."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -74,7 +74,7 @@ def create_app(
     *,
     observer: RegionObserver | None = None,
 ) -> FastAPI:
-    """The API over the given rooms. It owns none of them: the caller closes them after the application has ended."""
+    """Create the API over the given adapters. The caller closes them after the application has ended."""
     outbox, resubmission = Outbox(store, lifecycle), Resubmission(store, lifecycle)
     observer = observer or RegionObserver(infrastructure)
     shared = SharedAnswers(observer.states, store.revision)
@@ -144,7 +144,7 @@ def create_app(
 
 
 def _access_of(settings: PlatformSettings, store: Store) -> Access:
-    """Access control by keys, and by tokens if an identity provider is configured. InvalidInput."""
+    """Return access control by keys, and by tokens if an identity provider is configured. InvalidInput."""
     policies, required = policies_of(settings.policies_file), settings.authentication == "required"
     persons = persons_of(settings, store)
     if persons is None:

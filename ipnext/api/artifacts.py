@@ -34,13 +34,14 @@ from ipnext.store.artifacts import sizes_of
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"], route_class=GuardedRoute)
 
 PIECE_BYTES = 2**20
-"""Handed to the artifact store's thread at once: large enough that changing threads costs nothing. Chunks are not joined."""
+"""Passed to the artifact store's thread at once: large enough that changing threads costs nothing. Chunks are not
+joined."""
 
 UPLOADS_AT_ONCE = 32
-"""Each holds a thread while it comes."""
+"""Each occupies a thread while it arrives."""
 
 SILENT_SECONDS = 30.0
-"""No pause of an upload is longer."""
+"""Longest pause of an upload."""
 
 UploadedFor = Annotated[Name | None, Query(description="The model that it is uploaded for.")]
 
@@ -54,7 +55,7 @@ def missing(query: BlobQuery, rooms: Rooms) -> MissingBlobs:
         known = unit.touch_known(query.digests)
     absent = rooms.artifacts.missing(query.digests)
     unknown = frozenset(query.digests) - known - absent
-    if unknown:  # a collection may take them until they are touched
+    if unknown:  # a collection may remove them until they are touched
         with rooms.store.begin_free(()) as unit:
             unit.touch_artifacts(dict.fromkeys(unknown, 0))
         absent |= rooms.artifacts.missing(unknown)
@@ -86,7 +87,7 @@ async def put_blob(sha256: Sha256, request: Request, rooms: Rooms, asker: Asker,
             await anyio.to_thread.run_sync(rooms.artifacts.put_blob, sha256, upload.content(), limiter=threads)
             stored = upload.size
         finally:
-            with CancelScope(shield=True):  # what a client that has gone had reserved counts no more
+            with CancelScope(shield=True):  # a disconnected client's reservation counts no more
                 await anyio.to_thread.run_sync(lambda: _count_ended(rooms, sha256, stored))
     return Response(status_code=204)
 
@@ -103,7 +104,7 @@ def commit(manifest: SnapshotManifest, rooms: Rooms, asker: Asker, model: Upload
 
     The manifest's own bytes count as those of a blob: for the owner of `model`, else for who commits until it is published.
     """
-    rooms.artifacts.check_whole(manifest)  # one that is refused leaves no row behind
+    rooms.artifacts.check_whole(manifest)  # a refused one leaves no row behind
     digest, sizes = manifest.digest, sizes_of(manifest)
     allowance = _allowance_for(rooms, asker, model)
     record_asked(rooms.store, object=("Snapshot", digest))
@@ -156,10 +157,10 @@ def collect(rooms: Rooms) -> CollectionView:
 
 @contextmanager
 def _turn(request: Request, asker: Principal) -> Iterator[CapacityLimiter]:
-    """Threads of uploads alone: clients that send slowly hold up no other endpoint.
+    """Occupy one of the upload threads: clients that send slowly block no other endpoint.
 
     Raises:
-        Unavailable: all are taken.
+        Unavailable: all are occupied.
         RateLimited: the principal has its share of them.
     """
     state = request.app.state
@@ -170,7 +171,7 @@ def _turn(request: Request, asker: Principal) -> Iterator[CapacityLimiter]:
 
 
 def _admit(rooms: Platform, sha256: str, size: int, asker: Principal, model: str | None) -> None:
-    """Record that a blob comes, and count it. QuotaExceeded, NotFound, Forbidden."""
+    """Record that a blob is coming, and count it. QuotaExceeded, NotFound, Forbidden."""
     allowance = _allowance_for(rooms, asker, model)
     record_asked(rooms.store, object=("Blob", sha256))
     with rooms.store.begin_free(()) as unit:
@@ -178,7 +179,7 @@ def _admit(rooms: Platform, sha256: str, size: int, asker: Principal, model: str
 
 
 def _allowance_for(rooms: Platform, asker: Principal, model: str | None) -> Allowance:
-    """Whom bytes that are uploaded count for, and how many that one may have. NotFound, Forbidden."""
+    """Return the account of uploaded bytes, with its limit. NotFound, Forbidden."""
     default = rooms.settings.artifact_bytes
     if model is None:
         return uploaders_allowance(asker, default=default)
@@ -188,7 +189,7 @@ def _allowance_for(rooms: Platform, asker: Principal, model: str | None) -> Allo
 
 
 def _count_ended(rooms: Platform, sha256: str, size: int | None) -> None:
-    """Count a blob as it came; None: it did not."""
+    """Count a blob with its final size; None: the upload failed."""
     with rooms.store.begin_free(()) as unit:
         if size is None:
             unit.blob_refused(sha256)
@@ -197,7 +198,7 @@ def _count_ended(rooms: Platform, sha256: str, size: int | None) -> None:
 
 
 class Pace(NamedTuple):
-    """How slowly an upload may come."""
+    """Lowest rate of an upload."""
 
     bytes_per_second: int
     grace_seconds: float
@@ -208,12 +209,12 @@ class Pace(NamedTuple):
         return cls(settings.upload_bytes_per_second, settings.upload_grace_seconds)
 
     def allows_seconds(self, size: int) -> float:
-        """Return by when more than `size` bytes must be there. It never exceeds the time of a whole blob at the lowest rate."""
+        """Return the time by which more than `size` bytes must have arrived, at most that of a whole blob at the lowest rate."""
         return self.grace_seconds + size / self.bytes_per_second
 
 
 class _Upload:
-    """A body on its way into the artifact store."""
+    """A body that is being stored."""
 
     def __init__(self, stream: AsyncIterator[bytes], limit: int, pace: Pace) -> None:
         self.size = 0
@@ -223,7 +224,7 @@ class _Upload:
         self._pace = pace
 
     def content(self) -> Iterator[bytes]:
-        """The chunks, for code in a worker thread."""
+        """Yield the chunks, for code in a worker thread."""
         for chunk in _from_thread(_pieces(self._stream, self._limit, self._pace)):
             self.size += len(chunk)
             yield chunk
@@ -236,11 +237,11 @@ def _check_size(size_bytes: int, limit: int) -> None:
 
 
 async def _pieces(stream: AsyncIterator[bytes], limit: int, pace: Pace) -> AsyncIterator[list[bytes]]:
-    """The body's chunks as they come, so many at once that they have PIECE_BYTES.
+    """Yield the body's chunks as they arrive, grouped to at least PIECE_BYTES.
 
     Raises:
         TooLarge: as soon as the limit is passed.
-        TooSlow: nothing came for SILENT_SECONDS, or the whole comes slower than `pace`.
+        TooSlow: nothing arrived for SILENT_SECONDS, or the body is slower than `pace`.
     """
     size, gathered, began = 0, 0, time.monotonic()
     piece: list[bytes] = []
@@ -269,7 +270,7 @@ async def _pieces(stream: AsyncIterator[bytes], limit: int, pace: Pace) -> Async
 
 
 def _from_thread(pieces: AsyncIterator[list[bytes]]) -> Iterator[bytes]:
-    """The chunks for code that runs in a worker thread of this event loop."""
+    """Yield the chunks for code that runs in a worker thread of this event loop."""
 
     async def following() -> list[bytes] | None:
         return await anext(pieces, None)

@@ -1,6 +1,6 @@
-"""Attempts to submit changes that were not taken yet: when each line is due again, and which changes raise an alarm.
+"""Attempts to submit changes: when each line is due again, and which changes raise an alarm.
 
-Used by the outbox only, from its event loop.
+Used only by the outbox, from its event loop.
 """
 
 import time
@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from ipnext.errors import EngineRefused, IPnextError
 
 STUCK_AFTER = 3
-"""Attempts after which a change that is not taken is stuck; one that Temporal refuses is stuck from the first."""
+"""Attempts after which a change that is not accepted is stuck; one that Temporal refuses is stuck from the first."""
 
 LONGEST_ERROR = 500
 """Characters of an error that are written on a change."""
@@ -20,7 +20,7 @@ LONGEST_ERROR = 500
 
 @dataclass(frozen=True)
 class Attempt:
-    """A change that could not be submitted."""
+    """A failed submission of a change."""
 
     change_id: str
     tries: int
@@ -36,7 +36,7 @@ class Attempt:
 
     @property
     def message(self) -> str:
-        """`not submitted yet: ..., tried 4 times since 2026-01-01 10:00 UTC`."""
+        """Text such as `not submitted yet: ..., tried 4 times since 2026-01-01 10:00 UTC`."""
         times = "once" if self.tries == 1 else f"{self.tries} times"
         return (
             f"not submitted yet: {self.error[:LONGEST_ERROR]}, tried {times} since {self.since:%Y-%m-%d %H:%M:%S} UTC"
@@ -44,7 +44,7 @@ class Attempt:
 
 
 class Attempts:
-    """One line a model: only the first change of a line is ever tried, so a line has at most one failed attempt."""
+    """One line for each model: only the first change of a line is ever tried, so a line has at most one failed attempt."""
 
     def __init__(
         self, *, first_seconds: float, most_seconds: float, clock: Callable[[], float] = time.monotonic
@@ -56,7 +56,7 @@ class Attempts:
         self._due: dict[str, float] = {}
         self._written: dict[str, tuple[str, str]] = {}
         self.refused = 0
-        """Submissions that Temporal refused although the change may be good, since this process began."""
+        """Submissions that Temporal refused although the change may be valid, since this process began."""
 
     def due(self, line: str) -> bool:
         """Whether a line may be tried now."""
@@ -80,9 +80,9 @@ class Attempts:
         return attempt
 
     def worth_writing(self, line: str) -> bool:
-        """Whether the store should say it: the error is another one, or the tries reached a power of two.
+        """Whether to write the failure to the store: the error changed, or the number of tries is a power of two.
 
-        An outage of hours is then some ten writes a change.
+        An outage of hours is then some ten writes for each change.
         """
         attempt = self._failed[line]
         doubled = attempt.tries & (attempt.tries - 1) == 0
@@ -93,7 +93,7 @@ class Attempts:
         return True
 
     def done(self, line: str) -> None:
-        """Forget a line whose change was taken or refused for good."""
+        """Forget a line whose change was accepted or refused for good."""
         self._failed.pop(line, None)
         self._due.pop(line, None)
         self._written.pop(line, None)
@@ -104,5 +104,5 @@ class Attempts:
             self.done(gone)
 
     def stuck(self) -> tuple[Attempt, ...]:
-        """Changes that an operator should look at, those waiting longest first."""
+        """Return the changes that an operator should look at, those waiting longest first."""
         return tuple(sorted((a for a in self._failed.values() if a.stuck), key=lambda a: a.since))

@@ -1,4 +1,7 @@
-"""Bounds size and time of the bodies of requests, which the API reads whole into memory. Blobs are streamed and have a limit of their own."""
+"""Limits size and time of request bodies, which the API reads whole into memory.
+
+Blobs are streamed and have another limit.
+"""
 
 import asyncio
 from typing import Final
@@ -10,7 +13,7 @@ from ipnext.api.errors import answer, error_body
 from ipnext.errors import TooLarge, TooSlow
 
 MOST_BYTES: Final = 5 * 2**20
-"""Of one body: the largest manifest of a snapshot has 4 MiB. As JSON it takes up to twenty times as much memory."""
+"""Largest body: the largest manifest of a snapshot has 4 MiB. As JSON it takes up to twenty times as much memory."""
 BYTES_PER_SECOND: Final = 64 * 2**10
 STREAMED: Final = "/v1/artifacts/blobs/"
 
@@ -19,13 +22,13 @@ class BodyLimit:
     """ASGI middleware of the API."""
 
     def __init__(self, app: ASGIApp, most: int = MOST_BYTES, seconds: float = 20.0) -> None:
-        """`seconds`: a body must be there by then, with a second more for each BYTES_PER_SECOND of it that have come."""
+        """`seconds` is the time in which a body must arrive, plus a second for each BYTES_PER_SECOND of it."""
         self._app = app
         self._most = most
         self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 413 to a body that is too large, as soon as that is known, 408 to one that is too slow, or pass the request on."""
+        """Answer 413 to a too large body as soon as that is known, 408 to a too slow one, or pass the request on."""
         if scope["type"] != "http" or scope["path"].startswith(STREAMED):
             await self._app(scope, receive, send)
             return
@@ -39,7 +42,7 @@ class BodyLimit:
 
         async def counted() -> Message:
             nonlocal read, is_whole
-            if is_whole:  # what comes now is the end of the connection
+            if is_whole:  # the next message is the end of the connection
                 return await receive()
             try:
                 async with asyncio.timeout_at(began + self._seconds + read / BYTES_PER_SECOND):

@@ -14,11 +14,11 @@ from ipnext.model.waves import arrived, arrived_words
 from ipnext.store.records import TransitionRecord
 
 UNHAPPY = frozenset({ChangeState.REFUSED, ChangeState.ROLLED_BACK})
-"""Ends of a change that want explaining."""
+"""Ends of a change that need an explanation."""
 
 
 def deployment_step(facts: ModelFacts, ready: Condition | None) -> ExplanationStep:
-    """What serves, and what is wanted."""
+    """Return the serving and the desired generation."""
     record = facts.record
     serving = (
         "nothing serves" if record.serving_generation is None else f"generation {record.serving_generation} serves"
@@ -30,7 +30,7 @@ def deployment_step(facts: ModelFacts, ready: Condition | None) -> ExplanationSt
 
 
 def change_steps(change: Change | None) -> tuple[ExplanationStep, ...]:
-    """The change that tells the most, if there is one."""
+    """Return the change that explains most, if there is one."""
     if change is None:
         return ()
     target = "" if change.generation is None else f" to generation {change.generation}"
@@ -46,7 +46,7 @@ def stage_steps(
     *,
     is_ready: bool,
 ) -> tuple[ExplanationStep, ...]:
-    """The step that failed, as it was written down; else the first that is not done."""
+    """Return the step that failed, as recorded; else the first that is not done."""
     done = change is not None and change.state is ChangeState.DONE
     if cause is not None and cause.place.step:
         return (_stage(cause.place.step, cause.reason.value, transition, change),)
@@ -57,7 +57,7 @@ def stage_steps(
 
 
 def wave_steps(transition: TransitionRecord | None, change: Change | None) -> tuple[ExplanationStep, ...]:
-    """The wave that a run is at while it moves traffic."""
+    """Return the present wave of a run that moves traffic."""
     if transition is None or change is None or change.state is not ChangeState.RUNNING:
         return ()
     waves = transition.transition.waves
@@ -73,7 +73,10 @@ def wave_steps(transition: TransitionRecord | None, change: Change | None) -> tu
 
 
 def refusal_steps(report: ValidationReport | None, spec: ModelSpec) -> tuple[ExplanationStep, ...]:
-    """The part that a check of the validation refused, by which check of which file. Of an edge: the part it leads to."""
+    """Return the part that a check of the validation refused, with check and file.
+
+    For an edge: the part that it leads to.
+    """
     refused = report.refused if report is not None else None
     if refused is None:
         return ()
@@ -87,7 +90,7 @@ def refusal_steps(report: ValidationReport | None, spec: ModelSpec) -> tuple[Exp
 
 
 def cause_steps(cause: Cause | None) -> tuple[ExplanationStep, ...]:
-    """Part, region and host where a change failed, as they were written down."""
+    """Return the recorded part, region and host of a failed change."""
     if cause is None:
         return ()
     place = cause.place
@@ -104,7 +107,7 @@ def cause_steps(cause: Cause | None) -> tuple[ExplanationStep, ...]:
 
 
 def trouble_steps(trouble: Trouble | None) -> tuple[ExplanationStep, ...]:
-    """Part, region and host of what is observed now."""
+    """Return part, region and host of the trouble that is observed now."""
     if trouble is None:
         return ()
     seen = "unreachable" if trouble.reason is Reason.REGION_UNREACHABLE else "reachable"

@@ -1,4 +1,7 @@
-"""What a person says to a model's rollout: pause, resume, approve, promote, abort. Each is answered once the run has heard it."""
+"""Users' controls of a model's rollout: pause, resume, approve, promote, abort.
+
+Each is answered once the run has accepted it.
+"""
 
 import asyncio
 
@@ -15,7 +18,7 @@ from ipnext.model.lifecycle import ChangeState
 router = APIRouter(prefix="/v1/models", tags=["controls"], route_class=GuardedRoute)
 
 _OF_A_RUN = frozenset({ControlAction.APPROVE, ControlAction.PROMOTE})
-"""What the run of one change decides; the others concern the model's whole line of changes."""
+"""Decisions of the run of one change; the others concern the model's whole line of changes."""
 
 
 @router.post("/{name}/pause", dependencies=[may("models.steer")], summary="Pause a model's changes")
@@ -59,7 +62,7 @@ async def abort(
 
 
 _NOTED_BY_THE_MODEL = frozenset({ControlAction.PAUSE, ControlAction.RESUME})
-"""Its entity writes the event, beside the condition."""
+"""The model's entity writes the event, in addition to the condition."""
 
 
 async def _said(rooms: Platform, model: str, action: ControlAction, asked: ControlAsked, key: str) -> ControlAnswer:
@@ -77,11 +80,11 @@ async def _said(rooms: Platform, model: str, action: ControlAction, asked: Contr
 
 
 NOTES_LOOKED_AT = 50
-"""Newest events of a model among which the note of a repeated request is looked for."""
+"""Newest events of a model among which the event of a repeated request is searched."""
 
 
 def _note(rooms: Platform, model: str, message: str, key: str) -> None:
-    """An event: who said it, and why; one for all requests of one key."""
+    """Add an event with the user and the reason; one for all requests of one key."""
     with rooms.store.begin(model) as unit:
         detail = {"idempotencyKey": key} if key else None
         known = unit.events(model, limit=NOTES_LOOKED_AT) if key else ()
@@ -90,7 +93,7 @@ def _note(rooms: Platform, model: str, message: str, key: str) -> None:
 
 
 def _running(rooms: Platform, model: str) -> str | None:
-    """The change that runs. NotFound for an unknown model."""
+    """Return the running change. NotFound if the model is unknown."""
     with rooms.store.read() as unit:
         running = (change.id for change in unit.changes(model) if change.state is ChangeState.RUNNING)
         return next(running, None)

@@ -1,4 +1,4 @@
-"""Drains: a region is taken out of service, and asked back."""
+"""Drains: regions are taken out of service, and restored."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1/regions", tags=["regions"], route_class=GuardedRo
 listing = APIRouter(prefix="/v1/drains", tags=["regions"], route_class=GuardedRoute)
 
 Reports = Mapping[str, RegionState | None]
-"""Region -> what it reports; None, or absent, if it does not answer or was not asked."""
+"""Region -> its report; None, or absent, if it does not answer or was not observed."""
 
 RegionName = Annotated[Name, Path(description="Name of the region.")]
 
@@ -101,7 +101,10 @@ def check_region_left(fleet: FleetSpec, drains: tuple[Drain, ...], region: str) 
 
 
 def drain_view(drain: Drain, lifecycle: Lifecycle, states: Reports) -> DrainView:
-    """A drain with the link to its runs. Of a lost region what it reports in `states`, for it may answer still."""
+    """Return a drain with the link to its runs.
+
+    For a lost region with its report in `states`, since it may still answer.
+    """
     url = lifecycle.run_url(names.drain_workflow_id(drain.region), "")
     state = states.get(drain.region) if drain.lost else None
     running = None if state is None else len(state.replicas)
@@ -109,5 +112,5 @@ def drain_view(drain: Drain, lifecycle: Lifecycle, states: Reports) -> DrainView
 
 
 def drains_by_region(unit: Repository, lifecycle: Lifecycle, states: Reports) -> dict[str, DrainView]:
-    """Regions that are out of service, or on their way."""
+    """Return the drains of regions that are out of service, or are being drained or restored."""
     return {drain.region: drain_view(drain, lifecycle, states) for drain in unit.drains()}

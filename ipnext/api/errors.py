@@ -39,7 +39,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def error_body(error: IPnextError) -> ErrorBody:
-    """The wire form of an error of the tree."""
+    """Return the wire form of an error of the tree."""
     body = ErrorBody(code=error.code, message=_text(error.message))
     if isinstance(error, InvalidInput):
         field = _text(error.field) if error.field else None
@@ -90,13 +90,13 @@ async def _gone(_: Request, __: Exception) -> Response:
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    """The edge of the process: the server logs the traceback, the client gets the type only."""
+    """Handle unexpected errors at the edge of the process: the server logs the traceback, the client gets only the type."""
     message = f"{request.method} {_path(request)} failed inside the server ({type(error).__name__}); see its log"
     return answer(ErrorBody(code=IPnextError.code, message=message), 500)
 
 
 def _refused(request: Request, error: RequestValidationError) -> InvalidInput:
-    """The first fault of a request: in its body with the fields that are allowed there, else with its place."""
+    """Return the first fault of a request: in its body with the allowed fields, else with its place."""
     faults = error.errors()
     bodies = [fault for fault in faults if fault["loc"][:1] == ("body",)]
     if bodies and bodies[0]["type"] == "json_invalid":
@@ -122,12 +122,12 @@ def _path(request: Request) -> str:
 
 
 def _text(text: str) -> str:
-    """Text that UTF-8 can carry: JSON may name half of a surrogate pair."""
+    """Return text that UTF-8 can encode: JSON may contain half of a surrogate pair."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def _plain(value: object) -> Any:
-    """A value that JSON can carry, cut where it is long."""
+    """Return a value that JSON can represent, cut if it is long."""
     text = json.dumps(value, default=str, allow_nan=True)
     if len(text) > MAX_VALUE_CHARACTERS or "NaN" in text or "Infinity" in text:
         return text[:MAX_VALUE_CHARACTERS]

@@ -1,7 +1,7 @@
-"""Why a model is, or is not, where its owner wants it: one chain, one reason of the closed list, one advice.
+"""Explanation of a model's state: one chain, one reason of the closed list, one advice.
 
-The chain goes deployment -> change -> step -> part -> region -> host -> cause and leaves out links that nothing is
-known of. Pure: the same facts give the same explanation.
+The chain is deployment -> change -> step -> part -> region -> host -> cause and omits links without known facts. Pure:
+the same facts give the same explanation.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +37,7 @@ from ipnext.store.records import TransitionRecord
 from ipnext.store.repository import Repository
 
 LOOKED_AT = 200
-"""Events among which the cause of the newest change is looked for; its later ones are few."""
+"""Events among which the cause of the newest change is searched; its later ones are few."""
 
 ADVICE_FOR_RETIRED = "To bring it back: `ipnext apply` its manifest again, then `ipnext publish MODEL --part NAME=DIR`."
 """A publish to a retired model is refused."""
@@ -52,15 +52,15 @@ ADVICE_WHILE_OUT = (
     "Out of service: {regions}. A model that serves is moved to the regions that are left, if they have room; else {back}, or raise the "
     "supply elsewhere. A change that was refused has to be asked for again."
 )
-"""There is no room while regions are drained or lost."""
+"""There is no capacity while regions are drained or lost."""
 
 ADVICE_ONCE_BACK = "Ask again: publish, apply or roll back once more. A change that has ended is not repeated."
-"""The region that a change failed for is back."""
+"""The region that made a change fail is back."""
 
 BY_A_REGION = frozenset(
     {Reason.REGION_UNREACHABLE, Reason.NO_CAPACITY, Reason.PLANNER_INFEASIBLE, Reason.TRANSITION_REFUSED}
 )
-"""Reasons that a region which does not answer, or is out of service, may give a change."""
+"""Reasons that a change may have because of a region that does not answer, or is out of service."""
 
 
 def explanation_of(unit: Repository, facts: ModelFacts, states: States) -> Explanation:
@@ -92,13 +92,13 @@ def explanations_of(unit: Repository, facts: Sequence[ModelFacts], states: State
 
 @dataclass(frozen=True, slots=True)
 class _Outages:
-    """Drains that are not over, and the newest that are."""
+    """Open drains, and the newest that have ended."""
 
     open: Sequence[Drain]
     returned: Sequence[Drain]
 
     def has_passed(self, change: Change, cause: Cause | None, states: States) -> bool:
-        """Return whether a change ended because of a region that is back in service: what it said of that holds no more."""
+        """Return whether a change ended because of a region that is back in service, so that its message no longer applies."""
         if change.state not in UNHAPPY or change.reason not in BY_A_REGION or change.finished_at is None:
             return False
         if change.reason is Reason.REGION_UNREACHABLE:
@@ -118,7 +118,7 @@ class _Outages:
 
 
 def _outages_of(unit: Repository, unhappy: Iterable[Change]) -> _Outages:
-    """Read in two statements, the second one only if it may matter."""
+    """Read the drains in two statements, the second one only if it may matter."""
     returned: Sequence[Drain] = ()
     if any(change.reason in BY_A_REGION for change in unhappy):
         page = unit.drain_page(None, after=None, limit=LOOKED_AT).items
@@ -141,7 +141,10 @@ def explain(
     cause: Cause | None = None,
     passed: bool = False,
 ) -> Explanation:
-    """Explain a model. `report`, `transition` and `cause` belong to its telling change, as does `passed`: its cause is gone."""
+    """Explain a model.
+
+    `report`, `transition` and `cause` belong to its telling change, like `passed`: its cause is gone.
+    """
     conditions = {condition.type: condition for condition in observed_conditions(facts, states)}
     ready = conditions.get(ConditionType.READY)
     is_ready = ready is not None and ready.status == "True"
@@ -198,19 +201,19 @@ def _advice(facts: ModelFacts, reason: Reason, change: Change | None) -> str:
 
 
 def telling_change(facts: ModelFacts) -> Change | None:
-    """The change that a freeze holds back, for others wait behind it; else the newest that was not merely overtaken."""
+    """Return the change that a freeze blocks, since others wait behind it; else the newest that was not superseded."""
     telling = [change for change in facts.changes if change.state is not ChangeState.SUPERSEDED]
     frozen = (change for change in telling if change.reason is Reason.FROZEN and not change.state.final)
     return next(frozen, next(iter(telling), None))
 
 
 def _is_down(facts: ModelFacts, states: States) -> bool:
-    """Whether what serves can't answer, for a known cause: that goes before a change that did not come through."""
+    """Whether the serving generation can't answer, for a known cause: that has priority over a failed change."""
     return any(t.status == "False" and t.reason is not Reason.PROGRESSING for t in serving_troubles(facts, states))
 
 
 def _trouble(facts: ModelFacts, states: States, change: Change | None) -> Trouble | None:
-    """The worst that is observed: of the generation on its way, else of the one that serves, else of what a repair waits for."""
+    """Return the worst observed trouble: of the target generation, else of the serving one, else of a repair's regions."""
     record = facts.record
     generations = {g for g in (record.target_generation, record.serving_generation) if g is not None}
     found = [t for g in sorted(generations, reverse=True) for t in capacity_troubles(facts, states, g)]
@@ -230,7 +233,7 @@ def _cause(
     failure: Change | None,
     is_ready: bool,
 ) -> tuple[Reason, str]:
-    """The one reason: a failed change first, then what is observed, then what the conditions say."""
+    """Return the one reason: a failed change first, then observed trouble, then the conditions."""
     if failure is not None:
         return failure.reason or Reason.ROLLED_BACK, failure.message
     if trouble is not None and trouble.reason is not Reason.PROGRESSING:
@@ -248,7 +251,7 @@ def _unfailed(
     *,
     is_ready: bool,
 ) -> tuple[Reason, str]:
-    """The reason where nothing went wrong: what holds the change back, else how far it is."""
+    """Return the reason if nothing failed: the block of the change, else its progress."""
     under_way = change is not None and not change.state.final
     held = conditions.get(ConditionType.PROGRESSING)
     if held is not None and held.status == "False" and (under_way or not is_ready):
@@ -262,7 +265,7 @@ def _unfailed(
 
 
 def _at_rest(facts: ModelFacts, ready: Condition | None, *, is_ready: bool) -> tuple[Reason, str]:
-    """The reason while nothing runs and nothing is wrong."""
+    """Return the reason while nothing runs and nothing is wrong."""
     if is_ready:
         return Reason.SERVING, f"generation {facts.record.serving_generation} serves"
     if facts.record.serving_generation is None and not any(c.generation for c in facts.changes):
@@ -273,6 +276,6 @@ def _at_rest(facts: ModelFacts, ready: Condition | None, *, is_ready: bool) -> t
 
 
 def _progress(conditions: Mapping[ConditionType, Condition], change: Change) -> str:
-    """What a step says that is not done, or the change itself; empty where neither says anything."""
+    """Return the message of an unfinished step, or of the change; empty if neither has one."""
     waiting = next((c for t in STEPS if (c := conditions.get(t)) and c.status != "True"), None)
     return (waiting.message if waiting else "") or change.message

@@ -1,4 +1,4 @@
-"""What the store knows of models, read in one unit of work; status, explanation, metrics and page build on it.
+"""The store's facts of models, read in one unit of work, for status, explanation, metrics and page.
 
 The number of statements does not depend on the number of models.
 """
@@ -25,7 +25,7 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """One model as the store knows it. `changes` are the newest, newest first."""
+    """The store's facts of one model. `changes` are the newest, newest first."""
 
     record: ModelRecord
     conditions: tuple[Condition, ...] = ()
@@ -33,15 +33,15 @@ class ModelFacts:
     deployments: tuple[Deployment, ...] = ()
     changes: tuple[Change, ...] = ()
     plan_id: str | None = None
-    """The plan that decided where the model is placed."""
+    """The plan that decided the model's placement."""
     unmet: tuple[Unmet, ...] = ()
     """Demand that this plan leaves unserved."""
     layout: Layout | None = None
-    """How the serving generation is cut."""
+    """Layout of the serving generation, if it is cut."""
 
 
 def facts_of(unit: Repository, records: Sequence[ModelRecord]) -> tuple[ModelFacts, ...]:
-    """Read what belongs to these models, in their order."""
+    """Read the facts of these models, in their order."""
     names = [record.name for record in records]
     conditions, plans = unit.conditions_of(names), unit.plans_of(names)
     changes = unit.recent_changes(names, limit=RECENT_CHANGES)
@@ -64,12 +64,12 @@ def facts_of(unit: Repository, records: Sequence[ModelRecord]) -> tuple[ModelFac
 
 
 def model_facts(unit: Repository, name: str) -> ModelFacts:
-    """Facts of one model, retired or not. Raises NotFound."""
+    """Return the facts of one model, retired or not. Raises NotFound."""
     return facts_of(unit, [unit.model(name)])[0]
 
 
 def throughputs_of(unit: Repository, facts: Sequence[ModelFacts]) -> Mapping[str, tuple[PartThroughput, ...]]:
-    """Model -> what plans take its replicas to do. Profiles are read for the models that ask for them, all at once."""
+    """Map each model to the throughput that plans assume for its replicas. All needed profiles are read at once."""
     records = [each.record for each in facts]
     asking = {record.name: record.serving_generation for record in records if wants_profiles(record.manifest)}
     known = unit.profiles_of_all(asking) if asking else {}

@@ -1,4 +1,4 @@
-"""Which models a list or the page shows, and how many of all are ready."""
+"""Filters of models in lists and on the page, and the number of ready ones."""
 
 from collections.abc import Iterable, Sequence
 from typing import Annotated, NamedTuple
@@ -17,10 +17,10 @@ MOST_MODELS = 200
 """Models of one page."""
 
 LOOKED_AT = 200
-"""Models recorded as ready whose replicas do not all answer: so many of them are looked at for the count."""
+"""Most models recorded as ready, with replicas that do not answer, that the count checks."""
 
 NAMED = 50
-"""Models that are not ready that the overview names."""
+"""Most unready models that the overview names."""
 
 Owner = Annotated[str | None, Query(max_length=63, description="Only models of this owner.")]
 Ready = Annotated[bool | None, Query(description="Only models that are ready, or that are not.")]
@@ -29,7 +29,7 @@ PageLimit = Annotated[int, Query(ge=1, le=MOST_MODELS, description=f"Models of t
 
 
 class Wanted(NamedTuple):
-    """The models that a client asks for."""
+    """A client's filter of models."""
 
     owner: str | None = None
     ready: bool | None = None
@@ -49,7 +49,7 @@ WantedModels = Annotated[Wanted, Depends(wanted_of)]
 
 
 class FleetReadiness(NamedTuple):
-    """How many models there are and are ready, and the first names of those that are not."""
+    """The numbers of models and of ready ones, and the first names of the others."""
 
     models: int
     ready: int
@@ -57,17 +57,17 @@ class FleetReadiness(NamedTuple):
 
 
 def is_ready(facts: ModelFacts, states: States) -> bool:
-    """True if the newest wanted state of the model serves, by the record and by what the regions report."""
+    """True if the newest desired state of the model serves, by the store and by the regions' reports."""
     return serves(observed_conditions(facts, states))
 
 
 def serves(conditions: Iterable[Condition]) -> bool:
-    """True if the observed conditions of a model say that it is ready."""
+    """True if the observed conditions of a model include readiness."""
     return any(found.type is ConditionType.READY and found.status == "True" for found in conditions)
 
 
 def suspects(unit: Repository, states: States) -> frozenset[str]:
-    """Models whose status may differ from the record: with a replica that does not answer, or in a region that does not."""
+    """Return models whose status may differ from the store: with a replica, or in a region, that does not answer."""
     return states.troubled | unit.models_wanted_in(states.unreachable)
 
 
@@ -96,7 +96,7 @@ def fleet_readiness(unit: Repository, states: States) -> FleetReadiness:
 
 
 def contradicted(unit: Repository, states: States) -> frozenset[str]:
-    """Models recorded as ready that the regions report not to be; of the first `LOOKED_AT` suspects by name."""
+    """Return models recorded as ready that the regions report not to be; of the first `LOOKED_AT` suspects by name."""
     doubtful = suspects(unit, states)
     recorded = sorted(name for name, ready in unit.recorded_readiness(doubtful).items() if ready)[:LOOKED_AT]
     found = facts_of(unit, unit.models_named(recorded)) if recorded else ()

@@ -55,7 +55,7 @@ def apply_fleet(
 def _checked_models(rooms: Rooms, manifest: FleetManifest) -> tuple[int, int]:
     """Check the fleet against all models before the unit that writes it: thousands of manifests take seconds to parse.
 
-    Returns what tells whether any of them has changed since.
+    Returns the basis that shows whether any of them has changed since.
     """
     with rooms.store.read() as unit:
         basis, models = unit.manifests_basis(), unit.models()
@@ -71,7 +71,7 @@ def _find(unit: Repository) -> FleetRecord | None:
 
 
 def _checked(before: FleetRecord | None, manifest: FleetManifest, expected: int | None) -> FleetView:
-    """What a dry run answers: the given spec under the version in force (0: none)."""
+    """Return the answer of a dry run: the given spec under the version in force (0: none)."""
     version = 0 if before is None else before.version
     if expected is not None and expected != version:
         msg = f"expectedVersion: {expected} is not the version in force ({version}); read the fleet again"

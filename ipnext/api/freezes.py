@@ -37,7 +37,7 @@ def list_freezes(rooms: Rooms, visible: Visible, after: After = None, limit: Lim
     with rooms.store.read() as unit:
         names = names_in_freezes(unit, visible)
         page = unit.freeze_page(after=after, limit=limit + 1)
-        while True:  # so that no cursor names a freeze that is left out
+        while True:  # so that no cursor names an omitted freeze
             shown += [found for record in page.items if (found := shown_freeze(record, names, visible)) is not None]
             if len(shown) > limit or page.next is None:
                 break
@@ -147,7 +147,7 @@ def override(change_id: RecordId, request: OverrideRequest, rooms: Rooms, user: 
 
 
 def let_through(unit: Repository, change: Change, *, who: str, reason: str) -> Override:
-    """Override the freezes for a change, and write it down once."""
+    """Override the freezes for a change, and record it once."""
     given = unit.freeze_override(change.id)
     if given is not None:
         return given
@@ -161,7 +161,7 @@ def let_through(unit: Repository, change: Change, *, who: str, reason: str) -> O
 
 
 def binding(unit: Repository, model: str, kind: str, at: datetime) -> Frozen | None:
-    """What would hold such a change of a model back."""
+    """Return the freezes that would block such a change of a model."""
     calendars = calendars_of(unit)
     if not calendars:
         return None
@@ -169,12 +169,12 @@ def binding(unit: Repository, model: str, kind: str, at: datetime) -> Frozen | N
 
 
 def calendars_of(unit: Repository) -> tuple[FreezeCalendar, ...]:
-    """Every freeze, ready to be asked."""
+    """Return every freeze, ready for queries."""
     return tuple(FreezeCalendar(record.manifest) for record in unit.freezes())
 
 
 def _checked(calendar: FreezeCalendar, before: FreezeRecord | None, at: datetime, expected: int | None) -> FreezeView:
-    """What a dry run answers: the given freeze under the version in force (0: none)."""
+    """Return the answer of a dry run: the given freeze under the version in force (0: none)."""
     version = 0 if before is None else before.version
     if expected is not None and expected != version:
         msg = f"expectedVersion: {expected} is not the version in force ({version}); read the freeze again"

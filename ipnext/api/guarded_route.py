@@ -1,7 +1,7 @@
-"""The route of every endpoint that names an action: who may not do it is refused before the body of the request is read.
+"""The route of every endpoint that names an action: unauthorised requests are refused before their body is read.
 
-FastAPI reads and parses a body first and solves dependencies afterwards. A body of 5 MiB would cost the API its parsing for
-anybody with any key, whatever its role.
+FastAPI reads and parses a body first and solves dependencies afterwards. A body of 5 MiB would cost the API its parsing
+for any caller with any key, whatever its role.
 """
 
 from collections.abc import Awaitable, Callable, Coroutine
@@ -13,11 +13,11 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
 Guard = Callable[[Request], Awaitable[None]]
-"""The dependency that `ipnext.api.access.may` makes. Asked a second time in one request it answers at once."""
+"""A dependency made by `ipnext.api.access.may`. Called again in one request, it returns at once."""
 
 
 class GuardedRoute(APIRoute):
-    """Asks the guards of its endpoint, then goes on as any other route."""
+    """Calls the guards of its endpoint, then continues like any other route."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See APIRoute."""
@@ -32,6 +32,6 @@ class GuardedRoute(APIRoute):
 
 
 def guards_of(dependant: Dependant) -> tuple[Guard, ...]:
-    """The guards among the dependencies of an endpoint."""
+    """Return the guards among the dependencies of an endpoint."""
     calls = (dependency.call for dependency in dependant.dependencies)
     return tuple(call for call in calls if iscoroutinefunction(call) and hasattr(call, "action"))

@@ -1,6 +1,6 @@
-"""What a principal that sees the models of some owners only is not shown of the fleet's own records.
+"""Fields of the fleet's records that are hidden from principals that may see the models of only some owners.
 
-Such records name models of all owners in lists and in words; their counts and states stay.
+Such records name models of all owners in lists and in texts; their counts and states stay.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -22,7 +22,7 @@ HIDDEN = "not shown: it may name models of other owners"
 
 
 def shown_plan(plan: PlanSummary, visible: Visible) -> PlanSummary:
-    """A plan's line without the plan before it, whose id may name a model, and if it is the fleet's without its words."""
+    """Hide the plan before it, whose id may name a model, and the message if the plan is the fleet's."""
     if visible is None:
         return plan
     message = HIDDEN if plan.message and plan.scope is None else plan.message
@@ -30,12 +30,12 @@ def shown_plan(plan: PlanSummary, visible: Visible) -> PlanSummary:
 
 
 def is_plan_shown(plan: PlanSummary, unit: Repository, visible: Visible) -> bool:
-    """Whether a plan may be shown at all: that of one model to who may read the model."""
+    """Whether a plan may be shown at all: that of one model only to principals that may read the model."""
     return visible is None or plan.scope is None or bool(visible_models(unit, [plan.scope], visible))
 
 
 def shown_replan(replan: ReplanView, visible: Visible) -> ReplanView:
-    """A replan with the counts of its models, without their names."""
+    """Return a replan with the counts of its models, without their names."""
     if visible is None:
         return replan
     progress = replan.progress
@@ -46,12 +46,12 @@ def shown_replan(replan: ReplanView, visible: Visible) -> ReplanView:
 
 
 def is_replan_shown(replan: ReplanView, visible: Visible) -> bool:
-    """Whether a replan may be shown at all: the id of one that a model's shortage asked for names the model."""
+    """Whether a replan may be shown at all: the id of one for a model's shortage names the model."""
     return visible is None or not replan.id.startswith(names.SHORTAGE_PREFIX)
 
 
 def shown_moves(moves: MovesView, visible: Visible) -> MovesView:
-    """How the moves of replans stand, without the names of models."""
+    """Return the state of the replans' moves, without the names of models."""
     if visible is None:
         return moves
     pause = moves.pause and moves.pause.model_copy(update={"reason": HIDDEN})
@@ -60,26 +60,26 @@ def shown_moves(moves: MovesView, visible: Visible) -> MovesView:
 
 
 def shown_drain(drain: DrainView, visible: Visible) -> DrainView:
-    """A drain without the words that name what stays unserved."""
+    """Return a drain without the texts that name unserved models."""
     if visible is None or not drain.message:
         return drain
     return drain.model_copy(update={"message": HIDDEN, "summary": HIDDEN})
 
 
 def shown_fleet(spec: FleetSpec, visible: Visible) -> FleetSpec:
-    """The fleet with the budgets of the visible owners."""
+    """Return the fleet with the budgets of the visible owners."""
     if visible is None:
         return spec
     return spec.model_copy(update={"owners": tuple(o for o in spec.owners if o.owner in visible)})
 
 
 def names_in_freezes(unit: Repository, visible: Visible) -> tuple[str, ...]:
-    """Models of the visible owners, which freezes may name; read once for all that are shown."""
+    """Return the models of the visible owners, which freezes may name; read once for all of them."""
     return () if visible is None else unit.names_of_owners(visible)
 
 
 def shown_freeze(freeze: FreezeRecord, names: Collection[str], visible: Visible) -> FreezeRecord | None:
-    """A freeze without the names of models and owners that are not visible; None if it is for such ones only."""
+    """Return a freeze without the names of hidden models and owners; None if it is only for those."""
     if visible is None:
         return freeze
     scope = freeze.manifest.spec.scope
@@ -94,7 +94,7 @@ def shown_freeze(freeze: FreezeRecord, names: Collection[str], visible: Visible)
 
 
 def shown_states(states: States, unit: Repository, visible: Visible) -> States:
-    """Reports of regions about visible models, so that counts made of them tell of no others."""
+    """Return the regions' reports about visible models, so that counts made of them disclose no others."""
     if visible is None:
         return states
     reports = [report for report in states.values() if report is not None]
@@ -106,14 +106,14 @@ def shown_states(states: States, unit: Repository, visible: Visible) -> States:
 
 
 def shown_drains(drains: Mapping[str, DrainView], visible: Visible) -> Mapping[str, DrainView]:
-    """Drains by region, without the words that name what stays unserved."""
+    """Return the drains by region, without the texts that name unserved models."""
     return {region: shown_drain(drain, visible) for region, drain in drains.items()}
 
 
 def shown_replicas(
     replicas: Iterable[Replica], unit: Repository, visible: Visible, *, of: str | None = None
 ) -> tuple[Replica, ...]:
-    """Replicas of visible models. `of`: all are of this model, which the store is asked for even if it has none."""
+    """Return the replicas of visible models. `of`: all are of this model, which is looked up even if it has none."""
     found = tuple(replicas)
     if visible is None:
         return found
@@ -122,5 +122,5 @@ def shown_replicas(
 
 
 def visible_models(unit: Repository, names: Iterable[str], visible: frozenset[str]) -> frozenset[str]:
-    """Those of these models that visible owners have."""
+    """Return those of these models that belong to visible owners."""
     return frozenset(name for name, owner in unit.owners_of(set(names)).items() if owner in visible)

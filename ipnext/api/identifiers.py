@@ -1,4 +1,4 @@
-"""Ids of records that clients choose. The platform's own begin with a reserved prefix, so that no client takes one first."""
+"""Ids of records that clients choose. The platform's own have reserved prefixes, so that no client takes one first."""
 
 from uuid import uuid4
 
@@ -9,7 +9,7 @@ from ipnext.names import RESERVED_PREFIXES
 def client_id(field: str, value: str | None) -> str:
     """Return the id that a client chose in `field`, or a new one if it chose none.
 
-    Raises InvalidInput for an id that begins with a prefix of the platform's own.
+    Raises InvalidInput if the id begins with a reserved prefix.
     """
     if value is None:
         return uuid4().hex

@@ -1,4 +1,4 @@
-"""Refuses JSON bodies that two readers could read differently: an object that names a member twice, or another encoding than UTF-8."""
+"""Refuses ambiguous JSON bodies: an object that names a member twice, or another encoding than UTF-8."""
 
 import json
 from typing import Final
@@ -12,17 +12,17 @@ from ipnext.errors import InvalidInput
 from ipnext.model.value import NameTwice, unique_names
 
 LARGE: Final = 2**18
-"""Bytes from which on a body is checked in a thread: other requests are answered meanwhile."""
+"""Bytes from which on a body is checked in a thread, so that other requests are not blocked."""
 
 
 class JsonBodies:
-    """ASGI middleware of the API. A body that is no JSON passes: what asked for JSON says what is wrong with it."""
+    """ASGI middleware of the API. A body that is no JSON passes: the endpoint that requires JSON reports the fault."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on; its body is checked once it is whole."""
+        """Pass the request on; its body is checked once it is complete."""
         if scope["type"] != "http" or scope["path"].startswith(STREAMED):
             await self._app(scope, receive, send)
             return
@@ -42,7 +42,7 @@ class JsonBodies:
 
 
 async def _check(body: bytes) -> None:
-    """HTTPException whose cause is the InvalidInput: FastAPI passes on no other error while it reads a body."""
+    """Raise an HTTPException whose cause is the InvalidInput: FastAPI passes no other error while it reads a body."""
     try:
         if len(body) > LARGE:
             await anyio.to_thread.run_sync(check_json, body)
@@ -53,7 +53,7 @@ async def _check(body: bytes) -> None:
 
 
 def check_json(body: bytes) -> None:
-    """InvalidInput for JSON with a doubled name, or in another encoding than UTF-8. What is no JSON passes."""
+    """Raise InvalidInput for JSON with a doubled name, or in another encoding than UTF-8. Other content passes."""
     encoding = json.detect_encoding(body) if body else "utf-8"
     try:
         json.loads(body, object_pairs_hook=unique_names)

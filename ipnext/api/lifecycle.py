@@ -1,4 +1,4 @@
-"""The port to the workflow engine, as the API sees it, and its fake.
+"""The API's port to the workflow engine, and its fake.
 
 The real adapter is `ipnext.api.temporal_lifecycle`. Callers: the outbox and the links on the page.
 """
@@ -16,13 +16,13 @@ from ipnext.model.workflow_namespace import WorkflowNamespace
 
 
 class Lifecycle(Protocol):
-    """Hands changes to the workflow engine. Raises Unavailable where it can't be reached."""
+    """Submits changes to the workflow engine. Raises Unavailable if it can't be reached."""
 
     async def namespace(self) -> WorkflowNamespace:
-        """Where it runs changes."""
+        """Return the namespace that runs changes."""
 
     async def submit(self, change: Change) -> ChangeAccepted:
-        """Give a recorded change to its model's entity. The same change twice is one change."""
+        """Submit a recorded change to its model's entity. The same change twice is one change."""
 
     async def control(
         self,
@@ -33,41 +33,41 @@ class Lifecycle(Protocol):
         change_id: str | None = None,
         update_id: str | None = None,
     ) -> ControlAnswer:
-        """Say something to a model's changes; `change_id` is the one that runs. The same `update_id` again is not said again.
+        """Send a control to a model's changes; `change_id` is the running one. The same `update_id` again is sent once.
 
-        Conflict if it does not fit what runs.
+        Conflict if it does not fit the running change.
         """
 
     async def runs(self, workflow_id: str) -> bool:
         """Whether a run of a workflow is open now."""
 
     async def begin_entity(self, model: str) -> None:
-        """Start the entity of a model unless it runs; it takes up what the store has of the model."""
+        """Start the entity of a model unless it runs; it reads the model's changes from the store."""
 
     async def wake_replan(self) -> None:
-        """Tell the engine that a replan is recorded. Twice is as good as once."""
+        """Signal the engine that a replan is recorded. May be repeated."""
 
     async def tell_freeze_changed(self, change: Change) -> None:
-        """Tell the run of a change that freezes have changed. A run that has ended, or never began, is no error."""
+        """Signal the run of a change that freezes have changed. An ended or missing run is no error."""
 
     async def cancel_replan(self, asked: MoverAsked, *, update_id: str | None = None) -> ReplanProgress:
-        """End the replan that runs. The same `update_id` again gets the first one's answer. Raises Conflict if none runs."""
+        """Cancel the running replan. The same `update_id` again gets the first answer. Raises Conflict if none runs."""
 
     async def tell_moves_steered(self) -> None:
-        """Tell the replan that runs, if any, that moves were paused or go on. Twice is as good as once."""
+        """Signal the running replan, if any, that moves were paused or resumed. May be repeated."""
 
     async def tell_drain(self, region: str) -> None:
-        """Tell the engine that something is asked of a region. Twice is as good as once."""
+        """Signal the engine that a region has a new request. May be repeated."""
 
     async def reachable(self) -> bool:
-        """True where the engine answers now. Never raises."""
+        """Whether the engine answers now. Never raises."""
 
     def run_url(self, workflow_id: str, run_id: str) -> str:
-        """Link to a run in the engine's own page."""
+        """Return the link to a run in the engine's own page."""
 
 
 class MemoryLifecycle:
-    """The fake: keeps what it was given, and can be `down`."""
+    """The fake: records all calls, and can be `down`."""
 
     def __init__(self, *, ui_url: str = "http://127.0.0.1:8233") -> None:
         self.down = False
@@ -80,22 +80,22 @@ class MemoryLifecycle:
         self.cancelled: list[str] = []
         self.moves_steered = 0
         self.entities: set[str] = set()
-        """Models whose entity runs; take one out as if it were terminated."""
+        """Models whose entity runs; remove one to simulate its termination."""
         self.entities_begun: list[str] = []
-        """Those that were begun without a submission."""
+        """Entities that were started without a submission."""
         self.fleet_runs: set[str] = set()
-        """Ids of drains and the replan that run; take one out as if it were terminated."""
+        """Ids of running drains and the replan; remove one to simulate its termination."""
         self._ui_url = ui_url
         self._answered: dict[str | None, ControlAnswer] = {}
         self._cancels: set[str | None] = set()
 
     async def namespace(self) -> WorkflowNamespace:
-        """Always the same one."""
+        """Return always the same namespace."""
         self._answer()
         return WorkflowNamespace(id="memory", name=names.NAMESPACE, address="memory")
 
     async def submit(self, change: Change) -> ChangeAccepted:
-        """Remember the change once."""
+        """Record the change once."""
         self._answer()
         if all(known.id != change.id for known in self.submitted):
             self.submitted.append(change)
@@ -112,7 +112,7 @@ class MemoryLifecycle:
         change_id: str | None = None,
         update_id: str | None = None,
     ) -> ControlAnswer:
-        """Remember it, and who paused what; nothing runs here, so that nothing can be approved, promoted or aborted."""
+        """Record the control and the pause; nothing runs here, so that nothing can be approved, promoted or aborted."""
         self._answer()
         if update_id in self._answered:
             return self._answered[update_id]
@@ -129,29 +129,29 @@ class MemoryLifecycle:
         return answer
 
     async def runs(self, workflow_id: str) -> bool:
-        """True once anything of a model was submitted, a drain was asked or a replan was asked for."""
+        """Whether a change of the model, a drain or a replan was submitted."""
         self._answer()
         return workflow_id in self.fleet_runs | {names.model_workflow_id(model) for model in self.entities}
 
     async def begin_entity(self, model: str) -> None:
-        """Remember it."""
+        """Record the start."""
         self._answer()
         self.entities.add(model)
         self.entities_begun.append(model)
 
     async def wake_replan(self) -> None:
-        """Count it."""
+        """Count the signal."""
         self._answer()
         self.replans_woken += 1
         self.fleet_runs.add(names.REPLAN_ID)
 
     async def tell_freeze_changed(self, change: Change) -> None:
-        """Note the change's id."""
+        """Record the change's id."""
         self._answer()
         self.told_of_freezes.append(change.id)
 
     async def cancel_replan(self, asked: MoverAsked, *, update_id: str | None = None) -> ReplanProgress:
-        """Remember it, once for each id."""
+        """Record the cancellation, once for each id."""
         self._answer()
         if update_id is None or update_id not in self._cancels:
             self.cancelled.append(asked.reason)
@@ -159,22 +159,22 @@ class MemoryLifecycle:
         return ReplanProgress(total=0)
 
     async def tell_moves_steered(self) -> None:
-        """Remember it."""
+        """Count the signal."""
         self._answer()
         self.moves_steered += 1
 
     async def tell_drain(self, region: str) -> None:
-        """Remember it."""
+        """Record the region."""
         self._answer()
         self.drains_told.append(region)
         self.fleet_runs.add(names.drain_workflow_id(region))
 
     async def reachable(self) -> bool:
-        """True unless `down`."""
+        """Whether it is not `down`."""
         return not self.down
 
     def run_url(self, workflow_id: str, run_id: str) -> str:
-        """The link Temporal's page would have."""
+        """Return a link in the form of Temporal's page."""
         return f"{self._ui_url}/namespaces/{names.NAMESPACE}/workflows/{quote(workflow_id, safe='')}/{run_id}"
 
     def _answer(self) -> None:
@@ -184,7 +184,7 @@ class MemoryLifecycle:
 
 
 def change_view(change: Change, lifecycle: Lifecycle) -> ChangeView:
-    """A change with the link to its run, where it has one."""
+    """Return a change with the link to its run, if it has one."""
     url = None
     if change.run_id is not None:
         url = lifecycle.run_url(names.lifecycle_workflow_id(change.model, change.id), change.run_id)
@@ -192,6 +192,6 @@ def change_view(change: Change, lifecycle: Lifecycle) -> ChangeView:
 
 
 def replan_view(replan: Replan, lifecycle: Lifecycle) -> ReplanView:
-    """A replan with the link to its run, where it has one."""
+    """Return a replan with the link to its run, if it has one."""
     url = None if replan.run_id is None else lifecycle.run_url(names.REPLAN_ID, replan.run_id)
     return ReplanView(**replan.model_dump(), run_url=url)

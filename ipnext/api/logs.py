@@ -16,7 +16,7 @@ from ipnext.model.value import Name
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=GuardedRoute)
 
 NAMED = 20
-"""Replicas that a message names at most."""
+"""Most replicas that a message names."""
 
 Part = Annotated[Name | None, Query(description="Of this part alone; of an adapter: of the part that it stands on.")]
 Region = Annotated[Name | None, Query(description="Of this region alone.")]
@@ -56,7 +56,7 @@ def logs_of_model(  # noqa: PLR0913, PLR0917 - each is a parameter of the query
 
 
 def _keeper(rooms: Platform, region: str | None) -> LogKeeper:
-    """The infrastructure, where it keeps logs and knows the region. NotFound."""
+    """Return the infrastructure if it keeps logs and knows the region. NotFound."""
     keeper = rooms.infrastructure
     if not isinstance(keeper, LogKeeper):
         msg = "this infrastructure keeps no logs that IPnext can read; look for them where the replicas run"
@@ -70,7 +70,7 @@ def _keeper(rooms: Platform, region: str | None) -> LogKeeper:
 def _read(
     keeper: LogKeeper, query: LogQuery, regions: Collection[str], known: Mapping[str, Mapping[str, int]] | None
 ) -> LogsView:
-    """Of all regions that answer, as far as it is not known; RegionUnreachable where none does."""
+    """Read the unknown parts of logs in all regions that answer; RegionUnreachable if none does."""
     logs: list[ReplicaLog] = []
     silent: list[str] = []
     for region in regions:
@@ -87,7 +87,7 @@ def _read(
 
 
 def _known(after: Iterable[str]) -> Mapping[str, Mapping[str, int]]:
-    """Region -> file -> bytes of it that are known. InvalidInput."""
+    """Map each region and file to the bytes that are known. InvalidInput."""
     known: dict[str, dict[str, int]] = {}
     for one in after:
         place, _, end = one.rpartition("@")
@@ -102,7 +102,7 @@ def _known(after: Iterable[str]) -> Mapping[str, Mapping[str, int]]:
 def _nothing(
     query: LogQuery, regions: Collection[str], parts: Collection[str], everything: Collection[ReplicaLog]
 ) -> NotFound:
-    """Why there is no log, and which there are."""
+    """Explain why there is no log, and name those that exist."""
     if query.part is not None and query.part not in parts:
         return NotFound(f"model {query.model!r} has no part {query.part!r}; it has: {', '.join(parts)}")
     what = "no replica" if query.replica is None else f"no replica {query.replica}"

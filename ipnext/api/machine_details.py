@@ -1,6 +1,6 @@
-"""Answers without details of the machines (`ipnext.machine_details`) for all but operators and administrators of all owners.
+"""Hides details of the machines (`ipnext.machine_details`) from all except operators and administrators of all owners.
 
-Every answer passes here, errors and the stream of events too, so that no endpoint has to remember it.
+Every answer passes here, errors and the stream of events included, so that no endpoint can miss it.
 """
 
 import json
@@ -15,21 +15,21 @@ from ipnext.access.acting import Acting
 from ipnext.machine_details import shorten, shorten_text
 
 LARGE: Final = 2**16
-"""Bytes from which on an answer is shortened in a thread: other requests are answered meanwhile."""
+"""Bytes from which on an answer is shortened in a thread, so that other requests are not blocked."""
 KEPT: Final = 16
-"""Answers that are remembered: many ask for the same one."""
+"""Cached answers: many clients request the same one."""
 _TAG: Final = "-short"
-"""Ends the entity tags of such answers, as their bytes are others."""
+"""Suffix of the entity tags of such answers, since their bytes differ."""
 _DATA: Final = b"data: "
 _SCHEMA: Final = "/openapi.json"
-"""The same for everybody; what looks like a path there is none of a file."""
+"""The same for all callers; its paths are no files."""
 
 
 class MachineDetails:
     """ASGI middleware around the authentication, whose own errors pass here, too."""
 
     def __init__(self, app: ASGIApp, *, required: bool) -> None:
-        """`required`: whether anybody is asked for a credential; otherwise everybody sees everything."""
+        """`required`: whether a credential is required; otherwise every caller sees everything."""
         self._app, self._required = app, required
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,7 +43,7 @@ class MachineDetails:
 
 
 class _Shortening:
-    """Sends one answer on."""
+    """Passes one answer on."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope, self._send = scope, send
@@ -70,7 +70,7 @@ class _Shortening:
 
     @property
     def _sees_all(self) -> bool:
-        """Nobody is known before the credential was proved, and at public paths."""
+        """Whether the principal may see machine details; False before the authentication, and at public paths."""
         acting: Acting | None = self._scope["state"].get("acting")
         return acting is not None and acting.principal.sees_machines
 
@@ -106,7 +106,7 @@ def _text(body: bytes) -> bytes:
 
 
 def _events(chunk: bytes) -> bytes:
-    """Whole messages, as the stream sends them."""
+    """Shorten whole messages, as the stream sends them."""
     lines = chunk.split(b"\n")
     return b"\n".join(_DATA + _json(line.removeprefix(_DATA)) if line.startswith(_DATA) else line for line in lines)
 
@@ -118,5 +118,5 @@ def _change_tag(start: Message) -> None:
 
 
 def _with_own_tag(name: bytes, value: bytes) -> tuple[bytes, bytes]:
-    """The tag that the endpoint knows, of one that stands for the shortened answer."""
+    """Return the endpoint's tag for the tag of a shortened answer."""
     return (name, value.replace(f'{_TAG}"'.encode(), b'"')) if name == b"if-none-match" else (name, value)

@@ -1,4 +1,4 @@
-"""Families of metrics with values that are known already: the store is the record, the process counts nothing."""
+"""Families of metrics with known values: the store has the counts, the process counts nothing."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,7 +10,7 @@ Values = Iterable[tuple[Sequence[str], float]]
 
 
 def gauge(name: str, text: str, labels: Sequence[str], values: Values) -> Metric:
-    """A gauge `ipnext_NAME`."""
+    """Return a gauge `ipnext_NAME`."""
     family = GaugeMetricFamily(f"ipnext_{name}", text, labels=labels)
     for label_values, value in values:
         family.add_metric(label_values, value)
@@ -18,7 +18,7 @@ def gauge(name: str, text: str, labels: Sequence[str], values: Values) -> Metric
 
 
 def counter(name: str, text: str, labels: Sequence[str], values: Values) -> Metric:
-    """A counter `ipnext_NAME`, whose name ends in `_total`."""
+    """Return a counter `ipnext_NAME`, whose name ends in `_total`."""
     family = CounterMetricFamily(f"ipnext_{name}", text, labels=labels)
     for label_values, value in values:
         family.add_metric(label_values, value)

@@ -1,4 +1,4 @@
-"""Prometheus metrics of the control plane, read from the store and the regions when they are asked for."""
+"""Prometheus metrics of the control plane, read from the store and the regions at each request."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -30,7 +30,7 @@ RECENT_HOURS = 24
 """Age of the ended changes that are counted."""
 
 ENDED = 1000
-"""Changes, the ones recorded last, among which durations are looked for."""
+"""Changes, the ones recorded last, among which durations are searched."""
 
 
 @router.get(
@@ -68,7 +68,7 @@ def _families(rooms: Platform, states: States, visible: frozenset[str] | None) -
 
 
 class _Given(Collector):
-    """Gives out families that are made already."""
+    """Collector of finished families."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = tuple(families)
@@ -89,7 +89,7 @@ def _change_metrics(counts: Mapping[ChangeState, int]) -> Iterator[Metric]:
 
 
 def _model_metrics(unit: Repository, states: States, *, most: int) -> Iterator[Metric]:
-    """Counts of the fleet; series of each model if there are at most `most`."""
+    """Yield counts of the fleet, and series of each model if there are at most `most`."""
     models, recorded = unit.model_counts()
     gone = contradicted(unit, states)
     yield gauge("models", "Applied models.", [], [([], models)])
@@ -110,7 +110,7 @@ def _model_metrics(unit: Repository, states: States, *, most: int) -> Iterator[M
 
 
 def _outbox_metrics(outbox: Outbox) -> Iterator[Metric]:
-    """Of this process: each replica of the API submits."""
+    """Yield figures of this process: each replica of the API submits."""
     yield gauge(
         "outbox_stuck_changes", "Changes that Temporal refuses or does not take.", [], [([], len(outbox.stuck))]
     )

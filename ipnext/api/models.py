@@ -102,7 +102,7 @@ def apply_model(
     with rooms.store.begin(name) as unit:
         check_against_fleet(manifest, _fleet(unit))
         before = _find(unit, name)
-        if before is not None:  # another owner may have taken the name since the request was let in
+        if before is not None:  # another owner may have taken the name since the request was authorised
             rooms.access.check_model(asker, ACTIONS["models.apply"], unit, name)
         check_not_retiring(unit, before)
         check_measured(manifest, unit.profiles_of(name, before.serving_generation) if before else {})
@@ -173,7 +173,7 @@ def _find(unit: Repository, name: str) -> ModelRecord | None:
 
 
 def _more_bytes(unit: Repository, before: ModelRecord | None, manifest: ModelManifest) -> int:
-    """By how many bytes the documents of the manifest's owner grow; one that the model is new to gets all of its documents."""
+    """Return the growth of the owner's documents in bytes; a new owner gets all documents of the model."""
     if before is None:
         return bytes_of(document(manifest))
     more = bytes_of(document(manifest)) - bytes_of(document(before.manifest))
@@ -189,7 +189,7 @@ def _check_version(record: ModelRecord | None, expected: int | None) -> None:
 
 
 def _apply_change(unit: Repository, before: ModelRecord | None, record: ModelRecord) -> Change | None:
-    """The change that brings a model to its new spec. Its id follows from the spec's revision: a retry finds it."""
+    """Return the change that moves a model to its new spec. Its id follows from the spec's revision: a retry finds it."""
     change_id = names.apply_id(record.name, record.generation)
     if before is None or before.retired:
         return None

@@ -62,7 +62,7 @@ class Places:
 
     @property
     def endpoints(self) -> Path:
-        """Written when all is ready, removed at the end."""
+        """Written when the platform is ready, removed at the end."""
         return self.state / "endpoints.json"
 
     @property
@@ -77,19 +77,19 @@ class Places:
 
     @property
     def certificates(self) -> Path:
-        """The authority of the platform's components, and their certificates."""
+        """The CA of the platform's components, and their certificates."""
         return self.state / "certificates"
 
     def region(self, name: str) -> Path:
-        """State directory of a region's agent."""
+        """Return the state directory of a region's agent."""
         return self.state / "regions" / name
 
     def ready(self, worker: str) -> Path:
-        """Lies there while a worker serves."""
+        """Return the file that exists while a worker serves."""
         return self.state / f"{worker}.ready"
 
     def log(self, name: str) -> Path:
-        """Log file of a process."""
+        """Return the log file of a process."""
         return self.state / "logs" / f"{name}.log"
 
 

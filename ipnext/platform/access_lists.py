@@ -52,7 +52,7 @@ class Regions(Protocol):
 
 @dataclass(slots=True)
 class _Sent:
-    """What a region has, as far as is known."""
+    """The list of a region, as far as is known."""
 
     revision: int = -1
     checked_at: float = 0.0

@@ -62,10 +62,10 @@ class PlatformSchedule:
 
 @dataclass(frozen=True)
 class FoundSchedule:
-    """A schedule as Temporal has it."""
+    """A schedule in Temporal."""
 
     intervals: tuple[timedelta, ...]
-    """None if it is by calendar."""
+    """Empty if it is by calendar."""
     paused: bool
 
 
