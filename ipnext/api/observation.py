@@ -1,8 +1,8 @@
-"""What the regions report, read at once, with a short wait: a region that hangs is a fact, never an error.
+"""Reports of the regions, read at once, with a short wait: a region that hangs is a fact, never an error.
 
 Callers: status, regions, metrics, the page. Observations are shared for a moment, so that many readers cost one call
-for each region, and a region that hangs holds one thread, however many ask. A report is indexed once (`States`), and
-the index is kept until a region reports something else.
+for each region, and a region that hangs occupies one thread, however many requests there are. A report is indexed once
+(`States`), and the index is kept until a region's report changes.
 """
 
 import threading
@@ -18,14 +18,15 @@ from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment import RegionState
 
 REST = 4
-"""An observation is kept for so many times as long as it took, so that observing a large fleet leaves time for the rest."""
+"""An observation is kept for this multiple of its duration, so that observing a large fleet leaves time for other
+work."""
 
 LONGEST_KEEP = 16
-"""The most that an observation's age grows by that, as a multiple of `keep_seconds`."""
+"""Limit of an observation's age from REST, as a multiple of `keep_seconds`."""
 
 
 class RegionObserver:
-    """Observes all regions in parallel. `timeout_seconds` bounds the wait, `keep_seconds` the age of an answer."""
+    """Observes all regions in parallel. `timeout_seconds` limits the wait, `keep_seconds` the age of an answer."""
 
     def __init__(
         self, infrastructure: Infrastructure, *, timeout_seconds: float = 1.0, keep_seconds: float = 0.25
@@ -40,9 +41,9 @@ class RegionObserver:
         self._states = States({})
 
     def states(self) -> States:
-        """Region -> what it reports; None where it did not answer in time. Never raises for a region's sake.
+        """Return each region's report; None if it did not answer in time. A region's failure never raises.
 
-        The same object as before if no region reports anything else.
+        The same object as before if no region's report has changed.
         """
         regions = self._infrastructure.regions()
         asked = {region: self._ask(region) for region in regions}
@@ -53,7 +54,7 @@ class RegionObserver:
         return self._indexed({region: self._answer(region, future) for region, (_, future) in asked.items()})
 
     def close(self) -> None:
-        """Stop asking; does not wait for a region that hangs."""
+        """Stop observing; does not wait for a region that hangs."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _indexed(self, reports: Mapping[str, RegionState | None]) -> States:

@@ -1,14 +1,15 @@
-"""The outbox: every recorded change and replan reaches the workflow engine, whatever is down meanwhile.
+"""The outbox: every recorded change and replan reaches the workflow engine, even if components are down for a while.
 
-An endpoint records a change in one unit of work and wakes the outbox; this loop alone submits. A change stays
-RECORDED until the engine has taken it, so a crash at any point only means that it is submitted again, which is one
-change there too. Models are independent of each other; the changes of one model go in their order. Replans are one
-more such line, drains another: the engine is told that some are recorded, and takes them from the store itself. Runs
-that wait for a freeze are told here that freezes have changed. Nothing is submitted where the record belongs to another
-platform (`ipnext.store.belonging`).
+An endpoint records a change in one unit of work and wakes the outbox; only this loop submits. A change stays RECORDED
+until the engine has accepted it, so after a crash at any point it is just submitted again, which is one change there
+too. Models are independent of each other; the changes of one model are submitted in their order. Replans are one more
+such line, drains another: the outbox signals the engine that some are recorded, and the engine claims them from the
+store itself. The outbox also signals changed freezes to the runs that wait for them. Nothing is submitted if the
+database belongs to another platform (`ipnext.store.belonging`).
 
-Only our own entity's validator ends a change here (InvalidInput, Conflict). Whatever else Temporal or a worker answers, the
-change stays RECORDED and is tried again, less and less often, and an alarm is raised: a log event, `stuck`, the change's message.
+Only our own entity's validator ends a change here (InvalidInput, Conflict). For any other answer of Temporal or a
+worker, the change stays RECORDED and is retried with growing pauses, and an alarm is raised: a log event, `stuck`, the
+change's message.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ from ipnext.store.ending import refuse_change
 from ipnext.store.session import Store
 
 FREEZES = "/"
-"""The line of the runs that are told of changed freezes."""
+"""The line of the runs that get signals of changed freezes."""
 
 REPLANS = ""
 """The line of the replans among those of the models; no model has an empty name."""
@@ -42,7 +43,7 @@ MOST_AT_ONCE = 32
 
 
 class Outbox:
-    """Submits recorded changes every `interval_seconds`, at once when woken, less often while the engine is down."""
+    """Submits recorded changes every `interval_seconds`, at once if woken, less often while the engine is down."""
 
     def __init__(
         self,
@@ -62,15 +63,15 @@ class Outbox:
         self._attempts = Attempts(first_seconds=interval_seconds, most_seconds=max_backoff_seconds)
         self._room = asyncio.Semaphore(MOST_AT_ONCE)
         self.foreign = False
-        """Whether the record is another platform's, so that nothing is submitted."""
+        """Whether the database belongs to another platform, so that nothing is submitted."""
         self._ours = False
         self._woken = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._freezes_changed = True  # this process may have died before it told the runs that wait
+        self._freezes_changed = True  # this process may have died before it signalled the waiting runs
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run in the background for as long as the context is open."""
+        """Run in the background while the context is open."""
         self._loop = asyncio.get_running_loop()
         task = self._loop.create_task(self._run(), name="outbox")
         try:
@@ -90,23 +91,23 @@ class Outbox:
 
     @property
     def stuck(self) -> Sequence[Attempt]:
-        """Changes that are recorded and not taken, for a reason that an operator should look at."""
+        """Recorded changes that are not accepted, for a reason that an operator should look at."""
         return self._attempts.stuck()
 
     @property
     def refusals(self) -> int:
-        """Submissions that Temporal refused since this process began, although the change may be good."""
+        """Submissions that Temporal refused since this process began, although the change may be valid."""
         return self._attempts.refused
 
     def freezes_changed(self) -> None:
-        """Tell every run that waits for a freeze to ask again, until the engine has heard it. From any thread."""
+        """Signal every run that waits for a freeze to check again, until the engine has accepted it. From any thread."""
         self._freezes_changed = True
         self.wake()
 
     async def submit_pending(self) -> bool:
-        """Submit what is recorded, waiting no longer than `interval_seconds`. False where anything failed.
+        """Submit the recorded changes, waiting no longer than `interval_seconds`. False if anything failed.
 
-        The first time the engine is asked which one it is, for at most `submit_timeout_seconds`.
+        The first time, the engine's namespace is read, for at most `submit_timeout_seconds`.
         """
         pending, replans, drains = await asyncio.to_thread(self._pending)
         any_due = pending or replans or drains or self._freezes_changed
@@ -138,13 +139,13 @@ class Outbox:
             self._woken.clear()
             try:
                 submitted = await self.submit_pending()
-            except Exception:  # noqa: BLE001 - the edge of a background process: log it and go on
+            except Exception:  # noqa: BLE001 - the edge of a background process: log it and continue
                 structlog.get_logger().exception("outbox_failed")
                 submitted = False
             delay = self._interval if submitted else min(max(delay, self._interval) * 2, self._max_backoff)
 
     async def _belongs(self) -> bool:
-        """Whether the record is this engine's, now that it is asked."""
+        """Read the engine's namespace, and return whether it owns the database."""
         log = structlog.get_logger()
         try:
             async with asyncio.timeout(self._submit_timeout):
@@ -165,7 +166,7 @@ class Outbox:
             unit.belong_to(namespace)
 
     async def _submit_in_order(self, changes: Sequence[Change]) -> bool:
-        """Submit a model's changes one by one. False at the first that is not taken: the later ones wait behind it."""
+        """Submit a model's changes one by one. False at the first that is not accepted: the later ones wait behind it."""
         for change in changes:
             try:
                 async with self._room, asyncio.timeout(self._submit_timeout):
@@ -212,7 +213,10 @@ class Outbox:
         return True
 
     async def _tell_frozen(self) -> bool:
-        """A run that is told twice, or needlessly, only looks once more; one that is told nothing looks within hours."""
+        """Signal the runs that wait for a freeze.
+
+        A needless signal causes one more check; without one a run checks within hours.
+        """
         try:
             for change in await asyncio.to_thread(self._frozen):
                 async with asyncio.timeout(self._submit_timeout):
@@ -267,7 +271,7 @@ class Outbox:
             unit.update_change(change.id, state=ChangeState.RECORDED, message=message)
 
     def _mark_refused(self, change: Change, message: str) -> None:
-        """The entity will never take it: an end that a person can read, instead of a change that waits for ever."""
+        """End a change that the entity will never accept, with a reason for users, so that it does not wait for ever."""
         with self._store.begin(change.model) as unit:
             refuse_change(unit, change, message)
 

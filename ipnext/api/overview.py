@@ -1,4 +1,4 @@
-"""One answer with everything the page shows."""
+"""One answer with the whole content of the page."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -105,7 +105,7 @@ def _view(facts: ModelFacts, states: States, rates: tuple[PartThroughput, ...]) 
 
 
 def _frozen(unit: Repository, facts: Sequence[ModelFacts], at: datetime) -> Mapping[str, Frozen]:
-    """What would hold a publish of each model back; each freeze is worked out once."""
+    """Return the freezes that would block a publish of each model; each freeze is evaluated once."""
     calendars = calendars_of(unit)
     if not calendars:
         return {}

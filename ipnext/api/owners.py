@@ -95,12 +95,12 @@ def delete_owner(owner: OwnerName, rooms: Rooms, expected_version: ExpectedVersi
 
 
 def admit(unit: Repository, manifest: ModelManifest, *, generation: int | None, replicas: int) -> Mapping[str, float]:
-    """Check a model's manifest against the quotas of its owner; return what it counts for, to be written with it.
+    """Check a model's manifest against the quotas of its owner; return its claims, to be written with it.
 
-    In the unit of work that stores the manifest: units that admit models of one owner come one after another. `generation`:
-    the one that serves, whose profiles say what a replica does. `replicas`: what an owner without a quota of them may have.
-
-    Raises QuotaExceeded, and InvalidInput for an owner without an object if the fleet requires one.
+    Call it in the unit of work that stores the manifest: units that admit models of one owner run one after another.
+    `generation` is the serving one, whose profiles give the throughput of a replica. `replicas` is the limit of an
+    owner without that quota. Raises QuotaExceeded, and InvalidInput if the owner has no object and the fleet requires
+    one.
     """
     name, owner = manifest.name, manifest.metadata.owner
     claims = claims_of(unit.as_measured(manifest, generation))
@@ -118,15 +118,16 @@ def admit(unit: Repository, manifest: ModelManifest, *, generation: int | None, 
 
 
 def allowance_of(unit: Repository, owner: str, *, default: int) -> Allowance:
-    """How many bytes may be stored for an owner: its quota, else the setting `IPNEXT_ARTIFACT_BYTES` (`default`)."""
+    """Return the limit of an owner's stored bytes: its quota, else the setting `IPNEXT_ARTIFACT_BYTES` (`default`)."""
     record = unit.find_owner(owner)
     return owners_allowance(owner, record.manifest if record else None, default=default)
 
 
 def admit_documents(unit: Repository, allowance: Allowance, more: int, *, field: str, counted: bool = False) -> None:
-    """Check bytes of documents that the record gets of an owner's model. Fewer than before are never refused. QuotaExceeded.
+    """Check the growth of an owner's documents in the database. A decrease is never refused. QuotaExceeded.
 
-    In the unit of work that stores them. `field`: of the request, which asks for them. `counted`: they are stored already.
+    Call it in the unit of work that stores them. `field` is the request's field for the message. `counted`: they are
+    already stored.
     """
     if more > 0:
         unit.lock_owner(allowance.account)
@@ -149,7 +150,7 @@ def _set_members(unit: Repository, owner: str, members: Sequence[OwnerMember], *
 
 
 def _check_kinds(unit: Repository, manifest: OwnerManifest) -> None:
-    """Refuse quotas of hardware kinds that the fleet does not have; before the first fleet any may stand there."""
+    """Refuse quotas of hardware kinds that the fleet does not have; before the first fleet any kind is allowed."""
     try:
         hardware = unit.fleet().spec.hardware
     except NotFound:
@@ -164,7 +165,7 @@ def _check_kinds(unit: Repository, manifest: OwnerManifest) -> None:
 def _checked(
     rooms: Platform, unit: Repository, before: OwnerRecord | None, manifest: OwnerManifest, expected: int | None
 ) -> OwnerView:
-    """Answer of a dry run: the given manifest under the version in force (0: none)."""
+    """Return the answer of a dry run: the given manifest under the version in force (0: none)."""
     version, at = (0 if before is None else before.version), datetime.now(UTC)
     if expected is not None and expected != version:
         msg = f"expectedVersion: {expected} is not the version in force ({version}); read the owner again"
@@ -184,7 +185,7 @@ def _checked(
 
 
 def _views(rooms: Platform, unit: Repository, records: Sequence[OwnerRecord]) -> tuple[OwnerView, ...]:
-    """Owners with their members and usage; the number of statements does not depend on the number of owners."""
+    """Return owners with their members and usage; the number of statements does not depend on the number of owners."""
     names = [record.name for record in records]
     members, uses = unit.owner_members(names), unit.owner_uses(names)
     budgets = _fleet_budgets(unit)
@@ -227,7 +228,7 @@ def _view(record: OwnerRecord, members: tuple[OwnerMember, ...], usage: tuple[Qu
 
 
 def _usage(manifest: OwnerManifest, use: OwnerUse, *, replicas: int) -> tuple[QuotaUse, ...]:
-    """Every quota with a limit, a use or a placement. `replicas`: their limit without a quota."""
+    """Return every quota with a limit, a use or a placement. `replicas` is their limit without a quota."""
     placed = {f"{UNITS}{kind}": units for kind, units in use.placed_units.items()}
     placed |= {DOLLARS: use.placed_cost, REPLICAS: float(use.placed_replicas)}
     limits = {REPLICAS: float(replicas), **manifest.spec.quotas.limits}

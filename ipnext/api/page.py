@@ -31,5 +31,5 @@ async def docs(request: Request) -> HTMLResponse:
 
 
 def assets() -> StaticFiles:
-    """Script and style of the page."""
+    """Return script and style of the page."""
     return StaticFiles(directory=WEB)

@@ -1,4 +1,4 @@
-"""People with tokens of the identity provider, and the roles that are bound to them."""
+"""Users with tokens of the identity provider, and the roles that are bound to them."""
 
 from collections import OrderedDict
 from collections.abc import Collection
@@ -14,7 +14,7 @@ from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
 
 KEPT: Final = 4096
-"""Principals whose identity is kept, so that streams can ask whether they may go on."""
+"""Principals whose identity is kept, so that streams can check whether they may continue."""
 GROUPS_SHOWN: Final = 5
 
 
@@ -26,7 +26,7 @@ class Persons:
         self._known: OrderedDict[Principal, Identity] = OrderedDict()
 
     def prove(self, token: str) -> Principal:
-        """The principal of a token. Unauthenticated; Forbidden for a person without any role; Unavailable."""
+        """Return the principal of a token. Unauthenticated; Forbidden if the user has no role; Unavailable."""
         identity = self._verifier.verify(token)
         grants = self._grants(identity.subjects)
         if not grants:
@@ -45,7 +45,7 @@ class Persons:
         return principal
 
     def is_still_valid(self, principal: Principal) -> bool:
-        """Whether the token of a principal that was proved before is in force, and its roles are the same. Reads the store."""
+        """Whether a proved principal's token is still in force, and its roles are the same. Reads the store."""
         identity = self._known.get(principal)
         if identity is None or self._verifier.is_expired(identity):
             return False
@@ -57,9 +57,9 @@ class Persons:
 
 
 def persons_of(settings: PlatformSettings, store: Store) -> Persons | None:
-    """The people of the configured provider, or None without one. InvalidInput for settings that do not go together.
+    """Return the users of the configured provider, or None if there is none. InvalidInput if the settings do not fit together.
 
-    The provider is not asked yet: the API starts, and answers keys, while it is away.
+    The provider is not contacted yet: the API starts, and accepts keys, while it is unreachable.
     """
     if settings.oidc_issuer is None:
         return None

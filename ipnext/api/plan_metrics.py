@@ -1,4 +1,4 @@
-"""Metrics of planning: demand left unserved, use of supply, how good the newest plan is, how replans end."""
+"""Metrics of planning: unserved demand, use of supply, quality of the newest plan, outcomes of replans."""
 
 from collections.abc import Iterator
 
@@ -11,14 +11,14 @@ from ipnext.store.records import PlanEntry
 from ipnext.store.repository import Repository
 
 MOST_SERIES = 1000
-"""Models with unserved demand that have series of their own, those with the most."""
+"""Models with unserved demand that have separate series, those with the most."""
 
 SEARCHED = ("adopted", "kept")
 """Outcomes of a replan that found a plan; dry runs may have other limits."""
 
 
 def plan_metrics(unit: Repository, fleet: FleetSpec | None, *, whole: bool) -> Iterator[Metric]:
-    """The plan in force: what it costs, what it takes, what it leaves unserved. `whole`: of all owners, and not of those that are visible."""
+    """Yield the plan in force: cost, units, unserved demand. `whole`: of all owners, not only of the visible ones."""
     in_force = unit.plan_in_force()
     if in_force is None:
         return
@@ -55,7 +55,7 @@ def plan_metrics(unit: Repository, fleet: FleetSpec | None, *, whole: bool) -> I
 
 
 def replan_metrics(unit: Repository) -> Iterator[Metric]:
-    """Replans by their end, and how good the newest plan of the whole fleet is."""
+    """Yield replans by outcome, and the quality of the newest plan of the whole fleet."""
     ends = [state for state in ReplanState if state.final]
     counts = unit.replan_counts()
     triggers = sorted({trigger for trigger, _ in counts})
@@ -70,7 +70,7 @@ def replan_metrics(unit: Repository) -> Iterator[Metric]:
 
 
 def _limits(unit: Repository, fleet: FleetSpec) -> Iterator[Metric]:
-    """What the plan takes of each kind of supply, and what owners may spend."""
+    """Yield the plan's use of each kind of supply, and the owners' budgets."""
     placed = unit.units_placed()
     cells = sorted({(item.region, item.hardware) for item in fleet.supply} | placed.keys())
     yield gauge(
@@ -84,7 +84,7 @@ def _limits(unit: Repository, fleet: FleetSpec) -> Iterator[Metric]:
 
 
 def _quality(newest: PlanEntry) -> Iterator[Metric]:
-    """Objective, bound and gap of the newest plan of the whole fleet, and what its search took."""
+    """Yield objective, bound and gap of the newest plan of the whole fleet, and the resources of its search."""
     yield gauge("plan_gap_ratio", "Relative gap of the newest plan of the whole fleet.", [], [([], newest.gap)])
     yield gauge(
         "plan_objective_dollars_per_hour",

@@ -23,13 +23,13 @@ from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
 BY_HAND = "by hand"
-"""The reason of a pause that was given none."""
+"""Default reason of a pause."""
 
 MOVES = ("Moves", "")
-"""What is steered, in the audit."""
+"""Object of the steering in the audit."""
 
 NOTES_LOOKED_AT = 50
-"""Newest events of the fleet among which a repeated request is looked for."""
+"""Newest events of the fleet among which a repeated request is searched."""
 
 router = APIRouter(prefix="/v1", tags=["plans"], route_class=GuardedRoute)
 
@@ -113,16 +113,16 @@ async def steer_replan(request: SteerRequest, rooms: Rooms, key: IdempotencyKey 
             MoverAsked(reason=request.reason), update_id=f"cancel/{key}" if key else None
         )
     progress = await asyncio.to_thread(_steered, rooms.store, request, key)
-    with contextlib.suppress(Unavailable):  # the replan looks at the pause itself within some minutes
+    with contextlib.suppress(Unavailable):  # the replan checks the pause itself within some minutes
         await rooms.lifecycle.tell_moves_steered()
     rooms.outbox.wake()
     return progress
 
 
 def _steered(store: Store, request: SteerRequest, key: str) -> ReplanProgress:
-    """Write the pause of the moves, or its end; answer how far the replan that moves models is.
+    """Write the pause of the moves, or its end; return the progress of the replan that moves models.
 
-    A repeated request of one key writes nothing: what was asked since then stays.
+    A repeated request of one key writes nothing: later requests stay in force.
     """
     with store.begin() as unit:
         if not (key and unit.has_fleet_event(_detail(key), limit=NOTES_LOOKED_AT)):
@@ -181,7 +181,7 @@ def read_replan(replan_id: RecordId, rooms: Rooms, visible: Visible) -> ReplanVi
 
 
 def plan_in_force(unit: Repository) -> PlanInForce | None:
-    """The plan in force, or none before the first one."""
+    """Return the plan in force, or None before the first one."""
     entry = unit.plan_in_force()
     if entry is None:
         return None
@@ -192,13 +192,13 @@ def plan_in_force(unit: Repository) -> PlanInForce | None:
 
 
 def newest_replan(unit: Repository, in_force: PlanInForce | None) -> PlanSummary | None:
-    """The newest plan of the whole fleet, whatever came of it."""
+    """Return the newest plan of the whole fleet, with any outcome."""
     entry = unit.newest_fleet_plan(outcomes=("adopted", "kept", "failed"))
     return None if entry is None else plan_summary(entry, None if in_force is None else in_force.summary.id)
 
 
 def plan_summary(entry: PlanEntry, in_force: str | None) -> PlanSummary:
-    """A plan in one line."""
+    """Return a plan's summary."""
     use = entry.use
     return PlanSummary(
         **entry.model_dump(exclude={"use"}),

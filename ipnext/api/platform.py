@@ -1,4 +1,4 @@
-"""What every endpoint is given: the rooms behind the API, passed in at the composition root."""
+"""Context of every endpoint: the adapters behind the API, passed in at the composition root."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -23,7 +23,7 @@ from ipnext.store.session import Store
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """The rooms behind the API."""
+    """The adapters behind the API."""
 
     store: Store
     artifacts: ArtifactStore
@@ -39,7 +39,7 @@ class Platform:
 
 
 def platform_of(request: Request) -> Platform:
-    """The platform of the application that answers this request."""
+    """Return the platform of the application that answers this request."""
     platform: Platform = request.app.state.platform
     return platform
 
@@ -55,7 +55,7 @@ After = Annotated[
 
 
 def listed(page: Page[Item]) -> Listed[Item]:
-    """Return a page of the store as the API gives it out."""
+    """Return a page of the store in the API's form."""
     return Listed(items=page.items, next=page.next)
 
 
@@ -69,7 +69,7 @@ DryRun = Annotated[bool, Query(alias="dryRun", description="Validate and say wha
 
 
 def user_of(request: Request) -> str:
-    """Who asks, as it was proved; after that the name that the caller says it asks for (`X-IPnext-User`), which is not proved."""
+    """Return the authenticated principal, and the user that the caller claims to act for (`X-IPnext-User`), which is not authenticated."""
     acting = acting_of(request)
     if acting.principal.kind == "local":
         return acting.said or "unknown"
@@ -87,4 +87,4 @@ IdempotencyKey = Annotated[
         description="Makes a repeated request one request: what was said with this key is not said again.",
     ),
 ]
-"""Empty where the caller gives none."""
+"""Empty if the caller gives none."""

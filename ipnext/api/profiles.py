@@ -1,4 +1,4 @@
-"""Profiles of snapshots: what replicas were measured to do."""
+"""Profiles of snapshots: measurements of replicas."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -26,10 +26,10 @@ PartName = Annotated[Name, Path(description="Name of the part.")]
 SnapshotNumber = Annotated[int, Path(ge=1, lt=2**31, description="Number of a snapshot of the part.")]
 
 WORTH_A_REPLAN = 0.05
-"""Share by which a profile has to change a replica's throughput."""
+"""Share by which a profile must change a replica's throughput to trigger a replan."""
 
 CLOCKS_DIFFER = timedelta(minutes=5)
-"""A measurement may be so far ahead of the API's clock: one from the future would count for ever."""
+"""A measurement may be this far ahead of the API's clock: one from the future would count for ever."""
 
 
 @router.get("", dependencies=[may("models.read")], summary="List a snapshot's profiles")
@@ -115,7 +115,7 @@ def _view(
 
 
 def _rate(unit: Repository, manifest: ModelManifest, generation: int | None, part: str, hardware: str) -> float | None:
-    """What plans take a replica to do now."""
+    """Return the throughput of a replica that plans assume now."""
     return _option(_part(unit.as_measured(manifest, generation), part), hardware).rate
 
 

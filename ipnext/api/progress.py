@@ -1,4 +1,4 @@
-"""The condition `Progressing`: what is under way at which step, or what holds it back. Pure."""
+"""The condition `Progressing`: the change under way with its step, or the reason that blocks it. Pure."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -11,11 +11,11 @@ from ipnext.model.status import Condition, ConditionType, Reason
 def progress_of(
     conditions: Iterable[Condition], changes: Sequence[Change], *, since: datetime
 ) -> tuple[Condition, ...]:
-    """`Progressing` of a model with these recorded conditions and changes, newest first; empty before the first change.
+    """Return `Progressing` of a model with these recorded conditions and changes, newest first; empty before the first change.
 
-    False while something holds the oldest open change back (a pause, an approval, a freeze): its reason and message say what.
-    Else true: with reason `Progressing` and the step if a change runs, `Pending` if one waits, `Succeeded` if none is open.
-    `since`: the condition's time if none was recorded.
+    False while the oldest open change is blocked (a pause, an approval, a freeze), with reason and message. Else true:
+    with reason `Progressing` and the step if a change runs, `Pending` if one waits, `Succeeded` if none is open.
+    `since` is the condition's time if none was recorded.
     """
     found = {condition.type: condition for condition in conditions}
     recorded = found.get(ConditionType.PROGRESSING)
@@ -39,7 +39,7 @@ def progress_of(
 
 
 def _step(conditions: Iterable[Condition]) -> str:
-    """The first step whose condition is not true, with what it says; the steps of a move leave conditions as they are."""
+    """Return the first step whose condition is not true, with its message; the steps of a move leave conditions unchanged."""
     found = {condition.type: condition for condition in conditions}
     kind = next((kind for kind in STEPS if kind in found and found[kind].status != "True"), None)
     if kind is None:

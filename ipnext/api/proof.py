@@ -15,7 +15,7 @@ from ipnext.model.access import KeyId, PlatformProof
 router = APIRouter(prefix="/v1", tags=["access"], route_class=GuardedRoute)
 
 _NO_KEY: Final = draw_key().digest
-"""Of a key that nobody has: an id that is not known, or of no valid key, is answered as any other."""
+"""Digest of a key that nobody has: an unknown id, or an id of an invalid key, gets an answer like any other."""
 
 
 @router.get("/proof", summary="Ask the platform to prove itself")

@@ -1,4 +1,4 @@
-"""Publish and roll back: record one change, answer 202; the outbox hands it to the workflow engine."""
+"""Publish and roll back: record one change, answer 202; the outbox submits it to the workflow engine."""
 
 from collections.abc import Iterable, Mapping
 
@@ -97,7 +97,10 @@ def rollback(name: ModelName, request: RollbackRequest, rooms: Rooms) -> ChangeV
 
 
 def _recorded(unit: Repository, change_id: str, model: str) -> Change | None:
-    """The rollback of this id, if it was recorded before: its target was chosen then. Conflict for another change."""
+    """Return the rollback of this id, if it was recorded before: its target was chosen then.
+
+    Conflict if it is another change.
+    """
     try:
         change = unit.change(change_id)
     except NotFound:
@@ -118,7 +121,7 @@ def _check_parts(record: ModelRecord, given: Iterable[str]) -> None:
 
 
 def _source(rooms: Platform, asker: Principal, owner: str, given: PublishPart) -> SnapshotSource:
-    """Where a part's content lies in the artifact store; a uri is read into it first. It is announced."""
+    """Return a part's content in the artifact store, announced; the content of a uri is first read into it."""
     if given.digest is not None:
         uri = snapshot_uri(rooms.artifacts.uri, given.digest)
         source = SnapshotSource(manifest=rooms.artifacts.manifest(uri), uri=uri)
@@ -138,24 +141,27 @@ def _source(rooms: Platform, asker: Principal, owner: str, given: PublishPart) -
 
 
 def _announced(rooms: Platform, owner: str, manifest: SnapshotManifest) -> None:
-    """Count what is about to be read or named, and keep what of it is there from a collection. QuotaExceeded."""
+    """Count the artifacts that are about to be read or named, and protect them from a collection. QuotaExceeded."""
     with rooms.store.begin_free(()) as unit:
         _charge(unit, rooms, owner, manifest)
 
 
 def _check_there(rooms: Platform, sources: Mapping[str, SnapshotSource]) -> None:
-    """Look again for what a collection may have taken before it was announced: a manifest goes before its blobs. ArtifactMissing."""
+    """Check that no collection removed a snapshot before its announcement: a manifest is removed before its blobs.
+
+    ArtifactMissing.
+    """
     for source in sources.values():
         rooms.artifacts.manifest(source.uri)
 
 
 def _charge(unit: Repository, rooms: Platform, owner: str, manifest: SnapshotManifest) -> None:
-    """Count for the owner what counts for none yet. QuotaExceeded."""
+    """Charge the owner for artifacts that no owner is charged for. QuotaExceeded."""
     unit.charge_artifacts(sizes_of(manifest), allowance_of(unit, owner, default=rooms.settings.artifact_bytes))
 
 
 def _with_bytes(unit: Repository, model: str) -> tuple[Generation, ...]:
-    """The generations whose snapshots' bytes are kept."""
+    """Return the generations whose snapshots' bytes are kept."""
     gone = unit.collected_snapshots(model)
     return tuple(one for one in unit.generations(model) if not gone & set(one.snapshots.items()))
 
@@ -163,7 +169,10 @@ def _with_bytes(unit: Repository, model: str) -> tuple[Generation, ...]:
 def _rollback_target(
     record: ModelRecord, generations: tuple[Generation, ...], asked: int | None, *, unfinished: bool
 ) -> int:
-    """The generation to go back to. While another one rolls out (`unfinished`) the serving one is a way back, too."""
+    """Return the target of a rollback.
+
+    While another generation rolls out (`unfinished`) the serving one is allowed, too.
+    """
     serving = record.serving_generation
     if unfinished and serving is not None and asked in {None, serving}:
         return serving

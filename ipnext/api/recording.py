@@ -1,6 +1,7 @@
-"""What the audit has beside the units of work: refusals, and requests that change something outside of the store.
+"""Audit entries in addition to the units of work: refusals, and requests that change something outside the store.
 
-Refusals are bounded for each principal and for this process, so that a flood of them fills no disk and slows nobody down.
+Refusals are limited for each principal and for this process, so that a flood of them neither fills a disk nor slows
+requests down.
 """
 
 import threading
@@ -26,7 +27,7 @@ SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 BURST: Final = 10
 """Refusals of one principal that are recorded at once."""
 EVERY_SECONDS: Final = 60.0
-"""After those one is recorded in so many seconds."""
+"""Interval of further recorded refusals."""
 BURST_OF_ALL: Final = 100
 EVERY_SECONDS_OF_ALL: Final = 5.0
 """The same for all principals of this process together: at most 17,280 entries a day, some 20 MB."""
@@ -47,21 +48,21 @@ class _Bucket:
 
 
 ITSELF: Final = Principal(kind="local", id="api", name="ipnext api")
-"""The API process, where it tells of itself."""
+"""The API process, for entries about itself."""
 
 
 class Refusals:
-    """Decides which refusals are recorded. Any thread may ask."""
+    """Decides which refusals are recorded. Any thread may use it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, threading.Lock()
         self._all = _Bucket(BURST_OF_ALL, clock())
         self._of: OrderedDict[str, _Bucket] = OrderedDict()
         self._forgotten = 0
-        """Left out, of principals that are not counted any more."""
+        """Unrecorded refusals of principals that are not counted any more."""
 
     def take(self, principal: Principal) -> int | None:
-        """The refusals left out before this one, which is to be recorded; None if it is left out, too."""
+        """Return the unrecorded refusals before this one, which is to be recorded; None if it is not recorded either."""
         with self._lock:
             now = self._clock()
             bucket = self._bucket(f"{principal.kind}/{principal.id}", now)
@@ -76,13 +77,13 @@ class Refusals:
             return found
 
     def give_back(self, principal: Principal, left_out: int) -> None:
-        """A refusal was not recorded after all: it and those before it are left out."""
+        """Count a refusal, and those before it, as unrecorded: its record failed."""
         with self._lock:
             self._bucket(f"{principal.kind}/{principal.id}", self._clock()).left_out += left_out + 1
 
     @property
     def pending(self) -> int:
-        """Refusals that were left out and that no entry has told yet."""
+        """Unrecorded refusals that no entry has reported yet."""
         with self._lock:
             return self._forgotten + sum(bucket.left_out for bucket in self._of.values())
 
@@ -106,7 +107,7 @@ class Recorder:
         await self._refused(acting, error.policy or "", error.message)
 
     async def refused_credential(self, acting: Acting, error: IPnextError) -> None:
-        """Record that a credential was given that has ended. One that proves nothing leaves no entry: nobody is known."""
+        """Record the use of an expired or revoked credential. An invalid one leaves no entry: its principal is unknown."""
         if isinstance(error, Unauthenticated) and isinstance(error.ended, Principal):
             who = Acting(error.ended, acting.source, "authenticate", said=acting.said, trail=acting.trail)
             await self._refused(who, "credentials-end", error.message)
@@ -119,12 +120,12 @@ class Recorder:
         note = AuditNote(reason=reason, left_out=left_out or None)
         try:
             await anyio.to_thread.run_sync(self._store.record, who, "refused", note)
-        except IPnextError as error:  # the refusal stands, whether it is recorded or not
+        except IPnextError as error:  # the refusal is in force, whether it is recorded or not
             self.refusals.give_back(acting.principal, left_out)
             structlog.get_logger().warning("refusal_not_recorded", code=error.code, error=error.message)
 
     async def close(self) -> None:
-        """Record how many refusals this process has left out and no entry has told yet."""
+        """Record how many refusals of this process are unrecorded and not reported yet."""
         left_out = self.refusals.pending
         if not left_out:
             return
@@ -136,9 +137,9 @@ class Recorder:
             structlog.get_logger().warning("refusals_not_recorded", left_out=left_out, code=error.code)
 
     def recording(self, scope: Scope, send: Send) -> Send:
-        """Return a `send` that records a request which changed something, if no unit of work has done so by then.
+        """Return a `send` that records a request which changed something, unless a unit of work has done so.
 
-        Endpoints say so beforehand (`record_asked`); this is the net below those that forget it.
+        Endpoints record such requests beforehand (`record_asked`); this catches those that forget it.
         """
         if scope["method"] in SAFE_METHODS:
             return send
@@ -155,9 +156,9 @@ class Recorder:
 
 
 def record_asked(store: Store, **note: Any) -> None:
-    """Record what is about to be done outside of the store, in a unit of its own. If it can't be recorded, it is not done.
+    """Record an action outside the store that is about to begin, in a separate unit. If that fails, the action must not happen.
 
-    Unavailable. `note`: as for `Repository.note_audit`.
+    Unavailable. `note` is as for `Repository.note_audit`.
     """
     acting = ACTING.get()
     if acting is not None:
@@ -165,7 +166,7 @@ def record_asked(store: Store, **note: Any) -> None:
 
 
 def operation_of(scope: MutableMapping[str, Any]) -> str:
-    """Method and path of a request, with the names of the path's parameters; without those if it was not routed."""
+    """Return method and path of a request, with the names of the path's parameters; without those if it was not routed."""
     route = scope.get("route")
     path: str = getattr(route, "path", None) or scope["path"]
     return f"{scope['method']} {path}"

@@ -1,4 +1,4 @@
-"""Regions: supply, what the wanted deployments take of it, and what the infrastructure reports."""
+"""Regions: supply, its use by the desired deployments, and the infrastructure's reports."""
 
 from collections.abc import Mapping
 from heapq import nsmallest
@@ -73,7 +73,7 @@ def list_replicas(
 
 
 def fleet_or_none(unit: Repository) -> FleetSpec | None:
-    """The fleet's spec, or none before the first apply."""
+    """Return the fleet's spec, or None before the first apply."""
     try:
         return unit.fleet().spec
     except NotFound:
@@ -86,9 +86,9 @@ def region_views(
     states: States,
     drains: Mapping[str, DrainView] | None = None,
 ) -> tuple[RegionView, ...]:
-    """Regions in the fleet's order; regions that only the infrastructure knows come last.
+    """Return regions in the fleet's order; regions that only the infrastructure knows come last.
 
-    `used`: (region, hardware) -> units that the wanted deployments take.
+    `used` maps (region, hardware) to the units of the desired deployments.
     """
     known = fleet.regions if fleet is not None else ()
     names = (*known, *(region for region in states if region not in known))

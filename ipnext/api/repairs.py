@@ -1,4 +1,4 @@
-"""Repairs: users and replicas that were left on another generation go back to the one that serves."""
+"""Repairs: users and replicas that were left on another generation are moved back to the serving one."""
 
 from fastapi import APIRouter
 

@@ -1,10 +1,10 @@
-"""Resubmission: what was acknowledged and has no run any more gets a run again: changes, drains and replans.
+"""Resubmission: acknowledged changes, drains and replans without a run get a run again.
 
-Level-triggered beside the outbox, which submits what the engine has not taken yet. The store says what needs a run: the entity of
-each model with a change that has been open for a while, `drain/REGION` of each drain that goes on, `replan` if replans were taken
-and have not ended. Only these runs are looked up. A run that begins takes up all that the store has of it, by the ids that it
-has; its workflow id sees to it that there is one. A submission would not do for a change: the engine answers an update of a
-known id for a run that has gone.
+Level-triggered, in addition to the outbox, which submits those that the engine has not accepted yet. The store
+determines the needed runs: the entity of each model with a change that has been open for a while, `drain/REGION` of
+each active drain, `replan` if replans were started and have not ended. Only these runs are looked up. A new run reads
+everything from the store by its recorded ids; its workflow id ensures that there is one. A submission would not work
+for a change: the engine answers an update of a known id for a run that has gone.
 """
 
 import asyncio
@@ -21,21 +21,21 @@ from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.store.session import Store
 
 EVERY_SECONDS = 20.0
-"""Between two looks: with `OPEN_SECONDS` and `ANSWER_SECONDS`, a minute at most until a run is begun again."""
+"""Interval of the checks: with `OPEN_SECONDS` and `ANSWER_SECONDS`, at most a minute until a run is started again."""
 
 OPEN_SECONDS = 30.0
-"""A change that was recorded later than this is not looked for: most end sooner."""
+"""Changes that were recorded later than this are not checked: most end sooner."""
 
 AT_ONCE = 32
-"""Runs that are asked side by side."""
+"""Runs that are checked in parallel."""
 
 ANSWER_SECONDS = 10.0
-"""For each of them."""
+"""Time limit of each check."""
 
 
 @dataclass(frozen=True)
 class NeededRun:
-    """A workflow that has to run, and what needs it."""
+    """A workflow that has to run, and the reason."""
 
     workflow_id: str
     begin: Callable[[], Awaitable[None]] = field(compare=False)
@@ -48,7 +48,7 @@ Needs = Callable[[], Sequence[NeededRun]]
 
 
 class Resubmission:
-    """Looks at once when it begins to run, and then every `every_seconds`."""
+    """Checks at its start, and then every `every_seconds`."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Resubmission:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run in the background for as long as the context is open. No drain waits for the look at many models."""
+        """Run in the background while the context is open. Drains do not wait for the check of many models."""
         tasks = [
             asyncio.create_task(self._run(needs), name=f"resubmission of {what}")
             for what, needs in (("the fleet's runs", self._fleet_runs), ("entities", self._entities))
@@ -80,19 +80,22 @@ class Resubmission:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def look(self) -> Sequence[str]:
-        """Begin the runs that are missing; their workflow ids. Nothing of a record of another platform."""
+        """Start the missing runs; return their workflow ids. None if the database belongs to another platform."""
         return [*await self._look_at(self._fleet_runs), *await self._look_at(self._entities)]
 
     async def _run(self, needs: Needs) -> None:
         while True:
             try:
                 await self._look_at(needs)
-            except Exception:  # noqa: BLE001 - the edge of a background process: log it and go on
+            except Exception:  # noqa: BLE001 - the edge of a background process: log it and continue
                 structlog.get_logger().exception("resubmission_failed")
             await asyncio.sleep(self._every)
 
     async def _look_at(self, needs: Needs) -> Sequence[str]:
-        """A run that is missing may have ended after the first read: what a second one still needs is begun."""
+        """Start missing runs.
+
+        They may have ended after the first read, so only those that a second read still needs are started.
+        """
         needed = await asyncio.to_thread(needs)
         if not needed or not await self._belongs():
             return ()
@@ -105,7 +108,10 @@ class Resubmission:
     async def _those(
         self, runs: Sequence[NeededRun], call: Callable[[NeededRun], Awaitable[bool]]
     ) -> Sequence[NeededRun]:
-        """Those for which a call answers true, in their order. One that fails is logged, and tried with the next look."""
+        """Return the runs for which a call returns true, in their order.
+
+        A failed call is logged, and retried with the next check.
+        """
         turns = asyncio.Semaphore(self._at_once)
         found = await asyncio.gather(*(self._answered(run, call, turns) for run in runs))
         return [run for run, answer in zip(runs, found, strict=True) if answer]
@@ -132,7 +138,7 @@ class Resubmission:
         return True
 
     async def _belongs(self) -> bool:
-        """Whether the record is this engine's. The outbox says loudly if it is not."""
+        """Whether the engine owns the database. The outbox reports it if it does not."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 namespace = await self._lifecycle.namespace()
@@ -152,7 +158,7 @@ class Resubmission:
                 unit.belong_to(namespace)
 
     def _fleet_runs(self) -> Sequence[NeededRun]:
-        """The drains that go on, and the replan if replans were taken; lost regions first."""
+        """Return the active drains, and the replan if replans were started; lost regions first."""
         with self._store.read() as unit:
             drains, replans = unit.taken_drains(), unit.taken_replans()
         found = [
@@ -169,7 +175,7 @@ class Resubmission:
         return found
 
     def _entities(self) -> Sequence[NeededRun]:
-        """The entities of models with a change that has been open for long."""
+        """Return the entities of models with a change that has been open for long."""
         with self._store.read() as unit:
             changes = unit.long_open_changes(seconds=self._open)
         return [

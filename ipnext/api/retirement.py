@@ -1,4 +1,4 @@
-"""What may be asked of a model that is retired, or on its way there."""
+"""Checks of requests to a model that is retired or being retired."""
 
 from ipnext.errors import Conflict
 from ipnext.model.lifecycle import ChangeKind
@@ -10,7 +10,7 @@ RESTORED = "it was retired and is applied again: publish it, or roll back to a g
 
 
 def check_in_service(unit: Repository, record: ModelRecord) -> ModelRecord:
-    """Raise Conflict for a model that is retired, or that a retirement is about to take out of service."""
+    """Raise Conflict if a model is retired or being retired."""
     if record.retired:
         msg = f"model {record.name!r} is retired; apply its manifest to bring it back"
         raise Conflict(msg)
@@ -19,7 +19,7 @@ def check_in_service(unit: Repository, record: ModelRecord) -> ModelRecord:
 
 
 def check_not_retiring(unit: Repository, record: ModelRecord | None) -> None:
-    """Raise Conflict while a retirement is open: what is asked now would end with it."""
+    """Raise Conflict while a retirement is open: the requested change would end with it."""
     retiring = None if record is None else unit.open_kinds(record.name).get(ChangeKind.RETIRE)
     if record is not None and retiring is not None:
         msg = (
@@ -30,7 +30,7 @@ def check_not_retiring(unit: Repository, record: ModelRecord | None) -> None:
 
 
 def note_restored(unit: Repository, name: str) -> None:
-    """Write down that a retired model is back: in its events, and in its conditions, which said that it is retired."""
+    """Record that a retired model is restored: in its events, and in its conditions, which reported the retirement."""
     for condition in (ConditionType.UP_TO_DATE, ConditionType.SERVING):
         unit.set_condition(name, condition, "False", Reason.NOT_PUBLISHED, RESTORED)
     unit.add_event(name, "Restored", RESTORED)

@@ -1,4 +1,4 @@
-"""Role bindings of people and groups: grant, list, revoke; and how a client logs a person in."""
+"""Role bindings of people and groups: grant, list, revoke; and the login options of clients."""
 
 from datetime import UTC, datetime
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""The OpenAPI schema of the API: every answer that an endpoint gives, and the credential that it asks for."""
+"""The OpenAPI schema of the API: every answer of an endpoint, and the credential that it requires."""
 
 from typing import Any, Final
 
@@ -8,7 +8,7 @@ from ipnext.api.access import is_public
 from ipnext.model.resource import ErrorBody, Readiness
 
 Responses = dict[int | str, dict[str, Any]]
-"""Status -> answer, as FastAPI takes them."""
+"""Status -> answer, in FastAPI's form."""
 
 
 def _error(description: str) -> dict[str, Any]:
@@ -32,7 +32,7 @@ OF_PROBES: Final[Responses] = {status: ERRORS[status] for status in (400, 403, 4
 NOT_MODIFIED: Final[Responses] = {
     304: {"description": "Nothing has changed since the answer that `If-None-Match` names"}
 }
-"""Of endpoints whose answers are shared by all who ask (`ipnext.api.shared`)."""
+"""Of endpoints whose answers are shared by all callers (`ipnext.api.shared`)."""
 
 OF_ARTIFACTS: Final[Responses] = {
     422: _error(
@@ -49,7 +49,7 @@ TOO_LARGE: Final = {
     "description": "TooLarge: the body is larger than the limit, which the message names",
     "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}}},
 }
-"""Of every endpoint that takes a body."""
+"""Of every endpoint that accepts a body."""
 
 BEARER: Final = "bearer"
 _SCHEME: Final = {
@@ -60,7 +60,7 @@ _SCHEME: Final = {
 
 
 class Api(FastAPI):
-    """FastAPI whose schema tells the truth about errors: invalid requests are 400 with an ErrorBody, never 422."""
+    """FastAPI with a correct schema of errors: invalid requests are 400 with an ErrorBody, never 422."""
 
     def openapi(self) -> dict[str, Any]:
         """Return the schema with the answers that this application gives, and without those that it never gives."""

@@ -9,7 +9,7 @@ Schema = Mapping[str, Any]
 
 
 def render_schema(schema: Schema) -> str:
-    """A whole HTML page."""
+    """Return a whole HTML page."""
     info = schema["info"]
     groups = _by_tag(schema)
     links = " · ".join(f'<a href="#{escape(tag)}">{escape(tag)}</a>' for tag in groups)
@@ -84,7 +84,7 @@ def _fields(body: Schema) -> Iterator[tuple[str, Schema]]:
 
 
 def _name(schema: Schema) -> str:
-    """A short name of a type, with links to named ones."""
+    """Return a short name of a type, with links to named ones."""
     if "$ref" in schema:
         name = escape(schema["$ref"].rsplit("/", 1)[1])
         return f'<a href="#type-{name}">{name}</a>'

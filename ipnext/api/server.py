@@ -1,4 +1,4 @@
-"""The HTTP server of the API: uvicorn, with bounded connections."""
+"""The HTTP server of the API: uvicorn, with limited connections."""
 
 import socket
 import ssl
@@ -15,7 +15,7 @@ class Server(BoundedServer):
     """Ends the open streams before it waits for open connections."""
 
     def __init__(self, app: FastAPI, settings: PlatformSettings, stream: Stream) -> None:
-        """InvalidInput if the process may not open so many files, or the certificate is none."""
+        """InvalidInput if the process may not open so many files, or the certificate is invalid."""
         config = bounded_config(
             app, host=settings.api_host, port=settings.api_port, keep_alive_seconds=settings.api_keep_alive_seconds
         )
@@ -23,7 +23,7 @@ class Server(BoundedServer):
         self._stream = stream
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the streams, then as uvicorn does."""
+        """Close the streams, then shut uvicorn down."""
         await self._stream.close()
         await super().shutdown(sockets)
 

@@ -1,4 +1,4 @@
-"""Logins of the page: a key, or a ticket that is good once, becomes a session in a cookie that scripts can't read."""
+"""Logins of the page: a key, or a one-time ticket, becomes a session in a cookie that scripts can't read."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -106,7 +106,7 @@ def draw_credential(asker: Principal, kind: KeyKind, lasts: timedelta) -> tuple[
 
 
 def _parent(unit: Repository, asker: Principal, credential: str) -> str:
-    """The key on whose behalf the session acts. A ticket is used up, once, however many ask with it at a time."""
+    """Return the key on whose behalf the session acts. A ticket is used up, once, even by simultaneous requests."""
     if asker.kind != "ticket":
         return asker.id
     ticket = unit.find_key(parse_key(credential).id)

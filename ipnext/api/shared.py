@@ -1,8 +1,8 @@
-"""Answers that many clients ask for at once: computed once, shared, kept until something changes.
+"""Answers that many clients request at once: computed once, shared, cached until something changes.
 
-One computation runs at a time for each key. A request never gets an answer that began before the request came, unless
-nothing was written in between. Waiting requests hold no thread, and computations have threads of their own, so that
-open pages do not keep others from being answered.
+One computation runs at a time for each key. A request never gets an answer that began before the request arrived,
+unless nothing was written in between. Waiting requests occupy no thread, and computations have separate threads, so
+that open pages do not block other requests.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from fastapi import Request, Response
 from ipnext.api.states import States
 
 KEPT = 64
-"""Answers that are kept, the ones asked for last."""
+"""Cached answers, the ones requested last."""
 
 LONGEST_SECONDS = 5.0
 """Age at which an answer is computed again although nothing was written: freezes begin and end by the clock."""
@@ -29,7 +29,7 @@ THREADS = 2
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A body with its entity tag, and the mark of what it was made from."""
+    """A body with its entity tag, and the mark of its inputs."""
 
     body: bytes
     tag: str
@@ -45,7 +45,7 @@ class _Flight:
 
 
 class SharedAnswers:
-    """Answers by key. To be used from one event loop."""
+    """Answers by key. Use it in one event loop."""
 
     def __init__(self, states: Callable[[], States], revision: Callable[[], str]) -> None:
         """`states` observes the regions, `revision` marks the store's content; both may block for a moment."""
@@ -62,7 +62,7 @@ class SharedAnswers:
     async def answer(
         self, request: Request, key: Hashable, make: Callable[[States], bytes], *, media_type: str = "application/json"
     ) -> Response:
-        """Answer a request with the shared body of its key, or with 304 if the client has that already."""
+        """Answer a request with the shared body of its key, or with 304 if the client already has it."""
         found = await self.get(key, make)
         headers = {"ETag": found.tag, "Cache-Control": "no-cache"}
         given = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
@@ -71,7 +71,7 @@ class SharedAnswers:
         return Response(found.body, media_type=media_type, headers=headers)
 
     async def get(self, key: Hashable, make: Callable[[States], bytes]) -> Answer:
-        """Return the answer of a key that is not older than this call, or from which on nothing was written."""
+        """Return the answer of a key that is not older than this call, or since which nothing was written."""
         arrived = self._started
         states, mark = await self.look()
         while True:
@@ -90,7 +90,7 @@ class SharedAnswers:
             states, mark = await self.look()
 
     async def look(self) -> tuple[States, str]:
-        """Observe the regions, together with others that observe now, and return the mark of all that is to be seen."""
+        """Observe the regions, together with other callers, and return their states with the mark of all inputs."""
         looking, _ = self._limiters()
         if self._observing is None or self._observing.done():
             self._observing = asyncio.create_task(anyio.to_thread.run_sync(self._states, limiter=looking))
@@ -113,7 +113,7 @@ class SharedAnswers:
             self._flights.pop(key, None)
 
     def _limiters(self) -> tuple[anyio.CapacityLimiter, anyio.CapacityLimiter]:
-        """Threads for looks and for computations; made within the event loop."""
+        """Return the threads for observations and for computations; created within the event loop."""
         if self._limits is None:
             self._limits = (anyio.CapacityLimiter(2 * THREADS), anyio.CapacityLimiter(THREADS))
         return self._limits

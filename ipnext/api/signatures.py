@@ -1,7 +1,7 @@
-"""Whose signatures are kept beside a snapshot: those by keys that a model of the asker's owners trusts, or that the operator does.
+"""Policy of stored signatures: by keys that a model of the caller's owners trusts, or that the operator trusts.
 
-Anybody who uploads may name any snapshot by its digest. What is kept is valid and one for each key, so that nobody fills up
-the place of another's signature.
+Any uploader may name any snapshot by its digest. Only valid signatures are stored, one for each key, so that no
+uploader can fill up the space of another's signature.
 """
 
 import threading
@@ -31,20 +31,21 @@ else:
     SSlibKey = Any
 
 _TURN: Final = threading.Lock()
-"""Uploads are judged by what is there before each. Those of two processes at once may go over a limit by one, and lose nothing."""
+"""Uploads are judged by the signatures stored before each. Those of two processes at once may exceed a limit by one,
+and lose nothing."""
 
 ModelKeys = tuple[str, str, Mapping[str, SSlibKey]]
 """Model, its owner, and the keys that it names by their ids."""
 
 _READ: Final[WeakKeyDictionary[Store, tuple[tuple[int, int], tuple[ModelKeys, ...]]]] = WeakKeyDictionary()
-"""Store -> the basis of its manifests as they were read last, and their keys."""
+"""Store -> the basis of its manifests at the last read, and their keys."""
 
 
 def keep_signatures(rooms: Platform, asker: Principal, digest: str, envelope: SignatureEnvelope) -> None:
-    """Keep signatures of a committed snapshot beside those that it has.
+    """Store signatures of a committed snapshot in addition to its present ones.
 
-    ArtifactMissing where the snapshot is not; SignatureInvalid where the envelope is of another one, or one of its signatures
-    is malformed, wrong, or by a key that the asker's models do not trust. Nothing of it is kept then.
+    ArtifactMissing if the snapshot is missing; SignatureInvalid if the envelope is of another one, or one of its
+    signatures is malformed, wrong, or by a key that the caller's models do not trust. None of it is stored then.
     """
     subject, uri = f"snapshot {digest:.16}", snapshot_uri(rooms.artifacts.uri, digest)
     check_form(envelope, subject)
@@ -69,14 +70,14 @@ class _Trust:
 
     @property
     def all(self) -> Mapping[str, SSlibKey]:
-        """Every key that anybody trusts."""
+        """Every trusted key."""
         found = dict(self.operator)
         for _, _, keys in self.models:
             found |= keys
         return found
 
     def of_owner(self, owner: str) -> Mapping[str, SSlibKey]:
-        """The keys of an owner's models."""
+        """Return the keys of an owner's models."""
         return {name: key for _, of, keys in self.models if of == owner for name, key in keys.items()}
 
 
@@ -86,7 +87,7 @@ def _trust_of(rooms: Platform) -> _Trust:
 
 
 def _model_keys(store: Store) -> tuple[ModelKeys, ...]:
-    """The keys of all models, read anew only if a manifest has changed since: of thousands of models that takes seconds."""
+    """Return the keys of all models, read again only if a manifest has changed since: for thousands of models that takes seconds."""
     with store.read() as unit:
         basis = unit.manifests_basis()
         last = _READ.get(store)
@@ -100,7 +101,7 @@ def _model_keys(store: Store) -> tuple[ModelKeys, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Judgement:
-    """Judges what an asker adds to a snapshot's signatures."""
+    """Judges a caller's additions to a snapshot's signatures."""
 
     rooms: Platform
     asker: Principal
@@ -109,7 +110,7 @@ class _Judgement:
     trust: _Trust
 
     def added(self, envelope: SignatureEnvelope) -> tuple[EnvelopeSignature, ...]:
-        """Those that are new, one for each key. SignatureInvalid for one that is not to be kept."""
+        """Return the new signatures, one for each key. SignatureInvalid if one may not be stored."""
         there = () if self.known is None else self.known.signatures
         signed = set(self._signers(there, self.trust.all))
         found: dict[str, EnvelopeSignature] = {}
@@ -123,7 +124,7 @@ class _Judgement:
         return tuple(found.values())
 
     def _check(self, one: EnvelopeSignature, place: str) -> frozenset[str]:
-        """Owners of the asker that trust the signature's key; none: the operator does."""
+        """Return the caller's owners that trust the signature's key; none if the operator trusts it."""
         owners = frozenset(
             owner for name, owner, keys in self.trust.models if one.keyid in keys and self._may(name, owner)
         )
@@ -139,7 +140,7 @@ class _Judgement:
         return frozenset() if one.keyid in self.trust.operator else owners
 
     def _check_share(self, owners: frozenset[str], there: Iterable[EnvelopeSignature]) -> None:
-        """Leave room for other owners."""
+        """Leave space for other owners."""
         there = tuple(there)
         counts = [len(self._signers(there, self.trust.of_owner(owner))) for owner in owners]
         if counts and min(counts) >= MOST_SIGNATURES:

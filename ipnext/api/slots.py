@@ -1,4 +1,4 @@
-"""Slots of a process that all clients share: a limit of all, and of each principal, so that none takes them from the others."""
+"""Slots of a process that all clients share: a limit of all, and of each principal, so that none occupies those of others."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -12,15 +12,15 @@ SHARE = 4
 
 
 def holder_of(principal: Principal) -> str | None:
-    """Return by whom slots are counted: the key behind a session, or the person; None: without authentication all are one."""
+    """Return the holder by which slots are counted: the key behind a session, or the user; None without authentication."""
     return None if principal.kind == "local" else principal.acts_for or principal.id
 
 
 class Slots:
-    """Slots of one kind. To be used from one event loop."""
+    """Slots of one kind. Use it in one event loop."""
 
     def __init__(self, most: int, noun: str) -> None:
-        """`noun`: what takes a slot, for messages: `streams`."""
+        """`noun` names the users of slots in messages, such as `streams`."""
         self.most = most
         self.per_holder = max(1, most // SHARE)
         self._noun = noun
@@ -30,10 +30,10 @@ class Slots:
         return self._held.total()
 
     def check(self, holder: str | None, *, hint: str = "try again later") -> None:
-        """Check that there is a slot for a holder; None: one who is not counted by itself.
+        """Check that there is a slot for a holder; None: no separate count.
 
         Raises:
-            Unavailable: all are taken.
+            Unavailable: all are occupied.
             RateLimited: the holder has its share.
         """
         if len(self) >= self.most:

@@ -1,4 +1,4 @@
-"""Refuses requests to other hosts and of pages of other origins, before anything else looks at them."""
+"""Refuses requests to other hosts, and from pages of other origins, before any other component reads them."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 

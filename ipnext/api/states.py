@@ -1,4 +1,4 @@
-"""What the regions report, indexed by model once for each observation, so that no model costs a scan of all replicas."""
+"""Reports of the regions, indexed by model once for each observation, so that no model needs a scan of all replicas."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -9,23 +9,23 @@ from heapq import nsmallest
 from ipnext.model.deployment import GenerationTraffic, RegionState, Replica, ReplicaPhase
 
 SHOWN = 20
-"""Replicas of a region that its summary holds."""
+"""Replicas of a region in its summary."""
 
 
 @dataclass(frozen=True, slots=True)
 class RegionSummary:
-    """What a region reports, in counts."""
+    """A region's report in counts."""
 
     shown: tuple[Replica, ...]
     """At most `SHOWN` replicas, those that do not answer first."""
     phases: Mapping[str, int]
-    """Phase -> replicas in it."""
+    """Phase -> number of replicas."""
     requests: int
     errors: int
 
     @classmethod
     def of(cls, state: RegionState) -> "RegionSummary":
-        """Sum a report up."""
+        """Summarise a report."""
         short = [replica for replica in state.replicas if is_short(replica)]
         shown = nsmallest(SHOWN, short, key=_by_key)
         if len(shown) < SHOWN:
@@ -39,7 +39,7 @@ class RegionSummary:
 
 
 class States(Mapping[str, RegionState | None]):
-    """Region -> its report; None if it did not answer. `of(model)` gives a model's replicas without a scan."""
+    """Region -> its report; None if it did not answer. `of(model)` returns a model's replicas without a scan."""
 
     def __init__(
         self, reports: Mapping[str, RegionState | None], *, revision: int = 0, at: datetime | None = None
@@ -48,7 +48,7 @@ class States(Mapping[str, RegionState | None]):
         self.revision = revision
         """Rises when the content changes, within one process."""
         self.at = at or datetime.now(UTC)
-        """When this content was first observed."""
+        """Time at which this content was first observed."""
         replicas: dict[str, list[Replica]] = defaultdict(list)
         traffic: dict[str, dict[str, list[GenerationTraffic]]] = defaultdict(lambda: defaultdict(list))
         for region, report in self._reports.items():
@@ -60,7 +60,8 @@ class States(Mapping[str, RegionState | None]):
         self._summaries = {r: RegionSummary.of(report) for r, report in self._reports.items() if report is not None}
         self._traffic = {model: {region: tuple(t) for region, t in of.items()} for model, of in traffic.items()}
         self.troubled = frozenset(model for model, found in self._replicas.items() if any(map(is_short, found)))
-        """Models with a replica that does not answer: the only reachable ones whose status may differ from the record."""
+        """Models with a replica that does not answer: the only reachable ones whose status may differ from the
+        store."""
 
     @classmethod
     def like(cls, states: "Mapping[str, RegionState | None]") -> "States":
@@ -72,7 +73,7 @@ class States(Mapping[str, RegionState | None]):
         return self._replicas.get(model, ())
 
     def traffic_of(self, model: str) -> Mapping[str, tuple[GenerationTraffic, ...]]:
-        """Region -> counters of the model's generations there."""
+        """Map each region to the counters of the model's generations there."""
         return self._traffic.get(model, {})
 
     @property
@@ -81,11 +82,11 @@ class States(Mapping[str, RegionState | None]):
         return frozenset(region for region, report in self._reports.items() if report is None)
 
     def summary(self, region: str) -> RegionSummary | None:
-        """Return what a region reports in counts; None if it did not answer."""
+        """Return a region's report in counts; None if it did not answer."""
         return self._summaries.get(region)
 
     def same_as(self, reports: Mapping[str, RegionState | None]) -> bool:
-        """True if these reports are the ones that are indexed here."""
+        """Whether these reports are the ones that are indexed here."""
         return self._reports.keys() == reports.keys() and all(
             mine is reports[region] or mine == reports[region] for region, mine in self._reports.items()
         )
@@ -106,5 +107,5 @@ def _by_key(replica: Replica) -> tuple[str, str, str, str, str]:
 
 
 def is_short(replica: Replica) -> bool:
-    """True if a replica does not answer with all that it should."""
+    """Whether a replica does not answer for all of its desired snapshots."""
     return replica.phase is not ReplicaPhase.RUNNING or not replica.ready or bool(replica.failures)

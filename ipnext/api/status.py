@@ -1,7 +1,8 @@
-"""The status of a model: what the store recorded, corrected by what the regions report now. Pure functions.
+"""The status of a model: the store's record, corrected by the regions' present reports. Pure functions.
 
-A recorded condition says how the last run ended. If the regions contradict it, the observation wins: `Serving`, and with it
-`Ready`, is never true while no replica answers. Such a condition carries the time at which the observation was first made.
+A recorded condition describes the end of the last run. If the regions contradict it, the observation wins: `Serving`,
+and with it `Ready`, is never true while no replica answers. Such a condition has the time at which the observation was
+first made.
 """
 
 from collections import defaultdict
@@ -28,12 +29,12 @@ from ipnext.model.throughput import amount
 from ipnext.model.unserved import binding_reason, routed_before, unserved_message, unserved_regions
 
 CRASH_LOOP_RESTARTS = 3
-"""A replica that isn't ready after so many restarts is in a crash loop."""
+"""A replica that isn't ready after this many restarts is in a crash loop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """What is wrong with a replica set or a region now."""
+    """A present fault of a replica set or a region."""
 
     status: Literal["False", "Unknown"]
     reason: Reason
@@ -44,11 +45,11 @@ class Trouble:
     log: str | None = None
     """The file with the host's output."""
     told: str = ""
-    """What the host itself says of it."""
+    """The host's own message about it."""
 
 
 def model_view(facts: ModelFacts, states: States) -> ModelView:
-    """A model as applied and as observed."""
+    """Return a model as applied and as observed."""
     record = facts.record
     return ModelView(
         manifest=record.manifest,
@@ -63,7 +64,7 @@ def model_view(facts: ModelFacts, states: States) -> ModelView:
 
 
 def model_status(facts: ModelFacts, states: States) -> ModelStatus:
-    """The `status` block of a model."""
+    """Return the `status` block of a model."""
     record = facts.record
     return ModelStatus(
         model=record.name,
@@ -81,18 +82,18 @@ def model_status(facts: ModelFacts, states: States) -> ModelStatus:
 
 
 def traffic_of(facts: ModelFacts) -> Mapping[str, tuple[RouteShare, ...]]:
-    """Region -> shares of its requests."""
+    """Map each region to the shares of its requests."""
     return {table.region: table.shares for table in facts.routes}
 
 
 def unreachable(facts: ModelFacts, states: States) -> tuple[str, ...]:
-    """Regions that matter to the model and did not answer."""
+    """Return the regions of the model that did not answer."""
     regions = {d.key.region for d in facts.deployments if d.replicas} | {s.to for t in facts.routes for s in t.shares}
     return tuple(sorted(region for region in regions if states.get(region) is None))
 
 
 def deployment_statuses(facts: ModelFacts, states: States) -> tuple[DeploymentStatus, ...]:
-    """Wanted and ready replicas of each replica set."""
+    """Return desired and ready replicas of each replica set."""
     sets = _replica_sets(states.of(facts.record.name))
     return tuple(
         DeploymentStatus(
@@ -106,7 +107,7 @@ def deployment_statuses(facts: ModelFacts, states: States) -> tuple[DeploymentSt
 
 
 def observed_conditions(facts: ModelFacts, states: States) -> tuple[Condition, ...]:
-    """The recorded conditions; those recorded as true are contradicted by what is observed. `Ready` follows from them."""
+    """Return the recorded conditions; observations override those recorded as true. `Ready` follows from them."""
     generation = facts.record.serving_generation
     worst: Mapping[ConditionType, Trouble | None] = {}
     if generation is not None:
@@ -125,7 +126,7 @@ def observed_conditions(facts: ModelFacts, states: States) -> tuple[Condition, .
 
 
 def capacity_troubles(facts: ModelFacts, states: States, generation: int) -> tuple[Trouble, ...]:
-    """Replica sets of a generation that have fewer ready replicas than wanted, or can't be seen."""
+    """Return the replica sets of a generation that have fewer ready replicas than desired, or can't be observed."""
     wanted = (d for d in facts.deployments if generation in d.generations and d.replicas)
     sets = _replica_sets(states.of(facts.record.name))
     found = (_shortage(d, states, sets.get(_slot(d.key), ()), generation) for d in wanted)
@@ -133,7 +134,7 @@ def capacity_troubles(facts: ModelFacts, states: States, generation: int) -> tup
 
 
 def unmet_troubles(facts: ModelFacts) -> tuple[Trouble, ...]:
-    """Users' regions of whose demand the plan in force leaves a part unserved, or all."""
+    """Return the users' regions whose demand the plan in force leaves unserved, in part or whole."""
     unit = facts.record.manifest.spec.unit
     return tuple(
         Trouble(
@@ -147,9 +148,9 @@ def unmet_troubles(facts: ModelFacts) -> tuple[Trouble, ...]:
 
 
 def serving_troubles(facts: ModelFacts, states: States, *, promised: bool = False) -> tuple[Trouble, ...]:
-    """Users' regions that nothing serves; routes to a region where a part has no ready replica, or that can't be seen.
+    """Return unserved users' regions, and routes to a region that can't be observed, or in which a part has no ready replica.
 
-    `promised`: without regions that only a newer manifest names, which was not brought to serving yet.
+    `promised`: without regions that only a newer manifest names, which is not serving yet.
     """
     replicas, record = states.of(facts.record.name), facts.record
     serves = record.serving_generation is not None
@@ -172,7 +173,10 @@ def serving_troubles(facts: ModelFacts, states: States, *, promised: bool = Fals
 
 
 def _routed(facts: ModelFacts) -> Iterator[tuple[str, int, tuple[str, ...]]]:
-    """(serving region, generation, parts) of every route that carries traffic, each once. Tables tell the parts of what their own region serves."""
+    """Yield (serving region, generation, parts) of every route with traffic, each once.
+
+    A table lists the parts only of generations that its own region serves.
+    """
     served = {(table.region, one.generation): one for table in facts.routes for one in table.served}
     anywhere = {generation: one for (_, generation), one in served.items()}
     seen = {(share.to, share.generation) for table in facts.routes for share in table.shares if share.fraction > 0}
@@ -182,18 +186,18 @@ def _routed(facts: ModelFacts) -> Iterator[tuple[str, int, tuple[str, ...]]]:
 
 
 def _hosted(facts: ModelFacts, served: ServedGeneration) -> tuple[str, ...]:
-    """The parts whose hosts a generation's requests need; a segment of a split that none holds stands for itself."""
+    """Return the parts whose hosts a generation's requests need; a segment that none holds counts as a part."""
     hosts = {piece: d.key.part for d in facts.deployments for piece in d.pieces(served.generation)}
     return tuple(dict.fromkeys(hosts.get(piece, piece) for piece in served.snapshots))
 
 
 def _slot(key: DeploymentKey) -> tuple[str, str, str]:
-    """The replica set's place within its model."""
+    """Return the replica set's place within its model."""
     return (key.part, key.region, key.hardware)
 
 
 def _replica_sets(replicas: Iterable[Replica]) -> Mapping[tuple[str, str, str], Sequence[Replica]]:
-    """Slot -> replicas of one model there."""
+    """Map each slot to the replicas of one model there."""
     found: dict[tuple[str, str, str], list[Replica]] = defaultdict(list)
     for replica in replicas:
         found[_slot(replica.key)].append(replica)
@@ -201,7 +205,7 @@ def _replica_sets(replicas: Iterable[Replica]) -> Mapping[tuple[str, str, str], 
 
 
 def _ready_of(deployment: Deployment, replicas: Iterable[Replica]) -> int:
-    """Count those of the set's replicas that hold all that they should."""
+    """Count the set's replicas that are ready for all of their desired generations."""
     if deployment.own:
         return sum(not deployment.own.keys().isdisjoint(replica.ready) for replica in replicas)
     generations = set(deployment.generations)
@@ -250,7 +254,7 @@ def _no_replica(facts: ModelFacts, region: str, part: str, replicas: Iterable[Re
 
 
 def _part_of(replicas: Iterable[Replica], host: str | None, part: str) -> str:
-    """The part, or the adapter on it that the host could not load: of the failure that speaks for the host."""
+    """Return the part, or the adapter on it that the host could not load, from the host's first failure."""
     failure = next((failure for replica in replicas if replica.id == host for failure in replica.failures), None)
     return (failure and failure.adapter) or part
 
@@ -264,7 +268,7 @@ def _no_answer(region: str) -> Trouble:
 
 
 def awaited_regions(facts: ModelFacts, states: States) -> tuple[Trouble, ...]:
-    """Regions for which a repair of the model waits: their replicas or their gateway are to be brought back, and can't be reached."""
+    """Return the unreachable regions for which a repair waits: it has to restore their replicas or their gateway."""
     held = {deployment.key.region for deployment in facts.deployments}
     concerned = held | {table.region for table in facts.routes} | {s.to for t in facts.routes for s in t.shares}
     silent = (region for region in sorted(concerned) if states.get(region) is None)
@@ -277,7 +281,7 @@ def awaited_regions(facts: ModelFacts, states: States) -> tuple[Trouble, ...]:
 
 
 def cause_of(replicas: Iterable[Replica]) -> tuple[Reason, str, str | None]:
-    """Why replicas aren't ready: reason, the host's own message, the host's id. The worst replica speaks."""
+    """Return why replicas aren't ready: reason, the host's own message, the host's id, of the worst replica."""
     replicas = list(replicas)
     for replica in replicas:
         for failure in replica.failures:
@@ -291,7 +295,7 @@ def cause_of(replicas: Iterable[Replica]) -> tuple[Reason, str, str | None]:
 
 
 def _worst(troubles: Iterable[Trouble]) -> Trouble | None:
-    """What is known to be wrong goes before what is not known; a cause goes before mere progress."""
+    """Return the worst trouble: known faults before unknown ones; a cause before mere progress."""
     ranked = sorted(troubles, key=lambda t: (t.status != "False", t.reason is Reason.PROGRESSING))
     return ranked[0] if ranked else None
 
@@ -299,7 +303,7 @@ def _worst(troubles: Iterable[Trouble]) -> Trouble | None:
 def _observed(
     condition: Condition, worst: Mapping[ConditionType, Trouble | None], at: datetime, *, settled: bool
 ) -> Condition:
-    """A condition as it is observed now. `settled`: no change is under way, so what it lacked once is there by now."""
+    """Return a condition as observed now. `settled`: no change is under way, so what was missing may be ready by now."""
     trouble = worst.get(condition.type)
     lacks = condition.type is ConditionType.CAPACITY_READY and condition.status == "False"
     if lacks and settled and trouble is None and condition.type in worst:

@@ -1,8 +1,9 @@
-"""The stream of what happens, as server-sent events: one reader of the store for all subscribers.
+"""The stream of events, as server-sent events: one reader of the store for all subscribers.
 
-While somebody listens, the store's mark and the regions' revision are looked at once in `look_seconds`. New events of the
-history are sent with their ordinal as id, so that a client that comes back with `Last-Event-ID` misses none. A message
-`changed` says that something else is to be seen. A subscriber that reads too slowly is cut off, and comes back by its id.
+While there are subscribers, the store's mark and the regions' revision are checked once in `look_seconds`. New events
+of the history are sent with their ordinal as id, so that a client that reconnects with `Last-Event-ID` misses none. A
+message `changed` means that other data changed. A subscriber that reads too slowly is disconnected, and resumes by its
+id.
 """
 
 import asyncio
@@ -25,55 +26,55 @@ MOST_SUBSCRIBERS = 200
 """Open streams of one API process."""
 
 BUFFERED = 256
-"""Messages that wait for one subscriber; more, and it is cut off."""
+"""Messages that wait for one subscriber; beyond that it is disconnected."""
 
 HINT = "poll /v1/overview instead, or try again"
 
 RESUMED = 1000
-"""Events that a client which comes back gets at most; `changed` tells it of the rest."""
+"""Most events for a reconnecting client; `changed` covers the rest."""
 
 LOOK_SECONDS = 1.0
 BEAT_SECONDS = 15.0
-"""A comment is sent after so long a silence: proxies close connections that look dead."""
+"""Silence after which a comment is sent: proxies close connections that look dead."""
 
 BEAT = b": beat\n\n"
 CHANGED = format_sse_event(data_str="{}", event="changed")
 
 
 VALID_SECONDS = 3.0
-"""How often it is asked whether those who listen still may."""
+"""Interval of the checks that subscribers are still authorised."""
 
 
 class Listener(Protocol):
-    """Who listens to a stream."""
+    """A listener of a stream."""
 
     @property
     def holder(self) -> str | None:
-        """Whose share of the open streams it counts for; None: nobody's."""
+        """Holder of the stream in the count of open streams; None: no separate count."""
 
     def sees(self, owner: str | None) -> bool:
-        """Whether it is told of a model of this owner; empty: of the fleet as a whole; None: that something changed."""
+        """Whether it gets events of a model of this owner; empty: of the whole fleet; None: the message `changed`."""
 
     def may_listen(self) -> bool:
-        """Whether it still may listen at all. May block for a moment."""
+        """Whether it is still authorised. May block for a moment."""
 
 
 class Everything:
-    """A listener that is told of everything, as long as it likes."""
+    """A listener without restrictions."""
 
     holder: str | None = None
 
     def sees(self, owner: str | None) -> bool:  # noqa: ARG002 - of the protocol
-        """Tell it."""
+        """Return True."""
         return True
 
     def may_listen(self) -> bool:
-        """It may."""
+        """Return True."""
         return True
 
 
 class _Told(NamedTuple):
-    """A message with the owner of the model that it is about: empty for the fleet's own, None for what says nothing of any."""
+    """A message with the owner of its model: empty for the fleet's own, None if it concerns no model."""
 
     ordinal: int
     message: bytes
@@ -88,7 +89,7 @@ class _Subscriber:
 
 
 class Stream:
-    """Subscribers of one process, and the task that looks for them. To be used from one event loop."""
+    """Subscribers of one process, and the task that checks for events. Use it in one event loop."""
 
     def __init__(
         self,
@@ -116,12 +117,12 @@ class Stream:
         return len(self._subscribers)
 
     def subscribe(self, after: int | None, listener: Listener | None = None) -> AsyncIterator[bytes]:
-        """Return the messages from now on, or from after an event on. The stream ends once it may no longer listen.
+        """Return the messages from now on, or from after an event on. The stream ends when the listener is no longer authorised.
 
-        `listener`: who listens; None: one that is told of everything.
+        `listener` defaults to one without restrictions.
 
         Raises:
-            Unavailable: too many listen.
+            Unavailable: there are too many subscribers.
             RateLimited: the listener's principal has its share of the streams open.
         """
         if self._closed:
@@ -141,7 +142,7 @@ class Stream:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _messages(self, after: int | None, listener: Listener) -> AsyncIterator[bytes]:
-        """Register first, then read what was missed, so that no event falls between the two."""
+        """Register first, then read the missed events, so that no event is lost between the two."""
         with contextlib.ExitStack() as held:
             try:
                 held.enter_context(self._slots.occupy(listener.holder))
@@ -164,7 +165,7 @@ class Stream:
                     yield message
 
     async def _heard(self, subscriber: _Subscriber) -> AsyncIterator[tuple[int, bytes]]:
-        """Messages and heartbeats until the subscriber is cut off; 0 is the ordinal of all but events."""
+        """Yield messages and heartbeats until the subscriber is disconnected; 0 is the ordinal of all except events."""
         while not (subscriber.behind and subscriber.waiting.empty()):
             try:
                 async with asyncio.timeout(self._beat_seconds):
@@ -176,7 +177,7 @@ class Stream:
             yield found
 
     async def _begin(self) -> None:
-        """Look for as long as somebody listens."""
+        """Start the task, which runs while there are subscribers."""
         if self._task is None or self._task.done():
             self._ordinal = await anyio.to_thread.run_sync(self._newest)
             if self._task is None or self._task.done():

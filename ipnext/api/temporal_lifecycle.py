@@ -1,4 +1,4 @@
-"""The workflow engine for real: Temporal. Connects with its first call, so that the API starts and reads without it."""
+"""The real workflow engine: Temporal. Connects with its first call, so that the API starts and reads without it."""
 
 import asyncio
 import time
@@ -16,11 +16,11 @@ from ipnext.temporal_access import Stamp, TemporalSettings, read_access, stamp_o
 from ipnext.timing import Timing
 
 LOOK_SECONDS: Final = 1.0
-"""Between two looks at the files with the credentials for Temporal."""
+"""Interval of the checks of the files with the credentials for Temporal."""
 
 
 class TemporalLifecycle:
-    """A Lifecycle over `ipnext.temporal`. Where the server is says temporal.toml or TEMPORAL_*."""
+    """A Lifecycle over `ipnext.temporal`. temporal.toml or TEMPORAL_* name the server."""
 
     def __init__(self, *, ui_url: str, timing: Timing | None = None, access: TemporalSettings | None = None) -> None:
         self._ui_url = ui_url
@@ -104,7 +104,7 @@ class TemporalLifecycle:
             return self._client
 
     def _has_new_credentials(self) -> bool:
-        """Look at most once a second; files that are not there for a moment change nothing."""
+        """Check at most once a second; a momentarily missing file changes nothing."""
         if time.monotonic() - self._looked_at < LOOK_SECONDS:
             return False
         self._looked_at = time.monotonic()

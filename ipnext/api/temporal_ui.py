@@ -1,4 +1,4 @@
-"""Where Temporal's UI is, and who may use it: the proxy in front of that of `ipnext dev` asks here for each browser."""
+"""Address and authorisation of Temporal's UI: the proxy of `ipnext dev` asks here for each browser."""
 
 from fastapi import APIRouter
 
