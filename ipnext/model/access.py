@@ -1,4 +1,4 @@
-"""Who may do what: roles over owners and regions, principals, API keys as they are listed."""
+"""Access rights: roles over owners and regions, principals, and API keys as they are listed."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -35,7 +35,7 @@ class Role(StrEnum):
 
 
 class Grant(Value):
-    """A role over an owner's models, or over all (`*`). With a region it is about that region and no models."""
+    """A role over an owner's models, or over all (`*`). A grant with a region applies to that region and to no models."""
 
     role: Role
     owner: Scope = ANY
@@ -46,40 +46,40 @@ KeyKind = Literal["key", "session", "ticket"]
 """`session`: a browser that has logged in. `ticket`: logs a browser in, once."""
 
 PrincipalKind = Literal["key", "session", "ticket", "user", "local"]
-"""`user`: a person with a token of the identity provider. `local`: anybody, where authentication is off."""
+"""`user`: a person with a token of the identity provider. `local`: any caller, if authentication is off."""
 
 
 class Principal(Value):
-    """Who asks, as it was proved, and what it was granted."""
+    """A caller with its proved identity and its grants."""
 
     kind: PrincipalKind
     id: str
     name: str
     grants: tuple[Grant, ...] = ()
     expires_at: datetime | None = None
-    """When the token that proved a user ends."""
+    """Expiry of the token that proved a user."""
     acts_for: str = ""
-    """Of a session or ticket: the key that it acts for. Policies see that key."""
+    """The key that a session or ticket acts for. Policies see that key."""
 
     @property
     def text(self) -> str:
-        """As logs and the audit name it: `key deployer`."""
+        """The name in logs and in the audit: `key deployer`."""
         return f"{self.kind} {self.name}"
 
     @property
     def sees_machines(self) -> bool:
-        """Whether it operates the platform, so that paths, process ids and inner addresses of the machines are shown to it."""
+        """Whether the principal operates the platform and may see paths, process ids and internal addresses of machines."""
         lowest = Role.OPERATOR.rank
         return any(g.role.rank >= lowest and g.owner == ANY and g.region == ANY for g in self.grants)
 
     @property
     def does_everything(self) -> bool:
-        """Whether it administers the whole platform, or nobody is asked who he is."""
+        """Whether the principal administers the whole platform, or authentication is off."""
         return self.kind == "local" or Grant(role=Role.ADMIN) in self.grants
 
 
 class ApiKey(Value):
-    """A key as it is stored. Its secret is not: `digest` is the SHA-256 of the secret's 256 random bits."""
+    """A key as it is stored. The store has no secret: `digest` is the SHA-256 of the secret's 256 random bits."""
 
     id: KeyId
     name: Name
@@ -147,7 +147,7 @@ class Ticket(Written):
 
 
 def audited_key(key: ApiKey) -> dict[str, Any]:
-    """Return what the audit has of a key, session or ticket: neither its text nor a digest of it."""
+    """Return the audit's record of a key, session or ticket: neither its text nor a digest of it."""
     return key.model_dump(mode="json", include={"id", "name", "kind", "grants", "expires_at", "revoked_at"})
 
 

@@ -1,4 +1,4 @@
-"""What a transition costs, said before it starts: whether it may go, what it takes beyond both states, what it lacks."""
+"""The cost of a transition, stated before it starts: whether it may start, its surge, and its shortfall."""
 
 from typing import Literal
 
@@ -7,21 +7,21 @@ from ipnext.model.value import Value
 
 
 class Admission(Value):
-    """The answer to "may it start, and at what price?". The owner's policy has been applied already.
+    """The answer to "may it start, and at what price?", after the owner's policy has been applied.
 
-    `mode`: `as is` takes nothing beyond the larger of the two states; `surge` takes the units of `surge` for a while, and
-    they are there; `dip` goes below the traffic by `dips`, as the policy allows; `refused` does not start.
+    `mode`: `as is` takes nothing beyond the larger of the two states; `surge` takes the units of `surge` for a while,
+    and they are available; `dip` goes below the traffic by `dips`, as the policy allows; `refused` does not start.
     """
 
     feasible: bool
     mode: Literal["as is", "surge", "dip", "refused"]
     surge: tuple[SurgeItem, ...] = ()
-    """Units beyond the larger of the two states. When refused: those that the smallest steps found would take."""
+    """Units beyond the larger of the two states. If refused: those that the smallest steps found would take."""
     dips: tuple[Dip, ...] = ()
-    """What the waves miss against the traffic. When refused: what they would miss instead of the surge, where known."""
+    """The shortfall of the waves against the traffic. If refused: the shortfall without the surge, if known."""
     swaps: tuple[Swap, ...] = ()
-    """What goes over to another generation where it stands, and what is missing of its traffic meanwhile."""
+    """Processes that change to another generation in place, and the traffic that they can't answer meanwhile."""
     waits_for: tuple[str, ...] = ()
-    """Models that hold what the stuck ones need, sorted. When refused only."""
+    """Models that have the supply that the blocked ones need, sorted. Only if refused."""
     reason: str = ""
-    """Why it is refused; empty otherwise."""
+    """Why it is refused; otherwise empty."""

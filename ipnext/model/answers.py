@@ -1,4 +1,4 @@
-"""How a generation answers, in figures that people read."""
+"""Answers of a generation, in figures that people read."""
 
 from collections.abc import Mapping
 

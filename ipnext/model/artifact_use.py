@@ -1,4 +1,4 @@
-"""Whom the bytes of the artifact store count for, and what a collection does. Pure values."""
+"""Accounts of the artifact store's bytes, and the results of a collection. Pure values."""
 
 from datetime import datetime
 from typing import Final, Literal, NamedTuple
@@ -9,32 +9,36 @@ from ipnext.model.owner import ARTIFACTS, OwnerManifest
 from ipnext.model.value import Value, Written
 
 _OWNER: Final = "owner/"
-"""Begins the accounts of owners; those of who uploads begin with the kind of the principal."""
+"""Prefix of the accounts of owners; those of uploaders begin with the kind of the principal."""
 
 SETTING: Final = "IPNEXT_ARTIFACT_BYTES"
 
 
 class Allowance(NamedTuple):
-    """An account, and how many bytes it may have."""
+    """An account, and its limit in bytes."""
 
     account: str
     limit: int
     source: str
-    """The quota or the setting that says so."""
+    """The quota or the setting that sets the limit."""
 
     @property
     def is_of_owner(self) -> bool:
-        """Whether it is an owner's."""
+        """Whether the account is an owner's."""
         return is_owners(self.account)
 
     @property
     def subject(self) -> str:
-        """The account as messages name it."""
+        """The account's name in messages."""
         kind, _, name = self.account.partition("/")
         return f"{kind} {name!r}"
 
     def check(self, used: int, more: int, *, field: str = "blobs") -> None:
-        """QuotaExceeded if the account has no room for so many bytes more. `field`: of the request, which asks for them."""
+        """Check that the account has room for `more` further bytes. `field`: the request's field with the bytes.
+
+        Raises:
+            QuotaExceeded: it has no room for them.
+        """
         if used + more > self.limit:
             allowed = f"at most {max(0, self.limit - used)}"
             msg = (
@@ -45,22 +49,22 @@ class Allowance(NamedTuple):
 
 
 def account_of(owner: str) -> str:
-    """The account of an owner."""
+    """Return the account of an owner."""
     return f"{_OWNER}{owner}"
 
 
 def is_owners(account: str) -> bool:
-    """Whether an account is an owner's."""
+    """Return whether an account is an owner's."""
     return account.startswith(_OWNER)
 
 
 def owner_of_account(account: str) -> str | None:
-    """The owner whose account it is; None for one of who uploads."""
+    """Return the owner of an account; None for an uploader's account."""
     return account.removeprefix(_OWNER) if is_owners(account) else None
 
 
 def owners_allowance(owner: str, manifest: OwnerManifest | None, *, default: int) -> Allowance:
-    """What an owner may have: by its quota, else by the platform's setting."""
+    """Return an owner's allowance: its quota, else the platform's setting."""
     quota = None if manifest is None else manifest.spec.quotas.artifact_bytes
     if quota is None:
         return Allowance(account_of(owner), default, SETTING)
@@ -68,16 +72,17 @@ def owners_allowance(owner: str, manifest: OwnerManifest | None, *, default: int
 
 
 def uploaders_allowance(principal: Principal, *, default: int) -> Allowance:
-    """What a principal may upload for no model: until it is published it counts for who uploaded it."""
+    """Return a principal's allowance for uploads without a model: until publication they count for the uploader."""
     return Allowance(f"{principal.kind}/{principal.id}", default, SETTING)
 
 
 Kind = Literal["blob", "manifest", "snapshot", "upload"]
-"""`snapshot`: the record that gives its bytes free. `manifest`: its file in the store. `upload`: what a writer that was killed left."""
+"""`snapshot`: the record that releases its bytes. `manifest`: its file in the store. `upload`: remains of a killed
+writer."""
 
 
 class CollectInput(Value):
-    """What a collection on schedule is asked for."""
+    """The input of a scheduled collection."""
 
 
 class CollectedItem(Written):
@@ -107,7 +112,7 @@ class CollectionView(Written):
 
     @property
     def summary(self) -> str:
-        """In a line."""
+        """The collection in one line."""
         did = "would be removed" if self.dry_run else "removed"
         return (
             f"{self.blobs} blobs of {self.size_bytes} bytes {did}, {self.snapshots} snapshots "

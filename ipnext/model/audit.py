@@ -1,6 +1,6 @@
-"""The audit: who did what, from where, on which object, by which policy; each entry sealed to the one before it.
+"""The audit: who did something, from where, on which object, under which policy. Each entry is sealed to the one before it.
 
-The store writes entries, the API gives them out, clients verify them (`ipnext.model.audit_chain`).
+The store writes entries, the API exports them, clients verify them (`ipnext.model.audit_chain`).
 """
 
 import hashlib
@@ -17,7 +17,7 @@ GENESIS: Final = "0" * 64
 """`prev_hash` of the first entry."""
 
 LONGEST_DOCUMENT: Final = 16_384
-"""Bytes of the canonical JSON of a document that stands in an entry; of a larger one its SHA-256 does."""
+"""Bytes of the canonical JSON of a document that an entry contains. Of a larger one it has the SHA-256."""
 
 LONGEST_REASON: Final = 2000
 LONGEST_NAME: Final = 300
@@ -29,7 +29,8 @@ _SECRET: Final = re.compile(
 _USERINFO: Final = re.compile(r"(?<=://)[^/\s@]+@")
 
 Outcome = Literal["done", "asked", "refused"]
-"""`done`: committed with the entry. `asked`: let through, written before it was carried out elsewhere. `refused`: not allowed."""
+"""`done`: committed with the entry. `asked`: permitted, written before another component carried it out. `refused`:
+denied."""
 
 
 class AuditWho(Written):
@@ -48,7 +49,7 @@ class AuditObject(Written):
 
     @property
     def text(self) -> str:
-        """As lists show it."""
+        """The object's text in lists."""
         return f"{self.kind} {self.name}" if self.name else self.kind
 
 
@@ -95,7 +96,7 @@ class AuditEntry(Written):
         return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
     def plain(self) -> dict[str, Any]:
-        """Return the entry as JSON data, as it is exported."""
+        """Return the entry as JSON data, in the form of an export."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
@@ -107,13 +108,13 @@ class AuditHead(Written):
 
 
 class AuditAnchor(AuditHead):
-    """A head that was kept elsewhere."""
+    """A head that was kept elsewhere, as an anchor."""
 
     hash: Sha256
 
 
 class AuditNote(Value):
-    """What an endpoint adds to the entry of its unit of work. What is None is taken from the request."""
+    """An endpoint's additions to the entry of its unit of work. A value of None comes from the request."""
 
     object: tuple[str, str] | None = None
     """Kind and name."""
@@ -127,18 +128,25 @@ class AuditNote(Value):
 
 
 def hash_of(entry: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of the canonical JSON of an exported entry without its `hash`. ValueError if it has a NaN."""
+    """Return the SHA-256 (hex) of the canonical JSON of an exported entry without its `hash`.
+
+    Raises:
+        ValueError: the entry has a NaN.
+    """
     text = canonical_json({name: value for name, value in entry.items() if name != "hash"})
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def sealed(entry: AuditEntry) -> AuditEntry:
-    """Return the entry with the hash of everything else."""
+    """Return the entry with the hash of all its other fields."""
     return entry.model_copy(update={"hash": hash_of(entry.plain())})
 
 
 def document_text(value: BaseModel | Mapping[str, Any] | None) -> str | None:
-    """What an entry holds of a document, without values of secrets: text up to LONGEST_DOCUMENT bytes, else its digest."""
+    """Return the text of a document for an entry, without secrets.
+
+    A text over LONGEST_DOCUMENT bytes becomes its digest.
+    """
     if value is None:
         return None
     plain = value.model_dump(mode="json", by_alias=True) if isinstance(value, BaseModel) else value
@@ -160,4 +168,4 @@ def _without_secrets(value: Any) -> Any:
 
 
 AuditName = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
-"""Of a filter."""
+"""The text of a filter."""

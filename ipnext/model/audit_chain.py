@@ -1,4 +1,4 @@
-"""Verification of the audit from exported entries. Trusts neither the server nor the database that gave them out."""
+"""Verification of the audit from exported entries. It trusts neither the server nor the database that exported them."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,33 +15,33 @@ MOST_FURTHER: Final = 100
 
 
 class Fault(Value):
-    """An entry that is not as it was written."""
+    """An entry that differs from the written one."""
 
     kind: FaultKind
     sequence: int
-    """Of that entry, or of the first one that is missing."""
+    """The sequence of that entry, or of the first missing one."""
     message: str
 
 
 class Verification(Value):
-    """The result of a verification: the entries that are whole, from the first one up to the first fault, and what is wrong."""
+    """The result of a verification: the intact entries, from the first one up to the first fault, and the faults."""
 
     first: int
     last: int
     hash: str
-    """Of the last whole entry: the anchor of the next verification."""
+    """The hash of the last intact entry: the anchor of the next verification."""
     entries: int
     anchors: int = 0
-    """Anchors that were met."""
+    """Anchors that matched an entry."""
     fault: Fault | None = None
     further: tuple[Fault, ...] = ()
-    """Other faults behind the first one, MOST_FURTHER at most: a changed entry leaves those behind it to be judged."""
+    """Faults after the first one, MOST_FURTHER at most. Entries after a changed entry can still be judged."""
 
 
 def verify(entries: Iterable[Mapping[str, Any]], *, after: int = 0, anchors: Sequence[AuditHead] = ()) -> Verification:
-    """Verify entries as they were exported, in their order. Memory does not grow with their number.
+    """Verify exported entries in their order. Memory does not grow with their number.
 
-    `after`: the export began behind this entry. What was before is vouched for only by an anchor of that sequence.
+    `after`: the export began after this entry. Only an anchor of that sequence vouches for the entries before.
     """
     chain = _Chain(after, anchors)
     following = iter(entries)
@@ -53,14 +53,14 @@ def verify(entries: Iterable[Mapping[str, Any]], *, after: int = 0, anchors: Seq
 
 
 def _displaced(fault: Fault, rest: Iterable[Mapping[str, Any]]) -> Fault:
-    """The fault; if the missing entry comes later, it is one of the order."""
+    """Return the fault, as a fault of the order if the missing entry comes later."""
     if fault.kind != "removed" or all(entry.get("sequence") != fault.sequence for entry in rest):
         return fault
     return Fault(kind="reordered", sequence=fault.sequence, message=f"entry {fault.sequence} comes behind later ones")
 
 
 class _Chain:
-    """As far as a verification has come."""
+    """The state of a verification."""
 
     def __init__(self, after: int, anchors: Sequence[AuditHead]) -> None:
         self._first, self._sequence = after + 1, after
@@ -74,7 +74,10 @@ class _Chain:
         self._faults: list[Fault] = []
 
     def add(self, entry: Mapping[str, Any]) -> Fault | None:
-        """Take the next entry. The fault if it is not the one that follows: what is behind it can't be judged."""
+        """Add the next entry.
+
+        Return a fault if it is not the following one; the entries after it can't be judged.
+        """
         expected = self._sequence + 1
         sequence = entry.get("sequence")
         if not isinstance(sequence, int) or isinstance(sequence, bool):
@@ -91,7 +94,7 @@ class _Chain:
         return None
 
     def end(self) -> Fault | None:
-        """The fault if entries of an anchor are missing at the end."""
+        """Return the fault if entries of an anchor are missing at the end."""
         last = max(self._anchors, default=0)
         if last <= self._sequence:
             return None
@@ -99,7 +102,7 @@ class _Chain:
         return Fault(kind="truncated", sequence=self._sequence + 1, message=message)
 
     def result(self, last: Fault | None) -> Verification:
-        """What was found; `last` is the fault at which it ended."""
+        """Return the result; `last` is the fault that ended the verification."""
         if last is not None:
             self._note(last)
         whole = self._whole
@@ -114,13 +117,13 @@ class _Chain:
         )
 
     def _note(self, fault: Fault) -> None:
-        """Keep a fault: of one entry the first, so many that memory does not grow with their number."""
+        """Note a fault: one for each entry, up to a fixed number, so that memory does not grow."""
         known = self._faults and self._faults[-1].sequence == fault.sequence
         if not known and len(self._faults) <= MOST_FURTHER:
             self._faults.append(fault)
 
     def _changed(self, entry: Mapping[str, Any], sequence: int) -> Fault | None:
-        """The fault of an entry that has the hash of what it holds."""
+        """Return the fault of an entry whose hash matches its content."""
         if self._hash is not None and entry.get("prevHash") != self._hash:
             message = f"entry {sequence} was sealed to another entry than the one before it, which was replaced"
             return Fault(kind="changed", sequence=max(1, sequence - 1), message=message)
@@ -154,7 +157,10 @@ def _not_sealed(sequence: int) -> Fault:
 
 
 def read_entries(lines: Iterable[bytes]) -> Iterator[Mapping[str, Any]]:
-    """Entries of JSON lines. A line that is no JSON object gives an entry without content, which no verification passes."""
+    """Yield the entries of JSON lines.
+
+    A line that is no JSON object yields an entry without content, which fails every verification.
+    """
     for line in lines:
         if not line.strip():
             continue
@@ -166,7 +172,7 @@ def read_entries(lines: Iterable[bytes]) -> Iterator[Mapping[str, Any]]:
 
 
 def read_anchors(text: str) -> tuple[AuditHead, ...]:
-    """One or more heads as `ipnext audit head -o json` prints them, one behind the other. Raises InvalidInput."""
+    """Return one or more heads, in the form of `ipnext audit head -o json`, one after the other. Raises InvalidInput."""
     decoder, found, position = json.JSONDecoder(), list[AuditHead](), 0
     try:
         while text[position:].strip():

@@ -1,4 +1,4 @@
-"""Where a change failed: written down as it fails, read by `ipnext explain` long after what failed is gone."""
+"""The place of a failure: written down as a change fails, read by `ipnext explain` long after the failed run is gone."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,14 +14,14 @@ STEPS: Mapping[ConditionType, str] = {
     ConditionType.CAPACITY_READY: "bring up capacity",
     ConditionType.ROUTES_READY: "shift traffic",
 }
-"""The steps of a run in their order, by the condition that each one sets."""
+"""The steps of a run in order, by the condition that each one sets."""
 
 GATE = "check the answers"
 """The step of a wave that sets no condition."""
 
 
 class Place(Value):
-    """What it was that failed, as far as it is known: a host of a part in a region, or less."""
+    """The place of a failure, as far as it is known: a host of a part in a region, or less."""
 
     step: str = ""
     part: str | None = None
@@ -33,7 +33,7 @@ class Place(Value):
 
 
 class Cause(Value):
-    """The first cause of a change's end, with its place."""
+    """The first cause of a change's failure, with its place."""
 
     change: str
     reason: Reason
@@ -42,10 +42,10 @@ class Cause(Value):
 
     @property
     def detail(self) -> Mapping[str, Any]:
-        """As it stands in an event's detail."""
+        """The cause as part of an event's detail."""
         return {"cause": self.model_dump(mode="json", exclude_defaults=True)}
 
 
 def cause_in(detail: Mapping[str, Any] | None) -> Cause | None:
-    """The cause in an event's detail, if there is one."""
+    """Return the cause in an event's detail; None if it has none."""
     return decode_plain(Cause, detail["cause"]) if detail and "cause" in detail else None

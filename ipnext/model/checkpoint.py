@@ -1,4 +1,4 @@
-"""What a snapshot that is a checkpoint says of itself, read from its `config.json` and the headers of its weights."""
+"""The facts of a checkpoint, read from its `config.json` and the headers of its weights."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal
@@ -11,7 +11,7 @@ from ipnext.model.value import Sha256, Value
 CONFIG_FILE: Final = "config.json"
 ADAPTER_CONFIG_FILE: Final = "adapter_config.json"
 _GENERATIVE: Final = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
-"""How the architectures that write text end, as transformers names them."""
+"""Suffixes of architectures that generate text, as transformers names them."""
 
 
 class Checkpoint(Value):
@@ -38,11 +38,11 @@ class Checkpoint(Value):
 
     @property
     def embeds(self) -> bool:
-        """Whether it gives vectors instead of text."""
+        """Whether it outputs vectors instead of text."""
         return self.kind == "model" and not self.architecture.endswith(_GENERATIVE)
 
     def other_than(self, found: "Checkpoint") -> str | None:
-        """The first fact that the files (`found`) tell otherwise than `snapshot.json` (this); None where they agree."""
+        """Return the first fact that differs between the files (`found`) and `snapshot.json` (self); None if all agree."""
         for fact in type(self).model_fields:
             told, true = getattr(self, fact), getattr(found, fact)
             if told != true:
@@ -59,13 +59,13 @@ Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
 
 
 class CheckpointConfig(Value):
-    """What is used of `config.json`. Of a model for several media the text model's numbers count."""
+    """The fields of `config.json` in use. For a multi-modal model these are the text model's numbers."""
 
     model_config = Value.model_config | {"extra": "ignore"}
 
     architectures: tuple[str, ...] = ()
     name_or_path: str | None = Field(default=None, alias="_name_or_path")
-    """Where it was loaded from by whoever saved it."""
+    """The source from which the saving tool loaded it."""
     hidden_size: Size | None = None
     intermediate_size: Size | None = None
     vocab_size: Size | None = None
@@ -86,7 +86,7 @@ class CheckpointConfig(Value):
 
 
 def unfit_settings(checkpoint: Checkpoint, settings: VllmSettings) -> Iterator[str]:
-    """What the settings of a part ask of a checkpoint that it can't give."""
+    """Yield the settings of a part that a checkpoint can't satisfy."""
     positions, heads = checkpoint.positions, checkpoint.heads
     if settings.max_model_len and positions and settings.max_model_len > positions:
         yield f"settings.maxModelLen: {settings.max_model_len} is more than the {positions} positions of the checkpoint"

@@ -1,4 +1,7 @@
-"""Two generations side by side: what regions counted of both, mixed alike. Pure; used by gates and by the API."""
+"""Two generations side by side: the counts of the regions for both, with the same mix.
+
+Pure; used by gates and by the API.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +14,7 @@ from ipnext.model.sketch import PredictionSketch
 
 @dataclass(frozen=True)
 class Pair:
-    """What one region counted of both generations in the same time."""
+    """One region's counts of both generations over the same time."""
 
     new: RegionTraffic
     old: RegionTraffic
@@ -26,20 +29,20 @@ _NONE = Moments(0.0, 0.0)
 class Compared:
     """Two samples over the same mix of regions: the former generation's counts are weighted by the new one's.
 
-    A canary's share may differ between regions, and their users differ too: unweighted, a mere change of the mix would
-    look like a change of the answers.
+    A canary's share may differ between regions, and their users differ too: without weights, a mere change of the mix
+    would look like a change of the answers.
     """
 
     new: Counts = field(default_factory=dict)
     old: Counts = field(default_factory=dict)
     noise: float = 0.0
-    """1/n + 1/m of their answers, weighted alike."""
+    """1/n + 1/m of their answers, with the same weights."""
     new_moments: Moments = _NONE
     old_moments: Moments = _NONE
 
 
 def latencies(pairs: Iterable[Pair]) -> Compared | None:
-    """Latency buckets over the regions in which both generations answered; None where there is no such region."""
+    """Return the latency buckets over the regions in which both generations answered; None if there is no such region."""
     both = [pair for pair in pairs if pair.new.latency and pair.old.latency]
     counts = [(sum(pair.new.latency.values()), sum(pair.old.latency.values())) for pair in both]
     total = sum(new for new, _ in counts)
@@ -50,7 +53,10 @@ def latencies(pairs: Iterable[Pair]) -> Compared | None:
 
 
 def predictions(pairs: Iterable[Pair]) -> dict[str, Compared]:
-    """By output, as `latencies`; over all regions if both generations answered in none, as when a model moves elsewhere."""
+    """Return the predictions of each output over the same regions as `latencies`.
+
+    If both generations answered in no region, as after a move to other regions, all regions count.
+    """
     pairs = [pair for pair in pairs if pair.sketched]
     outputs = sorted({name for pair in pairs for name in pair.new.predictions})
     found = {
@@ -86,7 +92,7 @@ def _weighted(both: list[tuple[PredictionSketch, PredictionSketch]], total: int)
 
 
 def _merged(sketches: Iterable[PredictionSketch | None]) -> PredictionSketch:
-    """One sketch of what several regions counted."""
+    """Return one sketch of the counts of several regions."""
     found = [sketch for sketch in sketches if sketch is not None]
     bins: Counter[int] = Counter()
     for sketch in found:

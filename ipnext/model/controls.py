@@ -1,4 +1,4 @@
-"""What a person says to a rollout that runs: pause, resume, approve, promote, abort; and what holds a model's changes."""
+"""Commands of a person to a running rollout: pause, resume, approve, promote, abort; and holds of a model's changes."""
 
 from enum import StrEnum
 
@@ -40,7 +40,7 @@ class ControlAsked(Value):
 
     @property
     def text(self) -> str:
-        """`by anna: looks odd`."""
+        """The command's author and reason: `by anna: looks odd`."""
         return f"by {self.by or 'someone'}" + (f": {self.reason}" if self.reason else "")
 
 
@@ -55,29 +55,29 @@ class ControlAnswer(Value):
 
 
 class Hold(Value):
-    """Signal `hold_changes`: the model is paused (`held`), or goes on."""
+    """Signal `hold_changes`: the model is paused (`held`), or continues."""
 
     held: bool
     asked: ControlAsked = ControlAsked()
 
 
 class NewerWaits(Value):
-    """Signal `newer_waits`: a newer publish or apply of the model is queued behind this run."""
+    """Signal `newer_waits`: a newer publish or apply of the model is queued after this run."""
 
     change_id: str
     may_turn: bool = True
-    """False where several runs in a row gave way: this one is to be finished."""
+    """False if several runs in a row were interrupted: this one has to finish."""
 
 
 class HoldNote(Value):
-    """Input of `note_hold`: what holds a model's changes now, or that nothing does."""
+    """Input of `note_hold`: the hold of a model's changes, or its end."""
 
     model: Name
     held: bool
     reason: Reason
-    """What holds them, or held them: only that ends."""
+    """The reason of the hold that begins or ends: only that one ends."""
     message: str = ""
     event: str = ""
-    """What happened, for the model's events; none is written where it is empty."""
+    """The text of the model's event; empty: no event is written."""
     pause: ControlAsked | None = None
-    """Who paused the model, for a pause: it is kept until it is resumed."""
+    """The author of a pause, kept until the model resumes."""

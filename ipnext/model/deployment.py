@@ -1,4 +1,4 @@
-"""What the infrastructure is told to run, and what it reports back."""
+"""Desired state for the infrastructure, and the state that it reports."""
 
 from collections.abc import Collection, Mapping
 from datetime import datetime
@@ -19,13 +19,13 @@ from ipnext.model.starting import EngineStart
 from ipnext.model.value import Name, Value
 
 SERVING_ENGINES: Final = frozenset({"vllm"})
-"""Engines that serve by themselves, each in a protocol of its own: vLLM in OpenAI's."""
+"""Engines with their own server and protocol: vLLM with OpenAI's."""
 
 DRAIN_SECONDS: Final = 10.0
-"""How long requests under way may go on when what answers them is to end, where nothing is said."""
+"""Default for the longest time that requests under way may take after their process was asked to end."""
 
 STREAM_DRAIN_SECONDS: Final = 300.0
-"""A generated answer streams for minutes: that long may one that is under way keep its replica, where nothing else is said."""
+"""The same default for parts whose generated answers stream for minutes."""
 
 
 class DeploymentKey(Value):
@@ -41,34 +41,34 @@ class DeploymentKey(Value):
 
 
 class HeldSnapshot(Value):
-    """A snapshot that each replica of a deployment holds, and the generations it answers for."""
+    """A snapshot that each replica of a deployment loads, and the generations for which it answers."""
 
     part: Name | None = None
-    """The segment of a split, or the adapter, that it is of; None: the deployment's part itself."""
+    """Its segment of a split, or its adapter; None: the deployment's part itself."""
     snapshot: int = Field(ge=1)
     digest: str
     uri: str
     generations: tuple[int, ...] = Field(min_length=1)
     signers: SignerPolicy | None = None
-    """Who has to have signed it; None for what the platform itself has cut."""
+    """Required signers; None for a snapshot that the platform itself has cut."""
     adapter: bool = False
     """Whether it is loaded into the engine of the deployment's part."""
     adapters: int = Field(default=0, ge=0)
-    """Adapters that stand on it in each of its generations: an engine has room for them from its start, or never."""
+    """Adapters based on it in each of its generations. An engine reserves room for them only at its start."""
 
     @property
     def content(self) -> str:
-        """What a process that has it can answer for: its digest, and whether it can take adapters."""
+        """The identity of its loaded form: its digest, and whether it can take adapters."""
         return loaded_content(self.digest, self.adapters)
 
 
 def loaded_content(digest: str, adapters: int) -> str:
-    """Names a loaded snapshot by what it can answer for."""
+    """Return the identity of a loaded snapshot: its digest, and the adapters that it has room for."""
     return f"{digest}+{adapters}" if adapters else digest
 
 
 class Deployment(Value):
-    """The wanted state of one replica set. Applying the same one twice changes nothing."""
+    """The desired state of one replica set. Applying it twice changes nothing."""
 
     key: DeploymentKey
     replicas: int = Field(ge=0)
@@ -79,30 +79,31 @@ class Deployment(Value):
     memory_bytes: int | None = None
     settings: Mapping[str, Any] = Field(default_factory=dict)
     drain_seconds: float | None = None
-    """Longest wait for requests in flight before a replica ends; None: the region's own."""
+    """Longest wait for requests in flight before a replica ends; None: the region's default."""
     holds: tuple[HeldSnapshot, ...] = ()
     own: Mapping[int, int] = Field(default_factory=dict)
-    """Generation -> processes that hold it and nothing else, `replicas` in all; empty: every process holds everything."""
+    """Generation -> processes with only that generation, `replicas` in total; empty: every process has everything."""
     swap: bool = False
-    """With `own`: a process that no generation has a place for goes over to one that lacks some, before new ones are started."""
+    """With `own`: a surplus process swaps to a generation that lacks processes, before new ones start."""
     swap_wait_seconds: float | None = None
-    """With `swap`: how long a request waits at most for a process that goes over; None: as long as requests in flight may take."""
+    """With `swap`: the longest wait of a request for a swapping process; None: the time that requests in flight
+    have."""
 
     @property
     def generations(self) -> tuple[int, ...]:
-        """All generations that the replicas answer for, ascending."""
+        """All generations that the replicas serve, ascending."""
         return tuple(sorted({g for held in self.holds for g in held.generations}))
 
     def pieces(self, generation: int) -> frozenset[str]:
-        """What the graph of a generation may call here: the part, or those of its segments that are held."""
+        """Return the names that the graph of a generation may call here: the part, or its loaded segments."""
         return frozenset(held.part or self.key.part for held in self.holds if generation in held.generations)
 
     def snapshots_of(self, generation: int) -> frozenset[tuple[str, int]]:
-        """Part or segment and number of all that is held for a generation."""
+        """Return the part or segment and the number of each snapshot loaded for a generation."""
         return frozenset((h.part or self.key.part, h.snapshot) for h in self.holds if generation in h.generations)
 
     def replicas_of(self, generation: int) -> int:
-        """Processes that hold a generation."""
+        """Return the number of processes with a generation."""
         if not self.own:
             return self.replicas if generation in self.generations else 0
         mine = self.snapshots_of(generation)
@@ -184,18 +185,18 @@ class Replica(Value):
 
     @property
     def going_over(self) -> str:
-        """Whereto, for people; empty where it stays."""
+        """The swap's target, for people; empty without a swap."""
         return f"goes over to generation {', '.join(map(str, self.coming))}" if self.coming else ""
 
     @property
     def doing(self) -> str:
-        """On what way it is, for people; empty where it stays and all that it has answers."""
+        """The replica's activity, for people; empty if it has no swap and all its engines answer."""
         going = [self.going_over] if self.going_over else []
         return "; ".join([*going, *(start.text for start in self.starts)])
 
     @property
     def note(self) -> str:
-        """All that a person should know of it now."""
+        """The replica's failures, message, activity and swaps, for people."""
         failures = [failure.message for failure in self.failures]
         told = [self.message] if self.message and not failures else []
         doing = [self.doing] if self.doing else []
@@ -203,15 +204,15 @@ class Replica(Value):
 
 
 class SnapshotFacts(Value):
-    """What a router has to know of a snapshot to let another one of the same part answer in its place."""
+    """The facts of a snapshot that a router needs to let another one of the same part answer in its place."""
 
     created_at: datetime
     signature: str
-    """Digest of its signature: only snapshots of one signature stand in for each other."""
+    """Digest of its signature: only snapshots with the same signature may replace each other."""
 
 
 class ServedGeneration(Value):
-    """What a router needs to answer with one generation of a model."""
+    """The data that a router needs to answer with one generation of a model."""
 
     generation: int
     graph: PartGraph
@@ -219,19 +220,19 @@ class ServedGeneration(Value):
     """Part -> snapshot number."""
     sync: SyncPolicy = SyncPolicy()
     facts: Mapping[str, SnapshotFacts] = Field(default_factory=dict)
-    """Part -> facts of its snapshot; a part that has none answers with exactly this snapshot."""
+    """Part -> facts of its snapshot; a part without facts answers with exactly this snapshot."""
     engines: Mapping[str, str] = Field(default_factory=dict)
-    """Part -> engine of those that serve by themselves: a router speaks their own protocol to them."""
+    """Part -> engine, for engines with their own server: a router uses their protocol."""
     routing: Mapping[str, RoutingPolicy] = Field(default_factory=dict)
-    """Part -> how a router picks one of its engines; `prefix` where nothing is said."""
+    """Part -> the router's policy for the choice of an engine; default `prefix`."""
     contexts: Mapping[str, int] = Field(default_factory=dict)
-    """Part -> most tokens that a prompt and its answer have together, where the manifest says it."""
+    """Part -> most tokens of a prompt and its answer together, if the manifest states it."""
     handoff: Handoff | None = None
-    """Of the parts that serve by themselves: the two that answer a request one after the other."""
+    """The two parts with their own servers that answer a request one after the other."""
     adapters: Mapping[str, ServedAdapter] = Field(default_factory=dict)
-    """Part that is an adapter -> how its engines know it."""
+    """Part that is an adapter -> its name in its engines."""
     inputs: tuple[TensorSpec, ...] = ()
-    """Tensors that an OpenAI request brings beside its prompt, for the nodes of a graph that ends in one that generates."""
+    """Tensors of an OpenAI request beside its prompt, for the nodes of a graph that ends in a generator."""
 
 
 class RouteShare(Value):
@@ -243,10 +244,10 @@ class RouteShare(Value):
 
 
 class RouteTable(Value):
-    """How the gateway of `region` answers requests for `model`. A later revision replaces an earlier one.
+    """The rules by which the gateway of `region` answers requests for `model`. A later revision replaces an earlier one.
 
-    `shares` choose region and generation by weight; `served` lists every generation that the region's router may
-    answer with, those without traffic included (a client may pin them by header).
+    `shares` choose region and generation by weight; `served` lists every generation that the region's router may answer
+    with, including those without traffic (a client may pin them by header).
     """
 
     model: Name
@@ -255,31 +256,35 @@ class RouteTable(Value):
     shares: tuple[RouteShare, ...]
     served: tuple[ServedGeneration, ...]
     access: PredictionAccess = "open"
-    """What the manifest said as the table was made. The region's access list says it as it is now, and wins if it has the model."""
+    """The manifest's access at the time of the table. The region's access list is newer and wins if it has the
+    model."""
     unmet_rules: tuple[str, ...] = ()
-    """Rules of the plan that leave the region's users without a region to serve them; read only if `shares` is empty.
-    Of a model that has never served: why it has not."""
+    """Rules of the plan that leave the region's users without a serving region; read only if `shares` is empty. For
+    a model that has never served: the reason."""
 
     @property
     def refuses(self) -> bool:
-        """Whether it sends nobody anywhere and lists no generation: all that it says is why."""
+        """Whether the table has no shares and lists no generation: it only states the reason."""
         return not self.shares and not self.served
 
 
 class AsideTraffic(Value):
-    """Requests of a generation that say nothing of it: clients chose it, or their deadline was too short for any. Gates leave them out."""
+    """Requests that are no evidence about a generation: pinned by clients, or with too short a deadline.
+
+    Gates leave them out.
+    """
 
     requests: int = 0
     errors: int = 0
     non_finite: int = 0
     latency: Mapping[int, int] = Field(default_factory=dict)
-    """Buckets as of GenerationTraffic, here and below."""
+    """Buckets as in GenerationTraffic, here and below."""
     first_token: Mapping[int, int] = Field(default_factory=dict)
     token: Mapping[int, int] = Field(default_factory=dict)
 
 
 class GenerationTraffic(Value):
-    """Requests of one generation as the region's router counted them since it started."""
+    """Requests of one generation as the region's router counted them since its start."""
 
     model: Name
     generation: int
@@ -287,38 +292,38 @@ class GenerationTraffic(Value):
     errors: int = 0
     """Answers with a 5xx status."""
     non_finite: int = 0
-    """Answers that held NaN or infinity though their requests did not."""
+    """Answers with NaN or infinity whose requests had none."""
     in_flight: int = 0
     latency_seconds_sum: float = 0.0
     latency: Mapping[int, int] = Field(default_factory=dict)
-    """Bucket of `ipnext.model.sketch.LATENCY_SECONDS` -> answers with status 200 that took so long."""
+    """Bucket of `ipnext.model.sketch.LATENCY_SECONDS` -> answers with status 200 and that latency."""
     first_token: Mapping[int, int] = Field(default_factory=dict)
-    """The same of the time to the first piece, for those that streamed."""
+    """The same for the time to the first piece of streamed answers."""
     token: Mapping[int, int] = Field(default_factory=dict)
-    """The same of the mean time between two pieces of one answer."""
+    """The same for the mean time between two pieces of an answer."""
     predictions: Mapping[str, PredictionSketch] = Field(default_factory=dict)
     """Output -> sketch of its numbers, from sampled answers with status 200 to requests that are not `aside`."""
     aside: AsideTraffic = Field(default_factory=AsideTraffic)
-    """Those of all these that gates leave out."""
+    """The subset of these counts that gates leave out."""
 
 
 class RegionState(Value):
-    """What one region reports."""
+    """The report of one region."""
 
     region: Name
     gateway_url: str
     peer_url: str = ""
-    """Where the gateways of other regions send requests to this one's."""
+    """The address to which gateways of other regions send requests for this one."""
     replicas: tuple[Replica, ...] = ()
     routes: Mapping[str, int] = Field(default_factory=dict)
-    """Model -> revision of the route table that its gateway follows."""
+    """Model -> revision of the route table in use at its gateway."""
     traffic: tuple[GenerationTraffic, ...] = ()
     token: str = ""
-    """Names what replicas and routes are now, for `Infrastructure.await_change`. Empty: the look was at
-    all models, or the region does not tell."""
+    """Identifies the state of replicas and routes, for `Infrastructure.await_change`. Empty: the report covers all
+    models, or the region does not support it."""
 
     def only(self, models: Collection[str] | None) -> "RegionState":
-        """What it tells of some models; None: of all."""
+        """Return the report limited to some models; None: all."""
         if models is None:
             return self
         return RegionState(
@@ -332,7 +337,7 @@ class RegionState(Value):
 
 
 class HostedSnapshot(Value):
-    """One snapshot that a host process is asked to hold."""
+    """One snapshot that a host process has to load."""
 
     model: Name
     part: Name
@@ -344,48 +349,48 @@ class HostedSnapshot(Value):
     signers: SignerPolicy | None = None
     settings: Mapping[str, Any] = Field(default_factory=dict)
     adapter_of: Name | None = None
-    """Of an adapter: the part in whose engines it is loaded."""
+    """For an adapter: the part whose engines load it."""
     adapters: int = Field(default=0, ge=0)
-    """Adapters that stand on it in each of its generations."""
+    """Adapters based on it in each of its generations."""
     swap: bool = False
-    """Whether its engine may go over to it from another snapshot of the part, or from it to another one."""
+    """Whether its engine may swap to it from another snapshot of the part, or from it to another one."""
 
     @property
     def content(self) -> str:
-        """As of HeldSnapshot."""
+        """As in HeldSnapshot."""
         return loaded_content(self.digest, self.adapters)
 
 
 class HostHolds(Value):
-    """Body of `PUT /control/holds` of a host: everything it shall hold; the rest it unloads once unused."""
+    """Body of `PUT /control/holds` of a host: all snapshots that it has to load; it unloads others once they are unused."""
 
     holds: tuple[HostedSnapshot, ...]
     drain_seconds: float | None = None
-    """How long requests may go on with what is unloaded by this; None: the host's own."""
+    """Longest time for requests to snapshots that this body unloads; None: the host's default."""
     ending_seconds: float | None = None
-    """How long they may go on when the host itself is told to end; None: the host's own."""
+    """Longest time for requests after the host itself was asked to end; None: the host's default."""
     coming: tuple[HostedSnapshot, ...] = ()
-    """What it shall fetch and check, to hold it soon in the place of another snapshot."""
+    """Snapshots to fetch and check, which will soon replace others."""
     stamp: str = ""
-    """A word of the agent that nobody else knows: by it the agent sees whether the host follows its own holds."""
+    """A secret of the agent: it shows the agent whether the host follows this agent's holds."""
 
     @property
     def stamped(self) -> str:
-        """What the host's state says of the stamp, from which it cannot be had."""
+        """The digest of the stamp in the host's state, which does not reveal the stamp."""
         return sha256(self.stamp.encode()).hexdigest()
 
 
 class HeldGeneration(Value):
-    """A generation of a part that a host answers for."""
+    """A generation of a part for which a host answers."""
 
     model: Name
     part: Name
     generation: int
     snapshot: int
     url: str | None = None
-    """Where an engine that serves by itself, such as vLLM, answers for it; None: the host does."""
+    """The address of an engine with its own server, such as vLLM; None: the host answers."""
     answers_as: str | None = None
-    """What that engine writes into its answers as `model`, which proves its snapshot; None: not known."""
+    """The `model` that the engine writes into its answers, which proves its snapshot; None: unknown."""
 
 
 class HostFailure(Value):
@@ -412,7 +417,7 @@ class HostMemoryState(Value):
     """A host's memory in bytes. Without a budget nothing is refused."""
 
     used_bytes: int
-    """Of the whole process, its snapshots included."""
+    """Memory of the whole process, its snapshots included."""
     budget_bytes: int | None = None
     snapshots: tuple[SnapshotMemory, ...] = ()
 
@@ -426,48 +431,51 @@ class HostState(Value):
     in_flight: int = 0
     draining: bool = False
     stamped: str | None = None
-    """As of the holds that it was sent last; None: it was sent none, or does not tell."""
+    """The digest of the last holds' stamp; None: the host received none, or does not support it."""
     fetched: tuple[str, ...] = ()
-    """Digests of what is `coming` and has been fetched and checked."""
+    """Digests of `coming` snapshots that were fetched and checked."""
     swaps: tuple[EngineSwap, ...] = ()
     """The last swap of each engine."""
     starts: tuple[EngineStart, ...] = ()
-    """Engines that do not answer yet, those that only have to be fetched included."""
+    """Engines that do not answer yet, including those that only have to be fetched."""
     memory: HostMemoryState | None = None
     revision: int = 0
-    """Rises when a load ends: `GET /control/state/after/{revision}` answers once it has risen. 0: the host does not tell."""
+    """Rises when a load ends: `GET /control/state/after/{revision}` answers once it has risen. 0: unsupported by the
+    host."""
 
 
 class PartEndpoint(Value):
-    """A process that answers for generations of a part: a host, or the engine that it runs."""
+    """A process that answers for generations of a part: a host, or its engine."""
 
     part: Name
     url: str
     generations: tuple[int, ...]
     answers_as: str | None = None
-    """What an engine writes into its answers as `model`; routers pass on no answer with another name. None: not checked."""
+    """The `model` that an engine writes into its answers; routers reject answers with another name. None: not
+    checked."""
 
 
 class RoutedModel(Value):
-    """All that a router knows of one model."""
+    """A router's data about one model."""
 
     model: Name
     served: tuple[ServedGeneration, ...]
     endpoints: tuple[PartEndpoint, ...] = ()
     swap: bool = False
-    """Whether processes go over from one generation to another: what no client has pinned may be answered by either then."""
+    """Whether processes swap from one generation to another: then either may answer a request that no client has
+    pinned."""
     coming: tuple[int, ...] = ()
-    """Generations that processes are going over to: a request that finds no engine may wait for them."""
+    """Generations to which processes are swapping: a request that finds no engine may wait for them."""
     drain_seconds: float = Field(default=DRAIN_SECONDS, ge=0)
-    """How long requests under way may go on when what answers them leaves, or the router is to end."""
+    """Longest time for requests under way after their process leaves, or after the router was asked to end."""
     swap_wait_seconds: float = Field(default=STREAM_DRAIN_SECONDS, ge=0)
-    """How long a request waits at most for a process that goes over."""
+    """Longest wait of a request for a swapping process."""
     access: PredictionAccess = "open"
-    """As of the route table."""
+    """As in the route table."""
 
 
 class RouterTable(Value):
-    """The file that a router follows (renamed into place by the region's agent)."""
+    """The router's input file (renamed into place by the region's agent)."""
 
     revision: int = Field(ge=0)
     region: Name
@@ -481,6 +489,6 @@ class RouterState(Value):
     """Revision of the router table in use."""
     traffic: tuple[GenerationTraffic, ...] = ()
     engines: Mapping[str, int] = Field(default_factory=dict)
-    """URL of an engine that serves by itself -> requests that it has from this router; those without any are left out."""
+    """URL of an engine with its own server -> its requests from this router; engines without requests are left out."""
     draining: bool = False
-    """Whether it is about to end: it takes nothing new, and finishes what it has."""
+    """Whether it is about to end: it accepts nothing new, and finishes the requests under way."""

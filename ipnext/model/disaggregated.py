@@ -1,4 +1,4 @@
-"""Prefill and decode as two parts of one model: which parts make the pair, what both agree on, and the graph between them. Pure."""
+"""Prefill and decode as two parts of one model: the pair, the settings on which both agree, and their graph. Pure."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -9,17 +9,21 @@ from ipnext.model.registry import REQUEST, GraphNode, PartGraph, source_node
 
 PROMPT: Final = "prompt"
 TEXT: Final = "text"
-"""Input and output of a part that generates, as checkpoints have them."""
+"""Input and output of a part that generates, as checkpoints name them."""
 
 _ALIKE: Final = ("dtype", "max_model_len")
-"""Settings that decide what a key or a value is, or which requests both parts take."""
+"""Settings that determine the form of keys and values, or the requests that both parts accept."""
 
 Parts = Sequence[tuple[str, VllmSettings | None]]
 """Name and settings of each part in a manifest's order; None for a part of another engine."""
 
 
 def handoff_of(parts: Parts) -> Handoff | None:
-    """The pair of a model; None where no part has `kvTransfer`. ValueError names part and setting."""
+    """Return the pair of a model; None if no part has `kvTransfer`.
+
+    Raises:
+        ValueError: it names the part and the setting.
+    """
     found: dict[KvRole, tuple[int, VllmSettings]] = {}
     for index, (name, settings) in enumerate(parts):
         if settings is None or settings.kv_transfer is None:
@@ -61,14 +65,18 @@ def _field(index: int) -> str:
 
 
 def handoff_graph(handoff: Handoff) -> PartGraph:
-    """The graph of a model that is such a pair and nothing else."""
+    """Return the graph of a model that consists of such a pair and nothing else."""
     prefill = GraphNode(name=handoff.prefill, part=handoff.prefill, inputs={PROMPT: f"{REQUEST}.{PROMPT}"})
     decode = GraphNode(name=handoff.decode, part=handoff.decode, inputs={PROMPT: f"{handoff.prefill}.{TEXT}"})
     return PartGraph(nodes=(prefill, decode), outputs={TEXT: f"{handoff.decode}.{TEXT}"})
 
 
 def check_graph(handoff: Handoff, graph: PartGraph) -> None:
-    """ValueError where a graph does not lead from the one part to the other, and from there to the answer."""
+    """Check that a graph leads from the prefill part to the decode part, and from there to the answer.
+
+    Raises:
+        ValueError: it does not.
+    """
     prefill, decode = (_node_of(graph, part) for part in (handoff.prefill, handoff.decode))
     source = f"{prefill.name}.{TEXT}"
     if decode.inputs.get(PROMPT) != source:

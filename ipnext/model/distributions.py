@@ -1,22 +1,23 @@
-"""Two distributions told apart by their bucket counts, and by how much chance alone would. Pure."""
+"""The difference of two distributions by their bucket counts, and the difference that chance explains. Pure."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 GROUPS = 10
-"""Groups of about equal weight that a population stability index compares."""
+"""Groups of about equal weight in a population stability index."""
 _Z = 3.09
-"""Normal quantile of 99.9 %: what chance explains is seldom more."""
+"""Normal quantile of 99.9 %: chance seldom explains more."""
 
 Counts = Mapping[int, float]
-"""Bucket -> how many; whole numbers, or weighted ones."""
+"""Bucket -> count; whole or weighted numbers."""
 
 
 def quantile(counts: Counts, bounds: Sequence[float], share: float) -> float:
-    """The value that `share` of all lie below, even within its bucket; the last bound for what lies beyond. 0 of none.
+    """Return the value that the fraction `share` of all lies below; 0 if there are none.
 
-    Bucket i lies between bounds[i-1] (0 for the first) and bounds[i], as in Prometheus' histogram_quantile.
+    Counts are spread evenly within a bucket; beyond the last bound the result is that bound. Bucket i lies between
+    bounds[i-1] (0 for the first) and bounds[i], as in Prometheus' histogram_quantile.
     """
     wanted = share * sum(counts.values())
     below = 0.0
@@ -29,7 +30,7 @@ def quantile(counts: Counts, bounds: Sequence[float], share: float) -> float:
 
 
 def above(counts: Counts, bounds: Sequence[float], limit: float) -> float:
-    """How many lie above `limit`: even within its bucket, so that it agrees with `quantile`."""
+    """Return the count above `limit`: spread evenly within its bucket, in agreement with `quantile`."""
     found = 0.0
     for bucket, count in counts.items():
         low, high = _ends(bucket, bounds)
@@ -46,7 +47,7 @@ def _ends(bucket: int, bounds: Sequence[float]) -> tuple[float, float]:
 
 
 def at_least(bad: float, count: float) -> float:
-    """The rate that lies behind `bad` of `count` almost surely: lower end of Wilson's interval (1927) at z = 3.09."""
+    """Return the almost certain minimum of the rate behind `bad` of `count`: lower end of Wilson's interval (1927) at z = 3.09."""
     if count <= 0 or bad <= 0:
         return 0.0
     rate, z2 = min(1.0, bad / count), _Z * _Z
@@ -57,22 +58,22 @@ def at_least(bad: float, count: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A measure of how far two samples lie apart, and the part of it that chance may explain."""
+    """A measure of the distance of two samples, and the part of it that chance may explain."""
 
     size: float
     chance: float
 
     @property
     def sure(self) -> float:
-        """What is left beyond chance."""
+        """The difference beyond chance."""
         return max(0.0, self.size - self.chance)
 
 
 def stability_index(new: Counts, old: Counts, *, noise: float) -> Difference:
-    """The population stability index of two samples: sum of (p - q) ln(p / q) over groups of buckets.
+    """Return the population stability index of two samples: sum of (p - q) ln(p / q) over groups of buckets.
 
-    Groups hold about a tenth of both samples together; half a value is added to each, so that none is empty. `noise` is
-    1/n + 1/m for n and m independent answers: of samples of one distribution the index is chi-square with one degree
+    Groups have about a tenth of both samples together; half a value is added to each, so that none is empty. `noise` is
+    1/n + 1/m for n and m independent answers: for samples of one distribution the index is chi-square with one degree
     less than groups, times that (Yurdakul, Statistical Properties of Population Stability Index, 2018).
     """
     groups = _grouped(new, old)
@@ -85,7 +86,10 @@ def stability_index(new: Counts, old: Counts, *, noise: float) -> Difference:
 
 
 def _grouped(new: Counts, old: Counts) -> list[tuple[float, float]]:
-    """Counts of both in neighbouring buckets, joined until they hold their tenth. A bucket that does alone stays alone."""
+    """Return counts of both in neighbouring buckets, joined until they reach a tenth.
+
+    A bucket that reaches it alone stays alone.
+    """
     new_total, old_total = sum(new.values()) or 1.0, sum(old.values()) or 1.0
     groups: list[tuple[float, float]] = []
     weight = 2.0
@@ -102,7 +106,7 @@ def _grouped(new: Counts, old: Counts) -> list[tuple[float, float]]:
 
 
 def _chi_square(degrees: int) -> float:
-    """The 99.9 % quantile, by Wilson and Hilferty (1931)."""
+    """Return the 99.9 % quantile, by Wilson and Hilferty (1931)."""
     if degrees < 1:
         return 0.0
     spread = 2 / (9 * degrees)
@@ -118,9 +122,10 @@ class Moments:
 
 
 def mean_shift(new: Moments, old: Moments, *, noise: float) -> Difference:
-    """The standardised mean difference: that of the means over the root of the mean variance. `noise` as above.
+    """Return the standardised mean difference: that of the means over the root of the mean variance.
 
-    A millionth of the mean is the least deviation that counts, so that constant outputs may differ in last bits.
+    `noise` is as in `stability_index`. A millionth of the mean is the least deviation, so that constant outputs may
+    differ in their last bits.
     """
     least = 1e-6 * max(abs(new.mean), abs(old.mean))
     deviation = math.sqrt((new.variance + old.variance) / 2 + least * least)
@@ -129,7 +134,7 @@ def mean_shift(new: Moments, old: Moments, *, noise: float) -> Difference:
 
 
 def moments(parts: Iterable[tuple[float, float, float, float]]) -> Moments:
-    """Of weighted samples, each a weight, how many, their sum and sum of squares. Weights add up to 1."""
+    """Return the moments of weighted samples: each a weight, a count, a sum and a sum of squares. Weights add up to 1."""
     found = tuple(parts)
     mean = sum(weight * total / count for weight, count, total, _ in found)
     square = sum(weight * squares / count for weight, count, _, squares in found)

@@ -1,4 +1,4 @@
-"""Reads YAML that a person wrote, in which each mapping names a key once: PyYAML takes the last of two without a word."""
+"""Reads YAML written by a person, with unique keys in each mapping: PyYAML silently takes the last of two."""
 
 from typing import Any, Final
 
@@ -7,11 +7,11 @@ import yaml
 from ipnext.errors import InvalidInput
 
 NOT_YAML: Final = (yaml.YAMLError, ValueError, RecursionError)
-"""What PyYAML raises: ValueError for a date or number that is none, RecursionError for what is nested too deeply."""
+"""Errors of PyYAML: ValueError for an invalid date or number, RecursionError for too deep nesting."""
 
 
 def read_documents(text: str) -> tuple[Any, ...]:
-    """Read every document. Raises InvalidInput, for a doubled key with its name and lines."""
+    """Return every document of a text. Raises InvalidInput, for a duplicate key with its name and lines."""
     try:
         return tuple(yaml.load_all(text, Loader=_Loader))
     except NOT_YAML as error:
@@ -21,7 +21,7 @@ def read_documents(text: str) -> tuple[Any, ...]:
 
 class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Refuse a key that stands twice, before merge keys (`<<`) are resolved: those may be overridden. InvalidInput."""
+        """Refuse a duplicate key, before merge keys (`<<`) are resolved: those may be overridden. Raises InvalidInput."""
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:

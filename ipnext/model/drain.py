@@ -1,4 +1,4 @@
-"""Drains: a region is taken out of service, planned or after it was lost, and brought back."""
+"""Drains: a region is taken out of service, either planned or after its loss, and brought back."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -28,7 +28,7 @@ class DrainState(StrEnum):
 
     @property
     def over(self) -> bool:
-        """True where the region is in service."""
+        """True if the region is in service."""
         return self in {DrainState.REFUSED, DrainState.RETURNED}
 
 
@@ -62,25 +62,25 @@ class Drain(Value):
 
     @property
     def holds(self) -> bool:
-        """True while the region's supply counts as nothing. A lost region is out from the moment it is recorded."""
+        """True while the region's supply counts as nothing. A lost region is out of service once its drain is recorded."""
         if self.disaster:
             return not self.state.over
         return self.state in {DrainState.DRAINING, DrainState.DRAINED, DrainState.RETURNING}
 
     @property
     def lost(self) -> bool:
-        """True while nothing is asked of the region's agent and gateway."""
+        """True while the platform sends no calls to the region's agent and gateway."""
         return self.disaster and self.holds
 
 
 class DrainInput(Value):
-    """Input of workflow `drain` and of its activities: what was asked lies in the store."""
+    """Input of workflow `drain` and of its activities: the request itself is in the store."""
 
     region: Name
 
 
 class DrainSeen(Value):
-    """Answer of the activities of a drain: where it stands now."""
+    """Answer of the activities of a drain: its present state."""
 
     state: DrainState
     disaster: bool = False
@@ -91,7 +91,7 @@ class DrainSeen(Value):
     misrouted: int = 0
     """Route tables that send traffic to a lost region: they have to be sent around it (again)."""
     known: bool = True
-    """False where the region was never drained."""
+    """False if the region was never drained."""
 
 
 class DrainRequest(Written):
@@ -121,16 +121,16 @@ class DrainView(Drain):
 
     @classmethod
     def of(cls, drain: Drain, *, run_url: str, replicas_running: int | None) -> "DrainView":
-        """The view of a drain. `replicas_running`: as the region reports; None if it does not answer or was not asked."""
+        """Return the view of a drain. `replicas_running`: as the region reports; None without an answer or a call."""
         view = cls(**drain.model_dump(), run_url=run_url, replicas_running=replicas_running)
         status = status_of(drain.state, lost=drain.lost, answers=replicas_running is not None)
         return view.model_copy(update={"status": status, "summary": sentence_of(view)})
 
 
 def status_of(state: DrainState, *, lost: bool, answers: bool = False) -> str:
-    """A drain's state in a few words. A lost region is never called drained: it is asked nothing, so it may serve on.
+    """Return a drain's state in a few words. A lost region is never called drained: it may still serve, as nobody calls it.
 
-    `lost`: it is declared lost and not back. `answers`: its agent reports all the same.
+    `lost`: it is declared lost and not back. `answers`: its agent reports nevertheless.
     """
     if not lost:
         return "back" if state is DrainState.RETURNED else state.value
@@ -139,7 +139,7 @@ def status_of(state: DrainState, *, lost: bool, answers: bool = False) -> str:
 
 
 def sentence_of(view: "DrainView") -> str:
-    """A drain in one sentence, the same in every view: `region eu-west is declared lost, answers still: ...`."""
+    """Return a drain as one sentence, the same in every view: `region eu-west is declared lost, answers still: ...`."""
     told = [view.message or _left(view)] if view.message or view.models_left else []
     if view.lost and view.replicas_running is not None:
         told.append(_answering(view, view.replicas_running))
@@ -148,7 +148,7 @@ def sentence_of(view: "DrainView") -> str:
 
 
 def _answering(drain: Drain, running: int) -> str:
-    """What the agent of a lost region reports all the same."""
+    """Return the report of a lost region's agent, in words."""
     if not running:
         return "its agent answers and reports no replicas"
     serving = (

@@ -1,7 +1,7 @@
 """Allow lists for `settings.extraArgs` and `settings.environment` of a vLLM part: a manifest tunes an engine and runs no code.
 
-Names are those of vLLM 0.32. Everything that is not listed is refused: vLLM takes abbreviations of its arguments, and loads
-modules, files and native libraries that arguments and variables name. Who runs the hosts may allow more names
+Names are those of vLLM 0.32. All unlisted names are refused: vLLM accepts abbreviations of its arguments, and loads
+modules, files and native libraries that arguments and variables name. An operator of hosts may allow more names
 (`EngineAllowances`), on the API and on each agent.
 """
 
@@ -16,12 +16,12 @@ from typing import Final
 from ipnext.model.engine_settings import VllmSettings
 
 _SHOWN: Final = 5
-"""So many allowed names are in an error text: the nearest ones."""
+"""The number of allowed names in an error text: the nearest ones."""
 
 MANY_VALUES: Final = 1000
-"""An argument that an operator allows may have so many values."""
+"""The most values of an argument that an operator allows."""
 _VALUE: Final = re.compile(r"(?!-).*|-\d*\.?\d+", re.DOTALL)
-"""A word that is a value and no argument, as argparse takes it."""
+"""A word that argparse takes as a value, not as an argument."""
 
 _FLAG: Final = None
 _WHOLE: Final = r"-?\d{1,18}"
@@ -30,7 +30,7 @@ _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 """No dot and no slash: neither a class nor a path."""
 _SCALAR: Final = r'(-?\d{1,18}(\.\d{1,18})?|true|false|"[A-Za-z0-9_-]{0,64}")'
 _SCALARS: Final = rf'\{{\s*("[a-z_]+"\s*:\s*{_SCALAR}\s*(,\s*(?!\}})|(?=\}})))*\}}'
-"""A JSON object of names to numbers, truth values and names."""
+"""A JSON object of names to numbers, booleans and names."""
 
 
 def _either(names: Iterable[str]) -> Iterator[str]:
@@ -112,7 +112,7 @@ ARGUMENTS: Final[Mapping[str, str | None]] = MappingProxyType(
         "--tokenizer-mode": "auto|hf|mistral|slow",
     }
 )
-"""Argument -> what its value must match as a whole; None: it has no value."""
+"""Argument -> pattern of its whole value; None: it has no value."""
 
 _TEXT: Final = r"[A-Za-z0-9_.,:^=+|-]{0,200}"
 """Value of a variable: no slash, so no path and no URL."""
@@ -143,20 +143,24 @@ VARIABLES: Final = frozenset(
         *("VLLM_USE_V2_MODEL_RUNNER", "VLLM_XGRAMMAR_CACHE_MB"),
     }
 )
-"""Variables that a manifest may set. None loads a library or a module, names a file, or opens a route."""
+"""Variables that a manifest may set. None of them loads a library or a module, names a file, or opens a route."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineAllowances:
-    """Names beyond the allow lists that an operator allows, each with any value: it opens hosts to code of manifests."""
+    """Names beyond the allow lists that an operator allows, each with any value: this lets manifests run code on hosts."""
 
     arguments: tuple[str, ...] = ()
     """Arguments of vLLM, such as `--speculative-config`."""
     variables: tuple[str, ...] = ()
-    """Variables of its environment."""
+    """Environment variables of vLLM."""
 
     def check(self, settings: VllmSettings) -> None:
-        """Refuse settings that are neither listed nor allowed. ValueError names the field, the value and the nearest names."""
+        """Refuse settings that are neither listed nor allowed.
+
+        Raises:
+            ValueError: it has the field, the value and the nearest names.
+        """
         self._check_arguments(settings.extra_args)
         for name, value in settings.environment.items():
             self._check_variable(name, value)
@@ -172,7 +176,7 @@ class EngineAllowances:
             self._check_value(name, values[0] if values else None)
 
     def _opened(self, name: str) -> bool:
-        """Whether an operator allows the argument, or the one that it is a key of (`--speculative-config.method`)."""
+        """Return whether an operator allows the argument, or its parent key (`--speculative-config.method`)."""
         return name.partition(".")[0] in self.arguments
 
     def _check_value(self, name: str, value: str | None) -> None:
@@ -201,7 +205,7 @@ class EngineAllowances:
 
 
 NO_ALLOWANCES: Final = EngineAllowances()
-"""The allow lists and nothing more."""
+"""The allow lists without additions."""
 
 
 def _not_listed(name: str, allowed: Sequence[str]) -> str:
