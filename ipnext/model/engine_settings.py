@@ -1,4 +1,4 @@
-"""The settings of a part, by its engine: written in its manifest, checked there, and again by the host that runs the engine."""
+"""The settings of a part, by engine: written in its manifest, checked there, and again by the host that runs the engine."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
@@ -20,7 +20,7 @@ OWN_ARGUMENTS: Final = (
     *("--nnodes", "--node-rank", "--master-addr", "--master-port", "--headless", "--device-memory-utilization"),
     "--disable-uvicorn-access-log",
 )
-"""Arguments of vLLM that IPnext gives itself: `extraArgs` must not name them, whatever an operator allows."""
+"""Arguments of vLLM that IPnext sets itself: `extraArgs` must not have them, even if an operator allows them."""
 
 _OF_THE_ROLLOUT: Final = ("drainSeconds", "drain_seconds")
 
@@ -28,7 +28,7 @@ GIB: Final = 2**30
 
 
 class VllmSettings(Written):
-    """How vLLM serves a part. What is left out is vLLM's own choice."""
+    """The way vLLM serves a part. vLLM chooses settings that are left out."""
 
     max_model_len: int | None = Field(default=None, ge=1)
     """Longest prompt and answer together, in tokens."""
@@ -51,17 +51,17 @@ class VllmSettings(Written):
     """`pooling`: the part embeds."""
     enable_prefix_caching: bool | None = None
     kv_transfer: KvTransferSettings | None = None
-    """Prefill and decode are two parts; what this one is of both."""
+    """This part's role, if prefill and decode are two parts."""
     max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
-    """Highest rank of the adapters that stand on the part; room for it is kept on the device."""
+    """Highest rank of the adapters based on the part; the device reserves room for it."""
     routing: RoutingSettings | None = None
-    """How the router picks one of the part's engines; nothing of vLLM's own, and the host is not told."""
+    """The router's choice of one of the part's engines; neither vLLM nor the host receives it."""
     extra_args: tuple[str, ...] = ()
-    """Further arguments of vLLM, as on its command line. Which ones: `ipnext.model.engine_allowances`."""
+    """Further arguments of vLLM, as on its command line. The allowed ones: `ipnext.model.engine_allowances`."""
     environment: Mapping[str, str] = Field(default_factory=dict)
-    """Further variables of its environment. Which ones: `ipnext.model.engine_allowances`."""
+    """Further environment variables of vLLM. The allowed ones: `ipnext.model.engine_allowances`."""
     start_seconds: float = Field(default=600.0, gt=0, le=LONGEST_SECONDS)
-    """Longest time from its start to a good first answer."""
+    """Longest time from its start to a valid first answer."""
     grace_seconds: float = Field(default=10.0, gt=0, le=LONGEST_SECONDS)
     """From SIGTERM to SIGKILL."""
 
@@ -88,7 +88,7 @@ class VllmSettings(Written):
         return self
 
     def _unfit_for_files(self) -> Iterator[str]:
-        """What vLLM's example connector answers wrongly, or dies of."""
+        """Yield settings that make vLLM's example connector answer wrongly, or crash."""
         if self.devices > 1:
             yield f"tensorParallelSize, pipelineParallelSize: {self.devices} devices write the same files; 1 is allowed"
         if self.enable_prefix_caching:
@@ -102,7 +102,7 @@ class VllmSettings(Written):
 
     @property
     def kv_cache_bytes(self) -> int:
-        """Memory for keys and values on all devices; 0 where vLLM chooses."""
+        """Memory for keys and values on all devices; 0 if vLLM chooses."""
         return int((self.kv_cache_gib or 0) * GIB) * self.devices
 
     @property
@@ -112,14 +112,14 @@ class VllmSettings(Written):
 
 
 class BatchingSettings(Written):
-    """Written as `batching: {maxRows: 512, latencyMs: 10}`: how much one pass may take on."""
+    """Written as `batching: {maxRows: 512, latencyMs: 10}`: the limits of one pass."""
 
     model_config = Written.model_config | {"populate_by_name": False}
 
     max_rows: int = Field(default=512, gt=0, strict=True)
     """Rows of a pass."""
     latency_ms: float = Field(default=10.0, gt=0, strict=True)
-    """Milliseconds that a pass is predicted to take."""
+    """Predicted milliseconds of a pass."""
 
 
 def _batching(given: object) -> object:
@@ -139,14 +139,14 @@ def _compile(given: object) -> object:
 
 
 class TorchSettings(Written):
-    """How the torch engine serves a part."""
+    """The way the torch engine serves a part."""
 
     threads: int = Field(default=1, ge=1, strict=True)
-    """torch's threads within one operation, of the host's process."""
+    """torch's threads within one operation, in the host's process."""
     batching: Annotated[BatchingSettings | None, BeforeValidator(_batching)] = BatchingSettings()
-    """What one pass may take on; `false`: each request has a pass of its own."""
+    """The limits of one pass; `false`: each request has a pass for itself."""
     compile: Annotated[Any, BeforeValidator(_compile)] = False
-    """Whether hosts may run the library of a compiled snapshot; a mapping is for what compiles, and as good as true."""
+    """Whether hosts may run the library of a compiled snapshot; a mapping is for the compiler, and counts as true."""
 
 
 _Settings = TypeVar("_Settings", VllmSettings, TorchSettings)
@@ -158,12 +158,16 @@ _NESTED: Final[Mapping[type[Written], Mapping[str, type[Written]]]] = {
 
 
 def vllm_settings(settings: Mapping[str, Any]) -> VllmSettings:
-    """Check the settings of a part. ValueError names the key, and the allowed ones where it is unknown."""
+    """Return the checked settings of a part.
+
+    Raises:
+        ValueError: it has the key, and the allowed keys if it is unknown.
+    """
     return _checked(VllmSettings, "vllm", settings)
 
 
 def torch_settings(settings: Mapping[str, Any]) -> TorchSettings:
-    """The same for a part of engine `torch`."""
+    """Return the checked settings of a part of engine `torch`, as `vllm_settings` does."""
     return _checked(TorchSettings, "torch", settings)
 
 
@@ -175,7 +179,7 @@ def _checked(model: type[_Settings], engine: str, settings: Mapping[str, Any]) -
 
 
 def _told(fault: ErrorDetails, model: type[Written], engine: str) -> str:
-    """A fault as one line."""
+    """Return a fault as one line."""
     key = ".".join(str(step) for step in fault["loc"])
     given = f"(got {fault['input']!r:.100})"
     nested = _NESTED[model].get(key.partition(".")[0])

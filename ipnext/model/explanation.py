@@ -1,7 +1,8 @@
-"""Why a plan is as it is, what stands in the way of more, and what a change would do: as data.
+"""The reasons for a plan, the limits that prevent a better one, and the effect of a change: as data.
 
-`planner.explain.explanation`, `planner.explain.conflict`, `planner.explain.what_if` and `planner.cli.charts` make these values; the command writes
-them. Rules are named as in plans (docs/planner.md). Money is $/h, units are units of a hardware kind.
+`planner.explain.explanation`, `planner.explain.conflict`, `planner.explain.what_if` and `planner.cli.charts` make these
+values; the command prints them. Rules are named as in plans (docs/planner.md). Money is $/h, units are units of a
+hardware kind.
 """
 
 from typing import Literal
@@ -13,7 +14,7 @@ from ipnext.model.value import Value
 
 
 class Figures(Value):
-    """What a plan costs and serves. The objective is the sum of the four costs."""
+    """A plan's cost and service. The objective is the sum of the four costs."""
 
     objective: float
     cost_per_hour: float
@@ -37,43 +38,43 @@ class SupplyUse(Value):
     units: float
     used: float
     free: float
-    """Below 0 where a plan takes more than there is."""
+    """Below 0 if a plan takes more than the supply."""
     surge: float = 0.0
-    """Units that a transition takes beyond the larger of its two states."""
+    """Units of a transition beyond the larger of its two states."""
     unit_cost: float
     price: float | None = None
-    """$/h that one more unit is worth, on top of its own cost; null where it was not asked for."""
+    """The value of one more unit in $/h, on top of its cost; null if not computed."""
     saves: float | None = None
-    """$/h that the best plan costs less with one more unit; null where that is not proved."""
+    """The saving of the best plan in $/h with one more unit; null if not proved."""
 
 
 class LimitUse(Value):
-    """A budget ($/h) or the replicas that may be started, named by its rule."""
+    """A budget ($/h) or a limit of started replicas, named by its rule."""
 
     rule: str
     limit: float
     used: float
     free: float
     price: float | None = None
-    """$/h that one more (a $/h of budget, a replica started) is worth; null where it was not asked for."""
+    """The value in $/h of one more (a $/h of budget, a started replica); null if not computed."""
     saves: float | None = None
-    """$/h that the best plan costs less with one more; null where that is not proved."""
+    """The saving of the best plan in $/h with one more; null if not proved."""
 
 
 class Binding(Value):
-    """A rule and what it says here."""
+    """A rule and its meaning here."""
 
     rule: str
     message: str
 
 
 class RunnerUp(Value):
-    """Another plan of one model, with all other models as they are: the best one found, or that without one placement."""
+    """Another plan of one model, with all other models unchanged: the best one found, or the best without one placement."""
 
     extra_per_hour: float
-    """How much more its objective is than the plan's for this model. Below 0 the plan is not the best one."""
+    """The difference of its objective and the plan's for this model. Below 0 the plan is not the best one."""
     extra_at_least: float
-    """No such plan is cheaper than this: what is proved."""
+    """The proved lower bound: no such plan is cheaper."""
     cost_per_hour: float
     """Hardware of the whole model."""
     unmet_qps: float
@@ -83,7 +84,7 @@ class RunnerUp(Value):
 
 
 class PlacementExplanation(Value):
-    """Why replicas of a part are where they are, and this many."""
+    """The reasons for the place and the number of a part's replicas."""
 
     model: str
     part: str
@@ -95,11 +96,11 @@ class PlacementExplanation(Value):
     replica_cost: float
     """Hardware of one."""
     replica_price: float | None = None
-    """What the units of one are worth to the fleet on top of their cost; null where prices were not asked for."""
+    """The value of one replica's units to the fleet on top of their cost; null if prices were not computed."""
     count_rules: tuple[Binding, ...]
-    """Rules that break with one replica less. Empty: no rule needs it."""
+    """Rules that one replica less would break. Empty: no rule needs it."""
     place_rules: tuple[Binding, ...]
-    """What keeps the replicas here rather than in a cheaper place."""
+    """Rules that keep the replicas here rather than in a cheaper place."""
     runner_up: RunnerUp | None = None
 
 
@@ -112,7 +113,7 @@ class Need(Value):
 
 
 class UnmetExplanation(Value):
-    """Demand that the plan leaves unserved, and why."""
+    """Demand that the plan leaves unserved, and the reasons."""
 
     model: str
     region: str
@@ -128,24 +129,24 @@ class ConflictMember(Value):
     """The rule with its subject, such as `supply us-east/l4`."""
     rule: str
     limit: float | None = None
-    """In `unit`; null where the limit is no figure."""
+    """In `unit`; null if the limit is no number."""
     unit: str = ""
     alone: bool | None = None
-    """True where all would be served without this limit, every other one in force; null where that is not decided."""
+    """True if all would be served without this limit, with every other one in force; null if undecided."""
 
 
 class Conflict(Value):
     """Limits that together leave no room to serve all demand of `models`; without any one of them there is room.
 
-    That is: with only these limits in force no plan serves everything; with one of them dropped as well, some plan does.
+    With only these limits in force no plan serves everything; with one of them dropped as well, some plan does.
     """
 
     models: tuple[str, ...]
     beside: str
-    """What holds for the other models, in words."""
+    """The assumption about the other models, in words."""
     members: tuple[ConflictMember, ...]
     minimal: bool
-    """False where the solver ran into its limits: the set conflicts, but a member may be needless."""
+    """False if the solver reached its limits: the set conflicts, but a member may be unnecessary."""
 
 
 class ModelExplanation(Value):
@@ -154,18 +155,18 @@ class ModelExplanation(Value):
     model: str
     figures: Figures
     best: RunnerUp
-    """The best plan found for this model on what the others leave."""
+    """The best plan found for this model on the supply that the others leave."""
     placements: tuple[PlacementExplanation, ...]
     unmet: tuple[UnmetExplanation, ...] = ()
     servable: bool | None = None
-    """Of a model with unmet demand: whether some plan serves all of it beside the others; null where that is not decided."""
+    """For a model with unmet demand: whether some plan serves all of it beside the others; null if undecided."""
     needs: tuple[Need, ...] = ()
-    """The least that limits would have to grow by to serve everything; empty where nothing is unmet or no growth helps."""
+    """The least growth of limits that serves everything; empty if nothing is unmet or no growth helps."""
     conflict: Conflict | None = None
 
 
 class RuleUnmet(Value):
-    """Unmet demand that names a rule. One demand may name several."""
+    """Unmet demand of one rule. One demand may have several rules."""
 
     rule: str
     demands: int
@@ -183,13 +184,13 @@ class ModelCost(Value):
 
 
 class Explanation(Value):
-    """A plan explained. `covers` says in words what was computed; the rest is empty where it was not."""
+    """A plan explained. `covers` describes the computed parts in words; all others are empty."""
 
     covers: str
     prices_from: str
-    """Where the prices come from, in words; empty without prices."""
+    """The source of the prices, in words; empty without prices."""
     broken: tuple[str, ...] = ()
-    """Rules that the plan breaks."""
+    """Rules broken by the plan."""
     figures: Figures
     supply: tuple[SupplyUse, ...]
     limits: tuple[LimitUse, ...]
@@ -199,7 +200,10 @@ class Explanation(Value):
 
 
 class Change(Value):
-    """A change of a problem. What `target` names depends on the kind (docs/planner.md); `figure` null lifts a limit."""
+    """A change of a problem.
+
+    The meaning of `target` depends on the kind (docs/planner.md); `figure` null removes a limit.
+    """
 
     kind: Literal["supply", "demand", "budget", "drain", "objective", "limit"]
     target: str
@@ -224,15 +228,15 @@ class UnmetChange(Value):
 
 
 class WhatIf(Value):
-    """What a change would do. Before: as it runs, starting nothing. After: a plan from there."""
+    """The effect of a change. Before: the running state, with nothing started. After: a plan from there."""
 
     changes: tuple[Change, ...] = Field(min_length=1)
     before: Figures
     after: Figures
     status: str
-    """Of the plan after."""
+    """Status of the plan after."""
     gap: float
     diff: PlanDiff
     unmet: tuple[UnmetChange, ...] = ()
     broken: tuple[str, ...] = ()
-    """Rules that what runs before would break once the change is made, were nothing moved."""
+    """Rules that the running state would break after the change, if nothing moved."""

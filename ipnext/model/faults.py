@@ -1,4 +1,4 @@
-"""What pydantic says of a field, in the words of YAML: read by a person who wrote a manifest and knows no Python."""
+"""Errors of pydantic in the words of YAML, for a person who wrote a manifest and knows no Python."""
 
 from collections.abc import Mapping
 from typing import Final

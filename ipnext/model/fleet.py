@@ -32,7 +32,10 @@ class HardwareOption(Rated):
 
     @property
     def throughput(self) -> float:
-        """Of one replica, in the model's unit. InvalidInput where it was never measured and no number is there."""
+        """Throughput of one replica in the model's unit.
+
+        Raises InvalidInput if it was never measured and no number is given.
+        """
         if self.rate is None:
             msg = f"hardware {self.kind}: {UNMEASURED}"
             raise InvalidInput(msg, field="hardware", value=self.kind)

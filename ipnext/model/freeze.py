@@ -1,7 +1,7 @@
-"""`kind: Freeze`: times in which changes of some models wait; and the answers about it.
+"""`kind: Freeze`: times in which changes of some models wait; and the API's answers about them.
 
-Only the shape is checked here, so that a client needs no calendar library: what the rules mean, and whether they mean
-anything, is `ipnext.freezes`, which the API asks before it takes a freeze.
+Only the shape is checked here, so that a client needs no calendar library. `ipnext.freezes` interprets the rules; the
+API checks with it that a freeze has a meaning.
 """
 
 from datetime import date, datetime, timedelta
@@ -22,16 +22,16 @@ RESERVED_NAME = "now"
 """The API answers about the present under this name."""
 
 YEARS = (1900, 2200)
-"""Of starts and ends; the last is not among them."""
+"""Range of starts and ends; the last year is excluded."""
 
 FreezableKind = Literal["publish", "apply", "move", "retire"]
-"""Kinds of changes that may wait. A rollback never does."""
+"""Kinds of changes that may wait. A rollback never waits."""
 
 Pattern = Annotated[str, StringConstraints(pattern=r"^[-a-z0-9*?\[\]!]{1,63}$")]
 """A name, or a shell pattern: `*` any text, `?` any character, `[ab]` one of them, `[!ab]` none of them."""
 
 ReasonText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500)]
-"""Why, in words that others read: 1 to 500 characters."""
+"""The reason, in words for other people: 1 to 500 characters."""
 
 
 def _written_time(value: object) -> object:
@@ -58,7 +58,7 @@ LocalTime = Annotated[
     AfterValidator(_local_time),
     WithJsonSchema({"type": "string", "examples": ["2026-12-20T00:00:00"]}),
 ]
-"""What a clock on the wall shows in the window's time zone; a date alone is its midnight."""
+"""Local wall clock time in the window's time zone; a date alone is its midnight."""
 
 
 class FreezeWindow(Written):
@@ -79,7 +79,7 @@ class FreezeWindow(Written):
 
     @property
     def length(self) -> timedelta:
-        """From start to end on the wall clock."""
+        """Time from start to end on the wall clock."""
         return self.duration if self.end is None else self.end - self.start  # type: ignore[return-value]  # one of both is given
 
     @model_validator(mode="after")
@@ -169,13 +169,13 @@ class Frozen(Value):
 
     @property
     def told(self) -> str:
-        """In words."""
+        """The freeze in words."""
         reasons = "; ".join(f"{each.reason} (freeze {each.name})" for each in self.freezes)
         return f"frozen until {self.until:%Y-%m-%d %H:%M:%S} UTC: {reasons}"
 
 
 class FreezeAnswer(Value):
-    """Answer of `freeze_of`: None where the change may go on."""
+    """Answer of `freeze_of`: None if the change may continue."""
 
     frozen: Frozen | None = None
     message: str = ""

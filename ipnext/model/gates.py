@@ -1,4 +1,4 @@
-"""What a generation's answers must keep while traffic moves to it (`rollout.gate` of a manifest), and what they are judged by."""
+"""Limits on a generation's answers while traffic moves to it (`rollout.gate` of a manifest), and the evidence for them."""
 
 from collections.abc import Mapping
 from typing import Final, Literal
@@ -9,7 +9,7 @@ from ipnext.model.sketch import PredictionSketch
 from ipnext.model.value import Name, Value, Written
 
 ENOUGH_REQUESTS: Final = 100
-"""Answers that latency and drift are judged by where the manifest says nothing: a p99 of fewer is their slowest."""
+"""Answers that a verdict on latency and drift needs by default: a p99 of fewer is their slowest."""
 
 
 class LatencyLimits(Written):
@@ -58,12 +58,12 @@ class GateSpec(Written):
 
     @property
     def compares(self) -> bool:
-        """Whether the former generation is looked at."""
+        """Whether the former generation's answers count."""
         return any(limit is not None for limit in (self.max_latency_ratio, self.max_drift, self.max_mean_shift))
 
     @property
     def judges_drift(self) -> bool:
-        """Whether predictions are looked at."""
+        """Whether predictions count."""
         return self.max_drift is not None or self.max_mean_shift is not None
 
     @property
@@ -76,7 +76,7 @@ class GateSpec(Written):
 
 
 class RegionTraffic(Value):
-    """What a region's router has counted of one generation; the gate compares two of these."""
+    """Counts of one generation at a region's router; the gate compares two of these."""
 
     region: Name
     requests: int = 0
@@ -85,19 +85,19 @@ class RegionTraffic(Value):
     latency: Mapping[int, int] = Field(default_factory=dict)
     """Bucket of LATENCY_SECONDS -> answers with status 200."""
     first_token: Mapping[int, int] = Field(default_factory=dict)
-    """The same of the time to the first piece, for answers that streamed."""
+    """The same for the time to the first piece, of streamed answers."""
     token: Mapping[int, int] = Field(default_factory=dict)
-    """The same of the mean time between two pieces."""
+    """The same for the mean time between two pieces."""
     predictions: Mapping[str, PredictionSketch] = Field(default_factory=dict)
     """Output -> its sketch."""
 
 
 class GateWindow(Value):
-    """Against what a gate judges a generation; made as the wave's traffic moves."""
+    """The reference of a gate's verdict on a generation; made as the wave's traffic moves."""
 
     former: int | None = None
     """The generation that answered before the transition; None: there was none, or it is the same."""
     baseline: tuple[RegionTraffic, ...] = ()
     """The former generation's counts just before the traffic moved."""
     unsketched: tuple[Name, ...] = ()
-    """Regions whose predictions are not compared, to keep this small."""
+    """Regions without comparison of predictions, to keep this value small."""

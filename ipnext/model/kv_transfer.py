@@ -1,4 +1,4 @@
-"""How a part that reads prompts hands their keys and values to the part that writes the answers: the setting `kvTransfer`."""
+"""Transfer of keys and values from the part that reads prompts to the part that writes the answers: the setting `kvTransfer`."""
 
 from typing import Final, Literal
 
@@ -8,7 +8,7 @@ KvConnector = Literal["example", "nixl"]
 KvRole = Literal["prefill", "decode"]
 
 TRANSFER_ARGUMENTS: Final = ("--kv-transfer-config", "--enable-chunked-prefill", "--no-enable-chunked-prefill")
-"""Arguments of vLLM that are IPnext's own where a part has `kvTransfer`."""
+"""Arguments of vLLM that IPnext sets itself if a part has `kvTransfer`."""
 
 
 class KvTransferSettings(Written):

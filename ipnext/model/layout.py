@@ -7,9 +7,9 @@ from ipnext.model.split import options_of
 
 
 def laid_out(manifest: ModelManifest, generation: Generation | None) -> ModelManifest:
-    """The manifest with the parts that hosts hold of a generation in place of the one that is cut.
+    """Return the manifest with the parts of a generation's layout in place of the part that is cut.
 
-    For who looks at parts and their hardware; the graph is the layout's, not the manifest's.
+    For callers that need parts and their hardware; the graph is the layout's, not the manifest's.
     """
     layout = generation.layout if generation is not None else None
     if layout is None:
@@ -19,7 +19,7 @@ def laid_out(manifest: ModelManifest, generation: Generation | None) -> ModelMan
 
 
 def parts_of(spec: ModelSpec, layout: Layout) -> tuple[PartSpec, ...]:
-    """The layout's parts. All but name and hardware is as of the part that was cut."""
+    """Return the layout's parts. All fields except name and hardware come from the part that was cut."""
     whole = next((part for part in spec.parts if part.name == layout.source), spec.parts[0])
     return tuple(
         whole.model_copy(update={"name": part.name, "hardware": hardware_of(spec, whole, layout, part)})
@@ -28,7 +28,7 @@ def parts_of(spec: ModelSpec, layout: Layout) -> tuple[PartSpec, ...]:
 
 
 def hardware_of(spec: ModelSpec, whole: PartSpec, layout: Layout, part: LayoutPart) -> tuple[HardwareOption, ...]:
-    """As the manifest has it now where it still cuts the same way, else as it was when the generation was cut."""
+    """Return the hardware from the manifest if it still cuts the same way, else the one at the time of the cut."""
     if spec.split is None or spec.split.cut != layout.cut:
         return part.hardware
     origin = spec.split.origin(part.name)

@@ -1,6 +1,6 @@
-"""One input and one output for each workflow, update and activity. Add fields with defaults; never retype one.
+"""One input and one output for each workflow, update and activity. Add fields with defaults; never change a type.
 
-Plans, route tables and transitions travel by id; their content lies in the store.
+Plans, route tables and transitions are passed by id; their content is in the store.
 """
 
 from datetime import datetime
@@ -48,7 +48,7 @@ class ChangeState(StrEnum):
 
     @property
     def final(self) -> bool:
-        """True where nothing more will happen."""
+        """True if the change has ended."""
         return self not in {ChangeState.RECORDED, ChangeState.QUEUED, ChangeState.RUNNING}
 
 
@@ -74,32 +74,32 @@ class Change(Value):
 
 
 class ModelEntityInput(Value):
-    """Input of workflow `model`; `queue` and `recent` come over at continue-as-new."""
+    """Input of workflow `model`; `queue` and `recent` are carried over at continue-as-new."""
 
     model: Name
     queue: tuple["QueuedChange", ...] = ()
     recent: tuple[str, ...] = ()
-    """Ids of changes seen lately: a repeated submission is not queued twice."""
+    """Ids of recent changes: a repeated submission is not queued twice."""
     serving_generation: int | None = None
     held: ControlAsked | None = None
-    """Who paused the model's changes, and why."""
+    """The author of the pause of the model's changes, and the reason."""
     turned: int = 0
-    """How many runs in a row gave way to a newer change."""
+    """How many consecutive runs were interrupted for a newer change."""
     rebuilt: bool = False
-    """False for an entity that begins: it reads from the store first what was asked before."""
+    """False for a new entity: it first reads the earlier requests from the store."""
     begun: tuple["QueuedChange", ...] = ()
-    """Changes that have begun and may not have ended: the run of the first one is awaited."""
+    """Changes that have begun and may not have ended: the entity awaits the run of the first one."""
     superseded: tuple["SupersededChange", ...] = ()
-    """What is still to be marked as superseded."""
+    """Changes still to be marked as superseded."""
     told_newer: bool = False
-    """The run of the first of `begun` was told that a newer change waits."""
+    """Whether the run of the first of `begun` was notified of a newer change."""
     told_to_end: tuple[str, str] | None = None
-    """The change whose run was told to end last, and why."""
+    """The change whose run was last asked to end, and the reason."""
     retired: bool = False
 
 
 class QueuedChange(Value):
-    """A change as the entity holds it."""
+    """A change in the entity's queue."""
 
     id: str
     kind: ChangeKind
@@ -113,7 +113,7 @@ class ChangeAccepted(Value):
 
     change_id: str
     position: int
-    """How many changes run before it; 0 where it starts at once."""
+    """How many changes run before it; 0 if it starts at once."""
     lifecycle_workflow_id: str
 
 
@@ -125,7 +125,7 @@ class ModelEntityState(Value):
     queue: tuple[QueuedChange, ...]
     handled: int
     held: ControlAsked | None = None
-    """Who paused the model's changes, and why."""
+    """The author of the pause of the model's changes, and the reason."""
 
 
 class LifecycleInput(Value):
@@ -134,37 +134,37 @@ class LifecycleInput(Value):
     model: Name
     change: QueuedChange
     held: ControlAsked | None = None
-    """The model is paused as the run begins."""
+    """The pause of the model as the run begins."""
 
 
 class LifecycleResult(Value):
-    """How a lifecycle run ended."""
+    """The end of a lifecycle run."""
 
     state: ChangeState
     generation: int | None = None
     reason: Reason = Reason.SUCCEEDED
     message: str = ""
     unanswered: bool = False
-    """It waited longer for a person than `rollout.manualDeadlineSeconds`."""
+    """Whether it waited longer for a person than `rollout.manualDeadlineSeconds`."""
 
 
 class ChangeBegun(Value):
-    """Answer of `begin_change`: what the run works on."""
+    """Answer of `begin_change`: the data for the run."""
 
     generation: int | None = None
-    """The generation to serve; none where the model has nothing to serve."""
+    """The generation to serve; none if the model has nothing to serve."""
     revision: int = 0
     """Revision of the manifest that the run works with."""
     supply_patience_seconds: float | None = None
-    """How long the run may wait for supply (the manifest's rollout); None: the platform's patience."""
+    """Longest wait of the run for supply (the manifest's rollout); None: the platform's default."""
     urgent: bool = False
-    """The change moves a model away from a region that is lost: its steps pass those of others."""
+    """Whether the change moves a model away from a lost region: its steps have precedence over others."""
     owner: str = ""
-    """Of the manifest, for those who search for runs."""
+    """The manifest's owner, for searches of runs."""
     regions: tuple[Name, ...] = ()
-    """Regions whose users the model serves, for the same."""
+    """Regions whose users the model serves, for the same purpose."""
     final: ChangeState | None = None
-    """Set where an earlier run has ended this change already: nothing is left to do."""
+    """Set if an earlier run has already ended this change: nothing is left to do."""
 
 
 class StageInput(Value):
@@ -184,11 +184,11 @@ class Resolved(Value):
     size_bytes: int
     summary: str
     cuts: bool = False
-    """Whether the generation has to be cut (or no longer shall be): the run optimizes it then."""
+    """Whether the generation has to be cut (or no longer has to be): then the run optimizes it."""
     places: bool = False
-    """Whether the placement in force is of other parts than the generation's: a rollback plans then, too."""
+    """Whether the placement in force has other parts than the generation: then a rollback plans as well."""
     note: str = ""
-    """What the end of the run shall tell beside what came of it."""
+    """A note for the run's final message."""
 
 
 class CheckResult(Value):
@@ -219,10 +219,10 @@ class Optimized(Value):
     """Answer of `optimize_generation`."""
 
     parts: int = 0
-    """Parts that it is cut into; 0 where it is not."""
+    """Number of parts after the cut; 0 if it is not cut."""
     summary: str = ""
     refused: bool = False
-    """The policy does not fit, or the pieces answer otherwise than the whole; the reason says which."""
+    """The policy does not fit, or the cut parts answer differently from the whole; the reason says which."""
     reason: Reason = Reason.SUCCEEDED
 
 
@@ -236,33 +236,33 @@ class Planned(Value):
     reason: Reason = Reason.SUCCEEDED
     message: str = ""
     place: Place = Place()
-    """Where the most demand stays unserved, where nothing could be placed."""
+    """The place of the most unserved demand, if nothing could be placed."""
 
 
 class TransitionPlanned(Value):
-    """Answer of `plan_transition`: the waves lie in the store."""
+    """Answer of `plan_transition`: the waves are in the store."""
 
     transition_id: str
     waves: int
     refused: str | None = None
     deadline_seconds: float = 600.0
-    """How long one wave may wait for the infrastructure (the manifest's rollout)."""
+    """Longest wait of one wave for the infrastructure (the manifest's rollout)."""
     approval: Literal["none", "canary", "each"] = "none"
     manual_deadline_seconds: float = 86400.0
-    """How long it may wait for a person."""
+    """Longest wait for a person."""
     on_newer: Literal["finish", "turn"] = "finish"
     gates: tuple[str, ...] = ()
     """The gate of each wave."""
     price: str = ""
-    """What the waves take beyond both states, or miss against the traffic, in words."""
+    """The surge of the waves beyond both states, or their shortfall against the traffic, in words."""
     back: Literal["at_once", "by_waves"] = "at_once"
-    """How the way back goes: in one step, or wave by wave where the supply does not hold all of it at once."""
+    """The way of a revert: in one step, or wave by wave if the supply does not fit all of it at once."""
     fence: int = 0
-    """The fencing token: the run that walks the waves writes only as long as the store has no other."""
+    """The fencing token: the transition's run writes only while the store has no other."""
 
 
 class Revert(Value):
-    """Of a transition whose run has gone: where it is to begin its way back, and why."""
+    """For a transition without a run: the wave at which its revert begins, and the reason."""
 
     index: int
     reason: Reason
@@ -279,18 +279,18 @@ class TransitionInput(Value):
     deadline_seconds: float
     change_id: str
     approval: Literal["none", "canary", "each"] = "none"
-    """Behind which waves a person has to approve."""
+    """The waves after which a person has to approve."""
     manual_deadline_seconds: float = 86400.0
     on_newer: Literal["finish", "turn"] = "finish"
     gates: tuple[str, ...] = ()
     back: Literal["at_once", "by_waves"] = "at_once"
     held: ControlAsked | None = None
-    """The model is paused as the transition begins."""
+    """The pause of the model as the transition begins."""
     fence: int = 0
     urgent: bool = False
-    """Its steps pass those of others: it brings back what has served before."""
+    """Whether its steps have precedence: it brings back a generation that has served before."""
     revert: Revert | None = None
-    """Only walk back, from here: the run that walked before was ended from outside."""
+    """Only revert, from here: the former run was ended from outside."""
 
 
 class WaveInput(Value):
@@ -301,64 +301,65 @@ class WaveInput(Value):
     generation: int
     index: int
     deadline_seconds: float
-    """How long the wave may wait for the infrastructure, at each of its steps."""
+    """Longest wait of the wave for the infrastructure, at each of its steps."""
     waited_seconds: float = 0.0
-    """How long it has waited at this step before."""
+    """Seconds that it has already waited at this step."""
     fence: int = 0
     """The fencing token of the run."""
     back: bool = False
-    """True on the way back to where the transition began; `index` is the wave that failed."""
+    """True during the revert to the transition's beginning; `index` is the wave that failed."""
     by_waves: bool = False
-    """On the way back: only the wave `index` is undone; those before it follow."""
+    """For a revert: only the wave `index` is undone; those before it follow."""
     reason: Reason = Reason.SUCCEEDED
-    """On the way back: why."""
+    """For a revert: the reason."""
     message: str = ""
     baseline: tuple[RegionTraffic, ...] = ()
     """For the gate: the target generation's counts just before the wave's traffic moved."""
     early: bool = False
     """For the gate: a look during the hold; only what is certain by now fails it."""
     watched_seconds: float = 0.0
-    """For the gate: how long it has waited for more answers beyond the hold."""
+    """For the gate: seconds that it has waited for more answers beyond the hold."""
     window: GateWindow | None = None
     """For the gate, with `baseline`: the `window` that `shift_traffic` answered; None: errors alone are judged."""
 
 
 class WaveResult(Value):
-    """What an activity of a wave did."""
+    """The result of an activity of a wave."""
 
     ok: bool
     reason: Reason = Reason.SUCCEEDED
     message: str = ""
     place: Place = Place()
-    """What failed, where `ok` is false."""
+    """The failed place, if `ok` is false."""
     hold_seconds: float = 0.0
     baseline: tuple[RegionTraffic, ...] = ()
     """Answer of `shift_traffic`: the counts from before."""
     window: GateWindow | None = None
-    """Answer of `shift_traffic`: what else the gate needs."""
+    """Answer of `shift_traffic`: further data for the gate."""
     again_seconds: float = 0.0
-    """Answer of `check_gate`: too few answers to judge; ask again after so long. Of `ensure_capacity`, with `ok` false: not ready yet."""
+    """Answer of `check_gate`: too few answers to judge; call again after this time. Answer of `ensure_capacity`,
+    with `ok` false: not ready yet."""
     waited_seconds: float = 0.0
-    """Answer of `ensure_capacity`, with `again_seconds`: how long this look was."""
+    """Answer of `ensure_capacity`, with `again_seconds`: the duration of this check."""
     unanswered: bool = False
-    """The wave waited longer for a person than `rollout.manualDeadlineSeconds`."""
+    """Whether the wave waited longer for a person than `rollout.manualDeadlineSeconds`."""
 
 
 class TransitionResult(Value):
-    """How a transition ended."""
+    """The end of a transition."""
 
     done: bool
     waves_done: int
     reason: Reason = Reason.SUCCEEDED
     message: str = ""
     undone: str = ""
-    """What of its way back is not done, in words; the message says it, too."""
+    """The part of its revert that is not done, in words; the message has it, too."""
     unanswered: bool = False
-    """It was reverted because a wave waited longer for a person than `rollout.manualDeadlineSeconds`."""
+    """Whether it was reverted because a wave waited longer for a person than `rollout.manualDeadlineSeconds`."""
 
 
 class RecordInput(Value):
-    """What the end of a run leaves in the store."""
+    """The record of a run's end in the store."""
 
     model: Name
     change_id: str
@@ -372,7 +373,7 @@ class RecordInput(Value):
 
 
 class ProgressInput(Value):
-    """A stage begins: conditions, change state and the run's id are written down."""
+    """The beginning of a stage: conditions, change state and the run's id are recorded."""
 
     model: Name
     change_id: str
@@ -382,27 +383,27 @@ class ProgressInput(Value):
 
 
 class SupersededChange(Value):
-    """A change and the newer one that made it pointless."""
+    """A change and the newer one that superseded it."""
 
     change_id: str
     by: str
 
 
 class SupersededInput(Value):
-    """Changes that newer ones made pointless."""
+    """Changes that newer ones superseded."""
 
     model: Name
     superseded: tuple[SupersededChange, ...]
 
 
 class Done(Value):
-    """Answer of an activity that has nothing to tell."""
+    """Answer of an activity without a result."""
 
     note: str = ""
 
 
 ReplanTrigger = Literal["schedule", "manual", "supply", "drain", "profile", "shortage"]
-"""What asks for a replan: the clock, a person, a changed fleet, capacity that is about to go, a new measurement."""
+"""The trigger of a replan: the clock, a person, a changed fleet, capacity about to go, a new measurement."""
 
 
 class ReplanState(StrEnum):
@@ -424,7 +425,7 @@ class ReplanState(StrEnum):
 
     @property
     def final(self) -> bool:
-        """True where nothing more will happen."""
+        """True if the replan has ended."""
         return self in {ReplanState.ADOPTED, ReplanState.KEPT, ReplanState.DRY_RUN, ReplanState.FAILED}
 
 
@@ -459,45 +460,45 @@ class Replan(Value):
 
     @property
     def adopted(self) -> bool:
-        """True where its plan was put in force."""
+        """True if its plan was put in force."""
         return self.state in {ReplanState.MOVING, ReplanState.ADOPTED}
 
 
 class ReplanInput(Value):
-    """Input of workflow `replan`: what is asked for lies in the store."""
+    """Input of workflow `replan`: the requests are in the store."""
 
     trigger: ReplanTrigger = "manual"
     wait: bool = True
     """Wait until the moved models have finished."""
     computed: "ReplanComputed | None" = None
-    """Comes over at continue-as-new: what was computed and adopted."""
+    """Carried over at continue-as-new: the computed and adopted plan."""
     asked: bool = False
-    """Comes over at continue-as-new: another replan may have been asked for meanwhile."""
+    """Carried over at continue-as-new: another replan may have been requested meanwhile."""
     mover: MoverState | None = None
-    """Comes over at continue-as-new: how far it is with its models."""
+    """Carried over at continue-as-new: the progress with its models."""
 
 
 class ReplanComputed(Value):
     """Answer of `replan_fleet`."""
 
     plan_id: str
-    """The record of this replan, also where no plan was found; empty where nothing was asked for."""
+    """The record of this replan, also if no plan was found; empty if there was no request."""
     adopted: bool
-    """False where the plan in force stays (nothing better within the dead band, a dry run, or no plan)."""
+    """False if the plan in force stays (nothing better within the dead band, a dry run, or no plan)."""
     reason: Reason = Reason.SUCCEEDED
     message: str = ""
     moves: int = 0
     total: int = 0
-    """Models that don't run yet as the plan in force says: the store lists them, in the order to move them."""
+    """Models that don't run yet as the plan in force says: the store lists them, in the order of their moves."""
     trigger: str = ""
-    """What asked for it, in words."""
+    """The trigger, in words."""
     dry_run: bool = False
     window: int = Field(default=1, ge=1)
     """How many models move at a time."""
 
 
 class ReplanResult(Value):
-    """How a replan ended."""
+    """The end of a replan."""
 
     plan_id: str
     adopted: bool
@@ -509,13 +510,13 @@ class ReplanResult(Value):
 
 
 class ReplansWaiting(Value):
-    """Answer of `finish_replan` and `waiting_replans`: replans that were asked for meanwhile."""
+    """Answer of `finish_replan` and `waiting_replans`: replans requested meanwhile."""
 
     waiting: int = 0
 
 
 class ScheduledReplan(Value):
-    """Input of workflow `scheduled_replan` and of `ask_replan`. Without an id the workflow's run gives it."""
+    """Input of workflow `scheduled_replan` and of `ask_replan`. Without an id the workflow's run provides it."""
 
     id: str | None = None
     trigger: ReplanTrigger = "schedule"

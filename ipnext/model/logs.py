@@ -1,4 +1,4 @@
-"""What the processes of replicas have written: asked of a region's infrastructure, and answered by the API."""
+"""Output of the processes of replicas: queried from a region's infrastructure, and returned by the API."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -12,16 +12,17 @@ MOST_LINES = 10_000
 
 
 class LogQuery(Value):
-    """Which logs of a region, and how much of each."""
+    """A query for logs of a region, with the amount of each."""
 
     model: Name
     part: Name | None = None
     replica: int | None = Field(default=None, ge=0)
-    """Number of the replica, as its id ends with it."""
+    """Number of the replica, the last component of its id."""
     tail: int = Field(default=DEFAULT_LINES, ge=0, le=MOST_LINES)
-    """Lines of each log, its last ones."""
+    """Number of last lines of each log."""
     after: Mapping[str, int] | None = None
-    """Name of a file -> bytes of it that are known. Where it is given, only logs named in it, and of replicas that run, are told."""
+    """Name of a file -> bytes already read. If given, the answer has only logs named in it, and logs of running
+    replicas."""
 
 
 class ReplicaLog(Value):
@@ -46,12 +47,12 @@ class ReplicaLog(Value):
 
     @property
     def name(self) -> str:
-        """Of the file, without its directory."""
+        """Name of the file, without its directory."""
         return self.file.rpartition("/")[2]
 
     @property
     def cursor(self) -> str:
-        """What to name to be told what comes later."""
+        """The cursor for a query of later output."""
         return f"{self.region}/{self.name}@{self.end}"
 
 

@@ -1,4 +1,4 @@
-"""What a person writes: `kind: Model` in YAML, strict, for ranking and generative models alike; and every other kind."""
+"""Documents that a person writes: `kind: Model` in YAML, strict, for ranking and generative models alike; and all other kinds."""
 
 from collections.abc import Mapping
 from typing import Any, Final, Literal, Self, TypeAlias
@@ -29,11 +29,11 @@ from ipnext.model.value import LARGEST_FIGURE, LONGEST_SECONDS, SMALLEST_RATE, E
 
 API_VERSION = "ipnext/v1"
 MOST_PARTS: Final = 256
-"""Adapters included, which no plan knows. Of others: MOST_HOSTED_PARTS."""
+"""Adapters included, which no plan has. The limit of other parts is MOST_HOSTED_PARTS."""
 MOST_OPTIONS: Final = 64
-"""Of hardware, for one part."""
+"""Hardware options of one part."""
 MOST_REGIONS: Final = 1024
-"""With users of one model."""
+"""Regions with users of one model."""
 MOST_REPLICAS: Final = 100_000
 MOST_KEPT_WARM: Final = 100
 """Former generations."""
@@ -59,7 +59,7 @@ class PartSpec(Written):
 
     @property
     def role(self) -> Role:
-        """What the part does with what it takes."""
+        """The part's role: it computes, embeds or generates."""
         if self.engine != "vllm":
             return "computes"
         return "embeds" if vllm_settings(self.settings).runner == "pooling" else "generates"
@@ -90,7 +90,7 @@ class PartSpec(Written):
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What is not there is left out, so that a manifest from before is the one that it was."""
+        """Leave out absent fields, so that the document of an older manifest stays the same."""
         plain: dict[str, Any] = serialize(self)
         if self.adapter_of is not None:
             return {key: value for key, value in plain.items() if key in _OF_ADAPTERS}
@@ -103,7 +103,11 @@ _OF_ADAPTERS: Final = ("name", "engine", "adapter_of", "adapterOf")
 
 
 def _check_adapter(part: PartSpec) -> None:
-    """ValueError names what an adapter must not have."""
+    """Check that an adapter has no other fields than it may.
+
+    Raises:
+        ValueError: it has the first such field.
+    """
     if part.engine != "vllm":
         msg = f"engine: {part.engine!r} loads no adapters, so {part.name!r} can't have adapterOf; allowed: vllm"
         raise ValueError(msg)
@@ -128,7 +132,7 @@ class DemandItem(Rated):
 
     @property
     def amount(self) -> float:
-        """In the model's unit."""
+        """The amount in the model's unit."""
         return self.rate or 0.0
 
 
@@ -212,28 +216,28 @@ class ModelSpec(Written):
 
     @property
     def hosted(self) -> tuple[PartSpec, ...]:
-        """The parts that have processes of their own: all but adapters."""
+        """The parts with processes: all but adapters."""
         return tuple(part for part in self.parts if part.adapter_of is None)
 
     @property
     def adapters(self) -> Mapping[str, str]:
-        """Part that is an adapter -> the part that it stands on."""
+        """Part that is an adapter -> its base part."""
         return {part.name: part.adapter_of for part in self.parts if part.adapter_of is not None}
 
     @property
     def unit(self) -> Unit:
-        """The one unit of the model's demand and throughput."""
+        """The single unit of the model's demand and throughput."""
         return self.demand[0].unit or REQUESTS
 
     @property
     def handoff(self) -> Handoff | None:
-        """The parts that prefill and decode, where these are two."""
+        """The parts that prefill and decode, if these are two."""
         settings = (vllm_settings(part.settings) if part.engine == "vllm" else None for part in self.hosted)
         return handoff_of(tuple(zip((part.name for part in self.hosted), settings, strict=True)))
 
     @property
     def wiring(self) -> PartGraph | None:
-        """The graph as it is written, or that of a pair that left it out; None for a model with one part that has hosts."""
+        """The graph of the manifest, or that of a pair without one; None for a model with one part that has hosts."""
         if self.graph is not None or len(self.hosted) == 1:
             return self.graph
         handoff = self.handoff
@@ -360,7 +364,7 @@ class ModelSpec(Written):
 
 
 def _check_split(policy: SplitPolicy, whole: PartSpec) -> None:
-    """Each part of a split can be run, and none has the name of the one that is cut."""
+    """Check that each part of a split can run, and that none has the name of the part that is cut."""
     for index, part in enumerate(policy.parts):
         try:
             options_of(part.hardware, whole.hardware)
@@ -373,7 +377,7 @@ def _check_split(policy: SplitPolicy, whole: PartSpec) -> None:
 
 
 _RESERVED: Final = frozenset({"stats"})
-"""`GET /v2/models/stats` is of all models (Open Inference Protocol's statistics extension)."""
+"""The path of all models' statistics: `GET /v2/models/stats` (Open Inference Protocol's statistics extension)."""
 
 
 class ModelManifest(Written):
@@ -398,7 +402,7 @@ class ModelManifest(Written):
 
 
 class _Header(Value):
-    """Only what chooses the parser."""
+    """The fields that determine the parser."""
 
     model_config = Value.model_config | {"extra": "ignore"}
     apiVersion: str  # noqa: N815 - the written name
@@ -416,7 +420,7 @@ KINDS: Mapping[str, type[Manifest]] = {
 
 
 def parse_manifests(text: str) -> tuple[Manifest, ...]:
-    """Read one or more YAML documents. Raises InvalidInput that names the field's path and what is allowed."""
+    """Return one or more YAML documents as manifests. Raises InvalidInput with the field's path and the allowed values."""
     documents = [document for document in read_documents(text) if document is not None]
     if not documents:
         msg = "the manifest is empty; it needs apiVersion, kind, metadata and spec"
@@ -425,7 +429,7 @@ def parse_manifests(text: str) -> tuple[Manifest, ...]:
 
 
 def parse_manifest(document: object) -> Manifest:
-    """One manifest from plain data. Raises InvalidInput."""
+    """Return one manifest from plain data. Raises InvalidInput."""
     if not isinstance(document, dict):
         msg = f"a manifest is a mapping with apiVersion, kind, metadata and spec, not a {type(document).__name__}"
         raise InvalidInput(msg)
@@ -441,7 +445,7 @@ def parse_manifest(document: object) -> Manifest:
 
 
 def invalid_input(error: ValidationError, model: type[Value] | type[Written]) -> InvalidInput:
-    """The first fault of a pydantic error as one line: path, value, what is allowed."""
+    """Return the first fault of a pydantic error as one line: path, value, allowed values."""
     faults = _own_faults(error)
     first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     location = first["loc"]
@@ -459,7 +463,7 @@ def invalid_input(error: ValidationError, model: type[Value] | type[Written]) ->
 
 
 def _own_faults(error: ValidationError) -> list[ErrorDetails]:
-    """The faults less those of lists that are too short because their items have faults."""
+    """Return the faults without those of lists that are too short because their items have faults."""
     faults = error.errors(include_url=False)
     return [
         fault
@@ -470,7 +474,7 @@ def _own_faults(error: ValidationError) -> list[ErrorDetails]:
 
 
 def _allowed_fields(model: Any, location: tuple[int | str, ...]) -> tuple[str, ...]:
-    """Walk a pydantic model along an error's location and list the fields allowed there."""
+    """Return the allowed fields of a pydantic model at an error's location."""
     schema = model.model_json_schema(by_alias=True)
     definitions = schema.get("$defs", {})
 

@@ -1,4 +1,4 @@
-"""A manifest with the throughput that profiles say, in place of what its parts of `profile: true` declare."""
+"""A manifest with the throughput of profiles, in place of the declared one of parts with `profile: true`."""
 
 from collections.abc import Mapping
 
@@ -9,18 +9,18 @@ from ipnext.model.profile import AtTarget, LatencyTarget, PartThroughput, Profil
 from ipnext.model.throughput import FIELDS, TOKENS, Unit
 
 Profiles = Mapping[tuple[str, str], StoredProfile]
-"""(part, hardware kind) -> the newest profile that holds for it."""
+"""(part, hardware kind) -> the newest applicable profile."""
 
 
 def wants_profiles(manifest: ModelManifest) -> bool:
-    """Whether the throughput of any part is a measured one."""
+    """Return whether any part uses a measured throughput."""
     return any(option.profile for part in manifest.spec.parts for option in part.hardware)
 
 
 def measured(manifest: ModelManifest, profiles: Profiles) -> ModelManifest:
-    """The manifest with measured throughput wherever it is asked for and there.
+    """Return the manifest with measured throughput for each option that requests it and has a profile.
 
-    Elsewhere the declared number stays; an option with neither is left out, unless the part would have none.
+    Others keep the declared number; an option with neither is left out, unless the part would have none.
     """
     if not wants_profiles(manifest):
         return manifest
@@ -30,12 +30,12 @@ def measured(manifest: ModelManifest, profiles: Profiles) -> ModelManifest:
 
 
 def throughput_of(part: PartSpec, profile: Profile) -> AtTarget:
-    """What a replica of a part does at the part's latency target."""
+    """Return the throughput of a part's replica at the part's latency target."""
     return at_target(profile.steps, part.latency_target or LatencyTarget())
 
 
 def throughputs(manifest: ModelManifest, profiles: Profiles) -> tuple[PartThroughput, ...]:
-    """What plans take for each way to run each part, and where it is from."""
+    """Return the throughput that plans use for each option of each part, and its source."""
     known, unit = measured(manifest, profiles), manifest.spec.unit
     found = []
     for part in known.spec.parts:
@@ -50,7 +50,7 @@ def throughputs(manifest: ModelManifest, profiles: Profiles) -> tuple[PartThroug
 
 
 def check_measured(manifest: ModelManifest, profiles: Profiles) -> None:
-    """Refuse throughput that nobody knows, and parts that were measured to miss their target. Raises InvalidInput."""
+    """Refuse unknown throughput, and parts whose measurements miss their target. Raises InvalidInput."""
     for i, part in enumerate(manifest.spec.parts):
         for j, option in enumerate(part.hardware):
             if option.profile:

@@ -1,4 +1,4 @@
-"""What every object that a person writes says of itself."""
+"""Metadata of every object that a person writes."""
 
 from collections.abc import Mapping
 

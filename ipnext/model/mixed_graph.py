@@ -1,4 +1,4 @@
-"""Graphs that end in a part that generates: embedding and ranking before it, its answer last. Checks of what a person wrote."""
+"""Graphs that end in a part that generates: embedding and ranking before it, its answer last. Checks of manifests."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
@@ -7,12 +7,16 @@ from ipnext.model.prompt import PROMPT
 from ipnext.model.registry import REQUEST, GraphNode, PartGraph, source_node
 
 Role = Literal["computes", "embeds", "generates"]
-"""Of a part: takes and gives tensors; text to vectors; text to text."""
+"""A part's role: tensors to tensors; text to vectors; text to text."""
 _PROMPT_SOURCE: Final = f"{REQUEST}.{PROMPT}"
 
 
 def check_roles(graph: PartGraph, roles: Mapping[str, Role], task: str) -> None:
-    """`roles`: part -> its role. ValueError names the node that stands where it may not."""
+    """Check that the nodes' roles fit the graph and the task. `roles`: part -> its role.
+
+    Raises:
+        ValueError: it has the node in a wrong place.
+    """
     for node in graph.nodes:
         if node.prompt is not None and roles[node.part] != "generates":
             msg = f"graph.nodes.{node.name}.prompt: part {node.part!r} {roles[node.part]}; only a node that generates has a prompt"
@@ -31,7 +35,11 @@ def check_roles(graph: PartGraph, roles: Mapping[str, Role], task: str) -> None:
 
 
 def check_pair_alone(parts: Sequence[str], graph: PartGraph | None = None) -> None:
-    """Of a model whose parts prefill and decode. ValueError where it has others, or its graph makes a prompt."""
+    """Check a model whose parts prefill and decode.
+
+    Raises:
+        ValueError: it has other parts, or its graph makes a prompt.
+    """
     node = next((node for node in graph.nodes if node.prompt is not None), None) if graph else None
     if node is not None:
         msg = f"graph.nodes.{node.name}.prompt: not where prefill and decode are two parts; leave it out, or kvTransfer"
@@ -53,7 +61,7 @@ def _generator(graph: PartGraph, roles: Mapping[str, Role]) -> GraphNode:
 
 
 def _check_generator(graph: PartGraph, last: GraphNode) -> None:
-    """Everything goes into the generator, and the answer is its own."""
+    """Check that the generator depends on all nodes, and that the answer is its output."""
     if last.prompt is None:
         msg = f"graph.nodes.{last.name}.prompt: missing; it says how the prompt is made of what the node takes"
         raise ValueError(msg)
@@ -76,7 +84,7 @@ def _check_generator(graph: PartGraph, last: GraphNode) -> None:
 
 
 def _before(name: str, needs: Mapping[str, set[str]]) -> set[str]:
-    """The node, and all that it takes from, near and far."""
+    """Return the node, and all its direct and indirect sources."""
     found: set[str] = set()
     open_ends = {name}
     while open_ends:
