@@ -35,7 +35,7 @@ class Role(StrEnum):
 
 
 class Grant(Value):
-    """A role over an owner's models, or over all (`*`). A grant with a region applies to that region and to no models."""
+    """A role over an owner's models, or over all (`*`). With a region it is about that region and no models."""
 
     role: Role
     owner: Scope = ANY

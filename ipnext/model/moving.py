@@ -1,4 +1,4 @@
-"""A replan as the mover of a fleet: what is asked of many models at a time, and how far it is."""
+"""A replan as the mover of a fleet: many models move at a time, and their progress."""
 
 from datetime import datetime
 from typing import Literal
@@ -8,11 +8,11 @@ from pydantic import Field
 from ipnext.model.value import Name, Value, Written
 
 MoverAction = Literal["pause", "resume", "cancel"]
-"""What may be asked of a replan that moves models."""
+"""Commands for a replan that moves models."""
 
 
 NAMED = 10
-"""Models that a progress names of each kind at most."""
+"""The most models of each kind that a progress names."""
 
 
 class MoveTrouble(Value):
@@ -26,10 +26,10 @@ class PlannedMove(Value):
     """A model that a replan has to move."""
 
     position: int = Field(ge=0)
-    """Its place in the order of the replan, from 0."""
+    """Its position in the order of the replan, from 0."""
     model: Name
     change_id: str = ""
-    """The change that moves it; empty before it was asked."""
+    """The change that moves it; empty before the request."""
     asked_at: datetime | None = None
 
 
@@ -67,40 +67,40 @@ class ReplanProgress(Value):
 
     @property
     def percent(self) -> float:
-        """Of the models: those that have ended."""
+        """Percentage of the models that have ended."""
         return 100.0 * (self.moved + self.failed) / self.total if self.total else 100.0
 
     @property
     def busy(self) -> int:
-        """Models that move by themselves."""
+        """Models that move without a hold."""
         return self.moving - self.held
 
 
 class MoverState(Value):
-    """All that a mover has to remember; which models move lies in the store."""
+    """The state of a mover; the list of the models is in the store."""
 
     progress: ReplanProgress
-    """As it was last seen."""
+    """The last known progress."""
     cancelled: str = ""
-    """Why no further model is asked at all; empty where it goes on."""
+    """Why no further model moves at all; empty while moves continue."""
     busy_seconds: float = Field(default=0.0, ge=0)
-    """How long models were moved, pauses not counted."""
+    """Total time of the moves, pauses not counted."""
 
 
 class MoveTurn(Value):
-    """Input of `move_models`: look at those that move, ask the next ones as far as there is room."""
+    """Input of `move_models`: check the moving models, and start the next ones as far as the window allows."""
 
     plan_id: str
     window: int = Field(ge=0)
-    """Models that may move at a time; those that are held, or slow, take no place."""
+    """Models that may move at a time; held or slow models do not count."""
     asking: bool = True
-    """False: no further model is asked."""
+    """False: no further model starts."""
     wait: bool = True
-    """False: a model that was asked counts as moved."""
+    """False: a model counts as moved after its request."""
     patience_seconds: float = Field(default=300.0, gt=0)
-    """A move that takes longer gives its place in the window to the next one."""
+    """A move that takes longer makes room in the window for the next one."""
     busy_seconds: float = Field(default=0.0, ge=0)
-    """How long models were moved so far, for the pace."""
+    """Total time of the moves so far, for the pace."""
 
 
 class MoveTurnResult(Value):
@@ -108,7 +108,7 @@ class MoveTurnResult(Value):
 
     progress: ReplanProgress
     repair_waits: bool = False
-    """Whether the replan that a lost region's drain has asked for waits for this one's end."""
+    """Whether a replan for the drain of a lost region waits for this one's end."""
 
 
 class MoverAsked(Value):

@@ -1,4 +1,4 @@
-"""`kind: Owner`: who may do what with an owner's models, and how much these may ask for; and the answers about it."""
+"""`kind: Owner`: roles over an owner's models, and the limits of their use; and the API's answers about them."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -22,7 +22,7 @@ REQUESTS: Final = "requestsPerSecond"
 ARTIFACTS: Final = "artifactBytes"
 REPLICAS: Final = "replicas"
 UNITS: Final = "units."
-"""First part of the name of a quota of units: `units.l4`."""
+"""Prefix of the name of a quota of units: `units.l4`."""
 
 Description = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500)]
 
@@ -52,7 +52,7 @@ class OwnerQuotas(Written):
 
     @property
     def limits(self) -> Mapping[str, float]:
-        """Quota by its name, such as `units.l4`, -> its limit."""
+        """Quota by name, such as `units.l4`, -> its limit."""
         found = {
             MODELS: self.models,
             REPLICAS: self.replicas,
@@ -119,7 +119,7 @@ class QuotaUse(Value):
 
     @property
     def is_exceeded(self) -> bool:
-        """Whether the models ask for more than the limit, which was lowered after they were admitted."""
+        """Whether the models use more than the limit, which was lowered after their admission."""
         return self.limit is not None and self.used > self.limit
 
 

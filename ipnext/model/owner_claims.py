@@ -1,13 +1,11 @@
-"""What a model's manifest counts for in the quotas of its owner. Pure.
+"""The amounts of a model's manifest in the quotas of its owner. Pure.
 
-The figures are those that the manifest declares, not what the planner gives the model: admission knows no plan.
+The figures are those that the manifest declares, not those that the planner gives the model: admission has no plan.
 
-| quota | figure |
-|---|---|
-| `dollarsPerHour` | `spec.budgetPerHour`, which every plan keeps |
-| `requestsPerSecond` | the sum of `spec.demand` in requests a second; a model in tokens a second counts 0 |
-| `units.KIND` | the replicas that the demand needs if all of it is served on this kind, times their units |
-| `replicas` | the same replicas, on the kind that needs the most of them, of each part |
+| quota | figure | |---|---| | `dollarsPerHour` | `spec.budgetPerHour`, which every plan keeps | | `requestsPerSecond` |
+the sum of `spec.demand` in requests a second; a model in tokens a second counts 0 | | `units.KIND` | the replicas that
+the demand needs if all of it is served on this kind, times their units | | `replicas` | the same replicas, on the kind
+that needs the most of them, of each part |
 """
 
 import math
@@ -22,31 +20,31 @@ from ipnext.model.owner import ARTIFACTS, DOLLARS, MODELS, REPLICAS, REQUESTS, U
 from ipnext.model.throughput import REQUESTS as IN_REQUESTS
 
 COPIES_TO_SURVIVE: Final = 2
-"""A model that survives the loss of a region counts so many times: two regions may each have to hold all of it."""
+"""Factor of a model that survives the loss of a region: two regions may each have to serve all of it."""
 
 REPLICAS_SETTING: Final = "IPNEXT_OWNER_REPLICAS"
 _NOISE: Final = 1e-9
-"""Relative: what sums of fractions differ by."""
+"""Relative rounding error of sums of fractions."""
 
 
 class Quota(NamedTuple):
-    """A limit of an owner, and what says so."""
+    """A limit of an owner, and its source."""
 
     limit: float
     source: str
 
 
 class Claim(NamedTuple):
-    """What a model counts for now, and without a stored claim nothing."""
+    """A model's present amounts in the quotas; without a stored claim they are zero."""
 
     amounts: Mapping[str, float]
     """Quota -> figure."""
     is_counted: bool
-    """Whether the model counts among its owner's: it exists, is not retired and has this owner."""
+    """Whether the model counts for its owner: it exists, is not retired and has this owner."""
 
 
 def claims_of(manifest: ModelManifest) -> Mapping[str, float]:
-    """Quota -> what the manifest counts for. `dollarsPerHour` is absent if the manifest states no budget."""
+    """Return quota -> the manifest's amount. `dollarsPerHour` is absent if the manifest states no budget."""
     spec = manifest.spec
     found: dict[str, float] = defaultdict(float)
     if spec.budget_per_hour is not None:
@@ -64,7 +62,10 @@ def claims_of(manifest: ModelManifest) -> Mapping[str, float]:
 
 
 def quotas_of(owner: OwnerManifest | None, *, replicas: int) -> Mapping[str, Quota]:
-    """The limits of an owner; `replicas` counts if it has no object, or no such quota. Bytes are no manifest's: uploads are checked by them."""
+    """Return the limits of an owner. `replicas` applies if it has no object, or no such quota.
+
+    The quota of bytes is left out: it applies to uploads, not to manifests.
+    """
     limits = {} if owner is None else owner.spec.quotas.limits
     found = {quota: Quota(limit, f"quotas.{quota}") for quota, limit in limits.items() if quota != ARTIFACTS}
     return {REPLICAS: Quota(float(replicas), REPLICAS_SETTING), **found}
@@ -77,10 +78,13 @@ def check_quotas(
     before: Claim,
     others: Mapping[str, float],
 ) -> None:
-    """Refuse claims that take an owner beyond a quota. QuotaExceeded names field, value, the figure used and the limit.
+    """Refuse claims that take an owner beyond a quota.
 
-    `before`: what the model counts for now; a claim that does not grow is never refused, so that a model of an owner whose
-    quota was lowered can still be changed. `others`: what the owner's other models count for.
+    `before`: the model's present amounts; a claim that does not grow is never refused, so that a model of an owner
+    whose quota was lowered can still be changed. `others`: the amounts of the owner's other models.
+
+    Raises:
+        QuotaExceeded: it has the field, the value, the figure used and the limit.
     """
     known = before.amounts if before.is_counted else {}
     for quota, (limit, source) in quotas.items():
@@ -99,7 +103,7 @@ def check_quotas(
 
 
 def _replicas(spec: ModelSpec, part: PartSpec, option: HardwareOption) -> int:
-    """Replicas that serve all demand with this option: in each users' region at least `minReplicas`."""
+    """Return the replicas that serve all demand with this option: at least `minReplicas` in each users' region."""
     copies = COPIES_TO_SURVIVE if spec.survive == "region" else 1
     least = max(part.min_replicas, 1)
     replicas = sum(

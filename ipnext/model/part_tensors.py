@@ -1,4 +1,4 @@
-"""The tensors of parts and nodes as a graph sees them: what the snapshot says, and what manifest and graph make of it."""
+"""The tensors of parts and nodes in a graph: those of the snapshot, with the changes of manifest and graph."""
 
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -22,49 +22,52 @@ EMBEDDING: Final = "embedding"
 
 
 def text_spec(name: str) -> TensorSpec:
-    """A list of texts."""
+    """Return the spec of a list of texts."""
     return TensorSpec(name=name, datatype="BYTES", shape=(-1,))
 
 
 def embedding_signature(size: int | None) -> Signature:
-    """Of a part that embeds: texts in, a vector for each out. `size` is the vectors' length, None where it is not known."""
+    """Return the signature of a part that embeds: texts in, a vector for each out.
+
+    `size` is the vectors' length; None: unknown.
+    """
     vector = TensorSpec(name=EMBEDDING, datatype="FP32", shape=(-1, size or -1))
     return Signature(inputs=(text_spec(PROMPT),), outputs=(vector,))
 
 
 def part_signature(part: PartSpec | None, snapshot: SnapshotManifest) -> Signature:
-    """What a snapshot takes and gives as this part runs it: a model that was made to generate embeds with `runner: pooling`."""
+    """Return the signature of a snapshot as this part runs it: a generative model embeds with `runner: pooling`."""
     if part is None or part.role != "embeds":
         return snapshot.signature
     return embedding_signature(snapshot.checkpoint.hidden_size if snapshot.checkpoint else None)
 
 
 def graph_of_one(part: PartSpec, snapshot: SnapshotManifest) -> PartGraph:
-    """The graph of a model with one part, which left it out: what the part takes and gives as it is run."""
+    """Return the graph of a model of one part that has none: the part's inputs and outputs."""
     return single_part_graph(part.name, part_signature(part, snapshot))
 
 
 def signatures(parts: Iterable[PartSpec], snapshots: Mapping[str, SnapshotManifest]) -> dict[str, Signature]:
-    """Part -> its signature, for all snapshots."""
+    """Return part -> its signature, for all snapshots."""
     specs = {part.name: part for part in parts}
     return {name: part_signature(specs.get(name), snapshot) for name, snapshot in snapshots.items()}
 
 
 def prompt_inputs(node: GraphNode, signature: Signature) -> frozenset[str]:
-    """Inputs of a node that its prompt takes and its part does not know."""
+    """Return the inputs of a node for its prompt that its part does not have."""
     own = {tensor.name for tensor in signature.inputs}
     return frozenset() if node.prompt is None else node.prompt.inputs - own
 
 
 def written_spec(node: GraphNode, name: str, tensor: str) -> TensorSpec:
-    """What a request brings for an input that only a prompt takes: numbers where it orders a list, else text."""
+    """Return the spec of a request's tensor for a prompt's input: numbers if it orders a list, else text."""
     if node.prompt is not None and name in node.prompt.orders:
         return TensorSpec(name=tensor, datatype="FP32", shape=(-1,))
     return text_spec(tensor)
 
 
 def request_tensors(graph: PartGraph, parts: Mapping[str, Signature]) -> dict[str, TensorSpec]:
-    """What a request brings: the first part that takes a tensor says what it is, else the prompt that does."""
+    """Return the tensors of a request: the first part with a tensor determines its spec, else the prompt."""
     found: dict[str, TensorSpec] = {}
     written: dict[str, TensorSpec] = {}
     for node in graph.nodes:

@@ -18,23 +18,23 @@ _set = object.__setattr__
 
 
 class Row(Value):
-    """A value of names and figures alone, every field required: a fleet has a million of them."""
+    """A value of names and figures alone, all fields required: a fleet has a million of them."""
 
     _columns: ClassVar[tuple[str, ...]] = ()
     _every_field: ClassVar[set[str]] = set()
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        """Keep the names of the fields at hand."""
+        """Keep the names of the fields for `trusted`."""
         cls._columns = tuple(cls.model_fields)
         cls._every_field = set(cls.model_fields)
 
     @classmethod
     def trusted(cls, *values: Any) -> Self:
-        """The row of these values, in the order of its fields and unchecked: only for values that are known to be right.
+        """Return the row of these values, in the order of its fields and unchecked: only for values known to be valid.
 
-        Equal to the row that validation gives, in half the time and a fourth to a seventh of the memory: it shares the set
-        of its fields' names with all others of its kind, and Python lays out its attributes as in any plain object.
+        Equal to the validated row, in half the time and a fourth to a seventh of the memory: it shares the set of its
+        fields' names with all others of its kind, and Python lays out its attributes as in any plain object.
         """
         row = cls.__new__(cls)
         for name, value in zip(cls._columns, values, strict=True):
@@ -55,7 +55,7 @@ class RegionSupply(Row):
 
     @classmethod
     def of(cls, item: SupplyItem) -> "RegionSupply":
-        """The wire form of a fleet's supply item."""
+        """Return the wire form of a fleet's supply item."""
         return cls(region=item.region, hardware=item.hardware, units=item.units, unit_cost=item.unit_cost)
 
 
@@ -69,7 +69,7 @@ class Owner(Value):
 
     @classmethod
     def of(cls, item: OwnerBudget) -> "Owner":
-        """The wire form of a fleet's owner."""
+        """Return the wire form of a fleet's owner."""
         return cls(owner=item.owner, budget_per_hour=item.budget_per_hour)
 
 
@@ -166,7 +166,7 @@ class Problem(Value):
 
     @property
     def levels(self) -> tuple[frozenset[str], ...]:
-        """The models by the priority of their owners, the highest first. An owner that is not listed has 0."""
+        """The models by the priority of their owners, the highest first. An unlisted owner has 0."""
         priority = {item.owner: item.priority for item in self.owners}
         models: dict[int, set[str]] = {}
         for model in self.models:
@@ -238,5 +238,5 @@ class PlanDiff(Value):
 
     @property
     def empty(self) -> bool:
-        """True where nothing changes."""
+        """True if nothing changes."""
         return not self.replicas and not self.traffic

@@ -1,4 +1,4 @@
-"""Validators and engines by name: those that come with IPnext, and what is told of plug-ins."""
+"""Validators and engines by name: the built-in ones, and the description of plug-ins."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -1,6 +1,7 @@
 """Access to predictions: `spec.access` of a manifest, and the list by which regions check requests.
 
-The control plane makes one list of all models, keys and roles and sends it to every region. It has digests of keys, no keys.
+The control plane makes one list of all models, keys and roles and sends it to every region. It has digests of keys, no
+keys.
 """
 
 import math
@@ -14,7 +15,7 @@ from ipnext.model.access import Grant, KeyId, Scope
 from ipnext.model.value import Name, Value, Written
 
 PredictionAccess = Literal["open", "authenticated"]
-"""`open`: everybody may ask. `authenticated`: only those with a credential that permits it."""
+"""`open`: anyone may call it. `authenticated`: only callers with a credential that permits it."""
 
 
 class RateLimit(Written):
@@ -57,12 +58,12 @@ class AccessSpec(Written):
 
     @property
     def is_open(self) -> bool:
-        """Whether everybody may ask."""
+        """Whether anyone may request predictions."""
         return self.predictions == "open"
 
 
 class ModelAccess(Value):
-    """A model as the list has it."""
+    """A model in the list."""
 
     model: Name
     owner: Name
@@ -70,7 +71,7 @@ class ModelAccess(Value):
 
 
 class CallerKey(Value):
-    """An API key as the list has it: `digest` is the SHA-256 of its secret."""
+    """An API key in the list: `digest` is the SHA-256 of its secret."""
 
     id: KeyId
     name: Name
@@ -80,14 +81,14 @@ class CallerKey(Value):
 
 
 class CallerRole(Value):
-    """A role that a person or a group of the identity provider has."""
+    """A role of a person or a group of the identity provider."""
 
     subject: str
     grant: Grant
 
 
 class TokenIssuer(Value):
-    """The identity provider, and its public keys as they were read last."""
+    """The identity provider, and its public keys at the last read."""
 
     issuer: str
     audience: str
@@ -96,37 +97,37 @@ class TokenIssuer(Value):
     keys: tuple[Mapping[str, Any], ...] = ()
     """JSON Web Keys (RFC 7517)."""
     valid_until: float = 0.0
-    """When the keys prove nothing any more unless they were read again; Unix time in seconds."""
+    """The expiry of the keys unless they are read again; Unix time in seconds."""
 
 
 class AccessList(Value):
-    """Everything that decides whether a request may be answered. A later revision replaces an earlier one."""
+    """All data that decides whether a request may be answered. A later revision replaces an earlier one."""
 
     revision: int = Field(ge=0)
     models: tuple[ModelAccess, ...] = ()
     keys: tuple[CallerKey, ...] = ()
     roles: tuple[CallerRole, ...] = ()
     tokens: TokenIssuer | None = None
-    """None: no identity provider, so no token proves anybody."""
+    """None: there is no identity provider, so every token is invalid."""
     policies: str = ""
     """Cedar policies of the operator, added to the built-in ones."""
 
 
 class AccessRevision(Value):
-    """Which list a region has; 0: none."""
+    """The revision of a region's list; 0: none."""
 
     revision: int = Field(ge=0)
 
 
 class KeyUseReport(Value):
-    """When API keys asked for predictions last, as a router or a region knows it."""
+    """The last use of API keys for predictions, at a router or in a region."""
 
     uses: Mapping[KeyId, float] = Field(default_factory=dict)
     """Unix time in seconds."""
 
     @classmethod
     def newest(cls, reports: Iterable["KeyUseReport"]) -> "KeyUseReport":
-        """All of them in one."""
+        """Return all reports as one."""
         found: dict[KeyId, float] = {}
         for report in reports:
             for key_id, at in report.uses.items():

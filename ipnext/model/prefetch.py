@@ -1,4 +1,4 @@
-"""Snapshots that a region is told of before a deployment names them."""
+"""Snapshots that a region fetches before a deployment needs them."""
 
 from typing import Annotated
 
@@ -8,11 +8,11 @@ from ipnext.model.value import Value
 
 MOST_SNAPSHOTS = 256
 MOST_CHARACTERS = 2048
-"""Of a uri."""
+"""Length of a uri."""
 
 
 class Prefetch(Value):
     """Body of `POST /prefetches` of an agent."""
 
     uris: Annotated[tuple[Annotated[str, Field(max_length=MOST_CHARACTERS)], ...], Field(max_length=MOST_SNAPSHOTS)]
-    """Of the artifact store that the agent's hosts fetch from; others are not fetched."""
+    """URIs in the artifact store that the agent's hosts fetch from; others are not fetched."""

@@ -1,4 +1,4 @@
-"""Input and answer of the activity that takes a change through its stages before the transition, as far as none has to wait."""
+"""Input and answer of the activity that takes a change through the stages before the transition, as far as none has to wait."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ from ipnext.model.lifecycle import Planned, Resolved, StageInput, TransitionPlan
 from ipnext.model.value import Value
 
 StageName = Literal["metadata", "validation", "optimization", "freeze", "planning", "transition", "withdrawal"]
-"""Of a lifecycle run, as it shows them."""
+"""A stage of a lifecycle run, as the run shows it."""
 
 
 class PreparationInput(Value):
@@ -15,16 +15,16 @@ class PreparationInput(Value):
 
     stage: StageInput
     stages: tuple[StageName, ...]
-    """Not `withdrawal`: it ends only when all is gone."""
+    """Never `withdrawal`: it ends only when everything has gone."""
 
 
 class Prepared(Value):
-    """Answers of the stages that are done. The run goes on with the first one that has none."""
+    """Answers of the finished stages. The run continues with the first stage without one."""
 
     resolved: Resolved | None = None
     validated: ValidationReport | None = None
     thawed: FreezeAnswer | None = None
-    """Only of a change that no freeze holds."""
+    """Only for a change without a freeze."""
     planned: Planned | None = None
     transition: TransitionPlanned | None = None
     """The waves are planned; none has begun."""

@@ -1,7 +1,7 @@
-"""What one replica of a generative part was measured to do, and its throughput at a latency target.
+"""The measured performance of one replica of a generative part, and its throughput at a latency target.
 
-A profile is a curve: figures at rising concurrency. The throughput at a target is read off it, so a changed target needs
-no new measurement.
+A profile is a curve: figures at rising concurrency. The throughput at a target is read off it, so a changed target
+needs no new measurement.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -105,7 +105,7 @@ class StoredProfile(Profile):
 
     @property
     def id(self) -> str:
-        """The same measurement of the same snapshot has the same id."""
+        """The profile's digest: the same measurement of the same snapshot has the same id."""
         return digest_of(self)
 
 
@@ -122,7 +122,7 @@ class AtTarget(Value):
     """False where the highest concurrency met the target still: more may be there, but nobody measured it."""
 
     def rate(self, unit: Unit) -> float:
-        """The throughput in a model's unit."""
+        """Return the throughput in a model's unit."""
         return self.tokens_per_second if unit == TOKENS else self.requests_per_second
 
 
@@ -155,9 +155,9 @@ class PartThroughput(Value):
 
 
 def at_target(steps: Sequence[LoadStep], target: LatencyTarget) -> AtTarget:
-    """The highest throughput within the target, straight lines between measured points and nothing beyond them.
+    """Return the highest throughput within the target, with straight lines between measured points and nothing beyond them.
 
-    Latencies count as they would be if they never fell while concurrency rises, so a laxer target never gives less.
+    Latencies count as if they never fell while concurrency rises, so a laxer target never gives less.
     """
     reach = min(_reach(steps, target.ttft_ms, _ttft), _reach(steps, target.itl_ms, _itl))
     if reach < 0:
@@ -179,7 +179,7 @@ def _itl(step: LoadStep) -> float | None:
 
 
 def _reach(steps: Sequence[LoadStep], limit: float | None, of: Callable[[LoadStep], float | None]) -> float:
-    """How far along the steps a latency stays within its limit: an index with a fraction; -1: not at all."""
+    """Return the position on the steps up to which a latency stays within its limit: an index with a fraction; -1: none."""
     if limit is None:
         return len(steps) - 1.0
     seen = rising([of(step) or 0.0 for step in steps], [step.requests for step in steps])
@@ -191,7 +191,7 @@ def _reach(steps: Sequence[LoadStep], limit: float | None, of: Callable[[LoadSte
 
 
 def rising(values: Sequence[float], weights: Sequence[float]) -> list[float]:
-    """The values that never fall and are nearest to the given ones: steps that do fall share their weighted mean.
+    """Return the rising values nearest to the given ones: steps that fall share their weighted mean.
 
     Isotonic regression by pooling adjacent violators (Ayer et al., 1955).
     """
@@ -220,7 +220,7 @@ def _found(low: LoadStep, high: LoadStep, share: float, *, met: bool = True, bou
 
 
 def architecture_of(manifest: SnapshotManifest) -> Sha256:
-    """What snapshots must share for one's profile to hold for the other: engine, signature, config, bytes of weights."""
+    """Return the digest that snapshots must share to share a profile: of engine, signature, config, bytes of weights."""
     config = [file.sha256 for file in manifest.files if file.path == "config.json"]
     weights = sorted((file.path, file.size_bytes) for file in manifest.files if file.path.endswith(".safetensors"))
     return digest_of([manifest.engine, manifest.signature.model_dump(mode="json"), config, weights])

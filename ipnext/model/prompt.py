@@ -1,7 +1,6 @@
-"""How the prompt of a node that generates is made of the tensors that it takes: written in the graph, read by the router.
+"""The prompt of a generating node, built from its input tensors: written in the graph, read by the router.
 
-A template is text with names in braces; `{{` and `}}` stand for the braces themselves. What is put in the places is never
-read as a template.
+A template is text with names in braces; `{{` and `}}` are literal braces. Inserted text is never read as a template.
 """
 
 import re
@@ -14,7 +13,7 @@ from pydantic import Field, model_validator
 from ipnext.model.value import Value
 
 PROMPT: Final = "prompt"
-"""Input of a node that generates, and its place in the template: the text that the client asks with."""
+"""Input of a generating node, and its place in the template: the client's text."""
 NUMBER: Final = "number"
 """Place in the text of a list's item: 1, 2, 3, ..."""
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -32,7 +31,7 @@ class PromptList(Value):
 
     @property
     def inputs(self) -> frozenset[str]:
-        """The inputs that it takes."""
+        """The inputs in use."""
         named = set(places(self.item)) - {NUMBER}
         return frozenset(named if self.order is None else named | {self.order})
 
@@ -45,14 +44,14 @@ class PromptTemplate(Value):
 
     @property
     def inputs(self) -> frozenset[str]:
-        """The node's inputs that it takes."""
+        """The node's inputs in use."""
         return frozenset(set(places(self.template)) - self.lists.keys()).union(
             *(one.inputs for one in self.lists.values())
         )
 
     @property
     def orders(self) -> frozenset[str]:
-        """Those of them that order a list: numbers."""
+        """The inputs that order a list: numbers."""
         return frozenset(one.order for one in self.lists.values() if one.order is not None)
 
     @model_validator(mode="after")
@@ -76,18 +75,26 @@ class PromptTemplate(Value):
 
 
 def pieces(template: str) -> Iterator[tuple[str, str | None]]:
-    """Text, and the name of the place behind it; None behind the last text. ValueError where a brace stands alone."""
+    """Yield each text with the name of the place after it; None after the last text.
+
+    Raises:
+        ValueError: the template has a single brace.
+    """
     for text, name, _, _ in Formatter().parse(template):
         yield text, name
 
 
 def places(template: str) -> tuple[str, ...]:
-    """The names in braces."""
+    """Return the names in braces."""
     return tuple(name for _, name in pieces(template) if name is not None)
 
 
 def _checked(field: str, template: str) -> set[str]:
-    """The names of a template's places. ValueError names the field where it is none."""
+    """Return the names of a template's places.
+
+    Raises:
+        ValueError: the template is invalid; it has the field's name.
+    """
     try:
         found = list(Formatter().parse(template))
     except ValueError as error:

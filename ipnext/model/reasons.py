@@ -1,4 +1,4 @@
-"""The catalogue of reasons: each one that a condition, a change or a plan may have, with what to do about it."""
+"""The catalogue of reasons: each one that a condition, a change or a plan may have, with advice for a person."""
 
 from collections.abc import Mapping
 
@@ -43,10 +43,10 @@ ADVICE: Mapping[Reason, str] = {
     ),
     Reason.INTERNAL_ERROR: "A fault of the platform: open the run's link and report what it shows.",
 }
-"""What a person does about each reason. docs/reference/reasons.md carries the same sentences."""
+"""The advice for each reason. docs/reference/reasons.md has the same sentences."""
 
 ADVICE_FOR_MOVES: Mapping[Reason, str] = {
     Reason.ABORTED: "A person stopped the move; the model serves where it did. `ipnext replan`, or the drain asked for again, plans anew.",
     Reason.ROLLED_BACK: "The move went back; the model serves where it did. See `ipnext events MODEL` for why; the next replan tries again.",
 }
-"""The same where a plan wanted the model elsewhere: nothing is to be published."""
+"""The advice for a plan's move of a model to another place: there is nothing to publish."""

@@ -1,4 +1,4 @@
-"""What travels when regions are compared with the store, and models whose users get another generation are repaired."""
+"""Messages for the comparison of regions with the store, and for repairs of models whose users have another generation."""
 
 from pydantic import Field
 
@@ -9,7 +9,7 @@ class ReconcileInput(Value):
     """Input of workflow `reconcile`."""
 
     every_seconds: float = Field(default=15.0, gt=0)
-    """Between the end of a pass and the next one."""
+    """Time from the end of a pass to the next one."""
 
 
 class RegionAsked(Value):
@@ -19,20 +19,23 @@ class RegionAsked(Value):
 
 
 class RegionReconciled(Value):
-    """One region compared with what the store wants of it. Counts are of calls made because something differed."""
+    """The comparison of one region with its desired state in the store.
+
+    Counts are of calls made because something differed.
+    """
 
     region: Name
     reachable: bool = True
     skipped: str = ""
-    """Why it was not compared: the region is lost, or on its way back by a drain's own run."""
+    """Why it was not compared: the region is lost, or a drain's run is bringing it back."""
     applied: int = Field(default=0, ge=0)
-    """Replica sets told again."""
+    """Replica sets sent again."""
     deleted: int = Field(default=0, ge=0)
     """Replica sets that the store does not have."""
     routed: int = Field(default=0, ge=0)
-    """Route tables told again."""
+    """Route tables sent again."""
     unrouted: int = Field(default=0, ge=0)
-    """Models that the store routes nowhere from this region."""
+    """Models that the store does not route from this region."""
 
     @property
     def in_sync(self) -> bool:
@@ -41,10 +44,10 @@ class RegionReconciled(Value):
 
 
 class RepairsRecorded(Value):
-    """Answer of activity `record_repairs`: what the run compares next."""
+    """Answer of activity `record_repairs`: the regions that the run compares next."""
 
     regions: tuple[Name, ...] = ()
-    """Every region that can be asked."""
+    """Every region that can be reached."""
     repairs: int = Field(default=0, ge=0)
     """Repairs recorded now."""
     models: tuple[Name, ...] = ()

@@ -1,4 +1,4 @@
-"""What exists: parts and their graph, snapshots, generations, the sync policy."""
+"""The registry's types: parts and their graph, snapshots, generations, the sync policy."""
 
 from collections.abc import Collection, Mapping
 from datetime import datetime
@@ -24,13 +24,13 @@ SNAPSHOT_FILE = "snapshot.json"
 """Written last into a snapshot's directory: a directory without it is not a snapshot."""
 
 SIGNATURE_FILE = "snapshot.json.sig"
-"""Beside the manifest, where the snapshot is signed. It is no file of the snapshot, so its digest stays as it is."""
+"""Beside the manifest, if the snapshot is signed. It is no file of the snapshot, so the digest does not change."""
 
 SEEN_FILE = ".seen.json"
-"""Which files of a fetched snapshot were hashed, on hosts (`artifacts.seen_files`)."""
+"""The hashed files of a fetched snapshot, on hosts (`artifacts.seen_files`)."""
 
 OWN_FILES = frozenset({SNAPSHOT_FILE, SIGNATURE_FILE, SEEN_FILE})
-"""Names that no file of a snapshot has, nor a directory of it: the platform writes them beside its files."""
+"""Names that neither a file nor a directory of a snapshot has: the platform writes them beside its files."""
 
 DELTA_FILE = "delta.json"
 """A snapshot with this file is a delta: its weights are those of its parent with some rows replaced."""
@@ -38,7 +38,7 @@ DELTA_FILE = "delta.json"
 DELTA_WEIGHTS_FILE = "delta.safetensors"
 
 REQUEST = "request"
-"""Name of the pseudo-node that stands for the tensors of the request."""
+"""Name of the pseudo-node with the tensors of the request."""
 
 
 MOST_TENSORS: Final = 4096
@@ -99,7 +99,7 @@ class Signature(Value):
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Left out where there are none, so that a manifest from before has the digest that it had."""
+        """Leave out an empty value, so that an older manifest keeps its digest."""
         plain: dict[str, Any] = serialize(self)
         return plain if self.request_inputs else {key: plain[key] for key in plain if key != "request_inputs"}
 
@@ -113,7 +113,7 @@ class ArtifactFile(Value):
 
 
 MOST_FILES: Final = 10_000
-"""Of one snapshot."""
+"""Files of one snapshot."""
 MOST_PRODUCERS: Final = 64
 ProducerText = Annotated[str, Field(max_length=1024)]
 
@@ -134,7 +134,7 @@ class SnapshotManifest(Value):
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A manifest without a checkpoint has the digest that it had before there were any."""
+        """Leave out an absent checkpoint, so that an older manifest keeps its digest."""
         plain: dict[str, Any] = serialize(self)
         return plain if self.checkpoint else {key: plain[key] for key in plain if key != "checkpoint"}
 
@@ -150,7 +150,7 @@ class SnapshotManifest(Value):
 
     @property
     def is_delta(self) -> bool:
-        """Whether the snapshot holds changes of its parent only."""
+        """Whether the snapshot has only changes of its parent."""
         return any(file.path == DELTA_FILE for file in self.files)
 
 
@@ -195,13 +195,13 @@ class GraphNode(Value):
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Left out where there is none, so that a graph from before is the one that it was."""
+        """Leave out an absent prompt, so that an older graph stays the same."""
         plain: dict[str, Any] = serialize(self)
         return plain if self.prompt else {key: plain[key] for key in plain if key != "prompt"}
 
 
 MOST_NODES: Final = 4096
-"""Of a graph, and outputs of it."""
+"""Nodes of a graph, and its outputs."""
 
 
 class PartGraph(Value):
@@ -235,7 +235,11 @@ class PartGraph(Value):
 
 
 def source_node(source: str) -> str:
-    """The node of a reference such as `sparse.embeddings` -> `sparse`. Raises ValueError on another form."""
+    """Return the node of a reference such as `sparse.embeddings` -> `sparse`.
+
+    Raises:
+        ValueError: the reference has another form.
+    """
     node, dot, tensor = source.partition(".")
     if not (node and dot and tensor):
         msg = f"{source!r} is not of the form NODE.TENSOR (or request.TENSOR)"
@@ -244,12 +248,12 @@ def source_node(source: str) -> str:
 
 
 def source_tensor(source: str) -> str:
-    """The tensor of a reference such as `sparse.embeddings` -> `embeddings`."""
+    """Return the tensor of a reference such as `sparse.embeddings` -> `embeddings`."""
     return source.partition(".")[2]
 
 
 def single_part_graph(part: str, signature: Signature) -> PartGraph:
-    """The graph of a model with one part: the request's tensors go in, the part's outputs come out."""
+    """Return the graph of a model with one part: the request's tensors go in, the part's outputs come out."""
     node = GraphNode(name=part, part=part, inputs={t.name: f"{REQUEST}.{t.name}" for t in signature.inputs})
     return PartGraph(nodes=(node,), outputs={t.name: f"{part}.{t.name}" for t in signature.outputs})
 
@@ -330,7 +334,7 @@ class Layout(Value):
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """Of all parts, by stage and name."""
+        """The segments of all parts, by stage and name."""
         found = (segment for part in self.parts for segment in part.segments)
         return tuple(sorted(found, key=lambda segment: (segment.stage, segment.name)))
 
@@ -354,20 +358,23 @@ class Generation(Value):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts that have hosts: those of the layout where it is cut; adapters have none of their own."""
+        """The parts with hosts: those of the layout if the generation is cut; adapters have no hosts."""
         if self.layout is not None:
             return tuple(part.name for part in self.layout.parts)
         return tuple(part for part in self.snapshots if part not in self.adapters)
 
     @property
     def answering(self) -> Mapping[str, int]:
-        """Part of a graph's node -> number of the snapshot that answers. Of a cut generation: segments."""
+        """Part of a graph's node -> number of the snapshot that answers. For a cut generation: segments."""
         if self.layout is None:
             return self.snapshots
         return {segment.name: segment.snapshot for segment in self.layout.segments}
 
     def held_by(self, part: str) -> Mapping[str, int]:
-        """What a host of `part` holds: part, its adapters or segments -> snapshot number; nothing where the generation lacks the part."""
+        """Return the snapshots that a host of `part` loads: part, its adapters or segments -> snapshot number.
+
+        Empty if the generation lacks the part.
+        """
         if self.layout is None:
             if part not in self.parts:
                 return {}
@@ -376,5 +383,5 @@ class Generation(Value):
         return {segment.name: segment.snapshot for segment in segments}
 
     def adapters_of(self, part: str) -> tuple[str, ...]:
-        """The adapters that stand on a part."""
+        """Return the adapters based on a part."""
         return tuple(name for name, base in self.adapters.items() if base == part)

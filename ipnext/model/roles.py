@@ -1,4 +1,4 @@
-"""Roles of people: bindings of groups and users of the identity provider, and what a login needs to know."""
+"""Roles of people: bindings of groups and users of the identity provider, and the data for a login."""
 
 from datetime import datetime
 from typing import Annotated, Final
@@ -24,7 +24,7 @@ def _printable(text: str) -> str:
 Subject = Annotated[
     str, StringConstraints(pattern=SUBJECT_PATTERN, max_length=LONGEST_NAME + 6), AfterValidator(_printable)
 ]
-"""`group:NAME`, `user:NAME`, or `sub:ID`: the provider's own, lasting identifier of a person."""
+"""`group:NAME`, `user:NAME`, or `sub:ID`: the provider's permanent identifier of a person."""
 
 
 class RoleRequest(Written):
@@ -37,7 +37,7 @@ class RoleRequest(Written):
 
 
 class RoleBinding(Value):
-    """A role that a subject has, as it is stored. `id` has the form of a key's id."""
+    """A role of a subject, as it is stored. `id` has the form of a key's id."""
 
     id: KeyId
     subject: Subject

@@ -9,8 +9,8 @@ from ipnext.model.plan import RegionDemand, Row
 from ipnext.model.value import Value
 
 Refresh = Literal["in_place", "replace", "swap"]
-"""How a new generation comes to where a former one runs: beside it in the same process; in a process of its own, and the former
-one ends; into the former one's process, in its place."""
+"""The way in which a new generation replaces a former one: beside it in the same process; in a new process, while
+the former one ends; or in the former one's process, in its place."""
 
 
 class GenerationReplicas(Row):

@@ -1,4 +1,4 @@
-"""How a router picks one of the engines of a generation: the setting `routing` of a part whose engine serves by itself."""
+"""The router's choice of one of a generation's engines: the setting `routing` of a part whose engine has its own server."""
 
 from collections.abc import Mapping
 from typing import Any, Final, Literal
@@ -23,7 +23,11 @@ class RoutingSettings(Written):
 
 
 def routing_policy(settings: Mapping[str, Any]) -> RoutingPolicy | None:
-    """What the settings of such a part say; None where they say nothing. InvalidInput names the field."""
+    """Return the policy in the settings of such a part; None if they have none.
+
+    Raises:
+        InvalidInput: it has the field's name.
+    """
     if ROUTING_SETTING not in settings:
         return None
     try:
@@ -36,5 +40,5 @@ def routing_policy(settings: Mapping[str, Any]) -> RoutingPolicy | None:
 
 
 def host_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of such a part without what is the router's: another policy loads nothing anew."""
+    """Return the settings of such a part without the router's: another policy causes no new load."""
     return {name: value for name, value in settings.items() if name != ROUTING_SETTING}

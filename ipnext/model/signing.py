@@ -1,7 +1,8 @@
-"""Who may sign a model's snapshots, and the form of a signature file.
+"""The permitted signers of a model's snapshots, and the form of a signature file.
 
-A signature is a DSSE envelope (https://github.com/secure-systems-lab/dsse) around an in-toto statement whose one subject is the
-digest of the snapshot's manifest. The manifest names the SHA-256 and size of every file, so the signature covers every byte.
+A signature is a DSSE envelope (https://github.com/secure-systems-lab/dsse) around an in-toto statement whose one
+subject is the digest of the snapshot's manifest. The manifest has the SHA-256 and size of every file, so the signature
+covers every byte.
 """
 
 import base64
@@ -20,9 +21,9 @@ PAYLOAD_TYPE: Literal["application/vnd.in-toto+json"] = "application/vnd.in-toto
 
 LARGEST_SIGNATURE_BYTES = 1 << 20
 MOST_SIGNATURES = 32
-"""Of one upload, and of the keys of one owner beside a snapshot."""
+"""Signatures of one upload, and of the keys of one owner beside a snapshot."""
 MOST_KEPT = 256
-"""Beside one snapshot."""
+"""Signatures beside one snapshot."""
 LONGEST_KEY_ID = 128
 LONGEST_SIGNATURE = 2048
 
@@ -60,7 +61,7 @@ class EnvelopeSignature(Value):
 
     @property
     def fault(self) -> str | None:
-        """What is wrong with its form; None if nothing is."""
+        """The fault of its form; None if there is none."""
         if not 1 <= len(self.keyid) <= LONGEST_KEY_ID:
             return f"keyid: has {len(self.keyid)} characters; allowed: 1 to {LONGEST_KEY_ID}"
         if not 1 <= len(self.sig) <= LONGEST_SIGNATURE:
@@ -84,12 +85,12 @@ class SignatureEnvelope(Written):
         return canonical_json(self).encode()
 
     def joined(self, other: Self) -> Self:
-        """All signatures of both, each once. None takes the place of another, whatever key it names."""
+        """Return all signatures of both, each once. None replaces another, even with the same key."""
         return self.model_copy(update={"signatures": tuple(dict.fromkeys((*self.signatures, *other.signatures)))})
 
 
 def check_form(envelope: SignatureEnvelope, subject: str) -> None:
-    """Refuse an envelope that is too long, or has a signature that is malformed or stands twice. SignatureInvalid names it."""
+    """Refuse an envelope that is too long, or has a malformed or duplicate signature. Raises SignatureInvalid."""
     given = envelope.signatures
     if len(given) > MOST_SIGNATURES:
         msg = f"{subject}: signatures: there are {len(given)}; allowed: {MOST_SIGNATURES} in one upload"
@@ -102,16 +103,19 @@ def check_form(envelope: SignatureEnvelope, subject: str) -> None:
 
 
 def statement(digest: str) -> bytes:
-    """What is signed for the snapshot with this digest."""
+    """Return the signed statement for the snapshot with this digest."""
     subject = [{"name": SNAPSHOT_FILE, "digest": {"sha256": digest}}]
     told = {"_type": STATEMENT_TYPE, "subject": subject, "predicateType": PREDICATE_TYPE, "predicate": {}}
     return canonical_json(told).encode()
 
 
 def read_envelope(content: bytes, digest: str, subject: str) -> SignatureEnvelope:
-    """Parse a signature file, and see that it is of the snapshot `digest`. SignatureInvalid; keys are not looked at.
+    """Return the parsed signature file of the snapshot `digest`. Keys are not checked.
 
-    Malformed signatures in it are left out: they say nothing about the others.
+    Malformed signatures in it are left out: they do not affect the others.
+
+    Raises:
+        SignatureInvalid: the file can't be read, or is of another snapshot.
     """
     try:
         envelope = SignatureEnvelope.model_validate(_well_formed(content))
@@ -130,7 +134,7 @@ def read_envelope(content: bytes, digest: str, subject: str) -> SignatureEnvelop
 
 
 def _well_formed(content: bytes) -> Any:
-    """The document of a signature file, without signatures that are none."""
+    """Return the document of a signature file without its invalid signatures."""
     found = json.loads(content)
     if not isinstance(found, dict) or not isinstance(found.get("signatures"), list):
         return found

@@ -19,19 +19,17 @@ PREDICTION_BOUNDS: Final = (
     *_FINE,
     *_COARSE,
 )
-"""Upper bounds of the buckets of a prediction of any sign: 19 % wide from 0.00006 to 64, then an octave up to a million.
-
-What is nearer to 0 shares one bucket; the first and the last take what lies beyond: 191 in all.
-"""
+"""Upper bounds of the buckets of a prediction of any sign: 19 % wide from 0.00006 to 64, then an octave up to a
+million. Numbers nearer to 0 share one bucket; the first and the last have all numbers beyond: 191 in all."""
 
 
 class PredictionSketch(Value):
     """The finite numbers of one output over sampled answers."""
 
     answers: int = 0
-    """Answers that were sampled."""
+    """Sampled answers."""
     values: int = 0
-    """Numbers that were taken from them."""
+    """Numbers in these answers."""
     total: float = 0.0
     squares: float = 0.0
     """Sum of the squares."""
@@ -40,10 +38,10 @@ class PredictionSketch(Value):
 
 
 def latency_bucket(seconds: float) -> int:
-    """The bucket of a latency: it ends with LATENCY_SECONDS[bucket], and the one after the last has no end."""
+    """Return the bucket of a latency: it ends with LATENCY_SECONDS[bucket]; the one after the last has no end."""
     return bisect_left(LATENCY_SECONDS, seconds)
 
 
 def prediction_bucket(value: float) -> int:
-    """The bucket of a finite number."""
+    """Return the bucket of a finite number."""
     return bisect_left(PREDICTION_BOUNDS, value)

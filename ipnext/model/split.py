@@ -1,4 +1,4 @@
-"""What a person writes to have a model cut into parts: the `spec.split` of a manifest, or a policy file of its own."""
+"""The manifest's policy for cutting a model into parts: `spec.split`, or a policy file."""
 
 import re
 from collections import Counter
@@ -12,11 +12,11 @@ from ipnext.model.registry import REQUEST
 from ipnext.model.value import LARGEST_FIGURE, SMALLEST_RATE, SMALLEST_UNITS, Name, Written, digest_of
 
 Pattern = Annotated[str, StringConstraints(min_length=1)]
-"""Module path with `*`, `?` and `[...]` as in file names; `*` passes dots too."""
+"""Module path with `*`, `?` and `[...]` as in file names; `*` also matches dots."""
 
 
 MOST_HOSTED_PARTS: Final = 64
-"""Of one model: parts that have processes of their own, written or cut. The time of a plan grows with more than their square."""
+"""Parts of one model with processes, written or cut. The time of a plan grows with more than their square."""
 
 
 class ShardSpec(Written):
@@ -89,31 +89,35 @@ class SplitPolicy(Written):
 
     @property
     def cut(self) -> str:
-        """SHA-256 of what decides where a model is cut: all but the hardware."""
+        """SHA-256 of the settings that determine the cut: all but the hardware."""
         parts = [part.model_dump(mode="json", exclude={"hardware"}) for part in self.parts]
         return digest_of({"parts": parts, "default": self.default})
 
     def origin(self, name: str) -> SplitPart | None:
-        """The part of the policy that the derived part `name` comes from; None for the rest."""
+        """Return the policy's part from which the derived part `name` comes; None for the rest."""
         whole = next((part for part in self.parts if part.name == name), None)
         dealt = (part for part in self.parts if part.shard is not None and _is_numbered(name, part.name))
         return whole or next(dealt, None)
 
     def may_make(self, name: str) -> bool:
-        """Whether a part or a segment of the split may come to bear this name."""
+        """Return whether a part or a segment of the split may have this name."""
         names = (self.default, *(part.name for part in self.parts))
         return any(name == own or _is_numbered(name, own) for own in names)
 
 
 def _is_numbered(name: str, base: str) -> bool:
-    """`base-0`, a shard, or `base-s1`, a stage."""
+    """Return whether the name is that of a shard, `base-0`, or of a stage, `base-s1`."""
     return re.fullmatch(rf"{re.escape(base)}(-s?\d+)+", name) is not None
 
 
 def options_of(asked: Sequence[Name | SplitHardware], model: Sequence[HardwareOption]) -> tuple[HardwareOption, ...]:
-    """Ways to run a derived part: a kind alone is as the whole model has it, `qps` left out too; nothing asked: all of these.
+    """Return the options of a derived part.
 
-    ValueError names a kind of which neither says the throughput.
+    A kind alone has the whole model's units and `qps`, a missing `qps` is the whole model's; if nothing is given, all
+    options of the model apply.
+
+    Raises:
+        ValueError: it has a kind for which neither states the throughput.
     """
     known = {option.kind: option for option in model}
     return tuple(_option(item, known) for item in asked) or tuple(model)

@@ -1,4 +1,4 @@
-"""How far an engine is that does not answer yet: told by its host, shown wherever a replica is."""
+"""The progress of an engine that does not answer yet: reported by its host, shown with each replica."""
 
 from collections.abc import Mapping
 from typing import Final, Literal
@@ -32,6 +32,6 @@ class EngineStart(Value):
 
     @property
     def text(self) -> str:
-        """For people."""
+        """The progress, for people."""
         last = f"; last output: {self.output}" if self.output else ""
         return f"{self.part} snapshot {self.snapshot}: {_WORDS[self.stage]}, {self.seconds:.0f} s{last}"

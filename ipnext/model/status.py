@@ -1,4 +1,4 @@
-"""Status that tells the truth: conditions with positive polarity and a closed list of reasons."""
+"""Conditions with positive polarity and a closed list of reasons."""
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -78,7 +78,7 @@ _CODES: Mapping[str, Reason] = {
 
 
 def reason_of(code: str | None, *, otherwise: Reason = Reason.INTERNAL_ERROR) -> Reason:
-    """The reason that an error code of `ipnext.errors` stands for; a code that is a reason stands for itself."""
+    """Return the reason for an error code of `ipnext.errors`. The code of a reason is that reason."""
     if code is not None and code in _CODES:
         return _CODES[code]
     return Reason(code) if code in set(Reason) else otherwise
@@ -99,10 +99,10 @@ class Condition(Written):
 
 
 def ready_of(conditions: Iterable[Condition]) -> Condition | None:
-    """`Ready` of a model with these conditions; None if neither `Serving` nor `UpToDate` is among them.
+    """Return `Ready` for a model with these conditions; None if neither `Serving` nor `UpToDate` is among them.
 
-    It has the reason and the message of what keeps it from being true: `UpToDate` first, as its reason is that of the newest
-    change. `Unknown` if one of the two was never written.
+    It has the reason and the message of the condition that prevents it: `UpToDate` first, as its reason is that of the
+    newest change. `Unknown` if one of the two was never written.
     """
     found = {condition.type: condition for condition in conditions}
     halves = [found[kind] for kind in (ConditionType.UP_TO_DATE, ConditionType.SERVING) if kind in found]
@@ -120,7 +120,7 @@ def ready_of(conditions: Iterable[Condition]) -> Condition | None:
 
 
 def with_ready(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
-    """The conditions with `Ready` as it follows from the others, in the order of a rollout's stages."""
+    """Return the conditions with `Ready`, which follows from the others, in the order of a rollout's stages."""
     found = [condition for condition in conditions if condition.type is not ConditionType.READY]
     ready = ready_of(found)
     shown = found if ready is None else [*found, ready]
@@ -155,6 +155,6 @@ class ModelStatus(Written):
         return self.is_met(ConditionType.READY)
 
     def is_met(self, kind: ConditionType, status: ConditionStatus = "True") -> bool:
-        """Whether a condition has this status; one that is not there is `Unknown`."""
+        """Return whether a condition has this status; an absent one is `Unknown`."""
         found = next((condition.status for condition in self.conditions if condition.type is kind), "Unknown")
         return found == status

@@ -1,4 +1,4 @@
-"""What an entity asks when it begins, or when a run has gone: open changes, how one stands, and its transition."""
+"""Messages of an entity that begins, or whose run has gone: open changes, the state of one, and its transition."""
 
 from ipnext.model.controls import ControlAsked
 from ipnext.model.lifecycle import ChangeState, QueuedChange, TransitionInput
@@ -13,19 +13,19 @@ class ModelAsked(Value):
 
 
 class OpenChange(Value):
-    """A change that the engine has taken and that has not ended."""
+    """A change that the engine has accepted and that has not ended."""
 
     change: QueuedChange
     begun: bool
-    """Whether a run of it has begun; it may have gone since."""
+    """Whether a run of it has begun; the run may have gone since."""
 
 
 class OpenChanges(Value):
-    """Answer of `open_changes`: what an entity that begins finds, by sequence."""
+    """Answer of `open_changes`: the changes that a new entity finds, by sequence."""
 
     changes: tuple[OpenChange, ...] = ()
     held: ControlAsked | None = None
-    """Who paused the model's changes, and why."""
+    """The author of the pause of the model's changes, and the reason."""
     serving_generation: int | None = None
 
 
@@ -47,7 +47,7 @@ class ChangeSeen(Value):
 
 
 class TakeOver(Value):
-    """Input of `take_over`: the run of a change has gone, and why its transition is to be reverted."""
+    """Input of `take_over`: a change without its run, and the reason for the revert of its transition."""
 
     model: Name
     change: QueuedChange
@@ -56,21 +56,21 @@ class TakeOver(Value):
 
 
 class TakenOver(Value):
-    """Answer of `take_over`, and how a takeover ends."""
+    """Answer of `take_over`, and the result of a takeover."""
 
     waits: bool = False
-    """A run of the transition is open: it ends by itself. Ask again."""
+    """A run of the transition is open and will end without help. Call again."""
     transition: TransitionInput | None = None
-    """The run to start, which reverts the transition. None if nothing is left to do."""
+    """The input of the run that reverts the transition. None if nothing is left to do."""
     moved: bool = False
-    """Whether the change had a transition at all."""
+    """Whether the change had a transition."""
     done: bool = False
-    """Whether the transition had come to its end: its generation has all the traffic."""
+    """Whether the transition was complete: its generation has all the traffic."""
     generation: int | None = None
     revision: int = 0
-    """Revision of the manifest that the transition was planned with."""
+    """Revision of the manifest of the transition's plan."""
     undone: str = ""
-    """What could not be reverted, in words."""
+    """The part that could not be reverted, in words."""
 
 
 class ChangeEnded(Value):

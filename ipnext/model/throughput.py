@@ -1,6 +1,6 @@
-"""What a replica answers and what is asked of it, in the one unit of a model: requests a second, or tokens a second.
+"""Throughput and demand of a replica in the one unit of a model: requests a second, or tokens a second.
 
-Tokens are those that are generated; of an embedding model those of the prompts.
+Tokens are generated tokens; for an embedding model those of the prompts.
 """
 
 from collections.abc import Collection
@@ -16,7 +16,7 @@ REQUESTS: Unit = "requests/s"
 TOKENS: Unit = "tokens/s"
 
 FIELDS = {REQUESTS: "qps", TOKENS: "tokensPerSecond"}
-"""Unit -> the field that a person writes."""
+"""Unit -> the field in a manifest."""
 
 
 class Rated(Written):
@@ -41,7 +41,7 @@ class Rated(Written):
 
     @property
     def unit(self) -> Unit | None:
-        """The unit of the figure; None where none is given."""
+        """The unit of the figure; None if there is no figure."""
         if self.tokens_per_second is not None:
             return TOKENS
         return None if self.qps is None else REQUESTS
@@ -53,15 +53,15 @@ class Rated(Written):
 
 
 def unit_in(model: str, tokens: Collection[str]) -> Unit:
-    """The unit of a model, where `tokens` names those whose demand is in tokens a second."""
+    """Return the unit of a model. `tokens`: the models whose demand is in tokens a second."""
     return TOKENS if model in tokens else REQUESTS
 
 
 def in_unit(text: str, unit: Unit) -> str:
-    """A text of the planner, which says QPS of every model, as people read it."""
+    """Return a text of the planner, which uses QPS for every model, in the model's unit."""
     return text.replace("QPS", unit) if unit == TOKENS else text
 
 
 def amount(figure: float, unit: Unit) -> str:
-    """`4000 tokens/s`."""
+    """Return a figure with its unit: `4000 tokens/s`."""
     return f"{figure:g} {unit}"

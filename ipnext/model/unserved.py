@@ -1,4 +1,4 @@
-"""User regions that a manifest names and no region serves: a model with one is never `Ready`. Pure functions."""
+"""User regions that a manifest lists and no region serves: a model with one is never `Ready`. Pure functions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,7 +8,7 @@ from ipnext.model.status import Reason
 
 
 def unserved_regions(manifest: ModelManifest, tables: Iterable[RouteTable]) -> Mapping[str, tuple[str, ...]]:
-    """Users' region -> the rules of the plan that leave it unserved, in the order of the manifest."""
+    """Return users' region -> the rules of the plan that leave it unserved, in the order of the manifest."""
     known = {table.region: table for table in tables}
     sent = {region for region, table in known.items() if any(share.fraction > 0 for share in table.shares)}
     missing = [item.region for item in manifest.spec.demand if item.region not in sent]
@@ -18,13 +18,13 @@ def unserved_regions(manifest: ModelManifest, tables: Iterable[RouteTable]) -> M
 def routed_before(
     unserved: Mapping[str, tuple[str, ...]], tables: Iterable[RouteTable]
 ) -> Mapping[str, tuple[str, ...]]:
-    """Those of the unserved regions that have a route table: the others were never served."""
+    """Return the unserved regions with a route table: the others were never served."""
     known = {table.region for table in tables}
     return {region: rules for region, rules in unserved.items() if region in known}
 
 
 def binding_reason(rules: Sequence[str]) -> Reason:
-    """OverBudget if only budgets bind, NoCapacity if supply does or no rule is known, else PlannerInfeasible."""
+    """Return OverBudget if only budgets bind, NoCapacity if supply does or no rule is known, else PlannerInfeasible."""
     if rules and all(rule.startswith("budget") for rule in rules):
         return Reason.OVER_BUDGET
     short = not rules or any(rule.startswith("supply") for rule in rules)
@@ -32,5 +32,5 @@ def binding_reason(rules: Sequence[str]) -> Reason:
 
 
 def unserved_message(region: str, rules: Sequence[str]) -> str:
-    """One region's users, and what stands in the way, in words."""
+    """Return one region's users and the binding rules, in words."""
     return f"no region serves users of {region}" + (f": {', '.join(rules)}" if rules else "")

@@ -21,13 +21,13 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 LARGEST_FIGURE: Final = 1e12
-"""The planner takes no larger one: beyond it, sums lose the digits that the rules are checked to."""
+"""The planner's largest figure: beyond it, sums lose the digits to which the rules are checked."""
 SMALLEST_RATE: Final = 1e-6
-"""Of what a replica answers, in requests or tokens a second, and of priorities."""
+"""Smallest throughput of a replica, in requests or tokens a second, and smallest priority."""
 SMALLEST_UNITS: Final = 0.01
-"""Of a replica: a hundred of them on one unit of hardware, and no more."""
+"""Smallest units of a replica: a hundred of them on one unit of hardware, and no more."""
 LONGEST_SECONDS: Final = 366 * 86400.0
-"""Of what a manifest has a change wait for."""
+"""Longest wait of a change in a manifest."""
 
 
 class Value(BaseModel):
@@ -45,18 +45,18 @@ class Written(BaseModel):
 
 
 def canonical_json(value: BaseModel | Any) -> str:
-    """The one JSON text of a value: sorted keys, no white space. The same value gives the same bytes."""
+    """Return the one JSON text of a value: sorted keys, no white space. Equal values give equal bytes."""
     plain = value.model_dump(mode="json", by_alias=True) if isinstance(value, BaseModel) else value
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def digest_of(value: BaseModel | Any) -> str:
-    """SHA-256 (hex) of the canonical JSON."""
+    """Return the SHA-256 (hex) of the canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 class NameTwice(ValueError):
-    """An object of JSON names a member twice: readers would differ over which one counts."""
+    """An object of JSON has a member twice: readers would differ in the one that counts."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name!r} is given twice in one object")
@@ -64,7 +64,7 @@ class NameTwice(ValueError):
 
 
 def unique_names(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of JSON that names each member once: for `object_pairs_hook`. NameTwice."""
+    """Return an object of JSON with unique members: for `object_pairs_hook`. Raises NameTwice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         counts = Counter(name for name, _ in pairs)

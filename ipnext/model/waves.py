@@ -1,15 +1,15 @@
-"""How far the waves of a transition bring a model's traffic, for people who watch one. Pure."""
+"""The progress of a model's traffic through the waves of a transition, for people who watch one. Pure."""
 
 from collections.abc import Mapping, Sequence
 
 from ipnext.model.rollout import FleetState, GenerationShare, Share, Transition
 
 Answers = Mapping[tuple[str, int], float]
-"""Fraction of one region's users by where, and by which generation, they are answered."""
+"""Fraction of one region's users by the region and the generation that answer them."""
 
 
 def arrived(transition: Transition, model: str) -> tuple[Mapping[str, float], ...]:
-    """For each wave, by the users' region: the fraction that is answered where it shall be once the wave's routes apply."""
+    """Return, for each wave, users' region -> the fraction that reaches its target once the wave's routes apply."""
     now, goal = _by_users(transition.origin, model), _by_users(transition.to, model)
     found = []
     for wave in transition.waves:
@@ -19,7 +19,7 @@ def arrived(transition: Transition, model: str) -> tuple[Mapping[str, float], ..
 
 
 def arrived_words(fractions: Mapping[str, float]) -> str:
-    """`60%` where all regions are as far, else each: `40% of eu-west, 100% of us-east`."""
+    """Return `60%` if all regions have the same fraction, else each: `40% of eu-west, 100% of us-east`."""
     shown = {origin: f"{fraction:.4g}%" for origin, fraction in ((o, 100 * f) for o, f in sorted(fractions.items()))}
     if len(set(shown.values())) == 1:
         return next(iter(shown.values()))

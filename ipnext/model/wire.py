@@ -1,8 +1,8 @@
-"""JSON between components of different builds: fields that this build does not know are ignored, at every depth.
+"""JSON between components of different builds: fields unknown to this build are ignored, at every depth.
 
-Everything that API, workers, agents, routers and hosts tell each other, or leave for each other in the store, is read by
-`decode`. Tolerance is thus a property of the channel, and no type can be forgotten. What people write (manifests, HTTP
-bodies) and what is named by its digest (snapshot.json, delta.json) is read strictly.
+`decode` reads all messages between API, workers, agents, routers and hosts, and their documents in the store. Tolerance
+is thus a property of the channel, and no type can be forgotten. Documents of people (manifests, HTTP bodies) and
+documents named by their digest (snapshot.json, delta.json) are read strictly.
 """
 
 from functools import lru_cache
@@ -15,7 +15,7 @@ T = TypeVar("T")
 MOST_KINDS = 1024
 
 REMEMBERED = 2048
-"""Documents whose values are kept."""
+"""Number of documents with remembered values."""
 
 LONGEST_REMEMBERED = 16_384
 """Characters of such a document."""
@@ -27,9 +27,10 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def decode(kind: type[T], content: str | bytes | bytearray) -> T:
-    """Read JSON that a component of this or another build wrote.
+    """Return the value of JSON that a component of this or another build wrote.
 
-    Raises pydantic's ValidationError (a ValueError) if a known field is missing or holds what this build does not allow.
+    Raises:
+        pydantic.ValidationError: a ValueError; a known field is missing or has a value that this build does not allow.
     """
     key: Any = kind
     found: T = _adapter(key).validate_json(content, extra="ignore")
@@ -37,7 +38,7 @@ def decode(kind: type[T], content: str | bytes | bytearray) -> T:
 
 
 def decode_frozen(kind: type[T], content: str) -> T:
-    """The same for a frozen value, which may be shared: a document that was read before gives the same object."""
+    """Return a frozen value, which may be shared, as `decode` does: the same document gives the same object."""
     if len(content) > LONGEST_REMEMBERED:
         return decode(kind, content)
     key: Any = kind
@@ -51,7 +52,7 @@ def _remembered(kind: Any, content: str) -> Any:
 
 
 def decode_plain(kind: type[T], content: object) -> T:
-    """The same for plain data that was parsed already."""
+    """Return the value of plain data that was already parsed, as `decode` does."""
     key: Any = kind
     found: T = _adapter(key).validate_python(content, extra="ignore")
     return found
