@@ -1,4 +1,4 @@
-"""Artifacts: upload what is missing, then commit the snapshot whose blobs are all there."""
+"""Artifacts: upload missing blobs, then commit the snapshot once all its blobs exist."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Is the API up, and what of its surroundings is."""
+"""Health of the API and of the services that it depends on."""
 
 from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool

@@ -303,7 +303,7 @@ def _worst(troubles: Iterable[Trouble]) -> Trouble | None:
 def _observed(
     condition: Condition, worst: Mapping[ConditionType, Trouble | None], at: datetime, *, settled: bool
 ) -> Condition:
-    """Return a condition as observed now. `settled`: no change is under way, so what was missing may be ready by now."""
+    """Return a condition as observed now. `settled`: no change is under way, so missing capacity may be ready by now."""
     trouble = worst.get(condition.type)
     lacks = condition.type is ConditionType.CAPACITY_READY and condition.status == "False"
     if lacks and settled and trouble is None and condition.type in worst:

@@ -14,7 +14,7 @@ Counts = Mapping[int, float]
 
 
 def quantile(counts: Counts, bounds: Sequence[float], share: float) -> float:
-    """Return the value that the fraction `share` of all lies below; 0 if there are none.
+    """Return the quantile of the fraction `share`; 0 if there are no values.
 
     Counts are spread evenly within a bucket; beyond the last bound the result is that bound. Bucket i lies between
     bounds[i-1] (0 for the first) and bounds[i], as in Prometheus' histogram_quantile.

@@ -1,4 +1,4 @@
-"""Where models can run: regions, hardware, supply, round-trip times, owners' budgets (`kind: Fleet`)."""
+"""The resources for models: regions, hardware, supply, round-trip times, owners' budgets (`kind: Fleet`)."""
 
 from typing import Literal, Self
 

@@ -316,7 +316,7 @@ class WaveInput(Value):
     baseline: tuple[RegionTraffic, ...] = ()
     """For the gate: the target generation's counts just before the wave's traffic moved."""
     early: bool = False
-    """For the gate: a look during the hold; only what is certain by now fails it."""
+    """For the gate: a check during the hold; only a violation that is already certain fails it."""
     watched_seconds: float = 0.0
     """For the gate: seconds that it has waited for more answers beyond the hold."""
     window: GateWindow | None = None

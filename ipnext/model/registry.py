@@ -155,7 +155,7 @@ class SnapshotManifest(Value):
 
 
 class SnapshotSource(Value):
-    """One part's published content: its manifest and where the artifact store holds it."""
+    """One part's published content: its manifest and its location in the artifact store."""
 
     manifest: SnapshotManifest
     uri: str

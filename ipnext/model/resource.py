@@ -1,4 +1,4 @@
-"""What the API takes and gives beside the manifests: the wire types of `ipnext.api` and `ipnext.client`.
+"""Requests and answers of the API other than manifests: the wire types of `ipnext.api` and `ipnext.client`.
 
 Answers about manifests and status are camelCase, as a person writes them; records of runs are snake_case.
 """

@@ -89,7 +89,7 @@ class Collection:
         """Digests in the artifact store, as listed."""
 
     def run(self) -> CollectionView:
-        """Collect, or report what would be collected. Unavailable."""
+        """Collect, or report the removals of a dry run. Raises Unavailable."""
         self._give_snapshots_free()
         self._remove_unnamed()
         if not self._dry_run:
