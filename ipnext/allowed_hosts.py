@@ -98,7 +98,7 @@ def _same(origin: str, host: str) -> bool:
 
 
 def opens_document(method: str, headers: Mapping[str, str]) -> bool:
-    """Whether the user of a browser opens a page, so that no other page sees the answer. `headers` by lower-case names."""
+    """Return whether the user of a browser opens a page, so that no other page sees the answer. `headers` by lower-case names."""
     return (
         method == "GET"
         and headers.get("sec-fetch-mode", "").lower() == "navigate"

@@ -68,5 +68,5 @@ def _no_password() -> str:
 
 
 def _is_busy(protocol: Any) -> bool:
-    """Whether uvicorn is processing a request of the connection."""
+    """Return whether uvicorn is processing a request of the connection."""
     return protocol.cycle is not None and not protocol.cycle.response_complete

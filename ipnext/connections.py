@@ -216,7 +216,7 @@ class Bounded(asyncio.Protocol):
             self._end(None)
 
     def _is_stalled(self, now: float) -> bool:
-        """Whether an answer waits for a client that reads nothing of it."""
+        """Return whether an answer waits for a client that reads nothing of it."""
         unsent = self._transport.get_write_buffer_size()
         waits = unsent and (self._paused or self._transport.is_closing())
         if not waits or not self._unsent or unsent < self._unsent:

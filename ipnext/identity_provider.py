@@ -142,7 +142,7 @@ def check_address(url: str, field: str) -> str:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether an address is of this machine: `localhost` or a loopback IP address."""
+    """Return whether an address is of this machine: `localhost` or a loopback IP address."""
     host = urlsplit(url).hostname or ""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback

@@ -255,7 +255,7 @@ async def begin_entity(client: Client, model: str) -> None:
 
 
 async def is_open(client: Client, workflow_id: str) -> bool:
-    """Whether a run of the workflow is open now, by the server's own state. False if there never was one. Unavailable."""
+    """Return whether a run of the workflow is open now, by the server's own state. False if there never was one. Unavailable."""
     async with reaching(f"workflow {workflow_id}"), asyncio.timeout(SUBMIT_SECONDS):
         try:
             found = await client.get_workflow_handle(workflow_id).describe()
@@ -334,7 +334,7 @@ async def tell_drain(client: Client, region: str) -> None:
 
 
 async def reachable(client: Client) -> bool:
-    """Whether the server answers now. Never raises."""
+    """Return whether the server answers now. Never raises."""
     try:
         async with asyncio.timeout(2.0):
             return await client.service_client.check_health()

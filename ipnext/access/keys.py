@@ -41,7 +41,7 @@ def draw_key() -> NewKey:
 
 
 def is_key(text: str) -> bool:
-    """Whether a credential claims to be an API key, well formed or not."""
+    """Return whether a credential claims to be an API key, well formed or not."""
     return text.startswith(PREFIX)
 
 
@@ -60,5 +60,5 @@ def digest_of_secret(secret: str) -> str:
 
 
 def proves(secret: str, digest: str) -> bool:
-    """Whether a secret has this digest; compared in constant time."""
+    """Return whether a secret has this digest; compared in constant time."""
     return hmac.compare_digest(digest_of_secret(secret).encode(), digest.encode())

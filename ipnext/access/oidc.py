@@ -129,7 +129,7 @@ class TokenVerifier:
         )
 
     def is_expired(self, identity: Identity) -> bool:
-        """Whether the token of an identity has expired."""
+        """Return whether the token of an identity has expired."""
         return self._clock() >= identity.expires_at
 
     def _check_claims(self, claims: Mapping[str, Any]) -> None:
@@ -218,5 +218,5 @@ def _groups(claims: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def is_name(text: str) -> bool:
-    """Whether a text can name a user or a group: 1 to 256 printable characters, without surrounding blanks."""
+    """Return whether a text can name a user or a group: 1 to 256 printable characters, without surrounding blanks."""
     return 0 < len(text) <= LONGEST_NAME and text.isprintable() and text == text.strip()

@@ -32,5 +32,5 @@ def make_proof(digest: str, *, nonce: str, port: int) -> str:
 
 
 def is_proof(proof: str, secret: str, *, nonce: str, port: int) -> bool:
-    """Whether the maker of this proof knows the key; compared in constant time."""
+    """Return whether the maker of this proof knows the key; compared in constant time."""
     return hmac.compare_digest(make_proof(digest_of_secret(secret), nonce=nonce, port=port).encode(), proof.encode())

@@ -133,7 +133,7 @@ class Access:
         return Principal(kind=key.kind, id=key.id, name=key.name, grants=key.grants, acts_for=parent)
 
     def is_still_valid(self, principal: Principal) -> bool:
-        """Whether a principal that was proved before would be proved now. Reads the store."""
+        """Return whether a principal that was proved before would be proved now. Reads the store."""
         if principal.kind == "user":
             return self._is_valid_user(principal)
         if principal.kind not in {"key", "session"}:
@@ -220,11 +220,11 @@ class Access:
         return self._policies.has_own
 
     def can_see(self, principal: Principal, owner: str) -> bool:
-        """Whether the principal may read an owner's models."""
+        """Return whether the principal may read an owner's models."""
         return self.sees_all(principal) or owner in self._policies.visible_owners(principal, (owner,))
 
     def is_seen(self, principal: Principal, owner: str | None) -> bool:
-        """Whether the principal sees a model of this owner; None: there is no such model."""
+        """Return whether the principal sees a model of this owner; None: there is no such model."""
         return owner is not None and self.can_see(principal, owner)
 
     def check_new(self, principal: Principal, action: Action) -> str:
@@ -271,7 +271,7 @@ class Access:
             self._policies.check(principal, ACTIONS[action], Resource("Model", name, owner))
 
     def sees_all(self, principal: Principal) -> bool:
-        """Whether no model is hidden from the principal, whatever owners there are."""
+        """Return whether no model is hidden from the principal, whatever owners there are."""
         if not self.required:
             return True
         return ANY in granted_owners(principal) and not self._policies.has_own
@@ -290,7 +290,7 @@ class _Listening:
         return holder_of(self.principal)
 
     def sees(self, owner: str | None) -> bool:
-        """Whether it may read an owner's models.
+        """Return whether it may read an owner's models.
 
         Events of the fleet may name any model: only principals that see all may read them.
         """
@@ -299,7 +299,7 @@ class _Listening:
         return owner is None or self.access.sees_all(self.principal)
 
     def may_listen(self) -> bool:
-        """Whether its credential is still valid. True while the store does not answer."""
+        """Return whether its credential is still valid. True while the store does not answer."""
         try:
             return not self.access.required or self.access.is_still_valid(self.principal)
         except Unavailable:
@@ -369,12 +369,12 @@ def granted_owners(principal: Principal) -> frozenset[str]:
 
 
 def reads_anything(principal: Principal) -> bool:
-    """Whether a principal has more than role caller over anything: callers request predictions and read nothing here."""
+    """Return whether a principal has more than role caller over anything: callers request predictions and read nothing here."""
     return any(grant.role.rank >= Role.VIEWER.rank for grant in principal.grants)
 
 
 def is_public(path: str) -> bool:
-    """Whether a path needs no credential."""
+    """Return whether a path needs no credential."""
     return path in PUBLIC or path.startswith(PUBLIC_FOLDER)
 
 

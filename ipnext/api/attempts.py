@@ -59,7 +59,7 @@ class Attempts:
         """Submissions that Temporal refused although the change may be valid, since this process began."""
 
     def due(self, line: str) -> bool:
-        """Whether a line may be tried now."""
+        """Return whether a line may be tried now."""
         return self._due.get(line, 0.0) <= self._clock()
 
     def failed(self, line: str, change_id: str, error: IPnextError | None) -> Attempt:
@@ -80,7 +80,7 @@ class Attempts:
         return attempt
 
     def worth_writing(self, line: str) -> bool:
-        """Whether to write the failure to the store: the error changed, or the number of tries is a power of two.
+        """Return whether to write the failure to the store: the error changed, or the number of tries is a power of two.
 
         An outage of hours is then some ten writes for each change.
         """

@@ -208,7 +208,7 @@ def telling_change(facts: ModelFacts) -> Change | None:
 
 
 def _is_down(facts: ModelFacts, states: States) -> bool:
-    """Whether the serving generation can't answer, for a known cause: that has priority over a failed change."""
+    """Return whether the serving generation can't answer, for a known cause: that has priority over a failed change."""
     return any(t.status == "False" and t.reason is not Reason.PROGRESSING for t in serving_troubles(facts, states))
 
 

@@ -57,12 +57,12 @@ class FleetReadiness(NamedTuple):
 
 
 def is_ready(facts: ModelFacts, states: States) -> bool:
-    """True if the newest desired state of the model serves, by the store and by the regions' reports."""
+    """Return True if the newest desired state of the model serves, by the store and by the regions' reports."""
     return serves(observed_conditions(facts, states))
 
 
 def serves(conditions: Iterable[Condition]) -> bool:
-    """True if the observed conditions of a model include readiness."""
+    """Return True if the observed conditions of a model include readiness."""
     return any(found.type is ConditionType.READY and found.status == "True" for found in conditions)
 
 

@@ -30,7 +30,7 @@ def shown_plan(plan: PlanSummary, visible: Visible) -> PlanSummary:
 
 
 def is_plan_shown(plan: PlanSummary, unit: Repository, visible: Visible) -> bool:
-    """Whether a plan may be shown at all: that of one model only to principals that may read the model."""
+    """Return whether a plan may be shown at all: that of one model only to principals that may read the model."""
     return visible is None or plan.scope is None or bool(visible_models(unit, [plan.scope], visible))
 
 
@@ -46,7 +46,7 @@ def shown_replan(replan: ReplanView, visible: Visible) -> ReplanView:
 
 
 def is_replan_shown(replan: ReplanView, visible: Visible) -> bool:
-    """Whether a replan may be shown at all: the id of one for a model's shortage names the model."""
+    """Return whether a replan may be shown at all: the id of one for a model's shortage names the model."""
     return visible is None or not replan.id.startswith(names.SHORTAGE_PREFIX)
 
 

@@ -39,7 +39,7 @@ class Lifecycle(Protocol):
         """
 
     async def runs(self, workflow_id: str) -> bool:
-        """Whether a run of a workflow is open now."""
+        """Return whether a run of a workflow is open now."""
 
     async def begin_entity(self, model: str) -> None:
         """Start the entity of a model unless it runs; it reads the model's changes from the store."""
@@ -60,7 +60,7 @@ class Lifecycle(Protocol):
         """Signal the engine that a region has a new request. May be repeated."""
 
     async def reachable(self) -> bool:
-        """Whether the engine answers now. Never raises."""
+        """Return whether the engine answers now. Never raises."""
 
     def run_url(self, workflow_id: str, run_id: str) -> str:
         """Return the link to a run in the engine's own page."""
@@ -129,7 +129,7 @@ class MemoryLifecycle:
         return answer
 
     async def runs(self, workflow_id: str) -> bool:
-        """Whether a change of the model, a drain or a replan was submitted."""
+        """Return whether a change of the model, a drain or a replan was submitted."""
         self._answer()
         return workflow_id in self.fleet_runs | {names.model_workflow_id(model) for model in self.entities}
 
@@ -170,7 +170,7 @@ class MemoryLifecycle:
         self.fleet_runs.add(names.drain_workflow_id(region))
 
     async def reachable(self) -> bool:
-        """Whether it is not `down`."""
+        """Return whether it is not `down`."""
         return not self.down
 
     def run_url(self, workflow_id: str, run_id: str) -> str:

@@ -45,7 +45,7 @@ class Persons:
         return principal
 
     def is_still_valid(self, principal: Principal) -> bool:
-        """Whether a proved principal's token is still in force, and its roles are the same. Reads the store."""
+        """Return whether a proved principal's token is still in force, and its roles are the same. Reads the store."""
         identity = self._known.get(principal)
         if identity is None or self._verifier.is_expired(identity):
             return False

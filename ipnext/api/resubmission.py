@@ -138,7 +138,7 @@ class Resubmission:
         return True
 
     async def _belongs(self) -> bool:
-        """Whether the engine owns the database. The outbox reports it if it does not."""
+        """Return whether the engine owns the database. The outbox reports it if it does not."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 namespace = await self._lifecycle.namespace()

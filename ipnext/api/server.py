@@ -15,7 +15,7 @@ class Server(BoundedServer):
     """Ends the open streams before it waits for open connections."""
 
     def __init__(self, app: FastAPI, settings: PlatformSettings, stream: Stream) -> None:
-        """InvalidInput if the process may not open so many files, or the certificate is invalid."""
+        """Raise InvalidInput if the process may not open so many files, or the certificate is invalid."""
         config = bounded_config(
             app, host=settings.api_host, port=settings.api_port, keep_alive_seconds=settings.api_keep_alive_seconds
         )

@@ -86,7 +86,7 @@ class States(Mapping[str, RegionState | None]):
         return self._summaries.get(region)
 
     def same_as(self, reports: Mapping[str, RegionState | None]) -> bool:
-        """Whether these reports are the ones that are indexed here."""
+        """Return whether these reports are the ones that are indexed here."""
         return self._reports.keys() == reports.keys() and all(
             mine is reports[region] or mine == reports[region] for region, mine in self._reports.items()
         )
@@ -107,5 +107,5 @@ def _by_key(replica: Replica) -> tuple[str, str, str, str, str]:
 
 
 def is_short(replica: Replica) -> bool:
-    """Whether a replica does not answer for all of its desired snapshots."""
+    """Return whether a replica does not answer for all of its desired snapshots."""
     return replica.phase is not ReplicaPhase.RUNNING or not replica.ready or bool(replica.failures)

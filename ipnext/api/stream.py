@@ -53,10 +53,10 @@ class Listener(Protocol):
         """Holder of the stream in the count of open streams; None: no separate count."""
 
     def sees(self, owner: str | None) -> bool:
-        """Whether it gets events of a model of this owner; empty: of the whole fleet; None: the message `changed`."""
+        """Return whether it gets events of a model of this owner; empty: of the whole fleet; None: the message `changed`."""
 
     def may_listen(self) -> bool:
-        """Whether it is still authorised. May block for a moment."""
+        """Return whether it is still authorised. May block for a moment."""
 
 
 class Everything:

@@ -95,7 +95,7 @@ def _checked(directory: Path) -> Path:
 
 
 def _belongs(path: str, checkpoint: ReadCheckpoint) -> bool:
-    """Whether the snapshot gets this file: the model's weights, and data.
+    """Return whether the snapshot gets this file: the model's weights, and data.
 
     Hidden files and those of other programs are left out.
     """

@@ -108,7 +108,7 @@ class ReadCheckpoint:
 
 
 def is_checkpoint(directory: Path) -> bool:
-    """Whether `import-checkpoint` can read a directory."""
+    """Return whether `import-checkpoint` can read a directory."""
     return any((directory / name).is_file() for name in (CONFIG_FILE, ADAPTER_CONFIG_FILE))
 
 

@@ -83,7 +83,7 @@ def _move_out(damaged: Path) -> None:
 
 
 def _complete(final: Path, manifest: SnapshotManifest) -> bool:
-    """Whether every file is there with exactly its bytes, and the manifest too."""
+    """Return whether every file is there with exactly its bytes, and the manifest too."""
     try:
         return (final / SNAPSHOT_FILE).read_bytes() == manifest_bytes(manifest) and are_whole(final, manifest)
     except OSError:

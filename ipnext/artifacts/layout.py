@@ -25,7 +25,7 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 
 
 def is_digest(name: str) -> bool:
-    """Whether a name is a SHA-256 as the store writes it."""
+    """Return whether a name is a SHA-256 as the store writes it."""
     return _SHA256.fullmatch(name) is not None
 
 

@@ -33,7 +33,7 @@ def socket_url(directory: Path) -> str:
 
 
 def is_socket_url(url: str) -> bool:
-    """Whether a URL is of Unix sockets."""
+    """Return whether a URL is of Unix sockets."""
     return url.startswith(SCHEME)
 
 

@@ -22,7 +22,7 @@ class DevCertificates:
     def __init__(
         self, directory: Path, regions: Sequence[str], components: ComponentSettings, settings: DevSettings
     ) -> None:
-        """InvalidInput if the existing CA is invalid."""
+        """Raise InvalidInput if the existing CA is invalid."""
         self._components = components
         self._issuer: Issuer | None = None
         if components.component_authentication == "none":

@@ -26,7 +26,7 @@ class FreezeCalendar:
     """One freeze, ready for queries. Repeated queries are answered from a cache."""
 
     def __init__(self, manifest: FreezeManifest) -> None:
-        """InvalidInput if a rule can't be used; names the field, the value and the allowed ones."""
+        """Raise InvalidInput if a rule can't be used; names the field, the value and the allowed ones."""
         self.manifest = manifest
         self._events = events_of(manifest.spec)
         self._asked: dict[tuple[datetime, datetime], tuple[Window, ...]] = {}

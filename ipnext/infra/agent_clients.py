@@ -27,7 +27,7 @@ class AgentClients:
     def __init__(
         self, agents: Mapping[str, str], timeout: httpx.Timeout, settings: ComponentSettings | None = None
     ) -> None:
-        """InvalidInput if an agent needs a certificate and there is none, or if it is on another machine in clear text."""
+        """Raise InvalidInput if an agent needs a certificate and there is none, or if it is on another machine in clear text."""
         # No proxy from the environment may intercept the calls.
         self._plain = httpx.Client(timeout=timeout, trust_env=False)
         self._secure = {

@@ -111,5 +111,5 @@ class AgentListener:
 
 
 def _is_busy(protocol: Any) -> bool:
-    """Whether a request has arrived whose answer is not complete. aiohttp has no public name for this."""
+    """Return whether a request has arrived whose answer is not complete. aiohttp has no public name for this."""
     return bool(protocol._request_in_progress or protocol._messages)  # noqa: SLF001 - see above

@@ -27,7 +27,7 @@ def error_from(status: int, body: bytes, *, source: str) -> IPnextError:
 
 
 def is_retryable(code: str) -> bool:
-    """Whether a retry helps after an error of this code."""
+    """Return whether a retry helps after an error of this code."""
     return any(kind.retryable for kind in _tree(IPnextError) if kind.code == code)
 
 

@@ -115,7 +115,7 @@ def generations(holds: HostHolds) -> frozenset[int]:
 
 
 def goes_over(told: HostHolds, wanted: HostHolds) -> bool:
-    """Whether a process with the holds `told` has to take another snapshot for `wanted`."""
+    """Return whether a process with the holds `told` has to take another snapshot for `wanted`."""
     return bool(told.holds) and not digests(wanted.holds) <= digests(told.holds)
 
 

@@ -10,7 +10,7 @@ from ipnext.model.deployment import HostState
 
 
 def tells(state: HostState | None) -> bool:
-    """Whether a host loads, and reports the end of a load."""
+    """Return whether a host loads, and reports the end of a load."""
     return state is not None and bool(state.loading) and state.revision > 0
 
 

@@ -131,7 +131,7 @@ class MemoryInfrastructure:
             self._reach(region)
             return KeyUseReport(uses=dict(self._key_uses.get(region, {})))
 
-    # what a test reads
+    # read by tests
 
     def access(self, region: str) -> AccessList | None:
         """Return the list in force in a region."""
@@ -159,7 +159,7 @@ class MemoryInfrastructure:
         with self._lock:
             return self._routes.get((model, region))
 
-    # what a test breaks
+    # faults for tests
 
     def fail_load(self, digest: str, *, code: str = "LoadFailed", message: str = "broken on purpose") -> None:
         """Make loads of this snapshot fail, even if it was loaded before."""
@@ -328,7 +328,7 @@ class MemoryInfrastructure:
         )
 
     def _answers(self, region: MemoryRegion, table: RouteTable, generation: int) -> bool:
-        """Whether every part or segment of the generation has a ready replica here."""
+        """Return whether every part or segment of the generation has a ready replica here."""
         ready = (key for key, held in region.ready(self._faults) if (key.model, held) == (table.model, generation))
         found = {piece for key in ready for piece in region.sets[key].deployment.pieces(generation)}
         parts = (part for served in table.served if served.generation == generation for part in served.snapshots)

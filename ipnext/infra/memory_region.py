@@ -43,7 +43,7 @@ class Faults:
     """(model, generation) -> its answers."""
 
     def stalls(self, key: DeploymentKey) -> bool:
-        """Whether this replica set makes no progress."""
+        """Return whether this replica set makes no progress."""
         return self.everything_stalled or key in self.stalled
 
 
@@ -106,7 +106,7 @@ class ReplicaSet:
                 replica.step()
 
     def moves(self, faults: Faults) -> bool:
-        """Whether the next step changes anything."""
+        """Return whether the next step changes anything."""
         if any(replica.leaving for replica in self.replicas):
             return True
         stalled = faults.stalls(self.deployment.key) and self.deployment.key not in faults.crashing

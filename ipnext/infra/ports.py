@@ -65,7 +65,7 @@ class PortBook:
 
 
 def is_free(port: int) -> bool:
-    """Whether no process listens on this loopback port. Connections that are still closing do not count."""
+    """Return whether no process listens on this loopback port. Connections that are still closing do not count."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

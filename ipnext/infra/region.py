@@ -326,7 +326,7 @@ class Region:
         life.add_done_callback(self._ended)
 
     def _all_fetched(self, model: str) -> bool:
-        """Whether all replicas of the model have fetched.
+        """Return whether all replicas of the model have fetched.
 
         If its parts swapped one by one, neither generation would be complete for a while.
         """

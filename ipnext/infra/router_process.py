@@ -139,7 +139,7 @@ class RouterProcess:
             pause = min(2 * pause, CONFIRM_POLL_SECONDS)
 
     def follows(self, revision: int) -> bool:
-        """Whether the router has reported this revision or a later one, and so have the routers that still finish requests."""
+        """Return whether the router has reported this revision or a later one, and so have the routers that still finish requests."""
         now = self._now.state
         late = (one.state for one in self._leaving.values() if one.state is not None)
         return now is not None and all(state.revision >= revision for state in (now, *late))

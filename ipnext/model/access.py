@@ -93,7 +93,7 @@ class ApiKey(Value):
     last_used_at: datetime | None = None
 
     def is_valid(self, at: datetime) -> bool:
-        """Whether the key is neither revoked nor expired."""
+        """Return whether the key is neither revoked nor expired."""
         return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)
 
 

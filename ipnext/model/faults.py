@@ -15,7 +15,7 @@ _WORDS: Final[Mapping[str, str]] = {
 
 
 def fault_text(fault: ErrorDetails) -> str:
-    """The message of a fault."""
+    """Return the message of a fault."""
     text = fault["msg"]
     for python, yaml in _WORDS.items():
         text = text.replace(python, yaml)

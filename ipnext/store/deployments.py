@@ -194,7 +194,7 @@ def _identity(key: DeploymentKey) -> tuple[str, str, str, str]:
 
 
 def _is_later(table: RouteTable, stored: RouteTable | None) -> bool:
-    """Whether a table replaces the stored one; False if the stored one, at its revision or later, has the same content.
+    """Return whether a table replaces the stored one; False if the stored one, at its revision or later, has the same content.
 
     StaleWrite.
     """

@@ -93,7 +93,7 @@ class Drains(Unit):
         return _drain(row)
 
     def lost_since(self, change_id: str, regions: Iterable[str]) -> bool:
-        """Whether one of the regions was declared lost, or requested back after that, since a change was recorded.
+        """Return whether one of the regions was declared lost, or requested back after that, since a change was recorded.
 
         Compared by the order in which the store recorded them: the writers' clocks may differ. False if the change is
         unknown.

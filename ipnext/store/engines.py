@@ -56,7 +56,7 @@ def connect(url: URL) -> Engine:
 
 
 def is_absent(url: URL) -> bool:
-    """Whether the URL is of SQLite and its file is missing."""
+    """Return whether the URL is of SQLite and its file is missing."""
     return url.drivername == "sqlite" and not file_of(url).exists()
 
 

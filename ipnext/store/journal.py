@@ -123,7 +123,7 @@ class Journal(Unit):
         return tuple(_event(row) for row in self._session.exec(query))
 
     def has_fleet_event(self, detail: Mapping[str, Any], *, limit: int) -> bool:
-        """Whether one of the newest events of the fleet has this detail."""
+        """Return whether one of the newest events of the fleet has this detail."""
         query = select(EventRow.detail).where(col(EventRow.model).is_(None)).order_by(col(EventRow.ordinal).desc())
         found = self._session.exec(query.limit(rows(limit)))
         return any(text is not None and plain(text) == detail for text in found)

@@ -227,6 +227,6 @@ class Listing(Models, Profiles, Plans):
 
 
 def _unready(suspects: Collection[str]) -> ColumnElement[bool]:
-    """The condition that a model is recorded as not ready, or is among the suspects."""
+    """Return the condition that a model is recorded as not ready, or is among the suspects."""
     recorded = col(ModelRow.ready).is_(False)
     return or_(recorded, col(ModelRow.name).in_(sorted(suspects)[:MOST_SUSPECTS])) if suspects else recorded

@@ -287,7 +287,7 @@ def _listed(values: Iterable[Any]) -> str:
 
 
 def _same_rows(known: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether replicas and traffic are the same, apart from noise in the shares."""
+    """Return whether replicas and traffic are the same, apart from noise in the shares."""
     if known["replicas"] != new["replicas"]:
         return False
     return known["traffic"] == new["traffic"] or _shares(known["traffic"]) == _shares(new["traffic"])

@@ -105,7 +105,7 @@ class Publishing(Changes):
         return frozenset(found)
 
     def _newest_stands(self, model: str, cut: str | None) -> bool:
-        """Whether the newest generation serves or may still serve, with this cut: the same bytes are nothing new then."""
+        """Return whether the newest generation serves or may still serve, with this cut: the same bytes are nothing new then."""
         newest = self._get(GenerationRow, (model, self._last_generation(model)))
         if newest is None or GenerationState(newest.state) in _OVER:
             return False

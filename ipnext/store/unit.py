@@ -165,7 +165,7 @@ class Unit:
         self._read.clear()
 
     def _has_written(self) -> bool:
-        """Whether this unit has written rows, without bookkeeping."""
+        """Return whether this unit has written rows, without bookkeeping."""
         self.flush()
         return engines.writes_of(self._connection) != self._writes
 
