@@ -98,7 +98,7 @@ class DeviceLogin:
         return found if found.refresh is not None else found._replace(refresh=refresh)
 
     def revoke(self, refresh: str) -> bool:
-        """Revoke a refresh token at the provider. False if the provider has no revocation. Unavailable."""
+        """Revoke a refresh token at the provider. False if the provider has no revocation. Raises Unavailable."""
         address = self._endpoints().revocation
         if address is None:
             return False

@@ -81,7 +81,7 @@ class ProviderClient:
             raise Unavailable(msg) from error
 
     def read(self, url: str) -> Mapping[str, Any]:
-        """Read a JSON object. Unavailable."""
+        """Read a JSON object. Raises Unavailable."""
         status, found = self._ask("GET", url, None)
         if status != 200:
             msg = f"the identity provider answered {status} at {url}"

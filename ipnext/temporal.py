@@ -67,7 +67,7 @@ _MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 
 
 def check_metrics_address(address: str, *, insecure_bind: bool) -> None:
-    """Check that a worker may publish its metrics at HOST:PORT. InvalidInput."""
+    """Check that a worker may publish its metrics at HOST:PORT. Raises InvalidInput."""
     field, name = "worker_metrics_address", "worker_metrics_address (IPNEXT_WORKER_METRICS_ADDRESS)"
     lacks = ["TLS and authentication"]
     check_bind_with_port(address, field=field, name=name, lacks=lacks, insecure_bind=insecure_bind)
@@ -249,13 +249,13 @@ def _entity(model: str) -> dict[str, Any]:
 
 
 async def begin_entity(client: Client, model: str) -> None:
-    """Start the entity of a model unless it runs; it reads the open changes from the store. Unavailable."""
+    """Start the entity of a model unless it runs; it reads the open changes from the store. Raises Unavailable."""
     async with reaching(f"the entity of {model}"), asyncio.timeout(SUBMIT_SECONDS):
         await client.start_workflow(**_entity(model))
 
 
 async def is_open(client: Client, workflow_id: str) -> bool:
-    """Return whether a run of the workflow is open now, by the server's own state. False if there never was one. Unavailable."""
+    """Return whether a run of the workflow is open now, by the server's own state. False if there never was one. Raises Unavailable."""
     async with reaching(f"workflow {workflow_id}"), asyncio.timeout(SUBMIT_SECONDS):
         try:
             found = await client.get_workflow_handle(workflow_id).describe()
@@ -267,7 +267,7 @@ async def is_open(client: Client, workflow_id: str) -> bool:
 
 
 async def wake_replan(client: Client) -> None:
-    """Signal the replan workflow that a replan is recorded; it is started if it does not run. Unavailable."""
+    """Signal the replan workflow that a replan is recorded; it is started if it does not run. Raises Unavailable."""
     async with reaching("the replan"), asyncio.timeout(SUBMIT_SECONDS):
         await client.start_workflow(
             names.REPLAN_WORKFLOW,
@@ -280,7 +280,7 @@ async def wake_replan(client: Client) -> None:
 
 
 async def tell_freeze_changed(client: Client, change: Change) -> None:
-    """Signal the run of a change that freezes have changed; an ended run needs no signal. Unavailable."""
+    """Signal the run of a change that freezes have changed; an ended run needs no signal. Raises Unavailable."""
     run = client.get_workflow_handle(names.lifecycle_workflow_id(change.model, change.id))
     async with reaching(f"the run of {change.id}"), asyncio.timeout(SUBMIT_SECONDS):
         try:
@@ -310,7 +310,7 @@ async def cancel_replan(client: Client, asked: MoverAsked, *, update_id: str | N
 
 
 async def tell_moves_steered(client: Client) -> None:
-    """Signal the running replan that moves were paused or resumed, if one runs. Unavailable."""
+    """Signal the running replan that moves were paused or resumed, if one runs. Raises Unavailable."""
     replan = client.get_workflow_handle(names.REPLAN_ID)
     async with reaching("the replan"), asyncio.timeout(SUBMIT_SECONDS):
         try:
@@ -321,7 +321,7 @@ async def tell_moves_steered(client: Client) -> None:
 
 
 async def tell_drain(client: Client, region: str) -> None:
-    """Signal a region's drain that there is a new request; it is started if it does not run. Unavailable."""
+    """Signal a region's drain that there is a new request; it is started if it does not run. Raises Unavailable."""
     async with reaching(f"the drain of {region}"), asyncio.timeout(SUBMIT_SECONDS):
         await client.start_workflow(
             names.DRAIN_WORKFLOW,

@@ -123,7 +123,7 @@ def _check(text: str) -> None:
 
 
 def policies_of(file: Path | None) -> Policies:
-    """Return the policies with those of a file. InvalidInput, NotFound."""
+    """Return the policies with those of a file. Raises InvalidInput or NotFound."""
     if file is None:
         return Policies()
     try:

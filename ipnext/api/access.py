@@ -147,7 +147,7 @@ class Access:
         self._kept.clear()
 
     def note_uses(self) -> None:
-        """Store the times of the keys' last uses, outside of requests, so that none waits for a writer. Unavailable."""
+        """Store the times of the keys' last uses, outside of requests, so that none waits for a writer. Raises Unavailable."""
         used, self._used = self._used, {}
         if used:
             with self._store.begin_free(()) as unit:
@@ -230,7 +230,7 @@ class Access:
     def check_new(self, principal: Principal, action: Action) -> str:
         """Permit an action on a model unknown to the principal if they may do it to models of some owner.
 
-        The endpoint checks the owner in the manifest, and then whether the name is taken. Forbidden.
+        The endpoint checks the owner in the manifest, and then whether the name is taken. Raises Forbidden.
         """
         if not self.required:
             return "authentication-is-off"
@@ -266,7 +266,7 @@ class Access:
         return Permission(self._policies.check(principal, action, Resource("Owner", owner, owner)).policy, owner=owner)
 
     def check_owner(self, principal: Principal, action: str, name: str, owner: str) -> None:
-        """Check an action on a model of an owner, such as the one in a manifest. Forbidden."""
+        """Check an action on a model of an owner, such as the one in a manifest. Raises Forbidden."""
         if self.required:
             self._policies.check(principal, ACTIONS[action], Resource("Model", name, owner))
 
@@ -557,7 +557,7 @@ def _cookie(scope: Scope, headers: Mapping[str, str]) -> str | None:
 def check_own_page(method: str, headers: Mapping[str, str]) -> None:
     """Refuse a cookie that the API's own page does not send: browsers also send it for pages on other ports of this host.
 
-    The `Origin` was checked before. `none`: the user typed the address. Unauthenticated.
+    The `Origin` was checked before. `none`: the user typed the address. Raises Unauthenticated.
     """
     site = headers.get("sec-fetch-site")
     if site not in {None, "same-origin", "none"}:

@@ -144,7 +144,7 @@ def create_app(
 
 
 def _access_of(settings: PlatformSettings, store: Store) -> Access:
-    """Return access control by keys, and by tokens if an identity provider is configured. InvalidInput."""
+    """Return access control by keys, and by tokens if an identity provider is configured. Raises InvalidInput."""
     policies, required = policies_of(settings.policies_file), settings.authentication == "required"
     persons = persons_of(settings, store)
     if persons is None:

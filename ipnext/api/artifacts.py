@@ -171,7 +171,7 @@ def _turn(request: Request, asker: Principal) -> Iterator[CapacityLimiter]:
 
 
 def _admit(rooms: Platform, sha256: str, size: int, asker: Principal, model: str | None) -> None:
-    """Record that a blob is coming, and count it. QuotaExceeded, NotFound, Forbidden."""
+    """Record that a blob is coming, and count it. Raises QuotaExceeded, NotFound or Forbidden."""
     allowance = _allowance_for(rooms, asker, model)
     record_asked(rooms.store, object=("Blob", sha256))
     with rooms.store.begin_free(()) as unit:
@@ -179,7 +179,7 @@ def _admit(rooms: Platform, sha256: str, size: int, asker: Principal, model: str
 
 
 def _allowance_for(rooms: Platform, asker: Principal, model: str | None) -> Allowance:
-    """Return the account of uploaded bytes, with its limit. NotFound, Forbidden."""
+    """Return the account of uploaded bytes, with its limit. Raises NotFound or Forbidden."""
     default = rooms.settings.artifact_bytes
     if model is None:
         return uploaders_allowance(asker, default=default)

@@ -65,7 +65,7 @@ def revoke_key(
 
 
 def check_grant(request: KeyRequest | RoleRequest) -> None:
-    """Refuse a grant without effect. InvalidInput."""
+    """Refuse a grant without effect. Raises InvalidInput."""
     if ANY not in {request.region, request.owner}:
         msg = "region: a role over one region is about no owner's models; give owner or region, not both"
         raise InvalidInput(msg, field="region", value=request.region, allowed=(ANY,))

@@ -56,7 +56,7 @@ def logs_of_model(  # noqa: PLR0913, PLR0917 - each is a parameter of the query
 
 
 def _keeper(rooms: Platform, region: str | None) -> LogKeeper:
-    """Return the infrastructure if it keeps logs and knows the region. NotFound."""
+    """Return the infrastructure if it keeps logs and knows the region. Raises NotFound."""
     keeper = rooms.infrastructure
     if not isinstance(keeper, LogKeeper):
         msg = "this infrastructure keeps no logs that IPnext can read; look for them where the replicas run"
@@ -87,7 +87,7 @@ def _read(
 
 
 def _known(after: Iterable[str]) -> Mapping[str, Mapping[str, int]]:
-    """Map each region and file to the bytes that are known. InvalidInput."""
+    """Map each region and file to the bytes that are known. Raises InvalidInput."""
     known: dict[str, dict[str, int]] = {}
     for one in after:
         place, _, end = one.rpartition("@")

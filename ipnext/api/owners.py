@@ -124,7 +124,7 @@ def allowance_of(unit: Repository, owner: str, *, default: int) -> Allowance:
 
 
 def admit_documents(unit: Repository, allowance: Allowance, more: int, *, field: str, counted: bool = False) -> None:
-    """Check the growth of an owner's documents in the database. A decrease is never refused. QuotaExceeded.
+    """Check the growth of an owner's documents in the database. A decrease is never refused. Raises QuotaExceeded.
 
     Call it in the unit of work that stores them. `field` is the request's field for the message. `counted`: they are
     already stored.

@@ -141,7 +141,7 @@ def _source(rooms: Platform, asker: Principal, owner: str, given: PublishPart) -
 
 
 def _announced(rooms: Platform, owner: str, manifest: SnapshotManifest) -> None:
-    """Count the artifacts that are about to be read or named, and protect them from a collection. QuotaExceeded."""
+    """Count the artifacts that are about to be read or named, and protect them from a collection. Raises QuotaExceeded."""
     with rooms.store.begin_free(()) as unit:
         _charge(unit, rooms, owner, manifest)
 
@@ -149,14 +149,14 @@ def _announced(rooms: Platform, owner: str, manifest: SnapshotManifest) -> None:
 def _check_there(rooms: Platform, sources: Mapping[str, SnapshotSource]) -> None:
     """Check that no collection removed a snapshot before its announcement: a manifest is removed before its blobs.
 
-    ArtifactMissing.
+    Raises ArtifactMissing.
     """
     for source in sources.values():
         rooms.artifacts.manifest(source.uri)
 
 
 def _charge(unit: Repository, rooms: Platform, owner: str, manifest: SnapshotManifest) -> None:
-    """Charge the owner for artifacts that no owner is charged for. QuotaExceeded."""
+    """Charge the owner for artifacts that no owner is charged for. Raises QuotaExceeded."""
     unit.charge_artifacts(sizes_of(manifest), allowance_of(unit, owner, default=rooms.settings.artifact_bytes))
 
 

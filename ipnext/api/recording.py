@@ -158,7 +158,7 @@ class Recorder:
 def record_asked(store: Store, **note: Any) -> None:
     """Record an action outside the store that is about to begin, in a separate unit. If that fails, the action must not happen.
 
-    Unavailable. `note` is as for `Repository.note_audit`.
+    Raises Unavailable. `note` is as for `Repository.note_audit`.
     """
     acting = ACTING.get()
     if acting is not None:

@@ -49,7 +49,7 @@ class FileArtifactStore:
         write_whole(self._blob(sha256), content, scratch=self._scratch, mode=BLOB_MODE)
 
     def open_blob(self, sha256: str) -> BinaryIO:
-        """Open a stream of the blob; the caller closes it. ArtifactMissing."""
+        """Open a stream of the blob; the caller closes it. Raises ArtifactMissing."""
         path = self._blob(sha256)
         with refusing_full_disk(path):
             try:

@@ -116,7 +116,7 @@ def signature_changes(
 
     Each signature is named by its content, so that writers at the same time write different objects, or the same one.
     `keep` returns the ids of keys whose signatures stay if there would be more than MOST_KEPT; None: all.
-    SignatureInvalid.
+    Raises SignatureInvalid.
     """
     subject = f"snapshot {digest:.16}"
     whole = read_envelope(envelope.content, digest, subject)

@@ -50,7 +50,7 @@ class ArtifactStore(Protocol):
         """
 
     def manifest(self, uri: str) -> SnapshotManifest:
-        """Return the manifest of a snapshot uri of this store. ArtifactMissing, ArtifactDigestMismatch."""
+        """Return the manifest of a snapshot uri of this store. Raises ArtifactMissing or ArtifactDigestMismatch."""
 
     def put_signature(
         self, digest: str, envelope: SignatureEnvelope, *, keep: Callable[[], Collection[str]] | None = None

@@ -21,7 +21,7 @@ class BucketSource:
         return f"s3://{self._bucket}/{quote(self._prefix)}"
 
     def size_bytes(self, path: str) -> int:
-        """Return the size of an object. ArtifactMissing, Unavailable."""
+        """Return the size of an object. Raises ArtifactMissing or Unavailable."""
         key = self._key(path)
         with answering(f"s3://{self._bucket}/{key}"):
             return self._client.head_object(Bucket=self._bucket, Key=key)["ContentLength"]

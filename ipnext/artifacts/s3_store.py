@@ -71,7 +71,7 @@ class S3ArtifactStore:
             self._put_parts(key, chain((first, second), parts))
 
     def open_blob(self, sha256: str) -> BinaryIO:
-        """Open a stream of the blob that resumes after a cut connection; the caller closes it. ArtifactMissing."""
+        """Open a stream of the blob that resumes after a cut connection; the caller closes it. Raises ArtifactMissing."""
         return open_object(self._client, self._bucket, self._key(layout.blob_key(sha256)))
 
     def check_whole(self, manifest: SnapshotManifest) -> None:

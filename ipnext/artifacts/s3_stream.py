@@ -15,7 +15,7 @@ RESUMES = 3
 
 
 def open_object(client: S3Client, bucket: str, key: str) -> BinaryIO:
-    """Open a buffered stream of an object; the caller closes it. ArtifactMissing, Unavailable."""
+    """Open a buffered stream of an object; the caller closes it. Raises ArtifactMissing or Unavailable."""
     return cast("BinaryIO", io.BufferedReader(_ObjectStream(client, bucket, key), CHUNK_BYTES))
 
 

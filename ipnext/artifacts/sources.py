@@ -22,7 +22,7 @@ class Source(Protocol):
         """Return the size of a file. ArtifactMissing if there is none."""
 
     def open(self, path: str) -> BinaryIO:
-        """Open a stream of a file; the caller closes it. ArtifactMissing, PathNotAllowed."""
+        """Open a stream of a file; the caller closes it. Raises ArtifactMissing or PathNotAllowed."""
 
 
 class DirectorySource:

@@ -355,7 +355,7 @@ def ending_seconds(directory: Path) -> float:
 def let_hosts_in(places: Places, regions: tuple[str, ...]) -> None:
     """Let hosts that run as another user enter the state directory, and log that user, if root starts the platform.
 
-    InvalidInput.
+    Raises InvalidInput.
     """
     if os.geteuid() == 0 and regions:
         first = places.region(regions[0])

@@ -37,7 +37,7 @@ class AdminSocket:
             self._temporary = path.parent
 
     async def call(self, method: str, path: str) -> bytes:
-        """Make one call; return the body of a good answer. Unavailable."""
+        """Make one call; return the body of a good answer. Raises Unavailable."""
         if self._session is None:
             self._session = HttpSessions()
         control = Control(self._session, probe_seconds=self._probe_seconds)

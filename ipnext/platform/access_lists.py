@@ -47,7 +47,7 @@ class Regions(Protocol):
         """Put a list in force. StaleWrite if a later one is; Unavailable."""
 
     def access_revision(self, region: str) -> int:
-        """Return the revision of the list in force; 0 if there is none. Unavailable."""
+        """Return the revision of the list in force; 0 if there is none. Raises Unavailable."""
 
 
 @dataclass(slots=True)
@@ -99,7 +99,7 @@ class AccessPublisher:
                 self._provider.close()
 
     def look(self) -> list[Future[None]]:
-        """Make the list if anything changed, and begin to send it to the regions that lack it. Unavailable."""
+        """Make the list if anything changed, and begin to send it to the regions that lack it. Raises Unavailable."""
         self._refresh()
         if self._provider is not None and self._keys_are_due():
             self._pool.submit(self._read_keys, self._provider)

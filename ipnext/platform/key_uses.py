@@ -30,7 +30,7 @@ class Regions(Protocol):
         """Return the names of the regions."""
 
     def key_uses(self, region: str) -> KeyUseReport:
-        """Return when keys were last used there. Unavailable."""
+        """Return when keys were last used there. Raises Unavailable."""
 
 
 class KeyUseCollector:

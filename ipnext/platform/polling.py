@@ -44,7 +44,7 @@ POLLED = (
 
 
 async def pollers(client: Connection, polled: Polled, *, within: timedelta = POLLED_WITHIN) -> frozenset[str]:
-    """Return the identities of the workers that polled for this work recently. EngineRefused, Unavailable."""
+    """Return the identities of the workers that polled for this work recently. Raises EngineRefused or Unavailable."""
     asked = DescribeTaskQueueRequest(
         namespace=client.namespace,
         task_queue=TaskQueue(name=polled.queue),

@@ -121,7 +121,7 @@ def schedules_of(settings: PlatformSettings) -> tuple[PlatformSchedule, ...]:
 
 
 async def create_missing(client: Connection, wanted: Sequence[PlatformSchedule]) -> tuple[PlatformSchedule, ...]:
-    """Create the missing schedules; return them. An operator's changes stay. EngineRefused, Unavailable."""
+    """Create the missing schedules; return them. An operator's changes stay. Raises EngineRefused or Unavailable."""
     return tuple(
         [each for each in wanted if await find_schedule(client, each.name) is None and await _make(client, each)]
     )
@@ -148,7 +148,7 @@ async def _make(client: Connection, wanted: PlatformSchedule) -> bool:
 
 
 async def reset_schedules(client: Connection, wanted: Sequence[PlatformSchedule]) -> None:
-    """Reset schedules to the settings, except an operator's pause. NotFound, EngineRefused, Unavailable."""
+    """Reset schedules to the settings, except an operator's pause. Raises NotFound, EngineRefused or Unavailable."""
     for each in wanted:
         async with reaching(f"the schedule {each.name}"):
             try:
@@ -161,7 +161,7 @@ async def reset_schedules(client: Connection, wanted: Sequence[PlatformSchedule]
 
 
 async def find_schedule(client: Connection, name: str) -> FoundSchedule | None:
-    """Return a schedule's present state; None if it does not exist. EngineRefused, Unavailable."""
+    """Return a schedule's present state; None if it does not exist. Raises EngineRefused or Unavailable."""
     async with reaching(f"the schedule {name}"):
         try:
             found = (await client.get_schedule_handle(name).describe()).schedule

@@ -79,7 +79,7 @@ async def warn_of_missing(client: Connection) -> None:
 
 
 async def _known(client: Connection) -> Attributes:
-    """Return the attributes; a new namespace may be unknown for some seconds. EngineRefused, Unavailable."""
+    """Return the attributes; a new namespace may be unknown for some seconds. Raises EngineRefused or Unavailable."""
     deadline = time.monotonic() + APPEAR_SECONDS
     while True:
         try:

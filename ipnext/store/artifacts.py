@@ -53,7 +53,7 @@ class Artifacts(Snapshots):
     """Counted uploads, touches, and the blobs that may be collected. The audit has no entries for them."""
 
     def reserve_blob(self, digest: str, size_bytes: int, allowance: Allowance, *, field: str = "blobs") -> None:
-        """Count an upload before its bytes arrive. QuotaExceeded. An upload of a blob that is already counted costs nothing.
+        """Count an upload before its bytes arrive. Raises QuotaExceeded. An upload of a blob that is already counted costs nothing.
 
         `field` is the request's field for the message.
         """
@@ -107,7 +107,7 @@ class Artifacts(Snapshots):
     def charge_artifacts(self, sizes: Mapping[str, int], allowance: Allowance) -> None:
         """Charge an owner for the artifacts of a publish that no owner is charged for, and touch them all.
 
-        QuotaExceeded.
+        Raises QuotaExceeded.
         """
         engines.lock_owner(self._connection, allowance.account)
         self.touch_artifacts(sizes)

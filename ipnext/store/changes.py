@@ -80,7 +80,7 @@ class Changes(Snapshots):
         return self._record(change.model, change.kind, change_id, generation=change.generation, plan_id=change.plan_id)
 
     def change(self, change_id: str) -> Change:
-        """Return one change. NotFound."""
+        """Return one change. Raises NotFound."""
         return self.find_change(change_id) or _change(self._change_row(change_id))
 
     def find_change(self, change_id: str) -> Change | None:
@@ -166,7 +166,7 @@ class Changes(Snapshots):
         message: str | None = None,
         run_id: str | None = None,
     ) -> Change:
-        """Move a change forward; fields that are None stay. NotFound.
+        """Move a change forward; fields that are None stay. Raises NotFound.
 
         A change only moves forward: a late update (to a final change, or from RUNNING back to QUEUED) is ignored, and
         the present change is returned.

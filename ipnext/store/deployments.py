@@ -196,7 +196,7 @@ def _identity(key: DeploymentKey) -> tuple[str, str, str, str]:
 def _is_later(table: RouteTable, stored: RouteTable | None) -> bool:
     """Return whether a table replaces the stored one; False if the stored one, at its revision or later, has the same content.
 
-    StaleWrite.
+    Raises StaleWrite.
     """
     if stored is None or table.revision > stored.revision:
         return True

@@ -133,7 +133,7 @@ class Drains(Unit):
                 self._add(row)
 
     def update_drain(self, drain_id: str, **changes: Any) -> Drain:
-        """Write the progress of a drain. A state that is over, or drained, has an end time. NotFound."""
+        """Write the progress of a drain. A state that is over, or drained, has an end time. Raises NotFound."""
         self._writing(None)
         row = self._session.exec(select(DrainRow).where(DrainRow.id == drain_id)).first()
         if row is None:

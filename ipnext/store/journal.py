@@ -55,7 +55,7 @@ class Journal(Unit):
         reason: Reason,
         message: str = "",
     ) -> None:
-        """Write a condition; `last_transition_time` changes only with the status. NotFound.
+        """Write a condition; `last_transition_time` changes only with the status. Raises NotFound.
 
         `Ready` follows from others and is not written: that would be a fault of the caller's code, so RuntimeError.
         """
@@ -71,7 +71,7 @@ class Journal(Unit):
             self._write(_READY_IS, of_name=model, of_other=other.value, this=status == "True")
 
     def conditions(self, model: str) -> tuple[Condition, ...]:
-        """Return a model's conditions in the order of a rollout's stages, with `Ready`. NotFound."""
+        """Return a model's conditions in the order of a rollout's stages, with `Ready`. Raises NotFound."""
         found = [_condition(row) for row in self._run(_CONDITIONS_OF, model=model)]
         if not found:
             self._check_known(model)

@@ -72,7 +72,7 @@ class Keys(Unit):
         return next((key for key in found if key.is_valid(self._now())), None)
 
     def revoke_key(self, key_id: str) -> ApiKey:
-        """Revoke a key, which also ends its sessions and tickets; a repeated call changes nothing. NotFound."""
+        """Revoke a key, which also ends its sessions and tickets; a repeated call changes nothing. Raises NotFound."""
         self._writing(None)
         row = self._key_row(key_id)
         if row is None:

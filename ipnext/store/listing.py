@@ -105,7 +105,7 @@ class Listing(Models, Profiles, Plans):
         return page_of(found, bounded(limit), key=key, value=_change)
 
     def generation_page(self, model: str, *, after: str | None = None, limit: int = 50) -> Page[Generation]:
-        """Return the generations of a model. NotFound."""
+        """Return the generations of a model. Raises NotFound."""
         self._model_row(model)
         query, number = select(GenerationRow).where(GenerationRow.model == model), ordinal_of(after)
         query = query if number is None else query.where(col(GenerationRow.number) < number)
@@ -115,7 +115,7 @@ class Listing(Models, Profiles, Plans):
     def snapshot_page(
         self, model: str, *, part: str | None = None, after: str | None = None, limit: int = 50
     ) -> Page[Snapshot]:
-        """Return the snapshots of a model, or of one part, by part, the newest of each part first. NotFound."""
+        """Return the snapshots of a model, or of one part, by part, the newest of each part first. Raises NotFound."""
         self._model_row(model)
         query = select(SnapshotRow).where(SnapshotRow.model == model)
         query = query if part is None else query.where(SnapshotRow.part == part)
@@ -131,12 +131,12 @@ class Listing(Models, Profiles, Plans):
         return page_of(found, bounded(limit), key=lambda row: f"{row.part}/{row.number}", value=_snapshot)
 
     def transition_page(self, model: str, *, after: str | None = None, limit: int = 20) -> Page[TransitionRecord]:
-        """Return the transitions of a model. NotFound."""
+        """Return the transitions of a model. Raises NotFound."""
         self._model_row(model)
         return self._by_ordinal(TransitionRow, after, limit, _transition, TransitionRow.model == model)
 
     def event_page(self, model: str | None = None, *, after: str | None = None, limit: int = 100) -> Page[Event]:
-        """Return the events of a model, or of all. NotFound.
+        """Return the events of a model, or of all. Raises NotFound.
 
         Events of the fleet are only for callers that may see all models.
         """
@@ -174,7 +174,7 @@ class Listing(Models, Profiles, Plans):
     def profile_page(
         self, model: str, part: str, snapshot: int, *, after: str | None = None, limit: int = 50
     ) -> Page[StoredProfile]:
-        """Return the measurements of one snapshot, in the order of recording, the last first. NotFound."""
+        """Return the measurements of one snapshot, in the order of recording, the last first. Raises NotFound."""
         self.snapshot(model, part, snapshot)
         of = (ProfileRow.model == model, ProfileRow.part == part, ProfileRow.snapshot == snapshot)
         return self._by_ordinal(ProfileRow, after, limit, _profile, *of)

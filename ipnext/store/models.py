@@ -198,7 +198,7 @@ class Models(Unit):
         refused_generation: int | EllipsisType | None = ...,
         retired: bool | EllipsisType = ...,
     ) -> ModelRecord:
-        """Write the platform's observations of a model, or its retirement; omitted fields stay. NotFound."""
+        """Write the platform's observations of a model, or its retirement; omitted fields stay. Raises NotFound."""
         self._writing(name)
         record = self.model(name)
         told = {

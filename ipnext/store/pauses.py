@@ -15,7 +15,7 @@ class Pauses(Unit):
         return None if row is None else decode(ControlAsked, row.asked)
 
     def put_pause(self, model: str, asked: ControlAsked) -> None:
-        """Pause a model, or replace the reason of its pause. NotFound."""
+        """Pause a model, or replace the reason of its pause. Raises NotFound."""
         self._writing_model(model)
         row = self._get(PauseRow, model)
         if row is None:

@@ -83,7 +83,7 @@ class Plans(Placements):
         )
 
     def plan_entry(self, plan_id: str) -> PlanEntry:
-        """Return the entry of one plan. NotFound."""
+        """Return the entry of one plan. Raises NotFound."""
         entry = self._first(_LINES.where(PlanRow.id == plan_id))
         if entry is None:
             raise _unknown(plan_id)

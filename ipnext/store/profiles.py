@@ -19,7 +19,7 @@ class Profiles(Snapshots):
     """Measurements, and which of them apply to the serving snapshots."""
 
     def add_profile(self, model: str, part: str, snapshot: int, profile: Profile) -> StoredProfile:
-        """Store a measurement of a snapshot; an equal one is stored once. NotFound."""
+        """Store a measurement of a snapshot; an equal one is stored once. Raises NotFound."""
         self._writing_model(model)
         architecture = architecture_of(self.snapshot(model, part, snapshot).manifest)
         stored = StoredProfile(**dict(profile), model=model, part=part, snapshot=snapshot)
@@ -41,7 +41,7 @@ class Profiles(Snapshots):
         return stored
 
     def profiles(self, model: str, part: str, snapshot: int) -> tuple[StoredProfile, ...]:
-        """Return the measurements of one snapshot, newest first. NotFound."""
+        """Return the measurements of one snapshot, newest first. Raises NotFound."""
         self.snapshot(model, part, snapshot)
         query = select(ProfileRow).where(
             ProfileRow.model == model, ProfileRow.part == part, ProfileRow.snapshot == snapshot

@@ -67,7 +67,7 @@ class Publishing(Changes):
         return self._record(model, ChangeKind.PUBLISH, change_id, generation=generation.number)
 
     def _check_size(self, model: str, given: Mapping[str, SnapshotSource], left_out: Mapping[str, int]) -> None:
-        """Limit the size of a generation's manifests, which its workers have in memory. InvalidInput."""
+        """Limit the size of a generation's manifests, which its workers have in memory. Raises InvalidInput."""
         size = sum(bytes_of(document(source.manifest)) for source in given.values())
         rows = (self._get(SnapshotRow, (model, part, number)) for part, number in left_out.items())
         size += sum(bytes_of(row.manifest) for row in rows if row is not None)
@@ -112,7 +112,7 @@ class Publishing(Changes):
         return cut == (None if newest.layout is None else decode(Layout, newest.layout).cut)
 
     def _check_parents(self, model: str, parts: Mapping[str, SnapshotSource]) -> None:
-        """Check that the parent of each delta is a snapshot of the same part. InvalidInput."""
+        """Check that the parent of each delta is a snapshot of the same part. Raises InvalidInput."""
         for part, source in sorted(parts.items()):
             if not source.manifest.is_delta:
                 continue
@@ -129,7 +129,7 @@ class Publishing(Changes):
     def _check_same_content(self, change: ChangeRow, parts: Mapping[str, SnapshotSource]) -> None:
         """Check that a repeated id has the same content: other bytes under the same id would be lost silently.
 
-        Conflict.
+        Raises Conflict.
         """
         generation = self._generation_row(change.model, change.generation or 0)
         numbers = plain(generation.snapshots)
@@ -141,7 +141,7 @@ class Publishing(Changes):
 
 
 def _check_whole(parts: Mapping[str, SnapshotSource]) -> None:
-    """Refuse deltas of a model that is cut by a policy: a delta has no program to cut. InvalidInput."""
+    """Refuse deltas of a model that is cut by a policy: a delta has no program to cut. Raises InvalidInput."""
     for part, source in sorted(parts.items()):
         if source.manifest.is_delta:
             msg = f"parts.{part}: a delta cannot be cut by spec.split; publish the full snapshot (`ipnext delta --apply` writes it)"

@@ -78,7 +78,7 @@ class Replans(Moves):
         return _replan(row) if row else self._add_replan(replan_id, "shortage", not_before=self._now())
 
     def replan(self, replan_id: str) -> Replan:
-        """Return one replan. NotFound."""
+        """Return one replan. Raises NotFound."""
         row = self._find_replan(replan_id)
         if row is None:
             msg = f"replan {replan_id!r} is not known"

@@ -27,7 +27,7 @@ class RoleBindings(Unit):
         return binding
 
     def unbind_role(self, binding_id: str) -> RoleBinding:
-        """Remove a binding. NotFound."""
+        """Remove a binding. Raises NotFound."""
         self._writing(None)
         row = self._session.exec(select(RoleBindingRow).where(RoleBindingRow.id == binding_id)).first()
         if row is None:

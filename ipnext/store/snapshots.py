@@ -85,7 +85,7 @@ class Snapshots(Unit):
         return _snapshot(row)
 
     def snapshots(self, model: str) -> tuple[Snapshot, ...]:
-        """Return all snapshots of a model by part, the newest of each part first. NotFound."""
+        """Return all snapshots of a model by part, the newest of each part first. Raises NotFound."""
         self._model_row(model)
         found = [_snapshot(row) for row in self._session.exec(select(SnapshotRow).where(SnapshotRow.model == model))]
         return tuple(sorted(found, key=lambda snapshot: (snapshot.part, -snapshot.number)))
@@ -122,7 +122,7 @@ class Snapshots(Unit):
         return _generation(self._generation_row(model, number) if row is None else row)
 
     def generations(self, model: str) -> tuple[Generation, ...]:
-        """Return all generations of a model, newest first. NotFound."""
+        """Return all generations of a model, newest first. Raises NotFound."""
         self._model_row(model)
         query = select(GenerationRow).where(GenerationRow.model == model).order_by(col(GenerationRow.number).desc())
         return tuple(_generation(row) for row in self._session.exec(query))
@@ -180,7 +180,7 @@ class Snapshots(Unit):
         return tuple(map(_generation, found))
 
     def set_layout(self, model: str, number: int, layout: Layout | None) -> Generation:
-        """Store the layout of a generation, before it first serves: Conflict later. NotFound."""
+        """Store the layout of a generation, before it first serves: Conflict later. Raises NotFound."""
         self._writing_model(model)
         row = self._generation_row(model, number)
         text = None if layout is None else document(layout)
@@ -208,7 +208,7 @@ class Snapshots(Unit):
     def set_generation_state(
         self, model: str, number: int, state: GenerationState, *, reason: str | None = None, message: str | None = None
     ) -> Generation:
-        """Write the state of a generation; reason and message replace the former ones. NotFound.
+        """Write the state of a generation; reason and message replace the former ones. Raises NotFound.
 
         SERVING sets `serving_at` when it begins, and the generation that served before becomes WARM: one generation
         serves.

@@ -13,7 +13,7 @@ class Touched(NamedTuple):
 
 
 def touched_by(unit: Repository, model: str) -> Touched:
-    """Return the owner and regions that changes of a model may touch. NotFound."""
+    """Return the owner and regions that changes of a model may touch. Raises NotFound."""
     manifest = unit.model(model).manifest
     regions = {item.region for item in manifest.spec.demand}
     regions |= {deployment.key.region for deployment in unit.deployments(model) if deployment.replicas}

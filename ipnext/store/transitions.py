@@ -80,7 +80,7 @@ class Transitions(Unit):
     """Transitions of one model each."""
 
     def save_transition(self, record: TransitionRecord) -> TransitionRecord:
-        """Store a transition; the same id again replaces it unless it has begun. Returns the stored one. NotFound."""
+        """Store a transition; the same id again replaces it unless it has begun. Returns the stored one. Raises NotFound."""
         self._writing(record.model)
         self._check_known(record.model)
         known = self.find_transition(record.id)
@@ -93,7 +93,7 @@ class Transitions(Unit):
         return record.model_copy(update={"created_at": known.created_at})
 
     def transition(self, transition_id: str) -> TransitionRecord:
-        """Return one transition. NotFound."""
+        """Return one transition. Raises NotFound."""
         found = self.find_transition(transition_id)
         if found is None:
             msg = f"transition {transition_id!r} is not known"
