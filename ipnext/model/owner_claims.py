@@ -2,10 +2,12 @@
 
 The figures are those that the manifest declares, not those that the planner gives the model: admission has no plan.
 
-| quota | figure | |---|---| | `dollarsPerHour` | `spec.budgetPerHour`, which every plan keeps | | `requestsPerSecond` |
-the sum of `spec.demand` in requests a second; a model in tokens a second counts 0 | | `units.KIND` | the replicas that
-the demand needs if all of it is served on this kind, times their units | | `replicas` | the same replicas, on the kind
-that needs the most of them, of each part |
+| quota | figure |
+|---|---|
+| `dollarsPerHour` | `spec.budgetPerHour`, which every plan keeps |
+| `requestsPerSecond` | the sum of `spec.demand` in requests a second; a model in tokens a second counts 0 |
+| `units.KIND` | the replicas that the demand needs if all of it is served on this kind, times their units |
+| `replicas` | the same replicas, on the kind that needs the most of them, of each part |
 """
 
 import math

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from ipnext.api.json_bodies import check_json
+from ipnext.api.json_bodies import MOST_SEPARATORS, check_json
 from ipnext.errors import InvalidInput
+from ipnext.model.registry import MOST_FILES
 
 
 def doubled(document, name, value):
@@ -86,3 +87,20 @@ def test_what_names_nothing_twice_passes(body):
 def test_names_are_compared_as_they_read():
     with pytest.raises(InvalidInput, match="'a' is given twice"):
         check_json(rb'{"a": 1, "\u0061": 2}')
+
+
+@pytest.mark.parametrize("value", ["{}", "1", '{"a":1}'])
+async def test_a_body_of_too_many_values_is_refused_before_each_is_judged(world, value):
+    content = '{"inputs": [' + ",".join([value] * MOST_SEPARATORS) + ",0]}"
+    refused = await send(world, "POST", "/v1/artifacts/snapshots", content)
+    assert (refused.status_code, refused.json()["code"]) == (413, "TooLarge")
+    assert "commas and opening brackets; allowed: at most 100000" in refused.json()["message"]
+
+
+async def test_the_manifest_of_a_snapshot_of_the_most_files_is_judged(world):
+    file = {"path": "f", "size_bytes": 1, "sha256": "a" * 64}
+    manifest = world.rooms.snapshot_manifest(b"w").model_dump(mode="json") | {
+        "files": [{**file, "path": f"f{number}"} for number in range(MOST_FILES)]
+    }
+    refused = await send(world, "POST", "/v1/artifacts/snapshots", json.dumps(manifest))
+    assert (refused.status_code, refused.json()["code"]) == (422, "ArtifactMissing")
