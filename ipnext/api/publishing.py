@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 
-from fastapi import APIRouter
+import anyio.to_thread
+from anyio import CapacityLimiter
+from fastapi import APIRouter, Request
 
 from ipnext.api.access import Asker, may
 from ipnext.api.errors import MAX_ALLOWED
@@ -28,6 +30,9 @@ from ipnext.store.repository import Repository
 
 router = APIRouter(prefix="/v1/models", tags=["publishing"], route_class=GuardedRoute)
 
+READ_AT_ONCE = 16
+"""Publishes that read a snapshot from a directory or bucket at once; the next ones wait."""
+
 _ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
 
 _REACHABLE = frozenset({GenerationState.WARM, GenerationState.SERVING, GenerationState.RETIRED})
@@ -40,13 +45,29 @@ _REACHABLE = frozenset({GenerationState.WARM, GenerationState.SERVING, Generatio
     summary="Publish new snapshots",
     responses=OF_ARTIFACTS,
 )
-def publish(name: ModelName, request: PublishRequest, rooms: Rooms, user: User, asker: Asker) -> ChangeView:
+async def publish(
+    name: ModelName, request: PublishRequest, http: Request, rooms: Rooms, user: User, asker: Asker
+) -> ChangeView:
     """Record new snapshots of one or more parts as the next generation, and start its rollout.
 
     Each part is the digest of an uploaded snapshot, or a `file://` or `s3://` uri that the server may read. The answer
     comes once the change is recorded: it is not lost from there on. `changeId` makes a repeated request one change.
     `overrideFreeze`, a reason, lets it pass every freeze; an operator's role is needed for that.
     """
+    limiter = None if all(part.digest is not None for part in request.parts.values()) else _readers(http)
+    return await anyio.to_thread.run_sync(_publish, name, request, rooms, user, asker, limiter=limiter)
+
+
+def _readers(http: Request) -> CapacityLimiter:
+    """Return the threads that read snapshots from directories and buckets: no other endpoint waits for them."""
+    state = http.app.state
+    if not hasattr(state, "snapshot_readers"):
+        state.snapshot_readers = CapacityLimiter(READ_AT_ONCE)
+    limiter: CapacityLimiter = state.snapshot_readers
+    return limiter
+
+
+def _publish(name: str, request: PublishRequest, rooms: Platform, user: str, asker: Principal) -> ChangeView:
     change_id = client_id("changeId", request.change_id)
     with rooms.store.read() as unit:
         record = check_in_service(unit, unit.model(name))

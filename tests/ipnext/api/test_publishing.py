@@ -1,9 +1,14 @@
 """Publish and roll back; an acknowledged change is never lost."""
 
+import asyncio
+import threading
+
+from ipnext import errors
+from ipnext.api import publishing
 from ipnext.model.access import Role
 from ipnext.model.lifecycle import ChangeState
 from ipnext.model.status import Reason
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 
 async def test_a_publish_is_recorded_and_handed_on(applied):
@@ -214,3 +219,24 @@ async def test_a_rollback_does_not_reach_a_generation_whose_bytes_were_collected
     assert (refused.status_code, refused.json()["allowed"]) == (400, ["1"])
     answer = await applied.http.post("/v1/models/ranker/rollback", json={})
     assert (answer.status_code, answer.json()["generation"]) == (202, 1)
+
+
+async def test_publishes_that_read_directories_keep_no_other_endpoint_waiting(applied, monkeypatch):
+    reads, may_end = threading.Semaphore(0), threading.Event()
+
+    def read_slowly(*_arguments, **_options):
+        reads.release()
+        assert may_end.wait(PATIENCE_SECONDS)
+        msg = "it is not there"
+        raise errors.NotFound(msg)
+
+    monkeypatch.setattr(publishing, "ingest_uri", read_slowly)
+    body = {"parts": {part: {"uri": f"file:///slow/{part}"} for part in ("dense", "sparse")}}
+    asked = [asyncio.create_task(applied.http.post("/v1/models/ranker/publish", json=body)) for _ in range(60)]
+    try:
+        await asyncio.to_thread(reads.acquire)
+        assert (await applied.http.get("/v1/models/ranker")).status_code == 200
+        assert not any(task.done() for task in asked)
+    finally:
+        may_end.set()
+    assert {answer.status_code for answer in await asyncio.gather(*asked)} == {404}
