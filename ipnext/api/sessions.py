@@ -10,6 +10,7 @@ from ipnext.api.access import Asker, act, bearer_of, cookie_name
 from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.keys import NO_STORE
 from ipnext.api.platform import Rooms
+from ipnext.api.schema import OF_SHARED
 from ipnext.errors import Forbidden, Unauthenticated
 from ipnext.model.access import ApiKey, KeyKind, Principal, SessionView, Ticket, audited_key
 from ipnext.store.repository import Repository
@@ -20,7 +21,7 @@ SESSION_LASTS: Final = timedelta(hours=12)
 TICKET_LASTS: Final = timedelta(minutes=10)
 
 
-@router.post("/sessions", status_code=201, summary="Log a browser in")
+@router.post("/sessions", status_code=201, summary="Log a browser in", responses=OF_SHARED)
 def log_in(request: Request, response: Response, rooms: Rooms) -> SessionView:
     """Give out a session for the key or ticket of `Authorization`, in a cookie. A ticket is good once; 401 for others."""
     credential = bearer_of(request)
@@ -73,7 +74,7 @@ def log_out(request: Request, asker: Asker, rooms: Rooms) -> Response:
     return answer
 
 
-@router.post("/tickets", status_code=201, summary="Make a link that logs a browser in")
+@router.post("/tickets", status_code=201, summary="Make a link that logs a browser in", responses=OF_SHARED)
 def make_ticket(request: Request, rooms: Rooms, asker: Asker, response: Response) -> Ticket:
     """Give out a ticket with the caller's own grants, good once and for ten minutes: `/#ticket=...` of the page takes it."""
     act(request, action="tickets.create", policy="keys-make-tickets")

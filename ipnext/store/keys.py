@@ -3,9 +3,9 @@
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlmodel import col, delete, select
+from sqlmodel import col, delete, func, select
 
-from ipnext.errors import Conflict, NotFound
+from ipnext.errors import Conflict, NotFound, RateLimited
 from ipnext.model.access import ApiKey, Grant
 from ipnext.model.wire import decode_plain
 from ipnext.store.paging import Page, bounded, ordinal_of, page_of
@@ -16,19 +16,25 @@ KEPT_AFTER_EXPIRY: Final = timedelta(days=1)
 """Sessions and tickets are deleted this long after they ended. Keys stay, so that the audit's ids have names."""
 
 
+MOST_LOGINS: Final = 500
+"""Of one key, until a day after their end: each is a row for so long, and an entry of the audit for ever."""
+
+
 class Keys(Unit):
     """Keys belong to no model: a unit that names one may not add or revoke them."""
 
     def add_key(self, key: ApiKey, *, parent: str | None = None) -> ApiKey:
         """Store a key. Conflict if a valid key of kind `key` has its name.
 
-        `parent` is the key on whose behalf a session or ticket acts; it is valid no longer than that one.
+        `parent` is the key on whose behalf a session or ticket acts; it is valid no longer than that one. RateLimited if
+        the parent has MOST_LOGINS already.
         """
         self._writing(None)
         if key.kind == "key":
             self._check_name(key.name)
         else:
             self._forget_ended(self._now() - KEPT_AFTER_EXPIRY)
+            self._check_logins(parent)
         fields = key.model_dump(exclude={"grants"})
         self._add(
             KeyRow(**fields, grants=document([grant.model_dump(mode="json") for grant in key.grants]), parent=parent)
@@ -107,6 +113,12 @@ class Keys(Unit):
         if taken is not None:
             msg = f"name: key {taken.id} has the name {name!r} and is valid; revoke it, or choose another name"
             raise Conflict(msg)
+
+    def _check_logins(self, parent: str | None) -> None:
+        query = select(func.count()).select_from(KeyRow).where(KeyRow.parent == parent)
+        if parent is not None and self._session.exec(query).one() >= MOST_LOGINS:
+            msg = f"key {parent} has {MOST_LOGINS} sessions and tickets of the last days, the most of one key; try again later"
+            raise RateLimited(msg)
 
     def _forget_ended(self, before: datetime) -> None:
         ended = col(KeyRow.expires_at) < before

@@ -552,6 +552,7 @@ class KeyRow(Row, table=True):
         Index("ix_api_keys_kind", "kind", "ordinal"),
         Index("ix_api_keys_name", "name", "ordinal"),
         Index("ix_api_keys_expires_at", "expires_at"),
+        Index("ix_api_keys_parent", "parent"),
     )
 
     ordinal: int | None = _ordinal()

@@ -17,6 +17,7 @@ from ipnext.errors import InvalidInput
 from ipnext.model.access import Role
 from ipnext.model.drain import DrainState
 from ipnext.model.manifest import ModelManifest
+from ipnext.store import keys
 from ipnext.store.tables import PlanRow
 from tests.ipnext.api.surface import HIDDEN, OWNER, SHOWN, routes
 from tests.waiting import eventually
@@ -366,6 +367,17 @@ async def test_a_key_that_makes_no_sense_is_refused_by_field(rooms, body, field)
         answer = await http.post("/v1/keys", json=body)
     assert (answer.status_code, answer.json()["code"]) == (400, "InvalidInput")
     assert field in answer.json()["message"]
+
+
+async def test_sessions_and_tickets_of_one_key_are_bounded_and_those_of_another_are_not(rooms, monkeypatch):
+    monkeypatch.setattr(keys, "MOST_LOGINS", 3)
+    other = {"Authorization": f"Bearer {rooms.add_key('other', Role.VIEWER)}"}
+    async with rooms.client() as http:
+        paths = ("/v1/tickets", "/v1/sessions", "/v1/tickets", "/v1/sessions", "/v1/tickets")
+        answers = [await http.post(path) for path in paths]
+        assert [answer.status_code for answer in answers] == [201, 201, 201, 429, 429]
+        assert answers[-1].json()["code"] == "RateLimited"
+        assert (await http.post("/v1/tickets", headers=other)).status_code == 201
 
 
 async def test_a_ticket_logs_one_browser_in_once(rooms):

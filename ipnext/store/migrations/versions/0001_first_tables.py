@@ -85,6 +85,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_api_keys_expires_at", "api_keys", ["expires_at"], unique=False)
     op.create_index("ix_api_keys_kind", "api_keys", ["kind", "ordinal"], unique=False)
+    op.create_index("ix_api_keys_parent", "api_keys", ["parent"], unique=False)
     op.create_index("ix_api_keys_name", "api_keys", ["name", "ordinal"], unique=False)
     op.create_table(
         "artifacts",
