@@ -5,10 +5,9 @@ revision are made in one unit of work, so that a later revision never has older 
 """
 
 import hashlib
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,9 +17,10 @@ import structlog
 
 from ipnext.access.key_sets import usable_documents
 from ipnext.access.signing_keys import FRESH_SECONDS, LASTS_SECONDS
-from ipnext.errors import InvalidInput, IPnextError, StaleWrite, Unavailable
+from ipnext.errors import InvalidInput, StaleWrite, Unavailable
 from ipnext.identity_provider import ProviderClient
 from ipnext.model.predictions import AccessList, ModelAccess, TokenIssuer
+from ipnext.platform.region_poller import RegionPoller
 from ipnext.settings import PlatformSettings
 from ipnext.store.access_lists import AccessListState
 from ipnext.store.repository import Repository
@@ -80,48 +80,34 @@ class AccessPublisher:
         self._sent: dict[str, _Sent] = {}
         self._keys_asked_at: float | None = None
         self._above = 0
-        self._store_away = False
-        self._ended = threading.Event()
-        self._pool = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="access-lists")
-        self._thread = threading.Thread(target=self._run, name="access-lists", daemon=True)
+        self._poller = RegionPoller("access-lists", self.look, every_seconds=LOOK_SECONDS, threads=_MOST_THREADS)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Check and send in the background while the context is open."""
-        self._thread.start()
+        """Check and send in the background while the context is open. While the store is away, the present list stays in force."""
         try:
-            yield
+            with self._poller.running():
+                yield
         finally:
-            self._ended.set()
-            self._thread.join()
-            self._pool.shutdown(wait=False, cancel_futures=True)
             if self._provider is not None:
                 self._provider.close()
+
+    def close(self) -> None:
+        """Begin no sending any more."""
+        self._poller.close()
 
     def look(self) -> list[Future[None]]:
         """Make the list if anything changed, and begin to send it to the regions that lack it. Raises Unavailable."""
         self._refresh()
         if self._provider is not None and self._keys_are_due():
-            self._pool.submit(self._read_keys, self._provider)
+            self._poller.submit(self._read_keys, self._provider)
         begun = []
         for region in self._infrastructure.regions():
             sent = self._sent.setdefault(region, _Sent())
             if self._list is not None and not sent.under_way and self._is_due(sent, self._list):
                 sent.under_way = True
-                begun.append(self._pool.submit(self._send, region, sent, self._list))
+                begun.append(self._poller.submit(self._send, region, sent, self._list))
         return begun
-
-    def _run(self) -> None:
-        while not self._ended.wait(LOOK_SECONDS):
-            try:
-                self.look()
-                self._store_away = False
-            except IPnextError as error:  # the regions' present list stays in force
-                if not self._store_away:
-                    structlog.get_logger().warning("access_list_not_made", error=error.message)
-                self._store_away = True
-            except Exception:  # noqa: BLE001 - the edge of the thread: logged, and tried again
-                structlog.get_logger().exception("access_list_failed")
 
     # the list
 

@@ -4,9 +4,8 @@ A lost report is no error: the next one has the same time or a later one. No req
 """
 
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
@@ -14,6 +13,7 @@ import structlog
 
 from ipnext.errors import IPnextError
 from ipnext.model.predictions import KeyUseReport
+from ipnext.platform.region_poller import RegionPoller
 from ipnext.store.session import Store
 
 ASK_SECONDS: Final = 10.0
@@ -42,30 +42,21 @@ class KeyUseCollector:
         """Uses that this process stored last: a report without news begins no unit of work."""
         self._lock = threading.Lock()
         self._under_way: set[str] = set()
-        self._ended = threading.Event()
-        self._pool = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="key-uses")
-        self._thread = threading.Thread(target=self._run, name="key-uses", daemon=True)
+        self._poller = RegionPoller("key-uses", self.look, every_seconds=ASK_SECONDS, threads=_MOST_THREADS)
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> AbstractContextManager[None]:
         """Collect in the background while the context is open."""
-        self._thread.start()
-        try:
-            yield
-        finally:
-            self._ended.set()
-            self._thread.join()
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        return self._poller.running()
+
+    def close(self) -> None:
+        """Begin no collection any more."""
+        self._poller.close()
 
     def look(self) -> list[Future[None]]:
         """Begin to collect from every region without a collection under way."""
         free = [region for region in self._infrastructure.regions() if region not in self._under_way]
         self._under_way.update(free)
-        return [self._pool.submit(self._collect, region) for region in free]
-
-    def _run(self) -> None:
-        while not self._ended.wait(ASK_SECONDS):
-            self.look()
+        return [self._poller.submit(self._collect, region) for region in free]
 
     def _collect(self, region: str) -> None:
         try:

@@ -39,7 +39,7 @@ def make(rooms, clock):
 
     yield make
     for publisher in made:
-        publisher._pool.shutdown()
+        publisher.close()
 
 
 def look(publisher):

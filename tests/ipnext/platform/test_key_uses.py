@@ -15,7 +15,7 @@ BEGAN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 def collector(rooms):
     made = KeyUseCollector(rooms.store, rooms.infrastructure)
     yield made
-    made._pool.shutdown()
+    made.close()
 
 
 @pytest.fixture
