@@ -17,7 +17,7 @@ import typer
 import typer.main
 from typer.core import TyperCommand, TyperGroup
 
-from ipnext.cli.terminal import shown
+from ipnext.cli.terminal import escape_controls
 from ipnext.errors import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_OK, IPnextError
 from ipnext.names import COMMAND_GROUP
 
@@ -41,7 +41,7 @@ class PluginGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except IPnextError as error:
-            typer.echo(f"error: {shown(error.message)}", err=True)
+            typer.echo(f"error: {escape_controls(error.message)}", err=True)
             raise typer.Exit(error.exit_status) from error
         except KeyboardInterrupt as error:
             raise typer.Exit(130) from error
@@ -67,7 +67,7 @@ class PluginGroup(TyperGroup):
         except _USAGE_ERROR as error:
             path = error.ctx.command_path if error.ctx is not None else "ipnext"
             text = " ".join(error.format_message().removesuffix(".").split()).replace(": Value error, ", ": ")
-            typer.echo(f"error: {shown(text)}; see `{path} -h`", err=True)
+            typer.echo(f"error: {escape_controls(text)}; see `{path} -h`", err=True)
             status = EXIT_BAD_INPUT
         except typer.Abort:
             status = EXIT_FAILURE

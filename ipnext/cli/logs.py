@@ -10,7 +10,7 @@ import typer
 from ipnext.cli.command import Command, ModelName
 from ipnext.cli.output import Form, Output, say, write
 from ipnext.cli.session import client_of
-from ipnext.cli.terminal import shown
+from ipnext.cli.terminal import escape_controls
 from ipnext.errors import InvalidInput
 from ipnext.model.logs import DEFAULT_LINES, MOST_LINES, ReplicaLog
 
@@ -30,14 +30,14 @@ class Printer:
         for log in logs:
             if log.text or empty:
                 self._head(log)
-                typer.echo(shown(log.text), nl=False)
+                typer.echo(escape_controls(log.text), nl=False)
                 self._whole_line = log.text.endswith("\n") or not log.text
 
     def _head(self, log: ReplicaLog) -> None:
         if log.file == self._last:
             return
         between = ("" if self._whole_line else "\n") + ("\n" if self._last else "")
-        typer.echo(f"{between}==> {shown(headline(log))} <==")
+        typer.echo(f"{between}==> {escape_controls(headline(log))} <==")
         self._last = log.file
 
     def end(self) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ipnext.cli.terminal import shown
+from ipnext.cli.terminal import escape_controls
 from ipnext.model.lifecycle import Change
 
 UNBOUNDED_COLUMNS = 250
@@ -42,12 +42,12 @@ def write(value: object, form: Form, table: Callable[[], Table | Iterable[Table 
         made = table()
         console = _console()
         for piece in [made] if isinstance(made, Table) else made:
-            console.print(shown(piece) if isinstance(piece, str) else piece, markup=False, highlight=False)
+            console.print(escape_controls(piece) if isinstance(piece, str) else piece, markup=False, highlight=False)
 
 
 def say(text: str) -> None:
     """A message beside the answer."""
-    typer.echo(shown(text), err=True)
+    typer.echo(escape_controls(text), err=True)
 
 
 def plain(value: object) -> Any:
@@ -61,11 +61,13 @@ def plain(value: object) -> Any:
 
 def rows(title: str, heads: Sequence[str], lines: Iterable[Sequence[object]]) -> Table:
     """A table without frames: easy to read, to copy and to cut."""
-    table = Table(title=shown(title) or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(
+        title=escape_controls(title) or None, title_justify="left", box=None, pad_edge=False, header_style="bold"
+    )
     for head in heads:
         table.add_column(head, overflow="fold")
     for line in lines:
-        table.add_row(*(Text("-" if cell is None or cell == "" else shown(str(cell))) for cell in line))
+        table.add_row(*(Text("-" if cell is None or cell == "" else escape_controls(str(cell))) for cell in line))
     return table
 
 

@@ -6,6 +6,6 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u2
 """What a terminal obeys instead of showing it, but for tabs and ends of lines: texts come from those who publish."""
 
 
-def shown(text: str) -> str:
-    """The text as a terminal may get it: control characters are written out."""
+def escape_controls(text: str) -> str:
+    """Return the text with control characters written out, except tabs and ends of lines."""
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -3,7 +3,7 @@
 import pytest
 
 from ipnext.cli.output import rows
-from ipnext.cli.terminal import shown
+from ipnext.cli.terminal import escape_controls
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from ipnext.cli.terminal import shown
     ],
 )
 def test_what_a_terminal_would_obey_is_written_out(text, expected):
-    assert shown(text) == expected
+    assert escape_controls(text) == expected
 
 
 def test_cells_and_titles_of_tables_are_written_out():
