@@ -16,9 +16,17 @@ from importlib import import_module
 from typing import IO, NoReturn
 
 import structlog
-from setproctitle import setproctitle
+from setproctitle import getproctitle, setproctitle
 
 STDERR = 2
+
+
+def locate_command_line() -> bool:
+    """Return whether forks can get command lines of their own. Call it before the environment of this process changes.
+
+    setproctitle finds the command line in front of the environment's first variable, once, on the first call.
+    """
+    return bool(getproctitle())
 
 
 def preload(modules: Sequence[str]) -> None:
@@ -30,13 +38,14 @@ def preload(modules: Sequence[str]) -> None:
 
 
 def program_of(command: Sequence[str]) -> str | None:
-    """Return the module of a command `python -m MODULE ...` that can run as a fork: imported, and no other thread runs.
+    """Return the module of a command `python -m MODULE ...` that can run as a fork.
 
-    A fork has only the thread that forks, and locks of other threads would stay locked in it.
+    The module is imported, the fork can get the command line, and no other thread runs: a fork has only the thread that
+    forks, and locks of other threads would stay locked in it.
     """
     match list(command):
-        case [sys.executable, "-m", module, *_] if _entry(module) in sys.modules and _threads() == 1:
-            return module
+        case [sys.executable, "-m", module, *_] if _entry(module) in sys.modules:
+            return module if locate_command_line() and _threads() == 1 else None
     return None
 
 

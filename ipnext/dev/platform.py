@@ -28,7 +28,7 @@ from ipnext.components.settings import component_settings
 from ipnext.credentials import forget_credential, note_key_file, read_key
 from ipnext.dev.certificates import DevCertificates
 from ipnext.dev.children import Child, Family, end_orphans
-from ipnext.dev.forked_program import preload
+from ipnext.dev.forked_program import locate_command_line, preload
 from ipnext.dev.hidden_address import HiddenAddress
 from ipnext.dev.ports import choose
 from ipnext.dev.stores import Stores, prepare
@@ -384,6 +384,7 @@ def run(
     fleet, stores) and Unavailable (a process does not start, a store does not answer).
     """
     keep_new_files_private()
+    locate_command_line()
     os.environ["OMP_NUM_THREADS"] = "1"  # numpy would start threads, and a process of several threads can't be forked
     state = state.resolve()
     stores = Stores.of(state, settings)

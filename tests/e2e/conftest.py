@@ -70,6 +70,9 @@ class Second(nn.Module):
 NATIVE_KEY = "native.pem"
 """The private key whose libraries the platform `bare` runs, beside its state directory."""
 
+FIRST_VARIABLE = {"OMP_NUM_THREADS": "1"}
+"""`ipnext dev` sets it; the command line of a process is found in front of the first variable of its environment."""
+
 
 class Running:
     """`ipnext dev` on a state directory."""
@@ -92,7 +95,13 @@ class Running:
                 stderr=log,
                 start_new_session=True,
                 preexec_fn=tether(),  # noqa: PLW1509 - no other thread forks here
-                env={**os.environ, "OMP_NUM_THREADS": "1", "IPNEXT_REPLAN_DELAY_SECONDS": "1", **self._environment},
+                env={
+                    **FIRST_VARIABLE,
+                    **os.environ,
+                    **FIRST_VARIABLE,
+                    "IPNEXT_REPLAN_DELAY_SECONDS": "1",
+                    **self._environment,
+                },
             )
         until(self._ready, why=lambda: self.log.read_text()[-3000:])
         self.endpoints = json.loads((self.state / "endpoints.json").read_text())

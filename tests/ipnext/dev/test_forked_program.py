@@ -30,7 +30,7 @@ def supervising(directory: Path, how: str, *more: str) -> Iterator[subprocess.Po
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": path, "INHERITED": "1"},
+        env={"FIRST": "1", **os.environ, "PYTHONPATH": path, "INHERITED": "1"},
     )
     try:
         yield process
@@ -52,9 +52,11 @@ def _text(directory: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("more", "forked"), [((), True), (("plain",), False), (("thread",), False)], ids=["preloaded", "plain", "thread"]
+    ("more", "forked"),
+    [((), True), (("plain",), False), (("thread",), False), (("late",), False)],
+    ids=["preloaded", "plain", "thread", "the environment has changed before"],
 )
-def test_a_child_is_a_fork_if_its_module_was_preloaded_and_no_other_thread_runs(
+def test_a_child_is_a_fork_if_its_module_was_preloaded_no_other_thread_runs_and_it_gets_its_command_line(
     tmp_path: Path, more: tuple[str, ...], forked: bool
 ) -> None:
     with supervising(tmp_path, "sleeps", *more) as parent:

@@ -1,13 +1,14 @@
-"""Starts `python -m preloaded_example HOW` as a child of the embedded platform, and tells how it ends: `LOG HOW [thread | plain]`."""
+"""Starts `python -m preloaded_example HOW` as a child of the embedded platform, and tells how it ends: `LOG HOW [thread | plain | late]`."""
 
 import logging
+import os
 import signal
 import sys
 import threading
 from pathlib import Path
 
 from ipnext.dev.children import Child
-from ipnext.dev.forked_program import preload
+from ipnext.dev.forked_program import locate_command_line, preload
 
 
 def main():
@@ -15,6 +16,9 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: None)
     logging.basicConfig(level=logging.INFO)
     held = Path(log).with_suffix(".held").open("w")  # a child must not have it
+    if "late" not in more:
+        locate_command_line()
+    os.environ["FIRST"] = "2"
     if "plain" not in more:
         preload(["preloaded_example"])
     if "thread" in more:
