@@ -8,7 +8,7 @@ from typing import Any
 
 import uvicorn
 
-from ipnext.connections import BACKLOG, ConnectionLimits, Connections
+from ipnext.connections import BACKLOG, ConnectionLimits, Connections, Phase
 from ipnext.errors import InvalidInput
 from ipnext.listening import BoundedListener, bound_sockets
 
@@ -27,7 +27,7 @@ class BoundedServer(uvicorn.Server):
         bound = bound_sockets(self.config.host, self.config.port) if sockets is None else sockets
         await super().startup(sockets=[])
         for one in bound:
-            listener = BoundedListener(one, self._connections, self._protocol, _is_busy, context=lambda: self._context)
+            listener = BoundedListener(one, self._connections, self._protocol, _phase_of, context=lambda: self._context)
             listener.start()
             self.servers.append(listener)  # type: ignore[arg-type]  # uvicorn closes them as it does its own
 
@@ -67,6 +67,11 @@ def _no_password() -> str:
     raise ValueError(msg)
 
 
-def _is_busy(protocol: Any) -> bool:
-    """Return whether uvicorn is processing a request of the connection."""
-    return protocol.cycle is not None and not protocol.cycle.response_complete
+def _phase_of(protocol: Any) -> Phase:
+    """Return the phase of a connection of uvicorn's, which reads on when an answer did not need the whole body."""
+    cycle = protocol.cycle
+    if cycle is None or cycle.scope is not protocol.scope:  # the headers of another request have begun
+        return Phase.HEAD
+    if not cycle.response_complete:
+        return Phase.ANSWER
+    return Phase.REST if cycle.more_body else Phase.HEAD

@@ -11,6 +11,7 @@ import resource
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any, Final
 
 from ipnext.errors import InvalidInput, IPnextError, TooLarge, TooSlow, Unavailable
@@ -120,6 +121,17 @@ class Connections:
         self._round = loop.call_later(SWEEP_SECONDS, self._sweep) if self._open else None
 
 
+class Phase(Enum):
+    """What the next byte of a connection is, for the protocol that answers its requests."""
+
+    HEAD = auto()
+    """Of a request's line and headers, perhaps the first."""
+    ANSWER = auto()
+    """Of a body, or none is due: the headers of a request are complete, and its answer is not."""
+    REST = auto()
+    """Of a body that its answer did not need, which is dropped."""
+
+
 class Bounded(asyncio.Protocol):
     """One connection in front of the protocol that answers its requests."""
 
@@ -127,22 +139,21 @@ class Bounded(asyncio.Protocol):
         self,
         connections: Connections,
         make: Callable[[], Any],
-        is_busy: Callable[[Any], bool],
+        phase_of: Callable[[Any], Phase],
     ) -> None:
         """Prepare for one connection.
 
-        `make` makes the wrapped protocol. `is_busy` returns whether a request with complete headers has no complete
-        answer yet.
+        `make` makes the wrapped protocol; `phase_of` returns its phase.
         """
         self._connections = connections
         self._make = make
-        self._is_busy = is_busy
+        self._phase_of = phase_of
         self._inner: Any = None
         self._transport: Any = None
         self._began: float | None = None
-        """Arrival of the first byte of a request whose headers are not complete."""
+        """Arrival of the first byte of a request whose headers are not complete, or of what an answer left unread."""
         self._head_bytes = 0
-        """Bytes that have come since then."""
+        """Bytes of headers that have come since then."""
         self._quiet: float | None = None
         """Time since which there is no request."""
         self._heard = self._paused = self._ended = False
@@ -165,12 +176,14 @@ class Bounded(asyncio.Protocol):
         if self._ended:
             return
         self._heard, self._quiet = True, None
-        if self._began is None and not self._is_busy(self._inner):
-            self._began, self._head_bytes = asyncio.get_running_loop().time(), 0
+        before = self._phase_of(self._inner)
         self._inner.data_received(data)
-        if self._is_busy(self._inner):
+        if self._phase_of(self._inner) is Phase.ANSWER:
             self._began = None
-        elif self._began is not None:
+            return
+        if self._began is None:
+            self._began, self._head_bytes = asyncio.get_running_loop().time(), 0
+        if before is Phase.HEAD:
             self._head_bytes += len(data)
             if self._head_bytes > LARGEST_HEAD_BYTES and not self._transport.is_closing():
                 self._end(TooLarge(f"the headers of a request have more than {LARGEST_HEAD_BYTES} bytes"))
@@ -205,7 +218,7 @@ class Bounded(asyncio.Protocol):
             return
         if self._ended or self._is_stalled(now):
             self._transport.abort()
-        elif self._is_busy(self._inner):
+        elif self._phase_of(self._inner) is Phase.ANSWER:
             self._began = self._quiet = None
         elif self._began is not None:
             if now - self._began > limits.header_seconds:

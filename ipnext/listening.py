@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import structlog
 
-from ipnext.connections import BACKLOG, Bounded, Connections, answer_to, source_of
+from ipnext.connections import BACKLOG, Bounded, Connections, Phase, answer_to, source_of
 from ipnext.errors import Conflict, Unavailable
 
 PAUSE_SECONDS: Final = 1.0
@@ -61,18 +61,18 @@ class BoundedListener:
         listener: socket.socket,
         connections: Connections,
         protocol: Callable[[], Any],
-        is_busy: Callable[[Any], bool],
+        phase_of: Callable[[Any], Phase],
         *,
         context: Callable[[], ssl.SSLContext | None] = lambda: None,
     ) -> None:
         """Prepare to listen on `listener`, which is closed with this object.
 
-        `protocol` makes the protocol of a connection; `is_busy` is that of `Bounded`. `context` returns the TLS context
+        `protocol` makes the protocol of a connection; `phase_of` is that of `Bounded`. `context` returns the TLS context
         of the next connection; None: clear text.
         """
         self._listener = listener
         self._connections = connections
-        self._protocol, self._is_busy = protocol, is_busy
+        self._protocol, self._phase_of = protocol, phase_of
         self._context = context
         self._accepting: asyncio.Task[None] | None = None
         self._connecting: set[asyncio.Task[None]] = set()
@@ -117,7 +117,7 @@ class BoundedListener:
 
     def _take(self, client: socket.socket, peer: object) -> None:
         """Count a connection and pass it on, or refuse it."""
-        connection = Bounded(self._connections, self._protocol, self._is_busy)
+        connection = Bounded(self._connections, self._protocol, self._phase_of)
         context = self._context()
         try:
             self._connections.add(connection, source_of(peer))

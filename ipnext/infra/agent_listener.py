@@ -10,7 +10,7 @@ import structlog
 from ipnext.components.certificates import CertificateFiles, Stamp, server_context
 from ipnext.components.identity import Identity
 from ipnext.components.settings import ComponentSettings
-from ipnext.connections import ConnectionLimits, Connections, room_for_connections
+from ipnext.connections import ConnectionLimits, Connections, Phase, room_for_connections
 from ipnext.errors import InvalidInput
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.listening import BoundedListener, bound_sockets
@@ -76,7 +76,7 @@ class AgentListener:
         if self._files is not None:
             self._read(self._files)
         for one in bound_sockets(host, port):
-            listener = BoundedListener(one, self._connections, self._protocol, _is_busy, context=lambda: self._context)
+            listener = BoundedListener(one, self._connections, self._protocol, _phase_of, context=lambda: self._context)
             listener.start()
             self._listeners.append(listener)
         if self._files is not None:
@@ -110,6 +110,6 @@ class AgentListener:
         return peer.trust_domain == self._trust_domain
 
 
-def _is_busy(protocol: Any) -> bool:
-    """Return whether a request has arrived whose answer is not complete. aiohttp has no public name for this."""
-    return bool(protocol._request_in_progress or protocol._messages)  # noqa: SLF001 - see above
+def _phase_of(protocol: Any) -> Phase:
+    """Return the phase of a connection of aiohttp's, which has no public name for it."""
+    return Phase.ANSWER if protocol._request_in_progress or protocol._messages else Phase.HEAD  # noqa: SLF001 - see above

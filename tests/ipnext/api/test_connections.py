@@ -164,6 +164,37 @@ def test_deadlines_of_headers_and_silence_close_no_stream_and_no_upload(tmp_path
 
 
 @pytest.mark.usefixtures("platforms")
+def test_the_rest_of_a_body_that_is_refused_unread_counts_as_no_headers(tmp_path):
+    rest = 2**20
+    with api(tmp_path) as url, connect(url) as client:
+        head = f"PUT /v1/fleet HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {rest}\r\n\r\n"
+        client.sendall(head.encode())
+        received = b""
+        while b'"code"' not in received:
+            received += client.recv(65536)
+        assert received.startswith(b"HTTP/1.1 401 ")
+        client.sendall(b"x" * rest)
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        assert b"HTTP/1.1 200 " in read_all(client)
+
+
+@pytest.mark.usefixtures("platforms")
+def test_headers_of_any_size_are_not_read_while_a_former_request_is_answered(tmp_path, rooms):
+    with api(tmp_path) as url, connect(url) as client:
+        ask = f"GET /v1/events/stream HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {rooms.admin_key}\r\n\r\n"
+        client.sendall(ask.encode())
+        received = b""
+        while b"event: changed" not in received:
+            received += client.recv(65536)
+        with suppress(ConnectionError):
+            client.sendall(b"GET / HTTP/1.1\r\nX: ")
+            for _ in range(1024):
+                client.sendall(b"a" * 65536)
+            pytest.fail("64 MiB of one header were taken")
+        assert is_served(url)
+
+
+@pytest.mark.usefixtures("platforms")
 def test_an_idle_connection_is_closed(tmp_path):
     with api(tmp_path, IPNEXT_API_KEEP_ALIVE_SECONDS="1") as url, connect(url) as client:
         client.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
