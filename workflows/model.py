@@ -242,7 +242,7 @@ class ModelWorkflow(Held):
                 parent_close_policy=workflow.ParentClosePolicy.ABANDON,
                 static_summary=f"{self._model}: {change.kind}" + of_generation(change.generation),
             )
-            await self._tell_all(change, told=held)
+            await self._tell_all(told=held)
             return await self._child
         except WorkflowAlreadyStartedError:
             return await self._followed(change) or await self._record_failure(change, GONE)
@@ -254,14 +254,18 @@ class ModelWorkflow(Held):
                 raise
             return await self._record_failure(change, None)
 
-    async def _tell_all(self, change: QueuedChange, *, told: ControlAsked | None) -> None:
+    async def _tell_all(self, *, told: ControlAsked | None) -> None:
         """Send the run its missed signals: changes that preempt or supersede it, and a pause unless that is the one it was `told`."""
         for waiting in self._queue:
             self._stop_running_for(waiting)
             self._tell_running_of(waiting)
-        if self._held != told and change.kind not in PASSES_PAUSE:
-            asked = self._held or ControlAsked()
-            await self._signal_running(names.HOLD_CHANGES, Hold(held=self._held is not None, asked=asked))
+        if self._held != told:
+            await self._tell_hold()
+
+    async def _tell_hold(self) -> None:
+        """Tell the run whether the model is paused."""
+        asked = self._held or ControlAsked()
+        await self._signal_running(names.HOLD_CHANGES, Hold(held=self._held is not None, asked=asked))
 
     async def _followed(self, change: QueuedChange) -> LifecycleResult | None:
         """Wait for the end of a run that an earlier entity started. None if the change has never begun."""
@@ -293,7 +297,8 @@ class ModelWorkflow(Held):
         with suppress(FailureError):  # it has ended: the next check finds that
             await self._run_of(change).signal(names.REPORT_END)
         if self._told_to_end is None or self._told_to_end[0] != change.id:
-            await self._tell_all(change, told=None)
+            await self._tell_all(told=self._held)
+            await self._tell_hold()  # the earlier entity may have ended between the run and the store: the store counts
 
     async def _record_failure(self, change: QueuedChange, why: Explained | None) -> LifecycleResult:
         """Record the end of a run that could not do so itself (a bug, terminated, cancelled before it began).

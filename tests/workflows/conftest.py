@@ -122,12 +122,20 @@ def temporal_address(tmp_path_factory, subprocesses) -> Iterator[str]:
 
 
 @pytest.fixture
-def own_temporal(subprocesses, tmp_path, free_port) -> Iterator[str]:
+def server_limits() -> dict[str, Any]:
+    """Dynamic configuration of the test's own server, besides the usual one."""
+    return {}
+
+
+@pytest.fixture
+def own_temporal(subprocesses, tmp_path, free_port, server_limits) -> Iterator[str]:
     """A server of its own: which build is current is a fact of a whole server, and so is who polls. It sees within seconds what is drained."""
     wanted = read_devfile().temporal
     drainage = {"RefreshInterval": "1s", "VisibilityGracePeriod": "1s"}  # three minutes each by default
     dynamic = {f"matching.wv.VersionDrainageStatus{name}": value for name, value in drainage.items()}
-    server = wanted.model_copy(update={"port": free_port, "dynamic_config": {**wanted.dynamic_config, **dynamic}})
+    server = wanted.model_copy(
+        update={"port": free_port, "dynamic_config": {**wanted.dynamic_config, **dynamic, **server_limits}}
+    )
     command = server_command(server, binary=temporal_binary(), state=tmp_path)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=tether())  # noqa: PLW1509 - no other thread forks here
     address = f"127.0.0.1:{free_port}"
