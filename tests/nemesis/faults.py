@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from tests.nemesis.models import REGIONS
+from workflows.policies import STEPS
 
 Kind = Literal["kill", "stop", "partition", "boundary", "terminate", "away", "build"]
 KINDS: tuple[Kind, ...] = ("kill", "stop", "partition", "boundary", "terminate", "away", "build")
@@ -19,31 +20,8 @@ REACH_SECONDS = 15.0
 ROUND_SECONDS = 240.0
 """How long it may take to come to any of the places that are left of a round of all."""
 
-STAGES = (
-    "begin_change",
-    "prepare_change",
-    "ensure_capacity",
-    "shift_traffic",
-    "check_gate",
-    "release_capacity",
-    "finish_change",
-)
-"""Activities of a publish, in their order."""
-MORE_STAGES = (
-    "mark_superseded",
-    "withdraw_model",
-    "release_model",
-    "replan_fleet",
-    "move_models",
-    "finish_replan",
-    "note_hold",
-    "look_at_drain",
-    "check_drain",
-    "route_around",
-    "return_region",
-)
-"""Activities of what else is asked: an overtaken publish, a retirement, a replan, a pause or approval, a drain."""
-PLACES = tuple(f"{stage}:{point}" for stage in (*STAGES, *MORE_STAGES) for point in ("before", "after"))
+PLACES = tuple(f"{step.name}:{point}" for step in STEPS for point in ("before", "after"))
+"""Before and after each activity of the platform."""
 
 CONTROL = ("worker", "workers", "api", "temporal")
 """One of the workers, and all of them at once."""
@@ -122,7 +100,7 @@ def few(seed: int, kinds: Collection[str], each: int) -> list[Fault]:
 
 def _all_of(kind: Kind) -> list[tuple[Kind, str, bool]]:
     if kind == "boundary":
-        return [(kind, place, False) for place in PLACES[::7]]
+        return [(kind, place, False) for place in PLACES[::11]]
     if kind == "terminate":
         return [(kind, workflow, False) for workflow in WORKFLOWS]
     if kind == "away":

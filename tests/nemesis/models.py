@@ -100,6 +100,13 @@ spec:
   demand: [{{region: us-east, qps: 10}}]
 """
 
+_SPLIT = (
+    _BRIEF
+    + """
+  split: {{parts: [{{name: all, modules: ["*"]}}]}}
+"""
+)
+
 _FREEZE = """
 apiVersion: ipnext/v1
 kind: Freeze
@@ -111,13 +118,15 @@ spec:
 """
 
 
-def manifest(model: str, qps: float = BASE_DEMAND, *, refresh: str = "auto", few: str = "fail") -> str:
+def manifest(
+    model: str, qps: float = BASE_DEMAND, *, refresh: str = "auto", few: str = "fail", split: bool = False
+) -> str:
     """The manifest of a model, with so many requests a second in each region.
 
     `refresh` is how `solo` gets new snapshots, `few` what the gate of `gated` says where nobody asks; before users do, it
-    does not wait for them.
+    does not wait for them. `split` has a brief model cut into parts.
     """
-    text = {"pair": _PAIR, "solo": _SOLO, "gated": _GATED}.get(model, _BRIEF)
+    text = {"pair": _PAIR, "solo": _SOLO, "gated": _GATED}.get(model, _SPLIT if split else _BRIEF)
     return text.format(name=model, qps=qps, refresh=refresh, few=few, patience=15 if few == "fail" else 0)
 
 

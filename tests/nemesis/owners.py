@@ -61,9 +61,11 @@ class ModelOwner:
     def _come_and_go(self, draw: random.Random) -> None:
         """A new model is published once and retired, perhaps before it serves."""
         model = f"brief-{self._asking.recorder.op()}"
-        self._asking.ask("apply", "owner", lambda: self._client.apply(manifest(model)), model=model, qps=0.0)
+        split = draw.random() < 0.3
+        text = manifest(model, split=split)
+        self._asking.ask("apply", "owner", lambda: self._client.apply(text), model=model, qps=0.0)
         self._changes.publish("owner", model, ("only",))
-        self._asking.ending.wait(draw.choice((0.0, 1.0, 4.0)))
+        self._asking.ending.wait(draw.choice((0.0, 1.0, 4.0, 15.0)) if split else draw.choice((0.0, 1.0, 4.0)))
         self._asking.ask("retire", "owner", lambda: self._client.delete(model), model=model)
 
     def _steer(self, draw: random.Random) -> None:

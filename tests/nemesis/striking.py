@@ -5,13 +5,15 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 import psutil
 from temporalio.service import RPCError, RPCStatusCode
 
+from ipnext.names import COLLECT_SCHEDULE
 from ipnext.temporal import connect
 from tests.nemesis.builds import Build, build_of, set_build
-from tests.nemesis.faults import ROUND_SECONDS, Fault
+from tests.nemesis.faults import ROUND_SECONDS, SHORT_SECONDS, WORKFLOWS, Fault
 from tests.nemesis.history import Recorder
 from tests.nemesis.network import Partition
 from tests.nemesis.stack import EVERY_ONE, Stack
@@ -47,18 +49,24 @@ class Nemesis:
         return self._healed(number, time.monotonic())
 
     def strike_each(self, places: Iterable[str], pause: float, tell: Callable[[str], None]) -> bool:
-        """The worker killed at each place once, in the order in which runs come there; then the wait, as above."""
-        left = list(places)
+        """The worker killed at each place once, in the order in which runs come there; then the wait, as above.
+
+        Before each, a run of a workflow is terminated and an hourly one is started, so that runs come to every place.
+        """
+        left, draw = list(places), random.Random(0)
         while left:
             time.sleep(pause)
+            asyncio.run(_trigger(self._stack.endpoints["temporal_address"], COLLECT_SCHEDULE))
+            ended, number = Fault("terminate", draw.choice(WORKFLOWS), seconds=SHORT_SECONDS), next(self._numbers)
+            terminated = [number] if self._terminate(ended, number) else []
             struck = self._first_reached(left)
             left = [place for place in left if place not in struck]
             for place in struck or left:
                 tell(f"boundary {place}{'' if struck else ': not reached'}")
+            if not self._all_healed(struck, terminated):
+                return False
             if not struck:
                 return True
-            if not self._all_healed(struck):
-                return False
         return True
 
     def _first_reached(self, places: Sequence[str]) -> list[str]:
@@ -78,12 +86,13 @@ class Nemesis:
             self._recorder.note("not_reached", number=next(self._numbers), **Fault("boundary", place).document())
         return struck
 
-    def _all_healed(self, struck: Sequence[str]) -> bool:
+    def _all_healed(self, struck: Sequence[str], before: Sequence[int]) -> bool:
+        """Write down that workers were killed at these places; wait until that and the faults before are healed."""
         numbers = [next(self._numbers) for _ in struck]
         for number, place in zip(numbers, struck, strict=True):
             self._begin(Fault("boundary", place), number)
         since = time.monotonic()
-        return all(self._healed(number, since) for number in numbers)
+        return all(self._healed(number, since) for number in (*before, *numbers))
 
     def _begin(self, fault: Fault, number: int, **more: object) -> None:
         self._recorder.note("fault", number=number, **fault.document(), **more)
@@ -207,3 +216,10 @@ async def _terminated(address: str, fault: Fault) -> str | None:
             return None
         raise
     return run_id
+
+
+async def _trigger(address: str, schedule: str) -> None:
+    """Start what a schedule starts each hour; nothing where Temporal is just away."""
+    with suppress(RPCError, RuntimeError):
+        client = await connect(address=address)
+        await client.get_schedule_handle(schedule).trigger()

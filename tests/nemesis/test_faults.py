@@ -6,7 +6,6 @@ from itertools import islice
 import pytest
 
 from tests.nemesis.faults import KINDS, PLACES, SHORT_SECONDS, few, schedule
-from workflows.policies import STEPS
 
 ROUND = 38
 """Nine roles killed, nine stopped, five links cut, six boundaries, six kinds of workflows terminated, a region away for long, two roles that swap builds."""
@@ -35,10 +34,6 @@ def test_faults_of_the_control_plane_touch_no_data():
     assert ("stop", "agent") not in touching
     assert ("kill", "agent") not in touching
     assert ("kill", "supervisor") in touching
-
-
-def test_every_place_is_of_a_real_activity():
-    assert {place.split(":")[0] for place in PLACES} <= {step.name for step in STEPS}
 
 
 @pytest.mark.parametrize("each", [1, 3])

@@ -13,6 +13,10 @@ from tests.nemesis.story import Story
 ROOT = Path(__file__).parents[2]
 
 
+ELSEWHERE = {"ask_replan:before", "ask_replan:after"}
+"""Places of what only a way back asks that a disaster left short of replicas: tests/workflows/test_lost_on_the_way.py."""
+
+
 def nemesis(directory: Path, *arguments: str) -> Story:
     """One run that keeps every promise; its story."""
     command = [sys.executable, "-m", "tests.nemesis", "--directory", str(directory), *arguments]
@@ -41,6 +45,13 @@ def test_every_promise_holds_under_a_minute_of_faults(tmp_path: Path, seed: int)
 
 @pytest.mark.nemesis
 @pytest.mark.timeout(1500)
+def test_every_promise_holds_with_runs_terminated_a_region_away_for_long_and_builds_mixed(tmp_path: Path) -> None:
+    story = nemesis(tmp_path, "--each", "6", "--faults", "terminate,away,build", "--seed", "5")
+    assert {window.fault["kind"] for window in story.windows} >= {"terminate", "build"}
+
+
+@pytest.mark.nemesis
+@pytest.mark.timeout(1500)
 def test_every_promise_holds_with_the_worker_killed_at_each_boundary_under_load(tmp_path: Path) -> None:
     story = nemesis(tmp_path, "--boundaries")
-    assert {window.fault["role"] for window in story.windows} == set(PLACES)
+    assert {window.fault["role"] for window in story.windows} >= set(PLACES) - ELSEWHERE
