@@ -237,11 +237,13 @@ def residual_problem(
     )
 
 
-def units_of(manifest: ModelManifest, deployments: Iterable[Deployment]) -> Mapping[tuple[str, str], float]:
-    """Map (part, hardware) to the units of a replica, by the manifest, else by the running replicas."""
+def units_of(
+    manifest: ModelManifest, deployments: Iterable[Deployment], placed: Placement | None = None
+) -> Mapping[tuple[str, str], float]:
+    """Map (part, hardware) to the units of a replica, by the plan in force, else by the manifest, else by the running replicas."""
     units = {(d.key.part, d.key.hardware): d.units for d in deployments}
     units.update({(part.name, o.kind): o.units for part in manifest.spec.parts for o in part.hardware})
-    return units
+    return {**units, **(placed.wishes.units if placed else {})}
 
 
 def units_in_use(repository: Repository, *, but: str) -> Units:
@@ -270,10 +272,12 @@ def _by_model(slots: Iterable[HeldSlot]) -> dict[str, list[HeldSlot]]:
 def _units_on_the_way(moving: Moving, placed: Iterable[HeldSlot], running: Sequence[HeldSlot]) -> Units:
     """Return the most units that a model in transition needs: for each replica set the maximum of now, the plan and the waves.
 
-    A replica takes the units of the manifest as it is now, or those of the running replicas if the manifest has none.
+    A replica takes the units of the plan in force, and those of the manifest only on hardware that the plan has not; a
+    running one takes at least the units that it was started with.
     """
-    units = {(slot.part, slot.hardware): slot.units for slot in running}
-    units.update(_wished_units(moving.manifest, moving.layout))
+    units = {**_wished_units(moving.manifest, moving.layout), **_placed_units(moving.wishes)}
+    for slot in running:
+        units[slot.part, slot.hardware] = max(units.get((slot.part, slot.hardware), 0.0), slot.units)
     most = dict(_peak(moving.transition, moving.model))
     for slot in (*running, *placed):
         key = (slot.part, slot.region, slot.hardware)
@@ -296,6 +300,12 @@ def _wished_units(manifest: str, layout: str | None) -> Mapping[tuple[str, str],
     spec = decode(ModelManifest, manifest).spec
     parts = spec.parts if layout is None else parts_of(spec, decode(Layout, layout))
     return {(part.name, option.kind): option.units for part in parts for option in part.hardware}
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _placed_units(wishes: str | None) -> Mapping[tuple[str, str], float]:
+    """Map (part, hardware) to the units of a replica by the document of a placement's wishes; empty without a placement."""
+    return {} if wishes is None else decode(ModelProblem, wishes).units
 
 
 def with_supply_left(fleet: FleetSpec, used: Units) -> FleetSpec:

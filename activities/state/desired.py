@@ -34,6 +34,7 @@ from ipnext.model.registry import Generation, PartGraph, Snapshot, TensorSpec
 from ipnext.model.routing import RoutingPolicy, host_settings, routing_policy
 from ipnext.model.signing import SignerPolicy
 from ipnext.model.value import digest_of
+from ipnext.store.records import Placement
 from ipnext.store.repository import Repository
 
 
@@ -57,6 +58,8 @@ class Facts:
     """By users' region, in the model's unit: the demand that the waves of the current run were planned for, if there is one."""
     unmet_rules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By users' region that the manifest names and the fleet has: rules of the plan that leave demand there unserved."""
+    placed_units: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """By part and hardware: units of a replica by the plan in force, which a newer manifest does not change."""
 
     @property
     def model(self) -> str:
@@ -95,7 +98,12 @@ def read_facts(repository: Repository, model: str, target: int, *, named: Iterab
         lost=lost,
         rtt_ms=round_trips(repository) if lost else {},
         unmet_rules=unmet_rules(repository, record.manifest),
+        placed_units=_placed_units(repository.placement(model)),
     )
+
+
+def _placed_units(placed: Placement | None) -> Mapping[tuple[str, str], float]:
+    return placed.wishes.units if placed else {}
 
 
 def unmet_rules(repository: Repository, manifest: ModelManifest) -> dict[str, tuple[str, ...]]:
@@ -318,7 +326,7 @@ def _deployment(facts: Facts, state: ModelState, slot: Slot) -> Deployment:
         replicas=replicas,
         own=own,
         engine=part.engine,
-        units=option.units,
+        units=facts.placed_units.get((part.name, option.kind), option.units),
         qps=option.throughput,
         memory_bytes=part.memory_bytes,
         settings=host_settings(part.settings) if part.engine in SERVING_ENGINES else part.settings,

@@ -173,7 +173,7 @@ def way_back(repository: Repository, stage: StageInput, transition: Transition, 
     if transition.refused is not None:
         return "at_once"
     manifest = model_as_served(repository, stage.model, stage.generation)
-    units = units_of(manifest, repository.deployments(stage.model))
+    units = units_of(manifest, repository.deployments(stage.model), repository.placement(stage.model))
     left = with_supply_left(repository.fleet().spec, in_use)
     supply = {(item.region, item.hardware): item.units for item in left.supply}
     return "at_once" if fits_at_once(transition, stage.model, units, supply) else "by_waves"

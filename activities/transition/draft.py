@@ -115,7 +115,8 @@ def _planned(repository: Repository, stage: StageInput, in_use: Units) -> Transi
 def _is_roomy(repository: Repository, stage: StageInput, transition: Transition, in_use: Units) -> bool:
     """True if the free supply covers both ends of a transition at once, and the peak of its waves: more than any moment needs."""
     model = stage.model
-    units = units_of(model_as_served(repository, model, stage.generation), repository.deployments(model))
+    served = model_as_served(repository, model, stage.generation)
+    units = units_of(served, repository.deployments(model), repository.placement(model))
     origin, to = Counter[tuple[str, str, str]](), Counter(peak(transition, model))
     for row in transition.origin.replicas:
         origin[row.part, row.region, row.hardware] += row.count

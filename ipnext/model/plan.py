@@ -4,6 +4,7 @@ QPS are requests a second, rtt and latencies are milliseconds, units are units o
 fractional: models share a host), money is $/h.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
@@ -107,6 +108,11 @@ class ModelProblem(Value):
     budget_per_hour: float | None = Field(default=None, ge=0)
     demand: tuple[RegionDemand, ...]
     parts: tuple[PartProblem, ...] = Field(min_length=1)
+
+    @property
+    def units(self) -> Mapping[tuple[str, str], float]:
+        """Map (part, hardware) to the units of a replica."""
+        return {(part.part, option.hardware): option.units for part in self.parts for option in part.options}
 
 
 class ReplicaCount(Row):

@@ -249,18 +249,14 @@ def placements_of(record: PlanRecord) -> dict[str, Placement]:
     }
 
 
-def _units(wishes: ModelProblem) -> Mapping[tuple[str, str], float]:
-    return {(part.part, o.hardware): o.units for part in wishes.parts for o in part.options}
-
-
 def _cost(wishes: ModelProblem, rows: Iterable[ReplicaCount], prices: Mapping[tuple[str, str], float]) -> float:
-    units = _units(wishes)
+    units = wishes.units
     taken = ((row, row.count * units.get((row.part, row.hardware), 0.0)) for row in rows)
     return round(sum(used * prices.get((row.region, row.hardware), 0.0) for row, used in taken), DIGITS)
 
 
 def _replica_rows(placed: Placement) -> list[dict[str, Any]]:
-    units = _units(placed.wishes)
+    units = placed.wishes.units
     return [
         {**row.model_dump(), "owner": placed.wishes.owner, "units": units.get((row.part, row.hardware), 0.0)}
         for row in placed.replicas

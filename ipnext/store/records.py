@@ -221,13 +221,15 @@ class TransitionRecord(Value):
 
 
 class Moving(NamedTuple):
-    """A transition under way with the manifest and layout of its plan, as JSON."""
+    """A transition under way with the model's manifest, the layout of its generation and its placement, as JSON."""
 
     model: str
     transition: str
     manifest: str
     layout: str | None
     """Layout of the transition's generation, if that is cut."""
+    wishes: str | None = None
+    """The wishes that the plan in force places the model by, if it does."""
 
 
 class HeldSlot(NamedTuple):

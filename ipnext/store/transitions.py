@@ -19,6 +19,7 @@ from ipnext.store.tables import (
     DeploymentRow,
     GenerationRow,
     ModelRow,
+    PlacementRow,
     RouteRow,
     RouteShareRow,
     TransitionRow,
@@ -30,6 +31,7 @@ NOT_FINAL = tuple(state.value for state in ChangeState if not state.final)
 
 CHANGES = METADATA.tables[ChangeRow.__tablename__]
 GENERATIONS = METADATA.tables[GenerationRow.__tablename__]
+PLACEMENTS = METADATA.tables[PlacementRow.__tablename__]
 MODELS = METADATA.tables[ModelRow.__tablename__]
 TRANSITIONS = METADATA.tables[TransitionRow.__tablename__]
 
@@ -60,7 +62,9 @@ _FENCE = sa_select(
 """The state of a change, and the token of its transition; None for a missing one."""
 
 _MOVING = (
-    sa_select(TRANSITIONS.c.model, TRANSITIONS.c.transition, MODELS.c.manifest, GENERATIONS.c.layout)
+    sa_select(
+        TRANSITIONS.c.model, TRANSITIONS.c.transition, MODELS.c.manifest, GENERATIONS.c.layout, PLACEMENTS.c.wishes
+    )
     .join(CHANGES, CHANGES.c.id == TRANSITIONS.c.change_id)
     .join(MODELS, MODELS.c.name == TRANSITIONS.c.model)
     .join(
@@ -68,6 +72,7 @@ _MOVING = (
         (GENERATIONS.c.model == TRANSITIONS.c.model) & (GENERATIONS.c.number == TRANSITIONS.c.generation),
         isouter=True,
     )
+    .join(PLACEMENTS, PLACEMENTS.c.model == TRANSITIONS.c.model, isouter=True)
     .where(CHANGES.c.state.in_(NOT_FINAL), TRANSITIONS.c.state.in_(UNDER_WAY), TRANSITIONS.c.model != bindparam("but"))
     .order_by(TRANSITIONS.c.ordinal)
 )

@@ -247,7 +247,8 @@ class Journal:
                 newest = open_ones[-1]
                 layout = record.generations[newest.generation].layout if newest.generation else None
                 cut = None if layout is None else document(layout)
-                found.append(records.Moving(model, document(newest.transition), written(record.manifest), cut))
+                wishes = document(record.placement.wishes) if record.placement else None
+                found.append(records.Moving(model, document(newest.transition), written(record.manifest), cut, wishes))
         return found
 
     def held_slots(self, models: Collection[str]) -> tuple[tuple[records.HeldSlot, ...], tuple[records.HeldSlot, ...]]:

@@ -54,7 +54,7 @@ def way_back(world: Any, planned: Moving) -> waves.Back:
     found, record = planned.transition, world.journal.records[planned.model]
     if found.refused is not None:
         return "at_once"
-    units = problems.units_of(record.manifest, record.deployments.values())
+    units = problems.units_of(record.manifest, record.deployments.values(), record.placement)
     left = problems.with_supply_left(world.fleet, problems.units_in_use(world.journal, but=planned.model))
     supply = {(item.region, item.hardware): item.units for item in left.supply}
     return "at_once" if waves.fits_at_once(found, planned.model, units, supply) else "by_waves"
