@@ -15,6 +15,7 @@ from ipnext.errors import Conflict, IPnextError, RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, Done, RecordInput, StageInput
 from ipnext.model.status import Reason
+from ipnext.store.claiming import lower_claims
 from ipnext.store.ending import end_change
 from ipnext.store.session import Store
 
@@ -62,6 +63,7 @@ class DeploymentActivities:
                 settle(repository, record.model, change_id=record.change_id)
             if again is not None:
                 pend_again(repository, again)
+            lower_claims(repository, record.model)
             record_repair(repository, record.model)
         return Done(note=record.result.message)
 

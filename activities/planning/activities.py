@@ -19,7 +19,7 @@ from activities.planning.replan import FleetReplan
 from activities.planning.solver import PLANNER, Solver
 from activities.runtime.deadline import beat
 from activities.state.drained_fleet import Drained
-from ipnext.errors import Infeasible, InvalidInput, StaleWrite, Unavailable
+from ipnext.errors import Infeasible, InvalidInput, QuotaExceeded, StaleWrite, Unavailable
 from ipnext.model.cause import STEPS, Cause, Place
 from ipnext.model.lifecycle import Planned, ReplanComputed, ReplanInput, StageInput
 from ipnext.model.plan import CurrentState, Owner, Plan, Problem
@@ -28,6 +28,7 @@ from ipnext.model.throughput import Unit, amount
 from ipnext.model.unserved import binding_reason
 from ipnext.model.value import digest_of
 from ipnext.names import replan_plan_id
+from ipnext.store.claiming import admit_wishes
 from ipnext.store.placements import PreparedPlan
 from ipnext.store.records import Placement, PlanRecord
 from ipnext.store.session import Store
@@ -119,9 +120,13 @@ class PlanningActivities:
         base, cost = (in_force.id, in_force.cost_per_hour) if in_force else (None, 0.0)
         record = _record(stage, problem, plan, before=placed, base=base, fleet_cost=cost)
         prepared = PreparedPlan.of(record)
-        with self._store.begin(stage.model) as repository:
-            repository.check_fence(stage.change_id)
-            repository.adopt_plan(prepared, expected=base)
+        try:
+            with self._store.begin(stage.model) as repository:
+                repository.check_fence(stage.change_id)
+                admit_wishes(repository, problem.models[0], replicas=policy.owner_replicas)
+                repository.adopt_plan(prepared, expected=base)
+        except QuotaExceeded as error:
+            return _infeasible(Reason.QUOTA_EXCEEDED, error.message, Place())
         message = _joined(_unmet_message(plan, unit), figures)
         return _planned(record.id, plan.cost_per_hour, moves=record.diff.moves, message=message)
 

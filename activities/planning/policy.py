@@ -25,6 +25,8 @@ class PlanningPolicy:
     kept_plans: int = 50
     window: int = 16
     """Models of a replan that move at a time."""
+    owner_replicas: int = 2000
+    """Replicas that an owner may ask for without a quota of them."""
 
     @classmethod
     def of(cls, settings: PlatformSettings) -> "PlanningPolicy":
@@ -39,4 +41,5 @@ class PlanningPolicy:
             dead_band=settings.replan_dead_band,
             kept_plans=settings.kept_plans,
             window=settings.replan_window,
+            owner_replicas=settings.owner_replicas,
         )

@@ -166,6 +166,20 @@ def planned_models(
     return found
 
 
+def counted_wishes(
+    models: Iterable[ModelProblem],
+    placements: Mapping[str, Placement],
+    beyond: Collection[str],
+    fleet: FleetSpec,
+    drained: Drained = NOTHING,
+) -> list[ModelProblem]:
+    """Return the wishes to plan by: of the models in `beyond` those that they are placed by."""
+    newest = [wishes for wishes in models if wishes.model not in beyond]
+    former = (within_fleet(placements[name].wishes, fleet) for name in sorted(beyond))
+    found = newest + [eased(wishes, fleet, drained) for wishes in former if wishes is not None]
+    return sorted(found, key=lambda wishes: wishes.model)
+
+
 def _wishes(manifest: ModelManifest, placed: Placement | None, *, are_cut: bool) -> ModelProblem:
     """Return the manifest's wishes; those of its placement if its parts differ, or its throughput is not known any more.
 

@@ -12,17 +12,18 @@ from datetime import UTC, datetime
 from activities.planning.adoption import held_plan, replaces, rows_by_model, rows_differ
 from activities.planning.move_order import Move, free_units, move_order
 from activities.planning.policy import PlanningPolicy
-from activities.planning.problem import fleet_left, fleet_problem, planned_models, running
+from activities.planning.problem import counted_wishes, fleet_left, fleet_problem, planned_models, running
 from activities.planning.solver import Solved, SolveFailed, Solver
 from activities.state.drained_fleet import Drained, without_drained
 from ipnext import names
 from ipnext.errors import Infeasible, InvalidInput, IPnextError, NotFound, Unavailable
 from ipnext.model.lifecycle import Replan, ReplanComputed, ReplanState
 from ipnext.model.measured import measured, wants_profiles
-from ipnext.model.plan import CurrentState, Limits, Objective, Plan, PlanDiff, Problem
+from ipnext.model.plan import CurrentState, Limits, ModelProblem, Objective, Plan, PlanDiff, Problem
 from ipnext.model.status import Reason
 from ipnext.model.throughput import TOKENS
 from ipnext.model.value import digest_of
+from ipnext.store.claiming import beyond_claims
 from ipnext.store.placements import PreparedPlan
 from ipnext.store.records import ModelRecord, Placement, PlanEntry, PlanRecord
 from ipnext.store.repository import Repository
@@ -212,7 +213,8 @@ def fleet_snapshot(
     placements = {placed.model: placed for placed in repository.placements()}
     deployments = repository.deployments()
     now = running(deployments, repository.routes())
-    models = planned_models(fleet, records, placements, repository.cut_generations(), drained)
+    wished = planned_models(fleet, records, placements, repository.cut_generations(), drained)
+    models = counted_wishes(wished, placements, _beyond(repository, wished, placements), fleet, drained)
     return FleetSnapshot(
         based_on=repository.plan_in_force_id(),
         placements=placements,
@@ -231,6 +233,14 @@ def fleet_snapshot(
     )
 
 
+def _beyond(
+    repository: Repository, models: Sequence[ModelProblem], placements: Mapping[str, Placement]
+) -> frozenset[str]:
+    """Return the placed models whose newest wishes need more than they count for their owners."""
+    changed = (each for each in models if each.model in placements and each != placements[each.model].wishes)
+    return beyond_claims(repository, changed)
+
+
 def measured_records(repository: Repository) -> tuple[ModelRecord, ...]:
     """Return all models, with measured throughput if their manifests request it."""
     found = repository.models()
@@ -247,20 +257,25 @@ def measured_records(repository: Repository) -> tuple[ModelRecord, ...]:
 def adopt_beside(repository: Repository, plan: PreparedPlan, snapshot: FleetSnapshot) -> PlanRecord:
     """Adopt a plan; models whose placement changed since the snapshot keep the newer one.
 
-    Returns the adopted plan. Units of work of models continue meanwhile, except placements and admissions: they wait.
-    Raises TooLateError if both together need more than there is.
+    Those whose wishes in the plan need more than they count for their owner by now keep theirs, too. Returns the adopted
+    plan. Units of work of models continue meanwhile, except placements and admissions: they wait. Raises TooLateError if
+    both together need more than there is.
     """
     in_force = repository.lock_plan_in_force()
     before, changed = _meanwhile(repository, snapshot)
     record = plan.record
+    smaller = beyond_claims(repository, (placed.wishes for placed in _wished_anew(plan, before))) - changed
+    told = [(_counted(names), done) for names, done in ((changed, "placed"), (smaller, "changed")) if names]
+    why = f"{', '.join(f'{subject} {done}' for subject, done in told)} while the planner worked"
+    changed |= smaller
     wanted = {model: placed for model, placed in plan.placements.items() if model not in changed}
     merged = {**wanted, **{model: placed for model, placed in before.items() if model in changed}}
     if changed:
         short = overbooked(record.problem, merged.values())
         if short is not None:
-            msg = f"{_counted(changed)} placed while the planner worked, and {short}"
+            msg = f"{why}, and {short}"
             raise TooLateError(msg)
-        message = f"{record.message}; {_counted(changed)} placed while the planner worked and kept there"
+        message = f"{record.message}; {why} and kept there"
         whole = record.plan.model_copy(
             update={
                 "replicas": tuple(row for name in sorted(merged) for row in merged[name].replicas),
@@ -271,6 +286,12 @@ def adopt_beside(repository: Repository, plan: PreparedPlan, snapshot: FleetSnap
         plan = plan.told(message=message, diff=_difference(before.values(), whole))
     repository.adopt_plan(plan, expected=in_force, keeping=changed)
     return plan.record
+
+
+def _wished_anew(plan: PreparedPlan, before: Mapping[str, Placement]) -> list[Placement]:
+    """Return the placements of a plan that are made for other wishes than the present ones."""
+    found = ((placed, before.get(model)) for model, placed in plan.placements.items())
+    return [placed for placed, former in found if former is None or former.wishes != placed.wishes]
 
 
 def overbooked(problem: Problem, placements: Iterable[Placement]) -> str | None:

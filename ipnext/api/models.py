@@ -101,13 +101,12 @@ def apply_model(
     check_plugins(manifest, rooms.plugins)
     with rooms.store.begin(name) as unit:
         check_against_fleet(manifest, _fleet(unit))
-        before = _find(unit, name)
+        before = unit.find_model(name)
         if before is not None:  # another owner may have taken the name since the request was authorised
             rooms.access.check_model(asker, ACTIONS["models.apply"], unit, name)
         check_not_retiring(unit, before)
         check_measured(manifest, unit.profiles_of(name, before.serving_generation) if before else {})
-        serving = before.serving_generation if before else None
-        claims = admit(unit, manifest, generation=serving, replicas=rooms.settings.owner_replicas)
+        claims = admit(unit, manifest, replicas=rooms.settings.owner_replicas)
         allowance = allowance_of(unit, manifest.metadata.owner, default=rooms.settings.artifact_bytes)
         admit_documents(unit, allowance, _more_bytes(unit, before, manifest), field="spec")
         if dry_run:
@@ -163,13 +162,6 @@ def _fleet(unit: Repository) -> FleetSpec:
     except NotFound as error:
         msg = "there is no fleet yet: apply a Fleet manifest first (`ipnext apply -f fleet.yaml`)"
         raise Conflict(msg) from error
-
-
-def _find(unit: Repository, name: str) -> ModelRecord | None:
-    try:
-        return unit.model(name)
-    except NotFound:
-        return None
 
 
 def _more_bytes(unit: Repository, before: ModelRecord | None, manifest: ModelManifest) -> int:

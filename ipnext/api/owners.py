@@ -1,6 +1,6 @@
 """Owners: apply, read, delete; and the admission of their models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -15,10 +15,11 @@ from ipnext.errors import InvalidInput, NotFound, StaleWrite
 from ipnext.model.artifact_use import Allowance, owners_allowance
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.owner import DOLLARS, REPLICAS, UNITS, OwnerManifest, OwnerMember, OwnerView, QuotaUse
-from ipnext.model.owner_claims import check_quotas, claims_of, quotas_of
+from ipnext.model.owner_claims import Claims
 from ipnext.model.resource import Listed
 from ipnext.model.roles import RoleBinding
 from ipnext.model.value import Name
+from ipnext.store.claiming import admitted_claims
 from ipnext.store.owners import member_grant
 from ipnext.store.paging import Page
 from ipnext.store.records import OwnerRecord, OwnerUse
@@ -94,27 +95,22 @@ def delete_owner(owner: OwnerName, rooms: Rooms, expected_version: ExpectedVersi
     return view
 
 
-def admit(unit: Repository, manifest: ModelManifest, *, generation: int | None, replicas: int) -> Mapping[str, float]:
+def admit(unit: Repository, manifest: ModelManifest, *, replicas: int) -> Claims:
     """Check a model's manifest against the quotas of its owner; return its claims, to be written with it.
 
     Call it in the unit of work that stores the manifest: units that admit models of one owner run one after another.
-    `generation` is the serving one, whose profiles give the throughput of a replica. `replicas` is the limit of an
-    owner without that quota. Raises QuotaExceeded, and InvalidInput if the owner has no object and the fleet requires
-    one.
+    `replicas` is the limit of an owner without that quota. Raises QuotaExceeded, and InvalidInput if the owner has no
+    object and the fleet requires one.
     """
-    name, owner = manifest.name, manifest.metadata.owner
-    claims = claims_of(unit.as_measured(manifest, generation))
+    owner = manifest.metadata.owner
     unit.lock_owner(owner)
-    record = unit.find_owner(owner)
-    if record is None and unit.fleet().spec.require_owners:
+    if unit.find_owner(owner) is None and unit.fleet().spec.require_owners:
         msg = (
             f"metadata.owner: {owner!r} has no object of kind Owner, and the fleet requires one (spec.requireOwners); "
             "`ipnext get owners` lists those that there are"
         )
         raise InvalidInput(msg, field="metadata.owner", value=owner)
-    quotas = quotas_of(None if record is None else record.manifest, replicas=replicas)
-    check_quotas(owner, quotas, claims, unit.claim_of(name, owner), unit.claimed(owner, but=name))
-    return claims
+    return admitted_claims(unit, manifest, replicas=replicas)
 
 
 def allowance_of(unit: Repository, owner: str, *, default: int) -> Allowance:

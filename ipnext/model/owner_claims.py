@@ -1,6 +1,6 @@
-"""The amounts of a model's manifest in the quotas of its owner. Pure.
+"""The amounts of a model in the quotas of its owner, by its manifest or by the wishes that it is placed by. Pure.
 
-The figures are those that the manifest declares, not those that the planner gives the model: admission has no plan.
+The figures are those that are declared, not those that the planner gives the model: admission has no plan.
 
 | quota | figure |
 |---|---|
@@ -8,18 +8,26 @@ The figures are those that the manifest declares, not those that the planner giv
 | `requestsPerSecond` | the sum of `spec.demand` in requests a second; a model in tokens a second counts 0 |
 | `units.KIND` | the replicas that the demand needs if all of it is served on this kind, times their units |
 | `replicas` | the same replicas, on the kind that needs the most of them, of each part |
+
+A model that is cut (`spec.split`) counts the larger figure of the part listed and of the parts that the policy makes.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Final, NamedTuple
 
 from ipnext.errors import QuotaExceeded
 from ipnext.model.fleet import HardwareOption
 from ipnext.model.manifest import ModelManifest, ModelSpec, PartSpec
 from ipnext.model.owner import ARTIFACTS, DOLLARS, MODELS, REPLICAS, REQUESTS, UNITS, OwnerManifest
+from ipnext.model.plan import ModelProblem
+from ipnext.model.split import MOST_HOSTED_PARTS, SplitPart, SplitPolicy, options_of
 from ipnext.model.throughput import REQUESTS as IN_REQUESTS
+
+Claims = Mapping[str, float]
+"""Quota -> amount."""
 
 COPIES_TO_SURVIVE: Final = 2
 """Factor of a model that survives the loss of a region: two regions may each have to serve all of it."""
@@ -45,22 +53,53 @@ class Claim(NamedTuple):
     """Whether the model counts for its owner: it exists, is not retired and has this owner."""
 
 
-def claims_of(manifest: ModelManifest) -> Mapping[str, float]:
+class _Option(NamedTuple):
+    """One way to run a part."""
+
+    kind: str
+    units: float
+    rate: float | None
+    """Throughput of a replica in the model's unit; None: neither declared nor measured."""
+
+
+class _Part(NamedTuple):
+    """A part with processes."""
+
+    min_replicas: int
+    options: tuple[_Option, ...]
+
+
+def claims_of(manifest: ModelManifest) -> Claims:
     """Return quota -> the manifest's amount. `dollarsPerHour` is absent if the manifest states no budget."""
     spec = manifest.spec
-    found: dict[str, float] = defaultdict(float)
-    if spec.budget_per_hour is not None:
-        found[DOLLARS] = spec.budget_per_hour
-    if spec.unit == IN_REQUESTS:
-        found[REQUESTS] = sum(item.amount for item in spec.demand)
-    for part in spec.hosted:
-        units: dict[str, float] = defaultdict(float)
-        for option in part.hardware:
-            units[option.kind] = max(units[option.kind], _replicas(spec, part, option) * option.units)
-        found[REPLICAS] += max(_replicas(spec, part, option) for option in part.hardware)
-        for kind, figure in units.items():
-            found[f"{UNITS}{kind}"] += figure
-    return dict(found)
+    whole = claims_of_parts(spec, spec.hosted)
+    return whole if spec.split is None else larger(whole, _with_parts(spec, _cut_parts(spec.split, spec.hosted[0])))
+
+
+def claims_of_parts(spec: ModelSpec, parts: Iterable[PartSpec]) -> Claims:
+    """Return the amounts of a manifest with these hosted parts, such as those that a snapshot was cut into."""
+    return _with_parts(spec, (_part(part, part.hardware) for part in parts))
+
+
+def claims_of_wishes(wishes: ModelProblem) -> Claims:
+    """Return the amounts of the wishes that a plan places a model by.
+
+    They do not tell the unit of the demand, so `requestsPerSecond` is absent.
+    """
+    parts = (_Part(p.min_replicas, tuple(_Option(o.hardware, o.units, o.qps) for o in p.options)) for p in wishes.parts)
+    amounts = [item.qps for item in wishes.demand]
+    found = _needs(parts, amounts, survives=wishes.survive == "region")
+    return found if wishes.budget_per_hour is None else {**found, DOLLARS: wishes.budget_per_hour}
+
+
+def larger(*claims: Claims) -> Claims:
+    """Return the largest amount of each quota."""
+    return {quota: max(c.get(quota, 0.0) for c in claims) for quota in chain.from_iterable(claims)}
+
+
+def exceeds(claims: Claims, counted: Claims) -> bool:
+    """Return whether any amount is larger than the one that is counted."""
+    return any(amount > counted.get(quota, 0.0) * (1 + _NOISE) for quota, amount in claims.items())
 
 
 def quotas_of(owner: OwnerManifest | None, *, replicas: int) -> Mapping[str, Quota]:
@@ -104,16 +143,52 @@ def check_quotas(
             raise _exceeded(owner, quota, claimed, used, Quota(limit, source))
 
 
-def _replicas(spec: ModelSpec, part: PartSpec, option: HardwareOption) -> int:
-    """Return the replicas that serve all demand with this option: at least `minReplicas` in each users' region."""
-    copies = COPIES_TO_SURVIVE if spec.survive == "region" else 1
-    least = max(part.min_replicas, 1)
-    replicas = sum(
-        max(least, math.ceil(item.amount / option.rate * (1 - _NOISE))) if option.rate else least
-        for item in spec.demand
-        if item.amount > 0
+def _with_parts(spec: ModelSpec, parts: Iterable[_Part]) -> Claims:
+    amounts = [item.amount for item in spec.demand]
+    found = _needs(parts, amounts, survives=spec.survive == "region")
+    if spec.budget_per_hour is not None:
+        found[DOLLARS] = spec.budget_per_hour
+    if spec.unit == IN_REQUESTS:
+        found[REQUESTS] = sum(amounts)
+    return found
+
+
+def _part(part: PartSpec, hardware: Iterable[HardwareOption]) -> _Part:
+    return _Part(part.min_replicas, tuple(_Option(o.kind, o.units, o.rate) for o in hardware))
+
+
+def _cut_parts(policy: SplitPolicy, whole: PartSpec) -> list[_Part]:
+    """Return the parts that a policy makes of one. Of shards by bytes, whose number the snapshot decides, it is one."""
+    rest = () if any(part.name == policy.default for part in policy.parts) else (_part(whole, whole.hardware),)
+    dealt = (
+        _part(whole, options_of(own.hardware, whole.hardware)) for own in policy.parts for _ in range(_shards(own))
     )
-    return copies * replicas
+    return [*rest, *dealt][:MOST_HOSTED_PARTS]
+
+
+def _shards(part: SplitPart) -> int:
+    return 1 if part.shard is None else part.shard.count or 1
+
+
+def _needs(parts: Iterable[_Part], amounts: Iterable[float], *, survives: bool) -> dict[str, float]:
+    """Return units and replicas that serve the demand of each users' region."""
+    demand, copies = [amount for amount in amounts if amount > 0], COPIES_TO_SURVIVE if survives else 1
+    found: dict[str, float] = defaultdict(float, {REPLICAS: 0.0})
+    for part in parts:
+        units: dict[str, float] = defaultdict(float)
+        needed = [(option, copies * _replicas(part, option, demand)) for option in part.options]
+        for option, replicas in needed:
+            units[option.kind] = max(units[option.kind], replicas * option.units)
+        found[REPLICAS] += max(replicas for _, replicas in needed)
+        for kind, figure in units.items():
+            found[f"{UNITS}{kind}"] += figure
+    return dict(found)
+
+
+def _replicas(part: _Part, option: _Option, demand: Iterable[float]) -> int:
+    """Return the replicas that serve all demand with this option: at least `min_replicas` in each users' region."""
+    least, rate = max(part.min_replicas, 1), option.rate
+    return sum(max(least, math.ceil(amount / rate * (1 - _NOISE))) if rate else least for amount in demand)
 
 
 _FIELDS: Final = {MODELS: "metadata.owner", DOLLARS: "spec.budgetPerHour", REQUESTS: "spec.demand"}

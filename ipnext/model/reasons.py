@@ -27,6 +27,7 @@ ADVICE: Mapping[Reason, str] = {
     Reason.FROZEN: "A freeze is in force: wait until it ends, or let the change pass with `ipnext override CHANGE --reason TEXT`.",
     Reason.NO_CAPACITY: "The fleet has no room: raise the supply, lower the demand, or allow another hardware kind.",
     Reason.OVER_BUDGET: "The owner's budget does not pay for it: raise the budget or lower the demand.",
+    Reason.QUOTA_EXCEEDED: "The owner's quota is used up: ask for less, retire or shrink other models, or raise the quota.",
     Reason.PLANNER_INFEASIBLE: "No placement keeps every rule: change what the message names, apply, then publish again.",
     Reason.PLANNER_FAILED: "The planner found no answer in time; the plan in force stays. Ask again with `ipnext replan`.",
     Reason.TRANSITION_REFUSED: "There is no safe way there with this supply: add the surge that the message names.",

@@ -53,6 +53,7 @@ class Reason(StrEnum):
     FROZEN = "Frozen"
     NO_CAPACITY = "NoCapacity"
     OVER_BUDGET = "OverBudget"
+    QUOTA_EXCEEDED = "QuotaExceeded"
     PLANNER_INFEASIBLE = "PlannerInfeasible"
     PLANNER_FAILED = "PlannerFailed"
     TRANSITION_REFUSED = "TransitionRefused"

@@ -11,6 +11,7 @@ from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, LifecycleRes
 from ipnext.model.registry import Generation, GenerationState
 from ipnext.model.status import ConditionType, Reason
 from ipnext.model.unserved import binding_reason, routed_before, unserved_message, unserved_regions
+from ipnext.store.claiming import lower_claims
 from ipnext.store.records import ModelRecord
 from ipnext.store.refusing import refuse_users
 from ipnext.store.repository import Repository
@@ -69,6 +70,7 @@ def refuse_change(repository: Repository, change: Change, message: str) -> bool:
             plan_id=change.plan_id,
         ),
     )
+    lower_claims(repository, change.model)
     return True
 
 

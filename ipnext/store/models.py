@@ -115,6 +115,10 @@ class Models(Unit):
         self._known_models.add(name)
         return _model(row)
 
+    def find_model(self, name: str) -> ModelRecord | None:
+        """Return one model, retired or not; None if there is none of that name."""
+        return self._once(("found model", name), lambda: _found(self._run(_ONE, name=name).first()))
+
     def owner_of(self, name: str) -> str | None:
         """Return the owner of a model, retired or not; None if the model is unknown."""
         return self._run(_OWNER, name=name).scalar()
@@ -254,6 +258,10 @@ def _check_version(subject: str, current: int, expected: int | None) -> None:
 
 def _fleet(row: Any) -> FleetRecord:
     return FleetRecord(spec=decode_frozen(FleetSpec, row.spec), version=row.version, updated_at=row.updated_at)
+
+
+def _found(row: Any) -> ModelRecord | None:
+    return None if row is None else _model(row)
 
 
 def _model(row: Any) -> ModelRecord:

@@ -145,6 +145,15 @@ class Owners(Artifacts):
         is_counted = row is not None and not row.retired and row.owner == owner
         return Claim(dict(self._session.exec(query).all()), is_counted)
 
+    def claims_named(self, models: Collection[str]) -> Mapping[str, Mapping[str, float]]:
+        """Map each of these models to the amounts that it counts for now; models without any are left out."""
+        row, found = OwnerClaimRow, defaultdict[str, dict[str, float]](dict)
+        for some in batches(models):
+            query = select(row.model, row.quota, row.amount).where(self._among(col(row.model), some))
+            for model, quota, amount in self._session.exec(query):
+                found[model][quota] = amount
+        return found
+
     def claimed(self, owner: str, *, but: str) -> Mapping[str, float]:
         """Map each quota to the amount of an owner's models, except one; `models` is their number."""
         return self._claimed((owner,), but)[owner]

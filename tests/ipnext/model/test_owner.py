@@ -4,7 +4,7 @@ import pytest
 
 from ipnext.errors import InvalidInput, QuotaExceeded
 from ipnext.model.manifest import parse_manifest
-from ipnext.model.owner_claims import Claim, check_quotas, claims_of, quotas_of
+from ipnext.model.owner_claims import Claim, check_quotas, claims_of, claims_of_wishes, exceeds, quotas_of
 
 NONE = Claim({}, is_counted=False)
 DEFAULT_REPLICAS = 100
@@ -44,6 +44,41 @@ def test_a_model_that_survives_the_loss_of_a_region_counts_twice():
 def test_options_on_two_kinds_count_in_full_for_both():
     found = claims_of(model({"kind": "l4", "units": 1, "qps": 100}, {"kind": "cpu", "units": 0.5, "qps": 10}))
     assert (found["units.l4"], found["units.cpu"]) == (3, 12.5)
+
+
+def cut(*parts, default="rest", **spec):
+    return model(split={"parts": [{"modules": [part["name"]], **part} for part in parts], "default": default}, **spec)
+
+
+def test_hardware_of_the_parts_that_a_split_makes_counts_for_each_of_them():
+    tables = {"name": "tables", "hardware": [{"kind": "h100", "units": 8, "qps": 50}]}
+    found = claims_of(cut(tables))
+    assert (found["units.h100"], found["units.l4"], found["replicas"]) == (40, 6, 8)
+    dealt = claims_of(cut(tables | {"shard": {"by": "count", "count": 3}}))
+    assert (dealt["units.h100"], dealt["units.l4"], dealt["replicas"]) == (120, 6, 18)
+
+
+def test_a_split_without_hardware_of_its_own_counts_the_models_for_each_part():
+    found = claims_of(cut({"name": "tables"}, {"name": "rest"}, part={"minReplicas": 4}, survive="region"))
+    assert (found["units.l4"], found["replicas"]) == (32, 16)
+
+
+def test_a_model_counts_whole_while_its_split_makes_less_of_it():
+    small = claims_of(cut({"name": "rest", "hardware": [{"kind": "cpu", "units": 1, "qps": 500}]}))
+    assert (small["units.l4"], small["units.cpu"], small["replicas"]) == (6, 1, 3)
+
+
+@pytest.mark.parametrize(
+    "given", [model(), model(survive="region", budgetPerHour=7), model(parts=2, part={"minReplicas": 9})]
+)
+def test_the_wishes_of_a_manifest_count_as_the_manifest_does(given):
+    from activities.planning.problem import model_problem  # noqa: PLC0415
+
+    declared = dict(claims_of(given))
+    declared.pop("requestsPerSecond")
+    assert claims_of_wishes(model_problem(given)) == declared
+    assert not exceeds(claims_of_wishes(model_problem(given)), declared)
+    assert exceeds(declared | {"replicas": declared["replicas"] + 1}, declared)
 
 
 def test_replicas_count_however_small_their_share_of_a_unit_is_on_the_kind_that_needs_the_most():
