@@ -7,6 +7,7 @@ from fastapi import APIRouter, Path
 
 from ipnext.api.access import may
 from ipnext.api.guarded_route import GuardedRoute
+from ipnext.api.owners import admit_documents, allowance_of
 from ipnext.api.platform import After, Limit, ModelName, Rooms, listed
 from ipnext.errors import InvalidInput, NotFound
 from ipnext.model.fleet import HardwareOption
@@ -16,6 +17,7 @@ from ipnext.model.profile import LatencyTarget, Profile, ProfileView, StoredProf
 from ipnext.model.resource import Listed
 from ipnext.model.throughput import amount
 from ipnext.model.value import Name
+from ipnext.store.claiming import admit_measured
 from ipnext.store.repository import Repository
 
 router = APIRouter(
@@ -48,7 +50,8 @@ def put_profile(name: ModelName, part: PartName, number: SnapshotNumber, profile
     """Keep a profile. The same one again changes nothing.
 
     Where the part's hardware has `profile: true` and the model serves, a profile that changes a replica's throughput by
-    more than 5 % asks for a replan.
+    more than 5 % asks for a replan. One by which the model needs more than a quota of its owner leaves is refused
+    (`QuotaExceeded`).
     """
     if profile.measured_at > datetime.now(UTC) + CLOCKS_DIFFER:
         msg = (
@@ -61,7 +64,11 @@ def put_profile(name: ModelName, part: PartName, number: SnapshotNumber, profile
         serving = record.serving_generation
         before = _rate(unit, record.manifest, serving, part, profile.hardware)
         known = {found.id for found in unit.profiles(name, part, number)}
+        had = unit.document_bytes(name)
         stored = unit.add_profile(name, part, number, profile)
+        allowance = allowance_of(unit, record.manifest.metadata.owner, default=rooms.settings.artifact_bytes)
+        admit_documents(unit, allowance, unit.document_bytes(name) - had, field="profile", counted=True)
+        admit_measured(unit, record, replicas=rooms.settings.owner_replicas)
         unit.note_audit(object=("Profile", stored.id), after=profile)
         after = _rate(unit, record.manifest, serving, part, profile.hardware)
         replan_id = f"profile-{stored.id[:24]}"

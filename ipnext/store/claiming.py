@@ -21,6 +21,7 @@ from ipnext.model.owner_claims import (
     quotas_of,
 )
 from ipnext.model.plan import ModelProblem
+from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
 
 NOTHING: Final[Claims] = {}
@@ -56,6 +57,22 @@ def admit_wishes(unit: Repository, wishes: ModelProblem, *, replicas: int) -> No
         counted = larger(claims, known)
         _check(unit, name, owner, counted, replicas=replicas)
         unit.claim(name, counted)
+
+
+def admit_measured(unit: Repository, record: ModelRecord, *, replicas: int) -> None:
+    """Count what a model needs by the throughput that was measured now. Raises QuotaExceeded.
+
+    Call it in the unit of work that stores the measurement. A model without claims is let through.
+    """
+    name, owner = record.name, record.manifest.metadata.owner
+    claims = declared_claims(unit, record.manifest)
+    known = unit.claim_of(name, owner).amounts
+    if record.retired or not known or not exceeds(claims, known):
+        return
+    unit.lock_owner(owner)
+    counted = larger(claims, known)
+    _check(unit, name, owner, counted if DOLLARS in claims else _without_budget(counted), replicas=replicas)
+    unit.claim(name, counted)
 
 
 def beyond_claims(unit: Repository, wishes: Iterable[ModelProblem]) -> frozenset[str]:

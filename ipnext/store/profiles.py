@@ -12,7 +12,7 @@ from ipnext.model.profile import Profile, StoredProfile, architecture_of
 from ipnext.model.wire import decode
 from ipnext.store.snapshots import Snapshots
 from ipnext.store.tables import ProfileRow, SnapshotRow
-from ipnext.store.unit import batches, document
+from ipnext.store.unit import batches, bytes_of, document
 
 
 class Profiles(Snapshots):
@@ -25,6 +25,7 @@ class Profiles(Snapshots):
         stored = StoredProfile(**dict(profile), model=model, part=part, snapshot=snapshot)
         row = self._session.exec(select(ProfileRow).where(ProfileRow.id == stored.id)).first()
         if row is None:
+            text = document(stored)
             self._add(
                 ProfileRow(
                     id=stored.id,
@@ -33,11 +34,12 @@ class Profiles(Snapshots):
                     snapshot=snapshot,
                     hardware=stored.hardware,
                     architecture=architecture,
-                    profile=document(stored),
+                    profile=text,
                     measured_at=stored.measured_at,
                     created_at=self._now(),
                 )
             )
+            self._count_documents(model, bytes_of(text))
         return stored
 
     def profiles(self, model: str, part: str, snapshot: int) -> tuple[StoredProfile, ...]:

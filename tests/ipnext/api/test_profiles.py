@@ -145,3 +145,31 @@ async def test_unmet_demand_on_the_page_knows_which_models_are_in_tokens(serving
     serving.rooms.seed("ranker")
     serving.rooms.adopt_plan()
     assert (await serving.http.get("/v1/overview")).json()["plan"]["tokens"] == []
+
+
+async def put_owner(world, **quotas):
+    owner = {"apiVersion": "ipnext/v1", "kind": "Owner", "metadata": {"name": "o"}, "spec": {"quotas": quotas}}
+    answer = await world.http.put("/v1/owners/o", json=owner)
+    assert answer.status_code == 200, answer.text
+    return {line["quota"]: line["used"] for line in answer.json()["usage"]}
+
+
+async def test_a_measurement_by_which_a_model_exceeds_a_quota_is_refused_and_nothing_is_kept(serving):
+    assert (await put_owner(serving, units={"cpu": 4}))["units.cpu"] == 2
+    refused = await put(serving, profile(100), status=409)
+    assert (refused["code"], refused["value"], refused["allowed"]) == ("QuotaExceeded", 10, ["at most 4"])
+    assert await throughput(serving) == (500, "tokens/s", None)
+    assert (await serving.http.get(PATH.format(1))).json()["items"] == []
+    await put(serving, profile(250))
+    assert (await put_owner(serving, units={"cpu": 4}))["units.cpu"] == 4
+
+
+async def test_a_profile_counts_once_as_bytes_of_its_owner(serving):
+    before = (await put_owner(serving))["artifactBytes"]
+    await put(serving, profile(500))
+    after = (await put_owner(serving))["artifactBytes"]
+    assert after - before > 300
+    await put(serving, profile(500))
+    assert (await put_owner(serving, artifactBytes=after))["artifactBytes"] == after
+    refused = await put(serving, profile(500, minutes=1), status=409)
+    assert "bytes of artifacts and manifests (quotas.artifactBytes)" in refused["message"]
