@@ -7,9 +7,10 @@ from ipnext.artifacts.signing import MANIFEST_KEYS, check_keys
 from ipnext.errors import Conflict, InvalidInput, SignatureInvalid
 from ipnext.model.engine_allowances import EngineAllowances
 from ipnext.model.engine_settings import vllm_settings
-from ipnext.model.fleet import FleetSpec
+from ipnext.model.fleet import FleetSpec, HardwareOption
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.resource import FieldChange
+from ipnext.model.split import SplitHardware
 from ipnext.model.value import Written, canonical_json
 from ipnext.plugins import Plugins
 
@@ -80,7 +81,8 @@ def _no_skip(name: str, plugins: Plugins) -> str:
 def check_against_fleet(manifest: ModelManifest, fleet: FleetSpec) -> None:
     """Refuse demand in regions, and hardware kinds, that the fleet does not have. Raises InvalidInput.
 
-    Also refuses demand that no region reaches within the model's latency tolerance: no plan could ever serve it.
+    Also refuses demand that no region reaches within the model's latency tolerance: no plan could ever serve it; and
+    replicas of fewer units than the fleet's `leastUnits`.
     """
     for i, item in enumerate(manifest.spec.demand):
         _known(f"spec.demand.{i}.region", item.region, fleet.regions, "region")
@@ -92,10 +94,13 @@ def check_against_fleet(manifest: ModelManifest, fleet: FleetSpec) -> None:
     for i, part in enumerate(manifest.spec.parts):
         for j, option in enumerate(part.hardware):
             _known(f"spec.parts.{i}.hardware.{j}.kind", option.kind, fleet.hardware, "hardware kind")
+            _check_units(f"spec.parts.{i}.hardware.{j}.units", option, fleet)
     for i, split in enumerate(manifest.spec.split.parts if manifest.spec.split else ()):
         for j, asked in enumerate(split.hardware):
             kind = asked if isinstance(asked, str) else asked.kind
             _known(f"spec.split.parts.{i}.hardware.{j}", kind, fleet.hardware, "hardware kind")
+            if not isinstance(asked, str):
+                _check_units(f"spec.split.parts.{i}.hardware.{j}.units", asked, fleet)
 
 
 def check_fleet_serves(fleet: FleetSpec, manifests: tuple[ModelManifest, ...]) -> None:
@@ -116,6 +121,15 @@ def field_changes(before: Written | None, after: Written) -> tuple[FieldChange, 
         FieldChange(field=path, before=None if a is _ABSENT else a, after=None if b is _ABSENT else b)
         for path, a, b in _differences("", old, new)
     )
+
+
+def _check_units(field: str, option: HardwareOption | SplitHardware, fleet: FleetSpec) -> None:
+    """Refuse fewer units a replica than the fleet allows: hosts would run out before the supply does."""
+    least = fleet.least_units.get(option.kind, 0.0)
+    if option.units < least:
+        allowed = f"at least {least:g}"
+        msg = f"{field}: {option.units:g} units of {option.kind} a replica are below the fleet's leastUnits; allowed: {allowed}"
+        raise InvalidInput(msg, field=field, value=option.units, allowed=(allowed,))
 
 
 def _known(field: str, name: str, allowed: tuple[str, ...], noun: str) -> None:

@@ -1,6 +1,7 @@
 """The resources for models: regions, hardware, supply, round-trip times, owners' budgets (`kind: Fleet`)."""
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -68,6 +69,8 @@ class FleetSpec(Written):
     owners: tuple[OwnerBudget, ...] = ()
     require_owners: bool = False
     """Whether a manifest is refused whose owner has no object of kind Owner."""
+    least_units: Mapping[Name, Annotated[float, Field(ge=0, le=LARGEST_FIGURE)]] = Field(default_factory=dict)
+    """Hardware kind -> the fewest units that a replica may declare: so the supply bounds the number of hosts."""
 
     @model_validator(mode="after")
     def _names_and_shapes_agree(self) -> Self:
@@ -81,6 +84,10 @@ class FleetSpec(Written):
         if any(ms < 0 for row in self.rtt_ms for ms in row):
             msg = "rttMs: must not be negative"
             raise ValueError(msg)
+        for kind in self.least_units:
+            if kind not in self.hardware:
+                msg = f"leastUnits.{kind}: unknown hardware {kind!r}; known: {list(self.hardware)}"
+                raise ValueError(msg)
         seen: set[tuple[str, str]] = set()
         for item in self.supply:
             if item.region not in self.regions:

@@ -113,3 +113,37 @@ async def test_a_failed_publish_that_placed_nothing_leaves_the_newest_manifest_o
             unit.update_change(change, state=ChangeState.REFUSED)
         lower_claims(unit, "ranker")
     assert await used(applied) == 2
+
+
+def one_part(units, **spec):
+    hardware = [{"kind": "cpu", "units": units, "qps": 1}]
+    return {"parts": [{"name": "main", "hardware": hardware}], "graph": None, **spec}
+
+
+async def put_fleet(world, *, status=200, **least):
+    document = world.rooms.fleet_document()
+    document["spec"]["leastUnits"] = least
+    answer = await world.http.put("/v1/fleet", json=document)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+async def test_no_replica_has_fewer_units_than_the_fleet_allows_so_that_hosts_do_not_run_out_before_them(applied):
+    await put_fleet(applied, cpu=0.5)
+    refused = await put_model(applied, "tiny", status=400, qps=40, **one_part(0.01))
+    assert (refused["field"], refused["allowed"]) == ("spec.parts.0.hardware.0.units", ["at least 0.5"])
+    split = {"parts": [{"name": "tables", "modules": ["tables"], "hardware": [{"kind": "cpu", "units": 0.1}]}]}
+    refused = await put_model(applied, "tiny", status=400, qps=4, **one_part(0.5, split=split))
+    assert refused["field"] == "spec.split.parts.0.hardware.0.units"
+    await put_model(applied, "tiny", qps=4, **one_part(0.5))
+
+
+async def test_a_fleet_does_not_allow_fewer_units_than_its_models_declare(applied):
+    await put_model(applied, "tiny", qps=4, **one_part(0.25))
+    refused = await put_fleet(applied, status=409, cpu=0.5)
+    assert "model 'tiny' still needs it: spec.parts.0.hardware.0.units: 0.25 units of cpu" in refused["message"]
+    await put_fleet(applied, cpu=0.25)
+
+
+async def test_a_fleet_bounds_the_units_of_hardware_that_it_has_only(applied):
+    assert "leastUnits.h100" in (await put_fleet(applied, status=400, h100=1))["message"]
