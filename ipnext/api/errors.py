@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ipnext.errors import Forbidden, Infeasible, InvalidInput, IPnextError, PathNotAllowed, TooLarge, TooSlow
-from ipnext.model.manifest import invalid_input
+from ipnext.model.manifest import first_fault, invalid_input
 from ipnext.model.resource import ErrorBody
 from ipnext.model.value import Value, Written
 
@@ -106,14 +106,23 @@ def _refused(request: Request, error: RequestValidationError) -> InvalidInput:
     field = getattr(request.scope.get("route"), "body_field", None)
     model = field.field_info.annotation if field is not None else None
     if bodies and isinstance(model, type) and issubclass(model, Value | Written):
-        try:
-            model.model_validate(error.body)
-        except ValidationError as again:
-            return invalid_input(again, model)
+        if bodies[0]["type"] == "missing" and len(bodies[0]["loc"]) == 1:
+            return _no_body(model)
+        own: list[Any] = [{**fault, "loc": fault["loc"][1:]} for fault in bodies]
+        return first_fault(own, model)
     first = faults[0]
     place = ".".join(str(step) for step in first["loc"][1:]) or str(first["loc"][0])
     message = f"{place}: {first['msg']} (got {str(first.get('input'))!r:.200})"
     return InvalidInput(message, field=place, value=first.get("input"))
+
+
+def _no_body(model: type[Value] | type[Written]) -> InvalidInput:
+    """Return the fault of a request without a body, in the words for a body of another type."""
+    try:
+        model.model_validate(None)
+    except ValidationError as error:
+        return invalid_input(error, model)
+    return InvalidInput("the body is missing")
 
 
 def _path(request: Request) -> str:

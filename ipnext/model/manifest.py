@@ -1,6 +1,7 @@
 """Documents that a person writes: `kind: Model` in YAML, strict, for ranking and generative models alike; and all other kinds."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, Self, TypeAlias
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
@@ -446,7 +447,12 @@ def parse_manifest(document: object) -> Manifest:
 
 def invalid_input(error: ValidationError, model: type[Value] | type[Written]) -> InvalidInput:
     """Return the first fault of a pydantic error as one line: path, value, allowed values."""
-    faults = _own_faults(error)
+    return first_fault(error.errors(include_url=False), model)
+
+
+def first_fault(found: Sequence[ErrorDetails], model: type[Value] | type[Written]) -> InvalidInput:
+    """Return the first of a model's faults as one line: path, value, allowed values."""
+    faults = _own_faults(found)
     first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     location = first["loc"]
     field = ".".join(str(step) for step in location)
@@ -462,15 +468,10 @@ def invalid_input(error: ValidationError, model: type[Value] | type[Written]) ->
     return InvalidInput(msg + (f" (and {more} more)" if more else ""), field=field, value=value)
 
 
-def _own_faults(error: ValidationError) -> list[ErrorDetails]:
+def _own_faults(faults: Sequence[ErrorDetails]) -> list[ErrorDetails]:
     """Return the faults without those of lists that are too short because their items have faults."""
-    faults = error.errors(include_url=False)
-    return [
-        fault
-        for fault in faults
-        if fault["type"] != "too_short"
-        or not any(other is not fault and other["loc"][: len(fault["loc"])] == fault["loc"] for other in faults)
-    ]
+    at_or_below = Counter(fault["loc"][:depth] for fault in faults for depth in range(len(fault["loc"]) + 1))
+    return [fault for fault in faults if fault["type"] != "too_short" or at_or_below[fault["loc"]] == 1]
 
 
 def _allowed_fields(model: Any, location: tuple[int | str, ...]) -> tuple[str, ...]:

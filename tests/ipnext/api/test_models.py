@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from ipnext.model.lifecycle import ChangeKind, ChangeState
+from ipnext.model.manifest import ModelManifest
 from ipnext.model.registry import GenerationState
 from ipnext.model.status import ConditionType, Reason
 from tests.waiting import eventually
@@ -245,3 +246,18 @@ async def test_the_platforms_own_setting_allows_more(rooms):
         settings = {"environment": {"LD_PRELOAD": "x"}, "extraArgs": ["--speculative-config", "{}"]}
         answer = await http.put("/v1/models/chat", json=vllm_document(rooms, **settings))
     assert answer.status_code == 200, answer.text
+
+
+async def test_a_refused_body_is_validated_once(applied, monkeypatch):
+    """Each value that does not belong into a body is a fault: describing them twice would take the loop twice as long."""
+
+    def again(*_given, **_more):
+        msg = "validated again"
+        raise AssertionError(msg)
+
+    monkeypatch.setattr(ModelManifest, "model_validate", again)
+    document = applied.rooms.model_document()
+    document["spec"] |= {f"field{number}": number for number in range(100)}
+    answer = await applied.http.put("/v1/models/ranker", json=document)
+    assert (answer.status_code, answer.json()["field"]) == (400, "spec.field0")
+    assert "unknown field; allowed here: " in answer.json()["message"]
