@@ -101,6 +101,8 @@ class ModelRoutes:
     """Longest wait of a request for a process in a hot swap."""
     access: PredictionAccess = "open"
     """Access by the route table; if the access list has the model, it takes precedence."""
+    routed: RoutedModel | None = None
+    """Source of the routes."""
 
     @property
     def engine_urls(self) -> frozenset[str]:
@@ -182,16 +184,28 @@ class Routes:
         return routes
 
 
-def compile_routes(table: RouterTable) -> Routes:
-    """Prepare a table for requests."""
-    return Routes(table.revision, {model.model: _model_routes(model) for model in table.models})
+def compile_routes(table: RouterTable, former: Routes | None = None) -> Routes:
+    """Prepare a table for requests. Models that have not changed keep their routes of the `former` table."""
+    known = former.models if former is not None else {}
+    return Routes(table.revision, {model.model: _kept_or_new(known.get(model.model), model) for model in table.models})
+
+
+def _kept_or_new(former: ModelRoutes | None, model: RoutedModel) -> ModelRoutes:
+    return former if former is not None and former.routed == model else _model_routes(model)
 
 
 def _model_routes(model: RoutedModel) -> ModelRoutes:
     served = sorted(model.served, key=lambda one: one.generation)
     routes = {one.generation: generation_route(model, one) for one in served}
     return ModelRoutes(
-        model.model, routes, model.swap, model.coming, model.drain_seconds, model.swap_wait_seconds, model.access
+        model.model,
+        routes,
+        model.swap,
+        model.coming,
+        model.drain_seconds,
+        model.swap_wait_seconds,
+        model.access,
+        routed=model,
     )
 
 
@@ -304,7 +318,7 @@ class TableFollower:
         if table.region != self._region:
             log.warning("the table is of another region, the former one stays", region=table.region)
             return
-        self.routes = compile_routes(table)
+        self.routes = compile_routes(table, self.routes)
         self.found = True
         self._on_change(self.routes)
         if self._next is not None:

@@ -41,6 +41,18 @@ def test_without_a_pin_the_newest_generation_with_hosts_for_all_parts_is_chosen(
     assert compile_routes(table(1, *partial)).model("click").choose(None).generation == 1
 
 
+def test_a_model_that_has_not_changed_keeps_its_routes(table):
+    former = compile_routes(table(1, *FULL))
+    [click] = table(2, *FULL).models
+    other, moved = click.model_copy(update={"model": "other"}), click.model_copy(update={"endpoints": FULL[1:]})
+    routes = compile_routes(RouterTable(revision=2, region="north", models=(click, other)), former)
+    assert (routes.revision, set(routes.models)) == (2, {"click", "other"})
+    assert routes.model("click") is former.model("click")
+    after = compile_routes(RouterTable(revision=3, region="north", models=(moved, other)), routes)
+    assert hosts(after.model("click").choose("2")) == {"sparse": ["s2"], "dense": ["d1"]}
+    assert after.model("other") is routes.model("other")
+
+
 def test_a_pinned_generation_without_hosts_is_unavailable(table):
     partial = (*FULL[:2], endpoint("dense", "d1", 1))
     with pytest.raises(Unavailable, match="generation 2 of click has no host ready for dense"):
