@@ -16,8 +16,9 @@ from ipnext.model.deployment import DeploymentKey, RegionState, ReplicaPhase, Ro
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
-PUSHES = 16
-"""Tables that are pushed in parallel: each waits until its gateway applies it."""
+PUSHES = 64
+"""Tables that are pushed in parallel: each waits until its gateway applies it, and an agent writes those that wait
+together."""
 
 FIRST_BATCH = 8
 """Models whose tables are sent first ..."""

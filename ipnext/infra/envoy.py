@@ -36,8 +36,10 @@ ROUTES_NAME = "gateway"
 STAT_PREFIX = "gateway"
 STREAM_IDLE_SECONDS = 660.0
 """An OpenAI request without traffic for this long is ended, unless configured otherwise."""
+LONGEST_ANSWER_BYTES = 4096
+"""Envoy's limit of a direct answer."""
 NAMED_LIMIT = 20
-"""Error texts name at most this many known models or generations: Envoy limits a direct answer to 4 KiB."""
+"""Error texts name at most this many known models or generations."""
 CONNECT_RETRIES = 8
 """Retries of a refused connection: usually some three seconds in all, in which a killed router is back."""
 MANY = 1_000_000
@@ -53,6 +55,19 @@ _FOREIGN = "a page of another origin asks; allowed: origins of IPNEXT_ALLOWED_OR
 ADMIN_MODE = 0o600
 
 Json = dict[str, Any]
+
+_RETRIES: Json = {
+    "retry_on": "connect-failure,refused-stream,retriable-headers",
+    "retriable_headers": [{"name": REFUSED_HEADER, "present_match": True}],
+    "num_retries": CONNECT_RETRIES,
+    "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"},
+    "rate_limited_retry_back_off": {
+        "reset_headers": [{"name": REFUSED_HEADER, "format": "SECONDS"}],
+        "max_interval": "3s",
+    },
+}
+"""Retries of every route: only of requests that no server has read, so that nothing is computed twice. A router that
+accepts no new requests answers so, with the time after which another router is up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,20 +167,15 @@ def clusters(gateway: Gateway) -> list[Json]:
 
 def routes(gateway: Gateway) -> list[Json]:
     """Return the route configuration; a single resource."""
-    known = sorted(gateway.tables)
-    told = sorted(gateway.tables.keys() - gateway.closed)
-    rules = _refused_sources(gateway.allowed)
-    rules += [_route({"path": path}, _to_router(gateway)) for path in OF_ALL_MODELS]
-    for model in known:
-        rules += _model_routes(gateway, gateway.tables[model])
-    rules += [
-        _route({"path": "/v2"}, _to_router(gateway)),
-        _route({"path_separated_prefix": "/v2/health"}, _to_router(gateway)),
-        _no_model(gateway, told),
-        *_openai_routes(gateway),
-        _refusal({"prefix": "/"}, 404, _NO_SUCH_PATH),
-    ]
-    host = {"name": ROUTES_NAME, "domains": ["*"], "routes": rules}
+    shared, tables = shared_rules(gateway), [table for _, table in sorted(gateway.tables.items())]
+    own = [rule for table in tables for rule in model_routes(gateway, table)]
+    generating = [rule for table in tables for rule in openai_routes(gateway, table)]
+    return route_configuration([*shared.first, *own, *shared.after_v2, *generating, *shared.last])
+
+
+def route_configuration(rules: Sequence[Json]) -> list[Json]:
+    """Return the resource of these rules, of which the first match counts."""
+    host = {"name": ROUTES_NAME, "domains": ["*"], "retry_policy": _RETRIES, "routes": list(rules)}
     return [
         {
             "@type": _type("config.route.v3.RouteConfiguration"),
@@ -174,6 +184,41 @@ def routes(gateway: Gateway) -> list[Json]:
             "response_headers_to_remove": [REFUSED_HEADER],
         }
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedRules:
+    """The rules that belong to no model, in their places among those that do."""
+
+    first: list[Json]
+    """Before the models' rules for V2."""
+    after_v2: list[Json]
+    """Between those and the models' rules for OpenAI's paths."""
+    last: list[Json]
+
+
+def shared_rules(gateway: Gateway) -> SharedRules:
+    """Return the rules that belong to no model."""
+    told = sorted(gateway.tables.keys() - gateway.closed)
+    all_models = [_route({"path": path}, _to_router(gateway)) for path in OF_ALL_MODELS]
+    any_model = envoy_openai.with_body_read(_route(envoy_openai.of_any_model(), _to_router(gateway)))
+    return SharedRules(
+        first=[*_refused_sources(gateway.allowed), *all_models],
+        after_v2=[
+            _route({"path": "/v2"}, _to_router(gateway)),
+            _route({"path_separated_prefix": "/v2/health"}, _to_router(gateway)),
+            _no_model(gateway, told),
+        ],
+        last=[_streamed(gateway, any_model), _refusal({"prefix": "/"}, 404, _NO_SUCH_PATH)],
+    )
+
+
+def around_models(gateway: Gateway) -> tuple[Any, ...]:
+    """Return the inputs that the rules of all models share.
+
+    While they are equal, a model's rules follow from its table, and from whether it is among `closed`.
+    """
+    return gateway.region, frozenset(gateway.peers), gateway.request_seconds, gateway.stream_idle_seconds
 
 
 def _no_model(gateway: Gateway, known: Sequence[str]) -> Json:
@@ -214,7 +259,7 @@ def _unless(header: str, match: Json) -> Json:
     return {"name": header, "invert_match": True, "string_match": {**match, **case}}
 
 
-def _model_routes(gateway: Gateway, table: RouteTable) -> list[Json]:
+def model_routes(gateway: Gateway, table: RouteTable) -> list[Json]:
     """Return, in order: a generation pinned by header, one named by the path, then the choice by weight."""
     base = f"/v2/models/{table.model}"
     versions = f"{base}/versions"
@@ -231,17 +276,13 @@ def _model_routes(gateway: Gateway, table: RouteTable) -> list[Json]:
     return [*rules, _weighted(gateway, table, _under(base))]
 
 
-def _openai_routes(gateway: Gateway) -> list[Json]:
-    """Return OpenAI's routes, after those of V2, which so never wait for a body.
+def openai_routes(gateway: Gateway, table: RouteTable) -> list[Json]:
+    """Return a model's OpenAI routes, after those of V2 of all models, which so never wait for a body.
 
     The router answers if no generating model is named.
     """
-    rules: list[Json] = []
-    for _, table in sorted(gateway.tables.items()):
-        if not table.served or any(served.engines for served in table.served):
-            rules += _generating(gateway, table)
-    rules.append(envoy_openai.with_body_read(_route(envoy_openai.of_any_model(), _to_router(gateway))))
-    return [_streamed(gateway, rule) for rule in rules]
+    generates = not table.served or any(served.engines for served in table.served)
+    return [_streamed(gateway, rule) for rule in _generating(gateway, table)] if generates else []
 
 
 def _generating(gateway: Gateway, table: RouteTable) -> list[Json]:
@@ -326,21 +367,8 @@ def _to_router(gateway: Gateway) -> Json:
 
 
 def _action(gateway: Gateway, cluster: str | None) -> Json:
-    """Forward to a cluster. Envoy retries only requests that no server has read, so that nothing is computed twice.
-
-    A router that accepts no new requests answers so, with the time after which another router is up.
-    """
-    retry = {
-        "retry_on": "connect-failure,refused-stream,retriable-headers",
-        "retriable_headers": [{"name": REFUSED_HEADER, "present_match": True}],
-        "num_retries": CONNECT_RETRIES,
-        "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"},
-        "rate_limited_retry_back_off": {
-            "reset_headers": [{"name": REFUSED_HEADER, "format": "SECONDS"}],
-            "max_interval": "3s",
-        },
-    }
-    route = {"timeout": f"{gateway.request_seconds}s", "retry_policy": retry}
+    """Forward to a cluster, with the virtual host's retries."""
+    route = {"timeout": f"{gateway.request_seconds}s"}
     if cluster is None:
         return {"route": route}
     return {"route": {"cluster": cluster, **route}, "request_headers_to_remove": [CHOSEN_HEADER]}
@@ -353,9 +381,17 @@ def _route(match: Json, action: Json, *, headers: Mapping[str, str] | None = Non
 
 
 def _refusal(match: Json, status: int, message: str, *, headers: Mapping[str, str] | None = None) -> Json:
-    answer = {"status": status, "body": {"inline_string": message}}
+    answer = {"status": status, "body": {"inline_string": _short(message)}}
     added = [_header(name, value) for name, value in (headers or {}).items()]
     return {"match": match, "direct_response": answer, **({"response_headers_to_add": added} if added else {})}
+
+
+def _short(message: str) -> str:
+    """Cut a text at Envoy's limit: it would refuse the whole configuration of all models for one longer text."""
+    encoded = message.encode()
+    if len(encoded) <= LONGEST_ANSWER_BYTES:
+        return message
+    return encoded[: LONGEST_ANSWER_BYTES - len("...")].decode(errors="ignore") + "..."
 
 
 def _under(base: str, *headers: Json) -> Json:

@@ -19,6 +19,7 @@ from ipnext.infra.atomic_file import replace_file
 from ipnext.infra.child_process import ChildProcess
 from ipnext.infra.envoy_admin import AdminSocket
 from ipnext.infra.envoy_listeners import Listeners, certificate
+from ipnext.infra.envoy_rendering import RouteRendering
 from ipnext.infra.notes import GatewayNote, as_note, found
 from ipnext.infra.pulse import Pulse
 from ipnext.infra.site import Site
@@ -47,6 +48,7 @@ class EnvoyProcess:
         self._found = found(site.processes, GatewayNote).get("envoy")
         self._version = max(_version_in(self._routes_file), _version_in(self._clusters_file))
         self._gateway: envoy.Gateway | None = None
+        self._rendering = RouteRendering()
         self._revisions: dict[int, Mapping[str, int]] = {}
         self._followed = 0
         self._answered_at = 0.0
@@ -113,7 +115,7 @@ class EnvoyProcess:
             self._version += 1
             self._revisions[self._version] = {model: table.revision for model, table in gateway.tables.items()}
             replace_file(self._clusters_file, self._file(envoy.clusters(gateway)))
-            replace_file(self._routes_file, self._file(envoy.routes(gateway)))
+            replace_file(self._routes_file, self._rendering.text(self._version, gateway))
             self._gateway = gateway
             self._site.processes.note("envoy", self._note())
             self._pulse.strike()

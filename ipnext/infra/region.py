@@ -27,6 +27,7 @@ from ipnext.infra.prefetching import Prefetching
 from ipnext.infra.replicas import Adopted, HostReplica
 from ipnext.infra.route_rules import check_destinations, check_revision
 from ipnext.infra.router_process import RouterProcess
+from ipnext.infra.shared_write import SharedWrite
 from ipnext.infra.site import Site
 from ipnext.infra.snapshot_cache import SnapshotCache, remove
 from ipnext.infra.state_token import with_token
@@ -64,6 +65,8 @@ class Region:
             followed=self._changes.rise,
         )
         self._envoy = EnvoyProcess(site)
+        self._tables = SharedWrite(self._publish_table, self._router.confirmed)
+        self._gateway = SharedWrite(self._publish_gateway, self._envoy.confirmed)
         self._replicas: dict[DeploymentKey, list[HostReplica]] = defaultdict(list)
         self._room = HostRoom(site.region, site.settings.max_hosts or most_hosts())
         self._lives: set[asyncio.Task[None]] = set()
@@ -203,10 +206,10 @@ class Region:
         await self._resumed()
         async with self._route_locks[table.model]:
             check_revision(table, self._wanted.routes.get(table.model))
-            self._wanted.put_route(table)
+            await self._wanted.put_route(table)
             await self._serve(table.model, router_table.with_both(self._served.get(table.model, ()), table.served))
             self._routes[table.model] = table
-            await self._envoy.confirmed(self._publish_gateway())
+            await self._gateway.done()
             if self._served.get(table.model, ()) != table.served:
                 self._forgetting.begin(table.model)
 
@@ -216,7 +219,7 @@ class Region:
         async with self._route_locks[model]:
             self._wanted.remove_route(model)
             if self._routes.pop(model, None) or model in self._served:
-                await self._envoy.confirmed(self._publish_gateway())
+                await self._gateway.done()
                 await self._forget(model, ())
 
     @property
@@ -273,7 +276,7 @@ class Region:
             self._served[model] = served
         else:
             self._served.pop(model, None)
-        await self._router.confirmed(self._publish_table())
+        await self._tables.done()
 
     async def _forget_later(self, model: str) -> None:
         async with self._route_locks[model]:
@@ -353,7 +356,9 @@ class Region:
         endpoints = ((r.key.model, endpoint) for r in held for endpoint in r.endpoints)
         coming = ((r.key.model, generation) for r in held for generation in r.coming)
         self._accesses |= {model: table.access for model, table in self._wanted.routes.items()}
-        models = router_table.routed_models(self._served, endpoints, coming, self._terms, self._accesses)
+        models = router_table.routed_models(
+            self._served, endpoints, coming, self._terms, self._accesses, former=self._router.models
+        )
         try:
             return self._router.publish(models)
         except OSError as error:
@@ -400,7 +405,7 @@ class Region:
     async def _router_moved(self) -> None:
         """Return once Envoy sends to the router's current address."""
         await self._resumed()
-        await self._envoy.confirmed(self._publish_gateway())
+        await self._gateway.done()
 
     async def _look_around(self) -> None:
         """Periodically re-read the peers file, retry failed writes, and sweep the cache and the logs."""

@@ -90,6 +90,11 @@ class RouterProcess:
         return self._now.known
 
     @property
+    def models(self) -> tuple[RoutedModel, ...]:
+        """All models of the table in force."""
+        return self._table.models
+
+    @property
     def served(self) -> Mapping[str, tuple[ServedGeneration, ...]]:
         """Model -> generations in the table in force."""
         return {model.model: model.served for model in self._table.models}
@@ -261,7 +266,7 @@ class RouterProcess:
         return tuple(one.state.revision if one.state is not None else None for one in self._all)
 
     def _write(self, table: RouterTable) -> None:
-        replace_file(self._file, table.model_dump_json(indent=1).encode())
+        replace_file(self._file, table.model_dump_json().encode())
         self._table = table
 
 

@@ -1,7 +1,8 @@
 """The router's table of a region, made from served generations and ready endpoints. Pure functions."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from typing import Any, Final
 
 from ipnext.model.deployment import (
     DRAIN_SECONDS,
@@ -26,6 +27,9 @@ class Terms:
     swap: bool = False
 
 
+TERMS: Final = tuple(field.name for field in fields(Terms))
+
+
 def terms_of(deployments: Iterable[Deployment], *, drain_seconds: float) -> Mapping[str, Terms]:
     """Return, for each model, the longest times of its parts. `drain_seconds` is the default of a part that sets none."""
     found: dict[str, Terms] = {}
@@ -45,28 +49,48 @@ def routed_models(
     coming: Iterable[tuple[str, int]] = (),
     terms: Mapping[str, "Terms"] | None = None,
     access: Mapping[str, PredictionAccess] | None = None,
+    *,
+    former: Iterable[RoutedModel] = (),
 ) -> tuple[RoutedModel, ...]:
     """Return every served model with the (model, endpoint) pairs that are ready for it, in a fixed order.
 
     `coming` are the (model, generation) pairs to which processes are being hot swapped, `terms` those of the models
-    that run here. `access` is the access by the models' own tables.
+    that run here. `access` is the access by the models' own tables. `former` are the models of the table before; those
+    that have not changed are kept.
     """
-    over, known = set(coming), terms or {}
     by_model: dict[str, list[PartEndpoint]] = {model: [] for model in served}
     for model, endpoint in endpoints:
         if model in by_model and endpoint.generations:
             by_model[model].append(endpoint)
+    over: dict[str, set[int]] = {}
+    for model, generation in coming:
+        over.setdefault(model, set()).add(generation)
+    known, before = terms or {}, {one.model: one for one in former}
     return tuple(
-        RoutedModel(
-            model=model,
-            served=served[model],
-            endpoints=tuple(sorted(by_model[model], key=lambda endpoint: (endpoint.part, endpoint.url))),
-            coming=tuple(sorted(generation for name, generation in over if name == model)),
-            access=(access or {}).get(model, "open"),
-            **asdict(known.get(model, Terms())),
+        _kept(
+            before.get(model),
+            {
+                "model": model,
+                "served": served[model],
+                "endpoints": tuple(sorted(by_model[model], key=lambda endpoint: (endpoint.part, endpoint.url))),
+                "coming": tuple(sorted(over.get(model, ()))),
+                "access": (access or {}).get(model, "open"),
+                **_fields(known.get(model, Terms())),
+            },
         )
         for model in sorted(served)
     )
+
+
+def _kept(former: RoutedModel | None, given: Mapping[str, Any]) -> RoutedModel:
+    """Return the former value if it has these fields: to compare them takes less time than to validate them again."""
+    if former is not None and all(getattr(former, name) == value for name, value in given.items()):
+        return former
+    return RoutedModel(**given)
+
+
+def _fields(terms: Terms) -> Mapping[str, Any]:
+    return {name: getattr(terms, name) for name in TERMS}
 
 
 def with_both(old: Iterable[ServedGeneration], new: Iterable[ServedGeneration]) -> tuple[ServedGeneration, ...]:

@@ -1,6 +1,9 @@
 """The desired state of a region, in files: one for each deployment and each route table. It outlives the agent."""
 
+import asyncio
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
@@ -15,6 +18,9 @@ from ipnext.model.wire import decode
 
 Kept = TypeVar("Kept", bound=Value)
 
+WRITERS = 16
+"""Route tables that are written in parallel."""
+
 
 class WantedState:
     """Deployments and route tables below a directory. A write is on disk when the call returns."""
@@ -24,6 +30,7 @@ class WantedState:
         self._route_files = directory / "routes"
         self._deployments = {d.key: d for d in _read_all(self._deployment_files, Deployment)}
         self._routes = {t.model: t for t in _read_all(self._route_files, RouteTable)}
+        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="wanted-state")
 
     @property
     def deployments(self) -> Mapping[DeploymentKey, Deployment]:
@@ -46,10 +53,14 @@ class WantedState:
         if self._deployments.pop(key, None):
             remove_file(self._deployment_file(key))
 
-    def put_route(self, table: RouteTable) -> None:
-        """Store this as the route table of its model."""
+    async def put_route(self, table: RouteTable) -> None:
+        """Store this as the route table of its model. One call at a time for each model.
+
+        Those of different models wait for the disk together: it syncs many files in little more time than one.
+        """
         if self._routes.get(table.model) != table:
-            replace_file(self._route_file(table.model), _bytes(table), durable=True)
+            write = partial(replace_file, self._route_file(table.model), _bytes(table), durable=True)
+            await asyncio.get_running_loop().run_in_executor(self._writers, write)
             self._routes[table.model] = table
 
     def remove_route(self, model: str) -> None:

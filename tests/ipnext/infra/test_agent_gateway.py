@@ -133,6 +133,31 @@ def test_a_route_is_in_force_when_the_call_returns(shared_agent, builder):
         assert {shared_agent.infer("prompt").headers["x-ipnext-generation"] for _ in range(3)} == {str(chosen)}
 
 
+def test_tables_of_many_models_at_once_are_all_in_force_after_few_writes(shared_agent, builder):
+    models = [builder(f"crowd-{number}") for number in range(48)]
+    absent = builder("crowd-absent").table(1, {("nowhere", 1): 1.0})
+    agent, file = shared_agent, shared_agent.state / "envoy" / "routes.json"
+
+    def put(model, revision):
+        agent.infra.route(model.table(revision, {}))
+        return agent.infra.observe("eu").routes[model.model]
+
+    def refused():
+        with pytest.raises(InvalidInput, match="nowhere"):
+            agent.infra.route(absent)
+
+    for revision in (1, 2):
+        before = int(json.loads(file.read_bytes())["version_info"])
+        with ThreadPoolExecutor(len(models) + 1) as pool:
+            bad = pool.submit(refused)
+            assert list(pool.map(put, models, [revision] * len(models))) == [revision] * len(models)
+            bad.result()
+        assert int(json.loads(file.read_bytes())["version_info"]) - before < len(models) / 2
+    routes = agent.infra.observe("eu").routes
+    assert {routes[model.model] for model in models} == {2}
+    assert "crowd-absent" not in routes
+
+
 def test_a_rollout_under_load_has_no_error(shared_agent, builder, load):
     """Load, shift in steps, unload the old one: what the transition workflow does."""
     model = builder("rolling", parts=("dense", "sparse"))

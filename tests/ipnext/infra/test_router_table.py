@@ -1,6 +1,7 @@
 """What a router is told of the requests of its models."""
 
 from ipnext.infra.router_table import Terms, routed_models, terms_of
+from ipnext.model.deployment import PartEndpoint
 
 
 def test_the_most_patient_part_of_a_model_counts(builder):
@@ -22,3 +23,20 @@ def test_a_model_that_is_run_elsewhere_has_the_terms_of_none(builder):
         (300.0, 20.0, False),
         (Terms().drain_seconds, Terms().swap_wait_seconds, False),
     ]
+
+
+def test_a_model_that_has_not_changed_is_the_one_of_the_table_before(builder):
+    served = {name: (builder(name).served(1),) for name in ("m", "n")}
+    ready = [("m", PartEndpoint(part="dense", url="http://127.0.0.1:1", generations=(1,)))]
+    former = routed_models(served, ())
+    now = routed_models(served, ready, former=former)
+    assert now == routed_models(served, ready)
+    assert (now[0] is former[0], now[1] is former[1]) == (False, True)
+    for changed in (
+        routed_models(served, (), coming=[("n", 2)], former=former),
+        routed_models(served, (), terms={"n": Terms(300.0)}, former=former),
+        routed_models(served, (), access={"n": "authenticated"}, former=former),
+        routed_models(served | {"n": (builder("n").served(2),)}, (), former=former),
+    ):
+        assert changed[0] is former[0]
+        assert changed[1] != former[1]

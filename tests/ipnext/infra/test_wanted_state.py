@@ -1,5 +1,7 @@
 """Wanted state lies in files and outlives the process."""
 
+import asyncio
+
 import pytest
 
 from ipnext.infra.wanted_state import WantedState
@@ -13,7 +15,7 @@ def model(builder):
 def test_what_was_put_is_there_again(tmp_path, model):
     wanted = WantedState(tmp_path)
     wanted.put_deployment(model.deployment({1: (1,)}))
-    wanted.put_route(model.table(1, {1: 1.0}))
+    asyncio.run(wanted.put_route(model.table(1, {1: 1.0})))
     again = WantedState(tmp_path)
     assert dict(again.deployments) == {model.key(): model.deployment({1: (1,)})}
     assert dict(again.routes) == {"kept": model.table(1, {1: 1.0})}
@@ -22,7 +24,7 @@ def test_what_was_put_is_there_again(tmp_path, model):
 def test_what_was_removed_stays_away(tmp_path, model):
     wanted = WantedState(tmp_path)
     wanted.put_deployment(model.deployment({1: (1,)}))
-    wanted.put_route(model.table(1, {1: 1.0}))
+    asyncio.run(wanted.put_route(model.table(1, {1: 1.0})))
     wanted.remove_deployment(model.key())
     wanted.remove_route("kept")
     wanted.remove_route("kept")
@@ -32,14 +34,14 @@ def test_what_was_removed_stays_away(tmp_path, model):
 
 def test_a_write_that_was_cut_off_leaves_the_former_state(tmp_path, model):
     wanted = WantedState(tmp_path)
-    wanted.put_route(model.table(1, {1: 1.0}))
+    asyncio.run(wanted.put_route(model.table(1, {1: 1.0})))
     (tmp_path / "routes" / ".kept.json.new").write_bytes(b'{"model": "ke')
     assert WantedState(tmp_path).routes["kept"].revision == 1
 
 
 def test_a_file_that_is_not_valid_is_set_aside_and_the_others_are_used(tmp_path, model):
     wanted = WantedState(tmp_path)
-    wanted.put_route(model.table(1, {1: 1.0}))
+    asyncio.run(wanted.put_route(model.table(1, {1: 1.0})))
     (tmp_path / "routes" / "broken.json").write_bytes(b"{}")
     assert set(WantedState(tmp_path).routes) == {"kept"}
     assert (tmp_path / "routes" / "broken.refused").exists()

@@ -1,0 +1,54 @@
+"""The text of Envoy's route configuration. The rules of a model are rendered once for each of its tables."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from ipnext.infra import envoy
+from ipnext.model.deployment import RouteTable
+
+RULES: Final = "rules of the configuration"
+"""Stands in the text of the configuration in place of its rules."""
+
+
+class RouteRendering:
+    """Renders one region's route configurations, each from the former one: a change costs the models that it changes.
+
+    The text is that of `envoy.discovery(version, envoy.routes(gateway))`.
+    """
+
+    def __init__(self) -> None:
+        self._around: tuple[Any, ...] = ()
+        self._models: dict[str, tuple[RouteTable, bool, bytes, bytes]] = {}
+
+    def text(self, version: int, gateway: envoy.Gateway) -> bytes:
+        """Return the content of the file for Envoy to watch."""
+        around = envoy.around_models(gateway)
+        if around != self._around:
+            self._around, self._models = around, {}
+        self._models = {model: self._rendered(gateway, model) for model in sorted(gateway.tables)}
+        own, shared = self._models.values(), envoy.shared_rules(gateway)
+        rules = (
+            *(_text(shared.first), *(v2 for _, _, v2, _ in own), _text(shared.after_v2)),
+            *(*(openai for _, _, _, openai in own), _text(shared.last)),
+        )
+        before, after = _compact(envoy.discovery(version, envoy.route_configuration([{"": RULES}]))).split(
+            _compact({"": RULES})
+        )
+        return b"".join((before, b",\n".join(filter(None, rules)), after))
+
+    def _rendered(self, gateway: envoy.Gateway, model: str) -> tuple[RouteTable, bool, bytes, bytes]:
+        table, closed = gateway.tables[model], model in gateway.closed
+        former = self._models.get(model)
+        if former is not None and (former[0], former[1]) == (table, closed):
+            return former
+        return table, closed, _text(envoy.model_routes(gateway, table)), _text(envoy.openai_routes(gateway, table))
+
+
+def _text(rules: Iterable[envoy.Json]) -> bytes:
+    """Return the elements of a list in JSON, without its brackets."""
+    return _compact(list(rules))[1:-1]
+
+
+def _compact(content: envoy.Json | Sequence[envoy.Json]) -> bytes:
+    return json.dumps(content, separators=(",", ":")).encode()
