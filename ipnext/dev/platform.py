@@ -328,7 +328,8 @@ class Platform:
             *("--artifacts", self._stores.artifacts_uri, "--peers", str(self._places.peers)),
             *("--owner", str(os.getpid())),
         )
-        agent.environment = {**agent.environment, **self._certificates.environment(region)}
+        certificates = self._certificates.environment(region)
+        agent.environment = {**agent.environment, **certificates, "IPNEXT_AGENT_SIGTERM": "end"}
         agent.unhurried = True
         self._agents[region] = agent
         return agent

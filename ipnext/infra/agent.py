@@ -1,8 +1,9 @@
 """Entry point of a region's agent: `python -m ipnext.infra.agent --region R --state DIR --port P ...`.
 
-It keeps the region's processes in their desired state until SIGTERM; then it finishes requests under way, and a second
-SIGTERM ends it at once. If it dies otherwise, the processes continue under the region's supervisor, and the next agent
-on the same state directory adopts them.
+It keeps the region's processes in their desired state until SIGTERM or SIGINT; then it finishes requests under way and
+ends them, and a second signal ends all at once. With `IPNEXT_AGENT_SIGTERM=leave` SIGTERM ends the agent alone. Then, and
+if it dies, the processes continue under the region's supervisor, and the next agent on the same state directory adopts
+them.
 """
 
 import argparse
@@ -77,14 +78,19 @@ def read_arguments(arguments: Sequence[str] | None = None) -> AgentArguments:
 
 
 async def run_agent(arguments: AgentArguments, settings: AgentSettings, user: HostUser | None = None) -> None:
-    """Run until SIGTERM or SIGINT, then end everything in order; a second signal ends it at once."""
-    ended, hurry = asyncio.Event(), asyncio.Event()
+    """Run until SIGTERM or SIGINT, then end everything in order; a second signal ends it at once.
+
+    After SIGTERM the processes are left to the next agent instead if the settings say so.
+    """
+    ended, hurry, left = asyncio.Event(), asyncio.Event(), asyncio.Event()
     components = component_settings()
     files = listener_files(components, arguments.host, insecure_bind=settings.insecure_bind)
     limits = agent_limits(settings)
     owner = _owner(arguments.owner)
 
-    def signalled() -> None:
+    def signalled(number: signal.Signals) -> None:
+        if number == signal.SIGTERM and settings.sigterm == "leave" and not ended.is_set():
+            left.set()
         (hurry if ended.is_set() else ended).set()
 
     def orphaned() -> None:  # the owner's end has ended all processes that this agent could still finish
@@ -94,7 +100,7 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings, user: Ho
     if owner is not None and (descriptor := open_process(owner)) is not None:
         asyncio.get_running_loop().add_reader(descriptor, orphaned)
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, signalled)
+        asyncio.get_running_loop().add_signal_handler(number, signalled, number)
     async with aclosing(HttpSessions()) as session:
         site = _site(arguments, settings, session, components.trust_domain, user)
         supervisor = Supervisor(
@@ -120,9 +126,14 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings, user: Ho
         await ended.wait()
         await listener.stop()
         await runner.cleanup()
-        await region.stop(hurry)
-        await supervisor.end()
-        site.places.close()
+        if left.is_set():
+            await region.leave()
+            supervisor.leave()
+            structlog.get_logger().info("agent leaves, its region goes on", region=arguments.region)
+        else:
+            await region.stop(hurry)
+            await supervisor.end()
+            site.places.close()
 
 
 def _protocols(runner: web.AppRunner) -> Callable[[], asyncio.BaseProtocol]:

@@ -125,9 +125,13 @@ class AgentSettings(BaseSettings):
     """Time in which the gateway finishes requests when the agent ends; None: the longest drain of the region's
     models."""
 
+    sigterm: Literal["end", "leave"] = "end"
+    """Effect of SIGTERM. `end`: the agent finishes requests and ends the region. `leave`: only the agent ends, and the
+    next one adopts the region, so that a process manager can restart it under traffic. SIGINT always ends the
+    region."""
     successor_seconds: float = Field(default=60.0, ge=0)
-    """Time for which a region's processes continue without an agent after one without `--owner` has died; with an
-    owner, as long as the owner lives."""
+    """Time for which a region's processes continue without an agent after one without `--owner` has died or left;
+    with an owner, as long as the owner lives."""
     stray_drain_seconds: float = Field(default=60.0, ge=0)
     """A router that drains although no signal ended it is ended once it has no request under way; at the latest
     after this time, or after the longest drain of its models if that is longer."""

@@ -156,17 +156,21 @@ class Region:
                 msg = f"the agent of region {self._site.region!r} adopts what runs, for more than {limit} s; try again"
                 raise Unavailable(msg)
 
+    async def leave(self) -> None:
+        """Stop this agent's own work. The processes that serve continue."""
+        for task in (self._watch, self._resuming):
+            if task:
+                task.cancel()
+        self._forgetting.stop()
+        await self._prefetching.stop()
+
     async def stop(self, hurry: asyncio.Event) -> None:
         """Stop the gateway first, so that no request arrives and running ones finish; then router and hosts.
 
         It waits for the longest drain of the region's models, or for the time in the settings, and no longer once
         `hurry` is set.
         """
-        for task in (self._watch, self._resuming):
-            if task:
-                task.cancel()
-        self._forgetting.stop()
-        await self._prefetching.stop()
+        await self.leave()
         told = self._site.settings.shutdown_drain_seconds
         await self._envoy.stop(self._longest_drain if told is None else told, hurry)
         for life in self._lives:

@@ -79,6 +79,7 @@ class Supervisor:
         self._found: dict[str, Note] = {}
         self._asked: dict[int, asyncio.Future[SupervisedProcess]] = {}
         self._last = 0
+        self._left = False
         self._connecting = asyncio.Lock()
 
     @property
@@ -124,6 +125,12 @@ class Supervisor:
         process = self._names.get(name)
         if process is not None:
             self._send({"kind": "note", "id": process.number, "note": note})
+
+    def leave(self) -> None:
+        """Disconnect: its processes continue, for the next agent. Nothing can be started or signalled any more."""
+        link, self._link, self._left = self._link, None, True
+        if link is not None:
+            link.close()
 
     async def end(self) -> None:
         """End the supervisor with all its processes; return when it has ended."""
@@ -220,6 +227,9 @@ class Supervisor:
     async def _recover(self) -> None:
         """Replace a supervisor that has ended or is unusable: end it with all its processes, and start another one."""
         async with self._connecting:
+            if self._left:
+                msg = "this agent has left its region"
+                raise ProcessLookupError(msg)
             if self._owner is not None and not runs(self._owner):
                 msg = f"the owner, process {self._owner.pid}, has ended"
                 raise ProcessLookupError(msg)

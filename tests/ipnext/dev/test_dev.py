@@ -297,6 +297,20 @@ def test_the_logs_of_the_platform_are_looked_after_while_it_is_tended(tmp_path: 
     assert not tending.is_alive()
 
 
+@pytest.mark.usefixtures("listeners")
+def test_agents_of_the_platform_end_their_region_at_sigterm_whatever_its_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IPNEXT_AGENT_SIGTERM", "leave")
+    stores = Stores.of(tmp_path, dev_settings())
+    certificates = DevCertificates(tmp_path / "certificates", ("eu",), ComponentSettings(), dev_settings())
+    platform = Platform(
+        Places(tmp_path), None, ("eu",), stores=stores, certificates=certificates, free_ports=True, workers=1
+    )
+    agent = platform._agent("eu")
+    assert {**os.environ, **agent.environment}["IPNEXT_AGENT_SIGTERM"] == "end"
+
+
 def test_a_state_directory_keeps_to_the_stores_that_it_was_begun_on(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir()

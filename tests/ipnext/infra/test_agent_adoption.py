@@ -262,3 +262,50 @@ def test_an_agent_replaces_a_supervisor_that_hangs(new_agent, builder):
 def test_the_socket_of_a_supervisor_is_this_users_alone(new_agent):
     agent = new_agent().start()
     assert (agent.state / "supervisor.sock").stat().st_mode & 0o777 == 0o600
+
+
+LEAVES = {"IPNEXT_AGENT_SIGTERM": "leave"}
+
+
+def stop(agent, number=signal.SIGTERM):
+    """Send a signal; return the exit status."""
+    agent.process.send_signal(number)
+    return agent.process.wait(PATIENCE_SECONDS)
+
+
+def test_an_agent_that_leaves_at_sigterm_is_restarted_under_load_without_a_failed_request(new_agent, builder, load):
+    agent, model = new_agent(environment=LEAVES).start(), builder("restarted")
+    agent.serve(model, {1: (1,), 2: (2,)}, {1: 1.0}, replicas=2, revision=3)
+    before = pids(agent)
+    with load(agent, "restarted") as clients:
+        for revision in (4, 5):
+            assert stop(agent) == 0
+            seen = clients.answers.total()
+            until(lambda seen=seen: clients.answers.total() > seen + 50, why=lambda: "requests are answered")
+            agent.start()
+            agent.await_ready(model.key(), 2, replicas=2)
+            agent.infra.route(model.table(revision, {1 + revision % 2: 1.0}, served=[1, 2]))
+            assert pids(agent) == before
+    assert {status for status, _ in clients.answers} == {200}, clients.bad[:3]
+    children = agent.children()
+    assert stop(agent, signal.SIGINT) == 0
+    assert gone(children)
+
+
+def test_a_region_that_no_agent_comes_back_to_ends(new_agent, builder):
+    agent = new_agent(environment=LEAVES | {"IPNEXT_AGENT_SUCCESSOR_SECONDS": "0.2"}).start()
+    agent.serve(builder("lonely"), {1: (1,)}, {1: 1.0})
+    children = agent.children()
+    assert stop(agent) == 0
+    until(lambda: gone(children), why=lambda: "nothing of the region is left")
+
+
+def test_a_region_that_its_agent_has_left_ends_with_its_owner(new_agent, builder):
+    with subprocess.Popen(["sleep", "infinity"]) as owner:
+        agent = new_agent(environment=LEAVES, owner=owner.pid).start()
+        agent.serve(builder("owned"), {1: (1,)}, {1: 1.0})
+        children = agent.children()
+        assert stop(agent) == 0
+        assert all(runs(child) for child in children)
+        owner.kill()
+    until(lambda: gone(children), why=lambda: "nothing of the region is left")
