@@ -13,7 +13,7 @@ import httpx
 from benchmarks.environments import make_environment
 from benchmarks.serving.own_servers import ROOT
 from benchmarks.serving.server_process import ONE_THREAD, ServerProcess
-from ipnext.infra import envoy
+from ipnext.infra import envoy, envoy_bootstrap
 from ipnext.infra.envoy_process import envoy_binary
 from ipnext.infra.ports import LOOPBACK, free_port
 from ipnext.model.deployment import (
@@ -108,7 +108,7 @@ class Edges:
             region=REGION, router_port=router_port, peers={}, tables={MODEL: table}, request_seconds=60.0
         )
         port = free_port()
-        config = envoy.bootstrap(
+        config = envoy_bootstrap.bootstrap(
             port,
             str(self._work / "admin.sock"),
             region=REGION,

@@ -14,7 +14,7 @@ from benchmarks.serving.http_wire import LOOPBACK
 from benchmarks.serving.server_process import ServerProcess
 from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.infra import envoy
+from ipnext.infra import envoy, envoy_bootstrap
 from ipnext.infra.envoy_process import envoy_binary
 from ipnext.infra.ports import free_port
 from ipnext.model.deployment import (
@@ -107,7 +107,7 @@ class OwnServers:
         port, config = free_port(), self._folder / f"{name}-bootstrap.json"
         config.write_bytes(
             envoy.as_json(
-                envoy.bootstrap(
+                envoy_bootstrap.bootstrap(
                     port,
                     str(self._folder / f"{name}-admin.sock"),
                     region=REGION,

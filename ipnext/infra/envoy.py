@@ -1,4 +1,4 @@
-"""Renders Envoy's configuration for a region: a bootstrap, clusters, and routes from route tables. Pure functions.
+"""Renders the files that Envoy watches in a region: clusters, and routes from route tables. Pure functions.
 
 Envoy is the one place that chooses a version: by weight, written into a header, or by that header if a client sent it.
 """
@@ -14,9 +14,7 @@ from ipnext.allowed_hosts import LOOPBACK_AUTHORITY, AllowedHosts
 from ipnext.components.identity import Component
 from ipnext.components.sockets import is_socket_url, socket_path
 from ipnext.infra import envoy_openai
-from ipnext.infra.envoy_listeners import Listeners, listeners_of
 from ipnext.infra.envoy_listeners import address as _address
-from ipnext.infra.envoy_listeners import watched as _watched
 from ipnext.infra.envoy_openai import type_url as _type
 from ipnext.infra.envoy_tls import PeerTls
 from ipnext.infra.ports import LOOPBACK
@@ -33,7 +31,6 @@ from ipnext.names import (
 
 ROUTER_CLUSTER = "router"
 ROUTES_NAME = "gateway"
-STAT_PREFIX = "gateway"
 STREAM_IDLE_SECONDS = 660.0
 """An OpenAI request without traffic for this long is ended, unless configured otherwise."""
 LONGEST_ANSWER_BYTES = 4096
@@ -52,8 +49,6 @@ _NO_SUCH_PATH = "no such path; served: /v2/... (Open Inference Protocol V2), /v1
 
 _NO_SUCH_HOST = "this Host is not served here; allowed: loopback addresses, localhost, names of IPNEXT_ALLOWED_HOSTS"
 _FOREIGN = "a page of another origin asks; allowed: origins of IPNEXT_ALLOWED_ORIGINS"
-ADMIN_MODE = 0o600
-
 Json = dict[str, Any]
 
 _RETRIES: Json = {
@@ -88,70 +83,6 @@ class Gateway:
     """Certificates for peers at https://."""
     closed: frozenset[str] = frozenset()
     """Models that need a credential: only the router discloses facts about them, to authorised callers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GatewayLimits:
-    """Limits of clients at one gateway process."""
-
-    header_seconds: float = 20.0
-    """A request whose headers are not complete by then is answered 408. A TLS handshake has the same limit."""
-    connections: int = 10_000
-    """Simultaneous client connections; one more is closed at once."""
-    heap_bytes: int = 4 * 2**30
-    """Memory: near it Envoy returns buffers, then answers new requests with 503 until memory is free."""
-    stream_idle_seconds: float = STREAM_IDLE_SECONDS
-    """As in `Gateway`; named in the answer to a client whose request took longer."""
-
-
-def bootstrap(  # noqa: PLR0913 - each is a file or a limit of its own
-    gateway_port: int,
-    admin_socket: str,
-    *,
-    region: str,
-    routes_file: str,
-    clusters_file: str,
-    limits: GatewayLimits | None = None,
-    listeners: Listeners | None = None,
-) -> Json:
-    """Return the static part: admin endpoint, listeners, and the paths of the dynamic parts.
-
-    `admin_socket` is the path of a Unix socket that only this user may open: no page in a browser reaches it.
-    """
-    limits = limits or GatewayLimits()
-    mappers = envoy_openai.error_mappers(region, idle_seconds=limits.stream_idle_seconds)
-    connections = _connections(routes_file, mappers, limits.header_seconds)
-    served = listeners_of(gateway_port, listeners or Listeners(), connections, handshake_seconds=limits.header_seconds)
-    return {
-        "node": {"id": f"gateway-{region}", "cluster": "ipnext"},
-        "admin": {"address": {"pipe": {"path": admin_socket, "mode": ADMIN_MODE}}},
-        "dynamic_resources": {"cds_config": _watched(clusters_file)},
-        "static_resources": {"listeners": served},
-        "overload_manager": _overload(limits),
-    }
-
-
-def _overload(limits: GatewayLimits) -> Json:
-    heap = "envoy.resource_monitors.fixed_heap"
-    monitors = {
-        heap: {
-            "@type": _type("extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig"),
-            "max_heap_size_bytes": limits.heap_bytes,
-        },
-        "envoy.resource_monitors.global_downstream_max_connections": {
-            "@type": _type("extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"),
-            "max_active_downstream_connections": limits.connections,
-        },
-    }
-    actions = {"envoy.overload_actions.shrink_heap": 0.9, "envoy.overload_actions.stop_accepting_requests": 0.95}
-    return {
-        "refresh_interval": "0.25s",
-        "resource_monitors": [{"name": name, "typed_config": config} for name, config in monitors.items()],
-        "actions": [
-            {"name": name, "triggers": [{"name": heap, "threshold": {"value": value}}]}
-            for name, value in actions.items()
-        ],
-    }
 
 
 def discovery(version: int, resources: Sequence[Json]) -> Json:
@@ -439,35 +370,6 @@ def _cluster(name: str, url: str) -> Json:
         "circuit_breakers": {"thresholds": [limits]},
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": protocol},
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
-    }
-
-
-def _connections(routes_file: str, mappers: list[Json], header_seconds: float) -> Json:
-    """Return how requests of either listener are read and routed."""
-    return {
-        "@type": _type("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"),
-        "stat_prefix": STAT_PREFIX,
-        "generate_request_id": False,
-        "normalize_path": True,
-        "request_headers_timeout": f"{header_seconds}s",
-        "internal_address_config": {"cidr_ranges": []},
-        "rds": {"route_config_name": ROUTES_NAME, "config_source": _watched(routes_file)},
-        "local_reply_config": {
-            "mappers": mappers,
-            "body_format": {"json_format": {"error": "%LOCAL_REPLY_BODY%"}},
-        },
-        "http_filters": [
-            envoy_openai.body_filter(),
-            {"name": "envoy.filters.http.router", "typed_config": _router_filter()},
-        ],
-    }
-
-
-def _router_filter() -> Json:
-    return {
-        "@type": _type("extensions.filters.http.router.v3.Router"),
-        "dynamic_stats": False,
-        "suppress_envoy_headers": True,
     }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from ipnext.errors import Unavailable
-from ipnext.infra import envoy
+from ipnext.infra import envoy, envoy_bootstrap
 from ipnext.infra.atomic_file import replace_file
 from ipnext.infra.child_process import ChildProcess
 from ipnext.infra.envoy_admin import AdminSocket
@@ -29,9 +29,9 @@ CONFIRM_POLL_SECONDS = 0.02
 FIRST_CONFIRM_SECONDS = 0.003
 """First wait before the admin endpoint is read, since new files are in force within milliseconds. Each further wait
 is twice as long."""
-ROUTES_VERSION = f"http.{envoy.STAT_PREFIX}.rds.{envoy.ROUTES_NAME}.version_text"
+ROUTES_VERSION = f"http.{envoy_bootstrap.STAT_PREFIX}.rds.{envoy.ROUTES_NAME}.version_text"
 CLUSTERS_VERSION = "cluster_manager.cds.version_text"
-ACTIVE_REQUESTS = f"http.{envoy.STAT_PREFIX}.downstream_rq_active"
+ACTIVE_REQUESTS = f"http.{envoy_bootstrap.STAT_PREFIX}.downstream_rq_active"
 
 
 class EnvoyProcess:
@@ -173,13 +173,13 @@ class EnvoyProcess:
         for path, content in (tls.secret_files() if tls is not None else {}).items():
             replace_file(path, envoy.as_json(content))
         replace_file(self._certificate_file, self._file(certificate(self._site.listener)))
-        config = envoy.bootstrap(
+        config = envoy_bootstrap.bootstrap(
             self._site.gateway_port,
             str(self._admin.path),
             region=self._site.region,
             routes_file=str(self._routes_file),
             clusters_file=str(self._clusters_file),
-            limits=envoy.GatewayLimits(
+            limits=envoy_bootstrap.GatewayLimits(
                 stream_idle_seconds=self._site.settings.stream_idle_seconds,
                 header_seconds=self._site.settings.gateway_header_seconds,
                 connections=self._site.settings.gateway_connections,

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ipnext.infra import envoy
+from ipnext.infra import envoy, envoy_bootstrap
 from ipnext.infra.atomic_file import replace_file
 from ipnext.infra.envoy_listeners import Listeners
 from ipnext.infra.envoy_process import envoy_binary
@@ -66,13 +66,13 @@ class Site:
         files = {name: self.directory / f"{name}.json" for name in ("routes", "clusters")}
         replace_file(files["routes"], envoy.as_json(envoy.discovery(1, envoy.routes(gateway))))
         replace_file(files["clusters"], envoy.as_json(envoy.discovery(1, envoy.clusters(gateway))))
-        config = envoy.bootstrap(
+        config = envoy_bootstrap.bootstrap(
             self.ports["gateway"],
             str(self.directory / "admin.sock"),
             region=self.region,
             routes_file=str(files["routes"]),
             clusters_file=str(files["clusters"]),
-            limits=envoy.GatewayLimits(stream_idle_seconds=idle_seconds),
+            limits=envoy_bootstrap.GatewayLimits(stream_idle_seconds=idle_seconds),
             listeners=Listeners(peer_port=self.ports["peers"]),
         )
         (self.directory / "bootstrap.json").write_bytes(envoy.as_json(config))
@@ -345,5 +345,5 @@ def test_the_configuration_leaves_v2_alone(builder):
     v2 = [rule for rule in rules if "safe_regex" not in rule["match"]]
     assert not any("typed_per_filter_config" in rule or "request_body_buffer_limit" in rule for rule in v2)
     assert not any('"m"' in json.dumps(rule["match"]) for rule in rules if rule not in v2)
-    filters = json.dumps(envoy.bootstrap(1, "admin.sock", region="eu", routes_file="r", clusters_file="c"))
+    filters = json.dumps(envoy_bootstrap.bootstrap(1, "admin.sock", region="eu", routes_file="r", clusters_file="c"))
     assert '"disabled": true' in filters
