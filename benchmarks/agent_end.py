@@ -2,7 +2,8 @@
 
     python -m benchmarks.agent_end          (--rounds 7 --clients 3 --json out.json --docs docs/benchmarks.md)
 
-One agent with Envoy and one torch host, asked by as many clients. `agent killed` is SIGKILL, and another agent started 0.5 s later. `wait` is
+One agent with Envoy and one torch host, asked by as many clients. `agent leaves` is SIGTERM with `IPNEXT_AGENT_SIGTERM=leave`, `agent killed` is SIGKILL;
+another agent is started 0.5 s after either. `wait` is
 the longest time from asking to an answer 200 in a round, `no answer` all that were answered otherwise, `adopted` the time from the start of
 the next agent, or from the end of the supervisor, until the agent reports a host that answers. The baseline is the same clients while nothing ends.
 """
@@ -26,7 +27,7 @@ from benchmarks.router_end import SETTLED_SECONDS, Room, asked
 from ipnext.errors import Unavailable
 
 BEGIN, END = "<!-- agent end: begin -->", "<!-- agent end: end -->"
-ENDINGS = ("nothing ends", "agent killed", "supervisor killed")
+ENDINGS = ("nothing ends", "agent leaves", "agent killed", "supervisor killed")
 AWAY_SECONDS = 0.5
 """From the end of an agent to the start of the next one; `ipnext dev` starts it within 0.2 s."""
 HEADER = ["", "longest wait, s: median (most)", "no answer", "answers", "adopted, s: median (most)", "other pids after"]
@@ -55,7 +56,7 @@ def end(room: Room, ending: str) -> float | None:
         while room.supervisor().pid == former or not serves(room):
             time.sleep(0.01)
         return time.perf_counter() - began
-    room.process.kill()
+    room.process.send_signal(signal.SIGTERM if ending == "agent leaves" else signal.SIGKILL)
     room.process.wait()
     time.sleep(AWAY_SECONDS)
     began = time.perf_counter()
@@ -74,7 +75,7 @@ def serves(room: Room) -> bool:
 
 def measure(arguments: argparse.Namespace, place: Path) -> dict[str, Figures]:
     """Every ending in turns."""
-    room, found = Room(place / "room", {}), {ending: Figures() for ending in ENDINGS}
+    room, found = Room(place / "room", {"IPNEXT_AGENT_SIGTERM": "leave"}), {ending: Figures() for ending in ENDINGS}
     try:
         room.serve()
         url = room.url

@@ -150,8 +150,8 @@ class Room:
         return next(p for p in children if "serving.router" in p.cmdline()[:3])
 
     def close(self) -> None:
-        """End it."""
-        self.process.terminate()
+        """End it with its region."""
+        self.process.send_signal(signal.SIGINT)
         self.process.wait(30)
         self.infra.close()
 
