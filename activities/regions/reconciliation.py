@@ -1,7 +1,8 @@
 """Module reconciliation: regions follow the store, and users follow the serving generation, whatever was missed before.
 
 Activities of workflow `reconcile`. Each pass compares a region's observed state with its desired state in the store and
-applies the differences again. It acts on models without an open change only: a running change moves its model itself.
+applies the differences again. It acts on models that no change moves, and on those whose transition is between two
+steps, as in a hold, a pause or a wait for an approval: within a step the change moves its model itself.
 """
 
 import hashlib
@@ -43,13 +44,13 @@ class DesiredSet:
 
 @dataclass(frozen=True)
 class DesiredRegion:
-    """Desired state of a region, without the models that a change is moving."""
+    """Desired state of a region, without the models that a step of a change is moving."""
 
     sets: Mapping[DeploymentKey, DesiredSet]
     tables: Mapping[str, int]
     """Model -> revision of its route table."""
     settled: frozenset[str]
-    """Models of the store without an open change; others are left alone."""
+    """Models whose state in the store counts (`Repository.settled_models`); others are left alone."""
     refusing: Mapping[str, int] = field(default_factory=dict)
     """Model that never served -> revision of the table that refuses its users. A gateway without any table of the model
     receives this one although a change is open: a first rollout may take long.
@@ -155,7 +156,7 @@ class ReconciliationActivities:
         self._infrastructure.unroute(model, region)
         if model in self._unserved():
             return True
-        self._route(model, region, followed=0)
+        self._follow_table(model, region, followed=0)
         return False
 
     def _unserved(self) -> Collection[str]:
@@ -177,7 +178,14 @@ class ReconciliationActivities:
             self._delete(key)
 
     def _apply(self, key: DeploymentKey) -> None:
-        """Apply the stored replica set until it has not changed meanwhile: a change writes before it applies."""
+        """Apply the stored replica set, unless a change moves its model by now."""
+        with self._store.read() as repository:
+            settled = repository.is_settled(key.model)
+        if settled:
+            self._follow(key)
+
+    def _follow(self, key: DeploymentKey) -> None:
+        """Apply the stored replica set until it has not changed meanwhile: a change writes before or after it applies."""
         told = None
         for _ in range(TRIES):
             with self._store.read() as repository:
@@ -186,25 +194,35 @@ class ReconciliationActivities:
                 return
             if stored is not None:
                 self._infrastructure.apply(stored)
+            else:  # a change has ended it since the last call
+                self._infrastructure.delete(key)
             told = stored
 
     def _delete(self, key: DeploymentKey) -> None:
         """End a replica set that the store still lacks; one that a change adds meanwhile is started again."""
         with self._store.read() as repository:
-            stored = repository.deployment(key)
-        if stored is None:
+            lacking = repository.deployment(key) is None and repository.is_settled(key.model)
+        if lacking:
             self._infrastructure.delete(key)
-            self._apply(key)
+            self._follow(key)
 
     def _unroute(self, model: str, region: str) -> None:
         """Remove a model from a gateway while the store has no table; one that a change adds meanwhile is applied again."""
         with self._store.read() as repository:
-            settled = model in repository.settled_models() and repository.route(model, region) is None
-        if settled:
+            lacking = repository.route(model, region) is None and repository.is_settled(model)
+        if lacking:
             self._infrastructure.unroute(model, region)
-            self._route(model, region, followed=0)
+            self._follow_table(model, region, followed=0)
 
     def _route(self, model: str, region: str, *, followed: int) -> None:
+        """Apply the stored table, unless a change moves its model by now. One that only refuses users is applied in any case."""
+        with self._store.read() as repository:
+            table = repository.route(model, region)
+            counts = table is not None and (table.refuses or repository.is_settled(model))
+        if counts:
+            self._follow_table(model, region, followed=followed)
+
+    def _follow_table(self, model: str, region: str, *, followed: int) -> None:
         """Apply the stored table; if the gateway is ahead of it, store it again with a later revision."""
         with self._store.read() as repository:
             table = repository.route(model, region)

@@ -121,6 +121,7 @@ class TransitionActivities:
                 _note_cause(repository, wave)
             if not wave.back:
                 repository.advance_transition(wave.transition_id, state=TransitionState.RUNNING)
+            _rest(repository, wave, rests=False)
             reaching = Reaching.read(repository, wave, "scaled_up")
             if (stuck := reaching.stuck) is not None:
                 return stuck
@@ -148,7 +149,7 @@ class TransitionActivities:
         if result.ok and full:
             message = f"{', '.join(sorted(full))} could not let go of what came later, so there is no room for what was before"
             result = WaveResult(ok=False, reason=Reason.REGION_UNREACHABLE, message=message)
-        self._note(wave, ConditionType.CAPACITY_READY, result)
+        self._note(wave, ConditionType.CAPACITY_READY, result, rests=result.ok)
         return result
 
     @activity.defn(name="shift_traffic", no_thread_cancel_exception=True)
@@ -185,6 +186,7 @@ class TransitionActivities:
             _check_reached(facts, shares, silent)
         if not wave.back:
             _check_ready(wave, state.outside(facts.lost), states)
+        self._begin_to_move(wave)
         stay = waiting(facts, shares, states) if wave.back else ()
         keeping = not_gone_back(wave.model, state, states) if wave.back and transition.refresh == "swap" else ()
         gateways = Gateways(self._store, self._infrastructure, facts, beat=beat)
@@ -195,7 +197,7 @@ class TransitionActivities:
         old = traffic_of(wave.model, former, states.values()) if former else ()
         baseline, window = opened(former, new, old, sketched=rollout.gate.judges_drift)
         result = WaveResult(ok=True, hold_seconds=hold, baseline=baseline, window=window)
-        self._note(wave, ConditionType.ROUTES_READY, result)
+        self._note(wave, ConditionType.ROUTES_READY, result, rests=True)
         return result
 
     @activity.defn(name="check_gate", no_thread_cancel_exception=True)
@@ -252,6 +254,7 @@ class TransitionActivities:
         if wave.back:
             kept = heard(kept, whole, self._and_what_answers(facts, reaching.counted_on, target))
         needed = held_for_lack(whole, facts.deployments, shares) if wave.back and wave.by_waves else frozenset()
+        self._begin_to_move(wave)
         releasing = self._releasing(facts)
         left = Left(releasing.waiting(shares, wanted), needed, self._keeping(reaching))
         unreachable = releasing.shrink(shares, kept, wanted, gone, left=left)
@@ -334,15 +337,24 @@ class TransitionActivities:
                 repository.advance_transition(record.id, state=TransitionState.ROLLED_BACK, message=message)
                 return
             state = TransitionState.DONE if last else TransitionState.RUNNING
-            repository.advance_transition(record.id, waves_done=max(wave.index + 1, record.waves_done), state=state)
+            done = max(wave.index + 1, record.waves_done)
+            repository.advance_transition(record.id, waves_done=done, state=state, rests=not last)
 
-    def _note(self, wave: WaveInput, condition: ConditionType, result: WaveResult) -> None:
-        """Record a condition, and an event for each wave."""
+    def _begin_to_move(self, wave: WaveInput) -> None:
+        """Record before the first call to a region that the reconciler leaves the model alone from now on."""
+        with self._store.begin(wave.model) as repository:
+            still_ours(repository)
+            _rest(repository, wave, rests=False)
+
+    def _note(self, wave: WaveInput, condition: ConditionType, result: WaveResult, *, rests: bool = False) -> None:
+        """Record a condition, and an event for each wave. `rests`: all that the step had to change is changed."""
         where = "on the way back" if wave.back else f"wave {wave.index + 1}"
         reason = result.reason
         message = f"generation {wave.generation}, {where}" + (f": {result.message}" if result.message else "")
         with self._store.begin(wave.model) as repository:
             still_ours(repository)
+            if rests:
+                _rest(repository, wave, rests=True)
             repository.set_condition(wave.model, condition, "True" if result.ok else "False", reason, message)
             cause = None if result.ok or wave.back else _cause(wave, result, STEPS[condition])
             repository.add_event(wave.model, condition.value, message, detail=cause.detail if cause else None)
@@ -352,6 +364,11 @@ class TransitionActivities:
         with self._store.begin(wave.model) as repository:
             message = f"generation {wave.generation}, wave {wave.index + 1}: {result.message}"
             repository.add_event(wave.model, result.reason.value, message, detail=_cause(wave, result, GATE).detail)
+
+
+def _rest(repository: Repository, wave: WaveInput, *, rests: bool) -> None:
+    """Note whether regions hold now what the store has. Never during a revert, which waits for regions only."""
+    repository.advance_transition(wave.transition_id, rests=rests and not wave.back)
 
 
 def _asked(repository: Repository, wave: WaveInput, state: ModelState) -> Asked:

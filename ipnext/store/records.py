@@ -213,6 +213,8 @@ class TransitionRecord(Value):
     may write."""
     revision: int = 0
     """Revision of the manifest that the waves were planned with."""
+    rests: bool = False
+    """True while no activity of it changes anything, between two steps: regions hold then what the store has."""
 
     @property
     def is_open(self) -> bool:

@@ -394,6 +394,7 @@ class TransitionRow(Row, table=True):
     created_at: datetime = _time()
     fence: int = _number(default=0)
     revision: int = _number(default=0)
+    rests: bool = False
 
 
 class PauseRow(Row, table=True):

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import bindparam, insert
+from sqlalchemy import and_, bindparam, insert, or_, union
 from sqlalchemy import select as sa_select
 from sqlalchemy import update as sa_update
 from sqlmodel import col, func, select
@@ -11,6 +11,7 @@ from sqlmodel import col, func, select
 from ipnext.errors import FenceLost, InvalidInput, NotFound, Unavailable
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.rollout import Transition, TransitionState
+from ipnext.model.status import Reason
 from ipnext.model.wire import decode_frozen
 from ipnext.store.records import Moving, TransitionRecord
 from ipnext.store.tables import (
@@ -19,6 +20,7 @@ from ipnext.store.tables import (
     DeploymentRow,
     GenerationRow,
     ModelRow,
+    PauseRow,
     PlacementRow,
     RouteRow,
     RouteShareRow,
@@ -39,6 +41,10 @@ _ONE = sa_select(TRANSITIONS).where(TRANSITIONS.c.id == bindparam("id"))
 _ONE_IS = sa_update(TRANSITIONS).where(TRANSITIONS.c.id == bindparam("of_id"))
 _NEW = insert(TRANSITIONS)
 
+_THAWED = func.coalesce(CHANGES.c.reason, "") != Reason.FROZEN.value
+_NOT_FROZEN = func.coalesce(col(ChangeRow.reason), "") != Reason.FROZEN.value
+"""A change that runs waits for no freeze."""
+
 _OTHERS_OPEN = sa_select(TRANSITIONS.c.change_id).where(
     TRANSITIONS.c.model == bindparam("model"),
     TRANSITIONS.c.change_id != bindparam("id"),
@@ -49,6 +55,7 @@ _OTHERS_RETIRING = sa_select(CHANGES.c.id).where(
     CHANGES.c.id != bindparam("id"),
     CHANGES.c.kind == ChangeKind.RETIRE.value,
     CHANGES.c.state == ChangeState.RUNNING.value,
+    _THAWED,
 )
 _OTHER_MOVER = sa_select(
     func.coalesce(_OTHERS_OPEN.limit(1).scalar_subquery(), _OTHERS_RETIRING.limit(1).scalar_subquery())
@@ -77,8 +84,47 @@ _MOVING = (
     .order_by(TRANSITIONS.c.ordinal)
 )
 
-_MOVED = select(ChangeRow.model).where(col(ChangeRow.state).in_(NOT_FINAL))
-"""Models with an open change."""
+_WALKED = (
+    select(ChangeRow.model)
+    .join(TransitionRow, col(TransitionRow.change_id) == col(ChangeRow.id))
+    .where(col(ChangeRow.state).in_(NOT_FINAL), TransitionRow.state != TransitionState.REFUSED.value)
+)
+"""Models with an open change that has planned its waves; also if they are done, and its end is not recorded yet."""
+
+_MOVED = union(
+    _WALKED,
+    select(ChangeRow.model).where(
+        ChangeRow.kind == ChangeKind.RETIRE.value, ChangeRow.state == ChangeState.RUNNING.value, _NOT_FROZEN
+    ),
+)
+"""Models that a change moves. Any other open change of a model waits, or has not got so far."""
+
+_REPAIRED = select(ChangeRow.model).where(
+    ChangeRow.kind == ChangeKind.REPAIR.value, col(ChangeRow.state).in_(NOT_FINAL)
+)
+"""Models with an open repair."""
+
+_FROZEN = select(ChangeRow.model).where(
+    ChangeRow.state == ChangeState.RUNNING.value, ChangeRow.reason == Reason.FROZEN.value
+)
+_PROCEEDS = select(ChangeRow.model).where(
+    col(ChangeRow.state).in_(NOT_FINAL),
+    or_(
+        and_(col(ChangeRow.state) == ChangeState.RUNNING.value, _NOT_FROZEN),
+        and_(col(ChangeRow.model).not_in(_FROZEN), col(ChangeRow.model).not_in(select(PauseRow.model))),
+    ),
+)
+"""Models with an open change that waits neither for a freeze nor for the end of a pause."""
+
+_RESTS = select(TransitionRow.model).where(
+    or_(
+        col(TransitionRow.state) == TransitionState.PLANNED.value,
+        and_(col(TransitionRow.state) == TransitionState.RUNNING.value, col(TransitionRow.rests)),
+    )
+)
+"""Models whose transition is between two steps, or has not begun."""
+
+_SETTLED = or_(col(ModelRow.name).not_in(_MOVED), col(ModelRow.name).in_(_RESTS))
 
 
 class Transitions(Unit):
@@ -130,37 +176,50 @@ class Transitions(Unit):
         return found
 
     def settled_models(self) -> frozenset[str]:
-        """Return all models without an open change, retired ones included."""
-        return frozenset(self._session.exec(select(ModelRow.name).where(col(ModelRow.name).not_in(_MOVED))))
+        """Return all models whose regions shall hold what the store has, retired ones included.
+
+        These are the models that no change moves, and those whose transition is between two steps.
+        """
+        return frozenset(self._session.exec(select(ModelRow.name).where(_SETTLED)))
+
+    def is_settled(self, model: str) -> bool:
+        """True if the model is one of those."""
+        return self._session.exec(select(ModelRow.name).where(ModelRow.name == model, _SETTLED)).first() is not None
+
+    def is_moved(self, model: str) -> bool:
+        """True if an open change moves the model: it has planned its waves, or retires the model."""
+        query = select(ModelRow.name).where(ModelRow.name == model, col(ModelRow.name).in_(_MOVED))
+        return self._session.exec(query).first() is not None
 
     def models_astray(self) -> tuple[str, ...]:
-        """Return the models without an open change that a route table sends to a generation which does not serve, by name."""
+        """Return the models that no change moves and that a route table sends to a generation which does not serve, by name."""
         query = select(ModelRow.name).join(RouteShareRow, col(RouteShareRow.model) == col(ModelRow.name)).distinct()
         query = query.where(col(ModelRow.serving_generation).is_not(None), RouteShareRow.fraction > 0)
         query = query.where(col(RouteShareRow.generation) != col(ModelRow.serving_generation))
         return tuple(sorted(self._session.exec(query.where(col(ModelRow.name).not_in(_MOVED)))))
 
     def models_unrepaired(self) -> tuple[str, ...]:
-        """Return the models whose newest change is a repair that ended without success, by name."""
-        newest = select(ChangeRow.model, func.max(ChangeRow.sequence).label("sequence")).group_by(col(ChangeRow.model))
-        last = newest.subquery()
+        """Return the models that no change moves, and whose newest change to end is a repair without success, by name."""
+        newest = select(ChangeRow.model, func.max(ChangeRow.sequence).label("sequence"))
+        last = newest.where(col(ChangeRow.state).not_in(NOT_FINAL)).group_by(col(ChangeRow.model)).subquery()
         query = select(ChangeRow.model).join(
             last, (col(ChangeRow.model) == last.c.model) & (col(ChangeRow.sequence) == last.c.sequence)
         )
-        query = query.where(ChangeRow.kind == ChangeKind.REPAIR.value)
-        query = query.where(col(ChangeRow.state).not_in((*NOT_FINAL, ChangeState.DONE.value)))
+        query = query.where(ChangeRow.kind == ChangeKind.REPAIR.value, ChangeRow.state != ChangeState.DONE.value)
+        query = query.where(col(ChangeRow.model).not_in(_MOVED), col(ChangeRow.model).not_in(_REPAIRED))
         return tuple(sorted(self._session.exec(query)))
 
     def models_unserved(self) -> tuple[str, ...]:
-        """Return the models without open change and serving generation that still have routes or replicas, by name.
+        """Return the models without serving generation that still have routes or replicas, by name.
 
+        Without an open change, or with one that waits for a freeze or for the end of a pause: it has placed nothing yet.
         Tables that only refuse users do not count as routes.
         """
         routed = select(RouteRow.model).where(col(RouteRow.refuses).is_(False))
         held = select(DeploymentRow.model)
         query = select(ModelRow.name).where(col(ModelRow.serving_generation).is_(None))
         query = query.where(col(ModelRow.name).in_(routed) | col(ModelRow.name).in_(held))
-        return tuple(sorted(self._session.exec(query.where(col(ModelRow.name).not_in(_MOVED)))))
+        return tuple(sorted(self._session.exec(query.where(col(ModelRow.name).not_in(_PROCEEDS)))))
 
     def moving_models(self, *, but: str) -> tuple[Moving, ...]:
         """Return, for every model except one, its newest transition that may still add replicas, by model.
@@ -233,6 +292,7 @@ class Transitions(Unit):
         waves_done: int | None = None,
         state: TransitionState | None = None,
         message: str | None = None,
+        rests: bool | None = None,
     ) -> TransitionRecord:
         """Write the progress of a transition; fields that are None stay. NotFound; InvalidInput beyond its waves."""
         known = self.transition(transition_id)
@@ -241,7 +301,7 @@ class Transitions(Unit):
         if waves_done is not None and not 0 <= waves_done <= waves:
             msg = f"waves_done: transition {transition_id!r} has {waves} waves, got {waves_done}"
             raise InvalidInput(msg, field="waves_done", value=waves_done)
-        told = {"waves_done": waves_done, "state": state, "message": message}
+        told = {"waves_done": waves_done, "state": state, "message": message, "rests": rests}
         said = {field: value for field, value in told.items() if value is not None and value != getattr(known, field)}
         if said:
             self._write(_ONE_IS, of_id=transition_id, **said)
@@ -259,6 +319,7 @@ def _transition_columns(record: TransitionRecord) -> dict[str, Any]:
         "message": record.message,
         "fence": record.fence,
         "revision": record.revision,
+        "rests": record.rests,
     }
 
 
@@ -279,4 +340,5 @@ def _transition(row: Any) -> TransitionRecord:
         created_at=row.created_at,
         fence=row.fence,
         revision=row.revision,
+        rests=row.rests,
     )
