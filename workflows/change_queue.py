@@ -1,5 +1,6 @@
 """Queue of a model's changes: which one runs next, and which ones a newer change supersedes. Pure functions."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from temporalio import workflow
@@ -52,11 +53,27 @@ def enqueue(
     return tuple(kept), tuple(gone)
 
 
-def next_of(queue: tuple[QueuedChange, ...], *, held: bool) -> QueuedChange | None:
-    """Return the waiting change to run next: a rollback first; while paused only rollbacks, retirements and repairs."""
+CAN_PASS = frozenset({ChangeKind.REPAIR, ChangeKind.MOVE})
+"""Kinds that may run before older changes: all repairs, and moves away from a lost region."""
+
+WAITS = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY, ChangeKind.MOVE, ChangeKind.RETIRE})
+"""Kinds whose run may wait for something before it moves anything."""
+
+
+def next_of(queue: tuple[QueuedChange, ...], *, held: bool, passing: Collection[str] = ()) -> QueuedChange | None:
+    """Return the waiting change to run next: a rollback first, then a repair and what is `passing`, by its id.
+
+    While paused only those and retirements.
+    """
     rollback = next((change for change in queue if change.kind is ChangeKind.ROLLBACK), None)
     if rollback is not None:
         return rollback
+    first = next((change for change in queue if change.kind is ChangeKind.REPAIR or change.id in passing), None)
+    return first or oldest_of(queue, held=held)
+
+
+def oldest_of(queue: tuple[QueuedChange, ...], *, held: bool) -> QueuedChange | None:
+    """Return the oldest waiting change; while paused the oldest one that passes the pause."""
     return next((change for change in queue if not held or change.kind in PASSES_PAUSE), None)
 
 

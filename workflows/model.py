@@ -37,15 +37,15 @@ with workflow.unsafe.imports_passed_through():
         QueuedChange,
         RecordInput,
         SupersededChange,
-        SupersededInput,
     )
     from ipnext.model.status import Reason
     from ipnext.model.takeover import ChangeAsked, ChangeEnded, ModelAsked, TakeOver
     from workflows import policies
-    from workflows.change_queue import PASSES_PAUSE, Superseded, enqueue
+    from workflows.change_queue import CAN_PASS, Superseded, enqueue
     from workflows.errors import STOPPED_OUTSIDE, Explained, explained, stopped
-    from workflows.model_control import ROLLS_OUT, Held, of_generation
+    from workflows.model_control import ROLLS_OUT, of_generation
     from workflows.policies import perform
+    from workflows.superseded_marks import Marked
     from workflows.takeover import settled
 
 MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
@@ -61,7 +61,7 @@ GONE = Explained(Reason.INTERNAL_ERROR, "its run was ended from outside")
 @workflow.defn(
     name=names.MODEL_WORKFLOW, failure_exception_types=policies.OTHER_HISTORY, versioning_behavior=policies.ENTITY
 )
-class ModelWorkflow(Held):
+class ModelWorkflow(Marked):
     """The entity of one model. Ends when its model is retired; another submission starts it again."""
 
     @workflow.init
@@ -70,10 +70,6 @@ class ModelWorkflow(Held):
         self._recent = input.recent
         self._begun = input.begun
         """Changes whose run has begun before: they are awaited, or settled, before any other change begins."""
-        self._superseded = input.superseded
-        self._marking = asyncio.Lock()
-        self._marker: asyncio.Task[None] | None = None
-        self._marks = 0
         self._handled = 0
         self._retired = input.retired
         self._reported = ""
@@ -160,7 +156,8 @@ class ModelWorkflow(Held):
         found = await perform(
             policies.OPEN_CHANGES, ModelAsked(model=self._model), f"read what is open of {self._model}"
         )
-        self._begun = tuple(item.change for item in found.changes if item.begun)
+        first = sorted(found.changes, key=lambda item: (not item.moves, item.change.kind not in CAN_PASS))
+        self._begun = tuple(item.change for item in first if item.begun)
         begun = {change.id for change in self._begun}
         self._queue = tuple(change for change in self._queue if change.id not in begun)
         self._superseded = tuple(item for item in self._superseded if item.change_id not in begun)
@@ -182,10 +179,14 @@ class ModelWorkflow(Held):
         """Execute the waiting changes, until nothing is left of a model that is retired."""
         while self._open:
             await workflow.wait_condition(
-                lambda: bool(self._superseded or self._begun) or self._next() is not None or self._long
+                lambda: (
+                    bool(self._superseded or self._begun or self._unweighed) or self._next() is not None or self._long
+                )
             )
             await self._record_superseded()
-            if (change := self._begun[0] if self._begun else self._next()) is not None:
+            if not self._begun and self._next() is None and (waiting := self._unweighed) is not None:
+                await self._may_pass(waiting)
+            if (change := self._begun[0] if self._begun else self._next_change()) is not None:
                 await self._carry_out_next(change)
             if self._long:
                 await self._renew()
@@ -203,22 +204,45 @@ class ModelWorkflow(Held):
         run = asyncio.create_task(self._carry_out(change, begun=begun))
         while not run.done():
             await workflow.wait_condition(
-                lambda: run.done() or self._marks_wanted or self._untold is not None or self._long
+                lambda: (
+                    run.done()
+                    or self._marks_wanted
+                    or self._untold is not None
+                    or self._unweighed is not None
+                    or self._long
+                )
             )
             if self._long and not run.done():
                 await self._renew()
             if self._marks_wanted:
                 self._marker = asyncio.create_task(self._mark())
             await self._tell_newer()
+            waiting = None if run.done() else self._unweighed
+            if waiting is not None and await self._may_pass(waiting):
+                await self._let_pass(waiting, run)
         result = await run
         self._ended(change, result)
         await self._record_superseded()
 
+    async def _let_pass(self, change: QueuedChange, run: asyncio.Task[LifecycleResult]) -> None:
+        """Carry out a change while the running one waits; then go on with that one, and tell it what it missed."""
+        passed, told_newer, held = self._running, self._told_newer, self._held
+        if passed is None:
+            return
+        self._passed, self._told_newer = passed, False
+        await self._carry_out_next(change)
+        self._passed, self._running, self._told_newer = None, passed, told_newer
+        if not run.done():
+            await self._tell_all(told=held)
+        self._show()
+
     def _ended(self, change: QueuedChange, result: LifecycleResult) -> None:
         gave_way = change.kind in ROLLS_OUT and result.reason is Reason.SUPERSEDED
         self._turned = self._turned + 1 if gave_way else 0
-        self._running, self._child, self._untold = None, None, None
-        self._follows, self._told_newer = False, False
+        self._running, self._untold, self._told_newer = None, None, False
+        self._children.pop(change.id, None)
+        self._follows.discard(change.id)
+        self._passing = tuple(other for other in self._passing if other != change.id)
         self._begun = tuple(other for other in self._begun if other.id != change.id)
         self._handled += 1
         if result.state is ChangeState.DONE:
@@ -230,9 +254,9 @@ class ModelWorkflow(Held):
         """Run the change's lifecycle to its end, or follow the run that exists. The entity survives every outcome."""
         if begun and (result := await self._followed(change)) is not None:
             return result
-        held = None if change.kind in PASSES_PAUSE else self._held
+        held = None if self._passes_pause(change) else self._held
         try:
-            self._child = await workflow.start_child_workflow(
+            self._children[change.id] = await workflow.start_child_workflow(
                 names.LIFECYCLE_WORKFLOW,
                 LifecycleInput(model=self._model, change=change, held=held),
                 result_type=LifecycleResult,
@@ -243,7 +267,7 @@ class ModelWorkflow(Held):
                 static_summary=f"{self._model}: {change.kind}" + of_generation(change.generation),
             )
             await self._tell_all(told=held)
-            return await self._child
+            return await self._children[change.id]
         except WorkflowAlreadyStartedError:
             return await self._followed(change) or await self._record_failure(change, GONE)
         except ChildWorkflowError as error:
@@ -280,7 +304,7 @@ class ModelWorkflow(Held):
                 )
             if not seen.runs:
                 return await self._record_failure(change, GONE) if seen.state is ChangeState.RUNNING else None
-            if not self._follows:
+            if change.id not in self._follows:
                 await self._begin_to_follow(change)
             soon = looks < policies.FOLLOWED_LOOKS_SOON
             looks += 1
@@ -293,7 +317,7 @@ class ModelWorkflow(Held):
             self._reported = ""
 
     async def _begin_to_follow(self, change: QueuedChange) -> None:
-        self._follows = True
+        self._follows.add(change.id)
         with suppress(FailureError):  # it has ended: the next check finds that
             await self._run_of(change).signal(names.REPORT_END)
         if self._told_to_end is None or self._told_to_end[0] != change.id:
@@ -326,7 +350,7 @@ class ModelWorkflow(Held):
             kind=change.kind,
             generation=generation,
             result=result,
-            run_id=self._child.first_execution_run_id or "" if self._child else "",
+            run_id=(child.first_execution_run_id or "") if (child := self._children.get(change.id)) else "",
             revision=taken.revision,
         )
         try:
@@ -334,40 +358,6 @@ class ModelWorkflow(Held):
         except ActivityError as again:
             workflow.logger.error("change %s failed and could not be recorded: %s", change.id, explained(again).message)
         return result
-
-    @property
-    def _marks_wanted(self) -> bool:
-        return bool(self._superseded) and (self._marker is None or self._marker.done())
-
-    async def _mark(self) -> None:
-        """Mark superseded changes: at once as a rule, once a minute if there are very many.
-
-        The wait ends as soon as no change is left to mark: a timer that fires in vain makes a workflow task without
-        commands.
-        """
-        if self._marks >= policies.MARKS_SOON:
-            with suppress(asyncio.TimeoutError):
-                await workflow.wait_condition(
-                    lambda: not self._superseded,
-                    timeout=policies.MARK_EVERY,
-                    timeout_summary="collect what is superseded",
-                )
-        await self._record_superseded()
-
-    async def _record_superseded(self) -> None:
-        """Record all in one activity. If one can't be marked, that is logged: the store then still has it as waiting."""
-        async with self._marking:
-            found = self._superseded
-            if not found:
-                return
-            self._marks += 1
-            record = SupersededInput(model=self._model, superseded=found)
-            newest = found[-1]
-            try:
-                await perform(policies.MARK_SUPERSEDED, record, f"{len(found)} superseded, {newest.change_id} last")
-            except ActivityError as error:
-                workflow.logger.error("%d could not be marked superseded: %s", len(found), explained(error).message)
-            self._superseded = self._superseded[len(found) :]
 
     def _carried(self) -> ModelEntityInput:
         return ModelEntityInput(
@@ -383,6 +373,7 @@ class ModelWorkflow(Held):
             told_newer=self._told_newer,
             told_to_end=self._told_to_end,
             retired=self._retired,
+            passing=self._passing,
         )
 
 

@@ -37,10 +37,12 @@ class Held:
         self._queue = input.queue
         self._serving = input.serving_generation
         self._running: QueuedChange | None = None
-        self._child: Child | None = None
-        """The run, if this run of the entity started it."""
-        self._follows = False
-        """True if an earlier entity started the run."""
+        self._children: dict[str, Child] = {}
+        """Change -> its run, if this run of the entity started it."""
+        self._follows = set[str]()
+        """Changes whose run an earlier entity started."""
+        self._passing = input.passing
+        """Changes that run although the model is paused, or an older change waits."""
         self._told_to_end = input.told_to_end
         """The change whose run was cancelled last, and the reason: a run that had not begun can't record it."""
         self._held = input.held
@@ -123,7 +125,7 @@ class Held:
         return not self._rebuilt
 
     def _next(self) -> QueuedChange | None:
-        return next_of(self._queue, held=self._held is not None)
+        return next_of(self._queue, held=self._held is not None, passing=self._passing)
 
     def _answer(self, action: ControlAction, message: str) -> ControlAnswer:
         change_id = self._running.id if self._running else None
@@ -132,7 +134,15 @@ class Held:
     @property
     def _reachable(self) -> bool:
         """True if there is a run to signal and to stop."""
-        return self._running is not None and (self._child is not None or self._follows)
+        return self._running is not None and (self._child is not None or self._running.id in self._follows)
+
+    @property
+    def _child(self) -> Child | None:
+        """The run of the running change, if this run of the entity started it."""
+        return self._children.get(self._running.id) if self._running else None
+
+    def _passes_pause(self, change: QueuedChange) -> bool:
+        return change.kind in PASSES_PAUSE or change.id in self._passing
 
     async def _note(self, message: str, pause: ControlAsked | None) -> None:
         held, reason = pause is not None, Reason.PAUSED
@@ -160,7 +170,7 @@ class Held:
     async def _signal_running(self, signal: str, argument: Hold | NewerWaits) -> None:
         """Signal the run, if there is one that may be paused or superseded."""
         running = self._running
-        if running is None or not self._reachable or running.kind in PASSES_PAUSE:
+        if running is None or not self._reachable or self._passes_pause(running):
             return
         try:
             await (self._child or self._run_of(running)).signal(signal, argument)

@@ -20,7 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.moving import MoveTurnResult
     from ipnext.model.preparation import Prepared
     from ipnext.model.reconciliation import RegionReconciled, RepairsRecorded
-    from ipnext.model.takeover import ChangeSeen, OpenChanges, TakenOver
+    from ipnext.model.takeover import ChangeSeen, MayPass, OpenChanges, TakenOver
     from ipnext.model.value import Value
     from ipnext.timing import Timing
 
@@ -277,6 +277,7 @@ NOTE_HOLD = Step("note_hold", wire.Done, total=timedelta(minutes=2), queue=names
 FINISH_CHANGE = Step("finish_change", wire.Done, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
 OPEN_CHANGES = Step("open_changes", OpenChanges, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
 LOOK_AT_CHANGE = Step("look_at_change", ChangeSeen, unbounded=LEVEL_TRIGGERED, queue=names.URGENT_QUEUE)
+MAY_PASS = Step("may_pass", MayPass, unbounded=LEVEL_TRIGGERED, queue=names.URGENT_QUEUE)
 TAKE_OVER = Step("take_over", TakenOver, timedelta(minutes=1), unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
 MARK_SUPERSEDED = Step("mark_superseded", wire.Done, total=STEP_PATIENCE, queue=names.URGENT_QUEUE)
 WITHDRAW_MODEL = Step("withdraw_model", wire.Done, timedelta(minutes=2), retry=WAVE_RETRY, total=STEP_PATIENCE)
@@ -337,6 +338,7 @@ STEPS: tuple[Step[Any], ...] = (
     FINISH_CHANGE,
     OPEN_CHANGES,
     LOOK_AT_CHANGE,
+    MAY_PASS,
     TAKE_OVER,
     MARK_SUPERSEDED,
     WITHDRAW_MODEL,

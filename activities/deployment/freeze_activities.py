@@ -6,6 +6,8 @@ from typing import Any
 
 from temporalio import activity
 
+from activities.planning.drift import record_repair
+from activities.state.drained_fleet import repairs_loss
 from ipnext.freezes.calendar import FreezeCalendar
 from ipnext.freezes.evaluation import Asked, frozen
 from ipnext.model.freeze import FreezeAnswer, Frozen, Override
@@ -53,6 +55,9 @@ class FreezeActivities:
 
 
 def _bound(unit: Repository, change: Change, at: datetime) -> Frozen | None:
+    """Return the freezes that bind the change now. A move away from a lost region passes all: its users may have nothing else."""
+    if change.plan_id is not None and repairs_loss(unit, change.plan_id):
+        return None
     calendars = [FreezeCalendar(record.manifest) for record in unit.freezes()]
     if not calendars:
         return None
@@ -60,11 +65,12 @@ def _bound(unit: Repository, change: Change, at: datetime) -> Frozen | None:
 
 
 def _hold(unit: Repository, change: Change, stage: StageInput, bound: Frozen) -> None:
-    """Record that the change waits, with its reason, and set the conditions."""
+    """Record that the change waits, with its reason, and set the conditions; and the repair that it would have made pointless."""
     if change.reason is Reason.FROZEN and change.message == bound.told:
         return
     unit.update_change(change.id, state=ChangeState.RUNNING, reason=Reason.FROZEN, message=bound.told)
     unit.add_event(change.model, "Frozen", f"{change.kind} {change.id} is {bound.told}", run_id=change.run_id)
+    record_repair(unit, change.model)
     if change.kind in _SHOWS_CONDITIONS:
         unit.set_condition(change.model, ConditionType.PLANNED, "Unknown", Reason.FROZEN, bound.told)
         told = f"{change.kind} of generation {stage.generation} is {bound.told}"

@@ -5,6 +5,7 @@ from typing import Any
 
 from temporalio import activity
 
+from activities.planning.drift import record_repair
 from ipnext.errors import NotFound
 from ipnext.model.controls import HoldNote
 from ipnext.model.lifecycle import Done
@@ -33,6 +34,7 @@ class HoldingActivities:
                 return Done(note="no such model")
             if note.held and note.pause is not None:
                 repository.put_pause(note.model, note.pause)
+                record_repair(repository, note.model)
             elif note.reason is Reason.PAUSED:
                 repository.delete_pause(note.model)
             if note.held:

@@ -12,8 +12,12 @@ from activities.state.drained_fleet import Drained
 from ipnext import names
 from ipnext.model.deployment import Deployment, RouteTable
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
+from ipnext.model.status import Reason
 from ipnext.store.ending import write_ready
 from ipnext.store.repository import Repository
+
+PASSES_PAUSE = frozenset({ChangeKind.ROLLBACK, ChangeKind.RETIRE, ChangeKind.REPAIR})
+"""Kinds of changes that run although the model is paused."""
 
 FIRST_PAUSE = timedelta(seconds=15)
 """After a repair that failed; each further failure in a row doubles it."""
@@ -48,10 +52,11 @@ def drift_of(repository: Repository, model: str) -> str:
 def record_repair(repository: Repository, model: str, *, now: datetime | None = None) -> Change | None:
     """Record a repair of a model that drifted, in the caller's unit of work. None if it did not, or it is too early.
 
-    Only if no change of the model is open: one that waits or runs brings the model to one generation itself.
+    Not while a change moves the model, or is about to bring it to one generation. A change that waits for a freeze or for
+    the end of a pause may wait for days: a repair passes it.
     """
     changes = repository.changes(model, limit=LOOKED_AT)
-    if not changes or not all(change.state.final for change in changes) or _pauses(changes, now or datetime.now(UTC)):
+    if not changes or _is_left_to_another(repository, model) or _pauses(changes, now or datetime.now(UTC)):
         return None
     why = drift_of(repository, model)
     if not why:
@@ -85,11 +90,26 @@ def withdraw_unserved(repository: Repository, model: str) -> bool:
     return True
 
 
+def _is_left_to_another(repository: Repository, model: str) -> bool:
+    """True if an open change moves the model, or is about to: a repair before it could hold it up.
+
+    False if it waits for a freeze, or may wait for the end of a pause.
+    """
+    if repository.is_moved(model):
+        return True
+    kinds = repository.open_kinds(model).keys()
+    if not kinds:
+        return False
+    frozen = {change.kind for change in repository.open_changes(model) if change.reason is Reason.FROZEN}
+    waits = bool(frozen) or repository.pause(model) is not None
+    return not waits or not (kinds - (frozen & {ChangeKind.RETIRE})).isdisjoint(PASSES_PAUSE)
+
+
 def _pauses(changes: Iterable[Change], now: datetime) -> bool:
-    """True if the last repairs failed too recently to try again. `changes`: newest first, all ended."""
+    """True if the last repairs failed too recently to try again. `changes`: newest first; those that are open don't count."""
     failed = 0
     newest: datetime | None = None
-    for change in changes:
+    for change in (found for found in changes if found.state.final):
         if change.kind is not ChangeKind.REPAIR or change.state is ChangeState.DONE:
             break
         newest = newest or change.finished_at

@@ -7,11 +7,13 @@ from temporalio import activity
 
 from activities.planning.problem import units_in_use
 from activities.runtime.fence import still_ours
+from activities.state.drained_fleet import repairs_loss
 from activities.transition.admission import way_back
 from ipnext import names
 from ipnext.errors import NotFound
 from ipnext.model.lifecycle import (
     Change,
+    ChangeKind,
     ChangeState,
     QueuedChange,
     Revert,
@@ -20,7 +22,16 @@ from ipnext.model.lifecycle import (
 )
 from ipnext.model.rollout import TransitionState
 from ipnext.model.status import Reason
-from ipnext.model.takeover import ChangeAsked, ChangeSeen, ModelAsked, OpenChange, OpenChanges, TakenOver, TakeOver
+from ipnext.model.takeover import (
+    ChangeAsked,
+    ChangeSeen,
+    MayPass,
+    ModelAsked,
+    OpenChange,
+    OpenChanges,
+    TakenOver,
+    TakeOver,
+)
 from ipnext.store.records import TransitionRecord
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
@@ -38,7 +49,7 @@ class TakeoverActivities:
 
     def all(self) -> Sequence[Callable[..., Any]]:
         """Return the activities that a worker registers."""
-        return (self.open_changes, self.look_at_change, self.take_over)
+        return (self.open_changes, self.look_at_change, self.may_pass, self.take_over)
 
     @activity.defn(name="open_changes", no_thread_cancel_exception=True)
     def open_changes(self, asked: ModelAsked) -> OpenChanges:
@@ -49,7 +60,11 @@ class TakeoverActivities:
             except NotFound:
                 return OpenChanges()
             changes, held = repository.open_changes(asked.model), repository.pause(asked.model)
-        found = tuple(OpenChange(change=_queued(change), begun=self._begun(change)) for change in changes)
+            moving = {change.id for change in changes if _moves(repository, change)}
+        found = tuple(
+            OpenChange(change=_queued(change), begun=self._begun(change), moves=change.id in moving)
+            for change in changes
+        )
         return OpenChanges(changes=found, held=held, serving_generation=record.serving_generation)
 
     @activity.defn(name="look_at_change", no_thread_cancel_exception=True)
@@ -65,6 +80,19 @@ class TakeoverActivities:
             message=change.message,
             runs=runs,
         )
+
+    @activity.defn(name="may_pass", no_thread_cancel_exception=True)
+    def may_pass(self, asked: ChangeAsked) -> MayPass:
+        """Decide whether a waiting change may run now, before older ones: a repair, or a move away from a lost region.
+
+        Not while another change moves the model: the store would refuse it until that has ended.
+        """
+        with self._store.read() as repository:
+            change = repository.change(asked.change_id)
+            if change.state.final or repository.is_moved(asked.model):
+                return MayPass()
+            leaves = change.plan_id is not None and repairs_loss(repository, change.plan_id)
+        return MayPass(passes=change.kind is ChangeKind.REPAIR or leaves)
 
     @activity.defn(name="take_over", no_thread_cancel_exception=True)
     def take_over(self, asked: TakeOver) -> TakenOver:
@@ -95,6 +123,11 @@ class TakeoverActivities:
     def _begun(self, change: Change) -> bool:
         begun = change.state is ChangeState.RUNNING
         return begun or self._is_open(names.lifecycle_workflow_id(change.model, change.id))
+
+
+def _moves(repository: Repository, change: Change) -> bool:
+    record = repository.find_transition(change.id)
+    return record is not None and record.is_open
 
 
 def _ended(record: TransitionRecord) -> TakenOver:

@@ -96,6 +96,8 @@ class ModelEntityInput(Value):
     told_to_end: tuple[str, str] | None = None
     """The change whose run was last asked to end, and the reason."""
     retired: bool = False
+    passing: tuple[str, ...] = ()
+    """Open changes that run although the model is paused, or an older change waits."""
 
 
 class QueuedChange(Value):

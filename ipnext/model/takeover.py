@@ -18,6 +18,8 @@ class OpenChange(Value):
     change: QueuedChange
     begun: bool
     """Whether a run of it has begun; the run may have gone since."""
+    moves: bool = False
+    """Whether it has planned waves: it has moved the model, or is about to."""
 
 
 class OpenChanges(Value):
@@ -30,7 +32,7 @@ class OpenChanges(Value):
 
 
 class ChangeAsked(Value):
-    """Input of `look_at_change`."""
+    """Input of `look_at_change` and `may_pass`."""
 
     model: Name
     change_id: str
@@ -44,6 +46,13 @@ class ChangeSeen(Value):
     reason: Reason = Reason.SUCCEEDED
     message: str = ""
     runs: bool = False
+
+
+class MayPass(Value):
+    """Answer of `may_pass`."""
+
+    passes: bool = False
+    """Whether the change may run although the model is paused, or another change of it waits for something."""
 
 
 class TakeOver(Value):

@@ -16,6 +16,8 @@ from ipnext.store.records import ModelRecord
 from ipnext.store.refusing import refuse_users
 from ipnext.store.repository import Repository
 
+ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
+
 BRINGS_NOTHING_NEW = frozenset({ChangeKind.MOVE, ChangeKind.REPAIR})
 """Kinds that bring neither another generation nor another manifest."""
 
@@ -123,6 +125,9 @@ def judge_up_to_date(record: ModelRecord, wanted: Generation | None, changes: Se
     waiting = [change for change in own if change.state in {ChangeState.RECORDED, ChangeState.QUEUED}]
     if waiting:
         return Readiness("False", Reason.PENDING, f"{waiting[0].kind} {waiting[0].id} waits; {serving}")
+    frozen = next((change for change in own if not change.state.final and change.reason is Reason.FROZEN), None)
+    if frozen is not None and frozen.kind in ROLLS_OUT:
+        return Readiness("False", Reason.FROZEN, f"{frozen.kind} {frozen.id} is {frozen.message}; {serving}")
     if record.serving_generation != wanted.number:
         reason = Reason(wanted.reason) if wanted.reason in set(Reason) else Reason.PROGRESSING
         told = f": {wanted.message}" if wanted.message else ""

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipnext.model.lifecycle import ChangeKind, QueuedChange
-from workflows.change_queue import enqueue, stops
+from workflows.change_queue import enqueue, next_of, stops
 
-PUBLISH, ROLLBACK, APPLY, MOVE, RETIRE = (
-    ChangeKind(kind) for kind in ("publish", "rollback", "apply", "move", "retire")
+PUBLISH, ROLLBACK, APPLY, MOVE, RETIRE, REPAIR = (
+    ChangeKind(kind) for kind in ("publish", "rollback", "apply", "move", "retire", "repair")
 )
 
 
@@ -73,3 +73,13 @@ def test_only_an_urgent_newer_change_stops_the_running_one():
     assert not stops(change(ROLLBACK, 1), change(PUBLISH, 2))
     assert not stops(change(PUBLISH, 2), change(PUBLISH, 1))
     assert not stops(change(ROLLBACK, 2), change(ROLLBACK, 1))
+
+
+def test_a_repair_and_what_passes_run_before_older_changes_and_after_a_rollback():
+    publish, move, repair, rollback = change(PUBLISH, 1), change(MOVE, 2), change(REPAIR, 3), change(ROLLBACK, 4)
+
+    assert next_of((publish, move, repair), held=False) == repair
+    assert next_of((publish, move), held=False) == publish
+    assert next_of((publish, move), held=True) is None
+    assert next_of((publish, move), held=True, passing=[move.id]) == move
+    assert next_of((publish, repair, rollback), held=False) == rollback

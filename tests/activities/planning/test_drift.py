@@ -5,15 +5,19 @@ from datetime import timedelta
 import pytest
 from temporalio.testing import ActivityEnvironment
 
+from activities.deployment.hold_activities import HoldingActivities
 from activities.planning import drift
 from activities.planning.drift import FIRST_PAUSE, drift_of, record_repair, withdraw_unserved
 from activities.regions.activities import DrainActivities
 from activities.regions.reconciliation import ReconciliationActivities
+from ipnext.model.controls import ControlAsked, HoldNote
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
 from ipnext.model.drain import DrainInput, DrainState
 from ipnext.model.lifecycle import ChangeKind, ChangeState, Done
 from ipnext.model.registry import GenerationState
+from ipnext.model.rollout import FleetState, Transition, TransitionState, Wave
 from ipnext.model.status import Reason
+from ipnext.store.records import TransitionRecord
 
 EAST = DeploymentKey(model="m", part="dense", region="us-east", hardware="cpu")
 
@@ -170,3 +174,74 @@ def test_what_drifted_while_a_region_was_lost_is_repaired_once_it_is_back(served
     with served.store.read() as unit:
         assert unit.drain("us-east").state is DrainState.RETURNED
         assert [change.kind for change in unit.changes("m", limit=1)] == [ChangeKind.REPAIR]
+
+
+def test_a_repair_is_recorded_while_a_publish_waits_and_not_while_it_moves_the_model(served):
+    change = served.publish("m", 4)
+    with served.store.begin("m") as unit:
+        unit.update_change(change.id, state=ChangeState.RUNNING, reason=Reason.FROZEN)
+        route(unit, 1, revision=2)
+        assert unit.models_astray() == ("m",)
+        assert unit.is_settled("m")
+        plan_waves(unit, change, TransitionState.RUNNING)
+        assert (unit.models_astray(), unit.is_settled("m"), record_repair(unit, "m")) == ((), False, None)
+        unit.advance_transition(change.id, state=TransitionState.DONE)
+        assert record_repair(unit, "m") is None, "its end is not recorded yet"
+        unit.close_transition(change.id, done=False)
+    with served.store.begin("m") as unit:
+        end(unit, change, ChangeState.ROLLED_BACK)
+        assert record_repair(unit, "m") is not None
+
+
+def test_between_two_steps_of_a_transition_the_store_counts_and_no_repair_is_recorded(served):
+    change = served.publish("m", 4)
+    with served.store.begin("m") as unit:
+        unit.update_change(change.id, state=ChangeState.RUNNING)
+        route(unit, 1, 2, revision=2)
+        plan_waves(unit, change, TransitionState.PLANNED)
+        assert unit.is_settled("m"), "it has not begun"
+        unit.advance_transition(change.id, state=TransitionState.RUNNING)
+        assert not unit.is_settled("m")
+        unit.advance_transition(change.id, rests=True)
+        assert (unit.is_settled("m"), "m" in unit.settled_models()) == (True, True)
+        assert record_repair(unit, "m") is None
+
+
+def test_no_repair_is_recorded_before_a_publish_that_waits_for_nothing(served):
+    """It mends the model itself, and a repair could hold it up for as long as a region is away."""
+    change = served.publish("m", 4)
+    with served.store.begin("m") as unit:
+        route(unit, 1, revision=2)
+        assert record_repair(unit, "m") is None
+        unit.update_change(change.id, state=ChangeState.RUNNING)
+        assert record_repair(unit, "m") is None
+    paused = HoldNote(model="m", held=True, reason=Reason.PAUSED, pause=ControlAsked(by="anna"))
+    ActivityEnvironment().run(HoldingActivities(served.store).note_hold, paused)
+    with served.store.read() as unit:
+        assert [found.kind for found in unit.changes("m", limit=1)] == [ChangeKind.REPAIR]
+
+
+@pytest.mark.parametrize("kind", [ChangeKind.ROLLBACK, ChangeKind.RETIRE])
+def test_no_repair_is_recorded_before_a_change_that_waits_for_nothing(served, kind):
+    with served.store.begin("m") as unit:
+        route(unit, 1, revision=2)
+        more = {"generation": 1} if kind is ChangeKind.ROLLBACK else {}
+        change = unit.add_change("m", kind, change_id="next", **more)
+        assert record_repair(unit, "m") is None
+        unit.update_change(change.id, state=ChangeState.RUNNING, reason=Reason.FROZEN)
+        assert (record_repair(unit, "m") is not None) is (kind is ChangeKind.RETIRE), "a frozen retirement waits"
+
+
+def plan_waves(unit, change, state):
+    nothing = FleetState(replicas=(), traffic=())
+    unit.save_transition(
+        TransitionRecord(
+            id=change.id,
+            model="m",
+            change_id=change.id,
+            generation=4,
+            transition=Transition.model_validate({"from": nothing, "to": nothing, "waves": (Wave(gate="final"),)}),
+            state=state,
+            created_at=change.created_at,
+        )
+    )

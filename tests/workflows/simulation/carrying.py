@@ -13,7 +13,7 @@ from workflows import policies, preparation
 from . import moving, reconciling, staging, taking
 from .clock import GONE, Process, Signal, joined
 from .endings import end
-from .journal import Change, Moving
+from .journal import UNDER_WAY, Change, Moving
 from .performing import Attempt, AtWork, Limits, OutOfTries, perform
 from .planning import way_back
 from .walking import WAITS, Command, Failed, Stopped, Walk, Walked, Way, walk, walk_back
@@ -48,6 +48,7 @@ class Run:
         self.way: Way | None = None
         self.held, self.newer, self.may_turn, self.turning, self.gave_way = held, False, False, False, False
         self.approved = self.promoted = False
+        self.waits_for_freeze = False
         self.generation: int | None = None
         self.ended: tuple[ChangeState, str] | None = None
         self.reason: Reason | None = None
@@ -185,7 +186,10 @@ def _stages(run: Run, staged: "staging.Stages") -> Generator[Any, Any, tuple[Cha
         elif done:
             refused = prepared[stage]
         elif stage == "freeze":
-            if not (yield from _goes_on(run, run.frozen)):
+            run.waits_for_freeze = True
+            goes_on = yield from _goes_on(run, run.frozen)
+            run.waits_for_freeze = False
+            if not goes_on:
                 return (ChangeState.SUPERSEDED, "frozen, and a newer one waits")
             refused = ""
         else:
@@ -366,6 +370,9 @@ class Entity:
         """Changes whose run has begun before: they are awaited before anything else begins."""
         self.seen: set[str] = set()
         self.marks: list[Process] = []
+        self.passed: Run | None = None
+        """The run that waits while a repair passes it."""
+        self.weighed: set[tuple[str, str]] = set()
         self.turned, self.held, self.rebuilt, self.knows = 0, False, False, False
 
     @property
@@ -405,6 +412,7 @@ class Entity:
             return  # it is about to record an end
         end(self.world, self.process)
         self.queue, self.begun, self.seen, self.turned, self.held, self.marks = carried
+        self.passed = None
         if run is not None and run.change.queued not in self.begun:
             self.begun = (run.change.queued, *self.begun)
         self.begin(rebuilt=True)
@@ -456,7 +464,8 @@ class Entity:
         found = [change.queued for change in reconciling.open_changes(self.world, self.model)]
         begun = {c.id for c in found if self._lives(c) or self.world.journal.by_id[c.id].state is ChangeState.RUNNING}
         yield self.world.endings.latency()
-        self.begun = tuple(change for change in found if change.id in begun)
+        first = sorted(found, key=lambda c: (not self._moves(c), c.kind not in ordering.CAN_PASS))
+        self.begun = tuple(change for change in first if change.id in begun)
         self.queue = tuple(change for change in self.queue if change.id not in begun)
         for change in found:
             if change.id not in begun | self.seen:
@@ -465,6 +474,39 @@ class Entity:
         if not begun:
             self.running = None
         self.rebuilt = True
+
+    def _moves(self, change: QueuedChange) -> bool:
+        moving = self.world.journal.find_transition(change.id)
+        return moving is not None and moving.state in UNDER_WAY
+
+    def _passing(self, run: Run) -> Steps:
+        """Let a repair pass a run that waits; the run is told afterwards what it missed."""
+        waiting = next((c for c in self.queue if self._is_unweighed(c, run)), None)
+        if waiting is None:
+            return
+        self.weighed.add((waiting.id, run.change.id))
+        yield self.world.endings.latency()
+        moved = self.world.journal.is_moved(self.model)
+        if moved or waiting not in self.queue or not run.lives:
+            return
+        self.world.faults.count("a repair passes")
+        self.queue = tuple(other for other in self.queue if other.id != waiting.id)
+        others = (other for other in self.begun if other.id not in {waiting.id, run.change.id})
+        self.begun, self.passed = (waiting, run.change.queued, *others), run
+        other = yield from self._carried_out(waiting)
+        self.world.tell("ended", f"{other.name}: {other.ended}")
+        self.begun = tuple(found for found in self.begun if found.id != waiting.id)
+        self.passed, self.turned = None, 0
+        self.running = run
+        if run.lives:
+            run.hold(held=self.held)
+            self._tell_all(run)
+
+    def _is_unweighed(self, waiting: QueuedChange, run: Run) -> bool:
+        if waiting.kind is not ChangeKind.REPAIR or self.passed is not None or run.change.kind not in ordering.WAITS:
+            return False
+        urgent = any(other.kind in ordering.URGENT for other in self.queue)
+        return not urgent and (waiting.id, run.change.id) not in self.weighed
 
     def _lives(self, change: QueuedChange) -> bool:
         return change.id in self.world.runs and self.world.runs[change.id].lives
@@ -480,7 +522,11 @@ class Entity:
             self.world.tell("run", run.name)
             run.lifecycle = self.world.clock.spawn(run.name, carry_out(run))
             self._tell_all(run)
-            if (yield from joined(run.lifecycle)) is not GONE:
+            while not run.lifecycle.done:
+                yield from self._passing(run)
+                if not run.lifecycle.done and not any(self._is_unweighed(c, run) for c in self.queue):
+                    yield (None, (run.lifecycle.ended, self.news))
+            if run.lifecycle.result is not GONE:
                 return run
             yield from self._failed(run)
             return run
@@ -503,7 +549,9 @@ class Entity:
             if not self.knows:
                 run.hold(held=self.held)
                 self._tell_all(run)
-            yield (policies.FOLLOWED_LOOK_SOON.total_seconds(), (run.lifecycle.ended,) if run.lifecycle else ())
+            yield from self._passing(run)
+            ended = (run.lifecycle.ended,) if run.lifecycle else ()
+            yield (policies.FOLLOWED_LOOK_SOON.total_seconds(), (*ended, self.news))
 
     def _failed(self, run: Run) -> Steps:
         """A run that could not record its own end: what it moved goes back, then the entity does."""

@@ -120,6 +120,8 @@ class Moving:
     waves_done: int = 0
     fence: int = 0
     """Fencing token of the run that may move the model."""
+    rests: bool = False
+    """No step of it is under way."""
 
 
 @dataclass
@@ -196,6 +198,26 @@ class Journal:
         for other in (*open_ones, *(number for number in retiring if number != change.id)):
             msg = f"change {other} still moves the model"
             raise Unavailable(msg)
+
+    def is_moved(self, model: str) -> bool:
+        """As the repository's: an open change has planned its waves, or retires the model."""
+        return any(map(self._moves, self.records[model].changes))
+
+    def is_settled(self, model: str) -> bool:
+        """As the repository's: no change moves the model, or its transition is between two steps."""
+        return not self.is_moved(model) or any(map(self._rests, self.records[model].transitions))
+
+    def _moves(self, change: Change) -> bool:
+        if change.state.final:
+            return False
+        if change.kind is ChangeKind.RETIRE and change.state is ChangeState.RUNNING:
+            return True
+        moving = self.find_transition(change.id)
+        return moving is not None and moving.state is not TransitionState.REFUSED
+
+    def _rests(self, moving: Moving) -> bool:
+        planned = moving.state is TransitionState.PLANNED
+        return planned or (moving.state is TransitionState.RUNNING and moving.rests)
 
     def check_fence(self, change_id: str, token: int) -> None:
         """As the repository's: FenceLost for a change that has ended, or a transition that was taken over."""

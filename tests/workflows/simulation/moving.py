@@ -71,6 +71,7 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     """The wave's replicas, ready, at most until the deadline."""
     record = world.journal.records[wave.model]
     attempt.check()
+    wave.moving.rests = False
     if not wave.back:
         wave.moving.state = TransitionState.RUNNING
         world.invariants.one_mover(wave.model)
@@ -112,6 +113,7 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
         lacking = regions.missing_replicas(wave.model, needed, states)
         failure = None if wave.back else regions.first_failure(wave.model, wave.moving.generation, _named(states))
         if failure is None and not lacking and not pending:
+            _rest(wave, attempt, rests=not full)
             return WaveResult(ok=not full)
         if failure is None and world.clock.now - attempt.scheduled >= wave.deadline:
             reason = Reason.REGION_UNREACHABLE if silent else Reason.DEADLINE_EXCEEDED
@@ -210,8 +212,10 @@ def shift_traffic(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     if not (wave.back or world.journal.by_id[wave.moving.id].kind in admitting.AT_ONCE):
         _check_reached(world, record, shares)
     keeping = not_gone_back(world, wave, state)
+    _rest(wave, attempt, rests=False)
     yield from follow(world, wave.model, shares, deployments, attempt, waits, keeping=keeping)
     yield "all gateways follow"
+    _rest(wave, attempt, rests=True)
     hold = 0.0 if wave.back else wave.moving.transition.waves[wave.index].hold_seconds
     return WaveResult(ok=True, hold_seconds=hold)
 
@@ -301,6 +305,7 @@ def release_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
         kept = cast("Any", undoing.heard)(kept, whole, able)
     unreachable: Unavailable | None = None
     lost, stored = world.out.lost, dict(record.deployments)
+    _rest(wave, attempt, rests=False)
     try:
         waits = waiting(world, wave, shares, {d.key.region for d in wanted_sets})
         keeping = not_gone_back(world, wave, state)
@@ -641,3 +646,10 @@ def _write_progress(wave: Wave) -> None:
         return
     moving.waves_done = max(wave.index + 1, moving.waves_done)
     moving.state = TransitionState.DONE if wave.last else TransitionState.RUNNING
+    moving.rests = not wave.last
+
+
+def _rest(wave: Wave, attempt: Attempt, *, rests: bool) -> None:
+    """Whether regions hold now what is stored."""
+    attempt.check()
+    wave.moving.rests = rests and not wave.back

@@ -89,9 +89,10 @@ def reconciled(world: Any, region: str) -> Steps:
             _unrouted(world, model, region)
         for key in found.delete:
             yield world.endings.latency()
-            if key not in world.journal.records[key.model].deployments:
+            stored = world.journal.records[key.model].deployments
+            if key not in stored and world.journal.is_settled(key.model):
                 world.infra.delete(cast("Any", key))
-                yield from _applied(world, cast("Any", key))
+                yield from _follow(world, cast("Any", key))
     except Unavailable:
         return
     for model in found.models:
@@ -112,6 +113,11 @@ def resubmission(world: Any) -> Steps:
 
 
 def _applied(world: Any, key: Key) -> Steps:
+    if world.journal.is_settled(key.model):
+        yield from _follow(world, key)
+
+
+def _follow(world: Any, key: Key) -> Steps:
     told = None
     for _ in range(reconciliation.TRIES):
         stored = world.journal.records[key.model].deployments.get(key)
@@ -120,12 +126,14 @@ def _applied(world: Any, key: Key) -> Steps:
         yield world.endings.latency()
         if stored is not None:
             world.infra.apply(stored)
+        else:
+            world.infra.delete(key)
         told = stored
 
 
 def _unrouted(world: Any, model: str, region: str) -> None:
     record, gateway = world.journal.records[model], world.infra.region(region)
-    if region not in record.tables and all(change.state.final for change in record.changes):
+    if region not in record.tables and world.journal.is_settled(model):
         gateway.routes.pop(model, None)
         gateway.served.pop(model, None)
 
@@ -151,7 +159,7 @@ def withdrawn(world: Any, model: str) -> Steps:
 def _routed(world: Any, model: str, region: str, followed: int) -> None:
     record = world.journal.records[model]
     table = record.tables.get(region)
-    if table is None:
+    if table is None or not world.journal.is_settled(model):
         return
     revision = table.revision if table.revision > followed else followed + 1
     gateway = world.infra.region(region)
@@ -169,7 +177,7 @@ def _seen(world: Any, region: str) -> Any:
 
 def _differences(world: Any, region: str, seen: Any) -> reconciliation.Differences:
     records = world.journal.records
-    settled = frozenset(m for m, r in records.items() if all(change.state.final for change in r.changes))
+    settled = frozenset(filter(world.journal.is_settled, records))
     stored = {k: d for m in settled for k, d in records[m].deployments.items() if k.region == region}
     desired = reconciliation.DesiredRegion(
         sets=cast(
@@ -187,15 +195,17 @@ def _astray(world: Any) -> Iterable[str]:
     """As the repository's `models_astray`."""
     for model, record in sorted(world.journal.records.items()):
         sent = {s.generation for table in record.tables.values() for s in table.shares if s.fraction > 0}
-        if record.serving is not None and sent - {record.serving} and all(c.state.final for c in record.changes):
+        if record.serving is not None and sent - {record.serving} and not world.journal.is_moved(model):
             yield model
 
 
 def _unrepaired(world: Any) -> Iterable[str]:
     """As the repository's `models_unrepaired`."""
     for model, record in world.journal.records.items():
-        last = record.changes[-1] if record.changes else None
-        if last and last.kind is ChangeKind.REPAIR and last.state.final and last.state is not ChangeState.DONE:
+        last = next((change for change in reversed(record.changes) if change.state.final), None)
+        failed = last is not None and last.kind is ChangeKind.REPAIR and last.state is not ChangeState.DONE
+        open_repair = any(c.kind is ChangeKind.REPAIR and not c.state.final for c in record.changes)
+        if failed and not open_repair and not world.journal.is_moved(model):
             yield model
 
 
@@ -246,6 +256,26 @@ class _Repository:
 
     def freeze_override(self, change_id: str) -> None:
         """No change passes freezes here."""
+
+    def is_moved(self, model: str) -> bool:
+        return bool(self.journal.is_moved(model))
+
+    def open_kinds(self, model: str) -> dict[ChangeKind, str]:
+        return {c.kind: c.id for c in self.journal.records[model].changes if not c.state.final}
+
+    def open_changes(self, model: str) -> list[SimpleNamespace]:
+        return [
+            SimpleNamespace(kind=change.kind, reason=Reason.FROZEN if self._is_frozen(change) else None)
+            for change in open_changes(self.world, model)
+        ]
+
+    def _is_frozen(self, change: Any) -> bool:
+        """Whether its run waits for a freeze. A retirement that does counts here as one that moves the model."""
+        run = self.world.runs.get(change.id)
+        return run is not None and run.lives and run.waits_for_freeze
+
+    def pause(self, model: str) -> Any:
+        return self.journal.records[model].held or None
 
     def changes(self, model: str, *, limit: int = 50) -> list[Any]:
         return list(reversed(self.journal.records[model].changes))[:limit]

@@ -1,0 +1,73 @@
+"""Changes that pass: a repair, or a move away from a lost region, runs while an older change waits or the model is paused.
+
+Part of workflow `model`. Whether a change may pass is decided by the store (activity `may_pass`), once for each run
+that is in its way. The run that it passes goes on waiting, and the entity goes on with it afterwards. The store's fence
+keeps the two from moving the model at the same time.
+"""
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError
+
+with workflow.unsafe.imports_passed_through():
+    from ipnext.model.lifecycle import ChangeKind, ModelEntityInput, QueuedChange
+    from ipnext.model.takeover import ChangeAsked
+    from workflows import policies
+    from workflows.change_queue import CAN_PASS, PASSES_PAUSE, URGENT, WAITS, oldest_of
+    from workflows.errors import explained
+    from workflows.model_control import Held
+    from workflows.policies import perform
+
+PATCH = "repairs-pass"
+"""Entities that began before never let a change pass."""
+
+
+class Passing(Held):
+    """The part of an entity that decides which change runs next, and which one passes."""
+
+    def __init__(self, input: ModelEntityInput) -> None:  # noqa: A002 - as the workflow names it
+        super().__init__(input)
+        self._passed: QueuedChange | None = None
+        """The change whose run waits while the running one passes it."""
+        self._weighed = set[tuple[str, str | None]]()
+        """A change, and the one that was in its way; None: the pause."""
+
+    @property
+    def _unweighed(self) -> QueuedChange | None:
+        """The oldest waiting change that may pass what is in its way, if the store was not asked yet."""
+        kinds, running = self._passable, self._running.id if self._running else None
+        if not kinds or any(waiting.kind in URGENT for waiting in self._queue):
+            return None
+        return next(
+            (found for found in self._queue if found.kind in kinds and (found.id, running) not in self._weighed), None
+        )
+
+    @property
+    def _passable(self) -> frozenset[ChangeKind]:
+        """Kinds that may pass what is in their way now: a run that may wait, or a pause. A run that passes is not passed."""
+        if self._running is None:
+            return CAN_PASS - PASSES_PAUSE if self._held is not None else frozenset()
+        return CAN_PASS if self._running.kind in WAITS and self._reachable and self._passed is None else frozenset()
+
+    async def _may_pass(self, change: QueuedChange) -> bool:
+        """Ask the store once. False, too, if what was in the way has changed meanwhile."""
+        running = self._running.id if self._running else None
+        self._weighed.add((change.id, running))
+        if not workflow.patched(PATCH):
+            return False
+        asked = ChangeAsked(model=self._model, change_id=change.id)
+        try:
+            answer = await perform(policies.MAY_PASS, asked, f"may {change.kind} {change.id} pass?")
+        except ActivityError as error:
+            workflow.logger.error("whether %s may pass is not known: %s", change.id, explained(error).message)
+            return False
+        if not answer.passes or change not in self._queue:
+            return False
+        self._passing = (*self._passing, change.id)
+        return running == (self._running.id if self._running else None)
+
+    def _next_change(self) -> QueuedChange | None:
+        """Return the waiting change to run next."""
+        found = self._next()
+        if found is None or found.kind is not ChangeKind.REPAIR or found == self._queue[0] or workflow.patched(PATCH):
+            return found
+        return oldest_of(self._queue, held=self._held is not None)
