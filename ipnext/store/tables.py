@@ -6,7 +6,7 @@ Documents (manifests, plans, transitions, ...) are canonical JSON text: equal va
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import ForeignKeyConstraint, Index, MetaData, UniqueConstraint
+from sqlalchemy import ForeignKeyConstraint, Index, MetaData, UniqueConstraint, text
 from sqlalchemy.orm import registry
 from sqlmodel import Field, SQLModel
 
@@ -196,6 +196,10 @@ class GenerationRow(Row, table=True):
     serving_at: datetime | None = _time(default=None)
 
 
+FAILED = text("state IN ('refused', 'rolled_back', 'superseded')")
+"""Changes that ended without success. Literal, as in the queries: a partial index is used only if its condition is."""
+
+
 class ChangeRow(Row, table=True):
     """One change of one model. `ordinal` is the order of recording over all models."""
 
@@ -206,6 +210,14 @@ class ChangeRow(Row, table=True):
         UniqueConstraint("model", "sequence"),
         Index("ix_changes_state", "state", "ordinal"),
         Index("ix_changes_created_at", "created_at", "state"),
+        Index(
+            "ix_changes_failed",
+            "kind",
+            "model",
+            "sequence",
+            sqlite_where=FAILED,
+            postgresql_where=FAILED,
+        ),
     )
 
     ordinal: int | None = _ordinal()

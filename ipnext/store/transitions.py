@@ -15,6 +15,7 @@ from ipnext.model.status import Reason
 from ipnext.model.wire import decode_frozen
 from ipnext.store.records import Moving, TransitionRecord
 from ipnext.store.tables import (
+    FAILED,
     METADATA,
     ChangeRow,
     DeploymentRow,
@@ -126,6 +127,20 @@ _RESTS = select(TransitionRow.model).where(
 
 _SETTLED = or_(col(ModelRow.name).not_in(_MOVED), col(ModelRow.name).in_(_RESTS))
 
+_LATER = CHANGES.alias()
+_LAST = (
+    sa_select(func.max(_LATER.c.sequence))
+    .where(_LATER.c.model == CHANGES.c.model, _LATER.c.state.not_in(NOT_FINAL))
+    .scalar_subquery()
+)
+_UNREPAIRED = (
+    sa_select(CHANGES.c.model)
+    .where(FAILED, CHANGES.c.kind == ChangeKind.REPAIR.value, CHANGES.c.sequence == _LAST)
+    .where(CHANGES.c.model.not_in(_MOVED), CHANGES.c.model.not_in(_REPAIRED))
+    .order_by(CHANGES.c.model)
+)
+"""By the index of failed changes: the cost follows the number of failed repairs, not the number of changes."""
+
 
 class Transitions(Unit):
     """Transitions of one model each."""
@@ -200,14 +215,7 @@ class Transitions(Unit):
 
     def models_unrepaired(self) -> tuple[str, ...]:
         """Return the models that no change moves, and whose newest change to end is a repair without success, by name."""
-        newest = select(ChangeRow.model, func.max(ChangeRow.sequence).label("sequence"))
-        last = newest.where(col(ChangeRow.state).not_in(NOT_FINAL)).group_by(col(ChangeRow.model)).subquery()
-        query = select(ChangeRow.model).join(
-            last, (col(ChangeRow.model) == last.c.model) & (col(ChangeRow.sequence) == last.c.sequence)
-        )
-        query = query.where(ChangeRow.kind == ChangeKind.REPAIR.value, ChangeRow.state != ChangeState.DONE.value)
-        query = query.where(col(ChangeRow.model).not_in(_MOVED), col(ChangeRow.model).not_in(_REPAIRED))
-        return tuple(sorted(self._session.exec(query)))
+        return tuple(self._run(_UNREPAIRED).scalars())
 
     def models_unserved(self) -> tuple[str, ...]:
         """Return the models without serving generation that still have routes or replicas, by name.

@@ -13,7 +13,7 @@ from activities.transition.wave_context import Reaching
 from ipnext.api.facts import facts_of
 from ipnext.model.cause import Cause
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
-from ipnext.model.lifecycle import ChangeState, WaveInput
+from ipnext.model.lifecycle import ChangeKind, ChangeState, WaveInput
 from ipnext.model.registry import SnapshotManifest
 from ipnext.model.rollout import Transition
 from ipnext.model.status import ConditionType, Reason
@@ -93,6 +93,10 @@ def filled(store):
             connection.execute(insert(METADATA.tables[table]), found)
         for name in NAMES:
             serve(repository, name, NUMBERS - 1)
+        for name, later in ((SOME[1], ()), (SOME[2], (ChangeKind.APPLY,))):
+            for kind in (ChangeKind.REPAIR, *later):
+                change = repository.add_change(name, kind, change_id=f"{name}-{kind}")
+                repository.update_change(change.id, state=ChangeState.ROLLED_BACK)
         transition = Transition.model_validate({"from": {}, "to": {}, "waves": ({"gate": "final"},)})
         own = {"id": "t", "model": SOME[0], "change_id": f"{SOME[0]}-{NUMBERS}", "generation": NUMBERS}
         repository.save_transition(TransitionRecord(**own, transition=transition, created_at=NOW))
@@ -161,6 +165,11 @@ def publish(unit: Repository) -> None:
     unit.count_unsubmitted()
 
 
+def repairs(unit: Repository) -> None:
+    """What each pass of the reconciler asks about the repairs of all models."""
+    assert unit.models_unrepaired() == (SOME[1],)
+
+
 @contextmanager
 def executed(store):
     """(Statement, parameters) of all that the store runs meanwhile."""
@@ -215,7 +224,7 @@ def _steps(node, *, limited: bool) -> Iterator[str]:
         yield from _steps(below, limited=limited)
 
 
-READS = (wave_step, lost_region, model_list, explanations, histories, publish)
+READS = (wave_step, lost_region, model_list, explanations, histories, publish, repairs)
 
 
 @pytest.mark.parametrize("read", READS)

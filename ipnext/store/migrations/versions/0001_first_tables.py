@@ -14,6 +14,7 @@ branch_labels = None
 depends_on = None
 min_reader = "0001"
 
+FAILED = sa.text("state IN ('refused', 'rolled_back', 'superseded')")
 REFUSAL = "the audit is only ever added to"
 DROPPED = (
     "reports",
@@ -372,6 +373,14 @@ def upgrade() -> None:
         sa.UniqueConstraint("model", "sequence", name=op.f("uq_changes_model_sequence")),
     )
     op.create_index("ix_changes_created_at", "changes", ["created_at", "state"], unique=False)
+    op.create_index(
+        "ix_changes_failed",
+        "changes",
+        ["kind", "model", "sequence"],
+        unique=False,
+        sqlite_where=FAILED,
+        postgresql_where=FAILED,
+    )
     op.create_index("ix_changes_state", "changes", ["state", "ordinal"], unique=False)
     op.create_table(
         "conditions",
