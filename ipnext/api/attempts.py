@@ -62,6 +62,11 @@ class Attempts:
         """Return whether a line may be tried now."""
         return self._due.get(line, 0.0) <= self._clock()
 
+    @property
+    def lines(self) -> AbstractSet[str]:
+        """Lines whose last attempt failed."""
+        return self._failed.keys()
+
     def failed(self, line: str, change_id: str, error: IPnextError | None) -> Attempt:
         """Record a failed attempt (`error` None: it timed out); the line is due again after a wait that doubles."""
         before = self._failed.get(line)

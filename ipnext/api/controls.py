@@ -4,6 +4,7 @@ Each is answered once the run has accepted it.
 """
 
 import asyncio
+from uuid import uuid4
 
 from fastapi import APIRouter
 
@@ -72,7 +73,7 @@ async def _said(rooms: Platform, model: str, action: ControlAction, asked: Contr
         raise Conflict(msg)
     note = {"after": {"action": action.value}, "reason": asked.reason, "change_id": change_id}
     await asyncio.to_thread(record_asked, rooms.store, **note)
-    update_id = f"{action.value}/{key}" if key else None
+    update_id = f"{action.value}/{key or uuid4().hex}"
     answer = await rooms.lifecycle.control(model, action, asked, change_id=change_id, update_id=update_id)
     if action not in _NOTED_BY_THE_MODEL:
         await asyncio.to_thread(_note, rooms, model, answer.message, key)

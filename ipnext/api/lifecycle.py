@@ -31,7 +31,7 @@ class Lifecycle(Protocol):
         asked: ControlAsked,
         *,
         change_id: str | None = None,
-        update_id: str | None = None,
+        update_id: str,
     ) -> ControlAnswer:
         """Send a control to a model's changes; `change_id` is the running one. The same `update_id` again is sent once.
 
@@ -50,7 +50,7 @@ class Lifecycle(Protocol):
     async def tell_freeze_changed(self, change: Change) -> None:
         """Signal the run of a change that freezes have changed. An ended or missing run is no error."""
 
-    async def cancel_replan(self, asked: MoverAsked, *, update_id: str | None = None) -> ReplanProgress:
+    async def cancel_replan(self, asked: MoverAsked, *, update_id: str) -> ReplanProgress:
         """Cancel the running replan. The same `update_id` again gets the first answer. Raises Conflict if none runs."""
 
     async def tell_moves_steered(self) -> None:
@@ -86,8 +86,8 @@ class MemoryLifecycle:
         self.fleet_runs: set[str] = set()
         """Ids of running drains and the replan; remove one to simulate its termination."""
         self._ui_url = ui_url
-        self._answered: dict[str | None, ControlAnswer] = {}
-        self._cancels: set[str | None] = set()
+        self._answered: dict[str, ControlAnswer] = {}
+        self._cancels: set[str] = set()
 
     async def namespace(self) -> WorkflowNamespace:
         """Return always the same namespace."""
@@ -110,7 +110,7 @@ class MemoryLifecycle:
         asked: ControlAsked,
         *,
         change_id: str | None = None,
-        update_id: str | None = None,
+        update_id: str,
     ) -> ControlAnswer:
         """Record the control and the pause; nothing runs here, so that nothing can be approved, promoted or aborted."""
         self._answer()
@@ -124,8 +124,7 @@ class MemoryLifecycle:
         self.controls.append((model, action, asked))
         message = f"{action.value}d {asked.text}"
         answer = ControlAnswer(model=model, action=action, change_id=change_id, message=message)
-        if update_id is not None:
-            self._answered[update_id] = answer
+        self._answered[update_id] = answer
         return answer
 
     async def runs(self, workflow_id: str) -> bool:
@@ -150,10 +149,10 @@ class MemoryLifecycle:
         self._answer()
         self.told_of_freezes.append(change.id)
 
-    async def cancel_replan(self, asked: MoverAsked, *, update_id: str | None = None) -> ReplanProgress:
+    async def cancel_replan(self, asked: MoverAsked, *, update_id: str) -> ReplanProgress:
         """Record the cancellation, once for each id."""
         self._answer()
-        if update_id is None or update_id not in self._cancels:
+        if update_id not in self._cancels:
             self.cancelled.append(asked.reason)
         self._cancels.add(update_id)
         return ReplanProgress(total=0)

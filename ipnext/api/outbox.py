@@ -15,7 +15,7 @@ change's message.
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 import structlog
 
@@ -40,6 +40,9 @@ DRAINS = " "
 
 MOST_AT_ONCE = 32
 """Submissions under way at a time: after an outage of Temporal thousands of models may be due together."""
+
+READ_AT_ONCE = 1000
+"""Changes that are read and under way at a time, at most. Models that wait for another attempt take none of these places."""
 
 
 class Outbox:
@@ -109,14 +112,20 @@ class Outbox:
 
         The first time, the engine's namespace is read, for at most `submit_timeout_seconds`.
         """
-        pending, replans, drains = await asyncio.to_thread(self._pending)
+        tried = frozenset(self._attempts.lines)
+        resting = {model for model in tried if not self._attempts.due(model)}
+        busy = resting.union(self._in_flight)
+        room = max(READ_AT_ONCE - len(self._in_flight), 0)
+        pending, replans, drains = await asyncio.to_thread(self._pending, busy, room)
         any_due = pending or replans or drains or self._freezes_changed
         if any_due and not self._ours and not await self._belongs():
             return False
-        self._attempts.keep(pending.keys())
+        unsubmitted = await asyncio.to_thread(self._unsubmitted, tried)
+        self._attempts.keep(unsubmitted | (self._attempts.lines - tried))
         for model, changes in pending.items():
-            if model not in self._in_flight and self._attempts.due(model):
-                self._in_flight[model] = asyncio.create_task(self._submit_in_order(changes))
+            self._in_flight[model] = asyncio.create_task(self._submit_in_order(changes))
+        if room and sum(map(len, pending.values())) == room:
+            self._woken.set()  # more are recorded
         if replans and REPLANS not in self._in_flight:
             self._in_flight[REPLANS] = asyncio.create_task(self._wake_replan(replans))
         if self._freezes_changed and FREEZES not in self._in_flight:
@@ -246,13 +255,22 @@ class Outbox:
                 return False
         return True
 
-    def _pending(self) -> tuple[Mapping[str, Sequence[Change]], Sequence[Replan], Sequence[Drain]]:
+    def _pending(
+        self, busy: Collection[str], limit: int
+    ) -> tuple[Mapping[str, Sequence[Change]], Sequence[Replan], Sequence[Drain]]:
         with self._store.read() as unit:
-            changes, replans, drains = unit.unsubmitted_changes(), unit.due_replans(), unit.untold_drains()
+            changes = unit.unsubmitted_changes(limit=limit, but=busy)
+            replans, drains = unit.due_replans(), unit.untold_drains()
         pending: dict[str, list[Change]] = defaultdict(list)
         for change in sorted(changes, key=lambda c: c.sequence):
             pending[change.model].append(change)
         return pending, replans, drains
+
+    def _unsubmitted(self, models: Collection[str]) -> frozenset[str]:
+        if not models:
+            return frozenset()
+        with self._store.read() as unit:
+            return unit.models_unsubmitted(models)
 
     def _mark_told(self, drain: Drain) -> None:
         with self._store.begin() as unit:

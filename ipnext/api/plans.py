@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from typing import Annotated
+from uuid import uuid4
 
 from fastapi import APIRouter, Query, Response
 
@@ -110,7 +111,7 @@ async def steer_replan(request: SteerRequest, rooms: Rooms, key: IdempotencyKey 
             record_asked, rooms.store, object=MOVES, after={"action": "cancel"}, reason=request.reason
         )
         return await rooms.lifecycle.cancel_replan(
-            MoverAsked(reason=request.reason), update_id=f"cancel/{key}" if key else None
+            MoverAsked(reason=request.reason), update_id=f"cancel/{key or uuid4().hex}"
         )
     progress = await asyncio.to_thread(_steered, rooms.store, request, key)
     with contextlib.suppress(Unavailable):  # the replan checks the pause itself within some minutes

@@ -52,7 +52,7 @@ class TemporalLifecycle:
         asked: ControlAsked,
         *,
         change_id: str | None = None,
-        update_id: str | None = None,
+        update_id: str,
     ) -> ControlAnswer:
         """See the port."""
         client = await self._connected()
@@ -74,7 +74,7 @@ class TemporalLifecycle:
         """See the port."""
         await temporal.tell_freeze_changed(await self._connected(), change)
 
-    async def cancel_replan(self, asked: MoverAsked, *, update_id: str | None = None) -> ReplanProgress:
+    async def cancel_replan(self, asked: MoverAsked, *, update_id: str) -> ReplanProgress:
         """See the port."""
         return await temporal.cancel_replan(await self._connected(), asked, update_id=update_id)
 

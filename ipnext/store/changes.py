@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import bindparam
+from sqlalchemy import bindparam, not_
 from sqlalchemy import select as sa_select
 from sqlalchemy import update as sa_update
 from sqlmodel import col, func, select
@@ -133,10 +133,21 @@ class Changes(Snapshots):
             row.model: f"{Reason.FROZEN}: {row.kind} {row.id} is {row.message}" for row in self._session.exec(query)
         }
 
-    def unsubmitted_changes(self) -> tuple[Change, ...]:
-        """Return every change that no workflow has started yet, in the order of recording."""
+    def unsubmitted_changes(self, *, limit: int = 1000, but: Collection[str] = ()) -> tuple[Change, ...]:
+        """Return the first changes that no workflow has started yet, in the order of recording, without those of some models."""
         query = select(ChangeRow).where(ChangeRow.state == ChangeState.RECORDED.value).order_by(col(ChangeRow.ordinal))
-        return tuple(_change(row) for row in self._session.exec(query))
+        if but:
+            query = query.where(not_(self._among(col(ChangeRow.model), but)))
+        return tuple(_change(row) for row in self._session.exec(query.limit(rows(limit))))
+
+    def models_unsubmitted(self, models: Collection[str]) -> frozenset[str]:
+        """Return those of these models that have a change which no workflow has started yet."""
+        query = select(ChangeRow.model).where(ChangeRow.state == ChangeState.RECORDED.value).distinct()
+        return frozenset(
+            model
+            for some in batches(models)
+            for model in self._session.exec(query.where(self._among(col(ChangeRow.model), some)))
+        )
 
     def open_changes(self, model: str) -> tuple[Change, ...]:
         """Return a model's changes that the workflow engine has started and that have not ended, by sequence."""

@@ -61,6 +61,23 @@ async def test_a_repeated_request_of_one_key_is_said_once(applied):
     assert without.status_code == 409, "another request finds nothing paused"
 
 
+@pytest.mark.parametrize(("key", "given"), [({"Idempotency-Key": "p"}, "pause/p"), ({}, None)])
+async def test_every_request_has_an_update_id_whether_it_has_a_key_or_not(applied, monkeypatch, key, given):
+    """Temporal's client repeats a call by itself: with one id it is one update."""
+    seen, control = [], applied.rooms.lifecycle.control
+
+    async def noted(*args, update_id, **named):
+        seen.append(update_id)
+        return await control(*args, update_id=update_id, **named)
+
+    monkeypatch.setattr(applied.rooms.lifecycle, "control", noted)
+    for _ in range(2):
+        await applied.http.post("/v1/models/ranker/pause", json={}, headers=key)
+
+    assert all(found.startswith("pause/") and len(found) > len("pause/") for found in seen)
+    assert (seen == [given] * 2) if given else (seen[0] != seen[1])
+
+
 def test_the_note_of_a_repeated_request_is_written_once(applied):
     for key in ("a", "a", "b", "", ""):
         _note(applied.rooms, "ranker", "said", key)

@@ -211,6 +211,58 @@ async def test_no_more_than_some_submissions_are_under_way_at_a_time(
     assert {change.model for change in engine.submitted} == set(models)
 
 
+async def test_what_is_read_at_a_time_is_bounded_and_a_model_that_is_stuck_holds_up_no_other(
+    store: Store, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its changes alone are more than are read at a time, and older than those of the others."""
+    monkeypatch.setattr(outbox_module, "READ_AT_ONCE", 5)
+    others = [f"m{number}" for number in range(12)]
+    with store.begin() as unit:
+        for number in range(8):
+            unit.add_change("ctr", ChangeKind.APPLY, change_id=f"stuck-{number}")
+        for name in others:
+            unit.put_model(manifest(name), expected_version=None)
+            unit.add_change(name, ChangeKind.RETIRE, change_id=f"retire-{name}")
+    outbox = Outbox(store, engine, interval_seconds=60.0)
+    read, submit = [], engine.submit
+
+    async def refuse_one(change: Change) -> ChangeAccepted:
+        if change.model == "ctr":
+            raise Unavailable("not now")
+        return await submit(change)
+
+    def counted(*given: object) -> object:
+        found = Outbox._pending(outbox, *given)
+        read.append(sum(map(len, found[0].values())))
+        return found
+
+    monkeypatch.setattr(engine, "submit", refuse_one)
+    monkeypatch.setattr(outbox, "_pending", counted)
+    for _ in range(5):
+        await look(outbox)
+
+    assert {change.model for change in engine.submitted} == set(others)
+    assert max(read) == 5
+    assert [attempt.change_id for attempt in outbox._attempts._failed.values()] == ["stuck-0"]
+    with store.begin() as unit:
+        for number in range(8):
+            unit.update_change(f"stuck-{number}", state=ChangeState.QUEUED)
+    await look(outbox)
+    assert not outbox._attempts.lines, "another process has submitted them"
+
+
+async def test_more_changes_than_are_read_at_a_time_are_submitted_without_a_pause(
+    store: Store, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "READ_AT_ONCE", 2)
+    with store.begin() as unit:
+        for number in range(7):
+            unit.add_change("ctr", ChangeKind.APPLY, change_id=f"c{number}")
+    async with Outbox(store, engine, interval_seconds=3600.0).running():
+        await eventually(lambda: len(engine.submitted) == 7)
+    assert [change.id for change in engine.submitted] == [f"c{number}" for number in range(7)]
+
+
 def test_a_line_waits_longer_after_each_failure_and_another_change_begins_again() -> None:
     now = [0.0]
     attempts = outbox_module.Attempts(first_seconds=1, most_seconds=5, clock=lambda: now[0])

@@ -145,7 +145,7 @@ async def test_a_real_engine_takes_a_change_once_and_is_woken_for_one_replan(rea
 
 async def test_controls_reach_no_one_while_the_engine_is_down(unreachable):
     with pytest.raises(Unavailable):
-        await unreachable.control("ranker", ControlAction.PAUSE, ControlAsked())
+        await unreachable.control("ranker", ControlAction.PAUSE, ControlAsked(), update_id="pause/1")
 
 
 async def test_a_run_is_told_of_changed_freezes_and_one_that_is_not_there_is_no_error(real):

@@ -25,6 +25,17 @@ def test_the_sequence_rises_by_one_for_each_model(published, make):
         assert [change.id for change in repository.unsubmitted_changes()] == ["c1", "o1", "c2", "c3"]
 
 
+def test_unsubmitted_changes_are_read_in_pages_without_models_that_are_busy(published, make):
+    with published.begin() as repository:
+        repository.put_model(make.manifest("other"), expected_version=None)
+        repository.add_change("ctr", ChangeKind.RETIRE, change_id="c2")
+        repository.add_change("other", ChangeKind.APPLY, change_id="o1")
+        assert [change.id for change in repository.unsubmitted_changes(limit=2)] == ["c1", "c2"]
+        assert [change.id for change in repository.unsubmitted_changes(limit=2, but={"ctr"})] == ["o1"]
+        assert repository.models_unsubmitted({"ctr", "unknown"}) == {"ctr"}
+        assert repository.models_unsubmitted(()) == frozenset()
+
+
 @pytest.mark.parametrize("limit", [0, -1, 10**30])
 def test_any_limit_is_taken(published, limit):
     with published.begin() as repository:
