@@ -33,6 +33,7 @@ from ipnext.model.registry import (
     TensorSpec,
     single_part_graph,
 )
+from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
 REGIONS = ("a", "b", "c")
@@ -85,29 +86,35 @@ def fill(store: Store, infrastructure: SlowGateways, models: int) -> None:
     """Models that serve: two replicas in each region, users spread over all three."""
     with store.begin() as repository:
         repository.put_fleet(FLEET, expected_version=None)
-        for number in range(models):
-            name = f"m{number:05}"
-            repository.put_model(manifest_of(name), expected_version=None)
-            snapshot = SnapshotManifest(engine="torch", signature=SIGNATURE, files=())
-            source = SnapshotSource(manifest=snapshot, uri=f"file:///{name}")
-            repository.publish(name, {"part": source}, change_id=f"{name}-1")
-            repository.set_generation_state(name, 1, GenerationState.SERVING)
-            repository.update_model(name, serving_generation=1)
-            held = HeldSnapshot(snapshot=1, digest=snapshot.digest, uri=source.uri, generations=(1,))
-            served = ServedGeneration(generation=1, graph=single_part_graph("part", SIGNATURE), snapshots={"part": 1})
-            shares = tuple(RouteShare(to=region, generation=1, fraction=1 / 3) for region in REGIONS)
-            for region in REGIONS:
-                key = DeploymentKey(model=name, part="part", region=region, hardware="cpu")
-                deployment = Deployment(key=key, replicas=2, engine="torch", units=1, qps=100, holds=(held,))
-                table = RouteTable(model=name, region=region, revision=1, shares=shares, served=(served,))
-                repository.put_deployment(deployment)
-                repository.put_route(table)
-                infrastructure.apply(deployment)
-                infrastructure.route(table)
+    for number in range(models):
+        with store.begin() as repository:
+            add_model(repository, infrastructure, f"m{number:05}")
+    with store.begin() as repository:
         repository.add_drain(LOST, disaster=True)
     observe(infrastructure, REGIONS)
     infrastructure.cut(LOST)
     infrastructure.begin()
+
+
+def add_model(repository: Repository, infrastructure: SlowGateways, name: str) -> None:
+    """One that serves everywhere."""
+    repository.put_model(manifest_of(name), expected_version=None)
+    snapshot = SnapshotManifest(engine="torch", signature=SIGNATURE, files=())
+    source = SnapshotSource(manifest=snapshot, uri=f"file:///{name}")
+    repository.publish(name, {"part": source}, change_id=f"{name}-1")
+    repository.set_generation_state(name, 1, GenerationState.SERVING)
+    repository.update_model(name, serving_generation=1)
+    held = HeldSnapshot(snapshot=1, digest=snapshot.digest, uri=source.uri, generations=(1,))
+    served = ServedGeneration(generation=1, graph=single_part_graph("part", SIGNATURE), snapshots={"part": 1})
+    shares = tuple(RouteShare(to=region, generation=1, fraction=1 / 3) for region in REGIONS)
+    for region in REGIONS:
+        key = DeploymentKey(model=name, part="part", region=region, hardware="cpu")
+        deployment = Deployment(key=key, replicas=2, engine="torch", units=1, qps=100, holds=(held,))
+        table = RouteTable(model=name, region=region, revision=1, shares=shares, served=(served,))
+        repository.put_deployment(deployment)
+        repository.put_route(table)
+        infrastructure.apply(deployment)
+        infrastructure.route(table)
 
 
 def at_once(store: Store, infrastructure: SlowGateways) -> None:

@@ -3,16 +3,17 @@
 Each reads the drain from the store and may be run any number of times.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from temporalio import activity
 
-from activities.planning.drift import drift_of, record_repair
+from activities.planning.drift import record_repair
 from activities.planning.replan_activities import Wake
 from activities.regions.failover import Surviving
-from activities.regions.recovery import Returning, Told
+from activities.regions.recovery import Returning
 from activities.runtime.deadline import beat
 from ipnext import names
 from ipnext.errors import Unavailable
@@ -89,45 +90,50 @@ class DrainActivities:
     def return_region(self, asked: DrainInput) -> DrainSeen:
         """Apply the desired state to a region that was lost; then its supply counts again and a replan is requested.
 
-        Nothing moves before that plan. A region that does not answer stays out; so does one whose desired state a
-        change has modified meanwhile: it is applied again.
+        Nothing moves before that plan. A region that does not answer stays out. What changes store meanwhile is applied
+        as well, before the region counts again or right after; a model whose call fails is left to the reconciler.
         """
         with self._store.read() as repository:
             drain = repository.drain(asked.region)
         if drain is None or drain.state is not DrainState.RETURNING:
             return self.look_at_drain(asked)
-        told: Told | None = None
+        recovered: Returning | None = None
         if drain.disaster:
             try:
-                told = Returning(self._store, self._infrastructure).bring_up(asked.region)
+                recovered = Returning(self._store, self._infrastructure, asked.region, beat=beat)
+                recovered.bring_up()
             except Unavailable as error:
-                with self._store.begin() as repository:
-                    drain = repository.update_drain(
-                        drain.id, cause=Reason.REGION_UNREACHABLE, message=f"asked back, but {error.message}"
-                    )
-                return _seen(drain)
-        with self._store.begin() as repository:
-            drain = repository.drain(asked.region) or drain
-            if told is not None and not told.written(repository, asked.region):
-                return _seen(drain)
-            if drain.state is DrainState.RETURNING:
-                drain = repository.update_drain(
-                    drain.id, state=DrainState.RETURNED, cause=Reason.SUCCEEDED, message="its supply counts again"
-                )
-                repository.add_event(None, "Drain", f"region {drain.region} is back")
-                if repository.plan_in_force_id() is not None:
-                    drain = ask_replan(repository, drain)
-        if drain.state is DrainState.RETURNED:
-            self._repair_models_of(drain.region)
+                return _seen(self._note_away(drain, error))
+        drain = self._count_again(drain, recovered.failed if recovered else {})
+        if drain.state is DrainState.RETURNED and recovered is not None:
+            with suppress(Unavailable):  # the reconciler goes on
+                recovered.catch_up()
+            self._repair_models(recovered.suspects)
         self._tell_replan(drain)
         return _seen(drain)
 
-    def _repair_models_of(self, region: str) -> None:
+    def _note_away(self, drain: Drain, error: Unavailable) -> Drain:
+        with self._store.begin() as repository:
+            return repository.update_drain(
+                drain.id, cause=Reason.REGION_UNREACHABLE, message=f"asked back, but {error.message}"
+            )
+
+    def _count_again(self, read: Drain, failed: Mapping[str, str]) -> Drain:
+        """Record that the region is in service again, unless something else was requested meanwhile, and ask for a replan."""
+        with self._store.begin() as repository:
+            drain = repository.drain(read.region) or read
+            if drain.state is not DrainState.RETURNING:
+                return drain
+            told = f"; {_left_out(failed)}" if failed else ""
+            drain = repository.update_drain(
+                drain.id, state=DrainState.RETURNED, cause=Reason.SUCCEEDED, message=f"its supply counts again{told}"
+            )
+            repository.add_event(None, "Drain", f"region {drain.region} is back{told}")
+            return ask_replan(repository, drain) if repository.plan_in_force_id() is not None else drain
+
+    def _repair_models(self, suspects: Collection[str]) -> None:
         """Record repairs of models that could not be repaired while the region was lost: their changes ended meanwhile."""
-        with self._store.read() as repository:
-            held = {found.key.model for found in repository.deployments_in(region)}
-            drifted = [model for model in sorted(held) if drift_of(repository, model)]
-        for model in drifted:
+        for model in sorted(suspects):
             beat(f"{model} drifted")
             with self._store.begin(model) as repository:
                 record_repair(repository, model)
@@ -224,6 +230,13 @@ def _due(repository: Repository, drain: Drain) -> bool:
     ended = repository.replan(drain.replan_id).finished_at
     pause = min(LAST_REPLAN_AGAIN, FIRST_REPLAN_AGAIN * 2 ** min(drain.replans - 1, 10))
     return ended is not None and datetime.now(UTC) - ended >= pause
+
+
+def _left_out(failed: Mapping[str, str]) -> str:
+    """Name the models whose desired state the region has not applied yet, with the first error."""
+    first = min(failed)
+    more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+    return f"not applied yet for {first}{more}: {failed[first]}"
 
 
 def _seen(drain: Drain) -> DrainSeen:

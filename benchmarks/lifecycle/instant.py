@@ -4,6 +4,7 @@ import threading
 from collections.abc import Collection, Sequence
 
 from ipnext.errors import NotFound
+from ipnext.model.applied_state import AppliedState
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, Replica, ReplicaPhase, RouteTable
 
 
@@ -42,6 +43,12 @@ class InstantInfrastructure:
             routes = {name: tables[name].revision for name in chosen if name in tables}
         replicas = tuple(_replica(d, number) for d in found for number in range(d.replicas))
         return RegionState(region=region, gateway_url=f"http://{region}.nowhere", replicas=replicas, routes=routes)
+
+    def applied(self, region: str) -> AppliedState:
+        """See the port."""
+        with self._lock:
+            sets = [found for held in self._deployments[region].values() for found in held.values()]
+            return AppliedState.of(sets, self._tables[region].values())
 
     def await_change(self, region: str, models: Collection[str], token: str, *, seconds: float) -> None:
         """See the port. Nothing is ever waited for."""

@@ -27,6 +27,7 @@ RULES: Final = (
     Rule(Component.AGENT, ("healthz",), ANY),
     Rule(Component.AGENT, ("access",), _PLANE),
     Rule(Component.AGENT, ("state",), _PLANE),
+    Rule(Component.AGENT, ("applied",), _PLANE),
     Rule(Component.AGENT, ("changes",), _PLANE),
     Rule(Component.AGENT, ("logs",), _PLANE),
     Rule(Component.AGENT, ("prefetches",), _PLANE),

@@ -44,6 +44,7 @@ def agent_app(
     app = web.Application(middlewares=checks, client_max_size=MAX_BODY_BYTES)
     app.router.add_get("/healthz", surface.healthz)
     app.router.add_get("/state", surface.state)
+    app.router.add_get("/applied", surface.applied)
     app.router.add_get("/changes", surface.changes)
     app.router.add_post("/logs", surface.logs)
     app.router.add_post("/prefetches", surface.prefetch)
@@ -72,6 +73,11 @@ class AgentSurface:
         """Return the RegionState of each `model` that the query names; of all models if it names none."""
         state = await self._region.state(request.query.getall("model", None))
         return web.Response(text=state.model_dump_json(), content_type="application/json")
+
+    async def applied(self, _: web.Request) -> web.Response:
+        """Return the AppliedState of all models."""
+        applied = await self._region.applied()
+        return web.Response(text=applied.model_dump_json(), content_type="application/json")
 
     async def changes(self, request: web.Request) -> web.Response:
         """Answer (empty) once the state of each `model` in the query differs from `token`, or after `seconds`."""

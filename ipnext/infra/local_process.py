@@ -10,6 +10,7 @@ from ipnext.components.settings import ComponentSettings
 from ipnext.errors import RegionUnreachable
 from ipnext.infra.agent_clients import AgentClients
 from ipnext.infra.error_body import error_from
+from ipnext.model.applied_state import AppliedState
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable
 from ipnext.model.logs import LogQuery, ReplicaLog
 from ipnext.model.predictions import AccessList, AccessRevision, KeyUseReport
@@ -65,6 +66,10 @@ class LocalProcessInfrastructure:
         if models is None or len(models) > MOST_NAMED:
             return decode(RegionState, self._call("GET", region, "/state")).only(models)
         return decode(RegionState, self._call("GET", region, f"/state?{urlencode(_named(models))}"))
+
+    def applied(self, region: str) -> AppliedState:
+        """See the port."""
+        return decode(AppliedState, self._call("GET", region, "/applied", seconds=self._gateway_seconds))
 
     def await_change(self, region: str, models: Collection[str], token: str, *, seconds: float) -> None:
         """See the port."""

@@ -13,6 +13,7 @@ from ipnext.infra.memory_history import Moment
 from ipnext.infra.memory_region import Answering, Faults, MemoryRegion, ReplicaSet
 from ipnext.infra.route_rules import check_access, check_destinations, check_revision
 from ipnext.infra.state_token import with_token
+from ipnext.model.applied_state import AppliedState
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteShare, RouteTable
 from ipnext.model.predictions import AccessList, KeyUseReport
 
@@ -75,6 +76,13 @@ class MemoryInfrastructure:
                 replica_set.sweep()
             state.sets = {key: found for key, found in state.sets.items() if found.replicas}
             return observed
+
+    def applied(self, region: str) -> AppliedState:
+        """See the port. Recorded outside the history: the call changes no state."""
+        with self._lock:
+            self._reach(region)
+            sets = [found.deployment for found in self._region(region).sets.values() if found.deployment.replicas]
+            return AppliedState.of(sets, [table for (_, name), table in self._routes.items() if name == region])
 
     def await_change(self, region: str, models: Collection[str], token: str, *, seconds: float) -> None:
         """See the port. Time passes by observations: while replicas are becoming ready it returns at once, else soon."""

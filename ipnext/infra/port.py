@@ -7,6 +7,7 @@ agent for each region) and `memory` (the fake; it passes the same contract test)
 from collections.abc import Collection, Sequence
 from typing import Protocol, runtime_checkable
 
+from ipnext.model.applied_state import AppliedState
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable
 from ipnext.model.logs import LogQuery, ReplicaLog
 from ipnext.model.predictions import AccessList, KeyUseReport
@@ -37,6 +38,12 @@ class Infrastructure(Protocol):
         """Return the region's replicas, its gateway's routes and its router's counters: of some models, or of all if None.
 
         Name the models if you need only some: the answer for all models of a region is long.
+        """
+
+    def applied(self, region: str) -> AppliedState:
+        """Return digests of all deployments and route tables that the region was sent last, whether it has reached them or not.
+
+        The answer is as long as the region is large: callers compare a region that was away, and call it once.
         """
 
     def await_change(self, region: str, models: Collection[str], token: str, *, seconds: float) -> None:

@@ -32,6 +32,7 @@ from ipnext.infra.site import Site
 from ipnext.infra.snapshot_cache import SnapshotCache, remove
 from ipnext.infra.state_token import with_token
 from ipnext.infra.wanted_state import WantedState, longest_drain
+from ipnext.model.applied_state import AppliedState
 from ipnext.model.deployment import (
     Deployment,
     DeploymentKey,
@@ -248,6 +249,11 @@ class Region:
             await self._router.traffic()
         )  # first: the routed generations of replicas depend on the router's applied table
         return self._state(models, traffic)
+
+    async def applied(self) -> AppliedState:
+        """Return digests of the desired state. A large region takes a while: the event loop does not wait for it."""
+        deployments, tables = tuple(self._wanted.deployments.values()), tuple(self._wanted.routes.values())
+        return await asyncio.to_thread(AppliedState.of, deployments, tables)
 
     async def changed(self, models: Collection[str], token: str, *, wait_seconds: float) -> None:
         """Return once these models' state has another token, at the latest after `wait_seconds`."""

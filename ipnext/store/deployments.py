@@ -118,7 +118,7 @@ class Deployments(Unit):
         """
         for model in {table.model for table in tables}:
             self._writing(model)
-        revisions = self._revisions({table.model for table in tables})
+        revisions = self.revisions_of({table.model for table in tables})
         new = [
             table
             for table in tables
@@ -136,7 +136,8 @@ class Deployments(Unit):
             connection.execute(insert(RouteShareRow), shares)
         self._forget_read()
 
-    def _revisions(self, models: Collection[str]) -> Mapping[tuple[str, str], int]:
+    def revisions_of(self, models: Collection[str]) -> Mapping[tuple[str, str], int]:
+        """Map (model, region) to the revision of the route table, for all tables of these models."""
         query = select(RouteRow.model, RouteRow.region, RouteRow.revision)
         found = (
             row

@@ -48,6 +48,7 @@ PLAIN = frozenset({"json", "orjson", "pickle"})
 
 BETWEEN_BUILDS: Mapping[str, frozenset[str]] = {
     "activities/regions/reconciliation.py": frozenset({DOCUMENT}),
+    "activities/regions/recovery.py": frozenset({DOCUMENT}),
     "ipnext/client.py": frozenset({API_ANSWER}),
     "ipnext/client_credential.py": frozenset({API_ANSWER}),
     "ipnext/client_errors.py": frozenset({API_ANSWER}),

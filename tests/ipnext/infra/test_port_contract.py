@@ -10,6 +10,7 @@ from ipnext.infra.agent_app import LONGEST_POLL_SECONDS
 from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.infra.memory import MemoryInfrastructure
 from ipnext.model.deployment import ReplicaPhase
+from ipnext.model.value import digest_of
 from tests.waiting import until
 
 PROCESSES = pytest.param("local_process", marks=pytest.mark.integration)
@@ -83,6 +84,24 @@ def test_an_applied_deployment_becomes_ready(infra, model, ready):
     found = ready(model.key(), 1, 2)
     assert {replica.phase for replica in found} == {ReplicaPhase.RUNNING}
     assert len({replica.id for replica in found}) == 2
+
+
+def test_what_a_region_was_sent_last_is_told_by_its_digests(infra, model, ready):
+    deployment, table = model.deployment({1: (1,)}), model.table(1, {1: 1.0})
+    infra.apply(model.deployment({1: (1,)}, replicas=2))
+    infra.apply(deployment)
+    ready(model.key(), 1)
+    infra.route(table)
+
+    found = infra.applied("eu")
+
+    assert [held.digest for held in found.sets if held.key == model.key()] == [digest_of(deployment)]
+    assert found.tables[model.model] == digest_of(table)
+    infra.unroute(model.model, "eu")
+    infra.delete(model.key())
+    left = infra.applied("eu")
+    assert model.model not in left.tables
+    assert model.key() not in {held.key for held in left.sets}
 
 
 def waiting(infra, model, token):
@@ -296,13 +315,14 @@ def cut_off(request):
         yield local
 
 
-@pytest.mark.parametrize("call", ["apply", "route", "observe", "delete", "unroute"])
+@pytest.mark.parametrize("call", ["apply", "route", "observe", "applied", "delete", "unroute"])
 def test_a_region_out_of_reach_is_unavailable_and_named(cut_off, builder, call):
     model = builder("far")
     calls = {
         "apply": lambda: cut_off.apply(model.deployment({1: (1,)})),
         "route": lambda: cut_off.route(model.table(1, {1: 1.0})),
         "observe": lambda: cut_off.observe("eu"),
+        "applied": lambda: cut_off.applied("eu"),
         "delete": lambda: cut_off.delete(model.key()),
         "unroute": lambda: cut_off.unroute("far", "eu"),
     }
