@@ -1,6 +1,6 @@
-"""Attempts at a step of a wave, repeated until it has ended, within the deadline of the wave.
+"""Attempts at a step, repeated until it has ended, within a deadline.
 
-The deadline counts time in which a worker answered: the seconds of attempts that ended, and the pauses between them.
+A deadline counts time in which a worker answered: the seconds of attempts that ended, and the pauses between them.
 While no worker works it does not advance, so that a rollout continues when workers are back. Between two attempts no
 activity slot is taken.
 """
@@ -8,6 +8,7 @@ activity slot is taken.
 import asyncio
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any, TypeVar
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, TimeoutType, is_cancelled_exception
@@ -16,8 +17,12 @@ from temporalio.exceptions import TimeoutError as TemporalTimeout
 with workflow.unsafe.imports_passed_through():
     from ipnext.errors import IPnextError
     from ipnext.model.lifecycle import WaveInput, WaveResult
+    from ipnext.model.value import Value
     from workflows import policies
+    from workflows.errors import end_if_told, explained
     from workflows.policies import Step, perform
+
+A = TypeVar("A", bound=Value)
 
 
 async def within_deadline(
@@ -49,6 +54,33 @@ async def within_deadline(
         spent, pause = spent + wait, 2 * pause
 
 
+class PatienceOver(Exception):
+    """A step was tried until its time was over. The message is that of its last attempt."""
+
+
+async def within_patience(step: Step[A], argument: Value, summary: str, *, seconds: float) -> A:
+    """Return the step's result; its retry policy gives the pauses. Raises the ActivityError of an attempt if a retry is useless.
+
+    Raises PatienceOver if the attempts and the pauses between them took that long together.
+    """
+    spent, pause, bugs = 0.0, step.retry.initial_interval.total_seconds(), 0
+    most = (step.retry.maximum_interval or step.retry.initial_interval).total_seconds()
+    while True:
+        try:
+            return await perform(step.once(), argument, summary)
+        except ActivityError as error:
+            bugs += _is_bug(error)
+            spent += _took(error, step)
+            if not _heals(error) or bugs >= policies.BUG_ATTEMPTS:
+                raise
+            if spent >= seconds:
+                raise PatienceOver(explained(error).message) from error
+        end_if_told()
+        wait = min(pause, most, max(seconds - spent, step.retry.initial_interval.total_seconds()))
+        await workflow.sleep(timedelta(seconds=wait), summary=f"{summary}: try again")
+        spent, pause = spent + wait, step.retry.backoff_coefficient * pause
+
+
 def _heals(error: ActivityError) -> bool:
     cause = error.cause
     if is_cancelled_exception(error):
@@ -63,7 +95,7 @@ def _is_bug(error: ActivityError) -> bool:
     return isinstance(error.cause, ApplicationError) and error.cause.type == IPnextError.code
 
 
-def _took(error: ActivityError, step: Step[WaveResult]) -> float:
+def _took(error: ActivityError, step: Step[Any]) -> float:
     """Return the attempt's seconds, as its worker counted them. An attempt whose worker died counts as 0."""
     cause = error.cause
     if isinstance(cause, ApplicationError):

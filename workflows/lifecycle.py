@@ -47,6 +47,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.status import Reason
     from ipnext.model.value import Value
     from workflows import policies
+    from workflows.attempts import PatienceOver, within_patience
     from workflows.change_queue import PASSES_PAUSE
     from workflows.errors import end_if_told, explained, last_words, stop_reason, stopped, to_the_end
     from workflows.freeze_wait import Thaw
@@ -252,10 +253,7 @@ class LifecycleWorkflow(Walked):
         return None
 
     async def _move(self, stage: StageInput) -> LifecycleResult | None:
-        step = policies.PLAN_TRANSITION
-        if self._patience is not None:
-            step = replace(step, total=timedelta(seconds=self._patience))
-        planned = self._prepared.transition or await self._planned(step, stage)
+        planned = self._prepared.transition or await self._planned(stage)
         if planned.refused is not None:
             return self._ended(stage.generation, Reason.TRANSITION_REFUSED, planned.refused)
         if (why := stop_reason()) is not None:
@@ -275,15 +273,22 @@ class LifecycleWorkflow(Walked):
         self._tell(moved.message)
         return None
 
-    async def _planned(self, step: policies.Step[TransitionPlanned], stage: StageInput) -> TransitionPlanned:
+    async def _planned(self, stage: StageInput) -> TransitionPlanned:
         """Plan the waves. If supply was not free in time, the run is refused with the message of the last attempt."""
+        summary = f"plan the way to generation {stage.generation}"
+        seconds = policies.SUPPLY_PATIENCE.total_seconds() if self._patience is None else self._patience
+        step = policies.PLAN_TRANSITION.passing(urgent=self._urgent)
         try:
-            return await self._perform(step, stage, f"plan the way to generation {stage.generation}")
+            if workflow.patched(policies.COUNTED_WAITS):
+                return await within_patience(step, stage, summary, seconds=seconds)
+            return await perform(replace(step, total=timedelta(seconds=seconds)), stage, summary)
+        except PatienceOver as over:
+            last: str | None = str(over)
         except ActivityError as error:
             last = last_words(error)
             if is_cancelled_exception(error) or last is None:
                 raise
-            return TransitionPlanned(transition_id=stage.change_id, waves=0, refused=f"not in time: {last}")
+        return TransitionPlanned(transition_id=stage.change_id, waves=0, refused=f"not in time: {last}")
 
     async def _unheld(self, begun: ChangeBegun) -> LifecycleResult | None:
         """Continue at once, or when the pause is over. The run has no supply yet, so it may wait long; a newer change ends it.

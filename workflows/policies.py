@@ -225,6 +225,9 @@ class Step(Generic[A]):
         return replace(self, queue=self.queue or names.URGENT_QUEUE, urgent=True) if urgent else self
 
 
+COUNTED_WAITS = "waits-count-time-of-workers"
+"""Patch: waits for supply and for a gate's answers count pauses and attempts, as a wave's deadline does, not the clock."""
+
 TIMING = "ipnext_timing"
 """Name of the function by which a worker passes its `Timing` to workflows (`workflows.time_limits`)."""
 
@@ -262,7 +265,11 @@ PLACE_MODEL = Step(
     total=STEP_PATIENCE,
 )
 PLAN_TRANSITION = Step(
-    "plan_transition", wire.TransitionPlanned, timedelta(minutes=1), retry=SUPPLY_RETRY, total=SUPPLY_PATIENCE
+    "plan_transition",
+    wire.TransitionPlanned,
+    timedelta(minutes=1),
+    retry=SUPPLY_RETRY,
+    unbounded="the workflow counts its attempts and pauses",
 )
 ENSURE_CAPACITY = Step(
     "ensure_capacity",

@@ -94,14 +94,21 @@ class TransitionWorkflow(Steered):
         return await self._judged(wave)
 
     async def _judged(self, wave: WaveInput) -> WaveResult:
-        """Return the gate's verdict. If it has too few answers it is evaluated again, within the run's deadline."""
-        since = workflow.now()
+        """Return the gate's verdict. If it has too few answers it is evaluated again, within the run's deadline.
+
+        The pauses between evaluations count: while no worker works, no answers are waited for.
+        """
+        since, waited = workflow.now(), 0.0
         while True:
-            result = await self._look(wave, waited=seconds_since(since))
-            if result.again_seconds <= 0 or seconds_since(since) >= self._input.deadline_seconds:
+            result = await self._look(wave, waited=waited)
+            if result.again_seconds <= 0:
+                return result
+            counted = workflow.patched(policies.COUNTED_WAITS)
+            if (waited if counted else seconds_since(since)) >= self._input.deadline_seconds:
                 return result
             self._show(f"{self._place}: {result.message}; looking again")
             await self._until(lambda: False, result.again_seconds, f"{self._place}: wait for answers")
+            waited = waited + result.again_seconds if counted else seconds_since(since)
 
     async def _release(self, wave: WaveInput) -> WaveResult:
         """Release capacity. After the last wave all traffic has moved: a failed release is reported, and fails nothing."""

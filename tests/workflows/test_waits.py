@@ -1,7 +1,9 @@
 """Waits for replicas hold up nothing that is urgent, and cost a rollout nothing while no worker works."""
 
 import asyncio
+import base64
 import contextlib
+import json
 from datetime import datetime, timedelta
 
 import pytest
@@ -17,6 +19,7 @@ from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.status import ConditionType, Reason
 from ipnext.payloads import DATA_CONVERTER
 from ipnext.temporal import control
+from tests.fleets import two_regions
 from tests.workflows.drains import EUROPE, regions, replans_ended, stored_destinations
 from workflows.worker import WORKFLOWS, engine_of, lifecycle_activities, planner_activities, worker_of
 
@@ -149,15 +152,58 @@ async def test_a_deadline_does_not_run_while_no_worker_works(house, model, servi
         found = await ended(change)
     assert found.state is ChangeState.DONE, found
 
-    run = names.transition_workflow_id(change.id)
-    history = (await client.get_workflow_handle(run).fetch_history()).to_json_dict()
+    history = await history_of(client, names.transition_workflow_id(change.id))
+    assert len(attempts(history, "ensure_capacity")) > 1, "it looked again"
+    await replay_as_if_away(history, "ensure_capacity")
+
+
+async def test_a_gate_waits_for_answers_only_while_workers_work(house, model, serving, *, client, carried_out):
+    """The pauses between its looks count; the history is replayed as if ten hours had passed during the first look."""
+    gate = {"minRequests": 10**9, "waitSeconds": 4, "onTooFew": "pass"}
+    async with serving():
+        house.apply(model, rollout={"canary": 1, "maxStep": 1, "gate": gate})
+        found = await carried_out(house.publish(model, 1))
+    assert found.state is ChangeState.DONE, found
+
+    history = await history_of(client, names.transition_workflow_id(found.id))
+    looks = attempts(history, "check_gate")
+    told = [json.loads(base64.b64decode(look["input"]["payloads"][0]["data"])) for look in looks]
+    assert [wave.get("watched_seconds", 0.0) for wave in told if not wave.get("early")] == [0.0, 2.0, 4.0]
+    await replay_as_if_away(history, "check_gate")
+
+
+async def test_a_change_waits_for_supply_only_while_workers_work(house, model, serving, *, client, carried_out):
+    """The history is replayed as if ten hours had passed during the first attempt to plan the waves."""
+    async with serving():
+        house.apply_fleet(two_regions(8, 0))
+        rollout = {"refresh": "replace", "whenShort": "wait", "waitSeconds": 6}
+        house.apply(model, demand=[{"region": "us-east", "qps": 400}], latencyToleranceMs=50, rollout=rollout)
+        await carried_out(house.publish(model, 1))
+        found = await carried_out(house.publish(model, 2))
+    assert "not in time: waiting for supply" in found.message
+
+    history = await history_of(client, names.lifecycle_workflow_id(model, found.id))
+    assert len(attempts(history, "plan_transition")) > 1
+    await replay_as_if_away(history, "plan_transition")
+
+
+async def history_of(client, run):
+    return {"run": run, **(await client.get_workflow_handle(run).fetch_history()).to_json_dict()}
+
+
+def attempts(history, activity):
     scheduled = [event.get("activityTaskScheduledEventAttributes", {}) for event in history["events"]]
-    of_looks = [found for found in scheduled if found.get("activityType") == {"name": "ensure_capacity"}]
-    assert len(of_looks) > 1, "it looked again"
-    for attributes in of_looks:
+    return [found for found in scheduled if found.get("activityType") == {"name": activity}]
+
+
+async def replay_as_if_away(history, activity):
+    """Replay a run as if no worker had worked for long after an activity was scheduled first: its commands stay the same."""
+    for attributes in attempts(history, activity):
         assert float(attributes["scheduleToCloseTimeout"].removesuffix("s")) > AWAY.total_seconds()
-    first = next(n for n, attributes in enumerate(scheduled) if attributes)
-    for event in history["events"][first + 1 :]:
+    names_of = [
+        event.get("activityTaskScheduledEventAttributes", {}).get("activityType") for event in history["events"]
+    ]
+    for event in history["events"][names_of.index({"name": activity}) + 1 :]:
         event["eventTime"] = (datetime.fromisoformat(event["eventTime"]) + AWAY).isoformat()
     replayer = Replayer(workflows=WORKFLOWS, data_converter=DATA_CONVERTER)
-    await replayer.replay_workflow(WorkflowHistory.from_json(run, history))
+    await replayer.replay_workflow(WorkflowHistory.from_json(history.pop("run"), history))
