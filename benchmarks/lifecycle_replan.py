@@ -202,8 +202,9 @@ async def replanned(client: Client, root: Path, models: Sequence[str], window: i
     published(store, models)
     infrastructure = InstantInfrastructure((HOME, AWAY))
     engine = engine_of(lambda: client, asyncio.get_running_loop())
-    ours = lifecycle_activities(store, FileArtifactStore(root / "artifacts"), infrastructure, engine)
-    theirs = planner_activities(store, ThreadSolver(), PlanningPolicy(window=window))
+    policy = PlanningPolicy(window=window)
+    ours = lifecycle_activities(store, FileArtifactStore(root / "artifacts"), infrastructure, engine, policy=policy)
+    theirs = planner_activities(store, ThreadSolver(), policy)
     devfile = read_devfile()
     async with (
         worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours, devfile.timing),

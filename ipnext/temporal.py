@@ -25,7 +25,13 @@ from temporalio.client import (
     WorkflowUpdateHandle,
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
-from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes, WorkflowIDConflictPolicy
+from temporalio.common import (
+    Priority,
+    SearchAttributeKey,
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+)
 from temporalio.envconfig import ClientConfig
 from temporalio.exceptions import ApplicationError
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
@@ -36,13 +42,7 @@ from ipnext.errors import Conflict, EngineRefused, InvalidInput, IPnextError, Un
 from ipnext.loopback import check_bind_with_port
 from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked
 from ipnext.model.drain import DrainInput
-from ipnext.model.lifecycle import (
-    Change,
-    ChangeAccepted,
-    ModelEntityInput,
-    QueuedChange,
-    ReplanInput,
-)
+from ipnext.model.lifecycle import Change, ChangeAccepted, ModelEntityInput, QueuedChange, ReplanInput
 from ipnext.model.moving import MoverAsked, ReplanProgress
 from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.payloads import DATA_CONVERTER
@@ -62,6 +62,12 @@ _CLOSED = frozenset(WorkflowExecutionStatus) - {
     WorkflowExecutionStatus.CONTINUED_AS_NEW,
 }
 """A run of any other status, also of one that this client does not know, may continue."""
+
+_FIRST = Priority(priority_key=1)
+"""Of drains and replans: their workflow tasks, and steps, go first if a queue is full. The default is 3."""
+
+_EARLY = Priority(priority_key=2)
+"""Of entities, which take rollbacks, pauses and aborts."""
 
 _MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 
@@ -244,6 +250,7 @@ def _entity(model: str) -> dict[str, Any]:
         "task_queue": names.LIFECYCLE_QUEUE,
         "id_conflict_policy": WorkflowIDConflictPolicy.USE_EXISTING,
         "search_attributes": TypedSearchAttributes([SearchAttributePair(_MODEL, model)]),
+        "priority": _EARLY,
         "static_summary": f"orders the changes of {model}",
     }
 
@@ -276,6 +283,7 @@ async def wake_replan(client: Client) -> None:
             task_queue=names.LIFECYCLE_QUEUE,
             start_signal=names.REPLAN_ASKED,
             static_summary="plans the whole fleet",
+            priority=_FIRST,
         )
 
 
@@ -330,6 +338,7 @@ async def tell_drain(client: Client, region: str) -> None:
             task_queue=names.LIFECYCLE_QUEUE,
             start_signal=names.DRAIN_CHANGED,
             static_summary=f"takes {region} out of service, or brings it back",
+            priority=_FIRST,
         )
 
 

@@ -264,6 +264,7 @@ class ModelWorkflow(Marked):
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 task_timeout=workflow.info().task_timeout,
                 parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+                priority=policies.priority_of(urgent=change.kind in policies.URGENT_KINDS),
                 static_summary=f"{self._model}: {change.kind}" + of_generation(change.generation),
             )
             await self._tell_all(told=held)

@@ -172,10 +172,19 @@ ONE_ATTEMPT = RetryPolicy(maximum_attempts=1)
 """For a step that its workflow retries itself."""
 
 URGENT = Priority(priority_key=1)
-"""Of steps that go first if a queue is full."""
+"""Of steps and runs that go first if a queue is full."""
+
+USUAL = Priority(priority_key=3)
+"""Of runs of changes that are not urgent: stated, since a child has the priority of its parent otherwise."""
 
 URGENT_KINDS = frozenset({wire.ChangeKind.ROLLBACK, wire.ChangeKind.REPAIR})
 """Changes that restore a generation that has served before: their steps pass those of others. So do moves out of a lost region."""
+
+
+def priority_of(*, urgent: bool) -> Priority:
+    """Return the priority of a run's workflow tasks, and of its steps that state none."""
+    return URGENT if urgent else USUAL
+
 
 FREEZE_LOOKS_EVERY = timedelta(hours=1)
 """A run that waits for a freeze is signalled when freezes change; this often it checks itself, in case a signal was missed."""
@@ -294,9 +303,8 @@ REPLAN_FLEET = Step(
     wire.ReplanComputed,
     REPLAN_LIMIT,
     total=REPLAN_PATIENCE,
-    queue=names.PLANNER_QUEUE,
+    queue=names.URGENT_QUEUE,
     busy=True,
-    urgent=True,
 )
 COLLECT_ARTIFACTS = Step("collect_artifacts", wire.Done, COLLECTION_LIMIT, total=STEP_PATIENCE)
 ASK_REPLAN = Step("ask_replan", wire.Done, total=STEP_PATIENCE)
@@ -308,7 +316,9 @@ MOVE_MODELS = Step(
 LOOK_AT_DRAIN = Step(
     "look_at_drain", DrainSeen, timedelta(minutes=1), unbounded=LEVEL_TRIGGERED, queue=names.URGENT_QUEUE
 )
-CHECK_DRAIN = Step("check_drain", DrainSeen, REPLAN_LIMIT, queue=names.PLANNER_QUEUE, unbounded=LEVEL_TRIGGERED)
+CHECK_DRAIN = Step(
+    "check_drain", DrainSeen, REPLAN_LIMIT, queue=names.PLANNER_QUEUE, urgent=True, unbounded=LEVEL_TRIGGERED
+)
 ROUTE_AROUND = Step(
     "route_around",
     DrainSeen,

@@ -49,6 +49,7 @@ async def _reverted(transition: TransitionInput) -> TransitionResult | None:
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             task_timeout=workflow.info().task_timeout,
             parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+            priority=policies.URGENT,
             static_summary=f"{transition.model}: reverts generation {transition.generation}",
         )
     except WorkflowAlreadyStartedError:

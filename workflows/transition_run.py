@@ -16,7 +16,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.takeover import ChangeEnded, TakeOver
     from workflows.change_queue import PASSES_PAUSE
     from workflows.errors import Explained, explained, stop_reason, to_the_end
-    from workflows.policies import URGENT_KINDS
+    from workflows.policies import URGENT_KINDS, priority_of
     from workflows.takeover import settled
 
 Walk = workflow.ChildWorkflowHandle[TransitionInput, TransitionResult]
@@ -81,6 +81,7 @@ class Walked:
             id=names.transition_workflow_id(planned.transition_id),
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             task_timeout=workflow.info().task_timeout,
+            priority=priority_of(urgent=self._urgent),
             parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
             search_attributes=self._lasting,
             static_summary=f"{stage.model}: {planned.waves} waves to generation {stage.generation}",

@@ -77,14 +77,7 @@ from ipnext.platform.setup import warn_of_missing
 from ipnext.process_end import end_process
 from ipnext.settings import PlatformSettings, platform_settings
 from ipnext.store.session import Store
-from ipnext.temporal import (
-    connect,
-    is_open,
-    metrics_runtime,
-    namespace_of,
-    submit_change,
-    wake_replan,
-)
+from ipnext.temporal import connect, is_open, metrics_runtime, namespace_of, submit_change, wake_replan
 from ipnext.temporal_access import read_access
 from ipnext.timing import Timing
 from workflows.collect import CollectWorkflow
@@ -140,10 +133,14 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
     pause: Callable[[float], None] = time.sleep,
     cutter: Cutter = cut_in_process,
     native_library_keys_file: Path | None = None,
+    solver: Solver | None = None,
     policy: PlanningPolicy | None = None,
     grace: Grace = DEFAULT_GRACE,
 ) -> Activities:
-    """Return the activities of the lifecycle and of the urgent queue. `pause` replaces `time.sleep` between two polls of regions."""
+    """Return the activities of the lifecycle and of the urgent queue. `pause` replaces `time.sleep` between two polls of regions.
+
+    `solver`: for replans of the fleet; default: threads.
+    """
     metadata, freezes = MetadataActivities(store, artifacts), FreezeActivities(store)
     validation = ValidationActivities(
         store, artifacts, validators=validators, native_library_keys_file=native_library_keys_file
@@ -163,6 +160,7 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
         *TakeoverActivities(store, engine.is_open).all(),
         *MoverActivities(store, engine.submit).all(),
         *ReplanActivities(store, engine.wake).all(),
+        PlanningActivities(store, solver or ThreadSolver(), policy).replan_fleet,
         *DrainActivities(store, infrastructure, engine.wake).all(),
         *ReconciliationActivities(store, infrastructure).all(),
         *CollectingActivities(store, artifacts, grace).all(),
@@ -170,8 +168,9 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
 
 
 def planner_activities(store: Store, solver: Solver, policy: PlanningPolicy | None = None) -> Activities:
-    """Return the activities of the planner queue."""
-    return (*PlanningActivities(store, solver, policy).all(), *DrainCheckActivities(store, solver, policy).all())
+    """Return the activities of the planner queue. Replans of the fleet do not wait for its slots."""
+    placing, checks = PlanningActivities(store, solver, policy), DrainCheckActivities(store, solver, policy)
+    return (placing.place_model, *checks.all())
 
 
 def queue_groups(settings: PlatformSettings) -> tuple[TaskQueueGroup, TaskQueueGroup, TaskQueueGroup]:
@@ -279,6 +278,8 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
         resources.enter_context(AccessPublisher(store, infrastructure).running())
         current = CurrentClient(client, settings)
         engine = engine_of(current.get, asyncio.get_running_loop())
+        groups, timing = queue_groups(settings), settings.timing
+        solver = solver_of(groups[-1], settings)
         ours = lifecycle_activities(
             store,
             artifacts,
@@ -286,12 +287,12 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
             engine,
             validators=discovered(),
             native_library_keys_file=settings.native_library_keys_file,
+            solver=solver,
             policy=PlanningPolicy.of(settings),
             grace=Grace.of(settings),
         )
-        groups, timing = queue_groups(settings), settings.timing
         loads = {group.queue: Load(group) for group in groups}
-        theirs = planner_activities(store, solver_of(groups[-1], settings), PlanningPolicy.of(settings))
+        theirs = planner_activities(store, solver, PlanningPolicy.of(settings))
         async with AsyncExitStack() as workers:
             started = []
             for group, activities in zip(groups, (ours, ours, theirs), strict=True):

@@ -4,10 +4,9 @@ A plan is adopted only in place of the one it was based on, so two plans never a
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import import_module
-from typing import Any
 
 from temporalio import activity
 
@@ -49,10 +48,6 @@ class PlanningActivities:
         self._store = store
         self._solver = solver
         self._policy = policy or PlanningPolicy()
-
-    def all(self) -> Sequence[Callable[..., Any]]:
-        """Return the activities that a worker registers."""
-        return (self.place_model, self.replan_fleet)
 
     @activity.defn(name="place_model", no_thread_cancel_exception=True)
     def place_model(self, stage: StageInput) -> Planned:

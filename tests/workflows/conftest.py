@@ -221,6 +221,8 @@ def serving(house, client) -> Callable[[], contextlib.AbstractAsyncContextManage
             engine,
             pause=lambda _: time.sleep(0.01),
             cutter=house.cutter,
+            solver=solver,
+            policy=policy,
         )
         theirs = planner_activities(house.store, solver or ThreadSolver(), policy)
         async with (

@@ -137,6 +137,64 @@ async def test_a_full_usual_queue_holds_up_no_lost_region_no_rollback_and_no_pau
         assert not house.change(waiting.id).state.final, "its validation has no slot"
 
 
+@pytest.fixture
+def planner_full(house, client):
+    """Workers without a slot of the planner queue, for as long as the context is open."""
+
+    @contextlib.asynccontextmanager
+    async def serve():
+        devfile, engine = read_devfile(), engine_of(lambda: client, asyncio.get_running_loop())
+        ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, engine)
+        async with (
+            worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours, devfile.timing),
+            worker_of(client, devfile.group(names.URGENT_QUEUE), ours, devfile.timing),
+        ):
+            yield
+
+    return serve
+
+
+async def test_a_lost_region_is_repaired_though_checks_and_placements_have_all_slots_of_the_planner(
+    house, model, serving, planner_full, *, carried_out, drains, until
+):
+    async with serving():
+        house.apply(model)
+        await carried_out(house.publish(model, 1))
+    async with planner_full():
+        house.infrastructure.cut(EUROPE)
+        await drains.ask(disaster=True)
+        await drains.reaches(DrainState.DRAINED)
+        await replans_ended(house, until)
+        assert regions(house, model) == {"us-east"} == stored_destinations(house, model)
+
+
+async def test_runs_of_emergencies_go_before_those_of_usual_changes(
+    house, model, serving, *, client, submit, carried_out, ended, drains, until
+):
+    async def priority(run):
+        found = await client.get_workflow_handle(run).describe()
+        return found.raw_description.workflow_execution_info.priority.priority_key
+
+    def runs(change):
+        return names.lifecycle_workflow_id(model, change.id), names.transition_workflow_id(change.id)
+
+    async with serving():
+        house.apply(model)
+        usual = await carried_out(house.publish(model, 1))
+        await carried_out(house.publish(model, 2))
+        back = house.ask(model, ChangeKind.ROLLBACK, f"{model}-back", generation=1)
+        await submit(back)
+        await ended(back)
+        await drains.ask(disaster=True)
+        await drains.reaches(DrainState.DRAINED)
+        await replans_ended(house, until)
+
+    assert [await priority(run) for run in runs(usual)] == [3, 3]
+    assert [await priority(run) for run in runs(back)] == [1, 1]
+    assert await priority(names.model_workflow_id(model)) == 2
+    assert [await priority(run) for run in (names.drain_workflow_id(EUROPE), names.REPLAN_ID)] == [1, 1]
+
+
 async def test_a_deadline_does_not_run_while_no_worker_works(house, model, serving, *, client, submit, ended, until):
     """The history is replayed as if ten hours had passed during the first look at the replicas, or right after it."""
     async with serving():
