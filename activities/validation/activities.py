@@ -142,7 +142,7 @@ class ValidationActivities:
             serving_graph=_interface_graph(repository, other, shown[0].graph if shown else None),
             artifacts=self._artifacts,
             beat=say,
-            parse=self._parsing.of(say),
+            parse=self._parsing.of(say, owner=record.manifest.metadata.owner),
             native_signers=_native_signers(self._native_library_keys_file),
             published=ancestors(repository, snapshots.values()),
         )

@@ -4,9 +4,11 @@ A large document takes up to a gigabyte while it is parsed (docs/lifecycle.md), 
 can interrupt it. So a separate thread parses it, and the thread of the activity sends heartbeats meanwhile.
 """
 
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Protocol, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+from typing import Any, Final, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -29,13 +31,23 @@ def parse_at_once(size_bytes: int, read: Callable[[], T], /) -> T:  # noqa: ARG0
     return read()
 
 
+_Document = tuple["Future[Any]", Callable[[], Any]]
+
+
 class ParsingThread:
-    """Parses the large documents of all validations of a worker, AT_ONCE at the same time."""
+    """Parses the large documents of all validations of a worker, AT_ONCE at the same time, by turns of the owners.
+
+    So an owner with many documents delays another one by AT_ONCE documents at most.
+    """
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="parse")
+        self._lock = Lock()
+        self._waiting: dict[str, deque[_Document]] = {}
+        """Documents by owner; the owner whose turn is next stands first."""
+        self._running = 0
 
-    def of(self, beat: Callable[[str], None]) -> Parse:
+    def of(self, beat: Callable[[str], None], *, owner: str = "") -> Parse:
         """Return the parser of one validation. `beat` is called while it waits; an error that it raises ends the wait.
 
         A document whose validation has ended is not begun. One that is being parsed is parsed to its end, and the next
@@ -43,19 +55,50 @@ class ParsingThread:
         """
 
         def parse(size_bytes: int, read: Callable[[], T], /) -> T:
-            return read() if size_bytes <= SMALL_BYTES else self._awaited(size_bytes, read, beat)
+            return read() if size_bytes <= SMALL_BYTES else self._awaited(owner, size_bytes, read, beat)
 
         return parse
 
-    def _awaited(self, size_bytes: int, read: Callable[[], T], beat: Callable[[str], None]) -> T:
-        pending = self._threads.submit(read)
+    def _awaited(self, owner: str, size_bytes: int, read: Callable[[], T], beat: Callable[[str], None]) -> T:
+        parsed: Future[T] = Future()
+        with self._lock:
+            self._waiting.setdefault(owner, deque()).append((parsed, read))
+        self._begin()
         try:
             while True:
                 try:
-                    return pending.result(timeout=POLL_SECONDS)
+                    return parsed.result(timeout=POLL_SECONDS)
                 except TimeoutError:
-                    if pending.done():
-                        return pending.result()
+                    if parsed.done():
+                        return parsed.result()
                     beat(f"parsing a document of {size_bytes} bytes")
         finally:
-            pending.cancel()
+            parsed.cancel()
+
+    def _begin(self) -> None:
+        with self._lock:
+            while self._running < AT_ONCE and (found := self._next()) is not None:
+                self._running += 1
+                self._threads.submit(self._parse, *found)
+
+    def _next(self) -> _Document | None:
+        """Take the document of the owner whose turn it is, past those that nobody waits for any more."""
+        while self._waiting:
+            owner = next(iter(self._waiting))
+            documents = self._waiting.pop(owner)
+            found = documents.popleft()
+            if documents:
+                self._waiting[owner] = documents
+            if found[0].set_running_or_notify_cancel():
+                return found
+        return None
+
+    def _parse(self, parsed: "Future[Any]", read: Callable[[], Any]) -> None:
+        try:
+            parsed.set_result(read())
+        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
+            parsed.set_exception(error)
+        finally:
+            with self._lock:
+                self._running -= 1
+            self._begin()

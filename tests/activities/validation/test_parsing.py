@@ -70,6 +70,24 @@ def test_a_document_that_a_validation_gave_up_before_its_turn_is_never_parsed():
     assert not late.is_set()
 
 
+def test_owners_take_turns():
+    first, threads, order = Gate(), ParsingThread(), []
+    asked = [
+        ("many", first.read),
+        *(("many", lambda n=n: order.append(n)) for n in range(3)),
+        ("few", lambda: order.append("few")),
+    ]
+    asking = []
+    for owner, read in asked:
+        asking.append(Thread(target=threads.of(ignored, owner=owner), args=(LARGE, read), daemon=True))
+        asking[-1].start()
+        until(lambda: first.begun.is_set() and sum(map(len, threads._waiting.values())) == len(asking) - 1)
+    first.let_go.set()
+    for thread in asking:
+        thread.join(PATIENCE_SECONDS)
+    assert order == [0, "few", 1, 2]
+
+
 def test_small_documents_wait_for_nothing():
     gate, threads = Gate(), ParsingThread()
     Thread(target=lambda: threads.of(ignored)(LARGE, gate.read), daemon=True).start()
