@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from reprlib import Repr
 from typing import Any, Final, NoReturn, TypeAlias
 
 LARGEST: Final = 2**63 - 1
@@ -27,9 +28,21 @@ class UnsafeProgram(ValueError):
         return f"{place}: {self.problem}" if place else self.problem
 
 
+def _short_repr() -> Repr:
+    """Return what shows values without going deep into them: they are a stranger's."""
+    made = Repr()
+    made.maxlevel = 4
+    made.maxlist = made.maxtuple = made.maxdict = 20
+    made.maxstring = made.maxlong = made.maxother = 100
+    return made
+
+
+_SHORT = _short_repr()
+
+
 def shown(value: Any) -> str:
     """Return a value for an error message, cut short."""
-    text = repr(value)
+    text = _SHORT.repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
