@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -22,6 +23,11 @@ from serving.splitting.report import SplitReport
 
 POLL_SECONDS = 0.1
 NICENESS = 5
+LEAST_MEMORY_BYTES = 8 << 30
+MEMORY_SHARE = 6
+"""Memory that a cut may take: so many bytes, and so many for each byte of the snapshot. It runs what a stranger exported."""
+FIRST_TO_GO = b"1000"
+"""`oom_score_adj`: the kernel ends this process before the worker."""
 LAST_WORDS = 600
 """Characters of a failed process's errors that are reported."""
 
@@ -50,9 +56,10 @@ def cut_in_process(snapshot: Path, policy: SplitPolicy, out: Path, beat: Beat) -
     written = out.parent / "policy.yaml"
     written.write_text(policy.model_dump_json(by_alias=True), encoding="utf-8")
     split = ["split", str(snapshot), "--policy", str(written), "--verify", "--out", str(out), "-o", "json"]
-    command = [sys.executable, "-m", "activities.optimization.split_process", str(os.getpid()), *split]
+    limit = LEAST_MEMORY_BYTES + MEMORY_SHARE * sum(file.stat().st_size for file in snapshot.rglob("*"))
+    process = [sys.executable, "-m", "activities.optimization.split_process", str(os.getpid()), str(limit)]
     answer, errors = out.parent / "answer.json", out.parent / "errors.txt"
-    status = _run(command, answer, errors, beat)
+    status = _run([*process, *split], answer, errors, beat)
     if status != EXIT_OK:
         raise _failure(status, answer, errors.read_text("utf-8", "replace").strip())
     return SplitReport.model_validate_json((out / REPORT_FILE).read_bytes())
@@ -101,12 +108,15 @@ def _differences(answer: Path) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Become `ipnext ...`, and end with the parent."""
-    parent, *command = arguments
+    """Become `ipnext ...` within a limit of memory, and end with the parent."""
+    parent, memory, *command = arguments
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != int(parent):
         sys.exit(EXIT_FAILURE)
     os.nice(NICENESS)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_bytes(FIRST_TO_GO)
+    resource.setrlimit(resource.RLIMIT_DATA, (int(memory), int(memory)))
     os.execv(sys.executable, [sys.executable, "-m", "ipnext.cli", *command])  # noqa: S606 - our own program
 
 

@@ -88,6 +88,13 @@ def test_a_process_that_is_killed_is_no_refusal(whole, tmp_path):
         cut_in_process(whole, policy("table"), tmp_path / "parts", kill)
 
 
+def test_a_cut_that_takes_too_much_memory_ends_and_is_no_refusal(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(cutting, "LEAST_MEMORY_BYTES", 1 << 28)
+    with pytest.raises(CutEnded):
+        cut_in_process(whole, policy("table"), tmp_path / "parts", lambda _: None)
+    assert not (tmp_path / "parts").exists()
+
+
 def test_nothing_runs_on_after_a_cancellation(whole, tmp_path):
     seen = []
 
