@@ -323,7 +323,8 @@ class ModelWorkflow(Marked):
             await self._run_of(change).signal(names.REPORT_END)
         if self._told_to_end is None or self._told_to_end[0] != change.id:
             await self._tell_all(told=self._held)
-            await self._tell_hold()  # the earlier entity may have ended between the run and the store: the store counts
+            if self._fresh:  # the earlier entity may have ended between the run and the store: the store counts
+                await self._tell_hold()
 
     async def _record_failure(self, change: QueuedChange, why: Explained | None) -> LifecycleResult:
         """Record the end of a run that could not do so itself (a bug, terminated, cancelled before it began).

@@ -53,6 +53,8 @@ class Held:
         self._told_newer = input.told_newer
         """True if the running change knows that a newer one waits: once is enough."""
         self._rebuilt = input.rebuilt
+        self._fresh = not input.rebuilt
+        """True if no earlier entity handed over to this one."""
         self._heard_of_hold = False
         """True if a pause or a resumption came before the store was read."""
         self._asked = 0

@@ -204,7 +204,6 @@ def _extend_stream(module: ModuleType) -> None:
 
 def _extend_gateway(module: ModuleType) -> None:
     """To those of other regions: a header more."""
-    made = module.routes
 
     def with_header(found: Any) -> Any:
         if isinstance(found, list):
@@ -218,7 +217,10 @@ def _extend_gateway(module: ModuleType) -> None:
             found["request_headers_to_add"] = [*added, {"header": {"key": HEADER, "value": "new"}}]
         return found
 
-    module.routes = lambda gateway: with_header(made(gateway))
+    def extended(made: Any) -> Any:
+        return lambda gateway, table: with_header(made(gateway, table))
+
+    module.model_routes, module.openai_routes = extended(module.model_routes), extended(module.openai_routes)
 
 
 def _extend_frames(module: ModuleType) -> None:

@@ -175,7 +175,7 @@ async def test_traffic_waits_for_replicas_that_ended_after_they_were_ready(house
     await carried_out(house.publish(model, 1))
     note, crashed = TransitionActivities._note, []
 
-    def crashing(self, wave, condition, result):
+    def crashing(self, wave, condition, result, **more):
         if condition is ConditionType.CAPACITY_READY and wave.generation == 2 and not crashed:
             held = house.infrastructure.history[-1].ready
             crashed.extend(key for (key, generation) in held if generation == 2)
@@ -185,7 +185,7 @@ async def test_traffic_waits_for_replicas_that_ended_after_they_were_ready(house
                         house.infrastructure.crash(key, int(replica.id.rpartition(".")[2]))
             house.infrastructure.stall()
             threading.Timer(1.0, house.infrastructure.release).start()
-        note(self, wave, condition, result)
+        note(self, wave, condition, result, **more)
 
     monkeypatch.setattr(TransitionActivities, "_note", crashing)
     change = await carried_out(house.publish(model, 2))
@@ -205,7 +205,7 @@ async def test_a_run_whose_users_were_sent_back_around_a_lost_region_brings_no_m
     """As if a region had held all of the canary, and were lost and came back before the second wave."""
     note, sent_back = TransitionActivities._note, []
 
-    def around(self, wave, condition, result):
+    def around(self, wave, condition, result, **more):
         if condition is ConditionType.CAPACITY_READY and wave.index == 1 and not (wave.back or sent_back):
             with house.store.begin(model) as repository:
                 for table in repository.routes(model):
@@ -213,7 +213,7 @@ async def test_a_run_whose_users_were_sent_back_around_a_lost_region_brings_no_m
                     back = table.model_copy(update={"shares": shares, "revision": table.revision + 1})
                     house.infrastructure.route(back)
                     sent_back.append(repository.put_route(back))
-        note(self, wave, condition, result)
+        note(self, wave, condition, result, **more)
 
     monkeypatch.setattr(TransitionActivities, "_note", around)
     change = await carried_out(house.publish(model, 2))
@@ -233,10 +233,10 @@ async def test_gateways_follow_by_the_demand_that_the_waves_were_planned_for(
     """Its owner asks for less before traffic moves: the users of now are still there."""
     followed, note, asked = routing.followed, TransitionActivities._note, []
 
-    def less(self, wave, condition, result):
+    def less(self, wave, condition, result, **more):
         if condition is ConditionType.CAPACITY_READY and wave.index == 0:
             house.apply(model, demand=[{"region": "us-east", "qps": 35}], rollout={"canary": 0.1, "maxStep": 0.5})
-        note(self, wave, condition, result)
+        note(self, wave, condition, result, **more)
 
     def remembered(*tables, demand, parts):
         asked.append(dict(demand))

@@ -85,8 +85,8 @@ async def test_a_way_back_takes_no_more_than_there_is(house, model, full, carrie
     before = len(house.infrastructure.history)
     note = TransitionActivities._note
 
-    def failing(self, wave, condition, result):
-        note(self, wave, condition, result)
+    def failing(self, wave, condition, result, **more):
+        note(self, wave, condition, result, **more)
         if condition is ConditionType.ROUTES_READY and house.shares(model)["us-east"].get(2, 0) >= 0.5:
             house.infrastructure.answer_with(model, 2, errors=1.0)
 

@@ -145,8 +145,8 @@ async def test_what_a_region_that_could_not_be_told_to_go_back_answers_is_what_t
     await begun(canary=0.5)
     note = TransitionActivities._note
 
-    def cutting(self, wave, condition, result):
-        note(self, wave, condition, result)
+    def cutting(self, wave, condition, result, **more):
+        note(self, wave, condition, result, **more)
         if condition is ConditionType.ROUTES_READY and house.shares(model)["us-east"] == {2: 1.0}:
             house.infrastructure.cut("us-east")
             patch.setattr(RegionUnreachable, "retryable", False)  # as where it was tried for long enough
