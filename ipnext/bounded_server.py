@@ -7,10 +7,70 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from ipnext.connections import BACKLOG, ConnectionLimits, Connections, Phase
+from ipnext.connections import BACKLOG, LARGEST_HEAD_BYTES, ConnectionLimits, Connections, Phase
 from ipnext.errors import InvalidInput
 from ipnext.listening import BoundedListener, bound_sockets
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, with an end to what it takes beside bodies, and no requests behind a protocol that it does not speak."""
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self._framing_bytes = 0
+        """Bytes since the last ones of a body: of headers, of the frames of chunks, of trailers."""
+        self._in_head = False
+        self._ends = False
+        """Whether nothing that comes now is a request."""
+        self._cycles: list[RequestResponseCycle] = []
+
+    def data_received(self, data: bytes) -> None:
+        """Parse the data; end a connection that sends no bytes of a body for too long within a request."""
+        if self._ends:
+            return
+        self._framing_bytes += len(data)
+        super().data_received(data)
+        if self._framing_bytes > LARGEST_HEAD_BYTES and not self._in_head:
+            self._ends = True
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell every request of the connection that nobody waits for its answer any more."""
+        for cycle in self._cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        """A request's headers begin."""
+        self._framing_bytes, self._in_head = 0, True
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header. Trailers are dropped."""
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Begin the request, or queue it."""
+        self._in_head = False
+        super().on_headers_complete()
+        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete]
+        if self.cycle is not None:
+            self._cycles.append(self.cycle)
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of a body."""
+        self._framing_bytes = 0
+        super().on_body(body)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Answer as if no other protocol was asked for, and close: what follows is of that protocol, and no request."""
+        self._ends = True
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
 
 
 class BoundedServer(uvicorn.Server):
@@ -32,8 +92,7 @@ class BoundedServer(uvicorn.Server):
             self.servers.append(listener)  # type: ignore[arg-type]  # uvicorn closes them as it does its own
 
     def _protocol(self) -> Any:
-        make: Any = self.config.http_protocol_class
-        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return BoundedProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 
 def bounded_config(app: Callable[..., Any], *, host: str, port: int, keep_alive_seconds: int) -> uvicorn.Config:
@@ -42,7 +101,7 @@ def bounded_config(app: Callable[..., Any], *, host: str, port: int, keep_alive_
         app,
         host=host,
         port=port,
-        log_level="warning",
+        log_level="error",  # it warns of each malformed request, and who sends them has no credential
         access_log=False,
         timeout_graceful_shutdown=10,
         timeout_keep_alive=keep_alive_seconds,

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from ipnext.api.server import limits_of
+from ipnext.api.stream import MOST_SUBSCRIBERS
 from ipnext.client import Client
 from ipnext.connections import ConnectionLimits, room_for_connections, source_of
 from ipnext.errors import InvalidInput
@@ -192,6 +193,64 @@ def test_headers_of_any_size_are_not_read_while_a_former_request_is_answered(tmp
                 client.sendall(b"a" * 65536)
             pytest.fail("64 MiB of one header were taken")
         assert is_served(url)
+
+
+@pytest.mark.usefixtures("platforms")
+@pytest.mark.parametrize("trailers", [b"A: " + b"a" * 2**16, b"A: a\r\n" * 2**14], ids=["one", "many"])
+def test_trailers_of_any_size_are_not_read(tmp_path, trailers):
+    with api(tmp_path) as url, connect(url) as client:
+        client.sendall(b"POST /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+        with suppress(ConnectionError):
+            for _ in range(1024):
+                client.sendall(trailers)
+            pytest.fail("64 MiB of trailers were taken")
+        assert is_served(url)
+
+
+@pytest.mark.usefixtures("platforms")
+def test_a_body_in_many_chunks_is_taken_whole(tmp_path, rooms):
+    with api(tmp_path) as url, connect(url) as client:
+        head = f"PUT /v1/fleet HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {rooms.admin_key}\r\n"
+        head += "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+        client.sendall(head.encode() + b"1\r\n \r\n" * 100_000 + b"2\r\n{}\r\n0\r\nTrailer: x\r\n\r\n")
+        received = read_all(client)
+    assert b"apiVersion: Field required" in received, "the body is the object"
+
+
+@pytest.mark.usefixtures("platforms")
+def test_what_follows_a_request_for_another_protocol_is_no_request(tmp_path):
+    with api(tmp_path) as url, connect(url) as client:
+        client.sendall(
+            b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+            b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        )
+        with suppress(ConnectionError):
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        received = read_all(client)
+    assert received.count(b"HTTP/1.1 200 ") == 1
+    assert b"connection: close" in received
+
+
+@pytest.mark.usefixtures("platforms")
+def test_a_stream_ends_with_its_connection_whatever_was_asked_after_it(tmp_path, rooms):
+    ask = f"GET /v1/events/stream HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {rooms.admin_key}\r\n\r\n"
+    with api(tmp_path) as url:
+        for _ in range(MOST_SUBSCRIBERS):
+            with connect(url) as client:
+                client.sendall(ask.encode())
+                received = b""
+                while b"\r\n\r\n" not in received:
+                    received += client.recv(65536)
+                if received.startswith(b"HTTP/1.1 429 "):
+                    break
+                client.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+
+        def is_streamed():
+            with connect(url) as client:
+                client.sendall(ask.encode())
+                return client.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+        until(is_streamed, every_seconds=0.5)
 
 
 @pytest.mark.usefixtures("platforms")
