@@ -214,6 +214,8 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     owner_replicas: int = Field(default=2000, gt=0, lt=2**31)
     """Replicas that the manifests of an owner declare together if its object has no quota `replicas`, or if it has
     no object."""
+    owner_models: int = Field(default=2000, gt=0, lt=2**31)
+    """Models of an owner whose object has no quota `models`, or that has no object."""
     artifact_grace_hours: float = Field(default=24.0, ge=1)
     """Unreferenced items of the artifact store are removed after this time without use. It must exceed the longest
     upload and publish."""

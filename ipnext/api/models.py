@@ -106,7 +106,7 @@ def apply_model(
             rooms.access.check_model(asker, ACTIONS["models.apply"], unit, name)
         check_not_retiring(unit, before)
         check_measured(manifest, unit.profiles_of(name, before.serving_generation) if before else {})
-        claims = admit(unit, manifest, replicas=rooms.settings.owner_replicas)
+        claims = admit(unit, manifest, replicas=rooms.settings.owner_replicas, models=rooms.settings.owner_models)
         allowance = allowance_of(unit, manifest.metadata.owner, default=rooms.settings.artifact_bytes)
         admit_documents(unit, allowance, _more_bytes(unit, before, manifest), field="spec")
         if dry_run:

@@ -1,6 +1,6 @@
 """Owners: apply, read, delete; and the admission of their models."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from ipnext.api.platform import After, DryRun, ExpectedVersion, Limit, Platform,
 from ipnext.errors import InvalidInput, NotFound, StaleWrite
 from ipnext.model.artifact_use import Allowance, owners_allowance
 from ipnext.model.manifest import ModelManifest
-from ipnext.model.owner import DOLLARS, REPLICAS, UNITS, OwnerManifest, OwnerMember, OwnerView, QuotaUse
+from ipnext.model.owner import DOLLARS, MODELS, REPLICAS, UNITS, OwnerManifest, OwnerMember, OwnerView, QuotaUse
 from ipnext.model.owner_claims import Claims
 from ipnext.model.resource import Listed
 from ipnext.model.roles import RoleBinding
@@ -95,12 +95,12 @@ def delete_owner(owner: OwnerName, rooms: Rooms, expected_version: ExpectedVersi
     return view
 
 
-def admit(unit: Repository, manifest: ModelManifest, *, replicas: int) -> Claims:
+def admit(unit: Repository, manifest: ModelManifest, *, replicas: int, models: int) -> Claims:
     """Check a model's manifest against the quotas of its owner; return its claims, to be written with it.
 
     Call it in the unit of work that stores the manifest: units that admit models of one owner run one after another.
-    `replicas` is the limit of an owner without that quota. Raises QuotaExceeded, and InvalidInput if the owner has no
-    object and the fleet requires one.
+    `replicas` and `models` are the limits of an owner without such quotas. Raises QuotaExceeded, and InvalidInput if the
+    owner has no object and the fleet requires one.
     """
     owner = manifest.metadata.owner
     unit.lock_owner(owner)
@@ -110,7 +110,7 @@ def admit(unit: Repository, manifest: ModelManifest, *, replicas: int) -> Claims
             "`ipnext get owners` lists those that there are"
         )
         raise InvalidInput(msg, field="metadata.owner", value=owner)
-    return admitted_claims(unit, manifest, replicas=replicas)
+    return admitted_claims(unit, manifest, replicas=replicas, models=models)
 
 
 def allowance_of(unit: Repository, owner: str, *, default: int) -> Allowance:
@@ -185,12 +185,12 @@ def _views(rooms: Platform, unit: Repository, records: Sequence[OwnerRecord]) ->
     names = [record.name for record in records]
     members, uses = unit.owner_members(names), unit.owner_uses(names)
     budgets = _fleet_budgets(unit)
-    replicas = rooms.settings.owner_replicas
+    defaults = {REPLICAS: float(rooms.settings.owner_replicas), MODELS: float(rooms.settings.owner_models)}
     return tuple(
         _view(
             record,
             members.get(record.name, ()),
-            _usage(record.manifest, uses[record.name], replicas=replicas),
+            _usage(record.manifest, uses[record.name], defaults),
             models_without_budget=uses[record.name].without_budget,
             fleet_budget_per_hour=budgets.get(record.name),
         )
@@ -223,11 +223,11 @@ def _view(record: OwnerRecord, members: tuple[OwnerMember, ...], usage: tuple[Qu
     )
 
 
-def _usage(manifest: OwnerManifest, use: OwnerUse, *, replicas: int) -> tuple[QuotaUse, ...]:
-    """Return every quota with a limit, a use or a placement. `replicas` is their limit without a quota."""
+def _usage(manifest: OwnerManifest, use: OwnerUse, defaults: Mapping[str, float]) -> tuple[QuotaUse, ...]:
+    """Return every quota with a limit, a use or a placement. `defaults` are limits without a quota."""
     placed = {f"{UNITS}{kind}": units for kind, units in use.placed_units.items()}
     placed |= {DOLLARS: use.placed_cost, REPLICAS: float(use.placed_replicas)}
-    limits = {REPLICAS: float(replicas), **manifest.spec.quotas.limits}
+    limits = {**defaults, **manifest.spec.quotas.limits}
     names = sorted(limits.keys() | use.claimed.keys() | placed.keys())
     return tuple(
         QuotaUse(

@@ -64,12 +64,13 @@ class LocalProcessInfrastructure:
     def observe(self, region: str, models: Collection[str] | None = None) -> RegionState:
         """See the port."""
         if models is None or len(models) > MOST_NAMED:
-            return decode(RegionState, self._call("GET", region, "/state")).only(models)
-        return decode(RegionState, self._call("GET", region, f"/state?{urlencode(_named(models))}"))
+            return _own_state(region, decode(RegionState, self._call("GET", region, "/state"))).only(models)
+        return _own_state(region, decode(RegionState, self._call("GET", region, f"/state?{urlencode(_named(models))}")))
 
     def applied(self, region: str) -> AppliedState:
         """See the port."""
-        return decode(AppliedState, self._call("GET", region, "/applied", seconds=self._gateway_seconds))
+        found = decode(AppliedState, self._call("GET", region, "/applied", seconds=self._gateway_seconds))
+        return found.model_copy(update={"sets": tuple(one for one in found.sets if one.key.region == region)})
 
     def await_change(self, region: str, models: Collection[str], token: str, *, seconds: float) -> None:
         """See the port."""
@@ -142,3 +143,11 @@ class LocalProcessInfrastructure:
 
 def _named(models: Collection[str]) -> list[tuple[str, str]]:
     return [("model", model) for model in models or ("",)]
+
+
+def _own_state(region: str, state: RegionState) -> RegionState:
+    """Leave out what an agent says of other regions: what is done about it would reach their agents."""
+    if state.region == region and all(replica.key.region == region for replica in state.replicas):
+        return state
+    own = tuple(replica for replica in state.replicas if replica.key.region == region)
+    return state.model_copy(update={"region": region, "replicas": own})

@@ -33,6 +33,7 @@ COPIES_TO_SURVIVE: Final = 2
 """Factor of a model that survives the loss of a region: two regions may each have to serve all of it."""
 
 REPLICAS_SETTING: Final = "IPNEXT_OWNER_REPLICAS"
+MODELS_SETTING: Final = "IPNEXT_OWNER_MODELS"
 _NOISE: Final = 1e-9
 """Relative rounding error of sums of fractions."""
 
@@ -92,6 +93,15 @@ def claims_of_wishes(wishes: ModelProblem) -> Claims:
     return found if wishes.budget_per_hour is None else {**found, DOLLARS: wishes.budget_per_hour}
 
 
+def claims_of_replicas(rows: Iterable[tuple[str, int, float]]) -> Claims:
+    """Return the amounts of replicas. A row is a hardware kind, a number of replicas and the units of one."""
+    found: dict[str, float] = defaultdict(float, {REPLICAS: 0.0})
+    for kind, count, units in rows:
+        found[REPLICAS] += count
+        found[f"{UNITS}{kind}"] += count * units
+    return dict(found)
+
+
 def larger(*claims: Claims) -> Claims:
     """Return the largest amount of each quota."""
     return {quota: max(c.get(quota, 0.0) for c in claims) for quota in chain.from_iterable(claims)}
@@ -102,14 +112,17 @@ def exceeds(claims: Claims, counted: Claims) -> bool:
     return any(amount > counted.get(quota, 0.0) * (1 + _NOISE) for quota, amount in claims.items())
 
 
-def quotas_of(owner: OwnerManifest | None, *, replicas: int) -> Mapping[str, Quota]:
-    """Return the limits of an owner. `replicas` applies if it has no object, or no such quota.
+def quotas_of(owner: OwnerManifest | None, *, replicas: int, models: int | None = None) -> Mapping[str, Quota]:
+    """Return the limits of an owner. `replicas` and `models` apply if it has no object, or no such quota.
 
     The quota of bytes is left out: it applies to uploads, not to manifests.
     """
     limits = {} if owner is None else owner.spec.quotas.limits
     found = {quota: Quota(limit, f"quotas.{quota}") for quota, limit in limits.items() if quota != ARTIFACTS}
-    return {REPLICAS: Quota(float(replicas), REPLICAS_SETTING), **found}
+    defaults = {REPLICAS: Quota(float(replicas), REPLICAS_SETTING)}
+    if models is not None:
+        defaults[MODELS] = Quota(float(models), MODELS_SETTING)
+    return {**defaults, **found}
 
 
 def check_quotas(

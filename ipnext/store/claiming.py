@@ -7,6 +7,7 @@ before: its manifest may be refused, and the plan goes on by the former one.
 from collections.abc import Iterable
 from typing import Final
 
+from ipnext.errors import StaleWrite
 from ipnext.model.layout import parts_of
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.owner import DOLLARS
@@ -15,29 +16,31 @@ from ipnext.model.owner_claims import (
     check_quotas,
     claims_of,
     claims_of_parts,
+    claims_of_replicas,
     claims_of_wishes,
     exceeds,
     larger,
     quotas_of,
 )
 from ipnext.model.plan import ModelProblem
-from ipnext.store.records import ModelRecord
+from ipnext.store.records import ModelRecord, Placement
 from ipnext.store.repository import Repository
 
 NOTHING: Final[Claims] = {}
 
 
-def admitted_claims(unit: Repository, manifest: ModelManifest, *, replicas: int) -> Claims:
+def admitted_claims(unit: Repository, manifest: ModelManifest, *, replicas: int, models: int) -> Claims:
     """Check a new manifest against the quotas of its owner; return the claims to write with it.
 
-    Call it in the unit of work that stores the manifest. `replicas` is the limit of an owner without that quota. Raises
-    QuotaExceeded.
+    Call it in the unit of work that stores the manifest. `replicas` and `models` are the limits of an owner without such
+    quotas. Raises QuotaExceeded.
     """
     name, owner = manifest.name, manifest.metadata.owner
     declared = declared_claims(unit, manifest)
     unit.lock_owner(owner)
     counted = larger(declared, _held_claims(unit, name))
-    _check(unit, name, owner, counted if DOLLARS in declared else _without_budget(counted), replicas=replicas)
+    asked = counted if DOLLARS in declared else _without_budget(counted)
+    _check(unit, name, owner, asked, replicas=replicas, models=models)
     return counted
 
 
@@ -45,9 +48,13 @@ def admit_wishes(unit: Repository, wishes: ModelProblem, *, replicas: int) -> No
     """Count the wishes that a plan is about to place a model by, if they need more than the model counts.
 
     They do after a snapshot was cut into more parts than the policy showed, or was measured to be slower. Call it in a
-    unit of work of the model, before that adopts the plan. A model without claims is let through. Raises QuotaExceeded.
+    unit of work of the model, before that adopts the plan. A model without claims is let through. Raises QuotaExceeded, and
+    StaleWrite if the model has another owner by now.
     """
     name, owner, claims = wishes.model, wishes.owner, claims_of_wishes(wishes)
+    if (now := unit.model(name).manifest.metadata.owner) != owner:
+        msg = f"model {name!r} belongs to {now!r} by now, and was planned for {owner!r}; plan it again"
+        raise StaleWrite(msg)
     known = unit.claim_of(name, owner).amounts
     if not known or not exceeds(claims, known):
         return
@@ -99,13 +106,19 @@ def lower_claims(unit: Repository, name: str) -> None:
 
 
 def _lowered(unit: Repository, name: str) -> Claims | None:
-    """Return the claims of a model's newest manifest and of the wishes that it is placed by; None if they are no lower."""
+    """Return the claims of a model's newest manifest, of the wishes that it is placed by, and of what is placed and runs.
+
+    The last two may be larger: a way back leaves the replicas of before beside the wishes of the rollout. None if they
+    are no lower.
+    """
     record, counted = unit.model(name), unit.claim_of(name, "").amounts
     follows = record.observed_generation == record.generation and record.refused_generation is None
     if record.retired or (not follows and _holds(unit, name)):
         return None
     placed = unit.placement(name)
-    wanted = larger(declared_claims(unit, record.manifest), claims_of_wishes(placed.wishes) if placed else NOTHING)
+    wishes = claims_of_wishes(placed.wishes) if placed else NOTHING
+    runs = claims_of_replicas((d.key.hardware, d.replicas, d.units) for d in unit.deployments(name))
+    wanted = larger(declared_claims(unit, record.manifest), wishes, _placed(placed), runs)
     lowered = {quota: min(amount, wanted[quota]) for quota, amount in counted.items() if quota in wanted}
     return None if lowered == counted else lowered
 
@@ -130,9 +143,19 @@ def _holds(unit: Repository, name: str) -> bool:
     return (placed is not None and bool(placed.replicas)) or bool(unit.deployments(name))
 
 
-def _check(unit: Repository, name: str, owner: str, claims: Claims, *, replicas: int) -> None:
+def _placed(placement: Placement | None) -> Claims:
+    if placement is None:
+        return NOTHING
+    units = placement.wishes.units
+    rows = ((row, units.get((row.part, row.hardware), 0.0)) for row in placement.replicas)
+    return claims_of_replicas((row.hardware, row.count, of_one) for row, of_one in rows)
+
+
+def _check(
+    unit: Repository, name: str, owner: str, claims: Claims, *, replicas: int, models: int | None = None
+) -> None:
     record = unit.find_owner(owner)
-    quotas = quotas_of(None if record is None else record.manifest, replicas=replicas)
+    quotas = quotas_of(None if record is None else record.manifest, replicas=replicas, models=models)
     check_quotas(owner, quotas, claims, unit.claim_of(name, owner), unit.claimed(owner, but=name))
 
 

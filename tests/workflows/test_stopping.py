@@ -102,6 +102,7 @@ def test_a_slip_in_workflow_code_fails_the_run_instead_of_hanging_it(bug):
 GO_ON_THOUGH_TOLD = {
     "model.py": "the entity of a model ends with its model",
     "model_control.py": "updates of the entity",
+    "superseded_marks.py": "marks of the entity",
     "takeover.py": "part of a way back, which goes to its end",
     "transition.py": "its handlers, after the walk or the way back",
 }

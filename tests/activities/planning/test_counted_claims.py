@@ -31,7 +31,7 @@ def apply(house, kit):
         document = kit.manifest("ranker", **{"demand": [{"region": "us-east", "qps": qps}], **spec})
         manifest = parse_manifest(document)
         with house.store.begin("ranker") as unit:
-            claims = admitted_claims(unit, manifest, replicas=100)
+            claims = admitted_claims(unit, manifest, replicas=100, models=10)
             unit.put_model(manifest, expected_version=None)
             unit.claim("ranker", claims)
 
@@ -176,13 +176,33 @@ def test_the_end_of_a_change_by_a_smaller_manifest_frees_the_rest_if_it_succeede
     change = house.ask("ranker", ChangeKind.APPLY, "smaller")
     assert claimed(house) == 18
     assert place(change.model_copy(update={"generation": 1})).feasible
+    if state is ChangeState.DONE:
+        run(house)
     end(house, change, state, revision=2)
     assert claimed(house) == counted
 
 
+def test_a_change_that_succeeds_without_a_move_frees_nothing_that_a_way_back_left(house, apply, place):
+    """The wishes are those of the rollout that went back; what runs is as before it."""
+    apply(qps=LARGE)
+    change = house.publish("ranker", 1)
+    assert place(change).feasible
+    end(house, change, ChangeState.DONE, revision=1)
+    run(house)
+    apply(qps=SMALL)
+    smaller = house.ask("ranker", ChangeKind.APPLY, "smaller")
+    assert place(smaller.model_copy(update={"generation": 1})).feasible
+    end(house, smaller, ChangeState.ROLLED_BACK, revision=2)
+    back = house.ask("ranker", ChangeKind.ROLLBACK, "back", generation=1)
+    end(house, back, ChangeState.DONE, revision=2)
+    assert claimed(house) == 18
+
+
 def run(house):
-    """Run what is placed."""
+    """Run what is placed, and nothing else."""
     with house.store.begin("ranker") as unit:
+        for left in unit.deployments("ranker"):
+            unit.delete_deployment(left.key)
         for row in unit.placement("ranker").replicas:
             key = DeploymentKey(model="ranker", part=row.part, region=row.region, hardware=row.hardware)
             unit.put_deployment(Deployment(key=key, engine="torch", replicas=row.count, units=1, qps=100))

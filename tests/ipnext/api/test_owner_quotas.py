@@ -77,6 +77,11 @@ async def test_a_smaller_manifest_in_force_frees_what_the_plan_no_longer_uses(pl
     with placed.rooms.store.begin("ranker") as unit:
         unit._forget(["ranker"])
         lower_claims(unit, "ranker")
+    assert await used(placed) == 4, "they still run"
+    with placed.rooms.store.begin("ranker") as unit:
+        for left in unit.deployments("ranker"):
+            unit.delete_deployment(left.key)
+        lower_claims(unit, "ranker")
     assert await used(placed) == 2
     await put_model(placed, "second", qps=LARGE // 2)
 

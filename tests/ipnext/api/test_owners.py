@@ -1,6 +1,7 @@
 """Owners over HTTP: apply, read, delete; admission of their models; and who may see them."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -121,6 +122,22 @@ async def test_without_an_object_an_owner_has_the_limit_of_replicas_only_unless_
     assert (refused["field"], refused["value"]) == ("metadata.owner", "ads")
     await put(applied, "ads")
     await put_model(applied, "second", owner="ads")
+
+
+async def test_models_are_limited_also_for_an_owner_without_an_object_or_quota(applied):
+    """A model without demand needs no replica, and has a table in each gateway."""
+    rooms = applied.rooms
+    rooms.settings = rooms.settings.model_copy(update={"owner_models": 1})
+    nothing = [{"region": "eu", "qps": 0}]
+    async with rooms.client() as http:
+        world = replace(applied, http=http)
+        await put_model(world, "first", owner="ads", demand=nothing)
+        refused = await put_model(world, "second", status=409, owner="ads", demand=nothing)
+        assert refused["allowed"] == ["at most 0"]
+        assert "uses 1 of 1 models in its other models (IPNEXT_OWNER_MODELS)" in refused["message"]
+        assert line(await put(world, "ads"), "models")["limit"] == 1
+        await put(world, "ads", quotas={"models": 2})
+        await put_model(world, "second", owner="ads", demand=nothing)
 
 
 async def test_replicas_are_limited_also_for_an_owner_without_an_object_or_quota(applied):
