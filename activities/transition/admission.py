@@ -56,7 +56,7 @@ def planned_waves(
     policy = policy.model_copy(update={"calls": calls})
     whole, drained = repository.fleet().spec, Drained.of(repository.drains())
     if (outdated := wait_for_repair(stage.kind, to, drained.lost)) is not None:
-        return Transition.model_validate({"from": origin, "to": to, "refused": outdated})
+        return refused_way(origin, to, outdated)
     fleet = without_drained(whole, drained)
     wished = with_running_options(eased(model_problem(manifest), whole, drained), repository.deployments(model))
     if stage.kind is ChangeKind.ROLLBACK:
@@ -77,6 +77,11 @@ def planned_waves(
     if not transition.waves and not transition.refused:
         return transition.model_copy(update={"waves": (Wave(gate="final"),)})
     return transition
+
+
+def refused_way(origin: FleetState, to: FleetState, why: str) -> Transition:
+    """Return a transition that is refused, without waves."""
+    return Transition.model_validate({"from": origin, "to": to, "refused": why})
 
 
 def wait_for_repair(kind: ChangeKind, to: FleetState, lost: Collection[str]) -> str | None:
@@ -192,6 +197,5 @@ def _admitted(
     try:
         planned, admission = admit(fleet_problem(fleet, [model]), origin, to, {model.model: policy})
     except InvalidInput as error:
-        refused = Transition.model_validate({"from": origin, "to": to, "refused": error.message})
-        return refused, Admission(feasible=False, mode="refused", reason=error.message)
+        return refused_way(origin, to, error.message), Admission(feasible=False, mode="refused", reason=error.message)
     return planned.model_copy(update={"refresh": policy.refresh}), admission

@@ -13,14 +13,15 @@ from typing import Any
 from activities.planning.problem import model_as_served, units_in_use, units_of
 from activities.state.drained_fleet import Drained, without_drained
 from activities.state.wave_state import Back, peak, planned_state, running_state
-from activities.transition.admission import not_swapped, planned_waves, price_of, way_back
+from activities.transition.admission import not_swapped, planned_waves, price_of, refused_way, way_back
 from ipnext.errors import NotFound
 from ipnext.model.lifecycle import StageInput
 from ipnext.model.manifest import RolloutSpec
 from ipnext.model.plan import RegionDemand
-from ipnext.model.rollout import Transition, TransitionState
+from ipnext.model.rollout import FleetState, Transition, TransitionState
+from ipnext.store.ending import BRINGS_NOTHING_NEW
 from ipnext.store.placements import Units
-from ipnext.store.records import TransitionRecord
+from ipnext.store.records import ModelRecord, TransitionRecord
 from ipnext.store.repository import Repository
 
 TOLERANCE = 1e-9
@@ -91,6 +92,8 @@ def _planned(repository: Repository, stage: StageInput, in_use: Units) -> Transi
         raise NotFound(msg)
     deployments, tables = repository.deployments(stage.model), repository.routes(stage.model)
     model = repository.model(stage.model)
+    if stage.kind in BRINGS_NOTHING_NEW and model.serving_generation != stage.generation:
+        return _refused(stage, model)
     demand = model.manifest.spec.demand
     demanding = {item.region for item in demand}
     lost = Drained.of(repository.drains()).lost
@@ -100,6 +103,17 @@ def _planned(repository: Repository, stage: StageInput, in_use: Units) -> Transi
     to = planned_state(stage.model, stage.generation, placed.state)
     planned_for = tuple(RegionDemand(region=item.region, qps=item.amount) for item in demand)
     transition = planned_waves(repository, stage, origin, to, in_use).model_copy(update={"demand": planned_for})
+    return _record(stage, model, transition)
+
+
+def _refused(stage: StageInput, model: ModelRecord) -> TransitionRecord:
+    """Return the refused transition of a change to the generation that served when it began; another one serves by now."""
+    serves = f"generation {model.serving_generation} serves" if model.serving_generation else "nothing serves"
+    refused = f"{serves} by now, not generation {stage.generation}, which served when the {stage.kind} began"
+    return _record(stage, model, refused_way(FleetState(), FleetState(), refused))
+
+
+def _record(stage: StageInput, model: ModelRecord, transition: Transition) -> TransitionRecord:
     return TransitionRecord(
         id=stage.change_id,
         model=stage.model,
@@ -132,12 +146,13 @@ def _is_roomy(repository: Repository, stage: StageInput, transition: Transition,
 
 
 def _basis(repository: Repository, stage: StageInput) -> tuple[Any, ...]:
-    """Return the fleet, the drains, and the model's manifest, placement, replica sets and route tables."""
-    model = stage.model
+    """Return the fleet, the drains, and the model's manifest, serving generation, placement, replica sets and route tables."""
+    model, record = stage.model, repository.model(stage.model)
     return (
         repository.fleet().version,
         Drained.of(repository.drains()),
-        repository.model(model).version,
+        record.version,
+        record.serving_generation,
         repository.placement(model),
         repository.deployments(model),
         repository.routes(model),

@@ -127,7 +127,7 @@ class TakeoverActivities:
 
 def _moves(repository: Repository, change: Change) -> bool:
     record = repository.find_transition(change.id)
-    return record is not None and record.is_open
+    return record is not None and record.state is not TransitionState.REFUSED
 
 
 def _ended(record: TransitionRecord) -> TakenOver:

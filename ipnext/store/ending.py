@@ -177,10 +177,11 @@ def _write_success(repository: Repository, change: Change, record: RecordInput) 
         return
     if record.generation is None:
         return
-    repository.set_generation_state(model, record.generation, GenerationState.SERVING)
-    repository.update_model(model, serving_generation=record.generation)
-    if change.kind not in BRINGS_NOTHING_NEW and record.revision:
-        repository.update_model(model, observed_generation=record.revision)
+    if change.kind not in BRINGS_NOTHING_NEW:
+        repository.set_generation_state(model, record.generation, GenerationState.SERVING)
+        repository.update_model(model, serving_generation=record.generation)
+        if record.revision:
+            repository.update_model(model, observed_generation=record.revision)
     _cool_down(repository, model)
 
 

@@ -46,11 +46,13 @@ _THAWED = func.coalesce(CHANGES.c.reason, "") != Reason.FROZEN.value
 _NOT_FROZEN = func.coalesce(col(ChangeRow.reason), "") != Reason.FROZEN.value
 """A change that runs waits for no freeze."""
 
-_OTHERS_OPEN = sa_select(TRANSITIONS.c.change_id).where(
-    TRANSITIONS.c.model == bindparam("model"),
-    TRANSITIONS.c.change_id != bindparam("id"),
-    TRANSITIONS.c.state.in_(UNDER_WAY),
+_OTHERS_OPEN = (
+    sa_select(CHANGES.c.id)
+    .join(TRANSITIONS, TRANSITIONS.c.change_id == CHANGES.c.id)
+    .where(CHANGES.c.model == bindparam("model"), CHANGES.c.id != bindparam("id"), CHANGES.c.state.in_(NOT_FINAL))
+    .where(TRANSITIONS.c.state != TransitionState.REFUSED.value)
 )
+"""Other open changes that have planned their waves. If those are done, the end of the change decides what serves."""
 _OTHERS_RETIRING = sa_select(CHANGES.c.id).where(
     CHANGES.c.model == bindparam("model"),
     CHANGES.c.id != bindparam("id"),
@@ -245,7 +247,7 @@ class Transitions(Unit):
         """Check that no other change is moving the model before a change begins to move it.
 
         Raises:
-            Unavailable: a transition of another change is open, or another retirement runs. It ends later.
+            Unavailable: another open change has planned its waves, or another retirement runs. It ends later.
         """
         moving = self._run(_OTHER_MOVER, model=model, id=change_id).scalar()
         if moving is not None:

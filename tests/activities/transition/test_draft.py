@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 from temporalio.testing import ActivityEnvironment
 
+from activities.deployment.activities import DeploymentActivities
 from activities.planning.activities import PlanningActivities
 from activities.planning.solver import ThreadSolver
 from activities.transition import activities as transition
@@ -12,7 +13,8 @@ from activities.transition import draft as drafting
 from activities.transition.activities import DRAFTS, TransitionActivities
 from activities.transition.draft import Draft
 from ipnext.errors import Unavailable
-from ipnext.model.lifecycle import ChangeKind, StageInput
+from ipnext.model.lifecycle import ChangeKind, ChangeState, LifecycleResult, RecordInput, StageInput
+from ipnext.model.registry import GenerationState
 from ipnext.model.rollout import TransitionState
 
 
@@ -136,3 +138,62 @@ def test_the_last_search_is_made_in_the_unit_that_writes(plan, drafts, house, ki
     plan()
     assert found == [False] * DRAFTS + [True]
     assert stored(house, placed).state is TransitionState.PLANNED
+
+
+@pytest.fixture
+def passing(house, placed):
+    """A repair, or a move, that began while generation 1 served and waits for supply; then another generation serves."""
+
+    def begin(kind, *, serving=1):
+        with house.store.begin("ranker") as unit:
+            unit.update_change(placed.change_id, state=ChangeState.DONE)
+            unit.set_generation_state("ranker", 1, GenerationState.SERVING)
+            unit.update_model("ranker", serving_generation=serving)
+            more = {"plan_id": unit.placement("ranker").plan_id} if kind is ChangeKind.MOVE else {}
+            change = unit.add_change("ranker", kind, change_id="passes", **more)
+        return StageInput(model="ranker", change_id=change.id, kind=kind, generation=1)
+
+    return begin
+
+
+NOTHING_NEW = pytest.mark.parametrize("kind", [ChangeKind.MOVE, ChangeKind.REPAIR])
+
+
+@NOTHING_NEW
+def test_a_change_that_brings_nothing_new_never_leads_back_from_the_generation_that_serves(house, passing, kind):
+    """A publish that it passed may have ended while it waited."""
+    stage = passing(kind)
+    with house.store.begin("ranker") as unit:
+        unit.update_model("ranker", serving_generation=2)
+
+    planned = ActivityEnvironment().run(TransitionActivities(house.store, house.infrastructure).plan_transition, stage)
+
+    assert planned.refused == (f"generation 2 serves by now, not generation 1, which served when the {kind} began")
+    assert stored(house, stage).state is TransitionState.REFUSED
+
+
+@NOTHING_NEW
+def test_a_generation_that_serves_while_the_waves_are_searched_counts(house, passing, drafts, kind):
+    stage, (found, meanwhile) = passing(kind), drafts
+
+    def ends():
+        with house.store.begin("ranker") as unit:
+            unit.update_model("ranker", serving_generation=2)
+
+    meanwhile.append(ends)
+    planned = ActivityEnvironment().run(TransitionActivities(house.store, house.infrastructure).plan_transition, stage)
+
+    assert planned.refused is not None
+    assert found == [False, False]
+
+
+@NOTHING_NEW
+def test_the_end_of_a_change_that_brings_nothing_new_leaves_the_serving_generation(house, passing, kind):
+    passing(kind, serving=2)
+    result = LifecycleResult(state=ChangeState.DONE, generation=1)
+    record = RecordInput(model="ranker", change_id="passes", kind=kind, generation=1, result=result, run_id="run")
+
+    ActivityEnvironment().run(DeploymentActivities(house.store, house.infrastructure).finish_change, record)
+
+    with house.store.read() as unit:
+        assert unit.model("ranker").serving_generation == 2

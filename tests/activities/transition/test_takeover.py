@@ -119,6 +119,16 @@ def test_an_entity_that_begins_finds_changes_pause_and_what_serves(house, engine
     assert begun == [True, True], "its run is open, though it has not said so yet"
 
 
+@pytest.mark.parametrize("state", list(TransitionState))
+def test_a_change_moves_its_model_until_its_end_is_recorded(house, asked, state):
+    """Another one that began first would wait for that end, which only the entity can record if the run has gone."""
+    set_state(house, state)
+
+    found = asked("open_changes", ModelAsked(model=M))
+
+    assert [item.moves for item in found.changes] == [state is not TransitionState.REFUSED, False]
+
+
 def test_of_a_model_that_was_never_applied_nothing_is_open(asked):
     assert asked("open_changes", ModelAsked(model="unknown")) == OpenChanges()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from ipnext.errors import FenceLost
 from ipnext.model.lifecycle import ChangeKind, ChangeState, QueuedChange, WaveResult
+from ipnext.model.rollout import TransitionState
 from ipnext.model.status import Reason
 from workflows import change_queue as ordering
 from workflows import policies, preparation
@@ -13,7 +14,7 @@ from workflows import policies, preparation
 from . import moving, reconciling, staging, taking
 from .clock import GONE, Process, Signal, joined
 from .endings import end
-from .journal import UNDER_WAY, Change, Moving
+from .journal import Change, Moving
 from .performing import Attempt, AtWork, Limits, OutOfTries, perform
 from .planning import way_back
 from .walking import WAITS, Command, Failed, Stopped, Walk, Walked, Way, walk, walk_back
@@ -477,7 +478,7 @@ class Entity:
 
     def _moves(self, change: QueuedChange) -> bool:
         moving = self.world.journal.find_transition(change.id)
-        return moving is not None and moving.state in UNDER_WAY
+        return moving is not None and moving.state is not TransitionState.REFUSED
 
     def _passing(self, run: Run) -> Steps:
         """Let a repair pass a run that waits; the run is told afterwards what it missed."""

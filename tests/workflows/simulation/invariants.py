@@ -345,6 +345,12 @@ class Invariants:
             raise Violated("I4 order", f"{change.model}: generation {generation} serves after {newest}")
         self.published[change.model] = generation
 
+    def serves_on(self, change: Any, generation: int) -> None:
+        """I4: a move or a repair ends on the generation that serves, so it undoes no publish."""
+        serving = self.world.journal.records[change.model].serving
+        if generation != serving:
+            raise Violated("I4 undone", f"{change.id} moved {change.model} to {generation}; {serving} serves")
+
     def in_time(self, name: str, seconds: float, limits: Limits) -> None:
         """I6: no wait beyond its deadline; one attempt may have begun just before."""
         if limits.all is not None and seconds > limits.all + 2 * HEARTBEAT_SECONDS:

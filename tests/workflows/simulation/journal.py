@@ -192,12 +192,10 @@ class Journal:
 
     def check_only_mover(self, change: Change) -> None:
         """As the repository's: Unavailable while another change moves the model."""
-        record = self.records[change.model]
-        open_ones = (m.id for m in record.transitions if m.state in UNDER_WAY and m.id != change.id)
-        retiring = (c.id for c in record.changes if c.kind is ChangeKind.RETIRE and c.state is ChangeState.RUNNING)
-        for other in (*open_ones, *(number for number in retiring if number != change.id)):
-            msg = f"change {other} still moves the model"
-            raise Unavailable(msg)
+        for other in self.records[change.model].changes:
+            if other.id != change.id and self._moves(other):
+                msg = f"change {other.id} still moves the model"
+                raise Unavailable(msg)
 
     def is_moved(self, model: str) -> bool:
         """As the repository's: an open change has planned its waves, or retires the model."""

@@ -11,6 +11,7 @@ from ipnext.errors import NotFound, Unavailable
 from ipnext.model.lifecycle import ChangeKind
 from ipnext.model.plan import RegionDemand
 from ipnext.model.rollout import FleetState, Transition, TransitionState, Wave
+from ipnext.store.ending import BRINGS_NOTHING_NEW
 
 from .journal import Change, Moving
 
@@ -36,7 +37,11 @@ def planned(world: Any, change: Change, generation: int) -> Moving:
     )
     to = waves.planned_state(change.model, generation, record.placement)
     demand = tuple(RegionDemand(region=item.region, qps=item.amount) for item in record.manifest.spec.demand)
-    found = _planned(world, change, origin, to).model_copy(update={"demand": demand})
+    if change.kind in BRINGS_NOTHING_NEW and record.serving != generation:
+        refused = f"generation {record.serving} serves by now"
+        found = Transition.model_validate({"from": FleetState(), "to": FleetState(), "refused": refused})
+    else:
+        found = _planned(world, change, origin, to).model_copy(update={"demand": demand})
     state = TransitionState.REFUSED if found.refused else TransitionState.PLANNED
     moving = Moving(change.id, change.model, generation, found, state)
     record.transitions.append(moving)

@@ -11,6 +11,7 @@ from ipnext.errors import FenceLost, IPnextError, Unavailable
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.plan import ReplicaCount, TrafficShare
 from ipnext.model.status import Reason
+from ipnext.store.ending import BRINGS_NOTHING_NEW
 
 from . import placing, planning, reconciling
 from .journal import Change, Moving, Placement, Record
@@ -187,6 +188,8 @@ class Stages:
         record, generation = self.record, self.run.generation
         if self.change.kind is ChangeKind.RETIRE:
             record.serving, record.retired = None, True
+        elif generation is not None and self.change.kind in BRINGS_NOTHING_NEW:
+            self.world.invariants.serves_on(self.change, generation)
         elif generation is not None:
             record.serving = generation
             record.generations[generation].serving_at = self.world.clock.now
