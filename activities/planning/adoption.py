@@ -1,6 +1,6 @@
 """Adoption: when a plan replaces the one in force, and how the plan in force follows the observed state."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,10 +16,11 @@ from ipnext.model.plan import (
     TrafficShare,
     Unmet,
 )
+from ipnext.model.rollout import Transition
 from ipnext.model.throughput import REQUESTS, TOKENS, Unit, amount, in_unit, unit_in
 from ipnext.model.value import digest_of
 from ipnext.store.placements import PreparedPlan
-from ipnext.store.records import Placement, PlanRecord
+from ipnext.store.records import Placement, PlanRecord, TransitionRecord
 from ipnext.store.repository import Repository
 from planner.core.diff import diff
 from planner.core.owner_levels import compared_by_level, unmet_by_level
@@ -30,6 +31,9 @@ PLACEMENT_RULES = frozenset({"served", "latency", "capacity", "survive", "min_re
 
 NOISE = 1e-6
 """Two figures that differ by less are equal."""
+
+LOOKED_AT = 8
+"""Newest transitions of a model among which an open one is searched: a later one can only have been refused."""
 
 ROW = "what runs"
 """Method of a plan that was observed, not searched."""
@@ -172,23 +176,26 @@ def rows_by_model(state: Plan | CurrentState) -> Mapping[str, CurrentState]:
 def settle(repository: Repository, model: str, *, change_id: str) -> None:
     """Set the plan in force to the observed state of a model, after a change that failed.
 
-    The placements of all other models stay. If the running replicas carry less than they receive, as after a disaster,
-    a replan is recorded: the plan that would have fixed it may be the one that is replaced now. A move records none, or
-    two moves could follow each other forever.
+    If another change moves the model, set it to the state that its transition leads to. The placements of all other
+    models stay. If the running replicas carry less than they receive, as after a disaster, a replan is recorded: the
+    plan that would have fixed it may be the one that is replaced now. A move records none, or two moves could follow each
+    other forever.
     """
     in_force, placed = repository.lock_plan_in_force(), repository.placement(model)
     if in_force is None:
         return
-    manifest = repository.model(model).manifest
+    known, moving = repository.model(model), _moving(repository, model)
+    manifest = known.manifest
     demanding = {item.region for item in manifest.spec.demand}
     tables = [table for table in repository.routes(model) if table.region in demanding]
-    actual = running(repository.deployments(model), tables)
+    actual = led_to(moving.transition) if moving else running(repository.deployments(model), tables)
     planned = placed.state if placed else CurrentState()
     if not rows_differ(planned, actual):
         return
     wishes = placed.wishes if placed else model_problem(repository.as_measured(manifest, None))
     if not {row.part for row in actual.replicas} <= {part.part for part in wishes.parts}:
-        wishes = model_problem(model_as_served(repository, model, repository.model(model).serving_generation))
+        generation = moving.generation if moving else known.serving_generation
+        wishes = model_problem(model_as_served(repository, model, generation))
     problem = fleet_problem(repository.fleet().spec, [wishes] if actual.replicas else [])
     plan = _seen(actual.replicas, actual.traffic, cost=figures_of(problem, _seen(actual.replicas, ())).cost)
     record = PlanRecord(
@@ -206,6 +213,31 @@ def settle(repository: Repository, model: str, *, change_id: str) -> None:
     change = repository.change(change_id)
     if change.kind is not ChangeKind.MOVE and is_short(problem, plan):
         repository.add_shortage_replan(model, change.sequence)
+
+
+def led_to(transition: Transition) -> CurrentState:
+    """Return the state that a transition of one model leads to, all generations together."""
+    counts, shares = Counter[tuple[str, str, str, str]](), defaultdict[tuple[str, str, str], float](float)
+    for row in transition.to.replicas:
+        counts[row.model, row.part, row.region, row.hardware] += row.count
+    for share in transition.to.traffic:
+        shares[share.model, share.origin, share.to] += share.fraction
+    return CurrentState(
+        replicas=tuple(
+            ReplicaCount(model=model, part=part, region=region, hardware=hardware, count=count)
+            for (model, part, region, hardware), count in sorted(counts.items())
+            if count
+        ),
+        traffic=tuple(
+            TrafficShare(model=model, origin=origin, to=to, fraction=min(fraction, 1.0))
+            for (model, origin, to), fraction in sorted(shares.items())
+            if fraction > 0
+        ),
+    )
+
+
+def _moving(repository: Repository, model: str) -> TransitionRecord | None:
+    return next((found for found in repository.transitions(model, limit=LOOKED_AT) if found.is_open), None)
 
 
 def is_short(problem: Problem, plan: Plan) -> bool:

@@ -31,6 +31,8 @@ _ENDED = {
 def end_change(repository: Repository, record: RecordInput) -> None:
     """Write the end of a change that is not final yet. The caller settles the plan in force.
 
+    A hold of another change, which moves the model, stays: it may wait for an approval.
+
     Raises NotFound if the change, model or generation is unknown.
     """
     change, result = repository.change(record.change_id), record.result
@@ -42,7 +44,8 @@ def end_change(repository: Repository, record: RecordInput) -> None:
     repository.update_change(
         change.id, state=result.state, reason=result.reason, message=result.message, run_id=record.run_id or None
     )
-    end_hold(repository, record.model)
+    if not repository.is_moved(record.model):
+        end_hold(repository, record.model)
     write_ready(repository, repository.model(record.model))
     text = f"{change.kind} {result.state}" + (f": {result.message}" if result.message else "")
     repository.add_event(record.model, _event_kind(result.state), text, run_id=record.run_id or None)
