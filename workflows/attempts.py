@@ -24,6 +24,14 @@ with workflow.unsafe.imports_passed_through():
 
 A = TypeVar("A", bound=Value)
 
+PAUSES_OF_A_WAIT = 100
+"""If a wait has lasted for more than this many of a step's longest pauses, its next pause is this fraction of it. A wait
+of a year is then some 1,100 attempts and 12,000 events of the 51,200 that a run may have.
+"""
+
+GROWING_PAUSES = "pauses-grow-with-the-wait"
+"""Patch: they do. In runs that have waited before, the longest pause stays the same."""
+
 
 async def within_deadline(
     step: Step[WaveResult], wave: WaveInput, summary: str, *, stopping: Callable[[], bool] = lambda: False
@@ -49,7 +57,7 @@ async def within_deadline(
             most = policies.LOOK_PAUSE_SECONDS
         if stopping():
             raise asyncio.CancelledError
-        wait = min(pause, most, max(wave.deadline_seconds - spent, policies.FIRST_PAUSE_SECONDS))
+        wait = min(pause, longest_after(spent, most), max(wave.deadline_seconds - spent, policies.FIRST_PAUSE_SECONDS))
         await workflow.sleep(timedelta(seconds=wait), summary=f"{summary}: look again")
         spent, pause = spent + wait, 2 * pause
 
@@ -76,9 +84,15 @@ async def within_patience(step: Step[A], argument: Value, summary: str, *, secon
             if spent >= seconds:
                 raise PatienceOver(explained(error).message) from error
         end_if_told()
-        wait = min(pause, most, max(seconds - spent, step.retry.initial_interval.total_seconds()))
+        wait = min(pause, longest_after(spent, most), max(seconds - spent, step.retry.initial_interval.total_seconds()))
         await workflow.sleep(timedelta(seconds=wait), summary=f"{summary}: try again")
         spent, pause = spent + wait, step.retry.backoff_coefficient * pause
+
+
+def longest_after(spent: float, most: float) -> float:
+    """Return the longest pause after a wait of `spent` seconds: a fixed share of it, at least `most`."""
+    grown = spent / PAUSES_OF_A_WAIT
+    return grown if grown > most and workflow.patched(GROWING_PAUSES) else most
 
 
 def _heals(error: ActivityError) -> bool:

@@ -16,6 +16,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext import names
     from ipnext.model.lifecycle import Revert, TransitionInput, TransitionResult, WaveInput, WaveResult
     from workflows import policies
+    from workflows.attempts import longest_after
     from workflows.errors import explained, fence_lost, to_the_end
     from workflows.transition_control import Steered, seconds_since
 
@@ -107,8 +108,9 @@ class TransitionWorkflow(Steered):
             if (waited if counted else seconds_since(since)) >= self._input.deadline_seconds:
                 return result
             self._show(f"{self._place}: {result.message}; looking again")
-            await self._until(lambda: False, result.again_seconds, f"{self._place}: wait for answers")
-            waited = waited + result.again_seconds if counted else seconds_since(since)
+            pause = longest_after(waited, result.again_seconds)
+            await self._until(lambda: False, pause, f"{self._place}: wait for answers")
+            waited = waited + pause if counted else seconds_since(since)
 
     async def _release(self, wave: WaveInput) -> WaveResult:
         """Release capacity. After the last wave all traffic has moved: a failed release is reported, and fails nothing."""

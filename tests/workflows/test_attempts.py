@@ -1,0 +1,98 @@
+"""Pauses between the attempts of one wait: short at first, and so few in all that the longest wait fits into a history."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+from temporalio.exceptions import ActivityError, ApplicationError
+
+from ipnext.model.lifecycle import WaveInput
+from ipnext.model.manifest import LONGEST_SECONDS
+from workflows import attempts, policies
+from workflows.attempts import PatienceOver, within_deadline, within_patience
+
+MOST_EVENTS = 51_200
+"""Of one run, by the server's default limit."""
+
+EVENTS = 11
+"""Of one attempt and the pause after it."""
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """Pauses between attempts of which none succeeds at once, in a run that began with this code or, once `old`, before."""
+
+    class Pauses(list):
+        old = False
+
+    found = Pauses()
+
+    async def perform(*_):
+        error = ActivityError(
+            "failed",
+            scheduled_event_id=1,
+            started_event_id=2,
+            identity="",
+            activity_type="",
+            activity_id="",
+            retry_state=None,
+        )
+        error.__cause__ = ApplicationError("no supply", 0.2, type="Unavailable")
+        raise error
+
+    async def sleep(pause, **_):
+        found.append(pause.total_seconds())
+
+    monkeypatch.setattr(attempts, "perform", perform)
+    monkeypatch.setattr(attempts, "end_if_told", lambda: None)
+    monkeypatch.setattr(attempts.workflow, "sleep", sleep)
+    monkeypatch.setattr(attempts.workflow, "patched", lambda _: not found.old)
+    return found
+
+
+def wait_for_supply(seconds):
+    wave = WaveInput(model="m", transition_id="t", generation=1, index=0, deadline_seconds=1)
+    with pytest.raises(PatienceOver, match="no supply"):
+        asyncio.run(within_patience(policies.PLAN_TRANSITION, wave, "plan", seconds=seconds))
+
+
+def wait_for_replicas(seconds):
+    wave = WaveInput(model="m", transition_id="t", generation=1, index=0, deadline_seconds=seconds)
+    with pytest.raises(ActivityError):
+        asyncio.run(within_deadline(policies.ENSURE_CAPACITY, wave, "scale up"))
+
+
+WAITS = pytest.mark.parametrize("wait", [wait_for_supply, wait_for_replicas])
+
+
+@WAITS
+def test_the_longest_wait_that_a_manifest_may_ask_for_fits_into_one_history(pauses, wait):
+    wait(LONGEST_SECONDS)
+
+    assert len(pauses) * EVENTS < MOST_EVENTS / 2
+    assert sum(pauses) >= 0.95 * LONGEST_SECONDS
+
+
+@WAITS
+def test_no_pause_is_longer_than_a_hundredth_of_the_wait_before_it(pauses, wait):
+    wait(timedelta(days=30).total_seconds())
+
+    before = 0.0
+    for pause in pauses:
+        assert pause <= max(15.0, 1.01 * before / 100 + 1)
+        before += pause + 0.2
+
+
+def test_a_wait_as_long_as_the_default_is_looked_at_every_15_seconds(pauses):
+    wait_for_supply(policies.SUPPLY_PATIENCE.total_seconds())
+
+    assert max(pauses) == 15.0
+
+
+@WAITS
+def test_runs_that_began_before_keep_their_pauses(pauses, wait):
+    pauses.old = True
+
+    wait(timedelta(hours=5).total_seconds())
+
+    assert max(pauses) <= 15.0
