@@ -156,6 +156,7 @@ class ModelWorkflow(Marked):
         found = await perform(
             policies.OPEN_CHANGES, ModelAsked(model=self._model), f"read what is open of {self._model}"
         )
+        self._passing = (*self._passing, *(item.change.id for item in found.changes if item.passes))
         first = sorted(found.changes, key=lambda item: (not item.moves, item.change.kind not in CAN_PASS))
         self._begun = tuple(item.change for item in first if item.begun)
         begun = {change.id for change in self._begun}

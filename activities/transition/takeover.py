@@ -61,8 +61,15 @@ class TakeoverActivities:
                 return OpenChanges()
             changes, held = repository.open_changes(asked.model), repository.pause(asked.model)
             moving = {change.id for change in changes if _moves(repository, change)}
+            leaving = {change.id for change in changes if _leaves(repository, change)}
+        begun = {change.id for change in changes if self._begun(change)}
         found = tuple(
-            OpenChange(change=_queued(change), begun=self._begun(change), moves=change.id in moving)
+            OpenChange(
+                change=_queued(change),
+                begun=change.id in begun,
+                moves=change.id in moving,
+                passes=change.id in begun & leaving,
+            )
             for change in changes
         )
         return OpenChanges(changes=found, held=held, serving_generation=record.serving_generation)
@@ -91,8 +98,7 @@ class TakeoverActivities:
             change = repository.change(asked.change_id)
             if change.state.final or repository.is_moved(asked.model):
                 return MayPass()
-            leaves = change.plan_id is not None and repairs_loss(repository, change.plan_id)
-        return MayPass(passes=change.kind is ChangeKind.REPAIR or leaves)
+            return MayPass(passes=change.kind is ChangeKind.REPAIR or _leaves(repository, change))
 
     @activity.defn(name="take_over", no_thread_cancel_exception=True)
     def take_over(self, asked: TakeOver) -> TakenOver:
@@ -128,6 +134,11 @@ class TakeoverActivities:
 def _moves(repository: Repository, change: Change) -> bool:
     record = repository.find_transition(change.id)
     return record is not None and record.state is not TransitionState.REFUSED
+
+
+def _leaves(repository: Repository, change: Change) -> bool:
+    """True for a move away from a lost region."""
+    return change.plan_id is not None and repairs_loss(repository, change.plan_id)
 
 
 def _ended(record: TransitionRecord) -> TakenOver:

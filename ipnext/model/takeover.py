@@ -20,6 +20,8 @@ class OpenChange(Value):
     """Whether a run of it has begun; the run may have gone since."""
     moves: bool = False
     """Whether it has planned waves: it has moved the model, or is about to."""
+    passes: bool = False
+    """Whether it has begun and goes on although the model is paused: a move away from a lost region."""
 
 
 class OpenChanges(Value):

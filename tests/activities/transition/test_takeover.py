@@ -6,12 +6,14 @@ from types import SimpleNamespace
 import pytest
 from temporalio.testing import ActivityEnvironment
 
+from activities.planning.activities import PlanningActivities
+from activities.planning.solver import ThreadSolver
 from activities.transition.activities import TransitionActivities
 from activities.transition.takeover import TakeoverActivities
 from ipnext import names
 from ipnext.errors import FenceLost
 from ipnext.model.controls import ControlAsked
-from ipnext.model.lifecycle import ChangeKind, ChangeState, QueuedChange, WaveInput
+from ipnext.model.lifecycle import ChangeKind, ChangeState, QueuedChange, StageInput, WaveInput
 from ipnext.model.rollout import FleetState, Transition, TransitionState, Wave
 from ipnext.model.status import Reason
 from ipnext.model.takeover import ChangeAsked, ModelAsked, OpenChanges, TakenOver, TakeOver
@@ -127,6 +129,34 @@ def test_a_change_moves_its_model_until_its_end_is_recorded(house, asked, state)
     found = asked("open_changes", ModelAsked(model=M))
 
     assert [item.moves for item in found.changes] == [state is not TransitionState.REFUSED, False]
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_an_entity_that_begins_finds_the_move_that_goes_on_in_a_pause(house, asked, lost):
+    """Only one that has begun: whether one that waits may pass is asked for it."""
+    stage = StageInput(model=M, change_id="one", kind=ChangeKind.PUBLISH, generation=1)
+    ActivityEnvironment().run(PlanningActivities(house.store, ThreadSolver()).place_model, stage)
+    with house.store.begin() as repository:
+        plan_id = repository.placement(M).plan_id
+        replan = repository.add_replan("away", "drain" if lost else "manual")
+        repository.queue_replans([replan.id])
+        repository.take_replans(plan_id, run_id="run")
+        if lost:
+            repository.add_drain("eu-west", disaster=True)
+    for name in ("begun", "waits"):
+        house.ask(M, ChangeKind.MOVE, name, plan_id=plan_id)
+    with house.store.begin(M) as repository:
+        repository.update_change("begun", state=ChangeState.RUNNING)
+        repository.update_change("waits", state=ChangeState.QUEUED)
+
+    found = asked("open_changes", ModelAsked(model=M)).changes
+
+    assert {item.change.id: item.passes for item in found} == {
+        "one": False,
+        "two": False,
+        "begun": lost,
+        "waits": False,
+    }
 
 
 def test_of_a_model_that_was_never_applied_nothing_is_open(asked):
