@@ -21,12 +21,19 @@ with workflow.unsafe.imports_passed_through():
 PASSES = 200
 """Passes of one run; then it continues as new."""
 
+REGARDLESS = "regions-compared-regardless"
+"""Patch: regions are compared although repairs could not be recorded."""
+
 
 @workflow.defn(
     name=names.RECONCILE_WORKFLOW, failure_exception_types=policies.BUGS, versioning_behavior=policies.ENTITY
 )
 class ReconcileWorkflow:
     """The platform's reconciler."""
+
+    @workflow.init
+    def __init__(self, input: ReconcileInput) -> None:  # noqa: A002 - Temporal passes it by place
+        self._regions = input.regions
 
     @workflow.run
     async def run(self, input: ReconcileInput) -> None:  # noqa: A002 - Temporal passes it by place
@@ -37,15 +44,21 @@ class ReconcileWorkflow:
             await workflow.sleep(timedelta(seconds=input.every_seconds), summary="until the next pass")
             if workflow.info().is_continue_as_new_suggested():
                 break
-        workflow.continue_as_new(input)
+        workflow.continue_as_new(input.model_copy(update={"regions": self._regions}))
 
     async def _pass(self) -> None:
-        """Run one pass. If a region could not be compared, the next pass compares it."""
+        """Run one pass. If a region could not be compared, the next pass compares it.
+
+        If repairs could not be recorded, the regions of the pass before are compared.
+        """
         try:
             recorded = await perform(policies.RECORD_REPAIRS, Done(), "which models drifted?")
         except ActivityError as error:
             workflow.logger.warning("repairs could not be recorded: %s", explained(error).message)
-            return
+            if not workflow.patched(REGARDLESS):
+                return
+            recorded = RepairsRecorded(regions=self._regions)
+        self._regions = recorded.regions
         found = await asyncio.gather(*(self._compared(region) for region in recorded.regions))
         workflow.set_current_details(_details(recorded, found))
 
@@ -61,7 +74,10 @@ def _details(recorded: RepairsRecorded, found: list[RegionReconciled]) -> str:
     """Describe the last pass for the Web UI."""
     rows = "\n".join(f"| {seen.region} | {_state(seen)} |" for seen in found)
     named = f" ({', '.join(recorded.models)})" if recorded.models else ""
-    return f"{recorded.repairs} repairs recorded{named}\n\n| region | |\n|---|---|\n{rows}"
+    failed = {**recorded.failed, **{model: message for seen in found for model, message in seen.failed.items()}}
+    told = "".join(f"\n- {model}: {message}" for model, message in sorted(failed.items()))
+    left = f"\n\nNot done, and tried again:{told}" if told else ""
+    return f"{recorded.repairs} repairs recorded{named}\n\n| region | |\n|---|---|\n{rows}{left}"
 
 
 def _state(seen: RegionReconciled) -> str:

@@ -9,11 +9,13 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from temporalio import activity
 
 from activities.planning.drift import record_repair, withdraw_unserved
+from activities.regions.single_calls import SingleCalls
 from activities.runtime.deadline import beat
 from activities.state.drained_fleet import Drained
 from ipnext.errors import StaleWrite, Unavailable
@@ -93,27 +95,32 @@ class ReconciliationActivities:
     def record_repairs(self, nothing: Done) -> RepairsRecorded:
         """Record a repair for each model whose users or replicas are on a generation that does not serve.
 
-        A model without a serving generation is withdrawn instead.
+        A model without a serving generation is withdrawn instead. A model that fails is left to the next pass.
         """
         del nothing
         with self._store.read() as repository:
             astray = sorted({*repository.models_astray(), *repository.models_unrepaired()})
             unserved = repository.models_unserved()
+        calls, recorded = SingleCalls(), list[str]()
         for model in unserved:
             beat(f"{model} is withdrawn")
-            self._withdraw(model)
-        recorded = []
+            calls.run(model, partial(self._withdraw, model))
         for model in astray:
             beat(f"{model} drifted")
-            with self._store.begin(model) as repository:
-                if record_repair(repository, model) is not None:
-                    recorded.append(model)
-        regions = tuple(sorted(self._infrastructure.regions()))
-        return RepairsRecorded(regions=regions, repairs=len(recorded), models=tuple(recorded[:NAMED]))
+            calls.run(model, partial(self._repair, model, recorded))
+        return RepairsRecorded(
+            regions=tuple(sorted(self._infrastructure.regions())),
+            repairs=len(recorded),
+            models=tuple(recorded[:NAMED]),
+            failed=_first(calls.failed),
+        )
 
     @activity.defn(name="reconcile_region", no_thread_cancel_exception=True)
     def reconcile_region(self, asked: RegionAsked) -> RegionReconciled:
-        """Compare one region with the store and apply the differences again. A region that does not answer is no error."""
+        """Compare one region with the store and apply the differences again. A region that does not answer is no error.
+
+        A model whose call fails is left to the next pass.
+        """
         region = asked.region
         with self._store.read() as repository:
             drained = Drained.of(repository.drains())
@@ -124,7 +131,7 @@ class ReconciliationActivities:
             with self._store.read() as repository:
                 desired = desired_region(repository, region, self._parsed)
             found = differences(desired, state)
-            self._bring_about(region, found, state)
+            failed = self._bring_about(region, found, state)
         except Unavailable:
             return RegionReconciled(region=region, reachable=False)
         self._note(region, found.models)
@@ -134,7 +141,14 @@ class ReconciliationActivities:
             deleted=len(found.delete),
             routed=len(found.route),
             unrouted=len(found.unroute),
+            failed=_first(failed),
         )
+
+    def _repair(self, model: str, recorded: list[str]) -> None:
+        with self._store.begin(model) as repository:
+            repair = record_repair(repository, model)
+        if repair is not None:
+            recorded.append(model)
 
     def _withdraw(self, model: str) -> None:
         """Withdraw a model from every gateway first; replicas stay while an unreachable gateway may send to them."""
@@ -163,19 +177,28 @@ class ReconciliationActivities:
         with self._store.read() as repository:
             return repository.models_unserved()
 
-    def _bring_about(self, region: str, found: Differences, state: RegionState) -> None:
-        """Apply replicas first, so that the targets of traffic exist; then routes; then remove everything that the store lacks."""
+    def _bring_about(self, region: str, found: Differences, state: RegionState) -> Mapping[str, str]:
+        """Apply replicas first, so that the targets of traffic exist; then routes; then remove everything that the store lacks.
+
+        A model whose replicas can't be applied keeps the table that its gateway has, and one that fails keeps its replicas.
+        Returns the models that failed, with the error.
+        """
+        calls = SingleCalls()
         for key in found.apply:
             beat(f"{key} is told again")
-            self._apply(key)
+            calls.run(key.model, partial(self._apply, key))
         for model in found.route:
             beat(f"routes of {model} in {region} are told again")
-            self._route(model, region, followed=state.routes.get(model, 0))
+            followed = state.routes.get(model, 0)
+            if not followed or model not in calls.failed:
+                calls.run(model, partial(self._route, model, region, followed=followed))
         for model in found.unroute:
-            self._unroute(model, region)
+            calls.run(model, partial(self._unroute, model, region))
         for key in found.delete:
             beat(f"{key} ends")
-            self._delete(key)
+            if key.model not in calls.failed:
+                calls.run(key.model, partial(self._delete, key))
+        return calls.failed
 
     def _apply(self, key: DeploymentKey) -> None:
         """Apply the stored replica set, unless a change moves its model by now."""
@@ -249,6 +272,10 @@ class ReconciliationActivities:
         more = f" and {len(models) - NAMED} more" if len(models) > NAMED else ""
         with self._store.begin() as repository:
             repository.add_event(None, "Reconciled", f"{region} was told again: {', '.join(models[:NAMED])}{more}")
+
+
+def _first(failed: Mapping[str, str]) -> Mapping[str, str]:
+    return {model: failed[model] for model in sorted(failed)[:NAMED]}
 
 
 def desired_region(repository: Repository, region: str, parsed: "ParsedSets") -> DesiredRegion:

@@ -1,5 +1,7 @@
 """Messages for the comparison of regions with the store, and for repairs of models whose users have another generation."""
 
+from collections.abc import Mapping
+
 from pydantic import Field
 
 from ipnext.model.value import Name, Value
@@ -10,6 +12,8 @@ class ReconcileInput(Value):
 
     every_seconds: float = Field(default=15.0, gt=0)
     """Time from the end of a pass to the next one."""
+    regions: tuple[Name, ...] = ()
+    """Regions that a run before found: they are compared if a pass can't find them."""
 
 
 class RegionAsked(Value):
@@ -36,6 +40,8 @@ class RegionReconciled(Value):
     """Route tables sent again."""
     unrouted: int = Field(default=0, ge=0)
     """Models that the store does not route from this region."""
+    failed: Mapping[str, str] = Field(default_factory=dict)
+    """The first models whose call failed, with the error; the next pass tries them again."""
 
     @property
     def in_sync(self) -> bool:
@@ -52,3 +58,5 @@ class RepairsRecorded(Value):
     """Repairs recorded now."""
     models: tuple[Name, ...] = ()
     """The first of their models."""
+    failed: Mapping[str, str] = Field(default_factory=dict)
+    """The first models that could not be checked or withdrawn, with the error; the next pass tries them again."""

@@ -1,0 +1,118 @@
+"""A model that fails holds up the reconciliation of no other one."""
+
+import pytest
+from temporalio.testing import ActivityEnvironment
+
+from activities.regions import reconciliation
+from activities.regions.reconciliation import ReconciliationActivities
+from ipnext.errors import Conflict, IPnextError, RegionUnreachable, RouteFailed
+from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
+from ipnext.model.lifecycle import ChangeState, Done
+from ipnext.model.reconciliation import RegionAsked, RegionReconciled
+from ipnext.model.registry import GenerationState, PartGraph
+
+EAST = "us-east"
+MODELS = ("first", "second")
+
+
+GRAPH = PartGraph.model_validate(
+    {"nodes": [{"name": "dense", "part": "dense", "inputs": {"x": "request.x"}}], "outputs": {"y": "dense.y"}}
+)
+
+
+def key(model):
+    return DeploymentKey(model=model, part="dense", region=EAST, hardware="cpu")
+
+
+def table(model, generation):
+    """Send users to a generation; the revision has its number."""
+    served = (ServedGeneration(generation=generation, graph=GRAPH, snapshots={"dense": generation}),)
+    shares = (RouteShare(to=EAST, generation=generation, fraction=1.0),)
+    return RouteTable(model=model, region=EAST, revision=generation, shares=shares, served=served)
+
+
+@pytest.fixture
+def stored(house):
+    """Both models serve generation 1 in the store; the region has nothing of either."""
+    for model in MODELS:
+        house.apply(model)
+        change = house.publish(model, 1)
+        held = HeldSnapshot(part=None, snapshot=1, digest="d" * 64, uri="file:///d", generations=(1,), signers=None)
+        own = {"engine": "torch", "units": 1, "qps": 100, "memory_bytes": 1, "holds": (held,)}
+        with house.store.begin(model) as unit:
+            unit.update_change(change.id, state=ChangeState.DONE)
+            unit.set_generation_state(model, 1, GenerationState.SERVING)
+            unit.update_model(model, serving_generation=1)
+            unit.put_deployment(Deployment(key=key(model), replicas=2, **own))
+            unit.put_route(table(model, 1))
+    return house
+
+
+@pytest.fixture
+def reconcile(stored):
+    """One pass over the region."""
+    activities = ReconciliationActivities(stored.store, stored.infrastructure)
+    return lambda: ActivityEnvironment().run(activities.reconcile_region, RegionAsked(region=EAST))
+
+
+@pytest.fixture
+def fail(stored, monkeypatch):
+    """Let a kind of call fail for the first model."""
+
+    def begin(call, error):
+        real = getattr(stored.infrastructure, call)
+
+        def failing(found):
+            if (found.model if call == "route" else found.key.model) == MODELS[0]:
+                raise error
+            real(found)
+
+        monkeypatch.setattr(stored.infrastructure, call, failing)
+
+    return begin
+
+
+@pytest.mark.parametrize("call", ["apply", "route"])
+@pytest.mark.parametrize("error", [RouteFailed("refused"), Conflict("refused")], ids=["unavailable", "conflict"])
+def test_a_model_whose_call_fails_is_reported_and_the_next_ones_are_told(stored, reconcile, fail, call, error):
+    fail(call, error)
+
+    seen = reconcile()
+
+    assert (seen.reachable, dict(seen.failed)) == (True, {"first": "refused"})
+    assert stored.infrastructure.deployment(key("second")).replicas == 2
+    assert stored.infrastructure.table("second", EAST).revision == 1
+
+
+def test_a_gateway_without_a_table_gets_it_although_replicas_fail(stored, reconcile, fail):
+    fail("apply", Conflict("no such hardware"))
+
+    reconcile()
+
+    assert stored.infrastructure.table("first", EAST).revision == 1, "other regions may answer its users"
+
+
+def test_a_region_that_stops_to_answer_ends_the_pass(reconcile, fail):
+    fail("apply", RegionUnreachable("gone"))
+
+    assert reconcile() == RegionReconciled(region=EAST, reachable=False)
+
+
+def test_a_model_whose_repair_fails_keeps_no_other_from_its_repair(stored, monkeypatch):
+    for model in MODELS:
+        with stored.store.begin(model) as unit:
+            unit.put_route(table(model, 2))
+    real = reconciliation.record_repair
+
+    def failing(repository, model):
+        if model == MODELS[0]:
+            msg = "another writer was first"
+            raise IPnextError(msg)
+        return real(repository, model)
+
+    monkeypatch.setattr(reconciliation, "record_repair", failing)
+    activities = ReconciliationActivities(stored.store, stored.infrastructure)
+
+    recorded = ActivityEnvironment().run(activities.record_repairs, Done())
+
+    assert (recorded.models, dict(recorded.failed)) == (("second",), {"first": "another writer was first"})

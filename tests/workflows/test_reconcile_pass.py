@@ -1,0 +1,66 @@
+"""One pass of the reconciler: regions are compared whatever became of the repairs."""
+
+import asyncio
+import logging
+
+import pytest
+from temporalio.exceptions import ActivityError
+
+from ipnext.model.reconciliation import ReconcileInput, RegionReconciled, RepairsRecorded
+from workflows import policies, reconcile
+from workflows.reconcile import ReconcileWorkflow
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Run passes one after the other, each with the answer of `record_repairs`; None: it fails. Returns the compared regions."""
+    compared, answers = [], []
+
+    async def perform(step, argument, _summary):
+        if step is policies.RECORD_REPAIRS:
+            if (answer := answers.pop(0)) is None:
+                raise ActivityError(
+                    "failed",
+                    scheduled_event_id=1,
+                    started_event_id=2,
+                    identity="",
+                    activity_type="",
+                    activity_id="",
+                    retry_state=None,
+                )
+            return answer
+        compared.append(argument.region)
+        return RegionReconciled(region=argument.region, failed={"m": "refused"})
+
+    monkeypatch.setattr(reconcile, "perform", perform)
+    monkeypatch.setattr(reconcile.workflow, "patched", lambda _: True)
+    monkeypatch.setattr(reconcile.workflow, "logger", logging.getLogger("test"))
+    shown = []
+    monkeypatch.setattr(reconcile.workflow, "set_current_details", shown.append)
+
+    def run(*given, known=()):
+        answers.extend(given)
+        entity = ReconcileWorkflow(ReconcileInput(regions=known))
+        for _ in given:
+            asyncio.run(entity._pass())
+        return compared, shown[-1]
+
+    return run
+
+
+def test_regions_are_compared_although_repairs_could_not_be_recorded(passes):
+    compared, _ = passes(RepairsRecorded(regions=("eu", "us")), None)
+
+    assert compared == ["eu", "us"] * 2
+
+
+def test_a_run_that_continues_as_new_knows_the_regions(passes):
+    compared, _ = passes(None, known=("eu",))
+
+    assert compared == ["eu"]
+
+
+def test_a_pass_shows_the_models_that_failed(passes):
+    _, shown = passes(RepairsRecorded(regions=("eu",), failed={"n": "conflict"}))
+
+    assert shown.endswith("Not done, and tried again:\n- m: refused\n- n: conflict")
