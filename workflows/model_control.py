@@ -1,7 +1,8 @@
 """Controls of an entity by users, and signals to its running change: the part of workflow `model` that handles requests.
 
 Pause and resume concern the model's whole queue of changes, an abort concerns the running change. A run receives pauses
-and newer changes as signals.
+and newer changes as signals. A run that waits while another one passes it is controlled as the running one: the user who
+pauses or aborts means it, and the wait may end at any moment.
 """
 
 import asyncio
@@ -29,6 +30,10 @@ ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
 """Kinds of changes that may supersede a run of these kinds."""
 
 
+REACHES_PASSED = "controls-reach-the-passed"
+"""Patch: controls reach the run that another one passes. Entities that passed it before tell it afterwards."""
+
+
 class Held:
     """One model's queue, its running change, and the pause that blocks them."""
 
@@ -37,6 +42,8 @@ class Held:
         self._queue = input.queue
         self._serving = input.serving_generation
         self._running: QueuedChange | None = None
+        self._passed: QueuedChange | None = None
+        """The change whose run waits while the running one passes it."""
         self._children: dict[str, Child] = {}
         """Change -> its run, if this run of the entity started it."""
         self._follows = set[str]()
@@ -68,7 +75,7 @@ class Held:
         self._asked += 1
         self._held, self._heard_of_hold = asked, True
         self._show()
-        await self._signal_running(names.HOLD_CHANGES, Hold(held=True, asked=asked))
+        await self._signal_hold(Hold(held=True, asked=asked))
         await self._note(f"paused {asked.text}", asked)
         return self._answer(ControlAction.PAUSE, f"paused {asked.text}")
 
@@ -80,7 +87,7 @@ class Held:
         self._check_held()
         self._held = None
         self._show()
-        await self._signal_running(names.HOLD_CHANGES, Hold(held=False, asked=asked))
+        await self._signal_hold(Hold(held=False, asked=asked))
         await self._note(f"resumed {asked.text}", None)
         return self._answer(ControlAction.RESUME, f"resumed {asked.text}")
 
@@ -96,17 +103,23 @@ class Held:
 
     @workflow.update(name=names.ABORT_RUN)
     async def abort_run(self, asked: ControlAsked) -> ControlAnswer:
-        """Stop the running change and revert its moves. An entity that has just begun first determines the running change."""
+        """Stop the running change and revert its moves. An entity that has just begun first determines the running change.
+
+        If the running change passes another one, that one is stopped: the other is there only to mend.
+        """
         self._asked += 1
         if self._takes_up:
             await workflow.wait_condition(lambda: not self._takes_up)
             self._check_running()
-        running = self._running
-        if running is None or not self._reachable:
+        meant = self._meant
+        if meant is not self._running and not workflow.patched(REACHES_PASSED):
+            meant = self._running
+        if meant is None or not self._reaches(meant):
             msg = f"nothing of {self._model} runs: there is nothing to abort"
             raise ApplicationError(msg, type="Conflict", non_retryable=True)
-        self._stop(running, f"{names.ABORTED}{asked.text}")
-        return self._answer(ControlAction.ABORT, f"{running.kind} {running.id} is aborted {asked.text}")
+        self._stop(meant, f"{names.ABORTED}{asked.text}")
+        message = f"{meant.kind} {meant.id} is aborted {asked.text}"
+        return self._answer(ControlAction.ABORT, message).model_copy(update={"change_id": meant.id})
 
     @abort_run.validator
     def _check_abort(self, asked: ControlAsked) -> None:  # noqa: ARG002
@@ -115,11 +128,17 @@ class Held:
 
     def _check_running(self) -> None:
         """Refuse to abort a rollback (a publish moves forward instead), or a retirement, which always completes."""
-        running = self._running
-        if running is None or running.kind in URGENT:
-            what = "nothing" if running is None else f"a {running.kind}"
+        meant = self._meant
+        if meant is None or meant.kind in URGENT:
+            what = "nothing" if meant is None else f"a {meant.kind}"
             msg = f"{what} of {self._model} runs: there is nothing to abort"
             raise ApplicationError(msg, type="Conflict", non_retryable=True)
+
+    @property
+    def _meant(self) -> QueuedChange | None:
+        """The change that an abort means: the passed one if it can be aborted, else the running one."""
+        passed = self._passed
+        return self._running if passed is None or passed.kind in URGENT else passed
 
     @property
     def _takes_up(self) -> bool:
@@ -136,12 +155,11 @@ class Held:
     @property
     def _reachable(self) -> bool:
         """True if there is a run to signal and to stop."""
-        return self._running is not None and (self._child is not None or self._running.id in self._follows)
+        return self._running is not None and self._reaches(self._running)
 
-    @property
-    def _child(self) -> Child | None:
-        """The run of the running change, if this run of the entity started it."""
-        return self._children.get(self._running.id) if self._running else None
+    def _reaches(self, change: QueuedChange) -> bool:
+        """True if the change has a run: one that this run of the entity started, or follows."""
+        return change.id in self._children or change.id in self._follows
 
     def _passes_pause(self, change: QueuedChange) -> bool:
         return change.kind in PASSES_PAUSE or change.id in self._passing
@@ -171,23 +189,37 @@ class Held:
 
     async def _signal_running(self, signal: str, argument: Hold | NewerWaits) -> None:
         """Signal the run, if there is one that may be paused or superseded."""
-        running = self._running
-        if running is None or not self._reachable or self._passes_pause(running):
+        if self._running is not None:
+            await self._signal(self._running, signal, argument)
+
+    async def _signal_hold(self, hold: Hold) -> None:
+        """Signal a pause or its end to the run, and to the one that it passes."""
+        await self._signal_running(names.HOLD_CHANGES, hold)
+        if self._passed is not None and workflow.patched(REACHES_PASSED):
+            await self._signal(self._passed, names.HOLD_CHANGES, hold)
+
+    async def _signal(self, change: QueuedChange, signal: str, argument: Hold | NewerWaits) -> None:
+        if not self._reaches(change) or self._passes_pause(change):
             return
         try:
-            await (self._child or self._run_of(running)).signal(signal, argument)
+            await (self._children.get(change.id) or self._run_of(change)).signal(signal, argument)
         except FailureError:
             workflow.logger.info("the run ended before it heard of %s", signal)
 
     def _stop_running_for(self, change: QueuedChange) -> None:
-        running = self._running
-        if running is not None and self._reachable and stops(change, running):
+        """Stop the run for a change that preempts it, and the one that it passes."""
+        self._stop_for(change, self._running)
+        if self._passed is not None and workflow.patched(REACHES_PASSED):
+            self._stop_for(change, self._passed)
+
+    def _stop_for(self, change: QueuedChange, running: QueuedChange | None) -> None:
+        if running is not None and self._reaches(running) and stops(change, running):
             self._stop(running, f"{change.kind} {change.id} was asked")
 
     def _stop(self, running: QueuedChange, why: str) -> None:
         self._told_to_end = running.id, why
-        if self._child is not None:
-            self._child.cancel(why)
+        if (child := self._children.get(running.id)) is not None:
+            child.cancel(why)
         else:
             self._stopping = asyncio.create_task(self._stop_followed(running, why))
 

@@ -26,8 +26,6 @@ class Passing(Held):
 
     def __init__(self, input: ModelEntityInput) -> None:  # noqa: A002 - as the workflow names it
         super().__init__(input)
-        self._passed: QueuedChange | None = None
-        """The change whose run waits while the running one passes it."""
         self._weighed = set[tuple[str, str | None]]()
         """A change, and the one that was in its way; None: the pause."""
 

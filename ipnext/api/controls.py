@@ -15,6 +15,7 @@ from ipnext.api.recording import record_asked
 from ipnext.errors import Conflict
 from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked, ControlRequest
 from ipnext.model.lifecycle import ChangeState
+from ipnext.store.repository import Repository
 
 router = APIRouter(prefix="/v1/models", tags=["controls"], route_class=GuardedRoute)
 
@@ -67,7 +68,7 @@ _NOTED_BY_THE_MODEL = frozenset({ControlAction.PAUSE, ControlAction.RESUME})
 
 
 async def _said(rooms: Platform, model: str, action: ControlAction, asked: ControlAsked, key: str) -> ControlAnswer:
-    change_id = await asyncio.to_thread(_running, rooms, model)
+    change_id = await asyncio.to_thread(_running, rooms, model, action)
     if change_id is None and action in _OF_A_RUN:
         msg = f"no change of {model!r} runs: there is nothing to {action.value}"
         raise Conflict(msg)
@@ -93,8 +94,18 @@ def _note(rooms: Platform, model: str, message: str, key: str) -> None:
             unit.add_event(model, "Control", message, detail=detail)
 
 
-def _running(rooms: Platform, model: str) -> str | None:
-    """Return the running change. NotFound if the model is unknown."""
+def _running(rooms: Platform, model: str, action: ControlAction) -> str | None:
+    """Return the change that the action concerns, the oldest running one; for a decision of a run the one that moves the model.
+
+    Two run if a repair passes a change that waits. NotFound if the model is unknown.
+    """
     with rooms.store.read() as unit:
-        running = (change.id for change in unit.changes(model) if change.state is ChangeState.RUNNING)
-        return next(running, None)
+        running = [change.id for change in reversed(unit.changes(model)) if change.state is ChangeState.RUNNING]
+        moving = running if action in _OF_A_RUN else []
+        found = (change_id for change_id in moving if _moves(unit, change_id))
+        return next(found, running[0] if running else None)
+
+
+def _moves(unit: Repository, change_id: str) -> bool:
+    record = unit.find_transition(change_id)
+    return record is not None and record.is_open

@@ -1,10 +1,16 @@
 """Controls at the door: who is heard, what is refused, what an engine that is down answers."""
 
+from datetime import UTC, datetime
+
 import httpx
 import pytest
 
-from ipnext.api.controls import _note
+from ipnext.api.controls import _note, _running
 from ipnext.client import Client
+from ipnext.model.controls import ControlAction
+from ipnext.model.lifecycle import ChangeKind, ChangeState
+from ipnext.model.rollout import Transition
+from ipnext.store.records import TransitionRecord
 
 
 async def test_a_pause_is_told_to_the_engine_with_who_and_why(applied):
@@ -101,3 +107,28 @@ async def test_the_client_gives_each_request_a_key_and_repeats_it_with_the_reque
 
     assert seen[0] == seen[1]
     assert seen[1] != seen[2]
+
+
+@pytest.mark.parametrize("mover", ["publish", "repair", None])
+@pytest.mark.parametrize(("action", "of_a_run"), [("approve", True), ("abort", False)])
+async def test_of_two_running_changes_the_one_that_moves_is_approved_and_the_older_one_aborted(
+    applied, mover, action, of_a_run
+):
+    """A repair passes a publish; that one may begin to move while the repair waits for it."""
+    with applied.rooms.store.begin("ranker") as unit:
+        for name, kind in (("publish", ChangeKind.APPLY), ("repair", ChangeKind.REPAIR)):
+            unit.add_change("ranker", kind, change_id=name)
+            unit.update_change(name, state=ChangeState.RUNNING)
+        if mover is not None:
+            unit.save_transition(
+                TransitionRecord(
+                    id=mover,
+                    model="ranker",
+                    change_id=mover,
+                    generation=1,
+                    transition=Transition.model_validate({"from": {}, "to": {}, "waves": [{"gate": "final"}]}),
+                    created_at=datetime.now(UTC),
+                )
+            )
+
+    assert _running(applied.rooms, "ranker", ControlAction(action)) == (mover if of_a_run and mover else "publish")

@@ -1,0 +1,106 @@
+"""Controls of a model whose running change passes another one, which waits: they reach both."""
+
+import asyncio
+
+import pytest
+from temporalio.exceptions import ApplicationError
+
+from ipnext import names
+from ipnext.model.controls import ControlAsked
+from ipnext.model.lifecycle import ChangeKind, ModelEntityInput, QueuedChange
+from workflows import model_control
+from workflows.model_passing import Passing
+
+ASKED = ControlAsked(by="anna")
+
+
+class Run:
+    """A run as its entity sees it: what it was told."""
+
+    def __init__(self):
+        self.signals, self.cancelled = [], []
+
+    async def signal(self, name, argument):
+        self.signals.append((name, argument.held))
+
+    def cancel(self, why):
+        self.cancelled.append(why)
+
+
+def change(kind, sequence):
+    return QueuedChange(id=f"{kind}-{sequence}", kind=kind, sequence=sequence, generation=1, plan_id="p")
+
+
+@pytest.fixture
+def entity(monkeypatch):
+    """An entity whose repair passes a run of some kind, with the two runs; `old`: it has passed with the code of before."""
+
+    def build(passed=ChangeKind.PUBLISH, *, old=False):
+        monkeypatch.setattr(model_control.workflow, "patched", lambda _: not old)
+        monkeypatch.setattr(model_control.workflow, "wait_condition", noted)
+        found = Passing(ModelEntityInput(model="m", rebuilt=True))
+        monkeypatch.setattr(found, "_show", lambda: None)
+        monkeypatch.setattr(found, "_note", noted)
+        found._passed, found._running = change(passed, 1), change(ChangeKind.REPAIR, 2)
+        runs = {each.id: Run() for each in (found._passed, found._running)}
+        found._children.update(runs)
+        return found, runs[found._passed.id], runs[found._running.id]
+
+    return build
+
+
+async def noted(*_):
+    """Take as done what only a workflow can do."""
+
+
+def test_a_pause_and_its_end_reach_the_run_that_is_passed(entity):
+    found, passed, running = entity()
+
+    asyncio.run(found.pause_changes(ASKED))
+    asyncio.run(found.resume_changes(ASKED))
+
+    assert passed.signals == [(names.HOLD_CHANGES, True), (names.HOLD_CHANGES, False)]
+    assert running.signals == [], "a repair passes pauses"
+
+
+def test_an_abort_stops_the_run_that_is_passed_and_not_the_repair(entity):
+    found, passed, running = entity()
+
+    answer = asyncio.run(found.abort_run(ASKED))
+
+    assert answer.change_id == "publish-1"
+    assert (len(passed.cancelled), running.cancelled) == (1, [])
+
+
+def test_an_abort_beside_a_passed_retirement_stops_the_repair(entity):
+    """A retirement always completes."""
+    found, passed, running = entity(ChangeKind.RETIRE)
+
+    asyncio.run(found.abort_run(ASKED))
+
+    assert (passed.cancelled, len(running.cancelled)) == ([], 1)
+
+
+def test_nothing_running_can_not_be_aborted(entity):
+    found, *_ = entity()
+    found._passed = found._running = None
+
+    with pytest.raises(ApplicationError, match="nothing of m runs"):
+        found._check_running()
+
+
+def test_a_rollback_stops_both(entity):
+    found, passed, running = entity()
+
+    found._stop_running_for(change(ChangeKind.ROLLBACK, 3))
+
+    assert (len(passed.cancelled), len(running.cancelled)) == (1, 1)
+
+
+def test_an_entity_that_passed_before_tells_the_running_one_only(entity):
+    found, passed, running = entity(old=True)
+
+    asyncio.run(found.pause_changes(ASKED))
+    asyncio.run(found.abort_run(ASKED))
+
+    assert (passed.signals, passed.cancelled, len(running.cancelled)) == ([], [], 1)
