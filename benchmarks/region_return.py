@@ -75,7 +75,7 @@ class Cost:
 
 def return_region(store: Store, infrastructure: Gateways) -> None:
     """What the drain does."""
-    activities = DrainActivities(store, infrastructure, lambda: None)
+    activities = DrainActivities(store, infrastructure, lambda: None, lambda *_: None)
     seen = ActivityEnvironment().run(activities.return_region, DrainInput(region=LOST))
     assert seen.state is DrainState.RETURNED, seen
 

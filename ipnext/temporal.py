@@ -172,8 +172,10 @@ async def namespace_of(client: Client) -> WorkflowNamespace:
     return WorkflowNamespace(id=found.namespace_info.id, name=client.namespace, address=address)
 
 
-async def submit_change(client: Client, change: Change) -> ChangeAccepted:
+async def submit_change(client: Client, change: Change, *, again: str = "") -> ChangeAccepted:
     """Submit a recorded change to its model's entity, which is started if it does not run. The same change twice is one.
+
+    With `again` the entity hears of it once more for each such text, and asks once more whether a waiting move may pass.
 
     InvalidInput or Conflict if the entity's validator refuses the change for good; EngineRefused and Unavailable
     otherwise: submit it again later.
@@ -182,9 +184,10 @@ async def submit_change(client: Client, change: Change) -> ChangeAccepted:
         id=change.id, kind=change.kind, sequence=change.sequence, generation=change.generation, plan_id=change.plan_id
     )
     start = WithStartWorkflowOperation[object, object](**_entity(change.model))
+    update_id = f"{change.id}/{again}" if again else change.id
     async with reaching(f"the entity of {change.model}"), asyncio.timeout(SUBMIT_SECONDS):
         accepted: ChangeAccepted = await client.execute_update_with_start_workflow(
-            names.SUBMIT_CHANGE, queued, start_workflow_operation=start, id=change.id, result_type=ChangeAccepted
+            names.SUBMIT_CHANGE, queued, start_workflow_operation=start, id=update_id, result_type=ChangeAccepted
         )
     return accepted
 

@@ -97,6 +97,8 @@ class ModelWorkflow(Marked):
             self._stop_running_for(change)
             self._tell_running_of(change)
             self._show()
+        else:
+            self._weigh_again(change)
         waiting_before = [waiting for waiting in self._queue if waiting.sequence < change.sequence]
         return ChangeAccepted(
             change_id=change.id,

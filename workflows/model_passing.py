@@ -1,14 +1,17 @@
 """Changes that pass: a repair, or a move away from a lost region, runs while an older change waits or the model is paused.
 
 Part of workflow `model`. Whether a change may pass is decided by the store (activity `may_pass`), once for each run
-that is in its way. The run that it passes goes on waiting, and the entity goes on with it afterwards. The store's fence
+that is in its way; again if a region was lost since. The run that it passes goes on waiting, and the entity goes on with it afterwards. The store's fence
 keeps the two from moving the model at the same time.
 """
 
+import asyncio
+
 from temporalio import workflow
-from temporalio.exceptions import ActivityError
+from temporalio.exceptions import ActivityError, FailureError
 
 with workflow.unsafe.imports_passed_through():
+    from ipnext import names
     from ipnext.model.lifecycle import ChangeKind, ModelEntityInput, QueuedChange
     from ipnext.model.takeover import ChangeAsked
     from workflows import policies
@@ -20,6 +23,9 @@ with workflow.unsafe.imports_passed_through():
 PATCH = "repairs-pass"
 """Entities that began before never let a change pass."""
 
+AGAIN = "moves-weighed-again"
+"""Patch: a move that is submitted again is weighed again."""
+
 
 class Passing(Held):
     """The part of an entity that decides which change runs next, and which one passes."""
@@ -28,6 +34,7 @@ class Passing(Held):
         super().__init__(input)
         self._weighed = set[tuple[str, str | None]]()
         """A change, and the one that was in its way; None: the pause."""
+        self._waking: asyncio.Task[None] | None = None
 
     @property
     def _unweighed(self) -> QueuedChange | None:
@@ -62,6 +69,22 @@ class Passing(Held):
             return False
         self._passing = (*self._passing, change.id)
         return running == (self._running.id if self._running else None)
+
+    def _weigh_again(self, change: QueuedChange) -> None:
+        """Take a move that is submitted again as one that was not weighed, and wake its run: a region was lost meanwhile."""
+        asked = {found for found in self._weighed if found[0] == change.id}
+        if change.kind is not ChangeKind.MOVE or not (asked or self._reaches(change)) or not workflow.patched(AGAIN):
+            return
+        self._weighed -= asked
+        if self._reaches(change):
+            self._waking = asyncio.create_task(self._wake(change))
+
+    async def _wake(self, change: QueuedChange) -> None:
+        """Let a run that waits for a freeze check whether it still has to."""
+        try:
+            await (self._children.get(change.id) or self._run_of(change)).signal(names.FREEZE_CHANGED)
+        except FailureError:
+            workflow.logger.info("the run of %s ended before it was woken", change.id)
 
     def _next_change(self) -> QueuedChange | None:
         """Return the waiting change to run next."""

@@ -161,7 +161,7 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
         *MoverActivities(store, engine.submit).all(),
         *ReplanActivities(store, engine.wake).all(),
         PlanningActivities(store, solver or ThreadSolver(), policy).replan_fleet,
-        *DrainActivities(store, infrastructure, engine.wake).all(),
+        *DrainActivities(store, infrastructure, engine.wake, engine.submit).all(),
         *ReconciliationActivities(store, infrastructure).all(),
         *CollectingActivities(store, artifacts, grace).all(),
     )
@@ -239,8 +239,8 @@ def worker_of(
 def engine_of(client: Callable[[], Client], loop: asyncio.AbstractEventLoop) -> Engine:
     """Call Temporal from an activity's thread through the worker's current client."""
 
-    def submit(change: Change) -> None:
-        asyncio.run_coroutine_threadsafe(submit_change(client(), change), loop).result()
+    def submit(change: Change, again: str = "") -> None:
+        asyncio.run_coroutine_threadsafe(submit_change(client(), change, again=again), loop).result()
 
     def wake() -> None:
         asyncio.run_coroutine_threadsafe(wake_replan(client()), loop).result()

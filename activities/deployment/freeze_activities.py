@@ -7,7 +7,7 @@ from typing import Any
 from temporalio import activity
 
 from activities.planning.drift import record_repair
-from activities.state.drained_fleet import repairs_loss
+from activities.state.drained_fleet import leaves_loss
 from ipnext.freezes.calendar import FreezeCalendar
 from ipnext.freezes.evaluation import Asked, frozen
 from ipnext.model.freeze import FreezeAnswer, Frozen, Override
@@ -56,7 +56,7 @@ class FreezeActivities:
 
 def _bound(unit: Repository, change: Change, at: datetime) -> Frozen | None:
     """Return the freezes that bind the change now. A move away from a lost region passes all: its users may have nothing else."""
-    if change.plan_id is not None and repairs_loss(unit, change.plan_id):
+    if leaves_loss(unit, change):
         return None
     calendars = [FreezeCalendar(record.manifest) for record in unit.freezes()]
     if not calendars:

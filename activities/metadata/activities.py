@@ -6,7 +6,7 @@ from typing import Any
 from temporalio import activity
 
 from activities.planning.drift import record_repair
-from activities.state.drained_fleet import repairs_loss
+from activities.state.drained_fleet import leaves_loss
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.errors import ArtifactDigestMismatch, ArtifactError, InvalidInput
 from ipnext.model.cause import STEPS, Cause, Place
@@ -66,7 +66,7 @@ class MetadataActivities:
             generation = _generation_of(repository, change, record)
             repository.update_change(change.id, state=ChangeState.RUNNING, run_id=progress.run_id)
             _write_beginning(repository, change, record, generation, progress.run_id)
-            urgent = change.plan_id is not None and repairs_loss(repository, change.plan_id)
+            urgent = leaves_loss(repository, change)
         manifest = record.manifest
         return ChangeBegun(
             generation=generation,

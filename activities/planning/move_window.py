@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from temporalio import activity
 
@@ -35,8 +35,12 @@ PAGE = 1000
 
 GONE = "the plan in force does not know it any more"
 
-Submit = Callable[[Change], None]
-"""Submits a recorded change to its model's entity. Raises Unavailable."""
+
+class Submit(Protocol):
+    """Submits a recorded change to its model's entity; `again` marks a submission that is not the first. Raises Unavailable."""
+
+    def __call__(self, change: Change, again: str = "") -> None:
+        """Submit the change."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Each reads the drain from the store and may be run any number of times.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,15 +12,17 @@ from typing import Any
 from temporalio import activity
 
 from activities.planning.drift import record_repair
+from activities.planning.move_window import SUBMITS, Submit
 from activities.planning.replan_activities import Wake
 from activities.regions.failover import Surviving
 from activities.regions.recovery import Returning
 from activities.runtime.deadline import beat
+from activities.state.drained_fleet import leaves_loss
 from ipnext import names
-from ipnext.errors import Unavailable
+from ipnext.errors import IPnextError, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.drain import Drain, DrainInput, DrainSeen, DrainState, status_of
-from ipnext.model.lifecycle import ReplanState
+from ipnext.model.lifecycle import Change, ReplanState
 from ipnext.model.status import Reason
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
@@ -39,10 +42,11 @@ LOST_AND_EMPTY = "nothing is planned there, and no other region sends users ther
 class DrainActivities:
     """Drain activities, on the store, the infrastructure, and a function that wakes the replan workflow."""
 
-    def __init__(self, store: Store, infrastructure: Infrastructure, wake: Wake) -> None:
+    def __init__(self, store: Store, infrastructure: Infrastructure, wake: Wake, submit: Submit) -> None:
         self._store = store
         self._infrastructure = infrastructure
         self._wake = wake
+        self._submit = submit
 
     def all(self) -> Sequence[Callable[..., Any]]:
         """Return the activities that a worker registers."""
@@ -67,7 +71,10 @@ class DrainActivities:
 
     @activity.defn(name="route_around", no_thread_cancel_exception=True)
     def route_around(self, asked: DrainInput) -> DrainSeen:
-        """Fail the traffic of a lost region over to the remaining ones, for all models at once; then request a replan."""
+        """Fail the traffic of a lost region over to the remaining ones, for all models at once; then request a replan.
+
+        Moves away from the region that wait are submitted again: what they wait for does not bind them any more.
+        """
         with self._store.read() as repository:
             drain = repository.drain(asked.region)
         if drain is None or not drain.lost or drain.state is DrainState.RETURNING:
@@ -84,6 +91,7 @@ class DrainActivities:
             elif result.tables:
                 repository.update_drain(drain.id, message=result.message)
         self._tell_replan(drain)
+        self._submit_moves(drain)
         return self.look_at_drain(asked)
 
     @activity.defn(name="return_region", no_thread_cancel_exception=True)
@@ -111,6 +119,19 @@ class DrainActivities:
             self._repair_models(recovered.suspects)
         self._tell_replan(drain)
         return _seen(drain)
+
+    def _submit_moves(self, drain: Drain) -> None:
+        """Submit waiting moves away from lost regions again, once for each replan of the drain. One that fails waits on as before."""
+        with self._store.read() as repository:
+            moves = [change for change in repository.open_moves() if leaves_loss(repository, change)]
+        beat(f"{len(moves)} moves need not wait")
+
+        def one(change: Change) -> None:
+            with suppress(IPnextError):
+                self._submit(change, drain.replan_id or drain.id)
+
+        with ThreadPoolExecutor(SUBMITS, thread_name_prefix="move-at-once") as pool:
+            list(pool.map(one, moves))
 
     def _note_away(self, drain: Drain, error: Unavailable) -> Drain:
         with self._store.begin() as repository:

@@ -10,6 +10,7 @@ from activities.runtime.fence import still_ours
 from ipnext.errors import Unavailable
 from ipnext.model.drain import Drain
 from ipnext.model.fleet import FleetSpec
+from ipnext.model.lifecycle import Change, ChangeKind
 from ipnext.model.plan import ModelProblem
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
@@ -55,6 +56,25 @@ NOTHING = Drained()
 def repairs_loss(repository: Repository, plan_id: str) -> bool:
     """True if a drain requested the plan while a region is lost: users may have nothing else until its moves are done."""
     return "drain" in repository.asked_by(plan_id) and bool(Drained.of(repository.drains()).lost)
+
+
+def leaves_loss(repository: Repository, change: Change) -> bool:
+    """True if a change is a move away from a lost region, whatever plan it is by, or a move by a plan that repairs a loss."""
+    if change.kind is not ChangeKind.MOVE or change.plan_id is None:
+        return False
+    return repairs_loss(repository, change.plan_id) or _leaves(repository, change.model)
+
+
+def _leaves(repository: Repository, model: str) -> bool:
+    """True if a model is in a lost region, or users are sent there, and its placement has nothing there."""
+    lost, placed = Drained.of(repository.drains()).lost, repository.placement(model)
+    if not lost or placed is None:
+        return False
+    replicas = {found.key.region for found in repository.deployments(model) if found.replicas}
+    sent = {share.to for table in repository.routes(model) for share in table.shares if share.fraction > 0}
+    planned = {row.region for row in placed.replicas if row.count}
+    planned |= {row.to for row in placed.traffic if row.fraction > 0}
+    return bool(lost & (replicas | sent) - planned)
 
 
 def unchanged(store: Store, lost: frozenset[str]) -> None:

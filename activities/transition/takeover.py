@@ -7,7 +7,7 @@ from temporalio import activity
 
 from activities.planning.problem import units_in_use
 from activities.runtime.fence import still_ours
-from activities.state.drained_fleet import repairs_loss
+from activities.state.drained_fleet import leaves_loss
 from activities.transition.admission import way_back
 from ipnext import names
 from ipnext.errors import NotFound
@@ -61,7 +61,7 @@ class TakeoverActivities:
                 return OpenChanges()
             changes, held = repository.open_changes(asked.model), repository.pause(asked.model)
             moving = {change.id for change in changes if _moves(repository, change)}
-            leaving = {change.id for change in changes if _leaves(repository, change)}
+            leaving = {change.id for change in changes if leaves_loss(repository, change)}
         begun = {change.id for change in changes if self._begun(change)}
         found = tuple(
             OpenChange(
@@ -98,7 +98,7 @@ class TakeoverActivities:
             change = repository.change(asked.change_id)
             if change.state.final or repository.is_moved(asked.model):
                 return MayPass()
-            return MayPass(passes=change.kind is ChangeKind.REPAIR or _leaves(repository, change))
+            return MayPass(passes=change.kind is ChangeKind.REPAIR or leaves_loss(repository, change))
 
     @activity.defn(name="take_over", no_thread_cancel_exception=True)
     def take_over(self, asked: TakeOver) -> TakenOver:
@@ -134,11 +134,6 @@ class TakeoverActivities:
 def _moves(repository: Repository, change: Change) -> bool:
     record = repository.find_transition(change.id)
     return record is not None and record.state is not TransitionState.REFUSED
-
-
-def _leaves(repository: Repository, change: Change) -> bool:
-    """True for a move away from a lost region."""
-    return change.plan_id is not None and repairs_loss(repository, change.plan_id)
 
 
 def _ended(record: TransitionRecord) -> TakenOver:

@@ -154,6 +154,11 @@ class Changes(Snapshots):
         query = select(ChangeRow).where(ChangeRow.model == model, col(ChangeRow.state).in_(_TAKEN))
         return tuple(_change(row) for row in self._session.exec(query.order_by(col(ChangeRow.sequence))))
 
+    def open_moves(self) -> tuple[Change, ...]:
+        """Return the moves of all models that the workflow engine has started and that have not ended."""
+        query = select(ChangeRow).where(col(ChangeRow.state).in_(_TAKEN), ChangeRow.kind == ChangeKind.MOVE.value)
+        return tuple(_change(row) for row in self._session.exec(query.order_by(col(ChangeRow.ordinal))))
+
     def long_open_changes(self, *, seconds: float) -> tuple[Change, ...]:
         """Return, for each model, the first change that was recorded at least `seconds` ago, has started and has not ended."""
         query = select(ChangeRow).where(col(ChangeRow.state).in_(_TAKEN))

@@ -101,7 +101,7 @@ def until_up_fixture():
 @pytest.fixture
 def no_engine() -> Engine:
     """For activities that ask nothing of the workflow engine."""
-    return Engine(submit=lambda _: None, wake=lambda: None, is_open=lambda _: False)
+    return Engine(submit=lambda *_: None, wake=lambda: None, is_open=lambda _: False)
 
 
 @pytest.fixture(scope="session")

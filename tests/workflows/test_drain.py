@@ -199,7 +199,7 @@ async def test_a_region_is_told_what_changes_write_while_it_comes_back(house, mo
     """A run that frees what a lost region held strikes it off the store only; as the region comes back it is told again."""
     house.apply(model, demand=[{"region": EUROPE, "qps": 80}], latencyToleranceMs=10)
     await carried_out(house.publish(model, 1))
-    drains = DrainActivities(house.store, house.infrastructure, lambda: None)
+    drains = DrainActivities(house.store, house.infrastructure, lambda: None, lambda *_: None)
     with house.store.begin() as repository:
         drain = repository.add_drain(EUROPE, disaster=True)
         repository.update_drain(drain.id, state=DrainState.RETURNING)
@@ -230,7 +230,7 @@ async def test_a_region_gets_what_users_were_sent_to_last_though_that_change_end
     await carried_out(house.publish(model, 1))
     newer = house.publish(model, 2)
     await carried_out(newer)
-    drains = DrainActivities(house.store, house.infrastructure, lambda: None)
+    drains = DrainActivities(house.store, house.infrastructure, lambda: None, lambda *_: None)
     with house.store.begin() as repository:
         drain = repository.add_drain(EUROPE, disaster=True)
         repository.update_drain(drain.id, state=DrainState.RETURNING)

@@ -104,3 +104,43 @@ def test_an_entity_that_passed_before_tells_the_running_one_only(entity):
     asyncio.run(found.abort_run(ASKED))
 
     assert (passed.signals, passed.cancelled, len(running.cancelled)) == ([], [], 1)
+
+
+def weighed(found, move):
+    """The entity has asked about the move, which waits behind the passed run."""
+    found._queue, found._running, found._passed = (move,), found._passed, None
+    found._weighed = {(move.id, found._running.id)}
+    assert found._unweighed is None
+
+
+def test_a_move_that_is_submitted_again_is_weighed_again(entity):
+    """A region may have been lost since."""
+    (found, *_), move = entity(), change(ChangeKind.MOVE, 3)
+    weighed(found, move)
+
+    found._weigh_again(move)
+
+    assert found._unweighed == move
+
+
+def test_an_entity_that_weighed_before_weighs_once(entity):
+    (found, *_), move = entity(old=True), change(ChangeKind.MOVE, 3)
+    weighed(found, move)
+
+    found._weigh_again(move)
+
+    assert found._unweighed is None
+
+
+def test_a_move_whose_run_waits_for_a_freeze_is_woken(entity):
+    found, passed, _ = entity(ChangeKind.MOVE)
+    woken = []
+    passed.signal = lambda name, *_: noted(woken.append(name))
+
+    async def submitted_again():
+        found._weigh_again(found._passed)
+        await found._waking
+
+    asyncio.run(submitted_again())
+
+    assert woken == [names.FREEZE_CHANGED]

@@ -168,7 +168,7 @@ def test_what_drifted_while_a_region_was_lost_is_repaired_once_it_is_back(served
         assert record_repair(unit, "m") is None
         unit.update_drain(drain.id, state=DrainState.RETURNING)
 
-    activities = DrainActivities(served.store, served.infrastructure, lambda: None)
+    activities = DrainActivities(served.store, served.infrastructure, lambda: None, lambda *_: None)
     ActivityEnvironment().run(activities.return_region, DrainInput(region="us-east"))
 
     with served.store.read() as unit:

@@ -12,7 +12,7 @@ def test_the_end_of_a_drain_calls_a_region_drained_only_if_it_was_asked(house, d
     with house.store.begin() as unit:
         drain = unit.add_drain("eu-west", disaster=disaster)
         unit.update_drain(drain.id, state=DrainState.DRAINING)
-    activities = DrainActivities(house.store, house.infrastructure, lambda: None)
+    activities = DrainActivities(house.store, house.infrastructure, lambda: None, lambda *_: None)
 
     seen = ActivityEnvironment().run(activities.look_at_drain, DrainInput(region="eu-west"))
 

@@ -125,7 +125,7 @@ def fleet(filled, tmp_path):
 
 
 def bring_back(fleet):
-    activities = DrainActivities(fleet.store, fleet.gateways, lambda: None)
+    activities = DrainActivities(fleet.store, fleet.gateways, lambda: None, lambda *_: None)
     return ActivityEnvironment().run(activities.return_region, DrainInput(region=EUROPE))
 
 

@@ -178,7 +178,7 @@ def test_a_drain_that_nothing_happens_to_writes_nothing(two):
         drain = repository.add_drain("north")
         repository.update_drain(drain.id, state=DrainState.DRAINING)
     watched = Watched(two)
-    looks = DrainActivities(watched, None, lambda: None)
+    looks = DrainActivities(watched, None, lambda: None, lambda *_: None)
     first = ActivityEnvironment().run(looks.look_at_drain, DrainInput(region="north"))
     assert first.models_left == 2
     assert None in watched.scopes
@@ -195,7 +195,7 @@ def test_a_planned_drain_says_that_a_pause_of_the_moves_holds_it_up(two):
         drain = repository.add_drain("north")
         repository.update_drain(drain.id, state=DrainState.DRAINING)
         repository.pause_moves("release night")
-    looks = DrainActivities(two, None, lambda: None)
+    looks = DrainActivities(two, None, lambda: None, lambda *_: None)
     paused = ActivityEnvironment().run(looks.look_at_drain, DrainInput(region="north"))
     assert paused.message == "models move away once moves go on; they are paused: release night"
     with two.begin() as repository:
