@@ -114,9 +114,11 @@ class DrainActivities:
                 return _seen(self._note_away(drain, error))
         drain = self._count_again(drain, recovered.failed if recovered else {})
         if drain.state is DrainState.RETURNED and recovered is not None:
+            found = frozenset(recovered.suspects)
+            self._repair_models(found)
             with suppress(Unavailable):  # the reconciler goes on
                 recovered.catch_up()
-            self._repair_models(recovered.suspects)
+            self._repair_models(recovered.suspects - found)
         self._tell_replan(drain)
         return _seen(drain)
 

@@ -15,6 +15,7 @@ from typing import Any
 from temporalio import activity
 
 from activities.planning.drift import record_repair, withdraw_unserved
+from activities.regions.returned_regions import ReturnedRegions
 from activities.regions.single_calls import SingleCalls
 from activities.runtime.deadline import beat
 from activities.state.drained_fleet import Drained
@@ -86,6 +87,7 @@ class ReconciliationActivities:
         self._told: dict[str, tuple[str, ...]] = {}
         """Region -> models that differed in the last pass: an event is written when they change."""
         self._parsed = ParsedSets()
+        self._returned = ReturnedRegions()
 
     def all(self) -> Sequence[Callable[..., Any]]:
         """Return the activities that a worker registers."""
@@ -95,11 +97,12 @@ class ReconciliationActivities:
     def record_repairs(self, nothing: Done) -> RepairsRecorded:
         """Record a repair for each model whose users or replicas are on a generation that does not serve.
 
-        A model without a serving generation is withdrawn instead. A model that fails is left to the next pass.
+        Also, once, for models of a region that is back after a loss. A model without a serving generation is withdrawn instead. A model that fails is left to the next pass.
         """
         del nothing
         with self._store.read() as repository:
-            astray = sorted({*repository.models_astray(), *repository.models_unrepaired()})
+            drifted = self._returned.drifted(repository, self._infrastructure.regions(), beat)
+            astray = sorted({*repository.models_astray(), *repository.models_unrepaired(), *drifted})
             unserved = repository.models_unserved()
         calls, recorded = SingleCalls(), list[str]()
         for model in unserved:

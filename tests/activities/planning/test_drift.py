@@ -8,8 +8,10 @@ from temporalio.testing import ActivityEnvironment
 from activities.deployment.hold_activities import HoldingActivities
 from activities.planning import drift
 from activities.planning.drift import FIRST_PAUSE, drift_of, record_repair, withdraw_unserved
+from activities.regions import returned_regions
 from activities.regions.activities import DrainActivities
 from activities.regions.reconciliation import ReconciliationActivities
+from activities.regions.recovery import Returning
 from ipnext.model.controls import ControlAsked, HoldNote
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
 from ipnext.model.drain import DrainInput, DrainState
@@ -173,6 +175,54 @@ def test_what_drifted_while_a_region_was_lost_is_repaired_once_it_is_back(served
 
     with served.store.read() as unit:
         assert unit.drain("us-east").state is DrainState.RETURNED
+        assert [change.kind for change in unit.changes("m", limit=1)] == [ChangeKind.REPAIR]
+
+
+@pytest.fixture
+def returned(served):
+    """A region is back, and the worker that restored it ended before it recorded repairs. No table names what drifted."""
+    with served.store.begin() as unit:
+        drain = unit.add_drain("us-east", disaster=True)
+        hold(unit, 2, 3)
+        unit.update_drain(drain.id, state=DrainState.RETURNED)
+        assert (unit.models_astray(), unit.models_unrepaired()) == ((), ())
+    return served
+
+
+def test_the_reconciler_repairs_what_drifted_while_a_region_was_lost(returned):
+    activities = ReconciliationActivities(returned.store, returned.infrastructure)
+
+    assert ActivityEnvironment().run(activities.record_repairs, Done()).models == ("m",)
+
+
+def test_the_models_of_a_region_that_is_back_are_checked_once(returned, monkeypatch):
+    checked = []
+    monkeypatch.setattr(returned_regions, "drift_of", lambda _, model: checked.append(model))
+    activities = ReconciliationActivities(returned.store, returned.infrastructure)
+
+    for _ in range(2):
+        ActivityEnvironment().run(activities.record_repairs, Done())
+
+    assert checked == ["m"]
+
+
+def test_repairs_are_recorded_before_a_region_catches_up(served, monkeypatch):
+    """To catch up takes long, and its worker may end meanwhile."""
+    with served.store.begin() as unit:
+        drain = unit.add_drain("us-east", disaster=True)
+        hold(unit, 2, 3)
+        unit.update_drain(drain.id, state=DrainState.RETURNING)
+
+    def ends(_self):
+        msg = "the worker ends"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(Returning, "catch_up", ends)
+    activities = DrainActivities(served.store, served.infrastructure, lambda: None, lambda *_: None)
+    with pytest.raises(RuntimeError):
+        ActivityEnvironment().run(activities.return_region, DrainInput(region="us-east"))
+
+    with served.store.read() as unit:
         assert [change.kind for change in unit.changes("m", limit=1)] == [ChangeKind.REPAIR]
 
 

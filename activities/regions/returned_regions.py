@@ -1,0 +1,39 @@
+"""Models of regions that are back after a loss: what drifted meanwhile was not repaired, and no route table may name it."""
+
+from collections.abc import Callable, Iterable
+
+from activities.planning.drift import drift_of
+from ipnext.model.drain import DrainState
+from ipnext.model.value import Name
+from ipnext.store.repository import Repository
+
+
+class ReturnedRegions:
+    """Finds such models once for each return. A worker that begins looks at the last return of each region.
+
+    The activity that restores a region records the repairs, too; its worker may end before it has.
+    """
+
+    def __init__(self) -> None:
+        self._checked = set[str]()
+        """Drains that have ended."""
+
+    def drifted(self, repository: Repository, regions: Iterable[Name], beat: Callable[[str], None]) -> frozenset[str]:
+        """Return the models with replicas in regions that have come back since the last call, and that drifted."""
+        found = set[str]()
+        for region in regions:
+            drain = repository.drain(region)
+            if drain is None or not drain.disaster or drain.state is not DrainState.RETURNED:
+                continue
+            if drain.id not in self._checked:
+                beat(f"models of {region}, which is back")
+                found |= _suspects(repository, region)
+                self._checked.add(drain.id)
+        return frozenset(model for model in found if drift_of(repository, model))
+
+
+def _suspects(repository: Repository, region: Name) -> frozenset[str]:
+    """Return the models whose replicas in the region hold more than the generation that serves, or another one."""
+    deployments = [found for found in repository.deployments_in(region) if found.replicas]
+    serving = repository.settled_generations({found.key.model for found in deployments})
+    return frozenset(d.key.model for d in deployments if {*d.generations, *d.own} != {serving.get(d.key.model)})
