@@ -155,8 +155,8 @@ class Changes(Snapshots):
         return tuple(_change(row) for row in self._session.exec(query.order_by(col(ChangeRow.sequence))))
 
     def open_moves(self) -> tuple[Change, ...]:
-        """Return the moves of all models that the workflow engine has started and that have not ended."""
-        query = select(ChangeRow).where(col(ChangeRow.state).in_(_TAKEN), ChangeRow.kind == ChangeKind.MOVE.value)
+        """Return the moves of all models that have not ended, in the order of recording."""
+        query = select(ChangeRow).where(col(ChangeRow.state).in_(_ORDER), ChangeRow.kind == ChangeKind.MOVE.value)
         return tuple(_change(row) for row in self._session.exec(query.order_by(col(ChangeRow.ordinal))))
 
     def long_open_changes(self, *, seconds: float) -> tuple[Change, ...]:

@@ -16,8 +16,8 @@ from tests.fleets import two_regions
 EAST, EUROPE = "us-east", "eu-west"
 
 
-@pytest.fixture
-def moves(house):
+@pytest.fixture(params=[ChangeState.RECORDED, ChangeState.QUEUED, ChangeState.RUNNING])
+def moves(house, request):
     """Two models with replicas in Europe; a plan places the one in the east only, the other one where it is. Both moves wait."""
     found = {}
     for model, region in (("leaves", EAST), ("stays", EUROPE)):
@@ -35,7 +35,7 @@ def moves(house):
             unit.put_deployment(Deployment(key=key, replicas=2, **own))
             plan_id = unit.placement(model).plan_id
             move = unit.add_change(model, ChangeKind.MOVE, change_id=f"move-{model}", plan_id=plan_id)
-            unit.update_change(move.id, state=ChangeState.QUEUED)
+            unit.update_change(move.id, state=request.param)
         found[model] = move
     return found
 
