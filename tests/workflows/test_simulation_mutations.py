@@ -316,7 +316,7 @@ MUTANTS = {
     replicas_are_forgotten: ("I6 orphan",),
     waves_undone_in_the_wrong_order: ("I1 way back", "I2 ready", "I3 way back"),
     stop_is_not_heard: ("stop",),
-    late_workers_write: ("I1 way back", "I2 ready", "I1 capacity"),
+    late_workers_write: ("I1 way back", "I2 ready", "I1 capacity", "one mover"),
     freed_though_a_gateway_sends_there: ("I1 way back", "I2 ready", "I5 answer"),
     publish_gives_way_to_anything: ("I4 lost",),
     back_before_its_gateway_follows: ("I1 capacity", "I2 ready", "I5 answer"),
