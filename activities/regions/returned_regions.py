@@ -9,18 +9,21 @@ from ipnext.store.repository import Repository
 
 
 class ReturnedRegions:
-    """Finds such models once for each return. A worker that begins looks at the last return of each region.
+    """Finds such models after each return, in every call until they drift no more.
 
+    A worker that begins looks at the last return of each region.
     The activity that restores a region records the repairs, too; its worker may end before it has.
     """
 
     def __init__(self) -> None:
         self._checked = set[str]()
         """Drains that have ended."""
+        self._left = frozenset[str]()
+        """Models that drifted at the last call: their repair may not have been recorded."""
 
     def drifted(self, repository: Repository, regions: Iterable[Name], beat: Callable[[str], None]) -> frozenset[str]:
-        """Return the models with replicas in regions that have come back since the last call, and that drifted."""
-        found = set[str]()
+        """Return the models with replicas in regions that have come back, and that drifted."""
+        found = set(self._left)
         for region in regions:
             drain = repository.drain(region)
             if drain is None or not drain.disaster or drain.state is not DrainState.RETURNED:
@@ -29,7 +32,8 @@ class ReturnedRegions:
                 beat(f"models of {region}, which is back")
                 found |= _suspects(repository, region)
                 self._checked.add(drain.id)
-        return frozenset(model for model in found if drift_of(repository, model))
+        self._left = frozenset(model for model in found if drift_of(repository, model))
+        return self._left
 
 
 def _suspects(repository: Repository, region: Name) -> frozenset[str]:

@@ -35,7 +35,7 @@ class SharedWrite:
         """
         if self._next is None:
             self._next = asyncio.create_task(self._after(self._under_way), name="write for all that wait")
-            self._next.add_done_callback(_seen)
+            self._next.add_done_callback(_retrieve_error)
         await asyncio.shield(self._next)
 
     async def _after(self, former: asyncio.Task[None] | None) -> None:
@@ -59,7 +59,7 @@ class SharedWrite:
         return min(GATHERING_SHARE * self._took_seconds, MOST_GATHERING_SECONDS)
 
 
-def _seen(task: asyncio.Task[None]) -> None:
+def _retrieve_error(task: asyncio.Task[None]) -> None:
     """Take note of its error: all callers may have been cancelled."""
     if not task.cancelled():
         task.exception()

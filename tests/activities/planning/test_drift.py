@@ -8,10 +8,11 @@ from temporalio.testing import ActivityEnvironment
 from activities.deployment.hold_activities import HoldingActivities
 from activities.planning import drift
 from activities.planning.drift import FIRST_PAUSE, drift_of, record_repair, withdraw_unserved
-from activities.regions import returned_regions
+from activities.regions import reconciliation, returned_regions
 from activities.regions.activities import DrainActivities
 from activities.regions.reconciliation import ReconciliationActivities
 from activities.regions.recovery import Returning
+from ipnext.errors import Unavailable
 from ipnext.model.controls import ControlAsked, HoldNote
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
 from ipnext.model.drain import DrainInput, DrainState
@@ -204,6 +205,20 @@ def test_the_models_of_a_region_that_is_back_are_checked_once(returned, monkeypa
         ActivityEnvironment().run(activities.record_repairs, Done())
 
     assert checked == ["m"]
+
+
+def test_a_model_whose_repair_could_not_be_recorded_is_found_in_the_next_pass(returned, monkeypatch):
+    activities = ReconciliationActivities(returned.store, returned.infrastructure)
+
+    def away(*_):
+        raise Unavailable("the store is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reconciliation, "record_repair", away)
+        failed = ActivityEnvironment().run(activities.record_repairs, Done())
+    assert (failed.repairs, set(failed.failed)) == (0, {"m"})
+
+    assert ActivityEnvironment().run(activities.record_repairs, Done()).models == ("m",)
 
 
 def test_repairs_are_recorded_before_a_region_catches_up(served, monkeypatch):
