@@ -4,6 +4,7 @@ import threading
 import time
 
 import httpx
+import psutil
 import pytest
 
 from ipnext.model.deployment import HostHolds
@@ -221,9 +222,13 @@ def test_a_change_of_mind_on_the_way_is_followed_by_the_same_engine(start, shelf
 
 
 def test_an_engine_that_nothing_wants_when_it_arrives_ends(start, shelf):
-    host = start(reload_ms=300)
+    host = start()
+    engine = psutil.Process(pid(host))
+    engine.suspend()  # it arrives after the second order, however fast it is
     host.hold(shelf.hold(2, swap=True))
     host.hold()
+    assert swapped(host) == [(1, 2, "swapping")]
+    engine.resume()
     until(lambda: not host.engines())
     assert (host.state().ready, host.state().swaps) == ((), ())
 
