@@ -13,6 +13,7 @@ from ipnext.freezes.evaluation import Asked, frozen
 from ipnext.model.freeze import FreezeAnswer, Frozen, Override
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, StageInput
 from ipnext.model.status import ConditionType, Reason
+from ipnext.store.refusing import refuse_further_users
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 from ipnext.store.touched import touched_by
@@ -77,6 +78,7 @@ def _hold(unit: Repository, change: Change, stage: StageInput, bound: Frozen) ->
         unit.set_condition(
             change.model, ConditionType.UP_TO_DATE, "False", Reason.FROZEN, told + _serving(unit, change)
         )
+        refuse_further_users(unit, unit.model(change.model), Reason.FROZEN)
 
 
 def _let_go(unit: Repository, change: Change, stage: StageInput, bound: Frozen | None, given: Override | None) -> str:

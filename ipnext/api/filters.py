@@ -67,8 +67,11 @@ def serves(conditions: Iterable[Condition]) -> bool:
 
 
 def suspects(unit: Repository, states: States) -> frozenset[str]:
-    """Return models whose status may differ from the store: with a replica, or in a region, that does not answer."""
-    return states.troubled | unit.models_wanted_in(states.unreachable)
+    """Return models whose status may differ from the store.
+
+    A replica or a region of theirs does not answer, or their gateways send the users of a region nowhere.
+    """
+    return states.troubled | unit.models_wanted_in(states.unreachable) | unit.models_unrouted()
 
 
 def found_models(unit: Repository, states: States, wanted: Wanted) -> Page[ModelFacts]:

@@ -103,7 +103,7 @@ class Deployments(Unit):
             self._check_known(table.model)
             self._write(_NEW_ROUTE, **_route_columns(table))
         else:
-            self._write(_ROUTE_IS, **of, revision=table.revision, refuses=table.refuses, route_table=document(table))
+            self._write(_ROUTE_IS, **of, **_route_content(table))
         if stored is None or stored.shares != table.shares:
             self._write(_NO_SHARES, **of)
             if shares := _share_rows(table):
@@ -173,11 +173,12 @@ class Deployments(Unit):
         found = self._session.exec(query.group_by(RouteShareRow.model, RouteShareRow.region))
         return tuple(sorted((model, origin, fraction) for model, origin, fraction in found))
 
-    def delete_routes(self, model: str) -> None:
-        """Delete all route tables of a model."""
+    def delete_routes(self, model: str, region: str | None = None) -> None:
+        """Delete the route table of a model in a region, or in every one."""
         self._writing(model)
         for table in (RouteShareRow, RouteRow):
-            self._session.exec(delete(table).where(col(table.model) == model))
+            query = delete(table).where(col(table.model) == model)
+            self._session.exec(query if region is None else query.where(col(table.region) == region))
 
 
 def _deployments(documents: Iterable[str]) -> tuple[Deployment, ...]:
@@ -214,8 +215,16 @@ def _route_columns(table: RouteTable) -> dict[str, Any]:
     return {
         "model": table.model,
         "region": table.region,
+        **_route_content(table),
+    }
+
+
+def _route_content(table: RouteTable) -> dict[str, Any]:
+    sends = any(share.fraction > 0 for share in table.shares)
+    return {
         "revision": table.revision,
         "refuses": table.refuses,
+        "sends": sends,
         "route_table": document(table),
     }
 

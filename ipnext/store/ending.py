@@ -10,10 +10,10 @@ from typing import Literal
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, LifecycleResult, RecordInput
 from ipnext.model.registry import Generation, GenerationState
 from ipnext.model.status import ConditionType, Reason
-from ipnext.model.unserved import binding_reason, routed_before, unserved_message, unserved_regions
+from ipnext.model.unserved import binding_reason, promised_regions, unserved_message, unserved_regions
 from ipnext.store.claiming import lower_claims
 from ipnext.store.records import ModelRecord
-from ipnext.store.refusing import refuse_users
+from ipnext.store.refusing import refuse_further_users, refuse_users
 from ipnext.store.repository import Repository
 
 ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
@@ -218,11 +218,13 @@ def write_ready(repository: Repository, record: ModelRecord) -> None:
     tables = repository.routes(record.name)
     unserved = unserved_regions(record.manifest, tables)
     if record.observed_generation < record.generation:
-        unserved = routed_before(unserved, tables)
+        placed = repository.placement(record.name)
+        unserved = promised_regions(unserved, placed.origins if placed else ())
     answers = judge_serving(record, newest, unserved)
     for condition, found in ((ConditionType.UP_TO_DATE, newest), (ConditionType.SERVING, answers)):
         repository.set_condition(record.name, condition, found.status, found.reason, found.message)
     refuse_users(repository, record, _why_nothing_serves(record, newest))
+    refuse_further_users(repository, record, newest.reason)
 
 
 def _why_nothing_serves(record: ModelRecord, newest: Readiness) -> str:

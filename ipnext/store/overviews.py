@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Column, Select, Table, tuple_
 from sqlalchemy import func as sa_func
@@ -20,7 +20,7 @@ from ipnext.store.models import _model
 from ipnext.store.paging import bounded
 from ipnext.store.records import ModelRecord, TransitionRecord
 from ipnext.store.snapshots import _generation
-from ipnext.store.tables import METADATA, DeploymentRow, ModelRow, PlacedReplicasRow, PlacementRow
+from ipnext.store.tables import METADATA, DeploymentRow, ModelRow, PlacedReplicasRow, PlacementRow, RouteRow
 from ipnext.store.transitions import _transition
 from ipnext.store.unit import Unit, batches, plain
 
@@ -38,6 +38,17 @@ EVENTS = METADATA.tables["events"]
 
 _UNCUT = [column for column in GENERATIONS.c if column is not GENERATIONS.c.layout]
 """Columns of a generation without its layout, which may be long."""
+
+
+class PlacedUsers(NamedTuple):
+    """What a model's placement says about its users."""
+
+    plan_id: str
+    """The plan that decided it."""
+    unmet: tuple[Unmet, ...]
+    """Demand that it leaves unserved."""
+    origins: frozenset[str]
+    """Regions of the users that it was made for, served or not."""
 
 
 class Overviews(Unit):
@@ -137,13 +148,15 @@ class Overviews(Unit):
         found = self._rows_of(models, query.where(GENERATIONS.c.layout.is_not(None)), MODELS.c.name)
         return {row.model: decode(Layout, row.layout) for row in found}
 
-    def plans_of(self, models: Collection[str]) -> Mapping[str, tuple[str, tuple[Unmet, ...]]]:
-        """Map each model to the plan that decided its placement, and the demand that this leaves unserved."""
-        query = select(PlacementRow.model, PlacementRow.plan_id, PlacementRow.unmet)
+    def plans_of(self, models: Collection[str]) -> Mapping[str, PlacedUsers]:
+        """Map each model to what its placement says about its users."""
+        query = select(PlacementRow.model, PlacementRow.plan_id, PlacementRow.unmet, PlacementRow.traffic)
         return {
-            model: (plan, tuple(decode_plain(Unmet, item) for item in plain(unmet)))
+            model: _placed_users(plan, plain(unmet), plain(traffic))
             for some in batches(models)
-            for model, plan, unmet in self._session.exec(query.where(self._among(col(PlacementRow.model), some)))
+            for model, plan, unmet, traffic in self._session.exec(
+                query.where(self._among(col(PlacementRow.model), some))
+            )
         }
 
     def placed_regions(self, models: Collection[str]) -> Mapping[str, frozenset[str]]:
@@ -166,6 +179,10 @@ class Overviews(Unit):
             col(DeploymentRow.region).in_(tuple(regions)), DeploymentRow.replicas > 0
         )
         return frozenset(self._session.exec(query.distinct())) if regions else frozenset()
+
+    def models_unrouted(self) -> frozenset[str]:
+        """Return the models with a region whose users are sent nowhere."""
+        return frozenset(self._session.exec(select(RouteRow.model).where(col(RouteRow.sends).is_(False)).distinct()))
 
     def units_running(self) -> Mapping[tuple[str, str], float]:
         """Map (region, hardware) to the units of the desired deployments."""
@@ -203,6 +220,11 @@ class Overviews(Unit):
         connection = self._connection
         found = (connection.execute(query.where(self._among(column, some))).all() for some in batches(names))
         return [row for some in found for row in some]
+
+
+def _placed_users(plan_id: str, unmet: Sequence[Any], traffic: Sequence[Any]) -> PlacedUsers:
+    left = tuple(decode_plain(Unmet, item) for item in unmet)
+    return PlacedUsers(plan_id, left, frozenset({share["from"] for share in traffic} | {one.region for one in left}))
 
 
 def _newest_first(rows: Sequence[Any], key: str, value: Callable[[Any], Item]) -> Mapping[str, tuple[Item, ...]]:

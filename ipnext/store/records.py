@@ -191,6 +191,11 @@ class Placement(Value):
     """At the prices of its plan."""
 
     @property
+    def origins(self) -> frozenset[str]:
+        """Regions of the users that it was made for, served or not."""
+        return frozenset({share.origin for share in self.traffic} | {unmet.region for unmet in self.unmet})
+
+    @property
     def state(self) -> CurrentState:
         """Its replicas and traffic."""
         return CurrentState(replicas=self.replicas, traffic=self.traffic)

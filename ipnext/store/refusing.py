@@ -1,10 +1,14 @@
-"""Route tables of a model that serves no users yet: with them the gateways answer 503 with the reason, not 404.
+"""Route tables for users that a manifest names and no generation serves: the gateways answer 503 with the reason, not 404.
 
-Written with the end of a change, for the regions of the model's users. The reconciler sends them to the gateways; the
-first transition replaces them.
+Written when a change ends or a freeze holds it: for a model that serves nobody in all regions of its users, for one
+that serves in the regions that only a newer manifest names. The reconciler sends them to the gateways; the next
+transition replaces them.
 """
 
+from collections.abc import Iterable
+
 from ipnext.model.deployment import RouteTable
+from ipnext.model.status import Reason
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
 
@@ -24,8 +28,40 @@ def refuse_users(repository: Repository, record: ModelRecord, why: str) -> None:
     if wanted == {table.region for table in stored} and all(_says(table, record, why) for table in stored):
         return
     repository.delete_routes(record.name)
+    _put(repository, record, wanted, why, stored)
+
+
+def refuse_further_users(repository: Repository, record: ModelRecord, reason: Reason) -> None:
+    """Store, update or delete such tables of a model that serves, in the regions that the plan in force does not know.
+
+    A transition has written the tables of the others. `reason` is why the newest manifest does not serve. Nothing is
+    written while a transition moves the model.
+    """
+    if record.retired or record.serving_generation is None or repository.is_moved(record.name):
+        return
+    why = f"revision {record.generation} of the manifest does not serve ({reason})"
+    if reason is Reason.SUCCEEDED:
+        why = "the plan in force does not know them yet"
+    placed = repository.placement(record.name)
+    planned = placed.origins if placed else frozenset()
+    stored = {table.region: table for table in repository.routes(record.name)}
+    wanted = {region for region in _regions(repository, record) if region not in planned}
+    for region in sorted({region for region, table in stored.items() if table.refuses} - wanted - planned):
+        repository.delete_routes(record.name, region)
+    missing = (region for region in wanted if region not in stored)
+    stale = (region for region in wanted & stored.keys() if _is_stale(stored[region], record, why))
+    _put(repository, record, (*missing, *stale), why, stored.values())
+
+
+def _is_stale(table: RouteTable, record: ModelRecord, why: str) -> bool:
+    return table.refuses and not _says(table, record, why)
+
+
+def _put(
+    repository: Repository, record: ModelRecord, regions: Iterable[str], why: str, stored: Iterable[RouteTable]
+) -> None:
     revision = max((table.revision for table in stored), default=0) + 1
-    for region in sorted(wanted):
+    for region in sorted(regions):
         repository.put_route(_table(record, region, revision, why))
 
 

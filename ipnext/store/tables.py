@@ -440,12 +440,14 @@ class RouteRow(Row, table=True):
     """The route table of one model in one region."""
 
     __tablename__ = "routes"
-    __table_args__ = (_of_model(), Index("ix_routes_region", "region"))
+    __table_args__ = (_of_model(), Index("ix_routes_region", "region"), Index("ix_routes_sends", "sends", "model"))
 
     model: str = _text(primary_key=True)
     region: str = _text(primary_key=True)
     revision: int = _number()
     refuses: bool = False
+    sends: bool = True
+    """Whether a share has traffic."""
     route_table: str = _text()
 
 

@@ -4,7 +4,9 @@ import pytest
 
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.status import ConditionType, Reason
+from ipnext.temporal import tell_freeze_changed
 from tests.fleets import two_regions
+from tests.workflows.test_freezes import freeze_manifest
 
 pytestmark = pytest.mark.usefixtures("workers")
 
@@ -117,3 +119,62 @@ async def test_a_model_that_is_retired_before_it_served_is_known_to_no_gateway(h
     with house.store.read() as repository:
         assert repository.routes(model) == ()
     await until(lambda: refusals(house, model) == {})
+
+
+ELSEWHERE = [{"region": "us-east", "qps": 100}]
+
+
+def conditions(house, model):
+    asked = (ConditionType.SERVING, ConditionType.UP_TO_DATE, ConditionType.READY)
+    return {condition: house.condition(model, condition).status for condition in asked}
+
+
+SERVES_THE_OLD = {ConditionType.SERVING: "True", ConditionType.UP_TO_DATE: "False", ConditionType.READY: "False"}
+
+
+@pytest.mark.usefixtures("reconciler")
+async def test_users_of_a_region_that_a_frozen_manifest_adds_are_told_that_it_waits(
+    house, client, model, submit, carried_out, ended, until
+):
+    house.apply_fleet(two_regions(10, 10))
+    house.apply(model, demand=ELSEWHERE)
+    await carried_out(house.publish(model, 1))
+    with house.store.begin() as unit:
+        unit.put_freeze(freeze_manifest("sale", 3600, models=[model]), expected_version=None)
+
+    house.apply(model, demand=SMALL)
+    change = house.ask(model, ChangeKind.APPLY, f"{model}-more")
+    await submit(change)
+
+    why = ("revision 2 of the manifest does not serve (Frozen)",)
+    await until(lambda: refusals(house, model) == {"eu-west": why})
+    assert house.shares(model) == {"us-east": {1: 1.0}}
+    assert conditions(house, model) == SERVES_THE_OLD
+
+    with house.store.begin() as unit:
+        unit.override_freezes(change.id, who="ann", reason="users wait", passes=None)
+    await tell_freeze_changed(client, change)
+    assert (await ended(change)).state is ChangeState.DONE
+    assert refusals(house, model) == {}
+    assert house.shares(model) == {"us-east": {1: 1.0}, "eu-west": {1: 1.0}}
+
+
+@pytest.mark.usefixtures("reconciler")
+async def test_users_of_a_region_that_a_refused_manifest_adds_are_told_its_reason(house, model, carried_out, until):
+    house.apply_fleet(two_regions(10, 0))
+    house.apply(model, demand=ELSEWHERE, latencyToleranceMs=50)
+    await carried_out(house.publish(model, 1))
+
+    house.apply(model, demand=SMALL, latencyToleranceMs=50, budgetPerHour=0)
+    change = await carried_out(house.ask(model, ChangeKind.APPLY, f"{model}-more"))
+
+    assert change.state is ChangeState.REFUSED, change
+    why = (f"revision 2 of the manifest does not serve ({change.reason})",)
+    await until(lambda: refusals(house, model) == {"eu-west": why})
+    assert conditions(house, model) == SERVES_THE_OLD
+
+    house.apply(model, demand=ELSEWHERE, latencyToleranceMs=50)
+    assert (await carried_out(house.ask(model, ChangeKind.APPLY, f"{model}-back"))).state is ChangeState.DONE
+    await until(lambda: refusals(house, model) == {})
+    with house.store.read() as repository:
+        assert [table.region for table in repository.routes(model)] == ["us-east"]

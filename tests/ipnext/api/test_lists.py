@@ -153,6 +153,19 @@ async def test_a_model_in_a_region_that_does_not_answer_is_listed_as_not_ready(a
     assert names((await pages(applied.http, "/v1/models?ready=false"))[0]) == ["ranker"]
 
 
+async def test_a_model_whose_gateway_sends_its_users_nowhere_is_listed_as_not_ready(applied):
+    """As after the loss of the only region that answered them."""
+    await applied.publish("a")
+    applied.rooms.serve(1)
+    assert (await applied.http.get("/v1/overview")).json()["ready_count"] == 1
+    with applied.rooms.store.begin() as unit:
+        table = unit.route("ranker", "eu")
+        unit.put_routes([table.model_copy(update={"revision": table.revision + 1, "shares": ()})])
+    assert names((await pages(applied.http, "/v1/models?ready=false"))[0]) == ["ranker"]
+    overview = (await applied.http.get("/v1/overview")).json()
+    assert (overview["ready_count"], overview["not_ready"]) == (0, ["ranker"])
+
+
 async def test_the_overview_counts_all_models_and_names_those_that_are_not_ready(world):
     fill(world.rooms, 30, ready=lambda n: n % 10 > 0)
     view = (await world.http.get("/v1/overview?limit=5")).json()

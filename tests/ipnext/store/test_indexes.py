@@ -224,7 +224,12 @@ def _steps(node, *, limited: bool) -> Iterator[str]:
         yield from _steps(below, limited=limited)
 
 
-READS = (wave_step, lost_region, model_list, explanations, histories, publish, repairs)
+def unrouted(unit: Repository) -> None:
+    """What the fleet's readiness asks about the route tables of all models."""
+    unit.models_unrouted()
+
+
+READS = (wave_step, lost_region, model_list, explanations, histories, publish, repairs, unrouted)
 
 
 @pytest.mark.parametrize("read", READS)

@@ -475,11 +475,13 @@ def upgrade() -> None:
         sa.Column("region", columns.SafeText(), nullable=False),
         sa.Column("revision", columns.WholeNumber(), nullable=False),
         sa.Column("refuses", sa.Boolean(), nullable=False),
+        sa.Column("sends", sa.Boolean(), nullable=False),
         sa.Column("route_table", columns.SafeText(), nullable=False),
         sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_routes_models")),
         sa.PrimaryKeyConstraint("model", "region", name=op.f("pk_routes")),
     )
     op.create_index("ix_routes_region", "routes", ["region"], unique=False)
+    op.create_index("ix_routes_sends", "routes", ["sends", "model"], unique=False)
     op.create_table(
         "snapshots",
         sa.Column("model", columns.SafeText(), nullable=False),
