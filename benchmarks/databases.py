@@ -65,6 +65,23 @@ def databases(directory: Path | None, engines: tuple[str, ...] | list[str]) -> I
         yield opened
 
 
+@contextmanager
+def empty_databases(engines: tuple[str, ...] | list[str]) -> Iterator[Callable[[str, str], str]]:
+    """Yields (engine, name) -> URL of an empty database without tables. All are removed at the end."""
+    with ExitStack() as stack:
+        where = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        where.chmod(0o755)  # of root's PostgreSQL another user is the owner
+        server = stack.enter_context(_postgres(where / "postgres")) if "PostgreSQL" in engines else None
+
+        def url(engine: str, name: str) -> str:
+            if engine == "SQLite":
+                return f"sqlite:///{where / f'{name}.db'}"
+            assert server is not None, "PostgreSQL is not among the engines of this run"
+            return _database(server, name, fresh=True)
+
+        yield url
+
+
 def analyze(store: Store) -> None:
     """Bring the statistics of all tables up to date, as autovacuum does within a minute."""
     with store.begin() as unit:

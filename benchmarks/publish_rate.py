@@ -2,11 +2,11 @@
 
     python -m benchmarks.publish_rate          (--models 40 --json out.json)
 
-A real Temporal server with a file database, one worker in this process, a SQLite record, real snapshots of two torch parts in a
+A real Temporal server with a file database, one worker in this process, a record in SQLite or PostgreSQL, real snapshots of two torch parts in a
 directory, and an infrastructure in memory whose replicas are ready at once: what is measured is the control plane. Each model serves
 its first generation in two regions; then a second one of all of them is published at once. A transition has one wave. The ceiling is
 a move of as many models by the same workflows with activities that answer at once and touch nothing (benchmarks/lifecycle_replan.py).
-Both in one run, in this order: ceiling, publishes, ceiling.
+All in one run, in this order: ceiling, publishes with each engine of the store, ceiling.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from activities.planning.policy import PlanningPolicy
 from activities.planning.solver import ThreadSolver
+from benchmarks.databases import ENGINES, empty_databases
 from benchmarks.lifecycle.figures import report
 from benchmarks.lifecycle.instant import InstantInfrastructure
 from benchmarks.lifecycle_replan import AWAY, HOME, PATIENCE_SECONDS, ceiling, fleet, server
@@ -122,9 +123,11 @@ def _state(store: Store, change: Change) -> ChangeState:
         return repository.change(change.id).state
 
 
-async def rolled_out(client: Client, root: Path, models: Sequence[str], generations: int) -> list[float]:
+async def rolled_out(
+    client: Client, database_url: str, root: Path, models: Sequence[str], generations: int
+) -> list[float]:
     """Seconds of each generation after the first: a publish of every model at once."""
-    store = Store.open(f"sqlite:///{root}/ipnext.db")
+    store = Store.open(database_url)
     store.migrate()
     with store.begin() as repository:
         repository.put_fleet(fleet(8 * len(models), home=1.0), expected_version=None)
@@ -148,28 +151,32 @@ async def rolled_out(client: Client, root: Path, models: Sequence[str], generati
     return taken[1:]
 
 
-async def measured(count: int, generations: int) -> dict[str, Any]:
-    """All figures of one run."""
-    models = [f"model-{number:05}" for number in range(count)]
-    with tempfile.TemporaryDirectory() as place:
+async def measured(count: int, generations: int, engines: Sequence[str]) -> dict[str, Any]:
+    """All figures of one run. The models of each engine have names of their own."""
+    found: dict[str, Any] = {"models": count}
+    with tempfile.TemporaryDirectory() as place, empty_databases(list(engines)) as empty:
         root = Path(place)
         async with server(root) as client:
             collect_rarely()  # as a worker does
-            before = await ceiling(client, models, "before")
-            cpu = time.process_time()
-            seconds = await rolled_out(client, root, models, generations)
-            cpu = (time.process_time() - cpu) / count / (generations + 1)
-            after = await ceiling(client, models, "after")
-    rate = count / statistics.median(seconds)
-    return {
-        "models": count,
-        "engine's ceiling before, moves/s": before,
-        "engine's ceiling after, moves/s": after,
-        "publishes/s, median": rate,
-        "publishes/s, most": count / min(seconds),
-        "publishes / ceiling": rate / max(before, after),
-        "CPU of this process for each, ms": 1e3 * cpu,
-    }
+            moved = [f"model-{number:05}" for number in range(count)]
+            before = await ceiling(client, moved, "before")
+            taken = {}
+            for engine in engines:
+                models = [f"{engine.lower()}-{number:05}" for number in range(count)]
+                cpu = time.process_time()
+                seconds = await rolled_out(client, empty(engine, "bench"), root / engine, models, generations)
+                taken[engine] = (seconds, (time.process_time() - cpu) / count / (generations + 1))
+            after = await ceiling(client, moved, "after")
+    found |= {"Temporal's ceiling before, moves/s": before, "Temporal's ceiling after, moves/s": after}
+    for engine, (seconds, cpu) in taken.items():
+        rate = count / statistics.median(seconds)
+        found |= {
+            f"{engine}: publishes/s, median": rate,
+            f"{engine}: publishes/s, most": count / min(seconds),
+            f"{engine}: publishes / ceiling": rate / max(before, after),
+            f"{engine}: CPU of this process for each, ms": 1e3 * cpu,
+        }
+    return found
 
 
 def main() -> None:
@@ -177,12 +184,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, default=40)
     parser.add_argument("--generations", type=int, default=3)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as a worker does
-        found = runner.run(measured(given.models, given.generations))
+        found = runner.run(measured(given.models, given.generations, given.engines))
     report("publishes of many models at once", found, given.json)
 
 

@@ -1,8 +1,8 @@
 """How long a publish takes until all traffic is on it, stage by stage, beside the bare load of the same snapshot.
 
-    make bench            (ARGS='--generations 12 --megabytes 10 --json out.json')
+    make bench            (ARGS='--generations 12 --megabytes 10 --engines PostgreSQL --json out.json')
 
-One run on one platform: two regions, one replica each, no canary, no hold. The baseline is what no platform can avoid:
+One run on one platform for each engine of the store: two regions, one replica each, no canary, no hold. The baseline is what no platform can avoid:
 fetching the snapshot from the artifact store, loading and warming it up in one process. `overhead` is the rest.
 Times come from the histories of the runs (Temporal's clock) and from this process's clock for publish and baseline.
 """
@@ -26,6 +26,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client as Temporal
 from torch import Tensor, nn
 
+from benchmarks.databases import ENGINES, empty_databases
 from demo.embedded import Embedded
 from ipnext import names
 from ipnext.artifacts.opening import open_store
@@ -127,9 +128,9 @@ def publish_once(client: Client, endpoints: Mapping[str, Any], snapshot: Path, s
     return row
 
 
-def table(rows: Sequence[Mapping[str, float]]) -> Table:
+def table(engine: str, rows: Sequence[Mapping[str, float]]) -> Table:
     """Median, lowest and highest of each stage."""
-    shown = Table(title=f"publish to serving, {len(rows)} publishes, seconds")
+    shown = Table(title=f"publish to serving, {engine}, {len(rows)} publishes, seconds")
     for column in ("stage", "median", "min", "max"):
         shown.add_column(column, justify="left" if column == "stage" else "right")
     for name in rows[0]:
@@ -138,27 +139,38 @@ def table(rows: Sequence[Mapping[str, float]]) -> Table:
     return shown
 
 
+def measured(database_url: str, rows: int, generations: int) -> list[dict[str, float]]:
+    """Start a platform and publish that many generations after a first one, which starts the host processes."""
+    options = ("--database-url", database_url)
+    found = []
+    with tempfile.TemporaryDirectory() as place, Embedded(Path(place), options=options) as platform:
+        client = Client(platform.endpoints["api"])
+        client.apply(MANIFEST)
+        for number in range(generations + 1):
+            torch.manual_seed(number)
+            snapshot = Path(place) / "snapshots" / str(number)
+            export_model(Lookup(rows).eval(), {"ids": torch.zeros(2, 4, dtype=torch.int64)}, snapshot)
+            found.append(publish_once(client, platform.endpoints, snapshot, Path(place)))
+    return found[1:]
+
+
 def main() -> None:
-    """Start a platform, publish several generations, print the table."""
+    """Print a table for each engine."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generations", type=int, default=8)
     parser.add_argument("--megabytes", type=float, default=10.0)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = int(given.megabytes * 1e6 / (4 * WIDTH))
-    with tempfile.TemporaryDirectory() as place, Embedded(Path(place)) as platform:
-        client = Client(platform.endpoints["api"])
-        client.apply(MANIFEST)
-        measured = []
-        for number in range(given.generations + 1):
-            torch.manual_seed(number)
-            snapshot = Path(place) / "snapshots" / str(number)
-            export_model(Lookup(rows).eval(), {"ids": torch.zeros(2, 4, dtype=torch.int64)}, snapshot)
-            measured.append(publish_once(client, platform.endpoints, snapshot, Path(place)))
-    Console().print(table(measured[1:]))  # the first one starts the host processes
+    found = {}
+    with empty_databases(given.engines) as empty:
+        for engine in given.engines:
+            found[engine] = measured(empty(engine, "bench"), rows, given.generations)
+            Console().print(table(engine, found[engine]))
     if given.json:
-        given.json.write_text(json.dumps(measured, indent=2))
+        given.json.write_text(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,10 +15,16 @@ from ipnext.infra.tether import tether
 
 
 class Embedded:
-    """Starts `ipnext dev` on enter, ends it on exit. `endpoints` is its endpoints.json."""
+    """Starts `ipnext dev` on enter, ends it on exit. `endpoints` is its endpoints.json.
 
-    def __init__(self, state: Path, *, on_wait: Callable[[str], None] = lambda _: None) -> None:
+    `options` are further ones of that command.
+    """
+
+    def __init__(
+        self, state: Path, *, options: Sequence[str] = (), on_wait: Callable[[str], None] = lambda _: None
+    ) -> None:
         self.state = state
+        self._options = options
         self.endpoints: Mapping[str, Any] = {}
         self.log = state / "dev.log"
         self._on_wait = on_wait
@@ -29,7 +35,7 @@ class Embedded:
         (self.state / "endpoints.json").unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own command
-                [sys.executable, "-m", "ipnext.dev", "--state", str(self.state), "--free-ports"],
+                [sys.executable, "-m", "ipnext.dev", "--state", str(self.state), "--free-ports", *self._options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
