@@ -181,8 +181,10 @@ class Overviews(Unit):
         return frozenset(self._session.exec(query.distinct())) if regions else frozenset()
 
     def models_unrouted(self) -> frozenset[str]:
-        """Return the models with a region whose users are sent nowhere."""
-        return frozenset(self._session.exec(select(RouteRow.model).where(col(RouteRow.sends).is_(False)).distinct()))
+        """Return the models with a serving generation and a region whose users are sent nowhere."""
+        query = select(RouteRow.model).join(ModelRow, col(ModelRow.name) == col(RouteRow.model))
+        query = query.where(col(RouteRow.sends).is_(False), col(ModelRow.serving_generation).is_not(None))
+        return frozenset(self._session.exec(query.distinct()))
 
     def units_running(self) -> Mapping[tuple[str, str], float]:
         """Map (region, hardware) to the units of the desired deployments."""
