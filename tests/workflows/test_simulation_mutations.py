@@ -36,7 +36,7 @@ from tests.workflows.simulation.world import history
 from workflows import change_queue as ordering
 
 SEEDS = 1000
-"""Within so many histories each is caught."""
+"""Within so many histories each is caught, from the one on that `SEEN_BY` names."""
 
 
 def traffic_before_ready(patch):
@@ -337,6 +337,19 @@ MUTANTS = {
 OF_ENDS = {fence_off, takeover_off, rebuild_off, resubmission_off, repair_off, reconciler_off, withdrawal_off}
 """Those of histories in which runs are ended from outside; the others are looked for where nothing is repaired."""
 
+SEEN_BY = {
+    way_back_without_capacity: 790,
+    waves_undone_in_the_wrong_order: 790,
+    late_workers_write: 230,
+    freed_though_a_gateway_sends_there: 700,
+    publish_gives_way_to_anything: 118,
+    routers_forget_before_processes_go_back: 796,
+    fence_off: 726,
+    takeover_off: 200,
+    reconciler_off: 122,
+}
+"""The first history of those that few see. The search begins there and goes on behind the last one with the first."""
+
 DAILY = {release_before_route, newest_first, change_is_lost, gate_ignored, replicas_are_forgotten}
 """Those of `make test`; `make test-all` runs all."""
 
@@ -349,7 +362,8 @@ DAILY = {release_before_route, newest_first, change_is_lost, gate_ignored, repli
 def test_a_rule_broken_on_purpose_is_caught(mutate, monkeypatch):
     mutate(monkeypatch)
 
-    histories = (history(seed, ends=mutate in OF_ENDS, prepares=False) for seed in range(SEEDS))
+    seeds = ((SEEN_BY.get(mutate, 0) + number) % SEEDS for number in range(SEEDS))
+    histories = (history(seed, ends=mutate in OF_ENDS, prepares=False) for seed in seeds)
     found = next((outcome for outcome in histories if outcome.violated), None)
 
     assert found is not None, f"{SEEDS} histories did not see it"
