@@ -100,7 +100,7 @@ class OptimizationActivities:
         message = f"generation {stage.generation}: split: {error.message}"
         with self._store.begin(stage.model) as repository:
             repository.set_condition(stage.model, ConditionType.VALIDATED, "False", error.reason, message)
-            repository.judge_revision(stage.model, revision, accepted=False)
+            repository.refuse_revision(stage.model, revision)
             repository.add_event(stage.model, "Split", message)
         return Optimized(refused=True, reason=error.reason, summary=f"split: {error.message}")
 

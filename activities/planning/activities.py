@@ -93,7 +93,7 @@ class PlanningActivities:
                 )
             except InvalidInput as error:
                 return _infeasible(Reason.PLANNER_INFEASIBLE, error.message, Place())
-            unit = repository.model(stage.model).manifest.spec.unit
+            unit = repository.model(stage.model).in_force.spec.unit
             budgets = {item.owner: item for item in repository.fleet().spec.owners}
         whole = tuple(Owner.of(budgets[item.owner]) if item.owner in budgets else item for item in problem.owners)
         if placed is not None and keeps(placed, problem.model_copy(update={"owners": whole})):

@@ -185,7 +185,7 @@ def settle(repository: Repository, model: str, *, change_id: str) -> None:
     if in_force is None:
         return
     known, moving = repository.model(model), _moving(repository, model)
-    manifest = known.manifest
+    manifest = known.in_force
     demanding = {item.region for item in manifest.spec.demand}
     tables = [table for table in repository.routes(model) if table.region in demanding]
     actual = led_to(moving.transition) if moving else running(repository.deployments(model), tables)

@@ -143,7 +143,7 @@ def planned_models(
     cut: Mapping[str, Sequence[Generation]] | None = None,
     drained: Drained = NOTHING,
 ) -> list[ModelProblem]:
-    """Return models that serve, or have capacity by the plan in force, with the wishes of their newest manifests.
+    """Return models that serve, or have capacity by the plan in force, with the wishes of their manifests in force.
 
     A manifest with other hosted parts than the model was placed with counts only once a generation has them: until
     then, and if none ever does, a plan by it takes capacity from others for parts that can't run. The same holds for a
@@ -159,7 +159,7 @@ def planned_models(
             wishes = placed.wishes
         else:
             generation = _planned_generation(record, placed, (cut or {}).get(record.name, ()))
-            wishes = _wishes(laid_out(record.manifest, generation), placed, are_cut=generation is not None)
+            wishes = _wishes(laid_out(record.in_force, generation), placed, are_cut=generation is not None)
         fitting = within_fleet(wishes, fleet)
         if fitting is not None:
             found.append(eased(fitting, fleet, drained))
@@ -206,8 +206,8 @@ def _planned_generation(record: ModelRecord, placed: Placement | None, cut: Sequ
 
 
 def model_as_served(repository: Repository, model: str, generation: int | None) -> ModelManifest:
-    """Return a model's manifest with the hosted parts of a generation, and with measured throughput. Raises NotFound."""
-    manifest = repository.as_measured(repository.model(model).manifest, generation)
+    """Return a model's manifest in force with the hosted parts of a generation, and with measured throughput. Raises NotFound."""
+    manifest = repository.as_measured(repository.model(model).in_force, generation)
     return laid_out(manifest, repository.generation(model, generation) if generation else None)
 
 

@@ -228,7 +228,7 @@ def fleet_snapshot(
         ),
         running=rows_by_model(now),
         movable=frozenset(found.name for found in records if found.serving_generation and not found.retired),
-        tokens=frozenset(found.name for found in records if found.manifest.spec.unit == TOKENS),
+        tokens=frozenset(found.name for found in records if found.in_force.spec.unit == TOKENS),
         astray=frozenset(repository.models_astray()),
     )
 
@@ -242,12 +242,12 @@ def _beyond(
 
 
 def measured_records(repository: Repository) -> tuple[ModelRecord, ...]:
-    """Return all models, with measured throughput if their manifests request it."""
+    """Return all models, with measured throughput if their manifests in force request it."""
     found = repository.models()
-    asking = {record.name: record.serving_generation for record in found if wants_profiles(record.manifest)}
+    asking = {record.name: record.serving_generation for record in found if wants_profiles(record.in_force)}
     known = repository.profiles_of_all(asking)
     return tuple(
-        record.model_copy(update={"manifest": measured(record.manifest, known.get(record.name, {}))})
+        record.model_copy(update={"manifest": measured(record.in_force, known.get(record.name, {})), "accepted": None})
         if record.name in asking
         else record
         for record in found

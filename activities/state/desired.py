@@ -40,7 +40,7 @@ from ipnext.store.repository import Repository
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Facts of the store about one model. `target` is the generation to serve."""
+    """Facts of the store about one model: its manifest in force, and `target`, the generation to serve."""
 
     manifest: ModelManifest
     target: int
@@ -88,7 +88,7 @@ def read_facts(repository: Repository, model: str, target: int, *, named: Iterab
     numbers = at_work(record, deployments, tables, (target, *named))
     generations, snapshots = read_generations(repository, record, numbers)
     return Facts(
-        manifest=repository.as_measured(record.manifest, target or record.serving_generation),
+        manifest=repository.as_measured(record.in_force, target or record.serving_generation),
         target=target,
         generations=generations,
         snapshots=snapshots,
@@ -97,7 +97,7 @@ def read_facts(repository: Repository, model: str, target: int, *, named: Iterab
         serving=record.serving_generation,
         lost=lost,
         rtt_ms=round_trips(repository) if lost else {},
-        unmet_rules=unmet_rules(repository, record.manifest),
+        unmet_rules=unmet_rules(repository, record.in_force),
         placed_units=_placed_units(repository.placement(model)),
     )
 

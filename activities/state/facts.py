@@ -53,7 +53,7 @@ def read_generations(
     Two or three queries by keys, at most `numbers` and `keepWarm` rows of generations: nothing grows with the number of
     publishes.
     """
-    warm = record.manifest.spec.rollout.keep_warm
+    warm = record.in_force.spec.rollout.keep_warm
     generations = repository.generations_at_work(record.name, numbers, former=warm)
     snapshots = repository.snapshots_named(snapshots_of(generations))
     return {g.number: g for g in generations}, {(s.part, s.number): s for s in snapshots}

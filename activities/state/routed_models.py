@@ -42,7 +42,7 @@ def read_routed(repository: Repository, models: Collection[str]) -> tuple[Facts,
     rtt_ms = round_trips(repository) if drained.lost else {}
     return tuple(
         Facts(
-            manifest=records[name].manifest,
+            manifest=records[name].in_force,
             target=0,
             generations=generations[name],
             snapshots=snapshots[name],

@@ -167,7 +167,7 @@ class TransitionActivities:
             reaching = Reaching.read(repository, wave, "routed")
             found = repository.model(wave.model)
             urgent = wave.back or repository.change(wave.transition_id).kind in AT_ONCE
-        rollout, serving = found.manifest.spec.rollout, found.serving_generation
+        rollout, serving = found.in_force.spec.rollout, found.serving_generation
         facts, state, transition = reaching.facts, reaching.state, reaching.transition
         deployments = led_to(reaching)
         if wave.back and facts.lost:
@@ -373,7 +373,7 @@ def _rest(repository: Repository, wave: WaveInput, *, rests: bool) -> None:
 
 def _asked(repository: Repository, wave: WaveInput, state: ModelState) -> Asked:
     """Return the gate's inputs for a wave. A rollback is judged by errors only: its generation has served before."""
-    rollout = repository.model(wave.model).manifest.spec.rollout
+    rollout = repository.model(wave.model).in_force.spec.rollout
     record, window = repository.transition(wave.transition_id), wave.window
     if window is None or repository.change(record.change_id).kind in AT_ONCE:
         return errors_only(rollout.max_error_rate, rollout.gate, early=wave.early)

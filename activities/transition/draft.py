@@ -61,7 +61,7 @@ class Draft:
             known=known is not None,
             price=price_of(record.transition, not_swapped(repository, stage, record.transition)),
             back=way_back(repository, stage, record.transition, in_use),
-            rollout=repository.model(stage.model).manifest.spec.rollout,
+            rollout=repository.model(stage.model).in_force.spec.rollout,
             basis=_basis(repository, stage),
             in_use=in_use,
         )
@@ -94,7 +94,7 @@ def _planned(repository: Repository, stage: StageInput, in_use: Units) -> Transi
     model = repository.model(stage.model)
     if stage.kind in BRINGS_NOTHING_NEW and model.serving_generation != stage.generation:
         return _refused(stage, model)
-    demand = model.manifest.spec.demand
+    demand = model.in_force.spec.demand
     demanding = {item.region for item in demand}
     lost = Drained.of(repository.drains()).lost
     origin = running_state(
@@ -146,12 +146,13 @@ def _is_roomy(repository: Repository, stage: StageInput, transition: Transition,
 
 
 def _basis(repository: Repository, stage: StageInput) -> tuple[Any, ...]:
-    """Return the fleet, the drains, and the model's manifest, serving generation, placement, replica sets and route tables."""
+    """Return the fleet, the drains, and the model's manifests, serving generation, placement, replica sets and route tables."""
     model, record = stage.model, repository.model(stage.model)
     return (
         repository.fleet().version,
         Drained.of(repository.drains()),
         record.version,
+        record.accepted,
         record.serving_generation,
         repository.placement(model),
         repository.deployments(model),

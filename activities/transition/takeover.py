@@ -156,7 +156,7 @@ def _reverting(repository: Repository, asked: TakeOver, record: TransitionRecord
         model=asked.model,
         generation=record.generation,
         waves=waves,
-        deadline_seconds=repository.model(asked.model).manifest.spec.rollout.deadline_seconds,
+        deadline_seconds=repository.model(asked.model).in_force.spec.rollout.deadline_seconds,
         change_id=change.id,
         back=way_back(repository, stage, record.transition, units_in_use(repository, but=asked.model)),
         fence=record.fence,

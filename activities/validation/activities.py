@@ -104,13 +104,16 @@ class ValidationActivities:
     def validate_generation(self, stage: StageInput) -> ValidationReport:
         """Run every check on a generation and keep the report. The first refusal is the reason of the condition."""
         with self._store.read() as repository:
-            revision = repository.model(stage.model).generation
+            record = repository.model(stage.model)
             candidate = self._candidate(repository, stage)
         checks = abridged(checked(candidate, self._validators))
         report = ValidationReport(model=stage.model, generation=stage.generation, checks=checks)
         with self._store.begin(stage.model) as repository:
             repository.save_report(report)
-            repository.judge_revision(stage.model, revision, accepted=report.refused is None)
+            if report.refused is None:
+                repository.accept_revision(stage.model, record.generation, record.manifest.spec)
+            else:
+                repository.refuse_revision(stage.model, record.generation)
             _write_outcome(repository, stage, report)
         return report
 

@@ -11,10 +11,10 @@ from sqlmodel import col, func, select
 
 from ipnext.errors import NotFound, StaleWrite
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.manifest import DemandItem, ModelManifest
+from ipnext.model.manifest import DemandItem, ModelManifest, ModelSpec
 from ipnext.model.throughput import TOKENS
 from ipnext.model.wire import decode_frozen, decode_plain
-from ipnext.store.records import FleetRecord, ModelRecord
+from ipnext.store.records import Accepted, FleetRecord, ModelRecord
 from ipnext.store.tables import METADATA, FleetRow, ModelRow
 from ipnext.store.unit import MODELS, NAMED_IN_ERRORS, Unit, batches, bytes_of, document, known, plain
 
@@ -79,11 +79,13 @@ class Models(Unit):
         if row is None:
             row = self._new_model(manifest)
         elif row.retired or row.manifest != document(manifest):
-            changed = document(decode_frozen(ModelManifest, row.manifest).spec) != document(manifest.spec)
+            former = decode_frozen(ModelManifest, row.manifest).spec
+            changed = document(former) != document(manifest.spec)
             text, before = document(manifest), bytes_of(row.manifest)
             row.document_bytes = max(0, row.document_bytes - before) + bytes_of(text)
             row.manifest, row.owner = text, manifest.metadata.owner
-            row.generation += 1 if changed else 0
+            if changed:
+                row.accepted, row.generation = _keeping(row.accepted, former), row.generation + 1
             row.retired = False
             row.version += 1
             row.updated_at = self._now()
@@ -225,17 +227,33 @@ class Models(Unit):
         self._write(_ONE_IS, of_name=name, **said)
         return record.model_copy(update=said)
 
-    def judge_revision(self, name: str, revision: int, *, accepted: bool) -> None:
-        """Record whether a validation accepted a revision of the manifest.
+    def accept_revision(self, name: str, revision: int, spec: ModelSpec) -> None:
+        """Record that a validation accepted a revision of the manifest, with this spec: it is in force from now on."""
+        record = self.model(name)
+        refused, known = record.refused_generation, record.accepted
+        if refused is not None and refused <= revision:
+            self.update_model(name, refused_generation=None)
+        if known is None or known.revision < revision:
+            former = record.in_force.spec if known is not None and spec.split is not None else None
+            held = None if record.generation == revision else spec
+            self._accept(name, Accepted(revision=revision, spec=held, former=former))
+
+    def refuse_revision(self, name: str, revision: int) -> None:
+        """Record that a validation, or the cut after it, refused a revision of the manifest.
 
         A serving one is not refused because of a new snapshot.
         """
         record = self.model(name)
-        refused = record.refused_generation
-        if accepted and refused is not None and refused <= revision:
-            self.update_model(name, refused_generation=None)
-        elif not accepted and record.observed_generation < revision:
-            self.update_model(name, refused_generation=revision)
+        if record.observed_generation >= revision:
+            return
+        self.update_model(name, refused_generation=revision)
+        known = record.accepted
+        if known is not None and known.revision == revision and known.former is not None:
+            self._accept(name, Accepted(revision=revision - 1, spec=known.former))
+
+    def _accept(self, name: str, accepted: Accepted) -> None:
+        self._writing(name)
+        self._write(_ONE_IS, of_name=name, accepted=document(accepted), updated_at=self._now())
 
     def document_bytes(self, name: str) -> int:
         """Return the bytes of a model's documents; 0 if the model is unknown."""
@@ -256,6 +274,14 @@ def _check_version(subject: str, current: int, expected: int | None) -> None:
     raise StaleWrite(msg)
 
 
+def _keeping(accepted: str | None, former: ModelSpec) -> str | None:
+    """Return the row's accepted revision with its spec, when the manifest that had this spec is replaced."""
+    known = None if accepted is None else decode_frozen(Accepted, accepted)
+    if known is None or known.spec is not None:
+        return accepted
+    return document(known.model_copy(update={"spec": former}))
+
+
 def _fleet(row: Any) -> FleetRecord:
     return FleetRecord(spec=decode_frozen(FleetSpec, row.spec), version=row.version, updated_at=row.updated_at)
 
@@ -273,6 +299,7 @@ def _model(row: Any) -> ModelRecord:
         serving_generation=row.serving_generation,
         target_generation=row.target_generation,
         refused_generation=row.refused_generation,
+        accepted=None if row.accepted is None else decode_frozen(Accepted, row.accepted),
         retired=row.retired,
         created_at=row.created_at,
         updated_at=row.updated_at,

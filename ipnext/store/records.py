@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.freeze import FreezeManifest
-from ipnext.model.manifest import ModelManifest
+from ipnext.model.manifest import ModelManifest, ModelSpec
 from ipnext.model.owner import OwnerManifest
 from ipnext.model.plan import (
     CurrentState,
@@ -26,6 +26,16 @@ PlanOutcome = Literal["adopted", "kept", "dry_run", "failed"]
 """Outcome of a plan: put in force, not worth it, requested as a dry run, or none found."""
 
 
+class Accepted(Value):
+    """The newest revision of a manifest that a validation accepted."""
+
+    revision: int
+    spec: ModelSpec | None = None
+    """Its spec; None if the model's newest manifest has it."""
+    former: ModelSpec | None = None
+    """The spec that was accepted before. It is in force again if the cut of this one is refused; None if nothing is cut."""
+
+
 class ModelRecord(Value):
     """A model as applied. `generation` is the manifest's revision; `version` guards writes."""
 
@@ -37,6 +47,8 @@ class ModelRecord(Value):
     target_generation: int | None = None
     refused_generation: int | None = None
     """The revision of the manifest that a validation refused, if none was accepted since."""
+    accepted: Accepted | None = None
+    """None until a validation accepts a revision."""
     retired: bool = False
     created_at: datetime
     updated_at: datetime
@@ -45,6 +57,20 @@ class ModelRecord(Value):
     def name(self) -> str:
         """The model's name."""
         return self.manifest.name
+
+    @property
+    def in_force(self) -> ModelManifest:
+        """The manifest that the model is planned, started and routed by: the newest one, with the newest spec that was accepted.
+
+        A spec that was refused, or is not validated yet, changes nothing that serves but its owner's policies: who may
+        ask, and which signatures count.
+        """
+        spec = self.accepted.spec if self.accepted else None
+        if spec is None:
+            return self.manifest
+        newest = self.manifest.spec
+        policies = {"access": newest.access, "validation": newest.validation}
+        return self.manifest.model_copy(update={"spec": spec.model_copy(update=policies)})
 
 
 class FleetRecord(Value):

@@ -112,6 +112,8 @@ class ModelRow(Row, table=True):
     """Bytes of its manifest, and of the manifests and reports of its published snapshots."""
     refused_generation: int | None = _number(default=None)
     """The revision of the manifest that a validation refused, if none was accepted since."""
+    accepted: str | None = _text(default=None)
+    """The newest revision that a validation accepted, with its spec if the manifest has another one."""
 
 
 class SnapshotRow(Row, table=True):

@@ -85,7 +85,7 @@ def test_parts_that_nothing_was_placed_with_take_no_capacity(fleet, model, kit):
     for document, expected in ((ghost, before), (grown, model_problem(parse_manifest(grown)))):
         record = SimpleNamespace(
             name="ranker",
-            manifest=parse_manifest(document),
+            in_force=parse_manifest(document),
             retired=False,
             serving_generation=1,
             refused_generation=None,
@@ -98,7 +98,7 @@ def test_a_manifest_that_a_validation_refused_changes_nothing_that_is_planned(fl
     before = model()
     grown = parse_manifest(kit.manifest("ranker", demand=[{"region": "us-east", "qps": 4000}]))
     record = SimpleNamespace(
-        name="ranker", manifest=grown, retired=False, serving_generation=1, refused_generation=2, generation=3
+        name="ranker", in_force=grown, retired=False, serving_generation=1, refused_generation=2, generation=3
     )
     placed = SimpleNamespace(wishes=before, replicas=(1,))
     assert planned_models(fleet, [record], {"ranker": placed}) == [before]
@@ -125,7 +125,7 @@ def test_a_model_with_an_adapter_is_planned_as_its_newest_manifest_wishes(fleet)
         return parse_manifest(document)
 
     record = SimpleNamespace(
-        name="chat", manifest=manifest(90), retired=False, serving_generation=1, refused_generation=None
+        name="chat", in_force=manifest(90), retired=False, serving_generation=1, refused_generation=None
     )
     placed = SimpleNamespace(wishes=model_problem(manifest(10)), replicas=(1,))
     (planned,) = planned_models(fleet, [record], {"chat": placed})

@@ -78,7 +78,7 @@ def test_a_manifest_that_is_refused_changes_no_replan_and_one_that_is_accepted_d
 
 def test_a_bad_snapshot_says_nothing_of_a_manifest_that_serves(house, serving, validate):
     with house.store.begin("ranker") as unit:
-        unit.judge_revision("ranker", 1, accepted=False)
+        unit.refuse_revision("ranker", 1)
         assert unit.model("ranker").refused_generation is None
 
 

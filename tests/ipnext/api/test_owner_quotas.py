@@ -28,7 +28,10 @@ def end(world, *, state, accepted):
     reason = Reason.SUCCEEDED if accepted else Reason.SIGNATURE_INVALID
     with world.rooms.store.begin("ranker") as unit:
         revision = unit.model("ranker").generation
-        unit.judge_revision("ranker", revision, accepted=accepted)
+        if accepted:
+            unit.accept_revision("ranker", revision, unit.model("ranker").manifest.spec)
+        else:
+            unit.refuse_revision("ranker", revision)
         end_change(
             unit,
             RecordInput(

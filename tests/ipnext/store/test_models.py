@@ -120,3 +120,93 @@ def test_a_retired_model_lives_again_when_it_is_applied(applied, make):
         assert repository.update_model("ctr", retired=True).version == 2
         record = repository.put_model(make.manifest(), expected_version=2)
     assert (record.retired, record.version, record.generation) == (False, 3, 1)
+
+
+def put(repository, manifest):
+    """Put a manifest, and return its revision."""
+    return repository.put_model(manifest, expected_version=None).generation
+
+
+def demand_in_force(repository):
+    (item,) = repository.model("ctr").in_force.spec.demand
+    return item.qps
+
+
+def test_a_manifest_is_in_force_from_its_acceptance_on(applied, make):
+    with applied.begin("ctr") as repository:
+        assert demand_in_force(repository) == 10, "nothing was accepted yet"
+        repository.accept_revision("ctr", 1, make.manifest().spec)
+        second = put(repository, make.manifest(qps=20))
+        assert demand_in_force(repository) == 10
+        repository.refuse_revision("ctr", second)
+        third = put(repository, make.manifest(qps=30))
+        assert demand_in_force(repository) == 10
+        repository.accept_revision("ctr", third, make.manifest(qps=30).spec)
+        assert demand_in_force(repository) == 30
+        assert repository.model("ctr").refused_generation is None
+
+
+def test_what_was_accepted_is_what_was_judged_and_not_what_was_applied_since(applied, make):
+    with applied.begin("ctr") as repository:
+        repository.accept_revision("ctr", 1, make.manifest().spec)
+        second = put(repository, make.manifest(qps=20))
+        put(repository, make.manifest(qps=30))
+        repository.accept_revision("ctr", second, make.manifest(qps=20).spec)
+        assert demand_in_force(repository) == 20
+        repository.accept_revision("ctr", 1, make.manifest().spec)
+        assert demand_in_force(repository) == 20, "an older revision is accepted late"
+
+
+def test_the_owner_in_force_is_the_newest(applied, make):
+    with applied.begin("ctr") as repository:
+        repository.accept_revision("ctr", 1, make.manifest().spec)
+        given = make.manifest(qps=20)
+        put(repository, given.model_copy(update={"metadata": given.metadata.model_copy(update={"owner": "ads"})}))
+        assert repository.model("ctr").in_force.metadata.owner == "ads"
+        assert demand_in_force(repository) == 10
+
+
+def test_policies_in_force_are_the_newest(applied, make):
+    with applied.begin("ctr") as repository:
+        repository.accept_revision("ctr", 1, make.manifest().spec)
+        document = make.manifest(qps=20).model_dump(mode="json", by_alias=True)
+        document["spec"] |= {"access": {"predictions": "authenticated"}, "validation": {"skip": {"edges": "known"}}}
+        put(repository, type(make.manifest()).model_validate(document))
+        found = repository.model("ctr").in_force.spec
+        assert (found.access.predictions, found.validation.skip) == ("authenticated", {"edges": "known"})
+        assert demand_in_force(repository) == 10
+
+
+def cut(manifest):
+    policy = {"parts": [{"name": "sparse", "modules": ["tables"]}], "default": "rest"}
+    document = manifest.model_dump(mode="json", by_alias=True)
+    document["spec"] |= {"split": policy, "graph": None, "parts": document["spec"]["parts"][:1]}
+    return type(manifest).model_validate(document)
+
+
+@pytest.mark.parametrize("applied_since", [False, True])
+def test_a_revision_whose_cut_is_refused_is_in_force_no_longer(applied, make, applied_since):
+    with applied.begin("ctr") as repository:
+        repository.accept_revision("ctr", 1, make.manifest().spec)
+        repository.update_model("ctr", observed_generation=1)
+        given = cut(make.manifest(qps=20))
+        second = put(repository, given)
+        repository.accept_revision("ctr", second, given.spec)
+        if applied_since:
+            put(repository, make.manifest(qps=30))
+        assert demand_in_force(repository) == 20
+        repository.refuse_revision("ctr", second)
+        assert demand_in_force(repository) == 10
+        repository.accept_revision("ctr", second, given.spec)
+        assert demand_in_force(repository) == 20, "another snapshot can be cut"
+
+
+def test_a_refusal_of_the_revision_that_serves_changes_nothing(applied, make):
+    with applied.begin("ctr") as repository:
+        given = cut(make.manifest(qps=20))
+        second = put(repository, given)
+        repository.accept_revision("ctr", second, given.spec)
+        repository.update_model("ctr", observed_generation=second)
+        repository.refuse_revision("ctr", second)
+        assert demand_in_force(repository) == 20
+        assert repository.model("ctr").refused_generation is None

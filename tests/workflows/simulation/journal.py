@@ -236,7 +236,12 @@ class Journal:
     def model(self, model: str) -> SimpleNamespace:
         """As the repository answers."""
         record = self.records[model]
-        return SimpleNamespace(manifest=record.manifest, serving_generation=record.serving, retired=record.retired)
+        return SimpleNamespace(
+            manifest=record.manifest,
+            in_force=record.manifest,
+            serving_generation=record.serving,
+            retired=record.retired,
+        )
 
     def as_measured(self, manifest: Any, _: int | None) -> Any:
         """As the repository answers where nothing was measured."""
