@@ -1,5 +1,6 @@
 """Files for this user alone, and sets of files that change together."""
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -23,13 +24,34 @@ def make_private_directory(path: Path) -> None:
 def make_own_directory(path: Path, *, otherwise: str) -> None:
     """Make a directory for this user alone in a place that others may write, such as the temporary directory.
 
-    Conflict if another user has made it, or a link; `otherwise` names a remedy besides removing it.
+    Conflict if another user has made it, or may write it, or it is no directory; `otherwise` names a remedy besides
+    removing it.
     """
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if path.is_symlink() or path.stat().st_uid != os.geteuid():
-        msg = f"{path} belongs to another user; remove it, or {otherwise}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    if not _is_made_own(path):
+        msg = f"{path} belongs to another user, others may write it, or it is no directory; remove it, or {otherwise}"
         raise Conflict(msg)
-    make_private_directory(path)
+
+
+def _is_made_own(path: Path) -> bool:
+    """Keep all others out of a directory. False if it is not this user's, or others could write it until now.
+
+    One descriptor is judged and changed, so that the path may not come to name another directory in between.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        found = os.fstat(descriptor)
+        if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return False
+        os.fchmod(descriptor, 0o700)
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def let_group_enter(path: Path, group: int) -> None:

@@ -6,7 +6,6 @@ Started by a region's agent: `python -m serving.genai.host --sockets DIR --regio
 import argparse
 import asyncio
 import os
-import shutil
 import time
 from collections.abc import Awaitable, Sequence
 from contextlib import aclosing
@@ -24,7 +23,7 @@ from serving.confinement.landlock import Confinement, add_confinement, restrict
 from serving.confinement.privileges import add_user, become, drop_capabilities, give_to
 from serving.genai.adapters import Adapters
 from serving.genai.checkpoint_check import verify
-from serving.genai.engine.enclosure import Enclosures, enclosures_place, host_allowed
+from serving.genai.engine.enclosure import Enclosures, enclosures_place, forget_places, host_allowed
 from serving.genai.engine.log import EngineLogs, OpenLog
 from serving.genai.engine.probe import EngineProbe
 from serving.genai.engine.supervisor import engine_sockets, forget_sockets
@@ -178,7 +177,7 @@ def prepare_places(arguments: argparse.Namespace) -> Sequence[Path]:
 
 
 def confine(arguments: argparse.Namespace, *, writable: Sequence[Path]) -> Enclosures | None:
-    """Confine this process to the access that it and its engines need; return the engines' enclosures. Unavailable, Conflict.
+    """Confine this process to the access that it and its engines need; return the engines' enclosures. Unavailable.
 
     None if nothing is confined. If the host runs as a separate user, which has no home, its engines get private
     directories even without confinement.
@@ -190,8 +189,7 @@ def confine(arguments: argparse.Namespace, *, writable: Sequence[Path]) -> Enclo
         mode=arguments.confinement,
         readable=tuple(arguments.readable),
         writable=tuple(arguments.writable),
-    )
-    enclosures.prepare()
+    ).prepare()
     allowed = host_allowed(enclosures, os.environ, readable=(arguments.cache,), writable=writable)
     drop_capabilities()
     if allowed is not None:
@@ -200,8 +198,12 @@ def confine(arguments: argparse.Namespace, *, writable: Sequence[Path]) -> Enclo
 
 
 def _place(arguments: argparse.Namespace) -> Path:
-    user = os.geteuid() if arguments.user is None else arguments.user.uid
-    return enclosures_place(arguments.cache, arguments.id, user=user)
+    return enclosures_place(arguments.cache, arguments.id, user=_user(arguments))
+
+
+def _user(arguments: argparse.Namespace) -> int:
+    """Return the user that the host becomes."""
+    return os.geteuid() if arguments.user is None else int(arguments.user.uid)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -210,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log_as_json()
     logs = EngineLogs(log_directory(parsed.cache), parsed.id)
     fetching = FetchingProcess(parsed.artifacts, s3_endpoint_url=parsed.s3_endpoint_url, into=parsed.cache)
-    forget_engines = partial(shutil.rmtree, _place(parsed), ignore_errors=True)
+    forget_engines = partial(forget_places, _place(parsed), user=_user(parsed))
     keeper = fetching.fork(logs=logs.begin, at_end=forget_engines)  # before there are threads
     bound = listeners(parsed, Component.HOST, CALLERS)
     places = prepare_places(parsed)

@@ -1,15 +1,19 @@
 """What an engine may do follows from its settings and from what the operator says."""
 
+import os
+import stat
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from ipnext.model.engine_settings import VllmSettings
 from serving.confinement.landlock import Confinement
-from serving.genai.engine.enclosure import PORTS, Enclosures, enclosures_place, engine_ports
+from serving.genai.engine.enclosure import PORTS, Enclosures, enclosures_place, engine_ports, forget_places
 from serving.genai.engine.program_paths import program_paths, program_words
 
+NOBODY = 65534
 SOCKET = Path("/run/h/e/1/e.sock")
 
 
@@ -66,9 +70,63 @@ def test_an_engine_gets_no_credentials_of_the_artifact_store():
 
 
 def test_sockets_in_an_engines_temporary_directory_have_room():
-    place = enclosures_place(Path("/a/very/long/path" * 9), "model.part.hardware.0", user=4_294_967_294)
+    usual = enclosures_place(Path("/a/very/long/path" * 9), "model.part.hardware.0", user=4_294_967_294)
+    place = Path(tempfile.mkdtemp(prefix=f"{usual.name}-"))  # if another user has made the usual one
+    place.rmdir()
     scratch = Enclosures(place=place).enclosure("1a2b3c4d").environment({})["TMPDIR"]
     assert len(f"{scratch}/{'u' * 36}") <= 107
+
+
+@pytest.fixture
+def enclosures(tmp_path):
+    return Enclosures(place=tmp_path / "ipnext-engines-1000-abc")
+
+
+def occupy(place, by):
+    """Make something of this name before the host does, which the user of the host did not make."""
+    if by == "another user's directory":
+        if os.geteuid() != 0:
+            pytest.skip("only root makes directories of others")
+        place.mkdir(mode=0o777)
+        os.chown(place, NOBODY, NOBODY)
+    elif by == "a link":
+        (place.parent / "elsewhere").mkdir(mode=0o700)
+        place.symlink_to(place.parent / "elsewhere")
+    else:
+        place.touch()
+
+
+@pytest.mark.parametrize("by", ["another user's directory", "a link", "a file"])
+def test_engines_have_a_directory_that_nobody_can_guess_if_the_usual_one_is_taken(enclosures, by):
+    occupy(enclosures.place, by)
+    prepared = enclosures.prepare()
+    assert prepared.place != enclosures.place
+    assert prepared.place.parent == enclosures.place.parent
+    found = prepared.place.lstat()
+    assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (os.geteuid(), 0o700)
+    assert enclosures.place.exists(), "it is not ours to remove"
+    assert not any(prepared.place.iterdir())
+
+
+def test_the_directory_of_a_killed_host_is_removed_by_the_next_one_whatever_its_name(enclosures):
+    occupy(enclosures.place, "a link")
+    former = enclosures.prepare().place
+    (former / "engine").mkdir()
+    assert enclosures.prepare().place != former
+    assert not former.exists()
+    enclosures.place.unlink()
+    assert enclosures.prepare() == enclosures
+    (enclosures.place / "engine").mkdir()
+    assert not any(enclosures.prepare().place.iterdir())
+
+
+def test_a_host_that_ends_removes_what_is_its_own(enclosures):
+    occupy(enclosures.place, "a link")
+    place = enclosures.prepare().place
+    forget_places(enclosures.place, user=os.geteuid() + 1)
+    assert place.exists()
+    forget_places(enclosures.place, user=os.geteuid())
+    assert not place.exists()
 
 
 def made(prefix):

@@ -6,12 +6,14 @@ other. The directory is its home, has its temporary files and its caches of comp
 engine runs code that another one compiled.
 """
 
+import contextlib
 import mimetypes
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -21,7 +23,7 @@ import structlog
 from landlockpy import Ruleset
 
 from ipnext.components.private_files import make_own_directory, make_private_directory
-from ipnext.errors import LoadFailed
+from ipnext.errors import Conflict, LoadFailed
 from ipnext.model.engine_settings import VllmSettings
 from serving.confinement.landlock import SYSTEM, Allowed, Confinement, make_ruleset, own_code
 from serving.genai.engine.program_paths import program_paths, program_words
@@ -156,10 +158,20 @@ class Enclosures:
     readable: tuple[Path, ...] = ()
     writable: tuple[Path, ...] = ()
 
-    def prepare(self) -> None:
-        """Create the directory of the enclosures, empty: any content is left over from a killed host. Conflict, OSError."""
-        shutil.rmtree(self.place, ignore_errors=True)
-        make_own_directory(self.place, otherwise="let TMPDIR name another directory")
+    def prepare(self) -> "Enclosures":
+        """Return the enclosures in an empty directory of this user: any content is left over from a killed host. OSError.
+
+        The name can be known beforehand. If another user made something of it first, the directory has a random name
+        beside it.
+        """
+        forget_places(self.place, user=os.geteuid())
+        try:
+            make_own_directory(self.place, otherwise="let TMPDIR name another directory")
+        except Conflict as error:
+            place = Path(tempfile.mkdtemp(prefix=f"{self.place.name}-", dir=self.place.parent))
+            structlog.get_logger().warning("engines have another directory", at=str(place), reason=error.message)
+            return replace(self, place=place)
+        return self
 
     def enclosure(self, name: str) -> Enclosure:
         """Return the enclosure of a new engine; the name must be unique in this host."""
@@ -173,6 +185,14 @@ def enclosures_place(cache: Path, host_id: str, *, user: int) -> Path:
     """
     name = sha256(f"{cache.absolute()} {host_id}".encode()).hexdigest()[:_NAME_LETTERS]
     return Path(tempfile.gettempdir()) / f"ipnext-engines-{user}-{name}"
+
+
+def forget_places(place: Path, *, user: int) -> None:
+    """Remove the directory of a host's enclosures, and those beside it, as far as they are this user's."""
+    for found in (place, *place.parent.glob(f"{place.name}-*")):
+        with contextlib.suppress(OSError):
+            if found.lstat().st_uid == user:
+                shutil.rmtree(found, ignore_errors=True)
 
 
 def host_allowed(

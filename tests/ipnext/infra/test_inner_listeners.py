@@ -103,6 +103,20 @@ def test_a_directory_of_another_user_is_not_used(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(Conflict):
         make_own_directory(tmp_path / "link", otherwise="move")
+    (tmp_path / "file").touch()
+    with pytest.raises(Conflict, match="no directory"):
+        make_own_directory(tmp_path / "file", otherwise="move")
+
+
+def test_a_directory_that_others_could_write_is_not_used(tmp_path):
+    place = tmp_path / "run"
+    place.mkdir()
+    place.chmod(0o770)
+    with pytest.raises(Conflict, match="others may write it"):
+        make_own_directory(place, otherwise="move")
+    place.chmod(0o710)
+    make_own_directory(place, otherwise="move")
+    assert place.stat().st_mode & 0o777 == 0o700
 
 
 def test_an_agent_that_ends_leaves_no_sockets(new_agent):
