@@ -4,6 +4,8 @@ Errors, events and logs contain all of these. Users who do not operate the platf
 """
 
 import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +16,9 @@ _URI: Final = re.compile(rf"(?<![\w+])(file|unix|sqlite[\w+]{{0,20}}):/{{1,4}}(?
 _DATABASE: Final = re.compile(r"(?<![\w+])(postgresql[\w+]{0,20})://\S+")
 _OURS: Final = "v1|v2|web|docs|metrics|healthz|readyz|openapi.json|control|frames|parts"
 """First steps of the platform's own paths, which are no files."""
-_PATH: Final = re.compile(rf"(?<![\w./~{CUT}-])/(?!(?:{_OURS})\b)(?:{_LETTERS}+/+)+({_LETTERS}*)")
+_PATH: Final = re.compile(
+    rf"(?:(?<![\w./~{CUT}-])/|(?<![\w./~{CUT}:-])//+)(?!(?:{_OURS})\b)(?:{_LETTERS}+/+)+({_LETTERS}*)"
+)
 _HOME: Final = str(Path("~").expanduser())
 _PROCESS: Final = re.compile(r"\b(pids?|process(?: id)?)(\W{1,4})(\d+)\b", re.IGNORECASE)
 _PORT: Final = re.compile(r"((?:\b127(?:\.\d{1,3}){3}|\blocalhost|\[::1\]):)\d+")
@@ -49,8 +53,20 @@ def shorten(value: Any, name: str = "") -> Any:
     if isinstance(value, list):
         return [shorten(each, name) for each in value]
     if isinstance(value, dict):
+        shown = _distinct(value)
         return {
-            key: each if key in _DECLARED else None if key in _PROCESS_IDS else shorten(each, key)
+            shown[key]: each if key in _DECLARED else None if key in _PROCESS_IDS else shorten(each, key)
             for key, each in value.items()
         }
     return value
+
+
+def _distinct(names: Iterable[str]) -> Mapping[str, str]:
+    """Map the names of members to shortened ones; those that become alike have numbers."""
+    shown: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for name in names:
+        short = shorten_text(name)
+        counts[short] += 1
+        shown[name] = short if counts[short] == 1 else f"{short} ({counts[short]})"
+    return shown

@@ -23,6 +23,7 @@ HOME = str(Path("~").expanduser())
         ("GET https://127.0.0.1:39113/state; http://localhost:1/x; [::1]:80", "GET https://127.0.0.1:…/state; http://localhost:…/x; [::1]:…"),
         ('in use by the process 4711; pid 12, pid=13, "pid": 14, PID: 15', 'in use by the process …; pid …, pid=…, "pid": …, PID: …'),
         (f"no {HOME}", "no …"),
+        ("//srv/ipnext/x.db; at ///srv/y/z ['//a/b']", "…/x.db; at …/z ['…/b']"),
     ],
 )  # fmt: skip
 def test_paths_process_ids_and_inner_addresses_are_cut(text, shown):
@@ -86,6 +87,11 @@ LITERALS = (
 def test_a_text_of_megabytes_is_read_once(literal):
     """A pattern that begins anew at each place of a run would take hours."""
     assert shorten_text(literal * (2**22 // len(literal)))
+
+
+def test_names_of_members_are_cut_too_and_stay_distinct():
+    found = {"/srv/a/x.log": 1, "/srv/b/x.log": {"/srv/c/y": "z"}, "plain": 2}
+    assert shorten(found) == {"…/x.log": 1, "…/x.log (2)": {"…/y": "z"}, "plain": 2}
 
 
 def test_names_of_tensors_and_what_a_dry_run_compares_are_shown_as_they_were_written():
