@@ -146,6 +146,10 @@ class Access:
         """Clear the cache, so that every credential is looked up again: keys have changed."""
         self._kept.clear()
 
+    def forget_credential(self, credential: str, kinds: tuple[str, ...]) -> None:
+        """Clear the cache of one credential, which was revoked."""
+        self._kept.pop(_mark(credential, kinds), None)
+
     def note_uses(self) -> None:
         """Store the times of the keys' last uses, outside of requests, so that none waits for a writer. Raises Unavailable."""
         used, self._used = self._used, {}
@@ -542,6 +546,11 @@ def cookie_name(scope: Scope) -> str:
     """Return the name of the session's cookie: with the port, because browsers send a host's cookies to each of its ports."""
     server = scope.get("server")
     return f"ipnext_session_{server[1] if server else 0}"
+
+
+def session_of(scope: Scope) -> str | None:
+    """Return the session's cookie of a request."""
+    return _cookie(scope, _headers(scope))
 
 
 def _cookie(scope: Scope, headers: Mapping[str, str]) -> str | None:

@@ -6,7 +6,7 @@ from typing import Final
 from fastapi import APIRouter, Request, Response
 
 from ipnext.access.keys import draw_key, parse_key
-from ipnext.api.access import Asker, act, bearer_of, cookie_name
+from ipnext.api.access import Asker, act, bearer_of, cookie_name, session_of
 from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.keys import NO_STORE
 from ipnext.api.platform import Rooms
@@ -38,7 +38,6 @@ def log_in(request: Request, response: Response, rooms: Rooms) -> SessionView:
         key, text = draw_credential(asker, "session", SESSION_LASTS)
         unit.add_key(key, parent=parent)
         unit.note_audit(object=("Session", key.id), after=audited_key(key))
-    rooms.access.forget()
     response.set_cookie(
         cookie_name(request.scope),
         text,
@@ -68,7 +67,7 @@ def log_out(request: Request, asker: Asker, rooms: Rooms) -> Response:
     with rooms.store.begin() as unit:
         unit.revoke_key(asker.id)
         unit.note_audit(object=("Session", asker.id))
-    rooms.access.forget()
+    rooms.access.forget_credential(session_of(request.scope) or "", ("session",))
     answer = Response(status_code=204)
     answer.delete_cookie(cookie_name(request.scope), path="/")
     return answer

@@ -380,6 +380,23 @@ async def test_sessions_and_tickets_of_one_key_are_bounded_and_those_of_another_
         assert (await http.post("/v1/tickets", headers=other)).status_code == 201
 
 
+async def test_a_login_or_logout_makes_nobody_else_be_looked_up_again(rooms):
+    app, other = rooms.app(), rooms.add_key("other", Role.VIEWER)
+    access = app.state.platform.access
+    access._clock = lambda: 0.0
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        await http.get("/v1/models", headers={"Authorization": f"Bearer {other}"})
+        session = (await http.post("/v1/sessions", headers=rooms.headers)).headers["set-cookie"].partition(";")[0]
+        assert (await http.get("/v1/models")).status_code == 200
+        assert access.remembered(other, ("key",)) is not None
+        own = {"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"}
+        assert (await http.delete("/v1/sessions/current", headers=own)).status_code == 204
+        assert access.remembered(other, ("key",)) is not None
+        ended = await http.get("/v1/models", headers={"Cookie": session})
+        assert (ended.status_code, "was revoked" in ended.json()["message"]) == (401, True)
+
+
 async def test_a_ticket_logs_one_browser_in_once(rooms):
     async with rooms.client() as http:
         ticket = (await http.post("/v1/tickets")).json()["ticket"]
