@@ -38,7 +38,7 @@ from ipnext.api import (
 from ipnext.api.access import Access, Authentication
 from ipnext.api.body_limit import BodyLimit
 from ipnext.api.errors import install_error_handlers
-from ipnext.api.json_bodies import JsonBodies
+from ipnext.api.json_bodies import LARGE_AT_ONCE, JsonBodies
 from ipnext.api.lifecycle import Lifecycle
 from ipnext.api.machine_details import MachineDetails
 from ipnext.api.observation import RegionObserver
@@ -51,6 +51,7 @@ from ipnext.api.schema import ERRORS, OF_PROBES, Api
 from ipnext.api.shared import SharedAnswers
 from ipnext.api.sources import SourceCheck
 from ipnext.api.stream import Stream
+from ipnext.api.turns import Turns
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.infra.port import Infrastructure
 from ipnext.plugins import Plugins
@@ -103,7 +104,8 @@ def create_app(
         store, artifacts_store, infrastructure, lifecycle, outbox, observer, shared, stream, settings, Plugins(), access
     )
     install_error_handlers(app)
-    app.add_middleware(JsonBodies)
+    app.state.large_bodies = Turns(LARGE_AT_ONCE)
+    app.add_middleware(JsonBodies, large=app.state.large_bodies)
     app.add_middleware(BodyLimit, seconds=settings.api_header_seconds)
     app.state.recorder = recorder
     app.add_middleware(Authentication, access=access, recorder=recorder)

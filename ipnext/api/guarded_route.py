@@ -1,7 +1,8 @@
 """The route of every endpoint that names an action: unauthorised requests are refused before their body is read.
 
 FastAPI reads and parses a body first and solves dependencies afterwards. A body of 5 MiB would cost the API its parsing
-for any caller with any key, whatever its role.
+for any caller with any key, whatever its role. FastAPI also validates a body in the event loop; a large one is validated
+in a thread, in the turn of its client.
 """
 
 from collections.abc import Awaitable, Callable, Coroutine
@@ -11,9 +12,18 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from pydantic import ValidationError
+
+from ipnext.api.json_bodies import PARSED
+from ipnext.api.slots import holder_of
+from ipnext.api.turns import Turns
+from ipnext.model.manifest import invalid_input
+from ipnext.model.value import Value, Written
 
 Guard = Callable[[Request], Awaitable[None]]
 """A dependency made by `ipnext.api.access.may`. Called again in one request, it returns at once."""
+
+Model = type[Value] | type[Written]
 
 
 class GuardedRoute(APIRoute):
@@ -21,11 +31,13 @@ class GuardedRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See APIRoute."""
-        handle, guards = super().get_route_handler(), guards_of(self.dependant)
+        handle, guards, model = super().get_route_handler(), guards_of(self.dependant), _body_model(self)
 
         async def guarded(request: Request) -> Response:
             for guard in guards:
                 await guard(request)
+            if model is not None:
+                await _validate_large(request, model)
             return await handle(request)
 
         return guarded
@@ -35,3 +47,28 @@ def guards_of(dependant: Dependant) -> tuple[Guard, ...]:
     """Return the guards among the dependencies of an endpoint."""
     calls = (dependency.call for dependency in dependant.dependencies)
     return tuple(call for call in calls if iscoroutinefunction(call) and hasattr(call, "action"))
+
+
+def _body_model(route: APIRoute) -> Model | None:
+    """Return the type of the endpoint's body, if that is one of the data model."""
+    model = route.body_field.field_info.annotation if route.body_field is not None else None
+    return model if isinstance(model, type) and issubclass(model, Value | Written) else None
+
+
+async def _validate_large(request: Request, model: Model) -> None:
+    """Read the body. If it is large JSON, let FastAPI find it validated: it takes an instance as it is. Raises InvalidInput."""
+    await request.body()
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if PARSED not in request.scope or not kind.startswith("application/") or not kind.endswith("json"):
+        return
+    large: Turns = request.app.state.large_bodies
+    holder = holder_of(request.state.acting.principal)
+    request._json = await large.run(holder, validated, model, request.scope.pop(PARSED))  # noqa: SLF001 - `json()` answers it
+
+
+def validated(model: Model, value: Any) -> Value | Written:
+    """Return a body as its model. Raises InvalidInput with the first fault."""
+    try:
+        return model.model_validate(value, from_attributes=True)  # as FastAPI does
+    except ValidationError as error:
+        raise invalid_input(error, model) from error

@@ -1,31 +1,41 @@
 """Refuses JSON bodies that are ambiguous, or of too many values.
 
-Ambiguous is an object that names a member twice, or another encoding than UTF-8. Each value that does not belong into a
+Ambiguous is an object that names a member twice, or another encoding than UTF-8. Each member that does not belong into a
 body is a fault that validation describes, so their number bounds what a body costs.
 """
 
 import json
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
-import anyio.to_thread
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ipnext.api.body_limit import STREAMED
+from ipnext.api.slots import holder_of
+from ipnext.api.turns import Turns
 from ipnext.errors import InvalidInput, IPnextError, TooLarge
 from ipnext.model.value import NameTwice, unique_names
 
 MOST_SEPARATORS: Final = 100_000
 """Most commas and opening brackets of a body. The manifest of a snapshot of 10,000 files has 40,000."""
-LARGE: Final = 2**18
-"""Bytes from which on a body is checked in a thread, so that other requests are not blocked."""
+MOST_MEMBERS: Final = 5_000
+"""Most members of an object: the node of a graph may have 4,096 inputs."""
+LARGE: Final = 2**16
+"""Bytes from which on a body is checked and validated in a thread. Smaller ones take milliseconds."""
+LARGE_AT_ONCE: Final = 2
+"""Of two clients: Python runs one thread at a time, beside the event loop."""
+PARSED: Final = "ipnext.parsed_body"
+"""Name in a request's scope of the value of its large body, which is parsed once."""
+NO_JSON: Final = object()
 
 
 class JsonBodies:
     """ASGI middleware of the API. A body that is no JSON passes: the endpoint that requires JSON reports the fault."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, large: Turns) -> None:
         self._app = app
+        self._large = large
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on; its body is checked once it is complete."""
@@ -41,27 +51,30 @@ class JsonBodies:
                 if not message.get("more_body", False):
                     body = b"".join(pieces)
                     pieces.clear()
-                    await _check(body)
+                    await self._check(scope, body)
             return message
 
         await self._app(scope, checked, send)
 
+    async def _check(self, scope: Scope, body: bytes) -> None:
+        """Raise an HTTPException whose cause is the error: FastAPI passes no other error while it reads a body."""
+        try:
+            if len(body) <= LARGE:
+                check_json(body)
+                return
+            value = await self._large.run(holder_of(scope["state"]["acting"].principal), check_json, body)
+        except IPnextError as error:
+            raise HTTPException(error.http_status, error.message) from error
+        if value is not NO_JSON:
+            scope[PARSED] = value
 
-async def _check(body: bytes) -> None:
-    """Raise an HTTPException whose cause is the error: FastAPI passes no other error while it reads a body."""
-    try:
-        if len(body) > LARGE:
-            await anyio.to_thread.run_sync(check_json, body)
-        else:
-            check_json(body)
-    except IPnextError as error:
-        raise HTTPException(error.http_status, error.message) from error
 
+def check_json(body: bytes) -> Any:
+    """Return the value of a JSON body; other content passes as NO_JSON.
 
-def check_json(body: bytes) -> None:
-    """Raise InvalidInput for JSON with a doubled name or in another encoding than UTF-8, TooLarge for too many values.
-
-    Other content passes.
+    Raises:
+        InvalidInput: a name is doubled in an object, or the encoding is another one than UTF-8.
+        TooLarge: there are too many values, or members of an object.
     """
     found = sum(map(body.count, (b",", b"[", b"{")))
     if found > MOST_SEPARATORS:
@@ -69,12 +82,21 @@ def check_json(body: bytes) -> None:
         raise TooLarge(msg)
     encoding = json.detect_encoding(body) if body else "utf-8"
     try:
-        json.loads(body, object_pairs_hook=unique_names)
+        value = json.loads(body, object_pairs_hook=_members)
     except NameTwice as error:
         msg = f"the body: {error}; allowed: each name once"
         raise InvalidInput(msg, field=error.name) from error
     except (ValueError, RecursionError):
-        return
+        return NO_JSON
     if not encoding.startswith("utf-8"):
         msg = f"the body is JSON in {encoding}; allowed: UTF-8"
         raise InvalidInput(msg)
+    return value
+
+
+def _members(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of a body. Raises NameTwice, TooLarge."""
+    if len(pairs) > MOST_MEMBERS:
+        msg = f"an object of the body has {len(pairs)} members, from {pairs[0][0][:100]!r} on; allowed: at most {MOST_MEMBERS}"
+        raise TooLarge(msg)
+    return unique_names(pairs)

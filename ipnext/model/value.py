@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, StringConstraints
 from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema
 
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 
@@ -30,13 +31,46 @@ LONGEST_SECONDS: Final = 366 * 86400.0
 """Longest wait of a change in a manifest."""
 
 
-class Value(BaseModel):
+_LISTS: Final = frozenset({"list", "tuple", "set", "frozenset"})
+_NO_SCHEMAS: Final = frozenset({"metadata", "default", "expected"})
+"""Of a schema: values, not schemas."""
+
+
+def _fail_fast(schema: Any, *, inside: bool = False) -> None:
+    """Let the lists of a model's schema end at their first fault. `inside`: models in it have done so themselves."""
+    if isinstance(schema, list | tuple):
+        for part in schema:
+            _fail_fast(part, inside=inside)
+    if not isinstance(schema, dict):
+        return
+    kind = schema.get("type")  # of the dictionary of fields it may be a field
+    if kind == "model" and inside:
+        return
+    if isinstance(kind, str) and kind in _LISTS:
+        schema["fail_fast"] = True
+    for name, part in schema.items():
+        if name not in _NO_SCHEMAS:
+            _fail_fast(part, inside=inside or kind == "model")
+
+
+class _FailsFast(BaseModel):
+    """A model whose lists are judged up to their first fault: each fault is described, and strangers write long lists."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """See pydantic."""
+        schema = handler(source)
+        _fail_fast(schema)
+        return schema
+
+
+class Value(_FailsFast):
     """A frozen value with snake_case fields; unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
-class Written(BaseModel):
+class Written(_FailsFast):
     """A frozen value that a person writes or reads in YAML: camelCase fields, unknown ones refused."""
 
     model_config = ConfigDict(

@@ -121,6 +121,7 @@ WITHIN_ONE_BUILD: Mapping[str, str] = {
     "ipnext/access/oidc.py": OTHERS,
     "ipnext/access/policy.py": ONE_BUILD,
     "ipnext/api/errors.py": PEOPLE,
+    "ipnext/api/guarded_route.py": PEOPLE,
     "ipnext/api/history.py": ONE_BUILD,
     "ipnext/api/json_bodies.py": PEOPLE,
     "ipnext/api/machine_details.py": ONE_BUILD,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ipnext.api.json_bodies import MOST_SEPARATORS, check_json
+from ipnext.api.json_bodies import MOST_MEMBERS, MOST_SEPARATORS, check_json
 from ipnext.errors import InvalidInput
 from ipnext.model.registry import MOST_FILES
 
@@ -95,6 +95,14 @@ async def test_a_body_of_too_many_values_is_refused_before_each_is_judged(world,
     refused = await send(world, "POST", "/v1/artifacts/snapshots", content)
     assert (refused.status_code, refused.json()["code"]) == (413, "TooLarge")
     assert "commas and opening brackets; allowed: at most 100000" in refused.json()["message"]
+
+
+@pytest.mark.parametrize("within", ["{}", '{{"spec": {}}}', '[{{"a": {}}}]'])
+async def test_an_object_of_too_many_members_is_refused_before_each_is_judged(world, within):
+    members = ",".join(f'"m{number}": 0' for number in range(MOST_MEMBERS + 1))
+    refused = await send(world, "PUT", "/v1/models/ranker", within.format("{" + members + "}"))
+    assert (refused.status_code, refused.json()["code"]) == (413, "TooLarge")
+    assert "has 5001 members, from 'm0' on; allowed: at most 5000" in refused.json()["message"]
 
 
 async def test_the_manifest_of_a_snapshot_of_the_most_files_is_judged(world):
