@@ -42,10 +42,13 @@ KEPT: Final = 4096
 NOTED_SECONDS: Final = 5.0
 USED_EVERY: Final = timedelta(minutes=1)
 PUBLIC: Final = frozenset(
-    {"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/v1/sessions", "/v1/login", "/v1/proof"}
+    {
+        *("/", "/docs", "/openapi.json", "/healthz", "/readyz"),
+        *("/v1/sessions", "/v1/tickets/current", "/v1/login", "/v1/proof"),
+    }
 )
-"""Paths that need no credential: the page's shell, the schema, probes, the login, which brings its own, its options,
-and the proof that a client requests before it sends its key."""
+"""Paths that need no credential: the page's shell, the schema, probes, the login and the look at a ticket, which bring
+their own, the options of logins, and the proof that a client requests before it sends its key."""
 PUBLIC_FOLDER: Final = "/web/"
 CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="ipnext"'}
 

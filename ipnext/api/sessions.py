@@ -12,7 +12,8 @@ from ipnext.api.keys import NO_STORE
 from ipnext.api.platform import Rooms
 from ipnext.api.schema import OF_SHARED
 from ipnext.errors import Forbidden, Unauthenticated
-from ipnext.model.access import ApiKey, KeyKind, Principal, SessionView, Ticket, audited_key
+from ipnext.model.access import ApiKey, KeyKind, Principal, SessionView, Ticket, TicketView, audited_key
+from ipnext.platform.admin import BY_DEV
 from ipnext.store.repository import Repository
 
 router = APIRouter(prefix="/v1", tags=["access"], route_class=GuardedRoute)
@@ -24,10 +25,7 @@ TICKET_LASTS: Final = timedelta(minutes=10)
 @router.post("/sessions", status_code=201, summary="Log a browser in", responses=OF_SHARED)
 def log_in(request: Request, response: Response, rooms: Rooms) -> SessionView:
     """Give out a session for the key or ticket of `Authorization`, in a cookie. A ticket is good once; 401 for others."""
-    credential = bearer_of(request)
-    if credential is None:
-        msg = "a login needs `Authorization: Bearer`, followed by an API key or a ticket of `ipnext page`"
-        raise Unauthenticated(msg)
+    credential = _given(request)
     asker = rooms.access.prove(credential, kinds=("key", "ticket"))
     if asker.kind == "user":
         msg = "a token of the identity provider is sent with each request; it can't become a session"
@@ -87,6 +85,33 @@ def make_ticket(request: Request, rooms: Rooms, asker: Asker, response: Response
     response.headers.update(NO_STORE)
     assert key.expires_at is not None  # noqa: S101 - a ticket always ends
     return Ticket(ticket=text, expires_at=key.expires_at)
+
+
+@router.get("/tickets/current", summary="Ask whose login link it is", responses=OF_SHARED)
+def look_at_ticket(request: Request, response: Response, rooms: Rooms) -> TicketView:
+    """Name the key of the ticket of `Authorization`, which stays good: the page asks before it logs anybody in. 401 for others."""
+    asker = rooms.access.prove(_given(request), kinds=("ticket",))
+    with rooms.store.read() as unit:
+        ticket = unit.find_key(asker.id)
+    if asker.kind != "ticket" or ticket is None:
+        msg = "this is no ticket of `ipnext page`"
+        raise Unauthenticated(msg)
+    response.headers.update(NO_STORE)
+    return TicketView(
+        name=ticket.name,
+        grants=ticket.grants,
+        expires_at=ticket.expires_at,
+        by_platform=ticket.created_by == BY_DEV,
+    )
+
+
+def _given(request: Request) -> str:
+    """Return the credential of a login. Raises Unauthenticated."""
+    credential = bearer_of(request)
+    if credential is None:
+        msg = "a login needs `Authorization: Bearer`, followed by an API key or a ticket of `ipnext page`"
+        raise Unauthenticated(msg)
+    return credential
 
 
 def draw_credential(asker: Principal, kind: KeyKind, lasts: timedelta) -> tuple[ApiKey, str]:

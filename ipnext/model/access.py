@@ -139,6 +139,17 @@ class SessionView(Written):
     expires_at: datetime | None = None
 
 
+class TicketView(Written):
+    """Whose login link it is."""
+
+    name: str
+    """Of the key that made it."""
+    grants: tuple[Grant, ...]
+    expires_at: datetime | None = None
+    by_platform: bool
+    """Made by `ipnext dev` as it started. Every other one was made by who has the key, and may have been sent to anyone."""
+
+
 class Ticket(Written):
     """Logs a browser in, once: the page takes it from its address, behind `#ticket=`."""
 

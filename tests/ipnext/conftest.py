@@ -52,6 +52,7 @@ from ipnext.model.registry import (
     TensorSpec,
 )
 from ipnext.model.status import ConditionType, Reason
+from ipnext.platform.admin import BY_DEV
 from ipnext.settings import PlatformSettings
 from ipnext.store.placements import PreparedPlan
 from ipnext.store.records import PlanEntry, PlanRecord, SolveUse
@@ -144,8 +145,9 @@ class Rooms:
         return httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=self.headers, **options)
 
     def ticket(self) -> str:
-        """A ticket that logs a browser in as the administrator."""
-        return self.add_key("admin", Role.ADMIN, kind="ticket", parent=parse_key(self.admin_key).id)
+        """A ticket that logs a browser in as the administrator, as `ipnext dev` makes it."""
+        parent = parse_key(self.admin_key).id
+        return self.add_key("admin", Role.ADMIN, kind="ticket", parent=parent, created_by=BY_DEV)
 
     def add_key(
         self, name: str, role: Role, *, owner: str = "*", region: str = "*", parent: str | None = None, **fields: Any

@@ -583,15 +583,52 @@ document.getElementById("logout").addEventListener("click", async () => {
   loggedOut();
 });
 
+// Whoever sends a link could log others in with a key of their own. Only `ipnext dev` makes one that asks nothing.
+const link = document.getElementById("link");
+
+function allowed(grant) {
+  const what = grant.owner === "*" ? "everything" : `models of ${grant.owner}`;
+  return `${grant.role} of ${what}${grant.region === "*" ? "" : ` in ${grant.region}`}`;
+}
+
+function asks(ticket, former) {
+  return former ? former.name !== ticket.name : !ticket.byPlatform;
+}
+
+function agreed(ticket, former) {
+  const say = (id, text) => { document.getElementById(id).textContent = text; };
+  say("link-name", ticket.name);
+  say("link-as", ticket.name);
+  say("link-grants", ticket.grants.map(allowed).join(", "));
+  say("link-former", former?.name ?? "");
+  say("link-refuse", former ? `Stay ${former.name}` : "Do not log in");
+  document.getElementById("link-instead").hidden = !former;
+  document.querySelector("main").hidden = true;
+  login.hidden = true;
+  link.hidden = false;
+  connection("waiting", "asks before it logs in");
+  return new Promise((resolve) => {
+    link.onsubmit = (event) => { event.preventDefault(); resolve(true); };
+    document.getElementById("link-refuse").onclick = () => resolve(false);
+  }).finally(() => { link.hidden = true; });
+}
+
+async function followLink(credential, former) {
+  const answer = await fetch("/v1/tickets/current", { headers: { Authorization: `Bearer ${credential}` }, cache: "no-store" });
+  const ticket = await answer.json().catch(() => ({}));
+  if (!answer.ok) return ticket.message || `the API answered ${answer.status}`;
+  if (asks(ticket, former) && !(await agreed(ticket, former))) return "";
+  return logIn(credential);
+}
+
 async function begin() {
   const ticket = new URLSearchParams(location.hash.slice(1)).get("ticket");
   if (ticket) history.replaceState(null, "", location.pathname + location.search);
-  // A link of someone else's must not replace who is logged in without a word.
   const current = () => fetch("/v1/sessions/current", { cache: "no-store" });
-  const former = ticket && localStorage.getItem("ipnext-session") ? await current() : null;
   let refused = "";
-  if (ticket && (!former?.ok || confirm(`Log in by this link, in place of ${(await former.json()).name}?`))) {
-    refused = await logIn(ticket);
+  if (ticket) {
+    const former = localStorage.getItem("ipnext-session") ? await current() : null;
+    refused = await followLink(ticket, former?.ok ? await former.json() : null);
   }
   const known = await current();
   if (known.status === 401) loggedOut(refused);

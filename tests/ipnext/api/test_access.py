@@ -85,7 +85,7 @@ SCOPES = [("*", "*"), ("search", "*"), ("ads", "*"), ("*", "eu"), ("*", "us")]
 
 def test_every_endpoint_names_one_action_or_is_public_or_about_the_asker(rooms):
     unnamed = {(method, path) for method, path, actions in routes(rooms.app()) if len(actions) != 1}
-    public = {("POST", "/v1/sessions"), ("GET", "/v1/login"), ("GET", "/v1/proof")}
+    public = {("POST", "/v1/sessions"), ("GET", "/v1/tickets/current"), ("GET", "/v1/login"), ("GET", "/v1/proof")}
     public |= {("GET", "/healthz"), ("GET", "/readyz")}
     assert unnamed == ANY_PRINCIPAL | public
 
@@ -408,6 +408,35 @@ async def test_a_ticket_logs_one_browser_in_once(rooms):
     assert "HttpOnly" in cookie
     assert "SameSite=strict" in cookie
     assert ticket.partition(".")[2] not in cookie
+
+
+async def test_a_ticket_names_its_key_without_being_used(rooms):
+    key = rooms.add_key("search-team", Role.PUBLISHER, owner="search")
+    async with rooms.client() as http:
+        ticket = (await http.post("/v1/tickets", headers={"Authorization": f"Bearer {key}"})).json()["ticket"]
+        headers = {"Authorization": f"Bearer {ticket}"}
+        for _ in range(2):
+            answer = await http.get("/v1/tickets/current", headers=headers)
+            assert answer.status_code == 200
+            assert answer.headers["cache-control"] == "no-store"
+        shown = answer.json()
+        assert (shown["name"], shown["byPlatform"]) == ("search-team", False)
+        assert shown["grants"] == [{"role": "publisher", "owner": "search", "region": "*"}]
+        for credential in (key, ticket.replace(".", ".x"), "a.b.c"):
+            refused = await http.get("/v1/tickets/current", headers={"Authorization": f"Bearer {credential}"})
+            assert (refused.status_code, refused.json()["code"]) == (401, "Unauthenticated"), credential
+        assert (await http.post("/v1/sessions", headers=headers)).status_code == 201
+        assert (await http.get("/v1/tickets/current", headers=headers)).status_code == 401
+
+
+async def test_only_ipnext_dev_makes_a_ticket_of_the_platform(rooms):
+    first = {"Authorization": f"Bearer {rooms.ticket()}"}
+    named = rooms.add_key("ipnext-dev", Role.ADMIN)
+    async with rooms.client() as http:
+        assert (await http.get("/v1/tickets/current", headers=first)).json()["byPlatform"]
+        made = (await http.post("/v1/tickets", headers={"Authorization": f"Bearer {named}"})).json()["ticket"]
+        other = {"Authorization": f"Bearer {made}"}
+        assert not (await http.get("/v1/tickets/current", headers=other)).json()["byPlatform"]
 
 
 async def test_a_session_changes_nothing_unless_its_own_page_asks(rooms):
