@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 
 import anyio.to_thread
-from anyio import CapacityLimiter
 from fastapi import APIRouter, Request
 
 from ipnext.api.access import Asker, may
@@ -17,6 +16,8 @@ from ipnext.api.platform import ModelName, Platform, Rooms, User
 from ipnext.api.retirement import check_in_service, check_not_retiring
 from ipnext.api.schema import OF_ARTIFACTS
 from ipnext.api.signatures import keep_signatures
+from ipnext.api.slots import holder_of
+from ipnext.api.turns import Turns
 from ipnext.artifacts.layout import digest_in, snapshot_uri
 from ipnext.artifacts.upload import ingest_uri
 from ipnext.errors import Conflict, InvalidInput, NotFound
@@ -31,7 +32,7 @@ from ipnext.store.repository import Repository
 router = APIRouter(prefix="/v1/models", tags=["publishing"], route_class=GuardedRoute)
 
 READ_AT_ONCE = 16
-"""Publishes that read a snapshot from a directory or bucket at once; the next ones wait."""
+"""Publishes that read a snapshot from a directory or bucket at once, a quarter of them for one client; the next ones wait."""
 
 _ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
 
@@ -54,17 +55,18 @@ async def publish(
     comes once the change is recorded: it is not lost from there on. `changeId` makes a repeated request one change.
     `overrideFreeze`, a reason, lets it pass every freeze; an operator's role is needed for that.
     """
-    limiter = None if all(part.digest is not None for part in request.parts.values()) else _readers(http)
-    return await anyio.to_thread.run_sync(_publish, name, request, rooms, user, asker, limiter=limiter)
+    if all(part.digest is not None for part in request.parts.values()):
+        return await anyio.to_thread.run_sync(_publish, name, request, rooms, user, asker)
+    return await _readers(http).run(holder_of(asker), _publish, name, request, rooms, user, asker)
 
 
-def _readers(http: Request) -> CapacityLimiter:
+def _readers(http: Request) -> Turns:
     """Return the threads that read snapshots from directories and buckets: no other endpoint waits for them."""
     state = http.app.state
     if not hasattr(state, "snapshot_readers"):
-        state.snapshot_readers = CapacityLimiter(READ_AT_ONCE)
-    limiter: CapacityLimiter = state.snapshot_readers
-    return limiter
+        state.snapshot_readers = Turns(READ_AT_ONCE)
+    readers: Turns = state.snapshot_readers
+    return readers
 
 
 def _publish(name: str, request: PublishRequest, rooms: Platform, user: str, asker: Principal) -> ChangeView:

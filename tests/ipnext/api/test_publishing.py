@@ -3,8 +3,11 @@
 import asyncio
 import threading
 
+import pytest
+
 from ipnext import errors
 from ipnext.api import publishing
+from ipnext.api.slots import SHARE
 from ipnext.model.access import Role
 from ipnext.model.lifecycle import ChangeState
 from ipnext.model.status import Reason
@@ -221,22 +224,45 @@ async def test_a_rollback_does_not_reach_a_generation_whose_bytes_were_collected
     assert (answer.status_code, answer.json()["generation"]) == (202, 1)
 
 
-async def test_publishes_that_read_directories_keep_no_other_endpoint_waiting(applied, monkeypatch):
-    reads, may_end = threading.Semaphore(0), threading.Event()
+@pytest.fixture
+def slow_reads(monkeypatch):
+    """Snapshots of directories are read until the test lets them; the fixture answers who is read for."""
+    begun, may_end = [], threading.Event()
 
-    def read_slowly(*_arguments, **_options):
-        reads.release()
+    def read_slowly(_store, uri, **_options):
+        begun.append(uri)
         assert may_end.wait(PATIENCE_SECONDS)
         msg = "it is not there"
         raise errors.NotFound(msg)
 
     monkeypatch.setattr(publishing, "ingest_uri", read_slowly)
-    body = {"parts": {part: {"uri": f"file:///slow/{part}"} for part in ("dense", "sparse")}}
-    asked = [asyncio.create_task(applied.http.post("/v1/models/ranker/publish", json=body)) for _ in range(60)]
-    try:
-        await asyncio.to_thread(reads.acquire)
-        assert (await applied.http.get("/v1/models/ranker")).status_code == 200
-        assert not any(task.done() for task in asked)
-    finally:
-        may_end.set()
+    yield begun, may_end
+    may_end.set()
+
+
+def publish_slowly(world, name, **options):
+    body = {"parts": {part: {"uri": f"file:///slow/{name}/{part}"} for part in ("dense", "sparse")}}
+    return asyncio.create_task(world.http.post("/v1/models/ranker/publish", json=body, **options))
+
+
+async def test_publishes_that_read_directories_keep_no_other_endpoint_waiting(applied, slow_reads):
+    begun, may_end = slow_reads
+    asked = [publish_slowly(applied, "a") for _ in range(60)]
+    await eventually(lambda: begun)
+    assert (await applied.http.get("/v1/models/ranker")).status_code == 200
+    assert not any(task.done() for task in asked)
+    may_end.set()
     assert {answer.status_code for answer in await asyncio.gather(*asked)} == {404}
+
+
+async def test_a_client_that_publishes_many_directories_keeps_no_other_one_waiting(applied, slow_reads):
+    begun, may_end = slow_reads
+    other = {"Authorization": f"Bearer {applied.rooms.add_key('other', Role.ADMIN)}"}
+    share = publishing.READ_AT_ONCE // SHARE
+    asked = [publish_slowly(applied, "a") for _ in range(60)]
+    await eventually(lambda: len(begun) == share)
+    asked.append(publish_slowly(applied, "b", headers=other))
+    await eventually(lambda: len(begun) > share)
+    assert begun[-1].startswith("file:///slow/b/")
+    may_end.set()
+    await asyncio.gather(*asked)
