@@ -77,6 +77,32 @@ def test_sigterm_goes_to_the_command_and_its_status_comes_back():
     process.stdout.close()
 
 
+LATE = """
+import signal, sys, time
+sys.path.insert(0, sys.argv.pop(1))
+import process_reaper
+real = signal.signal
+def late(*given):
+    time.sleep(1)
+    return real(*given)
+signal.signal = late
+process_reaper.main(sys.argv[1:])
+"""
+
+
+def test_a_sigterm_before_the_keeper_has_its_handlers_goes_to_the_command():
+    """A busy machine runs the command first."""
+    directory = str(Path(process_reaper.__file__).parent)
+    command = ("sh", "-c", "trap 'exit 7' TERM; echo up; while :; do sleep 0.05; done")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-S", "-c", LATE, directory, *command], start_new_session=True, **pipes)
+    assert process.stdout.readline() == b"up\n"
+    process.terminate()
+    assert process.wait(PATIENCE_SECONDS) == 7
+    process.stdin.close()
+    process.stdout.close()
+
+
 def test_a_program_that_is_not_there_is_told():
     process = kept("/no/such/program", stderr=subprocess.STDOUT)
     assert b"/no/such/program cannot be run" in process.stdout.readline()

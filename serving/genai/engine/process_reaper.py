@@ -35,8 +35,11 @@ def main(arguments: list[str]) -> None:
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # descendants whose parent ends become children of this process
     keeper = os.getpid()
     lifeline = os.dup(0)
+    handled = (signal.SIGTERM, signal.SIGINT)
+    signal.pthread_sigmask(signal.SIG_BLOCK, handled)  # one that arrives before the handlers would end this process
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != keeper:
             os._exit(1)
@@ -53,8 +56,9 @@ def main(arguments: list[str]) -> None:
             os._exit(127)
     if ruleset:
         os.close(int(ruleset))
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in handled:
         signal.signal(number, lambda got, _: _send(child, got))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
     threading.Thread(target=_watch, args=(lifeline, remove), daemon=True).start()
     status = _wait(child)
     end_descendants()
