@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from ipnext.dev import temporal_ui
 from ipnext.dev.hidden_address import HiddenAddress
 from ipnext.dev.temporal_ui import proxy_app
 from ipnext.infra.ports import free_port
@@ -74,7 +75,8 @@ async def asking(upstream, api):
 
 
 @pytest.fixture
-async def proxied(live, upstream):
+async def proxied(live, upstream, monkeypatch):
+    monkeypatch.setattr(temporal_ui, "ASK_SECONDS", PATIENCE_SECONDS)  # a busy machine may take longer
     async with asking(upstream.url, live.url) as client:
         yield client
 
