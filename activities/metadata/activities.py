@@ -24,6 +24,7 @@ from ipnext.model.lifecycle import (
 from ipnext.model.manifest import ModelSpec
 from ipnext.model.registry import Generation, GenerationState, Snapshot
 from ipnext.model.status import ConditionType, Reason
+from ipnext.store.ending import ROLLS_OUT
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
@@ -67,7 +68,7 @@ class MetadataActivities:
             repository.update_change(change.id, state=ChangeState.RUNNING, run_id=progress.run_id)
             _write_beginning(repository, change, record, generation, progress.run_id)
             urgent = leaves_loss(repository, change)
-        manifest = record.manifest
+        manifest = record.manifest if change.kind in ROLLS_OUT else record.in_force
         return ChangeBegun(
             generation=generation,
             revision=record.generation,

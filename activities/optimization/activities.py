@@ -51,7 +51,7 @@ class OptimizationActivities:
         """
         with self._store.read() as repository:
             record = repository.model(stage.model)
-            spec = record.manifest.spec
+            spec = record.judged.spec
             generation = repository.generation(stage.model, stage.generation)
             source = _source(repository, generation)
             known = generation.layout if generation.serving_at else _known(repository, spec, generation, source)
@@ -60,7 +60,7 @@ class OptimizationActivities:
         try:
             return self._cut(stage, spec, spec.split, source)
         except CutRefused as error:
-            return self._refuse(stage, error, record.generation)
+            return self._refuse(stage, error, record.validated.revision if record.validated else record.generation)
 
     def _cut(self, stage: StageInput, spec: ModelSpec, policy: SplitPolicy, source: Snapshot) -> Optimized:
         with tempfile.TemporaryDirectory(prefix="ipnext-cut-", ignore_cleanup_errors=True) as scratch:

@@ -28,6 +28,7 @@ from ipnext.model.unserved import binding_reason
 from ipnext.model.value import digest_of
 from ipnext.names import replan_plan_id
 from ipnext.store.claiming import admit_wishes
+from ipnext.store.ending import ROLLS_OUT
 from ipnext.store.placements import PreparedPlan
 from ipnext.store.records import Placement, PlanRecord
 from ipnext.store.session import Store
@@ -55,6 +56,8 @@ class PlanningActivities:
 
         Not feasible if nothing of it can be placed; the message names demand that is left unmet.
         """
+        if stage.kind in ROLLS_OUT:
+            self._put_in_force(stage.model)
         for _ in range(ADOPTIONS):
             try:
                 planned = self._place_once(stage)
@@ -77,6 +80,14 @@ class PlanningActivities:
         info = activity.info()
         fleet_replan = FleetReplan(self._store, self._solver, self._policy, say=beat, attempt=info.attempt)
         return fleet_replan.compute(replan_plan_id(info.workflow_run_id or ""), run_id=info.workflow_run_id or "")
+
+    def _put_in_force(self, model: str) -> None:
+        """Go by the manifest that the change was validated with: no freeze and no cut holds it up any more."""
+        with self._store.read() as repository:
+            record = repository.model(model)
+        if record.validated != record.accepted:
+            with self._store.begin(model) as repository:
+                repository.put_in_force(model)
 
     def _place_once(self, stage: StageInput) -> Planned:
         policy = self._policy

@@ -39,7 +39,9 @@ def drift_of(repository: Repository, model: str) -> str:
         return ""
     tables, deployments = repository.routes(model), repository.deployments(model)
     lost = Drained.of(repository.drains()).lost
-    if lost.intersection({*(t.region for t in tables), *(d.key.region for d in deployments if d.replicas)}):
+    if lost.intersection(
+        {*(t.region for t in tables if not t.pending), *(d.key.region for d in deployments if d.replicas)}
+    ):
         return ""
     loaded = {number for found in deployments for number in found.generations}
     told = [

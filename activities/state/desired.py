@@ -48,6 +48,9 @@ class Facts:
     snapshots: Mapping[tuple[str, int], Snapshot]
     deployments: Mapping[DeploymentKey, Deployment]
     tables: Mapping[str, RouteTable]
+    """By users' region, without pending ones."""
+    pending: Mapping[str, int] = field(default_factory=dict)
+    """By users' region: the revision of a pending table, which the first one of a transition has to exceed."""
     serving: int | None = None
     """The serving generation in the store."""
     lost: frozenset[str] = frozenset()
@@ -93,13 +96,24 @@ def read_facts(repository: Repository, model: str, target: int, *, named: Iterab
         generations=generations,
         snapshots=snapshots,
         deployments={d.key: d for d in deployments},
-        tables={table.region: table for table in tables},
+        tables=routed(tables),
+        pending=pending_revisions(tables),
         serving=record.serving_generation,
         lost=lost,
         rtt_ms=round_trips(repository) if lost else {},
         unmet_rules=unmet_rules(repository, record.in_force),
         placed_units=_placed_units(repository.placement(model)),
     )
+
+
+def routed(tables: Iterable[RouteTable]) -> dict[str, RouteTable]:
+    """Return the tables that transitions have written, by users' region."""
+    return {table.region: table for table in tables if not table.pending}
+
+
+def pending_revisions(tables: Iterable[RouteTable]) -> dict[str, int]:
+    """Return the revisions of the other ones, by users' region."""
+    return {table.region: table.revision for table in tables if table.pending}
 
 
 def _placed_units(placed: Placement | None) -> Mapping[tuple[str, str], float]:

@@ -119,7 +119,7 @@ class Gateways:
     def _put(self, region: str, shares: Shares, served: tuple[ServedGeneration, ...]) -> None:
         """Apply a table with this content. Its revision is above the stored and the applied one."""
         stored, followed = self._tables.get(region), self._followed[region]
-        known = stored.revision if stored else 0
+        known = stored.revision if stored else self._facts.pending.get(region, 0)
         revision = max(followed, known) + 1
         table = self._table(region, revision, shares, served)
         if followed == known and self._says(stored, table):
@@ -136,7 +136,8 @@ class Gateways:
     def _write(self, region: str, shares: Shares, served: tuple[ServedGeneration, ...]) -> None:
         """Record the table that a lost region gets once it is restored."""
         stored = self._tables.get(region)
-        table = self._table(region, stored.revision + 1 if stored else 1, shares, served)
+        known = stored.revision if stored else self._facts.pending.get(region, 0)
+        table = self._table(region, known + 1, shares, served)
         if self._says(stored, table):
             return
         with self._store.begin(self._facts.model) as repository:

@@ -36,8 +36,6 @@ class ModelFacts:
     """The plan that decided the model's placement."""
     unmet: tuple[Unmet, ...] = ()
     """Demand that this plan leaves unserved."""
-    origins: frozenset[str] = frozenset()
-    """Regions of the users that this plan knows, served or not."""
     layout: Layout | None = None
     """Layout of the serving generation, if it is cut."""
 
@@ -57,9 +55,8 @@ def facts_of(unit: Repository, records: Sequence[ModelRecord]) -> tuple[ModelFac
             routes=routes.get(record.name, ()),
             deployments=deployments.get(record.name, ()),
             changes=changes.get(record.name, ()),
-            plan_id=plans[record.name].plan_id if record.name in plans else None,
-            unmet=plans[record.name].unmet if record.name in plans else (),
-            origins=plans[record.name].origins if record.name in plans else frozenset(),
+            plan_id=plans[record.name][0] if record.name in plans else None,
+            unmet=plans[record.name][1] if record.name in plans else (),
             layout=layouts.get(record.name),
         )
         for record in records

@@ -186,7 +186,9 @@ def _apply_change(unit: Repository, before: ModelRecord | None, record: ModelRec
     if before is None or before.retired:
         return None
     if before.generation == record.generation:
-        return unit.find_change(change_id)
+        found = unit.find_change(change_id)
+        is_behind = record.serving_generation is not None and record.observed_generation < record.generation
+        return unit.add_change(record.name, ChangeKind.APPLY, change_id=change_id) if not found and is_behind else found
     if record.serving_generation is None and not unit.open_kinds(record.name):
         return None
     return unit.add_change(record.name, ChangeKind.APPLY, change_id=change_id)

@@ -26,7 +26,7 @@ from ipnext.model.lifecycle import DeploymentStatus
 from ipnext.model.resource import ModelView
 from ipnext.model.status import Condition, ConditionType, ModelStatus, Reason, reason_of, with_ready
 from ipnext.model.throughput import amount
-from ipnext.model.unserved import binding_reason, promised_regions, unserved_message, unserved_regions
+from ipnext.model.unserved import binding_reason, routed_before, unserved_message, unserved_regions
 
 CRASH_LOOP_RESTARTS = 3
 """A replica that isn't ready after this many restarts is in a crash loop."""
@@ -156,7 +156,7 @@ def serving_troubles(facts: ModelFacts, states: States, *, promised: bool = Fals
     serves = record.serving_generation is not None
     unserved = unserved_regions(record.manifest, facts.routes) if serves else {}
     if promised and record.observed_generation < record.generation:
-        unserved = promised_regions(unserved, facts.origins)
+        unserved = routed_before(unserved, facts.routes)
     troubles = [
         Trouble("False", binding_reason(rules), unserved_message(region, rules), region)
         for region, rules in unserved.items()

@@ -262,6 +262,10 @@ class RouteTable(Value):
     """Rules of the plan that leave the region's users without a serving region; read only if `shares` is empty. For
     a model that has never served: the reason."""
 
+    pending: bool = False
+    """Whether only a manifest that does not serve yet names these users. No transition has written the table, and none
+    counts on its region."""
+
     @property
     def refuses(self) -> bool:
         """Whether the table has no shares and lists no generation: it only states the reason."""

@@ -1,6 +1,6 @@
 """User regions that a manifest lists and no region serves: a model with one is never `Ready`. Pure functions."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ipnext.model.deployment import RouteTable
 from ipnext.model.manifest import ModelManifest
@@ -15,11 +15,12 @@ def unserved_regions(manifest: ModelManifest, tables: Iterable[RouteTable]) -> M
     return {region: known[region].unmet_rules if region in known else () for region in missing}
 
 
-def promised_regions(
-    unserved: Mapping[str, tuple[str, ...]], planned: Collection[str]
+def routed_before(
+    unserved: Mapping[str, tuple[str, ...]], tables: Iterable[RouteTable]
 ) -> Mapping[str, tuple[str, ...]]:
-    """Return the unserved regions whose users the plan in force knows: only a newer manifest names the others."""
-    return {region: rules for region, rules in unserved.items() if region in planned}
+    """Return the unserved regions with a route table that is not pending: the others were never served."""
+    known = {table.region for table in tables if not table.pending}
+    return {region: rules for region, rules in unserved.items() if region in known}
 
 
 def binding_reason(rules: Sequence[str]) -> Reason:

@@ -10,7 +10,7 @@ from typing import Literal
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, LifecycleResult, RecordInput
 from ipnext.model.registry import Generation, GenerationState
 from ipnext.model.status import ConditionType, Reason
-from ipnext.model.unserved import binding_reason, promised_regions, unserved_message, unserved_regions
+from ipnext.model.unserved import binding_reason, routed_before, unserved_message, unserved_regions
 from ipnext.store.claiming import lower_claims
 from ipnext.store.records import ModelRecord
 from ipnext.store.refusing import refuse_further_users, refuse_users
@@ -183,8 +183,10 @@ def _write_success(repository: Repository, change: Change, record: RecordInput) 
     if change.kind not in BRINGS_NOTHING_NEW:
         repository.set_generation_state(model, record.generation, GenerationState.SERVING)
         repository.update_model(model, serving_generation=record.generation)
-        if record.revision:
-            repository.update_model(model, observed_generation=record.revision)
+        known = repository.model(model)
+        revision = known.accepted.revision if known.accepted else record.revision
+        if revision:
+            repository.update_model(model, observed_generation=revision)
     _cool_down(repository, model)
 
 
@@ -218,8 +220,7 @@ def write_ready(repository: Repository, record: ModelRecord) -> None:
     tables = repository.routes(record.name)
     unserved = unserved_regions(record.manifest, tables)
     if record.observed_generation < record.generation:
-        placed = repository.placement(record.name)
-        unserved = promised_regions(unserved, placed.origins if placed else ())
+        unserved = routed_before(unserved, tables)
     answers = judge_serving(record, newest, unserved)
     for condition, found in ((ConditionType.UP_TO_DATE, newest), (ConditionType.SERVING, answers)):
         repository.set_condition(record.name, condition, found.status, found.reason, found.message)

@@ -14,7 +14,7 @@ from ipnext.model.fleet import FleetSpec
 from ipnext.model.manifest import DemandItem, ModelManifest, ModelSpec
 from ipnext.model.throughput import TOKENS
 from ipnext.model.wire import decode_frozen, decode_plain
-from ipnext.store.records import Accepted, FleetRecord, ModelRecord
+from ipnext.store.records import FleetRecord, JudgedSpec, ModelRecord
 from ipnext.store.tables import METADATA, FleetRow, ModelRow
 from ipnext.store.unit import MODELS, NAMED_IN_ERRORS, Unit, batches, bytes_of, document, known, plain
 
@@ -85,7 +85,8 @@ class Models(Unit):
             row.document_bytes = max(0, row.document_bytes - before) + bytes_of(text)
             row.manifest, row.owner = text, manifest.metadata.owner
             if changed:
-                row.accepted, row.generation = _keeping(row.accepted, former), row.generation + 1
+                row.validated, row.accepted = _keeping(row.validated, former), _keeping(row.accepted, former)
+                row.generation += 1
             row.retired = False
             row.version += 1
             row.updated_at = self._now()
@@ -228,15 +229,20 @@ class Models(Unit):
         return record.model_copy(update=said)
 
     def accept_revision(self, name: str, revision: int, spec: ModelSpec) -> None:
-        """Record that a validation accepted a revision of the manifest, with this spec: it is in force from now on."""
+        """Record that a validation accepted a revision of the manifest, with this spec. It is in force once a change is planned by it."""
         record = self.model(name)
-        refused, known = record.refused_generation, record.accepted
+        refused, known = record.refused_generation, record.validated
         if refused is not None and refused <= revision:
             self.update_model(name, refused_generation=None)
         if known is None or known.revision < revision:
-            former = record.in_force.spec if known is not None and spec.split is not None else None
             held = None if record.generation == revision else spec
-            self._accept(name, Accepted(revision=revision, spec=held, former=former))
+            self._judge(name, validated=JudgedSpec(revision=revision, spec=held))
+
+    def put_in_force(self, name: str) -> None:
+        """Let the model go by the newest revision that a validation accepted."""
+        record = self.model(name)
+        if record.validated is not None and record.validated != record.accepted:
+            self._judge(name, accepted=record.validated)
 
     def refuse_revision(self, name: str, revision: int) -> None:
         """Record that a validation, or the cut after it, refused a revision of the manifest.
@@ -247,13 +253,14 @@ class Models(Unit):
         if record.observed_generation >= revision:
             return
         self.update_model(name, refused_generation=revision)
-        known = record.accepted
-        if known is not None and known.revision == revision and known.former is not None:
-            self._accept(name, Accepted(revision=revision - 1, spec=known.former))
+        known = record.validated
+        if known is not None and known.revision == revision and record.accepted is not None:
+            self._judge(name, validated=record.accepted)
 
-    def _accept(self, name: str, accepted: Accepted) -> None:
+    def _judge(self, name: str, **judged: JudgedSpec) -> None:
         self._writing(name)
-        self._write(_ONE_IS, of_name=name, accepted=document(accepted), updated_at=self._now())
+        said = {field: document(found) for field, found in judged.items()}
+        self._write(_ONE_IS, of_name=name, **said, updated_at=self._now())
 
     def document_bytes(self, name: str) -> int:
         """Return the bytes of a model's documents; 0 if the model is unknown."""
@@ -274,12 +281,16 @@ def _check_version(subject: str, current: int, expected: int | None) -> None:
     raise StaleWrite(msg)
 
 
-def _keeping(accepted: str | None, former: ModelSpec) -> str | None:
-    """Return the row's accepted revision with its spec, when the manifest that had this spec is replaced."""
-    known = None if accepted is None else decode_frozen(Accepted, accepted)
+def _keeping(judged: str | None, former: ModelSpec) -> str | None:
+    """Return a row's judged revision with its spec, when the manifest that had this spec is replaced."""
+    known = _judged(judged)
     if known is None or known.spec is not None:
-        return accepted
+        return judged
     return document(known.model_copy(update={"spec": former}))
+
+
+def _judged(text: str | None) -> JudgedSpec | None:
+    return None if text is None else decode_frozen(JudgedSpec, text)
 
 
 def _fleet(row: Any) -> FleetRecord:
@@ -299,7 +310,8 @@ def _model(row: Any) -> ModelRecord:
         serving_generation=row.serving_generation,
         target_generation=row.target_generation,
         refused_generation=row.refused_generation,
-        accepted=None if row.accepted is None else decode_frozen(Accepted, row.accepted),
+        validated=_judged(row.validated),
+        accepted=_judged(row.accepted),
         retired=row.retired,
         created_at=row.created_at,
         updated_at=row.updated_at,

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Column, Select, Table, tuple_
 from sqlalchemy import func as sa_func
@@ -38,17 +38,6 @@ EVENTS = METADATA.tables["events"]
 
 _UNCUT = [column for column in GENERATIONS.c if column is not GENERATIONS.c.layout]
 """Columns of a generation without its layout, which may be long."""
-
-
-class PlacedUsers(NamedTuple):
-    """What a model's placement says about its users."""
-
-    plan_id: str
-    """The plan that decided it."""
-    unmet: tuple[Unmet, ...]
-    """Demand that it leaves unserved."""
-    origins: frozenset[str]
-    """Regions of the users that it was made for, served or not."""
 
 
 class Overviews(Unit):
@@ -148,15 +137,13 @@ class Overviews(Unit):
         found = self._rows_of(models, query.where(GENERATIONS.c.layout.is_not(None)), MODELS.c.name)
         return {row.model: decode(Layout, row.layout) for row in found}
 
-    def plans_of(self, models: Collection[str]) -> Mapping[str, PlacedUsers]:
-        """Map each model to what its placement says about its users."""
-        query = select(PlacementRow.model, PlacementRow.plan_id, PlacementRow.unmet, PlacementRow.traffic)
+    def plans_of(self, models: Collection[str]) -> Mapping[str, tuple[str, tuple[Unmet, ...]]]:
+        """Map each model to the plan that decided its placement, and the demand that this leaves unserved."""
+        query = select(PlacementRow.model, PlacementRow.plan_id, PlacementRow.unmet)
         return {
-            model: _placed_users(plan, plain(unmet), plain(traffic))
+            model: (plan, tuple(decode_plain(Unmet, item) for item in plain(unmet)))
             for some in batches(models)
-            for model, plan, unmet, traffic in self._session.exec(
-                query.where(self._among(col(PlacementRow.model), some))
-            )
+            for model, plan, unmet in self._session.exec(query.where(self._among(col(PlacementRow.model), some)))
         }
 
     def placed_regions(self, models: Collection[str]) -> Mapping[str, frozenset[str]]:
@@ -222,11 +209,6 @@ class Overviews(Unit):
         connection = self._connection
         found = (connection.execute(query.where(self._among(column, some))).all() for some in batches(names))
         return [row for some in found for row in some]
-
-
-def _placed_users(plan_id: str, unmet: Sequence[Any], traffic: Sequence[Any]) -> PlacedUsers:
-    left = tuple(decode_plain(Unmet, item) for item in unmet)
-    return PlacedUsers(plan_id, left, frozenset({share["from"] for share in traffic} | {one.region for one in left}))
 
 
 def _newest_first(rows: Sequence[Any], key: str, value: Callable[[Any], Item]) -> Mapping[str, tuple[Item, ...]]:

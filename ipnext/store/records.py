@@ -26,14 +26,12 @@ PlanOutcome = Literal["adopted", "kept", "dry_run", "failed"]
 """Outcome of a plan: put in force, not worth it, requested as a dry run, or none found."""
 
 
-class Accepted(Value):
-    """The newest revision of a manifest that a validation accepted."""
+class JudgedSpec(Value):
+    """A revision of a manifest that a validation accepted."""
 
     revision: int
     spec: ModelSpec | None = None
     """Its spec; None if the model's newest manifest has it."""
-    former: ModelSpec | None = None
-    """The spec that was accepted before. It is in force again if the cut of this one is refused; None if nothing is cut."""
 
 
 class ModelRecord(Value):
@@ -47,8 +45,10 @@ class ModelRecord(Value):
     target_generation: int | None = None
     refused_generation: int | None = None
     """The revision of the manifest that a validation refused, if none was accepted since."""
-    accepted: Accepted | None = None
-    """None until a validation accepts a revision."""
+    validated: JudgedSpec | None = None
+    """The newest revision that a validation accepted."""
+    accepted: JudgedSpec | None = None
+    """The newest of them that a change was planned by. None until the first one."""
     retired: bool = False
     created_at: datetime
     updated_at: datetime
@@ -65,12 +65,24 @@ class ModelRecord(Value):
         A spec that was refused, or is not validated yet, changes nothing that serves but its owner's policies: who may
         ask, and which signatures count.
         """
-        spec = self.accepted.spec if self.accepted else None
-        if spec is None:
+        return self._by(self.accepted)
+
+    @property
+    def judged(self) -> ModelManifest:
+        """The manifest that a change which was validated goes on with: the newest spec that a validation accepted."""
+        return self._by(self.validated)
+
+    @property
+    def revision_in_force(self) -> int:
+        """The revision of `in_force`."""
+        return self.accepted.revision if self.accepted else self.generation
+
+    def _by(self, judged: JudgedSpec | None) -> ModelManifest:
+        if judged is None or judged.spec is None:
             return self.manifest
         newest = self.manifest.spec
         policies = {"access": newest.access, "validation": newest.validation}
-        return self.manifest.model_copy(update={"spec": spec.model_copy(update=policies)})
+        return self.manifest.model_copy(update={"spec": judged.spec.model_copy(update=policies)})
 
 
 class FleetRecord(Value):
@@ -215,11 +227,6 @@ class Placement(Value):
     unmet: tuple[Unmet, ...] = ()
     cost_per_hour: float = 0.0
     """At the prices of its plan."""
-
-    @property
-    def origins(self) -> frozenset[str]:
-        """Regions of the users that it was made for, served or not."""
-        return frozenset({share.origin for share in self.traffic} | {unmet.region for unmet in self.unmet})
 
     @property
     def state(self) -> CurrentState:

@@ -5,8 +5,6 @@ that serves in the regions that only a newer manifest names. The reconciler send
 transition replaces them.
 """
 
-from collections.abc import Iterable
-
 from ipnext.model.deployment import RouteTable
 from ipnext.model.status import Reason
 from ipnext.store.records import ModelRecord
@@ -28,41 +26,33 @@ def refuse_users(repository: Repository, record: ModelRecord, why: str) -> None:
     if wanted == {table.region for table in stored} and all(_says(table, record, why) for table in stored):
         return
     repository.delete_routes(record.name)
-    _put(repository, record, wanted, why, stored)
+    revision = max((table.revision for table in stored), default=0) + 1
+    for region in sorted(wanted):
+        repository.put_route(_table(record, region, revision, why))
 
 
 def refuse_further_users(repository: Repository, record: ModelRecord, reason: Reason) -> None:
-    """Store, update or delete such tables of a model that serves, in the regions that the plan in force does not know.
+    """Store, update or delete pending tables of a model that serves, in regions for which no transition has written one.
 
-    A transition has written the tables of the others. `reason` is why the newest manifest does not serve. Nothing is
-    written while a transition moves the model.
+    `reason` is why the newest manifest does not serve. Nothing is written while a transition moves the model.
     """
     if record.retired or record.serving_generation is None or repository.is_moved(record.name):
         return
     why = f"revision {record.generation} of the manifest does not serve ({reason})"
     if reason is Reason.SUCCEEDED:
         why = "the plan in force does not know them yet"
-    placed = repository.placement(record.name)
-    planned = placed.origins if placed else frozenset()
     stored = {table.region: table for table in repository.routes(record.name)}
-    wanted = {region for region in _regions(repository, record) if region not in planned}
-    for region in sorted({region for region, table in stored.items() if table.refuses} - wanted - planned):
+    pending = {region: table for region, table in stored.items() if table.pending}
+    wanted = _regions(repository, record) - (stored.keys() - pending.keys())
+    for region in sorted(pending.keys() - wanted):
         repository.delete_routes(record.name, region)
-    missing = (region for region in wanted if region not in stored)
-    stale = (region for region in wanted & stored.keys() if _is_stale(stored[region], record, why))
-    _put(repository, record, (*missing, *stale), why, stored.values())
-
-
-def _is_stale(table: RouteTable, record: ModelRecord, why: str) -> bool:
-    return table.refuses and not _says(table, record, why)
-
-
-def _put(
-    repository: Repository, record: ModelRecord, regions: Iterable[str], why: str, stored: Iterable[RouteTable]
-) -> None:
-    revision = max((table.revision for table in stored), default=0) + 1
-    for region in sorted(regions):
-        repository.put_route(_table(record, region, revision, why))
+    # above that of a table which was deleted: another manifest was applied since
+    least = max((table.revision for table in stored.values() if not table.pending), default=0) + record.version
+    for region in sorted(wanted):
+        known = pending[region].revision if region in pending else 0
+        table = _table(record, region, max(least, known) + 1, why, pending=True)
+        if region not in pending or not _says(pending[region], record, why):
+            repository.put_route(table)
 
 
 def _regions(repository: Repository, record: ModelRecord) -> set[str]:
@@ -71,11 +61,17 @@ def _regions(repository: Repository, record: ModelRecord) -> set[str]:
 
 
 def _says(table: RouteTable, record: ModelRecord, why: str) -> bool:
-    return table == _table(record, table.region, table.revision, why)
+    return table == _table(record, table.region, table.revision, why, pending=table.pending)
 
 
-def _table(record: ModelRecord, region: str, revision: int, why: str) -> RouteTable:
-    access = record.manifest.spec.access.predictions
+def _table(record: ModelRecord, region: str, revision: int, why: str, *, pending: bool = False) -> RouteTable:
     return RouteTable(
-        model=record.name, region=region, revision=revision, shares=(), served=(), access=access, unmet_rules=(why,)
+        model=record.name,
+        region=region,
+        revision=revision,
+        shares=(),
+        served=(),
+        access=record.manifest.spec.access.predictions,
+        unmet_rules=(why,),
+        pending=pending,
     )

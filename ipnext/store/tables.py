@@ -112,8 +112,10 @@ class ModelRow(Row, table=True):
     """Bytes of its manifest, and of the manifests and reports of its published snapshots."""
     refused_generation: int | None = _number(default=None)
     """The revision of the manifest that a validation refused, if none was accepted since."""
-    accepted: str | None = _text(default=None)
+    validated: str | None = _text(default=None)
     """The newest revision that a validation accepted, with its spec if the manifest has another one."""
+    accepted: str | None = _text(default=None)
+    """The newest of them that a change was planned by, likewise."""
 
 
 class SnapshotRow(Row, table=True):

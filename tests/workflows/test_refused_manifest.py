@@ -4,7 +4,9 @@ import pytest
 
 from ipnext.artifacts.signing import write_key_pair
 from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.status import Reason
+from ipnext.model.status import ConditionType, Reason
+from ipnext.temporal import tell_freeze_changed
+from tests.workflows.test_freezes import freeze_manifest
 
 pytestmark = pytest.mark.usefixtures("workers")
 
@@ -90,3 +92,39 @@ async def test_an_accepted_manifest_is_what_moves_go_by(house, model, carried_ou
     await move(ChangeKind.REPAIR)
 
     assert started() == {(2 * GIB, 16)}
+
+
+async def test_a_repair_that_passes_a_frozen_manifest_goes_by_the_former_one(
+    house, client, model, submit, ended, until, started, served, move
+):
+    with house.store.begin() as unit:
+        unit.put_freeze(freeze_manifest("sale", 3600, models=[model]), expected_version=None)
+    house.apply(model, parts=parts(64 * GIB, 512))
+    frozen = house.ask(model, ChangeKind.APPLY, f"{model}-apply")
+    await submit(frozen)
+    await until(lambda: house.change(frozen.id).reason is Reason.FROZEN)
+
+    await move(ChangeKind.REPAIR)
+    assert started() == {(GIB, 8)}
+
+    with house.store.begin() as unit:
+        unit.override_freezes(frozen.id, who="ann", reason="users wait", passes=None)
+    await tell_freeze_changed(client, frozen)
+    assert (await ended(frozen)).state is ChangeState.DONE
+    assert started() == {(64 * GIB, 512)}
+
+
+async def test_after_a_rollback_a_refused_manifest_is_not_up_to_date(
+    house, model, carried_out, started, served, tmp_path
+):
+    assert (await carried_out(house.publish(model, 2))).state is ChangeState.DONE
+    house.apply(model, parts=parts(64 * GIB, 512), validation=unsigned(tmp_path))
+    change = await carried_out(house.ask(model, ChangeKind.APPLY, f"{model}-apply"))
+    assert change.state is ChangeState.REFUSED
+
+    back = await carried_out(house.ask(model, ChangeKind.ROLLBACK, f"{model}-back", generation=1))
+
+    assert back.state is ChangeState.DONE, back
+    assert started() == {(GIB, 8)}
+    found = house.condition(model, ConditionType.UP_TO_DATE)
+    assert (found.status, "revision 1 of the manifest serves, 2 is wanted" in found.message) == ("False", True)

@@ -178,3 +178,19 @@ async def test_users_of_a_region_that_a_refused_manifest_adds_are_told_its_reaso
     await until(lambda: refusals(house, model) == {})
     with house.store.read() as repository:
         assert [table.region for table in repository.routes(model)] == ["us-east"]
+
+
+@pytest.mark.usefixtures("reconciler")
+async def test_a_model_does_not_depend_on_a_region_that_only_a_refused_manifest_names(house, model, carried_out, until):
+    house.apply_fleet(two_regions(10, 0))
+    house.apply(model, demand=ELSEWHERE, latencyToleranceMs=50)
+    await carried_out(house.publish(model, 1))
+    house.apply(model, demand=SMALL, latencyToleranceMs=50, budgetPerHour=0)
+    await carried_out(house.ask(model, ChangeKind.APPLY, f"{model}-more"))
+    await until(lambda: set(refusals(house, model)) == {"eu-west"})
+
+    house.infrastructure.cut("eu-west")
+    repaired = await carried_out(house.ask(model, ChangeKind.REPAIR, f"{model}-repair"))
+
+    assert repaired.state is ChangeState.DONE, repaired
+    assert conditions(house, model) == SERVES_THE_OLD

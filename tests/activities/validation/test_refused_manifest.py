@@ -66,13 +66,17 @@ def signers(tmp_path):
     return {"publicKeys": [(tmp_path / "ci.pub.pem").read_text()]}
 
 
-def test_a_manifest_that_is_refused_changes_no_replan_and_one_that_is_accepted_does(house, serving, validate, tmp_path):
+def test_a_manifest_that_is_refused_changes_no_replan_and_one_that_a_change_is_planned_by_does(
+    house, serving, validate, tmp_path
+):
     house.apply("ranker", **demanding(REFUSED, signers=signers(tmp_path)))
     assert not validate()
     assert planned_demand(house) == [ACCEPTED]
     house.apply("ranker", **demanding(MENDED))
     assert planned_demand(house) == [ACCEPTED], "nothing was accepted yet"
     assert validate()
+    assert planned_demand(house) == [ACCEPTED], "a freeze may hold the change for days"
+    place(house)
     assert planned_demand(house) == [MENDED]
 
 

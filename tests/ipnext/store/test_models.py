@@ -132,34 +132,51 @@ def demand_in_force(repository):
     return item.qps
 
 
+def accept(repository, revision, manifest):
+    """As a validation does, and then the planning of the change."""
+    repository.accept_revision("ctr", revision, manifest.spec)
+    repository.put_in_force("ctr")
+
+
+def test_a_manifest_is_in_force_once_a_change_is_planned_by_it(applied, make):
+    with applied.begin("ctr") as repository:
+        accept(repository, 1, make.manifest())
+        second = put(repository, make.manifest(qps=20))
+        repository.accept_revision("ctr", second, make.manifest(qps=20).spec)
+        assert demand_in_force(repository) == 10, "a freeze may hold the change for days"
+        put(repository, make.manifest(qps=30))
+        repository.put_in_force("ctr")
+        assert demand_in_force(repository) == 20
+
+
 def test_a_manifest_is_in_force_from_its_acceptance_on(applied, make):
     with applied.begin("ctr") as repository:
         assert demand_in_force(repository) == 10, "nothing was accepted yet"
-        repository.accept_revision("ctr", 1, make.manifest().spec)
+        accept(repository, 1, make.manifest())
         second = put(repository, make.manifest(qps=20))
         assert demand_in_force(repository) == 10
         repository.refuse_revision("ctr", second)
         third = put(repository, make.manifest(qps=30))
         assert demand_in_force(repository) == 10
-        repository.accept_revision("ctr", third, make.manifest(qps=30).spec)
+        accept(repository, third, make.manifest(qps=30))
         assert demand_in_force(repository) == 30
         assert repository.model("ctr").refused_generation is None
 
 
 def test_what_was_accepted_is_what_was_judged_and_not_what_was_applied_since(applied, make):
     with applied.begin("ctr") as repository:
-        repository.accept_revision("ctr", 1, make.manifest().spec)
+        accept(repository, 1, make.manifest())
         second = put(repository, make.manifest(qps=20))
         put(repository, make.manifest(qps=30))
-        repository.accept_revision("ctr", second, make.manifest(qps=20).spec)
+        accept(repository, second, make.manifest(qps=20))
         assert demand_in_force(repository) == 20
-        repository.accept_revision("ctr", 1, make.manifest().spec)
+        accept(repository, 1, make.manifest())
         assert demand_in_force(repository) == 20, "an older revision is accepted late"
 
 
 def test_the_owner_in_force_is_the_newest(applied, make):
     with applied.begin("ctr") as repository:
-        repository.accept_revision("ctr", 1, make.manifest().spec)
+        accept(repository, 1, make.manifest())
         given = make.manifest(qps=20)
         put(repository, given.model_copy(update={"metadata": given.metadata.model_copy(update={"owner": "ads"})}))
         assert repository.model("ctr").in_force.metadata.owner == "ads"
@@ -168,7 +185,7 @@ def test_the_owner_in_force_is_the_newest(applied, make):
 
 def test_policies_in_force_are_the_newest(applied, make):
     with applied.begin("ctr") as repository:
-        repository.accept_revision("ctr", 1, make.manifest().spec)
+        accept(repository, 1, make.manifest())
         document = make.manifest(qps=20).model_dump(mode="json", by_alias=True)
         document["spec"] |= {"access": {"predictions": "authenticated"}, "validation": {"skip": {"edges": "known"}}}
         put(repository, type(make.manifest()).model_validate(document))
@@ -185,19 +202,25 @@ def cut(manifest):
 
 
 @pytest.mark.parametrize("applied_since", [False, True])
-def test_a_revision_whose_cut_is_refused_is_in_force_no_longer(applied, make, applied_since):
+def test_a_revision_whose_cut_is_refused_is_judged_no_longer(applied, make, applied_since):
+    def judged(repository):
+        (item,) = repository.model("ctr").judged.spec.demand
+        return item.qps
+
     with applied.begin("ctr") as repository:
-        repository.accept_revision("ctr", 1, make.manifest().spec)
+        accept(repository, 1, make.manifest())
         repository.update_model("ctr", observed_generation=1)
         given = cut(make.manifest(qps=20))
         second = put(repository, given)
         repository.accept_revision("ctr", second, given.spec)
         if applied_since:
             put(repository, make.manifest(qps=30))
-        assert demand_in_force(repository) == 20
+        assert (judged(repository), demand_in_force(repository)) == (20, 10)
         repository.refuse_revision("ctr", second)
-        assert demand_in_force(repository) == 10
+        repository.put_in_force("ctr")
+        assert (judged(repository), demand_in_force(repository)) == (10, 10)
         repository.accept_revision("ctr", second, given.spec)
+        repository.put_in_force("ctr")
         assert demand_in_force(repository) == 20, "another snapshot can be cut"
 
 
@@ -205,7 +228,7 @@ def test_a_refusal_of_the_revision_that_serves_changes_nothing(applied, make):
     with applied.begin("ctr") as repository:
         given = cut(make.manifest(qps=20))
         second = put(repository, given)
-        repository.accept_revision("ctr", second, given.spec)
+        accept(repository, second, given)
         repository.update_model("ctr", observed_generation=second)
         repository.refuse_revision("ctr", second)
         assert demand_in_force(repository) == 20

@@ -203,6 +203,7 @@ def upgrade() -> None:
         sa.Column("updated_at", columns.UtcDateTime(), nullable=False),
         sa.Column("document_bytes", columns.WholeNumber(), nullable=False),
         sa.Column("refused_generation", columns.WholeNumber(), nullable=True),
+        sa.Column("validated", columns.SafeText(), nullable=True),
         sa.Column("accepted", columns.SafeText(), nullable=True),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_models")),
     )
