@@ -109,6 +109,9 @@ SESSION_HEADER: Final = "x-ipnext-session"
 ERROR_HEADER: Final = "x-ipnext-error"
 """Carries the code of `ipnext.errors` in addition to a protocol's error text."""
 
+PROOF_HEADER: Final = "x-ipnext-caller-proof"
+"""Proves a component of a region to another one on a Unix socket (`ipnext.components.caller_proof`)."""
+
 # HTTP headers of the API
 IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
 USER_HEADER: Final = "x-ipnext-user"
@@ -125,6 +128,7 @@ INNER_HEADERS: Final = (
     REGION_HEADER,
     ERROR_HEADER,
     USER_HEADER,
+    PROOF_HEADER,
 )
 """Headers that a gateway removes from clients' requests: only components may send them, or they are only for
 answers."""

@@ -9,6 +9,9 @@ import httpcore
 import httpx
 import psutil
 
+from ipnext.components.caller_proof import proof_file, read_proof
+from ipnext.names import PROOF_HEADER
+
 
 def command_line(process: psutil.Process) -> str:
     """Empty of one that has ended."""
@@ -47,9 +50,23 @@ class _Probing(httpcore.SyncBackend):
         return super().connect_unix_socket(path, *arguments, **options)
 
 
+class _Proving(httpx.HTTPTransport):
+    """Proves itself as the callers of a socket do, if that asks for a proof."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(uds=path)
+        self._proof = proof_file(Path(path))
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        proof = read_proof(self._proof)
+        if proof is not None:
+            request.headers.setdefault(PROOF_HEADER, proof)
+        return super().handle_request(request)
+
+
 def unix_transport(path: str) -> httpx.HTTPTransport:
-    """For a client of a server on a Unix socket."""
-    transport = httpx.HTTPTransport(uds=path)
+    """For a client of a server on a Unix socket, with the proof of its callers."""
+    transport = _Proving(path)
     transport._pool._network_backend = _Probing()
     return transport
 

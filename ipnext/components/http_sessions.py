@@ -7,7 +7,9 @@ from typing import Any
 
 import aiohttp
 
+from ipnext.components.caller_proof import proof_file, read_proof
 from ipnext.components.sockets import is_socket_url, split_url
+from ipnext.names import PROOF_HEADER
 
 
 class HttpSessions:
@@ -19,11 +21,13 @@ class HttpSessions:
         self._ending: set[asyncio.Task[None]] = set()
 
     def request(self, method: str, url: str, **more: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """Make a request as with `aiohttp.ClientSession`; `url` may also be `unix://PATH.sock/...`."""
+        """Make a request as with `aiohttp.ClientSession`; `url` may also be `unix://PATH.sock/...`, which gets this caller's proof."""
         if not is_socket_url(url):
             return self._tcp.request(method, url, **more)
         path, rest = split_url(url)
-        return self._socket(path).request(method, f"http://localhost{rest}", **more)
+        proof = read_proof(proof_file(Path(path)))
+        headers = {**(more.pop("headers", None) or {}), **({} if proof is None else {PROOF_HEADER: proof})}
+        return self._socket(path).request(method, f"http://localhost{rest}", headers=headers, **more)
 
     def get(self, url: str, **more: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         """Make a GET request as with `aiohttp.ClientSession`."""

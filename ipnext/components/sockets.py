@@ -1,8 +1,8 @@
 """Unix sockets between the components of one region on one machine.
 
 A process listens in a private directory, which only its user may enter, on one socket for each kind of caller:
-`agent.sock`, `router.sock`, `gateway.sock`. The directory proves the user, the socket identifies the caller. URL:
-`unix://DIRECTORY`.
+`agent.sock`, `router.sock`, `gateway.sock`. The directory proves the user, a file beside the socket that the caller is
+not confined (`ipnext.components.caller_proof`), and the socket identifies the caller. URL: `unix://DIRECTORY`.
 """
 
 import os
@@ -11,6 +11,7 @@ import struct
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from ipnext.components.caller_proof import keep_proof, proof_file
 from ipnext.components.identity import Component
 from ipnext.components.private_files import make_private_directory
 from ipnext.errors import Forbidden
@@ -64,6 +65,13 @@ def bind_socket(directory: Path, caller: Component) -> socket.socket:
     bound.bind(str(path))
     path.chmod(0o600)
     return bound
+
+
+def keep_caller_proof(url: str, caller: Component) -> str:
+    """Return the proof of one kind of caller at a process; create it if there is none. `url` must be of sockets. OSError."""
+    path = Path(socket_path(url, caller))
+    make_private_directory(path.parent)
+    return keep_proof(proof_file(path))
 
 
 def check_peer(connection: _Socket) -> None:

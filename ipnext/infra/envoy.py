@@ -26,6 +26,7 @@ from ipnext.names import (
     FORWARDED_HEADER,
     GENERATION_HEADER,
     NO_CAPACITY_HEADER,
+    PROOF_HEADER,
     REFUSED_HEADER,
 )
 
@@ -46,7 +47,6 @@ UPSTREAM_IDLE_SECONDS = 2
 OF_ALL_MODELS = ("/v2/repository/index", "/v2/models/stats")
 """V2 paths for all models at once; therefore no model is named `stats` (ipnext.model.manifest)."""
 _NO_SUCH_PATH = "no such path; served: /v2/... (Open Inference Protocol V2), /v1/... (OpenAI's API, see GET /v1/models)"
-
 _NO_SUCH_HOST = "this Host is not served here; allowed: loopback addresses, localhost, names of IPNEXT_ALLOWED_HOSTS"
 _FOREIGN = "a page of another origin asks; allowed: origins of IPNEXT_ALLOWED_ORIGINS"
 Json = dict[str, Any]
@@ -72,6 +72,8 @@ class Gateway:
     region: str
     router_url: str
     """http:// of a loopback port, or unix:// of its sockets."""
+    router_proof: str | None = None
+    """Proves the gateway to the router, on sockets."""
     peers: Mapping[str, str]
     """Other region -> URL of its gateway."""
     tables: Mapping[str, RouteTable]
@@ -149,7 +151,8 @@ def around_models(gateway: Gateway) -> tuple[Any, ...]:
 
     While they are equal, a model's rules follow from its table, and from whether it is among `closed`.
     """
-    return gateway.region, frozenset(gateway.peers), gateway.request_seconds, gateway.stream_idle_seconds
+    to_router = gateway.router_proof, gateway.request_seconds, gateway.stream_idle_seconds
+    return gateway.region, frozenset(gateway.peers), *to_router
 
 
 def _no_model(gateway: Gateway, known: Sequence[str]) -> Json:
@@ -288,13 +291,19 @@ def _usable(gateway: Gateway, table: RouteTable) -> list[RouteShare]:
 def _entry(gateway: Gateway, share: RouteShare, weight: int) -> Json:
     headers = [_header(GENERATION_HEADER, str(share.generation)), _header(CHOSEN_HEADER, "weight")]
     if share.to == gateway.region:
-        return {"name": ROUTER_CLUSTER, "weight": weight, "request_headers_to_add": headers}
+        return {"name": ROUTER_CLUSTER, "weight": weight, **_proving(gateway, *headers)}
     headers.append(_header(FORWARDED_HEADER, gateway.region + CHOSEN_BY_WEIGHT))
     return {"name": _peer(share.to), "weight": weight, "request_headers_to_add": headers}
 
 
 def _to_router(gateway: Gateway) -> Json:
-    return _action(gateway, ROUTER_CLUSTER)
+    return {**_action(gateway, ROUTER_CLUSTER), **_proving(gateway)}
+
+
+def _proving(gateway: Gateway, *headers: Json) -> Json:
+    """Add headers, and the proof of the gateway: to requests for its router, and for no other cluster."""
+    proof = [] if gateway.router_proof is None else [_header(PROOF_HEADER, gateway.router_proof)]
+    return {"request_headers_to_add": [*headers, *proof]} if headers or proof else {}
 
 
 def _action(gateway: Gateway, cluster: str | None) -> Json:

@@ -1,5 +1,6 @@
 """Renders the static part of Envoy's configuration for a region: admin endpoint, listeners, limits. Pure functions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ipnext.infra import envoy_openai
@@ -34,10 +35,12 @@ def bootstrap(  # noqa: PLR0913 - each is a file or a limit of its own
     clusters_file: str,
     limits: GatewayLimits | None = None,
     listeners: Listeners | None = None,
+    admin_paths: Sequence[Json] = (),
 ) -> Json:
     """Return the static part: admin endpoint, listeners, and the paths of the dynamic parts.
 
     `admin_socket` is the path of a Unix socket that only this user may open: no page in a browser reaches it.
+    `admin_paths` match the paths, with their queries, that it answers; if there are none, it answers all.
     """
     limits = limits or GatewayLimits()
     mappers = envoy_openai.error_mappers(region, idle_seconds=limits.stream_idle_seconds)
@@ -45,7 +48,10 @@ def bootstrap(  # noqa: PLR0913 - each is a file or a limit of its own
     served = listeners_of(gateway_port, listeners or Listeners(), connections, handshake_seconds=limits.header_seconds)
     return {
         "node": {"id": f"gateway-{region}", "cluster": "ipnext"},
-        "admin": {"address": {"pipe": {"path": admin_socket, "mode": ADMIN_MODE}}},
+        "admin": {
+            "address": {"pipe": {"path": admin_socket, "mode": ADMIN_MODE}},
+            **({"allow_paths": list(admin_paths)} if admin_paths else {}),
+        },
         "dynamic_resources": {"cds_config": watched(clusters_file)},
         "static_resources": {"listeners": served},
         "overload_manager": _overload(limits),

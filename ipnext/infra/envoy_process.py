@@ -176,6 +176,7 @@ class EnvoyProcess:
         config = envoy_bootstrap.bootstrap(
             self._site.gateway_port,
             str(self._admin.path),
+            admin_paths=self._admin.answered,
             region=self._site.region,
             routes_file=str(self._routes_file),
             clusters_file=str(self._clusters_file),
@@ -228,7 +229,7 @@ class EnvoyProcess:
 
     async def _stats(self, names: Sequence[str]) -> Mapping[str, str]:
         pattern = "|".join(re.escape(name) for name in names)
-        text = (await self._admin.call("GET", f"stats?filter=^({pattern})$")).decode()
+        text = (await self._admin.call("GET", "stats", f"filter=^({pattern})$")).decode()
         pairs = (line.partition(": ") for line in text.splitlines())
         return {name: value.strip('"') for name, _, value in pairs}
 

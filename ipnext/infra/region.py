@@ -397,6 +397,7 @@ class Region:
         gateway = Gateway(
             region=self._site.region,
             router_url=self._router.url,
+            router_proof=self._router.gateway_proof,
             peers={region: url for region, url in self._peers.gateways.items() if region != self._site.region},
             tables=dict(self._routes),
             request_seconds=self._site.settings.request_seconds,

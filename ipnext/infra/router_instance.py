@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from ipnext.components.caller_proof import proof_file, read_proof
+from ipnext.components.identity import Component
+from ipnext.components.sockets import is_socket_url, keep_caller_proof, socket_path
 from ipnext.errors import Unavailable
 from ipnext.infra.child_process import ChildProcess
 from ipnext.infra.control import Control
@@ -77,6 +80,13 @@ class RouterInstance:
         return self.state is not None and self.state.draining
 
     @property
+    def gateway_proof(self) -> str | None:
+        """Proof of the gateway on its socket; None if it listens on a port."""
+        return (
+            read_proof(proof_file(Path(socket_path(self.url, Component.GATEWAY)))) if is_socket_url(self.url) else None
+        )
+
+    @property
     def known(self) -> bool:
         """Whether it has reported its applied table, or does not run, or has been silent for too long to wait for it."""
         silent = time.monotonic() - self._answered_at
@@ -139,4 +149,7 @@ class RouterInstance:
         return self._site.router_command(self._table, self.url)
 
     def _chosen(self) -> str:
-        return self._site.places.choose("router", self._site.settings.router_command, sockets=self.name)
+        url = self._site.places.choose("router", self._site.settings.router_command, sockets=self.name)
+        if is_socket_url(url):
+            keep_caller_proof(url, Component.GATEWAY)  # Envoy's files may be written before the router runs
+        return url

@@ -75,6 +75,11 @@ class RouterProcess:
         return self._asked.url
 
     @property
+    def gateway_proof(self) -> str | None:
+        """Proof that Envoy sends to `url`; None if that is a port."""
+        return self._asked.gateway_proof
+
+    @property
     def revision(self) -> int:
         """Revision of the table that was last put in force."""
         return self._table.revision

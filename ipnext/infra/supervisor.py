@@ -15,11 +15,12 @@ from typing import IO, Final
 import structlog
 
 from ipnext import __version__
+from ipnext.components.caller_proof import keep_proof
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.message_link import Message, MessageLink, from_object
 from ipnext.infra.process_identity import ProcessIdentity, kill, runs
 from ipnext.infra.spawning import Note, Running, Spawn
-from ipnext.infra.supervisor_process import IDENTITY_FILE, PROTOCOL, Restarts
+from ipnext.infra.supervisor_process import IDENTITY_FILE, PROOF_FILE, PROTOCOL, Restarts
 
 SOCKET_FILE: Final = "supervisor.sock"
 LOST_STATUS: Final = -int(SIGKILL)
@@ -211,6 +212,7 @@ class Supervisor:
         return {
             "kind": "hello",
             "protocol": PROTOCOL,
+            "proof": keep_proof(self._directory / PROOF_FILE),
             "owner": self._owner and self._owner._asdict(),
             "successor_seconds": settings.successor_seconds,
             "grace_seconds": settings.grace_seconds,

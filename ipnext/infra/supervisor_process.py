@@ -25,6 +25,7 @@ from typing import Any, Final
 
 import structlog
 
+from ipnext.components.caller_proof import check_proof, keep_proof
 from ipnext.components.sockets import check_peer
 from ipnext.errors import Forbidden
 from ipnext.infra.atomic_file import replace_file
@@ -40,6 +41,8 @@ FIRST_AGENT_SECONDS: Final = 60.0
 """Longest wait for the agent that has started this supervisor."""
 TIE_AGAIN_SECONDS: Final = 0.05
 IDENTITY_FILE: Final = "supervisor.json"
+PROOF_FILE: Final = "supervisor.proof"
+"""What agents send with their greeting: whoever is greeted has any program started, without confinement."""
 
 
 @dataclass
@@ -64,7 +67,9 @@ class Restarts:
 class Supervisor:
     """Runs the processes of one region for one agent at a time. Call all methods in one event loop, in the main thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, proof: str) -> None:
+        """`proof` is what agents prove themselves by."""
+        self._proof = proof
         self._first_parent = os.getppid()
         self._successor_seconds = 0.0
         self._grace_seconds = 5.0
@@ -133,7 +138,14 @@ class Supervisor:
         task.add_done_callback(among.discard)
 
     async def _greet(self, hello: Message, link: MessageLink) -> None:
-        """Serve this agent from now on, instead of any former one."""
+        """Serve this agent from now on, instead of any former one, if it proves itself."""
+        try:
+            check_proof(self._proof, hello.get("proof"))
+        except Forbidden as error:
+            structlog.get_logger().warning("caller refused", reason=error.message)
+            link.send({"kind": "refused", "protocol": PROTOCOL})
+            link.close()
+            return
         if hello["protocol"] != PROTOCOL:
             link.send({"kind": "refused", "protocol": PROTOCOL})
             return
@@ -269,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     identity = identify(os.getpid())
     with suppress(OSError):
         replace_file(given.state / IDENTITY_FILE, json.dumps(identity and identity._asdict()).encode())
-    asyncio.run(Supervisor().run(listener))
+    asyncio.run(Supervisor(keep_proof(given.state / PROOF_FILE)).run(listener))
     return 0
 
 

@@ -31,6 +31,7 @@ from serving.host.frame_server import HostFrames
 from serving.host.graph_executor import GraphExecutor
 from serving.host.loader import LOAD_SECONDS, Loader
 from serving.host.metrics import HostMetrics
+from serving.host.other_hosts import reach_host
 from serving.host.part_server import About, PartServer
 from serving.host.served_part import ServedPart
 from serving.http.limits import OpenConnections
@@ -43,6 +44,7 @@ from serving.protocol.v2 import HEADER_LENGTH, Encoded, parse_header_length
 from serving.routing.host_client import HostClient
 from serving.routing.load_balancer import HostLoadBalancer
 from serving.snapshots.fetch_process import FetchingProcess
+from serving.snapshots.fetch_starter import FetchingKeeper
 from serving.snapshots.held_snapshots import HeldSnapshots
 from serving.snapshots.memory_budget import HostMemory, keep_freed, settle, shared_bytes
 
@@ -202,7 +204,9 @@ def _positive(text: str) -> int:
     return number
 
 
-async def _main(arguments: argparse.Namespace, bound: Sequence[Listener], fetching: FetchingProcess) -> None:
+async def _main(
+    arguments: argparse.Namespace, bound: Sequence[Listener], fetching: FetchingProcess, keeper: FetchingKeeper
+) -> None:
     held: HeldSnapshots[ServedPart] = HeldSnapshots()
     memory = HostMemory(arguments.memory_bytes, counted=shared_bytes)
     loader = Loader(held, lambda: fetching, arguments.cache, find_engine, memory=memory, before_serving=settle)
@@ -212,7 +216,8 @@ async def _main(arguments: argparse.Namespace, bound: Sequence[Listener], fetchi
     parts = PartServer(held, queue, loader.dispose, region=arguments.region, budget=connections.budget)
     host = Host(held, loader, parts, region=arguments.region)
     structlog.get_logger().info("host listens", id=arguments.id, at=[listener.address for listener in bound])
-    others = HostClient(HostLoadBalancer(time.monotonic), time.monotonic)
+    reach = partial(asyncio.to_thread, keeper.reach)
+    others = HostClient(HostLoadBalancer(time.monotonic), time.monotonic, reach=reach)
     executor = GraphExecutor(parts, others)
     upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, executor, connections).take_over(transport, rest)}
     await serve(
@@ -244,18 +249,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     keep_freed()
     fetching = FetchingProcess(parsed.artifacts, s3_endpoint_url=parsed.s3_endpoint_url, into=parsed.cache)
-    fetching.fork()  # before there are threads
+    reaches = None if parsed.sockets is None else partial(reach_host, parsed.sockets.absolute().parent)
+    keeper = fetching.fork(reaches=reaches)  # before there are threads
     bound = listeners(parsed, Component.HOST, CALLERS)
     parsed.cache.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(parsed.cache))  # torch makes sure of it as it is imported
     keys = NativeCodeSettings().native_library_keys_file
     readable = [parsed.cache, *parsed.readable, *([] if keys is None else [keys])]
-    connects = parsed.sockets is None  # hosts on sockets call others on sockets
+    connects = parsed.sockets is None  # hosts on sockets call others on sockets, through the keeper
     if parsed.user is not None:
         share_sockets(bound, Component.ROUTER, group=parsed.user.gid)
         become(parsed.user)
     elif parsed.confinement is not Confinement.OFF:
         drop_capabilities()
     confine(parsed.confinement, readable=readable, writable=parsed.writable, connects=connects)
-    run(partial(_main, parsed, bound, fetching))
+    run(partial(_main, parsed, bound, fetching, keeper))
     os._exit(0)  # a forward pass or a download that hangs in its thread must not keep the process

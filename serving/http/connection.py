@@ -16,6 +16,7 @@ import structlog
 
 from ipnext.allowed_hosts import AllowedHosts
 from ipnext.errors import Forbidden, InvalidInput, IPnextError, TooLarge, TooSlow
+from ipnext.names import PROOF_HEADER
 from serving.http.body_writer import BodyWriter
 from serving.http.limits import BodyBudget, HttpLimits, OpenConnections, Reading
 from serving.http.listeners import Guard
@@ -280,9 +281,13 @@ class HttpProtocol(asyncio.Protocol):
             self._allowed.check_source(self._parser.get_method().decode("latin-1"), host, headers)
 
     def _check_caller(self, guard: Guard) -> None:
-        """Refuse paths that are not for the callers of this socket. An upgrade is checked by its protocol, not its path."""
+        """Refuse callers without proof, and paths that are not for the callers of this socket.
+
+        An upgrade is checked by its protocol, not its path. No handler sees the proof.
+        """
         change = self._headers.get("upgrade", "").lower()
-        guard.check(FRAMES_PATH if change in self._upgrades else self._url.decode("latin-1"))
+        path = FRAMES_PATH if change in self._upgrades else self._url.decode("latin-1")
+        guard.check(path, self._headers.pop(PROOF_HEADER, None))
 
     def _check_framing(self) -> None:
         """Refuse a body whose end another parser could see elsewhere (RFC 9112, 6.1)."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipnext.components.authorisation import authorise
+from ipnext.components.caller_proof import check_proof
 from ipnext.components.identity import Component
 from ipnext.components.private_files import let_group_enter
-from ipnext.components.sockets import bind_socket, check_peer
+from ipnext.components.sockets import bind_socket, check_peer, keep_caller_proof, socket_url
 from ipnext.errors import Forbidden
 
 
@@ -21,6 +22,7 @@ class Guard:
 
     listener: Component
     caller: Component
+    proof: str
 
     def check_connection(self, transport: asyncio.BaseTransport) -> None:
         """Raise Forbidden if the connection is from another user of the machine."""
@@ -30,8 +32,9 @@ class Guard:
             raise Forbidden(msg, policy="components")
         check_peer(connection)
 
-    def check(self, path: str) -> None:
-        """Raise Forbidden if the path is not for this caller."""
+    def check(self, path: str, proof: str | None) -> None:
+        """Raise Forbidden if the caller does not prove itself, or the path is not for it."""
+        check_proof(self.proof, proof)
         authorise(self.listener, self.caller, path)
 
 
@@ -82,4 +85,9 @@ def listeners(arguments: argparse.Namespace, component: Component, callers: Sequ
     if arguments.sockets is None:
         return (Listener(listen(arguments.port)),)
     directory: Path = arguments.sockets
-    return tuple(Listener(bind_socket(directory, caller), Guard(component, caller)) for caller in callers)
+    return tuple(_guarded(directory, component, caller) for caller in callers)
+
+
+def _guarded(directory: Path, component: Component, caller: Component) -> Listener:
+    proof = keep_caller_proof(socket_url(directory), caller)
+    return Listener(bind_socket(directory, caller), Guard(component, caller, proof))

@@ -11,7 +11,7 @@ from serving.graph import Tensors
 from serving.protocol.frames import Frame, bytes_frame, tensor_frame
 from serving.protocol.v2 import Body
 from serving.routing.host_call import Attempt, CallTarget, HostCall, RetryOnOtherHost, judged
-from serving.routing.host_connection import ConnectionLost, HostConnection, Pieces, connect
+from serving.routing.host_connection import ConnectionLost, HostConnection, Pieces, Reach, connect
 from serving.routing.load_balancer import HostLoadBalancer
 from serving.routing.sync_policy import CandidateTiers, HostCandidate, of_snapshot
 from serving.routing.table import GenerationRoute
@@ -22,7 +22,9 @@ _SIGNATURE_SECONDS: Final = 5.0
 class HostClient:
     """Calls parts on hosts. Keeps one connection to each, and reconnects to lost ones."""
 
-    def __init__(self, loads: HostLoadBalancer, clock: Callable[[], float]) -> None:
+    def __init__(self, loads: HostLoadBalancer, clock: Callable[[], float], *, reach: Reach | None = None) -> None:
+        """`reach` connects to Unix sockets; if None, this process does."""
+        self._reach = reach
         self._loads = loads
         self._clock = clock
         self._connections: dict[str, HostConnection] = {}
@@ -150,7 +152,7 @@ class HostClient:
         """Connect to a host. Concurrent callers share one attempt; if one of them is cancelled, the attempt goes on for the others."""
         attempt = self._connecting.get(url)
         if attempt is None:
-            attempt = asyncio.create_task(connect(url))
+            attempt = asyncio.create_task(connect(url, reach=self._reach))
             self._connecting[url] = attempt
             attempt.add_done_callback(lambda done: self._note_connected(url, done))
         return await asyncio.shield(attempt)

@@ -1,13 +1,17 @@
 """A router's connection to one host: concurrent calls in frames, each with its future."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import count
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from ipnext.components.caller_proof import proof_file, read_proof
 from ipnext.components.identity import Component
 from ipnext.components.sockets import is_socket_url, socket_path
+from ipnext.names import PROOF_HEADER
 from serving.protocol.frames import UPGRADE, Frame, FrameProtocol, bytes_frame
 from serving.routing.table import GenerationRoute
 
@@ -172,23 +176,35 @@ class Pieces:
         return made
 
 
-async def connect(url: str) -> HostConnection:
-    """Connect to the host at `url` (http://host:port, or unix://directory) and upgrade to frames. ConnectionLost."""
+Reach = Callable[[str], Awaitable[tuple[socket.socket, str | None]]]
+"""Connects to the Unix socket of a host's URL; returns the connection and the caller's proof. OSError."""
+
+
+async def connect(url: str, *, reach: Reach | None = None) -> HostConnection:
+    """Connect to the host at `url` (http://host:port, or unix://directory) and upgrade to frames. ConnectionLost.
+
+    `reach` connects to Unix sockets; if None, this process does.
+    """
     connection = HostConnection()
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            await (await _begun(url, connection.frames)).done
+            await (await _begun(url, connection.frames, reach)).done
     except (OSError, TimeoutError) as error:
         connection.close()
         raise ConnectionLost from error
     return connection
 
 
-async def _begun(url: str, frames: FrameProtocol) -> "_Handshake":
+async def _begun(url: str, frames: FrameProtocol, reach: Reach | None) -> "_Handshake":
     loop = asyncio.get_running_loop()
+    if is_socket_url(url) and reach is not None:
+        link, given = await reach(url)
+        _, handshake = await loop.create_unix_connection(lambda: _Handshake("localhost", frames, given), sock=link)
+        return handshake
     if is_socket_url(url):
         path = socket_path(url, Component.ROUTER)
-        _, handshake = await loop.create_unix_connection(lambda: _Handshake("localhost", frames), path)
+        proof = read_proof(proof_file(Path(path)))
+        _, handshake = await loop.create_unix_connection(lambda: _Handshake("localhost", frames, proof), path)
         return handshake
     where = urlsplit(url)
     _, handshake = await loop.create_connection(
@@ -200,18 +216,19 @@ async def _begun(url: str, frames: FrameProtocol) -> "_Handshake":
 class _Handshake(asyncio.Protocol):
     """Requests the upgrade to frames and hands the connection over once the host agrees."""
 
-    def __init__(self, host: str, frames: FrameProtocol) -> None:
+    def __init__(self, host: str, frames: FrameProtocol, proof: str | None = None) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._host = host
         self._frames = frames
+        self._proof = "" if proof is None else f"{PROOF_HEADER}: {proof}\r\n"
         self._transport: asyncio.Transport | None = None
         self._seen = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the upgrade request."""
         self._transport = transport  # type: ignore[assignment]  # a stream's is a Transport
-        request = f"GET /frames HTTP/1.1\r\nhost: {self._host}\r\nconnection: upgrade\r\nupgrade: {UPGRADE}\r\n\r\n"
-        transport.write(request.encode())  # type: ignore[attr-defined]  # as above
+        head = f"GET /frames HTTP/1.1\r\nhost: {self._host}\r\nconnection: upgrade\r\nupgrade: {UPGRADE}\r\n"
+        transport.write(f"{head}{self._proof}\r\n".encode())  # type: ignore[attr-defined]  # as above
 
     def data_received(self, data: bytes) -> None:
         """Read the host's answer to the upgrade."""

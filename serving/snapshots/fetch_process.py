@@ -25,7 +25,7 @@ from setproctitle import setproctitle
 from ipnext.artifacts.opening import open_store
 from ipnext.errors import Forbidden, IPnextError, LoadFailed, Unavailable
 from serving.confinement.privileges import drop_capabilities
-from serving.snapshots.fetch_starter import FetchingKeeper, KeptProcess, Logs
+from serving.snapshots.fetch_starter import FetchingKeeper, KeptProcess, Logs, Reaches
 
 _NICENESS: Final = 10
 """Processes that answer requests have priority."""
@@ -58,12 +58,18 @@ class FetchingProcess:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True)  # noqa: S603  # our own command
 
-    def fork(self, *, logs: Logs | None = None, at_end: Callable[[], object] = lambda: None) -> FetchingKeeper:
+    def fork(
+        self,
+        *,
+        logs: Logs | None = None,
+        reaches: Reaches | None = None,
+        at_end: Callable[[], object] = lambda: None,
+    ) -> FetchingKeeper:
         """Start the process by a fork, in a few milliseconds, so that a confined process can start later ones.
 
-        Only before this process has other threads, sockets or an event loop. `logs` and `at_end`: see FetchingKeeper.
+        Only before this process has other threads, sockets or an event loop. The arguments: see FetchingKeeper.
         """
-        self._keeper = FetchingKeeper(partial(_run, self._command), logs=logs, at_end=at_end)
+        self._keeper = FetchingKeeper(partial(_run, self._command), logs=logs, reaches=reaches, at_end=at_end)
         self.start()
         return self._keeper
 

@@ -1,4 +1,4 @@
-"""Starts fetching processes and begins logs for a confined host, which can do neither: a fork from before its confinement.
+"""Starts fetching processes, begins logs and reaches other hosts for a confined host, which can't: a fork from before its confinement.
 
 Host and keeper communicate over a socket pair. The keeper has at most one fetching process, and ends with the host.
 """
@@ -19,12 +19,15 @@ from ipnext.errors import Forbidden, IPnextError, Unavailable
 _START: Final = b"start"
 _END: Final = b"end"
 _LOG: Final = b"log "
+_REACH: Final = b"reach "
 _FDS: Final = 2
 _BYTES: Final = 1024
 """Largest message in bytes."""
 
 Logs = Callable[[str], IO[bytes]]
 """Begins the log of a name. OSError or an IPnextError if that is impossible or forbidden."""
+Reaches = Callable[[str], tuple[socket.socket, str]]
+"""Connects to the URL of another host; returns the connection and the proof for it. Errors as of Logs."""
 
 
 class KeptProcess:
@@ -48,9 +51,16 @@ class FetchingKeeper:
     """The keeper; it forks on creation. Only before this process has other threads, sockets or an event loop."""
 
     def __init__(
-        self, run: Callable[[], None], *, logs: Logs | None = None, at_end: Callable[[], object] = lambda: None
+        self,
+        run: Callable[[], None],
+        *,
+        logs: Logs | None = None,
+        reaches: Reaches | None = None,
+        at_end: Callable[[], object] = lambda: None,
     ) -> None:
-        """`run` is the main function of a fetching process, on its standard input and output; `logs` begins logs, in the keeper.
+        """`run` is the main function of a fetching process, on its standard input and output.
+
+        `logs` begins logs and `reaches` connects to other hosts, both in the keeper.
 
         `at_end` is called in the keeper before it ends with the host, unless both are killed.
         """
@@ -59,7 +69,7 @@ class FetchingKeeper:
         self._pid = os.fork()
         if self._pid == 0:
             self._channel.close()
-            _keep(theirs, run, logs, at_end)
+            _keep(theirs, run, logs, reaches, at_end)
         theirs.close()
 
     def start(self) -> KeptProcess:
@@ -77,6 +87,14 @@ class FetchingKeeper:
             msg = f"log {name} could not be begun: {told.decode(errors='replace') or 'the process that begins it has ended'}"
             raise Unavailable(msg)
         return os.fdopen(fds[0], "a+b", buffering=0)
+
+    def reach(self, url: str) -> tuple[socket.socket, str]:
+        """Connect to another host in the keeper; return the connection and the proof for it. OSError with the reason."""
+        told, fds = self._ask(_REACH + url.encode())
+        if not fds:
+            msg = f"{url} not reached: {told.decode(errors='replace') or 'the process that connects has ended'}"
+            raise ConnectionError(msg)
+        return socket.socket(fileno=fds[0]), told.decode()
 
     def close(self) -> None:
         """End the keeper and its fetching process; it has ended once this returns."""
@@ -98,7 +116,13 @@ class FetchingKeeper:
         return told, fds
 
 
-def _keep(channel: socket.socket, run: Callable[[], None], logs: Logs | None, at_end: Callable[[], object]) -> NoReturn:
+def _keep(
+    channel: socket.socket,
+    run: Callable[[], None],
+    logs: Logs | None,
+    reaches: Reaches | None,
+    at_end: Callable[[], object],
+) -> NoReturn:
     """Run the keeper's process: one request after another, until the host has gone."""
     setproctitle(f"{sys.executable} -m serving.snapshots.fetch_starter")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the host decides when to end
@@ -106,6 +130,9 @@ def _keep(channel: socket.socket, run: Callable[[], None], logs: Logs | None, at
     while request := _request(channel):
         if request.startswith(_LOG):
             _begin_log(channel, logs, request.removeprefix(_LOG).decode(errors="replace"))
+            continue
+        if request.startswith(_REACH):
+            _reach(channel, reaches, request.removeprefix(_REACH).decode(errors="replace"))
             continue
         _kill(pid)
         pid = _fork(channel, run) if request == _START else 0
@@ -130,6 +157,19 @@ def _begin_log(channel: socket.socket, logs: Logs | None, name: str) -> None:
             raise Forbidden(msg)
         with logs(name) as log, suppress(OSError):  # the host has gone: the next request shows it
             socket.send_fds(channel, [b"begun"], [log.fileno()])
+    except (OSError, IPnextError) as error:
+        with suppress(OSError):
+            channel.send(str(error).encode()[:_BYTES] or b"refused")
+
+
+def _reach(channel: socket.socket, reaches: Reaches | None, url: str) -> None:
+    try:
+        if reaches is None:
+            msg = "this host reaches no others"
+            raise Forbidden(msg)
+        link, proof = reaches(url)
+        with link, suppress(OSError):  # the host has gone: the next request shows it
+            socket.send_fds(channel, [proof.encode() or b" "], [link.fileno()])
     except (OSError, IPnextError) as error:
         with suppress(OSError):
             channel.send(str(error).encode()[:_BYTES] or b"refused")

@@ -28,7 +28,7 @@ from ipnext.credentials import read_key
 from ipnext.infra.agent_app import agent_app
 from ipnext.model.access import KeyRequest, Role
 from serving.openai.routes import ROOTS
-from tests.processes import command_line
+from tests.processes import command_line, unix_transport
 from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
@@ -183,10 +183,7 @@ def test_another_user_of_the_machine_reaches_no_socket(platform: Any, others: No
 
 
 def test_a_process_answers_no_other_user_even_if_its_socket_is_open(platform: Any, others: None) -> None:
-    """Envoy does not look who asks: its socket lies in a directory of the agent's user."""
     for door in doors_of(platform):
-        if door.kind == "envoy":
-            continue
         modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (door.path.parent, door.path)}
         try:
             for path in modes:
@@ -211,7 +208,7 @@ def test_a_socket_answers_its_caller_on_the_routes_of_the_table_only(platform: A
         if door.kind != kind:
             continue
         caller = Component(door.path.stem)
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(door.path)), timeout=60) as client:
+        with httpx.Client(transport=unix_transport(str(door.path)), timeout=60) as client:
             for step in STEPS:
                 for path in (f"/{step}", f"/{step}/none/at-all"):
                     allowed = caller in callers_of(listener, path)

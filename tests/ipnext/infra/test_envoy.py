@@ -1,6 +1,7 @@
 """What the rendered configuration says; how Envoy follows it is shown in test_agent_gateway.py."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -116,6 +117,25 @@ def _values(rule, header):
 
 def _added(entry):
     return {(h["header"]["key"], h["header"]["value"]) for h in entry.get("request_headers_to_add", ())}
+
+
+def test_only_the_router_gets_the_proof_of_the_gateway(gateway, builder):
+    table = builder("m").table(1, {1: 0.5, ("us", 2): 0.5})
+    proved = replace(gateway(table, peers={"us": "http://127.0.0.1:2"}), router_proof="proof")
+    rules = envoy.routes(proved)[0]["virtual_hosts"][0]["routes"]
+    own, foreign = [], []
+    for rule in (rule for rule in rules if "route" in rule):
+        if "cluster" in rule["route"]:
+            (own if rule["route"]["cluster"] == envoy.ROUTER_CLUSTER else foreign).append(rule)
+            continue
+        assert "x-ipnext-caller-proof" not in dict(_added(rule)), "it would go to other regions"
+        for entry in rule["route"]["weighted_clusters"]["clusters"]:
+            (own if entry["name"] == envoy.ROUTER_CLUSTER else foreign).append(entry)
+    assert own
+    assert {dict(_added(entry)).get("x-ipnext-caller-proof") for entry in own} == {"proof"}
+    assert foreign
+    assert {dict(_added(entry)).get("x-ipnext-caller-proof") for entry in foreign} == {None}
+    assert "proof" not in json.dumps(envoy.routes(replace(proved, router_proof=None)))
 
 
 def test_of_models_that_need_a_credential_the_gateway_itself_says_nothing(builder):

@@ -84,6 +84,9 @@ def test_envoy_and_agent_reach_the_router_over_its_sockets(agent):
     (gateway,) = (path for path in sockets_of(agent.child("serving.router")) if path.name == "gateway.sock")
     with httpx.Client(transport=unix_transport(str(gateway))) as client:
         assert client.post("http://localhost/control/drain", timeout=60).status_code == 403
+        assert client.get("http://localhost/v2/health/live", timeout=60).status_code == 200
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(gateway))) as unproved:
+        assert unproved.get("http://localhost/v2/health/live", timeout=60).status_code == 403
 
 
 def test_a_directory_with_a_long_path_has_its_sockets_elsewhere(tmp_path):

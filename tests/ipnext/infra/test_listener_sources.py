@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.components.caller_proof import read_proof
 from ipnext.infra.ports import free_port
 from ipnext.infra.tether import tether
 from serving.protocol.frames import UPGRADE
-from tests.processes import unix_transport
 from tests.waiting import PATIENCE_SECONDS, until
 
 NAMES = {
@@ -203,9 +203,14 @@ def test_the_gateways_admin_endpoint_is_a_socket_of_this_user_alone(agent):
     (admin,) = {one.laddr for one in envoy.net_connections("unix") if one.laddr.endswith("admin.sock")}
     assert os.stat(admin).st_mode & 0o077 == 0  # noqa: PTH116 - a text
     assert os.stat(os.path.dirname(admin)).st_mode & 0o077 == 0  # noqa: PTH116, PTH120
-    transport = unix_transport(admin)
-    with httpx.Client(transport=transport) as client:
-        assert client.get("http://localhost/ready", timeout=60).status_code == 200
+    with httpx.Client(transport=httpx.HTTPTransport(uds=admin), base_url="http://localhost", timeout=60) as client:
+        for path in ("ready", "stats", "stats?proof=guessed", "config_dump", "?proof=", ""):
+            assert client.get(f"/{path}").status_code == 403, path
+        for path in ("quitquitquit", "drain_listeners", "drain_listeners?proof=guessed", "healthcheck/fail"):
+            assert client.post(f"/{path}").status_code == 403, path
+        proof = read_proof(agent.state / "envoy" / "admin.proof")
+        assert client.get(f"/stats?proof={proof}").status_code == 200
+        assert client.post(f"/quitquitquit?proof={proof}").status_code == 403, "nobody asks for it"
 
 
 def test_a_gateway_refuses_by_itself_what_never_reaches_its_router(ports):

@@ -1,17 +1,26 @@
 """Host and router on Unix sockets: each socket lets in what its kind of caller may ask for."""
 
+import asyncio
 import json
 import os
 import socket
 import stat
 import subprocess
 import sys
+from functools import partial
 
 import httpx
 import pytest
 
+from ipnext.components.caller_proof import read_proof
+from ipnext.components.identity import Component
+from ipnext.components.sockets import bind_socket
 from ipnext.infra.tether import tether
+from ipnext.names import PROOF_HEADER
+from serving.host.other_hosts import reach_host
 from serving.protocol.frames import UPGRADE
+from serving.routing.host_connection import connect
+from serving.snapshots.fetch_starter import FetchingKeeper
 from tests.processes import unix_transport
 from tests.waiting import PATIENCE_SECONDS, until
 
@@ -51,17 +60,23 @@ def answers(root, name, process):
     return ask(root / name, "agent", "/healthz").status_code == 200
 
 
+PROVED = object()
+"""The proof of the socket's callers."""
+
+
 def ask(place, caller, path, *, method="GET", headers=None):
     with httpx.Client(transport=unix_transport(str(place / f"{caller}.sock"))) as client:
         return client.request(method, f"http://localhost{path}", headers=headers, timeout=60)
 
 
-def upgraded(place, caller, path="/frames"):
+def upgraded(place, caller, path="/frames", *, proof=PROVED):
     """The status of an upgrade to frames."""
+    proof = read_proof(place / f"{caller}.proof") if proof is PROVED else proof
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(PATIENCE_SECONDS)
         connection.connect(str(place / f"{caller}.sock"))
-        head = f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: {UPGRADE}\r\n\r\n"
+        head = f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: {UPGRADE}\r\n"
+        head += "\r\n" if proof is None else f"{PROOF_HEADER}: {proof}\r\n\r\n"
         connection.sendall(head.encode())
         return int(connection.makefile("rb").readline().split()[1])
 
@@ -70,7 +85,9 @@ def upgraded(place, caller, path="/frames"):
 def test_a_program_listens_on_the_sockets_of_its_callers_and_nowhere_else(places, name):
     place = places[name]
     found = [path for path in place.iterdir() if not path.is_dir()]
-    assert {path.name for path in found} == {f"{caller}.sock" for caller in CALLERS[name]}
+    assert {path.name for path in found} == {
+        f"{caller}{end}" for caller in CALLERS[name] for end in (".sock", ".proof")
+    }
     assert stat.S_IMODE(place.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in found} == {0o600}
     engines = [path for path in place.iterdir() if path.is_dir()]  # of a host of vLLM: where its engines listen
@@ -117,6 +134,69 @@ def test_only_a_router_sends_frames_whatever_path_it_names(places):
     assert upgraded(places["host"], "router", "/control/state") == 101  # a router's socket: frames, not control
     assert upgraded(places["host"], "agent") == 403
     assert upgraded(places["host"], "agent", "/control/state") == 403
+
+
+@pytest.mark.parametrize(
+    ("name", "caller", "path"),
+    [
+        ("router", "agent", "/control/state"),
+        ("router", "gateway", "/v2/health/live"),
+        ("host", "agent", "/control/state"),
+        ("host", "agent", "/healthz"),
+        ("vllm-host", "agent", "/control/state"),
+    ],
+)
+def test_a_caller_of_this_user_without_the_proof_is_refused(places, name, caller, path):
+    other = read_proof(places[name] / ("gateway.proof" if caller == "agent" and name == "router" else "agent.proof"))
+    assert ask(places[name], caller, path).status_code == 200
+    for wrong in ("", "guessed", *([other] if other != read_proof(places[name] / f"{caller}.proof") else [])):
+        answer = ask(places[name], caller, path, headers={PROOF_HEADER: wrong})
+        assert answer.status_code == 403, answer.text
+        assert "has not proved itself" in answer.text
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(places[name] / f"{caller}.sock"))) as client:
+        assert client.get(f"http://localhost{path}", timeout=60).status_code == 403
+
+
+def test_frames_take_a_proof_too(places):
+    assert upgraded(places["host"], "router") == 101
+    assert upgraded(places["host"], "router", proof=None) == 403
+    assert upgraded(places["host"], "router", proof=read_proof(places["host"] / "agent.proof")) == 403
+
+
+@pytest.fixture
+def keeper(places):
+    """That of a host beside these."""
+    keeper = FetchingKeeper(lambda: None, reaches=partial(reach_host, places["host"].parent))
+    yield keeper
+    keeper.close()
+
+
+def test_a_confined_host_reaches_another_one_through_its_keeper(places, keeper):
+    async def reach():
+        connection = await connect(f"unix://{places['host']}", reach=partial(asyncio.to_thread, keeper.reach))
+        opened = connection.open
+        connection.close()
+        return opened
+
+    assert asyncio.run(reach())
+
+
+def test_a_keeper_connects_to_hosts_and_to_nothing_else(places, keeper):
+    root = places["host"].parent
+    elsewhere = root / "elsewhere" / "host"
+    with bind_socket(elsewhere, Component.ROUTER) as other:
+        other.listen()
+        for place in (elsewhere, root / "host" / ".." / "host", root / "host" / "agent.sock"):
+            with pytest.raises(ConnectionError, match="is no host of this region"):
+                keeper.reach(f"unix://{place}")
+    for url in ("http://127.0.0.1:22", "", str(root / "host")):
+        with pytest.raises(ConnectionError, match="is no host of this region"):
+            keeper.reach(url)
+    with pytest.raises(ConnectionError, match="No such file"):
+        keeper.reach(f"unix://{root / 'gone'}")
+    link, proof = keeper.reach(f"unix://{root / 'host'}")
+    link.close()
+    assert proof == read_proof(root / "host" / "router.proof")
 
 
 def test_a_page_and_another_host_are_refused_on_sockets_too(places):
