@@ -79,10 +79,13 @@ class AgentSettings(BaseSettings):
     argument loads code, authors of manifests can run code on the hosts of this region."""
     engine_environment_allow: tuple[str, ...] = ()
     """Environment variables of its engines that manifests may give, in the same way."""
+    engine_environment_inherit: tuple[str, ...] = ()
+    """Variables of the agent's environment that its engines get, beyond the built-in list of the system's, compute
+    libraries' and vLLM's own."""
     host_confinement: Literal["off", "available", "required"] = "available"
     """Whether hosts confine themselves: they read only their code, their libraries and their cache, write nothing,
     start no program and open no further listener. `available`: as far as the kernel can; `required`: a host does not
-    start on a kernel without Landlock."""
+    start on a kernel without seccomp, or whose Landlock is older than version 4 (Linux 6.7)."""
     host_readable: tuple[str, ...] = ()
     """Further paths that hosts may read, such as one that an operator's engine needs."""
     host_writable: tuple[str, ...] = ()

@@ -94,6 +94,7 @@ class Site:
         if engine == "vllm":
             more += [f"--allow-argument={name}" for name in self.settings.engine_arguments_allow]
             more += [f"--allow-environment={name}" for name in self.settings.engine_environment_allow]
+            more += [f"--inherit-environment={name}" for name in self.settings.engine_environment_inherit]
         return [*self._filled(self.host_template(engine), url, **fields), *more]
 
     def host_template(self, engine: str) -> Sequence[str]:

@@ -73,6 +73,7 @@ class EngineManager:
         transfer: Path | None = None,
         sockets: Path | None = None,
         allowances: EngineAllowances = NO_ALLOWANCES,
+        inherited: tuple[str, ...] = (),
         enclosures: Enclosures | None = None,
         begin_log: OpenLog | None = None,
     ) -> None:
@@ -90,6 +91,7 @@ class EngineManager:
         self._logs = EngineLogs(log_directory(cache), host_id)
         self._begin_log = begin_log or self._logs.begin
         self._allowances = allowances
+        self._inherited = inherited
         self._weights: dict[str, int] = {}
         self._retiring: dict[asyncio.Task[None], Engine] = {}
         self._loads: set[asyncio.Task[None]] = set()
@@ -257,6 +259,7 @@ class EngineManager:
             storage=self._storage(hold, settings),
             checkpoint=fetched.manifest.checkpoint,
             swap=hold.swap,
+            inherited=self._inherited,
             sockets=self._sockets,
             name=answering_name(hold.model, hold.digest, secrets.token_hex(4) if hold.swap else ""),
             enclosure=None if self._enclosures is None else self._enclosures.enclosure(secrets.token_hex(4)),

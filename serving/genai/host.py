@@ -127,6 +127,13 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--allow-environment", action="append", default=[], metavar="NAME", help="a variable, as --allow-argument"
     )
+    parser.add_argument(
+        "--inherit-environment",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a variable of its own that engines get",
+    )
     add_confinement(parser)
     add_user(parser)
     add_allowed_hosts(parser)
@@ -152,6 +159,7 @@ async def _main(
             budget_bytes=arguments.memory_bytes,
             transfer=arguments.transfer,
             sockets=arguments.sockets,
+            inherited=tuple(arguments.inherit_environment),
             allowances=EngineAllowances(tuple(arguments.allow_argument), tuple(arguments.allow_environment)),
             enclosures=enclosures,
             begin_log=begin_log,

@@ -70,10 +70,13 @@ def engine(yard, shelf, tmp_path):
             given = {"state": str(tmp_path), "other": other.name, "port": port, "test": os.getpid()}
             host = yard.start(
                 "host",
+                "--inherit-environment=PRYING",
                 *extra,
                 IPNEXT_VLLM_COMMAND=f"{{python}} {PRYING} {{directory}} {{port}}",
                 PRYING=json.dumps(given),
                 AWS_SECRET_ACCESS_KEY="of the artifact store",
+                HF_TOKEN="of a hub",
+                PGPASSWORD="of a database",
                 XDG_CACHE_HOME=str(tmp_path / "shared"),
             )
             host.hold(shelf.hold(1, **hold))

@@ -65,10 +65,6 @@ def test_a_cache_that_the_operator_lets_engines_write_stays():
     assert found["HF_HOME"] != "/srv/other"
 
 
-def test_an_engine_gets_no_credentials_of_the_artifact_store():
-    assert "AWS_SECRET_ACCESS_KEY" not in environment({"AWS_SECRET_ACCESS_KEY": "secret"})
-
-
 def test_sockets_in_an_engines_temporary_directory_have_room():
     usual = enclosures_place(Path("/a/very/long/path" * 9), "model.part.hardware.0", user=4_294_967_294)
     place = Path(tempfile.mkdtemp(prefix=f"{usual.name}-"))  # if another user has made the usual one

@@ -123,11 +123,38 @@ def test_a_template_replaces_the_command():
         command(IPNEXT_VLLM_COMMAND="{pyhton}")
 
 
+def test_an_engine_inherits_what_is_listed_and_no_credentials():
+    listed = {
+        "PATH": "/bin",
+        "LC_ALL": "C",
+        "CUDA_HOME": "/cuda",
+        "NCCL_DEBUG": "INFO",
+        "VLLM_USE_V2_MODEL_RUNNER": "1",
+    }
+    others = dict.fromkeys(
+        (
+            *(
+                "HF_TOKEN",
+                "PGPASSWORD",
+                "GOOGLE_APPLICATION_CREDENTIALS",
+                "AZURE_CLIENT_SECRET",
+                "AWS_SECRET_ACCESS_KEY",
+            ),
+            *("HTTPS_PROXY", "VLLM_API_KEY", "IPNEXT_COMPONENT_KEY_FILE", "DOCKER_HOST", "SSH_AUTH_SOCK", "ANY_OTHER"),
+        ),
+        "secret",
+    )
+    found = engine_environment(VllmSettings(), {**listed, **others, "MINE": "1"}, allowed=("MINE",))
+    assert listed.items() <= found.items()
+    assert not others.keys() & found.keys()
+    assert found["MINE"] == "1", "an operator allows further names"
+
+
 def test_the_environment_keeps_the_parents_and_calls_nobody(monkeypatch):
     monkeypatch.setattr(vllm_command, "has_gpu", lambda: False)
-    given = {"OMP_NUM_THREADS": "3", "A": "parent"}
-    found = engine_environment(VllmSettings(environment={"A": "part"}), given)
-    assert (found["OMP_NUM_THREADS"], found["A"]) == ("3", "part")
+    given = {"OMP_NUM_THREADS": "3", "NCCL_ALGO": "parent"}
+    found = engine_environment(VllmSettings(environment={"NCCL_ALGO": "part"}), given)
+    assert (found["OMP_NUM_THREADS"], found["NCCL_ALGO"]) == ("3", "part")
     assert {name: found[name] for name in ("HF_HUB_OFFLINE", "VLLM_NO_USAGE_STATS")} == dict.fromkeys(
         ("HF_HUB_OFFLINE", "VLLM_NO_USAGE_STATS"), "1"
     )

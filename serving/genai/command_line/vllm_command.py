@@ -5,13 +5,14 @@ Arguments as in vLLM 0.32 (`python -m vllm.entrypoints.openai.api_server --help=
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from ipnext.errors import LoadFailed
 from ipnext.model.engine_settings import GIB, VllmSettings
+from serving.genai.command_line.inherited_environment import inherited_environment
 from serving.genai.command_line.interpreter import COMMAND_VARIABLE, vllm_python
 from serving.genai.command_line.kv_transfer import (
     SIDE_CHANNEL_HOST,
@@ -27,6 +28,9 @@ SERVER: Final = ("-m", "vllm.entrypoints.openai.api_server")
 """Not the program `vllm`: it looks up a distribution of that name, which a CPU machine does not have."""
 HEADLESS: Final = ("-m", "vllm.entrypoints.cli.main", "serve")
 """Runs the workers of a further host: only `vllm serve` knows `--headless`."""
+
+LOOPBACK: Final = "127.0.0.1"
+"""Address of an engine's processes. vLLM would look for one by UDP, which engines may not use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +113,26 @@ def node_command(model: str, directory: Path, port: int, settings: VllmSettings,
 
 
 def engine_environment(
-    settings: VllmSettings, environment: Mapping[str, str], *, side_port: int = SIDE_CHANNEL_PORT, swap: bool = False
+    settings: VllmSettings,
+    environment: Mapping[str, str],
+    *,
+    side_port: int = SIDE_CHANNEL_PORT,
+    swap: bool = False,
+    allowed: Collection[str] = (),
 ) -> Mapping[str, str]:
-    """Return the parent's environment, then the part's, then IPnext's. If OMP_NUM_THREADS is set, vLLM binds no thread to a core.
+    """Return what an engine inherits, then the part's variables, then IPnext's. If OMP_NUM_THREADS is set, vLLM binds no thread to a core.
 
+    `environment` is the parent's, of which it gets listed variables and those `allowed`.
     `side_port`: the port at which other engines request keys and values from this one; its address is the parent's
     VLLM_NIXL_SIDE_CHANNEL_HOST, else loopback. If `swap` is set, vLLM's routes that change weights are open, which can
     execute anything: it listens on a socket of this user alone, or on loopback.
     """
     threads = environment.get("OMP_NUM_THREADS")
-    address = environment.get(SIDE_CHANNEL_HOST, "127.0.0.1")
+    address = environment.get(SIDE_CHANNEL_HOST, LOOPBACK)
     return {
-        **environment,
+        "VLLM_HOST_IP": LOOPBACK,
+        "VLLM_LOOPBACK_IP": LOOPBACK,
+        **inherited_environment(environment, allowed=allowed),
         **({"VLLM_CPU_OMP_THREADS_BIND": "nobind"} if threads is not None else {}),
         **({} if has_gpu() else {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}),
         **settings.environment,

@@ -45,8 +45,6 @@ RUNS: Final = tuple(map(Path, ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/opt/
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a name, nothing is made here
 _DEVICES: Final = ("nvidia*", "nvidia-caps", "kfd", "dri", "infiniband", "gdrdrv", "null", "zero", "full")
 
-NOT_GIVEN: Final = ("AWS_",)
-"""Prefixes of environment variables that engines do not get: only the process that fetches needs them."""
 PORTS: Final = range(20_000, 32_000)
 """TCP ports of which each engine gets one, for requests or for transfers: below those that the kernel uses for outgoing connections."""
 _LOCAL_PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -120,8 +118,7 @@ class Enclosure:
             "TMPDIR": self._scratch,
             "VLLM_RPC_BASE_PATH": self._scratch,
         }
-        passed = {name: value for name, value in given.items() if not name.startswith(NOT_GIVEN)}
-        return passed | {name: str(path) for name, path in own.items() if not self._may_write(given.get(name))}
+        return dict(given) | {name: str(path) for name, path in own.items() if not self._may_write(given.get(name))}
 
     def ruleset(
         self,

@@ -54,6 +54,8 @@ class EngineSpec:
     """Whether its own socket has the routes that change its weights."""
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
+    inherited: tuple[str, ...] = ()
+    """Variables that it gets of this environment, in addition to the listed ones."""
     sockets: Path | None = None
     """Directory for its Unix socket; None: it listens on a loopback port."""
     name: str | None = None
@@ -265,7 +267,9 @@ class Engine:
         if isinstance(address, Path):
             make_private_directory(address.parent)
         command = spec.command(address)
-        environment = engine_environment(spec.settings, spec.environment, side_port=side_port, swap=spec.swap)
+        environment = engine_environment(
+            spec.settings, spec.environment, side_port=side_port, swap=spec.swap, allowed=spec.inherited
+        )
         if spec.enclosure is not None:
             await asyncio.to_thread(spec.enclosure.prepare)
             environment = spec.enclosure.environment(environment)
