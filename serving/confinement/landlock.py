@@ -2,7 +2,7 @@
 
 It bounds the effects of a snapshot on a host or an engine, even if the engine has an unknown vulnerability. A torch
 host reads its code, its libraries and its cache of snapshots. It writes nothing, starts no program, opens no further
-listener, and signals no other process. The rights of a vLLM host and its engines are in
+socket, and signals no other process. The rights of a vLLM host and its engines are in
 `serving.genai.engine.enclosure`.
 """
 
@@ -12,7 +12,7 @@ import stat
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import reduce
@@ -26,6 +26,7 @@ from landlockpy import AccessFS, AccessNet, LandlockError, Ruleset, Scope, abi_v
 import ipnext
 import serving
 from ipnext.errors import Unavailable
+from serving.confinement.socket_filter import TCP, SocketKind, limit_sockets
 
 _FILES: Final = ~AccessFS.RESOLVE_UNIX
 """All file accesses but sockets by path: other hosts and routers check the callers of their sockets themselves."""
@@ -55,14 +56,21 @@ _KERNEL: Final = tuple(
 """Kernel information about the machine and this process. Not all of /proc, which has the command lines of other processes."""
 
 
+REQUIRED_VERSION: Final = 4
+"""Of Landlock, if confinement is required."""
+_NEEDED: Final = "version 4 (truncation of files: 3, TCP ports: 4), in Linux since 6.7"
+_LATER_RIGHTS: Final = {3: "truncation of files", 4: "TCP ports", 6: "signals and abstract Unix sockets"}
+"""Version of Landlock -> what it restricts from then on."""
+
+
 class Confinement(StrEnum):
     """Policy for the confinement of a host."""
 
     OFF = "off"
     AVAILABLE = "available"
-    """As far as the kernel can; the host logs if the kernel has no Landlock."""
+    """As far as the kernel can; the host logs what stays open."""
     REQUIRED = "required"
-    """A host does not start without Landlock."""
+    """A host does not start on a kernel whose Landlock has no rules for truncation and TCP ports, or that has no seccomp."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,20 +126,34 @@ def confine(
         writes=(Path(os.devnull), *writable),
         connects=None if connects else (),
     )
-    return restrict(mode, allowed)
+    return restrict(mode, allowed, sockets=TCP if connects else ())
 
 
-def restrict(mode: Confinement, allowed: Allowed) -> bool:
-    """Confine this process to the allowed rights; return whether that was done. Unavailable as for `make_ruleset`.
+def restrict(mode: Confinement, allowed: Allowed, *, sockets: Sequence[SocketKind]) -> bool:
+    """Confine this process to the allowed rights, and to new sockets of these kinds; return whether that was done.
 
-    Only while it has a single thread: others would stay unconfined.
+    Only while it has a single thread: others would stay unconfined. Unavailable as for `make_ruleset`, and if sockets
+    can't be limited although confinement is required.
     """
     rules = make_ruleset(mode, allowed)
     if rules is None:
         return False
     with rules:
         rules.restrict()
+    restrict_sockets(mode, sockets)
     return True
+
+
+def restrict_sockets(mode: Confinement, sockets: Sequence[SocketKind]) -> None:
+    """Confine this process to new sockets of these kinds only. Otherwise as `restrict`."""
+    if mode is Confinement.OFF:
+        return
+    try:
+        limit_sockets(sockets)
+    except Unavailable as error:
+        if mode is Confinement.REQUIRED:
+            raise
+        structlog.get_logger().warning("the host opens sockets of any kind", reason=error.message)
 
 
 def make_ruleset(mode: Confinement, allowed: Allowed) -> Ruleset | None:
@@ -141,12 +163,19 @@ def make_ruleset(mode: Confinement, allowed: Allowed) -> Ruleset | None:
     """
     if mode is Confinement.OFF:
         return None
-    if _version() == 0:
-        if mode is Confinement.REQUIRED:
-            msg = "this kernel has no Landlock, and hosts are to be confined; allowed: a kernel of 5.13 or later with `landlock` among lsm=, or available"
-            raise Unavailable(msg)
+    version = _version()
+    if mode is Confinement.REQUIRED and version < REQUIRED_VERSION:
+        found = f"Landlock of this kernel is of version {version}" if version else "this kernel has no Landlock"
+        msg = (
+            f"{found}, and IPNEXT_AGENT_HOST_CONFINEMENT=required needs {_NEEDED}; "
+            "allowed: a later kernel with `landlock` among lsm=, or available"
+        )
+        raise Unavailable(msg)
+    if version == 0:
         structlog.get_logger().warning("the host is not confined", reason="this kernel has no Landlock")
         return None
+    if missing := [right for since, right in _LATER_RIGHTS.items() if version < since]:
+        structlog.get_logger().warning("the host is confined in part", landlock=version, unrestricted=missing)
     asked = ((AccessNet.BIND_TCP, allowed.binds), (AccessNet.CONNECT_TCP, allowed.connects))
     ports = [(access, numbers) for access, numbers in asked if numbers is not None]
     network = reduce(or_, (access for access, _ in ports), AccessNet.NONE)

@@ -19,8 +19,9 @@ from ipnext.components.http_sessions import HttpSessions
 from ipnext.components.identity import Component
 from ipnext.model.deployment import STREAM_DRAIN_SECONDS, HostHolds, HostMemoryState, HostState
 from ipnext.model.engine_allowances import EngineAllowances
-from serving.confinement.landlock import Confinement, add_confinement, restrict
+from serving.confinement.landlock import Confinement, add_confinement, restrict, restrict_sockets
 from serving.confinement.privileges import add_user, become, drop_capabilities, give_to
+from serving.confinement.socket_filter import INTERFACES, LOCAL, TCP
 from serving.genai.adapters import Adapters
 from serving.genai.checkpoint_check import verify
 from serving.genai.engine.enclosure import Enclosures, enclosures_place, forget_places, host_allowed
@@ -37,6 +38,8 @@ from serving.metrics.tallies import CONTENT_TYPE
 from serving.snapshots.fetch_process import FetchingProcess
 
 CALLERS: Final = (Component.AGENT,)
+ENGINE_SOCKETS: Final = (*LOCAL, *TCP, *INTERFACES)
+"""New sockets of a host and of its engines, whose processes talk by local ones."""
 NOTICE_SECONDS: Final = 1.0
 """Time after the termination signal in which requests may still arrive: until the agent notices, and the router is updated."""
 DRAIN_POLL_SECONDS: Final = 0.25
@@ -200,8 +203,10 @@ def confine(arguments: argparse.Namespace, *, writable: Sequence[Path]) -> Enclo
     ).prepare()
     allowed = host_allowed(enclosures, os.environ, readable=(arguments.cache,), writable=writable)
     drop_capabilities()
-    if allowed is not None:
-        restrict(arguments.confinement, allowed)
+    if allowed is None:
+        restrict_sockets(arguments.confinement, ENGINE_SOCKETS)
+    else:
+        restrict(arguments.confinement, allowed, sockets=ENGINE_SOCKETS)
     return enclosures
 
 

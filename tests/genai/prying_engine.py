@@ -35,6 +35,16 @@ def listen(port):
         one.bind(("127.0.0.1", port))
 
 
+def open_socket(family, kind, protocol=0):
+    socket.socket(family, kind, protocol).close()
+
+
+def connect_as_it_sends(port):
+    """TCP Fast Open: no call of connect(2)."""
+    with socket.socket() as one:
+        one.sendto(b"secret", socket.MSG_FASTOPEN, ("127.0.0.1", port))
+
+
 def run_own():
     """A program that it has brought along."""
     program = Path(tempfile.gettempdir()) / "own"
@@ -69,12 +79,19 @@ def tries(directory, port):
         "listens on its port": tried(lambda: listen(port)),
         "listens on another port": tried(lambda: listen(given["port"])),
         "connects to a foreign port": tried(lambda: connect(given["port"])),
+        "connects as it sends": tried(lambda: connect_as_it_sends(given["port"])),
+        "opens a local socket": tried(lambda: open_socket(socket.AF_UNIX, socket.SOCK_STREAM)),
+        "reads the machine's addresses": tried(lambda: open_socket(socket.AF_NETLINK, socket.SOCK_RAW)),
+        "opens a socket of UDP": tried(lambda: open_socket(socket.AF_INET, socket.SOCK_DGRAM)),
+        "opens a socket of MPTCP": tried(lambda: open_socket(socket.AF_INET, socket.SOCK_STREAM, 262)),
+        "opens a socket to its hypervisor": tried(lambda: open_socket(socket.AF_VSOCK, socket.SOCK_STREAM)),
+        "hears of devices": tried(lambda: open_socket(socket.AF_NETLINK, socket.SOCK_RAW, 15)),
         "signals its keeper": tried(lambda: os.kill(host, 0)),
         "signals a process of its own": tried(lambda: os.kill(os.getpid(), 0)),
         "reads another's environment": tried(Path(f"/proc/{given['test']}/environ").read_bytes),
         "reads its own": tried(Path("/proc/self/environ").read_bytes),
         "privileges": {"new": status("NoNewPrivs") == "0", "over processes": int(status("CapEff"), 16) & ~0b110 != 0},
-        "secrets": [name for name in os.environ if name.startswith("AWS_")],
+        "secrets": [name for name in os.environ if name.startswith(("AWS_", "HF_TOKEN", "PG"))],
         "home": str(Path.home()),
         "outside of its home": [
             name

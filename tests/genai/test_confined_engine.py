@@ -37,6 +37,8 @@ NEEDED = {
     "starts itself": DONE,
     "listens on its port": DONE,
     "signals a process of its own": DONE,
+    "opens a local socket": DONE,
+    "reads the machine's addresses": DONE,
     "reads its own": DONE,
 }
 NOT_NEEDED = {
@@ -50,6 +52,11 @@ NOT_NEEDED = {
     "starts a program that it wrote": REFUSED,
     "listens on another port": REFUSED,
     "connects to a foreign port": REFUSED,
+    "connects as it sends": REFUSED,
+    "opens a socket of UDP": REFUSED,
+    "opens a socket of MPTCP": REFUSED,
+    "opens a socket to its hypervisor": REFUSED,
+    "hears of devices": REFUSED,
     "signals its keeper": REFUSED,
     "reads another's environment": REFUSED,
     "privileges": {"new": False, "over processes": False},
@@ -136,10 +143,10 @@ def test_the_directory_of_an_engine_goes_with_a_host_that_is_killed(engine):
 
 
 HOST = """
-import json, sys
+import json, socket, sys
 from pathlib import Path
 from serving.genai.host import _arguments, confine, prepare_places
-from tests.genai.prying_engine import status, tried
+from tests.genai.prying_engine import open_socket, status, tried
 root = Path(sys.argv[1])
 given = _arguments(
     ["--sockets", str(root / "h"), "--region", "r", "--id", "h", "--artifacts", "file:///s", "--cache", str(root / "cache")]
@@ -154,27 +161,42 @@ print(json.dumps({
     "writes into the cache": tried(lambda: (root / "cache" / "made").write_bytes(b"")),
     "reads the agent's state": tried((root / "wanted.json").read_bytes),
     "takes its own socket's place": tried(lambda: (root / "h" / "agent.sock").write_bytes(b"")),
+    "opens a socket of UDP": tried(lambda: open_socket(socket.AF_INET, socket.SOCK_DGRAM)),
+    "opens a local socket": tried(lambda: open_socket(socket.AF_UNIX, socket.SOCK_STREAM)),
     "privileges": int(status("CapEff"), 16) & ~0b110 != 0,
 }))
 """
 
 
-def test_a_host_of_engines_is_confined_itself(tmp_path):
+def confined_host(tmp_path, **command):
+    """What a host with this command of its engines can do."""
     (tmp_path / "wanted.json").write_text("{}")
     roots = os.pathsep.join({str(Path(serving.__file__).parents[1]), str(Path(__file__).parents[2])})
     ran = subprocess.run(
         [sys.executable, "-c", HOST, str(tmp_path)],
         capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False,
-        env={**os.environ, "PYTHONPATH": roots, "IPNEXT_VLLM_COMMAND": "sleep 1000"},
+        env={**os.environ, "PYTHONPATH": roots, **command},
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    assert json.loads(ran.stdout.splitlines()[-1]) == {
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def test_a_host_that_finds_no_engine_yet_limits_their_sockets_all_the_same(tmp_path):
+    tries = confined_host(tmp_path, IPNEXT_VLLM_PYTHON="/nowhere/python")
+    assert tries["reads the agent's state"] == DONE, "its engines will be confined"
+    assert (tries["opens a socket of UDP"], tries["opens a local socket"]) == (REFUSED, DONE)
+
+
+def test_a_host_of_engines_is_confined_itself(tmp_path):
+    assert confined_host(tmp_path, IPNEXT_VLLM_COMMAND="sleep 1000") == {
         "reads the cache": DONE,
         "makes the socket of an engine": DONE,
         "writes into the cache": REFUSED,
         "writes a log": REFUSED,
         "reads the agent's state": REFUSED,
         "takes its own socket's place": REFUSED,
+        "opens a socket of UDP": REFUSED,
+        "opens a local socket": DONE,
         "privileges": False,
     }
 

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import structlog.testing
 from landlockpy import LandlockError, abi_version
 
 from ipnext.errors import Unavailable
 from serving.confinement import landlock
-from serving.confinement.landlock import Confinement, confine
+from serving.confinement.landlock import Allowed, Confinement, confine, make_ruleset
 from tests.waiting import PATIENCE_SECONDS
 
 CONFINED = """
@@ -42,6 +43,9 @@ def ask():
     with socket.socket(socket.AF_UNIX) as one:
         one.connect(str(outside / "socket"))
 
+def opens(*kind):
+    return tried(lambda: socket.socket(*kind).close())
+
 told = {
     "reads its cache": tried((cache / "weights").read_bytes),
     "imports a module": tried(lambda: __import__("sqlite3")),
@@ -57,6 +61,10 @@ told = {
     "listens": tried(listen),
     "connects": tried(connect),
     "asks by a socket file": tried(ask),
+    "opens a socket of UDP": opens(socket.AF_INET, socket.SOCK_DGRAM),
+    "opens a socket to its hypervisor": opens(socket.AF_VSOCK, socket.SOCK_STREAM),
+    "opens a netlink socket": opens(socket.AF_NETLINK, socket.SOCK_RAW),
+    "makes a pair for its event loop": tried(lambda: [end.close() for end in socket.socketpair()]),
     "signals another process": tried(lambda: os.kill(parent, 0)),
     "reads another's environment": tried(lambda: Path(f"/proc/{parent}/environ").read_bytes()),
     "reads its own": tried(lambda: Path("/proc/self/environ").read_bytes()),
@@ -106,7 +114,11 @@ def test_what_a_confined_process_may_do(tmp_path: Path) -> None:
         "starts another Python": refused,
         "listens": refused,
         "connects": refused,
-        "asks by a socket file": "done",
+        "asks by a socket file": refused,
+        "opens a socket of UDP": refused,
+        "opens a socket to its hypervisor": refused,
+        "opens a netlink socket": refused,
+        "makes a pair for its event loop": "done",
         "signals another process": refused,
         "reads another's environment": refused,
         "reads its own": "done",
@@ -124,6 +136,22 @@ def test_a_kernel_without_landlock_is_told_or_refused(monkeypatch: pytest.Monkey
     assert not confine(Confinement.AVAILABLE, readable=[])
     with pytest.raises(Unavailable, match="this kernel has no Landlock"):
         confine(Confinement.REQUIRED, readable=[])
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_kernel_with_less_than_required_is_refused(monkeypatch: pytest.MonkeyPatch, version: int) -> None:
+    monkeypatch.setattr(landlock, "_version", lambda: version)
+    with pytest.raises(Unavailable, match=f"of this kernel is of version {version}, .*=required needs version 4"):
+        make_ruleset(Confinement.REQUIRED, Allowed())
+
+
+def test_it_is_logged_what_an_older_kernel_leaves_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(landlock, "_version", lambda: 3)
+    with structlog.testing.capture_logs() as lines:
+        rules = make_ruleset(Confinement.AVAILABLE, Allowed())
+    if rules is not None:
+        rules.close()
+    assert [line["unrestricted"] for line in lines] == [["TCP ports", "signals and abstract Unix sockets"]]
 
 
 FIRST_IMPORT = """
