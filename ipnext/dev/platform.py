@@ -33,7 +33,7 @@ from ipnext.dev.hidden_address import HiddenAddress
 from ipnext.dev.ports import choose
 from ipnext.dev.stores import Stores, prepare
 from ipnext.devfile import read_devfile, server_command, temporal_binary
-from ipnext.errors import Conflict, InvalidInput
+from ipnext.errors import Conflict, InvalidInput, RegionUnreachable
 from ipnext.infra.agent_clients import AgentClients
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.atomic_file import replace_file
@@ -49,6 +49,7 @@ from ipnext.settings import DevSettings, client_settings
 HOST = "127.0.0.1"
 START_LIMIT_SECONDS = 90.0
 PROBE_SECONDS = 0.5
+PROBE_BYTES = 2**16
 BEYOND_DRAINS_SECONDS = 10.0
 """Longest end of an agent in addition to drains and the grace times of Envoy and of the hosts: answers that it waits
 for."""
@@ -198,9 +199,7 @@ class Platform:
         self._family.wait_until(self._temporal_listens, what="Temporal", limit_seconds=START_LIMIT_SECONDS)
         log.info("starting API and worker")
         self._family.start(self._program("api", "ipnext.api"), self._worker(first), self._ui_proxy())
-        with contextlib.closing(
-            AgentClients(self._agent_urls, httpx.Timeout(PROBE_SECONDS), self._certificates.control_plane())
-        ) as agents:
+        with contextlib.closing(AgentClients(self._agent_urls, self._certificates.control_plane())) as agents:
             self._family.wait_until(
                 lambda: (
                     self._places.ready(first).exists()
@@ -263,11 +262,12 @@ class Platform:
         return {region: f"{scheme}://{HOST}:{self._ports[f'agent {region}']}" for region in self._regions}
 
     def _agent_answers(self, agents: AgentClients, region: str) -> bool:
+        url = f"{self._agent_urls[region]}/healthz"
         try:
-            with agents.client(region) as client:
-                return client.get(f"{self._agent_urls[region]}/healthz").status_code == httpx.codes.OK
-        except httpx.HTTPError:
+            found = agents.call(region, "GET", url, most_bytes=PROBE_BYTES, seconds=PROBE_SECONDS)
+        except RegionUnreachable:
             return False
+        return found.status == httpx.codes.OK
 
     def _environment(self) -> Mapping[str, str]:
         given = {**self._config.worker_settings(), **self._config.agent_settings()}

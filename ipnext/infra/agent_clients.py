@@ -1,4 +1,7 @@
-"""HTTP clients of agents, which authenticate with a certificate, verify the region of the agent, and reload changed certificates."""
+"""HTTP clients of agents, which authenticate with a certificate, verify the region of the agent, and reload changed certificates.
+
+All calls of API and workers to agents are made here: no answer of an agent is longer, or takes longer, than its caller allows.
+"""
 
 import threading
 import time
@@ -11,36 +14,55 @@ from urllib.parse import urlsplit
 import httpx
 import structlog
 
+from ipnext.components.bounded_http import Answer, AnswerRefused, BoundedClient
 from ipnext.components.certificates import CertificateFiles, Stamp, client_context
 from ipnext.components.identity import Component, Identity
 from ipnext.components.settings import ComponentSettings
-from ipnext.errors import InvalidInput
+from ipnext.errors import InvalidInput, RegionUnreachable
 from ipnext.loopback import is_loopback
 
 LOOK_SECONDS: Final = 1.0
 """Interval between two checks of the certificate's files."""
+CONNECT_SECONDS: Final = 2.0
+"""Longest wait for a connection to an agent."""
 
 
 class AgentClients:
     """One client for all agents at http://, one client for each agent at https://. Safe to use from several threads."""
 
-    def __init__(
-        self, agents: Mapping[str, str], timeout: httpx.Timeout, settings: ComponentSettings | None = None
-    ) -> None:
+    def __init__(self, agents: Mapping[str, str], settings: ComponentSettings | None = None) -> None:
         """Raise InvalidInput if an agent needs a certificate and there is none, or if it is on another machine in clear text."""
-        # No proxy from the environment may intercept the calls.
-        self._plain = httpx.Client(timeout=timeout, trust_env=False)
+        self._plain = BoundedClient()
         self._secure = {
-            region: _secure_client(region, timeout, settings)
-            for region, url in agents.items()
-            if url.startswith("https://")
+            region: _secure_client(region, settings) for region, url in agents.items() if url.startswith("https://")
         }
         for region, url in agents.items():
             if region not in self._secure and settings is not None:
                 _check_clear_text(region, url, settings)
 
+    def call(
+        self, region: str, method: str, url: str, content: str | None = None, *, most_bytes: int, seconds: float
+    ) -> Answer:
+        """Call a region's agent, once. RegionUnreachable names the region, and the limit that its answer exceeds."""
+        try:
+            with self._client(region) as client:
+                return client.call(
+                    method,
+                    url,
+                    content=content,
+                    most_bytes=most_bytes,
+                    seconds=seconds,
+                    connect_seconds=CONNECT_SECONDS,
+                )
+        except AnswerRefused as error:
+            msg = f"the agent of region {region!r} answered {method} {url}, but {error}"
+            raise RegionUnreachable(msg) from error
+        except httpx.TransportError as error:
+            msg = f"the agent of region {region!r} did not answer {method} {url} whole within {seconds:g} s: {error!r}; is it running?"
+            raise RegionUnreachable(msg) from error
+
     @contextmanager
-    def client(self, region: str) -> Iterator[httpx.Client]:
+    def _client(self, region: str) -> Iterator[BoundedClient]:
         """Yield the client of a region's agent; it stays open while it is in use."""
         secure = self._secure.get(region)
         if secure is None:
@@ -56,7 +78,7 @@ class AgentClients:
             client.close()
 
 
-def _secure_client(region: str, timeout: httpx.Timeout, settings: ComponentSettings | None) -> "SecureClient":
+def _secure_client(region: str, settings: ComponentSettings | None) -> "SecureClient":
     files = settings.certificate_files if settings is not None else None
     if files is None or settings is None:
         msg = (
@@ -66,9 +88,8 @@ def _secure_client(region: str, timeout: httpx.Timeout, settings: ComponentSetti
         raise InvalidInput(msg, field="component_certificate_file")
     expected = Identity(settings.trust_domain, Component.AGENT, region)
 
-    def make() -> httpx.Client:
-        context = client_context(files, lambda peer: peer == expected)
-        return httpx.Client(timeout=timeout, trust_env=False, verify=context)
+    def make() -> BoundedClient:
+        return BoundedClient(context=client_context(files, lambda peer: peer == expected))
 
     return SecureClient(files, make)
 
@@ -84,7 +105,7 @@ def _check_clear_text(region: str, url: str, settings: ComponentSettings) -> Non
 
 @dataclass(eq=False)
 class _Client:
-    http: httpx.Client
+    http: BoundedClient
     stamp: Stamp
     users: int = 0
 
@@ -92,7 +113,7 @@ class _Client:
 class SecureClient:
     """A client that is remade when the certificate's files change; the former client closes after its last call."""
 
-    def __init__(self, files: CertificateFiles, make: Callable[[], httpx.Client]) -> None:
+    def __init__(self, files: CertificateFiles, make: Callable[[], BoundedClient]) -> None:
         self._files = files
         self._make = make
         self._lock = threading.Lock()
@@ -100,7 +121,7 @@ class SecureClient:
         self._looked_at = time.monotonic()
 
     @contextmanager
-    def client(self) -> Iterator[httpx.Client]:
+    def client(self) -> Iterator[BoundedClient]:
         """Yield the current client for one call."""
         with self._lock:
             self._look()

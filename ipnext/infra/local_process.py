@@ -1,10 +1,10 @@
 """The real embedded infrastructure: one agent process for each region, called over HTTP."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Self
+from typing import Any, Final, Self, TypeVar
 from urllib.parse import urlencode
 
-import httpx
+from pydantic import ValidationError
 
 from ipnext.components.settings import ComponentSettings
 from ipnext.errors import RegionUnreachable
@@ -20,7 +20,12 @@ from ipnext.model.wire import decode
 
 LOGS = tuple[ReplicaLog, ...]
 
-JSON = {"content-type": "application/json"}
+LARGEST_STATE_BYTES: Final = 64 * 2**20
+"""Most bytes of an answer that is as long as the region is large: as much as an agent accepts in a request."""
+LARGEST_ANSWER_BYTES: Final = 2**20
+"""Most bytes of any other answer."""
+
+Found = TypeVar("Found")
 
 MOST_NAMED = 64
 """Most models named in one observation; for more, whose names would make the URL too long, all are requested."""
@@ -44,8 +49,7 @@ class LocalProcessInfrastructure:
     ) -> None:
         """`components` has the certificate for agents at https://. InvalidInput if it is needed and missing."""
         self._agents = {region: str(url).rstrip("/") for region, url in agents.items()}
-        timeout = httpx.Timeout(timeout_seconds, connect=min(2.0, timeout_seconds))
-        self._clients = AgentClients(self._agents, timeout, components)
+        self._clients = AgentClients(self._agents, components)
         self._gateway_seconds = timeout_seconds
         self._answer_seconds = answer_seconds
 
@@ -64,12 +68,13 @@ class LocalProcessInfrastructure:
     def observe(self, region: str, models: Collection[str] | None = None) -> RegionState:
         """See the port."""
         if models is None or len(models) > MOST_NAMED:
-            return _own_state(region, decode(RegionState, self._call("GET", region, "/state"))).only(models)
-        return _own_state(region, decode(RegionState, self._call("GET", region, f"/state?{urlencode(_named(models))}")))
+            return _own_state(region, self._read(RegionState, "GET", region, "/state")).only(models)
+        named = f"/state?{urlencode(_named(models))}"
+        return _own_state(region, self._read(RegionState, "GET", region, named))
 
     def applied(self, region: str) -> AppliedState:
         """See the port."""
-        found = decode(AppliedState, self._call("GET", region, "/applied", seconds=self._gateway_seconds))
+        found = self._read(AppliedState, "GET", region, "/applied", seconds=self._gateway_seconds)
         return found.model_copy(update={"sets": tuple(one for one in found.sets if one.key.region == region)})
 
     def await_change(self, region: str, models: Collection[str], token: str, *, seconds: float) -> None:
@@ -95,15 +100,15 @@ class LocalProcessInfrastructure:
 
     def access_revision(self, region: str) -> int:
         """See the port."""
-        return decode(AccessRevision, self._call("GET", region, "/access")).revision
+        return self._read(AccessRevision, "GET", region, "/access").revision
 
     def key_uses(self, region: str) -> KeyUseReport:
         """See the port."""
-        return decode(KeyUseReport, self._call("GET", region, "/access/uses"))
+        return self._read(KeyUseReport, "GET", region, "/access/uses")
 
     def logs(self, region: str, query: LogQuery) -> tuple[ReplicaLog, ...]:
         """See the port. It is a POST because the known positions of many logs are too long for a URL."""
-        return decode(LOGS, self._call("POST", region, "/logs", query))
+        return self._read(LOGS, "POST", region, "/logs", query)
 
     def close(self) -> None:
         """Close all connections."""
@@ -115,22 +120,44 @@ class LocalProcessInfrastructure:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _call(
-        self, method: str, region: str, path: str, body: Value | None = None, *, seconds: float | None = None
-    ) -> bytes:
-        url = self._url(region) + path
-        seconds = self._answer_seconds if seconds is None else seconds
-        content = body.model_dump_json() if body is not None else None
+    def _read(
+        self,
+        kind: type[Found],
+        method: str,
+        region: str,
+        path: str,
+        body: Value | None = None,
+        *,
+        seconds: float | None = None,
+    ) -> Found:
+        """Return a region's answer as a value. RegionUnreachable if it is none of this kind."""
+        content = self._call(method, region, path, body, seconds=seconds, most_bytes=LARGEST_STATE_BYTES)
         try:
-            limit = httpx.Timeout(min(seconds, self._gateway_seconds), connect=min(2.0, self._gateway_seconds))
-            headers = JSON if content else None
-            with self._clients.client(region) as client:
-                answer = client.request(method, url, content=content, headers=headers, timeout=limit)
-        except httpx.TransportError as error:
-            msg = f"the agent of region {region!r} did not answer {method} {url}: {error!r}; is it running?"
+            return decode(kind, content)
+        except ValidationError as error:
+            msg = f"the agent of region {region!r} answered {method} {path.partition('?')[0]} with an invalid value: {_first(error)}"
             raise RegionUnreachable(msg) from error
-        if answer.is_error:
-            raise error_from(answer.status_code, answer.content, source=f"the agent of region {region!r}")
+
+    def _call(
+        self,
+        method: str,
+        region: str,
+        path: str,
+        body: Value | None = None,
+        *,
+        seconds: float | None = None,
+        most_bytes: int = LARGEST_ANSWER_BYTES,
+    ) -> bytes:
+        answer = self._clients.call(
+            region,
+            method,
+            self._url(region) + path,
+            body.model_dump_json() if body is not None else None,
+            most_bytes=most_bytes,
+            seconds=min(self._answer_seconds if seconds is None else seconds, self._gateway_seconds),
+        )
+        if answer.status >= 400:
+            raise error_from(answer.status, answer.content, source=f"the agent of region {region!r}")
         return answer.content
 
     def _url(self, region: str) -> str:
@@ -151,3 +178,9 @@ def _own_state(region: str, state: RegionState) -> RegionState:
         return state
     own = tuple(replica for replica in state.replicas if replica.key.region == region)
     return state.model_copy(update={"region": region, "replicas": own})
+
+
+def _first(error: ValidationError) -> str:
+    """Return the first fault of an answer, without the answer itself."""
+    first: Any = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(str(step) for step in first['loc']) or 'body'}: {first['msg']}"[:200]

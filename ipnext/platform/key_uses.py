@@ -71,6 +71,10 @@ class KeyUseCollector:
     def _note(self, report: KeyUseReport) -> None:
         with self._lock:
             later = {k: at for k, at in report.uses.items() if at >= self._noted.get(k, 0.0) + NOTED_EVERY_SECONDS}
+            if later:
+                with self._store.read() as unit:  # a region may report what it likes
+                    known = unit.known_keys(later)
+                later = {key: at for key, at in later.items() if key in known}
             if not later:
                 return
             now = datetime.now(UTC)

@@ -1,5 +1,6 @@
 """API keys, sessions and tickets. The store has only digests of their secrets."""
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -10,7 +11,7 @@ from ipnext.model.access import ApiKey, Grant
 from ipnext.model.wire import decode_plain
 from ipnext.store.paging import Page, bounded, ordinal_of, page_of
 from ipnext.store.tables import KeyRow
-from ipnext.store.unit import Unit, document, plain
+from ipnext.store.unit import Unit, batches, document, plain
 
 KEPT_AFTER_EXPIRY: Final = timedelta(days=1)
 """Sessions and tickets are deleted this long after they ended. Keys stay, so that the audit's ids have names."""
@@ -95,6 +96,14 @@ class Keys(Unit):
         for row in self._session.exec(select(KeyRow).where(*waiting)):
             row.revoked_at = self._now()
             self._add(row)
+
+    def known_keys(self, key_ids: Collection[str]) -> frozenset[str]:
+        """Return those of the given ids that are of keys, sessions or tickets."""
+        return frozenset(
+            found
+            for some in batches(key_ids)
+            for found in self._session.exec(select(KeyRow.id).where(self._among(col(KeyRow.id), some))).all()
+        )
 
     def touch_key(self, key_id: str, at: datetime) -> None:
         """Record the use of a key. Allowed in a unit of any scope; the audit has no entry of it."""

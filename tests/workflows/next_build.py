@@ -319,7 +319,7 @@ def _extend_worker_calls(module: ModuleType) -> None:
         made(self, *arguments, **options)
         clients = self._clients
         for client in (clients._plain, *(secure._now.http for secure in clients._secure.values())):
-            client.headers[HEADER] = "new"
+            client._http.headers[HEADER] = "new"
         use(AGENT_REQUEST)
 
     kind.__init__ = extended

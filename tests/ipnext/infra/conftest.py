@@ -48,8 +48,8 @@ PATIENT = {f"IPNEXT_AGENT_{name}_SECONDS": "60" for name in ("UNANSWERED", "GATE
 class PatientInfrastructure(LocalProcessInfrastructure):
     """Nor is an agent."""
 
-    def _call(self, *asked, **_):
-        return super()._call(*asked, seconds=PATIENCE_SECONDS)
+    def _call(self, *asked, **more):
+        return super()._call(*asked, **more | {"seconds": PATIENCE_SECONDS})
 
 
 class Builder:

@@ -62,6 +62,14 @@ def test_a_key_is_written_down_once_a_minute_and_a_report_that_says_nothing_new_
     assert last_use(rooms, key) == BEGAN + timedelta(seconds=NOTED_EVERY_SECONDS)
 
 
+def test_keys_that_a_region_makes_up_take_no_memory(rooms, collector, key):
+    for _ in range(5):
+        use(rooms, "us", draw_key().id, BEGAN)
+    use(rooms, "us", key, BEGAN)
+    look(collector)
+    assert collector._noted.keys() == {key}
+
+
 def test_a_region_whose_clock_is_ahead_puts_no_use_into_the_future(rooms, collector, key):
     use(rooms, "eu", key, datetime.now(UTC) + timedelta(days=30))
     look(collector)
