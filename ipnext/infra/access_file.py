@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ipnext.infra.atomic_file import replace_file
 from ipnext.infra.route_rules import check_access
 from ipnext.model.deployment import RouteTable
-from ipnext.model.predictions import AccessList
+from ipnext.model.predictions import AccessList, AccessRevision
 from ipnext.model.wire import decode
 
 
@@ -26,13 +26,13 @@ class AccessFile:
         self._published: tuple[int, frozenset[str]] | None = None
 
     @property
-    def revision(self) -> int:
-        """Revision of the list in force; 0 if there is none."""
-        return 0 if self._list is None else self._list.revision
+    def newest(self) -> AccessRevision:
+        """Revision and digest of the list."""
+        return AccessRevision.of(self._list)
 
     def put(self, access: AccessList) -> None:
         """Store a list. StaleWrite if a later one is in force; OSError."""
-        check_access(access, self.revision, region=self._region)
+        check_access(access, self._list, region=self._region)
         if access != self._list:
             replace_file(self._kept, access.model_dump_json().encode(), durable=True, private=True)
             self._list = access

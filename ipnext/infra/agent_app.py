@@ -17,7 +17,7 @@ from ipnext.infra.error_body import error_body
 from ipnext.infra.region import Region
 from ipnext.model.deployment import Deployment, DeploymentKey, RouteTable
 from ipnext.model.logs import LogQuery
-from ipnext.model.predictions import AccessList, AccessRevision
+from ipnext.model.predictions import AccessList
 from ipnext.model.prefetch import Prefetch
 from ipnext.model.value import Value
 from ipnext.model.wire import decode
@@ -124,14 +124,13 @@ class AgentSurface:
         return web.json_response({})
 
     async def put_access(self, request: web.Request) -> web.Response:
-        """Put the AccessList into force by which the router checks predictions."""
-        await self._region.put_access(await _body(request, AccessList))
-        return web.json_response({})
+        """Put the AccessList into force by which the router checks predictions; answer the AccessRevision in force."""
+        found = await self._region.put_access(await _body(request, AccessList))
+        return web.Response(text=found.model_dump_json(), content_type="application/json")
 
     async def access(self, _: web.Request) -> web.Response:
         """Return the AccessRevision of the list in force. The list itself is not disclosed."""
-        revision = AccessRevision(revision=self._region.access_revision)
-        return web.Response(text=revision.model_dump_json(), content_type="application/json")
+        return web.Response(text=self._region.access_revision.model_dump_json(), content_type="application/json")
 
     async def key_uses(self, _: web.Request) -> web.Response:
         """Return a KeyUseReport: the last prediction request of each API key."""

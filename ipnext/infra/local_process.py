@@ -94,13 +94,13 @@ class LocalProcessInfrastructure:
         """See the port."""
         self._call("DELETE", region, f"/routes/{model}", seconds=self._gateway_seconds)
 
-    def put_access(self, region: str, access: AccessList) -> None:
+    def put_access(self, region: str, access: AccessList) -> AccessRevision:
         """See the port."""
-        self._call("PUT", region, "/access", access, seconds=self._gateway_seconds)
+        return self._read(AccessRevision, "PUT", region, "/access", access, seconds=self._gateway_seconds)
 
-    def access_revision(self, region: str) -> int:
+    def access_revision(self, region: str) -> AccessRevision:
         """See the port."""
-        return self._read(AccessRevision, "GET", region, "/access").revision
+        return self._read(AccessRevision, "GET", region, "/access")
 
     def key_uses(self, region: str) -> KeyUseReport:
         """See the port."""

@@ -15,7 +15,7 @@ from ipnext.infra.route_rules import check_access, check_destinations, check_rev
 from ipnext.infra.state_token import with_token
 from ipnext.model.applied_state import AppliedState
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteShare, RouteTable
-from ipnext.model.predictions import AccessList, KeyUseReport
+from ipnext.model.predictions import AccessList, AccessRevision, KeyUseReport
 
 LONGEST_WAIT_SECONDS = 0.05
 """Longest wait for a change: faults that a test switches on are seen within it."""
@@ -119,19 +119,19 @@ class MemoryInfrastructure:
         with self._call("unroute", region, model):
             self._routes.pop((model, region), None)
 
-    def put_access(self, region: str, access: AccessList) -> None:
+    def put_access(self, region: str, access: AccessList) -> AccessRevision:
         """See the port. Recorded outside the history, like prefetches."""
         with self._lock:
             self._reach(region)
-            check_access(access, self.access_revision(region), region=region)
+            check_access(access, self._access.get(region), region=region)
             self._access[region] = access
+            return AccessRevision.of(access)
 
-    def access_revision(self, region: str) -> int:
+    def access_revision(self, region: str) -> AccessRevision:
         """See the port."""
         with self._lock:
             self._reach(region)
-            found = self._access.get(region)
-            return 0 if found is None else found.revision
+            return AccessRevision.of(self._access.get(region))
 
     def key_uses(self, region: str) -> KeyUseReport:
         """See the port."""

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 from ipnext.model.applied_state import AppliedState
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable
 from ipnext.model.logs import LogQuery, ReplicaLog
-from ipnext.model.predictions import AccessList, KeyUseReport
+from ipnext.model.predictions import AccessList, AccessRevision, KeyUseReport
 
 
 class Infrastructure(Protocol):
@@ -64,14 +64,14 @@ class Infrastructure(Protocol):
     def unroute(self, model: str, region: str) -> None:
         """Remove a model from a region's gateway."""
 
-    def put_access(self, region: str, access: AccessList) -> None:
-        """Store this as the list by which the region checks predictions; it is in force soon after, and outlives all processes.
+    def put_access(self, region: str, access: AccessList) -> AccessRevision:
+        """Store this as the list by which the region checks predictions, which outlives all processes; return the one in force.
 
-        An older revision than the one in force is refused with StaleWrite; the same one changes nothing.
+        An older revision than the one in force is refused with StaleWrite, and so is the same one with other content.
         """
 
-    def access_revision(self, region: str) -> int:
-        """Return the revision of the region's list; 0 if it has none."""
+    def access_revision(self, region: str) -> AccessRevision:
+        """Return revision and digest of the list that the region's router goes by."""
 
     def key_uses(self, region: str) -> KeyUseReport:
         """Return when each API key last requested predictions in the region, to the minute, as far as its processes remember."""

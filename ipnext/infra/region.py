@@ -42,7 +42,7 @@ from ipnext.model.deployment import (
     ServedGeneration,
 )
 from ipnext.model.logs import LogQuery, ReplicaLog
-from ipnext.model.predictions import AccessList, KeyUseReport, PredictionAccess
+from ipnext.model.predictions import AccessList, AccessRevision, KeyUseReport, PredictionAccess
 from ipnext.revision import Revision
 
 ADOPT_POLL_SECONDS = 0.01
@@ -228,16 +228,17 @@ class Region:
                 await self._forget(model, ())
 
     @property
-    def access_revision(self) -> int:
-        """Revision of the list by which predictions are checked; 0 if there is none."""
-        return self._access.revision
+    def access_revision(self) -> AccessRevision:
+        """The list by which predictions are checked."""
+        return self._access.newest
 
-    async def put_access(self, access: AccessList) -> None:
+    async def put_access(self, access: AccessList) -> AccessRevision:
         """Store a list by which predictions are checked; the router applies it within milliseconds."""
         self._access.put(access)
         self._publish_access()
         with suppress(OSError):  # repeated soon
             self._publish_gateway()
+        return self.access_revision
 
     async def key_uses(self) -> KeyUseReport:
         """Return when each API key last requested predictions."""

@@ -20,14 +20,17 @@ def check_revision(table: RouteTable, in_force: RouteTable | None) -> None:
     raise StaleWrite(msg)
 
 
-def check_access(access: AccessList, in_force: int, *, region: str) -> None:
-    """Raise StaleWrite if a list is older than the one in force, given by its revision."""
-    if access.revision < in_force:
-        msg = (
-            f"access list of region {region!r}: revision {access.revision} was given, but revision {in_force} is in force; "
-            f"give a revision above {in_force}"
-        )
-        raise StaleWrite(msg)
+def check_access(access: AccessList, in_force: AccessList | None, *, region: str) -> None:
+    """Raise StaleWrite unless a list may replace `in_force`: it is later, or the same one again."""
+    if in_force is None or access.revision > in_force.revision or access == in_force:
+        return
+    same = access.revision == in_force.revision
+    reason = "the one in force has other content" if same else f"revision {in_force.revision} is in force"
+    msg = (
+        f"access list of region {region!r}: revision {access.revision} was given, but {reason}; "
+        f"give a revision above {in_force.revision}"
+    )
+    raise StaleWrite(msg)
 
 
 def check_destinations(table: RouteTable, regions: Collection[str]) -> None:

@@ -7,7 +7,7 @@ keys.
 import math
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,9 @@ from ipnext.model.value import Name, Value, Written
 
 PredictionAccess = Literal["open", "authenticated"]
 """`open`: anyone may call it. `authenticated`: only callers with a credential that permits it."""
+
+LIST_REVISIONS: Final = 2**62
+"""Revisions of access lists are below this number, so that no component states one that another cannot count above."""
 
 
 class RateLimit(Written):
@@ -101,9 +104,12 @@ class TokenIssuer(Value):
 
 
 class AccessList(Value):
-    """All data that decides whether a request may be answered. A later revision replaces an earlier one."""
+    """All data that decides whether a request may be answered. A later revision replaces an earlier one of its region."""
 
-    revision: int = Field(ge=0)
+    revision: int = Field(ge=0, lt=LIST_REVISIONS)
+    """Its order among the lists of one region; other regions may have the same content under another number."""
+    digest: str = Field(default="", max_length=64)
+    """SHA-256 of the content, by which its sender knows it again."""
     models: tuple[ModelAccess, ...] = ()
     keys: tuple[CallerKey, ...] = ()
     roles: tuple[CallerRole, ...] = ()
@@ -114,9 +120,17 @@ class AccessList(Value):
 
 
 class AccessRevision(Value):
-    """The revision of a region's list; 0: none."""
+    """The list that a region goes by."""
 
-    revision: int = Field(ge=0)
+    revision: int = Field(ge=0, lt=LIST_REVISIONS)
+    """0: there is none."""
+    digest: str = Field(default="", max_length=64)
+    """As in the list."""
+
+    @classmethod
+    def of(cls, access: AccessList | None) -> "AccessRevision":
+        """Return the revision of a list; None: of no list."""
+        return cls(revision=0) if access is None else cls(revision=access.revision, digest=access.digest)
 
 
 class KeyUseReport(Value):

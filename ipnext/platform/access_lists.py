@@ -2,11 +2,14 @@
 
 API and workers each run a publisher, so that a revocation reaches the regions while one of them restarts. Content and
 revision are made in one unit of work, so that a later revision never has older content, whichever process sends it.
+
+What an agent says of its list concerns its own region: another region's lists keep their numbers, and a region has the
+list if it has its digest, whatever the number.
 """
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ from ipnext.access.key_sets import usable_documents
 from ipnext.access.signing_keys import FRESH_SECONDS, LASTS_SECONDS
 from ipnext.errors import InvalidInput, StaleWrite, Unavailable
 from ipnext.identity_provider import ProviderClient
-from ipnext.model.predictions import AccessList, ModelAccess, TokenIssuer
+from ipnext.model.predictions import AccessList, AccessRevision, ModelAccess, TokenIssuer
 from ipnext.platform.region_poller import RegionPoller
 from ipnext.settings import PlatformSettings
 from ipnext.store.access_lists import AccessListState
@@ -33,6 +36,9 @@ CHECK_SECONDS: Final = 5.0
 """Interval of the checks that a region still has the list: with a new state directory it has none."""
 KEYS_AGAIN_SECONDS: Final = 5.0
 """Interval of the retries of reading the provider's keys."""
+MOST_AHEAD: Final = 2**32
+"""How far above the lists that were sent an agent may say that its own is: more than a restored database is ever behind.
+At one such claim each CHECK_SECONDS the numbers of a region last for more than a hundred years."""
 _HOUR: Final = 3600.0
 _MOST_THREADS: Final = 32
 
@@ -43,19 +49,22 @@ class Regions(Protocol):
     def regions(self) -> tuple[str, ...]:
         """Return the names of the regions."""
 
-    def put_access(self, region: str, access: AccessList) -> None:
-        """Put a list in force. StaleWrite if a later one is; Unavailable."""
+    def put_access(self, region: str, access: AccessList) -> AccessRevision:
+        """Put a list in force; return the one that is. StaleWrite if a later one is; Unavailable."""
 
-    def access_revision(self, region: str) -> int:
-        """Return the revision of the list in force; 0 if there is none. Raises Unavailable."""
+    def access_revision(self, region: str) -> AccessRevision:
+        """Return revision and digest of the list in force. Raises Unavailable."""
 
 
 @dataclass(slots=True)
 class _Sent:
     """The list of a region, as far as is known."""
 
-    revision: int = -1
+    has: AccessRevision | None = None
+    """The list that it was found to go by."""
     checked_at: float = 0.0
+    raised_at: float | None = None
+    """When its numbers were raised last."""
     under_way: bool = False
     silent: bool = False
 
@@ -79,7 +88,7 @@ class AccessPublisher:
         self._models: dict[str, tuple[int, ModelAccess]] = {}
         self._sent: dict[str, _Sent] = {}
         self._keys_asked_at: float | None = None
-        self._above = 0
+        self._ahead: Mapping[str, int] = {}
         self._poller = RegionPoller("access-lists", self.look, every_seconds=LOOK_SECONDS, threads=_MOST_THREADS)
 
     @contextmanager
@@ -104,28 +113,29 @@ class AccessPublisher:
         begun = []
         for region in self._infrastructure.regions():
             sent = self._sent.setdefault(region, _Sent())
-            if self._list is not None and not sent.under_way and self._is_due(sent, self._list):
+            if self._list is not None and not sent.under_way and self._is_due(sent, mine := self._numbered(region)):
                 sent.under_way = True
-                begun.append(self._poller.submit(self._send, region, sent, self._list))
+                begun.append(self._poller.submit(self._send, region, sent, mine))
         return begun
 
     # the list
 
     def _refresh(self) -> None:
         mark = self._store.revision()
-        if mark == self._mark and not self._above:
+        if mark == self._mark:
             return
         with self._store.read() as unit:
-            basis = (*unit.access_marks(), unit.access_list_state())
-        if basis != self._basis or self._above:
+            marks, state = unit.access_marks(), unit.access_list_state()
+        if (*marks, state._replace(ahead={})) != self._basis:
             with self._store.begin() as unit:
-                self._list, self._basis = self._made(unit)
-            self._above = 0
+                state = unit.access_list_state()
+                self._list, self._basis = self._made(unit, state)
+        self._ahead = state.ahead
         self._mark = mark
 
-    def _made(self, unit: Repository) -> tuple[AccessList, tuple[Any, ...]]:
+    def _made(self, unit: Repository, state: AccessListState) -> tuple[AccessList, tuple[Any, ...]]:
         """Return the unit's list with its revision, and the basis that it was made of."""
-        marks, state = unit.access_marks(), unit.access_list_state()
+        marks = unit.access_marks()
         content = AccessList(
             revision=0,
             models=tuple(self._accesses(unit)),
@@ -135,9 +145,17 @@ class AccessPublisher:
             policies=state.policies,
         )
         digest = hashlib.sha256(content.model_dump_json().encode()).hexdigest()
-        revision = unit.note_access_content(digest, above=self._above)
-        made = content.model_copy(update={"revision": revision})
-        return made, (*marks, state._replace(revision=revision, digest=digest))
+        revision = unit.note_access_content(digest)
+        made = content.model_copy(update={"revision": revision, "digest": digest})
+        return made, (*marks, state._replace(revision=revision, digest=digest, ahead={}))
+
+    def _numbered(self, region: str) -> AccessList:
+        """Return the list as this region gets it."""
+        if self._list is None:
+            msg = "no list was made yet"
+            raise RuntimeError(msg)
+        ahead = self._ahead.get(region, 0)
+        return self._list.model_copy(update={"revision": self._list.revision + ahead}) if ahead else self._list
 
     def _accesses(self, unit: Repository) -> Iterator[ModelAccess]:
         """Yield the accesses by name. Manifests of an unchanged version are not read again."""
@@ -152,33 +170,57 @@ class AccessPublisher:
     # the regions
 
     def _is_due(self, sent: _Sent, access: AccessList) -> bool:
-        return sent.revision != access.revision or self._clock() - sent.checked_at >= CHECK_SECONDS
+        return sent.has != AccessRevision.of(access) or self._clock() - sent.checked_at >= CHECK_SECONDS
 
     def _send(self, region: str, sent: _Sent, access: AccessList) -> None:
+        wanted, former = AccessRevision.of(access), sent.has
+        sent.has = None
         try:
-            has = self._infrastructure.access_revision(region) if sent.revision == access.revision else -1
-            if has > access.revision:
-                self._rise_above(region, has)
-            elif has < access.revision:
-                self._infrastructure.put_access(region, access)
-            sent.revision, sent.checked_at, sent.silent = access.revision, self._clock(), False
-        except StaleWrite:
-            self._rise_above(region, self._infrastructure.access_revision(region))
+            has = self._in_force(region, access, checks=former == wanted)
+            if has == wanted:
+                sent.has, sent.checked_at, sent.silent = has, self._clock(), False
+            else:
+                self._rise_above(region, sent, access, has.revision)
         except Unavailable as error:
-            sent.revision = -1
             if not sent.silent:
                 structlog.get_logger().warning("access_list_not_sent", region=region, error=error.message)
             sent.silent = True
         finally:
             sent.under_way = False
 
-    def _rise_above(self, region: str, has: int) -> None:
-        """Handle a region's later list: another publisher sent it, and the next check reads it; or the database is an older copy."""
+    def _in_force(self, region: str, access: AccessList, *, checks: bool) -> AccessRevision:
+        """Return the list that the region goes by, after it was sent this one if it has another one or an older one."""
+        if checks:
+            has = self._infrastructure.access_revision(region)
+            if has.revision >= access.revision:
+                return has
+        try:
+            return self._infrastructure.put_access(region, access)
+        except StaleWrite:
+            return self._infrastructure.access_revision(region)
+
+    def _rise_above(self, region: str, sent: _Sent, access: AccessList, has: int) -> None:
+        """Handle a region's other list: another publisher sent it, and the next look reads it; or the database is an older copy.
+
+        In the second case the lists of this region get numbers above it. Raises Unavailable if it has an older one, or if
+        no list that was ever sent can have its number.
+        """
         with self._store.read() as unit:
-            known = unit.access_list_state().revision
-        if has > known:
-            structlog.get_logger().warning("region_has_a_later_access_list", region=region, has=has, known=known)
-            self._above = max(self._above, has)
+            known = unit.access_list_state()
+        mine = known.revision + known.ahead.get(region, 0)
+        if mine > access.revision:
+            return
+        if not access.revision <= has <= mine + MOST_AHEAD:
+            msg = (
+                f"the agent of region {region!r} goes by access list {has}, and was sent {access.revision}; "
+                f"allowed: {access.revision} to {mine + MOST_AHEAD}"
+            )
+            raise Unavailable(msg)
+        if sent.raised_at is None or self._clock() - sent.raised_at >= CHECK_SECONDS:
+            sent.raised_at = self._clock()
+            structlog.get_logger().warning("region_has_a_later_access_list", region=region, has=has, known=mine)
+            with self._store.begin() as unit:
+                unit.raise_access_revision(region, above=has)
 
     # the identity provider's keys
 

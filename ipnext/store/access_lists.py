@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from sqlmodel import col, func, select
@@ -26,6 +27,8 @@ class AccessListState(NamedTuple):
     signing_keys: tuple[Mapping[str, Any], ...] = ()
     signing_keys_at: datetime | None = None
     """When the keys were read."""
+    ahead: Mapping[str, int] = MappingProxyType({})
+    """Region -> how far its revisions are above `revision`. A region without an entry has the same ones."""
 
 
 class AccessLists(Unit):
@@ -46,6 +49,7 @@ class AccessLists(Unit):
             None if row.issuer is None else decode(TokenIssuer, row.issuer),
             () if row.signing_keys is None else tuple(json.loads(row.signing_keys)),
             row.signing_keys_at,
+            _ahead(row),
         )
 
     def access_marks(self) -> tuple[Any, ...]:
@@ -94,14 +98,23 @@ class AccessLists(Unit):
             for name, owner, text in self._session.exec(query.where(self._among(col(ModelRow.name), some)))
         ]
 
-    def note_access_content(self, digest: str, *, above: int = 0) -> int:
-        """Return the revision of the list with this content: a later one if its content is new, and one above `above`."""
+    def note_access_content(self, digest: str) -> int:
+        """Return the revision of the list with this content: a later one if its content is new."""
         self._writing(None)
         row = self._list_row()
-        if row.digest != digest or row.revision <= above:
-            row.digest, row.revision = digest, max(row.revision, above) + 1
+        if row.digest != digest:
+            row.digest, row.revision = digest, row.revision + 1
             self._add(row)
         return row.revision
+
+    def raise_access_revision(self, region: str, *, above: int) -> None:
+        """Number the lists of one region above `above`, from now on; those of other regions keep their numbers."""
+        self._writing(None)
+        row = self._list_row()
+        ahead = _ahead(row)
+        if row.revision + ahead.get(region, 0) <= above:
+            row.ahead = json.dumps({**ahead, region: above + 1 - row.revision}, sort_keys=True)
+            self._add(row)
 
     def note_access_settings(self, *, policies: str, issuer: TokenIssuer | None) -> None:
         """Store the operator's policies and the identity provider from the API's settings.
@@ -129,3 +142,7 @@ class AccessLists(Unit):
 
     def _list_row(self) -> AccessListRow:
         return self._get(AccessListRow, THE_LIST) or AccessListRow(id=THE_LIST, revision=0, digest="", policies="")
+
+
+def _ahead(row: AccessListRow) -> dict[str, int]:
+    return {} if row.ahead is None else json.loads(row.ahead)

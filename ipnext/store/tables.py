@@ -600,6 +600,8 @@ class AccessListRow(Row, table=True):
     issuer: str | None = _text(default=None)
     signing_keys: str | None = _text(default=None)
     signing_keys_at: datetime | None = _time(default=None)
+    ahead: str | None = _text(default=None)
+    """JSON: region -> how far its revisions are above `revision`; only regions where they are."""
 
 
 class RoleBindingRow(Row, table=True):

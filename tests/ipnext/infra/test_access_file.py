@@ -43,7 +43,7 @@ def test_the_router_gets_the_models_that_are_routed_here(opened, tmp_path):
 def test_a_list_outlives_the_agent_and_only_this_user_may_read_it(opened, tmp_path):
     opened().put(listed(3, a=CLOSED))
     again = opened()
-    assert again.revision == 3
+    assert again.newest.revision == 3
     again.publish({"a"})
     for name in ("kept.json", "followed.json"):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
@@ -55,12 +55,14 @@ def test_an_older_list_is_refused_and_the_same_one_is_not(opened):
     file.put(listed(3, a=CLOSED))
     with pytest.raises(StaleWrite, match="revision 2 was given, but revision 3 is in force"):
         file.put(listed(2, a=AccessSpec()))
+    with pytest.raises(StaleWrite, match="revision 3 was given, but the one in force has other content"):
+        file.put(listed(3, a=AccessSpec()))
     assert file.closed([table("a")]) == {"a"}
 
 
 def test_a_list_that_can_not_be_read_is_set_aside(opened, tmp_path):
     (tmp_path / "kept.json").write_text("{")
-    assert opened().revision == 0
+    assert opened().newest.revision == 0
     assert (tmp_path / "kept.refused").exists()
 
 

@@ -166,7 +166,7 @@ def test_an_answer_that_comes_a_byte_at_a_time_ends_with_the_call(saying, of):
 
 
 @pytest.mark.parametrize(
-    "body", [b"[]", b"{", b'{"revision": -1}', b'{"revision": "many"}']
+    "body", [b"[]", b"{", b'{"revision": -1}', b'{"revision": "many"}', b'{"revision": 4611686018427387904}']
 )
 def test_an_invalid_answer_is_that_of_a_region_that_can_not_be_reached(answering, body):
     with pytest.raises(errors.RegionUnreachable, match=r"region 'eu'.* invalid value"):

@@ -143,7 +143,7 @@ def test_a_key_lets_in_and_its_revocation_keeps_out_whatever_is_started_again(gu
     router = agent.child("serving.router")
     agent.launch()
     router.send_signal(signal.SIGKILL)
-    until(lambda: agent.infra.access_revision("eu") == guarded.revision, why=lambda: "the agent has its list again")
+    until(lambda: agent.infra.access_revision("eu").revision == guarded.revision, why=lambda: "the agent has its list again")
     guarded.await_status(200, guarded.key)
     assert guarded.ask().status_code == 401
     assert guarded.ask(guarded.foreign).status_code == 404

@@ -1,16 +1,18 @@
 """The list of who may ask for predictions, from the store to the regions: what is in it, and that a revocation gets there."""
 
 from datetime import UTC, datetime, timedelta
+from itertools import count
 
 import pytest
+from structlog.testing import capture_logs
 
 from ipnext.access.keys import draw_key, parse_key
-from ipnext.errors import RegionUnreachable, Unavailable
+from ipnext.errors import RegionUnreachable, StaleWrite, Unavailable
 from ipnext.identity_provider import ProviderClient
 from ipnext.infra.memory import MemoryInfrastructure
 from ipnext.model.access import Grant, Role
 from ipnext.model.manifest import ModelManifest
-from ipnext.model.predictions import TokenIssuer
+from ipnext.model.predictions import LIST_REVISIONS, AccessRevision, TokenIssuer
 from ipnext.model.roles import RoleBinding
 from ipnext.platform.access_lists import CHECK_SECONDS, AccessPublisher, note_settings
 from tests.identity_provider import AUDIENCE, rsa_key
@@ -211,15 +213,142 @@ def test_a_region_that_lost_its_state_is_told_again(rooms, make, clock):
     assert rooms.infrastructure.access("eu").revision == 1
 
 
-def test_a_restored_database_gets_above_the_lists_that_regions_have(rooms, make):
-    publisher = make()
-    look(publisher)
-    later = rooms.infrastructure.access("eu").model_copy(update={"revision": 41, "keys": ()})
-    rooms.infrastructure.put_access("eu", later)
+def has_other(rooms, region, revision, **content):
+    """A list of another database, in force in a region."""
+    other = {"revision": revision, "digest": "other", "keys": (), **content}
+    rooms.infrastructure.put_access(region, rooms.infrastructure.access(region).model_copy(update=other))
+
+
+def test_a_restored_database_gets_above_the_list_of_a_region_and_of_no_other(rooms, make):
+    look(make())
+    has_other(rooms, "eu", 41)
     restarted = make()
     for _ in range(3):
         look(restarted)
-    assert [(one.revision, len(one.keys)) for one in lists(rooms)] == [(42, 1), (42, 1)]
+    assert [(one.revision, len(one.keys)) for one in lists(rooms)] == [(42, 1), (1, 1)]
+    text = rooms.add_key("app", Role.CALLER)
+    look(restarted)
+    look(make())
+    assert [one.revision for one in lists(rooms)] == [43, 2]
+    assert all(parse_key(text).id in ids(one) for one in lists(rooms))
+
+
+def test_other_content_under_the_same_number_is_replaced(rooms, make, clock):
+    publisher = make()
+    look(publisher)
+    rooms.infrastructure._access.pop("eu")
+    has_other_of = rooms.infrastructure.access("us").model_copy(update={"digest": "other", "keys": ()})
+    rooms.infrastructure.put_access("eu", has_other_of)
+    clock.now += CHECK_SECONDS
+    for _ in range(2):
+        look(publisher)
+    eu, us = lists(rooms)
+    assert (eu.digest, eu.keys) == (us.digest, us.keys)
+    assert (eu.revision, us.revision) == (2, 1)
+
+
+class Lying:
+    """An infrastructure whose agent of `eu` was taken over: it takes no list, and says that it has another one."""
+
+    def __init__(self, real, claims):
+        self.real, self.claims = real, claims
+
+    def regions(self):
+        return self.real.regions()
+
+    def put_access(self, region, access):
+        if region == "eu" and self.claims is not None:
+            msg = "later"
+            raise StaleWrite(msg)
+        return self.real.put_access(region, access)
+
+    def access_revision(self, region):
+        if region == "eu" and self.claims is not None:
+            return AccessRevision.model_construct(revision=self.claims(), digest="none of yours")
+        return self.real.access_revision(region)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [lambda: 10**40, lambda: LIST_REVISIONS - 1, lambda: 2**32, count(2**20, 2**30).__next__, lambda: 1, lambda: 0],
+    ids=["huge", "largest", "far", "ever more", "same number", "none"],
+)
+def test_what_the_agent_of_one_region_claims_keeps_no_revocation_from_another(rooms, clock, claims):
+    text = rooms.add_key("app", Role.CALLER)
+    lying = Lying(rooms.infrastructure, claims)
+    publisher = AccessPublisher(rooms.store, lying, clock=clock)
+    try:
+        for _ in range(12):
+            clock.now += 2
+            look(publisher)
+        assert parse_key(text).id in ids(rooms.infrastructure.access("us"))
+        with rooms.store.begin() as unit:
+            unit.revoke_key(parse_key(text).id)
+        look(publisher)
+        us = rooms.infrastructure.access("us")
+        assert (ids(us), us.revision) == ([parse_key(rooms.admin_key).id], 2), "at the first look"
+        lying.claims = None
+        for _ in range(6):
+            clock.now += 2
+            look(publisher)
+        eu = rooms.infrastructure.access("eu")
+        assert (eu.digest, eu.keys) == (us.digest, us.keys), "its successor gets the list"
+        assert eu.revision < LIST_REVISIONS // 2
+    finally:
+        publisher.close()
+
+
+def test_a_list_that_a_region_took_and_does_not_go_by_is_sent_again(rooms, clock):
+    """As with a full disk there: the agent has the list, and its router does not."""
+    regions = Stuck(rooms.infrastructure)
+    publisher = AccessPublisher(rooms.store, regions, clock=clock)
+    try:
+        look(publisher)
+        rooms.add_key("app", Role.CALLER)
+        regions.stuck = True
+        with capture_logs() as logs:
+            for _ in range(3):
+                look(publisher)
+        assert regions.sent["eu"] == [1, 2, 2, 2]
+        (said,) = [entry["error"] for entry in logs if entry["region"] == "eu"]
+        assert "goes by access list 1, and was sent 2" in said
+        regions.stuck = False
+        look(publisher)
+        look(publisher)
+        assert regions.sent["eu"] == [1, 2, 2, 2, 2]
+    finally:
+        publisher.close()
+
+
+class Stuck:
+    """An infrastructure whose agents take lists that their routers do not go by while `stuck`."""
+
+    def __init__(self, real):
+        self.real, self.stuck, self.sent = real, False, {"eu": [], "us": []}
+
+    def regions(self):
+        return self.real.regions()
+
+    def put_access(self, region, access):
+        self.sent[region].append(access.revision)
+        return self.real.access_revision(region) if self.stuck else self.real.put_access(region, access)
+
+    def access_revision(self, region):
+        return self.real.access_revision(region)
+
+
+def test_a_claim_writes_to_the_store_at_most_once_in_each_interval(rooms, clock):
+    publisher = AccessPublisher(rooms.store, Lying(rooms.infrastructure, count(100, 100).__next__), clock=clock)
+    try:
+        look(publisher)
+        look(publisher)
+        mark = rooms.store.revision()
+        for _ in range(4):
+            clock.now += CHECK_SECONDS / 5
+            look(publisher)
+        assert rooms.store.revision() == mark
+    finally:
+        publisher.close()
 
 
 def test_a_database_that_does_not_answer_leaves_the_regions_what_they_have(rooms, make, monkeypatch):

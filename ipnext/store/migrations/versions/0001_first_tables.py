@@ -65,6 +65,7 @@ def upgrade() -> None:
         sa.Column("issuer", columns.SafeText(), nullable=True),
         sa.Column("signing_keys", columns.SafeText(), nullable=True),
         sa.Column("signing_keys_at", columns.UtcDateTime(), nullable=True),
+        sa.Column("ahead", columns.SafeText(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_access_list")),
     )
     op.create_table(
