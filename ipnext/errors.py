@@ -28,6 +28,7 @@ IPnextError
 ├── RateLimited             429  the caller asks more often than its limit
 ├── Unavailable             503  a dependency is down or full; try again
 │   ├── RegionUnreachable   503  the infrastructure of a region does not answer
+│   ├── InsufficientStorage 507  a disk would keep less than its reserve
 │   ├── RouteFailed         503  a gateway did not take its routes
 │   ├── HostLost            503  the host of a request ended, and no other one is asked
 │   └── EngineRefused       503  Temporal refuses a call, for a reason that is not the change's own
@@ -283,6 +284,13 @@ class RegionUnreachable(Unavailable):
     """The infrastructure of a region does not answer."""
 
     code = "RegionUnreachable"
+
+
+class InsufficientStorage(Unavailable):
+    """A write that would leave a disk less free space than its reserve; the message names both, and the setting."""
+
+    code = "InsufficientStorage"
+    http_status = 507
 
 
 class RouteFailed(Unavailable):

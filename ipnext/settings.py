@@ -211,6 +211,9 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     artifact_bytes: int = Field(default=4 * 2**40, gt=0, lt=2**63)
     """Bytes in the artifact store of an owner whose object has no quota `artifactBytes`; and of uploads of one key
     or user that are not published yet."""
+    disk_reserve_bytes: int = Field(default=2**30, ge=0)
+    """Free space that uploads, publishes and fetches leave on the disk they write to: they are refused with 507, so
+    that keys can still be revoked and changes aborted on the same disk. 0: none."""
     owner_replicas: int = Field(default=2000, gt=0, lt=2**31)
     """Replicas that the manifests of an owner declare together if its object has no quota `replicas`, or if it has
     no object."""

@@ -269,7 +269,9 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
                 settings.agents, answer_seconds=settings.agent_answer_seconds, components=settings
             )
         )
-        artifacts = open_store(settings.artifacts_uri, endpoint_url=settings.s3_endpoint_url)
+        artifacts = open_store(
+            settings.artifacts_uri, endpoint_url=settings.s3_endpoint_url, reserve_bytes=settings.disk_reserve_bytes
+        )
         address, insecure_bind = settings.worker_metrics_address, settings.insecure_bind
         runtime = None if address is None else metrics_runtime(address, insecure_bind=insecure_bind)
         client = await _prepared(store, settings, runtime, stopped)

@@ -56,7 +56,9 @@ def serve(settings: PlatformSettings) -> None:
     check_listener(settings)
     store = Store.open(settings.database_url)
     store.migrate()
-    artifacts = open_store(settings.artifacts_uri, endpoint_url=settings.s3_endpoint_url)
+    artifacts = open_store(
+        settings.artifacts_uri, endpoint_url=settings.s3_endpoint_url, reserve_bytes=settings.disk_reserve_bytes
+    )
     lifecycle = TemporalLifecycle(ui_url=settings.temporal_ui_url, timing=settings.timing, access=settings)
     agents = LocalProcessInfrastructure(settings.agents, timeout_seconds=OBSERVE_SECONDS, components=settings)
     with agents as infrastructure:

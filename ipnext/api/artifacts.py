@@ -77,11 +77,12 @@ async def put_blob(sha256: Sha256, request: Request, rooms: Rooms, asker: Asker,
     (409) before it is read. Without `content-length` it counts as the largest blob until it is stored.
     """
     limit = rooms.settings.max_upload_bytes
-    size = int(request.headers.get("content-length") or limit)
+    stated = request.headers.get("content-length")
+    size = int(stated or limit)
     _check_size(size, limit)
     upload = _Upload(request.stream(), size, Pace.of(rooms.settings))
     with _turn(request, asker) as threads:
-        await anyio.to_thread.run_sync(lambda: _admit(rooms, sha256, size, asker, model))
+        await anyio.to_thread.run_sync(lambda: _admit(rooms, sha256, size, asker, model, needs=int(stated or 0)))
         stored: int | None = None
         try:
             await anyio.to_thread.run_sync(rooms.artifacts.put_blob, sha256, upload.content(), limiter=threads)
@@ -107,6 +108,7 @@ def commit(manifest: SnapshotManifest, rooms: Rooms, asker: Asker, model: Upload
     rooms.artifacts.check_whole(manifest)  # a refused one leaves no row behind
     digest, sizes = manifest.digest, sizes_of(manifest)
     allowance = _allowance_for(rooms, asker, model)
+    rooms.artifacts.check_room(sizes[digest])
     record_asked(rooms.store, object=("Snapshot", digest))
     with rooms.store.begin_free(()) as unit:
         unit.reserve_blob(digest, sizes[digest], allowance, field="manifest")
@@ -170,9 +172,13 @@ def _turn(request: Request, asker: Principal) -> Iterator[CapacityLimiter]:
         yield state.upload_threads
 
 
-def _admit(rooms: Platform, sha256: str, size: int, asker: Principal, model: str | None) -> None:
-    """Record that a blob is coming, and count it. Raises QuotaExceeded, NotFound or Forbidden."""
+def _admit(rooms: Platform, sha256: str, size: int, asker: Principal, model: str | None, *, needs: int) -> None:
+    """Record that a blob is coming, and count it; `needs`: the bytes that it certainly has.
+
+    Raises QuotaExceeded, NotFound, Forbidden or InsufficientStorage.
+    """
     allowance = _allowance_for(rooms, asker, model)
+    rooms.artifacts.check_room(needs)
     record_asked(rooms.store, object=("Blob", sha256))
     with rooms.store.begin_free(()) as unit:
         unit.reserve_blob(sha256, size, allowance)

@@ -35,9 +35,10 @@ NOT_MODIFIED: Final[Responses] = {
 """Of endpoints whose answers are shared by all callers (`ipnext.api.shared`)."""
 
 OF_ARTIFACTS: Final[Responses] = {
+    507: _error("InsufficientStorage: the artifact store's disk would be left with less than its reserve"),
     422: _error(
         "ArtifactMissing, ArtifactDigestMismatch or SignatureInvalid: an artifact that cannot be used as it lies"
-    )
+    ),
 }
 OF_SHARED: Final[Responses] = {429: _error("RateLimited: the key or person has its share of these open")}
 OF_UPLOADS: Final[Responses] = {408: _error("TooSlow: the body comes too slowly"), **OF_SHARED}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ipnext.artifacts.checked import checked, chunks_of
+from ipnext.artifacts.disk_reserve import DiskReserve
 from ipnext.artifacts.files import refusing_full_disk, sync_directory, write_synced, write_whole
 from ipnext.artifacts.layout import manifest_bytes
 from ipnext.artifacts.seen_files import are_whole, note_files
@@ -15,21 +16,30 @@ from ipnext.errors import ArtifactMissing
 from ipnext.model.registry import SIGNATURE_FILE, SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 
 
-def lay_out(manifest: SnapshotManifest, directory: Path, *, digest: str, open_blob: Callable[[str], BinaryIO]) -> Path:
+def lay_out(
+    manifest: SnapshotManifest,
+    directory: Path,
+    *,
+    digest: str,
+    open_blob: Callable[[str], BinaryIO],
+    reserve: DiskReserve,
+) -> Path:
     """Create `directory/<digest>` with all files of the snapshot; keep a complete one.
 
     Any number of processes may do so at once: each writes a separate directory and the first to rename it wins. An
-    interrupted download leaves a hidden directory, never one with the final name.
+    interrupted download leaves a hidden directory, never one with the final name. InsufficientStorage if the snapshot would
+    leave less free space than `reserve`.
     """
     final = directory / digest
     if _complete(final, manifest):
         return final
+    reserve.check(sum(file.size_bytes for file in manifest.files))
     scratch = directory / f".{digest}.{uuid.uuid4().hex}"
     try:
         with refusing_full_disk(directory):
             scratch.mkdir(parents=True)
         for file in manifest.files:
-            _write(scratch, file, open_blob)
+            _write(scratch, file, open_blob, reserve)
         write_synced(scratch / SNAPSHOT_FILE, [manifest_bytes(manifest)])
         note_files(scratch, manifest)
         _move_in(scratch, final, manifest)
@@ -45,7 +55,7 @@ def lay_signature(final: Path, content: bytes | None) -> None:
         write_whole(target, [content], scratch=final)
 
 
-def _write(scratch: Path, file: ArtifactFile, open_blob: Callable[[str], BinaryIO]) -> None:
+def _write(scratch: Path, file: ArtifactFile, open_blob: Callable[[str], BinaryIO], reserve: DiskReserve) -> None:
     target = scratch / file.path
     with refusing_full_disk(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +65,8 @@ def _write(scratch: Path, file: ArtifactFile, open_blob: Callable[[str], BinaryI
         msg = f"file {file.path!r}: {error.message}"
         raise ArtifactMissing(msg) from error
     with blob:
-        write_synced(target, checked(chunks_of(blob), sha256=file.sha256, subject=f"file {file.path!r}"))
+        content = reserve.kept(chunks_of(blob))
+        write_synced(target, checked(content, sha256=file.sha256, subject=f"file {file.path!r}"))
 
 
 def _move_in(scratch: Path, final: Path, manifest: SnapshotManifest) -> None:

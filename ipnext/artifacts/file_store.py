@@ -10,6 +10,7 @@ from typing import BinaryIO, Final
 
 from ipnext.artifacts import layout
 from ipnext.artifacts.checked import checked
+from ipnext.artifacts.disk_reserve import DiskReserve
 from ipnext.artifacts.fetching import lay_out, lay_signature
 from ipnext.artifacts.files import refusing_full_disk, write_whole
 from ipnext.artifacts.port import StoredItem
@@ -25,9 +26,12 @@ another user."""
 class FileArtifactStore:
     """An ArtifactStore below a directory, which is made at the first write. Any number of processes may share it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, reserve_bytes: int = 0) -> None:
+        """`reserve_bytes`: free space that every write leaves, here and where snapshots are fetched to."""
         self._root = Path(os.path.abspath(root))  # noqa: PTH100 - without '..', and a link stays a link
         self._scratch = self._root / "scratch"
+        self._reserve_bytes = reserve_bytes
+        self._reserve = DiskReserve(self._root, reserve_bytes)
 
     @property
     def root(self) -> Path:
@@ -43,9 +47,13 @@ class FileArtifactStore:
         """Return those of the given digests that are not in the store."""
         return frozenset(digest for digest in digests if not self._blob(digest).is_file())
 
+    def check_room(self, size_bytes: int) -> None:
+        """Raise InsufficientStorage if a blob of this size would leave less than the reserve."""
+        self._reserve.check(size_bytes)
+
     def put_blob(self, sha256: str, chunks: Iterator[bytes]) -> None:
         """Store a blob whole or not at all; an existing one is replaced, which repairs a damaged one."""
-        content = checked(chunks, sha256=sha256, subject=f"blob {sha256}")
+        content = checked(self._reserve.kept(chunks), sha256=sha256, subject=f"blob {sha256}")
         write_whole(self._blob(sha256), content, scratch=self._scratch, mode=BLOB_MODE)
 
     def open_blob(self, sha256: str) -> BinaryIO:
@@ -68,6 +76,7 @@ class FileArtifactStore:
         """Write the manifest of a snapshot whose blobs are all in the store, whole; return its uri."""
         self.check_whole(manifest)
         digest, content = manifest.digest, layout.manifest_bytes(manifest)
+        self.check_room(len(content))
         write_whole(self._root / layout.snapshot_key(digest), [content], scratch=self._scratch)
         return layout.snapshot_uri(self.uri, digest)
 
@@ -90,6 +99,7 @@ class FileArtifactStore:
         self.manifest(layout.snapshot_uri(self.uri, digest))
         changes = layout.signature_changes(self._signatures(digest), envelope, digest, keep)
         for name, content in changes.added.items():
+            self.check_room(len(content))
             write_whole(self._root / layout.signature_key(digest, name), [content], scratch=self._scratch)
         with refusing_full_disk(self._root):
             for name in changes.dropped:
@@ -114,7 +124,8 @@ class FileArtifactStore:
     def fetch(self, uri: str, directory: Path) -> Path:
         """Write the snapshot's files into `directory/<digest>`."""
         digest = layout.digest_in(uri, self.uri)
-        final = lay_out(self.manifest(uri), directory, digest=digest, open_blob=self.open_blob)
+        reserve = DiskReserve(directory, self._reserve_bytes)
+        final = lay_out(self.manifest(uri), directory, digest=digest, open_blob=self.open_blob, reserve=reserve)
         lay_signature(final, self.signature(uri))
         return final
 

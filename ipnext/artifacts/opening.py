@@ -14,15 +14,15 @@ from ipnext.errors import InvalidInput
 FORMS = ("file:///DIRECTORY", "s3://BUCKET/PREFIX")
 
 
-def open_store(uri: str, *, endpoint_url: str | None = None) -> ArtifactStore:
+def open_store(uri: str, *, endpoint_url: str | None = None, reserve_bytes: int = 0) -> ArtifactStore:
     """Return the artifact store of a uri. `endpoint_url` is for an S3 server other than AWS.
 
-    InvalidInput names the forms.
+    `reserve_bytes`: free space that the store's writes and fetches leave on a disk. InvalidInput names the forms.
     """
     scheme, place, path = _parts(uri)
     if scheme == "file":
-        return FileArtifactStore(Path(path))
-    return S3ArtifactStore(place, path.strip("/"), endpoint_url)
+        return FileArtifactStore(Path(path), reserve_bytes=reserve_bytes)
+    return S3ArtifactStore(place, path.strip("/"), endpoint_url, reserve_bytes=reserve_bytes)
 
 
 def open_source(

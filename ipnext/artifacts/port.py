@@ -34,6 +34,9 @@ class ArtifactStore(Protocol):
     def missing(self, digests: Iterable[str]) -> frozenset[str]:
         """Return those of the given blob SHA-256 digests that the store does not have yet."""
 
+    def check_room(self, size_bytes: int) -> None:
+        """Raise InsufficientStorage if a blob of this size would leave less free space than the reserve of the disk."""
+
     def put_blob(self, sha256: str, chunks: Iterator[bytes]) -> None:
         """Store a blob. Content of another digest raises ArtifactDigestMismatch and leaves nothing behind."""
 

@@ -14,6 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from ipnext.artifacts import layout
 from ipnext.artifacts.checked import checked, regrouped
+from ipnext.artifacts.disk_reserve import DiskReserve
 from ipnext.artifacts.fetching import lay_out, lay_signature
 from ipnext.artifacts.port import StoredItem
 from ipnext.artifacts.s3_client import S3Client, answering, s3_client, status_of
@@ -43,7 +44,10 @@ class S3ArtifactStore:
         *,
         part_bytes: int = PART_BYTES,
         client: S3Client | None = None,
+        reserve_bytes: int = 0,
     ) -> None:
+        """`reserve_bytes`: free space that a fetch leaves on the disk that it writes to."""
+        self._reserve_bytes = reserve_bytes
         self._bucket = bucket
         self._prefix = prefix.strip("/")
         self._part_bytes = part_bytes
@@ -57,6 +61,9 @@ class S3ArtifactStore:
     def missing(self, digests: Iterable[str]) -> frozenset[str]:
         """Return those of the given digests that are not in the store."""
         return frozenset(digest for digest in digests if self._size(layout.blob_key(digest)) is None)
+
+    def check_room(self, size_bytes: int) -> None:
+        """Return: a bucket has no disk of this machine's."""
 
     def put_blob(self, sha256: str, chunks: Iterator[bytes]) -> None:
         """Store a blob whole or not at all, streaming it in parts; an existing one is replaced."""
@@ -144,7 +151,8 @@ class S3ArtifactStore:
     def fetch(self, uri: str, directory: Path) -> Path:
         """Write the snapshot's files into `directory/<digest>`."""
         digest = layout.digest_in(uri, self.uri)
-        final = lay_out(self.manifest(uri), directory, digest=digest, open_blob=self.open_blob)
+        reserve = DiskReserve(directory, self._reserve_bytes)
+        final = lay_out(self.manifest(uri), directory, digest=digest, open_blob=self.open_blob, reserve=reserve)
         lay_signature(final, self.signature(uri))
         return final
 

@@ -144,6 +144,13 @@ class AgentSettings(BaseSettings):
     limit, 600 s."""
     load_retry_seconds: float = Field(default=15.0, gt=0)
     """Pause before a host retries a load that failed because of a dependency, such as the artifact store."""
+    disk_reserve_bytes: int = Field(
+        default=2**30,
+        ge=0,
+        validation_alias=AliasChoices("IPNEXT_AGENT_DISK_RESERVE_BYTES", "IPNEXT_DISK_RESERVE_BYTES"),
+    )
+    """Free space that fetched snapshots leave on the disk of the state directory, for the region's own state. 0:
+    none."""
     cache_keep_seconds: float = Field(default=600.0, ge=0)
     """Time for which a fetched snapshot that no deployment names stays on disk, in case it is needed again."""
     log_keep_seconds: float = Field(default=7 * 86_400.0, gt=0)

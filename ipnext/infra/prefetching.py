@@ -154,4 +154,5 @@ class Fetcher:
     def _command(self) -> list[str]:
         endpoint = self._site.settings.s3_endpoint_url
         more = ["--s3-endpoint-url", endpoint] if endpoint else []
+        more += self._site.reserve_arguments
         return [sys.executable, "-m", "serving.snapshots.fetch_process", "--artifacts", self._site.artifacts, *more]

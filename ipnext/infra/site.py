@@ -85,6 +85,7 @@ class Site:
         more += ["--memory-bytes", str(memory_bytes)] if memory_bytes is not None else []
         if engine == "torch" and self.settings.load_seconds is not None:
             more += ["--load-seconds", str(self.settings.load_seconds)]
+        more += self.reserve_arguments
         if self.settings.host_confinement != "available":  # the default of hosts
             more += [f"--confinement={self.settings.host_confinement}"]
         more += [f"--readable={path}" for path in self.settings.host_readable]
@@ -96,6 +97,13 @@ class Site:
             more += [f"--allow-environment={name}" for name in self.settings.engine_environment_allow]
             more += [f"--inherit-environment={name}" for name in self.settings.engine_environment_inherit]
         return [*self._filled(self.host_template(engine), url, **fields), *more]
+
+    @property
+    def reserve_arguments(self) -> Sequence[str]:
+        """Return the arguments by which whatever fetches leaves the reserve; none for the default."""
+        reserve = self.settings.disk_reserve_bytes
+        default = AgentSettings.model_fields["disk_reserve_bytes"].default
+        return [] if reserve == default else ["--disk-reserve-bytes", str(reserve)]
 
     def host_template(self, engine: str) -> Sequence[str]:
         """Return the command template of an engine's hosts, with its fields."""

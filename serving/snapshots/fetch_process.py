@@ -22,6 +22,7 @@ from typing import IO, Final, Protocol
 
 from setproctitle import setproctitle
 
+from ipnext.artifacts.disk_reserve import RESERVE_BYTES
 from ipnext.artifacts.opening import open_store
 from ipnext.errors import Forbidden, IPnextError, LoadFailed, Unavailable
 from serving.confinement.privileges import drop_capabilities
@@ -41,11 +42,22 @@ class Fetcher(Protocol):
 class FetchingProcess:
     """A Fetcher that runs in another process, one fetch at a time. Thread-safe."""
 
-    def __init__(self, artifacts: str, *, s3_endpoint_url: str | None = None, into: Path | None = None) -> None:
-        """`into`: the only directory that it fetches into, whatever the request; None: any."""
+    def __init__(
+        self,
+        artifacts: str,
+        *,
+        s3_endpoint_url: str | None = None,
+        into: Path | None = None,
+        disk_reserve_bytes: int = 0,
+    ) -> None:
+        """`into`: the only directory that it fetches into, whatever the request; None: any.
+
+        `disk_reserve_bytes`: free space that it leaves on the disk.
+        """
         endpoint = ["--s3-endpoint-url", s3_endpoint_url] if s3_endpoint_url else []
         self._command = [sys.executable, "-m", "serving.snapshots.fetch_process", "--artifacts", artifacts, *endpoint]
         self._command += [] if into is None else ["--into", str(into)]
+        self._command += ["--disk-reserve-bytes", str(disk_reserve_bytes)]
         self._lock = threading.Lock()
         self._keeper: FetchingKeeper | None = None
         self._process: subprocess.Popen[str] | KeptProcess | None = None
@@ -142,7 +154,11 @@ def _answer(arguments: argparse.Namespace, line: str, answers: IO[str]) -> None:
         question = json.loads(line)
         _check_directory(arguments.into, Path(question["directory"]))
         _let_group_read(Path(question["directory"]))
-        store = open_store(arguments.artifacts, endpoint_url=arguments.s3_endpoint_url)
+        store = open_store(
+            arguments.artifacts,
+            endpoint_url=arguments.s3_endpoint_url,
+            reserve_bytes=arguments.disk_reserve_bytes,
+        )
         told = {"directory": str(store.fetch(question["uri"], Path(question["directory"])))}
     except IPnextError as error:
         told = {"code": error.code, "message": error.message}
@@ -165,6 +181,16 @@ def _let_group_read(directory: Path) -> None:
         os.umask(0o027)
 
 
+def add_disk_reserve(parser: argparse.ArgumentParser) -> None:
+    """Add the option of the free space that fetches leave."""
+    parser.add_argument(
+        "--disk-reserve-bytes",
+        type=int,
+        default=RESERVE_BYTES,
+        help="free space that fetched snapshots leave on the disk",
+    )
+
+
 def _answers() -> IO[str]:
     """Reserve standard output for answers; all other output goes to standard error."""
     answers = os.fdopen(os.dup(1), "w")
@@ -178,6 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--artifacts", required=True, help="uri of the artifact store: file:///... or s3://...")
     parser.add_argument("--s3-endpoint-url", default=None)
     parser.add_argument("--into", type=Path, default=None, help="the only directory that it fetches into")
+    add_disk_reserve(parser)
     parsed = parser.parse_args(arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the host decides when to end
     os.nice(_NICENESS)

@@ -9,8 +9,11 @@ from collections import Counter
 import pytest
 from sqlmodel import func, select
 
+from ipnext.access.keys import parse_key
 from ipnext.api import artifacts
 from ipnext.api.body_limit import MOST_BYTES
+from ipnext.artifacts import disk_reserve
+from ipnext.artifacts.disk_reserve import DiskReserve
 from ipnext.model.access import Role
 from ipnext.model.registry import ArtifactFile
 from ipnext.model.value import canonical_json, digest_of
@@ -50,6 +53,32 @@ async def test_a_blob_over_the_limit_is_refused_with_and_without_a_stated_length
         answer = await world.http.put(f"/v1/artifacts/blobs/{digest}", content=body)
         assert (answer.status_code, answer.json()["code"]) == (413, "TooLarge")
     assert world.rooms.artifacts.missing([digest]) == {digest}
+
+
+async def test_uploads_leave_the_disks_reserve_and_a_key_can_still_be_revoked(world, monkeypatch):
+    text = world.rooms.add_key("app", Role.PUBLISHER)
+    world.rooms.artifacts._reserve = DiskReserve(world.rooms.directory, 1000)
+    await world.upload(b"w")
+    manifest = world.rooms.snapshot_manifest(b"w").model_dump(mode="json")
+    monkeypatch.setattr(disk_reserve, "free_bytes", lambda _: 1004)
+
+    async def pieces():
+        yield b"5 by"
+        yield b"te"
+        pytest.fail("what does not fit is not read on")
+
+    for refused in (
+        await world.http.put(f"/v1/artifacts/blobs/{sha(b'5 byt')}", content=b"5 byt"),
+        await world.http.post("/v1/artifacts/snapshots", json=manifest),
+    ):
+        assert (refused.status_code, refused.json()["code"]) == (507, "InsufficientStorage")
+        for said in ("1004 bytes free", "reserve of 1000 bytes", "IPNEXT_DISK_RESERVE_BYTES"):
+            assert said in refused.json()["message"]
+    assert (await world.http.put(f"/v1/artifacts/blobs/{sha(b'4 by')}", content=b"4 by")).status_code == 204
+    monkeypatch.setattr(disk_reserve, "free_bytes", lambda _: 999)
+    refused = await world.http.put(f"/v1/artifacts/blobs/{sha(b'5 byte')}", content=pieces())
+    assert (refused.status_code, refused.json()["code"]) == (507, "InsufficientStorage")
+    assert (await world.http.delete(f"/v1/keys/{parse_key(text).id}")).status_code < 300
 
 
 @pytest.mark.parametrize(

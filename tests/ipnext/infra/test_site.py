@@ -5,8 +5,10 @@ from unittest.mock import Mock
 
 import pytest
 
+from ipnext.artifacts.disk_reserve import RESERVE_BYTES
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.site import Site
+from ipnext.settings import PlatformSettings
 
 
 def site(root: Path, **settings: object) -> Site:
@@ -33,3 +35,12 @@ def test_a_host_is_told_how_to_confine_itself(tmp_path: Path, engine: str) -> No
     command = site(tmp_path, **settings).host_command("one", "unix:///run/one", engine=engine)
     assert [word for word in command if "confinement" in word] == ["--confinement=required"]
     assert {"--readable=/opt/engine", "--writable=/var/tmp/engine"} < set(command)
+
+
+@pytest.mark.parametrize("engine", ["torch", "vllm"])
+def test_a_host_is_told_of_another_reserve_than_its_own(tmp_path: Path, engine: str) -> None:
+    assert "--disk-reserve-bytes" not in site(tmp_path).host_command("one", "unix:///run/one", engine=engine)
+    command = site(tmp_path, disk_reserve_bytes=7).host_command("one", "unix:///run/one", engine=engine)
+    assert command[command.index("--disk-reserve-bytes") + 1] == "7"
+    defaults = {kind.model_fields["disk_reserve_bytes"].default for kind in (AgentSettings, PlatformSettings)}
+    assert defaults == {RESERVE_BYTES}

@@ -9,7 +9,7 @@ import sys
 import psutil
 import pytest
 
-from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, Forbidden, Unavailable
+from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, Forbidden, InsufficientStorage, Unavailable
 from serving.snapshots.fetch_process import FetchingProcess
 from tests.processes import runs
 from tests.waiting import PATIENCE_SECONDS, until
@@ -38,6 +38,16 @@ def test_errors_come_as_the_store_raises_them(published, damaged_store, fetching
     with pytest.raises(ArtifactDigestMismatch, match=r"weights\.safetensors"):
         damaged.fetch(source.uri.replace(published.store.uri, damaged_store), tmp_path)
     damaged.close()
+
+
+def test_what_would_leave_less_than_the_reserve_is_not_fetched(published, tmp_path):
+    fetching = FetchingProcess(published.store.uri, disk_reserve_bytes=2**60)
+    try:
+        with pytest.raises(InsufficientStorage, match=f"reserve of {2**60} bytes"):
+            fetching.fetch(published.sources["dense", 1].uri, tmp_path)
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        fetching.close()
 
 
 def test_a_process_that_was_killed_is_unavailable_once_and_then_another_one(fetching, published, tmp_path):
