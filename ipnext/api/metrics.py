@@ -129,5 +129,12 @@ def _region_metrics(regions: Sequence[RegionView]) -> Iterator[Metric]:
     yield gauge("supply_used_units", "Units that deployments take.", labels, [(at, item.used) for at, item in supply])
     reachable = [([r.region], float(r.reachable)) for r in regions]
     yield gauge("region_reachable", "1 where the region's infrastructure answers.", ["region"], reachable)
+    behind = [([r.region], r.access_behind_seconds or 0.0) for r in regions if r.reachable]
+    yield gauge(
+        "region_access_list_behind_seconds",
+        "Time since the region has had a newer access list than the one that its router goes by.",
+        ["region"],
+        behind,
+    )
     replicas = [([r.region, phase], count) for r in regions for phase, count in r.phases.items()]
     yield gauge("replicas", "Replicas by phase.", ["region", "phase"], replicas)

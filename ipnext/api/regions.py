@@ -122,4 +122,5 @@ def _view(name: str, fleet: FleetSpec | None, used: Mapping[tuple[str, str], flo
         routed_models=len(state.routes),
         requests=summary.requests,
         errors=summary.errors,
+        access_behind_seconds=state.access_behind_seconds,
     )

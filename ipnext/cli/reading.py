@@ -199,7 +199,7 @@ def regions_table(regions: Iterable[RegionView]) -> Table:
     lines = (
         (
             r.region,
-            "yes" if r.reachable else "no",
+            _reachable(r),
             item.hardware,
             *_use(item.units, item.used, item.free),
             r.replica_count,
@@ -211,6 +211,13 @@ def regions_table(regions: Iterable[RegionView]) -> Table:
     )
     heads = ("region", "reachable", "hardware", "units", "used", "free", "replicas in region")
     return rows("", (*heads, "service", "since", "reason", "left there"), lines)
+
+
+def _reachable(region: RegionView) -> str:
+    if not region.reachable:
+        return "no"
+    behind = region.access_behind_seconds
+    return "yes" if behind is None else f"yes, old access list for {behind:.0f} s"
 
 
 def fleet_tables(fleet: FleetView) -> Iterable[Table | str]:

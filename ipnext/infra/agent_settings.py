@@ -118,6 +118,9 @@ class AgentSettings(BaseSettings):
 
     confirm_seconds: float = Field(default=15.0, gt=0)
     """Longest wait until router and Envoy have applied a change; a restart of either fits in."""
+    access_stale_seconds: float = Field(default=30.0, gt=0)
+    """Longest time for which the router goes by an old access list once the agent has a newer one: after it, requests
+    that need a credential are refused with 503 until the router goes by the newer list."""
     settle_seconds: float = Field(default=0.2, ge=0)
     """Pause between a confirmed removal from routing and the next step, for requests already on the network."""
     drain_seconds: float = Field(default=10.0, ge=0)

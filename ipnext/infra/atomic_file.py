@@ -11,14 +11,18 @@ def replace_file(path: Path, content: bytes, *, durable: bool = False, private: 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("wb") as file:
-        if private:
-            os.fchmod(file.fileno(), 0o600)
-        file.write(content)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            if private:
+                os.fchmod(file.fileno(), 0o600)
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a part of it takes space on a full disk
+        raise
     if durable:
         _sync_directory(path.parent)
 

@@ -42,6 +42,7 @@ class MemoryInfrastructure:
         self._changed = threading.Condition(self._lock)
         self._prefetched: dict[str, list[str]] = {}
         self._access: dict[str, AccessList] = {}
+        self._access_behind: dict[str, float] = {}
         self._key_uses: dict[str, dict[str, float]] = {}
 
     # the port
@@ -168,6 +169,11 @@ class MemoryInfrastructure:
             return self._routes.get((model, region))
 
     # faults for tests
+
+    def leave_access_behind(self, region: str, seconds: float) -> None:
+        """Have the region report that its router goes by an old access list."""
+        with self._lock:
+            self._access_behind[region] = seconds
 
     def fail_load(self, digest: str, *, code: str = "LoadFailed", message: str = "broken on purpose") -> None:
         """Make loads of this snapshot fail, even if it was loaded before."""
@@ -314,6 +320,7 @@ class MemoryInfrastructure:
             replicas=tuple(r for found in region.sets.values() for r in found.observed(self._faults)),
             routes={model: t.revision for (model, name), t in self._routes.items() if name == region.name},
             traffic=tuple(count.reported(model, number) for (model, number), count in region.traffic.items()),
+            access_behind_seconds=self._access_behind.get(region.name),
         )
 
     def _count_traffic(self, region: MemoryRegion) -> None:

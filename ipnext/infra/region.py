@@ -10,6 +10,7 @@ import structlog
 
 from ipnext.errors import InvalidInput, Unavailable
 from ipnext.infra import router_table
+from ipnext.infra.access_delivery import AccessDelivery
 from ipnext.infra.access_file import AccessFile
 from ipnext.infra.around import Around
 from ipnext.infra.control import Control
@@ -65,6 +66,7 @@ class Region:
             moved=self._router_moved,
             followed=self._changes.rise,
         )
+        self._delivery = AccessDelivery(self._access, self._router, stale_seconds=site.settings.access_stale_seconds)
         self._envoy = EnvoyProcess(site)
         self._tables = SharedWrite(self._publish_table, self._router.confirmed)
         self._gateway = SharedWrite(self._publish_gateway, self._envoy.confirmed)
@@ -229,16 +231,15 @@ class Region:
 
     @property
     def access_revision(self) -> AccessRevision:
-        """The list by which predictions are checked."""
-        return self._access.newest
+        """The list that the router goes by."""
+        return self._delivery.in_force
 
     async def put_access(self, access: AccessList) -> AccessRevision:
-        """Store a list by which predictions are checked; the router applies it within milliseconds."""
-        self._access.put(access)
-        self._publish_access()
+        """Take a list by which predictions are checked; return the one that the router goes by, within a second."""
+        followed = await self._delivery.put(access, self._routed)
         with suppress(OSError):  # repeated soon
             self._publish_gateway()
-        return self.access_revision
+        return followed
 
     async def key_uses(self) -> KeyUseReport:
         """Return when each API key last requested predictions."""
@@ -273,6 +274,7 @@ class Region:
             replicas=tuple(r.observed() for key in keys for r in self._replicas[key]),
             routes=dict(self._envoy.routes),
             traffic=traffic,
+            access_behind_seconds=self._delivery.behind_seconds,
         )
         return whole if models is None else with_token(whole.only(models))
 
@@ -362,7 +364,7 @@ class Region:
         """Write the router's table if it changed; return the revision to wait for, even if the write has to be repeated."""
         if not self._publishing:
             return self._router.revision
-        self._publish_access()
+        self._delivery.publish(self._routed)
         held = [r for replicas in self._replicas.values() for r in replicas]
         endpoints = ((r.key.model, endpoint) for r in held for endpoint in r.endpoints)
         coming = ((r.key.model, generation) for r in held for generation in r.coming)
@@ -376,12 +378,9 @@ class Region:
             structlog.get_logger().error("router table not written, tried again soon", reason=str(error))
             return self._router.revision + 1
 
-    def _publish_access(self) -> None:
-        """Write the router's access list if it changed; if the disk is full, it is retried soon."""
-        try:
-            self._access.publish({*self._served, *self._routes, *self._wanted.routes})
-        except OSError as error:
-            structlog.get_logger().error("access list not written, tried again soon", reason=str(error))
+    @property
+    def _routed(self) -> frozenset[str]:
+        return frozenset({*self._served, *self._routes, *self._wanted.routes})
 
     @property
     def _terms(self) -> Mapping[str, router_table.Terms]:
@@ -428,6 +427,7 @@ class Region:
             with suppress(OSError):
                 self._publish_gateway()
             self._publish_table()
+            await self._delivery.look()
             wanted = {held.digest for wanted in self._wanted.deployments.values() for held in wanted.holds}
             if swept := self._cache.sweep(wanted):
                 await asyncio.to_thread(remove, swept)

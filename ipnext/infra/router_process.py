@@ -20,7 +20,7 @@ from ipnext.infra.pulse import Pulse
 from ipnext.infra.router_instance import RouterInstance
 from ipnext.infra.site import Site
 from ipnext.model.deployment import GenerationTraffic, RoutedModel, RouterTable, ServedGeneration
-from ipnext.model.predictions import KeyUseReport
+from ipnext.model.predictions import AccessList, AccessRevision, KeyUseReport
 from ipnext.model.wire import decode
 
 CONFIRM_POLL_SECONDS = 0.02
@@ -168,6 +168,25 @@ class RouterProcess:
         self._pulse.strike()
         told = [one.state.engines for one in self._all if one.state is not None]
         return sum(engines.get(url, 0) for url in urls for engines in told)
+
+    @property
+    def access(self) -> AccessRevision:
+        """The oldest access list that a router goes by, as last reported; revision 0 while none runs."""
+        told = [one.state.access for one in self._all if one.state is not None]
+        return min(told, key=lambda access: access.revision, default=AccessRevision(revision=0))
+
+    async def look(self) -> None:
+        """Read the state of all routers now."""
+        await self._ask()
+
+    async def put_access(self, access: AccessList) -> None:
+        """Send all routers an access list. Unavailable if one does not take it."""
+        content = access.model_dump_json()
+        await asyncio.gather(*(self._control.put_access(one.url, content) for one in self._all))
+
+    async def withdraw_access(self, below: int) -> None:
+        """Have routers with an older list than this revision refuse requests that need one, until they get another. Unavailable."""
+        await asyncio.gather(*(self._control.withdraw_access(one.url, below) for one in self._all))
 
     async def traffic(self) -> tuple[GenerationTraffic, ...]:
         """Return the current counts, with the requests under way in former routers; none while the router is down."""

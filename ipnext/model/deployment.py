@@ -10,7 +10,7 @@ from pydantic import Field
 
 from ipnext.model.adapter import ServedAdapter
 from ipnext.model.kv_transfer import Handoff
-from ipnext.model.predictions import PredictionAccess
+from ipnext.model.predictions import AccessRevision, PredictionAccess
 from ipnext.model.registry import PartGraph, SyncPolicy, TensorSpec
 from ipnext.model.routing import RoutingPolicy
 from ipnext.model.signing import SignerPolicy
@@ -325,6 +325,9 @@ class RegionState(Value):
     token: str = ""
     """Identifies the state of replicas and routes, for `Infrastructure.await_change`. Empty: the report covers all
     models, or the region does not support it."""
+    access_behind_seconds: float | None = Field(default=None, ge=0)
+    """Time since the region has had a newer access list than the one that its router goes by; None: it has none. Only in
+    reports of all models."""
 
     def only(self, models: Collection[str] | None) -> "RegionState":
         """Return the report limited to some models; None: all."""
@@ -496,3 +499,5 @@ class RouterState(Value):
     """URL of an engine with its own server -> its requests from this router; engines without requests are left out."""
     draining: bool = False
     """Whether it is about to end: it accepts nothing new, and finishes the requests under way."""
+    access: AccessRevision = AccessRevision(revision=0)
+    """The access list that it goes by."""

@@ -296,6 +296,9 @@ class RegionView(Value):
     requests: int = 0
     """Requests that its router has counted since it started."""
     errors: int = 0
+    access_behind_seconds: float | None = None
+    """Time since the region has had a newer access list than the one that its router goes by; none: it has no newer one. For
+    callers who see the whole fleet."""
 
 
 class PlanInForce(Value):

@@ -1,7 +1,8 @@
 """The access list, prepared for requests, and the follower of its file.
 
 The region's agent writes the file next to the router's table. If a file cannot be read, the former list stays in force;
-a router that never read one has none.
+a router that never read one has none. An agent that cannot write the file sends the list itself, and withdraws one that
+is out of date for too long.
 """
 
 import time
@@ -18,9 +19,9 @@ from ipnext.access.keys import LONGEST, digest_of_secret, is_key, parse_key, pro
 from ipnext.access.oidc import LONGEST_TOKEN, Identity, TokenVerifier
 from ipnext.access.policy import Decision, Policies, Resource
 from ipnext.access.published_keys import PublishedKeys
-from ipnext.errors import InvalidInput, Unauthenticated
+from ipnext.errors import InvalidInput, Unauthenticated, Unavailable
 from ipnext.model.access import ANY, Grant, Principal, Role
-from ipnext.model.predictions import AccessList, CallerKey, CallerRole, ModelAccess, TokenIssuer
+from ipnext.model.predictions import AccessList, AccessRevision, CallerKey, CallerRole, ModelAccess, TokenIssuer
 from ipnext.model.wire import decode
 from serving.access.rate_limits import Rate
 
@@ -47,7 +48,9 @@ class Callers:
 
     def __init__(self, access: AccessList, *, clock: Callable[[], float] = time.time) -> None:
         """`clock`: Unix time in seconds. InvalidInput if a policy is not valid Cedar."""
-        self.revision = access.revision
+        self.revision = AccessRevision.of(access)
+        self.withdrawn = False
+        """Whether the list is out of date: then it proves no caller. It still tells which models need a credential."""
         self.models: Mapping[str, ModelAccess] = {one.model: one for one in access.models}
         self._clock = clock
         self._keys = {key.id: key for key in access.keys}
@@ -58,6 +61,9 @@ class Callers:
 
     def prove(self, credential: str) -> Caller:
         """Return the caller that a key or token proves. Unauthenticated, whose text repeats nothing of the credential; Unavailable."""
+        if self.withdrawn:
+            msg = "this region's list of who may ask is out of date; try again"
+            raise Unavailable(msg)
         if is_key(credential):
             return self._of_key(credential)
         if self._tokens is None:
@@ -160,16 +166,43 @@ class AccessFollower:
         except OSError:
             return
         seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
-        if seen != self._seen:
+        if seen != self._seen and self._take_over(self._path):
             self._seen = seen
-            self._take_over(self._path)
 
-    def _take_over(self, path: Path) -> None:
+    @property
+    def in_force(self) -> AccessRevision:
+        """The list that callers are proved by; revision 0: none."""
+        callers = self.callers
+        return AccessRevision.of(None) if callers is None or callers.withdrawn else callers.revision
+
+    def put(self, content: bytes | bytearray) -> None:
+        """Put a list in force that the agent sends, unless a later one is. InvalidInput if it is none; its content is not repeated."""
+        try:
+            self._use(decode(AccessList, content))
+        except ValidationError as error:
+            msg = f"body: not an access list: {error.error_count()} faults"
+            raise InvalidInput(msg, field="body") from None
+
+    def withdraw(self, *, below: int) -> None:
+        """Prove no caller until another list comes, if this one is older than revision `below`."""
+        if self.callers is not None and not self.callers.withdrawn and self.callers.revision.revision < below:
+            self.callers.withdrawn = True
+            structlog.get_logger().error("access list withdrawn", revision=self.callers.revision.revision)
+
+    def _take_over(self, path: Path) -> bool:
+        """Return whether the file was read, so that it need not be read again until it changes."""
         log = structlog.get_logger()
         try:
-            self.callers = Callers(decode(AccessList, path.read_bytes()), clock=self._clock)
+            self._use(decode(AccessList, path.read_bytes()))
         except (OSError, ValidationError, InvalidInput) as error:
             # pydantic repeats its input: a digest has no place in a log
             log.warning("the access list cannot be read, the former one stays", reason=type(error).__name__)
+            return not isinstance(error, OSError)
+        return True
+
+    def _use(self, access: AccessList) -> None:
+        former = self.callers
+        if former is not None and access.revision < former.revision.revision:
             return
-        log.info("access list in use", revision=self.callers.revision, models=len(self.callers.models))
+        self.callers = Callers(access, clock=self._clock)
+        structlog.get_logger().info("access list in use", revision=access.revision, models=len(access.models))

@@ -10,6 +10,7 @@ from ipnext.errors import InvalidInput, Unavailable
 from ipnext.model.deployment import RouterState
 from ipnext.model.predictions import KeyUseReport
 from ipnext.names import GENERATION_HEADER
+from serving.access.access_list import AccessFollower
 from serving.access.guard import Guard, Refused
 from serving.http.messages import Request, Response, error_response, json_response, not_found
 from serving.metrics.generation_counts import GenerationCounts
@@ -47,7 +48,7 @@ _ABOUT: Final[Mapping[str, Any]] = {
 class ManagementRoutes:
     """Serves all paths of a router but inference."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the collaborators made by the router
         self,
         follower: TableFollower,
         hosts: HostClient,
@@ -56,6 +57,7 @@ class ManagementRoutes:
         engines: Callable[[], Mapping[str, int]] = dict,
         ending: GracefulShutdown,
         guard: Guard,
+        access: AccessFollower,
     ) -> None:
         self._follower = follower
         self._hosts = hosts
@@ -63,6 +65,7 @@ class ManagementRoutes:
         self._engines = engines
         self._ending = ending
         self._guard = guard
+        self._access = access
 
     def answer(self, request: Request, steps: list[str]) -> Response | Awaitable[Response]:
         """Route a request by the steps of its path. NotFound, or InvalidInput for a V2 extension that is not supported.
@@ -82,9 +85,8 @@ class ManagementRoutes:
         match request.method, steps:
             case "POST", ["v2", "repository", "index"]:
                 return repository_index(request, self._guard.visible(request))
-            case "POST", ["control", "drain"]:
-                self._ending.release()
-                return self._state()
+            case "POST" | "PUT" | "DELETE", ["control", *_]:
+                return self._control(request, steps)
             case "GET", ["v2", "models", *below, "stats"] if len(below) in (0, 1, 3):
                 return self._statistics(request, below)
         refuse_extension(steps)
@@ -116,11 +118,28 @@ class ManagementRoutes:
                 return Response(200, self._metrics.text(), {"content-type": CONTENT_TYPE})
         raise not_found(request)
 
+    def _control(self, request: Request, steps: list[str]) -> Response:
+        match request.method, steps:
+            case "POST", ["control", "drain"]:
+                self._ending.release()
+            case "PUT", ["control", "access"]:
+                self._access.put(request.content)
+            case "DELETE", ["control", "access", "below", revision] if revision.isascii() and revision.isdigit():
+                self._access.withdraw(below=int(revision[:20]))
+            case _:
+                raise not_found(request)
+        return self._state()
+
     def _state(self) -> Response:
-        """Return the body of `GET /control/state` and `POST /control/drain`."""
-        revision, traffic = self._follower.routes.revision, self._metrics.traffic
+        """Return the body of `GET /control/state` and of the calls that change the state."""
         return json_response(
-            RouterState(revision=revision, traffic=traffic, engines=self._engines(), draining=self._ending.draining)
+            RouterState(
+                revision=self._follower.routes.revision,
+                traffic=self._metrics.traffic,
+                engines=self._engines(),
+                draining=self._ending.draining,
+                access=self._access.in_force,
+            )
         )
 
     async def _about_model(self, request: Request, model: str, pin: str | None, rest: list[str]) -> Response:

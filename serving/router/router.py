@@ -118,6 +118,7 @@ class Router:
             engines=lambda: self.engines.loads.under_way,
             ending=self._ending,
             guard=self._guard,
+            access=follows,
         )
         self._openai = OpenAIEdge(
             follower,

@@ -285,6 +285,7 @@ function regionCard(region) {
     el(
       "div", { class: "row" },
       el("h3", {}, region.region), badge(region.reachable ? "reachable" : "does not answer", region.reachable ? "good" : "bad"),
+      region.access_behind_seconds == null ? null : badge(`old access list for ${amount(Math.round(region.access_behind_seconds))} s`, "bad"),
       region.drain ? drainBadge(region.drain) : null,
       region.reachable ? el("span", { class: "end quiet number" }, `${amount(served)} requests, ${amount(failed)} errors`) : null,
     ),

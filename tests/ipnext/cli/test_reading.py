@@ -78,3 +78,11 @@ def test_a_region_that_was_declared_lost_and_lives_is_told_without_contradiction
     )
     console.print(regions_table([left]))
     assert "lost" not in console.export_text()
+
+
+def test_a_region_that_goes_by_an_old_access_list_says_for_how_long():
+    supply = (SupplyUse(hardware="cpu", units=8, used=0, free=8, unit_cost=1),)
+    view = RegionView(region="eu", reachable=True, supply=supply, access_behind_seconds=41.6)
+    console = Console(width=300, record=True, file=io.StringIO())
+    console.print(regions_table([view]))
+    assert "yes, old access list for 42 s" in console.export_text()

@@ -4,6 +4,7 @@ import json
 import stat
 
 import pytest
+from structlog.testing import capture_logs
 
 from ipnext.errors import StaleWrite
 from ipnext.infra.access_file import AccessFile
@@ -33,7 +34,9 @@ def test_the_router_gets_the_models_that_are_routed_here(opened, tmp_path):
     file.publish({"a"})
     assert not (tmp_path / "followed.json").exists(), "there is no list yet"
     file.put(listed(3, a=CLOSED, b=CLOSED))
+    assert not file.published
     file.publish({"a"})
+    assert file.published
     followed = json.loads((tmp_path / "followed.json").read_text())
     assert [one["model"] for one in followed["models"]] == ["a"]
     file.publish({"a", "b"})
@@ -41,7 +44,9 @@ def test_the_router_gets_the_models_that_are_routed_here(opened, tmp_path):
 
 
 def test_a_list_outlives_the_agent_and_only_this_user_may_read_it(opened, tmp_path):
-    opened().put(listed(3, a=CLOSED))
+    file = opened()
+    file.put(listed(3, a=CLOSED))
+    file.save()
     again = opened()
     assert again.newest.revision == 3
     again.publish({"a"})
@@ -72,3 +77,29 @@ def test_a_model_is_closed_by_the_list_or_else_by_its_table(opened):
     assert file.closed(tables) == {"a", "c"}
     file.put(listed(1, a=AccessSpec(), b=CLOSED))
     assert file.closed(tables) == {"b", "c"}
+
+
+def test_a_list_that_can_not_be_written_is_kept_in_memory_and_removes_the_old_one(opened, tmp_path):
+    file = opened()
+    file.put(listed(3, a=CLOSED))
+    file.save()
+    file.publish({"a"})
+    full = [tmp_path / f".{name}.new" for name in ("kept.json", "followed.json")]
+    for path in full:
+        path.mkdir()
+    file.put(listed(4))
+    with capture_logs() as logs:
+        for _ in range(3):
+            file.save()
+            file.publish({"a"})
+    assert [entry["event"].split(",")[0] for entry in logs] == ["access list not written"] * 2
+    assert (file.newest.revision, file.published) == (4, False)
+    assert not (tmp_path / "kept.json").exists(), "an agent that starts has no list rather than an old one"
+    assert not (tmp_path / "followed.json").exists()
+    assert file.extract({"a"}).revision == 4
+    for path in full:
+        path.rmdir()
+    file.save()
+    file.publish({"a"})
+    assert file.published
+    assert opened().newest.revision == 4

@@ -72,15 +72,16 @@ class Guarded:
             )
         )
 
-    def allow(self, *keys, **access):
-        """Put a list in force with these keys; `self.foreign` is always in it."""
+    def allow(self, *keys, policies="", **access):
+        """Put a list in force with these keys; `self.foreign` is always in it. The list that then is in force."""
         self.revision += 1
         spec = AccessSpec.model_validate({"predictions": "authenticated"} | access)
         owners = {self.foreign: "search"}
-        self.agent.infra.put_access(
+        return self.agent.infra.put_access(
             self.region,
             AccessList(
                 revision=self.revision,
+                policies=policies,
                 models=(ModelAccess(model="secret", owner="ads", access=spec),),
                 keys=tuple(
                     CallerKey(
@@ -143,7 +144,10 @@ def test_a_key_lets_in_and_its_revocation_keeps_out_whatever_is_started_again(gu
     router = agent.child("serving.router")
     agent.launch()
     router.send_signal(signal.SIGKILL)
-    until(lambda: agent.infra.access_revision("eu").revision == guarded.revision, why=lambda: "the agent has its list again")
+    until(
+        lambda: agent.infra.access_revision("eu").revision == guarded.revision,
+        why=lambda: "the agent has its list again",
+    )
     guarded.await_status(200, guarded.key)
     assert guarded.ask().status_code == 401
     assert guarded.ask(guarded.foreign).status_code == 404
@@ -152,6 +156,44 @@ def test_a_key_lets_in_and_its_revocation_keeps_out_whatever_is_started_again(gu
     files = [file for file in agent.state.rglob("*") if file.is_file() and "cache" not in file.parts]
     assert [file for file in files if secret in file.read_bytes()] == []
     assert any(guarded.key.digest.encode() in file.read_bytes() for file in files), "the search would have found it"
+
+
+def test_a_revocation_is_in_force_although_the_disk_of_the_region_is_full(guarded):
+    """Files that can't be replaced stand for it: all the same, the agent answers what its router goes by."""
+    agent = guarded.agent
+    guarded.allow(guarded.key)
+    guarded.await_status(200, guarded.key)
+    full = [agent.state / ".access.json.new", agent.state / "wanted" / ".access.json.new"]
+    for path in full:
+        path.mkdir()
+    assert guarded.allow().revision == guarded.revision
+    assert guarded.ask(guarded.key).status_code == 401
+    assert not (agent.state / "access.json").exists()
+    agent.child("serving.router").send_signal(signal.SIGKILL)
+    until(lambda: agent.infra.access_revision("eu").revision == guarded.revision, why=lambda: "the next one has it")
+    guarded.await_status(401, guarded.key)
+    assert guarded.ask(guarded.foreign).status_code == 404
+    for path in full:
+        path.rmdir()
+    until((agent.state / "access.json").exists, why=lambda: "it is written again")
+    assert agent.infra.observe("eu").access_behind_seconds is None
+
+
+def test_a_list_that_the_router_refuses_is_not_acknowledged_and_ends_the_old_one(new_agent, snapshot):
+    uri, held = snapshot
+    stale = {"IPNEXT_AGENT_ACCESS_STALE_SECONDS": "0.5"}
+    guarded = Guarded(new_agent(artifacts=uri, real=True, environment=stale).start(), held)
+    guarded.serve()
+    guarded.allow(guarded.key)
+    guarded.await_status(200, guarded.key)
+    assert guarded.allow(policies="nonsense").revision < guarded.revision
+    refused = guarded.await_status(503, guarded.key)
+    assert "out of date" in refused.text
+    assert guarded.agent.infra.access_revision("eu").revision == 0
+    assert guarded.agent.infra.observe("eu").access_behind_seconds > 0.5
+    guarded.allow(guarded.key)
+    guarded.await_status(200, guarded.key)
+    assert guarded.agent.infra.observe("eu").access_behind_seconds is None
 
 
 def test_a_region_that_sends_requests_on_sends_the_credential_and_the_other_one_checks_it(

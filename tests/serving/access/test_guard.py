@@ -1,11 +1,13 @@
 """Who may ask what, decided by the list that a region has: keys, tokens, roles, limits, and what a refusal gives away."""
 
 import base64
+import errno
 import hashlib
 import hmac
 import json
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
@@ -13,9 +15,18 @@ from structlog.testing import capture_logs
 
 from ipnext.access.keys import draw_key
 from ipnext.access.oidc import LEEWAY_SECONDS
+from ipnext.errors import InvalidInput
 from ipnext.model.access import Grant, Role
 from ipnext.model.deployment import RoutedModel, RouterTable
-from ipnext.model.predictions import AccessList, AccessSpec, CallerKey, CallerRole, ModelAccess, TokenIssuer
+from ipnext.model.predictions import (
+    AccessList,
+    AccessRevision,
+    AccessSpec,
+    CallerKey,
+    CallerRole,
+    ModelAccess,
+    TokenIssuer,
+)
 from serving.access.access_list import AccessFollower, Callers
 from serving.access.guard import Guard, Refused
 from serving.access.key_uses import EVERY_SECONDS, KeyUses
@@ -328,7 +339,7 @@ def test_a_file_that_is_no_list_leaves_the_former_one_and_is_logged_without_its_
     content = AccessList(revision=4, keys=(key,)).model_dump_json()
     file.write_text(content)
     follower.look()
-    assert follower.callers.revision == 4
+    assert follower.callers.revision.revision == 4
     with capture_logs() as logs:
         for number, bad in enumerate(
             (
@@ -340,9 +351,63 @@ def test_a_file_that_is_no_list_leaves_the_former_one_and_is_logged_without_its_
             (tmp_path / str(number)).write_text(bad)
             (tmp_path / str(number)).replace(file)
             follower.look()
-    assert follower.callers.revision == 4
+    assert follower.callers.revision.revision == 4
     assert len(logs) == 3
     assert drawn.digest not in str(logs)
+
+
+def test_a_list_that_is_sent_is_in_force_until_a_later_one_is(tmp_path):
+    file = tmp_path / "access.json"
+    follower = AccessFollower(file)
+    file.write_text(AccessList(revision=4, digest="four").model_dump_json())
+    follower.look()
+    follower.put(AccessList(revision=5, digest="five").model_dump_json().encode())
+    assert follower.in_force == AccessRevision(revision=5, digest="five")
+    follower.put(AccessList(revision=4).model_dump_json().encode())
+    file.write_text(AccessList(revision=4, digest="the old one again").model_dump_json())
+    follower.look()
+    assert follower.in_force.revision == 5
+    for bad in (b"{", AccessList(revision=6, policies="nonsense").model_dump_json().encode()):
+        with pytest.raises(InvalidInput):
+            follower.put(bad)
+    assert follower.in_force.revision == 5
+
+
+def test_only_an_older_list_is_withdrawn_and_until_another_one_comes():
+    follower = AccessFollower(None)
+    follower.withdraw(below=9)
+    follower.put(AccessList(revision=5).model_dump_json().encode())
+    follower.withdraw(below=5)
+    assert follower.in_force.revision == 5
+    follower.withdraw(below=6)
+    assert follower.in_force.revision == 0
+    follower.put(AccessList(revision=6).model_dump_json().encode())
+    assert follower.in_force.revision == 6
+
+
+def test_a_file_that_could_not_be_read_for_a_moment_is_read_again(tmp_path, monkeypatch):
+    file = tmp_path / "access.json"
+    file.write_text(AccessList(revision=4).model_dump_json())
+    follower = AccessFollower(file)
+
+    def read(_):
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "read_bytes", read)
+        follower.look()
+    assert follower.in_force.revision == 0
+    follower.look()
+    assert follower.in_force.revision == 4
+
+
+def test_a_withdrawn_list_proves_nobody_and_leaves_closed_models_closed(world):
+    key = world.key()
+    assert world.status("secret", key) == 200
+    world.callers.withdrawn = True
+    assert world.status("secret", key) == 503
+    assert world.status("secret") == 401
+    assert world.status("free") == 200
 
 
 def test_a_model_without_capacity_here_says_so_to_those_who_may_ask_it(world):
