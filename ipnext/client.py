@@ -44,6 +44,7 @@ from ipnext.model.plugins import ValidatorView
 from ipnext.model.profile import Profile, ProfileView
 from ipnext.model.registry import ArtifactFile, Generation, Snapshot, SnapshotManifest
 from ipnext.model.resource import (
+    MOST_ASKED,
     BlobQuery,
     ChangeView,
     EventView,
@@ -694,8 +695,11 @@ class Client:
 
     def _missing(self, manifest: SnapshotManifest) -> frozenset[str]:
         digests = tuple(sorted({file.sha256 for file in manifest.files}))
-        answer = self._call("POST", "/v1/artifacts/missing", MissingBlobs, body=BlobQuery(digests=digests))
-        return frozenset(answer.missing)
+        found: set[str] = set()
+        for start in range(0, len(digests), MOST_ASKED):
+            query = BlobQuery(digests=digests[start : start + MOST_ASKED])
+            found.update(self._call("POST", "/v1/artifacts/missing", MissingBlobs, body=query).missing)
+        return frozenset(found)
 
     def _upload(self, model: str, source: Source, file: ArtifactFile) -> None:
         headers = {"content-type": "application/octet-stream", "content-length": str(file.size_bytes)}

@@ -20,6 +20,7 @@ from ipnext.api.recording import record_asked
 from ipnext.api.schema import OF_ARTIFACTS, OF_UPLOADS
 from ipnext.api.signatures import keep_signatures
 from ipnext.api.slots import Slots, holder_of
+from ipnext.api.turns import Turns
 from ipnext.errors import TooLarge, TooSlow
 from ipnext.model.access import Principal
 from ipnext.model.artifact_use import Allowance, CollectionView, uploaders_allowance
@@ -40,6 +41,9 @@ joined."""
 UPLOADS_AT_ONCE = 32
 """Each occupies a thread while it arrives."""
 
+LOOKED_AT_ONCE = 16
+"""Requests that ask the artifact store for blobs and manifests at once, a quarter of them for one client; the next ones wait."""
+
 SILENT_SECONDS = 30.0
 """Longest pause of an upload."""
 
@@ -49,12 +53,16 @@ _BINARY = {"requestBody": {"required": True, "content": {"application/octet-stre
 
 
 @router.post("/missing", dependencies=[may("artifacts.upload", only_reads=True)], summary="Ask which blobs to upload")
-def missing(query: BlobQuery, rooms: Rooms) -> MissingBlobs:
-    """Those of the given SHA-256 digests that the store does not hold: upload these only. The others are kept for the grace time."""
+async def missing(query: BlobQuery, request: Request, rooms: Rooms, asker: Asker) -> MissingBlobs:
+    """Those of the given SHA-256 digests, at most 1,000, that the store does not hold: upload these only. The others are kept for the grace time."""
+    return await _lookers(request).run(holder_of(asker), _missing, rooms, frozenset(query.digests))
+
+
+def _missing(rooms: Platform, asked: frozenset[str]) -> MissingBlobs:
     with rooms.store.begin_free(()) as unit:
-        known = unit.touch_known(query.digests)
-    absent = rooms.artifacts.missing(query.digests)
-    unknown = frozenset(query.digests) - known - absent
+        known = unit.touch_known(asked)
+    absent = rooms.artifacts.missing(asked)
+    unknown = asked - known - absent
     if unknown:  # a collection may remove them until they are touched
         with rooms.store.begin_free(()) as unit:
             unit.touch_artifacts(dict.fromkeys(unknown, 0))
@@ -100,11 +108,17 @@ async def put_blob(sha256: Sha256, request: Request, rooms: Rooms, asker: Asker,
     summary="Commit a snapshot",
     responses=OF_ARTIFACTS,
 )
-def commit(manifest: SnapshotManifest, rooms: Rooms, asker: Asker, model: UploadedFor = None) -> StoredSnapshot:
+async def commit(
+    manifest: SnapshotManifest, request: Request, rooms: Rooms, asker: Asker, model: UploadedFor = None
+) -> StoredSnapshot:
     """Write a snapshot's manifest. Every blob it names must be there (422 names the first that is not).
 
     The manifest's own bytes count as those of a blob: for the owner of `model`, else for who commits until it is published.
     """
+    return await _lookers(request).run(holder_of(asker), _commit, manifest, rooms, asker, model)
+
+
+def _commit(manifest: SnapshotManifest, rooms: Platform, asker: Principal, model: str | None) -> StoredSnapshot:
     rooms.artifacts.check_whole(manifest)  # a refused one leaves no row behind
     digest, sizes = manifest.digest, sizes_of(manifest)
     allowance = _allowance_for(rooms, asker, model)
@@ -129,32 +143,52 @@ def commit(manifest: SnapshotManifest, rooms: Rooms, asker: Asker, model: Upload
     summary="Upload a signature",
     responses=OF_ARTIFACTS,
 )
-def put_signature(digest: Sha256, envelope: SignatureEnvelope, rooms: Rooms, asker: Asker) -> Response:
+async def put_signature(
+    digest: Sha256, envelope: SignatureEnvelope, request: Request, rooms: Rooms, asker: Asker
+) -> Response:
     """Keep signatures of a committed snapshot beside those that it has.
 
     Each has to be valid, by a key that a model which the asker may publish names in `spec.validation.signers.publicKeys`, or that
     the operator trusts for native code. Others, malformed ones and those of another snapshot are refused (422); none is kept then.
     """
-    signers = sorted(signature.keyid for signature in envelope.signatures)
-    record_asked(rooms.store, object=("Snapshot", digest), after={"signers": signers})
-    keep_signatures(rooms, asker, digest, envelope)
+    await _lookers(request).run(holder_of(asker), _put_signature, digest, envelope, rooms, asker)
     return Response(status_code=204)
 
 
+def _put_signature(digest: str, envelope: SignatureEnvelope, rooms: Platform, asker: Principal) -> None:
+    signers = sorted(signature.keyid for signature in envelope.signatures)
+    record_asked(rooms.store, object=("Snapshot", digest), after={"signers": signers})
+    keep_signatures(rooms, asker, digest, envelope)
+
+
 @router.get("/collect", dependencies=[may("artifacts.collect")], summary="Show what a collection would remove")
-def collectable(rooms: Rooms) -> CollectionView:
+async def collectable(request: Request, rooms: Rooms, asker: Asker) -> CollectionView:
     """What would go now; of snapshots that would be given free the blobs go with a later pass."""
-    return Collection(rooms.store, rooms.artifacts, Grace.of(rooms.settings), dry_run=True).run()
+    collection = Collection(rooms.store, rooms.artifacts, Grace.of(rooms.settings), dry_run=True)
+    return await _lookers(request).run(holder_of(asker), collection.run)
 
 
 @router.post("/collect", dependencies=[may("artifacts.collect")], summary="Collect what nothing names")
-def collect(rooms: Rooms) -> CollectionView:
+async def collect(request: Request, rooms: Rooms, asker: Asker) -> CollectionView:
     """Give free the bytes of snapshots that nothing can want any more, and remove blobs that no snapshot names and nobody used for the grace time.
 
     The platform does so on a schedule.
     """
+    return await _lookers(request).run(holder_of(asker), _collect, rooms)
+
+
+def _collect(rooms: Platform) -> CollectionView:
     record_asked(rooms.store, object=("Artifacts", "unnamed"))
     return Collection(rooms.store, rooms.artifacts, Grace.of(rooms.settings)).run()
+
+
+def _lookers(request: Request) -> Turns:
+    """Return the threads that call the artifact store for other requests than uploads: no other endpoint waits for a slow one."""
+    state = request.app.state
+    if not hasattr(state, "artifact_lookers"):
+        state.artifact_lookers = Turns(LOOKED_AT_ONCE)
+    lookers: Turns = state.artifact_lookers
+    return lookers
 
 
 @contextmanager

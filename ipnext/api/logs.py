@@ -3,17 +3,22 @@
 from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
-from ipnext.api.access import may
+from ipnext.api.access import Asker, may
 from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.platform import ModelName, Platform, Rooms
+from ipnext.api.slots import holder_of
+from ipnext.api.turns import Turns
 from ipnext.errors import InvalidInput, NotFound, RegionUnreachable, Unavailable
 from ipnext.infra.port import LogKeeper
 from ipnext.model.logs import DEFAULT_LINES, MOST_LINES, LogQuery, LogsView, ReplicaLog
 from ipnext.model.value import Name
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=GuardedRoute)
+
+READ_AT_ONCE = 16
+"""Requests that ask regions for logs at once, a quarter of them for one client; the next ones wait."""
 
 NAMED = 20
 """Most replicas that a message names."""
@@ -29,9 +34,11 @@ After = Annotated[
 
 
 @router.get("/{name}/logs", dependencies=[may("models.read")], summary="Read the logs of a model's replicas")
-def logs_of_model(  # noqa: PLR0913, PLR0917 - each is a parameter of the query
+async def logs_of_model(  # noqa: PLR0913, PLR0917 - each is a parameter of the query
     name: ModelName,
+    http: Request,
     rooms: Rooms,
+    asker: Asker,
     part: Part = None,
     region: Region = None,
     replica: Number = None,
@@ -39,18 +46,34 @@ def logs_of_model(  # noqa: PLR0913, PLR0917 - each is a parameter of the query
     after: After = None,
 ) -> LogsView:
     """What hosts and engines wrote, of replicas that have ended too; what was written last stands last."""
+    query = LogQuery(model=name, part=part, replica=replica, tail=tail)
+    known = None if after is None else _known(after)
+    return await _readers(http).run(holder_of(asker), _logs_of_model, rooms, query, region, known)
+
+
+def _readers(http: Request) -> Turns:
+    """Return the threads that ask regions for logs: no other endpoint waits for a slow region."""
+    state = http.app.state
+    if not hasattr(state, "log_readers"):
+        state.log_readers = Turns(READ_AT_ONCE)
+    readers: Turns = state.log_readers
+    return readers
+
+
+def _logs_of_model(
+    rooms: Platform, asked: LogQuery, region: str | None, known: Mapping[str, Mapping[str, int]] | None
+) -> LogsView:
     keeper = _keeper(rooms, region)
     with rooms.store.read() as unit:
-        spec = unit.model(name).manifest.spec
-        deployed = {deployment.key.part for deployment in unit.deployments(name)}
-    known = None if after is None else _known(after)
-    base = next((one.adapter_of for one in spec.parts if one.name == part and one.adapter_of), part)
-    query = LogQuery(model=name, part=base, replica=replica, tail=tail)
+        spec = unit.model(asked.model).manifest.spec
+        deployed = {deployment.key.part for deployment in unit.deployments(asked.model)}
+    base = next((one.adapter_of for one in spec.parts if one.name == asked.part and one.adapter_of), asked.part)
+    query = asked.model_copy(update={"part": base})
     regions = keeper.regions() if region is None else (region,)
     found = _read(keeper, query, regions, known)
     if found.logs or known is not None:
         return found
-    everything = _read(keeper, LogQuery(model=name, tail=0), keeper.regions(), None).logs
+    everything = _read(keeper, LogQuery(model=asked.model, tail=0), keeper.regions(), None).logs
     parts = {one.name for one in spec.parts} | deployed | {log.part for log in everything}
     raise _nothing(query, regions, sorted(parts), everything)
 

@@ -20,7 +20,7 @@ from ipnext.artifacts.port import StoredItem
 from ipnext.artifacts.s3_client import S3Client, answering, s3_client, status_of
 from ipnext.artifacts.s3_stream import open_object
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing
-from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
+from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 from ipnext.model.signing import SignatureEnvelope
 
 PART_BYTES = 16 << 20
@@ -60,7 +60,10 @@ class S3ArtifactStore:
 
     def missing(self, digests: Iterable[str]) -> frozenset[str]:
         """Return those of the given digests that are not in the store."""
-        return frozenset(digest for digest in digests if self._size(layout.blob_key(digest)) is None)
+        asked = tuple(frozenset(digests))
+        with self._lookers() as threads:
+            sizes = threads.map(lambda digest: self._size(layout.blob_key(digest)), asked)
+            return frozenset(digest for digest, size in zip(asked, sizes, strict=True) if size is None)
 
     def check_room(self, size_bytes: int) -> None:
         """Return: a bucket has no disk of this machine's."""
@@ -82,10 +85,13 @@ class S3ArtifactStore:
         return open_object(self._client, self._bucket, self._key(layout.blob_key(sha256)))
 
     def check_whole(self, manifest: SnapshotManifest) -> None:
-        """Check paths and size of the manifest, and that all its blobs are in the store: ASKED_AT_ONCE in parallel."""
+        """Check paths and size of the manifest, and that all its blobs are in the store: each once, ASKED_AT_ONCE in parallel."""
         layout.check_manifest(manifest)
-        with ThreadPoolExecutor(ASKED_AT_ONCE, thread_name_prefix="s3-look") as threads:
-            for _ in threads.map(lambda f: self._check_blob(f.path, f.sha256, f.size_bytes), manifest.files):
+        files: dict[tuple[str, int], ArtifactFile] = {}
+        for file in manifest.files:
+            files.setdefault((file.sha256, file.size_bytes), file)
+        with self._lookers() as threads:
+            for _ in threads.map(lambda f: self._check_blob(f.path, f.sha256, f.size_bytes), files.values()):
                 pass  # the first fault is raised, and the remaining checks are skipped
 
     def commit(self, manifest: SnapshotManifest) -> str:
@@ -226,6 +232,11 @@ class S3ArtifactStore:
                 if status_of(error) == 404:
                     return None
                 raise
+
+    @staticmethod
+    def _lookers() -> ThreadPoolExecutor:
+        """Return the threads of one call that look at many blobs."""
+        return ThreadPoolExecutor(ASKED_AT_ONCE, thread_name_prefix="s3-look")
 
     def _check_blob(self, path: str, sha256: str, size_bytes: int) -> None:
         found = self._size(layout.blob_key(sha256))

@@ -5,7 +5,7 @@ Answers about manifests and status are camelCase, as a person writes them; recor
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -161,10 +161,14 @@ class ReplanRequest(Written):
     """At most so many replicas started; without it the platform's setting."""
 
 
+MOST_ASKED: Final = 1000
+"""Digests of one query: each costs the server a call to its artifact store. Clients ask for more in several."""
+
+
 class BlobQuery(Written):
     """SHA-256 digests a client is about to upload."""
 
-    digests: tuple[Sha256, ...] = Field(max_length=100_000)
+    digests: tuple[Sha256, ...] = Field(max_length=MOST_ASKED)
 
 
 class MissingBlobs(Written):

@@ -15,6 +15,7 @@ from ipnext.model.manifest import ModelManifest
 from ipnext.model.status import Reason
 from ipnext.names import again_id
 from tests.genai.checkpoints import write_llama
+from tests.ipnext.conftest import write_snapshot
 from tests.waiting import PATIENCE_SECONDS
 
 
@@ -64,6 +65,23 @@ def test_publish_uploads_only_what_the_server_lacks(applied, snapshots):
     with pytest.raises(errors.ArtifactDigestMismatch, match="file-0"):
         applied.publish("ranker", snapshots)
     assert [s.number for s in applied.snapshots("ranker")] == [1, 1]
+
+
+def test_a_snapshot_of_many_files_is_asked_for_in_several_queries(applied, snapshots, monkeypatch):
+    monkeypatch.setattr("ipnext.client.MOST_ASKED", 2)
+    asked, real = [], applied._call
+
+    def noted(method, path, *given, **named):
+        asked.extend([named["body"].digests] if path == "/v1/artifacts/missing" else [])
+        return real(method, path, *given, **named)
+
+    monkeypatch.setattr(applied, "_call", noted)
+    many = snapshots["dense"].with_name("many")
+    write_snapshot(many, *(b"%d" % n for n in range(5)))
+    uploaded = []
+    applied.publish("ranker", snapshots | {"dense": many}, on_upload=lambda file: uploaded.append(file.path))
+    assert sorted(map(len, asked)) == [1, 2, 2, 2]
+    assert len(uploaded) == 7
 
 
 def test_a_checkpoint_directory_is_published_as_the_snapshot_that_it_makes(applied, snapshots, tmp_path, live):
