@@ -111,7 +111,7 @@ class IdentitySettings(BaseSettings):
     oidc_scopes: tuple[str, ...] = ("openid", "profile", "email", "offline_access")
     """Scopes that `ipnext login` requests; `offline_access` gives a refresh token."""
     oidc_name_claim: str | None = Field(default=None, min_length=1)
-    """Claim that names a user; None: `preferred_username`, else a verified `email`, else `sub`."""
+    """Claim that names a user (`user:NAME`); None: `preferred_username`. `email` counts if `email_verified` is true."""
     oidc_groups_claim: str = Field(default="groups", min_length=1)
     """Claim with the names of a user's groups, as a list."""
 

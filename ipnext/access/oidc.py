@@ -29,8 +29,8 @@ LONGEST_KID: Final = 256
 MOST_GROUPS: Final = 1000
 FARTHEST: Final = 250_000_000_000
 """A later expiry, beyond the year 9892, is replaced by this one; Unix time in seconds."""
-NAME_CLAIMS: Final = ("preferred_username", "email", "sub")
-"""Claims that name a person, in this order, unless one is configured. `email` counts if the provider verified it."""
+USER_CLAIM: Final = "preferred_username"
+"""Claim of `user:NAME`, unless another one is configured."""
 TYPES: Final = frozenset({"jwt", "at+jwt"})
 """Accepted kinds of token (`typ`), besides those that name none. Others, such as `logout+jwt`, prove no person."""
 
@@ -42,10 +42,18 @@ class Identity(NamedTuple):
 
     issuer: str
     sub: str
-    name: str
+    user: str | None
+    """Value of the claim that names users."""
+    email: str | None
+    """The address, if the provider verified it."""
     groups: tuple[str, ...]
     expires_at: float
     """Expiry of the token, with the leeway; Unix time in seconds."""
+
+    @property
+    def name(self) -> str:
+        """The person's name for readers. It decides nothing: people may choose it."""
+        return self.user or self.email or self.sub
 
     @property
     def id(self) -> str:
@@ -54,8 +62,10 @@ class Identity(NamedTuple):
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """Subjects of role bindings: the name, the provider's id and the groups."""
-        return (f"user:{self.name}", f"sub:{self.sub}", *(f"group:{group}" for group in self.groups))
+        """Subjects of role bindings. Each kind is of one claim, so that no claim passes for another one."""
+        claims = (("user", self.user), ("email", self.email), ("sub", self.sub))
+        named = tuple(f"{kind}:{name}" for kind, name in claims if name is not None)
+        return (*named, *(f"group:{group}" for group in self.groups))
 
 
 class KeyFinder(Protocol):
@@ -88,7 +98,7 @@ class TokenVerifier:
         groups_claim: str = "groups",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`name_claim` is the claim that names a person; None: the first of `NAME_CLAIMS` that a token has."""
+        """`name_claim` is the claim that names users, which tokens then need; None: `USER_CLAIM`, if a token has it."""
         self._issuer, self._keys, self._clock = issuer, keys, clock
         self._name_claim, self._groups_claim = name_claim, groups_claim
         self._registry = _Registry(algorithms=list(ALGORITHMS), strict_check_header=False)
@@ -123,7 +133,8 @@ class TokenVerifier:
         return Identity(
             self._issuer,
             _text(claims, "sub"),
-            self._name(claims),
+            self._user(claims),
+            _verified_email(claims),
             _groups(claims, self._groups_claim),
             float(min(claims["exp"], FARTHEST)) + LEEWAY_SECONDS,
         )
@@ -139,14 +150,23 @@ class TokenVerifier:
             expected = f"; it has to be of issuer {self._issuer!r}" if "'iss'" in str(error) else ""
             msg = f"the token is refused: {_why(error)}{expected}"
             raise Unauthenticated(msg) from error
+        if "cnf" in claims:
+            msg = "the token is bound to a key (claim 'cnf'), and a request proves nobody's possession of it; bearer tokens are taken"
+            raise Unauthenticated(msg)
 
-    def _name(self, claims: Mapping[str, Any]) -> str:
-        if self._name_claim is not None:
-            return _text(claims, self._name_claim)
-        for name in NAME_CLAIMS:
-            if claims.get(name) and (name != "email" or claims.get("email_verified") is True):
-                return _text(claims, name)
-        return _text(claims, "sub")
+    def _user(self, claims: Mapping[str, Any]) -> str | None:
+        if self._name_claim is None:
+            return _text(claims, USER_CLAIM) if claims.get(USER_CLAIM) else None
+        if self._name_claim == "email" and claims.get("email_verified") is not True:
+            msg = "the token's claim 'email' names nobody: the provider has not verified the address ('email_verified' is not true)"
+            raise Unauthenticated(msg)
+        return _text(claims, self._name_claim)
+
+
+def _verified_email(claims: Mapping[str, Any]) -> str | None:
+    email = claims.get("email")
+    is_known = isinstance(email, str) and is_name(email) and claims.get("email_verified") is True
+    return email if is_known else None
 
 
 def _why(error: JoseError) -> str:

@@ -85,6 +85,6 @@ def _without_role(identity: Identity) -> Forbidden:
     msg = (
         f"user {identity.name} ({identity.id}) is known to the identity provider and has no role here; groups of the token: "
         f"{groups}{f' and {more} more' if more > 0 else ''}; an administrator grants one by "
-        f"`ipnext roles grant user:NAME --role viewer` or `group:NAME`"
+        f"`ipnext roles grant {identity.subjects[0]} --role viewer` or `group:NAME`"
     )
     return Forbidden(msg, policy="people-need-a-role")

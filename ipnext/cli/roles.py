@@ -21,7 +21,7 @@ def grant(
         str,
         typer.Argument(
             metavar="SUBJECT",
-            help="group:NAME or user:NAME, as the identity provider's tokens name it; sub:ID, its lasting id.",
+            help="group:NAME or user:NAME, as the identity provider's tokens name it; email:ADDRESS, verified; sub:ID, its lasting id.",
             show_default=False,
         ),
     ],
@@ -63,7 +63,7 @@ def _request(subject: str, role: Role, owner: str, region: str) -> RoleRequest:
     except ValidationError as error:
         field = str(error.errors()[0]["loc"][0])
         allowed = {
-            "subject": ("group:NAME", "user:NAME", "sub:ID"),
+            "subject": ("group:NAME", "user:NAME", "email:ADDRESS", "sub:ID"),
             "owner": ("the name of an owner", ANY),
             "region": ("the name of a region", ANY),
         }[field]

@@ -10,7 +10,7 @@ from ipnext.model.value import Value, Written
 
 LONGEST_NAME: Final = 256
 """Characters of the name of a user or group."""
-SUBJECT_PATTERN: Final = r"^(group|user|sub):.+$"
+SUBJECT_PATTERN: Final = r"^(group|user|email|sub):.+$"
 
 
 def _printable(text: str) -> str:
@@ -24,7 +24,8 @@ def _printable(text: str) -> str:
 Subject = Annotated[
     str, StringConstraints(pattern=SUBJECT_PATTERN, max_length=LONGEST_NAME + 6), AfterValidator(_printable)
 ]
-"""`group:NAME`, `user:NAME`, or `sub:ID`: the provider's permanent identifier of a person."""
+"""`group:NAME`, `user:NAME`, `email:ADDRESS` that the provider verified, or `sub:ID`: the provider's permanent identifier
+of a person."""
 
 
 class RoleRequest(Written):

@@ -605,7 +605,7 @@ class AccessListRow(Row, table=True):
 
 
 class RoleBindingRow(Row, table=True):
-    """A role of a person or group of the identity provider: `subject` is `group:NAME`, `user:NAME` or `sub:ID`."""
+    """A role of a person or group of the identity provider: `subject` is `group:NAME`, `user:NAME`, `email:ADDRESS` or `sub:ID`."""
 
     __tablename__ = "role_bindings"
     __table_args__ = (UniqueConstraint("id"), UniqueConstraint("subject", "role", "owner", "region"))

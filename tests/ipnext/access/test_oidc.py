@@ -88,6 +88,40 @@ def test_a_token_proves_its_person_with_name_and_groups(provider, verifier):
     assert found.subjects == ("user:ann", "sub:1234", "group:search-team")
 
 
+ANNS = {"email": "ann@corp.com", "email_verified": True}
+
+
+@pytest.mark.parametrize(
+    ("claims", "subjects"),
+    [
+        (ANNS, {"user:ann", "email:ann@corp.com", "sub:1234"}),
+        (ANNS | {"preferred_username": None}, {"email:ann@corp.com", "sub:1234"}),
+        (ANNS | {"email_verified": False}, {"user:ann", "sub:1234"}),
+        (ANNS | {"email_verified": "true"}, {"user:ann", "sub:1234"}),
+        (ANNS | {"email": "ann@corp.com\n"}, {"user:ann", "sub:1234"}),
+        ({"preferred_username": "ann@corp.com"}, {"user:ann@corp.com", "sub:1234"}),
+        ({"preferred_username": None, "sub": "ann"}, {"sub:ann"}),
+    ],
+)
+def test_each_kind_of_subject_is_of_one_claim(provider, verifier, claims, subjects):
+    assert set(verifier.verify(provider.token(**claims, groups=[])).subjects) == subjects
+
+
+def test_an_address_that_is_not_verified_names_no_user(provider, keys):
+    verifier = TokenVerifier(provider.issuer, AUDIENCE, keys, name_claim="email")
+    assert "user:ann@corp.com" in verifier.verify(provider.token(**ANNS)).subjects
+    for verified in (False, None, "true", 1):
+        with pytest.raises(Unauthenticated, match="email_verified"):
+            verifier.verify(provider.token(**ANNS | {"email_verified": verified}))
+
+
+@pytest.mark.parametrize("bound", [{"jkt": "x"}, {}, None, "x"])
+def test_a_token_that_is_bound_to_a_key_proves_nobody(provider, verifier, bound):
+    content = encoded(claims_of(provider, preferred_username="ann", cnf=bound))
+    with pytest.raises(Unauthenticated, match="cnf"):
+        verifier.verify(signed(provider, rs256(provider), content))
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_each_listed_algorithm_is_taken(provider, verifier, algorithm):
     kind, curve = ALGORITHMS[algorithm]
