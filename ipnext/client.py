@@ -114,8 +114,6 @@ class Client:
         timeout_seconds = settings.timeout_seconds if timeout_seconds is None else timeout_seconds
         user = user or settings.user
         self._credential = Credential(str(base_url), given=api_key, settings=settings)
-        self.gateway_auth = GatewayCredential(self._credential)
-        """For requests to gateways: if one requires a credential, it gets that of the API."""
         self.trusted: ssl.SSLContext | bool = (
             True if settings.ca_file is None else ssl.create_default_context(cafile=str(settings.ca_file))
         )
@@ -663,6 +661,10 @@ class Client:
         where = "unknown" if last is None else last.state.value
         msg = f"region {region} is {where} after {timeout_seconds:g} s; it goes on without you"
         raise DeadlineExceeded(msg)
+
+    def gateway_auth(self, region: RegionView) -> httpx.Auth:
+        """Return the credential for a region's gateway: that of the API, if the gateway requires one and the operator named its address."""
+        return GatewayCredential(self._credential, region)
 
     def collect_artifacts(self, *, dry_run: bool = False) -> CollectionView:
         """Remove unreferenced items of the artifact store, or with `dry_run` show them."""

@@ -20,6 +20,7 @@ from ipnext.credentials import Written, origin_of
 from ipnext.errors import InvalidInput, Unauthenticated
 from ipnext.loopback import is_loopback
 from ipnext.model.access import PlatformProof
+from ipnext.model.resource import RegionView
 from ipnext.model.wire import decode
 from ipnext.settings import ClientSettings
 
@@ -119,19 +120,37 @@ class Credential(httpx.Auth):
 
 
 class GatewayCredential(httpx.Auth):
-    """Adds the credential for the API to a request to a gateway that the API named, if the gateway requires one."""
+    """Adds the credential for the API to a request to a region's gateway, if the gateway requires one.
 
-    def __init__(self, credential: Credential) -> None:
-        self._credential = credential
+    The operator has to have named the gateway's address. An agent reports one, too, and who takes the agent over could
+    report an address of its own, and would be sent keys of operators.
+    """
+
+    def __init__(self, credential: Credential, region: RegionView) -> None:
+        self._credential, self._region = credential, region
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Send a request; once more, with the credential, if the answer is 401 and there is one."""
+        """Send a request; once more, with the credential, if the answer is 401 and there is one.
+
+        Unauthenticated if the operator has not named this address.
+        """
         answer = yield request
         found = self._credential.find() if answer.status_code == 401 else None
         if found is not None:
+            self._check_named(str(request.url))
             self._credential.check_private(str(request.url), "gateway")
             request.headers["Authorization"] = f"Bearer {found}"
             yield request
+
+    def _check_named(self, url: str) -> None:
+        region = self._region
+        if region.gateway_is_named and origin_of(url) == origin_of(region.gateway_url or ""):
+            return
+        msg = (
+            f"the gateway of {region.region} at {origin_of(url)} requires a credential, and none was sent: only the region's agent "
+            "reports that address. The operator names addresses that credentials may go to: IPNEXT_GATEWAYS of the API, region -> URL, as JSON"
+        )
+        raise Unauthenticated(msg)
 
 
 def _listened_on(url: httpx.URL) -> httpx.URL:

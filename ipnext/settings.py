@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, HttpUrl, SecretStr, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, HttpUrl, SecretStr, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ipnext.components.settings import ComponentSettings
@@ -133,17 +133,20 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     """Buckets from which a publish by s3:// may read."""
     agents: Mapping[str, str] = Field(default_factory=dict)
     """Region -> URL of its agent (the embedded infrastructure)."""
+    gateways: Mapping[str, str] = Field(default_factory=dict)
+    """Region -> URL of its gateway, for clients. They send credentials to these addresses only: of other regions they
+    know what the agent reports, and an agent that was taken over would name an address of its own."""
 
-    @field_validator("agents")
+    @field_validator("agents", "gateways")
     @classmethod
-    def _check_urls(cls, agents: Mapping[str, str]) -> Mapping[str, str]:
-        for region, url in agents.items():
+    def _check_urls(cls, urls: Mapping[str, str], info: ValidationInfo) -> Mapping[str, str]:
+        for region, url in urls.items():
             try:
                 _URL.validate_python(url)
             except ValidationError as error:
-                msg = f"region {region!r} needs the URL of its agent, http://HOST:PORT, not {url!r}"
+                msg = f"region {region!r} needs the URL of its {(info.field_name or '')[:-1]}, http://HOST:PORT, not {url!r}"
                 raise ValueError(msg) from error
-        return agents
+        return urls
 
     temporal_ui_url: str = "http://127.0.0.1:8233"
     """Base of the links to runs."""

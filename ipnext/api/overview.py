@@ -68,7 +68,8 @@ def _overview(rooms: Platform, states: States, wanted: Wanted, visible: frozense
         explanations = explanations_of(unit, unready[:EXPLAINED], states)
         drains = shown_drains(drains_by_region(unit, rooms.lifecycle, states), visible)
         reported = shown_states(states, unit, visible)
-        regions = region_views(fleet_or_none(unit), unit.units_running(), reported, drains)
+        used, named = unit.units_running(), rooms.settings.gateways
+        regions = region_views(fleet_or_none(unit), used, reported, drains, gateways=named)
         plan = plan_in_force(unit)
         replan = newest_replan(unit, plan)
         replan = replan and shown_plan(replan, visible)

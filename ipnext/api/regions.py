@@ -34,7 +34,8 @@ def list_regions(rooms: Rooms, visible: Visible, after: After = None, limit: Lim
     with rooms.store.read() as unit:
         fleet, used = fleet_or_none(unit), unit.units_running()
         drains = shown_drains(drains_by_region(unit, rooms.lifecycle, states), visible)
-        views = region_views(fleet, used, shown_states(states, unit, visible), drains)
+        shown = shown_states(states, unit, visible)
+        views = region_views(fleet, used, shown, drains, gateways=rooms.settings.gateways)
     start = 0
     if after is not None:
         names = [view.region for view in views]
@@ -85,15 +86,26 @@ def region_views(
     used: Mapping[tuple[str, str], float],
     states: States,
     drains: Mapping[str, DrainView] | None = None,
+    *,
+    gateways: Mapping[str, str] | None = None,
 ) -> tuple[RegionView, ...]:
     """Return regions in the fleet's order; regions that only the infrastructure knows come last.
 
-    `used` maps (region, hardware) to the units of the desired deployments.
+    `used` maps (region, hardware) to the units of the desired deployments, `gateways` regions to the addresses that the
+    operator named.
     """
     known = fleet.regions if fleet is not None else ()
     names = (*known, *(region for region in states if region not in known))
-    views = (_view(name, fleet, used, states) for name in names)
+    views = (_with_gateway(_view(name, fleet, used, states), gateways or {}) for name in names)
     return tuple(view.model_copy(update={"drain": (drains or {}).get(view.region)}) for view in views)
+
+
+def _with_gateway(view: RegionView, gateways: Mapping[str, str]) -> RegionView:
+    """Return a region that answers with the address of its gateway that the operator named, if there is one."""
+    named = gateways.get(view.region)
+    if named is None or not view.reachable:
+        return view
+    return view.model_copy(update={"gateway_url": named.rstrip("/"), "gateway_is_named": True})
 
 
 def _view(name: str, fleet: FleetSpec | None, used: Mapping[tuple[str, str], float], states: States) -> RegionView:

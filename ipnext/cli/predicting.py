@@ -24,6 +24,7 @@ from ipnext.errors import (
     Unauthenticated,
     Unavailable,
 )
+from ipnext.model.resource import RegionView
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 
 REQUEST_SECONDS = 30.0
@@ -49,10 +50,12 @@ def predict(
 ) -> None:
     """Ask a model through a region's gateway. Shows which generation and snapshots answered, and where.
 
-    A model that needs a credential is given the one that the API gets.
+    A model that needs a credential is given the one that the API gets, if the operator named the gateway's address
+    (IPNEXT_GATEWAYS).
     """
     client = client_of(context)
-    gateway = gateway_of(client, region)
+    answering = answering_region(client, region)
+    gateway = answering.gateway_url
     headers = {} if generation is None else {GENERATION_HEADER: str(generation)}
     url = f"{gateway}/v2/models/{model}/infer"
     try:
@@ -62,7 +65,7 @@ def predict(
             headers=headers,
             timeout=REQUEST_SECONDS,
             trust_env=False,
-            auth=client.gateway_auth,
+            auth=client.gateway_auth(answering),
             verify=client.trusted,
         )
     except httpx.TimeoutException as error:
@@ -81,15 +84,15 @@ def predict(
     write(proof | {"answer": answer.json()}, output, lambda: _tables(proof, answer.json()))
 
 
-def gateway_of(client: Client, region: str | None) -> str:
-    """URL of a region's gateway. Raises NotFound for an unknown region, Unavailable for one that does not answer."""
+def answering_region(client: Client, region: str | None) -> RegionView:
+    """Return a region with its gateway. Raises NotFound for an unknown region, Unavailable for one that does not answer."""
     regions = {each.region: each for each in client.regions()}
     if region is not None and region not in regions:
         msg = f"region {region!r} is not known; known: {', '.join(regions)}"
         raise NotFound(msg)
     for each in regions.values() if region is None else [regions[region]]:
         if each.gateway_url is not None:
-            return each.gateway_url
+            return each
     msg = f"{'no region' if region is None else f'region {region!r}'} answers; see `ipnext get regions`"
     raise Unavailable(msg) if regions else NotFound("there are no regions; apply a Fleet manifest first")
 

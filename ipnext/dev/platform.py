@@ -41,6 +41,7 @@ from ipnext.infra.forked import Orphans, become_subreaper
 from ipnext.infra.host_room import most_hosts
 from ipnext.infra.host_user import host_user
 from ipnext.infra.log_keeping import LogKeeping, LogLimits
+from ipnext.infra.public_listener import public_listener
 from ipnext.infra.wanted_state import WantedState, longest_drain
 from ipnext.model.deployment import STREAM_DRAIN_SECONDS
 from ipnext.platform.admin import ensure_admin_key, make_first_ticket
@@ -257,6 +258,12 @@ class Platform:
         return {region: f"{scheme}://{HOST}:{port}" for region, port in ports.items()}
 
     @property
+    def _client_urls(self) -> Mapping[str, str]:
+        """Region -> URL of its gateway for clients, by the settings that its agent reads."""
+        listener = public_listener(AgentSettings())
+        return {region: listener.url_at(self._ports[f"gateway {region}"]) for region in self._regions}
+
+    @property
     def _agent_urls(self) -> Mapping[str, str]:
         scheme = "https" if self._certificates.secure else "http"
         return {region: f"{scheme}://{HOST}:{self._ports[f'agent {region}']}" for region in self._regions}
@@ -282,6 +289,7 @@ class Platform:
                 "IPNEXT_ARTIFACT_ROOTS", json.dumps([str(self._places.state / "incoming")])
             ),
             "IPNEXT_AGENTS": json.dumps(self._agent_urls),
+            "IPNEXT_GATEWAYS": os.environ.get("IPNEXT_GATEWAYS", json.dumps(self._client_urls)),
             "IPNEXT_TEMPORAL_UI_URL": self._url("temporal_ui"),
             "IPNEXT_API_PORT": str(self._ports["api"]),
             "TEMPORAL_ADDRESS": f"{HOST}:{self._ports['temporal']}",

@@ -289,6 +289,9 @@ class RegionView(Value):
     drain: DrainView | None = None
     """Where it is out of service, or on its way; none: in service."""
     gateway_url: str | None = None
+    gateway_is_named: bool = False
+    """The operator named `gateway_url` (IPNEXT_GATEWAYS), so that clients send credentials there. Otherwise the region's
+    agent reported it."""
     supply: tuple[SupplyUse, ...] = ()
     replicas: tuple[Replica, ...] = ()
     """At most twenty, those that do not answer first; all of them: `GET /v1/regions/{region}/replicas`."""
