@@ -128,9 +128,10 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     s3_endpoint_url: str | None = None
     """For an S3 server other than AWS; credentials come from boto3's own chain."""
     artifact_roots: tuple[Path, ...] = ()
-    """Directories below which a publish by file:// may read on the server. None: only uploads."""
+    """Directories below which a publish by file:// may read on the server. `{owner}` in one is the owner of the
+    published model; those without it are for principals that publish for all owners. None: only uploads."""
     artifact_buckets: tuple[str, ...] = ()
-    """Buckets from which a publish by s3:// may read."""
+    """Buckets, or BUCKET/PREFIX, from which a publish by s3:// may read; `{owner}` as in `artifact_roots`."""
     agents: Mapping[str, str] = Field(default_factory=dict)
     """Region -> URL of its agent (the embedded infrastructure)."""
     gateways: Mapping[str, str] = Field(default_factory=dict)

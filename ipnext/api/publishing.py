@@ -1,6 +1,7 @@
 """Publish and roll back: record one change, answer 202; the outbox submits it to the workflow engine."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import anyio.to_thread
 from fastapi import APIRouter, Request
@@ -19,6 +20,7 @@ from ipnext.api.signatures import keep_signatures
 from ipnext.api.slots import holder_of
 from ipnext.api.turns import Turns
 from ipnext.artifacts.layout import digest_in, snapshot_uri
+from ipnext.artifacts.opening import readable_for
 from ipnext.artifacts.upload import ingest_uri
 from ipnext.errors import Conflict, InvalidInput, NotFound
 from ipnext.model.access import Principal
@@ -152,11 +154,12 @@ def _source(rooms: Platform, asker: Principal, owner: str, given: PublishPart) -
         return source
     if (given.uri or "").startswith(f"{rooms.artifacts.uri}/snapshots/"):
         return _source(rooms, asker, owner, PublishPart(digest=digest_in(given.uri or "", rooms.artifacts.uri)))
+    shared = asker.publishes_for_all
     return ingest_uri(
         rooms.artifacts,
         given.uri or "",
-        roots=rooms.settings.artifact_roots,
-        buckets=rooms.settings.artifact_buckets,
+        roots=tuple(map(Path, readable_for(owner, map(str, rooms.settings.artifact_roots), shared=shared))),
+        buckets=readable_for(owner, rooms.settings.artifact_buckets, shared=shared),
         endpoint_url=rooms.settings.s3_endpoint_url,
         announce=lambda manifest: _announced(rooms, owner, manifest),
         sign=lambda digest, envelope: keep_signatures(rooms, asker, digest, envelope),

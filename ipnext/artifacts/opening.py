@@ -1,7 +1,8 @@
 """Stores and sources by their uris."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from ipnext.artifacts.file_store import FileArtifactStore
@@ -10,6 +11,9 @@ from ipnext.artifacts.s3_source import BucketSource
 from ipnext.artifacts.s3_store import S3ArtifactStore
 from ipnext.artifacts.sources import DirectorySource, Source, not_allowed
 from ipnext.errors import InvalidInput
+
+OWNER: Final = "{owner}"
+"""In a root or a bucket's prefix: the owner of the model that is published."""
 
 FORMS = ("file:///DIRECTORY", "s3://BUCKET/PREFIX")
 
@@ -30,15 +34,27 @@ def open_source(
 ) -> Source:
     """Return the source of a client's uri: a directory below one of `roots`, or a prefix in one of `buckets`.
 
-    PathNotAllowed names the allowed ones; links are followed first. InvalidInput if the uri has another form.
+    An entry of `buckets` is BUCKET, or BUCKET/PREFIX for the keys below a prefix. PathNotAllowed names the allowed ones;
+    links are followed first. InvalidInput if the uri has another form.
     """
     scheme, place, path = _parts(uri)
     if scheme == "file":
         return DirectorySource(Path(path), roots=roots)
-    if place not in buckets:
-        fault = f"uri: bucket {place!r} may not be read"
+    given = (place, *path.strip("/").split("/"))
+    if not any(_is_below(given, tuple(bucket.strip("/").split("/"))) for bucket in buckets):
+        fault = f"uri: {uri!r} may not be read"
         raise not_allowed(fault, uri, "buckets", tuple(buckets))
     return BucketSource(place, path.strip("/"), endpoint_url)
+
+
+def readable_for(owner: str, allowed: Iterable[str], *, shared: bool) -> tuple[str, ...]:
+    """Return roots or buckets from which models of an owner are published: its own (`OWNER` in a path), and with `shared` those of all."""
+    return tuple(each.replace(OWNER, owner) for each in allowed if shared or OWNER in each)
+
+
+def _is_below(given: Sequence[str], allowed: Sequence[str]) -> bool:
+    """Return whether steps begin with the allowed ones. Servers that keep objects as files may follow `..`."""
+    return given[: len(allowed)] == allowed and not {"", ".", ".."} & set(given[1:-1]) and given[-1] not in {".", ".."}
 
 
 def _parts(uri: str) -> tuple[str, str, str]:

@@ -1,5 +1,6 @@
 """Sources of a publish: a local directory, or a bucket."""
 
+import os
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
@@ -31,7 +32,7 @@ class DirectorySource:
     def __init__(self, directory: Path, *, roots: Sequence[Path]) -> None:
         self._roots = tuple(root.resolve() for root in roots)
         self._named = directory.absolute()
-        self._directory = self._inside(directory, str(directory))
+        self._directory = Path().joinpath(*self._inside(directory, str(directory)))
         if not self._directory.is_dir():
             msg = f"{directory} is not a directory; a snapshot is a directory with a snapshot.json"
             raise InvalidInput(msg, field="uri", value=str(directory))
@@ -43,41 +44,57 @@ class DirectorySource:
 
     def size_bytes(self, path: str) -> int:
         """Return the size of a regular file."""
-        file = self._file(path)
-        try:
-            status = file.stat()
-        except OSError as error:
-            raise self._missing(path, error) from error
-        if not stat.S_ISREG(status.st_mode):
-            msg = f"{path!r} in {self.uri} is not a regular file"
-            raise InvalidInput(msg, field="files.path", value=path)
-        return status.st_size
+        with self.open(path) as stream:
+            return os.fstat(stream.fileno()).st_size
 
     def open(self, path: str) -> BinaryIO:
         """Open a stream of a regular file."""
-        self.size_bytes(path)
+        root, steps = self._inside(self._directory / path, str(self._named / path))
         try:
-            return self._file(path).open("rb")
+            descriptor = open_beneath(root, steps)
         except OSError as error:
             raise self._missing(path, error) from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            msg = f"{path!r} in {self.uri} is not a regular file"
+            raise InvalidInput(msg, field="files.path", value=path)
+        return os.fdopen(descriptor, "rb")
 
     def _missing(self, path: str, error: OSError) -> ArtifactMissing | Unavailable:
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             return ArtifactMissing(f"file {path!r} is not in {self.uri}")
         return Unavailable(f"file {path!r} in {self.uri} cannot be read: {error.strerror}")
 
-    def _file(self, path: str) -> Path:
-        return self._inside(self._directory / path, str(self._named / path))
-
-    def _inside(self, path: Path, named: str) -> Path:
-        """Return the path with all links followed. PathNotAllowed if it is outside the roots, or in a circle of links."""
+    def _inside(self, path: Path, named: str) -> tuple[Path, Path]:
+        """Return a root, and the path below it, with all links followed. PathNotAllowed if it is outside, or in a circle of links."""
         with suppress(OSError, RuntimeError):
             resolved = path.resolve()
-            if any(resolved.is_relative_to(root) for root in self._roots):
-                return resolved
+            for root in self._roots:
+                if resolved.is_relative_to(root):
+                    return root, resolved.relative_to(root)
         allowed = tuple(str(root) for root in self._roots)
         fault = f"{named} lies outside the directories that may be read"
         raise not_allowed(fault, named, "roots", allowed)
+
+
+def open_beneath(root: Path, steps: Path) -> int:
+    """Return a descriptor of a file below a directory, for reading. OSError if a step is a link.
+
+    Links were followed and judged before; one that took a step's place since would lead out of the directory.
+    """
+    passed = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+    found = os.open(root, passed)
+    for step in steps.parts[:-1]:
+        found = _step(found, step, passed)
+    return _step(found, steps.name or ".", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _step(directory: int, name: str, flags: int) -> int:
+    """Open an entry of a directory, and close the directory."""
+    try:
+        return os.open(name, flags, dir_fd=directory)
+    finally:
+        os.close(directory)
 
 
 def not_allowed(fault: str, value: str, what: str, allowed: Sequence[str]) -> PathNotAllowed:
@@ -87,7 +104,7 @@ def not_allowed(fault: str, value: str, what: str, allowed: Sequence[str]) -> Pa
     """
     shown = ", ".join(allowed) or "none (publish by upload instead)"
     error = PathNotAllowed(f"{fault}; allowed {what}: {shown}", field="uri", value=value, allowed=allowed)
-    error.public_message = f"{fault}; allowed {what}: those of IPNEXT_ARTIFACT_{what.upper()} of the server; ask its operator, or publish by upload"
+    error.public_message = f"{fault}; allowed {what}: those of IPNEXT_ARTIFACT_{what.upper()} of the server, for the model's owner; ask its operator, or publish by upload"
     return error
 
 

@@ -73,6 +73,14 @@ class Principal(Value):
         return any(g.role.rank >= lowest and g.owner == ANY and g.region == ANY for g in self.grants)
 
     @property
+    def publishes_for_all(self) -> bool:
+        """Whether the principal may publish models of every owner, or authentication is off."""
+        lowest = Role.PUBLISHER.rank
+        return self.kind == "local" or any(
+            g.role.rank >= lowest and g.owner == ANY and g.region == ANY for g in self.grants
+        )
+
+    @property
     def does_everything(self) -> bool:
         """Whether the principal administers the whole platform, or authentication is off."""
         return self.kind == "local" or Grant(role=Role.ADMIN) in self.grants

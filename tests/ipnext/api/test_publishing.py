@@ -103,6 +103,31 @@ async def test_only_an_administrator_is_told_which_directories_the_server_reads(
         assert answer.json()["value"] == "/etc"
 
 
+@pytest.mark.parametrize(
+    ("owner", "place", "status"),
+    [
+        ("search", "search", 202),
+        ("search", "ads", 403),
+        ("search", "shared", 403),
+        ("*", "shared", 202),
+        ("*", "ads", 403),
+    ],
+)
+async def test_a_publish_reads_directories_of_its_owner_and_shared_ones_for_who_publishes_for_all(
+    rooms, owner, place, status
+):
+    root = rooms.directory / "owned"
+    rooms.settings = rooms.settings.model_copy(update={"artifact_roots": (root / "{owner}", root / "shared")})
+    rooms.seed("ranker")
+    rooms.write_snapshot(root / place / "snapshot", b"weights")
+    headers = {"Authorization": f"Bearer {rooms.add_key('one', Role.PUBLISHER, owner=owner)}"}
+    uri = (root / place / "snapshot").as_uri()
+    async with rooms.client() as http:
+        body = {"parts": {part: {"uri": uri} for part in ("sparse", "dense")}}
+        answer = await http.post("/v1/models/ranker/publish", json=body, headers=headers)
+    assert answer.status_code == status, answer.text
+
+
 async def test_a_missing_or_changed_file_is_named(applied):
     directory = applied.rooms.directory / "allowed" / "dense"
     applied.rooms.write_snapshot(directory, b"weights")

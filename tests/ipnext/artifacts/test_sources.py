@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from ipnext.artifacts.opening import open_source, open_store
+from ipnext.artifacts.sources import DirectorySource
 from ipnext.artifacts.upload import ingest_directory, ingest_uri
-from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput, PathNotAllowed
+from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput, PathNotAllowed, Unavailable
 from ipnext.model.registry import SNAPSHOT_FILE
 
 FILES = {"weights": b"w" * 1000, "program/graph": b"{}"}
@@ -86,6 +87,49 @@ def test_a_link_inside_the_directory_is_followed(store, snapshot_directory):
     (directory / "weights").rename(directory / "real")
     (directory / "weights").symlink_to("real")
     assert ingest_directory(store, directory).manifest.files[0].path == "weights"
+
+
+@pytest.mark.parametrize("swapped", ["inner", "inner/weights"])
+def test_a_link_that_replaces_a_step_after_it_was_judged_is_not_followed(tmp_path, monkeypatch, swapped):
+    inside, hidden = tmp_path / "root" / "inner", tmp_path / "hidden" / "inner"
+    for directory, content in ((inside, b"mine"), (hidden, b"theirs")):
+        directory.mkdir(parents=True)
+        (directory / "weights").write_bytes(content)
+    source = DirectorySource(tmp_path / "root", roots=[tmp_path / "root"])
+    with source.open("inner/weights") as stream:
+        assert stream.read() == b"mine"
+    judged = source._inside(inside / "weights", "")
+    monkeypatch.setattr(source, "_inside", lambda *_: judged)
+    (tmp_path / "root" / swapped).rename(tmp_path / "moved")
+    (tmp_path / "root" / swapped).symlink_to(tmp_path / "hidden" / swapped)
+    for read in (source.open, source.size_bytes):
+        with pytest.raises((ArtifactMissing, Unavailable)):
+            read("inner/weights")
+
+
+@pytest.mark.parametrize(
+    ("uri", "bucket", "may"),
+    [
+        ("s3://b/x", "b", True),
+        ("s3://b", "b", True),
+        ("s3://b/ads/x/", "b/ads", True),
+        ("s3://b/ads", "b/ads/", True),
+        ("s3://b/ads-b/x", "b/ads", False),
+        ("s3://b/ads/../search/x", "b/ads", False),
+        ("s3://b/ads/%2e%2e/search/x", "b/ads", False),
+        ("s3://b/ads/..", "b/ads", False),
+        ("s3://b//ads/x", "b/ads", True),
+        ("s3://b/x//y", "b", False),
+        ("s3://b", "b/ads", False),
+        ("s3://other/ads", "b/ads", False),
+    ],
+)
+def test_an_s3_uri_is_read_below_an_allowed_bucket_or_prefix(uri, bucket, may):
+    if may:
+        assert open_source(uri, buckets=[bucket]).uri.startswith("s3://b/")
+    else:
+        with pytest.raises(PathNotAllowed, match=bucket):
+            open_source(uri, buckets=[bucket])
 
 
 def test_a_file_uri_below_an_allowed_root_is_published(store, snapshot_directory, tmp_path):
