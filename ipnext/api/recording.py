@@ -65,7 +65,7 @@ class Refusals:
         """Return the unrecorded refusals before this one, which is to be recorded; None if it is not recorded either."""
         with self._lock:
             now = self._clock()
-            bucket = self._bucket(f"{principal.kind}/{principal.id}", now)
+            bucket = self._bucket(principal.account, now)
             bucket.refill(now, EVERY_SECONDS, BURST)
             self._all.refill(now, EVERY_SECONDS_OF_ALL, BURST_OF_ALL)
             if min(bucket.left, self._all.left) < 1:
@@ -79,7 +79,7 @@ class Refusals:
     def give_back(self, principal: Principal, left_out: int) -> None:
         """Count a refusal, and those before it, as unrecorded: its record failed."""
         with self._lock:
-            self._bucket(f"{principal.kind}/{principal.id}", self._clock()).left_out += left_out + 1
+            self._bucket(principal.account, self._clock()).left_out += left_out + 1
 
     @property
     def pending(self) -> int:

@@ -13,7 +13,7 @@ SHARE = 4
 
 def holder_of(principal: Principal) -> str | None:
     """Return the holder by which slots are counted: the key behind a session, or the user; None without authentication."""
-    return None if principal.kind == "local" else principal.acts_for or principal.id
+    return None if principal.kind == "local" else principal.account
 
 
 class Slots:

@@ -67,6 +67,11 @@ class Principal(Value):
         return f"{self.kind} {self.name}"
 
     @property
+    def account(self) -> str:
+        """By what quotas and shares are counted: the key behind a session or ticket, else the principal itself."""
+        return f"key/{self.acts_for}" if self.acts_for else f"{self.kind}/{self.id}"
+
+    @property
     def sees_machines(self) -> bool:
         """Whether the principal operates the platform and may see paths, process ids and internal addresses of machines."""
         lowest = Role.OPERATOR.rank

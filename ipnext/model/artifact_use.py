@@ -72,8 +72,8 @@ def owners_allowance(owner: str, manifest: OwnerManifest | None, *, default: int
 
 
 def uploaders_allowance(principal: Principal, *, default: int) -> Allowance:
-    """Return a principal's allowance for uploads without a model: until publication they count for the uploader."""
-    return Allowance(f"{principal.kind}/{principal.id}", default, SETTING)
+    """Return a principal's allowance for uploads without a model: until publication they count for the uploader, over all sessions of a key."""
+    return Allowance(principal.account, default, SETTING)
 
 
 Kind = Literal["blob", "manifest", "snapshot", "upload"]

@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 
+import httpx
 import pytest
 from sqlmodel import func, select
 
@@ -264,6 +265,20 @@ async def test_what_no_owner_limits_is_limited_by_the_platform(world):
         answer = await client.put(f"/v1/artifacts/blobs/{sha(content)}", content=content)
     assert (answer.status_code, answer.json()["code"]) == (409, "QuotaExceeded")
     assert "of 10 bytes of artifacts and manifests (IPNEXT_ARTIFACT_BYTES)" in answer.json()["message"]
+
+
+async def test_uploads_of_all_sessions_of_a_key_count_together(world):
+    world.rooms.settings = world.rooms.settings.model_copy(update={"artifact_bytes": 10})
+    key = {"Authorization": f"Bearer {world.rooms.add_key('ci', Role.PUBLISHER)}"}
+    page = {"Sec-Fetch-Site": "same-origin"}
+    transport = httpx.ASGITransport(app=world.rooms.app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        codes = [(await client.put(address_of(b"six by"), content=b"six by", headers=key)).status_code]
+        for content in (b"not ten", b"too many"):
+            assert (await client.post("/v1/sessions", headers=key)).status_code == 201
+            codes.append((await client.put(address_of(content), content=content, headers=page)).status_code)
+            client.cookies.clear()
+    assert codes == [204, 409, 409]
 
 
 async def test_an_upload_that_is_refused_counts_for_nobody(world):
