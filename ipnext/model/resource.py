@@ -389,5 +389,3 @@ class Readiness(Value):
     unsubmitted_changes: int | None = None
     stuck_changes: int = 0
     """Of those: tried in vain in a way that an operator should look at. `ipnext platform check` says what is missing."""
-    stuck: str = ""
-    """The change that is stuck for longest, and the error."""

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import re
+from datetime import UTC, datetime
 from urllib.parse import quote
 
 import httpx
@@ -12,6 +13,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from ipnext.api.attempts import Attempt
+from ipnext.api.outbox import Outbox
 from ipnext.errors import InvalidInput
 from ipnext.model.lifecycle import ChangeState, ReplanState
 from ipnext.model.resource import PlanView
@@ -73,7 +76,7 @@ async def test_an_api_on_the_record_of_another_platform_answers_and_is_not_ready
         ready = await http.get("/readyz")
         assert ready.status_code == 503
         expected = {"ready": False, "store": "foreign", "temporal": "ok", "unsubmitted_changes": 0}
-        assert ready.json() == {**expected, "stuck_changes": 0, "stuck": ""}
+        assert ready.json() == {**expected, "stuck_changes": 0}
         assert (await http.get("/v1/models")).status_code == 200
     assert rooms.lifecycle.drains_told == []
 
@@ -268,6 +271,15 @@ async def test_one_model_whose_submission_hangs_holds_up_no_other(applied, monke
     await applied.publish("a")
     await applied.publish("b", model="other")
     await eventually(lambda: [c.model for c in lifecycle.submitted] == ["other"])
+
+
+async def test_an_unready_answer_names_no_change(applied, monkeypatch):
+    error = "namespace limit of secret-model"
+    tried = Attempt("apply-secret-model-3", tries=1, since=datetime.now(UTC), error=error, refused=True)
+    monkeypatch.setattr(Outbox, "stuck", property(lambda _: (tried,)))
+    ready = await applied.http.get("/readyz")
+    assert ready.json()["stuck_changes"] == 1
+    assert "secret" not in ready.text
 
 
 async def test_metrics_tell_changes_models_plan_and_supply(applied):
