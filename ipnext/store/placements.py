@@ -148,9 +148,11 @@ class Placements(Unit):
         return {owner: (cost, unmet) for owner, cost, unmet in self._session.exec(query.order_by(row.owner))}
 
     def unmet_by_priority(self) -> Mapping[float, float]:
-        """Map each priority to its unmet requests per second by the plan in force, the highest first."""
+        """Map each priority to the unmet requests per second of visible models by the plan in force, the highest first."""
         row = PlacementRow
         query = select(row.priority, func.sum(row.unmet_qps)).group_by(col(row.priority))
+        if self._visible is not None:
+            query = query.where(self._among(col(row.owner), self._visible))
         return dict(sorted(self._session.exec(query).all(), reverse=True))
 
     def _figures(self, *, but: str | None = None) -> dict[str, float]:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ipnext.api.attempts import Attempt
 from ipnext.api.outbox import Outbox
 from ipnext.errors import InvalidInput
+from ipnext.model.access import Role
 from ipnext.model.lifecycle import ChangeState, ReplanState
 from ipnext.model.resource import PlanView
 from ipnext.model.status import Reason
@@ -271,6 +272,19 @@ async def test_one_model_whose_submission_hangs_holds_up_no_other(applied, monke
     await applied.publish("a")
     await applied.publish("b", model="other")
     await eventually(lambda: [c.model for c in lifecycle.submitted] == ["other"])
+
+
+async def test_metrics_of_an_owner_tell_no_demand_of_others(applied):
+    await applied.publish("a")
+    applied.rooms.serve(1)
+    applied.rooms.adopt_plan()
+    shown = {}
+    for owner in ("search", "ads"):
+        headers = {"Authorization": f"Bearer {applied.rooms.add_key(owner, Role.VIEWER, owner=owner)}"}
+        shown[owner] = (await applied.http.get("/metrics", headers=headers)).text
+    for family in ("ipnext_priority_unmet_demand_qps", "ipnext_owner_unmet_demand_qps", "ipnext_unmet_demand_qps"):
+        assert f"{family}{{" in shown["search"]
+        assert f"{family}{{" not in shown["ads"]
 
 
 async def test_an_unready_answer_names_no_change(applied, monkeypatch):
