@@ -14,6 +14,7 @@ from ipnext.credentials import (
     find_entry,
     forget_credential,
     origin_of,
+    write_entries,
 )
 from ipnext.device_flow import DeviceLogin, Tokens
 from ipnext.errors import Unauthenticated, Unavailable
@@ -61,6 +62,7 @@ def current_credential(url: str, file: Path | None = None, *, clock: Clock = tim
         if not isinstance(found, Mapping):
             return None
         if _is_ending(found, clock()):  # no other process has renewed it since
+            write_entries(credentials_file(file), entries)  # or fail, while the refresh token is unused
             found = _renewed(found, clock)
             entries[origin_of(url)] = dict(found)
         return Written(str(found["credential"]), is_of_platform=False)

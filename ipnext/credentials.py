@@ -171,10 +171,15 @@ def changing(file: Path) -> Iterator[dict[str, Any]]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         entries = _read(file)
         yield entries
-        try:
-            write_private(file, json.dumps(entries, indent=2, sort_keys=True))
-        except OSError as error:
-            raise _not_writable(file, error) from error
+        write_entries(file, entries)
+
+
+def write_entries(file: Path, entries: Mapping[str, Any]) -> None:
+    """Write the file, in one step. InvalidInput if it can't be written, as on a full disk."""
+    try:
+        write_private(file, json.dumps(entries, indent=2, sort_keys=True))
+    except OSError as error:
+        raise _not_writable(file, error) from error
 
 
 def _not_writable(file: Path, error: OSError) -> InvalidInput:

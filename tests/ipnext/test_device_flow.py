@@ -1,6 +1,8 @@
 """Logins by a device code, their renewal, and their end, against a real provider."""
 
+import errno
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -176,6 +178,20 @@ def test_a_token_is_used_until_it_is_about_to_end_then_renewed(provider, file):
     assert current_credential(API, file, clock=lambda: 541.0).text == renewed
     assert provider.asked["token"] == 1
     assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_refresh_token_is_not_used_up_while_the_new_one_can_not_be_kept(provider, file, monkeypatch):
+    logged_in(provider, file)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ipnext.credentials.write_private", full)
+        with pytest.raises(InvalidInput, match="No space left"):
+            current_credential(API, file, clock=lambda: 550.0)
+    assert not provider.asked["token"]
+    assert current_credential(API, file, clock=lambda: 551.0).text != "the-first-token"
 
 
 def test_a_token_of_a_short_life_is_renewed_in_its_last_quarter(provider, file):
