@@ -62,8 +62,7 @@ class Credential(httpx.Auth):
             found = self._given if written is None else written.text
             if found is not None:
                 self.check_private(self._url, "api_url (IPNEXT_API_URL)")
-                if written is not None and written.is_of_platform:
-                    request.url = _listened_on(request.url)
+                request.url = _listened_on(request.url)
                 if written is not None and self._has_to_prove(written):
                     yield from self._proof_of(written, request)
                 request.headers["Authorization"] = f"Bearer {found}"
@@ -85,8 +84,7 @@ class Credential(httpx.Auth):
     def _proof_of(self, written: Written, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         key, nonce = parse_key(written.text), draw_nonce()
         url = httpx.URL(f"{self._url.rstrip('/')}/v1/proof", params={"key": key.id, "nonce": nonce})
-        url = _listened_on(url) if written.is_of_platform else url
-        answer = yield httpx.Request("GET", url, extensions=request.extensions)
+        answer = yield httpx.Request("GET", _listened_on(url), extensions=request.extensions)
         answer.read()
         if answer.status_code in {502, 503, 504}:
             raise error_of(answer, self._url)
@@ -154,5 +152,8 @@ class GatewayCredential(httpx.Auth):
 
 
 def _listened_on(url: httpx.URL) -> httpx.URL:
-    """The one address that `ipnext dev` listens on. `localhost` may be another one first, with another program at the same port."""
-    return url.copy_with(host="127.0.0.1") if url.host == "localhost" else url
+    """Return the address to which a credential goes: `localhost` in clear text is 127.0.0.1.
+
+    It may be `::1` first, with another user's program at the same port. With TLS the certificate proves the listener.
+    """
+    return url.copy_with(host="127.0.0.1") if (url.scheme, url.host) == ("http", "localhost") else url

@@ -310,3 +310,22 @@ def test_a_name_of_this_machine_leads_to_the_address_that_the_platform_listens_o
         list(client.models())
     assert platform.authorizations == [f"Bearer {key}"]
     assert asked == ["127.0.0.1", "127.0.0.1"]
+
+
+@pytest.mark.parametrize(
+    ("url", "host"), [("http://localhost:8700", "127.0.0.1"), ("https://localhost:8700", "localhost")]
+)
+@pytest.mark.parametrize("given", [True, False])
+def test_a_token_in_clear_text_goes_to_one_loopback_address(file, url, host, given):
+    if not given:
+        note_credential(url, {"credential": "a.token.of-a-person"}, file)
+    listener, asked = Listener(), []
+
+    def answer(request):
+        asked.append(request.url.host)
+        return listener(request)
+
+    key = "a.token.of-a-person" if given else None
+    with Client(url, api_key=key, transport=httpx.MockTransport(answer)) as client:
+        list(client.models())
+    assert (asked, listener.authorizations) == ([host], ["Bearer a.token.of-a-person"])
