@@ -11,7 +11,7 @@ from ipnext.api.access import Asker, Visible, may
 from ipnext.api.admission import check_storable
 from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.platform import After, DryRun, ExpectedVersion, Limit, Platform, Rooms, listed
-from ipnext.errors import InvalidInput, NotFound, StaleWrite
+from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite
 from ipnext.model.artifact_use import Allowance, owners_allowance
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.owner import DOLLARS, MODELS, REPLICAS, UNITS, OwnerManifest, OwnerMember, OwnerView, QuotaUse
@@ -26,6 +26,9 @@ from ipnext.store.records import OwnerRecord, OwnerUse
 from ipnext.store.repository import Repository
 
 router = APIRouter(prefix="/v1/owners", tags=["owners"], route_class=GuardedRoute)
+
+NAMED_KEYS = 10
+"""Keys that an error names."""
 
 OwnerName = Annotated[Name, Path(description="Name of the owner.")]
 
@@ -85,14 +88,25 @@ def apply_owner(
 
 @router.delete("/{owner}", dependencies=[may("owners.manage")], summary="Delete an owner")
 def delete_owner(owner: OwnerName, rooms: Rooms, expected_version: ExpectedVersion = None) -> OwnerView:
-    """Remove an owner with its quotas and its members' roles. 409 while it has models that are not retired."""
+    """Remove an owner with its quotas and its members' roles. 409 while it has models that are not retired, or valid API keys."""
     with rooms.store.begin() as unit:
         view = _views(rooms, unit, (unit.owner(owner),))[0]
         unit.delete_owner(owner, expected_version=expected_version)
+        _check_no_keys(unit, owner)
         unit.remove_members(owner)
         unit.note_audit(object=("Owner", owner), owner=owner, before=view.manifest)
     rooms.access.forget()
     return view
+
+
+def _check_no_keys(unit: Repository, owner: str) -> None:
+    """Check that no key is over an owner: the next owner of that name would find it in force. Raises Conflict."""
+    keys = unit.valid_keys_over(owner)
+    if keys:
+        named = ", ".join(f"{key.name} ({key.id})" for key in keys[:NAMED_KEYS])
+        more = f" and {len(keys) - NAMED_KEYS} more" if len(keys) > NAMED_KEYS else ""
+        msg = f"owner {owner!r} still has API keys: {named}{more}; revoke them first (`ipnext keys revoke ID`)"
+        raise Conflict(msg)
 
 
 def admit(unit: Repository, manifest: ModelManifest, *, replicas: int, models: int) -> Claims:

@@ -78,6 +78,13 @@ class Keys(Unit):
         found = (_key(row) for row in self._session.exec(query.order_by(col(KeyRow.ordinal).desc())))
         return next((key for key in found if key.is_valid(self._now())), None)
 
+    def valid_keys_over(self, owner: str) -> tuple[ApiKey, ...]:
+        """Return the valid keys with a role over an owner's models alone."""
+        valid = (col(KeyRow.kind) == "key", col(KeyRow.revoked_at).is_(None))
+        found = map(_key, self._session.exec(select(KeyRow).where(*valid).order_by(col(KeyRow.ordinal))))
+        now = self._now()
+        return tuple(key for key in found if key.is_valid(now) and any(grant.owner == owner for grant in key.grants))
+
     def revoke_key(self, key_id: str) -> ApiKey:
         """Revoke a key, which also ends its sessions and tickets; a repeated call changes nothing. Raises NotFound."""
         self._writing(None)

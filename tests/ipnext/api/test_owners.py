@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -195,6 +196,20 @@ async def test_an_owner_is_deleted_with_its_members_once_it_has_no_models(applie
     assert (await applied.http.delete("/v1/owners/search")).status_code == 200
     assert (await applied.http.get("/v1/owners/search")).status_code == 404
     assert (await applied.http.get("/v1/roles")).json()["items"] == []
+
+
+async def test_an_owner_with_valid_keys_is_not_deleted(applied):
+    await put(applied, "ads")
+    ended = {"expires_at": datetime(2026, 1, 1, tzinfo=UTC)}
+    for name, more in (("ci", {}), ("old", ended), ("other", {"owner": "search"})):
+        applied.rooms.add_key(name, Role.PUBLISHER, **{"owner": "ads"} | more)
+    refused = await applied.http.delete("/v1/owners/ads")
+    assert (refused.status_code, refused.json()["code"]) == (409, "Conflict")
+    assert (await applied.http.get("/v1/owners/ads")).status_code == 200
+    (key,) = [key for key in (await applied.http.get("/v1/keys")).json()["items"] if key["name"] == "ci"]
+    assert f"still has API keys: ci ({key['id']});" in refused.json()["message"]
+    (await applied.http.delete(f"/v1/keys/{key['id']}")).raise_for_status()
+    assert (await applied.http.delete("/v1/owners/ads")).status_code == 200
 
 
 async def test_owners_are_there_for_those_only_who_may_read_their_models(applied):
