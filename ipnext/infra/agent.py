@@ -22,7 +22,7 @@ from aiohttp import web
 from ipnext.components.certificates import CertificateFiles
 from ipnext.components.http_sessions import HttpSessions
 from ipnext.components.private_files import keep_new_files_private
-from ipnext.components.settings import component_settings
+from ipnext.components.settings import ComponentSettings, component_settings
 from ipnext.errors import Conflict, InvalidInput, IPnextError
 from ipnext.infra.agent_app import agent_app
 from ipnext.infra.agent_listener import AgentListener, agent_limits, listener_files
@@ -102,7 +102,7 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings, user: Ho
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, signalled, number)
     async with aclosing(HttpSessions()) as session:
-        site = _site(arguments, settings, session, components.trust_domain, user)
+        site = _site(arguments, settings, session, components, user)
         supervisor = Supervisor(
             site.directory,
             settings=settings,
@@ -163,12 +163,17 @@ def _forked(settings: AgentSettings) -> list[str]:
 
 
 def _site(
-    arguments: AgentArguments, settings: AgentSettings, session: HttpSessions, trust_domain: str, user: HostUser | None
+    arguments: AgentArguments,
+    settings: AgentSettings,
+    session: HttpSessions,
+    components: ComponentSettings,
+    user: HostUser | None,
 ) -> Site:
     ports = PortBook(arguments.state / "ports.json")
     gateway = _remembered(ports, GATEWAY_PORT_NAME, arguments.gateway_port)
-    peers = _remembered(ports, PEER_PORT_NAME, arguments.peer_port)
-    tls = _peer_tls(arguments, settings, trust_domain)
+    tls = _peer_tls(arguments, settings, components)
+    listens = tls is not None or components.component_authentication == "none"
+    peers = _remembered(ports, PEER_PORT_NAME, arguments.peer_port) if listens else 0
     return Site(
         region=arguments.region,
         directory=arguments.state.resolve(),
@@ -191,23 +196,26 @@ def _remembered(ports: PortBook, name: str, given: int) -> int:
     return port
 
 
-def _peer_tls(arguments: AgentArguments, settings: AgentSettings, trust_domain: str) -> PeerTls | None:
+def _peer_tls(arguments: AgentArguments, settings: AgentSettings, components: ComponentSettings) -> PeerTls | None:
     """Return the certificates for connections between gateways; None if there are none.
 
-    InvalidInput if only some of the files are given.
+    InvalidInput if only some of the files are given, or none of those that requests of other regions need.
     """
     names = ("gateway_certificate_file", "gateway_key_file", "gateway_ca_file")
     certificate, key, authorities = found = [getattr(settings, name) for name in names]
-    if not any(found):
+    if not any(found) and not (arguments.peer_port and components.component_authentication == "required"):
         return None
     if certificate is None or key is None or authorities is None:
         missing = next(name for name, file in zip(names, found, strict=True) if file is None)
         wanted = ", ".join(f"IPNEXT_AGENT_{name.upper()}" for name in names)
-        msg = f"IPNEXT_AGENT_{missing.upper()}: a gateway proves itself by all of {wanted}; give all of them, or none"
+        msg = (
+            f"IPNEXT_AGENT_{missing.upper()}: a gateway proves itself to those of other regions (--peer-port) by all of {wanted}; "
+            "give all of them, or none and no --peer-port"
+        )
         raise InvalidInput(msg, field=missing)
     files = CertificateFiles(certificate.absolute(), key.absolute(), authorities.absolute())
     files.stamp()
-    return PeerTls(files=files, trust_domain=trust_domain, secrets=arguments.state.resolve() / "envoy")
+    return PeerTls(files=files, trust_domain=components.trust_domain, secrets=arguments.state.resolve() / "envoy")
 
 
 @contextmanager

@@ -62,7 +62,9 @@ class Site:
 
     @property
     def peer_url(self) -> str:
-        """URL to which the gateways of other regions send requests."""
+        """URL to which the gateways of other regions send requests; empty if they can't."""
+        if not self.peer_port:
+            return ""
         scheme = "http" if self.peer_tls is None else "https"
         return f"{scheme}://{LOOPBACK}:{self.peer_port}"
 

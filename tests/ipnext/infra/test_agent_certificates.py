@@ -20,7 +20,9 @@ from ipnext.components.issuing import Issuer
 from ipnext.components.settings import ComponentSettings
 from ipnext.dev.certificates import DevCertificates
 from ipnext.errors import Forbidden, InvalidInput, RegionUnreachable
+from ipnext.infra.agent import _site, read_arguments
 from ipnext.infra.agent_app import agent_app
+from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.infra.ports import free_port
 from ipnext.settings import DevSettings
@@ -232,3 +234,24 @@ def test_no_key_is_in_a_command_line_a_log_or_the_environment_of_what_an_agent_s
         text = log.read_text(errors="replace")
         assert not any(secret in text for secret in secrets)
         assert "PRIVATE" not in text
+
+
+def test_a_listener_for_gateways_that_asks_nobody_is_not_started(subprocesses, tmp_path, certificates):
+    given = certificates.environment("eu")
+    files = {name: value for name, value in given.items() if "_GATEWAY_" not in name}
+    assert "IPNEXT_AGENT_GATEWAY_CERTIFICATE_FILE" in ended(tmp_path, "--peer-port", str(free_port()), **files)
+
+
+@pytest.mark.parametrize(("authentication", "listens"), [("required", False), ("none", True)])
+def test_a_gateway_without_certificates_listens_for_others_only_where_nobody_is_asked(
+    listeners, tmp_path, authentication, listens
+):
+    arguments = read_arguments(
+        [
+            *("--region", "eu", "--state", str(tmp_path)),
+            *("--port", "1", "--gateway-port", "0", "--artifacts", "file:///x"),
+        ]
+    )
+    components = ComponentSettings(component_authentication=authentication)
+    site = _site(arguments, AgentSettings(), None, components, None)
+    assert (bool(site.peer_port), bool(site.peer_url)) == (listens, listens)
