@@ -6,6 +6,7 @@ Started by a region's agent: `python -m serving.host --sockets DIR --region R --
 import argparse
 import asyncio
 import os
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Sequence
@@ -217,7 +218,10 @@ async def _main(
     parts = PartServer(held, queue, loader.dispose, region=arguments.region, budget=connections.budget)
     host = Host(held, loader, parts, region=arguments.region)
     structlog.get_logger().info("host listens", id=arguments.id, at=[listener.address for listener in bound])
-    reach = partial(asyncio.to_thread, keeper.reach)
+
+    async def reach(url: str) -> tuple[socket.socket, str]:
+        return await asyncio.to_thread(keeper.reach, url)
+
     others = HostClient(HostLoadBalancer(time.monotonic), time.monotonic, reach=reach)
     executor = GraphExecutor(parts, others)
     upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, executor, connections).take_over(transport, rest)}
