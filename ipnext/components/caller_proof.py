@@ -23,16 +23,16 @@ def proof_file(socket: Path) -> Path:
     return socket.with_suffix(SUFFIX)
 
 
-def keep_proof(file: Path) -> str:
-    """Return the proof of the file; create it if there is none. OSError.
+def keep_proof(file: Path, proof: str | None = None) -> str:
+    """Return the proof of the file; create it if there is none, with this proof or a new one. OSError.
 
     It stays the same for the next process that listens there. Concurrent callers get the same one.
     """
-    proof = read_proof(file)
-    if proof is None:
-        _create(file, secrets.token_urlsafe(_BYTES))
-        proof = file.read_text(encoding="ascii")
-    return proof
+    kept = read_proof(file)
+    if kept is None:
+        _create(file, proof or secrets.token_urlsafe(_BYTES))
+        kept = file.read_text(encoding="ascii")
+    return kept
 
 
 def read_proof(file: Path) -> str | None:

@@ -67,11 +67,14 @@ def bind_socket(directory: Path, caller: Component) -> socket.socket:
     return bound
 
 
-def keep_caller_proof(url: str, caller: Component) -> str:
-    """Return the proof of one kind of caller at a process; create it if there is none. `url` must be of sockets. OSError."""
+def keep_caller_proof(url: str, caller: Component, proof: str | None = None) -> str:
+    """Return the proof of one kind of caller at a process; create it if there is none, as `keep_proof` does.
+
+    `url` must be of sockets. OSError.
+    """
     path = Path(socket_path(url, caller))
     make_private_directory(path.parent)
-    return keep_proof(proof_file(path))
+    return keep_proof(proof_file(path), proof)
 
 
 def check_peer(connection: _Socket) -> None:

@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
-from ipnext.components.caller_proof import proof_file, read_proof
+from ipnext.components.caller_proof import keep_proof, proof_file, read_proof
 from ipnext.components.identity import Component
 from ipnext.components.sockets import is_socket_url, keep_caller_proof, socket_path
 from ipnext.errors import Unavailable
@@ -17,6 +18,9 @@ from ipnext.infra.site import Site
 from ipnext.infra.spawning import Note, Running
 from ipnext.model.deployment import RouterState
 from ipnext.model.predictions import KeyUseReport
+
+GATEWAY_PROOF_FILE: Final = "gateway.proof"
+"""Proof of the gateway at all routers of the region, beside their table."""
 
 
 class RouterInstance:
@@ -151,5 +155,6 @@ class RouterInstance:
     def _chosen(self) -> str:
         url = self._site.places.choose("router", self._site.settings.router_command, sockets=self.name)
         if is_socket_url(url):
-            keep_caller_proof(url, Component.GATEWAY)  # Envoy's files may be written before the router runs
+            # before Envoy's files name it; and the same as of the former router: Envoy changes rules and addresses one by one
+            keep_caller_proof(url, Component.GATEWAY, keep_proof(self._table.with_name(GATEWAY_PROOF_FILE)))
         return url
