@@ -167,7 +167,10 @@ def test_roles_are_listed_and_revoked(run, admin):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("ann", "--role", "viewer"), "subject: 'ann' can't be used; allowed: group:NAME, user:NAME, sub:ID"),
+        (
+            ("ann", "--role", "viewer"),
+            "subject: 'ann' can't be used; allowed: group:NAME, user:NAME, email:ADDRESS, sub:ID",
+        ),
         (("user:ann", "--role", "root"), "'root' is not one of"),
         (("user:ann", "--role", "viewer", "--owner", "A B"), "owner: 'A B' can't be used"),
         (("user:ann", "--role", "viewer", "--region", "eu*"), "region: 'eu*' can't be used"),
