@@ -74,9 +74,14 @@ async def asking(upstream, api):
         yield client
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch):
+    """The API may be slow on a busy machine."""
+    monkeypatch.setattr(temporal_ui, "ASK_SECONDS", PATIENCE_SECONDS)
+
+
 @pytest.fixture
-async def proxied(live, upstream, monkeypatch):
-    monkeypatch.setattr(temporal_ui, "ASK_SECONDS", PATIENCE_SECONDS)  # a busy machine may take longer
+async def proxied(live, upstream):
     async with asking(upstream.url, live.url) as client:
         yield client
 
