@@ -40,6 +40,7 @@ def test_errors_come_as_the_store_raises_them(published, damaged_store, fetching
     damaged.close()
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_what_would_leave_less_than_the_reserve_is_not_fetched(published, tmp_path):
     fetching = FetchingProcess(published.store.uri, disk_reserve_bytes=2**60)
     try:
