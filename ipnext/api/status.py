@@ -115,7 +115,7 @@ def observed_conditions(facts: ModelFacts, states: States) -> tuple[Condition, .
             ConditionType.CAPACITY_READY: _worst(
                 (*capacity_troubles(facts, states, generation), *unmet_troubles(facts))
             ),
-            ConditionType.SERVING: _worst(serving_troubles(facts, states, promised=True)),
+            ConditionType.SERVING: _worst(serving_troubles(facts, states)),
         }
     found = [
         _observed(condition, worst, states.at, settled=all(change.state.final for change in facts.changes[:1]))
@@ -147,15 +147,15 @@ def unmet_troubles(facts: ModelFacts) -> tuple[Trouble, ...]:
     )
 
 
-def serving_troubles(facts: ModelFacts, states: States, *, promised: bool = False) -> tuple[Trouble, ...]:
+def serving_troubles(facts: ModelFacts, states: States) -> tuple[Trouble, ...]:
     """Return unserved users' regions, and routes to a region that can't be observed, or in which a part has no ready replica.
 
-    `promised`: without regions that only a newer manifest names, which is not serving yet.
+    Regions that only a newer manifest names are left out: the change that brings it, or was refused, tells why.
     """
     replicas, record = states.of(facts.record.name), facts.record
     serves = record.serving_generation is not None
     unserved = unserved_regions(record.manifest, facts.routes) if serves else {}
-    if promised and record.observed_generation < record.generation:
+    if record.observed_generation < record.generation:
         unserved = routed_before(unserved, facts.routes)
     troubles = [
         Trouble("False", binding_reason(rules), unserved_message(region, rules), region)

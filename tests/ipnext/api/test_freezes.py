@@ -12,6 +12,7 @@ from ipnext.model.freeze import BindingFreeze, Frozen
 from ipnext.model.lifecycle import Change, ChangeState
 from ipnext.model.status import ConditionType, Reason
 from ipnext.model.workflow_namespace import WorkflowNamespace
+from ipnext.store.refusing import refuse_further_users
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 ANN = {"X-IPnext-User": "ann"}
@@ -186,6 +187,21 @@ async def test_a_frozen_change_is_explained_with_its_end_and_the_way_past(applie
     steps = [(step["level"], step["subject"]) for step in answer["chain"]]
     assert ("step", "plan") in steps
     assert steps[-1] == ("cause", "Frozen")
+
+
+async def test_a_frozen_manifest_that_adds_users_is_explained_by_the_freeze_and_not_by_its_region(applied):
+    await applied.publish("a")
+    applied.rooms.serve(1)
+    document = applied.rooms.model_document()
+    document["spec"]["demand"].append({"region": "us", "qps": 5})
+    change = (await applied.http.put("/v1/models/ranker", json=document)).json()["change"]["id"]
+    wait(applied.rooms, change)
+    with applied.rooms.store.begin("ranker") as unit:
+        refuse_further_users(unit, unit.model("ranker"), Reason.FROZEN)
+        assert unit.route("ranker", "us").pending
+    answer = (await applied.http.get("/v1/models/ranker/explanation")).json()
+    assert answer["reason"] == "Frozen"
+    assert f"ipnext override {change} --reason TEXT" in answer["advice"]
 
 
 async def test_the_page_is_told_what_is_frozen(applied):

@@ -395,7 +395,7 @@ def test_a_region_without_replicas_is_seen_whatever_other_regions_tables_say(oth
         )
         for region in sorted(["eu", other])
     )
-    record = SimpleNamespace(name="ranker", serving_generation=None)
+    record = SimpleNamespace(name="ranker", serving_generation=None, generation=1, observed_generation=1)
     facts = SimpleNamespace(record=record, routes=tables, deployments=())
     states = States(
         {
