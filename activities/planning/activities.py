@@ -57,7 +57,7 @@ class PlanningActivities:
         Not feasible if nothing of it can be placed; the message names demand that is left unmet.
         """
         if stage.kind in ROLLS_OUT:
-            self._put_in_force(stage.model)
+            self._put_in_force(stage)
         for _ in range(ADOPTIONS):
             try:
                 planned = self._place_once(stage)
@@ -81,13 +81,17 @@ class PlanningActivities:
         fleet_replan = FleetReplan(self._store, self._solver, self._policy, say=beat, attempt=info.attempt)
         return fleet_replan.compute(replan_plan_id(info.workflow_run_id or ""), run_id=info.workflow_run_id or "")
 
-    def _put_in_force(self, model: str) -> None:
-        """Go by the manifest that the change was validated with: no freeze and no cut holds it up any more."""
+    def _put_in_force(self, stage: StageInput) -> None:
+        """Go by the manifest that the change was validated with: no freeze and no cut holds it up any more.
+
+        FenceLost for a run whose change has ended: the next change may be validated and frozen by now.
+        """
         with self._store.read() as repository:
-            record = repository.model(model)
+            record = repository.model(stage.model)
         if record.validated != record.accepted:
-            with self._store.begin(model) as repository:
-                repository.put_in_force(model)
+            with self._store.begin(stage.model) as repository:
+                repository.check_fence(stage.change_id)
+                repository.put_in_force(stage.model)
 
     def _place_once(self, stage: StageInput) -> Planned:
         policy = self._policy

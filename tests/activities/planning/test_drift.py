@@ -163,6 +163,16 @@ def test_a_model_with_an_open_change_or_a_serving_generation_is_not_withdrawn(se
         assert unit.routes("m")
 
 
+@pytest.mark.parametrize("pending", [True, False])
+def test_a_lost_region_that_only_a_newer_manifest_names_holds_up_no_repair(served, pending):
+    refusing = RouteTable(model="m", region="eu-west", revision=1, shares=(), served=(), unmet_rules=("why",))
+    with served.store.begin() as unit:
+        unit.put_route(refusing.model_copy(update={"pending": pending}))
+        unit.update_drain(unit.add_drain("eu-west", disaster=True).id, state=DrainState.DRAINED)
+        hold(unit, 2, 3)
+        assert (record_repair(unit, "m") is not None) is pending
+
+
 def test_what_drifted_while_a_region_was_lost_is_repaired_once_it_is_back(served):
     with served.store.begin() as unit:
         drain = unit.add_drain("us-east", disaster=True)

@@ -6,7 +6,8 @@ from temporalio.testing import ActivityEnvironment
 from activities.planning.replan import fleet_snapshot
 from activities.validation.activities import LONGEST_TEXT, MOST_RESULTS, ValidationActivities, abridged
 from activities.validation.validator import failed, passed
-from ipnext.model.lifecycle import ChangeKind, StageInput
+from ipnext.errors import FenceLost
+from ipnext.model.lifecycle import ChangeKind, ChangeState, StageInput
 from ipnext.model.plan import Limits, Objective
 from ipnext.model.registry import GenerationState
 from ipnext.model.status import Reason
@@ -78,6 +79,16 @@ def test_a_manifest_that_is_refused_changes_no_replan_and_one_that_a_change_is_p
     assert planned_demand(house) == [ACCEPTED], "a freeze may hold the change for days"
     place(house)
     assert planned_demand(house) == [MENDED]
+
+
+def test_a_late_run_of_a_change_that_has_ended_puts_no_manifest_in_force(house, serving, validate):
+    house.apply("ranker", **demanding(MENDED))
+    assert validate()
+    with house.store.begin("ranker") as unit:
+        unit.update_change("ranker-p1", state=ChangeState.DONE, reason=Reason.SUCCEEDED, message="")
+    with pytest.raises(FenceLost):
+        place(house)
+    assert planned_demand(house) == [ACCEPTED]
 
 
 def test_a_bad_snapshot_says_nothing_of_a_manifest_that_serves(house, serving, validate):

@@ -186,6 +186,21 @@ async def test_applying_a_retired_model_brings_it_back_and_says_what_to_do(appli
     assert (await applied.http.post("/v1/models/ranker/rollback", json={})).json()["generation"] == 1
 
 
+async def test_the_manifest_of_a_model_that_serves_by_an_older_one_is_brought_by_applying_it_again(applied):
+    """It was applied while the model was retired, so no change brought it; a rollback served the former one."""
+    await applied.publish("a")
+    applied.rooms.serve(1)
+    document = applied.rooms.model_document(qps=50)
+    with applied.rooms.store.begin("ranker") as unit:
+        unit.update_model("ranker", retired=True)
+    assert (await applied.http.put("/v1/models/ranker", json=document)).json()["change"] is None
+
+    again = (await applied.http.put("/v1/models/ranker", json=document)).json()["change"]
+
+    assert again["kind"] == "apply"
+    assert (await applied.http.put("/v1/models/ranker", json=document)).json()["change"]["id"] == again["id"]
+
+
 async def test_nothing_is_taken_for_a_model_that_is_being_retired(applied):
     await applied.publish("a")
     applied.rooms.serve(1)
