@@ -25,7 +25,7 @@ TICKET_LASTS: Final = timedelta(minutes=10)
 @router.post("/sessions", status_code=201, summary="Log a browser in", responses=OF_SHARED)
 def log_in(request: Request, response: Response, rooms: Rooms) -> SessionView:
     """Give out a session for the key or ticket of `Authorization`, in a cookie. A ticket is good once; 401 for others."""
-    credential = _given(request)
+    credential = _login_credential(request)
     asker = rooms.access.prove(credential, kinds=("key", "ticket"))
     if asker.kind == "user":
         msg = "a token of the identity provider is sent with each request; it can't become a session"
@@ -90,7 +90,7 @@ def make_ticket(request: Request, rooms: Rooms, asker: Asker, response: Response
 @router.get("/tickets/current", summary="Ask whose login link it is", responses=OF_SHARED)
 def look_at_ticket(request: Request, response: Response, rooms: Rooms) -> TicketView:
     """Name the key of the ticket of `Authorization`, which stays good: the page asks before it logs anybody in. 401 for others."""
-    asker = rooms.access.prove(_given(request), kinds=("ticket",))
+    asker = rooms.access.prove(_login_credential(request), kinds=("ticket",))
     with rooms.store.read() as unit:
         ticket = unit.find_key(asker.id)
     if asker.kind != "ticket" or ticket is None:
@@ -105,7 +105,7 @@ def look_at_ticket(request: Request, response: Response, rooms: Rooms) -> Ticket
     )
 
 
-def _given(request: Request) -> str:
+def _login_credential(request: Request) -> str:
     """Return the credential of a login. Raises Unauthenticated."""
     credential = bearer_of(request)
     if credential is None:

@@ -33,7 +33,7 @@ class DiskReserve:
             )
             raise InsufficientStorage(msg)
 
-    def kept(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    def guard(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         """Yield the chunks as long as the disk has room for them. Raises as `check`."""
         unseen = _LOOK_BYTES
         for chunk in chunks:

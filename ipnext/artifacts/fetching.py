@@ -65,7 +65,7 @@ def _write(scratch: Path, file: ArtifactFile, open_blob: Callable[[str], BinaryI
         msg = f"file {file.path!r}: {error.message}"
         raise ArtifactMissing(msg) from error
     with blob:
-        content = reserve.kept(chunks_of(blob))
+        content = reserve.guard(chunks_of(blob))
         write_synced(target, checked(content, sha256=file.sha256, subject=f"file {file.path!r}"))
 
 

@@ -53,7 +53,7 @@ class FileArtifactStore:
 
     def put_blob(self, sha256: str, chunks: Iterator[bytes]) -> None:
         """Store a blob whole or not at all; an existing one is replaced, which repairs a damaged one."""
-        content = checked(self._reserve.kept(chunks), sha256=sha256, subject=f"blob {sha256}")
+        content = checked(self._reserve.guard(chunks), sha256=sha256, subject=f"blob {sha256}")
         write_whole(self._blob(sha256), content, scratch=self._scratch, mode=BLOB_MODE)
 
     def open_blob(self, sha256: str) -> BinaryIO:

@@ -93,7 +93,7 @@ def _ending_at(moment: float) -> Iterator[None]:
         _ENDS_AT.reset(token)
 
 
-def _left(timeout: float | None) -> float | None:
+def _remaining_seconds(timeout: float | None) -> float | None:
     """Return the time that one step of the call may take: its own limit, and what is left of the whole."""
     ends_at = _ENDS_AT.get()
     if ends_at is None:
@@ -128,7 +128,7 @@ class _DeadlineBackend(httpcore.SyncBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        stream = super().connect_tcp(host, port, _left(timeout), local_address, socket_options)
+        stream = super().connect_tcp(host, port, _remaining_seconds(timeout), local_address, socket_options)
         return _DeadlineStream(stream)
 
 
@@ -137,10 +137,10 @@ class _DeadlineStream(httpcore.NetworkStream):
         self._stream = stream
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, _left(timeout))
+        return self._stream.read(max_bytes, _remaining_seconds(timeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, _left(timeout))
+        self._stream.write(buffer, _remaining_seconds(timeout))
 
     def close(self) -> None:
         self._stream.close()
@@ -148,7 +148,7 @@ class _DeadlineStream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        return _DeadlineStream(self._stream.start_tls(ssl_context, server_hostname, _left(timeout)))
+        return _DeadlineStream(self._stream.start_tls(ssl_context, server_hostname, _remaining_seconds(timeout)))
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)

@@ -1,35 +1,31 @@
 """The rules of a new route table, shared by the agent and the fake."""
 
 from collections.abc import Collection
+from typing import TypeVar
 
 from ipnext.errors import InvalidInput, StaleWrite
 from ipnext.model.deployment import RouteTable
 from ipnext.model.predictions import AccessList
 
+Revised = TypeVar("Revised", RouteTable, AccessList)
+
 
 def check_revision(table: RouteTable, in_force: RouteTable | None) -> None:
     """Raise StaleWrite unless `table` may replace `in_force`: it is later, or the same one again."""
-    if in_force is None or table.revision > in_force.revision or table == in_force:
-        return
-    same = table.revision == in_force.revision
-    reason = "the one in force has other content" if same else f"revision {in_force.revision} is in force"
-    msg = (
-        f"route table of model {table.model!r} in region {table.region!r}: revision {table.revision} was given, "
-        f"but {reason}; give a revision above {in_force.revision}"
-    )
-    raise StaleWrite(msg)
+    _check_later(table, in_force, f"route table of model {table.model!r} in region {table.region!r}")
 
 
 def check_access(access: AccessList, in_force: AccessList | None, *, region: str) -> None:
     """Raise StaleWrite unless a list may replace `in_force`: it is later, or the same one again."""
-    if in_force is None or access.revision > in_force.revision or access == in_force:
+    _check_later(access, in_force, f"access list of region {region!r}")
+
+
+def _check_later(given: Revised, in_force: Revised | None, subject: str) -> None:
+    if in_force is None or given.revision > in_force.revision or given == in_force:
         return
-    same = access.revision == in_force.revision
+    same = given.revision == in_force.revision
     reason = "the one in force has other content" if same else f"revision {in_force.revision} is in force"
-    msg = (
-        f"access list of region {region!r}: revision {access.revision} was given, but {reason}; "
-        f"give a revision above {in_force.revision}"
-    )
+    msg = f"{subject}: revision {given.revision} was given, but {reason}; give a revision above {in_force.revision}"
     raise StaleWrite(msg)
 
 

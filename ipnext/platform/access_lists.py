@@ -129,11 +129,11 @@ class AccessPublisher:
         if (*marks, state._replace(ahead={})) != self._basis:
             with self._store.begin() as unit:
                 state = unit.access_list_state()
-                self._list, self._basis = self._made(unit, state)
+                self._list, self._basis = self._build_list(unit, state)
         self._ahead = state.ahead
         self._mark = mark
 
-    def _made(self, unit: Repository, state: AccessListState) -> tuple[AccessList, tuple[Any, ...]]:
+    def _build_list(self, unit: Repository, state: AccessListState) -> tuple[AccessList, tuple[Any, ...]]:
         """Return the unit's list with its revision, and the basis that it was made of."""
         marks = unit.access_marks()
         content = AccessList(

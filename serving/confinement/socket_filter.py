@@ -40,12 +40,20 @@ _RETURN: Final = 0x06
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
 """Offsets in struct seccomp_data; the low half of an argument comes first on the machines below."""
 _ARGUMENT_BYTES: Final = 8
+_STEP_BYTES: Final = 8
+"""Of a struct sock_filter."""
 _TYPE_MASK: Final = 0xF
 """Without SOCK_CLOEXEC and SOCK_NONBLOCK."""
 _X32: Final = 0x40000000
 """Lowest number of system calls of the x32 ABI, which has numbers of its own."""
 _NETLINK_ROUTE: Final = 0
 _MSG_FASTOPEN: Final = 0x20000000
+
+
+class _FilterProgram(ctypes.Structure):
+    """struct sock_fprog of linux/filter.h."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("steps", ctypes.c_void_p))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +109,11 @@ def limit_sockets(kinds: Sequence[SocketKind]) -> None:
         raise Unavailable(msg)
     program = b"".join(_program(machine, kinds))
     code = ctypes.create_string_buffer(program, len(program))
-    header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
+    header = _FilterProgram(len(program) // _STEP_BYTES, ctypes.addressof(code))
     library = ctypes.CDLL(None, use_errno=True)
     if (
         library.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
-        or library.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, header, 0, 0) != 0
+        or library.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(header), 0, 0) != 0
     ):
         msg = f"this kernel does not limit sockets by seccomp: {os.strerror(ctypes.get_errno())}"
         raise Unavailable(msg)

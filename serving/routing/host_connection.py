@@ -188,14 +188,14 @@ async def connect(url: str, *, reach: Reach | None = None) -> HostConnection:
     connection = HostConnection()
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            await (await _begun(url, connection.frames, reach)).done
+            await (await _begin_handshake(url, connection.frames, reach)).done
     except (OSError, TimeoutError) as error:
         connection.close()
         raise ConnectionLost from error
     return connection
 
 
-async def _begun(url: str, frames: FrameProtocol, reach: Reach | None) -> "_Handshake":
+async def _begin_handshake(url: str, frames: FrameProtocol, reach: Reach | None) -> "_Handshake":
     loop = asyncio.get_running_loop()
     if is_socket_url(url) and reach is not None:
         link, given = await reach(url)

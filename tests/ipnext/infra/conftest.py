@@ -14,6 +14,7 @@ import httpx
 import psutil
 import pytest
 
+from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.errors import Unavailable
 from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.infra.ports import PortBook
@@ -301,6 +302,20 @@ def builder():
 @pytest.fixture(scope="session")
 def running_agent(subprocesses):
     return RunningAgent
+
+
+@pytest.fixture(scope="module")
+def agent_with_host(tmp_path_factory, running_agent, builder):
+    """An agent with Envoy, a router and a host as they are by default; the host has no snapshot."""
+    store = FileArtifactStore(tmp_path_factory.mktemp("store"))
+    agent = running_agent("eu", tmp_path_factory.mktemp("a"), artifacts=store.uri, real=True)
+    try:
+        agent.start()
+        agent.infra.apply(builder("ranker").deployment({1: (1,)}))
+        agent.child("serving.host")
+        yield agent
+    finally:
+        agent.close()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import psutil
 import pytest
 from landlockpy import LandlockError, abi_version
 
-from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.infra.supervisor_process import PROTOCOL
 from serving.confinement import landlock
 from tests.waiting import PATIENCE_SECONDS, until
@@ -66,18 +65,9 @@ CALLS = {
 }
 
 
-@pytest.fixture(scope="module")
-def agent(tmp_path_factory, running_agent, builder):
-    """An agent with a router, a host and Envoy; the snapshot is not there, and that does not matter here."""
-    store = FileArtifactStore(tmp_path_factory.mktemp("store"))
-    agent = running_agent("eu", tmp_path_factory.mktemp("a"), artifacts=store.uri, real=True)
-    try:
-        agent.start()
-        agent.infra.apply(builder("ranker").deployment({1: (1,)}))
-        agent.child("serving.host")
-        yield agent
-    finally:
-        agent.close()
+@pytest.fixture
+def agent(agent_with_host):
+    return agent_with_host
 
 
 def sockets_of(agent):

@@ -9,7 +9,6 @@ import httpx
 import psutil
 import pytest
 
-from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.components.identity import Component
 from ipnext.components.private_files import make_own_directory
 from ipnext.errors import Conflict
@@ -24,18 +23,9 @@ PROCESSES = {
 HOST = ("{python}", "-m", "serving.host", "--sockets", "{sockets}")
 
 
-@pytest.fixture(scope="module")
-def agent(tmp_path_factory, running_agent, builder):
-    """An agent with a router and a host as they are by default; the snapshot is not there, and that does not matter here."""
-    store = FileArtifactStore(tmp_path_factory.mktemp("store"))
-    agent = running_agent("eu", tmp_path_factory.mktemp("a"), artifacts=store.uri, real=True)
-    try:
-        agent.start()
-        agent.infra.apply(builder("ranker").deployment({1: (1,)}))
-        agent.child("serving.host")
-        yield agent
-    finally:
-        agent.close()
+@pytest.fixture
+def agent(agent_with_host):
+    return agent_with_host
 
 
 def sockets_of(process):
