@@ -57,6 +57,8 @@ class Table(NamedTuple):
     revision: int
     shares: tuple[RouteShare, ...]
     served: frozenset[int]
+    pending: bool = False
+    """No region of the simulation is one that only a newer manifest names."""
 
 
 @dataclass
