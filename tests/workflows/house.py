@@ -192,6 +192,14 @@ class House:
         with self.store.begin() as repository:
             repository.put_model(parse_manifest(manifest(name, **spec)), expected_version=None)
 
+    def bring(self, name: str, **spec: object) -> None:
+        """Apply a manifest as one whose change was planned: it is in force."""
+        self.apply(name, **spec)
+        with self.store.begin() as repository:
+            record = repository.model(name)
+            repository.accept_revision(name, record.generation, record.manifest.spec)
+            repository.put_in_force(name)
+
     def source(self, signature: Signature, tensors: Mapping[str, np.ndarray], **more: object) -> SnapshotSource:
         """A snapshot in the artifact store."""
         self._snapshots += 1

@@ -168,7 +168,7 @@ def lost_behind_a_hold(house, model, workers, *, carried_out, submit, drains, cl
         publish = house.publish(scene.slow, 2)
         await submit(publish)
         await until(lambda: any(2 in found for found in house.shares(scene.slow).values()))
-        house.apply(scene.slow, rollout=pace)
+        house.bring(scene.slow, rollout=pace)
         house.apply_fleet(two_regions(east_cost=2.0))
         house.ask_replan("before")
         await wake_replan(client)
