@@ -29,9 +29,6 @@ PAUSES_OF_A_WAIT = 100
 of a year is then some 1,100 attempts and 12,000 events of the 51,200 that a run may have.
 """
 
-GROWING_PAUSES = "pauses-grow-with-the-wait"
-"""Patch: they do. In runs that have waited before, the longest pause stays the same."""
-
 
 async def within_deadline(
     step: Step[WaveResult], wave: WaveInput, summary: str, *, stopping: Callable[[], bool] = lambda: False
@@ -91,8 +88,7 @@ async def within_patience(step: Step[A], argument: Value, summary: str, *, secon
 
 def longest_after(spent: float, most: float) -> float:
     """Return the longest pause after a wait of `spent` seconds: a fixed share of it, at least `most`."""
-    grown = spent / PAUSES_OF_A_WAIT
-    return grown if grown > most and workflow.patched(GROWING_PAUSES) else most
+    return max(spent / PAUSES_OF_A_WAIT, most)
 
 
 def _heals(error: ActivityError) -> bool:

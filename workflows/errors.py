@@ -6,7 +6,7 @@ from collections.abc import Coroutine
 from typing import Any, NamedTuple, TypeVar
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflowError, RetryState, TimeoutType
+from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflowError
 from temporalio.exceptions import TimeoutError as TemporalTimeout
 
 with workflow.unsafe.imports_passed_through():
@@ -53,16 +53,6 @@ def fence_lost(error: ActivityError) -> ApplicationError | None:
     """Return the failure of an activity whose run no longer owns its model's transition; None for any other."""
     cause = error.cause
     return cause if isinstance(cause, ApplicationError) and cause.type == FENCE_LOST else None
-
-
-def last_words(error: ActivityError) -> str | None:
-    """Return the last attempt's message if an activity's attempts together took too long; None for any other failure."""
-    said = error.cause
-    if isinstance(said, TemporalTimeout) and said.type is TimeoutType.SCHEDULE_TO_CLOSE:
-        said = said.cause
-    elif error.retry_state is not RetryState.TIMEOUT:
-        return None
-    return said.message if isinstance(said, ApplicationError) else None
 
 
 def stopped(generation: int | None, why: str | None, *, moving: bool) -> LifecycleResult:

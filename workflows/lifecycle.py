@@ -14,8 +14,6 @@ the outcome, the end is recorded: the serving generation, the reason, and the st
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
-from datetime import timedelta
 from itertools import takewhile
 from typing import Any, TypeVar
 
@@ -49,7 +47,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows import policies
     from workflows.attempts import PatienceOver, within_patience
     from workflows.change_queue import PASSES_PAUSE
-    from workflows.errors import end_if_told, explained, last_words, stop_reason, stopped, to_the_end
+    from workflows.errors import end_if_told, explained, stop_reason, stopped, to_the_end
     from workflows.freeze_wait import Thaw
     from workflows.policies import perform
     from workflows.preparation import is_done, prepare
@@ -279,16 +277,9 @@ class LifecycleWorkflow(Walked):
         seconds = policies.SUPPLY_PATIENCE.total_seconds() if self._patience is None else self._patience
         step = policies.PLAN_TRANSITION.passing(urgent=self._urgent)
         try:
-            if workflow.patched(policies.COUNTED_WAITS):
-                return await within_patience(step, stage, summary, seconds=seconds)
-            return await perform(replace(step, total=timedelta(seconds=seconds)), stage, summary)
+            return await within_patience(step, stage, summary, seconds=seconds)
         except PatienceOver as over:
-            last: str | None = str(over)
-        except ActivityError as error:
-            last = last_words(error)
-            if is_cancelled_exception(error) or last is None:
-                raise
-        return TransitionPlanned(transition_id=stage.change_id, waves=0, refused=f"not in time: {last}")
+            return TransitionPlanned(transition_id=stage.change_id, waves=0, refused=f"not in time: {over}")
 
     async def _unheld(self, begun: ChangeBegun) -> LifecycleResult | None:
         """Continue at once, or when the pause is over. The run has no supply yet, so it may wait long; a newer change ends it.

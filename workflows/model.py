@@ -189,7 +189,7 @@ class ModelWorkflow(Marked):
             await self._record_superseded()
             if not self._begun and self._next() is None and (waiting := self._unweighed) is not None:
                 await self._may_pass(waiting)
-            if (change := self._begun[0] if self._begun else self._next_change()) is not None:
+            if (change := self._begun[0] if self._begun else self._next()) is not None:
                 await self._carry_out_next(change)
             if self._long:
                 await self._renew()

@@ -30,10 +30,6 @@ ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
 """Kinds of changes that may supersede a run of these kinds."""
 
 
-REACHES_PASSED = "controls-reach-the-passed"
-"""Patch: controls reach the run that another one passes. Entities that passed it before tell it afterwards."""
-
-
 class Held:
     """One model's queue, its running change, and the pause that blocks them."""
 
@@ -112,8 +108,6 @@ class Held:
             await workflow.wait_condition(lambda: not self._takes_up)
             self._check_running()
         meant = self._meant
-        if meant is not self._running and not workflow.patched(REACHES_PASSED):
-            meant = self._running
         if meant is None or not self._reaches(meant):
             msg = f"nothing of {self._model} runs: there is nothing to abort"
             raise ApplicationError(msg, type="Conflict", non_retryable=True)
@@ -195,7 +189,7 @@ class Held:
     async def _signal_hold(self, hold: Hold) -> None:
         """Signal a pause or its end to the run, and to the one that it passes."""
         await self._signal_running(names.HOLD_CHANGES, hold)
-        if self._passed is not None and workflow.patched(REACHES_PASSED):
+        if self._passed is not None:
             await self._signal(self._passed, names.HOLD_CHANGES, hold)
 
     async def _signal(self, change: QueuedChange, signal: str, argument: Hold | NewerWaits) -> None:
@@ -209,7 +203,7 @@ class Held:
     def _stop_running_for(self, change: QueuedChange) -> None:
         """Stop the run for a change that preempts it, and the one that it passes."""
         self._stop_for(change, self._running)
-        if self._passed is not None and workflow.patched(REACHES_PASSED):
+        if self._passed is not None:
             self._stop_for(change, self._passed)
 
     def _stop_for(self, change: QueuedChange, running: QueuedChange | None) -> None:

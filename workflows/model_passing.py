@@ -15,16 +15,10 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle import ChangeKind, ModelEntityInput, QueuedChange
     from ipnext.model.takeover import ChangeAsked
     from workflows import policies
-    from workflows.change_queue import CAN_PASS, PASSES_PAUSE, URGENT, WAITS, oldest_of
+    from workflows.change_queue import CAN_PASS, PASSES_PAUSE, URGENT, WAITS
     from workflows.errors import explained
     from workflows.model_control import Held
     from workflows.policies import perform
-
-PATCH = "repairs-pass"
-"""Entities that began before never let a change pass."""
-
-AGAIN = "moves-weighed-again"
-"""Patch: a move that is submitted again is weighed again."""
 
 
 class Passing(Held):
@@ -57,8 +51,6 @@ class Passing(Held):
         """Ask the store once. False, too, if what was in the way has changed meanwhile."""
         running = self._running.id if self._running else None
         self._weighed.add((change.id, running))
-        if not workflow.patched(PATCH):
-            return False
         asked = ChangeAsked(model=self._model, change_id=change.id)
         try:
             answer = await perform(policies.MAY_PASS, asked, f"may {change.kind} {change.id} pass?")
@@ -73,7 +65,7 @@ class Passing(Held):
     def _weigh_again(self, change: QueuedChange) -> None:
         """Take a move that is submitted again as one that was not weighed, and wake its run: a region was lost meanwhile."""
         asked = {found for found in self._weighed if found[0] == change.id}
-        if change.kind is not ChangeKind.MOVE or not (asked or self._reaches(change)) or not workflow.patched(AGAIN):
+        if change.kind is not ChangeKind.MOVE or not (asked or self._reaches(change)):
             return
         self._weighed -= asked
         if self._reaches(change):
@@ -85,10 +77,3 @@ class Passing(Held):
             await (self._children.get(change.id) or self._run_of(change)).signal(names.FREEZE_CHANGED)
         except FailureError:
             workflow.logger.info("the run of %s ended before it was woken", change.id)
-
-    def _next_change(self) -> QueuedChange | None:
-        """Return the waiting change to run next."""
-        found = self._next()
-        if found is None or found.kind is not ChangeKind.REPAIR or found == self._queue[0] or workflow.patched(PATCH):
-            return found
-        return oldest_of(self._queue, held=self._held is not None)

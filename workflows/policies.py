@@ -234,9 +234,6 @@ class Step(Generic[A]):
         return replace(self, queue=self.queue or names.URGENT_QUEUE, urgent=True) if urgent else self
 
 
-COUNTED_WAITS = "waits-count-time-of-workers"
-"""Patch: waits for supply and for a gate's answers count pauses and attempts, as a wave's deadline does, not the clock."""
-
 TIMING = "ipnext_timing"
 """Name of the function by which a worker passes its `Timing` to workflows (`workflows.time_limits`)."""
 

@@ -21,9 +21,6 @@ with workflow.unsafe.imports_passed_through():
 PASSES = 200
 """Passes of one run; then it continues as new."""
 
-REGARDLESS = "regions-compared-regardless"
-"""Patch: regions are compared although repairs could not be recorded."""
-
 
 @workflow.defn(
     name=names.RECONCILE_WORKFLOW, failure_exception_types=policies.BUGS, versioning_behavior=policies.ENTITY
@@ -55,8 +52,6 @@ class ReconcileWorkflow:
             recorded = await perform(policies.RECORD_REPAIRS, Done(), "which models drifted?")
         except ActivityError as error:
             workflow.logger.warning("repairs could not be recorded: %s", explained(error).message)
-            if not workflow.patched(REGARDLESS):
-                return
             recorded = RepairsRecorded(regions=self._regions)
         self._regions = recorded.regions
         found = await asyncio.gather(*(self._compared(region) for region in recorded.regions))

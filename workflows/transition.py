@@ -18,7 +18,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows import policies
     from workflows.attempts import longest_after
     from workflows.errors import explained, fence_lost, to_the_end
-    from workflows.transition_control import Steered, seconds_since
+    from workflows.transition_control import Steered
 
 
 @workflow.defn(
@@ -99,18 +99,17 @@ class TransitionWorkflow(Steered):
 
         The pauses between evaluations count: while no worker works, no answers are waited for.
         """
-        since, waited = workflow.now(), 0.0
+        waited = 0.0
         while True:
             result = await self._look(wave, waited=waited)
             if result.again_seconds <= 0:
                 return result
-            counted = workflow.patched(policies.COUNTED_WAITS)
-            if (waited if counted else seconds_since(since)) >= self._input.deadline_seconds:
+            if waited >= self._input.deadline_seconds:
                 return result
             self._show(f"{self._place}: {result.message}; looking again")
             pause = longest_after(waited, result.again_seconds)
             await self._until(lambda: False, pause, f"{self._place}: wait for answers")
-            waited = waited + pause if counted else seconds_since(since)
+            waited += pause
 
     async def _release(self, wave: WaveInput) -> WaveResult:
         """Release capacity. After the last wave all traffic has moved: a failed release is reported, and fails nothing."""

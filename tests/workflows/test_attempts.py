@@ -20,12 +20,8 @@ EVENTS = 11
 
 @pytest.fixture
 def pauses(monkeypatch):
-    """Pauses between attempts of which none succeeds at once, in a run that began with this code or, once `old`, before."""
-
-    class Pauses(list):
-        old = False
-
-    found = Pauses()
+    """Pauses between attempts of which none succeeds."""
+    found = []
 
     async def perform(*_):
         error = ActivityError(
@@ -46,7 +42,6 @@ def pauses(monkeypatch):
     monkeypatch.setattr(attempts, "perform", perform)
     monkeypatch.setattr(attempts, "end_if_told", lambda: None)
     monkeypatch.setattr(attempts.workflow, "sleep", sleep)
-    monkeypatch.setattr(attempts.workflow, "patched", lambda _: not found.old)
     return found
 
 
@@ -87,12 +82,3 @@ def test_a_wait_as_long_as_the_default_is_looked_at_every_15_seconds(pauses):
     wait_for_supply(policies.SUPPLY_PATIENCE.total_seconds())
 
     assert max(pauses) == 15.0
-
-
-@WAITS
-def test_runs_that_began_before_keep_their_pauses(pauses, wait):
-    pauses.old = True
-
-    wait(timedelta(hours=5).total_seconds())
-
-    assert max(pauses) <= 15.0

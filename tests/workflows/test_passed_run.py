@@ -33,10 +33,9 @@ def change(kind, sequence):
 
 @pytest.fixture
 def entity(monkeypatch):
-    """An entity whose repair passes a run of some kind, with the two runs; `old`: it has passed with the code of before."""
+    """An entity whose repair passes a run of some kind, with the two runs."""
 
-    def build(passed=ChangeKind.PUBLISH, *, old=False):
-        monkeypatch.setattr(model_control.workflow, "patched", lambda _: not old)
+    def build(passed=ChangeKind.PUBLISH):
         monkeypatch.setattr(model_control.workflow, "wait_condition", noted)
         found = Passing(ModelEntityInput(model="m", rebuilt=True))
         monkeypatch.setattr(found, "_show", lambda: None)
@@ -97,15 +96,6 @@ def test_a_rollback_stops_both(entity):
     assert (len(passed.cancelled), len(running.cancelled)) == (1, 1)
 
 
-def test_an_entity_that_passed_before_tells_the_running_one_only(entity):
-    found, passed, running = entity(old=True)
-
-    asyncio.run(found.pause_changes(ASKED))
-    asyncio.run(found.abort_run(ASKED))
-
-    assert (passed.signals, passed.cancelled, len(running.cancelled)) == ([], [], 1)
-
-
 def weighed(found, move):
     """The entity has asked about the move, which waits behind the passed run."""
     found._queue, found._running, found._passed = (move,), found._passed, None
@@ -121,15 +111,6 @@ def test_a_move_that_is_submitted_again_is_weighed_again(entity):
     found._weigh_again(move)
 
     assert found._unweighed == move
-
-
-def test_an_entity_that_weighed_before_weighs_once(entity):
-    (found, *_), move = entity(old=True), change(ChangeKind.MOVE, 3)
-    weighed(found, move)
-
-    found._weigh_again(move)
-
-    assert found._unweighed is None
 
 
 def test_a_move_whose_run_waits_for_a_freeze_is_woken(entity):

@@ -33,7 +33,6 @@ def passes(monkeypatch):
         return RegionReconciled(region=argument.region, failed={"m": "refused"})
 
     monkeypatch.setattr(reconcile, "perform", perform)
-    monkeypatch.setattr(reconcile.workflow, "patched", lambda _: True)
     monkeypatch.setattr(reconcile.workflow, "logger", logging.getLogger("test"))
     shown = []
     monkeypatch.setattr(reconcile.workflow, "set_current_details", shown.append)

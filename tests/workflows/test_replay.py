@@ -21,8 +21,8 @@ WAVE = ["ensure_capacity", "shift_traffic", "timer", "check_gate", "release_capa
 BEGUN = ["begin_change", "prepare_change"]
 WALK = ["child transition", "finish_change"]
 
-TURNS = 5
-"""So many turns of the replan's window were recorded before the last one."""
+TURN = ["move_models", "timer"]
+"""A turn of the replan's window: how many there are depends on the machine that recorded them."""
 
 ORDER = {
     "lifecycle-publish": [*BEGUN, *WALK],
@@ -35,7 +35,7 @@ ORDER = {
     "lifecycle-retire": ["begin_change", "freeze_of", "withdraw_model", "release_model", "finish_change"],
     "transition-done": WAVE * 2,
     "transition-back": [*WAVE[:-1], "ensure_capacity", "shift_traffic", "release_capacity"],
-    "replan-turns": ["replan_fleet", *["move_models", "timer"] * TURNS, "move_models", "finish_replan"],
+    "replan-turns": ["replan_fleet", *TURN, "move_models", "finish_replan"],
     "drain": ["look_at_drain", "check_drain", "timer", "look_at_drain"],
     "drain-back": ["look_at_drain", "return_region"],
     "drain-lost": ["look_at_drain", "route_around", *["timer", "look_at_drain"] * 2],
@@ -59,6 +59,8 @@ def commands_of(history: dict) -> list[str]:
             found.append(f"child {attributes['workflowType']['name']}")
         elif "timerStartedEventAttributes" in event:
             found.append("timer")
+        if found[-4:] == TURN * 2:
+            del found[-2:]
     return found
 
 
