@@ -76,7 +76,9 @@ format: $(READY) ## let ruff format the code
 	$(BIN)/ruff check --fix .
 
 # Whole files in each process, the long ones first: tests/conftest.py.
-BY_FILE = OMP_NUM_THREADS=1 $(BIN)/pytest -n $1 --dist loadfile --durations 20 -m '$2' $(ARGS) $(MAY_SELECT_NONE)
+BY_FILE = OMP_NUM_THREADS=1 $(BIN)/pytest -n $1 --dist loadfile --durations 20 -m '$2' $(or $(ARGS),$3) $(MAY_SELECT_NONE)
+# The tier genai lies here (tests/test_tiers.py): to import all other tests takes each process half a minute.
+GENAI_TESTS = tests/genai tests/serving/openai
 # pytest ends with status 5 if it selects no test: no failure if ARGS may have narrowed the selection.
 MAY_SELECT_NONE = $(if $(strip $(ARGS)),|| [ $$? = 5 ])
 
@@ -90,11 +92,11 @@ test-e2e: $(READY) ## the tests that drive a whole platform, or a browser
 	$(call BY_FILE,3,e2e)
 
 test-genai: $(READY) ## the tests on real vLLM; those without it are skipped (make setup-genai)
-	$(call BY_FILE,2,genai)
+	$(call BY_FILE,2,genai,$(GENAI_TESTS))
 
 test-all: $(READY) ## all tests but the nemesis, in full: pure, integration and e2e in three processes, then genai in two
 	$(call BY_FILE,3,not nemesis and not genai)
-	$(call BY_FILE,2,genai)
+	$(call BY_FILE,2,genai,$(GENAI_TESTS))
 
 e2e: $(READY) ## the tests that drive the whole platform, and kill -9 at every boundary of a run (minutes)
 	$(BIN)/pytest -m 'e2e or nemesis' $(ARGS)
