@@ -26,7 +26,7 @@ from ipnext.client_upload import published_manifest
 from ipnext.client_user import header_of, system_user
 from ipnext.errors import DeadlineExceeded, Unavailable
 from ipnext.loopback import is_loopback
-from ipnext.model.access import CreatedKey, KeyRequest, KeyView, SessionView, Ticket
+from ipnext.model.access import CreatedKey, KeyRequest, KeyView, RevokedKey, SessionView, Ticket
 from ipnext.model.artifact_use import CollectionView
 from ipnext.model.audit import AuditEntry, AuditHead, Outcome
 from ipnext.model.controls import ControlAction, ControlAnswer, ControlRequest
@@ -506,9 +506,21 @@ class Client:
         """List API keys, newest first, revoked ones included; without secrets."""
         return self._list("/v1/keys", KeyView, limit)
 
-    def revoke_key(self, key_id: str) -> KeyView:
-        """Revoke an API key and the logins made with it. NotFound."""
-        return self._call("DELETE", f"/v1/keys/{key_id}", KeyView)
+    def revoke_key(self, key_id: str, *, wait: bool = False, timeout_seconds: float = 30.0) -> RevokedKey:
+        """Revoke an API key and the logins made with it; with `wait`, until no region takes it. NotFound; DeadlineExceeded."""
+        revoked = self._call("DELETE", f"/v1/keys/{key_id}", RevokedKey)
+        return self.wait_revoked(key_id, timeout_seconds) if wait and revoked.regions_behind else revoked
+
+    def wait_revoked(self, key_id: str, timeout_seconds: float = 30.0) -> RevokedKey:
+        """Wait until every region goes by an access list without a revoked key. DeadlineExceeded names those that do not."""
+        last: RevokedKey | None = None
+        for _ in _until(timeout_seconds):
+            last = self._glance(lambda: self._get(f"/v1/keys/{key_id}/revocation", RevokedKey)) or last
+            if last is not None and not last.regions_behind:
+                return last
+        where = "unknown" if last is None else ", ".join(last.regions_behind)
+        msg = f"key {key_id} is revoked, and after {timeout_seconds:g} s may still be taken in these regions: {where}"
+        raise DeadlineExceeded(msg)
 
     def make_ticket(self) -> Ticket:
         """Make a ticket that logs a browser in with the grants of this client's key, once."""

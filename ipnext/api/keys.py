@@ -8,11 +8,25 @@ from fastapi import APIRouter, Path, Response
 from ipnext.access.keys import draw_key
 from ipnext.api.access import Asker, may
 from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.platform import After, Limit, Rooms, listed
-from ipnext.errors import InvalidInput
-from ipnext.model.access import ANY, ApiKey, CreatedKey, Grant, KeyId, KeyRequest, KeyView, Role, audited_key, key_view
+from ipnext.api.platform import After, Limit, Platform, Rooms, listed
+from ipnext.errors import InvalidInput, NotFound
+from ipnext.model.access import (
+    ANY,
+    ApiKey,
+    CreatedKey,
+    Grant,
+    KeyId,
+    KeyRequest,
+    KeyView,
+    RevokedKey,
+    Role,
+    audited_key,
+    key_view,
+)
 from ipnext.model.resource import Listed
 from ipnext.model.roles import RoleRequest
+
+OneKey = Annotated[KeyId, Path(description="Id of the key: the text before the dot, without `ipnext_`.")]
 
 router = APIRouter(prefix="/v1/keys", tags=["access"], route_class=GuardedRoute)
 
@@ -51,17 +65,35 @@ def list_keys(rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed[Ke
 
 
 @router.delete("/{key_id}", dependencies=[may("keys.manage")], summary="Revoke an API key")
-def revoke_key(
-    key_id: Annotated[KeyId, Path(description="Id of the key: the text before the dot, without `ipnext_`.")],
-    rooms: Rooms,
-) -> KeyView:
-    """End a key, and the sessions that were logged in with it; in force everywhere within 5 s."""
+def revoke_key(key_id: OneKey, rooms: Rooms) -> RevokedKey:
+    """End a key, and the sessions that were logged in with it; in force within 5 s everywhere but in `regionsBehind` that stay there."""
     with rooms.store.begin() as unit:
         before = unit.find_key(key_id)
         key = unit.revoke_key(key_id)
         unit.note_audit(object=("Key", key_id), before=audited_key(before) if before else None, after=audited_key(key))
     rooms.access.forget()
-    return key_view(key)
+    return _revoked(rooms, key)
+
+
+@router.get("/{key_id}/revocation", dependencies=[may("keys.manage")], summary="How far a revocation has come")
+def revocation(key_id: OneKey, rooms: Rooms) -> RevokedKey:
+    """Name the regions that may still take a revoked key. 404 if the key is not revoked."""
+    with rooms.store.read() as unit:
+        key = unit.find_key(key_id)
+    if key is None or key.revoked_at is None:
+        msg = f"no revoked key has the id {key_id!r}; `ipnext keys list` shows them"
+        raise NotFound(msg)
+    return _revoked(rooms, key)
+
+
+def _revoked(rooms: Platform, key: ApiKey) -> RevokedKey:
+    """Return a revoked key with the regions that have not acknowledged a list without it. Regions have no sessions and tickets."""
+    behind: tuple[str, ...] = ()
+    if key.revocation is not None:
+        with rooms.store.read() as unit:
+            without = unit.regions_without_key(key.revocation)
+        behind = tuple(region for region in rooms.infrastructure.regions() if region not in without)
+    return RevokedKey(**key_view(key).model_dump(), regions_behind=behind)
 
 
 def check_grant(request: KeyRequest | RoleRequest) -> None:

@@ -8,7 +8,7 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
-from ipnext.cli.command import Command
+from ipnext.cli.command import Command, Timeout
 from ipnext.cli.output import Form, Output, age, rows, say, write
 from ipnext.cli.session import client_of
 from ipnext.errors import InvalidInput
@@ -60,11 +60,17 @@ def revoke(
     key_id: Annotated[
         str, typer.Argument(metavar="ID", help="Id of the key, as `keys list` shows it.", show_default=False)
     ],
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until no region takes it; exit status 1 if one does.")
+    ] = False,
+    timeout: Timeout = 30.0,
     output: Output = Form.TABLE,
 ) -> None:
-    """Revoke a key and the sessions that were logged in with it; in force everywhere within 5 s."""
-    view = client_of(context).revoke_key(_id_of(key_id))
+    """Revoke a key and the sessions that were logged in with it; name the regions that may still take it."""
+    view = client_of(context).revoke_key(_id_of(key_id), wait=wait, timeout_seconds=timeout)
     write(view, output, lambda: [f"key {view.id} ({view.name}) is revoked"])
+    if view.regions_behind:
+        say(f"regions that may still take it: {', '.join(view.regions_behind)}; --wait waits until they do not")
 
 
 def _id_of(text: str) -> str:

@@ -103,6 +103,8 @@ class ApiKey(Value):
     created_by: str
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
+    revocation: int | None = None
+    """Position of its revocation among those of all keys; None: it is valid, or no key."""
     last_used_at: datetime | None = None
 
     def is_valid(self, at: datetime) -> bool:
@@ -135,6 +137,13 @@ class KeyView(Written):
     revoked_at: datetime | None = None
     last_used_at: datetime | None = None
     """Within a minute."""
+
+
+class RevokedKey(KeyView):
+    """A revoked key, and the regions whose gateways may still take it."""
+
+    regions_behind: tuple[Name, ...]
+    """Regions that were not yet found to go by an access list without the key."""
 
 
 class CreatedKey(KeyView):

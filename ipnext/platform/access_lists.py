@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
@@ -63,6 +63,8 @@ class _Sent:
     has: AccessRevision | None = None
     """The list that it was found to go by."""
     checked_at: float = 0.0
+    without: int | None = None
+    """Number of revoked keys that this list leaves out, as it was stored for the region."""
     raised_at: float | None = None
     """When its numbers were raised last."""
     under_way: bool = False
@@ -83,6 +85,8 @@ class AccessPublisher:
         """`provider` is read for its public keys; None: another process reads them, or there is none."""
         self._store, self._infrastructure, self._provider, self._clock = store, infrastructure, provider, clock
         self._list: AccessList | None = None
+        self._revocations = 0
+        """Number of revoked keys that the list leaves out."""
         self._basis: tuple[Any, ...] | None = None
         self._mark: str | None = None
         self._models: dict[str, tuple[int, ModelAccess]] = {}
@@ -115,7 +119,7 @@ class AccessPublisher:
             sent = self._sent.setdefault(region, _Sent())
             if self._list is not None and not sent.under_way and self._is_due(sent, mine := self._numbered(region)):
                 sent.under_way = True
-                begun.append(self._poller.submit(self._send, region, sent, mine))
+                begun.append(self._poller.submit(self._send, region, sent, mine, self._revocations))
         return begun
 
     # the list
@@ -136,6 +140,7 @@ class AccessPublisher:
     def _build_list(self, unit: Repository, state: AccessListState) -> tuple[AccessList, tuple[Any, ...]]:
         """Return the unit's list with its revision, and the basis that it was made of."""
         marks = unit.access_marks()
+        self._revocations = unit.revocations()
         content = AccessList(
             revision=0,
             models=tuple(self._accesses(unit)),
@@ -170,15 +175,17 @@ class AccessPublisher:
     # the regions
 
     def _is_due(self, sent: _Sent, access: AccessList) -> bool:
-        return sent.has != AccessRevision.of(access) or self._clock() - sent.checked_at >= CHECK_SECONDS
+        late = sent.has != AccessRevision.of(access) or sent.without != self._revocations
+        return late or self._clock() - sent.checked_at >= CHECK_SECONDS
 
-    def _send(self, region: str, sent: _Sent, access: AccessList) -> None:
+    def _send(self, region: str, sent: _Sent, access: AccessList, revocations: int) -> None:
         wanted, former = AccessRevision.of(access), sent.has
         sent.has = None
         try:
             has = self._in_force(region, access, checks=former == wanted)
             if has == wanted:
                 sent.has, sent.checked_at, sent.silent = has, self._clock(), False
+                self._note(region, sent, revocations)
             else:
                 self._rise_above(region, sent, access, has.revision)
         except Unavailable as error:
@@ -221,6 +228,14 @@ class AccessPublisher:
             structlog.get_logger().warning("region_has_a_later_access_list", region=region, has=has, known=mine)
             with self._store.begin() as unit:
                 unit.raise_access_revision(region, above=has)
+
+    def _note(self, region: str, sent: _Sent, revocations: int) -> None:
+        """Store once how many revoked keys the region's list leaves out, for the answers to those who revoke them."""
+        if sent.without != revocations:
+            with suppress(Unavailable):  # repeated at the next look
+                with self._store.begin() as unit:
+                    unit.note_region_access(region, revocations=revocations)
+                sent.without = revocations
 
     # the identity provider's keys
 

@@ -10,7 +10,7 @@ from sqlmodel import col, func, select
 
 from ipnext.model.predictions import AccessSpec, CallerKey, CallerRole, ModelAccess, TokenIssuer
 from ipnext.model.wire import decode, decode_plain
-from ipnext.store.tables import AccessListRow, KeyRow, ModelRow, RoleBindingRow
+from ipnext.store.tables import AccessListRow, KeyRow, ModelRow, RegionAccessRow, RoleBindingRow
 from ipnext.store.unit import Unit, batches, plain
 
 THE_LIST: Final = 1
@@ -115,6 +115,19 @@ class AccessLists(Unit):
         if row.revision + ahead.get(region, 0) <= above:
             row.ahead = json.dumps({**ahead, region: above + 1 - row.revision}, sort_keys=True)
             self._add(row)
+
+    def note_region_access(self, region: str, *, revocations: int) -> None:
+        """Store that a region goes by a list without the first `revocations` revoked keys; an earlier claim changes nothing."""
+        self._writing(None)
+        row = self._get(RegionAccessRow, region) or RegionAccessRow(region=region, revocations=-1)
+        if row.revocations < revocations:
+            row.revocations = revocations
+            self._add(row)
+
+    def regions_without_key(self, revocation: int) -> frozenset[str]:
+        """Return the regions that go by a list without the key that was revoked at this position."""
+        query = select(RegionAccessRow.region).where(col(RegionAccessRow.revocations) >= revocation)
+        return frozenset(self._session.exec(query))
 
     def note_access_settings(self, *, policies: str, issuer: TokenIssuer | None) -> None:
         """Store the operator's policies and the identity provider from the API's settings.

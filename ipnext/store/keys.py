@@ -92,9 +92,15 @@ class Keys(Unit):
         if row is None:
             msg = f"no key has the id {key_id!r}; `ipnext keys list` shows them"
             raise NotFound(msg)
-        row.revoked_at = row.revoked_at or self._now()
-        self._add(row)
+        if row.revoked_at is None:
+            row.revoked_at = self._now()
+            row.revocation = self.revocations() + 1 if row.kind == "key" else None
+            self._add(row)
         return _key(row)
+
+    def revocations(self) -> int:
+        """Return the number of keys that were revoked. Sessions and tickets do not count: no region has them."""
+        return self._session.exec(select(func.max(KeyRow.revocation))).one() or 0
 
     def end_tickets(self, parent: str) -> None:
         """Revoke the unused tickets of a key."""

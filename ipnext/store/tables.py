@@ -563,7 +563,10 @@ class AuditRow(Row, table=True):
 
 
 class KeyRow(Row, table=True):
-    """An API key, a session or a ticket. `digest` is of the secret, `parent` the key on whose behalf it acts."""
+    """An API key, a session or a ticket. `digest` is of the secret, `parent` the key on whose behalf it acts.
+
+    `revocation` is the position of a key's revocation among those of all keys.
+    """
 
     __tablename__ = "api_keys"
     __table_args__ = (
@@ -585,6 +588,7 @@ class KeyRow(Row, table=True):
     created_by: str = _text()
     expires_at: datetime | None = _time(default=None)
     revoked_at: datetime | None = _time(default=None)
+    revocation: int | None = _number(default=None)
     last_used_at: datetime | None = _time(default=None)
 
 
@@ -602,6 +606,15 @@ class AccessListRow(Row, table=True):
     signing_keys_at: datetime | None = _time(default=None)
     ahead: str | None = _text(default=None)
     """JSON: region -> how far its revisions are above `revision`; only regions where they are."""
+
+
+class RegionAccessRow(Row, table=True):
+    """The access list that a region was last found to go by: it leaves out the first `revocations` revoked keys."""
+
+    __tablename__ = "region_access"
+
+    region: str = _text(primary_key=True)
+    revocations: int = _number()
 
 
 class RoleBindingRow(Row, table=True):

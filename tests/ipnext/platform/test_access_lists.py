@@ -180,7 +180,7 @@ def test_a_list_that_is_slow_on_its_way_is_not_put_behind_a_later_one(rooms, mak
     with rooms.store.begin() as unit:
         unit.revoke_key(parse_key(text).id)
     look(fast)
-    slow._send("eu", slow._sent.setdefault("eu", _sent()), old)
+    slow._send("eu", slow._sent.setdefault("eu", _sent()), old, 0)
     assert parse_key(text).id not in ids(rooms.infrastructure.access("eu"))
 
 

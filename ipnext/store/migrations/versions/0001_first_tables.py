@@ -36,6 +36,7 @@ DROPPED = (
     "role_bindings",
     "replans",
     "replan_moves",
+    "region_access",
     "plans",
     "placements",
     "placed_replicas",
@@ -81,6 +82,7 @@ def upgrade() -> None:
         sa.Column("created_by", columns.SafeText(), nullable=False),
         sa.Column("expires_at", columns.UtcDateTime(), nullable=True),
         sa.Column("revoked_at", columns.UtcDateTime(), nullable=True),
+        sa.Column("revocation", columns.WholeNumber(), nullable=True),
         sa.Column("last_used_at", columns.UtcDateTime(), nullable=True),
         sa.PrimaryKeyConstraint("ordinal", name=op.f("pk_api_keys")),
         sa.UniqueConstraint("id", name=op.f("uq_api_keys_id")),
@@ -289,6 +291,12 @@ def upgrade() -> None:
         sa.UniqueConstraint("id", name=op.f("uq_plans_id")),
     )
     op.create_index("ix_plans_scope", "plans", ["scope", "ordinal"], unique=False)
+    op.create_table(
+        "region_access",
+        sa.Column("region", columns.SafeText(), nullable=False),
+        sa.Column("revocations", columns.WholeNumber(), nullable=False),
+        sa.PrimaryKeyConstraint("region", name=op.f("pk_region_access")),
+    )
     op.create_table(
         "replan_moves",
         sa.Column("plan_id", columns.SafeText(), nullable=False),
