@@ -2,7 +2,7 @@
 
 The router follows a file. If that cannot be written, the router gets the list by its control socket, and the file is
 removed, so that a router which starts has no list rather than an old one. A router that still goes by an old list after
-`access_stale_seconds` refuses all requests that need one.
+`access_stale_seconds` refuses all requests but those for models that the newest list names as open.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import structlog
 
 from ipnext.errors import Unavailable
 from ipnext.infra.access_file import AccessFile
-from ipnext.model.predictions import AccessList, AccessRevision
+from ipnext.model.predictions import AccessList, AccessRevision, AccessWithdrawal
 
 FOLLOW_SECONDS: Final = 1.0
 """Longest wait of a new list's sender for the router, which applies it within milliseconds. The sender asks again."""
@@ -37,8 +37,8 @@ class Router(Protocol):
     async def put_access(self, access: AccessList) -> None:
         """Send all of them a list. Unavailable if one does not take it."""
 
-    async def withdraw_access(self, below: int) -> None:
-        """Have those with an older list than this revision refuse requests that need one, until they get another. Unavailable."""
+    async def withdraw_access(self, withdrawal: AccessWithdrawal) -> None:
+        """Have those with an older list refuse requests for all but open models, until they get another. Unavailable."""
 
 
 class AccessDelivery:
@@ -107,7 +107,9 @@ class AccessDelivery:
             log = structlog.get_logger()
             log.error("old access list withdrawn", revision=self._router.access.revision, newest=newest, seconds=behind)
         with suppress(Unavailable):  # repeated soon
-            await self._router.withdraw_access(newest)
+            await self._router.withdraw_access(
+                AccessWithdrawal(below=newest, open=self._file.open_models(self._routed))
+            )
             self._withdrawn = True
 
     def _note_followed(self) -> bool:

@@ -43,9 +43,9 @@ class Control:
         """Send a router an AccessList as JSON."""
         await self.call("PUT", f"{_at(url)}/control/access", content)
 
-    async def withdraw_access(self, url: str, below: int) -> None:
-        """Have a router with an older access list than this revision refuse requests that need one."""
-        await self.call("DELETE", f"{_at(url)}/control/access/below/{below}")
+    async def withdraw_access(self, url: str, content: str) -> None:
+        """Send a router an AccessWithdrawal as JSON."""
+        await self.call("PUT", f"{_at(url)}/control/access/withdrawal", content)
 
     async def put_holds(self, url: str, holds: HostHolds) -> None:
         """Send a host its desired snapshots."""

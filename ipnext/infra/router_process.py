@@ -20,7 +20,7 @@ from ipnext.infra.pulse import Pulse
 from ipnext.infra.router_instance import RouterInstance
 from ipnext.infra.site import Site
 from ipnext.model.deployment import GenerationTraffic, RoutedModel, RouterTable, ServedGeneration
-from ipnext.model.predictions import AccessList, AccessRevision, KeyUseReport
+from ipnext.model.predictions import AccessList, AccessRevision, AccessWithdrawal, KeyUseReport
 from ipnext.model.wire import decode
 
 CONFIRM_POLL_SECONDS = 0.02
@@ -184,9 +184,10 @@ class RouterProcess:
         content = access.model_dump_json()
         await asyncio.gather(*(self._control.put_access(one.url, content) for one in self._all))
 
-    async def withdraw_access(self, below: int) -> None:
-        """Have routers with an older list than this revision refuse requests that need one, until they get another. Unavailable."""
-        await asyncio.gather(*(self._control.withdraw_access(one.url, below) for one in self._all))
+    async def withdraw_access(self, withdrawal: AccessWithdrawal) -> None:
+        """Have routers with an older list refuse requests for all but open models, until they get another. Unavailable."""
+        content = withdrawal.model_dump_json()
+        await asyncio.gather(*(self._control.withdraw_access(one.url, content) for one in self._all))
 
     async def traffic(self) -> tuple[GenerationTraffic, ...]:
         """Return the current counts, with the requests under way in former routers; none while the router is down."""

@@ -133,6 +133,14 @@ class AccessRevision(Value):
         return cls(revision=0) if access is None else cls(revision=access.revision, digest=access.digest)
 
 
+class AccessWithdrawal(Value):
+    """Ends the lists of a router below a revision: it goes by none of them until it gets a later one."""
+
+    below: int = Field(ge=0, lt=LIST_REVISIONS)
+    open: tuple[Name, ...] = ()
+    """Models that the later list names as open. All others answer nobody."""
+
+
 class KeyUseReport(Value):
     """The last use of API keys for predictions, at a router or in a region."""
 

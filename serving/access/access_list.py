@@ -1,8 +1,8 @@
 """The access list, prepared for requests, and the follower of its file.
 
 The region's agent writes the file next to the router's table. If a file cannot be read, the former list stays in force;
-a router that never read one has none. An agent that cannot write the file sends the list itself, and withdraws one that
-is out of date for too long.
+a router that never read one answers nobody. A list of revision 0 says that the region never got one. An agent that cannot
+write the file sends the list itself, and withdraws one that is out of date for too long.
 """
 
 import time
@@ -21,7 +21,15 @@ from ipnext.access.policy import Decision, Policies, Resource
 from ipnext.access.published_keys import PublishedKeys
 from ipnext.errors import InvalidInput, Unauthenticated, Unavailable
 from ipnext.model.access import ANY, Grant, Principal, Role
-from ipnext.model.predictions import AccessList, AccessRevision, CallerKey, CallerRole, ModelAccess, TokenIssuer
+from ipnext.model.predictions import (
+    AccessList,
+    AccessRevision,
+    AccessWithdrawal,
+    CallerKey,
+    CallerRole,
+    ModelAccess,
+    TokenIssuer,
+)
 from ipnext.model.wire import decode
 from serving.access.rate_limits import Rate
 
@@ -49,8 +57,8 @@ class Callers:
     def __init__(self, access: AccessList, *, clock: Callable[[], float] = time.time) -> None:
         """`clock`: Unix time in seconds. InvalidInput if a policy is not valid Cedar."""
         self.revision = AccessRevision.of(access)
-        self.withdrawn = False
-        """Whether the list is out of date: then it proves no caller. It still tells which models need a credential."""
+        self.withdrawn: frozenset[str] | None = None
+        """Models that a later list names as open, if this one is out of date: it then proves no caller."""
         self.models: Mapping[str, ModelAccess] = {one.model: one for one in access.models}
         self._clock = clock
         self._keys = {key.id: key for key in access.keys}
@@ -61,7 +69,10 @@ class Callers:
 
     def prove(self, credential: str) -> Caller:
         """Return the caller that a key or token proves. Unauthenticated, whose text repeats nothing of the credential; Unavailable."""
-        if self.withdrawn:
+        if self.revision.revision == 0:
+            msg = "this region has no list yet of who may ask; try again"
+            raise Unavailable(msg)
+        if self.withdrawn is not None:
             msg = "this region's list of who may ask is out of date; try again"
             raise Unavailable(msg)
         if is_key(credential):
@@ -149,13 +160,13 @@ def asked_owners(principal: Principal) -> frozenset[str]:
 
 
 class AccessFollower:
-    """Holds the list of the file's last valid content; None before the first."""
+    """Holds the list of the file's last valid content; None before the first, so that nobody is let in."""
 
     def __init__(self, path: Path | None, *, clock: Callable[[], float] = time.time) -> None:
-        """`path`: None if the router has no access list file."""
+        """`path`: None if the router has no access list file; then tables alone tell which models are open."""
         self._path, self._clock = path, clock
         self._seen: tuple[int, int, int] | None = None
-        self.callers: Callers | None = None
+        self.callers: Callers | None = Callers(AccessList(revision=0), clock=clock) if path is None else None
 
     def look(self) -> None:
         """Load the file if it has changed. If it is invalid, that is logged and the former list stays."""
@@ -173,7 +184,7 @@ class AccessFollower:
     def in_force(self) -> AccessRevision:
         """The list that callers are proved by; revision 0: none."""
         callers = self.callers
-        return AccessRevision.of(None) if callers is None or callers.withdrawn else callers.revision
+        return AccessRevision.of(None) if callers is None or callers.withdrawn is not None else callers.revision
 
     def put(self, content: bytes | bytearray) -> None:
         """Put a list in force that the agent sends, unless a later one is. InvalidInput if it is none; its content is not repeated."""
@@ -183,11 +194,19 @@ class AccessFollower:
             msg = f"body: not an access list: {error.error_count()} faults"
             raise InvalidInput(msg, field="body") from None
 
-    def withdraw(self, *, below: int) -> None:
-        """Prove no caller until another list comes, if this one is older than revision `below`."""
-        if self.callers is not None and not self.callers.withdrawn and self.callers.revision.revision < below:
-            self.callers.withdrawn = True
-            structlog.get_logger().error("access list withdrawn", revision=self.callers.revision.revision)
+    def withdraw(self, content: bytes | bytearray) -> None:
+        """Let nobody in but to the open models that an AccessWithdrawal names, if the list is older or there is none. InvalidInput."""
+        try:
+            withdrawal = decode(AccessWithdrawal, content)
+        except ValidationError as error:
+            msg = f"body: not a withdrawal of an access list: {error.error_count()} faults"
+            raise InvalidInput(msg, field="body") from None
+        callers = self.callers = self.callers or Callers(AccessList(revision=0), clock=self._clock)
+        if callers.revision.revision >= withdrawal.below:
+            return
+        if callers.withdrawn is None:
+            structlog.get_logger().error("access list withdrawn", revision=callers.revision.revision)
+        callers.withdrawn = frozenset(withdrawal.open)
 
     def _take_over(self, path: Path) -> bool:
         """Return whether the file was read, so that it need not be read again until it changes."""

@@ -1,6 +1,7 @@
 """Admission of each request: open models for every caller, other models for callers that prove their access.
 
-It fails closed: if there is no access list yet, models that need a credential are refused.
+It fails closed. Before the first access list, models whose tables do not call them open are refused; after a list that
+was lost or withdrawn, all models but those that a later list names as open.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -44,16 +45,19 @@ class Guard:
         """Uses of API keys, including requests that are refused after authentication."""
         self._routes, self._callers = routes, callers
         self._limiter = RateLimiter() if limiter is None else limiter
-        self._basis: tuple[Routes, Callers | None] | None = None
+        self._basis: tuple[Routes, Callers | None, frozenset[str] | None] | None = None
         self._closed: frozenset[str] = frozenset()
 
     @property
     def closed(self) -> frozenset[str]:
         """Models that need a credential; computed once per table and list."""
         routes, callers = self._routes(), self._callers()
-        if self._basis is None or self._basis[0] is not routes or self._basis[1] is not callers:
+        withdrawn = None if callers is None else callers.withdrawn
+        if self._basis is None or not all(
+            a is b for a, b in zip(self._basis, (routes, callers, withdrawn), strict=True)
+        ):
             self._closed = _closed(routes, callers)
-            self._basis = (routes, callers)
+            self._basis = (routes, callers, withdrawn)
         return self._closed
 
     def admit(self, request: Request, model: str, *, predicts: bool = True) -> None:
@@ -86,11 +90,11 @@ class Guard:
         return Routes(routes.revision, {name: one for name, one in routes.models.items() if name not in hidden})
 
     def _admit(self, request: Request, model: str, *, predicts: bool) -> None:
-        credential = _credential(request)
         callers = self._callers()
         if callers is None:
-            msg = "this region has no list yet of who may ask; try again"
+            msg = "this region has lost its list of who may ask; try again"
             raise Unavailable(msg)
+        credential = _credential(request)
         caller = self._prove(callers, credential)
         principal = caller.principal
         access = callers.models.get(model)
@@ -174,7 +178,11 @@ def _buckets(principal: Principal, access: ModelAccess) -> Iterator[tuple[Hashab
 
 
 def _closed(routes: Routes, callers: Callers | None) -> frozenset[str]:
-    listed = {} if callers is None else callers.models
+    if callers is None:
+        return frozenset(routes.models)
+    listed = callers.models
+    if callers.withdrawn is not None:
+        return frozenset(routes.models.keys() | listed.keys()) - callers.withdrawn
     by_list = {name for name, one in listed.items() if not one.access.is_open}
     return frozenset(by_list | {n for n, one in routes.models.items() if n not in listed and one.access != "open"})
 

@@ -124,8 +124,8 @@ class ManagementRoutes:
                 self._ending.release()
             case "PUT", ["control", "access"]:
                 self._access.put(request.content)
-            case "DELETE", ["control", "access", "below", revision] if revision.isascii() and revision.isdigit():
-                self._access.withdraw(below=int(revision[:20]))
+            case "PUT", ["control", "access", "withdrawal"]:
+                self._access.withdraw(request.content)
             case _:
                 raise not_found(request)
         return self._state()

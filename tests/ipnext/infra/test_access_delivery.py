@@ -5,7 +5,7 @@ import pytest
 from ipnext.errors import StaleWrite, Unavailable
 from ipnext.infra.access_delivery import AGAIN_SECONDS, AccessDelivery
 from ipnext.infra.access_file import AccessFile
-from ipnext.model.predictions import AccessList, AccessRevision
+from ipnext.model.predictions import AccessList, AccessRevision, AccessSpec, ModelAccess
 
 NONE = AccessRevision(revision=0)
 STALE_SECONDS = 30.0
@@ -25,7 +25,7 @@ class Router:
     def __init__(self, file):
         self.file, self.access = file, NONE
         self.follows, self.takes = True, True
-        self.sent, self.withdrawn = [], 0
+        self.sent, self.withdrawn, self.open = [], 0, None
 
     async def look(self):
         if self.follows and self.file.exists():
@@ -39,8 +39,9 @@ class Router:
             raise Unavailable(msg)
         self.access = AccessRevision.of(access)
 
-    async def withdraw_access(self, below):
-        if self.access.revision < below:
+    async def withdraw_access(self, withdrawal):
+        self.open = withdrawal.open
+        if self.access.revision < withdrawal.below:
             self.withdrawn += 1
             self.access = NONE
 
@@ -115,6 +116,22 @@ async def test_an_old_list_stays_in_force_for_the_stated_time_at_most(world):
     world.router.takes = True
     await world.after(AGAIN_SECONDS)
     assert (world.delivery.in_force.revision, world.delivery.behind_seconds) == (4, None)
+
+
+async def test_an_old_list_ends_for_all_models_but_those_that_the_newest_names_as_open(world):
+    def spec(predictions):
+        return AccessSpec(predictions=predictions)
+
+    def listed(revision, **models):
+        accesses = tuple(ModelAccess(model=m, owner="o", access=spec(p)) for m, p in models.items())
+        return AccessList(revision=revision, digest=f"of {revision}", models=accesses)
+
+    routed = {"a", "b", "c"}
+    await world.delivery.put(listed(3, a="open", b="open"), routed)
+    world.router.follows = world.router.takes = False
+    await world.delivery.put(listed(4, a="open", b="authenticated", elsewhere="open"), routed)
+    await world.after(STALE_SECONDS)
+    assert world.router.open == ("a",)
 
 
 async def test_another_list_of_the_same_number_is_not_the_newest(world):

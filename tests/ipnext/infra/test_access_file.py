@@ -32,7 +32,7 @@ def opened(tmp_path):
 def test_the_router_gets_the_models_that_are_routed_here(opened, tmp_path):
     file = opened()
     file.publish({"a"})
-    assert not (tmp_path / "followed.json").exists(), "there is no list yet"
+    assert json.loads((tmp_path / "followed.json").read_text())["revision"] == 0, "there never was one"
     file.put(listed(3, a=CLOSED, b=CLOSED))
     assert not file.published
     file.publish({"a"})
@@ -65,10 +65,29 @@ def test_an_older_list_is_refused_and_the_same_one_is_not(opened):
     assert file.closed([table("a")]) == {"a"}
 
 
-def test_a_list_that_can_not_be_read_is_set_aside(opened, tmp_path):
+def test_a_list_that_can_not_be_read_is_lost_and_closes_every_model_until_the_next_one(opened, tmp_path):
     (tmp_path / "kept.json").write_text("{")
-    assert opened().newest.revision == 0
-    assert (tmp_path / "kept.refused").exists()
+    tables = [table("a"), table("b", "authenticated")]
+    for _ in range(2):
+        file = opened()
+        file.publish({"a"})
+        assert (file.newest.revision, file.closed(tables)) == (0, {"a", "b"})
+        assert not (tmp_path / "followed.json").exists(), "a router that starts has lost it, too"
+    file.put(listed(3, a=AccessSpec()))
+    file.save()
+    assert file.closed(tables) == {"b"}
+    (tmp_path / "kept.json").unlink()
+    assert opened().closed(tables) == {"b"}, "nothing is left of it"
+
+
+def test_a_router_keeps_the_list_that_its_agent_lost(opened, tmp_path):
+    file = opened()
+    file.put(listed(3, a=CLOSED))
+    file.save()
+    file.publish({"a"})
+    (tmp_path / "kept.json").write_text("{")
+    opened().publish({"a"})
+    assert json.loads((tmp_path / "followed.json").read_text())["revision"] == 3
 
 
 def test_a_model_is_closed_by_the_list_or_else_by_its_table(opened):
@@ -94,7 +113,8 @@ def test_a_list_that_can_not_be_written_is_kept_in_memory_and_removes_the_old_on
             file.publish({"a"})
     assert [entry["event"].split(",")[0] for entry in logs] == ["access list not written"] * 2
     assert (file.newest.revision, file.published) == (4, False)
-    assert not (tmp_path / "kept.json").exists(), "an agent that starts has no list rather than an old one"
+    assert not (tmp_path / "kept.json").exists(), "an agent that starts has lost its list rather than an old one"
+    assert opened().closed([table("a")]) == {"a"}
     assert not (tmp_path / "followed.json").exists()
     assert file.extract({"a"}).revision == 4
     for path in full:
@@ -103,3 +123,12 @@ def test_a_list_that_can_not_be_written_is_kept_in_memory_and_removes_the_old_on
     file.publish({"a"})
     assert file.published
     assert opened().newest.revision == 4
+    assert not (tmp_path / "kept.refused").exists()
+
+
+def test_the_first_list_that_can_not_be_written_is_lost_with_its_agent(opened, tmp_path):
+    (tmp_path / ".kept.json.new").mkdir()
+    file = opened()
+    file.put(listed(1, a=CLOSED))
+    file.save()
+    assert opened().closed([table("a")]) == {"a"}

@@ -196,6 +196,38 @@ def test_a_list_that_the_router_refuses_is_not_acknowledged_and_ends_the_old_one
     assert guarded.agent.infra.observe("eu").access_behind_seconds is None
 
 
+def test_a_refused_list_closes_the_models_that_the_old_one_left_open(new_agent, snapshot):
+    uri, held = snapshot
+    stale = {"IPNEXT_AGENT_ACCESS_STALE_SECONDS": "0.5"}
+    guarded = Guarded(new_agent(artifacts=uri, real=True, environment=stale).start(), held)
+    guarded.serve()
+    guarded.allow(predictions="open")
+    guarded.await_status(200)
+    guarded.allow(policies="nonsense", predictions="open")
+    until(lambda: guarded.agent.infra.access_revision("eu").revision == 0, why=lambda: "the old list has ended")
+    assert guarded.ask().status_code == 200, "it is open by the newest list, too"
+    guarded.allow(policies="nonsense")
+    guarded.await_status(401)
+    guarded.await_status(503, guarded.key)
+
+
+def test_a_region_that_lost_its_list_answers_nobody_until_it_gets_one(guarded):
+    agent = guarded.agent
+    guarded.serve(revision=2, access="open")
+    guarded.allow(guarded.key)
+    guarded.await_status(401)
+    agent.kill()
+    router = agent.child("serving.router")
+    (agent.state / "wanted" / "access.json").write_text("{")
+    (agent.state / "access.json").unlink()
+    agent.launch()
+    router.send_signal(signal.SIGKILL)
+    assert "lost its list" in guarded.await_status(503).text
+    guarded.allow(guarded.key)
+    guarded.await_status(200, guarded.key)
+    assert guarded.ask().status_code == 401
+
+
 def test_a_region_that_sends_requests_on_sends_the_credential_and_the_other_one_checks_it(
     new_agent, snapshot, tmp_path
 ):

@@ -22,6 +22,7 @@ from ipnext.model.predictions import (
     AccessList,
     AccessRevision,
     AccessSpec,
+    AccessWithdrawal,
     CallerKey,
     CallerRole,
     ModelAccess,
@@ -308,13 +309,23 @@ def test_a_platform_without_a_provider_takes_no_token(world):
 # closed if in doubt
 
 
-def test_without_a_list_a_model_that_needs_a_credential_answers_nobody(world):
+def test_before_the_first_list_a_model_that_needs_a_credential_answers_nobody(world):
     key = world.key(Role.ADMIN, owner="*")
-    world.callers = None
+    world.callers = AccessFollower(None).callers
     refused = world.ask("secret", key)
     assert (refused.error.http_status, refused.reason) == (503, "no_access_list")
     assert world.status("secret") == 401
     assert world.status("free") == 200
+
+
+def test_a_router_that_finds_no_list_answers_nobody_whatever_its_table_says(world, tmp_path):
+    """Tables may be older than the list that is not there."""
+    key = world.key(Role.ADMIN, owner="*")
+    world.callers = AccessFollower(tmp_path / "access.json").callers
+    for given in (None, key):
+        refused = [world.ask(model, given) for model in ("free", "secret", "unknown")]
+        assert [(one.error.http_status, one.reason) for one in refused] == [(503, "no_access_list")] * 3
+    assert world.guard.visible(Request("GET", "/v1/models", {})).models == {}
 
 
 def test_a_list_that_has_not_heard_of_a_model_leaves_it_as_closed_as_its_own_table(world):
@@ -373,13 +384,22 @@ def test_a_list_that_is_sent_is_in_force_until_a_later_one_is(tmp_path):
     assert follower.in_force.revision == 5
 
 
-def test_only_an_older_list_is_withdrawn_and_until_another_one_comes():
-    follower = AccessFollower(None)
-    follower.withdraw(below=9)
+def withdrawal(below, *models):
+    return AccessWithdrawal(below=below, open=models).model_dump_json().encode()
+
+
+def test_only_an_older_list_is_withdrawn_and_until_another_one_comes(tmp_path):
+    follower = AccessFollower(tmp_path / "none.json")
+    follower.withdraw(withdrawal(4, "free"))
+    assert (follower.in_force.revision, follower.callers.withdrawn) == (0, {"free"}), (
+        "it starts, and can't read its file"
+    )
     follower.put(AccessList(revision=5).model_dump_json().encode())
-    follower.withdraw(below=5)
+    follower.withdraw(withdrawal(5))
     assert follower.in_force.revision == 5
-    follower.withdraw(below=6)
+    with pytest.raises(InvalidInput, match="not a withdrawal"):
+        follower.withdraw(b"{}")
+    follower.withdraw(withdrawal(6))
     assert follower.in_force.revision == 0
     follower.put(AccessList(revision=6).model_dump_json().encode())
     assert follower.in_force.revision == 6
@@ -401,13 +421,25 @@ def test_a_file_that_could_not_be_read_for_a_moment_is_read_again(tmp_path, monk
     assert follower.in_force.revision == 4
 
 
-def test_a_withdrawn_list_proves_nobody_and_leaves_closed_models_closed(world):
+def test_of_a_withdrawn_list_only_models_that_a_later_one_names_as_open_answer(world):
+    world.routed |= {"late": "open"}
+    world.accesses |= {"late": ("ads", AccessSpec()), "other": ("ads", AccessSpec())}
     key = world.key()
-    assert world.status("secret", key) == 200
-    world.callers.withdrawn = True
-    assert world.status("secret", key) == 503
-    assert world.status("secret") == 401
+    assert [world.status("secret", key), world.status("late")] == [200, 200]
+    world.callers.withdrawn = frozenset({"free"})
+    for model in ("secret", "late", "other", "unknown"):
+        assert (world.status(model, key), world.status(model)) == (503, 401), model
     assert world.status("free") == 200
+    assert world.guard.visible(Request("GET", "/v1/models", {})).models.keys() == {"free"}
+    world.callers.withdrawn = frozenset({"free", "late"})
+    assert world.status("late") == 200, "the models that are open are named again"
+
+
+def test_a_list_that_the_region_never_got_is_withdrawn_too(world):
+    world.callers = AccessFollower(None).callers
+    assert world.status("free") == 200
+    world.callers.withdrawn = frozenset()
+    assert world.status("free") == 401
 
 
 def test_a_model_without_capacity_here_says_so_to_those_who_may_ask_it(world):

@@ -25,6 +25,7 @@ from ipnext.model.deployment import (
     ServedGeneration,
     SnapshotFacts,
 )
+from ipnext.model.predictions import AccessList
 from ipnext.model.registry import GraphNode, PartGraph
 from serving.access.access_list import AccessFollower
 from serving.http.connection import http_factory
@@ -173,6 +174,7 @@ class Edge:
         self.metrics = RouterMetrics(region=REGION, served=lambda: self.follower.routes.all)
         self.hosts = HostClient(HostLoadBalancer(time.monotonic), time.monotonic)
         self.follower = TableFollower(path, region=REGION, on_change=self.changed)
+        path.with_name("access.json").write_text(AccessList(revision=0).model_dump_json())  # there never was one
         self.access = AccessFollower(path.with_name("access.json"))
         self.follower.beside = (self.access.look,)
         self.router = Router(self.follower, self.hosts, self.metrics, region=REGION, limits=limits, access=self.access)
