@@ -54,6 +54,7 @@ def filled(directory: Path) -> tuple[Store, str]:
         given = {
             "kind": "key",
             "digest": drawn.digest,
+            "proof_key": drawn.proof_key,
             "created_by": "benchmark",
             "created_at": now,
             "last_used_at": now,

@@ -11,6 +11,7 @@ import re
 import secrets
 from typing import Final, NamedTuple
 
+from ipnext.access.proof import proof_key_of
 from ipnext.errors import Unauthenticated
 
 PREFIX: Final = "ipnext_"
@@ -19,10 +20,11 @@ _FORM: Final = re.compile(rf"{PREFIX}(?P<id>[a-z2-7]{{16}})\.(?P<secret>[A-Za-z0
 
 
 class NewKey(NamedTuple):
-    """A new key: its text goes to the caller, id and digest to the store."""
+    """A new key: its text goes to the caller, the rest to the store."""
 
     id: str
     digest: str
+    proof_key: str
     text: str
 
 
@@ -37,7 +39,7 @@ def draw_key() -> NewKey:
     """Draw a key from the system's randomness."""
     identity = base64.b32encode(secrets.token_bytes(10)).decode().lower()
     secret = secrets.token_urlsafe(32)
-    return NewKey(identity, digest_of_secret(secret), f"{PREFIX}{identity}.{secret}")
+    return NewKey(identity, digest_of_secret(secret), proof_key_of(secret), f"{PREFIX}{identity}.{secret}")
 
 
 def is_key(text: str) -> bool:

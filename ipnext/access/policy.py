@@ -92,6 +92,18 @@ class Policies:
         return Decision(found.allowed, names or action.policy)
 
 
+def permits_more(text: str) -> bool:
+    """Return whether the operator's policies may permit what no role does. True if that can't be told."""
+    if not text.strip():
+        return False
+    try:
+        found = json.loads(cedarpy.policies_to_json_str(text))
+    except ValueError:
+        return True
+    policies = (*found.get("staticPolicies", {}).values(), *found.get("templates", {}).values())
+    return any(policy.get("effect") != "forbid" for policy in policies)
+
+
 def schema() -> str:
     """Return the types, attributes and actions that policies may name, as a Cedar schema."""
     owners = ", ".join(f"{role.value}: Set<String>" for role in Role)

@@ -44,6 +44,7 @@ def create_key(request: KeyRequest, rooms: Rooms, asker: Asker, response: Respon
         name=request.name,
         kind="key",
         digest=drawn.digest,
+        proof_key=drawn.proof_key,
         grants=(Grant(role=request.role, owner=request.owner, region=request.region),),
         created_at=now,
         created_by=asker.text,

@@ -14,8 +14,8 @@ from ipnext.model.access import KeyId, PlatformProof
 
 router = APIRouter(prefix="/v1", tags=["access"], route_class=GuardedRoute)
 
-_NO_KEY: Final = draw_key().digest
-"""Digest of a key that nobody has: an unknown id, or an id of an invalid key, gets an answer like any other."""
+_NO_KEY: Final = draw_key().proof_key
+"""Of a key that nobody has: an unknown id, or an id of an invalid key, gets an answer like any other."""
 
 
 @router.get("/proof", summary="Ask the platform to prove itself")
@@ -32,5 +32,5 @@ def prove_platform(
     is_good = found is not None and found.kind == "key" and found.is_valid(datetime.now(UTC))
     port = (request.scope.get("server") or ("", 0))[1] or 0
     response.headers.update(NO_STORE)
-    digest = found.digest if found is not None and is_good else _NO_KEY
-    return PlatformProof(port=port, proof=make_proof(digest, nonce=nonce, port=port))
+    proof_key = found.proof_key if found is not None and is_good else _NO_KEY
+    return PlatformProof(port=port, proof=make_proof(proof_key, nonce=nonce, port=port))

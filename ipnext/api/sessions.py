@@ -122,6 +122,7 @@ def draw_credential(asker: Principal, kind: KeyKind, lasts: timedelta) -> tuple[
         name=asker.name,
         kind=kind,
         digest=new.digest,
+        proof_key=new.proof_key,
         grants=asker.grants,
         created_at=now,
         created_by=asker.text,

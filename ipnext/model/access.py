@@ -92,12 +92,16 @@ class Principal(Value):
 
 
 class ApiKey(Value):
-    """A key as it is stored. The store has no secret: `digest` is the SHA-256 of the secret's 256 random bits."""
+    """A key as it is stored. The store has no secret: `digest` is the SHA-256 of the secret's 256 random bits.
+
+    `proof_key` is derived from it as well (`ipnext.access.proof`); regions do not get it.
+    """
 
     id: KeyId
     name: Name
     kind: KeyKind
     digest: str
+    proof_key: str
     grants: tuple[Grant, ...]
     created_at: datetime
     created_by: str

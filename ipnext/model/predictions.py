@@ -1,7 +1,7 @@
 """Access to predictions: `spec.access` of a manifest, and the list by which regions check requests.
 
-The control plane makes one list of all models, keys and roles and sends it to every region. It has digests of keys, no
-keys.
+The control plane makes a list for each region of all models, and of the keys and roles that may ask those that need a
+credential there. It has digests of keys, no keys.
 """
 
 import math

@@ -1,10 +1,11 @@
-"""Sends every region the list by which it checks predictions: the principals that may call each model.
+"""Sends every region the list by which it checks predictions: the principals that may call its models.
 
 API and workers each run a publisher, so that a revocation reaches the regions while one of them restarts. Content and
 revision are made in one unit of work, so that a later revision never has older content, whichever process sends it.
 
-What an agent says of its list concerns its own region: another region's lists keep their numbers, and a region has the
-list if it has its digest, whatever the number.
+Each region has a list of its own: all models, and the keys and roles that may ask those of them that need a credential
+there. What an agent says of its list concerns its own region: another region's lists keep their numbers, and a region has
+the list if it has its digest, whatever the number.
 """
 
 import hashlib
@@ -14,18 +15,20 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import structlog
 
 from ipnext.access.key_sets import usable_documents
+from ipnext.access.policy import permits_more
 from ipnext.access.signing_keys import FRESH_SECONDS, LASTS_SECONDS
 from ipnext.errors import InvalidInput, StaleWrite, Unavailable
 from ipnext.identity_provider import ProviderClient
 from ipnext.model.predictions import AccessList, AccessRevision, ModelAccess, TokenIssuer
+from ipnext.platform.region_callers import Callers, asking_owners
 from ipnext.platform.region_poller import RegionPoller
 from ipnext.settings import PlatformSettings
-from ipnext.store.access_lists import AccessListState
+from ipnext.store.access_lists import AccessListState, ListedModel
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
@@ -71,8 +74,19 @@ class _Sent:
     silent: bool = False
 
 
+class _Basis(NamedTuple):
+    """All that the lists are made of. While it is equal, so are they."""
+
+    marks: tuple[Any, ...]
+    state: AccessListState
+    placed: Mapping[str, frozenset[str]]
+    """Models that need a credential -> their regions."""
+    lists: Mapping[str, AccessRevision]
+    """As they are stored."""
+
+
 class AccessPublisher:
-    """Makes the list from the store and sends it. Run it as a context."""
+    """Makes the lists from the store and sends them. Run it as a context."""
 
     def __init__(
         self,
@@ -84,15 +98,14 @@ class AccessPublisher:
     ) -> None:
         """`provider` is read for its public keys; None: another process reads them, or there is none."""
         self._store, self._infrastructure, self._provider, self._clock = store, infrastructure, provider, clock
-        self._list: AccessList | None = None
+        self._lists: Mapping[str, AccessList] = {}
         self._revocations = 0
-        """Number of revoked keys that the list leaves out."""
-        self._basis: tuple[Any, ...] | None = None
+        """Number of revoked keys that the lists leave out."""
+        self._basis: _Basis | None = None
         self._mark: str | None = None
-        self._models: dict[str, tuple[int, ModelAccess]] = {}
+        self._models: dict[str, tuple[int, ListedModel]] = {}
         self._sent: dict[str, _Sent] = {}
         self._keys_asked_at: float | None = None
-        self._ahead: Mapping[str, int] = {}
         self._poller = RegionPoller("access-lists", self.look, every_seconds=LOOK_SECONDS, threads=_MOST_THREADS)
 
     @contextmanager
@@ -110,67 +123,78 @@ class AccessPublisher:
         self._poller.close()
 
     def look(self) -> list[Future[None]]:
-        """Make the list if anything changed, and begin to send it to the regions that lack it. Raises Unavailable."""
+        """Make the lists if anything changed, and begin to send them to the regions that lack them. Raises Unavailable."""
         self._refresh()
         if self._provider is not None and self._keys_are_due():
             self._poller.submit(self._read_keys, self._provider)
         begun = []
-        for region in self._infrastructure.regions():
+        for region, access in self._lists.items():
             sent = self._sent.setdefault(region, _Sent())
-            if self._list is not None and not sent.under_way and self._is_due(sent, mine := self._numbered(region)):
+            if not sent.under_way and self._is_due(sent, access):
                 sent.under_way = True
-                begun.append(self._poller.submit(self._send, region, sent, mine, self._revocations))
+                begun.append(self._poller.submit(self._send, region, sent, access, self._revocations))
         return begun
 
-    # the list
+    # the lists
 
     def _refresh(self) -> None:
         mark = self._store.revision()
         if mark == self._mark:
             return
         with self._store.read() as unit:
-            marks, state = unit.access_marks(), unit.access_list_state()
-        if (*marks, state._replace(ahead={})) != self._basis:
+            basis = self._basis_of(unit)
+        if basis != self._basis:
             with self._store.begin() as unit:
-                state = unit.access_list_state()
-                self._list, self._basis = self._build_list(unit, state)
-        self._ahead = state.ahead
+                self._lists = self._build_lists(unit)
+                self._basis = self._basis_of(unit)
         self._mark = mark
 
-    def _build_list(self, unit: Repository, state: AccessListState) -> tuple[AccessList, tuple[Any, ...]]:
-        """Return the unit's list with its revision, and the basis that it was made of."""
-        marks = unit.access_marks()
+    def _basis_of(self, unit: Repository) -> "_Basis":
+        return _Basis(
+            unit.access_marks(), unit.access_list_state(), unit.regions_of(self._closed()), unit.region_lists()
+        )
+
+    def _build_lists(self, unit: Repository) -> Mapping[str, AccessList]:
+        """Return the lists of all regions with their revisions."""
         self._revocations = unit.revocations()
-        content = AccessList(
+        self._read_models(unit)
+        state, everyone = unit.access_list_state(), Callers(unit.caller_keys(), unit.caller_roles())
+        shared = AccessList(
             revision=0,
-            models=tuple(self._accesses(unit)),
-            keys=unit.caller_keys(),
-            roles=unit.caller_roles(),
+            models=tuple(self._models[name][1].access for name in sorted(self._models)),
             tokens=_tokens(state),
             policies=state.policies,
         )
-        digest = hashlib.sha256(content.model_dump_json().encode()).hexdigest()
-        revision = unit.note_access_content(digest)
-        made = content.model_copy(update={"revision": revision, "digest": digest})
-        return made, (*marks, state._replace(revision=revision, digest=digest, ahead={}))
+        placed, by_anyone = unit.regions_of(self._closed()), permits_more(state.policies)
+        made: dict[frozenset[str], AccessList] = {}
+        lists = {}
+        for region in self._infrastructure.regions():
+            owners = asking_owners(self._models_in(region, placed))
+            if owners not in made:
+                made[owners] = _digested(shared, everyone if owners and by_anyone else everyone.of(owners))
+            revision = unit.note_access_content(region, made[owners].digest)
+            lists[region] = made[owners].model_copy(update={"revision": revision})
+        return lists
 
-    def _numbered(self, region: str) -> AccessList:
-        """Return the list as this region gets it."""
-        if self._list is None:
-            msg = "no list was made yet"
-            raise RuntimeError(msg)
-        ahead = self._ahead.get(region, 0)
-        return self._list.model_copy(update={"revision": self._list.revision + ahead}) if ahead else self._list
-
-    def _accesses(self, unit: Repository) -> Iterator[ModelAccess]:
-        """Yield the accesses by name. Manifests of an unchanged version are not read again."""
+    def _read_models(self, unit: Repository) -> None:
+        """Read the models. Manifests of an unchanged version are not read again."""
         versions = unit.model_versions()
         changed = [name for name, version in versions.items() if self._models.get(name, (None,))[0] != version]
-        for found in unit.model_accesses(changed):
-            self._models[found.model] = (versions[found.model], found)
+        for found in unit.listed_models(changed):
+            self._models[found.access.model] = (versions[found.access.model], found)
         for gone in self._models.keys() - versions.keys():
             del self._models[gone]
-        return (self._models[name][1] for name in sorted(versions))
+
+    def _closed(self) -> list[str]:
+        """Return the models that need a credential, as they were read last."""
+        return [name for name, (_, found) in self._models.items() if not found.access.access.is_open]
+
+    def _models_in(self, region: str, placed: Mapping[str, frozenset[str]]) -> Iterator[ModelAccess]:
+        """Yield the models that need a credential and are in a region, come there, or have users there."""
+        for name in self._closed():
+            _, found = self._models[name]
+            if region in found.users or region in placed.get(name, ()):
+                yield found.access
 
     # the regions
 
@@ -213,8 +237,7 @@ class AccessPublisher:
         no list that was ever sent can have its number.
         """
         with self._store.read() as unit:
-            known = unit.access_list_state()
-        mine = known.revision + known.ahead.get(region, 0)
+            mine = unit.region_lists().get(region, AccessRevision(revision=0)).revision
         if mine > access.revision:
             return
         if not access.revision <= has <= mine + MOST_AHEAD:
@@ -240,9 +263,9 @@ class AccessPublisher:
     # the identity provider's keys
 
     def _keys_are_due(self) -> bool:
-        if self._basis is None or self._list is None or self._list.tokens is None:
+        if self._basis is None or self._basis.state.issuer is None:
             return False
-        state: AccessListState = self._basis[-1]
+        state = self._basis.state
         age = None if state.signing_keys_at is None else (datetime.now(UTC) - state.signing_keys_at).total_seconds()
         asked = self._keys_asked_at
         early = asked is not None and self._clock() - asked < KEYS_AGAIN_SECONDS
@@ -258,6 +281,12 @@ class AccessPublisher:
             structlog.get_logger().warning("identity_provider_keys_not_read", error=error.message)
         finally:
             self._keys_asked_at = self._clock()
+
+
+def _digested(shared: AccessList, callers: Callers) -> AccessList:
+    """Return the list with these callers, and with its digest. It has no revision yet."""
+    content = shared.model_copy(update=callers._asdict())
+    return content.model_copy(update={"digest": hashlib.sha256(content.model_dump_json().encode()).hexdigest()})
 
 
 def _tokens(state: AccessListState) -> TokenIssuer | None:

@@ -99,6 +99,7 @@ def _key(drawn: NewKey, kind: KeyKind, name: str, *, created_by: str, lasts: tim
         name=name,
         kind=kind,
         digest=drawn.digest,
+        proof_key=drawn.proof_key,
         grants=(Grant(role=Role.ADMIN),),
         created_at=now,
         created_by=created_by,

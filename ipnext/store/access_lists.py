@@ -1,34 +1,44 @@
-"""Sources of the list by which regions check predictions (`ipnext.model.predictions`), and its revision."""
+"""Sources of the lists by which regions check predictions (`ipnext.model.predictions`), and their revisions."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from sqlmodel import col, func, select
 
-from ipnext.model.predictions import AccessSpec, CallerKey, CallerRole, ModelAccess, TokenIssuer
+from ipnext.model.predictions import AccessRevision, AccessSpec, CallerKey, CallerRole, ModelAccess, TokenIssuer
 from ipnext.model.wire import decode, decode_plain
-from ipnext.store.tables import AccessListRow, KeyRow, ModelRow, RegionAccessRow, RoleBindingRow
+from ipnext.store.tables import (
+    AccessListRow,
+    DeploymentRow,
+    KeyRow,
+    ModelRow,
+    RegionAccessRow,
+    RoleBindingRow,
+    RouteRow,
+)
 from ipnext.store.unit import Unit, batches, plain
 
 THE_LIST: Final = 1
 
 
 class AccessListState(NamedTuple):
-    """The stored state of the list itself. `digest` is of its content without the revision."""
+    """The part of the lists' content that is stored for them alone."""
 
-    revision: int = 0
-    digest: str = ""
     policies: str = ""
     issuer: TokenIssuer | None = None
     """Without its keys."""
     signing_keys: tuple[Mapping[str, Any], ...] = ()
     signing_keys_at: datetime | None = None
     """When the keys were read."""
-    ahead: Mapping[str, int] = MappingProxyType({})
-    """Region -> how far its revisions are above `revision`. A region without an entry has the same ones."""
+
+
+class ListedModel(NamedTuple):
+    """A model in the lists, and the regions of the users that its manifest names; none if it is retired."""
+
+    access: ModelAccess
+    users: frozenset[str]
 
 
 class AccessLists(Unit):
@@ -43,14 +53,19 @@ class AccessLists(Unit):
         if row is None:
             return AccessListState()
         return AccessListState(
-            row.revision,
-            row.digest,
             row.policies,
             None if row.issuer is None else decode(TokenIssuer, row.issuer),
             () if row.signing_keys is None else tuple(json.loads(row.signing_keys)),
             row.signing_keys_at,
-            _ahead(row),
         )
+
+    def region_lists(self) -> Mapping[str, AccessRevision]:
+        """Map regions to revision and digest of their list."""
+        query = select(RegionAccessRow.region, RegionAccessRow.revision, RegionAccessRow.digest)
+        return {
+            region: AccessRevision(revision=revision, digest=digest)
+            for region, revision, digest in self._session.exec(query)
+        }
 
     def access_marks(self) -> tuple[Any, ...]:
         """Return a value that changes when keys, roles or manifests do. Rows are counted, none is read."""
@@ -87,21 +102,29 @@ class AccessLists(Unit):
         """Map each model, retired ones included, to the version of its record."""
         return dict(self._session.exec(select(ModelRow.name, ModelRow.version)).all())
 
-    def model_accesses(self, names: Collection[str]) -> Sequence[ModelAccess]:
-        """Return the access of these models from their manifests. Nothing else of a manifest is read."""
-        query = select(ModelRow.name, ModelRow.owner, ModelRow.manifest)
+    def listed_models(self, names: Collection[str]) -> Sequence[ListedModel]:
+        """Return these models by their manifests, of which access and regions of users are read alone."""
+        query = select(ModelRow.name, ModelRow.owner, ModelRow.retired, ModelRow.manifest)
         return [
-            ModelAccess(
-                model=name, owner=owner, access=decode_plain(AccessSpec, plain(text)["spec"].get("access") or {})
-            )
+            _listed(name, owner, plain(text)["spec"], retired=retired)
             for some in batches(names)
-            for name, owner, text in self._session.exec(query.where(self._among(col(ModelRow.name), some)))
+            for name, owner, retired, text in self._session.exec(query.where(self._among(col(ModelRow.name), some)))
         ]
 
-    def note_access_content(self, digest: str) -> int:
-        """Return the revision of the list with this content: a later one if its content is new."""
+    def regions_of(self, names: Collection[str]) -> Mapping[str, frozenset[str]]:
+        """Map these models to the regions that have routes or replica sets of them, or are to have."""
+        found: dict[str, set[str]] = {}
+        for row in (RouteRow, DeploymentRow):
+            query = select(row.model, row.region).distinct()
+            for some in batches(names):
+                for model, region in self._session.exec(query.where(self._among(col(row.model), some))):
+                    found.setdefault(model, set()).add(region)
+        return {model: frozenset(regions) for model, regions in found.items()}
+
+    def note_access_content(self, region: str, digest: str) -> int:
+        """Return the revision of a region's list with this content: a later one if its content is new."""
         self._writing(None)
-        row = self._list_row()
+        row = self._region_row(region)
         if row.digest != digest:
             row.digest, row.revision = digest, row.revision + 1
             self._add(row)
@@ -110,17 +133,16 @@ class AccessLists(Unit):
     def raise_access_revision(self, region: str, *, above: int) -> None:
         """Number the lists of one region above `above`, from now on; those of other regions keep their numbers."""
         self._writing(None)
-        row = self._list_row()
-        ahead = _ahead(row)
-        if row.revision + ahead.get(region, 0) <= above:
-            row.ahead = json.dumps({**ahead, region: above + 1 - row.revision}, sort_keys=True)
+        row = self._region_row(region)
+        if row.revision <= above:
+            row.revision = above + 1
             self._add(row)
 
     def note_region_access(self, region: str, *, revocations: int) -> None:
         """Store that a region goes by a list without the first `revocations` revoked keys; an earlier claim changes nothing."""
         self._writing(None)
-        row = self._get(RegionAccessRow, region) or RegionAccessRow(region=region, revocations=-1)
-        if row.revocations < revocations:
+        row = self._region_row(region)
+        if row.revocations is None or row.revocations < revocations:
             row.revocations = revocations
             self._add(row)
 
@@ -154,8 +176,13 @@ class AccessLists(Unit):
             self._add(row)
 
     def _list_row(self) -> AccessListRow:
-        return self._get(AccessListRow, THE_LIST) or AccessListRow(id=THE_LIST, revision=0, digest="", policies="")
+        return self._get(AccessListRow, THE_LIST) or AccessListRow(id=THE_LIST, policies="")
+
+    def _region_row(self, region: str) -> RegionAccessRow:
+        return self._get(RegionAccessRow, region) or RegionAccessRow(region=region, revision=0, digest="")
 
 
-def _ahead(row: AccessListRow) -> dict[str, int]:
-    return {} if row.ahead is None else json.loads(row.ahead)
+def _listed(name: str, owner: str, spec: Mapping[str, Any], *, retired: bool) -> ListedModel:
+    access = decode_plain(AccessSpec, spec.get("access") or {})
+    users = frozenset() if retired else frozenset(item["region"] for item in spec.get("demand") or ())
+    return ListedModel(ModelAccess(model=name, owner=owner, access=access), users)

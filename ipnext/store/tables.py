@@ -563,7 +563,7 @@ class AuditRow(Row, table=True):
 
 
 class KeyRow(Row, table=True):
-    """An API key, a session or a ticket. `digest` is of the secret, `parent` the key on whose behalf it acts.
+    """An API key, a session or a ticket. `digest` and `proof_key` are of the secret, `parent` is the key that it acts for.
 
     `revocation` is the position of a key's revocation among those of all keys.
     """
@@ -582,6 +582,7 @@ class KeyRow(Row, table=True):
     name: str = _text()
     kind: str = _text()
     digest: str = _text()
+    proof_key: str = _text()
     grants: str = _text()
     parent: str | None = _text(default=None)
     created_at: datetime = _time()
@@ -593,28 +594,30 @@ class KeyRow(Row, table=True):
 
 
 class AccessListRow(Row, table=True):
-    """The one row of the list by which regions check predictions: its revision, and its content that no other row has."""
+    """The one row of content of the access lists that no other row has: settings of the API, and keys of the provider."""
 
     __tablename__ = "access_list"
 
     id: int = _number(primary_key=True, sa_column_kwargs={"autoincrement": False})
-    revision: int = _number()
-    digest: str = _text()
     policies: str = _text()
     issuer: str | None = _text(default=None)
     signing_keys: str | None = _text(default=None)
     signing_keys_at: datetime | None = _time(default=None)
-    ahead: str | None = _text(default=None)
-    """JSON: region -> how far its revisions are above `revision`; only regions where they are."""
 
 
 class RegionAccessRow(Row, table=True):
-    """The access list that a region was last found to go by: it leaves out the first `revocations` revoked keys."""
+    """The access list of one region. `digest` is of its content without the revision.
+
+    The list that the region was last found to go by leaves out the first `revocations` revoked keys; None: it was not
+    found to go by any.
+    """
 
     __tablename__ = "region_access"
 
     region: str = _text(primary_key=True)
-    revocations: int = _number()
+    revision: int = _number()
+    digest: str = _text()
+    revocations: int | None = _number(default=None)
 
 
 class RoleBindingRow(Row, table=True):

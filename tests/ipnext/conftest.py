@@ -178,7 +178,12 @@ class Rooms:
         now = datetime.now(UTC)
         given = {"created_at": now, "last_used_at": now, "created_by": "a test", "kind": "key"} | fields
         key = ApiKey(
-            id=drawn.id, name=name, digest=drawn.digest, grants=(Grant(role=role, owner=owner, region=region),), **given
+            id=drawn.id,
+            name=name,
+            digest=drawn.digest,
+            proof_key=drawn.proof_key,
+            grants=(Grant(role=role, owner=owner, region=region),),
+            **given,
         )
         with self.store.begin() as unit:
             unit.add_key(key, parent=parent)

@@ -11,7 +11,7 @@ import pytest
 
 from ipnext import errors
 from ipnext.access.keys import digest_of_secret, draw_key, parse_key
-from ipnext.access.proof import make_proof
+from ipnext.access.proof import is_proof, make_proof, proof_key_of
 from ipnext.client import Client
 from ipnext.client_credential import PROVED_SECONDS
 from ipnext.credentials import (
@@ -49,8 +49,8 @@ class Listener:
             self.authorizations.append(request.headers.get("authorization"))
             return httpx.Response(200, json={"items": []})
         known = self.keys.get(request.url.params["key"])
-        digest = draw_key().digest if known is None else digest_of_secret(known.secret)
-        proof = make_proof(digest, nonce=request.url.params["nonce"], port=self.port)
+        proof_key = draw_key().proof_key if known is None else proof_key_of(known.secret)
+        proof = make_proof(proof_key, nonce=request.url.params["nonce"], port=self.port)
         return httpx.Response(200, json={"port": self.port, "proof": proof})
 
 
@@ -218,6 +218,15 @@ def test_a_key_of_a_login_is_sent_to_what_proves_itself_whatever_port_that_has(f
     assert sent(listener=Listener(key, port=9999)) == f"Bearer {key}", "through a tunnel"
     with pytest.raises(errors.Unauthenticated):
         sent(listener=Listener())
+
+
+def test_a_region_can_not_make_the_proof_from_what_it_has():
+    """It has the digest by which it checks the key."""
+    key = parse_key(draw_key().text)
+    digest, nonce = digest_of_secret(key.secret), "n" * 32
+    for known in (digest, proof_key_of(digest)):
+        assert not is_proof(make_proof(known, nonce=nonce, port=1), key.secret, nonce=nonce, port=1)
+    assert is_proof(make_proof(proof_key_of(key.secret), nonce=nonce, port=1), key.secret, nonce=nonce, port=1)
 
 
 def test_over_https_the_certificate_proves_the_platform(file):

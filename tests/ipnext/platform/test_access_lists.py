@@ -30,6 +30,12 @@ def clock():
     return Clock()
 
 
+@pytest.fixture(autouse=True)
+def _closed_everywhere(rooms):
+    """Both regions need keys, for this model's users."""
+    put(rooms, "closed", predictions="authenticated")
+
+
 @pytest.fixture
 def make(rooms, clock):
     """Makes publishers that end with the test."""
@@ -57,6 +63,7 @@ def lists(rooms):
 def put(rooms, name, **access):
     document = rooms.model_document(name)
     document["spec"]["access"] = access
+    document["spec"]["demand"] = [{"region": region, "qps": 1} for region in ("eu", "us")]
     with rooms.store.begin() as unit:
         unit.put_model(ModelManifest.model_validate(document), expected_version=None)
 
@@ -176,7 +183,7 @@ def test_a_list_that_is_slow_on_its_way_is_not_put_behind_a_later_one(rooms, mak
     slow, fast = make(), make()
     text = rooms.add_key("app", Role.CALLER)
     slow._refresh()
-    old = slow._list
+    old = slow._lists["eu"]
     with rooms.store.begin() as unit:
         unit.revoke_key(parse_key(text).id)
     look(fast)

@@ -11,6 +11,7 @@ from ipnext.cli import app
 from ipnext.client import Client
 from ipnext.errors import DeadlineExceeded, NotFound, Unavailable
 from ipnext.model.access import Role
+from ipnext.model.manifest import ModelManifest
 from ipnext.platform.access_lists import CHECK_SECONDS, AccessPublisher
 from tests.waiting import PATIENCE_SECONDS
 
@@ -50,7 +51,12 @@ def regions(rooms):
 
 @pytest.fixture
 def publisher(rooms, regions, clock):
-    """A publisher of another process than the API, that has sent the first list."""
+    """A publisher of another process than the API, that has sent the first list. Both regions have a model that needs keys."""
+    document = rooms.model_document()
+    document["spec"]["access"] = {"predictions": "authenticated"}
+    document["spec"]["demand"] = [{"region": region, "qps": 1} for region in ("eu", "us")]
+    with rooms.store.begin() as unit:
+        unit.put_model(ModelManifest.model_validate(document), expected_version=None)
     publisher = AccessPublisher(rooms.store, regions, clock=clock)
     look(publisher)
     yield publisher
@@ -148,6 +154,17 @@ def test_a_database_that_is_away_at_the_answer_gets_it_later(client, key, publis
 def away(*_):
     msg = "down"
     raise Unavailable(msg)
+
+
+def test_a_region_that_never_needed_the_key_is_not_behind(client, publisher, rooms):
+    """Its list stays the same. It is asked for it, nevertheless."""
+    key = parse_key(rooms.add_key("reader", Role.VIEWER, region="eu")).id
+    look(publisher)
+    before = rooms.infrastructure.access("us")
+    client.revoke_key(key)
+    look(publisher)
+    assert rooms.infrastructure.access("us") == before
+    assert client.revoke_key(key).regions_behind == ()
 
 
 def test_a_session_is_in_no_list(client, rooms, publisher):

@@ -96,7 +96,14 @@ def test_when_a_key_was_used_is_no_news_and_all_else_of_the_same_unit_is(applied
     drawn, now = draw_key(), datetime.now(UTC)
     grants = (Grant(role=Role.ADMIN),)
     key = ApiKey(
-        id=drawn.id, name="bot", kind="key", digest=drawn.digest, grants=grants, created_at=now, created_by="a test"
+        id=drawn.id,
+        name="bot",
+        kind="key",
+        digest=drawn.digest,
+        proof_key=drawn.proof_key,
+        grants=grants,
+        created_at=now,
+        created_by="a test",
     )
     with applied.begin() as unit:
         unit.add_key(key)

@@ -60,13 +60,10 @@ def upgrade() -> None:
     op.create_table(
         "access_list",
         sa.Column("id", columns.WholeNumber(), autoincrement=False, nullable=False),
-        sa.Column("revision", columns.WholeNumber(), nullable=False),
-        sa.Column("digest", columns.SafeText(), nullable=False),
         sa.Column("policies", columns.SafeText(), nullable=False),
         sa.Column("issuer", columns.SafeText(), nullable=True),
         sa.Column("signing_keys", columns.SafeText(), nullable=True),
         sa.Column("signing_keys_at", columns.UtcDateTime(), nullable=True),
-        sa.Column("ahead", columns.SafeText(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_access_list")),
     )
     op.create_table(
@@ -76,6 +73,7 @@ def upgrade() -> None:
         sa.Column("name", columns.SafeText(), nullable=False),
         sa.Column("kind", columns.SafeText(), nullable=False),
         sa.Column("digest", columns.SafeText(), nullable=False),
+        sa.Column("proof_key", columns.SafeText(), nullable=False),
         sa.Column("grants", columns.SafeText(), nullable=False),
         sa.Column("parent", columns.SafeText(), nullable=True),
         sa.Column("created_at", columns.UtcDateTime(), nullable=False),
@@ -294,7 +292,9 @@ def upgrade() -> None:
     op.create_table(
         "region_access",
         sa.Column("region", columns.SafeText(), nullable=False),
-        sa.Column("revocations", columns.WholeNumber(), nullable=False),
+        sa.Column("revision", columns.WholeNumber(), nullable=False),
+        sa.Column("digest", columns.SafeText(), nullable=False),
+        sa.Column("revocations", columns.WholeNumber(), nullable=True),
         sa.PrimaryKeyConstraint("region", name=op.f("pk_region_access")),
     )
     op.create_table(
