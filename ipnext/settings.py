@@ -202,6 +202,9 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     """`none`: the API requires no credential, and any caller may do everything."""
     policies_file: Path | None = None
     """Cedar policies of the operator, added to the built-in ones; a `forbid` overrides every role."""
+    access_settings_version: int = Field(default=0, ge=0, lt=2**53)
+    """Version of policies and identity provider. An API with a higher one than that in force puts its own in force for
+    all gateways; one with other settings at the same version, or a lower one, is not ready."""
     allowed_hosts: tuple[str, ...] = ()
     """Names, besides loopback addresses and localhost, that requests may give as `Host`; without a port."""
     allowed_origins: tuple[str, ...] = ()

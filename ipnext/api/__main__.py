@@ -15,7 +15,8 @@ from ipnext.components.private_files import keep_new_files_private
 from ipnext.errors import EXIT_OK, InvalidInput, IPnextError
 from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.loopback import check_bind
-from ipnext.platform.access_lists import AccessPublisher, note_settings
+from ipnext.platform.access_lists import AccessPublisher
+from ipnext.platform.access_settings import note_settings
 from ipnext.platform.key_uses import KeyUseCollector
 from ipnext.process_end import end_process
 from ipnext.settings import PlatformSettings, platform_settings
@@ -63,7 +64,7 @@ def serve(settings: PlatformSettings) -> None:
     agents = LocalProcessInfrastructure(settings.agents, timeout_seconds=OBSERVE_SECONDS, components=settings)
     with agents as infrastructure:
         app = create_app(store, artifacts, infrastructure, lifecycle, settings)
-        provider = note_settings(store, settings)
+        provider = note_settings(store, app.state.platform.access_settings)
         server = Server(app, settings, app.state.platform.stream)
         collect_rarely()
         publisher, uses = (

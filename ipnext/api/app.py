@@ -54,6 +54,7 @@ from ipnext.api.stream import Stream
 from ipnext.api.turns import Turns
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.infra.port import Infrastructure
+from ipnext.platform.access_settings import read_access_settings
 from ipnext.plugins import Plugins
 from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
@@ -101,7 +102,18 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.platform = Platform(
-        store, artifacts_store, infrastructure, lifecycle, outbox, observer, shared, stream, settings, Plugins(), access
+        store,
+        artifacts_store,
+        infrastructure,
+        lifecycle,
+        outbox,
+        observer,
+        shared,
+        stream,
+        settings,
+        Plugins(),
+        access,
+        read_access_settings(settings),
     )
     install_error_handlers(app)
     app.state.large_bodies = Turns(LARGE_AT_ONCE)

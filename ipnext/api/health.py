@@ -1,5 +1,7 @@
 """Health of the API and of the services that it depends on."""
 
+from typing import Literal, NamedTuple
+
 from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
 
@@ -19,26 +21,37 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz", summary="Can it answer", responses=UNREADY)
 async def readyz(rooms: Rooms, response: Response) -> Readiness:
-    """200 where the store answers and is this platform's, else 503. Temporal may be down: changes are recorded and submitted later.
+    """200 if the store answers, is this platform's and has this process's settings of access in force, else 503.
 
-    Figures only: it asks nobody for a credential, and ids of changes name models.
+    Temporal may be down: changes are recorded and submitted later. Figures only: it asks nobody for a credential, and ids
+    of changes name models.
     """
-    unsubmitted = await run_in_threadpool(_unsubmitted, rooms)
-    answers = unsubmitted is not None
-    ready = answers and not rooms.outbox.foreign
+    found = await run_in_threadpool(_look, rooms)
+    store: Literal["ok", "down", "foreign"] = "down" if found is None else "foreign" if rooms.outbox.foreign else "ok"
+    differs = found is not None and found.differs
+    ready = store == "ok" and not differs
     response.status_code = 200 if ready else 503
     return Readiness(
         ready=ready,
-        store="down" if not answers else "ok" if ready else "foreign",
+        store=store,
+        access_settings="differ" if differs else "ok",
         temporal="ok" if await rooms.lifecycle.reachable() else "down",
-        unsubmitted_changes=unsubmitted,
+        unsubmitted_changes=None if found is None else found.unsubmitted,
         stuck_changes=len(rooms.outbox.stuck),
     )
 
 
-def _unsubmitted(rooms: Platform) -> int | None:
+class _Found(NamedTuple):
+    """What the store says."""
+
+    unsubmitted: int
+    differs: bool
+    """Whether other settings of access are in force."""
+
+
+def _look(rooms: Platform) -> _Found | None:
     try:
         with rooms.store.read() as unit:
-            return unit.count_unsubmitted()
+            return _Found(unit.count_unsubmitted(), bool(rooms.access_settings.differing(unit.access_list_state())))
     except Unavailable:
         return None

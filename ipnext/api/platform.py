@@ -15,6 +15,7 @@ from ipnext.artifacts.port import ArtifactStore
 from ipnext.infra.port import Infrastructure
 from ipnext.model.resource import AnyId, Listed
 from ipnext.model.value import Name
+from ipnext.platform.access_settings import AccessSettings
 from ipnext.plugins import Plugins
 from ipnext.settings import PlatformSettings
 from ipnext.store.paging import Item, Page
@@ -36,6 +37,8 @@ class Platform:
     settings: PlatformSettings
     plugins: Plugins
     access: Access
+    access_settings: AccessSettings
+    """As they were when the process started."""
 
 
 def platform_of(request: Request) -> Platform:

@@ -43,7 +43,10 @@ OF_ARTIFACTS: Final[Responses] = {
 OF_SHARED: Final[Responses] = {429: _error("RateLimited: the key or person has its share of these open")}
 OF_UPLOADS: Final[Responses] = {408: _error("TooSlow: the body comes too slowly"), **OF_SHARED}
 UNREADY: Final[Responses] = {
-    503: {"model": Readiness, "description": "The store does not answer, or it is another platform's"}
+    503: {
+        "model": Readiness,
+        "description": "The store does not answer, or is another platform's, or other settings of access are in force",
+    }
 }
 
 TOO_LARGE: Final = {

@@ -13,6 +13,7 @@ import socket
 import stat
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -290,6 +291,8 @@ class Platform:
             ),
             "IPNEXT_AGENTS": json.dumps(self._agent_urls),
             "IPNEXT_GATEWAYS": os.environ.get("IPNEXT_GATEWAYS", json.dumps(self._client_urls)),
+            # the platform of one user has one API: its settings replace those of an earlier start
+            "IPNEXT_ACCESS_SETTINGS_VERSION": str(int(time.time())),
             "IPNEXT_TEMPORAL_UI_URL": self._url("temporal_ui"),
             "IPNEXT_API_PORT": str(self._ports["api"]),
             "TEMPORAL_ADDRESS": f"{HOST}:{self._ports['temporal']}",

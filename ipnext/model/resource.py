@@ -385,6 +385,8 @@ class Readiness(Value):
     ready: bool
     store: Literal["ok", "down", "foreign"]
     """foreign: it belongs to another platform, so nothing of it is submitted here."""
+    access_settings: Literal["ok", "differ"] = "ok"
+    """differ: gateways go by other policies, or another identity provider, than this process does."""
     temporal: Literal["ok", "down"]
     unsubmitted_changes: int | None = None
     stuck_changes: int = 0

@@ -22,12 +22,11 @@ import structlog
 from ipnext.access.key_sets import usable_documents
 from ipnext.access.policy import permits_more
 from ipnext.access.signing_keys import FRESH_SECONDS, LASTS_SECONDS
-from ipnext.errors import InvalidInput, StaleWrite, Unavailable
+from ipnext.errors import StaleWrite, Unavailable
 from ipnext.identity_provider import ProviderClient
 from ipnext.model.predictions import AccessList, AccessRevision, ModelAccess, TokenIssuer
 from ipnext.platform.region_callers import Callers, asking_owners
 from ipnext.platform.region_poller import RegionPoller
-from ipnext.settings import PlatformSettings
 from ipnext.store.access_lists import AccessListState, ListedModel
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
@@ -299,29 +298,3 @@ def _tokens(state: AccessListState) -> TokenIssuer | None:
     read_at = state.signing_keys_at
     ends = 0.0 if read_at is None else (read_at.timestamp() // _HOUR + 1) * _HOUR + LASTS_SECONDS
     return state.issuer.model_copy(update={"keys": state.signing_keys, "valid_until": ends})
-
-
-def note_settings(store: Store, settings: PlatformSettings) -> ProviderClient | None:
-    """Store the API's settings of access to predictions, for all publishers; return the provider whose keys are to be read.
-
-    InvalidInput if the settings do not fit together.
-    """
-    policies = "" if settings.policies_file is None else settings.policies_file.read_text(encoding="utf-8")
-    issuer = _issuer(settings)
-    with store.begin() as unit:
-        unit.note_access_settings(policies=policies, issuer=issuer)
-    return None if issuer is None else ProviderClient(issuer.issuer)
-
-
-def _issuer(settings: PlatformSettings) -> TokenIssuer | None:
-    if settings.oidc_issuer is None:
-        return None
-    if settings.oidc_audience is None:
-        msg = "oidc_audience (IPNEXT_OIDC_AUDIENCE): is missing, and IPNEXT_OIDC_ISSUER is set"
-        raise InvalidInput(msg, field="oidc_audience")
-    return TokenIssuer(
-        issuer=settings.oidc_issuer,
-        audience=settings.oidc_audience,
-        name_claim=settings.oidc_name_claim,
-        groups_claim=settings.oidc_groups_claim,
-    )

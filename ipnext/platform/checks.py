@@ -12,6 +12,7 @@ from ipnext.errors import ArtifactMissing, IPnextError
 from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.model.value import Value
 from ipnext.model.workflow_namespace import WorkflowNamespace
+from ipnext.platform.access_settings import TODO, read_access_settings
 from ipnext.platform.builds import builds
 from ipnext.platform.namespace import attributes_of, retention_of
 from ipnext.platform.polling import POLLED, pollers
@@ -21,6 +22,7 @@ from ipnext.store.session import Store
 from ipnext.temporal import Connection, connect, namespace_of
 
 SETUP = "run `ipnext platform setup`"
+ACCESS = "access settings"
 AGENT_SECONDS = 3.0
 NO_BLOB = "0" * 64
 """Digest of a blob that no store has."""
@@ -41,6 +43,7 @@ async def check(settings: PlatformSettings) -> tuple[Item, ...]:
     """Check everything. A service that does not answer is an item, not an error."""
     local = [
         *await asyncio.to_thread(_database, settings),
+        *await asyncio.to_thread(_access_settings, settings),
         await asyncio.to_thread(_artifacts, settings),
         *await asyncio.to_thread(_agents, settings),
     ]
@@ -192,6 +195,30 @@ def _database(settings: PlatformSettings) -> Sequence[Item]:
     if found.compatible:
         return (there, Item(item="database schema", state="ok", detail=detail))
     return (there, Item(item="database schema", state="wrong", detail=detail, todo="run a newer build"))
+
+
+def _access_settings(settings: PlatformSettings) -> Sequence[Item]:
+    """Compare policies and identity provider of this environment, if it has any, with those that gateways go by."""
+    try:
+        mine = read_access_settings(settings)
+        with closing(Store.open(settings.database_url)) as store:
+            found = store.schema_range()
+            if found is None or found.behind:
+                return ()
+            with store.read() as unit:
+                state = unit.access_list_state()
+    except (IPnextError, OSError) as error:
+        return (
+            Item(item=ACCESS, state="wrong", detail=str(error), todo="correct the policies' file, or the database"),
+        )
+    if state.version is None:
+        return (Item(item=ACCESS, state="ok", detail="no API has put any in force yet"),)
+    detail = f"version {state.version} is in force"
+    has_any = mine.policies or mine.issuer is not None
+    if has_any and (names := mine.differing(state)):
+        detail += f", and {', '.join(names)} of this environment, at version {mine.version}, {'differs' if len(names) == 1 else 'differ'}"
+        return (Item(item=ACCESS, state="wrong", detail=detail, todo=TODO),)
+    return (Item(item=ACCESS, state="ok", detail=detail),)
 
 
 def _artifacts(settings: PlatformSettings) -> Item:

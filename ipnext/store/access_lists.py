@@ -26,6 +26,8 @@ THE_LIST: Final = 1
 class AccessListState(NamedTuple):
     """The part of the lists' content that is stored for them alone."""
 
+    version: int | None = None
+    """Of policies and issuer; None: no API has stored its own yet."""
     policies: str = ""
     issuer: TokenIssuer | None = None
     """Without its keys."""
@@ -53,6 +55,7 @@ class AccessLists(Unit):
         if row is None:
             return AccessListState()
         return AccessListState(
+            row.version,
             row.policies,
             None if row.issuer is None else decode(TokenIssuer, row.issuer),
             () if row.signing_keys is None else tuple(json.loads(row.signing_keys)),
@@ -151,20 +154,20 @@ class AccessLists(Unit):
         query = select(RegionAccessRow.region).where(col(RegionAccessRow.revocations) >= revocation)
         return frozenset(self._session.exec(query))
 
-    def note_access_settings(self, *, policies: str, issuer: TokenIssuer | None) -> None:
-        """Store the operator's policies and the identity provider from the API's settings.
+    def note_access_settings(self, *, policies: str, issuer: TokenIssuer | None, version: int) -> None:
+        """Store the operator's policies and the identity provider from the API's settings, the first ones or of a later version.
 
         The keys are deleted if the provider is another one.
         """
         self._writing(None)
         row = self._list_row()
-        text = None if issuer is None else issuer.model_dump_json()
-        if (row.policies, row.issuer) == (policies, text):
+        if row.version is not None and version <= row.version:
             return
+        text = None if issuer is None else issuer.model_dump_json()
         former = None if row.issuer is None else decode(TokenIssuer, row.issuer)
         if issuer is None or former is None or former.issuer != issuer.issuer:
             row.signing_keys = row.signing_keys_at = None
-        row.policies, row.issuer = policies, text
+        row.policies, row.issuer, row.version = policies, text, version
         self._add(row)
 
     def note_signing_keys(self, issuer: str, keys: Sequence[Mapping[str, Any]], at: datetime) -> None:

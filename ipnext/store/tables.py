@@ -599,6 +599,8 @@ class AccessListRow(Row, table=True):
     __tablename__ = "access_list"
 
     id: int = _number(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    version: int | None = _number(default=None)
+    """Of policies and issuer; None: no API has stored its own yet."""
     policies: str = _text()
     issuer: str | None = _text(default=None)
     signing_keys: str | None = _text(default=None)

@@ -76,7 +76,13 @@ async def test_an_api_on_the_record_of_another_platform_answers_and_is_not_ready
         await eventually(lambda: app.state.platform.outbox.foreign)
         ready = await http.get("/readyz")
         assert ready.status_code == 503
-        expected = {"ready": False, "store": "foreign", "temporal": "ok", "unsubmitted_changes": 0}
+        expected = {
+            "ready": False,
+            "store": "foreign",
+            "temporal": "ok",
+            "unsubmitted_changes": 0,
+            "access_settings": "ok",
+        }
         assert ready.json() == {**expected, "stuck_changes": 0}
         assert (await http.get("/v1/models")).status_code == 200
     assert rooms.lifecycle.drains_told == []

@@ -14,7 +14,8 @@ from ipnext.model.access import Grant, Role
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.predictions import LIST_REVISIONS, AccessRevision, TokenIssuer
 from ipnext.model.roles import RoleBinding
-from ipnext.platform.access_lists import CHECK_SECONDS, AccessPublisher, note_settings
+from ipnext.platform.access_lists import CHECK_SECONDS, AccessPublisher
+from ipnext.platform.access_settings import note_settings, read_access_settings
 from tests.identity_provider import AUDIENCE, rsa_key
 
 
@@ -378,13 +379,14 @@ def test_policies_and_provider_of_the_apis_settings_reach_publishers_without_the
     settings = rooms.settings.model_copy(
         update={"policies_file": policies, "oidc_issuer": "https://login.example.com", "oidc_audience": AUDIENCE}
     )
-    note_settings(rooms.store, settings).close()
+    note_settings(rooms.store, read_access_settings(settings)).close()
     worker = make()
     look(worker)
     found = rooms.infrastructure.access("eu")
     assert "models.predict" in found.policies
     assert found.tokens == TokenIssuer(issuer="https://login.example.com", audience=AUDIENCE)
-    assert note_settings(rooms.store, rooms.settings) is None
+    later = rooms.settings.model_copy(update={"access_settings_version": 1})
+    assert note_settings(rooms.store, read_access_settings(later)) is None
     look(worker)
     found = rooms.infrastructure.access("eu")
     assert (found.policies, found.tokens) == ("", None)
@@ -392,7 +394,7 @@ def test_policies_and_provider_of_the_apis_settings_reach_publishers_without_the
 
 def test_keys_of_the_provider_reach_the_regions_and_outlive_its_absence(rooms, make, provider):
     settings = rooms.settings.model_copy(update={"oidc_issuer": provider.issuer, "oidc_audience": AUDIENCE})
-    note_settings(rooms.store, settings).close()
+    note_settings(rooms.store, read_access_settings(settings)).close()
     publisher = make(provider=ProviderClient(provider.issuer))
     look(publisher)
     publisher._read_keys(publisher._provider)

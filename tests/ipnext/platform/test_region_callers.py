@@ -10,7 +10,8 @@ from ipnext.model.access import Grant, Role
 from ipnext.model.deployment import Deployment, DeploymentKey, RouteTable
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.roles import RoleBinding
-from ipnext.platform.access_lists import AccessPublisher, note_settings
+from ipnext.platform.access_lists import AccessPublisher
+from ipnext.platform.access_settings import note_settings, read_access_settings
 from tests.identity_provider import AUDIENCE
 
 FORBID = '@id("none") forbid (principal, action == Action::"models.predict", resource);'
@@ -49,11 +50,12 @@ class World:
         with self.rooms.store.begin() as unit:
             unit.put_model(ModelManifest.model_validate(document), expected_version=None)
 
-    def settings(self, tmp_path, policies):
+    def settings(self, tmp_path, version, policies):
         file = tmp_path / "own.cedar"
         file.write_text(policies)
         update = {"policies_file": file, "oidc_issuer": "https://login.example.com", "oidc_audience": AUDIENCE}
-        note_settings(self.rooms.store, self.rooms.settings.model_copy(update=update)).close()
+        settings = self.rooms.settings.model_copy(update=update | {"access_settings_version": version})
+        note_settings(self.rooms.store, read_access_settings(settings)).close()
 
     def look(self):
         for sent in self.publisher.look():
@@ -123,9 +125,9 @@ def test_keys_are_there_before_the_model_and_go_with_it(world):
 
 def test_policies_that_permit_more_than_roles_do_may_need_every_key(world, tmp_path):
     world.put()
-    world.settings(tmp_path, FORBID)
+    world.settings(tmp_path, 1, FORBID)
     assert world.keys("eu") == {"admin", "all", "search"}
-    world.settings(tmp_path, FORBID + PERMIT)
+    world.settings(tmp_path, 2, FORBID + PERMIT)
     assert world.keys("eu") == set(world.names.values())
     assert world.roles("eu") == set(world.names.values()) - {"admin"}
     assert world.keys("us") == set(), "there is nothing to ask"

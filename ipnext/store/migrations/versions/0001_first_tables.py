@@ -60,6 +60,7 @@ def upgrade() -> None:
     op.create_table(
         "access_list",
         sa.Column("id", columns.WholeNumber(), autoincrement=False, nullable=False),
+        sa.Column("version", columns.WholeNumber(), nullable=True),
         sa.Column("policies", columns.SafeText(), nullable=False),
         sa.Column("issuer", columns.SafeText(), nullable=True),
         sa.Column("signing_keys", columns.SafeText(), nullable=True),
