@@ -213,6 +213,13 @@ class ArtifactDigestMismatch(ArtifactError):
     """A file's SHA-256 differs from its manifest."""
 
     code = "ArtifactDigestMismatch"
+    public_message: str | None = None
+    """Message for principals that may not know what the server's files contain; None: `message`."""
+
+    @property
+    def public(self) -> "ArtifactDigestMismatch":
+        """The same error without size and digest of the file that was found."""
+        return ArtifactDigestMismatch(self.public_message or self.message)
 
 
 class SignatureInvalid(ArtifactError):

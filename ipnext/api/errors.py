@@ -11,7 +11,17 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from ipnext.errors import Forbidden, Infeasible, InvalidInput, IPnextError, PathNotAllowed, TooLarge, TooSlow
+from ipnext.errors import (
+    ArtifactDigestMismatch,
+    Forbidden,
+    Infeasible,
+    InvalidInput,
+    IPnextError,
+    PathNotAllowed,
+    TooLarge,
+    TooSlow,
+)
+from ipnext.model.access import Principal
 from ipnext.model.manifest import first_fault, invalid_input
 from ipnext.model.resource import ErrorBody
 from ipnext.model.value import Value, Written
@@ -65,9 +75,15 @@ async def _tree(request: Request, error: Exception) -> Response:
         await request.app.state.recorder.refused(request.state.acting, error)
     if isinstance(error, PathNotAllowed) and not request.state.acting.principal.does_everything:
         error = error.public
+    if isinstance(error, ArtifactDigestMismatch) and not _operates(request.state.acting.principal):
+        error = error.public
     return answer(
         error_body(error), error.http_status, {"Retry-After": "1"} if error.http_status in {429, 503} else None
     )
+
+
+def _operates(principal: Principal) -> bool:
+    return principal.sees_machines or principal.does_everything
 
 
 async def _request(request: Request, error: Exception) -> Response:

@@ -175,9 +175,11 @@ def check_paths(files: Sequence[ArtifactFile]) -> None:
 
 def mismatch(subject: str, *, expected: str, found: str) -> ArtifactDigestMismatch:
     """Return the error for bytes that differ from the expected ones."""
-    return ArtifactDigestMismatch(
+    error = ArtifactDigestMismatch(
         f"{subject} has SHA-256 {found}, expected {expected}; it is corrupt: publish it again"
     )
+    error.public_message = f"{subject} has not the expected SHA-256 {expected}; it is corrupt: publish it again"
+    return error
 
 
 def _fault_of(path: str) -> str:

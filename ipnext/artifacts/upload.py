@@ -87,8 +87,10 @@ def _manifest_of(source: Source) -> SnapshotManifest:
 def _check_size(source: Source, file: ArtifactFile) -> None:
     found = source.size_bytes(file.path)
     if found != file.size_bytes:
-        msg = f"file {file.path!r} in {source.uri} has {found} bytes, {SNAPSHOT_FILE} says {file.size_bytes}"
-        raise ArtifactDigestMismatch(msg)
+        subject = f"file {file.path!r} in {source.uri}"
+        error = ArtifactDigestMismatch(f"{subject} has {found} bytes, {SNAPSHOT_FILE} says {file.size_bytes}")
+        error.public_message = f"{subject} has not the {file.size_bytes} bytes that {SNAPSHOT_FILE} says"
+        raise error
 
 
 def _put(store: ArtifactStore, source: Source, file: ArtifactFile) -> None:
@@ -96,8 +98,10 @@ def _put(store: ArtifactStore, source: Source, file: ArtifactFile) -> None:
         try:
             store.put_blob(file.sha256, chunks_of(stream))
         except ArtifactDigestMismatch as error:
-            msg = f"file {file.path!r} in {source.uri}: {error.message}"
-            raise ArtifactDigestMismatch(msg) from error
+            subject = f"file {file.path!r} in {source.uri}"
+            named = ArtifactDigestMismatch(f"{subject}: {error.message}")
+            named.public_message = f"{subject}: {error.public.message}"
+            raise named from error
 
 
 def _check(source: Source, file: ArtifactFile) -> None:

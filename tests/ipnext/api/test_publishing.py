@@ -1,6 +1,7 @@
 """Publish and roll back; an acknowledged change is never lost."""
 
 import asyncio
+import hashlib
 import threading
 
 import pytest
@@ -139,6 +140,35 @@ async def test_a_missing_or_changed_file_is_named(applied):
     missing = await applied.http.post("/v1/models/ranker/publish", json=body)
     assert (missing.status_code, missing.json()["code"]) == (422, "ArtifactMissing")
     assert "file-0" in missing.json()["message"]
+
+
+@pytest.mark.parametrize("content", [b"weightz", b"longer than it was"])
+async def test_what_the_servers_file_contains_is_told_to_operators_only(applied, content):
+    """Its size and digest tell who guesses the content whether the guess is right."""
+    directory = applied.rooms.directory / "allowed" / "dense"
+    applied.rooms.write_snapshot(directory, b"weights")
+    (directory / "file-0").write_bytes(content)
+    found = hashlib.sha256(content).hexdigest() if len(content) == 7 else f"{len(content)} bytes"
+
+    keys = {
+        role: applied.rooms.add_key(f"one-{role.value}", role) for role in (Role.PUBLISHER, Role.OPERATOR, Role.ADMIN)
+    }
+
+    async def told(role):
+        body = {"parts": {"dense": {"uri": directory.as_uri()}}}
+        headers = {"Authorization": f"Bearer {keys[role]}"}
+        answer = await applied.http.post("/v1/models/ranker/publish", json=body, headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (422, "ArtifactDigestMismatch")
+        assert "'file-0'" in answer.json()["message"]
+        return found in answer.text
+
+    assert [await told(role) for role in keys] == [False, True, True]
+    # a blob that the store has already is compared by another way
+    good = applied.rooms.directory / "allowed" / "good"
+    applied.rooms.write_snapshot(good, b"weights")
+    publish = {"parts": {part: {"uri": good.as_uri()} for part in ("dense", "sparse")}}
+    assert (await applied.http.post("/v1/models/ranker/publish", json=publish)).status_code == 202
+    assert [await told(role) for role in keys] == [False, True, True]
 
 
 async def test_a_part_is_a_digest_or_a_uri(applied):
