@@ -18,7 +18,7 @@ OWN_ARGUMENTS: Final = (
     *("--enable-prefix-caching", "--no-enable-prefix-caching", "--shutdown-timeout", "--enable-server-load-tracking"),
     *("--enable-lora", "--no-enable-lora", "--max-lora-rank", "--max-loras", "--max-cpu-loras", "--lora-modules"),
     *("--nnodes", "--node-rank", "--master-addr", "--master-port", "--headless", "--device-memory-utilization"),
-    "--disable-uvicorn-access-log",
+    *("--disable-uvicorn-access-log", "--allowed-media-domains"),
 )
 """Arguments of vLLM that IPnext sets itself: `extraArgs` must not have them, even if an operator allows them."""
 

@@ -28,6 +28,7 @@ from serving.openai.engines.registry import EngineRegistry
 from serving.openai.engines.response import EngineAnswer, EngineLost
 from serving.openai.errors import Full, openai_error
 from serving.openai.generation_selection import choose, may_wait, wait
+from serving.openai.media_urls import check_media
 from serving.openai.model_cards import generative, is_generative, model_card, model_list
 from serving.openai.prompt.pre_generation import PreGeneration
 from serving.openai.request_context import RequestContext
@@ -153,6 +154,7 @@ class OpenAIEdge:
         context.model = model.model
         if path == BATCH_PATH:
             check_batch(body)
+        check_media(body, request.content)
         route = await self._begun(request, model, context)
         alias = alias_of(route, name)
         record = self._lost.of(model.model, request.content)

@@ -29,6 +29,9 @@ SERVER: Final = ("-m", "vllm.entrypoints.openai.api_server")
 HEADLESS: Final = ("-m", "vllm.entrypoints.cli.main", "serve")
 """Runs the workers of a further host: only `vllm serve` knows `--headless`."""
 
+NO_DOMAIN: Final = "none.invalid"
+"""The one domain that an engine may fetch media from: none has this name (RFC 6761). An empty list would allow every domain."""
+
 LOOPBACK: Final = "127.0.0.1"
 """Address of an engine's processes. vLLM would look for one by UDP, which engines may not use."""
 
@@ -94,7 +97,7 @@ def server_arguments(  # noqa: PLR0913 - each is passed by name
     """
     where = ("--uds", str(address)) if isinstance(address, Path) else ("--host", host, "--port", str(address))
     drain = ("--shutdown-timeout", str(max(1, round(settings.grace_seconds))))
-    own = ("--disable-uvicorn-access-log", "--enable-server-load-tracking")
+    own = ("--disable-uvicorn-access-log", "--enable-server-load-tracking", "--allowed-media-domains", NO_DOMAIN)
     names = (model,) if answers_as is None else (answers_as, model)
     named = ("--model", str(directory), "--served-model-name", *names)
     return (*settings.extra_args, *named, *where, *drain, *own, *_of(settings, storage))

@@ -149,9 +149,9 @@ def test_a_variable_takes_no_path(value):
 
 
 def test_an_operator_allows_more_by_whole_names():
-    opened = EngineAllowances(("--speculative-config", "--allowed-media-domains"), ("LD_PRELOAD",))
+    opened = EngineAllowances(("--speculative-config", "--allowed-origins"), ("LD_PRELOAD",))
     check("--speculative-config", '{"model": "/x"}', "--seed", "1", allowances=opened, LD_PRELOAD="/lib/x.so")
-    check("--speculative-config.method", "ngram", "--allowed-media-domains", "a", "b", allowances=opened)
+    check("--speculative-config.method", "ngram", "--allowed-origins", "a", "b", allowances=opened)
     with pytest.raises(ValueError, match="'--speculative-confi' is not allowed"):
         check("--speculative-confi", "x", allowances=opened)
     with pytest.raises(ValueError, match="'-tp' is not allowed"):
