@@ -1,9 +1,11 @@
 """Credential of the client for the API: given, from the environment, or stored for the API's address.
 
 A stored API key is sent over http:// only after the listener has proved that it knows the key: the platform may have
-ended since, and another program may have its port.
+ended since, and another program may have its port. A stored token is sent over http:// only to a program of this user or
+of root: it proves nothing of the listener.
 """
 
+import os
 import time
 from collections.abc import Generator
 from typing import Final
@@ -22,6 +24,7 @@ from ipnext.loopback import is_loopback
 from ipnext.model.access import PlatformProof
 from ipnext.model.resource import RegionView
 from ipnext.model.wire import decode
+from ipnext.port_owner import listening_users
 from ipnext.settings import ClientSettings
 
 PROVED_SECONDS: Final = 5.0
@@ -63,6 +66,7 @@ class Credential(httpx.Auth):
             if found is not None:
                 self.check_private(self._url, "api_url (IPNEXT_API_URL)")
                 request.url = _listened_on(request.url)
+                self.check_listener(request.url, found)
                 if written is not None and self._has_to_prove(written):
                     yield from self._proof_of(written, request)
                 request.headers["Authorization"] = f"Bearer {found}"
@@ -116,6 +120,19 @@ class Credential(httpx.Auth):
         )
         raise InvalidInput(msg, field=field.partition(" ")[0], value=url, allowed=("https://",))
 
+    def check_listener(self, url: httpx.URL, found: str) -> None:
+        """Refuse to send a stored token in clear text to a program of another user on this machine. Unauthenticated."""
+        if self._given is not None or self._insecure or is_key(found) or url.scheme != "http":
+            return
+        url = _listened_on(url)
+        others = (listening_users(url.host, url.port or 80) or frozenset()) - {0, os.getuid()}
+        if others:
+            msg = (
+                f"a program of another user (id {min(others)}) listens at {origin_of(str(url))}, and the token was not sent: another "
+                "program may have taken the port; use https://, or allow it by IPNEXT_INSECURE_TRANSPORT=true"
+            )
+            raise Unauthenticated(msg)
+
 
 class GatewayCredential(httpx.Auth):
     """Adds the credential for the API to a request to a region's gateway, if the gateway requires one.
@@ -137,6 +154,7 @@ class GatewayCredential(httpx.Auth):
         if found is not None:
             self._check_named(str(request.url))
             self._credential.check_private(str(request.url), "gateway")
+            self._credential.check_listener(request.url, found)
             request.headers["Authorization"] = f"Bearer {found}"
             yield request
 

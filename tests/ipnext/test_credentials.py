@@ -1,6 +1,7 @@
 """Credentials of a user: where they lie, who may read them, where they are sent."""
 
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from ipnext import errors
+from ipnext import client_credential, errors
 from ipnext.access.keys import digest_of_secret, draw_key, parse_key
 from ipnext.access.proof import is_proof, make_proof, proof_key_of
 from ipnext.client import Client
@@ -227,6 +228,37 @@ def test_a_region_can_not_make_the_proof_from_what_it_has():
     for known in (digest, proof_key_of(digest)):
         assert not is_proof(make_proof(known, nonce=nonce, port=1), key.secret, nonce=nonce, port=1)
     assert is_proof(make_proof(proof_key_of(key.secret), nonce=nonce, port=1), key.secret, nonce=nonce, port=1)
+
+
+TOKEN = "eyJhbGciOiJSUzI1NiJ9.e30.c2ln"
+
+
+@pytest.mark.parametrize("users", [{4242}, {os.getuid(), 4242}, {0, 4242}])
+def test_no_token_of_a_login_is_sent_to_a_program_of_another_user(file, monkeypatch, users):
+    asked = []
+    monkeypatch.setattr(client_credential, "listening_users", lambda *where: asked.append(where) or frozenset(users))
+    note_credential(URL, {"credential": TOKEN}, file)
+    listener = Listener()
+    for url in (URL, "http://localhost:8700"):
+        with pytest.raises(errors.Unauthenticated, match=r"another user \(id 4242\) listens at http://127.0.0.1:8700"):
+            sent(url, listener)
+    assert (listener.seen, set(asked)) == ([], {("127.0.0.1", 8700)})
+    assert sent(api_key=TOKEN) == f"Bearer {TOKEN}", "who names it names the address, too"
+    monkeypatch.setenv("IPNEXT_INSECURE_TRANSPORT", "true")
+    assert sent() == f"Bearer {TOKEN}"
+
+
+@pytest.mark.parametrize("users", [{0}, {os.getuid()}, set(), None])
+def test_a_token_of_a_login_is_sent_to_programs_of_this_user_and_of_root(file, monkeypatch, users):
+    monkeypatch.setattr(client_credential, "listening_users", lambda *_: users)
+    note_credential(URL, {"credential": TOKEN}, file)
+    assert sent() == f"Bearer {TOKEN}"
+
+
+def test_over_https_no_listener_is_looked_for(file, monkeypatch):
+    monkeypatch.setattr(client_credential, "listening_users", lambda *_: frozenset({4242}))
+    note_credential("https://127.0.0.1:8700", {"credential": TOKEN}, file)
+    assert sent("https://127.0.0.1:8700") == f"Bearer {TOKEN}"
 
 
 def test_over_https_the_certificate_proves_the_platform(file):
