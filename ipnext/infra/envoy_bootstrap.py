@@ -86,6 +86,7 @@ def _connections(routes_file: str, mappers: list[Json], header_seconds: float) -
     return {
         "@type": type_url("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": STAT_PREFIX,
+        "codec_type": "HTTP1",
         "generate_request_id": False,
         "normalize_path": True,
         "request_headers_timeout": f"{header_seconds}s",

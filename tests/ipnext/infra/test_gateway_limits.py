@@ -1,6 +1,7 @@
 """What one client, or many, may ask of a gateway: real agent, real Envoy."""
 
 import socket
+import ssl
 from contextlib import ExitStack, suppress
 
 import httpx
@@ -14,6 +15,8 @@ from tests.ipnext.infra.test_public_listener import write_pair
 from tests.waiting import PATIENCE_SECONDS, until
 
 CONNECTIONS = 6
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
+"""What a client of HTTP/2 sends first: its preface, and empty settings."""
 LIMITS = {
     "IPNEXT_AGENT_GATEWAY_HEADER_SECONDS": "0.5",
     "IPNEXT_AGENT_GATEWAY_CONNECTIONS": str(CONNECTIONS),
@@ -65,6 +68,32 @@ def test_a_handshake_that_does_not_end_is_ended(tmp_path, running_agent):
             with connect(httpx.URL(url).port) as one:
                 one.sendall(HALF_A_HELLO)
                 assert read_all(one) == b""
+    finally:
+        agent.close()
+
+
+def test_http2_is_not_spoken(gateway):
+    """One connection would carry any number of requests, and connections are what is limited."""
+    with connect(gateway) as one:
+        one.sendall(HTTP2)
+        assert not one.recv(4096).startswith(b"\x00"), "a frame of HTTP/2"
+
+
+def test_http2_is_not_spoken_with_tls(tmp_path, running_agent):
+    certificate, key = write_pair(tmp_path)
+    files = {"CERTIFICATE": certificate, "KEY": key}
+    tls = {f"IPNEXT_AGENT_GATEWAY_TLS_{name}_FILE": str(file) for name, file in files.items()}
+    agent = running_agent("eu", tmp_path, environment=tls)
+    agent.client = httpx.Client(trust_env=False, timeout=60, verify=False)
+    context = ssl.create_default_context(cafile=str(certificate))
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        agent.start()
+        with connect(httpx.URL(agent.gateway).port) as one, context.wrap_socket(one) as secured:
+            assert secured.selected_alpn_protocol() is None
+            secured.sendall(HTTP2)
+            assert not secured.recv(4096).startswith(b"\x00"), "a frame of HTTP/2"
     finally:
         agent.close()
 
