@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import orjson
 
 from ipnext.model.kv_transfer import Handoff
+from serving.openai.engine_fields import PARAMETERS
 from serving.openai.engines.prefix_affinity import RoutingHint
 from serving.openai.engines.proof import names
 from serving.openai.engines.registry import EngineRegistry
@@ -28,7 +29,6 @@ ATTEMPTS: Final = 2
 SHARE: Final = 0.5
 """Share of the time until the deadline for the prefill; the rest is left to the decode engine."""
 _FULL: Final = 503
-PARAMETERS: Final = "kv_transfer_params"
 HANDED: Final[Mapping[str, tuple[str, ...]]] = {
     "/v1/chat/completions": ("max_tokens", "max_completion_tokens"),
     "/v1/completions": ("max_tokens",),
@@ -158,7 +158,7 @@ def prefill_content(handoff: Handoff, prompt: Prompt) -> bytes:
 
 
 def decode_content(handoff: Handoff, prompt: Prompt, given: Mapping[str, Any] | None) -> bytes | bytearray:
-    """Return the body for the decode engine, with the transfer parameters. Those from the client are dropped."""
+    """Return the body for the decode engine, with the transfer parameters. A client's own are refused before."""
     if given is None and PARAMETERS not in prompt.body:
         return prompt.content
     body = {name: value for name, value in prompt.body.items() if name != PARAMETERS}

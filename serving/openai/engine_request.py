@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import orjson
 
@@ -18,15 +18,6 @@ from serving.openai.request_context import RequestContext
 from serving.protocol.json_size import parsed_bytes
 from serving.routing.lost_requests import Record
 from serving.routing.table import GenerationRoute, Routes
-
-_NOT_PASSED: Final = frozenset(
-    {
-        *("host", "content-length", "connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade"),
-        *("expect", "accept-encoding", "authorization", "cookie", "proxy-connection", "proxy-authorization"),
-        *("x-api-key", "api-key"),
-    }
-)
-
 
 @dataclass(slots=True)
 class EngineRequest:
@@ -66,12 +57,6 @@ class EngineRequest:
         """Drop the parsed body: the engine gets its bytes, and its answer may take minutes."""
         self.body = {}
         self.claim.set(0 if self.content is beside else len(self.content))
-
-
-def passed_headers(request: Request) -> Mapping[str, str]:
-    """Return the headers that are forwarded to an engine."""
-    found = request.headers.items()
-    return {name: value for name, value in found if name not in _NOT_PASSED and not name.startswith("x-ipnext-")}
 
 
 def read_body(request: Request, limit: int, claim: Claim) -> Mapping[str, Any]:

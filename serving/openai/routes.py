@@ -22,7 +22,8 @@ from serving.http.messages import Answer, Request, Response, Streamed, seconds_l
 from serving.openai.adapters import Alias, alias_of
 from serving.openai.chat_batch import BATCH_PATH, check_batch
 from serving.openai.disaggregated_prefill import Prefill, Prompt
-from serving.openai.engine_request import EngineRequest, hint_of, model_of, passed_headers, read_body
+from serving.openai.engine_fields import check_fields, passed_headers
+from serving.openai.engine_request import EngineRequest, hint_of, model_of, read_body
 from serving.openai.engines.proof import is_proven, restored_headers
 from serving.openai.engines.registry import EngineRegistry
 from serving.openai.engines.response import EngineAnswer, EngineLost
@@ -152,6 +153,7 @@ class OpenAIEdge:
         self._check(request, name)
         model = generative(routes, name)
         context.model = model.model
+        check_fields(body)
         if path == BATCH_PATH:
             check_batch(body)
         check_media(body, request.content)
@@ -241,12 +243,12 @@ class OpenAIEdge:
         if asked.route.choices and "prefix" in {asked.route.routing, asked.route.prefill_routing}:
             asked.hint = hint_of(request, asked.body)
         if asked.route.handoff is not None:
-            prompt = Prompt(path, passed_headers(request), asked.content, asked.body, asked.hint)
+            prompt = Prompt(path, passed_headers(request.headers), asked.content, asked.body, asked.hint)
             asked.content = await self._prefill.content(asked.route, prompt, seconds=seconds)
 
     async def _tried(self, request: Request, path: str, asked: EngineRequest) -> EngineAnswer:
         """Return an answer that has begun. Only until then may the request be sent to another engine of the same generation."""
-        headers = passed_headers(request)
+        headers = passed_headers(request.headers)
         tried: list[str] = []
         reason = ""
         for number in range(ATTEMPTS):

@@ -239,8 +239,10 @@ async def test_no_client_says_where_keys_and_values_come_from(edge, client, conn
     forged = {"do_remote_prefill": True, "remote_host": "elsewhere"}
     async with engines(READS, WRITES) as (prefill, decode):
         edge.table(pair([prefill.url], [decode.url], connector=connector))
-        await client.post(edge.url + COMPLETIONS, json=ask(kv_transfer_params=forged))
-        await client.post(edge.url + COMPLETIONS, json=ask(kv_transfer_params=forged, n=2))
+        for more in ({"kv_transfer_params": forged}, {"vllm_xargs": {"kv_transfer_params": 0}, "n": 2}):
+            answer = await client.post(edge.url + COMPLETIONS, json=ask(**more))
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, next(iter(more)))
+        assert (await client.post(edge.url + COMPLETIONS, json=ask(kv_transfer_params=None))).status_code == 200
     assert "elsewhere" not in repr(prefill.requests) + repr(decode.requests)
     assert bodies(decode)[0].get("kv_transfer_params") == (GIVEN if connector == "nixl" else None)
 

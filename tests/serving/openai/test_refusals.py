@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from ipnext.model.deployment import RoutedModel
+from serving.openai.routes import PATHS
 
 from .conftest import endpoint, raw_engine, served
 
@@ -52,6 +53,35 @@ async def test_a_body_without_a_model_is_refused(edge, engine, client, content, 
     edge.serve(engine)
     answer = await client.post(edge.url + CHAT, content=content, headers={"content-type": kind})
     assert error(answer, status)["param"] == field
+
+
+@pytest.mark.parametrize("path", sorted(PATHS))
+@pytest.mark.parametrize("field", ["kv_transfer_params", "ec_transfer_params", "vllm_xargs"])
+async def test_what_only_the_platform_sends_to_engines_is_refused_and_named(edge, client, path, field):
+    async def script(_, __, ___, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+
+    async with raw_engine(script) as engine:
+        edge.serve(engine.url)
+        for value in (0, {}, {"kv_transfer_params": 0}, "x"):
+            found = error(await client.post(edge.url + path, json={**BODY, field: value, "n": 2}), 400)
+            assert (found["param"], found["message"].partition(":")[0]) == (field, field)
+        assert engine.requests == []
+        assert (await client.post(edge.url + path, json={**BODY, field: None})).status_code == 200
+
+
+async def test_headers_that_steer_an_engine_are_not_passed(edge, client):
+    async def script(_, __, ___, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+
+    steering = {"x-data-parallel-rank": "7", "x-vllm-priority": "-9", "x-session-id": "s", "x-any-other": "1"}
+    async with raw_engine(script) as engine:
+        edge.serve(engine.url)
+        answer = await client.post(edge.url + CHAT, json=BODY, headers={**steering, "traceparent": "00-1-2-01"})
+        assert answer.status_code == 200
+        [(head, _)] = engine.requests
+    assert b"traceparent: 00-1-2-01" in head
+    assert not any(name.encode() in head.lower() for name in steering)
 
 
 async def test_a_packed_body_is_refused_by_the_header_that_says_so(edge, engine, client):
