@@ -58,9 +58,11 @@ class DeploymentActivities:
             again = record_again(repository, change, record.result)
             if again is not None:
                 record = _followed(record, again)
+            former = repository.model(record.model).former
             end_change(repository, record)
             if _follows_what_runs(change.kind, record.result.state):
-                settle(repository, record.model, change_id=record.change_id)
+                wishes = former.wishes if former and former.change_id == change.id else None
+                settle(repository, record.model, change_id=record.change_id, wishes=wishes)
             if again is not None:
                 pend_again(repository, again)
             lower_claims(repository, record.model)
@@ -82,6 +84,7 @@ class DeploymentActivities:
                 change = repository.change(record.change_id)
                 if change.state.final:
                     return Done(note=f"was {change.state} already")
+                repository.end_force(record.model, change_id=change.id, done=False)
                 repository.close_transition(change.id, done=False, message=message)
                 repository.update_change(change.id, state=state, reason=reason, message=message)
                 repository.add_event(record.model, "NotRecorded", f"{change.kind} {change.id}: {message}")

@@ -30,7 +30,8 @@ from ipnext.names import replan_plan_id
 from ipnext.store.claiming import admit_wishes
 from ipnext.store.ending import ROLLS_OUT
 from ipnext.store.placements import PreparedPlan
-from ipnext.store.records import Placement, PlanRecord
+from ipnext.store.records import ModelRecord, Placement, PlanRecord
+from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 from planner.core.diff import diff
 from planner.verify.plan_checker import check
@@ -54,10 +55,9 @@ class PlanningActivities:
     def place_model(self, stage: StageInput) -> Planned:
         """Place one model on the capacity that all others leave, and adopt the plan. An unchanged model keeps its placement.
 
+        The manifest that a rollout was validated with is in force from then on, until the rollout ends without success.
         Not feasible if nothing of it can be placed; the message names demand that is left unmet.
         """
-        if stage.kind in ROLLS_OUT:
-            self._put_in_force(stage)
         for _ in range(ADOPTIONS):
             try:
                 planned = self._place_once(stage)
@@ -81,37 +81,30 @@ class PlanningActivities:
         fleet_replan = FleetReplan(self._store, self._solver, self._policy, say=beat, attempt=info.attempt)
         return fleet_replan.compute(replan_plan_id(info.workflow_run_id or ""), run_id=info.workflow_run_id or "")
 
-    def _put_in_force(self, stage: StageInput) -> None:
-        """Go by the manifest that the change was validated with: no freeze and no cut holds it up any more.
-
-        FenceLost for a run whose change has ended: the next change may be validated and frozen by now.
-        """
-        with self._store.read() as repository:
-            record = repository.model(stage.model)
-        if record.validated != record.accepted:
-            with self._store.begin(stage.model) as repository:
-                repository.check_fence(stage.change_id)
-                repository.put_in_force(stage.model)
-
     def _place_once(self, stage: StageInput) -> Planned:
         policy = self._policy
         with self._store.read() as repository:
             in_force, placed = repository.plan_in_force(), repository.placement(stage.model)
+            record = repository.model(stage.model)
+            manifest = record.judged if stage.kind in ROLLS_OUT else record.in_force
             drained = Drained.of(repository.drains())
             try:
                 problem = residual_problem(
                     repository,
                     stage.model,
                     generation=stage.generation,
+                    by=manifest,
                     objective=policy.objective,
                     limits=policy.place_limits,
                 )
             except InvalidInput as error:
                 return _infeasible(Reason.PLANNER_INFEASIBLE, error.message, Place())
-            unit = repository.model(stage.model).in_force.spec.unit
             budgets = {item.owner: item for item in repository.fleet().spec.owners}
         whole = tuple(Owner.of(budgets[item.owner]) if item.owner in budgets else item for item in problem.owners)
         if placed is not None and keeps(placed, problem.model_copy(update={"owners": whole})):
+            if stage.kind in ROLLS_OUT and record.validated != record.accepted:
+                with self._store.begin(stage.model) as repository:
+                    go_by(repository, stage, record, placed)
             return _planned(placed.plan_id, placed.cost_per_hour, message="the placement in force still holds")
         try:
             with _TURN:
@@ -128,17 +121,17 @@ class PlanningActivities:
             message = _joined(unplaced_message(plan), figures, drained.advice)
             return _infeasible(binding_reason(rules), message, place)
         base, cost = (in_force.id, in_force.cost_per_hour) if in_force else (None, 0.0)
-        record = _record(stage, problem, plan, before=placed, base=base, fleet_cost=cost)
-        prepared = PreparedPlan.of(record)
+        adopted = _record(stage, problem, plan, before=placed, base=base, fleet_cost=cost)
+        prepared = PreparedPlan.of(adopted)
         try:
             with self._store.begin(stage.model) as repository:
-                repository.check_fence(stage.change_id)
+                go_by(repository, stage, record, placed)
                 admit_wishes(repository, problem.models[0], replicas=policy.owner_replicas)
                 repository.adopt_plan(prepared, expected=base)
         except QuotaExceeded as error:
             return _infeasible(Reason.QUOTA_EXCEEDED, error.message, Place())
-        message = _joined(_unmet_message(plan, unit), figures)
-        return _planned(record.id, plan.cost_per_hour, moves=record.diff.moves, message=message)
+        message = _joined(_unmet_message(plan, manifest.spec.unit), figures)
+        return _planned(adopted.id, plan.cost_per_hour, moves=adopted.diff.moves, message=message)
 
     def _budget_figures(self, problem: Problem, whole: Sequence[Owner], model: str, rules: Sequence[str]) -> str:
         """Return the budgets that would suffice if budgets bind; `whole` lists the owners with their budgets for all their models."""
@@ -163,6 +156,26 @@ class PlanningActivities:
                 cause = Cause(change=stage.change_id, reason=planned.reason, message=planned.message, place=place)
                 detail |= cause.detail
             repository.add_event(stage.model, ConditionType.PLANNED.value, message, detail=detail)
+
+
+def go_by(repository: Repository, stage: StageInput, seen: ModelRecord, placed: Placement | None) -> None:
+    """Let the model go by the manifest that the change is planned by, in the unit of work that adopts its placement.
+
+    No freeze and no cut holds the change up any more. `seen` and `placed` are what the plan was made from; they are kept
+    for the case that the change ends without success.
+
+    Raises:
+        FenceLost: the change has ended; the next one may be validated and frozen by now.
+        StaleWrite: another revision was accepted since.
+    """
+    repository.check_fence(stage.change_id)
+    now = repository.model(stage.model)
+    if (now.validated, now.accepted) != (seen.validated, seen.accepted):
+        msg = f"another revision of the manifest of {stage.model!r} was accepted; plan it again"
+        raise StaleWrite(msg)
+    repository.keep_former(stage.model, change_id=stage.change_id, wishes=placed.wishes if placed else None)
+    if stage.kind in ROLLS_OUT:
+        repository.put_in_force(stage.model)
 
 
 def keeps(placed: Placement, problem: Problem) -> bool:

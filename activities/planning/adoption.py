@@ -9,6 +9,7 @@ from activities.planning.problem import fleet_problem, model_as_served, model_pr
 from ipnext.model.lifecycle import ChangeKind
 from ipnext.model.plan import (
     CurrentState,
+    ModelProblem,
     Plan,
     Problem,
     ReplicaCount,
@@ -173,9 +174,10 @@ def rows_by_model(state: Plan | CurrentState) -> Mapping[str, CurrentState]:
     }
 
 
-def settle(repository: Repository, model: str, *, change_id: str) -> None:
+def settle(repository: Repository, model: str, *, change_id: str, wishes: ModelProblem | None = None) -> None:
     """Set the plan in force to the observed state of a model, after a change that failed.
 
+    `wishes` are those that the model was placed by before the change; None: those that it is placed by stay.
     If another change moves the model, set it to the state that its transition leads to. The placements of all other
     models stay. If the running replicas carry less than they receive, as after a disaster, a replan is recorded: the
     plan that would have fixed it may be the one that is replaced now. A move records none, or two moves could follow each
@@ -190,9 +192,10 @@ def settle(repository: Repository, model: str, *, change_id: str) -> None:
     tables = [table for table in repository.routes(model) if table.region in demanding]
     actual = led_to(moving.transition) if moving else running(repository.deployments(model), tables)
     planned = placed.state if placed else CurrentState()
-    if not rows_differ(planned, actual):
+    asked = wishes if placed is None or wishes is not None else placed.wishes
+    if not rows_differ(planned, actual) and (placed is None or asked == placed.wishes):
         return
-    wishes = placed.wishes if placed else model_problem(repository.as_measured(manifest, None))
+    wishes = asked or model_problem(repository.as_measured(manifest, None))
     if not {row.part for row in actual.replicas} <= {part.part for part in wishes.parts}:
         generation = moving.generation if moving else known.serving_generation
         wishes = model_problem(model_as_served(repository, model, generation))

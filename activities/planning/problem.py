@@ -205,9 +205,14 @@ def _planned_generation(record: ModelRecord, placed: Placement | None, cut: Sequ
     return next((found for found in cut if set(found.parts) == parts), serving)
 
 
-def model_as_served(repository: Repository, model: str, generation: int | None) -> ModelManifest:
-    """Return a model's manifest in force with the hosted parts of a generation, and with measured throughput. Raises NotFound."""
-    manifest = repository.as_measured(repository.model(model).in_force, generation)
+def model_as_served(
+    repository: Repository, model: str, generation: int | None, *, by: ModelManifest | None = None
+) -> ModelManifest:
+    """Return a model's manifest with the hosted parts of a generation, and with measured throughput. Raises NotFound.
+
+    The manifest is the one in force, if none is given.
+    """
+    manifest = repository.as_measured(by or repository.model(model).in_force, generation)
     return laid_out(manifest, repository.generation(model, generation) if generation else None)
 
 
@@ -227,15 +232,16 @@ def residual_problem(
     model: str,
     *,
     generation: int | None = None,
+    by: ModelManifest | None = None,
     objective: Objective | None = None,
     limits: Limits | None = None,
 ) -> Problem:
     """Return the problem of one model of a generation, on the supply and the owner's budget that all others leave.
 
-    Its cost does not depend on the number of other models: the database sums up their units. Raises NotFound.
+    By the manifest in force, if none is given. Its cost does not depend on the number of other models: the database sums up their units. Raises NotFound.
     """
     whole, drained = repository.fleet().spec, Drained.of(repository.drains())
-    wanted = eased(model_problem(model_as_served(repository, model, generation)), whole, drained)
+    wanted = eased(model_problem(model_as_served(repository, model, generation, by=by)), whole, drained)
     fleet = without_drained(whole, drained)
     prices = {(item.region, item.hardware): item.unit_cost for item in fleet.supply}
     others = repository.units_of_owner(wanted.owner, but=model)

@@ -14,8 +14,9 @@ from activities.planning.problem import model_as_served, units_in_use, units_of
 from activities.state.drained_fleet import Drained, without_drained
 from activities.state.wave_state import Back, peak, planned_state, running_state
 from activities.transition.admission import not_swapped, planned_waves, price_of, refused_way, way_back
+from activities.transition.dropped_users import refused_drop
 from ipnext.errors import NotFound
-from ipnext.model.lifecycle import StageInput
+from ipnext.model.lifecycle import ChangeKind, StageInput
 from ipnext.model.manifest import RolloutSpec
 from ipnext.model.plan import RegionDemand
 from ipnext.model.rollout import FleetState, Transition, TransitionState
@@ -101,6 +102,8 @@ def _planned(repository: Repository, stage: StageInput, in_use: Units) -> Transi
         stage.model, deployments, tables, demanding=demanding, lost=lost, serving=model.serving_generation
     )
     to = planned_state(stage.model, stage.generation, placed.state)
+    if stage.kind is ChangeKind.MOVE and (why := refused_drop(repository, model.in_force, origin, to)) is not None:
+        return _record(stage, model, refused_way(origin, to, why))
     planned_for = tuple(RegionDemand(region=item.region, qps=item.amount) for item in demand)
     transition = planned_waves(repository, stage, origin, to, in_use).model_copy(update={"demand": planned_for})
     return _record(stage, model, transition)

@@ -49,5 +49,6 @@ ADVICE: Mapping[Reason, str] = {
 ADVICE_FOR_MOVES: Mapping[Reason, str] = {
     Reason.ABORTED: "A person stopped the move; the model serves where it did. `ipnext replan`, or the drain asked for again, plans anew.",
     Reason.ROLLED_BACK: "The move went back; the model serves where it did. See `ipnext events MODEL` for why; the next replan tries again.",
+    Reason.TRANSITION_REFUSED: "The move is refused; the model serves where it did. Mend what the message names; the next replan plans anew.",
 }
 """The advice for a plan's move of a model to another place: there is nothing to publish."""

@@ -31,7 +31,8 @@ _ENDED = {
 def end_change(repository: Repository, record: RecordInput) -> None:
     """Write the end of a change that is not final yet. The caller settles the plan in force.
 
-    A hold of another change, which moves the model, stays: it may wait for an approval.
+    If it did not succeed, the manifest that was in force before it is in force again. A hold of another change, which
+    moves the model, stays: it may wait for an approval.
 
     Raises NotFound if the change, model or generation is unknown.
     """
@@ -40,6 +41,7 @@ def end_change(repository: Repository, record: RecordInput) -> None:
         _write_success(repository, change, record)
     else:
         _write_failure(repository, change, record)
+    repository.end_force(record.model, change_id=change.id, done=result.state is ChangeState.DONE)
     repository.close_transition(change.id, done=result.state is ChangeState.DONE, message=result.message)
     repository.update_change(
         change.id, state=result.state, reason=result.reason, message=result.message, run_id=record.run_id or None

@@ -12,9 +12,10 @@ from sqlmodel import col, func, select
 from ipnext.errors import NotFound, StaleWrite
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.manifest import DemandItem, ModelManifest, ModelSpec
+from ipnext.model.plan import ModelProblem
 from ipnext.model.throughput import TOKENS
 from ipnext.model.wire import decode_frozen, decode_plain
-from ipnext.store.records import FleetRecord, JudgedSpec, ModelRecord
+from ipnext.store.records import FleetRecord, FormerBasis, JudgedSpec, ModelRecord
 from ipnext.store.tables import METADATA, FleetRow, ModelRow
 from ipnext.store.unit import MODELS, NAMED_IN_ERRORS, Unit, batches, bytes_of, document, known, plain
 
@@ -239,10 +240,34 @@ class Models(Unit):
             self._judge(name, validated=JudgedSpec(revision=revision, spec=held))
 
     def put_in_force(self, name: str) -> None:
-        """Let the model go by the newest revision that a validation accepted."""
+        """Let the model go by the newest revision that a validation accepted. `keep_former` comes first."""
         record = self.model(name)
         if record.validated is not None and record.validated != record.accepted:
             self._judge(name, accepted=record.validated)
+
+    def keep_former(self, name: str, *, change_id: str, wishes: ModelProblem | None) -> None:
+        """Keep what the model goes by before a change is planned; `wishes` are those that it is placed by.
+
+        The same change again changes nothing. If another open change was planned before, what that one found is kept.
+        """
+        record = self.model(name)
+        known = record.former
+        if known is None:
+            known = FormerBasis(change_id=change_id, accepted=record.accepted, wishes=wishes)
+        elif known.change_id == change_id:
+            return
+        self._judge(name, former=known.model_copy(update={"change_id": change_id}))
+
+    def end_force(self, name: str, *, change_id: str, done: bool) -> None:
+        """End what a change put in force: from now on it is in force for good (`done`), or what it found is in force again."""
+        record = self.model(name)
+        known = record.former
+        if known is None or known.change_id != change_id:
+            return
+        if done:
+            self._judge(name, former=None)
+        else:
+            self._judge(name, former=None, accepted=known.accepted)
 
     def refuse_revision(self, name: str, revision: int) -> None:
         """Record that a validation, or the cut after it, refused a revision of the manifest.
@@ -257,9 +282,9 @@ class Models(Unit):
         if known is not None and known.revision == revision and record.accepted is not None:
             self._judge(name, validated=record.accepted)
 
-    def _judge(self, name: str, **judged: JudgedSpec) -> None:
+    def _judge(self, name: str, **judged: JudgedSpec | FormerBasis | None) -> None:
         self._writing(name)
-        said = {field: document(found) for field, found in judged.items()}
+        said = {field: None if found is None else document(found) for field, found in judged.items()}
         self._write(_ONE_IS, of_name=name, **said, updated_at=self._now())
 
     def document_bytes(self, name: str) -> int:
@@ -312,6 +337,7 @@ def _model(row: Any) -> ModelRecord:
         refused_generation=row.refused_generation,
         validated=_judged(row.validated),
         accepted=_judged(row.accepted),
+        former=None if row.former is None else decode_frozen(FormerBasis, row.former),
         retired=row.retired,
         created_at=row.created_at,
         updated_at=row.updated_at,

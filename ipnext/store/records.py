@@ -34,6 +34,16 @@ class JudgedSpec(Value):
     """Its spec; None if the model's newest manifest has it."""
 
 
+class FormerBasis(Value):
+    """What a model went by before an open change was planned. The end of that change without success restores it."""
+
+    change_id: str
+    accepted: JudgedSpec | None = None
+    """The revision that was in force; None if there was none yet."""
+    wishes: ModelProblem | None = None
+    """The wishes that the model was placed by; None if it was not placed."""
+
+
 class ModelRecord(Value):
     """A model as applied. `generation` is the manifest's revision; `version` guards writes."""
 
@@ -48,7 +58,9 @@ class ModelRecord(Value):
     validated: JudgedSpec | None = None
     """The newest revision that a validation accepted."""
     accepted: JudgedSpec | None = None
-    """The newest of them that a change was planned by. None until the first one."""
+    """The one in force: the newest of them that a change was planned by, unless that change ended without success."""
+    former: FormerBasis | None = None
+    """What was in force before the open change that put `accepted` in force."""
     retired: bool = False
     created_at: datetime
     updated_at: datetime
@@ -60,10 +72,11 @@ class ModelRecord(Value):
 
     @property
     def in_force(self) -> ModelManifest:
-        """The manifest that the model is planned, started and routed by: the newest one, with the newest spec that was accepted.
+        """The manifest that the model is planned, started and routed by: the newest one, with the spec that is in force.
 
-        A spec that was refused, or is not validated yet, changes nothing that serves but its owner's policies: who may
-        ask, and which signatures count.
+        A spec is in force while its change is carried out, and once that has succeeded. One that was refused, is not
+        validated yet, or whose change ended without success changes nothing that serves but its owner's policies: who
+        may ask, and which signatures count.
         """
         return self._by(self.accepted)
 

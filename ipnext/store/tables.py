@@ -115,7 +115,9 @@ class ModelRow(Row, table=True):
     validated: str | None = _text(default=None)
     """The newest revision that a validation accepted, with its spec if the manifest has another one."""
     accepted: str | None = _text(default=None)
-    """The newest of them that a change was planned by, likewise."""
+    """The one in force, likewise."""
+    former: str | None = _text(default=None)
+    """What was in force before the open change that put `accepted` in force."""
 
 
 class SnapshotRow(Row, table=True):

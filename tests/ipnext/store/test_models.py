@@ -163,6 +163,41 @@ def test_a_manifest_is_in_force_from_its_acceptance_on(applied, make):
         assert repository.model("ctr").refused_generation is None
 
 
+def promote(repository, make, qps, *, change_id):
+    """As the planning of a change does with a manifest that was accepted."""
+    manifest = make.manifest(qps=qps)
+    repository.accept_revision("ctr", put(repository, manifest), manifest.spec)
+    repository.keep_former("ctr", change_id=change_id, wishes=None)
+    repository.put_in_force("ctr")
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_the_end_of_a_change_decides_whether_its_manifest_stays_in_force(applied, make, done):
+    with applied.begin("ctr") as repository:
+        accept(repository, 1, make.manifest())
+        promote(repository, make, 20, change_id="x")
+        repository.keep_former("ctr", change_id="x", wishes=None)
+        put(repository, make.manifest(qps=30))
+        repository.end_force("ctr", change_id="other", done=not done)
+        assert demand_in_force(repository) == 20
+        repository.end_force("ctr", change_id="x", done=done)
+        assert demand_in_force(repository) == (20 if done else 10)
+        assert repository.model("ctr").former is None
+        repository.end_force("ctr", change_id="x", done=not done)
+        assert demand_in_force(repository) == (20 if done else 10), "a late end of it"
+
+
+def test_of_two_open_changes_the_later_one_restores_what_was_in_force_before_both(applied, make):
+    with applied.begin("ctr") as repository:
+        accept(repository, 1, make.manifest())
+        promote(repository, make, 20, change_id="x")
+        promote(repository, make, 30, change_id="y")
+        repository.end_force("ctr", change_id="x", done=False)
+        assert demand_in_force(repository) == 30
+        repository.end_force("ctr", change_id="y", done=False)
+        assert demand_in_force(repository) == 10
+
+
 def test_what_was_accepted_is_what_was_judged_and_not_what_was_applied_since(applied, make):
     with applied.begin("ctr") as repository:
         accept(repository, 1, make.manifest())

@@ -207,6 +207,7 @@ def upgrade() -> None:
         sa.Column("refused_generation", columns.WholeNumber(), nullable=True),
         sa.Column("validated", columns.SafeText(), nullable=True),
         sa.Column("accepted", columns.SafeText(), nullable=True),
+        sa.Column("former", columns.SafeText(), nullable=True),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_models")),
     )
     op.create_index("ix_models_documents", "models", ["owner", "document_bytes"], unique=False)
