@@ -165,7 +165,8 @@ class Client:
     ) -> ModelApplied:
         """Create or replace a model's manifest. StaleWrite unless `expected_version` (0: none) is in force."""
         params = params_of(expectedVersion=expected_version, dryRun=dry_run)
-        return self._put(f"/v1/models/{manifest.name}", manifest, ModelApplied, params=params)
+        path, key = f"/v1/models/{manifest.name}", uuid4().hex
+        return self._call("PUT", path, ModelApplied, body=manifest, params=params, key=key)
 
     def put_fleet(
         self, fleet: FleetManifest | FleetSpec, *, expected_version: int | None = None, dry_run: bool = False

@@ -204,6 +204,11 @@ def apply_id(model: str, revision: int) -> str:
     return f"{APPLY_PREFIX}{model}-{revision}"
 
 
+def marked_apply_id(model: str, revision: int, mark: str) -> str:
+    """Return the id of such a change that one request recorded; `mark` tells the request from others for the same revision."""
+    return f"{apply_id(model, revision)}.{mark}"
+
+
 def repair_id(model: str, sequence: int) -> str:
     """Return the id of a repair that the platform records. `sequence` is the change's own."""
     return f"{REPAIR_PREFIX}{model}-{sequence}"

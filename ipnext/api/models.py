@@ -22,7 +22,7 @@ from ipnext.api.filters import WantedModels, found_models
 from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.lifecycle import change_view
 from ipnext.api.owners import admit, admit_documents, allowance_of
-from ipnext.api.platform import DryRun, ExpectedVersion, ModelName, Rooms
+from ipnext.api.platform import DryRun, ExpectedVersion, IdempotencyKey, ModelName, Rooms
 from ipnext.api.retirement import check_not_retiring, note_restored
 from ipnext.api.schema import NOT_MODIFIED
 from ipnext.api.states import States
@@ -30,14 +30,18 @@ from ipnext.api.status import model_view
 from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite
 from ipnext.model.engine_allowances import EngineAllowances
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.lifecycle import Change, ChangeKind
+from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.measured import check_measured
 from ipnext.model.resource import ChangeView, Explanation, Listed, ModelApplied, ModelView
+from ipnext.model.value import digest_of
 from ipnext.settings import PlatformSettings
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
 from ipnext.store.unit import bytes_of, document
+
+MARK_LENGTH = 12
+"""Hexadecimal digits of a request's key in the id of the change that it records."""
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=GuardedRoute)
 
@@ -77,15 +81,19 @@ def read_model(name: ModelName, rooms: Rooms) -> ModelView:
 
 
 @router.put("/{name}", dependencies=[may("models.apply")], summary="Apply a model's manifest")
-def apply_model(
+def apply_model(  # noqa: PLR0913, PLR0917 - the parameters of the request
     name: ModelName,
     manifest: ModelManifest,
     rooms: Rooms,
     asker: Asker,
     expected_version: ExpectedVersion = None,
     dry_run: DryRun = False,
+    key: IdempotencyKey = "",
 ) -> ModelApplied:
     """Create or replace a manifest. The same manifest twice changes nothing. A retired model is brought back, and waits for a publish.
+
+    If the change to this manifest has ended without success, the same manifest again is tried again, as a new change. A
+    request that is repeated with its `Idempotency-Key` gets the change that it recorded.
 
     Demand regions and hardware kinds must exist in the fleet. A manifest that takes its owner beyond a quota is refused
     (`QuotaExceeded`), with the figure used now and the limit. Where the model serves, or is on its way to serve, a
@@ -114,7 +122,7 @@ def apply_model(
             return _applied(before, before, manifest, dry_run=True)
         record = unit.put_model(manifest, expected_version=expected_version)
         unit.claim(name, claims)
-        change = _apply_change(unit, before, record)
+        change = _apply_change(unit, before, record, key=key)
         if before is not None and before.retired:
             note_restored(unit, name)
         unit.note_audit(
@@ -180,18 +188,43 @@ def _check_version(record: ModelRecord | None, expected: int | None) -> None:
         raise StaleWrite(msg)
 
 
-def _apply_change(unit: Repository, before: ModelRecord | None, record: ModelRecord) -> Change | None:
-    """Return the change that moves a model to its new spec. Its id follows from the spec's revision: a retry finds it."""
-    change_id = names.apply_id(record.name, record.generation)
+def _apply_change(unit: Repository, before: ModelRecord | None, record: ModelRecord, *, key: str = "") -> Change | None:
+    """Return the change that moves a model to its spec: a new one, unless one for this revision is open or has succeeded."""
     if before is None or before.retired:
         return None
+    mark = digest_of(key)[:MARK_LENGTH] if key else ""
     if before.generation == record.generation:
-        found = unit.find_change(change_id)
-        is_behind = record.serving_generation is not None and record.observed_generation < record.generation
-        return unit.add_change(record.name, ChangeKind.APPLY, change_id=change_id) if not found and is_behind else found
+        return _apply_again(unit, record, mark)
     if record.serving_generation is None and not unit.open_kinds(record.name):
         return None
-    return unit.add_change(record.name, ChangeKind.APPLY, change_id=change_id)
+    return _record_apply(unit, record, mark)
+
+
+def _apply_again(unit: Repository, record: ModelRecord, mark: str) -> Change | None:
+    """Return the change of the revision in the store; another one if that ended without success and the model is behind.
+
+    A repeated request gets the change that it recorded, however that ended.
+    """
+    known = unit.applies(record.name, revision=record.generation)
+    own = next((change for change in known if mark and change.id.endswith(f".{mark}")), None)
+    newest = own or next(iter(known), None)
+    is_behind = record.serving_generation is not None and record.observed_generation < record.generation
+    has_failed = newest is None or (newest.state.final and newest.state is not ChangeState.DONE)
+    if own is not None or not (is_behind and has_failed):
+        return newest
+    return _record_apply(unit, record, mark or (str(_next_sequence(unit, record)) if known else ""))
+
+
+def _record_apply(unit: Repository, record: ModelRecord, mark: str) -> Change:
+    """Record the change; its id follows from the revision, and from `mark` if there is one."""
+    name, revision = record.name, record.generation
+    change_id = names.marked_apply_id(name, revision, mark) if mark else names.apply_id(name, revision)
+    return unit.add_change(name, ChangeKind.APPLY, change_id=change_id)
+
+
+def _next_sequence(unit: Repository, record: ModelRecord) -> int:
+    newest = unit.changes(record.name, limit=1)
+    return newest[0].sequence + 1 if newest else 1
 
 
 def _applied(

@@ -4,11 +4,12 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import bindparam, not_
+from sqlalchemy import bindparam, not_, or_
 from sqlalchemy import select as sa_select
 from sqlalchemy import update as sa_update
 from sqlmodel import col, func, select
 
+from ipnext import names
 from ipnext.errors import Conflict, InvalidInput, NotFound
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
 from ipnext.model.status import Reason
@@ -109,6 +110,13 @@ class Changes(Snapshots):
         if not found:
             self._check_known(model)
         return found
+
+    def applies(self, model: str, *, revision: int) -> tuple[Change, ...]:
+        """Return the changes that move a model to a revision of its manifest, newest first."""
+        base = names.apply_id(model, revision)
+        query = select(ChangeRow).where(ChangeRow.model == model, ChangeRow.kind == ChangeKind.APPLY.value)
+        query = query.where(or_(col(ChangeRow.id) == base, col(ChangeRow.id).startswith(f"{base}.", autoescape=True)))
+        return tuple(_change(row) for row in self._session.exec(query.order_by(col(ChangeRow.sequence).desc())))
 
     def ended_changes(self, ids: Collection[str]) -> frozenset[str]:
         """Return those of the changes that have ended."""

@@ -8,6 +8,7 @@ from ipnext.model.lifecycle import ChangeKind
 MADE = {
     "again_id": names.again_id("ranker", 3),
     "apply_id": names.apply_id("ranker", 2),
+    "marked_apply_id": names.marked_apply_id("ranker", 2, "7"),
     "repair_id": names.repair_id("ranker", 4),
     "move_id": names.move_id(names.replan_plan_id("0199c2f0-7a3c"), "ranker"),
     "replan_plan_id": names.replan_plan_id("0199c2f0-7a3c"),

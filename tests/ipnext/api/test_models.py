@@ -128,6 +128,38 @@ async def test_a_changed_manifest_of_a_model_that_serves_is_a_change_and_a_retry
     await eventually(lambda: any(c.kind is ChangeKind.APPLY for c in rooms.lifecycle.submitted))
 
 
+async def test_the_same_manifest_is_tried_again_after_its_change_has_failed(applied):
+    rooms = applied.rooms
+    await applied.publish("a")
+    rooms.serve(1)
+    document = rooms.model_document(qps=70)
+
+    async def put(key=None, **changes):
+        headers = {"Idempotency-Key": key} if key else {}
+        answer = await applied.http.put("/v1/models/ranker", json=document | changes, headers=headers)
+        return answer.json()["change"]["id"]
+
+    def end(change_id, state=ChangeState.REFUSED, **observed):
+        with rooms.store.begin("ranker") as unit:
+            unit.update_change(change_id, state=state, reason=Reason.NO_CAPACITY, message="nothing can be placed")
+            if observed:
+                unit.update_model("ranker", **observed)
+
+    first = await put("one")
+    assert first.startswith("apply-ranker-2.")
+    assert await put("two") == await put() == first, "it is open"
+    end(first)
+    assert await put("one") == first, "the retry of one request"
+    second = await put("two")
+    assert second not in {first, "apply-ranker-2"}
+    assert await put() == second
+    end(second, ChangeState.ROLLED_BACK)
+    third = await put()
+    assert third == "apply-ranker-2.4"
+    end(third, ChangeState.DONE, observed_generation=2)
+    assert await put() == await put("three") == third, "it is in force"
+
+
 async def test_a_manifest_changed_before_anything_serves_waits_for_the_publish(applied):
     answer = (await applied.http.put("/v1/models/ranker", json=applied.rooms.model_document(qps=11))).json()
     assert (answer["changed"], answer["change"]) == (True, None)
