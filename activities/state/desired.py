@@ -63,6 +63,10 @@ class Facts:
     """By users' region that the manifest names and the fleet has: rules of the plan that leave demand there unserved."""
     placed_units: Mapping[tuple[str, str], float] = field(default_factory=dict)
     """By part and hardware: units of a replica by the plan in force, which a newer manifest does not change."""
+    sets_before: Mapping[DeploymentKey, Deployment] = field(default_factory=dict)
+    """In a revert: the replica sets as they were desired before the transition."""
+    served_before: Mapping[int, ServedGeneration] = field(default_factory=dict)
+    """In a revert: the generations as routers had them before the transition."""
 
     @property
     def model(self) -> str:
@@ -141,7 +145,10 @@ def key_of(model: str, slot: Slot) -> DeploymentKey:
 
 
 def wanted_deployments(facts: Facts, state: ModelState) -> tuple[Deployment, ...]:
-    """Build one deployment for each slot of the state: its replicas, and the snapshots that each of them holds."""
+    """Build one deployment for each slot of the state: its replicas, and the snapshots that each of them holds.
+
+    Engine, settings and units follow the manifest in force; in a revert those of before the transition are restored.
+    """
     return tuple(_deployment(facts, state, slot) for slot in state.slots)
 
 
@@ -175,8 +182,10 @@ def served_generations(facts: Facts, region: str, deployments: Iterable[Deployme
 def served_generation(facts: Facts, number: int) -> ServedGeneration:
     """Build the router's record of one generation. Those before the target keep the graph they were served with.
 
-    A split one has the graph of its layout, whatever the manifest has now.
+    So does every generation in a revert. A split one has the graph of its layout, whatever the manifest has now.
     """
+    if number in facts.served_before:
+        return facts.served_before[number]
     generation = facts.generations[number]
     if number != facts.target and generation.layout is None:
         for table in facts.tables.values():
@@ -327,9 +336,13 @@ def _main_generation(state: ModelState) -> int:
 def _deployment(facts: Facts, state: ModelState, slot: Slot) -> Deployment:
     key = key_of(facts.model, slot)
     stored = facts.deployments.get(key)
-    part, option = _spec_of(facts, state, slot)
     holds = _holds(facts, state, slot)
     replicas, own = state.replicas(slot), _own(state, slot)
+    swap = state.apart and facts.manifest.spec.rollout.refresh == "swap"
+    restored = facts.sets_before.get(key, stored) if facts.sets_before else None
+    if restored is not None:
+        return restored.model_copy(update={"replicas": replicas, "own": own, "holds": holds, "swap": swap})
+    part, option = _spec_of(facts, state, slot)
     if part is None or option is None:
         if stored is None:
             msg = f"the manifest of {facts.model!r} has no way to run {key}: neither the part nor the hardware is there"
@@ -346,7 +359,7 @@ def _deployment(facts: Facts, state: ModelState, slot: Slot) -> Deployment:
         settings=host_settings(part.settings) if part.engine in SERVING_ENGINES else part.settings,
         drain_seconds=_drain_seconds(facts, part),
         holds=holds,
-        swap=state.apart and facts.manifest.spec.rollout.refresh == "swap",
+        swap=swap,
         swap_wait_seconds=facts.manifest.spec.rollout.swap_wait_seconds,
     )
 

@@ -17,6 +17,7 @@ from activities.state.desired import Facts, shrinking_first, spared, wanted_depl
 from activities.state.drained_fleet import same
 from activities.state.failure_cause import note_first, worst_region
 from activities.state.observed import Failure, first_failure, missing_replicas, observe
+from activities.state.restored import state_before
 from activities.state.wave_state import ModelState
 from activities.transition.admission import AT_ONCE
 from activities.transition.draft import Draft
@@ -293,7 +294,7 @@ class TransitionActivities:
 
     def _saved(self, repository: Repository, stage: StageInput, draft: Draft) -> Draft:
         still_ours()
-        record = repository.save_transition(draft.record)
+        record = repository.save_transition(draft.record, before=state_before(repository, stage.model))
         if record.transition.refused is None:
             _mark_rolling_out(repository, stage)
             if draft.price:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from activities.state.desired import Facts, read_facts
 from activities.state.facts import generations_in
+from activities.state.restored import restoring
 from activities.state.wave_state import ModelState, Phase, brought_up, peak, state_at, state_back, state_undone, swaps
 from activities.transition.hot_swap import while_swapped
 from activities.transition.revert import unfreed
@@ -34,6 +35,9 @@ class Reaching:
         planned = {item.region: item.qps for item in record.transition.demand}
         named = generations_in(record.transition)
         facts = replace(read_facts(repository, wave.model, wave.generation, named=named), planned_demand=planned)
+        before = repository.state_before(wave.transition_id) if wave.back else None
+        if before is not None:
+            facts = restoring(facts, before)
         return cls(wave, record, facts, _state(record.transition, wave, phase))
 
     @property

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
+from ipnext.model.deployment import Deployment, ServedGeneration
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.freeze import FreezeManifest
 from ipnext.model.manifest import ModelManifest, ModelSpec
@@ -271,6 +272,14 @@ class TransitionRecord(Value):
     def is_open(self) -> bool:
         """True while it may still move traffic or replicas."""
         return self.state in {TransitionState.PLANNED, TransitionState.RUNNING}
+
+
+class StateBefore(Value):
+    """Desired state of a model when a transition of it was planned: a revert restores it."""
+
+    deployments: tuple[Deployment, ...] = ()
+    served: tuple[ServedGeneration, ...] = ()
+    """Generations as the route tables had them."""
 
 
 class Moving(NamedTuple):

@@ -413,6 +413,8 @@ class TransitionRow(Row, table=True):
     fence: int = _number(default=0)
     revision: int = _number(default=0)
     rests: bool = False
+    before: str | None = _text(default=None)
+    """Replica sets and served generations when it was planned, until its change ends."""
 
 
 class PauseRow(Row, table=True):

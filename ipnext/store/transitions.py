@@ -13,7 +13,7 @@ from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.rollout import Transition, TransitionState
 from ipnext.model.status import Reason
 from ipnext.model.wire import decode_frozen
-from ipnext.store.records import Moving, TransitionRecord
+from ipnext.store.records import Moving, StateBefore, TransitionRecord
 from ipnext.store.tables import (
     FAILED,
     METADATA,
@@ -38,7 +38,10 @@ PLACEMENTS = METADATA.tables[PlacementRow.__tablename__]
 MODELS = METADATA.tables[ModelRow.__tablename__]
 TRANSITIONS = METADATA.tables[TransitionRow.__tablename__]
 
-_ONE = sa_select(TRANSITIONS).where(TRANSITIONS.c.id == bindparam("id"))
+_ONE = sa_select(*(column for column in TRANSITIONS.c if column.name != "before")).where(
+    TRANSITIONS.c.id == bindparam("id")
+)
+_BEFORE = sa_select(TRANSITIONS.c.before).where(TRANSITIONS.c.id == bindparam("id"))
 _ONE_IS = sa_update(TRANSITIONS).where(TRANSITIONS.c.id == bindparam("of_id"))
 _NEW = insert(TRANSITIONS)
 
@@ -147,18 +150,27 @@ _UNREPAIRED = (
 class Transitions(Unit):
     """Transitions of one model each."""
 
-    def save_transition(self, record: TransitionRecord) -> TransitionRecord:
-        """Store a transition; the same id again replaces it unless it has begun. Returns the stored one. Raises NotFound."""
+    def save_transition(self, record: TransitionRecord, *, before: StateBefore | None = None) -> TransitionRecord:
+        """Store a transition; the same id again replaces it unless it has begun. Returns the stored one. Raises NotFound.
+
+        `before` is kept until the transition is closed.
+        """
         self._writing(record.model)
         self._check_known(record.model)
         known = self.find_transition(record.id)
+        told = _transition_columns(record) | {"before": None if before is None else document(before)}
         if known is None:
-            self._write(_NEW, id=record.id, created_at=record.created_at, **_transition_columns(record))
+            self._write(_NEW, id=record.id, created_at=record.created_at, **told)
             return record
         if known.state is not TransitionState.PLANNED or known.waves_done:
             return known
-        self._write(_ONE_IS, of_id=record.id, **_transition_columns(record))
+        self._write(_ONE_IS, of_id=record.id, **told)
         return record.model_copy(update={"created_at": known.created_at})
+
+    def state_before(self, transition_id: str) -> StateBefore | None:
+        """Return the desired state when a transition was planned; None if none is kept."""
+        found = self._run(_BEFORE, id=transition_id).scalar()
+        return None if found is None else decode_frozen(StateBefore, found)
 
     def transition(self, transition_id: str) -> TransitionRecord:
         """Return one transition. Raises NotFound."""
@@ -287,13 +299,15 @@ class Transitions(Unit):
         return known.model_copy(update={"fence": fence + 1})
 
     def close_transition(self, transition_id: str, *, done: bool, message: str = "") -> None:
-        """End an open transition; an ended or missing one is ignored."""
+        """End an open transition, and forget the state before it. An ended one keeps its result; a missing one is ignored."""
         known = self.find_transition(transition_id)
-        if known is None or not known.is_open:
+        if known is None:
             return
         self._writing(known.model)
-        state = TransitionState.DONE if done else TransitionState.ROLLED_BACK
-        self._write(_ONE_IS, of_id=transition_id, state=state, message=message)
+        said: dict[str, Any] = {"before": None}
+        if known.is_open:
+            said |= {"state": TransitionState.DONE if done else TransitionState.ROLLED_BACK, "message": message}
+        self._write(_ONE_IS, of_id=transition_id, **said)
 
     def advance_transition(
         self,

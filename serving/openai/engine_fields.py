@@ -26,7 +26,9 @@ def check_fields(body: Mapping[str, Any]) -> None:
     """Raise InvalidInput if the request has fields that only the platform sends to engines."""
     for field in REFUSED_FIELDS:
         if body.get(field) is not None:
-            msg = f"{field}: only the platform sends it to an engine; leave it out (refused: {', '.join(REFUSED_FIELDS)})"
+            msg = (
+                f"{field}: only the platform sends it to an engine; leave it out (refused: {', '.join(REFUSED_FIELDS)})"
+            )
             raise InvalidInput(msg, field=field, value=body[field])
 
 

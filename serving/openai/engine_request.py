@@ -19,6 +19,7 @@ from serving.protocol.json_size import parsed_bytes
 from serving.routing.lost_requests import Record
 from serving.routing.table import GenerationRoute, Routes
 
+
 @dataclass(slots=True)
 class EngineRequest:
     """A request to an engine that has no answer yet."""

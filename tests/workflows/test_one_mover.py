@@ -42,13 +42,13 @@ def meetings(monkeypatch):
     """(new transition, open one) of the same model, as the new one is written down."""
     found, save = [], Transitions.save_transition
 
-    def noted(self, record):
+    def noted(self, record, **more):
         if record.state in OPEN:
             others = [
                 other for other in self.transitions(record.model) if other.id != record.id and other.state in OPEN
             ]
             found.extend((record.id, other.id) for other in others)
-        return save(self, record)
+        return save(self, record, **more)
 
     monkeypatch.setattr(Transitions, "save_transition", noted)
     return found

@@ -144,13 +144,27 @@ def planned_state(house):
     }
 
 
+def running_state(house):
+    """What replica sets and gateways are wanted to hold."""
+    with house.store.read() as unit:
+        serving = unit.model("ranker").serving_generation
+        sets = {
+            str(d.key): (d.replicas, d.engine, d.units, d.qps, d.memory_bytes, d.settings, serving in d.generations)
+            for d in unit.deployments("ranker")
+        }
+        tables = unit.routes("ranker")
+        graphs = {t.region: [s.graph for s in t.served if s.generation == serving] for t in tables}
+    return {"sets": sets, "shares": house.shares("ranker"), "graphs": graphs}
+
+
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("begin", CHANGES)
 def test_after_every_end_but_done_the_model_is_planned_as_before(house, kit, carried, begin, end):
-    before = planned_state(house)
+    before, running = planned_state(house), running_state(house)
     change, generation = begin(carried, kit)
     end(carried, change, generation)
     assert planned_state(house) == before
+    assert running_state(house) == running
     assert carried.replan().total == 0
 
 

@@ -6,9 +6,18 @@ import pytest
 
 from ipnext.errors import FenceLost, Unavailable
 from ipnext.model.controls import ControlAsked
+from ipnext.model.deployment import ServedGeneration
 from ipnext.model.lifecycle import ChangeKind, ChangeState
+from ipnext.model.registry import PartGraph
 from ipnext.model.rollout import FleetState, Transition, TransitionState, Wave
-from ipnext.store.records import TransitionRecord
+from ipnext.store.records import StateBefore, TransitionRecord
+
+GRAPH = PartGraph.model_validate(
+    {
+        "nodes": [{"name": "dense", "part": "dense", "inputs": {"x": "request.x"}}],
+        "outputs": {"score": "dense.score"},
+    }
+)
 
 
 def planned(change_id: str, **more: object) -> TransitionRecord:
@@ -87,6 +96,17 @@ def test_closing_ends_what_is_open_and_nothing_else(two):
         found = repository.transition("c1")
         assert (found.state, found.message, found.is_open) == (TransitionState.ROLLED_BACK, "why", False)
         assert repository.find_transition("c2") is None
+
+
+@pytest.mark.parametrize("state", [TransitionState.RUNNING, TransitionState.DONE, TransitionState.ROLLED_BACK])
+def test_the_state_before_a_transition_is_kept_until_it_is_closed(two, state):
+    with two.begin("ctr") as repository:
+        before = StateBefore(served=(ServedGeneration(generation=1, graph=GRAPH, snapshots={"dense": 1}),))
+        repository.save_transition(planned("c2"), before=before)
+        repository.advance_transition("c2", state=state)
+        assert (repository.state_before("c2"), repository.state_before("c1")) == (before, None)
+        repository.close_transition("c2", done=False)
+        assert repository.state_before("c2") is None
 
 
 def test_open_changes_are_those_that_the_engine_has_taken(two):

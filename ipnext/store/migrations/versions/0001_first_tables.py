@@ -524,6 +524,7 @@ def upgrade() -> None:
         sa.Column("fence", columns.WholeNumber(), nullable=False),
         sa.Column("revision", columns.WholeNumber(), nullable=False),
         sa.Column("rests", sa.Boolean(), nullable=False),
+        sa.Column("before", columns.SafeText(), nullable=True),
         sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_transitions_models")),
         sa.PrimaryKeyConstraint("ordinal", name=op.f("pk_transitions")),
         sa.UniqueConstraint("id", name=op.f("uq_transitions_id")),
