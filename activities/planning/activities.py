@@ -173,7 +173,8 @@ def go_by(repository: Repository, stage: StageInput, seen: ModelRecord, placed: 
     if (now.validated, now.accepted) != (seen.validated, seen.accepted):
         msg = f"another revision of the manifest of {stage.model!r} was accepted; plan it again"
         raise StaleWrite(msg)
-    repository.keep_former(stage.model, change_id=stage.change_id, wishes=placed.wishes if placed else None)
+    wishes = placed.wishes if placed else None
+    repository.keep_former(stage.model, change_id=stage.change_id, generation=stage.generation, wishes=wishes)
     if stage.kind in ROLLS_OUT:
         repository.put_in_force(stage.model)
 

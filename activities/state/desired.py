@@ -63,6 +63,8 @@ class Facts:
     """By users' region that the manifest names and the fleet has: rules of the plan that leave demand there unserved."""
     placed_units: Mapping[tuple[str, str], float] = field(default_factory=dict)
     """By part and hardware: units of a replica by the plan in force, which a newer manifest does not change."""
+    rolled_out: int | None = None
+    """The generation that an open change brings with its manifest: it is served by that one's graph."""
     sets_before: Mapping[DeploymentKey, Deployment] = field(default_factory=dict)
     """In a revert: the replica sets as they were desired before the transition."""
     served_before: Mapping[int, ServedGeneration] = field(default_factory=dict)
@@ -107,6 +109,7 @@ def read_facts(repository: Repository, model: str, target: int, *, named: Iterab
         rtt_ms=round_trips(repository) if lost else {},
         unmet_rules=unmet_rules(repository, record.in_force),
         placed_units=_placed_units(repository.placement(model)),
+        rolled_out=record.former.generation if record.former else None,
     )
 
 
@@ -180,9 +183,9 @@ def served_generations(facts: Facts, region: str, deployments: Iterable[Deployme
 
 
 def served_generation(facts: Facts, number: int) -> ServedGeneration:
-    """Build the router's record of one generation. Those before the target keep the graph they were served with.
+    """Build the router's record of one generation. Each keeps the graph it was served with.
 
-    So does every generation in a revert. A split one has the graph of its layout, whatever the manifest has now.
+    Only the target of a rollout that brings a manifest is served by that one's graph, except in a revert.
     """
     if number in facts.served_before:
         return facts.served_before[number]
@@ -193,7 +196,7 @@ def served_generation(facts: Facts, number: int) -> ServedGeneration:
                 if served.generation == number:
                     return served
     spec = facts.manifest.spec
-    graph = generation.layout.graph if generation.layout else spec.wiring or _graph_of_one(facts, generation)
+    graph = _graph_of(facts, generation)
     held = {piece: facts.snapshots.get((piece, snapshot)) for piece, snapshot in generation.answering.items()}
     return ServedGeneration(
         generation=number,
@@ -208,6 +211,15 @@ def served_generation(facts: Facts, number: int) -> ServedGeneration:
         adapters=_adapters(facts, generation),
         inputs=_inputs(spec.parts, graph, held),
     )
+
+
+def _graph_of(facts: Facts, generation: Generation) -> PartGraph:
+    """Return the graph of a generation: of its layout, of the manifest that is rolled out with it, or the one it served by."""
+    if generation.layout is not None:
+        return generation.layout.graph
+    if generation.graph is not None and generation.number != facts.rolled_out:
+        return generation.graph
+    return facts.manifest.spec.wiring or _graph_of_one(facts, generation)
 
 
 def _adapters(facts: Facts, generation: Generation) -> dict[str, ServedAdapter]:

@@ -35,6 +35,9 @@ class Reaching:
         planned = {item.region: item.qps for item in record.transition.demand}
         named = generations_in(record.transition)
         facts = replace(read_facts(repository, wave.model, wave.generation, named=named), planned_demand=planned)
+        former = repository.model(wave.model).former
+        if former is not None and former.change_id != record.change_id:
+            facts = replace(facts, rolled_out=None)
         before = repository.state_before(wave.transition_id) if wave.back else None
         if before is not None:
             facts = restoring(facts, before)

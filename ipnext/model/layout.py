@@ -7,15 +7,20 @@ from ipnext.model.split import options_of
 
 
 def laid_out(manifest: ModelManifest, generation: Generation | None) -> ModelManifest:
-    """Return the manifest with the parts of a generation's layout in place of the part that is cut.
+    """Return the manifest with the parts of a generation: those of its layout in place of the part that is cut.
 
-    For callers that need parts and their hardware; the graph is the layout's, not the manifest's.
+    Parts of a newer manifest that the generation lacks are left out. For callers that need parts and their hardware; the graph is the layout's, not the manifest's.
     """
-    layout = generation.layout if generation is not None else None
-    if layout is None:
+    if generation is None:
         return manifest
-    spec = manifest.spec
-    return manifest.model_copy(update={"spec": spec.model_copy(update={"parts": parts_of(spec, layout)})})
+    spec, layout = manifest.spec, generation.layout
+    if layout is None:
+        parts = tuple(part for part in spec.parts if part.adapter_of is not None or part.name in generation.parts)
+        if not parts or len(parts) == len(spec.parts):
+            return manifest
+    else:
+        parts = parts_of(spec, layout)
+    return manifest.model_copy(update={"spec": spec.model_copy(update={"parts": parts})})
 
 
 def parts_of(spec: ModelSpec, layout: Layout) -> tuple[PartSpec, ...]:

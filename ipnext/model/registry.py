@@ -348,6 +348,8 @@ class Generation(Value):
     """Part name -> snapshot number, as published."""
     layout: Layout | None = None
     """How it is cut, where the manifest has it split."""
+    graph: PartGraph | None = None
+    """The graph by which it served last, if a manifest gave it one; a cut generation has that of its layout."""
     adapters: Mapping[str, str] = Field(default_factory=dict)
     """Part that is an adapter -> the part whose engines load it."""
     state: GenerationState = GenerationState.PENDING

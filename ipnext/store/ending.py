@@ -186,10 +186,23 @@ def _write_success(repository: Repository, change: Change, record: RecordInput) 
         repository.set_generation_state(model, record.generation, GenerationState.SERVING)
         repository.update_model(model, serving_generation=record.generation)
         known = repository.model(model)
+        if change.kind in ROLLS_OUT:
+            _keep_graph(repository, known, record.generation)
         revision = known.accepted.revision if known.accepted else record.revision
         if revision:
             repository.update_model(model, observed_generation=revision)
     _cool_down(repository, model)
+
+
+def _keep_graph(repository: Repository, known: ModelRecord, number: int) -> None:
+    """Keep the graph with the generation that serves by it now: a later manifest may have another one."""
+    graph, generation = known.in_force.spec.wiring, repository.generation(known.name, number)
+    if (
+        generation.layout is None
+        and graph is not None
+        and {node.part for node in graph.nodes} <= set(generation.snapshots)
+    ):
+        repository.set_graph(known.name, number, graph)
 
 
 def _write_failure(repository: Repository, change: Change, record: RecordInput) -> None:

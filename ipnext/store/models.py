@@ -245,18 +245,18 @@ class Models(Unit):
         if record.validated is not None and record.validated != record.accepted:
             self._judge(name, accepted=record.validated)
 
-    def keep_former(self, name: str, *, change_id: str, wishes: ModelProblem | None) -> None:
-        """Keep what the model goes by before a change is planned; `wishes` are those that it is placed by.
+    def keep_former(self, name: str, *, change_id: str, generation: int, wishes: ModelProblem | None) -> None:
+        """Keep what the model goes by before a change to a generation is planned; `wishes` are those that it is placed by.
 
         The same change again changes nothing. If another open change was planned before, what that one found is kept.
         """
         record = self.model(name)
         known = record.former
         if known is None:
-            known = FormerBasis(change_id=change_id, accepted=record.accepted, wishes=wishes)
+            known = FormerBasis(change_id=change_id, generation=generation, accepted=record.accepted, wishes=wishes)
         elif known.change_id == change_id:
             return
-        self._judge(name, former=known.model_copy(update={"change_id": change_id}))
+        self._judge(name, former=known.model_copy(update={"change_id": change_id, "generation": generation}))
 
     def end_force(self, name: str, *, change_id: str, done: bool) -> None:
         """End what a change put in force: from now on it is in force for good (`done`), or what it found is in force again."""

@@ -39,6 +39,8 @@ class FormerBasis(Value):
     """What a model went by before an open change was planned. The end of that change without success restores it."""
 
     change_id: str
+    generation: int = 0
+    """The generation that the change leads to."""
     accepted: JudgedSpec | None = None
     """The revision that was in force; None if there was none yet."""
     wishes: ModelProblem | None = None

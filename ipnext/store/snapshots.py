@@ -10,7 +10,15 @@ from sqlmodel import col, func, select, tuple_
 
 from ipnext.errors import Conflict, NotFound
 from ipnext.model.lifecycle import ValidationReport
-from ipnext.model.registry import Generation, GenerationState, Layout, Snapshot, SnapshotManifest, SnapshotSource
+from ipnext.model.registry import (
+    Generation,
+    GenerationState,
+    Layout,
+    PartGraph,
+    Snapshot,
+    SnapshotManifest,
+    SnapshotSource,
+)
 from ipnext.model.wire import decode, decode_frozen
 from ipnext.store.tables import METADATA, GenerationRow, ModelRow, ReportRow, SnapshotRow
 from ipnext.store.unit import MODELS, Unit, batches, bytes_of, document, known, plain
@@ -191,6 +199,13 @@ class Snapshots(Unit):
         self._add(row)
         return _generation(row)
 
+    def set_graph(self, model: str, number: int, graph: PartGraph | None) -> None:
+        """Store the graph by which a generation serves. Raises NotFound."""
+        self._writing(model)
+        if self.generation(model, number).graph != graph:
+            text = None if graph is None else document(graph)
+            self._write(_ONE_IS, of_model=model, of_number=number, graph=text)
+
     def add_segment(self, model: str, segment: str, source: SnapshotSource) -> Snapshot:
         """Store a snapshot of a segment of a cut model; the same content of the same segment is stored once."""
         self._writing_model(model)
@@ -325,6 +340,7 @@ def _generation(row: Any, *, cut: bool = True) -> Generation:
         number=row.number,
         snapshots=plain(row.snapshots),
         layout=None if not cut or row.layout is None else decode_frozen(Layout, row.layout),
+        graph=None if row.graph is None else decode_frozen(PartGraph, row.graph),
         adapters={} if row.adapters is None else plain(row.adapters),
         state=GenerationState(row.state),
         reason=row.reason,

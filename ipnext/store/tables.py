@@ -193,6 +193,8 @@ class GenerationRow(Row, table=True):
     snapshots: str = _text()
     layout: str | None = _packed(default=None)
     """NULL if the generation is not cut."""
+    graph: str | None = _packed(default=None)
+    """The graph by which it served last; NULL before it served, and if no manifest gave it one."""
     adapters: str | None = _text(default=None)
     """JSON; NULL if it has none."""
     state: str = _text()

@@ -26,6 +26,7 @@ from ipnext.model.lifecycle import (
     WaveInput,
 )
 from ipnext.model.status import Reason
+from ipnext.store.ending import ROLLS_OUT
 
 LOOKS = 12
 """Attempts at one step of a wave."""
@@ -52,9 +53,10 @@ class CarriedOut:
         )
 
     def placed(self, change: Change, generation: int) -> Planned:
-        """Validate the change and place the model."""
+        """Validate a rollout, and place the model."""
         stage = self.stage(change, generation)
-        assert self.env.run(self.validation.validate_generation, stage).refused is None
+        if change.kind in ROLLS_OUT:
+            assert self.env.run(self.validation.validate_generation, stage).refused is None
         planned: Planned = self.env.run(self.planning.place_model, stage)
         return planned
 
@@ -112,7 +114,7 @@ class CarriedOut:
         self.env.run(self.deployment.finish_change, record)
 
     def carry_out(self, change: Change, generation: int) -> None:
-        """Carry a rollout out to its end."""
+        """Carry a rollout or a rollback out to its end."""
         assert self.placed(change, generation).feasible
         self.move(change, generation)
 

@@ -221,6 +221,25 @@ def test_a_generation_leaves_a_drained_region_after_a_rollout_that_added_a_part_
         assert {found.key.region for found in unit.deployments("ranker")} == {"eu-west"}
 
 
+def test_a_rollback_past_a_part_that_was_added_serves_by_the_graph_from_before(house, kit, carried):
+    before = running_state(house)
+    change, generation = publish_with_another_part(carried, kit)
+    carried.carry_out(change, generation)
+    assert house.shares("ranker") == {"us-east": {2: 1.0}}
+    carried.carry_out(house.ask("ranker", ChangeKind.ROLLBACK, "back", generation=1), 1)
+    found = running_state(house)
+    assert (found["shares"], found["graphs"]) == (before["shares"], before["graphs"])
+    assert found["sets"].keys() == before["sets"].keys()
+    house.apply_fleet(two_regions(0, 40))
+    assert carried.replan().total == 1
+    with house.store.read() as unit:
+        plan_id = unit.placement("ranker").plan_id
+    carried.move(house.ask("ranker", ChangeKind.MOVE, f"{plan_id}.ranker", plan_id=plan_id), 1)
+    assert {region for region, shares in house.shares("ranker").items() if shares} == {"us-east", "eu-west"}
+    with house.store.read() as unit:
+        assert {found.key.region for found in unit.deployments("ranker")} == {"eu-west"}
+
+
 def drop(house):
     """Adopt a plan that has nothing of the model, and record the move to it."""
     with house.store.begin() as unit:

@@ -436,6 +436,7 @@ def upgrade() -> None:
         sa.Column("number", columns.WholeNumber(), autoincrement=False, nullable=False),
         sa.Column("snapshots", columns.SafeText(), nullable=False),
         sa.Column("layout", columns.PackedText(), nullable=True),
+        sa.Column("graph", columns.PackedText(), nullable=True),
         sa.Column("adapters", columns.SafeText(), nullable=True),
         sa.Column("state", columns.SafeText(), nullable=False),
         sa.Column("reason", columns.SafeText(), nullable=True),
