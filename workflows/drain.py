@@ -7,13 +7,14 @@ or restored; the next request starts it again.
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
+from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
     from ipnext.model.drain import DrainInput, DrainSeen, DrainState, status_of
     from workflows import policies
-    from workflows.errors import end_if_told
-    from workflows.policies import perform
+    from workflows.errors import end_if_told, explained
+    from workflows.policies import Step, perform
 
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
 
@@ -47,11 +48,12 @@ class DrainWorkflow:
         """Follow the requests until nothing is left to do. Continues as new if it takes long."""
         while True:
             self._news = False
-            self._show(await perform(policies.LOOK_AT_DRAIN, input, f"look at {input.region}"))
-            await self._do_next(input)
-            if self._seen.state in ENDED and not self._news:
+            known = await self._try(policies.LOOK_AT_DRAIN, input, f"look at {input.region}")
+            if known:
+                await self._do_next(input)
+            if known and self._seen.state in ENDED and not self._news:
                 return self._seen
-            if self._seen.state not in ENDED:
+            if not known or self._seen.state not in ENDED:
                 await self._wait()
             if workflow.info().is_continue_as_new_suggested():
                 workflow.continue_as_new(input)
@@ -60,11 +62,24 @@ class DrainWorkflow:
         """Run the one step that the state requires, if any."""
         seen = self._seen
         if seen.state is DrainState.RETURNING:
-            self._show(await perform(policies.RETURN_REGION, asked, f"bring {asked.region} back"))
+            await self._try(policies.RETURN_REGION, asked, f"bring {asked.region} back")
         elif seen.disaster and (seen.state in ASKED or (seen.state is DrainState.DRAINING and seen.misrouted)):
-            self._show(await perform(policies.ROUTE_AROUND, asked, f"send the traffic around {asked.region}"))
+            await self._try(policies.ROUTE_AROUND, asked, f"send the traffic around {asked.region}")
         elif seen.state in ASKED:
-            self._show(await perform(policies.CHECK_DRAIN, asked, f"can the others carry {asked.region}?"))
+            await self._try(policies.CHECK_DRAIN, asked, f"can the others carry {asked.region}?")
+
+    async def _try(self, step: Step[DrainSeen], asked: DrainInput, summary: str) -> bool:
+        """Perform a step. False if it failed: the state in the store counts, so the next look tries it again."""
+        try:
+            self._show(await perform(step, asked, summary))
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
+            why = explained(error).message
+            workflow.logger.warning("%s failed and is tried again: %s", step.name, why)
+            self._show(self._seen.model_copy(update={"message": f"{step.name} failed and is tried again: {why}"}))
+            return False
+        return True
 
     async def _wait(self) -> None:
         """Wait for a request, or until the next check is due: soon at first, seldom later."""

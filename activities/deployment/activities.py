@@ -1,6 +1,6 @@
 """The end of a change: serving generation, conditions and plan; and the retirement of a model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from temporalio import activity
@@ -10,6 +10,7 @@ from activities.planning.adoption import settle
 from activities.planning.drift import record_repair
 from activities.runtime.deadline import beat
 from activities.runtime.fence import fenced, still_ours
+from activities.runtime.single_calls import OF_ONE, describe, name_failed
 from activities.state.drained_fleet import Drained, same
 from ipnext.errors import Conflict, IPnextError, RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
@@ -95,7 +96,7 @@ class DeploymentActivities:
 
     @activity.defn(name="withdraw_model", no_thread_cancel_exception=True)
     def withdraw_model(self, stage: StageInput) -> Done:
-        """Remove a model from every gateway. Raises Unavailable if one is unreachable: the others are done by then.
+        """Remove a model from every gateway. Raises Unavailable, naming the regions, if any fails: the others are done by then.
 
         Also if a region was lost or restored meanwhile: a restored one received the model's state from the store.
         """
@@ -106,12 +107,12 @@ class DeploymentActivities:
 
     def _withdraw(self, stage: StageInput) -> Done:
         regions, lost = self._regions(stage.model), self._lost()
-        silent = [
-            region
-            for region in regions
-            if region not in lost and not self._tried(self._infrastructure.unroute, stage.model, region)
-        ]
-        _raise_silent(silent)
+        failed = dict[str, Exception]()
+        for region in regions:
+            error = None if region in lost else self._tried(self._infrastructure.unroute, stage.model, region)
+            if error is not None:
+                failed[region] = error
+        _raise_failed(failed)
         with self._store.begin(stage.model) as repository:
             still_ours(repository)
             same(repository, lost)  # a restored one was made to answer
@@ -120,25 +121,29 @@ class DeploymentActivities:
 
     @activity.defn(name="release_model", no_thread_cancel_exception=True)
     def release_model(self, stage: StageInput) -> Done:
-        """Drain and end every replica set of a model. Raises Unavailable if a region is unreachable, or was lost or restored meanwhile."""
+        """Drain and end every replica set of a model.
+
+        Raises Unavailable, naming the regions, if any fails, or was lost or restored meanwhile: the others are done by then.
+        """
         with fenced(self._store, stage.change_id):
             return self._release(stage)
 
     def _release(self, stage: StageInput) -> Done:
         with self._store.read() as repository:
             deployments = repository.deployments(stage.model)
-        silent, lost = [], self._lost()
+        failed, lost = dict[str, Exception](), self._lost()
         for deployment in deployments:
             beat(f"ending {deployment.key}")
-            gone = deployment.key.region in lost or self._tried(self._infrastructure.delete, deployment.key)
-            if not gone:
-                silent.append(deployment.key.region)
+            region = deployment.key.region
+            error = None if region in lost else self._tried(self._infrastructure.delete, deployment.key)
+            if error is not None:
+                failed[region] = error
                 continue
             with self._store.begin(stage.model) as repository:
                 still_ours(repository)
                 same(repository, lost)
                 repository.delete_deployment(deployment.key)
-        _raise_silent(silent)
+        _raise_failed(failed)
         return Done(note=f"{len(deployments)} replica sets ended")
 
     def _lost(self) -> frozenset[str]:
@@ -150,13 +155,14 @@ class DeploymentActivities:
         with self._store.read() as repository:
             return tuple(table.region for table in repository.routes(model))
 
-    def _tried(self, call: Callable[..., None], *arguments: object) -> bool:
+    def _tried(self, call: Callable[..., None], *arguments: object) -> Exception | None:
+        """Call a region; return its error, if any."""
         still_ours()
         try:
             call(*arguments)
-        except Unavailable:
-            return False
-        return True
+        except OF_ONE as error:
+            return error
+        return None
 
 
 def _followed(record: RecordInput, again: Change) -> RecordInput:
@@ -170,7 +176,10 @@ def _follows_what_runs(kind: ChangeKind, ended: ChangeState) -> bool:
     return kind is ChangeKind.RETIRE or (ended is not ChangeState.DONE and kind is not ChangeKind.REPAIR)
 
 
-def _raise_silent(regions: Sequence[str]) -> None:
-    if regions:
-        msg = f"region {regions[0]!r} can't be reached; trying again until it can"
-        raise RegionUnreachable(msg)
+def _raise_failed(failed: Mapping[str, Exception]) -> None:
+    if not failed:
+        return
+    silent = all(isinstance(error, RegionUnreachable) for error in failed.values())
+    told = name_failed({f"region {region!r}": describe(error) for region, error in failed.items()})
+    msg = f"{told}; trying again"
+    raise RegionUnreachable(msg) if silent else Unavailable(msg)

@@ -6,6 +6,7 @@ and their progress; a turn reads outside the writing units, and each change is r
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -15,8 +16,10 @@ from temporalio import activity
 from activities.planning.move_order import Cell, Move, fits
 from activities.planning.problem import running
 from activities.runtime.deadline import beat
+from activities.runtime.single_calls import OF_ONE, describe
 from activities.state.drained_fleet import Drained, repairs_loss, without_drained
 from ipnext import names
+from ipnext.errors import Unavailable
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
 from ipnext.model.moving import NAMED, MoveTrouble, MoveTurn, MoveTurnResult, PlannedMove, ReplanProgress
 from ipnext.model.plan import CurrentState
@@ -53,7 +56,6 @@ class _Look:
     moved: frozenset[int]
     failed: Mapping[int, str]
     chosen: Sequence[tuple[PlannedMove, Placement]]
-    gone: frozenset[int]
     paused: str
     repair_waits: bool
 
@@ -75,23 +77,38 @@ class MoverActivities:
 
         A model whose supply others still occupy is skipped, unless no move in progress could free it: then its
         transition reports the missing supply. While moves are paused none is started, unless the replan repairs the
-        loss of a region.
+        loss of a region. A model that can't be read, or whose move can't be recorded, has failed, and stops no other.
         """
         with self._store.read() as repository:
             look = _look(repository, turn)
-        changes = {move.position: self._recorded(placed) for move, placed in look.chosen}
-        progress = self._written(turn, look, changes)
+        changes, failed = self._record_all(look.chosen)
+        progress = self._written(turn, look, changes, {**look.failed, **failed})
         self._submit_all([change for change in changes.values() if change.state is ChangeState.RECORDED])
         return MoveTurnResult(progress=progress, repair_waits=look.repair_waits)
+
+    def _record_all(
+        self, chosen: Sequence[tuple[PlannedMove, Placement]]
+    ) -> tuple[Mapping[int, Change], Mapping[int, str]]:
+        """Record the moves; return their changes and their errors, by position. Raises Unavailable."""
+        changes, failed = dict[int, Change](), dict[int, str]()
+        for move, placed in chosen:
+            try:
+                changes[move.position] = self._recorded(placed)
+            except Unavailable:
+                raise
+            except OF_ONE as error:
+                failed[move.position] = f"its move can't be recorded: {describe(error)}"
+        return changes, failed
 
     def _recorded(self, placed: Placement) -> Change:
         change_id = names.move_id(placed.plan_id, placed.model)
         with self._store.begin(placed.model) as repository:
             return repository.add_change(placed.model, ChangeKind.MOVE, change_id=change_id, plan_id=placed.plan_id)
 
-    def _written(self, turn: MoveTurn, look: _Look, changes: Mapping[int, Change]) -> ReplanProgress:
+    def _written(
+        self, turn: MoveTurn, look: _Look, changes: Mapping[int, Change], failed: Mapping[int, str]
+    ) -> ReplanProgress:
         """Record the changes of the turn, if there are any; return the progress afterwards."""
-        failed = {**look.failed, **dict.fromkeys(look.gone, GONE)}
         if not (changes or look.moved or failed):
             with self._store.read() as repository:
                 progress = _progress(repository, turn, look)
@@ -107,9 +124,15 @@ class MoverActivities:
         return progress
 
     def _submit_all(self, changes: Sequence[Change]) -> None:
+        """Submit changes. One that fails is recorded, so that it is submitted again (`ipnext.api.outbox`)."""
         beat(f"asking {len(changes)} models to move")
+
+        def one(change: Change) -> None:
+            with suppress(*OF_ONE):
+                self._submit(change)
+
         with ThreadPoolExecutor(SUBMITS, thread_name_prefix="ask-to-move") as pool:
-            list(pool.map(self._submit, changes))
+            list(pool.map(one, changes))
 
 
 def _look(repository: Repository, turn: MoveTurn) -> _Look:
@@ -129,14 +152,13 @@ def _look(repository: Repository, turn: MoveTurn) -> _Look:
     busy = [move for move in left if move.model not in held]
     paused = _paused(repository, turn.plan_id)
     room = max(0, turn.window - _taking(busy, turn.patience_seconds)) if turn.asking and not paused else 0
-    chosen, gone = _candidates(repository, turn.plan_id, room, busy=bool(busy))
+    chosen, unplaced = _candidates(repository, turn.plan_id, room, busy=bool(busy))
     return _Look(
         moving=left,
         held={move.model: held[move.model] for move in left if move.model in held},
         moved=frozenset(moved),
-        failed=failed,
+        failed={**failed, **unplaced},
         chosen=chosen,
-        gone=gone,
         paused=paused,
         repair_waits=_repair_waits(repository),
     )
@@ -152,20 +174,26 @@ def _under_way(repository: Repository, plan_id: str) -> list[PlannedMove]:
 
 def _candidates(
     repository: Repository, plan_id: str, room: int, *, busy: bool
-) -> tuple[list[tuple[PlannedMove, Placement]], frozenset[int]]:
-    """Return the next models that fit, at most `room`; and those without a placement."""
+) -> tuple[list[tuple[PlannedMove, Placement]], Mapping[int, str]]:
+    """Return the next models that fit, at most `room`; and those without a readable placement, with the reason."""
     if not room:
-        return [], frozenset()
+        return [], {}
     waiting = repository.moves(plan_id, state="waiting", limit=CANDIDATES * room)
     free = _free(repository) if waiting else {}
-    fitting, passed, gone = list[tuple[PlannedMove, Placement]](), list[tuple[PlannedMove, Placement]](), set[int]()
+    fitting, passed = list[tuple[PlannedMove, Placement]](), list[tuple[PlannedMove, Placement]]()
+    unplaced = dict[int, str]()
     for move in waiting:
-        placed = repository.placement(move.model)
-        if placed is None:
-            gone.add(move.position)
-        elif len(fitting) < room:
-            (fitting if fits(_room_of(repository, placed), free) else passed).append((move, placed))
-    return fitting or ([] if busy else passed[:1]), frozenset(gone)
+        try:
+            placed = repository.placement(move.model)
+            if placed is None:
+                unplaced[move.position] = GONE
+            elif len(fitting) < room:
+                (fitting if fits(_room_of(repository, placed), free) else passed).append((move, placed))
+        except Unavailable:
+            raise
+        except OF_ONE as error:
+            unplaced[move.position] = f"it can't be read: {describe(error)}"
+    return fitting or ([] if busy else passed[:1]), unplaced
 
 
 def _taking(busy: Sequence[PlannedMove], patience_seconds: float) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from temporalio import activity
@@ -17,9 +18,10 @@ from activities.planning.replan_activities import Wake
 from activities.regions.failover import Surviving
 from activities.regions.recovery import Returning
 from activities.runtime.deadline import beat
+from activities.runtime.single_calls import OF_ONE, SingleCalls, describe, name_failed, read_each
 from activities.state.drained_fleet import leaves_loss
 from ipnext import names
-from ipnext.errors import IPnextError, Unavailable
+from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.drain import Drain, DrainInput, DrainSeen, DrainState, status_of
 from ipnext.model.lifecycle import Change, ReplanState
@@ -88,8 +90,8 @@ class DrainActivities:
                 )
                 repository.add_event(None, "Drain", f"region {drain.region} is declared lost: {result.message}")
                 drain = ask_replan(repository, drain)
-            elif result.tables:
-                repository.update_drain(drain.id, message=result.message)
+            elif message := result.message if result.tables else result.left:
+                repository.update_drain(drain.id, message=message)
         self._tell_replan(drain)
         self._submit_moves(drain)
         return self.look_at_drain(asked)
@@ -98,8 +100,8 @@ class DrainActivities:
     def return_region(self, asked: DrainInput) -> DrainSeen:
         """Apply the desired state to a region that was lost; then its supply counts again and a replan is requested.
 
-        Nothing moves before that plan. A region that does not answer stays out. What changes store meanwhile is applied
-        as well, before the region counts again or right after; a model whose call fails is left to the reconciler.
+        Nothing moves before that plan. A region that fails stays out, and is tried again. What changes store meanwhile is
+        applied as well, before the region counts again or right after; a model that fails is left to the reconciler.
         """
         with self._store.read() as repository:
             drain = repository.drain(asked.region)
@@ -110,36 +112,36 @@ class DrainActivities:
             try:
                 recovered = Returning(self._store, self._infrastructure, asked.region, beat=beat)
                 recovered.bring_up()
-            except Unavailable as error:
+            except OF_ONE as error:
                 return _seen(self._note_away(drain, error))
         drain = self._count_again(drain, recovered.failed if recovered else {})
         if drain.state is DrainState.RETURNED and recovered is not None:
-            found = frozenset(recovered.suspects)
-            self._repair_models(found)
-            with suppress(Unavailable):  # the reconciler goes on
+            repairs, found = SingleCalls(), frozenset(recovered.suspects)
+            self._repair_models(found, repairs)
+            with suppress(*OF_ONE):  # the reconciler goes on
                 recovered.catch_up()
-            self._repair_models(recovered.suspects - found)
+            self._repair_models(recovered.suspects - found, repairs)
+            drain = self._note_unrepaired(drain, repairs.failed)
         self._tell_replan(drain)
         return _seen(drain)
 
     def _submit_moves(self, drain: Drain) -> None:
         """Submit waiting moves away from lost regions again, once for each replan of the drain. One that fails waits on as before."""
         with self._store.read() as repository:
-            moves = [change for change in repository.open_moves() if leaves_loss(repository, change)]
+            moves = [change for change in repository.open_moves() if _leaves_loss(repository, change)]
         beat(f"{len(moves)} moves need not wait")
 
         def one(change: Change) -> None:
-            with suppress(IPnextError):
+            with suppress(*OF_ONE):
                 self._submit(change, drain.replan_id or drain.id)
 
         with ThreadPoolExecutor(SUBMITS, thread_name_prefix="move-at-once") as pool:
             list(pool.map(one, moves))
 
-    def _note_away(self, drain: Drain, error: Unavailable) -> Drain:
+    def _note_away(self, drain: Drain, error: Exception) -> Drain:
+        cause = Reason.REGION_UNREACHABLE if isinstance(error, Unavailable) else Reason.INTERNAL_ERROR
         with self._store.begin() as repository:
-            return repository.update_drain(
-                drain.id, cause=Reason.REGION_UNREACHABLE, message=f"asked back, but {error.message}"
-            )
+            return repository.update_drain(drain.id, cause=cause, message=f"asked back, but {describe(error)}")
 
     def _count_again(self, read: Drain, failed: Mapping[str, str]) -> Drain:
         """Record that the region is in service again, unless something else was requested meanwhile, and ask for a replan."""
@@ -154,12 +156,23 @@ class DrainActivities:
             repository.add_event(None, "Drain", f"region {drain.region} is back{told}")
             return ask_replan(repository, drain) if repository.plan_in_force_id() is not None else drain
 
-    def _repair_models(self, suspects: Collection[str]) -> None:
+    def _repair_models(self, suspects: Collection[str], calls: SingleCalls) -> None:
         """Record repairs of models that could not be repaired while the region was lost: their changes ended meanwhile."""
         for model in sorted(suspects):
             beat(f"{model} drifted")
-            with self._store.begin(model) as repository:
-                record_repair(repository, model)
+            calls.run(model, partial(self._repair, model))
+
+    def _repair(self, model: str) -> None:
+        with self._store.begin(model) as repository:
+            record_repair(repository, model)
+
+    def _note_unrepaired(self, drain: Drain, failed: Mapping[str, str]) -> Drain:
+        """Name the models whose repair could not be recorded: the reconciler records it."""
+        if not failed:
+            return drain
+        message = f"{drain.message}; not repaired yet: {name_failed(failed)}"
+        with self._store.begin() as repository:
+            return repository.update_drain(drain.id, message=message)
 
     def _write_advance(self, read: Drain, seen: DrainSeen) -> Drain:
         """Record the progress that was found. If the drain has changed since, it stays as it is: the next check continues from there.
@@ -210,12 +223,12 @@ def ask_replan(repository: Repository, drain: Drain) -> Drain:
 
 
 def left_of(repository: Repository, drain: Drain) -> DrainSeen:
-    """Count what still runs in the region, is planned there or is sent there."""
+    """Count what still runs in the region, is planned there or is sent there; demand that can't be read counts as 0."""
     models, replicas = repository.left_in(drain.region)
     shares = repository.shares_to(drain.region)
     sending = {model for model, _, _ in shares}
-    demands = repository.demands(sending)
-    qps = sum(fraction * demands[model].get(origin, 0.0) for model, origin, fraction in shares)
+    demands = dict(read_each(lambda some: tuple(repository.demands(some).items()), sorted(sending))[0])
+    qps = sum(fraction * demands.get(model, {}).get(origin, 0.0) for model, origin, fraction in shares)
     return DrainSeen(
         state=drain.state,
         disaster=drain.disaster,
@@ -253,6 +266,16 @@ def _due(repository: Repository, drain: Drain) -> bool:
     ended = repository.replan(drain.replan_id).finished_at
     pause = min(LAST_REPLAN_AGAIN, FIRST_REPLAN_AGAIN * 2 ** min(drain.replans - 1, 10))
     return ended is not None and datetime.now(UTC) - ended >= pause
+
+
+def _leaves_loss(repository: Repository, change: Change) -> bool:
+    """Like `leaves_loss`; False if the model can't be read: its move waits on as before."""
+    try:
+        return leaves_loss(repository, change)
+    except Unavailable:
+        raise
+    except OF_ONE:
+        return False
 
 
 def _left_out(failed: Mapping[str, str]) -> str:

@@ -5,12 +5,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
+from activities.runtime.single_calls import OF_ONE, describe, name_failed, read_each
 from activities.state.desired import Facts, sent_around, survivors
 from activities.state.failover_shares import Survivor
 from activities.state.observed import observe
 from activities.state.routed_models import read_routed
-from ipnext.errors import Unavailable
+from ipnext.errors import IPnextError, RegionUnreachable, StaleWrite, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment import DeploymentKey, RegionState, ReplicaPhase, RouteTable
 from ipnext.store.repository import Repository
@@ -32,6 +34,9 @@ A model that another unit writes at that moment is left out of it, and written i
 NAMED = 3
 """Models that a message names at most."""
 
+MANY = 8
+"""If this many tables of a region fail as unavailable and none of it succeeds, the region is not called any more."""
+
 
 @dataclass(frozen=True)
 class SentAround:
@@ -42,17 +47,27 @@ class SentAround:
     unreachable: tuple[str, ...]
     unanswered: tuple[str, ...]
     """Models that no remaining region can answer."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Model, or model and region of its table -> error. The next pass tries them again."""
 
     @property
     def message(self) -> str:
         """The result in words."""
-        told = f"traffic of {self.models} models was sent around it ({self.tables} route tables)"
+        done = f"traffic of {self.models} models was sent around it ({self.tables} route tables)"
+        return "; ".join(filter(None, (done, self.left)))
+
+    @property
+    def left(self) -> str:
+        """What is not done, in words; empty if nothing is."""
+        told = list[str]()
         if self.unanswered:
-            told += f"; no region left answers {', '.join(self.unanswered[:NAMED])}"
-            told += f" and {len(self.unanswered) - NAMED} more" if len(self.unanswered) > NAMED else ""
+            more = f" and {len(self.unanswered) - NAMED} more" if len(self.unanswered) > NAMED else ""
+            told.append(f"no region left answers {', '.join(self.unanswered[:NAMED])}{more}")
         if self.unreachable:
-            told += f"; gateways of {', '.join(self.unreachable)} do not answer and do not follow yet"
-        return told
+            told.append(f"gateways of {', '.join(self.unreachable)} do not answer and do not follow yet")
+        if self.failed:
+            told.append(f"not done, and tried again: {name_failed(self.failed)}")
+        return "; ".join(told)
 
 
 class Surviving:
@@ -63,12 +78,15 @@ class Surviving:
         self._infrastructure = infrastructure
 
     def send_around(self, region: str) -> SentAround:
-        """Apply tables without lost regions wherever one names `region`. Raises StaleWrite if another change came first.
+        """Apply tables without lost regions wherever one names `region`.
 
         One step and no gate: the remaining regions answer at once. The lost region's gateway gets its table once it is
         restored. A model that is being retired gets none: its gateways remove it one by one, and would learn of it
         again. Models are processed in batches, the most important first: the tables of a batch are pushed and stored
-        before the next one is read.
+        before the next one is read. A table, model or region that fails stops no other; the result names it. Models
+        that a change moved meanwhile are processed once more.
+
+        Raises Unavailable: the store does not answer.
         """
         with self._store.read() as repository:
             retiring = repository.retiring_models()
@@ -77,57 +95,96 @@ class Surviving:
         with ThreadPoolExecutor(PUSHES, thread_name_prefix="route-around") as pool:
             for models in _in_batches(routed):
                 self._send_batch(models, done, pool)
+            for models in _in_batches(done.take_outdated()):
+                self._send_batch(models, done, pool)
         for model, sent in sorted(done.busy.items()):
-            with self._store.begin(model) as repository:
-                _keep(repository, sent, done)
-            self._forget(sent)
+            self._store_alone(model, sent, done)
         return done.result
 
     def _send_batch(self, models: Sequence[str], done: "_Progress", pool: ThreadPoolExecutor) -> None:
         with self._store.read() as repository:
-            found = read_routed(repository, models)
+            found, unread = read_each(partial(read_routed, repository), models)
+        done.failed.update({(model, ""): error for model, error in unread.items()})
         lost = _lost(found)
         others = {table.region for facts in found for table in facts.tables.values()} - lost
-        states, silent = self._observed(others - done.unreachable, models, pool)
+        states, silent = self._observed(others - done.unreachable, models, done, pool)
         ready = ready_counts(states.values())
-        tables = [table for facts in found for table in tables_around(facts, states, ready)]
+        tables = [table for facts in found for table in self._computed(facts, states, ready, done)]
         pushed = [table for table in tables if table.region not in lost and table.region in states]
-        failed = {name for name in pool.map(self._pushed, pushed) if name is not None}
-        named = {table.region for table in tables}
-        done.unreachable |= failed | (silent & named)
-        kept = [table for table in tables if table.region not in done.unreachable]
-        sent = _Sent(kept, pushed)
-        with self._store.begin_free({table.model for table in kept}) as repository:
-            free = repository.scope or frozenset()
-            now = sent.of(free)
-            _keep(repository, now, done)
+        done.note_pushed(pushed, list(pool.map(self._pushed, pushed)))
+        done.unreachable |= silent & {table.region for table in tables}
+        sent = _Sent([table for table in tables if not done.has_failed(table)], pushed)
+        self._keep_batch(sent, done)
+
+    def _computed(
+        self,
+        facts: Facts,
+        states: Mapping[str, RegionState],
+        ready: Mapping[tuple[DeploymentKey, int], int],
+        done: "_Progress",
+    ) -> Sequence[RouteTable]:
+        try:
+            return tables_around(facts, states, ready)
+        except OF_ONE as error:
+            done.failed[facts.model, ""] = error
+            return ()
+
+    def _keep_batch(self, sent: "_Sent", done: "_Progress") -> None:
+        """Store the tables of a batch in one unit. Models that another unit writes, or all if the unit fails, are left to the end."""
+        models = {table.model for table in sent.kept}
+        try:
+            with self._store.begin_free(models) as repository:
+                free = repository.scope or frozenset()
+                now = sent.of(free)
+                _keep(repository, now)
+        except Unavailable:
+            raise
+        except OF_ONE:
+            free, now = frozenset(), sent.of(())
+        done.note_kept(now)
         self._forget(now)
-        done.busy |= {model: sent.of({model}) for model in {table.model for table in kept} - free}
+        done.busy |= {model: sent.of({model}) for model in models - free}
+
+    def _store_alone(self, model: str, sent: "_Sent", done: "_Progress") -> None:
+        try:
+            with self._store.begin(model) as repository:
+                _keep(repository, sent)
+        except Unavailable:
+            raise
+        except OF_ONE as error:
+            done.failed[model, ""] = error
+            return
+        done.note_kept(sent)
+        self._forget(sent)
 
     def _observed(
-        self, regions: Collection[str], models: Sequence[str], pool: ThreadPoolExecutor
+        self, regions: Collection[str], models: Sequence[str], done: "_Progress", pool: ThreadPoolExecutor
     ) -> tuple[dict[str, RegionState], frozenset[str]]:
         """Return the states of the regions that answer, observed in parallel, and the names of those that do not."""
 
         def one(region: str) -> dict[str, RegionState]:
-            return observe(self._infrastructure, [region], models)[0]
+            try:
+                return observe(self._infrastructure, [region], models)[0]
+            except OF_ONE as error:
+                done.failed["", region] = error
+                return {}
 
         states = {name: state for answer in pool.map(one, sorted(regions)) for name, state in answer.items()}
         return states, frozenset(regions - states.keys())
 
     def _forget(self, sent: "_Sent") -> None:
-        """Remove retiring models from gateways again. If one is unreachable, the retirement of the model retries until it is not."""
+        """Remove retiring models from gateways again. If one fails, the retirement of the model retries until it does not."""
         for table in sent.pushed:
             if table.model in sent.retiring:
-                with suppress(Unavailable):
+                with suppress(IPnextError):
                     self._infrastructure.unroute(table.model, table.region)
 
-    def _pushed(self, table: RouteTable) -> str | None:
-        """Push a table; return its region if that is unreachable, else None."""
+    def _pushed(self, table: RouteTable) -> Exception | None:
+        """Push a table; return its error, if any."""
         try:
             self._infrastructure.route(table)
-        except Unavailable:
-            return table.region
+        except OF_ONE as error:
+            return error
         return None
 
 
@@ -146,13 +203,10 @@ class _Sent:
         return _Sent(kept, pushed)
 
 
-def _keep(repository: Repository, sent: _Sent, done: "_Progress") -> None:
+def _keep(repository: Repository, sent: _Sent) -> None:
     """Store the tables of models that are not being retired."""
     sent.retiring = repository.retiring_models()
     repository.put_routes([table for table in sent.kept if table.model not in sent.retiring])
-    done.tables += len(sent.kept)
-    done.models |= {table.model for table in sent.kept}
-    done.unanswered |= {table.model for table in sent.kept if not table.shares}
 
 
 @dataclass
@@ -166,14 +220,55 @@ class _Progress:
     unanswered: set[str] = field(default_factory=set)
     busy: dict[str, "_Sent"] = field(default_factory=dict)
     """Tables of models that another unit wrote when their batch was stored."""
+    failed: dict[tuple[str, str], Exception] = field(default_factory=dict)
+    """(Model, region) -> error of a table; the region is empty for a whole model, the model for a whole region."""
+    _works: set[str] = field(default_factory=set)
+    """Regions that took a table."""
+    _away: Counter[str] = field(default_factory=Counter)
+    """Region -> tables that failed as unavailable."""
+
+    def note_pushed(self, pushed: Sequence[RouteTable], errors: Sequence[Exception | None]) -> None:
+        """Note which tables were applied, and which regions are not to be called any more."""
+        for table, error in zip(pushed, errors, strict=True):
+            if error is None:
+                self._works.add(table.region)
+                continue
+            self.failed[table.model, table.region] = error
+            self._away[table.region] += isinstance(error, Unavailable)
+            if isinstance(error, RegionUnreachable):
+                self.unreachable.add(table.region)
+        self.unreachable |= {region for region, count in self._away.items() if count >= MANY} - self._works
+
+    def note_kept(self, sent: _Sent) -> None:
+        """Count stored tables."""
+        self.tables += len(sent.kept)
+        self.models |= {table.model for table in sent.kept}
+        self.unanswered |= {table.model for table in sent.kept if not table.shares}
+
+    def has_failed(self, table: RouteTable) -> bool:
+        """True if a table was not applied, and so is not stored."""
+        return table.region in self.unreachable or (table.model, table.region) in self.failed
+
+    def take_outdated(self) -> Sequence[str]:
+        """Return models of which a change stored or applied a later table meanwhile; their failures are forgotten."""
+        models = sorted({model for (model, _), error in self.failed.items() if model and isinstance(error, StaleWrite)})
+        for key in [key for key in self.failed if key[0] in models]:
+            del self.failed[key]
+        return models
 
     @property
     def result(self) -> SentAround:
+        told = {
+            " in ".join(filter(None, key)): describe(error)
+            for key, error in self.failed.items()
+            if (not key[0]) is (key[1] in self.unreachable)
+        }
         return SentAround(
             tables=self.tables,
             models=len(self.models),
             unreachable=tuple(sorted(self.unreachable)),
             unanswered=tuple(sorted(self.unanswered)),
+            failed=told,
         )
 
 

@@ -5,7 +5,6 @@ applies the differences again. It acts on models that no change moves, and on th
 steps, as in a hold, a pause or a wait for an approval: within a step the change moves its model itself.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,16 +14,16 @@ from typing import Any
 from temporalio import activity
 
 from activities.planning.drift import record_repair, withdraw_unserved
+from activities.regions.parsed_sets import DesiredSet, ParsedSets
 from activities.regions.returned_regions import ReturnedRegions
-from activities.regions.single_calls import SingleCalls
 from activities.runtime.deadline import beat
+from activities.runtime.single_calls import SingleCalls
 from activities.state.drained_fleet import Drained
 from ipnext.errors import StaleWrite, Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, Replica, ReplicaPhase, RouteTable
+from ipnext.model.deployment import DeploymentKey, RegionState, Replica, ReplicaPhase, RouteTable
 from ipnext.model.lifecycle import Done
 from ipnext.model.reconciliation import RegionAsked, RegionReconciled, RepairsRecorded
-from ipnext.model.wire import decode
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
@@ -33,16 +32,6 @@ NAMED = 10
 
 TRIES = 3
 """Repetitions of a call because the store changed during it; the next pass handles the rest."""
-
-
-@dataclass(frozen=True)
-class DesiredSet:
-    """Desired state of one replica set."""
-
-    replicas: int
-    generations: frozenset[int]
-    own: Mapping[int, int]
-    """Generation -> processes that hold nothing else; empty if all generations share processes."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +49,8 @@ class DesiredRegion:
     """
     astray: frozenset[str] = frozenset()
     """Models with a gateway on a generation that does not serve: only their repair may remove its replicas."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Models with a replica set that can't be read, with the error: they are left alone."""
 
 
 @dataclass
@@ -144,7 +135,7 @@ class ReconciliationActivities:
             deleted=len(found.delete),
             routed=len(found.route),
             unrouted=len(found.unroute),
-            failed=_first(failed),
+            failed=_first({**desired.failed, **failed}),
         )
 
     def _repair(self, model: str, recorded: list[str]) -> None:
@@ -281,16 +272,17 @@ def _first(failed: Mapping[str, str]) -> Mapping[str, str]:
     return {model: failed[model] for model in sorted(failed)[:NAMED]}
 
 
-def desired_region(repository: Repository, region: str, parsed: "ParsedSets") -> DesiredRegion:
+def desired_region(repository: Repository, region: str, parsed: ParsedSets) -> DesiredRegion:
     """Return the desired state of a region."""
-    settled = repository.settled_models()
-    sets = parsed.of(region, repository.deployment_documents(region))
+    sets, failed = parsed.of(region, repository.deployment_documents(region))
+    settled = repository.settled_models() - failed.keys()
     return DesiredRegion(
         sets={key: found for key, found in sets.items() if key.model in settled},
         tables={model: number for model, number in repository.route_revisions(region).items() if model in settled},
         settled=settled,
         refusing=repository.refusing_revisions(region),
         astray=frozenset(repository.models_astray()),
+        failed=failed,
     )
 
 
@@ -322,24 +314,3 @@ def in_sync(wanted: DesiredSet, replicas: Collection[Replica]) -> bool:
     if wanted.own:
         return all(sum(number in has for has in held) >= count for number, count in wanted.own.items())
     return all(wanted.generations <= has for has in held)
-
-
-class ParsedSets:
-    """Replica sets parsed from their documents. A document that a region had in its last pass is not parsed again."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, dict[bytes, DesiredSet]] = {}
-
-    def of(self, region: str, documents: Mapping[DeploymentKey, str]) -> Mapping[DeploymentKey, DesiredSet]:
-        """Return one for each document; those that the region no longer has are forgotten."""
-        before, now, found = self._known.get(region, {}), {}, {}
-        for key, text in documents.items():
-            digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-            now[digest] = found[key] = before.get(digest) or _parsed(text)
-        self._known[region] = now
-        return found
-
-
-def _parsed(text: str) -> DesiredSet:
-    found = decode(Deployment, text)
-    return DesiredSet(found.replicas, frozenset(found.generations), dict(found.own))

@@ -8,14 +8,16 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TypeVar
 
 from activities.regions.desired_region import ModelMark, StoredRegion, read_stored
 from activities.regions.failover import BATCH
+from activities.runtime.single_calls import OF_ONE, describe, read_each
 from activities.state.desired import Facts, served_generations, shrinking_first
 from activities.state.routed_models import merge_served, read_routed
 from activities.state.wave_state import answered as still_answered
-from ipnext.errors import IPnextError, RegionUnreachable, StaleWrite, Unavailable
+from ipnext.errors import RegionUnreachable, StaleWrite, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment import (
     Deployment,
@@ -122,11 +124,11 @@ class Returning:
 
     def _route_batch(self, models: Sequence[str], stored: StoredRegion, pool: ThreadPoolExecutor) -> int:
         with self._store.read() as repository:
-            found = read_routed(repository, models)
+            found, unread = read_each(partial(read_routed, repository), models)
+        self._fail(unread)
         self._beat(f"routes of {models[0]} and {len(models) - 1} more")
         read = {facts.model: facts.tables[self._region].revision for facts in found if self._region in facts.tables}
-        wanted = {facts.model: self._table(facts, stored.marks[facts.model].settled) for facts in found}
-        self.suspects |= {facts.model for facts in found if may_have_drifted(facts, wanted[facts.model])}
+        wanted = self._wanted(found, stored)
         tables = [table for table in wanted.values() if table is not None]
         differing = [table for table in tables if not self._has(table)]
         self._works = self._works or len(differing) < len(tables)
@@ -138,6 +140,23 @@ class Returning:
             mark = stored.marks[model]
             self._marks[model] = mark.stored(self._region, kept[model]) if model in kept else mark
         return len(differing)
+
+    def _wanted(self, found: Sequence[Facts], stored: StoredRegion) -> Mapping[str, RouteTable | None]:
+        """Compute the tables of models; note those that may have drifted, and those whose table can't be computed."""
+        wanted: dict[str, RouteTable | None] = {}
+        for facts in found:
+            try:
+                table = self._table(facts, stored.marks[facts.model].settled)
+                drifted = may_have_drifted(facts, table)
+            except OF_ONE as error:
+                self._fail({facts.model: error})
+                continue
+            wanted[facts.model] = table
+            self.suspects |= {facts.model} if drifted else set()
+        return wanted
+
+    def _fail(self, errors: Mapping[str, Exception]) -> None:
+        self.failed |= {model: describe(error) for model, error in errors.items()}
 
     def _has(self, table: RouteTable) -> bool:
         """True if the gateway has applied exactly this table."""
@@ -212,7 +231,8 @@ class Returning:
         if not later:
             return 0
         with self._store.read() as repository:
-            tables = self._stored_tables(repository, later)
+            tables, unread = read_each(partial(self._stored_tables, repository), later)
+        self._fail(unread)
         self._each(self._push_stored, tables, lambda table: table.model, pool)
         return len(tables)
 
@@ -227,10 +247,7 @@ class Returning:
         self._each(self._unroute, gone, lambda model: model, pool)
         ended = sorted((self._sets.keys() | self._running.keys()) - stored.documents.keys(), key=str)
         self._each(self._delete, ended, lambda key: key.model, pool)
-        differing = [key for key, digest in stored.digests.items() if self._sets.get(key) != digest]
-        wanted = shrinking_first(
-            [decode_frozen(Deployment, stored.documents[key]) for key in sorted(differing, key=str)], self._running
-        )
+        wanted = shrinking_first(self._differing(stored), self._running)
         shrinking = [found for found in wanted if found.replicas <= self._running.get(found.key, 0)]
 
         def apply(deployment: Deployment) -> None:
@@ -241,6 +258,16 @@ class Returning:
         for some in (shrinking, wanted[len(shrinking) :]):
             self._each(apply, some, lambda found: found.key.model, pool)
         return len(gone) + len(ended) + len(wanted)
+
+    def _differing(self, stored: StoredRegion) -> Sequence[Deployment]:
+        """Return the replica sets that the region was not sent, by key; unreadable ones are noted as failed."""
+        found = list[Deployment]()
+        for key in sorted((k for k, digest in stored.digests.items() if self._sets.get(k) != digest), key=str):
+            try:
+                found.append(decode_frozen(Deployment, stored.documents[key]))
+            except OF_ONE as error:
+                self._fail({key.model: error})
+        return found
 
     def _unroute(self, model: str) -> None:
         self._infrastructure.unroute(model, self._region)
@@ -261,17 +288,17 @@ class Returning:
     ) -> None:
         """Run calls side by side, and note the models whose call failed."""
 
-        def one(item: Item) -> IPnextError | None:
+        def one(item: Item) -> Exception | None:
             try:
                 call(item)
             except RegionUnreachable:
                 raise
-            except IPnextError as error:
+            except OF_ONE as error:
                 return error
             return None
 
         errors = list(pool.map(one, items))
-        self.failed |= {model_of(item): error.message for item, error in zip(items, errors, strict=True) if error}
+        self._fail({model_of(item): error for item, error in zip(items, errors, strict=True) if error})
         away = [error for error in errors if isinstance(error, Unavailable)]
         self._works = self._works or len(away) < len(errors)
         if len(away) == len(errors) and (len(away) >= MANY or (away and not self._works)):

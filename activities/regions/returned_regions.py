@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable
 
 from activities.planning.drift import drift_of
+from activities.runtime.single_calls import OF_ONE
+from ipnext.errors import Unavailable
 from ipnext.model.drain import DrainState
 from ipnext.model.value import Name
 from ipnext.store.repository import Repository
@@ -32,12 +34,27 @@ class ReturnedRegions:
                 beat(f"models of {region}, which is back")
                 found |= _suspects(repository, region)
                 self._checked.add(drain.id)
-        self._left = frozenset(model for model in found if drift_of(repository, model))
+        self._left = frozenset(model for model in found if _may_drift(repository, model))
         return self._left
+
+
+def _may_drift(repository: Repository, model: str) -> bool:
+    """True if a model drifted, or can't be read: its repair reports the error."""
+    try:
+        return bool(drift_of(repository, model))
+    except Unavailable:
+        raise
+    except OF_ONE:
+        return True
 
 
 def _suspects(repository: Repository, region: Name) -> frozenset[str]:
     """Return the models whose replicas in the region hold more than the generation that serves, or another one."""
-    deployments = [found for found in repository.deployments_in(region) if found.replicas]
+    try:
+        deployments = [found for found in repository.deployments_in(region) if found.replicas]
+    except Unavailable:
+        raise
+    except OF_ONE:  # one can't be read: each model is looked at alone
+        return frozenset(key.model for key in repository.deployment_documents(region))
     serving = repository.settled_generations({found.key.model for found in deployments})
     return frozenset(d.key.model for d in deployments if {*d.generations, *d.own} != {serving.get(d.key.model)})

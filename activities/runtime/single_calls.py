@@ -1,0 +1,71 @@
+"""Calls for one model each, of which a failing one stops no other."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeVar
+
+from ipnext.errors import IPnextError, RegionUnreachable, Unavailable
+
+T = TypeVar("T")
+
+OF_ONE = (IPnextError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""Errors that concern one item: those of the platform, and those that an unreadable document or a bug raises."""
+
+NAMED = 3
+"""Failed items that a message names at most."""
+
+
+class SingleCalls:
+    """Runs calls and collects the models whose call failed."""
+
+    def __init__(self) -> None:
+        self.failed: dict[str, str] = {}
+        """Model -> error of its first call that failed."""
+
+    def run(self, model: str, call: Callable[[], object]) -> None:
+        """Run a call for a model. Raises RegionUnreachable: the calls for other models would fail, too."""
+        try:
+            call()
+        except RegionUnreachable:
+            raise
+        except OF_ONE as error:
+            self.failed.setdefault(model, describe(error))
+
+
+def read_each(
+    read: Callable[[Collection[str]], Sequence[T]], models: Sequence[str]
+) -> tuple[list[T], Mapping[str, Exception]]:
+    """Read many models at once; if that fails, one by one, without those that can't be read, which are returned as well.
+
+    Raises Unavailable: the store does not answer.
+    """
+    try:
+        return list(read(models)), {}
+    except Unavailable:
+        raise
+    except OF_ONE:
+        return _read_one_by_one(read, models)
+
+
+def _read_one_by_one(
+    read: Callable[[Collection[str]], Sequence[T]], models: Sequence[str]
+) -> tuple[list[T], Mapping[str, Exception]]:
+    found, failed = list[T](), dict[str, Exception]()
+    for model in models:
+        try:
+            found += read((model,))
+        except Unavailable:
+            raise
+        except OF_ONE as error:
+            failed[model] = error
+    return found, failed
+
+
+def describe(error: Exception) -> str:
+    """Return an error's message; that of an unforeseen error begins with its type."""
+    return error.message if isinstance(error, IPnextError) else f"{type(error).__name__}: {error}"
+
+
+def name_failed(failed: Mapping[str, str]) -> str:
+    """Name the first items that failed, with their errors."""
+    named = "; ".join(f"{name}: {failed[name]}" for name in sorted(failed)[:NAMED])
+    return named + (f"; and {len(failed) - NAMED} more" if len(failed) > NAMED else "")
