@@ -31,18 +31,16 @@ LOOKED_AT = 8
 def drift_of(repository: Repository, model: str) -> str:
     """Describe the drift of a model to a generation that does not serve; empty if there is none. NotFound for an unknown model.
 
-    Generations that served before and stay loaded are no drift, nor is anything while a region of the model is lost.
+    Generations that served before and stay loaded are no drift, nor is anything that lies in a lost region: that is
+    judged once the region is restored.
     """
     record = repository.model(model)
     serving = record.serving_generation
     if record.retired or serving is None:
         return ""
-    tables, deployments = repository.routes(model), repository.deployments(model)
     lost = Drained.of(repository.drains()).lost
-    if lost.intersection(
-        {*(t.region for t in tables if not t.pending), *(d.key.region for d in deployments if d.replicas)}
-    ):
-        return ""
+    tables = [table for table in repository.routes(model) if table.region not in lost]
+    deployments = [found for found in repository.deployments(model) if found.key.region not in lost]
     loaded = {number for found in deployments for number in found.generations}
     told = [
         *_astray(tables, serving),
@@ -55,13 +53,14 @@ def record_repair(repository: Repository, model: str, *, now: datetime | None = 
     """Record a repair of a model that drifted, in the caller's unit of work. None if it did not, or it is too early.
 
     Not while a change moves the model, or is about to bring it to one generation. A change that waits for a freeze or for
-    the end of a pause may wait for days: a repair passes it.
+    the end of a pause may wait for days: a repair passes it. Nor while the plan in force places the model in a lost
+    region: the replan that the loss triggers brings a plan without it, and until then a repair would be refused.
     """
     changes = repository.changes(model, limit=LOOKED_AT)
     if not changes or _is_left_to_another(repository, model) or _pauses(changes, now or datetime.now(UTC)):
         return None
     why = drift_of(repository, model)
-    if not why:
+    if not why or _waits_for_plan(repository, model):
         return None
     change_id = names.repair_id(model, changes[0].sequence + 1)
     repair = repository.add_change(model, ChangeKind.REPAIR, change_id=change_id)
@@ -105,6 +104,13 @@ def _is_left_to_another(repository: Repository, model: str) -> bool:
     frozen = {change.kind for change in repository.open_changes(model) if change.reason is Reason.FROZEN}
     waits = bool(frozen) or repository.pause(model) is not None
     return not waits or not (kinds - (frozen & {ChangeKind.RETIRE})).isdisjoint(PASSES_PAUSE)
+
+
+def _waits_for_plan(repository: Repository, model: str) -> bool:
+    """True if the plan in force places the model in a lost region."""
+    placed = repository.placement(model)
+    lost = Drained.of(repository.drains()).lost
+    return placed is not None and any(row.region in lost and row.count for row in placed.replicas)
 
 
 def _pauses(changes: Iterable[Change], now: datetime) -> bool:

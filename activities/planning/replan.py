@@ -229,7 +229,7 @@ def fleet_snapshot(
         running=rows_by_model(now),
         movable=frozenset(found.name for found in records if found.serving_generation and not found.retired),
         tokens=frozenset(found.name for found in records if found.in_force.spec.unit == TOKENS),
-        astray=frozenset(repository.models_astray()),
+        astray=frozenset(repository.models_astray(but=drained.lost)),
     )
 
 

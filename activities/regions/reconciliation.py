@@ -93,7 +93,8 @@ class ReconciliationActivities:
         del nothing
         with self._store.read() as repository:
             drifted = self._returned.drifted(repository, self._infrastructure.regions(), beat)
-            astray = sorted({*repository.models_astray(), *repository.models_unrepaired(), *drifted})
+            lost = Drained.of(repository.drains()).lost
+            astray = sorted({*repository.models_astray(but=lost), *repository.models_unrepaired(), *drifted})
             unserved = repository.models_unserved()
         calls, recorded = SingleCalls(), list[str]()
         for model in unserved:
@@ -281,7 +282,7 @@ def desired_region(repository: Repository, region: str, parsed: ParsedSets) -> D
         tables={model: number for model, number in repository.route_revisions(region).items() if model in settled},
         settled=settled,
         refusing=repository.refusing_revisions(region),
-        astray=frozenset(repository.models_astray()),
+        astray=frozenset(repository.models_astray(but=Drained.of(repository.drains()).lost)),
         failed=failed,
     )
 

@@ -220,11 +220,16 @@ class Transitions(Unit):
         query = select(ModelRow.name).where(ModelRow.name == model, col(ModelRow.name).in_(_MOVED))
         return self._session.exec(query).first() is not None
 
-    def models_astray(self) -> tuple[str, ...]:
-        """Return the models that no change moves and that a route table sends to a generation which does not serve, by name."""
+    def models_astray(self, *, but: Collection[str] = ()) -> tuple[str, ...]:
+        """Return the models that no change moves and that a route table sends to a generation which does not serve, by name.
+
+        Tables of the regions `but` do not count.
+        """
         query = select(ModelRow.name).join(RouteShareRow, col(RouteShareRow.model) == col(ModelRow.name)).distinct()
         query = query.where(col(ModelRow.serving_generation).is_not(None), RouteShareRow.fraction > 0)
         query = query.where(col(RouteShareRow.generation) != col(ModelRow.serving_generation))
+        if but:
+            query = query.where(col(RouteShareRow.region).not_in(sorted(but)))
         return tuple(sorted(self._session.exec(query.where(col(ModelRow.name).not_in(_MOVED)))))
 
     def models_unrepaired(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """When a model drifted from the generation that serves, and when a repair of it is recorded."""
 
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from temporalio.testing import ActivityEnvironment
@@ -17,6 +18,7 @@ from ipnext.model.controls import ControlAsked, HoldNote
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
 from ipnext.model.drain import DrainInput, DrainState
 from ipnext.model.lifecycle import ChangeKind, ChangeState, Done
+from ipnext.model.plan import ReplicaCount
 from ipnext.model.registry import GenerationState
 from ipnext.model.rollout import FleetState, Transition, TransitionState, Wave
 from ipnext.model.status import Reason
@@ -163,14 +165,41 @@ def test_a_model_with_an_open_change_or_a_serving_generation_is_not_withdrawn(se
         assert unit.routes("m")
 
 
-@pytest.mark.parametrize("pending", [True, False])
-def test_a_lost_region_that_only_a_newer_manifest_names_holds_up_no_repair(served, pending):
-    refusing = RouteTable(model="m", region="eu-west", revision=1, shares=(), served=(), unmet_rules=("why",))
+def lose_europe(unit):
+    """Lose a region whose users are sent to a generation that does not serve."""
+    shares = (RouteShare(to="us-east", generation=1, fraction=1.0),)
+    unit.put_route(RouteTable(model="m", region="eu-west", revision=1, shares=shares, served=()))
+    unit.update_drain(unit.add_drain("eu-west", disaster=True).id, state=DrainState.DRAINED)
+
+
+def test_drift_in_a_lost_region_does_not_count(served):
     with served.store.begin() as unit:
-        unit.put_route(refusing.model_copy(update={"pending": pending}))
-        unit.update_drain(unit.add_drain("eu-west", disaster=True).id, state=DrainState.DRAINED)
+        lose_europe(unit)
+        assert drift_of(unit, "m") == ""
+        assert (unit.models_astray(), unit.models_astray(but={"eu-west"})) == (("m",), ())
+
+
+def test_drift_in_the_other_regions_is_repaired_while_one_is_lost(served):
+    with served.store.begin() as unit:
+        lose_europe(unit)
+        route(unit, 1, revision=2)
+
+    activities = ReconciliationActivities(served.store, served.infrastructure)
+    recorded = ActivityEnvironment().run(activities.record_repairs, Done())
+
+    assert recorded.models == ("m",)
+    with served.store.read() as unit:
+        assert drift_of(unit, "m") == "users of us-east are sent to generation 1; generation 2 serves"
+
+
+@pytest.mark.parametrize("region", ["us-east", "eu-west"])
+def test_no_repair_is_recorded_by_a_plan_that_places_the_model_in_a_lost_region(served, monkeypatch, region):
+    row = ReplicaCount(model="m", part="dense", region=region, hardware="cpu", count=1)
+    with served.store.begin() as unit:
+        lose_europe(unit)
         hold(unit, 2, 3)
-        assert (record_repair(unit, "m") is not None) is pending
+        monkeypatch.setattr(type(unit), "placement", lambda *_: SimpleNamespace(replicas=(row,)))
+        assert (record_repair(unit, "m") is None) is (region == "eu-west")
 
 
 def test_what_drifted_while_a_region_was_lost_is_repaired_once_it_is_back(served):

@@ -194,7 +194,8 @@ def _differences(world: Any, region: str, seen: Any) -> reconciliation.Differenc
 def _astray(world: Any) -> Iterable[str]:
     """As the repository's `models_astray`."""
     for model, record in sorted(world.journal.records.items()):
-        sent = {s.generation for table in record.tables.values() for s in table.shares if s.fraction > 0}
+        tables = [table for region, table in record.tables.items() if region not in world.out.lost]
+        sent = {s.generation for table in tables for s in table.shares if s.fraction > 0}
         if record.serving is not None and sent - {record.serving} and not world.journal.is_moved(model):
             yield model
 
