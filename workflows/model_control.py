@@ -101,13 +101,14 @@ class Held:
     async def abort_run(self, asked: ControlAsked) -> ControlAnswer:
         """Stop the running change and revert its moves. An entity that has just begun first determines the running change.
 
-        If the running change passes another one, that one is stopped: the other is there only to mend.
+        If the running change passes another one, that one is stopped: the other is there only to mend. A retirement that
+        waits for a freeze can be stopped; if the freeze ends first, it completes.
         """
         self._asked += 1
         if self._takes_up:
             await workflow.wait_condition(lambda: not self._takes_up)
-            self._check_running()
-        meant = self._meant
+            self._check_running(asked)
+        meant = self._meant(asked)
         if meant is None or not self._reaches(meant):
             msg = f"nothing of {self._model} runs: there is nothing to abort"
             raise ApplicationError(msg, type="Conflict", non_retryable=True)
@@ -116,23 +117,24 @@ class Held:
         return self._answer(ControlAction.ABORT, message).model_copy(update={"change_id": meant.id})
 
     @abort_run.validator
-    def _check_abort(self, asked: ControlAsked) -> None:  # noqa: ARG002
+    def _check_abort(self, asked: ControlAsked) -> None:
         if not self._takes_up:
-            self._check_running()
+            self._check_running(asked)
 
-    def _check_running(self) -> None:
-        """Refuse to abort a rollback (a publish moves forward instead), or a retirement, which always completes."""
-        meant = self._meant
-        if meant is None or meant.kind in URGENT:
+    def _check_running(self, asked: ControlAsked) -> None:
+        """Refuse to abort a rollback (a publish moves forward instead), or a retirement that waits for nothing: it always completes."""
+        meant = self._meant(asked)
+        if meant is None or (meant.kind in URGENT and meant.id != asked.waiting):
             what = "nothing" if meant is None else f"a {meant.kind}"
             msg = f"{what} of {self._model} runs: there is nothing to abort"
             raise ApplicationError(msg, type="Conflict", non_retryable=True)
 
-    @property
-    def _meant(self) -> QueuedChange | None:
-        """The change that an abort means: the passed one if it can be aborted, else the running one."""
+    def _meant(self, asked: ControlAsked) -> QueuedChange | None:
+        """Return the change that an abort means: the passed one if it can be aborted, else the running one."""
         passed = self._passed
-        return self._running if passed is None or passed.kind in URGENT else passed
+        if passed is None or (passed.kind in URGENT and passed.id != asked.waiting):
+            return self._running
+        return passed
 
     @property
     def _takes_up(self) -> bool:

@@ -14,7 +14,8 @@ from ipnext.api.platform import IdempotencyKey, ModelName, Platform, Rooms, User
 from ipnext.api.recording import record_asked
 from ipnext.errors import Conflict
 from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked, ControlRequest
-from ipnext.model.lifecycle import ChangeState
+from ipnext.model.lifecycle import ChangeKind, ChangeState
+from ipnext.model.status import Reason
 from ipnext.store.repository import Repository
 
 router = APIRouter(prefix="/v1/models", tags=["controls"], route_class=GuardedRoute)
@@ -59,8 +60,13 @@ async def promote(
 async def abort(
     name: ModelName, request: ControlRequest, rooms: Rooms, user: User, key: IdempotencyKey = ""
 ) -> ControlAnswer:
-    """Stop the run that is under way; what it moved goes back. 409 where none runs, or it is a rollback or retirement."""
-    return await _said(rooms, name, ControlAction.ABORT, ControlAsked(by=user, reason=request.reason), key)
+    """Stop the run that is under way; what it moved goes back. 409 if none runs, or it is a rollback or a retirement.
+
+    A retirement that waits for a freeze has moved nothing, and is aborted.
+    """
+    waiting = await asyncio.to_thread(_frozen_retirement, rooms, name)
+    asked = ControlAsked(by=user, reason=request.reason, waiting=waiting)
+    return await _said(rooms, name, ControlAction.ABORT, asked, key)
 
 
 _NOTED_BY_THE_MODEL = frozenset({ControlAction.PAUSE, ControlAction.RESUME})
@@ -104,6 +110,15 @@ def _running(rooms: Platform, model: str, action: ControlAction) -> str | None:
         moving = running if action in _OF_A_RUN else []
         found = (change_id for change_id in moving if _moves(unit, change_id))
         return next(found, running[0] if running else None)
+
+
+def _frozen_retirement(rooms: Platform, model: str) -> str:
+    """Return the retirement of the model that waits for a freeze; empty if there is none. NotFound if the model is unknown."""
+    with rooms.store.read() as unit:
+        changes = unit.changes(model)
+    found = (c.id for c in changes if c.kind is ChangeKind.RETIRE and c.state is ChangeState.RUNNING)
+    frozen = {change.id for change in changes if change.reason is Reason.FROZEN}
+    return next((change_id for change_id in found if change_id in frozen), "")
 
 
 def _moves(unit: Repository, change_id: str) -> bool:

@@ -1,7 +1,7 @@
 """Checks of requests to a model that is retired or being retired."""
 
 from ipnext.errors import Conflict
-from ipnext.model.lifecycle import ChangeKind
+from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
 from ipnext.model.status import ConditionType, Reason
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
@@ -22,11 +22,20 @@ def check_not_retiring(unit: Repository, record: ModelRecord | None) -> None:
     """Raise Conflict while a retirement is open: the requested change would end with it."""
     retiring = None if record is None else unit.open_kinds(record.name).get(ChangeKind.RETIRE)
     if record is not None and retiring is not None:
-        msg = (
-            f"model {record.name!r} is being retired by change {retiring}; `ipnext wait {record.name} --for change={retiring}`, "
-            "then apply its manifest to bring it back"
+        raise Conflict(_explain(record.name, unit.change(retiring)))
+
+
+def _explain(model: str, change: Change) -> str:
+    """Explain what a retirement waits for, and what the user may do."""
+    if change.state is ChangeState.RUNNING and change.reason is Reason.FROZEN:
+        return (
+            f"model {model!r} is to be retired by change {change.id}, which is {change.message}; "
+            f"`ipnext abort {model}` takes the retirement back, `ipnext override {change.id} --reason TEXT` lets it pass the freeze"
         )
-        raise Conflict(msg)
+    return (
+        f"model {model!r} is being retired by change {change.id}; `ipnext wait {model} --for change={change.id}`, "
+        "then apply its manifest to bring it back"
+    )
 
 
 def note_restored(unit: Repository, name: str) -> None:

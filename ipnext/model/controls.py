@@ -37,6 +37,8 @@ class ControlAsked(Value):
 
     by: str = ""
     reason: str = ""
+    waiting: str = ""
+    """Of an abort: the retirement that waits for a freeze, by the store. It has moved nothing, so it may be aborted."""
 
     @property
     def text(self) -> str:

@@ -13,6 +13,7 @@ from ipnext import names
 from ipnext.errors import Conflict, InvalidInput, NotFound
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
 from ipnext.model.status import Reason
+from ipnext.store.retirements import RETIRES
 from ipnext.store.snapshots import Snapshots
 from ipnext.store.tables import METADATA, ChangeRow, PlanRow
 from ipnext.store.unit import batches, rows
@@ -126,11 +127,8 @@ class Changes(Snapshots):
         return frozenset(change_id for each in found for change_id in each)
 
     def retiring_models(self) -> frozenset[str]:
-        """Return the models that are being retired."""
-        query = select(ChangeRow.model).where(
-            ChangeRow.kind == ChangeKind.RETIRE.value, ChangeRow.state == ChangeState.RUNNING.value
-        )
-        return frozenset(self._session.exec(query))
+        """Return the models that a retirement moves: without those whose retirement waits for a freeze."""
+        return frozenset(self._session.exec(select(ChangeRow.model).where(RETIRES)))
 
     def frozen_models(self) -> Mapping[str, str]:
         """Map each model with a change that waits for a freeze to that change and the freeze's end."""

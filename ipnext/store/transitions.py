@@ -14,6 +14,7 @@ from ipnext.model.rollout import Transition, TransitionState
 from ipnext.model.status import Reason
 from ipnext.model.wire import decode_frozen
 from ipnext.store.records import Moving, StateBefore, TransitionRecord
+from ipnext.store.retirements import NOT_FROZEN, RETIRES
 from ipnext.store.tables import (
     FAILED,
     METADATA,
@@ -45,10 +46,6 @@ _BEFORE = sa_select(TRANSITIONS.c.before).where(TRANSITIONS.c.id == bindparam("i
 _ONE_IS = sa_update(TRANSITIONS).where(TRANSITIONS.c.id == bindparam("of_id"))
 _NEW = insert(TRANSITIONS)
 
-_THAWED = func.coalesce(CHANGES.c.reason, "") != Reason.FROZEN.value
-_NOT_FROZEN = func.coalesce(col(ChangeRow.reason), "") != Reason.FROZEN.value
-"""A change that runs waits for no freeze."""
-
 _OTHERS_OPEN = (
     sa_select(CHANGES.c.id)
     .join(TRANSITIONS, TRANSITIONS.c.change_id == CHANGES.c.id)
@@ -57,11 +54,7 @@ _OTHERS_OPEN = (
 )
 """Other open changes that have planned their waves. If those are done, the end of the change decides what serves."""
 _OTHERS_RETIRING = sa_select(CHANGES.c.id).where(
-    CHANGES.c.model == bindparam("model"),
-    CHANGES.c.id != bindparam("id"),
-    CHANGES.c.kind == ChangeKind.RETIRE.value,
-    CHANGES.c.state == ChangeState.RUNNING.value,
-    _THAWED,
+    CHANGES.c.model == bindparam("model"), CHANGES.c.id != bindparam("id"), RETIRES
 )
 _OTHER_MOVER = sa_select(
     func.coalesce(_OTHERS_OPEN.limit(1).scalar_subquery(), _OTHERS_RETIRING.limit(1).scalar_subquery())
@@ -99,9 +92,7 @@ _WALKED = (
 
 _MOVED = union(
     _WALKED,
-    select(ChangeRow.model).where(
-        ChangeRow.kind == ChangeKind.RETIRE.value, ChangeRow.state == ChangeState.RUNNING.value, _NOT_FROZEN
-    ),
+    select(ChangeRow.model).where(RETIRES),
 )
 """Models that a change moves. Any other open change of a model waits, or has not got so far."""
 
@@ -116,7 +107,7 @@ _FROZEN = select(ChangeRow.model).where(
 _PROCEEDS = select(ChangeRow.model).where(
     col(ChangeRow.state).in_(NOT_FINAL),
     or_(
-        and_(col(ChangeRow.state) == ChangeState.RUNNING.value, _NOT_FROZEN),
+        and_(col(ChangeRow.state) == ChangeState.RUNNING.value, NOT_FROZEN),
         and_(col(ChangeRow.model).not_in(_FROZEN), col(ChangeRow.model).not_in(select(PauseRow.model))),
     ),
 )
@@ -216,7 +207,7 @@ class Transitions(Unit):
         return self._session.exec(select(ModelRow.name).where(ModelRow.name == model, _SETTLED)).first() is not None
 
     def is_moved(self, model: str) -> bool:
-        """True if an open change moves the model: it has planned its waves, or retires the model."""
+        """True if an open change moves the model: it has planned its waves, or retires the model and waits for no freeze."""
         query = select(ModelRow.name).where(ModelRow.name == model, col(ModelRow.name).in_(_MOVED))
         return self._session.exec(query).first() is not None
 

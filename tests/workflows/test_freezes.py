@@ -332,6 +332,23 @@ async def test_a_retirement_waits_only_where_a_freeze_says_so(ice, house, worker
     assert (await ended(change)).state is ChangeState.DONE
 
 
+async def test_a_retirement_that_waits_for_a_freeze_is_aborted_and_the_model_serves_on(
+    ice, house, workers, carried_out, ended
+):
+    await carried_out(house.publish(ice.model, 1))
+    ice.freeze(kinds=["retire"], models=[ice.model])
+    change = house.ask(ice.model, ChangeKind.RETIRE, f"{ice.model}-retire")
+    await ice.frozen(change)
+
+    asked = ControlAsked(by="anna", waiting=change.id)
+    await control(ice.client, ice.model, ControlAction.ABORT, asked, change_id=change.id)
+
+    done = await ended(change)
+    assert (done.state, done.reason) == (ChangeState.REFUSED, Reason.ABORTED)
+    assert set(house.shares(ice.model)) == {"us-east", "eu-west"}
+    assert house.condition(ice.model).status == "True"
+
+
 async def test_a_worker_that_is_gone_while_a_change_is_frozen_loses_nothing(ice, house, serving, ended):
     change = house.publish(ice.model, 1)
     ice.freeze(SHORT)

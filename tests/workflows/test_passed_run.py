@@ -85,7 +85,27 @@ def test_nothing_running_can_not_be_aborted(entity):
     found._passed = found._running = None
 
     with pytest.raises(ApplicationError, match="nothing of m runs"):
-        found._check_running()
+        found._check_running(ASKED)
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_an_abort_stops_a_retirement_that_waits_for_a_freeze(entity, passes):
+    found, passed, running = entity(ChangeKind.RETIRE)
+    if not passes:
+        found._passed, found._running = None, found._passed
+
+    answer = asyncio.run(found.abort_run(ASKED.model_copy(update={"waiting": "retire-1"})))
+
+    assert answer.change_id == "retire-1"
+    assert (len(passed.cancelled), running.cancelled) == (1, [])
+
+
+def test_a_retirement_that_waits_for_nothing_can_not_be_aborted(entity):
+    found, *_ = entity(ChangeKind.RETIRE)
+    found._passed, found._running = None, found._passed
+
+    with pytest.raises(ApplicationError, match="a retire of m runs"):
+        found._check_running(ASKED)
 
 
 def test_a_rollback_stops_both(entity):

@@ -252,6 +252,21 @@ async def test_nothing_is_taken_for_a_model_that_is_being_retired(applied):
         assert "apply its manifest to bring it back" in answer.json()["message"]
 
 
+async def test_a_retirement_that_waits_for_a_freeze_names_it_and_what_takes_it_back(applied):
+    await applied.publish("a")
+    applied.rooms.serve(1)
+    retirement = (await applied.http.delete("/v1/models/ranker")).json()["id"]
+    with applied.rooms.store.begin("ranker") as unit:
+        told = "frozen by sale until Monday"
+        unit.update_change(retirement, state=ChangeState.RUNNING, reason=Reason.FROZEN, message=told)
+
+    message = (await applied.publish("b")).json()["message"]
+
+    assert f"by change {retirement}, which is {told}" in message
+    assert "`ipnext abort ranker`" in message
+    assert f"`ipnext override {retirement} --reason TEXT`" in message
+
+
 async def test_values_that_no_store_can_keep_are_refused(applied):
     document = applied.rooms.model_document()
     for value in ("\ud800", "\0"):

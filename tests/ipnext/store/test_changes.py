@@ -108,6 +108,10 @@ def test_a_model_retires_from_when_that_change_runs_until_it_has_ended(published
         assert repository.retiring_models() == frozenset()
         repository.update_change("c2", state=ChangeState.RUNNING)
         assert repository.retiring_models() == {"ctr"}
+        repository.update_change("c2", state=ChangeState.RUNNING, reason=Reason.FROZEN)
+        assert (repository.retiring_models(), repository.is_moved("ctr")) == (frozenset(), False)
+        repository.update_change("c2", state=ChangeState.RUNNING, reason=Reason.PROGRESSING)
+        assert (repository.retiring_models(), repository.is_moved("ctr")) == ({"ctr"}, True)
         repository.update_change("c2", state=ChangeState.ROLLED_BACK)
         repository.update_change("c1", state=ChangeState.RUNNING)
         assert repository.retiring_models() == frozenset()

@@ -187,9 +187,9 @@ def _stages(run: Run, staged: "staging.Stages") -> Generator[Any, Any, tuple[Cha
         elif done:
             refused = prepared[stage]
         elif stage == "freeze":
-            run.waits_for_freeze = True
+            run.waits_for_freeze = run.change.frozen = run.frozen()
             goes_on = yield from _goes_on(run, run.frozen)
-            run.waits_for_freeze = False
+            run.waits_for_freeze = run.change.frozen = False
             if not goes_on:
                 return (ChangeState.SUPERSEDED, "frozen, and a newer one waits")
             refused = ""

@@ -76,6 +76,8 @@ class Change:
     plan_id: str | None = None
     state: ChangeState = ChangeState.RECORDED
     message: str = ""
+    frozen: bool = False
+    """Whether it waits for a freeze."""
     by: int | None = None
     """Sequence of the change that superseded it."""
     finished_at: datetime | None = None
@@ -200,8 +202,12 @@ class Journal:
                 raise Unavailable(msg)
 
     def is_moved(self, model: str) -> bool:
-        """As the repository's: an open change has planned its waves, or retires the model."""
+        """As the repository's: an open change has planned its waves, or retires the model and waits for no freeze."""
         return any(map(self._moves, self.records[model].changes))
+
+    def is_retiring(self, model: str) -> bool:
+        """As the repository's: a retirement moves the model."""
+        return any(map(_retires, self.records[model].changes))
 
     def is_settled(self, model: str) -> bool:
         """As the repository's: no change moves the model, or its transition is between two steps."""
@@ -210,7 +216,7 @@ class Journal:
     def _moves(self, change: Change) -> bool:
         if change.state.final:
             return False
-        if change.kind is ChangeKind.RETIRE and change.state is ChangeState.RUNNING:
+        if _retires(change):
             return True
         moving = self.find_transition(change.id)
         return moving is not None and moving.state is not TransitionState.REFUSED
@@ -312,6 +318,11 @@ class Journal:
             for (_, region, hardware), units in slots.items():
                 total[region, hardware] = total.get((region, hardware), 0.0) + units
         return _rounded(total)
+
+
+def _retires(change: Change) -> bool:
+    """As ipnext/store/retirements.py."""
+    return change.kind is ChangeKind.RETIRE and change.state is ChangeState.RUNNING and not change.frozen
 
 
 def placed_units(placement: Placement | None) -> Units:

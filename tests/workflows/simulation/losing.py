@@ -7,7 +7,6 @@ from typing import Any, cast
 from activities.state.desired import shrinking_first
 from activities.state.failover_shares import Survivor
 from activities.state.wave_state import answered
-from ipnext.model.lifecycle import ChangeKind, ChangeState
 
 from . import reconciling
 from .infrastructure import Key
@@ -37,7 +36,7 @@ def sent_around(world: Any, region: str) -> Steps:
     yield world.faults.latency()
     while region in world.lost:
         for model in sorted(world.entities):
-            if not _retiring(world, model):
+            if not world.journal.is_retiring(model):
                 _around(world, model)
         if not _named(world, region):
             break
@@ -102,11 +101,6 @@ def _around(world: Any, model: str) -> None:
         if region not in lost:
             world.invariants.around(model, region, gateway.routes.get(model, (0, ()))[1], new[region])
             gateway.routes[model] = (revision, new[region])
-
-
-def _retiring(world: Any, model: str) -> bool:
-    changes = world.journal.records[model].changes
-    return any(c.kind is ChangeKind.RETIRE and c.state is ChangeState.RUNNING for c in changes)
 
 
 def _able(world: Any, model: str) -> Sequence[Survivor]:

@@ -142,9 +142,9 @@ class Minds:
         world.drain(f"return {region}", lambda: losing.returned(world, region), after=100 + self.random.random() * 400)
 
     def abort(self, model: str) -> None:
-        """Cancel the run that is under way; a rollback and a retirement go to their end."""
+        """Cancel the run that is under way; a rollback, and a retirement that waits for no freeze, go to their end."""
         run = self.world.entities[model].running
-        if run is not None and self.world.entities[model].knows and not run.urgent:
+        if run is not None and self.world.entities[model].knows and (not run.urgent or run.change.frozen):
             self.world.aborted.add(run.change.id)
             run.stop()
 

@@ -271,7 +271,7 @@ class _Repository:
         ]
 
     def _is_frozen(self, change: Any) -> bool:
-        """Whether its run waits for a freeze. A retirement that does counts here as one that moves the model."""
+        """Whether its run waits for a freeze."""
         run = self.world.runs.get(change.id)
         return run is not None and run.lives and run.waits_for_freeze
 

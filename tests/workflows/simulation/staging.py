@@ -122,7 +122,8 @@ class Stages:
         return found
 
     def withdraw_model(self, attempt: Attempt) -> Steps:
-        """Out of every gateway."""
+        """Out of every gateway; a repair may have passed while it waited for a freeze."""
+        self.world.journal.check_only_mover(self.change)
         silent, lost = [], self.world.out.lost
         for region in sorted(self.record.tables.keys() - lost):
             if not self.world.infra.reachable(region):
