@@ -51,6 +51,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.freeze_wait import Thaw
     from workflows.policies import perform
     from workflows.preparation import is_done, prepare
+    from workflows.retirement import release
     from workflows.transition_run import Walked
 
 A = TypeVar("A", bound=Value)
@@ -66,6 +67,9 @@ Stage = Callable[[StageInput], Awaitable[LifecycleResult | None]]
 """Executes a stage. None if the next one follows; a result ends the run."""
 
 NamedStage = tuple[StageName, Stage]
+
+COMPLETED = frozenset({"transition", "withdrawal"})
+"""Stages whose success ends the change as done although it was cancelled during them."""
 
 
 @workflow.defn(
@@ -175,7 +179,7 @@ class LifecycleWorkflow(Walked):
             result = await carry_out(self._stage(begun))
             if result is not None:
                 return result
-            if workflow.cancellation_reason() is not None and name != "transition":
+            if workflow.cancellation_reason() is not None and name not in COMPLETED:
                 return self._stopped(begun)
         generation = None if kind is ChangeKind.RETIRE else begun.generation
         return LifecycleResult(state=ChangeState.DONE, generation=generation, message=self._note)
@@ -310,7 +314,7 @@ class LifecycleWorkflow(Walked):
     async def _withdraw(self, stage: StageInput) -> LifecycleResult | None:
         """Withdraw the model everywhere; an unreachable region is retried until it answers."""
         await to_the_end(perform(policies.WITHDRAW_MODEL, stage, f"take {stage.model} out of every gateway"))
-        await to_the_end(perform(policies.RELEASE_MODEL, stage, f"end the replicas of {stage.model}"))
+        await to_the_end(release(stage))
         return None
 
     def _ended(self, generation: int | None, reason: Reason, message: str) -> LifecycleResult:

@@ -36,6 +36,7 @@ with workflow.unsafe.imports_passed_through():
         ModelEntityState,
         QueuedChange,
         RecordInput,
+        StageInput,
         SupersededChange,
     )
     from ipnext.model.status import Reason
@@ -45,6 +46,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.errors import STOPPED_OUTSIDE, Explained, explained, stopped
     from workflows.model_control import ROLLS_OUT, of_generation
     from workflows.policies import perform
+    from workflows.retirement import release
     from workflows.superseded_marks import Marked
     from workflows.takeover import settled
 
@@ -340,7 +342,11 @@ class ModelWorkflow(Marked):
         asked = TakeOver(model=self._model, change=change, reason=reason, message=message)
         taken = await settled(asked)
         generation = taken.generation or change.generation
-        if taken.done:
+        if taken.withdrawn:
+            await release(StageInput(model=self._model, change_id=change.id, kind=change.kind, generation=0))
+            message = f"{message}, after its routes were removed: it was completed"
+            result = LifecycleResult(state=ChangeState.DONE, message=message)
+        elif taken.done:
             message = f"{message}, after its traffic had moved"
             result = LifecycleResult(state=ChangeState.DONE, generation=generation, message=message)
         elif why is None:

@@ -294,7 +294,7 @@ MAY_PASS = Step("may_pass", MayPass, unbounded=LEVEL_TRIGGERED, queue=names.URGE
 TAKE_OVER = Step("take_over", TakenOver, timedelta(minutes=1), unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
 MARK_SUPERSEDED = Step("mark_superseded", wire.Done, total=STEP_PATIENCE, queue=names.URGENT_QUEUE)
 WITHDRAW_MODEL = Step("withdraw_model", wire.Done, timedelta(minutes=2), retry=WAVE_RETRY, total=STEP_PATIENCE)
-RELEASE_MODEL = Step("release_model", wire.Done, timedelta(minutes=10), retry=WAVE_RETRY, total=STEP_PATIENCE)
+RELEASE_MODEL = Step("release_model", wire.Done, timedelta(minutes=10), retry=WAVE_RETRY, unbounded=KEEPS_THE_RECORD)
 REPLAN_FLEET = Step(
     "replan_fleet",
     wire.ReplanComputed,

@@ -105,14 +105,16 @@ class TakeoverActivities:
         """Take over the transition of a change whose run is gone, so that it can be reverted.
 
         A transition that moved nothing yet is closed. Earlier runs write nothing more (`activities.runtime.fence`).
+        A retirement is not reverted: once the store has no routes of the model, it is completed.
         Raises Unavailable if another takeover came first.
         """
         with self._store.read() as repository:
             before = repository.find_transition(asked.change.id)
+            withdrawn = _is_withdrawn(repository, asked)
         if self._is_open(names.transition_workflow_id(asked.change.id)):
             return TakenOver(waits=True)
         if before is None or before.state is TransitionState.REFUSED:
-            return TakenOver()
+            return TakenOver(withdrawn=withdrawn)
         with self._store.begin(asked.model) as repository:
             still_ours()
             now = repository.transition(before.id)
@@ -129,6 +131,12 @@ class TakeoverActivities:
     def _begun(self, change: Change) -> bool:
         begun = change.state is ChangeState.RUNNING
         return begun or self._is_open(names.lifecycle_workflow_id(change.model, change.id))
+
+
+def _is_withdrawn(repository: Repository, asked: TakeOver) -> bool:
+    """True if a retirement runs and has removed the model's routes."""
+    retires = asked.change.kind is ChangeKind.RETIRE and asked.model in repository.retiring_models()
+    return retires and not repository.routes(asked.model)
 
 
 def _moves(repository: Repository, change: Change) -> bool:

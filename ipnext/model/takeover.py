@@ -80,6 +80,8 @@ class TakenOver(Value):
     generation: int | None = None
     revision: int = 0
     """Revision of the manifest of the transition's plan."""
+    withdrawn: bool = False
+    """Whether the change retires its model, and no gateway knows the model any more: the retirement is completed."""
     undone: str = ""
     """The part that could not be reverted, in words."""
 

@@ -4,9 +4,13 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.deployment.activities import DeploymentActivities
+from activities.regions.failover import Surviving
+from activities.transition.takeover import TakeoverActivities
 from ipnext.errors import Unavailable
 from ipnext.model.deployment import Deployment, DeploymentKey, RouteShare, RouteTable
-from ipnext.model.lifecycle import ChangeKind, ChangeState, StageInput
+from ipnext.model.lifecycle import ChangeKind, ChangeState, QueuedChange, StageInput
+from ipnext.model.status import Reason
+from ipnext.model.takeover import TakeOver
 
 MODEL, REGION = "ranker", "us-east"
 
@@ -44,3 +48,38 @@ def test_what_a_region_that_is_back_holds_is_not_struck_off(house, retiring, mon
     with house.store.read() as unit:
         left = {"withdraw_model": unit.routes, "release_model": unit.deployments}[name](MODEL)
     assert bool(left) is back
+
+
+def freeze(house, change_id):
+    """Let the retirement wait for a freeze."""
+    with house.store.begin(MODEL) as unit:
+        unit.update_change(change_id, state=ChangeState.RUNNING, reason=Reason.FROZEN, message="frozen by sale")
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_users_of_a_model_whose_retirement_waits_for_a_freeze_are_sent_around_a_lost_region(house, retiring, frozen):
+    if frozen:
+        freeze(house, retiring.change_id)
+    with house.store.begin() as unit:
+        shares = (RouteShare(to="eu-west", generation=1, fraction=1.0),)
+        unit.put_route(unit.route(MODEL, REGION).model_copy(update={"revision": 2, "shares": shares}))
+        unit.add_drain("eu-west", disaster=True)
+
+    sent = Surviving(house.store, house.infrastructure).send_around("eu-west")
+
+    assert sent.tables == int(frozen)
+
+
+@pytest.mark.parametrize(("routed", "frozen"), [(True, False), (False, True), (False, False)])
+def test_a_takeover_completes_a_retirement_that_has_removed_the_routes(house, retiring, routed, frozen):
+    if not routed:
+        with house.store.begin(MODEL) as unit:
+            unit.delete_routes(MODEL)
+    if frozen:
+        freeze(house, retiring.change_id)
+    change = QueuedChange(id=retiring.change_id, kind=ChangeKind.RETIRE, sequence=1)
+    asked = TakeOver(model=MODEL, change=change, reason=Reason.INTERNAL_ERROR, message="its run is gone")
+
+    taken = ActivityEnvironment().run(TakeoverActivities(house.store, lambda _: False).take_over, asked)
+
+    assert taken.withdrawn is not (routed or frozen)

@@ -34,6 +34,7 @@ STAGES = {
 }
 ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
 SHIELDED = frozenset({"withdraw_model", "release_model"})
+COMPLETED = SHIELDED | {"transition"}
 UNASKED = frozenset({ChangeKind.ROLLBACK, ChangeKind.MOVE, ChangeKind.REPAIR})
 ENDED_OUTSIDE = "its run was ended from outside"
 
@@ -197,7 +198,7 @@ def _stages(run: Run, staged: "staging.Stages") -> Generator[Any, Any, tuple[Cha
             refused = yield from run.perform(stage, getattr(staged, stage), shielded=stage in SHIELDED)
         if refused:
             return (ChangeState.ROLLED_BACK if run.moving else ChangeState.REFUSED, refused)
-        if run.stops and stage != "transition":
+        if run.stops and stage not in COMPLETED:
             return (ChangeState.SUPERSEDED, "stopped")
     return (ChangeState.DONE, "")
 
@@ -557,6 +558,11 @@ class Entity:
     def _failed(self, run: Run) -> Steps:
         """A run that could not record its own end: what it moved goes back, then the entity does."""
         taken = yield from taking.settled(run)
+        if taken.withdrawn:
+            self.world.faults.count("a retirement is completed")
+            yield from run.perform("release_model", staging.Stages(run).release_model, shielded=True)
+            yield from finished(run, (ChangeState.DONE, ENDED_OUTSIDE))
+            return
         state = ChangeState.ROLLED_BACK if taken.moved else ChangeState.REFUSED
         moved = self.world.journal.find_transition(run.change.id)
         if taken.done and moved is not None:

@@ -4,6 +4,7 @@ from collections.abc import Generator
 from typing import Any, NamedTuple
 
 from ipnext.errors import FenceLost, Unavailable
+from ipnext.model.lifecycle import ChangeKind
 from ipnext.model.rollout import TransitionState
 from workflows import policies
 
@@ -22,6 +23,8 @@ class Taken(NamedTuple):
     done: bool = False
     reverts: Moving | None = None
     token: int = 0
+    withdrawn: bool = False
+    """Whether it is a retirement that has removed the routes."""
 
 
 def settled(run: Any) -> Generator[Any, Any, Taken]:
@@ -52,13 +55,15 @@ def settled(run: Any) -> Generator[Any, Any, Taken]:
 def _take_over(run: Any, attempt: Attempt) -> Steps:
     journal, change = run.world.journal, run.change
     before = journal.find_transition(change.id)
+    retires = change.kind is ChangeKind.RETIRE and journal.is_retiring(change.model)
+    withdrawn = retires and not journal.records[change.model].tables
     token = before.fence if before else 0
     yield "the store is read"
     if run.walks:
         return Taken(waits=True)
     yield "the engine is asked"
     if before is None or before.state is TransitionState.REFUSED:
-        return Taken()
+        return Taken(withdrawn=withdrawn)
     if before.state is TransitionState.PLANNED:
         before.fence += 1
         before.state = TransitionState.ROLLED_BACK

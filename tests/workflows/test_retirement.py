@@ -1,0 +1,91 @@
+"""A retirement completes once no gateway knows the model any more, whatever becomes of its run."""
+
+import asyncio
+import logging
+
+import pytest
+from temporalio.exceptions import ActivityError, ApplicationError
+
+from ipnext import names
+from ipnext.errors import RegionUnreachable
+from ipnext.model.lifecycle import ChangeKind, ChangeState, Done, StageInput
+from workflows import policies, retirement
+
+
+@pytest.fixture
+def keep_replicas(house, monkeypatch):
+    """Let a region not answer when replicas are to end, until the returned function is called."""
+    away, delete = [True], house.infrastructure.delete
+
+    def deleted(key):
+        if away[0] and key.region == "eu-west":
+            msg = "region 'eu-west' does not answer"
+            raise RegionUnreachable(msg)
+        delete(key)
+
+    monkeypatch.setattr(house.infrastructure, "delete", deleted)
+    return lambda: away.clear() or away.append(False)
+
+
+@pytest.fixture
+async def withdrawn(house, model, carried_out, submit, until, keep_replicas):
+    """A retirement that has removed the model's routes, and can't end its replicas yet."""
+    house.apply(model)
+    await carried_out(house.publish(model, 1))
+    change = house.ask(model, ChangeKind.RETIRE, f"{model}-retire")
+    await submit(change)
+
+    def routes():
+        with house.store.read() as unit:
+            return unit.routes(model)
+
+    await until(lambda: not routes())
+    return change
+
+
+@pytest.mark.usefixtures("workers")
+@pytest.mark.parametrize("end", ["terminate", "cancel"])
+async def test_a_retirement_whose_run_is_ended_from_outside_completes(
+    house, model, withdrawn, client, ended, keep_replicas, end
+):
+    run = client.get_workflow_handle(names.lifecycle_workflow_id(model, withdrawn.id))
+    await (run.terminate("by hand") if end == "terminate" else run.cancel())
+    keep_replicas()
+
+    assert (await ended(withdrawn)).state is ChangeState.DONE
+    assert (house.held(model), house.shares(model)) == ({}, {})
+    with house.store.read() as unit:
+        record = unit.model(model)
+    assert (record.retired, record.serving_generation) == (True, None)
+
+
+def test_a_release_is_tried_again_after_errors_that_no_retry_heals(monkeypatch):
+    failure = ActivityError(
+        "failed",
+        scheduled_event_id=1,
+        started_event_id=2,
+        identity="",
+        activity_type="release_model",
+        activity_id="",
+        retry_state=None,
+    )
+    failure.__cause__ = ApplicationError("a bug", type="InternalError", non_retryable=True)
+    answers, paused = [failure, failure, Done()], []
+
+    async def perform(step, _argument, _summary):
+        assert step is policies.RELEASE_MODEL
+        if isinstance(answer := answers.pop(0), ActivityError):
+            raise answer
+        return answer
+
+    async def sleep(pause, **_):
+        paused.append(pause)
+
+    monkeypatch.setattr(retirement, "perform", perform)
+    monkeypatch.setattr(retirement.workflow, "sleep", sleep)
+    monkeypatch.setattr(retirement.workflow, "logger", logging.getLogger("test"))
+
+    stage = StageInput(model="m", change_id="c", kind=ChangeKind.RETIRE, generation=0)
+    asyncio.run(retirement.release(stage))
+
+    assert (answers, paused) == ([], [retirement.RELEASE_AGAIN] * 2)
