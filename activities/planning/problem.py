@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 
+from activities.runtime.single_calls import OF_ONE, describe
 from activities.state.drained_fleet import NOTHING, Drained, eased, without_drained
 from activities.state.wave_state import Slot, peak
 from ipnext.errors import InvalidInput
@@ -142,6 +143,7 @@ def planned_models(
     placements: Mapping[str, Placement],
     cut: Mapping[str, Sequence[Generation]] | None = None,
     drained: Drained = NOTHING,
+    left_out: dict[str, str] | None = None,
 ) -> list[ModelProblem]:
     """Return models that serve, or have capacity by the plan in force, with the wishes of their manifests in force.
 
@@ -149,6 +151,9 @@ def planned_models(
     then, and if none ever does, a plan by it takes capacity from others for parts that can't run. The same holds for a
     manifest that a validation refused: the model is planned as it was placed until one is accepted. `cut`: model -> its
     split generations that serve or are about to. `fleet` is the whole one, drained regions included.
+
+    A model whose wishes can't be computed is planned as it was placed; one that was never placed is left out, so that it
+    does not block all others. Both are added to `left_out`, with the error.
     """
     found = []
     for record in records:
@@ -158,8 +163,15 @@ def planned_models(
         if placed is not None and record.refused_generation is not None:
             wishes = placed.wishes
         else:
-            generation = _planned_generation(record, placed, (cut or {}).get(record.name, ()))
-            wishes = _wishes(laid_out(record.in_force, generation), placed, are_cut=generation is not None)
+            try:
+                generation = _planned_generation(record, placed, (cut or {}).get(record.name, ()))
+                wishes = _wishes(laid_out(record.in_force, generation), placed, are_cut=generation is not None)
+            except OF_ONE as error:
+                if left_out is not None:
+                    left_out[record.name] = describe(error)
+                if placed is None:
+                    continue
+                wishes = placed.wishes
         fitting = within_fleet(wishes, fleet)
         if fitting is not None:
             found.append(eased(fitting, fleet, drained))

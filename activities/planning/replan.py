@@ -14,6 +14,7 @@ from activities.planning.move_order import Move, free_units, move_order
 from activities.planning.policy import PlanningPolicy
 from activities.planning.problem import counted_wishes, fleet_left, fleet_problem, planned_models, running
 from activities.planning.solver import Solved, SolveFailed, Solver
+from activities.runtime.single_calls import name_failed
 from activities.state.drained_fleet import Drained, without_drained
 from ipnext import names
 from ipnext.errors import Infeasible, InvalidInput, IPnextError, NotFound, Unavailable
@@ -60,6 +61,8 @@ class FleetSnapshot:
     """Models whose demand is in tokens/s."""
     astray: frozenset[str] = frozenset()
     """Models whose users are sent to a generation that does not serve, though no change moves them."""
+    left_out: str = ""
+    """Models whose manifests can't be planned by, with the errors, as the end of a message; they stay as they are."""
 
 
 class FleetReplan:
@@ -126,7 +129,7 @@ class FleetReplan:
             problem=snapshot.problem,
             plan=solved.plan,
             diff=_difference(snapshot.placements.values(), solved.plan),
-            message=f"dry run: {verdict.message}" if taken[0].dry_run else verdict.message,
+            message=("dry run: " if taken[0].dry_run else "") + verdict.message + snapshot.left_out,
             use=solved.use,
             created_at=datetime.now(UTC),
         )
@@ -162,7 +165,7 @@ class FleetReplan:
             trigger=_trigger(taken),
             outcome="failed",
             reason=reason,
-            message=f"{message}; the plan in force stays",
+            message=f"{message}; the plan in force stays{snapshot.left_out}",
             based_on=snapshot.based_on,
             input_digest=digest_of(snapshot.problem),
             created_at=datetime.now(UTC),
@@ -213,7 +216,8 @@ def fleet_snapshot(
     placements = {placed.model: placed for placed in repository.placements()}
     deployments = repository.deployments()
     now = running(deployments, repository.routes())
-    wished = planned_models(fleet, records, placements, repository.cut_generations(), drained)
+    left_out = dict[str, str]()
+    wished = planned_models(fleet, records, placements, repository.cut_generations(), drained, left_out)
     models = counted_wishes(wished, placements, _beyond(repository, wished, placements), fleet, drained)
     return FleetSnapshot(
         based_on=repository.plan_in_force_id(),
@@ -230,6 +234,7 @@ def fleet_snapshot(
         movable=frozenset(found.name for found in records if found.serving_generation and not found.retired),
         tokens=frozenset(found.name for found in records if found.in_force.spec.unit == TOKENS),
         astray=frozenset(repository.models_astray(but=drained.lost)),
+        left_out=f"; not planned by their manifests: {name_failed(left_out)}" if left_out else "",
     )
 
 

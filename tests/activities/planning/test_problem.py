@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from activities.planning import problem
 from activities.planning.problem import (
     fleet_left,
     fleet_problem,
@@ -104,6 +105,28 @@ def test_a_manifest_that_a_validation_refused_changes_nothing_that_is_planned(fl
     assert planned_models(fleet, [record], {"ranker": placed}) == [before]
     record.refused_generation = None
     assert planned_models(fleet, [record], {"ranker": placed}) == [within_fleet(model_problem(grown), fleet)]
+
+
+def test_a_model_whose_throughput_is_unknown_stops_no_plan_and_is_named(fleet, kit, monkeypatch):
+    def unmeasured(manifest):
+        if manifest.name == "unknown":
+            msg = "its throughput was never measured"
+            raise InvalidInput(msg)
+        return model_problem(manifest)
+
+    monkeypatch.setattr(problem, "model_problem", unmeasured)
+    manifests = [parse_manifest(kit.manifest(name)) for name in ("known", "unknown")]
+    own = {"retired": False, "serving_generation": 1, "refused_generation": None}
+    records = [SimpleNamespace(name=each.name, in_force=each, **own) for each in manifests]
+    left_out = {}
+
+    planned = planned_models(fleet, records, {}, left_out=left_out)
+
+    assert [found.model for found in planned] == ["known"]
+    assert left_out == {"unknown": "its throughput was never measured"}
+    former = model_problem(manifests[1])
+    placed = SimpleNamespace(wishes=former, replicas=(1,))
+    assert planned_models(fleet, records[1:], {"unknown": placed}) == [within_fleet(former, fleet)]
 
 
 def test_a_model_with_an_adapter_is_planned_as_its_newest_manifest_wishes(fleet):
