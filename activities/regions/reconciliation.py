@@ -7,6 +7,7 @@ steps, as in a hold, a pause or a wait for an approval: within a step the change
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -26,6 +27,9 @@ from ipnext.model.lifecycle import Done
 from ipnext.model.reconciliation import RegionAsked, RegionReconciled, RepairsRecorded
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
+
+CALLS = 16
+"""Replica sets or route tables of one region that are sent side by side."""
 
 NAMED = 10
 """Models that an answer or an event names at most."""
@@ -97,12 +101,13 @@ class ReconciliationActivities:
             astray = sorted({*repository.models_astray(but=lost), *repository.models_unrepaired(), *drifted})
             unserved = repository.models_unserved()
         calls, recorded = SingleCalls(), list[str]()
-        for model in unserved:
-            beat(f"{model} is withdrawn")
-            calls.run(model, partial(self._withdraw, model))
         for model in astray:
             beat(f"{model} drifted")
             calls.run(model, partial(self._repair, model, recorded))
+        silent = set[str]()
+        for model in unserved:
+            beat(f"{model} is withdrawn")
+            calls.run(model, partial(self._withdraw, model, silent))
         return RepairsRecorded(
             regions=tuple(sorted(self._infrastructure.regions())),
             repairs=len(recorded),
@@ -145,15 +150,19 @@ class ReconciliationActivities:
         if repair is not None:
             recorded.append(model)
 
-    def _withdraw(self, model: str) -> None:
-        """Withdraw a model from every gateway first; replicas stay while an unreachable gateway may send to them."""
+    def _withdraw(self, model: str, silent: set[str]) -> None:
+        """Withdraw a model from every gateway first; replicas stay while an unreachable gateway may send to them.
+
+        Regions that do not answer are added to `silent`: they are called once in a pass, not once for each model.
+        """
         with self._store.read() as repository:
             lost = Drained.of(repository.drains()).lost
         for region in sorted(set(self._infrastructure.regions()) - lost):
             try:
-                if not self._unroute_unserved(model, region):
+                if region in silent or not self._unroute_unserved(model, region):
                     return
             except Unavailable:
+                silent.add(region)
                 return
         with self._store.begin(model) as repository:
             withdraw_unserved(repository, model)
@@ -175,24 +184,19 @@ class ReconciliationActivities:
     def _bring_about(self, region: str, found: Differences, state: RegionState) -> Mapping[str, str]:
         """Apply replicas first, so that the targets of traffic exist; then routes; then remove everything that the store lacks.
 
-        A model whose replicas can't be applied keeps the table that its gateway has, and one that fails keeps its replicas.
-        Returns the models that failed, with the error.
+        Calls of one kind run side by side: a region that lost its state gets all of it within a pass. A model whose
+        replicas can't be applied keeps the table that its gateway has, and one that fails keeps its replicas. Returns
+        the models that failed, with the error.
         """
         calls = SingleCalls()
-        for key in found.apply:
-            beat(f"{key} is told again")
-            calls.run(key.model, partial(self._apply, key))
-        for model in found.route:
-            beat(f"routes of {model} in {region} are told again")
-            followed = state.routes.get(model, 0)
-            if not followed or model not in calls.failed:
-                calls.run(model, partial(self._route, model, region, followed=followed))
-        for model in found.unroute:
-            calls.run(model, partial(self._unroute, model, region))
-        for key in found.delete:
-            beat(f"{key} ends")
-            if key.model not in calls.failed:
-                calls.run(key.model, partial(self._delete, key))
+        with ThreadPoolExecutor(CALLS, thread_name_prefix="reconcile") as pool:
+            calls.run_all([(key.model, partial(self._apply, key)) for key in found.apply], pool, beat)
+            followed = {model: state.routes.get(model, 0) for model in found.route}
+            routed = [model for model in found.route if not followed[model] or model not in calls.failed]
+            calls.run_all([(m, partial(self._route, m, region, followed=followed[m])) for m in routed], pool, beat)
+            calls.run_all([(model, partial(self._unroute, model, region)) for model in found.unroute], pool, beat)
+            ended = [key for key in found.delete if key.model not in calls.failed]
+            calls.run_all([(key.model, partial(self._delete, key)) for key in ended], pool, beat)
         return calls.failed
 
     def _apply(self, key: DeploymentKey) -> None:

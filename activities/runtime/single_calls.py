@@ -1,6 +1,7 @@
 """Calls for one model each, of which a failing one stops no other."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from ipnext.errors import IPnextError, RegionUnreachable, Unavailable
@@ -29,6 +30,28 @@ class SingleCalls:
             raise
         except OF_ONE as error:
             self.failed.setdefault(model, describe(error))
+
+    def run_all(
+        self, calls: Sequence[tuple[str, Callable[[], object]]], pool: ThreadPoolExecutor, beat: Callable[[str], None]
+    ) -> None:
+        """Run calls, each for a model, side by side; `beat` is called as they end.
+
+        Raises RegionUnreachable: calls that have not begun by then are left out.
+        """
+        away = list[RegionUnreachable]()
+
+        def one(model: str, call: Callable[[], object]) -> str:
+            try:
+                if not away:
+                    self.run(model, call)
+            except RegionUnreachable as error:
+                away.append(error)
+            return model
+
+        for model in pool.map(one, *zip(*calls, strict=True)) if calls else ():
+            beat(f"{model} is reconciled")
+        if away:
+            raise away[0]
 
 
 def read_each(

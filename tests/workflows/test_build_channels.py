@@ -47,7 +47,7 @@ STRICT = frozenset({"model_validate", "model_validate_json", "validate_json", "v
 PLAIN = frozenset({"json", "orjson", "pickle"})
 
 BETWEEN_BUILDS: Mapping[str, frozenset[str]] = {
-    "activities/regions/reconciliation.py": frozenset({DOCUMENT}),
+    "activities/regions/parsed_sets.py": frozenset({DOCUMENT}),
     "activities/regions/recovery.py": frozenset({DOCUMENT}),
     "ipnext/client.py": frozenset({API_ANSWER}),
     "ipnext/client_credential.py": frozenset({API_ANSWER}),

@@ -1,5 +1,7 @@
 """A model that fails holds up the reconciliation of no other one."""
 
+import threading
+
 import pytest
 from temporalio.testing import ActivityEnvironment
 
@@ -7,9 +9,10 @@ from activities.regions import reconciliation
 from activities.regions.reconciliation import ReconciliationActivities
 from ipnext.errors import Conflict, IPnextError, RegionUnreachable, RouteFailed
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
-from ipnext.model.lifecycle import ChangeState, Done
+from ipnext.model.lifecycle import ChangeKind, ChangeState, Done
 from ipnext.model.reconciliation import RegionAsked, RegionReconciled
 from ipnext.model.registry import GenerationState, PartGraph
+from tests.waiting import PATIENCE_SECONDS
 
 EAST = "us-east"
 MODELS = ("first", "second")
@@ -116,3 +119,75 @@ def test_a_model_whose_repair_fails_keeps_no_other_from_its_repair(stored, monke
     recorded = ActivityEnvironment().run(activities.record_repairs, Done())
 
     assert (recorded.models, dict(recorded.failed)) == (("second",), {"first": "another writer was first"})
+
+
+def test_a_silent_region_is_called_once_for_all_unserved_models_after_repairs_are_recorded(stored, monkeypatch):
+    with stored.store.begin() as unit:
+        unit.put_route(table("first", 2))
+        for model in ("third", "fourth"):
+            unit.put_model(unit.model("second").manifest.model_copy(update=named(unit, model)), expected_version=None)
+            unit.put_route(table(model, 1))
+    called = []
+
+    def silent(model, region):
+        with stored.store.read() as unit:
+            called.append((region, [change.kind for change in unit.changes("first", limit=1)]))
+        msg = f"{region} does not answer {model}"
+        raise RegionUnreachable(msg)
+
+    monkeypatch.setattr(stored.infrastructure, "unroute", silent)
+    activities = ReconciliationActivities(stored.store, stored.infrastructure)
+
+    recorded = ActivityEnvironment().run(activities.record_repairs, Done())
+
+    assert recorded.models == ("first",)
+    assert called == [("eu-west", [ChangeKind.REPAIR])]
+
+
+def named(unit, model):
+    metadata = unit.model("second").manifest.metadata
+    return {"metadata": metadata.model_copy(update={"name": model})}
+
+
+@pytest.fixture
+def many(stored):
+    """As many models in the region as calls run side by side."""
+    for number in range(reconciliation.CALLS - len(MODELS)):
+        model = f"more{number}"
+        with stored.store.begin() as unit:
+            unit.put_model(unit.model("second").manifest.model_copy(update=named(unit, model)), expected_version=None)
+            unit.update_model(model, serving_generation=1)
+            unit.put_deployment(unit.deployment(key("second")).model_copy(update={"key": key(model)}))
+            unit.put_route(table(model, 1))
+    return stored
+
+
+@pytest.mark.parametrize("call", ["apply", "route"])
+def test_replica_sets_and_tables_are_sent_side_by_side(many, reconcile, monkeypatch, call):
+    """All calls meet, or none returns."""
+    meeting, real = threading.Barrier(reconciliation.CALLS), getattr(many.infrastructure, call)
+
+    def met(found):
+        meeting.wait(PATIENCE_SECONDS)
+        real(found)
+
+    monkeypatch.setattr(many.infrastructure, call, met)
+
+    seen = reconcile()
+
+    assert (dict(seen.failed), seen.applied, seen.routed) == ({}, reconciliation.CALLS, reconciliation.CALLS)
+
+
+def test_a_region_that_stops_to_answer_is_not_called_for_all_its_models(many, reconcile, monkeypatch):
+    called = []
+
+    def away(found):
+        called.append(found.key)
+        msg = "gone"
+        raise RegionUnreachable(msg)
+
+    monkeypatch.setattr(reconciliation, "CALLS", 2)
+    monkeypatch.setattr(many.infrastructure, "apply", away)
+
+    assert reconcile() == RegionReconciled(region=EAST, reachable=False)
+    assert len(called) <= 2
