@@ -172,8 +172,12 @@ class Snapshots(Unit):
         return self._last_generation(model) or None
 
     def cut_generations(self) -> Mapping[str, tuple[Generation, ...]]:
-        """Map each model to its serving and target generations that are cut; models without one are left out."""
-        mine = col(GenerationRow.model) == col(ModelRow.name)
+        """Map each model to its serving and target generations that are cut; models without one are left out.
+
+        Two generations of each model are looked up: the cost does not follow the number of generations ever published.
+        """
+        name = col(ModelRow.name).concat("")  # an expression: no index finds a model by it, so models come first
+        mine = col(GenerationRow.model) == name
         at_work = col(GenerationRow.number).in_([col(ModelRow.serving_generation), col(ModelRow.target_generation)])
         query = select(GenerationRow).join(ModelRow, mine & at_work).where(col(GenerationRow.layout).is_not(None))
         found: dict[str, tuple[Generation, ...]] = {}

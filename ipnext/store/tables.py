@@ -332,7 +332,11 @@ class ReplanRow(Row, table=True):
     """A replan: its request and its outcome."""
 
     __tablename__ = "replans"
-    __table_args__ = (UniqueConstraint("id"), Index("ix_replans_state", "state"))
+    __table_args__ = (
+        UniqueConstraint("id"),
+        Index("ix_replans_state", "state"),
+        Index("ix_replans_plan_id", "plan_id"),
+    )
 
     ordinal: int | None = _ordinal()
     id: str = _text()

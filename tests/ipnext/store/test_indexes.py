@@ -47,6 +47,9 @@ BIG = frozenset(
 )
 """Tables that grow with the fleet or with its age."""
 
+HISTORY = frozenset({"snapshots", "generations", "changes", "reports", "transitions", "events", "replans", "plans"})
+"""Tables that grow with the fleet's age."""
+
 
 def rows(manifest: str, snapshot: SnapshotManifest) -> Iterator[tuple[str, dict]]:
     """(Table, row) of models with a history each."""
@@ -183,23 +186,23 @@ def executed(store):
     event.remove(store._engine, "before_cursor_execute", before)
 
 
-def scans(store, statements) -> list[str]:
+def scans(store, statements, big=BIG) -> list[str]:
     """Accesses to big tables that read every row, of these statements."""
     with store._engine.connect() as connection:
         if connection.dialect.name == "sqlite":
-            return [step for sql, given in statements for step in _sqlite_scans(connection, sql, given)]
+            return [step for sql, given in statements for step in _sqlite_scans(connection, sql, given, big)]
         connection.exec_driver_sql("SET enable_seqscan = off")  # tables of a test are so small that a scan is cheapest
-        return [step for sql, given in statements for step in _postgresql_scans(connection, sql, given)]
+        return [step for sql, given in statements for step in _postgresql_scans(connection, sql, given, big)]
 
 
-def _sqlite_scans(connection, sql, given) -> Iterator[str]:
+def _sqlite_scans(connection, sql, given, big) -> Iterator[str]:
     if not sql.startswith("SELECT"):
         return
-    aliased = {name for name in sql.replace(",", " ").split() if name.rpartition("_")[0] in BIG}
+    aliased = {name for name in sql.replace(",", " ").split() if name.rpartition("_")[0] in big}
     for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", given):
         step = row[3].split()
         ordered = "LIMIT" in sql and "INDEX" in step  # as many rows as the page holds
-        if step[0] == "SCAN" and step[1] in BIG | aliased and not ordered and not _by_ordinal(sql):
+        if step[0] == "SCAN" and step[1] in big | aliased and not ordered and not _by_ordinal(sql):
             yield f"{row[3]}: {sql}"
 
 
@@ -208,20 +211,64 @@ def _by_ordinal(sql: str) -> bool:
     return "LIMIT" in sql and "ordinal DESC" in sql and "WHERE" not in sql
 
 
-def _postgresql_scans(connection, sql, given) -> Iterator[str]:
+def _postgresql_scans(connection, sql, given, big) -> Iterator[str]:
     plan = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {sql}", given).scalar()
     (found,) = plan if isinstance(plan, list) else json.loads(plan)
-    yield from (f"{step}: {sql}" for step in _steps(found["Plan"], limited=False))
+    yield from (f"{step}: {sql}" for step in _steps(found["Plan"], big, limited=False))
 
 
-def _steps(node, *, limited: bool) -> Iterator[str]:
+def _steps(node, big, *, limited: bool) -> Iterator[str]:
     """Nodes that read all of a big table: neither by a condition on an index nor in its order up to a limit."""
     limited = (limited or node["Node Type"] == "Limit") and node["Node Type"] != "Sort"
     sought = "Index Cond" in node or (limited and "Index" in node["Node Type"])
-    if node.get("Relation Name") in BIG and node["Node Type"] != "Bitmap Heap Scan" and not sought:
+    if node.get("Relation Name") in big and node["Node Type"] != "Bitmap Heap Scan" and not sought:
         yield f"{node['Node Type']} of {node['Relation Name']}"
     for below in node.get("Plans", ()):
-        yield from _steps(below, limited=limited)
+        yield from _steps(below, big, limited=limited)
+
+
+def outbox(unit: Repository) -> None:
+    """What the outbox asks each second."""
+    unit.unsubmitted_changes(limit=10, but=SOME)
+    unit.count_unsubmitted()
+    unit.models_unsubmitted(SOME)
+    unit.untold_drains()
+    unit.due_replans()
+
+
+def resubmission(unit: Repository) -> None:
+    """What finds entities that are gone."""
+    unit.long_open_changes(seconds=30)
+    unit.taken_drains()
+    unit.taken_replans()
+    unit.frozen_changes()
+
+
+def reconciler(unit: Repository) -> None:
+    """What each pass of the reconciler asks."""
+    unit.models_astray(but=("north",))
+    unit.models_unserved()
+    unit.models_unrepaired()
+    unit.settled_models()
+    unit.is_settled(SOME[0])
+    unit.is_moved(SOME[0])
+    unit.deployment_documents("north")
+    unit.route_revisions("north")
+    unit.refusing_revisions("north")
+
+
+def replan(unit: Repository) -> None:
+    """What a replan, its moves and a drain's check ask of the fleet."""
+    unit.cut_generations()
+    unit.waiting_replans("drain")
+    unit.replan_under_way()
+    unit.asked_by("plan")
+    unit.open_moves()
+    unit.frozen_models()
+    unit.held_models(SOME)
+    unit.moving_models(but=SOME[0])
+    unit.left_in("north")
+    unit.shares_to("north")
 
 
 def unrouted(unit: Repository) -> None:
@@ -230,6 +277,8 @@ def unrouted(unit: Repository) -> None:
 
 
 READS = (wave_step, lost_region, model_list, explanations, histories, publish, repairs, unrouted)
+PERIODIC = (outbox, resubmission, reconciler, replan)
+"""Questions about the whole fleet, asked again and again: they may read a fleet, but no history."""
 
 
 @pytest.mark.parametrize("read", READS)
@@ -238,6 +287,14 @@ def test_no_read_scans_a_table_that_grows(filled, read):
         read(unit)
     assert any("SELECT" in statement for statement, _ in seen)
     assert scans(filled, seen) == []
+
+
+@pytest.mark.parametrize("read", PERIODIC)
+def test_no_periodic_read_scans_a_history(filled, read):
+    with filled.read() as unit, executed(filled) as seen:
+        read(unit)
+    assert any("SELECT" in statement for statement, _ in seen)
+    assert scans(filled, seen, HISTORY) == []
 
 
 def test_a_scan_is_found(filled):

@@ -334,6 +334,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("ordinal", name=op.f("pk_replans")),
         sa.UniqueConstraint("id", name=op.f("uq_replans_id")),
     )
+    op.create_index("ix_replans_plan_id", "replans", ["plan_id"], unique=False)
     op.create_index("ix_replans_state", "replans", ["state"], unique=False)
     op.create_table(
         "role_bindings",
