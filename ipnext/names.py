@@ -39,6 +39,10 @@ ABORT_RUN: Final = "abort_run"
 REPORT_END: Final = "report_end"
 CHANGE_ENDED: Final = "change_ended"
 
+# signal of the API to an entity
+LOOK_AGAIN: Final = "look_again"
+"""An open change has no run: read the open changes from the store again."""
+
 # updates of a transition, and signals from the entity by way of the lifecycle run
 APPROVE_WAVE: Final = "approve_wave"
 PROMOTE_RUN: Final = "promote_run"

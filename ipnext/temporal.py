@@ -264,6 +264,12 @@ async def begin_entity(client: Client, model: str) -> None:
         await client.start_workflow(**_entity(model))
 
 
+async def look_again(client: Client, model: str) -> None:
+    """Signal the entity of a model to read the open changes again; it is started if it does not run. Raises Unavailable."""
+    async with reaching(f"the entity of {model}"), asyncio.timeout(SUBMIT_SECONDS):
+        await client.start_workflow(**_entity(model), start_signal=names.LOOK_AGAIN)
+
+
 async def is_open(client: Client, workflow_id: str) -> bool:
     """Return whether a run of the workflow is open now, by the server's own state. False if there never was one. Raises Unavailable."""
     async with reaching(f"workflow {workflow_id}"), asyncio.timeout(SUBMIT_SECONDS):

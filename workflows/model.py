@@ -37,24 +37,19 @@ with workflow.unsafe.imports_passed_through():
         QueuedChange,
         RecordInput,
         StageInput,
-        SupersededChange,
     )
     from ipnext.model.status import Reason
-    from ipnext.model.takeover import ChangeAsked, ChangeEnded, ModelAsked, TakeOver
+    from ipnext.model.takeover import ChangeAsked, ChangeEnded, TakeOver
     from workflows import policies
-    from workflows.change_queue import CAN_PASS, Superseded, enqueue
     from workflows.errors import STOPPED_OUTSIDE, Explained, explained, stopped
     from workflows.model_control import ROLLS_OUT, of_generation
+    from workflows.open_changes import Reading
     from workflows.policies import perform
     from workflows.retirement import release
-    from workflows.superseded_marks import Marked
     from workflows.takeover import settled
 
 MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
-
-REMEMBERED = 500
-"""Ids of handled changes that are remembered, so that one submitted again is not run again."""
 
 GONE = Explained(Reason.INTERNAL_ERROR, "its run was ended from outside")
 """Cause of failure of a change whose run was started by another entity, and is gone without a record."""
@@ -63,15 +58,12 @@ GONE = Explained(Reason.INTERNAL_ERROR, "its run was ended from outside")
 @workflow.defn(
     name=names.MODEL_WORKFLOW, failure_exception_types=policies.OTHER_HISTORY, versioning_behavior=policies.ENTITY
 )
-class ModelWorkflow(Marked):
+class ModelWorkflow(Reading):
     """The entity of one model. Ends when its model is retired; another submission starts it again."""
 
     @workflow.init
     def __init__(self, input: ModelEntityInput) -> None:  # noqa: A002 - Temporal passes it by place
         super().__init__(input)
-        self._recent = input.recent
-        self._begun = input.begun
-        """Changes whose run has begun before: they are awaited, or settled, before any other change begins."""
         self._handled = 0
         self._retired = input.retired
         self._reported = ""
@@ -133,7 +125,7 @@ class ModelWorkflow(Marked):
 
     @property
     def _open(self) -> bool:
-        return not self._retired or bool(self._queue or self._superseded or self._begun)
+        return not self._retired or bool(self._queue or self._superseded or self._unmarked or self._begun)
 
     @property
     def _long(self) -> bool:
@@ -142,6 +134,11 @@ class ModelWorkflow(Marked):
         events = info.get_current_history_length()
         full = self._asked >= policies.MOST_UPDATES or events >= policies.MOST_EVENTS
         return full or info.is_continue_as_new_suggested()
+
+    @property
+    def _look_due(self) -> bool:
+        """True if a look is due while a change runs that does not pass another one."""
+        return self._looks_again and self._passed is None
 
     @property
     def _takes_up(self) -> bool:
@@ -155,39 +152,18 @@ class ModelWorkflow(Marked):
         running = () if self._running is None else (self._running,)
         return (*running, *(change for change in self._begun if change not in running))
 
-    async def _rebuild(self) -> None:
-        """Read the changes from the store that were requested before this entity began. Later submissions are in the queue."""
-        found = await perform(
-            policies.OPEN_CHANGES, ModelAsked(model=self._model), f"read what is open of {self._model}"
-        )
-        self._passing = (*self._passing, *(item.change.id for item in found.changes if item.passes))
-        first = sorted(found.changes, key=lambda item: (not item.moves, item.change.kind not in CAN_PASS))
-        self._begun = tuple(item.change for item in first if item.begun)
-        begun = {change.id for change in self._begun}
-        self._queue = tuple(change for change in self._queue if change.id not in begun)
-        self._superseded = tuple(item for item in self._superseded if item.change_id not in begun)
-        for item in found.changes:
-            if not item.begun and item.change.id not in self._recent:
-                self._enqueue(item.change)
-        if not self._heard_of_hold:
-            self._held = found.held
-        self._serving = found.serving_generation
-        self._rebuilt = True
-        self._show()
-
-    def _enqueue(self, change: QueuedChange) -> None:
-        self._recent = (*self._recent, change.id)[-REMEMBERED:]
-        self._queue, gone = enqueue(self._queue, change)
-        self._superseded += tuple(map(_pair, gone))
-
     async def _work(self) -> None:
         """Execute the waiting changes, until nothing is left of a model that is retired."""
         while self._open:
             await workflow.wait_condition(
                 lambda: (
-                    bool(self._superseded or self._begun or self._unweighed) or self._next() is not None or self._long
+                    bool(self._superseded or self._begun or self._unweighed or self._looks_again)
+                    or self._next() is not None
+                    or self._long
                 )
             )
+            if self._looks_again:
+                await self._look()
             await self._record_superseded()
             if not self._begun and self._next() is None and (waiting := self._unweighed) is not None:
                 await self._may_pass(waiting)
@@ -214,11 +190,14 @@ class ModelWorkflow(Marked):
                     or self._marks_wanted
                     or self._untold is not None
                     or self._unweighed is not None
+                    or self._look_due
                     or self._long
                 )
             )
             if self._long and not run.done():
                 await self._renew()
+            if self._look_due and (lost := await self._look()) is not None and not run.done():
+                await self._let_pass(lost, run)
             if self._marks_wanted:
                 self._marker = asyncio.create_task(self._mark())
             await self._tell_newer()
@@ -368,6 +347,7 @@ class ModelWorkflow(Marked):
             await perform(policies.FINISH_CHANGE, record, f"record the failure of {change.id}")
         except ActivityError as again:
             workflow.logger.error("change %s failed and could not be recorded: %s", change.id, explained(again).message)
+            self._give_up()
         return result
 
     def _carried(self) -> ModelEntityInput:
@@ -380,13 +360,10 @@ class ModelWorkflow(Marked):
             turned=self._turned,
             rebuilt=True,
             begun=self._begun,
-            superseded=self._superseded,
+            superseded=(*self._unmarked, *self._superseded),
             told_newer=self._told_newer,
             told_to_end=self._told_to_end,
             retired=self._retired,
             passing=self._passing,
+            looks_again=self._will_look,
         )
-
-
-def _pair(found: Superseded) -> SupersededChange:
-    return SupersededChange(change_id=found.change.id, by=found.by.id)

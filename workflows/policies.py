@@ -136,6 +136,9 @@ MARKS_SOON = 20
 
 MARK_EVERY = timedelta(minutes=1)
 
+LOOK_AGAIN = timedelta(minutes=2)
+"""Until an entity that gave up on a change reads the open changes again: a bug is seldom fixed sooner."""
+
 MOST_EVENTS = 10_000
 """Of one run of an entity; then it continues as new. The server ends a run with 51,200."""
 

@@ -1,4 +1,7 @@
-"""Marks of superseded changes: the part of workflow `model` that records in the store which changes will not run."""
+"""Marks of superseded changes: the part of workflow `model` that records in the store which changes will not run.
+
+If that fails, the entity later looks again at the open changes (`workflows.open_changes`).
+"""
 
 import asyncio
 from contextlib import suppress
@@ -7,7 +10,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
-    from ipnext.model.lifecycle import ModelEntityInput, SupersededInput
+    from ipnext.model.lifecycle import ModelEntityInput, SupersededChange, SupersededInput
     from workflows import policies
     from workflows.errors import explained
     from workflows.model_passing import Passing
@@ -21,6 +24,11 @@ class Marked(Passing):
         super().__init__(input)
         self._superseded = input.superseded
         """Changes still to be marked."""
+        self._unmarked: tuple[SupersededChange, ...] = ()
+        """Changes that could not be marked; the next look at the store tries again."""
+        self._looks_again = input.looks_again
+        """True if the store may have open changes that this entity lost."""
+        self._pausing: asyncio.Task[None] | None = None
         self._marking = asyncio.Lock()
         self._marker: asyncio.Task[None] | None = None
         self._marks = 0
@@ -44,8 +52,22 @@ class Marked(Passing):
                 )
         await self._record_superseded()
 
+    def _give_up(self) -> None:
+        """Look again later, with all that could not be written by then."""
+        if self._pausing is None or self._pausing.done():
+            self._pausing = asyncio.create_task(self._look_later())
+
+    async def _look_later(self) -> None:
+        await workflow.sleep(policies.LOOK_AGAIN, summary="look again at what could not be recorded")
+        self._looks_again = True
+
+    @property
+    def _will_look(self) -> bool:
+        """True if another look is due, now or later."""
+        return self._looks_again or not (self._pausing is None or self._pausing.done())
+
     async def _record_superseded(self) -> None:
-        """Record all in one activity. If one can't be marked, that is logged: the store then still has it as waiting."""
+        """Record all in one activity. If that fails, the store still has them as waiting, and they are recorded later."""
         async with self._marking:
             found = self._superseded
             if not found:
@@ -57,4 +79,6 @@ class Marked(Passing):
                 await perform(policies.MARK_SUPERSEDED, record, f"{len(found)} superseded, {newest.change_id} last")
             except ActivityError as error:
                 workflow.logger.error("%d could not be marked superseded: %s", len(found), explained(error).message)
+                self._unmarked += found
+                self._give_up()
             self._superseded = self._superseded[len(found) :]

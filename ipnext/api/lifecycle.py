@@ -44,6 +44,9 @@ class Lifecycle(Protocol):
     async def begin_entity(self, model: str) -> None:
         """Start the entity of a model unless it runs; it reads the model's changes from the store."""
 
+    async def look_again(self, model: str) -> None:
+        """Signal the entity of a model, which is started unless it runs, to read its open changes again. May be repeated."""
+
     async def wake_replan(self) -> None:
         """Signal the engine that a replan is recorded. May be repeated."""
 
@@ -83,6 +86,10 @@ class MemoryLifecycle:
         """Models whose entity runs; remove one to simulate its termination."""
         self.entities_begun: list[str] = []
         """Entities that were started without a submission."""
+        self.looked_again: list[str] = []
+        """Models whose entity was signalled to read its open changes again."""
+        self.change_runs: set[str] = set()
+        """Ids of running changes' workflows; remove one to simulate its termination."""
         self.fleet_runs: set[str] = set()
         """Ids of running drains and the replan; remove one to simulate its termination."""
         self._ui_url = ui_url
@@ -128,15 +135,23 @@ class MemoryLifecycle:
         return answer
 
     async def runs(self, workflow_id: str) -> bool:
-        """Return whether a change of the model, a drain or a replan was submitted."""
+        """Return whether a change of the model, a drain or a replan was submitted, or a change was set to run."""
         self._answer()
-        return workflow_id in self.fleet_runs | {names.model_workflow_id(model) for model in self.entities}
+        return workflow_id in self.fleet_runs | self.change_runs | {
+            names.model_workflow_id(model) for model in self.entities
+        }
 
     async def begin_entity(self, model: str) -> None:
         """Record the start."""
         self._answer()
         self.entities.add(model)
         self.entities_begun.append(model)
+
+    async def look_again(self, model: str) -> None:
+        """Record the signal."""
+        self._answer()
+        self.entities.add(model)
+        self.looked_again.append(model)
 
     async def wake_replan(self) -> None:
         """Count the signal."""

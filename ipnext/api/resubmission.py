@@ -4,7 +4,8 @@ Level-triggered, in addition to the outbox, which submits those that the engine 
 determines the needed runs: the entity of each model with a change that has been open for a while, `drain/REGION` of
 each active drain, `replan` if replans were started and have not ended. Only these runs are looked up. A new run reads
 everything from the store by its recorded ids; its workflow id ensures that there is one. A submission would not work
-for a change: the engine answers an update of a known id for a run that has gone.
+for a change: the engine answers an update of a known id for a run that has gone. If an entity runs but a change of its
+model has no run, it is signalled to read its open changes again.
 """
 
 import asyncio
@@ -26,6 +27,12 @@ EVERY_SECONDS = 20.0
 OPEN_SECONDS = 30.0
 """Changes that were recorded later than this are not checked: most end sooner."""
 
+LOST_SECONDS = 180.0
+"""Changes that are open for this long and have no run are lost by their entity, though it runs."""
+
+LOST_LOOK_EVERY = 6
+"""Lost changes are looked for at every sixth check: an entity that can't record the end of one is signalled this often."""
+
 AT_ONCE = 32
 """Runs that are checked in parallel."""
 
@@ -42,6 +49,8 @@ class NeededRun:
     """Start it unless it runs."""
     needed_by: Mapping[str, str] = field(compare=False)
     """For the log."""
+    event: str = field(default="run_begun_again", compare=False)
+    """The log's event."""
 
 
 Needs = Callable[[], Sequence[NeededRun]]
@@ -57,20 +66,27 @@ class Resubmission:
         *,
         every_seconds: float = EVERY_SECONDS,
         open_seconds: float = OPEN_SECONDS,
+        lost_seconds: float = LOST_SECONDS,
         at_once: int = AT_ONCE,
     ) -> None:
         self._store = store
         self._lifecycle = lifecycle
         self._every = every_seconds
         self._open = open_seconds
+        self._lost = lost_seconds
+        self._lost_every = LOST_LOOK_EVERY * every_seconds
         self._at_once = at_once
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run in the background while the context is open. Drains do not wait for the check of many models."""
         tasks = [
-            asyncio.create_task(self._run(needs), name=f"resubmission of {what}")
-            for what, needs in (("the fleet's runs", self._fleet_runs), ("entities", self._entities))
+            asyncio.create_task(self._run(needs, every), name=f"resubmission of {what}")
+            for what, needs, every in (
+                ("the fleet's runs", self._fleet_runs, self._every),
+                ("entities", self._entities, self._every),
+                ("lost changes", self._lost_changes, self._lost_every),
+            )
         ]
         try:
             yield
@@ -83,13 +99,17 @@ class Resubmission:
         """Start the missing runs; return their workflow ids. None if the database belongs to another platform."""
         return [*await self._look_at(self._fleet_runs), *await self._look_at(self._entities)]
 
-    async def _run(self, needs: Needs) -> None:
+    async def look_for_lost_changes(self) -> Sequence[str]:
+        """Signal the entities of changes without a run; return the workflow ids of the missing runs."""
+        return await self._look_at(self._lost_changes)
+
+    async def _run(self, needs: Needs, every_seconds: float) -> None:
         while True:
             try:
                 await self._look_at(needs)
             except Exception:  # noqa: BLE001 - the edge of a background process: log it and continue
                 structlog.get_logger().exception("resubmission_failed")
-            await asyncio.sleep(self._every)
+            await asyncio.sleep(every_seconds)
 
     async def _look_at(self, needs: Needs) -> Sequence[str]:
         """Start missing runs.
@@ -134,7 +154,7 @@ class Resubmission:
     async def _begin(self, run: NeededRun) -> bool:
         await run.begin()
         log = structlog.get_logger().bind(workflow_id=run.workflow_id, **run.needed_by)
-        log.warning("run_begun_again", why="what needs it was acknowledged, and it did not run")
+        log.warning(run.event, why="what needs it was acknowledged, and it did not run")
         return True
 
     async def _belongs(self) -> bool:
@@ -183,6 +203,20 @@ class Resubmission:
                 names.model_workflow_id(change.model),
                 lambda model=change.model: self._lifecycle.begin_entity(model),  # type: ignore[misc]
                 {"model": change.model, "change_id": change.id, "kind": change.kind.value},
+            )
+            for change in changes
+        ]
+
+    def _lost_changes(self) -> Sequence[NeededRun]:
+        """Return the runs of changes that have been open for longer, and that no pause and no other change holds back."""
+        with self._store.read() as unit:
+            changes = unit.changes_due(seconds=self._lost)
+        return [
+            NeededRun(
+                names.lifecycle_workflow_id(change.model, change.id),
+                lambda model=change.model: self._lifecycle.look_again(model),  # type: ignore[misc]
+                {"model": change.model, "change_id": change.id, "kind": change.kind.value},
+                event="entity_looks_again",
             )
             for change in changes
         ]

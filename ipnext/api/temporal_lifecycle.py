@@ -66,6 +66,10 @@ class TemporalLifecycle:
         """See the port."""
         await temporal.begin_entity(await self._connected(), model)
 
+    async def look_again(self, model: str) -> None:
+        """See the port."""
+        await temporal.look_again(await self._connected(), model)
+
     async def wake_replan(self) -> None:
         """See the port."""
         await temporal.wake_replan(await self._connected())

@@ -98,6 +98,8 @@ class ModelEntityInput(Value):
     retired: bool = False
     passing: tuple[str, ...] = ()
     """Open changes that run although the model is paused, or an older change waits."""
+    looks_again: bool = False
+    """Whether the store may have open changes that the entity lost: it reads them again."""
 
 
 class QueuedChange(Value):

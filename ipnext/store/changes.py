@@ -15,7 +15,7 @@ from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
 from ipnext.model.status import Reason
 from ipnext.store.retirements import RETIRES
 from ipnext.store.snapshots import Snapshots
-from ipnext.store.tables import METADATA, ChangeRow, PlanRow
+from ipnext.store.tables import METADATA, ChangeRow, PauseRow, PlanRow
 from ipnext.store.unit import batches, rows
 
 CHANGES = METADATA.tables[ChangeRow.__tablename__]
@@ -173,6 +173,22 @@ class Changes(Snapshots):
         for row in self._session.exec(query.order_by(col(ChangeRow.sequence))):
             first.setdefault(row.model, row)
         return tuple(_change(first[model]) for model in sorted(first))
+
+    def changes_due(self, *, seconds: float) -> tuple[Change, ...]:
+        """Return the changes, recorded at least `seconds` ago, of which a run should be open.
+
+        Those that have begun; of a model without such a change and without a pause, the first that waits.
+        """
+        query = select(ChangeRow).where(col(ChangeRow.state).in_(_TAKEN))
+        found = self._session.exec(query.order_by(col(ChangeRow.model), col(ChangeRow.sequence))).all()
+        begun = [row for row in found if row.state == ChangeState.RUNNING.value]
+        blocked = {row.model for row in begun} | set(self._session.exec(select(PauseRow.model)))
+        first: dict[str, ChangeRow] = {}
+        for row in found:
+            if row.model not in blocked:
+                first.setdefault(row.model, row)
+        since = self._now() - timedelta(seconds=seconds)
+        return tuple(_change(row) for row in (*begun, *first.values()) if row.created_at <= since)
 
     def count_unsubmitted(self) -> int:
         """Count the changes that no workflow has started yet."""

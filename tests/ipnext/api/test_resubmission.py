@@ -10,6 +10,7 @@ import pytest
 from ipnext import names
 from ipnext.api.lifecycle import MemoryLifecycle
 from ipnext.api.resubmission import Resubmission
+from ipnext.model.controls import ControlAsked
 from ipnext.model.drain import DrainState
 from ipnext.model.lifecycle import ChangeKind, ChangeState, ReplanState
 from ipnext.model.manifest import parse_manifest
@@ -236,3 +237,46 @@ async def test_a_drain_begins_although_the_look_at_the_models_takes_long(drained
 
     async with resubmission(drained, lifecycle).running():
         await eventually(lambda: lifecycle.drains_told == ["us", "asia", "eu"])
+
+
+def running_runs() -> set[str]:
+    return {names.lifecycle_workflow_id(name, f"{name}-1") for name in MODELS}
+
+
+async def test_the_entity_of_a_change_that_lost_its_run_looks_again(store: Store) -> None:
+    lifecycle = await with_entities(store)
+    lifecycle.change_runs = running_runs() - {"lifecycle/m03/m03-1"}
+
+    found = await resubmission(store, lifecycle, lost_seconds=0).look_for_lost_changes()
+
+    assert (found, lifecycle.looked_again, lifecycle.entities_begun) == (["lifecycle/m03/m03-1"], ["m03"], [])
+
+
+async def test_a_change_that_was_recorded_a_while_ago_may_have_no_run_yet(store: Store) -> None:
+    lifecycle = await with_entities(store)
+
+    assert not await resubmission(store, lifecycle, lost_seconds=3600).look_for_lost_changes()
+
+
+async def test_a_change_that_waits_behind_no_other_one_needs_its_run(store: Store) -> None:
+    lifecycle = await with_entities(store)
+    lifecycle.change_runs = running_runs()
+    with store.begin() as repository:
+        for name in ("m03", "m07"):
+            repository.update_change(f"{name}-1", state=ChangeState.DONE)
+        repository.put_pause("m07", ControlAsked(by="ann"))
+
+    await resubmission(store, lifecycle, lost_seconds=0).look_for_lost_changes()
+
+    assert lifecycle.looked_again == ["m03"]
+
+
+async def test_lost_changes_are_looked_for_all_the_time(store: Store) -> None:
+    lifecycle = await with_entities(store)
+    lifecycle.change_runs = running_runs()
+
+    async with resubmission(store, lifecycle, lost_seconds=0, every_seconds=0.005).running():
+        await asyncio.sleep(0.1)
+        assert lifecycle.looked_again == []
+        lifecycle.change_runs.discard("lifecycle/m05/m05-1")
+        await eventually(lambda: "m05" in lifecycle.looked_again)

@@ -1,0 +1,180 @@
+"""A living entity forgets no open change: it looks again at what it gave up on, and at what the API misses."""
+
+import asyncio
+import logging
+
+import pytest
+from temporalio.exceptions import ActivityError, ApplicationError
+
+from activities.deployment import activities as deployment
+from ipnext import temporal
+from ipnext.model.lifecycle import ChangeKind, ChangeState, ModelEntityInput, QueuedChange, SupersededChange
+from ipnext.model.takeover import OpenChange, OpenChanges
+from workflows import model_control, open_changes, policies, superseded_marks
+from workflows.model import ModelWorkflow
+
+
+def change(sequence, kind=ChangeKind.PUBLISH):
+    return QueuedChange(id=f"{kind}-{sequence}", kind=kind, sequence=sequence, generation=sequence)
+
+
+def opened(item, *, begun=True, moves=False):
+    return OpenChange(change=item, begun=begun, moves=moves)
+
+
+def failed():
+    error = ActivityError(
+        "failed",
+        scheduled_event_id=1,
+        started_event_id=2,
+        identity="",
+        activity_type="",
+        activity_id="",
+        retry_state=None,
+    )
+    error.__cause__ = ApplicationError("no thread", type="InternalError")
+    return error
+
+
+@pytest.fixture
+def entity(monkeypatch):
+    """An entity without its engine; `found` is what the store has open, and `broken` the steps that fail."""
+
+    async def perform(step, *_):
+        build.asked.append(step.name)
+        if step in build.broken:
+            raise failed()
+        return OpenChanges(changes=build.found)
+
+    async def sleep(pause, **_):
+        build.slept.append(pause)
+
+    def build(**carried):
+        entity = ModelWorkflow(ModelEntityInput(model="m", rebuilt=True, **carried))
+        monkeypatch.setattr(entity, "_show", lambda: None)
+        return entity
+
+    build.found, build.broken, build.asked, build.slept = (), (), [], []
+    for module in (open_changes, superseded_marks, model_control):
+        monkeypatch.setattr(module, "perform", perform)
+    monkeypatch.setattr(superseded_marks.workflow, "sleep", sleep)
+    monkeypatch.setattr(open_changes.workflow, "logger", logging.getLogger(__name__))
+    return build
+
+
+def test_a_change_that_the_entity_does_not_know_is_taken_up(entity):
+    found, lost, waiting = entity(recent=("publish-1", "publish-2")), change(1), change(2)
+    entity.found = (opened(lost), opened(waiting, begun=False))
+
+    asyncio.run(found._look())
+
+    assert (found._begun, found._queue) == ((lost,), (waiting,))
+    assert not found._looks_again
+
+
+def test_what_the_entity_works_on_is_left_as_it_is(entity):
+    running, passed, begun, queued, gone = (change(n) for n in range(1, 6))
+    marks = (SupersededChange(change_id=gone.id, by=queued.id),)
+    found = entity(begun=(running, passed, begun), queue=(queued,), superseded=marks)
+    found._running, found._passed = running, passed
+    entity.found = tuple(opened(each, begun=each in found._begun) for each in (running, passed, begun, queued, gone))
+
+    assert asyncio.run(found._look()) is None
+    assert (found._begun, found._queue, found._superseded) == ((running, passed, begun), (queued,), marks)
+
+
+def test_only_a_lost_change_that_moves_the_model_goes_before_the_one_that_runs(entity):
+    found, lost, mover = entity(), change(1), change(2)
+    found._running = change(3)
+
+    entity.found = (opened(lost),)
+    assert asyncio.run(found._look()) is None
+    entity.found = (opened(lost), opened(mover, moves=True))
+    assert asyncio.run(found._look()) == mover
+
+
+def test_marks_that_could_not_be_written_are_written_at_the_next_look(entity):
+    marks = (SupersededChange(change_id="publish-1", by="publish-2"),)
+    found = entity(superseded=marks)
+    entity.broken, entity.found = (policies.MARK_SUPERSEDED,), (opened(change(1), begun=False),)
+
+    async def marked():
+        await found._record_superseded()
+        await found._pausing
+        assert (found._superseded, found._carried().superseded, found._looks_again) == ((), marks, True)
+        await found._look()
+
+    asyncio.run(marked())
+
+    assert entity.slept == [policies.LOOK_AGAIN]
+    assert (found._queue, found._superseded, found._unmarked) == ((), marks, ())
+
+
+def test_a_store_that_can_not_be_read_is_read_again(entity):
+    found = entity()
+    entity.broken = (policies.OPEN_CHANGES,)
+
+    async def looked():
+        await found._look()
+        assert found._carried().looks_again
+        await found._pausing
+
+    asyncio.run(looked())
+
+    assert found._looks_again
+
+
+def test_a_look_that_is_due_survives_continue_as_new(entity):
+    found = entity()
+    found.look_again()
+
+    assert entity(**found._carried().model_dump(include={"looks_again"}))._looks_again
+
+
+@pytest.fixture
+def unrecordable(monkeypatch):
+    """Ends of changes can't be recorded, by a bug, until it is mended."""
+    real, broken = deployment.end_change, [True]
+
+    def end(repository, record):
+        if broken:
+            msg = "can't start new thread"
+            raise MemoryError(msg)
+        real(repository, record)
+
+    monkeypatch.setattr(deployment, "end_change", end)
+    return broken
+
+
+@pytest.fixture
+def given_up(monkeypatch):
+    """The changes that entities gave up on."""
+    found, real = [], ModelWorkflow._give_up
+
+    def give_up(self):
+        found.append(self._model)
+        real(self)
+
+    monkeypatch.setattr(ModelWorkflow, "_give_up", give_up)
+    return found
+
+
+@pytest.mark.usefixtures("workers")
+async def test_a_change_whose_end_could_not_be_recorded_ends_while_the_next_one_waits_for_it(
+    house, model, client, submit, ended, until, unrecordable, given_up
+):
+    house.apply(model)
+    first = house.publish(model, 1)
+    await submit(first)
+    await until(lambda: given_up)
+    second = house.publish(model, 2)
+    await submit(second)
+    await until(lambda: house.change(second.id).state is ChangeState.RUNNING)
+    assert not house.change(first.id).state.final
+
+    unrecordable.clear()
+    await temporal.look_again(client, model)
+
+    assert (await ended(first)).state is ChangeState.DONE
+    assert (await ended(second)).state is ChangeState.DONE
+    assert house.shares(model) == {"us-east": {2: 1.0}, "eu-west": {2: 1.0}}
