@@ -18,14 +18,12 @@ from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
     ChildWorkflowError,
-    FailureError,
     WorkflowAlreadyStartedError,
     is_cancelled_exception,
 )
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.controls import ControlAsked, Hold
     from ipnext.model.lifecycle import (
         ChangeAccepted,
         ChangeKind,
@@ -37,6 +35,7 @@ with workflow.unsafe.imports_passed_through():
         QueuedChange,
         RecordInput,
         StageInput,
+        ToldHold,
     )
     from ipnext.model.status import Reason
     from ipnext.model.takeover import ChangeAsked, ChangeEnded, TakeOver
@@ -167,8 +166,11 @@ class ModelWorkflow(Reading):
             await self._record_superseded()
             if not self._begun and self._next() is None and (waiting := self._unweighed) is not None:
                 await self._may_pass(waiting)
+            if self._passed is not None:  # by a run that an earlier run of the entity began
+                await self._follow(self._passed)
             if (change := self._begun[0] if self._begun else self._next()) is not None:
                 await self._carry_out_next(change)
+            self._passed = None
             if self._long:
                 await self._renew()
 
@@ -210,14 +212,14 @@ class ModelWorkflow(Reading):
 
     async def _let_pass(self, change: QueuedChange, run: asyncio.Task[LifecycleResult]) -> None:
         """Carry out a change while the running one waits; then go on with that one, and tell it what it missed."""
-        passed, told_newer, held = self._running, self._told_newer, self._held
+        passed, told_newer = self._running, self._told_newer
         if passed is None:
             return
         self._passed, self._told_newer = passed, False
         await self._carry_out_next(change)
         self._passed, self._running, self._told_newer = None, passed, told_newer
         if not run.done():
-            await self._tell_all(told=held)
+            await self._tell_all()
         self._show()
 
     def _ended(self, change: QueuedChange, result: LifecycleResult) -> None:
@@ -225,6 +227,7 @@ class ModelWorkflow(Reading):
         self._turned = self._turned + 1 if gave_way else 0
         self._running, self._untold, self._told_newer = None, None, False
         self._children.pop(change.id, None)
+        self._told_hold.pop(change.id, None)
         self._follows.discard(change.id)
         self._passing = tuple(other for other in self._passing if other != change.id)
         self._begun = tuple(other for other in self._begun if other.id != change.id)
@@ -251,7 +254,8 @@ class ModelWorkflow(Reading):
                 priority=policies.priority_of(urgent=change.kind in policies.URGENT_KINDS),
                 static_summary=f"{self._model}: {change.kind}" + of_generation(change.generation),
             )
-            await self._tell_all(told=held)
+            self._told_hold[change.id] = held
+            await self._tell_all()
             return await self._children[change.id]
         except WorkflowAlreadyStartedError:
             return await self._followed(change) or await self._record_failure(change, GONE)
@@ -263,18 +267,18 @@ class ModelWorkflow(Reading):
                 raise
             return await self._record_failure(change, None)
 
-    async def _tell_all(self, *, told: ControlAsked | None) -> None:
-        """Send the run its missed signals: changes that preempt or supersede it, and a pause unless that is the one it was `told`."""
+    async def _tell_all(self) -> None:
+        """Send the run its missed signals: changes that preempt or supersede it, and a pause or its end."""
         for waiting in self._queue:
             self._stop_running_for(waiting)
             self._tell_running_of(waiting)
-        if self._held != told:
-            await self._tell_hold()
+        if self._running is not None:
+            await self._tell_hold(self._running)
 
-    async def _tell_hold(self) -> None:
-        """Tell the run whether the model is paused."""
-        asked = self._held or ControlAsked()
-        await self._signal_running(names.HOLD_CHANGES, Hold(held=self._held is not None, asked=asked))
+    async def _tell_missed(self, change: QueuedChange) -> None:
+        """Send a followed run its missed signals, unless it was told to end."""
+        if self._told_to_end is None or self._told_to_end[0] != change.id:
+            await self._tell_all()
 
     async def _followed(self, change: QueuedChange) -> LifecycleResult | None:
         """Wait for the end of a run that an earlier entity started. None if the change has never begun."""
@@ -289,8 +293,9 @@ class ModelWorkflow(Reading):
                 )
             if not seen.runs:
                 return await self._record_failure(change, GONE) if seen.state is ChangeState.RUNNING else None
-            if change.id not in self._follows:
-                await self._begin_to_follow(change)
+            if not looks:
+                await self._follow(change)
+                await self._tell_missed(change)
             soon = looks < policies.FOLLOWED_LOOKS_SOON
             looks += 1
             with suppress(asyncio.TimeoutError):
@@ -300,15 +305,6 @@ class ModelWorkflow(Reading):
                     timeout_summary=f"{change.id} runs",
                 )
             self._reported = ""
-
-    async def _begin_to_follow(self, change: QueuedChange) -> None:
-        self._follows.add(change.id)
-        with suppress(FailureError):  # it has ended: the next check finds that
-            await self._run_of(change).signal(names.REPORT_END)
-        if self._told_to_end is None or self._told_to_end[0] != change.id:
-            await self._tell_all(told=self._held)
-            if self._fresh:  # the earlier entity may have ended between the run and the store: the store counts
-                await self._tell_hold()
 
     async def _record_failure(self, change: QueuedChange, why: Explained | None) -> LifecycleResult:
         """Record the end of a run that could not do so itself (a bug, terminated, cancelled before it began).
@@ -365,5 +361,7 @@ class ModelWorkflow(Reading):
             told_to_end=self._told_to_end,
             retired=self._retired,
             passing=self._passing,
+            told_hold=tuple(ToldHold(change_id=told, held=held) for told, held in self._told_hold.items()),
+            passed=self._passed.id if self._passed else None,
             looks_again=self._will_look,
         )

@@ -6,6 +6,7 @@ pauses or aborts means it, and the wait may end at any moment.
 """
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from temporalio import workflow
@@ -38,7 +39,7 @@ class Held:
         self._queue = input.queue
         self._serving = input.serving_generation
         self._running: QueuedChange | None = None
-        self._passed: QueuedChange | None = None
+        self._passed = next((change for change in input.begun[1:] if change.id == input.passed), None)
         """The change whose run waits while the running one passes it."""
         self._children: dict[str, Child] = {}
         """Change -> its run, if this run of the entity started it."""
@@ -49,6 +50,8 @@ class Held:
         self._told_to_end = input.told_to_end
         """The change whose run was cancelled last, and the reason: a run that had not begun can't record it."""
         self._held = input.held
+        self._told_hold = {told.change_id: told.held for told in input.told_hold}
+        """Change -> the pause that its run knows of, None: none. A run that is not in here has to be told."""
         self._turned = input.turned
         """Number of runs in a row that a newer one superseded."""
         self._untold: QueuedChange | None = None
@@ -56,8 +59,6 @@ class Held:
         self._told_newer = input.told_newer
         """True if the running change knows that a newer one waits: once is enough."""
         self._rebuilt = input.rebuilt
-        self._fresh = not input.rebuilt
-        """True if no earlier entity handed over to this one."""
         self._heard_of_hold = False
         """True if a pause or a resumption came before the store was read."""
         self._asked = 0
@@ -71,7 +72,7 @@ class Held:
         self._asked += 1
         self._held, self._heard_of_hold = asked, True
         self._show()
-        await self._signal_hold(Hold(held=True, asked=asked))
+        await self._tell_holds()
         await self._note(f"paused {asked.text}", asked)
         return self._answer(ControlAction.PAUSE, f"paused {asked.text}")
 
@@ -83,7 +84,7 @@ class Held:
         self._check_held()
         self._held = None
         self._show()
-        await self._signal_hold(Hold(held=False, asked=asked))
+        await self._tell_holds()
         await self._note(f"resumed {asked.text}", None)
         return self._answer(ControlAction.RESUME, f"resumed {asked.text}")
 
@@ -188,11 +189,28 @@ class Held:
         if self._running is not None:
             await self._signal(self._running, signal, argument)
 
-    async def _signal_hold(self, hold: Hold) -> None:
-        """Signal a pause or its end to the run, and to the one that it passes."""
-        await self._signal_running(names.HOLD_CHANGES, hold)
-        if self._passed is not None:
-            await self._signal(self._passed, names.HOLD_CHANGES, hold)
+    async def _tell_holds(self) -> None:
+        """Tell the run, and the one that it passes, whether the model is paused."""
+        for change in (self._running, self._passed):
+            if change is not None:
+                await self._tell_hold(change)
+
+    async def _tell_hold(self, change: QueuedChange) -> None:
+        """Tell a run whether the model is paused, unless that is what it knows."""
+        if not self._reaches(change) or self._told_hold.get(change.id, ...) == self._held:
+            return
+        self._told_hold[change.id] = self._held
+        hold = Hold(held=self._held is not None, asked=self._held or ControlAsked())
+        await self._signal(change, names.HOLD_CHANGES, hold)
+
+    async def _follow(self, change: QueuedChange) -> None:
+        """Have the run of an earlier entity report its end, and tell it of a pause that it missed."""
+        if self._reaches(change):
+            return
+        self._follows.add(change.id)
+        with suppress(FailureError):  # it has ended: the next check finds that
+            await self._run_of(change).signal(names.REPORT_END)
+        await self._tell_hold(change)
 
     async def _signal(self, change: QueuedChange, signal: str, argument: Hold | NewerWaits) -> None:
         if not self._reaches(change) or self._passes_pause(change):

@@ -98,6 +98,10 @@ class ModelEntityInput(Value):
     retired: bool = False
     passing: tuple[str, ...] = ()
     """Open changes that run although the model is paused, or an older change waits."""
+    told_hold: tuple["ToldHold", ...] = ()
+    """The pause, or its end, that each run knows of; a run that is not in here is told."""
+    passed: str | None = None
+    """The one of `begun` whose run waits while that of the first one passes it."""
     looks_again: bool = False
     """Whether the store may have open changes that the entity lost: it reads them again."""
 
@@ -110,6 +114,13 @@ class QueuedChange(Value):
     sequence: int
     generation: int | None = None
     plan_id: str | None = None
+
+
+class ToldHold(Value):
+    """The pause that the run of a change knows of; None: none."""
+
+    change_id: str
+    held: ControlAsked | None = None
 
 
 class ChangeAccepted(Value):

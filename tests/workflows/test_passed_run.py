@@ -1,4 +1,4 @@
-"""Controls of a model whose running change passes another one, which waits: they reach both."""
+"""Controls of a model whose running change passes another one, which waits: they reach both, also of an entity that continued as new."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ from temporalio.exceptions import ApplicationError
 
 from ipnext import names
 from ipnext.model.controls import ControlAsked
-from ipnext.model.lifecycle import ChangeKind, ModelEntityInput, QueuedChange
+from ipnext.model.lifecycle import ChangeKind, ModelEntityInput, QueuedChange, ToldHold
 from workflows import model_control
 from workflows.model_passing import Passing
 
@@ -20,8 +20,8 @@ class Run:
     def __init__(self):
         self.signals, self.cancelled = [], []
 
-    async def signal(self, name, argument):
-        self.signals.append((name, argument.held))
+    async def signal(self, name, argument=None):
+        self.signals.append(name if argument is None else (name, argument.held))
 
     def cancel(self, why):
         self.cancelled.append(why)
@@ -145,3 +145,75 @@ def test_a_move_whose_run_waits_for_a_freeze_is_woken(entity):
     asyncio.run(submitted_again())
 
     assert woken == [names.FREEZE_CHANGED]
+
+
+@pytest.fixture
+def renewed(monkeypatch):
+    """An entity that has just continued as new while a run goes on, with that run; a second one is passed by it."""
+
+    def build(kind=ChangeKind.PUBLISH, *, passed=None, **carried):
+        monkeypatch.setattr(model_control.workflow, "wait_condition", noted)
+        begun = (change(kind, 2), *(() if passed is None else (change(passed, 1),)))
+        passed_id = None if passed is None else begun[1].id
+        found = Passing(ModelEntityInput(model="m", rebuilt=True, begun=begun, passed=passed_id, **carried))
+        runs = {each.id: Run() for each in begun}
+        monkeypatch.setattr(found, "_show", lambda: None)
+        monkeypatch.setattr(found, "_note", noted)
+        monkeypatch.setattr(found, "_run_of", lambda each: runs[each.id])
+        found._running = begun[0]
+        return found, *runs.values()
+
+    return build
+
+
+PAUSED, RESUMED = (names.HOLD_CHANGES, True), (names.HOLD_CHANGES, False)
+KNOWS_NO_PAUSE = (ToldHold(change_id="publish-2"),)
+KNOWS_THE_PAUSE = (ToldHold(change_id="publish-2", held=ASKED),)
+
+
+def test_a_pause_that_comes_before_the_run_is_followed_reaches_it(renewed):
+    found, run = renewed(told_hold=KNOWS_NO_PAUSE)
+
+    asyncio.run(found.pause_changes(ASKED))
+    asyncio.run(found._follow(found._running))
+
+    assert run.signals == [names.REPORT_END, PAUSED]
+
+
+def test_the_end_of_a_pause_that_comes_before_the_run_is_followed_reaches_it(renewed):
+    found, run = renewed(told_hold=KNOWS_THE_PAUSE, held=ASKED)
+
+    asyncio.run(found.resume_changes(ASKED))
+    asyncio.run(found._follow(found._running))
+
+    assert run.signals == [names.REPORT_END, RESUMED]
+
+
+@pytest.mark.parametrize(("told", "held"), [(KNOWS_NO_PAUSE, None), (KNOWS_THE_PAUSE, ASKED)])
+def test_a_run_is_not_told_what_it_knows(renewed, told, held):
+    found, run = renewed(told_hold=told, held=held)
+
+    asyncio.run(found._follow(found._running))
+
+    assert run.signals == [names.REPORT_END]
+
+
+@pytest.mark.parametrize(("held", "heard"), [(None, RESUMED), (ASKED, PAUSED)])
+def test_a_run_of_which_is_not_known_what_it_knows_is_told(renewed, held, heard):
+    """The entity before may have ended between the run and the store: the store counts."""
+    found, run = renewed(held=held)
+
+    asyncio.run(found._follow(found._running))
+
+    assert run.signals == [names.REPORT_END, heard]
+
+
+def test_controls_reach_a_run_that_is_passed_though_the_entity_continued_as_new(renewed):
+    told = (ToldHold(change_id="publish-1"),)
+    found, repair, publish = renewed(ChangeKind.REPAIR, passed=ChangeKind.PUBLISH, told_hold=told)
+
+    asyncio.run(found._follow(found._passed))
+    asyncio.run(found.pause_changes(ASKED))
+
+    assert publish.signals == [names.REPORT_END, PAUSED]
+    assert (repair.signals, found._meant(ASKED).id) == ([], "publish-1")

@@ -100,6 +100,7 @@ def test_a_slip_in_workflow_code_fails_the_run_instead_of_hanging_it(bug):
 
 
 GO_ON_THOUGH_TOLD = {
+    "retirement.py": "a retirement that no gateway sends requests to any more goes to its end",
     "model.py": "the entity of a model ends with its model",
     "model_control.py": "updates of the entity",
     "superseded_marks.py": "marks of the entity",

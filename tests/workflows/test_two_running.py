@@ -28,6 +28,7 @@ from tests.workflows.test_waiting_changes import (  # noqa: F401 - fixtures
     served_twice,
     thaw,
 )
+from workflows import policies
 
 pytestmark = pytest.mark.usefixtures("workers", "reconciler")
 
@@ -104,6 +105,24 @@ async def test_a_pause_holds_the_publish_that_a_repair_passes(house, model, pass
     await until(lambda: repairs(house, model)[0].state is ChangeState.DONE)
     await control(client, model, ControlAction.RESUME, ASKED)
     await until(lambda: house.change(change.id).state is ChangeState.DONE)
+
+
+@pytest.mark.usefixtures("outbox")
+async def test_a_pause_and_its_end_reach_the_publish_though_the_entity_continues_as_new_at_each(
+    house, model, passed, thaw, until, gate, client, monkeypatch
+):
+    change = await passed()
+    monkeypatch.setattr(policies, "MOST_UPDATES", 1)
+
+    await control(client, model, ControlAction.PAUSE, ASKED)
+    await thaw()
+    await asyncio.wait_for(shows(client, model, change, "paused"), timeout=120)
+    await control(client, model, ControlAction.RESUME, ASKED)
+
+    await until(lambda: house.change(change.id).state is ChangeState.DONE)
+    assert not repairs(house, model)[0].state.final
+    gate.set()
+    await until(lambda: repairs(house, model)[0].state.final)
 
 
 @pytest.mark.usefixtures("outbox")
