@@ -6,9 +6,11 @@ activity slot is taken.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, TimeoutType, is_cancelled_exception
@@ -23,6 +25,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.policies import Step, perform
 
 A = TypeVar("A", bound=Value)
+B = TypeVar("B", bound=Value)
 
 PAUSES_OF_A_WAIT = 100
 """If a wait has lasted for more than this many of a step's longest pauses, its next pause is this fraction of it. A wait
@@ -63,10 +66,24 @@ class PatienceOver(Exception):
     """A step was tried until its time was over. The message is that of its last attempt."""
 
 
-async def within_patience(step: Step[A], argument: Value, summary: str, *, seconds: float) -> A:
-    """Return the step's result; its retry policy gives the pauses. Raises the ActivityError of an attempt if a retry is useless.
+@dataclass(frozen=True)
+class Interruption(Generic[B]):
+    """What may end or hold up a wait, although the step could be tried again."""
 
-    Raises PatienceOver if the attempts and the pauses between them took that long together.
+    woken: Callable[[], bool]
+    """True if the pause between two attempts is cut short."""
+    end: Callable[[], Awaitable[B | None]]
+    """Called before each further attempt. A result ends the wait; its own time counts for no patience."""
+
+
+async def within_patience(
+    step: Step[A], argument: Value, summary: str, *, seconds: float, interruption: Interruption[B]
+) -> A | B:
+    """Return the step's result, or that of the interruption; the step's retry policy gives the pauses.
+
+    Raises:
+        ActivityError: that of an attempt after which a retry is useless.
+        PatienceOver: the attempts and the pauses between them took that long together.
     """
     spent, pause, bugs = 0.0, step.retry.initial_interval.total_seconds(), 0
     most = (step.retry.maximum_interval or step.retry.initial_interval).total_seconds()
@@ -82,7 +99,12 @@ async def within_patience(step: Step[A], argument: Value, summary: str, *, secon
                 raise PatienceOver(explained(error).message) from error
         end_if_told()
         wait = min(pause, longest_after(spent, most), max(seconds - spent, step.retry.initial_interval.total_seconds()))
-        await workflow.sleep(timedelta(seconds=wait), summary=f"{summary}: try again")
+        with suppress(asyncio.TimeoutError):
+            await workflow.wait_condition(
+                interruption.woken, timeout=timedelta(seconds=wait), timeout_summary=f"{summary}: try again"
+            )
+        if (ended := await interruption.end()) is not None:
+            return ended
         spent, pause = spent + wait, step.retry.backoff_coefficient * pause
 
 

@@ -18,12 +18,7 @@ from itertools import takewhile
 from typing import Any, TypeVar
 
 from temporalio import workflow
-from temporalio.common import (
-    SearchAttributeKey,
-    SearchAttributePair,
-    SearchAttributeUpdate,
-    TypedSearchAttributes,
-)
+from temporalio.common import SearchAttributeKey, SearchAttributeUpdate
 from temporalio.exceptions import ActivityError, ChildWorkflowError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
@@ -45,23 +40,20 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.status import Reason
     from ipnext.model.value import Value
     from workflows import policies
-    from workflows.attempts import PatienceOver, within_patience
-    from workflows.change_queue import PASSES_PAUSE
+    from workflows.attempts import Interruption, PatienceOver, within_patience
+    from workflows.change_queue import PASSES_PAUSE, WAITS
     from workflows.errors import end_if_told, explained, stop_reason, stopped, to_the_end
     from workflows.freeze_wait import Thaw
     from workflows.policies import perform
     from workflows.preparation import is_done, prepare
     from workflows.retirement import release
-    from workflows.transition_run import Walked
+    from workflows.transition_run import Walked, lasting_attributes
 
 A = TypeVar("A", bound=Value)
 
 MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
 GENERATION = SearchAttributeKey.for_int(names.GENERATION_ATTRIBUTE)
-OWNER = SearchAttributeKey.for_keyword(names.OWNER_ATTRIBUTE)
-REGIONS = SearchAttributeKey.for_keyword_list(names.REGIONS_ATTRIBUTE)
-KIND = SearchAttributeKey.for_keyword(names.KIND_ATTRIBUTE)
 
 Stage = Callable[[StageInput], Awaitable[LifecycleResult | None]]
 """Executes a stage. None if the next one follows; a result ends the run."""
@@ -90,6 +82,8 @@ class LifecycleWorkflow(Walked):
         self._moving = False
         self._patience: float | None = None
         self._told_lasting = False
+        self._shown = ""
+        """The stage that the Web UI shows."""
         self._thaw = Thaw(lambda: self._newer is not None, lambda: self._urgent)
         self._prepared = Prepared()
 
@@ -105,7 +99,7 @@ class LifecycleWorkflow(Walked):
         else:
             self._patience = begun.supply_patience_seconds
             self._urgent = self._urgent or begun.urgent
-            self._lasting = _lasting(input, begun)
+            self._lasting = lasting_attributes(input, begun)
             result = await self._outcome(begun)
         self._enter("deployment", begun.generation)
         await to_the_end(perform(policies.FINISH_CHANGE, self._record(begun, result), f"record: {result.state}"))
@@ -256,6 +250,8 @@ class LifecycleWorkflow(Walked):
 
     async def _move(self, stage: StageInput) -> LifecycleResult | None:
         planned = self._prepared.transition or await self._planned(stage)
+        if isinstance(planned, LifecycleResult):
+            return planned
         if planned.refused is not None:
             return self._ended(stage.generation, Reason.TRANSITION_REFUSED, planned.refused)
         if (why := stop_reason()) is not None:
@@ -275,15 +271,31 @@ class LifecycleWorkflow(Walked):
         self._tell(moved.message)
         return None
 
-    async def _planned(self, stage: StageInput) -> TransitionPlanned:
-        """Plan the waves. If supply was not free in time, the run is refused with the message of the last attempt."""
+    async def _planned(self, stage: StageInput) -> TransitionPlanned | LifecycleResult:
+        """Plan the waves. If supply was not free in time, the run is refused with the message of the last attempt.
+
+        Between two attempts a newer change ends the wait, and a pause and a freeze extend it. Their time does not count.
+        """
         summary = f"plan the way to generation {stage.generation}"
         seconds = policies.SUPPLY_PATIENCE.total_seconds() if self._patience is None else self._patience
         step = policies.PLAN_TRANSITION.passing(urgent=self._urgent)
+        interruption = Interruption(lambda: bool(self._newer or self._held), lambda: self._stop_of_wait(stage))
         try:
-            return await within_patience(step, stage, summary, seconds=seconds)
+            return await within_patience(step, stage, summary, seconds=seconds, interruption=interruption)
         except PatienceOver as over:
             return TransitionPlanned(transition_id=stage.change_id, waves=0, refused=f"not in time: {over}")
+
+    async def _stop_of_wait(self, stage: StageInput) -> LifecycleResult | None:
+        """Return the end of a run that waits for supply if a newer change came; else wait for the end of pauses and freezes."""
+        begun = ChangeBegun(generation=stage.generation)
+        if self._newer is not None:
+            return self._superseded(begun, self._newer)
+        if stage.kind not in WAITS:
+            return None
+        stop = await self._unheld(begun) or await self._thawed(stage)
+        if self._shown != "transition":
+            self._enter("transition", stage.generation)
+        return stop
 
     async def _unheld(self, begun: ChangeBegun) -> LifecycleResult | None:
         """Continue at once, or when the pause is over. The run has no supply yet, so it may wait long; a newer change ends it.
@@ -360,13 +372,15 @@ class LifecycleWorkflow(Walked):
 
     def _show_frozen(self, stage: StageInput, frozen: Frozen) -> None:
         """Show the wait in the Web UI."""
-        workflow.upsert_search_attributes([STAGE.value_set("frozen")])
+        self._shown = "frozen"
+        workflow.upsert_search_attributes([STAGE.value_set(self._shown)])
         change = self._input.change
         passes = f"`ipnext override {change.id} --reason TEXT` lets it pass"
         workflow.set_current_details(f"**{stage.model}**: {change.kind} is **{frozen.told}**\n\n{passes}")
 
     def _enter(self, stage: str, generation: int | None) -> None:
         """Show the current stage: search attributes and the text in the Web UI."""
+        self._shown = stage
         updates: list[SearchAttributeUpdate[Any]] = [MODEL.value_set(self._input.model), STAGE.value_set(stage)]
         if generation is not None:
             updates.append(GENERATION.value_set(generation))
@@ -379,16 +393,3 @@ class LifecycleWorkflow(Walked):
         workflow.set_current_details(
             f"**{self._input.model}**: {change.kind}{subject}: {stage}\n\nChange `{change.id}`"
         )
-
-
-def _lasting(input: LifecycleInput, begun: ChangeBegun) -> TypedSearchAttributes:  # noqa: A002 - its name in the workflow
-    """Return search attributes that stay the same for the whole run and its transition."""
-    pairs: list[SearchAttributePair[Any]] = [
-        SearchAttributePair(MODEL, input.model),
-        SearchAttributePair(KIND, input.change.kind.value),
-    ]
-    if begun.owner:
-        pairs.append(SearchAttributePair(OWNER, begun.owner))
-    if begun.regions:
-        pairs.append(SearchAttributePair(REGIONS, begun.regions))
-    return TypedSearchAttributes(pairs)

@@ -4,20 +4,33 @@
 """
 
 import asyncio
+from typing import Any
 
 from temporalio import workflow
-from temporalio.common import TypedSearchAttributes, WorkflowIDReusePolicy
+from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes, WorkflowIDReusePolicy
 from temporalio.exceptions import ChildWorkflowError, FailureError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
     from ipnext.model.controls import ControlAsked, Hold, NewerWaits
-    from ipnext.model.lifecycle import LifecycleInput, StageInput, TransitionInput, TransitionPlanned, TransitionResult
+    from ipnext.model.lifecycle import (
+        ChangeBegun,
+        LifecycleInput,
+        StageInput,
+        TransitionInput,
+        TransitionPlanned,
+        TransitionResult,
+    )
     from ipnext.model.takeover import ChangeEnded, TakeOver
     from workflows.change_queue import PASSES_PAUSE
     from workflows.errors import Explained, explained, stop_reason, to_the_end
     from workflows.policies import URGENT_KINDS, priority_of
     from workflows.takeover import settled
+
+MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
+OWNER = SearchAttributeKey.for_keyword(names.OWNER_ATTRIBUTE)
+REGIONS = SearchAttributeKey.for_keyword_list(names.REGIONS_ATTRIBUTE)
+KIND = SearchAttributeKey.for_keyword(names.KIND_ATTRIBUTE)
 
 Walk = workflow.ChildWorkflowHandle[TransitionInput, TransitionResult]
 
@@ -124,3 +137,16 @@ class Walked:
         except asyncio.CancelledError:
             child.cancel(stop_reason())  # by itself the SDK passes no reason on
             return await child
+
+
+def lasting_attributes(input: LifecycleInput, begun: ChangeBegun) -> TypedSearchAttributes:  # noqa: A002 - its name in the workflow
+    """Return search attributes that stay the same for the whole run and its transition."""
+    pairs: list[SearchAttributePair[Any]] = [
+        SearchAttributePair(MODEL, input.model),
+        SearchAttributePair(KIND, input.change.kind.value),
+    ]
+    if begun.owner:
+        pairs.append(SearchAttributePair(OWNER, begun.owner))
+    if begun.regions:
+        pairs.append(SearchAttributePair(REGIONS, begun.regions))
+    return TypedSearchAttributes(pairs)

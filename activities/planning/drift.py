@@ -24,6 +24,9 @@ FIRST_PAUSE = timedelta(seconds=15)
 
 LONGEST_PAUSE = timedelta(minutes=10)
 
+WAITS_AFTER = timedelta(minutes=1)
+"""A change without planned waves this long after it was recorded waits, as for supply: a repair does not wait for it."""
+
 LOOKED_AT = 8
 """Newest changes of a model that are read to count repairs which failed in a row: the pause is at its longest by then."""
 
@@ -52,12 +55,12 @@ def drift_of(repository: Repository, model: str) -> str:
 def record_repair(repository: Repository, model: str, *, now: datetime | None = None) -> Change | None:
     """Record a repair of a model that drifted, in the caller's unit of work. None if it did not, or it is too early.
 
-    Not while a change moves the model, or is about to bring it to one generation. A change that waits for a freeze or for
-    the end of a pause may wait for days: a repair passes it. Nor while the plan in force places the model in a lost
-    region: the replan that the loss triggers brings a plan without it, and until then a repair would be refused.
+    Not while a change moves the model, or is about to bring it to one generation. A change that waits, for supply, for a
+    freeze or for the end of a pause, may wait for days: a repair passes it. Nor while the plan in force places the model
+    in a lost region: the replan that the loss triggers brings a plan without it, and until then a repair would be refused.
     """
-    changes = repository.changes(model, limit=LOOKED_AT)
-    if not changes or _is_left_to_another(repository, model) or _pauses(changes, now or datetime.now(UTC)):
+    changes, now = repository.changes(model, limit=LOOKED_AT), now or datetime.now(UTC)
+    if not changes or _is_left_to_another(repository, model, now) or _pauses(changes, now):
         return None
     why = drift_of(repository, model)
     if not why or _waits_for_plan(repository, model):
@@ -91,18 +94,20 @@ def withdraw_unserved(repository: Repository, model: str) -> bool:
     return True
 
 
-def _is_left_to_another(repository: Repository, model: str) -> bool:
+def _is_left_to_another(repository: Repository, model: str, now: datetime) -> bool:
     """True if an open change moves the model, or is about to: a repair before it could hold it up.
 
-    False if it waits for a freeze, or may wait for the end of a pause.
+    False if it waits for a freeze, may wait for the end of a pause, or has planned no waves for long.
     """
     if repository.is_moved(model):
         return True
     kinds = repository.open_kinds(model).keys()
     if not kinds:
         return False
-    frozen = {change.kind for change in repository.open_changes(model) if change.reason is Reason.FROZEN}
+    changes = repository.open_changes(model)
+    frozen = {change.kind for change in changes if change.reason is Reason.FROZEN}
     waits = bool(frozen) or repository.pause(model) is not None
+    waits = waits or any(change.created_at <= now - WAITS_AFTER for change in changes)
     return not waits or not (kinds - (frozen & {ChangeKind.RETIRE})).isdisjoint(PASSES_PAUSE)
 
 

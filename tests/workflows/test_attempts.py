@@ -9,13 +9,13 @@ from temporalio.exceptions import ActivityError, ApplicationError
 from ipnext.model.lifecycle import WaveInput
 from ipnext.model.manifest import LONGEST_SECONDS
 from workflows import attempts, policies
-from workflows.attempts import PatienceOver, within_deadline, within_patience
+from workflows.attempts import Interruption, PatienceOver, within_deadline, within_patience
 
 MOST_EVENTS = 51_200
 """Of one run, by the server's default limit."""
 
-EVENTS = 11
-"""Of one attempt and the pause after it."""
+EVENTS = 17
+"""Of one attempt, the pause after it, and the question for freezes."""
 
 
 @pytest.fixture
@@ -39,16 +39,31 @@ def pauses(monkeypatch):
     async def sleep(pause, **_):
         found.append(pause.total_seconds())
 
+    async def wait_condition(met, **limits):
+        found.append(limits["timeout"].total_seconds())
+        if not met():
+            raise TimeoutError
+
     monkeypatch.setattr(attempts, "perform", perform)
     monkeypatch.setattr(attempts, "end_if_told", lambda: None)
     monkeypatch.setattr(attempts.workflow, "sleep", sleep)
+    monkeypatch.setattr(attempts.workflow, "wait_condition", wait_condition)
     return found
+
+
+async def nothing():
+    """No interruption."""
+
+
+UNINTERRUPTED = Interruption(lambda: False, nothing)
 
 
 def wait_for_supply(seconds):
     wave = WaveInput(model="m", transition_id="t", generation=1, index=0, deadline_seconds=1)
     with pytest.raises(PatienceOver, match="no supply"):
-        asyncio.run(within_patience(policies.PLAN_TRANSITION, wave, "plan", seconds=seconds))
+        asyncio.run(
+            within_patience(policies.PLAN_TRANSITION, wave, "plan", seconds=seconds, interruption=UNINTERRUPTED)
+        )
 
 
 def wait_for_replicas(seconds):
@@ -82,3 +97,15 @@ def test_a_wait_as_long_as_the_default_is_looked_at_every_15_seconds(pauses):
     wait_for_supply(policies.SUPPLY_PATIENCE.total_seconds())
 
     assert max(pauses) == 15.0
+
+
+def test_an_interruption_ends_a_wait_at_once(pauses):
+    wave = WaveInput(model="m", transition_id="t", generation=1, index=0, deadline_seconds=1)
+
+    async def end():
+        return wave
+
+    woken = Interruption(lambda: True, end)
+    found = asyncio.run(within_patience(policies.PLAN_TRANSITION, wave, "plan", seconds=600, interruption=woken))
+
+    assert (found, len(pauses)) == (wave, 1)

@@ -1,11 +1,25 @@
 """Where the supply has no room for a safe way: refused with the surge, dipping as the owner allows, or waiting for supply."""
 
+# ruff: noqa: F811 - fixtures are arguments of the same name
+
+import asyncio
+from datetime import timedelta
+
 import pytest
 
+from activities.planning import drift
+from activities.planning.drift import record_repair
 from activities.transition.activities import TransitionActivities
+from activities.transition.draft import Draft
+from ipnext.errors import Unavailable
+from ipnext.model.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle import ChangeState
 from ipnext.model.status import ConditionType, Reason
+from ipnext.temporal import control
 from tests.fleets import two_regions
+from tests.waiting import PATIENCE_SECONDS
+from tests.workflows.test_two_running import shows
+from tests.workflows.test_waiting_changes import freeze, frozen, thaw  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.usefixtures("workers")
 
@@ -24,6 +38,22 @@ def full(house, model, carried_out):
         assert first.state is ChangeState.DONE, first
 
     return prepare
+
+
+@pytest.fixture
+def in_vain(monkeypatch):
+    """The change of each attempt to plan waves that found no supply. The first one is made with the stages before it."""
+    found, read = [], Draft.read
+
+    def reading(repository, stage):
+        try:
+            return read(repository, stage)
+        except Unavailable:
+            found.append(stage.change_id)
+            raise
+
+    monkeypatch.setattr(Draft, "read", reading)
+    return found
 
 
 def ready_of(moment, model, generation):
@@ -67,6 +97,61 @@ async def test_one_that_waits_goes_on_when_supply_comes(house, model, full, subm
     house.apply_fleet(two_regions(10, 0))
 
     assert (await ended(change)).state is ChangeState.DONE
+
+
+async def test_one_that_waits_gives_way_to_a_newer_publish(house, model, full, submit, ended, until, in_vain):
+    await full(whenShort="wait", waitSeconds=3600)
+    second, third = house.publish(model, 2), house.publish(model, 3)
+    await submit(second)
+    await until(lambda: in_vain.count(second.id) > 1)
+
+    await submit(third)
+    found = await ended(second)
+    house.apply_fleet(two_regions(10, 0))
+
+    assert (found.state, found.reason) == (ChangeState.SUPERSEDED, Reason.SUPERSEDED)
+    assert (await ended(third)).state is ChangeState.DONE
+
+
+async def test_one_that_waits_takes_no_supply_in_a_pause_and_in_a_freeze(
+    house, model, full, submit, ended, until, client, freeze, thaw, in_vain
+):
+    await full(whenShort="wait", waitSeconds=3600)
+    change = house.publish(model, 2)
+    await submit(change)
+    await until(lambda: in_vain.count(change.id) > 1)
+
+    await control(client, model, ControlAction.PAUSE, ControlAsked(by="anna"))
+    await asyncio.wait_for(shows(client, model, change, "paused"), timeout=PATIENCE_SECONDS)
+    house.apply_fleet(two_regions(10, 0))
+    freeze()
+    await control(client, model, ControlAction.RESUME, ControlAsked(by="anna"))
+    await until(frozen(house, change))
+    with house.store.read() as unit:
+        assert unit.find_transition(change.id) is None
+    await thaw()
+
+    assert (await ended(change)).state is ChangeState.DONE
+
+
+async def test_a_repair_passes_one_that_waits(house, model, full, submit, until, in_vain, monkeypatch):
+    monkeypatch.setattr(drift, "WAITS_AFTER", timedelta(0))
+    await full(whenShort="wait", waitSeconds=3600)
+    change = house.publish(model, 2)
+    await submit(change)
+    await until(lambda: in_vain.count(change.id) > 1)
+
+    with house.store.begin(model) as unit:
+        table = unit.route(model, "us-east")
+        shares = tuple(share.model_copy(update={"generation": 2}) for share in table.shares)
+        unit.put_route(table.model_copy(update={"revision": table.revision + 1, "shares": shares}))
+    with house.store.begin(model) as unit:
+        repair = record_repair(unit, model)
+    await submit(repair)
+
+    await until(lambda: house.change(repair.id).state.final)
+    assert house.shares(model)["us-east"] == {1: 1.0}
+    assert house.change(change.id).state is ChangeState.RUNNING
 
 
 async def test_one_that_waits_for_too_long_is_refused_with_the_last_reason(house, model, full, carried_out):

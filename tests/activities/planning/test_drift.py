@@ -8,7 +8,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.deployment.hold_activities import HoldingActivities
 from activities.planning import drift
-from activities.planning.drift import FIRST_PAUSE, drift_of, record_repair, withdraw_unserved
+from activities.planning.drift import FIRST_PAUSE, WAITS_AFTER, drift_of, record_repair, withdraw_unserved
 from activities.regions import reconciliation, returned_regions
 from activities.regions.activities import DrainActivities
 from activities.regions.reconciliation import ReconciliationActivities
@@ -100,6 +100,26 @@ def test_a_repair_is_recorded_once_and_not_beside_an_open_change(served):
         assert (repair.kind, repair.state) == (ChangeKind.REPAIR, ChangeState.RECORDED)
         assert record_repair(unit, "m") is None
         assert next(event.kind for event in unit.events("m")) == "RepairRecorded"
+
+
+@pytest.mark.parametrize("kind", [ChangeKind.APPLY, ChangeKind.MOVE])
+def test_a_repair_is_recorded_beside_a_change_that_waits_for_long(served, kind):
+    """For supply, say: users would stay on a generation that failed for as long."""
+    with served.store.begin("m") as unit:
+        route(unit, 1, revision=2)
+        waiting = unit.add_change("m", kind, change_id="waits")
+        unit.update_change(waiting.id, state=ChangeState.RUNNING)
+        later = waiting.created_at + WAITS_AFTER
+        assert record_repair(unit, "m", now=later - timedelta(seconds=1)) is None
+        assert record_repair(unit, "m", now=later) is not None
+
+
+def test_no_repair_is_recorded_beside_a_rollback_however_long_it_waits(served):
+    with served.store.begin("m") as unit:
+        route(unit, 1, revision=2)
+        back = unit.add_change("m", ChangeKind.ROLLBACK, change_id="back", generation=1)
+        unit.update_change(back.id, state=ChangeState.RUNNING)
+        assert record_repair(unit, "m", now=back.created_at + 2 * WAITS_AFTER) is None
 
 
 def test_repairs_that_fail_in_a_row_wait_twice_as_long_each(served):

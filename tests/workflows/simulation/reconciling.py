@@ -4,6 +4,7 @@ What differs, and whether a model drifted, is decided by the real functions.
 """
 
 from collections.abc import Generator, Iterable
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
@@ -266,7 +267,11 @@ class _Repository:
 
     def open_changes(self, model: str) -> list[SimpleNamespace]:
         return [
-            SimpleNamespace(kind=change.kind, reason=Reason.FROZEN if self._is_frozen(change) else None)
+            SimpleNamespace(
+                kind=change.kind,
+                reason=Reason.FROZEN if self._is_frozen(change) else None,
+                created_at=self.journal.now - timedelta(seconds=self.world.clock.now - change.recorded_at),
+            )
             for change in open_changes(self.world, model)
         ]
 
