@@ -1,11 +1,12 @@
 """Controls of a running transition: pauses, approvals, a promotion, newer publishes; and its waits for a user.
 
-`workflows.transition` executes the waves. Each wait is bounded: a run without an answer is reverted.
+`workflows.transition` executes the waves. Each wait is bounded: a run without an answer is reverted. Bounds count the time in which
+workers work.
 """
 
 import asyncio
-from collections.abc import Callable
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
@@ -114,10 +115,7 @@ class Steered:
 
     async def _person(self, wave: WaveInput) -> WaveResult:
         """Return the result of the wait for an approval."""
-        since, limit = workflow.now(), self._input.manual_deadline_seconds
-        every = max(policies.GATE_EVERY_SECONDS, limit / policies.MOST_WAIT_LOOKS)
-        while seconds_since(since) < limit:
-            seconds = min(every, limit - seconds_since(since))
+        for seconds in self._pauses():
             await self._until(
                 lambda: self._approved or self._promoted or self._newer is not None,
                 seconds,
@@ -130,6 +128,7 @@ class Steered:
             result = await self._look(wave, early=True)
             if not result.ok:
                 return result
+        limit = self._input.manual_deadline_seconds
         message = f"nobody approved {self._place} within {limit:g} s"
         return WaveResult(ok=False, reason=Reason.DEADLINE_EXCEEDED, message=message, unanswered=True)
 
@@ -140,12 +139,23 @@ class Steered:
         held = self._held
         if held is None:
             return None
-        limit = self._input.manual_deadline_seconds
         self._show(f"{self._place}: paused {held.text}")
-        if await self._until(lambda: self._held is None, limit, f"{self._place}: paused"):
-            return None
-        message = f"paused for more than {limit:g} s {held.text}"
+        for seconds in self._pauses():
+            if await self._until(lambda: self._held is None, seconds, f"{self._place}: paused"):
+                return None
+        message = f"paused for more than {self._input.manual_deadline_seconds:g} s {held.text}"
         return WaveResult(ok=False, reason=Reason.DEADLINE_EXCEEDED, message=message, unanswered=True)
+
+    def _pauses(self) -> Iterator[float]:
+        """Yield the pieces of the longest wait for a person.
+
+        While no worker works nobody is heard: of such a time at most one piece counts.
+        """
+        left = self._input.manual_deadline_seconds
+        every = max(policies.GATE_EVERY_SECONDS, left / policies.MOST_WAIT_LOOKS)
+        while left > 0:
+            yield min(every, left)
+            left -= every
 
     async def _until(self, met: Callable[[], bool], seconds: float, summary: str) -> bool:
         """Wait for a condition, at most `seconds`; False if that was too short. A run that is stopping does not wait."""
@@ -192,8 +202,3 @@ class Steered:
 
     def _show(self, text: str) -> None:
         workflow.set_current_details(f"**{self._input.model}** generation {self._input.generation}: {text}")
-
-
-def seconds_since(moment: datetime) -> float:
-    """Return the seconds since then by the workflow's clock."""
-    return (workflow.now() - moment).total_seconds()
