@@ -80,6 +80,7 @@ from ipnext.store.session import Store
 from ipnext.temporal import connect, is_open, metrics_runtime, namespace_of, submit_change, wake_replan
 from ipnext.temporal_access import read_access
 from ipnext.timing import Timing
+from serving.confinement.landlock import Confinement
 from workflows.collect import CollectWorkflow
 from workflows.credential_renewal import CurrentClient
 from workflows.drain import DrainWorkflow
@@ -288,6 +289,7 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
             infrastructure,
             engine,
             validators=discovered(),
+            cutter=partial(cut_in_process, confinement=Confinement(settings.split_confinement)),
             native_library_keys_file=settings.native_library_keys_file,
             solver=solver,
             policy=PlanningPolicy.of(settings),

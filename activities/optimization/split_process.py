@@ -1,6 +1,9 @@
 """Splits a snapshot by a policy: runs `ipnext split` in a separate process, so that the worker never imports torch.
 
 Called by the optimization activity. The process dies with its parent, and is killed when the activity is cancelled.
+
+The process runs the program of the snapshot, which a publisher exported. It confines itself as a torch host does, to
+reading the snapshot and writing one directory, and has none of the worker's credentials.
 """
 
 import contextlib
@@ -9,16 +12,23 @@ import json
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 
-from ipnext.errors import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_OK
+import structlog
+
+from ipnext.errors import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_OK, IPnextError
 from ipnext.infra.tether import PR_SET_PDEATHSIG
+from ipnext.inherited_environment import inherited_environment
 from ipnext.model.split import SplitPolicy
 from ipnext.model.status import Reason
+from serving.confinement.landlock import Confinement, confine
+from serving.confinement.privileges import drop_capabilities
 from serving.splitting.report import SplitReport
 
 POLL_SECONDS = 0.1
@@ -30,6 +40,9 @@ FIRST_TO_GO = b"1000"
 """`oom_score_adj`: the kernel ends this process before the worker."""
 LAST_WORDS = 600
 """Characters of a failed process's errors that are reported."""
+
+LARGEST_OUTPUT_BYTES = 64 << 20
+"""Limit of what is read of the process's report, answer and errors: a snapshot may have taken it over."""
 
 REPORT_FILE = "split.json"
 
@@ -51,26 +64,55 @@ class CutEnded(RuntimeError):
     """The process ended without an answer: killed, or out of memory."""
 
 
-def cut_in_process(snapshot: Path, policy: SplitPolicy, out: Path, beat: Beat) -> SplitReport:
-    """Split in a child process; see Cutter. Every bit is compared before anything is written; scratch files are beside `out`."""
-    written = out.parent / "policy.yaml"
+def cut_in_process(
+    snapshot: Path, policy: SplitPolicy, out: Path, beat: Beat, *, confinement: Confinement = Confinement.AVAILABLE
+) -> SplitReport:
+    """Split in a child process; see Cutter. Every bit is compared before anything is written.
+
+    Scratch files are beside `out`; of them the process writes only those in `cut`.
+    """
+    workspace = out.parent / "cut"
+    workspace.mkdir()
+    written = workspace / "policy.yaml"
     written.write_text(policy.model_dump_json(by_alias=True), encoding="utf-8")
-    split = ["split", str(snapshot), "--policy", str(written), "--verify", "--out", str(out), "-o", "json"]
+    draft = workspace / out.name
+    split = ["split", str(snapshot), "--policy", str(written), "--verify", "--out", str(draft), "-o", "json"]
     limit = LEAST_MEMORY_BYTES + MEMORY_SHARE * sum(file.stat().st_size for file in snapshot.rglob("*"))
-    process = [sys.executable, "-m", "activities.optimization.split_process", str(os.getpid()), str(limit)]
+    rights = [str(os.getpid()), str(limit), confinement, str(snapshot), str(workspace)]
+    process = [sys.executable, "-m", "activities.optimization.split_process", *rights]
     answer, errors = out.parent / "answer.json", out.parent / "errors.txt"
-    status = _run([*process, *split], answer, errors, beat)
+    status = _run([*process, *split], answer, errors, beat, environment=_environment(workspace))
     if status != EXIT_OK:
-        raise _failure(status, answer, errors.read_text("utf-8", "replace").strip())
-    return SplitReport.model_validate_json((out / REPORT_FILE).read_bytes())
+        raise _failure(status, answer, _read(errors).decode("utf-8", "replace").strip())
+    draft.rename(out)  # out of reach of the process, if it left another one behind
+    _refuse_links(out)
+    return SplitReport.model_validate_json(_read(out / REPORT_FILE))
 
 
-def _run(command: Sequence[str], answer: Path, errors: Path, beat: Beat) -> int:
+def _refuse_links(directory: Path) -> None:
+    """Raise CutEnded if a process that was taken over has left a link, which would lead the upload elsewhere."""
+    for place in (directory, *directory.rglob("*")):
+        if not stat.S_ISDIR(mode := place.lstat().st_mode) and not stat.S_ISREG(mode):
+            msg = f"cutting left {place.name!r}, which is neither a file nor a directory"
+            raise CutEnded(msg)
+
+
+def _read(file: Path) -> bytes:
+    """Return the content of a file that the process wrote. CutEnded if it is too large."""
+    with file.open("rb") as stream:
+        content = stream.read(LARGEST_OUTPUT_BYTES + 1)
+    if len(content) > LARGEST_OUTPUT_BYTES:
+        msg = f"cutting wrote {file.name} of more than {LARGEST_OUTPUT_BYTES} bytes"
+        raise CutEnded(msg)
+    return content
+
+
+def _run(command: Sequence[str], answer: Path, errors: Path, beat: Beat, *, environment: Mapping[str, str]) -> int:
     """Run the process and return its exit status. It and all its children are gone when this returns or raises."""
     started = time.monotonic()
     with answer.open("wb") as stdout, errors.open("wb") as stderr:
         process = subprocess.Popen(  # noqa: S603 - our own program
-            command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True, env=_environment()
+            command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True, env=environment
         )
     try:
         while (status := process.poll()) is None:
@@ -83,9 +125,10 @@ def _run(command: Sequence[str], answer: Path, errors: Path, beat: Beat) -> int:
         process.wait()
 
 
-def _environment() -> Mapping[str, str]:
-    """Run one thread for each operation, as hosts do: the comparison is with the program that will be served."""
-    return {"OMP_NUM_THREADS": "1", **os.environ}
+def _environment(workspace: Path) -> Mapping[str, str]:
+    """Return listed variables only. One thread for each operation, as in hosts: the program is compared as it will be served."""
+    own = {name: str(workspace) for name in ("HOME", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR")}
+    return {"OMP_NUM_THREADS": "1", **inherited_environment(os.environ), **own}
 
 
 def _failure(status: int, answer: Path, errors: str) -> Exception:
@@ -101,15 +144,15 @@ def _failure(status: int, answer: Path, errors: str) -> Exception:
 
 def _differences(answer: Path) -> tuple[str, ...]:
     try:
-        found: Sequence[str] = json.loads(answer.read_bytes())["differences"]
+        found: Sequence[str] = json.loads(_read(answer))["differences"]
     except (ValueError, KeyError):
         return ()
     return tuple(found)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Become `ipnext ...` within a limit of memory, and end with the parent."""
-    parent, memory, *command = arguments
+    """Become `ipnext ...` within a limit of memory, confined, and end with the parent."""
+    parent, memory, confinement, snapshot, workspace, *command = arguments
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != int(parent):
         sys.exit(EXIT_FAILURE)
@@ -117,7 +160,19 @@ def main(arguments: Sequence[str]) -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_bytes(FIRST_TO_GO)
     resource.setrlimit(resource.RLIMIT_DATA, (int(memory), int(memory)))
-    os.execv(sys.executable, [sys.executable, "-m", "ipnext.cli", *command])  # noqa: S606 - our own program
+    _confine(Confinement(confinement), Path(snapshot), Path(workspace))
+    sys.argv = ["ipnext", *command]
+    import_module("ipnext.cli.app").main()  # after the confinement, which starts no program
+
+
+def _confine(mode: Confinement, snapshot: Path, workspace: Path) -> None:
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # standard output is for the report
+    if mode is not Confinement.OFF:
+        drop_capabilities()
+    try:
+        confine(mode, readable=[snapshot], writable=[workspace])
+    except IPnextError as error:
+        sys.exit(f"error: {error.message}")
 
 
 if __name__ == "__main__":

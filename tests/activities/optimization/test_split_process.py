@@ -1,7 +1,9 @@
-"""Cutting in a process of its own: what it gives, what it refuses, and that nothing of it is left."""
+"""Cutting in a process of its own: what it gives, what it refuses, its rights, and that nothing of it is left."""
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -14,8 +16,11 @@ from activities.optimization.split_process import CutEnded, CutRefused, cut_in_p
 from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
 from ipnext.model.split import SplitPolicy
 from ipnext.model.status import Reason
+from serving.confinement.landlock import Confinement
 from serving.export import export_model
 from tests.processes import gone
+from tests.serving.confinement.test_landlock import needs_landlock
+from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.usefixtures("subprocesses")
 
@@ -63,7 +68,7 @@ def test_a_policy_that_does_not_fit_is_refused_in_the_words_of_the_command(whole
 
 
 def test_a_difference_is_refused_and_named(whole, tmp_path, monkeypatch):
-    def differs(command, answer, errors, beat):
+    def differs(command, answer, errors, beat, *, environment):
         answer.write_text(json.dumps({"differences": ["batch 1: output 'output' differs in 1 of 1 values"]}))
         errors.write_text("error: the split differs from the snapshot; nothing was written")
         return 1
@@ -106,3 +111,125 @@ def test_nothing_runs_on_after_a_cancellation(whole, tmp_path):
         cut_in_process(whole, policy("table"), tmp_path / "parts", cancelled)
     assert seen
     assert gone(seen)
+
+
+PROBE = """
+import json, os, socket, subprocess, sys
+from pathlib import Path
+from types import SimpleNamespace
+from activities.optimization import split_process
+
+def tried(act):
+    try:
+        act()
+    except OSError as error:
+        return type(error).__name__
+    return "done"
+
+def probe():
+    snapshot, draft = Path(sys.argv[2]), Path(sys.argv[sys.argv.index("--out") + 1])
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    print(json.dumps({
+        "reads the snapshot": tried((snapshot / "snapshot.json").read_bytes),
+        "writes its directory": tried(lambda: draft.with_name("scratch").write_bytes(b"")),
+        "writes the snapshot": tried(lambda: (snapshot / "weights").write_bytes(b"")),
+        "writes beside its directory": tried(lambda: (draft.parents[1] / "made").write_bytes(b"")),
+        "reads a key": tried(Path(SECRET).read_bytes),
+        "reads its worker's environment": tried(lambda: Path(f"/proc/{os.getppid()}/environ").read_bytes()),
+        "starts a program": tried(lambda: subprocess.run(["/bin/true"])),
+        "opens a socket": tried(lambda: socket.socket(socket.AF_UNIX)),
+        "no_new_privs": status["NoNewPrivs"].strip(),
+        "seccomp": status["Seccomp"].strip(),
+        "threads": len(list(Path("/proc/self/task").iterdir())),
+        "environment": Path("/proc/self/environ").read_text(),
+    }))
+
+split_process.import_module = lambda name: SimpleNamespace(main=probe)
+split_process.main(sys.argv[1:])
+"""
+"""What the process may do when `ipnext split` begins: the command line is that of the worker."""
+
+
+@pytest.fixture
+def probed(whole, tmp_path, monkeypatch):
+    """Run PROBE as the process of a cut, and return its answers."""
+    (tmp_path / "secret").write_text("private key")
+    for name in ("IPNEXT_DATABASE_URL", "AWS_SECRET_ACCESS_KEY", "TEMPORAL_API_KEY", "PGPASSWORD"):
+        monkeypatch.setenv(name, "of-the-worker")
+    found = {}
+
+    def probe(command, answer, errors, beat, *, environment):
+        words = [sys.executable, "-c", PROBE.replace("SECRET", repr(str(tmp_path / "secret"))), *command[3:]]
+        ran = subprocess.run(
+            words, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS
+        )
+        assert ran.returncode == 0, ran.stderr
+        errors.touch()
+        found.update(json.loads(ran.stdout))
+        return -signal.SIGKILL
+
+    monkeypatch.setattr(cutting, "_run", probe)
+    with pytest.raises(CutEnded):
+        cut_in_process(whole, policy("table"), tmp_path / "parts", lambda _: None, confinement=Confinement.REQUIRED)
+    return found
+
+
+@needs_landlock
+def test_the_process_reads_the_snapshot_writes_one_directory_and_no_more(probed):
+    refused = "PermissionError"
+    assert {name: value for name, value in probed.items() if name != "environment"} == {
+        "reads the snapshot": "done",
+        "writes its directory": "done",
+        "writes the snapshot": refused,
+        "writes beside its directory": refused,
+        "reads a key": refused,
+        "reads its worker's environment": refused,
+        "starts a program": refused,
+        "opens a socket": refused,
+        "no_new_privs": "1",
+        "seccomp": "2",
+        "threads": 1,
+    }
+
+
+@needs_landlock
+def test_the_process_has_no_credential_of_its_worker(probed):
+    assert "of-the-worker" not in probed["environment"]
+    assert "OMP_NUM_THREADS=1" in probed["environment"]
+
+
+@needs_landlock
+def test_a_required_confinement_cuts_as_before(whole, tmp_path):
+    report = cut_in_process(
+        whole, policy("table"), tmp_path / "parts", lambda _: None, confinement=Confinement.REQUIRED
+    )
+    assert report.is_equal
+
+
+@pytest.fixture
+def written_by(monkeypatch):
+    """Stand for a process that a snapshot took over: `write` gets its output directory and its standard output."""
+
+    def stand_for(write):
+        def taken_over(command, answer, errors, beat, *, environment):
+            draft = Path(command[command.index("--out") + 1])
+            draft.mkdir()
+            write(draft, answer)
+            return 0
+
+        monkeypatch.setattr(cutting, "_run", taken_over)
+
+    return stand_for
+
+
+def test_links_that_the_process_left_are_not_followed(whole, tmp_path, written_by):
+    written_by(lambda draft, _: (draft / "table").symlink_to(whole))
+    with pytest.raises(CutEnded, match="'table', which is neither a file nor a directory"):
+        cut_in_process(whole, policy("table"), tmp_path / "parts", lambda _: None)
+
+
+def test_a_report_without_end_is_not_read(whole, tmp_path, written_by, monkeypatch):
+    monkeypatch.setattr(cutting, "LARGEST_OUTPUT_BYTES", 100)
+    written_by(lambda draft, _: (draft / cutting.REPORT_FILE).write_bytes(b" " * 101))
+    with pytest.raises(CutEnded, match="more than 100 bytes"):
+        cut_in_process(whole, policy("table"), tmp_path / "parts", lambda _: None)

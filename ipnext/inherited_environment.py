@@ -1,4 +1,7 @@
-"""Variables of its host's environment that an engine gets: an allow list, as the environment of an agent may hold credentials."""
+"""Variables that processes which run programs of snapshots inherit: an allow list, as the environment may hold credentials.
+
+For hosts (from the agent), engines (from their host) and the process that splits a snapshot (from the worker).
+"""
 
 from collections.abc import Collection, Mapping
 from typing import Final
@@ -21,7 +24,7 @@ _SECRETS: Final = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
 def inherited_environment(given: Mapping[str, str], *, allowed: Collection[str] = ()) -> Mapping[str, str]:
-    """Return the variables of the host that an engine gets: of the system, of compute libraries and of vLLM, and those `allowed`."""
+    """Return the inherited variables: of the system, of compute libraries and of vLLM, and those `allowed`."""
     return {name: value for name, value in given.items() if name in allowed or _is_listed(name)}
 
 
