@@ -103,6 +103,7 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings, user: Ho
         asyncio.get_running_loop().add_signal_handler(number, signalled, number)
     async with aclosing(HttpSessions()) as session:
         site = _site(arguments, settings, session, components, user)
+        site.keep_store_environment()
         supervisor = Supervisor(
             site.directory,
             settings=settings,

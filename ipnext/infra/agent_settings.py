@@ -82,6 +82,9 @@ class AgentSettings(BaseSettings):
     engine_environment_inherit: tuple[str, ...] = ()
     """Variables of the agent's environment that its engines get, beyond the built-in list of the system's, compute
     libraries' and vLLM's own."""
+    host_environment_inherit: tuple[str, ...] = ()
+    """Variables of the agent's environment that hosts, router and Envoy get, beyond the built-in list, such as those
+    that an operator's engine reads. A credential in one of them is known to hosts, which run programs of snapshots."""
     host_confinement: Literal["off", "available", "required"] = "available"
     """Whether hosts confine themselves: they read only their code, their libraries and their cache, write nothing,
     start no program and open no further listener. `available`: as far as the kernel can; `required`: a host does not

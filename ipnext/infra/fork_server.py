@@ -29,6 +29,9 @@ LOOK_SECONDS = 0.5
 LOOK_AGAIN_SECONDS = 0.05
 """The same while there are some. The children that this process started are reaped much sooner."""
 
+_ROOM = {"IPNEXT_COMMAND_LINE_ROOM": " " * 4096}
+"""Forks write their command lines over those of the fork server and over its environment, which may be small."""
+
 
 class Ask(NamedTuple):
     """A command for the fork server, in the form that it accepts."""
@@ -137,7 +140,7 @@ class ForkServer:
         ours.setblocking(False)
         with theirs:
             try:
-                process = await fresh(command, environment, log, stdin=theirs.fileno())
+                process = await fresh(command, {**environment, **_ROOM}, log, stdin=theirs.fileno())
             except BaseException:
                 ours.close()
                 raise

@@ -140,8 +140,9 @@ class Fetcher:
     async def _asked(self, uri: str) -> str:
         process = self._process
         if process is None or process.returncode is not None or process.stdin is None or process.stdout is None:
+            environment = {**self._site.environment(), **self._site.store_variables}
             self._process = process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=PIPE, stdout=PIPE, limit=LINE_BYTES, env=self._site.environment()
+                *self._command, stdin=PIPE, stdout=PIPE, limit=LINE_BYTES, env=environment
             )
         if process.stdin is None or process.stdout is None:
             return "no pipes"

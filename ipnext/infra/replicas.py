@@ -86,7 +86,7 @@ class HostReplica:
             self.name,
             self._command,
             log_file=site.log_file(self.name),
-            environment=site.environment(),
+            environment=site.host_environment(engine),
             settings=site.settings,
             on_change=self._process_changed,
             spawn=site.processes.spawn(self.name, self._note),

@@ -15,13 +15,13 @@ from ipnext.infra.places import Places, address_fields
 from ipnext.infra.ports import LOOPBACK
 from ipnext.infra.public_listener import PublicListener
 from ipnext.infra.spawning import Processes, Unsupervised
+from ipnext.inherited_environment import inherited_environment
+from ipnext.store_environment import store_variables, write_store_environment
 
-SECRETS = (
-    *("IPNEXT_DATABASE_URL", "IPNEXT_API_KEY", "IPNEXT_TEMPORAL_", "TEMPORAL_"),
-    *("IPNEXT_COMPONENT_", "IPNEXT_AGENT_GATEWAY_"),
-)
-"""Prefixes of variables that only the control plane and the agent may see; some name the files of keys. `ipnext dev`
-starts agents in its environment. The variables of the artifact store (`AWS_...`) stay, for hosts fetch with them."""
+VLLM_COMMAND = "IPNEXT_VLLM_COMMAND"
+"""Variable with another command of engines; without the field `socket` they listen on ports."""
+HOST_VARIABLES = ("IPNEXT_NATIVE_LIBRARY_KEYS_FILE", VLLM_COMMAND, "IPNEXT_VLLM_PYTHON")
+"""Variables of the agent that hosts read, beyond those of `ipnext.inherited_environment`."""
 
 OWN_HOSTS = (HOST_COMMAND[:3], VLLM_HOST_COMMAND[:3])
 """First words of commands whose program changes its user itself. Other programs of an operator run as the agent's
@@ -92,8 +92,10 @@ class Site:
             more += [f"--confinement={self.settings.host_confinement}"]
         more += [f"--readable={path}" for path in self.settings.host_readable]
         more += [f"--writable={path}" for path in self.settings.host_writable]
-        if self.host_user is not None and self.host_template(engine)[:3] in OWN_HOSTS:
+        if self.host_user is not None and self._is_own(engine):
             more += [f"--user={self.host_user.argument}"]
+        if self.store_variables and self._is_own(engine):
+            more += ["--store-environment", str(self.store_environment_file)]
         if engine == "vllm":
             more += [f"--allow-argument={name}" for name in self.settings.engine_arguments_allow]
             more += [f"--allow-environment={name}" for name in self.settings.engine_environment_allow]
@@ -131,10 +133,37 @@ class Site:
         names = (f"--allowed-host={name}" for name in self.settings.allowed_hosts)
         return [*names, *(f"--allowed-origin={origin}" for origin in self.settings.allowed_origins)]
 
-    def environment(self) -> Mapping[str, str]:
-        """Return the environment of child processes: this one's without the platform's secrets, with the thread count of hosts."""
-        ours = {name: value for name, value in os.environ.items() if not name.startswith(SECRETS)}
-        return ours | {"OMP_NUM_THREADS": str(self.settings.threads), "PYTHONUNBUFFERED": "1"}
+    def environment(self, *names: str) -> Mapping[str, str]:
+        """Return the environment of child processes: listed variables of this one, and those that the operator or `names` name.
+
+        None of the platform's, of the artifact store's or of other services' credentials is listed.
+        """
+        allowed = (*HOST_VARIABLES, *self.settings.host_environment_inherit, *names)
+        own = {"OMP_NUM_THREADS": str(self.settings.threads), "PYTHONUNBUFFERED": "1"}
+        return {**inherited_environment(os.environ, allowed=allowed), **own}
+
+    def host_environment(self, engine: str) -> Mapping[str, str]:
+        """Return the environment of an engine's hosts. A host program of the operator fetches by itself."""
+        inherited = self.settings.engine_environment_inherit if engine == "vllm" else ()
+        found = self.environment(*inherited)
+        return found if self._is_own(engine) else {**found, **self.store_variables}
+
+    @property
+    def store_variables(self) -> Mapping[str, str]:
+        """Variables for processes that fetch from the artifact store; none for a directory."""
+        return {} if self.artifacts.startswith("file:") else store_variables(os.environ)
+
+    @property
+    def store_environment_file(self) -> Path:
+        """File of `store_variables`, for the processes that fetch for hosts."""
+        return self.directory / "store-environment.json"
+
+    def keep_store_environment(self) -> None:
+        """Write the file of the store's variables for hosts that start from now on, and for later fetches of those that run."""
+        write_store_environment(self.store_environment_file, self.store_variables)
+
+    def _is_own(self, engine: str) -> bool:
+        return tuple(self.host_template(engine)[:3]) in OWN_HOSTS
 
     def _filled(self, template: Sequence[str], url: str, **fields: str) -> Sequence[str]:
         given = {"python": sys.executable, "region": self.region, **address_fields(url), **fields}

@@ -35,7 +35,7 @@ from serving.http.listeners import Listener, add_listener, listeners, share_sock
 from serving.http.messages import Request, Response, json_response, not_found, parse_model
 from serving.http.server import add_allowed_hosts, allowed_hosts, log_as_json, run, serve
 from serving.metrics.tallies import CONTENT_TYPE
-from serving.snapshots.fetch_process import FetchingProcess, add_disk_reserve
+from serving.snapshots.fetch_process import FetchingProcess, add_disk_reserve, add_store_environment
 
 CALLERS: Final = (Component.AGENT,)
 ENGINE_SOCKETS: Final = (*LOCAL, *TCP, *INTERFACES)
@@ -119,6 +119,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--id", required=True, help="name of this replica")
     parser.add_argument("--artifacts", required=True, help="uri of the artifact store: file:///... or s3://...")
     add_disk_reserve(parser)
+    add_store_environment(parser)
     parser.add_argument("--cache", type=Path, required=True, help="directory that snapshots are fetched into")
     parser.add_argument("--s3-endpoint-url", default=None)
     parser.add_argument("--memory-bytes", type=int, default=None, help="an engine that would go beyond is refused")
@@ -230,6 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         s3_endpoint_url=parsed.s3_endpoint_url,
         into=parsed.cache,
         disk_reserve_bytes=parsed.disk_reserve_bytes,
+        store_environment=parsed.store_environment,
     )
     forget_engines = partial(forget_places, _place(parsed), user=_user(parsed))
     keeper = fetching.fork(logs=logs.begin, at_end=forget_engines)  # before there are threads

@@ -44,7 +44,7 @@ from serving.protocol.frames import UPGRADE
 from serving.protocol.v2 import HEADER_LENGTH, Encoded, parse_header_length
 from serving.routing.host_client import HostClient
 from serving.routing.load_balancer import HostLoadBalancer
-from serving.snapshots.fetch_process import FetchingProcess, add_disk_reserve
+from serving.snapshots.fetch_process import FetchingProcess, add_disk_reserve, add_store_environment
 from serving.snapshots.fetch_starter import FetchingKeeper
 from serving.snapshots.held_snapshots import HeldSnapshots
 from serving.snapshots.memory_budget import HostMemory, keep_freed, settle, shared_bytes
@@ -171,6 +171,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--id", required=True, help="name of this replica")
     parser.add_argument("--artifacts", required=True, help="uri of the artifact store: file:///... or s3://...")
     add_disk_reserve(parser)
+    add_store_environment(parser)
     parser.add_argument("--cache", type=Path, required=True, help="directory that snapshots are fetched into")
     parser.add_argument("--s3-endpoint-url", default=None)
     parser.add_argument(
@@ -258,6 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         s3_endpoint_url=parsed.s3_endpoint_url,
         into=parsed.cache,
         disk_reserve_bytes=parsed.disk_reserve_bytes,
+        store_environment=parsed.store_environment,
     )
     reaches = None if parsed.sockets is None else partial(reach_host, parsed.sockets.absolute().parent)
     keeper = fetching.fork(reaches=reaches)  # before there are threads

@@ -25,6 +25,7 @@ from setproctitle import setproctitle
 from ipnext.artifacts.disk_reserve import RESERVE_BYTES
 from ipnext.artifacts.opening import open_store
 from ipnext.errors import Forbidden, IPnextError, LoadFailed, Unavailable
+from ipnext.store_environment import read_store_environment
 from serving.confinement.privileges import drop_capabilities
 from serving.snapshots.fetch_starter import FetchingKeeper, KeptProcess, Logs, Reaches
 
@@ -49,15 +50,18 @@ class FetchingProcess:
         s3_endpoint_url: str | None = None,
         into: Path | None = None,
         disk_reserve_bytes: int = 0,
+        store_environment: Path | None = None,
     ) -> None:
         """`into`: the only directory that it fetches into, whatever the request; None: any.
 
-        `disk_reserve_bytes`: free space that it leaves on the disk.
+        `disk_reserve_bytes`: free space that it leaves on the disk. `store_environment`: file with variables for the
+        store's client, such as credentials; None: those of this process.
         """
         endpoint = ["--s3-endpoint-url", s3_endpoint_url] if s3_endpoint_url else []
         self._command = [sys.executable, "-m", "serving.snapshots.fetch_process", "--artifacts", artifacts, *endpoint]
         self._command += [] if into is None else ["--into", str(into)]
         self._command += ["--disk-reserve-bytes", str(disk_reserve_bytes)]
+        self._command += [] if store_environment is None else ["--store-environment", str(store_environment)]
         self._lock = threading.Lock()
         self._keeper: FetchingKeeper | None = None
         self._process: subprocess.Popen[str] | KeptProcess | None = None
@@ -191,6 +195,17 @@ def add_disk_reserve(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_store_environment(parser: argparse.ArgumentParser) -> None:
+    """Add the option of the variables for the store's client."""
+    parser.add_argument(
+        "--store-environment",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="JSON file of variables by which the process that fetches reaches the artifact store, such as credentials",
+    )
+
+
 def _answers() -> IO[str]:
     """Reserve standard output for answers; all other output goes to standard error."""
     answers = os.fdopen(os.dup(1), "w")
@@ -205,7 +220,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--s3-endpoint-url", default=None)
     parser.add_argument("--into", type=Path, default=None, help="the only directory that it fetches into")
     add_disk_reserve(parser)
+    add_store_environment(parser)
     parsed = parser.parse_args(arguments)
+    if parsed.store_environment is not None:
+        os.environ.update(read_store_environment(parsed.store_environment))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the host decides when to end
     os.nice(_NICENESS)
     drop_capabilities()

@@ -148,6 +148,7 @@ WITHIN_ONE_BUILD: Mapping[str, str] = {
     "ipnext/model/routing.py": PEOPLE,
     "ipnext/model/signing.py": OTHERS,
     "ipnext/settings.py": PEOPLE,
+    "ipnext/store_environment.py": NO_FIELDS,
     "ipnext/model/wire.py": "is the tolerant reader itself",
     "ipnext/profiling/engine.py": OTHERS,
     "ipnext/store/audit.py": COLUMNS,

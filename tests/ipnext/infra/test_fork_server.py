@@ -21,6 +21,7 @@ HERE = str(Path(__file__).parent)
 FORKABLE = {
     "PYTHONPATH": HERE,
     "IPNEXT_AGENT_FORK_SERVER": '["forkable_host"]',
+    "IPNEXT_AGENT_HOST_ENVIRONMENT_INHERIT": '["FORKABLE_BROKEN", "FORKABLE_THREAD"]',
     "IPNEXT_AGENT_HOST_COMMAND": json.dumps(
         [
             *("{python}", "-m", "forkable_host", "--port", "{port}", "--region", "{region}", "--id", "{id}"),

@@ -101,7 +101,7 @@ class Babbling(Fetcher):
 
 @pytest.mark.usefixtures("subprocesses")
 async def test_a_process_that_can_not_be_understood_is_ended(tmp_path):
-    babbling = Babbling(SimpleNamespace(cache=tmp_path, environment=lambda: dict(os.environ)))
+    babbling = Babbling(SimpleNamespace(cache=tmp_path, environment=lambda: dict(os.environ), store_variables={}))
     others = psutil.Process().children()  # servers that tests share
 
     assert "limit" in await babbling.fetch("file:///nowhere")

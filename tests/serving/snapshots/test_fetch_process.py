@@ -1,5 +1,6 @@
 """Fetching in a process of its own: the same answers and errors as the store's, and an end with its host."""
 
+import json
 import os
 import signal
 import stat
@@ -10,8 +11,10 @@ import psutil
 import pytest
 
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, Forbidden, InsufficientStorage, Unavailable
+from ipnext.store_environment import write_store_environment
 from serving.snapshots.fetch_process import FetchingProcess
 from tests.processes import runs
+from tests.serving.confinement.test_landlock import needs_landlock
 from tests.waiting import PATIENCE_SECONDS, until
 
 
@@ -125,3 +128,46 @@ def test_it_ends_with_whoever_started_it(published, how):
     host.wait()
     host.stdout.close()
     until(lambda: not runs(child))
+
+
+HOST_OF_FETCHES = """
+import json, os, sys
+from pathlib import Path
+from serving.confinement.landlock import Confinement, confine
+from serving.snapshots import fetch_process
+from serving.snapshots.fetch_process import FetchingProcess
+
+class Store:
+    def fetch(self, uri, directory):
+        return Path(os.environ.get("AWS_SECRET_ACCESS_KEY", "none"))
+
+fetch_process.open_store = lambda *_, **__: Store()
+file = Path(sys.argv[1])
+fetching = FetchingProcess("s3://bucket/store", store_environment=file)
+fetching.fork()
+confine(Confinement.REQUIRED, readable=[])
+try:
+    told = file.read_text()
+except OSError as error:
+    told = type(error).__name__
+print(json.dumps({
+    "the process that fetches": str(fetching.fetch("s3://bucket/store/snapshots/1", Path("/cache"))),
+    "the host": os.environ.get("AWS_SECRET_ACCESS_KEY", "none"),
+    "the host reads": told,
+}))
+fetching.close()
+"""
+
+
+@needs_landlock
+@pytest.mark.usefixtures("subprocesses")
+def test_a_process_that_fetches_has_the_stores_credentials_and_its_confined_host_has_none(tmp_path):
+    file = tmp_path / "store-environment.json"
+    write_store_environment(file, {"AWS_SECRET_ACCESS_KEY": "of-the-store"})
+    command = [sys.executable, "-c", HOST_OF_FETCHES, str(file)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS)
+    assert json.loads(ran.stdout or "{}") == {
+        "the process that fetches": "of-the-store",
+        "the host": "none",
+        "the host reads": "PermissionError",
+    }, ran.stderr
