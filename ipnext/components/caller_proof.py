@@ -8,6 +8,7 @@ the agent's state directory, so it has no proof. Each listener has a proof of it
 import hmac
 import os
 import secrets
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,8 @@ from ipnext.errors import Forbidden
 
 SUFFIX: Final = ".proof"
 _BYTES: Final = 32
+_LONGEST: Final = 256
+"""Bytes of a proof that are read."""
 
 
 def proof_file(socket: Path) -> Path:
@@ -31,16 +34,38 @@ def keep_proof(file: Path, proof: str | None = None) -> str:
     kept = read_proof(file)
     if kept is None:
         _create(file, proof or secrets.token_urlsafe(_BYTES))
-        kept = file.read_text(encoding="ascii")
+        kept = _read(file)
     return kept
 
 
 def read_proof(file: Path) -> str | None:
-    """Return the proof of the file; None if there is none, or if this process may not read it."""
+    """Return the proof of the file; None if there is none, or if this process may not read it.
+
+    None, too, if the file or its directory is a link, or if others than this user may have written it: a process that
+    was taken over could have the proof of another listener sent to its own.
+    """
     try:
-        return file.read_text(encoding="ascii")
+        return _read(file)
     except OSError:
         return None
+
+
+def _read(file: Path) -> str:
+    directory = os.open(file.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(file.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+    finally:
+        os.close(directory)
+    with os.fdopen(descriptor, "rb") as opened:
+        if not _is_own(os.fstat(descriptor)):
+            msg = f"{file} is not a file of this user alone"
+            raise PermissionError(msg)
+        return opened.read(_LONGEST).decode("ascii", "replace")
+
+
+def _is_own(found: os.stat_result) -> bool:
+    private = not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    return stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and private
 
 
 def check_proof(expected: str, given: object) -> None:

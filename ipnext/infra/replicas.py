@@ -67,6 +67,7 @@ class HostReplica:
         self._router, self._publish, self._changed = around.router, around.publish, around.changed
         self.url = ""
         """URL of its host."""
+        self._engines = site.engine_addresses(engine)
         self._memory_bytes: int | None = None
         self._memory = MemoryWatch(site.settings.host_memory_allowance_bytes)
         self._drain_seconds = site.settings.drain_seconds
@@ -291,11 +292,19 @@ class HostReplica:
         except Unavailable:
             self._not_answered()
             return
-        if pid == self._child.pid:
+        if pid == self._child.pid and not self._is_foreign(state):
             self._answered_at = time.monotonic()
             self._see(state)
 
     def _too_large(self, pid: int) -> bool:
+    def _is_foreign(self, state: HostState) -> bool:
+        """End a host that would have the router connect elsewhere: it has been taken over."""
+        refusal = self._engines.refusal(state, host=self.url)
+        if refusal is not None:
+            structlog.get_logger().error("host reports a foreign address, killed", replica=self.name, reason=refusal)
+            self._child.kill(refusal)
+        return refusal is not None
+
         """End a host that uses more memory than it may, which other processes of the machine need."""
         excess = self._memory.excess(pid)
         if excess is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ipnext.allowed_hosts import AllowedHosts
 from ipnext.components.http_sessions import HttpSessions
 from ipnext.infra.agent_settings import HOST_COMMAND, VLLM_HOST_COMMAND, AgentSettings
+from ipnext.infra.engine_addresses import EngineAddresses
 from ipnext.infra.envoy_tls import PeerTls
 from ipnext.infra.host_user import HostUser
 from ipnext.infra.places import Places, address_fields
@@ -147,6 +148,16 @@ class Site:
         inherited = self.settings.engine_environment_inherit if engine == "vllm" else ()
         found = self.environment(*inherited)
         return found if self._is_own(engine) else {**found, **self.store_variables}
+
+    def engine_addresses(self, engine: str) -> EngineAddresses:
+        """Return where engines of this kind listen: those of an own torch host nowhere."""
+        if engine != "vllm" and self._is_own(engine):
+            return EngineAddresses()
+        template, command = " ".join(self.host_template(engine)), os.environ.get(VLLM_COMMAND, "")
+        has_sockets = "{sockets}" in template
+        return EngineAddresses(
+            sockets=has_sockets, ports=not has_sockets or (command != "" and "{socket}" not in command)
+        )
 
     @property
     def store_variables(self) -> Mapping[str, str]:

@@ -1,5 +1,6 @@
 """The secret that a listener shares with its callers by a file."""
 
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,3 +46,28 @@ def test_another_one_is_refused(given):
 def test_a_file_that_cannot_be_read_is_no_proof(tmp_path):
     assert read_proof(tmp_path) is None
     assert read_proof(Path("/proc/1/mem/x")) is None
+
+
+def test_a_proof_behind_a_link_is_not_read(tmp_path):
+    keep_proof(tmp_path / "supervisor.proof")
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "router.proof").symlink_to(tmp_path / "supervisor.proof")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "host").symlink_to(tmp_path)
+    assert read_proof(tmp_path / "e" / "router.proof") is None
+    assert read_proof(tmp_path / "run" / "host" / "supervisor.proof") is None
+    assert read_proof(tmp_path / "supervisor.proof") is not None
+
+
+def test_a_proof_that_others_may_read_or_write_is_none(tmp_path):
+    file = tmp_path / "router.proof"
+    keep_proof(file)
+    file.chmod(0o640)
+    assert read_proof(file) is None
+    with pytest.raises(PermissionError, match="not a file of this user alone"):
+        keep_proof(file)
+
+
+def test_a_pipe_is_no_proof_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "router.proof", 0o600)
+    assert read_proof(tmp_path / "router.proof") is None

@@ -1,6 +1,6 @@
 """A host without torch: speaks the control contract, answers with who it is.
 
-A digest that starts with "bad" fails to load. Loading takes as long as the settings `load_seconds` and `load_until` say, having at
+A digest that starts with "bad" fails to load. Setting `engine_url`: the address that it reports for its engine. Loading takes as long as the settings `load_seconds` and `load_until` say, having at
 hand what is coming as long as `fetch_seconds` and `fetch_until`; an answer comes not before the request's `until`. Each `until` is
 a file that a test makes.
 """
@@ -81,7 +81,8 @@ class Host:
                 failures.append({**subject, "generations": held["generations"], **told})
                 continue
             there = ready if self.key(held) in self.loaded else loading
-            there += [{**subject, "generation": generation} for generation in held["generations"]]
+            engine = {"url": held["settings"].get("engine_url")}
+            there += [{**subject, **engine, "generation": generation} for generation in held["generations"]]
         for held in self.coming:
             if held["digest"].startswith("bad"):
                 told = {"code": "LoadFailed", "message": "cannot be had"}
