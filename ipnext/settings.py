@@ -15,7 +15,6 @@ from ipnext.timing import Timing
 Settings = TypeVar("Settings", bound=BaseSettings)
 _URL = TypeAdapter(HttpUrl)
 
-
 class ClientSettings(BaseSettings):
     """Settings of the SDK and the CLI."""
 
@@ -200,6 +199,10 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     authentication."""
     authentication: Literal["required", "none"] = "required"
     """`none`: the API requires no credential, and any caller may do everything."""
+    split_confinement: Literal["off", "available", "required"] = "available"
+    """Whether the process in which a worker splits a snapshot confines itself, as hosts do: it runs the program of the
+    snapshot. `available`: as far as the kernel can; `required`: nothing is split on a kernel without seccomp, or
+    whose Landlock is older than version 4 (Linux 6.7)."""
     policies_file: Path | None = None
     """Cedar policies of the operator, added to the built-in ones; a `forbid` overrides every role."""
     access_settings_version: int = Field(default=0, ge=0, lt=2**53)
@@ -233,10 +236,6 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     """The bytes of snapshots that have never served, and never will, are released after this time."""
     artifact_retired_days: float = Field(default=30.0, ge=0)
     """The bytes of a retired model's snapshots are released this long after its retirement."""
-    split_confinement: Literal["off", "available", "required"] = "available"
-    """Whether the process in which a worker splits a snapshot confines itself, as hosts do: it runs the program of the
-    snapshot. `available`: as far as the kernel can; `required`: nothing is split on a kernel without seccomp, or
-    whose Landlock is older than version 4 (Linux 6.7)."""
     artifact_collection_hours: float = Field(default=6.0, gt=0)
     """Interval of the collection schedule at its creation."""
     metrics_models: int = Field(default=500, ge=0, le=100_000)

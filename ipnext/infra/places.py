@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from ipnext.components.caller_proof import keep_proof
+from ipnext.components.host_directories import LETTERS, name_host_directory
 from ipnext.components.private_files import let_group_enter, make_own_directory
 from ipnext.components.sockets import LONGEST_NAME, LONGEST_PATH, is_socket_url, socket_url
 from ipnext.infra.ports import LOOPBACK, PortBook, release
 
-_NAME_LETTERS: Final = 12
+KEY_FILE: Final = "places.key"
+"""File in the agent's directory with the key of the names of hosts' directories."""
 
 
 class Places:
@@ -25,13 +28,15 @@ class Places:
         `group` is the group of hosts that run as another user, which call each other.
         """
         self._group = group
+        self._key_file = directory / KEY_FILE
         self._run = run_directory(directory)
         self._ports = ports
 
-    def choose(self, name: str, command: Sequence[str], *, sockets: str | None = None) -> str:
+    def choose(self, name: str, command: Sequence[str], *, sockets: str | None = None, model: str | None = None) -> str:
         """Return the URL for a process of this command: Unix sockets unless the command names only the field `port`.
 
-        `sockets` names the directory, if not `name`. Conflict if the directory belongs to another user.
+        `sockets` names the directory, if not `name`; `model` is that of a host, which hosts of the same model may call.
+        Conflict if the directory belongs to another user. OSError.
         """
         text = " ".join(command)
         if "{port}" in text and "{sockets}" not in text:
@@ -39,7 +44,9 @@ class Places:
         make_own_directory(self._run, otherwise="give the agent a --state with a shorter path")
         if self._group is not None:
             let_group_enter(self._run, self._group)
-        return socket_url(self._run / sha256((sockets or name).encode()).hexdigest()[:_NAME_LETTERS])
+        if model is None:
+            return socket_url(self._run / sha256((sockets or name).encode()).hexdigest()[:LETTERS])
+        return socket_url(self._run / name_host_directory(keep_proof(self._key_file), model=model, host=name))
 
     def adopt(self, name: str, url: str) -> None:
         """Keep the address of a running process."""
@@ -67,9 +74,9 @@ class Places:
 def run_directory(directory: Path) -> Path:
     """Return the sockets' directory for an agent's state directory. The next agent gets the same one."""
     run = directory / "run"
-    if len(bytes(run)) + 1 + _NAME_LETTERS + LONGEST_NAME <= LONGEST_PATH:
+    if len(bytes(run)) + 1 + LETTERS + LONGEST_NAME <= LONGEST_PATH:
         return run
-    name = sha256(bytes(directory)).hexdigest()[:_NAME_LETTERS]
+    name = sha256(bytes(directory)).hexdigest()[:LETTERS]
     return Path(tempfile.gettempdir()) / f"ipnext-run-{os.geteuid()}-{name}"
 
 

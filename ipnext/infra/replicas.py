@@ -253,7 +253,8 @@ class HostReplica:
 
     def _command(self) -> Sequence[str]:
         self._memory.budget_bytes = self._memory_bytes
-        self.url = self._site.places.choose(self.name, self._site.host_template(self._engine))
+        template = self._site.host_template(self._engine)
+        self.url = self._site.places.choose(self.name, template, model=self.key.model)
         return self._site.host_command(self.name, self.url, engine=self._engine, memory_bytes=self._memory_bytes)
 
     def _process_changed(self) -> None:
@@ -296,7 +297,6 @@ class HostReplica:
             self._answered_at = time.monotonic()
             self._see(state)
 
-    def _too_large(self, pid: int) -> bool:
     def _is_foreign(self, state: HostState) -> bool:
         """End a host that would have the router connect elsewhere: it has been taken over."""
         refusal = self._engines.refusal(state, host=self.url)
@@ -305,6 +305,7 @@ class HostReplica:
             self._child.kill(refusal)
         return refusal is not None
 
+    def _too_large(self, pid: int) -> bool:
         """End a host that uses more memory than it may, which other processes of the machine need."""
         excess = self._memory.excess(pid)
         if excess is not None:

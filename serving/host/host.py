@@ -261,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         disk_reserve_bytes=parsed.disk_reserve_bytes,
         store_environment=parsed.store_environment,
     )
-    reaches = None if parsed.sockets is None else partial(reach_host, parsed.sockets.absolute().parent)
+    reaches = None if parsed.sockets is None else partial(reach_host, parsed.sockets.absolute())
     keeper = fetching.fork(reaches=reaches)  # before there are threads
     bound = listeners(parsed, Component.HOST, CALLERS)
     parsed.cache.mkdir(parents=True, exist_ok=True)

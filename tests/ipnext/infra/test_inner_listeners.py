@@ -9,6 +9,7 @@ import httpx
 import psutil
 import pytest
 
+from ipnext.components.host_directories import is_of_same_model
 from ipnext.components.identity import Component
 from ipnext.components.private_files import make_own_directory
 from ipnext.errors import Conflict
@@ -134,3 +135,20 @@ def test_a_command_of_an_operator_that_takes_a_port_gets_one(tmp_path):
     assert first.startswith("unix://")
     assert first != second
     assert places.choose("h", HOST) == first
+
+
+def test_directories_of_a_models_hosts_begin_alike_and_those_of_others_do_not(tmp_path):
+    places = Places(tmp_path, OnePort())
+    names = {
+        (model, host): Path(places.choose(host, HOST, model=model).removeprefix("unix://")).name
+        for model in ("m", "n")
+        for host in ("1", "2")
+    }
+    assert len(set(names.values())) == 4
+    assert is_of_same_model(names["m", "1"], names["m", "2"])
+    assert not is_of_same_model(names["m", "1"], names["n", "1"])
+    again = Places(tmp_path, OnePort())
+    assert again.choose("1", HOST, model="m").endswith(names["m", "1"]), "the next agent's hosts reach those that run"
+    (tmp_path / "other").mkdir()
+    elsewhere = Places(tmp_path / "other", OnePort())
+    assert not elsewhere.choose("1", HOST, model="m").endswith(names["m", "1"]), "the name is no help to find it"

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from ipnext.components.caller_proof import read_proof
+from ipnext.components.host_directories import name_host_directory
 from ipnext.components.identity import Component
 from ipnext.components.sockets import bind_socket
 from ipnext.infra.tether import tether
@@ -25,6 +26,13 @@ from tests.processes import unix_transport
 from tests.waiting import PATIENCE_SECONDS, until
 
 CALLERS = {"host": ("agent", "router"), "vllm-host": ("agent",), "router": ("agent", "gateway")}
+OWN = name_host_directory("key", model="m", host="own")
+"""Directory of a host of the same model as the one that runs."""
+DIRECTORIES = {
+    "host": name_host_directory("key", model="m", host="other"),
+    "vllm-host": "vllm-host",
+    "router": "router",
+}
 MODULES = {"host": "serving.host", "vllm-host": "serving.genai.host", "router": "serving.router"}
 
 
@@ -36,7 +44,7 @@ def places(tmp_path_factory, subprocesses):
     table.write_text(json.dumps({"revision": 1, "region": "eu", "models": []}))
     started = []
     for name, module in MODULES.items():
-        command = [sys.executable, "-m", module, "--sockets", str(root / name), "--region", "eu"]
+        command = [sys.executable, "-m", module, "--sockets", str(root / DIRECTORIES[name]), "--region", "eu"]
         more = ["--table", str(table)]
         if name != "router":
             more = ["--id", name, "--artifacts", f"file://{root}/artifacts", "--cache", str(root / "cache")]
@@ -45,7 +53,7 @@ def places(tmp_path_factory, subprocesses):
     try:
         for process, name in zip(started, MODULES, strict=True):
             until(lambda name=name, process=process: answers(root, name, process), why=lambda name=name: name)
-        yield {name: root / name for name in MODULES}
+        yield {name: root / DIRECTORIES[name] for name in MODULES}
     finally:
         for process in started:
             process.kill()
@@ -55,9 +63,9 @@ def places(tmp_path_factory, subprocesses):
 def answers(root, name, process):
     assert process.poll() is None, (root / f"{name}.log").read_text()
     with socket.socket(socket.AF_UNIX) as probe:
-        if probe.connect_ex(str(root / name / "agent.sock")):
+        if probe.connect_ex(str(root / DIRECTORIES[name] / "agent.sock")):
             return False
-    return ask(root / name, "agent", "/healthz").status_code == 200
+    return ask(root / DIRECTORIES[name], "agent", "/healthz").status_code == 200
 
 
 PROVED = object()
@@ -166,7 +174,7 @@ def test_frames_take_a_proof_too(places):
 @pytest.fixture
 def keeper(places):
     """That of a host beside these."""
-    keeper = FetchingKeeper(lambda: None, reaches=partial(reach_host, places["host"].parent))
+    keeper = FetchingKeeper(lambda: None, reaches=partial(reach_host, places["host"].with_name(OWN)))
     yield keeper
     keeper.close()
 
@@ -182,21 +190,32 @@ def test_a_confined_host_reaches_another_one_through_its_keeper(places, keeper):
 
 
 def test_a_keeper_connects_to_hosts_and_to_nothing_else(places, keeper):
-    root = places["host"].parent
-    elsewhere = root / "elsewhere" / "host"
+    host = places["host"]
+    root = host.parent
+    elsewhere = root / "elsewhere" / host.name
     with bind_socket(elsewhere, Component.ROUTER) as other:
         other.listen()
-        for place in (elsewhere, root / "host" / ".." / "host", root / "host" / "agent.sock"):
+        for place in (elsewhere, root / host.name / ".." / host.name, host / "agent.sock"):
             with pytest.raises(ConnectionError, match="is no host of this region"):
                 keeper.reach(f"unix://{place}")
-    for url in ("http://127.0.0.1:22", "", str(root / "host")):
+    for url in ("http://127.0.0.1:22", "", str(host)):
         with pytest.raises(ConnectionError, match="is no host of this region"):
             keeper.reach(url)
     with pytest.raises(ConnectionError, match="No such file"):
-        keeper.reach(f"unix://{root / 'gone'}")
-    link, proof = keeper.reach(f"unix://{root / 'host'}")
+        keeper.reach(f"unix://{root / name_host_directory('key', model='m', host='gone')}")
+    link, proof = keeper.reach(f"unix://{host}")
     link.close()
-    assert proof == read_proof(root / "host" / "router.proof")
+    assert proof == read_proof(host / "router.proof")
+
+
+@pytest.mark.parametrize(
+    "name", [name_host_directory("key", model="of another owner", host="other"), "host", OWN[:8], f"{OWN}x"]
+)
+def test_a_keeper_connects_to_no_host_of_another_model(places, keeper, name):
+    with bind_socket(places["host"].with_name(name), Component.ROUTER) as other:
+        other.listen()
+        with pytest.raises(ConnectionError, match="is no host of this model"):
+            keeper.reach(f"unix://{places['host'].with_name(name)}")
 
 
 def test_a_page_and_another_host_are_refused_on_sockets_too(places):
