@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ipnext.credentials import (
     Written,
@@ -17,13 +17,51 @@ from ipnext.credentials import (
     write_entries,
 )
 from ipnext.device_flow import DeviceLogin, Tokens
-from ipnext.errors import Unauthenticated, Unavailable
-from ipnext.identity_provider import ProviderClient
+from ipnext.errors import Forbidden, Unauthenticated, Unavailable
+from ipnext.identity_provider import ProviderClient, shown
 
 BEFORE_END_SECONDS: Final = 60.0
 """A token is renewed this long before it expires, in seconds, or in the last quarter of its life if that is shorter."""
 
 Clock = Callable[[], float]
+
+
+class LoginTerms(NamedTuple):
+    """What an API names for logins. The API gets tokens that are valid wherever tokens for this audience are."""
+
+    issuer: str
+    client_id: str
+    audience: str
+
+    def lines(self) -> Iterator[str]:
+        """Yield a line for each, to be shown."""
+        for name, value in zip(_TERMS, self, strict=True):
+            yield f"  {name:17}  {shown(value)}"
+
+
+_TERMS: Final = ("identity provider", "client", "audience")
+
+
+def known_terms(url: str, file: Path | None = None) -> LoginTerms | None:
+    """Return the terms of the stored login at an API; None if there is none."""
+    entry = find_entry(url, file)
+    found = [None if entry is None else entry.get(name) for name in LoginTerms._fields]
+    return LoginTerms(*map(str, found)) if all(isinstance(value, str) for value in found) else None
+
+
+def check_terms(named: LoginTerms, known: LoginTerms, *, api: str, since: str, remedy: str) -> None:
+    """Raise Forbidden if the API at `api` names other terms than the known ones, with each that differs.
+
+    Another platform that took over the address, or its administrator, could have tokens for an audience of its choice.
+    """
+    changes = [
+        f"{name} {shown(now)!r}, {since} {shown(before)!r}"
+        for name, now, before in zip(_TERMS, named, known, strict=True)
+        if now != before
+    ]
+    if changes:
+        msg = f"{api} names other terms for a login: {'; '.join(changes)}. {remedy}"
+        raise Forbidden(msg, policy="login-terms")
 
 
 @contextmanager
@@ -36,7 +74,7 @@ def login_at(issuer: str, client_id: str) -> Iterator[DeviceLogin]:
         provider.close()
 
 
-def entry_of(issuer: str, client_id: str, tokens: Tokens, *, clock: Clock = time.time) -> Mapping[str, Any]:
+def entry_of(terms: LoginTerms, tokens: Tokens, *, clock: Clock = time.time) -> Mapping[str, Any]:
     """Return the stored entry of a login."""
     ends = clock() + tokens.lasts_seconds
     return {
@@ -44,8 +82,7 @@ def entry_of(issuer: str, client_id: str, tokens: Tokens, *, clock: Clock = time
         "refresh_token": tokens.refresh,
         "expires_at": ends,
         "renew_at": ends - min(BEFORE_END_SECONDS, tokens.lasts_seconds / 4),
-        "issuer": issuer,
-        "client_id": client_id,
+        **terms._asdict(),
     }
 
 
@@ -86,15 +123,13 @@ def end_login(url: str, file: Path | None = None) -> tuple[bool, str]:
 
 
 def _renewed(entry: Mapping[str, Any], clock: Clock) -> Mapping[str, Any]:
-    issuer, client_id = str(entry["issuer"]), str(entry["client_id"])
+    terms = LoginTerms(*(str(entry.get(name)) for name in LoginTerms._fields))
     try:
         if not _can_renew(entry):
-            msg = (
-                f"the login at {issuer} has ended, and the provider gave no refresh token; `ipnext login` logs in again"
-            )
+            msg = f"the login at {terms.issuer} has ended, and the provider gave no refresh token; `ipnext login` logs in again"
             raise Unauthenticated(msg)  # noqa: TRY301 - ends like a refusal
-        with login_at(issuer, client_id) as login:
-            return entry_of(issuer, client_id, login.renew(str(entry["refresh_token"])), clock=clock)
+        with login_at(terms.issuer, terms.client_id) as login:
+            return entry_of(terms, login.renew(str(entry["refresh_token"])), clock=clock)
     except (Unauthenticated, Unavailable):
         if clock() < entry["expires_at"]:
             return entry
@@ -107,4 +142,4 @@ def _is_ending(entry: Mapping[str, Any], now: float) -> bool:
 
 
 def _can_renew(entry: Mapping[str, Any]) -> bool:
-    return all(isinstance(entry.get(name), str) for name in ("refresh_token", "issuer", "client_id"))
+    return all(isinstance(entry.get(name), str) for name in ("refresh_token", *LoginTerms._fields))

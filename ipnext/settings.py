@@ -14,6 +14,9 @@ from ipnext.timing import Timing
 
 Settings = TypeVar("Settings", bound=BaseSettings)
 _URL = TypeAdapter(HttpUrl)
+LOGIN_VARIABLES = ("IPNEXT_LOGIN_ISSUER", "IPNEXT_LOGIN_CLIENT_ID", "IPNEXT_LOGIN_AUDIENCE")
+"""Variables that say what `ipnext login` accepts."""
+
 
 class ClientSettings(BaseSettings):
     """Settings of the SDK and the CLI."""
@@ -36,6 +39,18 @@ class ClientSettings(BaseSettings):
     """CA certificates (PEM) by which the API is verified; None: those that httpx trusts."""
     credentials_file: Path | None = None
     """File of stored credentials; None: `ipnext/credentials.json` in the user's configuration directory."""
+    login_issuer: str | None = None
+    """Identity provider of `ipnext login`: the API must name this one. None: the user agrees to the one that it
+    names."""
+    login_client_id: str | None = None
+    """Client at the identity provider, in the same way."""
+    login_audience: str | None = None
+    """Audience of the tokens, in the same way. The API gets tokens that are good wherever this audience is."""
+
+    @property
+    def login_terms(self) -> tuple[str | None, str | None, str | None]:
+        """Return provider, client and audience of logins as far as they are set."""
+        return self.login_issuer, self.login_client_id, self.login_audience
 
 
 class DevSettings(BaseSettings):

@@ -9,24 +9,29 @@ from ipnext.cli.command import Command
 from ipnext.cli.output import Form, Output, say, write
 from ipnext.cli.session import client_of, session_of
 from ipnext.client import Client
-from ipnext.client_login import end_login, entry_of, login_at
+from ipnext.client_login import LoginTerms, check_terms, end_login, entry_of, known_terms, login_at
 from ipnext.credentials import note_credential, origin_of
 from ipnext.errors import Forbidden, InvalidInput, NotFound
 from ipnext.model.access import ANY, Grant
-from ipnext.settings import ClientSettings
+from ipnext.settings import LOGIN_VARIABLES, ClientSettings
 
 
 def login(
     context: typer.Context,
     key: Annotated[bool, typer.Option("--key", help="Keep an API key or token from standard input instead.")] = False,
+    yes: Annotated[
+        bool,
+        typer.Option("--yes", help="Accept the provider, client and audience that the API names, at the first login."),
+    ] = False,
 ) -> None:
     """Log in at the identity provider that the API names, in any browser; or keep the key that standard input gives.
 
+    The first login at an API asks whether its provider, client and audience are right. Later ones must be the same.
     What proves you is written down for this API's address, in a file that only you can read.
     """
     given = _given_key(asked=key)
     if given is None:
-        given = _logged_in(session_of(context).settings)
+        given = _logged_in(session_of(context).settings, yes=yes)
     if given is not None:
         _keep(session_of(context).settings, given)
 
@@ -86,7 +91,39 @@ def _keep(settings: ClientSettings, key: str) -> None:
     say(f"logged in to {origin_of(url)} as {found.name}: {_grants(found.grants)}")
 
 
-def _logged_in(settings: ClientSettings) -> str | None:
+def _agree(settings: ClientSettings, named: LoginTerms, *, yes: bool) -> None:
+    """Check the terms that the API names against those of the settings or of the last login; ask if there are none.
+
+    Forbidden if they differ; InvalidInput if the user does not agree.
+    """
+    api = origin_of(str(settings.api_url))
+    configured = settings.login_terms
+    if any(configured):
+        expected = LoginTerms(*(given or now for given, now in zip(configured, named, strict=True)))
+        remedy = f"Allowed: what the settings say ({', '.join(LOGIN_VARIABLES)})"
+        check_terms(named, expected, api=api, since="the settings say", remedy=remedy)
+    if all(configured):
+        return
+    known = known_terms(str(settings.api_url), settings.credentials_file)
+    if known is not None:
+        remedy = "If its operator says that they are right, `ipnext logout`, then `ipnext login`"
+        check_terms(named, known, api=api, since="at the last login", remedy=remedy)
+        return
+    say(f"{api} names for logins:")
+    for line in named.lines():
+        say(line)
+    say(f"{api} gets your token, which is good wherever tokens for this audience are.")
+    if yes:
+        return
+    if not _is_terminal():
+        msg = f"login: the terms of {api} are not agreed to; `ipnext login --yes` does so, or set {', '.join(LOGIN_VARIABLES)}"
+        raise InvalidInput(msg, field="yes")
+    if not typer.confirm("Are they those of this platform?", err=True):
+        msg = f"login: the terms of {api} were not agreed to; ask its operator which they are"
+        raise InvalidInput(msg, field="yes")
+
+
+def _logged_in(settings: ClientSettings, *, yes: bool) -> str | None:
     """Log a person in and write the tokens down. Without an identity provider: the key that a person types."""
     url = str(settings.api_url)
     with Client(url, settings.timeout_seconds) as client:
@@ -97,6 +134,8 @@ def _logged_in(settings: ClientSettings) -> str | None:
                 raise
             say(error.message)
             return _given_key(asked=True)
+    terms = LoginTerms(options.issuer, options.client_id, options.audience)
+    _agree(settings, terms, yes=yes)
     with login_at(options.issuer, options.client_id) as device:
         code = device.begin(options.scopes, options.audience)
         say(
@@ -111,7 +150,7 @@ def _logged_in(settings: ClientSettings) -> str | None:
             told = f"as {found.name}: {_grants(found.grants)}"
         except Forbidden as error:  # a person without a role yet
             told = f"without a role: {error.message}"
-    note_credential(url, entry_of(options.issuer, options.client_id, tokens), settings.credentials_file)
+    note_credential(url, entry_of(terms, tokens), settings.credentials_file)
     say(f"logged in to {origin_of(url)} {told}")
     return None
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from ipnext.client_credential import Credential
-from ipnext.client_login import current_credential, end_login, entry_of
+from ipnext.client_login import LoginTerms, current_credential, end_login, entry_of
 from ipnext.credentials import note_credential
 from ipnext.device_flow import DeviceLogin, Tokens
 from ipnext.errors import DeadlineExceeded, InvalidInput, Unauthenticated, Unavailable
@@ -159,7 +159,9 @@ def test_a_token_of_another_kind_is_refused(provider, login):
 
 def logged_in(provider, file, *, lasts=600.0, refresh="the-refresh-token"):
     provider.refresh_tokens.add("the-refresh-token")
-    entry = entry_of(provider.issuer, CLIENT_ID, Tokens("the-first-token", refresh, lasts), clock=lambda: 0.0)
+    entry = entry_of(
+        LoginTerms(provider.issuer, CLIENT_ID, "ipnext"), Tokens("the-first-token", refresh, lasts), clock=lambda: 0.0
+    )
     note_credential(API, entry, file)
 
 

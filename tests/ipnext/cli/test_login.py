@@ -61,7 +61,7 @@ def test_a_person_logs_in_works_and_logs_out(run, admin, live, file, provider):
     granted = admin("roles", "grant", "group:search-team", "--role", "viewer").stdout
     assert re.fullmatch(r"group:search-team is viewer of everything: binding [a-z2-7]{16}\n", granted)
     provider.device_answers = ["authorization_pending"]
-    told = run("login").stderr
+    told = run("login", "--yes").stderr
     assert f"at {provider.issuer}, open https://id.example/a and enter the code WDJB-MJHT" in told
     assert f"logged in to {live.url} as ann: viewer of everything" in told
     entry = find_entry(live.url, file)
@@ -78,7 +78,7 @@ def test_a_person_logs_in_works_and_logs_out(run, admin, live, file, provider):
 @pytest.mark.usefixtures("settings")
 def test_a_login_that_is_about_to_end_is_renewed_by_the_next_command(run, admin, live, file, provider):
     admin("roles", "grant", "user:ann", "--role", "viewer")
-    run("login")
+    run("login", "--yes")
     entry = find_entry(live.url, file)
     note_credential(live.url, {**entry, "renew_at": time.time() - 1}, file)
     run("whoami")
@@ -90,7 +90,7 @@ def test_a_login_that_is_about_to_end_is_renewed_by_the_next_command(run, admin,
 @pytest.mark.usefixtures("settings")
 def test_a_login_that_has_ended_says_to_log_in_which_then_works(run, admin, live, file, provider):
     admin("roles", "grant", "user:ann", "--role", "viewer")
-    run("login")
+    run("login", "--yes")
     provider.refresh_tokens.clear()
     note_credential(live.url, {**find_entry(live.url, file), "renew_at": 0, "expires_at": 0}, file)
     assert "`ipnext login` logs in again" in run("whoami", status=2).stderr
@@ -100,7 +100,7 @@ def test_a_login_that_has_ended_says_to_log_in_which_then_works(run, admin, live
 
 @pytest.mark.usefixtures("settings")
 def test_a_person_without_a_role_is_logged_in_and_told_so(run, admin, live):
-    told = run("login").stderr
+    told = run("login", "--yes").stderr
     assert f"logged in to {live.url} without a role: user ann" in told
     assert "has no role here" in run("get", "models", status=2).stderr
     admin("roles", "grant", "user:ann", "--role", "publisher", "--owner", "search")
@@ -118,8 +118,84 @@ def test_a_person_without_a_role_is_logged_in_and_told_so(run, admin, live):
 )
 def test_a_login_that_fails_writes_nothing_down(run, live, file, provider, break_it, words, status):
     break_it(provider)
-    assert words in run("login", status=status).stderr
+    assert words in run("login", "--yes", status=status).stderr
     assert find_entry(live.url, file) is None
+
+
+@pytest.fixture
+def name_audience(monkeypatch):
+    """Have the API name another audience from now on."""
+
+    def name(audience):
+        options = identity.Client.login_options
+        monkeypatch.setattr(
+            identity.Client, "login_options", lambda client: options(client).model_copy(update={"audience": audience})
+        )
+
+    return name
+
+
+@pytest.mark.usefixtures("settings")
+def test_the_first_login_shows_what_the_api_names_and_asks(run, live, file, provider, monkeypatch):
+    asked = []
+    monkeypatch.setattr(identity, "_given_key", lambda **_: None)
+    monkeypatch.setattr(identity, "_is_terminal", lambda: True)
+    monkeypatch.setattr(identity.typer, "confirm", lambda text, **_: asked.append(text))
+    told = run("login", status=2).stderr
+    for word in (live.url, provider.issuer, CLIENT_ID, AUDIENCE):
+        assert word in told
+    assert len(asked) == 1
+    assert "were not agreed to" in told
+    assert find_entry(live.url, file) is None
+    assert not any("device" in str(each) for each in provider.asked)
+
+    monkeypatch.setattr(identity.typer, "confirm", lambda *_, **__: True)
+    assert f"logged in to {live.url}" in run("login").stderr
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_script_agrees_by_an_option(run, live, file):
+    told = run("login", status=2).stderr
+    assert "`ipnext login --yes`" in told
+    assert AUDIENCE in told
+    assert find_entry(live.url, file) is None
+    run("login", "--yes")
+    assert find_entry(live.url, file)["audience"] == AUDIENCE
+
+
+@pytest.mark.usefixtures("settings")
+@pytest.mark.parametrize("options", [(), ("--yes",)])
+def test_a_later_login_with_other_terms_is_refused_with_what_changed(run, live, file, name_audience, options):
+    run("login", "--yes")
+    assert "names for logins" not in run("login").stderr, "the same terms are not asked again"
+    before = find_entry(live.url, file)
+    name_audience("https://production.example")
+    told = run("login", *options, status=2).stderr
+    assert f"audience 'https://production.example', at the last login {AUDIENCE!r}" in told
+    assert "client" not in told
+    assert "`ipnext logout`" in told
+    assert find_entry(live.url, file) == before
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_renewed_login_keeps_its_terms(run, live, file, name_audience):
+    run("login", "--yes")
+    note_credential(live.url, {**find_entry(live.url, file), "renew_at": time.time() - 1}, file)
+    run("whoami", status=2)
+    name_audience("https://production.example")
+    assert "at the last login" in run("login", status=2).stderr
+
+
+@pytest.mark.usefixtures("settings")
+def test_an_operator_says_which_terms_are_right(run, live, provider, monkeypatch):
+    monkeypatch.setenv("IPNEXT_LOGIN_AUDIENCE", "https://production.example")
+    told = run("login", "--yes", status=2).stderr
+    assert f"audience {AUDIENCE!r}, the settings say 'https://production.example'" in told
+    monkeypatch.setenv("IPNEXT_LOGIN_AUDIENCE", AUDIENCE)
+    assert "are not agreed to" in run("login", status=2).stderr, "provider and client are still open"
+    monkeypatch.setenv("IPNEXT_LOGIN_ISSUER", provider.issuer)
+    monkeypatch.setenv("IPNEXT_LOGIN_CLIENT_ID", CLIENT_ID)
+    assert f"logged in to {live.url}" in run("login").stderr
 
 
 @pytest.mark.parametrize("options", [(), ("--key",)])
