@@ -2,7 +2,7 @@
 
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,13 @@ class BoundedServer(uvicorn.Server):
         return BoundedProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 
-def bounded_config(app: Callable[..., Any], *, host: str, port: int, keep_alive_seconds: int) -> uvicorn.Config:
-    """Return uvicorn's configuration for an application."""
+def bounded_config(
+    app: Callable[..., Any], *, host: str, port: int, keep_alive_seconds: int, trusted_proxies: Sequence[str] = ()
+) -> uvicorn.Config:
+    """Return uvicorn's configuration for an application.
+
+    `X-Forwarded-For` and `X-Forwarded-Proto` count only if the peer is one of `trusted_proxies`, addresses or networks.
+    """
     return uvicorn.Config(
         app,
         host=host,
@@ -106,6 +111,8 @@ def bounded_config(app: Callable[..., Any], *, host: str, port: int, keep_alive_
         timeout_graceful_shutdown=10,
         timeout_keep_alive=keep_alive_seconds,
         backlog=BACKLOG,
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=list(trusted_proxies),
         ws="none",
     )
 

@@ -1,6 +1,7 @@
 """Settings, read once at an entry point from the environment (`IPNEXT_...`). Temporal's own are TEMPORAL_*."""
 
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -209,6 +210,21 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     most 10,000."""
     api_connections_per_source: int | None = Field(default=None, gt=0)
     """Connections of one address; None: half of all. Raise it if all clients come through one proxy."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses and networks of the proxies in front of the API, from which `X-Forwarded-For` and
+    `X-Forwarded-Proto` count: the audit's `source` is then the client that they name. Of others it is the peer."""
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            try:
+                ip_network(proxy)
+            except ValueError as error:
+                msg = f"must list IP addresses and networks such as 10.0.0.5 or 10.0.0.0/24; {error}"
+                raise ValueError(msg) from error
+        return proxies
+
     insecure_bind: bool = False
     """Allows the API, and a worker's metrics, to listen on an address that is not loopback without TLS or
     authentication."""

@@ -17,7 +17,11 @@ class Server(BoundedServer):
     def __init__(self, app: FastAPI, settings: PlatformSettings, stream: Stream) -> None:
         """Raise InvalidInput if the process may not open so many files, or the certificate is invalid."""
         config = bounded_config(
-            app, host=settings.api_host, port=settings.api_port, keep_alive_seconds=settings.api_keep_alive_seconds
+            app,
+            host=settings.api_host,
+            port=settings.api_port,
+            keep_alive_seconds=settings.api_keep_alive_seconds,
+            trusted_proxies=settings.trusted_proxies,
         )
         super().__init__(config, limits_of(settings), _context_of(settings))
         self._stream = stream

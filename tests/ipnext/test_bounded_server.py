@@ -10,7 +10,8 @@ import pytest
 
 from ipnext.bounded_server import BoundedServer, bounded_config, server_context
 from ipnext.connections import ConnectionLimits
-from ipnext.errors import Conflict
+from ipnext.errors import Conflict, InvalidInput
+from ipnext.settings import platform_settings
 from tests.ipnext.infra.test_public_listener import write_pair
 from tests.waiting import PATIENCE_SECONDS, eventually
 
@@ -102,3 +103,33 @@ async def test_a_port_that_is_taken_keeps_it_from_starting():
 
 def test_the_context_speaks_no_old_tls(context):
     assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+
+
+@pytest.mark.parametrize(
+    ("proxies", "client", "scheme"),
+    [
+        ((), "127.0.0.1", "http"),
+        (("10.0.0.0/8",), "127.0.0.1", "http"),
+        (("127.0.0.1",), "203.0.113.9", "https"),
+        (("127.0.0.0/8", "::1"), "203.0.113.9", "https"),
+    ],
+)
+async def test_headers_of_proxies_count_from_those_that_are_trusted_only(monkeypatch, proxies, client, scheme):
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    seen = []
+
+    async def app(scope, _receive, _send):
+        seen.append((scope["client"][0], scope["scheme"]))
+
+    config = bounded_config(app, host="127.0.0.1", port=0, keep_alive_seconds=5, trusted_proxies=proxies)
+    config.load()
+    headers = [(b"x-forwarded-for", b"203.0.113.9"), (b"x-forwarded-proto", b"https")]
+    scope = {"type": "http", "client": ("127.0.0.1", 4711), "scheme": "http", "headers": headers}
+    await config.loaded_app(scope, None, None)
+    assert seen == [(client, scheme)]
+
+
+@pytest.mark.parametrize("proxy", ["*", "proxy.example", "10.0.0.5/8"])
+def test_a_trusted_proxy_is_an_address_or_a_network(proxy):
+    with pytest.raises(InvalidInput, match=r"trusted_proxies \(IPNEXT_TRUSTED_PROXIES\).*must list IP addresses"):
+        platform_settings(trusted_proxies=(proxy,))
