@@ -177,13 +177,13 @@ class Snapshots(Unit):
         Two generations of each model are looked up: the cost does not follow the number of generations ever published.
         """
         name = col(ModelRow.name).concat("")  # an expression: no index finds a model by it, so models come first
-        mine = col(GenerationRow.model) == name
-        at_work = col(GenerationRow.number).in_([col(ModelRow.serving_generation), col(ModelRow.target_generation)])
-        query = select(GenerationRow).join(ModelRow, mine & at_work).where(col(GenerationRow.layout).is_not(None))
-        found: dict[str, tuple[Generation, ...]] = {}
-        for row in self._session.exec(query.order_by(col(GenerationRow.model), col(GenerationRow.number))):
-            found[row.model] = (*found.get(row.model, ()), _generation(row))
-        return found
+        found: dict[str, dict[int, Generation]] = {}
+        for number in (ModelRow.serving_generation, ModelRow.target_generation):
+            mine = (col(GenerationRow.model) == name) & (col(GenerationRow.number) == col(number))
+            query = select(GenerationRow).select_from(ModelRow).join(GenerationRow, mine)
+            for row in self._session.exec(query.where(col(GenerationRow.layout).is_not(None))):
+                found.setdefault(row.model, {})[row.number] = _generation(row)
+        return {model: tuple(cut[number] for number in sorted(cut)) for model, cut in sorted(found.items())}
 
     def cut_before(self, model: str, *, limit: int) -> tuple[Generation, ...]:
         """Return the newest generations of a model that are cut, the newest first, at most `limit`."""
