@@ -1,10 +1,10 @@
-"""Sends every region the list by which it checks predictions: the principals that may call its models.
+"""Sends every region the list by which it checks predictions: the principals that may call the models.
 
 API and workers each run a publisher, so that a revocation reaches the regions while one of them restarts. Content and
 revision are made in one unit of work, so that a later revision never has older content, whichever process sends it.
 
-Each region has a list of its own: all models, and the keys and roles that may ask those of them that need a credential
-there. What an agent says of its list concerns its own region: another region's lists keep their numbers, and a region has
+All regions get the same content: all models, and the keys and roles that may ask those of them that need a credential.
+What an agent says of its list concerns its own region: another region's lists keep their numbers, and a region has
 the list if it has its digest, whatever the number.
 """
 
@@ -25,9 +25,9 @@ from ipnext.access.signing_keys import FRESH_SECONDS, LASTS_SECONDS
 from ipnext.errors import StaleWrite, Unavailable
 from ipnext.identity_provider import ProviderClient
 from ipnext.model.predictions import AccessList, AccessRevision, ModelAccess, TokenIssuer
-from ipnext.platform.region_callers import Callers, asking_owners
+from ipnext.platform.listed_callers import Callers, asking_owners
 from ipnext.platform.region_poller import RegionPoller
-from ipnext.store.access_lists import AccessListState, ListedModel
+from ipnext.store.access_lists import AccessListState
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
@@ -78,8 +78,6 @@ class _Basis(NamedTuple):
 
     marks: tuple[Any, ...]
     state: AccessListState
-    placed: Mapping[str, frozenset[str]]
-    """Models that need a credential -> their regions."""
     lists: Mapping[str, AccessRevision]
     """As they are stored."""
 
@@ -102,7 +100,7 @@ class AccessPublisher:
         """Number of revoked keys that the lists leave out."""
         self._basis: _Basis | None = None
         self._mark: str | None = None
-        self._models: dict[str, tuple[int, ListedModel]] = {}
+        self._models: dict[str, tuple[int, ModelAccess]] = {}
         self._sent: dict[str, _Sent] = {}
         self._keys_asked_at: float | None = None
         self._poller = RegionPoller("access-lists", self.look, every_seconds=LOOK_SECONDS, threads=_MOST_THREADS)
@@ -149,51 +147,32 @@ class AccessPublisher:
         self._mark = mark
 
     def _basis_of(self, unit: Repository) -> "_Basis":
-        return _Basis(
-            unit.access_marks(), unit.access_list_state(), unit.regions_of(self._closed()), unit.region_lists()
-        )
+        return _Basis(unit.access_marks(), unit.access_list_state(), unit.region_lists())
 
     def _build_lists(self, unit: Repository) -> Mapping[str, AccessList]:
         """Return the lists of all regions with their revisions."""
         self._revocations = unit.revocations()
         self._read_models(unit)
         state, everyone = unit.access_list_state(), Callers(unit.caller_keys(), unit.caller_roles())
-        shared = AccessList(
-            revision=0,
-            models=tuple(self._models[name][1].access for name in sorted(self._models)),
-            tokens=_tokens(state),
-            policies=state.policies,
+        accesses = tuple(self._models[name][1] for name in sorted(self._models))
+        owners = asking_owners(accesses)
+        callers = everyone if owners and permits_more(state.policies) else everyone.of(owners)
+        content = _digested(
+            AccessList(revision=0, models=accesses, tokens=_tokens(state), policies=state.policies, **callers._asdict())
         )
-        placed, by_anyone = unit.regions_of(self._closed()), permits_more(state.policies)
-        made: dict[frozenset[str], AccessList] = {}
-        lists = {}
-        for region in self._infrastructure.regions():
-            owners = asking_owners(self._models_in(region, placed))
-            if owners not in made:
-                made[owners] = _digested(shared, everyone if owners and by_anyone else everyone.of(owners))
-            revision = unit.note_access_content(region, made[owners].digest)
-            lists[region] = made[owners].model_copy(update={"revision": revision})
-        return lists
+        return {
+            region: content.model_copy(update={"revision": unit.note_access_content(region, content.digest)})
+            for region in self._infrastructure.regions()
+        }
 
     def _read_models(self, unit: Repository) -> None:
         """Read the models. Manifests of an unchanged version are not read again."""
         versions = unit.model_versions()
         changed = [name for name, version in versions.items() if self._models.get(name, (None,))[0] != version]
-        for found in unit.listed_models(changed):
-            self._models[found.access.model] = (versions[found.access.model], found)
+        for found in unit.model_accesses(changed):
+            self._models[found.model] = (versions[found.model], found)
         for gone in self._models.keys() - versions.keys():
             del self._models[gone]
-
-    def _closed(self) -> list[str]:
-        """Return the models that need a credential, as they were read last."""
-        return [name for name, (_, found) in self._models.items() if not found.access.access.is_open]
-
-    def _models_in(self, region: str, placed: Mapping[str, frozenset[str]]) -> Iterator[ModelAccess]:
-        """Yield the models that need a credential and are in a region, come there, or have users there."""
-        for name in self._closed():
-            _, found = self._models[name]
-            if region in found.users or region in placed.get(name, ()):
-                yield found.access
 
     # the regions
 
@@ -282,9 +261,8 @@ class AccessPublisher:
             self._keys_asked_at = self._clock()
 
 
-def _digested(shared: AccessList, callers: Callers) -> AccessList:
-    """Return the list with these callers, and with its digest. It has no revision yet."""
-    content = shared.model_copy(update=callers._asdict())
+def _digested(content: AccessList) -> AccessList:
+    """Return the list with its digest. It has no revision yet."""
     return content.model_copy(update={"digest": hashlib.sha256(content.model_dump_json().encode()).hexdigest()})
 
 

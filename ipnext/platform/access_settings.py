@@ -17,7 +17,7 @@ from ipnext.settings import PlatformSettings
 from ipnext.store.access_lists import AccessListState
 from ipnext.store.session import Store
 
-TODO: Final = (
+REMEDY: Final = (
     "give all API processes the same settings; to replace those in force, raise IPNEXT_ACCESS_SETTINGS_VERSION"
 )
 _OF_ISSUER: Final = {
@@ -62,7 +62,7 @@ def note_settings(store: Store, mine: AccessSettings) -> ProviderClient | None:
             settings=differing,
             version=mine.version,
             in_force=state.version,
-            todo=TODO,
+            todo=REMEDY,
         )
         return None
     return None if mine.issuer is None else ProviderClient(mine.issuer.issuer)

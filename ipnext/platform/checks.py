@@ -12,7 +12,7 @@ from ipnext.errors import ArtifactMissing, IPnextError
 from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.model.value import Value
 from ipnext.model.workflow_namespace import WorkflowNamespace
-from ipnext.platform.access_settings import TODO, read_access_settings
+from ipnext.platform.access_settings import REMEDY, read_access_settings
 from ipnext.platform.builds import builds
 from ipnext.platform.namespace import attributes_of, retention_of
 from ipnext.platform.polling import POLLED, pollers
@@ -217,7 +217,7 @@ def _access_settings(settings: PlatformSettings) -> Sequence[Item]:
     has_any = mine.policies or mine.issuer is not None
     if has_any and (names := mine.differing(state)):
         detail += f", and {', '.join(names)} of this environment, at version {mine.version}, {'differs' if len(names) == 1 else 'differ'}"
-        return (Item(item=ACCESS, state="wrong", detail=detail, todo=TODO),)
+        return (Item(item=ACCESS, state="wrong", detail=detail, todo=REMEDY),)
     return (Item(item=ACCESS, state="ok", detail=detail),)
 
 

@@ -11,12 +11,10 @@ from ipnext.model.predictions import AccessRevision, AccessSpec, CallerKey, Call
 from ipnext.model.wire import decode, decode_plain
 from ipnext.store.tables import (
     AccessListRow,
-    DeploymentRow,
     KeyRow,
     ModelRow,
     RegionAccessRow,
     RoleBindingRow,
-    RouteRow,
 )
 from ipnext.store.unit import Unit, batches, plain
 
@@ -34,13 +32,6 @@ class AccessListState(NamedTuple):
     signing_keys: tuple[Mapping[str, Any], ...] = ()
     signing_keys_at: datetime | None = None
     """When the keys were read."""
-
-
-class ListedModel(NamedTuple):
-    """A model in the lists, and the regions of the users that its manifest names; none if it is retired."""
-
-    access: ModelAccess
-    users: frozenset[str]
 
 
 class AccessLists(Unit):
@@ -105,24 +96,16 @@ class AccessLists(Unit):
         """Map each model, retired ones included, to the version of its record."""
         return dict(self._session.exec(select(ModelRow.name, ModelRow.version)).all())
 
-    def listed_models(self, names: Collection[str]) -> Sequence[ListedModel]:
-        """Return these models by their manifests, of which access and regions of users are read alone."""
-        query = select(ModelRow.name, ModelRow.owner, ModelRow.retired, ModelRow.manifest)
+    def model_accesses(self, names: Collection[str]) -> Sequence[ModelAccess]:
+        """Return the access of these models from their manifests. Nothing else of a manifest is read."""
+        query = select(ModelRow.name, ModelRow.owner, ModelRow.manifest)
         return [
-            _listed(name, owner, plain(text)["spec"], retired=retired)
+            ModelAccess(
+                model=name, owner=owner, access=decode_plain(AccessSpec, plain(text)["spec"].get("access") or {})
+            )
             for some in batches(names)
-            for name, owner, retired, text in self._session.exec(query.where(self._among(col(ModelRow.name), some)))
+            for name, owner, text in self._session.exec(query.where(self._among(col(ModelRow.name), some)))
         ]
-
-    def regions_of(self, names: Collection[str]) -> Mapping[str, frozenset[str]]:
-        """Map these models to the regions that have routes or replica sets of them, or are to have."""
-        found: dict[str, set[str]] = {}
-        for row in (RouteRow, DeploymentRow):
-            query = select(row.model, row.region).distinct()
-            for some in batches(names):
-                for model, region in self._session.exec(query.where(self._among(col(row.model), some))):
-                    found.setdefault(model, set()).add(region)
-        return {model: frozenset(regions) for model, regions in found.items()}
 
     def note_access_content(self, region: str, digest: str) -> int:
         """Return the revision of a region's list with this content: a later one if its content is new."""
@@ -183,9 +166,3 @@ class AccessLists(Unit):
 
     def _region_row(self, region: str) -> RegionAccessRow:
         return self._get(RegionAccessRow, region) or RegionAccessRow(region=region, revision=0, digest="")
-
-
-def _listed(name: str, owner: str, spec: Mapping[str, Any], *, retired: bool) -> ListedModel:
-    access = decode_plain(AccessSpec, spec.get("access") or {})
-    users = frozenset() if retired else frozenset(item["region"] for item in spec.get("demand") or ())
-    return ListedModel(ModelAccess(model=name, owner=owner, access=access), users)
