@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import bindparam, case, insert
+from sqlalchemy import ColumnElement, ScalarSelect, bindparam, case, insert
 from sqlalchemy import select as sa_select
 from sqlalchemy import update as sa_update
 from sqlmodel import col, func, select, tuple_
@@ -20,7 +20,7 @@ from ipnext.model.registry import (
     SnapshotSource,
 )
 from ipnext.model.wire import decode, decode_frozen
-from ipnext.store.tables import METADATA, GenerationRow, ModelRow, ReportRow, SnapshotRow
+from ipnext.store.tables import METADATA, GenerationRow, ReportRow, SnapshotRow
 from ipnext.store.unit import MODELS, Unit, batches, bytes_of, document, known, plain
 
 GENERATIONS = METADATA.tables[GenerationRow.__tablename__]
@@ -44,6 +44,19 @@ _IN_STATES = _NUMBERS.where(GENERATIONS.c.state.in_(bindparam("states", expandin
 _SERVED = _NUMBERS.where(
     GENERATIONS.c.number.in_(bindparam("numbers", expanding=True)), GENERATIONS.c.serving_at.is_not(None)
 )
+
+
+def _cut(number: ColumnElement[int]) -> ScalarSelect[int]:
+    """Return the number if the generation is cut. A scalar subquery is looked up for each model, whatever the statistics."""
+    mine = (GENERATIONS.c.model == MODELS.c.name, GENERATIONS.c.number == number, GENERATIONS.c.layout.is_not(None))
+    return sa_select(GENERATIONS.c.number).where(*mine).correlate(MODELS).scalar_subquery()
+
+
+_CUT = sa_select(
+    MODELS.c.name,
+    _cut(MODELS.c.serving_generation).label("serving"),
+    _cut(MODELS.c.target_generation).label("target"),
+).order_by(MODELS.c.name)
 _SNAPSHOT = sa_select(SNAPSHOTS).where(
     SNAPSHOTS.c.model == bindparam("model"),
     SNAPSHOTS.c.part == bindparam("part"),
@@ -176,14 +189,11 @@ class Snapshots(Unit):
 
         Two generations of each model are looked up: the cost does not follow the number of generations ever published.
         """
-        name = col(ModelRow.name).concat("")  # an expression: no index finds a model by it, so models come first
-        found: dict[str, dict[int, Generation]] = {}
-        for number in (ModelRow.serving_generation, ModelRow.target_generation):
-            mine = (col(GenerationRow.model) == name) & (col(GenerationRow.number) == col(number))
-            query = select(GenerationRow).select_from(ModelRow).join(GenerationRow, mine)
-            for row in self._session.exec(query.where(col(GenerationRow.layout).is_not(None))):
-                found.setdefault(row.model, {})[row.number] = _generation(row)
-        return {model: tuple(cut[number] for number in sorted(cut)) for model, cut in sorted(found.items())}
+        found: dict[str, tuple[Generation, ...]] = {}
+        for row in self._run(_CUT):
+            if cut := {number for number in (row.serving, row.target) if number is not None}:
+                found[row.name] = tuple(self.generation(row.name, number) for number in sorted(cut))
+        return found
 
     def cut_before(self, model: str, *, limit: int) -> tuple[Generation, ...]:
         """Return the newest generations of a model that are cut, the newest first, at most `limit`."""
