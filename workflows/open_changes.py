@@ -54,7 +54,7 @@ class Reading(Marked):
     async def _look(self) -> QueuedChange | None:
         """Take up the open changes that this entity lost. Return the one of them that holds the model's fence, if any."""
         self._looks_again = False
-        known = self._known
+        known = self._tracked_ids
         try:
             found = await self._open_changes()
         except ActivityError as error:
@@ -62,7 +62,7 @@ class Reading(Marked):
             self._give_up()
             return None
         self._superseded, self._unmarked = (*self._superseded, *self._unmarked), ()
-        known |= self._known
+        known |= self._tracked_ids
         changes = tuple(item for item in found.changes if item.change.id not in known)
         lost = found.model_copy(update={"changes": changes})
         self._take_up(lost)
@@ -87,7 +87,7 @@ class Reading(Marked):
         self._superseded = tuple(item for item in self._superseded if item.change_id not in ids)
 
     @property
-    def _known(self) -> frozenset[str]:
+    def _tracked_ids(self) -> frozenset[str]:
         """Ids of the changes that this entity still works on."""
         works_on = (self._running, self._passed, *self._begun, *self._queue)
         marked = (item.change_id for item in (*self._superseded, *self._unmarked))

@@ -90,7 +90,7 @@ class DrainActivities:
                 )
                 repository.add_event(None, "Drain", f"region {drain.region} is declared lost: {result.message}")
                 drain = ask_replan(repository, drain)
-            elif message := result.message if result.tables else result.left:
+            elif message := result.message if result.tables else result.unfinished:
                 repository.update_drain(drain.id, message=message)
         self._tell_replan(drain)
         self._submit_moves(drain)

@@ -54,10 +54,10 @@ class SentAround:
     def message(self) -> str:
         """The result in words."""
         done = f"traffic of {self.models} models was sent around it ({self.tables} route tables)"
-        return "; ".join(filter(None, (done, self.left)))
+        return "; ".join(filter(None, (done, self.unfinished)))
 
     @property
-    def left(self) -> str:
+    def unfinished(self) -> str:
         """What is not done, in words; empty if nothing is."""
         told = list[str]()
         if self.unanswered:

@@ -128,7 +128,7 @@ class Returning:
         self._fail(unread)
         self._beat(f"routes of {models[0]} and {len(models) - 1} more")
         read = {facts.model: facts.tables[self._region].revision for facts in found if self._region in facts.tables}
-        wanted = self._wanted(found, stored)
+        wanted = self._build_tables(found, stored)
         tables = [table for table in wanted.values() if table is not None]
         differing = [table for table in tables if not self._has(table)]
         self._works = self._works or len(differing) < len(tables)
@@ -141,7 +141,7 @@ class Returning:
             self._marks[model] = mark.stored(self._region, kept[model]) if model in kept else mark
         return len(differing)
 
-    def _wanted(self, found: Sequence[Facts], stored: StoredRegion) -> Mapping[str, RouteTable | None]:
+    def _build_tables(self, found: Sequence[Facts], stored: StoredRegion) -> Mapping[str, RouteTable | None]:
         """Compute the tables of models; note those that may have drifted, and those whose table can't be computed."""
         wanted: dict[str, RouteTable | None] = {}
         for facts in found:

@@ -32,7 +32,8 @@ def reach_host(own: Path, url: str) -> tuple[socket.socket, str]:
     try:
         link.settimeout(CONNECT_SECONDS)
         link.connect(str(path))
+        proof = read_proof(proof_file(path))
     except BaseException:
         link.close()
         raise
-    return link, read_proof(proof_file(path)) or ""
+    return link, proof or ""

@@ -8,6 +8,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 from ipnext.model.lifecycle import WaveInput
 from ipnext.model.manifest import LONGEST_SECONDS
+from tests.workflows.activity_errors import failed_activity
 from workflows import attempts, policies
 from workflows.attempts import Interruption, PatienceOver, within_deadline, within_patience
 
@@ -24,17 +25,7 @@ def pauses(monkeypatch):
     found = []
 
     async def perform(*_):
-        error = ActivityError(
-            "failed",
-            scheduled_event_id=1,
-            started_event_id=2,
-            identity="",
-            activity_type="",
-            activity_id="",
-            retry_state=None,
-        )
-        error.__cause__ = ApplicationError("no supply", 0.2, type="Unavailable")
-        raise error
+        raise failed_activity(ApplicationError("no supply", 0.2, type="Unavailable"))
 
     async def sleep(pause, **_):
         found.append(pause.total_seconds())

@@ -8,6 +8,7 @@ import pytest
 from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
 
 from ipnext.model.drain import DrainInput, DrainSeen, DrainState
+from tests.workflows.activity_errors import failed_activity
 from workflows import drain, policies
 from workflows.drain import DrainWorkflow
 
@@ -16,21 +17,7 @@ AROUND = DrainSeen(state=DrainState.DRAINING, disaster=True)
 OVER = DrainSeen(state=DrainState.DRAINED, disaster=True)
 
 
-def failure(cause):
-    error = ActivityError(
-        "failed",
-        scheduled_event_id=1,
-        started_event_id=2,
-        identity="",
-        activity_type="route_around",
-        activity_id="",
-        retry_state=None,
-    )
-    error.__cause__ = cause
-    return error
-
-
-REFUSED = failure(ApplicationError("no such region", type="InvalidInput", non_retryable=True))
+REFUSED = failed_activity(ApplicationError("no such region", type="InvalidInput", non_retryable=True))
 
 
 @pytest.fixture
@@ -86,4 +73,4 @@ def test_nothing_is_done_by_a_state_that_could_not_be_read(play):
 
 def test_a_cancellation_ends_the_run(play):
     with pytest.raises(ActivityError):
-        play(failure(CancelledError("by hand")))
+        play(failed_activity(CancelledError("by hand")))

@@ -4,12 +4,13 @@ import asyncio
 import logging
 
 import pytest
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ApplicationError
 
 from activities.deployment import activities as deployment
 from ipnext import temporal
 from ipnext.model.lifecycle import ChangeKind, ChangeState, ModelEntityInput, QueuedChange, SupersededChange
 from ipnext.model.takeover import OpenChange, OpenChanges
+from tests.workflows.activity_errors import failed_activity
 from workflows import model_control, open_changes, policies, superseded_marks
 from workflows.model import ModelWorkflow
 
@@ -23,17 +24,7 @@ def opened(item, *, begun=True, moves=False):
 
 
 def failed():
-    error = ActivityError(
-        "failed",
-        scheduled_event_id=1,
-        started_event_id=2,
-        identity="",
-        activity_type="",
-        activity_id="",
-        retry_state=None,
-    )
-    error.__cause__ = ApplicationError("no thread", type="InternalError")
-    return error
+    return failed_activity(ApplicationError("no thread", type="InternalError"))
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import asyncio
 import logging
 
 import pytest
-from temporalio.exceptions import ActivityError
 
 from ipnext.model.reconciliation import ReconcileInput, RegionReconciled, RepairsRecorded
+from tests.workflows.activity_errors import failed_activity
 from workflows import policies, reconcile
 from workflows.reconcile import ReconcileWorkflow
 
@@ -19,15 +19,7 @@ def passes(monkeypatch):
     async def perform(step, argument, _summary):
         if step is policies.RECORD_REPAIRS:
             if (answer := answers.pop(0)) is None:
-                raise ActivityError(
-                    "failed",
-                    scheduled_event_id=1,
-                    started_event_id=2,
-                    identity="",
-                    activity_type="",
-                    activity_id="",
-                    retry_state=None,
-                )
+                raise failed_activity()
             return answer
         compared.append(argument.region)
         return RegionReconciled(region=argument.region, failed={"m": "refused"})

@@ -9,6 +9,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 from ipnext import names
 from ipnext.errors import RegionUnreachable
 from ipnext.model.lifecycle import ChangeKind, ChangeState, Done, StageInput
+from tests.workflows.activity_errors import failed_activity
 from workflows import policies, retirement
 
 
@@ -60,16 +61,7 @@ async def test_a_retirement_whose_run_is_ended_from_outside_completes(
 
 
 def test_a_release_is_tried_again_after_errors_that_no_retry_heals(monkeypatch):
-    failure = ActivityError(
-        "failed",
-        scheduled_event_id=1,
-        started_event_id=2,
-        identity="",
-        activity_type="release_model",
-        activity_id="",
-        retry_state=None,
-    )
-    failure.__cause__ = ApplicationError("a bug", type="InternalError", non_retryable=True)
+    failure = failed_activity(ApplicationError("a bug", type="InternalError", non_retryable=True))
     answers, paused = [failure, failure, Done()], []
 
     async def perform(step, _argument, _summary):
