@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import hashlib
+import pickle
 import shutil
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,13 +16,14 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from fastapi.routing import APIRoute, _EffectiveRouteContext
+from fastapi.routing import APIRoute, _EffectiveRouteContext, iter_route_contexts
 from joserfc.jwk import RSAKey
 
 from ipnext.access.keys import draw_key, parse_key
 from ipnext.api.app import create_app
 from ipnext.api.lifecycle import MemoryLifecycle
 from ipnext.api.observation import RegionObserver
+from ipnext.api.schema import Api
 from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.infra.memory import MemoryInfrastructure
 from ipnext.model.access import ApiKey, Grant, Role
@@ -79,6 +81,28 @@ def _routes_built_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_EffectiveRouteContext, "from_api_route", staticmethod(build_once))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _schema_generated_once() -> Iterator[None]:
+    """FastAPI generates the OpenAPI schema for each application: half of the time of a test that reads it.
+
+    Applications with the same endpoints have the same schema. Each gets a copy of its own.
+    """
+    generate, generated = Api.openapi, dict[Hashable, bytes]()
+
+    def generate_once(app: Api) -> dict[str, Any]:
+        if app.openapi_schema is None:
+            contexts = [each for each in iter_route_contexts(app.routes) if isinstance(each.original_route, APIRoute)]
+            endpoints = tuple((each.path, each.endpoint) for each in contexts)
+            if endpoints not in generated:
+                generated[endpoints] = pickle.dumps(generate(app))
+            app.openapi_schema = pickle.loads(generated[endpoints])
+        return app.openapi_schema
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Api, "openapi", generate_once)
         yield
 
 
