@@ -103,6 +103,9 @@ retries. Clients never see it."""
 NO_CAPACITY_HEADER: Final = "x-ipnext-no-capacity"
 """Set by a gateway on a request for a model that needs a credential and has no capacity: the router answers that, to
 authorised callers."""
+UPSTREAM_HEADER: Final = "x-ipnext-upstream"
+"""Set by a router on a request that its gateway has to send to another region's: the gateway's name of that region."""
+UPSTREAM_PREFIX: Final = "region-"
 SNAPSHOTS_HEADER: Final = "x-ipnext-snapshots"
 REGION_HEADER: Final = "x-ipnext-region"
 DEADLINE_HEADER: Final = "x-ipnext-deadline-ms"
@@ -126,6 +129,7 @@ INNER_HEADERS: Final = (
     FORWARDED_HEADER,
     REFUSED_HEADER,
     NO_CAPACITY_HEADER,
+    UPSTREAM_HEADER,
     SNAPSHOTS_HEADER,
     REGION_HEADER,
     ERROR_HEADER,
@@ -146,6 +150,11 @@ LIBRARY_FILE: Final = "library.so"
 
 COMPILE_SETTING: Final = "compile"
 """Engine setting of a part: hosts may run the library of a snapshot that has one."""
+
+
+def upstream_name(region: str) -> str:
+    """Return the name by which a gateway knows the gateway of another region."""
+    return f"{UPSTREAM_PREFIX}{region}"
 
 
 def model_workflow_id(model: str) -> str:

@@ -12,6 +12,8 @@ _AGENT: Final = frozenset({Component.AGENT})
 _GATEWAY: Final = frozenset({Component.GATEWAY})
 _ROUTER: Final = frozenset({Component.ROUTER})
 ANY: Final = frozenset(Component)
+VLLM_PATHS: Final = ("score", "rerank", "classify", "pooling", "tokenize", "detokenize")
+"""Paths that vLLM adds to OpenAI's."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ RULES: Final = (
     Rule(Component.ROUTER, ("healthz",), ANY),
     Rule(Component.ROUTER, ("v1",), _GATEWAY),
     Rule(Component.ROUTER, ("v2",), _GATEWAY),
+    *(Rule(Component.ROUTER, (path,), _GATEWAY) for path in VLLM_PATHS),
     Rule(Component.HOST, ("control",), _AGENT),
     Rule(Component.HOST, ("metrics",), _AGENT),
     Rule(Component.HOST, ("healthz",), ANY),

@@ -1,6 +1,7 @@
 """Renders the files that Envoy watches in a region: clusters, and routes from route tables. Pure functions.
 
-Envoy is the one place that chooses a version: by weight, written into a header, or by that header if a client sent it.
+Envoy chooses the generation of V2 requests: by weight, written into a header, or by that header if a client sent it.
+Requests of OpenAI's API name their model in the body, which no gateway reads: the router chooses.
 """
 
 import json
@@ -14,9 +15,11 @@ from ipnext.allowed_hosts import LOOPBACK_AUTHORITY, AllowedHosts
 from ipnext.components.identity import Component
 from ipnext.components.sockets import is_socket_url, socket_path
 from ipnext.infra import envoy_openai
+from ipnext.infra.envoy_listeners import RETRIES
 from ipnext.infra.envoy_listeners import address as _address
 from ipnext.infra.envoy_openai import type_url as _type
 from ipnext.infra.envoy_tls import PeerTls
+from ipnext.infra.generation_shares import no_capacity, some, usable_shares
 from ipnext.infra.ports import LOOPBACK
 from ipnext.infra.weights import WEIGHT_TOTAL, weights
 from ipnext.model.deployment import RouteShare, RouteTable
@@ -28,6 +31,7 @@ from ipnext.names import (
     NO_CAPACITY_HEADER,
     PROOF_HEADER,
     REFUSED_HEADER,
+    upstream_name,
 )
 
 ROUTER_CLUSTER = "router"
@@ -36,10 +40,6 @@ STREAM_IDLE_SECONDS = 660.0
 """An OpenAI request without traffic for this long is ended, unless configured otherwise."""
 LONGEST_ANSWER_BYTES = 4096
 """Envoy's limit of a direct answer."""
-NAMED_LIMIT = 20
-"""Error texts name at most this many known models or generations."""
-CONNECT_RETRIES = 8
-"""Retries of a refused connection: usually some three seconds in all, in which a killed router is back."""
 MANY = 1_000_000
 """Above any number of requests that reach one gateway: the router applies the limits."""
 UPSTREAM_IDLE_SECONDS = 2
@@ -50,19 +50,6 @@ _NO_SUCH_PATH = "no such path; served: /v2/... (Open Inference Protocol V2), /v1
 _NO_SUCH_HOST = "this Host is not served here; allowed: loopback addresses, localhost, names of IPNEXT_ALLOWED_HOSTS"
 _FOREIGN = "a page of another origin asks; allowed: origins of IPNEXT_ALLOWED_ORIGINS"
 Json = dict[str, Any]
-
-_RETRIES: Json = {
-    "retry_on": "connect-failure,refused-stream,retriable-headers",
-    "retriable_headers": [{"name": REFUSED_HEADER, "present_match": True}],
-    "num_retries": CONNECT_RETRIES,
-    "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"},
-    "rate_limited_retry_back_off": {
-        "reset_headers": [{"name": REFUSED_HEADER, "format": "SECONDS"}],
-        "max_interval": "3s",
-    },
-}
-"""Retries of every route: only of requests that no server has read, so that nothing is computed twice. A router that
-accepts no new requests answers so, with the time after which another router is up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +89,12 @@ def routes(gateway: Gateway) -> list[Json]:
     """Return the route configuration; a single resource."""
     shared, tables = shared_rules(gateway), [table for _, table in sorted(gateway.tables.items())]
     own = [rule for table in tables for rule in model_routes(gateway, table)]
-    generating = [rule for table in tables for rule in openai_routes(gateway, table)]
-    return route_configuration([*shared.first, *own, *shared.after_v2, *generating, *shared.last])
+    return route_configuration([*shared.first, *own, *shared.last])
 
 
 def route_configuration(rules: Sequence[Json]) -> list[Json]:
     """Return the resource of these rules, of which the first match counts."""
-    host = {"name": ROUTES_NAME, "domains": ["*"], "retry_policy": _RETRIES, "routes": list(rules)}
+    host = {"name": ROUTES_NAME, "domains": ["*"], "retry_policy": RETRIES, "routes": list(rules)}
     return [
         {
             "@type": _type("config.route.v3.RouteConfiguration"),
@@ -121,12 +107,9 @@ def route_configuration(rules: Sequence[Json]) -> list[Json]:
 
 @dataclass(frozen=True, kw_only=True)
 class SharedRules:
-    """The rules that belong to no model, in their places among those that do."""
+    """The rules that belong to no model: before and after those that do."""
 
     first: list[Json]
-    """Before the models' rules for V2."""
-    after_v2: list[Json]
-    """Between those and the models' rules for OpenAI's paths."""
     last: list[Json]
 
 
@@ -134,15 +117,16 @@ def shared_rules(gateway: Gateway) -> SharedRules:
     """Return the rules that belong to no model."""
     told = sorted(gateway.tables.keys() - gateway.closed)
     all_models = [_route({"path": path}, _to_router(gateway)) for path in OF_ALL_MODELS]
-    any_model = envoy_openai.with_body_read(_route(envoy_openai.of_any_model(), _to_router(gateway)))
+    openai = envoy_openai.streaming(_to_router(gateway), idle_seconds=gateway.stream_idle_seconds)
     return SharedRules(
         first=[*_refused_sources(gateway.allowed), *all_models],
-        after_v2=[
+        last=[
             _route({"path": "/v2"}, _to_router(gateway)),
             _route({"path_separated_prefix": "/v2/health"}, _to_router(gateway)),
             _no_model(gateway, told),
+            _route(envoy_openai.of_any_model(), openai),
+            _refusal({"prefix": "/"}, 404, _NO_SUCH_PATH),
         ],
-        last=[_streamed(gateway, any_model), _refusal({"prefix": "/"}, 404, _NO_SUCH_PATH)],
     )
 
 
@@ -151,8 +135,7 @@ def around_models(gateway: Gateway) -> tuple[Any, ...]:
 
     While they are equal, a model's rules follow from its table, and from whether it is among `closed`.
     """
-    to_router = gateway.router_proof, gateway.request_seconds, gateway.stream_idle_seconds
-    return gateway.region, frozenset(gateway.peers), *to_router
+    return gateway.region, frozenset(gateway.peers), gateway.router_proof, gateway.request_seconds
 
 
 def _no_model(gateway: Gateway, known: Sequence[str]) -> Json:
@@ -160,14 +143,14 @@ def _no_model(gateway: Gateway, known: Sequence[str]) -> Json:
     match: Json = {"prefix": "/v2/models/"}
     if gateway.closed:
         return _route(match, _to_router(gateway))
-    return _refusal(match, 404, f"no such model in region {gateway.region}; known: {_some(known)}")
+    return _refusal(match, 404, f"no such model in region {gateway.region}; known: {some(known)}")
 
 
 def _absent(gateway: Gateway, table: RouteTable, match: Json, served: Iterable[int]) -> Json:
     """Refuse unknown generations. For a model that needs a credential, the router does so, after the authorisation."""
     if table.model in gateway.closed:
         return _route(match, _to_router(gateway))
-    known = _some(map(str, served))
+    known = some(map(str, served))
     return _refusal(
         match, 404, f"model {table.model} has no such generation in region {gateway.region}; served: {known}"
     )
@@ -210,33 +193,6 @@ def model_routes(gateway: Gateway, table: RouteTable) -> list[Json]:
     return [*rules, _weighted(gateway, table, _under(base))]
 
 
-def openai_routes(gateway: Gateway, table: RouteTable) -> list[Json]:
-    """Return a model's OpenAI routes, after those of V2 of all models, which so never wait for a body.
-
-    The router answers if no generating model is named.
-    """
-    generates = not table.served or any(served.engines for served in table.served)
-    return [_streamed(gateway, rule) for rule in _generating(gateway, table)] if generates else []
-
-
-def _generating(gateway: Gateway, table: RouteTable) -> list[Json]:
-    """Return, in order: a generation pinned by header, then the choice by weight."""
-    pins = _pins(gateway, table)
-    model, pinned = table.model, {"name": GENERATION_HEADER, "present_match": True}
-    rules = [
-        _route(envoy_openai.of_model(model, _exactly(generation), *pin.unless), pin.action)
-        for generation, pin in pins.items()
-    ]
-    rules.append(_absent(gateway, table, envoy_openai.of_model(model, pinned), pins))
-    return [*rules, _weighted(gateway, table, envoy_openai.of_model(model))]
-
-
-def _streamed(gateway: Gateway, rule: Json) -> Json:
-    if "route" in rule:
-        rule = envoy_openai.streaming(rule, idle_seconds=gateway.stream_idle_seconds)
-    return envoy_openai.with_room(rule)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Pin:
     """Target of a request for one generation, and the header that the request must not have."""
@@ -249,20 +205,20 @@ def _pins(gateway: Gateway, table: RouteTable) -> dict[int, _Pin]:
     """Return the generations that a client may name: those served here, and those that this region's shares send elsewhere."""
     pins = {served.generation: _Pin(action=_to_router(gateway)) for served in table.served}
     bounced = {"name": FORWARDED_HEADER, "present_match": True, "invert_match": True}
-    for share in sorted(_usable(gateway, table), key=lambda share: -share.fraction):
+    for share in sorted(usable_shares(gateway.region, gateway.peers, table), key=lambda share: -share.fraction):
         if share.generation not in pins:
             headers = [_header(FORWARDED_HEADER, gateway.region)]
-            action = {**_action(gateway, _peer(share.to)), "request_headers_to_add": headers}
+            action = {**_action(gateway, upstream_name(share.to)), "request_headers_to_add": headers}
             pins[share.generation] = _Pin(action=action, unless=(bounced,))
     return dict(sorted(pins.items()))
 
 
 def _weighted(gateway: Gateway, table: RouteTable, match: Json) -> Json:
-    shares = _usable(gateway, table)
+    shares = usable_shares(gateway.region, gateway.peers, table)
     if not shares and table.model in gateway.closed:
         return _route(match, _to_router(gateway), headers={NO_CAPACITY_HEADER: "1"})
     if not shares:
-        message = _no_capacity(gateway.region, table)
+        message = no_capacity(gateway.region, table)
         return _refusal(match, 503, message, headers={"retry-after": str(envoy_openai.RETRY_AFTER_SECONDS)})
     counts = weights([share.fraction for share in shares], WEIGHT_TOTAL)
     entries = [_entry(gateway, share, weight) for share, weight in zip(shares, counts, strict=True)]
@@ -271,29 +227,12 @@ def _weighted(gateway: Gateway, table: RouteTable, match: Json) -> Json:
     return _route(match, action)
 
 
-def _no_capacity(region: str, table: RouteTable) -> str:
-    """Explain why users of `region` are refused: the plan's unmet rules, else a momentary lack of capacity."""
-    if table.shares or not table.unmet_rules:
-        return f"model {table.model} has no capacity in region {region} at the moment; try again"
-    return f"model {table.model} serves no users of region {region}: {_some(table.unmet_rules)}"
-
-
-def _usable(gateway: Gateway, table: RouteTable) -> list[RouteShare]:
-    """Return the shares with traffic whose region can be reached, one for each (region, generation)."""
-    sums: dict[tuple[str, int], float] = {}
-    for share in table.shares:
-        if share.fraction > 0 and (share.to == gateway.region or share.to in gateway.peers):
-            sums[share.to, share.generation] = sums.get((share.to, share.generation), 0.0) + share.fraction
-    total = max(1.0, sum(sums.values()))
-    return [RouteShare(to=to, generation=number, fraction=part / total) for (to, number), part in sums.items()]
-
-
 def _entry(gateway: Gateway, share: RouteShare, weight: int) -> Json:
     headers = [_header(GENERATION_HEADER, str(share.generation)), _header(CHOSEN_HEADER, "weight")]
     if share.to == gateway.region:
         return {"name": ROUTER_CLUSTER, "weight": weight, **_proving(gateway, *headers)}
     headers.append(_header(FORWARDED_HEADER, gateway.region + CHOSEN_BY_WEIGHT))
-    return {"name": _peer(share.to), "weight": weight, "request_headers_to_add": headers}
+    return {"name": upstream_name(share.to), "weight": weight, "request_headers_to_add": headers}
 
 
 def _to_router(gateway: Gateway) -> Json:
@@ -346,18 +285,8 @@ def _header(name: str, value: str) -> Json:
     return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - NAMED_LIMIT} more" if len(listed) > NAMED_LIMIT else ""
-    return (", ".join(listed[:NAMED_LIMIT]) + more) or "none"
-
-
-def _peer(region: str) -> str:
-    return f"region-{region}"
-
-
 def _peer_cluster(gateway: Gateway, region: str, url: str) -> Json:
-    cluster = _cluster(_peer(region), url)
+    cluster = _cluster(upstream_name(region), url)
     if gateway.tls is not None and url.startswith("https://"):
         cluster["transport_socket"] = gateway.tls.upstream(region)
     return cluster

@@ -45,7 +45,13 @@ def bootstrap(  # noqa: PLR0913 - each is a file or a limit of its own
     limits = limits or GatewayLimits()
     mappers = envoy_openai.error_mappers(region, idle_seconds=limits.stream_idle_seconds)
     connections = _connections(routes_file, mappers, limits.header_seconds)
-    served = listeners_of(gateway_port, listeners or Listeners(), connections, handshake_seconds=limits.header_seconds)
+    served = listeners_of(
+        gateway_port,
+        listeners or Listeners(),
+        connections,
+        handshake_seconds=limits.header_seconds,
+        idle_seconds=limits.stream_idle_seconds,
+    )
     return {
         "node": {"id": f"gateway-{region}", "cluster": "ipnext"},
         "admin": {
@@ -96,10 +102,7 @@ def _connections(routes_file: str, mappers: list[Json], header_seconds: float) -
             "mappers": mappers,
             "body_format": {"json_format": {"error": "%LOCAL_REPLY_BODY%"}},
         },
-        "http_filters": [
-            envoy_openai.body_filter(),
-            {"name": "envoy.filters.http.router", "typed_config": _router_filter()},
-        ],
+        "http_filters": [{"name": "envoy.filters.http.router", "typed_config": _router_filter()}],
     }
 
 

@@ -1,8 +1,8 @@
-"""Envoy's listeners: the public one for clients, and one for the gateways of other regions. Pure functions.
+"""Envoy's listeners: for clients, for the gateways of other regions, and for the region's router. Pure functions.
 
 Used by ipnext.infra.envoy. The public listener removes the steering headers that only components may send, before
 anything else reads them. It has the operator's certificate, if there is one; the peer listener requires the peers'
-certificates.
+certificates. The egress is a Unix socket, by which the router reaches the gateways of other regions.
 """
 
 from dataclasses import dataclass, field
@@ -12,11 +12,36 @@ from ipnext.infra.envoy_openai import type_url as _type
 from ipnext.infra.envoy_tls import PeerTls
 from ipnext.infra.ports import LOOPBACK
 from ipnext.infra.public_listener import PublicListener
-from ipnext.names import INNER_HEADERS
+from ipnext.names import INNER_HEADERS, PROOF_HEADER, REFUSED_HEADER, UPSTREAM_HEADER, UPSTREAM_PREFIX
 
 Json = dict[str, Any]
 
 CERTIFICATE_NAME = "gateway"
+EGRESS_MODE = 0o600
+CONNECT_RETRIES = 8
+"""Retries of a refused connection: usually some three seconds in all, in which a killed router is back."""
+RETRIES: Json = {
+    "retry_on": "connect-failure,refused-stream,retriable-headers",
+    "retriable_headers": [{"name": REFUSED_HEADER, "present_match": True}],
+    "num_retries": CONNECT_RETRIES,
+    "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"},
+    "rate_limited_retry_back_off": {
+        "reset_headers": [{"name": REFUSED_HEADER, "format": "SECONDS"}],
+        "max_interval": "3s",
+    },
+}
+"""Retries of every route: only of requests that no server has read, so that nothing is computed twice. A router that
+accepts no new requests answers so, with the time after which another router is up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Egress:
+    """The listener through which the region's router sends requests to the gateways of other regions."""
+
+    path: str
+    """Its Unix socket."""
+    proof: str
+    """Proves the router to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,16 +55,25 @@ class Listeners:
     """Loopback port for the gateways of other regions, which send the version they chose; None if there are none."""
     peer_tls: PeerTls | None = None
     """Certificates for peers; None if they need none."""
+    egress: Egress | None = None
+    """None if the router sends nothing to other regions."""
 
 
-def listeners_of(port: int, given: Listeners, connections: Json, *, handshake_seconds: float) -> list[Json]:
-    """Return the public listener on `port`, and that for peers. `connections` is how both read and route requests."""
+def listeners_of(
+    port: int, given: Listeners, connections: Json, *, handshake_seconds: float, idle_seconds: float
+) -> list[Json]:
+    """Return the public listener on `port`, that for peers, and the egress. `connections` is how the first two read and route requests.
+
+    `idle_seconds` is the longest time without traffic of a request through the egress.
+    """
     public = connections | {"early_header_mutation_extensions": [_without(INNER_HEADERS)]}
     found = [_listener("gateway", given.public.host, port, public, _secured(_tls(given), handshake_seconds))]
     if given.peer_port is not None:
         tls = None if given.peer_tls is None else given.peer_tls.downstream()
         secured = _secured(tls, handshake_seconds)
         found.append(_listener("gateway-for-peers", LOOPBACK, given.peer_port, connections, secured))
+    if given.egress is not None:
+        found.append(_egress_listener(given.egress, connections, idle_seconds))
     return found
 
 
@@ -71,6 +105,36 @@ def _listener(name: str, host: str, port: int, connections: Json, secured: Json)
     chain = {"filters": [manager], **secured}
     # Without port reuse a second Envoy on this port fails, instead of taking half of the connections in silence.
     return {"name": name, "address": address(host, port), "enable_reuse_port": False, "filter_chains": [chain]}
+
+
+def _egress_listener(egress: Egress, connections: Json, idle_seconds: float) -> Json:
+    """Return the egress. It sends to no cluster but those of peers, and keeps a body no longer than it takes to pass it on."""
+    headers = [
+        {"name": PROOF_HEADER, "string_match": {"exact": egress.proof}},
+        {"name": UPSTREAM_HEADER, "string_match": {"prefix": UPSTREAM_PREFIX}},
+    ]
+    to_peer = {
+        "match": {"prefix": "/", "headers": headers},
+        "route": {"cluster_header": UPSTREAM_HEADER, "timeout": "0s", "idle_timeout": f"{idle_seconds}s"},
+        "request_headers_to_remove": [PROOF_HEADER, UPSTREAM_HEADER],
+    }
+    refused = {"match": {"prefix": "/"}, "direct_response": {"status": 403, "body": {"inline_string": _NOT_PROVED}}}
+    host = {"name": "egress", "domains": ["*"], "retry_policy": RETRIES, "routes": [to_peer, refused]}
+    routes = {"name": "egress", "virtual_hosts": [host]}
+    read = {name: value for name, value in connections.items() if name != "rds"}
+    manager = {
+        "name": "envoy.filters.network.http_connection_manager",
+        "typed_config": {**read, "stat_prefix": "egress", "route_config": routes},
+    }
+    return {
+        "name": "egress",
+        "address": {"pipe": {"path": egress.path, "mode": EGRESS_MODE}},
+        "ignore_global_conn_limit": True,  # which is for clients
+        "filter_chains": [{"filters": [manager]}],
+    }
+
+
+_NOT_PROVED = "this socket is for the region's router"
 
 
 def _secured(tls: Json | None, handshake_seconds: float) -> Json:

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import structlog
 
+from ipnext.components.identity import Component
+from ipnext.components.sockets import keep_caller_proof, socket_path
 from ipnext.errors import Unavailable
 from ipnext.infra import envoy, envoy_bootstrap
 from ipnext.infra.atomic_file import replace_file
 from ipnext.infra.child_process import ChildProcess
 from ipnext.infra.envoy_admin import AdminSocket
-from ipnext.infra.envoy_listeners import Listeners, certificate
+from ipnext.infra.envoy_listeners import Egress, Listeners, certificate
 from ipnext.infra.envoy_rendering import RouteRendering
 from ipnext.infra.notes import GatewayNote, as_note, found
 from ipnext.infra.pulse import Pulse
@@ -52,6 +54,8 @@ class EnvoyProcess:
         self._revisions: dict[int, Mapping[str, int]] = {}
         self._followed = 0
         self._answered_at = 0.0
+        self.egress = site.places.choose("egress", ())
+        """URL of the socket by which the region's router reaches the gateways of other regions."""
         self._admin = AdminSocket(directory, probe_seconds=site.settings.probe_seconds)
         self._pulse = Pulse()
         self._child = ChildProcess(
@@ -156,7 +160,7 @@ class EnvoyProcess:
 
     @property
     def _mark(self) -> str:
-        return f"{self._site.listener.mark} {self._site.peer_port}"
+        return f"{self._site.listener.mark} {self._site.peer_port} {self.egress}"
 
     def _note(self) -> Note:
         note = GatewayNote(
@@ -191,11 +195,19 @@ class EnvoyProcess:
                 certificate_file=str(self._certificate_file),
                 peer_port=self._site.peer_port or None,
                 peer_tls=tls,
+                egress=self._egress(),
             ),
         )
         replace_file(self._bootstrap_file, envoy.as_json(config))
         flags = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "warning", "--drain-time-s", "1")
         return [str(self._binary), "--config-path", str(self._bootstrap_file), *flags]
+
+    def _egress(self) -> Egress:
+        """Make the place of the egress, and remove the socket of an Envoy that has ended."""
+        proof = keep_caller_proof(self.egress, Component.ROUTER)
+        path = Path(socket_path(self.egress, Component.ROUTER))
+        path.unlink(missing_ok=True)
+        return Egress(path=str(path), proof=proof)
 
     def _changed(self) -> None:
         self._followed = 0

@@ -19,7 +19,7 @@ class RouteRendering:
 
     def __init__(self) -> None:
         self._around: tuple[Any, ...] = ()
-        self._models: dict[str, tuple[RouteTable, bool, bytes, bytes]] = {}
+        self._models: dict[str, tuple[RouteTable, bool, bytes]] = {}
 
     def text(self, version: int, gateway: envoy.Gateway) -> bytes:
         """Return the content of the file for Envoy to watch."""
@@ -27,22 +27,19 @@ class RouteRendering:
         if around != self._around:
             self._around, self._models = around, {}
         self._models = {model: self._rendered(gateway, model) for model in sorted(gateway.tables)}
-        own, shared = self._models.values(), envoy.shared_rules(gateway)
-        rules = (
-            *(_text(shared.first), *(v2 for _, _, v2, _ in own), _text(shared.after_v2)),
-            *(*(openai for _, _, _, openai in own), _text(shared.last)),
-        )
+        shared = envoy.shared_rules(gateway)
+        rules = (_text(shared.first), *(own for _, _, own in self._models.values()), _text(shared.last))
         before, after = _compact(envoy.discovery(version, envoy.route_configuration([{"": RULES}]))).split(
             _compact({"": RULES})
         )
         return b"".join((before, b",\n".join(filter(None, rules)), after))
 
-    def _rendered(self, gateway: envoy.Gateway, model: str) -> tuple[RouteTable, bool, bytes, bytes]:
+    def _rendered(self, gateway: envoy.Gateway, model: str) -> tuple[RouteTable, bool, bytes]:
         table, closed = gateway.tables[model], model in gateway.closed
         former = self._models.get(model)
         if former is not None and (former[0], former[1]) == (table, closed):
             return former
-        return table, closed, _text(envoy.model_routes(gateway, table)), _text(envoy.openai_routes(gateway, table))
+        return table, closed, _text(envoy.model_routes(gateway, table))
 
 
 def _text(rules: Iterable[envoy.Json]) -> bytes:

@@ -17,6 +17,7 @@ from ipnext.infra.control import Control
 from ipnext.infra.envoy import Gateway
 from ipnext.infra.envoy_process import EnvoyProcess
 from ipnext.infra.forgetting import Forgetting
+from ipnext.infra.generation_shares import may_generate, openai_choices
 from ipnext.infra.holds import assigned, host_holds, replica_sets
 from ipnext.infra.host_room import HostRoom, most_hosts
 from ipnext.infra.log_keeping import LogKeeping, LogLimits
@@ -205,7 +206,7 @@ class Region:
     async def route(self, table: RouteTable) -> None:
         """Put a route table in force; return once router and Envoy have applied it.
 
-        The router knows a generation before Envoy sends to it. It drops unneeded generations later: requests that Envoy
+        The router knows a generation before Envoy sends to it, and before it chooses it itself. It drops unneeded generations later: requests that Envoy
         sent just before may still be on the network, and until they have arrived no replica unloads anything either.
         """
         self._check_region("region", table.region)
@@ -217,6 +218,8 @@ class Region:
             await self._serve(table.model, router_table.with_both(self._served.get(table.model, ()), table.served))
             self._routes[table.model] = table
             await self._gateway.done()
+            if may_generate(table):
+                await self._tables.done()
             if self._served.get(table.model, ()) != table.served:
                 self._forgetting.begin(table.model)
 
@@ -226,7 +229,7 @@ class Region:
         async with self._route_locks[model]:
             self._wanted.remove_route(model)
             if self._routes.pop(model, None) or model in self._served:
-                await self._gateway.done()
+                await asyncio.gather(self._gateway.done(), self._tables.done())
                 await self._forget(model, ())
 
     @property
@@ -372,8 +375,9 @@ class Region:
         models = router_table.routed_models(
             self._served, endpoints, coming, self._terms, self._accesses, former=self._router.models
         )
+        choices = openai_choices(self._site.region, self._other_gateways, self._routes.values())
         try:
-            return self._router.publish(models)
+            return self._router.publish(models, choices, egress=self._envoy.egress)
         except OSError as error:
             structlog.get_logger().error("router table not written, tried again soon", reason=str(error))
             return self._router.revision + 1
@@ -381,6 +385,10 @@ class Region:
     @property
     def _routed(self) -> frozenset[str]:
         return frozenset({*self._served, *self._routes, *self._wanted.routes})
+
+    @property
+    def _other_gateways(self) -> Mapping[str, str]:
+        return {region: url for region, url in self._peers.gateways.items() if region != self._site.region}
 
     @property
     def _terms(self) -> Mapping[str, router_table.Terms]:
@@ -398,7 +406,7 @@ class Region:
             region=self._site.region,
             router_url=self._router.url,
             router_proof=self._router.gateway_proof,
-            peers={region: url for region, url in self._peers.gateways.items() if region != self._site.region},
+            peers=self._other_gateways,
             tables=dict(self._routes),
             request_seconds=self._site.settings.request_seconds,
             stream_idle_seconds=self._site.settings.stream_idle_seconds,

@@ -19,7 +19,13 @@ from ipnext.infra.notes import RouterNote, found
 from ipnext.infra.pulse import Pulse
 from ipnext.infra.router_instance import RouterInstance
 from ipnext.infra.site import Site
-from ipnext.model.deployment import GenerationTraffic, RoutedModel, RouterTable, ServedGeneration
+from ipnext.model.deployment import (
+    GenerationShares,
+    GenerationTraffic,
+    RoutedModel,
+    RouterTable,
+    ServedGeneration,
+)
 from ipnext.model.predictions import AccessList, AccessRevision, AccessWithdrawal, KeyUseReport
 from ipnext.model.wire import decode
 
@@ -123,13 +129,17 @@ class RouterProcess:
         await asyncio.gather(*(one.let_go() for one in self._all))
         await asyncio.gather(*(one.child.stop(self._site.settings.grace_seconds) for one in self._all))
 
-    def publish(self, models: tuple[RoutedModel, ...]) -> int:
+    def publish(
+        self, models: tuple[RoutedModel, ...], choices: tuple[GenerationShares, ...] = (), *, egress: str = ""
+    ) -> int:
         """Put this table in force; return the revision to wait for. An equal table keeps its revision.
 
         OSError if the file cannot be written: the former table stays in force.
         """
-        if models != self._table.models:
-            self._write(self._table.model_copy(update={"revision": self._table.revision + 1, "models": models}))
+        table = self._table
+        if (models, choices, egress) != (table.models, table.choices, table.egress):
+            content = {"models": models, "choices": choices, "egress": egress}
+            self._write(table.model_copy(update={"revision": table.revision + 1, **content}))
             self._pulse.strike()
         return self._table.revision
 

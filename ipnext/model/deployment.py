@@ -481,12 +481,29 @@ class RoutedModel(Value):
     """As in the route table."""
 
 
+class GenerationShares(Value):
+    """The shares by which a router chooses the generation of a model's OpenAI requests, from the region's route table."""
+
+    model: Name
+    shares: tuple[RouteShare, ...] = ()
+    """Shares with traffic to this region and to others whose gateways are known, one for each region and generation."""
+    refusal: str = ""
+    """Reason for which requests are refused if there are no shares."""
+    access: PredictionAccess = "open"
+    """As in the route table."""
+
+
 class RouterTable(Value):
     """The router's input file (renamed into place by the region's agent)."""
 
     revision: int = Field(ge=0)
     region: Name
     models: tuple[RoutedModel, ...] = ()
+    choices: tuple[GenerationShares, ...] = ()
+    """Of each model that answers OpenAI requests here or in another region. Of a model without an entry the newest ready
+    generation answers, or the one that the request names."""
+    egress: str = ""
+    """URL of the gateway's socket for requests that other regions answer."""
 
 
 class RouterState(Value):

@@ -4,7 +4,7 @@ It fails closed. Before the first access list, models whose tables do not call t
 was lost or withdrawn, all models but those that a later list names as open.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from typing import Final
 
 from ipnext.errors import Forbidden, IPnextError, NotFound, RateLimited, Unauthenticated, Unavailable
@@ -16,7 +16,7 @@ from serving.access.key_uses import KeyUses
 from serving.access.rate_limits import Rate, RateLimiter
 from serving.http.messages import Request
 from serving.metrics.refusals import Reason
-from serving.routing.table import ModelRoutes, Routes
+from serving.routing.table import Routes
 
 _SCHEME: Final = "bearer"
 _NEEDED: Final = "a model of this name is not open to everybody, or not here: give an API key or a token, as `Authorization: Bearer ...`"
@@ -60,16 +60,17 @@ class Guard:
             self._basis = (routes, callers, withdrawn)
         return self._closed
 
-    def admit(self, request: Request, model: str, *, predicts: bool = True) -> None:
+    def admit(self, request: Request, model: str, *, predicts: bool = True, elsewhere: bool = False) -> None:
         """Return if the request is admitted. Refused.
 
         `predicts`: whether the request counts against the caller's limits; requests that only describe a model do not.
+        `elsewhere`: whether it needs no route of this region; the one that answers it checks it, too, and counts it.
         """
         closed = self.closed
-        if not closed or (model not in closed and model in self._known):
+        if not closed or (model not in closed and self._routes().knows(model)):
             return
         try:
-            self._admit(request, model, predicts=predicts)
+            self._admit(request, model, predicts=predicts and not elsewhere, elsewhere=elsewhere)
         except Unauthenticated as error:
             raise Refused(error, "unauthenticated") from None
         except RateLimited as error:
@@ -89,7 +90,7 @@ class Guard:
         hidden = closed - self._seen(request, closed)
         return Routes(routes.revision, {name: one for name, one in routes.models.items() if name not in hidden})
 
-    def _admit(self, request: Request, model: str, *, predicts: bool) -> None:
+    def _admit(self, request: Request, model: str, *, predicts: bool, elsewhere: bool) -> None:
         callers = self._callers()
         if callers is None:
             msg = "this region has lost its list of who may ask; try again"
@@ -99,7 +100,7 @@ class Guard:
         principal = caller.principal
         access = callers.models.get(model)
         if access is None or access.access.is_open:
-            if model in self._routes().models and access is None:
+            if self._routes().knows(model) and access is None:
                 msg = f"this region does not know yet who may ask model {model[:80]!r}; try again"
                 raise Unavailable(msg)
             raise _unknown(model)
@@ -113,7 +114,7 @@ class Guard:
             msg = f"model {model} has no capacity in this region at the moment; try again"
             raise Unavailable(msg)
         if (
-            model not in self._routes().models
+            not elsewhere and model not in self._routes().models
         ):  # all of it is served elsewhere, and the gateway knows no such generation
             msg = f"model {model} has no such generation in this region"
             raise NotFound(msg)
@@ -147,10 +148,6 @@ class Guard:
         listed = (callers.models[model] for model in closed if model in callers.models)
         return frozenset(one.model for one in listed if callers.decide(caller, one).allowed)
 
-    @property
-    def _known(self) -> Mapping[str, ModelRoutes]:
-        return self._routes().models
-
     def _no_entry(self, model: str) -> bool:
         callers = self._callers()
         return callers is None or model not in callers.models
@@ -179,12 +176,12 @@ def _buckets(principal: Principal, access: ModelAccess) -> Iterator[tuple[Hashab
 
 def _closed(routes: Routes, callers: Callers | None) -> frozenset[str]:
     if callers is None:
-        return frozenset(routes.models)
+        return frozenset(routes.accesses)
     listed = callers.models
     if callers.withdrawn is not None:
-        return frozenset(routes.models.keys() | listed.keys()) - callers.withdrawn
+        return frozenset(routes.accesses.keys() | listed.keys()) - callers.withdrawn
     by_list = {name for name, one in listed.items() if not one.access.is_open}
-    return frozenset(by_list | {n for n, one in routes.models.items() if n not in listed and one.access != "open"})
+    return frozenset(by_list | {n for n, access in routes.accesses.items() if n not in listed and access != "open"})
 
 
 def _credential(request: Request) -> str:

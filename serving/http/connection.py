@@ -18,9 +18,10 @@ from ipnext.allowed_hosts import AllowedHosts
 from ipnext.errors import Forbidden, InvalidInput, IPnextError, TooLarge, TooSlow
 from ipnext.names import PROOF_HEADER
 from serving.http.body_writer import BodyWriter
+from serving.http.dialects import V2, DialectOf, always_v2
 from serving.http.limits import BodyBudget, HttpLimits, OpenConnections, Reading
 from serving.http.listeners import Guard
-from serving.http.messages import Answer, Flow, Handler, Request, Response, Streamed, error_response
+from serving.http.messages import Answer, Flow, Handler, Request, Response, Streamed
 
 MAX_PIPELINED: Final = 32
 """Requests that may wait on one connection; beyond that the server stops reading from it."""
@@ -51,8 +52,10 @@ class HttpProtocol(asyncio.Protocol):
         upgrades: Mapping[str, Upgrade],
         allowed: AllowedHosts,
         guard: Guard | None = None,
+        dialect_of: DialectOf = always_v2,
     ) -> None:
         self._handler = handler
+        self._dialect_of = dialect_of
         self._open = open_connections
         self._budget = open_connections.budget
         self._upgrades = upgrades
@@ -163,6 +166,7 @@ class HttpProtocol(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Check the headers before the body is read."""
         self._text_bytes = 0
+        self._dialect = self._dialect_of(self._url.decode("latin-1"))
         self._count_text(len(self._url) + sum(len(key) + len(text) + 4 for key, text in self._headers.items()))
         self._in_head = False
         self._on_text_end()
@@ -173,8 +177,8 @@ class HttpProtocol(asyncio.Protocol):
         length = self._headers.get("content-length", "0")
         if length.isdigit():
             size = int(length[:18])
-            if size > self._limits.body_bytes:
-                raise _too_large(self._limits, f"{length[:18]} bytes")
+            if size > self._body_limit:
+                raise _too_large(self._body_limit, f"{length[:18]} bytes")
             self._limits.check_held(self._budget.held_bytes + size, size)
         self._expected = self._headers.get("expect", "").lower() == "100-continue"
         self._invite()
@@ -194,8 +198,8 @@ class HttpProtocol(asyncio.Protocol):
         self._held_bytes += len(chunk)
         self._budget.held_bytes += len(chunk)
         self._limits.check_held(self._budget.held_bytes, len(self._body))
-        if len(self._body) > self._limits.body_bytes:
-            raise _too_large(self._limits, "more")
+        if len(self._body) > self._body_limit:
+            raise _too_large(self._body_limit, "more")
 
     def on_message_complete(self) -> None:
         """Queue the complete request, and answer it if none is running."""
@@ -217,6 +221,12 @@ class HttpProtocol(asyncio.Protocol):
             self._transport.pause_reading()
 
     # ours
+
+    @property
+    def _body_limit(self) -> int:
+        """Most bytes of the body of the request that is read."""
+        limit = self._dialect.body_bytes
+        return self._limits.body_bytes if limit is None else limit
 
     @property
     def idle(self) -> bool:
@@ -257,6 +267,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _begin(self) -> None:
         self._url = b""
+        self._dialect = V2
         self._headers: dict[str, str] = {}
         self._body = bytearray()
         self._in_head = True
@@ -330,7 +341,7 @@ class HttpProtocol(asyncio.Protocol):
             try:
                 answer = self._handler(request)
             except Exception as error:  # noqa: BLE001  # the process edge: the client gets an answer, the log the reason
-                self._write(request, _judged(error, request), keep=keep)
+                self._write(request, self._judged(error, request), keep=keep)
                 continue
             if isinstance(answer, Response):
                 self._write(request, answer, keep=keep)
@@ -349,7 +360,7 @@ class HttpProtocol(asyncio.Protocol):
                 self.close()
                 return
             error = done.exception()
-            found = done.result() if error is None else _judged(error, request)
+            found = done.result() if error is None else self._judged(error, request)
             if isinstance(found, Streamed):
                 self._stream(request, found, keep=keep)
                 return
@@ -425,9 +436,16 @@ class HttpProtocol(asyncio.Protocol):
         """
         transport = self._transport
         if transport is not None:
-            transport.write(_whole(error_response(error), keep=False))
+            transport.write(_whole(self._dialect.error(error), keep=False))
             transport.write_eof()
             asyncio.get_running_loop().call_later(self._limits.linger_seconds, transport.close)
+
+    def _judged(self, error: BaseException, request: Request) -> Response:
+        answer = self._dialect_of(request.path).error
+        if isinstance(error, IPnextError):
+            return answer(error)
+        structlog.get_logger().error("request failed", path=request.path, exc_info=error)
+        return answer(IPnextError("internal error; the log of the process has the reason"))
 
     def _change_over(self, rest: bytes) -> None:
         name = self._headers.get("upgrade", "").lower()
@@ -441,15 +459,8 @@ class HttpProtocol(asyncio.Protocol):
         change(self._transport, rest)
 
 
-def _judged(error: BaseException, request: Request) -> Response:
-    if isinstance(error, IPnextError):
-        return error_response(error)
-    structlog.get_logger().error("request failed", path=request.path, exc_info=error)
-    return error_response(IPnextError("internal error; the log of the process has the reason"))
-
-
-def _too_large(limits: HttpLimits, size: str) -> TooLarge:
-    msg = f"the body must have at most {limits.body_bytes} bytes, got {size}; send fewer rows"
+def _too_large(limit: int, size: str) -> TooLarge:
+    msg = f"the body must have at most {limit} bytes, got {size}; send less in one request"
     return TooLarge(msg, field="body")
 
 
@@ -472,7 +483,7 @@ def _whole(response: Response, *, keep: bool) -> bytes:
     return b"".join((_head(response, len(response.body), keep=keep), response.body))
 
 
-def http_factory(
+def http_factory(  # noqa: PLR0913 - what a server gives to its connections
     handler: Handler,
     upgrades: Mapping[str, Upgrade] | None = None,
     limits: HttpLimits | None = None,
@@ -480,9 +491,10 @@ def http_factory(
     *,
     connections: OpenConnections | None = None,
     guard: Guard | None = None,
+    dialect_of: DialectOf = always_v2,
 ) -> tuple[Callable[[], HttpProtocol], OpenConnections]:
     """Return the connection factory of one server, and the set of its open connections. `limits` applies if `connections` is None."""
     opened = OpenConnections(BodyBudget(limits)) if connections is None else connections
     known: Mapping[str, Any] = upgrades or {}
     answered = allowed or AllowedHosts()
-    return lambda: HttpProtocol(handler, opened, known, answered, guard), opened
+    return lambda: HttpProtocol(handler, opened, known, answered, guard, dialect_of), opened

@@ -14,6 +14,7 @@ import uvloop
 
 from ipnext.allowed_hosts import AllowedHosts
 from serving.http.connection import Upgrade, http_factory
+from serving.http.dialects import DialectOf, always_v2
 from serving.http.limits import BodyBudget, OpenConnections
 from serving.http.listeners import Listener
 from serving.http.messages import Handler
@@ -35,7 +36,7 @@ def allowed_hosts(arguments: argparse.Namespace) -> AllowedHosts:
     return AllowedHosts(tuple(arguments.allowed_host), tuple(arguments.allowed_origin))
 
 
-async def serve(
+async def serve(  # noqa: PLR0913 - what a process gives to its listeners
     handler: Handler,
     listeners: Sequence[Listener],
     *,
@@ -43,6 +44,7 @@ async def serve(
     allowed: AllowedHosts | None = None,
     connections: OpenConnections | None = None,
     before_exit: Callable[[], Awaitable[None]] | None = None,
+    dialect_of: DialectOf = always_v2,
 ) -> None:
     """Serve until a signal arrives, await `before_exit` (still answering), then finish running requests, close and return.
 
@@ -60,7 +62,9 @@ async def serve(
     opened = OpenConnections(BodyBudget()) if connections is None else connections
     servers = []
     for listener in listeners:
-        factory, _ = http_factory(handler, upgrades, allowed=allowed, connections=opened, guard=listener.guard)
+        factory, _ = http_factory(
+            handler, upgrades, allowed=allowed, connections=opened, guard=listener.guard, dialect_of=dialect_of
+        )
         make = loop.create_server if listener.guard is None else loop.create_unix_server
         servers.append(await make(factory, sock=listener.socket, backlog=2048))
     await asked.wait()

@@ -21,7 +21,7 @@ class RequestContext:
     def __init__(self, metrics: RouterMetrics, size: int, *, judged: bool = True) -> None:
         """`size`: bytes of the request's body. Gates ignore requests that are not `judged`."""
         self._metrics = metrics
-        self._judged = judged
+        self.judged = judged
         self._size = size
         self._began = time.perf_counter()
         self._held: tuple[AbstractContextManager[Any], ...] = ()
@@ -59,7 +59,7 @@ class RequestContext:
                 good = how == "whole" and answer.status == OK
                 seconds = time.perf_counter() - self._began if good else None
                 left_out = self._metrics.aside(self.route.model, self.route.generation)
-                aside = None if self._judged else (left_out.first_token, left_out.token)
+                aside = None if self.judged else (left_out.first_token, left_out.token)
                 counts.note(first, answer.pieces, seconds=seconds, broken=how == "broken", aside=aside)
             self.end(status, size=answer.size)
 
@@ -68,6 +68,10 @@ class RequestContext:
     def cancelled(self) -> None:
         """Record that the client left before its answer began."""
         self.end(CANCELLED)
+
+    def leave_out(self) -> None:
+        """Count nothing: the request meets no generation of this region."""
+        self._ended = True
 
     def end(self, status: int, *, size: int = 0) -> None:
         """Count the answer and the bytes of its body."""
@@ -83,7 +87,7 @@ class RequestContext:
             status=status,
             seconds=time.perf_counter() - self._began,
             sizes=(self._size, size),
-            judged=self._judged,
+            judged=self.judged,
         )
 
     def _let_call_go(self) -> None:

@@ -17,8 +17,10 @@ from ipnext.errors import (
 )
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.access.guard import Guard, Refused
+from serving.http.dialects import Dialect
 from serving.http.limits import BodyBudget, Claim
 from serving.http.messages import Answer, Request, Response, Streamed, seconds_left
+from serving.metrics.in_flight import InFlight
 from serving.openai.adapters import Alias, alias_of
 from serving.openai.chat_batch import BATCH_PATH, check_batch
 from serving.openai.disaggregated_prefill import Prefill, Prompt
@@ -28,11 +30,13 @@ from serving.openai.engines.proof import is_proven, restored_headers
 from serving.openai.engines.registry import EngineRegistry
 from serving.openai.engines.response import EngineAnswer, EngineLost
 from serving.openai.errors import Full, openai_error
+from serving.openai.forwarding import Egress
 from serving.openai.generation_selection import choose, may_wait, wait
 from serving.openai.media_urls import check_media
 from serving.openai.model_cards import generative, is_generative, model_card, model_list
 from serving.openai.prompt.pre_generation import PreGeneration
 from serving.openai.request_context import RequestContext
+from serving.openai.weighted_choice import Forwarded, directed
 from serving.routing.admission import Admission
 from serving.routing.gateway_choice import is_chosen
 from serving.routing.host_client import HostClient
@@ -42,7 +46,7 @@ from serving.routing.sync_policy import HostCandidate
 from serving.routing.table import GenerationRoute, ModelRoutes, Routes, TableFollower
 
 MAX_REQUEST_BYTES: Final = 32 * 2**20
-"""Limit of a request's body: room for images in a prompt. Envoy has the same limit (ipnext.infra.openai_routes)."""
+"""Limit of a request's body: room for images in a prompt."""
 SILENT_SECONDS: Final = 600.0
 """Longest silence of an engine: before its answer if the request has no deadline, and between two pieces of it."""
 ATTEMPTS: Final = 2
@@ -100,6 +104,15 @@ class OpenAIEdge:
         self._guard = guard
         self._limits = limits or EdgeLimits()
         self._prefill = Prefill(engines, metrics)
+        self._egress = Egress(
+            follower, engines.loads, admitted=self._counted, silent_seconds=self._limits.silent_seconds
+        )
+
+        self.dialect = Dialect(self._limits.body_bytes, openai_error)
+
+    def close(self) -> None:
+        """Close the idle connections to the gateway."""
+        self._egress.close()
 
     def answer(self, request: Request) -> Response | Awaitable[Answer]:
         """Route one request whose path begins with one of ROOTS."""
@@ -129,6 +142,10 @@ class OpenAIEdge:
         claim = self._limits.budget.claim()
         try:
             asked = await self._read_request(request, path, context, claim)
+            if not isinstance(asked, EngineRequest):
+                context.leave_out()
+                claim.set(0)
+                return await self._answered_elsewhere(asked, path)
             answer = await self._in_time(request, path, asked)
             _check_task(answer, asked.name, path)
         except Refused as refused:
@@ -145,19 +162,45 @@ class OpenAIEdge:
             claim.set(0)
         return self._passed_on(context, answer, asked.answering)
 
-    async def _read_request(self, request: Request, path: str, context: RequestContext, claim: Claim) -> EngineRequest:
-        """Read the request, and choose the generation that answers it."""
+    def _directed(self, request: Request, name: str) -> Request | Forwarded | IPnextError:
+        """Return the request with its generation, for this region or another, or the reason of a refusal. Refused by access control."""
+        routes, model = self._follower.routes, name.partition(":")[0]
+        way: Request | Forwarded | IPnextError
+        try:
+            way = directed(request, routes.choices.get(model), routes.models.get(model), region=self._region)
+        except (NotFound, Unavailable) as error:  # not before the caller is known: it says what is served
+            way = error
+        self._check(request, name, elsewhere=not isinstance(way, Request))
+        return way
+
+    async def _answered_elsewhere(self, way: Forwarded | IPnextError, path: str) -> Answer:
+        """Return the answer of another region, which counts the request, or the refusal of the choice."""
+        try:
+            if isinstance(way, Forwarded):
+                return await self._egress.answer(way, path)
+            response = openai_error(way)
+        except IPnextError as error:
+            response = openai_error(error)
+        return Response(response.status, response.body, {**response.headers, REGION_HEADER: self._region})
+
+    async def _read_request(
+        self, request: Request, path: str, context: RequestContext, claim: Claim
+    ) -> EngineRequest | Forwarded | IPnextError:
+        """Read the request, and choose the generation that answers it, here or in another region. An error is one of the choice."""
         body = read_body(request, self._limits.body_bytes, claim)
         routes = self._routes_for(request, body)
         name = model_of(body, routes)
-        self._check(request, name)
+        way = self._directed(request, name)
+        if not isinstance(way, Request):
+            return way
+        context.judged = is_chosen(way)
         model = generative(routes, name)
         context.model = model.model
         check_fields(body)
         if path == BATCH_PATH:
             check_batch(body)
         check_media(body, request.content)
-        route = await self._begun(request, model, context)
+        route = await self._begun(way, model, context)
         alias = alias_of(route, name)
         record = self._lost.of(model.model, request.content)
         record.check()
@@ -172,13 +215,13 @@ class OpenAIEdge:
         model = routes.models.get(name.partition(":")[0]) if isinstance(name, str) else None
         return routes if model is not None and is_generative(model) else self._guard.visible(request)
 
-    def _check(self, request: Request, name: str, *, predicts: bool = True) -> None:
+    def _check(self, request: Request, name: str, *, predicts: bool = True, elsewhere: bool = False) -> None:
         """Return if access control admits the request for a model or its adapter. Refused, which is counted only as such."""
         model = name.partition(":")[0]
         try:
-            self._guard.admit(request, model, predicts=predicts)
+            self._guard.admit(request, model, predicts=predicts, elsewhere=elsewhere)
         except Refused as refused:
-            self._metrics.refusals.note(model if model in self._follower.routes.models else None, refused.reason)
+            self._metrics.refusals.note(model if self._follower.routes.knows(model) else None, refused.reason)
             raise
 
     async def _begun(self, request: Request, model: ModelRoutes, context: RequestContext) -> GenerationRoute:
@@ -208,12 +251,15 @@ class OpenAIEdge:
         return route
 
     def _admitted(self, model: str) -> Any:
+        admitted = self._counted(model)
+        admitted.__enter__()
+        return admitted
+
+    def _counted(self, model: str) -> InFlight:
         try:
-            admitted = self._admission.admitted(model)
-            admitted.__enter__()
+            return self._admission.admitted(model)
         except Unavailable as error:
             raise Full(error.message) from error
-        return admitted
 
     def _refused(self, context: RequestContext, error: IPnextError) -> Response:
         response = openai_error(error)

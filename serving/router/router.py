@@ -16,12 +16,13 @@ import structlog
 
 from ipnext.components.identity import Component
 from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError
-from ipnext.model.deployment import DRAIN_SECONDS
+from ipnext.model.deployment import DRAIN_SECONDS, STREAM_DRAIN_SECONDS
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.access.access_list import AccessFollower
 from serving.access.guard import Guard, Refused
 from serving.graph import Tensors, run_graph
 from serving.http.compression import packed, unpacked
+from serving.http.dialects import V2, Dialect
 from serving.http.limits import MAX_BODY_BYTES, BodyBudget, Claim, OpenConnections
 from serving.http.listeners import Listener, add_listener, listeners
 from serving.http.messages import Answer, Request, Response, error_response, seconds_left
@@ -147,8 +148,20 @@ class Router:
 
     async def drained(self) -> None:
         """Drain the router; see `GracefulShutdown.drain`."""
-        limits = {name: model.drain_seconds for name, model in self._follower.routes.models.items()}
+        routes = self._follower.routes
+        limits = dict.fromkeys(routes.choices, STREAM_DRAIN_SECONDS)  # of models that only other regions serve
+        limits |= {name: model.drain_seconds for name, model in routes.models.items()}
         await self._ending.drain(lambda: (limits.get(model, DRAIN_SECONDS) for model in self._admission.under_way))
+
+    def dialect_of(self, path: str) -> Dialect:
+        """Return the dialect of a path: OpenAI's, or else V2."""
+        root = path.partition("?")[0].strip("/").partition("/")[0]
+        return self._openai.dialect if root in ROOTS else V2
+
+    def close(self) -> None:
+        """Close the connections to engines and to the gateway."""
+        self.engines.close()
+        self._openai.close()
 
     def _guarded(self, request: Request, model: str, pin: str | None) -> Response | Awaitable[Answer]:
         """Answer a request if access control admits it; a refused one is counted only as refused."""
@@ -409,10 +422,11 @@ async def _main(arguments: argparse.Namespace, bound: Sequence[Listener]) -> Non
         allowed=allowed_hosts(arguments),
         connections=connections,
         before_exit=router.drained,
+        dialect_of=router.dialect_of,
     )
     following.cancel()
     hosts.close()
-    router.engines.close()
+    router.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

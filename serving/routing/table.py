@@ -9,7 +9,14 @@ import structlog
 from pydantic import ValidationError
 
 from ipnext.errors import NotFound, Unavailable
-from ipnext.model.deployment import DRAIN_SECONDS, STREAM_DRAIN_SECONDS, RoutedModel, RouterTable, ServedGeneration
+from ipnext.model.deployment import (
+    DRAIN_SECONDS,
+    STREAM_DRAIN_SECONDS,
+    GenerationShares,
+    RoutedModel,
+    RouterTable,
+    ServedGeneration,
+)
 from ipnext.model.kv_transfer import Handoff
 from ipnext.model.predictions import PredictionAccess
 from ipnext.model.registry import TensorSpec
@@ -154,6 +161,20 @@ class Routes:
 
     revision: int
     models: Mapping[str, ModelRoutes]
+    choices: Mapping[str, GenerationShares] = field(default_factory=dict)
+    """Model -> shares by which the generation of its OpenAI requests is chosen, also if only other regions serve it."""
+    egress: str = ""
+    """URL of the gateway's socket for requests that other regions answer."""
+
+    @property
+    def accesses(self) -> Mapping[str, PredictionAccess]:
+        """Access of each model by the table."""
+        elsewhere = {name: one.access for name, one in self.choices.items()}
+        return elsewhere | {name: one.access for name, one in self.models.items()}
+
+    def knows(self, model: str) -> bool:
+        """Return whether this region answers for the model, or knows which one does."""
+        return model in self.models or model in self.choices
 
     @property
     def all(self) -> tuple[GenerationRoute, ...]:
@@ -187,7 +208,12 @@ class Routes:
 def compile_routes(table: RouterTable, former: Routes | None = None) -> Routes:
     """Prepare a table for requests. Models that have not changed keep their routes of the `former` table."""
     known = former.models if former is not None else {}
-    return Routes(table.revision, {model.model: _kept_or_new(known.get(model.model), model) for model in table.models})
+    return Routes(
+        table.revision,
+        {model.model: _kept_or_new(known.get(model.model), model) for model in table.models},
+        {choice.model: choice for choice in table.choices},
+        table.egress,
+    )
 
 
 def _kept_or_new(former: ModelRoutes | None, model: RoutedModel) -> ModelRoutes:

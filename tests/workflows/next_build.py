@@ -220,7 +220,7 @@ def _extend_gateway(module: ModuleType) -> None:
     def extended(made: Any) -> Any:
         return lambda gateway, table: with_header(made(gateway, table))
 
-    module.model_routes, module.openai_routes = extended(module.model_routes), extended(module.openai_routes)
+    module.model_routes = extended(module.model_routes)
 
 
 def _extend_frames(module: ModuleType) -> None:

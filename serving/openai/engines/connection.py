@@ -196,8 +196,9 @@ class EngineConnectionPool:
         return None
 
     def _head(self, method: str, path: str, headers: Mapping[str, str], size: int) -> bytes:
-        lines = [f"{method} {path} HTTP/1.1\r\nhost: {self._netloc}\r\ncontent-length: {size}\r\n"]
-        lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
+        host = headers.get("host", self._netloc)
+        lines = [f"{method} {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {size}\r\n"]
+        lines += [f"{name}: {value}\r\n" for name, value in headers.items() if name != "host"]
         lines.append("\r\n")
         return "".join(lines).encode("latin-1", "replace")
 

@@ -13,6 +13,7 @@ from ipnext.components.identity import Component
 from ipnext.components.sockets import bind_socket, caller_url, check_peer, split_url
 from ipnext.errors import Forbidden
 from ipnext.infra.agent_app import agent_app
+from serving.openai.routes import ROOTS
 
 
 def test_every_route_of_the_agent_is_in_the_table():
@@ -32,6 +33,7 @@ def test_every_route_of_the_agent_is_in_the_table():
         (Component.HOST, "/frames", Component.ROUTER),
         (Component.ROUTER, "/control/drain", Component.AGENT),
         (Component.ROUTER, "/v2/models/ranker/infer?x=1", Component.GATEWAY),
+        *((Component.ROUTER, f"/{root}?x=1", Component.GATEWAY) for root in sorted(ROOTS)),
     ],
 )
 def test_one_component_may_call_and_no_other(listener, path, caller):

@@ -133,6 +133,24 @@ def test_a_route_is_in_force_when_the_call_returns(shared_agent, builder):
         assert {shared_agent.infer("prompt").headers["x-ipnext-generation"] for _ in range(3)} == {str(chosen)}
 
 
+def test_the_router_has_the_shares_of_a_generating_model_when_the_call_returns(shared_agent, builder):
+    """It chooses the generation of OpenAI requests, whose body no gateway reads."""
+    model = builder("generating")
+
+    def shares():
+        choices = json.loads((shared_agent.state / "router.json").read_text())["choices"]
+        return {s["generation"]: s["fraction"] for one in choices if one["model"] == model.model for s in one["shares"]}
+
+    for revision, wanted in ((1, {1: 1.0}), (2, {1: 0.25, 2: 0.75})):
+        table = model.table(revision, wanted, served=[1, 2])
+        served = tuple(one.model_copy(update={"engines": {"dense": "vllm"}}) for one in table.served)
+        shared_agent.infra.route(table.model_copy(update={"served": served}))
+        assert shares() == wanted
+    shared_agent.infra.route(model.table(3, {1: 1.0}, served=[1]))
+    assert shares() == {}, "a model of V2 alone"
+    shared_agent.infra.unroute(model.model, "eu")
+
+
 def test_tables_of_many_models_at_once_are_all_in_force_after_few_writes(shared_agent, builder):
     models = [builder(f"crowd-{number}") for number in range(48)]
     absent = builder("crowd-absent").table(1, {("nowhere", 1): 1.0})

@@ -14,12 +14,16 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ipnext.components.identity import Component
+from ipnext.components.sockets import keep_caller_proof, socket_path, socket_url
 from ipnext.infra import envoy, envoy_bootstrap
 from ipnext.infra.atomic_file import replace_file
-from ipnext.infra.envoy_listeners import Listeners
+from ipnext.infra.envoy_listeners import Egress, Listeners
 from ipnext.infra.envoy_process import envoy_binary
+from ipnext.infra.generation_shares import openai_choices
 from ipnext.infra.ports import PortBook
 from ipnext.model.deployment import PartEndpoint, RoutedModel, RouterTable
+from ipnext.names import INNER_HEADERS
 from tests.waiting import until
 
 MOCK = Path(__file__).parents[2] / "genai" / "mock_engine.py"
@@ -53,7 +57,14 @@ class Site:
             )
             for table in tables
         )
-        router_table = RouterTable(revision=1, region=self.region, models=routed)
+        egress = socket_url(self.directory / "egress")
+        router_table = RouterTable(
+            revision=1,
+            region=self.region,
+            models=tuple(one for one in routed if one.served),
+            choices=openai_choices(self.region, peers or {}, tables),
+            egress=egress,
+        )
         (self.directory / "router.json").write_text(router_table.model_dump_json())
         gateway = envoy.Gateway(
             region=self.region,
@@ -73,7 +84,12 @@ class Site:
             routes_file=str(files["routes"]),
             clusters_file=str(files["clusters"]),
             limits=envoy_bootstrap.GatewayLimits(stream_idle_seconds=idle_seconds),
-            listeners=Listeners(peer_port=self.ports["peers"]),
+            listeners=Listeners(
+                peer_port=self.ports["peers"],
+                egress=Egress(
+                    path=socket_path(egress, Component.ROUTER), proof=keep_caller_proof(egress, Component.ROUTER)
+                ),
+            ),
         )
         (self.directory / "bootstrap.json").write_bytes(envoy.as_json(config))
         for number in (1, 2):
@@ -84,7 +100,7 @@ class Site:
                 *("--table", str(self.directory / "router.json"), "--max-in-flight", "6"),
             ]
         )
-        self.run(
+        self.envoy = self.run(
             [
                 *(str(envoy_binary()), "--config-path", str(self.directory / "bootstrap.json")),
                 *("--disable-hot-restart", "--concurrency", "1", "--log-level", "error"),
@@ -323,17 +339,92 @@ def test_a_client_that_leaves_ends_the_engines_work(eu, client):
     until(lambda: aborted() == before + 1, why=lambda: "the engine has stopped")
 
 
-def test_requests_of_v2_are_not_held_until_they_are_whole(eu):
-    """The filter that reads bodies is off for them: the router refuses one from its head, before the body has begun."""
-    head = "POST /v2/models/ranker/infer HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+@pytest.mark.parametrize(
+    ("path", "beyond", "limit"), [("/v2/models/ranker/infer", 2**30, 2**28), (CHAT, 2**25 + 1, 2**25)]
+)
+def test_a_request_is_not_held_until_it_is_whole(eu, path, beyond, limit):
+    """The router refuses it from its head, before the body has begun."""
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     with socket.create_connection(("127.0.0.1", eu.ports["gateway"]), timeout=60) as line:
-        line.sendall(f"{head}content-length: {2**30}\r\n\r\n".encode())
+        line.sendall(f"{head}content-length: {beyond}\r\n\r\n".encode())
         answer = line.recv(4096).decode()
     assert answer.startswith("HTTP/1.1 413 ")
-    assert "268435456" in answer, "not the router's words"
+    assert str(limit) in answer, "not the router's words"
 
 
-def test_the_configuration_leaves_v2_alone(builder):
+def test_bodies_that_do_not_come_whole_take_next_to_no_memory_of_the_gateway(eu, client):
+    """A dozen bodies of 16 MiB without their last byte: the gateway has passed on what has come."""
+
+    def memory():
+        lines = Path(f"/proc/{eu.envoy.pid}/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+
+    body = json.dumps(ask(messages=[{"role": "user", "content": "x" * 2**24}])).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    before = memory()
+    with ExitStack() as stack:
+        lines = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", eu.ports["gateway"]), timeout=60))
+            for _ in range(12)
+        ]
+        for line in lines:
+            line.sendall(head.encode() + body[:-1])
+        assert client.post(CHAT, json=ask()).status_code == 200
+        after = memory()
+        for line in lines:
+            line.sendall(body[-1:])
+            assert line.recv(4096).startswith(b"HTTP/1.1 200 ")
+    assert after - before < 12 * 2**24 / 3
+
+
+def test_a_large_prompt_is_answered_in_another_region(client):
+    long = "x" * (10 * 2**20)
+    answer = client.post(CHAT, json=ask("shared", messages=[{"role": "user", "content": long}]))
+    assert (answer.status_code, answer.headers["x-ipnext-region"]) == (200, "us")
+
+
+def test_a_generation_that_only_another_region_has_can_be_named(client):
+    answer = client.post(CHAT, json=ask("shared"), headers={"x-ipnext-generation": "2"})
+    assert (answer.status_code, answer.headers["x-ipnext-region"]) == (200, "us")
+    answer = client.post(CHAT, json=ask("shared"), headers={"x-ipnext-generation": "1"})
+    assert "served: 2" in error(answer, 404, "NotFoundError")
+
+
+@pytest.mark.parametrize("name", INNER_HEADERS)
+def test_no_client_steers_by_a_header_of_ours(client, name):
+    for value in ("us", "region-us", "us;chosen-by=weight", "weight", "1"):
+        for model, region in (("llm", "eu"), ("shared", "us")):
+            answer = client.post(CHAT, json=ask(model), headers={name: value})
+            assert (answer.status_code, answer.headers["x-ipnext-region"]) == (200, region)
+
+
+@pytest.mark.parametrize(
+    ("steering", "status"),
+    [
+        ({"proof": True, "x-ipnext-upstream": "region-us"}, 200),
+        ({"x-ipnext-upstream": "region-us"}, 403),
+        ({"x-ipnext-caller-proof": "x" * 43, "x-ipnext-upstream": "region-us"}, 403),
+        ({"proof": True, "x-ipnext-upstream": "router"}, 403),
+        ({"proof": True}, 403),
+        ({"proof": True, "x-ipnext-upstream": "region-nowhere"}, 503),
+    ],
+    ids=["the router", "no proof", "another proof", "no other region", "nowhere", "an unknown region"],
+)
+def test_the_egress_is_for_the_router_and_leads_to_other_regions_alone(eu, steering, status):
+    place = socket_url(eu.directory / "egress")
+    headers = {name: value for name, value in steering.items() if name != "proof"}
+    headers |= {"x-ipnext-generation": "2", "x-ipnext-forwarded-by": "eu;chosen-by=weight"}
+    if "proof" in steering:
+        headers["x-ipnext-caller-proof"] = keep_caller_proof(place, Component.ROUTER)
+    path = socket_path(place, Component.ROUTER)
+    assert Path(path).stat().st_mode & 0o777 == 0o600
+    with httpx.Client(transport=httpx.HTTPTransport(uds=path), base_url="http://localhost", timeout=60) as router:
+        answer = router.post(CHAT, json=ask("shared"), headers=headers)
+    assert answer.status_code == status
+    assert ("x-ipnext-region" in answer.headers) == (status == 200)
+
+
+def test_the_gateway_reads_no_body(builder):
     gateway = envoy.Gateway(
         region="eu",
         router_url="http://127.0.0.1:1",
@@ -342,8 +433,10 @@ def test_the_configuration_leaves_v2_alone(builder):
         request_seconds=60.0,
     )
     rules = envoy.routes(gateway)[0]["virtual_hosts"][0]["routes"]
-    v2 = [rule for rule in rules if "safe_regex" not in rule["match"]]
-    assert not any("typed_per_filter_config" in rule or "request_body_buffer_limit" in rule for rule in v2)
-    assert not any('"m"' in json.dumps(rule["match"]) for rule in rules if rule not in v2)
-    filters = json.dumps(envoy_bootstrap.bootstrap(1, "admin.sock", region="eu", routes_file="r", clusters_file="c"))
-    assert '"disabled": true' in filters
+    assert "body_buffer" not in json.dumps(rules)
+    assert "metadata" not in json.dumps(rules)
+    config = envoy_bootstrap.bootstrap(1, "admin.sock", region="eu", routes_file="r", clusters_file="c")
+    [listener] = config["static_resources"]["listeners"]
+    [chain] = listener["filter_chains"]
+    filters = [one["name"] for one in chain["filters"][0]["typed_config"]["http_filters"]]
+    assert filters == ["envoy.filters.http.router"], "any other one may wait for bodies"

@@ -3,15 +3,18 @@
 import json
 import ssl
 from datetime import timedelta
+from pathlib import Path
 
 import httpx
 import pytest
 
 from ipnext.components.authority import CertificateAuthority
+from ipnext.components.caller_proof import proof_file, read_proof
 from ipnext.components.certificates import client_context
 from ipnext.components.identity import Component, Identity
 from ipnext.components.issuing import Issuer
 from ipnext.components.settings import ComponentSettings
+from ipnext.components.sockets import socket_path
 from ipnext.dev.certificates import DevCertificates
 from ipnext.settings import DevSettings
 from tests.waiting import until
@@ -87,6 +90,17 @@ def test_a_request_is_answered_in_the_other_region(pair):
     answer = pair.eu.infer("there")
     assert answer.status_code == 200, answer.text
     assert answer.headers["x-ipnext-generation"] == "1"
+
+
+def test_what_the_router_sends_to_another_region_has_the_certificate_of_its_gateway(pair):
+    table = json.loads((pair.eu.state / "router.json").read_text())
+    path = Path(socket_path(table["egress"], Component.ROUTER))
+    headers = {"x-ipnext-upstream": "region-us", "x-ipnext-forwarded-by": "eu", "x-ipnext-generation": "1"}
+    proof = {"x-ipnext-caller-proof": read_proof(proof_file(path))}
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost", timeout=60) as router:
+        answer = router.post("/v2/models/there/infer", json={"until": None}, headers=headers | proof)
+        assert (answer.status_code, answer.headers["x-ipnext-region"]) == (200, "us"), answer.text
+        assert router.post("/v2/models/there/infer", json={}, headers=headers).status_code == 403
 
 
 def test_the_port_for_peers_is_for_gateways_alone(asked):

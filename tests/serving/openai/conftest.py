@@ -219,7 +219,7 @@ class Edge:
 @asynccontextmanager
 async def running_edge(path, limits=None, http_limits=None):
     edge = Edge(path, limits)
-    factory, connections = http_factory(edge.router.handle, limits=http_limits)
+    factory, connections = http_factory(edge.router.handle, limits=http_limits, dialect_of=edge.router.dialect_of)
     server = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", 0)
     edge.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
@@ -228,7 +228,7 @@ async def running_edge(path, limits=None, http_limits=None):
         server.close()
         for connection in tuple(connections):
             connection.close()
-        edge.router.engines.close()
+        edge.router.close()
         edge.hosts.close()
         await asyncio.sleep(0)
 

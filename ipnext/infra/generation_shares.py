@@ -1,0 +1,54 @@
+"""Shares of a route table that a region can send requests to, for its gateway and its router. Pure functions.
+
+The gateway chooses the generation of V2 requests, whose path names the model; the router that of OpenAI requests, whose
+body does.
+"""
+
+from collections.abc import Collection, Iterable
+from typing import Final
+
+from ipnext.model.deployment import GenerationShares, RouteShare, RouteTable
+
+NAMED_LIMIT: Final = 20
+"""Error texts name at most this many known models, generations or rules."""
+
+
+def usable_shares(region: str, peers: Collection[str], table: RouteTable) -> list[RouteShare]:
+    """Return the shares with traffic whose region can be reached, one for each (region, generation)."""
+    sums: dict[tuple[str, int], float] = {}
+    for share in table.shares:
+        if share.fraction > 0 and (share.to == region or share.to in peers):
+            sums[share.to, share.generation] = sums.get((share.to, share.generation), 0.0) + share.fraction
+    total = max(1.0, sum(sums.values()))
+    return [RouteShare(to=to, generation=number, fraction=part / total) for (to, number), part in sums.items()]
+
+
+def no_capacity(region: str, table: RouteTable) -> str:
+    """Explain why users of `region` are refused: the plan's unmet rules, else a momentary lack of capacity."""
+    if table.shares or not table.unmet_rules:
+        return f"model {table.model} has no capacity in region {region} at the moment; try again"
+    return f"model {table.model} serves no users of region {region}: {some(table.unmet_rules)}"
+
+
+def openai_choices(region: str, peers: Collection[str], tables: Iterable[RouteTable]) -> tuple[GenerationShares, ...]:
+    """Return the shares of all models that may answer OpenAI requests: those with such an engine, or served elsewhere."""
+    generating = sorted(filter(may_generate, tables), key=lambda table: table.model)
+    return tuple(_choice(region, peers, table) for table in generating)
+
+
+def may_generate(table: RouteTable) -> bool:
+    """Return whether the model may answer OpenAI requests. Of one that is served elsewhere only that region knows."""
+    return not table.served or any(served.engines for served in table.served)
+
+
+def _choice(region: str, peers: Collection[str], table: RouteTable) -> GenerationShares:
+    shares = tuple(usable_shares(region, peers, table))
+    refusal = "" if shares else no_capacity(region, table)
+    return GenerationShares(model=table.model, shares=shares, refusal=refusal, access=table.access)
+
+
+def some(names: Iterable[str]) -> str:
+    """Join the first names, and count the others."""
+    listed = list(names)
+    more = f" and {len(listed) - NAMED_LIMIT} more" if len(listed) > NAMED_LIMIT else ""
+    return (", ".join(listed[:NAMED_LIMIT]) + more) or "none"
