@@ -4,7 +4,7 @@ The gateway chooses the generation of V2 requests, whose path names the model; t
 body does.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from ipnext.model.deployment import GenerationShares, RouteShare, RouteTable
@@ -32,19 +32,38 @@ def no_capacity(region: str, table: RouteTable) -> str:
 
 def openai_choices(region: str, peers: Collection[str], tables: Iterable[RouteTable]) -> tuple[GenerationShares, ...]:
     """Return the shares of all models that may answer OpenAI requests: those with such an engine, or served elsewhere."""
-    generating = sorted(filter(may_generate, tables), key=lambda table: table.model)
-    return tuple(_choice(region, peers, table) for table in generating)
+    return OpenAIChoices(region).of(peers, {table.model: table for table in tables})
+
+
+class OpenAIChoices:
+    """Makes the shares of all models that may answer OpenAI requests, each from the former ones: a change costs the models that it changes."""
+
+    def __init__(self, region: str) -> None:
+        self._region = region
+        self._peers: frozenset[str] = frozenset()
+        self._known: dict[str, tuple[RouteTable, GenerationShares]] = {}
+
+    def of(self, peers: Collection[str], tables: Mapping[str, RouteTable]) -> tuple[GenerationShares, ...]:
+        """Return the shares by these tables. A model whose table is the same object keeps its shares."""
+        if frozenset(peers) != self._peers:
+            self._peers, self._known = frozenset(peers), {}
+        generating = (table for _, table in sorted(tables.items()) if may_generate(table))
+        self._known = {table.model: self._kept(table) for table in generating}
+        return tuple(choice for _, choice in self._known.values())
+
+    def _kept(self, table: RouteTable) -> tuple[RouteTable, GenerationShares]:
+        former = self._known.get(table.model)
+        return former if former is not None and former[0] is table else (table, self._made(table))
+
+    def _made(self, table: RouteTable) -> GenerationShares:
+        shares = tuple(usable_shares(self._region, self._peers, table))
+        refusal = "" if shares else no_capacity(self._region, table)
+        return GenerationShares(model=table.model, shares=shares, refusal=refusal, access=table.access)
 
 
 def may_generate(table: RouteTable) -> bool:
     """Return whether the model may answer OpenAI requests. Of one that is served elsewhere only that region knows."""
     return not table.served or any(served.engines for served in table.served)
-
-
-def _choice(region: str, peers: Collection[str], table: RouteTable) -> GenerationShares:
-    shares = tuple(usable_shares(region, peers, table))
-    refusal = "" if shares else no_capacity(region, table)
-    return GenerationShares(model=table.model, shares=shares, refusal=refusal, access=table.access)
 
 
 def some(names: Iterable[str]) -> str:

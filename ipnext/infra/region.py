@@ -17,7 +17,7 @@ from ipnext.infra.control import Control
 from ipnext.infra.envoy import Gateway
 from ipnext.infra.envoy_process import EnvoyProcess
 from ipnext.infra.forgetting import Forgetting
-from ipnext.infra.generation_shares import may_generate, openai_choices
+from ipnext.infra.generation_shares import OpenAIChoices, may_generate
 from ipnext.infra.holds import assigned, host_holds, replica_sets
 from ipnext.infra.host_room import HostRoom, most_hosts
 from ipnext.infra.log_keeping import LogKeeping, LogLimits
@@ -69,6 +69,7 @@ class Region:
         )
         self._delivery = AccessDelivery(self._access, self._router, stale_seconds=site.settings.access_stale_seconds)
         self._envoy = EnvoyProcess(site)
+        self._choices = OpenAIChoices(site.region)
         self._tables = SharedWrite(self._publish_table, self._router.confirmed)
         self._gateway = SharedWrite(self._publish_gateway, self._envoy.confirmed)
         self._replicas: dict[DeploymentKey, list[HostReplica]] = defaultdict(list)
@@ -375,7 +376,7 @@ class Region:
         models = router_table.routed_models(
             self._served, endpoints, coming, self._terms, self._accesses, former=self._router.models
         )
-        choices = openai_choices(self._site.region, self._other_gateways, self._routes.values())
+        choices = self._choices.of(self._other_gateways, self._routes)
         try:
             return self._router.publish(models, choices, egress=self._envoy.egress)
         except OSError as error:

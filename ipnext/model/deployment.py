@@ -513,7 +513,8 @@ class RouterState(Value):
     """Revision of the router table in use."""
     traffic: tuple[GenerationTraffic, ...] = ()
     engines: Mapping[str, int] = Field(default_factory=dict)
-    """URL of an engine with its own server -> its requests from this router; engines without requests are left out."""
+    """URL of an engine with its own server, or of the gateway's egress -> its requests from this router; those without
+    requests are left out."""
     draining: bool = False
     """Whether it is about to end: it accepts nothing new, and finishes the requests under way."""
     access: AccessRevision = AccessRevision(revision=0)
