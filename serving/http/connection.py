@@ -212,6 +212,7 @@ class HttpProtocol(asyncio.Protocol):
         method = self._parser.get_method().decode("latin-1")
         path = self._url.partition(b"?")[0].decode("latin-1")
         request = Request(method, path, self._headers, self._body)
+        self._body = bytearray()  # only the request keeps what was read: its answer may stream for minutes
         keep = self._parser.should_keep_alive() and not upgrade and not self._open.closing
         self._waiting.append((request, keep))
         if self._running is None:

@@ -1,16 +1,22 @@
 """An OpenAI body counts as what its JSON becomes while it is read, and as its bytes while an engine works on it."""
 
 import asyncio
+import gc
+import weakref
 
+import orjson
 import pytest
 
+from ipnext.model.deployment import RoutedModel
+from serving.http.connection import HttpProtocol
 from serving.http.limits import BodyBudget, HttpLimits
+from serving.http.messages import Request
 from serving.protocol.json_size import MAX_STRUCTURES, parsed_bytes
 from serving.router.router import RouterLimits
 from tests.serving.openai.test_routes import CHAT, ask
 from tests.waiting import eventually
 
-from .conftest import raw_engine, running_edge
+from .conftest import endpoint, raw_engine, running_edge, served
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-type: application/json\r\n\r\n{}"
 LIMITS = HttpLimits(held_bytes=8 * 2**20)
@@ -60,3 +66,48 @@ async def test_a_body_whose_values_find_no_room_is_refused(small, client):
     assert f"at most {MAX_STRUCTURES}" in bomb.json()["error"]["message"]
     assert good.status_code == 200
     assert (len(engine.requests), small.budget.held_bytes) == (1, 0)
+
+
+class Values(dict):
+    """A parsed body that a weak reference can follow."""
+
+
+@pytest.mark.parametrize("model", ["llm", "llm:style"])
+async def test_a_body_is_gone_while_its_answer_streams_and_its_values_before(small, client, monkeypatch, model):
+    parsed, while_asked, go_on = [], [], asyncio.Event()
+    loads = orjson.loads
+
+    class Watched:
+        def loads(self, content):
+            values = Values(loads(content))
+            parsed.append(weakref.ref(values))
+            return values
+
+        def __getattr__(self, name):
+            return getattr(orjson, name)
+
+    monkeypatch.setattr("serving.openai.engine_request.orjson", Watched())
+
+    async def script(_, __, ___, writer):
+        while_asked.append([values() for values in parsed])
+        writer.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n"
+        )
+        await go_on.wait()
+        writer.write(b"0\r\n\r\n")
+
+    async with raw_engine(script) as engine:
+        held = served(1, adapters={"style": ("style@1", 3)})
+        small.table(RoutedModel(model="llm", served=(held,), endpoints=(endpoint(engine.url, 1),)))
+        body = ask(stream=True, words=["word"] * 20_000) | {"model": model}
+        async with client.stream("POST", small.url + CHAT, json=body) as answer:
+            pieces = answer.aiter_raw()
+            assert await anext(pieces) == b"x"
+            found = gc.get_objects()
+            requests = [one for one in found if isinstance(one, Request)]
+            bodies = [len(one._body) for one in found if isinstance(one, HttpProtocol)]
+            go_on.set()
+            assert [piece async for piece in pieces] == []
+    assert while_asked == [[None]], "the values were still there as the engine had the request"
+    assert requests == []
+    assert set(bodies) == {0}
