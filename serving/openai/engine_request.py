@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -18,6 +18,9 @@ from serving.openai.request_context import RequestContext
 from serving.protocol.json_size import parsed_bytes
 from serving.routing.lost_requests import Record
 from serving.routing.table import GenerationRoute, Routes
+
+MAX_DEPTH: Final = 254
+"""Levels of objects and lists in a body, as many as orjson writes."""
 
 
 @dataclass(slots=True)
@@ -79,10 +82,22 @@ def read_body(request: Request, limit: int, claim: Claim) -> Mapping[str, Any]:
     except ValueError as error:
         msg = f"the body is not JSON: {error}"
         raise InvalidInput(msg, field="body") from error
+    check_depth(body, request.content)
     if not isinstance(body, dict):
         msg = f"the body must be an object, got a {type(body).__name__}"
         raise InvalidInput(msg, field="body")
     return body
+
+
+def check_depth(body: object, content: bytes | bytearray) -> None:
+    """Raise InvalidInput if objects and lists lie within each other in more levels than the router can write again."""
+    if content.count(b"[") + content.count(b"{") <= MAX_DEPTH:
+        return
+    try:
+        orjson.dumps(body)
+    except TypeError as error:
+        msg = f"the body has objects and lists within each other in more than {MAX_DEPTH} levels"
+        raise InvalidInput(msg, field="body") from error
 
 
 def model_of(body: Mapping[str, Any], routes: Routes) -> str:

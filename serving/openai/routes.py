@@ -42,6 +42,7 @@ from serving.routing.gateway_choice import is_chosen
 from serving.routing.host_client import HostClient
 from serving.routing.lost_requests import LostRequests
 from serving.routing.metrics import RouterMetrics
+from serving.routing.request_identity import openai_identity
 from serving.routing.sync_policy import HostCandidate
 from serving.routing.table import GenerationRoute, ModelRoutes, Routes, TableFollower
 
@@ -202,7 +203,8 @@ class OpenAIEdge:
         check_media(body, request.content)
         route = await self._begun(way, model, context)
         alias = alias_of(route, name)
-        record = self._lost.of(model.model, request.content)
+        record = self._lost.of(model.model, lambda: (openai_identity(orjson.loads(request.content)),))
+        record.identify(lambda: (openai_identity(body),))
         record.check()
         if alias is None:
             return EngineRequest(route, context, record, claim, name, body, request.content)

@@ -55,6 +55,7 @@ from serving.routing.host_client import HostClient
 from serving.routing.load_balancer import HostLoadBalancer
 from serving.routing.lost_requests import LostRequests, Record
 from serving.routing.metrics import RouterMetrics
+from serving.routing.request_identity import v2_identity
 from serving.routing.retries import retried
 from serving.routing.table import GenerationRoute, Routes, TableFollower
 
@@ -243,7 +244,7 @@ class Router:
             return await self._hosts.relay(route, route.only_part, body, asked)
 
         try:
-            answer = await self._tried(route, request.content, asked, attempt)
+            answer = await self._tried(route, body, asked, attempt)
         except NotFinite:
             self._metrics.note_non_finite(route.model, route.generation, judged=asked.judged)
             raise
@@ -261,10 +262,10 @@ class Router:
             length = parse_header_length(request.header(HEADER_LENGTH))
             wanted = decode_request(request.content, length, room=claim.set)
             claim.set(decoded_bytes(wanted.inputs.values(), beside=request.content))
-            return await self._walked(route, wanted, request.content, asked)
+            return await self._walked(route, wanted, (request.content, length), asked)
 
     async def _walked(
-        self, route: GenerationRoute, wanted: InferRequest, content: bytearray, asked: Attempt
+        self, route: GenerationRoute, wanted: InferRequest, body: tuple[bytearray, int | None], asked: Attempt
     ) -> Response:
         route.plan.check_request(wanted.inputs)
         wanted.check_outputs(tuple(route.plan.outputs))
@@ -274,7 +275,7 @@ class Router:
             call = partial(self._hosts.infer, route, attempt=asked)
             return await run_graph(route.plan, wanted.inputs, call)
 
-        outputs = await self._tried(route, content, asked, attempt)
+        outputs = await self._tried(route, body, asked, attempt)
         response = self._encoded(route, wanted, outputs, asked)
         if asked.sampled:
             self._metrics.note_predictions(route.model, route.generation, sketches_of(wanted.select(outputs)))
@@ -283,13 +284,13 @@ class Router:
     def _tried(
         self,
         route: GenerationRoute,
-        content: bytearray,
+        body: tuple[bytearray, int | None],
         asked: Attempt,
         attempt: Callable[[GenerationRoute], Awaitable[T]],
     ) -> Awaitable[T]:
         """Return the result of an attempt, all for one generation: if any call finds no host, all calls are repeated.
 
-        `content`: the request's body, which identifies the request if it is lost.
+        `body`: the request's, with the length of its JSON; its tensors identify the request if it is lost.
         """
 
         def again(counts: bool) -> None:
@@ -300,7 +301,7 @@ class Router:
             asked.used.clear()
 
         subject = f"generation {route.generation} of {route.model}"
-        record = Record(self._lost, route.model, content)
+        record = Record(self._lost, route.model, lambda: v2_identity(*body))
         return retried(lambda: attempt(route), asked, again=again, subject=subject, record=record)
 
     def _fresh(self, route: GenerationRoute) -> GenerationRoute:

@@ -1,10 +1,12 @@
-"""Requests whose host or engine ended while it processed them, by their bytes, for a minute: a query of death is refused.
+"""Requests whose host or engine ended while it processed them, for a minute: a query of death is refused.
+
+They are recognised by what the host or engine got, not by their bytes (`serving.routing.request_identity`).
 
 Why: docs/decisions/0042. Used by a router, from its event loop.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
@@ -15,12 +17,15 @@ REMEMBERED_SECONDS: Final = 60.0
 _KEPT: Final = 1024
 """Requests that are remembered; beyond that the oldest is forgotten."""
 _PIECE_BYTES: Final = 2**19
-"""Of a body longer than twice this, only its length, its beginning and its end are hashed."""
+"""Of a piece longer than twice this, only its length, its beginning and its end are hashed."""
+
+Identity = Iterable[bytes | bytearray | memoryview]
+"""Pieces that are equal for requests that are the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A lost request. If `url` is set, the same bytes may be sent again, as another client's innocent request; else not."""
+    """A lost request. If `url` is set, the same request may be sent again, as another client's innocent request; else not."""
 
     until: float
     part: str | None = None
@@ -37,9 +42,9 @@ class LostRequests:
         self.known: dict[bytes, Loss] = {}
         """Losses by the key of their request."""
 
-    def of(self, model: str, content: bytes | bytearray) -> "Record":
+    def of(self, model: str, identity: Callable[[], Identity]) -> "Record":
         """Return the record of one request."""
-        return Record(self, model, content)
+        return Record(self, model, identity)
 
     def find(self, key: bytes) -> Loss | None:
         """Return a loss that is less than a minute old."""
@@ -62,26 +67,36 @@ class LostRequests:
 
 
 class Record:
-    """One request and its loss, if any. Its bytes are hashed only if there is a loss to look up or to record."""
+    """One request and its loss, if any. Its identity is made only if there is a loss to look up or to record."""
 
-    __slots__ = ("_content", "_key", "_losses", "_model")
+    __slots__ = ("_identity", "_key", "_losses", "_model")
 
-    def __init__(self, losses: LostRequests, model: str, content: bytes | bytearray) -> None:
+    def __init__(self, losses: LostRequests, model: str, identity: Callable[[], Identity]) -> None:
         self._losses = losses
         self._model = model
-        self._content = content
+        self._identity = identity
         self._key: bytes | None = None
 
     @property
     def key(self) -> bytes:
-        """Key of the request: a hash of its model and its bytes."""
+        """Key of the request: a hash of its model and its identity."""
         if self._key is None:
-            view = memoryview(self._content)
-            found = blake2b(f"{self._model}\0{len(view)}\0".encode(), digest_size=16)
+            self._key = self._hashed(self._identity())
+        return self._key
+
+    def identify(self, identity: Callable[[], Identity]) -> None:
+        """Make the key from data that is at hand now, if there is a loss to look up."""
+        if self._losses.known:
+            self._key = self._hashed(identity())
+
+    def _hashed(self, identity: Identity) -> bytes:
+        found = blake2b(self._model.encode(), digest_size=16)
+        for piece in identity:
+            view = memoryview(piece)
+            found.update(f"\0{len(view)}\0".encode())
             found.update(view[:_PIECE_BYTES])
             found.update(view[max(_PIECE_BYTES, len(view) - _PIECE_BYTES) :])
-            self._key = found.digest()
-        return self._key
+        return found.digest()
 
     def check(self) -> Loss | None:
         """Return the request's earlier loss if it may be sent again; the host that then gets it must not end, too.
@@ -93,7 +108,7 @@ class Record:
         loss = self._losses.find(self.key) if self._losses.known else None
         if loss is None:
             return None
-        again = f"a request with the same bytes was lost less than {REMEMBERED_SECONDS:.0f} s ago"
+        again = f"the same request was lost less than {REMEMBERED_SECONDS:.0f} s ago"
         if loss.deadly:
             msg = f"{again}: it ended its host twice; it is sent to none"
             raise QueryOfDeath(msg)

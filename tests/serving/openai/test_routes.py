@@ -233,18 +233,69 @@ async def test_a_request_that_ends_an_engine_is_sent_to_no_other_one(edge, engin
 
     async with raw_engine(dies) as dying, raw_engine(dies) as other:
         edge.serve(dying.url, other.url)
-        body = ask(user="deadly")
+        body = ask(seed=1)
         answers = [await client.post(edge.url + CHAT, json=body) for _ in range(3)]
         asked = len(dying.requests) + len(other.requests)
         edge.serve(engine)
-        good = await client.post(edge.url + CHAT, json=ask(user="another"))
+        good = await client.post(edge.url + CHAT, json=ask(seed=2))
         still = await client.post(edge.url + CHAT, json=body)
     assert asked == 1
     assert [answer.status_code for answer in answers] == [500 if first else 503, 503, 503]
     assert answers[-1].headers["x-ipnext-error"] == "HostLost"
-    assert "the same bytes" in answers[-1].json()["error"]["message"]
+    assert "the same request" in answers[-1].json()["error"]["message"]
     assert (good.status_code, still.status_code) == (200, 503)
     assert edge.counts().retries == 0
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        b'{ "model":"llm",\n\t"seed": 1, "messages":[{"role":"user","content":"say it"}] }',
+        b'{"messages":[{"content":"say it","role":"user"}],"seed":1,"model":"llm"}',
+        b'{"model":"l\\u006cm","seed":1,"messages":[{"role":"user","content":"\\u0073ay it"}]}',
+        b'{"model":"llm","seed":1.0,"messages":[{"role":"user","content":"say it"}]}',
+        b'{"model":"llm","seed":10e-1,"messages":[{"role":"user","content":"say it"}]}',
+        b'{"model":"x","model":"llm","seed":7,"seed":1,"messages":[{"role":"user","content":"say it"}]}',
+        b'{"model":"llm","seed":1,"n":null,"messages":[{"role":"user","content":"say it"}]}',
+        b'{"model":"llm","seed":1,"user":"u","metadata":{"a":"b"},"stream":true,"messages":[{"role":"user","content":"say it"}]}',
+    ],
+    ids=[
+        "spaces",
+        "order",
+        "escapes",
+        "a float",
+        "an exponent",
+        "names given twice",
+        "null",
+        "fields that nothing reads",
+    ],
+)
+async def test_another_way_to_write_a_request_gets_no_second_victim(edge, engine, client, again):
+    async def dies(_, __, ___, writer):
+        dying.ended = True
+        writer.close()
+
+    async def post(content):
+        return await client.post(edge.url + CHAT, content=content, headers={"content-type": "application/json"})
+
+    first = b'{"model":"llm","seed":1,"messages":[{"role":"user","content":"say it"}]}'
+    async with raw_engine(dies) as dying:
+        edge.serve(dying.url)
+        assert (await post(first)).headers["x-ipnext-error"] == "HostLost"
+    edge.serve(engine)
+    answer = await post(again)
+    assert (answer.status_code, answer.headers["x-ipnext-error"]) == (503, "HostLost")
+    assert "the same request" in answer.json()["error"]["message"]
+    assert (await post(first.replace(b":1,", b":2,"))).status_code == 200
+
+
+@pytest.mark.parametrize(("levels", "status"), [(254, 200), (255, 400), (1000, 400), (5000, 400)])
+async def test_a_body_of_too_many_levels_is_refused(edge, engine, client, levels, status):
+    edge.serve(engine)
+    deep = b"[" * (levels - 1) + b"]" * (levels - 1)
+    content = b'{"model":"llm","messages":[{"role":"user","content":"x"}],"deep":' + deep + b"}"
+    answer = await client.post(edge.url + CHAT, content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == status, answer.text
 
 
 async def test_another_generation_never_stands_in(edge, engine, client):
