@@ -50,6 +50,9 @@ NEWER_WAITS: Final = "newer_waits"
 ABORTED: Final = "aborted "
 """Prefix of the reason of a run's cancellation if a user aborted it."""
 
+PREEMPTS: Final = " was asked"
+"""End of the reason if a newer change stopped it; the change stands before it."""
+
 # signal of a change's run
 FREEZE_CHANGED: Final = "freeze_changed"
 """A freeze was lifted, changed or overridden: a waiting run checks again."""

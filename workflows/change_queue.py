@@ -54,22 +54,39 @@ def enqueue(
 
 
 CAN_PASS = frozenset({ChangeKind.REPAIR, ChangeKind.MOVE})
-"""Kinds that may run before older changes: all repairs, and moves away from a lost region."""
+"""Kinds that may run before older changes: repairs, and moves away from a lost region (failovers)."""
 
 WAITS = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY, ChangeKind.MOVE, ChangeKind.RETIRE})
-"""Kinds whose run may wait for something before it moves anything."""
+"""Kinds whose run may wait for something before it moves anything, also while repairs are carried out."""
+
+EMERGENCIES = frozenset({ChangeKind.ROLLBACK, ChangeKind.REPAIR})
+"""Kinds whose run waits for supply only, and is passed by failovers only."""
 
 
 def next_of(queue: tuple[QueuedChange, ...], *, held: bool, passing: Collection[str] = ()) -> QueuedChange | None:
-    """Return the waiting change to run next: a rollback first, then a repair and what is `passing`, by its id.
+    """Return the waiting change to run next: a rollback first, then a failover, then a repair.
 
-    While paused only those and retirements.
+    `passing` has the ids of changes that may pass others, failovers among them. While paused only those and retirements.
     """
-    rollback = next((change for change in queue if change.kind is ChangeKind.ROLLBACK), None)
-    if rollback is not None:
-        return rollback
-    first = next((change for change in queue if change.kind is ChangeKind.REPAIR or change.id in passing), None)
-    return first or oldest_of(queue, held=held)
+    ranked = [(rank, change) for change in queue if (rank := _rank(change, passing)) is not None]
+    first = min(ranked, key=lambda found: (found[0], found[1].sequence), default=None)
+    return first[1] if first is not None else oldest_of(queue, held=held)
+
+
+def _rank(change: QueuedChange, passing: Collection[str]) -> int | None:
+    """Return the rank of an emergency, the first one is 0; None for another change."""
+    if change.kind is ChangeKind.ROLLBACK:
+        return 0
+    if change.kind is ChangeKind.REPAIR:
+        return 2
+    return 1 if change.id in passing else None
+
+
+def can_pass(running: ChangeKind) -> frozenset[ChangeKind]:
+    """Return the kinds that may pass a run of this kind while it waits. The store decides which changes of them do."""
+    if running in WAITS:
+        return CAN_PASS
+    return CAN_PASS - EMERGENCIES if running in EMERGENCIES else frozenset()
 
 
 def oldest_of(queue: tuple[QueuedChange, ...], *, held: bool) -> QueuedChange | None:

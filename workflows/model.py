@@ -137,7 +137,13 @@ class ModelWorkflow(Reading):
     @property
     def _look_due(self) -> bool:
         """True if a look is due while a change runs that does not pass another one."""
-        return self._looks_again and self._passed is None
+        return self._looks_again and not self._passed
+
+    @property
+    def _goes_behind(self) -> bool:
+        """True if nothing would run next but a repair, which a failover goes before."""
+        following = self._next()
+        return following is None or following.kind is ChangeKind.REPAIR
 
     @property
     def _takes_up(self) -> bool:
@@ -164,13 +170,13 @@ class ModelWorkflow(Reading):
             if self._looks_again:
                 await self._look()
             await self._record_superseded()
-            if not self._begun and self._next() is None and (waiting := self._unweighed) is not None:
+            if not self._begun and self._goes_behind and (waiting := self._unweighed) is not None:
                 await self._may_pass(waiting)
-            if self._passed is not None:  # by a run that an earlier run of the entity began
-                await self._follow(self._passed)
+            for passed in self._passed:  # by a run that an earlier run of the entity began
+                await self._follow(passed)
             if (change := self._begun[0] if self._begun else self._next()) is not None:
                 await self._carry_out_next(change)
-            self._passed = None
+            self._passed = tuple(passed for passed in self._passed if passed in self._begun[1:])
             if self._long:
                 await self._renew()
 
@@ -212,12 +218,12 @@ class ModelWorkflow(Reading):
 
     async def _let_pass(self, change: QueuedChange, run: asyncio.Task[LifecycleResult]) -> None:
         """Carry out a change while the running one waits; then go on with that one, and tell it what it missed."""
-        passed, told_newer = self._running, self._told_newer
+        passed, before, told_newer = self._running, self._passed, self._told_newer
         if passed is None:
             return
-        self._passed, self._told_newer = passed, False
+        self._passed, self._told_newer = (*before, passed), False
         await self._carry_out_next(change)
-        self._passed, self._running, self._told_newer = None, passed, told_newer
+        self._passed, self._running, self._told_newer = before, passed, told_newer
         if not run.done():
             await self._tell_all()
         self._show()
@@ -362,6 +368,6 @@ class ModelWorkflow(Reading):
             retired=self._retired,
             passing=self._passing,
             told_hold=tuple(ToldHold(change_id=told, held=held) for told, held in self._told_hold.items()),
-            passed=self._passed.id if self._passed else None,
+            passed_ids=tuple(passed.id for passed in self._passed),
             looks_again=self._will_look,
         )

@@ -39,8 +39,8 @@ class Held:
         self._queue = input.queue
         self._serving = input.serving_generation
         self._running: QueuedChange | None = None
-        self._passed = next((change for change in input.begun[1:] if change.id == input.passed), None)
-        """The change whose run waits while the running one passes it."""
+        self._passed = tuple(change for change in input.begun[1:] if change.id in input.passed_ids)[::-1]
+        """The changes whose runs wait while the running one passes them. Each of them passes the ones before it."""
         self._children: dict[str, Child] = {}
         """Change -> its run, if this run of the entity started it."""
         self._follows = set[str]()
@@ -131,11 +131,9 @@ class Held:
             raise ApplicationError(msg, type="Conflict", non_retryable=True)
 
     def _meant(self, asked: ControlAsked) -> QueuedChange | None:
-        """Return the change that an abort means: the passed one if it can be aborted, else the running one."""
-        passed = self._passed
-        if passed is None or (passed.kind in URGENT and passed.id != asked.waiting):
-            return self._running
-        return passed
+        """Return the change that an abort means: the first passed one that can be aborted, else the running one."""
+        passed = (change for change in self._passed if change.kind not in URGENT or change.id == asked.waiting)
+        return next(passed, self._running)
 
     @property
     def _takes_up(self) -> bool:
@@ -190,8 +188,8 @@ class Held:
             await self._signal(self._running, signal, argument)
 
     async def _tell_holds(self) -> None:
-        """Tell the run, and the one that it passes, whether the model is paused."""
-        for change in (self._running, self._passed):
+        """Tell the run, and those that it passes, whether the model is paused."""
+        for change in (*self._passed, self._running):
             if change is not None:
                 await self._tell_hold(change)
 
@@ -221,14 +219,13 @@ class Held:
             workflow.logger.info("the run ended before it heard of %s", signal)
 
     def _stop_running_for(self, change: QueuedChange) -> None:
-        """Stop the run for a change that preempts it, and the one that it passes."""
-        self._stop_for(change, self._running)
-        if self._passed is not None:
-            self._stop_for(change, self._passed)
+        """Stop the run for a change that preempts it, and those that it passes."""
+        for running in (self._running, *self._passed):
+            self._stop_for(change, running)
 
     def _stop_for(self, change: QueuedChange, running: QueuedChange | None) -> None:
         if running is not None and self._reaches(running) and stops(change, running):
-            self._stop(running, f"{change.kind} {change.id} was asked")
+            self._stop(running, f"{change.kind} {change.id}{names.PREEMPTS}")
 
     def _stop(self, running: QueuedChange, why: str) -> None:
         self._told_to_end = running.id, why

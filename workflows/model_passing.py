@@ -1,8 +1,10 @@
-"""Changes that pass: a repair, or a move away from a lost region, runs while an older change waits or the model is paused.
+"""Changes that pass: a repair, or a failover, runs while another change waits or the model is paused.
 
-Part of workflow `model`. Whether a change may pass is decided by the store (activity `may_pass`), once for each run
-that is in its way; again if a region was lost since. The run that it passes goes on waiting, and the entity goes on with it afterwards. The store's fence
-keeps the two from moving the model at the same time.
+Part of workflow `model`. A failover is a move away from a lost region; it passes the waits of all other changes, those
+of repairs and rollbacks too, and also of a run that itself passes others. A repair passes no emergency. A rollback needs
+no such pass: it stops what it meets. Whether a change may pass is decided by the store (activity `may_pass`), once for
+each run that is in its way; again if a region was lost since. The run that it passes goes on waiting, and the entity goes
+on with it afterwards. The store's fence keeps the two from moving the model at the same time.
 """
 
 import asyncio
@@ -15,7 +17,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle import ChangeKind, ModelEntityInput, QueuedChange
     from ipnext.model.takeover import ChangeAsked
     from workflows import policies
-    from workflows.change_queue import CAN_PASS, PASSES_PAUSE, URGENT, WAITS
+    from workflows.change_queue import CAN_PASS, PASSES_PAUSE, can_pass, stops
     from workflows.errors import explained
     from workflows.model_control import Held
     from workflows.policies import perform
@@ -33,19 +35,24 @@ class Passing(Held):
     @property
     def _unweighed(self) -> QueuedChange | None:
         """The oldest waiting change that may pass what is in its way, if the store was not asked yet."""
-        kinds, running = self._passable, self._running.id if self._running else None
-        if not kinds or any(waiting.kind in URGENT for waiting in self._queue):
+        kinds, running = self._passable, self._running
+        if not kinds or (running is not None and any(stops(waiting, running) for waiting in self._queue)):
             return None
-        return next(
-            (found for found in self._queue if found.kind in kinds and (found.id, running) not in self._weighed), None
-        )
+        in_way = None if running is None else running.id
+        found = (waiting for waiting in self._queue if waiting.kind in kinds and not self._is_stopped(waiting))
+        return next((waiting for waiting in found if (waiting.id, in_way) not in self._weighed), None)
+
+    def _is_stopped(self, change: QueuedChange) -> bool:
+        """True if a waiting rollback or retirement would stop the change as soon as it runs."""
+        return any(stops(waiting, change) for waiting in self._queue)
 
     @property
     def _passable(self) -> frozenset[ChangeKind]:
-        """Kinds that may pass what is in their way now: a run that may wait, or a pause. A run that passes is not passed."""
-        if self._running is None:
-            return CAN_PASS - PASSES_PAUSE if self._held is not None else frozenset()
-        return CAN_PASS if self._running.kind in WAITS and self._reachable and self._passed is None else frozenset()
+        """Kinds that may pass what is in their way now: a run that may wait, a pause, or a repair that would run first."""
+        if self._running is not None:
+            return can_pass(self._running.kind) if self._reachable else frozenset()
+        repairs = any(waiting.kind is ChangeKind.REPAIR for waiting in self._queue)
+        return CAN_PASS - PASSES_PAUSE if self._held is not None or repairs else frozenset()
 
     async def _may_pass(self, change: QueuedChange) -> bool:
         """Ask the store once. False, too, if what was in the way has changed meanwhile."""

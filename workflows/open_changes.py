@@ -89,7 +89,7 @@ class Reading(Marked):
     @property
     def _tracked_ids(self) -> frozenset[str]:
         """Ids of the changes that this entity still works on."""
-        works_on = (self._running, self._passed, *self._begun, *self._queue)
+        works_on = (self._running, *self._passed, *self._begun, *self._queue)
         marked = (item.change_id for item in (*self._superseded, *self._unmarked))
         return frozenset((*(change.id for change in works_on if change is not None), *marked))
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from temporalio import activity
 
-from activities.deployment.repetition import pend_again, record_again
+from activities.deployment.repetition import pend_again, record_again, replan_stopped_move
 from activities.planning.adoption import settle
 from activities.planning.drift import record_repair
 from activities.runtime.deadline import beat
@@ -66,6 +66,7 @@ class DeploymentActivities:
                 settle(repository, record.model, change_id=record.change_id, wishes=wishes)
             if again is not None:
                 pend_again(repository, again)
+            replan_stopped_move(repository, change)
             lower_claims(repository, record.model)
             record_repair(repository, record.model)
         return Done(note=record.result.message)

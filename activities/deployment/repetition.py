@@ -1,4 +1,4 @@
-"""Repeats changes that were reverted or refused because a region was lost, on the remaining regions.
+"""Repeats changes that were reverted or refused because a region was lost, on the remaining regions, and moves that a rollback stopped.
 
 Called in the unit of work that ends a change. The next change plans without the lost region, so it ends by the same
 reason only if another one is lost.
@@ -26,6 +26,11 @@ BY_A_LOSS = frozenset(
 )
 """Reasons of changes that fail because of a lost region. Any other one is a fault of the change itself."""
 
+LOOKED_AT = 8
+"""Newest changes of a model among which a stopped move is searched."""
+
+_STOPPED = frozenset({ChangeState.SUPERSEDED, ChangeState.ROLLED_BACK})
+
 _REPLACES = frozenset({ChangeKind.PUBLISH, ChangeKind.ROLLBACK, ChangeKind.RETIRE})
 
 
@@ -50,6 +55,24 @@ def record_again(repository: Repository, change: Change, result: LifecycleResult
         change.model, "RecordedAgain", f"{change.kind} {change.id} is carried out again as {change_id}"
     )
     return again
+
+
+def replan_stopped_move(repository: Repository, rollback: Change) -> None:
+    """Record a replan if a rollback, which has ended, stopped the newest move of the model: its plan is no longer in force.
+
+    The rollback goes back by what runs, and waits for no place of the move. What is then to move, the next plan tells.
+    """
+    if rollback.kind is not ChangeKind.ROLLBACK or repository.plan_in_force_id() is None:
+        return
+    moves = (found for found in repository.changes(rollback.model, limit=LOOKED_AT) if found.kind is ChangeKind.MOVE)
+    move = next(moves, None)
+    if move is not None and move.state in _STOPPED and _names_rollback(move.message):
+        repository.add_shortage_replan(move.model, move.sequence)
+
+
+def _names_rollback(message: str) -> bool:
+    """True if the message of a change that was stopped names a rollback as the reason."""
+    return f"stopped: {ChangeKind.ROLLBACK} " in message and names.PREEMPTS in message
 
 
 def pend_again(repository: Repository, again: Change) -> None:

@@ -92,13 +92,16 @@ class TakeoverActivities:
     def may_pass(self, asked: ChangeAsked) -> MayPass:
         """Decide whether a waiting change may run now, before older ones: a repair, or a move away from a lost region.
 
-        Not while another change moves the model: the store would refuse it until that has ended.
+        Not while another change moves the model: the store would refuse it until that has ended. A repair waits behind
+        such a move and behind a rollback, as both may do what it would.
         """
         with self._store.read() as repository:
             change = repository.change(asked.change_id)
             if change.state.final or repository.is_moved(asked.model):
                 return MayPass()
-            return MayPass(passes=change.kind is ChangeKind.REPAIR or leaves_loss(repository, change))
+            if change.kind is ChangeKind.REPAIR:
+                return MayPass(passes=not any(_goes_before(repository, other) for other in _begun(repository, change)))
+            return MayPass(passes=leaves_loss(repository, change))
 
     @activity.defn(name="take_over", no_thread_cancel_exception=True)
     def take_over(self, asked: TakeOver) -> TakenOver:
@@ -131,6 +134,17 @@ class TakeoverActivities:
     def _begun(self, change: Change) -> bool:
         begun = change.state is ChangeState.RUNNING
         return begun or self._is_open(names.lifecycle_workflow_id(change.model, change.id))
+
+
+def _begun(repository: Repository, change: Change) -> Sequence[Change]:
+    """Return the other changes of the model that run."""
+    found = repository.open_changes(change.model)
+    return [other for other in found if other.id != change.id and other.state is ChangeState.RUNNING]
+
+
+def _goes_before(repository: Repository, change: Change) -> bool:
+    """True if repairs wait behind a change: a rollback, or a move away from a lost region."""
+    return change.kind is ChangeKind.ROLLBACK or leaves_loss(repository, change)
 
 
 def _is_withdrawn(repository: Repository, asked: TakeOver) -> bool:

@@ -100,8 +100,8 @@ class ModelEntityInput(Value):
     """Open changes that run although the model is paused, or an older change waits."""
     told_hold: tuple["ToldHold", ...] = ()
     """The pause, or its end, that each run knows of; a run that is not in here is told."""
-    passed: str | None = None
-    """The one of `begun` whose run waits while that of the first one passes it."""
+    passed_ids: tuple[str, ...] = ()
+    """Those of `begun` whose runs wait while the first one passes them; each passes the ones before it."""
     looks_again: bool = False
     """Whether the store may have open changes that the entity lost: it reads them again."""
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipnext.model.lifecycle import ChangeKind, QueuedChange
-from workflows.change_queue import enqueue, next_of, stops
+from workflows.change_queue import can_pass, enqueue, next_of, stops
 
 PUBLISH, ROLLBACK, APPLY, MOVE, RETIRE, REPAIR = (
     ChangeKind(kind) for kind in ("publish", "rollback", "apply", "move", "retire", "repair")
@@ -83,3 +83,17 @@ def test_a_repair_and_what_passes_run_before_older_changes_and_after_a_rollback(
     assert next_of((publish, move), held=True) is None
     assert next_of((publish, move), held=True, passing=[move.id]) == move
     assert next_of((publish, repair, rollback), held=False) == rollback
+
+
+def test_a_failover_runs_before_an_older_repair_and_after_a_rollback():
+    repair, failover, rollback = change(REPAIR, 1), change(MOVE, 2), change(ROLLBACK, 3)
+
+    assert next_of((repair, failover), held=False, passing=[failover.id]) == failover
+    assert next_of((repair, failover), held=True, passing=[failover.id]) == failover
+    assert next_of((repair, failover), held=False) == repair
+    assert next_of((repair, failover, rollback), held=False, passing=[failover.id]) == rollback
+
+
+def test_waits_of_emergencies_are_passed_by_failovers_only():
+    assert can_pass(ROLLBACK) == can_pass(REPAIR) == {MOVE}
+    assert can_pass(PUBLISH) == can_pass(APPLY) == can_pass(MOVE) == can_pass(RETIRE) == {MOVE, REPAIR}

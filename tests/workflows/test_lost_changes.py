@@ -67,7 +67,7 @@ def test_what_the_entity_works_on_is_left_as_it_is(entity):
     running, passed, begun, queued, gone = (change(n) for n in range(1, 6))
     marks = (SupersededChange(change_id=gone.id, by=queued.id),)
     found = entity(begun=(running, passed, begun), queue=(queued,), superseded=marks)
-    found._running, found._passed = running, passed
+    found._running, found._passed = running, (passed,)
     entity.found = tuple(opened(each, begun=each in found._begun) for each in (running, passed, begun, queued, gone))
 
     assert asyncio.run(found._look()) is None

@@ -40,10 +40,10 @@ def entity(monkeypatch):
         found = Passing(ModelEntityInput(model="m", rebuilt=True))
         monkeypatch.setattr(found, "_show", lambda: None)
         monkeypatch.setattr(found, "_note", noted)
-        found._passed, found._running = change(passed, 1), change(ChangeKind.REPAIR, 2)
-        runs = {each.id: Run() for each in (found._passed, found._running)}
+        found._passed, found._running = (change(passed, 1),), change(ChangeKind.REPAIR, 2)
+        runs = {each.id: Run() for each in (*found._passed, found._running)}
         found._children.update(runs)
-        return found, runs[found._passed.id], runs[found._running.id]
+        return found, runs[found._passed[0].id], runs[found._running.id]
 
     return build
 
@@ -82,7 +82,7 @@ def test_an_abort_beside_a_passed_retirement_stops_the_repair(entity):
 
 def test_nothing_running_can_not_be_aborted(entity):
     found, *_ = entity()
-    found._passed = found._running = None
+    found._passed, found._running = (), None
 
     with pytest.raises(ApplicationError, match="nothing of m runs"):
         found._check_running(ASKED)
@@ -92,7 +92,7 @@ def test_nothing_running_can_not_be_aborted(entity):
 def test_an_abort_stops_a_retirement_that_waits_for_a_freeze(entity, passes):
     found, passed, running = entity(ChangeKind.RETIRE)
     if not passes:
-        found._passed, found._running = None, found._passed
+        found._passed, found._running = (), found._passed[0]
 
     answer = asyncio.run(found.abort_run(ASKED.model_copy(update={"waiting": "retire-1"})))
 
@@ -102,7 +102,7 @@ def test_an_abort_stops_a_retirement_that_waits_for_a_freeze(entity, passes):
 
 def test_a_retirement_that_waits_for_nothing_can_not_be_aborted(entity):
     found, *_ = entity(ChangeKind.RETIRE)
-    found._passed, found._running = None, found._passed
+    found._passed, found._running = (), found._passed[0]
 
     with pytest.raises(ApplicationError, match="a retire of m runs"):
         found._check_running(ASKED)
@@ -118,7 +118,7 @@ def test_a_rollback_stops_both(entity):
 
 def weighed(found, move):
     """The entity has asked about the move, which waits behind the passed run."""
-    found._queue, found._running, found._passed = (move,), found._passed, None
+    found._queue, found._running, found._passed = (move,), found._passed[0], ()
     found._weighed = {(move.id, found._running.id)}
     assert found._unweighed is None
 
@@ -139,7 +139,7 @@ def test_a_move_whose_run_waits_for_a_freeze_is_woken(entity):
     passed.signal = lambda name, *_: noted(woken.append(name))
 
     async def submitted_again():
-        found._weigh_again(found._passed)
+        found._weigh_again(found._passed[0])
         await found._waking
 
     asyncio.run(submitted_again())
@@ -154,8 +154,8 @@ def renewed(monkeypatch):
     def build(kind=ChangeKind.PUBLISH, *, passed=None, **carried):
         monkeypatch.setattr(model_control.workflow, "wait_condition", noted)
         begun = (change(kind, 2), *(() if passed is None else (change(passed, 1),)))
-        passed_id = None if passed is None else begun[1].id
-        found = Passing(ModelEntityInput(model="m", rebuilt=True, begun=begun, passed=passed_id, **carried))
+        passed_ids = tuple(each.id for each in begun[1:])
+        found = Passing(ModelEntityInput(model="m", rebuilt=True, begun=begun, passed_ids=passed_ids, **carried))
         runs = {each.id: Run() for each in begun}
         monkeypatch.setattr(found, "_show", lambda: None)
         monkeypatch.setattr(found, "_note", noted)
@@ -212,8 +212,62 @@ def test_controls_reach_a_run_that_is_passed_though_the_entity_continued_as_new(
     told = (ToldHold(change_id="publish-1"),)
     found, repair, publish = renewed(ChangeKind.REPAIR, passed=ChangeKind.PUBLISH, told_hold=told)
 
-    asyncio.run(found._follow(found._passed))
+    asyncio.run(found._follow(found._passed[0]))
     asyncio.run(found.pause_changes(ASKED))
 
     assert publish.signals == [names.REPORT_END, PAUSED]
     assert (repair.signals, found._meant(ASKED).id) == ([], "publish-1")
+
+
+def test_a_move_may_pass_a_repair_and_a_rollback_also_if_those_pass_another_run(entity):
+    (found, *_), move = entity(), change(ChangeKind.MOVE, 3)
+    found._queue = (move,)
+    assert found._unweighed == move
+
+    rollback = change(ChangeKind.ROLLBACK, 4)
+    found._running = rollback
+    found._children[rollback.id] = Run()
+    assert found._unweighed == move
+
+
+def test_a_repair_passes_neither_a_repair_nor_a_rollback(entity):
+    found, *_ = entity()
+    found._queue = (change(ChangeKind.REPAIR, 3),)
+    assert found._unweighed is None
+
+    rollback = change(ChangeKind.ROLLBACK, 4)
+    found._running = rollback
+    found._children[rollback.id] = Run()
+    assert found._unweighed is None
+
+
+def test_nothing_passes_that_a_waiting_rollback_would_stop_at_once(entity):
+    found, *_ = entity(ChangeKind.RETIRE)
+    found._queue, found._running, found._passed = (change(ChangeKind.MOVE, 3),), found._passed[0], ()
+    assert found._unweighed == found._queue[0]
+
+    found._queue += (change(ChangeKind.ROLLBACK, 4),)
+
+    assert found._unweighed is None
+
+
+def test_a_move_is_weighed_before_a_repair_runs(entity):
+    (found, *_), move = entity(), change(ChangeKind.MOVE, 3)
+    found._running, found._passed = None, ()
+    found._queue = (move,)
+    assert found._unweighed is None, "it runs next anyway"
+
+    found._queue = (change(ChangeKind.REPAIR, 2), move)
+
+    assert found._unweighed == move
+
+
+def test_all_passed_runs_are_taken_over_in_their_order(renewed):
+    passed = (change(ChangeKind.PUBLISH, 1), change(ChangeKind.REPAIR, 2))
+    begun = (change(ChangeKind.MOVE, 3), *passed[::-1])
+
+    found = Passing(
+        ModelEntityInput(model="m", rebuilt=True, begun=begun, passed_ids=tuple(each.id for each in passed))
+    )
+
+    assert found._passed == passed
