@@ -62,7 +62,8 @@ class DeploymentActivities:
             former = repository.model(record.model).former
             end_change(repository, record)
             if _follows_what_runs(change.kind, record.result.state):
-                wishes = former.wishes if former and former.change_id == change.id else None
+                found = former.placement if former and former.change_id == change.id else None
+                wishes = found.wishes if found else None
                 settle(repository, record.model, change_id=record.change_id, wishes=wishes)
             if again is not None:
                 pend_again(repository, again)

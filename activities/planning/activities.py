@@ -104,7 +104,7 @@ class PlanningActivities:
         if placed is not None and keeps(placed, problem.model_copy(update={"owners": whole})):
             if stage.kind in ROLLS_OUT and record.validated != record.accepted:
                 with self._store.begin(stage.model) as repository:
-                    go_by(repository, stage, record, placed)
+                    go_by(repository, stage, record, placed, plan_id=placed.plan_id)
             return _planned(placed.plan_id, placed.cost_per_hour, message="the placement in force still holds")
         try:
             with _TURN:
@@ -125,7 +125,7 @@ class PlanningActivities:
         prepared = PreparedPlan.of(adopted)
         try:
             with self._store.begin(stage.model) as repository:
-                go_by(repository, stage, record, placed)
+                go_by(repository, stage, record, placed, plan_id=adopted.id)
                 admit_wishes(repository, problem.models[0], replicas=policy.owner_replicas)
                 repository.adopt_plan(prepared, expected=base)
         except QuotaExceeded as error:
@@ -158,11 +158,14 @@ class PlanningActivities:
             repository.add_event(stage.model, ConditionType.PLANNED.value, message, detail=detail)
 
 
-def go_by(repository: Repository, stage: StageInput, seen: ModelRecord, placed: Placement | None) -> None:
+def go_by(
+    repository: Repository, stage: StageInput, seen: ModelRecord, placed: Placement | None, *, plan_id: str
+) -> None:
     """Let the model go by the manifest that the change is planned by, in the unit of work that adopts its placement.
 
     No freeze and no cut holds the change up any more. `seen` and `placed` are what the plan was made from; they are kept
-    for the case that the change ends without success.
+    for the case that the change ends without success, and for repairs of what serves while the change waits for supply.
+    `plan_id` is the plan of the placement that the change goes by.
 
     Raises:
         FenceLost: the change has ended; the next one may be validated and frozen by now.
@@ -173,8 +176,9 @@ def go_by(repository: Repository, stage: StageInput, seen: ModelRecord, placed: 
     if (now.validated, now.accepted) != (seen.validated, seen.accepted):
         msg = f"another revision of the manifest of {stage.model!r} was accepted; plan it again"
         raise StaleWrite(msg)
-    wishes = placed.wishes if placed else None
-    repository.keep_former(stage.model, change_id=stage.change_id, generation=stage.generation, wishes=wishes)
+    repository.keep_former(
+        stage.model, change_id=stage.change_id, generation=stage.generation, placed=placed, plan_id=plan_id
+    )
     if stage.kind in ROLLS_OUT:
         repository.put_in_force(stage.model)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from activities.planning.problem import model_as_served, units_in_use, units_of
 from activities.state.drained_fleet import Drained, without_drained
+from activities.state.serving_basis import go_by_what_serves
 from activities.state.wave_state import Back, peak, planned_state, running_state
 from activities.transition.admission import not_swapped, planned_waves, price_of, refused_way, way_back
 from activities.transition.dropped_users import refused_drop
@@ -52,6 +53,7 @@ class Draft:
             Unavailable: another change moves the model, only another model's transition holds the supply that the waves need, or the
                 owner prefers to wait for supply.
         """
+        go_by_what_serves(repository, stage.model, stage.change_id)
         known = repository.find_transition(stage.change_id)
         repository.check_fence(stage.change_id, known.fence if known else 0)
         repository.check_only_mover(stage.model, stage.change_id)
@@ -75,6 +77,7 @@ class Draft:
         or admitted meanwhile. The usage of others can only shrink while it is read: a wave stays within its transition,
         which is counted at its peak.
         """
+        go_by_what_serves(repository, stage.model, stage.change_id)
         repository.check_fence(stage.change_id)
         repository.check_only_mover(stage.model, stage.change_id)
         if repository.find_transition(stage.change_id) is not None or _basis(repository, stage) != self.basis:

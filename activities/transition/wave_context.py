@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from activities.state.desired import Facts, read_facts
 from activities.state.facts import generations_in
 from activities.state.restored import restoring
+from activities.state.serving_basis import go_by_what_serves
 from activities.state.wave_state import ModelState, Phase, brought_up, peak, state_at, state_back, state_undone, swaps
 from activities.transition.hot_swap import while_swapped
 from activities.transition.revert import unfreed
@@ -32,6 +33,7 @@ class Reaching:
     def read(cls, repository: Repository, wave: WaveInput, phase: Phase) -> "Reaching":
         """Read the wave. Raises NotFound if the transition is not stored."""
         record = repository.transition(wave.transition_id)
+        go_by_what_serves(repository, wave.model, record.change_id)
         planned = {item.region: item.qps for item in record.transition.demand}
         named = generations_in(record.transition)
         facts = replace(read_facts(repository, wave.model, wave.generation, named=named), planned_demand=planned)

@@ -12,10 +12,9 @@ from sqlmodel import col, func, select
 from ipnext.errors import NotFound, StaleWrite
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.manifest import DemandItem, ModelManifest, ModelSpec
-from ipnext.model.plan import ModelProblem
 from ipnext.model.throughput import TOKENS
 from ipnext.model.wire import decode_frozen, decode_plain
-from ipnext.store.records import FleetRecord, FormerBasis, JudgedSpec, ModelRecord
+from ipnext.store.records import FleetRecord, FormerBasis, JudgedSpec, ModelRecord, Placement
 from ipnext.store.tables import METADATA, FleetRow, ModelRow
 from ipnext.store.unit import MODELS, NAMED_IN_ERRORS, Unit, batches, bytes_of, document, known, plain
 
@@ -110,7 +109,17 @@ class Models(Unit):
 
     def model(self, name: str) -> ModelRecord:
         """Return one model, retired or not. NotFound names known ones."""
-        return self._once(("model", name), lambda: self._read_model(name))
+        record = self._once(("model", name), lambda: self._read_model(name))
+        if name in self._by_former and record.former is not None:
+            return record.model_copy(update={"accepted": record.former.accepted})
+        return record
+
+    def go_by_former(self, name: str) -> None:
+        """Read the model in this unit of work by the manifest and the placement that its open change found.
+
+        For a change that moves what serves while the open one waits. Nothing is written.
+        """
+        self._by_former.add(name)
 
     def _read_model(self, name: str) -> ModelRecord:
         row = self._run(_ONE, name=name).first()
@@ -245,18 +254,21 @@ class Models(Unit):
         if record.validated is not None and record.validated != record.accepted:
             self._judge(name, accepted=record.validated)
 
-    def keep_former(self, name: str, *, change_id: str, generation: int, wishes: ModelProblem | None) -> None:
-        """Keep what the model goes by before a change to a generation is planned; `wishes` are those that it is placed by.
+    def keep_former(
+        self, name: str, *, change_id: str, generation: int, placed: Placement | None, plan_id: str
+    ) -> None:
+        """Keep what the model goes by before a change to a generation is planned; `placed` is its placement.
 
-        The same change again changes nothing. If another open change was planned before, what that one found is kept.
+        `plan_id` is the plan that the change goes by. If another open change was planned before, what that one found is
+        kept.
         """
         record = self.model(name)
-        known = record.former
-        if known is None:
-            known = FormerBasis(change_id=change_id, generation=generation, accepted=record.accepted, wishes=wishes)
-        elif known.change_id == change_id:
-            return
-        self._judge(name, former=known.model_copy(update={"change_id": change_id, "generation": generation}))
+        known = record.former or FormerBasis(
+            change_id=change_id, generation=generation, accepted=record.accepted, placement=placed
+        )
+        planned = known.model_copy(update={"change_id": change_id, "generation": generation, "plan_id": plan_id})
+        if planned != record.former:
+            self._judge(name, former=planned)
 
     def end_force(self, name: str, *, change_id: str, done: bool) -> None:
         """End what a change put in force: from now on it is in force for good (`done`), or what it found is in force again."""

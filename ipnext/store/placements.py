@@ -16,9 +16,9 @@ from sqlmodel import col, func, select
 from ipnext.model.plan import ModelProblem, ReplicaCount, TrafficShare, Unmet
 from ipnext.model.value import canonical_json
 from ipnext.model.wire import decode_frozen, decode_plain
-from ipnext.store.records import HeldSlot, Placement, PlanDocuments, PlanRecord
+from ipnext.store.records import FormerBasis, HeldSlot, Placement, PlanDocuments, PlanRecord
 from ipnext.store.tables import METADATA, DeploymentRow, PlacedReplicasRow, PlacementRow
-from ipnext.store.unit import Unit, batches, document, plain
+from ipnext.store.unit import MODELS, Unit, batches, document, plain
 
 Units = dict[tuple[str, str], float]
 """(region, hardware) -> units."""
@@ -30,6 +30,8 @@ PLACED = METADATA.tables[PlacedReplicasRow.__tablename__]
 DEPLOYMENTS = METADATA.tables[DeploymentRow.__tablename__]
 
 _ONE = sa_select(PLACEMENTS).where(PLACEMENTS.c.model == bindparam("model"))
+
+_FORMER = sa_select(MODELS.c.former).where(MODELS.c.name == bindparam("model"))
 
 _PLACED_SLOTS = sa_select(
     PLACED.c.model, PLACED.c.part, PLACED.c.region, PLACED.c.hardware, PLACED.c["count"], PLACED.c.units
@@ -92,7 +94,14 @@ class Placements(Unit):
             row = self._run(_ONE, model=model).first()
             return None if row is None else _placement(row)
 
-        return self._once(("placement", model), read)
+        placed = self._once(("placement", model), read)
+        if model in self._by_former and (former := self._former(model)) is not None:
+            return former
+        return placed
+
+    def _former(self, model: str) -> Placement | None:
+        row = self._run(_FORMER, model=model).scalar()
+        return None if row is None else decode_frozen(FormerBasis, row).placement
 
     def placements(self, models: Collection[str] | None = None) -> tuple[Placement, ...]:
         """Return the placements of these models, or of every model, in the plan in force, by name."""

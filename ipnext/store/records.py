@@ -35,16 +35,40 @@ class JudgedSpec(Value):
     """Its spec; None if the model's newest manifest has it."""
 
 
+class Placement(Value):
+    """One model's placement in the plan in force, and the desired state that it was made for."""
+
+    model: str
+    plan_id: str
+    """The plan that decided it; later plans that leave it unchanged don't count."""
+    wishes: ModelProblem
+    replicas: tuple[ReplicaCount, ...] = ()
+    traffic: tuple[TrafficShare, ...] = ()
+    unmet: tuple[Unmet, ...] = ()
+    cost_per_hour: float = 0.0
+    """At the prices of its plan."""
+
+    @property
+    def state(self) -> CurrentState:
+        """Its replicas and traffic."""
+        return CurrentState(replicas=self.replicas, traffic=self.traffic)
+
+
 class FormerBasis(Value):
-    """What a model went by before an open change was planned. The end of that change without success restores it."""
+    """What a model went by before an open change was planned: what serves goes by it until the change moves the model.
+
+    The end of that change without success restores it.
+    """
 
     change_id: str
     generation: int = 0
     """The generation that the change leads to."""
     accepted: JudgedSpec | None = None
     """The revision that was in force; None if there was none yet."""
-    wishes: ModelProblem | None = None
-    """The wishes that the model was placed by; None if it was not placed."""
+    placement: Placement | None = None
+    """The placement that was in force, with the wishes that it was made for; None if the model was not placed."""
+    plan_id: str = ""
+    """The plan of the placement that the change goes by."""
 
 
 class ModelRecord(Value):
@@ -229,25 +253,6 @@ class PlanDocuments(Value):
     problem: str
     plan: str
     diff: str
-
-
-class Placement(Value):
-    """One model's placement in the plan in force, and the desired state that it was made for."""
-
-    model: str
-    plan_id: str
-    """The plan that decided it; later plans that leave it unchanged don't count."""
-    wishes: ModelProblem
-    replicas: tuple[ReplicaCount, ...] = ()
-    traffic: tuple[TrafficShare, ...] = ()
-    unmet: tuple[Unmet, ...] = ()
-    cost_per_hour: float = 0.0
-    """At the prices of its plan."""
-
-    @property
-    def state(self) -> CurrentState:
-        """Its replicas and traffic."""
-        return CurrentState(replicas=self.replicas, traffic=self.traffic)
 
 
 class TransitionRecord(Value):

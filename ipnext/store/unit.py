@@ -68,6 +68,8 @@ class Unit:
         """Rows that were read by key. The session itself drops a row without a reference, and would read it again."""
         self._read: dict[Any, Any] = {}
         """Results since the last write of this unit, by query."""
+        self._by_former = set[str]()
+        """Models that this unit reads by what their open change found."""
         self._read_after = self._writes
         """Writes of the connection when the results were read."""
 

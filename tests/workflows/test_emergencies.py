@@ -7,10 +7,13 @@ import pytest
 from activities.transition.draft import Draft
 from ipnext import names
 from ipnext.errors import Unavailable
+from ipnext.model.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.status import Reason
+from ipnext.temporal import control
 from tests.workflows.drains import EUROPE, regions
-from tests.workflows.test_waiting_changes import freeze, frozen, moves, served, served_twice  # noqa: F401 - fixtures
+from tests.workflows.test_refused_manifest import GIB, parts
+from tests.workflows.test_waiting_changes import PACE, freeze, frozen, moves, served, served_twice  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.usefixtures("workers")
 
@@ -145,3 +148,56 @@ async def test_a_repair_waits_behind_a_failover_that_waits(
     supply.waits.clear()
     assert (await ended(failover)).state is ChangeState.DONE
     assert (await ended(repair)).state is ChangeState.DONE
+
+
+def sets_of(house, model):
+    """What runs: replica set -> generations, replicas, and the rows that a batch of it may have."""
+    with house.store.read() as unit:
+        return {
+            str(d.key): (d.generations, d.replicas, d.settings["batching"]["maxRows"]) for d in unit.deployments(model)
+        }
+
+
+@pytest.fixture
+async def outgrown(house, model, carried_out, waits):
+    """Generation 1 serves; a publish with another manifest is placed by that one, and waits for supply. What ran, and the publish."""
+    house.apply(model, parts=parts(GIB, 8), rollout={**PACE, "keepWarm": 0})
+    assert (await carried_out(house.publish(model, 1))).state is ChangeState.DONE
+    before = sets_of(house, model)
+    fewer = [{"region": "us-east", "qps": 50}, {"region": "eu-west", "qps": 50}]
+    house.apply(model, parts=parts(2 * GIB, 512), demand=fewer, rollout={**PACE, "keepWarm": 0})
+    return before, await waits(ChangeKind.PUBLISH)
+
+
+async def test_a_repair_goes_by_what_serves_and_not_by_the_publish_that_it_passes(
+    house, model, outgrown, supply, carried_out, ended
+):
+    before, publish = outgrown
+    with house.store.read() as unit:
+        placed = unit.placement(model)
+
+    repair = await carried_out(house.ask(model, ChangeKind.REPAIR, f"{model}-repair"))
+
+    assert repair.state is ChangeState.DONE, repair.message
+    assert sets_of(house, model) == before
+    assert house.change(publish.id).state is ChangeState.RUNNING
+    with house.store.read() as unit:
+        assert unit.placement(model) == placed, "what the publish waits to go to"
+    supply.waits.clear()
+    assert (await ended(publish)).state is ChangeState.DONE
+    assert {found[1:] for found in sets_of(house, model).values()} == {(1, 512)}
+    assert {found[0] for found in sets_of(house, model).values()} == {(2,)}
+
+
+async def test_after_the_publish_was_aborted_what_serves_is_planned_as_before(
+    house, model, outgrown, supply, carried_out, ended, client
+):
+    before, publish = outgrown
+    await carried_out(house.ask(model, ChangeKind.REPAIR, f"{model}-repair"))
+
+    await control(client, model, ControlAction.ABORT, ControlAsked(by="anna"), change_id=publish.id)
+    assert (await ended(publish)).state is ChangeState.REFUSED
+    repair = await carried_out(house.ask(model, ChangeKind.REPAIR, f"{model}-repair-2"))
+
+    assert repair.state is ChangeState.DONE, repair.message
+    assert sets_of(house, model) == before

@@ -167,7 +167,7 @@ def promote(repository, make, qps, *, change_id):
     """As the planning of a change does with a manifest that was accepted."""
     manifest = make.manifest(qps=qps)
     repository.accept_revision("ctr", put(repository, manifest), manifest.spec)
-    repository.keep_former("ctr", change_id=change_id, generation=1, wishes=None)
+    repository.keep_former("ctr", change_id=change_id, generation=1, placed=None, plan_id="p")
     repository.put_in_force("ctr")
 
 
@@ -176,7 +176,7 @@ def test_the_end_of_a_change_decides_whether_its_manifest_stays_in_force(applied
     with applied.begin("ctr") as repository:
         accept(repository, 1, make.manifest())
         promote(repository, make, 20, change_id="x")
-        repository.keep_former("ctr", change_id="x", generation=1, wishes=None)
+        repository.keep_former("ctr", change_id="x", generation=1, placed=None, plan_id="p")
         put(repository, make.manifest(qps=30))
         repository.end_force("ctr", change_id="other", done=not done)
         assert demand_in_force(repository) == 20
