@@ -32,12 +32,13 @@ FAULTS = (
     "terminate lifecycle", "terminate lifecycle and transition", "terminate reconcile", "terminate replan", "terminate transition",
     "a way back by waves", "approved", "bad answers", "dips", "goes over", "host crashed", "host crashed while it goes over",
     "invalid", "load failure", "never ready", "region dead", "region lost", "region unreachable", "stopped by a newer change",
-    "swap fails", "turned for a newer publish", "unacknowledged", "waits for supply", "worker killed",
+    "a repair goes by what serves, not by what waits", "swap fails", "turned for a newer publish", "unacknowledged", "waits for supply", "worker killed",
 )  # fmt: skip
 MINDS = (
     "abort", "apply", "drain", "freeze", "lose a region", "pause", "publish", "publish in a rush", "replan", "retire",
     "repair", "rollback", "two owners at once",
 )  # fmt: skip
+MANIFESTS = ("refused", "too large", "usual")
 
 
 def told(broken) -> str:
@@ -61,6 +62,7 @@ def test_the_histories_have_every_fault_and_every_mind(daily):
 
     assert [kind for kind in FAULTS if not total[f"fault: {kind}"]] == []
     assert [kind for kind in MINDS if not total[f"mind: {kind}"]] == []
+    assert [kind for kind in MANIFESTS if not total[f"manifest: {kind}"]] == []
 
 
 @pytest.mark.nemesis

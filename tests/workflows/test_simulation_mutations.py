@@ -10,6 +10,7 @@ import planner.transition.paths
 import planner.transition.planner
 from activities.planning import problem as problems
 from activities.state import observed as regions
+from activities.state import serving_basis
 from activities.state import wave_state as waves
 from activities.transition import admission as admitting
 from activities.transition import gate as gates
@@ -17,6 +18,7 @@ from activities.transition import revert as undoing
 from activities.transition import step_limit as pacing
 from ipnext.model.lifecycle import ChangeKind
 from ipnext.model.rollout import Transition, TransitionState
+from ipnext.store.models import Models
 from tests.workflows.simulation import (
     carrying,
     losing,
@@ -296,6 +298,35 @@ def _nothing_done(*_):
     yield
 
 
+def manifest_stays_after_a_failure(patch):
+    """A change that came to nothing leaves its manifest in force."""
+    real = Models.end_force
+
+    def kept(store, name, *, change_id, done):
+        real(store, name, change_id=change_id, done=done is not None)
+
+    patch.setattr(Models, "end_force", kept)
+
+
+def manifest_counts_once_accepted(patch):
+    """A freeze, or a lack of supply, may still hold its change up."""
+    real = Models.accept_revision
+
+    def early(store, name, *more):
+        real(store, name, *more)
+        store._judge(name, accepted=store.model(name).validated)
+
+    patch.setattr(Models, "accept_revision", early)
+
+
+def manifest_never_counts(patch):
+    patch.setattr(Models, "put_in_force", lambda *_: None)
+
+
+def repair_goes_by_what_waits(patch):
+    patch.setattr(serving_basis, "go_by_what_serves", lambda *_: None)
+
+
 MUTANTS = {
     traffic_before_ready: ("I1 capacity", "I2 ready", "I5 answer"),
     release_before_route: ("I1 capacity", "I2 ready", "I5 answer"),
@@ -331,11 +362,23 @@ MUTANTS = {
     repair_off: ("rest generation",),
     reconciler_off: ("rest region",),
     withdrawal_off: ("rest generation", "rest region"),
+    manifest_stays_after_a_failure: ("in force",),
+    manifest_counts_once_accepted: ("in force",),
+    manifest_never_counts: ("in force",),
+    repair_goes_by_what_waits: ("in force",),
 }
 
 
 OF_ENDS = {fence_off, takeover_off, rebuild_off, resubmission_off, repair_off, reconciler_off, withdrawal_off}
 """Those of histories in which runs are ended from outside; the others are looked for where nothing is repaired."""
+
+OF_MANIFESTS = {
+    manifest_stays_after_a_failure,
+    manifest_counts_once_accepted,
+    manifest_never_counts,
+    repair_goes_by_what_waits,
+}
+"""Those of histories in which manifests are refused, not placeable, or not in force yet. They have ends, too."""
 
 SEEN_BY = {
     way_back_without_capacity: 790,
@@ -347,6 +390,7 @@ SEEN_BY = {
     fence_off: 726,
     takeover_off: 200,
     reconciler_off: 122,
+    repair_goes_by_what_waits: 43,
 }
 """The first history of those that few see. The search begins there and goes on behind the last one with the first."""
 
@@ -363,7 +407,10 @@ def test_a_rule_broken_on_purpose_is_caught(mutate, monkeypatch):
     mutate(monkeypatch)
 
     seeds = ((SEEN_BY.get(mutate, 0) + number) % SEEDS for number in range(SEEDS))
-    histories = (history(seed, ends=mutate in OF_ENDS, prepares=False) for seed in seeds)
+    of_manifests = mutate in OF_MANIFESTS
+    histories = (
+        history(seed, ends=of_manifests or mutate in OF_ENDS, prepares=False, manifests=of_manifests) for seed in seeds
+    )
     found = next((outcome for outcome in histories if outcome.violated), None)
 
     assert found is not None, f"{SEEDS} histories did not see it"

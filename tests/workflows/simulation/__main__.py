@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1)
     given = parser.parse_args(arguments)
     if given.seed is not None:
-        found = history(given.seed, tracing=given.trace)
+        found = history(given.seed, tracing=given.trace, manifests=True)
         sys.stdout.write(
             "\n".join([*found.trace, f"seed {found.seed}: {found.violated or 'all held'} {found.told}"]) + "\n"
         )

@@ -120,7 +120,7 @@ class Run:
         """A newer publish waits: with `onNewer: turn` all waves but the last end for it."""
         self.newer, self.may_turn = True, may_turn
         self.world.clock.fire(self.signal)
-        rollout = self.world.journal.records[self.change.model].manifest.spec.rollout
+        rollout = self.world.journal.records[self.change.model].in_force.spec.rollout
         if self.way is None or rollout.on_newer != "turn" or not may_turn:
             return
         if self.command.index + 1 < self.way.waves and not self.command.back:
@@ -261,7 +261,7 @@ def _walk(run: Run, planned: Moving) -> Steps:
 
 
 def _way(run: Run, planned: Moving) -> Way:
-    rollout = run.world.journal.records[planned.model].manifest.spec.rollout
+    rollout = run.world.journal.records[planned.model].in_force.spec.rollout
     gates = [wave.gate for wave in planned.transition.waves]
     asks = [rollout.approval == "each" or (rollout.approval == "canary" and gate == "canary") for gate in gates]
     asked = run.change.kind not in UNASKED
@@ -342,7 +342,7 @@ def _commanded(run: Run, planned: Moving, command: Command) -> Steps:
     run.step = run.step if command.name == "pause" else command
     if command.name in WAITS:
         return (yield from _waited(run, command))
-    deadline = run.world.journal.records[planned.model].manifest.spec.rollout.deadline_seconds
+    deadline = run.world.journal.records[planned.model].in_force.spec.rollout.deadline_seconds
     wave = moving.Wave(planned, command.index, command.back, deadline, command.early, command.by_waves)
     run.world.tell("wave", f"{planned.model} {command.index + 1} {'back' if command.back else 'on'}")
     limits = Limits(total=deadline, keeps=command.name == "ensure_capacity")

@@ -17,6 +17,7 @@ from .performing import HEARTBEAT_SECONDS, Limits
 from .walking import WAITS, Command
 
 SLACK = 1e-4
+ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
 LONGEST_QUEUE = 1
 """Publishes of one model that may wait."""
 Place = tuple[str, str, int | None]
@@ -62,6 +63,10 @@ class Invariants:
         """(Users' region, model) of users whom only a lost region answered, until the wave at hand has moved its traffic."""
         self.sent: dict[tuple[str, str], Any] = {}
         """(Users' region, model) -> the shares that the last look saw."""
+        self.succeeded: dict[str, int] = {}
+        """Model -> revision of the manifest of the last rollout that succeeded."""
+        self.adopted: dict[str, int] = {}
+        """Change -> revision of the manifest that its placement was adopted by."""
         self.looks, self.breaches = 0, 0
         self.held: dict[str, Any] = {}
         """Model -> what a look at it saw that found nothing: while that is the same, another one finds nothing either."""
@@ -71,14 +76,17 @@ class Invariants:
         self.halfway.pop(model, None)
         self.crossing.discard(model)
 
-    def begin(self, model: str, dips: Iterable[Dip] = (), *, rollback: bool = False) -> None:
+    def begin(
+        self, model: str, dips: Iterable[Dip] = (), *, rollback: bool = False, manifest: Any | None = None
+    ) -> None:
         """A transition is planned for the demand of now; what is short at its beginning may stay so, and what it dips.
 
         A rollback and a repair go back at the capacity that is there: what one generation lacks goes along to the other, and
         what processes lack that all generations share.
         """
         self.dips[model] = {(dip.region, dip.part): dip.fraction for dip in dips}
-        self.demand[model] = {item.region: item.qps for item in self.world.journal.records[model].manifest.spec.demand}
+        manifest = manifest or self.world.journal.records[model].in_force
+        self.demand[model] = {item.region: item.qps for item in manifest.spec.demand}
         loads = self._loads(model, faults=False)
         self.strained.discard(model)
         self.settled(model)
@@ -265,7 +273,7 @@ class Invariants:
 
     def routed(self, model: str, region: str, before: Any, after: Any) -> None:
         """Pace: the first share of a new generation, and how much of a region's traffic one wave moves."""
-        run, rollout = self.world.entities[model].running, self.world.journal.records[model].manifest.spec.rollout
+        run, rollout = self.world.entities[model].running, self.world.journal.records[model].in_force.spec.rollout
         paced = run is not None and run.command.name == "shift_traffic" and not run.command.back
         if not paced or run.change.kind in admitting.AT_ONCE or model in self.left_behind or not before:
             return
@@ -351,6 +359,50 @@ class Invariants:
         if generation != serving:
             raise Violated("I4 undone", f"{change.id} moved {change.model} to {generation}; {serving} serves")
 
+    def placed_by(self, change: Any, revision: int) -> None:
+        """The unit of work that adopts the placement of a change: from then on its manifest may be carried out."""
+        if change.kind in ROLLS_OUT:
+            self.adopted[change.id] = revision
+
+    def in_force(self, change: Any, *, done: bool) -> None:
+        """The end of a change: its manifest is in force for good if it succeeded, else the one of before."""
+        revision = self.adopted.pop(change.id, None)
+        if done and revision is not None:
+            self.succeeded[change.model] = revision
+
+    def planned_revision(self, model: str, manifest: Any) -> int:
+        """A plan of the fleet takes no manifest that is not in force. Return the revision of the one that it takes."""
+        record = self.world.journal.records[model]
+        revision = next(number for number, known in record.manifests.items() if known is manifest)
+        self._is_in_force(model, revision, f"a replan plans {model}")
+        return revision
+
+    def goes_by(self, change: Any, revision: int) -> None:
+        """A change carries out its own manifest, or the one of what serves; a repair that of what serves alone."""
+        told, model = f"{change.kind} {change.id}", change.model
+        if change.kind in ROLLS_OUT:
+            if self.world.manifests.counts and revision != self.adopted.get(change.id):
+                raise Violated("in force", f"{told} carries out revision {revision}, not its own")
+            return
+        self._is_in_force(model, revision, told)
+        record = self.world.journal.records[model]
+        former = record.former
+        waits = former is not None and former.plan_id == record.placement.plan_id and former.placement is not None
+        fits = waits and not any(r.region in self.world.out.lost for r in former.placement.replicas if r.count)
+        if change.kind is ChangeKind.REPAIR and fits and revision != self.succeeded.get(model, revision):
+            raise Violated("in force", f"{told} carries out revision {revision} of a change that waits")
+
+    def _is_in_force(self, model: str, revision: int, who: str) -> None:
+        """One that a change was placed by which is open, or has succeeded as the last one."""
+        if not self.world.manifests.counts or model not in self.succeeded:
+            return
+        journal = self.world.journal
+        adopted = {number for name, number in self.adopted.items() if journal.by_id[name].model == model}
+        wishes = self._wishes(model, revision)
+        if all(self._wishes(model, number) != wishes for number in {self.succeeded[model], *adopted}):
+            told = f"{who} carries out revision {revision}; {self.succeeded[model]} succeeded last"
+            raise Violated("in force", told)
+
     def in_time(self, name: str, seconds: float, limits: Limits) -> None:
         """I6: no wait beyond its deadline; one attempt may have begun just before."""
         if limits.all is not None and seconds > limits.all + 2 * HEARTBEAT_SECONDS:
@@ -363,6 +415,7 @@ class Invariants:
                 if not change.state.final:
                     raise Violated("I4 lost", f"{change.kind} {change.id} is {change.state} for ever")
             self._newest_counts(model, record)
+            self._force_at_rest(model, record)
             self.look(model, "at the end")
             for region in self.world.infra.regions.values():
                 orphans = [
@@ -388,6 +441,18 @@ class Invariants:
                 self.broken("rest supply" if _waits_for_supply(record) else "rest generation", told)
             if told := reconciling.difference(self.world, region.name, model):
                 raise Violated("rest region", f"{region.name} is not as the store wants it: {told}")
+
+    def _wishes(self, model: str, revision: int) -> dict[str, float]:
+        """The demand of a revision of the manifest: two that want the same may share a placement."""
+        return {item.region: item.qps for item in self.world.journal.records[model].manifests[revision].spec.demand}
+
+    def _force_at_rest(self, model: str, record: Any) -> None:
+        """At rest the manifest in force is that of the last rollout that succeeded."""
+        if not self.world.manifests.counts or record.retired or model not in self.succeeded:
+            return
+        if record.former is not None or record.revision_in_force != self.succeeded[model]:
+            told = f"revision {record.revision_in_force} of {model} is in force; {self.succeeded[model]} succeeded last"
+            raise Violated("in force", told)
 
     def _newest_counts(self, model: str, record: Any) -> None:
         """I4: the newest of what was asked is never given up for something older."""
@@ -431,24 +496,27 @@ class Invariants:
                         name = "I2 undemanded"
                     elif self._goes_back(model):
                         name = self._way_back(model)
+                    elif self.world.ends and self._is_ahead(origin, model):
+                        name = "I1 ahead"
                     told = f"{where}: {origin.name} sends {model} generation {share.generation} to {share.to}, not whole there"
                     self.broken(name, told)
                 passed += share.fraction
 
     def _way_back(self, model: str) -> str:
         """I1 ahead: a gateway follows what was never written down, for the run that told it has gone."""
-        tables = self.world.journal.records[model].tables
-        ahead = any(
-            origin.routes.get(model, (0, ()))[0] > (tables[name].revision if name in tables else 0)
-            for name, origin in self.world.infra.regions.items()
-        )
+        ahead = any(self._is_ahead(origin, model) for origin in self.world.infra.regions.values())
         return "I1 ahead" if self.world.ends and ahead else "I1 way back"
+
+    def _is_ahead(self, origin: Region, model: str) -> bool:
+        """Whether a gateway follows a table that was never written down, until it is told again."""
+        stored = self.world.journal.records[model].tables.get(origin.name)
+        return bool(origin.routes.get(model, (0, ()))[0] > (stored.revision if stored else 0))
 
     def _dropped(self, origin: Region, model: str, where: str) -> None:
         """I5: of users who are answered not all lose their answers as long as everything that gave them does."""
         before, now = self.sent.get((origin.name, model), ()), origin.routes.get(model, (0, ()))[1]
         self.sent[origin.name, model] = now
-        demand = {item.region for item in self.world.journal.records[model].manifest.spec.demand}
+        demand = {item.region for item in self.world.journal.records[model].in_force.spec.demand}
         if any(share.fraction > 0 for share in now) or origin.name not in demand.intersection(
             self.demand.get(model, {})
         ):

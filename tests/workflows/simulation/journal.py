@@ -110,6 +110,8 @@ class Placement:
     wishes: ModelProblem
     replicas: tuple[ReplicaCount, ...]
     traffic: tuple[TrafficShare, ...]
+    revision: int = 1
+    """Of the manifest that it was made by."""
 
 
 @dataclass
@@ -133,7 +135,18 @@ class Record:
     """Everything of one model."""
 
     manifest: Any
+    """The newest one."""
     refresh: str
+    revision: int = 1
+    """Of the newest manifest."""
+    manifests: dict[int, Any] = field(default_factory=dict)
+    """By revision."""
+    observed: int = 0
+    """The revision that the last rollout or rollback which succeeded went by."""
+    refused: int | None = None
+    validated: records.JudgedSpec | None = None
+    accepted: records.JudgedSpec | None = None
+    former: records.FormerBasis | None = None
     changes: list[Change] = field(default_factory=list)
     generations: dict[int, Generation] = field(default_factory=dict)
     deployments: dict[Key, Deployment] = field(default_factory=dict)
@@ -144,6 +157,25 @@ class Record:
     retired: bool = False
     held: bool = False
     """The model is paused."""
+
+    def __post_init__(self) -> None:
+        self.manifests[self.revision] = self.manifest
+
+    def applied(self, manifest: Any) -> int:
+        """Take a newer manifest; return its revision."""
+        self.revision += 1
+        self.manifest = self.manifests[self.revision] = manifest
+        return self.revision
+
+    @property
+    def revision_in_force(self) -> int:
+        """Of the manifest in force; before the first acceptance it is the newest one."""
+        return self.accepted.revision if self.accepted is not None else self.revision
+
+    @property
+    def in_force(self) -> Any:
+        """The manifest that the model goes by."""
+        return self.manifests[self.revision_in_force]
 
 
 class Journal:
@@ -246,7 +278,7 @@ class Journal:
         record = self.records[model]
         return SimpleNamespace(
             manifest=record.manifest,
-            in_force=record.manifest,
+            in_force=record.in_force,
             serving_generation=record.serving,
             retired=record.retired,
         )
@@ -281,7 +313,7 @@ class Journal:
                 layout = record.generations[newest.generation].layout if newest.generation else None
                 cut = None if layout is None else document(layout)
                 wishes = document(record.placement.wishes) if record.placement else None
-                found.append(records.Moving(model, document(newest.transition), written(record.manifest), cut, wishes))
+                found.append(records.Moving(model, document(newest.transition), written(record.in_force), cut, wishes))
         return found
 
     def held_slots(self, models: Collection[str]) -> tuple[tuple[records.HeldSlot, ...], tuple[records.HeldSlot, ...]]:

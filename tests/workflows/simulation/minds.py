@@ -7,7 +7,7 @@ from typing import Any
 
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 
-from . import losing, placing
+from . import force, losing, placing
 from .journal import Change, Generation, Placement, placed_units
 from .specs import wished
 
@@ -35,6 +35,8 @@ class Minds:
         for _ in range(count):
             kinds = REPAIRED_KINDS if self.world.ends else KINDS
             self.ask(self.random.choice(kinds), self.random.choice(sorted(self.world.journal.records)))
+            for after, kind, model in self.world.manifests.further():
+                self.world.clock.spawn("mind", self._asked(kind, model), after=after)
             yield self.random.choice((0.0, 0.5, 5.0, 20.0, 100.0)) * self.random.random()
 
     def _people(self) -> Steps:
@@ -47,6 +49,11 @@ class Minds:
                 elif run is not None and self.random.random() < 0.03:
                     run.promote()
             yield 3.0 + self.random.random() * 20
+
+    def _asked(self, kind: str, model: str) -> Steps:
+        self.ask(kind, model)
+        return
+        yield
 
     def ask(self, kind: str, model: str) -> None:
         """One of KINDS. What the API would refuse does nothing."""
@@ -109,9 +116,11 @@ class Minds:
         """Another demand, now and then from other regions."""
         record = self.world.journal.records[model]
         factor = self.random.choice((0.5, 0.8, 1.25, 2.0))
-        spec = SimpleNamespace(**vars(record.manifest.spec))
+        spec = SimpleNamespace(**vars(record.in_force.spec))
         spec.demand = [wished(d.region, d.qps * factor) for d in spec.demand]
-        record.manifest = SimpleNamespace(name=model, metadata=record.manifest.metadata, spec=spec)
+        if self.world.manifests.kind(model, record.revision + 1) == force.TOO_LARGE:
+            spec.demand = [wished(d.region, d.qps * force.BEYOND) for d in spec.demand]
+        record.applied(SimpleNamespace(name=model, metadata=record.manifest.metadata, spec=spec))
         self.record(model, ChangeKind.APPLY)
 
     def repair(self, model: str) -> None:
@@ -203,14 +212,19 @@ class Minds:
                 _take(left, placement)
         for model in sorted(sorted(set(wanted) - found.keys()), key=lambda _: self.random.random()):
             regions = world.plan_regions()
-            placement = placing.placed(self.random, records[model].manifest, left, regions, plan_id="")
+            manifest = world.manifests.planned_by(records[model])
+            placement = placing.placed(self.random, manifest, left, regions, plan_id="")
             if placement is None:
                 return {}
             found[model] = placement
             _take(left, placement)
         plan_id = world.journal.new_plan()
         world.journal.fleet_plans.add(plan_id)
-        for placement in found.values():
+        for model, placement in found.items():
+            if not placement.plan_id:
+                placement.revision = world.invariants.planned_revision(
+                    model, world.manifests.planned_by(records[model])
+                )
             placement.plan_id = placement.plan_id or plan_id
         return found
 

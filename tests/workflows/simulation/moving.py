@@ -245,7 +245,7 @@ def _hurried(world: Any, wave: Wave, shares: Mapping[str, tuple[RouteShare, ...]
         return None
     facts, rollout = (
         SimpleNamespace(model=wave.model, tables=record.tables, lost=world.out.lost),
-        record.manifest.spec.rollout,
+        record.in_force.spec.rollout,
     )
     found: WaveResult | None = cast("Any", pacing.hurried)(facts, wave.moving.transition, wave.index, shares, rollout)
     if found is not None:
@@ -274,7 +274,7 @@ def check_gate(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     yield "the answers are counted"
     generation = wave.moving.generation
     errors = 40 if world.faults.answers_badly(wave.model, generation) else 0
-    rate = world.journal.records[wave.model].manifest.spec.rollout.max_error_rate
+    rate = world.journal.records[wave.model].in_force.spec.rollout.max_error_rate
     counted = Pair(RegionTraffic(region="all", requests=200, errors=errors), RegionTraffic(region="all"))
     failure = regions.first_failure(wave.model, generation, _named(states))
     if failure is not None:
@@ -504,7 +504,7 @@ class _Putting:
 
 def wanted_deployments(world: Any, model: str, state: waves.ModelState) -> tuple[Deployment, ...]:
     """One deployment for each slot, as activities/state/desired.py makes them; former generations stay warm where they are loaded."""
-    record, spec = world.journal.records[model], world.journal.records[model].manifest.spec
+    record, spec = world.journal.records[model], world.journal.records[model].in_force.spec
     former = wanted.former_generations(record, state.generations)[: spec.rollout.keep_warm]
     slots, processes = state.slots, state.processes
     hosted = {part for part, _, _ in slots}
@@ -550,7 +550,7 @@ def wanted_shares(
     hosting = {d.key.region for d in held if d.replicas}
     main = wanted._main_generation(state)
     shares = {r: state.shares.get(r, ()) for r in sorted(hosting | state.shares.keys() | record.tables.keys())}
-    for region in sorted(hosting - {item.region for item in record.manifest.spec.demand}):
+    for region in sorted(hosting - {item.region for item in record.in_force.spec.demand}):
         if not shares[region] and main in served_generations(record, region, held):
             shares[region] = (waves.route_share(region, main, 1.0),)
     return sent_around(world, model, shares, held)
@@ -568,7 +568,7 @@ def around(
 ) -> dict[str, tuple[RouteShare, ...]]:
     """By the real function."""
     record = world.journal.records[model]
-    demand = {item.region: item.qps for item in record.manifest.spec.demand}
+    demand = {item.region: item.qps for item in record.in_force.spec.demand}
     return rerouting.without_regions(shares, world.out.lost, able, demand=demand, serving=record.serving)
 
 

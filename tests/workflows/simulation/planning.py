@@ -24,31 +24,34 @@ def planned(world: Any, change: Change, generation: int) -> Moving:
     if known is not None:
         return known
     record = world.journal.records[change.model]
-    if record.placement is None:
+    revision, manifest, placement = world.manifests.basis(change)
+    if placement is None:
         msg = "no plan is in force that places it"
         raise NotFound(msg)
     origin = waves.running_state(
         change.model,
         record.deployments.values(),
         record.tables.values(),
-        demanding={item.region for item in record.manifest.spec.demand},
+        demanding={item.region for item in manifest.spec.demand},
         lost=world.out.lost,
         serving=record.serving,
     )
-    to = waves.planned_state(change.model, generation, record.placement)
-    demand = tuple(RegionDemand(region=item.region, qps=item.amount) for item in record.manifest.spec.demand)
+    to = waves.planned_state(change.model, generation, placement)
+    demand = tuple(RegionDemand(region=item.region, qps=item.amount) for item in manifest.spec.demand)
     if change.kind in BRINGS_NOTHING_NEW and record.serving != generation:
         refused = f"generation {record.serving} serves by now"
         found = Transition.model_validate({"from": FleetState(), "to": FleetState(), "refused": refused})
     else:
-        found = _planned(world, change, origin, to).model_copy(update={"demand": demand})
+        world.invariants.goes_by(change, revision)
+        found = _planned(world, change, manifest, (origin, to)).model_copy(update={"demand": demand})
     state = TransitionState.REFUSED if found.refused else TransitionState.PLANNED
     moving = Moving(change.id, change.model, generation, found, state)
     record.transitions.append(moving)
     world.invariants.one_mover(change.model)
     if world.tracing:
         world.tell("waves", found.refused or " | ".join(_told(wave) for wave in found.waves))
-    world.invariants.begin(change.model, found.dips, rollback=change.kind in admitting.AT_ONCE)
+    rollback = change.kind in admitting.AT_ONCE
+    world.invariants.begin(change.model, found.dips, rollback=rollback, manifest=manifest)
     if world.out.lost.intersection(row.region for row in to.replicas):
         world.invariants.strained.add(change.model)
     return moving
@@ -59,23 +62,24 @@ def way_back(world: Any, planned: Moving) -> waves.Back:
     found, record = planned.transition, world.journal.records[planned.model]
     if found.refused is not None:
         return "at_once"
-    units = problems.units_of(record.manifest, record.deployments.values(), record.placement)
+    units = problems.units_of(record.in_force, record.deployments.values(), record.placement)
     left = problems.with_supply_left(world.fleet, problems.units_in_use(world.journal, but=planned.model))
     supply = {(item.region, item.hardware): item.units for item in left.supply}
     return "at_once" if waves.fits_at_once(found, planned.model, units, supply) else "by_waves"
 
 
-def _planned(world: Any, change: Change, origin: FleetState, to: FleetState) -> Transition:
+def _planned(world: Any, change: Change, manifest: Any, ends: tuple[FleetState, FleetState]) -> Transition:
     """As activities/transition/admission.py `planned_waves`."""
     journal, record, out = world.journal, world.journal.records[change.model], world.out
+    origin, to = ends
     if (outdated := admitting.wait_for_repair(ChangeKind(change.kind), to, out.lost)) is not None:
         return Transition.model_validate({"from": origin, "to": to, "refused": outdated})
     numbers = {row.generation for end in (origin, to) for row in (*end.replicas, *end.traffic)}
-    rollout = record.manifest.spec.rollout
+    rollout = manifest.spec.rollout
     policy = admitting.step_policy(rollout, ChangeKind(change.kind), record.refresh)
     policy = policy.model_copy(update={"calls": {n: record.generations[n].parts for n in sorted(numbers)}})
     fleet = drained.without_drained(world.fleet, out)
-    wished = drained.eased(problems.model_problem(record.manifest), world.fleet, out)
+    wished = drained.eased(problems.model_problem(manifest), world.fleet, out)
     wished = problems.with_running_options(wished, record.deployments.values())
     if change.kind is ChangeKind.ROLLBACK:
         to = admitting._left_of(wished, to, world.fleet, out)

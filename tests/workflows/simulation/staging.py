@@ -11,7 +11,7 @@ from ipnext.errors import FenceLost, IPnextError, Unavailable
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.plan import ReplicaCount, TrafficShare
 from ipnext.model.status import Reason
-from ipnext.store.ending import BRINGS_NOTHING_NEW
+from ipnext.store.ending import BRINGS_NOTHING_NEW, ROLLS_OUT
 
 from . import placing, planning, reconciling
 from .journal import Change, Moving, Placement, Record
@@ -84,10 +84,13 @@ class Stages:
 
     def validate_generation(self, attempt: Attempt) -> Steps:
         """Why the generation is refused; empty where it is not."""
+        model, generation, revision = self.change.model, self.run.generation, self.record.revision
         yield self.world.faults.validation_seconds(), ()
-        if self.world.faults.invalid(self.change.model, self.run.generation):
-            return "not finite"
-        self.record.generations[self.run.generation].validated = True
+        sound = not self.world.faults.invalid(model, generation)
+        refused = self.world.manifests.validated(model, revision, sound=sound)
+        if refused:
+            return refused
+        self.record.generations[generation].validated = True
         yield "validated"
         return ""
 
@@ -95,16 +98,20 @@ class Stages:
         """A placement on what all others leave, adopted; an unchanged model stays where it is."""
         record, world = self.record, self.world
         yield self.world.faults.latency(), ()
-        wishes = model_problem(record.manifest)
+        revision, manifest = world.manifests.of(self.change)
+        wishes = model_problem(manifest)
         if record.placement is not None and record.placement.wishes == wishes and self._holds(record.placement):
+            if self.change.kind in ROLLS_OUT and record.validated != record.accepted:
+                self._go_by(record.placement)
+            world.invariants.placed_by(self.change, revision)
             return ""
         left = world.supply_left(but=self.change.model)
-        found = placing.placed(
-            world.random, record.manifest, left, world.plan_regions(), plan_id=world.journal.new_plan()
-        )
+        found = placing.placed(world.random, manifest, left, world.plan_regions(), plan_id=world.journal.new_plan())
         if found is None:
             return "nothing can be placed"
-        world.journal.check_fence(self.change.id, 0)
+        found.revision = revision
+        self._go_by(found)
+        world.invariants.placed_by(self.change, revision)
         record.placement = found
         world.invariants.planned({self.change.model: found})
         yield "the plan is adopted"
@@ -175,8 +182,10 @@ class Stages:
             return None
         if state is ChangeState.DONE:
             self._succeeded()
+        former = self.world.manifests.ended(change, done=state is ChangeState.DONE)
+        self.world.invariants.in_force(change, done=state is ChangeState.DONE)
         if deployment._follows_what_runs(change.kind, state):
-            record.placement = _settled(change, record, self.world)
+            record.placement = _settled(change, record, self.world, former)
         if self.world.ends and self.run.reason is not None:
             reconciling.record_again(self.world, change, state, self.run.reason)
         self.world.journal.end(change, state, message)
@@ -192,9 +201,14 @@ class Stages:
         elif generation is not None and self.change.kind in BRINGS_NOTHING_NEW:
             self.world.invariants.serves_on(self.change, generation)
         elif generation is not None:
-            record.serving = generation
+            record.serving, record.observed = generation, record.revision_in_force
             record.generations[generation].serving_at = self.world.clock.now
             self.world.invariants.serving(self.change, generation)
+
+    def _go_by(self, placement: Placement) -> None:
+        """In the unit that adopts a placement: its manifest is in force until the change ends, and for good if it succeeds."""
+        self.world.journal.check_fence(self.change.id, 0)
+        self.world.manifests.go_by(self.change, self.run.generation, placement.plan_id)
 
     def _holds(self, placement: Placement) -> bool:
         """Whether a placement in force still fits; its rows have carried its traffic since it was made."""
@@ -203,9 +217,12 @@ class Stages:
         return bool(placement.replicas) and all(n <= left.get(row, 0.0) + 1e-6 for row, n in units.items())
 
 
-def _settled(change: Change, record: Record, world: Any) -> Placement | None:
-    """What really runs, as activities/planning/adoption.py reads it; the placement in force where that says so already."""
-    demanding = {item.region for item in record.manifest.spec.demand}
+def _settled(change: Change, record: Record, world: Any, former: Placement | None) -> Placement | None:
+    """What really runs, as activities/planning/adoption.py reads it; the placement in force where that says so already.
+
+    By the wishes of the placement that the change had found, if it was placed.
+    """
+    demanding = {item.region for item in record.in_force.spec.demand}
     replicas = tuple(
         ReplicaCount.trusted(change.model, key.part, key.region, key.hardware, d.replicas)
         for key, d in sorted(record.deployments.items())
@@ -222,12 +239,13 @@ def _settled(change: Change, record: Record, world: Any) -> Placement | None:
         if fraction > 0
     )
     placed = record.placement
-    if placed and _rows(placed.replicas, placed.traffic) == _rows(replicas, traffic):
+    by = former or placed
+    if placed and by.wishes == placed.wishes and _rows(placed.replicas, placed.traffic) == _rows(replicas, traffic):
         return placed
     if not replicas and not placed:
         return None
-    wishes = placed.wishes if placed else model_problem(record.manifest)
-    return Placement(change.model, world.journal.new_plan(), wishes, replicas, traffic) if replicas else None
+    wishes, revision = (by.wishes, by.revision) if by else (model_problem(record.in_force), record.revision_in_force)
+    return Placement(change.model, world.journal.new_plan(), wishes, replicas, traffic, revision) if replicas else None
 
 
 def _rows(replicas: Any, traffic: Any) -> tuple[Any, Any]:

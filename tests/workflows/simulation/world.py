@@ -14,6 +14,7 @@ from .carrying import Entity, Run
 from .clock import Clock, NeverEnds, Process
 from .endings import Endings
 from .faults import Faults
+from .force import Manifests
 from .infrastructure import Deployment, Infrastructure, Key
 from .invariants import Invariants, Violated
 from .journal import Generation, Journal, Record, Table
@@ -59,6 +60,7 @@ class World:
         stalls: bool = False,
         ends: bool = False,
         prepares: bool | None = None,
+        manifests: bool = False,
         known: frozenset[str] = KNOWN,
     ) -> None:
         self.ends, self.over = ends, False
@@ -77,6 +79,7 @@ class World:
         self.faults = Faults(self, Random(f"faults {seed}"), scenario.trouble, self.counted, stalls=stalls)
         self.endings = Endings(self, Random(f"ends {seed}"))
         self.minds = Minds(self, Random(f"minds {seed}"))
+        self.manifests = Manifests(self, Random(f"manifests {seed}"), counts=manifests)
         self.drained, self.lost, self.aborted, self.replans = set[str](), set[str](), set[str](), 0
         self.lost_after: dict[str, int] = {}
         """Region -> number of the newest change when it was lost, or came back, for the last time."""
@@ -178,15 +181,16 @@ class World:
         )
         for model, placement in found.items():
             record = self.journal.records[model]
-            parts = tuple(part.name for part in record.manifest.spec.parts)
+            parts = tuple(part.name for part in record.in_force.spec.parts)
             record.generations[1] = Generation(1, parts, validated=True, serving_at=0.0)
             record.placement, record.serving = placement, 1
-            self.invariants.published[model] = 1
+            self.invariants.published[model] = self.invariants.succeeded[model] = 1
+            self.manifests.served(model)
             self._start(model, record)
 
     def _start(self, model: str, record: Record) -> None:
         """Replicas and routes of the first generation, ready."""
-        options = {(p.name, o.kind): o for p in record.manifest.spec.parts for o in p.hardware}
+        options = {(p.name, o.kind): o for p in record.in_force.spec.parts for o in p.hardware}
         state = planned_state(model, 1, record.placement)
         for row in state.replicas:
             key, option = Key(model, row.part, row.region, row.hardware), options[row.part, row.hardware]
@@ -220,15 +224,18 @@ def history(
     swaps: bool = True,
     ends: bool = True,
     prepares: bool | None = None,
+    manifests: bool = False,
     known: frozenset[str] = KNOWN,
 ) -> Outcome:
     """The history of a seed. The same seed gives the same history, step by step.
 
     Without `swaps` no process goes over. Without `ends` no run is ended from outside and nothing is reconciled or repaired.
     `prepares`: whether the stages before a transition are one activity; None: drawn, and never without `ends`.
+    `manifests`: whether a manifest has to be accepted and placed before it is in force, and some are refused.
     """
     scenario = drawn(Random(f"scenario {seed}"), Random(f"swaps {seed}") if swaps else None)
-    world = World(seed, scenario, tracing=tracing, stalls=stalls, ends=ends, prepares=prepares, known=known)
+    drawn_more = {"stalls": stalls, "ends": ends, "prepares": prepares, "manifests": manifests}
+    world = World(seed, scenario, tracing=tracing, known=known, **drawn_more)
     violated, told = None, ""
     try:
         world.run(scenario.minds)
