@@ -11,6 +11,7 @@ from typing import Literal
 
 from ipnext.dev import children
 from ipnext.store import migrating
+from tests.nemesis.limits import with_limit
 from tests.workflows.next_build import make_next_build
 
 Build = Literal["this", "next"]
@@ -46,12 +47,12 @@ def _interpreter(state: Path) -> Path:
 
 
 def start_children_as_marked(state: Path) -> None:
-    """From now on children of this process start as the build that is set for them."""
+    """From now on children of this process start as the build that is set for them, and the server with its limit."""
     start = children.Child.start
 
     def start_marked(child: children.Child) -> None:
         own = child.command
-        child.command = command_of(state, child.name, own)
+        child.command = with_limit(state, child.name, command_of(state, child.name, own))
         try:
             start(child)
         finally:

@@ -28,9 +28,9 @@ class Changes:
         """Publish new snapshots of some parts; the change's id, whether it was acknowledged or not."""
         return self._publish(process, model, self._made(parts, poisoned=poisoned))
 
-    def manifest(self, model: str, qps: float = BASE_DEMAND) -> str:
-        """The manifest of a model of this run."""
-        return manifest(model, qps, refresh=self._refresh, few="fail" if self.judged else "pass")
+    def manifest(self, model: str, qps: float = BASE_DEMAND, *, units: int = 1) -> str:
+        """The manifest of a model of this run; `units` of supply for each replica."""
+        return manifest(model, qps, refresh=self._refresh, few="fail" if self.judged else "pass", units=units)
 
     def publish_often(self, model: str, draw: random.Random) -> None:
         """New snapshots of a model, one after the other, until nothing new is asked for."""

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from tests.nemesis.floor import shortfalls
 from tests.nemesis.history import Event
-from tests.nemesis.owned import bad_generations, drained, frozen, paused
+from tests.nemesis.owned import bad_generations, drained, frozen, paused, unplaceable
 from tests.nemesis.spans import Drained
 from tests.nemesis.story import FINAL, PLACING, REPAIR_SECONDS, Asked, Story
 
@@ -167,9 +167,12 @@ def one_at_a_time(story: Story) -> Iterable[str]:
 
 
 def runs_ended(story: Story) -> Iterable[str]:
-    """No workflow runs but the reconciler and entities without work, and none failed that the nemesis did not end."""
+    """No workflow runs but the reconciler and entities without work, and none failed that the nemesis did not end.
+
+    A run beyond the limit of histories is ended by the server, and no shorter one.
+    """
     for run in story.dump["workflows"]:
-        if run["status"] == "TERMINATED" and run.get("run") in story.terminated:
+        if run["status"] == "TERMINATED" and (run.get("run") in story.terminated or story.met_limit(run)):
             continue
         if run["type"] == RECONCILER and run["status"] == "RUNNING":
             continue
@@ -259,6 +262,7 @@ RULES: Sequence[Rule] = (
     failed_requests,
     final_state,
     healed,
+    unplaceable,
     frozen,
     paused,
     bad_generations,

@@ -79,7 +79,7 @@ async def temporal_dump(address: str, looked_at: Sequence[Span] = ()) -> list[di
             "stage": stage[0] if stage else None,
         }
         begun, closed = run.start_time.timestamp(), run.close_time.timestamp() if run.close_time else None
-        told |= {"begun": begun, "closed": closed}
+        told |= {"begun": begun, "closed": closed, "events": run.history_length}
         if run.workflow_type == names.TRANSITION_WORKFLOW and _overlaps(looked_at, begun, closed):
             handle = client.get_workflow_handle(run.id, run_id=run.run_id)
             told["steps"] = [step async for step in _steps(handle.fetch_history_events())]

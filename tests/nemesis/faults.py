@@ -8,13 +8,15 @@ from typing import Any, Literal
 from tests.nemesis.models import REGIONS
 from workflows.policies import STEPS
 
-Kind = Literal["kill", "stop", "partition", "boundary", "terminate", "away", "build"]
-KINDS: tuple[Kind, ...] = ("kill", "stop", "partition", "boundary", "terminate", "away", "build")
+Kind = Literal["kill", "stop", "partition", "boundary", "terminate", "away", "build", "limit"]
+KINDS: tuple[Kind, ...] = ("kill", "stop", "partition", "boundary", "terminate", "away", "build", "limit")
 LONGEST_STOP_SECONDS = 8.0
 LONGEST_CUT_SECONDS = 6.0
 SHORT_SECONDS = 2.0
 AWAY_SECONDS = 75.0
 """How long a region is away: longer than the deadline of the rollouts (tests/nemesis/models.py)."""
+LIMIT_SECONDS = 20.0
+"""How long the server allows only short histories."""
 REACH_SECONDS = 15.0
 """How long a worker may take to come to the place where it is to kill itself: somebody has to ask for something meanwhile."""
 ROUND_SECONDS = 240.0
@@ -32,8 +34,9 @@ BUILDS = ("worker", "api")
 """Roles of which a process is ended and started as the other one of two builds."""
 CONTROL_LINKS = ("api", "temporal")
 REGIONAL_LINKS = ("agent", "router", "hosts")
-WHOLE = frozenset({"boundary", "terminate", "away", "build"})
+WHOLE = frozenset({"boundary", "terminate", "away", "build", "limit"})
 """Kinds that are not cut short."""
+_WHOLE_SECONDS = {"boundary": REACH_SECONDS, "terminate": REACH_SECONDS, "away": AWAY_SECONDS, "limit": LIMIT_SECONDS}
 _TOUCH = {
     "kill": frozenset({"supervisor", "envoy", "router", "host"}),
     "stop": frozenset({"envoy", "router", "host"}),
@@ -42,6 +45,7 @@ _TOUCH = {
     "terminate": frozenset(),
     "away": frozenset(),
     "build": frozenset(),
+    "limit": frozenset(),
 }
 """Kind -> roles whose fault may fail requests. An agent that is killed costs none; a supervisor takes its region's processes along."""
 
@@ -79,9 +83,7 @@ def schedule(seed: int, kinds: Collection[str] = KINDS) -> Iterator[Fault]:
             region = draw.choice(REGIONS) if regional else None
             longest = {"stop": LONGEST_STOP_SECONDS, "partition": LONGEST_CUT_SECONDS}.get(kind, 0.0)
             seconds = round(draw.uniform(1.0, longest), 1) if longest else 0.0
-            seconds = (
-                REACH_SECONDS if kind in {"boundary", "terminate"} else AWAY_SECONDS if kind == "away" else seconds
-            )
+            seconds = _WHOLE_SECONDS.get(kind, seconds)
             cut = draw.choice(("both", "answers")) if kind == "partition" else None
             yield Fault(kind, role, region, seconds, cut, draw.randrange(1000))
 
@@ -105,6 +107,8 @@ def _all_of(kind: Kind) -> list[tuple[Kind, str, bool]]:
         return [(kind, workflow, False) for workflow in WORKFLOWS]
     if kind == "away":
         return [(kind, "agent", True)]
+    if kind == "limit":
+        return [(kind, "temporal", False)]
     if kind == "build":
         return [(kind, role, False) for role in BUILDS]
     one, many = (CONTROL_LINKS, REGIONAL_LINKS) if kind == "partition" else (CONTROL, REGIONAL)

@@ -30,6 +30,8 @@ DIPS: Mapping[str, float] = {"solo": 0.5}
 REPLICA_QPS = 100.0
 BASE_DEMAND = 60.0
 """Requests a second in each region: one replica's worth."""
+TOO_MANY_UNITS = 1000
+"""Of one replica: more than any region has, so that nothing can be placed."""
 UNITS = 16
 """Of supply in each region; a replica takes one."""
 MORE_DEMAND = 120.0
@@ -41,8 +43,8 @@ kind: Model
 metadata: {{name: pair, owner: nemesis}}
 spec:
   parts:
-    - {{name: first, hardware: [{{kind: cpu, units: 1, qps: 100}}]}}
-    - {{name: second, hardware: [{{kind: cpu, units: 1, qps: 100}}]}}
+    - {{name: first, hardware: [{{kind: cpu, units: {units}, qps: 100}}]}}
+    - {{name: second, hardware: [{{kind: cpu, units: {units}, qps: 100}}]}}
   graph:
     nodes:
       - {{name: first, part: first, inputs: {{x: request.x}}}}
@@ -59,7 +61,7 @@ kind: Model
 metadata: {{name: solo, owner: nemesis}}
 spec:
   parts:
-    - {{name: only, hardware: [{{kind: cpu, units: 1, qps: 100}}]}}
+    - {{name: only, hardware: [{{kind: cpu, units: {units}, qps: 100}}]}}
   demand: [{{region: us-east, qps: {qps}}}, {{region: eu-west, qps: {qps}}}]
   latencyToleranceMs: 120
   rollout: {{canary: 0.5, maxStep: 0.5, deadlineSeconds: 60, onNewer: turn, refresh: {refresh}, whenShort: dip, maxDip: 0.5}}
@@ -71,7 +73,7 @@ kind: Model
 metadata: {{name: gated, owner: nemesis}}
 spec:
   parts:
-    - {{name: scored, hardware: [{{kind: cpu, units: 1, qps: 100}}]}}
+    - {{name: scored, hardware: [{{kind: cpu, units: {units}, qps: 100}}]}}
   demand: [{{region: us-east, qps: {qps}}}, {{region: eu-west, qps: {qps}}}]
   latencyToleranceMs: 120
   rollout:
@@ -96,7 +98,7 @@ apiVersion: ipnext/v1
 kind: Model
 metadata: {{name: {name}, owner: nemesis}}
 spec:
-  parts: [{{name: only, hardware: [{{kind: cpu, units: 1, qps: 100}}]}}]
+  parts: [{{name: only, hardware: [{{kind: cpu, units: {units}, qps: 100}}]}}]
   demand: [{{region: us-east, qps: 10}}]
 """
 
@@ -119,15 +121,21 @@ spec:
 
 
 def manifest(
-    model: str, qps: float = BASE_DEMAND, *, refresh: str = "auto", few: str = "fail", split: bool = False
+    model: str,
+    qps: float = BASE_DEMAND,
+    *,
+    refresh: str = "auto",
+    few: str = "fail",
+    split: bool = False,
+    units: int = 1,
 ) -> str:
     """The manifest of a model, with so many requests a second in each region.
 
     `refresh` is how `solo` gets new snapshots, `few` what the gate of `gated` says where nobody asks; before users do, it
-    does not wait for them. `split` has a brief model cut into parts.
+    does not wait for them. `split` has a brief model cut into parts. A replica takes `units` of supply.
     """
     text = {"pair": _PAIR, "solo": _SOLO, "gated": _GATED}.get(model, _SPLIT if split else _BRIEF)
-    return text.format(name=model, qps=qps, refresh=refresh, few=few, patience=15 if few == "fail" else 0)
+    return text.format(name=model, qps=qps, units=units, refresh=refresh, few=few, patience=15 if few == "fail" else 0)
 
 
 def freeze(name: str, model: str, *, since: datetime) -> str:

@@ -62,6 +62,20 @@ def bad_generations(story: Story) -> Iterable[str]:
             yield f"{model}: generation {generation} is {event.value['bad']}, and serves"
 
 
+def unplaceable(story: Story) -> Iterable[str]:
+    """A manifest that nothing can be placed by is refused: its change moves nothing, and what serves goes on."""
+    for event in story.acknowledged("apply"):
+        if not event.value.get("unplaceable"):
+            continue
+        for change in story.changes[event.value["model"]]:
+            if change.id != event.value["id"]:
+                continue
+            if change.state in {"done", "rolled_back"}:
+                yield f"{change.model}: nothing can be placed by the manifest of {change.kind} {change.id}, which is {change.state}"
+            if f"transition/{change.id}" in story.runs:
+                yield f"{change.model}: {change.kind} {change.id} moves the model, and nothing can be placed by its manifest"
+
+
 def drained(story: Story) -> Iterable[str]:
     """A drained region gets no traffic until it is asked back; after a planned drain nothing runs there either."""
     for drain in story.drains:

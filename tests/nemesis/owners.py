@@ -18,6 +18,7 @@ from tests.nemesis.models import (
     BASE_DEMAND,
     MORE_DEMAND,
     REGIONS,
+    TOO_MANY_UNITS,
     UNITS,
     fleet,
     freeze,
@@ -39,7 +40,14 @@ class ModelOwner:
 
     def work(self, draw: random.Random) -> None:
         """One thing after another until nothing new is asked for."""
-        ways = (self._roll_back, self._change_demand, self._come_and_go, self._steer, self._freeze)
+        ways = (
+            self._roll_back,
+            self._change_demand,
+            self._ask_too_much,
+            self._come_and_go,
+            self._steer,
+            self._freeze,
+        )
         while not self._asking.ending.wait(draw.uniform(1.0, 4.0)):
             draw.choice(ways)(draw)
 
@@ -57,6 +65,15 @@ class ModelOwner:
         model, qps = draw.choice(tuple(self._changes.parts)), draw.choice((BASE_DEMAND, MORE_DEMAND))
         text = self._changes.manifest(model, qps)
         self._asking.ask("apply", "owner", lambda: self._client.apply(text), model=model, qps=qps)
+
+    def _ask_too_much(self, draw: random.Random) -> None:
+        """A manifest that nothing can be placed by, and after a while the usual one again: publishes meanwhile are refused."""
+        model, changes = draw.choice(tuple(self._changes.parts)), self._changes
+        large, usual = changes.manifest(model, units=TOO_MANY_UNITS), changes.manifest(model)
+        told = {"model": model, "qps": BASE_DEMAND}
+        self._asking.ask("apply", "owner", lambda: self._client.apply(large), **told, unplaceable=True)
+        self._asking.ending.wait(draw.uniform(1.0, 6.0))
+        self._asking.ask("apply", "owner", lambda: self._client.apply(usual), **told)
 
     def _come_and_go(self, draw: random.Random) -> None:
         """A new model is published once and retired, perhaps before it serves."""

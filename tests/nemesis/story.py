@@ -20,6 +20,11 @@ REPAIR_SECONDS = 60.0
 """How long the plan that repairs a disaster may take."""
 
 
+def _ahead(event: Event) -> float:
+    """How far the wall clock is ahead of the monotonic one."""
+    return event.wall - event.at
+
+
 @dataclass(frozen=True)
 class Window:
     """From a fault's beginning until all was whole again. `end` is None where it never was. Monotonic seconds."""
@@ -107,6 +112,16 @@ class Story:
     def terminated(self) -> set[str]:
         """Runs that the nemesis has ended, by their own ids."""
         return {event.value["run"] for event in self.history if event.f == "fault" and "run" in event.value}
+
+    def met_limit(self, run: Mapping[str, Any]) -> bool:
+        """Whether the server may have terminated a run because its history was longer than it allowed at that time."""
+        closed, windows = run["closed"], (window for window in self.windows if window.fault["kind"] == "limit")
+        begun = {event.value["number"]: event for event in self.history if event.f == "fault"}
+        return closed is not None and any(
+            run.get("events", 0) >= window.fault["events"]
+            and window.covers(at := closed - _ahead(begun[window.fault["number"]]), at)
+            for window in windows
+        )
 
     @cached_property
     def pauses(self) -> list[Span]:

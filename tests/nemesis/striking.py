@@ -15,6 +15,7 @@ from ipnext.temporal import connect
 from tests.nemesis.builds import Build, build_of, set_build
 from tests.nemesis.faults import ROUND_SECONDS, SHORT_SECONDS, WORKFLOWS, Fault
 from tests.nemesis.history import Recorder
+from tests.nemesis.limits import EVENTS, set_limit
 from tests.nemesis.network import Partition
 from tests.nemesis.stack import EVERY_ONE, Stack
 from tests.waiting import PATIENCE_SECONDS
@@ -43,6 +44,7 @@ class Nemesis:
             "terminate": self._terminate,
             "away": self._cut,
             "build": self._swap,
+            "limit": self._limit,
         }[fault.kind]
         if not strike(fault, number):
             return True
@@ -157,6 +159,21 @@ class Nemesis:
         victim.terminate()
         _, alive = psutil.wait_procs([victim], timeout=PATIENCE_SECONDS)
         return not alive
+
+    def _limit(self, fault: Fault, number: int) -> bool:
+        """Have the server start anew with a limit of histories, and after a while as usual: runs beyond it are terminated."""
+        if not self._stack.found("temporal"):
+            self._recorder.note("not_reached", number=number, **fault.document())
+            return False
+        self._begin(fault, number, events=EVENTS)
+        for events, seconds in ((EVENTS, fault.seconds), (None, 0.0)):
+            set_limit(self._stack.state, events)
+            victims = self._stack.found("temporal")
+            for victim in victims:
+                victim.terminate()
+            psutil.wait_procs(victims, timeout=PATIENCE_SECONDS)
+            time.sleep(seconds)
+        return True
 
     def _reached(self, fault: Fault, number: int) -> bool:
         """Arm a place and wait for a run to come there: the worker that does kills itself."""

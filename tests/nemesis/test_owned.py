@@ -291,3 +291,49 @@ def test_a_drain_that_is_asked_again_because_its_answer_was_lost_is_one(tale):
         tale.event("drain", at, kind, 50, **told)
     found = drains(tale.told())
     assert [(each.asked, each.returned) for each in found] == [(1.0, FOREVER), (9.0, 9.0)]
+
+
+def applied(tale, make_change, change_id, *, unplaceable, **more):
+    """A manifest of `pair` that was applied, and its change."""
+    told = {"model": "pair", "qps": 60.0} | ({"unplaceable": True} if unplaceable else {})
+    sequence = len(tale.changes) + 1
+    tale.event("apply", 31.0, "invoke", 95, **told)
+    tale.event("apply", 31.1, "ok", 95, **told, sequence=sequence, generation=2, id=change_id)
+    tale.changes.append(make_change(change_id, sequence, 2, 31.0, 33.0, kind="apply", **more))
+
+
+def test_a_manifest_that_nothing_can_be_placed_by_is_refused(tale, make_change):
+    applied(tale, make_change, "a", unplaceable=True, state="refused")
+    assert broken(tale) == set()
+
+
+@pytest.mark.parametrize("state", ["done", "rolled_back"])
+def test_a_manifest_that_nothing_can_be_placed_by_and_that_is_carried_out_is_told(tale, make_change, state):
+    applied(tale, make_change, "a", unplaceable=True, state=state)
+    assert broken(tale) == {"unplaceable"}
+
+
+def test_a_usual_manifest_may_be_carried_out(tale, make_change):
+    applied(tale, make_change, "a", unplaceable=False)
+    assert broken(tale) == set()
+
+
+def test_a_refused_manifest_whose_transition_ran_is_told(tale, make_change, make_run):
+    applied(tale, make_change, "a", unplaceable=True, state="refused")
+    tale.workflows.append(make_run("transition/a", "COMPLETED", kind="transition"))
+    assert broken(tale) == {"unplaceable"}
+
+
+@pytest.mark.parametrize(
+    ("closed", "events", "excused"),
+    [(25.0, 151, True), (25.0, 20, False), (35.0, 151, False)],
+    ids=["beyond the limit", "too short", "after it"],
+)
+def test_only_a_run_beyond_the_limit_of_that_time_may_be_terminated(tale, make_run, closed, events, excused):
+    fault = {"number": 77, "kind": "limit", "role": "temporal", "touches_data": False, "events": 150}
+    tale.event("fault", 21.0, **fault)
+    tale.event("healed", 30.0, number=77)
+    tale.workflows.append(
+        make_run("transition/c9", "TERMINATED", kind="transition") | {"closed": WALL + closed, "events": events}
+    )
+    assert broken(tale) == (set() if excused else {"runs_ended"})
