@@ -217,9 +217,10 @@ class Region:
             check_revision(table, self._wanted.routes.get(table.model))
             await self._wanted.put_route(table)
             await self._serve(table.model, router_table.with_both(self._served.get(table.model, ()), table.served))
+            tables = (self._routes.get(table.model, table), table)
             self._routes[table.model] = table
             await self._gateway.done()
-            if may_generate(table):
+            if any(map(may_generate, tables)):
                 await self._tables.done()
             if self._served.get(table.model, ()) != table.served:
                 self._forgetting.begin(table.model)
