@@ -111,7 +111,7 @@ class Manifests:
         accepted, placed = record.accepted, record.placement
         if change.model in store.by_former and record.former is not None:
             self.world.faults.count("a repair goes by what serves, not by what waits")
-            accepted, placed = record.former.accepted, record.former.placement
+            accepted, placed = record.former.accepted, cast("Placement | None", record.former.placement)
         revision = accepted.revision if accepted else record.revision
         return revision, record.manifests[revision], placed
 

@@ -240,7 +240,12 @@ def _settled(change: Change, record: Record, world: Any, former: Placement | Non
     )
     placed = record.placement
     by = former or placed
-    if placed and by.wishes == placed.wishes and _rows(placed.replicas, placed.traffic) == _rows(replicas, traffic):
+    if (
+        placed
+        and by
+        and by.wishes == placed.wishes
+        and _rows(placed.replicas, placed.traffic) == _rows(replicas, traffic)
+    ):
         return placed
     if not replicas and not placed:
         return None

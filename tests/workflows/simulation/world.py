@@ -234,8 +234,16 @@ def history(
     `manifests`: whether a manifest has to be accepted and placed before it is in force, and some are refused.
     """
     scenario = drawn(Random(f"scenario {seed}"), Random(f"swaps {seed}") if swaps else None)
-    drawn_more = {"stalls": stalls, "ends": ends, "prepares": prepares, "manifests": manifests}
-    world = World(seed, scenario, tracing=tracing, known=known, **drawn_more)
+    world = World(
+        seed,
+        scenario,
+        tracing=tracing,
+        stalls=stalls,
+        ends=ends,
+        prepares=prepares,
+        manifests=manifests,
+        known=known,
+    )
     violated, told = None, ""
     try:
         world.run(scenario.minds)
