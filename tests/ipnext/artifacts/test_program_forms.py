@@ -12,8 +12,19 @@ def nested(levels):
     return found
 
 
-@pytest.mark.parametrize("value", [nested(100_000), {"a": nested(100_000)}, "x" * 10**6, list(range(10**6)), 10**4000])
-def test_a_message_is_short_whatever_the_value_is(value):
+LARGE = {
+    "a deep list": lambda: nested(100_000),
+    "a deep list in a dictionary": lambda: {"a": nested(100_000)},
+    "a long text": lambda: "x" * 10**6,
+    "a long list": lambda: list(range(10**6)),
+    "a long number": lambda: 10**4000,
+}
+"""Made by the test: as parameters they would be made, and kept, by each process that collects tests."""
+
+
+@pytest.mark.parametrize("made", LARGE.values(), ids=LARGE)
+def test_a_message_is_short_whatever_the_value_is(made):
+    value = made()
     assert len(shown(value)) <= 80
     with pytest.raises(UnsafeProgram, match="must be a name, got"):
         refuse("a name", value)
