@@ -137,6 +137,12 @@ def vllm(subprocesses):
 
 
 @pytest.fixture(scope="session")
+def vllm_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that engines share as VLLM_CACHE_ROOT. Without it each imports its model once more in a process that inspects it."""
+    return tmp_path_factory.mktemp("vllm-cache")
+
+
+@pytest.fixture(scope="session")
 def llamas(tmp_path_factory, vllm):
     """Seed -> the directory of a tiny random Llama that vLLM serves."""
     root = tmp_path_factory.mktemp("llamas")

@@ -29,9 +29,9 @@ BODY = {"max_tokens": 24, "temperature": 0, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory, tiny, vllm):
+def host(tmp_path_factory, tiny, vllm, vllm_cache):
     yard = Yard(tmp_path_factory.mktemp("pair"), tiny.store)
-    yield yard.start("pair", IPNEXT_VLLM_PYTHON=vllm)
+    yield yard.start("pair", f"--writable={vllm_cache}", IPNEXT_VLLM_PYTHON=vllm, VLLM_CACHE_ROOT=str(vllm_cache))
     yard.close()
 
 
