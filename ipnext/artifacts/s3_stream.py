@@ -16,20 +16,21 @@ RESUMES = 3
 
 def open_object(client: S3Client, bucket: str, key: str) -> BinaryIO:
     """Open a buffered stream of an object; the caller closes it. Raises ArtifactMissing or Unavailable."""
-    return cast("BinaryIO", io.BufferedReader(_ObjectStream(client, bucket, key), CHUNK_BYTES))
+    where: Any = {"Bucket": bucket, "Key": key}
+    with answering(f"s3://{bucket}/{key}"):
+        answer: Any = client.get_object(**where)
+    return cast("BinaryIO", io.BufferedReader(_ObjectStream(client, where, answer), CHUNK_BYTES))
 
 
 class _ObjectStream(io.RawIOBase):
     """Resumes at the byte at which the connection broke, of exactly the same object (If-Match)."""
 
-    def __init__(self, client: S3Client, bucket: str, key: str) -> None:
+    def __init__(self, client: S3Client, where: Any, answer: Any) -> None:
         super().__init__()
         self._client = client
-        self._where: Any = {"Bucket": bucket, "Key": key}
-        self._subject = f"s3://{bucket}/{key}"
+        self._where = where
+        self._subject = f"s3://{where['Bucket']}/{where['Key']}"
         self._position = 0
-        with answering(self._subject):
-            answer = client.get_object(**self._where)
         self._body: Any = answer["Body"]
         self._size = answer["ContentLength"]
         self._etag = answer["ETag"]
