@@ -69,8 +69,9 @@ class DirectorySource:
         """Return a root, and the path below it, with all links followed. PathNotAllowed if it is outside, or in a circle of links."""
         with suppress(OSError, RuntimeError):
             resolved = path.resolve()
+            circular = any(step.is_symlink() for step in (resolved, *resolved.parents))  # since Python 3.13 no error
             for root in self._roots:
-                if resolved.is_relative_to(root):
+                if resolved.is_relative_to(root) and not circular:
                     return root, resolved.relative_to(root)
         allowed = tuple(str(root) for root in self._roots)
         fault = f"{named} lies outside the directories that may be read"
