@@ -69,6 +69,7 @@ class HttpProtocol(asyncio.Protocol):
         """The answer that is awaited, or the end of the one that is streamed."""
         self._flow: Flow | None = None
         """Source of the streamed answer."""
+        self._body = bytearray()
         self._held_bytes = 0
         """Bytes of bodies that are not answered yet."""
         self._pace: Reading | None = None
