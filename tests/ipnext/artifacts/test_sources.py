@@ -159,7 +159,12 @@ def test_what_is_said_to_others_names_the_setting_and_no_directory_of_the_server
     inside = snapshot_directory(FILES, name="allowed/inside")
     (inside / "weights").unlink()
     (inside / "weights").symlink_to(hidden / "weights")
-    given = {"file:///etc": root, (root / "link").as_uri(): hidden, (root / "circle").as_uri(): hidden, (root / "circle" / "x").as_uri(): hidden}
+    given = {
+        "file:///etc": root,
+        (root / "link").as_uri(): hidden,
+        (root / "circle").as_uri(): hidden,
+        (root / "circle" / "x").as_uri(): hidden,
+    }
     for uri, kept_back in (given | {inside.as_uri(): hidden}).items():
         with pytest.raises(PathNotAllowed) as caught:
             ingest_uri(store, uri, roots=[root])
