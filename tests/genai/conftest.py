@@ -1,5 +1,7 @@
 """Checkpoints in a store, hosts that end with their test, platforms."""
 
+import json
+
 import pytest
 
 from tests.genai.checkpoints import adapter_tensors, write_adapter, write_bert, write_llama, write_vllm_adapter
@@ -29,10 +31,11 @@ def yard(tmp_path, shelf, subprocesses):
 
 
 @pytest.fixture(scope="module")
-def vllm_platform(tmp_path_factory, vllm, lasting, platforms):
+def vllm_platform(tmp_path_factory, vllm, vllm_cache, lasting, platforms):
     """A platform whose hosts run vLLM, for models of many names: whoever publishes one deletes it."""
     root = tmp_path_factory.mktemp("vllm-platform")
-    return lasting.get("vllm", lambda: platform_with(root, IPNEXT_VLLM_PYTHON=vllm))
+    shared = {"VLLM_CACHE_ROOT": str(vllm_cache), "IPNEXT_AGENT_HOST_WRITABLE": json.dumps([str(vllm_cache)])}
+    return lasting.get("vllm", lambda: platform_with(root, IPNEXT_VLLM_PYTHON=vllm, **shared))
 
 
 @pytest.fixture(scope="session")
