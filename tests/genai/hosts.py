@@ -79,8 +79,9 @@ class Host:
         return httpx.put(f"{self.url}/control/holds", content=body, timeout=60)
 
     def ready(self, *, seconds=PATIENCE_SECONDS):
-        """The state once something is ready and nothing loads."""
-        return until(lambda: (s := self.state()).ready and not s.loading and s, seconds=seconds)
+        """The state once something is ready and nothing loads. Longer waits are for vLLM, which needs the processor more than they do."""
+        every = 0.02 if seconds <= PATIENCE_SECONDS else 0.5
+        return until(lambda: (s := self.state()).ready and not s.loading and s, every_seconds=every, seconds=seconds)
 
     def failed(self):
         return until(lambda: self.state().failures)

@@ -56,7 +56,7 @@ def urls(host, tiny, alone):
         for part in ("prefill", "decode")
     ]
     host.hold(*holds)
-    state = until(lambda: len((s := host.state()).ready) == 2 and s, seconds=START_SECONDS)
+    state = until(lambda: len((s := host.state()).ready) == 2 and s, every_seconds=0.5, seconds=START_SECONDS)
     return {ready.part: ready.url for ready in state.ready}
 
 
