@@ -17,7 +17,7 @@ from xdist.scheduler import LoadFileScheduling
 from ipnext.errors import LoadFailed
 from ipnext.store.session import Store
 from serving.genai.command_line.interpreter import vllm_python
-from tests.genai.tiny_models import tiny_llama
+from tests.genai.tiny_models import tiny_llamas
 from tests.lasting import Lasting
 
 pytest_plugins = ["tests.tiers"]
@@ -147,4 +147,6 @@ def vllm_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llamas(tmp_path_factory, vllm):
     """Seed -> the directory of a tiny random Llama that vLLM serves."""
     root = tmp_path_factory.mktemp("llamas")
-    return {seed: tiny_llama(vllm, root / f"llama-{seed}", seed=seed) for seed in (1, 2)}
+    found = {seed: root / f"llama-{seed}" for seed in (1, 2)}
+    tiny_llamas(vllm, found.values())
+    return found

@@ -1,7 +1,7 @@
-"""Builds a tiny random Llama, or a BERT that embeds, with a tokenizer of bytes or letters: `VLLM_PYTHON tiny.py DIRECTORY --seed N`.
+"""Builds a tiny random Llama, or a BERT that embeds, with a tokenizer of bytes or letters: `VLLM_PYTHON tiny.py DIRECTORY... --seed N`.
 
-About a hundred thousand parameters; head_dim is 32, the smallest that vLLM's attention on a CPU takes. Another seed
-writes another text, so that a change of weights can be seen. Run by the interpreter that has vLLM, and so torch and transformers.
+About a hundred thousand parameters; head_dim is 32, the smallest that vLLM's attention on a CPU takes. Each
+directory gets the next seed, which writes another text, so that a change of weights can be seen. Run by the interpreter that has vLLM, and so torch and transformers.
 """
 
 import argparse
@@ -81,19 +81,16 @@ def write_pooling(directory):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path)
+    parser.add_argument("directories", type=Path, nargs="+")
     parser.add_argument("--kind", choices=["llama", "bert"], default="llama")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    if arguments.kind == "bert":
-        words = letters()
-        bert(len(words), arguments.seed).save_pretrained(arguments.directory)
-        words.save_pretrained(arguments.directory)
-        write_pooling(arguments.directory)
-        return
-    words = tokenizer()
-    llama(len(words), arguments.seed).save_pretrained(arguments.directory)
-    words.save_pretrained(arguments.directory)
+    words, build = (letters(), bert) if arguments.kind == "bert" else (tokenizer(), llama)
+    for seed, directory in enumerate(arguments.directories, arguments.seed):
+        build(len(words), seed).save_pretrained(directory)
+        words.save_pretrained(directory)
+        if arguments.kind == "bert":
+            write_pooling(directory)
 
 
 if __name__ == "__main__":
