@@ -25,6 +25,7 @@ IPnextError
 ├── MemoryExceeded          507  a host's memory budget has no room for a snapshot
 ├── GenerationNotHeld       409  a host does not hold the asked generation
 ├── QueryOfDeath            500  a request that ended its host twice
+├── AnswerTooLarge          502  a host or engine answers with more bytes than are kept
 ├── RateLimited             429  the caller asks more often than its limit
 ├── Unavailable             503  a dependency is down or full; try again
 │   ├── RegionUnreachable   503  the infrastructure of a region does not answer
@@ -316,6 +317,13 @@ class QueryOfDeath(IPnextError):
     """The request ended its host, and again at the retry. Another retry would end it a third time."""
 
     code = "QueryOfDeath"
+
+
+class AnswerTooLarge(IPnextError):
+    """An answer of a host, engine or agent that exceeds the caller's limit; the message names limit and setting."""
+
+    code = "AnswerTooLarge"
+    http_status = 502
 
 
 class EngineRefused(Unavailable):

@@ -35,7 +35,7 @@ from serving.host.metrics import HostMetrics
 from serving.host.other_hosts import reach_host
 from serving.host.part_server import About, PartServer
 from serving.host.served_part import ServedPart
-from serving.http.limits import OpenConnections
+from serving.http.limits import AnswerBudget, OpenConnections, add_answer_limits
 from serving.http.listeners import Listener, add_listener, listeners, share_sockets
 from serving.http.messages import Request, Response, json_response, not_found, parse_model, seconds_left
 from serving.http.server import add_allowed_hosts, allowed_hosts, log_as_json, run, serve
@@ -185,6 +185,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=1, help="requests that run at once (default 1)")
     parser.add_argument("--queue", type=int, default=256, help="requests that may wait (default 256)")
+    add_answer_limits(parser)
     add_confinement(parser)
     add_user(parser)
     add_allowed_hosts(parser)
@@ -223,7 +224,8 @@ async def _main(
     async def reach(url: str) -> tuple[socket.socket, str]:
         return await asyncio.to_thread(keeper.reach, url)
 
-    others = HostClient(HostLoadBalancer(time.monotonic), time.monotonic, reach=reach)
+    answers = AnswerBudget(arguments.max_answer_bytes, arguments.answer_budget_bytes)
+    others = HostClient(HostLoadBalancer(time.monotonic), time.monotonic, reach=reach, answers=answers)
     executor = GraphExecutor(parts, others)
     upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, executor, connections).take_over(transport, rest)}
     await serve(

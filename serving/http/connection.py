@@ -101,6 +101,7 @@ class HttpProtocol(asyncio.Protocol):
         """Release the connection and cancel its running request: the client has gone."""
         self._transport = None
         self._open.discard(self)
+        self._open.unread.discard(self)
         self._budget.held_bytes -= self._held_bytes
         self._waiting.clear()
         if self._running is not None:
@@ -130,13 +131,16 @@ class HttpProtocol(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Pause the streamed answer: the client reads more slowly than it is produced."""
         if self._transport is not None:
-            self._choked = (time.monotonic(), self._transport.get_write_buffer_size())
+            waiting = self._transport.get_write_buffer_size()
+            self._choked = (time.monotonic(), waiting)
+            self._open.unread.add(self, waiting)
         if self._flow is not None:
             self._flow.pause()
 
     def resume_writing(self) -> None:
         """Resume answers: the client has read the buffered bytes."""
         self._choked = None
+        self._open.unread.discard(self)
         if self._flow is not None:
             self._flow.resume()
         elif self._running is None:
@@ -246,6 +250,11 @@ class HttpProtocol(asyncio.Protocol):
         """Close the connection once the written bytes have been sent."""
         if self._transport is not None:
             self._transport.close()
+
+    def abort(self) -> None:
+        """Close the connection now; bytes that are not sent yet are lost."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def check_pace(self, now: float) -> None:
         """End the connection if the client is too slow to send, or to read its answer."""

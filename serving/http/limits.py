@@ -1,16 +1,25 @@
-"""Limits on the size and pace of clients' requests, and the sweep that ends slower connections.
+"""Limits on the size and pace of clients' requests, the sweep that ends slower connections, and limits of answers.
 
 Requests have no timers: once a second the sweep checks all open connections of a server.
 """
 
+import argparse
 import asyncio
+import math
+import threading
 import time
+import weakref
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
-from ipnext.errors import TooSlow, Unavailable
+from ipnext.errors import AnswerTooLarge, TooSlow, Unavailable
 
 MAX_BODY_BYTES: Final = 256 * 2**20
+MAX_ANSWER_BYTES: Final = 64 * 2**20
+"""Default limit of an answer of a host or engine that is kept in memory."""
+ANSWER_BUDGET_BYTES: Final = 512 * 2**20
+"""Default limit of all such answers of a process."""
 SWEEP_SECONDS: Final = 1.0
 """Interval of the sweep; limits in seconds are accurate to within it."""
 
@@ -58,19 +67,25 @@ class HttpLimits:
 class BodyBudget:
     """Bytes of all bodies in flight in a process, each counted at its current size. Used from its event loop."""
 
-    __slots__ = ("ample_bytes", "held_bytes", "limits")
+    __slots__ = ("ample_bytes", "held_bytes", "largest_bytes", "limits")
 
     def __init__(self, limits: HttpLimits | None = None) -> None:
         self.limits = limits or HttpLimits()
         self.held_bytes = 0
         self.ample_bytes = self.limits.held_bytes - self.limits.held_bytes // 8
-        """Up to this total there is room for bodies of any size."""
+        """Up to this total there is room for bodies of any size up to `largest_bytes`."""
+        self.largest_bytes: float = math.inf
+        """Size beyond which a body is refused in any case."""
+
+    def check(self, held: int, body: int) -> None:
+        """Raise Unavailable if all bodies together, `held` bytes, leave no room for one of `body` bytes."""
+        self.limits.check_held(held, body)
 
     def take(self, size: int, *, body: int) -> None:
         """Count `size` more bytes of a body that has grown to `body` bytes. If there is no room: Unavailable, and none is counted."""
         held = self.held_bytes + size
-        if held > self.ample_bytes:
-            self.limits.check_held(held, body)
+        if held > self.ample_bytes or body > self.largest_bytes:
+            self.check(held, body)
         self.held_bytes = held
 
     def give_back(self, size: int) -> None:
@@ -80,6 +95,37 @@ class BodyBudget:
     def claim(self) -> "Claim":
         """Return an empty claim for one request."""
         return Claim(self)
+
+
+class AnswerBudget(BodyBudget):
+    """Bytes of all answers of hosts or engines that a process keeps in memory, and the limit of one."""
+
+    __slots__ = ()
+
+    def __init__(self, answer_bytes: int = MAX_ANSWER_BYTES, held_bytes: int = ANSWER_BUDGET_BYTES) -> None:
+        """`answer_bytes` bounds one answer, `held_bytes` all; the last eighth is for answers up to 1 MiB."""
+        super().__init__(HttpLimits(body_bytes=answer_bytes, held_bytes=held_bytes))
+        self.largest_bytes = answer_bytes
+
+    def check(self, held: int, body: int) -> None:
+        """Raise AnswerTooLarge if an answer of `body` bytes exceeds the limit, Unavailable if there is no room for it."""
+        if body > self.largest_bytes:
+            msg = f"the answer has more than {self.largest_bytes} bytes, the limit (--max-answer-bytes); ask for less at once"
+            raise AnswerTooLarge(msg)
+        if held > (self.ample_bytes if body > self.limits.small_bytes else self.limits.held_bytes):
+            msg = f"answers fill their budget of {self.limits.held_bytes} bytes (--answer-budget-bytes); try again"
+            raise Unavailable(msg)
+
+    def release_with(self, memory: object, size: int) -> None:
+        """Subtract `size` bytes once `memory`, which contains them, is no longer used, in whichever thread that is."""
+        loop, thread = asyncio.get_running_loop(), threading.get_ident()
+        weakref.finalize(memory, self._release, size, loop, thread).atexit = False
+
+    def _release(self, size: int, loop: asyncio.AbstractEventLoop, thread: int) -> None:
+        """Have the loop subtract the bytes: this may be called within any step of the budget's own."""
+        call = loop.call_soon if threading.get_ident() == thread else loop.call_soon_threadsafe
+        with suppress(RuntimeError):  # the loop has ended
+            call(self.give_back, size)
 
 
 class Claim:
@@ -142,13 +188,79 @@ class Paced(Protocol):
         """End the connection if the client is too slow. `now` is of time.monotonic."""
 
 
+def add_answer_limits(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of an AnswerBudget."""
+    parser.add_argument(
+        "--max-answer-bytes",
+        type=_positive,
+        default=MAX_ANSWER_BYTES,
+        help=f"bytes of one answer of a host or engine that are kept in memory (default {MAX_ANSWER_BYTES})",
+    )
+    parser.add_argument(
+        "--answer-budget-bytes",
+        type=_positive,
+        default=ANSWER_BUDGET_BYTES,
+        help=f"bytes of all such answers together (default {ANSWER_BUDGET_BYTES})",
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        msg = f"must be at least 1, got {number}"
+        raise argparse.ArgumentTypeError(msg)
+    return number
+
+
+class Abortable(Protocol):
+    """A connection that can be closed at once."""
+
+    def abort(self) -> None:
+        """Close the connection now; bytes that are not sent yet are lost."""
+
+
+class UnreadAnswers:
+    """Bytes of answers that wait in memory until their clients read them, by connection.
+
+    Beyond `limit_bytes` the connection that has waited longest is closed: slow clients never take the memory of others.
+    """
+
+    __slots__ = ("_limit", "_sizes", "_total")
+
+    def __init__(self, limit_bytes: int = ANSWER_BUDGET_BYTES // 2) -> None:
+        self._limit = limit_bytes
+        self._sizes: dict[Abortable, int] = {}
+        self._total = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes that wait."""
+        return self._total
+
+    def add(self, connection: Abortable, size: int) -> None:
+        """Count `size` bytes that a connection has not sent; close those that have waited longest if there is no room."""
+        self.discard(connection)
+        self._sizes[connection] = size
+        self._total += size
+        while self._total > self._limit and len(self._sizes) > 1:
+            oldest = next(iter(self._sizes))
+            self.discard(oldest)
+            oldest.abort()
+
+    def discard(self, connection: Abortable) -> None:
+        """Forget a connection: its client has read, or left."""
+        self._total -= self._sizes.pop(connection, 0)
+
+
 class OpenConnections(set[Paced]):
     """The open connections of one server. If there are any, the sweep checks them once a second."""
 
-    def __init__(self, budget: BodyBudget | None = None) -> None:
+    def __init__(self, budget: BodyBudget | None = None, unread: UnreadAnswers | None = None) -> None:
         super().__init__()
         self.budget = budget or BodyBudget()
         """Bytes of bodies of requests that are not answered yet."""
+        self.unread = unread or UnreadAnswers()
+        """Bytes of answers that are not read yet."""
         self.closing = False
         """Whether the server is about to end: each answer is the last one of its connection."""
         self._round: asyncio.TimerHandle | None = None

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 import orjson
 
+from ipnext.errors import AnswerTooLarge, HostLost, Unavailable
 from ipnext.model.kv_transfer import Handoff
 from serving.openai.engine_fields import PARAMETERS
 from serving.openai.engines.prefix_affinity import RoutingHint
@@ -120,6 +121,10 @@ class Prefill:
                 status = answer.status
         except EngineLost as error:
             sent = error.sent
+        except HostLost:
+            raise
+        except (AnswerTooLarge, Unavailable):  # it cannot be kept here; the decode engine reads the prompt itself
+            return 0, b""
         if not status or status >= 500:  # HTTP's server errors
             loads.note_lost(url)
             if sent and status != _FULL:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from ipnext.errors import InvalidInput, TooSlow, Unavailable
+from ipnext.errors import InvalidInput, IPnextError, TooSlow
 from ipnext.model.registry import Datatype
 from serving.http.limits import BodyBudget, HttpLimits, Reading
 from serving.protocol.tensors import DTYPES, Array, Tensor, check_datatype, check_shape, from_binary, to_binary
@@ -41,6 +41,12 @@ class Frame:
 
     header: Mapping[str, Any]
     body: Memory = field(default_factory=lambda: np.empty(0, np.uint8))
+
+    @property
+    def memory(self) -> Memory:
+        """The array that owns the memory of the body, which all views and tensors of the body keep in use."""
+        base = self.body.base
+        return self.body if base is None else base
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the body, in its memory. InvalidInput if header and body do not match."""
@@ -109,7 +115,8 @@ class FrameProtocol(asyncio.BufferedProtocol):
     """One connection in frames. `on_frame` receives each frame; `on_lost` is called once, when the connection has ended.
 
     If there is a `budget`, it counts bodies while they arrive; the receiver of a frame gives its bytes back. If there
-    is no room for a body, it is read and dropped, and `on_refused` receives the frame's header.
+    is no room for a body, or it is too large, it is read and dropped, and `on_refused` receives the frame's header. A
+    body that `wants` refuses, by the frame's header, is read and dropped without a word.
     """
 
     def __init__(
@@ -118,11 +125,13 @@ class FrameProtocol(asyncio.BufferedProtocol):
         on_lost: Callable[[], None],
         *,
         budget: BodyBudget | None = None,
-        on_refused: Callable[[Mapping[str, Any], Unavailable], None] = lambda *_: None,
+        on_refused: Callable[[Mapping[str, Any], IPnextError], None] = lambda *_: None,
+        wants: Callable[[Mapping[str, Any]], bool] = lambda _: True,
     ) -> None:
         self._on_frame = on_frame
         self._on_lost = on_lost
         self._on_refused = on_refused
+        self._wants = wants
         self._budget = budget
         self._left = 0
         """Bytes of a refused body that have not arrived yet."""
@@ -149,6 +158,11 @@ class FrameProtocol(asyncio.BufferedProtocol):
     def open(self) -> bool:
         """Whether frames can be sent."""
         return self._transport is not None
+
+    @property
+    def receiving(self) -> bool:
+        """Whether a body is incomplete."""
+        return self._body is not None or self._left > 0
 
     @property
     def sent(self) -> bool:
@@ -287,7 +301,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
         """Copy the received part of a body; return the position of the next frame in the scratch memory."""
         self._frames += 1
         budget = self._budget
-        if budget is not None and budget.held_bytes + size > budget.ample_bytes and not self._has_room(budget, size):
+        if size and (not self._wants(self._header) or (budget is not None and not self._has_room(budget, size))):
             self._left = self._size = size
             return self._dropped(start)
         there = min(self._filled - start, size)
@@ -302,16 +316,16 @@ class FrameProtocol(asyncio.BufferedProtocol):
     def _finish_body(self) -> None:
         body = self._body
         if body is not None and self._body_filled == body.size:
-            self._body = None
+            self._body, self._body_view = None, memoryview(b"")
             self._on_frame(Frame(self._header, body))
 
     def _has_room(self, budget: BodyBudget, size: int) -> bool:
         """Refuse a body before it is read if the budget has no room for all of it."""
-        if not size:
+        if budget.held_bytes + size <= budget.ample_bytes and size <= budget.largest_bytes:
             return True
         try:
-            budget.limits.check_held(budget.held_bytes + size, size)
-        except Unavailable as error:
+            budget.check(budget.held_bytes + size, size)
+        except IPnextError as error:
             self._on_refused(self._header, error)
             return False
         return True
@@ -323,7 +337,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
             return True
         try:
             budget.take(more, body=self._body_view.nbytes)
-        except Unavailable as error:
+        except IPnextError as error:
             left = self._body_view.nbytes - self._body_filled
             self._body_filled -= more
             self._size = self._body_view.nbytes

@@ -23,7 +23,15 @@ from serving.access.guard import Guard, Refused
 from serving.graph import Tensors, run_graph
 from serving.http.compression import packed, unpacked
 from serving.http.dialects import V2, Dialect
-from serving.http.limits import MAX_BODY_BYTES, BodyBudget, Claim, OpenConnections
+from serving.http.limits import (
+    MAX_BODY_BYTES,
+    AnswerBudget,
+    BodyBudget,
+    Claim,
+    OpenConnections,
+    UnreadAnswers,
+    add_answer_limits,
+)
 from serving.http.listeners import Listener, add_listener, listeners
 from serving.http.messages import Answer, Request, Response, error_response, seconds_left
 from serving.http.server import add_allowed_hosts, allowed_hosts, log_as_json, run, serve
@@ -82,6 +90,8 @@ class RouterLimits:
     """Longest silence of an engine: within an answer, and before it if the request has no deadline."""
     budget: BodyBudget = field(default_factory=BodyBudget)
     """Counts the memory of decoded bodies: the server's budget, which also counts the bodies."""
+    answers: AnswerBudget = field(default_factory=AnswerBudget)
+    """Counts the answers of engines and of hosts that are kept in memory."""
 
 
 class Router:
@@ -108,7 +118,7 @@ class Router:
         self._limits = limits or RouterLimits()
         self._budget = self._limits.budget
         self._admission = Admission(self._limits.max_in_flight)
-        self.engines = EngineRegistry(region=region)
+        self.engines = EngineRegistry(region=region, answers=self._limits.answers)
         """Engines that serve by themselves; the table's follower updates them."""
         metrics.registry.register(self.engines.foreign)
         self._lost = LostRequests()
@@ -357,6 +367,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--max-in-flight", type=int, default=DEFAULT_MAX_IN_FLIGHT, help="requests of one model at once"
     )
     parser.add_argument("--max-json-bytes", type=int, default=MAX_JSON_BYTES, help="JSON in one request")
+    add_answer_limits(parser)
     parser.add_argument(
         "--silent-seconds",
         type=_seconds,
@@ -386,7 +397,8 @@ def _log_ejected(url: str, why: str) -> None:
 
 
 async def _main(arguments: argparse.Namespace, bound: Sequence[Listener]) -> None:
-    hosts = HostClient(HostLoadBalancer(time.monotonic, on_ejected=_log_ejected), time.monotonic)
+    answers = AnswerBudget(arguments.max_answer_bytes, arguments.answer_budget_bytes)
+    hosts = HostClient(HostLoadBalancer(time.monotonic, on_ejected=_log_ejected), time.monotonic, answers=answers)
 
     def changed(routes: Routes) -> None:
         hosts.forget(routes.urls)
@@ -398,12 +410,13 @@ async def _main(arguments: argparse.Namespace, bound: Sequence[Listener]) -> Non
     metrics = RouterMetrics(
         region=arguments.region, served=lambda: follower.routes.all, sample_seconds=arguments.sample_seconds
     )
-    connections = OpenConnections()
+    connections = OpenConnections(unread=UnreadAnswers(arguments.answer_budget_bytes // 2))
     limits = RouterLimits(
         arguments.max_in_flight,
         arguments.max_json_bytes,
         silent_seconds=arguments.silent_seconds,
         budget=connections.budget,
+        answers=answers,
     )
     router = Router(
         follower,

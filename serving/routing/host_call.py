@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
-from ipnext.errors import DeadlineExceeded, HostLost, InvalidInput, IPnextError, QueryOfDeath
+from ipnext.errors import AnswerTooLarge, DeadlineExceeded, HostLost, InvalidInput, IPnextError, QueryOfDeath
 from serving.protocol.frames import Frame
 from serving.protocol.response_templates import NotFinite
 from serving.routing.host_connection import ConnectionLost, HostConnection, Pieces, SentCall
@@ -18,7 +18,7 @@ _ABOUT_NOW_SECONDS: Final = 0.02
 """A call that ends this close to its deadline, or after it, counts as ended by the deadline."""
 _BROKEN: Final = frozenset({500, 504})
 """Statuses of a host that fails to answer although another may succeed."""
-_OF_LOST: Final = {kind.code: kind for kind in (HostLost, QueryOfDeath)}
+_OF_OTHERS: Final = {kind.code: kind for kind in (HostLost, QueryOfDeath, AnswerTooLarge)}
 """Errors, by code, of a host that called other hosts."""
 _ELSEWHERE: Final = frozenset({409, 503})
 """Statuses of a host that cannot answer now although another may."""
@@ -169,8 +169,8 @@ class HostCall:
 def judged(part: str, url: str, answer: Mapping[str, Any], tried: set[str]) -> Exception:
     """Return the error that a host's refusal means for the request."""
     status, message = answer["status"], f"part {part!r}: {answer.get('error')}"
-    if answer.get("code") in _OF_LOST:
-        return _OF_LOST[answer["code"]](message)
+    if answer.get("code") in _OF_OTHERS:
+        return _OF_OTHERS[answer["code"]](message)
     if status in _ELSEWHERE:
         tried.add(url)
         return RetryOnOtherHost(message)

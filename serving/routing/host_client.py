@@ -8,6 +8,7 @@ from typing import Any, Final
 from ipnext.model.registry import Signature
 from ipnext.model.wire import decode_plain
 from serving.graph import Tensors
+from serving.http.limits import AnswerBudget
 from serving.protocol.frames import Frame, bytes_frame, tensor_frame
 from serving.protocol.v2 import Body
 from serving.routing.host_call import Attempt, CallTarget, HostCall, RetryOnOtherHost, judged
@@ -22,9 +23,17 @@ _SIGNATURE_SECONDS: Final = 5.0
 class HostClient:
     """Calls parts on hosts. Keeps one connection to each, and reconnects to lost ones."""
 
-    def __init__(self, loads: HostLoadBalancer, clock: Callable[[], float], *, reach: Reach | None = None) -> None:
-        """`reach` connects to Unix sockets; if None, this process does."""
+    def __init__(
+        self,
+        loads: HostLoadBalancer,
+        clock: Callable[[], float],
+        *,
+        reach: Reach | None = None,
+        answers: AnswerBudget | None = None,
+    ) -> None:
+        """`reach` connects to Unix sockets; if None, this process does. `answers` bounds the answers of all hosts."""
         self._reach = reach
+        self._answers = answers or AnswerBudget()
         self._loads = loads
         self._clock = clock
         self._connections: dict[str, HostConnection] = {}
@@ -152,7 +161,7 @@ class HostClient:
         """Connect to a host. Concurrent callers share one attempt; if one of them is cancelled, the attempt goes on for the others."""
         attempt = self._connecting.get(url)
         if attempt is None:
-            attempt = asyncio.create_task(connect(url, reach=self._reach))
+            attempt = asyncio.create_task(connect(url, reach=self._reach, answers=self._answers))
             self._connecting[url] = attempt
             attempt.add_done_callback(lambda done: self._note_connected(url, done))
         return await asyncio.shield(attempt)

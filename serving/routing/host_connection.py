@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 from ipnext.components.caller_proof import proof_file, read_proof
 from ipnext.components.identity import Component
 from ipnext.components.sockets import is_socket_url, socket_path
+from ipnext.errors import IPnextError
 from ipnext.names import PROOF_HEADER
+from serving.http.limits import AnswerBudget
 from serving.protocol.frames import UPGRADE, Frame, FrameProtocol, bytes_frame
 from serving.routing.table import GenerationRoute
 
@@ -40,10 +42,21 @@ class ConnectionLost(Exception):  # not an error of the request: another host ma
 
 
 class HostConnection:
-    """The calls in flight on one connection."""
+    """The calls in flight on one connection.
 
-    def __init__(self) -> None:
-        self._frames = FrameProtocol(self._on_frame, self._on_lost)
+    `answers` counts the answers until their memory is no longer used. One that it refuses is read and dropped, and its
+    call fails, so that the other calls go on.
+    """
+
+    def __init__(self, answers: AnswerBudget | None = None) -> None:
+        self._answers = answers or AnswerBudget()
+        self._frames = FrameProtocol(
+            self._on_frame,
+            self._on_lost,
+            budget=self._answers,
+            on_refused=self._on_refused,
+            wants=lambda header: header.get("id", 0) in self._waiting,
+        )
         self._waiting: dict[int, asyncio.Future[Frame]] = {}
         self._numbers = count(1)
         self._routes: dict[GenerationRoute, int] = {}
@@ -110,7 +123,7 @@ class HostConnection:
         """Check that the host is alive. A host answers pings even during a long pass, because its event loop does not wait for it."""
         self._silent_looks = 0 if self._heard else self._silent_looks + 1
         self._heard, self._watch = False, None
-        if not self._waiting or not self._frames.open:
+        if not (self._waiting or self._frames.receiving) or not self._frames.open:
             return
         if self._silent_looks >= SILENT_LOOKS:
             self._given_up = True
@@ -120,8 +133,16 @@ class HostConnection:
             self._frames.send(bytes_frame({"op": "ping", "id": 0}))
         self._watch = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
 
+    def _on_refused(self, header: Mapping[str, Any], error: IPnextError) -> None:
+        self._heard = True
+        answer = self._waiting.pop(header.get("id", 0), None)
+        if answer is not None and not answer.done():
+            answer.set_exception(error)
+
     def _on_frame(self, frame: Frame) -> None:
         self._heard = True
+        if frame.body.size:
+            self._answers.release_with(frame.memory, frame.body.size)
         answer = self._waiting.pop(frame.header.get("id", 0), None)
         if answer is not None and not answer.done():
             answer.set_result(frame)
@@ -144,7 +165,13 @@ class SentCall:
         self._answer = answer
 
     async def response(self) -> Frame:
-        """Return the answer. If cancelled, the call is cancelled on the host. ConnectionLost."""
+        """Return the answer. If cancelled, the call is cancelled on the host.
+
+        Raises:
+            ConnectionLost: the host is lost.
+            AnswerTooLarge: the answer exceeds the limit of one.
+            Unavailable: there is no room for the answer.
+        """
         try:
             return await self._answer
         except asyncio.CancelledError:
@@ -180,12 +207,12 @@ Reach = Callable[[str], Awaitable[tuple[socket.socket, str | None]]]
 """Connects to the Unix socket of a host's URL; returns the connection and the caller's proof. OSError."""
 
 
-async def connect(url: str, *, reach: Reach | None = None) -> HostConnection:
+async def connect(url: str, *, reach: Reach | None = None, answers: AnswerBudget | None = None) -> HostConnection:
     """Connect to the host at `url` (http://host:port, or unix://directory) and upgrade to frames. ConnectionLost.
 
-    `reach` connects to Unix sockets; if None, this process does.
+    `reach` connects to Unix sockets; if None, this process does. `answers` bounds the host's answers.
     """
-    connection = HostConnection()
+    connection = HostConnection(answers)
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             await (await _begin_handshake(url, connection.frames, reach)).done

@@ -14,10 +14,13 @@ import httptools
 
 from ipnext.components.identity import Component
 from ipnext.components.sockets import is_socket_url, socket_path
+from serving.http.limits import AnswerBudget
 from serving.openai.engines.response import EngineAnswer, EngineLost
 
 CONNECT_SECONDS: Final = 1.0
 """Time limit of connecting to an engine."""
+HEAD_BYTES: Final = 2**18
+"""Bytes that an engine may send without a byte of a body, such as headers; one that sends more is lost."""
 IDLE_SECONDS: Final = 2.0
 """Longest idle time after which a connection is reused: less than the 5 s after which vLLM's server closes it."""
 
@@ -32,6 +35,8 @@ class EngineConnection(asyncio.Protocol):
         self._answer: EngineAnswer | None = None
         self._headers: dict[str, str] = {}
         self._paused = False
+        self._text_bytes = 0
+        """Bytes received since the last byte of a body."""
         self.idle_since = 0.0
 
     @property
@@ -39,10 +44,11 @@ class EngineConnection(asyncio.Protocol):
         """Whether a request can be sent."""
         return self._transport is not None and not self._transport.is_closing()
 
-    def ask(self, request: bytes, body: bytes | bytearray) -> EngineAnswer:
+    def ask(self, request: bytes, body: bytes | bytearray, answers: AnswerBudget) -> EngineAnswer:
         """Send a request. If the answer is cancelled, this connection is closed."""
         assert self._transport is not None  # noqa: S101  # only open connections are used
-        self._answer = EngineAnswer(self)
+        self._answer = EngineAnswer(self, answers)
+        self._text_bytes = 0
         self._pool.busy.add(self)
         if len(body) < 2**16:
             self._transport.write(request + body)
@@ -86,9 +92,12 @@ class EngineConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse pieces of an answer and forward them."""
+        self._text_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
+            self.cut()
+        if self._text_bytes > HEAD_BYTES:
             self.cut()
         if self._answer is not None:
             self._answer.pass_on()
@@ -118,6 +127,7 @@ class EngineConnection(asyncio.Protocol):
 
     def on_body(self, piece: bytes) -> None:
         """Pass a piece of the body to the answer."""
+        self._text_bytes = 0
         if self._answer is not None:
             self._answer.piece(piece)
 
@@ -139,8 +149,10 @@ class EngineConnection(asyncio.Protocol):
 class EngineConnectionPool:
     """The connections to one engine; the most recently used idle one is used first."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, answers: AnswerBudget | None = None) -> None:
+        """`answers` counts the bytes of answers that are kept."""
         where = urlsplit(url)
+        self._answers = answers or AnswerBudget()
         self._socket = socket_path(url, Component.ROUTER) if is_socket_url(url) else None
         self._host, self._port = where.hostname or "", where.port or 80
         self._netloc = where.netloc or "localhost"
@@ -151,17 +163,26 @@ class EngineConnectionPool:
         self.left = False
         """Whether the engine has left the table, so that each connection closes after its answer."""
 
-    async def ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes | bytearray) -> EngineAnswer:
-        """Send a request; return its answer once the head and the first piece of the body have arrived. EngineLost.
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | bytearray,
+        answers: AnswerBudget | None = None,
+    ) -> EngineAnswer:
+        """Send a request; return its answer once the head and the first piece of the body have arrived.
 
-        If an idle connection was just closed by the engine, EngineLost has `reused` set.
+        `answers` counts the kept bytes of this answer; None: the budget of the pool. EngineLost if there is no answer;
+        if an idle connection was just closed by the engine, `reused` is set. AnswerTooLarge, Unavailable.
         """
         request = self._head(method, path, headers, len(body))
+        budget = answers or self._answers
         connection = self._newest_idle()
         if connection is None:
-            return await (await self._connect()).ask(request, body).begun()
+            return await (await self._connect()).ask(request, body, budget).begun()
         try:
-            return await connection.ask(request, body).begun()
+            return await connection.ask(request, body, budget).begun()
         except EngineLost as error:
             self.close()
             raise EngineLost(str(error), reused=True, sent=error.sent) from error

@@ -8,7 +8,8 @@ from typing import Final
 
 import structlog
 
-from ipnext.errors import HostLost
+from ipnext.errors import AnswerTooLarge, HostLost
+from serving.http.limits import AnswerBudget
 from serving.openai.engines.connection import EngineConnectionPool
 from serving.openai.engines.load_balancer import EngineLoads, EngineReport
 from serving.openai.engines.proof import ForeignAnswers
@@ -18,6 +19,8 @@ from serving.routing.table import GenerationRoute
 
 POLL_SECONDS: Final = 0.5
 REPORT_LIMIT_SECONDS: Final = 2.0
+REPORT_BYTES: Final = 4 * 2**20
+"""Limit of an engine's metrics, or of its answer to a health check."""
 ALIVE_SECONDS: Final = 1.0
 """Time limit of the health check of an engine that lost a request; if it fails, the engine counts as gone."""
 _NAMES: Final = {
@@ -30,7 +33,11 @@ _NAMES: Final = {
 class EngineRegistry:
     """All engines of the table. Those that requests are balanced over are polled for their metrics twice a second."""
 
-    def __init__(self, loads: EngineLoads | None = None, *, region: str = "") -> None:
+    def __init__(
+        self, loads: EngineLoads | None = None, *, region: str = "", answers: AnswerBudget | None = None
+    ) -> None:
+        """`answers` counts the bytes of all answers that are kept."""
+        self.answers = answers or AnswerBudget()
         self.loads = loads or EngineLoads(time.monotonic)
         self.foreign = ForeignAnswers(region)
         self._pools: dict[str, EngineConnectionPool] = {}
@@ -40,13 +47,23 @@ class EngineRegistry:
         """Timers of removed engines, which end their remaining answers."""
 
     async def ask(
-        self, url: str, method: str, path: str, headers: Mapping[str, str], body: bytes | bytearray
+        self,
+        url: str,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | bytearray,
+        answers: AnswerBudget | None = None,
     ) -> EngineAnswer:
-        """Send a request to an engine; return its answer once it has begun. EngineLost."""
+        """Send a request to an engine; return its answer once it has begun. `answers` and errors as in EngineConnectionPool."""
         pool = self._pools.get(url)
         if pool is None:
-            pool = self._pools[url] = EngineConnectionPool(url)
-        return await pool.ask(method, path, headers, body)
+            pool = self._pools[url] = EngineConnectionPool(url, self.answers)
+        return await pool.ask(method, path, headers, body, answers)
+
+    async def _ask_itself(self, url: str, path: str) -> EngineAnswer:
+        """Ask an engine about itself, whether or not other answers leave room. EngineLost, AnswerTooLarge."""
+        return await self.ask(url, "GET", path, {}, b"", AnswerBudget(REPORT_BYTES, 2 * REPORT_BYTES))
 
     def note_foreign(self, route: GenerationRoute, candidate: HostCandidate) -> str:
         """Count an answer of an engine other than the table's, and eject that one for a while; return the reason."""
@@ -61,11 +78,11 @@ class EngineRegistry:
         with suppress(EngineLost, TimeoutError):
             async with asyncio.timeout(ALIVE_SECONDS):
                 try:
-                    answer = await self.ask(url, "GET", "/health", {}, b"")
+                    answer = await self._ask_itself(url, "/health")
                 except EngineLost as error:
                     if not error.reused:
                         return True
-                    answer = await self.ask(url, "GET", "/health", {}, b"")
+                    answer = await self._ask_itself(url, "/health")
             answer.cancel()
             return answer.status != 200  # HTTP's OK
         return True
@@ -124,8 +141,12 @@ class EngineRegistry:
             await asyncio.sleep(POLL_SECONDS)
 
     async def _look(self, url: str) -> None:
-        answer = await self.ask(url, "GET", "/metrics", {}, b"")
-        text = await answer.rest()
+        answer = await self._ask_itself(url, "/metrics")
+        try:
+            text = await answer.rest()
+        except AnswerTooLarge:
+            structlog.get_logger().warning("metrics of an engine are too large", url=url, limit_bytes=REPORT_BYTES)
+            return
         if answer.status == 200:  # HTTP's OK
             self.loads.note_report(url, report_of(text))
 

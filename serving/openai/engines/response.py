@@ -2,12 +2,18 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
+from ipnext.errors import IPnextError
+from serving.http.limits import AnswerBudget
 from serving.http.messages import Sink
 
 End = Literal["whole", "broken", "cancelled"]
 """How a forwarded answer ended: `broken` if the engine went away, `cancelled` if the client did."""
+
+
+AHEAD_BYTES: Final = 2**18
+"""Bytes of an answer that are read before anything waits for them."""
 
 
 class EngineLost(Exception):  # not an error of the request: another engine may answer
@@ -38,12 +44,16 @@ class Line(Protocol):
 class EngineAnswer:
     """An answer in progress; once it has begun, a Flow of serving.http.messages.
 
-    `on_end` is called once, after the end of an answer that has begun, even if it was cancelled.
+    `on_end` is called once, after the end of an answer that has begun, even if it was cancelled. `answers` counts the
+    bytes that are kept, and ends an answer of which more are kept than one may have.
     """
 
     __slots__ = (
+        "_answers",
         "_begun",
         "_end",
+        "_error",
+        "_kept",
         "_line",
         "_more",
         "_pieces",
@@ -56,8 +66,13 @@ class EngineAnswer:
         "status",
     )
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: Line, answers: AnswerBudget) -> None:
         self._line: Line | None = line
+        self._answers = answers
+        self._kept = 0
+        """Bytes in `_pieces`."""
+        self._error: IPnextError | None = None
+        """Why this side ended the answer."""
         self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._pieces: list[bytes] = []
         self._sink: Sink | None = None
@@ -78,7 +93,13 @@ class EngineAnswer:
         return b"".join(self._pieces) if self._end == "whole" and self._sink is None else None
 
     async def begun(self) -> "EngineAnswer":
-        """Wait for the head and the first piece; return this answer. EngineLost. If cancelled, the connection is closed."""
+        """Wait for the head and the first piece; return this answer. If cancelled, the connection is closed.
+
+        Raises:
+            EngineLost: there is none.
+            AnswerTooLarge: it exceeds the limit of one.
+            Unavailable: there is no room for it.
+        """
         try:
             await self._begun
         except asyncio.CancelledError:
@@ -93,15 +114,22 @@ class EngineAnswer:
     async def await_more(self, pieces: int) -> bool:
         """Wait for a piece; return True once there are more than `pieces`, False at the end of the body.
 
-        EngineLost if the end is missing.
+        Raises:
+            EngineLost: the end is missing.
+            AnswerTooLarge: the answer exceeds the limit of one.
+            Unavailable: there is no room for more.
         """
         while self.pieces == pieces:
             if self._end == "whole":
                 return False
+            if self._error is not None:
+                raise self._error
             if self._end is not None:
-                msg = "it closed the connection before it had said which model it is"
+                msg = "it closed the connection before its answer was whole"
                 raise EngineLost(msg)
             self._more = asyncio.get_running_loop().create_future()
+            if self._line is not None:
+                self._line.resume()
             try:
                 await self._more
             except asyncio.CancelledError:
@@ -110,14 +138,10 @@ class EngineAnswer:
         return True
 
     async def rest(self) -> bytes:
-        """Return the whole body. EngineLost if its end is missing."""
-        ended: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        try:
-            self.start(_Collected(ended))
-            return await ended
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
+        """Return the whole body of an answer that was not started; errors as `await_more`."""
+        while await self.await_more(self.pieces):
+            pass
+        return self._taken()
 
     def watch(self, seconds: float) -> None:
         """End the answer as broken if no piece arrives for this many seconds while the client keeps reading."""
@@ -132,6 +156,8 @@ class EngineAnswer:
 
     def piece(self, data: bytes) -> None:
         """Store a piece of the body, to be forwarded by `pass_on` or at the end of the answer."""
+        if self._sink is None and not self._keep(len(data)):
+            return
         self.pieces += 1
         self.size += len(data)
         self._pieces.append(data)
@@ -165,6 +191,7 @@ class EngineAnswer:
         """Forward the pieces present, and later ones as they arrive."""
         self._sink = sink
         if self._end is None:
+            self.resume()
             self.pass_on()
         else:
             self._tell()
@@ -189,6 +216,7 @@ class EngineAnswer:
         if line is not None:
             line.close()
         self._sink = None
+        self._release()
         self._ended("cancelled")
 
     def broken_off(self) -> None:
@@ -196,6 +224,31 @@ class EngineAnswer:
         line, self._line = self._line, None
         if line is not None:
             line.close()
+        self._ended("broken")
+
+    def _keep(self, size: int) -> bool:
+        """Count `size` more bytes that nobody takes yet. False if they cannot be kept: that ends the answer."""
+        if self._error is not None:
+            return False
+        try:
+            self._answers.take(size, body=self._kept + size)
+        except IPnextError as error:
+            self._refuse(error)
+            return False
+        self._kept += size
+        if self._more is None and self._kept > AHEAD_BYTES and self._line is not None:
+            self._line.pause()
+        return True
+
+    def _refuse(self, error: IPnextError) -> None:
+        """End the answer, and close its connection."""
+        self._error = error
+        self._release()
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()
+        if not self._begun.done():
+            self._begun.set_exception(error)
         self._ended("broken")
 
     def _ended(self, how: End) -> None:
@@ -226,30 +279,24 @@ class EngineAnswer:
         self._report(self._end)
 
     def _taken(self) -> bytes:
-        pieces, self._pieces = self._pieces, []
+        pieces = self._release()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _release(self) -> list[bytes]:
+        """Return the kept pieces, and keep none."""
+        pieces, self._pieces = self._pieces, []
+        self._answers.give_back(self._kept)
+        self._kept = 0
+        return pieces
+
+    def __del__(self) -> None:
+        """Give back the bytes of an answer that nothing took."""
+        self._answers.give_back(self._kept)
 
     def _report(self, how: End) -> None:
         on_end, self.on_end = self.on_end, None
         if on_end is not None:
             on_end(how)
-
-
-class _Collected:
-    """Collects the pieces of a body until it is complete."""
-
-    def __init__(self, ended: asyncio.Future[bytes]) -> None:
-        self._ended = ended
-        self._pieces: list[bytes] = []
-
-    def write(self, piece: bytes) -> None:
-        self._pieces.append(piece)
-
-    def end(self, last: bytes = b"") -> None:
-        self._ended.set_result(b"".join((*self._pieces, last)))
-
-    def abort(self) -> None:
-        self._ended.set_exception(EngineLost("it closed the connection in the middle of its answer"))
 
 
 class _Silence:

@@ -6,13 +6,14 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from ipnext.errors import InvalidInput, IPnextError
+from ipnext.errors import InvalidInput, IPnextError, TooLarge
 from ipnext.model.part_tensors import EMBEDDING
 from ipnext.model.prompt import PROMPT
 from serving.graph import Tensors
 from serving.openai.engines.proof import names
 from serving.openai.engines.registry import EngineRegistry
 from serving.openai.engines.response import EngineLost
+from serving.protocol.json_size import parsed_bytes
 from serving.protocol.tensors import Tensor
 from serving.routing.host_call import Attempt, RetryOnOtherHost
 from serving.routing.sync_policy import HostCandidate, of_snapshot
@@ -55,7 +56,9 @@ async def embed(
         attempt.tried.add(candidate.url)
         msg = f"part {part!r}: {engines.note_foreign(route, candidate)}"
         raise RetryOnOtherHost(msg)
-    return {EMBEDDING: _vectors(part, content, len(texts))}
+    with engines.answers.claim() as claim:
+        claim.set(_parsed_bytes(part, content))
+        return {EMBEDDING: _vectors(part, content, len(texts))}
 
 
 def _chosen(engines: EngineRegistry, route: GenerationRoute, part: str, attempt: Attempt) -> HostCandidate:
@@ -83,6 +86,15 @@ async def _asked(
             attempt.tried.add(candidate.url)
         msg = f"part {part!r}: {candidate.url}: {error}"
         raise RetryOnOtherHost(msg) from error
+
+
+def _parsed_bytes(part: str, content: bytes) -> int:
+    """Return the memory of an answer and of its values."""
+    try:
+        return len(content) + parsed_bytes(content)
+    except TooLarge as error:
+        msg = f"part {part!r}: the engine's answer: {error.message}"
+        raise IPnextError(msg) from error
 
 
 def _vectors(part: str, content: bytes, count: int) -> Tensor:

@@ -16,6 +16,7 @@ from serving.host.graph_executor import GraphExecutor
 from serving.host.part_server import PartServer
 from serving.host.served_part import BatchLimits, ServedPart
 from serving.http.connection import http_factory
+from serving.http.limits import AnswerBudget
 from serving.http.messages import Request, error_response, not_found
 from serving.protocol.frames import UPGRADE
 from serving.protocol.tensors import Tensor
@@ -95,7 +96,7 @@ class FakeFleet:
         self.hosts = {}
         self.endpoints = []
 
-    async def host(self, part, *, snapshot=4, generations=(4,), gateless=True, name=None):
+    async def host(self, part, *, snapshot=4, generations=(4,), gateless=True, name=None, answers=None):
         engine = Scaling(*(("x", "left", "right") if part == "sum" else ("x",)))
         served = ServedPart(engine, BatchLimits())
         served.costs.note(8, 1e-6 if gateless else 1.0)
@@ -115,7 +116,7 @@ class FakeFleet:
         self.stack.callback(queue.close)
         self.stack.callback(engine.gate.set)
         parts = PartServer(held, queue, lambda _: None, region="north")
-        client = HostClient(HostLoadBalancer(time.monotonic), time.monotonic)
+        client = HostClient(HostLoadBalancer(time.monotonic), time.monotonic, answers=answers)
         self.stack.callback(client.close)
         executor = GraphExecutor(parts, client)
         upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, executor).take_over(transport, rest)}
@@ -290,3 +291,13 @@ async def test_what_a_request_lacks_is_told_by_the_walker(fleet, router):
         response = await edge.handle(Request("POST", "/v2/models/m/infer", headers, bytearray(encoded.body)))
     assert response.status == 400
     assert b"'x'" in response.body
+
+
+async def test_answers_of_other_parts_have_the_limit_of_the_host_that_executes(fleet, router):
+    for part in ("left", "right"):
+        await fleet.host(part)
+    await fleet.host("sum", answers=AnswerBudget(answer_bytes=1000))
+    async with router() as edge:
+        status, text = await ask(edge, [1.0] * 1000)
+        assert (status, "more than 1000 bytes" in text) == (502, True)
+        assert (await ask(edge))[0] == 200

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from ipnext.model.deployment import RoutedModel
+from serving.http.limits import AnswerBudget
 from serving.openai.engines.proof import is_proven
 from serving.openai.engines.response import EngineAnswer, EngineLost
 from serving.openai.prompt.embeddings import PATH as EMBEDDINGS
@@ -136,7 +137,7 @@ def whole(body):
 
 def coming(kind, *pieces, headers=None):
     """An answer of these pieces so far."""
-    answer = EngineAnswer(Line())
+    answer = EngineAnswer(Line(), AnswerBudget())
     answer.head(200, {"content-type": kind, **(headers or {})})
     for piece in pieces:
         answer.piece(piece)
