@@ -203,6 +203,9 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     api_header_seconds: float = Field(default=20.0, gt=0)
     """A request whose headers are not complete by then is answered 408; a connection without a byte is closed.
     Bodies other than blobs have the same time, and a second more for each 64 KiB."""
+    api_body_budget_bytes: int = Field(default=128 * 2**20, ge=4 * 5 * 2**20)
+    """Bytes of all bodies of requests, other than blobs, that the API reads, keeps waiting or works on; one key or
+    person, or before authentication one address, has a quarter."""
     api_keep_alive_seconds: int = Field(default=5, ge=1)
     """Idle time after which a connection is closed."""
     api_connections: int | None = Field(default=None, gt=0)

@@ -36,7 +36,7 @@ from ipnext.api import (
     validators,
 )
 from ipnext.api.access import Access, Authentication
-from ipnext.api.body_limit import BodyLimit
+from ipnext.api.body_limit import BodyBudget, BodyLimit
 from ipnext.api.errors import install_error_handlers
 from ipnext.api.json_bodies import LARGE_AT_ONCE, JsonBodies
 from ipnext.api.lifecycle import Lifecycle
@@ -118,7 +118,13 @@ def create_app(
     install_error_handlers(app)
     app.state.large_bodies = Turns(LARGE_AT_ONCE)
     app.add_middleware(JsonBodies, large=app.state.large_bodies)
-    app.add_middleware(BodyLimit, seconds=settings.api_header_seconds)
+    app.state.bodies = BodyBudget(settings.api_body_budget_bytes)
+    app.add_middleware(
+        BodyLimit,
+        seconds=settings.api_header_seconds,
+        budget=app.state.bodies,
+        authenticated=access.required,
+    )
     app.state.recorder = recorder
     app.add_middleware(Authentication, access=access, recorder=recorder)
     app.add_middleware(MachineDetails, required=access.required)
