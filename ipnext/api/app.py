@@ -38,6 +38,7 @@ from ipnext.api import (
 from ipnext.api.access import Access, Authentication
 from ipnext.api.body_limit import BodyBudget, BodyLimit
 from ipnext.api.errors import install_error_handlers
+from ipnext.api.guarded_route import AT_ONCE
 from ipnext.api.json_bodies import LARGE_AT_ONCE, JsonBodies
 from ipnext.api.lifecycle import Lifecycle
 from ipnext.api.machine_details import MachineDetails
@@ -116,6 +117,7 @@ def create_app(
         read_access_settings(settings),
     )
     install_error_handlers(app)
+    app.state.requests = Turns(AT_ONCE)
     app.state.large_bodies = Turns(LARGE_AT_ONCE)
     app.add_middleware(JsonBodies, large=app.state.large_bodies)
     app.state.bodies = BodyBudget(settings.api_body_budget_bytes)

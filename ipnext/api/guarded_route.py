@@ -2,12 +2,13 @@
 
 FastAPI reads and parses a body first and solves dependencies afterwards. A body of 5 MiB would cost the API its parsing
 for any caller with any key, whatever its role. FastAPI also validates a body in the event loop; a large one is validated
-in a thread, in the turn of its client.
+in a thread, in the turn of its client. Endpoints that work in a thread share AT_ONCE of them: a client has at most its
+share, and its further requests wait.
 """
 
 from collections.abc import Awaitable, Callable, Coroutine
 from inspect import iscoroutinefunction
-from typing import Any
+from typing import Any, Final
 
 from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
@@ -19,6 +20,9 @@ from ipnext.api.slots import holder_of
 from ipnext.api.turns import Turns
 from ipnext.model.manifest import invalid_input
 from ipnext.model.value import Value, Written
+
+AT_ONCE: Final = 40
+"""Threads for the work of endpoints: as many as AnyIO has for all of a process."""
 
 Guard = Callable[[Request], Awaitable[None]]
 """A dependency made by `ipnext.api.access.may`. Called again in one request, it returns at once."""
@@ -32,13 +36,18 @@ class GuardedRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See APIRoute."""
         handle, guards, model = super().get_route_handler(), guards_of(self.dependant), _body_model(self)
+        threaded = not iscoroutinefunction(self.endpoint)
 
         async def guarded(request: Request) -> Response:
             for guard in guards:
                 await guard(request)
             if model is not None:
                 await _validate_large(request, model)
-            return await handle(request)
+            if not threaded:
+                return await handle(request)
+            requests: Turns = request.app.state.requests
+            async with requests.share(holder_of(request.state.acting.principal)):
+                return await handle(request)
 
         return guarded
 

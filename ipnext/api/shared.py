@@ -2,20 +2,24 @@
 
 One computation runs at a time for each key. A request never gets an answer that began before the request arrived,
 unless nothing was written in between. Waiting requests occupy no thread, and computations have separate threads, so
-that open pages do not block other requests.
+that open pages do not block other requests. One client has a share of these threads, and of the answers that wait.
 """
 
 import asyncio
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
 from fastapi import Request, Response
 
+from ipnext.api.slots import SHARE, Slots, holder_of
 from ipnext.api.states import States
+from ipnext.api.turns import Turns
 
 KEPT = 64
 """Cached answers, the ones requested last."""
@@ -24,7 +28,10 @@ LONGEST_SECONDS = 5.0
 """Age at which an answer is computed again although nothing was written: freezes begin and end by the clock."""
 
 THREADS = 2
-"""Computations of different keys at a time."""
+"""Computations of different keys at a time; one of them for one client."""
+
+WAITING = 64
+"""Different answers that are computed or wait for it; a client has at most the SHARE-th part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,9 @@ class SharedAnswers:
         self._flights: dict[Hashable, _Flight] = {}
         self._observing: asyncio.Task[States] | None = None
         self._started = 0
-        self._limits: tuple[anyio.CapacityLimiter, anyio.CapacityLimiter] | None = None
+        self._looking: anyio.CapacityLimiter | None = None
+        self._looks, self._computing = Turns(SHARE), Turns(THREADS)
+        self._slots = Slots(WAITING, "different answers")
         self.computed = 0
         """Answers computed so far."""
 
@@ -63,17 +72,22 @@ class SharedAnswers:
         self, request: Request, key: Hashable, make: Callable[[States], bytes], *, media_type: str = "application/json"
     ) -> Response:
         """Answer a request with the shared body of its key, or with 304 if the client already has it."""
-        found = await self.get(key, make)
+        found = await self.get(key, make, holder=holder_of(request.state.acting.principal))
         headers = {"ETag": found.tag, "Cache-Control": "no-cache"}
         given = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
         if found.tag in given or "*" in given:
             return Response(status_code=304, headers=headers)
         return Response(found.body, media_type=media_type, headers=headers)
 
-    async def get(self, key: Hashable, make: Callable[[States], bytes]) -> Answer:
-        """Return the answer of a key that is not older than this call, or since which nothing was written."""
+    async def get(self, key: Hashable, make: Callable[[States], bytes], *, holder: str | None = None) -> Answer:
+        """Return the answer of a key that is not older than this call, or since which nothing was written.
+
+        Raises:
+            Unavailable: too many different answers are computed or wait for it.
+            RateLimited: too many of this holder (`slots.holder_of`) do.
+        """
         arrived = self._started
-        states, mark = await self.look()
+        states, mark = await self.look(holder)
         while True:
             kept = self._kept.get(key)
             if kept is not None and kept.mark == mark and time.monotonic() - kept.made < LONGEST_SECONDS:
@@ -81,28 +95,38 @@ class SharedAnswers:
                 return kept
             flight = self._flights.get(key)
             if flight is None:
+                slot = ExitStack()
+                slot.enter_context(self._slots.occupy(holder))
                 self._started += 1
-                task = asyncio.create_task(self._compute(key, mark, states, make))
+                task = asyncio.create_task(self._compute(key, mark, states, partial(self._in_turn, slot, holder, make)))
                 flight = self._flights[key] = _Flight(self._started, mark, task)
             if flight.number > arrived or flight.mark == mark:
                 return await asyncio.shield(flight.task)
             await asyncio.wait([flight.task])
-            states, mark = await self.look()
+            states, mark = await self.look(holder)
 
-    async def look(self) -> tuple[States, str]:
+    async def look(self, holder: str | None = None) -> tuple[States, str]:
         """Observe the regions, together with other callers, and return their states with the mark of all inputs."""
-        looking, _ = self._limiters()
         if self._observing is None or self._observing.done():
-            self._observing = asyncio.create_task(anyio.to_thread.run_sync(self._states, limiter=looking))
+            self._looking = self._looking or anyio.CapacityLimiter(1)
+            self._observing = asyncio.create_task(anyio.to_thread.run_sync(self._states, limiter=self._looking))
         states = await asyncio.shield(self._observing)
-        revision = await anyio.to_thread.run_sync(self._revision, limiter=looking)
+        revision = await self._looks.run(holder, self._revision)
         return states, f"{revision}/{states.revision}"
 
-    async def _compute(self, key: Hashable, mark: str, states: States, make: Callable[[States], bytes]) -> Answer:
+    async def _in_turn(
+        self, slot: ExitStack, holder: str | None, make: Callable[[States], bytes], states: States
+    ) -> bytes:
+        """Compute a body in the turn of the client that asked first."""
+        with slot:
+            return await self._computing.run(holder, make, states)
+
+    async def _compute(
+        self, key: Hashable, mark: str, states: States, make: Callable[[States], Awaitable[bytes]]
+    ) -> Answer:
         try:
             self.computed += 1
-            _, computing = self._limiters()
-            body = await anyio.to_thread.run_sync(make, states, limiter=computing)
+            body = await make(states)
             tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
             answer = self._kept[key] = Answer(body, tag, mark, time.monotonic())
             self._kept.move_to_end(key)
@@ -111,9 +135,3 @@ class SharedAnswers:
             return answer
         finally:
             self._flights.pop(key, None)
-
-    def _limiters(self) -> tuple[anyio.CapacityLimiter, anyio.CapacityLimiter]:
-        """Return the threads for observations and for computations; created within the event loop."""
-        if self._limits is None:
-            self._limits = (anyio.CapacityLimiter(2 * THREADS), anyio.CapacityLimiter(THREADS))
-        return self._limits

@@ -4,8 +4,8 @@
 """
 
 import asyncio
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
@@ -33,10 +33,17 @@ class Turns:
         Without authentication, None, all clients share the threads.
         """
         self._threads = self._threads or CapacityLimiter(self._at_once)
-        async with AsyncExitStack() as turn:
-            if holder is not None:
-                await turn.enter_async_context(self._share_of(holder))
+        async with self.share(holder):
             return await anyio.to_thread.run_sync(lambda: work(*given, **named), limiter=self._threads)
+
+    @asynccontextmanager
+    async def share(self, holder: str | None) -> AsyncIterator[None]:
+        """Wait until the holder has less than its share in work; the caller has a thread for it by other means."""
+        if holder is None:
+            yield
+            return
+        async with self._share_of(holder):
+            yield
 
     def _share_of(self, holder: str) -> asyncio.Semaphore:
         """Return the share of a client, which is forgotten once it is not used."""

@@ -103,3 +103,33 @@ async def test_a_large_body_of_another_type_is_taken_for_none(world, threads):
     refused = await commit(world, b'{"engine": 1}', kind="text/plain")
     assert "content-type: application/json" in refused.json()["message"]
     assert not threads
+
+
+async def test_a_client_with_many_requests_leaves_threads_of_endpoints_to_others():
+    turns, order, going = Turns(AT_ONCE), [], asyncio.Event()
+
+    async def request(holder):
+        async with turns.share(holder):
+            order.append(holder)
+            await going.wait()
+
+    tasks = [asyncio.create_task(request("greedy")) for _ in range(AT_ONCE)]
+    tasks += [asyncio.create_task(request("other")), asyncio.create_task(request(None))]
+    await eventually(lambda: "other" in order and None in order)
+    assert order.count("greedy") == SHARE
+    going.set()
+    await asyncio.gather(*tasks)
+    assert order.count("greedy") == AT_ONCE
+
+
+async def test_endpoints_in_threads_wait_for_the_share_of_their_client(world, monkeypatch):
+    shares, share = [], Turns.share
+
+    def noted(turns, holder):
+        shares.append(holder)
+        return share(turns, holder)
+
+    monkeypatch.setattr(Turns, "share", noted)
+    await world.http.get("/v1/fleet")
+    assert len(shares) == 1
+    assert shares[0] is not None

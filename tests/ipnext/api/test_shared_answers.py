@@ -1,0 +1,62 @@
+"""Answers that clients share: computed in the turn of the client that asked first, who has a share of threads and places."""
+
+import asyncio
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from ipnext.api import shared
+from ipnext.api.shared import SharedAnswers
+from ipnext.errors import RateLimited
+from tests.waiting import PATIENCE_SECONDS, eventually
+
+
+class Work:
+    """Computations that last until they are let go."""
+
+    def __init__(self):
+        self.begun, self._go_on = [], threading.Event()
+
+    def of(self, name):
+        def make(_):
+            self.begun.append(name)
+            assert self._go_on.wait(PATIENCE_SECONDS)
+            return name.encode()
+
+        return make
+
+    def let_go(self):
+        self._go_on.set()
+
+
+def answers():
+    return SharedAnswers(lambda: SimpleNamespace(revision=1), lambda: "1")
+
+
+async def test_a_client_with_many_pages_leaves_a_thread_to_others():
+    made, work = answers(), Work()
+    tasks = [
+        asyncio.create_task(made.get(("greedy", n), work.of("greedy"), holder="greedy")) for n in range(shared.THREADS)
+    ]
+    await eventually(lambda: work.begun)
+    tasks.append(asyncio.create_task(made.get("other", work.of("other"), holder="other")))
+    await eventually(lambda: len(work.begun) == shared.THREADS)
+    assert work.begun == ["greedy", "other"]
+    work.let_go()
+    assert [found.body for found in await asyncio.gather(*tasks)] == [b"greedy", b"greedy", b"other"]
+
+
+async def test_a_client_has_a_quarter_of_the_answers_that_wait():
+    made, work = answers(), Work()
+    most = shared.WAITING // 4
+    tasks = [asyncio.create_task(made.get(n, work.of("greedy"), holder="greedy")) for n in range(most)]
+    await eventually(lambda: len(made._slots) == most)
+    with pytest.raises(RateLimited, match=f"{most} different answers"):
+        await made.get("one more", work.of("greedy"), holder="greedy")
+    again = asyncio.create_task(made.get(0, work.of("again"), holder="greedy"))
+    other = asyncio.create_task(made.get("other", work.of("other"), holder="other"))
+    await eventually(lambda: "other" in work.begun)
+    work.let_go()
+    await asyncio.gather(*tasks, again, other)
+    assert len(made._slots) == 0
