@@ -13,6 +13,8 @@ from typing import Any, Final, NamedTuple
 import httpcore
 import httpx
 
+from ipnext.errors import Unavailable
+
 _CONNECTIONS: Final = 100
 _IDLE_CONNECTIONS: Final = 20
 _IDLE_SECONDS: Final = 5.0
@@ -21,7 +23,7 @@ _ENDS_AT: ContextVar[float | None] = ContextVar("ends_at", default=None)
 """End of the call that this thread makes, by the monotonic clock."""
 
 
-class AnswerRefused(Exception):
+class AnswerRefused(Unavailable):
     """An answer that is not read to its end: it is larger than allowed, or packed."""
 
 

@@ -1,14 +1,20 @@
-"""An HTTP client for TCP ports and Unix sockets alike."""
+"""An HTTP client for TCP ports and Unix sockets alike, whose answers are bounded in bytes and in time.
+
+All calls of agents to hosts, router and Envoy, and of hosts to their engines, are made here: a process that was taken
+over answers whatever it likes.
+"""
 
 import asyncio
-from contextlib import AbstractAsyncContextManager
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 
+from ipnext.components.bounded_http import Answer, AnswerRefused
 from ipnext.components.caller_proof import proof_file, read_proof
 from ipnext.components.sockets import is_socket_url, split_url
+from ipnext.errors import Unavailable
 from ipnext.names import PROOF_HEADER
 
 
@@ -16,26 +22,51 @@ class HttpSessions:
     """An aiohttp session for each Unix socket, and one for all TCP ports. Close it in the loop that it was created in."""
 
     def __init__(self) -> None:
-        self._tcp = aiohttp.ClientSession(trust_env=False)
+        self._tcp = _session()
         self._sockets: dict[str, aiohttp.ClientSession] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
-    def request(self, method: str, url: str, **more: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """Make a request as with `aiohttp.ClientSession`; `url` may also be `unix://PATH.sock/...`, which gets this caller's proof."""
-        if not is_socket_url(url):
-            return self._tcp.request(method, url, **more)
-        path, rest = split_url(url)
-        proof = read_proof(proof_file(Path(path)))
-        headers = {**(more.pop("headers", None) or {}), **({} if proof is None else {PROOF_HEADER: proof})}
-        return self._socket(path).request(method, f"http://localhost{rest}", headers=headers, **more)
+    async def call(
+        self,
+        method: str,
+        url: str,
+        *,
+        most_bytes: int,
+        seconds: float,
+        content: str | None = None,
+        body: Mapping[str, object] | None = None,
+    ) -> Answer:
+        """Make one call; `seconds` bound all of it, `most_bytes` the body of its answer. No redirect is followed.
 
-    def get(self, url: str, **more: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """Make a GET request as with `aiohttp.ClientSession`."""
-        return self.request("GET", url, **more)
+        `url` may also be `unix://PATH.sock/...`, which gets this caller's proof. `content` is JSON as text, `body` as
+        values.
 
-    def post(self, url: str, **more: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """Make a POST request as with `aiohttp.ClientSession`."""
-        return self.request("POST", url, **more)
+        Raises:
+            AnswerRefused: the answer is larger, or compressed.
+            Unavailable: there is no whole answer in time.
+        """
+        shown = f"{method} {url}"
+        data = json.dumps(body) if body is not None else content
+        headers = {"accept-encoding": "identity", **({} if data is None else {"content-type": "application/json"})}
+        try:
+            if is_socket_url(url):
+                path, rest = split_url(url)
+                proof = read_proof(proof_file(Path(path)))
+                headers |= {} if proof is None else {PROOF_HEADER: proof}
+                session, url = self._socket(path), f"http://localhost{rest}"
+            else:
+                session = self._tcp
+            limit = aiohttp.ClientTimeout(total=seconds)
+            async with session.request(
+                method, url, data=data, headers=headers, timeout=limit, allow_redirects=False
+            ) as answer:
+                return Answer(answer.status, await _whole(answer, most_bytes, shown))
+        except TimeoutError as error:
+            msg = f"no whole answer to {shown} within {seconds:g} s"
+            raise Unavailable(msg) from error
+        except (aiohttp.ClientError, OSError) as error:
+            msg = f"no answer to {shown}: {error!r}"
+            raise Unavailable(msg) from error
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -45,7 +76,7 @@ class HttpSessions:
         session = self._sockets.get(path)
         if session is None:
             self._forget_gone()
-            session = aiohttp.ClientSession(connector=aiohttp.UnixConnector(path), trust_env=False)
+            session = _session(aiohttp.UnixConnector(path))
             self._sockets[path] = session
         return session
 
@@ -55,3 +86,24 @@ class HttpSessions:
             task = asyncio.create_task(self._sockets.pop(path).close(), name="close a session")
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
+
+
+def _session(connector: aiohttp.BaseConnector | None = None) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(connector=connector, trust_env=False, auto_decompress=False)
+
+
+async def _whole(answer: aiohttp.ClientResponse, most_bytes: int, call: str) -> bytes:
+    """Return the body. If it is refused, its connection is closed."""
+    packing = answer.headers.get("content-encoding", "identity").strip().lower()
+    if packing not in {"", "identity"}:
+        answer.close()
+        msg = f"the answer to {call} is packed ({packing[:40]!r}), which was not asked for"
+        raise AnswerRefused(msg)
+    content = bytearray()
+    async for piece in answer.content.iter_any():
+        content += piece
+        if len(content) > most_bytes:
+            answer.close()
+            msg = f"the answer to {call} is larger than {most_bytes} bytes, the most that is read"
+            raise AnswerRefused(msg)
+    return bytes(content)

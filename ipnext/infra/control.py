@@ -1,8 +1,7 @@
 """Control calls to hosts, router and Envoy's admin endpoint. All raise Unavailable if there is no good answer."""
 
-from typing import TypeVar
+from typing import Final, TypeVar
 
-import aiohttp
 from pydantic import ValidationError
 
 from ipnext.components.http_sessions import HttpSessions
@@ -15,21 +14,26 @@ from ipnext.model.wire import decode
 
 State = TypeVar("State", HostState, RouterState, KeyUseReport)
 
+HOST_BYTES: Final = 4 * 2**20
+"""The most that is read of a host's answer: the states of some thousand snapshots."""
+ROUTER_BYTES: Final = 64 * 2**20
+"""The same of a router's, which has counts of all generations of the region, and of Envoy's."""
+
 
 class Control:
-    """Short calls of an agent within one machine, each with the same time limit."""
+    """Short calls of an agent within one machine, each with the same time limit, and a limit of its answer's bytes."""
 
     def __init__(self, session: HttpSessions, *, probe_seconds: float) -> None:
         self._session = session
-        self._timeout = aiohttp.ClientTimeout(total=probe_seconds)
+        self._seconds = probe_seconds
 
     async def host_state(self, url: str) -> HostState:
         """Return the state of a host: its snapshots and requests."""
-        return _parsed(HostState, await self.call("GET", f"{_at(url)}/control/state"))
+        return _parsed(HostState, await self._call_host("GET", f"{_at(url)}/control/state"))
 
     async def load_ended(self, url: str, revision: int) -> None:
         """Return once a load of the host has ended since this revision of its state; after a second in any case."""
-        await self.call("GET", f"{_at(url)}/control/state/after/{revision}")
+        await self._call_host("GET", f"{_at(url)}/control/state/after/{revision}")
 
     async def router_state(self, url: str) -> RouterState:
         """Return the table revision that a router has applied, and its counters."""
@@ -49,25 +53,22 @@ class Control:
 
     async def put_holds(self, url: str, holds: HostHolds) -> None:
         """Send a host its desired snapshots."""
-        await self.call("PUT", f"{_at(url)}/control/holds", holds.model_dump_json())
+        await self._call_host("PUT", f"{_at(url)}/control/holds", holds.model_dump_json())
 
     async def drain(self, url: str) -> None:
         """Have a host or a router accept no new requests."""
         await self.call("POST", f"{_at(url)}/control/drain")
 
-    async def call(self, method: str, url: str, body: str | None = None) -> bytes:
-        """Make one call; return the body of a good answer."""
-        headers = {"content-type": "application/json"} if body else None
-        try:
-            async with self._session.request(method, url, data=body, headers=headers, timeout=self._timeout) as answer:
-                content = await answer.read()
-                if answer.status >= 400:
-                    msg = f"{method} {url} answered {answer.status}: {content[:500].decode(errors='replace')}"
-                    raise Unavailable(msg)
-                return content
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            msg = f"no answer to {method} {url}: {error!r}"
-            raise Unavailable(msg) from error
+    async def _call_host(self, method: str, url: str, body: str | None = None) -> bytes:
+        return await self.call(method, url, body, most_bytes=HOST_BYTES)
+
+    async def call(self, method: str, url: str, body: str | None = None, *, most_bytes: int = ROUTER_BYTES) -> bytes:
+        """Make one call; return the body of a good answer. AnswerRefused if it has more than `most_bytes`."""
+        answer = await self._session.call(method, url, content=body, most_bytes=most_bytes, seconds=self._seconds)
+        if answer.status >= 400:
+            msg = f"{method} {url} answered {answer.status}: {answer.content[:500].decode(errors='replace')}"
+            raise Unavailable(msg)
+        return answer.content
 
 
 def _at(url: str) -> str:

@@ -1,7 +1,6 @@
 """One host process and its life cycle: started, sent its holds, probed, drained, ended."""
 
 import asyncio
-import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -9,6 +8,7 @@ from secrets import token_hex
 
 import structlog
 
+from ipnext.components.bounded_http import AnswerRefused
 from ipnext.errors import Unavailable
 from ipnext.infra.around import Around
 from ipnext.infra.child_process import ChildProcess
@@ -76,6 +76,8 @@ class HostReplica:
         self._stamp = token_hex()
         self._over = GoingOver()
         self._refusal: str | None = None
+        self._unread: str | None = None
+        """Why the host's last answer was not read, or is missing for long."""
         self._place = HostPlace(around.room, self.name, patience_seconds=site.settings.load_retry_seconds)
         self._release_revision, self._release_deadline = 0, 0.0
         self._state: HostState | None = None
@@ -160,7 +162,7 @@ class HostReplica:
                 *self._place.failures(self._wanted),
             ),
             restarts=self._child.restarts,
-            message=self._place.refusal or self._refusal or self._child.message,
+            message=self._place.refusal or self._refusal or self._unread or self._child.message,
             coming=self.coming,
             swaps=self._state.swaps if self._state else (),
             starts=self._state.starts if self._state else (),
@@ -261,7 +263,7 @@ class HostReplica:
         """Reset all observed state: the process has just started or ended."""
         self._state = None
         self._told = None
-        self._refusal = None
+        self._refusal = self._unread = None
         self._repair.reset()
         self._failed_loads.reset()
         self._wanted = self._over.next or self._wanted
@@ -290,9 +292,11 @@ class HostReplica:
             return
         try:
             state = await self._control.host_state(self.url)
-        except Unavailable:
-            self._not_answered()
+        except Unavailable as error:
+            if pid == self._child.pid:
+                self._not_answered(error)
             return
+        self._unread = None
         if pid == self._child.pid and not self._is_foreign(state):
             self._answered_at = time.monotonic()
             self._see(state)
@@ -326,14 +330,17 @@ class HostReplica:
             self._routed_revision = self._publish()
         self._changed()
 
-    def _not_answered(self) -> None:
+    def _not_answered(self, error: Unavailable) -> None:
         """Remove a silent host from routing, and kill it if it stays silent for very long."""
         silent = time.monotonic() - self._answered_at
+        if isinstance(error, AnswerRefused) or silent > self._settings.unanswered_seconds:
+            self._unread = error.message
+            self._changed()
         if silent > self._settings.unanswered_seconds:
             self._see(None)
         if silent > self._settings.hung_seconds:
             structlog.get_logger().error("host hangs, killed", replica=self.name, silent_seconds=round(silent))
-            self._child.signal(signal.SIGKILL)
+            self._child.kill(f"killed, as it gave no good answer for {silent:.0f} s: {error.message}")
 
     async def _tell(self) -> None:
         """Reconcile the host's holds with the desired ones: additions at once, removals when they have left routing."""

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import aiohttp
-
 from ipnext.components.http_sessions import HttpSessions
 from ipnext.errors import LoadFailed, Unavailable
 from ipnext.model.checkpoint import Checkpoint
@@ -21,7 +19,7 @@ from ipnext.model.engine_settings import VllmSettings
 from ipnext.model.going_over import changed_beside_weights, obstacle, read_once, same_model
 from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
 from serving.genai.checkpoint_check import verify
-from serving.genai.engine.probe import EngineProbe
+from serving.genai.engine.probe import ENGINE_BYTES, EngineProbe
 from serving.snapshots.fetch import LocalSnapshot
 
 LATE_SECONDS: Final = 30.0
@@ -87,12 +85,11 @@ def check_alike(running: Path, new: LocalSnapshot) -> None:
 
 async def check_alone(session: HttpSessions, url: str, own: Collection[str]) -> None:
     """Raise LoadFailed if the engine serves more than the model itself: its adapters were made for its current weights."""
-    limit = aiohttp.ClientTimeout(total=30)
+    answer = await session.call("GET", f"{url}/v1/models", most_bytes=ENGINE_BYTES, seconds=30)
     try:
-        async with session.get(f"{url}/v1/models", timeout=limit) as answer:
-            names = {str(card["id"]) for card in (await answer.json())["data"]}
-    except (aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError) as error:
-        msg = f"no answer to GET {url}/v1/models: {error!r}"
+        names = {str(card["id"]) for card in json.loads(answer.content)["data"]}
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        msg = f"no good answer to GET {url}/v1/models: {error!r}"
         raise Unavailable(msg) from error
     if names != {*own}:
         msg = f"it serves {sorted(names - {*own})} beside the model"
@@ -111,12 +108,7 @@ async def unload_adapter(session: HttpSessions, url: str, name: str) -> None:
 
 
 async def _step(session: HttpSessions, url: str, body: Mapping[str, object], *, seconds: float) -> None:
-    try:
-        async with session.post(url, json=body, timeout=aiohttp.ClientTimeout(total=seconds)) as answer:
-            text = await answer.text()
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        msg = f"no answer to POST {url}: {error!r}"
-        raise Unavailable(msg) from error
+    answer = await session.call("POST", url, body=body, most_bytes=ENGINE_BYTES, seconds=seconds)
     if answer.status != 200:
-        msg = f"POST {url} answered {answer.status}: {text[:300]}"
+        msg = f"POST {url} answered {answer.status}: {answer.content[:300].decode(errors='replace')}"
         raise LoadFailed(msg)

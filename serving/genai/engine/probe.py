@@ -6,14 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-import aiohttp
-
 from ipnext.components.http_sessions import HttpSessions
 from ipnext.errors import LoadFailed, Unavailable
 
 CANARY_PROMPT: Final = "The quick brown fox"
 CANARY_TOKENS: Final = 4
 _PROBE_SECONDS: Final = 5.0
+ENGINE_BYTES: Final = 4 * 2**20
+"""The most that is read of an engine's answer: its metrics take some 100 KiB."""
 _GAUGE: Final = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
@@ -54,18 +54,17 @@ class EngineProbe:
     async def _call(
         self, method: str, path: str, *, body: Mapping[str, object] | None = None, seconds: float
     ) -> tuple[int, bytes]:
-        limit = aiohttp.ClientTimeout(total=seconds)
-        try:
-            async with self._session.request(method, self._url + path, json=body, timeout=limit) as answer:
-                return answer.status, await answer.read()
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            msg = f"no answer to {method} {self._url}{path}: {error!r}"
-            raise Unavailable(msg) from error
+        url = self._url + path
+        return await self._session.call(method, url, body=body, most_bytes=ENGINE_BYTES, seconds=seconds)
 
 
 def requests_in(metrics: str) -> int:
-    """Return the running and waiting requests in vLLM's Prometheus text, over all its engines."""
-    return int(sum(float(value) for value in _GAUGE.findall(metrics)))
+    """Return the running and waiting requests in vLLM's Prometheus text, over all its engines. Unavailable."""
+    try:
+        return int(sum(float(value) for value in _GAUGE.findall(metrics)))
+    except (ValueError, OverflowError) as error:
+        msg = f"its metrics have no number of requests: {error}"
+        raise Unavailable(msg) from error
 
 
 def _load_in(content: bytes) -> int:
@@ -86,6 +85,6 @@ def _answered(content: bytes, *, pooling: bool) -> bool:
 def _parsed(content: bytes) -> Mapping[str, Any]:
     try:
         answer = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return answer if isinstance(answer, dict) else {}

@@ -2,7 +2,7 @@
 
 A digest that starts with "bad" fails to load. Setting `engine_url`: the address that it reports for its engine. Loading takes as long as the settings `load_seconds` and `load_until` say, having at
 hand what is coming as long as `fetch_seconds` and `fetch_until`; an answer comes not before the request's `until`. Each `until` is
-a file that a test makes.
+a file that a test makes. `endless_state`: its state is blanks without an end.
 """
 
 import argparse
@@ -72,7 +72,12 @@ class Host:
         else:
             self.loaded[self.key(held)] = held["digest"]
 
-    async def state(self, _):
+    async def state(self, request):
+        if any(held["settings"].get("endless_state") for held in self.holds):
+            answer = web.StreamResponse()
+            await answer.prepare(request)
+            while True:
+                await answer.write(bytes(b" " * 2**16))
         ready, loading, failures = [], [], []
         for held in self.holds:
             subject = {"model": held["model"], "part": held["part"], "snapshot": held["snapshot"]}

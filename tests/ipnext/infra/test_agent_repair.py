@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from ipnext.infra.agent_settings import AgentSettings
+from ipnext.infra.control import HOST_BYTES
 from ipnext.infra.holds import differs
 from ipnext.infra.host_repair import FailedLoads, HostRepair
 from ipnext.model.deployment import HeldGeneration, HostedSnapshot, HostFailure, HostHolds, HostState
@@ -45,6 +46,18 @@ def test_a_host_that_was_told_to_hold_nothing_gets_its_snapshots_again(shared_ag
     )
     until(lambda: shared_agent.infer("emptied").status_code == 200, why=lambda: "requests are answered again")
     assert [(r.pid, r.restarts) for r in shared_agent.replicas(model.key())] == [(replica.pid, 0)]
+
+
+def test_a_host_whose_state_has_no_end_is_read_to_the_limit_and_reported(shared_agent, builder):
+    model = builder("endless")
+    shared_agent.serve(model, {1: (1,)}, {1: 1.0})
+    [replica] = shared_agent.replicas(model.key())
+    own = {"model": "endless", "part": "dense", "engine": "torch", "snapshot": 1, "digest": "d1", "uri": "file:///s/1"}
+    put_holds(replica.url, [own | {"generations": [1], "settings": {"endless_state": True}}])
+    until(
+        lambda: f"larger than {HOST_BYTES} bytes" in (shared_agent.replicas(model.key())[0].message or ""),
+        why=lambda: f"the replica says why: {shared_agent.replicas(model.key())}",
+    )
 
 
 def test_a_host_that_was_told_to_hold_more_drops_it_again(shared_agent, builder):
