@@ -100,6 +100,9 @@ class AgentSettings(BaseSettings):
     host_memory_allowance_bytes: int = Field(default=2**30, ge=0)
     """Memory that a host and its engines may use beyond `memoryBytes` of their part, if the manifest sets that. A
     host that uses more is killed and restarted."""
+    host_memory_bytes: int | None = Field(default=None, ge=2**28)
+    """Memory that a host and its engines may use if the manifest sets no `memoryBytes`. None: half of the machine's
+    memory."""
     max_hosts: int | None = Field(default=None, ge=1)
     """Hosts that the region runs at once; replicas beyond them are not started and report that. None: one for each
     256 MiB of the machine's memory, at least 8; `ipnext dev` gives each of its regions an equal part of that."""

@@ -1,17 +1,33 @@
-"""Limit of a host's memory: `memoryBytes` of its part. The agent checks it at each probe, and ends a host beyond it."""
+"""Limit of a host's memory: `memoryBytes` of its part, else that of the machine. The agent ends a host beyond it.
 
+The agent checks a declared limit at each probe, the other one every UNDECLARED_SECONDS.
+"""
+
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from typing import Final
 
 import psutil
+
+UNDECLARED_SECONDS: Final = 5.0
+"""Interval of checks without a declared limit: each looks at all processes of the machine."""
 
 
 class MemoryWatch:
     """Measures one host and all processes that it has started, such as engines."""
 
-    def __init__(self, allowance_bytes: int) -> None:
-        """`allowance_bytes` is the memory allowed beyond the budget: the budget limits loaded snapshots, not memory for requests."""
+    def __init__(
+        self, allowance_bytes: int, undeclared_bytes: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`allowance_bytes` is the memory allowed beyond the budget: the budget limits loaded snapshots, not memory for requests.
+
+        `undeclared_bytes` is the limit of a process without a budget.
+        """
         self._allowance_bytes = allowance_bytes
+        self._undeclared_bytes = undeclared_bytes
+        self._clock = clock
+        self._due_at = clock()
         self.budget_bytes: int | None = None
         """Budget of the running process; None if it has none."""
 
@@ -22,14 +38,23 @@ class MemoryWatch:
         exceeds the limit.
         """
         if self.budget_bytes is None:
-            return None
-        limit = self.budget_bytes + self._allowance_bytes
+            if self._clock() < self._due_at:
+                return None
+            self._due_at = self._clock() + UNDECLARED_SECONDS
+            limit = self._undeclared_bytes
+        else:
+            limit = self.budget_bytes + self._allowance_bytes
         family = tuple(_family(pid))
         if _summed(family, lambda process: process.memory_info().rss) <= limit:
             return None
         taken = _summed(family, lambda process: process.memory_full_info().pss)
         if taken <= limit:
             return None
+        if self.budget_bytes is None:
+            return (
+                f"it took {_mega(taken)} of memory; its part has no memoryBytes, and without them a host may take "
+                f"{_mega(limit)} (IPNEXT_AGENT_HOST_MEMORY_BYTES)"
+            )
         return (
             f"it took {_mega(taken)} of memory; its memoryBytes are {_mega(self.budget_bytes)}, "
             f"and {_mega(self._allowance_bytes)} beyond are allowed"

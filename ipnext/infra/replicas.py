@@ -29,7 +29,7 @@ from ipnext.infra.holds import (
     without,
 )
 from ipnext.infra.host_repair import FailedLoads, HostRepair
-from ipnext.infra.host_room import HostPlace
+from ipnext.infra.host_room import HostPlace, machine_bytes
 from ipnext.infra.load_watch import rest, tells
 from ipnext.infra.memory_watch import MemoryWatch
 from ipnext.infra.notes import HostNote, as_note
@@ -69,7 +69,8 @@ class HostReplica:
         """URL of its host."""
         self._engines = site.engine_addresses(engine)
         self._memory_bytes: int | None = None
-        self._memory = MemoryWatch(site.settings.host_memory_allowance_bytes)
+        undeclared = site.settings.host_memory_bytes or machine_bytes() // 2
+        self._memory = MemoryWatch(site.settings.host_memory_allowance_bytes, undeclared)
         self._drain_seconds = site.settings.drain_seconds
         self._wanted = HostHolds(holds=())
         self._told: HostHolds | None = None

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ipnext.infra.memory_watch import MemoryWatch
+from ipnext.infra.memory_watch import UNDECLARED_SECONDS, MemoryWatch
 from tests.waiting import until
 
 MIB = 2**20
@@ -43,8 +43,8 @@ def grown(subprocesses):
         process.stdout.close()
 
 
-def watch(budget, allowance=0):
-    found = MemoryWatch(allowance)
+def watch(budget, allowance=0, undeclared=2**50):
+    found = MemoryWatch(allowance, undeclared)
     found.budget_bytes = budget
     return found
 
@@ -55,6 +55,17 @@ def test_a_process_is_too_large_beyond_its_budget_and_what_is_allowed_beside(gro
     assert watch(100 * MIB, 1024 * MIB).excess(pid) is None
     assert watch(1024 * MIB).excess(pid) is None
     assert watch(None).excess(pid) is None
+
+
+def test_a_process_without_a_budget_has_the_limit_of_the_machine(grown):
+    pid, now = grown(256), 0.0
+    found = MemoryWatch(0, 100 * MIB, lambda: now)
+    expected = "its part has no memoryBytes, and without them a host may take 104.9 MB"
+    assert expected in found.excess(pid)
+    assert found.excess(pid) is None, "looked at every few seconds"
+    now = UNDECLARED_SECONDS
+    assert expected in found.excess(pid)
+    assert watch(None, undeclared=1024 * MIB).excess(pid) is None
 
 
 def test_what_it_has_started_counts(grown):
