@@ -20,6 +20,7 @@ from ipnext.names import (
     UPSTREAM_HEADER,
     upstream_name,
 )
+from serving.http.limits import AnswerBudget
 from serving.http.messages import Answer, Request, Response, Streamed, seconds_left
 from serving.openai.engines.connection import EngineConnectionPool
 from serving.openai.engines.load_balancer import EngineLoads
@@ -47,12 +48,17 @@ class Egress:
         loads: EngineLoads,
         *,
         admitted: Callable[[str], AbstractContextManager[Any]],
+        answers: AnswerBudget,
         silent_seconds: float,
     ) -> None:
-        """`admitted` counts a request of a model; Full. `loads` has the requests that a router finishes before it ends."""
+        """`admitted` counts a request of a model; Full. `loads` has the requests that a router finishes before it ends.
+
+        `answers` limits the bytes of answers that the router keeps, those of engines included.
+        """
         self._follower = follower
         self._loads = loads
         self._admitted = admitted
+        self._answers = answers
         self._silent_seconds = silent_seconds
         self._pool: tuple[str, EngineConnectionPool] | None = None
 
@@ -105,7 +111,7 @@ class Egress:
     def _pool_of(self, url: str) -> EngineConnectionPool:
         if self._pool is None or self._pool[0] != url:
             self.close()
-            self._pool = url, EngineConnectionPool(url)
+            self._pool = url, EngineConnectionPool(url, self._answers)
         return self._pool[1]
 
 

@@ -106,7 +106,11 @@ class OpenAIEdge:
         self._limits = limits or EdgeLimits()
         self._prefill = Prefill(engines, metrics)
         self._egress = Egress(
-            follower, engines.loads, admitted=self._counted, silent_seconds=self._limits.silent_seconds
+            follower,
+            engines.loads,
+            admitted=self._counted,
+            answers=engines.answers,
+            silent_seconds=self._limits.silent_seconds,
         )
 
         self.dialect = Dialect(self._limits.body_bytes, openai_error)
