@@ -17,8 +17,8 @@ from activities.runtime.deadline import beat
 from activities.transition.activities import TransitionActivities
 from activities.validation.activities import ValidationActivities
 from ipnext.errors import Conflict, IPnextError
-from ipnext.model.lifecycle import ChangeKind, StageInput
-from ipnext.model.preparation import PreparationInput, Prepared, StageName
+from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.lifecycle.preparation import PreparationInput, Prepared, StageName
 
 VALIDATED_BYTES = 64 * 2**20
 """Of snapshots that are validated here: larger ones take longer than the round trips that are saved."""

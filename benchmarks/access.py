@@ -24,16 +24,16 @@ import uvicorn
 
 from ipnext.access.keys import draw_key
 from ipnext.access.policy import Policies
-from ipnext.api.access import Access
 from ipnext.api.app import create_app
-from ipnext.api.lifecycle import MemoryLifecycle
-from ipnext.artifacts.file_store import FileArtifactStore
-from ipnext.infra.memory import MemoryInfrastructure
-from ipnext.model.access import ApiKey, Grant, Role
+from ipnext.api.authorization.access import Access
+from ipnext.api.workflow_engine.port import MemoryLifecycle
+from ipnext.artifacts.stores.file_store import FileArtifactStore
+from ipnext.infra.fake.infrastructure import MemoryInfrastructure
+from ipnext.model.access.rights import ApiKey, Grant, Role
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.manifest import ModelManifest
+from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.settings import PlatformSettings
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 BEGIN, END = "<!-- access -->", "<!-- end access -->"
 PATHS = {"a model": "/v1/models/model-0050", "a page of models": "/v1/models?limit=50"}

@@ -31,15 +31,15 @@ from rich.table import Table
 from sqlalchemy import insert, text
 
 from ipnext.api.app import create_app
-from ipnext.api.lifecycle import MemoryLifecycle
-from ipnext.artifacts.file_store import FileArtifactStore
-from ipnext.collecting import collect_rarely
-from ipnext.infra.memory import MemoryInfrastructure
-from ipnext.model.deployment import Deployment, RegionState, Replica, ReplicaPhase
+from ipnext.api.workflow_engine.port import MemoryLifecycle
+from ipnext.artifacts.stores.file_store import FileArtifactStore
+from ipnext.infra.fake.infrastructure import MemoryInfrastructure
+from ipnext.model.deployment.deployment import Deployment, RegionState, Replica, ReplicaPhase
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.status import ConditionType
+from ipnext.model.lifecycle.status import ConditionType
+from ipnext.process.garbage_collection import collect_rarely
 from ipnext.settings import PlatformSettings
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 from ipnext.store.tables import METADATA
 
 GENERATIONS = 4

@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ipnext.access.acting import Acting, acting
-from ipnext.model.access import Principal
-from ipnext.model.audit_chain import verify
-from ipnext.model.manifest import ModelManifest
-from ipnext.store.session import Store
+from ipnext.model.access.audit_chain import verify
+from ipnext.model.access.rights import Principal
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.store.store import Store
 
 WHO = Acting(Principal(kind="key", id="abcdefghijklmnop", name="deployer"), "127.0.0.1", "models.apply", "a-policy")
 DOCUMENT = {"text": "x" * 2000}

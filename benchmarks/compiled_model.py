@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
+from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
 from serving.compiling.compile import compile_snapshot
 from serving.engines.torch.engine import TorchEngine, TorchPart
 from serving.export import export_model

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.router_end import BODY, Room
-from ipnext.infra.agent_settings import HOST_COMMAND, ROUTER_COMMAND
+from ipnext.infra.settings import HOST_COMMAND, ROUTER_COMMAND
 
 PROGRAMS = ("envoy", "serving.router", "serving.host")
 WARM_UP_SECONDS = 2.0

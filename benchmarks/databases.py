@@ -18,7 +18,7 @@ from urllib.parse import quote
 import psycopg
 from sqlalchemy import text
 
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 from ipnext.store.tables import METADATA
 
 ENGINES = ("SQLite", "PostgreSQL")

@@ -33,11 +33,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.infra.tether import tether
-from ipnext.model.deployment import HostedSnapshot, HostHolds, HostState
-from ipnext.model.registry import SnapshotManifest
+from ipnext.infra.process.parent_death import tether
+from ipnext.model.deployment.deployment import HostedSnapshot, HostHolds, HostState
+from ipnext.model.registry.registry import SnapshotManifest
 from serving.deltas.apply import apply_delta
 from serving.deltas.export import export_delta
 from serving.export import export_model

@@ -21,11 +21,18 @@ from activities.regions.failover import Surviving
 from activities.state.desired import Facts, read_facts, sent_around, survivors
 from activities.state.observed import observe
 from activities.transition.traffic_shift import Gateways
-from ipnext.infra.memory import MemoryInfrastructure
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
+from ipnext.infra.fake.infrastructure import MemoryInfrastructure
+from ipnext.model.deployment.deployment import (
+    Deployment,
+    DeploymentKey,
+    HeldSnapshot,
+    RouteShare,
+    RouteTable,
+    ServedGeneration,
+)
 from ipnext.model.fleet import FleetSpec, SupplyItem
-from ipnext.model.manifest import ModelManifest, parse_manifest
-from ipnext.model.registry import (
+from ipnext.model.manifest.manifest import ModelManifest, parse_manifest
+from ipnext.model.registry.registry import (
     GenerationState,
     Signature,
     SnapshotManifest,
@@ -34,7 +41,7 @@ from ipnext.model.registry import (
     single_part_graph,
 )
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 REGIONS = ("a", "b", "c")
 LOST = "c"

@@ -22,7 +22,7 @@ from benchmarks.serving.own_rows import WHOLE
 from benchmarks.serving.own_servers import INFER_PATH, OwnServers
 from benchmarks.serving.reference import Asked, Reference
 from benchmarks.serving.timing import Sample, measure
-from ipnext.model.registry import single_part_graph
+from ipnext.model.registry.registry import single_part_graph
 from serving.metrics.prediction_sketches import SAMPLE_SECONDS
 
 NONE = "no answer is sampled"

@@ -16,11 +16,12 @@ from pathlib import Path
 import httpx
 import psutil
 
-from ipnext.infra import envoy, envoy_bootstrap
-from ipnext.infra.envoy_process import envoy_binary
-from ipnext.infra.ports import PortBook
-from ipnext.model.deployment import RouterTable, RouteShare, RouteTable, ServedGeneration
-from ipnext.model.registry import GraphNode, PartGraph
+from ipnext.infra.envoy import bootstrap
+from ipnext.infra.envoy import config as envoy
+from ipnext.infra.gateway.process import envoy_binary
+from ipnext.infra.process.ports import PortBook
+from ipnext.model.deployment.deployment import RouterTable, RouteShare, RouteTable, ServedGeneration
+from ipnext.model.registry.registry import GraphNode, PartGraph
 
 BODY_BYTES = 31 * 2**20
 GRAPH = PartGraph(
@@ -41,7 +42,7 @@ def start(directory: Path, ports: PortBook, stack: ExitStack) -> tuple[str, psut
     files = {name: directory / f"{name}.json" for name in ("routes", "clusters", "bootstrap")}
     files["routes"].write_bytes(envoy.as_json(envoy.discovery(1, envoy.routes(gateway))))
     files["clusters"].write_bytes(envoy.as_json(envoy.discovery(1, envoy.clusters(gateway))))
-    config = envoy_bootstrap.bootstrap(
+    config = bootstrap.bootstrap(
         gateway_port,
         str(directory / "admin.sock"),
         region="eu",

@@ -33,10 +33,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ipnext.errors import Unavailable
-from ipnext.infra.local_process import LocalProcessInfrastructure
-from ipnext.infra.ports import PortBook
-from ipnext.model.deployment import RouteShare, RouteTable, ServedGeneration
-from ipnext.model.registry import Signature, TensorSpec, single_part_graph
+from ipnext.infra.local_agents import LocalProcessInfrastructure
+from ipnext.infra.process.ports import PortBook
+from ipnext.model.deployment.deployment import RouteShare, RouteTable, ServedGeneration
+from ipnext.model.registry.registry import Signature, TensorSpec, single_part_graph
 
 ROOT = Path(__file__).parents[1]
 HERE, LOST = "here", "lost"

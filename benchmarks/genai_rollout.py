@@ -31,8 +31,8 @@ from demo.genai.story import QUESTIONS, gateway_of  # noqa: E402
 from demo.genai.streams import Talk, Talkers  # noqa: E402
 from demo.genai.weights import DIRECTORY, models_directory  # noqa: E402
 from ipnext.client import Client  # noqa: E402
-from ipnext.model.lifecycle import ChangeState  # noqa: E402
-from ipnext.model.resource import ChangeView  # noqa: E402
+from ipnext.model.api.resources import ChangeView  # noqa: E402
+from ipnext.model.lifecycle.messages import ChangeState  # noqa: E402
 
 MANIFEST = """
 apiVersion: ipnext/v1

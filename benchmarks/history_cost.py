@@ -35,10 +35,10 @@ from sqlalchemy import Connection, delete, insert
 from activities.regions.failover import Surviving
 from activities.transition.wave_context import Reaching
 from activities.validation.activities import ValidationActivities
-from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.errors import Unavailable
-from ipnext.infra.memory import MemoryInfrastructure
-from ipnext.model.deployment import (
+from ipnext.infra.fake.infrastructure import MemoryInfrastructure
+from ipnext.model.deployment.deployment import (
     Deployment,
     DeploymentKey,
     HeldSnapshot,
@@ -50,14 +50,14 @@ from ipnext.model.deployment import (
     ServedGeneration,
 )
 from ipnext.model.fleet import FleetSpec, SupplyItem
-from ipnext.model.lifecycle import ChangeKind, StageInput, WaveInput
-from ipnext.model.manifest import ModelManifest, parse_manifest
-from ipnext.model.registry import ArtifactFile, Signature, SnapshotManifest, TensorSpec, single_part_graph
-from ipnext.model.rollout import FleetState, GenerationReplicas, GenerationShare, Transition, Wave
+from ipnext.model.lifecycle.messages import ChangeKind, StageInput, WaveInput
+from ipnext.model.manifest.manifest import ModelManifest, parse_manifest
+from ipnext.model.planning.transition import FleetState, GenerationReplicas, GenerationShare, Transition, Wave
+from ipnext.model.registry.registry import ArtifactFile, Signature, SnapshotManifest, TensorSpec, single_part_graph
 from ipnext.model.value import canonical_json
 from ipnext.store.records import TransitionRecord
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 from ipnext.store.tables import DeploymentRow, DrainRow, GenerationRow, ModelRow, RouteRow, RouteShareRow, SnapshotRow
 
 REGIONS, LOST, PART = ("a", "b", "c"), "c", "part"

@@ -26,15 +26,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from ipnext.artifacts.opening import open_store
+from ipnext.artifacts.stores.locations import open_store
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import Unavailable
-from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.control import Control
-from ipnext.infra.fork_server import ForkServer
-from ipnext.infra.ports import LOOPBACK, PortBook
-from ipnext.infra.spawning import Running, Spawn, fresh
-from ipnext.model.deployment import HostedSnapshot, HostHolds
+from ipnext.infra.process.fork_server import ForkServer
+from ipnext.infra.process.ports import LOOPBACK, PortBook
+from ipnext.infra.process.spawn import Running, Spawn, fresh
+from ipnext.infra.settings import AgentSettings
+from ipnext.model.deployment.deployment import HostedSnapshot, HostHolds
 from serving.export import export_model
 
 POLL_SECONDS = 0.002

@@ -31,24 +31,24 @@ from activities.planning.solver import ThreadSolver
 from benchmarks.lifecycle.figures import report
 from benchmarks.lifecycle.instant import InstantInfrastructure
 from ipnext import names
-from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.devfile import read_devfile, server_command, temporal_binary
 from ipnext.errors import Unavailable
-from ipnext.infra.ports import free_port
-from ipnext.infra.tether import tether
-from ipnext.model import lifecycle as wire
+from ipnext.infra.process.parent_death import tether
+from ipnext.infra.process.ports import free_port
 from ipnext.model.fleet import FleetSpec, SupplyItem
-from ipnext.model.freeze import FreezeAnswer
-from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, ReplanState
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.plan import Plan, PlanDiff, ReplicaCount, SolverInfo, TrafficShare
-from ipnext.model.preparation import PreparationInput, Prepared
-from ipnext.model.registry import GenerationState, Signature, SnapshotManifest, SnapshotSource, TensorSpec
-from ipnext.model.takeover import ModelAsked, OpenChanges
+from ipnext.model.lifecycle import messages as wire
+from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, ReplanState
+from ipnext.model.lifecycle.preparation import PreparationInput, Prepared
+from ipnext.model.lifecycle.takeover import ModelAsked, OpenChanges
+from ipnext.model.manifest.freeze import FreezeAnswer
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.planning.plan import Plan, PlanDiff, ReplicaCount, SolverInfo, TrafficShare
+from ipnext.model.registry.registry import GenerationState, Signature, SnapshotManifest, SnapshotSource, TensorSpec
 from ipnext.model.value import digest_of
-from ipnext.store.placements import PreparedPlan
+from ipnext.store.planning.placements import PreparedPlan
 from ipnext.store.records import PlanRecord
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 from ipnext.temporal import connect, submit_change, wake_replan
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
 

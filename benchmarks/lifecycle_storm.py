@@ -22,8 +22,8 @@ from benchmarks.lifecycle.figures import report
 from demo.embedded import Embedded
 from ipnext import names
 from ipnext.client import Client
-from ipnext.model.lifecycle import ChangeState, ModelEntityState
-from ipnext.model.resource import ChangeView
+from ipnext.model.api.resources import ChangeView
+from ipnext.model.lifecycle.messages import ChangeState, ModelEntityState
 from ipnext.temporal import connect
 
 MODEL = "storm"

@@ -26,7 +26,7 @@ from benchmarks.genai.clients import Loop, request, run_loop  # noqa: E402
 from benchmarks.genai.edges import PEERS, Edges, make_peer  # noqa: E402
 from benchmarks.genai.page import rewrite, table  # noqa: E402
 from benchmarks.serving.server_process import ServerProcess  # noqa: E402
-from ipnext.model.engine_settings import VllmSettings  # noqa: E402
+from ipnext.model.settings.engine import VllmSettings  # noqa: E402
 
 PROMPT = "tell me of the sea " * 20
 TOKENS = 64

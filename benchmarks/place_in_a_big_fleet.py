@@ -27,16 +27,16 @@ from activities.planning.activities import PlanningActivities
 from activities.planning.adoption import settle
 from activities.planning.problem import fleet_problem, model_problem, residual_problem, units_in_use
 from activities.planning.solver import ThreadSolver
-from ipnext.model.deployment import Deployment, DeploymentKey, RouteShare, RouteTable
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteShare, RouteTable
 from ipnext.model.fleet import FleetSpec, OwnerBudget, SupplyItem
-from ipnext.model.lifecycle import ChangeKind, StageInput
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.plan import Plan, PlanDiff, ReplicaCount, SolverInfo, TrafficShare
+from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.planning.plan import Plan, PlanDiff, ReplicaCount, SolverInfo, TrafficShare
 from ipnext.model.value import digest_of
-from ipnext.store.placements import PreparedPlan
+from ipnext.store.planning.placements import PreparedPlan
 from ipnext.store.records import PlanRecord
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 from planner.solve import place
 
 REGIONS, KINDS, OWNERS = 20, 4, 50

@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ipnext.model.plan import CurrentState, Limits, Objective, Problem, RegionDemand
+from ipnext.model.planning.plan import CurrentState, Limits, Objective, Problem, RegionDemand
 from planner.core.arrays import FleetArrays
 from planner.fleet.solver import FleetAnswer, solve_fleet
 from planner.generate.generate import generate

@@ -26,7 +26,7 @@ from benchmarks.planner.peers import PEERS  # noqa: E402
 from benchmarks.planner.report import Report, rewritten, show  # noqa: E402
 from benchmarks.planner.side_venvs import SIDES, make  # noqa: E402
 from ipnext.errors import EXIT_BAD_INPUT, IPnextError  # noqa: E402
-from ipnext.model.plan import Problem  # noqa: E402
+from ipnext.model.planning.plan import Problem  # noqa: E402
 from planner.generate.generate import generate  # noqa: E402
 
 PAGE = ROOT / "docs" / "planner-benchmarks.md"

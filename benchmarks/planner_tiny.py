@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from ipnext.model.plan import Limits, Plan, Problem
+from ipnext.model.planning.plan import Limits, Plan, Problem
 from planner.generate.generate import generate
 from planner.solve import Method, solve
 from planner.verify.plan_checker import check

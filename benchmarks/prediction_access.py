@@ -24,9 +24,7 @@ from rich.table import Table
 
 from benchmarks.router_end import BODY, Room
 from ipnext.access.keys import draw_key
-from ipnext.model.access import Grant, Role
-from ipnext.model.deployment import RoutedModel, RouterTable
-from ipnext.model.predictions import (
+from ipnext.model.access.predictions import (
     AccessList,
     AccessSpec,
     CallerKey,
@@ -36,6 +34,8 @@ from ipnext.model.predictions import (
     RateLimit,
     TokenIssuer,
 )
+from ipnext.model.access.rights import Grant, Role
+from ipnext.model.deployment.deployment import RoutedModel, RouterTable
 from serving.access.access_list import Callers
 from serving.access.guard import Guard
 from serving.http.messages import Request

@@ -32,14 +32,14 @@ from benchmarks.lifecycle.figures import report
 from benchmarks.lifecycle.instant import InstantInfrastructure
 from benchmarks.lifecycle_replan import AWAY, HOME, PATIENCE_SECONDS, ceiling, fleet, server
 from ipnext import names
-from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.collecting import collect_rarely
 from ipnext.devfile import read_devfile
-from ipnext.model.lifecycle import Change, ChangeState
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.registry import SnapshotSource
-from ipnext.store.session import Store
+from ipnext.model.lifecycle.messages import Change, ChangeState
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.registry.registry import SnapshotSource
+from ipnext.process.garbage_collection import collect_rarely
+from ipnext.store.store import Store
 from ipnext.temporal import submit_change
 from serving.export import export_model
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of

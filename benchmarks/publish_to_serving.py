@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from benchmarks.databases import ENGINES, empty_databases
 from demo.embedded import Embedded
 from ipnext import names
-from ipnext.artifacts.opening import open_store
+from ipnext.artifacts.stores.locations import open_store
 from ipnext.client import Client
 from serving.engines.torch.engine import TorchEngine
 from serving.export import export_model

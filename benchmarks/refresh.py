@@ -32,10 +32,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.infra.tether import tether
-from ipnext.model.deployment import (
+from ipnext.infra.process.parent_death import tether
+from ipnext.model.deployment.deployment import (
     HostedSnapshot,
     HostHolds,
     HostState,
@@ -45,7 +45,7 @@ from ipnext.model.deployment import (
     RouterTable,
     ServedGeneration,
 )
-from ipnext.model.registry import GraphNode, PartGraph, SnapshotSource
+from ipnext.model.registry.registry import GraphNode, PartGraph, SnapshotSource
 from serving.export import export_model
 from serving.protocol.tensors import Tensor as Named
 from serving.protocol.v2 import InferRequest, decode_response, encode_request, parse_header_length

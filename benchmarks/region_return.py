@@ -29,11 +29,11 @@ from activities.regions.activities import DrainActivities
 from activities.state.routed_models import read_routed
 from benchmarks.databases import ENGINES, Fill, databases
 from benchmarks.drain_lost_region import LOST, SlowGateways, fill
-from ipnext.collecting import collect_rarely
-from ipnext.infra.memory_region import MemoryRegion
-from ipnext.model.deployment import Deployment, RouteTable
-from ipnext.model.drain import DrainInput, DrainState
-from ipnext.store.session import Store
+from ipnext.infra.fake.region import MemoryRegion
+from ipnext.model.deployment.deployment import Deployment, RouteTable
+from ipnext.model.lifecycle.drain import DrainInput, DrainState
+from ipnext.process.garbage_collection import collect_rarely
+from ipnext.store.store import Store
 
 DIFFERING = 10
 CASES = ("knows nothing", "is ahead", "all but ten")

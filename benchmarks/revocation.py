@@ -25,7 +25,7 @@ from rich.table import Table
 from benchmarks.publish_to_serving import MANIFEST, MODEL, Lookup
 from demo.embedded import Embedded
 from ipnext.client import Client
-from ipnext.model.access import KeyRequest, Role
+from ipnext.model.access.rights import KeyRequest, Role
 from serving.export import export_model
 
 BODY: Final = {"inputs": [{"name": "ids", "shape": [1, 4], "datatype": "INT64", "data": [1, 2, 3, 4]}]}

@@ -30,14 +30,21 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from ipnext.artifacts.opening import open_store
+from ipnext.artifacts.stores.locations import open_store
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import Unavailable
-from ipnext.infra.local_process import LocalProcessInfrastructure
-from ipnext.infra.ports import LOOPBACK, free_port
-from ipnext.infra.tether import tether
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
-from ipnext.model.registry import GraphNode, PartGraph
+from ipnext.infra.local_agents import LocalProcessInfrastructure
+from ipnext.infra.process.parent_death import tether
+from ipnext.infra.process.ports import LOOPBACK, free_port
+from ipnext.model.deployment.deployment import (
+    Deployment,
+    DeploymentKey,
+    HeldSnapshot,
+    RouteShare,
+    RouteTable,
+    ServedGeneration,
+)
+from ipnext.model.registry.registry import GraphNode, PartGraph
 from serving.export import export_model
 
 BEGIN, END = "<!-- router end: begin -->", "<!-- router end: end -->"

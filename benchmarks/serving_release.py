@@ -34,7 +34,7 @@ from benchmarks.serving.tables import PAGE, rewritten, show  # noqa: E402
 from benchmarks.serving.targets import RELEASE_BEYOND  # noqa: E402
 from benchmarks.serving.timing import Sample  # noqa: E402
 from demo.embedded import Embedded  # noqa: E402
-from ipnext.artifacts.file_store import FileArtifactStore  # noqa: E402
+from ipnext.artifacts.stores.file_store import FileArtifactStore  # noqa: E402
 from ipnext.artifacts.upload import ingest_directory  # noqa: E402
 from ipnext.client import Client  # noqa: E402
 from ipnext.names import GENERATION_HEADER  # noqa: E402

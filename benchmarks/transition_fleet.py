@@ -25,8 +25,8 @@ import numpy as np  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from ipnext.model.plan import Problem  # noqa: E402
-from ipnext.model.rollout import FleetState  # noqa: E402
+from ipnext.model.planning.plan import Problem  # noqa: E402
+from ipnext.model.planning.transition import FleetState  # noqa: E402
 from planner.transition.instance import Ground  # noqa: E402
 from planner.transition.model_state import Standing, standings  # noqa: E402
 from planner.transition.planner import StepPolicy, check_transition, plan_transition  # noqa: E402

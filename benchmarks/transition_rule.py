@@ -24,8 +24,8 @@ sys.path[:1] = [str(ROOT)]  # instead of benchmarks/, whose planner/ is another 
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from ipnext.model.plan import Problem  # noqa: E402
-from ipnext.model.rollout import FleetState, Transition  # noqa: E402
+from ipnext.model.planning.plan import Problem  # noqa: E402
+from ipnext.model.planning.transition import FleetState, Transition  # noqa: E402
 from planner.transition.planner import StepPolicy, plan_transition  # noqa: E402
 
 PAGE = ROOT / "docs" / "transition.md"

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ipnext.errors import Unavailable
-from ipnext.infra.tether import tether
+from ipnext.infra.process.parent_death import tether
 
 
 class Embedded:

@@ -17,9 +17,9 @@ from demo.load import Answers, SteadyLoad, served_scores
 from demo.report import Report
 from ipnext.client import Client
 from ipnext.errors import IPnextError
+from ipnext.model.api.resources import ChangeView
 from ipnext.model.fleet import FleetManifest
-from ipnext.model.lifecycle import ChangeState
-from ipnext.model.resource import ChangeView
+from ipnext.model.lifecycle.messages import ChangeState
 from serving.export import export_model
 
 MODEL = "movie-ranker"

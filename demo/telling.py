@@ -14,10 +14,10 @@ from rich.text import Text
 from demo.load import Answers
 from ipnext.client import Client
 from ipnext.errors import IPnextError
-from ipnext.model.lifecycle import Change
-from ipnext.model.plan import PlanDiff
-from ipnext.model.resource import ModelView
-from ipnext.model.status import Condition, ModelStatus
+from ipnext.model.api.resources import ModelView
+from ipnext.model.lifecycle.messages import Change
+from ipnext.model.lifecycle.status import Condition, ModelStatus
+from ipnext.model.planning.plan import PlanDiff
 
 MARKS = {"True": "[green]✓[/]", "False": "[yellow]…[/]", "Unknown": "[dim]·[/]"}
 

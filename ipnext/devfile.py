@@ -15,8 +15,8 @@ from pydantic import Field, ValidationError
 
 from ipnext import names
 from ipnext.errors import InvalidInput, NotFound
-from ipnext.model.documents import read_documents
-from ipnext.model.manifest import invalid_input
+from ipnext.model.manifest.manifest import invalid_input
+from ipnext.model.manifest.yaml_documents import read_documents
 from ipnext.model.value import Value
 from ipnext.timing import Timing
 
@@ -80,7 +80,7 @@ class GatewayPorts(Value):
 
 
 class AgentPatience(Value):
-    """Limits of agents for the processes of their region, in seconds: see `ipnext.infra.agent_settings`."""
+    """Limits of agents for the processes of their region, in seconds: see `ipnext.infra.settings`."""
 
     probe_seconds: float = Field(gt=0)
     unanswered_seconds: float = Field(gt=0)

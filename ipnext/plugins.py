@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from ipnext import names
-from ipnext.model.plugins import BUILT_IN, BUILT_IN_ENGINES, BUILT_IN_VALIDATORS, ValidatorView
+from ipnext.model.api.plugins import BUILT_IN, BUILT_IN_ENGINES, BUILT_IN_VALIDATORS, ValidatorView
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,12 +39,12 @@ from temporalio.service import RPCError, RPCStatusCode, TLSConfig
 
 from ipnext import names
 from ipnext.errors import Conflict, EngineRefused, InvalidInput, IPnextError, Unavailable
-from ipnext.loopback import check_bind_with_port
-from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked
-from ipnext.model.drain import DrainInput
-from ipnext.model.lifecycle import Change, ChangeAccepted, ModelEntityInput, QueuedChange, ReplanInput
-from ipnext.model.moving import MoverAsked, ReplanProgress
-from ipnext.model.workflow_namespace import WorkflowNamespace
+from ipnext.model.lifecycle.controls import ControlAction, ControlAnswer, ControlAsked
+from ipnext.model.lifecycle.drain import DrainInput
+from ipnext.model.lifecycle.messages import Change, ChangeAccepted, ModelEntityInput, QueuedChange, ReplanInput
+from ipnext.model.lifecycle.replan_moves import MoverAsked, ReplanProgress
+from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
+from ipnext.network.loopback import check_bind_with_port
 from ipnext.payloads import DATA_CONVERTER
 from ipnext.temporal_access import TemporalAccess, read_access, temporal_settings
 from ipnext.timing import Timing

@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Iterator
 
 from ipnext.errors import Infeasible
-from ipnext.model.plan import ModelProblem, PartOption, Plan, Problem, Unmet
+from ipnext.model.planning.plan import ModelProblem, PartOption, Plan, Problem, Unmet
 from planner import solve as priced
 from planner.owner_priority import by_priority
 from planner.plan_fit import leftover

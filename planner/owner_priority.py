@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ipnext.errors import Infeasible
-from ipnext.model.plan import Plan, Problem
+from ipnext.model.planning.plan import Plan, Problem
 from planner import solve as priced
 from planner.core.owner_levels import compared_by_level, unmet_by_level
 from planner.plan_fit import leftover

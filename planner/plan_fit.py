@@ -6,7 +6,7 @@ Called by the explanation, the conflict and the what-if.
 from collections.abc import Collection
 
 from ipnext.errors import InvalidInput
-from ipnext.model.plan import CurrentState, Plan, Problem
+from ipnext.model.planning.plan import CurrentState, Plan, Problem
 from planner.core.index import counts_of, shares_of
 from planner.core.residual import residual
 from planner.core.solution import Holding

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ipnext.errors import Infeasible, InvalidInput
-from ipnext.model.plan import Plan, Problem, SolverInfo, Unmet
+from ipnext.model.planning.plan import Plan, Problem, SolverInfo, Unmet
 from planner.core.arrays import FleetArrays
 from planner.core.diff import replica_of, share_of
 from planner.core.index import Index

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from ipnext.errors import InvalidInput, IPnextError
-from ipnext.model.prompt import PromptTemplate
-from ipnext.model.registry import REQUEST, GraphNode, PartGraph, source_node, source_tensor
+from ipnext.model.registry.registry import REQUEST, GraphNode, PartGraph, source_node, source_tensor
+from ipnext.model.settings.prompt import PromptTemplate
 from serving.protocol.tensors import Tensor
 
 Tensors = Mapping[str, Tensor]

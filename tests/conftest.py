@@ -15,7 +15,7 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 from ipnext.errors import LoadFailed
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 from serving.genai.command_line.interpreter import vllm_python
 from tests.genai.tiny_models import tiny_llamas
 from tests.lasting import Lasting

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ipnext.infra.host_user import DEFAULT, HostUser, find_user
+from ipnext.infra.process.host_user import DEFAULT, HostUser, find_user
 
 HERE = Path(__file__).parents[1]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")

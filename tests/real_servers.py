@@ -20,7 +20,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from ipnext.artifacts.s3_client import s3_client
+from ipnext.artifacts.stores.s3_client import s3_client
 from tests.waiting import PATIENCE_SECONDS, until
 
 KEY, SECRET, BUCKET = "test-key", "test-secret", "snapshots-bucket"

@@ -4,8 +4,8 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.artifact_use import CollectInput
-    from ipnext.model.lifecycle import Done
+    from ipnext.model.access.artifact_use import CollectInput
+    from ipnext.model.lifecycle.messages import Done
     from workflows import policies
     from workflows.policies import perform
 

@@ -11,7 +11,7 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.drain import DrainInput, DrainSeen, DrainState, status_of
+    from ipnext.model.lifecycle.drain import DrainInput, DrainSeen, DrainState, status_of
     from workflows import policies
     from workflows.errors import end_if_told, explained
     from workflows.policies import Step, perform

@@ -12,8 +12,8 @@ from temporalio.exceptions import TimeoutError as TemporalTimeout
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
     from ipnext.errors import FenceLost
-    from ipnext.model.lifecycle import ChangeState, LifecycleResult
-    from ipnext.model.status import Reason, reason_of
+    from ipnext.model.lifecycle.messages import ChangeState, LifecycleResult
+    from ipnext.model.lifecycle.status import Reason, reason_of
 
 A = TypeVar("A")
 

@@ -6,8 +6,8 @@ from datetime import timedelta
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from ipnext.model.freeze import Frozen
-    from ipnext.model.lifecycle import StageInput
+    from ipnext.model.lifecycle.messages import StageInput
+    from ipnext.model.manifest.freeze import Frozen
     from workflows import policies
     from workflows.errors import end_if_told
     from workflows.policies import perform

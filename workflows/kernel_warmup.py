@@ -11,7 +11,7 @@ import time
 
 import structlog
 
-from ipnext.infra.tether import tether
+from ipnext.infra.process.parent_death import tether
 from planner import kernel_cache
 
 COMMAND = (sys.executable, "-m", "planner.kernels")

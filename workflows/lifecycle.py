@@ -23,9 +23,8 @@ from temporalio.exceptions import ActivityError, ChildWorkflowError, is_cancelle
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.controls import Hold, NewerWaits
-    from ipnext.model.freeze import Frozen
-    from ipnext.model.lifecycle import (
+    from ipnext.model.lifecycle.controls import Hold, NewerWaits
+    from ipnext.model.lifecycle.messages import (
         ChangeBegun,
         ChangeKind,
         ChangeState,
@@ -36,8 +35,9 @@ with workflow.unsafe.imports_passed_through():
         StageInput,
         TransitionPlanned,
     )
-    from ipnext.model.preparation import Prepared, StageName
-    from ipnext.model.status import Reason
+    from ipnext.model.lifecycle.preparation import Prepared, StageName
+    from ipnext.model.lifecycle.status import Reason
+    from ipnext.model.manifest.freeze import Frozen
     from ipnext.model.value import Value
     from workflows import policies
     from workflows.attempts import Interruption, PatienceOver, within_patience

@@ -24,7 +24,7 @@ from temporalio.exceptions import (
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.lifecycle import (
+    from ipnext.model.lifecycle.messages import (
         ChangeAccepted,
         ChangeKind,
         ChangeState,
@@ -37,8 +37,8 @@ with workflow.unsafe.imports_passed_through():
         StageInput,
         ToldHold,
     )
-    from ipnext.model.status import Reason
-    from ipnext.model.takeover import ChangeAsked, ChangeEnded, TakeOver
+    from ipnext.model.lifecycle.status import Reason
+    from ipnext.model.lifecycle.takeover import ChangeAsked, ChangeEnded, TakeOver
     from workflows import policies
     from workflows.errors import STOPPED_OUTSIDE, Explained, explained, stopped
     from workflows.model_control import ROLLS_OUT, of_generation

@@ -15,9 +15,15 @@ from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked, Hold, HoldNote, NewerWaits
-    from ipnext.model.lifecycle import ChangeKind, LifecycleInput, LifecycleResult, ModelEntityInput, QueuedChange
-    from ipnext.model.status import Reason
+    from ipnext.model.lifecycle.controls import ControlAction, ControlAnswer, ControlAsked, Hold, HoldNote, NewerWaits
+    from ipnext.model.lifecycle.messages import (
+        ChangeKind,
+        LifecycleInput,
+        LifecycleResult,
+        ModelEntityInput,
+        QueuedChange,
+    )
+    from ipnext.model.lifecycle.status import Reason
     from workflows import policies
     from workflows.change_queue import PASSES_PAUSE, URGENT, next_of, overtakes, stops
     from workflows.errors import explained

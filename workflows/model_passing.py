@@ -14,8 +14,8 @@ from temporalio.exceptions import ActivityError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.lifecycle import ChangeKind, ModelEntityInput, QueuedChange
-    from ipnext.model.takeover import ChangeAsked
+    from ipnext.model.lifecycle.messages import ChangeKind, ModelEntityInput, QueuedChange
+    from ipnext.model.lifecycle.takeover import ChangeAsked
     from workflows import policies
     from workflows.change_queue import CAN_PASS, PASSES_PAUSE, can_pass, stops
     from workflows.errors import explained

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from ipnext.model.moving import MoverState, MoveTurn, ReplanProgress
+    from ipnext.model.lifecycle.replan_moves import MoverState, MoveTurn, ReplanProgress
     from workflows import policies
     from workflows.errors import end_if_told
     from workflows.policies import perform

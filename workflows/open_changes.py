@@ -12,8 +12,8 @@ from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.lifecycle import ModelEntityInput, QueuedChange, SupersededChange
-    from ipnext.model.takeover import ModelAsked, OpenChange, OpenChanges
+    from ipnext.model.lifecycle.messages import ModelEntityInput, QueuedChange, SupersededChange
+    from ipnext.model.lifecycle.takeover import ModelAsked, OpenChange, OpenChanges
     from workflows import policies
     from workflows.change_queue import CAN_PASS, Superseded, enqueue
     from workflows.errors import explained

@@ -14,13 +14,13 @@ from temporalio.common import Priority, RetryPolicy, VersioningBehavior
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model import lifecycle as wire
-    from ipnext.model.drain import DrainSeen
-    from ipnext.model.freeze import FreezeAnswer
-    from ipnext.model.moving import MoveTurnResult
-    from ipnext.model.preparation import Prepared
-    from ipnext.model.reconciliation import RegionReconciled, RepairsRecorded
-    from ipnext.model.takeover import ChangeSeen, MayPass, OpenChanges, TakenOver
+    from ipnext.model.lifecycle import messages as wire
+    from ipnext.model.lifecycle.drain import DrainSeen
+    from ipnext.model.lifecycle.preparation import Prepared
+    from ipnext.model.lifecycle.reconciliation import RegionReconciled, RepairsRecorded
+    from ipnext.model.lifecycle.replan_moves import MoveTurnResult
+    from ipnext.model.lifecycle.takeover import ChangeSeen, MayPass, OpenChanges, TakenOver
+    from ipnext.model.manifest.freeze import FreezeAnswer
     from ipnext.model.value import Value
     from ipnext.timing import Timing
 

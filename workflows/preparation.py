@@ -7,8 +7,8 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 
 with workflow.unsafe.imports_passed_through():
     from ipnext.errors import IPnextError
-    from ipnext.model.lifecycle import StageInput
-    from ipnext.model.preparation import PreparationInput, Prepared, StageName
+    from ipnext.model.lifecycle.messages import StageInput
+    from ipnext.model.lifecycle.preparation import PreparationInput, Prepared, StageName
     from workflows import policies
     from workflows.policies import perform
 

@@ -12,8 +12,8 @@ from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.lifecycle import Done
-    from ipnext.model.reconciliation import ReconcileInput, RegionAsked, RegionReconciled, RepairsRecorded
+    from ipnext.model.lifecycle.messages import Done
+    from ipnext.model.lifecycle.reconciliation import ReconcileInput, RegionAsked, RegionReconciled, RepairsRecorded
     from workflows import policies
     from workflows.errors import end_if_told, explained
     from workflows.policies import perform

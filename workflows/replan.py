@@ -17,15 +17,15 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.lifecycle import (
+    from ipnext.model.lifecycle.messages import (
         Done,
         ReplanComputed,
         ReplanInput,
         ReplanResult,
         ScheduledReplan,
     )
-    from ipnext.model.moving import MoverAsked, MoverState, ReplanProgress
-    from ipnext.model.status import Reason
+    from ipnext.model.lifecycle.replan_moves import MoverAsked, MoverState, ReplanProgress
+    from ipnext.model.lifecycle.status import Reason
     from workflows import policies
     from workflows.errors import end_if_told, explained, to_the_end
     from workflows.move_window import Mover

@@ -10,7 +10,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
-    from ipnext.model.lifecycle import ModelEntityInput, SupersededChange, SupersededInput
+    from ipnext.model.lifecycle.messages import ModelEntityInput, SupersededChange, SupersededInput
     from workflows import policies
     from workflows.errors import explained
     from workflows.model_passing import Passing

@@ -9,8 +9,8 @@ from temporalio.exceptions import ChildWorkflowError, WorkflowAlreadyStartedErro
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.lifecycle import TransitionInput, TransitionResult
-    from ipnext.model.takeover import TakenOver, TakeOver
+    from ipnext.model.lifecycle.messages import TransitionInput, TransitionResult
+    from ipnext.model.lifecycle.takeover import TakenOver, TakeOver
     from workflows import policies
     from workflows.errors import explained
     from workflows.policies import perform

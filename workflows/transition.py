@@ -14,7 +14,7 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.lifecycle import Revert, TransitionInput, TransitionResult, WaveInput, WaveResult
+    from ipnext.model.lifecycle.messages import Revert, TransitionInput, TransitionResult, WaveInput, WaveResult
     from workflows import policies
     from workflows.attempts import longest_after
     from workflows.errors import explained, fence_lost, to_the_end

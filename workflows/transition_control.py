@@ -13,9 +13,9 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked, Hold, HoldNote, NewerWaits
-    from ipnext.model.lifecycle import TransitionInput, WaveInput, WaveResult
-    from ipnext.model.status import Reason
+    from ipnext.model.lifecycle.controls import ControlAction, ControlAnswer, ControlAsked, Hold, HoldNote, NewerWaits
+    from ipnext.model.lifecycle.messages import TransitionInput, WaveInput, WaveResult
+    from ipnext.model.lifecycle.status import Reason
     from workflows import policies
     from workflows.attempts import within_deadline
     from workflows.errors import STOPPED_OUTSIDE, explained, stop_reason

@@ -12,8 +12,8 @@ from temporalio.exceptions import ChildWorkflowError, FailureError, is_cancelled
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.controls import ControlAsked, Hold, NewerWaits
-    from ipnext.model.lifecycle import (
+    from ipnext.model.lifecycle.controls import ControlAsked, Hold, NewerWaits
+    from ipnext.model.lifecycle.messages import (
         ChangeBegun,
         LifecycleInput,
         StageInput,
@@ -21,7 +21,7 @@ with workflow.unsafe.imports_passed_through():
         TransitionPlanned,
         TransitionResult,
     )
-    from ipnext.model.takeover import ChangeEnded, TakeOver
+    from ipnext.model.lifecycle.takeover import ChangeEnded, TakeOver
     from workflows.change_queue import PASSES_PAUSE
     from workflows.errors import Explained, explained, stop_reason, to_the_end
     from workflows.policies import URGENT_KINDS, priority_of

@@ -59,24 +59,24 @@ from activities.validation.activities import ValidationActivities
 from activities.validation.validator import Validator, discovered
 from ipnext import names
 from ipnext.artifacts.native_code import read_native_signers
-from ipnext.artifacts.opening import open_store
 from ipnext.artifacts.port import ArtifactStore
-from ipnext.collecting import collect_rarely
+from ipnext.artifacts.stores.locations import open_store
 from ipnext.components.private_files import keep_new_files_private
 from ipnext.devfile import TaskQueueGroup
 from ipnext.errors import Conflict, InvalidInput, IPnextError, NotFound, Unavailable
-from ipnext.infra.local_process import LocalProcessInfrastructure
+from ipnext.infra.local_agents import LocalProcessInfrastructure
 from ipnext.infra.port import Infrastructure
-from ipnext.model.lifecycle import Change
-from ipnext.model.workflow_namespace import WorkflowNamespace
+from ipnext.model.lifecycle.messages import Change
+from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.platform.access_lists import AccessPublisher
 from ipnext.platform.builds import make_first_current, promote
 from ipnext.platform.collection import DEFAULT_GRACE, Grace
 from ipnext.platform.schedules import create_missing, keeping_schedules, schedules_of
 from ipnext.platform.setup import warn_of_missing
-from ipnext.process_end import end_process
+from ipnext.process.end import end_process
+from ipnext.process.garbage_collection import collect_rarely
 from ipnext.settings import PlatformSettings, platform_settings
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 from ipnext.temporal import connect, is_open, metrics_runtime, namespace_of, submit_change, wake_replan
 from ipnext.temporal_access import read_access
 from ipnext.timing import Timing

@@ -14,11 +14,11 @@ from activities.runtime.single_calls import OF_ONE, describe, name_failed
 from activities.state.drained_fleet import Drained, same
 from ipnext.errors import Conflict, IPnextError, RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, Done, RecordInput, StageInput
-from ipnext.model.status import Reason
-from ipnext.store.claiming import lower_claims
-from ipnext.store.ending import end_change
-from ipnext.store.session import Store
+from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, Done, RecordInput, StageInput
+from ipnext.model.lifecycle.status import Reason
+from ipnext.store.operations.change_end import end_change
+from ipnext.store.operations.quota_claims import lower_claims
+from ipnext.store.store import Store
 
 LASTING_ATTEMPTS = 30
 """A Conflict that lasts for this many attempts, five minutes by the step's retries, is permanent."""

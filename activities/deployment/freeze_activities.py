@@ -10,13 +10,13 @@ from activities.planning.drift import record_repair
 from activities.state.drained_fleet import leaves_loss
 from ipnext.freezes.calendar import FreezeCalendar
 from ipnext.freezes.evaluation import Asked, frozen
-from ipnext.model.freeze import FreezeAnswer, Frozen, Override
-from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, StageInput
-from ipnext.model.status import ConditionType, Reason
-from ipnext.store.refusing import refuse_further_users
+from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, StageInput
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.manifest.freeze import FreezeAnswer, Frozen, Override
+from ipnext.store.operations.change_scope import touched_by
+from ipnext.store.operations.refused_routes import refuse_further_users
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
-from ipnext.store.touched import touched_by
+from ipnext.store.store import Store
 
 _SHOWS_CONDITIONS = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
 """Kinds of changes whose wait is shown in the model's conditions: a move and a retirement leave `Ready` as it is."""

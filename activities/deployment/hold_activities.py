@@ -7,11 +7,11 @@ from temporalio import activity
 
 from activities.planning.drift import record_repair
 from ipnext.errors import NotFound
-from ipnext.model.controls import HoldNote
-from ipnext.model.lifecycle import Done
-from ipnext.model.status import ConditionType, Reason
-from ipnext.store.ending import held_by, release_hold
-from ipnext.store.session import Store
+from ipnext.model.lifecycle.controls import HoldNote
+from ipnext.model.lifecycle.messages import Done
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.store.operations.change_end import held_by, release_hold
+from ipnext.store.store import Store
 
 
 class HoldingActivities:

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 
 from activities.state.wave_state import peak
 from ipnext import names
-from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, LifecycleResult
-from ipnext.model.registry import GenerationState
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, LifecycleResult
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.registry.registry import GenerationState
 from ipnext.store.repository import Repository
 
 REPEATED = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY, ChangeKind.ROLLBACK})

@@ -9,8 +9,8 @@ from activities.planning.drift import record_repair
 from activities.state.drained_fleet import leaves_loss
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.errors import ArtifactDigestMismatch, ArtifactError, InvalidInput
-from ipnext.model.cause import STEPS, Cause, Place
-from ipnext.model.lifecycle import (
+from ipnext.model.lifecycle.failure_cause import STEPS, Cause, Place
+from ipnext.model.lifecycle.messages import (
     Change,
     ChangeBegun,
     ChangeKind,
@@ -21,13 +21,13 @@ from ipnext.model.lifecycle import (
     StageInput,
     SupersededInput,
 )
-from ipnext.model.manifest import ModelSpec
-from ipnext.model.registry import Generation, GenerationState, Snapshot
-from ipnext.model.status import ConditionType, Reason
-from ipnext.store.ending import ROLLS_OUT
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.manifest.manifest import ModelSpec
+from ipnext.model.registry.registry import Generation, GenerationState, Snapshot
+from ipnext.store.operations.change_end import ROLLS_OUT
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 NAMED = 10
 """Generations that an error names at most: the ones that served last."""

@@ -7,10 +7,10 @@ from temporalio import activity
 
 from activities.runtime.deadline import beat
 from ipnext.artifacts.port import ArtifactStore
-from ipnext.model.artifact_use import CollectInput
-from ipnext.model.lifecycle import Done
+from ipnext.model.access.artifact_use import CollectInput
+from ipnext.model.lifecycle.messages import Done
 from ipnext.platform.collection import Collection, Grace
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 
 class CollectingActivities:

@@ -6,7 +6,7 @@ from threading import BoundedSemaphore
 
 from ipnext.errors import IPnextError
 from ipnext.infra.port import Infrastructure
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 MOST_AT_ONCE = 64
 """Calls in progress or waiting. Snapshots beyond it are fetched by the hosts that load them."""

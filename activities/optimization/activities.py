@@ -17,14 +17,22 @@ from ipnext.artifacts.port import ArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import Unavailable
 from ipnext.model.fleet import HardwareOption
-from ipnext.model.lifecycle import Optimized, StageInput
-from ipnext.model.manifest import ModelSpec
-from ipnext.model.registry import Generation, Layout, LayoutPart, Segment, Snapshot, SnapshotManifest, SnapshotSource
-from ipnext.model.split import MOST_HOSTED_PARTS, SplitPolicy, options_of
-from ipnext.model.status import ConditionType, Reason
-from ipnext.store.artifacts import sizes_of
+from ipnext.model.lifecycle.messages import Optimized, StageInput
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.manifest.manifest import ModelSpec
+from ipnext.model.manifest.split import MOST_HOSTED_PARTS, SplitPolicy, options_of
+from ipnext.model.registry.registry import (
+    Generation,
+    Layout,
+    LayoutPart,
+    Segment,
+    Snapshot,
+    SnapshotManifest,
+    SnapshotSource,
+)
+from ipnext.store.registry.artifacts import sizes_of
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 from serving.splitting.report import FORM, PartReport, SplitReport
 
 LOOKED_AT = 50

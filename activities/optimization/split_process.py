@@ -23,10 +23,10 @@ from pathlib import Path
 import structlog
 
 from ipnext.errors import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_OK, IPnextError
-from ipnext.infra.tether import PR_SET_PDEATHSIG
-from ipnext.inherited_environment import inherited_environment
-from ipnext.model.split import SplitPolicy
-from ipnext.model.status import Reason
+from ipnext.infra.process.parent_death import PR_SET_PDEATHSIG
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.manifest.split import SplitPolicy
+from ipnext.process.inherited_environment import inherited_environment
 from serving.confinement.landlock import Confinement, confine
 from serving.confinement.privileges import drop_capabilities
 from serving.splitting.report import SplitReport

@@ -19,20 +19,20 @@ from activities.planning.solver import PLANNER, Solver
 from activities.runtime.deadline import beat
 from activities.state.drained_fleet import Drained
 from ipnext.errors import Infeasible, InvalidInput, QuotaExceeded, StaleWrite, Unavailable
-from ipnext.model.cause import STEPS, Cause, Place
-from ipnext.model.lifecycle import Planned, ReplanComputed, ReplanInput, StageInput
-from ipnext.model.plan import CurrentState, Owner, Plan, Problem
-from ipnext.model.status import ConditionType, Reason
+from ipnext.model.lifecycle.failure_cause import STEPS, Cause, Place
+from ipnext.model.lifecycle.messages import Planned, ReplanComputed, ReplanInput, StageInput
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.lifecycle.unserved import binding_reason
+from ipnext.model.planning.plan import CurrentState, Owner, Plan, Problem
 from ipnext.model.throughput import Unit, amount
-from ipnext.model.unserved import binding_reason
 from ipnext.model.value import digest_of
 from ipnext.names import replan_plan_id
-from ipnext.store.claiming import admit_wishes
-from ipnext.store.ending import ROLLS_OUT
-from ipnext.store.placements import PreparedPlan
+from ipnext.store.operations.change_end import ROLLS_OUT
+from ipnext.store.operations.quota_claims import admit_wishes
+from ipnext.store.planning.placements import PreparedPlan
 from ipnext.store.records import ModelRecord, Placement, PlanRecord
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 from planner.core.diff import diff
 from planner.verify.plan_checker import check
 

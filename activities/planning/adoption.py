@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from activities.planning.problem import fleet_problem, model_as_served, model_problem, running
-from ipnext.model.lifecycle import ChangeKind
-from ipnext.model.plan import (
+from ipnext.model.lifecycle.messages import ChangeKind
+from ipnext.model.planning.plan import (
     CurrentState,
     ModelProblem,
     Plan,
@@ -17,10 +17,10 @@ from ipnext.model.plan import (
     TrafficShare,
     Unmet,
 )
-from ipnext.model.rollout import Transition
+from ipnext.model.planning.transition import Transition
 from ipnext.model.throughput import REQUESTS, TOKENS, Unit, amount, in_unit, unit_in
 from ipnext.model.value import digest_of
-from ipnext.store.placements import PreparedPlan
+from ipnext.store.planning.placements import PreparedPlan
 from ipnext.store.records import Placement, PlanRecord, TransitionRecord
 from ipnext.store.repository import Repository
 from planner.core.diff import diff

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from ipnext.model.plan import Owner, Plan, Problem
+from ipnext.model.planning.plan import Owner, Plan, Problem
 
 BUDGET = "budget "
 """Prefix of the names of these rules: `budget owner a`, `budget model m`."""

@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta
 from activities.planning.adoption import settle
 from activities.state.drained_fleet import Drained
 from ipnext import names
-from ipnext.model.deployment import Deployment, RouteTable
-from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
-from ipnext.model.status import Reason
-from ipnext.store.ending import write_ready
+from ipnext.model.deployment.deployment import Deployment, RouteTable
+from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import Reason
+from ipnext.store.operations.change_end import write_ready
 from ipnext.store.repository import Repository
 
 PASSES_PAUSE = frozenset({ChangeKind.ROLLBACK, ChangeKind.RETIRE, ChangeKind.REPAIR})

@@ -6,7 +6,7 @@ A model needs room for its growth before it gives back the units that it leaves 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ipnext.model.plan import CurrentState, Problem
+from ipnext.model.planning.plan import CurrentState, Problem
 from ipnext.store.records import Placement
 
 Cell = tuple[str, str]

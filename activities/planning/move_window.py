@@ -20,12 +20,19 @@ from activities.runtime.single_calls import OF_ONE, describe
 from activities.state.drained_fleet import Drained, repairs_loss, without_drained
 from ipnext import names
 from ipnext.errors import Unavailable
-from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
-from ipnext.model.moving import NAMED, MoveTrouble, MoveTurn, MoveTurnResult, PlannedMove, ReplanProgress
-from ipnext.model.plan import CurrentState
+from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.replan_moves import (
+    NAMED,
+    MoveTrouble,
+    MoveTurn,
+    MoveTurnResult,
+    PlannedMove,
+    ReplanProgress,
+)
+from ipnext.model.planning.plan import CurrentState
 from ipnext.store.records import Placement
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 SUBMITS = 8
 """Changes that are submitted to their entities in parallel."""
@@ -124,7 +131,7 @@ class MoverActivities:
         return progress
 
     def _submit_all(self, changes: Sequence[Change]) -> None:
-        """Submit changes. One that fails is recorded, so that it is submitted again (`ipnext.api.outbox`)."""
+        """Submit changes. One that fails is recorded and submitted again (`ipnext.api.workflow_engine.outbox`)."""
         beat(f"asking {len(changes)} models to move")
 
         def one(change: Change) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ipnext.model.plan import Limits, Objective
+from ipnext.model.planning.plan import Limits, Objective
 from ipnext.settings import PlatformSettings
 
 OBJECTIVE = Objective(latency_weight=0.0001, move_cost=0.05, unmet_cost=10.0)

@@ -7,11 +7,11 @@ from activities.runtime.single_calls import OF_ONE, describe
 from activities.state.drained_fleet import NOTHING, Drained, eased, without_drained
 from activities.state.wave_state import Slot, peak
 from ipnext.errors import InvalidInput
-from ipnext.model.deployment import Deployment, RouteTable
+from ipnext.model.deployment.deployment import Deployment, RouteTable
 from ipnext.model.fleet import FleetSpec, OwnerBudget
-from ipnext.model.layout import laid_out, parts_of
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.plan import (
+from ipnext.model.manifest.layout import laid_out, parts_of
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.planning.plan import (
     CurrentState,
     Limits,
     ModelProblem,
@@ -25,10 +25,10 @@ from ipnext.model.plan import (
     ReplicaCount,
     TrafficShare,
 )
-from ipnext.model.registry import Generation, Layout
-from ipnext.model.rollout import Transition
+from ipnext.model.planning.transition import Transition
+from ipnext.model.registry.registry import Generation, Layout
 from ipnext.model.wire import decode
-from ipnext.store.placements import Units
+from ipnext.store.planning.placements import Units
 from ipnext.store.records import HeldSlot, ModelRecord, Moving, Placement
 from ipnext.store.repository import Repository
 

@@ -18,17 +18,17 @@ from activities.runtime.single_calls import name_failed
 from activities.state.drained_fleet import Drained, without_drained
 from ipnext import names
 from ipnext.errors import Infeasible, InvalidInput, IPnextError, NotFound, Unavailable
-from ipnext.model.lifecycle import Replan, ReplanComputed, ReplanState
-from ipnext.model.measured import measured, wants_profiles
-from ipnext.model.plan import CurrentState, Limits, ModelProblem, Objective, Plan, PlanDiff, Problem
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import Replan, ReplanComputed, ReplanState
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.manifest.profiled import measured, wants_profiles
+from ipnext.model.planning.plan import CurrentState, Limits, ModelProblem, Objective, Plan, PlanDiff, Problem
 from ipnext.model.throughput import TOKENS
 from ipnext.model.value import digest_of
-from ipnext.store.claiming import beyond_claims
-from ipnext.store.placements import PreparedPlan
+from ipnext.store.operations.quota_claims import beyond_claims
+from ipnext.store.planning.placements import PreparedPlan
 from ipnext.store.records import ModelRecord, Placement, PlanEntry, PlanRecord
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 from planner.core.diff import diff
 
 ATTEMPTS = 3

@@ -8,11 +8,18 @@ from temporalio import activity
 
 from activities.planning.replan import find_plan
 from ipnext import names
-from ipnext.model.lifecycle import Done, ReplanInput, ReplanResult, ReplanState, ReplansWaiting, ScheduledReplan
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import (
+    Done,
+    ReplanInput,
+    ReplanResult,
+    ReplanState,
+    ReplansWaiting,
+    ScheduledReplan,
+)
+from ipnext.model.lifecycle.status import Reason
 from ipnext.store.records import PlanEntry
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 Wake = Callable[[], None]
 """Wakes the replan workflow. Raises Unavailable."""

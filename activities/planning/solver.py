@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from ipnext.errors import Infeasible, InvalidInput, IPnextError
-from ipnext.model.plan import Plan, Problem
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.planning.plan import Plan, Problem
 from ipnext.store.records import SolveUse
 from planner import kernel_cache
 

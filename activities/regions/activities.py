@@ -23,11 +23,11 @@ from activities.state.drained_fleet import leaves_loss
 from ipnext import names
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.drain import Drain, DrainInput, DrainSeen, DrainState, status_of
-from ipnext.model.lifecycle import Change, ReplanState
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.drain import Drain, DrainInput, DrainSeen, DrainState, status_of
+from ipnext.model.lifecycle.messages import Change, ReplanState
+from ipnext.model.lifecycle.status import Reason
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 FIRST_REPLAN_AGAIN = timedelta(seconds=5)
 """If a drain's replan has ended and left something, the drain requests another one after this long, then twice as long, ..."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
-from ipnext.model.deployment import DeploymentKey
+from ipnext.model.deployment.deployment import DeploymentKey
 from ipnext.store.repository import Repository
 
 

@@ -13,12 +13,12 @@ from activities.regions.activities import MOVING_AWAY, ask_replan, left_of
 from activities.runtime.deadline import beat
 from activities.state.drained_fleet import Drained
 from ipnext.errors import Infeasible, InvalidInput, Unavailable
-from ipnext.model.drain import Drain, DrainInput, DrainSeen, DrainState
-from ipnext.model.plan import Plan, Problem, Unmet
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.drain import Drain, DrainInput, DrainSeen, DrainState
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.planning.plan import Plan, Problem, Unmet
 from ipnext.model.throughput import amount, unit_in
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 CHECKS = 5
 """Repetitions of the check if the fleet or another drain changed meanwhile."""

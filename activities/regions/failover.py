@@ -14,9 +14,9 @@ from activities.state.observed import observe
 from activities.state.routed_models import read_routed
 from ipnext.errors import IPnextError, RegionUnreachable, StaleWrite, Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.deployment import DeploymentKey, RegionState, ReplicaPhase, RouteTable
+from ipnext.model.deployment.deployment import DeploymentKey, RegionState, ReplicaPhase, RouteTable
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 PUSHES = 64
 """Tables that are pushed in parallel: each waits until its gateway applies it, and an agent writes those that wait

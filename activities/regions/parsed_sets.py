@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from activities.runtime.single_calls import OF_ONE, describe
-from ipnext.model.deployment import Deployment, DeploymentKey
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey
 from ipnext.model.wire import decode
 
 

@@ -22,11 +22,11 @@ from activities.runtime.single_calls import SingleCalls
 from activities.state.drained_fleet import Drained
 from ipnext.errors import StaleWrite, Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.deployment import DeploymentKey, RegionState, Replica, ReplicaPhase, RouteTable
-from ipnext.model.lifecycle import Done
-from ipnext.model.reconciliation import RegionAsked, RegionReconciled, RepairsRecorded
+from ipnext.model.deployment.deployment import DeploymentKey, RegionState, Replica, ReplicaPhase, RouteTable
+from ipnext.model.lifecycle.messages import Done
+from ipnext.model.lifecycle.reconciliation import RegionAsked, RegionReconciled, RepairsRecorded
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 CALLS = 16
 """Replica sets or route tables of one region that are sent side by side."""

@@ -19,7 +19,7 @@ from activities.state.routed_models import merge_served, read_routed
 from activities.state.wave_state import answered as still_answered
 from ipnext.errors import RegionUnreachable, StaleWrite, Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.deployment import (
+from ipnext.model.deployment.deployment import (
     Deployment,
     DeploymentKey,
     RegionState,
@@ -31,7 +31,7 @@ from ipnext.model.deployment import (
 from ipnext.model.value import digest_of
 from ipnext.model.wire import decode_frozen
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 CALLS = 16
 """Tables or replica sets that are sent side by side."""

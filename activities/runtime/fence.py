@@ -16,9 +16,9 @@ from temporalio import activity
 
 from activities.runtime import lease as pulse
 from ipnext.errors import FenceLost
-from ipnext.model.lifecycle import WaveInput
+from ipnext.model.lifecycle.messages import WaveInput
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 R = TypeVar("R")
 

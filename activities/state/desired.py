@@ -11,8 +11,8 @@ from activities.state.facts import at_work, read_generations
 from activities.state.failover_shares import Nearness, Survivor, without_regions
 from activities.state.wave_state import ModelState, Slot
 from ipnext.errors import NotFound
-from ipnext.model.adapter import ServedAdapter, engine_name
-from ipnext.model.deployment import (
+from ipnext.model.access.predictions import PredictionAccess
+from ipnext.model.deployment.deployment import (
     SERVING_ENGINES,
     STREAM_DRAIN_SECONDS,
     Deployment,
@@ -23,16 +23,16 @@ from ipnext.model.deployment import (
     ServedGeneration,
     SnapshotFacts,
 )
-from ipnext.model.engine_settings import vllm_settings
 from ipnext.model.fleet import HardwareOption
-from ipnext.model.layout import laid_out
-from ipnext.model.manifest import ModelManifest, PartSpec
-from ipnext.model.part_tensors import graph_of_one, request_tensors, signatures
-from ipnext.model.predictions import PredictionAccess
-from ipnext.model.prompt import PROMPT
-from ipnext.model.registry import Generation, PartGraph, Snapshot, TensorSpec
-from ipnext.model.routing import RoutingPolicy, host_settings, routing_policy
-from ipnext.model.signing import SignerPolicy
+from ipnext.model.manifest.layout import laid_out
+from ipnext.model.manifest.manifest import ModelManifest, PartSpec
+from ipnext.model.manifest.part_tensors import graph_of_one, request_tensors, signatures
+from ipnext.model.registry.adapter import ServedAdapter, engine_name
+from ipnext.model.registry.registry import Generation, PartGraph, Snapshot, TensorSpec
+from ipnext.model.registry.signing import SignerPolicy
+from ipnext.model.settings.engine import vllm_settings
+from ipnext.model.settings.prompt import PROMPT
+from ipnext.model.settings.routing import RoutingPolicy, host_settings, routing_policy
 from ipnext.model.value import digest_of
 from ipnext.store.records import Placement
 from ipnext.store.repository import Repository

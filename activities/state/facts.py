@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
-from ipnext.model.deployment import Deployment, RouteTable
-from ipnext.model.registry import Generation, Snapshot
-from ipnext.model.rollout import FleetState, Transition
+from ipnext.model.deployment.deployment import Deployment, RouteTable
+from ipnext.model.planning.transition import FleetState, Transition
+from ipnext.model.registry.registry import Generation, Snapshot
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
 

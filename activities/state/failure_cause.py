@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from activities.state.wave_state import ModelState
-from ipnext.model.cause import Cause, Place
-from ipnext.model.deployment import RegionState, Replica, ReplicaPhase
+from ipnext.model.deployment.deployment import RegionState, Replica, ReplicaPhase
+from ipnext.model.lifecycle.failure_cause import Cause, Place
 from ipnext.store.repository import Repository
 
 LOOKED_AT = 100

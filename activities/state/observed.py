@@ -8,9 +8,9 @@ from activities.state.failure_cause import place_of
 from activities.state.wave_state import Held, ModelState
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.cause import Place
-from ipnext.model.deployment import RegionState, Replica, ReplicaPhase
-from ipnext.model.status import Reason, reason_of
+from ipnext.model.deployment.deployment import RegionState, Replica, ReplicaPhase
+from ipnext.model.lifecycle.failure_cause import Place
+from ipnext.model.lifecycle.status import Reason, reason_of
 
 CRASHES = 3
 """Restarts after which a replica that is down again counts as broken."""

@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable
 from activities.state.desired import Facts, pending_revisions, round_trips, routed
 from activities.state.drained_fleet import Drained
 from activities.state.facts import at_work, by_model, snapshots_of
-from ipnext.model.deployment import ServedGeneration
-from ipnext.model.registry import Generation, Snapshot
+from ipnext.model.deployment.deployment import ServedGeneration
+from ipnext.model.registry.registry import Generation, Snapshot
 from ipnext.store.repository import Repository
 
 

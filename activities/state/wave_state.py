@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
-from ipnext.model.deployment import Deployment, RouteShare, RouteTable
-from ipnext.model.plan import CurrentState, Plan
-from ipnext.model.rollout import FleetState, GenerationReplicas, GenerationShare, RouteChange, Transition
+from ipnext.model.deployment.deployment import Deployment, RouteShare, RouteTable
+from ipnext.model.planning.plan import CurrentState, Plan
+from ipnext.model.planning.transition import FleetState, GenerationReplicas, GenerationShare, RouteChange, Transition
 
 Phase = Literal["scaled_up", "routed", "released"]
 """Progress of a wave: capacity added; traffic moved; capacity released."""

@@ -40,15 +40,15 @@ from activities.transition.traffic_shift import Gateways
 from activities.transition.wave_context import Reaching, led_to
 from ipnext.errors import RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.cause import GATE, STEPS, Cause, Place
-from ipnext.model.deployment import Deployment, RegionState, RouteShare
-from ipnext.model.lifecycle import ChangeKind, StageInput, TransitionPlanned, WaveInput, WaveResult
-from ipnext.model.registry import GenerationState
-from ipnext.model.rollout import TransitionState
-from ipnext.model.status import ConditionType, Reason
+from ipnext.model.deployment.deployment import Deployment, RegionState, RouteShare
+from ipnext.model.lifecycle.failure_cause import GATE, STEPS, Cause, Place
+from ipnext.model.lifecycle.messages import ChangeKind, StageInput, TransitionPlanned, WaveInput, WaveResult
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.planning.transition import TransitionState
+from ipnext.model.registry.registry import GenerationState
 from ipnext.store.records import TransitionRecord
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 DRAFTS = 3
 """Searches for waves outside the writing unit of work before the search runs inside it."""

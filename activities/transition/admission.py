@@ -21,14 +21,14 @@ from activities.transition.hot_swap import started_anew
 from activities.transition.refresh_mode import refresh_of
 from activities.transition.rollback_target import on_what_is_left, within_reach
 from ipnext.errors import InvalidInput, Unavailable
-from ipnext.model.admission import Admission
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.lifecycle import ChangeKind, StageInput
-from ipnext.model.manifest import RolloutSpec
-from ipnext.model.plan import ModelProblem
-from ipnext.model.rollout import FleetState, Refresh, Swap, Transition, Wave
+from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.manifest.manifest import RolloutSpec
+from ipnext.model.planning.admission import Admission
+from ipnext.model.planning.plan import ModelProblem
+from ipnext.model.planning.transition import FleetState, Refresh, Swap, Transition, Wave
 from ipnext.model.throughput import in_unit
-from ipnext.store.placements import Units
+from ipnext.store.planning.placements import Units
 from ipnext.store.repository import Repository
 from planner.transition.planner import StepPolicy, admit
 

@@ -17,12 +17,12 @@ from activities.state.wave_state import Back, peak, planned_state, running_state
 from activities.transition.admission import not_swapped, planned_waves, price_of, refused_way, way_back
 from activities.transition.dropped_users import refused_drop
 from ipnext.errors import NotFound
-from ipnext.model.lifecycle import ChangeKind, StageInput
-from ipnext.model.manifest import RolloutSpec
-from ipnext.model.plan import RegionDemand
-from ipnext.model.rollout import FleetState, Transition, TransitionState
-from ipnext.store.ending import BRINGS_NOTHING_NEW
-from ipnext.store.placements import Units
+from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.manifest.manifest import RolloutSpec
+from ipnext.model.planning.plan import RegionDemand
+from ipnext.model.planning.transition import FleetState, Transition, TransitionState
+from ipnext.store.operations.change_end import BRINGS_NOTHING_NEW
+from ipnext.store.planning.placements import Units
 from ipnext.store.records import ModelRecord, TransitionRecord
 from ipnext.store.repository import Repository
 

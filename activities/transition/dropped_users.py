@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from activities.state.drained_fleet import Drained
-from ipnext.model.deployment import Deployment
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.rollout import FleetState
+from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.planning.transition import FleetState
 from ipnext.store.repository import Repository
 
 TOLERANCE = 1e-9

@@ -7,10 +7,10 @@ are.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ipnext.model.comparison import Pair, latencies, predictions
-from ipnext.model.distributions import Counts, Difference, above, at_least, mean_shift, quantile, stability_index
-from ipnext.model.gates import GateSpec
-from ipnext.model.sketch import LATENCY_SECONDS
+from ipnext.model.gate.comparison import Pair, latencies, predictions
+from ipnext.model.gate.distributions import Counts, Difference, above, at_least, mean_shift, quantile, stability_index
+from ipnext.model.gate.gate import GateSpec
+from ipnext.model.gate.sketch import LATENCY_SECONDS
 
 EARLY_REQUESTS = 20
 """If fewer answers were counted, a wave never ends before its bake time does."""

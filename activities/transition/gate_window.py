@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ipnext.model.comparison import Pair
-from ipnext.model.deployment import GenerationTraffic, RegionState
-from ipnext.model.gates import GateSpec, GateWindow, RegionTraffic
-from ipnext.model.lifecycle import WaveResult
-from ipnext.model.rollout import Transition
-from ipnext.model.sketch import PredictionSketch
-from ipnext.model.status import Reason
+from ipnext.model.deployment.deployment import GenerationTraffic, RegionState
+from ipnext.model.gate.comparison import Pair
+from ipnext.model.gate.gate import GateSpec, GateWindow, RegionTraffic
+from ipnext.model.gate.sketch import PredictionSketch
+from ipnext.model.lifecycle.messages import WaveResult
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.planning.transition import Transition
 
 MAX_WINDOW_BYTES = 128 * 1024
 """Limit of a wave's counts in a run's history, which stores them once for each evaluation of a gate."""

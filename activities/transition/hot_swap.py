@@ -11,11 +11,11 @@ from activities.state.observed import missing_replicas
 from activities.state.wave_state import ModelState, state_at, swaps
 from activities.transition.traffic_shift import Gateways
 from ipnext.errors import Unavailable
-from ipnext.model.deployment import Deployment, RegionState, RouteTable
-from ipnext.model.going_over import obstacle
-from ipnext.model.manifest import ModelSpec
-from ipnext.model.registry import Generation, SnapshotManifest
-from ipnext.model.rollout import Transition
+from ipnext.model.deployment.deployment import Deployment, RegionState, RouteTable
+from ipnext.model.manifest.manifest import ModelSpec
+from ipnext.model.planning.transition import Transition
+from ipnext.model.registry.hot_swap import obstacle
+from ipnext.model.registry.registry import Generation, SnapshotManifest
 
 Manifests = Mapping[tuple[str, int], SnapshotManifest]
 """Part and number of a snapshot -> its manifest."""

@@ -3,11 +3,11 @@
 from collections.abc import Collection, Mapping
 
 from activities.state.facts import ancestors, snapshots_of
-from ipnext.model.deployment import SERVING_ENGINES
-from ipnext.model.footprint import fits
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.registry import Generation, SnapshotManifest
-from ipnext.model.rollout import FleetState, Refresh
+from ipnext.model.deployment.deployment import SERVING_ENGINES
+from ipnext.model.deployment.footprint import fits
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.planning.transition import FleetState, Refresh
+from ipnext.model.registry.registry import Generation, SnapshotManifest
 from ipnext.store.repository import Repository
 
 Piece = tuple[str, str]

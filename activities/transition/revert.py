@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from activities.regions.recovery import answered
 from activities.state.desired import Facts
 from activities.state.wave_state import ModelState, Slot, state_of
-from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteShare, RouteTable
-from ipnext.model.rollout import Transition
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RegionState, RouteShare, RouteTable
+from ipnext.model.planning.transition import Transition
 
 
 def unfreed(

@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Collection
 
 from activities.state.failover_shares import Nearness, Survivor, without_regions
-from ipnext.model.deployment import RouteShare
-from ipnext.model.plan import ModelProblem
-from ipnext.model.rollout import FleetState, GenerationReplicas, GenerationShare
+from ipnext.model.deployment.deployment import RouteShare
+from ipnext.model.planning.plan import ModelProblem
+from ipnext.model.planning.transition import FleetState, GenerationReplicas, GenerationShare
 
 ROUNDING = 1e-9
 """Subtracted so that demand that is carried exactly does not exceed the limit by a rounding error."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from activities.state.wave_state import route_share
-from ipnext.model.deployment import Deployment, RouteShare
+from ipnext.model.deployment.deployment import Deployment, RouteShare
 from planner.transition.gateway_order import Move, Place, succession
 
 Shares = tuple[RouteShare, ...]

@@ -14,9 +14,9 @@ from activities.transition.revert import waiting
 from activities.transition.traffic_shift import Gateways
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.deployment import Deployment, DeploymentKey, RouteShare
-from ipnext.model.rollout import Transition
-from ipnext.store.session import Store
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteShare
+from ipnext.model.planning.transition import Transition
+from ipnext.store.store import Store
 
 Shares = Mapping[str, tuple[RouteShare, ...]]
 

@@ -10,10 +10,10 @@ from activities.state.wave_state import ModelState
 from activities.transition.hot_swap import Announcement
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.cause import Place
-from ipnext.model.deployment import Deployment, RegionState, ReplicaPhase
-from ipnext.model.lifecycle import WaveInput, WaveResult
-from ipnext.model.status import Reason
+from ipnext.model.deployment.deployment import Deployment, RegionState, ReplicaPhase
+from ipnext.model.lifecycle.failure_cause import Place
+from ipnext.model.lifecycle.messages import WaveInput, WaveResult
+from ipnext.model.lifecycle.status import Reason
 
 
 class Capacity:

@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterable, Mapping
 
 from activities.state.desired import Facts
 from activities.state.wave_state import ModelState, state_at, state_of
-from ipnext.model.cause import Place
-from ipnext.model.deployment import RouteShare
-from ipnext.model.lifecycle import WaveResult
-from ipnext.model.manifest import RolloutSpec
-from ipnext.model.rollout import Transition
-from ipnext.model.status import Reason
+from ipnext.model.deployment.deployment import RouteShare
+from ipnext.model.lifecycle.failure_cause import Place
+from ipnext.model.lifecycle.messages import WaveResult
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.manifest.manifest import RolloutSpec
+from ipnext.model.planning.transition import Transition
 
 ROUNDING = 1e-6
 """Growth of a share that counts as rounding."""

@@ -11,7 +11,7 @@ from activities.state.drained_fleet import leaves_loss
 from activities.transition.admission import way_back
 from ipnext import names
 from ipnext.errors import NotFound
-from ipnext.model.lifecycle import (
+from ipnext.model.lifecycle.messages import (
     Change,
     ChangeKind,
     ChangeState,
@@ -20,9 +20,8 @@ from ipnext.model.lifecycle import (
     StageInput,
     TransitionInput,
 )
-from ipnext.model.rollout import TransitionState
-from ipnext.model.status import Reason
-from ipnext.model.takeover import (
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.lifecycle.takeover import (
     ChangeAsked,
     ChangeSeen,
     MayPass,
@@ -32,9 +31,10 @@ from ipnext.model.takeover import (
     TakenOver,
     TakeOver,
 )
+from ipnext.model.planning.transition import TransitionState
 from ipnext.store.records import TransitionRecord
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 IsOpen = Callable[[str], bool]
 """True if the workflow with this id runs in Temporal now. Raises Unavailable."""

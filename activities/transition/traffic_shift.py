@@ -11,8 +11,8 @@ from activities.state.wave_state import answered
 from activities.transition.route_updates import followed
 from ipnext.errors import RegionUnreachable, RouteFailed, Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.deployment import Deployment, RouteShare, RouteTable, ServedGeneration
-from ipnext.store.session import Store
+from ipnext.model.deployment.deployment import Deployment, RouteShare, RouteTable, ServedGeneration
+from ipnext.store.store import Store
 
 Shares = tuple[RouteShare, ...]
 

@@ -10,11 +10,11 @@ from activities.state.wave_state import ModelState, Phase, brought_up, peak, sta
 from activities.transition.hot_swap import while_swapped
 from activities.transition.revert import unfreed
 from activities.transition.scale_down import stray
-from ipnext.model.cause import Place
-from ipnext.model.deployment import Deployment
-from ipnext.model.lifecycle import WaveInput, WaveResult
-from ipnext.model.rollout import Transition
-from ipnext.model.status import Reason
+from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.lifecycle.failure_cause import Place
+from ipnext.model.lifecycle.messages import WaveInput, WaveResult
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.planning.transition import Transition
 from ipnext.store.records import TransitionRecord
 from ipnext.store.repository import Repository
 

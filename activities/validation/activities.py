@@ -23,12 +23,12 @@ from activities.validation.validator import Candidate, FunctionValidator, Valida
 from ipnext.artifacts.native_code import read_native_signers
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.errors import InvalidInput, IPnextError, Unavailable
-from ipnext.model.lifecycle import CheckResult, StageInput, ValidationReport
-from ipnext.model.registry import Generation, GenerationState, PartGraph, Snapshot, single_part_graph
-from ipnext.model.signing import SignerPolicy
-from ipnext.model.status import ConditionType, Reason
+from ipnext.model.lifecycle.messages import CheckResult, StageInput, ValidationReport
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.registry.registry import Generation, GenerationState, PartGraph, Snapshot, single_part_graph
+from ipnext.model.registry.signing import SignerPolicy
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 BUILT_IN: Sequence[Validator] = (
     FunctionValidator(PATHS, check_paths, required=True),
@@ -45,8 +45,8 @@ BUILT_IN: Sequence[Validator] = (
     FunctionValidator(FINITE, check_finite),
     FunctionValidator(INTERFACE, check_interface),
 )
-"""In this order (as `ipnext.model.plugins.BUILT_IN_VALIDATORS` lists it). The first refusal ends the report, so that no
-file is parsed before it was read and found safe.
+"""In this order (as `ipnext.model.api.plugins.BUILT_IN_VALIDATORS` lists it). The first refusal ends the report, so
+that no file is parsed before it was read and found safe.
 """
 
 

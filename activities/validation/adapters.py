@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 from activities.validation.checkpoints import StoredFiles
 from activities.validation.validator import Candidate, failed, passed
-from ipnext.artifacts.adapter_base import base_misfits, other_base
-from ipnext.artifacts.checkpoint_fit import misfits
-from ipnext.artifacts.checkpoints import ReadCheckpoint, read_checkpoint
+from ipnext.artifacts.checkpoints.adapter_base import base_misfits, other_base
+from ipnext.artifacts.checkpoints.checkpoint_fit import misfits
+from ipnext.artifacts.checkpoints.reader import ReadCheckpoint, read_checkpoint
 from ipnext.errors import InvalidInput
-from ipnext.model.engine_settings import VllmSettings, vllm_settings
-from ipnext.model.lifecycle import CheckResult
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import CheckResult
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.settings.engine import VllmSettings, vllm_settings
 
 ADAPTER = "adapter"
 ADAPTER_BASE = "adapter-base"

@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO, TypeVar
 
 from activities.validation.validator import Candidate, failed, passed
-from ipnext.artifacts.checkpoint_fit import misfits
-from ipnext.artifacts.checkpoints import read_checkpoint
+from ipnext.artifacts.checkpoints.checkpoint_fit import misfits
+from ipnext.artifacts.checkpoints.reader import read_checkpoint
 from ipnext.errors import InvalidInput
-from ipnext.model.checkpoint import unfit_settings
-from ipnext.model.deployment import SERVING_ENGINES
-from ipnext.model.engine_settings import vllm_settings
-from ipnext.model.lifecycle import CheckResult
-from ipnext.model.manifest import PartSpec
-from ipnext.model.registry import Snapshot
-from ipnext.model.status import Reason
+from ipnext.model.deployment.deployment import SERVING_ENGINES
+from ipnext.model.lifecycle.messages import CheckResult
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.manifest.manifest import PartSpec
+from ipnext.model.registry.checkpoint import unfit_settings
+from ipnext.model.registry.registry import Snapshot
+from ipnext.model.settings.engine import vllm_settings
 
 CHECKPOINT = "checkpoint"
 

@@ -9,13 +9,13 @@ from pydantic import ValidationError
 
 from activities.validation.finite_weights import pieces_of
 from activities.validation.validator import Candidate, failed, passed
+from ipnext.artifacts.checkpoints.tensor_headers import MalformedTensors, TensorPlace, read_places
 from ipnext.artifacts.layout import snapshot_uri
-from ipnext.artifacts.tensor_headers import MalformedTensors, TensorPlace, read_places
 from ipnext.errors import ArtifactError
-from ipnext.model.delta import DELTA_FILES, ROWS, VALUES, WHOLE, ChangedTensor, DeltaDocument
-from ipnext.model.lifecycle import CheckResult
-from ipnext.model.registry import DELTA_FILE, DELTA_WEIGHTS_FILE, Snapshot
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import CheckResult
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.registry.delta import DELTA_FILES, ROWS, VALUES, WHOLE, ChangedTensor, DeltaDocument
+from ipnext.model.registry.registry import DELTA_FILE, DELTA_WEIGHTS_FILE, Snapshot
 
 DELTAS = "deltas"
 BASE_WEIGHTS_FILE = "weights.safetensors"

@@ -10,9 +10,9 @@ from ipnext.artifacts.bounded_json import TooManyValues, load_bounded
 from ipnext.artifacts.native_code import SETTING
 from ipnext.artifacts.signing import check_signature
 from ipnext.errors import ArtifactMissing, SignatureInvalid
-from ipnext.model.lifecycle import CheckResult
-from ipnext.model.registry import OWN_FILES, ArtifactFile, Snapshot
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import CheckResult
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.registry.registry import OWN_FILES, ArtifactFile, Snapshot
 from ipnext.names import COMPILE_SETTING, LIBRARY_FILE
 
 PATHS = "safe-paths"

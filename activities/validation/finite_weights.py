@@ -11,9 +11,9 @@ import numpy as np
 
 from activities.validation.parsing import Parse, parse_at_once
 from activities.validation.validator import CHUNK_BYTES, Candidate, failed, passed
-from ipnext.artifacts.tensor_headers import MalformedTensors, exactly, read_places, size_fault
-from ipnext.model.lifecycle import CheckResult
-from ipnext.model.status import Reason
+from ipnext.artifacts.checkpoints.tensor_headers import MalformedTensors, exactly, read_places, size_fault
+from ipnext.model.lifecycle.messages import CheckResult
+from ipnext.model.lifecycle.status import Reason
 
 FINITE = "finite-weights"
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from functools import partial
 
 from activities.validation.validator import Candidate, failed, passed
-from ipnext.artifacts.program_forms import UnsafeProgram
-from ipnext.artifacts.programs import LARGEST_PROGRAM_BYTES, PROGRAM_FILE, parse_program, program_file
-from ipnext.model.lifecycle import CheckResult
-from ipnext.model.registry import ArtifactFile
-from ipnext.model.status import Reason
+from ipnext.artifacts.programs.forms import UnsafeProgram
+from ipnext.artifacts.programs.reader import LARGEST_PROGRAM_BYTES, PROGRAM_FILE, parse_program, program_file
+from ipnext.model.lifecycle.messages import CheckResult
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.registry.registry import ArtifactFile
 
 PROGRAM = "program"
 

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from activities.validation.validator import Candidate, failed, passed
-from ipnext.model.lifecycle import CheckResult
-from ipnext.model.manifest import PartSpec
-from ipnext.model.part_tensors import prompt_inputs, request_tensors, signatures, written_spec
-from ipnext.model.registry import (
+from ipnext.model.lifecycle.messages import CheckResult
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.manifest.manifest import PartSpec
+from ipnext.model.manifest.part_tensors import prompt_inputs, request_tensors, signatures, written_spec
+from ipnext.model.registry.registry import (
     NAMED,
     REQUEST,
     GraphNode,
@@ -17,7 +18,6 @@ from ipnext.model.registry import (
     source_node,
     source_tensor,
 )
-from ipnext.model.status import Reason
 
 ENGINES = "engines"
 EDGES = "graph-edges"

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from activities.validation.validator import Candidate, failed, passed
 from ipnext.artifacts.signing import check_signature
 from ipnext.errors import SignatureInvalid
-from ipnext.model.lifecycle import CheckResult
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import CheckResult
+from ipnext.model.lifecycle.status import Reason
 
 SIGNATURE = "signature"
 

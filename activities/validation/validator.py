@@ -9,12 +9,12 @@ import structlog
 
 from activities.validation.parsing import Parse, parse_at_once
 from ipnext.artifacts.port import ArtifactStore
-from ipnext.model.lifecycle import CheckResult
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.part_tensors import graph_of_one
-from ipnext.model.registry import PartGraph, Snapshot
-from ipnext.model.signing import SignerPolicy
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import CheckResult
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.part_tensors import graph_of_one
+from ipnext.model.registry.registry import PartGraph, Snapshot
+from ipnext.model.registry.signing import SignerPolicy
 from ipnext.plugins import Plugins
 
 CHUNK_BYTES = 4 << 20

@@ -13,10 +13,11 @@ import httpx
 from benchmarks.environments import make_environment
 from benchmarks.serving.own_servers import ROOT
 from benchmarks.serving.server_process import ONE_THREAD, ServerProcess
-from ipnext.infra import envoy, envoy_bootstrap
-from ipnext.infra.envoy_process import envoy_binary
-from ipnext.infra.ports import LOOPBACK, free_port
-from ipnext.model.deployment import (
+from ipnext.infra.envoy import bootstrap
+from ipnext.infra.envoy import config as envoy
+from ipnext.infra.gateway.process import envoy_binary
+from ipnext.infra.process.ports import LOOPBACK, free_port
+from ipnext.model.deployment.deployment import (
     PartEndpoint,
     RoutedModel,
     RouterTable,
@@ -24,9 +25,9 @@ from ipnext.model.deployment import (
     RouteTable,
     ServedGeneration,
 )
-from ipnext.model.engine_settings import VllmSettings
-from ipnext.model.registry import GraphNode, PartGraph
-from ipnext.model.routing import RoutingPolicy
+from ipnext.model.registry.registry import GraphNode, PartGraph
+from ipnext.model.settings.engine import VllmSettings
+from ipnext.model.settings.routing import RoutingPolicy
 from serving.genai.command_line.vllm_command import engine_command, engine_environment
 from serving.genai.engine import process_reaper
 
@@ -108,7 +109,7 @@ class Edges:
             region=REGION, router_port=router_port, peers={}, tables={MODEL: table}, request_seconds=60.0
         )
         port = free_port()
-        config = envoy_bootstrap.bootstrap(
+        config = bootstrap.bootstrap(
             port,
             str(self._work / "admin.sock"),
             region=REGION,

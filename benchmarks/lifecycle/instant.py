@@ -4,8 +4,8 @@ import threading
 from collections.abc import Collection, Sequence
 
 from ipnext.errors import NotFound
-from ipnext.model.applied_state import AppliedState
-from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, Replica, ReplicaPhase, RouteTable
+from ipnext.model.deployment.applied_state import AppliedState
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RegionState, Replica, ReplicaPhase, RouteTable
 
 
 class InstantInfrastructure:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from benchmarks.planner.peers import PEERS, Answer
-from ipnext.model.plan import Problem
+from ipnext.model.planning.plan import Problem
 from planner.generate.generate import generate
 
 COMPILED = ("ours", "greedy", "partition", "rebalancer")

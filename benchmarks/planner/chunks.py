@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.planner.greedy import model_of
 from benchmarks.planner.greedy_kernel import Model, fill_region
-from ipnext.model.plan import Problem
+from ipnext.model.planning.plan import Problem
 from planner.core.arrays import FleetArrays, Floats
 
 CHOICES = 3

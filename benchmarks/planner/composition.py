@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ipnext.errors import InvalidInput
-from ipnext.model.plan import Problem
+from ipnext.model.planning.plan import Problem
 from planner.core.arrays import Floats
 
 SERVICES = "ali_gpu-v2025__disaggregated_DLRM_trace.csv"

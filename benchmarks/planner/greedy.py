@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.planner.greedy_kernel import Model, place
 from benchmarks.planner.holding import Holding
-from ipnext.model.plan import Problem
+from ipnext.model.planning.plan import Problem
 from planner.core.arrays import FleetArrays, Floats, Ints
 
 Placed = tuple[int, Floats, Floats]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from ipnext.model.plan import Plan, Problem, ReplicaCount, SolverInfo, TrafficShare, Unmet
+from ipnext.model.planning.plan import Plan, Problem, ReplicaCount, SolverInfo, TrafficShare, Unmet
 
 Numbers = npt.NDArray[np.float64]
 ROUNDING = 5e-7

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from benchmarks.planner.peers import PEERS
 from benchmarks.planner.side_venvs import ROOT
-from ipnext.model.plan import Plan, Problem
+from ipnext.model.planning.plan import Plan, Problem
 from planner.verify.plan_checker import Violation, check
 
 GRACE = 1.5

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.planner.greedy import sizes_of
 from benchmarks.planner.holding import Holding
-from ipnext.model.plan import CurrentState, ModelProblem, Owner, Plan, Problem
+from ipnext.model.planning.plan import CurrentState, ModelProblem, Owner, Plan, Problem
 from planner.core.arrays import FleetArrays
 from planner.solve import Method, solve
 

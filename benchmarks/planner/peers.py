@@ -14,7 +14,7 @@ from benchmarks.planner.holding import Holding
 from benchmarks.planner.partition import solve_partition
 from benchmarks.planner.program import Program
 from benchmarks.planner.side_venvs import python_of
-from ipnext.model.plan import Plan, Problem
+from ipnext.model.planning.plan import Plan, Problem
 from planner.core.arrays import FleetArrays, Floats
 from planner.core.index import Index
 from planner.core.solution import routed, trimmed

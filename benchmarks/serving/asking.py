@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.serving.own_rows import WHOLE, edges
 from benchmarks.serving.own_servers import Holding, OwnServers
 from benchmarks.serving.reference import Asked, Reference
-from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
+from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
 
 OURS = "IPnext host"
 

@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from ipnext.artifacts.opening import open_store
 from ipnext.artifacts.port import ArtifactStore
+from ipnext.artifacts.stores.locations import open_store
 from serving.engines.base import LoadedPart, find_engine
 
 

@@ -18,9 +18,9 @@ from benchmarks.serving.reference import EAGER, REQUESTS, Asked, Reference
 from benchmarks.serving.report import Figures, Row
 from benchmarks.serving.server_process import ServerProcess
 from benchmarks.serving.timing import Contender, LoopContender, measure
-from ipnext.infra.ports import free_port
-from ipnext.model.deployment import HostedSnapshot
-from ipnext.model.registry import SnapshotManifest
+from ipnext.infra.process.ports import free_port
+from ipnext.model.deployment.deployment import HostedSnapshot
+from ipnext.model.registry.registry import SnapshotManifest
 from serving.engines.base import LoadedPart
 from serving.engines.torch.engine import TorchEngine
 from serving.host.batching import InferenceQueue

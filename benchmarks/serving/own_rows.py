@@ -12,7 +12,7 @@ from benchmarks.serving.reference import EAGER, Asked, Reference
 from benchmarks.serving.report import Figures, Row, Section
 from benchmarks.serving.server_process import ServerProcess
 from benchmarks.serving.timing import measure
-from ipnext.model.registry import SnapshotManifest, single_part_graph
+from ipnext.model.registry.registry import SnapshotManifest, single_part_graph
 from ipnext.names import GENERATION_HEADER
 
 WHOLE = "whole"

@@ -12,12 +12,13 @@ import httpx
 
 from benchmarks.serving.http_wire import LOOPBACK
 from benchmarks.serving.server_process import ServerProcess
-from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.infra import envoy, envoy_bootstrap
-from ipnext.infra.envoy_process import envoy_binary
-from ipnext.infra.ports import free_port
-from ipnext.model.deployment import (
+from ipnext.infra.envoy import bootstrap
+from ipnext.infra.envoy import config as envoy
+from ipnext.infra.gateway.process import envoy_binary
+from ipnext.infra.process.ports import free_port
+from ipnext.model.deployment.deployment import (
     HostedSnapshot,
     HostHolds,
     HostState,
@@ -29,7 +30,7 @@ from ipnext.model.deployment import (
     RouteTable,
     ServedGeneration,
 )
-from ipnext.model.registry import PartGraph
+from ipnext.model.registry.registry import PartGraph
 
 MODEL = "dlrm"
 REGION = "here"
@@ -107,7 +108,7 @@ class OwnServers:
         port, config = free_port(), self._folder / f"{name}-bootstrap.json"
         config.write_bytes(
             envoy.as_json(
-                envoy_bootstrap.bootstrap(
+                bootstrap.bootstrap(
                     port,
                     str(self._folder / f"{name}-admin.sock"),
                     region=REGION,

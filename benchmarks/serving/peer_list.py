@@ -10,7 +10,7 @@ from benchmarks.environments import make_environment
 from benchmarks.serving.bodies import OWN_JSON, RAW, ROWS_JSON, V2_BINARY, V2_JSON, Form
 from benchmarks.serving.own_servers import ROOT
 from benchmarks.serving.server_process import ServerProcess
-from ipnext.infra.ports import free_port
+from ipnext.infra.process.ports import free_port
 
 V2_PATH = "/v2/models/dlrm/infer"
 

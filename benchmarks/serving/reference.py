@@ -13,7 +13,7 @@ from benchmarks.serving.dlrm import SEED, WIDTH, draw, make
 from benchmarks.serving.http_wire import Connection, answer_size, read_answer
 from benchmarks.serving.server_process import ServerProcess
 from benchmarks.serving.timing import Contender
-from ipnext.model.registry import SnapshotManifest
+from ipnext.model.registry.registry import SnapshotManifest
 from serving.export import export_model
 
 REQUESTS = 32

@@ -13,7 +13,7 @@ from typing import Self
 import httpx
 import psutil
 
-from ipnext.infra.tether import tether
+from ipnext.infra.process.parent_death import tether
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 

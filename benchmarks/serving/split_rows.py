@@ -10,7 +10,7 @@ from benchmarks.serving.own_servers import INFER_PATH, OwnServers
 from benchmarks.serving.reference import EAGER, Asked, Reference
 from benchmarks.serving.report import Figures, Row, Section
 from benchmarks.serving.timing import Sample, measure
-from ipnext.model.registry import PartGraph, single_part_graph
+from ipnext.model.registry.registry import PartGraph, single_part_graph
 
 UNSPLIT = "unsplit: router, 1 host"
 POLICY = """

@@ -15,8 +15,8 @@ from demo.genai.streams import Talk, Talkers, Told, ask_once, chat_body
 from demo.genai.weights import Checkpoints
 from demo.story import StoryFailed
 from ipnext.client import Client
-from ipnext.model.lifecycle import ChangeState
-from ipnext.model.resource import ChangeView
+from ipnext.model.api.resources import ChangeView
+from ipnext.model.lifecycle.messages import ChangeState
 
 CHAT: Final = "chat"
 SENTENCES: Final = "sentences"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from uuid import uuid4
 
-from ipnext.model.access import Principal
+from ipnext.model.access.rights import Principal
 
 
 def _no_operation() -> str:

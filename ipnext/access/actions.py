@@ -2,7 +2,7 @@
 
 from typing import Final, Literal, NamedTuple
 
-from ipnext.model.access import Role
+from ipnext.model.access.rights import Role
 
 Kind = Literal["Model", "Owner", "Plan", "Fleet", "Region", "Platform"]
 """Kind of an action's object. `Model`, `Owner`: one, or those of a list. `Plan`: of the whole fleet, with its

@@ -18,7 +18,7 @@ from joserfc.util import urlsafe_b64decode
 
 from ipnext.access.key_sets import ALGORITHMS, SigningKey
 from ipnext.errors import Unauthenticated
-from ipnext.model.roles import LONGEST_NAME
+from ipnext.model.access.roles import LONGEST_NAME
 from ipnext.model.value import unique_names
 
 LEEWAY_SECONDS: Final = 30

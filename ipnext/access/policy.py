@@ -10,7 +10,7 @@ import cedarpy
 
 from ipnext.access.actions import ACTIONS, POLICIES, Action
 from ipnext.errors import Forbidden, InvalidInput, NotFound
-from ipnext.model.access import ANY, Grant, Principal, Role
+from ipnext.model.access.rights import ANY, Grant, Principal, Role
 
 BUILT_IN: Final = Path(__file__).with_name("policies.cedar")
 REMEMBERED: Final = 16_384

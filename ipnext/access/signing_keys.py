@@ -12,7 +12,7 @@ import structlog
 
 from ipnext.access.key_sets import SigningKey, fitting_keys, only_key, usable_keys
 from ipnext.errors import Unavailable
-from ipnext.identity_provider import ProviderClient
+from ipnext.login.identity_provider import ProviderClient
 
 FRESH_SECONDS: Final = 300.0
 """Age at which keys are read again in the background, in seconds; a withdrawn key proves nothing after that."""

@@ -7,58 +7,47 @@ from fastapi import FastAPI
 
 import ipnext
 from ipnext.access.policy import policies_of
-from ipnext.allowed_hosts import AllowedHosts
-from ipnext.api import (
+from ipnext.api.authorization.access import Access, Authentication
+from ipnext.api.authorization.audit_entries import Recorder
+from ipnext.api.authorization.machine_details import MachineDetails
+from ipnext.api.authorization.persons import persons_of
+from ipnext.api.dependencies import Platform
+from ipnext.api.errors import install_error_handlers
+from ipnext.api.metrics import endpoint
+from ipnext.api.requests.body_limit import BodyBudget, BodyLimit
+from ipnext.api.requests.guarded_route import AT_ONCE
+from ipnext.api.requests.json_bodies import LARGE_AT_ONCE, JsonBodies
+from ipnext.api.requests.origins import SourceCheck
+from ipnext.api.requests.shared_answers import SharedAnswers
+from ipnext.api.requests.stream import Stream
+from ipnext.api.requests.turns import Turns
+from ipnext.api.routes.access import audit, keys, proof, roles, sessions, temporal_ui
+from ipnext.api.routes.models import (
     artifacts,
-    audit,
     controls,
-    drains,
-    fleet,
-    freezes,
-    health,
     history,
-    keys,
     logs,
-    metrics,
     models,
-    overview,
     owners,
-    page,
-    plans,
     profiles,
-    proof,
-    publishing,
-    regions,
+    publications,
     repairs,
-    roles,
-    sessions,
-    temporal_ui,
     validators,
 )
-from ipnext.api.access import Access, Authentication
-from ipnext.api.body_limit import BodyBudget, BodyLimit
-from ipnext.api.errors import install_error_handlers
-from ipnext.api.guarded_route import AT_ONCE
-from ipnext.api.json_bodies import LARGE_AT_ONCE, JsonBodies
-from ipnext.api.lifecycle import Lifecycle
-from ipnext.api.machine_details import MachineDetails
-from ipnext.api.observation import RegionObserver
-from ipnext.api.outbox import Outbox
-from ipnext.api.persons import persons_of
-from ipnext.api.platform import Platform
-from ipnext.api.recording import Recorder
-from ipnext.api.resubmission import Resubmission
+from ipnext.api.routes.page import health, overview, page
+from ipnext.api.routes.regions import drains, fleet, freezes, plans, regions
 from ipnext.api.schema import ERRORS, OF_PROBES, Api
-from ipnext.api.shared import SharedAnswers
-from ipnext.api.sources import SourceCheck
-from ipnext.api.stream import Stream
-from ipnext.api.turns import Turns
+from ipnext.api.services.region_observer import RegionObserver
+from ipnext.api.workflow_engine.outbox import Outbox
+from ipnext.api.workflow_engine.port import Lifecycle
+from ipnext.api.workflow_engine.resubmission import Resubmission
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.infra.port import Infrastructure
+from ipnext.network.allowed_hosts import AllowedHosts
 from ipnext.platform.access_settings import read_access_settings
 from ipnext.plugins import Plugins
 from ipnext.settings import PlatformSettings
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 DESCRIPTION = """Registry, lifecycle, plans and serving metadata of IPnext.
 
@@ -133,7 +122,7 @@ def create_app(
     app.add_middleware(SourceCheck, allowed=AllowedHosts(settings.allowed_hosts, settings.allowed_origins))
     nouns = (
         models,
-        publishing,
+        publications,
         repairs,
         controls,
         history,
@@ -158,7 +147,7 @@ def create_app(
     for noun in nouns:
         app.include_router(noun.router, responses=ERRORS)
     app.include_router(drains.listing, responses=ERRORS)
-    app.include_router(metrics.router, responses=ERRORS)
+    app.include_router(endpoint.router, responses=ERRORS)
     app.include_router(health.router, responses=OF_PROBES)
     app.include_router(page.router)
     app.mount("/web", page.assets(), name="web")

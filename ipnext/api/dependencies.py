@@ -5,21 +5,21 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Path, Query, Request
 
-from ipnext.api.access import Access, acting_of
-from ipnext.api.lifecycle import Lifecycle
-from ipnext.api.observation import RegionObserver
-from ipnext.api.outbox import Outbox
-from ipnext.api.shared import SharedAnswers
-from ipnext.api.stream import Stream
+from ipnext.api.authorization.access import Access, acting_of
+from ipnext.api.requests.shared_answers import SharedAnswers
+from ipnext.api.requests.stream import Stream
+from ipnext.api.services.region_observer import RegionObserver
+from ipnext.api.workflow_engine.outbox import Outbox
+from ipnext.api.workflow_engine.port import Lifecycle
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.infra.port import Infrastructure
-from ipnext.model.resource import AnyId, Listed
+from ipnext.model.api.resources import AnyId, Listed
 from ipnext.model.value import Name
 from ipnext.platform.access_settings import AccessSettings
 from ipnext.plugins import Plugins
 from ipnext.settings import PlatformSettings
 from ipnext.store.paging import Item, Page
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,9 @@ from ipnext.errors import (
     TooLarge,
     TooSlow,
 )
-from ipnext.model.access import Principal
-from ipnext.model.manifest import first_fault, invalid_input
-from ipnext.model.resource import ErrorBody
+from ipnext.model.access.rights import Principal
+from ipnext.model.api.resources import ErrorBody
+from ipnext.model.manifest.manifest import first_fault, invalid_input
 from ipnext.model.value import Value, Written
 
 MAX_VALUE_CHARACTERS = 500

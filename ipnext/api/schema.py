@@ -4,8 +4,8 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
-from ipnext.api.access import is_public
-from ipnext.model.resource import ErrorBody, Readiness
+from ipnext.api.authorization.access import is_public
+from ipnext.model.api.resources import ErrorBody, Readiness
 
 Responses = dict[int | str, dict[str, Any]]
 """Status -> answer, in FastAPI's form."""
@@ -32,7 +32,7 @@ OF_PROBES: Final[Responses] = {status: ERRORS[status] for status in (400, 403, 4
 NOT_MODIFIED: Final[Responses] = {
     304: {"description": "Nothing has changed since the answer that `If-None-Match` names"}
 }
-"""Of endpoints whose answers are shared by all callers (`ipnext.api.shared`)."""
+"""Of endpoints whose answers are shared by all callers (`ipnext.api.requests.shared_answers`)."""
 
 OF_ARTIFACTS: Final[Responses] = {
     507: _error("InsufficientStorage: the artifact store's disk would be left with less than its reserve"),

@@ -5,9 +5,9 @@ import ssl
 
 from fastapi import FastAPI
 
-from ipnext.api.stream import Stream
-from ipnext.bounded_server import BoundedServer, bounded_config, server_context
-from ipnext.connections import ConnectionLimits, room_for_connections
+from ipnext.api.requests.stream import Stream
+from ipnext.network.bounded_server import BoundedServer, bounded_config, server_context
+from ipnext.network.connections import ConnectionLimits, room_for_connections
 from ipnext.settings import PlatformSettings
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from ipnext.artifacts.files import refusing_full_disk
+from ipnext.artifacts.atomic_files import refusing_full_disk
 from ipnext.errors import InsufficientStorage
 
 RESERVE_BYTES: Final = 2**30

@@ -7,13 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from ipnext.artifacts.checked import checked, chunks_of
+from ipnext.artifacts.atomic_files import refusing_full_disk, sync_directory, write_synced, write_whole
 from ipnext.artifacts.disk_reserve import DiskReserve
-from ipnext.artifacts.files import refusing_full_disk, sync_directory, write_synced, write_whole
+from ipnext.artifacts.hashing import checked, chunks_of
 from ipnext.artifacts.layout import manifest_bytes
 from ipnext.artifacts.seen_files import are_whole, note_files
 from ipnext.errors import ArtifactMissing
-from ipnext.model.registry import SIGNATURE_FILE, SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
+from ipnext.model.registry.registry import SIGNATURE_FILE, SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 
 
 def lay_out(

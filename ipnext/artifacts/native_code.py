@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from ipnext.artifacts.signing import check_keys, check_signature, signature_in
 from ipnext.errors import InvalidInput, SignatureInvalid
-from ipnext.model.registry import SnapshotManifest
-from ipnext.model.signing import SignerPolicy
+from ipnext.model.registry.registry import SnapshotManifest
+from ipnext.model.registry.signing import SignerPolicy
 
 SETTING = "IPNEXT_NATIVE_LIBRARY_KEYS_FILE"
 

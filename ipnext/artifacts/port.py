@@ -10,8 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
-from ipnext.model.registry import SnapshotManifest
-from ipnext.model.signing import SignatureEnvelope
+from ipnext.model.registry.registry import SnapshotManifest
+from ipnext.model.registry.signing import SignatureEnvelope
 
 
 class StoredItem(NamedTuple):

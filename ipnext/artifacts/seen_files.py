@@ -10,9 +10,9 @@ from contextlib import suppress
 from hashlib import file_digest
 from pathlib import Path
 
-from ipnext.artifacts.files import write_whole
+from ipnext.artifacts.atomic_files import write_whole
 from ipnext.errors import Unavailable
-from ipnext.model.registry import SEEN_FILE, ArtifactFile, SnapshotManifest
+from ipnext.model.registry.registry import SEEN_FILE, ArtifactFile, SnapshotManifest
 from ipnext.names import LIBRARY_FILE
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipnext.errors import InvalidInput, SignatureInvalid, Unavailable
-from ipnext.model.registry import SIGNATURE_FILE
-from ipnext.model.signing import (
+from ipnext.model.registry.registry import SIGNATURE_FILE
+from ipnext.model.registry.signing import (
     PAYLOAD_TYPE,
     EnvelopeSignature,
     SignatureEnvelope,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from ipnext.errors import ArtifactMissing, InvalidInput, PathNotAllowed, Unavailable
-from ipnext.model.registry import SIGNATURE_FILE, SnapshotManifest
-from ipnext.model.signing import LARGEST_SIGNATURE_BYTES, SignatureEnvelope, read_envelope
+from ipnext.model.registry.registry import SIGNATURE_FILE, SnapshotManifest
+from ipnext.model.registry.signing import LARGEST_SIGNATURE_BYTES, SignatureEnvelope, read_envelope
 
 
 class Source(Protocol):

@@ -4,14 +4,14 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ipnext.artifacts.checked import chunks_of
+from ipnext.artifacts.hashing import chunks_of
 from ipnext.artifacts.layout import LARGEST_MANIFEST_BYTES, mismatch, read_manifest
-from ipnext.artifacts.opening import open_source
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.artifacts.sources import DirectorySource, Source, signature_of
+from ipnext.artifacts.stores.locations import open_source
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput
-from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest, SnapshotSource
-from ipnext.model.signing import SignatureEnvelope
+from ipnext.model.registry.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest, SnapshotSource
+from ipnext.model.registry.signing import SignatureEnvelope
 
 Announce = Callable[[SnapshotManifest], None]
 """Called with the manifest before the store's blobs are checked, so that a collection keeps them."""

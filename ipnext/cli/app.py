@@ -7,29 +7,25 @@ from typing import Annotated
 import stamina.instrumentation
 import typer
 
-from ipnext.cli import (
+from ipnext.cli.access import audit, identity, keys, roles, signing
+from ipnext.cli.commands import (
     artifacts,
-    audit,
-    changing,
-    controlling,
-    draining,
-    freezing,
-    identity,
-    importing,
-    keys,
+    changes,
+    checkpoint_import,
+    controls,
+    drains,
+    freezes,
     logs,
+    machine,
     platform,
-    predicting,
-    profiling,
-    reading,
-    roles,
-    running,
-    signing,
+    prediction,
+    profiles,
+    queries,
 )
-from ipnext.cli.group import PluginGroup
+from ipnext.cli.plugin_group import PluginGroup
 from ipnext.cli.session import Session
 from ipnext.errors import EXIT_FAILURE
-from ipnext.process_end import end_process
+from ipnext.process.end import end_process
 from ipnext.settings import client_settings
 
 app = typer.Typer(
@@ -43,18 +39,18 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 MODULES = (
-    changing,
-    controlling,
-    freezing,
-    draining,
-    reading,
+    changes,
+    controls,
+    freezes,
+    drains,
+    queries,
     logs,
-    predicting,
-    profiling,
-    running,
+    prediction,
+    profiles,
+    machine,
     identity,
     signing,
-    importing,
+    checkpoint_import,
 )
 """Where the commands come from, in the order of the help."""
 for module in MODULES:

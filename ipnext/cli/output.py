@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ipnext.cli.terminal import escape_controls
-from ipnext.model.lifecycle import Change
+from ipnext.model.lifecycle.messages import Change
 
 UNBOUNDED_COLUMNS = 250
 """Width where the answer goes into a file or a pipe: nothing is cut."""

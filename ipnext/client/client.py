@@ -17,33 +17,21 @@ from uuid import uuid4
 import httpx
 import stamina
 
-from ipnext.artifacts.checked import chunks_of
+from ipnext.artifacts.hashing import chunks_of
 from ipnext.artifacts.sources import DirectorySource, Source, signature_of
-from ipnext.client_credential import Credential, GatewayCredential
-from ipnext.client_errors import error_of, no_answer
-from ipnext.client_lists import Listing, params_of
-from ipnext.client_upload import published_manifest
-from ipnext.client_user import header_of, system_user
+from ipnext.client.credential import Credential, GatewayCredential
+from ipnext.client.errors import error_of, no_answer
+from ipnext.client.lists import Listing, params_of
+from ipnext.client.upload import published_manifest
+from ipnext.client.user import header_of, system_user
 from ipnext.errors import DeadlineExceeded, Unavailable
-from ipnext.loopback import is_loopback
-from ipnext.model.access import CreatedKey, KeyRequest, KeyView, RevokedKey, SessionView, Ticket
-from ipnext.model.artifact_use import CollectionView
-from ipnext.model.audit import AuditEntry, AuditHead, Outcome
-from ipnext.model.controls import ControlAction, ControlAnswer, ControlRequest
-from ipnext.model.deployment import Replica
-from ipnext.model.drain import DrainRequest, DrainState, DrainView, ReturnRequest
-from ipnext.model.fleet import FleetManifest, FleetSpec
-from ipnext.model.freeze import FreezeManifest, FreezeNow, FreezeView, Override, OverrideRequest
-from ipnext.model.lifecycle import ReplanState, ValidationReport
-from ipnext.model.logs import DEFAULT_LINES, LogsView, ReplicaLog
-from ipnext.model.manifest import Manifest, ModelManifest, parse_manifests
-from ipnext.model.moving import MoverAction, ReplanProgress, SteerRequest
-from ipnext.model.owner import OwnerManifest, OwnerView
-from ipnext.model.plan import PlanDiff
-from ipnext.model.plugins import ValidatorView
-from ipnext.model.profile import Profile, ProfileView
-from ipnext.model.registry import ArtifactFile, Generation, Snapshot, SnapshotManifest
-from ipnext.model.resource import (
+from ipnext.model.access.artifact_use import CollectionView
+from ipnext.model.access.audit import AuditEntry, AuditHead, Outcome
+from ipnext.model.access.owner import OwnerManifest, OwnerView
+from ipnext.model.access.rights import CreatedKey, KeyRequest, KeyView, RevokedKey, SessionView, Ticket
+from ipnext.model.access.roles import LoginView, RoleRequest, RoleView
+from ipnext.model.api.plugins import ValidatorView
+from ipnext.model.api.resources import (
     MOST_ASKED,
     BlobQuery,
     ChangeView,
@@ -68,12 +56,24 @@ from ipnext.model.resource import (
     StoredSnapshot,
     TransitionView,
 )
-from ipnext.model.roles import LoginView, RoleRequest, RoleView
-from ipnext.model.signing import SignatureEnvelope
-from ipnext.model.status import ConditionStatus, ConditionType
+from ipnext.model.deployment.deployment import Replica
+from ipnext.model.deployment.logs import DEFAULT_LINES, LogsView, ReplicaLog
+from ipnext.model.fleet import FleetManifest, FleetSpec
+from ipnext.model.lifecycle.controls import ControlAction, ControlAnswer, ControlRequest
+from ipnext.model.lifecycle.drain import DrainRequest, DrainState, DrainView, ReturnRequest
+from ipnext.model.lifecycle.messages import ReplanState, ValidationReport
+from ipnext.model.lifecycle.replan_moves import MoverAction, ReplanProgress, SteerRequest
+from ipnext.model.lifecycle.status import ConditionStatus, ConditionType
+from ipnext.model.manifest.freeze import FreezeManifest, FreezeNow, FreezeView, Override, OverrideRequest
+from ipnext.model.manifest.manifest import Manifest, ModelManifest, parse_manifests
+from ipnext.model.planning.plan import PlanDiff
+from ipnext.model.registry.profile import Profile, ProfileView
+from ipnext.model.registry.registry import ArtifactFile, Generation, Snapshot, SnapshotManifest
+from ipnext.model.registry.signing import SignatureEnvelope
 from ipnext.model.value import Value, Written
 from ipnext.model.wire import decode
 from ipnext.names import IDEMPOTENCY_HEADER, USER_HEADER
+from ipnext.network.loopback import is_loopback
 from ipnext.settings import client_settings
 
 T = TypeVar("T")
@@ -469,7 +469,7 @@ class Client:
         return self._get("/v1/audit/head", AuditHead)
 
     def exported_audit(self, *, after: int = 0) -> Iterator[Mapping[str, Any]]:
-        """Yield the entries in the order of the chain, as the API returns them: for `ipnext.model.audit_chain.verify`."""
+        """Yield the entries in the order of the chain, for `ipnext.model.access.audit_chain.verify`."""
         following: str | None = str(after)
         while following is not None:
             params = params_of(after=following, limit=EXPORTED_AT_ONCE, oldestFirst=True)

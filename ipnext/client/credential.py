@@ -16,15 +16,15 @@ from pydantic import ValidationError
 
 from ipnext.access.keys import is_key, parse_key
 from ipnext.access.proof import draw_nonce, is_proof
-from ipnext.client_errors import error_of
-from ipnext.client_login import current_credential
-from ipnext.credentials import Written, origin_of
+from ipnext.client.errors import error_of
+from ipnext.client.login import current_credential
 from ipnext.errors import InvalidInput, Unauthenticated
-from ipnext.loopback import is_loopback
-from ipnext.model.access import PlatformProof
-from ipnext.model.resource import RegionView
+from ipnext.login.credentials import Written, origin_of
+from ipnext.model.access.rights import PlatformProof
+from ipnext.model.api.resources import RegionView
 from ipnext.model.wire import decode
-from ipnext.port_owner import listening_users
+from ipnext.network.loopback import is_loopback
+from ipnext.network.port_owner import listening_users
 from ipnext.settings import ClientSettings
 
 PROVED_SECONDS: Final = 5.0

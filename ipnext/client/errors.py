@@ -6,7 +6,7 @@ import httpx
 from pydantic import ValidationError
 
 from ipnext.errors import DeadlineExceeded, Forbidden, Infeasible, InvalidInput, IPnextError, Unavailable
-from ipnext.model.resource import ErrorBody
+from ipnext.model.api.resources import ErrorBody
 from ipnext.model.wire import decode
 
 

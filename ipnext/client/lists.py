@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, overload
 
-from ipnext.model.resource import Listed
+from ipnext.model.api.resources import Listed
 
 Item = TypeVar("Item")
 

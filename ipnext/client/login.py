@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from ipnext.credentials import (
+from ipnext.errors import Forbidden, Unauthenticated, Unavailable
+from ipnext.login.credentials import (
     Written,
     changing,
     credentials_file,
@@ -16,9 +17,8 @@ from ipnext.credentials import (
     origin_of,
     write_entries,
 )
-from ipnext.device_flow import DeviceLogin, Tokens
-from ipnext.errors import Forbidden, Unauthenticated, Unavailable
-from ipnext.identity_provider import ProviderClient, shown
+from ipnext.login.device_flow import DeviceLogin, Tokens
+from ipnext.login.identity_provider import ProviderClient, shown
 
 BEFORE_END_SECONDS: Final = 60.0
 """A token is renewed this long before it expires, in seconds, or in the last quarter of its life if that is shorter."""

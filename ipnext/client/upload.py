@@ -3,15 +3,15 @@
 import hashlib
 from pathlib import Path
 
-from ipnext.artifacts.checked import chunks_of
-from ipnext.artifacts.checkpoint_import import describe_checkpoint
-from ipnext.artifacts.checkpoints import is_checkpoint
+from ipnext.artifacts.checkpoints.checkpoint_import import describe_checkpoint
+from ipnext.artifacts.checkpoints.reader import is_checkpoint
+from ipnext.artifacts.hashing import chunks_of
 from ipnext.artifacts.layout import read_manifest
-from ipnext.artifacts.program_forms import UnsafeProgram
-from ipnext.artifacts.programs import parse_program, program_file
+from ipnext.artifacts.programs.forms import UnsafeProgram
+from ipnext.artifacts.programs.reader import parse_program, program_file
 from ipnext.artifacts.sources import Source
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput
-from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
+from ipnext.model.registry.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 
 
 def published_manifest(source: Source, directory: Path) -> SnapshotManifest:

@@ -14,7 +14,7 @@ import structlog
 
 from ipnext.dev.forked_program import ForkedProgram, program_of
 from ipnext.errors import EXIT_BAD_INPUT, Conflict, Unavailable
-from ipnext.infra.tether import tether
+from ipnext.infra.process.parent_death import tether
 
 FIRST_BACKOFF_SECONDS = 0.2
 LONGEST_BACKOFF_SECONDS = 10.0

@@ -26,7 +26,6 @@ import structlog
 
 from ipnext.components.private_files import keep_new_files_private
 from ipnext.components.settings import component_settings
-from ipnext.credentials import forget_credential, note_key_file, read_key
 from ipnext.dev.certificates import DevCertificates
 from ipnext.dev.children import Child, Family, end_orphans
 from ipnext.dev.forked_program import locate_command_line, preload
@@ -35,16 +34,17 @@ from ipnext.dev.ports import choose
 from ipnext.dev.stores import Stores, prepare
 from ipnext.devfile import read_devfile, server_command, temporal_binary
 from ipnext.errors import Conflict, InvalidInput, RegionUnreachable
+from ipnext.infra.agent.desired_state import WantedState, longest_drain
 from ipnext.infra.agent_clients import AgentClients
-from ipnext.infra.agent_settings import AgentSettings
-from ipnext.infra.atomic_file import replace_file
-from ipnext.infra.forked import Orphans, become_subreaper
-from ipnext.infra.host_room import most_hosts
-from ipnext.infra.host_user import host_user
-from ipnext.infra.log_keeping import LogKeeping, LogLimits
-from ipnext.infra.public_listener import public_listener
-from ipnext.infra.wanted_state import WantedState, longest_drain
-from ipnext.model.deployment import STREAM_DRAIN_SECONDS
+from ipnext.infra.envoy.public_listener import public_listener
+from ipnext.infra.host.limit import most_hosts
+from ipnext.infra.host.log_retention import LogKeeping, LogLimits
+from ipnext.infra.process.atomic_file import replace_file
+from ipnext.infra.process.forked_process import Orphans, become_subreaper
+from ipnext.infra.process.host_user import host_user
+from ipnext.infra.settings import AgentSettings
+from ipnext.login.credentials import forget_credential, note_key_file, read_key
+from ipnext.model.deployment.deployment import STREAM_DRAIN_SECONDS
 from ipnext.platform.admin import ensure_admin_key, make_first_ticket
 from ipnext.settings import DevSettings, client_settings
 
@@ -195,7 +195,7 @@ class Platform:
         first, *more = self._workers
         log.info("starting Temporal and the agents", regions=list(self._regions), **self._stores.named)
         self._family.start(self._temporal())
-        preload(["ipnext.infra.agent"])
+        preload(["ipnext.infra.agent.__main__"])
         self._family.start(*(self._agent(region) for region in self._regions))
         preload(["ipnext.dev.temporal_ui", "ipnext.api.__main__", "workflows.worker"])
         self._family.wait_until(self._temporal_listens, what="Temporal", limit_seconds=START_LIMIT_SECONDS)

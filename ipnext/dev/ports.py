@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ipnext.errors import Conflict
-from ipnext.infra.ports import PortBook, is_free, reserve
+from ipnext.infra.process.ports import PortBook, is_free, reserve
 
 
 class PortInUse(Conflict):

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ipnext.artifacts.opening import open_store
+from ipnext.artifacts.stores.locations import open_store
 from ipnext.errors import ArtifactMissing, Conflict, InvalidInput, NotFound
-from ipnext.infra.atomic_file import replace_file
+from ipnext.infra.process.atomic_file import replace_file
 from ipnext.model.fleet import FleetManifest
-from ipnext.model.manifest import parse_manifests
+from ipnext.model.manifest.manifest import parse_manifests
 from ipnext.settings import DevSettings
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 EMBEDDED_FLEET = Path(__file__).with_name("fleet.yaml")
 _NO_BLOB: Final = "0" * 64

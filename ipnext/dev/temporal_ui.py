@@ -24,15 +24,15 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from ipnext.allowed_hosts import AllowedHosts, opens_document
-from ipnext.api.access import KEPT_SECONDS, check_own_page
-from ipnext.api.sources import SourceCheck
-from ipnext.bounded_server import BoundedServer, bounded_config
-from ipnext.client_errors import error_of
+from ipnext.api.authorization.access import KEPT_SECONDS, check_own_page
+from ipnext.api.requests.origins import SourceCheck
+from ipnext.client.errors import error_of
 from ipnext.components.private_files import keep_new_files_private
-from ipnext.connections import ConnectionLimits, room_for_connections
 from ipnext.errors import EXIT_OK, IPnextError, Unauthenticated
-from ipnext.process_end import end_process
+from ipnext.network.allowed_hosts import AllowedHosts, opens_document
+from ipnext.network.bounded_server import BoundedServer, bounded_config
+from ipnext.network.connections import ConnectionLimits, room_for_connections
+from ipnext.process.end import end_process
 
 ASK: Final = "/v1/temporal-ui"
 ANSWER_SECONDS: Final = 120.0

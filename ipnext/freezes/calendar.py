@@ -13,7 +13,7 @@ from icalendar import Calendar, Event
 from ipnext.errors import InvalidInput
 from ipnext.freezes.events import begin, events_of, moment_of, rules_of
 from ipnext.freezes.rules import ended_at, forwarded
-from ipnext.model.freeze import FreezeManifest, Window
+from ipnext.model.manifest.freeze import FreezeManifest, Window
 
 MARGIN = timedelta(days=2)
 """Added around the requested span, so that no offset of a time zone cuts a window off."""

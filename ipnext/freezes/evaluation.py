@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from ipnext.freezes.calendar import FreezeCalendar
-from ipnext.model.freeze import BindingFreeze, Frozen, Window
+from ipnext.model.manifest.freeze import BindingFreeze, Frozen, Window
 
 LOOKS_AHEAD = timedelta(days=366)
 """Adjacent windows without a gap are joined this far ahead; then the caller asks again."""

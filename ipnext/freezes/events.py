@@ -13,7 +13,7 @@ from icalendar import Calendar, Event, vRecur
 
 from ipnext.errors import InvalidInput
 from ipnext.freezes.rules import check_rule, checked_rule, starts_of
-from ipnext.model.freeze import MOST_WINDOWS, YEARS, FreezeSpec, FreezeWindow
+from ipnext.model.manifest.freeze import MOST_WINDOWS, YEARS, FreezeSpec, FreezeWindow
 
 LONGEST = timedelta(days=366)
 """Longest recurring window: all that may still be open must be evaluated."""

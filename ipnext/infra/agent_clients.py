@@ -19,7 +19,7 @@ from ipnext.components.certificates import CertificateFiles, Stamp, client_conte
 from ipnext.components.identity import Component, Identity
 from ipnext.components.settings import ComponentSettings
 from ipnext.errors import InvalidInput, RegionUnreachable
-from ipnext.loopback import is_loopback
+from ipnext.network.loopback import is_loopback
 
 LOOK_SECONDS: Final = 1.0
 """Interval between two checks of the certificate's files."""

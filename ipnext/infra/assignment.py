@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ipnext.model.deployment import (
+from ipnext.model.deployment.deployment import (
     Deployment,
     HeldGeneration,
     HeldSnapshot,

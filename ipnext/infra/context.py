@@ -6,23 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ipnext.allowed_hosts import AllowedHosts
 from ipnext.components.http_sessions import HttpSessions
-from ipnext.infra.agent_settings import HOST_COMMAND, VLLM_HOST_COMMAND, AgentSettings
-from ipnext.infra.engine_addresses import EngineAddresses
-from ipnext.infra.envoy_tls import PeerTls
-from ipnext.infra.host_user import HostUser
-from ipnext.infra.places import Places, address_fields
-from ipnext.infra.ports import LOOPBACK
-from ipnext.infra.public_listener import PublicListener
-from ipnext.infra.spawning import Processes, Unsupervised
-from ipnext.inherited_environment import inherited_environment
-from ipnext.store_environment import store_variables, write_store_environment
+from ipnext.infra.envoy.public_listener import PublicListener
+from ipnext.infra.envoy.tls import PeerTls
+from ipnext.infra.process.engine_addresses import EngineAddresses
+from ipnext.infra.process.host_user import HostUser
+from ipnext.infra.process.places import Places, address_fields
+from ipnext.infra.process.ports import LOOPBACK
+from ipnext.infra.process.spawn import Processes, Unsupervised
+from ipnext.infra.settings import HOST_COMMAND, VLLM_HOST_COMMAND, AgentSettings
+from ipnext.network.allowed_hosts import AllowedHosts
+from ipnext.process.inherited_environment import inherited_environment
+from ipnext.process.store_environment import store_variables, write_store_environment
 
 VLLM_COMMAND = "IPNEXT_VLLM_COMMAND"
 """Variable with another command of engines; without the field `socket` they listen on ports."""
 HOST_VARIABLES = ("IPNEXT_NATIVE_LIBRARY_KEYS_FILE", VLLM_COMMAND, "IPNEXT_VLLM_PYTHON")
-"""Variables of the agent that hosts read, beyond those of `ipnext.inherited_environment`."""
+"""Variables of the agent that hosts read, beyond those of `ipnext.process.inherited_environment`."""
 
 OWN_HOSTS = (HOST_COMMAND[:3], VLLM_HOST_COMMAND[:3])
 """First words of commands whose program changes its user itself. Other programs of an operator run as the agent's

@@ -8,8 +8,8 @@ from ipnext.components.http_sessions import HttpSessions
 from ipnext.components.identity import Component
 from ipnext.components.sockets import caller_url
 from ipnext.errors import Unavailable
-from ipnext.model.deployment import HostHolds, HostState, RouterState
-from ipnext.model.predictions import KeyUseReport
+from ipnext.model.access.predictions import KeyUseReport
+from ipnext.model.deployment.deployment import HostHolds, HostState, RouterState
 from ipnext.model.wire import decode
 
 State = TypeVar("State", HostState, RouterState, KeyUseReport)

@@ -7,7 +7,7 @@ body does.
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
-from ipnext.model.deployment import GenerationShares, RouteShare, RouteTable
+from ipnext.model.deployment.deployment import GenerationShares, RouteShare, RouteTable
 
 NAMED_LIMIT: Final = 20
 """Error texts name at most this many known models, generations or rules."""

@@ -10,11 +10,11 @@ from ipnext.components.settings import ComponentSettings
 from ipnext.errors import RegionUnreachable
 from ipnext.infra.agent_clients import AgentClients
 from ipnext.infra.error_body import error_from
-from ipnext.model.applied_state import AppliedState
-from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable
-from ipnext.model.logs import LogQuery, ReplicaLog
-from ipnext.model.predictions import AccessList, AccessRevision, KeyUseReport
-from ipnext.model.prefetch import MOST_SNAPSHOTS, Prefetch
+from ipnext.model.access.predictions import AccessList, AccessRevision, KeyUseReport
+from ipnext.model.deployment.applied_state import AppliedState
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RegionState, RouteTable
+from ipnext.model.deployment.logs import LogQuery, ReplicaLog
+from ipnext.model.deployment.prefetch import MOST_SNAPSHOTS, Prefetch
 from ipnext.model.value import Value
 from ipnext.model.wire import decode
 

@@ -1,16 +1,16 @@
 """The port to core infrastructure: apply, route, observe, await a change, drain, delete.
 
-Callers are the activities. Every call is idempotent. Implementations: `local_process` (real processes, through one
-agent for each region) and `memory` (the fake; it passes the same contract test).
+Callers are the activities. Every call is idempotent. Implementations: `local_agents` (real processes, through one
+agent for each region) and `fake` (in memory; it passes the same contract test).
 """
 
 from collections.abc import Collection, Sequence
 from typing import Protocol, runtime_checkable
 
-from ipnext.model.applied_state import AppliedState
-from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable
-from ipnext.model.logs import LogQuery, ReplicaLog
-from ipnext.model.predictions import AccessList, AccessRevision, KeyUseReport
+from ipnext.model.access.predictions import AccessList, AccessRevision, KeyUseReport
+from ipnext.model.deployment.applied_state import AppliedState
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RegionState, RouteTable
+from ipnext.model.deployment.logs import LogQuery, ReplicaLog
 
 
 class Infrastructure(Protocol):

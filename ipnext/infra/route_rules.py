@@ -4,8 +4,8 @@ from collections.abc import Collection
 from typing import TypeVar
 
 from ipnext.errors import InvalidInput, StaleWrite
-from ipnext.model.deployment import RouteTable
-from ipnext.model.predictions import AccessList
+from ipnext.model.access.predictions import AccessList
+from ipnext.model.deployment.deployment import RouteTable
 
 Revised = TypeVar("Revised", RouteTable, AccessList)
 

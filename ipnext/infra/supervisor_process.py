@@ -1,8 +1,8 @@
 """The supervisor of a region: parent of its processes, started by the first agent, and alive when an agent dies.
 
 `python -m ipnext.infra.supervisor_process --state DIR`; standard input is the socket that it listens on. An
-agent connects and sends JSON lines (`ipnext.infra.supervisor`). The supervisor starts and signals processes, tells their ends, and
-keeps one note for each, which the next agent reads.
+agent connects and sends JSON lines (`ipnext.infra.agent.supervisor_client`). The supervisor starts and signals
+processes, tells their ends, and keeps one note for each, which the next agent reads.
 
 If its agent disconnects, the supervisor waits for the next one: as long as the owner lives, or if there is no owner for the time that
 the agent's settings say. Then it ends its processes and itself. If the owner ends, so do they, at once. If the supervisor ends, the
@@ -28,12 +28,12 @@ import structlog
 from ipnext.components.caller_proof import check_proof, keep_proof
 from ipnext.components.sockets import check_peer
 from ipnext.errors import Forbidden
-from ipnext.infra.atomic_file import replace_file
-from ipnext.infra.fork_server import ForkServer
-from ipnext.infra.message_link import Message, MessageLink, from_object
-from ipnext.infra.process_identity import ProcessIdentity, identify, open_process
-from ipnext.infra.spawning import Running, Spawn, fresh
-from ipnext.infra.tether import PR_SET_PDEATHSIG
+from ipnext.infra.process.atomic_file import replace_file
+from ipnext.infra.process.fork_server import ForkServer
+from ipnext.infra.process.identity import ProcessIdentity, identify, open_process
+from ipnext.infra.process.message_link import Message, MessageLink, from_object
+from ipnext.infra.process.parent_death import PR_SET_PDEATHSIG
+from ipnext.infra.process.spawn import Running, Spawn, fresh
 
 PROTOCOL: Final = 1
 """An agent of another protocol cannot adopt: it ends this supervisor and starts another one."""

@@ -2,7 +2,7 @@
 
 `ipnext dev` stores the path of its admin key and its process, `ipnext login` a key or token. A credential is sent only
 to the address that it was stored for; an API key only after the API there has proved that it knows it
-(`ipnext.client_credential`).
+(`ipnext.client.credential`).
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import platformdirs
 
 from ipnext.errors import InvalidInput
-from ipnext.running_platform import Life, life_of, name_this_process
+from ipnext.login.running_platform import Life, life_of, name_this_process
 
 FILE: Final = "credentials.json"
 _PORTS: Final = {"http": 80, "https": 443}

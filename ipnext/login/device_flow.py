@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from ipnext.errors import DeadlineExceeded, Unauthenticated, Unavailable
-from ipnext.identity_provider import Endpoints, ProviderClient, ProviderRefused, shown
+from ipnext.login.identity_provider import Endpoints, ProviderClient, ProviderRefused, shown
 
 DEVICE_GRANT: Final = "urn:ietf:params:oauth:grant-type:device_code"
 INTERVAL_SECONDS: Final = 5.0

@@ -9,9 +9,9 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from ipnext.connections import BACKLOG, LARGEST_HEAD_BYTES, ConnectionLimits, Connections, Phase
 from ipnext.errors import InvalidInput
-from ipnext.listening import BoundedListener, bound_sockets
+from ipnext.network.connections import BACKLOG, LARGEST_HEAD_BYTES, ConnectionLimits, Connections, Phase
+from ipnext.network.listener import BoundedListener, bound_sockets
 
 
 class BoundedProtocol(HttpToolsProtocol):

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import structlog
 
-from ipnext.connections import BACKLOG, Bounded, Connections, Phase, answer_to, source_of
 from ipnext.errors import Conflict, Unavailable
+from ipnext.network.connections import BACKLOG, Bounded, Connections, Phase, answer_to, source_of
 
 PAUSE_SECONDS: Final = 1.0
 """Pause before the next accept if the system refused one, such as for lack of open files."""

@@ -23,13 +23,13 @@ from ipnext.access.key_sets import usable_documents
 from ipnext.access.policy import permits_more
 from ipnext.access.signing_keys import FRESH_SECONDS, LASTS_SECONDS
 from ipnext.errors import StaleWrite, Unavailable
-from ipnext.identity_provider import ProviderClient
-from ipnext.model.predictions import AccessList, AccessRevision, ModelAccess, TokenIssuer
+from ipnext.login.identity_provider import ProviderClient
+from ipnext.model.access.predictions import AccessList, AccessRevision, ModelAccess, TokenIssuer
 from ipnext.platform.listed_callers import Callers, asking_owners
 from ipnext.platform.region_poller import RegionPoller
-from ipnext.store.access_lists import AccessListState
+from ipnext.store.access.access_lists import AccessListState
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 LOOK_SECONDS: Final = 1.0
 """Interval of the checks of the store. A revocation is in force in every reachable region after one interval and a

@@ -10,12 +10,12 @@ from typing import Final
 import structlog
 
 from ipnext.errors import InvalidInput
-from ipnext.identity_provider import ProviderClient
-from ipnext.model.predictions import TokenIssuer
+from ipnext.login.identity_provider import ProviderClient
+from ipnext.model.access.predictions import TokenIssuer
 from ipnext.model.value import Value
 from ipnext.settings import PlatformSettings
-from ipnext.store.access_lists import AccessListState
-from ipnext.store.session import Store
+from ipnext.store.access.access_lists import AccessListState
+from ipnext.store.store import Store
 
 REMEDY: Final = (
     "give all API processes the same settings; to replace those in force, raise IPNEXT_ACCESS_SETTINGS_VERSION"

@@ -8,11 +8,11 @@ from pydantic import ValidationError
 
 from ipnext.access.acting import acting, on_this_machine
 from ipnext.access.keys import NewKey, draw_key, parse_key, proves
-from ipnext.credentials import read_key, write_private
 from ipnext.errors import InvalidInput, Unauthenticated
-from ipnext.model.access import ApiKey, CreatedKey, Grant, KeyKind, Role, audited_key, key_view
+from ipnext.login.credentials import read_key, write_private
+from ipnext.model.access.rights import ApiKey, CreatedKey, Grant, KeyKind, Role, audited_key, key_view
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 DEV_ADMIN: Final = "dev-admin"
 BY_DEV: Final = "ipnext dev"

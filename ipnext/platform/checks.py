@@ -6,19 +6,19 @@ from contextlib import closing, suppress
 from typing import Literal
 
 from ipnext import names
-from ipnext.artifacts.file_store import FileArtifactStore
-from ipnext.artifacts.opening import open_store
+from ipnext.artifacts.stores.file_store import FileArtifactStore
+from ipnext.artifacts.stores.locations import open_store
 from ipnext.errors import ArtifactMissing, IPnextError
-from ipnext.infra.local_process import LocalProcessInfrastructure
+from ipnext.infra.local_agents import LocalProcessInfrastructure
+from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.model.value import Value
-from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.platform.access_settings import REMEDY, read_access_settings
 from ipnext.platform.builds import builds
 from ipnext.platform.namespace import attributes_of, retention_of
 from ipnext.platform.polling import POLLED, pollers
 from ipnext.platform.schedules import FoundSchedule, PlatformSchedule, describe_interval, find_schedule, schedules_of
 from ipnext.settings import PlatformSettings
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 from ipnext.temporal import Connection, connect, namespace_of
 
 SETUP = "run `ipnext platform setup`"

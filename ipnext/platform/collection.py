@@ -1,7 +1,7 @@
 """Removes unreferenced items from the artifact store, after releasing snapshots that nothing can need any more.
 
-A worker runs it on a schedule, and the API for `ipnext artifacts collect`. `ipnext.store.artifacts` explains why a
-publish never loses a blob that it is about to name.
+A worker runs it on a schedule, and the API for `ipnext artifacts collect`. `ipnext.store.registry.artifacts` explains
+why a publish never loses a blob that it is about to name.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,9 +11,9 @@ from itertools import islice
 from typing import Final, TypeVar
 
 from ipnext.artifacts.port import ArtifactStore, StoredItem
-from ipnext.model.artifact_use import CollectedItem, CollectionView, Kind
+from ipnext.model.access.artifact_use import CollectedItem, CollectionView, Kind
 from ipnext.settings import PlatformSettings
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 REMOVED_AT_ONCE: Final = 50
 """Blobs of one unit of work, which blocks uploads and publishes while it lasts."""

@@ -12,9 +12,9 @@ from typing import Final, Protocol
 import structlog
 
 from ipnext.errors import IPnextError
-from ipnext.model.predictions import KeyUseReport
+from ipnext.model.access.predictions import KeyUseReport
 from ipnext.platform.region_poller import RegionPoller
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 ASK_SECONDS: Final = 10.0
 """Interval of the reports of a region."""

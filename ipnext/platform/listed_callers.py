@@ -7,8 +7,8 @@ and sends requests there within a tenth of a second, before a list for that regi
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from ipnext.model.access import ANY, Grant
-from ipnext.model.predictions import CallerKey, CallerRole, ModelAccess
+from ipnext.model.access.predictions import CallerKey, CallerRole, ModelAccess
+from ipnext.model.access.rights import ANY, Grant
 
 
 class Callers(NamedTuple):

@@ -19,7 +19,7 @@ from ipnext.platform.namespace import (
 )
 from ipnext.platform.schedules import create_missing, describe_interval, reset_schedules, schedules_of
 from ipnext.settings import PlatformSettings
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 from ipnext.temporal import Connection, connect
 
 APPEAR_SECONDS = 60.0

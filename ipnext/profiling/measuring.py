@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from ipnext.errors import IPnextError, Unavailable
-from ipnext.model.profile import LoadStep
+from ipnext.model.registry.profile import LoadStep
 from ipnext.profiling.engine import TRIAL_WORDS, Engine, random_prompt
 from ipnext.profiling.window import Window
 

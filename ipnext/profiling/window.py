@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ipnext.model.profile import LoadStep
+from ipnext.model.registry.profile import LoadStep
 
 
 @dataclass

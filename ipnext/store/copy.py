@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, func, insert, select, text
 
 from ipnext.errors import Conflict
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 from ipnext.store.tables import METADATA, SchemaCompatRow
 
 BATCH_ROWS = 500

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ipnext.errors import InvalidInput
-from ipnext.store.unit import MOST_ROWS
+from ipnext.store.unit_of_work import MOST_ROWS
 
 Item = TypeVar("Item")
 Other = TypeVar("Other")

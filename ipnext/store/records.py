@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from ipnext.model.deployment import Deployment, ServedGeneration
+from ipnext.model.access.owner import OwnerManifest
+from ipnext.model.deployment.deployment import Deployment, ServedGeneration
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.freeze import FreezeManifest
-from ipnext.model.manifest import ModelManifest, ModelSpec
-from ipnext.model.owner import OwnerManifest
-from ipnext.model.plan import (
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.manifest.freeze import FreezeManifest
+from ipnext.model.manifest.manifest import ModelManifest, ModelSpec
+from ipnext.model.planning.plan import (
     CurrentState,
     ModelProblem,
     Plan,
@@ -19,8 +20,7 @@ from ipnext.model.plan import (
     TrafficShare,
     Unmet,
 )
-from ipnext.model.rollout import Transition, TransitionState
-from ipnext.model.status import Reason
+from ipnext.model.planning.transition import Transition, TransitionState
 from ipnext.model.value import Value
 
 PlanOutcome = Literal["adopted", "kept", "dry_run", "failed"]

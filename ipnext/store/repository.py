@@ -1,21 +1,21 @@
 """The repository: all queries, noun by noun. A unit of work creates and closes it."""
 
-from ipnext.store.access_lists import AccessLists
-from ipnext.store.audit import Audit
-from ipnext.store.belonging import Belonging
-from ipnext.store.deployments import Deployments
-from ipnext.store.drains import Drains
-from ipnext.store.freezes import Freezes
-from ipnext.store.journal import Journal
-from ipnext.store.keys import Keys
-from ipnext.store.listing import Listing
-from ipnext.store.overviews import Overviews
-from ipnext.store.owners import Owners
-from ipnext.store.pauses import Pauses
-from ipnext.store.publishing import Publishing
-from ipnext.store.replans import Replans
-from ipnext.store.role_bindings import RoleBindings
-from ipnext.store.transitions import Transitions
+from ipnext.store.access.access_lists import AccessLists
+from ipnext.store.access.audit import Audit
+from ipnext.store.access.keys import Keys
+from ipnext.store.access.owners import Owners
+from ipnext.store.access.role_bindings import RoleBindings
+from ipnext.store.changes.deployments import Deployments
+from ipnext.store.changes.drains import Drains
+from ipnext.store.changes.events import Journal
+from ipnext.store.changes.freezes import Freezes
+from ipnext.store.changes.ownership import Belonging
+from ipnext.store.changes.pauses import Pauses
+from ipnext.store.changes.publications import Publishing
+from ipnext.store.changes.transitions import Transitions
+from ipnext.store.lists.overviews import Overviews
+from ipnext.store.lists.pages import Listing
+from ipnext.store.planning.replans import Replans
 
 
 class Repository(

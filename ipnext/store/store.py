@@ -10,11 +10,11 @@ from sqlalchemy.engine import URL
 
 from ipnext.access.acting import ACTING, Acting
 from ipnext.errors import Unavailable
-from ipnext.model.audit import AuditEntry, AuditNote, Outcome
-from ipnext.store import engines
-from ipnext.store.faults import translated
-from ipnext.store.migrating import SchemaRange, schema_range, upgrade
+from ipnext.model.access.audit import AuditEntry, AuditNote, Outcome
+from ipnext.store.database import dialects
+from ipnext.store.database.errors import translated
 from ipnext.store.repository import Repository
+from ipnext.store.schema.migration import SchemaRange, schema_range, upgrade
 
 
 class Store:
@@ -26,16 +26,16 @@ class Store:
 
     def __init__(self, engine: Engine, url: URL) -> None:
         self._engine = engine
-        self._readers = engines.reading(engine)
+        self._readers = dialects.reading(engine)
         self._url = url
-        self._revisions = engines.Revisions(engine)
+        self._revisions = dialects.Revisions(engine)
         self._turn = threading.Lock() if url.drivername == "sqlite" else None
 
     @classmethod
     def open(cls, url: str) -> "Store":
         """Create a store for `sqlite:///FILE` or `postgresql+psycopg://...`; InvalidInput for another. Connects later."""
-        parsed = engines.parse(url)
-        return cls(engines.connect(parsed), parsed)
+        parsed = dialects.parse(url)
+        return cls(dialects.connect(parsed), parsed)
 
     @property
     def name(self) -> str:
@@ -45,7 +45,7 @@ class Store:
     @property
     def absent_file(self) -> Path | None:
         """The file of a missing SQLite database; None if it exists, and on PostgreSQL."""
-        return engines.file_of(self._url) if engines.is_absent(self._url) else None
+        return dialects.file_of(self._url) if dialects.is_absent(self._url) else None
 
     def migrate(self) -> None:
         """Create the database and its tables, or migrate them to this version.
@@ -60,7 +60,7 @@ class Store:
 
         Writes nothing.
         """
-        if engines.is_absent(self._url):
+        if dialects.is_absent(self._url):
             return None
         with self._translated():
             return schema_range(self._readers)
@@ -75,7 +75,7 @@ class Store:
         and the unit writes, an entry of the audit is its last statement.
         """
         with self._transaction() as connection:
-            engines.take_turn(connection, model)
+            dialects.take_turn(connection, model)
             yield from _audited(connection, None if model is None else frozenset({model}))
 
     @contextmanager
@@ -85,7 +85,7 @@ class Store:
         On PostgreSQL it waits for no unit of a model. The caller handles the other models in further units.
         """
         with self._transaction() as connection:
-            scope = engines.take_free_turns(connection, models)
+            scope = dialects.take_free_turns(connection, models)
             yield from _audited(connection, scope)
 
     def record(self, acting: Acting, outcome: Outcome, note: AuditNote | None = None) -> AuditEntry:
@@ -123,10 +123,10 @@ class Store:
     def close(self) -> None:
         """End all connections; that of an open unit ends with the unit."""
         self._revisions.close()
-        engines.close(self._engine)
+        dialects.close(self._engine)
 
     def _translated(self) -> AbstractContextManager[None]:
-        return translated(self.name, is_absent=lambda: engines.is_absent(self._url))
+        return translated(self.name, is_absent=lambda: dialects.is_absent(self._url))
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
@@ -140,8 +140,8 @@ class Store:
         if self._turn is None:
             yield
             return
-        if not self._turn.acquire(timeout=engines.LOCK_SECONDS):
-            msg = f"another unit of work has held {self.name} for {engines.LOCK_SECONDS} s; try again"
+        if not self._turn.acquire(timeout=dialects.LOCK_SECONDS):
+            msg = f"another unit of work has held {self.name} for {dialects.LOCK_SECONDS} s; try again"
             raise Unavailable(msg)
         try:
             yield

@@ -10,7 +10,7 @@ from sqlalchemy import ForeignKeyConstraint, Index, MetaData, UniqueConstraint, 
 from sqlalchemy.orm import registry
 from sqlmodel import Field, SQLModel
 
-from ipnext.store.columns import PackedText, SafeText, UtcDateTime, WholeNumber
+from ipnext.store.database.columns import PackedText, SafeText, UtcDateTime, WholeNumber
 
 METADATA = MetaData(
     naming_convention={

@@ -12,7 +12,7 @@ from sqlmodel import Session
 
 from ipnext.errors import NotFound
 from ipnext.model.value import canonical_json
-from ipnext.store import engines
+from ipnext.store.database import dialects
 from ipnext.store.tables import METADATA, ModelRow, Row
 
 Key = TypeVar("Key", bound=str | int | tuple[Any, ...])
@@ -61,7 +61,7 @@ class Unit:
         self._visible = visible
         self._writable = writable
         self._now = clock
-        self._writes = engines.writes_of(connection)
+        self._writes = dialects.writes_of(connection)
         """Writes of the connection before this unit."""
         self._known_models: set[str] = set()
         self._got: list[Any] = []
@@ -114,7 +114,7 @@ class Unit:
         Only for rows that no other unit changes at the same time: those of the unit's own model, and those that all
         models share.
         """
-        writes = engines.writes_of(self._connection)
+        writes = dialects.writes_of(self._connection)
         if writes != self._read_after:
             self._read.clear()
             self._read_after = writes
@@ -160,16 +160,16 @@ class Unit:
     def _bookkeeping(self) -> Iterator[None]:
         """Exclude writes from the audit, such as the time of a key's last use."""
         self.flush()
-        before = engines.writes_of(self._connection)
+        before = dialects.writes_of(self._connection)
         yield
         self.flush()
-        engines.forget_writes(self._connection, before)
+        dialects.forget_writes(self._connection, before)
         self._read.clear()
 
     def _has_written(self) -> bool:
         """Return whether this unit has written rows, without bookkeeping."""
         self.flush()
-        return engines.writes_of(self._connection) != self._writes
+        return dialects.writes_of(self._connection) != self._writes
 
     def _writing(self, model: str | None) -> None:
         """Refuse a write for which this unit holds no lock: a fault of the caller's code, so RuntimeError."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from ipnext.model.explanation import SupplyUse
+from ipnext.model.planning.explanation import SupplyUse
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 WIDTH = 8

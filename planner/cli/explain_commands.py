@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from ipnext.errors import EXIT_INFEASIBLE, InvalidInput
-from ipnext.model.explanation import Figures, WhatIf
+from ipnext.model.planning.explanation import Figures, WhatIf
 from planner.cli.explanation_tables import conflict_tables, explanation_tables
 from planner.cli.output import (
     Form,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rich.table import Table
 
-from ipnext.model.explanation import (
+from ipnext.model.planning.explanation import (
     Binding,
     Conflict,
     Explanation,
@@ -14,7 +14,7 @@ from ipnext.model.explanation import (
     RunnerUp,
     SupplyUse,
 )
-from ipnext.model.plan import ReplicaCount
+from ipnext.model.planning.plan import ReplicaCount
 from planner.cli.output import facts, rows, titled
 from planner.cli.plan_commands import few
 

@@ -10,8 +10,8 @@ import typer
 from rich.table import Table
 
 from ipnext.errors import EXIT_FAILURE
-from ipnext.model.explanation import SupplyUse
-from ipnext.model.plan import Plan, PlanDiff, Problem
+from ipnext.model.planning.explanation import SupplyUse
+from ipnext.model.planning.plan import Plan, PlanDiff, Problem
 from planner import kernel_cache
 from planner.cli.charts import bars, svg, units
 from planner.cli.output import (

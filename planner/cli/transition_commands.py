@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from ipnext.errors import EXIT_INFEASIBLE, InvalidInput
-from ipnext.model.admission import Admission
-from ipnext.model.rollout import Transition
+from ipnext.model.planning.admission import Admission
+from ipnext.model.planning.transition import Transition
 from planner.cli.output import Form, Output, ProblemOption, Target, beside, fail, rows, told, write_document
 from planner.cli.plan_commands import report
 from planner.core.step_policy import StepPolicy

@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from ipnext.errors import InvalidInput
-from ipnext.model.plan import CurrentState, Plan, PlanDiff, ReplicaChange, ReplicaCount, TrafficChange, TrafficShare
+from ipnext.model.planning.plan import (
+    CurrentState,
+    Plan,
+    PlanDiff,
+    ReplicaChange,
+    ReplicaCount,
+    TrafficChange,
+    TrafficShare,
+)
 
 Placement = tuple[str, str, str, str]
 Route = tuple[str, str, str]

@@ -6,8 +6,8 @@ Called by the explanation, the what-if and the picture. The checker computes its
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 
-from ipnext.model.explanation import Figures
-from ipnext.model.plan import ModelProblem
+from ipnext.model.planning.explanation import Figures
+from ipnext.model.planning.plan import ModelProblem
 from planner.core.index import Index
 from planner.core.solution import Holding
 from planner.core.unmet_reasons import unmet_of

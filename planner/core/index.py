@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from ipnext.model.plan import CurrentState, ModelProblem, PartOption, PartProblem, Problem
+from ipnext.model.planning.plan import CurrentState, ModelProblem, PartOption, PartProblem, Problem
 
 Key = tuple[str, str, str, str]
 """Model, part, region, hardware."""

@@ -5,7 +5,7 @@ Called by the planner and by the adoption of its plans, which imports no solver 
 
 from collections.abc import Sequence
 
-from ipnext.model.plan import Plan, Problem
+from ipnext.model.planning.plan import Plan, Problem
 
 
 def unmet_by_level(problem: Problem, plan: Plan) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection
 
 from ipnext.errors import InvalidInput
-from ipnext.model.plan import CurrentState, Problem
+from ipnext.model.planning.plan import CurrentState, Problem
 from planner.core.index import counts_of, shares_of
 from planner.core.solution import Holding
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linprog
 
-from ipnext.model.plan import ModelProblem
+from ipnext.model.planning.plan import ModelProblem
 from planner.core.index import Index, Key, Placement, Route, RouteKey
 
 SMALLEST_UNMET = 5e-7

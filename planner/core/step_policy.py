@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ipnext.model.rollout import Refresh
+from ipnext.model.planning.transition import Refresh
 from ipnext.model.value import Value
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
-from ipnext.model.plan import ModelProblem, PartProblem
+from ipnext.model.planning.plan import ModelProblem, PartProblem
 from planner.core.index import Index, Key
 from planner.core.solution import SMALLEST_UNMET, Holding
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import cvxpy as cp
 
 from ipnext.errors import DeadlineExceeded, InvalidInput
-from ipnext.model.explanation import Conflict, ConflictMember
-from ipnext.model.plan import CurrentState, ModelProblem, PartProblem, Plan, Problem, RegionSupply
+from ipnext.model.planning.explanation import Conflict, ConflictMember
+from ipnext.model.planning.plan import CurrentState, ModelProblem, PartProblem, Plan, Problem, RegionSupply
 from planner.core.figures import rounded
 from planner.core.index import Index
 from planner.exact.formulation import Answer, Constraint, Expression, Formulation

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ipnext.errors import DeadlineExceeded, InvalidInput
-from ipnext.model.explanation import (
+from ipnext.model.planning.explanation import (
     Explanation,
     LimitUse,
     ModelCost,
@@ -18,7 +18,7 @@ from ipnext.model.explanation import (
     SupplyUse,
     UnmetExplanation,
 )
-from ipnext.model.plan import Plan, Problem, Unmet
+from ipnext.model.planning.plan import Plan, Problem, Unmet
 from planner.core.figures import figures, rounded, spent, started, used_units
 from planner.core.index import Index
 from planner.explain.conflict import conflict_alone

@@ -6,8 +6,8 @@ Called by the explanation.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ipnext.model.explanation import Change
-from ipnext.model.plan import Problem
+from ipnext.model.planning.explanation import Change
+from ipnext.model.planning.plan import Problem
 from planner.core.figures import rounded
 from planner.explain.shadow_prices import limit_figures, prices
 from planner.explain.what_if import changed

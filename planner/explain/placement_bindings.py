@@ -7,8 +7,8 @@ those that block cheaper places.
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
-from ipnext.model.explanation import Binding, PlacementExplanation, RunnerUp
-from ipnext.model.plan import PartOption, PartProblem, Problem
+from ipnext.model.planning.explanation import Binding, PlacementExplanation, RunnerUp
+from ipnext.model.planning.plan import PartOption, PartProblem, Problem
 from planner.core.figures import rounded
 from planner.core.index import Index, Key
 from planner.core.solution import Holding

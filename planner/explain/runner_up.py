@@ -6,8 +6,8 @@ model of many placements the fleet's search, which proves little but is fast.
 
 from collections.abc import Collection, Iterator, Mapping
 
-from ipnext.model.explanation import Figures, RunnerUp
-from ipnext.model.plan import ModelProblem, Problem
+from ipnext.model.planning.explanation import Figures, RunnerUp
+from ipnext.model.planning.plan import ModelProblem, Problem
 from planner.core.arrays import FleetArrays
 from planner.core.diff import replica_of
 from planner.core.figures import figures, rounded, spent, started, used_units

@@ -12,8 +12,8 @@ import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
 
-from ipnext.model.explanation import Need
-from ipnext.model.plan import ModelProblem, Problem
+from ipnext.model.planning.explanation import Need
+from ipnext.model.planning.plan import ModelProblem, Problem
 from planner.core.figures import rounded
 from planner.core.index import Index, Placement
 from planner.exact.formulation import Constraint, Expression, Formulation

@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Literal, NoReturn
 
 from ipnext.errors import InvalidInput
-from ipnext.model.explanation import Change, UnmetChange, WhatIf
-from ipnext.model.plan import Limits, ModelProblem, Objective, Owner, Plan, Problem, RegionDemand
+from ipnext.model.planning.explanation import Change, UnmetChange, WhatIf
+from ipnext.model.planning.plan import Limits, ModelProblem, Objective, Owner, Plan, Problem, RegionDemand
 from planner.core.diff import diff, state_of
 from planner.core.figures import figures
 from planner.core.index import Index

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ipnext.model.plan import Problem
+from ipnext.model.planning.plan import Problem
 from planner.core.arrays import FleetArrays
 from planner.core.index import Key, RouteKey
 from planner.core.solution import Holding

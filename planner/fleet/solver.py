@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ipnext.model.plan import Problem
+from ipnext.model.planning.plan import Problem
 from planner.bound.bound import Hints, lower_bounds, total_bound
 from planner.core.arrays import FleetArrays, Floats, Ints, Prices
 from planner.fleet.column_generation import Effort, Found, Limits, search

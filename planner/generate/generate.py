@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ipnext.errors import InvalidInput
-from ipnext.model.plan import Problem
+from ipnext.model.planning.plan import Problem
 from planner.generate.fleet import QUANTUM, TOLERANCES_MS, DrawnFleet, Flags, Floats, Ints, draw_fleet, significant
 from planner.generate.reference_placement import ReferencePlacement, across, reference_of, units_of
 

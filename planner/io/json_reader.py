@@ -18,7 +18,7 @@ from pydantic import FailFast, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from ipnext.errors import InvalidInput
-from ipnext.model.plan import Row
+from ipnext.model.planning.plan import Row
 from ipnext.model.value import Value
 
 LARGEST_FILE_BYTES = 190_000_000

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from ipnext.errors import InvalidInput
-from ipnext.model.plan import CurrentState, ModelProblem, Plan, Problem
-from ipnext.model.rollout import FleetState, Transition
+from ipnext.model.planning.plan import CurrentState, ModelProblem, Plan, Problem
+from ipnext.model.planning.transition import FleetState, Transition
 from ipnext.model.value import Value
 from planner.io.json_reader import read_value, short, shown
 from planner.io.scalar_checks import check_leaves

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ipnext.model.rollout import GenerationReplicas, RouteChange, Wave
+from ipnext.model.planning.transition import GenerationReplicas, RouteChange, Wave
 from planner.transition.gateway_order import Move, Place, succession
 from planner.transition.instance import SLACK, Floats, Ground
 from planner.transition.model_state import Copy, Standing, loads, replica_row

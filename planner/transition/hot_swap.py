@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from ipnext.model.rollout import GenerationReplicas, Swap, Wave
+from ipnext.model.planning.transition import GenerationReplicas, Swap, Wave
 from planner.core.step_policy import StepPolicy
 from planner.transition.instance import Ground
 from planner.transition.model_state import Copy, Flow, Standing, loads, replica_row, routes

@@ -3,8 +3,8 @@
 from collections import defaultdict
 
 from ipnext.errors import InvalidInput
-from ipnext.model.plan import Problem
-from ipnext.model.rollout import FleetState
+from ipnext.model.planning.plan import Problem
+from ipnext.model.planning.transition import FleetState
 
 SLACK = 1e-6
 """Excess over 1 that the shares of one (model, from) may have."""

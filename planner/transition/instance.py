@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ipnext.model.plan import Problem
+from ipnext.model.planning.plan import Problem
 from planner.core.step_policy import StepPolicy
 from planner.transition.model_state import Copy, Row, Standing
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ipnext.model.rollout import FleetState, GenerationReplicas, GenerationShare, RouteChange, Share
+from ipnext.model.planning.transition import FleetState, GenerationReplicas, GenerationShare, RouteChange, Share
 
 Copy = tuple[str, str, str, int]
 """Part, region, hardware, generation."""

@@ -14,9 +14,9 @@ from typing import Literal
 
 import numpy as np
 
-from ipnext.model.admission import Admission
-from ipnext.model.plan import Problem
-from ipnext.model.rollout import Dip, FleetState, SurgeItem, Transition
+from ipnext.model.planning.admission import Admission
+from ipnext.model.planning.plan import Problem
+from ipnext.model.planning.transition import Dip, FleetState, SurgeItem, Transition
 from planner.core.step_policy import StepPolicy
 from planner.transition.detour import detoured
 from planner.transition.dip_search import Dipped, dipped

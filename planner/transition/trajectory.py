@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ipnext.model.rollout import GenerationReplicas, RouteChange, SurgeItem, Wave
+from ipnext.model.planning.transition import GenerationReplicas, RouteChange, SurgeItem, Wave
 from planner.transition.instance import SLACK, Floats, Ground
 from planner.transition.model_state import Standing, replica_row, routes
 from planner.transition.paths import Ints, Lines, drawn

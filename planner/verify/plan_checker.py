@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ipnext.model.plan import Plan, Problem
+from ipnext.model.planning.plan import Plan, Problem
 from ipnext.model.value import Value
 from planner.verify.ledger import Floats, Ledger, floats, sums
 

@@ -8,8 +8,8 @@ touches are checked again.
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from ipnext.model.plan import Problem
-from ipnext.model.rollout import FleetState, GenerationReplicas, RouteChange, Transition, Wave
+from ipnext.model.planning.plan import Problem
+from ipnext.model.planning.transition import FleetState, GenerationReplicas, RouteChange, Transition, Wave
 from planner.core.step_policy import StepPolicy
 from planner.verify.plan_checker import TOLERANCE, Violation
 from planner.verify.transition_model import Facts, Need, Row, Sent, Standing

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ipnext.model.plan import Problem
+from ipnext.model.planning.plan import Problem
 from planner.core.step_policy import StepPolicy
 
 Held = dict[tuple[str, str, str, int], int]

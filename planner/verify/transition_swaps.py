@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ipnext.model.rollout import Swap
+from ipnext.model.planning.transition import Swap
 from planner.verify.plan_checker import TOLERANCE, Violation
 from planner.verify.transition_model import Held, Need
 

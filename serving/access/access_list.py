@@ -20,8 +20,7 @@ from ipnext.access.oidc import LONGEST_TOKEN, Identity, TokenVerifier
 from ipnext.access.policy import Decision, Policies, Resource
 from ipnext.access.published_keys import PublishedKeys
 from ipnext.errors import InvalidInput, Unauthenticated, Unavailable
-from ipnext.model.access import ANY, Grant, Principal, Role
-from ipnext.model.predictions import (
+from ipnext.model.access.predictions import (
     AccessList,
     AccessRevision,
     AccessWithdrawal,
@@ -30,6 +29,7 @@ from ipnext.model.predictions import (
     ModelAccess,
     TokenIssuer,
 )
+from ipnext.model.access.rights import ANY, Grant, Principal, Role
 from ipnext.model.wire import decode
 from serving.access.rate_limits import Rate
 

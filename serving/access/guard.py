@@ -8,8 +8,8 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Final
 
 from ipnext.errors import Forbidden, IPnextError, NotFound, RateLimited, Unauthenticated, Unavailable
-from ipnext.model.access import ANY, Principal
-from ipnext.model.predictions import ModelAccess, RateLimit
+from ipnext.model.access.predictions import ModelAccess, RateLimit
+from ipnext.model.access.rights import ANY, Principal
 from ipnext.names import NO_CAPACITY_HEADER
 from serving.access.access_list import Caller, Callers, asked_owners
 from serving.access.key_uses import KeyUses

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ipnext.model.registry import Signature
+from ipnext.model.registry.registry import Signature
 from serving.engines.base import LoadedPart
 from serving.engines.torch.compiled import Difference
 from serving.protocol.tensors import FLOATS, Array, bf16_to_float32

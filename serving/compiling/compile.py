@@ -12,7 +12,7 @@ from typing import Final
 
 from ipnext import __version__
 from ipnext.errors import InvalidInput, IPnextError
-from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
+from ipnext.model.registry.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 from ipnext.model.value import canonical_json
 from ipnext.names import COMPILE_SETTING, LIBRARY_FILE
 from serving.compiling.accuracy import measured

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
+from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
 from ipnext.model.value import canonical_json
 from serving.deltas.lineage import Opened, applied, opened
 from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from ipnext.cli.output import Form, Output, rows, write
-from ipnext.model.registry import SnapshotManifest
+from ipnext.model.registry.registry import SnapshotManifest
 
 if TYPE_CHECKING:
     from serving.deltas.report import DeltaReport

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from ipnext.errors import InvalidInput
-from ipnext.model.delta import ChangedTensor, DeltaDocument
-from ipnext.model.registry import SnapshotManifest
+from ipnext.model.registry.delta import ChangedTensor, DeltaDocument
+from ipnext.model.registry.registry import SnapshotManifest
 from serving.deltas.lineage import Opened, opened, parameter_names, tensor_of
 from serving.snapshots.directory import checked_directory, half_written
 from serving.weights.delta_snapshot import Delta, write_delta

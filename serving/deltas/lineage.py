@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ipnext.errors import InvalidInput
-from ipnext.model.registry import SnapshotManifest
+from ipnext.model.registry.registry import SnapshotManifest
 from serving.engines.torch.engine import ENGINE
 from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE, read_document
 from serving.snapshots.directory import checked_manifest

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from ipnext.model.registry import SnapshotManifest
+from ipnext.model.registry.registry import SnapshotManifest
 from ipnext.model.value import Sha256, Written
 from serving.deltas.lineage import Opened
 from serving.weights.delta_snapshot import read_delta

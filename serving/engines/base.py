@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, Final, Protocol, runtime_checkable
 
 from ipnext.errors import LoadFailed
-from ipnext.model.registry import Signature, SnapshotManifest
+from ipnext.model.registry.registry import Signature, SnapshotManifest
 from ipnext.names import ENGINE_GROUP
 from serving.protocol.tensors import Array
 

@@ -17,7 +17,7 @@ from torch.export import export as torch_export
 
 from ipnext import __version__
 from ipnext.errors import InvalidInput, UnsupportedModel
-from ipnext.model.registry import SNAPSHOT_FILE, Datatype, Signature, SnapshotManifest, TensorSpec
+from ipnext.model.registry.registry import SNAPSHOT_FILE, Datatype, Signature, SnapshotManifest, TensorSpec
 from ipnext.model.value import canonical_json
 from serving.engines.torch.engine import ENGINE
 from serving.engines.torch.fx.functionalize import functional

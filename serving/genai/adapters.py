@@ -10,8 +10,8 @@ import structlog
 
 from ipnext.components.http_sessions import HttpSessions
 from ipnext.errors import LoadFailed, Unavailable
-from ipnext.model.adapter import adapter_in, engine_name
-from ipnext.model.deployment import HeldGeneration, HostedSnapshot, HostFailure
+from ipnext.model.deployment.deployment import HeldGeneration, HostedSnapshot, HostFailure
+from ipnext.model.registry.adapter import adapter_in, engine_name
 from serving.genai.checkpoint_check import verify_adapter
 from serving.genai.engine.probe import EngineProbe
 from serving.genai.engine.supervisor import Engine

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from ipnext.artifacts.adapter_base import base_misfits
-from ipnext.artifacts.checkpoint_fit import misfits
-from ipnext.artifacts.checkpoints import LocalFiles, ReadCheckpoint, read_checkpoint
+from ipnext.artifacts.checkpoints.adapter_base import base_misfits
+from ipnext.artifacts.checkpoints.checkpoint_fit import misfits
+from ipnext.artifacts.checkpoints.reader import LocalFiles, ReadCheckpoint, read_checkpoint
 from ipnext.errors import InvalidInput, LoadFailed
-from ipnext.model.checkpoint import unfit_settings
-from ipnext.model.engine_settings import VllmSettings
+from ipnext.model.registry.checkpoint import unfit_settings
+from ipnext.model.settings.engine import VllmSettings
 from serving.snapshots.fetch import LocalSnapshot
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from ipnext.components.http_sessions import HttpSessions
 from ipnext.errors import LoadFailed, MemoryExceeded
-from ipnext.model.adapter import answering_name
-from ipnext.model.deployment import (
+from ipnext.model.deployment.deployment import (
     STREAM_DRAIN_SECONDS,
     EngineSwap,
     HeldGeneration,
@@ -22,10 +21,11 @@ from ipnext.model.deployment import (
     HostFailure,
     SnapshotMemory,
 )
-from ipnext.model.engine_allowances import NO_ALLOWANCES, EngineAllowances
-from ipnext.model.engine_settings import VllmSettings, vllm_settings
-from ipnext.model.footprint import needed_bytes, weight_bytes
-from ipnext.model.starting import EngineStart, StartStage
+from ipnext.model.deployment.engine_start import EngineStart, StartStage
+from ipnext.model.deployment.footprint import needed_bytes, weight_bytes
+from ipnext.model.registry.adapter import answering_name
+from ipnext.model.settings.engine import VllmSettings, vllm_settings
+from ipnext.model.settings.engine_allowances import NO_ALLOWANCES, EngineAllowances
 from serving.genai.adapters import Adapters
 from serving.genai.command_line.vllm_command import with_adapters
 from serving.genai.engine.enclosure import Enclosures

@@ -13,11 +13,11 @@ from typing import Final
 
 from ipnext.components.http_sessions import HttpSessions
 from ipnext.errors import LoadFailed, Unavailable
-from ipnext.model.checkpoint import Checkpoint
-from ipnext.model.deployment import STREAM_DRAIN_SECONDS
-from ipnext.model.engine_settings import VllmSettings
-from ipnext.model.going_over import changed_beside_weights, obstacle, read_once, same_model
-from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
+from ipnext.model.deployment.deployment import STREAM_DRAIN_SECONDS
+from ipnext.model.registry.checkpoint import Checkpoint
+from ipnext.model.registry.hot_swap import changed_beside_weights, obstacle, read_once, same_model
+from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
+from ipnext.model.settings.engine import VllmSettings
 from serving.genai.checkpoint_check import verify
 from serving.genai.engine.probe import ENGINE_BYTES, EngineProbe
 from serving.snapshots.fetch import LocalSnapshot

@@ -12,8 +12,8 @@ from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 from ipnext.artifacts.layout import snapshot_uri
 from ipnext.errors import ArtifactMissing, LoadFailed
-from ipnext.model.delta import DeltaDocument
-from ipnext.model.footprint import needed_bytes
+from ipnext.model.deployment.footprint import needed_bytes
+from ipnext.model.registry.delta import DeltaDocument
 from serving.engines.base import Engine, LoadedPart
 from serving.snapshots.fetch import LocalSnapshot, fetch
 from serving.snapshots.fetch_process import Fetcher

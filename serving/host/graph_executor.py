@@ -12,7 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from ipnext.errors import DeadlineExceeded, GenerationNotHeld
-from ipnext.model.registry import REQUEST
+from ipnext.model.registry.registry import REQUEST
 from serving.graph import Call, Tensors, inputs_of, outputs_of, run_graph
 from serving.host.part_server import Finish, PartServer
 from serving.host.served_part import ServedPart, StartedPass

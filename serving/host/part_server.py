@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from ipnext.errors import InvalidInput, IPnextError, Unavailable
-from ipnext.model.registry import Signature
+from ipnext.model.registry.registry import Signature
 from serving.host.batching import Arrays, InferenceQueue
 from serving.host.served_part import ServedPart, StartedPass
 from serving.http.drain_lease import Drain

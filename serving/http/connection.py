@@ -14,9 +14,9 @@ from typing import Any, Final
 import httptools
 import structlog
 
-from ipnext.allowed_hosts import AllowedHosts
 from ipnext.errors import Forbidden, InvalidInput, IPnextError, TooLarge, TooSlow
 from ipnext.names import PROOF_HEADER
+from ipnext.network.allowed_hosts import AllowedHosts
 from serving.http.body_writer import BodyWriter
 from serving.http.dialects import V2, DialectOf, always_v2
 from serving.http.limits import BodyBudget, HttpLimits, OpenConnections, Reading

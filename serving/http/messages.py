@@ -9,9 +9,9 @@ from typing import Any, Final, Protocol, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ipnext.errors import InvalidInput, IPnextError, NotFound, RateLimited, Unauthenticated, Unavailable
-from ipnext.machine_details import shorten_text
 from ipnext.model.wire import decode
 from ipnext.names import DEADLINE_HEADER, ERROR_HEADER
+from ipnext.process.machine_details import shorten_text
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -12,7 +12,7 @@ from typing import Final
 import structlog
 import uvloop
 
-from ipnext.allowed_hosts import AllowedHosts
+from ipnext.network.allowed_hosts import AllowedHosts
 from serving.http.connection import Upgrade, http_factory
 from serving.http.dialects import DialectOf, always_v2
 from serving.http.limits import BodyBudget, OpenConnections

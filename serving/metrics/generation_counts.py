@@ -5,8 +5,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-from ipnext.model.deployment import AsideTraffic, GenerationTraffic
-from ipnext.model.sketch import LATENCY_SECONDS
+from ipnext.model.deployment.deployment import AsideTraffic, GenerationTraffic
+from ipnext.model.gate.sketch import LATENCY_SECONDS
 from serving.metrics.prediction_sketches import Predictions
 from serving.metrics.tallies import Answers, Histogram, StreamTally
 

@@ -1,7 +1,7 @@
 """Sketches of a generation's predictions: made from sampled answers in the process that has their tensors, summed by the router.
 
 A router samples at most one answer per interval and generation, by its clock alone, so that the cost is the same at any
-rate; at low rates every answer is sampled. Buckets: ipnext.model.sketch.
+rate; at low rates every answer is sampled. Buckets: ipnext.model.gate.sketch.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ipnext.model.sketch import PREDICTION_BOUNDS, PredictionSketch, prediction_bucket
+from ipnext.model.gate.sketch import PREDICTION_BOUNDS, PredictionSketch, prediction_bucket
 from serving.protocol.tensors import Array, Tensor, bf16_to_float32
 
 SAMPLE_SECONDS: Final = 0.01

@@ -10,7 +10,7 @@ from typing import Final
 
 from prometheus_client.core import HistogramMetricFamily
 
-from ipnext.model.sketch import LATENCY_SECONDS
+from ipnext.model.gate.sketch import LATENCY_SECONDS
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4"
 """Content type of the text that `generate_latest` writes."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from ipnext.model.adapter import adapter_in, client_name
+from ipnext.model.registry.adapter import adapter_in, client_name
 from serving.http.messages import Flow, Sink
 from serving.openai.errors import UnknownModel
 from serving.routing.table import GenerationRoute

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import orjson
 
 from ipnext.errors import AnswerTooLarge, HostLost, Unavailable
-from ipnext.model.kv_transfer import Handoff
+from ipnext.model.settings.kv_transfer import Handoff
 from serving.openai.engine_fields import PARAMETERS
 from serving.openai.engines.prefix_affinity import RoutingHint
 from serving.openai.engines.proof import names

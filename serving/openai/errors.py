@@ -9,7 +9,7 @@ from typing import Any, Final
 import orjson
 
 from ipnext.errors import InvalidInput, IPnextError, NotFound, Unauthenticated, Unavailable
-from ipnext.machine_details import shorten_text
+from ipnext.process.machine_details import shorten_text
 from serving.http.messages import Response, error_headers
 
 TYPES: Final[Mapping[int, str]] = {

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ipnext.model.adapter import client_name
+from ipnext.model.registry.adapter import client_name
 from serving.openai.adapters import alias_of
 from serving.openai.errors import UnknownModel
 from serving.routing.table import GenerationRoute, ModelRoutes, Routes

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import orjson
 
 from ipnext.errors import InvalidInput, IPnextError, TooSlow
-from ipnext.model.registry import Datatype
+from ipnext.model.registry.registry import Datatype
 from serving.http.limits import BodyBudget, HttpLimits, Reading
 from serving.protocol.tensors import DTYPES, Array, Tensor, check_datatype, check_shape, from_binary, to_binary
 

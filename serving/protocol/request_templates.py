@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ipnext.model.registry import Datatype, Signature
+from ipnext.model.registry.registry import Datatype, Signature
 from serving.protocol.tensors import DTYPES, Array, Tensor
 from serving.protocol.v2 import Body, InferRequest, Room, decode_request, no_limit
 

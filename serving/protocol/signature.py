@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from ipnext.errors import InvalidInput
-from ipnext.model.registry import Signature, TensorSpec
+from ipnext.model.registry.registry import Signature, TensorSpec
 from serving.protocol.tensors import Tensor
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ipnext.errors import InvalidInput
-from ipnext.model.registry import Datatype
+from ipnext.model.registry.registry import Datatype
 
 Array = npt.NDArray[Any]
 

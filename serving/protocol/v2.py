@@ -15,7 +15,7 @@ from typing import Any, Final
 import orjson
 
 from ipnext.errors import InvalidInput, IPnextError, TooLarge
-from ipnext.model.registry import Signature
+from ipnext.model.registry.registry import Signature
 from serving.protocol.json_size import parsed_bytes
 from serving.protocol.signature import check_takes_bytes
 from serving.protocol.tensors import Tensor, check_datatype, check_shape, from_binary, from_json, to_binary, to_json

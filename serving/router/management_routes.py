@@ -7,8 +7,8 @@ import orjson
 
 from ipnext import __version__
 from ipnext.errors import InvalidInput, Unavailable
-from ipnext.model.deployment import RouterState
-from ipnext.model.predictions import KeyUseReport
+from ipnext.model.access.predictions import KeyUseReport
+from ipnext.model.deployment.deployment import RouterState
 from ipnext.names import GENERATION_HEADER
 from serving.access.access_list import AccessFollower
 from serving.access.guard import Guard, Refused

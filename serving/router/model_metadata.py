@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 
-from ipnext.model.registry import REQUEST, Signature, TensorSpec
+from ipnext.model.registry.registry import REQUEST, Signature, TensorSpec
 from serving.graph import GraphPlan
 from serving.routing.host_client import HostClient
 from serving.routing.table import GenerationRoute

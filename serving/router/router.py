@@ -16,7 +16,7 @@ import structlog
 
 from ipnext.components.identity import Component
 from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError
-from ipnext.model.deployment import DRAIN_SECONDS, STREAM_DRAIN_SECONDS
+from ipnext.model.deployment.deployment import DRAIN_SECONDS, STREAM_DRAIN_SECONDS
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.access.access_list import AccessFollower
 from serving.access.guard import Guard, Refused

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
-from ipnext.model.registry import Signature
+from ipnext.model.registry.registry import Signature
 from ipnext.model.wire import decode_plain
 from serving.graph import Tensors
 from serving.http.limits import AnswerBudget

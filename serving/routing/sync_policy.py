@@ -6,8 +6,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ipnext.model.deployment import SnapshotFacts
-from ipnext.model.registry import SyncPolicy
+from ipnext.model.deployment.deployment import SnapshotFacts
+from ipnext.model.registry.registry import SyncPolicy
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ import structlog
 from pydantic import ValidationError
 
 from ipnext.errors import NotFound, Unavailable
-from ipnext.model.deployment import (
+from ipnext.model.access.predictions import PredictionAccess
+from ipnext.model.deployment.deployment import (
     DRAIN_SECONDS,
     STREAM_DRAIN_SECONDS,
     GenerationShares,
@@ -17,10 +18,9 @@ from ipnext.model.deployment import (
     RouterTable,
     ServedGeneration,
 )
-from ipnext.model.kv_transfer import Handoff
-from ipnext.model.predictions import PredictionAccess
-from ipnext.model.registry import TensorSpec
-from ipnext.model.routing import RoutingPolicy
+from ipnext.model.registry.registry import TensorSpec
+from ipnext.model.settings.kv_transfer import Handoff
+from ipnext.model.settings.routing import RoutingPolicy
 from ipnext.model.wire import decode
 from serving.graph import GraphPlan, before_last, plan_graph
 from serving.protocol.v2 import snapshots_text

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput
-from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
+from ipnext.model.registry.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 
 _CHUNK: Final = 2**20
 

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from ipnext.artifacts.signing import check_signature, signature_in
 from ipnext.errors import ArtifactDigestMismatch, LoadFailed
-from ipnext.model.deployment import HostedSnapshot
-from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
-from ipnext.model.signing import SignerPolicy
+from ipnext.model.deployment.deployment import HostedSnapshot
+from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
+from ipnext.model.registry.signing import SignerPolicy
 from serving.snapshots.directory import checked_manifest
 from serving.snapshots.fetch_process import Fetcher
 

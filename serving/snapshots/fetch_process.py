@@ -23,9 +23,9 @@ from typing import IO, Final, Protocol
 from setproctitle import setproctitle
 
 from ipnext.artifacts.disk_reserve import RESERVE_BYTES
-from ipnext.artifacts.opening import open_store
+from ipnext.artifacts.stores.locations import open_store
 from ipnext.errors import Forbidden, IPnextError, LoadFailed, Unavailable
-from ipnext.store_environment import read_store_environment
+from ipnext.process.store_environment import read_store_environment
 from serving.confinement.privileges import drop_capabilities
 from serving.snapshots.fetch_starter import FetchingKeeper, KeptProcess, Logs, Reaches
 

@@ -7,8 +7,8 @@ import yaml
 from pydantic import ValidationError
 
 from ipnext.errors import InvalidInput
-from ipnext.model.manifest import ModelManifest, invalid_input, parse_manifest
-from ipnext.model.split import SplitPolicy
+from ipnext.model.manifest.manifest import ModelManifest, invalid_input, parse_manifest
+from ipnext.model.manifest.split import SplitPolicy
 
 
 def read_policy(path: Path) -> SplitPolicy:

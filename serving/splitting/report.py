@@ -5,8 +5,8 @@ from typing import Final
 
 from pydantic import Field
 
-from ipnext.model.registry import Datatype, PartGraph
-from ipnext.model.split import SplitHardware
+from ipnext.model.manifest.split import SplitHardware
+from ipnext.model.registry.registry import Datatype, PartGraph
 from ipnext.model.value import Name, Sha256, Value
 
 FORM: Final = 2

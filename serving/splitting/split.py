@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from ipnext.errors import InvalidInput, IPnextError
-from ipnext.model.registry import SnapshotManifest
-from ipnext.model.split import SplitPolicy
+from ipnext.model.manifest.split import SplitPolicy
+from ipnext.model.registry.registry import SnapshotManifest
 from serving.engines.base import LoadedPart
 from serving.engines.torch.engine import ENGINE
 from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE, read_document

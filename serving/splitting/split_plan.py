@@ -6,8 +6,8 @@ from functools import cached_property
 from typing import Final
 
 from ipnext.errors import InvalidInput
-from ipnext.model.registry import GraphNode, PartGraph, SnapshotManifest, TensorSpec
-from ipnext.model.split import SplitPolicy
+from ipnext.model.manifest.split import SplitPolicy
+from ipnext.model.registry.registry import GraphNode, PartGraph, SnapshotManifest, TensorSpec
 from serving.splitting.assign.op_assignment import Placement
 from serving.splitting.assign.segments import Flow, segments_of
 from serving.splitting.emit.extract import CutProgram, cut_program

@@ -6,7 +6,7 @@ import torch
 from safetensors import safe_open
 
 from ipnext import __version__
-from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
+from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
 from ipnext.model.value import canonical_json
 from serving.engines.torch.engine import ENGINE
 from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from ipnext import __version__
 from ipnext.errors import LoadFailed
-from ipnext.model.delta import ROWS, VALUES, WHOLE, ChangedTensor, DeltaDocument
-from ipnext.model.registry import DELTA_FILE, DELTA_WEIGHTS_FILE, SNAPSHOT_FILE, SnapshotManifest
+from ipnext.model.registry.delta import ROWS, VALUES, WHOLE, ChangedTensor, DeltaDocument
+from ipnext.model.registry.registry import DELTA_FILE, DELTA_WEIGHTS_FILE, SNAPSHOT_FILE, SnapshotManifest
 from ipnext.model.value import canonical_json
 from serving.snapshots.directory import artifact_file, write_last
 from serving.weights.row_changes import Rows

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 
 from ipnext.errors import LoadFailed
-from ipnext.model.delta import ChangedTensor, DeltaDocument
+from ipnext.model.registry.delta import ChangedTensor, DeltaDocument
 from serving.weights.delta_snapshot import Delta
 from serving.weights.row_changes import Rows, by_rows, digest_after, write_rows
 from serving.weights.row_digest import Digest, as_text, digest_of_rows, from_text

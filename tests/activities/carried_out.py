@@ -14,7 +14,7 @@ from activities.planning.solver import ThreadSolver
 from activities.transition.activities import TransitionActivities
 from activities.validation.activities import ValidationActivities
 from ipnext.errors import IPnextError
-from ipnext.model.lifecycle import (
+from ipnext.model.lifecycle.messages import (
     Change,
     ChangeState,
     LifecycleResult,
@@ -25,8 +25,8 @@ from ipnext.model.lifecycle import (
     TransitionPlanned,
     WaveInput,
 )
-from ipnext.model.status import Reason
-from ipnext.store.ending import ROLLS_OUT
+from ipnext.model.lifecycle.status import Reason
+from ipnext.store.operations.change_end import ROLLS_OUT
 
 LOOKS = 12
 """Attempts at one step of a wave."""

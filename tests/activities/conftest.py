@@ -9,9 +9,9 @@ from types import ModuleType
 import pytest
 
 from activities.validation.validator import Candidate
-from ipnext.model.manifest import parse_manifest
-from ipnext.model.registry import Snapshot
-from ipnext.model.signing import SignerPolicy
+from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.registry.registry import Snapshot
+from ipnext.model.registry.signing import SignerPolicy
 
 
 def load_house() -> ModuleType:

@@ -17,10 +17,10 @@ from activities.validation.activities import ValidationActivities
 from activities.validation.validator import FunctionValidator, passed
 from ipnext.artifacts.signing import write_key_pair
 from ipnext.errors import ArtifactMissing, RegionUnreachable, Unavailable
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot
-from ipnext.model.freeze import FreezeManifest
-from ipnext.model.lifecycle import ChangeKind, StageInput
-from ipnext.model.preparation import PreparationInput
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey, HeldSnapshot
+from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.lifecycle.preparation import PreparationInput
+from ipnext.model.manifest.freeze import FreezeManifest
 from tests.waiting import until
 
 STAGES = ("metadata", "validation", "optimization", "freeze", "planning", "transition")

@@ -13,13 +13,20 @@ from activities.regions import failover, parsed_sets, reconciliation, recovery
 from activities.regions.activities import DrainActivities
 from activities.regions.reconciliation import ReconciliationActivities
 from ipnext.errors import Forbidden, InvalidInput, IPnextError, Unavailable
-from ipnext.infra.memory import MemoryInfrastructure
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
-from ipnext.model.drain import DrainInput, DrainState
-from ipnext.model.lifecycle import ChangeKind, ChangeState, Done, StageInput
-from ipnext.model.moving import MoveTurn
-from ipnext.model.reconciliation import RegionAsked
-from ipnext.model.registry import GenerationState, GraphNode, PartGraph
+from ipnext.infra.fake.infrastructure import MemoryInfrastructure
+from ipnext.model.deployment.deployment import (
+    Deployment,
+    DeploymentKey,
+    HeldSnapshot,
+    RouteShare,
+    RouteTable,
+    ServedGeneration,
+)
+from ipnext.model.lifecycle.drain import DrainInput, DrainState
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, Done, StageInput
+from ipnext.model.lifecycle.reconciliation import RegionAsked
+from ipnext.model.lifecycle.replan_moves import MoveTurn
+from ipnext.model.registry.registry import GenerationState, GraphNode, PartGraph
 from ipnext.store.repository import Repository
 
 BAD, MODELS = "m1", ("m0", "m1", "m2", "m3")

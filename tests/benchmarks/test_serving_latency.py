@@ -24,8 +24,8 @@ from benchmarks.serving.server_process import ServerProcess
 from benchmarks.serving.tables import BLOCKS, PAGE, peers, rewritten, targets, throughput
 from benchmarks.serving.targets import at_equal_p99, best_peer, throughput_gain
 from benchmarks.serving.timing import Contender, measure
-from ipnext.infra.ports import free_port
-from ipnext.model.registry import single_part_graph
+from ipnext.infra.process.ports import free_port
+from ipnext.model.registry.registry import single_part_graph
 
 PLAIN = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nx-a: b\r\n\r\nhello"
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n"

@@ -8,10 +8,10 @@ from pydantic.alias_generators import to_camel
 
 from activities.transition.gate import EARLY_REQUESTS
 from activities.transition.gate_window import MAX_WINDOW_BYTES
-from ipnext.model.distributions import _Z
-from ipnext.model.gates import ENOUGH_REQUESTS, GateSpec
-from ipnext.model.manifest import parse_manifests
-from ipnext.model.sketch import PREDICTION_BOUNDS
+from ipnext.model.gate.distributions import _Z
+from ipnext.model.gate.gate import ENOUGH_REQUESTS, GateSpec
+from ipnext.model.gate.sketch import PREDICTION_BOUNDS
+from ipnext.model.manifest.manifest import parse_manifests
 from serving.metrics.prediction_sketches import MAX_OUTPUTS, MAX_VALUES, SAMPLE_SECONDS
 
 ROOT = Path(__file__).parents[2]

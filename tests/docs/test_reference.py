@@ -12,14 +12,14 @@ from ipnext import errors
 from ipnext.access.actions import ACTIONS
 from ipnext.api.app import create_app
 from ipnext.api.errors import HTTP_CODES
-from ipnext.api.lifecycle import MemoryLifecycle
-from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.api.workflow_engine.port import MemoryLifecycle
+from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.cli.app import GROUPS, MODULES
-from ipnext.infra.memory import MemoryInfrastructure
-from ipnext.model.reasons import ADVICE, ADVICE_FOR_MOVES
-from ipnext.model.status import Condition, ConditionType, Reason
+from ipnext.infra.fake.infrastructure import MemoryInfrastructure
+from ipnext.model.lifecycle.reasons import ADVICE, ADVICE_FOR_MOVES
+from ipnext.model.lifecycle.status import Condition, ConditionType, Reason
 from ipnext.settings import PlatformSettings
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 from tests.ipnext.api.surface import routes
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
@@ -93,7 +93,7 @@ def names_of_reasons(path):
 
 def test_every_reason_of_the_code_is_in_the_catalogue_and_each_of_the_catalogue_is_given_by_the_code():
     root = REFERENCE.parents[1]
-    catalogue = {"ipnext/model/status.py", "ipnext/model/reasons.py"}
+    catalogue = {"ipnext/model/lifecycle/status.py", "ipnext/model/lifecycle/reasons.py"}
     modules = (path for of in ("ipnext", "activities", "workflows", "planner") for path in (root / of).rglob("*.py"))
     given = {
         name
@@ -124,8 +124,8 @@ def test_every_error_code_has_a_heading_with_its_status():
 
 
 def test_every_metric_is_named(tmp_path):
-    api = REFERENCE.parents[1] / "ipnext" / "api"
-    source = "".join((api / name).read_text(encoding="utf-8") for name in ("metrics.py", "plan_metrics.py"))
+    api = REFERENCE.parents[1] / "ipnext" / "api" / "metrics"
+    source = "".join((api / name).read_text(encoding="utf-8") for name in ("endpoint.py", "planning.py"))
     found = re.findall(r'\b(?:gauge|counter)\(\s*"([a-z_]+)"', source)
     assert len(found) > 20
     for name in found:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ipnext.artifacts.signing import write_key_pair
 from ipnext.client import Client
-from ipnext.infra.tether import tether
+from ipnext.infra.process.parent_death import tether
 from serving.export import export_model
 from tests.genai.hosts import mock_command
 from tests.lasting import Lasting

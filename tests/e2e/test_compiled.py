@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ipnext.errors import ArtifactDigestMismatch
-from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
+from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
 from ipnext.names import LIBRARY_FILE
 from serving.engines.base import find_engine
 from serving.export import export_model

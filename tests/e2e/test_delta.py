@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ipnext.errors import InvalidInput
-from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
+from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
 from serving.deltas.export import export_delta
 from serving.engines.base import find_engine
 from serving.export import export_model

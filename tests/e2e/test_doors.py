@@ -18,15 +18,15 @@ import httpx
 import psutil
 import pytest
 
-from ipnext.api.access import is_public
+from ipnext.api.authorization.access import is_public
 from ipnext.components.authorisation import RULES, callers_of
 from ipnext.components.authority import CertificateAuthority
 from ipnext.components.certificates import client_context
 from ipnext.components.identity import Component, Identity
 from ipnext.components.issuing import Issuer
-from ipnext.credentials import read_key
-from ipnext.infra.agent_app import agent_app
-from ipnext.model.access import KeyRequest, Role
+from ipnext.infra.agent.http_api import agent_app
+from ipnext.login.credentials import read_key
+from ipnext.model.access.rights import KeyRequest, Role
 from serving.openai.routes import ROOTS
 from tests.processes import command_line, unix_transport
 from tests.waiting import until
@@ -41,7 +41,7 @@ PROCESSES = {
     "ipnext.dev.temporal_ui": "proxy of the UI",
     "ipnext.infra.agent": "agent",
     "ipnext.infra.supervisor_process": "supervisor",
-    "ipnext.infra.fork_server_process": "fork server",
+    "ipnext.infra.process.fork_server_process": "fork server",
     "serving.router": "router",
     "serving.host": "host",
     "workflows.worker": "worker",
@@ -391,7 +391,7 @@ def test_temporal_s_ui_answers_administrators_alone(platform: Any, proved: Mappi
 
 
 def test_the_api_answers_a_caller_and_another_owner_nothing_of_a_model(platform: Any) -> None:
-    """What each role may do is in tests/ipnext/api/test_access.py; here is that the running API asks."""
+    """What each role may do is in tests/ipnext/api/authorization/test_access.py; here is that the running API asks."""
     keys = [
         platform.client.create_key(KeyRequest(name=f"doors-{role.value}-{owner}", role=role, owner=owner))
         for role, owner in ((Role.CALLER, "tests"), (Role.ADMIN, "others"))

@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from ipnext.model.resource import ChangeView, Explanation
+from ipnext.model.api.resources import ChangeView, Explanation
 from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.e2e

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from ipnext.api.access import is_public
-from ipnext.credentials import read_key
-from ipnext.model.access import KeyRequest, Role
+from ipnext.api.authorization.access import is_public
+from ipnext.login.credentials import read_key
+from ipnext.model.access.rights import KeyRequest, Role
 from tests.waiting import until
 
 pytestmark = pytest.mark.e2e

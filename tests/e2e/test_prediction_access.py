@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ipnext.model.access import KeyRequest, Role
+from ipnext.model.access.rights import KeyRequest, Role
 from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.e2e

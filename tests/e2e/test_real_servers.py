@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ipnext.infra.tether import tether
+from ipnext.infra.process.parent_death import tether
 from tests.real_servers import running_postgres, running_s3
 from tests.waiting import PATIENCE_SECONDS, until
 

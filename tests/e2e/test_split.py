@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
+from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
 from serving.engines.base import find_engine
 from serving.export import export_model
 from tests.waiting import PATIENCE_SECONDS

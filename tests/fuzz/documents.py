@@ -17,11 +17,11 @@ from pydantic import ValidationError
 from ipnext.access.keys import digest_of_secret
 from ipnext.artifacts.signing import check_signature, signed, write_key_pair
 from ipnext.errors import InvalidInput, SignatureInvalid, Unauthenticated, Unavailable
-from ipnext.model.audit import GENESIS, AuditEntry, AuditObject, AuditWho, sealed
-from ipnext.model.audit_chain import read_anchors, read_entries, verify
-from ipnext.model.manifest import parse_manifests
-from ipnext.model.predictions import AccessList
-from ipnext.model.signing import SignerPolicy
+from ipnext.model.access.audit import GENESIS, AuditEntry, AuditObject, AuditWho, sealed
+from ipnext.model.access.audit_chain import read_anchors, read_entries, verify
+from ipnext.model.access.predictions import AccessList
+from ipnext.model.manifest.manifest import parse_manifests
+from ipnext.model.registry.signing import SignerPolicy
 from ipnext.model.wire import decode
 from serving.access.access_list import Callers
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 from safetensors.numpy import save_file
 
-from ipnext.artifacts.checkpoint_import import describe_checkpoint
+from ipnext.artifacts.checkpoints.checkpoint_import import describe_checkpoint
 from ipnext.artifacts.sources import DirectorySource
-from ipnext.model.registry import SnapshotSource
+from ipnext.model.registry.registry import SnapshotSource
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],

@@ -11,13 +11,13 @@ from pathlib import Path
 import httpx
 import psutil
 
-from ipnext.artifacts.checkpoint_import import import_checkpoint
-from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.checkpoints.checkpoint_import import import_checkpoint
+from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.infra.ports import free_port
-from ipnext.infra.tether import tether
-from ipnext.model.adapter import adapter_in, answering_name, engine_name
-from ipnext.model.deployment import HostedSnapshot, HostHolds, HostState
+from ipnext.infra.process.parent_death import tether
+from ipnext.infra.process.ports import free_port
+from ipnext.model.deployment.deployment import HostedSnapshot, HostHolds, HostState
+from ipnext.model.registry.adapter import adapter_in, answering_name, engine_name
 from tests.processes import command_line
 from tests.waiting import PATIENCE_SECONDS, until
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 
 import httpx
 
-from ipnext.model.deployment import Deployment, HeldSnapshot, RouterTable
+from ipnext.model.deployment.deployment import Deployment, HeldSnapshot, RouterTable
 from tests.genai.hosts import mock_command, stream
 from tests.ipnext.infra.conftest import Builder, RunningAgent
 from tests.processes import get_from

@@ -3,8 +3,8 @@
 import httpx
 import pytest
 
-from ipnext.model.adapter import ServedAdapter, engine_name
-from ipnext.model.deployment import HeldSnapshot
+from ipnext.model.deployment.deployment import HeldSnapshot
+from ipnext.model.registry.adapter import ServedAdapter, engine_name
 from tests.genai.regions import LONG, region
 from tests.waiting import until
 

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from ipnext.model.engine_allowances import ARGUMENTS, VARIABLES
-from ipnext.model.engine_settings import OWN_ARGUMENTS
+from ipnext.model.settings.engine import OWN_ARGUMENTS
+from ipnext.model.settings.engine_allowances import ARGUMENTS, VARIABLES
 
 pytestmark = pytest.mark.genai
 

@@ -6,9 +6,9 @@ import re
 import httpx
 import pytest
 
-from ipnext.model.deployment import PartEndpoint, RoutedModel, ServedGeneration
-from ipnext.model.disaggregated import handoff_graph
-from ipnext.model.kv_transfer import Handoff
+from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, ServedGeneration
+from ipnext.model.registry.disaggregated import handoff_graph
+from ipnext.model.settings.kv_transfer import Handoff
 from tests.genai.hosts import MODEL, Yard, complete
 from tests.processes import gone
 from tests.serving.openai.conftest import running_edge

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic_core import PydanticUndefined
 
-from ipnext.model.engine_settings import VllmSettings
+from ipnext.model.settings.engine import VllmSettings
 from serving.genai import host
 from serving.genai.adapters import Adapters
 from serving.genai.command_line.interpreter import COMMAND_VARIABLE, PYTHON_VARIABLE

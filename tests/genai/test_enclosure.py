@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ipnext.model.engine_settings import VllmSettings
+from ipnext.model.settings.engine import VllmSettings
 from serving.confinement.landlock import Confinement
 from serving.genai.engine.enclosure import PORTS, Enclosures, enclosures_place, engine_ports, forget_places
 from serving.genai.engine.program_paths import program_paths, program_words

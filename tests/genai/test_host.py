@@ -7,7 +7,7 @@ import threading
 import httpx
 import pytest
 
-from ipnext.infra.log_keeping import LogKeeping, LogLimits
+from ipnext.infra.host.log_retention import LogKeeping, LogLimits
 from tests.genai.hosts import complete, mock_command, stream
 from tests.processes import gone
 from tests.waiting import PATIENCE_SECONDS, until

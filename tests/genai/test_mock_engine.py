@@ -7,7 +7,7 @@ import sys
 import httpx
 import pytest
 
-from ipnext.infra.ports import free_port
+from ipnext.infra.process.ports import free_port
 from tests.genai.alike import Alike
 from tests.genai.checkpoints import write_adapter
 from tests.genai.hosts import MOCK, MODEL

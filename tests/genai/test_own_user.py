@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ipnext.infra.host_user import open_state, refusal
-from ipnext.infra.tether import tether
-from ipnext.model.deployment import HostHolds
+from ipnext.infra.process.host_user import open_state, refusal
+from ipnext.infra.process.parent_death import tether
+from ipnext.model.deployment.deployment import HostHolds
 from serving.openai.engines.connection import EngineConnectionPool
 from tests.genai.hosts import MOCK
 from tests.genai.test_sockets import ready

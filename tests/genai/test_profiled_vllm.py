@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ipnext.cli import app
-from ipnext.infra.tether import tether
+from ipnext.infra.process.parent_death import tether
 from tests.waiting import until
 
 pytestmark = [pytest.mark.genai, pytest.mark.timeout(1500)]

@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ipnext.infra.tether import tether
-from ipnext.model.deployment import HostHolds, HostState
+from ipnext.infra.process.parent_death import tether
+from ipnext.model.deployment.deployment import HostHolds, HostState
 from serving.genai.engine.supervisor import forget_sockets
 from serving.openai.engines.connection import EngineConnectionPool
 from tests.genai.hosts import MOCK

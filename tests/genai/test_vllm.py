@@ -13,9 +13,9 @@ import httpx
 import psutil
 import pytest
 
-from ipnext.artifacts.checkpoint_import import describe_checkpoint
+from ipnext.artifacts.checkpoints.checkpoint_import import describe_checkpoint
 from ipnext.errors import LoadFailed
-from ipnext.model.engine_settings import vllm_settings
+from ipnext.model.settings.engine import vllm_settings
 from serving.genai.weight_reload import load_adapter, swap_weights, unload_adapter
 from serving.snapshots.fetch import LocalSnapshot
 from tests.genai.alike import Alike

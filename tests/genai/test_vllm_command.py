@@ -9,9 +9,9 @@ import yaml
 from typer.testing import CliRunner
 
 from ipnext.errors import InvalidInput, LoadFailed
-from ipnext.model.engine_allowances import EngineAllowances
-from ipnext.model.engine_settings import VllmSettings
-from ipnext.model.manifest import parse_manifest
+from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.settings.engine import VllmSettings
+from ipnext.model.settings.engine_allowances import EngineAllowances
 from serving.genai.command_line import interpreter, vllm_command
 from serving.genai.command_line.interpreter import MISSING, vllm_python
 from serving.genai.command_line.render import render

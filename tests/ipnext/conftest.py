@@ -21,17 +21,25 @@ from joserfc.jwk import RSAKey
 
 from ipnext.access.keys import draw_key, parse_key
 from ipnext.api.app import create_app
-from ipnext.api.lifecycle import MemoryLifecycle
-from ipnext.api.observation import RegionObserver
 from ipnext.api.schema import Api
-from ipnext.artifacts.file_store import FileArtifactStore
-from ipnext.infra.memory import MemoryInfrastructure
-from ipnext.model.access import ApiKey, Grant, Role
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
+from ipnext.api.services.region_observer import RegionObserver
+from ipnext.api.workflow_engine.port import MemoryLifecycle
+from ipnext.artifacts.stores.file_store import FileArtifactStore
+from ipnext.infra.fake.infrastructure import MemoryInfrastructure
+from ipnext.model.access.rights import ApiKey, Grant, Role
+from ipnext.model.deployment.deployment import (
+    Deployment,
+    DeploymentKey,
+    HeldSnapshot,
+    RouteShare,
+    RouteTable,
+    ServedGeneration,
+)
 from ipnext.model.fleet import FleetManifest
-from ipnext.model.lifecycle import ChangeState, ReplanState
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.plan import (
+from ipnext.model.lifecycle.messages import ChangeState, ReplanState
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.planning.plan import (
     ModelProblem,
     PartOption,
     PartProblem,
@@ -45,7 +53,7 @@ from ipnext.model.plan import (
     TrafficShare,
     Unmet,
 )
-from ipnext.model.registry import (
+from ipnext.model.registry.registry import (
     ArtifactFile,
     GenerationState,
     Layout,
@@ -54,12 +62,11 @@ from ipnext.model.registry import (
     SnapshotSource,
     TensorSpec,
 )
-from ipnext.model.status import ConditionType, Reason
 from ipnext.platform.admin import BY_DEV
 from ipnext.settings import PlatformSettings
-from ipnext.store.placements import PreparedPlan
+from ipnext.store.planning.placements import PreparedPlan
 from ipnext.store.records import PlanEntry, PlanRecord, SolveUse
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 from tests.identity_provider import Provider, rsa_key
 from tests.waiting import PATIENCE_SECONDS, until
 

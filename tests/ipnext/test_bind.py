@@ -3,14 +3,14 @@
 import pytest
 from pydantic_settings import BaseSettings
 
-import ipnext.infra.agent_settings
+import ipnext.infra.settings
 import ipnext.settings
 from ipnext.api.__main__ import check_listener
 from ipnext.components.settings import ComponentSettings
 from ipnext.errors import InvalidInput
-from ipnext.infra.agent_listener import listener_files
-from ipnext.infra.agent_settings import AgentSettings
-from ipnext.infra.public_listener import public_listener
+from ipnext.infra.agent.listener import listener_files
+from ipnext.infra.envoy.public_listener import public_listener
+from ipnext.infra.settings import AgentSettings
 from ipnext.settings import PlatformSettings
 from ipnext.temporal import check_metrics_address, metrics_runtime
 
@@ -37,7 +37,7 @@ LISTENERS = {"api_host": api, "worker_metrics_address": metrics, "gateway_host":
 def test_every_setting_of_an_address_has_its_check():
     classes = {
         value
-        for module in (ipnext.settings, ipnext.infra.agent_settings)
+        for module in (ipnext.settings, ipnext.infra.settings)
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, BaseSettings)
     }

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from activities.validation.activities import BUILT_IN
 from activities.validation.validator import discovered
 from ipnext.cli import app
-from ipnext.model.manifest import parse_manifest
-from ipnext.model.plugins import BUILT_IN_VALIDATORS
+from ipnext.model.api.plugins import BUILT_IN_VALIDATORS
+from ipnext.model.manifest.manifest import parse_manifest
 from ipnext.plugins import Plugins
 from tests.plugin_packages import write_distribution
 

@@ -15,12 +15,12 @@ from temporalio import workflow
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from ipnext import temporal
-from ipnext.api.temporal_lifecycle import TemporalLifecycle
+from ipnext.api.workflow_engine.temporal import TemporalLifecycle
 from ipnext.devfile import read_devfile, server_command, temporal_binary
 from ipnext.errors import InvalidInput, Unavailable
-from ipnext.infra.envoy_process import envoy_binary
-from ipnext.infra.ports import free_port
-from ipnext.infra.tether import tether
+from ipnext.infra.gateway.process import envoy_binary
+from ipnext.infra.process.parent_death import tether
+from ipnext.infra.process.ports import free_port
 from ipnext.temporal_access import TemporalSettings, read_access
 from tests.waiting import PATIENCE_SECONDS, eventually
 from workflows.credential_renewal import CurrentClient

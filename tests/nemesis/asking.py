@@ -7,7 +7,7 @@ from typing import Any
 
 from ipnext.client import Client
 from ipnext.errors import DeadlineExceeded, IPnextError, Unavailable
-from ipnext.model.resource import ModelApplied
+from ipnext.model.api.resources import ModelApplied
 from tests.nemesis.history import Recorder
 
 RETRY_SECONDS = 0.5

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ipnext.dev import children
-from ipnext.store import migrating
+from ipnext.store.schema import migration
 from tests.nemesis.limits import with_limit
 from tests.workflows.next_build import make_next_build
 
@@ -42,7 +42,7 @@ def _interpreter(state: Path) -> Path:
     """That of the next build's environment, which is made when it is asked for first."""
     directory = state / _ENVIRONMENT
     if not directory.exists():
-        return make_next_build(directory, ROOT, migrating.newest_revision())
+        return make_next_build(directory, ROOT, migration.newest_revision())
     return directory / "bin" / "python"
 
 

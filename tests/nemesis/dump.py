@@ -11,7 +11,7 @@ from temporalio.api.history.v1 import HistoryEvent
 from ipnext import names
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 from ipnext.temporal import connect
 from tests.nemesis.spans import Span
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ipnext.artifacts.layout import manifest_bytes, read_manifest
-from ipnext.model.registry import SNAPSHOT_FILE
+from ipnext.model.registry.registry import SNAPSHOT_FILE
 from serving.export import export_model
 from tests.fleets import two_regions
 

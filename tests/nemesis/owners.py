@@ -10,7 +10,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 from ipnext.errors import IPnextError
-from ipnext.model.drain import DrainState, DrainView
+from ipnext.model.lifecycle.drain import DrainState, DrainView
 from tests.nemesis.asking import Asking
 from tests.nemesis.changes import Changes
 from tests.nemesis.models import (

@@ -18,8 +18,8 @@ import psutil
 
 from ipnext.components.settings import ComponentSettings
 from ipnext.dev import children
-from ipnext.infra.agent_settings import HOST_COMMAND, ROUTER_COMMAND
-from ipnext.infra.tether import tether
+from ipnext.infra.process.parent_death import tether
+from ipnext.infra.settings import HOST_COMMAND, ROUTER_COMMAND
 from tests.processes import command_line
 from tests.waiting import PATIENCE_SECONDS, until
 

@@ -10,8 +10,8 @@ from typing import Any, Self
 import psutil
 
 from ipnext.errors import IPnextError
-from ipnext.infra.local_process import LocalProcessInfrastructure
-from ipnext.model.deployment import RegionState, ReplicaPhase, RouteTable
+from ipnext.infra.local_agents import LocalProcessInfrastructure
+from ipnext.model.deployment.deployment import RegionState, ReplicaPhase, RouteTable
 from tests.nemesis.floor import shortfalls
 from tests.nemesis.history import Recorder
 from tests.nemesis.models import BASE_DEMAND, REPLICA_QPS

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from ipnext.model.plan import Problem
-from ipnext.model.rollout import FleetState
+from ipnext.model.planning.plan import Problem
+from ipnext.model.planning.transition import FleetState
 
 Build = Callable[..., Any]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from ipnext.model.plan import Problem
-from ipnext.model.rollout import FleetState
+from ipnext.model.planning.plan import Problem
+from ipnext.model.planning.transition import FleetState
 from planner.core.step_policy import StepPolicy
 
 REGIONS = ("a", "b", "c")

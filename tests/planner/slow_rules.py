@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from ipnext.model.plan import ModelProblem, Plan, Problem
+from ipnext.model.planning.plan import ModelProblem, Plan, Problem
 
 Found = Iterator[tuple[str, str]]
 """A broken rule and where."""

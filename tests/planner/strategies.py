@@ -5,7 +5,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from ipnext.model.plan import Plan, Problem
+from ipnext.model.planning.plan import Plan, Problem
 
 REGIONS = ("a", "b", "c")
 HARDWARE = ("g", "h")

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from ipnext.errors import InvalidInput
-from ipnext.model.plan import Plan, Problem
+from ipnext.model.planning.plan import Plan, Problem
 from planner.cli.app import app
 from planner.io import json_reader as wire
 from planner.io.json_reader import read_value

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from ipnext.model.rollout import Dip, RouteChange, Share
+from ipnext.model.planning.transition import Dip, RouteChange, Share
 from planner.transition.paths import Lines
 from planner.transition.planner import StepPolicy, _Planning, check_transition, plan_transition
 from planner.transition.trajectory import Course

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipnext.model.plan import Owner
+from ipnext.model.planning.plan import Owner
 from planner import last_resort, solve
 from planner.core.owner_levels import compared_by_level, unmet_by_level
 from planner.owner_priority import is_overtaken

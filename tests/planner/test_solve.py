@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipnext.errors import Infeasible, InvalidInput
-from ipnext.model.plan import Problem
+from ipnext.model.planning.plan import Problem
 from ipnext.model.value import canonical_json
 from planner import solve as solving
 from planner.core.diff import diff, state_of

@@ -19,10 +19,10 @@ import pytest
 import torch
 from torch import nn
 
-from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.infra.ports import free_port
-from ipnext.model.deployment import (
+from ipnext.infra.process.ports import free_port
+from ipnext.model.deployment.deployment import (
     HostedSnapshot,
     HostHolds,
     HostState,
@@ -33,7 +33,7 @@ from ipnext.model.deployment import (
     ServedGeneration,
     SnapshotFacts,
 )
-from ipnext.model.registry import GraphNode, PartGraph, SnapshotSource, SyncPolicy
+from ipnext.model.registry.registry import GraphNode, PartGraph, SnapshotSource, SyncPolicy
 from serving.export import export_model
 from serving.protocol.tensors import Tensor
 from serving.protocol.v2 import InferRequest, InferResponse, decode_response, encode_request, parse_header_length

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
+from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
 from ipnext.model.value import canonical_json
 from serving.export import export_model
 from serving.snapshots.directory import artifact_file

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ipnext.errors import InvalidInput, IPnextError
-from ipnext.model.registry import GraphNode, PartGraph
+from ipnext.model.registry.registry import GraphNode, PartGraph
 from serving.graph import plan_graph, run_graph
 from serving.protocol.tensors import Tensor
 from tests.waiting import PATIENCE_SECONDS

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import pytest
 
-from ipnext.infra.agent_settings import AgentSettings
+from ipnext.infra.settings import AgentSettings
 from tests.waiting import PATIENCE_SECONDS
 
 SETTINGS = AgentSettings()

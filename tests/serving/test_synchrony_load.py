@@ -5,8 +5,8 @@
 
 import pytest
 
-from ipnext.model.deployment import PartEndpoint, RoutedModel
-from ipnext.model.registry import GraphNode, PartGraph, SyncPolicy
+from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel
+from ipnext.model.registry.registry import GraphNode, PartGraph, SyncPolicy
 from tests.serving.load import INFER, Load
 
 PARTS = ("sparse", "dense")

@@ -26,11 +26,11 @@ from activities.transition import activities as transition
 from ipnext import names
 from ipnext.devfile import read_devfile, server_command, temporal_binary
 from ipnext.errors import Unavailable
-from ipnext.infra.ports import free_port
-from ipnext.infra.tether import tether
-from ipnext.model.lifecycle import Change
-from ipnext.model.reconciliation import ReconcileInput
-from ipnext.store import migrating
+from ipnext.infra.process.parent_death import tether
+from ipnext.infra.process.ports import free_port
+from ipnext.model.lifecycle.messages import Change
+from ipnext.model.lifecycle.reconciliation import ReconcileInput
+from ipnext.store.schema import migration
 from ipnext.temporal import connect, submit_change
 from tests.waiting import PATIENCE_SECONDS, eventually
 from tests.workflows.drains import Drains
@@ -148,7 +148,7 @@ def own_temporal(subprocesses, tmp_path, free_port, server_limits) -> Iterator[s
 @pytest.fixture
 def next_python(tmp_path) -> Path:
     """The interpreter of the build after this one."""
-    return make_next_build(tmp_path / "next", Path(__file__).parents[2], migrating.newest_revision())
+    return make_next_build(tmp_path / "next", Path(__file__).parents[2], migration.newest_revision())
 
 
 async def until_up(address: str) -> None:

@@ -11,16 +11,16 @@ import yaml
 from safetensors.numpy import save
 
 from activities.optimization.split_process import Beat
-from ipnext.artifacts.file_store import FileArtifactStore
-from ipnext.artifacts.program_schema import FORMAT
+from ipnext.artifacts.programs.schema import FORMAT
+from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.infra.memory import MemoryInfrastructure
-from ipnext.model.lifecycle import Change, ChangeKind, Replan
-from ipnext.model.manifest import parse_manifest
-from ipnext.model.registry import ArtifactFile, Signature, SnapshotManifest, SnapshotSource, TensorSpec
-from ipnext.model.split import SplitPolicy
-from ipnext.model.status import Condition, ConditionType
-from ipnext.store.session import Store
+from ipnext.infra.fake.infrastructure import MemoryInfrastructure
+from ipnext.model.lifecycle.messages import Change, ChangeKind, Replan
+from ipnext.model.lifecycle.status import Condition, ConditionType
+from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.split import SplitPolicy
+from ipnext.model.registry.registry import ArtifactFile, Signature, SnapshotManifest, SnapshotSource, TensorSpec
+from ipnext.store.store import Store
 from serving.splitting.report import SplitReport
 from tests.fleets import two_regions
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from activities.planning.solver import ThreadSolver
 from ipnext import names
-from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.devfile import read_devfile
 from ipnext.errors import IPnextError, Unavailable
 from ipnext.platform.builds import make_first_current
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 from ipnext.temporal import connect
 from workflows.fault_injection import Faults, fault_of
 from workflows.policies import BUILD_ID

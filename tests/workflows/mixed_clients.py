@@ -13,9 +13,9 @@ from typing import Any, Self
 import httpx
 
 from ipnext.client import Client
-from ipnext.credentials import find_credential
 from ipnext.errors import IPnextError, Unavailable
-from ipnext.model.lifecycle import ChangeState
+from ipnext.login.credentials import find_credential
+from ipnext.model.lifecycle.messages import ChangeState
 from tests.waiting import PATIENCE_SECONDS, until
 from tests.workflows.next_build import ADDED
 

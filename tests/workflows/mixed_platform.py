@@ -14,11 +14,11 @@ from typing import Literal
 import httpx
 import psutil
 
-from ipnext.credentials import note_credential
 from ipnext.devfile import read_devfile
-from ipnext.infra.ports import free_port
-from ipnext.infra.tether import tether
-from ipnext.model.deployment import RegionState, ReplicaPhase
+from ipnext.infra.process.parent_death import tether
+from ipnext.infra.process.ports import free_port
+from ipnext.login.credentials import note_credential
+from ipnext.model.deployment.deployment import RegionState, ReplicaPhase
 from ipnext.model.wire import decode
 from ipnext.platform.admin import create_admin_key
 from tests.processes import command_line
@@ -26,7 +26,7 @@ from tests.waiting import PATIENCE_SECONDS, until
 
 Build = Literal["this", "next"]
 THIS = Path(sys.executable)
-AGENT, FORK_SERVER = "agent-", "ipnext.infra.fork_server_process"
+AGENT, FORK_SERVER = "agent-", "ipnext.infra.process.fork_server_process"
 PATIENT = {f"IPNEXT_AGENT_{name}_SECONDS": "600" for name in ("UNANSWERED", "HUNG", "GATEWAY_HUNG", "CONFIRM")}
 """A process that gets no processor for a while is not taken for one that hangs."""
 

@@ -41,7 +41,10 @@ CHANNELS = frozenset(
 """Everything that components of two builds tell each other, or leave for each other."""
 
 WITHOUT_FIELD = frozenset(
-    {f"ipnext.model.{name}" for name in ("value", "registry", "delta", "signing", "checkpoint", "adapter")}
+    {
+        "ipnext.model.value",
+        *(f"ipnext.model.registry.{name}" for name in ("registry", "delta", "signing", "checkpoint", "adapter")),
+    }
 )
 FIXED = frozenset({"Row", "DeploymentKey"})
 """Rows of plans are made by position within one process, and a key with a field more names another thing."""
@@ -145,7 +148,9 @@ def _extend_values(module: ModuleType) -> None:
         place = namespace.get("__module__", "")
         names = {base.__name__ for base in bases}
         fixed = name in FIXED or not FIXED.isdisjoint(names) or any(base.startswith("RootModel") for base in names)
-        ours = place == "ipnext.infra.notes" or (place.startswith("ipnext.model.") and place not in WITHOUT_FIELD)
+        ours = place == "ipnext.infra.process.notes" or (
+            place.startswith("ipnext.model.") and place not in WITHOUT_FIELD
+        )
         if ours and not fixed:
             namespace["__annotations__"] = {**namespace.get("__annotations__", {}), ADDED: str}
             namespace[ADDED] = "new"
@@ -374,24 +379,24 @@ def _dumped(dumps: Callable[..., str], shapes: Mapping[frozenset[str], str], val
 STATES = {"HostState": HOST_ANSWER, "RouterState": ROUTER_ANSWER}
 CHANGES: Mapping[str, Callable[[ModuleType], None]] = {
     "ipnext": _extend_version,
-    "ipnext.api.stream": _extend_stream,
-    "ipnext.infra.agent_app": _extend_agent_answers,
-    "ipnext.infra.atomic_file": _extend_files,
+    "ipnext.api.requests.stream": _extend_stream,
+    "ipnext.infra.agent.http_api": _extend_agent_answers,
+    "ipnext.infra.process.atomic_file": _extend_files,
     "ipnext.infra.control": _extend_control,
-    "ipnext.infra.envoy": _extend_gateway,
+    "ipnext.infra.envoy.config": _extend_gateway,
     "ipnext.infra.error_body": _extend_error,
-    "ipnext.infra.local_process": _extend_worker_calls,
-    "ipnext.infra.message_link": _extend_messages,
-    "ipnext.infra.ports": _extend_ports,
+    "ipnext.infra.local_agents": _extend_worker_calls,
+    "ipnext.infra.process.message_link": _extend_messages,
+    "ipnext.infra.process.ports": _extend_ports,
     "ipnext.payloads": _extend_payloads,
-    "ipnext.store.migrating": _extend_schema,
-    "ipnext.store.unit": _extend_documents,
+    "ipnext.store.schema.migration": _extend_schema,
+    "ipnext.store.unit_of_work": _extend_documents,
     "pydantic._internal._model_construction": _extend_values,
     "serving.protocol.frames": _extend_frames,
     "serving.http.messages": _extend_control_answers,
 }
 SHAPES_OF_PROGRAMS: Mapping[str, Mapping[frozenset[str], str]] = {
-    "ipnext.infra.fork_server_process": {
+    "ipnext.infra.process.fork_server_process": {
         frozenset({"ready"}): FORKS,
         frozenset({"id", "pid"}): FORKS,
         frozenset({"id", "refused"}): FORKS,

@@ -22,11 +22,11 @@ from temporalio.client import Client
 from activities.planning.solver import ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile, server_command, temporal_binary
-from ipnext.infra.ports import free_port
-from ipnext.infra.tether import tether
-from ipnext.model.drain import DrainState
-from ipnext.model.freeze import FreezeManifest
-from ipnext.model.lifecycle import ChangeKind, Replan, ScheduledReplan
+from ipnext.infra.process.parent_death import tether
+from ipnext.infra.process.ports import free_port
+from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.messages import ChangeKind, Replan, ScheduledReplan
+from ipnext.model.manifest.freeze import FreezeManifest
 from ipnext.temporal import connect, submit_change, tell_drain
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
 

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from ipnext import names
-from ipnext.model.artifact_use import CollectInput
-from ipnext.model.lifecycle import Done
+from ipnext.model.access.artifact_use import CollectInput
+from ipnext.model.lifecycle.messages import Done
 from ipnext.platform.schedules import schedules_of
 from ipnext.settings import PlatformSettings
 

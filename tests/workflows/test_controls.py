@@ -10,9 +10,9 @@ from activities.validation import files
 from activities.validation.parsing import SMALL_BYTES
 from ipnext import names
 from ipnext.errors import Conflict
-from ipnext.model.controls import ControlAction, ControlAsked
-from ipnext.model.lifecycle import ChangeKind, ChangeState, ModelEntityState
-from ipnext.model.status import ConditionType, Reason
+from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, ModelEntityState
+from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.temporal import control
 from tests.waiting import PATIENCE_SECONDS
 from workflows import policies

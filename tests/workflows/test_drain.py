@@ -5,10 +5,10 @@ from temporalio.testing import ActivityEnvironment
 from activities.regions.activities import DrainActivities
 from activities.regions.recovery import Returning
 from ipnext import names
-from ipnext.model.deployment import DeploymentKey, ReplicaPhase
-from ipnext.model.drain import DrainInput, DrainSeen, DrainState
-from ipnext.model.lifecycle import ChangeState, ReplanState
-from ipnext.model.status import Reason
+from ipnext.model.deployment.deployment import DeploymentKey, ReplicaPhase
+from ipnext.model.lifecycle.drain import DrainInput, DrainSeen, DrainState
+from ipnext.model.lifecycle.messages import ChangeState, ReplanState
+from ipnext.model.lifecycle.status import Reason
 from tests.workflows.drains import DEMAND, EUROPE, destinations, drain_of, regions, replans_ended, stored_destinations
 
 

@@ -7,9 +7,9 @@ import pytest
 from activities.transition.draft import Draft
 from ipnext import names
 from ipnext.errors import Unavailable
-from ipnext.model.controls import ControlAction, ControlAsked
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import Reason
 from ipnext.temporal import control
 from tests.workflows.drains import EUROPE, regions
 from tests.workflows.test_refused_manifest import GIB, parts

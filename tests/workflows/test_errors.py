@@ -7,11 +7,11 @@ import pytest
 from activities.transition import traffic_shift as routing
 from activities.transition.activities import TransitionActivities
 from ipnext.errors import Unavailable
-from ipnext.model.deployment import RouteShare
-from ipnext.model.lifecycle import ChangeKind, ChangeState, WaveInput
-from ipnext.model.registry import GenerationState
-from ipnext.model.rollout import TransitionState
-from ipnext.model.status import ConditionType, Reason
+from ipnext.model.deployment.deployment import RouteShare
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, WaveInput
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.planning.transition import TransitionState
+from ipnext.model.registry.registry import GenerationState
 
 pytestmark = pytest.mark.usefixtures("workers")
 

@@ -16,12 +16,12 @@ from temporalio.testing import ActivityEnvironment
 from activities.deployment.freeze_activities import FreezeActivities
 from activities.planning.move_window import MoverActivities
 from ipnext import names
-from ipnext.model.controls import ControlAction, ControlAsked
-from ipnext.model.freeze import FreezeAnswer, FreezeManifest
-from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, StageInput
-from ipnext.model.moving import MoveTurn
-from ipnext.model.registry import GenerationState
-from ipnext.model.status import ConditionType, Reason
+from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, StageInput
+from ipnext.model.lifecycle.replan_moves import MoveTurn
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.manifest.freeze import FreezeAnswer, FreezeManifest
+from ipnext.model.registry.registry import GenerationState
 from ipnext.temporal import connect, control, submit_change, tell_freeze_changed
 from tests.waiting import PATIENCE_SECONDS
 from workflows import policies

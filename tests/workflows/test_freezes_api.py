@@ -7,9 +7,9 @@ import httpx
 import pytest
 
 from ipnext.api.app import create_app
-from ipnext.api.temporal_lifecycle import TemporalLifecycle
-from ipnext.model.lifecycle import ChangeState
-from ipnext.model.status import Reason
+from ipnext.api.workflow_engine.temporal import TemporalLifecycle
+from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.status import Reason
 from ipnext.settings import PlatformSettings
 
 pytestmark = pytest.mark.usefixtures("workers")

@@ -5,13 +5,13 @@ import asyncio
 import pytest
 
 from ipnext import names
-from ipnext.api.resubmission import Resubmission
-from ipnext.api.temporal_lifecycle import TemporalLifecycle
+from ipnext.api.workflow_engine.resubmission import Resubmission
+from ipnext.api.workflow_engine.temporal import TemporalLifecycle
 from ipnext.errors import IPnextError
-from ipnext.model.controls import ControlAction, ControlAsked
-from ipnext.model.lifecycle import ChangeState
-from ipnext.model.rollout import TransitionState
-from ipnext.model.status import ConditionType
+from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.status import ConditionType
+from ipnext.model.planning.transition import TransitionState
 from ipnext.temporal import control
 
 pytestmark = pytest.mark.usefixtures("workers")

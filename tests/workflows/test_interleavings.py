@@ -6,14 +6,14 @@ from datetime import timedelta
 import pytest
 
 from ipnext import names
-from ipnext.api.outbox import Outbox
-from ipnext.api.temporal_lifecycle import TemporalLifecycle
+from ipnext.api.workflow_engine.outbox import Outbox
+from ipnext.api.workflow_engine.temporal import TemporalLifecycle
 from ipnext.errors import Unavailable
-from ipnext.model.controls import ControlAction, ControlAsked
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.rollout import TransitionState
+from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.planning.transition import TransitionState
 from ipnext.store.repository import Repository
-from ipnext.store.unit import Unit, utc_now
+from ipnext.store.unit_of_work import Unit, utc_now
 from ipnext.temporal import control
 
 pytestmark = pytest.mark.usefixtures("workers")

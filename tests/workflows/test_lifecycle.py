@@ -2,9 +2,9 @@
 
 import pytest
 
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.registry import GenerationState, Signature, TensorSpec
-from ipnext.model.status import ConditionType, Reason
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.registry.registry import GenerationState, Signature, TensorSpec
 
 pytestmark = pytest.mark.usefixtures("workers")
 

@@ -14,10 +14,10 @@ from activities.planning.solver import ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile, server_command, server_options, temporal_binary
 from ipnext.errors import EngineRefused, Unavailable
-from ipnext.infra.tether import tether
-from ipnext.model.controls import ControlAction, ControlAsked
-from ipnext.model.lifecycle import ChangeKind, ChangeState, LifecycleInput, LifecycleResult, QueuedChange
-from ipnext.model.status import ConditionType
+from ipnext.infra.process.parent_death import tether
+from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleInput, LifecycleResult, QueuedChange
+from ipnext.model.lifecycle.status import ConditionType
 from ipnext.payloads import DATA_CONVERTER
 from ipnext.temporal import connect, control, submit_change
 from ipnext.timing import Timing

@@ -8,8 +8,8 @@ from temporalio.exceptions import ApplicationError
 
 from activities.deployment import activities as deployment
 from ipnext import temporal
-from ipnext.model.lifecycle import ChangeKind, ChangeState, ModelEntityInput, QueuedChange, SupersededChange
-from ipnext.model.takeover import OpenChange, OpenChanges
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, ModelEntityInput, QueuedChange, SupersededChange
+from ipnext.model.lifecycle.takeover import OpenChange, OpenChanges
 from tests.workflows.activity_errors import failed_activity
 from workflows import model_control, open_changes, policies, superseded_marks
 from workflows.model import ModelWorkflow

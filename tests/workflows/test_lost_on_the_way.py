@@ -4,12 +4,12 @@ import pytest
 
 from activities.regions.failover import Surviving
 from activities.regions.recovery import Returning
-from ipnext.api.outbox import Outbox
-from ipnext.api.temporal_lifecycle import TemporalLifecycle
-from ipnext.model.drain import DrainState
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.registry import GenerationState
-from ipnext.model.status import Reason
+from ipnext.api.workflow_engine.outbox import Outbox
+from ipnext.api.workflow_engine.temporal import TemporalLifecycle
+from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.registry.registry import GenerationState
 from ipnext.names import again_id
 from tests.fleets import two_regions
 from tests.workflows.drains import EUROPE, regions

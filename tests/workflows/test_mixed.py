@@ -2,12 +2,12 @@
 
 import pytest
 
-from ipnext.artifacts.checkpoint_import import import_checkpoint
+from ipnext.artifacts.checkpoints.checkpoint_import import import_checkpoint
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.model.deployment import DeploymentKey
-from ipnext.model.lifecycle import ChangeState
-from ipnext.model.registry import Signature, TensorSpec
-from ipnext.model.status import Reason
+from ipnext.model.deployment.deployment import DeploymentKey
+from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.registry.registry import Signature, TensorSpec
 from tests.genai.checkpoints import write_bert, write_llama
 from tests.mixed import GRAPH, manifest
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from ipnext.client import Client
-from ipnext.model.lifecycle import ChangeState
+from ipnext.model.lifecycle.messages import ChangeState
 from tests.e2e.conftest import MANIFEST, snapshots
 from tests.genai.checkpoints import write_llama
 from tests.genai.hosts import mock_command
@@ -171,7 +171,8 @@ def test_no_answer_fails_and_no_publish_is_lost_while_builds_are_mixed(
 
 def begin(platform: MixedPlatform, client: Client, build: Build) -> None:
     """The platform, of one build on the newer schema, with both models applied."""
-    migrate = "import sys; from ipnext.store.session import Store; store = Store.open(sys.argv[1]); store.migrate(); store.close()"
+    opened = "import sys; from ipnext.store.store import Store; store = Store.open(sys.argv[1])"
+    migrate = f"{opened}; store.migrate(); store.close()"
     platform.run("next", "-c", migrate, platform.url)
     platform.note_administrator()
     processes = (f"agent-{EAST}", f"agent-{WEST}", "worker-1", "api")

@@ -10,8 +10,8 @@ from temporalio.worker import Worker
 
 from ipnext import names
 from ipnext.errors import InvalidInput
-from ipnext.model.controls import ControlAnswer, ControlAsked
-from ipnext.model.lifecycle import (
+from ipnext.model.lifecycle.controls import ControlAnswer, ControlAsked
+from ipnext.model.lifecycle.messages import (
     ChangeAccepted,
     ChangeKind,
     ChangeState,
@@ -21,8 +21,8 @@ from ipnext.model.lifecycle import (
     ModelEntityState,
     QueuedChange,
 )
-from ipnext.model.registry import GenerationState
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.registry.registry import GenerationState
 from ipnext.temporal import submit_change
 from workflows.model import ModelWorkflow
 

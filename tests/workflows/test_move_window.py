@@ -11,10 +11,10 @@ from temporalio.service import RPCError
 from activities.planning.policy import PlanningPolicy
 from ipnext import names
 from ipnext.errors import Conflict
-from ipnext.model.deployment import DeploymentKey
-from ipnext.model.lifecycle import ChangeKind, ReplanState
-from ipnext.model.moving import MoverAsked
-from ipnext.model.status import ConditionType, Reason
+from ipnext.model.deployment.deployment import DeploymentKey
+from ipnext.model.lifecycle.messages import ChangeKind, ReplanState
+from ipnext.model.lifecycle.replan_moves import MoverAsked
+from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.temporal import cancel_replan, tell_moves_steered, wake_replan
 from tests.waiting import PATIENCE_SECONDS
 

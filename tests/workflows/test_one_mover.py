@@ -10,15 +10,15 @@ from temporalio.testing import ActivityEnvironment
 from activities.deployment.activities import DeploymentActivities
 from activities.transition.activities import TransitionActivities
 from ipnext import names
-from ipnext.api.resubmission import Resubmission
-from ipnext.api.temporal_lifecycle import TemporalLifecycle
+from ipnext.api.workflow_engine.resubmission import Resubmission
+from ipnext.api.workflow_engine.temporal import TemporalLifecycle
 from ipnext.errors import Conflict, FenceLost, Unavailable
-from ipnext.model.controls import ControlAction, ControlAsked
-from ipnext.model.lifecycle import ChangeKind, ChangeState, ModelEntityState, StageInput, WaveInput
-from ipnext.model.rollout import TransitionState
-from ipnext.model.status import ConditionType, Reason
+from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, ModelEntityState, StageInput, WaveInput
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.planning.transition import TransitionState
+from ipnext.store.changes.transitions import TRANSITIONS, Transitions
 from ipnext.store.repository import Repository
-from ipnext.store.transitions import TRANSITIONS, Transitions
 from ipnext.temporal import control
 
 pytestmark = pytest.mark.usefixtures("workers")

@@ -5,9 +5,9 @@ from temporalio import workflow
 from temporalio.client import WorkflowExecutionStatus
 
 from ipnext import names
-from ipnext.model.controls import ControlAction, ControlAsked
-from ipnext.model.lifecycle import ChangeState
-from ipnext.model.status import ConditionType
+from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.status import ConditionType
 from ipnext.temporal import control
 from workflows import policies
 from workflows.model import ModelWorkflow

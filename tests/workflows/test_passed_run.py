@@ -6,8 +6,8 @@ import pytest
 from temporalio.exceptions import ApplicationError
 
 from ipnext import names
-from ipnext.model.controls import ControlAsked
-from ipnext.model.lifecycle import ChangeKind, ModelEntityInput, QueuedChange, ToldHold
+from ipnext.model.lifecycle.controls import ControlAsked
+from ipnext.model.lifecycle.messages import ChangeKind, ModelEntityInput, QueuedChange, ToldHold
 from workflows import model_control
 from workflows.model_passing import Passing
 

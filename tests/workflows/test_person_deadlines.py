@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ipnext.model.controls import ControlAsked
-from ipnext.model.lifecycle import TransitionInput, WaveInput, WaveResult
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.controls import ControlAsked
+from ipnext.model.lifecycle.messages import TransitionInput, WaveInput, WaveResult
+from ipnext.model.lifecycle.status import Reason
 from workflows import policies, transition_control
 from workflows.transition_control import Steered
 

@@ -16,12 +16,12 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkerDeploymen
 
 from activities.planning.solver import ThreadSolver
 from ipnext import names
-from ipnext.api.outbox import Outbox
-from ipnext.api.temporal_lifecycle import TemporalLifecycle
+from ipnext.api.workflow_engine.outbox import Outbox
+from ipnext.api.workflow_engine.temporal import TemporalLifecycle
 from ipnext.devfile import TemporalServer, read_devfile, server_command, temporal_binary
 from ipnext.errors import Conflict, EngineRefused, NotFound, Unavailable
-from ipnext.infra.tether import tether
-from ipnext.model.lifecycle import ChangeState
+from ipnext.infra.process.parent_death import tether
+from ipnext.model.lifecycle.messages import ChangeState
 from ipnext.platform import builds as versions
 from ipnext.platform.checks import check
 from ipnext.platform.namespace import attributes_of, create_namespace, retention_of

@@ -12,13 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from ipnext import names
-from ipnext.cli.platform import GROUP
+from ipnext.cli.commands.platform import GROUP
 from ipnext.errors import EXIT_BAD_INPUT
-from ipnext.infra.tether import tether
-from ipnext.model.controls import ControlAction, ControlAsked
-from ipnext.model.lifecycle import ChangeState
+from ipnext.infra.process.parent_death import tether
+from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.messages import ChangeState
 from ipnext.platform.builds import Build, builds
-from ipnext.store import migrating
+from ipnext.store.schema import migration
 from ipnext.temporal import connect, control
 from tests.waiting import PATIENCE_SECONDS, eventually
 from tests.workflows.next_build import REVISION
@@ -200,7 +200,7 @@ async def test_a_new_build_takes_over_step_by_step_and_the_former_one_is_drained
         await until_listed(client, "a", "draining")
 
         workers.kill("a")  # and one of the build that the pinned run needs starts again, on the schema of the newer one
-        assert migrating.schema_range(house.store._engine).version == REVISION
+        assert migration.schema_range(house.store._engine).version == REVISION
         workers.start("a")
         await workers.ready("a")
         await control(client, model, ControlAction.PROMOTE, ControlAsked(by="anna"), change_id=pinned.id)

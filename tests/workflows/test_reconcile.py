@@ -4,11 +4,11 @@ import contextlib
 
 import pytest
 
-from ipnext.api.outbox import Outbox
-from ipnext.api.temporal_lifecycle import TemporalLifecycle
+from ipnext.api.workflow_engine.outbox import Outbox
+from ipnext.api.workflow_engine.temporal import TemporalLifecycle
 from ipnext.errors import RegionUnreachable
-from ipnext.model.controls import ControlAction, ControlAsked
-from ipnext.model.lifecycle import ChangeKind, ChangeState
+from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.temporal import control
 
 pytestmark = pytest.mark.usefixtures("workers")

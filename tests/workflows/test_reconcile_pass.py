@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from ipnext.model.reconciliation import ReconcileInput, RegionReconciled, RepairsRecorded
+from ipnext.model.lifecycle.reconciliation import ReconcileInput, RegionReconciled, RepairsRecorded
 from tests.workflows.activity_errors import failed_activity
 from workflows import policies, reconcile
 from workflows.reconcile import ReconcileWorkflow

@@ -13,9 +13,9 @@ from temporalio import activity
 from activities.planning.solver import ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile
-from ipnext.infra.tether import tether
-from ipnext.model.drain import DrainState
-from ipnext.model.lifecycle import ChangeKind, ChangeState, ReplanState
+from ipnext.infra.process.parent_death import tether
+from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, ReplanState
 from ipnext.temporal import tell_drain, wake_replan
 from tests.fleets import two_regions
 from workflows.worker import lifecycle_activities, planner_activities, worker_of

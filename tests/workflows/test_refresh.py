@@ -2,9 +2,9 @@
 
 import pytest
 
-from ipnext.model.footprint import PROCESS_BYTES
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.manifest import parse_manifest
+from ipnext.model.deployment.footprint import PROCESS_BYTES
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.manifest.manifest import parse_manifest
 
 pytestmark = pytest.mark.usefixtures("workers")
 

@@ -3,8 +3,8 @@
 import pytest
 
 from ipnext.artifacts.signing import write_key_pair
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.status import ConditionType, Reason
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.temporal import tell_freeze_changed
 from tests.workflows.test_freezes import freeze_manifest
 

@@ -8,7 +8,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 from ipnext import names
 from ipnext.errors import RegionUnreachable
-from ipnext.model.lifecycle import ChangeKind, ChangeState, Done, StageInput
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, Done, StageInput
 from tests.workflows.activity_errors import failed_activity
 from workflows import policies, retirement
 

@@ -9,11 +9,11 @@ from temporalio.client import WorkflowExecutionStatus
 from temporalio.service import RPCError
 
 from ipnext import names
-from ipnext.api.outbox import Outbox
-from ipnext.api.resubmission import Resubmission
-from ipnext.api.temporal_lifecycle import TemporalLifecycle
-from ipnext.model.drain import DrainState
-from ipnext.model.lifecycle import ChangeKind, ReplanState
+from ipnext.api.workflow_engine.outbox import Outbox
+from ipnext.api.workflow_engine.resubmission import Resubmission
+from ipnext.api.workflow_engine.temporal import TemporalLifecycle
+from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.messages import ChangeKind, ReplanState
 from ipnext.temporal import tell_drain, wake_replan
 from tests.fleets import two_regions
 from tests.workflows.drains import EUROPE, drain_of, regions, replans_ended, stored_destinations

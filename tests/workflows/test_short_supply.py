@@ -12,9 +12,9 @@ from activities.planning.drift import record_repair
 from activities.transition.activities import TransitionActivities
 from activities.transition.draft import Draft
 from ipnext.errors import Unavailable
-from ipnext.model.controls import ControlAction, ControlAsked
-from ipnext.model.lifecycle import ChangeState
-from ipnext.model.status import ConditionType, Reason
+from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.temporal import control
 from tests.fleets import two_regions
 from tests.waiting import PATIENCE_SECONDS

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ipnext.model.lifecycle import WaveResult
+from ipnext.model.lifecycle.messages import WaveResult
 from tests.tiers import scaled
 from tests.workflows.simulation import carrying
 from tests.workflows.simulation.__main__ import main

@@ -6,8 +6,8 @@ A test of a weakness that passes here unexpectedly says that its weakness is gon
 import pytest
 
 from activities.transition import admission as admitting
-from ipnext.model.plan import Problem
-from ipnext.model.rollout import FleetState
+from ipnext.model.planning.plan import Problem
+from ipnext.model.planning.transition import FleetState
 from planner.transition.planner import StepPolicy, plan_transition
 from tests.workflows.simulation.world import KNOWN, history
 

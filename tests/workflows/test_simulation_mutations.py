@@ -16,9 +16,9 @@ from activities.transition import admission as admitting
 from activities.transition import gate as gates
 from activities.transition import revert as undoing
 from activities.transition import step_limit as pacing
-from ipnext.model.lifecycle import ChangeKind
-from ipnext.model.rollout import Transition, TransitionState
-from ipnext.store.models import Models
+from ipnext.model.lifecycle.messages import ChangeKind
+from ipnext.model.planning.transition import Transition, TransitionState
+from ipnext.store.registry.models import Models
 from tests.workflows.simulation import (
     carrying,
     losing,

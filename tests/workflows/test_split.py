@@ -4,10 +4,10 @@ import pytest
 
 from activities.optimization import activities as optimization
 from activities.optimization.split_process import CutEnded, CutRefused
-from ipnext.model.deployment import DeploymentKey
-from ipnext.model.lifecycle import ChangeKind, ChangeState, ScheduledReplan
-from ipnext.model.registry import GenerationState
-from ipnext.model.status import ConditionType, Reason
+from ipnext.model.deployment.deployment import DeploymentKey
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, ScheduledReplan
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.registry.registry import GenerationState
 from serving.splitting.report import FORM
 
 pytestmark = pytest.mark.usefixtures("workers")

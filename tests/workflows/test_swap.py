@@ -4,12 +4,12 @@ import pytest
 
 from activities.transition import wave_context as reaching
 from activities.transition.activities import TransitionActivities
-from ipnext.artifacts.checkpoint_import import import_checkpoint
+from ipnext.artifacts.checkpoints.checkpoint_import import import_checkpoint
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import RegionUnreachable
-from ipnext.model.deployment import DeploymentKey
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.status import ConditionType
+from ipnext.model.deployment.deployment import DeploymentKey
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import ConditionType
 from tests.fleets import two_regions
 from tests.genai.checkpoints import write_llama
 

@@ -9,8 +9,8 @@ from temporalio.service import RPCError
 from activities.planning.solver import ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile
-from ipnext.infra.agent_settings import AgentSettings
-from ipnext.model.lifecycle import ScheduledReplan
+from ipnext.infra.settings import AgentSettings
+from ipnext.model.lifecycle.messages import ScheduledReplan
 from ipnext.platform.schedules import schedules_of
 from ipnext.settings import PlatformSettings
 from ipnext.temporal import connect, submit_change, tell_drain, wake_replan

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from ipnext.api.explanation import explanation_of
-from ipnext.api.facts import model_facts
-from ipnext.api.states import States
+from ipnext.api.services.explanation import explanation_of
+from ipnext.api.services.model_facts import model_facts
+from ipnext.api.services.region_states import States
 from ipnext.artifacts.signing import write_key_pair
 from ipnext.errors import Unavailable
-from ipnext.model.deployment import DeploymentKey
-from ipnext.model.freeze import FreezeManifest
-from ipnext.model.reasons import ADVICE
-from ipnext.model.resource import Explanation
-from ipnext.model.status import Reason
+from ipnext.model.api.resources import Explanation
+from ipnext.model.deployment.deployment import DeploymentKey
+from ipnext.model.lifecycle.reasons import ADVICE
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.manifest.freeze import FreezeManifest
 
 pytestmark = pytest.mark.usefixtures("workers")
 

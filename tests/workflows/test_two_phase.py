@@ -2,9 +2,9 @@
 
 import pytest
 
-from ipnext.model.deployment import DeploymentKey
-from ipnext.model.lifecycle import ChangeState
-from ipnext.model.status import Reason
+from ipnext.model.deployment.deployment import DeploymentKey
+from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.status import Reason
 
 pytestmark = pytest.mark.usefixtures("workers")
 

@@ -9,11 +9,11 @@ from temporalio.api.enums.v1 import EventType
 from activities.transition.draft import Draft
 from ipnext import names
 from ipnext.errors import Unavailable
-from ipnext.model.controls import ControlAction, ControlAsked
-from ipnext.model.drain import DrainState
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.rollout import TransitionState
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.planning.transition import TransitionState
 from ipnext.temporal import begin_entity, control
 from tests.workflows.drains import EUROPE, regions
 from tests.workflows.test_waiting_changes import (  # noqa: F401 - fixtures

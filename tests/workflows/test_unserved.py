@@ -2,8 +2,8 @@
 
 import pytest
 
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.status import ConditionType, Reason
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.temporal import tell_freeze_changed
 from tests.fleets import two_regions
 from tests.workflows.test_freezes import freeze_manifest

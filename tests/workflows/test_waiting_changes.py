@@ -5,12 +5,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ipnext import names
-from ipnext.api.outbox import Outbox
-from ipnext.api.temporal_lifecycle import TemporalLifecycle
-from ipnext.model.controls import ControlAction, ControlAsked
-from ipnext.model.freeze import FreezeManifest
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.status import ConditionType, Reason
+from ipnext.api.workflow_engine.outbox import Outbox
+from ipnext.api.workflow_engine.temporal import TemporalLifecycle
+from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.manifest.freeze import FreezeManifest
 from ipnext.temporal import control, tell_freeze_changed
 from tests.workflows.drains import regions
 

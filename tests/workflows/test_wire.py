@@ -17,13 +17,21 @@ from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 
 from activities.planning.solver import ThreadSolver
-from ipnext.model.deployment import Deployment, HostHolds, HostState, RegionState, RouterState, RouterTable, RouteTable
+from ipnext.model.deployment.deployment import (
+    Deployment,
+    HostHolds,
+    HostState,
+    RegionState,
+    RouterState,
+    RouterTable,
+    RouteTable,
+)
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.freeze import FreezeManifest
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.plan import Plan, PlanDiff, Problem, ReplicaCount
-from ipnext.model.registry import Layout
-from ipnext.model.rollout import Transition
+from ipnext.model.manifest.freeze import FreezeManifest
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.planning.plan import Plan, PlanDiff, Problem, ReplicaCount
+from ipnext.model.planning.transition import Transition
+from ipnext.model.registry.registry import Layout
 from ipnext.model.wire import LONGEST_REMEMBERED, decode, decode_frozen
 from ipnext.payloads import DATA_CONVERTER
 from tests.workflows.shapes import UNKNOWN, models_of, shape
@@ -93,7 +101,7 @@ def test_nothing_between_components_is_read_strictly():
     """Snapshots are: they are named by their digest, which an unknown field is part of."""
     strict = re.compile(r"(\w+)\.model_validate_json\(|TypeAdapter\(.*validate_json\(")
     for place in ("store", "infra"):
-        for file in (ROOT / "ipnext" / place).glob("*.py"):
+        for file in (ROOT / "ipnext" / place).rglob("*.py"):
             found = {match[1] for match in strict.finditer(file.read_text())}
             assert found <= {"SnapshotManifest"}, file
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from ipnext import names
-from ipnext.model.lifecycle import ChangeKind, ChangeState, TransitionResult
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, TransitionResult
 
 pytestmark = pytest.mark.usefixtures("workers")
 

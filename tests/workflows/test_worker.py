@@ -16,9 +16,9 @@ from activities.planning.solver import ProcessSolver, ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile
 from ipnext.errors import EXIT_BAD_INPUT, Conflict, InvalidInput, Unavailable
-from ipnext.model.workflow_namespace import WorkflowNamespace
+from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.settings import PlatformSettings, platform_settings
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 from ipnext.temporal import connect, namespace_of, reachable, ui_link
 from tests.waiting import PATIENCE_SECONDS, eventually
 from workflows import policies

@@ -2,7 +2,7 @@
 
 `Authentication` is middleware: it answers 401 to a request without a valid credential before its body is read. Each
 endpoint names its action by `may(...)`, which answers 403, or 404 if the principal may not see the model. Its route
-(`ipnext.api.guarded_route`) checks that before it reads the body, too.
+(`ipnext.api.requests.guarded_route`) checks that before it reads the body, too.
 """
 
 import asyncio
@@ -26,14 +26,14 @@ from ipnext.access.acting import acting as acting_as
 from ipnext.access.actions import ACTIONS, Action
 from ipnext.access.keys import LONGEST, is_key, parse_key, proves
 from ipnext.access.policy import Policies, Resource
+from ipnext.api.authorization.audit_entries import SAFE_METHODS, Recorder, operation_of
 from ipnext.api.errors import answer, error_body
-from ipnext.api.recording import SAFE_METHODS, Recorder, operation_of
-from ipnext.api.slots import holder_of
-from ipnext.api.stream import Listener
+from ipnext.api.requests.slots import holder_of
+from ipnext.api.requests.stream import Listener
 from ipnext.errors import IPnextError, NotFound, Unauthenticated, Unavailable
-from ipnext.model.access import ANY, Principal, Role
+from ipnext.model.access.rights import ANY, Principal, Role
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 KEPT_SECONDS: Final = 2.0
 """Time for which a proved credential is not looked up again; a revocation is in force after it."""

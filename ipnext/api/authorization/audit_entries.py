@@ -17,10 +17,10 @@ from starlette.types import Message, Scope, Send
 
 from ipnext.access.acting import ACTING, Acting
 from ipnext.errors import Forbidden, IPnextError, Unauthenticated
-from ipnext.model.access import Principal
-from ipnext.model.audit import AuditNote
-from ipnext.store.audit import audit_note
-from ipnext.store.session import Store
+from ipnext.model.access.audit import AuditNote
+from ipnext.model.access.rights import Principal
+from ipnext.store.access.audit import audit_note
+from ipnext.store.store import Store
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 

@@ -1,4 +1,4 @@
-"""Hides details of the machines (`ipnext.machine_details`) from all except operators and administrators of all owners.
+"""Hides details of machines (`ipnext.process.machine_details`) from all but operators and administrators of all owners.
 
 Every answer passes here, errors and the stream of events included, so that no endpoint can miss it.
 """
@@ -12,7 +12,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ipnext.access.acting import Acting
-from ipnext.machine_details import shorten, shorten_text
+from ipnext.process.machine_details import shorten, shorten_text
 
 LARGE: Final = 2**16
 """Bytes from which on an answer is shortened in a thread, so that other requests are not blocked."""

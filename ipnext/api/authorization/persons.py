@@ -8,10 +8,10 @@ from typing import Final
 from ipnext.access.oidc import Identity, TokenVerifier
 from ipnext.access.signing_keys import SigningKeys
 from ipnext.errors import Forbidden, InvalidInput
-from ipnext.identity_provider import ProviderClient
-from ipnext.model.access import Grant, Principal
+from ipnext.login.identity_provider import ProviderClient
+from ipnext.model.access.rights import Grant, Principal
 from ipnext.settings import PlatformSettings
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 KEPT: Final = 4096
 """Principals whose identity is kept, so that streams can check whether they may continue."""

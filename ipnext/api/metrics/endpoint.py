@@ -9,19 +9,19 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from ipnext.api.access import Visible, may
-from ipnext.api.filters import contradicted
-from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.hiding import shown_fleet, shown_states
-from ipnext.api.metric_families import counter, gauge
-from ipnext.api.outbox import Outbox
-from ipnext.api.plan_metrics import plan_metrics, replan_metrics
-from ipnext.api.platform import Platform, Rooms
-from ipnext.api.regions import fleet_or_none, region_views
+from ipnext.api.authorization.access import Visible, may
+from ipnext.api.dependencies import Platform, Rooms
+from ipnext.api.metrics.families import counter, gauge
+from ipnext.api.metrics.planning import plan_metrics, replan_metrics
+from ipnext.api.requests.guarded_route import GuardedRoute
+from ipnext.api.routes.models.filters import contradicted
+from ipnext.api.routes.regions.regions import fleet_or_none, region_views
 from ipnext.api.schema import NOT_MODIFIED
-from ipnext.api.states import States
-from ipnext.model.lifecycle import ChangeState
-from ipnext.model.resource import RegionView
+from ipnext.api.services.hidden_fields import shown_fleet, shown_states
+from ipnext.api.services.region_states import States
+from ipnext.api.workflow_engine.outbox import Outbox
+from ipnext.model.api.resources import RegionView
+from ipnext.model.lifecycle.messages import ChangeState
 from ipnext.store.repository import Repository
 
 router = APIRouter(tags=["metrics"], route_class=GuardedRoute)

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from prometheus_client.metrics_core import Metric
 
-from ipnext.api.metric_families import counter, gauge
+from ipnext.api.metrics.families import counter, gauge
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.lifecycle import ReplanState
+from ipnext.model.lifecycle.messages import ReplanState
 from ipnext.store.records import PlanEntry
 from ipnext.store.repository import Repository
 

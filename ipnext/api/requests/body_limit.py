@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ipnext.access.acting import Acting
 from ipnext.api.errors import answer, error_body
-from ipnext.api.slots import SHARE, holder_of
+from ipnext.api.requests.slots import SHARE, holder_of
 from ipnext.errors import IPnextError, RateLimited, TooLarge, TooSlow, Unavailable
 
 MOST_BYTES: Final = 5 * 2**20

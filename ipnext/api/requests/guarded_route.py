@@ -15,17 +15,17 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
 
-from ipnext.api.json_bodies import PARSED
-from ipnext.api.slots import holder_of
-from ipnext.api.turns import Turns
-from ipnext.model.manifest import invalid_input
+from ipnext.api.requests.json_bodies import PARSED
+from ipnext.api.requests.slots import holder_of
+from ipnext.api.requests.turns import Turns
+from ipnext.model.manifest.manifest import invalid_input
 from ipnext.model.value import Value, Written
 
 AT_ONCE: Final = 40
 """Threads for the work of endpoints: as many as AnyIO has for all of a process."""
 
 Guard = Callable[[Request], Awaitable[None]]
-"""A dependency made by `ipnext.api.access.may`. Called again in one request, it returns at once."""
+"""A dependency made by `ipnext.api.authorization.access.may`. Called again in one request, it returns at once."""
 
 Model = type[Value] | type[Written]
 

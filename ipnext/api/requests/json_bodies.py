@@ -11,9 +11,9 @@ from typing import Any, Final
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ipnext.api.body_limit import STREAMED
-from ipnext.api.slots import holder_of
-from ipnext.api.turns import Turns
+from ipnext.api.requests.body_limit import STREAMED
+from ipnext.api.requests.slots import holder_of
+from ipnext.api.requests.turns import Turns
 from ipnext.errors import InvalidInput, IPnextError, TooLarge
 from ipnext.model.value import NameTwice, unique_names
 

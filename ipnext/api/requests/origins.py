@@ -2,9 +2,9 @@
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ipnext.allowed_hosts import AllowedHosts, joined_headers
 from ipnext.api.errors import answer, error_body
 from ipnext.errors import InvalidInput, IPnextError
+from ipnext.network.allowed_hosts import AllowedHosts, joined_headers
 
 
 class SourceCheck:

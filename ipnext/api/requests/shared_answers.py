@@ -17,9 +17,9 @@ from functools import partial
 import anyio
 from fastapi import Request, Response
 
-from ipnext.api.slots import SHARE, Slots, holder_of
-from ipnext.api.states import States
-from ipnext.api.turns import Turns
+from ipnext.api.requests.slots import SHARE, Slots, holder_of
+from ipnext.api.requests.turns import Turns
+from ipnext.api.services.region_states import States
 
 KEPT = 64
 """Cached answers, the ones requested last."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ipnext.errors import RateLimited, Unavailable
-from ipnext.model.access import Principal
+from ipnext.model.access.rights import Principal
 
 SHARE = 4
 """One principal has at most the SHARE-th part of the slots."""

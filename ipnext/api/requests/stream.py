@@ -16,11 +16,11 @@ import anyio
 import structlog
 from fastapi.sse import format_sse_event
 
-from ipnext.api.slots import Slots
-from ipnext.api.states import States
+from ipnext.api.requests.slots import Slots
+from ipnext.api.services.region_states import States
 from ipnext.errors import IPnextError, RateLimited, Unavailable
-from ipnext.model.resource import EventView
-from ipnext.store.session import Store
+from ipnext.model.api.resources import EventView
+from ipnext.store.store import Store
 
 MOST_SUBSCRIBERS = 200
 """Open streams of one API process."""

@@ -1,6 +1,6 @@
 """Threads of one kind of work that all clients share: each client has at most its share, and waits for its turn.
 
-`ipnext.api.slots` refuses instead: there a client decides how long a slot is occupied.
+`ipnext.api.requests.slots` refuses instead: there a client decides how long a slot is occupied.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 import anyio.to_thread
 from anyio import CapacityLimiter
 
-from ipnext.api.slots import SHARE
+from ipnext.api.requests.slots import SHARE
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ipnext.api.chain import (
+from ipnext.api.services.explanation_chain import (
     UNHAPPY,
     cause_steps,
     change_steps,
@@ -18,21 +18,21 @@ from ipnext.api.chain import (
     trouble_steps,
     wave_steps,
 )
-from ipnext.api.facts import ModelFacts
-from ipnext.api.states import States
-from ipnext.api.status import (
+from ipnext.api.services.model_facts import ModelFacts
+from ipnext.api.services.region_states import States
+from ipnext.api.services.status import (
     Trouble,
     awaited_regions,
     capacity_troubles,
     observed_conditions,
     serving_troubles,
 )
-from ipnext.model.cause import STEPS, Cause, cause_in
-from ipnext.model.drain import Drain, DrainState
-from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, ValidationReport
-from ipnext.model.reasons import ADVICE, ADVICE_FOR_MOVES
-from ipnext.model.resource import Explanation, ExplanationStep
-from ipnext.model.status import Condition, ConditionType, Reason
+from ipnext.model.api.resources import Explanation, ExplanationStep
+from ipnext.model.lifecycle.drain import Drain, DrainState
+from ipnext.model.lifecycle.failure_cause import STEPS, Cause, cause_in
+from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, ValidationReport
+from ipnext.model.lifecycle.reasons import ADVICE, ADVICE_FOR_MOVES
+from ipnext.model.lifecycle.status import Condition, ConditionType, Reason
 from ipnext.store.records import TransitionRecord
 from ipnext.store.repository import Repository
 

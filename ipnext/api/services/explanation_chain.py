@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 
-from ipnext.api.facts import ModelFacts
-from ipnext.api.status import Trouble
-from ipnext.model.cause import STEPS, Cause
-from ipnext.model.lifecycle import Change, ChangeState, ValidationReport
-from ipnext.model.manifest import ModelSpec
-from ipnext.model.resource import ExplanationStep
-from ipnext.model.rollout import TransitionState
-from ipnext.model.status import Condition, ConditionType, Reason
-from ipnext.model.waves import arrived, arrived_words
+from ipnext.api.services.model_facts import ModelFacts
+from ipnext.api.services.status import Trouble
+from ipnext.model.api.resources import ExplanationStep
+from ipnext.model.lifecycle.failure_cause import STEPS, Cause
+from ipnext.model.lifecycle.messages import Change, ChangeState, ValidationReport
+from ipnext.model.lifecycle.status import Condition, ConditionType, Reason
+from ipnext.model.manifest.manifest import ModelSpec
+from ipnext.model.planning.transition import TransitionState
+from ipnext.model.planning.wave_progress import arrived, arrived_words
 from ipnext.store.records import TransitionRecord
 
 UNHAPPY = frozenset({ChangeState.REFUSED, ChangeState.ROLLED_BACK})

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 
-from ipnext.api.states import States
-from ipnext.model.answers import GenerationAnswers
-from ipnext.model.comparison import Pair, predictions
-from ipnext.model.deployment import GenerationTraffic, RegionState
-from ipnext.model.distributions import quantile, stability_index
-from ipnext.model.gates import RegionTraffic
-from ipnext.model.sketch import LATENCY_SECONDS
+from ipnext.api.services.region_states import States
+from ipnext.model.api.generation_stats import GenerationAnswers
+from ipnext.model.deployment.deployment import GenerationTraffic, RegionState
+from ipnext.model.gate.comparison import Pair, predictions
+from ipnext.model.gate.distributions import quantile, stability_index
+from ipnext.model.gate.gate import RegionTraffic
+from ipnext.model.gate.sketch import LATENCY_SECONDS
 
 Counted = Mapping[int, Mapping[str, GenerationTraffic]]
 """Generation -> region -> counters of its router."""

@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from ipnext import names
-from ipnext.api.states import States
-from ipnext.model.deployment import Replica
-from ipnext.model.drain import DrainView
+from ipnext.api.services.region_states import States
+from ipnext.model.api.resources import MovesView, PlanSummary, ReplanView
+from ipnext.model.deployment.deployment import Replica
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.resource import MovesView, PlanSummary, ReplanView
+from ipnext.model.lifecycle.drain import DrainView
 from ipnext.store.records import FreezeRecord
 from ipnext.store.repository import Repository
 

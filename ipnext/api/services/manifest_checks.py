@@ -5,12 +5,12 @@ from typing import Any
 
 from ipnext.artifacts.signing import MANIFEST_KEYS, check_keys
 from ipnext.errors import Conflict, InvalidInput, SignatureInvalid
-from ipnext.model.engine_allowances import EngineAllowances
-from ipnext.model.engine_settings import vllm_settings
+from ipnext.model.api.resources import FieldChange
 from ipnext.model.fleet import FleetSpec, HardwareOption
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.resource import FieldChange
-from ipnext.model.split import SplitHardware
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.split import SplitHardware
+from ipnext.model.settings.engine import vllm_settings
+from ipnext.model.settings.engine_allowances import EngineAllowances
 from ipnext.model.value import Written, canonical_json
 from ipnext.plugins import Plugins
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ipnext.model.deployment import Deployment, RouteTable
-from ipnext.model.lifecycle import Change
-from ipnext.model.measured import throughputs, wants_profiles
-from ipnext.model.plan import Unmet
-from ipnext.model.profile import PartThroughput
-from ipnext.model.registry import Layout
-from ipnext.model.status import Condition
+from ipnext.model.deployment.deployment import Deployment, RouteTable
+from ipnext.model.lifecycle.messages import Change
+from ipnext.model.lifecycle.status import Condition
+from ipnext.model.manifest.profiled import throughputs, wants_profiles
+from ipnext.model.planning.plan import Unmet
+from ipnext.model.registry.profile import PartThroughput
+from ipnext.model.registry.registry import Layout
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from ipnext.model.cause import STEPS
-from ipnext.model.lifecycle import Change, ChangeState
-from ipnext.model.status import Condition, ConditionType, Reason
+from ipnext.model.lifecycle.failure_cause import STEPS
+from ipnext.model.lifecycle.messages import Change, ChangeState
+from ipnext.model.lifecycle.status import Condition, ConditionType, Reason
 
 
 def progress_of(

@@ -12,10 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import structlog
 
-from ipnext.api.states import States
+from ipnext.api.services.region_states import States
 from ipnext.errors import IPnextError
 from ipnext.infra.port import Infrastructure
-from ipnext.model.deployment import RegionState
+from ipnext.model.deployment.deployment import RegionState
 
 REST = 4
 """An observation is kept for this multiple of its duration, so that observing a large fleet leaves time for other

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from heapq import nsmallest
 
-from ipnext.model.deployment import GenerationTraffic, RegionState, Replica, ReplicaPhase
+from ipnext.model.deployment.deployment import GenerationTraffic, RegionState, Replica, ReplicaPhase
 
 SHOWN = 20
 """Replicas of a region in its summary."""

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from ipnext.api.facts import ModelFacts
-from ipnext.api.progress import progress_of
-from ipnext.api.states import States
-from ipnext.model.deployment import (
+from ipnext.api.services.model_facts import ModelFacts
+from ipnext.api.services.progress import progress_of
+from ipnext.api.services.region_states import States
+from ipnext.model.api.resources import ModelView
+from ipnext.model.deployment.deployment import (
     Deployment,
     DeploymentKey,
     Replica,
@@ -22,11 +23,10 @@ from ipnext.model.deployment import (
     RouteShare,
     ServedGeneration,
 )
-from ipnext.model.lifecycle import DeploymentStatus
-from ipnext.model.resource import ModelView
-from ipnext.model.status import Condition, ConditionType, ModelStatus, Reason, reason_of, with_ready
+from ipnext.model.lifecycle.messages import DeploymentStatus
+from ipnext.model.lifecycle.status import Condition, ConditionType, ModelStatus, Reason, reason_of, with_ready
+from ipnext.model.lifecycle.unserved import binding_reason, routed_before, unserved_message, unserved_regions
 from ipnext.model.throughput import amount
-from ipnext.model.unserved import binding_reason, routed_before, unserved_message, unserved_regions
 
 CRASH_LOOP_RESTARTS = 3
 """A replica that isn't ready after this many restarts is in a crash loop."""

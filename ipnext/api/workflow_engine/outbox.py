@@ -5,7 +5,7 @@ until the engine has accepted it, so after a crash at any point it is just submi
 too. Models are independent of each other; the changes of one model are submitted in their order. Replans are one more
 such line, drains another: the outbox signals the engine that some are recorded, and the engine claims them from the
 store itself. The outbox also signals changed freezes to the runs that wait for them. Nothing is submitted if the
-database belongs to another platform (`ipnext.store.belonging`).
+database belongs to another platform (`ipnext.store.changes.ownership`).
 
 Only our own entity's validator ends a change here (InvalidInput, Conflict). For any other answer of Temporal or a
 worker, the change stays RECORDED and is retried with growing pauses, and an alarm is raised: a log event, `stuck`, the
@@ -19,14 +19,14 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 import structlog
 
-from ipnext.api.attempts import Attempt, Attempts
-from ipnext.api.lifecycle import Lifecycle
+from ipnext.api.workflow_engine.attempts import Attempt, Attempts
+from ipnext.api.workflow_engine.port import Lifecycle
 from ipnext.errors import Conflict, InvalidInput, IPnextError
-from ipnext.model.drain import Drain
-from ipnext.model.lifecycle import Change, ChangeState, Replan
-from ipnext.model.workflow_namespace import WorkflowNamespace
-from ipnext.store.ending import refuse_change
-from ipnext.store.session import Store
+from ipnext.model.lifecycle.drain import Drain
+from ipnext.model.lifecycle.messages import Change, ChangeState, Replan
+from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
+from ipnext.store.operations.change_end import refuse_change
+from ipnext.store.store import Store
 
 FREEZES = "/"
 """The line of the runs that get signals of changed freezes."""

@@ -1,6 +1,6 @@
 """The API's port to the workflow engine, and its fake.
 
-The real adapter is `ipnext.api.temporal_lifecycle`. Callers: the outbox and the links on the page.
+The real adapter is `ipnext.api.workflow_engine.temporal`. Callers: the outbox and the links on the page.
 """
 
 from typing import Protocol
@@ -8,11 +8,11 @@ from urllib.parse import quote
 
 from ipnext import names
 from ipnext.errors import Conflict, Unavailable
-from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked
-from ipnext.model.lifecycle import Change, ChangeAccepted, Replan
-from ipnext.model.moving import MoverAsked, ReplanProgress
-from ipnext.model.resource import ChangeView, ReplanView
-from ipnext.model.workflow_namespace import WorkflowNamespace
+from ipnext.model.api.resources import ChangeView, ReplanView
+from ipnext.model.lifecycle.controls import ControlAction, ControlAnswer, ControlAsked
+from ipnext.model.lifecycle.messages import Change, ChangeAccepted, Replan
+from ipnext.model.lifecycle.replan_moves import MoverAsked, ReplanProgress
+from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 
 
 class Lifecycle(Protocol):

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 import structlog
 
 from ipnext import names
-from ipnext.api.lifecycle import Lifecycle
+from ipnext.api.workflow_engine.port import Lifecycle
 from ipnext.errors import Conflict, IPnextError
-from ipnext.model.workflow_namespace import WorkflowNamespace
-from ipnext.store.session import Store
+from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
+from ipnext.store.store import Store
 
 EVERY_SECONDS = 20.0
 """Interval of the checks: with `OPEN_SECONDS` and `ANSWER_SECONDS`, at most a minute until a run is started again."""

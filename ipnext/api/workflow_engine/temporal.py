@@ -7,10 +7,10 @@ from typing import Final
 
 from ipnext import names, temporal
 from ipnext.errors import InvalidInput
-from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked
-from ipnext.model.lifecycle import Change, ChangeAccepted
-from ipnext.model.moving import MoverAsked, ReplanProgress
-from ipnext.model.workflow_namespace import WorkflowNamespace
+from ipnext.model.lifecycle.controls import ControlAction, ControlAnswer, ControlAsked
+from ipnext.model.lifecycle.messages import Change, ChangeAccepted
+from ipnext.model.lifecycle.replan_moves import MoverAsked, ReplanProgress
+from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.platform.setup import warn_of_missing
 from ipnext.temporal_access import Stamp, TemporalSettings, read_access, stamp_of, temporal_settings
 from ipnext.timing import Timing

@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from ipnext.artifacts.adapter_fit import Matrix, highest_rank, matrices
-from ipnext.artifacts.checkpoint_fit import LLAMA_FAMILY, Shape, llama_shapes
-from ipnext.artifacts.checkpoints import AdapterConfig, ReadCheckpoint, layer_numbers
-from ipnext.model.checkpoint import ADAPTER_CONFIG_FILE, CONFIG_FILE
+from ipnext.artifacts.checkpoints.adapter_fit import Matrix, highest_rank, matrices
+from ipnext.artifacts.checkpoints.checkpoint_fit import LLAMA_FAMILY, Shape, llama_shapes
+from ipnext.artifacts.checkpoints.reader import AdapterConfig, ReadCheckpoint, layer_numbers
+from ipnext.model.registry.checkpoint import ADAPTER_CONFIG_FILE, CONFIG_FILE
 
 _WRITES_TEXT: Final = "CAUSAL_LM"
 _HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from ipnext.artifacts.checkpoints import AdapterConfig, ReadCheckpoint
-from ipnext.model.checkpoint import ADAPTER_CONFIG_FILE
+from ipnext.artifacts.checkpoints.reader import AdapterConfig, ReadCheckpoint
+from ipnext.model.registry.checkpoint import ADAPTER_CONFIG_FILE
 
 _MATRIX: Final = re.compile(
     r"base_model\.model\.(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.weight)?"

@@ -6,9 +6,9 @@ For the Llama family every layer's matrices are checked by name; for others the 
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from ipnext.artifacts.adapter_fit import adapter_misfits
-from ipnext.artifacts.checkpoints import ReadCheckpoint, layer_numbers
-from ipnext.model.checkpoint import CONFIG_FILE, CheckpointConfig
+from ipnext.artifacts.checkpoints.adapter_fit import adapter_misfits
+from ipnext.artifacts.checkpoints.reader import ReadCheckpoint, layer_numbers
+from ipnext.model.registry.checkpoint import CONFIG_FILE, CheckpointConfig
 
 LLAMA_FAMILY: Final = frozenset(
     {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM"}

@@ -11,14 +11,14 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from ipnext import __version__
-from ipnext.artifacts.checkpoint_fit import misfits
-from ipnext.artifacts.checkpoints import WEIGHTS_SUFFIX, LocalFiles, ReadCheckpoint, read_checkpoint
+from ipnext.artifacts.checkpoints.checkpoint_fit import misfits
+from ipnext.artifacts.checkpoints.reader import WEIGHTS_SUFFIX, LocalFiles, ReadCheckpoint, read_checkpoint
 from ipnext.artifacts.layout import CHUNK_BYTES, manifest_bytes
 from ipnext.errors import InvalidInput
-from ipnext.model.checkpoint import Checkpoint
-from ipnext.model.part_tensors import embedding_signature, text_spec
-from ipnext.model.prompt import PROMPT
-from ipnext.model.registry import OWN_FILES, SNAPSHOT_FILE, ArtifactFile, Signature, SnapshotManifest
+from ipnext.model.manifest.part_tensors import embedding_signature, text_spec
+from ipnext.model.registry.checkpoint import Checkpoint
+from ipnext.model.registry.registry import OWN_FILES, SNAPSHOT_FILE, ArtifactFile, Signature, SnapshotManifest
+from ipnext.model.settings.prompt import PROMPT
 
 ENGINE: Final = "vllm"
 DATA_SUFFIXES: Final = (".json", ".txt", ".model", ".tiktoken", ".jinja")

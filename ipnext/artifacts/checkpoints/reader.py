@@ -15,9 +15,9 @@ from typing import Any, BinaryIO, Final, Protocol, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from ipnext.artifacts.bounded_json import TooManyValues, load_bounded
-from ipnext.artifacts.tensor_headers import MalformedTensors, TensorPlace, read_places, size_fault
+from ipnext.artifacts.checkpoints.tensor_headers import MalformedTensors, TensorPlace, read_places, size_fault
 from ipnext.errors import InvalidInput
-from ipnext.model.checkpoint import ADAPTER_CONFIG_FILE, CONFIG_FILE, Checkpoint, CheckpointConfig
+from ipnext.model.registry.checkpoint import ADAPTER_CONFIG_FILE, CONFIG_FILE, Checkpoint, CheckpointConfig
 from ipnext.model.value import digest_of
 
 INDEX_FILE: Final = "model.safetensors.index.json"

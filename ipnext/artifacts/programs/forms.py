@@ -1,4 +1,4 @@
-"""Checks of plain JSON values by their form, and the error that they raise. Used by ipnext.artifacts.program_schema."""
+"""Checks of plain JSON values by their form, and their error. Used by ipnext.artifacts.programs.schema."""
 
 import re
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Limit of the whole numbers that a program computes from sizes. Used by ipnext.artifacts.program_schema.
+"""Limit of the whole numbers that a program computes from sizes. Used by ipnext.artifacts.programs.schema.
 
 Sizes are Python's integers, which grow without limit: thirty products of a number with itself take gigabytes, and the
 interpreter is blocked while it computes one.
@@ -7,8 +7,8 @@ interpreter is blocked while it computes one.
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from ipnext.artifacts.program_forms import UnsafeProgram
-from ipnext.artifacts.program_operators import SIZES
+from ipnext.artifacts.programs.forms import UnsafeProgram
+from ipnext.artifacts.programs.operators import SIZES
 
 MOST_BITS: Final = 4096
 """Most bits of a number that a program may compute."""

@@ -2,7 +2,7 @@
 
 Each ATen overload is functional: its schema writes to no argument. None reads a file, takes a pointer, a generator, a
 storage or a Python object, returns uninitialised memory, or draws random numbers. Overloads with parameters of type
-`str` are listed only if those accept a closed set of words (`STRINGS` in ipnext.artifacts.program_schema). The control
+`str` are listed only if those accept a closed set of words (`STRINGS` in ipnext.artifacts.programs.schema). The control
 plane and the hosts read this list; a test compares it with torch's schemas. docs/serving.md describes how to extend it.
 """
 

@@ -7,9 +7,9 @@ the commands `ipnext split`, `compile` and `delta`, which the platform runs too.
 from typing import Any, Final
 
 from ipnext.artifacts.bounded_json import TooManyValues, load_bounded
-from ipnext.artifacts.program_forms import UnsafeProgram
-from ipnext.artifacts.program_schema import FORMAT, check_document
-from ipnext.model.registry import ArtifactFile, SnapshotManifest
+from ipnext.artifacts.programs.forms import UnsafeProgram
+from ipnext.artifacts.programs.schema import FORMAT, check_document
+from ipnext.model.registry.registry import ArtifactFile, SnapshotManifest
 
 PROGRAM_FILE: Final = "program.json"
 ENGINE: Final = "torch"

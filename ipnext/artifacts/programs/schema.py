@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
-from ipnext.artifacts.program_expressions import SYMBOL, MalformedExpression, parse_expression
-from ipnext.artifacts.program_forms import (
+from ipnext.artifacts.programs.expressions import SYMBOL, MalformedExpression, parse_expression
+from ipnext.artifacts.programs.forms import (
     Check,
     UnsafeProgram,
     exactly,
@@ -26,8 +26,8 @@ from ipnext.artifacts.program_forms import (
     union,
     whole,
 )
-from ipnext.artifacts.program_magnitudes import check_magnitudes
-from ipnext.artifacts.program_operators import ALLOWED
+from ipnext.artifacts.programs.magnitudes import check_magnitudes
+from ipnext.artifacts.programs.operators import ALLOWED
 
 FORMAT: Final = "ipnext/torch-program/v1"
 ASSERTION: Final = "a size is out of range"
@@ -109,7 +109,7 @@ def _target(value: Any) -> None:
     if not isinstance(value, str) or value not in ALLOWED:
         msg = (
             f"the operator {shown(value)} is not allowed; allowed are the deterministic, functional ATen operations "
-            "that ipnext/artifacts/program_operators.py lists"
+            "that ipnext/artifacts/programs/operators.py lists"
         )
         raise UnsafeProgram(msg)
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from ipnext.artifacts import layout
-from ipnext.artifacts.checked import checked
+from ipnext.artifacts.atomic_files import refusing_full_disk, write_whole
 from ipnext.artifacts.disk_reserve import DiskReserve
-from ipnext.artifacts.fetching import lay_out, lay_signature
-from ipnext.artifacts.files import refusing_full_disk, write_whole
+from ipnext.artifacts.download import lay_out, lay_signature
+from ipnext.artifacts.hashing import checked
 from ipnext.artifacts.port import StoredItem
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing
-from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
-from ipnext.model.signing import SignatureEnvelope
+from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
+from ipnext.model.registry.signing import SignatureEnvelope
 
 BLOB_MODE: Final = 0o640
 """Any client may upload a blob: no other user reads it, no user executes it. The group reads it, for hosts of

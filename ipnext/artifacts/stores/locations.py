@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.artifacts.port import ArtifactStore
-from ipnext.artifacts.s3_source import BucketSource
-from ipnext.artifacts.s3_store import S3ArtifactStore
 from ipnext.artifacts.sources import DirectorySource, Source, not_allowed
+from ipnext.artifacts.stores.file_store import FileArtifactStore
+from ipnext.artifacts.stores.s3_source import BucketSource
+from ipnext.artifacts.stores.s3_store import S3ArtifactStore
 from ipnext.errors import InvalidInput
 
 OWNER: Final = "{owner}"

@@ -3,8 +3,8 @@
 from typing import BinaryIO
 from urllib.parse import quote
 
-from ipnext.artifacts.s3_client import answering, s3_client
-from ipnext.artifacts.s3_stream import open_object
+from ipnext.artifacts.stores.s3_client import answering, s3_client
+from ipnext.artifacts.stores.s3_stream import open_object
 
 
 class BucketSource:

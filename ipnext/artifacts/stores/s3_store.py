@@ -13,15 +13,15 @@ from urllib.parse import quote
 from botocore.exceptions import BotoCoreError, ClientError
 
 from ipnext.artifacts import layout
-from ipnext.artifacts.checked import checked, regrouped
 from ipnext.artifacts.disk_reserve import DiskReserve
-from ipnext.artifacts.fetching import lay_out, lay_signature
+from ipnext.artifacts.download import lay_out, lay_signature
+from ipnext.artifacts.hashing import checked, regrouped
 from ipnext.artifacts.port import StoredItem
-from ipnext.artifacts.s3_client import S3Client, answering, s3_client, status_of
-from ipnext.artifacts.s3_stream import open_object
+from ipnext.artifacts.stores.s3_client import S3Client, answering, s3_client, status_of
+from ipnext.artifacts.stores.s3_stream import open_object
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing
-from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
-from ipnext.model.signing import SignatureEnvelope
+from ipnext.model.registry.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
+from ipnext.model.registry.signing import SignatureEnvelope
 
 PART_BYTES = 16 << 20
 """A blob up to this size is one request, a larger one is sent in parts of it; at most this much is in memory."""

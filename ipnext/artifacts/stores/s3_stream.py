@@ -4,7 +4,7 @@ import io
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ipnext.artifacts.layout import CHUNK_BYTES
-from ipnext.artifacts.s3_client import BROKEN_STREAM, S3Client, answering
+from ipnext.artifacts.stores.s3_client import BROKEN_STREAM, S3Client, answering
 from ipnext.errors import Unavailable
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from ipnext.cli.command import Command
 from ipnext.cli.output import Form, Output, rows, say, write
 from ipnext.cli.session import client_of
 from ipnext.errors import EXIT_FAILURE, InvalidInput
-from ipnext.model.audit import AuditEntry, AuditHead
-from ipnext.model.audit_chain import Verification, read_anchors, read_entries, verify
+from ipnext.model.access.audit import AuditEntry, AuditHead
+from ipnext.model.access.audit_chain import Verification, read_anchors, read_entries, verify
 from ipnext.model.value import canonical_json
 
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}

@@ -9,10 +9,10 @@ from ipnext.cli.command import Command
 from ipnext.cli.output import Form, Output, say, write
 from ipnext.cli.session import client_of, session_of
 from ipnext.client import Client
-from ipnext.client_login import LoginTerms, check_terms, end_login, entry_of, known_terms, login_at
-from ipnext.credentials import note_credential, origin_of
+from ipnext.client.login import LoginTerms, check_terms, end_login, entry_of, known_terms, login_at
 from ipnext.errors import Forbidden, InvalidInput, NotFound
-from ipnext.model.access import ANY, Grant
+from ipnext.login.credentials import note_credential, origin_of
+from ipnext.model.access.rights import ANY, Grant
 from ipnext.settings import LOGIN_VARIABLES, ClientSettings
 
 

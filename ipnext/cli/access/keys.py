@@ -12,9 +12,9 @@ from ipnext.cli.command import Command, Timeout
 from ipnext.cli.output import Form, Output, age, rows, say, write
 from ipnext.cli.session import client_of
 from ipnext.errors import InvalidInput
-from ipnext.model.access import ANY, KeyRequest, KeyView, Role
-from ipnext.model.manifest import invalid_input
-from ipnext.model.roles import RoleView
+from ipnext.model.access.rights import ANY, KeyRequest, KeyView, Role
+from ipnext.model.access.roles import RoleView
+from ipnext.model.manifest.manifest import invalid_input
 
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _ID = re.compile(r"[a-z2-7]{16}")

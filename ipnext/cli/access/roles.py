@@ -6,13 +6,13 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
+from ipnext.cli.access.keys import over
 from ipnext.cli.command import Command
-from ipnext.cli.keys import over
 from ipnext.cli.output import Form, Output, age, rows, write
 from ipnext.cli.session import client_of
 from ipnext.errors import InvalidInput
-from ipnext.model.access import ANY, Role
-from ipnext.model.roles import RoleRequest, RoleView
+from ipnext.model.access.rights import ANY, Role
+from ipnext.model.access.roles import RoleRequest, RoleView
 
 
 def grant(

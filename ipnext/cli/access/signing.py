@@ -8,9 +8,9 @@ import typer
 from ipnext.artifacts.sources import DirectorySource, signature_of
 from ipnext.cli.command import Command
 from ipnext.cli.output import say
-from ipnext.client_upload import checked_snapshot
+from ipnext.client.upload import checked_snapshot
 from ipnext.errors import SignatureInvalid
-from ipnext.model.registry import SIGNATURE_FILE
+from ipnext.model.registry.registry import SIGNATURE_FILE
 
 PrivateKey = Annotated[Path, typer.Option("--key", metavar="KEY.pem", help="Private key, PEM, without a password.")]
 
@@ -33,7 +33,7 @@ def sign(
     key: PrivateKey,
 ) -> None:
     """Sign a snapshot directory: every file is read and checked, then snapshot.json.sig is written beside snapshot.json."""
-    from ipnext.artifacts.files import write_whole  # noqa: PLC0415 - with the next one
+    from ipnext.artifacts.atomic_files import write_whole  # noqa: PLC0415 - with the next one
     from ipnext.artifacts.signing import signed  # noqa: PLC0415 - a slow import
 
     source = DirectorySource(directory, roots=(directory,))

@@ -8,7 +8,7 @@ from rich.table import Table
 from ipnext.cli.command import Command
 from ipnext.cli.output import Form, Output, rows, say, write
 from ipnext.cli.session import client_of
-from ipnext.model.artifact_use import CollectionView
+from ipnext.model.access.artifact_use import CollectionView
 
 
 def collect(

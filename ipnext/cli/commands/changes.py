@@ -9,18 +9,19 @@ import typer
 from rich.table import Table
 
 from ipnext.cli.command import Command, ModelName, Timeout, Wait
+from ipnext.cli.commands.replans import replan
+from ipnext.cli.commands.wait_conditions import ForChange, ForCondition, target_of
 from ipnext.cli.output import Form, Output, change_line, rows, say, write
-from ipnext.cli.planning import replan
 from ipnext.cli.session import client_of
-from ipnext.cli.waiting import ForChange, ForCondition, target_of
-from ipnext.client import SERVER_SIDE, Client
+from ipnext.client import Client
+from ipnext.client.client import SERVER_SIDE
 from ipnext.errors import EXIT_FAILURE, InvalidInput
-from ipnext.model.freeze import FreezeView
-from ipnext.model.lifecycle import ChangeState
-from ipnext.model.owner import OwnerView
-from ipnext.model.registry import ArtifactFile
-from ipnext.model.resource import ChangeView, FleetView, ModelApplied
-from ipnext.model.status import ConditionType
+from ipnext.model.access.owner import OwnerView
+from ipnext.model.api.resources import ChangeView, FleetView, ModelApplied
+from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.status import ConditionType
+from ipnext.model.manifest.freeze import FreezeView
+from ipnext.model.registry.registry import ArtifactFile
 
 
 def apply(

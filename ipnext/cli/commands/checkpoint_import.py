@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ipnext.cli.command import Command
 from ipnext.cli.output import Form, Output, rows, say, write
-from ipnext.model.registry import SnapshotManifest
+from ipnext.model.registry.registry import SnapshotManifest
 from ipnext.model.value import Sha256, Value
 
 
@@ -32,7 +32,9 @@ def import_checkpoint(
     output: Output = Form.TABLE,
 ) -> None:
     """Make a snapshot for vLLM of a checkpoint: safetensors only, its headers checked against config.json."""
-    from ipnext.artifacts.checkpoint_import import import_checkpoint as make  # noqa: PLC0415 - only where it is used
+    from ipnext.artifacts.checkpoints.checkpoint_import import (  # noqa: PLC0415 - only this command needs it
+        import_checkpoint as make,
+    )
 
     imported = make(directory, out, link=link, parent=parent)
     if imported.left_out:

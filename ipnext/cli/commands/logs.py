@@ -12,7 +12,7 @@ from ipnext.cli.output import Form, Output, say, write
 from ipnext.cli.session import client_of
 from ipnext.cli.terminal import escape_controls
 from ipnext.errors import InvalidInput
-from ipnext.model.logs import DEFAULT_LINES, MOST_LINES, ReplicaLog
+from ipnext.model.deployment.logs import DEFAULT_LINES, MOST_LINES, ReplicaLog
 
 POLL_SECONDS = 1.0
 MOST_NAMED = 300

@@ -7,7 +7,7 @@ import typer
 
 import ipnext
 from ipnext.cli.command import Command
-from ipnext.cli.group import INSTALL
+from ipnext.cli.plugin_group import INSTALL
 from ipnext.errors import EXIT_FAILURE
 from ipnext.settings import dev_settings
 

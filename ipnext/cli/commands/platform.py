@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from ipnext.cli.command import Command
-from ipnext.cli.group import INSTALL
 from ipnext.cli.output import Form, Output, rows, say, write
-from ipnext.client_user import system_user
+from ipnext.cli.plugin_group import INSTALL
+from ipnext.client.user import system_user
 from ipnext.errors import EXIT_FAILURE
 from ipnext.settings import platform_settings
 

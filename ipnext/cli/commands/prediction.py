@@ -24,7 +24,7 @@ from ipnext.errors import (
     Unauthenticated,
     Unavailable,
 )
-from ipnext.model.resource import RegionView
+from ipnext.model.api.resources import RegionView
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 
 REQUEST_SECONDS = 30.0

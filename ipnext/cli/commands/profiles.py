@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ipnext.cli.command import Command, ModelName
-from ipnext.cli.group import INSTALL
 from ipnext.cli.output import Form, Output, number, say, write
-from ipnext.cli.profiles import Answer, answer_tables
+from ipnext.cli.plugin_group import INSTALL
 from ipnext.cli.session import client_of
+from ipnext.cli.tables.profiles import Answer, answer_tables
 from ipnext.client import Client
 from ipnext.errors import EXIT_FAILURE, Forbidden, InvalidInput, NotFound, Unavailable
-from ipnext.machine_details import CUT
-from ipnext.model.manifest import ModelManifest, PartSpec
-from ipnext.model.profile import (
+from ipnext.model.api.resources import ModelView
+from ipnext.model.manifest.manifest import ModelManifest, PartSpec
+from ipnext.model.registry.profile import (
     MOST_STEPS,
     Conditions,
     LatencyTarget,
     Profile,
     at_target,
 )
-from ipnext.model.resource import ModelView
+from ipnext.process.machine_details import CUT
 
 if TYPE_CHECKING:
     from ipnext.profiling.measuring import Load, Measured

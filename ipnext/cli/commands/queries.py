@@ -9,26 +9,20 @@ import typer
 from rich.table import Table
 
 from ipnext.cli.command import Command, ModelName
-from ipnext.cli.draining import drains_table
-from ipnext.cli.freezing import freeze_tables, freezes_table
-from ipnext.cli.layouts import layout_picture, layout_tables
+from ipnext.cli.commands.drains import drains_table
+from ipnext.cli.commands.freezes import freeze_tables, freezes_table
+from ipnext.cli.commands.replans import plan_tables, plans_table, replan_tables, replans_table
 from ipnext.cli.output import Form, Output, age, number, plain, rows, say, write
-from ipnext.cli.owners import owner_tables, owners_table
-from ipnext.cli.planning import plan_tables, plans_table, replan_tables, replans_table
-from ipnext.cli.profiles import profile_tables
 from ipnext.cli.session import client_of
-from ipnext.cli.validating import validators_table
+from ipnext.cli.tables.layouts import layout_picture, layout_tables
+from ipnext.cli.tables.owners import owner_tables, owners_table
+from ipnext.cli.tables.profiles import profile_tables
+from ipnext.cli.tables.validators import validators_table
 from ipnext.client import Client
-from ipnext.client_lists import Listing
+from ipnext.client.lists import Listing
 from ipnext.errors import InvalidInput
-from ipnext.model.adapter import client_name
-from ipnext.model.answers import GenerationAnswers
-from ipnext.model.drain import DrainView
-from ipnext.model.lifecycle import Change
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.profile import PartThroughput, ProfileView
-from ipnext.model.registry import Generation, Snapshot
-from ipnext.model.resource import (
+from ipnext.model.api.generation_stats import GenerationAnswers
+from ipnext.model.api.resources import (
     ChangeView,
     EventView,
     Explanation,
@@ -37,9 +31,15 @@ from ipnext.model.resource import (
     RegionView,
     TransitionView,
 )
-from ipnext.model.rollout import TransitionState
-from ipnext.model.status import ConditionType
-from ipnext.model.waves import arrived, arrived_words
+from ipnext.model.lifecycle.drain import DrainView
+from ipnext.model.lifecycle.messages import Change
+from ipnext.model.lifecycle.status import ConditionType
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.planning.transition import TransitionState
+from ipnext.model.planning.wave_progress import arrived, arrived_words
+from ipnext.model.registry.adapter import client_name
+from ipnext.model.registry.profile import PartThroughput, ProfileView
+from ipnext.model.registry.registry import Generation, Snapshot
 
 SHOWN_GENERATIONS = 20
 """Generations, the newest, of which `describe` tells."""

@@ -10,10 +10,10 @@ from rich.table import Table
 from ipnext.cli.command import Timeout, Wait
 from ipnext.cli.output import Form, Output, age, number, rows, say, write
 from ipnext.cli.session import client_of
-from ipnext.model.lifecycle import Replan
-from ipnext.model.moving import MoverAction, ReplanProgress
-from ipnext.model.plan import PlanDiff
-from ipnext.model.resource import MovesView, PlanSummary, ReplanView
+from ipnext.model.api.resources import MovesView, PlanSummary, ReplanView
+from ipnext.model.lifecycle.messages import Replan
+from ipnext.model.lifecycle.replan_moves import MoverAction, ReplanProgress
+from ipnext.model.planning.plan import PlanDiff
 
 MOST_LINES = 40
 """Lines of a difference that a table shows."""

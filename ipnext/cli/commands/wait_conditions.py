@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from ipnext.errors import InvalidInput
-from ipnext.model.status import ConditionStatus, ConditionType
+from ipnext.model.lifecycle.status import ConditionStatus, ConditionType
 
 _STATUSES: tuple[ConditionStatus, ...] = ("True", "False", "Unknown")
 _ALLOWED = (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-from ipnext.model.registry import REQUEST, PartGraph, source_node
+from ipnext.model.registry.registry import REQUEST, PartGraph, source_node
 
 _WIDTH: Final = 200
 _HEIGHT: Final = 52

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 
 from rich.table import Table
 
-from ipnext.cli import graphs
 from ipnext.cli.output import number, rows
+from ipnext.cli.tables import graph_view
 from ipnext.model.fleet import HardwareOption
-from ipnext.model.registry import REQUEST, Layout, source_node, source_tensor
+from ipnext.model.registry.registry import REQUEST, Layout, source_node, source_tensor
 
 
 def layout_tables(layout: Layout, title: str) -> Iterable[Table | str]:
@@ -19,19 +19,19 @@ def layout_tables(layout: Layout, title: str) -> Iterable[Table | str]:
     yield rows(f"\n{title}", ("part", "bytes", "hardware", "segments", "modules"), parts)
     segments = ((s.name, s.stage, s.snapshot, f"{s.size_bytes:,}") for s in layout.segments)
     yield rows("\nsegments", ("segment", "stage", "snapshot", "bytes"), segments)
-    yield f"\n{graphs.tree(layout.graph, {s.name: s.stage for s in layout.segments})}"
+    yield f"\n{graph_view.tree(layout.graph, {s.name: s.stage for s in layout.segments})}"
     yield f"equal in every bit at batch {', '.join(map(str, layout.equal_at))}"
 
 
 def layout_picture(layout: Layout) -> str:
     """The graph as SVG: boxes are segments, arrows are tensors."""
-    boxes = [graphs.Box(s.name, s.stage, f"{s.size_bytes:,} bytes") for s in layout.segments]
+    boxes = [graph_view.Box(s.name, s.stage, f"{s.size_bytes:,} bytes") for s in layout.segments]
     sent: dict[tuple[str, str], list[str]] = {}
     for node in layout.graph.nodes:
         for source in node.inputs.values():
             sent.setdefault((source_node(source), node.name), []).append(source_tensor(source))
     taken = {tensor for (giver, _), tensors in sent.items() if giver == REQUEST for tensor in tensors}
-    return graphs.svg(boxes, sent, request=", ".join(sorted(taken)))
+    return graph_view.svg(boxes, sent, request=", ".join(sorted(taken)))
 
 
 def _hardware(options: Iterable[HardwareOption]) -> str:

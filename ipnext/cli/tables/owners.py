@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from rich.table import Table
 
 from ipnext.cli.output import number, rows
-from ipnext.model.owner import MODELS, OwnerView, QuotaUse
+from ipnext.model.access.owner import MODELS, OwnerView, QuotaUse
 
 
 def owners_table(owners: Iterable[OwnerView]) -> Table:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from rich.table import Table
 
 from ipnext.cli.output import age, number, rows
-from ipnext.model.profile import AtTarget, LatencyTarget, LoadStep, Profile, ProfileView
+from ipnext.model.registry.profile import AtTarget, LatencyTarget, LoadStep, Profile, ProfileView
 from ipnext.model.value import Value
 
 

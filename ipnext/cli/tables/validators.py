@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from rich.table import Table
 
 from ipnext.cli.output import rows
-from ipnext.model.plugins import ValidatorView
+from ipnext.model.api.plugins import ValidatorView
 
 
 def validators_table(validators: Iterable[ValidatorView]) -> Table:

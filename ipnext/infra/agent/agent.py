@@ -24,19 +24,19 @@ from ipnext.components.http_sessions import HttpSessions
 from ipnext.components.private_files import keep_new_files_private
 from ipnext.components.settings import ComponentSettings, component_settings
 from ipnext.errors import Conflict, InvalidInput, IPnextError
-from ipnext.infra.agent_app import agent_app
-from ipnext.infra.agent_listener import AgentListener, agent_limits, listener_files
-from ipnext.infra.agent_settings import AgentSettings
-from ipnext.infra.envoy_tls import PeerTls
-from ipnext.infra.host_user import HostUser, host_user
-from ipnext.infra.peers import PeersFile
-from ipnext.infra.places import Places
-from ipnext.infra.ports import LOOPBACK, PortBook
-from ipnext.infra.process_identity import ProcessIdentity, identify, open_process
-from ipnext.infra.public_listener import public_listener
-from ipnext.infra.region import Region
-from ipnext.infra.site import Site
-from ipnext.infra.supervisor import Supervisor
+from ipnext.infra.agent.http_api import agent_app
+from ipnext.infra.agent.listener import AgentListener, agent_limits, listener_files
+from ipnext.infra.agent.peers import PeersFile
+from ipnext.infra.agent.reconciler import Region
+from ipnext.infra.agent.supervisor_client import Supervisor
+from ipnext.infra.context import Site
+from ipnext.infra.envoy.public_listener import public_listener
+from ipnext.infra.envoy.tls import PeerTls
+from ipnext.infra.process.host_user import HostUser, host_user
+from ipnext.infra.process.identity import ProcessIdentity, identify, open_process
+from ipnext.infra.process.places import Places
+from ipnext.infra.process.ports import LOOPBACK, PortBook
+from ipnext.infra.settings import AgentSettings
 
 GATEWAY_PORT_NAME = "gateway"
 PEER_PORT_NAME = "gateway for peers"
@@ -254,7 +254,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         structlog.get_logger().error("agent ends", code=error.code, reason=error.message)
         return error.exit_status
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

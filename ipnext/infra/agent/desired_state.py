@@ -11,8 +11,8 @@ from typing import TypeVar
 import structlog
 from pydantic import ValidationError
 
-from ipnext.infra.atomic_file import remove_file, replace_file
-from ipnext.model.deployment import Deployment, DeploymentKey, RouteTable
+from ipnext.infra.process.atomic_file import remove_file, replace_file
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteTable
 from ipnext.model.value import Value
 from ipnext.model.wire import decode
 

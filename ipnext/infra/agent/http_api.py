@@ -8,19 +8,19 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 from pydantic import ValidationError
 
-from ipnext.allowed_hosts import AllowedHosts, joined_headers
 from ipnext.components.authorisation import authorise
 from ipnext.components.certificates import CheckedSSLObject
 from ipnext.components.identity import Component
 from ipnext.errors import InvalidInput, IPnextError, Unauthenticated, Unavailable
+from ipnext.infra.agent.reconciler import Region
 from ipnext.infra.error_body import error_body
-from ipnext.infra.region import Region
-from ipnext.model.deployment import Deployment, DeploymentKey, RouteTable
-from ipnext.model.logs import LogQuery
-from ipnext.model.predictions import AccessList
-from ipnext.model.prefetch import Prefetch
+from ipnext.model.access.predictions import AccessList
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteTable
+from ipnext.model.deployment.logs import LogQuery
+from ipnext.model.deployment.prefetch import Prefetch
 from ipnext.model.value import Value
 from ipnext.model.wire import decode
+from ipnext.network.allowed_hosts import AllowedHosts, joined_headers
 
 MAX_BODY_BYTES = 64 * 2**20
 """Larger than an access list of 100,000 models and as many keys, and than a route table of 1,000 generations."""

@@ -10,11 +10,11 @@ import structlog
 from ipnext.components.certificates import CertificateFiles, Stamp, server_context
 from ipnext.components.identity import Identity
 from ipnext.components.settings import ComponentSettings
-from ipnext.connections import ConnectionLimits, Connections, Phase, room_for_connections
 from ipnext.errors import InvalidInput
-from ipnext.infra.agent_settings import AgentSettings
-from ipnext.listening import BoundedListener, bound_sockets
-from ipnext.loopback import check_bind
+from ipnext.infra.settings import AgentSettings
+from ipnext.network.connections import ConnectionLimits, Connections, Phase, room_for_connections
+from ipnext.network.listener import BoundedListener, bound_sockets
+from ipnext.network.loopback import check_bind
 
 LOOK_SECONDS: Final = 1.0
 """Interval between two checks of the certificate's files: far below its remaining life when it is replaced."""

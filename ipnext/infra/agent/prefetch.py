@@ -1,7 +1,7 @@
 """Fetches snapshots into a region's cache before a deployment names them, in separate processes.
 
 A host that is sent such a snapshot finds it there. If a fetch fails, the host repeats it and reports why. A snapshot
-that no deployment names in the end leaves the cache like any other (`ipnext.infra.snapshot_cache`).
+that no deployment names in the end leaves the cache like any other (`ipnext.infra.agent.snapshot_cache`).
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import structlog
 
-from ipnext.infra.site import Site
+from ipnext.infra.context import Site
 
 MOST_WAITING = 256
 """Most snapshots that wait or are being fetched; hosts fetch the others."""

@@ -9,33 +9,34 @@ from contextlib import suppress
 import structlog
 
 from ipnext.errors import InvalidInput, Unavailable
-from ipnext.infra import router_table
-from ipnext.infra.access_delivery import AccessDelivery
-from ipnext.infra.access_file import AccessFile
-from ipnext.infra.around import Around
+from ipnext.infra.agent.desired_state import WantedState, longest_drain
+from ipnext.infra.agent.peers import PeersFile
+from ipnext.infra.agent.prefetch import Prefetching
+from ipnext.infra.agent.shared_write import SharedWrite
+from ipnext.infra.agent.snapshot_cache import SnapshotCache, remove
+from ipnext.infra.assignment import assigned, host_holds, replica_sets
+from ipnext.infra.context import Site
 from ipnext.infra.control import Control
-from ipnext.infra.envoy import Gateway
-from ipnext.infra.envoy_process import EnvoyProcess
-from ipnext.infra.forgetting import Forgetting
+from ipnext.infra.envoy.config import Gateway
+from ipnext.infra.gateway.process import EnvoyProcess
 from ipnext.infra.generation_shares import OpenAIChoices, may_generate
-from ipnext.infra.holds import assigned, host_holds, replica_sets
-from ipnext.infra.host_room import HostRoom, most_hosts
-from ipnext.infra.log_keeping import LogKeeping, LogLimits
-from ipnext.infra.logs import read_logs
-from ipnext.infra.notes import HostNote
-from ipnext.infra.notes import found as found_processes
-from ipnext.infra.peers import PeersFile
-from ipnext.infra.prefetching import Prefetching
-from ipnext.infra.replicas import Adopted, HostReplica
+from ipnext.infra.host.limit import HostRoom, most_hosts
+from ipnext.infra.host.log_retention import LogKeeping, LogLimits
+from ipnext.infra.host.logs import read_logs
+from ipnext.infra.host.region_parts import Around
+from ipnext.infra.host.replica import Adopted, HostReplica
+from ipnext.infra.process.notes import HostNote
+from ipnext.infra.process.notes import found as found_processes
 from ipnext.infra.route_rules import check_destinations, check_revision
-from ipnext.infra.router_process import RouterProcess
-from ipnext.infra.shared_write import SharedWrite
-from ipnext.infra.site import Site
-from ipnext.infra.snapshot_cache import SnapshotCache, remove
+from ipnext.infra.router import table as router_table
+from ipnext.infra.router.access_delivery import AccessDelivery
+from ipnext.infra.router.access_file import AccessFile
+from ipnext.infra.router.delayed_removal import Forgetting
+from ipnext.infra.router.process import RouterProcess
 from ipnext.infra.state_token import with_token
-from ipnext.infra.wanted_state import WantedState, longest_drain
-from ipnext.model.applied_state import AppliedState
-from ipnext.model.deployment import (
+from ipnext.model.access.predictions import AccessList, AccessRevision, KeyUseReport, PredictionAccess
+from ipnext.model.deployment.applied_state import AppliedState
+from ipnext.model.deployment.deployment import (
     Deployment,
     DeploymentKey,
     GenerationTraffic,
@@ -43,8 +44,7 @@ from ipnext.model.deployment import (
     RouteTable,
     ServedGeneration,
 )
-from ipnext.model.logs import LogQuery, ReplicaLog
-from ipnext.model.predictions import AccessList, AccessRevision, KeyUseReport, PredictionAccess
+from ipnext.model.deployment.logs import LogQuery, ReplicaLog
 from ipnext.revision import Revision
 
 ADOPT_POLL_SECONDS = 0.01

@@ -16,10 +16,10 @@ import structlog
 
 from ipnext import __version__
 from ipnext.components.caller_proof import keep_proof
-from ipnext.infra.agent_settings import AgentSettings
-from ipnext.infra.message_link import Message, MessageLink, from_object
-from ipnext.infra.process_identity import ProcessIdentity, kill, runs
-from ipnext.infra.spawning import Note, Running, Spawn
+from ipnext.infra.process.identity import ProcessIdentity, kill, runs
+from ipnext.infra.process.message_link import Message, MessageLink, from_object
+from ipnext.infra.process.spawn import Note, Running, Spawn
+from ipnext.infra.settings import AgentSettings
 from ipnext.infra.supervisor_process import IDENTITY_FILE, PROOF_FILE, PROTOCOL, Restarts
 
 SOCKET_FILE: Final = "supervisor.sock"

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ipnext.infra import envoy_openai
-from ipnext.infra.envoy import ROUTES_NAME, STREAM_IDLE_SECONDS, Json
-from ipnext.infra.envoy_listeners import Listeners, listeners_of, watched
-from ipnext.infra.envoy_openai import type_url
+from ipnext.infra.envoy import openai_config
+from ipnext.infra.envoy.config import ROUTES_NAME, STREAM_IDLE_SECONDS, Json
+from ipnext.infra.envoy.listeners import Listeners, listeners_of, watched
+from ipnext.infra.envoy.openai_config import type_url
 
 STAT_PREFIX = "gateway"
 ADMIN_MODE = 0o600
@@ -43,7 +43,7 @@ def bootstrap(  # noqa: PLR0913 - each is a file or a limit of its own
     `admin_paths` match the paths, with their queries, that it answers; if there are none, it answers all.
     """
     limits = limits or GatewayLimits()
-    mappers = envoy_openai.error_mappers(region, idle_seconds=limits.stream_idle_seconds)
+    mappers = openai_config.error_mappers(region, idle_seconds=limits.stream_idle_seconds)
     connections = _connections(routes_file, mappers, limits.header_seconds)
     served = listeners_of(
         gateway_port,

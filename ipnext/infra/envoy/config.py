@@ -11,18 +11,17 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-from ipnext.allowed_hosts import LOOPBACK_AUTHORITY, AllowedHosts
 from ipnext.components.identity import Component
 from ipnext.components.sockets import is_socket_url, socket_path
-from ipnext.infra import envoy_openai
-from ipnext.infra.envoy_listeners import RETRIES
-from ipnext.infra.envoy_listeners import address as _address
-from ipnext.infra.envoy_openai import type_url as _type
-from ipnext.infra.envoy_tls import PeerTls
+from ipnext.infra.envoy import openai_config
+from ipnext.infra.envoy.listeners import RETRIES
+from ipnext.infra.envoy.listeners import address as _address
+from ipnext.infra.envoy.openai_config import type_url as _type
+from ipnext.infra.envoy.tls import PeerTls
+from ipnext.infra.envoy.weights import WEIGHT_TOTAL, weights
 from ipnext.infra.generation_shares import no_capacity, some, usable_shares
-from ipnext.infra.ports import LOOPBACK
-from ipnext.infra.weights import WEIGHT_TOTAL, weights
-from ipnext.model.deployment import RouteShare, RouteTable
+from ipnext.infra.process.ports import LOOPBACK
+from ipnext.model.deployment.deployment import RouteShare, RouteTable
 from ipnext.names import (
     CHOSEN_BY_WEIGHT,
     CHOSEN_HEADER,
@@ -33,6 +32,7 @@ from ipnext.names import (
     REFUSED_HEADER,
     upstream_name,
 )
+from ipnext.network.allowed_hosts import LOOPBACK_AUTHORITY, AllowedHosts
 
 ROUTER_CLUSTER = "router"
 ROUTES_NAME = "gateway"
@@ -117,14 +117,14 @@ def shared_rules(gateway: Gateway) -> SharedRules:
     """Return the rules that belong to no model."""
     told = sorted(gateway.tables.keys() - gateway.closed)
     all_models = [_route({"path": path}, _to_router(gateway)) for path in OF_ALL_MODELS]
-    openai = envoy_openai.streaming(_to_router(gateway), idle_seconds=gateway.stream_idle_seconds)
+    openai = openai_config.streaming(_to_router(gateway), idle_seconds=gateway.stream_idle_seconds)
     return SharedRules(
         first=[*_refused_sources(gateway.allowed), *all_models],
         last=[
             _route({"path": "/v2"}, _to_router(gateway)),
             _route({"path_separated_prefix": "/v2/health"}, _to_router(gateway)),
             _no_model(gateway, told),
-            _route(envoy_openai.of_any_model(), openai),
+            _route(openai_config.of_any_model(), openai),
             _refusal({"prefix": "/"}, 404, _NO_SUCH_PATH),
         ],
     )
@@ -219,7 +219,7 @@ def _weighted(gateway: Gateway, table: RouteTable, match: Json) -> Json:
         return _route(match, _to_router(gateway), headers={NO_CAPACITY_HEADER: "1"})
     if not shares:
         message = no_capacity(gateway.region, table)
-        return _refusal(match, 503, message, headers={"retry-after": str(envoy_openai.RETRY_AFTER_SECONDS)})
+        return _refusal(match, 503, message, headers={"retry-after": str(openai_config.RETRY_AFTER_SECONDS)})
     counts = weights([share.fraction for share in shares], WEIGHT_TOTAL)
     entries = [_entry(gateway, share, weight) for share, weight in zip(shares, counts, strict=True)]
     action = _action(gateway, None)

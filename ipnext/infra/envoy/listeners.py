@@ -8,10 +8,10 @@ certificates. The egress is a Unix socket, by which the router reaches the gatew
 from dataclasses import dataclass, field
 from typing import Any
 
-from ipnext.infra.envoy_openai import type_url as _type
-from ipnext.infra.envoy_tls import PeerTls
-from ipnext.infra.ports import LOOPBACK
-from ipnext.infra.public_listener import PublicListener
+from ipnext.infra.envoy.openai_config import type_url as _type
+from ipnext.infra.envoy.public_listener import PublicListener
+from ipnext.infra.envoy.tls import PeerTls
+from ipnext.infra.process.ports import LOOPBACK
 from ipnext.names import INNER_HEADERS, PROOF_HEADER, REFUSED_HEADER, UPSTREAM_HEADER, UPSTREAM_PREFIX
 
 Json = dict[str, Any]

@@ -6,9 +6,9 @@ from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 from ipnext.errors import InvalidInput
-from ipnext.infra.agent_settings import AgentSettings
-from ipnext.infra.ports import LOOPBACK
-from ipnext.loopback import check_bind
+from ipnext.infra.process.ports import LOOPBACK
+from ipnext.infra.settings import AgentSettings
+from ipnext.network.loopback import check_bind
 
 
 @dataclass(frozen=True, kw_only=True)

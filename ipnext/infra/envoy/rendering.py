@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from ipnext.infra import envoy
-from ipnext.model.deployment import RouteTable
+from ipnext.infra.envoy import config
+from ipnext.model.deployment.deployment import RouteTable
 
 RULES: Final = "rules of the configuration"
 """Stands in the text of the configuration in place of its rules."""
@@ -21,31 +21,31 @@ class RouteRendering:
         self._around: tuple[Any, ...] = ()
         self._models: dict[str, tuple[RouteTable, bool, bytes]] = {}
 
-    def text(self, version: int, gateway: envoy.Gateway) -> bytes:
+    def text(self, version: int, gateway: config.Gateway) -> bytes:
         """Return the content of the file for Envoy to watch."""
-        around = envoy.around_models(gateway)
+        around = config.around_models(gateway)
         if around != self._around:
             self._around, self._models = around, {}
         self._models = {model: self._rendered(gateway, model) for model in sorted(gateway.tables)}
-        shared = envoy.shared_rules(gateway)
+        shared = config.shared_rules(gateway)
         rules = (_text(shared.first), *(own for _, _, own in self._models.values()), _text(shared.last))
-        before, after = _compact(envoy.discovery(version, envoy.route_configuration([{"": RULES}]))).split(
+        before, after = _compact(config.discovery(version, config.route_configuration([{"": RULES}]))).split(
             _compact({"": RULES})
         )
         return b"".join((before, b",\n".join(filter(None, rules)), after))
 
-    def _rendered(self, gateway: envoy.Gateway, model: str) -> tuple[RouteTable, bool, bytes]:
+    def _rendered(self, gateway: config.Gateway, model: str) -> tuple[RouteTable, bool, bytes]:
         table, closed = gateway.tables[model], model in gateway.closed
         former = self._models.get(model)
         if former is not None and (former[0], former[1]) == (table, closed):
             return former
-        return table, closed, _text(envoy.model_routes(gateway, table))
+        return table, closed, _text(config.model_routes(gateway, table))
 
 
-def _text(rules: Iterable[envoy.Json]) -> bytes:
+def _text(rules: Iterable[config.Json]) -> bytes:
     """Return the elements of a list in JSON, without its brackets."""
     return _compact(list(rules))[1:-1]
 
 
-def _compact(content: envoy.Json | Sequence[envoy.Json]) -> bytes:
+def _compact(content: config.Json | Sequence[config.Json]) -> bytes:
     return json.dumps(content, separators=(",", ":")).encode()

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ipnext.components.certificates import CertificateFiles
 from ipnext.components.identity import Component, Identity
-from ipnext.infra.envoy_openai import type_url as _type
+from ipnext.infra.envoy.openai_config import type_url as _type
 
 Json = dict[str, Any]
 

@@ -9,13 +9,13 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ipnext.errors import IPnextError, NotFound, RegionUnreachable
-from ipnext.infra.memory_history import Moment
-from ipnext.infra.memory_region import Answering, Faults, MemoryRegion, ReplicaSet
+from ipnext.infra.fake.history import Moment
+from ipnext.infra.fake.region import Answering, Faults, MemoryRegion, ReplicaSet
 from ipnext.infra.route_rules import check_access, check_destinations, check_revision
 from ipnext.infra.state_token import with_token
-from ipnext.model.applied_state import AppliedState
-from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteShare, RouteTable
-from ipnext.model.predictions import AccessList, AccessRevision, KeyUseReport
+from ipnext.model.access.predictions import AccessList, AccessRevision, KeyUseReport
+from ipnext.model.deployment.applied_state import AppliedState
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RegionState, RouteShare, RouteTable
 
 LONGEST_WAIT_SECONDS = 0.05
 """Longest wait for a change: faults that a test switches on are seen within it."""

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ipnext.infra.holds import assigned, replica_sets
-from ipnext.model.deployment import (
+from ipnext.infra.assignment import assigned, replica_sets
+from ipnext.model.deployment.deployment import (
     Deployment,
     DeploymentKey,
     GenerationTraffic,
@@ -14,7 +14,7 @@ from ipnext.model.deployment import (
     Replica,
     ReplicaPhase,
 )
-from ipnext.model.sketch import PredictionSketch, latency_bucket, prediction_bucket
+from ipnext.model.gate.sketch import PredictionSketch, latency_bucket, prediction_bucket
 
 
 @dataclass(frozen=True, kw_only=True)

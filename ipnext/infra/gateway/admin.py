@@ -16,7 +16,7 @@ from ipnext.components.http_sessions import HttpSessions
 from ipnext.components.sockets import LONGEST_PATH, SCHEME
 from ipnext.errors import Unavailable
 from ipnext.infra.control import Control
-from ipnext.infra.envoy_openai import Json
+from ipnext.infra.envoy.openai_config import Json
 
 PROOF_FILE: Final = "admin.proof"
 CALLS: Final = ("stats", "healthcheck/fail", "drain_listeners")

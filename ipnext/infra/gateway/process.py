@@ -16,24 +16,25 @@ import structlog
 from ipnext.components.identity import Component
 from ipnext.components.sockets import keep_caller_proof, socket_path
 from ipnext.errors import Unavailable
-from ipnext.infra import envoy, envoy_bootstrap
-from ipnext.infra.atomic_file import replace_file
-from ipnext.infra.child_process import ChildProcess
-from ipnext.infra.envoy_admin import AdminSocket
-from ipnext.infra.envoy_listeners import Egress, Listeners, certificate
-from ipnext.infra.envoy_rendering import RouteRendering
-from ipnext.infra.notes import GatewayNote, as_note, found
-from ipnext.infra.pulse import Pulse
-from ipnext.infra.site import Site
-from ipnext.infra.spawning import Note
+from ipnext.infra.context import Site
+from ipnext.infra.envoy import bootstrap
+from ipnext.infra.envoy import config as envoy
+from ipnext.infra.envoy.listeners import Egress, Listeners, certificate
+from ipnext.infra.envoy.rendering import RouteRendering
+from ipnext.infra.gateway.admin import AdminSocket
+from ipnext.infra.process.atomic_file import replace_file
+from ipnext.infra.process.child import ChildProcess
+from ipnext.infra.process.notes import GatewayNote, as_note, found
+from ipnext.infra.process.spawn import Note
+from ipnext.infra.process.wakeup import Pulse
 
 CONFIRM_POLL_SECONDS = 0.02
 FIRST_CONFIRM_SECONDS = 0.003
 """First wait before the admin endpoint is read, since new files are in force within milliseconds. Each further wait
 is twice as long."""
-ROUTES_VERSION = f"http.{envoy_bootstrap.STAT_PREFIX}.rds.{envoy.ROUTES_NAME}.version_text"
+ROUTES_VERSION = f"http.{bootstrap.STAT_PREFIX}.rds.{envoy.ROUTES_NAME}.version_text"
 CLUSTERS_VERSION = "cluster_manager.cds.version_text"
-ACTIVE_REQUESTS = f"http.{envoy_bootstrap.STAT_PREFIX}.downstream_rq_active"
+ACTIVE_REQUESTS = f"http.{bootstrap.STAT_PREFIX}.downstream_rq_active"
 
 
 class EnvoyProcess:
@@ -177,14 +178,14 @@ class EnvoyProcess:
         for path, content in (tls.secret_files() if tls is not None else {}).items():
             replace_file(path, envoy.as_json(content))
         replace_file(self._certificate_file, self._file(certificate(self._site.listener)))
-        config = envoy_bootstrap.bootstrap(
+        config = bootstrap.bootstrap(
             self._site.gateway_port,
             str(self._admin.path),
             admin_paths=self._admin.answered,
             region=self._site.region,
             routes_file=str(self._routes_file),
             clusters_file=str(self._clusters_file),
-            limits=envoy_bootstrap.GatewayLimits(
+            limits=bootstrap.GatewayLimits(
                 stream_idle_seconds=self._site.settings.stream_idle_seconds,
                 header_seconds=self._site.settings.gateway_header_seconds,
                 connections=self._site.settings.gateway_connections,

@@ -5,8 +5,8 @@ import time
 from contextlib import suppress
 
 from ipnext.errors import Unavailable
-from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.control import Control
+from ipnext.infra.settings import AgentSettings
 
 
 async def finish(control: Control, url: str, *, drain_seconds: float, settings: AgentSettings) -> None:

@@ -7,8 +7,8 @@ from typing import Final
 import psutil
 import structlog
 
-from ipnext.model.deployment import HostHolds, LoadFailure
-from ipnext.model.status import Reason
+from ipnext.model.deployment.deployment import HostHolds, LoadFailure
+from ipnext.model.lifecycle.status import Reason
 
 BYTES_OF_ONE: Final = 256 * 2**20
 """Memory of a host besides its weights: forks of torch hosts share some of it."""

@@ -5,8 +5,8 @@ from contextlib import suppress
 
 from ipnext.errors import Unavailable
 from ipnext.infra.control import Control
-from ipnext.infra.pulse import Pulse
-from ipnext.model.deployment import HostState
+from ipnext.infra.process.wakeup import Pulse
+from ipnext.model.deployment.deployment import HostState
 
 
 def tells(state: HostState | None) -> bool:

@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from ipnext.infra.agent_settings import AgentSettings
+from ipnext.infra.settings import AgentSettings
 
 FORMER: Final = ".1"
 """Suffix of the name of a rotated log."""

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ipnext.infra.log_keeping import FORMER
-from ipnext.model.logs import LogQuery, ReplicaLog
+from ipnext.infra.host.log_retention import FORMER
+from ipnext.model.deployment.logs import LogQuery, ReplicaLog
 
 MOST_BYTES: Final = 2**20
 """Most bytes of one file in one answer."""

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ipnext.infra.host_room import HostRoom
-from ipnext.infra.router_process import RouterProcess
+from ipnext.infra.host.limit import HostRoom
+from ipnext.infra.router.process import RouterProcess
 
 
 class Around(NamedTuple):

@@ -4,9 +4,9 @@ import time
 from collections.abc import Iterable
 from signal import SIGKILL, SIGTERM, Signals
 
-from ipnext.infra.agent_settings import AgentSettings
-from ipnext.infra.holds import differs
-from ipnext.model.deployment import HostedSnapshot, HostFailure, HostHolds, HostState
+from ipnext.infra.assignment import differs
+from ipnext.infra.settings import AgentSettings
+from ipnext.model.deployment.deployment import HostedSnapshot, HostFailure, HostHolds, HostState
 
 
 class HostRepair:

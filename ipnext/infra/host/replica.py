@@ -10,13 +10,7 @@ import structlog
 
 from ipnext.components.bounded_http import AnswerRefused
 from ipnext.errors import Unavailable
-from ipnext.infra.around import Around
-from ipnext.infra.child_process import ChildProcess
-from ipnext.infra.control import Control
-from ipnext.infra.departure import finish
-from ipnext.infra.error_body import is_retryable
-from ipnext.infra.going_over import GoingOver
-from ipnext.infra.holds import (
+from ipnext.infra.assignment import (
     adapters_of,
     digests,
     endpoints,
@@ -28,15 +22,21 @@ from ipnext.infra.holds import (
     with_both,
     without,
 )
-from ipnext.infra.host_repair import FailedLoads, HostRepair
-from ipnext.infra.host_room import HostPlace, machine_bytes
-from ipnext.infra.load_watch import rest, tells
-from ipnext.infra.memory_watch import MemoryWatch
-from ipnext.infra.notes import HostNote, as_note
-from ipnext.infra.pulse import Pulse
-from ipnext.infra.site import Site
-from ipnext.infra.spawning import Note, Running
-from ipnext.model.deployment import DeploymentKey, HostHolds, HostState, PartEndpoint, Replica, ReplicaPhase
+from ipnext.infra.context import Site
+from ipnext.infra.control import Control
+from ipnext.infra.error_body import is_retryable
+from ipnext.infra.host.departure import finish
+from ipnext.infra.host.limit import HostPlace, machine_bytes
+from ipnext.infra.host.load_watch import rest, tells
+from ipnext.infra.host.memory_watch import MemoryWatch
+from ipnext.infra.host.region_parts import Around
+from ipnext.infra.host.repair import FailedLoads, HostRepair
+from ipnext.infra.host.swap_progress import GoingOver
+from ipnext.infra.process.child import ChildProcess
+from ipnext.infra.process.notes import HostNote, as_note
+from ipnext.infra.process.spawn import Note, Running
+from ipnext.infra.process.wakeup import Pulse
+from ipnext.model.deployment.deployment import DeploymentKey, HostHolds, HostState, PartEndpoint, Replica, ReplicaPhase
 
 Adopted = tuple[HostNote, Running]
 """A process of a former agent, and the note that this agent stored with it."""

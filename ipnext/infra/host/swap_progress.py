@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from ipnext.model.deployment import HostHolds
+from ipnext.model.deployment.deployment import HostHolds
 
 
 class GoingOver:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import structlog
 
-from ipnext.infra.spawning import Running, Spawn, fresh
+from ipnext.infra.process.spawn import Running, Spawn, fresh
 
 TAIL_LINES = 5
 TAIL_BYTES = 4096

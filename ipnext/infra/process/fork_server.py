@@ -17,9 +17,9 @@ from typing import IO, NamedTuple
 import structlog
 
 from ipnext.errors import Unavailable
-from ipnext.infra.child_process import ChildProcess, Restarts
-from ipnext.infra.forked import ForkedProcess, Orphans, become_subreaper, end_fork
-from ipnext.infra.spawning import Running, fresh
+from ipnext.infra.process.child import ChildProcess, Restarts
+from ipnext.infra.process.forked_process import ForkedProcess, Orphans, become_subreaper, end_fork
+from ipnext.infra.process.spawn import Running, fresh
 
 MESSAGE_BYTES = 2**16
 FORK_SECONDS = 2.0
@@ -62,7 +62,7 @@ class ForkServer:
         self._environment = dict(environment)
         self._child = ChildProcess(
             "fork-server",
-            lambda: [python, "-m", "ipnext.infra.fork_server_process", *self._modules],
+            lambda: [python, "-m", "ipnext.infra.process.fork_server_process", *self._modules],
             log_file=log_file,
             environment=environment,
             settings=settings,

@@ -1,8 +1,9 @@
 """The fork server process: has imported some programs, runs none, and forks one on request.
 
-A region's supervisor starts it: `python -m ipnext.infra.fork_server_process MODULE...`. Standard input is a Unix socket
-of whole messages. A message requests one process: `{"id", "command", "arguments", "module"}` and the descriptor of its
-log. The answer is `{"id", "pid"}`, or `{"id", "refused"}` with a reason; the first message of all is `{"ready": true}`.
+A region's supervisor starts it: `python -m ipnext.infra.process.fork_server_process MODULE...`. Standard input
+is a Unix socket of whole messages. A message requests one process: `{"id", "command", "arguments", "module"}` and the
+descriptor of its log. The answer is `{"id", "pid"}`, or `{"id", "refused"}` with a reason; the first
+message of all is `{"ready": true}`.
 
 Modules are named as for `python -m`: the name of a package means its `__main__`. Each has `main(arguments)`. Its
 `preload()`, if it has one, makes the imports that it would make later.
@@ -23,7 +24,7 @@ from typing import Any
 
 from setproctitle import setproctitle
 
-from ipnext.infra.tether import PR_SET_PDEATHSIG
+from ipnext.infra.process.parent_death import PR_SET_PDEATHSIG
 
 MESSAGE_BYTES = 2**16
 GO = b"1"

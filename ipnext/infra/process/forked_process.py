@@ -8,7 +8,7 @@ import signal
 import sys
 from contextlib import suppress
 
-from ipnext.infra.spawning import end_group, send
+from ipnext.infra.process.spawn import end_group, send
 
 PR_SET_CHILD_SUBREAPER = 36
 UNKNOWN_STATUS = 255

@@ -6,8 +6,8 @@ from typing import TypeVar
 import structlog
 from pydantic import Field, ValidationError
 
-from ipnext.infra.spawning import Processes, Running
-from ipnext.model.deployment import DeploymentKey, HostHolds
+from ipnext.infra.process.spawn import Processes, Running
+from ipnext.model.deployment.deployment import DeploymentKey, HostHolds
 from ipnext.model.value import Value
 from ipnext.model.wire import decode_plain
 

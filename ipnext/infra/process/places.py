@@ -13,7 +13,7 @@ from ipnext.components.caller_proof import keep_proof
 from ipnext.components.host_directories import LETTERS, name_host_directory
 from ipnext.components.private_files import let_group_enter, make_own_directory
 from ipnext.components.sockets import LONGEST_NAME, LONGEST_PATH, is_socket_url, socket_url
-from ipnext.infra.ports import LOOPBACK, PortBook, release
+from ipnext.infra.process.ports import LOOPBACK, PortBook, release
 
 KEY_FILE: Final = "places.key"
 """File in the agent's directory with the key of the names of hosts' directories."""

@@ -14,7 +14,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ipnext.components.private_files import make_own_directory
-from ipnext.infra.atomic_file import replace_file
+from ipnext.infra.process.atomic_file import replace_file
 
 LOOPBACK = "127.0.0.1"
 LOWEST_PORT = 20_000

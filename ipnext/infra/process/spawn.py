@@ -8,7 +8,7 @@ from contextlib import suppress
 from signal import SIGKILL, Signals
 from typing import IO, Any, Protocol
 
-from ipnext.infra.tether import tether
+from ipnext.infra.process.parent_death import tether
 
 Note = Mapping[str, Any]
 """JSON that an agent stores with a process, for the agent that adopts it."""

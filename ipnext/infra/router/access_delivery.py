@@ -14,8 +14,8 @@ from typing import Final, Protocol
 import structlog
 
 from ipnext.errors import Unavailable
-from ipnext.infra.access_file import AccessFile
-from ipnext.model.predictions import AccessList, AccessRevision, AccessWithdrawal
+from ipnext.infra.router.access_file import AccessFile
+from ipnext.model.access.predictions import AccessList, AccessRevision, AccessWithdrawal
 
 FOLLOW_SECONDS: Final = 1.0
 """Longest wait of a new list's sender for the router, which applies it within milliseconds. The sender asks again."""

@@ -13,10 +13,10 @@ from pathlib import Path
 import structlog
 from pydantic import ValidationError
 
-from ipnext.infra.atomic_file import replace_file
+from ipnext.infra.process.atomic_file import replace_file
 from ipnext.infra.route_rules import check_access
-from ipnext.model.deployment import RouteTable
-from ipnext.model.predictions import AccessList, AccessRevision
+from ipnext.model.access.predictions import AccessList, AccessRevision
+from ipnext.model.deployment.deployment import RouteTable
 from ipnext.model.wire import decode
 
 

@@ -11,13 +11,13 @@ from ipnext.components.caller_proof import keep_proof, proof_file, read_proof
 from ipnext.components.identity import Component
 from ipnext.components.sockets import is_socket_url, keep_caller_proof, socket_path
 from ipnext.errors import Unavailable
-from ipnext.infra.child_process import ChildProcess
+from ipnext.infra.context import Site
 from ipnext.infra.control import Control
-from ipnext.infra.notes import RouterNote, as_note
-from ipnext.infra.site import Site
-from ipnext.infra.spawning import Note, Running
-from ipnext.model.deployment import RouterState
-from ipnext.model.predictions import KeyUseReport
+from ipnext.infra.process.child import ChildProcess
+from ipnext.infra.process.notes import RouterNote, as_note
+from ipnext.infra.process.spawn import Note, Running
+from ipnext.model.access.predictions import KeyUseReport
+from ipnext.model.deployment.deployment import RouterState
 
 GATEWAY_PROOF_FILE: Final = "gateway.proof"
 """Proof of the gateway at all routers of the region, beside their table."""

@@ -13,20 +13,20 @@ from pathlib import Path
 import structlog
 
 from ipnext.errors import Unavailable
-from ipnext.infra.atomic_file import replace_file
+from ipnext.infra.context import Site
 from ipnext.infra.control import Control
-from ipnext.infra.notes import RouterNote, found
-from ipnext.infra.pulse import Pulse
-from ipnext.infra.router_instance import RouterInstance
-from ipnext.infra.site import Site
-from ipnext.model.deployment import (
+from ipnext.infra.process.atomic_file import replace_file
+from ipnext.infra.process.notes import RouterNote, found
+from ipnext.infra.process.wakeup import Pulse
+from ipnext.infra.router.instance import RouterInstance
+from ipnext.model.access.predictions import AccessList, AccessRevision, AccessWithdrawal, KeyUseReport
+from ipnext.model.deployment.deployment import (
     GenerationShares,
     GenerationTraffic,
     RoutedModel,
     RouterTable,
     ServedGeneration,
 )
-from ipnext.model.predictions import AccessList, AccessRevision, AccessWithdrawal, KeyUseReport
 from ipnext.model.wire import decode
 
 CONFIRM_POLL_SECONDS = 0.02

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from ipnext.model.deployment import (
+from ipnext.model.access.predictions import PredictionAccess
+from ipnext.model.deployment.deployment import (
     DRAIN_SECONDS,
     STREAM_DRAIN_SECONDS,
     Deployment,
@@ -12,7 +13,6 @@ from ipnext.model.deployment import (
     RoutedModel,
     ServedGeneration,
 )
-from ipnext.model.predictions import PredictionAccess
 
 Served = Mapping[str, tuple[ServedGeneration, ...]]
 """Model -> generations that the router may answer with."""

@@ -4,8 +4,8 @@ from datetime import datetime
 from typing import Final, Literal, NamedTuple
 
 from ipnext.errors import QuotaExceeded
-from ipnext.model.access import Principal
-from ipnext.model.owner import ARTIFACTS, OwnerManifest
+from ipnext.model.access.owner import ARTIFACTS, OwnerManifest
+from ipnext.model.access.rights import Principal
 from ipnext.model.value import Value, Written
 
 _OWNER: Final = "owner/"

@@ -1,6 +1,6 @@
 """The audit: who did something, from where, on which object, under which policy. Each entry is sealed to the one before it.
 
-The store writes entries, the API exports them, clients verify them (`ipnext.model.audit_chain`).
+The store writes entries, the API exports them, clients verify them (`ipnext.model.access.audit_chain`).
 """
 
 import hashlib

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from ipnext.errors import InvalidInput
-from ipnext.model.audit import GENESIS, AuditAnchor, AuditHead, hash_of
+from ipnext.model.access.audit import GENESIS, AuditAnchor, AuditHead, hash_of
 from ipnext.model.value import Value, unique_names
 
 FaultKind = Literal["changed", "removed", "inserted", "reordered", "truncated"]

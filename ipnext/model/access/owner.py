@@ -6,9 +6,9 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer, model_validator
 
-from ipnext.model.access import Role
+from ipnext.model.access.rights import Role
+from ipnext.model.access.roles import Subject
 from ipnext.model.metadata import Metadata
-from ipnext.model.roles import Subject
 from ipnext.model.value import Name, Value, Written
 
 MOST_MEMBERS: Final = 500
@@ -40,7 +40,7 @@ class OwnerQuotas(Written):
     models: int | None = Field(default=None, ge=0, lt=2**31)
     """Models that are not retired."""
     units: Mapping[Name, Annotated[float, Field(ge=0)]] = Field(default_factory=dict, max_length=MOST_KINDS)
-    """Hardware kind -> units in all regions, as the manifests declare them (`ipnext.model.owner_claims`)."""
+    """Hardware kind -> units in all regions, as the manifests declare them (`ipnext.model.manifest.owner_claims`)."""
     replicas: int | None = Field(default=None, ge=0, lt=2**31)
     """Replicas, each a process, as the manifests declare them; left out: as the platform's setting says."""
     dollars_per_hour: float | None = Field(default=None, ge=0)

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ipnext.model.access import Grant, KeyId, Scope
+from ipnext.model.access.rights import Grant, KeyId, Scope
 from ipnext.model.value import Name, Value, Written
 
 PredictionAccess = Literal["open", "authenticated"]

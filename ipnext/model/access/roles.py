@@ -5,7 +5,7 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, StringConstraints
 
-from ipnext.model.access import ANY, Grant, KeyId, Role, Scope
+from ipnext.model.access.rights import ANY, Grant, KeyId, Role, Scope
 from ipnext.model.value import Value, Written
 
 LONGEST_NAME: Final = 256

@@ -9,19 +9,19 @@ from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 
 from pydantic import Field, StringConstraints, model_validator
 
-from ipnext.model.answers import GenerationAnswers
-from ipnext.model.deployment import Replica
-from ipnext.model.drain import DrainView
+from ipnext.model.api.generation_stats import GenerationAnswers
+from ipnext.model.deployment.deployment import Replica
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.freeze import Frozen, ReasonText
-from ipnext.model.lifecycle import Change, DeploymentStatus, Replan
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.moving import MovesPause
-from ipnext.model.plan import Plan, PlanDiff, Problem, Unmet
-from ipnext.model.profile import PartThroughput
-from ipnext.model.registry import Generation, Layout
-from ipnext.model.rollout import Transition, TransitionState
-from ipnext.model.status import ModelStatus, Reason
+from ipnext.model.lifecycle.drain import DrainView
+from ipnext.model.lifecycle.messages import Change, DeploymentStatus, Replan
+from ipnext.model.lifecycle.replan_moves import MovesPause
+from ipnext.model.lifecycle.status import ModelStatus, Reason
+from ipnext.model.manifest.freeze import Frozen, ReasonText
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.planning.plan import Plan, PlanDiff, Problem, Unmet
+from ipnext.model.planning.transition import Transition, TransitionState
+from ipnext.model.registry.profile import PartThroughput
+from ipnext.model.registry.registry import Generation, Layout
 from ipnext.model.value import Name, Sha256, Value, Written
 
 ChangeId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]

@@ -8,14 +8,14 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from ipnext.model.adapter import ServedAdapter
-from ipnext.model.kv_transfer import Handoff
-from ipnext.model.predictions import AccessRevision, PredictionAccess
-from ipnext.model.registry import PartGraph, SyncPolicy, TensorSpec
-from ipnext.model.routing import RoutingPolicy
-from ipnext.model.signing import SignerPolicy
-from ipnext.model.sketch import PredictionSketch
-from ipnext.model.starting import EngineStart
+from ipnext.model.access.predictions import AccessRevision, PredictionAccess
+from ipnext.model.deployment.engine_start import EngineStart
+from ipnext.model.gate.sketch import PredictionSketch
+from ipnext.model.registry.adapter import ServedAdapter
+from ipnext.model.registry.registry import PartGraph, SyncPolicy, TensorSpec
+from ipnext.model.registry.signing import SignerPolicy
+from ipnext.model.settings.kv_transfer import Handoff
+from ipnext.model.settings.routing import RoutingPolicy
 from ipnext.model.value import Name, Value
 
 SERVING_ENGINES: Final = frozenset({"vllm"})
@@ -300,7 +300,7 @@ class GenerationTraffic(Value):
     in_flight: int = 0
     latency_seconds_sum: float = 0.0
     latency: Mapping[int, int] = Field(default_factory=dict)
-    """Bucket of `ipnext.model.sketch.LATENCY_SECONDS` -> answers with status 200 and that latency."""
+    """Bucket of `ipnext.model.gate.sketch.LATENCY_SECONDS` -> answers with status 200 and that latency."""
     first_token: Mapping[int, int] = Field(default_factory=dict)
     """The same for the time to the first piece of streamed answers."""
     token: Mapping[int, int] = Field(default_factory=dict)

@@ -6,8 +6,8 @@ Used by the host that loads, and by the transition that decides whether two snap
 from collections.abc import Iterable
 from typing import Final
 
-from ipnext.model.deployment import SERVING_ENGINES
-from ipnext.model.registry import SnapshotManifest
+from ipnext.model.deployment.deployment import SERVING_ENGINES
+from ipnext.model.registry.registry import SnapshotManifest
 
 WEIGHTS_SUFFIX: Final = ".safetensors"
 PROCESS_BYTES: Final = 400 * 10**6

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ipnext.model.distributions import Counts, Moments, moments
-from ipnext.model.gates import RegionTraffic
-from ipnext.model.sketch import PredictionSketch
+from ipnext.model.gate.distributions import Counts, Moments, moments
+from ipnext.model.gate.gate import RegionTraffic
+from ipnext.model.gate.sketch import PredictionSketch
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from ipnext.model.sketch import PredictionSketch
+from ipnext.model.gate.sketch import PredictionSketch
 from ipnext.model.value import Name, Value, Written
 
 ENOUGH_REQUESTS: Final = 100

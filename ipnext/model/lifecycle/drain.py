@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.status import Reason
 from ipnext.model.value import Name, Value, Written
 
 

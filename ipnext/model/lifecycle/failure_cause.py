@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ipnext.model.status import ConditionType, Reason
+from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.value import Value
 from ipnext.model.wire import decode_plain
 

@@ -9,12 +9,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from ipnext.model.cause import Place
-from ipnext.model.controls import ControlAsked
-from ipnext.model.deployment import DeploymentKey
-from ipnext.model.gates import GateWindow, RegionTraffic
-from ipnext.model.moving import MoverState, ReplanProgress
-from ipnext.model.status import Reason
+from ipnext.model.deployment.deployment import DeploymentKey
+from ipnext.model.gate.gate import GateWindow, RegionTraffic
+from ipnext.model.lifecycle.controls import ControlAsked
+from ipnext.model.lifecycle.failure_cause import Place
+from ipnext.model.lifecycle.replan_moves import MoverState, ReplanProgress
+from ipnext.model.lifecycle.status import Reason
 from ipnext.model.value import Name, Value
 
 

@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from ipnext.model.freeze import FreezeAnswer
-from ipnext.model.lifecycle import Planned, Resolved, StageInput, TransitionPlanned, ValidationReport
+from ipnext.model.lifecycle.messages import Planned, Resolved, StageInput, TransitionPlanned, ValidationReport
+from ipnext.model.manifest.freeze import FreezeAnswer
 from ipnext.model.value import Value
 
 StageName = Literal["metadata", "validation", "optimization", "freeze", "planning", "transition", "withdrawal"]

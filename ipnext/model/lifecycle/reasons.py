@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.status import Reason
 
 ADVICE: Mapping[Reason, str] = {
     Reason.PENDING: "Nothing to do: the change waits for its turn.",

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ipnext.model.deployment import Replica, RouteShare
+from ipnext.model.deployment.deployment import Replica, RouteShare
 from ipnext.model.value import Name, Written
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ipnext.model.deployment import RouteTable
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.status import Reason
+from ipnext.model.deployment.deployment import RouteTable
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.manifest.manifest import ModelManifest
 
 
 def unserved_regions(manifest: ModelManifest, tables: Iterable[RouteTable]) -> Mapping[str, tuple[str, ...]]:

@@ -1,9 +1,9 @@
 """The parts that serve a generation: those of the manifest, or those that its split makes of the one listed there."""
 
 from ipnext.model.fleet import HardwareOption
-from ipnext.model.manifest import ModelManifest, ModelSpec, PartSpec
-from ipnext.model.registry import Generation, Layout, LayoutPart
-from ipnext.model.split import options_of
+from ipnext.model.manifest.manifest import ModelManifest, ModelSpec, PartSpec
+from ipnext.model.manifest.split import options_of
+from ipnext.model.registry.registry import Generation, Layout, LayoutPart
 
 
 def laid_out(manifest: ModelManifest, generation: Generation | None) -> ModelManifest:

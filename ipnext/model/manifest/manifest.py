@@ -8,24 +8,24 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, mode
 from pydantic_core import ErrorDetails
 
 from ipnext.errors import InvalidInput
-from ipnext.model.deployment import SERVING_ENGINES
-from ipnext.model.disaggregated import check_graph, handoff_graph, handoff_of
-from ipnext.model.documents import read_documents
-from ipnext.model.engine_settings import torch_settings, vllm_settings
-from ipnext.model.faults import fault_text
+from ipnext.model.access.owner import OwnerManifest
+from ipnext.model.access.predictions import AccessSpec
+from ipnext.model.deployment.deployment import SERVING_ENGINES
 from ipnext.model.fleet import FleetManifest, HardwareOption
-from ipnext.model.freeze import FreezeManifest
-from ipnext.model.gates import GateSpec
-from ipnext.model.kv_transfer import Handoff
+from ipnext.model.gate.gate import GateSpec
+from ipnext.model.manifest.freeze import FreezeManifest
+from ipnext.model.manifest.split import MOST_HOSTED_PARTS, SplitPolicy, options_of
+from ipnext.model.manifest.yaml_documents import read_documents
 from ipnext.model.metadata import Metadata
-from ipnext.model.mixed_graph import Role, check_pair_alone, check_roles
-from ipnext.model.owner import OwnerManifest
-from ipnext.model.predictions import AccessSpec
-from ipnext.model.profile import LatencyTarget
-from ipnext.model.registry import REQUEST, PartGraph, SyncPolicy, source_node
-from ipnext.model.signing import SignerPolicy
-from ipnext.model.split import MOST_HOSTED_PARTS, SplitPolicy, options_of
+from ipnext.model.registry.disaggregated import check_graph, handoff_graph, handoff_of
+from ipnext.model.registry.mixed_graph import Role, check_pair_alone, check_roles
+from ipnext.model.registry.profile import LatencyTarget
+from ipnext.model.registry.registry import REQUEST, PartGraph, SyncPolicy, source_node
+from ipnext.model.registry.signing import SignerPolicy
+from ipnext.model.settings.engine import torch_settings, vllm_settings
+from ipnext.model.settings.kv_transfer import Handoff
 from ipnext.model.throughput import FIELDS, REQUESTS, TOKENS, Rated, Unit
+from ipnext.model.validation_errors import fault_text
 from ipnext.model.value import LARGEST_FIGURE, LONGEST_SECONDS, SMALLEST_RATE, EngineName, Name, Value, Written
 
 API_VERSION = "ipnext/v1"

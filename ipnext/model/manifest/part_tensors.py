@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from ipnext.model.manifest import PartSpec
-from ipnext.model.prompt import PROMPT
-from ipnext.model.registry import (
+from ipnext.model.manifest.manifest import PartSpec
+from ipnext.model.registry.registry import (
     REQUEST,
     GraphNode,
     PartGraph,
@@ -16,6 +15,7 @@ from ipnext.model.registry import (
     source_node,
     source_tensor,
 )
+from ipnext.model.settings.prompt import PROMPT
 
 EMBEDDING: Final = "embedding"
 """Output of a part that embeds."""

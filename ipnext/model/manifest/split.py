@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import AliasChoices, Field, StringConstraints, model_validator
 
 from ipnext.model.fleet import HardwareOption
-from ipnext.model.registry import REQUEST
+from ipnext.model.registry.registry import REQUEST
 from ipnext.model.value import LARGEST_FIGURE, SMALLEST_RATE, SMALLEST_UNITS, Name, Written, digest_of
 
 Pattern = Annotated[str, StringConstraints(min_length=1)]

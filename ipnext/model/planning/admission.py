@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from ipnext.model.rollout import Dip, SurgeItem, Swap
+from ipnext.model.planning.transition import Dip, SurgeItem, Swap
 from ipnext.model.value import Value
 
 

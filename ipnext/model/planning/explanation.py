@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ipnext.model.plan import PlanDiff, ReplicaCount
+from ipnext.model.planning.plan import PlanDiff, ReplicaCount
 from ipnext.model.value import Value
 
 

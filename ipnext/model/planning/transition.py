@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ipnext.model.plan import RegionDemand, Row
+from ipnext.model.planning.plan import RegionDemand, Row
 from ipnext.model.value import Value
 
 Refresh = Literal["in_place", "replace", "swap"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from ipnext.model.rollout import FleetState, GenerationShare, Share, Transition
+from ipnext.model.planning.transition import FleetState, GenerationShare, Share, Transition
 
 Answers = Mapping[tuple[str, int], float]
 """Fraction of one region's users by the region and the generation that answer them."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, model_validator
 
-from ipnext.model.engine_settings import VllmSettings
+from ipnext.model.settings.engine import VllmSettings
 from ipnext.model.value import Sha256, Value
 
 CONFIG_FILE: Final = "config.json"

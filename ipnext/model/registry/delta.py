@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from ipnext.model.registry import DELTA_FILE, DELTA_WEIGHTS_FILE
+from ipnext.model.registry.registry import DELTA_FILE, DELTA_WEIGHTS_FILE
 from ipnext.model.value import Sha256, Value
 
 DELTA_FILES = frozenset({DELTA_FILE, DELTA_WEIGHTS_FILE})

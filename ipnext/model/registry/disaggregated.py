@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Final
 
-from ipnext.model.engine_settings import VllmSettings
-from ipnext.model.kv_transfer import Handoff, KvRole
-from ipnext.model.registry import REQUEST, GraphNode, PartGraph, source_node
+from ipnext.model.registry.registry import REQUEST, GraphNode, PartGraph, source_node
+from ipnext.model.settings.engine import VllmSettings
+from ipnext.model.settings.kv_transfer import Handoff, KvRole
 
 PROMPT: Final = "prompt"
 TEXT: Final = "text"

@@ -2,8 +2,8 @@
 
 from typing import Any, Final
 
-from ipnext.model.checkpoint import CONFIG_FILE
-from ipnext.model.registry import SnapshotManifest
+from ipnext.model.registry.checkpoint import CONFIG_FILE
+from ipnext.model.registry.registry import SnapshotManifest
 
 CONFIGS: Final = frozenset({CONFIG_FILE, "generation_config.json"})
 """Files that also have data about the saving tool; only their content shows whether they describe the same model."""

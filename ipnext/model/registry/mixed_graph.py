@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
-from ipnext.model.prompt import PROMPT
-from ipnext.model.registry import REQUEST, GraphNode, PartGraph, source_node
+from ipnext.model.registry.registry import REQUEST, GraphNode, PartGraph, source_node
+from ipnext.model.settings.prompt import PROMPT
 
 Role = Literal["computes", "embeds", "generates"]
 """A part's role: tensors to tensors; text to vectors; text to text."""

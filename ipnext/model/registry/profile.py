@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from ipnext.model.registry import SnapshotManifest
+from ipnext.model.registry.registry import SnapshotManifest
 from ipnext.model.throughput import TOKENS, Unit
 from ipnext.model.value import Name, Sha256, Value, Written, digest_of
 

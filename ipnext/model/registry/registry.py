@@ -8,9 +8,9 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, FailFast, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from ipnext.model.checkpoint import Checkpoint
 from ipnext.model.fleet import HardwareOption
-from ipnext.model.prompt import PromptTemplate
+from ipnext.model.registry.checkpoint import Checkpoint
+from ipnext.model.settings.prompt import PromptTemplate
 from ipnext.model.value import Name, Sha256, Value, Written, digest_of
 
 Datatype = Literal[

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from ipnext.errors import SignatureInvalid
-from ipnext.model.registry import SNAPSHOT_FILE
+from ipnext.model.registry.registry import SNAPSHOT_FILE
 from ipnext.model.value import Value, Written, canonical_json
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"

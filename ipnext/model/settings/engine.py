@@ -6,9 +6,9 @@ from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from ipnext.model.faults import fault_text
-from ipnext.model.kv_transfer import TRANSFER_ARGUMENTS, KvTransferSettings
-from ipnext.model.routing import RoutingSettings
+from ipnext.model.settings.kv_transfer import TRANSFER_ARGUMENTS, KvTransferSettings
+from ipnext.model.settings.routing import RoutingSettings
+from ipnext.model.validation_errors import fault_text
 from ipnext.model.value import LONGEST_SECONDS, Written
 
 OWN_ARGUMENTS: Final = (
@@ -57,9 +57,9 @@ class VllmSettings(Written):
     routing: RoutingSettings | None = None
     """The router's choice of one of the part's engines; neither vLLM nor the host receives it."""
     extra_args: tuple[str, ...] = ()
-    """Further arguments of vLLM, as on its command line. The allowed ones: `ipnext.model.engine_allowances`."""
+    """Further arguments of vLLM's command line. The allowed ones: `ipnext.model.settings.engine_allowances`."""
     environment: Mapping[str, str] = Field(default_factory=dict)
-    """Further environment variables of vLLM. The allowed ones: `ipnext.model.engine_allowances`."""
+    """Further environment variables of vLLM. The allowed ones: `ipnext.model.settings.engine_allowances`."""
     start_seconds: float = Field(default=600.0, gt=0, le=LONGEST_SECONDS)
     """Longest time from its start to a valid first answer."""
     grace_seconds: float = Field(default=10.0, gt=0, le=LONGEST_SECONDS)

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Final
 
-from ipnext.model.engine_settings import VllmSettings
+from ipnext.model.settings.engine import VllmSettings
 
 _SHOWN: Final = 5
 """The number of allowed names in an error text: the nearest ones."""

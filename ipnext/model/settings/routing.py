@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 from pydantic import ValidationError
 
 from ipnext.errors import InvalidInput
-from ipnext.model.faults import fault_text
+from ipnext.model.validation_errors import fault_text
 from ipnext.model.value import Written
 
 RoutingPolicy = Literal["prefix", "least-loaded", "round-robin"]

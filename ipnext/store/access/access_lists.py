@@ -1,4 +1,4 @@
-"""Sources of the lists by which regions check predictions (`ipnext.model.predictions`), and their revisions."""
+"""Sources of the lists by which regions check predictions (`ipnext.model.access.predictions`), and their revisions."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlmodel import col, func, select
 
-from ipnext.model.predictions import AccessRevision, AccessSpec, CallerKey, CallerRole, ModelAccess, TokenIssuer
+from ipnext.model.access.predictions import AccessRevision, AccessSpec, CallerKey, CallerRole, ModelAccess, TokenIssuer
 from ipnext.model.wire import decode, decode_plain
 from ipnext.store.tables import (
     AccessListRow,
@@ -16,7 +16,7 @@ from ipnext.store.tables import (
     RegionAccessRow,
     RoleBindingRow,
 )
-from ipnext.store.unit import Unit, batches, plain
+from ipnext.store.unit_of_work import Unit, batches, plain
 
 THE_LIST: Final = 1
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from sqlalchemy import Select, String, insert, or_, select, type_coerce
 
 from ipnext.access.acting import Acting
-from ipnext.model.audit import (
+from ipnext.model.access.audit import (
     GENESIS,
     LONGEST_NAME,
     LONGEST_REASON,
@@ -22,10 +22,10 @@ from ipnext.model.audit import (
     document_text,
     sealed,
 )
-from ipnext.store import engines
-from ipnext.store.columns import storable
-from ipnext.store.models import Models
+from ipnext.store.database import dialects
+from ipnext.store.database.columns import storable
 from ipnext.store.paging import Page, bounded, ordinal_of, page_of
+from ipnext.store.registry.models import Models
 from ipnext.store.tables import METADATA, AuditRow
 
 _ENTRIES: Final = METADATA.tables[str(AuditRow.__tablename__)]
@@ -96,7 +96,7 @@ class Audit(Models):
         model = note.model or acting.model or None
         owner = note.owner or acting.owner or (None if model is None else self.owner_of(model))
         connection = self._connection
-        engines.lock_audit(connection)
+        dialects.lock_audit(connection)
         head = self.audit_head()
         kind, name = note.object or (acting.kind or "Platform", acting.name)
         entry = sealed(

@@ -7,11 +7,11 @@ from typing import Final
 from sqlmodel import col, delete, func, select
 
 from ipnext.errors import Conflict, NotFound, RateLimited
-from ipnext.model.access import ApiKey, Grant
+from ipnext.model.access.rights import ApiKey, Grant
 from ipnext.model.wire import decode_plain
 from ipnext.store.paging import Page, bounded, ordinal_of, page_of
 from ipnext.store.tables import KeyRow
-from ipnext.store.unit import Unit, batches, document, plain
+from ipnext.store.unit_of_work import Unit, batches, document, plain
 
 KEPT_AFTER_EXPIRY: Final = timedelta(days=1)
 """Sessions and tickets are deleted this long after they ended. Keys stay, so that the audit's ids have names."""

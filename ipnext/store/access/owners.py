@@ -7,14 +7,14 @@ from sqlalchemy import insert as sa_insert
 from sqlmodel import col, delete, func, select
 
 from ipnext.errors import Conflict, NotFound, StaleWrite
-from ipnext.model.access import ANY, Grant, Role
-from ipnext.model.owner import ARTIFACTS, DOLLARS, MODELS, OwnerManifest, OwnerMember
-from ipnext.model.owner_claims import Claim
+from ipnext.model.access.owner import ARTIFACTS, DOLLARS, MODELS, OwnerManifest, OwnerMember
+from ipnext.model.access.rights import ANY, Grant, Role
+from ipnext.model.manifest.owner_claims import Claim
 from ipnext.model.wire import decode_frozen
-from ipnext.store import engines
-from ipnext.store.artifacts import Artifacts
+from ipnext.store.database import dialects
 from ipnext.store.paging import Page, bounded, page_of
 from ipnext.store.records import OwnerRecord, OwnerUse
+from ipnext.store.registry.artifacts import Artifacts
 from ipnext.store.tables import (
     ModelRow,
     OwnerClaimRow,
@@ -23,7 +23,7 @@ from ipnext.store.tables import (
     PlacementRow,
     RoleBindingRow,
 )
-from ipnext.store.unit import NAMED_IN_ERRORS, batches, document, known
+from ipnext.store.unit_of_work import NAMED_IN_ERRORS, batches, document, known
 
 
 class Owners(Artifacts):
@@ -125,7 +125,7 @@ class Owners(Artifacts):
 
     def lock_owner(self, name: str) -> None:
         """Wait for other units that admit a model of this owner: one unit at a time counts and writes claims."""
-        engines.lock_owner(self._session.connection(), name)
+        dialects.lock_owner(self._session.connection(), name)
 
     def claim(self, model: str, amounts: Mapping[str, float]) -> None:
         """Replace the amounts that a model counts for. Equal amounts write nothing."""

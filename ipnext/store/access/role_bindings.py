@@ -5,11 +5,11 @@ from collections.abc import Collection
 from sqlmodel import col, select
 
 from ipnext.errors import NotFound
-from ipnext.model.access import Grant
-from ipnext.model.roles import RoleBinding
+from ipnext.model.access.rights import Grant
+from ipnext.model.access.roles import RoleBinding
 from ipnext.store.paging import Page, bounded, ordinal_of, page_of
 from ipnext.store.tables import RoleBindingRow
-from ipnext.store.unit import Unit, batches
+from ipnext.store.unit_of_work import Unit, batches
 
 
 class RoleBindings(Unit):

@@ -11,12 +11,12 @@ from sqlmodel import col, func, select
 
 from ipnext import names
 from ipnext.errors import Conflict, InvalidInput, NotFound
-from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
-from ipnext.model.status import Reason
-from ipnext.store.retirements import RETIRES
-from ipnext.store.snapshots import Snapshots
+from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import Reason
+from ipnext.store.changes.retirements import RETIRES
+from ipnext.store.registry.snapshots import Snapshots
 from ipnext.store.tables import METADATA, ChangeRow, PauseRow, PlanRow
-from ipnext.store.unit import batches, rows
+from ipnext.store.unit_of_work import batches, rows
 
 CHANGES = METADATA.tables[ChangeRow.__tablename__]
 

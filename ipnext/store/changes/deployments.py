@@ -10,10 +10,10 @@ from sqlalchemy import update as sa_update
 from sqlmodel import col, delete, func, select, tuple_
 
 from ipnext.errors import StaleWrite
-from ipnext.model.deployment import Deployment, DeploymentKey, RouteTable
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteTable
 from ipnext.model.wire import decode_frozen
 from ipnext.store.tables import METADATA, DeploymentRow, ModelRow, RouteRow, RouteShareRow
-from ipnext.store.unit import Unit, batches, document
+from ipnext.store.unit_of_work import Unit, batches, document
 
 DEPLOYMENTS = METADATA.tables[DeploymentRow.__tablename__]
 ROUTES = METADATA.tables[RouteRow.__tablename__]

@@ -8,8 +8,8 @@ from sqlmodel import col, func, select
 
 from ipnext import names
 from ipnext.errors import InvalidInput, NotFound
-from ipnext.model.drain import Drain, DrainState
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.drain import Drain, DrainState
+from ipnext.model.lifecycle.status import Reason
 from ipnext.store.tables import (
     METADATA,
     ChangeRow,
@@ -20,7 +20,7 @@ from ipnext.store.tables import (
     RouteRow,
     RouteShareRow,
 )
-from ipnext.store.unit import Unit, batches
+from ipnext.store.unit_of_work import Unit, batches
 
 LONGEST_REASON = 500
 """Characters of a reason."""

@@ -7,10 +7,10 @@ from sqlalchemy import Boolean, and_, bindparam, case, insert, update
 from sqlalchemy import select as sa_select
 from sqlmodel import col, select
 
-from ipnext.model.status import Condition, ConditionType, Reason, with_ready
+from ipnext.model.lifecycle.status import Condition, ConditionType, Reason, with_ready
 from ipnext.store.records import Event
 from ipnext.store.tables import METADATA, ConditionRow, EventRow
-from ipnext.store.unit import MODELS, Unit, batches, document, plain, rows
+from ipnext.store.unit_of_work import MODELS, Unit, batches, document, plain, rows
 
 CONDITIONS = METADATA.tables[ConditionRow.__tablename__]
 

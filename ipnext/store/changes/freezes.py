@@ -6,14 +6,14 @@ from sqlalchemy import select as sa_select
 from sqlmodel import col, select
 
 from ipnext.errors import Conflict, NotFound, StaleWrite
-from ipnext.model.freeze import FreezeManifest, Frozen, Override
-from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.manifest.freeze import FreezeManifest, Frozen, Override
 from ipnext.model.wire import decode
-from ipnext.store.changes import Changes, _change
+from ipnext.store.changes.changes import Changes, _change
 from ipnext.store.records import FreezeRecord
 from ipnext.store.tables import METADATA, ChangeRow, FreezeOverrideRow, FreezeRow
-from ipnext.store.unit import document, known, plain
+from ipnext.store.unit_of_work import document, known, plain
 
 _ALL = sa_select(METADATA.tables[FreezeRow.__tablename__])
 

@@ -1,9 +1,9 @@
 """Ownership of the database: one Temporal namespace runs its changes, and no other."""
 
 from ipnext.errors import Conflict
-from ipnext.model.workflow_namespace import WorkflowNamespace
+from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.store.tables import WorkflowNamespaceRow
-from ipnext.store.unit import Unit
+from ipnext.store.unit_of_work import Unit
 
 _ONLY = 1
 

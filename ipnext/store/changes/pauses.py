@@ -1,9 +1,9 @@
 """Pauses: who paused a model's changes, and why. A pause lasts until it is resumed, whatever happens to the workflow."""
 
-from ipnext.model.controls import ControlAsked
+from ipnext.model.lifecycle.controls import ControlAsked
 from ipnext.model.wire import decode
 from ipnext.store.tables import PauseRow
-from ipnext.store.unit import Unit, document
+from ipnext.store.unit_of_work import Unit, document
 
 
 class Pauses(Unit):

@@ -6,13 +6,13 @@ from typing import Final
 from sqlmodel import col, select
 
 from ipnext.errors import Conflict, DuplicateSnapshot, InvalidInput
-from ipnext.model.lifecycle import Change, ChangeKind
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.registry import GenerationState, Layout, SnapshotSource
+from ipnext.model.lifecycle.messages import Change, ChangeKind
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.registry.registry import GenerationState, Layout, SnapshotSource
 from ipnext.model.wire import decode
-from ipnext.store.changes import Changes, _change
+from ipnext.store.changes.changes import Changes, _change
 from ipnext.store.tables import ChangeRow, GenerationRow, ModelRow, SnapshotRow
-from ipnext.store.unit import bytes_of, document, plain
+from ipnext.store.unit_of_work import bytes_of, document, plain
 
 _OVER: Final = frozenset({GenerationState.REFUSED, GenerationState.FAILED, GenerationState.RETIRED})
 """Generations whose snapshots may be published again: the cause of their failure may be gone."""

@@ -5,8 +5,8 @@ A retirement that waits for a freeze moves nothing: its model serves on, and the
 
 from sqlalchemy import and_, func
 
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import Reason
 from ipnext.store.tables import METADATA, ChangeRow
 
 CHANGES = METADATA.tables[ChangeRow.__tablename__]

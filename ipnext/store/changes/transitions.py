@@ -9,12 +9,12 @@ from sqlalchemy import update as sa_update
 from sqlmodel import col, func, select
 
 from ipnext.errors import FenceLost, InvalidInput, NotFound, Unavailable
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.rollout import Transition, TransitionState
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.planning.transition import Transition, TransitionState
 from ipnext.model.wire import decode_frozen
+from ipnext.store.changes.retirements import NOT_FROZEN, RETIRES
 from ipnext.store.records import Moving, StateBefore, TransitionRecord
-from ipnext.store.retirements import NOT_FROZEN, RETIRES
 from ipnext.store.tables import (
     FAILED,
     METADATA,
@@ -28,7 +28,7 @@ from ipnext.store.tables import (
     RouteShareRow,
     TransitionRow,
 )
-from ipnext.store.unit import Unit, batches, document, rows
+from ipnext.store.unit_of_work import Unit, batches, document, rows
 
 UNDER_WAY = (TransitionState.PLANNED.value, TransitionState.RUNNING.value)
 NOT_FINAL = tuple(state.value for state in ChangeState if not state.final)

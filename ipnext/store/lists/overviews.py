@@ -9,20 +9,20 @@ from sqlalchemy import func as sa_func
 from sqlalchemy import select as sa_select
 from sqlmodel import col, func, select
 
-from ipnext.model.deployment import Deployment, RouteTable
-from ipnext.model.lifecycle import Change, ValidationReport
-from ipnext.model.plan import Unmet
-from ipnext.model.registry import Generation, Layout
-from ipnext.model.status import Condition, ConditionType, Reason, with_ready
+from ipnext.model.deployment.deployment import Deployment, RouteTable
+from ipnext.model.lifecycle.messages import Change, ValidationReport
+from ipnext.model.lifecycle.status import Condition, ConditionType, Reason, with_ready
+from ipnext.model.planning.plan import Unmet
+from ipnext.model.registry.registry import Generation, Layout
 from ipnext.model.wire import decode, decode_plain
-from ipnext.store.changes import _change
-from ipnext.store.models import _model
+from ipnext.store.changes.changes import _change
+from ipnext.store.changes.transitions import _transition
 from ipnext.store.paging import bounded
 from ipnext.store.records import ModelRecord, TransitionRecord
-from ipnext.store.snapshots import _generation
+from ipnext.store.registry.models import _model
+from ipnext.store.registry.snapshots import _generation
 from ipnext.store.tables import METADATA, DeploymentRow, ModelRow, PlacedReplicasRow, PlacementRow, RouteRow
-from ipnext.store.transitions import _transition
-from ipnext.store.unit import Unit, batches, plain
+from ipnext.store.unit_of_work import Unit, batches, plain
 
 Item = TypeVar("Item")
 

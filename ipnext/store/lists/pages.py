@@ -8,22 +8,23 @@ from sqlalchemy import ColumnElement
 from sqlalchemy import select as sa_select
 from sqlmodel import col, func, or_, select
 
-from ipnext.model.drain import Drain
-from ipnext.model.lifecycle import Change, ChangeState, Replan
-from ipnext.model.profile import StoredProfile
-from ipnext.model.registry import Generation, Snapshot
-from ipnext.store.changes import _change
-from ipnext.store.drains import _drain
-from ipnext.store.freezes import _freeze
-from ipnext.store.journal import _event
-from ipnext.store.models import Models, _model
+from ipnext.model.lifecycle.drain import Drain
+from ipnext.model.lifecycle.messages import Change, ChangeState, Replan
+from ipnext.model.registry.profile import StoredProfile
+from ipnext.model.registry.registry import Generation, Snapshot
+from ipnext.store.changes.changes import _change
+from ipnext.store.changes.drains import _drain
+from ipnext.store.changes.events import _event
+from ipnext.store.changes.freezes import _freeze
+from ipnext.store.changes.transitions import _transition
 from ipnext.store.paging import Page, bounded, no_cursor, ordinal_of, page_of
-from ipnext.store.plans import _LINE, Plans
-from ipnext.store.plans import _entry as _plan_entry
-from ipnext.store.profiles import Profiles, _profile
+from ipnext.store.planning.plans import _LINE, Plans
+from ipnext.store.planning.plans import _entry as _plan_entry
+from ipnext.store.planning.replans import _replan
 from ipnext.store.records import Event, FreezeRecord, ModelRecord, PlanEntry, TransitionRecord
-from ipnext.store.replans import _replan
-from ipnext.store.snapshots import _generation, _snapshot
+from ipnext.store.registry.models import Models, _model
+from ipnext.store.registry.profiles import Profiles, _profile
+from ipnext.store.registry.snapshots import _generation, _snapshot
 from ipnext.store.tables import (
     METADATA,
     ChangeRow,
@@ -38,7 +39,6 @@ from ipnext.store.tables import (
     SnapshotRow,
     TransitionRow,
 )
-from ipnext.store.transitions import _transition
 
 _OPEN = tuple(state.value for state in ChangeState if not state.final)
 

@@ -1,1 +1,1 @@
-"""Alembic's scripts. `ipnext.store.alembic_scripts` runs them."""
+"""Alembic's scripts. `ipnext.store.schema.alembic_scripts` runs them."""

@@ -1,4 +1,4 @@
-"""Alembic's entry: migrates the connection that `ipnext.store.alembic_scripts` gives."""
+"""Alembic's entry: migrates the connection that `ipnext.store.schema.alembic_scripts` gives."""
 
 from alembic import context
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, LifecycleResult, RecordInput
-from ipnext.model.registry import Generation, GenerationState
-from ipnext.model.status import ConditionType, Reason
-from ipnext.model.unserved import binding_reason, routed_before, unserved_message, unserved_regions
-from ipnext.store.claiming import lower_claims
+from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, LifecycleResult, RecordInput
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.lifecycle.unserved import binding_reason, routed_before, unserved_message, unserved_regions
+from ipnext.model.registry.registry import Generation, GenerationState
+from ipnext.store.operations.quota_claims import lower_claims
+from ipnext.store.operations.refused_routes import refuse_further_users, refuse_users
 from ipnext.store.records import ModelRecord
-from ipnext.store.refusing import refuse_further_users, refuse_users
 from ipnext.store.repository import Repository
 
 ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from typing import Final
 
 from ipnext.errors import StaleWrite
-from ipnext.model.layout import parts_of
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.owner import DOLLARS
-from ipnext.model.owner_claims import (
+from ipnext.model.access.owner import DOLLARS
+from ipnext.model.manifest.layout import parts_of
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.owner_claims import (
     Claims,
     check_quotas,
     claims_of,
@@ -22,7 +22,7 @@ from ipnext.model.owner_claims import (
     larger,
     quotas_of,
 )
-from ipnext.model.plan import ModelProblem
+from ipnext.model.planning.plan import ModelProblem
 from ipnext.store.records import ModelRecord, Placement
 from ipnext.store.repository import Repository
 

@@ -5,8 +5,8 @@ that serves in the regions that only a newer manifest names. The reconciler send
 transition replaces them.
 """
 
-from ipnext.model.deployment import RouteTable
-from ipnext.model.status import Reason
+from ipnext.model.deployment.deployment import RouteTable
+from ipnext.model.lifecycle.status import Reason
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
 

@@ -10,9 +10,9 @@ from datetime import datetime
 from sqlalchemy import insert, update
 from sqlmodel import col, func, select
 
-from ipnext.model.moving import MovesPause, MoveTrouble, PlannedMove
+from ipnext.model.lifecycle.replan_moves import MovesPause, MoveTrouble, PlannedMove
 from ipnext.store.tables import MovesPauseRow, ReplanMoveRow
-from ipnext.store.unit import Unit, batches, rows
+from ipnext.store.unit_of_work import Unit, batches, rows
 
 THE_PAUSE = 1
 

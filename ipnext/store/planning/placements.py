@@ -13,12 +13,12 @@ from sqlalchemy import and_, bindparam, delete, insert
 from sqlalchemy import select as sa_select
 from sqlmodel import col, func, select
 
-from ipnext.model.plan import ModelProblem, ReplicaCount, TrafficShare, Unmet
+from ipnext.model.planning.plan import ModelProblem, ReplicaCount, TrafficShare, Unmet
 from ipnext.model.value import canonical_json
 from ipnext.model.wire import decode_frozen, decode_plain
 from ipnext.store.records import FormerBasis, HeldSlot, Placement, PlanDocuments, PlanRecord
 from ipnext.store.tables import METADATA, DeploymentRow, PlacedReplicasRow, PlacementRow
-from ipnext.store.unit import MODELS, Unit, batches, document, plain
+from ipnext.store.unit_of_work import MODELS, Unit, batches, document, plain
 
 Units = dict[tuple[str, str], float]
 """(region, hardware) -> units."""

@@ -9,14 +9,14 @@ from sqlalchemy.orm import defer
 from sqlmodel import col, select
 
 from ipnext.errors import NotFound, StaleWrite
-from ipnext.model.plan import Plan, PlanDiff, Problem
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.planning.plan import Plan, PlanDiff, Problem
 from ipnext.model.wire import decode
-from ipnext.store import engines
-from ipnext.store.placements import Placements, PreparedPlan
+from ipnext.store.database import dialects
+from ipnext.store.planning.placements import Placements, PreparedPlan
 from ipnext.store.records import PlanDocuments, PlanEntry, PlanOutcome, PlanRecord, SolveUse
 from ipnext.store.tables import METADATA, PlanInForceRow, PlanRow
-from ipnext.store.unit import batches, rows
+from ipnext.store.unit_of_work import batches, rows
 
 IN_FORCE = 1
 
@@ -141,7 +141,7 @@ class Plans(Placements):
 
         Placements, and the transitions under way, are stable from here on; those of other models may end.
         """
-        engines.lock_plan(self.connection())  # before the first plan there is no row to lock
+        dialects.lock_plan(self.connection())  # before the first plan there is no row to lock
         self._forget_read()  # rows that were read before the lock may have changed
         found: str | None = self._run(_LOCKED).scalar()
         return found

@@ -8,14 +8,14 @@ from sqlmodel import col, func, select
 
 from ipnext import names
 from ipnext.errors import Conflict, InvalidInput, NotFound
-from ipnext.model.lifecycle import Replan, ReplanState, ReplanTrigger
-from ipnext.model.moving import ReplanProgress
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import Replan, ReplanState, ReplanTrigger
+from ipnext.model.lifecycle.replan_moves import ReplanProgress
+from ipnext.model.lifecycle.status import Reason
 from ipnext.model.value import canonical_json
 from ipnext.model.wire import decode
-from ipnext.store.moves import Moves
+from ipnext.store.planning.moves import Moves
 from ipnext.store.tables import ReplanRow
-from ipnext.store.unit import MOST_ROWS, document, plain, rows
+from ipnext.store.unit_of_work import MOST_ROWS, document, plain, rows
 
 LONGEST_ID = 200
 """Characters of a replan's id."""

@@ -13,13 +13,13 @@ from typing import Any
 from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ipnext.model.artifact_use import Allowance, account_of, is_owners, owner_of_account
-from ipnext.model.registry import GenerationState, Signature, SnapshotManifest
+from ipnext.model.access.artifact_use import Allowance, account_of, is_owners, owner_of_account
+from ipnext.model.registry.registry import GenerationState, Signature, SnapshotManifest
 from ipnext.model.wire import decode
-from ipnext.store import engines
-from ipnext.store.snapshots import REPORT, REPORT_IS, REPORTS, SNAPSHOTS, Snapshots
+from ipnext.store.database import dialects
+from ipnext.store.registry.snapshots import REPORT, REPORT_IS, REPORTS, SNAPSHOTS, Snapshots
 from ipnext.store.tables import METADATA, ArtifactRow, ModelRow
-from ipnext.store.unit import batches, bytes_of, document
+from ipnext.store.unit_of_work import batches, bytes_of, document
 
 ARTIFACTS = METADATA.tables[ArtifactRow.__tablename__]
 _MODELS = METADATA.tables[ModelRow.__tablename__]
@@ -58,8 +58,8 @@ class Artifacts(Snapshots):
         `field` is the request's field for the message.
         """
         self._writing_any()
-        engines.lock_owner(self._connection, allowance.account)
-        engines.lock_artifacts(self._connection, alone=False)
+        dialects.lock_owner(self._connection, allowance.account)
+        dialects.lock_artifacts(self._connection, alone=False)
         with self._bookkeeping():
             row = self._run(_ONE, of_digest=digest).first()
             counted = 0 if row is None or not row.account else row.size_bytes
@@ -86,7 +86,7 @@ class Artifacts(Snapshots):
     def touch_artifacts(self, sizes: Mapping[str, int]) -> None:
         """Keep these blobs for the grace time, whether they are in the artifact store or arrive later. Digest -> bytes."""
         self._writing_any()
-        engines.lock_artifacts(self._connection, alone=False)
+        dialects.lock_artifacts(self._connection, alone=False)
         rows = [{"digest": digest, "size_bytes": size, "account": "", "uploads": 0} for digest, size in sizes.items()]
         with self._bookkeeping():
             self._put_artifacts(rows, {})
@@ -97,7 +97,7 @@ class Artifacts(Snapshots):
         The others have no row: look, then touch.
         """
         self._writing_any()
-        engines.lock_artifacts(self._connection, alone=False)
+        dialects.lock_artifacts(self._connection, alone=False)
         found = frozenset(row.digest for some in batches(digests) for row in self._run(_SOME, digests=some))
         with self._bookkeeping():
             for some in batches(found):
@@ -109,7 +109,7 @@ class Artifacts(Snapshots):
 
         Raises QuotaExceeded.
         """
-        engines.lock_owner(self._connection, allowance.account)
+        dialects.lock_owner(self._connection, allowance.account)
         self.touch_artifacts(sizes)
         rows = [row for some in batches(sizes) for row in self._run(_SOME, digests=some)]
         new = {row.digest: sizes[row.digest] for row in rows if not is_owners(row.account)}
@@ -168,7 +168,7 @@ class Artifacts(Snapshots):
         `began` is when the collection read `kept_artifacts`; snapshots made since then keep their artifacts.
         """
         self._writing_any()
-        engines.lock_artifacts(self._connection, alone=True)
+        dialects.lock_artifacts(self._connection, alone=True)
         rows = [row for some in batches(digests) for row in self._run(_SOME, digests=some)]
         used = {row.digest for row in rows if row.touched_at >= unused_since}
         return frozenset(digests) - used - frozenset(self.kept_artifacts(since=began))

@@ -11,12 +11,12 @@ from sqlmodel import col, func, select
 
 from ipnext.errors import NotFound, StaleWrite
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.manifest import DemandItem, ModelManifest, ModelSpec
+from ipnext.model.manifest.manifest import DemandItem, ModelManifest, ModelSpec
 from ipnext.model.throughput import TOKENS
 from ipnext.model.wire import decode_frozen, decode_plain
 from ipnext.store.records import FleetRecord, FormerBasis, JudgedSpec, ModelRecord, Placement
 from ipnext.store.tables import METADATA, FleetRow, ModelRow
-from ipnext.store.unit import MODELS, NAMED_IN_ERRORS, Unit, batches, bytes_of, document, known, plain
+from ipnext.store.unit_of_work import MODELS, NAMED_IN_ERRORS, Unit, batches, bytes_of, document, known, plain
 
 THE_FLEET = 1
 

@@ -5,14 +5,14 @@ from collections.abc import Collection, Iterator, Mapping
 
 from sqlmodel import col, func, select, tuple_
 
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.measured import Profiles as Measured
-from ipnext.model.measured import measured, wants_profiles
-from ipnext.model.profile import Profile, StoredProfile, architecture_of
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.profiled import Profiles as Measured
+from ipnext.model.manifest.profiled import measured, wants_profiles
+from ipnext.model.registry.profile import Profile, StoredProfile, architecture_of
 from ipnext.model.wire import decode
-from ipnext.store.snapshots import Snapshots
+from ipnext.store.registry.snapshots import Snapshots
 from ipnext.store.tables import ProfileRow, SnapshotRow
-from ipnext.store.unit import batches, bytes_of, document
+from ipnext.store.unit_of_work import batches, bytes_of, document
 
 
 class Profiles(Snapshots):

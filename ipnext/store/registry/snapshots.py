@@ -9,8 +9,8 @@ from sqlalchemy import update as sa_update
 from sqlmodel import col, func, select, tuple_
 
 from ipnext.errors import Conflict, NotFound
-from ipnext.model.lifecycle import ValidationReport
-from ipnext.model.registry import (
+from ipnext.model.lifecycle.messages import ValidationReport
+from ipnext.model.registry.registry import (
     Generation,
     GenerationState,
     Layout,
@@ -21,7 +21,7 @@ from ipnext.model.registry import (
 )
 from ipnext.model.wire import decode, decode_frozen
 from ipnext.store.tables import METADATA, GenerationRow, ReportRow, SnapshotRow
-from ipnext.store.unit import MODELS, Unit, batches, bytes_of, document, known, plain
+from ipnext.store.unit_of_work import MODELS, Unit, batches, bytes_of, document, known, plain
 
 GENERATIONS = METADATA.tables[GenerationRow.__tablename__]
 SNAPSHOTS = METADATA.tables[SnapshotRow.__tablename__]

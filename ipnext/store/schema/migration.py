@@ -1,7 +1,7 @@
 """The schema of a database: its version, whether this build can use it, and its migration, safe for several processes at once.
 
 Every process checks it at its start; alembic, whose import takes a tenth of that start, is imported only to migrate
-(`ipnext.store.alembic_scripts`).
+(`ipnext.store.schema.alembic_scripts`).
 
 Builds of two versions use one database during a rolling upgrade, and runs that are pinned to the older build need it
 for days. So a build also starts on a schema that a newer build has migrated, unless that schema's `min_reader` is
@@ -17,10 +17,10 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, delete, insert, inspect, select, text
 
 from ipnext.errors import Conflict
-from ipnext.store import engines
+from ipnext.store.database import dialects
 from ipnext.store.tables import METADATA, SchemaCompatRow
 
-SCRIPTS = Path(__file__).parent / "migrations"
+SCRIPTS = Path(__file__).parents[1] / "migrations"
 MIGRATION_SECONDS = 120
 """Longest wait for another process that migrates."""
 
@@ -57,8 +57,8 @@ def upgrade(engine: Engine) -> None:
     this build, and Unavailable if the file can't be created.
     """
     if engine.dialect.name == "sqlite":
-        file = engines.file_of(engine.url)
-        engines.create_file(file)
+        file = dialects.file_of(engine.url)
+        dialects.create_file(file)
         with _file_lock(file.with_name(f"{file.name}.migrate.lock")):
             _keep_wal(engine)
             with engine.begin() as connection:
@@ -66,7 +66,7 @@ def upgrade(engine: Engine) -> None:
         return
     with engine.begin() as connection:
         connection.execute(text(f"SET LOCAL lock_timeout = '{MIGRATION_SECONDS}s'"))
-        connection.execute(text(f"SELECT pg_advisory_xact_lock({engines.MIGRATION_LOCK}, 0)"))
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({dialects.MIGRATION_LOCK}, 0)"))
         _run(connection)
 
 
@@ -96,7 +96,7 @@ def _run(connection: Connection) -> None:
         return
     if found is not None and not found.behind and _stated(connection, found.version) is not None:
         return
-    from ipnext.store import alembic_scripts  # noqa: PLC0415 - most starts find the schema up to date
+    from ipnext.store.schema import alembic_scripts  # noqa: PLC0415 - most starts find the schema up to date
 
     alembic_scripts.upgrade(connection)
     row = {"id": 1, "version": newest_revision(), "min_reader": alembic_scripts.min_reader()}

@@ -11,8 +11,8 @@ import torch
 
 from ipnext.artifacts.native_code import check_native_signature, read_native_signers
 from ipnext.errors import InvalidInput, IPnextError, LoadFailed, SignatureInvalid
-from ipnext.model.delta import DeltaDocument
-from ipnext.model.registry import Signature, SnapshotManifest
+from ipnext.model.registry.delta import DeltaDocument
+from ipnext.model.registry.registry import Signature, SnapshotManifest
 from ipnext.names import LIBRARY_FILE
 from ipnext.settings import NativeCodeSettings
 from serving.engines.torch.compiled import CompiledProgram, close_together, read_compiled, wants_compiled

@@ -1,4 +1,4 @@
-"""Builds sympy expressions for torch from trees parsed by ipnext.artifacts.program_expressions; no text is evaluated."""
+"""Builds sympy expressions for torch from trees of ipnext.artifacts.programs.expressions; no text is evaluated."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -6,7 +6,7 @@ from typing import Any, Final
 import sympy
 from torch.utils._sympy import functions
 
-from ipnext.artifacts.program_expressions import FUNCTIONS, Call, Decimal, Expression, Ratio, Symbol, parse_expression
+from ipnext.artifacts.programs.expressions import FUNCTIONS, Call, Decimal, Expression, Ratio, Symbol, parse_expression
 
 _SYMPY: Final = frozenset(
     {

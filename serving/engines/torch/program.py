@@ -1,7 +1,7 @@
 """An exported torch program on disk without pickle: `program.json` and `weights.safetensors`.
 
 `torch.export.save` writes weights and example inputs by pickle. Here the graph is written in torch's own JSON schema
-and every tensor as safetensors. Before torch reads the graph, ipnext.artifacts.program_schema checks that it has only
+and every tensor as safetensors. Before torch reads the graph, ipnext.artifacts.programs.schema checks that it has only
 listed operators and plain data; expressions and tree specifications are built here and never evaluated from text.
 
 Written by serving.export, read by the torch engine.
@@ -22,9 +22,9 @@ from torch._export.verifier import SpecViolationError
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 
-from ipnext.artifacts import programs
-from ipnext.artifacts.program_forms import UnsafeProgram
-from ipnext.artifacts.program_schema import ASSERTION, FORMAT, check_document
+from ipnext.artifacts.programs import reader
+from ipnext.artifacts.programs.forms import UnsafeProgram
+from ipnext.artifacts.programs.schema import ASSERTION, FORMAT, check_document
 from ipnext.errors import LoadFailed, UnsupportedModel
 from ipnext.model.value import canonical_json
 from serving.engines.torch.expressions import build_expression
@@ -33,7 +33,7 @@ from serving.engines.torch.program_cache import ProgramTemplate, TemplateCache, 
 from serving.weights.tensor_file import write_tensors
 from serving.weights.weights import Weights, read_weights
 
-PROGRAM_FILE: Final = programs.PROGRAM_FILE
+PROGRAM_FILE: Final = reader.PROGRAM_FILE
 WEIGHTS_FILE: Final = "weights.safetensors"
 
 _ADDRESS = re.compile(r"^\d{6,}(@\d+)?(?=,)")
@@ -188,7 +188,7 @@ def _bare_classes(stack: str) -> str:
 def read_document(path: Path) -> dict[str, Any]:
     """Read `program.json`. LoadFailed if it is no such document, or has calls that a snapshot may not make."""
     try:
-        return programs.parse_program(path.read_bytes())
+        return reader.parse_program(path.read_bytes())
     except OSError as error:
         msg = f"{path.name} cannot be read: {error}"
         raise LoadFailed(msg) from error

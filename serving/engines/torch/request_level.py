@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from ipnext.model.registry import Signature
+from ipnext.model.registry.registry import Signature
 from serving.engines.torch.program_cache import TorchProgram
 from serving.engines.torch.request_partition import ROWS, Call, partition_by_request, repeat
 from serving.engines.torch.warmup_inputs import close, drawn

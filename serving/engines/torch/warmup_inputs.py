@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from ipnext.errors import IPnextError
-from ipnext.model.registry import Signature, TensorSpec
+from ipnext.model.registry.registry import Signature, TensorSpec
 from serving.protocol.tensors import DTYPES, FLOATS, Array, Tensor, bf16_to_float32, float32_to_bf16
 
 Infer = Callable[[Mapping[str, Array]], Mapping[str, Array]]

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ipnext.model.engine_settings import VllmSettings
-from ipnext.model.kv_transfer import KvConnector, KvRole
+from ipnext.model.settings.engine import VllmSettings
+from ipnext.model.settings.kv_transfer import KvConnector, KvRole
 
 _CONNECTORS: Final[Mapping[KvConnector, str]] = {"example": "ExampleConnector", "nixl": "NixlConnector"}
 _ROLES: Final[Mapping[KvRole, str]] = {"prefill": "kv_producer", "decode": "kv_consumer"}

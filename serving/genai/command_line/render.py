@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from ipnext.errors import InvalidInput
-from ipnext.model.engine_allowances import NO_ALLOWANCES, EngineAllowances
-from ipnext.model.engine_settings import VllmSettings, vllm_settings
-from ipnext.model.manifest import ModelManifest, PartSpec
+from ipnext.model.manifest.manifest import ModelManifest, PartSpec
+from ipnext.model.settings.engine import VllmSettings, vllm_settings
+from ipnext.model.settings.engine_allowances import NO_ALLOWANCES, EngineAllowances
 from ipnext.model.value import Value
 from serving.genai.command_line.kv_transfer import SIDE_CHANNEL_PORT, transfer_environment
 from serving.genai.command_line.vllm_command import (

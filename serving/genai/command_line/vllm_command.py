@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from ipnext.errors import LoadFailed
-from ipnext.inherited_environment import inherited_environment
-from ipnext.model.engine_settings import GIB, VllmSettings
+from ipnext.model.settings.engine import GIB, VllmSettings
+from ipnext.process.inherited_environment import inherited_environment
 from serving.genai.command_line.interpreter import COMMAND_VARIABLE, vllm_python
 from serving.genai.command_line.kv_transfer import (
     SIDE_CHANNEL_HOST,

@@ -24,7 +24,7 @@ from landlockpy import Ruleset
 
 from ipnext.components.private_files import make_own_directory, make_private_directory
 from ipnext.errors import Conflict, LoadFailed
-from ipnext.model.engine_settings import VllmSettings
+from ipnext.model.settings.engine import VllmSettings
 from serving.confinement.landlock import SYSTEM, Allowed, Confinement, make_ruleset, own_code
 from serving.genai.engine.program_paths import program_paths, program_words
 

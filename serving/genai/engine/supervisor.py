@@ -18,9 +18,9 @@ from landlockpy import Ruleset
 from ipnext.components.private_files import make_private_directory
 from ipnext.components.sockets import SUFFIX, socket_url
 from ipnext.errors import IPnextError, LoadFailed, Unavailable
-from ipnext.model.checkpoint import Checkpoint
-from ipnext.model.engine_settings import VllmSettings
-from ipnext.model.starting import StartStage
+from ipnext.model.deployment.engine_start import StartStage
+from ipnext.model.registry.checkpoint import Checkpoint
+from ipnext.model.settings.engine import VllmSettings
 from serving.genai.command_line.vllm_command import engine_command, engine_environment, takes_name, takes_socket
 from serving.genai.engine.enclosure import PORTS, Enclosure, engine_ports
 from serving.genai.engine.log import EngineLog

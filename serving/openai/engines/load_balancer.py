@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ipnext.model.routing import RoutingPolicy
+from ipnext.model.settings.routing import RoutingPolicy
 from serving.metrics.in_flight import InFlight
 from serving.openai.engines.prefix_affinity import Affinity, RoutingHint
 

@@ -7,8 +7,8 @@ import numpy as np
 import orjson
 
 from ipnext.errors import InvalidInput, IPnextError, TooLarge
-from ipnext.model.part_tensors import EMBEDDING
-from ipnext.model.prompt import PROMPT
+from ipnext.model.manifest.part_tensors import EMBEDDING
+from ipnext.model.settings.prompt import PROMPT
 from serving.graph import Tensors
 from serving.openai.engines.proof import names
 from serving.openai.engines.registry import EngineRegistry

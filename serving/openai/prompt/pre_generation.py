@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ipnext.errors import InvalidInput
-from ipnext.model.prompt import PROMPT
-from ipnext.model.registry import REQUEST
+from ipnext.model.registry.registry import REQUEST
+from ipnext.model.settings.prompt import PROMPT
 from serving.graph import GraphPlan, Tensors, run_graph
 from serving.openai.engines.registry import EngineRegistry
 from serving.openai.prompt.embeddings import embed

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from ipnext.errors import InvalidInput
-from ipnext.model.prompt import NUMBER, PromptList, PromptTemplate, pieces
+from ipnext.model.settings.prompt import NUMBER, PromptList, PromptTemplate, pieces
 from serving.protocol.response_templates import NotFinite
 from serving.protocol.tensors import FLOATS, Array, Tensor, all_finite, bf16_to_float32
 

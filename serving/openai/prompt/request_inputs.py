@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ipnext.errors import InvalidInput
-from ipnext.model.registry import TensorSpec
+from ipnext.model.registry.registry import TensorSpec
 from serving.protocol.tensors import Tensor, check_shape, from_json
 
 INPUTS: Final = "inputs"

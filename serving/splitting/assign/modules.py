@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from ipnext.errors import InvalidInput
-from ipnext.model.split import SplitPart, SplitPolicy
+from ipnext.model.manifest.split import SplitPart, SplitPolicy
 from serving.splitting.ir.program import Program
 
 _MOST_NAMED: Final = 12

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Final
 
 from ipnext.errors import InvalidInput
-from ipnext.model.split import SplitPolicy
+from ipnext.model.manifest.split import SplitPolicy
 from serving.splitting.assign.modules import Ownership, lineage, module_paths, tables_of
 from serving.splitting.assign.shards import PartUnits, deal
 from serving.splitting.ir.program import Operation, Program

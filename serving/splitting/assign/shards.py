@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ipnext.errors import InvalidInput
-from ipnext.model.split import ShardSpec
+from ipnext.model.manifest.split import ShardSpec
 from serving.splitting.assign.modules import Ownership, lineage
 from serving.splitting.ir.program import Program, Weight
 

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from ipnext.errors import IPnextError
-from ipnext.model.registry import SNAPSHOT_FILE, PartGraph, SnapshotManifest
+from ipnext.model.registry.registry import SNAPSHOT_FILE, PartGraph, SnapshotManifest
 from serving.engines.base import LoadedPart, find_engine
 from serving.graph import GraphPlan, Tensors, plan_graph, run_graph
 from serving.protocol.signature import check_inputs

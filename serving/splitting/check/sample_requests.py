@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ipnext.errors import InvalidInput
-from ipnext.model.registry import Signature, TensorSpec
+from ipnext.model.registry.registry import Signature, TensorSpec
 from serving.engines.torch.engine import to_numpy
 from serving.export.export import DATATYPES
 from serving.protocol.signature import check_inputs

@@ -5,7 +5,7 @@ import keyword
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ipnext.model.registry import REQUEST
+from ipnext.model.registry.registry import REQUEST
 from serving.splitting.assign.segments import Flow, Segment
 from serving.splitting.emit.packing import Packing, Parcel
 from serving.splitting.emit.tensor_layout import Wire, wire_of

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Final, TypeAlias
 
-from ipnext.model.registry import Datatype
+from ipnext.model.registry.registry import Datatype
 from serving.protocol.tensors import DTYPES
 from serving.splitting.emit.tensor_layout import Wire, plain_meta
 from serving.splitting.ir.program import Operation, Program

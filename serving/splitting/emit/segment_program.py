@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ipnext.model.registry import Signature
+from ipnext.model.registry.registry import Signature
 from serving.splitting.emit.boundary_ops import Made, arrival, departure
 from serving.splitting.emit.extract import Cut, CutProgram
 from serving.splitting.emit.packing import takes_any_strides

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ipnext.errors import InvalidInput
-from ipnext.model.registry import Datatype, TensorSpec
+from ipnext.model.registry.registry import Datatype, TensorSpec
 from serving.splitting.ir.symbolic_shapes import dimension
 
 DATATYPES: Final[Mapping[int, Datatype]] = {

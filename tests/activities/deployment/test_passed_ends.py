@@ -9,12 +9,12 @@ from activities.deployment.activities import DeploymentActivities
 from activities.planning.activities import PlanningActivities
 from activities.planning.adoption import led_to
 from activities.planning.solver import ThreadSolver
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot
-from ipnext.model.lifecycle import ChangeKind, ChangeState, LifecycleResult, RecordInput, StageInput
-from ipnext.model.registry import GenerationState
-from ipnext.model.rollout import Transition, TransitionState
-from ipnext.model.status import ConditionType, Reason
-from ipnext.store.ending import held_by
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey, HeldSnapshot
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput, StageInput
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.planning.transition import Transition, TransitionState
+from ipnext.model.registry.registry import GenerationState
+from ipnext.store.operations.change_end import held_by
 from ipnext.store.records import TransitionRecord
 
 M = "m"

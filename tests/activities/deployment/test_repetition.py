@@ -5,11 +5,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from activities.deployment.repetition import pend_again, record_again
-from ipnext.model.drain import DrainState
-from ipnext.model.lifecycle import ChangeKind, ChangeState, LifecycleResult
-from ipnext.model.registry import GenerationState
-from ipnext.model.rollout import Transition
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.planning.transition import Transition
+from ipnext.model.registry.registry import GenerationState
 from ipnext.names import again_id
 from ipnext.store.records import TransitionRecord
 

@@ -7,10 +7,10 @@ from activities.deployment.activities import DeploymentActivities
 from activities.regions.failover import Surviving
 from activities.transition.takeover import TakeoverActivities
 from ipnext.errors import Unavailable
-from ipnext.model.deployment import Deployment, DeploymentKey, RouteShare, RouteTable
-from ipnext.model.lifecycle import ChangeKind, ChangeState, QueuedChange, StageInput
-from ipnext.model.status import Reason
-from ipnext.model.takeover import TakeOver
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteShare, RouteTable
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, QueuedChange, StageInput
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.lifecycle.takeover import TakeOver
 
 MODEL, REGION = "ranker", "us-east"
 

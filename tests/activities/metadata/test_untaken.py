@@ -3,8 +3,8 @@
 from datetime import UTC, datetime
 
 from activities.metadata.activities import untaken
-from ipnext.model.manifest import ModelSpec
-from ipnext.model.registry import Generation
+from ipnext.model.manifest.manifest import ModelSpec
+from ipnext.model.registry.registry import Generation
 
 LLM = {"name": "llm", "engine": "vllm", "hardware": [{"kind": "cpu", "units": 1, "qps": 1}]}
 STYLE = {"name": "style", "engine": "vllm", "adapterOf": "llm"}

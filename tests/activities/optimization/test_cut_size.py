@@ -3,8 +3,8 @@
 from temporalio.testing import ActivityEnvironment
 
 from activities.optimization.activities import OptimizationActivities
-from ipnext.model.lifecycle import ChangeKind, StageInput
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.lifecycle.status import Reason
 
 
 def test_a_cut_into_too_many_parts_is_refused_and_no_plan_knows_the_manifest(house, kit, monkeypatch):

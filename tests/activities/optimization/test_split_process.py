@@ -13,9 +13,9 @@ from torch import nn
 
 from activities.optimization import split_process as cutting
 from activities.optimization.split_process import CutEnded, CutRefused, cut_in_process
-from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
-from ipnext.model.split import SplitPolicy
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.manifest.split import SplitPolicy
+from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
 from serving.confinement.landlock import Confinement
 from serving.export import export_model
 from tests.processes import gone

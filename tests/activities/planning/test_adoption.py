@@ -6,7 +6,7 @@ from activities.planning.activities import keeps, unplaced_message
 from activities.planning.adoption import Figures, figures_of, held_plan, replaces, rows_by_model
 from activities.planning.policy import PlanningPolicy
 from activities.planning.replan import overbooked
-from ipnext.model.plan import (
+from ipnext.model.planning.plan import (
     CurrentState,
     ModelProblem,
     Objective,

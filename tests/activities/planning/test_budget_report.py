@@ -8,11 +8,11 @@ from activities.planning.budget_report import budget_figures, without_budgets
 from activities.planning.problem import fleet_problem
 from activities.planning.solver import ThreadSolver
 from activities.regions.drain_check import DrainCheckActivities
-from ipnext.model.drain import DrainInput, DrainState
 from ipnext.model.fleet import FleetSpec, OwnerBudget, SupplyItem
-from ipnext.model.lifecycle import ChangeKind, StageInput
-from ipnext.model.plan import ModelProblem, Owner, PartOption, PartProblem, RegionDemand
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.drain import DrainInput, DrainState
+from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.planning.plan import ModelProblem, Owner, PartOption, PartProblem, RegionDemand
 from planner.solve import place
 
 OWNER, MODEL = "budget owner o", "budget model m"

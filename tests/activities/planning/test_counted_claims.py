@@ -10,14 +10,14 @@ from activities.planning.activities import PlanningActivities
 from activities.planning.policy import OBJECTIVE, REPLAN_LIMITS, PlanningPolicy
 from activities.planning.replan import adopt_beside, fleet_snapshot
 from activities.planning.solver import ThreadSolver
-from ipnext.model.deployment import Deployment, DeploymentKey
-from ipnext.model.lifecycle import ChangeKind, ChangeState, LifecycleResult, RecordInput, StageInput
-from ipnext.model.manifest import parse_manifest
-from ipnext.model.plan import PlanDiff
-from ipnext.model.registry import Layout, LayoutPart, PartGraph, Segment
-from ipnext.model.status import Reason
-from ipnext.store.claiming import admitted_claims
-from ipnext.store.placements import PreparedPlan
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput, StageInput
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.planning.plan import PlanDiff
+from ipnext.model.registry.registry import Layout, LayoutPart, PartGraph, Segment
+from ipnext.store.operations.quota_claims import admitted_claims
+from ipnext.store.planning.placements import PreparedPlan
 from ipnext.store.records import PlanRecord
 from planner.solve import solve
 

@@ -14,14 +14,14 @@ from activities.regions.activities import DrainActivities
 from activities.regions.reconciliation import ReconciliationActivities
 from activities.regions.recovery import Returning
 from ipnext.errors import Unavailable
-from ipnext.model.controls import ControlAsked, HoldNote
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
-from ipnext.model.drain import DrainInput, DrainState
-from ipnext.model.lifecycle import ChangeKind, ChangeState, Done
-from ipnext.model.plan import ReplicaCount
-from ipnext.model.registry import GenerationState
-from ipnext.model.rollout import FleetState, Transition, TransitionState, Wave
-from ipnext.model.status import Reason
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
+from ipnext.model.lifecycle.controls import ControlAsked, HoldNote
+from ipnext.model.lifecycle.drain import DrainInput, DrainState
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, Done
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.planning.plan import ReplicaCount
+from ipnext.model.planning.transition import FleetState, Transition, TransitionState, Wave
+from ipnext.model.registry.registry import GenerationState
 from ipnext.store.records import TransitionRecord
 
 EAST = DeploymentKey(model="m", part="dense", region="us-east", hardware="cpu")

@@ -8,11 +8,11 @@ from activities.planning.problem import fleet_problem
 from activities.planning.replan import fleet_snapshot
 from activities.state.desired import read_facts, served_generation
 from ipnext.errors import Conflict
-from ipnext.model.drain import DrainState
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.plan import Limits, Objective, Plan, SolverInfo
-from ipnext.model.status import Reason
-from ipnext.store.placements import PreparedPlan
+from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.planning.plan import Limits, Objective, Plan, SolverInfo
+from ipnext.store.planning.placements import PreparedPlan
 from ipnext.store.records import PlanRecord
 from planner.core.diff import diff
 from tests.activities.carried_out import CarriedOut

@@ -14,8 +14,8 @@ from activities.planning.problem import (
     within_fleet,
 )
 from ipnext.errors import InvalidInput
-from ipnext.model.deployment import Deployment, DeploymentKey
-from ipnext.model.manifest import MOST_REPLICAS, parse_manifest
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey
+from ipnext.model.manifest.manifest import MOST_REPLICAS, parse_manifest
 from ipnext.model.value import LARGEST_FIGURE, SMALLEST_RATE, SMALLEST_UNITS
 from planner.io.problem import validate
 

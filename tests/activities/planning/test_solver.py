@@ -14,7 +14,8 @@ import pytest
 
 from activities.planning.solver import ProcessSolver, SolveFailed, ThreadSolver
 from ipnext.errors import InvalidInput
-from ipnext.model.plan import (
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.planning.plan import (
     Limits,
     ModelProblem,
     PartOption,
@@ -23,7 +24,6 @@ from ipnext.model.plan import (
     RegionDemand,
     RegionSupply,
 )
-from ipnext.model.status import Reason
 from planner import kernel_cache
 from tests.waiting import PATIENCE_SECONDS, until
 
@@ -194,7 +194,7 @@ def test_a_cancelled_solve_leaves_no_process_behind_whatever_the_planner_has_sta
 WAITS = """
 import sys, time
 from activities.planning.solver import ProcessSolver
-from ipnext.model.plan import Problem
+from ipnext.model.planning.plan import Problem
 ProcessSolver().solve(Problem.model_validate_json(sys.stdin.read()), beat=lambda words: print(words, flush=True))
 """
 

@@ -12,8 +12,8 @@ from activities.planning.solver import ThreadSolver
 from activities.state.desired import read_facts, wanted_deployments
 from activities.state.wave_state import peak, state_of
 from activities.transition.activities import TransitionActivities
-from ipnext.model.deployment import Deployment, DeploymentKey
-from ipnext.model.lifecycle import ChangeKind, ChangeState, StageInput
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, StageInput
 
 
 @pytest.fixture

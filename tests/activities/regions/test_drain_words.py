@@ -4,7 +4,7 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.regions.activities import DrainActivities
-from ipnext.model.drain import DrainInput, DrainState
+from ipnext.model.lifecycle.drain import DrainInput, DrainState
 
 
 @pytest.mark.parametrize(("disaster", "status"), [(True, "declared lost"), (False, "drained")])

@@ -8,7 +8,7 @@ import pytest
 from activities.regions import failover as surviving
 from activities.regions.failover import Surviving
 from ipnext.errors import Unavailable
-from ipnext.model.deployment import RegionState, RouteShare, RouteTable
+from ipnext.model.deployment.deployment import RegionState, RouteShare, RouteTable
 
 
 def table(model: str) -> RouteTable:

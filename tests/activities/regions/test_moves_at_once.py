@@ -8,9 +8,9 @@ from activities.planning.solver import ThreadSolver
 from activities.regions.activities import DrainActivities
 from activities.state.drained_fleet import leaves_loss
 from ipnext.errors import Unavailable
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot
-from ipnext.model.drain import DrainInput, DrainState
-from ipnext.model.lifecycle import ChangeKind, ChangeState, StageInput
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey, HeldSnapshot
+from ipnext.model.lifecycle.drain import DrainInput, DrainState
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, StageInput
 from tests.fleets import two_regions
 
 EAST, EUROPE = "us-east", "eu-west"

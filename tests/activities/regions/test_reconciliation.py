@@ -3,7 +3,7 @@
 import pytest
 
 from activities.regions.reconciliation import DesiredRegion, DesiredSet, differences
-from ipnext.model.deployment import DeploymentKey, RegionState, Replica, ReplicaPhase
+from ipnext.model.deployment.deployment import DeploymentKey, RegionState, Replica, ReplicaPhase
 
 KEY = DeploymentKey(model="m", part="dense", region="us-east", hardware="cpu")
 OTHER = KEY.model_copy(update={"part": "sparse"})

@@ -8,10 +8,17 @@ from temporalio.testing import ActivityEnvironment
 from activities.regions import reconciliation
 from activities.regions.reconciliation import ReconciliationActivities
 from ipnext.errors import Conflict, IPnextError, RegionUnreachable, RouteFailed
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
-from ipnext.model.lifecycle import ChangeKind, ChangeState, Done
-from ipnext.model.reconciliation import RegionAsked, RegionReconciled
-from ipnext.model.registry import GenerationState, PartGraph
+from ipnext.model.deployment.deployment import (
+    Deployment,
+    DeploymentKey,
+    HeldSnapshot,
+    RouteShare,
+    RouteTable,
+    ServedGeneration,
+)
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, Done
+from ipnext.model.lifecycle.reconciliation import RegionAsked, RegionReconciled
+from ipnext.model.registry.registry import GenerationState, PartGraph
 from tests.waiting import PATIENCE_SECONDS
 
 EAST = "us-east"

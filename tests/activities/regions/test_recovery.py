@@ -16,8 +16,8 @@ from activities.regions.activities import DrainActivities
 from activities.regions.failover import BATCH
 from activities.regions.recovery import CALLS, PASSES, Returning
 from ipnext.errors import InvalidInput, RegionUnreachable, Unavailable
-from ipnext.infra.memory import MemoryInfrastructure
-from ipnext.model.deployment import (
+from ipnext.infra.fake.infrastructure import MemoryInfrastructure
+from ipnext.model.deployment.deployment import (
     Deployment,
     DeploymentKey,
     HeldSnapshot,
@@ -26,10 +26,10 @@ from ipnext.model.deployment import (
     RouteTable,
     ServedGeneration,
 )
-from ipnext.model.drain import DrainInput, DrainState
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.registry import GenerationState, GraphNode, PartGraph
-from ipnext.store.session import Store
+from ipnext.model.lifecycle.drain import DrainInput, DrainState
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.registry.registry import GenerationState, GraphNode, PartGraph
+from ipnext.store.store import Store
 from tests.waiting import PATIENCE_SECONDS
 
 GRAPH = PartGraph(nodes=(GraphNode(name="p", part="p", inputs={"x": "request.x"}),), outputs={"y": "p.y"})

@@ -6,10 +6,10 @@ import pytest
 
 from activities.regions.drain_check import refusal_of
 from activities.state.drained_fleet import NOTHING, Drained, eased, without_drained
-from ipnext.model.drain import Drain, DrainState
 from ipnext.model.fleet import FleetSpec, SupplyItem
-from ipnext.model.plan import ModelProblem, PartOption, PartProblem, Plan, RegionDemand, SolverInfo, Unmet
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.drain import Drain, DrainState
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.planning.plan import ModelProblem, PartOption, PartProblem, Plan, RegionDemand, SolverInfo, Unmet
 
 NOW = datetime(2026, 3, 29, tzinfo=UTC)
 

@@ -12,10 +12,10 @@ from activities.state.observed import first_failure
 from activities.state.wave_state import ModelState
 from activities.transition.traffic_shift import Gateways
 from ipnext.errors import RouteFailed, Unavailable
-from ipnext.model.cause import Cause, Place, cause_in
-from ipnext.model.deployment import DeploymentKey, LoadFailure, RegionState, Replica, ReplicaPhase
-from ipnext.model.status import Reason
-from ipnext.model.unserved import binding_reason
+from ipnext.model.deployment.deployment import DeploymentKey, LoadFailure, RegionState, Replica, ReplicaPhase
+from ipnext.model.lifecycle.failure_cause import Cause, Place, cause_in
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.lifecycle.unserved import binding_reason
 
 SLOT = ("dense", "us-east", "cpu")
 

@@ -6,10 +6,18 @@ import pytest
 
 from activities.state.desired import Facts, former_generations, served_generations, wanted_deployments, wanted_shares
 from activities.state.wave_state import ModelState, peak, planned_state, running_state, state_at, state_back
-from ipnext.model.deployment import RouteShare, RouteTable
-from ipnext.model.manifest import parse_manifest
-from ipnext.model.registry import Generation, Snapshot, SnapshotManifest
-from ipnext.model.rollout import FleetState, GenerationReplicas, GenerationShare, RouteChange, Share, Transition, Wave
+from ipnext.model.deployment.deployment import RouteShare, RouteTable
+from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.planning.transition import (
+    FleetState,
+    GenerationReplicas,
+    GenerationShare,
+    RouteChange,
+    Share,
+    Transition,
+    Wave,
+)
+from ipnext.model.registry.registry import Generation, Snapshot, SnapshotManifest
 from ipnext.model.value import digest_of
 
 M = "ranker"

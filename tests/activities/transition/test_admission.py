@@ -4,9 +4,9 @@ import pytest
 
 from activities.transition.admission import REPAIR_DIP, step_policy, wait_for_repair
 from ipnext.errors import Unavailable
-from ipnext.model.lifecycle import ChangeKind
-from ipnext.model.manifest import RolloutSpec
-from ipnext.model.rollout import FleetState, GenerationReplicas
+from ipnext.model.lifecycle.messages import ChangeKind
+from ipnext.model.manifest.manifest import RolloutSpec
+from ipnext.model.planning.transition import FleetState, GenerationReplicas
 
 
 def placed(*regions: str) -> FleetState:

@@ -13,9 +13,9 @@ from activities.transition import draft as drafting
 from activities.transition.activities import DRAFTS, TransitionActivities
 from activities.transition.draft import Draft
 from ipnext.errors import Unavailable
-from ipnext.model.lifecycle import ChangeKind, ChangeState, LifecycleResult, RecordInput, StageInput
-from ipnext.model.registry import GenerationState
-from ipnext.model.rollout import TransitionState
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput, StageInput
+from ipnext.model.planning.transition import TransitionState
+from ipnext.model.registry.registry import GenerationState
 
 
 @pytest.fixture

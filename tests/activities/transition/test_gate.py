@@ -5,10 +5,10 @@ from pydantic import ValidationError
 
 from activities.transition.gate import AGAIN_SECONDS, Asked, errors_only, judge
 from ipnext.errors import InvalidInput
-from ipnext.model.comparison import Pair
-from ipnext.model.gates import GateSpec, LatencyLimits, RegionTraffic
-from ipnext.model.manifest import parse_manifest
-from ipnext.model.sketch import LATENCY_SECONDS, PredictionSketch, prediction_bucket
+from ipnext.model.gate.comparison import Pair
+from ipnext.model.gate.gate import GateSpec, LatencyLimits, RegionTraffic
+from ipnext.model.gate.sketch import LATENCY_SECONDS, PredictionSketch, prediction_bucket
+from ipnext.model.manifest.manifest import parse_manifest
 
 MS_20 = next(i for i, bound in enumerate(LATENCY_SECONDS) if bound >= 0.02)
 

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from activities.transition.gate_window import MAX_WINDOW_BYTES, counted_since, former_generation, opened, traffic_of
-from ipnext.model.comparison import latencies, predictions
-from ipnext.model.deployment import AsideTraffic, GenerationTraffic, RegionState
-from ipnext.model.gates import GateWindow, RegionTraffic
-from ipnext.model.rollout import FleetState, GenerationShare, Transition
-from ipnext.model.sketch import PREDICTION_BOUNDS, PredictionSketch, prediction_bucket
+from ipnext.model.deployment.deployment import AsideTraffic, GenerationTraffic, RegionState
+from ipnext.model.gate.comparison import latencies, predictions
+from ipnext.model.gate.gate import GateWindow, RegionTraffic
+from ipnext.model.gate.sketch import PREDICTION_BOUNDS, PredictionSketch, prediction_bucket
+from ipnext.model.planning.transition import FleetState, GenerationShare, Transition
 
 
 def sketch(*values: float, answers: int | None = None) -> PredictionSketch:

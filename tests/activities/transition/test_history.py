@@ -17,10 +17,11 @@ from activities.transition.admission import not_swapped
 from activities.transition.refresh_mode import refresh_of
 from activities.transition.wave_context import Reaching
 from activities.validation.activities import ValidationActivities
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
-from ipnext.model.lifecycle import ChangeKind, ChangeState, LifecycleResult, RecordInput, StageInput, WaveInput
-from ipnext.model.manifest import parse_manifest
-from ipnext.model.registry import (
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput, StageInput, WaveInput
+from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.planning.transition import FleetState, GenerationReplicas, GenerationShare, Swap, Transition, Wave
+from ipnext.model.registry.registry import (
     DELTA_FILE,
     ArtifactFile,
     GenerationState,
@@ -28,9 +29,8 @@ from ipnext.model.registry import (
     SnapshotManifest,
     SnapshotSource,
 )
-from ipnext.model.rollout import FleetState, GenerationReplicas, GenerationShare, Swap, Transition, Wave
-from ipnext.store import snapshots
 from ipnext.store.records import TransitionRecord
+from ipnext.store.registry import snapshots
 from ipnext.store.tables import GenerationRow, SnapshotRow
 
 FEW, MANY = 10, 500

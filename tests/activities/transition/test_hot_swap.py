@@ -10,8 +10,7 @@ from activities.transition.admission import price_of
 from activities.transition.hot_swap import Announcement, leave_what_is_sent, not_gone_back, started_anew, while_swapped
 from activities.transition.revert import none_more, unfreed
 from ipnext.errors import InvalidInput
-from ipnext.model.checkpoint import Checkpoint
-from ipnext.model.deployment import (
+from ipnext.model.deployment.deployment import (
     Deployment,
     DeploymentKey,
     HeldSnapshot,
@@ -21,9 +20,8 @@ from ipnext.model.deployment import (
     RouteShare,
     RouteTable,
 )
-from ipnext.model.manifest import parse_manifest
-from ipnext.model.registry import ArtifactFile, Generation, Signature, SnapshotManifest
-from ipnext.model.rollout import (
+from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.planning.transition import (
     FleetState,
     GenerationReplicas,
     GenerationShare,
@@ -33,6 +31,8 @@ from ipnext.model.rollout import (
     Transition,
     Wave,
 )
+from ipnext.model.registry.checkpoint import Checkpoint
+from ipnext.model.registry.registry import ArtifactFile, Generation, Signature, SnapshotManifest
 from tests.activities.transition.test_traffic_shift import NoStore, Regions, facts_of, served, share
 
 M = "chat"

@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 
 from activities.transition.refresh_mode import refresh_of, with_ground
-from ipnext.model.manifest import parse_manifest
-from ipnext.model.registry import DELTA_FILE, ArtifactFile, Generation, Signature, SnapshotManifest
-from ipnext.model.rollout import FleetState, GenerationReplicas
+from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.planning.transition import FleetState, GenerationReplicas
+from ipnext.model.registry.registry import DELTA_FILE, ArtifactFile, Generation, Signature, SnapshotManifest
 
 
 def manifest(name, parent=None, *, delta=False):

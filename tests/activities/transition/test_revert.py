@@ -14,7 +14,7 @@ from activities.transition.revert import (
     unfreed,
     waiting,
 )
-from ipnext.model.deployment import (
+from ipnext.model.deployment.deployment import (
     Deployment,
     DeploymentKey,
     HeldSnapshot,

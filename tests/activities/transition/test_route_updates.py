@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from activities.transition.route_updates import between, followed
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare
 
 PARTS = {1: ("p",), 2: ("p",)}
 

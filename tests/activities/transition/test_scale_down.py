@@ -18,7 +18,7 @@ from activities.transition.scale_down import Left, Releasing, shrinking, stray
 from activities.transition.scale_up import Capacity
 from activities.transition.wave_context import Reaching, led_to
 from ipnext.errors import Unavailable
-from ipnext.model.deployment import (
+from ipnext.model.deployment.deployment import (
     Deployment,
     DeploymentKey,
     HeldSnapshot,
@@ -28,9 +28,9 @@ from ipnext.model.deployment import (
     RouteShare,
     RouteTable,
 )
-from ipnext.model.lifecycle import WaveInput
-from ipnext.model.rollout import FleetState, GenerationReplicas, Transition, Wave
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import WaveInput
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.planning.transition import FleetState, GenerationReplicas, Transition, Wave
 
 M = "ranker"
 

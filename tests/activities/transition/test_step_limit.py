@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from activities.transition.step_limit import grown, hurried
-from ipnext.model.deployment import RouteShare, RouteTable
-from ipnext.model.rollout import Transition
-from ipnext.model.status import Reason
+from ipnext.model.deployment.deployment import RouteShare, RouteTable
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.planning.transition import Transition
 
 M = "ranker"
 ROLLOUT = SimpleNamespace(canary=0.1, max_step=0.5)

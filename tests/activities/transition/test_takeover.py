@@ -12,11 +12,11 @@ from activities.transition.activities import TransitionActivities
 from activities.transition.takeover import TakeoverActivities
 from ipnext import names
 from ipnext.errors import FenceLost
-from ipnext.model.controls import ControlAsked
-from ipnext.model.lifecycle import ChangeKind, ChangeState, QueuedChange, StageInput, WaveInput
-from ipnext.model.rollout import FleetState, Transition, TransitionState, Wave
-from ipnext.model.status import Reason
-from ipnext.model.takeover import ChangeAsked, ModelAsked, OpenChanges, TakenOver, TakeOver
+from ipnext.model.lifecycle.controls import ControlAsked
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, QueuedChange, StageInput, WaveInput
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.lifecycle.takeover import ChangeAsked, ModelAsked, OpenChanges, TakenOver, TakeOver
+from ipnext.model.planning.transition import FleetState, Transition, TransitionState, Wave
 from ipnext.store.records import TransitionRecord
 
 M = "ranker"

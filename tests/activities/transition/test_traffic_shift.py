@@ -10,9 +10,9 @@ import pytest
 from activities.runtime.lease import Pulse, felt
 from activities.transition import traffic_shift as routing
 from ipnext.errors import Unavailable
-from ipnext.model.deployment import RegionState, RouteShare, RouteTable, ServedGeneration
-from ipnext.model.drain import Drain
-from ipnext.model.registry import GraphNode, PartGraph
+from ipnext.model.deployment.deployment import RegionState, RouteShare, RouteTable, ServedGeneration
+from ipnext.model.lifecycle.drain import Drain
+from ipnext.model.registry.registry import GraphNode, PartGraph
 
 M = "ranker"
 NOW = datetime(2026, 3, 29, tzinfo=UTC)

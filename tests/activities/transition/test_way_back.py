@@ -8,9 +8,9 @@ from temporalio.testing import ActivityEnvironment
 from activities.state.desired import read_facts, served_generations, wanted_deployments
 from activities.state.wave_state import ModelState, RouteShare
 from activities.transition.activities import TransitionActivities
-from ipnext.model.deployment import RouteTable
-from ipnext.model.lifecycle import ChangeState, WaveInput
-from ipnext.model.rollout import FleetState, GenerationReplicas, Transition, TransitionState, Wave
+from ipnext.model.deployment.deployment import RouteTable
+from ipnext.model.lifecycle.messages import ChangeState, WaveInput
+from ipnext.model.planning.transition import FleetState, GenerationReplicas, Transition, TransitionState, Wave
 from ipnext.store.records import TransitionRecord
 
 M, LOST, LEFT = "ranker", "us-east", "eu-west"

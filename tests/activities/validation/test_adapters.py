@@ -11,11 +11,11 @@ from activities.transition.refresh_mode import refresh_of
 from activities.validation.activities import BUILT_IN, checked
 from activities.validation.adapters import check_adapter_bases, check_adapters
 from ipnext.errors import InvalidInput
-from ipnext.model.adapter import engine_name
-from ipnext.model.manifest import parse_manifest
-from ipnext.model.registry import GenerationState
-from ipnext.model.rollout import FleetState, GenerationReplicas
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.planning.transition import FleetState, GenerationReplicas
+from ipnext.model.registry.adapter import engine_name
+from ipnext.model.registry.registry import GenerationState
 from tests.genai.checkpoints import adapter_tensors, stored, write_adapter, write_llama
 
 LLM = {"name": "llm", "engine": "vllm", "hardware": [{"kind": "cpu", "units": 1, "qps": 100}]}

@@ -7,11 +7,11 @@ import pytest
 
 from activities.validation.activities import BUILT_IN, checked
 from activities.validation.checkpoints import check_checkpoints
-from ipnext.artifacts.checkpoint_import import describe_checkpoint
-from ipnext.artifacts.checkpoints import LocalFiles, read_checkpoint
-from ipnext.model.checkpoint import Checkpoint
-from ipnext.model.registry import SnapshotSource
-from ipnext.model.status import Reason
+from ipnext.artifacts.checkpoints.checkpoint_import import describe_checkpoint
+from ipnext.artifacts.checkpoints.reader import LocalFiles, read_checkpoint
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.registry.checkpoint import Checkpoint
+from ipnext.model.registry.registry import SnapshotSource
 from tests.genai.checkpoints import llama_tensors, stored, write_llama
 
 HARDWARE = [{"kind": "cpu", "units": 1, "qps": 1}]

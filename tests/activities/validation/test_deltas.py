@@ -12,10 +12,10 @@ from activities.validation.activities import ValidationActivities
 from activities.validation.deltas import check_deltas
 from activities.validation.finite_weights import check_finite
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.model.delta import ChangedTensor, DeltaDocument
-from ipnext.model.lifecycle import ChangeKind, StageInput
-from ipnext.model.registry import ArtifactFile, Snapshot, SnapshotManifest
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.registry.delta import ChangedTensor, DeltaDocument
+from ipnext.model.registry.registry import ArtifactFile, Snapshot, SnapshotManifest
 
 TOLD = ChangedTensor(rows=2, before="0" * 32, after="1" * 32)
 GOOD = {"rows:weight": np.array([0, 3]), "values:weight": np.ones((2, 8), np.float32)}

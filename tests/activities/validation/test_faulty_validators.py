@@ -11,7 +11,7 @@ from activities.runtime.errors import TypedFailures
 from activities.validation.activities import ValidatorError, checked
 from activities.validation.validator import FunctionValidator, passed
 from ipnext.errors import Unavailable
-from ipnext.model.lifecycle import CheckResult
+from ipnext.model.lifecycle.messages import CheckResult
 
 
 def later_fault(candidate):

@@ -7,8 +7,8 @@ import pytest
 from activities.validation.files import check_digests, check_formats, check_paths
 from ipnext.artifacts.native_code import read_native_signers
 from ipnext.artifacts.signing import signed, write_key_pair
-from ipnext.model.registry import ArtifactFile
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.registry.registry import ArtifactFile
 
 
 def refused(results):

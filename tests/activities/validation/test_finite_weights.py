@@ -10,9 +10,9 @@ from safetensors.numpy import save
 
 from activities.validation.finite_weights import check_finite, non_finite_tensor
 from activities.validation.validator import CHUNK_BYTES
-from ipnext.artifacts.checkpoints import layer_numbers
-from ipnext.artifacts.tensor_headers import ITEM_BYTES, LARGEST_HEADER_BYTES, MalformedTensors, read_places
-from ipnext.model.status import Reason
+from ipnext.artifacts.checkpoints.reader import layer_numbers
+from ipnext.artifacts.checkpoints.tensor_headers import ITEM_BYTES, LARGEST_HEADER_BYTES, MalformedTensors, read_places
+from ipnext.model.lifecycle.status import Reason
 
 
 def raw(dtype: str, content: bytes, *, name: str = "w") -> bytes:

@@ -9,7 +9,7 @@ from activities.validation.files import check_formats
 from activities.validation.parsing import SMALL_BYTES, ParsingThread
 from activities.validation.programs import check_programs
 from ipnext.artifacts.bounded_json import TooManyValues, load_bounded
-from ipnext.artifacts.programs import LARGEST_PROGRAM_BYTES
+from ipnext.artifacts.programs.reader import LARGEST_PROGRAM_BYTES
 from tests.waiting import PATIENCE_SECONDS, until
 
 LARGE = SMALL_BYTES + 1

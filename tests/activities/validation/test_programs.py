@@ -6,7 +6,7 @@ import pytest
 
 from activities.validation.activities import BUILT_IN, checked
 from activities.validation.programs import check_programs
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.status import Reason
 
 
 def node(target: str) -> dict:

@@ -7,10 +7,10 @@ from activities.planning.replan import fleet_snapshot
 from activities.validation.activities import LONGEST_TEXT, MOST_RESULTS, ValidationActivities, abridged
 from activities.validation.validator import failed, passed
 from ipnext.errors import FenceLost
-from ipnext.model.lifecycle import ChangeKind, ChangeState, StageInput
-from ipnext.model.plan import Limits, Objective
-from ipnext.model.registry import GenerationState
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, StageInput
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.planning.plan import Limits, Objective
+from ipnext.model.registry.registry import GenerationState
 
 ACCEPTED, REFUSED, MENDED = 350.0, 4000.0, 400.0
 

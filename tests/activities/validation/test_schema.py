@@ -4,8 +4,8 @@ import pytest
 
 from activities.validation.activities import BUILT_IN, checked
 from activities.validation.schema import check_edges, check_engines, check_interface, compatible
-from ipnext.model.registry import Signature, TensorSpec
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.registry.registry import Signature, TensorSpec
 
 
 def tensor(name: str, shape=(-1, 4), datatype: str = "FP32") -> TensorSpec:

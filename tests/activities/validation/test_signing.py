@@ -8,7 +8,7 @@ from activities.validation.activities import BUILT_IN, checked
 from activities.validation.signing import check_signatures
 from activities.validation.validator import Candidate
 from ipnext.artifacts.signing import signed, write_key_pair
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.status import Reason
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from ipnext.access.signing_keys import (
     SigningKeys,
 )
 from ipnext.errors import Unauthenticated, Unavailable
-from ipnext.identity_provider import ProviderClient
+from ipnext.login.identity_provider import ProviderClient
 from tests.identity_provider import AUDIENCE, ec_key, rsa_key
 from tests.waiting import until
 

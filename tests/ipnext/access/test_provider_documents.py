@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from ipnext import identity_provider
 from ipnext.errors import InvalidInput, Unavailable
-from ipnext.identity_provider import LARGEST_BYTES, ProviderClient, check_address, check_issuer
+from ipnext.login import identity_provider
+from ipnext.login.identity_provider import LARGEST_BYTES, ProviderClient, check_address, check_issuer
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """What the API offers, and two owners to ask it with: one whose objects are shown to a principal, one whose are not."""
 
-from ipnext.model.freeze import FreezeManifest
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.owner import OwnerManifest
-from ipnext.model.status import Reason
+from ipnext.model.access.owner import OwnerManifest
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.manifest.freeze import FreezeManifest
+from ipnext.model.manifest.manifest import ModelManifest
 
 HIDDEN, SHOWN = "ads-ranker", "ranker"
 

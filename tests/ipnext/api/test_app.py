@@ -13,15 +13,15 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ipnext.api.attempts import Attempt
-from ipnext.api.outbox import Outbox
+from ipnext.api.workflow_engine.attempts import Attempt
+from ipnext.api.workflow_engine.outbox import Outbox
 from ipnext.errors import InvalidInput
-from ipnext.model.access import Role
-from ipnext.model.lifecycle import ChangeState, ReplanState
-from ipnext.model.resource import PlanView
-from ipnext.model.status import Reason
-from ipnext.model.workflow_namespace import WorkflowNamespace
-from ipnext.store.session import Store
+from ipnext.model.access.rights import Role
+from ipnext.model.api.resources import PlanView
+from ipnext.model.lifecycle.messages import ChangeState, ReplanState
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
+from ipnext.store.store import Store
 from tests.waiting import eventually
 
 

@@ -8,17 +8,17 @@ import pytest
 from sqlalchemy import event
 
 from activities.planning.replan import measured_records
-from ipnext.api.states import States
-from ipnext.model.cause import Cause, Place
-from ipnext.model.deployment import DeploymentKey, RegionState, Replica, ReplicaPhase
-from ipnext.model.lifecycle import CheckResult, ValidationReport
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.rollout import Transition
-from ipnext.model.status import ConditionType, Reason
+from ipnext.api.services.region_states import States
+from ipnext.model.deployment.deployment import DeploymentKey, RegionState, Replica, ReplicaPhase
+from ipnext.model.lifecycle.failure_cause import Cause, Place
+from ipnext.model.lifecycle.messages import CheckResult, ValidationReport
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.planning.transition import Transition
 from ipnext.store.records import TransitionRecord
 from tests.ipnext.conftest import World
 from tests.ipnext.store.conftest import snapshot_source
-from tests.ipnext.store.test_profiles import profile
+from tests.ipnext.store.registry.test_profiles import profile
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pytest
 
 from ipnext.client import Client
 from ipnext.errors import Unavailable
-from ipnext.infra.ports import free_port
-from ipnext.model.access import Role
+from ipnext.infra.process.ports import free_port
+from ipnext.model.access.rights import Role
 from ipnext.model.fleet import FleetManifest
-from ipnext.model.manifest import ModelManifest
+from ipnext.model.manifest.manifest import ModelManifest
 from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.usefixtures("subprocesses")

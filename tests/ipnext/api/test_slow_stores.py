@@ -8,10 +8,10 @@ import threading
 
 import pytest
 
-from ipnext.api import artifacts, logs
-from ipnext.api.slots import SHARE
-from ipnext.model.access import Role
-from ipnext.model.resource import MOST_ASKED
+from ipnext.api.requests.slots import SHARE
+from ipnext.api.routes.models import artifacts, logs
+from ipnext.model.access.rights import Role
+from ipnext.model.api.resources import MOST_ASKED
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 SLOW = {"artifacts", "infrastructure"}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ipnext.artifacts.file_store import FileArtifactStore
-from ipnext.artifacts.s3_store import S3ArtifactStore
-from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, Signature, SnapshotManifest, TensorSpec
+from ipnext.artifacts.stores.file_store import FileArtifactStore
+from ipnext.artifacts.stores.s3_store import S3ArtifactStore
+from ipnext.model.registry.registry import SNAPSHOT_FILE, ArtifactFile, Signature, SnapshotManifest, TensorSpec
 from ipnext.model.value import canonical_json
 from tests.real_servers import S3Server, running_s3
 

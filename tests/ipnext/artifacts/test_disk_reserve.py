@@ -9,7 +9,7 @@ import pytest
 
 from ipnext.artifacts import disk_reserve
 from ipnext.artifacts.disk_reserve import free_bytes
-from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import InsufficientStorage, Unavailable
 from tests.waiting import PATIENCE_SECONDS
@@ -101,10 +101,10 @@ FILLS_A_DISK = """
 import hashlib, sys
 from datetime import UTC, datetime
 from ipnext.access.keys import draw_key
-from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.errors import Unavailable
-from ipnext.model.access import ApiKey, Grant, Role
-from ipnext.store.session import Store
+from ipnext.model.access.rights import ApiKey, Grant, Role
+from ipnext.store.store import Store
 
 directory, reserve = sys.argv[1], int(sys.argv[2])
 store = Store.open(f"sqlite:///{directory}/ipnext.db")

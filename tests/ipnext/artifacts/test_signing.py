@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ipnext.artifacts import layout
-from ipnext.artifacts.opening import open_store
 from ipnext.artifacts.signing import check_signature, signature_in, signed, write_key_pair
+from ipnext.artifacts.stores.locations import open_store
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import ArtifactMissing, InvalidInput, SignatureInvalid
-from ipnext.model.registry import SIGNATURE_FILE
-from ipnext.model.signing import SignerPolicy
+from ipnext.model.registry.registry import SIGNATURE_FILE
+from ipnext.model.registry.signing import SignerPolicy
 
 DIGEST, OTHER = "a" * 64, "b" * 64
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ipnext.artifacts.opening import open_source, open_store
 from ipnext.artifacts.sources import DirectorySource
+from ipnext.artifacts.stores.locations import open_source, open_store
 from ipnext.artifacts.upload import ingest_directory, ingest_uri
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput, PathNotAllowed, Unavailable
-from ipnext.model.registry import SNAPSHOT_FILE
+from ipnext.model.registry.registry import SNAPSHOT_FILE
 
 FILES = {"weights": b"w" * 1000, "program/graph": b"{}"}
 

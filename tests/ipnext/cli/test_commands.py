@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from ipnext.cli import app
 from ipnext.client import Client
-from ipnext.model.drain import DrainState
-from ipnext.model.lifecycle import ChangeState, ReplanState
-from ipnext.model.moving import MoveTrouble, ReplanProgress
-from ipnext.model.status import ConditionType, Reason
+from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.messages import ChangeState, ReplanState
+from ipnext.model.lifecycle.replan_moves import MoveTrouble, ReplanProgress
+from ipnext.model.lifecycle.status import ConditionType, Reason
 from tests.waiting import until
 
 

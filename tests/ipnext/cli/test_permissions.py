@@ -13,14 +13,15 @@ from temporalio.workflow import _Definition
 from typer.testing import CliRunner
 
 from ipnext.access.actions import ACTIONS, Action
-from ipnext.api import page
-from ipnext.api.access import Access
-from ipnext.cli import app, predicting, profiling
+from ipnext.api.authorization.access import Access
+from ipnext.api.routes.page import page
+from ipnext.cli import app
 from ipnext.cli.app import GROUPS, MODULES
-from ipnext.model.access import Role
-from ipnext.model.profile import LatencyTarget, Profile
+from ipnext.cli.commands import prediction, profiles
+from ipnext.model.access.rights import Role
+from ipnext.model.registry.profile import LatencyTarget, Profile
+from tests.ipnext.api.routes.models.test_profiles import profile
 from tests.ipnext.api.surface import OWNER, freeze_document, routes, seed_two_owners
-from tests.ipnext.api.test_profiles import profile
 from tests.ipnext.conftest import Live
 from workflows.worker import WORKFLOWS
 
@@ -180,15 +181,15 @@ def test_the_table_names_every_command():
 
 def test_each_command_asks_for_the_actions_of_the_table_and_no_others(decided, names, monkeypatch):
     subject = SimpleNamespace(part="dense", snapshot=1, target=LatencyTarget(), embedding=False)
-    monkeypatch.setattr(profiling, "subject_of", lambda *_, **__: subject)
-    monkeypatch.setattr(profiling, "_measured", lambda *_: Profile.model_validate(profile(100.0)))
+    monkeypatch.setattr(profiles, "subject_of", lambda *_, **__: subject)
+    monkeypatch.setattr(profiles, "_measured", lambda *_: Profile.model_validate(profile(100.0)))
     gateways: set[str] = set()
 
     def ask_gateway(url: str, **_: Any) -> httpx.Response:
         gateways.add(url)
         return httpx.Response(403, json={"error": "asked"})
 
-    monkeypatch.setattr(predicting.httpx, "post", ask_gateway)
+    monkeypatch.setattr(prediction.httpx, "post", ask_gateway)
     found = {}
     for command, calls in COMMANDS.items():
         for words in calls:

@@ -10,9 +10,9 @@ import pytest
 
 from ipnext import errors
 from ipnext.client import Client
-from ipnext.model.lifecycle import ChangeState, ReplanState
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import ChangeState, ReplanState
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.names import again_id
 from tests.genai.checkpoints import write_llama
 from tests.ipnext.conftest import write_snapshot
@@ -68,7 +68,7 @@ def test_publish_uploads_only_what_the_server_lacks(applied, snapshots):
 
 
 def test_a_snapshot_of_many_files_is_asked_for_in_several_queries(applied, snapshots, monkeypatch):
-    monkeypatch.setattr("ipnext.client.MOST_ASKED", 2)
+    monkeypatch.setattr("ipnext.client.client.MOST_ASKED", 2)
     asked, real = [], applied._call
 
     def noted(method, path, *given, **named):
@@ -287,7 +287,7 @@ def test_one_client_serves_several_threads(applied):
 def test_client_and_command_line_need_the_base_dependencies_only():
     heavy = "numpy fastapi sqlmodel sqlalchemy temporalio torch cvxpy boto3 structlog prometheus_client uvicorn aiohttp psutil"
     code = (
-        "import sys, ipnext.client, ipnext.cli, ipnext.model.resource\n"
+        "import sys, ipnext.client, ipnext.cli, ipnext.model.api.resources\n"
         f"print(sorted(set('{heavy}'.split()) & set(sys.modules)))"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from ipnext import client_credential, errors
+from ipnext import errors
 from ipnext.access.keys import digest_of_secret, draw_key, parse_key
 from ipnext.access.proof import is_proof, make_proof, proof_key_of
-from ipnext.client import Client
-from ipnext.client_credential import PROVED_SECONDS
-from ipnext.credentials import (
+from ipnext.client import Client, credential
+from ipnext.client.credential import PROVED_SECONDS
+from ipnext.login.credentials import (
     find_credential,
     forget_credential,
     note_credential,
@@ -200,7 +200,7 @@ def test_no_key_is_sent_to_what_knows_no_proofs(key, answer):
 
 def test_a_proof_counts_for_a_moment_and_not_for_another_key(key, file, tmp_path, monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("ipnext.client_credential.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ipnext.client.credential.time.monotonic", lambda: now[0])
     following = draw_key().text
     platform = Listener(key, following)
     with Client(URL, transport=httpx.MockTransport(platform)) as client:
@@ -236,7 +236,7 @@ TOKEN = "eyJhbGciOiJSUzI1NiJ9.e30.c2ln"
 @pytest.mark.parametrize("users", [{4242}, {os.getuid(), 4242}, {0, 4242}])
 def test_no_token_of_a_login_is_sent_to_a_program_of_another_user(file, monkeypatch, users):
     asked = []
-    monkeypatch.setattr(client_credential, "listening_users", lambda *where: asked.append(where) or frozenset(users))
+    monkeypatch.setattr(credential, "listening_users", lambda *where: asked.append(where) or frozenset(users))
     note_credential(URL, {"credential": TOKEN}, file)
     listener = Listener()
     for url in (URL, "http://localhost:8700"):
@@ -250,13 +250,13 @@ def test_no_token_of_a_login_is_sent_to_a_program_of_another_user(file, monkeypa
 
 @pytest.mark.parametrize("users", [{0}, {os.getuid()}, set(), None])
 def test_a_token_of_a_login_is_sent_to_programs_of_this_user_and_of_root(file, monkeypatch, users):
-    monkeypatch.setattr(client_credential, "listening_users", lambda *_: users)
+    monkeypatch.setattr(credential, "listening_users", lambda *_: users)
     note_credential(URL, {"credential": TOKEN}, file)
     assert sent() == f"Bearer {TOKEN}"
 
 
 def test_over_https_no_listener_is_looked_for(file, monkeypatch):
-    monkeypatch.setattr(client_credential, "listening_users", lambda *_: frozenset({4242}))
+    monkeypatch.setattr(credential, "listening_users", lambda *_: frozenset({4242}))
     note_credential("https://127.0.0.1:8700", {"credential": TOKEN}, file)
     assert sent("https://127.0.0.1:8700") == f"Bearer {TOKEN}"
 
@@ -281,7 +281,7 @@ def test_the_entry_of_a_platform_that_was_killed_is_struck_off_by_the_next_look(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ipnext.credentials import note_key_file
+from ipnext.login.credentials import note_key_file
 note_key_file("http://127.0.0.1:9000", Path(sys.argv[1]), Path(sys.argv[2]))
 os.kill(os.getpid(), signal.SIGKILL)
 """

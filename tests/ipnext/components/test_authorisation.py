@@ -12,7 +12,7 @@ from ipnext.components.authorisation import ANY, RULES, authorise, callers_of
 from ipnext.components.identity import Component
 from ipnext.components.sockets import bind_socket, caller_url, check_peer, split_url
 from ipnext.errors import Forbidden
-from ipnext.infra.agent_app import agent_app
+from ipnext.infra.agent.http_api import agent_app
 from serving.openai.routes import ROOTS
 
 

@@ -19,11 +19,11 @@ from ipnext.dev.platform import BEYOND_DRAINS_SECONDS, Places, Platform, ending_
 from ipnext.dev.ports import PortInUse, choose
 from ipnext.dev.stores import EMBEDDED_FLEET, Stores, prepare, read_fleet
 from ipnext.errors import Conflict, InvalidInput, Unavailable
-from ipnext.infra.wanted_state import WantedState
-from ipnext.model.deployment import Deployment, DeploymentKey
-from ipnext.model.workflow_namespace import WorkflowNamespace
+from ipnext.infra.agent.desired_state import WantedState
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey
+from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.settings import dev_settings
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 from tests.waiting import PATIENCE_SECONDS, until
 
 STUBBORN = (

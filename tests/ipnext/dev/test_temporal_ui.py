@@ -13,8 +13,8 @@ import pytest
 from ipnext.dev import temporal_ui
 from ipnext.dev.hidden_address import HiddenAddress
 from ipnext.dev.temporal_ui import proxy_app
-from ipnext.infra.ports import free_port
-from ipnext.model.access import Role
+from ipnext.infra.process.ports import free_port
+from ipnext.model.access.rights import Role
 from tests.waiting import PATIENCE_SECONDS
 
 OWN_PAGE = {"sec-fetch-site": "same-origin"}

@@ -10,7 +10,7 @@ import pytest
 
 from ipnext.dev.hidden_address import HiddenAddress
 from ipnext.devfile import read_devfile, server_command, temporal_binary
-from ipnext.infra.ports import free_port
+from ipnext.infra.process.ports import free_port
 from tests.ipnext.api.browsers import chromium, patient
 from tests.waiting import PATIENCE_SECONDS, until
 

@@ -9,7 +9,7 @@ from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from ipnext.freezes.calendar import FreezeCalendar
-from ipnext.model.freeze import FreezeManifest
+from ipnext.model.manifest.freeze import FreezeManifest
 
 ZONE = ZoneInfo("Europe/Berlin")
 HOUR = timedelta(hours=1)

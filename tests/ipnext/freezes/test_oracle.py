@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ipnext.freezes.calendar import FreezeCalendar
 from ipnext.freezes.evaluation import Asked, frozen, next_window
-from ipnext.model.freeze import FreezeManifest
+from ipnext.model.manifest.freeze import FreezeManifest
 
 MINUTE = timedelta(minutes=1)
 DAY = timedelta(days=1)

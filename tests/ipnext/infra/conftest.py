@@ -14,16 +14,23 @@ import httpx
 import psutil
 import pytest
 
-from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.errors import Unavailable
-from ipnext.infra.local_process import LocalProcessInfrastructure
-from ipnext.infra.ports import PortBook
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
-from ipnext.model.registry import GraphNode, PartGraph
+from ipnext.infra.local_agents import LocalProcessInfrastructure
+from ipnext.infra.process.ports import PortBook
+from ipnext.model.deployment.deployment import (
+    Deployment,
+    DeploymentKey,
+    HeldSnapshot,
+    RouteShare,
+    RouteTable,
+    ServedGeneration,
+)
+from ipnext.model.registry.registry import GraphNode, PartGraph
 from tests.waiting import PATIENCE_SECONDS, until
 
 HERE = Path(__file__).parent
-FORK_SERVER = "ipnext.infra.fork_server_process"
+FORK_SERVER = "ipnext.infra.process.fork_server_process"
 STAND_INS = {
     "IPNEXT_AGENT_HOST_COMMAND": json.dumps(
         [

@@ -40,7 +40,7 @@ def main(arguments=None):
 
 def about(given):
     return {
-        "forked": sys.modules["__main__"].__spec__.name == "ipnext.infra.fork_server_process",
+        "forked": sys.modules["__main__"].__spec__.name == "ipnext.infra.process.fork_server_process",
         "pid": os.getpid(),
         "parent": os.getppid(),
         "leads": os.getsid(0) == os.getpid() == os.getpgrp(),

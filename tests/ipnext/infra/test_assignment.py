@@ -2,7 +2,7 @@
 
 import pytest
 
-from ipnext.infra.holds import (
+from ipnext.infra.assignment import (
     assigned,
     endpoints,
     engines_of,
@@ -15,7 +15,7 @@ from ipnext.infra.holds import (
     with_both,
     without,
 )
-from ipnext.model.deployment import HeldGeneration, HeldSnapshot, HostHolds
+from ipnext.model.deployment.deployment import HeldGeneration, HeldSnapshot, HostHolds
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from unittest.mock import Mock
 import pytest
 
 from ipnext.artifacts.disk_reserve import RESERVE_BYTES
-from ipnext.infra.agent_settings import AgentSettings
-from ipnext.infra.site import Site
+from ipnext.infra.context import Site
+from ipnext.infra.settings import AgentSettings
+from ipnext.process.store_environment import read_store_environment
 from ipnext.settings import PlatformSettings
-from ipnext.store_environment import read_store_environment
 
 
 def site(root: Path, *, artifacts: str = "file:///store", **settings: object) -> Site:

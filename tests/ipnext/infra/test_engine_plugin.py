@@ -6,10 +6,17 @@ import os
 import numpy as np
 import pytest
 
-from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
-from ipnext.model.registry import ArtifactFile, Signature, SnapshotManifest, TensorSpec, single_part_graph
+from ipnext.model.deployment.deployment import (
+    Deployment,
+    DeploymentKey,
+    HeldSnapshot,
+    RouteShare,
+    RouteTable,
+    ServedGeneration,
+)
+from ipnext.model.registry.registry import ArtifactFile, Signature, SnapshotManifest, TensorSpec, single_part_graph
 from tests.plugin_packages import write_distribution
 
 CODE = """

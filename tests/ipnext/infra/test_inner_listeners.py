@@ -13,7 +13,7 @@ from ipnext.components.host_directories import is_of_same_model
 from ipnext.components.identity import Component
 from ipnext.components.private_files import make_own_directory
 from ipnext.errors import Conflict
-from ipnext.infra.places import Places, run_directory
+from ipnext.infra.process.places import Places, run_directory
 from tests.processes import unix_transport
 from tests.waiting import until
 

@@ -11,10 +11,10 @@ import httpx
 import psutil
 import pytest
 
-from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.components.caller_proof import read_proof
-from ipnext.infra.ports import free_port
-from ipnext.infra.tether import tether
+from ipnext.infra.process.parent_death import tether
+from ipnext.infra.process.ports import free_port
 from serving.protocol.frames import UPGRADE
 from tests.waiting import PATIENCE_SECONDS, until
 

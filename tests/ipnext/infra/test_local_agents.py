@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from ipnext import errors
-from ipnext.infra import local_process
-from ipnext.infra.local_process import LocalProcessInfrastructure
+from ipnext.infra import local_agents
+from ipnext.infra.local_agents import LocalProcessInfrastructure
 from tests.waiting import PATIENCE_SECONDS
 
 
@@ -116,7 +116,7 @@ CALLS = {
 
 @pytest.mark.parametrize("call", CALLS)
 def test_an_answer_without_an_end_is_read_up_to_the_limit(saying, call, monkeypatch):
-    monkeypatch.setattr(local_process, "LARGEST_STATE_BYTES", 2**21)
+    monkeypatch.setattr(local_agents, "LARGEST_STATE_BYTES", 2**21)
     sent = []
 
     def endless():

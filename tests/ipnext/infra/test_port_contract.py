@@ -6,10 +6,10 @@ import zlib
 import pytest
 
 from ipnext.errors import InvalidInput, RegionUnreachable, StaleWrite, Unavailable
-from ipnext.infra.agent_app import LONGEST_POLL_SECONDS
-from ipnext.infra.local_process import LocalProcessInfrastructure
-from ipnext.infra.memory import MemoryInfrastructure
-from ipnext.model.deployment import ReplicaPhase
+from ipnext.infra.agent.http_api import LONGEST_POLL_SECONDS
+from ipnext.infra.fake.infrastructure import MemoryInfrastructure
+from ipnext.infra.local_agents import LocalProcessInfrastructure
+from ipnext.model.deployment.deployment import ReplicaPhase
 from ipnext.model.value import digest_of
 from tests.waiting import until
 

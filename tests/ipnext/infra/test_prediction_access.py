@@ -10,12 +10,19 @@ import torch
 from torch import nn
 
 from ipnext.access.keys import draw_key
-from ipnext.artifacts.opening import open_store
+from ipnext.artifacts.stores.locations import open_store
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.model.access import Grant, Role
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
-from ipnext.model.predictions import AccessList, AccessSpec, CallerKey, ModelAccess
-from ipnext.model.registry import GraphNode, PartGraph
+from ipnext.model.access.predictions import AccessList, AccessSpec, CallerKey, ModelAccess
+from ipnext.model.access.rights import Grant, Role
+from ipnext.model.deployment.deployment import (
+    Deployment,
+    DeploymentKey,
+    HeldSnapshot,
+    RouteShare,
+    RouteTable,
+    ServedGeneration,
+)
+from ipnext.model.registry.registry import GraphNode, PartGraph
 from ipnext.names import CLIENT_HEADERS, INNER_HEADERS
 from serving.export import export_model
 from tests.waiting import until

@@ -11,11 +11,18 @@ import pytest
 import torch
 from torch import nn
 
-from ipnext.artifacts.opening import open_store
+from ipnext.artifacts.stores.locations import open_store
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.infra.places import run_directory
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
-from ipnext.model.registry import GraphNode, PartGraph
+from ipnext.infra.process.places import run_directory
+from ipnext.model.deployment.deployment import (
+    Deployment,
+    DeploymentKey,
+    HeldSnapshot,
+    RouteShare,
+    RouteTable,
+    ServedGeneration,
+)
+from ipnext.model.registry.registry import GraphNode, PartGraph
 from serving.export import export_model
 from tests.own_user import needs_root, nobody, open_directory, with_open_python
 from tests.waiting import PATIENCE_SECONDS, until
@@ -216,7 +223,7 @@ def hosts_of(agent):
             command = process.cmdline()
         except psutil.NoSuchProcess:
             continue
-        if "serving.host" in command and "ipnext.infra.fork_server_process" not in command:
+        if "serving.host" in command and "ipnext.infra.process.fork_server_process" not in command:
             found.append(process)
     return found
 

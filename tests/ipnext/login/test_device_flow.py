@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from ipnext.client_credential import Credential
-from ipnext.client_login import LoginTerms, current_credential, end_login, entry_of
-from ipnext.credentials import note_credential
-from ipnext.device_flow import DeviceLogin, Tokens
+from ipnext.client.credential import Credential
+from ipnext.client.login import LoginTerms, current_credential, end_login, entry_of
 from ipnext.errors import DeadlineExceeded, InvalidInput, Unauthenticated, Unavailable
-from ipnext.identity_provider import ProviderClient
+from ipnext.login.credentials import note_credential
+from ipnext.login.device_flow import DeviceLogin, Tokens
+from ipnext.login.identity_provider import ProviderClient
 from ipnext.settings import ClientSettings
 from tests.identity_provider import AUDIENCE, CLIENT_ID
 
@@ -189,7 +189,7 @@ def test_a_refresh_token_is_not_used_up_while_the_new_one_can_not_be_kept(provid
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("ipnext.credentials.write_private", full)
+        patch.setattr("ipnext.login.credentials.write_private", full)
         with pytest.raises(InvalidInput, match="No space left"):
             current_credential(API, file, clock=lambda: 550.0)
     assert not provider.asked["token"]

@@ -3,10 +3,10 @@
 import pytest
 from pydantic import Field, ValidationError
 
+from ipnext.model.api.resources import BlobQuery
 from ipnext.model.fleet import FleetManifest
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.registry import SnapshotManifest
-from ipnext.model.resource import BlobQuery
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.registry.registry import SnapshotManifest
 from ipnext.model.value import Value
 
 MANY = [{"a": 0}] * 1000

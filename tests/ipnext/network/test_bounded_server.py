@@ -8,11 +8,11 @@ import ssl
 import httpx
 import pytest
 
-from ipnext.bounded_server import BoundedServer, bounded_config, server_context
-from ipnext.connections import ConnectionLimits
 from ipnext.errors import Conflict, InvalidInput
+from ipnext.network.bounded_server import BoundedServer, bounded_config, server_context
+from ipnext.network.connections import ConnectionLimits
 from ipnext.settings import platform_settings
-from tests.ipnext.infra.test_public_listener import write_pair
+from tests.ipnext.infra.envoy.test_public_listener import write_pair
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 pytestmark = pytest.mark.usefixtures("listeners")

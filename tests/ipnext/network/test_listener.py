@@ -8,11 +8,11 @@ import ssl
 import pytest
 import uvloop
 
-from ipnext.bounded_server import server_context
-from ipnext.connections import ConnectionLimits, Connections
 from ipnext.errors import Conflict, InvalidInput
-from ipnext.listening import BoundedListener, bound_sockets
-from tests.ipnext.infra.test_public_listener import write_pair
+from ipnext.network.bounded_server import server_context
+from ipnext.network.connections import ConnectionLimits, Connections
+from ipnext.network.listener import BoundedListener, bound_sockets
+from tests.ipnext.infra.envoy.test_public_listener import write_pair
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 pytestmark = pytest.mark.usefixtures("listeners")
@@ -208,7 +208,7 @@ def test_the_end_of_a_listener_ends_handshakes_and_gives_the_port_back(run, tls)
 
 
 def test_accepting_goes_on_after_the_system_gave_no_connection(run, monkeypatch):
-    monkeypatch.setattr("ipnext.listening.PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("ipnext.network.listener.PAUSE_SECONDS", 0.01)
 
     async def main():
         loop, faults = asyncio.get_running_loop(), [OSError(24, "Too many open files"), ConnectionAbortedError()]
@@ -221,7 +221,7 @@ def test_accepting_goes_on_after_the_system_gave_no_connection(run, monkeypatch)
 
         with pytest.MonkeyPatch.context() as patch:
             listening_loop = Loop(loop, sock_accept)
-            patch.setattr("ipnext.listening.asyncio.get_running_loop", lambda: listening_loop)
+            patch.setattr("ipnext.network.listener.asyncio.get_running_loop", lambda: listening_loop)
             async with listening() as (_, port):
                 reader, writer = await connect(port)
                 writer.write(REQUEST)

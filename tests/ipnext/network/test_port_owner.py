@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from ipnext import port_owner
-from ipnext.port_owner import listening_users
+from ipnext.network import port_owner
+from ipnext.network.port_owner import listening_users
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists listeners by user")
 

@@ -8,12 +8,12 @@ from structlog.testing import capture_logs
 
 from ipnext.access.keys import draw_key, parse_key
 from ipnext.errors import RegionUnreachable, StaleWrite, Unavailable
-from ipnext.identity_provider import ProviderClient
-from ipnext.infra.memory import MemoryInfrastructure
-from ipnext.model.access import Grant, Role
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.predictions import LIST_REVISIONS, AccessRevision, TokenIssuer
-from ipnext.model.roles import RoleBinding
+from ipnext.infra.fake.infrastructure import MemoryInfrastructure
+from ipnext.login.identity_provider import ProviderClient
+from ipnext.model.access.predictions import LIST_REVISIONS, AccessRevision, TokenIssuer
+from ipnext.model.access.rights import Grant, Role
+from ipnext.model.access.roles import RoleBinding
+from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.platform.access_lists import CHECK_SECONDS, AccessPublisher
 from ipnext.platform.access_settings import note_settings, read_access_settings
 from tests.identity_provider import AUDIENCE, rsa_key

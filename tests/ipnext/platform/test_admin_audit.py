@@ -5,10 +5,10 @@ from contextlib import closing
 import pytest
 
 from ipnext.access.keys import parse_key
-from ipnext.credentials import read_key
 from ipnext.errors import InvalidInput
+from ipnext.login.credentials import read_key
 from ipnext.platform.admin import create_admin_key, ensure_admin_key, make_first_ticket
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 
 def test_keys_and_tickets_made_beside_the_api_leave_an_entry_each(tmp_path):

@@ -7,15 +7,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.artifacts.layout import snapshot_uri
-from ipnext.model.lifecycle import CheckResult, ValidationReport
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.registry import GenerationState, SnapshotSource
-from ipnext.model.status import Reason
+from ipnext.artifacts.stores.file_store import FileArtifactStore
+from ipnext.model.lifecycle.messages import CheckResult, ValidationReport
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.registry.registry import GenerationState, SnapshotSource
 from ipnext.platform.collection import Collection, Grace
-from ipnext.store.artifacts import sizes_of
-from ipnext.store.session import Store
+from ipnext.store.registry.artifacts import sizes_of
+from ipnext.store.store import Store
 from tests.ipnext.conftest import model_document, snapshot_manifest
 
 GRACE = Grace(timedelta(hours=24), timedelta(days=7), timedelta(days=30))
@@ -221,7 +221,7 @@ def test_a_blob_that_was_asked_for_stays_for_the_grace_time(store, artifacts):
 
 
 def test_an_upload_whose_server_died_counts_no_more_after_the_grace_time(store, artifacts):
-    from ipnext.model.artifact_use import Allowance  # noqa: PLC0415 - for this test
+    from ipnext.model.access.artifact_use import Allowance  # noqa: PLC0415 - for this test
 
     alice = Allowance("key/alice", 10, "x")
     with store.begin_free(()) as unit:

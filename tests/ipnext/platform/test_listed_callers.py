@@ -6,9 +6,9 @@ import pytest
 
 from ipnext.access.keys import draw_key, parse_key
 from ipnext.access.policy import permits_more
-from ipnext.model.access import Grant, Role
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.roles import RoleBinding
+from ipnext.model.access.rights import Grant, Role
+from ipnext.model.access.roles import RoleBinding
+from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.platform.access_lists import AccessPublisher
 from ipnext.platform.access_settings import note_settings, read_access_settings
 from tests.identity_provider import AUDIENCE

@@ -10,8 +10,8 @@ from ipnext.access.keys import parse_key
 from ipnext.cli import app
 from ipnext.client import Client
 from ipnext.errors import DeadlineExceeded, NotFound, Unavailable
-from ipnext.model.access import Role
-from ipnext.model.manifest import ModelManifest
+from ipnext.model.access.rights import Role
+from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.platform.access_lists import CHECK_SECONDS, AccessPublisher
 from tests.waiting import PATIENCE_SECONDS
 

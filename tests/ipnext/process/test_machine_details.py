@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ipnext.machine_details import shorten, shorten_text
+from ipnext.process.machine_details import shorten, shorten_text
 
 HOME = str(Path("~").expanduser())
 

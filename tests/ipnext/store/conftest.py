@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.registry import ArtifactFile, Signature, SnapshotManifest, SnapshotSource, TensorSpec
-from ipnext.store.session import Store
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.registry.registry import ArtifactFile, Signature, SnapshotManifest, SnapshotSource, TensorSpec
+from ipnext.store.store import Store
 from tests.real_servers import PostgresServer, running_postgres
 
 TEMPLATE = "migrated_template"

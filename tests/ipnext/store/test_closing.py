@@ -2,7 +2,7 @@
 
 import pytest
 
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 SPOKEN_TO = "SELECT 1"
 

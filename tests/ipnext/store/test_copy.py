@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pytest
 
 from ipnext.errors import Conflict
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot
-from ipnext.model.lifecycle import ChangeKind
-from ipnext.store.moving import move
-from ipnext.store.session import Store
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey, HeldSnapshot
+from ipnext.model.lifecycle.messages import ChangeKind
+from ipnext.store.copy import move
+from ipnext.store.store import Store
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.status import ConditionType, Reason
-from ipnext.store.session import Store
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.store.store import Store
 
 
 def all_pages(read):

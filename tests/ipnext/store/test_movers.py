@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 import pytest
 
 from ipnext.errors import FenceLost, Unavailable
-from ipnext.model.controls import ControlAsked
-from ipnext.model.deployment import ServedGeneration
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.registry import PartGraph
-from ipnext.model.rollout import FleetState, Transition, TransitionState, Wave
+from ipnext.model.deployment.deployment import ServedGeneration
+from ipnext.model.lifecycle.controls import ControlAsked
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.planning.transition import FleetState, Transition, TransitionState, Wave
+from ipnext.model.registry.registry import PartGraph
 from ipnext.store.records import StateBefore, TransitionRecord
 
 GRAPH = PartGraph.model_validate(

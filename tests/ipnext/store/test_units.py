@@ -5,10 +5,10 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import event
 
-from ipnext.model.lifecycle import ChangeState
-from ipnext.model.registry import GenerationState
-from ipnext.model.status import ConditionType, Reason
-from ipnext.store import unit
+from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.registry.registry import GenerationState
+from ipnext.store import unit_of_work
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def test_a_write_of_columns_is_seen_in_the_row_objects(applied, publish):
 def test_a_unit_that_only_asks_for_columns_makes_no_row_objects(applied, publish, monkeypatch):
     """Making them takes more than a statement does: each activity has several units."""
     change = publish("c1", dense="a", sparse="b")
-    monkeypatch.delattr(unit, "Session")
+    monkeypatch.delattr(unit_of_work, "Session")
     with applied.begin("ctr") as repository:
         repository.update_change(change.id, state=ChangeState.RUNNING, run_id="run")
         repository.update_model("ctr", target_generation=1)

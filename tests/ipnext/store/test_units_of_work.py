@@ -11,14 +11,14 @@ import pytest
 from sqlalchemy import event, exc, text
 
 from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite, Unavailable
-from ipnext.store import engines
-from ipnext.store.faults import translated
-from ipnext.store.session import Store
+from ipnext.store.database import dialects
+from ipnext.store.database.errors import translated
+from ipnext.store.store import Store
 from tests.waiting import PATIENCE_SECONDS, until
 
 BEGINS_AND_HANGS = """
 import sys, time
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 store = Store.open(sys.argv[1])
 with store.begin() as repository:
     repository.update_model("ctr", serving_generation=7)
@@ -94,7 +94,7 @@ def test_on_postgresql_units_of_different_models_do_not_wait_for_each_other(appl
 @contextmanager
 def impatient(url, monkeypatch):
     """A second store on the same database that waits for a lock only a moment."""
-    monkeypatch.setattr(engines, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(dialects, "LOCK_SECONDS", 0.2)
     store = Store.open(url)
     yield store
     store.close()
@@ -145,8 +145,8 @@ def test_many_threads_publish_and_none_is_lost(applied, publish):
 
 PUBLISHES = """
 import sys
-from ipnext.model.registry import ArtifactFile, Signature, SnapshotManifest, SnapshotSource
-from ipnext.store.session import Store
+from ipnext.model.registry.registry import ArtifactFile, Signature, SnapshotManifest, SnapshotSource
+from ipnext.store.store import Store
 
 url, worker, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 store = Store.open(url)
@@ -268,7 +268,7 @@ def test_a_connection_that_the_server_ends_is_unavailable_and_the_next_unit_work
 @pytest.mark.postgres
 @pytest.mark.parametrize("engine_name", ["postgres"])
 def test_a_writer_that_has_stopped_loses_its_turn(applied, url, monkeypatch):
-    monkeypatch.setattr(engines, "IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(dialects, "IDLE_SECONDS", 0.3)
     stopped = Store.open(url)
     with pytest.raises(Unavailable), stopped.begin() as asleep:  # noqa: PT012 - at its next statement
         asleep.update_model("ctr", serving_generation=7)

@@ -29,12 +29,19 @@ from activities.transition.activities import TransitionActivities
 from activities.transition.draft import Draft
 from ipnext import names
 from ipnext.errors import StaleWrite, Unavailable
-from ipnext.infra.memory import MemoryInfrastructure
-from ipnext.model.controls import HoldNote
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
-from ipnext.model.drain import DrainInput, DrainState
+from ipnext.infra.fake.infrastructure import MemoryInfrastructure
+from ipnext.model.deployment.deployment import (
+    Deployment,
+    DeploymentKey,
+    HeldSnapshot,
+    RouteShare,
+    RouteTable,
+    ServedGeneration,
+)
 from ipnext.model.fleet import FleetSpec, SupplyItem
-from ipnext.model.lifecycle import (
+from ipnext.model.lifecycle.controls import HoldNote
+from ipnext.model.lifecycle.drain import DrainInput, DrainState
+from ipnext.model.lifecycle.messages import (
     ChangeKind,
     ChangeState,
     LifecycleResult,
@@ -43,12 +50,12 @@ from ipnext.model.lifecycle import (
     ReplanState,
     StageInput,
 )
-from ipnext.model.moving import MoveTurn
-from ipnext.model.registry import GraphNode, PartGraph
-from ipnext.model.status import Reason
-from ipnext.store import engines
-from ipnext.store.placements import PreparedPlan
-from ipnext.store.session import Store
+from ipnext.model.lifecycle.replan_moves import MoveTurn
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.registry.registry import GraphNode, PartGraph
+from ipnext.store.database import dialects
+from ipnext.store.planning.placements import PreparedPlan
+from ipnext.store.store import Store
 from tests.waiting import PATIENCE_SECONDS, until
 
 FLEET = FleetSpec(
@@ -122,7 +129,7 @@ def unit_of(store, model):
 @pytest.fixture
 def impatient(url, two, monkeypatch):
     """A second store on the same database, which gives up at once where it would have to wait."""
-    monkeypatch.setattr(engines, "LOCK_SECONDS", 1)
+    monkeypatch.setattr(dialects, "LOCK_SECONDS", 1)
     store = Store.open(url)
     yield store
     store.close()

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 import pytest
 from rich.console import Console
 
-from ipnext.model.explanation import SupplyUse
+from ipnext.model.planning.explanation import SupplyUse
 from planner.cli.charts import bars, svg, units
 
 AXES = (("us", "eu"), ("cpu", "l4"))

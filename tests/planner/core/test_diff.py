@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipnext.errors import InvalidInput
-from ipnext.model.plan import CurrentState, Plan, PlanDiff, ReplicaCount, SolverInfo, TrafficShare
+from ipnext.model.planning.plan import CurrentState, Plan, PlanDiff, ReplicaCount, SolverInfo, TrafficShare
 from planner.core.diff import apply_diff, diff, replica_of, share_of, state_of
 
 names = st.sampled_from(["a", "b"])

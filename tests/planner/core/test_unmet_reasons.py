@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipnext.model.plan import Problem
+from ipnext.model.planning.plan import Problem
 from planner.core.index import Index
 from planner.core.solution import Holding
 from planner.core.unmet_reasons import explain

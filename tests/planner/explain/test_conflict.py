@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipnext.errors import DeadlineExceeded, InvalidInput
-from ipnext.model.plan import Problem
+from ipnext.model.planning.plan import Problem
 from planner.explain import conflict as conflicts
 from planner.explain.conflict import ALL, KEPT, Limit, conflict, limits_of, servable, without
 from planner.solve import solve

@@ -3,7 +3,7 @@
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.model.explanation import Explanation
+from ipnext.model.planning.explanation import Explanation
 from planner.explain import explanation
 from planner.explain import marginal_value as worth
 from planner.explain.conflict import servable

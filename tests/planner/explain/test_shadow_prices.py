@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipnext.model.plan import Problem
+from ipnext.model.planning.plan import Problem
 from planner.explain.conflict import servable
 from planner.explain.shadow_prices import limit_figures, needs, prices
 from planner.explain.what_if import change_of, changed

@@ -3,7 +3,7 @@
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.model.explanation import WhatIf
+from ipnext.model.planning.explanation import WhatIf
 from planner.core.diff import state_of
 from planner.explain.what_if import change_of, changed, what_if
 from planner.solve import solve

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ipnext.model.plan import Problem
+from ipnext.model.planning.plan import Problem
 from planner.core.arrays import FleetArrays, Floats, Ints, Prices
 from planner.fleet.blending import blended
 from planner.fleet.pricing import Columns, best_columns, joined

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ipnext.model.plan import CurrentState, Limits, Objective, Plan, Problem, RegionDemand
+from ipnext.model.planning.plan import CurrentState, Limits, Objective, Plan, Problem, RegionDemand
 from planner.bound.bound import lower_bounds, total_bound
 from planner.core.arrays import FleetArrays, Prices
 from planner.fleet import solver as scale

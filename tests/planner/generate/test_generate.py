@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.model.plan import Plan, Problem, SolverInfo
+from ipnext.model.planning.plan import Plan, Problem, SolverInfo
 from planner.generate.generate import generate
 from planner.io.problem import validate
 from planner.solve import solve

@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from ipnext.errors import InvalidInput
-from ipnext.model.plan import ReplicaCount
+from ipnext.model.planning.plan import ReplicaCount
 from planner.io.problem import read_plan, read_problem, read_transition, validate
 
 

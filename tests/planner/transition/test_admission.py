@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipnext.model.rollout import FleetState, SurgeItem
+from ipnext.model.planning.transition import FleetState, SurgeItem
 from planner.transition.planner import StepPolicy, admit, check_transition
 from tests.planner.moving import moving_fleets, policies
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipnext.model.rollout import GenerationReplicas, Swap
+from ipnext.model.planning.transition import GenerationReplicas, Swap
 from planner.transition.planner import StepPolicy, admit, check_transition, plan_transition
 from tests.planner.moving import moving_fleets, policies
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipnext.errors import InvalidInput
-from ipnext.model.rollout import FleetState, GenerationReplicas, RouteChange, Share, SurgeItem, Wave
+from ipnext.model.planning.transition import FleetState, GenerationReplicas, RouteChange, Share, SurgeItem, Wave
 from planner.transition.planner import StepPolicy, check_transition, plan_transition
 
 REPLACE = StepPolicy(refresh="replace")

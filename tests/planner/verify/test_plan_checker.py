@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ipnext.model.plan import Plan, ReplicaCount, TrafficShare, Unmet
+from ipnext.model.planning.plan import Plan, ReplicaCount, TrafficShare, Unmet
 from planner.solve import solve
 from planner.verify.plan_checker import check
 from tests.planner.slow_rules import slowly

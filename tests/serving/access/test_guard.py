@@ -16,9 +16,7 @@ from structlog.testing import capture_logs
 from ipnext.access.keys import draw_key
 from ipnext.access.oidc import LEEWAY_SECONDS
 from ipnext.errors import InvalidInput
-from ipnext.model.access import Grant, Role
-from ipnext.model.deployment import RoutedModel, RouterTable
-from ipnext.model.predictions import (
+from ipnext.model.access.predictions import (
     AccessList,
     AccessRevision,
     AccessSpec,
@@ -28,6 +26,8 @@ from ipnext.model.predictions import (
     ModelAccess,
     TokenIssuer,
 )
+from ipnext.model.access.rights import Grant, Role
+from ipnext.model.deployment.deployment import RoutedModel, RouterTable
 from serving.access.access_list import AccessFollower, Callers
 from serving.access.guard import Guard, Refused
 from serving.access.key_uses import EVERY_SECONDS, KeyUses

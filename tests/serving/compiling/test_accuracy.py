@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.model.registry import Signature, TensorSpec
+from ipnext.model.registry.registry import Signature, TensorSpec
 from serving.compiling.accuracy import differences
 from serving.compiling.cpu_levels import LEVELS, level_for, needed_flags
 from serving.engines.torch.cpu_flags import machine_flags

@@ -9,7 +9,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from ipnext.cli.app import app
-from ipnext.model.registry import SnapshotManifest
+from ipnext.model.registry.registry import SnapshotManifest
 from serving.engines.torch.compiled import CompiledProgram, read_compiled
 from serving.engines.torch.engine import TorchEngine
 from serving.export import export_model

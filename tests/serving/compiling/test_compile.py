@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner
 
-from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.artifacts.signing import signed, write_key_pair
+from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.cli.app import app
 from ipnext.errors import InvalidInput, LoadFailed
-from ipnext.model.deployment import HostedSnapshot
-from ipnext.model.registry import SIGNATURE_FILE, SnapshotManifest
+from ipnext.model.deployment.deployment import HostedSnapshot
+from ipnext.model.registry.registry import SIGNATURE_FILE, SnapshotManifest
 from serving.compiling import compile as compiling
 from serving.compiling import library_cache
 from serving.engines.torch.compiled import CompiledProgram, read_compiled

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ipnext.errors import LoadFailed
-from ipnext.model.registry import SnapshotManifest
+from ipnext.model.registry.registry import SnapshotManifest
 from serving.compiling.compile import compile_snapshot
 from serving.deltas.export import export_delta
 from serving.engines.torch.compiled import CompiledProgram

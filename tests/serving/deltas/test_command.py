@@ -8,7 +8,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from ipnext.errors import InvalidInput
-from ipnext.model.registry import SnapshotManifest
+from ipnext.model.registry.registry import SnapshotManifest
 from serving.deltas.command import app
 from serving.export import export_model
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from ipnext.model.delta import ChangedTensor, DeltaDocument
+from ipnext.model.registry.delta import ChangedTensor, DeltaDocument
 from serving.deltas.command import app
 from serving.host.delta_loader import LONGEST_CHAIN
 

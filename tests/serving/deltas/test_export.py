@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ipnext.errors import InvalidInput, LoadFailed
-from ipnext.model.registry import SnapshotManifest
+from ipnext.model.registry.registry import SnapshotManifest
 from serving.deltas.apply import apply_delta
 from serving.deltas.export import delta_between, export_delta
 from serving.engines.torch.engine import TorchEngine

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import uvloop
 
-from ipnext.model.deployment import HostedSnapshot, PartEndpoint, RoutedModel, RouterTable, ServedGeneration
-from ipnext.model.registry import GraphNode, PartGraph, Signature, TensorSpec
+from ipnext.model.deployment.deployment import HostedSnapshot, PartEndpoint, RoutedModel, RouterTable, ServedGeneration
+from ipnext.model.registry.registry import GraphNode, PartGraph, Signature, TensorSpec
 from serving.host.batching import InferenceQueue
 from serving.host.frame_server import HostFrames
 from serving.host.graph_executor import GraphExecutor

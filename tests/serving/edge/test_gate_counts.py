@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ipnext.model.sketch import LATENCY_SECONDS, latency_bucket, prediction_bucket
+from ipnext.model.gate.sketch import LATENCY_SECONDS, latency_bucket, prediction_bucket
 from serving.metrics.prediction_sketches import SAMPLE_SECONDS
 from serving.protocol.tensors import Tensor
 from serving.protocol.v2 import InferRequest, RequestedOutput, encode_request

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ipnext.errors import InvalidInput, LoadFailed, UnsupportedModel
-from ipnext.model.registry import SnapshotManifest
+from ipnext.model.registry.registry import SnapshotManifest
 from serving import graph
 from serving.engines.torch.engine import TorchEngine
 from serving.engines.torch.program import read_program

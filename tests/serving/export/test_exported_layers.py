@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody calls it
 from torch import nn
 
-from ipnext.artifacts.programs import parse_program
+from ipnext.artifacts.programs.reader import parse_program
 from serving.engines.torch.engine import TorchEngine
 from serving.export import export_model
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ipnext.errors import DeadlineExceeded, InvalidInput, LoadFailed, Unavailable
-from ipnext.model.registry import Signature, TensorSpec
+from ipnext.model.registry.registry import Signature, TensorSpec
 from serving.host.batching import InferenceQueue
 from serving.host.served_part import BatchLimits, ServedPart, batch_limits
 from tests.waiting import PATIENCE_SECONDS, eventually

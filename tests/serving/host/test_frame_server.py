@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.model.deployment import HostedSnapshot
-from ipnext.model.registry import Signature, TensorSpec
+from ipnext.model.deployment.deployment import HostedSnapshot
+from ipnext.model.registry.registry import Signature, TensorSpec
 from serving.host.batching import InferenceQueue
 from serving.host.frame_server import HostFrames
 from serving.host.graph_executor import GraphExecutor

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.model.deployment import HostedSnapshot
+from ipnext.model.deployment.deployment import HostedSnapshot
 from serving.deltas.export import export_delta
 from serving.export import export_model
 from serving.weights.row_changes import Rows

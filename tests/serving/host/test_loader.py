@@ -9,9 +9,9 @@ import pytest
 
 from ipnext.artifacts.signing import signed, write_key_pair
 from ipnext.errors import ArtifactMissing, LoadFailed, Unavailable
-from ipnext.model.deployment import HostedSnapshot
-from ipnext.model.registry import SIGNATURE_FILE, ArtifactFile, Signature, SnapshotManifest
-from ipnext.model.signing import SignerPolicy
+from ipnext.model.deployment.deployment import HostedSnapshot
+from ipnext.model.registry.registry import SIGNATURE_FILE, ArtifactFile, Signature, SnapshotManifest
+from ipnext.model.registry.signing import SignerPolicy
 from serving.engines.base import find_engine
 from serving.host import loader as host_loader
 from serving.host.loader import Loader

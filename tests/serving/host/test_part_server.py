@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ipnext.errors import DeadlineExceeded, InvalidInput
-from ipnext.model.deployment import HostedSnapshot
-from ipnext.model.registry import Signature, TensorSpec
+from ipnext.model.deployment.deployment import HostedSnapshot
+from ipnext.model.registry.registry import Signature, TensorSpec
 from serving.host.batching import InferenceQueue
 from serving.host.part_server import About, PartServer
 from serving.host.served_part import BatchLimits, ServedPart

@@ -16,7 +16,7 @@ from ipnext.components.caller_proof import read_proof
 from ipnext.components.host_directories import name_host_directory
 from ipnext.components.identity import Component
 from ipnext.components.sockets import bind_socket
-from ipnext.infra.tether import tether
+from ipnext.infra.process.parent_death import tether
 from ipnext.names import PROOF_HEADER
 from serving.host.other_hosts import reach_host
 from serving.protocol.frames import UPGRADE

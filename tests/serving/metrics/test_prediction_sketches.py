@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipnext.model.sketch import PREDICTION_BOUNDS, prediction_bucket
+from ipnext.model.gate.sketch import PREDICTION_BOUNDS, prediction_bucket
 from serving.metrics.prediction_sketches import MAX_OUTPUTS, MAX_VALUES, SAMPLE_SECONDS, Predictions, sketches_of
 from serving.protocol.tensors import DTYPES, Tensor, float32_to_bf16
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.components.sockets import socket_url
-from ipnext.model.adapter import ServedAdapter
-from ipnext.model.deployment import (
+from ipnext.model.access.predictions import AccessList
+from ipnext.model.deployment.deployment import (
     HostedSnapshot,
     PartEndpoint,
     RoutedModel,
@@ -25,8 +25,8 @@ from ipnext.model.deployment import (
     ServedGeneration,
     SnapshotFacts,
 )
-from ipnext.model.predictions import AccessList
-from ipnext.model.registry import GraphNode, PartGraph
+from ipnext.model.registry.adapter import ServedAdapter
+from ipnext.model.registry.registry import GraphNode, PartGraph
 from serving.access.access_list import AccessFollower
 from serving.http.connection import http_factory
 from serving.http.limits import HttpLimits

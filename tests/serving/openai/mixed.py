@@ -5,8 +5,8 @@ import json
 import struct
 from datetime import UTC, datetime, timedelta
 
-from ipnext.model.deployment import PartEndpoint, RoutedModel, ServedGeneration, SnapshotFacts
-from ipnext.model.registry import PartGraph, TensorSpec
+from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, ServedGeneration, SnapshotFacts
+from ipnext.model.registry.registry import PartGraph, TensorSpec
 from tests.mixed import GRAPH
 
 MODEL = "answers"

@@ -6,9 +6,9 @@ import openai
 import pytest
 
 from ipnext.access.keys import draw_key
-from ipnext.model.access import Grant, Role
-from ipnext.model.deployment import RoutedModel
-from ipnext.model.predictions import AccessList, AccessSpec, CallerKey, ModelAccess
+from ipnext.model.access.predictions import AccessList, AccessSpec, CallerKey, ModelAccess
+from ipnext.model.access.rights import Grant, Role
+from ipnext.model.deployment.deployment import RoutedModel
 
 from .conftest import endpoint, raw_engine, served
 

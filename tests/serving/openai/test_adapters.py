@@ -7,7 +7,7 @@ import httpx
 import openai
 import pytest
 
-from ipnext.model.deployment import RoutedModel
+from ipnext.model.deployment.deployment import RoutedModel
 from serving.openai.adapters import Alias
 from tests.genai.checkpoints import write_adapter
 from tests.waiting import eventually

@@ -7,7 +7,7 @@ import weakref
 import orjson
 import pytest
 
-from ipnext.model.deployment import RoutedModel
+from ipnext.model.deployment.deployment import RoutedModel
 from serving.http.connection import HttpProtocol
 from serving.http.limits import BodyBudget, HttpLimits
 from serving.http.messages import Request

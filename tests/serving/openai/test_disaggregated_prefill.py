@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from ipnext.model.deployment import PartEndpoint, RoutedModel, ServedGeneration
-from ipnext.model.disaggregated import handoff_graph
-from ipnext.model.kv_transfer import Handoff
+from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, ServedGeneration
+from ipnext.model.registry.disaggregated import handoff_graph
+from ipnext.model.settings.kv_transfer import Handoff
 from tests.serving.openai.conftest import mock_engine, raw_engine
 from tests.waiting import eventually
 

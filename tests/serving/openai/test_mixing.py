@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from ipnext.model.registry import SyncPolicy
+from ipnext.model.registry.registry import SyncPolicy
 from tests.waiting import eventually
 
 from .conftest import mock_engine

@@ -8,9 +8,9 @@ import pytest
 
 from ipnext.access.keys import draw_key
 from ipnext.errors import NotFound, Unavailable
-from ipnext.model.access import Grant, Role
-from ipnext.model.deployment import GenerationShares, RoutedModel, RouterTable, RouteShare
-from ipnext.model.predictions import AccessList, AccessSpec, CallerKey, ModelAccess
+from ipnext.model.access.predictions import AccessList, AccessSpec, CallerKey, ModelAccess
+from ipnext.model.access.rights import Grant, Role
+from ipnext.model.deployment.deployment import GenerationShares, RoutedModel, RouterTable, RouteShare
 from serving.http.messages import Request
 from serving.openai.weighted_choice import Forwarded, directed
 from serving.routing.table import compile_routes

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.model.registry import Signature, TensorSpec
+from ipnext.model.registry.registry import Signature, TensorSpec
 from serving.protocol.signature import check_inputs
 from serving.protocol.tensors import Tensor
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ipnext.errors import InvalidInput, IPnextError
-from ipnext.model.registry import Signature, TensorSpec
+from ipnext.model.registry.registry import Signature, TensorSpec
 from serving.protocol.tensors import DTYPES, FLOATS, Tensor, all_finite, bf16_to_float32, float32_to_bf16
 from serving.protocol.v2 import (
     InferRequest,

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from ipnext.model.deployment import PartEndpoint, RoutedModel, RouterTable
+from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, RouterTable
 from serving.http.connection import http_factory
 from serving.http.limits import AnswerBudget, OpenConnections, UnreadAnswers
 from serving.http.messages import Response

@@ -4,8 +4,8 @@ import numpy as np
 import psutil
 import pytest
 
-from ipnext.model.deployment import PartEndpoint, RoutedModel, RouterTable, ServedGeneration
-from ipnext.model.registry import GraphNode, PartGraph
+from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, RouterTable, ServedGeneration
+from ipnext.model.registry.registry import GraphNode, PartGraph
 from tests.waiting import until
 
 CLICK = "/v2/models/click"

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from ipnext.infra.atomic_file import replace_file
+from ipnext.infra.process.atomic_file import replace_file
 from serving.routing import file_watch
 from serving.routing.file_watch import notices
 from tests.waiting import PATIENCE_SECONDS, eventually

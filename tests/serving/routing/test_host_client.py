@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager, suppress
 import numpy as np
 import pytest
 
-from ipnext.model.deployment import PartEndpoint, RoutedModel, RouterTable, ServedGeneration
-from ipnext.model.registry import GraphNode, PartGraph, SyncPolicy
+from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, RouterTable, ServedGeneration
+from ipnext.model.registry.registry import GraphNode, PartGraph, SyncPolicy
 from serving.graph import run_graph
 from serving.http.connection import http_factory
 from serving.http.messages import error_response, not_found

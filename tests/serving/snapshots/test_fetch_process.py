@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, Forbidden, InsufficientStorage, Unavailable
-from ipnext.store_environment import write_store_environment
+from ipnext.process.store_environment import write_store_environment
 from serving.snapshots.fetch_process import FetchingProcess
 from tests.processes import runs
 from tests.serving.confinement.test_landlock import needs_landlock

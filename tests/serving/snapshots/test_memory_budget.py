@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from ipnext.errors import MemoryExceeded
-from ipnext.model.deployment import HostedSnapshot
-from ipnext.model.footprint import ALLOWANCE_BYTES, PROGRAM_FACTOR, needed_bytes
-from ipnext.model.registry import ArtifactFile, Signature, SnapshotManifest
+from ipnext.model.deployment.deployment import HostedSnapshot
+from ipnext.model.deployment.footprint import ALLOWANCE_BYTES, PROGRAM_FACTOR, needed_bytes
+from ipnext.model.registry.registry import ArtifactFile, Signature, SnapshotManifest
 from serving.host.loader import Loader
 from serving.snapshots.held_snapshots import HeldSnapshots
 from serving.snapshots.memory_budget import HostMemory, resident_bytes, shared_bytes

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from ipnext.cli.app import app
 from ipnext.errors import InvalidInput
-from ipnext.model.registry import PartGraph, SnapshotManifest
+from ipnext.model.registry.registry import PartGraph, SnapshotManifest
 from serving.deltas.export import export_delta
 from serving.engines.torch.engine import TorchEngine
 from serving.export import export_model

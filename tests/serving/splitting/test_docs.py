@@ -10,7 +10,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from ipnext.cli.app import app
-from ipnext.model.split import ShardSpec, SplitPart, SplitPolicy
+from ipnext.model.manifest.split import ShardSpec, SplitPart, SplitPolicy
 from serving.splitting.command import app as split_app
 
 DOCS = Path(__file__).parents[3] / "docs"

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from ipnext.errors import InvalidInput
-from ipnext.model.manifest import parse_manifest
-from ipnext.model.split import ShardSpec
+from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.split import ShardSpec
 from serving.export import export_model
 from serving.splitting.assign.shards import Unit, deal
 from serving.splitting.policy import parse_policy

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.model.deployment import HostedSnapshot, PartEndpoint, RoutedModel, RouterTable, ServedGeneration
+from ipnext.model.deployment.deployment import HostedSnapshot, PartEndpoint, RoutedModel, RouterTable, ServedGeneration
 from serving.engines.torch.engine import TorchEngine
 from serving.export import export_model
 from serving.splitting.policy import parse_policy

@@ -5,9 +5,9 @@ from itertools import takewhile
 from typing import Any
 
 from ipnext.errors import FenceLost
-from ipnext.model.lifecycle import ChangeKind, ChangeState, QueuedChange, WaveResult
-from ipnext.model.rollout import TransitionState
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, QueuedChange, WaveResult
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.planning.transition import TransitionState
 from workflows import change_queue as ordering
 from workflows import policies, preparation
 

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from activities.planning import activities as planning
 from activities.state import serving_basis
-from ipnext.model.lifecycle import ChangeKind, StageInput
-from ipnext.store.models import Models
+from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.store.registry.models import Models
 
 from .journal import Change, Placement, Record
 

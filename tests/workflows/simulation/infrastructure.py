@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from ipnext.errors import Unavailable
-from ipnext.infra.holds import assigned
-from ipnext.model.deployment import ReplicaPhase
+from ipnext.infra.assignment import assigned
+from ipnext.model.deployment.deployment import ReplicaPhase
 
 NEVER = float("inf")
 

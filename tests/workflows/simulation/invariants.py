@@ -6,9 +6,9 @@ from typing import Any
 
 from activities.state import wave_state as waves
 from activities.transition import admission as admitting
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.rollout import Dip
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.planning.transition import Dip
 
 from . import reconciling
 from .infrastructure import Key, Region

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from ipnext.errors import FenceLost, Unavailable
-from ipnext.model.deployment import RouteShare
-from ipnext.model.lifecycle import ChangeKind, ChangeState, QueuedChange
-from ipnext.model.plan import ModelProblem, ReplicaCount, TrafficShare
-from ipnext.model.rollout import Transition, TransitionState
+from ipnext.model.deployment.deployment import RouteShare
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, QueuedChange
+from ipnext.model.planning.plan import ModelProblem, ReplicaCount, TrafficShare
+from ipnext.model.planning.transition import Transition, TransitionState
 from ipnext.store import records
-from ipnext.store.unit import document
+from ipnext.store.unit_of_work import document
 
 from .clock import Clock
 from .infrastructure import Deployment, Key
@@ -353,7 +353,7 @@ class Journal:
 
 
 def _retires(change: Change) -> bool:
-    """As ipnext/store/retirements.py."""
+    """As ipnext/store/changes/retirements.py."""
     return change.kind is ChangeKind.RETIRE and change.state is ChangeState.RUNNING and not change.frozen
 
 

@@ -5,7 +5,7 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any
 
-from ipnext.model.lifecycle import ChangeKind, ChangeState
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 
 from . import force, losing, placing
 from .journal import Change, Generation, Placement, placed_units

@@ -20,12 +20,12 @@ from activities.transition import scale_down as releasing
 from activities.transition import step_limit as pacing
 from activities.transition.route_updates import Following, followed
 from ipnext.errors import Unavailable
-from ipnext.model.comparison import Pair
-from ipnext.model.deployment import RouteShare
-from ipnext.model.gates import GateSpec, RegionTraffic
-from ipnext.model.lifecycle import WaveResult
-from ipnext.model.rollout import TransitionState
-from ipnext.model.status import Reason
+from ipnext.model.deployment.deployment import RouteShare
+from ipnext.model.gate.comparison import Pair
+from ipnext.model.gate.gate import GateSpec, RegionTraffic
+from ipnext.model.lifecycle.messages import WaveResult
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.planning.transition import TransitionState
 
 from .infrastructure import Deployment, Key, Seen
 from .journal import Moving, Table

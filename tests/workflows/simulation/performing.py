@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ipnext.devfile import read_devfile
 from ipnext.errors import FenceLost, Unavailable
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.status import Reason
 
 from .walking import Failed, Stopped
 

@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from activities.planning.problem import model_problem
-from ipnext.model.plan import ReplicaCount, TrafficShare
+from ipnext.model.planning.plan import ReplicaCount, TrafficShare
 
 from .journal import Placement, Units, placed_units
 

@@ -8,10 +8,10 @@ from activities.state import wave_state as waves
 from activities.transition import admission as admitting
 from activities.transition import rollback_target as carried
 from ipnext.errors import NotFound, Unavailable
-from ipnext.model.lifecycle import ChangeKind
-from ipnext.model.plan import RegionDemand
-from ipnext.model.rollout import FleetState, Transition, TransitionState, Wave
-from ipnext.store.ending import BRINGS_NOTHING_NEW
+from ipnext.model.lifecycle.messages import ChangeKind
+from ipnext.model.planning.plan import RegionDemand
+from ipnext.model.planning.transition import FleetState, Transition, TransitionState, Wave
+from ipnext.store.operations.change_end import BRINGS_NOTHING_NEW
 
 from .journal import Change, Moving
 

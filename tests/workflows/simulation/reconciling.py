@@ -12,8 +12,8 @@ from activities.deployment import repetition as again
 from activities.planning import drift
 from activities.regions import reconciliation
 from ipnext.errors import Unavailable
-from ipnext.model.lifecycle import ChangeKind, ChangeState, LifecycleResult
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult
+from ipnext.model.lifecycle.status import Reason
 
 from .infrastructure import Key
 from .journal import Table

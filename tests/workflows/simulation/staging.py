@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from activities.deployment import activities as deployment
 from activities.planning.problem import model_problem
 from ipnext.errors import FenceLost, IPnextError, Unavailable
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.plan import ReplicaCount, TrafficShare
-from ipnext.model.status import Reason
-from ipnext.store.ending import BRINGS_NOTHING_NEW, ROLLS_OUT
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.planning.plan import ReplicaCount, TrafficShare
+from ipnext.store.operations.change_end import BRINGS_NOTHING_NEW, ROLLS_OUT
 
 from . import placing, planning, reconciling
 from .journal import Change, Moving, Placement, Record

@@ -4,8 +4,8 @@ from collections.abc import Generator
 from typing import Any, NamedTuple
 
 from ipnext.errors import FenceLost, Unavailable
-from ipnext.model.lifecycle import ChangeKind
-from ipnext.model.rollout import TransitionState
+from ipnext.model.lifecycle.messages import ChangeKind
+from ipnext.model.planning.transition import TransitionState
 from workflows import policies
 
 from .clock import GONE, joined

@@ -7,8 +7,8 @@ from collections.abc import Callable, Generator, Iterable
 from typing import Any, NamedTuple
 
 from activities.state.wave_state import Back
-from ipnext.model.lifecycle import WaveResult
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import WaveResult
+from ipnext.model.lifecycle.status import Reason
 from workflows import policies
 
 BACK = ("ensure_capacity", "shift_traffic", "release_capacity")

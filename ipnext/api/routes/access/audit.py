@@ -5,13 +5,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from ipnext.api.access import may
-from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.platform import After, Limit, Rooms, listed
+from ipnext.api.authorization.access import may
+from ipnext.api.dependencies import After, Limit, Rooms, listed
+from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.errors import InvalidInput
-from ipnext.model.audit import AuditEntry, AuditHead, AuditName, Outcome
-from ipnext.model.resource import Listed
-from ipnext.store.audit import AuditFilter
+from ipnext.model.access.audit import AuditEntry, AuditHead, AuditName, Outcome
+from ipnext.model.api.resources import Listed
+from ipnext.store.access.audit import AuditFilter
 
 router = APIRouter(prefix="/v1/audit", tags=["audit"], route_class=GuardedRoute)
 

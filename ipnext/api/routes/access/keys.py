@@ -6,11 +6,11 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Response
 
 from ipnext.access.keys import draw_key
-from ipnext.api.access import Asker, may
-from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.platform import After, Limit, Platform, Rooms, listed
+from ipnext.api.authorization.access import Asker, may
+from ipnext.api.dependencies import After, Limit, Platform, Rooms, listed
+from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.errors import InvalidInput, NotFound
-from ipnext.model.access import (
+from ipnext.model.access.rights import (
     ANY,
     ApiKey,
     CreatedKey,
@@ -23,8 +23,8 @@ from ipnext.model.access import (
     audited_key,
     key_view,
 )
-from ipnext.model.resource import Listed
-from ipnext.model.roles import RoleRequest
+from ipnext.model.access.roles import RoleRequest
+from ipnext.model.api.resources import Listed
 
 OneKey = Annotated[KeyId, Path(description="Id of the key: the text before the dot, without `ipnext_`.")]
 

@@ -7,10 +7,10 @@ from fastapi import APIRouter, Query, Request, Response
 
 from ipnext.access.keys import draw_key
 from ipnext.access.proof import NONCE_FORM, make_proof
-from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.keys import NO_STORE
-from ipnext.api.platform import Rooms
-from ipnext.model.access import KeyId, PlatformProof
+from ipnext.api.dependencies import Rooms
+from ipnext.api.requests.guarded_route import GuardedRoute
+from ipnext.api.routes.access.keys import NO_STORE
+from ipnext.model.access.rights import KeyId, PlatformProof
 
 router = APIRouter(prefix="/v1", tags=["access"], route_class=GuardedRoute)
 

@@ -6,14 +6,14 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 
 from ipnext.access.keys import draw_key
-from ipnext.api.access import Asker, may
-from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.keys import check_grant
-from ipnext.api.platform import After, Limit, Rooms, listed
+from ipnext.api.authorization.access import Asker, may
+from ipnext.api.dependencies import After, Limit, Rooms, listed
+from ipnext.api.requests.guarded_route import GuardedRoute
+from ipnext.api.routes.access.keys import check_grant
 from ipnext.errors import NotFound
-from ipnext.model.access import Grant, KeyId
-from ipnext.model.resource import Listed
-from ipnext.model.roles import LoginView, RoleBinding, RoleRequest, RoleView, role_view
+from ipnext.model.access.rights import Grant, KeyId
+from ipnext.model.access.roles import LoginView, RoleBinding, RoleRequest, RoleView, role_view
+from ipnext.model.api.resources import Listed
 
 router = APIRouter(prefix="/v1", tags=["access"], route_class=GuardedRoute)
 

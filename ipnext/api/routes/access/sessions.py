@@ -6,13 +6,13 @@ from typing import Final
 from fastapi import APIRouter, Request, Response
 
 from ipnext.access.keys import draw_key, parse_key
-from ipnext.api.access import Asker, act, bearer_of, cookie_name, session_of
-from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.keys import NO_STORE
-from ipnext.api.platform import Rooms
+from ipnext.api.authorization.access import Asker, act, bearer_of, cookie_name, session_of
+from ipnext.api.dependencies import Rooms
+from ipnext.api.requests.guarded_route import GuardedRoute
+from ipnext.api.routes.access.keys import NO_STORE
 from ipnext.api.schema import OF_SHARED
 from ipnext.errors import Forbidden, Unauthenticated
-from ipnext.model.access import ApiKey, KeyKind, Principal, SessionView, Ticket, TicketView, audited_key
+from ipnext.model.access.rights import ApiKey, KeyKind, Principal, SessionView, Ticket, TicketView, audited_key
 from ipnext.platform.admin import BY_DEV
 from ipnext.store.repository import Repository
 

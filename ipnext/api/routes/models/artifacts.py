@@ -12,25 +12,25 @@ from anyio import CancelScope, CapacityLimiter
 from fastapi import APIRouter, Query, Request, Response
 
 from ipnext.access.actions import ACTIONS
-from ipnext.api.access import Asker, may
-from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.owners import allowance_of
-from ipnext.api.platform import Platform, Rooms
-from ipnext.api.recording import record_asked
+from ipnext.api.authorization.access import Asker, may
+from ipnext.api.authorization.audit_entries import record_asked
+from ipnext.api.dependencies import Platform, Rooms
+from ipnext.api.requests.guarded_route import GuardedRoute
+from ipnext.api.requests.slots import Slots, holder_of
+from ipnext.api.requests.turns import Turns
+from ipnext.api.routes.models.owners import allowance_of
+from ipnext.api.routes.models.signatures import keep_signatures
 from ipnext.api.schema import OF_ARTIFACTS, OF_UPLOADS
-from ipnext.api.signatures import keep_signatures
-from ipnext.api.slots import Slots, holder_of
-from ipnext.api.turns import Turns
 from ipnext.errors import TooLarge, TooSlow
-from ipnext.model.access import Principal
-from ipnext.model.artifact_use import Allowance, CollectionView, uploaders_allowance
-from ipnext.model.registry import SnapshotManifest
-from ipnext.model.resource import BlobQuery, MissingBlobs, StoredSnapshot
-from ipnext.model.signing import SignatureEnvelope
+from ipnext.model.access.artifact_use import Allowance, CollectionView, uploaders_allowance
+from ipnext.model.access.rights import Principal
+from ipnext.model.api.resources import BlobQuery, MissingBlobs, StoredSnapshot
+from ipnext.model.registry.registry import SnapshotManifest
+from ipnext.model.registry.signing import SignatureEnvelope
 from ipnext.model.value import Name, Sha256
 from ipnext.platform.collection import Collection, Grace
 from ipnext.settings import PlatformSettings
-from ipnext.store.artifacts import sizes_of
+from ipnext.store.registry.artifacts import sizes_of
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"], route_class=GuardedRoute)
 

@@ -8,14 +8,14 @@ from uuid import uuid4
 
 from fastapi import APIRouter
 
-from ipnext.api.access import may
-from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.platform import IdempotencyKey, ModelName, Platform, Rooms, User
-from ipnext.api.recording import record_asked
+from ipnext.api.authorization.access import may
+from ipnext.api.authorization.audit_entries import record_asked
+from ipnext.api.dependencies import IdempotencyKey, ModelName, Platform, Rooms, User
+from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.errors import Conflict
-from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked, ControlRequest
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.controls import ControlAction, ControlAnswer, ControlAsked, ControlRequest
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import Reason
 from ipnext.store.repository import Repository
 
 router = APIRouter(prefix="/v1/models", tags=["controls"], route_class=GuardedRoute)

@@ -5,11 +5,11 @@ from typing import Annotated, NamedTuple
 
 from fastapi import Depends, Query
 
-from ipnext.api.facts import ModelFacts, facts_of
-from ipnext.api.platform import After
-from ipnext.api.states import States
-from ipnext.api.status import observed_conditions
-from ipnext.model.status import Condition, ConditionType
+from ipnext.api.dependencies import After
+from ipnext.api.services.model_facts import ModelFacts, facts_of
+from ipnext.api.services.region_states import States
+from ipnext.api.services.status import observed_conditions
+from ipnext.model.lifecycle.status import Condition, ConditionType
 from ipnext.store.paging import Page
 from ipnext.store.repository import Repository
 

@@ -6,15 +6,15 @@ from fastapi import APIRouter, Header, Path, Query
 from fastapi.responses import StreamingResponse
 
 from ipnext import names
-from ipnext.api.access import Asker, Visible, listener_of, may
-from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.lifecycle import change_view
-from ipnext.api.platform import After, GenerationNumber, Limit, ModelName, RecordId, Rooms, listed
+from ipnext.api.authorization.access import Asker, Visible, listener_of, may
+from ipnext.api.dependencies import After, GenerationNumber, Limit, ModelName, RecordId, Rooms, listed
+from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.schema import OF_SHARED
+from ipnext.api.workflow_engine.port import change_view
 from ipnext.errors import NotFound
-from ipnext.model.lifecycle import ChangeState, ValidationReport
-from ipnext.model.registry import Generation, Snapshot
-from ipnext.model.resource import ChangeView, EventView, Listed, TransitionView
+from ipnext.model.api.resources import ChangeView, EventView, Listed, TransitionView
+from ipnext.model.lifecycle.messages import ChangeState, ValidationReport
+from ipnext.model.registry.registry import Generation, Snapshot
 from ipnext.model.value import Name
 from ipnext.store.paging import ordinal_of
 

@@ -5,14 +5,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from ipnext.api.access import Asker, may
-from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.platform import ModelName, Platform, Rooms
-from ipnext.api.slots import holder_of
-from ipnext.api.turns import Turns
+from ipnext.api.authorization.access import Asker, may
+from ipnext.api.dependencies import ModelName, Platform, Rooms
+from ipnext.api.requests.guarded_route import GuardedRoute
+from ipnext.api.requests.slots import holder_of
+from ipnext.api.requests.turns import Turns
 from ipnext.errors import InvalidInput, NotFound, RegionUnreachable, Unavailable
 from ipnext.infra.port import LogKeeper
-from ipnext.model.logs import DEFAULT_LINES, MOST_LINES, LogQuery, LogsView, ReplicaLog
+from ipnext.model.deployment.logs import DEFAULT_LINES, MOST_LINES, LogQuery, LogsView, ReplicaLog
 from ipnext.model.value import Name
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=GuardedRoute)

@@ -6,8 +6,15 @@ from fastapi import APIRouter, Request, Response
 
 from ipnext import names
 from ipnext.access.actions import ACTIONS
-from ipnext.api.access import Asker, Visible, may
-from ipnext.api.admission import (
+from ipnext.api.authorization.access import Asker, Visible, may
+from ipnext.api.dependencies import DryRun, ExpectedVersion, IdempotencyKey, ModelName, Rooms
+from ipnext.api.requests.guarded_route import GuardedRoute
+from ipnext.api.routes.models.filters import WantedModels, found_models
+from ipnext.api.routes.models.owners import admit, admit_documents, allowance_of
+from ipnext.api.schema import NOT_MODIFIED
+from ipnext.api.services.explanation import explanation_of
+from ipnext.api.services.generation_stats import answers_of
+from ipnext.api.services.manifest_checks import (
     check_against_fleet,
     check_plugins,
     check_runs_no_code,
@@ -15,30 +22,23 @@ from ipnext.api.admission import (
     check_storable,
     field_changes,
 )
-from ipnext.api.answers import answers_of
-from ipnext.api.explanation import explanation_of
-from ipnext.api.facts import model_facts, throughputs_of
-from ipnext.api.filters import WantedModels, found_models
-from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.lifecycle import change_view
-from ipnext.api.owners import admit, admit_documents, allowance_of
-from ipnext.api.platform import DryRun, ExpectedVersion, IdempotencyKey, ModelName, Rooms
-from ipnext.api.retirement import check_not_retiring, note_restored
-from ipnext.api.schema import NOT_MODIFIED
-from ipnext.api.states import States
-from ipnext.api.status import model_view
+from ipnext.api.services.model_facts import model_facts, throughputs_of
+from ipnext.api.services.region_states import States
+from ipnext.api.services.retirement import check_not_retiring, note_restored
+from ipnext.api.services.status import model_view
+from ipnext.api.workflow_engine.port import change_view
 from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite
-from ipnext.model.engine_allowances import EngineAllowances
+from ipnext.model.api.resources import ChangeView, Explanation, Listed, ModelApplied, ModelView
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.measured import check_measured
-from ipnext.model.resource import ChangeView, Explanation, Listed, ModelApplied, ModelView
+from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.profiled import check_measured
+from ipnext.model.settings.engine_allowances import EngineAllowances
 from ipnext.model.value import digest_of
 from ipnext.settings import PlatformSettings
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
-from ipnext.store.unit import bytes_of, document
+from ipnext.store.unit_of_work import bytes_of, document
 
 MARK_LENGTH = 12
 """Hexadecimal digits of a request's key in the id of the change that it records."""

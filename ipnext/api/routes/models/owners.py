@@ -7,20 +7,20 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path
 
 from ipnext.access.keys import draw_key
-from ipnext.api.access import Asker, Visible, may
-from ipnext.api.admission import check_storable
-from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.platform import After, DryRun, ExpectedVersion, Limit, Platform, Rooms, listed
+from ipnext.api.authorization.access import Asker, Visible, may
+from ipnext.api.dependencies import After, DryRun, ExpectedVersion, Limit, Platform, Rooms, listed
+from ipnext.api.requests.guarded_route import GuardedRoute
+from ipnext.api.services.manifest_checks import check_storable
 from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite
-from ipnext.model.artifact_use import Allowance, owners_allowance
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.owner import DOLLARS, MODELS, REPLICAS, UNITS, OwnerManifest, OwnerMember, OwnerView, QuotaUse
-from ipnext.model.owner_claims import Claims
-from ipnext.model.resource import Listed
-from ipnext.model.roles import RoleBinding
+from ipnext.model.access.artifact_use import Allowance, owners_allowance
+from ipnext.model.access.owner import DOLLARS, MODELS, REPLICAS, UNITS, OwnerManifest, OwnerMember, OwnerView, QuotaUse
+from ipnext.model.access.roles import RoleBinding
+from ipnext.model.api.resources import Listed
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.owner_claims import Claims
 from ipnext.model.value import Name
-from ipnext.store.claiming import admitted_claims
-from ipnext.store.owners import member_grant
+from ipnext.store.access.owners import member_grant
+from ipnext.store.operations.quota_claims import admitted_claims
 from ipnext.store.paging import Page
 from ipnext.store.records import OwnerRecord, OwnerUse
 from ipnext.store.repository import Repository

@@ -5,19 +5,19 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
-from ipnext.api.access import may
-from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.owners import admit_documents, allowance_of
-from ipnext.api.platform import After, Limit, ModelName, Rooms, listed
+from ipnext.api.authorization.access import may
+from ipnext.api.dependencies import After, Limit, ModelName, Rooms, listed
+from ipnext.api.requests.guarded_route import GuardedRoute
+from ipnext.api.routes.models.owners import admit_documents, allowance_of
 from ipnext.errors import InvalidInput, NotFound
+from ipnext.model.api.resources import Listed
 from ipnext.model.fleet import HardwareOption
-from ipnext.model.manifest import ModelManifest, PartSpec
-from ipnext.model.measured import throughput_of
-from ipnext.model.profile import LatencyTarget, Profile, ProfileView, StoredProfile
-from ipnext.model.resource import Listed
+from ipnext.model.manifest.manifest import ModelManifest, PartSpec
+from ipnext.model.manifest.profiled import throughput_of
+from ipnext.model.registry.profile import LatencyTarget, Profile, ProfileView, StoredProfile
 from ipnext.model.throughput import amount
 from ipnext.model.value import Name
-from ipnext.store.claiming import admit_measured
+from ipnext.store.operations.quota_claims import admit_measured
 from ipnext.store.repository import Repository
 
 router = APIRouter(

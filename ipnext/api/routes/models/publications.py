@@ -6,29 +6,29 @@ from pathlib import Path
 import anyio.to_thread
 from fastapi import APIRouter, Request
 
-from ipnext.api.access import Asker, may
+from ipnext.api.authorization.access import Asker, may
+from ipnext.api.dependencies import ModelName, Platform, Rooms, User
 from ipnext.api.errors import MAX_ALLOWED
-from ipnext.api.freezes import let_through
-from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.identifiers import client_id
-from ipnext.api.lifecycle import change_view
-from ipnext.api.owners import admit_documents, allowance_of
-from ipnext.api.platform import ModelName, Platform, Rooms, User
-from ipnext.api.retirement import check_in_service, check_not_retiring
+from ipnext.api.requests.guarded_route import GuardedRoute
+from ipnext.api.requests.identifiers import client_id
+from ipnext.api.requests.slots import holder_of
+from ipnext.api.requests.turns import Turns
+from ipnext.api.routes.models.owners import admit_documents, allowance_of
+from ipnext.api.routes.models.signatures import keep_signatures
+from ipnext.api.routes.regions.freezes import let_through
 from ipnext.api.schema import OF_ARTIFACTS
-from ipnext.api.signatures import keep_signatures
-from ipnext.api.slots import holder_of
-from ipnext.api.turns import Turns
+from ipnext.api.services.retirement import check_in_service, check_not_retiring
+from ipnext.api.workflow_engine.port import change_view
 from ipnext.artifacts.layout import digest_in, snapshot_uri
-from ipnext.artifacts.opening import readable_for
+from ipnext.artifacts.stores.locations import readable_for
 from ipnext.artifacts.upload import ingest_uri
 from ipnext.errors import Conflict, InvalidInput, NotFound
-from ipnext.model.access import Principal
-from ipnext.model.lifecycle import Change, ChangeKind
-from ipnext.model.registry import Generation, GenerationState, SnapshotManifest, SnapshotSource
-from ipnext.model.resource import ChangeView, PublishPart, PublishRequest, RollbackRequest
-from ipnext.store.artifacts import sizes_of
+from ipnext.model.access.rights import Principal
+from ipnext.model.api.resources import ChangeView, PublishPart, PublishRequest, RollbackRequest
+from ipnext.model.lifecycle.messages import Change, ChangeKind
+from ipnext.model.registry.registry import Generation, GenerationState, SnapshotManifest, SnapshotSource
 from ipnext.store.records import ModelRecord
+from ipnext.store.registry.artifacts import sizes_of
 from ipnext.store.repository import Repository
 
 router = APIRouter(prefix="/v1/models", tags=["publishing"], route_class=GuardedRoute)

@@ -2,15 +2,15 @@
 
 from fastapi import APIRouter
 
-from ipnext.api.access import may
-from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.identifiers import client_id
-from ipnext.api.lifecycle import change_view
-from ipnext.api.platform import ModelName, Rooms
-from ipnext.api.retirement import check_not_retiring
+from ipnext.api.authorization.access import may
+from ipnext.api.dependencies import ModelName, Rooms
+from ipnext.api.requests.guarded_route import GuardedRoute
+from ipnext.api.requests.identifiers import client_id
+from ipnext.api.services.retirement import check_not_retiring
+from ipnext.api.workflow_engine.port import change_view
 from ipnext.errors import Conflict
-from ipnext.model.lifecycle import ChangeKind
-from ipnext.model.resource import ChangeView, RepairRequest
+from ipnext.model.api.resources import ChangeView, RepairRequest
+from ipnext.model.lifecycle.messages import ChangeKind
 
 router = APIRouter(prefix="/v1/models", tags=["publishing"], route_class=GuardedRoute)
 

@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
-from ipnext.api.platform import Platform
+from ipnext.api.dependencies import Platform
 from ipnext.artifacts.layout import snapshot_uri
 from ipnext.artifacts.native_code import SETTING, read_native_signers
 from ipnext.artifacts.signing import MANIFEST_KEYS, read_keys, signers
 from ipnext.errors import Forbidden, SignatureInvalid
-from ipnext.model.access import Principal
-from ipnext.model.signing import (
+from ipnext.model.access.rights import Principal
+from ipnext.model.registry.signing import (
     MOST_SIGNATURES,
     EnvelopeSignature,
     SignatureEnvelope,
     check_form,
     read_envelope,
 )
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 if TYPE_CHECKING:
     from securesystemslib.signer import SSlibKey

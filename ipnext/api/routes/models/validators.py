@@ -2,10 +2,10 @@
 
 from fastapi import APIRouter
 
-from ipnext.api.access import may
-from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.platform import Rooms
-from ipnext.model.plugins import ValidatorView
+from ipnext.api.authorization.access import may
+from ipnext.api.dependencies import Rooms
+from ipnext.api.requests.guarded_route import GuardedRoute
+from ipnext.model.api.plugins import ValidatorView
 
 router = APIRouter(prefix="/v1/validators", tags=["operations"], route_class=GuardedRoute)
 

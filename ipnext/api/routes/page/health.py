@@ -5,10 +5,10 @@ from typing import Literal, NamedTuple
 from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
 
-from ipnext.api.platform import Platform, Rooms
+from ipnext.api.dependencies import Platform, Rooms
 from ipnext.api.schema import UNREADY
 from ipnext.errors import Unavailable
-from ipnext.model.resource import Readiness
+from ipnext.model.api.resources import Readiness
 
 router = APIRouter(tags=["health"])
 

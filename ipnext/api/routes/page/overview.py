@@ -5,26 +5,26 @@ from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request, Response
 
-from ipnext.api.access import Visible, may
-from ipnext.api.answers import answers_of
-from ipnext.api.drains import drains_by_region
-from ipnext.api.explanation import explanations_of
-from ipnext.api.facts import ModelFacts, throughputs_of
-from ipnext.api.filters import Wanted, WantedModels, fleet_readiness, found_models, serves
-from ipnext.api.freezes import calendars_of
-from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.hiding import is_plan_shown, shown_drains, shown_plan, shown_states
-from ipnext.api.lifecycle import change_view
-from ipnext.api.plans import newest_replan, plan_in_force
-from ipnext.api.platform import Platform, Rooms
-from ipnext.api.regions import fleet_or_none, region_views
+from ipnext.api.authorization.access import Visible, may
+from ipnext.api.dependencies import Platform, Rooms
+from ipnext.api.requests.guarded_route import GuardedRoute
+from ipnext.api.routes.models.filters import Wanted, WantedModels, fleet_readiness, found_models, serves
+from ipnext.api.routes.regions.drains import drains_by_region
+from ipnext.api.routes.regions.freezes import calendars_of
+from ipnext.api.routes.regions.plans import newest_replan, plan_in_force
+from ipnext.api.routes.regions.regions import fleet_or_none, region_views
 from ipnext.api.schema import NOT_MODIFIED
-from ipnext.api.states import States
-from ipnext.api.status import model_view
+from ipnext.api.services.explanation import explanations_of
+from ipnext.api.services.generation_stats import answers_of
+from ipnext.api.services.hidden_fields import is_plan_shown, shown_drains, shown_plan, shown_states
+from ipnext.api.services.model_facts import ModelFacts, throughputs_of
+from ipnext.api.services.region_states import States
+from ipnext.api.services.status import model_view
+from ipnext.api.workflow_engine.port import change_view
 from ipnext.freezes.evaluation import Asked, frozen
-from ipnext.model.freeze import Frozen
-from ipnext.model.profile import PartThroughput
-from ipnext.model.resource import EventView, ModelOverview, ModelView, Overview
+from ipnext.model.api.resources import EventView, ModelOverview, ModelView, Overview
+from ipnext.model.manifest.freeze import Frozen
+from ipnext.model.registry.profile import PartThroughput
 from ipnext.store.repository import Repository
 
 router = APIRouter(prefix="/v1/overview", tags=["overview"], route_class=GuardedRoute)

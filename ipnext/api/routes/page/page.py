@@ -6,11 +6,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, HTMLResponse
 from starlette.staticfiles import StaticFiles
 
-from ipnext.api.schema_page import render_schema
+from ipnext.api.routes.page.schema_page import render_schema
 
 router = APIRouter(include_in_schema=False)
 
-WEB = Path(__file__).parent / "web"
+WEB = Path(__file__).parents[2] / "web"
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
     "Cache-Control": "no-cache",

@@ -6,16 +6,16 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from ipnext import names
-from ipnext.api.access import Visible, may
-from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.hiding import shown_drain
-from ipnext.api.lifecycle import Lifecycle
-from ipnext.api.platform import After, Limit, Rooms, listed
+from ipnext.api.authorization.access import Visible, may
+from ipnext.api.dependencies import After, Limit, Rooms, listed
+from ipnext.api.requests.guarded_route import GuardedRoute
+from ipnext.api.services.hidden_fields import shown_drain
+from ipnext.api.workflow_engine.port import Lifecycle
 from ipnext.errors import Conflict, InvalidInput, NotFound
-from ipnext.model.deployment import RegionState
-from ipnext.model.drain import Drain, DrainRequest, DrainView, ReturnRequest
+from ipnext.model.api.resources import Listed
+from ipnext.model.deployment.deployment import RegionState
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.resource import Listed
+from ipnext.model.lifecycle.drain import Drain, DrainRequest, DrainView, ReturnRequest
 from ipnext.model.value import Name
 from ipnext.store.repository import Repository
 

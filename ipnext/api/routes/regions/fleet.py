@@ -4,14 +4,14 @@ from datetime import UTC, datetime
 
 from fastapi import APIRouter
 
-from ipnext.api.access import Visible, may
-from ipnext.api.admission import check_fleet_serves
-from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.hiding import shown_fleet
-from ipnext.api.platform import DryRun, ExpectedVersion, Rooms
+from ipnext.api.authorization.access import Visible, may
+from ipnext.api.dependencies import DryRun, ExpectedVersion, Rooms
+from ipnext.api.requests.guarded_route import GuardedRoute
+from ipnext.api.services.hidden_fields import shown_fleet
+from ipnext.api.services.manifest_checks import check_fleet_serves
 from ipnext.errors import NotFound, StaleWrite
+from ipnext.model.api.resources import FleetView
 from ipnext.model.fleet import FleetManifest
-from ipnext.model.resource import FleetView
 from ipnext.store.records import FleetRecord
 from ipnext.store.repository import Repository
 

@@ -6,22 +6,30 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from ipnext.access.actions import ACTIONS
-from ipnext.api.access import Asker, Visible, may
-from ipnext.api.admission import check_storable
-from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.hiding import names_in_freezes, shown_freeze
-from ipnext.api.platform import After, DryRun, ExpectedVersion, Limit, RecordId, Rooms, User, listed
+from ipnext.api.authorization.access import Asker, Visible, may
+from ipnext.api.dependencies import After, DryRun, ExpectedVersion, Limit, RecordId, Rooms, User, listed
+from ipnext.api.requests.guarded_route import GuardedRoute
+from ipnext.api.services.hidden_fields import names_in_freezes, shown_freeze
+from ipnext.api.services.manifest_checks import check_storable
 from ipnext.errors import InvalidInput, NotFound, StaleWrite
 from ipnext.freezes.calendar import FreezeCalendar
 from ipnext.freezes.evaluation import Asked, frozen, next_window, next_windows, open_window
-from ipnext.model.freeze import FreezableKind, FreezeManifest, FreezeNow, FreezeView, Frozen, Override, OverrideRequest
-from ipnext.model.lifecycle import Change
-from ipnext.model.resource import Listed
+from ipnext.model.api.resources import Listed
+from ipnext.model.lifecycle.messages import Change
+from ipnext.model.manifest.freeze import (
+    FreezableKind,
+    FreezeManifest,
+    FreezeNow,
+    FreezeView,
+    Frozen,
+    Override,
+    OverrideRequest,
+)
 from ipnext.model.value import Name
+from ipnext.store.operations.change_scope import touched_by
 from ipnext.store.paging import page_of
 from ipnext.store.records import FreezeRecord
 from ipnext.store.repository import Repository
-from ipnext.store.touched import touched_by
 
 router = APIRouter(prefix="/v1", tags=["freezes"], route_class=GuardedRoute)
 

@@ -8,20 +8,20 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Query, Response
 
-from ipnext.api.access import Visible, may, may_read_plan
-from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.hiding import is_replan_shown, shown_moves, shown_plan, shown_replan
-from ipnext.api.identifiers import client_id
-from ipnext.api.lifecycle import replan_view
-from ipnext.api.platform import After, IdempotencyKey, Limit, RecordId, Rooms, listed
-from ipnext.api.recording import record_asked
+from ipnext.api.authorization.access import Visible, may, may_read_plan
+from ipnext.api.authorization.audit_entries import record_asked
+from ipnext.api.dependencies import After, IdempotencyKey, Limit, RecordId, Rooms, listed
+from ipnext.api.requests.guarded_route import GuardedRoute
+from ipnext.api.requests.identifiers import client_id
+from ipnext.api.services.hidden_fields import is_replan_shown, shown_moves, shown_plan, shown_replan
+from ipnext.api.workflow_engine.port import replan_view
 from ipnext.errors import NotFound, Unavailable
-from ipnext.model.moving import MoverAsked, ReplanProgress, SteerRequest
-from ipnext.model.plan import PlanDiff
-from ipnext.model.resource import Listed, MovesView, PlanInForce, PlanSummary, PlanView, ReplanRequest, ReplanView
+from ipnext.model.api.resources import Listed, MovesView, PlanInForce, PlanSummary, PlanView, ReplanRequest, ReplanView
+from ipnext.model.lifecycle.replan_moves import MoverAsked, ReplanProgress, SteerRequest
+from ipnext.model.planning.plan import PlanDiff
 from ipnext.store.records import PlanEntry
 from ipnext.store.repository import Repository
-from ipnext.store.session import Store
+from ipnext.store.store import Store
 
 BY_HAND = "by hand"
 """Default reason of a pause."""

@@ -6,17 +6,17 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
-from ipnext.api.access import Visible, may
-from ipnext.api.drains import drains_by_region
-from ipnext.api.guarded_route import GuardedRoute
-from ipnext.api.hiding import shown_drains, shown_replicas, shown_states
-from ipnext.api.platform import After, Limit, Rooms, listed
-from ipnext.api.states import States
+from ipnext.api.authorization.access import Visible, may
+from ipnext.api.dependencies import After, Limit, Rooms, listed
+from ipnext.api.requests.guarded_route import GuardedRoute
+from ipnext.api.routes.regions.drains import drains_by_region
+from ipnext.api.services.hidden_fields import shown_drains, shown_replicas, shown_states
+from ipnext.api.services.region_states import States
 from ipnext.errors import NotFound, Unavailable
-from ipnext.model.deployment import Replica
-from ipnext.model.drain import DrainView
+from ipnext.model.api.resources import Listed, RegionView, SupplyUse
+from ipnext.model.deployment.deployment import Replica
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.resource import Listed, RegionView, SupplyUse
+from ipnext.model.lifecycle.drain import DrainView
 from ipnext.model.value import Name
 from ipnext.store.paging import no_cursor, page_of
 from ipnext.store.repository import Repository

@@ -6,7 +6,7 @@ A later migration must not recreate the table of the audit (`batch_alter_table` 
 import sqlalchemy as sa
 from alembic import op
 
-from ipnext.store import columns
+from ipnext.store.database import columns
 
 revision = "0001"
 down_revision = None

@@ -12,12 +12,12 @@ from sqlmodel import select
 
 from ipnext.access.actions import ACTIONS
 from ipnext.access.policy import BUILT_IN, schema
-from ipnext.api.access import PUBLIC, is_public
+from ipnext.api.authorization.access import PUBLIC, is_public
 from ipnext.errors import InvalidInput
-from ipnext.model.access import Role
-from ipnext.model.drain import DrainState
-from ipnext.model.manifest import ModelManifest
-from ipnext.store import keys
+from ipnext.model.access.rights import Role
+from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.store.access import keys
 from ipnext.store.tables import PlanRow
 from tests.ipnext.api.surface import HIDDEN, OWNER, SHOWN, routes
 from tests.waiting import eventually
@@ -512,7 +512,7 @@ async def test_a_name_that_another_owner_took_meanwhile_is_not_taken_over(two_ow
         with two_owners.store.begin() as unit:
             unit.put_model(ModelManifest.model_validate(theirs), expected_version=None)
 
-    monkeypatch.setattr("ipnext.api.models.check_storable", meanwhile)
+    monkeypatch.setattr("ipnext.api.routes.models.models.check_storable", meanwhile)
     headers = {"Authorization": f"Bearer {two_owners.add_key('search-team', Role.PUBLISHER, owner='search')}"}
     async with two_owners.client() as http:
         answer = await http.put(f"/v1/models/new-one?dryRun={dry_run}", json=document, headers=headers)
@@ -636,12 +636,12 @@ async def test_two_credentials_in_one_request_count_as_none(rooms):
 
 
 async def test_a_stream_tells_of_visible_models_only_and_ends_with_its_key(two_owners, monkeypatch):
-    monkeypatch.setattr("ipnext.api.stream.VALID_SECONDS", 0.0)
+    monkeypatch.setattr("ipnext.api.requests.stream.VALID_SECONDS", 0.0)
     key = two_owners.add_key("search-team", Role.VIEWER, owner="search")
     app = two_owners.app()
     platform = app.state.platform
     principal = platform.access.prove(key)
-    from ipnext.api.access import listener_of  # noqa: PLC0415
+    from ipnext.api.authorization.access import listener_of  # noqa: PLC0415
 
     told = []
 

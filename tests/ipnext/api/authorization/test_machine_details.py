@@ -5,8 +5,8 @@ import json
 import httpx
 import pytest
 
-from ipnext.api.machine_details import KEPT, LARGE, MachineDetails
-from ipnext.model.access import ANY, Grant, Principal, Role
+from ipnext.api.authorization.machine_details import KEPT, LARGE, MachineDetails
+from ipnext.model.access.rights import ANY, Grant, Principal, Role
 
 LOG = "/srv/state/logs/ranker.log"
 
@@ -111,7 +111,7 @@ async def test_without_authentication_everybody_sees_everything():
 
 
 async def test_no_more_answers_are_remembered_than_a_few():
-    from ipnext.api.machine_details import _json  # noqa: PLC0415
+    from ipnext.api.authorization.machine_details import _json  # noqa: PLC0415
 
     for number in range(2 * KEPT):
         await answered(f'{{"number": {number}}}'.encode(), "application/json")

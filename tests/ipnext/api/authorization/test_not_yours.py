@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import event
 from sqlmodel import update
 
-from ipnext.model.access import Role
+from ipnext.model.access.rights import Role
 from ipnext.store.tables import PlanRow
 from tests.ipnext.api.surface import HIDDEN, OWNER, SHOWN, freeze_document, routes
 
@@ -191,7 +191,7 @@ async def asker(request, two_owners, monkeypatch):
     async def no_record(*_):
         """Refusals are recorded up to a rate."""
 
-    monkeypatch.setattr("ipnext.api.recording.Recorder.refused", no_record)
+    monkeypatch.setattr("ipnext.api.authorization.audit_entries.Recorder.refused", no_record)
     app, key = two_owners.app(), two_owners.add_key("asker", role, **scope)
     app.state.platform.access._clock = lambda: 0.0
     statements = []

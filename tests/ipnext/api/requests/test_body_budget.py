@@ -9,10 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ipnext.access.acting import Acting
-from ipnext.api.body_limit import BodyBudget, BodyLimit
 from ipnext.api.errors import install_error_handlers
+from ipnext.api.requests.body_limit import BodyBudget, BodyLimit
 from ipnext.errors import RateLimited, Unavailable
-from ipnext.model.access import Principal
+from ipnext.model.access.rights import Principal
 from tests.waiting import eventually
 
 SIZE = 1000

@@ -12,15 +12,15 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from ipnext.api.requests.stream import MOST_SUBSCRIBERS
 from ipnext.api.server import limits_of
-from ipnext.api.stream import MOST_SUBSCRIBERS
 from ipnext.client import Client
-from ipnext.connections import ConnectionLimits, room_for_connections, source_of
 from ipnext.errors import InvalidInput
 from ipnext.model.fleet import FleetManifest
+from ipnext.network.connections import ConnectionLimits, room_for_connections, source_of
 from ipnext.settings import PlatformSettings
 from tests.ipnext.api.test_process import environment
-from tests.ipnext.infra.test_public_listener import write_pair
+from tests.ipnext.infra.envoy.test_public_listener import write_pair
 from tests.waiting import PATIENCE_SECONDS, until
 
 HALF = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "

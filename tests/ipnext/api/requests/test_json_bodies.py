@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from ipnext.api.json_bodies import MOST_MEMBERS, MOST_SEPARATORS, check_json
+from ipnext.api.requests.json_bodies import MOST_MEMBERS, MOST_SEPARATORS, check_json
 from ipnext.errors import InvalidInput
-from ipnext.model.registry import MOST_FILES
+from ipnext.model.registry.registry import MOST_FILES
 
 
 def doubled(document, name, value):

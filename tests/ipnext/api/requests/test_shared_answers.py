@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ipnext.api import shared
-from ipnext.api.shared import SharedAnswers
+from ipnext.api.requests import shared_answers
+from ipnext.api.requests.shared_answers import SharedAnswers
 from ipnext.errors import RateLimited
 from tests.waiting import PATIENCE_SECONDS, eventually
 
@@ -37,11 +37,12 @@ def answers():
 async def test_a_client_with_many_pages_leaves_a_thread_to_others():
     made, work = answers(), Work()
     tasks = [
-        asyncio.create_task(made.get(("greedy", n), work.of("greedy"), holder="greedy")) for n in range(shared.THREADS)
+        asyncio.create_task(made.get(("greedy", n), work.of("greedy"), holder="greedy"))
+        for n in range(shared_answers.THREADS)
     ]
     await eventually(lambda: work.begun)
     tasks.append(asyncio.create_task(made.get("other", work.of("other"), holder="other")))
-    await eventually(lambda: len(work.begun) == shared.THREADS)
+    await eventually(lambda: len(work.begun) == shared_answers.THREADS)
     assert work.begun == ["greedy", "other"]
     work.let_go()
     assert [found.body for found in await asyncio.gather(*tasks)] == [b"greedy", b"greedy", b"other"]
@@ -49,7 +50,7 @@ async def test_a_client_with_many_pages_leaves_a_thread_to_others():
 
 async def test_a_client_has_a_quarter_of_the_answers_that_wait():
     made, work = answers(), Work()
-    most = shared.WAITING // 4
+    most = shared_answers.WAITING // 4
     tasks = [asyncio.create_task(made.get(n, work.of("greedy"), holder="greedy")) for n in range(most)]
     await eventually(lambda: len(made._slots) == most)
     with pytest.raises(RateLimited, match=f"{most} different answers"):

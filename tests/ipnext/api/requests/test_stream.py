@@ -6,9 +6,9 @@ import contextlib
 import httpx
 import pytest
 
-from ipnext.api.observation import RegionObserver
-from ipnext.api.shared import SharedAnswers
-from ipnext.api.stream import BEAT, BUFFERED, Everything, Stream
+from ipnext.api.requests.shared_answers import SharedAnswers
+from ipnext.api.requests.stream import BEAT, BUFFERED, Everything, Stream
+from ipnext.api.services.region_observer import RegionObserver
 from ipnext.errors import RateLimited, Unavailable
 from tests.waiting import PATIENCE_SECONDS
 

@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from ipnext.api import guarded_route
-from ipnext.api.json_bodies import LARGE
-from ipnext.api.turns import Turns
+from ipnext.api.requests import guarded_route
+from ipnext.api.requests.json_bodies import LARGE
+from ipnext.api.requests.turns import Turns
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 PADDING = b" " * LARGE

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ipnext.api.guarded_route import guards_of
-from ipnext.model.access import Role
+from ipnext.api.requests.guarded_route import guards_of
+from ipnext.model.access.rights import Role
 from tests.ipnext.api.surface import SHOWN, routes
 
 READING = {"GET", "HEAD"}

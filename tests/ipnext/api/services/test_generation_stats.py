@@ -2,10 +2,10 @@
 
 import pytest
 
-from ipnext.api.answers import answers_of
-from ipnext.cli.reading import STREAMS, _answers_line, _streams_line
-from ipnext.model.deployment import GenerationTraffic, RegionState
-from ipnext.model.sketch import LATENCY_SECONDS, PredictionSketch, latency_bucket, prediction_bucket
+from ipnext.api.services.generation_stats import answers_of
+from ipnext.cli.commands.queries import STREAMS, _answers_line, _streams_line
+from ipnext.model.deployment.deployment import GenerationTraffic, RegionState
+from ipnext.model.gate.sketch import LATENCY_SECONDS, PredictionSketch, latency_bucket, prediction_bucket
 
 
 def sketch(value, count):

@@ -5,11 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from ipnext.api.chain import cause_steps, trouble_steps
-from ipnext.api.states import States
-from ipnext.api.status import Trouble, cause_of, serving_troubles
-from ipnext.model.cause import Cause, Place
-from ipnext.model.deployment import (
+from ipnext.api.services.explanation_chain import cause_steps, trouble_steps
+from ipnext.api.services.region_states import States
+from ipnext.api.services.status import Trouble, cause_of, serving_troubles
+from ipnext.model.deployment.deployment import (
     Deployment,
     DeploymentKey,
     HeldSnapshot,
@@ -20,13 +19,14 @@ from ipnext.model.deployment import (
     RouteTable,
     ServedGeneration,
 )
-from ipnext.model.drain import DrainState
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.reasons import ADVICE
-from ipnext.model.registry import GraphNode, PartGraph
-from ipnext.model.rollout import Transition, TransitionState
-from ipnext.model.starting import EngineStart
-from ipnext.model.status import ConditionType, Reason
+from ipnext.model.deployment.engine_start import EngineStart
+from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.failure_cause import Cause, Place
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.reasons import ADVICE
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.planning.transition import Transition, TransitionState
+from ipnext.model.registry.registry import GraphNode, PartGraph
 from ipnext.store.records import TransitionRecord
 
 KEY = DeploymentKey(model="ranker", part="dense", region="eu", hardware="cpu")

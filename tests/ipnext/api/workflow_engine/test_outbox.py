@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ipnext.api.lifecycle import MemoryLifecycle
-from ipnext.api.outbox import Outbox
-from ipnext.model.workflow_namespace import WorkflowNamespace
-from ipnext.store.session import Store
+from ipnext.api.workflow_engine.outbox import Outbox
+from ipnext.api.workflow_engine.port import MemoryLifecycle
+from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
+from ipnext.store.store import Store
 from tests.waiting import PATIENCE_SECONDS
 
 

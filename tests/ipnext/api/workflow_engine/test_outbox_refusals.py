@@ -10,16 +10,23 @@ from temporalio.client import WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from ipnext.api import outbox as outbox_module
-from ipnext.api.lifecycle import MemoryLifecycle
-from ipnext.api.metrics import _outbox_metrics
-from ipnext.api.outbox import MOST_AT_ONCE, Outbox
+from ipnext.api.metrics.endpoint import _outbox_metrics
+from ipnext.api.workflow_engine import outbox as outbox_module
+from ipnext.api.workflow_engine.outbox import MOST_AT_ONCE, Outbox
+from ipnext.api.workflow_engine.port import MemoryLifecycle
 from ipnext.errors import Conflict, EngineRefused, InvalidInput, IPnextError, Unavailable
-from ipnext.model.lifecycle import Change, ChangeAccepted, ChangeKind, ChangeState
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.registry import ArtifactFile, GenerationState, Signature, SnapshotManifest, SnapshotSource, TensorSpec
-from ipnext.model.status import ConditionType
-from ipnext.store.session import Store
+from ipnext.model.lifecycle.messages import Change, ChangeAccepted, ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import ConditionType
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.registry.registry import (
+    ArtifactFile,
+    GenerationState,
+    Signature,
+    SnapshotManifest,
+    SnapshotSource,
+    TensorSpec,
+)
+from ipnext.store.store import Store
 from ipnext.temporal import reaching
 from tests.waiting import eventually
 

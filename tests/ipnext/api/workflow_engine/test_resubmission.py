@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from ipnext import names
-from ipnext.api.lifecycle import MemoryLifecycle
-from ipnext.api.resubmission import Resubmission
-from ipnext.model.controls import ControlAsked
-from ipnext.model.drain import DrainState
-from ipnext.model.lifecycle import ChangeKind, ChangeState, ReplanState
-from ipnext.model.manifest import parse_manifest
-from ipnext.model.workflow_namespace import WorkflowNamespace
-from ipnext.store.session import Store
+from ipnext.api.workflow_engine.port import MemoryLifecycle
+from ipnext.api.workflow_engine.resubmission import Resubmission
+from ipnext.model.lifecycle.controls import ControlAsked
+from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, ReplanState
+from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
+from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.store.store import Store
 from tests.waiting import eventually
 from tests.workflows.house import manifest
 

@@ -10,12 +10,12 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from ipnext import names
-from ipnext.api.lifecycle import Lifecycle, MemoryLifecycle
-from ipnext.api.temporal_lifecycle import TemporalLifecycle
+from ipnext.api.workflow_engine.port import Lifecycle, MemoryLifecycle
+from ipnext.api.workflow_engine.temporal import TemporalLifecycle
 from ipnext.devfile import temporal_binary
 from ipnext.errors import Unavailable
-from ipnext.model.controls import ControlAction, ControlAsked
-from ipnext.model.lifecycle import (
+from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.messages import (
     Change,
     ChangeAccepted,
     ChangeKind,

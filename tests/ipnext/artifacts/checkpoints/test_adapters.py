@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from ipnext.artifacts.adapter_base import base_misfits, other_base
-from ipnext.artifacts.checkpoint_fit import misfits
-from ipnext.artifacts.checkpoint_import import describe_checkpoint
-from ipnext.artifacts.checkpoints import LocalFiles, read_checkpoint
+from ipnext.artifacts.checkpoints.adapter_base import base_misfits, other_base
+from ipnext.artifacts.checkpoints.checkpoint_fit import misfits
+from ipnext.artifacts.checkpoints.checkpoint_import import describe_checkpoint
+from ipnext.artifacts.checkpoints.reader import LocalFiles, read_checkpoint
 from ipnext.errors import InvalidInput
 from tests.genai.checkpoints import adapter_tensors, llama_tensors, write_adapter, write_bert, write_llama
 

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from ipnext.artifacts.checkpoint_import import describe_checkpoint, import_checkpoint
-from ipnext.artifacts.checkpoints import LocalFiles, read_checkpoint
-from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.checkpoints.checkpoint_import import describe_checkpoint, import_checkpoint
+from ipnext.artifacts.checkpoints.reader import LocalFiles, read_checkpoint
+from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import InvalidInput
-from ipnext.model.checkpoint import Checkpoint, unfit_settings
-from ipnext.model.engine_settings import VllmSettings
-from ipnext.model.registry import Signature, SnapshotManifest
+from ipnext.model.registry.checkpoint import Checkpoint, unfit_settings
+from ipnext.model.registry.registry import Signature, SnapshotManifest
+from ipnext.model.settings.engine import VllmSettings
 from ipnext.model.value import canonical_json, digest_of
 from tests.genai.checkpoints import llama_tensors, write_adapter, write_bert, write_llama
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ipnext.artifacts.program_forms import UnsafeProgram, refuse, shown
+from ipnext.artifacts.programs.forms import UnsafeProgram, refuse, shown
 
 
 def nested(levels):

@@ -16,9 +16,9 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from ipnext.artifacts.file_store import FileArtifactStore
-from ipnext.artifacts.s3_client import answering, s3_client
-from ipnext.artifacts.s3_store import S3ArtifactStore
+from ipnext.artifacts.stores.file_store import FileArtifactStore
+from ipnext.artifacts.stores.s3_client import answering, s3_client
+from ipnext.artifacts.stores.s3_store import S3ArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, Unavailable
 from tests.waiting import PATIENCE_SECONDS, until
@@ -30,7 +30,7 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 PUTS_FOREVER = """
 import sys
-from ipnext.artifacts.opening import open_store
+from ipnext.artifacts.stores.locations import open_store
 
 def chunks():
     while True:
@@ -42,8 +42,8 @@ open_store(sys.argv[1]).put_blob("ab" * 32, chunks())
 FETCHES_FOREVER = """
 import sys
 from pathlib import Path
-from ipnext.artifacts import fetching
-from ipnext.artifacts.opening import open_store
+from ipnext.artifacts import download as fetching
+from ipnext.artifacts.stores.locations import open_store
 
 def endless(stream):
     first = stream.read(100_000)
@@ -90,7 +90,7 @@ def test_a_fetch_killed_in_the_middle_is_not_taken_for_a_copy(tmp_path, snapshot
 def test_a_full_disk_is_unavailable_and_leaves_nothing(tmp_path):
     code = (
         "import resource, signal, sys\n"
-        "from ipnext.artifacts.opening import open_store\n"
+        "from ipnext.artifacts.stores.locations import open_store\n"
         "from ipnext.errors import Unavailable\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from ipnext.artifacts.s3_store import ASKED_AT_ONCE, S3ArtifactStore
-from ipnext.model.registry import ArtifactFile, Signature, SnapshotManifest, TensorSpec
+from ipnext.artifacts.stores.s3_store import ASKED_AT_ONCE, S3ArtifactStore
+from ipnext.model.registry.registry import ArtifactFile, Signature, SnapshotManifest, TensorSpec
 from tests.waiting import PATIENCE_SECONDS
 
 SIZE = 5

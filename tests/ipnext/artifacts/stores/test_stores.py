@@ -11,10 +11,10 @@ import pytest
 
 from ipnext.artifacts import seen_files
 from ipnext.artifacts.layout import signature_key
-from ipnext.artifacts.opening import open_store
+from ipnext.artifacts.stores.locations import open_store
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput, TooLarge
-from ipnext.model.registry import SEEN_FILE, SIGNATURE_FILE, SNAPSHOT_FILE
+from ipnext.model.registry.registry import SEEN_FILE, SIGNATURE_FILE, SNAPSHOT_FILE
 from ipnext.names import LIBRARY_FILE
 from tests.waiting import PATIENCE_SECONDS
 

@@ -8,11 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from ipnext.cli import app
-from ipnext.cli.audit import time_of
+from ipnext.cli.access.audit import time_of
 from ipnext.client import Client
 from ipnext.errors import InvalidInput
-from ipnext.model.access import Role
-from ipnext.model.audit_chain import verify
+from ipnext.model.access.audit_chain import verify
+from ipnext.model.access.rights import Role
 
 NOW = datetime(2026, 12, 20, 12, tzinfo=UTC)
 
@@ -109,7 +109,7 @@ def test_only_administrators_read_the_audit(run, live, monkeypatch):
 
 
 def test_an_export_is_read_page_by_page(run, live, monkeypatch):
-    monkeypatch.setattr("ipnext.client.EXPORTED_AT_ONCE", 2)
+    monkeypatch.setattr("ipnext.client.client.EXPORTED_AT_ONCE", 2)
     with Client(live.url, api_key=live.rooms.admin_key) as client:
         assert [entry["sequence"] for entry in client.exported_audit(after=1)] == [2, 3, 4, 5]
         assert verify(client.exported_audit()).last == 5

@@ -7,10 +7,11 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from ipnext import device_flow
-from ipnext.cli import app, identity
-from ipnext.credentials import find_entry, note_credential
-from ipnext.model.access import Role
+from ipnext.cli import app
+from ipnext.cli.access import identity
+from ipnext.login import device_flow
+from ipnext.login.credentials import find_entry, note_credential
+from ipnext.model.access.rights import Role
 from tests.identity_provider import AUDIENCE, CLIENT_ID
 
 

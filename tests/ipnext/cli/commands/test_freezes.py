@@ -9,7 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from ipnext.cli import app
-from ipnext.cli.freezing import end_of
+from ipnext.cli.commands.freezes import end_of
 from ipnext.errors import InvalidInput
 
 NOW = datetime(2026, 12, 20, 12, tzinfo=UTC)

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ipnext.cli import app, logs
+from ipnext.cli import app
+from ipnext.cli.commands import logs
 from ipnext.errors import RegionUnreachable
-from ipnext.infra.logs import read_logs
+from ipnext.infra.host.logs import read_logs
 
 RUNNING = {"ranker.dense.cpu.0", "ranker.sparse.cpu.0"}
 

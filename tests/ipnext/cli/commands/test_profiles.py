@@ -11,13 +11,13 @@ from aiohttp import web
 from typer.testing import CliRunner
 
 from ipnext.cli import app
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey, HeldSnapshot
 from ipnext.model.fleet import FleetManifest
-from ipnext.model.manifest import parse_manifest
-from ipnext.model.registry import Signature, SnapshotManifest, SnapshotSource
+from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.registry.registry import Signature, SnapshotManifest, SnapshotSource
 from tests.waiting import PATIENCE_SECONDS
 
-MOCK = Path(__file__).parents[2] / "genai" / "mock_engine.py"
+MOCK = Path(__file__).parents[3] / "genai" / "mock_engine.py"
 QUICK = ("--seconds", "0", "--prompt-tokens", "16", "--output-tokens", "4", "--concurrency", "1,2")
 
 

@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 
-from ipnext.cli.reading import parts_table, regions_table, waves_table
-from ipnext.model.drain import Drain, DrainState, DrainView
-from ipnext.model.manifest import parse_manifest
-from ipnext.model.resource import RegionView, SupplyUse, TransitionView
-from ipnext.model.rollout import Transition, TransitionState
+from ipnext.cli.commands.queries import parts_table, regions_table, waves_table
+from ipnext.model.api.resources import RegionView, SupplyUse, TransitionView
+from ipnext.model.lifecycle.drain import Drain, DrainState, DrainView
+from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.planning.transition import Transition, TransitionState
 
 
 def test_parts_are_told_with_their_engines_and_adapters_with_the_name_that_clients_ask_for():

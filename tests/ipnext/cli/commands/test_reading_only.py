@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from ipnext.cli import app
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 NOBODY = "127.0.0.1:1"
 """An address at which nothing listens."""
 

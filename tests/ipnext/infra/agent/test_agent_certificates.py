@@ -20,11 +20,11 @@ from ipnext.components.issuing import Issuer
 from ipnext.components.settings import ComponentSettings
 from ipnext.dev.certificates import DevCertificates
 from ipnext.errors import Forbidden, InvalidInput, RegionUnreachable
-from ipnext.infra.agent import _site, read_arguments
-from ipnext.infra.agent_app import agent_app
-from ipnext.infra.agent_settings import AgentSettings
-from ipnext.infra.local_process import LocalProcessInfrastructure
-from ipnext.infra.ports import free_port
+from ipnext.infra.agent.agent import _site, read_arguments
+from ipnext.infra.agent.http_api import agent_app
+from ipnext.infra.local_agents import LocalProcessInfrastructure
+from ipnext.infra.process.ports import free_port
+from ipnext.infra.settings import AgentSettings
 from ipnext.settings import DevSettings
 from tests.waiting import PATIENCE_SECONDS, until
 

@@ -8,10 +8,10 @@ import pytest
 from ipnext.components.settings import ComponentSettings
 from ipnext.dev.certificates import DevCertificates
 from ipnext.errors import InvalidInput
-from ipnext.infra.agent_listener import agent_limits
-from ipnext.infra.agent_settings import AgentSettings
+from ipnext.infra.agent.listener import agent_limits
+from ipnext.infra.settings import AgentSettings
 from ipnext.settings import DevSettings
-from tests.ipnext.api.test_connections import HALF, HALF_A_HELLO, STRANGER, read_all
+from tests.ipnext.api.requests.test_connections import HALF, HALF_A_HELLO, STRANGER, read_all
 from tests.waiting import PATIENCE_SECONDS, until
 
 MOST = 12

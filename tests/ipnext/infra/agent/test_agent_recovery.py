@@ -11,7 +11,7 @@ from contextlib import suppress
 import httpx
 import pytest
 
-from ipnext.model.deployment import HostState, ReplicaPhase
+from ipnext.model.deployment.deployment import HostState, ReplicaPhase
 from tests.processes import gone
 from tests.waiting import PATIENCE_SECONDS, until
 

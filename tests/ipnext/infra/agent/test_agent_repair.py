@@ -6,11 +6,11 @@ import httpx
 import psutil
 import pytest
 
-from ipnext.infra.agent_settings import AgentSettings
+from ipnext.infra.assignment import differs
 from ipnext.infra.control import HOST_BYTES
-from ipnext.infra.holds import differs
-from ipnext.infra.host_repair import FailedLoads, HostRepair
-from ipnext.model.deployment import HeldGeneration, HostedSnapshot, HostFailure, HostHolds, HostState
+from ipnext.infra.host.repair import FailedLoads, HostRepair
+from ipnext.infra.settings import AgentSettings
+from ipnext.model.deployment.deployment import HeldGeneration, HostedSnapshot, HostFailure, HostHolds, HostState
 from tests.processes import command_line, gone
 from tests.waiting import until
 

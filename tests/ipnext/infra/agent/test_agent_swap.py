@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from ipnext.infra.region import _by_worth
-from ipnext.infra.router_table import Terms, routed_models
+from ipnext.infra.agent.reconciler import _by_worth
+from ipnext.infra.router.table import Terms, routed_models
 from tests.waiting import until
 
 

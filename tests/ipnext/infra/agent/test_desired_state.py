@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from ipnext.infra.wanted_state import WantedState
+from ipnext.infra.agent.desired_state import WantedState
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from aiohttp import web
 
 from ipnext.components.certificates import client_context
 from ipnext.components.settings import ComponentSettings
-from ipnext.connections import ConnectionLimits
 from ipnext.dev.certificates import DevCertificates
 from ipnext.errors import Conflict
-from ipnext.infra.agent_listener import AgentListener
-from ipnext.infra.ports import free_port
+from ipnext.infra.agent.listener import AgentListener
+from ipnext.infra.process.ports import free_port
+from ipnext.network.connections import ConnectionLimits
 from ipnext.settings import DevSettings
 from tests.waiting import PATIENCE_SECONDS
 
@@ -132,7 +132,7 @@ async def test_an_idle_connection_is_closed():
 
 
 async def test_a_new_certificate_counts_for_new_connections(certificates, monkeypatch):
-    monkeypatch.setattr("ipnext.infra.agent_listener.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("ipnext.infra.agent.listener.LOOK_SECONDS", 0.05)
     files = files_of(certificates)
     async with listening(files) as port, asking(port, plane(certificates)) as client:
         assert (await client.get("/")).status_code == 200

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.infra.prefetching import LANES, LINE_BYTES, MOST_WAITING, Fetcher, Prefetching
+from ipnext.infra.agent.prefetch import LANES, LINE_BYTES, MOST_WAITING, Fetcher, Prefetching
 from tests.ipnext.conftest import write_snapshot
 from tests.waiting import eventually, until
 

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from ipnext.errors import Unavailable
-from ipnext.infra import shared_write
-from ipnext.infra.shared_write import SharedWrite
+from ipnext.infra.agent import shared_write
+from ipnext.infra.agent.shared_write import SharedWrite
 from tests.waiting import eventually
 
 

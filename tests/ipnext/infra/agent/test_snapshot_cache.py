@@ -2,7 +2,7 @@
 
 import pytest
 
-from ipnext.infra.snapshot_cache import SnapshotCache, remove
+from ipnext.infra.agent.snapshot_cache import SnapshotCache, remove
 
 
 class Clock:

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from ipnext.infra import envoy, envoy_bootstrap
-from ipnext.infra.envoy_listeners import Listeners, certificate
-from ipnext.infra.public_listener import PublicListener
+from ipnext.infra.envoy import bootstrap
+from ipnext.infra.envoy import config as envoy
+from ipnext.infra.envoy.listeners import Listeners, certificate
+from ipnext.infra.envoy.public_listener import PublicListener
 from ipnext.names import CLIENT_HEADERS, INNER_HEADERS
 
 
@@ -166,7 +167,7 @@ def test_of_models_that_need_a_credential_the_gateway_itself_says_nothing(builde
 def test_the_public_listener_takes_inner_headers_from_clients_and_that_for_peers_does_not():
     listeners = Listeners(peer_port=2)
     given = {"region": "eu", "routes_file": "r", "clusters_file": "c", "listeners": listeners}
-    public, peers = envoy_bootstrap.bootstrap(1, "admin.sock", **given)["static_resources"]["listeners"]
+    public, peers = bootstrap.bootstrap(1, "admin.sock", **given)["static_resources"]["listeners"]
     removed = {
         change["remove"]
         for change in _connections(public)["early_header_mutation_extensions"][0]["typed_config"]["mutations"]
@@ -182,7 +183,7 @@ def test_a_certificate_is_followed_and_not_written_into_the_configuration(tmp_pa
     public = PublicListener(host="192.0.2.1", certificate=tmp_path / "c.pem", key=tmp_path / "k.pem")
     listeners = Listeners(peer_port=2, public=public, certificate_file="certificate.json")
     given = {"region": "eu", "routes_file": "r", "clusters_file": "c", "listeners": listeners}
-    listener, peers = envoy_bootstrap.bootstrap(1, "admin.sock", **given)["static_resources"]["listeners"]
+    listener, peers = bootstrap.bootstrap(1, "admin.sock", **given)["static_resources"]["listeners"]
     assert listener["address"]["socket_address"]["address"] == "192.0.2.1"
     tls = listener["filter_chains"][0]["transport_socket"]["typed_config"]["common_tls_context"]
     assert (

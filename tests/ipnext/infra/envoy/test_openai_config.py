@@ -16,17 +16,18 @@ import pytest
 
 from ipnext.components.identity import Component
 from ipnext.components.sockets import keep_caller_proof, socket_path, socket_url
-from ipnext.infra import envoy, envoy_bootstrap
-from ipnext.infra.atomic_file import replace_file
-from ipnext.infra.envoy_listeners import Egress, Listeners
-from ipnext.infra.envoy_process import envoy_binary
+from ipnext.infra.envoy import bootstrap
+from ipnext.infra.envoy import config as envoy
+from ipnext.infra.envoy.listeners import Egress, Listeners
+from ipnext.infra.gateway.process import envoy_binary
 from ipnext.infra.generation_shares import openai_choices
-from ipnext.infra.ports import PortBook
-from ipnext.model.deployment import PartEndpoint, RoutedModel, RouterTable
+from ipnext.infra.process.atomic_file import replace_file
+from ipnext.infra.process.ports import PortBook
+from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, RouterTable
 from ipnext.names import INNER_HEADERS
 from tests.waiting import until
 
-MOCK = Path(__file__).parents[2] / "genai" / "mock_engine.py"
+MOCK = Path(__file__).parents[3] / "genai" / "mock_engine.py"
 CHAT = "/v1/chat/completions"
 
 
@@ -77,13 +78,13 @@ class Site:
         files = {name: self.directory / f"{name}.json" for name in ("routes", "clusters")}
         replace_file(files["routes"], envoy.as_json(envoy.discovery(1, envoy.routes(gateway))))
         replace_file(files["clusters"], envoy.as_json(envoy.discovery(1, envoy.clusters(gateway))))
-        config = envoy_bootstrap.bootstrap(
+        config = bootstrap.bootstrap(
             self.ports["gateway"],
             str(self.directory / "admin.sock"),
             region=self.region,
             routes_file=str(files["routes"]),
             clusters_file=str(files["clusters"]),
-            limits=envoy_bootstrap.GatewayLimits(stream_idle_seconds=idle_seconds),
+            limits=bootstrap.GatewayLimits(stream_idle_seconds=idle_seconds),
             listeners=Listeners(
                 peer_port=self.ports["peers"],
                 egress=Egress(
@@ -435,7 +436,7 @@ def test_the_gateway_reads_no_body(builder):
     rules = envoy.routes(gateway)[0]["virtual_hosts"][0]["routes"]
     assert "body_buffer" not in json.dumps(rules)
     assert "metadata" not in json.dumps(rules)
-    config = envoy_bootstrap.bootstrap(1, "admin.sock", region="eu", routes_file="r", clusters_file="c")
+    config = bootstrap.bootstrap(1, "admin.sock", region="eu", routes_file="r", clusters_file="c")
     [listener] = config["static_resources"]["listeners"]
     [chain] = listener["filter_chains"]
     filters = [one["name"] for one in chain["filters"][0]["typed_config"]["http_filters"]]

@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from cryptography.x509.oid import NameOID
 
 from ipnext.errors import InvalidInput
-from ipnext.infra.agent_settings import AgentSettings
-from ipnext.infra.public_listener import public_listener
+from ipnext.infra.envoy.public_listener import public_listener
+from ipnext.infra.settings import AgentSettings
 
 
 def write_pair(directory, name="tls", *, common="localhost", password=None):

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from ipnext.allowed_hosts import AllowedHosts
-from ipnext.infra import envoy, envoy_rendering
-from ipnext.infra.envoy_rendering import RouteRendering
-from tests.ipnext.infra.test_envoy import gateway  # noqa: F401 - a fixture
+from ipnext.infra.envoy import config as envoy
+from ipnext.infra.envoy import rendering as envoy_rendering
+from ipnext.infra.envoy.rendering import RouteRendering
+from ipnext.network.allowed_hosts import AllowedHosts
+from tests.ipnext.infra.envoy.test_config import gateway  # noqa: F401 - a fixture
 
 PEERS = {"us": "http://127.0.0.1:2"}
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipnext.infra.weights import WEIGHT_TOTAL, weights
+from ipnext.infra.envoy.weights import WEIGHT_TOTAL, weights
 
 FRACTIONS = st.lists(st.floats(min_value=1e-9, max_value=1.0), min_size=1, max_size=50)
 

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ipnext.errors import NotFound, Unavailable
-from ipnext.infra.memory import MemoryInfrastructure
-from ipnext.model.deployment import ReplicaPhase
+from ipnext.infra.fake.infrastructure import MemoryInfrastructure
+from ipnext.model.deployment.deployment import ReplicaPhase
 
 
 @pytest.fixture

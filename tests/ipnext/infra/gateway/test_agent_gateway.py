@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.model.deployment import HeldSnapshot
+from ipnext.model.deployment.deployment import HeldSnapshot
 from tests.waiting import until
 
 

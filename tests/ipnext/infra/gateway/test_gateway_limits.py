@@ -10,8 +10,8 @@ import pytest
 from ipnext.components.settings import ComponentSettings
 from ipnext.dev.certificates import DevCertificates
 from ipnext.settings import DevSettings
-from tests.ipnext.api.test_connections import HALF_A_HELLO, read_all
-from tests.ipnext.infra.test_public_listener import write_pair
+from tests.ipnext.api.requests.test_connections import HALF_A_HELLO, read_all
+from tests.ipnext.infra.envoy.test_public_listener import write_pair
 from tests.waiting import PATIENCE_SECONDS, until
 
 CONNECTIONS = 6

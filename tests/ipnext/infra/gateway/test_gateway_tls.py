@@ -7,7 +7,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from tests.ipnext.infra.test_public_listener import write_pair
+from tests.ipnext.infra.envoy.test_public_listener import write_pair
 from tests.waiting import until
 
 

@@ -4,9 +4,9 @@ import psutil
 import pytest
 
 from activities.state.observed import first_failure
-from ipnext.infra.host_room import BYTES_OF_ONE, FEWEST, HostPlace, HostRoom, machine_bytes, most_hosts
-from ipnext.model.deployment import HostedSnapshot, HostHolds, ReplicaPhase
-from ipnext.model.status import Reason
+from ipnext.infra.host.limit import BYTES_OF_ONE, FEWEST, HostPlace, HostRoom, machine_bytes, most_hosts
+from ipnext.model.deployment.deployment import HostedSnapshot, HostHolds, ReplicaPhase
+from ipnext.model.lifecycle.status import Reason
 from tests.waiting import until
 
 HOLDS = HostHolds(

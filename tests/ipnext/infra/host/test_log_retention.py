@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from ipnext.infra import log_keeping
-from ipnext.infra.agent_settings import AgentSettings
-from ipnext.infra.child_process import ChildProcess
-from ipnext.infra.log_keeping import LogKeeping, LogLimits, put_aside
-from ipnext.infra.logs import read_logs
-from ipnext.model.logs import LogQuery
+from ipnext.infra.host import log_retention
+from ipnext.infra.host.log_retention import LogKeeping, LogLimits, put_aside
+from ipnext.infra.host.logs import read_logs
+from ipnext.infra.process.child import ChildProcess
+from ipnext.infra.settings import AgentSettings
+from ipnext.model.deployment.logs import LogQuery
 from tests.waiting import PATIENCE_SECONDS, eventually, until
 
 NAME = "chat.llm.cpu.0.log"
@@ -118,7 +118,7 @@ def test_the_log_of_a_process_that_runs_stays_however_old_and_goes_once_it_has_e
 @pytest.mark.usefixtures("subprocesses")
 def test_a_log_that_a_process_opens_just_then_comes_back(tmp_path, keeping, monkeypatch):
     leave(tmp_path, NAME, age=101)
-    told = iter([frozenset(), log_keeping.written_files])
+    told = iter([frozenset(), log_retention.written_files])
     started = []
 
     def written():
@@ -128,7 +128,7 @@ def test_a_log_that_a_process_opens_just_then_comes_back(tmp_path, keeping, monk
             return answer
         return answer()
 
-    monkeypatch.setattr(log_keeping, "written_files", written)
+    monkeypatch.setattr(log_retention, "written_files", written)
     keeping.look()
     started[0].write("still there")
     started[0].end()
@@ -159,7 +159,7 @@ def test_a_log_is_cut_also_where_there_is_no_room_to_put_it_aside(tmp_path, writ
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(log_keeping.shutil, "copyfileobj", full)
+    monkeypatch.setattr(log_retention.shutil, "copyfileobj", full)
     writer.write("before")
     put_aside(tmp_path / NAME)
     writer.write("after")

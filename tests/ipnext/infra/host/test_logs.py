@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from ipnext.infra import logs
-from ipnext.infra.logs import read_logs
-from ipnext.model.logs import LogQuery
+from ipnext.infra.host import logs
+from ipnext.infra.host.logs import read_logs
+from ipnext.model.deployment.logs import LogQuery
 from tests.waiting import until
 
 RUNS = "chat.llm.cpu.0"

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ipnext.infra.memory_watch import UNDECLARED_SECONDS, MemoryWatch
+from ipnext.infra.host.memory_watch import UNDECLARED_SECONDS, MemoryWatch
 from tests.waiting import until
 
 MIB = 2**20

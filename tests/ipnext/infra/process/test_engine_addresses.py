@@ -6,10 +6,10 @@ from unittest.mock import Mock
 
 import pytest
 
-from ipnext.infra.agent_settings import AgentSettings
-from ipnext.infra.engine_addresses import EngineAddresses
-from ipnext.infra.site import Site
-from ipnext.model.deployment import HeldGeneration, HostState
+from ipnext.infra.context import Site
+from ipnext.infra.process.engine_addresses import EngineAddresses
+from ipnext.infra.settings import AgentSettings
+from ipnext.model.deployment.deployment import HeldGeneration, HostState
 from tests.waiting import until
 
 SOCKETS, PORTS = EngineAddresses(sockets=True), EngineAddresses(ports=True)

@@ -12,12 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ipnext.infra.agent_settings import AgentSettings
-from ipnext.infra.fork_server import ForkServer
+from ipnext.infra.process.fork_server import ForkServer
+from ipnext.infra.settings import AgentSettings
 from tests.processes import command_line, gone, runs
 from tests.waiting import PATIENCE_SECONDS, until
 
-HERE = str(Path(__file__).parent)
+HERE = str(Path(__file__).parents[1])
 FORKABLE = {
     "PYTHONPATH": HERE,
     "IPNEXT_AGENT_FORK_SERVER": '["forkable_host"]',
@@ -231,8 +231,8 @@ def test_a_forked_host_and_the_fork_server_outlive_an_agent_and_the_next_one_is_
 OTHER_ENVIRONMENT = """
 import asyncio, os, sys
 from pathlib import Path
-from ipnext.infra.agent_settings import AgentSettings
-from ipnext.infra.fork_server import ForkServer
+from ipnext.infra.settings import AgentSettings
+from ipnext.infra.process.fork_server import ForkServer
 
 async def main(place, python, module):
     environment, log = dict(os.environ), place / "fork-server.log"

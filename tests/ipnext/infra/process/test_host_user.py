@@ -9,8 +9,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from ipnext.errors import InvalidInput
-from ipnext.infra import host_user as module
-from ipnext.infra.host_user import HostUser, find_user, host_user, open_state, refusal
+from ipnext.infra.process import host_user as module
+from ipnext.infra.process.host_user import HostUser, find_user, host_user, open_state, refusal
 from tests.own_user import needs_root, nobody, open_directory
 
 

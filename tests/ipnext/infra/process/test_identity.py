@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ipnext.infra.process_identity import ProcessIdentity, identify, kill, open_process, runs
+from ipnext.infra.process.identity import ProcessIdentity, identify, kill, open_process, runs
 from tests.waiting import until
 
 

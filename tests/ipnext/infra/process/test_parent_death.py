@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("subprocesses")
 
 PARENT = """
 import subprocess, sys, time
-from ipnext.infra.tether import tether
+from ipnext.infra.process.parent_death import tether
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], preexec_fn=tether())
 print(child.pid, flush=True)
 time.sleep(60)

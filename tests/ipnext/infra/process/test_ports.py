@@ -8,7 +8,7 @@ import tempfile
 import pytest
 
 from ipnext.errors import Conflict
-from ipnext.infra.ports import PortBook, is_free, release, reserve
+from ipnext.infra.process.ports import PortBook, is_free, release, reserve
 from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.usefixtures("listeners", "subprocesses")

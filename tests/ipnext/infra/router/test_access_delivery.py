@@ -3,9 +3,9 @@
 import pytest
 
 from ipnext.errors import StaleWrite, Unavailable
-from ipnext.infra.access_delivery import AGAIN_SECONDS, AccessDelivery
-from ipnext.infra.access_file import AccessFile
-from ipnext.model.predictions import AccessList, AccessRevision, AccessSpec, ModelAccess
+from ipnext.infra.router.access_delivery import AGAIN_SECONDS, AccessDelivery
+from ipnext.infra.router.access_file import AccessFile
+from ipnext.model.access.predictions import AccessList, AccessRevision, AccessSpec, ModelAccess
 
 NONE = AccessRevision(revision=0)
 STALE_SECONDS = 30.0

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from ipnext.infra.forgetting import Forgetting
+from ipnext.infra.router.delayed_removal import Forgetting
 from tests.waiting import eventually
 
 LONG = 3600.0

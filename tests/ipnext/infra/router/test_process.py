@@ -1,7 +1,7 @@
 """What the region tells of its traffic while one router takes the place of another."""
 
-from ipnext.infra.router_process import with_under_way
-from ipnext.model.deployment import GenerationTraffic
+from ipnext.infra.router.process import with_under_way
+from ipnext.model.deployment.deployment import GenerationTraffic
 
 
 def count(generation, *, requests=0, in_flight=0, model="m"):

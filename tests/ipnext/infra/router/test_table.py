@@ -1,7 +1,7 @@
 """What a router is told of the requests of its models."""
 
-from ipnext.infra.router_table import Terms, routed_models, terms_of
-from ipnext.model.deployment import PartEndpoint
+from ipnext.infra.router.table import Terms, routed_models, terms_of
+from ipnext.model.deployment.deployment import PartEndpoint
 
 
 def test_the_most_patient_part_of_a_model_counts(builder):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipnext.errors import InvalidInput
-from ipnext.model.audit import (
+from ipnext.model.access.audit import (
     GENESIS,
     LONGEST_DOCUMENT,
     REDACTED,
@@ -21,7 +21,7 @@ from ipnext.model.audit import (
     hash_of,
     sealed,
 )
-from ipnext.model.audit_chain import MOST_FURTHER, read_anchors, read_entries, verify
+from ipnext.model.access.audit_chain import MOST_FURTHER, read_anchors, read_entries, verify
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 WHO = AuditWho(kind="key", id="abcdefghijklmnop", name="deployer")

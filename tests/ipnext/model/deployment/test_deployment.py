@@ -1,7 +1,7 @@
 """What a replica says of itself to people."""
 
-from ipnext.model.deployment import DeploymentKey, EngineSwap, LoadFailure, Replica, ReplicaPhase
-from ipnext.model.starting import EngineStart
+from ipnext.model.deployment.deployment import DeploymentKey, EngineSwap, LoadFailure, Replica, ReplicaPhase
+from ipnext.model.deployment.engine_start import EngineStart
 
 KEY = DeploymentKey(model="chat", part="llm", region="us", hardware="gpu")
 

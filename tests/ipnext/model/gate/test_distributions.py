@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipnext.model.distributions import Moments, above, at_least, mean_shift, moments, quantile, stability_index
-from ipnext.model.sketch import LATENCY_SECONDS, PREDICTION_BOUNDS, latency_bucket, prediction_bucket
+from ipnext.model.gate.distributions import Moments, above, at_least, mean_shift, moments, quantile, stability_index
+from ipnext.model.gate.sketch import LATENCY_SECONDS, PREDICTION_BOUNDS, latency_bucket, prediction_bucket
 
 HISTOGRAMS = st.dictionaries(st.integers(0, len(PREDICTION_BOUNDS)), st.integers(1, 10_000), max_size=40)
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ipnext.model.status import Condition, ConditionType, ModelStatus, Reason, ready_of, with_ready
+from ipnext.model.lifecycle.status import Condition, ConditionType, ModelStatus, Reason, ready_of, with_ready
 
 AT = datetime(2026, 11, 28, tzinfo=UTC)
 

@@ -7,10 +7,10 @@ import pytest
 
 from ipnext.errors import InvalidInput
 from ipnext.model.fleet import HardwareOption
-from ipnext.model.layout import laid_out
-from ipnext.model.manifest import ModelManifest, parse_manifest
-from ipnext.model.registry import Generation, Layout
-from ipnext.model.split import SplitPolicy, options_of
+from ipnext.model.manifest.layout import laid_out
+from ipnext.model.manifest.manifest import ModelManifest, parse_manifest
+from ipnext.model.manifest.split import SplitPolicy, options_of
+from ipnext.model.registry.registry import Generation, Layout
 
 CPU = {"kind": "cpu", "units": 1, "qps": 100}
 

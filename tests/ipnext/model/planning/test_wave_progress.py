@@ -2,8 +2,8 @@
 
 import pytest
 
-from ipnext.model.rollout import FleetState, GenerationShare, RouteChange, Share, Transition, Wave
-from ipnext.model.waves import arrived, arrived_words
+from ipnext.model.planning.transition import FleetState, GenerationShare, RouteChange, Share, Transition, Wave
+from ipnext.model.planning.wave_progress import arrived, arrived_words
 
 
 def answered(*rows):

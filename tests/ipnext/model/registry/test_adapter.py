@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.model.adapter import client_name, engine_name
-from ipnext.model.manifest import ModelManifest, parse_manifest
-from ipnext.model.registry import Generation
+from ipnext.model.manifest.manifest import ModelManifest, parse_manifest
+from ipnext.model.registry.adapter import client_name, engine_name
+from ipnext.model.registry.registry import Generation
 
 HARDWARE = [{"kind": "cpu", "units": 1, "qps": 1}]
 LLM = {"name": "llm", "engine": "vllm", "hardware": HARDWARE}

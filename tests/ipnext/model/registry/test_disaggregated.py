@@ -3,8 +3,8 @@
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.model.kv_transfer import Handoff
-from ipnext.model.manifest import parse_manifest
+from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.settings.kv_transfer import Handoff
 
 GRAPH = {
     "nodes": [

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from ipnext.errors import InvalidInput
-from ipnext.model.manifest import parse_manifest
+from ipnext.model.manifest.manifest import parse_manifest
 from tests.mixed import manifest
 
 
@@ -116,7 +116,7 @@ def test_models_without_a_generator_or_of_one_node_are_as_before():
 
 
 def test_the_documented_manifests_are_read():
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     whole = parse_manifest(yaml.safe_load((root / "examples/retrieval-model.yaml").read_text()))
     block = re.search(r"```yaml\n(spec:.*?)```", (root / "docs/mixed-graphs.md").read_text(), flags=re.DOTALL)[1]
     head = {"apiVersion": "ipnext/v1", "kind": "Model", "metadata": {"name": "answers", "owner": "docs"}}

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ipnext.errors import InvalidInput
-from ipnext.model.manifest import parse_manifest
-from ipnext.model.measured import check_measured, measured, throughputs
-from ipnext.model.profile import (
+from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.profiled import check_measured, measured, throughputs
+from ipnext.model.registry.profile import (
     Conditions,
     LatencyTarget,
     LoadStep,
@@ -20,7 +20,7 @@ from ipnext.model.profile import (
     at_target,
     rising,
 )
-from ipnext.model.registry import ArtifactFile, Signature, SnapshotManifest
+from ipnext.model.registry.registry import ArtifactFile, Signature, SnapshotManifest
 
 
 def step(concurrency, tokens, ttft, itl=None):

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from ipnext.model.registry import MOST_FILES, MOST_NODES, PartGraph, Signature, SnapshotManifest
+from ipnext.model.registry.registry import MOST_FILES, MOST_NODES, PartGraph, Signature, SnapshotManifest
 
 FILE = {"path": "weights.json", "size_bytes": 1, "sha256": "a" * 64}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ipnext.model.engine_settings import GIB, VllmSettings, torch_settings, vllm_settings
+from ipnext.model.settings.engine import GIB, VllmSettings, torch_settings, vllm_settings
 
 EXAMPLE = {"connector": "example", "role": "prefill"}
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ipnext.model.engine_allowances import ARGUMENTS, NO_ALLOWANCES, VARIABLES, EngineAllowances
-from ipnext.model.engine_settings import OWN_ARGUMENTS, vllm_settings
+from ipnext.model.settings.engine import OWN_ARGUMENTS, vllm_settings
+from ipnext.model.settings.engine_allowances import ARGUMENTS, NO_ALLOWANCES, VARIABLES, EngineAllowances
 
 
 def check(*arguments, allowances=NO_ALLOWANCES, **environment):

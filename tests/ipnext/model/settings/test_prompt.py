@@ -5,8 +5,8 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from ipnext.model.prompt import PromptTemplate, pieces
-from ipnext.model.registry import GraphNode, PartGraph
+from ipnext.model.registry.registry import GraphNode, PartGraph
+from ipnext.model.settings.prompt import PromptTemplate, pieces
 
 DOCUMENTS = {"item": "[{number}] {text} ({score})\n", "order": "score", "top": 3}
 

@@ -3,8 +3,8 @@
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.model.engine_settings import vllm_settings
-from ipnext.model.routing import host_settings, routing_policy
+from ipnext.model.settings.engine import vllm_settings
+from ipnext.model.settings.routing import host_settings, routing_policy
 
 
 def test_a_policy_is_read_from_the_settings_of_an_engine_that_serves_by_itself():

@@ -12,13 +12,13 @@ from sqlalchemy.exc import DBAPIError
 from ipnext.access.acting import ACTING, Acting, acting
 from ipnext.access.keys import draw_key
 from ipnext.errors import Conflict, Unavailable
-from ipnext.model.access import ApiKey, Grant, Principal, Role
-from ipnext.model.audit import GENESIS, AuditHead, hash_of
-from ipnext.model.audit_chain import verify
-from ipnext.store import engines
-from ipnext.store.audit import AuditFilter
-from ipnext.store.moving import move
-from ipnext.store.session import Store
+from ipnext.model.access.audit import GENESIS, AuditHead, hash_of
+from ipnext.model.access.audit_chain import verify
+from ipnext.model.access.rights import ApiKey, Grant, Principal, Role
+from ipnext.store.access.audit import AuditFilter
+from ipnext.store.copy import move
+from ipnext.store.database import dialects
+from ipnext.store.store import Store
 from tests.waiting import PATIENCE_SECONDS
 
 ANN = Principal(kind="key", id="abcdefghijklmnop", name="ann")
@@ -134,7 +134,7 @@ def test_an_entry_that_can_not_be_written_takes_its_unit_with_it(applied, monkey
         msg = "the database is full"
         raise Unavailable(msg)
 
-    monkeypatch.setattr(engines, "lock_audit", fails)
+    monkeypatch.setattr(dialects, "lock_audit", fails)
     with pytest.raises(Unavailable), ann(), applied.begin() as unit:
         unit.add_event(None, "Noted", "")
     with applied.read() as unit:
@@ -182,7 +182,7 @@ def test_many_writers_at_once_make_one_chain_without_gap_or_fork(applied, make, 
 def test_a_unit_that_has_an_entry_to_write_holds_nobody_up_before_its_end(applied, make, url, monkeypatch):
     with applied.begin() as unit:
         unit.put_model(make.manifest("other"), expected_version=None)
-    monkeypatch.setattr(engines, "LOCK_SECONDS", 1)
+    monkeypatch.setattr(dialects, "LOCK_SECONDS", 1)
     with closing(Store.open(url)) as impatient, ann(), applied.begin("ctr") as unit:
         unit.add_event("ctr", "Open", "this unit is open")
         unit.note_audit(reason="first begun")
@@ -201,7 +201,7 @@ def test_the_lock_of_the_chain_is_the_last_one_of_a_unit(applied):
     event.listen(applied._engine, "before_cursor_execute", before)
     note(applied, 1, "ctr")
     locks = [at for at, statement in enumerate(seen) if "advisory" in statement]
-    assert str(engines._AUDIT_LOCK) in seen[locks[-1]]
+    assert str(dialects._AUDIT_LOCK) in seen[locks[-1]]
     assert [statement.split()[0] for statement in seen[locks[-1] + 1 :]] == ["SELECT", "INSERT"]
 
 

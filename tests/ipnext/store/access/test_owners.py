@@ -10,12 +10,12 @@ from activities.planning.activities import PlanningActivities
 from activities.planning.policy import PlanningPolicy
 from activities.planning.replan import FleetReplan
 from activities.planning.solver import ThreadSolver
-from ipnext.api.owners import admit
+from ipnext.api.routes.models.owners import admit
 from ipnext.errors import Conflict, NotFound, QuotaExceeded, StaleWrite
+from ipnext.model.access.owner import OwnerManifest
 from ipnext.model.fleet import FleetSpec, SupplyItem
-from ipnext.model.lifecycle import ChangeKind, StageInput
-from ipnext.model.manifest import ModelManifest, parse_manifest
-from ipnext.model.owner import OwnerManifest
+from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.manifest.manifest import ModelManifest, parse_manifest
 from tests.ipnext.store.test_writers import waits_for_a_lock
 from tests.waiting import PATIENCE_SECONDS, until
 

@@ -6,8 +6,8 @@ import pytest
 
 from ipnext.access.keys import draw_key
 from ipnext.errors import NotFound
-from ipnext.model.access import Grant, Role
-from ipnext.model.roles import RoleBinding
+from ipnext.model.access.rights import Grant, Role
+from ipnext.model.access.roles import RoleBinding
 
 
 def binding(subject, role=Role.VIEWER, **grant):

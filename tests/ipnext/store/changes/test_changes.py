@@ -3,8 +3,8 @@
 import pytest
 
 from ipnext.errors import Conflict, InvalidInput, NotFound
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import Reason
 
 
 @pytest.fixture

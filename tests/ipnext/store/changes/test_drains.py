@@ -3,10 +3,10 @@
 import pytest
 
 from ipnext.errors import InvalidInput, NotFound
-from ipnext.model.drain import DrainState
-from ipnext.model.lifecycle import ChangeKind
-from ipnext.model.moving import MoveTrouble, ReplanProgress
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.messages import ChangeKind
+from ipnext.model.lifecycle.replan_moves import MoveTrouble, ReplanProgress
+from ipnext.model.lifecycle.status import Reason
 
 
 def test_a_drain_under_way_is_answered_and_the_next_one_is_another(store):

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 import pytest
 
 from ipnext.errors import Conflict, NotFound, StaleWrite
-from ipnext.model.freeze import BindingFreeze, FreezeManifest, Frozen
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.manifest.freeze import BindingFreeze, FreezeManifest, Frozen
 
 UNTIL = datetime(2026, 12, 27, tzinfo=UTC)
 

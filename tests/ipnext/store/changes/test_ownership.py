@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ipnext.errors import Conflict
-from ipnext.model.workflow_namespace import WorkflowNamespace
+from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 
 OURS = WorkflowNamespace(id="7f", name="default", address="one:7233")
 THEIRS = WorkflowNamespace(id="8a", name="default", address="two:7233")

@@ -3,8 +3,8 @@
 import pytest
 
 from ipnext.errors import Conflict, DuplicateSnapshot, InvalidInput, NotFound
-from ipnext.model.lifecycle import ChangeKind, ChangeState, CheckResult, ValidationReport
-from ipnext.model.registry import GenerationState
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, CheckResult, ValidationReport
+from ipnext.model.registry.registry import GenerationState
 from ipnext.model.value import canonical_json
 
 
@@ -209,9 +209,9 @@ def test_a_generation_whose_manifests_are_too_large_together_is_refused(applied,
     publish("c1", dense="d1", sparse="s1")
     with applied.read() as repository:
         size = sum(len(canonical_json(repository.snapshot("ctr", part, 1).manifest)) for part in ("dense", "sparse"))
-    monkeypatch.setattr("ipnext.store.publishing.LARGEST_MANIFESTS_BYTES", size - 1)
+    monkeypatch.setattr("ipnext.store.changes.publications.LARGEST_MANIFESTS_BYTES", size - 1)
     with pytest.raises(InvalidInput, match=f"{size} bytes together; allowed: {size - 1}") as refused:
         publish("c2", dense="d2")
     assert refused.value.field == "parts"
-    monkeypatch.setattr("ipnext.store.publishing.LARGEST_MANIFESTS_BYTES", size)
+    monkeypatch.setattr("ipnext.store.changes.publications.LARGEST_MANIFESTS_BYTES", size)
     assert publish("c2", dense="d2").generation == 2

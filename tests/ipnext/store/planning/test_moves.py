@@ -1,7 +1,7 @@
 """The models of a replan, row by row, and the pause of all moves."""
 
-from ipnext.model.lifecycle import ReplanState
-from ipnext.model.moving import MoveTrouble
+from ipnext.model.lifecycle.messages import ReplanState
+from ipnext.model.lifecycle.replan_moves import MoveTrouble
 
 
 def taken(store, *triggers, **options):

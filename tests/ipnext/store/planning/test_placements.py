@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ipnext.model.deployment import Deployment, DeploymentKey
-from ipnext.store.placements import PreparedPlan
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey
+from ipnext.store.planning.placements import PreparedPlan
 
 
 def _plans():

@@ -5,9 +5,10 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from ipnext.errors import InvalidInput, NotFound, StaleWrite
-from ipnext.model.deployment import Deployment, DeploymentKey, RouteShare, RouteTable
-from ipnext.model.lifecycle import ChangeState
-from ipnext.model.plan import (
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteShare, RouteTable
+from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.planning.plan import (
     ModelProblem,
     PartOption,
     PartProblem,
@@ -21,9 +22,8 @@ from ipnext.model.plan import (
     TrafficShare,
     Unmet,
 )
-from ipnext.model.rollout import FleetState, GenerationShare, Transition, TransitionState, Wave
-from ipnext.model.status import ConditionType, Reason
-from ipnext.store.placements import PreparedPlan
+from ipnext.model.planning.transition import FleetState, GenerationShare, Transition, TransitionState, Wave
+from ipnext.store.planning.placements import PreparedPlan
 from ipnext.store.records import PlanEntry, PlanRecord, SolveUse, TransitionRecord
 
 NOW = datetime(2026, 3, 29, 1, 30, 0, 123456, tzinfo=UTC)

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ipnext.errors import Conflict, InvalidInput, NotFound
-from ipnext.model.lifecycle import ReplanState
-from ipnext.model.status import Reason
+from ipnext.model.lifecycle.messages import ReplanState
+from ipnext.model.lifecycle.status import Reason
 
 START = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
 

@@ -8,9 +8,9 @@ import pytest
 
 from ipnext.access.acting import acting, on_this_machine
 from ipnext.errors import InvalidInput, QuotaExceeded
-from ipnext.model.artifact_use import Allowance, account_of
-from ipnext.model.registry import GenerationState
-from ipnext.store.artifacts import sizes_of
+from ipnext.model.access.artifact_use import Allowance, account_of
+from ipnext.model.registry.registry import GenerationState
+from ipnext.store.registry.artifacts import sizes_of
 from tests.waiting import PATIENCE_SECONDS
 
 SEARCH = Allowance(account_of("search"), 100, "quotas.artifactBytes")

@@ -3,8 +3,8 @@
 import pytest
 
 from ipnext.errors import Conflict, DuplicateSnapshot
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.registry import GenerationState, Layout
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.registry.registry import GenerationState, Layout
 
 BY_TABLE = {"parts": [{"name": "tables", "modules": ["tables.*"]}], "default": "dense"}
 BY_TOWER = {"parts": [{"name": "tower", "modules": ["tower"]}], "default": "dense"}

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ipnext.errors import NotFound
-from ipnext.model.profile import Conditions, LoadStep, Profile
+from ipnext.model.registry.profile import Conditions, LoadStep, Profile
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -10,13 +10,13 @@ from sqlalchemy import event, insert, text
 
 from activities.state.routed_models import read_routed
 from activities.transition.wave_context import Reaching
-from ipnext.api.facts import facts_of
-from ipnext.model.cause import Cause
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
-from ipnext.model.lifecycle import ChangeKind, ChangeState, WaveInput
-from ipnext.model.registry import SnapshotManifest
-from ipnext.model.rollout import Transition
-from ipnext.model.status import ConditionType, Reason
+from ipnext.api.services.model_facts import facts_of
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
+from ipnext.model.lifecycle.failure_cause import Cause
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, WaveInput
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.planning.transition import Transition
+from ipnext.model.registry.registry import SnapshotManifest
 from ipnext.model.value import canonical_json
 from ipnext.store.records import TransitionRecord
 from ipnext.store.repository import Repository

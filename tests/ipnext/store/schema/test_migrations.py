@@ -14,13 +14,14 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 
 from ipnext.errors import Conflict, Unavailable
-from ipnext.store import engines, migrating
-from ipnext.store.alembic_scripts import alembic_config
-from ipnext.store.session import Store
+from ipnext.store.database import dialects
+from ipnext.store.schema import migration
+from ipnext.store.schema.alembic_scripts import alembic_config
+from ipnext.store.store import Store
 from ipnext.store.tables import METADATA
 from tests.waiting import PATIENCE_SECONDS
 
-MIGRATES = "import sys; from ipnext.store.session import Store; store = Store.open(sys.argv[1]); store.migrate()"
+MIGRATES = "import sys; from ipnext.store.store import Store; store = Store.open(sys.argv[1]); store.migrate()"
 
 
 def test_migrations_and_tables_agree(store):
@@ -83,11 +84,11 @@ def next_build(tmp_path, monkeypatch):
 
     def migrate(url, states=""):
         scripts = tmp_path / "migrations"
-        shutil.copytree(migrating.SCRIPTS, scripts)
-        head = migrating.newest_revision()
+        shutil.copytree(migration.SCRIPTS, scripts)
+        head = migration.newest_revision()
         (scripts / "versions" / "9001_next.py").write_text(NEXT.format(head=head, states=states))
         with monkeypatch.context() as patch, closing(Store.open(url)) as newer:
-            patch.setattr(migrating, "SCRIPTS", scripts)
+            patch.setattr(migration, "SCRIPTS", scripts)
             newer.migrate()
         return head
 
@@ -104,7 +105,7 @@ def test_a_build_starts_and_works_on_a_schema_that_a_newer_build_has_extended(ap
         repository.publish("ctr", {"dense": make.source("a"), "sparse": make.source("b")}, change_id="c1")
     with applied.read() as repository:
         assert repository.model("another").name == "another"
-    found = migrating.schema_range(applied._engine)
+    found = migration.schema_range(applied._engine)
     assert (found.version, found.own, found.compatible) == ("9001", head, True)
     assert found.min_reader <= head
 
@@ -116,7 +117,7 @@ def test_a_build_refuses_a_schema_whose_range_begins_beyond_it_and_touches_nothi
     with pytest.raises(Conflict, match=expected):
         applied.migrate()
 
-    assert not migrating.schema_range(applied._engine).compatible
+    assert not migration.schema_range(applied._engine).compatible
     with applied._engine.connect() as connection:
         assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "9001"
 
@@ -129,7 +130,7 @@ def test_a_newer_schema_that_states_no_range_is_refused(store):
 
 
 def test_the_range_is_the_newest_one_that_a_migration_states(store):
-    found = migrating.schema_range(store._engine)
+    found = migration.schema_range(store._engine)
     assert found.version == found.own
     stated = [
         script.module.min_reader
@@ -142,7 +143,7 @@ def test_the_range_is_the_newest_one_that_a_migration_states(store):
 def test_sqlite_keeps_a_write_ahead_log_and_every_commit(tmp_path):
     store = Store.open(f"sqlite:///{tmp_path}/new/folder/ipnext.db")
     store.migrate()
-    with engines.reading(store._engine).connect() as connection:
+    with dialects.reading(store._engine).connect() as connection:
         pragmas = {
             name: connection.scalar(text(f"PRAGMA {name}")) for name in ("journal_mode", "synchronous", "foreign_keys")
         }

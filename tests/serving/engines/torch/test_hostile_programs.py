@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from ipnext.artifacts.sources import DirectorySource
 from ipnext.cli.app import app
-from ipnext.client_upload import checked_snapshot
+from ipnext.client.upload import checked_snapshot
 from ipnext.errors import InvalidInput, IPnextError, LoadFailed
 from serving.engines.torch.engine import TorchEngine
 from tests.serving import hostile

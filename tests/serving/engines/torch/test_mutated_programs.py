@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ipnext.errors import IPnextError, LoadFailed
-from ipnext.model.registry import SnapshotManifest
+from ipnext.model.registry.registry import SnapshotManifest
 from serving.engines.torch.engine import TorchEngine
 from serving.engines.torch.program import read_program
 from serving.export import export_model

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch._export.serde.serialize import _SYM_OPS  # what torch's reader takes as arithmetic on sizes
 
-from ipnext.artifacts.program_operators import ALLOWED, ATEN, SIZES
-from ipnext.artifacts.program_schema import STRINGS, TYPED
+from ipnext.artifacts.programs.operators import ALLOWED, ATEN, SIZES
+from ipnext.artifacts.programs.schema import STRINGS, TYPED
 
 OPAQUE = ("Generator", "Storage", "Stream", "QScheme", "__torch__", "Dimname", "Any", "Layout[]")
 NO_TENSORS = {"_assert_scalar.default", "_assert_tensor_metadata.default"}

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import InvalidInput
-from ipnext.model.deployment import HostedSnapshot
-from ipnext.model.registry import SnapshotManifest
+from ipnext.model.deployment.deployment import HostedSnapshot
+from ipnext.model.registry.registry import SnapshotManifest
 from ipnext.model.value import canonical_json
 from serving.engines.torch.engine import TorchEngine
 from serving.export import export_model

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ipnext.model.engine_settings import TorchSettings, torch_settings
+from ipnext.model.settings.engine import TorchSettings, torch_settings
 from serving.engines.torch.compiled import wants_compiled
 from serving.host.served_part import batch_limits
 

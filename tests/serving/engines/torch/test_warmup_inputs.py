@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.model.registry import Signature, TensorSpec
+from ipnext.model.registry.registry import Signature, TensorSpec
 from serving.engines.torch.warmup_inputs import drawn, rows_are_independent, zeros
 from serving.protocol.tensors import DTYPES
 

@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager
 import openai
 import pytest
 
-from ipnext.model.deployment import RoutedModel
-from ipnext.model.registry import GraphNode, PartGraph, SyncPolicy, TensorSpec
+from ipnext.model.deployment.deployment import RoutedModel
+from ipnext.model.registry.registry import GraphNode, PartGraph, SyncPolicy, TensorSpec
 from tests.serving.openai.conftest import endpoint, mock_engine, raw_engine
 from tests.serving.openai.mixed import (
     CHAT,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.model.prompt import PromptTemplate
-from ipnext.model.registry import TensorSpec
+from ipnext.model.registry.registry import TensorSpec
+from ipnext.model.settings.prompt import PromptTemplate
 from serving.openai.prompt.prompt_builder import CHAT_PATH, COMPLETIONS_PATH, asked_text, composed, with_text
 from serving.openai.prompt.request_inputs import read_inputs
 from serving.protocol.response_templates import NotFinite

@@ -12,20 +12,20 @@ import pytest
 from pydantic import TypeAdapter
 
 from ipnext.access.keys import parse_key
-from ipnext.api.access import LOCAL
-from ipnext.api.lifecycle import MemoryLifecycle
-from ipnext.api.recording import BURST, BURST_OF_ALL, EVERY_SECONDS, PRINCIPALS, Recorder, Refusals
+from ipnext.api.authorization.access import LOCAL
+from ipnext.api.authorization.audit_entries import BURST, BURST_OF_ALL, EVERY_SECONDS, PRINCIPALS, Recorder, Refusals
+from ipnext.api.workflow_engine.port import MemoryLifecycle
 from ipnext.artifacts.signing import signed, write_key_pair
 from ipnext.errors import Unavailable
-from ipnext.model.access import Principal, Role
-from ipnext.model.audit import AuditEntry
-from ipnext.model.audit_chain import verify
-from ipnext.model.controls import ControlAnswer
-from ipnext.model.lifecycle import ChangeState
-from ipnext.model.resource import Listed
-from tests.ipnext.api.test_freezes import document as freeze_document
-from tests.ipnext.api.test_profiles import document as chat_document
-from tests.ipnext.api.test_profiles import profile, source
+from ipnext.model.access.audit import AuditEntry
+from ipnext.model.access.audit_chain import verify
+from ipnext.model.access.rights import Principal, Role
+from ipnext.model.api.resources import Listed
+from ipnext.model.lifecycle.controls import ControlAnswer
+from ipnext.model.lifecycle.messages import ChangeState
+from tests.ipnext.api.routes.models.test_profiles import document as chat_document
+from tests.ipnext.api.routes.models.test_profiles import profile, source
+from tests.ipnext.api.routes.regions.test_freezes import document as freeze_document
 from tests.waiting import eventually
 
 AUDIT = TypeAdapter(Listed[AuditEntry])

@@ -3,7 +3,7 @@
 import pytest
 
 from ipnext.access.keys import parse_key
-from ipnext.model.access import Role
+from ipnext.model.access.rights import Role
 from tests.ipnext.api.browsers import patient
 
 pytestmark = pytest.mark.browser

@@ -8,12 +8,12 @@ import httpx
 import pytest
 
 from ipnext.access.policy import Policies
-from ipnext.api.access import KEPT_SECONDS, Access, is_public
 from ipnext.api.app import create_app
-from ipnext.api.persons import persons_of
+from ipnext.api.authorization.access import KEPT_SECONDS, Access, is_public
+from ipnext.api.authorization.persons import persons_of
 from ipnext.errors import Forbidden, InvalidInput
-from ipnext.machine_details import shorten_text
-from ipnext.model.access import Grant, Role
+from ipnext.model.access.rights import Grant, Role
+from ipnext.process.machine_details import shorten_text
 from ipnext.settings import PlatformSettings, platform_settings
 from tests.identity_provider import AUDIENCE, CLIENT_ID, rsa_key
 from tests.ipnext.api.surface import routes
@@ -203,10 +203,10 @@ async def test_a_stream_of_a_person_ends_with_the_token(people, provider):
 
 
 async def test_an_open_stream_is_cut_when_the_binding_is_revoked(people, provider, monkeypatch):
-    monkeypatch.setattr("ipnext.api.stream.VALID_SECONDS", 0.0)
+    monkeypatch.setattr("ipnext.api.requests.stream.VALID_SECONDS", 0.0)
     bound = await grant(people, "user:ann")
     access = people.http._transport.app.state.platform.access
-    from ipnext.api.access import listener_of  # noqa: PLC0415
+    from ipnext.api.authorization.access import listener_of  # noqa: PLC0415
 
     listener = listener_of(access, access.prove(provider.token()))
     assert listener.may_listen()

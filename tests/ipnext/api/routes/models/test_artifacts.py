@@ -11,12 +11,12 @@ import pytest
 from sqlmodel import func, select
 
 from ipnext.access.keys import parse_key
-from ipnext.api import artifacts
-from ipnext.api.body_limit import MOST_BYTES
+from ipnext.api.requests.body_limit import MOST_BYTES
+from ipnext.api.routes.models import artifacts
 from ipnext.artifacts import disk_reserve
 from ipnext.artifacts.disk_reserve import DiskReserve
-from ipnext.model.access import Role
-from ipnext.model.registry import ArtifactFile
+from ipnext.model.access.rights import Role
+from ipnext.model.registry.registry import ArtifactFile
 from ipnext.model.value import canonical_json, digest_of
 from ipnext.store.tables import ArtifactRow
 
@@ -161,7 +161,7 @@ async def test_uploads_that_hang_hold_up_no_other_endpoint_and_no_other_key(worl
 
 
 async def test_an_upload_at_a_trickle_is_refused_by_its_deadline(world, monkeypatch):
-    monkeypatch.setattr("ipnext.api.artifacts.Pace.of", lambda _: artifacts.Pace(1000, 0.3))
+    monkeypatch.setattr("ipnext.api.routes.models.artifacts.Pace.of", lambda _: artifacts.Pace(1000, 0.3))
 
     async def trickle():
         while True:

@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 import httpx
 import pytest
 
-from ipnext.api.controls import _note, _running
+from ipnext.api.routes.models.controls import _note, _running
 from ipnext.client import Client
-from ipnext.model.controls import ControlAction
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.rollout import Transition
+from ipnext.model.lifecycle.controls import ControlAction
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.planning.transition import Transition
 from ipnext.store.records import TransitionRecord
 
 

@@ -5,10 +5,10 @@ import json
 import httpx
 import pytest
 
-from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.manifest import ModelManifest
-from ipnext.model.registry import GenerationState
-from ipnext.model.status import ConditionType, Reason
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.registry.registry import GenerationState
 from tests.waiting import eventually
 
 

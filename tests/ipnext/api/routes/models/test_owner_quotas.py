@@ -2,11 +2,11 @@
 
 import pytest
 
-from ipnext.model.lifecycle import ChangeKind, ChangeState, LifecycleResult, RecordInput
-from ipnext.model.status import Reason
-from ipnext.store.claiming import lower_claims
-from ipnext.store.ending import end_change
-from tests.ipnext.api.test_owners import line, put, put_model
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput
+from ipnext.model.lifecycle.status import Reason
+from ipnext.store.operations.change_end import end_change
+from ipnext.store.operations.quota_claims import lower_claims
+from tests.ipnext.api.routes.models.test_owners import line, put, put_model
 
 LARGE, SMALL = 400, 10
 """Requests a second that need 4 and 1 replicas of each of the two parts."""

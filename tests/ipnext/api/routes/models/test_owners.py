@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ipnext.model.access import Role
-from ipnext.model.plan import Owner
+from ipnext.model.access.rights import Role
+from ipnext.model.planning.plan import Owner
 
 
 def owner_document(name="search", **spec):

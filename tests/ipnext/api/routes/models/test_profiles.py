@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ipnext.model.registry import ArtifactFile, Signature, SnapshotManifest, SnapshotSource
+from ipnext.model.registry.registry import ArtifactFile, Signature, SnapshotManifest, SnapshotSource
 
 PATH = "/v1/models/chat/snapshots/llm/{}/profiles"
 

@@ -7,11 +7,11 @@ import threading
 import pytest
 
 from ipnext import errors
-from ipnext.api import publishing
-from ipnext.api.slots import SHARE
-from ipnext.model.access import Role
-from ipnext.model.lifecycle import ChangeState
-from ipnext.model.status import Reason
+from ipnext.api.requests.slots import SHARE
+from ipnext.api.routes.models import publications
+from ipnext.model.access.rights import Role
+from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.status import Reason
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 
@@ -290,7 +290,7 @@ def slow_reads(monkeypatch):
         msg = "it is not there"
         raise errors.NotFound(msg)
 
-    monkeypatch.setattr(publishing, "ingest_uri", read_slowly)
+    monkeypatch.setattr(publications, "ingest_uri", read_slowly)
     yield begun, may_end
     may_end.set()
 
@@ -313,7 +313,7 @@ async def test_publishes_that_read_directories_keep_no_other_endpoint_waiting(ap
 async def test_a_client_that_publishes_many_directories_keeps_no_other_one_waiting(applied, slow_reads):
     begun, may_end = slow_reads
     other = {"Authorization": f"Bearer {applied.rooms.add_key('other', Role.ADMIN)}"}
-    share = publishing.READ_AT_ONCE // SHARE
+    share = publications.READ_AT_ONCE // SHARE
     asked = [publish_slowly(applied, "a") for _ in range(60)]
     await eventually(lambda: len(begun) == share)
     asked.append(publish_slowly(applied, "b", headers=other))

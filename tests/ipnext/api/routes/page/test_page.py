@@ -4,13 +4,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ipnext.api import stream
-from ipnext.model.deployment import DeploymentKey, EngineSwap, GenerationTraffic
-from ipnext.model.freeze import FreezeManifest
-from ipnext.model.manifest import parse_manifest
-from ipnext.model.sketch import latency_bucket
-from ipnext.model.starting import EngineStart
-from ipnext.model.status import ConditionType, Reason
+from ipnext.api.requests import stream
+from ipnext.model.deployment.deployment import DeploymentKey, EngineSwap, GenerationTraffic
+from ipnext.model.deployment.engine_start import EngineStart
+from ipnext.model.gate.sketch import latency_bucket
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.manifest.freeze import FreezeManifest
+from ipnext.model.manifest.manifest import parse_manifest
 from tests.ipnext.api.browsers import patient
 from tests.waiting import until
 from tests.workflows import next_build

@@ -6,13 +6,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ipnext.api.lifecycle import MemoryLifecycle
-from ipnext.api.outbox import Outbox
-from ipnext.model.freeze import BindingFreeze, Frozen
-from ipnext.model.lifecycle import Change, ChangeState
-from ipnext.model.status import ConditionType, Reason
-from ipnext.model.workflow_namespace import WorkflowNamespace
-from ipnext.store.refusing import refuse_further_users
+from ipnext.api.workflow_engine.outbox import Outbox
+from ipnext.api.workflow_engine.port import MemoryLifecycle
+from ipnext.model.lifecycle.messages import Change, ChangeState
+from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
+from ipnext.model.manifest.freeze import BindingFreeze, Frozen
+from ipnext.store.operations.refused_routes import refuse_further_users
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 ANN = {"X-IPnext-User": "ann"}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ipnext.errors import InvalidInput
-from ipnext.model.registry import SnapshotManifest
+from ipnext.model.registry.registry import SnapshotManifest
 from serving.deltas.export import export_delta
 from serving.engines.torch.engine import TorchEngine
 from serving.engines.torch.fx import fused_lookup

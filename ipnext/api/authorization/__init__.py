@@ -1,0 +1,4 @@
+"""Authentication and authorization of requests, their audit entries, and details that answers hide.
+
+For the application and its routes. Begin with `access`.
+"""

@@ -1,0 +1,4 @@
+"""Routes of the page and of probes: the page, its one answer, the readable schema, health.
+
+For the application; above the other routes. Begin with `overview`.
+"""

@@ -1,0 +1,4 @@
+"""Manifests, as people write them, and all that follows from one without I/O.
+
+For API, command line, activities and planner. Begin with `manifest`; `layout` and `profiled` derive parts and figures.
+"""
