@@ -59,7 +59,7 @@ class PreparationActivities:
         of: dict[StageName, Stage] = {
             "metadata": self._resolve,
             "validation": self._validate,
-            "optimization": self._cut,
+            "optimization": self._optimize,
             "freeze": self._thaw,
             "planning": self._place,
             "transition": self._plan,
@@ -96,7 +96,7 @@ class PreparationActivities:
         if self._validation.is_fit_to_fetch(stage):
             self._prefetching.begin(stage.model, stage.generation)
 
-    def _cut(self, _: StageInput, prepared: Prepared) -> Prepared | None:
+    def _optimize(self, _: StageInput, prepared: Prepared) -> Prepared | None:
         if prepared.validated is None or prepared.validated.refused is not None:
             return None
         return None if prepared.resolved is None or prepared.resolved.cuts else prepared

@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from activities.regions.failover import Surviving
-from activities.state.desired import Facts, read_facts, sent_around, survivors
+from activities.state.desired import Facts, fail_over, read_facts, survivors
 from activities.state.observed import observe
 from activities.transition.traffic_shift import Gateways
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
@@ -138,7 +138,7 @@ def one_by_one(store: Store, infrastructure: SlowGateways) -> None:
             facts: Facts = read_facts(repository, name, 1)
         held = tuple(facts.deployments.values())
         now = {region: table.shares for region, table in facts.tables.items()}
-        Gateways(store, infrastructure, facts).follow(sent_around(facts, now, survivors(facts, held)), held)
+        Gateways(store, infrastructure, facts).follow(fail_over(facts, now, survivors(facts, held)), held)
 
 
 def seconds_of(way: Callable[[Store, SlowGateways], None], models: int, confirm_seconds: float) -> float:

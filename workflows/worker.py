@@ -56,7 +56,7 @@ from activities.runtime.lease import SENT_LATE_SECONDS
 from activities.transition.activities import TransitionActivities
 from activities.transition.takeover import IsOpen, TakeoverActivities
 from activities.validation.activities import ValidationActivities
-from activities.validation.validator import Validator, discovered
+from activities.validation.validator import Validator, discover_validators
 from ipnext import names
 from ipnext.artifacts.native_code import read_native_signers
 from ipnext.artifacts.port import ArtifactStore
@@ -288,7 +288,7 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
             artifacts,
             infrastructure,
             engine,
-            validators=discovered(),
+            validators=discover_validators(),
             cutter=partial(cut_in_process, confinement=Confinement(settings.split_confinement)),
             native_library_keys_file=settings.native_library_keys_file,
             solver=solver,

@@ -9,7 +9,7 @@ from activities.deployment.repetition import pend_again, record_again, replan_st
 from activities.planning.adoption import settle
 from activities.planning.drift import record_repair
 from activities.runtime.deadline import beat
-from activities.runtime.fence import fenced, still_ours
+from activities.runtime.fence import fencing, still_ours
 from activities.runtime.single_calls import OF_ONE, describe, name_failed
 from activities.state.drained_fleet import Drained, same
 from ipnext.errors import Conflict, IPnextError, RegionUnreachable, Unavailable
@@ -58,7 +58,7 @@ class DeploymentActivities:
                 return Done(note=f"was {change.state} already")
             again = record_again(repository, change, record.result)
             if again is not None:
-                record = _followed(record, again)
+                record = _name_repetition(record, again)
             former = repository.model(record.model).former
             end_change(repository, record)
             if _follows_what_runs(change.kind, record.result.state):
@@ -104,14 +104,14 @@ class DeploymentActivities:
         """
         with self._store.read() as repository:
             repository.check_only_mover(stage.model, stage.change_id)
-        with fenced(self._store, stage.change_id):
+        with fencing(self._store, stage.change_id):
             return self._withdraw(stage)
 
     def _withdraw(self, stage: StageInput) -> Done:
         regions, lost = self._regions(stage.model), self._lost()
         failed = dict[str, Exception]()
         for region in regions:
-            error = None if region in lost else self._tried(self._infrastructure.unroute, stage.model, region)
+            error = None if region in lost else self._call_region(self._infrastructure.unroute, stage.model, region)
             if error is not None:
                 failed[region] = error
         _raise_failed(failed)
@@ -127,7 +127,7 @@ class DeploymentActivities:
 
         Raises Unavailable, naming the regions, if any fails, or was lost or restored meanwhile: the others are done by then.
         """
-        with fenced(self._store, stage.change_id):
+        with fencing(self._store, stage.change_id):
             return self._release(stage)
 
     def _release(self, stage: StageInput) -> Done:
@@ -137,7 +137,7 @@ class DeploymentActivities:
         for deployment in deployments:
             beat(f"ending {deployment.key}")
             region = deployment.key.region
-            error = None if region in lost else self._tried(self._infrastructure.delete, deployment.key)
+            error = None if region in lost else self._call_region(self._infrastructure.delete, deployment.key)
             if error is not None:
                 failed[region] = error
                 continue
@@ -157,7 +157,7 @@ class DeploymentActivities:
         with self._store.read() as repository:
             return tuple(table.region for table in repository.routes(model))
 
-    def _tried(self, call: Callable[..., None], *arguments: object) -> Exception | None:
+    def _call_region(self, call: Callable[..., None], *arguments: object) -> Exception | None:
         """Call a region; return its error, if any."""
         still_ours()
         try:
@@ -167,7 +167,7 @@ class DeploymentActivities:
         return None
 
 
-def _followed(record: RecordInput, again: Change) -> RecordInput:
+def _name_repetition(record: RecordInput, again: Change) -> RecordInput:
     """Name the change that repeats this one in its message."""
     message = f"{record.result.message}; it is carried out again on the regions that are left as change {again.id}"
     return record.model_copy(update={"result": record.result.model_copy(update={"message": message})})

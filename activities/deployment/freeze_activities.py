@@ -50,7 +50,7 @@ class FreezeActivities:
             bound = _bound(unit, change, self._clock())
             given = unit.freeze_override(change.id) if bound is not None else None
             if bound is None or given is not None:
-                return FreezeAnswer(message=_let_go(unit, change, stage, bound, given))
+                return FreezeAnswer(message=_release(unit, change, stage, bound, given))
             _hold(unit, change, stage, bound)
         return FreezeAnswer(frozen=bound, message=bound.told)
 
@@ -81,7 +81,7 @@ def _hold(unit: Repository, change: Change, stage: StageInput, bound: Frozen) ->
         refuse_further_users(unit, unit.model(change.model), Reason.FROZEN)
 
 
-def _let_go(unit: Repository, change: Change, stage: StageInput, bound: Frozen | None, given: Override | None) -> str:
+def _release(unit: Repository, change: Change, stage: StageInput, bound: Frozen | None, given: Override | None) -> str:
     """Record that the change continues: reset the waiting state, and report why it passes."""
     why = "no freeze binds it any more"
     if bound is not None and given is not None:

@@ -42,7 +42,7 @@ def record_again(repository: Repository, change: Change, result: LifecycleResult
     failed = result.state in {ChangeState.ROLLED_BACK, ChangeState.REFUSED}
     if change.kind not in REPEATED or not failed or result.reason not in BY_A_LOSS or result.unanswered:
         return None
-    if repository.model(change.model).retired or _replaced(repository.changes(change.model), change):
+    if repository.model(change.model).retired or _is_replaced(repository.changes(change.model), change):
         return None
     if not repository.lost_since(change.id, regions_of(repository, change)):
         return None
@@ -91,7 +91,7 @@ def regions_of(repository: Repository, change: Change) -> frozenset[str]:
     return frozenset(row.region for row in placed.replicas) if placed else frozenset()
 
 
-def _replaced(changes: Iterable[Change], change: Change) -> bool:
+def _is_replaced(changes: Iterable[Change], change: Change) -> bool:
     """True if a newer change of the model replaces this one. `changes`: the model's newest."""
     replaces = _REPLACES | {ChangeKind.APPLY} if change.kind is ChangeKind.APPLY else _REPLACES
     return any(other.sequence > change.sequence and other.kind in replaces for other in changes)

@@ -62,15 +62,15 @@ class OptimizationActivities:
             spec = record.judged.spec
             generation = repository.generation(stage.model, stage.generation)
             source = _source(repository, generation)
-            known = generation.layout if generation.serving_at else _known(repository, spec, generation, source)
+            known = generation.layout if generation.serving_at else _find_layout(repository, spec, generation, source)
         if known is not None or spec.split is None or generation.serving_at:
             return self._keep(stage, known, again=True)
         try:
-            return self._cut(stage, spec, spec.split, source)
+            return self._split_snapshot(stage, spec, spec.split, source)
         except CutRefused as error:
             return self._refuse(stage, error, record.validated.revision if record.validated else record.generation)
 
-    def _cut(self, stage: StageInput, spec: ModelSpec, policy: SplitPolicy, source: Snapshot) -> Optimized:
+    def _split_snapshot(self, stage: StageInput, spec: ModelSpec, policy: SplitPolicy, source: Snapshot) -> Optimized:
         with tempfile.TemporaryDirectory(prefix="ipnext-cut-", ignore_cleanup_errors=True) as scratch:
             beat("fetching the snapshot")
             whole = self._artifacts.fetch(source.uri, Path(scratch) / "whole")
@@ -93,7 +93,7 @@ class OptimizationActivities:
             repository.touch_artifacts(sizes_of(manifest))
 
     def _keep(self, stage: StageInput, layout: Layout | None, *, again: bool) -> Optimized:
-        summary = "not cut" if layout is None else _told(layout) + (" (cut before)" if again else "")
+        summary = "not cut" if layout is None else _describe_layout(layout) + (" (cut before)" if again else "")
         with self._store.begin(stage.model) as repository:
             before = repository.generation(stage.model, stage.generation).layout
             if layout is not None and repository.collected_snapshots(stage.model) & _segments(layout):
@@ -118,7 +118,7 @@ def _source(repository: Repository, generation: Generation) -> Snapshot:
     return repository.snapshot(generation.model, *next(iter(generation.snapshots.items())))
 
 
-def _known(repository: Repository, spec: ModelSpec, generation: Generation, source: Snapshot) -> Layout | None:
+def _find_layout(repository: Repository, spec: ModelSpec, generation: Generation, source: Snapshot) -> Layout | None:
     """Return the layout of a generation of the same bytes, policy and layout format; None if there is none."""
     if spec.split is None:
         return None
@@ -183,7 +183,7 @@ def _part(
     )
 
 
-def _told(layout: Layout) -> str:
+def _describe_layout(layout: Layout) -> str:
     parts = ", ".join(f"{part.name} {part.size_bytes} bytes" for part in layout.parts)
     batches = ", ".join(map(str, layout.equal_at))
     return f"{layout.source} is cut into {parts}; equal in every bit at batch {batches}"

@@ -104,8 +104,8 @@ class PlanningActivities:
         if placed is not None and keeps(placed, problem.model_copy(update={"owners": whole})):
             if stage.kind in ROLLS_OUT and record.validated != record.accepted:
                 with self._store.begin(stage.model) as repository:
-                    go_by(repository, stage, record, placed, plan_id=placed.plan_id)
-            return _planned(placed.plan_id, placed.cost_per_hour, message="the placement in force still holds")
+                    adopt_manifest(repository, stage, record, placed, plan_id=placed.plan_id)
+            return _make_result(placed.plan_id, placed.cost_per_hour, message="the placement in force still holds")
         try:
             with _TURN:
                 plan = import_module(PLANNER).place(problem, [stage.model])
@@ -118,20 +118,20 @@ class PlanningActivities:
         if not plan.replicas:
             most = max(plan.unmet, key=lambda unmet: unmet.qps, default=None)
             place = Place(region=most.region if most else None)
-            message = _joined(unplaced_message(plan), figures, drained.advice)
+            message = _join_texts(unplaced_message(plan), figures, drained.advice)
             return _infeasible(binding_reason(rules), message, place)
         base, cost = (in_force.id, in_force.cost_per_hour) if in_force else (None, 0.0)
         adopted = _record(stage, problem, plan, before=placed, base=base, fleet_cost=cost)
         prepared = PreparedPlan.of(adopted)
         try:
             with self._store.begin(stage.model) as repository:
-                go_by(repository, stage, record, placed, plan_id=adopted.id)
+                adopt_manifest(repository, stage, record, placed, plan_id=adopted.id)
                 admit_wishes(repository, problem.models[0], replicas=policy.owner_replicas)
                 repository.adopt_plan(prepared, expected=base)
         except QuotaExceeded as error:
             return _infeasible(Reason.QUOTA_EXCEEDED, error.message, Place())
-        message = _joined(_unmet_message(plan, manifest.spec.unit), figures)
-        return _planned(adopted.id, plan.cost_per_hour, moves=adopted.diff.moves, message=message)
+        message = _join_texts(_unmet_message(plan, manifest.spec.unit), figures)
+        return _make_result(adopted.id, plan.cost_per_hour, moves=adopted.diff.moves, message=message)
 
     def _budget_figures(self, problem: Problem, whole: Sequence[Owner], model: str, rules: Sequence[str]) -> str:
         """Return the budgets that would suffice if budgets bind; `whole` lists the owners with their budgets for all their models."""
@@ -158,7 +158,7 @@ class PlanningActivities:
             repository.add_event(stage.model, ConditionType.PLANNED.value, message, detail=detail)
 
 
-def go_by(
+def adopt_manifest(
     repository: Repository, stage: StageInput, seen: ModelRecord, placed: Placement | None, *, plan_id: str
 ) -> None:
     """Let the model go by the manifest that the change is planned by, in the unit of work that adopts its placement.
@@ -215,7 +215,7 @@ def _record(
     )
 
 
-def _planned(plan_id: str, cost: float, *, moves: int = 0, message: str) -> Planned:
+def _make_result(plan_id: str, cost: float, *, moves: int = 0, message: str) -> Planned:
     return Planned(plan_id=plan_id, feasible=True, moves=moves, cost_per_hour=cost, message=message)
 
 
@@ -223,7 +223,7 @@ def _infeasible(reason: Reason, message: str, place: Place) -> Planned:
     return Planned(plan_id="", feasible=False, moves=0, cost_per_hour=0.0, reason=reason, message=message, place=place)
 
 
-def _joined(*texts: str) -> str:
+def _join_texts(*texts: str) -> str:
     return "; ".join(text for text in texts if text)
 
 

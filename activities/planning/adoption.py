@@ -113,7 +113,7 @@ def held_plan(placements: Iterable[Placement], problem: Problem) -> Plan | None:
         return None
     replicas = tuple(row for placed in found for row in placed.replicas)
     traffic = tuple(row for placed in found for row in placed.traffic)
-    return _seen(replicas, traffic, unmet=_unmet(problem, traffic))
+    return _build_plan(replicas, traffic, unmet=_unmet(problem, traffic))
 
 
 def figures_of(problem: Problem, plan: Plan) -> Figures:
@@ -190,7 +190,7 @@ def settle(repository: Repository, model: str, *, change_id: str, wishes: ModelP
     manifest = known.in_force
     demanding = {item.region for item in manifest.spec.demand}
     tables = [table for table in repository.routes(model) if table.region in demanding]
-    actual = led_to(moving.transition) if moving else running(repository.deployments(model), tables)
+    actual = target_state(moving.transition) if moving else running(repository.deployments(model), tables)
     planned = placed.state if placed else CurrentState()
     asked = wishes if placed is None or wishes is not None else placed.wishes
     if not rows_differ(planned, actual) and (placed is None or asked == placed.wishes):
@@ -200,7 +200,7 @@ def settle(repository: Repository, model: str, *, change_id: str, wishes: ModelP
         generation = moving.generation if moving else known.serving_generation
         wishes = model_problem(model_as_served(repository, model, generation))
     problem = fleet_problem(repository.fleet().spec, [wishes] if actual.replicas else [])
-    plan = _seen(actual.replicas, actual.traffic, cost=figures_of(problem, _seen(actual.replicas, ())).cost)
+    plan = _build_plan(actual.replicas, actual.traffic, cost=figures_of(problem, _build_plan(actual.replicas, ())).cost)
     record = PlanRecord(
         id=f"{change_id}.settled.{digest_of([digest_of(plan), in_force])[:12]}",
         trigger=f"settle {model}",
@@ -218,7 +218,7 @@ def settle(repository: Repository, model: str, *, change_id: str, wishes: ModelP
         repository.add_shortage_replan(model, change.sequence)
 
 
-def led_to(transition: Transition) -> CurrentState:
+def target_state(transition: Transition) -> CurrentState:
     """Return the state that a transition of one model leads to, all generations together."""
     counts, shares = Counter[tuple[str, str, str, str]](), defaultdict[tuple[str, str, str], float](float)
     for row in transition.to.replicas:
@@ -248,7 +248,7 @@ def is_short(problem: Problem, plan: Plan) -> bool:
     return any(violation.rule == "capacity" for violation in check(problem, plan))
 
 
-def _seen(
+def _build_plan(
     replicas: Iterable[ReplicaCount],
     traffic: Iterable[TrafficShare],
     *,

@@ -33,7 +33,7 @@ def budget_figures(
     spent = _spent(problem, unbounded) if unbounded is not None and unbounded.replicas else {}
     limits, whole = _limits(problem), {f"{BUDGET}owner {owner.owner}": owner.budget_per_hour for owner in owners}
     told = [
-        _told(rule, spent.get(rule), whole.get(rule) or limits[rule], left=limits[rule])
+        _describe_limit(rule, spent.get(rule), whole.get(rule) or limits[rule], left=limits[rule])
         for rule in budgets_in(rules)
         if rule in limits
     ]
@@ -41,7 +41,7 @@ def budget_figures(
     return f"to serve {all_of_it}, {'; '.join(told)}" if told and spent else "; ".join(told)
 
 
-def _told(rule: str, takes: float | None, limit: float, *, left: float) -> str:
+def _describe_limit(rule: str, takes: float | None, limit: float, *, left: float) -> str:
     """Return a text such as: budget owner a would need 1.6 $/h, and is 0.5 $/h, of which other models leave 0.3 $/h."""
     rest = f", of which other models leave {left:.4g} $/h" if left < limit else ""
     return (

@@ -47,7 +47,7 @@ def drift_of(repository: Repository, model: str) -> str:
     loaded = {number for found in deployments for number in found.generations}
     told = [
         *_astray(tables, serving),
-        *_left_behind(deployments, serving, repository.have_served(model, loaded)),
+        *_find_leftovers(deployments, serving, repository.have_served(model, loaded)),
     ]
     return f"{'; '.join(told)}; generation {serving} serves" if told else ""
 
@@ -137,7 +137,7 @@ def _astray(tables: Iterable[RouteTable], serving: int) -> Iterable[str]:
             yield f"users of {table.region} are sent to generation {', '.join(map(str, others))}"
 
 
-def _left_behind(deployments: Iterable[Deployment], serving: int, served: frozenset[int]) -> Iterable[str]:
+def _find_leftovers(deployments: Iterable[Deployment], serving: int, served: frozenset[int]) -> Iterable[str]:
     """Yield replicas of a generation that does not serve: in dedicated processes, or loaded though it never served."""
     for found in deployments:
         left = {number for number, count in found.own.items() if count and number != serving}

@@ -100,14 +100,14 @@ class MoverActivities:
         changes, failed = dict[int, Change](), dict[int, str]()
         for move, placed in chosen:
             try:
-                changes[move.position] = self._recorded(placed)
+                changes[move.position] = self._record_move(placed)
             except Unavailable:
                 raise
             except OF_ONE as error:
                 failed[move.position] = f"its move can't be recorded: {describe(error)}"
         return changes, failed
 
-    def _recorded(self, placed: Placement) -> Change:
+    def _record_move(self, placed: Placement) -> Change:
         change_id = names.move_id(placed.plan_id, placed.model)
         with self._store.begin(placed.model) as repository:
             return repository.add_change(placed.model, ChangeKind.MOVE, change_id=change_id, plan_id=placed.plan_id)
@@ -157,7 +157,7 @@ def _look(repository: Repository, turn: MoveTurn) -> _Look:
             failed[move.position] = f"{change.state}: {change.message}"
     left = [move for move in moving if move.position not in moved and move.position not in failed]
     busy = [move for move in left if move.model not in held]
-    paused = _paused(repository, turn.plan_id)
+    paused = _pause_reason(repository, turn.plan_id)
     room = max(0, turn.window - _taking(busy, turn.patience_seconds)) if turn.asking and not paused else 0
     chosen, unplaced = _candidates(repository, turn.plan_id, room, busy=bool(busy))
     return _Look(
@@ -209,7 +209,7 @@ def _taking(busy: Sequence[PlannedMove], patience_seconds: float) -> int:
     return sum(move.asked_at is None or move.asked_at > long_ago for move in busy)
 
 
-def _paused(repository: Repository, plan_id: str) -> str:
+def _pause_reason(repository: Repository, plan_id: str) -> str:
     """Reason why no move may start now; empty if moves may. A repair of a lost region ignores a pause: its users have nothing else."""
     pause = repository.moves_pause()
     if pause is None or repairs_loss(repository, plan_id):

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from activities.runtime.single_calls import OF_ONE, describe
-from activities.state.drained_fleet import NOTHING, Drained, eased, without_drained
+from activities.state.drained_fleet import NOTHING, Drained, relax_model, without_drained
 from activities.state.wave_state import Slot, peak
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment.deployment import Deployment, RouteTable
@@ -174,11 +174,11 @@ def planned_models(
                 wishes = placed.wishes
         fitting = within_fleet(wishes, fleet)
         if fitting is not None:
-            found.append(eased(fitting, fleet, drained))
+            found.append(relax_model(fitting, fleet, drained))
     return found
 
 
-def counted_wishes(
+def choose_wishes(
     models: Iterable[ModelProblem],
     placements: Mapping[str, Placement],
     beyond: Collection[str],
@@ -188,7 +188,7 @@ def counted_wishes(
     """Return the wishes to plan by: of the models in `beyond` those that they are placed by."""
     newest = [wishes for wishes in models if wishes.model not in beyond]
     former = (within_fleet(placements[name].wishes, fleet) for name in sorted(beyond))
-    found = newest + [eased(wishes, fleet, drained) for wishes in former if wishes is not None]
+    found = newest + [relax_model(wishes, fleet, drained) for wishes in former if wishes is not None]
     return sorted(found, key=lambda wishes: wishes.model)
 
 
@@ -253,7 +253,7 @@ def residual_problem(
     By the manifest in force, if none is given. Its cost does not depend on the number of other models: the database sums up their units. Raises NotFound.
     """
     whole, drained = repository.fleet().spec, Drained.of(repository.drains())
-    wanted = eased(model_problem(model_as_served(repository, model, generation, by=by)), whole, drained)
+    wanted = relax_model(model_problem(model_as_served(repository, model, generation, by=by)), whole, drained)
     fleet = without_drained(whole, drained)
     prices = {(item.region, item.hardware): item.unit_cost for item in fleet.supply}
     others = repository.units_of_owner(wanted.owner, but=model)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from activities.planning.adoption import held_plan, replaces, rows_by_model, rows_differ
 from activities.planning.move_order import Move, free_units, move_order
 from activities.planning.policy import PlanningPolicy
-from activities.planning.problem import counted_wishes, fleet_left, fleet_problem, planned_models, running
+from activities.planning.problem import choose_wishes, fleet_left, fleet_problem, planned_models, running
 from activities.planning.solver import Solved, SolveFailed, Solver
 from activities.runtime.single_calls import name_failed
 from activities.state.drained_fleet import Drained, without_drained
@@ -95,25 +95,23 @@ class FleetReplan:
             snapshot = fleet_snapshot(repository, self._policy.objective, limits)
             known = find_plan(repository, plan_id)
         if known is not None:
-            return self._listed(known, taken, snapshot)
+            return self._list_moves(known, taken, snapshot)
         if not snapshot.problem.models and not snapshot.placements:
             return ReplanComputed(plan_id=plan_id, adopted=False, message="no model is placed yet")
-        return self._searched(plan_id, taken, snapshot)
+        return self._search_plan(plan_id, taken, snapshot)
 
-    def _searched(self, plan_id: str, taken: Sequence[Replan], snapshot: FleetSnapshot) -> ReplanComputed:
+    def _search_plan(self, plan_id: str, taken: Sequence[Replan], snapshot: FleetSnapshot) -> ReplanComputed:
         """Search and decide; a failure is recorded, or left to another attempt."""
         try:
-            return self._decided(plan_id, taken, snapshot, self._solver.solve(snapshot.problem, beat=self._say))
+            return self._decide(plan_id, taken, snapshot, self._solver.solve(snapshot.problem, beat=self._say))
         except (Infeasible, InvalidInput) as error:
-            return self._failed(plan_id, taken, snapshot, Reason.PLANNER_INFEASIBLE, error.message)
+            return self._record_failure(plan_id, taken, snapshot, Reason.PLANNER_INFEASIBLE, error.message)
         except SolveFailed as error:
-            return self._given_up(plan_id, taken, snapshot, error, once_more=error.died)
+            return self._give_up(plan_id, taken, snapshot, error, once_more=error.died)
         except TooLateError as error:
-            return self._given_up(plan_id, taken, snapshot, error, once_more=True)
+            return self._give_up(plan_id, taken, snapshot, error, once_more=True)
 
-    def _decided(
-        self, plan_id: str, taken: Sequence[Replan], snapshot: FleetSnapshot, solved: Solved
-    ) -> ReplanComputed:
+    def _decide(self, plan_id: str, taken: Sequence[Replan], snapshot: FleetSnapshot, solved: Solved) -> ReplanComputed:
         """Adopt the plan, or keep the one in force; either way the plan is stored. Raises TooLateError."""
         self._say("weighing the plan against the one in force")
         held = held_plan(snapshot.placements.values(), snapshot.problem)
@@ -145,18 +143,18 @@ class FleetReplan:
             repository.prune_plans(keep=self._policy.kept_plans)
             repository.forget_moves(keep={plan_id})
             entry = repository.plan_entry(plan_id)
-        return self._listed(entry, taken, snapshot)
+        return self._list_moves(entry, taken, snapshot)
 
-    def _given_up(
+    def _give_up(
         self, plan_id: str, taken: Sequence[Replan], snapshot: FleetSnapshot, error: IPnextError, *, once_more: bool
     ) -> ReplanComputed:
         """Give up on a plan this time: raise for another attempt, or record the failure."""
         if once_more and not self._last:
             msg = f"{error.message}; trying again"
             raise Unavailable(msg) from error
-        return self._failed(plan_id, taken, snapshot, Reason.PLANNER_FAILED, error.message)
+        return self._record_failure(plan_id, taken, snapshot, Reason.PLANNER_FAILED, error.message)
 
-    def _failed(
+    def _record_failure(
         self, plan_id: str, taken: Sequence[Replan], snapshot: FleetSnapshot, reason: Reason, message: str
     ) -> ReplanComputed:
         """Record why there is no plan. Open moves of the plan in force are continued."""
@@ -175,9 +173,9 @@ class FleetReplan:
             repository.add_event(None, "ReplanFailed", f"{entry.trigger}: {reason}: {entry.message}")
             repository.prune_plans(keep=self._policy.kept_plans)
             repository.forget_moves(keep={plan_id})
-        return self._listed(entry, taken, snapshot)
+        return self._list_moves(entry, taken, snapshot)
 
-    def _listed(self, entry: PlanEntry, taken: Sequence[Replan], snapshot: FleetSnapshot) -> ReplanComputed:
+    def _list_moves(self, entry: PlanEntry, taken: Sequence[Replan], snapshot: FleetSnapshot) -> ReplanComputed:
         """Find the models that have to move, outside the writing unit, and list them in the store: their names may be megabytes.
 
         The result has their count. If an attempt ends before, the next one finds the plan, and lists them.
@@ -211,14 +209,14 @@ def fleet_snapshot(
     repository: Repository, objective: Objective, limits: Limits, drained: Drained | None = None
 ) -> FleetSnapshot:
     """Read all inputs of a plan of the fleet; with other drains than those in force if they are given."""
-    fleet, records = repository.fleet().spec, measured_records(repository)
+    fleet, records = repository.fleet().spec, read_records(repository)
     drained = Drained.of(repository.drains()) if drained is None else drained
     placements = {placed.model: placed for placed in repository.placements()}
     deployments = repository.deployments()
     now = running(deployments, repository.routes())
     left_out = dict[str, str]()
     wished = planned_models(fleet, records, placements, repository.cut_generations(), drained, left_out)
-    models = counted_wishes(wished, placements, _beyond(repository, wished, placements), fleet, drained)
+    models = choose_wishes(wished, placements, _beyond(repository, wished, placements), fleet, drained)
     return FleetSnapshot(
         based_on=repository.plan_in_force_id(),
         placements=placements,
@@ -246,7 +244,7 @@ def _beyond(
     return beyond_claims(repository, changed)
 
 
-def measured_records(repository: Repository) -> tuple[ModelRecord, ...]:
+def read_records(repository: Repository) -> tuple[ModelRecord, ...]:
     """Return all models, with measured throughput if their manifests in force request it."""
     found = repository.models()
     asking = {record.name: record.serving_generation for record in found if wants_profiles(record.in_force)}
@@ -269,14 +267,14 @@ def adopt_beside(repository: Repository, plan: PreparedPlan, snapshot: FleetSnap
     in_force = repository.lock_plan_in_force()
     before, changed = _meanwhile(repository, snapshot)
     record = plan.record
-    smaller = beyond_claims(repository, (placed.wishes for placed in _wished_anew(plan, before))) - changed
-    told = [(_counted(names), done) for names, done in ((changed, "placed"), (smaller, "changed")) if names]
+    smaller = beyond_claims(repository, (placed.wishes for placed in _find_changed_wishes(plan, before))) - changed
+    told = [(_describe_models(names), done) for names, done in ((changed, "placed"), (smaller, "changed")) if names]
     why = f"{', '.join(f'{subject} {done}' for subject, done in told)} while the planner worked"
     changed |= smaller
     wanted = {model: placed for model, placed in plan.placements.items() if model not in changed}
     merged = {**wanted, **{model: placed for model, placed in before.items() if model in changed}}
     if changed:
-        short = overbooked(record.problem, merged.values())
+        short = find_overbooking(record.problem, merged.values())
         if short is not None:
             msg = f"{why}, and {short}"
             raise TooLateError(msg)
@@ -293,13 +291,13 @@ def adopt_beside(repository: Repository, plan: PreparedPlan, snapshot: FleetSnap
     return plan.record
 
 
-def _wished_anew(plan: PreparedPlan, before: Mapping[str, Placement]) -> list[Placement]:
+def _find_changed_wishes(plan: PreparedPlan, before: Mapping[str, Placement]) -> list[Placement]:
     """Return the placements of a plan that are made for other wishes than the present ones."""
     found = ((placed, before.get(model)) for model, placed in plan.placements.items())
     return [placed for placed, former in found if former is None or former.wishes != placed.wishes]
 
 
-def overbooked(problem: Problem, placements: Iterable[Placement]) -> str | None:
+def find_overbooking(problem: Problem, placements: Iterable[Placement]) -> str | None:
     """Return the first rule of supply or owners' budgets that placements break together, in words."""
     used: dict[tuple[str, str], float] = defaultdict(float)
     spent: dict[str, float] = defaultdict(float)
@@ -392,7 +390,7 @@ def _trigger(taken: Sequence[Replan]) -> str:
     return ", ".join(dict.fromkeys(replan.trigger for replan in taken))
 
 
-def _counted(models: Collection[str]) -> str:
+def _describe_models(models: Collection[str]) -> str:
     shown = sorted(models)
     more = len(shown) - NAMED
     listed = ", ".join(shown[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -154,7 +154,7 @@ class _Watch:
                 msg = f"the planner took longer than {self._limit:g} s and was ended"
                 raise SolveFailed(msg)
             self.memory_bytes = _memory_of(process.pid) or self.memory_bytes
-            self._beat(f"{self._doing(compiling=compiling)}, {_shown(self.memory_bytes)} in use")
+            self._beat(f"{self._doing(compiling=compiling)}, {_format_bytes(self.memory_bytes)} in use")
             time.sleep(POLL_SECONDS)
         return status
 
@@ -177,7 +177,7 @@ def main(arguments: list[str]) -> int:
     try:
         with os.fdopen(given, "rb") as file:
             problem = Problem.model_validate_json(file.read())
-        text = _solved(problem)
+        text = _solve_problem(problem)
     except MemoryError:
         text = json.dumps({"code": OUT_OF_MEMORY, "message": ""})
     except IPnextError as error:
@@ -187,7 +187,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _solved(problem: Problem) -> str:
+def _solve_problem(problem: Problem) -> str:
     wall, cpu = time.monotonic(), time.process_time()
     plan = import_module(PLANNER).solve(problem)
     kernels = import_module(KERNELS).preparation()
@@ -213,7 +213,7 @@ def _read(text: str) -> Solved:
 
 def _without_answer(status: int, watch: _Watch, words: str) -> SolveFailed:
     """Explain the end of a process that left no answer."""
-    after = f"after {watch.seconds:.0f} s, when it held {_shown(watch.memory_bytes)}"
+    after = f"after {watch.seconds:.0f} s, when it held {_format_bytes(watch.memory_bytes)}"
     if any(sign in words for sign in NO_MEMORY):
         return SolveFailed(f"the planner ran out of memory {after}")
     if status == -signal.SIGKILL:
@@ -240,7 +240,7 @@ def _memory_of(pid: int, *, field: str = "VmRSS") -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
 
 
-def _shown(size_bytes: int) -> str:
+def _format_bytes(size_bytes: int) -> str:
     return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.0f} MiB"
 
 

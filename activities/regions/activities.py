@@ -64,11 +64,11 @@ class DrainActivities:
             drain = repository.drain(asked.region)
             if drain is None:
                 return DrainSeen(state=DrainState.RETURNED, known=False)
-            seen = left_of(repository, drain)
+            seen = count_remaining(repository, drain)
             differs = drain.state is DrainState.DRAINING and _differs(repository, drain, seen)
         if differs:
             drain = self._write_advance(drain, seen)
-        self._tell_replan(drain)
+        self._wake_replan(drain)
         return seen.model_copy(update={"state": drain.state, "message": drain.message})
 
     @activity.defn(name="route_around", no_thread_cancel_exception=True)
@@ -90,9 +90,9 @@ class DrainActivities:
                 )
                 repository.add_event(None, "Drain", f"region {drain.region} is declared lost: {result.message}")
                 drain = ask_replan(repository, drain)
-            elif message := result.message if result.tables else result.unfinished:
+            elif message := result.message if result.tables else result.remaining_work:
                 repository.update_drain(drain.id, message=message)
-        self._tell_replan(drain)
+        self._wake_replan(drain)
         self._submit_moves(drain)
         return self.look_at_drain(asked)
 
@@ -111,9 +111,9 @@ class DrainActivities:
         if drain.disaster:
             try:
                 recovered = Returning(self._store, self._infrastructure, asked.region, beat=beat)
-                recovered.bring_up()
+                recovered.reconcile()
             except OF_ONE as error:
-                return _seen(self._note_away(drain, error))
+                return _summarize_drain(self._note_away(drain, error))
         drain = self._count_again(drain, recovered.failed if recovered else {})
         if drain.state is DrainState.RETURNED and recovered is not None:
             repairs, found = SingleCalls(), frozenset(recovered.suspects)
@@ -122,8 +122,8 @@ class DrainActivities:
                 recovered.catch_up()
             self._repair_models(recovered.suspects - found, repairs)
             drain = self._note_unrepaired(drain, repairs.failed)
-        self._tell_replan(drain)
-        return _seen(drain)
+        self._wake_replan(drain)
+        return _summarize_drain(drain)
 
     def _submit_moves(self, drain: Drain) -> None:
         """Submit waiting moves away from lost regions again, once for each replan of the drain. One that fails waits on as before."""
@@ -149,7 +149,7 @@ class DrainActivities:
             drain = repository.drain(read.region) or read
             if drain.state is not DrainState.RETURNING:
                 return drain
-            told = f"; {_left_out(failed)}" if failed else ""
+            told = f"; {_describe_failures(failed)}" if failed else ""
             drain = repository.update_drain(
                 drain.id, state=DrainState.RETURNED, cause=Reason.SUCCEEDED, message=f"its supply counts again{told}"
             )
@@ -183,11 +183,11 @@ class DrainActivities:
             drain = repository.drain(read.region)
             if drain is None or drain != read:
                 return drain or read
-            if _is_empty(seen) and not _is_empty(left_of(repository, drain)):
+            if _is_empty(seen) and not _is_empty(count_remaining(repository, drain)):
                 return drain
-            return self._advanced(repository, drain, seen)
+            return self._record_progress(repository, drain, seen)
 
-    def _advanced(self, repository: Repository, drain: Drain, seen: DrainSeen) -> Drain:
+    def _record_progress(self, repository: Repository, drain: Drain, seen: DrainSeen) -> Drain:
         """Record the rest; the end of the drain, or the next replan if one is due."""
         left = {
             "models_left": seen.models_left,
@@ -201,10 +201,10 @@ class DrainActivities:
             return repository.update_drain(
                 drain.id, state=DrainState.DRAINED, cause=Reason.SUCCEEDED, message=message, **left
             )
-        drain = repository.update_drain(drain.id, message=_told(repository, drain), **left)
+        drain = repository.update_drain(drain.id, message=_describe_drain(repository, drain), **left)
         return ask_replan(repository, drain) if _due(repository, drain) else drain
 
-    def _tell_replan(self, drain: Drain) -> None:
+    def _wake_replan(self, drain: Drain) -> None:
         """Wake the replan workflow if it does not know the drain's replan yet."""
         if drain.replan_id is None:
             return
@@ -222,7 +222,7 @@ def ask_replan(repository: Repository, drain: Drain) -> Drain:
     return repository.update_drain(drain.id, replan_id=replan.id, replans=drain.replans + 1)
 
 
-def left_of(repository: Repository, drain: Drain) -> DrainSeen:
+def count_remaining(repository: Repository, drain: Drain) -> DrainSeen:
     """Count what still runs in the region, is planned there or is sent there; demand that can't be read counts as 0."""
     models, replicas = repository.left_in(drain.region)
     shares = repository.shares_to(drain.region)
@@ -248,10 +248,15 @@ def _differs(repository: Repository, drain: Drain, seen: DrainSeen) -> bool:
     """True if there is progress of a draining region to record."""
     written = (drain.models_left, drain.replicas_left, drain.traffic_left_qps)
     found = (seen.models_left, seen.replicas_left, seen.traffic_left_qps)
-    return written != found or _is_empty(seen) or drain.message != _told(repository, drain) or _due(repository, drain)
+    return (
+        written != found
+        or _is_empty(seen)
+        or drain.message != _describe_drain(repository, drain)
+        or _due(repository, drain)
+    )
 
 
-def _told(repository: Repository, drain: Drain) -> str:
+def _describe_drain(repository: Repository, drain: Drain) -> str:
     """Return a draining region's message: for a lost one, the result of its failover; for a planned drain, a pause that delays it."""
     if drain.disaster:
         return drain.message
@@ -278,14 +283,14 @@ def _leaves_loss(repository: Repository, change: Change) -> bool:
         return False
 
 
-def _left_out(failed: Mapping[str, str]) -> str:
+def _describe_failures(failed: Mapping[str, str]) -> str:
     """Name the models whose desired state the region has not applied yet, with the first error."""
     first = min(failed)
     more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
     return f"not applied yet for {first}{more}: {failed[first]}"
 
 
-def _seen(drain: Drain) -> DrainSeen:
+def _summarize_drain(drain: Drain) -> DrainSeen:
     return DrainSeen(
         state=drain.state,
         disaster=drain.disaster,

@@ -23,7 +23,7 @@ class ModelMark:
     settled: int | None
     """The generation that its users were sent to last."""
 
-    def stored(self, region: str, revision: int) -> "ModelMark":
+    def with_revision(self, region: str, revision: int) -> "ModelMark":
         """Return the mark after the region's table was stored with this revision."""
         revisions = {**dict(self.revisions), region: revision}
         return ModelMark(tuple(sorted(revisions.items())), self.sets, self.settled)

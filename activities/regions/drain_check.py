@@ -9,7 +9,7 @@ from activities.planning.budget_report import budget_figures, without_budgets
 from activities.planning.policy import PlanningPolicy
 from activities.planning.replan import FleetSnapshot, fleet_snapshot
 from activities.planning.solver import SolveFailed, Solver
-from activities.regions.activities import MOVING_AWAY, ask_replan, left_of
+from activities.regions.activities import MOVING_AWAY, ask_replan, count_remaining
 from activities.runtime.deadline import beat
 from activities.state.drained_fleet import Drained
 from ipnext.errors import Infeasible, InvalidInput, Unavailable
@@ -49,20 +49,20 @@ class DrainCheckActivities:
         Two drains that are requested together see each other: the later one is checked without both regions.
         """
         for _ in range(CHECKS):
-            seen = self._checked(asked.region, beat)
+            seen = self._check_once(asked.region, beat)
             if seen is not None:
                 return seen
         msg = f"the fleet changed {CHECKS} times while the drain of {asked.region!r} was checked; trying again"
         raise Unavailable(msg)
 
-    def _checked(self, region: str, say: Callable[[str], None]) -> DrainSeen | None:
+    def _check_once(self, region: str, say: Callable[[str], None]) -> DrainSeen | None:
         """Check once; None if an input has changed. The fleet is read outside the writing unit: ten thousand models take seconds."""
         with self._store.begin() as repository:
             drain = repository.drain(region)
             if drain is None:
                 return DrainSeen(state=DrainState.RETURNED, known=False)
             if drain.disaster or drain.state not in {DrainState.RECORDED, DrainState.CHECKING}:
-                return left_of(repository, drain)
+                return count_remaining(repository, drain)
             drain = repository.update_drain(
                 drain.id, state=DrainState.CHECKING, message="the planner looks whether the others can carry it"
             )
@@ -75,7 +75,7 @@ class DrainCheckActivities:
             now = repository.drain(region)
             if now is None or now.state is not DrainState.CHECKING or now.disaster or _basis(repository) != basis:
                 return None
-            return left_of(repository, _decided(repository, now, refusal))
+            return count_remaining(repository, _record_verdict(repository, now, refusal))
 
     def _refusal(self, snapshot: FleetSnapshot, say: Callable[[str], None]) -> tuple[Reason, str] | None:
         if not snapshot.problem.models:
@@ -91,10 +91,10 @@ class DrainCheckActivities:
         if refusal is None or refusal[0] is not Reason.OVER_BUDGET:
             return refusal
         rules = [rule for unmet in plan.unmet for rule in unmet.rules]
-        figures = budget_figures(rules, snapshot.problem, self._unbounded(snapshot.problem, say))
+        figures = budget_figures(rules, snapshot.problem, self._plan_without_budgets(snapshot.problem, say))
         return refusal[0], f"{refusal[1]}; {figures}"
 
-    def _unbounded(self, problem: Problem, say: Callable[[str], None]) -> Plan | None:
+    def _plan_without_budgets(self, problem: Problem, say: Callable[[str], None]) -> Plan | None:
         """Return a plan without budgets; None if there is none."""
         try:
             return self._solver.solve(without_budgets(problem), beat=say).plan
@@ -131,7 +131,7 @@ def _basis(repository: Repository) -> tuple[int, Drained]:
     return repository.fleet().version, Drained.of(repository.drains())
 
 
-def _decided(repository: Repository, drain: Drain, refusal: tuple[Reason, str] | None) -> Drain:
+def _record_verdict(repository: Repository, drain: Drain, refusal: tuple[Reason, str] | None) -> Drain:
     if refusal is not None:
         reason, message = refusal
         repository.add_event(None, "Drain", f"region {drain.region} is not drained: {message}")

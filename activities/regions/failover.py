@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from activities.runtime.single_calls import OF_ONE, describe, name_failed, read_each
-from activities.state.desired import Facts, sent_around, survivors
+from activities.state.desired import Facts, fail_over, survivors
 from activities.state.failover_shares import Survivor
 from activities.state.observed import observe
 from activities.state.routed_models import read_routed
@@ -54,10 +54,10 @@ class SentAround:
     def message(self) -> str:
         """The result in words."""
         done = f"traffic of {self.models} models was sent around it ({self.tables} route tables)"
-        return "; ".join(filter(None, (done, self.unfinished)))
+        return "; ".join(filter(None, (done, self.remaining_work)))
 
     @property
-    def unfinished(self) -> str:
+    def remaining_work(self) -> str:
         """What is not done, in words; empty if nothing is."""
         told = list[str]()
         if self.unanswered:
@@ -95,7 +95,7 @@ class Surviving:
         with ThreadPoolExecutor(PUSHES, thread_name_prefix="route-around") as pool:
             for models in _in_batches(routed):
                 self._send_batch(models, done, pool)
-            for models in _in_batches(done.take_outdated()):
+            for models in _in_batches(done.pop_outdated()):
                 self._send_batch(models, done, pool)
         for model, sent in sorted(done.busy.items()):
             self._store_alone(model, sent, done)
@@ -107,16 +107,16 @@ class Surviving:
         done.failed.update({(model, ""): error for model, error in unread.items()})
         lost = _lost(found)
         others = {table.region for facts in found for table in facts.tables.values()} - lost
-        states, silent = self._observed(others - done.unreachable, models, done, pool)
+        states, silent = self._observe_regions(others - done.unreachable, models, done, pool)
         ready = ready_counts(states.values())
-        tables = [table for facts in found for table in self._computed(facts, states, ready, done)]
+        tables = [table for facts in found for table in self._compute_tables(facts, states, ready, done)]
         pushed = [table for table in tables if table.region not in lost and table.region in states]
-        done.note_pushed(pushed, list(pool.map(self._pushed, pushed)))
+        done.note_pushed(pushed, list(pool.map(self._push_table, pushed)))
         done.unreachable |= silent & {table.region for table in tables}
         sent = _Sent([table for table in tables if not done.has_failed(table)], pushed)
         self._keep_batch(sent, done)
 
-    def _computed(
+    def _compute_tables(
         self,
         facts: Facts,
         states: Mapping[str, RegionState],
@@ -157,7 +157,7 @@ class Surviving:
         done.note_kept(sent)
         self._forget(sent)
 
-    def _observed(
+    def _observe_regions(
         self, regions: Collection[str], models: Sequence[str], done: "_Progress", pool: ThreadPoolExecutor
     ) -> tuple[dict[str, RegionState], frozenset[str]]:
         """Return the states of the regions that answer, observed in parallel, and the names of those that do not."""
@@ -179,7 +179,7 @@ class Surviving:
                 with suppress(IPnextError):
                     self._infrastructure.unroute(table.model, table.region)
 
-    def _pushed(self, table: RouteTable) -> Exception | None:
+    def _push_table(self, table: RouteTable) -> Exception | None:
         """Push a table; return its error, if any."""
         try:
             self._infrastructure.route(table)
@@ -249,7 +249,7 @@ class _Progress:
         """True if a table was not applied, and so is not stored."""
         return table.region in self.unreachable or (table.model, table.region) in self.failed
 
-    def take_outdated(self) -> Sequence[str]:
+    def pop_outdated(self) -> Sequence[str]:
         """Return models of which a change stored or applied a later table meanwhile; their failures are forgotten."""
         models = sorted({model for (model, _), error in self.failed.items() if model and isinstance(error, StaleWrite)})
         for key in [key for key in self.failed if key[0] in models]:
@@ -285,11 +285,11 @@ def tables_around(
 ) -> Sequence[RouteTable]:
     """Return the changed tables of one model, by the replicas that are `ready` now; if none is, by the desired ones."""
     held = tuple(facts.deployments.values())
-    able = [found for found in survivors(facts, held, ready) if _routed(facts, found)]
+    able = [found for found in survivors(facts, held, ready) if _is_routed(facts, found)]
     if not any(found.qps > 0 for found in able):
-        able = [found for found in survivors(facts, held) if _routed(facts, found)]
+        able = [found for found in survivors(facts, held) if _is_routed(facts, found)]
     now = {region: table.shares for region, table in facts.tables.items()}
-    new = sent_around(facts, now, able)
+    new = fail_over(facts, now, able)
     return [
         table.model_copy(update={"shares": new[region], "revision": _next(table, states.get(region))})
         for region, table in sorted(facts.tables.items())
@@ -308,7 +308,7 @@ def ready_counts(states: Iterable[RegionState]) -> Mapping[tuple[DeploymentKey, 
     )
 
 
-def _routed(facts: Facts, survivor: Survivor) -> bool:
+def _is_routed(facts: Facts, survivor: Survivor) -> bool:
     """True if the survivor's router knows the generation already."""
     table = facts.tables.get(survivor.region)
     return table is not None and any(served.generation == survivor.generation for served in table.served)

@@ -40,13 +40,13 @@ class ParsedSets:
         for key, text in documents.items():
             digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
             try:
-                now[digest] = found[key] = before.get(digest) or _parsed(text)
+                now[digest] = found[key] = before.get(digest) or _parse_set(text)
             except OF_ONE as error:
                 failed[key.model] = describe(error)
         self._known[region] = now
         return ReadSets(found, failed)
 
 
-def _parsed(text: str) -> DesiredSet:
+def _parse_set(text: str) -> DesiredSet:
     found = decode(Deployment, text)
     return DesiredSet(found.replicas, frozenset(found.generations), dict(found.own))

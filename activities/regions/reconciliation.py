@@ -96,7 +96,7 @@ class ReconciliationActivities:
         """
         del nothing
         with self._store.read() as repository:
-            drifted = self._returned.drifted(repository, self._infrastructure.regions(), beat)
+            drifted = self._returned.find_drifted(repository, self._infrastructure.regions(), beat)
             lost = Drained.of(repository.drains()).lost
             astray = sorted({*repository.models_astray(but=lost), *repository.models_unrepaired(), *drifted})
             unserved = repository.models_unserved()
@@ -131,7 +131,7 @@ class ReconciliationActivities:
             with self._store.read() as repository:
                 desired = desired_region(repository, region, self._parsed)
             found = differences(desired, state)
-            failed = self._bring_about(region, found, state)
+            failed = self._apply_differences(region, found, state)
         except Unavailable:
             return RegionReconciled(region=region, reachable=False)
         self._note(region, found.models)
@@ -169,19 +169,19 @@ class ReconciliationActivities:
 
     def _unroute_unserved(self, model: str, region: str) -> bool:
         """Remove a model without a serving generation from a gateway. If a change has come, apply its table again and return False."""
-        if model not in self._unserved():
+        if model not in self._find_unserved():
             return False
         self._infrastructure.unroute(model, region)
-        if model in self._unserved():
+        if model in self._find_unserved():
             return True
         self._follow_table(model, region, followed=0)
         return False
 
-    def _unserved(self) -> Collection[str]:
+    def _find_unserved(self) -> Collection[str]:
         with self._store.read() as repository:
             return repository.models_unserved()
 
-    def _bring_about(self, region: str, found: Differences, state: RegionState) -> Mapping[str, str]:
+    def _apply_differences(self, region: str, found: Differences, state: RegionState) -> Mapping[str, str]:
         """Apply replicas first, so that the targets of traffic exist; then routes; then remove everything that the store lacks.
 
         Calls of one kind run side by side: a region that lost its state gets all of it within a pass. A model whose

@@ -16,7 +16,7 @@ from activities.regions.failover import BATCH
 from activities.runtime.single_calls import OF_ONE, describe, read_each
 from activities.state.desired import Facts, served_generations, shrinking_first
 from activities.state.routed_models import merge_served, read_routed
-from activities.state.wave_state import answered as still_answered
+from activities.state.wave_state import keep_held_shares as still_answered
 from ipnext.errors import RegionUnreachable, StaleWrite, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment.deployment import (
@@ -84,7 +84,7 @@ class Returning:
         self.suspects: set[str] = set()
         """Models with users or replicas on a generation that does not serve, as far as the read facts tell, and those that changed since."""
 
-    def bring_up(self) -> None:
+    def reconcile(self) -> None:
         """Apply the desired state until nothing differs. Its gateway is updated before its replicas end.
 
         Tables that differ from the stored ones are stored.
@@ -138,7 +138,7 @@ class Returning:
         left = {table.model for table in new}.union(self.failed) - kept.keys()
         for model in set(models) - left:
             mark = stored.marks[model]
-            self._marks[model] = mark.stored(self._region, kept[model]) if model in kept else mark
+            self._marks[model] = mark.with_revision(self._region, kept[model]) if model in kept else mark
         return len(differing)
 
     def _build_tables(self, found: Sequence[Facts], stored: StoredRegion) -> Mapping[str, RouteTable | None]:
@@ -195,7 +195,7 @@ class Returning:
         table = facts.tables.get(self._region)
         if table is None:
             return None
-        served, shares = self._served(facts, table), self._shares(facts, table, settled)
+        served, shares = self._list_served(facts, table), self._shares(facts, table, settled)
         same = table.model_copy(update={"shares": shares, "served": served})
         applied = self._revisions.get(facts.model, 0)
         if same == table and (applied < table.revision or self._has(table)):
@@ -205,7 +205,7 @@ class Returning:
             self._answered[facts.model] = later.revision
         return later
 
-    def _served(self, facts: Facts, table: RouteTable) -> tuple[ServedGeneration, ...]:
+    def _list_served(self, facts: Facts, table: RouteTable) -> tuple[ServedGeneration, ...]:
         held = served_generations(facts, self._region, tuple(facts.deployments.values()))
         others = [other for other in facts.tables.values() if other.region != self._region]
         sent = {s.generation for other in others for s in other.shares if s.to == self._region and s.fraction > 0}
@@ -221,7 +221,7 @@ class Returning:
         known = {(other.region, found.generation) for other in others for found in other.served}
         known |= {(self._region, found.generation) for found in held}
         shares = still_answered(self._former(table), known)
-        if not shares and (self._region, settled) in known and answered(facts, self._state, settled):
+        if not shares and (self._region, settled) in known and has_ready_replicas(facts, self._state, settled):
             return (RouteShare(to=self._region, generation=settled or 0, fraction=1.0),)
         return shares
 
@@ -305,7 +305,7 @@ class Returning:
             raise away[0]
 
 
-def answered(facts: Facts, state: RegionState, generation: int | None) -> bool:
+def has_ready_replicas(facts: Facts, state: RegionState, generation: int | None) -> bool:
     """True if every part of a generation has a ready replica in the region."""
     found = facts.generations.get(generation or 0)
     ready = {

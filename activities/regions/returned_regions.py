@@ -23,7 +23,9 @@ class ReturnedRegions:
         self._left = frozenset[str]()
         """Models that drifted at the last call: their repair may not have been recorded."""
 
-    def drifted(self, repository: Repository, regions: Iterable[Name], beat: Callable[[str], None]) -> frozenset[str]:
+    def find_drifted(
+        self, repository: Repository, regions: Iterable[Name], beat: Callable[[str], None]
+    ) -> frozenset[str]:
         """Return the models with replicas in regions that have come back, and that drifted."""
         found = set(self._left)
         for region in regions:

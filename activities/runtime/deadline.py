@@ -41,17 +41,17 @@ class Deadline:
         self._pause = pause
 
     @property
-    def passed(self) -> bool:
+    def is_over(self) -> bool:
         """True if no time is left."""
-        return self.waited >= self._seconds
+        return self.waited_seconds >= self._seconds
 
     @property
-    def look_over(self) -> bool:
+    def is_poll_over(self) -> bool:
         """True if this poll has lasted long enough."""
-        return self.waited >= self._look_seconds
+        return self.waited_seconds >= self._look_seconds
 
     @property
-    def waited(self) -> float:
+    def waited_seconds(self) -> float:
         """Seconds since the poll began."""
         return self._clock() - self._started
 
@@ -63,14 +63,14 @@ class Deadline:
     def wait_for(self, what: str, change: Callable[[float], None]) -> None:
         """Wait like `wait`, while `change` waits for an event: it receives the most seconds that it may take."""
         beat(what)
-        left = min(self._seconds, self._look_seconds) - self.waited
+        left = min(self._seconds, self._look_seconds) - self.waited_seconds
         try:
             change(min(LONGEST_WAIT_SECONDS, max(left, 0.0)))
         except Unavailable:
             self._pause(POLL_SECONDS)
 
 
-def paced(
+def throttle(
     say: Callable[[str], None], *, every_seconds: float = BEAT_SECONDS, clock: Callable[[], float] = time.monotonic
 ) -> Callable[[str], None]:
     """Make a `beat` that may be called millions of times: it calls `say` once per period, and else only reads the clock."""

@@ -34,7 +34,7 @@ _FENCE: ContextVar[_Fence | None] = ContextVar("fence", default=None)
 
 
 @contextmanager
-def fenced(store: Store, change_id: str, token: int = 0) -> Iterator[None]:
+def fencing(store: Store, change_id: str, token: int = 0) -> Iterator[None]:
     """Let `still_ours` compare the token of a change inside."""
     set_before = _FENCE.set(_Fence(store, change_id, token))
     try:
@@ -47,11 +47,11 @@ def of_a_wave(method: Callable[[Any, WaveInput], R]) -> Callable[[Any, WaveInput
     """Decorate an activity of a wave: it writes only while its run owns the transition. The object has a `_store`."""
 
     @functools.wraps(method)
-    def guarded(self: Any, wave: WaveInput) -> R:
-        with fenced(self._store, wave.transition_id, wave.fence):
+    def wrapper(self: Any, wave: WaveInput) -> R:
+        with fencing(self._store, wave.transition_id, wave.fence):
             return method(self, wave)
 
-    return guarded
+    return wrapper
 
 
 def still_ours(repository: Repository | None = None) -> None:

@@ -102,7 +102,7 @@ def read_facts(repository: Repository, model: str, target: int, *, named: Iterab
         generations=generations,
         snapshots=snapshots,
         deployments={d.key: d for d in deployments},
-        tables=routed(tables),
+        tables=index_tables(tables),
         pending=pending_revisions(tables),
         serving=record.serving_generation,
         lost=lost,
@@ -113,7 +113,7 @@ def read_facts(repository: Repository, model: str, target: int, *, named: Iterab
     )
 
 
-def routed(tables: Iterable[RouteTable]) -> dict[str, RouteTable]:
+def index_tables(tables: Iterable[RouteTable]) -> dict[str, RouteTable]:
     """Return the tables that transitions have written, by users' region."""
     return {table.region: table for table in tables if not table.pending}
 
@@ -179,7 +179,7 @@ def served_generations(facts: Facts, region: str, deployments: Iterable[Deployme
                 held.setdefault(generation, set()).add(deployment.key.part)
     known = [facts.generations[number] for number in sorted(held) if number in facts.generations]
     candidates = [(served_generation(facts, found.number), found) for found in known]
-    return tuple(s for s, found in candidates if _called(s.graph, found) <= held[s.generation])
+    return tuple(s for s, found in candidates if _list_hosted(s.graph, found) <= held[s.generation])
 
 
 def served_generation(facts: Facts, number: int) -> ServedGeneration:
@@ -277,10 +277,10 @@ def wanted_shares(
         complete = {served.generation for served in served_generations(facts, region, deployments)}
         if not shares[region] and main in complete:
             shares[region] = (RouteShare(to=region, generation=main, fraction=1.0),)
-    return sent_around(facts, shares, survivors(facts, deployments))
+    return fail_over(facts, shares, survivors(facts, deployments))
 
 
-def spared(facts: Facts, regions: Collection[str], wanted: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
+def choose_kept_sets(facts: Facts, regions: Collection[str], wanted: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
     """Return the replica sets to keep: if a run counts on a lost region of `regions`, all that answer in the remaining ones.
 
     Their users, and those who were about to move to the lost one, have nothing else before a plan without it exists.
@@ -292,7 +292,7 @@ def spared(facts: Facts, regions: Collection[str], wanted: tuple[Deployment, ...
     return (*kept, *left.values())
 
 
-def sent_around(
+def fail_over(
     facts: Facts, shares: Mapping[str, tuple[RouteShare, ...]], able: Sequence[Survivor]
 ) -> dict[str, tuple[RouteShare, ...]]:
     """Return shares without lost regions, over those that are `able`."""
@@ -328,7 +328,7 @@ def _throughput(
 ) -> float:
     """Return the throughput of a generation in a region, in the model's unit: that of its slowest part."""
     number = served.generation
-    able = dict.fromkeys(_called(served.graph, facts.generations[number]), 0.0)
+    able = dict.fromkeys(_list_hosted(served.graph, facts.generations[number]), 0.0)
     for found in deployments:
         if found.key.region == region and found.key.part in able:
             count = found.replicas_of(number) if ready is None else ready.get((found.key, number), 0)
@@ -383,7 +383,9 @@ def _drain_seconds(facts: Facts, part: PartSpec) -> float | None:
 
 def _own(state: ModelState, slot: Slot) -> dict[int, int]:
     return (
-        {generation: state.counts[slot, generation] for generation in sorted(state.held(slot))} if state.apart else {}
+        {generation: state.counts[slot, generation] for generation in sorted(state.generations_at(slot))}
+        if state.apart
+        else {}
     )
 
 
@@ -402,17 +404,19 @@ def _holds(facts: Facts, state: ModelState, slot: Slot) -> tuple[HeldSnapshot, .
     warm = {number for number in former if hosted.issuperset(facts.generations[number].parts)}
     kept = set() if state.apart else loaded & warm
     pieces: dict[tuple[str, int, int], list[Generation]] = {}
-    for generation in (facts.generations[number] for number in sorted(state.held(slot) | kept)):
+    for generation in (facts.generations[number] for number in sorted(state.generations_at(slot) | kept)):
         for name, number in generation.held_by(part).items():
             pieces.setdefault((name, number, len(generation.adapters_of(name))), []).append(generation)
     signers = facts.manifest.spec.validation.signers
     return tuple(
-        _held(part, facts.snapshots[name, number], found, signers)
+        _build_held(part, facts.snapshots[name, number], found, signers)
         for (name, number, _), found in sorted(pieces.items())
     )
 
 
-def _held(part: str, snapshot: Snapshot, generations: list[Generation], signers: SignerPolicy | None) -> HeldSnapshot:
+def _build_held(
+    part: str, snapshot: Snapshot, generations: list[Generation], signers: SignerPolicy | None
+) -> HeldSnapshot:
     """Build the entry of a held snapshot. A segment has no signers: the platform split it from a snapshot with a checked signature."""
     adapter = snapshot.part in generations[0].adapters
     return HeldSnapshot(
@@ -427,7 +431,7 @@ def _held(part: str, snapshot: Snapshot, generations: list[Generation], signers:
     )
 
 
-def _called(graph: PartGraph, generation: Generation) -> set[str]:
+def _list_hosted(graph: PartGraph, generation: Generation) -> set[str]:
     """Return the parts of a generation that hosts hold."""
     return set(generation.parts) if generation.layout is not None else {node.part for node in graph.nodes}
 
@@ -435,7 +439,9 @@ def _called(graph: PartGraph, generation: Generation) -> set[str]:
 def _spec_of(facts: Facts, state: ModelState, slot: Slot) -> tuple[PartSpec | None, HardwareOption | None]:
     """Return part and hardware of a slot, from the target, else from another generation at work."""
     name, _, hardware = slot
-    numbers = sorted(state.held(slot) & facts.generations.keys(), key=lambda number: (number != facts.target, -number))
+    numbers = sorted(
+        state.generations_at(slot) & facts.generations.keys(), key=lambda number: (number != facts.target, -number)
+    )
     for number in numbers:
         spec = laid_out(facts.manifest, facts.generations[number]).spec
         part = next((part for part in spec.parts if part.name == name), None)

@@ -77,7 +77,7 @@ def _leaves(repository: Repository, model: str) -> bool:
     return bool(lost & (replicas | sent) - planned)
 
 
-def unchanged(store: Store, lost: frozenset[str]) -> None:
+def check_unchanged(store: Store, lost: frozenset[str]) -> None:
     """Check before a call that changes the infrastructure, in one unit of work, that it may be made.
 
     Raises:
@@ -91,7 +91,7 @@ def unchanged(store: Store, lost: frozenset[str]) -> None:
 
 
 def same(repository: Repository, lost: frozenset[str]) -> None:
-    """Check like `unchanged`, in the unit of work of the write."""
+    """Check like `check_unchanged`, in the unit of work of the write."""
     changed = Drained.of(repository.drains()).lost ^ lost
     if changed:
         msg = f"region {min(changed)!r} was lost or came back meanwhile; what to do is computed anew"
@@ -108,7 +108,7 @@ def without_drained(fleet: FleetSpec, drained: Drained) -> FleetSpec:
     return fleet.model_copy(update={"supply": supply})
 
 
-def eased(model: ModelProblem, fleet: FleetSpec, drained: Drained) -> ModelProblem:
+def relax_model(model: ModelProblem, fleet: FleetSpec, drained: Drained) -> ModelProblem:
     """Relax the model's wishes as far as the drains require.
 
     `survive` waits while a region is lost, or drained by force: the remaining supply serves first. If only a lost

@@ -55,7 +55,7 @@ def without_regions(
     able = [found for found in survivors if found.region not in lost and found.qps > NONE]
     room = _Room(able, shares, lost, demand, serving)
     nearness = nearness or Nearness()
-    return {origin: _sent_around(origin, shares[origin], lost, room, nearness) for origin in sorted(shares)}
+    return {origin: _fail_over(origin, shares[origin], lost, room, nearness) for origin in sorted(shares)}
 
 
 class _Room:
@@ -102,7 +102,7 @@ class _Room:
         return generation == self._serving, generation in self._sent_to, qps, generation
 
 
-def _sent_around(origin: str, shares: Shares, lost: Collection[str], room: _Room, nearness: Nearness) -> Shares:
+def _fail_over(origin: str, shares: Shares, lost: Collection[str], room: _Room, nearness: Nearness) -> Shares:
     kept = {(share.to, share.generation): share.fraction for share in shares if share.to not in lost}
     for share in shares:
         if share.to in lost and share.fraction > 0:
@@ -123,12 +123,12 @@ def _spread(origin: str, share: RouteShare, room: _Room, nearness: Nearness) -> 
     left, found = share.fraction, list[tuple[Survivor, float]]()
     for tier in (near, able):
         given = _by_weight(tier, [room.free(survivor) for survivor in tier], _fits(tier, left, origin, room))
-        found += _taken(given, origin, room)
+        found += _reserve(given, origin, room)
         left -= sum(fraction for _, fraction in given)
         if left <= NONE:
             return found
     rest = near or able
-    return found + _taken(_by_weight(rest, [survivor.qps for survivor in rest], left), origin, room)
+    return found + _reserve(_by_weight(rest, [survivor.qps for survivor in rest], left), origin, room)
 
 
 def _fits(tier: Sequence[Survivor], left: float, origin: str, room: _Room) -> float:
@@ -146,7 +146,7 @@ def _by_weight(tier: Sequence[Survivor], weights: Sequence[float], fraction: flo
     return [(survivor, fraction * weight / total) for survivor, weight in zip(tier, weights, strict=True) if weight > 0]
 
 
-def _taken(given: Sequence[tuple[Survivor, float]], origin: str, room: _Room) -> list[tuple[Survivor, float]]:
+def _reserve(given: Sequence[tuple[Survivor, float]], origin: str, room: _Room) -> list[tuple[Survivor, float]]:
     for survivor, fraction in given:
         room.take(survivor, fraction * room.demand.get(origin, 0.0))
     return list(given)

@@ -5,7 +5,7 @@ Kept with the transition, because the manifest in force is that of the change wh
 
 from dataclasses import replace
 
-from activities.state.desired import Facts, routed
+from activities.state.desired import Facts, index_tables
 from ipnext.store.records import StateBefore
 from ipnext.store.repository import Repository
 
@@ -23,7 +23,7 @@ def state_before(repository: Repository, model: str) -> StateBefore:
     """Return what a revert restores: the replica sets, and the generations as the route tables have them now."""
     served = {
         found.generation: found
-        for table in sorted(routed(repository.routes(model)).values(), key=lambda table: table.region)
+        for table in sorted(index_tables(repository.routes(model)).values(), key=lambda table: table.region)
         for found in table.served
     }
     return StateBefore(deployments=repository.deployments(model), served=tuple(served.values()))

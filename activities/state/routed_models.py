@@ -6,7 +6,7 @@ Called when a region is lost, and when it is restored: for hundreds of models, i
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 
-from activities.state.desired import Facts, pending_revisions, round_trips, routed
+from activities.state.desired import Facts, index_tables, pending_revisions, round_trips
 from activities.state.drained_fleet import Drained
 from activities.state.facts import at_work, by_model, snapshots_of
 from ipnext.model.deployment.deployment import ServedGeneration
@@ -47,7 +47,7 @@ def read_routed(repository: Repository, models: Collection[str]) -> tuple[Facts,
             generations=generations[name],
             snapshots=snapshots[name],
             deployments={d.key: d for d in deployments[name]},
-            tables=routed(tables[name]),
+            tables=index_tables(tables[name]),
             pending=pending_revisions(tables[name]),
             serving=records[name].serving_generation,
             lost=drained.lost,

@@ -68,7 +68,7 @@ class ModelState:
                 found[slot] = found.get(slot, 0) + count if self.apart else max(found.get(slot, 0), count)
         return found
 
-    def held(self, slot: Slot) -> frozenset[int]:
+    def generations_at(self, slot: Slot) -> frozenset[int]:
         """Return generations that a slot has to hold."""
         return frozenset(generation for (at, generation), count in self.counts.items() if at == slot and count)
 
@@ -148,7 +148,7 @@ def state_undone(transition: Transition, model: str, index: int, phase: Phase) -
     return state_at(transition, model, index, "routed" if phase == "scaled_up" else "scaled_up")
 
 
-def brought_up(transition: Transition, model: str, index: int, generation: int) -> ModelState:
+def wave_target(transition: Transition, model: str, index: int, generation: int) -> ModelState:
     """Return the replicas that wave `index` waits for: all of `generation`, and the additions of others.
 
     The former replicas of others may be broken, and the reason for the change.
@@ -241,14 +241,14 @@ def running_state(
     over = _going_over(deployments)
     shares = {table.region: _as_held(table.shares, held, over) for table in tables}
     sending = [found for region, found in shares.items() if region in demanding or region not in lost]
-    answering = {g for found in sending for to, g in _sent(found) if (to, g) in held}
+    answering = {g for found in sending for to, g in _list_targets(found) if (to, g) in held}
     answering = answering or {generation for _, generation in held if generation == serving}
     held = {(region, generation) for region, generation in held if region not in lost}
     traffic = tuple(
         GenerationShare.trusted(model, region, s.to, s.generation, s.fraction)
         for region, found in shares.items()
         if region in demanding
-        for s in answered(found, held)
+        for s in keep_held_shares(found, held)
     )
     replicas = tuple(
         GenerationReplicas.trusted(model, d.key.part, generation, d.key.region, d.key.hardware, count)
@@ -275,7 +275,7 @@ def _as_held(
     shares: tuple[RouteShare, ...], held: Collection[tuple[str, int]], over: Mapping[str, int]
 ) -> tuple[RouteShare, ...]:
     """Rename shares of generations that are not held to the target generation, in regions whose processes are hot swapped."""
-    if all((to, generation) in held or to not in over for to, generation in _sent(shares)):
+    if all((to, generation) in held or to not in over for to, generation in _list_targets(shares)):
         return shares
     sums: dict[tuple[str, int], float] = {}
     for share in shares:
@@ -285,11 +285,11 @@ def _as_held(
     return tuple(route_share(to, generation, min(1.0, fraction)) for (to, generation), fraction in sums.items())
 
 
-def _sent(shares: Iterable[RouteShare]) -> Iterable[tuple[str, int]]:
+def _list_targets(shares: Iterable[RouteShare]) -> Iterable[tuple[str, int]]:
     return ((share.to, share.generation) for share in shares if share.fraction > 0)
 
 
-def answered(shares: Iterable[RouteShare], held: Collection[tuple[str, int]]) -> tuple[RouteShare, ...]:
+def keep_held_shares(shares: Iterable[RouteShare], held: Collection[tuple[str, int]]) -> tuple[RouteShare, ...]:
     """Return shares of generations that their target holds, scaled to the sum of all shares."""
     sent = [share for share in shares if share.fraction > 0]
     kept = [share for share in sent if (share.to, share.generation) in held]

@@ -13,7 +13,7 @@ from temporalio import activity
 
 from activities.runtime.deadline import Deadline, beat
 from activities.runtime.fence import of_a_wave, still_ours
-from activities.state.desired import Facts, shrinking_first, spared, wanted_deployments, wanted_shares
+from activities.state.desired import Facts, choose_kept_sets, shrinking_first, wanted_deployments, wanted_shares
 from activities.state.drained_fleet import same
 from activities.state.failure_cause import note_first, worst_region
 from activities.state.observed import Failure, first_failure, missing_replicas, observe
@@ -22,22 +22,22 @@ from activities.state.wave_state import ModelState
 from activities.transition.admission import AT_ONCE
 from activities.transition.draft import Draft
 from activities.transition.gate import Asked, errors_only, judge
-from activities.transition.gate_window import counted_since, former_generation, opened, traffic_of, uncompared
+from activities.transition.gate_window import count_since, former_generation, open_window, refuse_uncompared, traffic_of
 from activities.transition.hot_swap import Announcement, leave_what_is_sent, not_gone_back
 from activities.transition.revert import (
     answers_at_all,
+    find_unrestored,
     heard,
-    held_for_lack,
     none_more,
     not_as_before,
     still_answered,
     waiting,
 )
-from activities.transition.scale_down import Left, Releasing, known, left_over, shrinking, stray
+from activities.transition.scale_down import Left, Releasing, find_leftovers, is_own_slot, shrinking, stray
 from activities.transition.scale_up import Capacity
-from activities.transition.step_limit import hurried
+from activities.transition.step_limit import check_growth
 from activities.transition.traffic_shift import Gateways
-from activities.transition.wave_context import Reaching, led_to
+from activities.transition.wave_context import Reaching, list_routable
 from ipnext.errors import RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment.deployment import Deployment, RegionState, RouteShare
@@ -89,12 +89,12 @@ class TransitionActivities:
         while only another model's transition holds the supply that the waves need, or while the owner prefers to wait
         for supply: a later retry can succeed.
         """
-        draft = self._drafted(stage)
+        draft = self._draft_transition(stage)
         record, rollout = draft.record, draft.rollout
         return TransitionPlanned(
             transition_id=record.id,
             waves=len(record.transition.waves),
-            refused=record.transition.refused or _ended_before(record),
+            refused=record.transition.refused or _rerun_refusal(record),
             fence=record.fence,
             deadline_seconds=rollout.deadline_seconds,
             approval="none" if stage.kind in _UNASKED else rollout.approval,
@@ -126,7 +126,7 @@ class TransitionActivities:
             reaching = Reaching.read(repository, wave, "scaled_up")
             if (stuck := reaching.stuck) is not None:
                 return stuck
-            facts, full = reaching.facts, reaching.unfreed
+            facts, full = reaching.facts, reaching.unfreed_regions
             wanted = [found for found in wanted_deployments(facts, reaching.state) if found.key.region not in full]
             fewer = () if wave.back else shrinking(facts, wanted)
             for deployment in wanted:
@@ -141,9 +141,9 @@ class TransitionActivities:
         told = shrinking_first((found for found in wanted if found.key.region not in facts.lost), running)
         if not wave.back and (drains := capacity.until_drained(told)) is not None:
             return drains
-        goes_over = reaching.goes_over or leave_what_is_sent(facts.tables.values(), told)
+        goes_over = reaching.is_swapping or leave_what_is_sent(facts.tables.values(), told)
         announce = self._announcement(facts, wanted) if goes_over else None
-        needed = reaching.needed.outside(facts.lost | full)
+        needed = reaching.needed_state.outside(facts.lost | full)
         result = capacity.until_ready(wave, needed, told, announce=announce)
         if result.again_seconds:
             return result
@@ -170,14 +170,14 @@ class TransitionActivities:
             urgent = wave.back or repository.change(wave.transition_id).kind in AT_ONCE
         rollout, serving = found.in_force.spec.rollout, found.serving_generation
         facts, state, transition = reaching.facts, reaching.state, reaching.transition
-        deployments = led_to(reaching)
+        deployments = list_routable(reaching)
         if wave.back and facts.lost:
-            deployments = self._and_what_answers(facts, reaching.counted_on, deployments)
+            deployments = self._and_what_answers(facts, reaching.needed_regions, deployments)
         shares = still_answered(facts, transition, state, wanted_shares(facts, state, deployments))
-        if not urgent and (result := hurried(facts, transition, wave.index, shares, rollout)) is not None:
+        if not urgent and (result := check_growth(facts, transition, wave.index, shares, rollout)) is not None:
             self._note(wave, ConditionType.ROUTES_READY, result)
             return result
-        refusal = uncompared(transition, wave.model, wave.generation, serving=serving, gate=rollout.gate)
+        refusal = refuse_uncompared(transition, wave.model, wave.generation, serving=serving, gate=rollout.gate)
         if not urgent and refusal is not None:
             self._note_gate(wave, refusal)
             return refusal
@@ -196,7 +196,7 @@ class TransitionActivities:
         former = former_generation(transition, wave.model, wave.generation) if rollout.gate.compares else None
         new = traffic_of(wave.model, wave.generation, states.values())
         old = traffic_of(wave.model, former, states.values()) if former else ()
-        baseline, window = opened(former, new, old, sketched=rollout.gate.judges_drift)
+        baseline, window = open_window(former, new, old, sketched=rollout.gate.judges_drift)
         result = WaveResult(ok=True, hold_seconds=hold, baseline=baseline, window=window)
         self._note(wave, ConditionType.ROUTES_READY, result, rests=True)
         return result
@@ -211,7 +211,7 @@ class TransitionActivities:
         """
         with self._store.read() as repository:
             reaching = Reaching.read(repository, wave, "routed")
-            asked = _asked(repository, wave, reaching.state)
+            asked = _build_gate_input(repository, wave, reaching.state)
         regions = {region for _, region, _ in reaching.state.slots} - reaching.facts.lost
         states, silent = observe(self._infrastructure, regions, [wave.model])
         if silent:
@@ -223,7 +223,7 @@ class TransitionActivities:
         former = wave.window.former if wave.window else None
         old = traffic_of(wave.model, former, states.values()) if former else ()
         failure = first_failure(wave.model, wave.generation, states.values())
-        verdict = judge(asked, counted_since(wave.baseline, wave.window, new, old))
+        verdict = judge(asked, count_since(wave.baseline, wave.window, new, old))
         if failure is None and verdict.ok:
             return WaveResult(ok=True, message=verdict.message, again_seconds=verdict.again_seconds)
         if failure is None:
@@ -244,17 +244,17 @@ class TransitionActivities:
             reaching = Reaching.read(repository, wave, "released")
         facts, state, record, last = reaching.facts, reaching.state, reaching.record, reaching.is_last
         target = wanted_deployments(facts, state)
-        wanted = whole = spared(facts, reaching.counted_on, target)
+        wanted = whole = choose_kept_sets(facts, reaching.needed_regions, target)
         if wave.back and wave.by_waves:
             wanted = none_more(wanted, facts.deployments)
-        gone = [d for d in left_over(facts, wanted) if last or known(record.transition, wave.model, d)]
+        gone = [d for d in find_leftovers(facts, wanted) if last or is_own_slot(record.transition, wave.model, d)]
         shares = still_answered(facts, reaching.transition, state, wanted_shares(facts, state, wanted))
         if last:
             shares = {region: found for region, found in shares.items() if found or region in facts.tables}
-        kept = wanted if last else (*wanted, *(d for d in left_over(facts, wanted) if d not in gone))
+        kept = wanted if last else (*wanted, *(d for d in find_leftovers(facts, wanted) if d not in gone))
         if wave.back:
-            kept = heard(kept, whole, self._and_what_answers(facts, reaching.counted_on, target))
-        needed = held_for_lack(whole, facts.deployments, shares) if wave.back and wave.by_waves else frozenset()
+            kept = heard(kept, whole, self._and_what_answers(facts, reaching.needed_regions, target))
+        needed = find_unrestored(whole, facts.deployments, shares) if wave.back and wave.by_waves else frozenset()
         self._begin_to_move(wave)
         releasing = self._releasing(facts)
         left = Left(releasing.waiting(shares, wanted), needed, self._keeping(reaching))
@@ -271,7 +271,7 @@ class TransitionActivities:
         ahead = (state.routes.get(facts.model, 0) > facts.tables[name].revision for name, state in states.items())
         return not silent and not any(ahead)
 
-    def _drafted(self, stage: StageInput) -> Draft:
+    def _draft_transition(self, stage: StageInput) -> Draft:
         """Return the transition of a change as stored. Waves are searched outside the writing unit, and compared before the write.
 
         If others meanwhile take supply that the waves count on, the waves are searched again; the last time inside the
@@ -286,13 +286,13 @@ class TransitionActivities:
             with self._store.begin(stage.model) as repository:
                 repository.lock_plan_in_force()
                 if draft.holds(repository, stage):
-                    return self._saved(repository, stage, draft)
+                    return self._save_draft(repository, stage, draft)
         with self._store.begin(stage.model) as repository:
             repository.lock_plan_in_force()
             draft = Draft.read(repository, stage)
-            return draft if draft.known else self._saved(repository, stage, draft)
+            return draft if draft.known else self._save_draft(repository, stage, draft)
 
-    def _saved(self, repository: Repository, stage: StageInput, draft: Draft) -> Draft:
+    def _save_draft(self, repository: Repository, stage: StageInput, draft: Draft) -> Draft:
         still_ours()
         record = repository.save_transition(draft.record, before=state_before(repository, stage.model))
         if record.transition.refused is None:
@@ -305,7 +305,7 @@ class TransitionActivities:
         self, facts: Facts, counted_on: Collection[str], deployments: tuple[Deployment, ...]
     ) -> tuple[Deployment, ...]:
         """Add the replica sets that still answer in the remaining regions, if a revert counts on a lost one: they keep their users."""
-        more = spared(facts, counted_on, deployments)[len(deployments) :]
+        more = choose_kept_sets(facts, counted_on, deployments)[len(deployments) :]
         states, _ = observe(self._infrastructure, {found.key.region for found in more}, [facts.model])
         return deployments + tuple(found for found in more if answers_at_all(facts, found, states))
 
@@ -372,7 +372,7 @@ def _rest(repository: Repository, wave: WaveInput, *, rests: bool) -> None:
     repository.advance_transition(wave.transition_id, rests=rests and not wave.back)
 
 
-def _asked(repository: Repository, wave: WaveInput, state: ModelState) -> Asked:
+def _build_gate_input(repository: Repository, wave: WaveInput, state: ModelState) -> Asked:
     """Return the gate's inputs for a wave. A rollback is judged by errors only: its generation has served before."""
     rollout = repository.model(wave.model).in_force.spec.rollout
     record, window = repository.transition(wave.transition_id), wave.window
@@ -388,7 +388,7 @@ def _asked(repository: Repository, wave: WaveInput, state: ModelState) -> Asked:
     )
 
 
-def _ended_before(record: TransitionRecord) -> str | None:
+def _rerun_refusal(record: TransitionRecord) -> str | None:
     """Reason why a reverted transition is not executed again: its origin state may be gone."""
     return "its transition was reverted before" if record.state is TransitionState.ROLLED_BACK else None
 

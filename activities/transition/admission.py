@@ -13,11 +13,11 @@ from activities.planning.problem import (
     with_running_options,
     with_supply_left,
 )
-from activities.state.drained_fleet import Drained, eased, without_drained
+from activities.state.drained_fleet import Drained, relax_model, without_drained
 from activities.state.facts import snapshots_of
 from activities.state.failover_shares import Nearness
 from activities.state.wave_state import Back, fits_at_once
-from activities.transition.hot_swap import started_anew
+from activities.transition.hot_swap import find_restarts
 from activities.transition.refresh_mode import refresh_of
 from activities.transition.rollback_target import on_what_is_left, within_reach
 from ipnext.errors import InvalidInput, Unavailable
@@ -56,19 +56,19 @@ def planned_waves(
     policy = policy.model_copy(update={"calls": calls})
     whole, drained = repository.fleet().spec, Drained.of(repository.drains())
     if (outdated := wait_for_repair(stage.kind, to, drained.lost)) is not None:
-        return refused_way(origin, to, outdated)
+        return refuse_transition(origin, to, outdated)
     fleet = without_drained(whole, drained)
-    wished = with_running_options(eased(model_problem(manifest), whole, drained), repository.deployments(model))
+    wished = with_running_options(relax_model(model_problem(manifest), whole, drained), repository.deployments(model))
     if stage.kind is ChangeKind.ROLLBACK:
-        to = _left_of(wished, to, whole, drained)
+        to = _remaining_target(wished, to, whole, drained)
     if stage.kind in AT_ONCE:
         wished = within_reach(wished, to)
     now = with_supply_left(fleet, in_use)
-    transition, admission = _admitted(wished, now, (origin, to), policy)
+    transition, admission = _try_admit(wished, now, (origin, to), policy)
     if transition.refused:
         transition = transition.model_copy(update={"refused": in_unit(transition.refused, manifest.spec.unit)})
         later = with_supply_left(fleet, repository.units_entitled(but=model))
-        if _admitted(wished, later, (origin, to), policy)[1].feasible:
+        if _try_admit(wished, later, (origin, to), policy)[1].feasible:
             msg = f"waiting for supply that another model is about to free: {transition.refused}"
             raise Unavailable(msg)
         if rollout.when_short == "wait" and admission.surge and stage.kind not in AT_ONCE:
@@ -79,7 +79,7 @@ def planned_waves(
     return transition
 
 
-def refused_way(origin: FleetState, to: FleetState, why: str) -> Transition:
+def refuse_transition(origin: FleetState, to: FleetState, why: str) -> Transition:
     """Return a transition that is refused, without waves."""
     return Transition.model_validate({"from": origin, "to": to, "refused": why})
 
@@ -102,7 +102,7 @@ def wait_for_repair(kind: ChangeKind, to: FleetState, lost: Collection[str]) -> 
     raise Unavailable(msg)
 
 
-def _left_of(model: ModelProblem, to: FleetState, fleet: FleetSpec, drained: Drained) -> FleetState:
+def _remaining_target(model: ModelProblem, to: FleetState, fleet: FleetSpec, drained: Drained) -> FleetState:
     """Return the target state of a rollback while regions are lost."""
     rows = zip(fleet.regions, fleet.rtt_ms, strict=True)
     rtt_ms = {(origin, region): ms for origin, row in rows for region, ms in zip(fleet.regions, row, strict=True)}
@@ -128,7 +128,7 @@ def step_policy(rollout: RolloutSpec, kind: ChangeKind, refresh: Refresh) -> Ste
 def price_of(transition: Transition, anew: Mapping[str, str]) -> str:
     """Describe the surge, the dips and the swaps of the waves in words; empty if there are none.
 
-    `anew`: part -> reason why its engines cannot be hot swapped if the waves swap them (`hot_swap.started_anew`).
+    `anew`: part -> reason why its engines cannot be hot swapped if the waves swap them (`hot_swap.find_restarts`).
     """
     surge = [f"{item.units:.9g} units of {item.region}/{item.hardware}" for item in transition.surge]
     dips = [f"{dip.part} in {dip.region} by {dip.fraction:.0%}" for dip in transition.dips]
@@ -170,7 +170,7 @@ def not_swapped(repository: Repository, stage: StageInput, transition: Transitio
     involved = repository.generations_at_work(model, numbers)[::-1]
     named = repository.snapshots_named(snapshots_of(involved))
     manifests = {(s.part, s.number): s.manifest for s in named}
-    return started_anew(spec, involved, manifests, transition)
+    return find_restarts(spec, involved, manifests, transition)
 
 
 def way_back(repository: Repository, stage: StageInput, transition: Transition, in_use: Units) -> Back:
@@ -190,12 +190,14 @@ def _generations(*states: FleetState) -> frozenset[int]:
     return frozenset(replicas | {share.generation for state in states for share in state.traffic})
 
 
-def _admitted(
+def _try_admit(
     model: ModelProblem, fleet: FleetSpec, ends: tuple[FleetState, FleetState], policy: StepPolicy
 ) -> tuple[Transition, Admission]:
     origin, to = ends
     try:
         planned, admission = admit(fleet_problem(fleet, [model]), origin, to, {model.model: policy})
     except InvalidInput as error:
-        return refused_way(origin, to, error.message), Admission(feasible=False, mode="refused", reason=error.message)
+        return refuse_transition(origin, to, error.message), Admission(
+            feasible=False, mode="refused", reason=error.message
+        )
     return planned.model_copy(update={"refresh": policy.refresh}), admission

@@ -14,8 +14,8 @@ from activities.planning.problem import model_as_served, units_in_use, units_of
 from activities.state.drained_fleet import Drained, without_drained
 from activities.state.serving_basis import go_by_what_serves
 from activities.state.wave_state import Back, peak, planned_state, running_state
-from activities.transition.admission import not_swapped, planned_waves, price_of, refused_way, way_back
-from activities.transition.dropped_users import refused_drop
+from activities.transition.admission import not_swapped, planned_waves, price_of, refuse_transition, way_back
+from activities.transition.dropped_users import explain_drop
 from ipnext.errors import NotFound
 from ipnext.model.lifecycle.messages import ChangeKind, StageInput
 from ipnext.model.manifest.manifest import RolloutSpec
@@ -58,7 +58,7 @@ class Draft:
         repository.check_fence(stage.change_id, known.fence if known else 0)
         repository.check_only_mover(stage.model, stage.change_id)
         in_use = units_in_use(repository, but=stage.model)
-        record = known or _planned(repository, stage, in_use)
+        record = known or _plan_transition(repository, stage, in_use)
         return cls(
             record=record,
             known=known is not None,
@@ -89,7 +89,7 @@ class Draft:
         return self.record.transition.refused is None and _is_roomy(repository, stage, self.record.transition, now)
 
 
-def _planned(repository: Repository, stage: StageInput, in_use: Units) -> TransitionRecord:
+def _plan_transition(repository: Repository, stage: StageInput, in_use: Units) -> TransitionRecord:
     placed = repository.placement(stage.model)
     if placed is None:
         msg = f"no plan is in force that places {stage.model!r}; publish or apply it so that one is made"
@@ -97,7 +97,7 @@ def _planned(repository: Repository, stage: StageInput, in_use: Units) -> Transi
     deployments, tables = repository.deployments(stage.model), repository.routes(stage.model)
     model = repository.model(stage.model)
     if stage.kind in BRINGS_NOTHING_NEW and model.serving_generation != stage.generation:
-        return _refused(stage, model)
+        return _refuse_outdated(stage, model)
     demand = model.in_force.spec.demand
     demanding = {item.region for item in demand}
     lost = Drained.of(repository.drains()).lost
@@ -105,18 +105,18 @@ def _planned(repository: Repository, stage: StageInput, in_use: Units) -> Transi
         stage.model, deployments, tables, demanding=demanding, lost=lost, serving=model.serving_generation
     )
     to = planned_state(stage.model, stage.generation, placed.state)
-    if stage.kind is ChangeKind.MOVE and (why := refused_drop(repository, model.in_force, origin, to)) is not None:
-        return _record(stage, model, refused_way(origin, to, why))
+    if stage.kind is ChangeKind.MOVE and (why := explain_drop(repository, model.in_force, origin, to)) is not None:
+        return _record(stage, model, refuse_transition(origin, to, why))
     planned_for = tuple(RegionDemand(region=item.region, qps=item.amount) for item in demand)
     transition = planned_waves(repository, stage, origin, to, in_use).model_copy(update={"demand": planned_for})
     return _record(stage, model, transition)
 
 
-def _refused(stage: StageInput, model: ModelRecord) -> TransitionRecord:
+def _refuse_outdated(stage: StageInput, model: ModelRecord) -> TransitionRecord:
     """Return the refused transition of a change to the generation that served when it began; another one serves by now."""
     serves = f"generation {model.serving_generation} serves" if model.serving_generation else "nothing serves"
     refused = f"{serves} by now, not generation {stage.generation}, which served when the {stage.kind} began"
-    return _record(stage, model, refused_way(FleetState(), FleetState(), refused))
+    return _record(stage, model, refuse_transition(FleetState(), FleetState(), refused))
 
 
 def _record(stage: StageInput, model: ModelRecord, transition: Transition) -> TransitionRecord:

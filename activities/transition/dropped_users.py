@@ -17,7 +17,7 @@ TOLERANCE = 1e-9
 """Units: the database adds fractions in an order of its choice."""
 
 
-def refused_drop(repository: Repository, manifest: ModelManifest, origin: FleetState, to: FleetState) -> str | None:
+def explain_drop(repository: Repository, manifest: ModelManifest, origin: FleetState, to: FleetState) -> str | None:
     """Return the reason why a move may not lead to `to`; None if it drops no users, or supply or a drain took their replicas."""
     model = manifest.name
     asking = {item.region for item in manifest.spec.demand if item.amount > 0}

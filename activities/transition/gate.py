@@ -95,9 +95,9 @@ class _Answers:
         self._errors = sum(pair.new.errors for pair in pairs)
         self._non_finite = sum(pair.new.non_finite for pair in pairs)
         self._former_requests = sum(pair.old.requests for pair in pairs)
-        self._latency = _summed(pair.new.latency for pair in pairs)
-        self._first_token = _summed(pair.new.first_token for pair in pairs)
-        self._token = _summed(pair.new.token for pair in pairs)
+        self._latency = _sum_histograms(pair.new.latency for pair in pairs)
+        self._first_token = _sum_histograms(pair.new.first_token for pair in pairs)
+        self._token = _sum_histograms(pair.new.token for pair in pairs)
         self._latencies = latencies(pairs) if asked.compares else None
         self._predictions = predictions(pairs) if asked.compares else {}
 
@@ -201,7 +201,7 @@ class _Answers:
         return self._former_requests >= self._gate.needed
 
 
-def _summed(parts: Iterable[Mapping[int, int]]) -> dict[int, float]:
+def _sum_histograms(parts: Iterable[Mapping[int, int]]) -> dict[int, float]:
     found: dict[int, float] = {}
     for counts in parts:
         for bucket, count in counts.items():

@@ -24,7 +24,7 @@ def former_generation(transition: Transition, model: str, generation: int) -> in
     return None if found == generation else found
 
 
-def uncompared(
+def refuse_uncompared(
     transition: Transition, model: str, generation: int, *, serving: int | None, gate: GateSpec
 ) -> WaveResult | None:
     """Refuse traffic if a generation serves but answers no users, as its regions are lost: nothing can be compared.
@@ -68,7 +68,7 @@ def _of_region(region: str, counted: GenerationTraffic) -> RegionTraffic:
     )
 
 
-def opened(
+def open_window(
     former: int | None, new: Sequence[RegionTraffic], old: Sequence[RegionTraffic], *, sketched: bool = True
 ) -> tuple[tuple[RegionTraffic, ...], GateWindow]:
     """Return the baselines of a wave: that of the new generation, and the window with that of the former one.
@@ -99,7 +99,7 @@ def _slim(counts: Sequence[RegionTraffic], without: Sequence[str]) -> tuple[Regi
     return tuple(item.model_copy(update={"predictions": {}}) if item.region in without else item for item in counts)
 
 
-def counted_since(
+def count_since(
     baseline: Sequence[RegionTraffic],
     window: GateWindow | None,
     new: Sequence[RegionTraffic],

@@ -66,7 +66,7 @@ def while_swapped(transition: Transition, model: str, index: int) -> frozenset[t
     return frozenset((region, generation) for ((_, region, _), generation), count in counts.items() if count)
 
 
-def started_anew(
+def find_restarts(
     spec: ModelSpec, generations: Iterable[Generation], manifests: Manifests, transition: Transition
 ) -> Mapping[str, str]:
     """Map each part that `transition` swaps to the reason why its engines cannot be hot swapped between `generations`.

@@ -5,14 +5,14 @@ Pure functions of a step's target state, the stored state and the state that the
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from activities.regions.recovery import answered
+from activities.regions.recovery import has_ready_replicas
 from activities.state.desired import Facts
 from activities.state.wave_state import ModelState, Slot, state_of
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RegionState, RouteShare, RouteTable
 from ipnext.model.planning.transition import Transition
 
 
-def unfreed(
+def find_unfreed(
     state: ModelState,
     deployments: Iterable[Deployment],
     tables: Iterable[RouteTable],
@@ -31,7 +31,7 @@ def unfreed(
     return frozenset(full | {found.key.region for found in deployments if _exceeds(found, state, slots)})
 
 
-def held_for_lack(
+def find_unrestored(
     wanted: Iterable[Deployment],
     stored: Mapping[DeploymentKey, Deployment],
     shares: Mapping[str, Sequence[RouteShare]],
@@ -73,7 +73,7 @@ def waiting(
         for origin, found in shares.items()
         for share in found
         if share.fraction > 0 and share.to in states and (origin, share.to, share.generation) not in sent
-        if not answered(facts, states[share.to], share.generation)
+        if not has_ready_replicas(facts, states[share.to], share.generation)
     )
 
 
@@ -100,12 +100,16 @@ def still_answered(
         if kept.get(region) or origin.shares.get(region):
             continue
         sent = {(share.to, share.generation) for share in table.shares if share.fraction > 0}
-        if sent and sent <= held - _routed(transition, facts.model, region) and not facts.lost & {to for to, _ in sent}:
+        if (
+            sent
+            and sent <= held - _list_targets(transition, facts.model, region)
+            and not facts.lost & {to for to, _ in sent}
+        ):
             kept[region] = table.shares
     return kept
 
 
-def _routed(transition: Transition, model: str, origin: str) -> set[tuple[str, int]]:
+def _list_targets(transition: Transition, model: str, origin: str) -> set[tuple[str, int]]:
     """(Region, generation) that the transition itself sends users of a region to."""
     routes = (route for wave in transition.waves for route in wave.route)
     return {
@@ -119,7 +123,7 @@ def _routed(transition: Transition, model: str, origin: str) -> set[tuple[str, i
 def answers_at_all(facts: Facts, deployment: Deployment, states: Mapping[str, RegionState]) -> bool:
     """True if some generation of a replica set is answered in its region."""
     state = states.get(deployment.key.region)
-    return state is not None and any(answered(facts, state, number) for number in deployment.generations)
+    return state is not None and any(has_ready_replicas(facts, state, number) for number in deployment.generations)
 
 
 def heard(

@@ -21,7 +21,7 @@ class Following(NamedTuple):
     beyond: float = 0.0
 
 
-def followed(
+def follow_routes(
     now: Mapping[str, Shares],
     then: Mapping[str, Shares],
     deployments: Iterable[Deployment],
@@ -68,7 +68,7 @@ class _Load:
         """Return the load of all gateways."""
         total: dict[Place, float] = defaultdict(float)
         for region, found in shares.items():
-            for place, qps in self._asked(region, found, able):
+            for place, qps in self._spread_demand(region, found, able):
                 total[place] += qps
         return total
 
@@ -76,11 +76,11 @@ class _Load:
         """Return the change in load when one gateway moves."""
         change: dict[Place, float] = defaultdict(float)
         for shares, sign in ((now, -1.0), (then, 1.0)):
-            for place, qps in self._asked(region, shares, able):
+            for place, qps in self._spread_demand(region, shares, able):
                 change[place] += sign * qps
         return change
 
-    def _asked(self, region: str, shares: Shares, able: Mapping[Place, float]) -> Iterator[tuple[Place, float]]:
+    def _spread_demand(self, region: str, shares: Shares, able: Mapping[Place, float]) -> Iterator[tuple[Place, float]]:
         for share in shares:
             qps = share.fraction * self._demand.get(region, 0.0)
             for part in self._parts.get(share.generation, ()):

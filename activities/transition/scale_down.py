@@ -7,7 +7,7 @@ from activities.runtime import lease as pulse
 from activities.runtime.deadline import beat
 from activities.runtime.fence import still_ours
 from activities.state.desired import Facts
-from activities.state.drained_fleet import Drained, unchanged
+from activities.state.drained_fleet import Drained, check_unchanged
 from activities.state.observed import observe
 from activities.state.wave_state import peak
 from activities.transition.revert import waiting
@@ -94,7 +94,7 @@ class Releasing:
         return (self._write(told, keys) if told else None) or unreachable
 
     def _tell(self, deployment: Deployment, *, keep: bool) -> None:
-        unchanged(self._store, self._facts.lost)
+        check_unchanged(self._store, self._facts.lost)
         if deployment.key.region in self._facts.lost:
             return
         if keep:
@@ -133,7 +133,7 @@ def shrinking(facts: Facts, wanted: Iterable[Deployment]) -> tuple[Deployment, .
     )
 
 
-def left_over(facts: Facts, wanted: Sequence[Deployment]) -> list[Deployment]:
+def find_leftovers(facts: Facts, wanted: Sequence[Deployment]) -> list[Deployment]:
     """Return stored replica sets that are not among the wanted ones."""
     keys = {deployment.key for deployment in wanted}
     return [deployment for key, deployment in facts.deployments.items() if key not in keys]
@@ -153,11 +153,13 @@ def stray(facts: Facts, transition: Transition) -> list[Deployment]:
     return [
         found
         for found in facts.deployments.values()
-        if found.key.region not in facts.lost and not answers(found, sent) and not known(transition, facts.model, found)
+        if found.key.region not in facts.lost
+        and not answers(found, sent)
+        and not is_own_slot(transition, facts.model, found)
     ]
 
 
-def known(transition: Transition, model: str, deployment: Deployment) -> bool:
+def is_own_slot(transition: Transition, model: str, deployment: Deployment) -> bool:
     """True if the transition itself ever held this slot (others are left for the last wave)."""
     key = deployment.key
     return (key.part, key.region, key.hardware) in peak(transition, model)

@@ -29,14 +29,14 @@ class Capacity:
         If they still do after a short wait, the result makes the workflow call again.
         """
         keys = {deployment.key for deployment in told if deployment.drain_seconds is not None}
-        while keys and not self._deadline.passed:
+        while keys and not self._deadline.is_over:
             states, _ = observe(self._infrastructure, {key.region for key in keys}, sorted({key.model for key in keys}))
             replicas = [replica for state in states.values() for replica in state.replicas]
             left = [r.id for r in replicas if r.key in keys and r.phase is ReplicaPhase.DRAINING]
             if not left:
                 return None
             words = f"{', '.join(left)} streams its last answers"
-            if self._deadline.look_over:
+            if self._deadline.is_poll_over:
                 return self._again(words)
             self._deadline.wait(words)
         return None
@@ -63,17 +63,19 @@ class Capacity:
             failure = None if wave.back else first_failure(wave.model, wave.generation, states.values())
             if failure is None and not lacking and not pending:
                 return WaveResult(ok=True, message=f"{sum(d.replicas for d in wanted)} replicas ready")
-            if failure is None and self._deadline.passed:
+            if failure is None and self._deadline.is_over:
                 failure = _too_late(wave, lacking, silent, first_lacking(wave.model, needed, states))
             if failure is not None:
                 return WaveResult(ok=False, reason=failure.reason, message=failure.message, place=failure.place)
             words = "; ".join(lacking) or f"regions {', '.join(silent)} can't be reached"
-            if self._deadline.look_over:
+            if self._deadline.is_poll_over:
                 return self._again(words)
             self._wait(words, wave.model, states.get(first_lacking(wave.model, needed, states).region or ""))
 
     def _again(self, words: str) -> WaveResult:
-        return WaveResult(ok=False, message=words, again_seconds=POLL_SECONDS, waited_seconds=self._deadline.waited)
+        return WaveResult(
+            ok=False, message=words, again_seconds=POLL_SECONDS, waited_seconds=self._deadline.waited_seconds
+        )
 
     def _wait(self, words: str, model: str, region: RegionState | None) -> None:
         """Wait until the region with missing replicas changes; others that miss some are observed after it."""

@@ -21,7 +21,7 @@ Shares = Mapping[str, tuple[RouteShare, ...]]
 """By users' region."""
 
 
-def hurried(
+def check_growth(
     facts: Facts, transition: Transition, index: int, shares: Shares, rollout: RolloutSpec
 ) -> WaveResult | None:
     """Explain why wave `index` may not send by `shares`, so that the run is reverted; None if it may.
@@ -30,7 +30,7 @@ def hurried(
     sent back to the former one meanwhile, and the next wave would bring all of them at once.
     """
     most = rollout.max_step if index else rollout.canary
-    found = grown(facts, transition, index, shares, most)
+    found = find_growth(facts, transition, index, shares, most)
     if not found:
         return None
     origin, fraction = max(found.items(), key=lambda item: (item[1], item[0]))
@@ -41,7 +41,7 @@ def hurried(
     return WaveResult(ok=False, reason=Reason.REGION_UNREACHABLE, message=message, place=Place(region=origin))
 
 
-def grown(facts: Facts, transition: Transition, index: int, shares: Shares, most: float) -> Mapping[str, float]:
+def find_growth(facts: Facts, transition: Transition, index: int, shares: Shares, most: float) -> Mapping[str, float]:
     """Users' region -> fraction of its requests that newly reach a new generation, if that is more than `most`.
 
     The growth that the wave was planned to bring is never too much. Nor is any for users whom no remaining region

@@ -62,10 +62,10 @@ class TakeoverActivities:
             changes, held = repository.open_changes(asked.model), repository.pause(asked.model)
             moving = {change.id for change in changes if _moves(repository, change)}
             leaving = {change.id for change in changes if leaves_loss(repository, change)}
-        begun = {change.id for change in changes if self._begun(change)}
+        begun = {change.id for change in changes if self._has_begun(change)}
         found = tuple(
             OpenChange(
-                change=_queued(change),
+                change=_make_queued(change),
                 begun=change.id in begun,
                 moves=change.id in moving,
                 passes=change.id in begun & leaving,
@@ -126,12 +126,12 @@ class TakeoverActivities:
                 repository.close_transition(now.id, done=False, message=asked.message)
                 return TakenOver()
             if not now.is_open:
-                return _ended(now)
+                return _summarize_end(now)
             taken = repository.take_over_transition(now.id, fence=before.fence)
             repository.add_event(asked.model, "TakenOver", f"{asked.change.kind} {asked.change.id}: {asked.message}")
-            return _ended(taken).model_copy(update={"transition": _reverting(repository, asked, taken)})
+            return _summarize_end(taken).model_copy(update={"transition": _reverting(repository, asked, taken)})
 
-    def _begun(self, change: Change) -> bool:
+    def _has_begun(self, change: Change) -> bool:
         begun = change.state is ChangeState.RUNNING
         return begun or self._is_open(names.lifecycle_workflow_id(change.model, change.id))
 
@@ -158,7 +158,7 @@ def _moves(repository: Repository, change: Change) -> bool:
     return record is not None and record.state is not TransitionState.REFUSED
 
 
-def _ended(record: TransitionRecord) -> TakenOver:
+def _summarize_end(record: TransitionRecord) -> TakenOver:
     done = record.state is TransitionState.DONE
     return TakenOver(moved=True, done=done, generation=record.generation, revision=record.revision)
 
@@ -186,7 +186,7 @@ def _reverting(repository: Repository, asked: TakeOver, record: TransitionRecord
     )
 
 
-def _queued(change: Change) -> QueuedChange:
+def _make_queued(change: Change) -> QueuedChange:
     return QueuedChange(
         id=change.id, kind=change.kind, sequence=change.sequence, generation=change.generation, plan_id=change.plan_id
     )

@@ -4,11 +4,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from activities.runtime.fence import still_ours
 from activities.state.desired import Facts, served_generations
-from activities.state.drained_fleet import unchanged
+from activities.state.drained_fleet import check_unchanged
 from activities.state.observed import observe
 from activities.state.routed_models import merge_served
-from activities.state.wave_state import answered
-from activities.transition.route_updates import followed
+from activities.state.wave_state import keep_held_shares
+from activities.transition.route_updates import follow_routes
 from ipnext.errors import RegionUnreachable, RouteFailed, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment.deployment import Deployment, RouteShare, RouteTable, ServedGeneration
@@ -81,7 +81,7 @@ class Gateways:
             known = [(share.to, share.generation) for share in shares[region] if self._knows(share)]
             kept = tuple(found for found in self._served_now(region) if (region, found.generation) in needed)
             served_there = merge_served(served_generations(self._facts, region, held), kept)
-            self._write(region, answered(shares[region], known), served_there)
+            self._write(region, keep_held_shares(shares[region], known), served_there)
         silent = tuple(region for region in silent if region in self._tables or region not in self._refusing)
         if silent:
             msg = f"region {silent[0]!r} can't be reached, so its gateway does not follow yet"
@@ -104,7 +104,7 @@ class Gateways:
         """Return the shares to apply in the gateways, in order."""
         now = {region: table.shares for region, table in self._tables.items() if region not in self._facts.lost}
         parts = {number: generation.parts for number, generation in self._facts.generations.items()}
-        return followed(now, then, held, demand=self._facts.demand, parts=parts).tables
+        return follow_routes(now, then, held, demand=self._facts.demand, parts=parts).tables
 
     def _knows(self, share: RouteShare) -> bool:
         """True if the router that a share targets knows its generation."""
@@ -125,7 +125,7 @@ class Gateways:
         if followed == known and self._says(stored, table):
             return
         self._beat(f"region {region} is told its routes")
-        unchanged(self._store, self._facts.lost)
+        check_unchanged(self._store, self._facts.lost)
         self._follow(table)
         self._beat(f"region {region} follows its routes")  # an expired attempt changes nothing any more
         with self._store.begin(self._facts.model) as repository:

@@ -6,9 +6,9 @@ from activities.state.desired import Facts, read_facts
 from activities.state.facts import generations_in
 from activities.state.restored import restoring
 from activities.state.serving_basis import go_by_what_serves
-from activities.state.wave_state import ModelState, Phase, brought_up, peak, state_at, state_back, state_undone, swaps
+from activities.state.wave_state import ModelState, Phase, peak, state_at, state_back, state_undone, swaps, wave_target
 from activities.transition.hot_swap import while_swapped
-from activities.transition.revert import unfreed
+from activities.transition.revert import find_unfreed
 from activities.transition.scale_down import stray
 from ipnext.model.deployment.deployment import Deployment
 from ipnext.model.lifecycle.failure_cause import Place
@@ -51,7 +51,7 @@ class Reaching:
         return self.record.transition
 
     @property
-    def released(self) -> ModelState:
+    def final_state(self) -> ModelState:
         """State that the wave leaves, forward or in a revert."""
         return _state(self.transition, self.wave, "released")
 
@@ -68,19 +68,19 @@ class Reaching:
         return self.wave.index + 1 == len(self.transition.waves)
 
     @property
-    def goes_over(self) -> bool:
+    def is_swapping(self) -> bool:
         """True if processes of the wave are hot swapped."""
         return swaps(self.transition, self.wave.model, self.wave.index)
 
     @property
-    def needed(self) -> ModelState:
+    def needed_state(self) -> ModelState:
         """Replicas that the wave waits for. Forward: also those of its target that already run; in a revert: those that it leaves."""
         if self.wave.back:
-            return self.released
-        return brought_up(self.transition, self.wave.model, self.wave.index, self.wave.generation)
+            return self.final_state
+        return wave_target(self.transition, self.wave.model, self.wave.index, self.wave.generation)
 
     @property
-    def counted_on(self) -> frozenset[str]:
+    def needed_regions(self) -> frozenset[str]:
         """Target regions of the run, and those that it passes through at this moment; none that it only leaves."""
         return self._end.regions | (self.state.regions - self.origin.regions)
 
@@ -91,17 +91,17 @@ class Reaching:
         That is so at the first wave, also if it is reverted before they went. A revert that counts on a lost region
         keeps the rest.
         """
-        return self.wave.index == 0 and not (self.wave.back and self.facts.lost & self.counted_on)
+        return self.wave.index == 0 and not (self.wave.back and self.facts.lost & self.needed_regions)
 
     @property
-    def unfreed(self) -> frozenset[str]:
+    def unfreed_regions(self) -> frozenset[str]:
         """In a revert wave by wave: regions that could not be reverted so far, and stay as they are."""
         if not (self.wave.back and self.wave.by_waves):
             return frozenset()
         facts, slots = self.facts, peak(self.transition, self.wave.model)
         meanwhile = while_swapped(self.transition, self.wave.model, self.wave.index)
         deployments, tables = facts.deployments.values(), facts.tables.values()
-        return unfreed(self.state, deployments, tables, slots.keys(), meanwhile=meanwhile) - facts.lost
+        return find_unfreed(self.state, deployments, tables, slots.keys(), meanwhile=meanwhile) - facts.lost
 
     @property
     def stuck(self) -> WaveResult | None:
@@ -111,16 +111,16 @@ class Reaching:
         run in lost regions only: it would count as serving though no host has loaded it.
         """
         facts = self.facts
-        lost = facts.lost & self.counted_on
+        lost = facts.lost & self.needed_regions
         if self.wave.back or not lost:
             return None
-        if self._untried and self._end.regions <= lost:
+        if self._is_untried and self._end.regions <= lost:
             message = f"generation {self.wave.generation} would run in {', '.join(sorted(lost))} only, which is lost"
             return WaveResult(
                 ok=False, reason=Reason.REGION_UNREACHABLE, message=message, place=Place(region=min(lost))
             )
         slots = peak(self.transition, self.wave.model)
-        kept = unfreed(self.state, facts.deployments.values(), (), slots.keys()) - facts.lost
+        kept = find_unfreed(self.state, facts.deployments.values(), (), slots.keys()) - facts.lost
         if not kept:
             return None
         message = f"on its way to {min(lost)}, which is lost; {', '.join(sorted(kept))} keeps what answers there"
@@ -128,7 +128,7 @@ class Reaching:
         return WaveResult(ok=False, reason=Reason.REGION_UNREACHABLE, message=message, place=place)
 
     @property
-    def _untried(self) -> bool:
+    def _is_untried(self) -> bool:
         """True if the generation has never served."""
         generation = self.facts.generations.get(self.wave.generation)
         return generation is not None and generation.serving_at is None
@@ -146,7 +146,7 @@ def _state(transition: Transition, wave: WaveInput, phase: Phase) -> ModelState:
     return find(transition, wave.model, wave.index, phase)
 
 
-def led_to(reaching: "Reaching") -> tuple[Deployment, ...]:
+def list_routable(reaching: "Reaching") -> tuple[Deployment, ...]:
     """Return the replica sets that gateways may send to; others may never have started.
 
     A revert sends them only to the replica sets that it keeps. Otherwise all count but those of an earlier change that
@@ -154,7 +154,7 @@ def led_to(reaching: "Reaching") -> tuple[Deployment, ...]:
     """
     deployments = reaching.facts.deployments.values()
     if reaching.wave.back:
-        slots = reaching.released.slots
+        slots = reaching.final_state.slots
         return tuple(d for d in deployments if (d.key.part, d.key.region, d.key.hardware) in slots)
     strays = {found.key for found in stray(reaching.facts, reaching.transition)}
     return tuple(d for d in deployments if d.key not in strays)

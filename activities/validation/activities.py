@@ -8,7 +8,7 @@ from typing import Any
 from temporalio import activity
 from temporalio.exceptions import CancelledError, TemporalError
 
-from activities.runtime.deadline import beat, paced
+from activities.runtime.deadline import beat, throttle
 from activities.state.facts import ancestors
 from activities.validation.adapters import ADAPTER, ADAPTER_BASE, check_adapter_bases, check_adapters
 from activities.validation.checkpoints import CHECKPOINT, check_checkpoints
@@ -19,7 +19,7 @@ from activities.validation.parsing import ParsingThread
 from activities.validation.programs import PROGRAM, check_programs
 from activities.validation.schema import EDGES, ENGINES, INTERFACE, check_edges, check_engines, check_interface
 from activities.validation.signing import SIGNATURE, check_signatures
-from activities.validation.validator import Candidate, FunctionValidator, Validator, failed, passed
+from activities.validation.validator import Candidate, FunctionValidator, Validator, fail_check, pass_check
 from ipnext.artifacts.native_code import read_native_signers
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.errors import InvalidInput, IPnextError, Unavailable
@@ -106,7 +106,7 @@ class ValidationActivities:
         with self._store.read() as repository:
             record = repository.model(stage.model)
             candidate = self._candidate(repository, stage)
-        checks = abridged(checked(candidate, self._validators))
+        checks = abridge_results(run_validators(candidate, self._validators))
         report = ValidationReport(model=stage.model, generation=stage.generation, checks=checks)
         with self._store.begin(stage.model) as repository:
             repository.save_report(report)
@@ -132,7 +132,7 @@ class ValidationActivities:
             return False
 
     def _candidate(self, repository: Repository, stage: StageInput) -> Candidate:
-        say = paced(beat)
+        say = throttle(beat)
         record = repository.model(stage.model)
         serving = record.serving_generation
         shown = [s for t in repository.routes(stage.model) for s in t.served if s.generation == serving]
@@ -159,7 +159,7 @@ def _native_signers(file: Path | None) -> SignerPolicy | None:
         raise Unavailable(error.message) from error
 
 
-def abridged(results: Iterable[CheckResult]) -> tuple[CheckResult, ...]:
+def abridge_results(results: Iterable[CheckResult]) -> tuple[CheckResult, ...]:
     """Bound the size of a report: for each check the first MOST_RESULTS results, all up to the first refusal, and a count of the rest."""
     found: list[CheckResult] = []
     kept, left_out = Counter[str](), Counter[str]()
@@ -172,10 +172,13 @@ def abridged(results: Iterable[CheckResult]) -> tuple[CheckResult, ...]:
         short = {"subject": result.subject[:LONGEST_TEXT], "message": result.message[:LONGEST_TEXT]}
         found.append(result.model_copy(update=short))
         has_refused = has_refused or not result.passed
-    return (*found, *(passed(check, "more", f"{count} more results are left out") for check, count in left_out.items()))
+    return (
+        *found,
+        *(pass_check(check, "more", f"{count} more results are left out") for check, count in left_out.items()),
+    )
 
 
-def checked(candidate: Candidate, validators: Sequence[Validator]) -> Iterator[CheckResult]:
+def run_validators(candidate: Candidate, validators: Sequence[Validator]) -> Iterator[CheckResult]:
     """Yield the results of all validators, up to and including the first that refuses."""
     skip = candidate.manifest.spec.validation.skip
     known = {validator.name: validator for validator in validators}
@@ -183,11 +186,11 @@ def checked(candidate: Candidate, validators: Sequence[Validator]) -> Iterator[C
         if name not in known or known[name].required:
             allowed = ", ".join(sorted(v.name for v in validators if not v.required))
             message = f"{name!r} can't be skipped ({reason}); allowed: {allowed}"
-            yield failed("skip", name, Reason.SCHEMA_MISMATCH, message)
+            yield fail_check("skip", name, Reason.SCHEMA_MISMATCH, message)
             return
     for validator in validators:
         if validator.name in skip:
-            yield passed(validator.name, candidate.manifest.name, f"skipped: {skip[validator.name]}")
+            yield pass_check(validator.name, candidate.manifest.name, f"skipped: {skip[validator.name]}")
             continue
         results = _results(validator, candidate)
         yield from results
@@ -206,7 +209,7 @@ def _results(validator: Validator, candidate: Candidate) -> Sequence[CheckResult
         raise ValidatorError(msg) from error
     wrong = next((result for result in results if not isinstance(result, CheckResult)), None)
     if wrong is not None:
-        msg = f"validator {validator.name!r} gave {wrong!r}; allowed: results of `activities.validation.validator.passed` and `failed`"
+        msg = f"validator {validator.name!r} gave {wrong!r}; allowed: results of `activities.validation.validator.pass_check` and `fail_check`"
         raise ValidatorError(msg)
     return results
 

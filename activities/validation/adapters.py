@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from activities.validation.checkpoints import StoredFiles
-from activities.validation.validator import Candidate, failed, passed
+from activities.validation.validator import Candidate, fail_check, pass_check
 from ipnext.artifacts.checkpoints.adapter_base import base_misfits, other_base
 from ipnext.artifacts.checkpoints.checkpoint_fit import misfits
 from ipnext.artifacts.checkpoints.reader import ReadCheckpoint, read_checkpoint
@@ -28,10 +28,10 @@ def check_adapters(candidate: Candidate) -> Iterator[CheckResult]:
         fault = next(_faults(candidate, part, base, settings[base]), None)
         if fault:
             message = f"part {part!r} on {base!r} (snapshots {_number(candidate, part)} and {_number(candidate, base)}): {fault}"
-            yield failed(ADAPTER, _newer(candidate, part, base), Reason.SCHEMA_MISMATCH, message)
+            yield fail_check(ADAPTER, _newer(candidate, part, base), Reason.SCHEMA_MISMATCH, message)
         else:
             facts = candidate.snapshots[part].manifest.checkpoint
-            yield passed(ADAPTER, part, f"rank {facts.rank}, {facts.parameters:,} parameters" if facts else "")
+            yield pass_check(ADAPTER, part, f"rank {facts.rank}, {facts.parameters:,} parameters" if facts else "")
 
 
 def check_adapter_bases(candidate: Candidate) -> Iterator[CheckResult]:
@@ -42,9 +42,9 @@ def check_adapter_bases(candidate: Candidate) -> Iterator[CheckResult]:
         fault = other_base(_read(candidate, part), _read(candidate, base).config.name_or_path)
         if fault:
             message = f"part {part!r}: {fault}. If it fits all the same, skip this check with the reason"
-            yield failed(ADAPTER_BASE, _newer(candidate, part, base), Reason.SCHEMA_MISMATCH, message)
+            yield fail_check(ADAPTER_BASE, _newer(candidate, part, base), Reason.SCHEMA_MISMATCH, message)
         else:
-            yield passed(ADAPTER_BASE, part)
+            yield pass_check(ADAPTER_BASE, part)
 
 
 def _faults(candidate: Candidate, part: str, base: str, settings: VllmSettings) -> Iterator[str]:

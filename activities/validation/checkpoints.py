@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO, TypeVar
 
-from activities.validation.validator import Candidate, failed, passed
+from activities.validation.validator import Candidate, fail_check, pass_check
 from ipnext.artifacts.checkpoints.checkpoint_fit import misfits
 from ipnext.artifacts.checkpoints.reader import read_checkpoint
 from ipnext.errors import InvalidInput
@@ -48,10 +48,10 @@ def check_checkpoints(candidate: Candidate) -> Iterator[CheckResult]:
         fault = next(_faults(candidate, part, snapshot), None)
         facts = snapshot.manifest.checkpoint
         if fault:
-            yield failed(CHECKPOINT, part.name, Reason.SCHEMA_MISMATCH, f"part {part.name!r}: {fault}")
+            yield fail_check(CHECKPOINT, part.name, Reason.SCHEMA_MISMATCH, f"part {part.name!r}: {fault}")
         else:
             told = f"{facts.architecture}, {facts.parameters:,} parameters" if facts else ""
-            yield passed(CHECKPOINT, part.name, told)
+            yield pass_check(CHECKPOINT, part.name, told)
     yield from _apart(candidate)
 
 
@@ -64,7 +64,7 @@ def _apart(candidate: Candidate) -> Iterator[CheckResult]:
     if one is not None and other is not None and one.digest != other.digest:
         told = " and ".join(f"snapshot {s.number} of {s.part!r} ({s.digest:.12})" for s in (one, other))
         message = f"{told} are different checkpoints; publish one for both: --part {one.part},{other.part}=DIR"
-        yield failed(CHECKPOINT, handoff.decode, Reason.SCHEMA_MISMATCH, message)
+        yield fail_check(CHECKPOINT, handoff.decode, Reason.SCHEMA_MISMATCH, message)
 
 
 def _faults(candidate: Candidate, part: PartSpec, snapshot: Snapshot) -> Iterator[str]:

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from activities.validation.finite_weights import pieces_of
-from activities.validation.validator import Candidate, failed, passed
+from activities.validation.validator import Candidate, fail_check, pass_check
 from ipnext.artifacts.checkpoints.tensor_headers import MalformedTensors, TensorPlace, read_places
 from ipnext.artifacts.layout import snapshot_uri
 from ipnext.errors import ArtifactError
@@ -43,14 +43,14 @@ def check_deltas(candidate: Candidate) -> Iterator[CheckResult]:
         if not snapshot.manifest.is_delta:
             continue
         try:
-            message = _judged(candidate, snapshot)
+            message = _check_delta(candidate, snapshot)
         except _Refused as refusal:
-            yield failed(DELTAS, part, refusal.reason, refusal.message)
+            yield fail_check(DELTAS, part, refusal.reason, refusal.message)
         else:
-            yield passed(DELTAS, part, message)
+            yield pass_check(DELTAS, part, message)
 
 
-def _judged(candidate: Candidate, snapshot: Snapshot) -> str:
+def _check_delta(candidate: Candidate, snapshot: Snapshot) -> str:
     parent = _parent(candidate, snapshot)
     _check_same_program(snapshot, parent)
     document = _document(candidate, snapshot)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
-from activities.validation.validator import CHUNK_BYTES, Candidate, failed, passed
+from activities.validation.validator import CHUNK_BYTES, Candidate, fail_check, pass_check
 from ipnext.artifacts.bounded_json import TooManyValues, load_bounded
 from ipnext.artifacts.native_code import SETTING
 from ipnext.artifacts.signing import check_signature
@@ -46,11 +46,11 @@ def check_paths(candidate: Candidate) -> Iterator[CheckResult]:
         faults = [f"{path!r} {fault}" for path in paths if (fault := _path_fault(path))]
         faults += [f"{path!r} stands twice" for path, count in sorted(Counter(paths).items()) if count > 1]
         if faults:
-            yield failed(
+            yield fail_check(
                 PATHS, part, Reason.UNSAFE_FORMAT, f"{faults[0]}; a path is relative and plain, as in weights.json"
             )
         else:
-            yield passed(PATHS, part, f"{len(paths)} files")
+            yield pass_check(PATHS, part, f"{len(paths)} files")
 
 
 def check_digests(candidate: Candidate) -> Iterator[CheckResult]:
@@ -59,15 +59,15 @@ def check_digests(candidate: Candidate) -> Iterator[CheckResult]:
         for file in snapshot.manifest.files:
             subject = f"{part}/{file.path}"
             try:
-                size, digest = _read_through(candidate, file, subject)
+                size, digest = _hash_file(candidate, file, subject)
             except ArtifactMissing as error:
-                yield failed(DIGESTS, subject, Reason.ARTIFACT_MISSING, error.message)
+                yield fail_check(DIGESTS, subject, Reason.ARTIFACT_MISSING, error.message)
                 continue
             if (size, digest) == (file.size_bytes, file.sha256):
-                yield passed(DIGESTS, subject)
+                yield pass_check(DIGESTS, subject)
             else:
                 message = f"{size} bytes with SHA-256 {digest}; the manifest says {file.size_bytes} and {file.sha256}"
-                yield failed(DIGESTS, subject, Reason.ARTIFACT_DIGEST_MISMATCH, message)
+                yield fail_check(DIGESTS, subject, Reason.ARTIFACT_DIGEST_MISMATCH, message)
 
 
 def check_forms(candidate: Candidate) -> Iterator[CheckResult]:
@@ -76,7 +76,7 @@ def check_forms(candidate: Candidate) -> Iterator[CheckResult]:
         for file in snapshot.manifest.files:
             subject = f"{part}/{file.path}"
             fault = "" if file.path == LIBRARY_FILE else form_fault(file)
-            yield failed(FORMATS, subject, Reason.UNSAFE_FORMAT, fault) if fault else passed(FORMATS, subject)
+            yield fail_check(FORMATS, subject, Reason.UNSAFE_FORMAT, fault) if fault else pass_check(FORMATS, subject)
 
 
 def check_formats(candidate: Candidate) -> Iterator[CheckResult]:
@@ -108,8 +108,8 @@ def _format_result(
                 judged[key] = _format_fault(candidate, file)
             fault = judged[key]
     except ArtifactMissing as error:
-        return failed(FORMATS, subject, Reason.ARTIFACT_MISSING, error.message)
-    return failed(FORMATS, subject, Reason.UNSAFE_FORMAT, fault) if fault else passed(FORMATS, subject)
+        return fail_check(FORMATS, subject, Reason.ARTIFACT_MISSING, error.message)
+    return fail_check(FORMATS, subject, Reason.UNSAFE_FORMAT, fault) if fault else pass_check(FORMATS, subject)
 
 
 def _path_fault(path: str) -> str:
@@ -121,7 +121,7 @@ def _path_fault(path: str) -> str:
     return f"takes the name {steps[0]}, which the platform writes itself" if steps[0] in OWN_FILES else ""
 
 
-def _read_through(candidate: Candidate, file: ArtifactFile, subject: str) -> tuple[int, str]:
+def _hash_file(candidate: Candidate, file: ArtifactFile, subject: str) -> tuple[int, str]:
     digest, size = hashlib.sha256(), 0
     with candidate.open(file.sha256) as stream:
         while chunk := stream.read(CHUNK_BYTES):

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from activities.validation.parsing import Parse, parse_at_once
-from activities.validation.validator import CHUNK_BYTES, Candidate, failed, passed
+from activities.validation.validator import CHUNK_BYTES, Candidate, fail_check, pass_check
 from ipnext.artifacts.checkpoints.tensor_headers import MalformedTensors, exactly, read_places, size_fault
 from ipnext.model.lifecycle.messages import CheckResult
 from ipnext.model.lifecycle.status import Reason
@@ -29,7 +29,7 @@ def check_finite(candidate: Candidate) -> Iterator[CheckResult]:
             subject = f"{part}/{file.path}"
             candidate.beat(f"checking {subject}")
             with candidate.open(file.sha256) as stream:
-                yield _judged(stream, file.size_bytes, subject, candidate)
+                yield _check_tensors(stream, file.size_bytes, subject, candidate)
 
 
 def check_headers(candidate: Candidate) -> Iterator[CheckResult]:
@@ -44,10 +44,10 @@ def check_headers(candidate: Candidate) -> Iterator[CheckResult]:
                 try:
                     places, _ = read_places(stream, file.size_bytes, parse=candidate.parse)
                 except MalformedTensors as error:
-                    yield failed(FINITE, subject, Reason.UNSAFE_FORMAT, f"is no safetensors file: {error}")
+                    yield fail_check(FINITE, subject, Reason.UNSAFE_FORMAT, f"is no safetensors file: {error}")
                     continue
             fault = next(filter(None, (size_fault(name, place) for name, place in places.items())), "")
-            yield failed(FINITE, subject, Reason.UNSAFE_FORMAT, fault) if fault else passed(FINITE, subject)
+            yield fail_check(FINITE, subject, Reason.UNSAFE_FORMAT, fault) if fault else pass_check(FINITE, subject)
 
 
 def non_finite_tensor(
@@ -78,16 +78,16 @@ def pieces_of(stream: BinaryIO, count: int) -> Iterator[bytes]:
         yield piece
 
 
-def _judged(stream: BinaryIO, size_bytes: int, subject: str, candidate: Candidate) -> CheckResult:
+def _check_tensors(stream: BinaryIO, size_bytes: int, subject: str, candidate: Candidate) -> CheckResult:
     try:
         name = non_finite_tensor(stream, size_bytes, candidate.beat, candidate.parse)
     except MalformedTensors as error:
-        return failed(FINITE, subject, Reason.UNSAFE_FORMAT, f"is no safetensors file: {error}")
+        return fail_check(FINITE, subject, Reason.UNSAFE_FORMAT, f"is no safetensors file: {error}")
     if name is None:
-        return passed(FINITE, subject)
+        return pass_check(FINITE, subject)
     part = subject.partition("/")[0]
     message = f"tensor {name!r} of part {part!r} holds NaN or infinity; train or export it again"
-    return failed(FINITE, subject, Reason.NON_FINITE_WEIGHTS, message)
+    return fail_check(FINITE, subject, Reason.NON_FINITE_WEIGHTS, message)
 
 
 def _by_numpy(dtype: str) -> Finite:

@@ -55,11 +55,11 @@ class ParsingThread:
         """
 
         def parse(size_bytes: int, read: Callable[[], T], /) -> T:
-            return read() if size_bytes <= SMALL_BYTES else self._awaited(owner, size_bytes, read, beat)
+            return read() if size_bytes <= SMALL_BYTES else self._read_in_thread(owner, size_bytes, read, beat)
 
         return parse
 
-    def _awaited(self, owner: str, size_bytes: int, read: Callable[[], T], beat: Callable[[str], None]) -> T:
+    def _read_in_thread(self, owner: str, size_bytes: int, read: Callable[[], T], beat: Callable[[str], None]) -> T:
         parsed: Future[T] = Future()
         with self._lock:
             self._waiting.setdefault(owner, deque()).append((parsed, read))

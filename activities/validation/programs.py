@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 
-from activities.validation.validator import Candidate, failed, passed
+from activities.validation.validator import Candidate, fail_check, pass_check
 from ipnext.artifacts.programs.forms import UnsafeProgram
 from ipnext.artifacts.programs.reader import LARGEST_PROGRAM_BYTES, PROGRAM_FILE, parse_program, program_file
 from ipnext.model.lifecycle.messages import CheckResult
@@ -24,9 +24,9 @@ def check_programs(candidate: Candidate) -> Iterator[CheckResult]:
         try:
             operations = candidate.parse(file.size_bytes, partial(_operations, candidate, file))
         except UnsafeProgram as problem:
-            yield failed(PROGRAM, subject, Reason.UNSAFE_FORMAT, f"{problem}; export the model again")
+            yield fail_check(PROGRAM, subject, Reason.UNSAFE_FORMAT, f"{problem}; export the model again")
         else:
-            yield passed(PROGRAM, subject, f"{operations} operations")
+            yield pass_check(PROGRAM, subject, f"{operations} operations")
 
 
 def _operations(candidate: Candidate, file: ArtifactFile) -> int:

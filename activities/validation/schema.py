@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from activities.validation.validator import Candidate, failed, passed
+from activities.validation.validator import Candidate, fail_check, pass_check
 from ipnext.model.lifecycle.messages import CheckResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.manifest import PartSpec
@@ -32,12 +32,12 @@ def check_engines(candidate: Candidate) -> Iterator[CheckResult]:
         snapshot = candidate.snapshots.get(part.name)
         if snapshot is None:
             message = f"the generation has no snapshot of part {part.name!r}; publish one"
-            yield failed(ENGINES, part.name, Reason.ENGINE_MISMATCH, message)
+            yield fail_check(ENGINES, part.name, Reason.ENGINE_MISMATCH, message)
         elif snapshot.manifest.engine != part.engine:
             message = f"made for engine {snapshot.manifest.engine!r}, the manifest runs it on {part.engine!r}"
-            yield failed(ENGINES, part.name, Reason.ENGINE_MISMATCH, message)
+            yield fail_check(ENGINES, part.name, Reason.ENGINE_MISMATCH, message)
         else:
-            yield passed(ENGINES, part.name, part.engine)
+            yield pass_check(ENGINES, part.name, part.engine)
 
 
 def check_edges(candidate: Candidate) -> Iterator[CheckResult]:
@@ -58,27 +58,33 @@ def check_edges(candidate: Candidate) -> Iterator[CheckResult]:
                 fault = _input_fault(inputs, node.inputs, name) or _edge_fault(
                     inputs[name], node.inputs[name], known, parts, request
                 )
-            yield failed(EDGES, edge, Reason.SCHEMA_MISMATCH, f"{edge}: {fault}") if fault else passed(EDGES, edge)
+            yield (
+                fail_check(EDGES, edge, Reason.SCHEMA_MISMATCH, f"{edge}: {fault}")
+                if fault
+                else pass_check(EDGES, edge)
+            )
     for name, source in sorted(graph.outputs.items()):
         edge = f"{source} -> {name}"
         fault = "" if _output(source, known, parts) else f"no such output; {_known_outputs(source, known, parts)}"
-        yield failed(EDGES, edge, Reason.SCHEMA_MISMATCH, f"{edge}: {fault}") if fault else passed(EDGES, edge)
+        yield fail_check(EDGES, edge, Reason.SCHEMA_MISMATCH, f"{edge}: {fault}") if fault else pass_check(EDGES, edge)
 
 
 def check_interface(candidate: Candidate) -> Iterator[CheckResult]:
     """Check that clients of the serving generation keep working: the same inputs, and no output missing or changed."""
     if candidate.serving is None or candidate.serving_graph is None:
-        yield passed(INTERFACE, candidate.manifest.name, "nothing serves yet")
+        yield pass_check(INTERFACE, candidate.manifest.name, "nothing serves yet")
         return
     parts = candidate.manifest.spec.parts
     before = interface(candidate.serving_graph, _signatures(parts, candidate.serving))
     now = interface(candidate.graph, _signatures(parts, candidate.snapshots))
-    lost = _given_once(candidate.serving_graph, candidate.serving) - _given_once(candidate.graph, candidate.snapshots)
+    lost = _find_request_inputs(candidate.serving_graph, candidate.serving) - _find_request_inputs(
+        candidate.graph, candidate.snapshots
+    )
     faults = [*_input_changes(before[0], now[0]), *_once_changes(lost, now[0]), *_output_changes(before[1], now[1])]
     for subject, message in faults:
-        yield failed(INTERFACE, subject, Reason.SCHEMA_MISMATCH, f"{subject}: {message}")
+        yield fail_check(INTERFACE, subject, Reason.SCHEMA_MISMATCH, f"{subject}: {message}")
     if not faults:
-        yield passed(INTERFACE, candidate.manifest.name)
+        yield pass_check(INTERFACE, candidate.manifest.name)
 
 
 Tensors = Mapping[str, TensorSpec]
@@ -121,17 +127,19 @@ def _written_fault(
     if found is None:
         return f"no such output; {_known_outputs(source, signatures, parts)}"
     if len(found.shape) != 1:
-        return f"gives {_shown(found)}, but a prompt takes lists: one dimension"
+        return f"gives {_format_tensor(found)}, but a prompt takes lists: one dimension"
     ordering = node.prompt is not None and name in node.prompt.orders
     return (
-        f"gives {_shown(found)}, but what orders a list is numbers" if ordering and found.datatype in _UNORDERED else ""
+        f"gives {_format_tensor(found)}, but what orders a list is numbers"
+        if ordering and found.datatype in _UNORDERED
+        else ""
     )
 
 
 def _input_fault(inputs: Tensors, wired: Mapping[str, str], name: str) -> str:
     if name not in inputs:
-        return f"the part has no input {name!r}; it takes: {_named(sorted(inputs)) or 'none'}"
-    return "" if name in wired else f"nothing feeds input {name!r} ({_shown(inputs[name])})"
+        return f"the part has no input {name!r}; it takes: {_join_names(sorted(inputs)) or 'none'}"
+    return "" if name in wired else f"nothing feeds input {name!r} ({_format_tensor(inputs[name])})"
 
 
 def _edge_fault(
@@ -146,11 +154,11 @@ def _edge_fault(
         given = request.setdefault(source_tensor(source), wanted)
         if compatible(given, wanted):
             return ""
-        return f"takes {_shown(wanted)}, another node takes the same tensor of the request as {_shown(given)}"
+        return f"takes {_format_tensor(wanted)}, another node takes the same tensor of the request as {_format_tensor(given)}"
     found = _output(source, signatures, parts)
     if found is None:
         return f"no such output; {_known_outputs(source, signatures, parts)}"
-    return "" if compatible(found, wanted) else f"gives {_shown(found)}, but {_shown(wanted)} is taken"
+    return "" if compatible(found, wanted) else f"gives {_format_tensor(found)}, but {_format_tensor(wanted)} is taken"
 
 
 def _output(source: str, signatures: Mapping[str, Signature], parts: Mapping[str, str]) -> TensorSpec | None:
@@ -160,10 +168,10 @@ def _output(source: str, signatures: Mapping[str, Signature], parts: Mapping[str
 
 def _known_outputs(source: str, signatures: Mapping[str, Signature], parts: Mapping[str, str]) -> str:
     outputs = signatures[parts[source_node(source)]].outputs
-    return f"{source_node(source)} gives: {_named([tensor.name for tensor in outputs]) or 'nothing'}"
+    return f"{source_node(source)} gives: {_join_names([tensor.name for tensor in outputs]) or 'nothing'}"
 
 
-def _named(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     """The first NAMED of them, and how many more there are."""
     more = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
@@ -177,10 +185,10 @@ def _input_changes(before: Tensors, now: Tensors) -> Iterator[tuple[str, str]]:
         elif name not in before:
             yield subject, "the new generation needs it, but clients don't send it"
         elif not compatible(before[name], now[name]):
-            yield subject, f"was {_shown(before[name])}, would be {_shown(now[name])}"
+            yield subject, f"was {_format_tensor(before[name])}, would be {_format_tensor(now[name])}"
 
 
-def _given_once(graph: PartGraph, snapshots: Mapping[str, Snapshot]) -> frozenset[str]:
+def _find_request_inputs(graph: PartGraph, snapshots: Mapping[str, Snapshot]) -> frozenset[str]:
     """Return the tensors of the request that may come with one row for all: every node that takes one must allow it."""
     taken: dict[str, bool] = {}
     for node in graph.nodes:
@@ -203,8 +211,8 @@ def _output_changes(before: Tensors, now: Tensors) -> Iterator[tuple[str, str]]:
         if name not in now:
             yield subject, "clients read it, but the new generation gives it no more"
         elif not compatible(before[name], now[name]):
-            yield subject, f"was {_shown(before[name])}, would be {_shown(now[name])}"
+            yield subject, f"was {_format_tensor(before[name])}, would be {_format_tensor(now[name])}"
 
 
-def _shown(tensor: TensorSpec) -> str:
+def _format_tensor(tensor: TensorSpec) -> str:
     return f"{tensor.datatype}{list(tensor.shape)}"

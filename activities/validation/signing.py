@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from activities.validation.validator import Candidate, failed, passed
+from activities.validation.validator import Candidate, fail_check, pass_check
 from ipnext.artifacts.signing import check_signature
 from ipnext.errors import SignatureInvalid
 from ipnext.model.lifecycle.messages import CheckResult
@@ -18,6 +18,6 @@ def check_signatures(candidate: Candidate) -> Iterator[CheckResult]:
         content = candidate.artifacts.signature(snapshot.uri) if policy is not None else None
         subject = f"snapshot {snapshot.number} of {snapshot.model}.{part}"
         try:
-            yield passed(SIGNATURE, part, check_signature(policy, snapshot.digest, content, subject))
+            yield pass_check(SIGNATURE, part, check_signature(policy, snapshot.digest, content, subject))
         except SignatureInvalid as error:
-            yield failed(SIGNATURE, part, Reason.SIGNATURE_INVALID, error.message)
+            yield fail_check(SIGNATURE, part, Reason.SIGNATURE_INVALID, error.message)

@@ -86,7 +86,7 @@ class FunctionValidator:
     required: bool = False
 
 
-def discovered() -> tuple[Validator, ...]:
+def discover_validators() -> tuple[Validator, ...]:
     """Load the validators of other distributions. One that is broken, or has a taken name, is logged and left out."""
     found = Plugins().validators
     for one in found:
@@ -96,11 +96,11 @@ def discovered() -> tuple[Validator, ...]:
     return tuple(one.value for one in found if one.value is not None)
 
 
-def passed(check: str, subject: str, message: str = "") -> CheckResult:
+def pass_check(check: str, subject: str, message: str = "") -> CheckResult:
     """Return the result of a check that holds."""
     return CheckResult(check=check, subject=subject, passed=True, message=message)
 
 
-def failed(check: str, subject: str, reason: Reason, message: str) -> CheckResult:
+def fail_check(check: str, subject: str, reason: Reason, message: str) -> CheckResult:
     """Return the result of a check that fails; `message` names the value found and the allowed ones."""
     return CheckResult(check=check, subject=subject, passed=False, reason=reason, message=message)

@@ -14,7 +14,7 @@ from activities.planning.solver import ThreadSolver
 from activities.preparation import PreparationActivities
 from activities.transition.activities import TransitionActivities
 from activities.validation.activities import ValidationActivities
-from activities.validation.validator import FunctionValidator, passed
+from activities.validation.validator import FunctionValidator, pass_check
 from ipnext.artifacts.signing import write_key_pair
 from ipnext.errors import ArtifactMissing, RegionUnreachable, Unavailable
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey, HeldSnapshot
@@ -95,7 +95,7 @@ def test_a_refused_validation_is_the_last_answer(prepared, house):
 
 
 def test_checks_that_ipnext_does_not_bring_have_an_activity_of_their_own(prepared):
-    slow = FunctionValidator("slow", lambda _: [passed("slow", "ranker")])
+    slow = FunctionValidator("slow", lambda _: [pass_check("slow", "ranker")])
     assert answers(prepared(validators=(slow,))) == ["resolved"]
 
 

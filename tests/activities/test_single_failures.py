@@ -268,7 +268,7 @@ def test_a_region_is_reconciled_for_all_others(fleet, error, call):
 
 def test_a_model_that_cannot_be_read_keeps_what_its_region_has(fleet, error, monkeypatch):
     fleet.run("reconcile_region", RegionAsked(region=EAST))
-    fail_for(monkeypatch, parsed_sets, "_parsed", error, of=lambda given: BAD if BAD in given[0] else None)
+    fail_for(monkeypatch, parsed_sets, "_parse_set", error, of=lambda given: BAD if BAD in given[0] else None)
     seen = fleet.run("reconcile_region", RegionAsked(region=EAST))
 
     assert (seen.reachable, set(seen.failed)) == (True, {BAD})

@@ -7,7 +7,7 @@ import structlog
 from typer.testing import CliRunner
 
 from activities.validation.activities import BUILT_IN
-from activities.validation.validator import discovered
+from activities.validation.validator import discover_validators
 from ipnext.cli import app
 from ipnext.model.api.plugins import BUILT_IN_VALIDATORS
 from ipnext.model.manifest.manifest import parse_manifest
@@ -82,7 +82,7 @@ def test_the_list_of_built_in_validators_is_that_of_the_activities():
 @pytest.mark.usefixtures("acme")
 def test_a_worker_takes_the_good_validators_and_logs_the_others():
     with structlog.testing.capture_logs() as logs:
-        found = discovered()
+        found = discover_validators()
     assert [one.name for one in found] == ["always", "size"]
     refused = {log["name"]: log["reason"] for log in logs if log["event"] == "validator refused"}
     assert refused.keys() == REFUSED.keys()

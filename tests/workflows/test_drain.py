@@ -190,7 +190,7 @@ async def test_users_whom_no_other_region_answered_are_answered_again_when_their
         repository.put_route(dropped)
     house.infrastructure.route(dropped)
 
-    Returning(house.store, house.infrastructure, EUROPE).bring_up()
+    Returning(house.store, house.infrastructure, EUROPE).reconcile()
 
     assert house.shares(model) == {EUROPE: {1: 1.0}}
 

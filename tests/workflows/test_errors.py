@@ -231,7 +231,7 @@ async def test_gateways_follow_by_the_demand_that_the_waves_were_planned_for(
     house, model, serves_one, carried_out, monkeypatch
 ):
     """Its owner asks for less before traffic moves: the users of now are still there."""
-    followed, note, asked = routing.followed, TransitionActivities._note, []
+    followed, note, asked = routing.follow_routes, TransitionActivities._note, []
 
     def less(self, wave, condition, result, **more):
         if condition is ConditionType.CAPACITY_READY and wave.index == 0:
@@ -243,7 +243,7 @@ async def test_gateways_follow_by_the_demand_that_the_waves_were_planned_for(
         return followed(*tables, demand=demand, parts=parts)
 
     monkeypatch.setattr(TransitionActivities, "_note", less)
-    monkeypatch.setattr(routing, "followed", remembered)
+    monkeypatch.setattr(routing, "follow_routes", remembered)
     change = await carried_out(house.publish(model, 2))
 
     assert change.state is ChangeState.DONE, change.message

@@ -28,4 +28,4 @@ async def test_no_unit_of_a_publish_is_one_of_all_models(house, model, workers, 
 
     assert done.state is ChangeState.DONE
     assert exclusive == []
-    assert {"_place_once", "_drafted", "_finish"} <= set(others)
+    assert {"_place_once", "_draft_transition", "_finish"} <= set(others)

@@ -130,7 +130,7 @@ def send_around(house):
 def bring_back(house):
     """Europe is in service again, as the store has it."""
     house.infrastructure.mend(EUROPE)
-    Returning(house.store, house.infrastructure, EUROPE).bring_up()
+    Returning(house.store, house.infrastructure, EUROPE).reconcile()
     with house.store.begin() as repository:
         drain = repository.drain(EUROPE)
         repository.update_drain(drain.id, state=DrainState.RETURNED)

@@ -150,7 +150,7 @@ def test_what_was_found_of_changes_that_are_carried_out_again_does_not_come_back
 
 
 def test_a_rollback_that_brings_less_than_is_there_is_seen_though_the_model_was_short(monkeypatch):
-    real = admitting._admitted
+    real = admitting._try_admit
 
     def less(model, fleet, ends, policy):
         planned, admission = real(model, fleet, ends, policy)
@@ -159,7 +159,7 @@ def test_a_rollback_that_brings_less_than_is_there_is_seen_though_the_model_was_
         waves = tuple(wave.model_copy(update={"scale_up": fewer(wave.scale_up)}) for wave in planned.waves)
         return planned.model_copy(update={"waves": waves}), admission
 
-    monkeypatch.setattr(admitting, "_admitted", less)
+    monkeypatch.setattr(admitting, "_try_admit", less)
 
     assert history(5050, swaps=False, ends=False).violated == "I1 capacity"
 

@@ -222,13 +222,13 @@ def back_before_its_gateway_follows(patch):
 
 
 def gateways_follow_by_their_names(patch):
-    real = moving.followed
+    real = moving.follow_routes
 
     def by_name(now, then, *given, **more):
         tables = tuple((region, then[region]) for region in sorted(then) if then[region] != now.get(region, ()))
         return real(now, then, *given, **more)._replace(tables=tables)
 
-    patch.setattr(moving, "followed", by_name)
+    patch.setattr(moving, "follow_routes", by_name)
 
 
 def routers_do_not_hear_of_swaps(patch):
@@ -430,7 +430,7 @@ def test_a_way_back_that_drops_users_whom_the_new_generation_still_answers_is_ca
 
 def test_users_who_come_to_a_new_generation_too_fast_after_a_loss_are_seen(monkeypatch):
     """So rare that the history in which it happens is named."""
-    monkeypatch.setattr(pacing, "hurried", lambda *_: None)
+    monkeypatch.setattr(pacing, "check_growth", lambda *_: None)
 
     found = history(72593, ends=False)
 

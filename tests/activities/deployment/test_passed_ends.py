@@ -7,7 +7,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.deployment.activities import DeploymentActivities
 from activities.planning.activities import PlanningActivities
-from activities.planning.adoption import led_to
+from activities.planning.adoption import target_state
 from activities.planning.solver import ThreadSolver
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey, HeldSnapshot
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput, StageInput
@@ -111,7 +111,7 @@ def test_a_refused_publish_leaves_the_plan_that_a_repair_leads_to(house, move, e
 
     end(ChangeKind.PUBLISH, ChangeState.REFUSED)
 
-    assert rows(house) == led_to(WAY)
+    assert rows(house) == target_state(WAY)
 
 
 def test_a_publish_that_fails_while_nothing_else_moves_sets_the_plan_to_what_runs(house, end):

@@ -5,7 +5,7 @@ import pytest
 from activities.planning.activities import keeps, unplaced_message
 from activities.planning.adoption import Figures, figures_of, held_plan, replaces, rows_by_model
 from activities.planning.policy import PlanningPolicy
-from activities.planning.replan import overbooked
+from activities.planning.replan import find_overbooking
 from ipnext.model.planning.plan import (
     CurrentState,
     ModelProblem,
@@ -173,11 +173,11 @@ def test_rows_are_told_apart_by_model():
 
 def test_placements_that_need_more_than_there_is_are_named_by_the_rule():
     given = problem(units=5, owners=(Owner(owner="o", budget_per_hour=4.0),))
-    assert overbooked(given, [placed(count=4)]) is None
-    assert overbooked(given, [placed(count=3), placed(count=3, of=wishes("n", owner="p"))]) == (
+    assert find_overbooking(given, [placed(count=4)]) is None
+    assert find_overbooking(given, [placed(count=3), placed(count=3, of=wishes("n", owner="p"))]) == (
         "supply east/cpu holds 5 of 6 units"
     )
-    assert overbooked(given, [placed(count=3), placed("west", count=2)]) == "budget owner o pays for 4 of 5 $/h"
+    assert find_overbooking(given, [placed(count=3), placed("west", count=2)]) == "budget owner o pays for 4 of 5 $/h"
 
 
 @pytest.mark.parametrize(

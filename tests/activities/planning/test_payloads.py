@@ -77,7 +77,7 @@ async def test_no_payload_of_a_replan_grows_with_the_models(listed, monkeypatch)
     replan = FleetReplan(listed.store, ThreadSolver(), PlanningPolicy(), say=lambda _: None)
     with listed.store.read() as repository:
         taken = [repository.replan("r")]
-    computed = replan._listed(entry, taken, None)
+    computed = replan._list_moves(entry, taken, None)
     turn = MoveTurn(plan_id="plan", window=16, asking=False)
     answer = ActivityEnvironment().run(MoverActivities(listed.store, lambda _: None).move_models, turn)
     state = MoverState(progress=answer.progress)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.transition.gate_window import MAX_WINDOW_BYTES, counted_since, former_generation, opened, traffic_of
+from activities.transition.gate_window import MAX_WINDOW_BYTES, count_since, former_generation, open_window, traffic_of
 from ipnext.model.deployment.deployment import AsideTraffic, GenerationTraffic, RegionState
 from ipnext.model.gate.comparison import latencies, predictions
 from ipnext.model.gate.gate import GateWindow, RegionTraffic
@@ -32,7 +32,7 @@ def counts(region="a", requests=0, **more) -> RegionTraffic:
 
 def since(new, before, *, old=(), old_before=()):
     window = GateWindow(former=1, baseline=tuple(old_before))
-    return counted_since(before, window, new, old)
+    return count_since(before, window, new, old)
 
 
 def test_the_former_generation_is_that_with_most_traffic_and_never_the_new_one():
@@ -157,22 +157,22 @@ def test_baselines_of_sixty_regions_stay_small_and_those_left_out_are_not_compar
     full = PredictionSketch(answers=1, values=sum(bins.values()), bins=bins)
     regions = [f"region-{number}" for number in range(60)]
     new = [counts(r, 10**9, latency=dict.fromkeys(range(40), 10**6), predictions={"y": full}) for r in regions]
-    slim, window = opened(1, new, new)
+    slim, window = open_window(1, new, new)
     size = sum(len(item.model_dump_json()) for item in slim) + len(window.model_dump_json())
     assert size < MAX_WINDOW_BYTES + 4096
     assert 0 < len(window.unsketched) < 60
-    pairs = counted_since(slim, window, new, new)
+    pairs = count_since(slim, window, new, new)
     assert [pair.new.region for pair in pairs if not pair.sketched] == sorted(window.unsketched, key=regions.index)
 
 
 def test_small_baselines_keep_all_they_have():
     new = [counts("a", 5, predictions={"y": sketch(1.0)})]
-    slim, window = opened(1, new, [counts("a", 7)])
+    slim, window = open_window(1, new, [counts("a", 7)])
     assert (slim, window.baseline, window.unsketched) == (tuple(new), (counts("a", 7),), ())
 
 
 def test_baselines_of_a_gate_that_looks_at_no_predictions_have_none():
-    slim, window = opened(1, [counts("a", 5, predictions={"y": sketch(1.0)})], [], sketched=False)
+    slim, window = open_window(1, [counts("a", 5, predictions={"y": sketch(1.0)})], [], sketched=False)
     assert (slim, window.unsketched) == ((counts("a", 5),), ("a",))
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import event
 from temporalio.testing import ActivityEnvironment
 
 from activities.deployment.activities import DeploymentActivities
-from activities.state.desired import former_generations, read_facts, sent_around, wanted_deployments
+from activities.state.desired import fail_over, former_generations, read_facts, wanted_deployments
 from activities.state.failover_shares import Survivor
 from activities.state.routed_models import read_routed
 from activities.transition.admission import not_swapped
@@ -279,7 +279,7 @@ def test_users_of_a_lost_region_go_to_what_serves_where_the_region_left_does_not
         facts = replace(read(repository), lost=frozenset({"us-east"}))
     shares = {"eu-west": (RouteShare(to="us-east", generation=9, fraction=1.0),)}
     able = [Survivor("eu-west", 1, 10.0), Survivor("eu-west", 3, 20.0)]
-    assert sent_around(facts, shares, able) == {"eu-west": (RouteShare(to="eu-west", generation=1, fraction=1.0),)}
+    assert fail_over(facts, shares, able) == {"eu-west": (RouteShare(to="eu-west", generation=1, fraction=1.0),)}
 
 
 def serving(house, model):

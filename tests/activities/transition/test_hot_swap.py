@@ -4,11 +4,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from activities.state.wave_state import brought_up, fits_at_once, peak, state_at, state_undone, swaps
+from activities.state.wave_state import fits_at_once, peak, state_at, state_undone, swaps, wave_target
 from activities.transition import traffic_shift as routing
 from activities.transition.admission import price_of
-from activities.transition.hot_swap import Announcement, leave_what_is_sent, not_gone_back, started_anew, while_swapped
-from activities.transition.revert import none_more, unfreed
+from activities.transition.hot_swap import Announcement, find_restarts, leave_what_is_sent, not_gone_back, while_swapped
+from activities.transition.revert import find_unfreed, none_more
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment.deployment import (
     Deployment,
@@ -82,9 +82,9 @@ def test_a_wave_that_swaps_has_as_many_processes_as_before(transition):
 
 def test_a_wave_waits_for_its_own_generation_and_not_for_the_one_that_it_leaves(transition):
     """The former one may be broken, and be left for that reason; what a wave adds of any generation it waits for."""
-    waited = [{g: n for (_, g), n in brought_up(transition, M, index, 2).counts.items()} for index in range(3)]
+    waited = [{g: n for (_, g), n in wave_target(transition, M, index, 2).counts.items()} for index in range(3)]
     assert waited == [{2: 1}, {2: 2}, {2: 3}]
-    assert {g for _, g in brought_up(transition, M, 1, 3).counts} == {2}
+    assert {g for _, g in wave_target(transition, M, 1, 3).counts} == {2}
 
 
 def test_it_is_undone_by_swapping_back_before_the_traffic(transition):
@@ -120,11 +120,11 @@ def test_engines_that_cannot_go_over_are_told_before_any_is_asked(transition):
     wider, talking = same | {("llm", 2): snapshot("b")}, same | {("llm", 2): snapshot("a", "chat_template.jinja")}
     plain, styled = (generation(1), generation(2)), (generation(1), generation(2, style="llm"))
 
-    assert started_anew(spec, plain, same, transition) == {}
-    assert started_anew(spec, styled, same, transition) == {"llm": "adapters stand in it"}
-    told = started_anew(spec, plain, talking, transition)
+    assert find_restarts(spec, plain, same, transition) == {}
+    assert find_restarts(spec, styled, same, transition) == {"llm": "adapters stand in it"}
+    told = find_restarts(spec, plain, talking, transition)
     assert told == {"llm": "an engine reads chat_template.jinja as it starts and never again, and it is another one"}
-    anew = started_anew(spec, plain, wider, transition)
+    anew = find_restarts(spec, plain, wider, transition)
     assert price_of(transition, anew) == (
         "can't swap 2 replicas of llm, since its tensors get other names, dtypes or shapes: ends them and starts others in "
         "their place; dips llm in us by 50% until these are ready (rollout.refresh: replace starts them first)"
@@ -138,7 +138,7 @@ def test_a_pair_that_hands_over_is_started_anew(transition):
         part | {"name": name, "settings": {"kvTransfer": {"connector": "nixl", "role": role}}}
         for name, role in (("llm", "prefill"), ("writer", "decode"))
     ]
-    found = started_anew(parse_manifest(document).spec, (), {}, transition)
+    found = find_restarts(parse_manifest(document).spec, (), {}, transition)
     assert found == {"llm": "prefill and decode have to hand over between the same weights"}
 
 
@@ -171,9 +171,11 @@ def test_a_swap_back_needs_no_room_but_what_runs_and_may_be_sent_what_goes_back(
     state, meanwhile = state_undone(transition, M, 0, "scaled_up"), while_swapped(transition, M, 0)
 
     assert meanwhile == {("us", 1), ("us", 2)}
-    assert unfreed(state, [deployed({1: 1, 2: 1})], [sending(2)], [SLOT], meanwhile=meanwhile) == frozenset()
-    assert unfreed(state, [deployed({1: 1, 2: 2})], [], [SLOT], meanwhile=meanwhile) == {"us"}, "one is still too many"
-    assert unfreed(state, [deployed({1: 1, 2: 1})], [sending(3)], [SLOT], meanwhile=meanwhile) == {"us"}
+    assert find_unfreed(state, [deployed({1: 1, 2: 1})], [sending(2)], [SLOT], meanwhile=meanwhile) == frozenset()
+    assert find_unfreed(state, [deployed({1: 1, 2: 2})], [], [SLOT], meanwhile=meanwhile) == {"us"}, (
+        "one is still too many"
+    )
+    assert find_unfreed(state, [deployed({1: 1, 2: 1})], [sending(3)], [SLOT], meanwhile=meanwhile) == {"us"}
 
 
 def test_processes_leave_what_users_are_sent_to_where_it_is_not_what_they_are_told():

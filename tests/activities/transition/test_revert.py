@@ -7,11 +7,11 @@ import pytest
 from activities.state.wave_state import ModelState
 from activities.transition.revert import (
     answers_at_all,
+    find_unfreed,
+    find_unrestored,
     heard,
-    held_for_lack,
     none_more,
     not_as_before,
-    unfreed,
     waiting,
 )
 from ipnext.model.deployment.deployment import (
@@ -52,8 +52,8 @@ def table(region: str, to: str, generation: int) -> RouteTable:
 def test_a_region_that_is_still_sent_a_generation_which_the_state_does_not_hold_is_not_undone_further():
     state = ModelState({(SLOT, 1): 1}, apart=True)
 
-    assert unfreed(state, [], [table("us", "eu", 2)], [SLOT]) == {"eu"}
-    assert unfreed(state, [], [table("us", "eu", 1)], [SLOT]) == frozenset()
+    assert find_unfreed(state, [], [table("us", "eu", 2)], [SLOT]) == {"eu"}
+    assert find_unfreed(state, [], [table("us", "eu", 1)], [SLOT]) == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_a_region_that_is_still_sent_a_generation_which_the_state_does_not_hold_
 def test_there_is_no_room_where_more_runs_than_the_state_has(apart, stored, full):
     state = ModelState({(SLOT, 1): 1}, apart=apart)
 
-    assert unfreed(state, [stored], [], [SLOT]) == full
-    assert unfreed(state, [stored], [], []) == frozenset()
+    assert find_unfreed(state, [stored], [], [SLOT]) == full
+    assert find_unfreed(state, [stored], [], []) == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -113,11 +113,11 @@ def test_users_keep_what_answers_them_where_what_shall_answer_them_did_not_come_
     stored = deployed("eu", {1: 1, 2: 1})
     shares = {"us": table("us", "eu", 1).shares, "eu": table("eu", "us", 1).shares}
 
-    assert held_for_lack([deployed("eu", wanted)], {stored.key: stored}, shares) == needed
+    assert find_unrestored([deployed("eu", wanted)], {stored.key: stored}, shares) == needed
 
 
 def test_what_is_not_there_at_all_did_not_come_back():
-    assert held_for_lack([deployed("eu", {1: 1})], {}, {"us": table("us", "eu", 1).shares}) == {("eu", 1)}
+    assert find_unrestored([deployed("eu", {1: 1})], {}, {"us": table("us", "eu", 1).shares}) == {("eu", 1)}
 
 
 def test_routers_learn_of_what_is_only_spared_if_it_answers():

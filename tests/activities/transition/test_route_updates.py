@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from activities.transition.route_updates import between, followed
+from activities.transition.route_updates import between, follow_routes
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare
 
 PARTS = {1: ("p",), 2: ("p",)}
@@ -24,7 +24,7 @@ def held(region: str, replicas: int, *generations: int, part: str = "p", own: di
 def sent(now, then, deployments, demand=None, parts=PARTS):
     """What each region's generations are sent after each table, in requests/s."""
     demand, at, told = demand or {"a": 10.0, "b": 10.0, "c": 10.0}, dict(now), []
-    for region, shares in followed(now, then, deployments, demand=demand, parts=parts).tables:
+    for region, shares in follow_routes(now, then, deployments, demand=demand, parts=parts).tables:
         at[region] = shares
         load: dict[tuple[str, int], float] = {}
         for origin, found in at.items():
@@ -62,7 +62,7 @@ def test_two_that_swap_without_any_room_go_in_small_pieces():
     assert len(told) == 32
     assert max(max(load.values()) for _, load in told) == pytest.approx(10.0 + 10.0 / 16)
     demand = {"a": 10.0, "b": 10.0}
-    beyond = followed(now, then, [held("a", 1), held("b", 1)], demand=demand, parts=PARTS).beyond
+    beyond = follow_routes(now, then, [held("a", 1), held("b", 1)], demand=demand, parts=PARTS).beyond
     assert beyond == pytest.approx(2 * 10.0 / 16)  # of the generation, and of the processes that hold it
 
 

@@ -10,13 +10,13 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.runtime.deadline import Deadline
-from activities.state.desired import shrinking_first, spared
+from activities.state.desired import choose_kept_sets, shrinking_first
 from activities.state.wave_state import ModelState, state_undone
 from activities.transition import traffic_shift as routing
 from activities.transition.activities import _check_reached
 from activities.transition.scale_down import Left, Releasing, shrinking, stray
 from activities.transition.scale_up import Capacity
-from activities.transition.wave_context import Reaching, led_to
+from activities.transition.wave_context import Reaching, list_routable
 from ipnext.errors import Unavailable
 from ipnext.model.deployment.deployment import (
     Deployment,
@@ -208,7 +208,7 @@ def test_a_run_on_its_way_to_a_lost_region_releases_nothing_in_those_that_are_le
     stored = {key("eu"): deployed("eu", 1, replicas=3), key("de"): deployed("de", 2)}
     facts = SimpleNamespace(deployments=stored, lost=frozenset(lost))
 
-    found = spared(facts, {ends_in}, (deployed("eu", 1), deployed("de", 2)))
+    found = choose_kept_sets(facts, {ends_in}, (deployed("eu", 1), deployed("de", 2)))
 
     assert {d.key.region: d.replicas for d in found} == kept
 
@@ -217,7 +217,7 @@ def test_a_replica_set_that_would_go_stays_while_the_region_that_replaces_it_is_
     stored = {key("eu"): deployed("eu", 1, replicas=3), key("de"): deployed("de", 2)}
     facts = SimpleNamespace(deployments=stored, lost=frozenset({"de"}))
 
-    found = spared(facts, {"de"}, (deployed("de", 2),))
+    found = choose_kept_sets(facts, {"de"}, (deployed("de", 2),))
 
     assert {d.key.region: d.replicas for d in found} == {"eu": 3, "de": 1}
 
@@ -304,9 +304,9 @@ def test_no_gateway_is_sent_to_replica_sets_that_a_wave_does_not_lead_to(back, e
     )
     planned = transition(end="eu")
     released = state_undone(planned, M, 0, "released")
-    reaching = SimpleNamespace(wave=SimpleNamespace(back=back), facts=facts, transition=planned, released=released)
+    reaching = SimpleNamespace(wave=SimpleNamespace(back=back), facts=facts, transition=planned, final_state=released)
 
-    assert [found.key.region for found in led_to(reaching)] == expected
+    assert [found.key.region for found in list_routable(reaching)] == expected
 
 
 @pytest.mark.parametrize(("lost", "spared", "stuck"), [("de", True, True), ("de", False, False), ("us", True, False)])

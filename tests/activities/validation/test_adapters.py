@@ -8,7 +8,7 @@ from activities.planning.problem import model_problem
 from activities.state.desired import read_facts, served_generations, wanted_deployments
 from activities.state.wave_state import ModelState
 from activities.transition.refresh_mode import refresh_of
-from activities.validation.activities import BUILT_IN, checked
+from activities.validation.activities import BUILT_IN, run_validators
 from activities.validation.adapters import check_adapter_bases, check_adapters
 from ipnext.errors import InvalidInput
 from ipnext.model.lifecycle.status import Reason
@@ -52,7 +52,7 @@ def only(results):
 def test_an_adapter_that_fits_its_base_passes_all_checks(candidate, shelf):
     found = candidate(spec=spec(STYLE), llm=shelf("model"), style=shelf("adapter"))
     kept = {part: found.snapshots[part] for part in ("llm", "style")}
-    results = tuple(checked(replace(found, snapshots=kept), BUILT_IN))
+    results = tuple(run_validators(replace(found, snapshots=kept), BUILT_IN))
     assert [result for result in results if not result.passed] == []
     assert only([result for result in results if result.check == "adapter"]).message == "rank 2, 32 parameters"
 
@@ -76,7 +76,7 @@ def test_an_adapter_that_does_not_fit_is_refused_by_part_and_reason(candidate, s
 def test_an_adapter_in_the_place_of_a_model_is_refused(candidate, shelf):
     found = candidate(spec=spec(), llm=shelf("adapter"))
     result = next(
-        r for r in checked(replace(found, snapshots={"llm": found.snapshots["llm"]}), BUILT_IN) if not r.passed
+        r for r in run_validators(replace(found, snapshots={"llm": found.snapshots["llm"]}), BUILT_IN) if not r.passed
     )
     assert result.check == "checkpoint"
     assert "is an adapter on chat, not a model" in result.message
@@ -104,7 +104,7 @@ def test_an_adapter_of_a_base_with_another_name_is_refused_unless_that_is_skippe
         spec=spec(STYLE, validation={"skip": {"adapter-base": "small was trained on from large"}}), **named
     )
     kept = {part: skipping.snapshots[part] for part in named}
-    assert all(result.passed for result in checked(replace(skipping, snapshots=kept), BUILT_IN))
+    assert all(result.passed for result in run_validators(replace(skipping, snapshots=kept), BUILT_IN))
 
 
 @pytest.fixture

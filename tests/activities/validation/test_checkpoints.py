@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from activities.validation.activities import BUILT_IN, checked
+from activities.validation.activities import BUILT_IN, run_validators
 from activities.validation.checkpoints import check_checkpoints
 from ipnext.artifacts.checkpoints.checkpoint_import import describe_checkpoint
 from ipnext.artifacts.checkpoints.reader import LocalFiles, read_checkpoint
@@ -38,7 +38,7 @@ def test_a_checkpoint_that_was_made_to_generate_may_embed_alone(candidate, chat)
     """As Qwen3-Embedding is: a causal language model, run with `runner: pooling`, in a model of this one part."""
     found = candidate(spec=part_of(runner="pooling") | {"task": "embedding"}, llm=chat())
     found = replace(found, snapshots={"llm": found.snapshots["llm"]})
-    assert [result.message for result in checked(found, BUILT_IN) if not result.passed] == []
+    assert [result.message for result in run_validators(found, BUILT_IN) if not result.passed] == []
     assert found.graph.outputs == {"embedding": "llm.embedding"}
 
 
@@ -61,7 +61,7 @@ def judged(candidate):
 def test_a_checkpoint_that_is_whole_passes_all_checks(candidate, chat):
     found = candidate(spec=part_of(maxModelLen=64, tensorParallelSize=2), llm=chat())
     kept = {part: found.snapshots[part] for part in ("llm",)}
-    results = tuple(checked(replace(found, snapshots=kept), BUILT_IN))
+    results = tuple(run_validators(replace(found, snapshots=kept), BUILT_IN))
     assert [result for result in results if not result.passed] == []
     assert "LlamaForCausalLM" in only([result for result in results if result.check == "checkpoint"]).message
 

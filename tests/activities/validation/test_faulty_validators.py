@@ -8,14 +8,14 @@ from temporalio.testing import ActivityEnvironment
 from temporalio.worker import ActivityInboundInterceptor
 
 from activities.runtime.errors import TypedFailures
-from activities.validation.activities import ValidatorError, checked
-from activities.validation.validator import FunctionValidator, passed
+from activities.validation.activities import ValidatorError, run_validators
+from activities.validation.validator import FunctionValidator, pass_check
 from ipnext.errors import Unavailable
 from ipnext.model.lifecycle.messages import CheckResult
 
 
 def later_fault(candidate):
-    yield passed("mine", candidate.manifest.name)
+    yield pass_check("mine", candidate.manifest.name)
     raise ZeroDivisionError
 
 
@@ -32,7 +32,7 @@ def later_fault(candidate):
 )
 def test_a_fault_names_the_validator(candidate, check, told):
     with pytest.raises(ValidatorError) as caught:
-        tuple(checked(candidate(), [FunctionValidator("mine", check)]))
+        tuple(run_validators(candidate(), [FunctionValidator("mine", check)]))
     assert str(caught.value).startswith(told)
 
 
@@ -42,11 +42,11 @@ def test_what_the_platform_itself_raises_stays_what_it_is(candidate):
         raise Unavailable(msg)
 
     with pytest.raises(Unavailable):
-        tuple(checked(candidate(), [FunctionValidator("mine", check)]))
+        tuple(run_validators(candidate(), [FunctionValidator("mine", check)]))
 
 
 def test_good_results_are_passed_on(candidate):
-    results = tuple(checked(candidate(), [FunctionValidator("mine", lambda _: [passed("mine", "x")])]))
+    results = tuple(run_validators(candidate(), [FunctionValidator("mine", lambda _: [pass_check("mine", "x")])]))
     assert results == (CheckResult(check="mine", subject="x", passed=True, message=""),)
 
 

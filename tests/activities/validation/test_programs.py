@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from activities.validation.activities import BUILT_IN, checked
+from activities.validation.activities import BUILT_IN, run_validators
 from activities.validation.programs import check_programs
 from ipnext.model.lifecycle.status import Reason
 
@@ -72,7 +72,7 @@ def test_programs_of_other_engines_are_their_own(candidate, house, kit):
 
 def test_the_check_is_part_of_every_publish(candidate, house, kit):
     program = changed(kit, "graph", "nodes", value=[node("torch.ops.aten.from_file.default")])
-    found = list(checked(candidate(dense=with_program(house, kit, program)), BUILT_IN))
+    found = list(run_validators(candidate(dense=with_program(house, kit, program)), BUILT_IN))
     assert [(r.check, r.reason) for r in found if not r.passed] == [("program", Reason.UNSAFE_FORMAT)]
     assert found[-1].check == "program"
     (validator,) = [each for each in BUILT_IN if each.name == "program"]

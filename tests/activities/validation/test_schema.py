@@ -2,7 +2,7 @@
 
 import pytest
 
-from activities.validation.activities import BUILT_IN, checked
+from activities.validation.activities import BUILT_IN, run_validators
 from activities.validation.schema import check_edges, check_engines, check_interface, compatible
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.registry import Signature, TensorSpec
@@ -17,7 +17,7 @@ def refused(results):
 
 
 def test_a_model_that_fits_passes_everything(candidate):
-    assert refused(checked(candidate(), BUILT_IN)) == []
+    assert refused(run_validators(candidate(), BUILT_IN)) == []
 
 
 def test_a_snapshot_for_another_engine_is_refused(candidate, house, kit):
@@ -107,7 +107,7 @@ def test_a_validator_is_skipped_with_its_reason_and_the_report_says_so(candidate
     dense = house.source(kit.DENSE, kit.weights(3, value=float("nan")))
     spec = {"validation": {"skip": {"finite-weights": "masks are minus infinity on purpose"}}}
 
-    results = tuple(checked(candidate(spec=spec, dense=dense), BUILT_IN))
+    results = tuple(run_validators(candidate(spec=spec, dense=dense), BUILT_IN))
 
     assert refused(results) == []
     assert any("masks are minus infinity on purpose" in result.message for result in results)
@@ -115,6 +115,6 @@ def test_a_validator_is_skipped_with_its_reason_and_the_report_says_so(candidate
 
 @pytest.mark.parametrize("name", ["safe-formats", "no-such-check"])
 def test_what_can_not_be_skipped_is_refused_with_what_can(candidate, name):
-    (found,) = refused(checked(candidate(spec={"validation": {"skip": {name: "hurry"}}}), BUILT_IN))
+    (found,) = refused(run_validators(candidate(spec={"validation": {"skip": {name: "hurry"}}}), BUILT_IN))
 
     assert "allowed: adapter-base, finite-weights, graph-edges, interface" in found.message

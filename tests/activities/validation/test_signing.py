@@ -4,7 +4,7 @@ import pytest
 
 from activities.state.desired import read_facts, wanted_deployments
 from activities.state.wave_state import ModelState
-from activities.validation.activities import BUILT_IN, checked
+from activities.validation.activities import BUILT_IN, run_validators
 from activities.validation.signing import check_signatures
 from activities.validation.validator import Candidate
 from ipnext.artifacts.signing import signed, write_key_pair
@@ -48,7 +48,7 @@ def test_a_model_that_asks_for_no_signature_needs_none(candidate):
 def test_the_check_can_t_be_skipped(candidate, keys):
     _, spec = keys
     skipping = {"validation": {**spec["validation"], "skip": {"signature": "in a hurry"}}}
-    results = list(checked(candidate(spec=skipping), BUILT_IN))
+    results = list(run_validators(candidate(spec=skipping), BUILT_IN))
     assert [(r.check, r.passed) for r in results] == [("skip", False)]
 
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from sqlalchemy import event
 
-from activities.planning.replan import measured_records
+from activities.planning.replan import read_records
 from ipnext.api.services.region_states import States
 from ipnext.model.deployment.deployment import DeploymentKey, RegionState, Replica, ReplicaPhase
 from ipnext.model.lifecycle.failure_cause import Cause, Place
@@ -270,10 +270,10 @@ async def test_a_fleet_is_planned_by_what_was_measured_in_as_many_statements_as_
     quiet.rooms.seed()
     measure(quiet.rooms, 1)
     with quiet.rooms.store.read() as unit, statements(quiet.rooms) as few:
-        measured_records(unit)
+        read_records(unit)
     measure(quiet.rooms, 40)
     with quiet.rooms.store.read() as unit, statements(quiet.rooms) as many:
-        found = measured_records(unit)
+        found = read_records(unit)
     assert (len(many), len(found)) == (len(few), 40)
 
 

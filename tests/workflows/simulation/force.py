@@ -94,7 +94,7 @@ class Manifests:
             )
             store, placed = self._store, self._record(change.model).placement
             seen = cast("Any", store.model(change.model))
-            planning.go_by(cast("Any", store), stage, seen, cast("Any", placed), plan_id=plan_id)
+            planning.adopt_manifest(cast("Any", store), stage, seen, cast("Any", placed), plan_id=plan_id)
 
     def ended(self, change: Change, *, done: bool) -> Placement | None:
         """By the real function. Return the placement that the change had found, if it was placed."""

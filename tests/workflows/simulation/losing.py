@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from activities.state.desired import shrinking_first
 from activities.state.failover_shares import Survivor
-from activities.state.wave_state import answered
+from activities.state.wave_state import keep_held_shares
 
 from . import reconciling
 from .infrastructure import Key
@@ -60,7 +60,7 @@ def returned(world: Any, region: str) -> Steps:
         served = served_generations(record, region, record.deployments.values())
         revision = max(table.revision, found.routes.get(model, (0, ()))[0]) + 1
         known = {(t.region, number) for t in record.tables.values() if t.region != region for number in t.served}
-        shares = answered(table.shares, known | {(region, number) for number in served})
+        shares = keep_held_shares(table.shares, known | {(region, number) for number in served})
         served |= table.served & _sent_to(record, region)
         record.tables[region] = Table(region, revision, shares, served)
         found.routes[model], found.served[model] = (revision, shares), served

@@ -18,7 +18,7 @@ from activities.transition import hot_swap as swapping
 from activities.transition import revert as undoing
 from activities.transition import scale_down as releasing
 from activities.transition import step_limit as pacing
-from activities.transition.route_updates import Following, followed
+from activities.transition.route_updates import Following, follow_routes
 from ipnext.errors import Unavailable
 from ipnext.model.deployment.deployment import RouteShare
 from ipnext.model.gate.comparison import Pair
@@ -137,7 +137,7 @@ def _announced(world: Any, model: str, attempt: Attempt) -> Generator[Any, Any, 
 
 
 def _brought_up(wave: Wave) -> waves.ModelState:
-    return waves.brought_up(wave.moving.transition, wave.model, wave.index, wave.moving.generation)
+    return waves.wave_target(wave.moving.transition, wave.model, wave.index, wave.moving.generation)
 
 
 def _without_strays(world: Any, wave: Wave, attempt: Attempt) -> Steps:
@@ -182,7 +182,9 @@ def unfreed(world: Any, wave: Wave, state: waves.ModelState) -> frozenset[str]:
     record = world.journal.records[wave.model]
     stored = record.deployments.values(), record.tables.values()
     meanwhile = swapping.while_swapped(wave.moving.transition, wave.model, wave.index)
-    found: frozenset[str] = cast("Any", undoing.unfreed)(state, *stored, _peak(world, wave).keys(), meanwhile=meanwhile)
+    found: frozenset[str] = cast("Any", undoing.find_unfreed)(
+        state, *stored, _peak(world, wave).keys(), meanwhile=meanwhile
+    )
     return found - world.out.lost
 
 
@@ -195,7 +197,7 @@ def _stuck(world: Any, wave: Wave, state: waves.ModelState) -> bool:
     if record.generations[wave.moving.generation].serving_at is None and _end(world, wave).regions <= lost:
         return True
     stored = record.deployments.values()
-    return bool(cast("Any", undoing.unfreed)(state, stored, (), _peak(world, wave).keys()) - lost)
+    return bool(cast("Any", undoing.find_unfreed)(state, stored, (), _peak(world, wave).keys()) - lost)
 
 
 def shift_traffic(world: Any, wave: Wave, attempt: Attempt) -> Steps:
@@ -247,7 +249,9 @@ def _hurried(world: Any, wave: Wave, shares: Mapping[str, tuple[RouteShare, ...]
         SimpleNamespace(model=wave.model, tables=record.tables, lost=world.out.lost),
         record.in_force.spec.rollout,
     )
-    found: WaveResult | None = cast("Any", pacing.hurried)(facts, wave.moving.transition, wave.index, shares, rollout)
+    found: WaveResult | None = cast("Any", pacing.check_growth)(
+        facts, wave.moving.transition, wave.index, shares, rollout
+    )
     if found is not None:
         world.faults.count("goes back, not to hurry")
     return found
@@ -314,7 +318,7 @@ def release_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
         unreachable = error
     needed = still_sent(record, shares)
     if wave.back and wave.by_waves:
-        needed |= cast("Any", undoing.held_for_lack)(whole, stored, shares)
+        needed |= cast("Any", undoing.find_unrestored)(whole, stored, shares)
     for deployment in (*wanted_sets, *gone):
         if answers(stored.get(deployment.key), needed):
             continue
@@ -394,7 +398,7 @@ def follow(
             (s.to, s.generation) for s in shares[region] if s.to in reached or s.generation in put.now(s.to).served
         ]
         kept = {number for number in put.now(region).served if (region, number) in needed}
-        put.unheard(region, waves.answered(shares[region], known), served[region] | kept)
+        put.unheard(region, waves.keep_held_shares(shares[region], known), served[region] | kept)
     silent = sorted(shares.keys() - set(reached) - lost)
     if silent:
         msg = f"region {silent[0]!r} can't be reached"
@@ -428,7 +432,7 @@ def _one_by_one(
     now = {region: table.shares for region, table in record.tables.items() if region not in lost}
     demand = {item.region: item.qps for item in record.transitions[-1].transition.demand}
     parts = {number: generation.parts for number, generation in record.generations.items()}
-    return followed(now, then, cast("Any", held), demand=demand, parts=parts)
+    return follow_routes(now, then, cast("Any", held), demand=demand, parts=parts)
 
 
 def waiting(
@@ -516,7 +520,7 @@ def wanted_deployments(world: Any, model: str, state: waves.ModelState) -> tuple
         stored = record.deployments.get(key)
         kept = set() if state.apart or stored is None else set(stored.generations) & warm
         units, qps = options.get((slot[0], slot[2])) or (stored.units, stored.qps)
-        held = state.held(slot)
+        held = state.generations_at(slot)
         own = {g: state.counts[slot, g] for g in sorted(held)} if state.apart else {}
         swap = state.apart and record.refresh == "swap"
         found.append(Deployment(key, processes[slot], tuple(sorted(held | kept)), units, qps, own, swap))
@@ -527,7 +531,7 @@ def spared(world: Any, wave: Wave, counted_on: frozenset[str], found: tuple[Depl
     """By the real function: a run that counts on a lost region lets go of nothing in those that are left."""
     deployments, lost = world.journal.records[wave.model].deployments, world.out.lost
     facts = cast("wanted.Facts", SimpleNamespace(lost=lost, deployments=deployments))
-    return cast("tuple[Deployment, ...]", wanted.spared(facts, counted_on, cast("Any", found)))
+    return cast("tuple[Deployment, ...]", wanted.choose_kept_sets(facts, counted_on, cast("Any", found)))
 
 
 def _counted_on(world: Any, wave: Wave, state: waves.ModelState) -> frozenset[str]:
@@ -606,7 +610,7 @@ def served_generations(record: Any, region: str, deployments: Iterable[Deploymen
 
 
 def _led_to(world: Any, wave: Wave, deployments: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
-    """As activities/transition/wave_context.py `led_to`: the others may never have started."""
+    """As activities/transition/wave_context.py `list_routable`: the others may never have started."""
     if not wave.back:
         strays = {found.key for found in _stray(world, wave)}
         return tuple(d for d in deployments if d.key not in strays)

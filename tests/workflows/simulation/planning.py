@@ -79,10 +79,10 @@ def _planned(world: Any, change: Change, manifest: Any, ends: tuple[FleetState, 
     policy = admitting.step_policy(rollout, ChangeKind(change.kind), record.refresh)
     policy = policy.model_copy(update={"calls": {n: record.generations[n].parts for n in sorted(numbers)}})
     fleet = drained.without_drained(world.fleet, out)
-    wished = drained.eased(problems.model_problem(manifest), world.fleet, out)
+    wished = drained.relax_model(problems.model_problem(manifest), world.fleet, out)
     wished = problems.with_running_options(wished, record.deployments.values())
     if change.kind is ChangeKind.ROLLBACK:
-        to = admitting._left_of(wished, to, world.fleet, out)
+        to = admitting._remaining_target(wished, to, world.fleet, out)
     if change.kind in admitting.AT_ONCE:
         wished = carried.within_reach(wished, to)
     now = problems.with_supply_left(fleet, problems.units_in_use(journal, but=change.model))
@@ -106,7 +106,7 @@ def _planned(world: Any, change: Change, manifest: Any, ends: tuple[FleetState, 
 def _looked(world: Any, key: tuple[str, str], inputs: tuple[Any, ...]) -> Any:
     """The planner's answer; a change that waits for supply asks again and again, mostly the same."""
     if key not in world.asked or world.asked[key][0] != inputs:
-        world.asked[key] = inputs, admitting._admitted(*inputs)
+        world.asked[key] = inputs, admitting._try_admit(*inputs)
     return world.asked[key][1]
 
 
