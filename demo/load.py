@@ -52,14 +52,14 @@ class Answers:
     proofs: dict[str, str] = field(default_factory=dict)
     stamps: dict[str, int] = field(default_factory=dict)
 
-    def failed_with(self, cause: str) -> None:
+    def count_failure(self, cause: str) -> None:
         """Count a request without a good answer; the first twenty causes are kept."""
         self.requests += 1
         self.failed += 1
         if len(self.failures) < 20:
             self.failures.append(cause)
 
-    def answered(self, region: str, headers: Mapping[str, str], body: Mapping[str, Any], seconds: float) -> None:
+    def count_answer(self, region: str, headers: Mapping[str, str], body: Mapping[str, Any], seconds: float) -> None:
         """Count an answer and look whether it is of one generation."""
         generation, proof = headers.get(GENERATION_HEADER, "?"), headers.get(SNAPSHOTS_HEADER, "?")
         stamps = {int(stamp) for stamp in output(body, "stamps").ravel()}
@@ -118,12 +118,12 @@ class SteadyLoad:
         try:
             async with session.post(self._urls[region], json=body) as answer:
                 if answer.status != 200:
-                    self.answers.failed_with(f"{region}: HTTP {answer.status} {(await answer.text())[:200]}")
+                    self.answers.count_failure(f"{region}: HTTP {answer.status} {(await answer.text())[:200]}")
                     return
                 content = await answer.json()
-                self.answers.answered(region, answer.headers, content, time.monotonic() - began)
+                self.answers.count_answer(region, answer.headers, content, time.monotonic() - began)
         except (aiohttp.ClientError, TimeoutError) as error:
-            self.answers.failed_with(f"{region}: {type(error).__name__} {error}")
+            self.answers.count_failure(f"{region}: {type(error).__name__} {error}")
 
 
 async def _score(urls: Sequence[str], rows: Interactions, batch: int) -> list[np.ndarray[Any, np.dtype[Any]]]:

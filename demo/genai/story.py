@@ -60,7 +60,7 @@ class GenaiStory:
             self._chat(4, "second", "Ask the same again")
             time.sleep(self._talk_seconds)
             self._step(5, "Roll back to generation 1")
-            rollback_seconds = self._timed(lambda: self._client.rollback(CHAT, generation=1), CHAT)
+            rollback_seconds = self._time_change(lambda: self._client.rollback(CHAT, generation=1), CHAT)
             self._chat(6, "rolled back", "And once more")
             time.sleep(self._talk_seconds)
         self._console.print(self._talk_line())
@@ -95,12 +95,12 @@ class GenaiStory:
         return self._publish(CHAT, {"llm": self._checkpoints.plain})
 
     def _publish(self, model: str, parts: Mapping[str, Path]) -> float:
-        seconds = self._timed(lambda: self._client.publish(model, parts), model)
+        seconds = self._time_change(lambda: self._client.publish(model, parts), model)
         self._client.wait_ready(model, timeout_seconds=60)
         self._console.print(telling.status_table(self._client.model(model)))
         return seconds
 
-    def _timed(self, begin: Callable[[], ChangeView], model: str) -> float:
+    def _time_change(self, begin: Callable[[], ChangeView], model: str) -> float:
         """Begin a change and watch it to its end. Returns its seconds, with the import of a checkpoint."""
         began = time.monotonic()
         change = begin()

@@ -57,7 +57,7 @@ def conversion_environment(environment: Mapping[str, str] = os.environ) -> Mappi
 def checkpoints(models: Path, *, on_convert: Callable[[Path], None] = lambda _: None) -> Checkpoints:
     """Find the checkpoints; the weights are converted where they were not yet. LoadFailed says what is missing."""
     python = vllm_python()
-    origins = found_in(python, PACKAGES)
+    origins = find_packages(python, PACKAGES)
     missing = [name for name in PACKAGES if not origins.get(name)]
     if missing:
         msg = f"{python} has no {', '.join(missing)}: run `make demo-genai`, which installs what the demo needs"
@@ -70,7 +70,7 @@ def checkpoints(models: Path, *, on_convert: Callable[[Path], None] = lambda _: 
     return Checkpoints(directory / "plain", directory / "pirate", encoder)
 
 
-def found_in(python: str, packages: Sequence[str]) -> Mapping[str, str | None]:
+def find_packages(python: str, packages: Sequence[str]) -> Mapping[str, str | None]:
     """Where an interpreter has packages; None for those that it lacks."""
     done = subprocess.run([python, "-c", _FIND, *packages], capture_output=True, text=True, timeout=120, check=False)  # noqa: S603 - the interpreter of the setting
     if done.returncode:

@@ -18,40 +18,40 @@ def headers(generation: int = 1, proof: str = "dense=1,sparse=1") -> dict[str, s
 
 def test_an_answer_of_one_training_run_is_not_mixed() -> None:
     answers = Answers()
-    answers.answered("us-east", headers(), body(1, 1), 0.01)
+    answers.count_answer("us-east", headers(), body(1, 1), 0.01)
     assert (answers.requests, answers.failed, answers.mixed) == (1, 0, 0)
 
 
 def test_parts_of_two_training_runs_are_mixed_whatever_the_headers_say() -> None:
     answers = Answers()
-    answers.answered("us-east", headers(), body(1, 2), 0.01)
+    answers.count_answer("us-east", headers(), body(1, 2), 0.01)
     assert answers.mixed == 1
 
 
 def test_one_generation_that_answers_with_two_training_runs_is_mixed() -> None:
     answers = Answers()
-    answers.answered("us-east", headers(), body(1, 1), 0.01)
-    answers.answered("us-east", headers(), body(2, 2), 0.01)
+    answers.count_answer("us-east", headers(), body(1, 1), 0.01)
+    answers.count_answer("us-east", headers(), body(2, 2), 0.01)
     assert answers.mixed == 1
 
 
 def test_a_proof_that_changes_within_a_generation_is_mixed() -> None:
     answers = Answers()
-    answers.answered("us-east", headers(), body(1, 1), 0.01)
-    answers.answered("eu-west", headers(proof="dense=2,sparse=1"), body(1, 1), 0.01)
+    answers.count_answer("us-east", headers(), body(1, 1), 0.01)
+    answers.count_answer("eu-west", headers(proof="dense=2,sparse=1"), body(1, 1), 0.01)
     assert answers.mixed == 1
 
 
 def test_a_body_of_another_version_than_the_header_is_mixed() -> None:
     answers = Answers()
-    answers.answered("us-east", headers(2), body(1, 1, generation=1), 0.01)
+    answers.count_answer("us-east", headers(2), body(1, 1, generation=1), 0.01)
     assert answers.mixed == 1
 
 
 def test_failures_are_counted_and_their_causes_kept() -> None:
     answers = Answers()
     for _ in range(30):
-        answers.failed_with("us-east: HTTP 503")
+        answers.count_failure("us-east: HTTP 503")
     assert (answers.requests, answers.failed, len(answers.failures)) == (30, 30, 20)
 
 

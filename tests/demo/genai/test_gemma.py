@@ -11,7 +11,7 @@ from demo.genai.weights import (
     checkpoints,
     conversion_command,
     conversion_environment,
-    found_in,
+    find_packages,
     models_directory,
 )
 from ipnext.errors import LoadFailed
@@ -102,7 +102,7 @@ def test_converted_weights_are_kept_where_the_setting_or_the_cache_is(environmen
 
 @pytest.mark.usefixtures("subprocesses")
 def test_what_an_interpreter_lacks_is_found_without_importing_it():
-    assert found_in(sys.executable, ["json", "no_such_package"])["no_such_package"] is None
+    assert find_packages(sys.executable, ["json", "no_such_package"])["no_such_package"] is None
 
 
 @pytest.mark.usefixtures("subprocesses")
