@@ -97,12 +97,12 @@ class PreparationActivities:
             self._prefetching.begin(stage.model, stage.generation)
 
     def _optimize(self, _: StageInput, prepared: Prepared) -> Prepared | None:
-        if prepared.validated is None or prepared.validated.refused is not None:
+        if prepared.validated is None or prepared.validated.refusal is not None:
             return None
         return None if prepared.resolved is None or prepared.resolved.cuts else prepared
 
     def _thaw(self, stage: StageInput, prepared: Prepared) -> Prepared | None:
-        if prepared.validated is not None and prepared.validated.refused is not None:
+        if prepared.validated is not None and prepared.validated.refusal is not None:
             return None
         answer = self._freezes.freeze_of(stage)
         return None if answer.frozen is not None else prepared.model_copy(update={"thawed": answer})

@@ -107,7 +107,7 @@ def proofs(store: Store, key: str, count: int) -> dict[str, float]:
         begun = time.perf_counter()
         access.prove(key)
         middle = time.perf_counter()
-        access.remembered(key, ("key",))
+        access.recall(key, ("key",))
         looked_up.append((middle - begun) * 1e6)
         remembered.append((time.perf_counter() - middle) * 1e6)
     return {"looked up": statistics.median(looked_up), "remembered": statistics.median(remembered)}

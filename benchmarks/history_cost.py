@@ -295,7 +295,7 @@ def steps(store: Store, count: int) -> dict[str, float]:
 
 
 def _state(generation: int) -> FleetState:
-    replicas = tuple(GenerationReplicas.trusted("m", PART, generation, region, "cpu", 2) for region in REGIONS)
+    replicas = tuple(GenerationReplicas.from_trusted("m", PART, generation, region, "cpu", 2) for region in REGIONS)
     traffic = tuple(
         GenerationShare.model_validate(
             {"model": "m", "from": region, "to": region, "generation": generation, "fraction": 1.0}

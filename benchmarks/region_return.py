@@ -84,7 +84,7 @@ def table_by_table(store: Store, infrastructure: Gateways) -> None:
     """The baseline."""
     state = infrastructure.observe(LOST)
     with store.read() as repository:
-        models = repository.routed_in(LOST)
+        models = repository.models_routed_in(LOST)
         tables = [facts.tables[LOST] for facts in read_routed(repository, models)]
         deployments = repository.deployments_in(LOST)
     later = [
@@ -143,7 +143,7 @@ def prepared(infrastructure: Gateways, store: Store, case: str) -> None:
         drain = repository.drain(LOST)
         assert drain is not None
         repository.update_drain(drain.id, state=DrainState.RETURNING)
-        models = repository.routed_in(LOST)
+        models = repository.models_routed_in(LOST)
         sets, tables = repository.deployments_in(LOST), [repository.route(model, LOST) for model in models]
     infrastructure.mend(LOST)
     away = {"knows nothing": models, "all but ten": models[:DIFFERING], "is ahead": ()}[case]

@@ -51,7 +51,7 @@ def _validators(points: Iterable[EntryPoint]) -> Iterator[FoundValidator]:
         found = _validator(point)
         name, source = found.view.name, found.view.source
         if found.value is not None and name in sources:
-            yield _refused(name, source, f"the name {name!r} is taken by {sources[name]}; choose another one")
+            yield _refuse(name, source, f"the name {name!r} is taken by {sources[name]}; choose another one")
             continue
         if found.value is not None:
             sources[name] = source
@@ -64,14 +64,14 @@ def _validator(point: EntryPoint) -> FoundValidator:
         value = point.load()
         name, required, check = value.name, value.required, value.check
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the code of others: whatever it raises refuses it, and nothing else
-        return _refused(point.name, source, f"{type(error).__name__}: {error}")
+        return _refuse(point.name, source, f"{type(error).__name__}: {error}")
     if not isinstance(name, str) or not name or not isinstance(required, bool) or not callable(check):
         reason = "a validator has name (text), required (true or false) and check (called with a candidate)"
-        return _refused(point.name, source, reason)
+        return _refuse(point.name, source, reason)
     return FoundValidator(ValidatorView(name=name, source=source, required=required), value)
 
 
-def _refused(name: str, source: str, reason: str) -> FoundValidator:
+def _refuse(name: str, source: str, reason: str) -> FoundValidator:
     return FoundValidator(ValidatorView(name=name, source=source, state="refused", reason=reason))
 
 

@@ -17,7 +17,7 @@ class Revision:
             self._next.set_result(None)
             self._next = None
 
-    async def passed(self, number: int, *, wait_seconds: float) -> None:
+    async def wait_change(self, number: int, *, wait_seconds: float) -> None:
         """Return once the number differs from `number`, at the latest after `wait_seconds`."""
         if number != self.number:
             return

@@ -141,17 +141,17 @@ async def connect(
     config["target_host"] = target
     if namespace is not None:
         config["namespace"] = namespace
-    secured = _secured(access or read_access(temporal_settings()))
+    secured = _tls_arguments(access or read_access(temporal_settings()))
     async with reaching(target):
         return await Client.connect(
             **{**config, **secured}, data_converter=DATA_CONVERTER, interceptors=[starts], lazy=lazy, runtime=runtime
         )
 
 
-def _secured(access: TemporalAccess) -> dict[str, Any]:
+def _tls_arguments(access: TemporalAccess) -> dict[str, Any]:
     """Return the arguments of `Client.connect`; unset ones are left to TEMPORAL_... of the environment."""
     given: dict[str, Any] = {}
-    if access.says_how:
+    if access.has_tls:
         given["tls"] = TLSConfig(
             server_root_ca_cert=access.authorities,
             domain=access.server_name,
@@ -296,7 +296,7 @@ async def wake_replan(client: Client) -> None:
         )
 
 
-async def tell_freeze_changed(client: Client, change: Change) -> None:
+async def signal_freeze_change(client: Client, change: Change) -> None:
     """Signal the run of a change that freezes have changed; an ended run needs no signal. Raises Unavailable."""
     run = client.get_workflow_handle(names.lifecycle_workflow_id(change.model, change.id))
     async with reaching(f"the run of {change.id}"), asyncio.timeout(SUBMIT_SECONDS):
@@ -326,7 +326,7 @@ async def cancel_replan(client: Client, asked: MoverAsked, *, update_id: str | N
     return progress
 
 
-async def tell_moves_steered(client: Client) -> None:
+async def signal_steering(client: Client) -> None:
     """Signal the running replan that moves were paused or resumed, if one runs. Raises Unavailable."""
     replan = client.get_workflow_handle(names.REPLAN_ID)
     async with reaching("the replan"), asyncio.timeout(SUBMIT_SECONDS):
@@ -337,7 +337,7 @@ async def tell_moves_steered(client: Client) -> None:
                 raise
 
 
-async def tell_drain(client: Client, region: str) -> None:
+async def signal_drain(client: Client, region: str) -> None:
     """Signal a region's drain that there is a new request; it is started if it does not run. Raises Unavailable."""
     async with reaching(f"the drain of {region}"), asyncio.timeout(SUBMIT_SECONDS):
         await client.start_workflow(
@@ -393,7 +393,7 @@ async def reaching(what: str) -> AsyncIterator[None]:
     try:
         yield
     except WorkflowUpdateFailedError as error:
-        raise _refused(what, error) from error
+        raise _update_error(what, error) from error
     except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
         msg = f"{what} did not answer in time; is a worker running? Try again"
         raise Unavailable(msg) from error
@@ -411,7 +411,7 @@ async def reaching(what: str) -> AsyncIterator[None]:
         raise EngineRefused(msg) from error
 
 
-def _refused(what: str, error: WorkflowUpdateFailedError) -> IPnextError:
+def _update_error(what: str, error: WorkflowUpdateFailedError) -> IPnextError:
     """Return the error behind a failed update: final only if our own validator raised it."""
     cause = error.cause
     if isinstance(cause, ApplicationError):

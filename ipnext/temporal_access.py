@@ -51,7 +51,7 @@ class TemporalAccess:
     api_key: str | None = None
 
     @property
-    def says_how(self) -> bool:
+    def has_tls(self) -> bool:
         """Whether a parameter of TLS is set; if not, TEMPORAL_TLS... of the environment applies."""
         return any((self.authorities, self.certificate, self.server_name))
 

@@ -47,7 +47,7 @@ class Thaw:
             await workflow.wait_condition(
                 lambda: self._look_again or self._newer(),
                 timeout=pause_before(frozen.until - workflow.now()),
-                timeout_summary=frozen.told[:200],
+                timeout_summary=frozen.message[:200],
             )
         except TimeoutError:
             return

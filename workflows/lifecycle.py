@@ -220,7 +220,7 @@ class LifecycleWorkflow(Walked):
         report = self._prepared.validated or await perform(
             policies.VALIDATE_GENERATION, stage, f"validate generation {stage.generation}"
         )
-        refused = report.refused
+        refused = report.refusal
         if refused is None:
             return None
         message = f"{refused.check} of {refused.subject}: {refused.message}"
@@ -376,7 +376,7 @@ class LifecycleWorkflow(Walked):
         workflow.upsert_search_attributes([STAGE.value_set(self._shown)])
         change = self._input.change
         passes = f"`ipnext override {change.id} --reason TEXT` lets it pass"
-        workflow.set_current_details(f"**{stage.model}**: {change.kind} is **{frozen.told}**\n\n{passes}")
+        workflow.set_current_details(f"**{stage.model}**: {change.kind} is **{frozen.message}**\n\n{passes}")
 
     def _enter(self, stage: str, generation: int | None) -> None:
         """Show the current stage: search attributes and the text in the Web UI."""

@@ -13,7 +13,7 @@ from ipnext.freezes.evaluation import Asked, frozen
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, StageInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.freeze import FreezeAnswer, Frozen, Override
-from ipnext.store.operations.change_scope import touched_by
+from ipnext.store.operations.change_scope import find_touched
 from ipnext.store.operations.refused_routes import refuse_further_users
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
@@ -52,7 +52,7 @@ class FreezeActivities:
             if bound is None or given is not None:
                 return FreezeAnswer(message=_release(unit, change, stage, bound, given))
             _hold(unit, change, stage, bound)
-        return FreezeAnswer(frozen=bound, message=bound.told)
+        return FreezeAnswer(frozen=bound, message=bound.message)
 
 
 def _bound(unit: Repository, change: Change, at: datetime) -> Frozen | None:
@@ -62,19 +62,19 @@ def _bound(unit: Repository, change: Change, at: datetime) -> Frozen | None:
     calendars = [FreezeCalendar(record.manifest) for record in unit.freezes()]
     if not calendars:
         return None
-    return frozen(calendars, Asked(change.model, *touched_by(unit, change.model), change.kind.value), at)
+    return frozen(calendars, Asked(change.model, *find_touched(unit, change.model), change.kind.value), at)
 
 
 def _hold(unit: Repository, change: Change, stage: StageInput, bound: Frozen) -> None:
     """Record that the change waits, with its reason, and set the conditions; and the repair that it would have made pointless."""
-    if change.reason is Reason.FROZEN and change.message == bound.told:
+    if change.reason is Reason.FROZEN and change.message == bound.message:
         return
-    unit.update_change(change.id, state=ChangeState.RUNNING, reason=Reason.FROZEN, message=bound.told)
-    unit.add_event(change.model, "Frozen", f"{change.kind} {change.id} is {bound.told}", run_id=change.run_id)
+    unit.update_change(change.id, state=ChangeState.RUNNING, reason=Reason.FROZEN, message=bound.message)
+    unit.add_event(change.model, "Frozen", f"{change.kind} {change.id} is {bound.message}", run_id=change.run_id)
     record_repair(unit, change.model)
     if change.kind in _SHOWS_CONDITIONS:
-        unit.set_condition(change.model, ConditionType.PLANNED, "Unknown", Reason.FROZEN, bound.told)
-        told = f"{change.kind} of generation {stage.generation} is {bound.told}"
+        unit.set_condition(change.model, ConditionType.PLANNED, "Unknown", Reason.FROZEN, bound.message)
+        told = f"{change.kind} of generation {stage.generation} is {bound.message}"
         unit.set_condition(
             change.model, ConditionType.UP_TO_DATE, "False", Reason.FROZEN, told + _serving(unit, change)
         )

@@ -10,7 +10,7 @@ from ipnext.errors import NotFound
 from ipnext.model.lifecycle.controls import HoldNote
 from ipnext.model.lifecycle.messages import Done
 from ipnext.model.lifecycle.status import ConditionType, Reason
-from ipnext.store.operations.change_end import held_by, release_hold
+from ipnext.store.operations.change_end import block_reason, release_hold
 from ipnext.store.store import Store
 
 
@@ -29,7 +29,7 @@ class HoldingActivities:
         """Record the condition, and an event if there is a text for one. A model that was never applied has neither."""
         with self._store.begin(note.model) as repository:
             try:
-                now = held_by(repository, note.model)
+                now = block_reason(repository, note.model)
             except NotFound:
                 return Done(note="no such model")
             if note.held and note.pause is not None:

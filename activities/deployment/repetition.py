@@ -44,7 +44,7 @@ def record_again(repository: Repository, change: Change, result: LifecycleResult
         return None
     if repository.model(change.model).retired or _is_replaced(repository.changes(change.model), change):
         return None
-    if not repository.lost_since(change.id, regions_of(repository, change)):
+    if not repository.was_lost_since(change.id, regions_of(repository, change)):
         return None
     change_id = names.again_id(change.model, change.sequence)
     again = repository.record_again(change, change_id=change_id)

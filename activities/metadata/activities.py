@@ -139,7 +139,7 @@ class MetadataActivities:
 
 def untaken(generation: Generation, spec: ModelSpec) -> str:
     """Describe the parts of a new manifest that wait for a new generation: another split than the serving one's, a removed adapter."""
-    now, wanted = generation.layout.cut if generation.layout else None, spec.split.cut if spec.split else None
+    now, wanted = generation.layout.cut if generation.layout else None, spec.split.cut_digest if spec.split else None
     told = [] if now == wanted else ["the changed spec.split is followed from the next publish on"]
     if gone := sorted(set(generation.adapters) - set(spec.adapters)):
         told.append(

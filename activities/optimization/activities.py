@@ -59,7 +59,7 @@ class OptimizationActivities:
         """
         with self._store.read() as repository:
             record = repository.model(stage.model)
-            spec = record.judged.spec
+            spec = record.judged_manifest.spec
             generation = repository.generation(stage.model, stage.generation)
             source = _source(repository, generation)
             known = generation.layout if generation.serving_at else _find_layout(repository, spec, generation, source)
@@ -84,7 +84,9 @@ class OptimizationActivities:
                 beat(f"storing {segment.name}")
                 sources[segment.name] = ingest_directory(self._artifacts, out / segment.name, announce=self._touch)
         with self._store.begin(stage.model) as repository:
-            layout = _layout(repository, source, report, sources, cut=policy.cut, whole=_options(spec, source.part))
+            layout = _layout(
+                repository, source, report, sources, cut=policy.cut_digest, whole=_options(spec, source.part)
+            )
         return self._keep(stage, layout, again=False)
 
     def _touch(self, manifest: SnapshotManifest) -> None:
@@ -122,8 +124,8 @@ def _find_layout(repository: Repository, spec: ModelSpec, generation: Generation
     """Return the layout of a generation of the same bytes, policy and layout format; None if there is none."""
     if spec.split is None:
         return None
-    cut, gone = spec.split.cut, repository.collected_snapshots(generation.model)
-    for other in (generation, *repository.cut_before(generation.model, limit=LOOKED_AT)):
+    cut, gone = spec.split.cut_digest, repository.collected_snapshots(generation.model)
+    for other in (generation, *repository.newest_cut(generation.model, limit=LOOKED_AT)):
         if other.layout is None or other.layout.cut != cut or other.layout.source != source.part:
             continue
         if gone & _segments(other.layout):

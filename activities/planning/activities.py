@@ -86,7 +86,7 @@ class PlanningActivities:
         with self._store.read() as repository:
             in_force, placed = repository.plan_in_force(), repository.placement(stage.model)
             record = repository.model(stage.model)
-            manifest = record.judged if stage.kind in ROLLS_OUT else record.in_force
+            manifest = record.judged_manifest if stage.kind in ROLLS_OUT else record.in_force
             drained = Drained.of(repository.drains())
             try:
                 problem = residual_problem(

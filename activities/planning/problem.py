@@ -49,14 +49,14 @@ def model_problem(manifest: ModelManifest) -> ModelProblem:
         latency_tolerance_ms=spec.latency_tolerance_ms,
         survive=spec.survive,
         budget_per_hour=spec.budget_per_hour,
-        demand=tuple(RegionDemand.trusted(item.region, item.amount) for item in spec.demand),
+        demand=tuple(RegionDemand.from_trusted(item.region, item.amount) for item in spec.demand),
         parts=tuple(
             PartProblem(
                 part=part.name,
                 min_replicas=part.min_replicas,
-                options=tuple(PartOption.trusted(o.kind, o.units, o.throughput) for o in part.hardware),
+                options=tuple(PartOption.from_trusted(o.kind, o.units, o.throughput) for o in part.hardware),
             )
-            for part in spec.hosted
+            for part in spec.hosted_parts
         ),
     )
 
@@ -197,7 +197,7 @@ def _wishes(manifest: ModelManifest, placed: Placement | None, *, are_cut: bool)
 
     `are_cut`: its parts are those of a split generation, so they exist.
     """
-    hosted = {part.name for part in manifest.spec.hosted}
+    hosted = {part.name for part in manifest.spec.hosted_parts}
     if placed is not None and not are_cut and {part.part for part in placed.wishes.parts} != hosted:
         return placed.wishes
     try:
@@ -355,7 +355,7 @@ def with_running_options(model: ModelProblem, deployments: Iterable[Deployment])
     """Return the model with the parts and the hardware that it runs now, also if the manifest no longer has them."""
     ways: dict[str, dict[str, PartOption]] = {}
     for d in deployments:
-        option = PartOption.trusted(d.key.hardware, d.units, d.qps)
+        option = PartOption.from_trusted(d.key.hardware, d.units, d.qps)
         ways.setdefault(d.key.part, {})[d.key.hardware] = option
     parts = []
     for part in model.parts:

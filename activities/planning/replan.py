@@ -20,7 +20,7 @@ from ipnext import names
 from ipnext.errors import Infeasible, InvalidInput, IPnextError, NotFound, Unavailable
 from ipnext.model.lifecycle.messages import Replan, ReplanComputed, ReplanState
 from ipnext.model.lifecycle.status import Reason
-from ipnext.model.manifest.profiled import measured, wants_profiles
+from ipnext.model.manifest.profiled import apply_profiles, wants_profiles
 from ipnext.model.planning.plan import CurrentState, Limits, ModelProblem, Objective, Plan, PlanDiff, Problem
 from ipnext.model.throughput import TOKENS
 from ipnext.model.value import digest_of
@@ -84,7 +84,7 @@ class FleetReplan:
         """
         self._say("looking at what was asked for")
         with self._store.begin() as repository:
-            taken = repository.take_replans(plan_id, run_id=run_id)
+            taken = repository.claim_replans(plan_id, run_id=run_id)
             pause = repository.moves_pause()
         if not taken:
             waits = f"moves are paused: {pause.reason}; drains and dry runs are planned meanwhile" if pause else ""
@@ -188,16 +188,16 @@ class FleetReplan:
                 moving = models_to_move(repository, now.values(), snapshot)
         with self._store.begin(entry.id) as repository:
             repository.list_moves(entry.id, moving)
-            if entry.adopted:
+            if entry.is_adopted:
                 repository.update_replans(
                     entry.id, state=ReplanState.MOVING, message=entry.message, moves=entry.moves or 0
                 )
         return ReplanComputed(
             plan_id=entry.id,
-            adopted=entry.adopted,
+            adopted=entry.is_adopted,
             reason=entry.reason,
             message=entry.message,
-            moves=entry.moves if entry.adopted else 0,
+            moves=entry.moves if entry.is_adopted else 0,
             total=len(moving),
             trigger=entry.trigger,
             dry_run=taken[0].dry_run,
@@ -250,7 +250,9 @@ def read_records(repository: Repository) -> tuple[ModelRecord, ...]:
     asking = {record.name: record.serving_generation for record in found if wants_profiles(record.in_force)}
     known = repository.profiles_of_all(asking)
     return tuple(
-        record.model_copy(update={"manifest": measured(record.in_force, known.get(record.name, {})), "accepted": None})
+        record.model_copy(
+            update={"manifest": apply_profiles(record.in_force, known.get(record.name, {})), "accepted": None}
+        )
         if record.name in asking
         else record
         for record in found
@@ -286,7 +288,7 @@ def adopt_beside(repository: Repository, plan: PreparedPlan, snapshot: FleetSnap
                 "cost_per_hour": float(f"{sum(placed.cost_per_hour for placed in merged.values()):.12g}"),
             }
         )
-        plan = plan.told(message=message, diff=_difference(before.values(), whole))
+        plan = plan.with_record(message=message, diff=_difference(before.values(), whole))
     repository.adopt_plan(plan, expected=in_force, keeping=changed)
     return plan.record
 
@@ -333,7 +335,7 @@ def models_to_move(repository: Repository, placements: Iterable[Placement], snap
         for placed in movable
         if placed.model in snapshot.astray or _differs(placed, snapshot.running.get(placed.model))
     ]
-    placed_by = repository.placed_by() if differing else {}
+    placed_by = repository.deciding_plans() if differing else {}
     fleet_plans = repository.fleet_plans({placed_by[placed.model] for placed in differing})
     asked = {placed.model: names.move_id(placed_by[placed.model], placed.model) for placed in differing}
     ended = repository.ended_changes(tuple(asked.values()))
@@ -354,7 +356,7 @@ def find_plan(repository: Repository, plan_id: str) -> PlanEntry | None:
 
 def _meanwhile(repository: Repository, snapshot: FleetSnapshot) -> tuple[Mapping[str, Placement], frozenset[str]]:
     """Return the current placements, and the models that were placed, placed again or removed since the snapshot."""
-    then, now = {name: placed.plan_id for name, placed in snapshot.placements.items()}, repository.placed_by()
+    then, now = {name: placed.plan_id for name, placed in snapshot.placements.items()}, repository.deciding_plans()
     changed = frozenset(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
     if not changed:
         return snapshot.placements, changed

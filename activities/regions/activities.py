@@ -224,7 +224,7 @@ def ask_replan(repository: Repository, drain: Drain) -> Drain:
 
 def count_remaining(repository: Repository, drain: Drain) -> DrainSeen:
     """Count what still runs in the region, is planned there or is sent there; demand that can't be read counts as 0."""
-    models, replicas = repository.left_in(drain.region)
+    models, replicas = repository.find_remaining(drain.region)
     shares = repository.shares_to(drain.region)
     sending = {model for model, _, _ in shares}
     demands = dict(read_each(lambda some: tuple(repository.demands(some).items()), sorted(sending))[0])

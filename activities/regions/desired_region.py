@@ -46,7 +46,7 @@ def read_stored(repository: Repository, region: str) -> StoredRegion:
     """Read the desired state of a region."""
     documents = repository.deployment_documents(region)
     digests = {key: sha256(text.encode()).hexdigest() for key, text in documents.items()}  # canonical JSON
-    models = {key.model for key in documents} | set(repository.routed_in(region))
+    models = {key.model for key in documents} | set(repository.models_routed_in(region))
     sets: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for key, digest in digests.items():
         sets[key.model].append((str(key), digest))

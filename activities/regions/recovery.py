@@ -67,7 +67,7 @@ class Returning:
         self._infrastructure = infrastructure
         self._region = region
         self._state = infrastructure.observe(region)
-        applied = infrastructure.applied(region)
+        applied = infrastructure.read_applied(region)
         self._revisions = dict(self._state.routes)
         """Model -> revision of the table that the gateway has applied."""
         self._tables = dict(applied.tables)

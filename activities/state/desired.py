@@ -204,9 +204,9 @@ def served_generation(facts: Facts, number: int) -> ServedGeneration:
         snapshots=dict(generation.answering),
         sync=spec.sync,
         facts={piece: _facts_of(snapshot) for piece, snapshot in held.items() if snapshot is not None},
-        engines={part.name: part.engine for part in spec.hosted if part.engine in SERVING_ENGINES},
-        routing=_routing(spec.hosted),
-        contexts=_contexts(spec.hosted),
+        engines={part.name: part.engine for part in spec.hosted_parts if part.engine in SERVING_ENGINES},
+        routing=_routing(spec.hosted_parts),
+        contexts=_contexts(spec.hosted_parts),
         handoff=spec.handoff,
         adapters=_adapters(facts, generation),
         inputs=_inputs(spec.parts, graph, held),
@@ -405,7 +405,7 @@ def _holds(facts: Facts, state: ModelState, slot: Slot) -> tuple[HeldSnapshot, .
     kept = set() if state.apart else loaded & warm
     pieces: dict[tuple[str, int, int], list[Generation]] = {}
     for generation in (facts.generations[number] for number in sorted(state.generations_at(slot) | kept)):
-        for name, number in generation.held_by(part).items():
+        for name, number in generation.snapshots_of(part).items():
             pieces.setdefault((name, number, len(generation.adapters_of(name))), []).append(generation)
     signers = facts.manifest.spec.validation.signers
     return tuple(
@@ -452,5 +452,5 @@ def _spec_of(facts: Facts, state: ModelState, slot: Slot) -> tuple[PartSpec | No
 
 
 def _graph_of_one(facts: Facts, generation: Generation) -> PartGraph:
-    part = facts.manifest.spec.hosted[0]
+    part = facts.manifest.spec.hosted_parts[0]
     return graph_of_one(part, facts.snapshots[part.name, generation.snapshots[part.name]].manifest)

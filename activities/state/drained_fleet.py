@@ -55,7 +55,7 @@ NOTHING = Drained()
 
 def repairs_loss(repository: Repository, plan_id: str) -> bool:
     """True if a drain requested the plan while a region is lost: users may have nothing else until its moves are done."""
-    return "drain" in repository.asked_by(plan_id) and bool(Drained.of(repository.drains()).lost)
+    return "drain" in repository.find_triggers(plan_id) and bool(Drained.of(repository.drains()).lost)
 
 
 def leaves_loss(repository: Repository, change: Change) -> bool:

@@ -245,13 +245,13 @@ def running_state(
     answering = answering or {generation for _, generation in held if generation == serving}
     held = {(region, generation) for region, generation in held if region not in lost}
     traffic = tuple(
-        GenerationShare.trusted(model, region, s.to, s.generation, s.fraction)
+        GenerationShare.from_trusted(model, region, s.to, s.generation, s.fraction)
         for region, found in shares.items()
         if region in demanding
         for s in keep_held_shares(found, held)
     )
     replicas = tuple(
-        GenerationReplicas.trusted(model, d.key.part, generation, d.key.region, d.key.hardware, count)
+        GenerationReplicas.from_trusted(model, d.key.part, generation, d.key.region, d.key.hardware, count)
         for d in deployments
         for generation in d.generations
         if generation in answering and (count := d.replicas_of(generation))
@@ -302,12 +302,12 @@ def keep_held_shares(shares: Iterable[RouteShare], held: Collection[tuple[str, i
 def planned_state(model: str, generation: int, plan: Plan | CurrentState) -> FleetState:
     """Return the target of a transition: the plan's rows of the model, all of one generation."""
     replicas = tuple(
-        GenerationReplicas.trusted(model, row.part, generation, row.region, row.hardware, row.count)
+        GenerationReplicas.from_trusted(model, row.part, generation, row.region, row.hardware, row.count)
         for row in plan.replicas
         if row.model == model and row.count
     )
     traffic = tuple(
-        GenerationShare.trusted(model, row.origin, row.to, generation, row.fraction)
+        GenerationShare.from_trusted(model, row.origin, row.to, generation, row.fraction)
         for row in plan.traffic
         if row.model == model and row.fraction > 0
     )

@@ -63,7 +63,7 @@ def errors_only(max_error_rate: float, gate: GateSpec, *, early: bool = False) -
 def judge(asked: Asked, pairs: Sequence[Pair]) -> Verdict:
     """Judge the counts of the new generation, and of the former one beside it."""
     answers = _Answers(asked, pairs)
-    needed = asked.gate.needed
+    needed = asked.gate.needed_answers
     if asked.early:
         trips = tuple(answers.trips()) if answers.requests >= max(needed, EARLY_REQUESTS) else ()
         return Verdict(ok=not trips, message="; ".join(trips) or answers.text)
@@ -75,13 +75,13 @@ def judge(asked: Asked, pairs: Sequence[Pair]) -> Verdict:
 
 def _too_few(asked: Asked, answers: "_Answers") -> Verdict:
     """Fail at once if the errors are too many whatever still arrives; else wait for more answers while there is time."""
-    certain = tuple(answers.errors(at_least_of=asked.gate.needed))
+    certain = tuple(answers.errors(at_least_of=asked.gate.needed_answers))
     if certain:
         return Verdict(ok=False, message="; ".join(certain))
     if asked.wait_left > 0:
         pause = max(AGAIN_SECONDS, asked.gate.wait_seconds / MOST_LOOKS)
         return Verdict(ok=True, message=answers.text, again_seconds=min(asked.wait_left, pause))
-    few = f"{answers.text}: too few to judge, {asked.gate.needed} are needed"
+    few = f"{answers.text}: too few to judge, {asked.gate.needed_answers} are needed"
     return Verdict(ok=asked.gate.on_too_few == "pass", message=f"{few}; onTooFew is {asked.gate.on_too_few}")
 
 
@@ -198,7 +198,7 @@ class _Answers:
 
     @property
     def _enough_of_former(self) -> bool:
-        return self._former_requests >= self._gate.needed
+        return self._former_requests >= self._gate.needed_answers
 
 
 def _sum_histograms(parts: Iterable[Mapping[int, int]]) -> dict[int, float]:

@@ -24,7 +24,7 @@ def refresh_of(repository: Repository, manifest: ModelManifest, ends: tuple[Flee
     spec = manifest.spec
     if spec.rollout.refresh != "auto":
         return spec.rollout.refresh
-    serving = [part.name for part in spec.hosted if part.engine in SERVING_ENGINES]
+    serving = [part.name for part in spec.hosted_parts if part.engine in SERVING_ENGINES]
     model = manifest.name
     loaded = {generation for deployment in repository.deployments(model) for generation in deployment.generations}
     at_once = loaded | {row.generation for end in ends for row in end.replicas}
@@ -34,10 +34,10 @@ def refresh_of(repository: Repository, manifest: ModelManifest, ends: tuple[Flee
     snapshots = repository.snapshots_named(snapshots_of(generations))
     digests = {(s.part, s.number): s.digest for s in snapshots}
     manifests = {(s.part, s.digest): s.manifest for s in (*snapshots, *ancestors(repository, snapshots).values())}
-    for part in spec.hosted:
+    for part in spec.hosted_parts:
         if part.name in serving:
             continue
-        sets = {frozenset(generation.held_by(part.name).items()) for generation in generations}
+        sets = {frozenset(generation.snapshots_of(part.name).items()) for generation in generations}
         held = {(piece, digests[piece, number]) for found in sets for piece, number in found}
         taken = with_ground(held, manifests)
         if len(sets - {frozenset()}) > 1 and not fits(part.memory_bytes, [manifests[piece] for piece in taken]):

@@ -39,7 +39,7 @@ def on_what_is_left(model: ModelProblem, state: FleetState, lost: Collection[str
     demand = {item.region: item.qps for item in model.demand}
     found = without_regions(shares, lost, _survivors(model, state, kept), demand=demand, nearness=nearness)
     traffic = (
-        GenerationShare.trusted(model.model, origin, share.to, share.generation, share.fraction)
+        GenerationShare.from_trusted(model.model, origin, share.to, share.generation, share.fraction)
         for origin, routed in found.items()
         for share in routed
         if share.fraction > 0

@@ -110,7 +110,7 @@ class ValidationActivities:
         report = ValidationReport(model=stage.model, generation=stage.generation, checks=checks)
         with self._store.begin(stage.model) as repository:
             repository.save_report(report)
-            if report.refused is None:
+            if report.refusal is None:
                 repository.accept_revision(stage.model, record.generation, record.manifest.spec)
             else:
                 repository.refuse_revision(stage.model, record.generation)
@@ -229,7 +229,7 @@ def _interface_graph(repository: Repository, serving: Generation | None, shown: 
 
 
 def _write_outcome(repository: Repository, stage: StageInput, report: ValidationReport) -> None:
-    refused = report.refused
+    refused = report.refusal
     reason = refused.reason if refused else Reason.SUCCEEDED
     told = f"{refused.check}: {refused.message}" if refused else f"{len(report.checks)} checks passed"
     message = f"generation {stage.generation}: {told}"

@@ -19,7 +19,9 @@ ADAPTER_BASE = "adapter-base"
 def check_adapters(candidate: Candidate) -> Iterator[CheckResult]:
     """Check that vLLM loads the adapter: its rank is within the base's limit, and its modules and shapes are those of the base."""
     settings = {
-        part.name: vllm_settings(part.settings) for part in candidate.manifest.spec.hosted if part.engine == "vllm"
+        part.name: vllm_settings(part.settings)
+        for part in candidate.manifest.spec.hosted_parts
+        if part.engine == "vllm"
     }
     for part, base in candidate.manifest.spec.adapters.items():
         if part not in candidate.snapshots or base not in candidate.snapshots:

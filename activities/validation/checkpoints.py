@@ -40,7 +40,7 @@ class StoredFiles:
 
 def check_checkpoints(candidate: Candidate) -> Iterator[CheckResult]:
     """Check that shards are complete, names and shapes match `config.json`, the manifest's facts are true and settings fit them."""
-    for part in candidate.manifest.spec.hosted:
+    for part in candidate.manifest.spec.hosted_parts:
         snapshot = candidate.snapshots.get(part.name)
         if snapshot is None or part.engine not in SERVING_ENGINES:
             continue

@@ -49,7 +49,7 @@ class Candidate:
         wiring = self.manifest.spec.wiring
         if wiring is not None:
             return wiring
-        part = self.manifest.spec.hosted[0]
+        part = self.manifest.spec.hosted_parts[0]
         return graph_of_one(part, self.snapshots[part.name].manifest)
 
     @contextmanager

@@ -44,7 +44,7 @@ class InstantInfrastructure:
         replicas = tuple(_replica(d, number) for d in found for number in range(d.replicas))
         return RegionState(region=region, gateway_url=f"http://{region}.nowhere", replicas=replicas, routes=routes)
 
-    def applied(self, region: str) -> AppliedState:
+    def read_applied(self, region: str) -> AppliedState:
         """See the port."""
         with self._lock:
             sets = [found for held in self._deployments[region].values() for found in held.values()]

@@ -128,7 +128,7 @@ class TokenVerifier:
         except (JoseError, ValueError) as error:
             msg = "the token's signature is not the identity provider's"
             raise Unauthenticated(msg) from error
-        claims = _parsed(signed.payload or b"", "claims")
+        claims = _parse_object(signed.payload or b"", "claims")
         self._check_claims(claims)
         return Identity(
             self._issuer,
@@ -196,10 +196,10 @@ def _document(segment: str, what: str) -> Mapping[str, Any]:
         content = urlsafe_b64decode(segment.encode())
     except ValueError as error:
         raise _no_document(what) from error
-    return _parsed(content, what)
+    return _parse_object(content, what)
 
 
-def _parsed(content: bytes, what: str) -> Mapping[str, Any]:
+def _parse_object(content: bytes, what: str) -> Mapping[str, Any]:
     """Parse a JSON object. Unauthenticated, also if a name occurs twice: readers would differ over which one counts."""
     try:
         found = json.loads(content.decode("utf-8"), object_pairs_hook=unique_names, parse_constant=_no_number)

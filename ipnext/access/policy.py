@@ -54,7 +54,7 @@ class Policies:
             raise InvalidInput(msg, field="policies_file") from error
         self.has_own = bool(more.strip())
         """Whether the operator added policies, which may forbid actions that roles permit."""
-        self._decide = functools.lru_cache(REMEMBERED)(self._decided)
+        self._decide = functools.lru_cache(REMEMBERED)(self._evaluate)
 
     def decide(self, principal: Principal, action: Action, resource: Resource) -> Decision:
         """Decide by the policies alone, without raising."""
@@ -79,7 +79,7 @@ class Policies:
             owner for owner in owners if self.decide(principal, read, Resource("Model", owner=owner)).allowed
         )
 
-    def _decided(self, principal: Principal, action: Action, resource: Resource) -> Decision:
+    def _evaluate(self, principal: Principal, action: Action, resource: Resource) -> Decision:
         uid = _uid(principal)
         request = {
             "principal": uid,
@@ -88,7 +88,7 @@ class Policies:
             "context": {},
         }
         found = cedarpy.is_authorized(request, self._policies, _entities(uid, principal, action, resource))
-        names = _named(found.diagnostics)
+        names = _name_policies(found.diagnostics)
         return Decision(found.allowed, names or action.policy)
 
 
@@ -155,7 +155,7 @@ def _uid(principal: Principal) -> dict[str, str]:
     return {"type": principal.kind.capitalize(), "id": principal.id}
 
 
-def _named(diagnostics: Any) -> str:
+def _name_policies(diagnostics: Any) -> str:
     ids: Mapping[str, str] = diagnostics.id_annotations_by_reason or {}
     return ", ".join(sorted(ids.get(reason) or reason for reason in diagnostics.reasons))
 

@@ -40,7 +40,7 @@ def main() -> int:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
     )
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends in order, then passes the signal on
-        signal.signal(number, _asked_to_end)
+        signal.signal(number, _ignore_signal)
     try:
         serve(platform_settings())
     except IPnextError as error:
@@ -98,7 +98,7 @@ def check_listener(settings: PlatformSettings) -> None:
     )
 
 
-def _asked_to_end(_number: int, _frame: object) -> None:
+def _ignore_signal(_number: int, _frame: object) -> None:
     """Do nothing: the server has ended, and main returns."""
 
 

@@ -57,7 +57,7 @@ After = Annotated[
 ]
 
 
-def listed(page: Page[Item]) -> Listed[Item]:
+def view_page(page: Page[Item]) -> Listed[Item]:
     """Return a page of the store in the API's form."""
     return Listed(items=page.items, next=page.next)
 

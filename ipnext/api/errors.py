@@ -44,8 +44,8 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(IPnextError, _tree)
     app.add_exception_handler(RequestValidationError, _request)
     app.add_exception_handler(HTTPException, _routing)
-    app.add_exception_handler(ClientDisconnect, _gone)
-    app.add_exception_handler(Exception, _unexpected)
+    app.add_exception_handler(ClientDisconnect, _handle_disconnect)
+    app.add_exception_handler(Exception, _handle_unexpected)
 
 
 def error_body(error: IPnextError) -> ErrorBody:
@@ -72,7 +72,7 @@ def answer(body: ErrorBody, status: int, headers: Mapping[str, str] | None = Non
 async def _tree(request: Request, error: Exception) -> Response:
     assert isinstance(error, IPnextError)  # noqa: S101 - Starlette chooses the handler by this type
     if isinstance(error, Forbidden):
-        await request.app.state.recorder.refused(request.state.acting, error)
+        await request.app.state.recorder.record_refusal(request.state.acting, error)
     if isinstance(error, PathNotAllowed) and not request.state.acting.principal.does_everything:
         error = error.public
     if isinstance(error, ArtifactDigestMismatch) and not _operates(request.state.acting.principal):
@@ -88,7 +88,7 @@ def _operates(principal: Principal) -> bool:
 
 async def _request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
-    refused = _refused(request, error)
+    refused = _find_fault(request, error)
     return answer(error_body(refused), refused.http_status)
 
 
@@ -101,17 +101,17 @@ async def _routing(request: Request, error: Exception) -> Response:
     return answer(ErrorBody(code=code, message=message), error.status_code, error.headers)
 
 
-async def _gone(_: Request, __: Exception) -> Response:
+async def _handle_disconnect(_: Request, __: Exception) -> Response:
     return answer(ErrorBody(code=InvalidInput.code, message="the client left before its body was complete"), 400)
 
 
-async def _unexpected(request: Request, error: Exception) -> Response:
+async def _handle_unexpected(request: Request, error: Exception) -> Response:
     """Handle unexpected errors at the edge of the process: the server logs the traceback, the client gets only the type."""
     message = f"{request.method} {_path(request)} failed inside the server ({type(error).__name__}); see its log"
     return answer(ErrorBody(code=IPnextError.code, message=message), 500)
 
 
-def _refused(request: Request, error: RequestValidationError) -> InvalidInput:
+def _find_fault(request: Request, error: RequestValidationError) -> InvalidInput:
     """Return the first fault of a request: in its body with the allowed fields, else with its place."""
     faults = error.errors()
     bodies = [fault for fault in faults if fault["loc"][:1] == ("body",)]

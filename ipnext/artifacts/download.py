@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from ipnext.artifacts.atomic_files import refusing_full_disk, sync_directory, write_synced, write_whole
 from ipnext.artifacts.disk_reserve import DiskReserve
-from ipnext.artifacts.hashing import checked, chunks_of
+from ipnext.artifacts.hashing import chunks_of, verify_chunks
 from ipnext.artifacts.layout import manifest_bytes
 from ipnext.artifacts.seen_files import are_whole, note_files
 from ipnext.errors import ArtifactMissing
@@ -66,7 +66,7 @@ def _write(scratch: Path, file: ArtifactFile, open_blob: Callable[[str], BinaryI
         raise ArtifactMissing(msg) from error
     with blob:
         content = reserve.guard(chunks_of(blob))
-        write_synced(target, checked(content, sha256=file.sha256, subject=f"file {file.path!r}"))
+        write_synced(target, verify_chunks(content, sha256=file.sha256, subject=f"file {file.path!r}"))
 
 
 def _move_in(scratch: Path, final: Path, manifest: SnapshotManifest) -> None:

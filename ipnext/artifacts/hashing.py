@@ -7,7 +7,7 @@ from typing import BinaryIO
 from ipnext.artifacts.layout import CHUNK_BYTES, mismatch
 
 
-def checked(chunks: Iterable[bytes], *, sha256: str, subject: str) -> Iterator[bytes]:
+def verify_chunks(chunks: Iterable[bytes], *, sha256: str, subject: str) -> Iterator[bytes]:
     """Yield the same chunks; after the last, raise ArtifactDigestMismatch if they are not the bytes of `sha256`."""
     digest = hashlib.sha256()
     for chunk in chunks:
@@ -23,7 +23,7 @@ def chunks_of(stream: BinaryIO, *, size: int = CHUNK_BYTES) -> Iterator[bytes]:
         yield chunk
 
 
-def regrouped(chunks: Iterable[bytes], *, size: int) -> Iterator[bytes]:
+def regroup_chunks(chunks: Iterable[bytes], *, size: int) -> Iterator[bytes]:
     """Yield the same bytes in chunks of exactly `size`, the last one shorter; one empty chunk if there are no bytes."""
     buffer = bytearray()
     given = False

@@ -136,7 +136,7 @@ def joined_signatures(known: Mapping[str, bytes], digest: str) -> bytes | None:
     """Return the signature file of a snapshot, with its readable signatures in the order of their names; None if there are none."""
     read = [_read_signature(known[name], digest) for name in sorted(known)]
     found = [one for one in read if one is not None]
-    return functools.reduce(SignatureEnvelope.joined, found).content if found else None
+    return functools.reduce(SignatureEnvelope.merge, found).content if found else None
 
 
 def _contents(envelope: SignatureEnvelope) -> dict[str, bytes]:

@@ -31,7 +31,7 @@ def are_whole(directory: Path, manifest: SnapshotManifest) -> bool:
 
     OSError if one is missing.
     """
-    changed = tuple(_changed(directory, manifest))
+    changed = tuple(_find_changed(directory, manifest))
     for file in changed:
         path = directory / file.path
         if path.stat(follow_symlinks=False).st_size != file.size_bytes or _sha256(path) != file.sha256:
@@ -41,7 +41,7 @@ def are_whole(directory: Path, manifest: SnapshotManifest) -> bool:
     return True
 
 
-def _changed(directory: Path, manifest: SnapshotManifest) -> Iterator[ArtifactFile]:
+def _find_changed(directory: Path, manifest: SnapshotManifest) -> Iterator[ArtifactFile]:
     seen = _read_states(directory)
     for file in manifest.files:
         if file.path == LIBRARY_FILE or seen.get(file.path) != _state(directory / file.path):

@@ -97,7 +97,7 @@ def _is_by(signature: EnvelopeSignature, key: "SSlibKey", signed_bytes: bytes) -
     return True
 
 
-def signed(digest: str, key: Path) -> SignatureEnvelope:
+def sign_digest(digest: str, key: Path) -> SignatureEnvelope:
     """Sign the statement of a snapshot with the private key of a PEM file. InvalidInput if the file is another one."""
     _check_library()
     from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415 - a slow import

@@ -89,7 +89,7 @@ class PluginGroup(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         plugin = _plugins().get(args[0])
         if plugin is not None and super().get_command(ctx, args[0]) is None and _missing(plugin) is None:
-            command = _loaded(plugin)
+            command = _load_command(plugin)
         return name, command, rest
 
 
@@ -97,7 +97,7 @@ def _plugins() -> dict[str, EntryPoint]:
     return {point.name: point for point in importlib.metadata.entry_points(group=COMMAND_GROUP)}
 
 
-def _loaded(plugin: EntryPoint) -> Any:
+def _load_command(plugin: EntryPoint) -> Any:
     try:
         found = plugin.load()
     except (ImportError, AttributeError, OSError) as error:
@@ -118,7 +118,7 @@ def _missing(plugin: EntryPoint) -> str | None:
     if plugin.dist is None or plugin.dist.name.lower() != "ipnext":
         return None
     wanted = (match[1] for text in plugin.dist.requires or () if (match := _REQUIREMENT.match(text)))
-    lacking = [name for name in wanted if not _installed(name)]
+    lacking = [name for name in wanted if not _is_installed(name)]
     return f"not installed: {', '.join(lacking)}" if lacking else None
 
 
@@ -133,7 +133,7 @@ def _about(plugin: EntryPoint) -> str:
     return f"{match[1][0].upper()}{match[1][1:]}." if match else f"From {plugin.module}."
 
 
-def _installed(distribution: str) -> bool:
+def _is_installed(distribution: str) -> bool:
     try:
         importlib.metadata.distribution(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -149,9 +149,9 @@ class Client:
         """Apply YAML text (one or more documents, fleets first) or one manifest. Raises InvalidInput before sending."""
         manifests = parse_manifests(manifest) if isinstance(manifest, str) else (manifest,)
         ordered = sorted(manifests, key=lambda m: _ORDER.index(type(m)))
-        return tuple(self._applied(each, dry_run=dry_run) for each in ordered)
+        return tuple(self._apply_one(each, dry_run=dry_run) for each in ordered)
 
-    def _applied(self, manifest: Manifest, *, dry_run: bool) -> ModelApplied | FleetView | FreezeView | OwnerView:
+    def _apply_one(self, manifest: Manifest, *, dry_run: bool) -> ModelApplied | FleetView | FreezeView | OwnerView:
         if isinstance(manifest, ModelManifest):
             return self.put_model(manifest, dry_run=dry_run)
         if isinstance(manifest, OwnerManifest):
@@ -240,7 +240,7 @@ class Client:
         Files that the server lacks are uploaded first. The same `change_id` twice is one change. With the reason
         `override_freeze`, which is recorded in the audit, it passes every freeze.
         """
-        published = {source: self._published(model, source, on_upload) for source in dict.fromkeys(parts.values())}
+        published = {source: self._publish_part(model, source, on_upload) for source in dict.fromkeys(parts.values())}
         given = {part: published[source] for part, source in parts.items()}
         request = PublishRequest(change_id=change_id or uuid4().hex, parts=given, override_freeze=override_freeze)
         return self._call("POST", f"/v1/models/{model}/publish", ChangeView, body=request)
@@ -468,7 +468,7 @@ class Client:
         """Return sequence and hash of the newest audit entry: an anchor for later verifications, if it is kept elsewhere."""
         return self._get("/v1/audit/head", AuditHead)
 
-    def exported_audit(self, *, after: int = 0) -> Iterator[Mapping[str, Any]]:
+    def export_audit(self, *, after: int = 0) -> Iterator[Mapping[str, Any]]:
         """Yield the entries in the order of the chain, for `ipnext.model.access.audit_chain.verify`."""
         following: str | None = str(after)
         while following is not None:
@@ -689,7 +689,7 @@ class Client:
 
     # inside
 
-    def _published(
+    def _publish_part(
         self, model: str, source: Path | str, on_upload: Callable[[ArtifactFile], None] | None
     ) -> PublishPart:
         if isinstance(source, str) and source.startswith(SERVER_SIDE):

@@ -65,7 +65,7 @@ class Credential(httpx.Auth):
             found = self._given if written is None else written.text
             if found is not None:
                 self.check_private(self._url, "api_url (IPNEXT_API_URL)")
-                request.url = _listened_on(request.url)
+                request.url = _resolve_localhost(request.url)
                 self.check_listener(request.url, found)
                 if written is not None and self._has_to_prove(written):
                     yield from self._proof_of(written, request)
@@ -88,7 +88,7 @@ class Credential(httpx.Auth):
     def _proof_of(self, written: Written, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         key, nonce = parse_key(written.text), draw_nonce()
         url = httpx.URL(f"{self._url.rstrip('/')}/v1/proof", params={"key": key.id, "nonce": nonce})
-        answer = yield httpx.Request("GET", _listened_on(url), extensions=request.extensions)
+        answer = yield httpx.Request("GET", _resolve_localhost(url), extensions=request.extensions)
         answer.read()
         if answer.status_code in {502, 503, 504}:
             raise error_of(answer, self._url)
@@ -124,7 +124,7 @@ class Credential(httpx.Auth):
         """Refuse to send a stored token in clear text to a program of another user on this machine. Unauthenticated."""
         if self._given is not None or self._insecure or is_key(found) or url.scheme != "http":
             return
-        url = _listened_on(url)
+        url = _resolve_localhost(url)
         others = (listening_users(url.host, url.port or 80) or frozenset()) - {0, os.getuid()}
         if others:
             msg = (
@@ -169,7 +169,7 @@ class GatewayCredential(httpx.Auth):
         raise Unauthenticated(msg)
 
 
-def _listened_on(url: httpx.URL) -> httpx.URL:
+def _resolve_localhost(url: httpx.URL) -> httpx.URL:
     """Return the address to which a credential goes: `localhost` in clear text is 127.0.0.1.
 
     It may be `::1` first, with another user's program at the same port. With TLS the certificate proves the listener.

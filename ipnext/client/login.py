@@ -18,7 +18,7 @@ from ipnext.login.credentials import (
     write_entries,
 )
 from ipnext.login.device_flow import DeviceLogin, Tokens
-from ipnext.login.identity_provider import ProviderClient, shown
+from ipnext.login.identity_provider import ProviderClient, make_printable
 
 BEFORE_END_SECONDS: Final = 60.0
 """A token is renewed this long before it expires, in seconds, or in the last quarter of its life if that is shorter."""
@@ -36,7 +36,7 @@ class LoginTerms(NamedTuple):
     def lines(self) -> Iterator[str]:
         """Yield a line for each, to be shown."""
         for name, value in zip(_TERMS, self, strict=True):
-            yield f"  {name:17}  {shown(value)}"
+            yield f"  {name:17}  {make_printable(value)}"
 
 
 _TERMS: Final = ("identity provider", "client", "audience")
@@ -55,7 +55,7 @@ def check_terms(named: LoginTerms, known: LoginTerms, *, api: str, since: str, r
     Another platform that took over the address, or its administrator, could have tokens for an audience of its choice.
     """
     changes = [
-        f"{name} {shown(now)!r}, {since} {shown(before)!r}"
+        f"{name} {make_printable(now)!r}, {since} {make_printable(before)!r}"
         for name, now, before in zip(_TERMS, named, known, strict=True)
         if now != before
     ]
@@ -100,7 +100,7 @@ def current_credential(url: str, file: Path | None = None, *, clock: Clock = tim
             return None
         if _is_ending(found, clock()):  # no other process has renewed it since
             write_entries(credentials_file(file), entries)  # or fail, while the refresh token is unused
-            found = _renewed(found, clock)
+            found = _renew_login(found, clock)
             entries[origin_of(url)] = dict(found)
         return Written(str(found["credential"]), is_of_platform=False)
 
@@ -122,7 +122,7 @@ def end_login(url: str, file: Path | None = None) -> tuple[bool, str]:
     return known, "" if revoked else "the identity provider offers no revocation; the refresh token ends by itself"
 
 
-def _renewed(entry: Mapping[str, Any], clock: Clock) -> Mapping[str, Any]:
+def _renew_login(entry: Mapping[str, Any], clock: Clock) -> Mapping[str, Any]:
     terms = LoginTerms(*(str(entry.get(name)) for name in LoginTerms._fields))
     try:
         if not _can_renew(entry):

@@ -17,14 +17,14 @@ from ipnext.model.registry.registry import SNAPSHOT_FILE, ArtifactFile, Snapshot
 def published_manifest(source: Source, directory: Path) -> SnapshotManifest:
     """Return the manifest of a directory to publish: a snapshot's own, or one made of a checkpoint directory.
 
-    As `checked_snapshot`.
+    As `verify_snapshot`.
     """
     if not (directory / SNAPSHOT_FILE).exists() and is_checkpoint(directory):
         return describe_checkpoint(directory).manifest
-    return checked_snapshot(source)
+    return verify_snapshot(source)
 
 
-def checked_snapshot(source: Source) -> SnapshotManifest:
+def verify_snapshot(source: Source) -> SnapshotManifest:
     """Return the manifest of a snapshot directory whose files all exist with the stated size and SHA-256.
 
     Raises InvalidInput (no snapshot.json, or a program that hosts would not load), ArtifactMissing,

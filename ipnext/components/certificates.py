@@ -50,7 +50,7 @@ class CheckedSSLObject(ssl.SSLObject):
     def do_handshake(self) -> None:
         """Check the certificate, then the name in it. ssl.SSLCertVerificationError."""
         super().do_handshake()
-        self.peer = _checked(self.getpeercert(), type(self).accepts)
+        self.peer = _check_peer(self.getpeercert(), type(self).accepts)
 
 
 class CheckedSSLSocket(ssl.SSLSocket):
@@ -62,7 +62,7 @@ class CheckedSSLSocket(ssl.SSLSocket):
     def do_handshake(self, block: bool = False) -> None:
         """Check the certificate, then the name in it. ssl.SSLCertVerificationError."""
         super().do_handshake(block)
-        self.peer = _checked(self.getpeercert(), type(self).accepts)
+        self.peer = _check_peer(self.getpeercert(), type(self).accepts)
 
 
 def server_context(files: CertificateFiles, accept: Accept) -> ssl.SSLContext:
@@ -102,7 +102,7 @@ def _load(context: ssl.SSLContext, files: CertificateFiles) -> None:
             return
 
 
-def _checked(certificate: Any, accept: Accept) -> Identity:
+def _check_peer(certificate: Any, accept: Accept) -> Identity:
     names = [name for kind, name in (certificate or {}).get("subjectAltName", ()) if kind == "URI"]
     if len(names) != 1:
         msg = f"a component's certificate has exactly one URI, got {len(names)}"

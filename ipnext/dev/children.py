@@ -65,13 +65,13 @@ class Child:
                 )
         self.started_at, self.killed_after = time.monotonic(), None
 
-    def ended(self) -> int | None:
+    def poll(self) -> int | None:
         """Return the exit status if it has ended."""
         return self.process.poll() if self.process else None
 
     def restart_when_due(self, now: float) -> None:
         """Restart a process that ended: at once, and after a backoff that doubles while it keeps ending soon."""
-        status = self.ended()
+        status = self.poll()
         if status is None:
             return
         if not self.start_after:
@@ -160,7 +160,7 @@ class Family:
                 msg = f"{what} was not ready within {limit_seconds:.0f} s\n{ends}"
                 raise Unavailable(msg)
             for child in self.children:
-                if child.ended() == EXIT_BAD_INPUT:
+                if child.poll() == EXIT_BAD_INPUT:
                     msg = f"{child.name} can't start; the end of {child.log}:\n{child.last_lines()}"
                     raise Conflict(msg)
             self.tend()

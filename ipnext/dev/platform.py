@@ -97,7 +97,7 @@ class Places:
 
 
 @contextmanager
-def locked(state: Path) -> Iterator[None]:
+def lock_state(state: Path) -> Iterator[None]:
     """Lock the state directory.
 
     Raises Conflict with the pid of the process that has locked it, or if others may write into it.
@@ -193,7 +193,7 @@ class Platform:
             left.unlink()
         become_subreaper()  # a region's supervisor becomes a child of this process once its agent has died
         first, *more = self._workers
-        log.info("starting Temporal and the agents", regions=list(self._regions), **self._stores.named)
+        log.info("starting Temporal and the agents", regions=list(self._regions), **self._stores.display_names)
         self._family.start(self._temporal())
         preload(["ipnext.infra.agent.__main__"])
         self._family.start(*(self._agent(region) for region in self._regions))
@@ -409,7 +409,7 @@ def run(
         stop.set()
         raise KeyboardInterrupt
 
-    with locked(state):
+    with lock_state(state):
         places = Places(state)
         regions = prepare(state, stores, fleet)
         let_hosts_in(places, regions)

@@ -20,7 +20,7 @@ def choose(wanted: Mapping[str, int | None], *, remembered: Path, free_ports: bo
     all of them, unless `free_ports` allows replacing them.
     """
     book = PortBook(remembered)
-    ports = {name: book.known(name) or configured for name, configured in wanted.items()}
+    ports = {name: book.recall(name) or configured for name, configured in wanted.items()}
     taken = {name: port for name, port in ports.items() if port is not None and not _take(port)}
     public = [f"{port} ({name})" for name, port in taken.items() if wanted[name] is not None]
     if public and not free_ports:

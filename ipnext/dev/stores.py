@@ -37,7 +37,7 @@ class Stores:
         )
 
     @property
-    def named(self) -> dict[str, str]:
+    def display_names(self) -> dict[str, str]:
         """The stores in a form for users."""
         return {"record": Store.open(self.database_url).name, "artifacts": self.artifacts_uri}
 
@@ -50,13 +50,13 @@ def prepare(state: Path, stores: Stores, fleet: Path | None) -> tuple[str, ...]:
     does not answer; InvalidInput if the file is no fleet, or a URL has another form.
     """
     known_stores = state / "stores.json"
-    with _given_by("--database-url (IPNEXT_DEV_DATABASE_URL)"):
+    with _naming_option("--database-url (IPNEXT_DEV_DATABASE_URL)"):
         store = Store.open(stores.database_url)
-    with _given_by("--artifacts (IPNEXT_DEV_ARTIFACTS_URI)"):
+    with _naming_option("--artifacts (IPNEXT_DEV_ARTIFACTS_URI)"):
         artifacts = open_store(stores.artifacts_uri, endpoint_url=stores.endpoint_url)
     began_below = (state / "ipnext.db").exists()
     begun = began_below or known_stores.exists()
-    _check_same(known_stores, stores.named, began=began_below)
+    _check_same(known_stores, stores.display_names, began=began_below)
     if stores.artifacts_uri == (state / "artifacts").absolute().as_uri():
         (state / "artifacts").mkdir(
             parents=True, exist_ok=True
@@ -81,7 +81,7 @@ def prepare(state: Path, stores: Stores, fleet: Path | None) -> tuple[str, ...]:
                 known = repository.put_fleet(read_fleet(fleet or EMBEDDED_FLEET).spec, expected_version=None).spec
     finally:
         store.close()
-    replace_file(known_stores, json.dumps(stores.named, indent=1).encode())
+    replace_file(known_stores, json.dumps(stores.display_names, indent=1).encode())
     return known.regions
 
 
@@ -100,7 +100,7 @@ def read_fleet(path: Path) -> FleetManifest:
 
 
 @contextmanager
-def _given_by(option: str) -> Iterator[None]:
+def _naming_option(option: str) -> Iterator[None]:
     try:
         yield
     except InvalidInput as error:
@@ -112,7 +112,7 @@ def _check_same(path: Path, named: Mapping[str, str], *, began: bool) -> None:
     try:
         known = json.loads(path.read_bytes())
     except FileNotFoundError:
-        known = Stores.of(path.parent, DevSettings.model_construct()).named if began else named
+        known = Stores.of(path.parent, DevSettings.model_construct()).display_names if began else named
     except ValueError as error:
         msg = f"{path}: is no JSON ({error}); allowed: an object of record and artifacts, where each of them lies"
         raise InvalidInput(msg, field="stores") from error

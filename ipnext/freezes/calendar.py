@@ -12,7 +12,7 @@ from icalendar import Calendar, Event
 
 from ipnext.errors import InvalidInput
 from ipnext.freezes.events import begin, events_of, moment_of, rules_of
-from ipnext.freezes.rules import ended_at, forwarded
+from ipnext.freezes.rules import fast_forward, limit_rule
 from ipnext.model.manifest.freeze import FreezeManifest, Window
 
 MARGIN = timedelta(days=2)
@@ -42,20 +42,20 @@ class FreezeCalendar:
     def windows(self, start: datetime, stop: datetime) -> tuple[Window, ...]:
         """Return the windows that are open at some time from `start` up to `stop`, by their start; they may overlap."""
         if (start, stop) not in self._asked:
-            self._asked[start, stop] = self._found(start, stop)
+            self._asked[start, stop] = self._find_windows(start, stop)
         return self._asked[start, stop]
 
-    def _found(self, start: datetime, stop: datetime) -> tuple[Window, ...]:
+    def _find_windows(self, start: datetime, stop: datetime) -> tuple[Window, ...]:
         calendar = Calendar()
         for event in self._events:
-            calendar.add_component(_bounded(event, start - MARGIN, stop + MARGIN))
+            calendar.add_component(_bound_rules(event, start - MARGIN, stop + MARGIN))
         query = recurring_ical_events.of(calendar)
         found = query.between(start.astimezone(UTC) - MARGIN, stop.astimezone(UTC) + MARGIN)
         windows = {(_utc(moment_of(each, "DTSTART")), _utc(moment_of(each, "DTEND"))) for each in found}
         return tuple(Window(start=a, end=b) for a, b in sorted(windows) if a < b and a < stop and b > start)
 
 
-def _bounded(event: Event, start: datetime, stop: datetime) -> Event:
+def _bound_rules(event: Event, start: datetime, stop: datetime) -> Event:
     """Return the event with its rules ended, and its one rule begun later, so that none is evaluated far beyond the query."""
     rules = rules_of(event)
     if not rules:
@@ -65,12 +65,12 @@ def _bounded(event: Event, start: datetime, stop: datetime) -> Event:
     bounded = event.copy(recursive=True)
     del bounded["RRULE"]
     if len(rules) == 1:
-        rule, later = forwarded(rules[0], first, start - length)
+        rule, later = fast_forward(rules[0], first, start - length)
         rules = (rule,)
         if later != first:
             begin(bounded, later, later + length)
     for rule in rules:
-        bounded.add("rrule", ended_at(rule, first, max(stop, first)))
+        bounded.add("rrule", limit_rule(rule, first, max(stop, first)))
     return bounded
 
 

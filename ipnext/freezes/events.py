@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from icalendar import Calendar, Event, vRecur
 
 from ipnext.errors import InvalidInput
-from ipnext.freezes.rules import check_rule, checked_rule, starts_of
+from ipnext.freezes.rules import check_rule, parse_rule, starts_of
 from ipnext.model.manifest.freeze import MOST_WINDOWS, YEARS, FreezeSpec, FreezeWindow
 
 LONGEST = timedelta(days=366)
@@ -25,7 +25,7 @@ def events_of(spec: FreezeSpec) -> tuple[Event, ...]:
     """Return all events of a freeze. InvalidInput names the field, the value and the allowed ones."""
     zone = _zone(spec.time_zone, "spec.timeZone")
     written = [_written(window, zone, number) for number, window in enumerate(spec.windows)]
-    return (*written, *(_given(spec.ics, zone) if spec.ics is not None else ()))
+    return (*written, *(_parse_events(spec.ics, zone) if spec.ics is not None else ()))
 
 
 def rules_of(event: Event) -> tuple[vRecur, ...]:
@@ -59,7 +59,7 @@ def _written(window: FreezeWindow, default: ZoneInfo, number: int) -> Event:
     event.add("uid", f"ipnext-window-{number}")
     if window.rrule is not None:
         _check_length(window.length, field)
-        rule = checked_rule(window.rrule.removeprefix("RRULE:"), start.replace(tzinfo=zone), f"{field}.rrule")
+        rule = parse_rule(window.rrule.removeprefix("RRULE:"), start.replace(tzinfo=zone), f"{field}.rrule")
         start = next(starts_of(rule, start))  # a start that the rule does not give is none of its windows
         event.add("rrule", rule)
     event.add("dtstart", start.replace(tzinfo=zone))
@@ -70,7 +70,7 @@ def _written(window: FreezeWindow, default: ZoneInfo, number: int) -> Event:
     return event
 
 
-def _given(text: str, default: ZoneInfo) -> Iterator[Event]:
+def _parse_events(text: str, default: ZoneInfo) -> Iterator[Event]:
     try:
         calendar = Calendar.from_ical(text)
         events: list[Any] = calendar.walk("VEVENT")
@@ -89,13 +89,13 @@ def _given(text: str, default: ZoneInfo) -> Iterator[Event]:
 def _read(event: Event, default: ZoneInfo, field: str) -> Event:
     """Return the event zoned. The parser accepts meaningless events, such as one with two starts: they fail when used."""
     try:
-        return _zoned(event, default, field)
+        return _normalize_zone(event, default, field)
     except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
         msg = f"{field}: can't be worked out ({error}); allowed: one event as RFC 5545 has it"
         raise InvalidInput(msg, field="spec.ics") from error
 
 
-def _zoned(event: Event, default: ZoneInfo, field: str) -> Event:
+def _normalize_zone(event: Event, default: ZoneInfo, field: str) -> Event:
     """Return the event with its own start and end in one time zone. Checks properties that the parser accepts."""
     for name, problem in event.errors:
         raise _event_error(field, str(name), event.get(name), str(problem))

@@ -41,7 +41,7 @@ _PARTS = (
 )  # fmt: skip
 
 
-def checked_rule(text: str, start: datetime, field: str) -> vRecur:
+def parse_rule(text: str, start: datetime, field: str) -> vRecur:
     """Parse a rule, which must give at least one start at or after `start` (with its zone).
 
     InvalidInput names the field.
@@ -49,7 +49,7 @@ def checked_rule(text: str, start: datetime, field: str) -> vRecur:
     try:
         rule = vRecur.from_ical(text)
     except ValueError as error:
-        raise _refused(field, text, f"is no RFC 5545 rule ({error})", "FREQ=WEEKLY;BYDAY=FR") from error
+        raise _rule_error(field, text, f"is no RFC 5545 rule ({error})", "FREQ=WEEKLY;BYDAY=FR") from error
     return check_rule(rule, start, field)
 
 
@@ -61,13 +61,13 @@ def check_rule(rule: vRecur, start: datetime, field: str) -> vRecur:
     try:
         starts = tuple(islice(starts_of(rule, start), count))
     except (ValueError, TypeError, LookupError, OverflowError, AttributeError) as error:
-        raise _refused(field, text, f"can't be worked out ({error})", "FREQ=WEEKLY;BYDAY=FR") from error
+        raise _rule_error(field, text, f"can't be worked out ({error})", "FREQ=WEEKLY;BYDAY=FR") from error
     if len(starts) < count:
         years = SEARCHED.days // 366
         what = f"gives {len(starts)} of its {count} starts" if starts else "never recurs"
-        raise _refused(field, text, f"{what} within {years} years of {start.isoformat()}", "a rule that matches")
+        raise _rule_error(field, text, f"{what} within {years} years of {start.isoformat()}", "a rule that matches")
     if "UNTIL" in rule and _until(rule["UNTIL"][0], start) < starts[0].replace(tzinfo=start.tzinfo):
-        raise _refused(field, text, f"never recurs: UNTIL is before {starts[0].isoformat()}", "a later UNTIL")
+        raise _rule_error(field, text, f"never recurs: UNTIL is before {starts[0].isoformat()}", "a later UNTIL")
     return rule
 
 
@@ -84,7 +84,7 @@ def starts_of(rule: vRecur, start: datetime) -> Iterator[datetime]:
     return (found - later for found in rrulestr(_text(bounded), dtstart=shifted))
 
 
-def forwarded(rule: vRecur, first: datetime, to: datetime) -> tuple[vRecur, datetime]:
+def fast_forward(rule: vRecur, first: datetime, to: datetime) -> tuple[vRecur, datetime]:
     """Return the same rule from a later start, within about a year before `to`; from there on it gives the same starts.
 
     Parts that the rule takes from its start are made explicit, and the start moves forward by whole intervals. A rule
@@ -92,12 +92,12 @@ def forwarded(rule: vRecur, first: datetime, to: datetime) -> tuple[vRecur, date
     """
     if "COUNT" in rule or first >= to - _NEAR:
         return rule, first
-    explicit = _written_out(rule, first)
-    later = next(starts_of(explicit, _shifted(rule, first, to - _NEAR)), None)
+    explicit = _make_explicit(rule, first)
+    later = next(starts_of(explicit, _shift_start(rule, first, to - _NEAR)), None)
     return (rule, first) if later is None else (explicit, later.replace(tzinfo=first.tzinfo))
 
 
-def _shifted(rule: vRecur, first: datetime, to: datetime) -> datetime:
+def _shift_start(rule: vRecur, first: datetime, to: datetime) -> datetime:
     """Return the start, or the beginning of its month or year, some whole intervals later; not after `to`."""
     interval, local = int(rule.get("INTERVAL", [1])[0]), to.astimezone(first.tzinfo)
     if rule["FREQ"][0] in {"DAILY", "WEEKLY"}:
@@ -110,7 +110,7 @@ def _shifted(rule: vRecur, first: datetime, to: datetime) -> datetime:
     return begins.replace(month=1) if rule["FREQ"][0] == "YEARLY" else begins
 
 
-def _written_out(rule: vRecur, first: datetime) -> vRecur:
+def _make_explicit(rule: vRecur, first: datetime) -> vRecur:
     """Add the days that the rule takes from its start (RFC 5545, 3.3.10: information missing is that of DTSTART)."""
     if any(part in rule for part in ("BYDAY", "BYMONTHDAY", "BYYEARDAY", "BYWEEKNO")):
         return rule
@@ -124,7 +124,7 @@ def _written_out(rule: vRecur, first: datetime) -> vRecur:
     return vRecur({**rule, **missing})
 
 
-def ended_at(rule: vRecur, first: datetime, stop: datetime) -> vRecur:
+def limit_rule(rule: vRecur, first: datetime, stop: datetime) -> vRecur:
     """Return the rule with an end no later than `stop`, so that none is evaluated for ever. `first` has the rule's time zone.
 
     Its own UNTIL is read as in RFC 5545: UTC, or local if it names no zone; a date ends with its day.
@@ -152,21 +152,21 @@ def _check_parts(rule: vRecur, field: str, text: str) -> None:
     frequency = str(rule.get("FREQ", [""])[0])
     if frequency not in FREQUENCIES:
         why = "is too costly to walk" if frequency in {"SECONDLY", "MINUTELY", "HOURLY"} else "has no frequency"
-        raise _refused(field, text, why, f"FREQ of {', '.join(FREQUENCIES)}")
+        raise _rule_error(field, text, why, f"FREQ of {', '.join(FREQUENCIES)}")
     unknown = [part for part in rule if part not in _PARTS]
     if unknown:
-        raise _refused(field, text, f"has the unknown part {unknown[0]}", ", ".join(_PARTS))
+        raise _rule_error(field, text, f"has the unknown part {unknown[0]}", ", ".join(_PARTS))
     for part, most in _RANGES.items():
         if not all(_in_range(part, int(value), most) for value in rule.get(part, ())):
             low = "0" if part in _TIMES else "1" if part == "BYMONTH" else f"-{most} to -1, 1"
-            raise _refused(field, text, f"has a {part} out of its range", f"{part} of {low} to {most}")
+            raise _rule_error(field, text, f"has a {part} out of its range", f"{part} of {low} to {most}")
     if int(rule.get("INTERVAL", [1])[0]) < 1:
-        raise _refused(field, text, "has an INTERVAL below 1", "INTERVAL of 1 or more")
+        raise _rule_error(field, text, "has an INTERVAL below 1", "INTERVAL of 1 or more")
     if "COUNT" in rule and ("UNTIL" in rule or not 1 <= int(rule["COUNT"][0]) <= MOST_COUNT):
-        raise _refused(field, text, "has a COUNT that can't be taken", f"COUNT of 1 to {MOST_COUNT}, without UNTIL")
+        raise _rule_error(field, text, "has a COUNT that can't be taken", f"COUNT of 1 to {MOST_COUNT}, without UNTIL")
     a_day = math.prod(len(rule.get(part, [0])) for part in _TIMES)
     if a_day > MOST_A_DAY:
-        raise _refused(field, text, f"starts {a_day} times a day", f"at most {MOST_A_DAY} starts a day")
+        raise _rule_error(field, text, f"starts {a_day} times a day", f"at most {MOST_A_DAY} starts a day")
 
 
 def _in_range(part: str, value: int, most: int) -> bool:
@@ -175,5 +175,5 @@ def _in_range(part: str, value: int, most: int) -> bool:
     return 1 <= abs(value) <= most
 
 
-def _refused(field: str, text: str, why: str, allowed: str) -> InvalidInput:
+def _rule_error(field: str, text: str, why: str, allowed: str) -> InvalidInput:
     return InvalidInput(f"{field}: {text!r} {why}; allowed: {allowed}", field=field, value=text, allowed=(allowed,))

@@ -55,7 +55,7 @@ def _of_generations(deployment: Deployment, wanted: Collection[int]) -> tuple[He
     return tuple(held.model_copy(update={"generations": kept}) for held, kept in found if kept)
 
 
-def assigned(
+def assign_processes(
     sets: Sequence[ReplicaSet], staying: Iterable[tuple[R, frozenset[str]]], *, swap: bool = False
 ) -> tuple[list[list[R]], list[R]]:
     """Return the processes of each set, and those for which no set has a place.
@@ -114,7 +114,7 @@ def generations(holds: HostHolds) -> frozenset[int]:
     return frozenset(generation for held in holds.holds for generation in held.generations)
 
 
-def goes_over(told: HostHolds, wanted: HostHolds) -> bool:
+def needs_swap(told: HostHolds, wanted: HostHolds) -> bool:
     """Return whether a process with the holds `told` has to take another snapshot for `wanted`."""
     return bool(told.holds) and not digests(wanted.holds) <= digests(told.holds)
 

@@ -101,7 +101,7 @@ class Site:
             more += [f"--allow-argument={name}" for name in self.settings.engine_arguments_allow]
             more += [f"--allow-environment={name}" for name in self.settings.engine_environment_allow]
             more += [f"--inherit-environment={name}" for name in self.settings.engine_environment_inherit]
-        return [*self._filled(self.host_template(engine), url, **fields), *more]
+        return [*self._fill_template(self.host_template(engine), url, **fields), *more]
 
     @property
     def reserve_arguments(self) -> Sequence[str]:
@@ -117,7 +117,7 @@ class Site:
     def router_command(self, table: Path, url: str) -> Sequence[str]:
         """Return the command line of the router process."""
         fields = {"table": str(table), "access": str(self.access_file)}
-        return [*self._filled(self.settings.router_command, url, **fields), *self._names()]
+        return [*self._fill_template(self.settings.router_command, url, **fields), *self._names()]
 
     @property
     def access_file(self) -> Path:
@@ -125,7 +125,7 @@ class Site:
         return self.directory / "access.json"
 
     @property
-    def allowed(self) -> AllowedHosts:
+    def allowed_hosts(self) -> AllowedHosts:
         """Names and origins that all listeners of the region accept."""
         return AllowedHosts(self.settings.allowed_hosts, self.settings.allowed_origins)
 
@@ -176,6 +176,6 @@ class Site:
     def _is_own(self, engine: str) -> bool:
         return tuple(self.host_template(engine)[:3]) in OWN_HOSTS
 
-    def _filled(self, template: Sequence[str], url: str, **fields: str) -> Sequence[str]:
+    def _fill_template(self, template: Sequence[str], url: str, **fields: str) -> Sequence[str]:
         given = {"python": sys.executable, "region": self.region, **address_fields(url), **fields}
         return [part.format(**given) for part in template]

@@ -29,7 +29,7 @@ class Control:
 
     async def host_state(self, url: str) -> HostState:
         """Return the state of a host: its snapshots and requests."""
-        return _parsed(HostState, await self._call_host("GET", f"{_at(url)}/control/state"))
+        return _decode_state(HostState, await self._call_host("GET", f"{_at(url)}/control/state"))
 
     async def load_ended(self, url: str, revision: int) -> None:
         """Return once a load of the host has ended since this revision of its state; after a second in any case."""
@@ -37,11 +37,11 @@ class Control:
 
     async def router_state(self, url: str) -> RouterState:
         """Return the table revision that a router has applied, and its counters."""
-        return _parsed(RouterState, await self.call("GET", f"{_at(url)}/control/state"))
+        return _decode_state(RouterState, await self.call("GET", f"{_at(url)}/control/state"))
 
     async def key_uses(self, url: str) -> KeyUseReport:
         """Return when a router last saw each API key."""
-        return _parsed(KeyUseReport, await self.call("GET", f"{_at(url)}/control/key-uses"))
+        return _decode_state(KeyUseReport, await self.call("GET", f"{_at(url)}/control/key-uses"))
 
     async def put_access(self, url: str, content: str) -> None:
         """Send a router an AccessList as JSON."""
@@ -75,7 +75,7 @@ def _at(url: str) -> str:
     return caller_url(url, Component.AGENT)
 
 
-def _parsed(kind: type[State], content: bytes) -> State:
+def _decode_state(kind: type[State], content: bytes) -> State:
     try:
         return decode(kind, content)
     except ValidationError as error:

@@ -69,17 +69,17 @@ class LocalProcessInfrastructure:
         """See the port."""
         if models is None or len(models) > MOST_NAMED:
             return _own_state(region, self._read(RegionState, "GET", region, "/state")).only(models)
-        named = f"/state?{urlencode(_named(models))}"
+        named = f"/state?{urlencode(_model_query(models))}"
         return _own_state(region, self._read(RegionState, "GET", region, named))
 
-    def applied(self, region: str) -> AppliedState:
+    def read_applied(self, region: str) -> AppliedState:
         """See the port."""
         found = self._read(AppliedState, "GET", region, "/applied", seconds=self._gateway_seconds)
         return found.model_copy(update={"sets": tuple(one for one in found.sets if one.key.region == region)})
 
     def await_change(self, region: str, models: Collection[str], token: str, *, seconds: float) -> None:
         """See the port."""
-        query = urlencode([*_named(models), ("token", token), ("seconds", str(seconds))])
+        query = urlencode([*_model_query(models), ("token", token), ("seconds", str(seconds))])
         self._call("GET", region, f"/changes?{query}", seconds=self._answer_seconds + seconds)
 
     def prefetch(self, region: str, uris: Sequence[str]) -> None:
@@ -168,7 +168,7 @@ class LocalProcessInfrastructure:
         return self._agents[region]
 
 
-def _named(models: Collection[str]) -> list[tuple[str, str]]:
+def _model_query(models: Collection[str]) -> list[tuple[str, str]]:
     return [("model", model) for model in models or ("",)]
 
 

@@ -40,7 +40,7 @@ class Infrastructure(Protocol):
         Name the models if you need only some: the answer for all models of a region is long.
         """
 
-    def applied(self, region: str) -> AppliedState:
+    def read_applied(self, region: str) -> AppliedState:
         """Return digests of all deployments and route tables that the region was sent last, whether it has reached them or not.
 
         The answer is as long as the region is large: callers compare a region that was away, and call it once.

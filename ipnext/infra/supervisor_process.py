@@ -177,9 +177,9 @@ class Supervisor:
         self._last += 1
         self._held[self._last] = Held(message["name"], running, message["note"])
         link.send({"kind": "started", "number": asked, "id": self._last, "pid": running.pid})
-        self._keep(asyncio.create_task(self._see_off(self._last, running)), self._tasks)
+        self._keep(asyncio.create_task(self._watch_exit(self._last, running)), self._tasks)
 
-    async def _see_off(self, number: int, running: Running) -> None:
+    async def _watch_exit(self, number: int, running: Running) -> None:
         status = await running.wait()
         del self._held[number]
         if self._agent is not None:

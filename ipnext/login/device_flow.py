@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from ipnext.errors import DeadlineExceeded, Unauthenticated, Unavailable
-from ipnext.login.identity_provider import Endpoints, ProviderClient, ProviderRefused, shown
+from ipnext.login.identity_provider import Endpoints, ProviderClient, ProviderRefused, make_printable
 
 DEVICE_GRANT: Final = "urn:ietf:params:oauth:grant-type:device_code"
 INTERVAL_SECONDS: Final = 5.0
@@ -124,7 +124,7 @@ def _device_code(found: Mapping[str, Any]) -> DeviceCode:
     complete = found.get("verification_uri_complete")
     return DeviceCode(
         _text(found, "device_code"),
-        shown(_text(found, "user_code")),
+        make_printable(_text(found, "user_code")),
         _address(_text(found, "verification_uri")),
         None if complete is None else _address(str(complete)),
         min(_seconds(found.get("expires_in"), LONGEST_WAIT_SECONDS), LONGEST_WAIT_SECONDS),

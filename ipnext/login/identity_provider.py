@@ -96,7 +96,9 @@ class ProviderClient:
         error = found.get("error")
         if 400 <= status < 500 and isinstance(error, str):
             about = found.get("error_description")
-            msg = f"the identity provider refused: {shown(error)}" + (f" ({shown(str(about))})" if about else "")
+            msg = f"the identity provider refused: {make_printable(error)}" + (
+                f" ({make_printable(str(about))})" if about else ""
+            )
             raise ProviderRefused(msg, error=error)
         msg = f"the identity provider answered {status} at {url}"
         raise Unavailable(msg)
@@ -150,7 +152,7 @@ def is_loopback(url: str) -> bool:
         return False
 
 
-def shown(text: str) -> str:
+def make_printable(text: str) -> str:
     """Return a provider's text in printable form: one line without control characters, at most 300 characters."""
     return "".join(letter for letter in text if letter.isprintable())[:300]
 

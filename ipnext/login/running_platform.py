@@ -26,7 +26,7 @@ class Life(Enum):
 
 def name_this_process() -> Mapping[str, Any]:
     """Return the fields that distinguish this process from all others, also from a later one with its id."""
-    return {"pid": os.getpid(), "started": _started(os.getpid()), **_here()}
+    return {"pid": os.getpid(), "started": _start_time(os.getpid()), **_here()}
 
 
 def life_of(entry: Mapping[str, Any]) -> Life:
@@ -41,7 +41,7 @@ def life_of(entry: Mapping[str, Any]) -> Life:
     pid = entry.get("pid")
     if not isinstance(pid, int) or not _is_taken(pid):
         return Life.ENDED
-    started = _started(pid)
+    started = _start_time(pid)
     same = started is None or started == entry.get("started", started)
     return Life.RUNS if same else Life.ENDED
 
@@ -65,7 +65,7 @@ def _is_taken(pid: int) -> bool:
     return pid > 0
 
 
-def _started(pid: int) -> int | None:
+def _start_time(pid: int) -> int | None:
     """Return its start time, in clock ticks after the boot; None if the system does not report it, or it has ended."""
     try:
         stat = (_PROC / str(pid) / "stat").read_bytes()

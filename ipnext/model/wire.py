@@ -42,12 +42,12 @@ def decode_frozen(kind: type[T], content: str) -> T:
     if len(content) > LONGEST_REMEMBERED:
         return decode(kind, content)
     key: Any = kind
-    found: T = _remembered(key, content)
+    found: T = _decode_cached(key, content)
     return found
 
 
 @lru_cache(maxsize=REMEMBERED)
-def _remembered(kind: Any, content: str) -> Any:
+def _decode_cached(kind: Any, content: str) -> Any:
     return decode(kind, content)
 
 

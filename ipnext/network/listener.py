@@ -129,7 +129,7 @@ class BoundedListener:
             return
         task = asyncio.create_task(self._connect(client, connection, context), name="connect a client")
         self._connecting.add(task)
-        task.add_done_callback(lambda done: self._let_go(done, connection, client))
+        task.add_done_callback(lambda done: self._release(done, connection, client))
 
     async def _connect(self, client: socket.socket, connection: Bounded, context: ssl.SSLContext | None) -> None:
         """Do the TLS handshake, if there is TLS; after that the connection runs by itself."""
@@ -139,7 +139,7 @@ class BoundedListener:
                 lambda: connection, client, ssl=context, ssl_handshake_timeout=limit
             )
 
-    def _let_go(self, task: asyncio.Task[None], connection: Bounded, client: socket.socket) -> None:
+    def _release(self, task: asyncio.Task[None], connection: Bounded, client: socket.socket) -> None:
         """Remove the handshake, and the connection if it failed."""
         self._connecting.discard(task)
         if not connection.is_made:

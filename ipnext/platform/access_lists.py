@@ -157,7 +157,7 @@ class AccessPublisher:
         accesses = tuple(self._models[name][1] for name in sorted(self._models))
         owners = asking_owners(accesses)
         callers = everyone if owners and permits_more(state.policies) else everyone.of(owners)
-        content = _digested(
+        content = _add_digest(
             AccessList(revision=0, models=accesses, tokens=_tokens(state), policies=state.policies, **callers._asdict())
         )
         return {
@@ -261,7 +261,7 @@ class AccessPublisher:
             self._keys_asked_at = self._clock()
 
 
-def _digested(content: AccessList) -> AccessList:
+def _add_digest(content: AccessList) -> AccessList:
     """Return the list with its digest. It has no revision yet."""
     return content.model_copy(update={"digest": hashlib.sha256(content.model_dump_json().encode()).hexdigest()})
 

@@ -48,7 +48,7 @@ async def builds(client: Connection) -> tuple[Build, ...]:
 
     Raises NotFound if the namespace does not exist, Unavailable, EngineRefused.
     """
-    found = await _described(client)
+    found = await _describe_deployment(client)
     if found is None:
         await _check_namespace(client)
         return ()
@@ -80,7 +80,7 @@ async def promote(client: Connection, build_id: str, *, ramp_percent: float | No
         Conflict: the routing was changed by another writer; read it again.
         Unavailable, EngineRefused: Temporal does not answer, or refuses.
     """
-    found = await _described(client)
+    found = await _describe_deployment(client)
     known = (
         [] if found is None else [s.deployment_version.build_id for s in found.worker_deployment_info.version_summaries]
     )
@@ -100,7 +100,7 @@ async def make_first_current(client: Connection, build_id: str) -> str:
 
     Raises Unavailable, also while the server has not seen a worker of this build: try again.
     """
-    found = await _described(client)
+    found = await _describe_deployment(client)
     if found is None:
         msg = f"{WHAT}: the server has not seen a worker of build {build_id} yet"
         raise _not_yet(msg)
@@ -118,7 +118,7 @@ def _not_yet(message: str) -> Unavailable:
     return Unavailable(f"{message}; try again")
 
 
-async def _described(client: Connection) -> DescribeWorkerDeploymentResponse | None:
+async def _describe_deployment(client: Connection) -> DescribeWorkerDeploymentResponse | None:
     asked = DescribeWorkerDeploymentRequest(namespace=client.namespace, deployment_name=names.WORKER_DEPLOYMENT)
     async with reaching(WHAT):
         try:

@@ -53,7 +53,7 @@ async def check(settings: PlatformSettings) -> tuple[Item, ...]:
         todo = "start Temporal, or correct TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE and the TLS settings of temporal.toml"
         return (Item(item="temporal", state="wrong", detail=error.message, todo=todo), *local)
     at = client.service_client.config.target_host
-    found = [Item(item="temporal", state="ok", detail=at), *await _guarded("namespace", _namespace, client)]
+    found = [Item(item="temporal", state="ok", detail=at), *await _run_look("namespace", _namespace, client)]
     if found[-1].state != "missing":
         for item, look in (
             ("search attributes", _attributes),
@@ -62,14 +62,14 @@ async def check(settings: PlatformSettings) -> tuple[Item, ...]:
             ("current build", _current),
             ("database owner", _owner_of(settings)),
         ):
-            found += await _guarded(item, look, client)
+            found += await _run_look(item, look, client)
     return (*found, *local)
 
 
 Look = Callable[[Connection], Awaitable[Sequence[Item]]]
 
 
-async def _guarded(item: str, look: Look, client: Connection) -> Sequence[Item]:
+async def _run_look(item: str, look: Look, client: Connection) -> Sequence[Item]:
     try:
         return await look(client)
     except IPnextError as error:
@@ -88,10 +88,10 @@ async def _namespace(client: Connection) -> Sequence[Item]:
 
 async def _attributes(client: Connection) -> Sequence[Item]:
     found = await attributes_of(client)
-    return [_attribute(name, kind, name in found.missing, found.wrong.get(name)) for name, kind in _wanted()]
+    return [_attribute(name, kind, name in found.missing, found.wrong.get(name)) for name, kind in _list_wanted()]
 
 
-def _wanted() -> Iterable[tuple[str, str]]:
+def _list_wanted() -> Iterable[tuple[str, str]]:
     return names.SEARCH_ATTRIBUTES.items()
 
 

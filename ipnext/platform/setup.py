@@ -41,7 +41,7 @@ async def setup(
     if await retention_of(client) is None:
         await create_namespace(client, retention=retention)
         done.append(f"namespace {client.namespace} created")
-    missing = (await _known(client)).missing
+    missing = (await _read_attributes(client)).missing
     if missing:
         await register_attributes(client, missing)
         done += [f"search attribute {name} ({kind}) registered" for name, kind in missing.items()]
@@ -78,7 +78,7 @@ async def warn_of_missing(client: Connection) -> None:
         )
 
 
-async def _known(client: Connection) -> Attributes:
+async def _read_attributes(client: Connection) -> Attributes:
     """Return the attributes; a new namespace may be unknown for some seconds. Raises EngineRefused or Unavailable."""
     deadline = time.monotonic() + APPEAR_SECONDS
     while True:

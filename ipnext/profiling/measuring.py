@@ -156,7 +156,7 @@ class _Step:
             tokens = await self._engine.embed(prompt)
             at = time.perf_counter()
             window.first(sent, at, tokens)
-            window.ended(at, tokens)
+            window.note_end(at, tokens)
             return
         before, tokens, prompt_tokens = 0.0, 0, None
         async with contextlib.aclosing(self._engine.stream(prompt, output_tokens)) as pieces:
@@ -169,7 +169,7 @@ class _Step:
                 before, tokens, prompt_tokens = piece.at, piece.tokens, piece.prompt_tokens or prompt_tokens
                 if self._over:
                     return
-        window.ended(before, prompt_tokens)
+        window.note_end(before, prompt_tokens)
 
     async def _watch(self) -> None:
         """Periodically count the requests of other clients."""

@@ -43,7 +43,7 @@ class Window:
             self.tokens += tokens
             self.gaps.append(at - before)
 
-    def ended(self, at: float, prompt_tokens: int | None) -> None:
+    def note_end(self, at: float, prompt_tokens: int | None) -> None:
         """Record the end of an answer."""
         if self._within(at):
             self.requests += 1

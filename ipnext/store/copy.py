@@ -26,7 +26,7 @@ def move(origin: Store, to: Store, *, old_artifacts: str = "", new_artifacts: st
             _check_empty(writing, table)
         for table in tables:
             for batch in reading.execution_options(yield_per=BATCH_ROWS).execute(select(table)).mappings().partitions():
-                rows = [_renamed(dict(row), old_artifacts, new_artifacts) for row in batch]
+                rows = [_rename_uris(dict(row), old_artifacts, new_artifacts) for row in batch]
                 writing.execute(insert(table), rows)
                 copied += len(rows)
             _count_on(writing, table)
@@ -39,7 +39,7 @@ def _check_empty(connection: Connection, table: Table) -> None:
         raise Conflict(msg)
 
 
-def _renamed(row: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+def _rename_uris(row: dict[str, Any], old: str, new: str) -> dict[str, Any]:
     """Return the row with the new prefix in the columns that name snapshots by uri."""
     for column in ("uri", "deployment"):
         if old and column in row:

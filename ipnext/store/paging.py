@@ -33,7 +33,7 @@ def page_of(
     return Page(tuple(value(row) for row in shown), following)
 
 
-def bounded(limit: int) -> int:
+def clamp_limit(limit: int) -> int:
     """Return the limit of a page that both engines accept: 1 to MOST_ROWS."""
     return max(1, min(limit, MOST_ROWS))
 

@@ -108,7 +108,7 @@ class ModelRecord(Value):
         return self._by(self.accepted)
 
     @property
-    def judged(self) -> ModelManifest:
+    def judged_manifest(self) -> ModelManifest:
         """The manifest that a change which was validated goes on with: the newest spec that a validation accepted."""
         return self._by(self.validated)
 
@@ -216,7 +216,7 @@ class PlanEntry(Value):
     created_at: datetime
 
     @property
-    def adopted(self) -> bool:
+    def is_adopted(self) -> bool:
         """True if the plan is or was in force."""
         return self.outcome == "adopted"
 
@@ -242,7 +242,7 @@ class PlanRecord(Value):
     created_at: datetime
 
     @property
-    def adopted(self) -> bool:
+    def is_adopted(self) -> bool:
         """True if the plan is or was in force."""
         return self.outcome == "adopted"
 

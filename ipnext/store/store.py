@@ -12,7 +12,7 @@ from ipnext.access.acting import ACTING, Acting
 from ipnext.errors import Unavailable
 from ipnext.model.access.audit import AuditEntry, AuditNote, Outcome
 from ipnext.store.database import dialects
-from ipnext.store.database.errors import translated
+from ipnext.store.database.errors import translate_errors
 from ipnext.store.repository import Repository
 from ipnext.store.schema.migration import SchemaRange, schema_range, upgrade
 
@@ -52,7 +52,7 @@ class Store:
 
         Any number of processes may do so at once.
         """
-        with self._translated():
+        with self._translate_errors():
             upgrade(self._engine)
 
     def schema_range(self) -> SchemaRange | None:
@@ -62,7 +62,7 @@ class Store:
         """
         if dialects.is_absent(self._url):
             return None
-        with self._translated():
+        with self._translate_errors():
             return schema_range(self._readers)
 
     @contextmanager
@@ -75,8 +75,8 @@ class Store:
         and the unit writes, an entry of the audit is its last statement.
         """
         with self._transaction() as connection:
-            dialects.take_turn(connection, model)
-            yield from _audited(connection, None if model is None else frozenset({model}))
+            dialects.claim_turn(connection, model)
+            yield from _audit_unit(connection, None if model is None else frozenset({model}))
 
     @contextmanager
     def begin_free(self, models: Collection[str]) -> Iterator[Repository]:
@@ -85,8 +85,8 @@ class Store:
         On PostgreSQL it waits for no unit of a model. The caller handles the other models in further units.
         """
         with self._transaction() as connection:
-            scope = dialects.take_free_turns(connection, models)
-            yield from _audited(connection, scope)
+            scope = dialects.claim_free_turns(connection, models)
+            yield from _audit_unit(connection, scope)
 
     def record(self, acting: Acting, outcome: Outcome, note: AuditNote | None = None) -> AuditEntry:
         """Append an audit entry in a separate unit: of a refusal, or of an action outside the store that is about to begin."""
@@ -105,7 +105,7 @@ class Store:
         `visible` are the owners whose models it lists and counts; None: all.
         """
         with (
-            self._translated(),
+            self._translate_errors(),
             self._readers.begin() as connection,
             closing(Repository(connection, scope=None, writable=False, visible=visible)) as repository,
         ):
@@ -117,7 +117,7 @@ class Store:
         SQLite: `PRAGMA data_version` of a connection that never writes. PostgreSQL: `pg_current_snapshot()`, which
         other databases of the server change too.
         """
-        with self._translated():
+        with self._translate_errors():
             return self._revisions.mark()
 
     def close(self) -> None:
@@ -125,13 +125,13 @@ class Store:
         self._revisions.close()
         dialects.close(self._engine)
 
-    def _translated(self) -> AbstractContextManager[None]:
-        return translated(self.name, is_absent=lambda: dialects.is_absent(self._url))
+    def _translate_errors(self) -> AbstractContextManager[None]:
+        return translate_errors(self.name, is_absent=lambda: dialects.is_absent(self._url))
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
         """Begin a transaction that writes, once it is this thread's turn."""
-        with self._waiting(), self._translated(), self._engine.begin() as connection:
+        with self._waiting(), self._translate_errors(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
@@ -149,7 +149,7 @@ class Store:
             self._turn.release()
 
 
-def _audited(connection: Connection, scope: frozenset[str] | None) -> Iterator[Repository]:
+def _audit_unit(connection: Connection, scope: frozenset[str] | None) -> Iterator[Repository]:
     """Yield the repository of a unit, then append the audit entry of the principal's writes."""
     acting = ACTING.get()
     if acting is not None:

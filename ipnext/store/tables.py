@@ -32,7 +32,7 @@ def _text(**options: Any) -> Any:
     return Field(sa_type=SafeText, **options)
 
 
-def _packed(**options: Any) -> Any:
+def _packed_field(**options: Any) -> Any:
     return Field(sa_type=PackedText, **options)
 
 
@@ -173,7 +173,7 @@ class ProfileRow(Row, table=True):
     architecture: str = _text()
     """Architecture of the snapshot (`model.profile.architecture_of`): the profile applies to all snapshots of the
     part that share it."""
-    profile: str = _packed()
+    profile: str = _packed_field()
     measured_at: datetime = _time()
     created_at: datetime = _time()
 
@@ -191,9 +191,9 @@ class GenerationRow(Row, table=True):
     model: str = _text(primary_key=True)
     number: int = _number(primary_key=True, sa_column_kwargs={"autoincrement": False})
     snapshots: str = _text()
-    layout: str | None = _packed(default=None)
+    layout: str | None = _packed_field(default=None)
     """NULL if the generation is not cut."""
-    graph: str | None = _packed(default=None)
+    graph: str | None = _packed_field(default=None)
     """The graph by which it served last; NULL before it served, and if no manifest gave it one."""
     adapters: str | None = _text(default=None)
     """JSON; NULL if it has none."""
@@ -281,9 +281,9 @@ class PlanRow(Row, table=True):
     wall_seconds: float | None = None
     cpu_seconds: float | None = None
     peak_memory_bytes: int | None = _number(default=None)
-    problem: str | None = _packed(default=None)
-    plan: str | None = _packed(default=None)
-    diff: str | None = _packed(default=None)
+    problem: str | None = _packed_field(default=None)
+    plan: str | None = _packed_field(default=None)
+    diff: str | None = _packed_field(default=None)
     created_at: datetime = _time()
 
 

@@ -242,7 +242,7 @@ def batches(values: Collection[Key]) -> Iterator[list[Key]]:
         yield found[start : start + BATCH]
 
 
-def known(names: list[str], count: int | None = None) -> str:
+def format_known(names: list[str], count: int | None = None) -> str:
     """Return `known: a, b` for an error's text, at most five; `count` is the total if `names` are only the first."""
     if not names:
         return "none is known yet"

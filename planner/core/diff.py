@@ -32,8 +32,10 @@ def diff(before: Plan | CurrentState, after: Plan) -> PlanDiff:
     now = {key: row.fraction for key, row in _traffic(after).items()}
     replicas = _changed(old, new)
     return PlanDiff(
-        replicas=tuple(ReplicaChange.trusted(*key, old.get(key, 0), new.get(key, 0)) for key in replicas),
-        traffic=tuple(TrafficChange.trusted(*key, was.get(key, 0.0), now.get(key, 0.0)) for key in _changed(was, now)),
+        replicas=tuple(ReplicaChange.from_trusted(*key, old.get(key, 0), new.get(key, 0)) for key in replicas),
+        traffic=tuple(
+            TrafficChange.from_trusted(*key, was.get(key, 0.0), now.get(key, 0.0)) for key in _changed(was, now)
+        ),
         moves=sum(max(0, new.get(key, 0) - old.get(key, 0)) for key in replicas),
         cost_per_hour_before=before.cost_per_hour if isinstance(before, Plan) else 0.0,
         cost_per_hour_after=after.cost_per_hour,
@@ -60,12 +62,12 @@ def apply_diff(before: Plan | CurrentState, change: PlanDiff) -> CurrentState:
 
 def replica_of(key: Placement, count: int) -> ReplicaCount:
     """Return the wire form of one placement. `count` is a whole number from 0; it is not checked here."""
-    return ReplicaCount.trusted(*key, int(count))
+    return ReplicaCount.from_trusted(*key, int(count))
 
 
 def share_of(key: Route, fraction: float) -> TrafficShare:
     """Return the wire form of one share. `fraction` is from 0 to 1; it is not checked here."""
-    return TrafficShare.trusted(*key, float(fraction))
+    return TrafficShare.from_trusted(*key, float(fraction))
 
 
 def _expect(subject: str, found: float, expected: float) -> None:

@@ -1,7 +1,7 @@
 """Reads one JSON file into a value of the wire form: strictly, and at the size of a whole fleet.
 
 Called by `planner.io.problem`. Pydantic validates everything; it receives rows a slice at a time, and they are packed
-(`Row.trusted`), so that a file of a million rows fits into little memory. Every fault becomes one InvalidInput of one
+(`Row.from_trusted`), so that a file of a million rows fits into little memory. Every fault becomes one InvalidInput of one
 line.
 """
 
@@ -166,7 +166,7 @@ class _Reading:
         found[start : start + SLICE] = [None] * len(given)
         self.names += len(given) * len(kind.model_fields)
         for row in _judged(_slice_of(kind), given, kind, place, start):
-            yield kind.trusted(*row.__dict__.values())
+            yield kind.from_trusted(*row.__dict__.values())
 
 
 @cache

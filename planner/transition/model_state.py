@@ -46,7 +46,7 @@ def fleet_state(standing: Mapping[str, Standing]) -> FleetState:
     """Return the state of a fleet from the states of its models."""
     replicas = [replica_row(m, copy, count) for m, s in standing.items() for copy, count in s.counts.items()]
     traffic = [
-        GenerationShare.trusted(m, *flow, share) for m, s in standing.items() for flow, share in s.shares.items()
+        GenerationShare.from_trusted(m, *flow, share) for m, s in standing.items() for flow, share in s.shares.items()
     ]
     return FleetState(replicas=tuple(replicas), traffic=tuple(traffic))
 
@@ -54,14 +54,14 @@ def fleet_state(standing: Mapping[str, Standing]) -> FleetState:
 def replica_row(model: str, copy: Copy, count: int) -> GenerationReplicas:
     """Return the wire form of an absolute count."""
     part, region, hardware, generation = copy
-    return GenerationReplicas.trusted(model, part, generation, region, hardware, count)
+    return GenerationReplicas.from_trusted(model, part, generation, region, hardware, count)
 
 
 def routes(model: str, before: Mapping[Flow, float], after: Mapping[Flow, float]) -> Iterator[RouteChange]:
     """Yield the whole new shares of every region of users whose shares change."""
     for origin in sorted({flow[0] for flow in before.keys() | after.keys() if before.get(flow) != after.get(flow)}):
         new = sorted((flow, fraction) for flow, fraction in after.items() if flow[0] == origin and fraction > 0)
-        shares = tuple(Share.trusted(to, generation, fraction) for (_, to, generation), fraction in new)
+        shares = tuple(Share.from_trusted(to, generation, fraction) for (_, to, generation), fraction in new)
         yield RouteChange(model=model, origin=origin, shares=shares)
 
 

@@ -196,7 +196,7 @@ class _Planning:
 def _dip_rows(dips: Mapping[Place, float]) -> tuple[Dip, ...]:
     """Round dips up, so that a stated dip is never less than the actual one."""
     return tuple(
-        Dip.trusted(model, part, region, min(1.0, math.ceil(fraction * 1e9) / 1e9))
+        Dip.from_trusted(model, part, region, min(1.0, math.ceil(fraction * 1e9) / 1e9))
         for (model, part, region), fraction in sorted(dips.items())
     )
 

@@ -87,7 +87,7 @@ class GenerativeHost:
     def _hold(self, told: HostHolds) -> None:
         drain = STREAM_DRAIN_SECONDS if told.drain_seconds is None else told.drain_seconds
         self._engines.hold(told.holds, told.coming, drain_seconds=drain)
-        self._stamped = told.stamped
+        self._stamped = told.stamp_digest
         self._ending_seconds = STREAM_DRAIN_SECONDS if told.ending_seconds is None else told.ending_seconds
 
     async def _asked(self) -> Response:

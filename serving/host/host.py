@@ -85,7 +85,7 @@ class Host:
             case "PUT", ["control", "holds"]:
                 told = parse_model(HostHolds, request.content)
                 self._loader.hold(told.holds)
-                self._stamped = told.stamped
+                self._stamped = told.stamp_digest
                 return json_response(self.state, 202)
             case "POST", ["control", "drain"]:
                 self._parts.drain.begin()
@@ -98,7 +98,7 @@ class Host:
 
     async def _changed(self, revision: int) -> Response:
         """Return the state once a load has ended since this revision, at the latest after LONGEST_POLL_SECONDS."""
-        await self._held.ends.passed(revision, wait_seconds=LONGEST_POLL_SECONDS)
+        await self._held.ends.wait_change(revision, wait_seconds=LONGEST_POLL_SECONDS)
         return json_response(self.state)
 
     def _about(self, request: Request, steps: list[str]) -> Response:

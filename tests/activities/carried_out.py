@@ -56,7 +56,7 @@ class CarriedOut:
         """Validate a rollout, and place the model."""
         stage = self.stage(change, generation)
         if change.kind in ROLLS_OUT:
-            assert self.env.run(self.validation.validate_generation, stage).refused is None
+            assert self.env.run(self.validation.validate_generation, stage).refusal is None
         planned: Planned = self.env.run(self.planning.place_model, stage)
         return planned
 

@@ -89,7 +89,7 @@ def test_a_refused_validation_is_the_last_answer(prepared, house):
     found = prepared(value=float("nan"))
 
     assert answers(found) == ["resolved", "validated"]
-    assert found.validated.refused.check == "finite-weights"
+    assert found.validated.refusal.check == "finite-weights"
     with house.store.read() as unit:
         assert unit.placement("ranker") is None
 
@@ -148,8 +148,10 @@ def test_regions_that_run_the_model_are_told_what_will_come(prepared, house):
 
     with house.store.read() as unit:
         uris = {unit.snapshot("ranker", part, 1).uri for part in ("sparse", "dense")}
-    until(lambda: set(house.infrastructure.prefetched("us-east")) == uris, why=lambda: "both snapshots are fetched")
-    assert house.infrastructure.prefetched("eu-west") == ()
+    until(
+        lambda: set(house.infrastructure.list_prefetched("us-east")) == uris, why=lambda: "both snapshots are fetched"
+    )
+    assert house.infrastructure.list_prefetched("eu-west") == ()
 
 
 def test_a_region_that_is_away_is_not_waited_for(prepared, house, monkeypatch):
@@ -206,7 +208,7 @@ def test_a_large_one_is_fetched_while_an_activity_of_its_own_validates_it(prepar
 def test_what_can_be_refused_unread_is_not_fetched_ahead(prepared, house, kit, steps, more):
     found = prepared(sources={"dense": house.source(kit.DENSE, kit.weights(1), more=more)})
     assert steps == ["validated"]
-    assert found.validated.refused is not None
+    assert found.validated.refusal is not None
 
 
 def test_what_nobody_signed_is_not_fetched_ahead(prepared, steps, tmp_path):
@@ -214,7 +216,7 @@ def test_what_nobody_signed_is_not_fetched_ahead(prepared, steps, tmp_path):
     signers = {"publicKeys": [(tmp_path / "ci.pub.pem").read_text()]}
     found = prepared(validation={"signers": signers})
     assert steps == ["validated"]
-    assert found.validated.refused.check == "signature"
+    assert found.validated.refusal.check == "signature"
 
 
 def test_another_engine_than_the_manifests_is_not_fetched_ahead(prepared, house, kit, steps):

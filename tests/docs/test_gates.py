@@ -51,4 +51,4 @@ def test_the_example_is_a_manifest_with_every_kind_of_limit():
     gate = manifest.spec.rollout.gate
     assert gate.compares
     assert gate.max_latency_ms.p99 == 80
-    assert gate.needed == 500
+    assert gate.needed_answers == 500

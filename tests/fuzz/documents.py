@@ -15,9 +15,9 @@ from joserfc.jwk import OKPKey
 from pydantic import ValidationError
 
 from ipnext.access.keys import digest_of_secret
-from ipnext.artifacts.signing import check_signature, signed, write_key_pair
+from ipnext.artifacts.signing import check_signature, sign_digest, write_key_pair
 from ipnext.errors import InvalidInput, SignatureInvalid, Unauthenticated, Unavailable
-from ipnext.model.access.audit import GENESIS, AuditEntry, AuditObject, AuditWho, sealed
+from ipnext.model.access.audit import GENESIS, AuditEntry, AuditObject, AuditWho, seal
 from ipnext.model.access.audit_chain import read_anchors, read_entries, verify
 from ipnext.model.access.predictions import AccessList
 from ipnext.model.manifest.manifest import parse_manifests
@@ -119,7 +119,7 @@ def _keys():
     with tempfile.TemporaryDirectory() as place:
         private, public = Path(place) / "key.pem", Path(place) / "key.pub.pem"
         write_key_pair(private, public)
-        return SignerPolicy(public_keys=(public.read_text(),)), signed(_DIGEST, private).content
+        return SignerPolicy(public_keys=(public.read_text(),)), sign_digest(_DIGEST, private).content
 
 
 _DIGEST = "0" * 64
@@ -143,7 +143,7 @@ def _entries(count):
     """The lines of a good export."""
     previous, lines = GENESIS, []
     for sequence in range(1, count + 1):
-        entry = sealed(
+        entry = seal(
             AuditEntry(
                 sequence=sequence,
                 at=datetime(2026, 1, 1, tzinfo=UTC),

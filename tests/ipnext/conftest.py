@@ -354,7 +354,7 @@ class Rooms:
     ) -> None:
         """What the workflow leaves behind: a replan that has ended, with `plan-1` as its plan."""
         with self.store.begin() as unit:
-            unit.take_replans("plan-1", run_id="run-of-replan")
+            unit.claim_replans("plan-1", run_id="run-of-replan")
             unit.list_moves("plan-1", models)
             unit.update_replans("plan-1", state=state, **told)
             assert unit.replan(replan_id).state is state

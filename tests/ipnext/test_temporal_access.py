@@ -313,7 +313,7 @@ def test_a_key_file_has_one_key_and_the_error_does_not(tmp_path, content):
 
 def test_nothing_set_leaves_the_connection_to_temporals_own_settings():
     access = read_access(TemporalSettings())
-    assert not access.says_how
+    assert not access.has_tls
     assert access.api_key is None
 
 

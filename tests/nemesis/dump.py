@@ -57,7 +57,7 @@ def _model(repository: Repository, record: ModelRecord) -> dict[str, Any]:
         ],
         "generations": {str(g.number): dict(g.snapshots) for g in generations},
         "digests": {f"{s.part}/{s.number}": s.digest for s in repository.snapshots(model)},
-        "validated": [number for number, report in reports.items() if report is not None and report.refused is None],
+        "validated": [number for number, report in reports.items() if report is not None and report.refusal is None],
     }
 
 

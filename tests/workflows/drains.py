@@ -7,7 +7,7 @@ from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.service import RPCError
 
 from ipnext import names
-from ipnext.temporal import tell_drain
+from ipnext.temporal import signal_drain
 from tests.waiting import PATIENCE_SECONDS
 
 DEMAND = {"us-east": 350.0, "eu-west": 180.0}
@@ -23,13 +23,13 @@ class Drains:
     async def ask(self, region=EUROPE, **more):
         with self._house.store.begin() as repository:
             drain = repository.add_drain(region, **more)
-        await tell_drain(self._client, region)
+        await signal_drain(self._client, region)
         return drain
 
     async def ask_back(self, region=EUROPE):
         with self._house.store.begin() as repository:
             repository.ask_return(region)
-        await tell_drain(self._client, region)
+        await signal_drain(self._client, region)
 
     async def reaches(self, *states, region=EUROPE):
         """Wait until a region's drain is in one of some states."""

@@ -27,7 +27,7 @@ from ipnext.infra.process.ports import free_port
 from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, Replan, ScheduledReplan
 from ipnext.model.manifest.freeze import FreezeManifest
-from ipnext.temporal import connect, submit_change, tell_drain
+from ipnext.temporal import connect, signal_drain, submit_change
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
 
 HISTORIES = Path(__file__).parent / "histories"
@@ -105,7 +105,7 @@ async def drains(client: Client, house: Any) -> dict[str, str]:
     ):
         with house.store.begin() as repository:
             ask(repository)
-        await tell_drain(client, "eu-west")
+        await signal_drain(client, "eu-west")
         workflow_id = names.drain_workflow_id("eu-west")
         result = await client.get_workflow_handle(workflow_id).result()
         assert result["state"] == state.value, result

@@ -22,7 +22,7 @@ from ipnext.model.lifecycle.replan_moves import MoveTurn
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.freeze import FreezeAnswer, FreezeManifest
 from ipnext.model.registry.registry import GenerationState
-from ipnext.temporal import connect, control, submit_change, tell_freeze_changed
+from ipnext.temporal import connect, control, signal_freeze_change, submit_change
 from tests.waiting import PATIENCE_SECONDS
 from workflows import policies
 from workflows.freeze_wait import pause_before
@@ -71,7 +71,7 @@ class Ice:
         with self.house.store.read() as unit:
             waiting = unit.frozen_changes()
         for change in waiting:
-            await tell_freeze_changed(self.client, change)
+            await signal_freeze_change(self.client, change)
 
     async def frozen(self, change: Change) -> Change:
         """Submit a change that a freeze holds back, and see that it waits."""

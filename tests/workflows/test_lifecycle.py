@@ -71,7 +71,7 @@ async def test_weights_with_nan_are_refused_and_the_former_generation_serves_on(
     assert "generation 1 serves" in ready.message
     with house.store.read() as repository:
         assert repository.generation(model, 2).state is GenerationState.REFUSED
-        assert repository.report(model, 2).refused is not None
+        assert repository.report(model, 2).refusal is not None
         assert repository.transitions(model, limit=1)[0].generation == 1
 
 

@@ -15,7 +15,7 @@ from ipnext.model.deployment.deployment import DeploymentKey
 from ipnext.model.lifecycle.messages import ChangeKind, ReplanState
 from ipnext.model.lifecycle.replan_moves import MoverAsked
 from ipnext.model.lifecycle.status import ConditionType, Reason
-from ipnext.temporal import cancel_replan, tell_moves_steered, wake_replan
+from ipnext.temporal import cancel_replan, signal_steering, wake_replan
 from tests.waiting import PATIENCE_SECONDS
 
 WITHOUT_AMERICA = ("region: us-east, hardware: cpu, units: 400", "region: us-east, hardware: cpu, units: 0")
@@ -82,7 +82,7 @@ def steered(house, client):
     async def steer(action, reason=""):
         with house.store.begin() as repository:
             repository.pause_moves(reason) if action == "pause" else repository.resume_moves()
-        await tell_moves_steered(client)
+        await signal_steering(client)
 
     return steer
 

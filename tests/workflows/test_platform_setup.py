@@ -339,7 +339,7 @@ async def test_the_first_build_is_current_by_itself_and_the_next_one_by_a_comman
             assert states["2"] == "current"
             assert states["1"] in {"draining", "inactive"}
 
-            stale = await versions._described(client)
+            stale = await versions._describe_deployment(client)
             await again_until(lambda: versions.promote(client, "1"), Conflict)
             with pytest.raises(Conflict):
                 await versions._set_current(client, "2", token=stale.conflict_token)

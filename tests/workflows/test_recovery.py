@@ -16,7 +16,7 @@ from ipnext.devfile import read_devfile
 from ipnext.infra.process.parent_death import tether
 from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, ReplanState
-from ipnext.temporal import tell_drain, wake_replan
+from ipnext.temporal import signal_drain, wake_replan
 from tests.fleets import two_regions
 from workflows.worker import lifecycle_activities, planner_activities, worker_of
 
@@ -212,7 +212,7 @@ async def test_a_worker_killed_at_any_point_of_a_drain_is_replaced_and_the_regio
     with house.store.begin() as repository:
         repository.add_drain("eu-west", disaster=disaster)
     process = worker_process(faults[0])
-    await tell_drain(client, "eu-west")
+    await signal_drain(client, "eu-west")
     for fault in (*faults[1:], None):
         await until(lambda found=process: found.poll() is not None)
         assert process.returncode == -9

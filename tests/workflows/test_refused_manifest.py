@@ -5,7 +5,7 @@ import pytest
 from ipnext.artifacts.signing import write_key_pair
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
-from ipnext.temporal import tell_freeze_changed
+from ipnext.temporal import signal_freeze_change
 from tests.workflows.test_freezes import freeze_manifest
 
 pytestmark = pytest.mark.usefixtures("workers")
@@ -109,7 +109,7 @@ async def test_a_repair_that_passes_a_frozen_manifest_goes_by_the_former_one(
 
     with house.store.begin() as unit:
         unit.override_freezes(frozen.id, who="ann", reason="users wait", passes=None)
-    await tell_freeze_changed(client, frozen)
+    await signal_freeze_change(client, frozen)
     assert (await ended(frozen)).state is ChangeState.DONE
     assert started() == {(64 * GIB, 512)}
 

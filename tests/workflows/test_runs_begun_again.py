@@ -14,7 +14,7 @@ from ipnext.api.workflow_engine.resubmission import Resubmission
 from ipnext.api.workflow_engine.temporal import TemporalLifecycle
 from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, ReplanState
-from ipnext.temporal import tell_drain, wake_replan
+from ipnext.temporal import signal_drain, wake_replan
 from tests.fleets import two_regions
 from tests.workflows.drains import EUROPE, drain_of, regions, replans_ended, stored_destinations
 from workflows.worker import WORKFLOWS
@@ -46,7 +46,7 @@ def told(house, drains):
     async def ask(**more):
         drain = await drains.ask(**more)
         with house.store.begin() as unit:
-            unit.tell_drains([drain])
+            unit.mark_submitted([drain])
 
     return ask
 
@@ -134,9 +134,9 @@ async def test_a_return_whose_run_was_terminated_goes_on(house, two_served, told
     house.infrastructure.cut(EUROPE)
     with house.store.begin() as unit:
         back = unit.ask_return(EUROPE)
-    await tell_drain(client, EUROPE)
+    await signal_drain(client, EUROPE)
     with house.store.begin() as unit:
-        unit.tell_drains([back])
+        unit.mark_submitted([back])
     await terminate(DRAIN)
     house.infrastructure.mend(EUROPE)
 

@@ -241,7 +241,7 @@ async def test_a_replan_plans_the_parts_that_serve(cut_in_the_middle, house, kit
     )
     ended = await until(lambda: found if (found := house.replan(replan)).state.final else None)
 
-    assert ended.adopted, ended.message
+    assert ended.is_adopted, ended.message
     assert house.shares(model)["eu-west"] == {2: 1.0}
     with house.store.read() as repository:
         running = [d.key for d in repository.deployments(model) if d.replicas]

@@ -13,7 +13,7 @@ from ipnext.infra.settings import AgentSettings
 from ipnext.model.lifecycle.messages import ScheduledReplan
 from ipnext.platform.schedules import schedules_of
 from ipnext.settings import PlatformSettings
-from ipnext.temporal import connect, submit_change, tell_drain, wake_replan
+from ipnext.temporal import connect, signal_drain, submit_change, wake_replan
 from ipnext.timing import Timing
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
 
@@ -80,7 +80,7 @@ async def test_replans_and_drains_begin_with_the_limit_of_who_starts_them(unusua
             await unusual_client.get_workflow_handle(left).terminate("of another test")
     async with unusual_workers():
         await wake_replan(unusual_client)
-        await tell_drain(unusual_client, "us-east")
+        await signal_drain(unusual_client, "us-east")
         assert await task_seconds(unusual_client, names.REPLAN_ID) == UNUSUAL.workflow_task_seconds
         assert await task_seconds(unusual_client, names.drain_workflow_id("us-east")) == UNUSUAL.workflow_task_seconds
 

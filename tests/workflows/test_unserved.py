@@ -4,7 +4,7 @@ import pytest
 
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
-from ipnext.temporal import tell_freeze_changed
+from ipnext.temporal import signal_freeze_change
 from tests.fleets import two_regions
 from tests.workflows.test_freezes import freeze_manifest
 
@@ -153,7 +153,7 @@ async def test_users_of_a_region_that_a_frozen_manifest_adds_are_told_that_it_wa
 
     with house.store.begin() as unit:
         unit.override_freezes(change.id, who="ann", reason="users wait", passes=None)
-    await tell_freeze_changed(client, change)
+    await signal_freeze_change(client, change)
     assert (await ended(change)).state is ChangeState.DONE
     assert refusals(house, model) == {}
     assert house.shares(model) == {"us-east": {1: 1.0}, "eu-west": {1: 1.0}}

@@ -11,7 +11,7 @@ from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.freeze import FreezeManifest
-from ipnext.temporal import control, tell_freeze_changed
+from ipnext.temporal import control, signal_freeze_change
 from tests.workflows.drains import regions
 
 pytestmark = pytest.mark.usefixtures("workers", "reconciler")
@@ -74,7 +74,7 @@ def thaw(house, client):
         with house.store.read() as unit:
             waiting = unit.frozen_changes()
         for change in waiting:
-            await tell_freeze_changed(client, change)
+            await signal_freeze_change(client, change)
 
     return lift
 

@@ -98,7 +98,7 @@ class Access:
 
     # authentication
 
-    def remembered(self, credential: str, kinds: tuple[str, ...]) -> Principal | None:
+    def recall(self, credential: str, kinds: tuple[str, ...]) -> Principal | None:
         """Return the principal of a credential that was proved a moment ago. Never blocks."""
         found = self._kept.get(_mark(credential, kinds))
         return found[0] if found is not None and self._clock() < found[1] else None
@@ -335,7 +335,7 @@ class Authentication:
         acting = Acting(LOCAL, client[0] if client else "", trail=trail)
         try:
             headers = _headers(scope)
-            acting = dataclasses.replace(acting, said=said_by(headers))
+            acting = dataclasses.replace(acting, said=read_claimed_user(headers))
             acting = dataclasses.replace(acting, principal=await self._principal(scope, headers))
         except IPnextError as error:
             await self._recorder.refused_credential(acting, error)
@@ -359,7 +359,7 @@ class Authentication:
                 "`ipnext login` and `ipnext dev` wrote down"
             )
             raise Unauthenticated(msg)
-        found = self._access.remembered(credential, kinds)
+        found = self._access.recall(credential, kinds)
         if found is not None:
             return found
         return await anyio.to_thread.run_sync(lambda: self._access.prove(credential, kinds=kinds))
@@ -419,7 +419,7 @@ def act(request: Request, **known: Any) -> Acting:
     return acting
 
 
-def said_by(headers: Mapping[str, str]) -> str:
+def read_claimed_user(headers: Mapping[str, str]) -> str:
     """Return the user that the caller claims to act for; not authenticated."""
     said = unquote(headers.get("x-ipnext-user", "")[:400])
     return "".join(letter for letter in said if letter.isprintable()).strip()[:100]

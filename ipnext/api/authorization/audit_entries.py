@@ -102,17 +102,17 @@ class Recorder:
         self._store = store
         self.refusals = refusals or Refusals()
 
-    async def refused(self, acting: Acting, error: Forbidden) -> None:
+    async def record_refusal(self, acting: Acting, error: Forbidden) -> None:
         """Record that a principal was not allowed to do something."""
-        await self._refused(acting, error.policy or "", error.message)
+        await self._record_refusal(acting, error.policy or "", error.message)
 
     async def refused_credential(self, acting: Acting, error: IPnextError) -> None:
         """Record the use of an expired or revoked credential. An invalid one leaves no entry: its principal is unknown."""
         if isinstance(error, Unauthenticated) and isinstance(error.ended, Principal):
             who = Acting(error.ended, acting.source, "authenticate", said=acting.said, trail=acting.trail)
-            await self._refused(who, "credentials-end", error.message)
+            await self._record_refusal(who, "credentials-end", error.message)
 
-    async def _refused(self, acting: Acting, policy: str, reason: str) -> None:
+    async def _record_refusal(self, acting: Acting, policy: str, reason: str) -> None:
         left_out = self.refusals.take(acting.principal)
         if left_out is None:
             return
@@ -144,7 +144,7 @@ class Recorder:
         if scope["method"] in SAFE_METHODS:
             return send
 
-        async def recorded(message: Message) -> None:
+        async def send_recorded(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] < 400:
                 acting: Acting = scope["state"]["acting"]
                 trail = acting.trail
@@ -152,7 +152,7 @@ class Recorder:
                     await anyio.to_thread.run_sync(self._store.record, acting, "done")
             await send(message)
 
-        return recorded
+        return send_recorded
 
 
 def record_asked(store: Store, **note: Any) -> None:

@@ -14,10 +14,10 @@ from ipnext.api.dependencies import Platform, Rooms
 from ipnext.api.metrics.families import counter, gauge
 from ipnext.api.metrics.planning import plan_metrics, replan_metrics
 from ipnext.api.requests.guarded_route import GuardedRoute
-from ipnext.api.routes.models.filters import contradicted
+from ipnext.api.routes.models.filters import find_contradicted
 from ipnext.api.routes.regions.regions import fleet_or_none, region_views
 from ipnext.api.schema import NOT_MODIFIED
-from ipnext.api.services.hidden_fields import shown_fleet, shown_states
+from ipnext.api.services.hidden_fields import filter_states, redact_fleet
 from ipnext.api.services.region_states import States
 from ipnext.api.workflow_engine.outbox import Outbox
 from ipnext.model.api.resources import RegionView
@@ -60,9 +60,9 @@ def _families(rooms: Platform, states: States, visible: frozenset[str] | None) -
             *_change_metrics(counts),
             *_outbox_metrics(rooms.outbox),
             *_model_metrics(unit, states, most=rooms.settings.metrics_models),
-            *plan_metrics(unit, fleet and shown_fleet(fleet, visible), whole=visible is None),
+            *plan_metrics(unit, fleet and redact_fleet(fleet, visible), whole=visible is None),
             *replan_metrics(unit),
-            *_region_metrics(region_views(fleet, unit.units_running(), shown_states(states, unit, visible))),
+            *_region_metrics(region_views(fleet, unit.units_running(), filter_states(states, unit, visible))),
             gauge("event_streams", "Open streams of events.", [], [([], rooms.stream.subscribers)]),
         ]
 
@@ -91,7 +91,7 @@ def _change_metrics(counts: Mapping[ChangeState, int]) -> Iterator[Metric]:
 def _model_metrics(unit: Repository, states: States, *, most: int) -> Iterator[Metric]:
     """Yield counts of the fleet, and series of each model if there are at most `most`."""
     models, recorded = unit.model_counts()
-    gone = contradicted(unit, states)
+    gone = find_contradicted(unit, states)
     yield gauge("models", "Applied models.", [], [([], models)])
     yield gauge("models_ready", "Models whose newest wanted state serves.", [], [([], recorded - len(gone))])
     if models > most:

@@ -99,7 +99,7 @@ class BodyLimit:
         read, is_whole, loop = 0, False, asyncio.get_running_loop()
         began = loop.time()
 
-        async def counted() -> Message:
+        async def receive_limited() -> Message:
             nonlocal read, is_whole
             if is_whole:  # the next message is the end of the connection
                 return await receive()
@@ -121,7 +121,7 @@ class BodyLimit:
             return message
 
         try:
-            await self._app(scope, counted, send)
+            await self._app(scope, receive_limited, send)
         finally:
             self._budget.give_back(holder, read)
 

@@ -38,7 +38,7 @@ class GuardedRoute(APIRoute):
         handle, guards, model = super().get_route_handler(), guards_of(self.dependant), _body_model(self)
         threaded = not iscoroutinefunction(self.endpoint)
 
-        async def guarded(request: Request) -> Response:
+        async def handle_guarded(request: Request) -> Response:
             for guard in guards:
                 await guard(request)
             if model is not None:
@@ -49,7 +49,7 @@ class GuardedRoute(APIRoute):
             async with requests.share(holder_of(request.state.acting.principal)):
                 return await handle(request)
 
-        return guarded
+        return handle_guarded
 
 
 def guards_of(dependant: Dependant) -> tuple[Guard, ...]:
@@ -72,10 +72,10 @@ async def _validate_large(request: Request, model: Model) -> None:
         return
     large: Turns = request.app.state.large_bodies
     holder = holder_of(request.state.acting.principal)
-    request._json = await large.run(holder, validated, model, request.scope.pop(PARSED))  # noqa: SLF001 - `json()` answers it
+    request._json = await large.run(holder, validate_body, model, request.scope.pop(PARSED))  # noqa: SLF001 - `json()` answers it
 
 
-def validated(model: Model, value: Any) -> Value | Written:
+def validate_body(model: Model, value: Any) -> Value | Written:
     """Return a body as its model. Raises InvalidInput with the first fault."""
     try:
         return model.model_validate(value, from_attributes=True)  # as FastAPI does

@@ -44,7 +44,7 @@ class JsonBodies:
             return
         pieces: list[bytes] = []
 
-        async def checked() -> Message:
+        async def receive_checked() -> Message:
             message = await receive()
             if message["type"] == "http.request":
                 pieces.append(message.get("body", b""))
@@ -54,7 +54,7 @@ class JsonBodies:
                     await self._check(scope, body)
             return message
 
-        await self._app(scope, checked, send)
+        await self._app(scope, receive_checked, send)
 
     async def _check(self, scope: Scope, body: bytes) -> None:
         """Raise an HTTPException whose cause is the error: FastAPI passes no other error while it reads a body."""

@@ -136,7 +136,7 @@ class Stream:
         """End every stream and the task."""
         self._closed = True
         for subscriber in self._subscribers:
-            _cut(subscriber)
+            _cut_off(subscriber)
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -193,12 +193,12 @@ class Stream:
                     self._ordinal = max([self._ordinal, *(told.ordinal for told in found)])
                     self._send([*found, _Told(0, CHANGED, None)] if mark else found)
                     mark = seen
-                await self._cut_those_who_may_not()
+                await self._cut_unauthorized()
             except IPnextError as error:
                 structlog.get_logger().warning("stream_does_not_look", error=error.message)
             await asyncio.sleep(self._look_seconds)
 
-    async def _cut_those_who_may_not(self) -> None:
+    async def _cut_unauthorized(self) -> None:
         now = asyncio.get_running_loop().time()
         if now < self._asked + VALID_SECONDS:
             return
@@ -207,7 +207,7 @@ class Stream:
         may = await anyio.to_thread.run_sync(lambda: [each.listener.may_listen() for each in listening])
         for subscriber, allowed in zip(listening, may, strict=True):
             if not allowed:
-                _cut(subscriber)
+                _cut_off(subscriber)
 
     def _send(self, messages: list[_Told]) -> None:
         for subscriber in self._subscribers:
@@ -236,7 +236,7 @@ def _message(ordinal: int, event: EventView) -> bytes:
     return format_sse_event(data_str=event.model_dump_json(exclude={"detail"}), event="event", id=str(ordinal))
 
 
-def _cut(subscriber: _Subscriber) -> None:
+def _cut_off(subscriber: _Subscriber) -> None:
     with contextlib.suppress(asyncio.QueueFull):
         subscriber.waiting.put_nowait(None)
     subscriber.behind = True

@@ -240,10 +240,10 @@ def _cause(
         return trouble.reason, trouble.message
     if change is not None and change.reason is Reason.FROZEN and not change.state.final:
         return Reason.FROZEN, change.message
-    return _unfailed(facts, change, trouble, conditions, is_ready=is_ready)
+    return _explain_unfailed(facts, change, trouble, conditions, is_ready=is_ready)
 
 
-def _unfailed(
+def _explain_unfailed(
     facts: ModelFacts,
     change: Change | None,
     trouble: Trouble | None,

@@ -10,7 +10,7 @@ from ipnext.model.lifecycle.messages import Change, ChangeState, ValidationRepor
 from ipnext.model.lifecycle.status import Condition, ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelSpec
 from ipnext.model.planning.transition import TransitionState
-from ipnext.model.planning.wave_progress import arrived, arrived_words
+from ipnext.model.planning.wave_progress import arrived_words, measure_arrival
 from ipnext.store.records import TransitionRecord
 
 UNHAPPY = frozenset({ChangeState.REFUSED, ChangeState.ROLLED_BACK})
@@ -65,7 +65,7 @@ def wave_steps(transition: TransitionRecord | None, change: Change | None) -> tu
     if not underway or transition.waves_done >= len(waves):
         return ()
     wave = waves[transition.waves_done]
-    reach = arrived_words(arrived(transition.transition, transition.model)[transition.waves_done])
+    reach = arrived_words(measure_arrival(transition.transition, transition.model)[transition.waves_done])
     hold = f", then it holds {wave.hold_seconds:g} s" if wave.hold_seconds else ""
     message = f"brings {reach} of the traffic where it goes{hold}"
     state = f"wave {transition.waves_done + 1} of {len(waves)}"
@@ -77,7 +77,7 @@ def refusal_steps(report: ValidationReport | None, spec: ModelSpec) -> tuple[Exp
 
     For an edge: the part that it leads to.
     """
-    refused = report.refused if report is not None else None
+    refused = report.refusal if report is not None else None
     if refused is None:
         return ()
     subject, _, path = refused.subject.partition("/")

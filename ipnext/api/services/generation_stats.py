@@ -28,9 +28,9 @@ def answers_of(
 
 def _answers(counted: Counted, number: int, serving: int | None) -> GenerationAnswers:
     mine = counted[number]
-    whole = _added(traffic.latency for traffic in mine.values())
-    first = _added(traffic.first_token for traffic in mine.values())
-    between = _added(traffic.token for traffic in mine.values())
+    whole = _sum_histograms(traffic.latency for traffic in mine.values())
+    first = _sum_histograms(traffic.first_token for traffic in mine.values())
+    between = _sum_histograms(traffic.token for traffic in mine.values())
     other = serving if serving != number and serving in counted else None
     return GenerationAnswers(
         generation=number,
@@ -65,7 +65,7 @@ def _sketches(region: str, counted: GenerationTraffic) -> RegionTraffic:
     return RegionTraffic(region=region, predictions=counted.predictions)
 
 
-def _added(histograms: Iterable[Mapping[int, int]]) -> dict[int, float]:
+def _sum_histograms(histograms: Iterable[Mapping[int, int]]) -> dict[int, float]:
     total: dict[int, float] = {}
     for histogram in histograms:
         for bucket, count in histogram.items():

@@ -21,7 +21,7 @@ Visible = frozenset[str] | None
 HIDDEN = "not shown: it may name models of other owners"
 
 
-def shown_plan(plan: PlanSummary, visible: Visible) -> PlanSummary:
+def redact_plan(plan: PlanSummary, visible: Visible) -> PlanSummary:
     """Hide the plan before it, whose id may name a model, and the message if the plan is the fleet's."""
     if visible is None:
         return plan
@@ -34,7 +34,7 @@ def is_plan_shown(plan: PlanSummary, unit: Repository, visible: Visible) -> bool
     return visible is None or plan.scope is None or bool(visible_models(unit, [plan.scope], visible))
 
 
-def shown_replan(replan: ReplanView, visible: Visible) -> ReplanView:
+def redact_replan(replan: ReplanView, visible: Visible) -> ReplanView:
     """Return a replan with the counts of its models, without their names."""
     if visible is None:
         return replan
@@ -50,23 +50,23 @@ def is_replan_shown(replan: ReplanView, visible: Visible) -> bool:
     return visible is None or not replan.id.startswith(names.SHORTAGE_PREFIX)
 
 
-def shown_moves(moves: MovesView, visible: Visible) -> MovesView:
+def redact_moves(moves: MovesView, visible: Visible) -> MovesView:
     """Return the state of the replans' moves, without the names of models."""
     if visible is None:
         return moves
     pause = moves.pause and moves.pause.model_copy(update={"reason": HIDDEN})
     replan = moves.replan if moves.replan is not None and is_replan_shown(moves.replan, visible) else None
-    return moves.model_copy(update={"pause": pause, "replan": replan and shown_replan(replan, visible)})
+    return moves.model_copy(update={"pause": pause, "replan": replan and redact_replan(replan, visible)})
 
 
-def shown_drain(drain: DrainView, visible: Visible) -> DrainView:
+def redact_drain(drain: DrainView, visible: Visible) -> DrainView:
     """Return a drain without the texts that name unserved models."""
     if visible is None or not drain.message:
         return drain
     return drain.model_copy(update={"message": HIDDEN, "summary": HIDDEN})
 
 
-def shown_fleet(spec: FleetSpec, visible: Visible) -> FleetSpec:
+def redact_fleet(spec: FleetSpec, visible: Visible) -> FleetSpec:
     """Return the fleet with the budgets of the visible owners."""
     if visible is None:
         return spec
@@ -78,7 +78,7 @@ def names_in_freezes(unit: Repository, visible: Visible) -> tuple[str, ...]:
     return () if visible is None else unit.names_of_owners(visible)
 
 
-def shown_freeze(freeze: FreezeRecord, names: Collection[str], visible: Visible) -> FreezeRecord | None:
+def redact_freeze(freeze: FreezeRecord, names: Collection[str], visible: Visible) -> FreezeRecord | None:
     """Return a freeze without the names of hidden models and owners; None if it is only for those."""
     if visible is None:
         return freeze
@@ -93,7 +93,7 @@ def shown_freeze(freeze: FreezeRecord, names: Collection[str], visible: Visible)
     return freeze.model_copy(update={"manifest": freeze.manifest.model_copy(update={"spec": spec})})
 
 
-def shown_states(states: States, unit: Repository, visible: Visible) -> States:
+def filter_states(states: States, unit: Repository, visible: Visible) -> States:
     """Return the regions' reports about visible models, so that counts made of them disclose no others."""
     if visible is None:
         return states
@@ -105,12 +105,12 @@ def shown_states(states: States, unit: Repository, visible: Visible) -> States:
     return States(shown, revision=states.revision, at=states.at)
 
 
-def shown_drains(drains: Mapping[str, DrainView], visible: Visible) -> Mapping[str, DrainView]:
+def redact_drains(drains: Mapping[str, DrainView], visible: Visible) -> Mapping[str, DrainView]:
     """Return the drains by region, without the texts that name unserved models."""
-    return {region: shown_drain(drain, visible) for region, drain in drains.items()}
+    return {region: redact_drain(drain, visible) for region, drain in drains.items()}
 
 
-def shown_replicas(
+def filter_replicas(
     replicas: Iterable[Replica], unit: Repository, visible: Visible, *, of: str | None = None
 ) -> tuple[Replica, ...]:
     """Return the replicas of visible models. `of`: all are of this model, which is looked up even if it has none."""

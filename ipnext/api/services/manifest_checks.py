@@ -85,7 +85,7 @@ def check_against_fleet(manifest: ModelManifest, fleet: FleetSpec) -> None:
     replicas of fewer units than the fleet's `leastUnits`.
     """
     for i, item in enumerate(manifest.spec.demand):
-        _known(f"spec.demand.{i}.region", item.region, fleet.regions, "region")
+        _check_known(f"spec.demand.{i}.region", item.region, fleet.regions, "region")
         nearest = min(fleet.rtt_ms[fleet.regions.index(item.region)])
         if item.amount > 0 and nearest > manifest.spec.latency_tolerance_ms:
             given = manifest.spec.latency_tolerance_ms
@@ -93,12 +93,12 @@ def check_against_fleet(manifest: ModelManifest, fleet: FleetSpec) -> None:
             raise InvalidInput(msg, field="spec.latencyToleranceMs", value=given, allowed=(f"at least {nearest:g}",))
     for i, part in enumerate(manifest.spec.parts):
         for j, option in enumerate(part.hardware):
-            _known(f"spec.parts.{i}.hardware.{j}.kind", option.kind, fleet.hardware, "hardware kind")
+            _check_known(f"spec.parts.{i}.hardware.{j}.kind", option.kind, fleet.hardware, "hardware kind")
             _check_units(f"spec.parts.{i}.hardware.{j}.units", option, fleet)
     for i, split in enumerate(manifest.spec.split.parts if manifest.spec.split else ()):
         for j, asked in enumerate(split.hardware):
             kind = asked if isinstance(asked, str) else asked.kind
-            _known(f"spec.split.parts.{i}.hardware.{j}", kind, fleet.hardware, "hardware kind")
+            _check_known(f"spec.split.parts.{i}.hardware.{j}", kind, fleet.hardware, "hardware kind")
             if not isinstance(asked, str):
                 _check_units(f"spec.split.parts.{i}.hardware.{j}.units", asked, fleet)
 
@@ -132,7 +132,7 @@ def _check_units(field: str, option: HardwareOption | SplitHardware, fleet: Flee
         raise InvalidInput(msg, field=field, value=option.units, allowed=(allowed,))
 
 
-def _known(field: str, name: str, allowed: tuple[str, ...], noun: str) -> None:
+def _check_known(field: str, name: str, allowed: tuple[str, ...], noun: str) -> None:
     if name not in allowed:
         msg = f"{field}: the fleet has no {noun} {name!r}; allowed: {', '.join(allowed)}"
         raise InvalidInput(msg, field=field, value=name, allowed=allowed)

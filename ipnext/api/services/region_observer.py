@@ -51,13 +51,13 @@ class RegionObserver:
         hurried = [future for at, future in asked.values() if now - at >= self._timeout]
         left = max((self._timeout - (now - at) for at, _ in asked.values()), default=0.0)
         wait([future for _, future in asked.values() if future not in hurried], timeout=max(0.0, left))
-        return self._indexed({region: self._answer(region, future) for region, (_, future) in asked.items()})
+        return self._index_states({region: self._answer(region, future) for region, (_, future) in asked.items()})
 
     def close(self) -> None:
         """Stop observing; does not wait for a region that hangs."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _indexed(self, reports: Mapping[str, RegionState | None]) -> States:
+    def _index_states(self, reports: Mapping[str, RegionState | None]) -> States:
         before = self._states
         if before.same_as(reports):
             return before
@@ -70,13 +70,13 @@ class RegionObserver:
     def _ask(self, region: str) -> tuple[float, Future[RegionState]]:
         with self._lock:
             at, future = self._asked.get(region, (0.0, None))
-            if future is not None and (not future.done() or time.monotonic() - at < self._kept()):
+            if future is not None and (not future.done() or time.monotonic() - at < self._keep_seconds()):
                 return at, future
             future = self._pool.submit(self._observe, region)
             self._asked[region] = (time.monotonic(), future)
             return self._asked[region]
 
-    def _kept(self) -> float:
+    def _keep_seconds(self) -> float:
         return min(max(self._keep, REST * sum(self._took.values())), LONGEST_KEEP * self._keep)
 
     def _observe(self, region: str) -> RegionState:

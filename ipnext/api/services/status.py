@@ -118,7 +118,7 @@ def observed_conditions(facts: ModelFacts, states: States) -> tuple[Condition, .
             ConditionType.SERVING: _worst(serving_troubles(facts, states)),
         }
     found = [
-        _observed(condition, worst, states.at, settled=all(change.state.final for change in facts.changes[:1]))
+        _observe_condition(condition, worst, states.at, settled=all(change.state.final for change in facts.changes[:1]))
         for condition in facts.conditions
         if condition.type is not ConditionType.PROGRESSING
     ]
@@ -161,7 +161,7 @@ def serving_troubles(facts: ModelFacts, states: States) -> tuple[Trouble, ...]:
         Trouble("False", binding_reason(rules), unserved_message(region, rules), region)
         for region, rules in unserved.items()
     ]
-    for region, generation, parts in _routed(facts):
+    for region, generation, parts in _list_routed(facts):
         if states.get(region) is None:
             troubles.append(_no_answer(region))
             continue
@@ -172,7 +172,7 @@ def serving_troubles(facts: ModelFacts, states: States) -> tuple[Trouble, ...]:
     return tuple(troubles)
 
 
-def _routed(facts: ModelFacts) -> Iterator[tuple[str, int, tuple[str, ...]]]:
+def _list_routed(facts: ModelFacts) -> Iterator[tuple[str, int, tuple[str, ...]]]:
     """Yield (serving region, generation, parts) of every route with traffic, each once.
 
     A table lists the parts only of generations that its own region serves.
@@ -182,10 +182,10 @@ def _routed(facts: ModelFacts) -> Iterator[tuple[str, int, tuple[str, ...]]]:
     seen = {(share.to, share.generation) for table in facts.routes for share in table.shares if share.fraction > 0}
     for region, generation in sorted(seen):
         found = served.get((region, generation), anywhere.get(generation))
-        yield region, generation, _hosted(facts, found) if found is not None else ()
+        yield region, generation, _list_hosted_parts(facts, found) if found is not None else ()
 
 
-def _hosted(facts: ModelFacts, served: ServedGeneration) -> tuple[str, ...]:
+def _list_hosted_parts(facts: ModelFacts, served: ServedGeneration) -> tuple[str, ...]:
     """Return the parts whose hosts a generation's requests need; a segment that none holds counts as a part."""
     hosts = {piece: d.key.part for d in facts.deployments for piece in d.pieces(served.generation)}
     return tuple(dict.fromkeys(hosts.get(piece, piece) for piece in served.snapshots))
@@ -300,7 +300,7 @@ def _worst(troubles: Iterable[Trouble]) -> Trouble | None:
     return ranked[0] if ranked else None
 
 
-def _observed(
+def _observe_condition(
     condition: Condition, worst: Mapping[ConditionType, Trouble | None], at: datetime, *, settled: bool
 ) -> Condition:
     """Return a condition as observed now. `settled`: no change is under way, so missing capacity may be ready by now."""

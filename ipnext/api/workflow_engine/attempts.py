@@ -67,7 +67,7 @@ class Attempts:
         """Lines whose last attempt failed."""
         return self._failed.keys()
 
-    def failed(self, line: str, change_id: str, error: IPnextError | None) -> Attempt:
+    def note_failure(self, line: str, change_id: str, error: IPnextError | None) -> Attempt:
         """Record a failed attempt (`error` None: it timed out); the line is due again after a wait that doubles."""
         before = self._failed.get(line)
         tries = before.tries + 1 if before is not None and before.change_id == change_id else 1

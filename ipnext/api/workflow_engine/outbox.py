@@ -120,7 +120,7 @@ class Outbox:
         any_due = pending or replans or drains or self._freezes_changed
         if any_due and not self._ours and not await self._belongs():
             return False
-        unsubmitted = await asyncio.to_thread(self._unsubmitted, tried)
+        unsubmitted = await asyncio.to_thread(self._find_unsubmitted, tried)
         self._attempts.keep(unsubmitted | (self._attempts.lines - tried))
         for model, changes in pending.items():
             self._in_flight[model] = asyncio.create_task(self._submit_in_order(changes))
@@ -130,9 +130,9 @@ class Outbox:
             self._in_flight[REPLANS] = asyncio.create_task(self._wake_replan(replans))
         if self._freezes_changed and FREEZES not in self._in_flight:
             self._freezes_changed = False
-            self._in_flight[FREEZES] = asyncio.create_task(self._tell_frozen())
+            self._in_flight[FREEZES] = asyncio.create_task(self._signal_frozen())
         if drains and DRAINS not in self._in_flight:
-            self._in_flight[DRAINS] = asyncio.create_task(self._tell_drains(drains))
+            self._in_flight[DRAINS] = asyncio.create_task(self._signal_drains(drains))
         if not self._in_flight:
             return True
         done, _ = await asyncio.wait(self._in_flight.values(), timeout=self._interval)
@@ -182,7 +182,7 @@ class Outbox:
                     await self._lifecycle.submit(change)
                 await asyncio.to_thread(self._mark_queued, change)
             except (InvalidInput, Conflict) as error:
-                structlog.get_logger().exception("change_refused", **_named(change), code=error.code)
+                structlog.get_logger().exception("change_refused", **_log_fields(change), code=error.code)
                 await asyncio.to_thread(self._mark_refused, change, error.message)
             except IPnextError as error:
                 return await self._not_taken(change, error)
@@ -193,8 +193,8 @@ class Outbox:
 
     async def _not_taken(self, change: Change, error: IPnextError | None) -> bool:
         """Raise the alarm for a change that stays recorded. Always False."""
-        attempt = self._attempts.failed(change.model, change.id, error)
-        log = structlog.get_logger().bind(**_named(change), tries=attempt.tries, error=attempt.error)
+        attempt = self._attempts.note_failure(change.model, change.id, error)
+        log = structlog.get_logger().bind(**_log_fields(change), tries=attempt.tries, error=attempt.error)
         if attempt.refused:
             log.error("change_stuck", hint="ipnext platform check")
         else:
@@ -221,7 +221,7 @@ class Outbox:
             return False
         return True
 
-    async def _tell_frozen(self) -> bool:
+    async def _signal_frozen(self) -> bool:
         """Signal the runs that wait for a freeze.
 
         A needless signal causes one more check; without one a run checks within hours.
@@ -229,7 +229,7 @@ class Outbox:
         try:
             for change in await asyncio.to_thread(self._frozen):
                 async with asyncio.timeout(self._submit_timeout):
-                    await self._lifecycle.tell_freeze_changed(change)
+                    await self._lifecycle.signal_freeze_change(change)
         except (TimeoutError, IPnextError) as error:
             structlog.get_logger().warning("frozen_runs_not_told_yet", error=str(error) or "timed out")
             self._freezes_changed = True
@@ -240,13 +240,13 @@ class Outbox:
         with self._store.read() as unit:
             return unit.frozen_changes()
 
-    async def _tell_drains(self, drains: Sequence[Drain]) -> bool:
+    async def _signal_drains(self, drains: Sequence[Drain]) -> bool:
         for drain in drains:
             log = structlog.get_logger().bind(region=drain.region)
             try:
                 async with asyncio.timeout(self._submit_timeout):
-                    await self._lifecycle.tell_drain(drain.region)
-                await asyncio.to_thread(self._mark_told, drain)
+                    await self._lifecycle.signal_drain(drain.region)
+                await asyncio.to_thread(self._mark_submitted, drain)
             except TimeoutError:
                 log.warning("drain_not_told_yet", error="timed out")
                 return False
@@ -260,21 +260,21 @@ class Outbox:
     ) -> tuple[Mapping[str, Sequence[Change]], Sequence[Replan], Sequence[Drain]]:
         with self._store.read() as unit:
             changes = unit.unsubmitted_changes(limit=limit, but=busy)
-            replans, drains = unit.due_replans(), unit.untold_drains()
+            replans, drains = unit.due_replans(), unit.unsubmitted_drains()
         pending: dict[str, list[Change]] = defaultdict(list)
         for change in sorted(changes, key=lambda c: c.sequence):
             pending[change.model].append(change)
         return pending, replans, drains
 
-    def _unsubmitted(self, models: Collection[str]) -> frozenset[str]:
+    def _find_unsubmitted(self, models: Collection[str]) -> frozenset[str]:
         if not models:
             return frozenset()
         with self._store.read() as unit:
             return unit.models_unsubmitted(models)
 
-    def _mark_told(self, drain: Drain) -> None:
+    def _mark_submitted(self, drain: Drain) -> None:
         with self._store.begin() as unit:
-            unit.tell_drains([drain])
+            unit.mark_submitted([drain])
 
     def _mark_replans_queued(self, ids: Sequence[str]) -> None:
         with self._store.begin() as unit:
@@ -294,5 +294,5 @@ class Outbox:
             refuse_change(unit, change, message)
 
 
-def _named(change: Change) -> Mapping[str, str]:
+def _log_fields(change: Change) -> Mapping[str, str]:
     return {"model": change.model, "change_id": change.id, "kind": change.kind.value}

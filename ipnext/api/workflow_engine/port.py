@@ -50,16 +50,16 @@ class Lifecycle(Protocol):
     async def wake_replan(self) -> None:
         """Signal the engine that a replan is recorded. May be repeated."""
 
-    async def tell_freeze_changed(self, change: Change) -> None:
+    async def signal_freeze_change(self, change: Change) -> None:
         """Signal the run of a change that freezes have changed. An ended or missing run is no error."""
 
     async def cancel_replan(self, asked: MoverAsked, *, update_id: str) -> ReplanProgress:
         """Cancel the running replan. The same `update_id` again gets the first answer. Raises Conflict if none runs."""
 
-    async def tell_moves_steered(self) -> None:
+    async def signal_steering(self) -> None:
         """Signal the running replan, if any, that moves were paused or resumed. May be repeated."""
 
-    async def tell_drain(self, region: str) -> None:
+    async def signal_drain(self, region: str) -> None:
         """Signal the engine that a region has a new request. May be repeated."""
 
     async def reachable(self) -> bool:
@@ -159,7 +159,7 @@ class MemoryLifecycle:
         self.replans_woken += 1
         self.fleet_runs.add(names.REPLAN_ID)
 
-    async def tell_freeze_changed(self, change: Change) -> None:
+    async def signal_freeze_change(self, change: Change) -> None:
         """Record the change's id."""
         self._answer()
         self.told_of_freezes.append(change.id)
@@ -172,12 +172,12 @@ class MemoryLifecycle:
         self._cancels.add(update_id)
         return ReplanProgress(total=0)
 
-    async def tell_moves_steered(self) -> None:
+    async def signal_steering(self) -> None:
         """Count the signal."""
         self._answer()
         self.moves_steered += 1
 
-    async def tell_drain(self, region: str) -> None:
+    async def signal_drain(self, region: str) -> None:
         """Record the region."""
         self._answer()
         self.drains_told.append(region)

@@ -99,7 +99,7 @@ class Resubmission:
         """Start the missing runs; return their workflow ids. None if the database belongs to another platform."""
         return [*await self._look_at(self._fleet_runs), *await self._look_at(self._entities)]
 
-    async def look_for_lost_changes(self) -> Sequence[str]:
+    async def recover_lost_changes(self) -> Sequence[str]:
         """Signal the entities of changes without a run; return the workflow ids of the missing runs."""
         return await self._look_at(self._lost_changes)
 
@@ -133,10 +133,10 @@ class Resubmission:
         A failed call is logged, and retried with the next check.
         """
         turns = asyncio.Semaphore(self._at_once)
-        found = await asyncio.gather(*(self._answered(run, call, turns) for run in runs))
+        found = await asyncio.gather(*(self._call_in_turn(run, call, turns) for run in runs))
         return [run for run, answer in zip(runs, found, strict=True) if answer]
 
-    async def _answered(
+    async def _call_in_turn(
         self, run: NeededRun, call: Callable[[NeededRun], Awaitable[bool]], turns: asyncio.Semaphore
     ) -> bool:
         async with turns:
@@ -180,11 +180,11 @@ class Resubmission:
     def _fleet_runs(self) -> Sequence[NeededRun]:
         """Return the active drains, and the replan if replans were started; lost regions first."""
         with self._store.read() as unit:
-            drains, replans = unit.taken_drains(), unit.taken_replans()
+            drains, replans = unit.claimed_drains(), unit.claimed_replans()
         found = [
             NeededRun(
                 names.drain_workflow_id(drain.region),
-                lambda region=drain.region: self._lifecycle.tell_drain(region),  # type: ignore[misc]
+                lambda region=drain.region: self._lifecycle.signal_drain(region),  # type: ignore[misc]
                 {"drain": drain.id, "state": drain.state.value},
             )
             for drain in sorted(drains, key=lambda drain: (not drain.disaster, drain.region))

@@ -34,7 +34,7 @@ class TemporalLifecycle:
 
     async def namespace(self) -> WorkflowNamespace:
         """See the port."""
-        client = await self._connected()
+        client = await self._connect()
         found = await temporal.namespace_of(client)
         if not self._warned:
             await warn_of_missing(client)
@@ -43,7 +43,7 @@ class TemporalLifecycle:
 
     async def submit(self, change: Change) -> ChangeAccepted:
         """See the port."""
-        return await temporal.submit_change(await self._connected(), change)
+        return await temporal.submit_change(await self._connect(), change)
 
     async def control(
         self,
@@ -55,51 +55,51 @@ class TemporalLifecycle:
         update_id: str,
     ) -> ControlAnswer:
         """See the port."""
-        client = await self._connected()
+        client = await self._connect()
         return await temporal.control(client, model, action, asked, change_id=change_id, update_id=update_id)
 
     async def runs(self, workflow_id: str) -> bool:
         """See the port."""
-        return await temporal.is_open(await self._connected(), workflow_id)
+        return await temporal.is_open(await self._connect(), workflow_id)
 
     async def begin_entity(self, model: str) -> None:
         """See the port."""
-        await temporal.begin_entity(await self._connected(), model)
+        await temporal.begin_entity(await self._connect(), model)
 
     async def look_again(self, model: str) -> None:
         """See the port."""
-        await temporal.look_again(await self._connected(), model)
+        await temporal.look_again(await self._connect(), model)
 
     async def wake_replan(self) -> None:
         """See the port."""
-        await temporal.wake_replan(await self._connected())
+        await temporal.wake_replan(await self._connect())
 
-    async def tell_freeze_changed(self, change: Change) -> None:
+    async def signal_freeze_change(self, change: Change) -> None:
         """See the port."""
-        await temporal.tell_freeze_changed(await self._connected(), change)
+        await temporal.signal_freeze_change(await self._connect(), change)
 
     async def cancel_replan(self, asked: MoverAsked, *, update_id: str) -> ReplanProgress:
         """See the port."""
-        return await temporal.cancel_replan(await self._connected(), asked, update_id=update_id)
+        return await temporal.cancel_replan(await self._connect(), asked, update_id=update_id)
 
-    async def tell_moves_steered(self) -> None:
+    async def signal_steering(self) -> None:
         """See the port."""
-        await temporal.tell_moves_steered(await self._connected())
+        await temporal.signal_steering(await self._connect())
 
-    async def tell_drain(self, region: str) -> None:
+    async def signal_drain(self, region: str) -> None:
         """See the port."""
-        await temporal.tell_drain(await self._connected(), region)
+        await temporal.signal_drain(await self._connect(), region)
 
     async def reachable(self) -> bool:
         """See the port."""
-        return await temporal.reachable(await self._connected())
+        return await temporal.reachable(await self._connect())
 
     def run_url(self, workflow_id: str, run_id: str) -> str:
         """See the port."""
         namespace = names.NAMESPACE if self._client is None else self._client.namespace
         return temporal.ui_link(self._ui_url, namespace, workflow_id, run_id)
 
-    async def _connected(self) -> temporal.Connection:
+    async def _connect(self) -> temporal.Connection:
         async with self._connecting:
             if self._client is None or self._has_new_credentials():
                 access = read_access(self._access)

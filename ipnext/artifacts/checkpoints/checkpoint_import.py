@@ -39,7 +39,7 @@ def describe_checkpoint(directory: Path, *, parent: str | None = None) -> Import
 
     The same files give the same digest.
     """
-    files = LocalFiles(_checked(directory))
+    files = LocalFiles(_check_directory(directory))
     try:
         checkpoint = read_checkpoint(files)
     except InvalidInput as error:
@@ -87,7 +87,7 @@ def _fault(directory: Path, message: str) -> InvalidInput:
     return InvalidInput(f"{directory}: {message}", field="directory", value=str(directory))
 
 
-def _checked(directory: Path) -> Path:
+def _check_directory(directory: Path) -> Path:
     if not directory.is_dir():
         msg = f"directory: {str(directory)!r} is no directory; it is what transformers' save_pretrained has written"
         raise InvalidInput(msg, field="directory", value=str(directory))

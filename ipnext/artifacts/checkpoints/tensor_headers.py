@@ -56,7 +56,7 @@ def read_places(
     """
     content = _header(stream, size_bytes)
     start = 8 + len(content)
-    return parse(len(content), lambda: _tensors(_parsed(content), size_bytes - start)), start
+    return parse(len(content), lambda: _tensors(_parse_header(content), size_bytes - start)), start
 
 
 def exactly(stream: BinaryIO, count: int) -> bytes:
@@ -89,7 +89,7 @@ def _header(stream: BinaryIO, size_bytes: int) -> bytes:
     return exactly(stream, length)
 
 
-def _parsed(content: bytes) -> Mapping[str, Any]:
+def _parse_header(content: bytes) -> Mapping[str, Any]:
     try:
         header = load_bounded(content, most_separators=MOST_SEPARATORS)
     except TooManyValues as error:

@@ -100,18 +100,18 @@ def parse_expression(text: object) -> Expression:
     parser = _Parser(tuple(_tokens(text)))
     found = parser.expression(0)
     parser.end()
-    _expanded(found)
+    _expand(found)
     return found
 
 
-def _expanded(expression: Expression) -> tuple[int, int]:
+def _expand(expression: Expression) -> tuple[int, int]:
     """Return terms and degree of an expression multiplied out.
 
     MalformedExpression if it, or a part of it, has too many.
     """
     if not isinstance(expression, Call):
         return 1, int(isinstance(expression, Symbol))
-    terms, degrees = zip(*map(_expanded, expression.arguments), strict=True)
+    terms, degrees = zip(*map(_expand, expression.arguments), strict=True)
     found = _expanded_call(expression, terms, degrees)
     if found[0] > MOST_TERMS or found[1] > HIGHEST_DEGREE:
         msg = f"{expression.function} has {found[0]} terms of degree {found[1]} when it is multiplied out; allowed: {MOST_TERMS} of degree {HIGHEST_DEGREE}"

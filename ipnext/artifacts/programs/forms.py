@@ -40,7 +40,7 @@ def _short_repr() -> Repr:
 _SHORT = _short_repr()
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a value for an error message, cut short."""
     text = _SHORT.repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -48,7 +48,7 @@ def shown(value: Any) -> str:
 
 def refuse(kind: str, value: Any) -> NoReturn:
     """Raise UnsafeProgram for a value that is not of a kind."""
-    msg = f"must be {kind}, got {shown(value)}"
+    msg = f"must be {kind}, got {format_value(value)}"
     raise UnsafeProgram(msg)
 
 
@@ -64,7 +64,7 @@ def record(needed: Mapping[str, Check], optional: Mapping[str, Check] | None = N
                 msg = f"the field {name!r} is missing"
                 raise UnsafeProgram(msg)
         for name in value.keys() - known.keys():
-            msg = f"the field {shown(name)} is unknown; allowed: {', '.join(known)}"
+            msg = f"the field {format_value(name)} is unknown; allowed: {', '.join(known)}"
             raise UnsafeProgram(msg)
         for name, item in known.items():
             if name in value:
@@ -85,7 +85,7 @@ def union(forms: Mapping[str, Check]) -> Check:
             refuse("an object of one field", value)
         [(form, item)] = value.items()
         if form not in forms:
-            msg = f"the form {shown(form)} is not allowed; allowed: {', '.join(forms)}"
+            msg = f"the form {format_value(form)} is not allowed; allowed: {', '.join(forms)}"
             raise UnsafeProgram(msg)
         try:
             forms[form](item)
@@ -123,7 +123,7 @@ def map_of(name: Check, item: Check) -> Check:
                 name(key)
                 item(one)
             except UnsafeProgram as problem:
-                problem.within(f"[{shown(key)}]")
+                problem.within(f"[{format_value(key)}]")
                 raise
 
     return check

@@ -16,13 +16,13 @@ from ipnext.artifacts.programs.forms import (
     Check,
     UnsafeProgram,
     exactly,
+    format_value,
     list_of,
     map_of,
     matching,
     nullable,
     record,
     refuse,
-    shown,
     union,
     whole,
 )
@@ -108,7 +108,7 @@ def _place(value: Any) -> None:
 def _target(value: Any) -> None:
     if not isinstance(value, str) or value not in ALLOWED:
         msg = (
-            f"the operator {shown(value)} is not allowed; allowed are the deterministic, functional ATen operations "
+            f"the operator {format_value(value)} is not allowed; allowed are the deterministic, functional ATen operations "
             "that ipnext/artifacts/programs/operators.py lists"
         )
         raise UnsafeProgram(msg)
@@ -118,7 +118,7 @@ def _expression(value: Any) -> None:
     try:
         parse_expression(value)
     except MalformedExpression as error:
-        msg = f"the expression {shown(value)} is not allowed: {error}"
+        msg = f"the expression {format_value(value)} is not allowed: {error}"
         raise UnsafeProgram(msg) from error
 
 
@@ -174,14 +174,14 @@ _FORMS: Final[Mapping[str, Check]] = {
     "as_sym_floats": list_of(_FLOAT_ARGUMENT),
     "as_complex": record({"real": _number, "imag": _number}),
 }
-"""Forms of an argument. Not included: texts (see `_given`), operators, subgraphs, objects and nested structures."""
+"""Forms of an argument. Not included: texts (see `_check_argument`), operators, subgraphs, objects and nested structures."""
 _ARGUMENT: Final = union(_FORMS)
 _TENSOR_ARGUMENT: Final = union({"as_tensor": _TENSOR})
 _NAMED: Final = record({"name": _parameter, "arg": _ARGUMENT}, {"kind": nullable(whole(0, 2))})
 _NAMED_TEXT: Final = record({"name": _parameter, "arg": union({"as_string": _text})}, {"kind": nullable(whole(0, 2))})
 
 
-def _given(value: Any) -> None:
+def _check_argument(value: Any) -> None:
     """Check one argument of an operator; a text is one of the words of its parameter."""
     if not (isinstance(value, dict) and isinstance(value.get("arg"), dict) and "as_string" in value["arg"]):
         _NAMED(value)
@@ -194,7 +194,7 @@ def _given(value: Any) -> None:
     allowed = sorted(STRINGS.get(name, ()))
     if text not in allowed:
         words = ", ".join(allowed) or "none for this parameter"
-        problem = UnsafeProgram(f"the text {shown(text)} is not allowed for {name!r}; allowed: {words}")
+        problem = UnsafeProgram(f"the text {format_value(text)} is not allowed for {name!r}; allowed: {words}")
         problem.within(".arg.as_string")
         raise problem
 
@@ -212,7 +212,7 @@ def _check_choice(name: str, given: Mapping[str, Any]) -> None:
 _NODE_FIELDS: Final = record(
     {
         "target": _target,
-        "inputs": list_of(_given),
+        "inputs": list_of(_check_argument),
         "outputs": list_of(_ARGUMENT),
         "metadata": record({}, {"nn_module_stack": _text}),
     },
@@ -225,7 +225,7 @@ def _node(value: Any) -> None:
         _NODE_FIELDS(value)
         _check_inference({item["name"]: item["arg"] for item in value["inputs"]})
     except UnsafeProgram as problem:
-        problem.within(f" (node {shown(value.get('name') if isinstance(value, dict) else None)})")
+        problem.within(f" (node {format_value(value.get('name') if isinstance(value, dict) else None)})")
         raise
 
 

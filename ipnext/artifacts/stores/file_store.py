@@ -12,7 +12,7 @@ from ipnext.artifacts import layout
 from ipnext.artifacts.atomic_files import refusing_full_disk, write_whole
 from ipnext.artifacts.disk_reserve import DiskReserve
 from ipnext.artifacts.download import lay_out, lay_signature
-from ipnext.artifacts.hashing import checked
+from ipnext.artifacts.hashing import verify_chunks
 from ipnext.artifacts.port import StoredItem
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing
 from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
@@ -53,7 +53,7 @@ class FileArtifactStore:
 
     def put_blob(self, sha256: str, chunks: Iterator[bytes]) -> None:
         """Store a blob whole or not at all; an existing one is replaced, which repairs a damaged one."""
-        content = checked(self._reserve.guard(chunks), sha256=sha256, subject=f"blob {sha256}")
+        content = verify_chunks(self._reserve.guard(chunks), sha256=sha256, subject=f"blob {sha256}")
         write_whole(self._blob(sha256), content, scratch=self._scratch, mode=BLOB_MODE)
 
     def open_blob(self, sha256: str) -> BinaryIO:

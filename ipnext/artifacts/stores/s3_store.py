@@ -15,7 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from ipnext.artifacts import layout
 from ipnext.artifacts.disk_reserve import DiskReserve
 from ipnext.artifacts.download import lay_out, lay_signature
-from ipnext.artifacts.hashing import checked, regrouped
+from ipnext.artifacts.hashing import regroup_chunks, verify_chunks
 from ipnext.artifacts.port import StoredItem
 from ipnext.artifacts.stores.s3_client import S3Client, answering, s3_client, status_of
 from ipnext.artifacts.stores.s3_stream import open_object
@@ -71,7 +71,7 @@ class S3ArtifactStore:
     def put_blob(self, sha256: str, chunks: Iterator[bytes]) -> None:
         """Store a blob whole or not at all, streaming it in parts; an existing one is replaced."""
         key = layout.blob_key(sha256)
-        parts = regrouped(checked(chunks, sha256=sha256, subject=f"blob {sha256}"), size=self._part_bytes)
+        parts = regroup_chunks(verify_chunks(chunks, sha256=sha256, subject=f"blob {sha256}"), size=self._part_bytes)
         first = next(parts)
         second = next(parts, None)
         if second is None:
@@ -151,7 +151,7 @@ class S3ArtifactStore:
 
     def _signature_names(self, digest: str) -> tuple[str, ...]:
         prefix = layout.signatures_prefix(digest)
-        names = (item["Key"].removeprefix(self._key(prefix)) for item in self._listed(prefix))
+        names = (item["Key"].removeprefix(self._key(prefix)) for item in self._list_objects(prefix))
         return tuple(name for name in names if layout.is_digest(name))
 
     def fetch(self, uri: str, directory: Path) -> Path:
@@ -165,7 +165,7 @@ class S3ArtifactStore:
     def items(self) -> Iterator[StoredItem]:
         """Yield all blobs and manifests."""
         for folder, is_manifest in (("blobs/", False), ("snapshots/", True)):
-            for found in self._listed(folder):
+            for found in self._list_objects(folder):
                 digest, _, file = found["Key"].removeprefix(self._key(folder)).partition("/")
                 if layout.is_digest(digest) and file == (SNAPSHOT_FILE if is_manifest else ""):
                     yield StoredItem(digest, found["Size"], found["LastModified"], is_manifest)
@@ -207,7 +207,7 @@ class S3ArtifactStore:
             answer = self._client.upload_part(**where, PartNumber=number, Body=part, ChecksumSHA256=checksum)
         return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": checksum}
 
-    def _listed(self, prefix: str) -> Iterator[Any]:
+    def _list_objects(self, prefix: str) -> Iterator[Any]:
         """Yield the objects below a prefix, in any order."""
         with answering(self._name(prefix)):
             pages = self._client.get_paginator("list_objects_v2").paginate(

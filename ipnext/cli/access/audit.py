@@ -66,16 +66,16 @@ def verify_entries(
     A tail that was cut off, or a chain that was made again from some entry on, is found by an anchor only.
     """
     anchors = () if anchor is None else _anchors(anchor)
-    entries = client_of(context).exported_audit(after=after) if file is None else _entries(file)
+    entries = client_of(context).export_audit(after=after) if file is None else _entries(file)
     found = verify(entries, after=after, anchors=anchors)
-    write(found, output, lambda: [_told(found, anchors)])
+    write(found, output, lambda: [_format_verification(found, anchors)])
     if found.fault is not None:
         raise typer.Exit(EXIT_FAILURE)
 
 
 def export(context: typer.Context, after: After = 0) -> None:
     """Write entries to stdout, one JSON object a line, in the order of the chain."""
-    for entry in client_of(context).exported_audit(after=after):
+    for entry in client_of(context).export_audit(after=after):
         typer.echo(canonical_json(entry))
 
 
@@ -122,7 +122,7 @@ def _why(entry: AuditEntry) -> str:
     return " ".join(text for text in (entry.reason, more) if text)
 
 
-def _told(found: Verification, anchors: tuple[AuditHead, ...]) -> str:
+def _format_verification(found: Verification, anchors: tuple[AuditHead, ...]) -> str:
     if found.fault is not None:
         whole = f"; entries {found.first} to {found.last} are whole" if found.entries else ""
         first = f"NOT VERIFIED: {found.fault.kind} at entry {found.fault.sequence}: {found.fault.message}{whole}"

@@ -31,7 +31,7 @@ def login(
     """
     given = _given_key(asked=key)
     if given is None:
-        given = _logged_in(session_of(context).settings, yes=yes)
+        given = _log_in(session_of(context).settings, yes=yes)
     if given is not None:
         _keep(session_of(context).settings, given)
 
@@ -123,7 +123,7 @@ def _agree(settings: ClientSettings, named: LoginTerms, *, yes: bool) -> None:
         raise InvalidInput(msg, field="yes")
 
 
-def _logged_in(settings: ClientSettings, *, yes: bool) -> str | None:
+def _log_in(settings: ClientSettings, *, yes: bool) -> str | None:
     """Log a person in and write the tokens down. Without an identity provider: the key that a person types."""
     url = str(settings.api_url)
     with Client(url, settings.timeout_seconds) as client:

@@ -8,7 +8,7 @@ import typer
 from ipnext.artifacts.sources import DirectorySource, signature_of
 from ipnext.cli.command import Command
 from ipnext.cli.output import say
-from ipnext.client.upload import checked_snapshot
+from ipnext.client.upload import verify_snapshot
 from ipnext.errors import SignatureInvalid
 from ipnext.model.registry.registry import SIGNATURE_FILE
 
@@ -34,16 +34,16 @@ def sign(
 ) -> None:
     """Sign a snapshot directory: every file is read and checked, then snapshot.json.sig is written beside snapshot.json."""
     from ipnext.artifacts.atomic_files import write_whole  # noqa: PLC0415 - with the next one
-    from ipnext.artifacts.signing import signed  # noqa: PLC0415 - a slow import
+    from ipnext.artifacts.signing import sign_digest  # noqa: PLC0415 - a slow import
 
     source = DirectorySource(directory, roots=(directory,))
-    manifest = checked_snapshot(source)
-    envelope = signed(manifest.digest, key)
+    manifest = verify_snapshot(source)
+    envelope = sign_digest(manifest.digest, key)
     try:
         former = signature_of(source, manifest)
     except SignatureInvalid:  # of what the directory held before
         former = None
-    written = envelope if former is None else former.joined(envelope)
+    written = envelope if former is None else former.merge(envelope)
     write_whole(directory / SIGNATURE_FILE, [written.content], scratch=directory)
     say(f"{directory / SIGNATURE_FILE}: snapshot {manifest.digest:.16} is signed by {envelope.signatures[0].keyid:.12}")
 

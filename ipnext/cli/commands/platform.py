@@ -19,7 +19,7 @@ Json = Annotated[bool, typer.Option("--json", help="The same as -o json.")]
 
 
 @contextmanager
-def _installed() -> Iterator[None]:
+def _requiring_platform() -> Iterator[None]:
     """Say so if the platform's packages are not installed: a client needs none of them."""
     try:
         yield
@@ -37,7 +37,7 @@ def setup(
     ] = False,
 ) -> None:
     """Create what is absent: namespace, search attributes, schedules, tables. Changes nothing that exists."""
-    with _installed():
+    with _requiring_platform():
         from ipnext.platform import setup as making  # noqa: PLC0415 - the platform's dependencies are an extra
     retention = timedelta(days=retention_days)
     for line in asyncio.run(making.setup(platform_settings(), retention=retention, with_reset=reset_schedule)):
@@ -47,7 +47,7 @@ def setup(
 
 def check(output: Output = Form.TABLE, json: Json = False) -> None:
     """Look at everything that the platform needs. Exit status 1 if something is missing or wrong."""
-    with _installed():
+    with _requiring_platform():
         from ipnext.platform import checks  # noqa: PLC0415 - the platform's dependencies are an extra
     found = asyncio.run(checks.check(platform_settings()))
     lines = ((item.item, item.state, item.detail, item.todo) for item in found)
@@ -58,14 +58,14 @@ def check(output: Output = Form.TABLE, json: Json = False) -> None:
 
 def builds(output: Output = Form.TABLE, json: Json = False) -> None:
     """List the builds of the workers: which is current, which ramps, what still runs on each."""
-    with _installed():
+    with _requiring_platform():
         from ipnext.platform import builds as versions  # noqa: PLC0415 - the platform's dependencies are an extra
         from ipnext.temporal import connect  # noqa: PLC0415
 
-    async def listed() -> tuple[versions.Build, ...]:
+    async def list_builds() -> tuple[versions.Build, ...]:
         return await versions.builds(await connect())
 
-    found = asyncio.run(listed())
+    found = asyncio.run(list_builds())
     lines = ((b.build_id, b.state, f"{b.ramp_percent:g} %" if b.ramp_percent else "", b.open_runs) for b in found)
     write(found, Form.JSON if json else output, lambda: rows("", ("build", "state", "ramp", "open runs"), lines))
 
@@ -77,14 +77,14 @@ def promote(
     ] = None,
 ) -> None:
     """Make a build the current one: new runs begin on it, entities go over to it."""
-    with _installed():
+    with _requiring_platform():
         from ipnext.platform import builds as versions  # noqa: PLC0415 - the platform's dependencies are an extra
         from ipnext.temporal import connect  # noqa: PLC0415
 
-    async def promoted() -> None:
+    async def promote_build() -> None:
         await versions.promote(await connect(), build, ramp_percent=ramp)
 
-    asyncio.run(promoted())
+    asyncio.run(promote_build())
     say(f"build {build} is current" if ramp is None else f"build {build} takes {ramp:g} % of new runs")
 
 
@@ -96,7 +96,7 @@ def admin_key(
 
     Needs IPNEXT_DATABASE_URL and no API: who may write the record may do everything anyway.
     """
-    with _installed():
+    with _requiring_platform():
         from ipnext.platform.admin import create_admin_key  # noqa: PLC0415 - the platform's dependencies are an extra
     made = create_admin_key(platform_settings().database_url, name, created_by=f"{system_user()} by ipnext platform")
     write(made, output, lambda: [made.key])

@@ -91,7 +91,7 @@ def profile(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     )
     tokens = 0 if subject.embedding else output_tokens
     asked = {"prompt_tokens": prompt_tokens, "output_tokens": tokens, "concurrency": steps, "seconds": seconds}
-    found = _measured(model, subject, asked, machine)
+    found = _measure_profile(model, subject, asked, machine)
     answer = Answer(profile=found, target=target, found=at_target(found.steps, target))
     if not dry_run:
         stored = client.put_profile(model, subject.part, subject.snapshot, found)
@@ -159,7 +159,7 @@ def subject_of(  # noqa: PLR0913 - what a person may choose by
 
 
 def _part(manifest: ModelManifest, name: str | None) -> PartSpec:
-    parts = {part.name: part for part in manifest.spec.hosted if part.engine == "vllm"}
+    parts = {part.name: part for part in manifest.spec.hosted_parts if part.engine == "vllm"}
     if not parts:
         msg = f"model {manifest.name!r} has no part of engine vllm: only these are measured"
         raise InvalidInput(msg, field="model", value=manifest.name)
@@ -191,7 +191,7 @@ def _snapshot(client: Client, view: ModelView, part: str) -> int:
     return max(numbers)
 
 
-def _measured(model: str, subject: Subject, asked: Mapping[str, Any], machine: str | None) -> Profile:
+def _measure_profile(model: str, subject: Subject, asked: Mapping[str, Any], machine: str | None) -> Profile:
     try:
         from ipnext.profiling.engine import Engine  # noqa: PLC0415 - aiohttp is no dependency of a client
         from ipnext.profiling.measuring import Load, measure  # noqa: PLC0415 - the same

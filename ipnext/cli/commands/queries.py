@@ -36,7 +36,7 @@ from ipnext.model.lifecycle.messages import Change
 from ipnext.model.lifecycle.status import ConditionType
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.planning.transition import TransitionState
-from ipnext.model.planning.wave_progress import arrived, arrived_words
+from ipnext.model.planning.wave_progress import arrived_words, measure_arrival
 from ipnext.model.registry.adapter import client_name
 from ipnext.model.registry.profile import PartThroughput, ProfileView
 from ipnext.model.registry.registry import Generation, Snapshot
@@ -288,7 +288,9 @@ def waves_table(view: TransitionView) -> Table:
             f"{wave.hold_seconds:g} s",
             "done" if number <= done else "under way" if number == done + 1 else "to come",
         )
-        for number, (wave, fractions) in enumerate(zip(waves, arrived(view.transition, view.model), strict=True), 1)
+        for number, (wave, fractions) in enumerate(
+            zip(waves, measure_arrival(view.transition, view.model), strict=True), 1
+        )
     )
     heads = ("wave", "gate", "traffic where it goes", "hold", "state")
     return rows(f"\nwaves of change {view.change_id} to generation {view.generation}", heads, lines)

@@ -91,7 +91,7 @@ def replans_table(replans: Iterable[ReplanView]) -> Table:
             found.plan_id or "",
             found.moves,
             _some(found.models, found.progress.total if found.progress else len(found.models)),
-            _moved(found.progress),
+            _format_progress(found.progress),
             age(found.created_at),
             found.message,
         )
@@ -232,7 +232,7 @@ def _search(plan: PlanSummary) -> Iterable[tuple[str, str]]:
     yield "SHA-256 of the problem", plan.input_digest
 
 
-def _moved(progress: ReplanProgress | None) -> str:
+def _format_progress(progress: ReplanProgress | None) -> str:
     if progress is None:
         return ""
     failed = f", {progress.failed} failed" if progress.failed else ""

@@ -88,19 +88,19 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings, user: Ho
     limits = agent_limits(settings)
     owner = _owner(arguments.owner)
 
-    def signalled(number: signal.Signals) -> None:
+    def handle_signal(number: signal.Signals) -> None:
         if number == signal.SIGTERM and settings.sigterm == "leave" and not ended.is_set():
             left.set()
         (hurry if ended.is_set() else ended).set()
 
-    def orphaned() -> None:  # the owner's end has ended all processes that this agent could still finish
+    def end_at_once() -> None:  # the owner's end has ended all processes that this agent could still finish
         ended.set()
         hurry.set()
 
     if owner is not None and (descriptor := open_process(owner)) is not None:
-        asyncio.get_running_loop().add_reader(descriptor, orphaned)
+        asyncio.get_running_loop().add_reader(descriptor, end_at_once)
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, signalled, number)
+        asyncio.get_running_loop().add_signal_handler(number, handle_signal, number)
     async with aclosing(HttpSessions()) as session:
         site = _site(arguments, settings, session, components, user)
         site.keep_store_environment()
@@ -108,13 +108,15 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings, user: Ho
             site.directory,
             settings=settings,
             environment=site.environment(),
-            modules=_forked(settings),
+            modules=_list_fork_modules(settings),
             owner=owner,
         )
         await supervisor.connect()
         region = Region(replace(site, processes=supervisor), PeersFile(arguments.peers))
         await region.start()
-        app = agent_app(region, region_name=arguments.region, allowed=site.allowed, authenticated=files is not None)
+        app = agent_app(
+            region, region_name=arguments.region, allowed=site.allowed_hosts, authenticated=files is not None
+        )
         runner = web.AppRunner(
             app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=settings.keep_alive_seconds
         )
@@ -122,7 +124,7 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings, user: Ho
         listener = AgentListener(_protocols(runner), files, trust_domain=components.trust_domain, limits=limits)
         await listener.start(arguments.host, arguments.port)
         structlog.get_logger().info(
-            "agent runs", region=arguments.region, port=arguments.port, adopted=len(supervisor.found)
+            "agent runs", region=arguments.region, port=arguments.port, adopted=len(supervisor.notes)
         )
         await ended.wait()
         await listener.stop()
@@ -155,7 +157,7 @@ def _owner(pid: int | None) -> ProcessIdentity | None:
     return owner
 
 
-def _forked(settings: AgentSettings) -> list[str]:
+def _list_fork_modules(settings: AgentSettings) -> list[str]:
     """Return the modules of the fork server that a command of this agent runs."""
     commands = (settings.host_command, settings.router_command)
     return [
@@ -171,10 +173,10 @@ def _site(
     user: HostUser | None,
 ) -> Site:
     ports = PortBook(arguments.state / "ports.json")
-    gateway = _remembered(ports, GATEWAY_PORT_NAME, arguments.gateway_port)
+    gateway = _remember_port(ports, GATEWAY_PORT_NAME, arguments.gateway_port)
     tls = _peer_tls(arguments, settings, components)
     listens = tls is not None or components.component_authentication == "none"
-    peers = _remembered(ports, PEER_PORT_NAME, arguments.peer_port) if listens else 0
+    peers = _remember_port(ports, PEER_PORT_NAME, arguments.peer_port) if listens else 0
     return Site(
         region=arguments.region,
         directory=arguments.state.resolve(),
@@ -190,9 +192,9 @@ def _site(
     )
 
 
-def _remembered(ports: PortBook, name: str, given: int) -> int:
+def _remember_port(ports: PortBook, name: str, given: int) -> int:
     """Return the given port, or else the port of the last run."""
-    port = given or ports.known(name) or ports.port(name)
+    port = given or ports.recall(name) or ports.port(name)
     ports.remember(name, port)
     return port
 

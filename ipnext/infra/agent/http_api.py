@@ -44,7 +44,7 @@ def agent_app(
     app = web.Application(middlewares=checks, client_max_size=MAX_BODY_BYTES)
     app.router.add_get("/healthz", surface.healthz)
     app.router.add_get("/state", surface.state)
-    app.router.add_get("/applied", surface.applied)
+    app.router.add_get("/applied", surface.report_applied)
     app.router.add_get("/changes", surface.changes)
     app.router.add_post("/logs", surface.logs)
     app.router.add_post("/prefetches", surface.prefetch)
@@ -74,15 +74,15 @@ class AgentSurface:
         state = await self._region.state(request.query.getall("model", None))
         return web.Response(text=state.model_dump_json(), content_type="application/json")
 
-    async def applied(self, _: web.Request) -> web.Response:
+    async def report_applied(self, _: web.Request) -> web.Response:
         """Return the AppliedState of all models."""
-        applied = await self._region.applied()
+        applied = await self._region.read_applied()
         return web.Response(text=applied.model_dump_json(), content_type="application/json")
 
     async def changes(self, request: web.Request) -> web.Response:
         """Answer (empty) once the state of each `model` in the query differs from `token`, or after `seconds`."""
         models, token = request.query.getall("model", []), request.query.get("token", "")
-        await self._region.changed(models, token, wait_seconds=_seconds(request.query.get("seconds", "0")))
+        await self._region.wait_change(models, token, wait_seconds=_seconds(request.query.get("seconds", "0")))
         return web.json_response({})
 
     async def logs(self, request: web.Request) -> web.Response:
@@ -105,7 +105,7 @@ class AgentSurface:
         try:
             key = DeploymentKey(region=self._name, **request.match_info)
         except ValidationError as error:
-            raise _refused(error) from error
+            raise _to_invalid_input(error) from error
         await self._region.delete(key)
         return web.json_response({})
 
@@ -200,10 +200,10 @@ async def _body(request: web.Request, kind: type[Body]) -> Body:
     try:
         return decode(kind, await request.read())
     except ValidationError as error:
-        raise _refused(error) from error
+        raise _to_invalid_input(error) from error
 
 
-def _refused(error: ValidationError) -> InvalidInput:
+def _to_invalid_input(error: ValidationError) -> InvalidInput:
     """Name the first error and its field."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(step) for step in first["loc"])

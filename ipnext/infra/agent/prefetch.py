@@ -124,7 +124,7 @@ class Fetcher:
         """
         try:
             async with asyncio.timeout(FETCH_SECONDS):
-                return await self._asked(uri)
+                return await self._ask_process(uri)
         except (OSError, ValueError) as error:  # its next answer would be taken for that of another snapshot
             await self.end()
             return str(error) or f"not within {FETCH_SECONDS:g} s"
@@ -137,7 +137,7 @@ class Fetcher:
                 process.kill()
             await process.wait()
 
-    async def _asked(self, uri: str) -> str:
+    async def _ask_process(self, uri: str) -> str:
         process = self._process
         if process is None or process.returncode is not None or process.stdin is None or process.stdout is None:
             environment = {**self._site.environment(), **self._site.store_variables}

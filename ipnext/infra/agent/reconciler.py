@@ -14,7 +14,7 @@ from ipnext.infra.agent.peers import PeersFile
 from ipnext.infra.agent.prefetch import Prefetching
 from ipnext.infra.agent.shared_write import SharedWrite
 from ipnext.infra.agent.snapshot_cache import SnapshotCache, remove
-from ipnext.infra.assignment import assigned, host_holds, replica_sets
+from ipnext.infra.assignment import assign_processes, host_holds, replica_sets
 from ipnext.infra.context import Site
 from ipnext.infra.control import Control
 from ipnext.infra.envoy.config import Gateway
@@ -26,7 +26,7 @@ from ipnext.infra.host.logs import read_logs
 from ipnext.infra.host.region_parts import Around
 from ipnext.infra.host.replica import Adopted, HostReplica
 from ipnext.infra.process.notes import HostNote
-from ipnext.infra.process.notes import found as found_processes
+from ipnext.infra.process.notes import find_notes as found_processes
 from ipnext.infra.route_rules import check_destinations, check_revision
 from ipnext.infra.router import table as router_table
 from ipnext.infra.router.access_delivery import AccessDelivery
@@ -70,8 +70,8 @@ class Region:
         self._delivery = AccessDelivery(self._access, self._router, stale_seconds=site.settings.access_stale_seconds)
         self._envoy = EnvoyProcess(site)
         self._choices = OpenAIChoices(site.region)
-        self._tables = SharedWrite(self._publish_table, self._router.confirmed)
-        self._gateway = SharedWrite(self._publish_gateway, self._envoy.confirmed)
+        self._tables = SharedWrite(self._publish_table, self._router.confirm)
+        self._gateway = SharedWrite(self._publish_gateway, self._envoy.confirm)
         self._replicas: dict[DeploymentKey, list[HostReplica]] = defaultdict(list)
         self._room = HostRoom(site.region, site.settings.max_hosts or most_hosts())
         self._lives: set[asyncio.Task[None]] = set()
@@ -104,7 +104,7 @@ class Region:
             self._publish_gateway()
         self._router.start()
         self._envoy.start()
-        while adopts and not self._adopted_known:  # noqa: ASYNC110 - three kinds of processes say so, each in its own loop
+        while adopts and not self._knows_adopted:  # noqa: ASYNC110 - three kinds of processes say so, each in its own loop
             await asyncio.sleep(ADOPT_POLL_SECONDS)
         self._publishing = True
         for deployment in self._wanted.deployments.values():
@@ -113,7 +113,7 @@ class Region:
             self._remove(key)
         if adopts:
             self._resuming = asyncio.create_task(self._resume_routes(), name="resume routes")
-        self._watch = asyncio.create_task(self._look_around(), name="look around")
+        self._watch = asyncio.create_task(self._run_maintenance(), name="look around")
 
     def _adopt(self) -> bool:
         """Adopt running hosts; return whether anything runs that requests depend on."""
@@ -121,7 +121,8 @@ class Region:
         if hosts or self._router.adopted or self._envoy.adoptable:
             self._publishing = False
             both = {
-                m: router_table.with_both(served, self._served.get(m, ())) for m, served in self._router.served.items()
+                m: router_table.with_both(served, self._served.get(m, ()))
+                for m, served in self._router.served_generations.items()
             }
             self._served |= both
         for note, running in hosts.values():
@@ -129,11 +130,11 @@ class Region:
         return not self._publishing
 
     @property
-    def _adopted_known(self) -> bool:
+    def _knows_adopted(self) -> bool:
         return (
-            self._router.known
-            and self._envoy.known
-            and all(replica.known for held in self._replicas.values() for replica in held)
+            self._router.is_known
+            and self._envoy.is_known
+            and all(replica.is_known for held in self._replicas.values() for replica in held)
         )
 
     async def _resume_routes(self) -> None:
@@ -141,18 +142,18 @@ class Region:
         revision = self._publish_table()
         while True:
             with suppress(Unavailable):
-                await self._router.confirmed(revision)
+                await self._router.confirm(revision)
                 break
         self._gateway_follows = True
         with suppress(Unavailable, OSError):
-            await self._envoy.confirmed(self._publish_gateway())
+            await self._envoy.confirm(self._publish_gateway())
         for model in tuple(self._served):
             async with self._route_locks[model]:
                 table = self._routes.get(model)
                 with suppress(Unavailable):
                     await self._forget(model, table.served if table else ())
 
-    async def _resumed(self) -> None:
+    async def _wait_resumed(self) -> None:
         """Return once the desired routes are in force. Unavailable after `confirm_seconds`."""
         limit = self._site.settings.confirm_seconds
         if self._resuming is not None:
@@ -190,13 +191,13 @@ class Region:
     async def apply(self, deployment: Deployment) -> None:
         """Make this the desired state of its replica set; it is reconciled in the background."""
         self._check_region("key.region", deployment.key.region)
-        await self._forgetting.settled(deployment.key.model)
+        await self._forgetting.wait_settled(deployment.key.model)
         self._wanted.put_deployment(deployment)
         self._reconcile(deployment)
 
     async def delete(self, key: DeploymentKey) -> None:
         """Drain and end a replica set."""
-        await self._forgetting.settled(key.model)
+        await self._forgetting.wait_settled(key.model)
         self._remove(key)
 
     def _remove(self, key: DeploymentKey) -> None:
@@ -212,7 +213,7 @@ class Region:
         """
         self._check_region("region", table.region)
         check_destinations(table, {self._site.region, *self._peers.gateways})
-        await self._resumed()
+        await self._wait_resumed()
         async with self._route_locks[table.model]:
             check_revision(table, self._wanted.routes.get(table.model))
             await self._wanted.put_route(table)
@@ -227,7 +228,7 @@ class Region:
 
     async def unroute(self, model: str) -> None:
         """Remove a model from the gateway, then from the router."""
-        await self._resumed()
+        await self._wait_resumed()
         async with self._route_locks[model]:
             self._wanted.remove_route(model)
             if self._routes.pop(model, None) or model in self._served:
@@ -241,7 +242,7 @@ class Region:
 
     async def put_access(self, access: AccessList) -> AccessRevision:
         """Take a list by which predictions are checked; return the one that the router goes by, within a second."""
-        followed = await self._delivery.put(access, self._routed)
+        followed = await self._delivery.put(access, self._routed_models)
         with suppress(OSError):  # repeated soon
             self._publish_gateway()
         return followed
@@ -257,16 +258,16 @@ class Region:
         )  # first: the routed generations of replicas depend on the router's applied table
         return self._state(models, traffic)
 
-    async def applied(self) -> AppliedState:
+    async def read_applied(self) -> AppliedState:
         """Return digests of the desired state. A large region takes a while: the event loop does not wait for it."""
         deployments, tables = tuple(self._wanted.deployments.values()), tuple(self._wanted.routes.values())
         return await asyncio.to_thread(AppliedState.of, deployments, tables)
 
-    async def changed(self, models: Collection[str], token: str, *, wait_seconds: float) -> None:
+    async def wait_change(self, models: Collection[str], token: str, *, wait_seconds: float) -> None:
         """Return once these models' state has another token, at the latest after `wait_seconds`."""
         deadline = time.monotonic() + wait_seconds
         while self._state(models).token == token and (left := deadline - time.monotonic()) > 0:
-            await self._changes.passed(
+            await self._changes.wait_change(
                 self._changes.number, wait_seconds=min(left, self._site.settings.idle_poll_seconds)
             )
 
@@ -276,7 +277,7 @@ class Region:
             region=self._site.region,
             gateway_url=self._site.gateway_url,
             peer_url=self._site.peer_url,
-            replicas=tuple(r.observed() for key in keys for r in self._replicas[key]),
+            replicas=tuple(r.report() for key in keys for r in self._replicas[key]),
             routes=dict(self._envoy.routes),
             traffic=traffic,
             access_behind_seconds=self._delivery.behind_seconds,
@@ -312,7 +313,7 @@ class Region:
         replicas = self._replicas[deployment.key]
         sets = replica_sets(deployment)
         staying = [(r, r.digests) for r in _by_worth(replicas) if not r.leaving]
-        members, surplus = assigned(sets, staying, swap=deployment.swap)
+        members, surplus = assign_processes(sets, staying, swap=deployment.swap)
         for replica in surplus:
             replica.leave()
         for wanted, found in zip(sets, members, strict=True):
@@ -344,7 +345,7 @@ class Region:
         self._replicas[replica.key].append(replica)
         life = asyncio.create_task(self._live(replica), name=replica.name)
         self._lives.add(life)
-        life.add_done_callback(self._ended)
+        life.add_done_callback(self._note_end)
 
     def _all_fetched(self, model: str) -> bool:
         """Return whether all replicas of the model have fetched.
@@ -353,7 +354,7 @@ class Region:
         """
         return not any(r.fetching for key, held in self._replicas.items() if key.model == model for r in held)
 
-    def _ended(self, life: asyncio.Task[None]) -> None:
+    def _note_end(self, life: asyncio.Task[None]) -> None:
         self._lives.discard(life)
         if not life.cancelled() and (fault := life.exception()):
             structlog.get_logger().error("replica lost", replica=life.get_name(), exc_info=fault)
@@ -369,7 +370,7 @@ class Region:
         """Write the router's table if it changed; return the revision to wait for, even if the write has to be repeated."""
         if not self._publishing:
             return self._router.revision
-        self._delivery.publish(self._routed)
+        self._delivery.publish(self._routed_models)
         held = [r for replicas in self._replicas.values() for r in replicas]
         endpoints = ((r.key.model, endpoint) for r in held for endpoint in r.endpoints)
         coming = ((r.key.model, generation) for r in held for generation in r.coming)
@@ -385,7 +386,7 @@ class Region:
             return self._router.revision + 1
 
     @property
-    def _routed(self) -> frozenset[str]:
+    def _routed_models(self) -> frozenset[str]:
         return frozenset({*self._served, *self._routes, *self._wanted.routes})
 
     @property
@@ -412,9 +413,9 @@ class Region:
             tables=dict(self._routes),
             request_seconds=self._site.settings.request_seconds,
             stream_idle_seconds=self._site.settings.stream_idle_seconds,
-            allowed=self._site.allowed,
+            allowed=self._site.allowed_hosts,
             tls=self._site.peer_tls,
-            closed=self._access.closed(self._routes.values()),
+            closed=self._access.find_closed(self._routes.values()),
         )
         return self._envoy.publish(gateway)
 
@@ -425,10 +426,10 @@ class Region:
 
     async def _router_moved(self) -> None:
         """Return once Envoy sends to the router's current address."""
-        await self._resumed()
+        await self._wait_resumed()
         await self._gateway.done()
 
-    async def _look_around(self) -> None:
+    async def _run_maintenance(self) -> None:
         """Periodically re-read the peers file, retry failed writes, and sweep the cache and the logs."""
         while True:
             await asyncio.sleep(self._site.settings.idle_poll_seconds)

@@ -84,11 +84,11 @@ class Supervisor:
         self._connecting = asyncio.Lock()
 
     @property
-    def found(self) -> Mapping[str, Note]:
+    def notes(self) -> Mapping[str, Note]:
         """Notes of all processes that ran before this agent started, by name."""
         return self._found
 
-    def adopted(self, name: str) -> Running | None:
+    def find_adopted(self, name: str) -> Running | None:
         """Return the process of this name that ran before this agent started, if it still runs."""
         return self._names.get(name) if name in self._found else None
 
@@ -97,7 +97,7 @@ class Supervisor:
         async with self._connecting:
             if self._link is None:
                 link = self._listening()
-                if link is None or not await self._greeted(link):
+                if link is None or not await self._take_over(link):
                     await self._greet_a_new_one()
 
     def spawn(self, name: str, note: Callable[[], Note]) -> Spawn:
@@ -138,7 +138,7 @@ class Supervisor:
         if self._link is None:
             return
         self._send({"kind": "end"})
-        await self._ended(2 * self._settings.grace_seconds)
+        await self._wait_end(2 * self._settings.grace_seconds)
 
     def _listening(self) -> socket.socket | None:
         """Connect to the supervisor of this directory; None if none listens there."""
@@ -152,8 +152,8 @@ class Supervisor:
         return link
 
     async def _greet_a_new_one(self) -> None:
-        await self._ended(0.0)
-        if not await self._greeted(self._launch()):
+        await self._wait_end(0.0)
+        if not await self._take_over(self._launch()):
             msg = "the supervisor does not answer; see logs/supervisor.log"
             raise OSError(msg)
 
@@ -183,7 +183,7 @@ class Supervisor:
             raise OSError(msg)
         return link
 
-    async def _greeted(self, link: socket.socket) -> bool:
+    async def _take_over(self, link: socket.socket) -> bool:
         """Take over its processes. False if this supervisor cannot be used."""
         loop = asyncio.get_running_loop()
         welcome: asyncio.Future[Message] = loop.create_future()
@@ -295,7 +295,7 @@ class Supervisor:
         if self._link is not None:
             self._link.send(message)
 
-    async def _ended(self, seconds: float) -> None:
+    async def _wait_end(self, seconds: float) -> None:
         """Return when the last supervisor has ended; kill it after `seconds`. Its processes end with it."""
         identity = self._identity()
         deadline = asyncio.get_running_loop().time() + seconds

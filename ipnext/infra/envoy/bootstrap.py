@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ipnext.infra.envoy import openai_config
 from ipnext.infra.envoy.config import ROUTES_NAME, STREAM_IDLE_SECONDS, Json
-from ipnext.infra.envoy.listeners import Listeners, listeners_of, watched
+from ipnext.infra.envoy.listeners import Listeners, listeners_of, watch_file
 from ipnext.infra.envoy.openai_config import type_url
 
 STAT_PREFIX = "gateway"
@@ -58,7 +58,7 @@ def bootstrap(  # noqa: PLR0913 - each is a file or a limit of its own
             "address": {"pipe": {"path": admin_socket, "mode": ADMIN_MODE}},
             **({"allow_paths": list(admin_paths)} if admin_paths else {}),
         },
-        "dynamic_resources": {"cds_config": watched(clusters_file)},
+        "dynamic_resources": {"cds_config": watch_file(clusters_file)},
         "static_resources": {"listeners": served},
         "overload_manager": _overload(limits),
     }
@@ -97,7 +97,7 @@ def _connections(routes_file: str, mappers: list[Json], header_seconds: float) -
         "normalize_path": True,
         "request_headers_timeout": f"{header_seconds}s",
         "internal_address_config": {"cidr_ranges": []},
-        "rds": {"route_config_name": ROUTES_NAME, "config_source": watched(routes_file)},
+        "rds": {"route_config_name": ROUTES_NAME, "config_source": watch_file(routes_file)},
         "local_reply_config": {
             "mappers": mappers,
             "body_format": {"json_format": {"error": "%LOCAL_REPLY_BODY%"}},

@@ -119,7 +119,7 @@ def shared_rules(gateway: Gateway) -> SharedRules:
     all_models = [_route({"path": path}, _to_router(gateway)) for path in OF_ALL_MODELS]
     openai = openai_config.streaming(_to_router(gateway), idle_seconds=gateway.stream_idle_seconds)
     return SharedRules(
-        first=[*_refused_sources(gateway.allowed), *all_models],
+        first=[*_refuse_sources(gateway.allowed), *all_models],
         last=[
             _route({"path": "/v2"}, _to_router(gateway)),
             _route({"path_separated_prefix": "/v2/health"}, _to_router(gateway)),
@@ -156,7 +156,7 @@ def _absent(gateway: Gateway, table: RouteTable, match: Json, served: Iterable[i
     )
 
 
-def _refused_sources(allowed: AllowedHosts) -> list[Json]:
+def _refuse_sources(allowed: AllowedHosts) -> list[Json]:
     """Refuse foreign hosts, and browser pages: a gateway has no pages. Before all other rules."""
     origin = {"name": "origin", "present_match": True}
     foreign = [origin, *(_unless("origin", {"exact": one}) for one in allowed.origins)]
@@ -190,7 +190,7 @@ def model_routes(gateway: Gateway, table: RouteTable) -> list[Json]:
         named = _under(f"{versions}/{generation}", *pin.unless)
         rules.append(_route(named, pin.action, headers={GENERATION_HEADER: str(generation)}))
     rules.append(_absent(gateway, table, _under(versions), pins))
-    return [*rules, _weighted(gateway, table, _under(base))]
+    return [*rules, _build_weighted(gateway, table, _under(base))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +213,7 @@ def _pins(gateway: Gateway, table: RouteTable) -> dict[int, _Pin]:
     return dict(sorted(pins.items()))
 
 
-def _weighted(gateway: Gateway, table: RouteTable, match: Json) -> Json:
+def _build_weighted(gateway: Gateway, table: RouteTable, match: Json) -> Json:
     shares = usable_shares(gateway.region, gateway.peers, table)
     if not shares and table.model in gateway.closed:
         return _route(match, _to_router(gateway), headers={NO_CAPACITY_HEADER: "1"})

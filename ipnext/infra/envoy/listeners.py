@@ -67,10 +67,10 @@ def listeners_of(
     `idle_seconds` is the longest time without traffic of a request through the egress.
     """
     public = connections | {"early_header_mutation_extensions": [_without(INNER_HEADERS)]}
-    found = [_listener("gateway", given.public.host, port, public, _secured(_tls(given), handshake_seconds))]
+    found = [_listener("gateway", given.public.host, port, public, _tls_fields(_tls(given), handshake_seconds))]
     if given.peer_port is not None:
         tls = None if given.peer_tls is None else given.peer_tls.downstream()
-        secured = _secured(tls, handshake_seconds)
+        secured = _tls_fields(tls, handshake_seconds)
         found.append(_listener("gateway-for-peers", LOOPBACK, given.peer_port, connections, secured))
     if given.egress is not None:
         found.append(_egress_listener(given.egress, connections, idle_seconds))
@@ -90,7 +90,7 @@ def certificate(listener: PublicListener) -> list[Json]:
     return [{"@type": secret, "name": CERTIFICATE_NAME, "tls_certificate": pair}]
 
 
-def watched(path: str) -> Json:
+def watch_file(path: str) -> Json:
     """Return the source of a file that Envoy watches."""
     return {"path_config_source": {"path": path}, "resource_api_version": "V3"}
 
@@ -137,7 +137,7 @@ def _egress_listener(egress: Egress, connections: Json, idle_seconds: float) -> 
 _NOT_PROVED = "this socket is for the region's router"
 
 
-def _secured(tls: Json | None, handshake_seconds: float) -> Json:
+def _tls_fields(tls: Json | None, handshake_seconds: float) -> Json:
     """Return the TLS fields of a filter chain: Envoy's default limit of a handshake is an hour."""
     limit = f"{handshake_seconds}s"
     return {} if tls is None else {"transport_socket": tls, "transport_socket_connect_timeout": limit}
@@ -159,7 +159,7 @@ def _tls(given: Listeners) -> Json | None:
             "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
             "alpn_protocols": ["http/1.1"],
             "tls_certificate_sds_secret_configs": [
-                {"name": CERTIFICATE_NAME, "sds_config": watched(given.certificate_file)}
+                {"name": CERTIFICATE_NAME, "sds_config": watch_file(given.certificate_file)}
             ],
         },
     }

@@ -26,7 +26,7 @@ class RouteRendering:
         around = config.around_models(gateway)
         if around != self._around:
             self._around, self._models = around, {}
-        self._models = {model: self._rendered(gateway, model) for model in sorted(gateway.tables)}
+        self._models = {model: self._render_model(gateway, model) for model in sorted(gateway.tables)}
         shared = config.shared_rules(gateway)
         rules = (_text(shared.first), *(own for _, _, own in self._models.values()), _text(shared.last))
         before, after = _compact(config.discovery(version, config.route_configuration([{"": RULES}]))).split(
@@ -34,7 +34,7 @@ class RouteRendering:
         )
         return b"".join((before, b",\n".join(filter(None, rules)), after))
 
-    def _rendered(self, gateway: config.Gateway, model: str) -> tuple[RouteTable, bool, bytes]:
+    def _render_model(self, gateway: config.Gateway, model: str) -> tuple[RouteTable, bool, bytes]:
         table, closed = gateway.tables[model], model in gateway.closed
         former = self._models.get(model)
         if former is not None and (former[0], former[1]) == (table, closed):

@@ -71,14 +71,14 @@ class MemoryInfrastructure:
             for replica_set in state.sets.values():
                 replica_set.step(self._faults)
             self._count_traffic(state)
-            whole = self._observed(state)
+            whole = self._observe_region(state)
             observed = whole if models is None else with_token(whole.only(models))
             for replica_set in state.sets.values():
                 replica_set.sweep()
             state.sets = {key: found for key, found in state.sets.items() if found.replicas}
             return observed
 
-    def applied(self, region: str) -> AppliedState:
+    def read_applied(self, region: str) -> AppliedState:
         """See the port. Recorded outside the history: the call changes no state."""
         with self._lock:
             self._reach(region)
@@ -91,7 +91,7 @@ class MemoryInfrastructure:
             self._reach(region)
             found = self._region(region)
             moving = any(s.moves(self._faults) for s in found.sets.values() if s.deployment.key.model in models)
-            if not moving and with_token(self._observed(found).only(models)).token == token:
+            if not moving and with_token(self._observe_region(found).only(models)).token == token:
                 self._changed.wait(min(seconds, LONGEST_WAIT_SECONDS))
 
     def prefetch(self, region: str, uris: Sequence[str]) -> None:
@@ -103,7 +103,7 @@ class MemoryInfrastructure:
             self._reach(region)
             self._prefetched.setdefault(region, []).extend(uris)
 
-    def prefetched(self, region: str) -> tuple[str, ...]:
+    def list_prefetched(self, region: str) -> tuple[str, ...]:
         """Return the snapshots that the region was requested to prefetch."""
         with self._lock:
             return tuple(self._prefetched.get(region, ()))
@@ -313,13 +313,13 @@ class MemoryInfrastructure:
         )
         self._history.append(moment)
 
-    def _observed(self, region: MemoryRegion) -> RegionState:
+    def _observe_region(self, region: MemoryRegion) -> RegionState:
         return RegionState(
             region=region.name,
             gateway_url=f"http://{region.name}.memory",
-            replicas=tuple(r for found in region.sets.values() for r in found.observed(self._faults)),
+            replicas=tuple(r for found in region.sets.values() for r in found.report(self._faults)),
             routes={model: t.revision for (model, name), t in self._routes.items() if name == region.name},
-            traffic=tuple(count.reported(model, number) for (model, number), count in region.traffic.items()),
+            traffic=tuple(count.report(model, number) for (model, number), count in region.traffic.items()),
             access_behind_seconds=self._access_behind.get(region.name),
         )
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ipnext.infra.assignment import assigned, replica_sets
+from ipnext.infra.assignment import assign_processes, replica_sets
 from ipnext.model.deployment.deployment import (
     Deployment,
     DeploymentKey,
@@ -80,17 +80,17 @@ class ReplicaSet:
         self.deployment = deployment
         sets = replica_sets(deployment)
         staying = [(r, frozenset(held.content for held in r.holds)) for r in self.replicas if not r.leaving]
-        members, surplus = assigned(sets, staying, swap=deployment.swap)
+        members, surplus = assign_processes(sets, staying, swap=deployment.swap)
         for replica in surplus:
             replica.leaving = True
         for wanted, found in zip(sets, members, strict=True):
-            found += [self._added() for _ in range(wanted.replicas - len(found))]
+            found += [self._add_replica() for _ in range(wanted.replicas - len(found))]
             for replica in found:
                 replica.holds = wanted.holds
                 names = [(held.part, held.snapshot) for held in wanted.holds]
                 replica.remaining = {name: replica.remaining.get(name, steps) for name in names}
 
-    def _added(self) -> MemoryReplica:
+    def _add_replica(self) -> MemoryReplica:
         taken = {replica.number for replica in self.replicas}
         added = MemoryReplica(number=next(n for n in range(len(taken) + 1) if n not in taken))
         self.replicas.append(added)
@@ -120,19 +120,19 @@ class ReplicaSet:
         """Return the generations of which a replica has all snapshots, ascending."""
         if replica.leaving:
             return ()
-        loaded = [held for held in self.loaded(replica) if held.digest not in faults.failing]
+        loaded = [held for held in self.find_loaded(replica) if held.digest not in faults.failing]
         lacking = {g for held in replica.holds if held not in loaded for g in held.generations}
         return tuple(sorted({g for held in loaded for g in held.generations} - lacking))
 
-    def loaded(self, replica: MemoryReplica) -> Iterable[HeldSnapshot]:
+    def find_loaded(self, replica: MemoryReplica) -> Iterable[HeldSnapshot]:
         """Return the snapshots whose load has ended, successfully or not."""
         return (held for held in replica.holds if replica.remaining.get((held.part, held.snapshot)) == 0)
 
-    def observed(self, faults: Faults) -> tuple[Replica, ...]:
+    def report(self, faults: Faults) -> tuple[Replica, ...]:
         """Return every replica as the port reports it."""
-        return tuple(self._observed(replica, faults) for replica in self.replicas)
+        return tuple(self._report_replica(replica, faults) for replica in self.replicas)
 
-    def _observed(self, replica: MemoryReplica, faults: Faults) -> Replica:
+    def _report_replica(self, replica: MemoryReplica, faults: Faults) -> Replica:
         key = self.deployment.key
         return Replica(
             id=f"{key.model}.{key.part}.{key.hardware}.{replica.number}",
@@ -152,7 +152,7 @@ class ReplicaSet:
         return ReplicaPhase.RUNNING if idle else ReplicaPhase.STARTING
 
     def _failures(self, replica: MemoryReplica, failing: Mapping[str, tuple[str, str]]) -> Iterable[LoadFailure]:
-        for held in self.loaded(replica):
+        for held in self.find_loaded(replica):
             if held.digest in failing:
                 code, message = failing[held.digest]
                 yield LoadFailure(
@@ -189,7 +189,7 @@ class TrafficCount:
         self.latency[latency_bucket(seconds)] += max(0, requests - errors)
         self.predictions[prediction] += max(0, requests - errors - non_finite)
 
-    def reported(self, model: str, generation: int) -> GenerationTraffic:
+    def report(self, model: str, generation: int) -> GenerationTraffic:
         """Return the counts as the port reports them."""
         return GenerationTraffic(
             model=model,

@@ -37,7 +37,7 @@ class AdminSocket:
         return (self._temporary or self._directory) / "admin.sock"
 
     @property
-    def answered(self) -> Sequence[Json]:
+    def call_matchers(self) -> Sequence[Json]:
         """The calls that Envoy answers, as matchers of paths."""
         mark = re.escape(f"?{self._mark}")
         words = "|".join(CALLS)

@@ -24,7 +24,7 @@ from ipnext.infra.envoy.rendering import RouteRendering
 from ipnext.infra.gateway.admin import AdminSocket
 from ipnext.infra.process.atomic_file import replace_file
 from ipnext.infra.process.child import ChildProcess
-from ipnext.infra.process.notes import GatewayNote, as_note, found
+from ipnext.infra.process.notes import GatewayNote, as_note, find_notes
 from ipnext.infra.process.spawn import Note
 from ipnext.infra.process.wakeup import Pulse
 
@@ -48,7 +48,7 @@ class EnvoyProcess:
         self._routes_file = directory / "routes.json"
         self._clusters_file = directory / "clusters.json"
         self._certificate_file = directory / "certificate.json"
-        self._found = found(site.processes, GatewayNote).get("envoy")
+        self._found = find_notes(site.processes, GatewayNote).get("envoy")
         self._version = max(_version_in(self._routes_file), _version_in(self._clusters_file))
         self._gateway: envoy.Gateway | None = None
         self._rendering = RouteRendering()
@@ -65,7 +65,7 @@ class EnvoyProcess:
             log_file=site.log_file("envoy"),
             environment=site.environment(),
             settings=site.settings,
-            on_change=self._changed,
+            on_change=self._note_change,
             spawn=site.processes.spawn("envoy", self._note),
         )
         self._task: asyncio.Task[None] | None = None
@@ -76,7 +76,7 @@ class EnvoyProcess:
         return self._child.pid
 
     @property
-    def known(self) -> bool:
+    def is_known(self) -> bool:
         """Whether its applied version is known, or it does not run, or it has been silent for too long to wait for it."""
         silent = time.monotonic() - self._answered_at
         return self._followed > 0 or self.pid is None or silent > self._site.settings.unanswered_seconds
@@ -126,7 +126,7 @@ class EnvoyProcess:
             self._pulse.strike()
         return self._version
 
-    async def confirmed(self, version: int) -> None:
+    async def confirm(self, version: int) -> None:
         """Return once Envoy has applied this version or a later one. Unavailable after `confirm_seconds`."""
         limit = self._site.settings.confirm_seconds
         deadline, pause = time.monotonic() + limit, FIRST_CONFIRM_SECONDS
@@ -146,13 +146,13 @@ class EnvoyProcess:
         with suppress(Unavailable):  # an Envoy that is down has nothing to finish
             await self._admin.call("POST", "healthcheck/fail")
             await self._admin.call("POST", "drain_listeners")
-            await self._finished(drain_seconds, hurry)
+            await self._wait_idle(drain_seconds, hurry)
         await self._child.stop(self._site.settings.grace_seconds)
         if self._task:
             self._task.cancel()
         await self._admin.close()
 
-    async def _finished(self, drain_seconds: float, hurry: asyncio.Event) -> None:
+    async def _wait_idle(self, drain_seconds: float, hurry: asyncio.Event) -> None:
         deadline = time.monotonic() + drain_seconds
         while time.monotonic() < deadline and not hurry.is_set():
             if int((await self._stats([ACTIVE_REQUESTS])).get(ACTIVE_REQUESTS, "0")) == 0:
@@ -181,7 +181,7 @@ class EnvoyProcess:
         config = bootstrap.bootstrap(
             self._site.gateway_port,
             str(self._admin.path),
-            admin_paths=self._admin.answered,
+            admin_paths=self._admin.call_matchers,
             region=self._site.region,
             routes_file=str(self._routes_file),
             clusters_file=str(self._clusters_file),
@@ -210,7 +210,7 @@ class EnvoyProcess:
         path.unlink(missing_ok=True)
         return Egress(path=str(path), proof=proof)
 
-    def _changed(self) -> None:
+    def _note_change(self) -> None:
         self._followed = 0
         self._answered_at = time.monotonic()
         self._pulse.strike()

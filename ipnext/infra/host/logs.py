@@ -27,11 +27,11 @@ class _Found(NamedTuple):
 
 def read_logs(directory: Path, query: LogQuery, *, region: str, running: Collection[str]) -> tuple[ReplicaLog, ...]:
     """Return the logs of the query, by the time of the last write. `running` are the ids of running replicas."""
-    logs = (_log(found, query, region=region, running=running) for found in _found(directory, query, running))
+    logs = (_log(found, query, region=region, running=running) for found in _find_logs(directory, query, running))
     return tuple(sorted((log for log in logs if log is not None), key=lambda log: (log.written_at, log.file)))
 
 
-def _found(directory: Path, query: LogQuery, running: Collection[str]) -> Iterator[_Found]:
+def _find_logs(directory: Path, query: LogQuery, running: Collection[str]) -> Iterator[_Found]:
     for path in directory.glob(f"{query.model}.*"):
         words = _NAME.fullmatch(path.name)
         if words is None or (query.part or words["part"]) != words["part"]:
@@ -53,7 +53,7 @@ def _log(found: _Found, query: LogQuery, *, region: str, running: Collection[str
             start = _start(size, known)
             file.seek(start)
             content = file.read(min(MOST_BYTES, max(0, size - start)))
-        missed = b"" if known is None or known <= size else _missed(path, known)
+        missed = b"" if known is None or known <= size else _read_missed(path, known)
     except FileNotFoundError:
         return None
     text = (missed + content).decode(errors="replace")
@@ -71,7 +71,7 @@ def _log(found: _Found, query: LogQuery, *, region: str, running: Collection[str
     )
 
 
-def _missed(path: Path, known: int) -> bytes:
+def _read_missed(path: Path, known: int) -> bytes:
     """Return the bytes after the known position that a rotation moved to the former log."""
     try:
         with path.with_name(path.name + FORMER).open("rb") as file:

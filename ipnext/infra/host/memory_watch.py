@@ -45,9 +45,9 @@ class MemoryWatch:
         else:
             limit = self.budget_bytes + self._allowance_bytes
         family = tuple(_family(pid))
-        if _summed(family, lambda process: process.memory_info().rss) <= limit:
+        if _sum_bytes(family, lambda process: process.memory_info().rss) <= limit:
             return None
-        taken = _summed(family, lambda process: process.memory_full_info().pss)
+        taken = _sum_bytes(family, lambda process: process.memory_full_info().pss)
         if taken <= limit:
             return None
         if self.budget_bytes is None:
@@ -68,7 +68,7 @@ def _family(pid: int) -> Iterator[psutil.Process]:
         yield from process.children(recursive=True)
 
 
-def _summed(processes: Iterable[psutil.Process], count: Callable[[psutil.Process], int]) -> int:
+def _sum_bytes(processes: Iterable[psutil.Process], count: Callable[[psutil.Process], int]) -> int:
     """Sum the bytes of all processes that still run and may be read."""
     total = 0
     for process in processes:

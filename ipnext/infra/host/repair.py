@@ -29,7 +29,7 @@ class HostRepair:
         A host that reports holds of another stamp has applied those of another sender, whichever snapshots it has.
         """
         self._draining_since, self._signalled = None, False
-        followed = state.stamped in (None, HostHolds(holds=(), stamp=stamp).stamped)
+        followed = state.stamped in (None, HostHolds(holds=(), stamp=stamp).stamp_digest)
         agreed, self._agreed = self._agreed, followed and not differs(state, sent)
         now = time.monotonic()
         if self._agreed or not (agreed or now - self._sent_at > self._settings.load_retry_seconds):

@@ -16,8 +16,8 @@ from ipnext.infra.assignment import (
     endpoints,
     engines_of,
     generations,
-    goes_over,
     load_failures,
+    needs_swap,
     routable,
     with_both,
     without,
@@ -114,7 +114,7 @@ class HostReplica:
         self._child.start(running)
 
     @property
-    def known(self) -> bool:
+    def is_known(self) -> bool:
         """Whether its host has reported its state, or does not run, or has been silent for too long to wait for it."""
         silent = time.monotonic() - self._answered_at
         return self._state is not None or self._child.pid is None or silent > self._settings.unanswered_seconds
@@ -136,7 +136,7 @@ class HostReplica:
         return routable(self._state.ready, self._wanted)
 
     @property
-    def routed(self) -> tuple[int, ...]:
+    def routed_generations(self) -> tuple[int, ...]:
         """Those of `ready` for which the router knows this host: only then may other regions send here."""
         if self._router.follows(self._routed_revision):
             self._routed = self.ready
@@ -148,7 +148,7 @@ class HostReplica:
         ready = self._state.ready if self._state else ()
         return endpoints(self._wanted, self.ready, ready, host=self.url)
 
-    def observed(self) -> Replica:
+    def report(self) -> Replica:
         """Return the replica as the port reports it."""
         return Replica(
             id=self.name,
@@ -156,7 +156,7 @@ class HostReplica:
             phase=self._phase(),
             url=self.url if self._child.pid else None,
             pid=self._child.pid,
-            ready=self.routed,
+            ready=self.routed_generations,
             engines=engines_of(self.key.part, self._state.ready if self._state else ()),
             failures=(
                 *load_failures(self._failed_loads.all, adapters_of(self._wanted, self._told)),
@@ -208,10 +208,10 @@ class HostReplica:
         `memory_bytes` is in force from the next start of its process. With `swap` another snapshot replaces the one in
         its process, which answers until the other one is fetched.
         """
-        self._routed = self.routed
+        self._routed = self.routed_generations
         if holds == self._wanted:
             self._over.stay()
-        elif swap and self._told is not None and goes_over(self._told, holds):
+        elif swap and self._told is not None and needs_swap(self._told, holds):
             self._over.come(holds)
         else:
             self._over.end()
@@ -233,7 +233,7 @@ class HostReplica:
 
     async def run(self) -> None:
         """Run the replica, from start to end."""
-        if not self._child.started:
+        if not self._child.is_started:
             while not self.leaving and not self._place.take():
                 self._changed()
                 await self._pulse.wait(self._settings.idle_poll_seconds)
@@ -320,7 +320,7 @@ class HostReplica:
 
     def _see(self, state: HostState | None) -> None:
         """Take over the host's state, and update the router's table at once if its ready generations change."""
-        before, self._routed = self.ready, self.routed
+        before, self._routed = self.ready, self.routed_generations
         self._state = state
         if state is not None:
             self._failed_loads.see(state, self._wanted.holds, self._over.next.holds if self._over.next else ())
@@ -366,7 +366,7 @@ class HostReplica:
             await self._retry_loads(state, self._wanted)
             return
         if self._over.begun:
-            await self._go_over()
+            await self._hot_swap()
             return
         both = with_both(self._told, self._wanted)
         if both != self._told:
@@ -394,11 +394,11 @@ class HostReplica:
             self._keep_note()
             self.release_after(self._publish())
 
-    async def _go_over(self) -> None:
+    async def _hot_swap(self) -> None:
         """Send the host its new holds once the router sends it nothing any more, and has no request left there."""
         over, revision = self._over.begun, self._release_revision
         with suppress(Unavailable):
-            await self._router.confirmed(revision)
+            await self._router.confirm(revision)
         late = time.monotonic() > self._release_deadline
         waiting = not self._router.follows(revision) or (not late and self._router.in_flight_at(self._over.urls))
         if over is self._over.begun and not waiting:
@@ -445,7 +445,7 @@ class HostReplica:
         """Leave the router's table, accept no new requests, finish the last ones, end the process."""
         revision = self._publish()
         with suppress(Unavailable):  # a router that is down sends nothing either
-            await self._router.confirmed(revision)
+            await self._router.confirm(revision)
         await asyncio.sleep(self._settings.settle_seconds)
         await finish(self._control, self.url, drain_seconds=self._drain_seconds, settings=self._settings)
         await self._child.stop(self._settings.grace_seconds)

@@ -77,7 +77,7 @@ class ChildProcess:
         return self._process.pid if self._process else None
 
     @property
-    def started(self) -> bool:
+    def is_started(self) -> bool:
         """Whether `start` was called."""
         return self._task is not None
 
@@ -99,7 +99,7 @@ class ChildProcess:
             self.signal(signal.SIGKILL)
             await asyncio.wait([self._task])
 
-    async def let_go(self) -> None:
+    async def release(self) -> None:
         """Wait until it ends by itself; it is not restarted."""
         self._ending.set()
         if self._task is not None:
@@ -131,7 +131,7 @@ class ChildProcess:
             pause = min(2 * pause, self._settings.backoff_limit_seconds)
 
     async def _run_once(self) -> None:
-        process = self._process or await self._started()
+        process = self._process or await self._start_process()
         if process is None:
             return
         status = await process.wait()
@@ -140,7 +140,7 @@ class ChildProcess:
         self.message = f"{why}; last output: {log_tail(self._log_file) or 'none'}"
         self._on_change()
 
-    async def _started(self) -> Running | None:
+    async def _start_process(self) -> Running | None:
         self.started_at = time.monotonic()
         try:
             self._process = await self._spawn()

@@ -33,13 +33,13 @@ class EngineAddresses:
     def _why_not(self, url: str, host: str) -> str | None:
         if is_socket_url(url):
             if not self.sockets or not is_socket_url(host):
-                return f"but its engines have no sockets; allowed: {self._allowed(host)}"
-            return _why_foreign(Path(url.removeprefix(SCHEME)), _own_directory(host), self._allowed(host))
+                return f"but its engines have no sockets; allowed: {self._describe_allowed(host)}"
+            return _why_foreign(Path(url.removeprefix(SCHEME)), _own_directory(host), self._describe_allowed(host))
         if not self.ports or not _is_engine_port(url):
-            return f"which is not its own; allowed: {self._allowed(host)}"
+            return f"which is not its own; allowed: {self._describe_allowed(host)}"
         return None
 
-    def _allowed(self, host: str) -> str:
+    def _describe_allowed(self, host: str) -> str:
         places = [f"{host}/{ENGINE_SOCKETS}/NAME/NAME{SUFFIX}"] if self.sockets and is_socket_url(host) else []
         places += [f"http://{LOOPBACK}:{LOWEST_PORT}-{HIGHEST_PORT - 1}"] if self.ports else []
         return " and ".join(places) or "none"

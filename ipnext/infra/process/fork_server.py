@@ -66,7 +66,7 @@ class ForkServer:
             log_file=log_file,
             environment=environment,
             settings=settings,
-            on_change=self._changed,
+            on_change=self._note_change,
             spawn=self._spawn_server,
         )
         self._socket: socket.socket | None = None
@@ -128,7 +128,7 @@ class ForkServer:
         except TimeoutError:
             if answer.done() and not answer.cancelled():  # the answer came at the same moment
                 return answer.result()
-            self._child.signal(SIGKILL)  # a fork that arrives later ends by itself or in `_told`
+            self._child.signal(SIGKILL)  # a fork that arrives later ends by itself or in `_handle_message`
             msg = f"the fork server gave no answer within {FORK_SECONDS} s"
             raise Unavailable(msg) from None
         finally:
@@ -148,7 +148,7 @@ class ForkServer:
         asyncio.get_running_loop().add_reader(ours, self._read)
         return process
 
-    def _changed(self) -> None:
+    def _note_change(self) -> None:
         """Close the connection if the fork server has just ended."""
         if self._child.pid is None:
             self._read()
@@ -164,11 +164,11 @@ class ForkServer:
             except OSError:
                 message = b""
             if message:
-                self._told(json.loads(message))
+                self._handle_message(json.loads(message))
             else:
                 self._close()
 
-    def _told(self, told: Mapping[str, object]) -> None:
+    def _handle_message(self, told: Mapping[str, object]) -> None:
         match told:
             case {"ready": _}:
                 self.ready = True

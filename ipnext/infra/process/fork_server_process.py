@@ -47,7 +47,7 @@ def main() -> Program | None:
             asked, [log] = json.loads(message), descriptors
             if reason := _refusal(asked["module"], modules):
                 control.send(json.dumps({"id": asked["id"], "refused": reason}).encode())
-            elif _forked(control, asked["id"]):
+            elif _fork_child(control, asked["id"]):
                 control.detach()
                 _settle(supervisor, log, asked["command"])
                 sys.argv[1:] = asked["arguments"]
@@ -79,7 +79,7 @@ def _refusal(module: str, modules: Sequence[str]) -> str | None:
     return None
 
 
-def _forked(control: socket.socket, number: int) -> bool:
+def _fork_child(control: socket.socket, number: int) -> bool:
     """Fork a process that belongs to the supervisor, and report its id. True in that process, once it may continue.
 
     It is a grandchild whose parent ends, so the kernel gives it to the supervisor. It continues only after the

@@ -23,7 +23,7 @@ class ForkedProcess:
         self._descriptor = os.pidfd_open(pid)
         self._loop = asyncio.get_running_loop()
         self._status = self._loop.create_future()
-        self._loop.add_reader(self._descriptor, self._ended)
+        self._loop.add_reader(self._descriptor, self._note_end)
 
     async def wait(self) -> int:
         """Return its status once it has ended; below zero the signal that ended it."""
@@ -35,10 +35,10 @@ class ForkedProcess:
         if not self._status.done():
             send(self.pid, number)
 
-    def _ended(self) -> None:
+    def _note_end(self) -> None:
         self._loop.remove_reader(self._descriptor)
         end_group(self.pid)
-        status = _reaped(self._descriptor)
+        status = _reap(self._descriptor)
         os.close(self._descriptor)
         self._status.set_result(status)
 
@@ -95,7 +95,7 @@ def _pidfds_work() -> bool:
     return True
 
 
-def _reaped(descriptor: int) -> int:
+def _reap(descriptor: int) -> int:
     try:
         result = os.waitid(os.P_PIDFD, descriptor, os.WEXITED)
     except ChildProcessError:

@@ -105,7 +105,7 @@ def refusal(user: HostUser, *, reads: Iterable[Path], enters: Iterable[Path] = (
     pid = os.fork()
     if pid == 0:
         try:
-            os.write(tell, _tried(user, reads, enters).encode(errors="replace"))
+            os.write(tell, _try_user(user, reads, enters).encode(errors="replace"))
         finally:
             os._exit(0)
     os.close(tell)
@@ -136,7 +136,7 @@ def _own_user(setting: str) -> HostUser | None:
     return None
 
 
-def _tried(user: HostUser, reads: Iterable[Path], enters: Iterable[Path]) -> str:
+def _try_user(user: HostUser, reads: Iterable[Path], enters: Iterable[Path]) -> str:
     try:
         os.setgroups(user.groups)
         os.setresgid(user.gid, user.gid, user.gid)

@@ -51,15 +51,15 @@ class GatewayNote(Value):
 N = TypeVar("N", HostNote, RouterNote, GatewayNote)
 
 
-def found(processes: Processes, kind: type[N]) -> dict[str, tuple[N, Running]]:
+def find_notes(processes: Processes, kind: type[N]) -> dict[str, tuple[N, Running]]:
     """Return the processes of a kind that ran before this agent and still run, by name.
 
     An agent of another build may have written the notes: unknown fields are ignored. An unreadable note is logged; its
     process is not adopted.
     """
     notes: dict[str, tuple[N, Running]] = {}
-    for name, note in processes.found.items():
-        running = processes.adopted(name)
+    for name, note in processes.notes.items():
+        running = processes.find_adopted(name)
         if note.get("kind") == kind.__name__ and running is not None:
             try:
                 content = {field: value for field, value in note.items() if field != "kind"}
@@ -70,5 +70,5 @@ def found(processes: Processes, kind: type[N]) -> dict[str, tuple[N, Running]]:
 
 
 def as_note(note: HostNote | RouterNote | GatewayNote) -> dict[str, object]:
-    """Return the JSON that `found` reads."""
+    """Return the JSON that `find_notes` reads."""
     return {"kind": type(note).__name__, **note.model_dump(mode="json")}

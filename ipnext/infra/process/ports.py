@@ -49,7 +49,7 @@ class PortBook:
         reserve(port)
         self.remember(name, port)
 
-    def known(self, name: str) -> int | None:
+    def recall(self, name: str) -> int | None:
         """Return the remembered port, free or not."""
         return self._ports.get(name)
 

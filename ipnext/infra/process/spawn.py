@@ -44,11 +44,11 @@ class Processes(Protocol):
     def note(self, name: str, note: Note) -> None:
         """Replace the note of a running process; do nothing if it does not run."""
 
-    def adopted(self, name: str) -> Running | None:
+    def find_adopted(self, name: str) -> Running | None:
         """Return the process of this name that ran before this agent started, if it still runs."""
 
     @property
-    def found(self) -> Mapping[str, Note]:
+    def notes(self) -> Mapping[str, Note]:
         """Notes of all processes that ran before this agent started, by name."""
 
 
@@ -85,12 +85,12 @@ class Unsupervised:
     def note(self, name: str, note: Note) -> None:
         """Do nothing: no agent reads the note."""
 
-    def adopted(self, name: str) -> Running | None:  # noqa: ARG002 - the port's signature
+    def find_adopted(self, name: str) -> Running | None:  # noqa: ARG002 - the port's signature
         """Return None: such a process ended with its agent."""
         return None
 
     @property
-    def found(self) -> Mapping[str, Note]:
+    def notes(self) -> Mapping[str, Note]:
         """No notes."""
         return {}
 

@@ -75,7 +75,7 @@ class AccessDelivery:
         self._file.put(access)
         self.publish(routed)
         deadline = self._clock() + FOLLOW_SECONDS
-        if not self._file.published:
+        if not self._file.is_published:
             await self._push()
         await self._router.look()
         while not self._note_followed() and self._clock() < deadline:

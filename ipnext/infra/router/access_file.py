@@ -43,7 +43,7 @@ class AccessFile:
         return AccessRevision.of(self._list)
 
     @property
-    def published(self) -> bool:
+    def is_published(self) -> bool:
         """Whether the router's file has the list."""
         return self._list is None or (self._published is not None and self._published[0] == self.newest)
 
@@ -115,7 +115,7 @@ class AccessFile:
             log.info("access list written again")
         return True
 
-    def closed(self, tables: Collection[RouteTable]) -> frozenset[str]:
+    def find_closed(self, tables: Collection[RouteTable]) -> frozenset[str]:
         """Return the models that need a credential: by the list, or by their own table if the list does not name them yet.
 
         All of them if the list is lost.

@@ -27,9 +27,9 @@ class Forgetting:
             former.cancel()
         task = asyncio.create_task(self._later(model), name=f"forget what {model} no longer needs")
         self._tasks[model] = task
-        task.add_done_callback(lambda ended: self._ended(model, ended))
+        task.add_done_callback(lambda ended: self._note_end(model, ended))
 
-    async def settled(self, model: str) -> None:
+    async def wait_settled(self, model: str) -> None:
         """Return once all requests have arrived that the gateway sent before its last change."""
         while (left := self._settled_at.get(model, 0.0) - time.monotonic()) > 0:  # noqa: ASYNC110 - `begin` puts it off
             await asyncio.sleep(left)
@@ -40,10 +40,10 @@ class Forgetting:
             task.cancel()
 
     async def _later(self, model: str) -> None:
-        await self.settled(model)
+        await self.wait_settled(model)
         with suppress(Unavailable):  # the table is written: a router that is down reads it when it restarts
             await self._forget(model)
 
-    def _ended(self, model: str, ended: asyncio.Task[None]) -> None:
+    def _note_end(self, model: str, ended: asyncio.Task[None]) -> None:
         if self._tasks.get(model) is ended:
             del self._tasks[model], self._settled_at[model]

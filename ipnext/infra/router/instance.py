@@ -58,11 +58,11 @@ class RouterInstance:
             log_file=site.log_file("router"),
             environment=site.environment(),
             settings=site.settings,
-            on_change=self._changed,
+            on_change=self._note_change,
             spawn=site.processes.spawn(self.name, self._note),
         )
         if adopted is None:
-            self.url = self._chosen()
+            self.url = self._choose_url()
             return
         note, self._adopted = adopted
         self.url, self.leaving = note.url, note.leaving
@@ -91,7 +91,7 @@ class RouterInstance:
         )
 
     @property
-    def known(self) -> bool:
+    def is_known(self) -> bool:
         """Whether it has reported its applied table, or does not run, or has been silent for too long to wait for it."""
         silent = time.monotonic() - self._answered_at
         return self.state is not None or self.child.pid is None or silent > self._site.settings.unanswered_seconds
@@ -117,7 +117,7 @@ class RouterInstance:
                 return await self._control.key_uses(self.url)
         return KeyUseReport()
 
-    async def let_go(self) -> None:
+    async def release(self) -> None:
         """Drain it: Envoy sends nothing to it any more, so it may end. One that gives no answer has nothing to finish."""
         self._let_go_at = self._let_go_at or time.monotonic()
         if self.child.pid is not None:
@@ -143,16 +143,16 @@ class RouterInstance:
         if time.monotonic() - self._answered_at > limit:
             self.child.signal(signal.SIGKILL)
 
-    def _changed(self) -> None:
+    def _note_change(self) -> None:
         self.state = None
         self._answered_at = time.monotonic()
         self._on_change()
 
     def _command(self) -> Sequence[str]:
-        self.url = self._chosen()
+        self.url = self._choose_url()
         return self._site.router_command(self._table, self.url)
 
-    def _chosen(self) -> str:
+    def _choose_url(self) -> str:
         url = self._site.places.choose("router", self._site.settings.router_command, sockets=self.name)
         if is_socket_url(url):
             # before Envoy's files name it; and the same as of the former router: Envoy changes rules and addresses one by one

@@ -16,7 +16,7 @@ from ipnext.errors import Unavailable
 from ipnext.infra.context import Site
 from ipnext.infra.control import Control
 from ipnext.infra.process.atomic_file import replace_file
-from ipnext.infra.process.notes import RouterNote, found
+from ipnext.infra.process.notes import RouterNote, find_notes
 from ipnext.infra.process.wakeup import Pulse
 from ipnext.infra.router.instance import RouterInstance
 from ipnext.model.access.predictions import AccessList, AccessRevision, AccessWithdrawal, KeyUseReport
@@ -63,7 +63,7 @@ class RouterProcess:
         self._on_change = on_change
         self._moved = moved
         self._followed = followed
-        found = self._found()
+        found = self._find_routers()
         staying = [one for one in found if not one.leaving]
         self._former = [one for one in found if one not in staying[-1:]]
         self._known = {one.number for one in found}
@@ -96,9 +96,9 @@ class RouterProcess:
         return self._now.child.pid
 
     @property
-    def known(self) -> bool:
+    def is_known(self) -> bool:
         """Whether it has reported its applied table, or does not run, or has been silent for too long to wait for it."""
-        return self._now.known
+        return self._now.is_known
 
     @property
     def models(self) -> tuple[RoutedModel, ...]:
@@ -106,7 +106,7 @@ class RouterProcess:
         return self._table.models
 
     @property
-    def served(self) -> Mapping[str, tuple[ServedGeneration, ...]]:
+    def served_generations(self) -> Mapping[str, tuple[ServedGeneration, ...]]:
         """Model -> generations in the table in force."""
         return {model.model: model.served for model in self._table.models}
 
@@ -117,7 +117,7 @@ class RouterProcess:
         self._now.start()
         for one in self._former:
             one.start()
-            self._see_off(one)
+            self._watch_exit(one)
         self._task = asyncio.create_task(self._follow(), name="follow the router")
 
     async def stop(self) -> None:
@@ -126,7 +126,7 @@ class RouterProcess:
             self._task.cancel()
         for task in self._handovers:
             task.cancel()
-        await asyncio.gather(*(one.let_go() for one in self._all))
+        await asyncio.gather(*(one.release() for one in self._all))
         await asyncio.gather(*(one.child.stop(self._site.settings.grace_seconds) for one in self._all))
 
     def publish(
@@ -143,7 +143,7 @@ class RouterProcess:
             self._pulse.strike()
         return self._table.revision
 
-    async def confirmed(self, revision: int) -> None:
+    async def confirm(self, revision: int) -> None:
         """Return once the router has applied this table revision or a later one. Unavailable after `confirm_seconds`."""
         limit = self._site.settings.confirm_seconds
         deadline, pause = time.monotonic() + limit, FIRST_CONFIRM_SECONDS
@@ -216,19 +216,19 @@ class RouterProcess:
     def _next(self) -> RouterInstance:
         number = max(self._known, default=0) + 1
         self._known.add(number)
-        return RouterInstance(self._site, self._control, self._file, number, on_change=self._changed)
+        return RouterInstance(self._site, self._control, self._file, number, on_change=self._note_change)
 
-    def _found(self) -> list[RouterInstance]:
+    def _find_routers(self) -> list[RouterInstance]:
         """Return the routers that a former agent has started, the last one last."""
-        notes = sorted(found(self._site.processes, RouterNote).values(), key=lambda pair: pair[0].router)
+        notes = sorted(find_notes(self._site.processes, RouterNote).values(), key=lambda pair: pair[0].router)
         return [
             RouterInstance(
-                self._site, self._control, self._file, n.router, on_change=self._changed, adopted=(n, running)
+                self._site, self._control, self._file, n.router, on_change=self._note_change, adopted=(n, running)
             )
             for n, running in notes
         ]
 
-    def _changed(self) -> None:
+    def _note_change(self) -> None:
         self._pulse.strike()
         self._on_change()
 
@@ -257,25 +257,25 @@ class RouterProcess:
         leaving = tuple(self._leaving.values())
         with suppress(Unavailable, OSError):
             await self._moved()
-        await asyncio.gather(*(one.let_go() for one in leaving))
+        await asyncio.gather(*(one.release() for one in leaving))
 
     def _replace(self) -> None:
         """Start another router on another port. The present one ends once it has finished its requests."""
         leaving, self._now = self._now, self._next()
         structlog.get_logger().info("router is about to end, starting another", pid=leaving.child.pid)
         leaving.leave()
-        self._see_off(leaving)
+        self._watch_exit(leaving)
         self._now.start()
 
-    def _see_off(self, leaving: RouterInstance) -> None:
-        task = asyncio.create_task(self._ended(leaving), name="see a router off")
+    def _watch_exit(self, leaving: RouterInstance) -> None:
+        task = asyncio.create_task(self._wait_end(leaving), name="see a router off")
         self._leaving[task] = leaving
         task.add_done_callback(self._leaving.pop)
 
-    async def _ended(self, leaving: RouterInstance) -> None:
+    async def _wait_end(self, leaving: RouterInstance) -> None:
         """Return when it has ended: by the signal that it got, or by this agent's if it only drains."""
         settings = self._site.settings
-        gone = asyncio.create_task(leaving.child.let_go())
+        gone = asyncio.create_task(leaving.child.release())
         while not gone.done():
             await asyncio.wait([gone], timeout=settings.idle_poll_seconds)
             if not gone.done() and leaving.overdue(max(settings.stray_drain_seconds, self._longest_drain)):
@@ -291,13 +291,13 @@ class RouterProcess:
         return max((model.drain_seconds for model in self._table.models), default=0.0)
 
     async def _ask(self) -> None:
-        before = self._followed_now
+        before = self._applied_revisions
         await asyncio.gather(*(one.ask() for one in self._all))
-        if self._followed_now != before:
+        if self._applied_revisions != before:
             self._followed()
 
     @property
-    def _followed_now(self) -> tuple[int | None, ...]:
+    def _applied_revisions(self) -> tuple[int | None, ...]:
         return tuple(one.state.revision if one.state is not None else None for one in self._all)
 
     def _write(self, table: RouterTable) -> None:

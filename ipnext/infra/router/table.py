@@ -67,7 +67,7 @@ def routed_models(
         over.setdefault(model, set()).add(generation)
     known, before = terms or {}, {one.model: one for one in former}
     return tuple(
-        _kept(
+        _reuse_model(
             before.get(model),
             {
                 "model": model,
@@ -82,7 +82,7 @@ def routed_models(
     )
 
 
-def _kept(former: RoutedModel | None, given: Mapping[str, Any]) -> RoutedModel:
+def _reuse_model(former: RoutedModel | None, given: Mapping[str, Any]) -> RoutedModel:
     """Return the former value if it has these fields: to compare them takes less time than to validate them again."""
     if former is not None and all(getattr(former, name) == value for name, value in given.items()):
         return former

@@ -137,7 +137,7 @@ def hash_of(entry: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def sealed(entry: AuditEntry) -> AuditEntry:
+def seal(entry: AuditEntry) -> AuditEntry:
     """Return the entry with the hash of all its other fields."""
     return entry.model_copy(update={"hash": hash_of(entry.plain())})
 

@@ -48,11 +48,11 @@ def verify(entries: Iterable[Mapping[str, Any]], *, after: int = 0, anchors: Seq
     for entry in following:
         fault = chain.add(entry)
         if fault is not None:
-            return chain.result(_displaced(fault, following))
+            return chain.result(_detect_reorder(fault, following))
     return chain.result(chain.end())
 
 
-def _displaced(fault: Fault, rest: Iterable[Mapping[str, Any]]) -> Fault:
+def _detect_reorder(fault: Fault, rest: Iterable[Mapping[str, Any]]) -> Fault:
     """Return the fault, as a fault of the order if the missing entry comes later."""
     if fault.kind != "removed" or all(entry.get("sequence") != fault.sequence for entry in rest):
         return fault
@@ -83,9 +83,9 @@ class _Chain:
         if not isinstance(sequence, int) or isinstance(sequence, bool):
             return Fault(kind="changed", sequence=expected, message=f"entry {expected} has no sequence")
         if sequence != expected:
-            return self._misplaced(sequence, expected, entry)
+            return self._order_fault(sequence, expected, entry)
         right = _is_sealed(entry)
-        fault = self._changed(entry, sequence) if right else _not_sealed(sequence)
+        fault = self._check_links(entry, sequence) if right else _not_sealed(sequence)
         self._sequence, self._hash = sequence, str(entry["hash"]) if right else None
         if fault is not None:
             self._note(fault)
@@ -122,7 +122,7 @@ class _Chain:
         if not known and len(self._faults) <= MOST_FURTHER:
             self._faults.append(fault)
 
-    def _changed(self, entry: Mapping[str, Any], sequence: int) -> Fault | None:
+    def _check_links(self, entry: Mapping[str, Any], sequence: int) -> Fault | None:
         """Return the fault of an entry whose hash matches its content."""
         if self._hash is not None and entry.get("prevHash") != self._hash:
             message = f"entry {sequence} was sealed to another entry than the one before it, which was replaced"
@@ -134,7 +134,7 @@ class _Chain:
         self._met += wanted is not None
         return None
 
-    def _misplaced(self, sequence: int, expected: int, entry: Mapping[str, Any]) -> Fault:
+    def _order_fault(self, sequence: int, expected: int, entry: Mapping[str, Any]) -> Fault:
         if sequence < expected:
             same = sequence == self._sequence
             kind: FaultKind = "inserted" if same and entry.get("hash") != self._hash else "reordered"

@@ -382,7 +382,7 @@ class HostHolds(Value):
     """A secret of the agent: it shows the agent whether the host follows this agent's holds."""
 
     @property
-    def stamped(self) -> str:
+    def stamp_digest(self) -> str:
         """The digest of the stamp in the host's state, which does not reveal the stamp."""
         return sha256(self.stamp.encode()).hexdigest()
 

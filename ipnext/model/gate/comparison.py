@@ -49,7 +49,7 @@ def latencies(pairs: Iterable[Pair]) -> Compared | None:
     if not total:
         return None
     scaled = [(pair.old.latency, new / old) for pair, (new, old) in zip(both, counts, strict=True)]
-    return Compared(new=_added((pair.new.latency, 1.0) for pair in both), old=_added(scaled))
+    return Compared(new=_sum_weighted((pair.new.latency, 1.0) for pair in both), old=_sum_weighted(scaled))
 
 
 def predictions(pairs: Iterable[Pair]) -> dict[str, Compared]:
@@ -68,30 +68,30 @@ def predictions(pairs: Iterable[Pair]) -> dict[str, Compared]:
 def _output(sketches: Sequence[tuple[PredictionSketch | None, PredictionSketch | None]]) -> Compared | None:
     both = [(new, old) for new, old in sketches if new and old and new.values and old.values]
     if not both:
-        both = [(_merged(new for new, _ in sketches), _merged(old for _, old in sketches))]
+        both = [(_merge_sketches(new for new, _ in sketches), _merge_sketches(old for _, old in sketches))]
         both = [(new, old) for new, old in both if new.values and old.values]
     total = sum(new.values for new, _ in both)
     if not total:
         return None
-    return _weighted(both, total)
+    return _compare_weighted(both, total)
 
 
-def _weighted(both: list[tuple[PredictionSketch, PredictionSketch]], total: int) -> Compared:
+def _compare_weighted(both: list[tuple[PredictionSketch, PredictionSketch]], total: int) -> Compared:
     weights = [new.values / total for new, _ in both]
     answers = sum(new.answers for new, _ in both)
     noise = sum(weight * weight / old.answers for weight, (_, old) in zip(weights, both, strict=True))
     olds = sum(old.values for _, old in both)
     scaled = [(old.bins, weight * olds / old.values) for weight, (_, old) in zip(weights, both, strict=True)]
     return Compared(
-        new=_added((new.bins, 1.0) for new, _ in both),
-        old=_added(scaled),
+        new=_sum_weighted((new.bins, 1.0) for new, _ in both),
+        old=_sum_weighted(scaled),
         noise=1 / answers + noise,
         new_moments=moments((w, new.values, new.total, new.squares) for w, (new, _) in zip(weights, both, strict=True)),
         old_moments=moments((w, old.values, old.total, old.squares) for w, (_, old) in zip(weights, both, strict=True)),
     )
 
 
-def _merged(sketches: Iterable[PredictionSketch | None]) -> PredictionSketch:
+def _merge_sketches(sketches: Iterable[PredictionSketch | None]) -> PredictionSketch:
     """Return one sketch of the counts of several regions."""
     found = [sketch for sketch in sketches if sketch is not None]
     bins: Counter[int] = Counter()
@@ -106,7 +106,7 @@ def _merged(sketches: Iterable[PredictionSketch | None]) -> PredictionSketch:
     )
 
 
-def _added(counts: Iterable[tuple[Mapping[int, int], float]]) -> dict[int, float]:
+def _sum_weighted(counts: Iterable[tuple[Mapping[int, int], float]]) -> dict[int, float]:
     total: dict[int, float] = {}
     for found, weight in counts:
         for bucket, count in found.items():

@@ -76,7 +76,7 @@ def stability_index(new: Counts, old: Counts, *, noise: float) -> Difference:
     1/n + 1/m for n and m independent answers: for samples of one distribution the index is chi-square with one degree
     less than groups, times that (Yurdakul, Statistical Properties of Population Stability Index, 2018).
     """
-    groups = _grouped(new, old)
+    groups = _group_buckets(new, old)
     new_total, old_total = (sum(column) + len(groups) / 2 for column in zip(*groups, strict=True))
     size = 0.0
     for in_new, in_old in groups:
@@ -85,7 +85,7 @@ def stability_index(new: Counts, old: Counts, *, noise: float) -> Difference:
     return Difference(size, _chi_square(len(groups) - 1) * noise)
 
 
-def _grouped(new: Counts, old: Counts) -> list[tuple[float, float]]:
+def _group_buckets(new: Counts, old: Counts) -> list[tuple[float, float]]:
     """Return counts of both in neighbouring buckets, joined until they reach a tenth.
 
     A bucket that reaches it alone stays alone.

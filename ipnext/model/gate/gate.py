@@ -67,7 +67,7 @@ class GateSpec(Written):
         return self.max_drift is not None or self.max_mean_shift is not None
 
     @property
-    def needed(self) -> int:
+    def needed_answers(self) -> int:
         """Answers that a verdict needs."""
         if self.min_requests is not None:
             return self.min_requests

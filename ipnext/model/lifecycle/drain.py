@@ -140,7 +140,7 @@ def status_of(state: DrainState, *, lost: bool, answers: bool = False) -> str:
 
 def sentence_of(view: "DrainView") -> str:
     """Return a drain as one sentence, the same in every view: `region eu-west is declared lost, answers still: ...`."""
-    told = [view.message or _left(view)] if view.message or view.models_left else []
+    told = [view.message or _describe_rest(view)] if view.message or view.models_left else []
     if view.lost and view.replicas_running is not None:
         told.append(_answering(view, view.replicas_running))
     status = status_of(view.state, lost=view.lost, answers=view.replicas_running is not None)
@@ -157,5 +157,5 @@ def _answering(drain: Drain, running: int) -> str:
     return f"its agent reports {running} {'replica' if running == 1 else 'replicas'}{serving}"
 
 
-def _left(drain: Drain) -> str:
+def _describe_rest(drain: Drain) -> str:
     return f"{drain.models_left} models, {drain.replicas_left} replicas, {drain.traffic_left_qps:g} requests or tokens/s left"

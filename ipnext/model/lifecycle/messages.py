@@ -225,7 +225,7 @@ class ValidationReport(Value):
     checks: tuple[CheckResult, ...]
 
     @property
-    def refused(self) -> CheckResult | None:
+    def refusal(self) -> CheckResult | None:
         """The first check that failed, if any."""
         return next((check for check in self.checks if not check.passed), None)
 
@@ -474,7 +474,7 @@ class Replan(Value):
     finished_at: datetime | None = None
 
     @property
-    def adopted(self) -> bool:
+    def is_adopted(self) -> bool:
         """True if its plan was put in force."""
         return self.state in {ReplanState.MOVING, ReplanState.ADOPTED}
 

@@ -168,7 +168,7 @@ class Frozen(Value):
     """Those that bind, the one in force first."""
 
     @property
-    def told(self) -> str:
+    def message(self) -> str:
         """The freeze in words."""
         reasons = "; ".join(f"{each.reason} (freeze {each.name})" for each in self.freezes)
         return f"frozen until {self.until:%Y-%m-%d %H:%M:%S} UTC: {reasons}"

@@ -34,7 +34,7 @@ def parts_of(spec: ModelSpec, layout: Layout) -> tuple[PartSpec, ...]:
 
 def hardware_of(spec: ModelSpec, whole: PartSpec, layout: Layout, part: LayoutPart) -> tuple[HardwareOption, ...]:
     """Return the hardware from the manifest if it still cuts the same way, else the one at the time of the cut."""
-    if spec.split is None or spec.split.cut != layout.cut:
+    if spec.split is None or spec.split.cut_digest != layout.cut:
         return part.hardware
     origin = spec.split.origin(part.name)
     return options_of(origin.hardware if origin else (), whole.hardware)

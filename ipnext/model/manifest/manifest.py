@@ -125,7 +125,7 @@ class DemandItem(Rated):
     region: Name
 
     @model_validator(mode="after")
-    def _says_how_much(self) -> Self:
+    def _check_amount(self) -> Self:
         if self.unit is None:
             msg = f"{self.region}: exactly one of qps and tokensPerSecond has to stand here, got none"
             raise ValueError(msg)
@@ -216,7 +216,7 @@ class ModelSpec(Written):
     """Who may ask it for predictions."""
 
     @property
-    def hosted(self) -> tuple[PartSpec, ...]:
+    def hosted_parts(self) -> tuple[PartSpec, ...]:
         """The parts with processes: all but adapters."""
         return tuple(part for part in self.parts if part.adapter_of is None)
 
@@ -233,20 +233,20 @@ class ModelSpec(Written):
     @property
     def handoff(self) -> Handoff | None:
         """The parts that prefill and decode, if these are two."""
-        settings = (vllm_settings(part.settings) if part.engine == "vllm" else None for part in self.hosted)
-        return handoff_of(tuple(zip((part.name for part in self.hosted), settings, strict=True)))
+        settings = (vllm_settings(part.settings) if part.engine == "vllm" else None for part in self.hosted_parts)
+        return handoff_of(tuple(zip((part.name for part in self.hosted_parts), settings, strict=True)))
 
     @property
     def wiring(self) -> PartGraph | None:
         """The graph of the manifest, or that of a pair without one; None for a model with one part that has hosts."""
-        if self.graph is not None or len(self.hosted) == 1:
+        if self.graph is not None or len(self.hosted_parts) == 1:
             return self.graph
         handoff = self.handoff
         return handoff_graph(handoff) if handoff else None
 
     @model_validator(mode="after")
     def _has_few_hosted_parts(self) -> Self:
-        count = len(self.hosted)
+        count = len(self.hosted_parts)
         if count > MOST_HOSTED_PARTS:
             msg = f"parts: {count} have processes of their own; allowed: {MOST_HOSTED_PARTS}, and adapters beside them"
             raise ValueError(msg)
@@ -304,7 +304,7 @@ class ModelSpec(Written):
 
     @model_validator(mode="after")
     def _adapters_stand_on_engines(self) -> Self:
-        bases = [part.name for part in self.hosted if part.engine == "vllm"]
+        bases = [part.name for part in self.hosted_parts if part.engine == "vllm"]
         for index, part in enumerate(self.parts):
             if part.adapter_of is not None and part.adapter_of not in bases:
                 known = part.adapter_of in {other.name for other in self.parts}
@@ -336,7 +336,7 @@ class ModelSpec(Written):
 
     @model_validator(mode="after")
     def _graph_calls_its_parts(self) -> Self:
-        hosted = [part.name for part in self.hosted]
+        hosted = [part.name for part in self.hosted_parts]
         if self.graph is None:
             if self.handoff is not None:
                 check_pair_alone(hosted)

@@ -73,8 +73,10 @@ class _Part(NamedTuple):
 def claims_of(manifest: ModelManifest) -> Claims:
     """Return quota -> the manifest's amount. `dollarsPerHour` is absent if the manifest states no budget."""
     spec = manifest.spec
-    whole = claims_of_parts(spec, spec.hosted)
-    return whole if spec.split is None else larger(whole, _with_parts(spec, _cut_parts(spec.split, spec.hosted[0])))
+    whole = claims_of_parts(spec, spec.hosted_parts)
+    return (
+        whole if spec.split is None else larger(whole, _with_parts(spec, _cut_parts(spec.split, spec.hosted_parts[0])))
+    )
 
 
 def claims_of_parts(spec: ModelSpec, parts: Iterable[PartSpec]) -> Claims:
@@ -146,14 +148,14 @@ def check_quotas(
             claimed, grows = 1.0, not before.is_counted
         elif quota == DOLLARS and DOLLARS not in claims:
             if not before.is_counted or DOLLARS in known:
-                raise _unstated(owner, quotas[quota], others.get(DOLLARS, 0.0))
+                raise _unstated_error(owner, quotas[quota], others.get(DOLLARS, 0.0))
             continue
         else:
             claimed = claims.get(quota, 0.0)
             grows = claimed > known.get(quota, 0.0) * (1 + _NOISE)
         used = others.get(quota, 0.0)
         if grows and used + claimed > limit * (1 + _NOISE):
-            raise _exceeded(owner, quota, claimed, used, Quota(limit, source))
+            raise _exceeded_error(owner, quota, claimed, used, Quota(limit, source))
 
 
 def _with_parts(spec: ModelSpec, parts: Iterable[_Part]) -> Claims:
@@ -208,7 +210,7 @@ _FIELDS: Final = {MODELS: "metadata.owner", DOLLARS: "spec.budgetPerHour", REQUE
 _NOUNS: Final = {MODELS: "models", REPLICAS: "replicas", DOLLARS: "$/h", REQUESTS: "requests/s"}
 
 
-def _exceeded(owner: str, quota: str, claimed: float, used: float, allowed: Quota) -> QuotaExceeded:
+def _exceeded_error(owner: str, quota: str, claimed: float, used: float, allowed: Quota) -> QuotaExceeded:
     field = _FIELDS.get(quota, "spec.parts")
     noun = _NOUNS.get(quota) or f"units of {quota.removeprefix(UNITS)}"
     value: object = owner if quota == MODELS else claimed
@@ -216,7 +218,7 @@ def _exceeded(owner: str, quota: str, claimed: float, used: float, allowed: Quot
     return _refusal(f"{field}: {asked}", owner, allowed, used, noun, field, value)
 
 
-def _unstated(owner: str, allowed: Quota, used: float) -> QuotaExceeded:
+def _unstated_error(owner: str, allowed: Quota, used: float) -> QuotaExceeded:
     asked = f"spec.budgetPerHour: absent, and each model of an owner with a quota of {_NOUNS[DOLLARS]} states what it may cost"
     return _refusal(asked, owner, allowed, used, _NOUNS[DOLLARS], "spec.budgetPerHour", None)
 

@@ -17,7 +17,7 @@ def wants_profiles(manifest: ModelManifest) -> bool:
     return any(option.profile for part in manifest.spec.parts for option in part.hardware)
 
 
-def measured(manifest: ModelManifest, profiles: Profiles) -> ModelManifest:
+def apply_profiles(manifest: ModelManifest, profiles: Profiles) -> ModelManifest:
     """Return the manifest with measured throughput for each option that requests it and has a profile.
 
     Others keep the declared number; an option with neither is left out, unless the part would have none.
@@ -36,7 +36,7 @@ def throughput_of(part: PartSpec, profile: Profile) -> AtTarget:
 
 def throughputs(manifest: ModelManifest, profiles: Profiles) -> tuple[PartThroughput, ...]:
     """Return the throughput that plans use for each option of each part, and its source."""
-    known, unit = measured(manifest, profiles), manifest.spec.unit
+    known, unit = apply_profiles(manifest, profiles), manifest.spec.unit
     found = []
     for part in known.spec.parts:
         for option in part.hardware:

@@ -88,7 +88,7 @@ class SplitPolicy(Written):
         return self
 
     @property
-    def cut(self) -> str:
+    def cut_digest(self) -> str:
         """SHA-256 of the settings that determine the cut: all but the hardware."""
         parts = [part.model_dump(mode="json", exclude={"hardware"}) for part in self.parts]
         return digest_of({"parts": parts, "default": self.default})

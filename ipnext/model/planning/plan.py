@@ -26,12 +26,12 @@ class Row(Value):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        """Keep the names of the fields for `trusted`."""
+        """Keep the names of the fields for `from_trusted`."""
         cls._columns = tuple(cls.model_fields)
         cls._every_field = set(cls.model_fields)
 
     @classmethod
-    def trusted(cls, *values: Any) -> Self:
+    def from_trusted(cls, *values: Any) -> Self:
         """Return the row of these values, in the order of its fields and unchecked: only for values known to be valid.
 
         Equal to the validated row, in half the time and a fourth to a seventh of the memory: it shares the set of its

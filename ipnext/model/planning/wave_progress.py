@@ -8,7 +8,7 @@ Answers = Mapping[tuple[str, int], float]
 """Fraction of one region's users by the region and the generation that answer them."""
 
 
-def arrived(transition: Transition, model: str) -> tuple[Mapping[str, float], ...]:
+def measure_arrival(transition: Transition, model: str) -> tuple[Mapping[str, float], ...]:
     """Return, for each wave, users' region -> the fraction that reaches its target once the wave's routes apply."""
     now, goal = _by_users(transition.origin, model), _by_users(transition.to, model)
     found = []

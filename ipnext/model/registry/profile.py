@@ -161,11 +161,11 @@ def at_target(steps: Sequence[LoadStep], target: LatencyTarget) -> AtTarget:
     """
     reach = min(_reach(steps, target.ttft_ms, _ttft), _reach(steps, target.itl_ms, _itl))
     if reach < 0:
-        return _found(steps[0], steps[0], 0.0, met=False, bounded=True)
+        return _interpolate(steps[0], steps[0], 0.0, met=False, bounded=True)
     whole, rest = int(reach), reach - int(reach)
-    candidates = [_found(step, step, 0.0) for step in steps[: whole + 1]]
+    candidates = [_interpolate(step, step, 0.0) for step in steps[: whole + 1]]
     if rest:
-        candidates.append(_found(steps[whole], steps[whole + 1], rest))
+        candidates.append(_interpolate(steps[whole], steps[whole + 1], rest))
     best = max(candidates, key=lambda found: found.tokens_per_second)
     return best.model_copy(update={"bounded": reach < len(steps) - 1})
 
@@ -206,7 +206,7 @@ def rising(values: Sequence[float], weights: Sequence[float]) -> list[float]:
     return [mean for mean, _, size in pools for _ in range(size)]
 
 
-def _found(low: LoadStep, high: LoadStep, share: float, *, met: bool = True, bounded: bool = True) -> AtTarget:
+def _interpolate(low: LoadStep, high: LoadStep, share: float, *, met: bool = True, bounded: bool = True) -> AtTarget:
     def between(one: float, other: float) -> float:
         return one + share * (other - one)
 

@@ -372,7 +372,7 @@ class Generation(Value):
             return self.snapshots
         return {segment.name: segment.snapshot for segment in self.layout.segments}
 
-    def held_by(self, part: str) -> Mapping[str, int]:
+    def snapshots_of(self, part: str) -> Mapping[str, int]:
         """Return the snapshots that a host of `part` loads: part, its adapters or segments -> snapshot number.
 
         Empty if the generation lacks the part.

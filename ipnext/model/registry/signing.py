@@ -84,7 +84,7 @@ class SignatureEnvelope(Written):
         """The bytes of the file."""
         return canonical_json(self).encode()
 
-    def joined(self, other: Self) -> Self:
+    def merge(self, other: Self) -> Self:
         """Return all signatures of both, each once. None replaces another, even with the same key."""
         return self.model_copy(update={"signatures": tuple(dict.fromkeys((*self.signatures, *other.signatures)))})
 

@@ -163,22 +163,22 @@ def vllm_settings(settings: Mapping[str, Any]) -> VllmSettings:
     Raises:
         ValueError: it has the key, and the allowed keys if it is unknown.
     """
-    return _checked(VllmSettings, "vllm", settings)
+    return _validate_settings(VllmSettings, "vllm", settings)
 
 
 def torch_settings(settings: Mapping[str, Any]) -> TorchSettings:
     """Return the checked settings of a part of engine `torch`, as `vllm_settings` does."""
-    return _checked(TorchSettings, "torch", settings)
+    return _validate_settings(TorchSettings, "torch", settings)
 
 
-def _checked(model: type[_Settings], engine: str, settings: Mapping[str, Any]) -> _Settings:
+def _validate_settings(model: type[_Settings], engine: str, settings: Mapping[str, Any]) -> _Settings:
     try:
         return model.model_validate(dict(settings))
     except ValidationError as error:
-        raise ValueError(_told(error.errors(include_url=False)[0], model, engine)) from error
+        raise ValueError(_describe_fault(error.errors(include_url=False)[0], model, engine)) from error
 
 
-def _told(fault: ErrorDetails, model: type[Written], engine: str) -> str:
+def _describe_fault(fault: ErrorDetails, model: type[Written], engine: str) -> str:
     """Return a fault as one line."""
     key = ".".join(str(step) for step in fault["loc"])
     given = f"(got {fault['input']!r:.100})"

@@ -170,17 +170,17 @@ class EngineAllowances:
         while rest:
             name, given, value = rest.popleft().partition("=")
             values = [value] if given else []
-            most = MANY_VALUES if self._opened(name) else int(ARGUMENTS.get(name) is not None)
+            most = MANY_VALUES if self._is_opened(name) else int(ARGUMENTS.get(name) is not None)
             while rest and len(values) < most and not given and _VALUE.fullmatch(rest[0]):
                 values.append(rest.popleft())
             self._check_value(name, values[0] if values else None)
 
-    def _opened(self, name: str) -> bool:
+    def _is_opened(self, name: str) -> bool:
         """Return whether an operator allows the argument, or its parent key (`--speculative-config.method`)."""
         return name.partition(".")[0] in self.arguments
 
     def _check_value(self, name: str, value: str | None) -> None:
-        if self._opened(name):
+        if self._is_opened(name):
             return
         if name not in ARGUMENTS:
             msg = f"settings.extraArgs: {name!r} {_not_listed(name, (*ARGUMENTS, *self.arguments))}"

@@ -56,7 +56,7 @@ class PromptTemplate(Value):
 
     @model_validator(mode="after")
     def _places_are_known(self) -> Self:
-        named = _checked("template", self.template)
+        named = _check_template("template", self.template)
         if PROMPT not in named:
             msg = f"template: has no place {{{PROMPT}}}, so what the client asks would be lost; got {self.template!r:.200}"
             raise ValueError(msg)
@@ -64,7 +64,7 @@ class PromptTemplate(Value):
             if name not in named:
                 msg = f"lists.{name}: the template has no place {{{name}}}; its places: {', '.join(sorted(named))}"
                 raise ValueError(msg)
-            if not _checked(f"lists.{name}.item", one.item) - {NUMBER}:
+            if not _check_template(f"lists.{name}.item", one.item) - {NUMBER}:
                 msg = f"lists.{name}.item: names no input of the node, so nothing says how many there are; got {one.item!r:.200}"
                 raise ValueError(msg)
             if one.inputs & {PROMPT, *self.lists}:
@@ -89,7 +89,7 @@ def places(template: str) -> tuple[str, ...]:
     return tuple(name for _, name in pieces(template) if name is not None)
 
 
-def _checked(field: str, template: str) -> set[str]:
+def _check_template(field: str, template: str) -> set[str]:
     """Return the names of a template's places.
 
     Raises:

@@ -20,11 +20,11 @@ from ipnext.model.access.audit import (
     AuditWho,
     Outcome,
     document_text,
-    sealed,
+    seal,
 )
 from ipnext.store.database import dialects
 from ipnext.store.database.columns import storable
-from ipnext.store.paging import Page, bounded, ordinal_of, page_of
+from ipnext.store.paging import Page, clamp_limit, ordinal_of, page_of
 from ipnext.store.registry.models import Models
 from ipnext.store.tables import METADATA, AuditRow
 
@@ -99,7 +99,7 @@ class Audit(Models):
         dialects.lock_audit(connection)
         head = self.audit_head()
         kind, name = note.object or (acting.kind or "Platform", acting.name)
-        entry = sealed(
+        entry = seal(
             AuditEntry(
                 sequence=head.sequence + 1,
                 at=self._now(),
@@ -141,12 +141,12 @@ class Audit(Models):
     ) -> Page[AuditEntry]:
         """Return entries by sequence, the newest first unless `oldest_first`."""
         sequence, key = ordinal_of(after), _ENTRIES.c.sequence
-        query = _filtered(select(*_STORED), wanted or AuditFilter())
+        query = _filter_query(select(*_STORED), wanted or AuditFilter())
         if sequence is not None:
             query = query.where(key > sequence if oldest_first else key < sequence)
-        query = query.order_by(key if oldest_first else key.desc()).limit(bounded(limit) + 1)
+        query = query.order_by(key if oldest_first else key.desc()).limit(clamp_limit(limit) + 1)
         found: Sequence[Any] = self._connection.execute(query).mappings().all()
-        return page_of(found, bounded(limit), key=lambda row: row["sequence"], value=_entry_of)
+        return page_of(found, clamp_limit(limit), key=lambda row: row["sequence"], value=_entry_of)
 
 
 def audit_note(
@@ -160,7 +160,7 @@ def audit_note(
     return AuditNote(before=document_text(before), after=document_text(after), **clean)
 
 
-def _filtered(query: Select[Any], wanted: AuditFilter) -> Select[Any]:
+def _filter_query(query: Select[Any], wanted: AuditFilter) -> Select[Any]:
     of = _ENTRIES.c
     if wanted.who is not None:
         query = query.where(or_(of.who_id == wanted.who, of.who_name == wanted.who))

@@ -9,7 +9,7 @@ from sqlmodel import col, delete, func, select
 from ipnext.errors import Conflict, NotFound, RateLimited
 from ipnext.model.access.rights import ApiKey, Grant
 from ipnext.model.wire import decode_plain
-from ipnext.store.paging import Page, bounded, ordinal_of, page_of
+from ipnext.store.paging import Page, clamp_limit, ordinal_of, page_of
 from ipnext.store.tables import KeyRow
 from ipnext.store.unit_of_work import Unit, batches, document, plain
 
@@ -69,8 +69,8 @@ class Keys(Unit):
         ordinal = ordinal_of(after)
         if ordinal is not None:
             query = query.where(col(KeyRow.ordinal) < ordinal)
-        found = self._session.exec(query.limit(bounded(limit) + 1)).all()
-        return page_of(found, bounded(limit), key=lambda row: row.ordinal, value=_key)
+        found = self._session.exec(query.limit(clamp_limit(limit) + 1)).all()
+        return page_of(found, clamp_limit(limit), key=lambda row: row.ordinal, value=_key)
 
     def valid_key_named(self, name: str) -> ApiKey | None:
         """Return the key of kind `key` with this name that is neither revoked nor expired."""

@@ -12,7 +12,7 @@ from ipnext.model.access.rights import ANY, Grant, Role
 from ipnext.model.manifest.owner_claims import Claim
 from ipnext.model.wire import decode_frozen
 from ipnext.store.database import dialects
-from ipnext.store.paging import Page, bounded, page_of
+from ipnext.store.paging import Page, clamp_limit, page_of
 from ipnext.store.records import OwnerRecord, OwnerUse
 from ipnext.store.registry.artifacts import Artifacts
 from ipnext.store.tables import (
@@ -23,7 +23,7 @@ from ipnext.store.tables import (
     PlacementRow,
     RoleBindingRow,
 )
-from ipnext.store.unit_of_work import NAMED_IN_ERRORS, batches, document, known
+from ipnext.store.unit_of_work import NAMED_IN_ERRORS, batches, document, format_known
 
 
 class Owners(Artifacts):
@@ -90,8 +90,8 @@ class Owners(Artifacts):
         if self._visible is not None:
             query = query.where(self._among(col(OwnerRow.name), self._visible))
         query = query if after is None else query.where(col(OwnerRow.name) > after)
-        found = self._session.exec(query.limit(bounded(limit) + 1)).all()
-        return page_of(found, bounded(limit), key=lambda row: row.name, value=_owner)
+        found = self._session.exec(query.limit(clamp_limit(limit) + 1)).all()
+        return page_of(found, clamp_limit(limit), key=lambda row: row.name, value=_owner)
 
     def owner_priorities(self) -> Mapping[str, int]:
         """Map each owner whose priority is not 0 to it."""
@@ -154,15 +154,15 @@ class Owners(Artifacts):
                 found[model][quota] = amount
         return found
 
-    def claimed(self, owner: str, *, but: str) -> Mapping[str, float]:
+    def sum_claims(self, owner: str, *, but: str) -> Mapping[str, float]:
         """Map each quota to the amount of an owner's models, except one; `models` is their number."""
-        return self._claimed((owner,), but)[owner]
+        return self._sum_claims((owner,), but)[owner]
 
     def owner_uses(self, owners: Collection[str]) -> Mapping[str, OwnerUse]:
         """Map each of these owners to the claims and placements of its models."""
-        claimed, stated = self._claimed(owners), self._models_with_budget(owners)
+        claimed, stated = self._sum_claims(owners), self._models_with_budget(owners)
         stored = self.owners_artifact_bytes(owners)
-        units, replicas, costs = self._placed(owners)
+        units, replicas, costs = self._sum_placed(owners)
         return {
             owner: OwnerUse(
                 claimed={**claimed[owner], **({ARTIFACTS: float(stored[owner])} if owner in stored else {})},
@@ -174,7 +174,7 @@ class Owners(Artifacts):
             for owner in owners
         }
 
-    def _claimed(self, owners: Collection[str], but: str = "") -> Mapping[str, Mapping[str, float]]:
+    def _sum_claims(self, owners: Collection[str], but: str = "") -> Mapping[str, Mapping[str, float]]:
         model, claim = ModelRow, OwnerClaimRow
         counted = (col(model.retired).is_(False), col(model.name) != but)
         found: dict[str, dict[str, float]] = {owner: {MODELS: 0.0} for owner in owners}
@@ -198,7 +198,7 @@ class Owners(Artifacts):
             for owner, count in self._session.exec(query.where(self._among(col(model.owner), some)))
         }
 
-    def _placed(
+    def _sum_placed(
         self, owners: Collection[str]
     ) -> tuple[Mapping[str, Mapping[str, float]], Mapping[str, int], Mapping[str, float]]:
         """Return units by hardware kind, replicas, and $/h of each owner, by the plan in force."""
@@ -221,7 +221,7 @@ class Owners(Artifacts):
         row = self._get(OwnerRow, name)
         if row is None:
             names = sorted(self._session.exec(select(OwnerRow.name)))
-            msg = f"owner {name!r} is not known; {known(names)}"
+            msg = f"owner {name!r} is not known; {format_known(names)}"
             raise NotFound(msg)
         return row
 

@@ -7,7 +7,7 @@ from sqlmodel import col, select
 from ipnext.errors import NotFound
 from ipnext.model.access.rights import Grant
 from ipnext.model.access.roles import RoleBinding
-from ipnext.store.paging import Page, bounded, ordinal_of, page_of
+from ipnext.store.paging import Page, clamp_limit, ordinal_of, page_of
 from ipnext.store.tables import RoleBindingRow
 from ipnext.store.unit_of_work import Unit, batches
 
@@ -43,8 +43,8 @@ class RoleBindings(Unit):
         ordinal = ordinal_of(after)
         if ordinal is not None:
             query = query.where(col(RoleBindingRow.ordinal) < ordinal)
-        found = self._session.exec(query.limit(bounded(limit) + 1)).all()
-        return page_of(found, bounded(limit), key=lambda row: row.ordinal, value=_binding)
+        found = self._session.exec(query.limit(clamp_limit(limit) + 1)).all()
+        return page_of(found, clamp_limit(limit), key=lambda row: row.ordinal, value=_binding)
 
     def grants_of(self, subjects: Collection[str]) -> tuple[Grant, ...]:
         """Return the grants of these subjects (`group:NAME`, `user:NAME`, `email:ADDRESS`, `sub:ID`); each once, in a fixed order."""

@@ -57,7 +57,7 @@ class Changes(Snapshots):
             msg = "kind: a publish brings snapshots; use publish()"
             raise InvalidInput(msg, field="kind", value=kind)
         self._writing_model(model)
-        recorded = self._recorded(model, kind, change_id)
+        recorded = self._find_recorded(model, kind, change_id)
         if recorded is not None:
             if (recorded.generation, recorded.plan_id) != (generation, plan_id):
                 msg = f"change {change_id!r} is recorded with generation {recorded.generation} and plan {recorded.plan_id}"
@@ -76,7 +76,7 @@ class Changes(Snapshots):
         NotFound if the model is unknown.
         """
         self._writing_model(change.model)
-        recorded = self._recorded(change.model, change.kind, change_id)
+        recorded = self._find_recorded(change.model, change.kind, change_id)
         if recorded is not None:
             return _change(recorded)
         return self._record(change.model, change.kind, change_id, generation=change.generation, plan_id=change.plan_id)
@@ -87,7 +87,7 @@ class Changes(Snapshots):
 
     def find_change(self, change_id: str) -> Change | None:
         """Return one change, None if it is not recorded."""
-        return self._once(("change", change_id), lambda: _found(self._run(_ONE, id=change_id).first()))
+        return self._once(("change", change_id), lambda: _decode_row(self._run(_ONE, id=change_id).first()))
 
     def open_kinds(self, model: str) -> Mapping[ChangeKind, str]:
         """Map each kind to the id of the model's newest change of that kind that has not ended."""
@@ -235,7 +235,7 @@ class Changes(Snapshots):
     def _find_change(self, change_id: str) -> ChangeRow | None:
         return self._session.exec(select(ChangeRow).where(ChangeRow.id == change_id)).first()
 
-    def _recorded(self, model: str, kind: ChangeKind, change_id: str) -> ChangeRow | None:
+    def _find_recorded(self, model: str, kind: ChangeKind, change_id: str) -> ChangeRow | None:
         """Return the change of that id, if any. Conflict if it is another model's or of another kind."""
         if not 0 < len(change_id) <= LONGEST_ID:
             msg = f"changeId: must have 1 to {LONGEST_ID} characters, got {len(change_id)}"
@@ -272,7 +272,7 @@ class Changes(Snapshots):
         return _change(row)
 
 
-def _found(row: Any) -> Change | None:
+def _decode_row(row: Any) -> Change | None:
     return None if row is None else _change(row)
 
 

@@ -162,7 +162,7 @@ class Deployments(Unit):
         found = self._session.exec(select(DeploymentRow.deployment).where(DeploymentRow.region == region))
         return tuple(sorted((decode_frozen(Deployment, text) for text in found), key=lambda d: _identity(d.key)))
 
-    def routed_in(self, region: str) -> tuple[str, ...]:
+    def models_routed_in(self, region: str) -> tuple[str, ...]:
         """Return the models for which a region's gateway has a table, by name."""
         return tuple(sorted(self._session.exec(select(RouteRow.model).where(RouteRow.region == region))))
 

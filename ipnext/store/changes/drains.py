@@ -68,7 +68,7 @@ class Drains(Unit):
                 row.lost_after_change = self._newest_change()
             self._add(row)
         else:
-            self._tell_again(row)
+            self._resubmit(row)
         return _drain(row)
 
     def ask_return(self, region: str, *, reason: str = "") -> Drain:
@@ -89,10 +89,10 @@ class Drains(Unit):
                 row.lost_after_change = self._newest_change()
             self._add(row)
         else:
-            self._tell_again(row)
+            self._resubmit(row)
         return _drain(row)
 
-    def lost_since(self, change_id: str, regions: Iterable[str]) -> bool:
+    def was_lost_since(self, change_id: str, regions: Iterable[str]) -> bool:
         """Return whether one of the regions was declared lost, or requested back after that, since a change was recorded.
 
         Compared by the order in which the store recorded them: the writers' clocks may differ. False if the change is
@@ -111,19 +111,19 @@ class Drains(Unit):
         """Return the newest drain of each region that is out of service, by region."""
         return self._once("drains", lambda: tuple(_read(dict(row)) for row in self._run(_OUT_OF_SERVICE).mappings()))
 
-    def untold_drains(self) -> tuple[Drain, ...]:
+    def unsubmitted_drains(self) -> tuple[Drain, ...]:
         """Return the drains that are not yet submitted to the workflow engine, oldest first."""
         query = select(DrainRow).where(col(DrainRow.told).is_(False)).order_by(col(DrainRow.ordinal))
         return tuple(_drain(row) for row in self._session.exec(query))
 
-    def taken_drains(self) -> tuple[Drain, ...]:
+    def claimed_drains(self) -> tuple[Drain, ...]:
         """Return the drains that the workflow engine has started and whose run has not ended, by region.
 
         Each needs a run.
         """
         return tuple(_read(dict(row)) for row in self._run(_TAKEN).mappings())
 
-    def tell_drains(self, found: Collection[Drain]) -> None:
+    def mark_submitted(self, found: Collection[Drain]) -> None:
         """Mark these drains as submitted, unless they were updated since: later requests are still to be submitted."""
         self._writing(None)
         for drain in found:
@@ -147,7 +147,7 @@ class Drains(Unit):
         self._add(row)
         return _drain(row)
 
-    def left_in(self, region: str) -> tuple[frozenset[str], int]:
+    def find_remaining(self, region: str) -> tuple[frozenset[str], int]:
         """Return the models with replicas or planned placements in a region, and the number of desired replicas there."""
         held = self._session.exec(
             select(DeploymentRow.model, DeploymentRow.replicas).where(
@@ -200,7 +200,7 @@ class Drains(Unit):
         self._add(row)
         return _drain(row)
 
-    def _tell_again(self, row: DrainRow) -> None:
+    def _resubmit(self, row: DrainRow) -> None:
         """Submit a drain that continues to the workflow engine once more: its run may have been terminated."""
         if row.told and row.state != DrainState.DRAINED.value:
             row.told = False

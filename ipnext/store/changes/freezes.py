@@ -13,7 +13,7 @@ from ipnext.model.wire import decode
 from ipnext.store.changes.changes import Changes, _change
 from ipnext.store.records import FreezeRecord
 from ipnext.store.tables import METADATA, ChangeRow, FreezeOverrideRow, FreezeRow
-from ipnext.store.unit_of_work import document, known, plain
+from ipnext.store.unit_of_work import document, format_known, plain
 
 _ALL = sa_select(METADATA.tables[FreezeRow.__tablename__])
 
@@ -103,7 +103,7 @@ class Freezes(Changes):
         row = self._get(FreezeRow, name)
         if row is None:
             names = sorted(self._session.exec(select(FreezeRow.name)))
-            msg = f"freeze {name!r} is not known; {known(names)}"
+            msg = f"freeze {name!r} is not known; {format_known(names)}"
             raise NotFound(msg)
         return row
 

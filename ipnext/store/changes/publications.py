@@ -42,7 +42,7 @@ class Publishing(Changes):
         Conflict if the model is retired or the id belongs to another change.
         """
         row = self._writing_model(model)
-        recorded = self._recorded(model, ChangeKind.PUBLISH, change_id)
+        recorded = self._find_recorded(model, ChangeKind.PUBLISH, change_id)
         if recorded is not None:
             self._check_same_content(recorded, parts)
             return _change(recorded)
@@ -50,12 +50,12 @@ class Publishing(Changes):
         wanted = [part.name for part in spec.parts]
         newest = self._newest_snapshots(model)
         _check_publishable(row, parts, wanted, newest)
-        if self._newest_stands(model, spec.split.cut if spec.split else None):
+        if self._newest_stands(model, spec.split.cut_digest if spec.split else None):
             _check_new(row, parts, newest)
         if spec.split is not None:
             _check_whole(parts)
         self._check_parents(model, parts)
-        numbers = {part: self._left_out(model, part, newest, parts) for part in wanted if part in newest}
+        numbers = {part: self._newest_usable(model, part, newest, parts) for part in wanted if part in newest}
         self._check_size(model, parts, {part: number for part, number in numbers.items() if part not in parts})
         for part, source in sorted(parts.items()):
             if part in newest and newest[part].digest == source.manifest.digest:
@@ -78,7 +78,7 @@ class Publishing(Changes):
             )
             raise InvalidInput(msg, field="parts", value=size, allowed=(f"at most {LARGEST_MANIFESTS_BYTES}",))
 
-    def _left_out(
+    def _newest_usable(
         self, model: str, part: str, newest: Mapping[str, SnapshotRow], given: Mapping[str, SnapshotSource]
     ) -> int:
         """Return a part's newest usable snapshot.
@@ -99,7 +99,7 @@ class Publishing(Changes):
         found = set[int]()
         for row in self._session.exec(query.order_by(col(GenerationRow.number).desc()).limit(LOOKED_AT)):
             report = self.report(model, row.number)
-            refused = report.refused if report else None
+            refused = report.refusal if report else None
             if refused is not None and refused.subject.partition("/")[0] == part:
                 found.add(plain(row.snapshots).get(part, 0))
         return frozenset(found)

@@ -249,7 +249,7 @@ class Transitions(Unit):
 
     def find_transition(self, transition_id: str) -> TransitionRecord | None:
         """Return one transition; None if there is none of that id."""
-        return self._once(("transition", transition_id), lambda: _found(self._run(_ONE, id=transition_id).first()))
+        return self._once(("transition", transition_id), lambda: _decode_row(self._run(_ONE, id=transition_id).first()))
 
     def check_only_mover(self, model: str, change_id: str) -> None:
         """Check that no other change is moving the model before a change begins to move it.
@@ -343,7 +343,7 @@ def _transition_columns(record: TransitionRecord) -> dict[str, Any]:
     }
 
 
-def _found(row: Any) -> TransitionRecord | None:
+def _decode_row(row: Any) -> TransitionRecord | None:
     return None if row is None else _transition(row)
 
 

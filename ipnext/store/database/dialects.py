@@ -120,7 +120,7 @@ class Revisions:
                 self._connection = None
 
 
-def take_turn(connection: Connection, model: str | None) -> None:
+def claim_turn(connection: Connection, model: str | None) -> None:
     """Wait for this unit's turn to write; the transaction's end releases it.
 
     SQLite has one writer at a time anyway (BEGIN IMMEDIATE). PostgreSQL gets the same order by advisory locks: a unit
@@ -136,7 +136,7 @@ def take_turn(connection: Connection, model: str | None) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:space, :number)"), key)
 
 
-def take_free_turns(connection: Connection, models: Collection[str]) -> frozenset[str]:
+def claim_free_turns(connection: Connection, models: Collection[str]) -> frozenset[str]:
     """Take the turn of those of these models that no other unit writes, without waiting for the others.
 
     Returns the models whose turn was taken: on SQLite all of them.

@@ -14,7 +14,7 @@ _UNUSABLE = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
 
 
 @contextmanager
-def translated(database: str, *, is_absent: Callable[[], bool] = bool) -> Iterator[None]:
+def translate_errors(database: str, *, is_absent: Callable[[], bool] = bool) -> Iterator[None]:
     """Raise Unavailable (down, absent, locked, full, not migrated), Conflict (a constraint) or InvalidInput (a value).
 
     `database` names it in the text, without a password. `is_absent` returns whether it does not exist. Programming

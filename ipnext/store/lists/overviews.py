@@ -17,7 +17,7 @@ from ipnext.model.registry.registry import Generation, Layout
 from ipnext.model.wire import decode, decode_plain
 from ipnext.store.changes.changes import _change
 from ipnext.store.changes.transitions import _transition
-from ipnext.store.paging import bounded
+from ipnext.store.paging import clamp_limit
 from ipnext.store.records import ModelRecord, TransitionRecord
 from ipnext.store.registry.models import _model
 from ipnext.store.registry.snapshots import _generation
@@ -118,7 +118,7 @@ class Overviews(Unit):
 
     def event_details(self, models: Collection[str], *, among: int) -> Mapping[str, tuple[Mapping[str, Any], ...]]:
         """Map each model to the details of those of its newest `among` events that have one, oldest first."""
-        newest, named = EVENTS.alias(), bounded(among)
+        newest, named = EVENTS.alias(), clamp_limit(among)
         first = sa_select(newest.c.ordinal).where(newest.c.model == MODELS.c.name).order_by(newest.c.ordinal.desc())
         least = sa_func.coalesce(first.offset(named - 1).limit(1).scalar_subquery(), 0)
         query = sa_select(EVENTS.c.model, EVENTS.c.ordinal, EVENTS.c.detail).join(
@@ -185,7 +185,7 @@ class Overviews(Unit):
         query = select(PlacementRow.unmet).where(
             PlacementRow.unmet_qps > 0, *self._is_of_visible_owner(col(PlacementRow.model))
         )
-        query = query.order_by(col(PlacementRow.unmet_qps).desc(), col(PlacementRow.model)).limit(bounded(limit))
+        query = query.order_by(col(PlacementRow.unmet_qps).desc(), col(PlacementRow.model)).limit(clamp_limit(limit))
         return tuple(decode_plain(Unmet, item) for text in self._session.exec(query) for item in plain(text))
 
     def unmet_models(self) -> int:

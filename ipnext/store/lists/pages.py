@@ -17,7 +17,7 @@ from ipnext.store.changes.drains import _drain
 from ipnext.store.changes.events import _event
 from ipnext.store.changes.freezes import _freeze
 from ipnext.store.changes.transitions import _transition
-from ipnext.store.paging import Page, bounded, no_cursor, ordinal_of, page_of
+from ipnext.store.paging import Page, clamp_limit, no_cursor, ordinal_of, page_of
 from ipnext.store.planning.plans import _LINE, Plans
 from ipnext.store.planning.plans import _entry as _plan_entry
 from ipnext.store.planning.replans import _replan
@@ -73,15 +73,15 @@ class Listing(Models, Profiles, Plans):
             query = query.where(col(ModelRow.name).contains(search, autoescape=True))
         if ready is not None:
             query = query.where(col(ModelRow.ready).is_(True) if ready else _unready(suspects))
-        found = self._session.exec(query.order_by(col(ModelRow.name)).limit(bounded(limit) + 1)).all()
-        return page_of(found, bounded(limit), key=lambda row: row.name, value=_model)
+        found = self._session.exec(query.order_by(col(ModelRow.name)).limit(clamp_limit(limit) + 1)).all()
+        return page_of(found, clamp_limit(limit), key=lambda row: row.name, value=_model)
 
     def unready_models(self, *, suspects: Collection[str] = (), limit: int = 50) -> tuple[str, ...]:
         """Return the first names of models that are recorded as not ready, or are suspects; none that is retired."""
         query = select(ModelRow.name).where(
             col(ModelRow.retired).is_(False), _unready(suspects), *self._has_visible_owner()
         )
-        return tuple(self._session.exec(query.order_by(col(ModelRow.name)).limit(bounded(limit))))
+        return tuple(self._session.exec(query.order_by(col(ModelRow.name)).limit(clamp_limit(limit))))
 
     def change_page(
         self, model: str | None = None, *, after: str | None = None, limit: int = 50, state: ChangeState | None = None
@@ -101,16 +101,16 @@ class Listing(Models, Profiles, Plans):
             query = query if ordinal is None else query.where(col(ChangeRow.sequence) < ordinal)
             query = query.order_by(col(ChangeRow.sequence).desc())
             key = lambda row: row.sequence  # noqa: E731
-        found = self._session.exec(query.limit(bounded(limit) + 1)).all()
-        return page_of(found, bounded(limit), key=key, value=_change)
+        found = self._session.exec(query.limit(clamp_limit(limit) + 1)).all()
+        return page_of(found, clamp_limit(limit), key=key, value=_change)
 
     def generation_page(self, model: str, *, after: str | None = None, limit: int = 50) -> Page[Generation]:
         """Return the generations of a model. Raises NotFound."""
         self._model_row(model)
         query, number = select(GenerationRow).where(GenerationRow.model == model), ordinal_of(after)
         query = query if number is None else query.where(col(GenerationRow.number) < number)
-        found = self._session.exec(query.order_by(col(GenerationRow.number).desc()).limit(bounded(limit) + 1)).all()
-        return page_of(found, bounded(limit), key=lambda row: row.number, value=_generation)
+        found = self._session.exec(query.order_by(col(GenerationRow.number).desc()).limit(clamp_limit(limit) + 1)).all()
+        return page_of(found, clamp_limit(limit), key=lambda row: row.number, value=_generation)
 
     def snapshot_page(
         self, model: str, *, part: str | None = None, after: str | None = None, limit: int = 50
@@ -126,9 +126,9 @@ class Listing(Models, Profiles, Plans):
                 raise no_cursor(after)
             older = (col(SnapshotRow.part) == name) & (col(SnapshotRow.number) < before)
             query = query.where(or_(col(SnapshotRow.part) > name, older))
-        query = query.order_by(col(SnapshotRow.part), col(SnapshotRow.number).desc()).limit(bounded(limit) + 1)
+        query = query.order_by(col(SnapshotRow.part), col(SnapshotRow.number).desc()).limit(clamp_limit(limit) + 1)
         found = self._session.exec(query).all()
-        return page_of(found, bounded(limit), key=lambda row: f"{row.part}/{row.number}", value=_snapshot)
+        return page_of(found, clamp_limit(limit), key=lambda row: f"{row.part}/{row.number}", value=_snapshot)
 
     def transition_page(self, model: str, *, after: str | None = None, limit: int = 20) -> Page[TransitionRecord]:
         """Return the transitions of a model. Raises NotFound."""
@@ -148,7 +148,7 @@ class Listing(Models, Profiles, Plans):
     def events_since(self, ordinal: int, *, limit: int) -> tuple[tuple[int, Event], ...]:
         """Return events after an ordinal with theirs, oldest first."""
         query = select(EventRow).where(col(EventRow.ordinal) > ordinal).order_by(col(EventRow.ordinal))
-        return tuple((row.ordinal or 0, _event(row)) for row in self._session.exec(query.limit(bounded(limit))))
+        return tuple((row.ordinal or 0, _event(row)) for row in self._session.exec(query.limit(clamp_limit(limit))))
 
     def newest_event(self) -> int:
         """Return the highest ordinal of an event, 0 before the first."""
@@ -183,8 +183,8 @@ class Listing(Models, Profiles, Plans):
         """Return freezes by name."""
         query = select(FreezeRow).order_by(col(FreezeRow.name))
         query = query if after is None else query.where(col(FreezeRow.name) > after)
-        found = self._session.exec(query.limit(bounded(limit) + 1)).all()
-        return page_of(found, bounded(limit), key=lambda row: row.name, value=_freeze)
+        found = self._session.exec(query.limit(clamp_limit(limit) + 1)).all()
+        return page_of(found, clamp_limit(limit), key=lambda row: row.name, value=_freeze)
 
     def change_counts(self, since: datetime) -> Mapping[ChangeState, int]:
         """Count changes by state: all that are open, and those of the ended ones that were recorded after `since`."""
@@ -202,7 +202,9 @@ class Listing(Models, Profiles, Plans):
         """Map (model, kind, state) to the seconds from record to end of the newest such change among those recorded last."""
         row = METADATA.tables[ChangeRow.__tablename__].c
         newest = sa_select(row.model, row.kind, row.state, row.created_at, row.finished_at)
-        newest = newest.where(*self._is_of_visible_owner(row.model)).order_by(row.ordinal.desc()).limit(bounded(among))
+        newest = (
+            newest.where(*self._is_of_visible_owner(row.model)).order_by(row.ordinal.desc()).limit(clamp_limit(among))
+        )
         found = self._connection.execute(newest).all()
         return {
             (model, kind, state): (finished - created).total_seconds()
@@ -222,8 +224,8 @@ class Listing(Models, Profiles, Plans):
         """Return a page of a table in the order of recording, the last first."""
         query, ordinal = select(table).options(*options).where(*where), ordinal_of(after)
         query = query if ordinal is None else query.where(col(table.ordinal) < ordinal)
-        found = self._session.exec(query.order_by(col(table.ordinal).desc()).limit(bounded(limit) + 1)).all()
-        return page_of(found, bounded(limit), key=lambda row: row.ordinal, value=value)
+        found = self._session.exec(query.order_by(col(table.ordinal).desc()).limit(clamp_limit(limit) + 1)).all()
+        return page_of(found, clamp_limit(limit), key=lambda row: row.ordinal, value=value)
 
 
 def _unready(suspects: Collection[str]) -> ColumnElement[bool]:

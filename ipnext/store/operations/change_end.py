@@ -83,7 +83,7 @@ def refuse_change(repository: Repository, change: Change, message: str) -> bool:
 
 def end_hold(repository: Repository, model: str) -> None:
     """Release the model's hold after the end of a change. A pause stays: it belongs to the model, not to the change."""
-    held = held_by(repository, model)
+    held = block_reason(repository, model)
     if held not in {None, Reason.PAUSED}:
         release_hold(repository, model)
 
@@ -91,11 +91,11 @@ def end_hold(repository: Repository, model: str) -> None:
 def end_pause(repository: Repository, model: str) -> None:
     """End the pause of a retired model."""
     repository.delete_pause(model)
-    if held_by(repository, model) is Reason.PAUSED:
+    if block_reason(repository, model) is Reason.PAUSED:
         release_hold(repository, model)
 
 
-def held_by(repository: Repository, model: str) -> Reason | None:
+def block_reason(repository: Repository, model: str) -> Reason | None:
     """Return the reason that blocks the model's changes now. NotFound if the model was never applied."""
     held = (
         c.reason for c in repository.conditions(model) if c.type is ConditionType.PROGRESSING and c.status == "False"

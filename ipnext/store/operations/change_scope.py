@@ -12,7 +12,7 @@ class Touched(NamedTuple):
     regions: frozenset[str]
 
 
-def touched_by(unit: Repository, model: str) -> Touched:
+def find_touched(unit: Repository, model: str) -> Touched:
     """Return the owner and regions that changes of a model may touch. Raises NotFound."""
     manifest = unit.model(model).manifest
     regions = {item.region for item in manifest.spec.demand}

@@ -97,15 +97,15 @@ def lower_claims(unit: Repository, name: str) -> None:
 
     Call it with the end of a change, after the plan in force was settled.
     """
-    if unit.open_kinds(name) or _lowered(unit, name) is None:
+    if unit.open_kinds(name) or _lower_claims(unit, name) is None:
         return
     unit.lock_plan_in_force()  # a plan of the fleet reads the claims while it holds this lock
-    lowered = _lowered(unit, name)
+    lowered = _lower_claims(unit, name)
     if lowered is not None:
         unit.claim(name, lowered)
 
 
-def _lowered(unit: Repository, name: str) -> Claims | None:
+def _lower_claims(unit: Repository, name: str) -> Claims | None:
     """Return the claims of a model's newest manifest, of the wishes that it is placed by, and of what is placed and runs.
 
     The last two may be larger: a way back leaves the replicas of before beside the wishes of the rollout. None if they
@@ -118,7 +118,7 @@ def _lowered(unit: Repository, name: str) -> Claims | None:
     placed = unit.placement(name)
     wishes = claims_of_wishes(placed.wishes) if placed else NOTHING
     runs = claims_of_replicas((d.key.hardware, d.replicas, d.units) for d in unit.deployments(name))
-    wanted = larger(declared_claims(unit, record.manifest), wishes, _placed(placed), runs)
+    wanted = larger(declared_claims(unit, record.manifest), wishes, _sum_placed(placed), runs)
     lowered = {quota: min(amount, wanted[quota]) for quota, amount in counted.items() if quota in wanted}
     return None if lowered == counted else lowered
 
@@ -143,7 +143,7 @@ def _holds(unit: Repository, name: str) -> bool:
     return (placed is not None and bool(placed.replicas)) or bool(unit.deployments(name))
 
 
-def _placed(placement: Placement | None) -> Claims:
+def _sum_placed(placement: Placement | None) -> Claims:
     if placement is None:
         return NOTHING
     units = placement.wishes.units
@@ -156,7 +156,7 @@ def _check(
 ) -> None:
     record = unit.find_owner(owner)
     quotas = quotas_of(None if record is None else record.manifest, replicas=replicas, models=models)
-    check_quotas(owner, quotas, claims, unit.claim_of(name, owner), unit.claimed(owner, but=name))
+    check_quotas(owner, quotas, claims, unit.claim_of(name, owner), unit.sum_claims(owner, but=name))
 
 
 def _without_budget(claims: Claims) -> Claims:

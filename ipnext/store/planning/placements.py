@@ -114,7 +114,7 @@ class Placements(Unit):
         found = [_placement(row) for each in named for row in connection.execute(each)]
         return tuple(sorted(found, key=lambda placement: placement.model))
 
-    def placed_by(self) -> Mapping[str, str]:
+    def deciding_plans(self) -> Mapping[str, str]:
         """Map each model to the plan that decided its placement."""
         return dict(self._session.exec(select(PlacementRow.model, PlacementRow.plan_id)).all())
 
@@ -125,12 +125,12 @@ class Placements(Unit):
 
     def units_entitled(self, *, but: str) -> Units:
         """Return the units that all models but one may use: by the plan in force, or the running ones if the plan does not contain them."""
-        return _summed(self._run(_PLACED_SUMS, but=[but]), self._run(_UNPLACED_SUMS, but=but))
+        return _sum_units(self._run(_PLACED_SUMS, but=[but]), self._run(_UNPLACED_SUMS, but=but))
 
     def units_needed(self, *, but: Collection[str]) -> Units:
         """Return the most units that all models except some need: for each replica set the larger of placed and running units."""
         left_out = sorted(but)
-        return _summed(self._run(_PLACED_SUMS, but=left_out), self._run(_SUMS_BEYOND, but=left_out))
+        return _sum_units(self._run(_PLACED_SUMS, but=left_out), self._run(_SUMS_BEYOND, but=left_out))
 
     def held_slots(self, models: Collection[str]) -> tuple[tuple[HeldSlot, ...], tuple[HeldSlot, ...]]:
         """Return the replica sets of these models: by the plan in force, and by the desired state now."""
@@ -142,11 +142,11 @@ class Placements(Unit):
 
     def units_of_owner(self, owner: str, *, but: str) -> Units:
         """Return the units that an owner's models, except one, may use by the plan in force."""
-        return _summed(self._run(_OWNER_SUMS, owner=owner, but=but))
+        return _sum_units(self._run(_OWNER_SUMS, owner=owner, but=but))
 
     def units_placed(self) -> Units:
         """Return the units that the plan in force uses."""
-        return _summed(self._run(_PLACED_SUMS, but=[]))
+        return _sum_units(self._run(_PLACED_SUMS, but=[]))
 
     def owner_figures(self) -> Mapping[str, tuple[float, float]]:
         """Map each owner to $/h and unmet requests per second by the plan in force."""
@@ -177,7 +177,7 @@ class Placements(Unit):
         """Write a plan's placements. A model whose replicas and traffic are unchanged keeps the plan that decided them."""
         scope = plan.record.scope
         wanted = {name: placed for name, placed in plan.placements.items() if name not in keeping}
-        known = self._known(None if scope is None else (scope,))
+        known = self._read_placements(None if scope is None else (scope,))
         gone = sorted(known.keys() - wanted.keys() - set(keeping))
         columns = {name: plan.columns[name] for name in wanted}
         for name in columns.keys() & known.keys():
@@ -192,7 +192,7 @@ class Placements(Unit):
         if replicas:
             connection.execute(insert(PlacedReplicasRow), replicas)
 
-    def _known(self, models: Collection[str] | None) -> dict[str, dict[str, Any]]:
+    def _read_placements(self, models: Collection[str] | None) -> dict[str, dict[str, Any]]:
         query = sa_select(PLACEMENTS)
         if models is not None:
             query = query.where(PLACEMENTS.c.model.in_(tuple(models)))
@@ -223,7 +223,7 @@ class PreparedPlan:
         columns = {name: _columns(placed) for name, placed in placements.items()}
         return cls(record, placements, columns, documents)
 
-    def told(self, **update: Any) -> "PreparedPlan":
+    def with_record(self, **update: Any) -> "PreparedPlan":
         """Return the same plan with other fields of its record; the placements stay."""
         record = self.record.model_copy(update=update)
         documents = self.documents
@@ -281,15 +281,15 @@ def _columns(placed: Placement) -> dict[str, Any]:
         "owner": placed.wishes.owner,
         "priority": placed.wishes.priority,
         "wishes": document(placed.wishes),
-        "replicas": _listed(placed.replicas),
-        "traffic": _listed(placed.traffic),
-        "unmet": _listed(placed.unmet),
+        "replicas": _dump_values(placed.replicas),
+        "traffic": _dump_values(placed.traffic),
+        "unmet": _dump_values(placed.unmet),
         "unmet_qps": float(sum(item.qps for item in placed.unmet)),
         "cost_per_hour": placed.cost_per_hour,
     }
 
 
-def _listed(values: Iterable[Any]) -> str:
+def _dump_values(values: Iterable[Any]) -> str:
     return canonical_json([value.model_dump(mode="json", by_alias=True) for value in values])
 
 
@@ -316,7 +316,7 @@ def _placement(row: Any) -> Placement:
     )
 
 
-def _summed(*found: Iterable[Any]) -> Units:
+def _sum_units(*found: Iterable[Any]) -> Units:
     total: Units = {}
     for region, hardware, units in (row for each in found for row in each):
         total[region, hardware] = round(total.get((region, hardware), 0.0) + units, DIGITS)

@@ -53,14 +53,14 @@ class Plans(Placements):
         Returns the stored entry.
         """
         self._writing_any()
-        return self._kept(plan.record.id, self._columns_of(plan))
+        return self._upsert_plan(plan.record.id, self._columns_of(plan))
 
     def save_failure(self, entry: PlanEntry) -> PlanEntry:
         """Store the entry of a replan that found no plan; a plan of the same id stays."""
         self._writing_any()
         if self._line(entry.id) is not None:
             return self.plan_entry(entry.id)
-        return self._kept(entry.id, _failure_columns(entry))
+        return self._upsert_plan(entry.id, _failure_columns(entry))
 
     def plan(self, plan_id: str) -> PlanRecord:
         """Return one plan with its documents. NotFound, also if only its entry is kept."""
@@ -103,7 +103,7 @@ class Plans(Placements):
         found = self._session.exec(select(PlanRow.diff).where(PlanRow.id == plan_id)).first()
         if found is None:
             self.plan_entry(plan_id)
-            raise _let_go(plan_id)
+            raise _plan_gone(plan_id)
         return decode(PlanDiff, found)
 
     def plans(self, *, limit: int = 20, fleet_only: bool = False) -> tuple[PlanEntry, ...]:
@@ -162,8 +162,8 @@ class Plans(Placements):
             msg = f"plan {current!r} is in force, the write expects {expected!r}; plan again from the one in force"
             raise StaleWrite(msg)
         self._place(plan, keeping=keeping)
-        adopted = plan.told(outcome="adopted", based_on=expected)
-        self._kept(record.id, {**self._columns_of(adopted), **self._figures()})
+        adopted = plan.with_record(outcome="adopted", based_on=expected)
+        self._upsert_plan(record.id, {**self._columns_of(adopted), **self._figures()})
         pointer = self._get(PlanInForceRow, IN_FORCE)
         if pointer is None:
             pointer = PlanInForceRow(id=IN_FORCE, plan_id=record.id, adopted_at=self._now())
@@ -194,7 +194,7 @@ class Plans(Placements):
         self._forget_read()
         return int(gone.rowcount + emptied.rowcount)
 
-    def _kept(self, plan_id: str, columns: dict[str, Any]) -> PlanEntry:
+    def _upsert_plan(self, plan_id: str, columns: dict[str, Any]) -> PlanEntry:
         """Insert a plan, or replace one that was not adopted."""
         row = self._find_plan(plan_id)
         if row is None:
@@ -242,14 +242,14 @@ def _unknown(plan_id: str) -> NotFound:
     return NotFound(msg)
 
 
-def _let_go(plan_id: str) -> NotFound:
+def _plan_gone(plan_id: str) -> NotFound:
     msg = f"of plan {plan_id!r} only its line is kept (no plan was found, or it is too old)"
     return NotFound(msg)
 
 
 def _documents(row: PlanRow) -> PlanDocuments:
     if row.problem is None or row.plan is None or row.diff is None:
-        raise _let_go(row.id)
+        raise _plan_gone(row.id)
     return PlanDocuments(problem=row.problem, plan=row.plan, diff=row.diff)
 
 

@@ -107,7 +107,7 @@ class Replans(Moves):
         query = query.where(ReplanRow.not_before <= self._now()).order_by(col(ReplanRow.ordinal))
         return tuple(_replan(row) for row in self._session.exec(query))
 
-    def taken_replans(self) -> tuple[Replan, ...]:
+    def claimed_replans(self) -> tuple[Replan, ...]:
         """Return the replans that the workflow has started and not finished, oldest first, without those blocked by a pause.
 
         If there are any, the workflow has to run.
@@ -134,7 +134,7 @@ class Replans(Moves):
                 row.state = ReplanState.QUEUED.value
                 self._add(row)
 
-    def take_replans(self, plan_id: str, *, run_id: str) -> tuple[Replan, ...]:
+    def claim_replans(self, plan_id: str, *, run_id: str) -> tuple[Replan, ...]:
         """Claim the replans that one plan answers: the oldest open one and all open ones of the same options.
 
         Empty if nothing is open. While moves are paused only drains and dry runs are claimed: another plan would count
@@ -182,7 +182,7 @@ class Replans(Moves):
             row.models = canonical_json(list(models[:MOST_ROWS]))
             self._add(row)
 
-    def asked_by(self, plan_id: str) -> frozenset[str]:
+    def find_triggers(self, plan_id: str) -> frozenset[str]:
         """Return the triggers of the replans that a plan answers."""
         return frozenset(self._session.exec(select(ReplanRow.trigger).where(ReplanRow.plan_id == plan_id)))
 

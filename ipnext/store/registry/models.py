@@ -16,7 +16,7 @@ from ipnext.model.throughput import TOKENS
 from ipnext.model.wire import decode_frozen, decode_plain
 from ipnext.store.records import FleetRecord, FormerBasis, JudgedSpec, ModelRecord, Placement
 from ipnext.store.tables import METADATA, FleetRow, ModelRow
-from ipnext.store.unit_of_work import MODELS, NAMED_IN_ERRORS, Unit, batches, bytes_of, document, known, plain
+from ipnext.store.unit_of_work import MODELS, NAMED_IN_ERRORS, Unit, batches, bytes_of, document, format_known, plain
 
 THE_FLEET = 1
 
@@ -130,7 +130,7 @@ class Models(Unit):
 
     def find_model(self, name: str) -> ModelRecord | None:
         """Return one model, retired or not; None if there is none of that name."""
-        return self._once(("found model", name), lambda: _found(self._run(_ONE, name=name).first()))
+        return self._once(("found model", name), lambda: _decode_row(self._run(_ONE, name=name).first()))
 
     def owner_of(self, name: str) -> str | None:
         """Return the owner of a model, retired or not; None if the model is unknown."""
@@ -306,7 +306,7 @@ class Models(Unit):
     def _no_model(self, name: str) -> NotFound:
         names = self._session.exec(select(ModelRow.name).order_by(col(ModelRow.name)).limit(NAMED_IN_ERRORS)).all()
         count = self._session.exec(select(func.count()).select_from(ModelRow)).one()
-        msg = f"model {name!r} is not known; {known(list(names), count)}"
+        msg = f"model {name!r} is not known; {format_known(list(names), count)}"
         return NotFound(msg)
 
 
@@ -320,13 +320,13 @@ def _check_version(subject: str, current: int, expected: int | None) -> None:
 
 def _keeping(judged: str | None, former: ModelSpec) -> str | None:
     """Return a row's judged revision with its spec, when the manifest that had this spec is replaced."""
-    known = _judged(judged)
+    known = _decode_judged(judged)
     if known is None or known.spec is not None:
         return judged
     return document(known.model_copy(update={"spec": former}))
 
 
-def _judged(text: str | None) -> JudgedSpec | None:
+def _decode_judged(text: str | None) -> JudgedSpec | None:
     return None if text is None else decode_frozen(JudgedSpec, text)
 
 
@@ -334,7 +334,7 @@ def _fleet(row: Any) -> FleetRecord:
     return FleetRecord(spec=decode_frozen(FleetSpec, row.spec), version=row.version, updated_at=row.updated_at)
 
 
-def _found(row: Any) -> ModelRecord | None:
+def _decode_row(row: Any) -> ModelRecord | None:
     return None if row is None else _model(row)
 
 
@@ -347,8 +347,8 @@ def _model(row: Any) -> ModelRecord:
         serving_generation=row.serving_generation,
         target_generation=row.target_generation,
         refused_generation=row.refused_generation,
-        validated=_judged(row.validated),
-        accepted=_judged(row.accepted),
+        validated=_decode_judged(row.validated),
+        accepted=_decode_judged(row.accepted),
         former=None if row.former is None else decode_frozen(FormerBasis, row.former),
         retired=row.retired,
         created_at=row.created_at,

@@ -7,7 +7,7 @@ from sqlmodel import col, func, select, tuple_
 
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.profiled import Profiles as Measured
-from ipnext.model.manifest.profiled import measured, wants_profiles
+from ipnext.model.manifest.profiled import apply_profiles, wants_profiles
 from ipnext.model.registry.profile import Profile, StoredProfile, architecture_of
 from ipnext.model.wire import decode
 from ipnext.store.registry.snapshots import Snapshots
@@ -77,7 +77,7 @@ class Profiles(Snapshots):
         """Return the manifest with the throughput that was measured, for the snapshots of a generation."""
         if not wants_profiles(manifest):
             return manifest
-        return measured(manifest, self.profiles_of(manifest.name, generation))
+        return apply_profiles(manifest, self.profiles_of(manifest.name, generation))
 
     def _newest_profiles(self, wanted: Collection[tuple[str, str, str]]) -> Iterator[ProfileRow]:
         """Yield the newest profile for each (model, part, architecture) and each kind of hardware."""

@@ -21,7 +21,7 @@ from ipnext.model.registry.registry import (
 )
 from ipnext.model.wire import decode, decode_frozen
 from ipnext.store.tables import METADATA, GenerationRow, ReportRow, SnapshotRow
-from ipnext.store.unit_of_work import MODELS, Unit, batches, bytes_of, document, known, plain
+from ipnext.store.unit_of_work import MODELS, Unit, batches, bytes_of, document, format_known, plain
 
 GENERATIONS = METADATA.tables[GenerationRow.__tablename__]
 SNAPSHOTS = METADATA.tables[SnapshotRow.__tablename__]
@@ -46,7 +46,7 @@ _SERVED = _NUMBERS.where(
 )
 
 
-def _cut(number: ColumnElement[int]) -> ScalarSelect[int]:
+def _select_cut(number: ColumnElement[int]) -> ScalarSelect[int]:
     """Return the number if the generation is cut. A scalar subquery is looked up for each model, whatever the statistics."""
     mine = (GENERATIONS.c.model == MODELS.c.name, GENERATIONS.c.number == number, GENERATIONS.c.layout.is_not(None))
     return sa_select(GENERATIONS.c.number).where(*mine).correlate(MODELS).scalar_subquery()
@@ -54,8 +54,8 @@ def _cut(number: ColumnElement[int]) -> ScalarSelect[int]:
 
 _CUT = sa_select(
     MODELS.c.name,
-    _cut(MODELS.c.serving_generation).label("serving"),
-    _cut(MODELS.c.target_generation).label("target"),
+    _select_cut(MODELS.c.serving_generation).label("serving"),
+    _select_cut(MODELS.c.target_generation).label("target"),
 ).order_by(MODELS.c.name)
 _SNAPSHOT = sa_select(SNAPSHOTS).where(
     SNAPSHOTS.c.model == bindparam("model"),
@@ -100,7 +100,7 @@ class Snapshots(Unit):
         if row is None:
             self._check_known(model)
             newest = self._newest_snapshots(model)
-            there = known([f"{name} 1..{snapshot.number}" for name, snapshot in sorted(newest.items())])
+            there = format_known([f"{name} 1..{snapshot.number}" for name, snapshot in sorted(newest.items())])
             msg = f"model {model!r} has no snapshot {number} of part {part!r}; {there}"
             raise NotFound(msg)
         return _snapshot(row)
@@ -195,7 +195,7 @@ class Snapshots(Unit):
                 found[row.name] = tuple(self.generation(row.name, number) for number in sorted(cut))
         return found
 
-    def cut_before(self, model: str, *, limit: int) -> tuple[Generation, ...]:
+    def newest_cut(self, model: str, *, limit: int) -> tuple[Generation, ...]:
         """Return the newest generations of a model that are cut, the newest first, at most `limit`."""
         query = select(GenerationRow).where(GenerationRow.model == model, col(GenerationRow.layout).is_not(None))
         found = self._session.exec(query.order_by(col(GenerationRow.number).desc()).limit(limit))

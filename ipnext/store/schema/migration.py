@@ -94,7 +94,7 @@ def _run(connection: Connection) -> None:
         if not found.compatible:
             raise _beyond(found)
         return
-    if found is not None and not found.behind and _stated(connection, found.version) is not None:
+    if found is not None and not found.behind and _read_min_reader(connection, found.version) is not None:
         return
     from ipnext.store.schema import alembic_scripts  # noqa: PLC0415 - most starts find the schema up to date
 
@@ -118,10 +118,12 @@ def _range_of(connection: Connection) -> SchemaRange | None:
     version = connection.scalar(text("SELECT version_num FROM alembic_version"))
     if version is None:
         return None
-    return SchemaRange(version=version, min_reader=_stated(connection, version) or version, own=newest_revision())
+    return SchemaRange(
+        version=version, min_reader=_read_min_reader(connection, version) or version, own=newest_revision()
+    )
 
 
-def _stated(connection: Connection, version: str) -> str | None:
+def _read_min_reader(connection: Connection, version: str) -> str | None:
     if not inspect(connection).has_table(_COMPAT.name):
         return None
     return connection.scalar(select(_COMPAT.c.min_reader).where(_COMPAT.c.version == version))

@@ -99,8 +99,8 @@ def _allowed(spec: PartSpec, allowances: EngineAllowances) -> VllmSettings:
 
 
 def _vllm_part(manifest: ModelManifest, part: str) -> PartSpec:
-    known = tuple(spec.name for spec in manifest.spec.hosted if spec.engine == "vllm")
-    for spec in manifest.spec.hosted:
+    known = tuple(spec.name for spec in manifest.spec.hosted_parts if spec.engine == "vllm")
+    for spec in manifest.spec.hosted_parts:
         if spec.name == part and part in known:
             return spec
     msg = f"part: {part!r} is no part of engine vllm of {manifest.name}; allowed: {', '.join(known) or 'none'}"

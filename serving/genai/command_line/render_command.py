@@ -40,7 +40,7 @@ def render_command(
 
 
 def _only_part(manifest: ModelManifest) -> str:
-    known = [spec.name for spec in manifest.spec.hosted if spec.engine == "vllm"]
+    known = [spec.name for spec in manifest.spec.hosted_parts if spec.engine == "vllm"]
     if len(known) != 1:
         what = "several run on vLLM" if known else f"none of {manifest.name} runs on vLLM"
         msg = f"--part: {what}; allowed: {', '.join(known) or 'none'}"

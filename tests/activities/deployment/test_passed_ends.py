@@ -14,7 +14,7 @@ from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleRe
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.planning.transition import Transition, TransitionState
 from ipnext.model.registry.registry import GenerationState
-from ipnext.store.operations.change_end import held_by
+from ipnext.store.operations.change_end import block_reason
 from ipnext.store.records import TransitionRecord
 
 M = "m"
@@ -128,7 +128,7 @@ def test_the_end_of_a_repair_leaves_the_approval_that_a_publish_waits_for(house,
     end(ChangeKind.REPAIR, ChangeState.REFUSED)
 
     with house.store.read() as unit:
-        assert held_by(unit, M) is Reason.AWAITING_APPROVAL
+        assert block_reason(unit, M) is Reason.AWAITING_APPROVAL
 
 
 def test_the_end_of_the_change_that_moved_the_model_ends_its_hold(house, move, end):
@@ -139,4 +139,4 @@ def test_the_end_of_the_change_that_moved_the_model_ends_its_hold(house, move, e
     end(ChangeKind.PUBLISH, ChangeState.ROLLED_BACK)
 
     with house.store.read() as unit:
-        assert held_by(unit, M) is None
+        assert block_reason(unit, M) is None

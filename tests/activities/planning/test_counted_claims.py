@@ -69,7 +69,7 @@ def dealt(house, number):
     nodes = [{"name": name, "part": name, "inputs": {"features": "request.features"}} for name in names]
     graph = PartGraph.model_validate({"nodes": nodes, "outputs": {"score": "dense.score"}})
     with house.store.begin("ranker") as unit:
-        cut = unit.model("ranker").manifest.spec.split.cut
+        cut = unit.model("ranker").manifest.spec.split.cut_digest
         layout = Layout(source="whole", cut=cut, form=1, equal_at=(), parts=parts, graph=graph)
         unit.set_layout("ranker", 1, layout)
 

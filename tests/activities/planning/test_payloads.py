@@ -32,7 +32,7 @@ def listed(kit, migrated, tmp_path_factory):
     now = datetime.now(UTC)
     with house.store.begin() as repository:
         repository.add_replan("r", "manual")
-        repository.take_replans("plan", run_id="run")
+        repository.claim_replans("plan", run_id="run")
         repository.list_moves("plan", NAMES)
         repository.update_replans("plan", state=ReplanState.MOVING)
         repository.connection().exec_driver_sql(

@@ -146,7 +146,7 @@ def test_all_limits_that_are_not_kept_are_told():
     [({}, 0), ({"max_drift": 1.0}, 100), ({"max_latency_ms": LatencyLimits(p99=5)}, 100), ({"min_requests": 7}, 7)],
 )
 def test_latency_and_drift_need_a_hundred_answers_unless_the_manifest_says(limits, needed):
-    assert GateSpec(**limits).needed == needed
+    assert GateSpec(**limits).needed_answers == needed
 
 
 def test_a_gate_waits_for_enough_answers_and_then_does_as_it_is_told():
@@ -190,7 +190,7 @@ def test_the_same_look_gives_the_same_verdict():
 def test_a_rollback_is_asked_for_errors_alone():
     gate = GateSpec(max_drift=0.1, max_error_rate=0.2, max_latency_ms=LatencyLimits(p99=1), min_requests=1000)
     asked = errors_only(0.01, gate)
-    assert (asked.gate.needed, asked.error_rate, asked.former) == (0, 0.2, None)
+    assert (asked.gate.needed_answers, asked.error_rate, asked.former) == (0, 0.2, None)
     assert judge(asked, [Pair(counted(bucket=70), counted())]).ok
 
 
@@ -225,5 +225,5 @@ def test_streams_are_judged_by_their_first_piece_and_by_the_time_between_two():
 
 
 def test_limits_on_streams_need_a_hundred_answers():
-    assert GateSpec(max_first_token_ms=LatencyLimits(p99=5)).needed == 100
-    assert GateSpec(max_token_ms=LatencyLimits(p50=5)).needed == 100
+    assert GateSpec(max_first_token_ms=LatencyLimits(p99=5)).needed_answers == 100
+    assert GateSpec(max_token_ms=LatencyLimits(p50=5)).needed_answers == 100

@@ -65,7 +65,7 @@ def manifest():
 
 
 def state(generation):
-    replicas = (GenerationReplicas.trusted(MODEL, PART, generation, "us-east", "cpu", 1),)
+    replicas = (GenerationReplicas.from_trusted(MODEL, PART, generation, "us-east", "cpu", 1),)
     traffic = GenerationShare.model_validate(
         {"model": MODEL, "from": "us-east", "to": "us-east", "generation": generation, "fraction": 1.0}
     )

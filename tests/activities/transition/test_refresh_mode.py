@@ -59,7 +59,7 @@ def test_a_part_whose_engine_serves_by_itself_is_replaced_unless_the_owner_says_
     repository = SimpleNamespace(
         deployments=lambda _: (), generations_at_work=lambda _, numbers: tuple(map(generation, sorted(numbers)))
     )
-    rows = (GenerationReplicas.trusted("chat", "llm", number, "eu", "cpu", 1) for number in (1, 2))
+    rows = (GenerationReplicas.from_trusted("chat", "llm", number, "eu", "cpu", 1) for number in (1, 2))
     ends = tuple(FleetState(replicas=(row,), traffic=()) for row in rows)
 
     assert refresh_of(repository, parse_manifest(document), ends) == "replace"

@@ -140,7 +140,7 @@ def test_an_entity_that_begins_finds_the_move_that_goes_on_in_a_pause(house, ask
         plan_id = repository.placement(M).plan_id
         replan = repository.add_replan("away", "drain" if lost else "manual")
         repository.queue_replans([replan.id])
-        repository.take_replans(plan_id, run_id="run")
+        repository.claim_replans(plan_id, run_id="run")
         if lost:
             repository.add_drain("eu-west", disaster=True)
     for name in ("begun", "waits"):

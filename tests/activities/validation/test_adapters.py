@@ -202,7 +202,9 @@ def with_part(manifest, part):
 def refreshed(house, origin, to):
     with house.store.read() as repository:
         ends = tuple(
-            FleetState(replicas=(GenerationReplicas.trusted("chat", "llm", number, "us-east", "cpu", 2),), traffic=())
+            FleetState(
+                replicas=(GenerationReplicas.from_trusted("chat", "llm", number, "us-east", "cpu", 2),), traffic=()
+            )
             for number in (origin, to)
         )
         return refresh_of(repository, repository.model("chat").manifest, ends)

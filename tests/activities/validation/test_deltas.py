@@ -157,7 +157,7 @@ def test_a_published_delta_is_validated_against_the_snapshots_of_the_store(judge
     activities = ValidationActivities(house.store, house.artifacts)
     stage = StageInput(model="ranker", generation=2, change_id="delta", kind=ChangeKind.PUBLISH)
     report = ActivityEnvironment().run(activities.validate_generation, stage)
-    assert report.refused is None
+    assert report.refusal is None
     assert [check.message for check in report.checks if check.check == "deltas"] == [
         "2 rows of 1 tensors against snapshot 1"
     ]

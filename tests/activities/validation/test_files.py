@@ -6,7 +6,7 @@ import pytest
 
 from activities.validation.files import check_digests, check_formats, check_paths
 from ipnext.artifacts.native_code import read_native_signers
-from ipnext.artifacts.signing import signed, write_key_pair
+from ipnext.artifacts.signing import sign_digest, write_key_pair
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.registry import ArtifactFile
 
@@ -34,7 +34,7 @@ class Signing:
     def __call__(self, candidate, name):
         self.public(name)
         for snapshot in candidate.snapshots.values():
-            candidate.artifacts.put_signature(snapshot.digest, signed(snapshot.digest, self._root / f"{name}.pem"))
+            candidate.artifacts.put_signature(snapshot.digest, sign_digest(snapshot.digest, self._root / f"{name}.pem"))
 
     def public(self, name):
         if not (self._root / f"{name}.pem").exists():

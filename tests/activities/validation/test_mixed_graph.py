@@ -200,7 +200,9 @@ def refreshed(former, new):
         deployments=lambda _: (), generations_at_work=lambda *_: generations, snapshots_named=lambda _: snapshots
     )
     ends = [
-        FleetState(replicas=(GenerationReplicas.trusted("answers", "llm", number, "us-east", "cpu", 1),), traffic=())
+        FleetState(
+            replicas=(GenerationReplicas.from_trusted("answers", "llm", number, "us-east", "cpu", 1),), traffic=()
+        )
         for number in (1, 2)
     ]
     return refresh_of(repository, parse_manifest(manifest()), tuple(ends))

@@ -26,7 +26,7 @@ def validate(house):
 
     def run():
         stage = StageInput(model="ranker", change_id="ranker-apply", kind=ChangeKind.APPLY, generation=1)
-        return ActivityEnvironment().run(activities.validate_generation, stage).refused is None
+        return ActivityEnvironment().run(activities.validate_generation, stage).refusal is None
 
     return run
 

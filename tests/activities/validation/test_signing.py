@@ -7,7 +7,7 @@ from activities.state.wave_state import ModelState
 from activities.validation.activities import BUILT_IN, run_validators
 from activities.validation.signing import check_signatures
 from activities.validation.validator import Candidate
-from ipnext.artifacts.signing import signed, write_key_pair
+from ipnext.artifacts.signing import sign_digest, write_key_pair
 from ipnext.model.lifecycle.status import Reason
 
 
@@ -20,7 +20,7 @@ def keys(tmp_path):
 def sign(candidate: Candidate, key, *parts):
     for part in parts:
         digest = candidate.snapshots[part].digest
-        candidate.artifacts.put_signature(digest, signed(digest, key))
+        candidate.artifacts.put_signature(digest, sign_digest(digest, key))
 
 
 def test_a_generation_passes_where_every_part_is_signed(candidate, keys):

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ipnext.artifacts import layout
-from ipnext.artifacts.signing import check_signature, signature_in, signed, write_key_pair
+from ipnext.artifacts.signing import check_signature, sign_digest, signature_in, write_key_pair
 from ipnext.artifacts.stores.locations import open_store
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import ArtifactMissing, InvalidInput, SignatureInvalid
@@ -50,14 +50,14 @@ def test_the_private_key_is_its_owner_s_alone_and_never_overwritten(key, tmp_pat
 def test_what_an_allowed_key_signed_passes(key):
     private, public = key()
     policy = SignerPolicy(public_keys=(key("other")[1], public))
-    assert check_signature(policy, DIGEST, signed(DIGEST, private).content, "s").startswith("signed by ")
+    assert check_signature(policy, DIGEST, sign_digest(DIGEST, private).content, "s").startswith("signed by ")
 
 
 def test_a_second_signature_joins_the_first(key):
     (one, _), (two, public) = key("one"), key("two")
-    both = signed(DIGEST, one).joined(signed(DIGEST, two))
+    both = sign_digest(DIGEST, one).merge(sign_digest(DIGEST, two))
     assert len(both.signatures) == 2
-    assert both.joined(signed(DIGEST, two)) == both
+    assert both.merge(sign_digest(DIGEST, two)) == both
     check_signature(SignerPolicy(public_keys=(public,)), DIGEST, both.content, "s")
 
 
@@ -76,7 +76,7 @@ def test_a_second_signature_joins_the_first(key):
 )
 def test_a_signature_that_is_wrong_spoils_no_right_one(key, junk):
     private, public = key()
-    content = json.loads(signed(DIGEST, private).content)
+    content = json.loads(sign_digest(DIGEST, private).content)
     (right,) = content["signatures"]
     if isinstance(junk, dict) and junk.get("keyid") == "KEY":
         junk = junk | {"keyid": right["keyid"]}
@@ -86,29 +86,31 @@ def test_a_signature_that_is_wrong_spoils_no_right_one(key, junk):
 
 
 def test_no_signature_takes_the_place_of_another(key):
-    right = signed(DIGEST, key()[0])
+    right = sign_digest(DIGEST, key()[0])
     junk = [right.signatures[0].model_copy(update={"sig": "AAAA"})]
     junk += [junk[0].model_copy(update={"keyid": f"k{n}"}) for n in range(40)]
-    joined = right.model_copy(update={"signatures": tuple(junk)}).joined(right)
+    joined = right.model_copy(update={"signatures": tuple(junk)}).merge(right)
     assert {*joined.signatures} == {*junk, *right.signatures}
 
 
 def test_another_key_is_refused_and_both_are_named(key):
     private, _ = key("mine")
     with pytest.raises(SignatureInvalid, match="no valid signature by an allowed key"):
-        check_signature(SignerPolicy(public_keys=(key("theirs")[1],)), DIGEST, signed(DIGEST, private).content, "s")
+        check_signature(
+            SignerPolicy(public_keys=(key("theirs")[1],)), DIGEST, sign_digest(DIGEST, private).content, "s"
+        )
 
 
 def test_the_signature_of_another_snapshot_is_refused(key):
     private, public = key()
     with pytest.raises(SignatureInvalid, match=r"is of snapshot aaaa.* this one is bbbb"):
-        check_signature(SignerPolicy(public_keys=(public,)), OTHER, signed(DIGEST, private).content, "s")
+        check_signature(SignerPolicy(public_keys=(public,)), OTHER, sign_digest(DIGEST, private).content, "s")
 
 
 def test_a_statement_that_was_changed_under_a_good_signature_is_refused(key):
     private, public = key()
-    forged = json.loads(signed(DIGEST, private).content)
-    forged["payload"] = json.loads(signed(OTHER, private).content)["payload"]
+    forged = json.loads(sign_digest(DIGEST, private).content)
+    forged["payload"] = json.loads(sign_digest(OTHER, private).content)["payload"]
     with pytest.raises(SignatureInvalid, match="no valid signature"):
         check_signature(SignerPolicy(public_keys=(public,)), OTHER, json.dumps(forged).encode(), "s")
 
@@ -144,19 +146,19 @@ def test_a_key_that_is_none_is_refused(key, tmp_path):
     private, _ = key()
     broken = "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"
     with pytest.raises(SignatureInvalid, match=r"publicKeys\.0"):
-        check_signature(SignerPolicy(public_keys=(broken,)), DIGEST, signed(DIGEST, private).content, "s")
+        check_signature(SignerPolicy(public_keys=(broken,)), DIGEST, sign_digest(DIGEST, private).content, "s")
     with pytest.raises(ValueError, match=r"publicKeys\.0: begins with '-----BEGIN PRIVATE"):
         SignerPolicy(public_keys=(private.read_text(),))
     (tmp_path / "text.pem").write_text("nothing")
     with pytest.raises(InvalidInput, match="--key"):
-        signed(DIGEST, tmp_path / "text.pem")
+        sign_digest(DIGEST, tmp_path / "text.pem")
 
 
 def test_a_signature_travels_with_its_snapshot_and_leaves_the_digest_as_it_is(store, signed_directory, tmp_path):
     directory, _, private, public = signed_directory
     bare = ingest_directory(store, directory)
     assert store.signature(bare.uri) is None
-    (directory / SIGNATURE_FILE).write_bytes(signed(bare.manifest.digest, private).content)
+    (directory / SIGNATURE_FILE).write_bytes(sign_digest(bare.manifest.digest, private).content)
     source = ingest_directory(store, directory)
     assert source == bare
     laid_out = store.fetch(source.uri, tmp_path / "cache")
@@ -169,7 +171,7 @@ def test_a_snapshot_in_the_cache_gets_the_signature_that_came_later(store, signe
     directory, _, private, _ = signed_directory
     source = ingest_directory(store, directory)
     assert signature_in(store.fetch(source.uri, tmp_path / "cache")) is None
-    store.put_signature(source.manifest.digest, signed(source.manifest.digest, private))
+    store.put_signature(source.manifest.digest, sign_digest(source.manifest.digest, private))
     assert signature_in(store.fetch(source.uri, tmp_path / "cache")) is not None
 
 
@@ -177,8 +179,8 @@ def test_a_later_signature_takes_none_away(store, signed_directory, key):
     directory, _, private, public = signed_directory
     source = ingest_directory(store, directory)
     digest = source.manifest.digest
-    store.put_signature(digest, signed(digest, private))
-    store.put_signature(digest, signed(digest, key("second")[0]))
+    store.put_signature(digest, sign_digest(digest, private))
+    store.put_signature(digest, sign_digest(digest, key("second")[0]))
     check_signature(SignerPolicy(public_keys=(public,)), digest, store.signature(source.uri), "s")
 
 
@@ -191,11 +193,11 @@ def test_signatures_that_are_added_at_once_are_all_kept(store, held, signed_dire
     def overtaken(*given):
         monkeypatch.setattr(layout, "signature_changes", real)
         found = real(*given)
-        open_store(store.uri, endpoint_url=held.endpoint_url).put_signature(digest, signed(digest, other))
+        open_store(store.uri, endpoint_url=held.endpoint_url).put_signature(digest, sign_digest(digest, other))
         return found
 
     monkeypatch.setattr(layout, "signature_changes", overtaken)
-    store.put_signature(digest, signed(digest, private))
+    store.put_signature(digest, sign_digest(digest, private))
     assert layout.signature_changes is real
     for one in (public, other_public):
         check_signature(SignerPolicy(public_keys=(one,)), digest, store.signature(source.uri), "s")
@@ -206,7 +208,7 @@ def test_many_writers_at_once_lose_no_signature(store, signed_directory, key):
     source = ingest_directory(store, directory)
     digest, keys = source.manifest.digest, [key(f"writer-{number}") for number in range(8)]
     with ThreadPoolExecutor(len(keys)) as pool:
-        for done in [pool.submit(store.put_signature, digest, signed(digest, private)) for private, _ in keys]:
+        for done in [pool.submit(store.put_signature, digest, sign_digest(digest, private)) for private, _ in keys]:
             done.result()
     for _, public in keys:
         check_signature(SignerPolicy(public_keys=(public,)), digest, store.signature(source.uri), "s")
@@ -216,7 +218,7 @@ def test_the_same_signature_again_is_one(store, signed_directory):
     directory, _, private, _ = signed_directory
     source = ingest_directory(store, directory)
     for _ in range(2):
-        store.put_signature(source.manifest.digest, signed(source.manifest.digest, private))
+        store.put_signature(source.manifest.digest, sign_digest(source.manifest.digest, private))
     assert len(json.loads(store.signature(source.uri))["signatures"]) == 1
 
 
@@ -227,14 +229,14 @@ def test_junk_among_signatures_gives_way(store, held, signed_directory, junk):
     digest = source.manifest.digest
     held.put(layout.signature_key(digest, hashlib.sha256(junk).hexdigest()), junk)
     assert store.signature(source.uri) is None
-    store.put_signature(digest, signed(digest, private))
+    store.put_signature(digest, sign_digest(digest, private))
     check_signature(SignerPolicy(public_keys=(public,)), digest, store.signature(source.uri), "s")
     assert len([name for name in held.stored_keys() if name.startswith(layout.signatures_prefix(digest))]) == 1
 
 
 def test_a_directory_with_the_signature_of_another_snapshot_is_not_taken(store, signed_directory):
     directory, _, private, _ = signed_directory
-    (directory / SIGNATURE_FILE).write_bytes(signed(OTHER, private).content)
+    (directory / SIGNATURE_FILE).write_bytes(sign_digest(OTHER, private).content)
     with pytest.raises(SignatureInvalid, match="belongs to another snapshot"):
         ingest_directory(store, directory)
 
@@ -242,11 +244,11 @@ def test_a_directory_with_the_signature_of_another_snapshot_is_not_taken(store, 
 def test_a_signature_without_its_snapshot_is_refused(store, key):
     private, _ = key()
     with pytest.raises(ArtifactMissing):
-        store.put_signature(DIGEST, signed(DIGEST, private))
+        store.put_signature(DIGEST, sign_digest(DIGEST, private))
 
 
 def test_the_payload_is_an_in_toto_statement(key):
-    envelope = signed(DIGEST, key()[0])
+    envelope = sign_digest(DIGEST, key()[0])
     told = json.loads(base64.b64decode(envelope.payload))
     assert told["_type"] == "https://in-toto.io/Statement/v1"
     assert told["subject"] == [{"name": "snapshot.json", "digest": {"sha256": DIGEST}}]

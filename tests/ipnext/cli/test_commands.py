@@ -464,7 +464,7 @@ def test_a_replan_is_paused_and_described(serving, live):
     )
     with live.rooms.store.begin() as unit:
         unit.add_replan("r9", "manual")
-        unit.take_replans("p9", run_id="run")
+        unit.claim_replans("p9", run_id="run")
         unit.note_progress("p9", progress)
     assert "2/4, 1 failed" in serving("get", "replans").stdout
     described = serving("describe", "replan", "r9").stdout

@@ -181,7 +181,7 @@ def test_a_replan_is_followed_to_its_result(applied, live):
     live.rooms.adopt_plan()
     live.rooms.finish_replan(replan.id, moves=4)
     result = applied.wait_replan(replan.id, PATIENCE_SECONDS)
-    assert (result.adopted, result.plan_id) == (True, "plan-1")
+    assert (result.is_adopted, result.plan_id) == (True, "plan-1")
     assert applied.plan_diff("plan-1").moves == result.moves == 4
     assert applied.plans(fleet_only=True)[0].in_force
     assert applied.plan("plan-1").plan.cost_per_hour == 4

@@ -15,7 +15,7 @@ from ipnext.components.settings import ComponentSettings
 from ipnext.dev import children
 from ipnext.dev.certificates import DevCertificates
 from ipnext.dev.children import STEADY_SECONDS, Child, Family
-from ipnext.dev.platform import BEYOND_DRAINS_SECONDS, Places, Platform, ending_seconds, locked, run
+from ipnext.dev.platform import BEYOND_DRAINS_SECONDS, Places, Platform, ending_seconds, lock_state, run
 from ipnext.dev.ports import PortInUse, choose
 from ipnext.dev.stores import EMBEDDED_FLEET, Stores, prepare, read_fleet
 from ipnext.errors import Conflict, InvalidInput, Unavailable
@@ -91,10 +91,10 @@ def test_a_process_that_is_killed_is_started_again(tmp_path: Path) -> None:
         assert running.process is not None
         first = running.process.pid
         os.kill(first, signal.SIGKILL)
-        until(lambda: family.tend() or (running.process.pid != first and running.ended() is None))
+        until(lambda: family.tend() or (running.process.pid != first and running.poll() is None))
     finally:
         family.stop()
-    assert running.ended() is not None
+    assert running.poll() is not None
 
 
 @pytest.mark.usefixtures("subprocesses")
@@ -102,7 +102,7 @@ def test_a_process_that_ends_is_started_again_at_once_and_later_where_it_keeps_e
     dying = child(tmp_path, "raise SystemExit(1)")
     dying.start()
     for ran, wait in ((1.0, 0.0), (1.0, 0.2), (1.0, 0.4), (STEADY_SECONDS + 1, 0.0), (1.0, 0.2)):
-        until(lambda: dying.ended() is not None)
+        until(lambda: dying.poll() is not None)
         ended, now = dying.process, dying.started_at + ran
         dying.restart_when_due(now)
         assert (dying.process is not ended) == (wait == 0.0)
@@ -132,7 +132,7 @@ def test_processes_of_one_command_end_side_by_side(tmp_path: Path) -> None:
     family.start(*pair)
     until(lambda: pair[0].last_lines(9).count("up") == 2)
     family.stop()
-    assert [process.ended() for process in pair] == [0, 0]
+    assert [process.poll() for process in pair] == [0, 0]
 
 
 @pytest.mark.usefixtures("subprocesses")
@@ -153,10 +153,10 @@ def test_processes_that_finish_what_they_have_are_asked_once_and_together_and_en
     stopping = threading.Thread(target=family.stop)
     stopping.start()
     until(lambda: pair[0].last_lines(9).count("asked") == 2)
-    assert [process.ended() for process in pair] == [None, None]
+    assert [process.poll() for process in pair] == [None, None]
     family.hurry()
     stopping.join(PATIENCE_SECONDS)
-    assert [process.ended() for process in pair] == [0, 0]
+    assert [process.poll() for process in pair] == [0, 0]
 
 
 @pytest.mark.parametrize("count", ["0", "17", "two"])
@@ -175,7 +175,7 @@ def test_a_process_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Path
     stubborn.start()
     until(lambda: "up" in stubborn.last_lines())
     stubborn.stop()
-    assert stubborn.ended() == -signal.SIGKILL
+    assert stubborn.poll() == -signal.SIGKILL
 
 
 @pytest.mark.usefixtures("subprocesses")
@@ -187,7 +187,7 @@ def test_the_grace_of_processes_that_end_side_by_side_passes_for_all_at_once(tmp
     pair[1].stop = lambda: asked.append(pair[0].killed_after) or stop()  # type: ignore[method-assign]
     family.stop()
     assert asked[0] == pair[0].killed_after is not None, "asked before the other one was waited for"
-    assert [process.ended() for process in pair] == [-signal.SIGKILL, -signal.SIGKILL]
+    assert [process.poll() for process in pair] == [-signal.SIGKILL, -signal.SIGKILL]
 
 
 @pytest.mark.usefixtures("subprocesses")
@@ -201,7 +201,7 @@ def test_a_process_that_ignores_two_sigterms_is_killed_soon(tmp_path: Path, monk
     until(lambda: stubborn.killed_after is not None)
     family.hurry()
     stopping.join(PATIENCE_SECONDS)
-    assert stubborn.ended() == -signal.SIGKILL
+    assert stubborn.poll() == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,11 @@ def test_a_process_that_says_that_it_can_not_start_is_not_waited_for(tmp_path: P
 
 
 def test_a_state_directory_has_one_holder_who_is_named(tmp_path: Path) -> None:
-    with locked(tmp_path / "state"), pytest.raises(Conflict, match=str(os.getpid())), locked(tmp_path / "state"):
+    with (
+        lock_state(tmp_path / "state"),
+        pytest.raises(Conflict, match=str(os.getpid())),
+        lock_state(tmp_path / "state"),
+    ):
         pass
 
 
@@ -263,7 +267,7 @@ def test_a_state_directory_that_others_may_write_into_is_refused(tmp_path: Path)
     state = tmp_path / "state"
     state.mkdir()
     state.chmod(0o777)
-    with pytest.raises(Conflict, match="chmod 700"), locked(state):
+    with pytest.raises(Conflict, match="chmod 700"), lock_state(state):
         pass
     assert not list(state.iterdir())
 

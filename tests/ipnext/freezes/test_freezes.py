@@ -73,7 +73,7 @@ def test_windows_of_several_freezes_that_overlap_or_adjoin_are_one_wait():
         ("a", utc("2026-12-24T00:00")),
         ("b", utc("2026-12-27T00:00")),
     ]
-    assert found.told == "frozen until 2026-12-27 00:00:00 UTC: why (freeze a); why (freeze b)"
+    assert found.message == "frozen until 2026-12-27 00:00:00 UTC: why (freeze a); why (freeze b)"
 
 
 def test_the_first_second_is_frozen_and_the_end_is_not():

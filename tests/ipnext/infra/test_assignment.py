@@ -3,12 +3,12 @@
 import pytest
 
 from ipnext.infra.assignment import (
-    assigned,
+    assign_processes,
     endpoints,
     engines_of,
     generations,
-    goes_over,
     host_holds,
+    needs_swap,
     pieces,
     replica_sets,
     routable,
@@ -108,13 +108,13 @@ def apart(deployment, own):
 def test_processes_that_hold_a_snapshot_stay_with_it_and_the_rest_has_no_place(builder):
     sets = apart(builder("m").deployment({1: (1,), 2: (2,)}), {1: 1, 2: 2})
     staying = [("a", frozenset({"d1"})), ("b", frozenset({"d1"})), ("c", frozenset({"d1", "d2"})), ("e", frozenset())]
-    assert assigned(sets, staying) == ([["a"], ["c"]], ["b", "e"])
+    assert assign_processes(sets, staying) == ([["a"], ["c"]], ["b", "e"])
 
 
 def test_a_set_that_holds_everything_takes_any_process_up_to_its_count(builder):
     sets = replica_sets(builder("m").deployment({1: (1,), 2: (2,)}, replicas=2))
     staying = [(name, frozenset()) for name in "abc"]
-    assert assigned(sets, staying) == ([["a", "b"]], ["c"])
+    assert assign_processes(sets, staying) == ([["a", "b"]], ["c"])
 
 
 def test_generations_of_the_same_snapshots_share_their_processes(builder):
@@ -130,7 +130,7 @@ def test_a_segment_that_generations_share_does_not_bring_them_into_one_process(b
     )
     sets = apart(deployment.model_copy(update={"holds": holds}), {1: 1, 2: 1})
     assert [s.digests for s in sets] == [{"a-s11", "a-s31"}, {"a-s11", "a-s32"}]
-    assert assigned(sets, [("x", sets[0].digests), ("y", sets[0].digests)]) == ([["x"], []], ["y"])
+    assert assign_processes(sets, [("x", sets[0].digests), ("y", sets[0].digests)]) == ([["x"], []], ["y"])
 
 
 def test_the_engines_of_a_part_are_known_by_generation():
@@ -174,7 +174,7 @@ def test_an_adapter_is_told_with_the_part_that_it_stands_on(adapted):
 def test_a_process_with_room_for_adapters_is_not_taken_for_one_without(adapted):
     sets = replica_sets(adapted.model_copy(update={"replicas": 2, "own": {1: 1, 2: 1}}))
     with_room = next(found for found in sets if any(held.adapter for held in found.holds))
-    members, rest = assigned(sets, [("with", with_room.digests)])
+    members, rest = assign_processes(sets, [("with", with_room.digests)])
     assert [found for found, wanted in zip(members, sets, strict=True) if wanted is with_room] == [["with"]]
     assert rest == []
     assert sum(map(len, members)) == 1
@@ -192,7 +192,7 @@ def test_one_snapshot_with_and_without_adapters_is_held_twice_on_the_way(adapted
 
 
 def swapped(deployment, own, staying):
-    return assigned(apart(deployment, own), staying, swap=True)
+    return assign_processes(apart(deployment, own), staying, swap=True)
 
 
 def test_what_has_no_place_goes_over_to_a_set_that_lacks_some_and_the_rest_ends(builder):
@@ -206,7 +206,7 @@ def test_what_has_no_place_goes_over_to_a_set_that_lacks_some_and_the_rest_ends(
 
 def test_who_is_told_another_snapshot_goes_over_and_who_is_told_other_generations_does_not(builder):
     one, renamed, two = (host_holds(builder("m").deployment(h)) for h in ({1: (1,)}, {1: (1, 3)}, {2: (2,)}))
-    assert goes_over(one, two)
-    assert not goes_over(one, renamed)
-    assert not goes_over(HostHolds(holds=()), two), "it holds nothing that could make room"
-    assert not goes_over(HostHolds(holds=(*one.holds, *two.holds)), two)
+    assert needs_swap(one, two)
+    assert not needs_swap(one, renamed)
+    assert not needs_swap(HostHolds(holds=()), two), "it holds nothing that could make room"
+    assert not needs_swap(HostHolds(holds=(*one.holds, *two.holds)), two)

@@ -107,7 +107,7 @@ CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
 MEBIBYTE = b"100000\r\n" + bytes(2**20) + b"\r\n"
 CALLS = {
     "state": lambda infra: infra.observe("eu"),
-    "applied": lambda infra: infra.applied("eu"),
+    "applied": lambda infra: infra.read_applied("eu"),
     "access": lambda infra: infra.access_revision("eu"),
     "uses": lambda infra: infra.key_uses("eu"),
     "unroute": lambda infra: infra.unroute("ranker", "eu"),

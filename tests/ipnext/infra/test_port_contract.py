@@ -93,13 +93,13 @@ def test_what_a_region_was_sent_last_is_told_by_its_digests(infra, model, ready)
     ready(model.key(), 1)
     infra.route(table)
 
-    found = infra.applied("eu")
+    found = infra.read_applied("eu")
 
     assert [held.digest for held in found.sets if held.key == model.key()] == [digest_of(deployment)]
     assert found.tables[model.model] == digest_of(table)
     infra.unroute(model.model, "eu")
     infra.delete(model.key())
-    left = infra.applied("eu")
+    left = infra.read_applied("eu")
     assert model.model not in left.tables
     assert model.key() not in {held.key for held in left.sets}
 
@@ -315,14 +315,14 @@ def cut_off(request):
         yield local
 
 
-@pytest.mark.parametrize("call", ["apply", "route", "observe", "applied", "delete", "unroute"])
+@pytest.mark.parametrize("call", ["apply", "route", "observe", "read_applied", "delete", "unroute"])
 def test_a_region_out_of_reach_is_unavailable_and_named(cut_off, builder, call):
     model = builder("far")
     calls = {
         "apply": lambda: cut_off.apply(model.deployment({1: (1,)})),
         "route": lambda: cut_off.route(model.table(1, {1: 1.0})),
         "observe": lambda: cut_off.observe("eu"),
-        "applied": lambda: cut_off.applied("eu"),
+        "read_applied": lambda: cut_off.read_applied("eu"),
         "delete": lambda: cut_off.delete(model.key()),
         "unroute": lambda: cut_off.unroute("far", "eu"),
     }

@@ -35,7 +35,7 @@ def test_what_was_sent_while_it_was_open_tells_its_first_token_however_late(wind
 def test_requests_of_prompts_are_counted_as_they_end(window):
     for at in (10.5, 11.0, 11.5):
         window.first(at - 0.1, at, 8)
-        window.ended(at, 8)
+        window.note_end(at, 8)
     window.close(12.0)
     step = window.step(output_tokens=0)
     assert (step.tokens_per_second, step.requests_per_second, step.itl_p50_ms) == (12.0, 1.5, None)

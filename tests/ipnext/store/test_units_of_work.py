@@ -12,7 +12,7 @@ from sqlalchemy import event, exc, text
 
 from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite, Unavailable
 from ipnext.store.database import dialects
-from ipnext.store.database.errors import translated
+from ipnext.store.database.errors import translate_errors
 from ipnext.store.store import Store
 from tests.waiting import PATIENCE_SECONDS, until
 
@@ -294,7 +294,7 @@ def test_a_full_disk_is_unavailable_and_takes_back_the_unit(tmp_path, make):
 
 def test_a_constraint_that_another_writer_met_first_is_a_conflict():
     fault = exc.IntegrityError("INSERT", {}, Exception("UNIQUE constraint failed: snapshots.number"))
-    with pytest.raises(Conflict, match="another writer was first"), translated("db"):
+    with pytest.raises(Conflict, match="another writer was first"), translate_errors("db"):
         raise fault
 
 

@@ -262,7 +262,7 @@ def test_only_moves_of_a_lost_regions_repair_pass_a_pause(two):
         repository.pause_moves("release night")
         for replan, trigger in (("hourly", "manual"), ("repair", "drain")):
             repository.add_replan(replan, trigger, dry_run=trigger == "manual")
-            repository.take_replans(replan, run_id="run")
+            repository.claim_replans(replan, run_id="run")
             repository.list_moves(replan, ("ctr",))
             repository.update_replans(replan, state=ReplanState.ADOPTED)
     assert asked("repair") == ([], "release night"), "no region is lost"

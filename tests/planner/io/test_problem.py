@@ -277,4 +277,4 @@ def test_rows_from_a_file_are_as_good_as_any(tmp_path, document):
 
 def test_a_trusted_row_needs_every_value():
     with pytest.raises(ValueError, match="argument"):
-        ReplicaCount.trusted("m", "p", "a", "h")
+        ReplicaCount.from_trusted("m", "p", "a", "h")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner
 
-from ipnext.artifacts.signing import signed, write_key_pair
+from ipnext.artifacts.signing import sign_digest, write_key_pair
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.cli.app import app
@@ -138,7 +138,7 @@ def test_the_program_runs_unless_a_key_that_the_operator_trusts_signed_its_libra
 
     def sign(name):
         digest = manifest_of(snapshot).digest
-        (snapshot / SIGNATURE_FILE).write_bytes(signed(digest, tmp_path / f"{name}.pem").content)
+        (snapshot / SIGNATURE_FILE).write_bytes(sign_digest(digest, tmp_path / f"{name}.pem").content)
 
     monkeypatch.delenv("IPNEXT_NATIVE_LIBRARY_KEYS_FILE", raising=False)
     sign("trusted")

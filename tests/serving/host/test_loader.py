@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ipnext.artifacts.signing import signed, write_key_pair
+from ipnext.artifacts.signing import sign_digest, write_key_pair
 from ipnext.errors import ArtifactMissing, LoadFailed, Unavailable
 from ipnext.model.deployment.deployment import HostedSnapshot
 from ipnext.model.registry.registry import SIGNATURE_FILE, ArtifactFile, Signature, SnapshotManifest
@@ -223,17 +223,17 @@ async def failure_of(loader, policy, store):
 
 async def test_a_signed_snapshot_is_loaded(loader, keys):
     private, policy = keys
-    assert await failure_of(loader, policy, SignedStore(SIGNED, signed(SIGNED.digest, private).content)) is None
+    assert await failure_of(loader, policy, SignedStore(SIGNED, sign_digest(SIGNED.digest, private).content)) is None
 
 
 async def test_a_host_loads_nothing_without_the_signature_that_is_asked_for(loader, keys):
     private, policy = keys
-    for signature in (None, signed(MANIFEST.digest, private).content, b"garbage"):
+    for signature in (None, sign_digest(MANIFEST.digest, private).content, b"garbage"):
         failure = await failure_of(loader, policy, SignedStore(SIGNED, signature))
         assert failure.code == "SignatureInvalid"
 
 
 async def test_a_file_that_changed_in_the_cache_is_not_loaded_where_a_signature_is_asked_for(loader, keys):
     private, policy = keys
-    store = SignedStore(SIGNED, signed(SIGNED.digest, private).content, content=b"weightz")
+    store = SignedStore(SIGNED, sign_digest(SIGNED.digest, private).content, content=b"weightz")
     assert (await failure_of(loader, policy, store)).code == "ArtifactDigestMismatch"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from ipnext.errors import Unavailable
-from ipnext.infra.assignment import assigned
+from ipnext.infra.assignment import assign_processes
 from ipnext.model.deployment.deployment import ReplicaPhase
 
 NEVER = float("inf")
@@ -342,7 +342,7 @@ class Infrastructure:
         by_worth = sorted(hosts, key=lambda h: (not h.ready, h.still_answers, h.number))
         staying = [(h, frozenset({h.former if h.still_answers else h.only})) for h in by_worth]
         sets = [Own(count, frozenset({generation})) for generation, count in sorted(wanted.own.items())]
-        members, _ = assigned(cast("Any", sets), cast("Any", staying), swap=True)
+        members, _ = assign_processes(cast("Any", sets), cast("Any", staying), swap=True)
         kept: list[Host] = []
         for (generation, count), found in zip(sorted(wanted.own.items()), members, strict=True):
             for host in found:

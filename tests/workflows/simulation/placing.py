@@ -74,7 +74,7 @@ def _replicas(random: Random, manifest: Any, load: Mapping[str, float], left: Un
                 cell = (region, option.kind)
                 if count * option.units <= rest.get(cell, 0.0) + 1e-9:
                     rest[cell] -= count * option.units
-                    rows.append(ReplicaCount.trusted(manifest.name, part.name, region, option.kind, count))
+                    rows.append(ReplicaCount.from_trusted(manifest.name, part.name, region, option.kind, count))
                     break
             else:
                 return None
@@ -83,5 +83,5 @@ def _replicas(random: Random, manifest: Any, load: Mapping[str, float], left: Un
 
 def _traffic(model: str, shares: Mapping[tuple[str, str], float]) -> tuple[TrafficShare, ...]:
     return tuple(
-        TrafficShare.trusted(model, origin, to, share) for (origin, to), share in sorted(shares.items()) if share
+        TrafficShare.from_trusted(model, origin, to, share) for (origin, to), share in sorted(shares.items()) if share
     )

@@ -243,7 +243,7 @@ class _Repository:
         generations = self.journal.records[model].generations
         return frozenset(n for n in numbers if generations[n].serving_at is not None)
 
-    def lost_since(self, change_id: str, regions: Iterable[str]) -> bool:
+    def was_lost_since(self, change_id: str, regions: Iterable[str]) -> bool:
         recorded = self.journal.by_id[change_id].ordinal
         return any(self.world.lost_after.get(region, -1) >= recorded for region in regions)
 

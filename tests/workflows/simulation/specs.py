@@ -103,7 +103,7 @@ def _model(random: Random, name: str, regions: tuple[str, ...], hardware: tuple[
             on_newer=random.choice(("finish", "finish", "turn")),
         ),
     )
-    spec.hosted = spec.parts
+    spec.hosted_parts = spec.parts
     manifest = SimpleNamespace(name=name, metadata=SimpleNamespace(owner=f"o{random.randint(0, 1)}"), spec=spec)
     return ModelSpec(
         name=name,

@@ -224,7 +224,7 @@ def _settled(change: Change, record: Record, world: Any, former: Placement | Non
     """
     demanding = {item.region for item in record.in_force.spec.demand}
     replicas = tuple(
-        ReplicaCount.trusted(change.model, key.part, key.region, key.hardware, d.replicas)
+        ReplicaCount.from_trusted(change.model, key.part, key.region, key.hardware, d.replicas)
         for key, d in sorted(record.deployments.items())
         if d.replicas
     )
@@ -234,7 +234,7 @@ def _settled(change: Change, record: Record, world: Any, former: Placement | Non
             if table.region in demanding:
                 shares[table.region, share.to] = shares.get((table.region, share.to), 0.0) + share.fraction
     traffic = tuple(
-        TrafficShare.trusted(change.model, origin, to, min(1.0, fraction))
+        TrafficShare.from_trusted(change.model, origin, to, min(1.0, fraction))
         for (origin, to), fraction in sorted(shares.items())
         if fraction > 0
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from ipnext.api.authorization.access import may
-from ipnext.api.dependencies import After, Limit, Rooms, listed
+from ipnext.api.dependencies import After, Limit, Rooms, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.errors import InvalidInput
 from ipnext.model.access.audit import AuditEntry, AuditHead, AuditName, Outcome
@@ -38,7 +38,7 @@ def read_audit(  # noqa: PLR0913, PLR0917 - the filters of the list
         raise InvalidInput(msg, field="since", value=since.isoformat())
     wanted = AuditFilter(who=who, action=action, object=about, outcome=outcome, since=since)
     with rooms.store.read() as unit:
-        return listed(unit.audit_page(wanted, after=after, limit=limit, oldest_first=oldest_first))
+        return view_page(unit.audit_page(wanted, after=after, limit=limit, oldest_first=oldest_first))
 
 
 @router.get("/head", dependencies=[may("audit.read")], summary="Read the audit's head")

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Response
 
 from ipnext.access.keys import draw_key
 from ipnext.api.authorization.access import Asker, may
-from ipnext.api.dependencies import After, Limit, Platform, Rooms, listed
+from ipnext.api.dependencies import After, Limit, Platform, Rooms, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.errors import InvalidInput, NotFound
 from ipnext.model.access.rights import (
@@ -62,7 +62,7 @@ def list_keys(rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed[Ke
     """Newest first, revoked and expired ones too; without secrets."""
     with rooms.store.read() as unit:
         page = unit.key_page(after=after, limit=limit)
-    return listed(page.map(key_view))
+    return view_page(page.map(key_view))
 
 
 @router.delete("/{key_id}", dependencies=[may("keys.manage")], summary="Revoke an API key")
@@ -73,7 +73,7 @@ def revoke_key(key_id: OneKey, rooms: Rooms) -> RevokedKey:
         key = unit.revoke_key(key_id)
         unit.note_audit(object=("Key", key_id), before=audited_key(before) if before else None, after=audited_key(key))
     rooms.access.forget()
-    return _revoked(rooms, key)
+    return _view_revoked(rooms, key)
 
 
 @router.get("/{key_id}/revocation", dependencies=[may("keys.manage")], summary="How far a revocation has come")
@@ -84,10 +84,10 @@ def revocation(key_id: OneKey, rooms: Rooms) -> RevokedKey:
     if key is None or key.revoked_at is None:
         msg = f"no revoked key has the id {key_id!r}; `ipnext keys list` shows them"
         raise NotFound(msg)
-    return _revoked(rooms, key)
+    return _view_revoked(rooms, key)
 
 
-def _revoked(rooms: Platform, key: ApiKey) -> RevokedKey:
+def _view_revoked(rooms: Platform, key: ApiKey) -> RevokedKey:
     """Return a revoked key with the regions that have not acknowledged a list without it. Regions have no sessions and tickets."""
     behind: tuple[str, ...] = ()
     if key.revocation is not None:

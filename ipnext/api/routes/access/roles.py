@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path
 
 from ipnext.access.keys import draw_key
 from ipnext.api.authorization.access import Asker, may
-from ipnext.api.dependencies import After, Limit, Rooms, listed
+from ipnext.api.dependencies import After, Limit, Rooms, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.routes.access.keys import check_grant
 from ipnext.errors import NotFound
@@ -41,7 +41,7 @@ def list_roles(rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed[R
     """Newest first."""
     with rooms.store.read() as unit:
         page = unit.role_binding_page(after=after, limit=limit)
-    return listed(page.map(role_view))
+    return view_page(page.map(role_view))
 
 
 @router.delete("/roles/{binding_id}", dependencies=[may("roles.manage")], summary="Revoke a role")

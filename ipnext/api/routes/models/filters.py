@@ -38,14 +38,14 @@ class Wanted(NamedTuple):
     limit: int = 50
 
 
-def wanted_of(
+def parse_filters(
     owner: Owner = None, ready: Ready = None, search: Search = None, after: After = None, limit: PageLimit = 50
 ) -> Wanted:
     """Read the filters and the page from a request's query."""
     return Wanted(owner, ready, search, after, limit)
 
 
-WantedModels = Annotated[Wanted, Depends(wanted_of)]
+WantedModels = Annotated[Wanted, Depends(parse_filters)]
 
 
 class FleetReadiness(NamedTuple):
@@ -74,7 +74,7 @@ def suspects(unit: Repository, states: States) -> frozenset[str]:
     return states.troubled | unit.models_wanted_in(states.unreachable) | unit.models_unrouted()
 
 
-def found_models(unit: Repository, states: States, wanted: Wanted) -> Page[ModelFacts]:
+def find_models(unit: Repository, states: States, wanted: Wanted) -> Page[ModelFacts]:
     """Return the facts of one page of models."""
     doubtful = suspects(unit, states) if wanted.ready is False else ()
     page = unit.model_page(
@@ -94,11 +94,11 @@ def found_models(unit: Repository, states: States, wanted: Wanted) -> Page[Model
 def fleet_readiness(unit: Repository, states: States) -> FleetReadiness:
     """Count ready models: those recorded as ready, less those whose regions report otherwise."""
     models, ready = unit.model_counts()
-    gone = contradicted(unit, states)
+    gone = find_contradicted(unit, states)
     return FleetReadiness(models, ready - len(gone), unit.unready_models(suspects=gone, limit=NAMED))
 
 
-def contradicted(unit: Repository, states: States) -> frozenset[str]:
+def find_contradicted(unit: Repository, states: States) -> frozenset[str]:
     """Return models recorded as ready that the regions report not to be; of the first `LOOKED_AT` suspects by name."""
     doubtful = suspects(unit, states)
     recorded = sorted(name for name, ready in unit.recorded_readiness(doubtful).items() if ready)[:LOOKED_AT]

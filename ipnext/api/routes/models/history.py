@@ -7,7 +7,7 @@ from fastapi.responses import StreamingResponse
 
 from ipnext import names
 from ipnext.api.authorization.access import Asker, Visible, listener_of, may
-from ipnext.api.dependencies import After, GenerationNumber, Limit, ModelName, RecordId, Rooms, listed
+from ipnext.api.dependencies import After, GenerationNumber, Limit, ModelName, RecordId, Rooms, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.schema import OF_SHARED
 from ipnext.api.workflow_engine.port import change_view
@@ -38,7 +38,7 @@ def list_all_changes(
     """In the order of recording, the last first."""
     with rooms.store.read(visible) as unit:
         page = unit.change_page(state=state, after=after, limit=limit)
-    return listed(page.map(lambda change: change_view(change, rooms.lifecycle)))
+    return view_page(page.map(lambda change: change_view(change, rooms.lifecycle)))
 
 
 @router.get("/models/{name}/changes", dependencies=[may("models.read")], summary="List a model's changes")
@@ -46,14 +46,14 @@ def list_changes(name: ModelName, rooms: Rooms, after: After = None, limit: Limi
     """Newest first."""
     with rooms.store.read() as unit:
         page = unit.change_page(name, after=after, limit=limit)
-    return listed(page.map(lambda change: change_view(change, rooms.lifecycle)))
+    return view_page(page.map(lambda change: change_view(change, rooms.lifecycle)))
 
 
 @router.get("/models/{name}/generations", dependencies=[may("models.read")], summary="List a model's generations")
 def list_generations(name: ModelName, rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed[Generation]:
     """Newest first: the snapshot of each part, the state and its reason."""
     with rooms.store.read() as unit:
-        return listed(unit.generation_page(name, after=after, limit=limit))
+        return view_page(unit.generation_page(name, after=after, limit=limit))
 
 
 @router.get("/models/{name}/snapshots", dependencies=[may("models.read")], summary="List a model's snapshots")
@@ -66,7 +66,7 @@ def list_snapshots(
 ) -> Listed[Snapshot]:
     """By part, the newest of each part first."""
     with rooms.store.read() as unit:
-        return listed(unit.snapshot_page(name, part=part, after=after, limit=limit))
+        return view_page(unit.snapshot_page(name, part=part, after=after, limit=limit))
 
 
 @router.get("/models/{name}/snapshots/{part}/{number}", dependencies=[may("models.read")], summary="Read a snapshot")
@@ -100,7 +100,7 @@ def list_transitions(name: ModelName, rooms: Rooms, after: After = None, limit: 
     """Newest first: the waves from one state to another, and how many are done."""
     with rooms.store.read() as unit:
         page = unit.transition_page(name, after=after, limit=limit)
-    return listed(page.map(lambda record: TransitionView.model_validate(record, from_attributes=True)))
+    return view_page(page.map(lambda record: TransitionView.model_validate(record, from_attributes=True)))
 
 
 @router.get("/models/{name}/events", dependencies=[may("models.read")], summary="List a model's events")
@@ -108,7 +108,7 @@ def list_events(name: ModelName, rooms: Rooms, after: After = None, limit: Limit
     """What happened, in words, newest first."""
     with rooms.store.read() as unit:
         page = unit.event_page(name, after=after, limit=limit)
-    return listed(page.map(lambda event: EventView.model_validate(event, from_attributes=True)))
+    return view_page(page.map(lambda event: EventView.model_validate(event, from_attributes=True)))
 
 
 @router.get("/events", dependencies=[may("models.list")], summary="List events of all models")
@@ -116,7 +116,7 @@ def list_all_events(rooms: Rooms, visible: Visible, after: After = None, limit: 
     """What happened in the whole fleet, newest first; of models of other owners nothing."""
     with rooms.store.read(visible) as unit:
         page = unit.event_page(after=after, limit=limit)
-    return listed(page.map(lambda event: EventView.model_validate(event, from_attributes=True)))
+    return view_page(page.map(lambda event: EventView.model_validate(event, from_attributes=True)))
 
 
 @router.get(

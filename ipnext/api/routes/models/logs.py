@@ -47,7 +47,7 @@ async def logs_of_model(  # noqa: PLR0913, PLR0917 - each is a parameter of the 
 ) -> LogsView:
     """What hosts and engines wrote, of replicas that have ended too; what was written last stands last."""
     query = LogQuery(model=name, part=part, replica=replica, tail=tail)
-    known = None if after is None else _known(after)
+    known = None if after is None else _parse_positions(after)
     return await _readers(http).run(holder_of(asker), _logs_of_model, rooms, query, region, known)
 
 
@@ -109,7 +109,7 @@ def _read(
     return LogsView(logs=tuple(logs), unreachable_regions=tuple(silent))
 
 
-def _known(after: Iterable[str]) -> Mapping[str, Mapping[str, int]]:
+def _parse_positions(after: Iterable[str]) -> Mapping[str, Mapping[str, int]]:
     """Map each region and file to the bytes that are known. Raises InvalidInput."""
     known: dict[str, dict[str, int]] = {}
     for one in after:

@@ -9,7 +9,7 @@ from ipnext.access.actions import ACTIONS
 from ipnext.api.authorization.access import Asker, Visible, may
 from ipnext.api.dependencies import DryRun, ExpectedVersion, IdempotencyKey, ModelName, Rooms
 from ipnext.api.requests.guarded_route import GuardedRoute
-from ipnext.api.routes.models.filters import WantedModels, found_models
+from ipnext.api.routes.models.filters import WantedModels, find_models
 from ipnext.api.routes.models.owners import admit, admit_documents, allowance_of
 from ipnext.api.schema import NOT_MODIFIED
 from ipnext.api.services.explanation import explanation_of
@@ -62,7 +62,7 @@ async def list_models(request: Request, rooms: Rooms, wanted: WantedModels, visi
 
     def make(states: States) -> bytes:
         with rooms.store.read(visible) as unit:
-            found = found_models(unit, states, wanted)
+            found = find_models(unit, states, wanted)
         page = Listed[ModelView](items=tuple(model_view(each, states) for each in found.items), next=found.next)
         return page.model_dump_json(by_alias=True).encode()
 
@@ -119,7 +119,7 @@ def apply_model(  # noqa: PLR0913, PLR0917 - the parameters of the request
         admit_documents(unit, allowance, _more_bytes(unit, before, manifest), field="spec")
         if dry_run:
             _check_version(before, expected_version)
-            return _applied(before, before, manifest, dry_run=True)
+            return _view_applied(before, before, manifest, dry_run=True)
         record = unit.put_model(manifest, expected_version=expected_version)
         unit.claim(name, claims)
         change = _apply_change(unit, before, record, key=key)
@@ -133,7 +133,7 @@ def apply_model(  # noqa: PLR0913, PLR0917 - the parameters of the request
         )
     rooms.outbox.wake()
     view = None if change is None else change_view(change, rooms.lifecycle)
-    return _applied(before, record, manifest, change=view)
+    return _view_applied(before, record, manifest, change=view)
 
 
 @router.delete("/{name}", dependencies=[may("models.retire")], status_code=202, summary="Retire a model")
@@ -227,7 +227,7 @@ def _next_sequence(unit: Repository, record: ModelRecord) -> int:
     return newest[0].sequence + 1 if newest else 1
 
 
-def _applied(
+def _view_applied(
     before: ModelRecord | None,
     record: ModelRecord | None,
     manifest: ModelManifest,

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path
 
 from ipnext.access.keys import draw_key
 from ipnext.api.authorization.access import Asker, Visible, may
-from ipnext.api.dependencies import After, DryRun, ExpectedVersion, Limit, Platform, Rooms, listed
+from ipnext.api.dependencies import After, DryRun, ExpectedVersion, Limit, Platform, Rooms, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.services.manifest_checks import check_storable
 from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite
@@ -38,7 +38,7 @@ def list_owners(rooms: Rooms, visible: Visible, after: After = None, limit: Limi
     """By name, with their usage; those whose models the caller may not read are left out."""
     with rooms.store.read(visible) as unit:
         page = unit.owner_page(after=after, limit=limit)
-        return listed(Page(_views(rooms, unit, page.items), page.next))
+        return view_page(Page(_views(rooms, unit, page.items), page.next))
 
 
 @router.get("/{owner}", dependencies=[may("owners.read")], summary="Read an owner")
@@ -75,7 +75,7 @@ def apply_owner(
         _check_kinds(unit, manifest)
         before = unit.find_owner(owner)
         if dry_run:
-            return _checked(rooms, unit, before, manifest, expected_version)
+            return _answer_dry_run(rooms, unit, before, manifest, expected_version)
         former = _views(rooms, unit, (before,))[0].manifest if before else None
         record = unit.put_owner(manifest, expected_version=expected_version)
         if manifest.spec.members is not None:
@@ -172,7 +172,7 @@ def _check_kinds(unit: Repository, manifest: OwnerManifest) -> None:
             raise InvalidInput(msg, field=field, value=kind, allowed=hardware)
 
 
-def _checked(
+def _answer_dry_run(
     rooms: Platform, unit: Repository, before: OwnerRecord | None, manifest: OwnerManifest, expected: int | None
 ) -> OwnerView:
     """Return the answer of a dry run: the given manifest under the version in force (0: none)."""

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 
 from ipnext.api.authorization.access import may
-from ipnext.api.dependencies import After, Limit, ModelName, Rooms, listed
+from ipnext.api.dependencies import After, Limit, ModelName, Rooms, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.routes.models.owners import admit_documents, allowance_of
 from ipnext.errors import InvalidInput, NotFound
@@ -42,7 +42,7 @@ def list_profiles(
     with rooms.store.read() as unit:
         manifest = unit.model(name).manifest
         page = unit.profile_page(name, part, number, after=after, limit=limit)
-        return listed(page.map(lambda found: _view(unit, manifest, found)))
+        return view_page(page.map(lambda found: _view(unit, manifest, found)))
 
 
 @router.put("", dependencies=[may("models.profile")], summary="Record a measurement of a snapshot")
@@ -108,7 +108,7 @@ def _view(
 ) -> ProfileView:
     part = next((found for found in manifest.spec.parts if found.name == stored.part), None)
     option = next((o for o in part.hardware if o.kind == stored.hardware), None) if part else None
-    whole = part or manifest.spec.hosted[0].model_copy(update={"latency_target": None})
+    whole = part or manifest.spec.hosted_parts[0].model_copy(update={"latency_target": None})
     serving = unit.model(manifest.name).serving_generation
     in_use = unit.profiles_of(manifest.name, serving).get((stored.part, stored.hardware))
     return ProfileView(
@@ -127,9 +127,9 @@ def _rate(unit: Repository, manifest: ModelManifest, generation: int | None, par
 
 
 def _part(manifest: ModelManifest, name: str) -> PartSpec:
-    found = next((part for part in manifest.spec.hosted if part.name == name), None)
+    found = next((part for part in manifest.spec.hosted_parts if part.name == name), None)
     if found is None:
-        allowed = tuple(part.name for part in manifest.spec.hosted)
+        allowed = tuple(part.name for part in manifest.spec.hosted_parts)
         msg = f"part: the manifest of {manifest.name!r} has no part {name!r}; allowed: {', '.join(allowed)}"
         raise InvalidInput(msg, field="part", value=name, allowed=allowed)
     return found

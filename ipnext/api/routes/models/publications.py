@@ -15,7 +15,7 @@ from ipnext.api.requests.slots import holder_of
 from ipnext.api.requests.turns import Turns
 from ipnext.api.routes.models.owners import admit_documents, allowance_of
 from ipnext.api.routes.models.signatures import keep_signatures
-from ipnext.api.routes.regions.freezes import let_through
+from ipnext.api.routes.regions.freezes import override_freezes
 from ipnext.api.schema import OF_ARTIFACTS
 from ipnext.api.services.retirement import check_in_service, check_not_retiring
 from ipnext.api.workflow_engine.port import change_view
@@ -92,7 +92,7 @@ def _publish(name: str, request: PublishRequest, rooms: Platform, user: str, ask
         digests = {part: source.manifest.digest for part, source in sources.items()}
         after: dict[str, object] = {"generation": change.generation, "snapshots": digests}
         if request.override_freeze is not None and not change.state.final:
-            given = let_through(unit, change, who=user, reason=request.override_freeze)
+            given = override_freezes(unit, change, who=user, reason=request.override_freeze)
             after["overrides"] = list(given.freezes)
         unit.note_audit(change_id=change.id, after=after, reason=request.override_freeze)
     rooms.outbox.wake()
@@ -110,7 +110,7 @@ def rollback(name: ModelName, request: RollbackRequest, rooms: Rooms) -> ChangeV
     change_id = client_id("changeId", request.change_id)
     with rooms.store.begin(name) as unit:
         record = check_in_service(unit, unit.model(name))
-        change = _recorded(unit, change_id, name)
+        change = _find_rollback(unit, change_id, name)
         if change is None:
             unfinished = bool(_ROLLS_OUT & unit.open_kinds(name).keys())
             target = _rollback_target(record, _with_bytes(unit, name), request.generation, unfinished=unfinished)
@@ -121,7 +121,7 @@ def rollback(name: ModelName, request: RollbackRequest, rooms: Rooms) -> ChangeV
     return change_view(change, rooms.lifecycle)
 
 
-def _recorded(unit: Repository, change_id: str, model: str) -> Change | None:
+def _find_rollback(unit: Repository, change_id: str, model: str) -> Change | None:
     """Return the rollback of this id, if it was recorded before: its target was chosen then.
 
     Conflict if it is another change.
@@ -150,7 +150,7 @@ def _source(rooms: Platform, asker: Principal, owner: str, given: PublishPart) -
     if given.digest is not None:
         uri = snapshot_uri(rooms.artifacts.uri, given.digest)
         source = SnapshotSource(manifest=rooms.artifacts.manifest(uri), uri=uri)
-        _announced(rooms, owner, source.manifest)
+        _announce(rooms, owner, source.manifest)
         return source
     if (given.uri or "").startswith(f"{rooms.artifacts.uri}/snapshots/"):
         return _source(rooms, asker, owner, PublishPart(digest=digest_in(given.uri or "", rooms.artifacts.uri)))
@@ -161,12 +161,12 @@ def _source(rooms: Platform, asker: Principal, owner: str, given: PublishPart) -
         roots=tuple(map(Path, readable_for(owner, map(str, rooms.settings.artifact_roots), shared=shared))),
         buckets=readable_for(owner, rooms.settings.artifact_buckets, shared=shared),
         endpoint_url=rooms.settings.s3_endpoint_url,
-        announce=lambda manifest: _announced(rooms, owner, manifest),
+        announce=lambda manifest: _announce(rooms, owner, manifest),
         sign=lambda digest, envelope: keep_signatures(rooms, asker, digest, envelope),
     )
 
 
-def _announced(rooms: Platform, owner: str, manifest: SnapshotManifest) -> None:
+def _announce(rooms: Platform, owner: str, manifest: SnapshotManifest) -> None:
     """Count the artifacts that are about to be read or named, and protect them from a collection. Raises QuotaExceeded."""
     with rooms.store.begin_free(()) as unit:
         _charge(unit, rooms, owner, manifest)

@@ -55,7 +55,7 @@ def keep_signatures(rooms: Platform, asker: Principal, digest: str, envelope: Si
     with _TURN:
         content = rooms.artifacts.signature(uri)
         known = None if content is None else read_envelope(content, digest, subject)
-        added = _Judgement(rooms, asker, digest, known, trust).added(envelope)
+        added = _Judgement(rooms, asker, digest, known, trust).find_new(envelope)
         if added:
             more = envelope.model_copy(update={"signatures": added})
             rooms.artifacts.put_signature(digest, more, keep=lambda: frozenset(_trust_of(rooms).all))
@@ -109,7 +109,7 @@ class _Judgement:
     known: SignatureEnvelope | None
     trust: _Trust
 
-    def added(self, envelope: SignatureEnvelope) -> tuple[EnvelopeSignature, ...]:
+    def find_new(self, envelope: SignatureEnvelope) -> tuple[EnvelopeSignature, ...]:
         """Return the new signatures, one for each key. SignatureInvalid if one may not be stored."""
         there = () if self.known is None else self.known.signatures
         signed = set(self._signers(there, self.trust.all))

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from ipnext.api.authorization.access import Visible, may
 from ipnext.api.dependencies import Platform, Rooms
 from ipnext.api.requests.guarded_route import GuardedRoute
-from ipnext.api.routes.models.filters import Wanted, WantedModels, fleet_readiness, found_models, serves
+from ipnext.api.routes.models.filters import Wanted, WantedModels, find_models, fleet_readiness, serves
 from ipnext.api.routes.regions.drains import drains_by_region
 from ipnext.api.routes.regions.freezes import calendars_of
 from ipnext.api.routes.regions.plans import newest_replan, plan_in_force
@@ -16,7 +16,7 @@ from ipnext.api.routes.regions.regions import fleet_or_none, region_views
 from ipnext.api.schema import NOT_MODIFIED
 from ipnext.api.services.explanation import explanations_of
 from ipnext.api.services.generation_stats import answers_of
-from ipnext.api.services.hidden_fields import is_plan_shown, shown_drains, shown_plan, shown_states
+from ipnext.api.services.hidden_fields import filter_states, is_plan_shown, redact_drains, redact_plan
 from ipnext.api.services.model_facts import ModelFacts, throughputs_of
 from ipnext.api.services.region_states import States
 from ipnext.api.services.status import model_view
@@ -57,7 +57,7 @@ async def overview(request: Request, rooms: Rooms, wanted: WantedModels, visible
 
 def _overview(rooms: Platform, states: States, wanted: Wanted, visible: frozenset[str] | None) -> Overview:
     with rooms.store.read(visible) as unit:
-        page = found_models(unit, states, wanted)
+        page = find_models(unit, states, wanted)
         facts, names = page.items, [each.record.name for each in page.items]
         readiness = fleet_readiness(unit, states)
         held = _frozen(unit, facts, datetime.now(UTC))
@@ -66,16 +66,16 @@ def _overview(rooms: Platform, states: States, wanted: Wanted, visible: frozense
         views = {name: _view(each, states, rates[name]) for name, each in zip(names, facts, strict=True)}
         unready = [each for each in facts if each.changes and not serves(views[each.record.name].status.conditions)]
         explanations = explanations_of(unit, unready[:EXPLAINED], states)
-        drains = shown_drains(drains_by_region(unit, rooms.lifecycle, states), visible)
-        reported = shown_states(states, unit, visible)
+        drains = redact_drains(drains_by_region(unit, rooms.lifecycle, states), visible)
+        reported = filter_states(states, unit, visible)
         used, named = unit.units_running(), rooms.settings.gateways
         regions = region_views(fleet_or_none(unit), used, reported, drains, gateways=named)
         plan = plan_in_force(unit)
         replan = newest_replan(unit, plan)
-        replan = replan and shown_plan(replan, visible)
+        replan = replan and redact_plan(replan, visible)
         if plan is not None and not is_plan_shown(plan.summary, unit, visible):
             plan = None
-        plan = plan and plan.model_copy(update={"summary": shown_plan(plan.summary, visible)})
+        plan = plan and plan.model_copy(update={"summary": redact_plan(plan.summary, visible)})
         changes, events = unit.change_page(limit=CHANGES), unit.event_page(limit=EVENTS)
     return Overview(
         models=tuple(

@@ -7,9 +7,9 @@ from fastapi import APIRouter, Path, Query
 
 from ipnext import names
 from ipnext.api.authorization.access import Visible, may
-from ipnext.api.dependencies import After, Limit, Rooms, listed
+from ipnext.api.dependencies import After, Limit, Rooms, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
-from ipnext.api.services.hidden_fields import shown_drain
+from ipnext.api.services.hidden_fields import redact_drain
 from ipnext.api.workflow_engine.port import Lifecycle
 from ipnext.errors import Conflict, InvalidInput, NotFound
 from ipnext.model.api.resources import Listed
@@ -42,7 +42,7 @@ def drain_region(region: RegionName, request: DrainRequest, rooms: Rooms, visibl
         drain = unit.add_drain(region, disaster=request.disaster, force=request.force, reason=request.reason)
         unit.note_audit(after=request, reason=request.reason, change_id=drain.id)
     rooms.outbox.wake()
-    return shown_drain(drain_view(drain, rooms.lifecycle, rooms.observer.states() if drain.lost else {}), visible)
+    return redact_drain(drain_view(drain, rooms.lifecycle, rooms.observer.states() if drain.lost else {}), visible)
 
 
 @router.post(
@@ -57,7 +57,7 @@ def return_region(region: RegionName, request: ReturnRequest, rooms: Rooms, visi
         drain = unit.ask_return(region, reason=request.reason)
         unit.note_audit(reason=request.reason, change_id=drain.id)
     rooms.outbox.wake()
-    return shown_drain(drain_view(drain, rooms.lifecycle, rooms.observer.states() if drain.lost else {}), visible)
+    return redact_drain(drain_view(drain, rooms.lifecycle, rooms.observer.states() if drain.lost else {}), visible)
 
 
 @router.get("/{region}/drain", dependencies=[may("regions.read")], summary="Follow a drain")
@@ -69,7 +69,7 @@ def read_drain(region: RegionName, rooms: Rooms, visible: Visible) -> DrainView:
         msg = f"region {region!r} was never drained"
         raise NotFound(msg)
     view = drain_view(drain, rooms.lifecycle, rooms.observer.states() if drain.lost else {})
-    return shown_drain(view, visible)
+    return redact_drain(view, visible)
 
 
 @listing.get("", dependencies=[may("fleet.read")], summary="List drains")
@@ -84,7 +84,7 @@ def list_drains(
     with rooms.store.read() as unit:
         page = unit.drain_page(region, after=after, limit=limit)
     states = rooms.observer.states() if any(drain.lost for drain in page.items) else {}
-    return listed(page.map(lambda drain: shown_drain(drain_view(drain, rooms.lifecycle, states), visible)))
+    return view_page(page.map(lambda drain: redact_drain(drain_view(drain, rooms.lifecycle, states), visible)))
 
 
 def check_region_left(fleet: FleetSpec, drains: tuple[Drain, ...], region: str) -> None:

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from ipnext.api.authorization.access import Visible, may
 from ipnext.api.dependencies import DryRun, ExpectedVersion, Rooms
 from ipnext.api.requests.guarded_route import GuardedRoute
-from ipnext.api.services.hidden_fields import shown_fleet
+from ipnext.api.services.hidden_fields import redact_fleet
 from ipnext.api.services.manifest_checks import check_fleet_serves
 from ipnext.errors import NotFound, StaleWrite
 from ipnext.model.api.resources import FleetView
@@ -23,7 +23,7 @@ def read_fleet(rooms: Rooms, visible: Visible) -> FleetView:
     """The fleet as applied, with the budgets of the owners that the caller may see. 404 before the first apply."""
     with rooms.store.read() as unit:
         view = _view(unit.fleet())
-    return view.model_copy(update={"spec": shown_fleet(view.spec, visible)})
+    return view.model_copy(update={"spec": redact_fleet(view.spec, visible)})
 
 
 @router.put("", dependencies=[may("fleet.apply")], summary="Apply the fleet's manifest")
@@ -36,13 +36,13 @@ def apply_fleet(
     within `IPNEXT_REPLAN_DELAY_SECONDS` ask for one.
     """
     settings = rooms.settings
-    basis = _checked_models(rooms, manifest)
+    basis = _check_models(rooms, manifest)
     with rooms.store.begin() as unit:
         if unit.manifests_basis() != basis:
             check_fleet_serves(manifest.spec, tuple(r.manifest for r in unit.models() if not r.retired))
         before = _find(unit)
         if dry_run:
-            return _checked(before, manifest, expected_version)
+            return _answer_dry_run(before, manifest, expected_version)
         record = unit.put_fleet(manifest.spec, expected_version=expected_version)
         unit.note_audit(before=before.spec if before else None, after=manifest.spec)
         changed = before is None or before.version != record.version
@@ -52,7 +52,7 @@ def apply_fleet(
     return _view(record)
 
 
-def _checked_models(rooms: Rooms, manifest: FleetManifest) -> tuple[int, int]:
+def _check_models(rooms: Rooms, manifest: FleetManifest) -> tuple[int, int]:
     """Check the fleet against all models before the unit that writes it: thousands of manifests take seconds to parse.
 
     Returns the basis that shows whether any of them has changed since.
@@ -70,7 +70,7 @@ def _find(unit: Repository) -> FleetRecord | None:
         return None
 
 
-def _checked(before: FleetRecord | None, manifest: FleetManifest, expected: int | None) -> FleetView:
+def _answer_dry_run(before: FleetRecord | None, manifest: FleetManifest, expected: int | None) -> FleetView:
     """Return the answer of a dry run: the given spec under the version in force (0: none)."""
     version = 0 if before is None else before.version
     if expected is not None and expected != version:

@@ -7,9 +7,9 @@ from fastapi import APIRouter, Path, Query
 
 from ipnext.access.actions import ACTIONS
 from ipnext.api.authorization.access import Asker, Visible, may
-from ipnext.api.dependencies import After, DryRun, ExpectedVersion, Limit, RecordId, Rooms, User, listed
+from ipnext.api.dependencies import After, DryRun, ExpectedVersion, Limit, RecordId, Rooms, User, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
-from ipnext.api.services.hidden_fields import names_in_freezes, shown_freeze
+from ipnext.api.services.hidden_fields import names_in_freezes, redact_freeze
 from ipnext.api.services.manifest_checks import check_storable
 from ipnext.errors import InvalidInput, NotFound, StaleWrite
 from ipnext.freezes.calendar import FreezeCalendar
@@ -26,7 +26,7 @@ from ipnext.model.manifest.freeze import (
     OverrideRequest,
 )
 from ipnext.model.value import Name
-from ipnext.store.operations.change_scope import touched_by
+from ipnext.store.operations.change_scope import find_touched
 from ipnext.store.paging import page_of
 from ipnext.store.records import FreezeRecord
 from ipnext.store.repository import Repository
@@ -46,12 +46,12 @@ def list_freezes(rooms: Rooms, visible: Visible, after: After = None, limit: Lim
         names = names_in_freezes(unit, visible)
         page = unit.freeze_page(after=after, limit=limit + 1)
         while True:  # so that no cursor names an omitted freeze
-            shown += [found for record in page.items if (found := shown_freeze(record, names, visible)) is not None]
+            shown += [found for record in page.items if (found := redact_freeze(record, names, visible)) is not None]
             if len(shown) > limit or page.next is None:
                 break
             page = unit.freeze_page(after=page.next, limit=limit + 1)
     at = datetime.now(UTC)
-    return listed(
+    return view_page(
         page_of(
             shown[: limit + 1], limit, key=lambda record: record.manifest.name, value=lambda record: _view(record, at)
         )
@@ -69,7 +69,7 @@ def frozen_now(
     at = datetime.now(UTC)
     with rooms.store.read() as unit:
         rooms.access.check_model(asker, ACTIONS["models.read"], unit, model)
-        touched, calendars = touched_by(unit, model), calendars_of(unit)
+        touched, calendars = find_touched(unit, model), calendars_of(unit)
     asked = Asked(model, *touched, kind)
     bound, following = frozen(calendars, asked, at), next_window(calendars, asked, at)
     return FreezeNow(model=model, kind=kind, at=at, frozen=bound, next_window=following)
@@ -81,7 +81,7 @@ def read_freeze(name: FreezeName, rooms: Rooms, visible: Visible) -> FreezeView:
     with rooms.store.read() as unit:
         record = unit.find_freeze(name) if visible is not None else unit.freeze(name)
         names = names_in_freezes(unit, visible)
-    found = None if record is None else shown_freeze(record, names, visible)
+    found = None if record is None else redact_freeze(record, names, visible)
     if found is None:
         msg = f"freeze {name!r} is not known; `ipnext get freezes` lists those for models that you may see"
         raise NotFound(msg)
@@ -110,7 +110,7 @@ def apply_freeze(
     with rooms.store.begin() as unit:
         before = unit.find_freeze(name)
         if dry_run:
-            return _checked(calendar, before, at, expected_version)
+            return _answer_dry_run(calendar, before, at, expected_version)
         record = unit.put_freeze(manifest, expected_version=expected_version)
         unit.note_audit(
             object=("Freeze", name),
@@ -148,13 +148,13 @@ def override(change_id: RecordId, request: OverrideRequest, rooms: Rooms, user: 
     with rooms.store.read() as unit:
         model = unit.change(change_id).model
     with rooms.store.begin(model) as unit:
-        given = let_through(unit, unit.change(change_id), who=user, reason=request.reason)
+        given = override_freezes(unit, unit.change(change_id), who=user, reason=request.reason)
         unit.note_audit(after={"overrides": list(given.freezes)}, reason=request.reason, change_id=change_id)
     rooms.outbox.freezes_changed()
     return given
 
 
-def let_through(unit: Repository, change: Change, *, who: str, reason: str) -> Override:
+def override_freezes(unit: Repository, change: Change, *, who: str, reason: str) -> Override:
     """Override the freezes for a change, and record it once."""
     given = unit.freeze_override(change.id)
     if given is not None:
@@ -173,7 +173,7 @@ def binding(unit: Repository, model: str, kind: str, at: datetime) -> Frozen | N
     calendars = calendars_of(unit)
     if not calendars:
         return None
-    return frozen(calendars, Asked(model, *touched_by(unit, model), kind), at)
+    return frozen(calendars, Asked(model, *find_touched(unit, model), kind), at)
 
 
 def calendars_of(unit: Repository) -> tuple[FreezeCalendar, ...]:
@@ -181,7 +181,9 @@ def calendars_of(unit: Repository) -> tuple[FreezeCalendar, ...]:
     return tuple(FreezeCalendar(record.manifest) for record in unit.freezes())
 
 
-def _checked(calendar: FreezeCalendar, before: FreezeRecord | None, at: datetime, expected: int | None) -> FreezeView:
+def _answer_dry_run(
+    calendar: FreezeCalendar, before: FreezeRecord | None, at: datetime, expected: int | None
+) -> FreezeView:
     """Return the answer of a dry run: the given freeze under the version in force (0: none)."""
     version = 0 if before is None else before.version
     if expected is not None and expected != version:

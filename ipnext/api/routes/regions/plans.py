@@ -10,10 +10,10 @@ from fastapi import APIRouter, Query, Response
 
 from ipnext.api.authorization.access import Visible, may, may_read_plan
 from ipnext.api.authorization.audit_entries import record_asked
-from ipnext.api.dependencies import After, IdempotencyKey, Limit, RecordId, Rooms, listed
+from ipnext.api.dependencies import After, IdempotencyKey, Limit, RecordId, Rooms, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.requests.identifiers import client_id
-from ipnext.api.services.hidden_fields import is_replan_shown, shown_moves, shown_plan, shown_replan
+from ipnext.api.services.hidden_fields import is_replan_shown, redact_moves, redact_plan, redact_replan
 from ipnext.api.workflow_engine.port import replan_view
 from ipnext.errors import NotFound, Unavailable
 from ipnext.model.api.resources import Listed, MovesView, PlanInForce, PlanSummary, PlanView, ReplanRequest, ReplanView
@@ -52,14 +52,14 @@ def list_plans(
     with rooms.store.read(visible) as unit:
         in_force = unit.plan_in_force_id()
         page = unit.plan_page(after=after, limit=limit, fleet_only=fleet_only)
-    return listed(page.map(lambda entry: shown_plan(plan_summary(entry, in_force), visible)))
+    return view_page(page.map(lambda entry: redact_plan(plan_summary(entry, in_force), visible)))
 
 
 @router.get("/plans/{plan_id}", dependencies=[may_read_plan()], summary="Read a plan", response_model=PlanView)
 def read_plan(plan_id: RecordId, rooms: Rooms, visible: Visible) -> Response:
     """A plan with the problem it answers and its difference to the plan before it; 404 where only its line is kept."""
     with rooms.store.read() as unit:
-        summary = shown_plan(plan_summary(unit.plan_entry(plan_id), unit.plan_in_force_id()), visible)
+        summary = redact_plan(plan_summary(unit.plan_entry(plan_id), unit.plan_in_force_id()), visible)
         found = unit.plan_documents(plan_id)
     head = summary.model_dump_json(by_alias=True).removesuffix("}")
     text = f'{head},"problem":{found.problem},"plan":{found.plan},"diff":{found.diff}}}'
@@ -70,7 +70,7 @@ def read_plan(plan_id: RecordId, rooms: Rooms, visible: Visible) -> Response:
 def read_summary(plan_id: RecordId, rooms: Rooms, visible: Visible) -> PlanSummary:
     """A plan without its documents, which may be megabytes."""
     with rooms.store.read() as unit:
-        return shown_plan(plan_summary(unit.plan_entry(plan_id), unit.plan_in_force_id()), visible)
+        return redact_plan(plan_summary(unit.plan_entry(plan_id), unit.plan_in_force_id()), visible)
 
 
 @router.get("/plans/{plan_id}/diff", dependencies=[may_read_plan()], summary="Read a plan's difference")
@@ -113,14 +113,14 @@ async def steer_replan(request: SteerRequest, rooms: Rooms, key: IdempotencyKey 
         return await rooms.lifecycle.cancel_replan(
             MoverAsked(reason=request.reason), update_id=f"cancel/{key or uuid4().hex}"
         )
-    progress = await asyncio.to_thread(_steered, rooms.store, request, key)
+    progress = await asyncio.to_thread(_steer_moves, rooms.store, request, key)
     with contextlib.suppress(Unavailable):  # the replan checks the pause itself within some minutes
-        await rooms.lifecycle.tell_moves_steered()
+        await rooms.lifecycle.signal_steering()
     rooms.outbox.wake()
     return progress
 
 
-def _steered(store: Store, request: SteerRequest, key: str) -> ReplanProgress:
+def _steer_moves(store: Store, request: SteerRequest, key: str) -> ReplanProgress:
     """Write the pause of the moves, or its end; return the progress of the replan that moves models.
 
     A repeated request of one key writes nothing: later requests stay in force.
@@ -158,7 +158,7 @@ def read_moves(rooms: Rooms, visible: Visible) -> MovesView:
             replan=replan_view(replan, rooms.lifecycle) if replan else None,
             replans_waiting=unit.replans_open(),
         )
-    return shown_moves(moves, visible)
+    return redact_moves(moves, visible)
 
 
 @router.get("/replans", dependencies=[may("fleet.read")], summary="List replans")
@@ -166,7 +166,7 @@ def list_replans(rooms: Rooms, visible: Visible, after: After = None, limit: Lim
     """Newest first: who asked, where it stands, what came of it."""
     with rooms.store.read() as unit:
         page = unit.replan_page(after=after, limit=limit)
-    found = page.map(lambda replan: shown_replan(replan_view(replan, rooms.lifecycle), visible))
+    found = page.map(lambda replan: redact_replan(replan_view(replan, rooms.lifecycle), visible))
     return Listed(items=tuple(each for each in found.items if is_replan_shown(each, visible)), next=found.next)
 
 
@@ -174,7 +174,7 @@ def list_replans(rooms: Rooms, visible: Visible, after: After = None, limit: Lim
 def read_replan(replan_id: RecordId, rooms: Rooms, visible: Visible) -> ReplanView:
     """Where a replan stands, and what came of it once it is done."""
     with rooms.store.read() as unit:
-        found = shown_replan(replan_view(unit.replan(replan_id), rooms.lifecycle), visible)
+        found = redact_replan(replan_view(unit.replan(replan_id), rooms.lifecycle), visible)
     if not is_replan_shown(found, visible):
         msg = f"replan {replan_id!r} is not known"
         raise NotFound(msg)
@@ -206,6 +206,6 @@ def plan_summary(entry: PlanEntry, in_force: str | None) -> PlanSummary:
         wall_seconds=use.wall_seconds if use else None,
         cpu_seconds=use.cpu_seconds if use else None,
         peak_memory_bytes=use.peak_memory_bytes if use else None,
-        adopted=entry.adopted,
+        adopted=entry.is_adopted,
         in_force=entry.id == in_force,
     )

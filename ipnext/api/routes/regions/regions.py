@@ -7,10 +7,10 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from ipnext.api.authorization.access import Visible, may
-from ipnext.api.dependencies import After, Limit, Rooms, listed
+from ipnext.api.dependencies import After, Limit, Rooms, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.routes.regions.drains import drains_by_region
-from ipnext.api.services.hidden_fields import shown_drains, shown_replicas, shown_states
+from ipnext.api.services.hidden_fields import filter_replicas, filter_states, redact_drains
 from ipnext.api.services.region_states import States
 from ipnext.errors import NotFound, Unavailable
 from ipnext.model.api.resources import Listed, RegionView, SupplyUse
@@ -33,8 +33,8 @@ def list_regions(rooms: Rooms, visible: Visible, after: After = None, limit: Lim
     states = rooms.observer.states()
     with rooms.store.read() as unit:
         fleet, used = fleet_or_none(unit), unit.units_running()
-        drains = shown_drains(drains_by_region(unit, rooms.lifecycle, states), visible)
-        shown = shown_states(states, unit, visible)
+        drains = redact_drains(drains_by_region(unit, rooms.lifecycle, states), visible)
+        shown = filter_states(states, unit, visible)
         views = region_views(fleet, used, shown, drains, gateways=rooms.settings.gateways)
     start = 0
     if after is not None:
@@ -42,7 +42,7 @@ def list_regions(rooms: Rooms, visible: Visible, after: After = None, limit: Lim
         if after not in names:
             raise no_cursor(after)
         start = names.index(after) + 1
-    return listed(
+    return view_page(
         page_of(views[start : start + limit + 1], limit, key=lambda view: view.region, value=lambda view: view)
     )
 
@@ -68,9 +68,9 @@ def list_replicas(
     mine = state.replicas if model is None else tuple(r for r in states.of(model) if r.key.region == region)
     if visible is not None:
         with rooms.store.read() as unit:
-            mine = shown_replicas(mine, unit, visible, of=model)
+            mine = filter_replicas(mine, unit, visible, of=model)
     found = nsmallest(limit + 1, (r for r in mine if after is None or r.id > after), key=lambda r: r.id)
-    return listed(page_of(found, limit, key=lambda replica: replica.id, value=lambda replica: replica))
+    return view_page(page_of(found, limit, key=lambda replica: replica.id, value=lambda replica: replica))
 
 
 def fleet_or_none(unit: Repository) -> FleetSpec | None:

@@ -389,10 +389,10 @@ async def test_a_login_or_logout_makes_nobody_else_be_looked_up_again(rooms):
         await http.get("/v1/models", headers={"Authorization": f"Bearer {other}"})
         session = (await http.post("/v1/sessions", headers=rooms.headers)).headers["set-cookie"].partition(";")[0]
         assert (await http.get("/v1/models")).status_code == 200
-        assert access.remembered(other, ("key",)) is not None
+        assert access.recall(other, ("key",)) is not None
         own = {"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"}
         assert (await http.delete("/v1/sessions/current", headers=own)).status_code == 204
-        assert access.remembered(other, ("key",)) is not None
+        assert access.recall(other, ("key",)) is not None
         ended = await http.get("/v1/models", headers={"Cookie": session})
         assert (ended.status_code, "was revoked" in ended.json()["message"]) == (401, True)
 

@@ -66,13 +66,13 @@ async def test_work_that_fails_ends_its_turn():
 @pytest.fixture
 def threads(monkeypatch):
     """The threads in which bodies were validated before FastAPI saw them."""
-    found, validated = [], guarded_route.validated
+    found, validated = [], guarded_route.validate_body
 
     def noted(model, value):
         found.append(threading.get_ident())
         return validated(model, value)
 
-    monkeypatch.setattr(guarded_route, "validated", noted)
+    monkeypatch.setattr(guarded_route, "validate_body", noted)
     return found
 
 

@@ -50,7 +50,7 @@ async def test_it_submits_nothing_of_a_record_that_another_platform_has(store: S
         assert outbox.foreign
     assert lifecycle.drains_told == []
     with store.read() as repository:
-        assert repository.untold_drains(), "it waits for the platform that has the record"
+        assert repository.unsubmitted_drains(), "it waits for the platform that has the record"
 
 
 async def test_it_takes_a_record_that_nobody_has_and_asks_again_while_the_engine_is_down(store: Store) -> None:

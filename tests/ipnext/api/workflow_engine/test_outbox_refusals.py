@@ -275,13 +275,13 @@ def test_a_line_waits_longer_after_each_failure_and_another_change_begins_again(
     attempts = outbox_module.Attempts(first_seconds=1, most_seconds=5, clock=lambda: now[0])
     waits = []
     for _ in range(4):
-        attempts.failed("ctr", "c1", None)
+        attempts.note_failure("ctr", "c1", None)
         begun = now[0]
         while not attempts.due("ctr"):
             now[0] += 0.5
         waits.append(now[0] - begun)
     assert waits == [1, 2, 4, 5]
-    assert attempts.failed("ctr", "c2", None).tries == 1
+    assert attempts.note_failure("ctr", "c2", None).tries == 1
     attempts.keep(set())
     assert attempts.due("ctr")
     assert attempts.stuck() == ()

@@ -149,7 +149,7 @@ def drained(store: Store) -> Store:
         repository.ask_return("asia")
         repository.update_drain("drain-eu-1", state=DrainState.DRAINING)
         repository.update_drain("drain-africa-1", state=DrainState.DRAINED)
-        repository.tell_drains([drain for region in REGIONS if (drain := repository.drain(region))])
+        repository.mark_submitted([drain for region in REGIONS if (drain := repository.drain(region))])
     return store
 
 
@@ -193,7 +193,7 @@ async def test_a_replan_that_was_taken_and_has_no_run_begins(store: Store, state
         repository.add_replan("r1", "manual")
         repository.queue_replans(["r1"])
         if state is not ReplanState.QUEUED:
-            repository.take_replans("p1", run_id="run")
+            repository.claim_replans("p1", run_id="run")
     with store.begin("p1") as repository:
         if state is ReplanState.MOVING:
             repository.update_replans("p1", state=state)
@@ -207,7 +207,7 @@ async def test_no_replan_begins_for_those_that_a_pause_holds_back_or_that_have_e
     lifecycle = await with_entities(store)
     with store.begin() as repository:
         repository.add_replan("ended", "manual")
-        repository.take_replans("p1", run_id="run")
+        repository.claim_replans("p1", run_id="run")
     with store.begin("p1") as repository:
         repository.update_replans("p1", state=ReplanState.KEPT)
     with store.begin() as repository:
@@ -247,7 +247,7 @@ async def test_the_entity_of_a_change_that_lost_its_run_looks_again(store: Store
     lifecycle = await with_entities(store)
     lifecycle.change_runs = running_runs() - {"lifecycle/m03/m03-1"}
 
-    found = await resubmission(store, lifecycle, lost_seconds=0).look_for_lost_changes()
+    found = await resubmission(store, lifecycle, lost_seconds=0).recover_lost_changes()
 
     assert (found, lifecycle.looked_again, lifecycle.entities_begun) == (["lifecycle/m03/m03-1"], ["m03"], [])
 
@@ -255,7 +255,7 @@ async def test_the_entity_of_a_change_that_lost_its_run_looks_again(store: Store
 async def test_a_change_that_was_recorded_a_while_ago_may_have_no_run_yet(store: Store) -> None:
     lifecycle = await with_entities(store)
 
-    assert not await resubmission(store, lifecycle, lost_seconds=3600).look_for_lost_changes()
+    assert not await resubmission(store, lifecycle, lost_seconds=3600).recover_lost_changes()
 
 
 async def test_a_change_that_waits_behind_no_other_one_needs_its_run(store: Store) -> None:
@@ -266,7 +266,7 @@ async def test_a_change_that_waits_behind_no_other_one_needs_its_run(store: Stor
             repository.update_change(f"{name}-1", state=ChangeState.DONE)
         repository.put_pause("m07", ControlAsked(by="ann"))
 
-    await resubmission(store, lifecycle, lost_seconds=0).look_for_lost_changes()
+    await resubmission(store, lifecycle, lost_seconds=0).recover_lost_changes()
 
     assert lifecycle.looked_again == ["m03"]
 

@@ -54,7 +54,7 @@ async def test_an_engine_that_is_down_is_unavailable_and_not_reachable(unreachab
     with pytest.raises(Unavailable):
         await unreachable.wake_replan()
     with pytest.raises(Unavailable):
-        await unreachable.tell_freeze_changed(CHANGE)
+        await unreachable.signal_freeze_change(CHANGE)
 
 
 async def test_links_lead_to_the_run_in_the_temporal_ui(unreachable):
@@ -149,11 +149,11 @@ async def test_controls_reach_no_one_while_the_engine_is_down(unreachable):
 
 
 async def test_a_run_is_told_of_changed_freezes_and_one_that_is_not_there_is_no_error(real):
-    await real.tell_freeze_changed(CHANGE)
+    await real.signal_freeze_change(CHANGE)
     client = await connect()
     run_id = names.lifecycle_workflow_id(CHANGE.model, CHANGE.id)
     run = await client.start_workflow(names.LIFECYCLE_WORKFLOW, id=run_id, task_queue=names.LIFECYCLE_QUEUE)
-    await real.tell_freeze_changed(CHANGE)
+    await real.signal_freeze_change(CHANGE)
     async with asyncio.timeout(PATIENCE_SECONDS):
         assert await run.result() is None
-    await real.tell_freeze_changed(CHANGE)
+    await real.signal_freeze_change(CHANGE)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ipnext.artifacts.programs.forms import UnsafeProgram, refuse, shown
+from ipnext.artifacts.programs.forms import UnsafeProgram, format_value, refuse
 
 
 def nested(levels):
@@ -25,10 +25,10 @@ LARGE = {
 @pytest.mark.parametrize("made", LARGE.values(), ids=LARGE)
 def test_a_message_is_short_whatever_the_value_is(made):
     value = made()
-    assert len(shown(value)) <= 80
+    assert len(format_value(value)) <= 80
     with pytest.raises(UnsafeProgram, match="must be a name, got"):
         refuse("a name", value)
 
 
 def test_a_small_value_is_shown_whole():
-    assert shown({"b": [1, "x"], "a": None}) == "{'a': None, 'b': [1, 'x']}"
+    assert format_value({"b": [1, "x"], "a": None}) == "{'a': None, 'b': [1, 'x']}"

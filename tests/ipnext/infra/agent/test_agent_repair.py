@@ -93,7 +93,7 @@ def test_a_host_that_was_told_to_hold_other_bytes_under_the_same_numbers_gets_it
 
 @pytest.mark.parametrize(("stamped", "sends"), [("mine", False), ("other", True), ("", True), (None, False)])
 def test_holds_of_another_stamp_are_replaced(stamped, sends):
-    told = None if stamped is None else HostHolds(holds=(), stamp=stamped).stamped
+    told = None if stamped is None else HostHolds(holds=(), stamp=stamped).stamp_digest
     seen = HostState(ready=(HeldGeneration(model="m", part="p", generation=1, snapshot=1),), stamped=told)
     assert HostRepair(AgentSettings()).must_send(seen, HostHolds(holds=(HOLD,)), stamp="mine") == sends
 

@@ -50,7 +50,7 @@ def test_a_forgotten_name_gives_its_port_back(tmp_path):
     book = PortBook(tmp_path / "ports.json")
     book.port("host")
     book.forget("host")
-    assert book.known("host") is None
+    assert book.recall("host") is None
 
 
 def test_a_damaged_book_is_begun_anew(tmp_path):

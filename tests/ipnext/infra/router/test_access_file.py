@@ -34,9 +34,9 @@ def test_the_router_gets_the_models_that_are_routed_here(opened, tmp_path):
     file.publish({"a"})
     assert json.loads((tmp_path / "followed.json").read_text())["revision"] == 0, "there never was one"
     file.put(listed(3, a=CLOSED, b=CLOSED))
-    assert not file.published
+    assert not file.is_published
     file.publish({"a"})
-    assert file.published
+    assert file.is_published
     followed = json.loads((tmp_path / "followed.json").read_text())
     assert [one["model"] for one in followed["models"]] == ["a"]
     file.publish({"a", "b"})
@@ -62,7 +62,7 @@ def test_an_older_list_is_refused_and_the_same_one_is_not(opened):
         file.put(listed(2, a=AccessSpec()))
     with pytest.raises(StaleWrite, match="revision 3 was given, but the one in force has other content"):
         file.put(listed(3, a=AccessSpec()))
-    assert file.closed([table("a")]) == {"a"}
+    assert file.find_closed([table("a")]) == {"a"}
 
 
 def test_a_list_that_can_not_be_read_is_lost_and_closes_every_model_until_the_next_one(opened, tmp_path):
@@ -71,13 +71,13 @@ def test_a_list_that_can_not_be_read_is_lost_and_closes_every_model_until_the_ne
     for _ in range(2):
         file = opened()
         file.publish({"a"})
-        assert (file.newest.revision, file.closed(tables)) == (0, {"a", "b"})
+        assert (file.newest.revision, file.find_closed(tables)) == (0, {"a", "b"})
         assert not (tmp_path / "followed.json").exists(), "a router that starts has lost it, too"
     file.put(listed(3, a=AccessSpec()))
     file.save()
-    assert file.closed(tables) == {"b"}
+    assert file.find_closed(tables) == {"b"}
     (tmp_path / "kept.json").unlink()
-    assert opened().closed(tables) == {"b"}, "nothing is left of it"
+    assert opened().find_closed(tables) == {"b"}, "nothing is left of it"
 
 
 def test_a_router_keeps_the_list_that_its_agent_lost(opened, tmp_path):
@@ -93,9 +93,9 @@ def test_a_router_keeps_the_list_that_its_agent_lost(opened, tmp_path):
 def test_a_model_is_closed_by_the_list_or_else_by_its_table(opened):
     tables = [table("a", "authenticated"), table("b"), table("c", "authenticated"), table("d")]
     file = opened()
-    assert file.closed(tables) == {"a", "c"}
+    assert file.find_closed(tables) == {"a", "c"}
     file.put(listed(1, a=AccessSpec(), b=CLOSED))
-    assert file.closed(tables) == {"b", "c"}
+    assert file.find_closed(tables) == {"b", "c"}
 
 
 def test_a_list_that_can_not_be_written_is_kept_in_memory_and_removes_the_old_one(opened, tmp_path):
@@ -112,16 +112,16 @@ def test_a_list_that_can_not_be_written_is_kept_in_memory_and_removes_the_old_on
             file.save()
             file.publish({"a"})
     assert [entry["event"].split(",")[0] for entry in logs] == ["access list not written"] * 2
-    assert (file.newest.revision, file.published) == (4, False)
+    assert (file.newest.revision, file.is_published) == (4, False)
     assert not (tmp_path / "kept.json").exists(), "an agent that starts has lost its list rather than an old one"
-    assert opened().closed([table("a")]) == {"a"}
+    assert opened().find_closed([table("a")]) == {"a"}
     assert not (tmp_path / "followed.json").exists()
     assert file.extract({"a"}).revision == 4
     for path in full:
         path.rmdir()
     file.save()
     file.publish({"a"})
-    assert file.published
+    assert file.is_published
     assert opened().newest.revision == 4
     assert not (tmp_path / "kept.refused").exists()
 
@@ -131,4 +131,4 @@ def test_the_first_list_that_can_not_be_written_is_lost_with_its_agent(opened, t
     file = opened()
     file.put(listed(1, a=CLOSED))
     file.save()
-    assert opened().closed([table("a")]) == {"a"}
+    assert opened().find_closed([table("a")]) == {"a"}

@@ -22,7 +22,7 @@ def test_a_model_is_forgotten_once_what_was_on_its_way_has_arrived():
         forgetting = Forgetting(0.0, forgot)
         forgetting.begin("m")
         await eventually(lambda: forgot.models)
-        await forgetting.settled("m")
+        await forgetting.wait_settled("m")
         assert forgot.models == ["m"]
 
     asyncio.run(run())
@@ -33,8 +33,8 @@ def test_nothing_is_forgotten_and_nothing_settled_before():
         forgot = Forgot()
         forgetting = Forgetting(LONG, forgot)
         forgetting.begin("m")
-        settled = asyncio.create_task(forgetting.settled("m"))
-        await forgetting.settled("another")
+        settled = asyncio.create_task(forgetting.wait_settled("m"))
+        await forgetting.wait_settled("another")
         await asyncio.sleep(0.01)
         assert not settled.done()
         assert forgot.models == []

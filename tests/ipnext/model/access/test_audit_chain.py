@@ -19,7 +19,7 @@ from ipnext.model.access.audit import (
     AuditWho,
     document_text,
     hash_of,
-    sealed,
+    seal,
 )
 from ipnext.model.access.audit_chain import MOST_FURTHER, read_anchors, read_entries, verify
 
@@ -35,7 +35,7 @@ def entry_after(head, **fields):
         "outcome": "done",
     }
     given = {"sequence": head.sequence + 1, "at": NOW + timedelta(seconds=head.sequence), "request_id": "r", **own}
-    return sealed(AuditEntry(**given | fields, prev_hash=head.hash, hash=GENESIS))
+    return seal(AuditEntry(**given | fields, prev_hash=head.hash, hash=GENESIS))
 
 
 def chain(count):

@@ -125,4 +125,4 @@ def test_adapters_do_not_count_among_the_parts_that_a_plan_knows():
     adapters = [{"name": f"a{i}", "engine": "vllm", "adapterOf": "llm"} for i in range(255)]
     spec = {"task": "generation", "parts": [llm, *adapters], "demand": [{"region": "eu", "qps": 1}]}
     document = {"apiVersion": "ipnext/v1", "kind": "Model", "metadata": {"name": "chat", "owner": "a"}, "spec": spec}
-    assert len(parse_manifest(document).spec.hosted) == 1
+    assert len(parse_manifest(document).spec.hosted_parts) == 1

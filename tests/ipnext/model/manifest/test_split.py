@@ -90,9 +90,9 @@ def test_several_parts_are_not_split():
 
 def test_the_hardware_does_not_change_where_a_model_is_cut():
     plain, other = SplitPolicy.model_validate(tables()), SplitPolicy.model_validate(tables(hardware=["cpu"]))
-    assert plain.cut == other.cut
-    assert SplitPolicy.model_validate(tables(modules=["tables.0"])).cut != plain.cut
-    assert SplitPolicy.model_validate(tables() | {"default": "rest"}).cut != plain.cut
+    assert plain.cut_digest == other.cut_digest
+    assert SplitPolicy.model_validate(tables(modules=["tables.0"])).cut_digest != plain.cut_digest
+    assert SplitPolicy.model_validate(tables() | {"default": "rest"}).cut_digest != plain.cut_digest
 
 
 def test_a_generation_that_is_not_cut_is_served_in_the_parts_of_the_manifest():
@@ -100,12 +100,12 @@ def test_a_generation_that_is_not_cut_is_served_in_the_parts_of_the_manifest():
     given = manifest(tables())
     assert laid_out(given, whole) == laid_out(given, None) == given
     assert (whole.parts, whole.answering) == (("whole",), {"whole": 1})
-    assert (whole.held_by("whole"), whole.held_by("other")) == ({"whole": 1}, {})
+    assert (whole.snapshots_of("whole"), whole.snapshots_of("other")) == ({"whole": 1}, {})
 
 
 def test_parts_of_a_cut_generation_have_the_hardware_of_the_manifest_that_cuts_so():
     given = manifest(tables(hardware=[{"kind": "cpu", "qps": 30}]))
-    found = laid_out(given, generation(given.spec.split.cut)).spec.parts
+    found = laid_out(given, generation(given.spec.split.cut_digest)).spec.parts
     assert [(part.name, part.hardware[0].qps) for part in found] == [("tables-0", 30), ("tables-1", 30), ("dense", 100)]
     assert {(part.min_replicas, part.engine, part.settings["threads"]) for part in found} == {(2, "torch", 2)}
 
@@ -119,6 +119,6 @@ def test_parts_of_a_generation_cut_otherwise_keep_the_hardware_they_had(split):
 def test_a_host_of_a_part_holds_its_segments_and_each_of_them_answers():
     cut = generation("0" * 64)
     assert cut.parts == ("tables-0", "tables-1", "dense")
-    assert cut.held_by("dense") == {"dense-s0": 1, "dense-s2": 2}
-    assert cut.held_by("whole") == {}
+    assert cut.snapshots_of("dense") == {"dense-s0": 1, "dense-s2": 2}
+    assert cut.snapshots_of("whole") == {}
     assert set(cut.answering) == {"tables-0", "tables-1", "dense-s0", "dense-s2"}

@@ -3,7 +3,7 @@
 import pytest
 
 from ipnext.model.planning.transition import FleetState, GenerationShare, RouteChange, Share, Transition, Wave
-from ipnext.model.planning.wave_progress import arrived, arrived_words
+from ipnext.model.planning.wave_progress import arrived_words, measure_arrival
 
 
 def answered(*rows):
@@ -30,7 +30,7 @@ def test_a_wave_that_routes_one_region_leaves_the_other_where_it_is():
             Wave(route=(routed("eu", ("eu", 2, 1.0)), routed("us", ("us", 2, 1.0)))),
         ),
     )
-    assert arrived(transition, "m") == ({"eu": 0.2, "us": 0}, {"eu": 0.2, "us": 0}, {"eu": 1.0, "us": 1.0})
+    assert measure_arrival(transition, "m") == ({"eu": 0.2, "us": 0}, {"eu": 0.2, "us": 0}, {"eu": 1.0, "us": 1.0})
 
 
 def test_a_move_of_the_same_generation_counts_by_the_region_that_answers():
@@ -39,7 +39,7 @@ def test_a_move_of_the_same_generation_counts_by_the_region_that_answers():
         to=answered(("eu", "us", 1, 1.0)),
         waves=(Wave(route=(routed("eu", ("us", 1, 1.0)),)),),
     )
-    assert arrived(transition, "m") == ({"eu": 1.0},)
+    assert measure_arrival(transition, "m") == ({"eu": 1.0},)
 
 
 def test_the_traffic_of_other_models_does_not_count():
@@ -47,7 +47,7 @@ def test_the_traffic_of_other_models_does_not_count():
     transition = Transition(
         origin=answered(("eu", "eu", 1, 1.0)), to=answered(("eu", "eu", 2, 1.0)), waves=(Wave(route=(other,)),)
     )
-    assert arrived(transition, "m") == ({"eu": 0},)
+    assert measure_arrival(transition, "m") == ({"eu": 0},)
 
 
 @pytest.mark.parametrize(

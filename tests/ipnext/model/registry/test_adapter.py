@@ -21,7 +21,7 @@ def document(*parts, **spec):
 
 def test_adapters_stand_beside_the_part_that_has_hosts():
     spec = parse_manifest(document(STYLE, LLM, {**STYLE, "name": "tone"})).spec
-    assert [part.name for part in spec.hosted] == ["llm"]
+    assert [part.name for part in spec.hosted_parts] == ["llm"]
     assert spec.adapters == {"style": "llm", "tone": "llm"}
 
 
@@ -94,8 +94,12 @@ def test_a_generation_has_its_adapters_where_their_base_is():
         model="chat", number=2, snapshots=snapshots, adapters={"style": "llm"}, created_at=datetime.now(UTC)
     )
     assert found.parts == ("llm", "rank")
-    assert found.held_by("llm") == {"llm": 3, "style": 5}
-    assert (found.held_by("style"), found.held_by("rank"), found.held_by("other")) == ({}, {"rank": 7}, {})
+    assert found.snapshots_of("llm") == {"llm": 3, "style": 5}
+    assert (found.snapshots_of("style"), found.snapshots_of("rank"), found.snapshots_of("other")) == (
+        {},
+        {"rank": 7},
+        {},
+    )
     assert found.answering == snapshots
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from ipnext.errors import InvalidInput
 from ipnext.model.manifest.manifest import parse_manifest
-from ipnext.model.manifest.profiled import check_measured, measured, throughputs
+from ipnext.model.manifest.profiled import apply_profiles, check_measured, throughputs
 from ipnext.model.registry.profile import (
     Conditions,
     LatencyTarget,
@@ -151,14 +151,14 @@ MEASURED = {("llm", "l4"): stored()}
 )
 def test_a_measured_throughput_stands_in_the_model_s_unit_where_it_is_asked_for(option, demand, part, rate):
     given = manifest(option, demand, **part)
-    found = measured(given, MEASURED).spec.parts[0].hardware[0]
+    found = apply_profiles(given, MEASURED).spec.parts[0].hardware[0]
     assert found.throughput == pytest.approx(rate)
     assert found.unit == given.spec.unit
 
 
 def test_the_declared_number_holds_until_there_is_a_profile():
     given = manifest({"profile": True, "tokensPerSecond": 7})
-    assert measured(given, {}).spec.parts[0].hardware[0].throughput == 7
+    assert apply_profiles(given, {}).spec.parts[0].hardware[0].throughput == 7
     check_measured(given, {})
     [line] = throughputs(given, {})
     assert (line.rate, line.unit, line.snapshot) == (7, "tokens/s", None)

@@ -72,7 +72,7 @@ def test_what_models_count_for_is_summed_up_without_retired_ones(search):
         apply(unit, model("two"))
         apply(unit, model("other", owner="ads"))
     with search.begin() as unit:
-        assert unit.claimed("search", but="two") == {
+        assert unit.sum_claims("search", but="two") == {
             "models": 1, "units.cpu": 2, "requestsPerSecond": 150, "dollarsPerHour": 5, "replicas": 2,
         }  # fmt: skip
         uses = unit.owner_uses(("search", "nobody"))
@@ -80,7 +80,12 @@ def test_what_models_count_for_is_summed_up_without_retired_ones(search):
         assert uses["search"].without_budget == 1
         assert uses["nobody"].claimed == {"models": 0}
         unit.update_model("one", retired=True)
-        assert unit.claimed("search", but="") == {"models": 1, "units.cpu": 1, "requestsPerSecond": 100, "replicas": 1}
+        assert unit.sum_claims("search", but="") == {
+            "models": 1,
+            "units.cpu": 1,
+            "requestsPerSecond": 100,
+            "replicas": 1,
+        }
 
 
 def test_a_model_that_is_given_to_another_owner_counts_there(search):
@@ -90,8 +95,8 @@ def test_a_model_that_is_given_to_another_owner_counts_there(search):
         with pytest.raises(QuotaExceeded, match="3 units of cpu; owner 'search' uses 2 of 4"):
             apply(unit, model("one", qps=300.0))
         apply(unit, model("one", qps=200.0))
-        assert unit.claimed("ads", but="") == {"models": 0}
-        assert unit.claimed("search", but="")["units.cpu"] == 4
+        assert unit.sum_claims("ads", but="") == {"models": 0}
+        assert unit.sum_claims("search", but="")["units.cpu"] == 4
 
 
 def test_an_owner_with_models_is_not_deleted(search):
@@ -123,7 +128,7 @@ def test_models_that_are_applied_at_the_same_time_are_counted_one_after_the_othe
     assert len([answer for answer in answers if answer is None]) == 3
     assert all("uses 3 of 3 models" in answer for answer in answers if answer)
     with search.read() as unit:
-        assert unit.claimed("search", but="")["models"] == 3
+        assert unit.sum_claims("search", but="")["models"] == 3
 
 
 @pytest.mark.postgres

@@ -27,9 +27,9 @@ def test_a_drain_under_way_is_answered_and_the_next_one_is_another(store):
 def test_more_of_a_drain_begins_it_anew_and_it_has_to_be_told(store, more):
     with store.begin() as repository:
         drain = repository.add_drain("eu", reason="racks")
-        repository.tell_drains([drain])
+        repository.mark_submitted([drain])
         repository.update_drain(drain.id, state=DrainState.DRAINED)
-        assert repository.untold_drains() == ()
+        assert repository.unsubmitted_drains() == ()
         again = repository.add_drain("eu", **more)
         assert (again.id, again.state, again.reason, again.finished_at) == (
             drain.id,
@@ -37,7 +37,7 @@ def test_more_of_a_drain_begins_it_anew_and_it_has_to_be_told(store, more):
             "racks",
             None,
         )
-        assert repository.untold_drains() == (again,)
+        assert repository.unsubmitted_drains() == (again,)
         assert repository.add_drain("eu") == again
 
 
@@ -45,19 +45,19 @@ def test_more_of_a_drain_begins_it_anew_and_it_has_to_be_told(store, more):
 def test_the_same_drain_asked_again_is_told_again_until_it_is_drained(store, more):
     with store.begin() as repository:
         drain = repository.add_drain("eu", **more)
-        repository.tell_drains([drain])
-        assert repository.taken_drains() == (drain,)
+        repository.mark_submitted([drain])
+        assert repository.claimed_drains() == (drain,)
         assert repository.add_drain("eu", **more) == drain
-        assert repository.untold_drains() == (drain,)
-        assert repository.taken_drains() == ()
-        repository.tell_drains([drain])
+        assert repository.unsubmitted_drains() == (drain,)
+        assert repository.claimed_drains() == ()
+        repository.mark_submitted([drain])
         drained = repository.update_drain(drain.id, state=DrainState.DRAINED)
         assert repository.add_drain("eu", **more) == drained
-        assert repository.untold_drains() == repository.taken_drains() == ()
+        assert repository.unsubmitted_drains() == repository.claimed_drains() == ()
         back = repository.ask_return("eu")
-        repository.tell_drains([back])
+        repository.mark_submitted([back])
         assert repository.ask_return("eu") == back
-        assert repository.untold_drains() == (back,)
+        assert repository.unsubmitted_drains() == (back,)
 
 
 def test_what_was_asked_after_the_engine_was_told_is_still_to_be_told(store):
@@ -65,8 +65,8 @@ def test_what_was_asked_after_the_engine_was_told_is_still_to_be_told(store):
         seen = repository.add_drain("eu")
     with store.begin() as repository:
         repository.ask_return("eu")
-        repository.tell_drains([seen])
-        assert [drain.state for drain in repository.untold_drains()] == [DrainState.RETURNING]
+        repository.mark_submitted([seen])
+        assert [drain.state for drain in repository.unsubmitted_drains()] == [DrainState.RETURNING]
 
 
 def test_a_region_that_is_not_drained_is_not_asked_back_and_twice_is_once(store):
@@ -99,7 +99,7 @@ def change(applied):
 
 def lost_since(store, change, regions=("eu",)):
     with store.read() as repository:
-        return repository.lost_since(change, regions)
+        return repository.was_lost_since(change, regions)
 
 
 def drain(store, *, disaster=False):
@@ -198,7 +198,7 @@ def test_how_far_a_replan_is_is_kept_for_all_that_share_its_plan(store):
     with store.begin() as repository:
         for replan in ("r1", "r2"):
             repository.add_replan(replan, "manual")
-        repository.take_replans("plan", run_id="run")
+        repository.claim_replans("plan", run_id="run")
         repository.note_progress("plan", progress)
         assert [replan.progress for replan in repository.replans()] == [progress] * 2
     assert round(progress.percent) == 67

@@ -9,7 +9,7 @@ def taken(store, *triggers, **options):
     with store.begin() as repository:
         for trigger in triggers:
             repository.add_replan(trigger, trigger, **options)
-        return [replan.id for replan in repository.take_replans("plan", run_id="run")]
+        return [replan.id for replan in repository.claim_replans("plan", run_id="run")]
 
 
 def test_models_are_read_in_their_order_page_by_page(store):

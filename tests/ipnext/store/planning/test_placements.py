@@ -53,13 +53,13 @@ def test_a_plan_of_the_fleet_gives_every_model_its_rows(fleet):
         assert repository.placement("b").cost_per_hour == 6.0
         assert repository.placement("x") is None
         assert [item.qps for item in repository.unmet()] == [7.5]
-        assert repository.placed_by() == {"a": "p1", "b": "p1", "c": "p1"}
+        assert repository.deciding_plans() == {"a": "p1", "b": "p1", "c": "p1"}
 
 
 def test_a_plan_of_one_model_leaves_all_others_and_tells_the_figures_of_the_fleet(fleet):
     with fleet.begin() as repository:
         entry = adopt(repository, plan("one", counts={"b": 5}, scope="b"))
-        assert repository.placed_by() == {"a": "p1", "b": "one", "c": "p1"}
+        assert repository.deciding_plans() == {"a": "p1", "b": "one", "c": "p1"}
         assert (entry.cost_per_hour, entry.unmet_qps) == (27.0, 0.0)
         kept = repository.save_plan(plan("two", counts={"b": 6}, scope="b"))
         assert kept.cost_per_hour == 30.0
@@ -78,16 +78,16 @@ def test_a_model_whose_rows_stay_keeps_the_plan_that_decided_them(fleet):
     )
     with fleet.begin() as repository:
         adopt(repository, PreparedPlan.of(noisy))
-        assert repository.placed_by() == {"a": "p1", "b": "p2", "c": "p1"}
+        assert repository.deciding_plans() == {"a": "p1", "b": "p2", "c": "p1"}
         assert repository.placement("a").traffic[0].fraction == 1
 
 
 def test_a_model_that_a_plan_of_the_fleet_leaves_out_is_gone_unless_it_is_kept(fleet):
     with fleet.begin() as repository:
         adopt(repository, plan("p2", counts={"a": 3}), keeping=("c",))
-        assert repository.placed_by() == {"a": "p1", "c": "p1"}
+        assert repository.deciding_plans() == {"a": "p1", "c": "p1"}
         adopt(repository, plan("nothing", counts={}, scope="c"))
-        assert repository.placed_by() == {"a": "p1"}
+        assert repository.deciding_plans() == {"a": "p1"}
         assert repository.units_placed() == {NORTH: 6.0}
 
 

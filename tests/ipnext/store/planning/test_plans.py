@@ -129,14 +129,14 @@ def test_one_plan_is_in_force_and_adopting_it_needs_the_one_before(store):
         repository.save_plan(plan("p3"))
         with pytest.raises(StaleWrite, match="plan None is in force, the write expects 'p0'"):
             repository.adopt_plan(plan("p1"), expected="p0")
-        assert repository.adopt_plan(plan("p1"), expected=None).adopted
-        assert repository.adopt_plan(plan("p1"), expected=None).adopted, "adopting it again changes nothing"
+        assert repository.adopt_plan(plan("p1"), expected=None).is_adopted
+        assert repository.adopt_plan(plan("p1"), expected=None).is_adopted, "adopting it again changes nothing"
         with pytest.raises(StaleWrite, match="plan 'p1' is in force"):
             repository.adopt_plan(plan("p2"), expected=None)
         repository.adopt_plan(plan("p2"), expected="p1")
     with store.begin() as repository:
         assert (repository.plan_in_force().id, repository.plan_in_force().based_on) == ("p2", "p1")
-        assert {entry.id: entry.adopted for entry in repository.plans()} == {"p1": True, "p2": True, "p3": False}
+        assert {entry.id: entry.is_adopted for entry in repository.plans()} == {"p1": True, "p2": True, "p3": False}
 
 
 def test_a_plan_is_replaced_until_it_is_adopted(store):
@@ -145,7 +145,7 @@ def test_a_plan_is_replaced_until_it_is_adopted(store):
         assert repository.save_plan(plan("p1", message="again")).message == "again"
         repository.adopt_plan(plan("p1", message="adopted"), expected=None)
         kept = repository.save_plan(plan("p1", message="too late"))
-    assert (kept.message, kept.adopted) == ("adopted", True)
+    assert (kept.message, kept.is_adopted) == ("adopted", True)
 
 
 def test_a_replan_that_found_no_plan_leaves_a_line(store):
@@ -328,7 +328,7 @@ def test_events_are_listed_newest_first_for_a_model_or_for_all(applied, make):
 def test_times_come_back_in_utc_to_the_microsecond(store):
     east = datetime(2026, 3, 29, 3, 30, 0, 123456, tzinfo=timezone(timedelta(hours=2)))
     with store.begin() as repository:
-        repository.save_plan(plan("p1").told(created_at=east))
+        repository.save_plan(plan("p1").with_record(created_at=east))
     with store.begin() as repository:
         created_at = repository.plan("p1").created_at
     assert created_at == east

@@ -80,25 +80,25 @@ def test_what_is_open_with_the_same_options_is_taken_together_in_order(begin, cl
     repository.queue_replans(["schedule"])
     assert repository.waiting_replans() == 2, "the supply's time has not come"
 
-    taken = repository.take_replans("plan-1", run_id="run")
+    taken = repository.claim_replans("plan-1", run_id="run")
 
     assert [replan.id for replan in taken] == ["schedule", "supply-2"], "it joins before its time"
     assert {(r.state, r.plan_id, r.run_id) for r in taken} == {(ReplanState.PLANNING, "plan-1", "run")}
-    assert repository.take_replans("plan-1", run_id="run") == taken, "the same plan again"
-    assert [replan.id for replan in repository.take_replans("plan-1", run_id="run")] == ["schedule", "supply-2"]
+    assert repository.claim_replans("plan-1", run_id="run") == taken, "the same plan again"
+    assert [replan.id for replan in repository.claim_replans("plan-1", run_id="run")] == ["schedule", "supply-2"]
     assert repository.waiting_replans() == 1
     repository.update_replans("plan-1", state=ReplanState.KEPT)
-    assert [replan.id for replan in repository.take_replans("plan-2", run_id="run-2")] == ["dry"]
+    assert [replan.id for replan in repository.claim_replans("plan-2", run_id="run-2")] == ["dry"]
     repository.update_replans("plan-2", state=ReplanState.DRY_RUN)
-    assert repository.take_replans("plan-3", run_id="run-3") == ()
+    assert repository.claim_replans("plan-3", run_id="run-3") == ()
 
 
 def test_a_replan_whose_run_was_ended_by_hand_is_taken_by_the_next(begin):
     repository = begin()
     repository.add_replan("r1", "manual")
-    repository.take_replans("plan-1", run_id="run-1")
+    repository.claim_replans("plan-1", run_id="run-1")
 
-    assert [replan.id for replan in repository.take_replans("plan-2", run_id="run-2")] == ["r1"]
+    assert [replan.id for replan in repository.claim_replans("plan-2", run_id="run-2")] == ["r1"]
     assert repository.replan("r1").plan_id == "plan-2"
 
 
@@ -106,7 +106,7 @@ def test_an_end_stays_and_is_counted_by_who_asked(begin, clock):
     repository = begin()
     for name, trigger in (("r1", "schedule"), ("r2", "manual")):
         repository.add_replan(name, trigger)
-    repository.take_replans("plan-1", run_id="run")
+    repository.claim_replans("plan-1", run_id="run")
     clock.after(7)
     repository.list_moves("plan-1", ("a", "b"))
     repository.update_replans("plan-1", state=ReplanState.MOVING, moves=4)

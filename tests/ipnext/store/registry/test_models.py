@@ -239,7 +239,7 @@ def cut(manifest):
 @pytest.mark.parametrize("applied_since", [False, True])
 def test_a_revision_whose_cut_is_refused_is_judged_no_longer(applied, make, applied_since):
     def judged(repository):
-        (item,) = repository.model("ctr").judged.spec.demand
+        (item,) = repository.model("ctr").judged_manifest.spec.demand
         return item.qps
 
     with applied.begin("ctr") as repository:

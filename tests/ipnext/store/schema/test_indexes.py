@@ -237,15 +237,15 @@ def outbox(unit: Repository) -> None:
     unit.unsubmitted_changes(limit=10, but=SOME)
     unit.count_unsubmitted()
     unit.models_unsubmitted(SOME)
-    unit.untold_drains()
+    unit.unsubmitted_drains()
     unit.due_replans()
 
 
 def resubmission(unit: Repository) -> None:
     """What finds entities that are gone."""
     unit.long_open_changes(seconds=30)
-    unit.taken_drains()
-    unit.taken_replans()
+    unit.claimed_drains()
+    unit.claimed_replans()
     unit.frozen_changes()
 
 
@@ -267,12 +267,12 @@ def replan(unit: Repository) -> None:
     unit.cut_generations()
     unit.waiting_replans("drain")
     unit.replan_under_way()
-    unit.asked_by("plan")
+    unit.find_triggers("plan")
     unit.open_moves()
     unit.frozen_models()
     unit.held_models(SOME)
     unit.moving_models(but=SOME[0])
-    unit.left_in("north")
+    unit.find_remaining("north")
     unit.shares_to("north")
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from ipnext.artifacts.sources import DirectorySource
 from ipnext.cli.app import app
-from ipnext.client.upload import checked_snapshot
+from ipnext.client.upload import verify_snapshot
 from ipnext.errors import InvalidInput, IPnextError, LoadFailed
 from serving.engines.torch.engine import TorchEngine
 from tests.serving import hostile
@@ -375,4 +375,4 @@ def test_no_command_reads_a_hostile_program(directory, tmp_path, command):
 def test_the_client_uploads_no_hostile_program(directory, tmp_path):
     edit(directory, hostile.writes_file(tmp_path / "made"))
     with pytest.raises(InvalidInput, match=r"torch\.ops\.aten\.from_file\.default"):
-        checked_snapshot(DirectorySource(directory, roots=(tmp_path,)))
+        verify_snapshot(DirectorySource(directory, roots=(tmp_path,)))

@@ -15,7 +15,7 @@ from ipnext.access.keys import parse_key
 from ipnext.api.authorization.access import LOCAL
 from ipnext.api.authorization.audit_entries import BURST, BURST_OF_ALL, EVERY_SECONDS, PRINCIPALS, Recorder, Refusals
 from ipnext.api.workflow_engine.port import MemoryLifecycle
-from ipnext.artifacts.signing import signed, write_key_pair
+from ipnext.artifacts.signing import sign_digest, write_key_pair
 from ipnext.errors import Unavailable
 from ipnext.model.access.audit import AuditEntry
 from ipnext.model.access.audit_chain import verify
@@ -144,7 +144,7 @@ async def sign(w):
     w.mark()
     headers = {"content-type": "application/json"}
     path = f"/v1/artifacts/snapshots/{digest}/signature"
-    return await w.http.put(path, content=signed(digest, private).content, headers=headers)
+    return await w.http.put(path, content=sign_digest(digest, private).content, headers=headers)
 
 
 async def put_profile(w):

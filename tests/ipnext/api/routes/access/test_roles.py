@@ -172,9 +172,9 @@ async def test_a_changed_binding_is_in_force_for_another_process_within_the_memo
     bound = await grant(people, "user:ann")
     assert access.prove(token).grants == (Grant(role=Role.VIEWER),)
     await people.http.delete(f"/v1/roles/{bound['id']}")
-    assert access.remembered(token, ("key",)) is not None
+    assert access.recall(token, ("key",)) is not None
     now[0] += KEPT_SECONDS
-    assert access.remembered(token, ("key",)) is None
+    assert access.recall(token, ("key",)) is None
     with pytest.raises(Forbidden):
         access.prove(token)
 

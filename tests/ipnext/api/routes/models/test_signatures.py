@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from ipnext.api.routes.models import signatures
 from ipnext.artifacts import layout
-from ipnext.artifacts.signing import check_signature, signed, write_key_pair
+from ipnext.artifacts.signing import check_signature, sign_digest, write_key_pair
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.model.access.rights import Role
 from ipnext.model.manifest.manifest import ModelManifest
@@ -45,12 +45,12 @@ class House:
 
     def signed(self, *keys):
         """A signature of the snapshot by each key, as entries of an envelope."""
-        return [json.loads(signed(self.digest, self.pair(key)[0]).content)["signatures"][0] for key in keys]
+        return [json.loads(sign_digest(self.digest, self.pair(key)[0]).content)["signatures"][0] for key in keys]
 
     async def put(self, owner, entries, digest=None):
         if owner not in self._askers:
             self._askers[owner] = self.rooms.add_key(f"of-{owner}", Role.PUBLISHER, owner=owner)
-        payload = json.loads(signed(self.digest, self.pair("any")[0]).content)["payload"]
+        payload = json.loads(sign_digest(self.digest, self.pair("any")[0]).content)["payload"]
         body = {"payloadType": "application/vnd.in-toto+json", "payload": payload, "signatures": entries}
         path = f"/v1/artifacts/snapshots/{digest or self.digest}/signature"
         return await self.http.put(path, json=body, headers={"Authorization": f"Bearer {self._askers[owner]}"})
@@ -63,7 +63,7 @@ class House:
 
     def put_directly(self, entries):
         """Entries that came into the store by another way."""
-        payload = json.loads(signed(self.digest, self.pair("any")[0]).content)
+        payload = json.loads(sign_digest(self.digest, self.pair("any")[0]).content)
         folder = self.rooms.artifacts.root / layout.signatures_prefix(self.digest)
         folder.mkdir(parents=True, exist_ok=True)
         for entry in entries:
@@ -211,7 +211,7 @@ async def test_one_owner_s_keys_leave_room_for_those_of_others(house, monkeypatc
 async def test_a_directory_that_the_server_reads_is_judged_alike(house):
     directory = house.rooms.settings.artifact_roots[0] / "one"
     house.rooms.write_snapshot(directory, b"weights of beta's")
-    envelope = json.loads(signed(house.digest, house.pair("beta")[0]).content)
+    envelope = json.loads(sign_digest(house.digest, house.pair("beta")[0]).content)
     for entries, status in ([{"keyid": "x", "sig": B64}], 422), (house.signed("beta"), 202):
         (directory / "snapshot.json.sig").write_text(json.dumps(envelope | {"signatures": entries}))
         body = {"parts": {"sparse": {"uri": directory.as_uri()}, "dense": {"uri": directory.as_uri()}}}
@@ -221,7 +221,7 @@ async def test_a_directory_that_the_server_reads_is_judged_alike(house):
 
 
 def test_a_full_snapshot_takes_no_more_and_loses_nothing(house):
-    envelope = signed(house.digest, house.pair("beta")[0])
+    envelope = sign_digest(house.digest, house.pair("beta")[0])
     entry = envelope.signatures[0]
     more = tuple(entry.model_copy(update={"keyid": f"k{n}"}) for n in range(MOST_KEPT))
     full = SignatureEnvelope(payload=envelope.payload, signatures=(entry, *more[1:]))
@@ -237,7 +237,7 @@ def test_a_full_snapshot_takes_no_more_and_loses_nothing(house):
 
 async def test_two_processes_that_add_at_once_keep_both_signatures(house, monkeypatch):
     """The second one adds its own between the look and the write of the first one."""
-    real, second = layout.signature_changes, signed(house.digest, house.pair("alpha")[0])
+    real, second = layout.signature_changes, sign_digest(house.digest, house.pair("alpha")[0])
 
     def overtaken(*given):
         monkeypatch.setattr(layout, "signature_changes", real)

@@ -155,9 +155,9 @@ class Listening(MemoryLifecycle):
         """Known from before it went down."""
         return await MemoryLifecycle().namespace()
 
-    async def tell_freeze_changed(self, change: Change) -> None:
+    async def signal_freeze_change(self, change: Change) -> None:
         self.asked.set()
-        await super().tell_freeze_changed(change)
+        await super().signal_freeze_change(change)
 
 
 async def test_runs_are_told_once_the_engine_is_back_and_after_a_restart(rooms):
@@ -216,6 +216,6 @@ async def test_the_page_is_told_what_is_frozen(applied):
 def test_what_is_frozen_is_told_in_words():
     until = datetime(2026, 12, 27, tzinfo=UTC)
     binding = BindingFreeze(name="holidays", reason="we rest", until=until)
-    assert Frozen(until=until, freezes=(binding,)).told == (
+    assert Frozen(until=until, freezes=(binding,)).message == (
         "frozen until 2026-12-27 00:00:00 UTC: we rest (freeze holidays)"
     )
