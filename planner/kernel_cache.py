@@ -28,7 +28,9 @@ def folder() -> Path | None:
     None if neither can be: then every process compiles for itself. Its name is a digest of the kernels' sources, of
     their location (numba keys entries by it), of numba's version and of the CPU.
     """
-    found = (_created(root, _digest()) for root in (user_cache_path("ipnext"), _own_temporary()) if root is not None)
+    found = (
+        _create_directory(root, _digest()) for root in (user_cache_path("ipnext"), _own_temporary()) if root is not None
+    )
     return next((path for path in found if path is not None), None)
 
 
@@ -116,7 +118,7 @@ def _own_temporary() -> Path | None:
     return path if own else None
 
 
-def _created(root: Path, name: str) -> Path | None:
+def _create_directory(root: Path, name: str) -> Path | None:
     path = root / CACHE / name
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -42,16 +42,16 @@ def prepare() -> None:
     If another process compiles them now, this waits for it.
     """
     with _TURN:
-        _prepared()
+        _prepare_once()
 
 
 def preparation() -> Preparation:
     """Return the time that `prepare` has taken in this process so far."""
-    return _prepared() if _prepared.cache_info().currsize else Preparation()
+    return _prepare_once() if _prepare_once.cache_info().currsize else Preparation()
 
 
 @cache
-def _prepared() -> Preparation:
+def _prepare_once() -> Preparation:
     wall, cpu = time.perf_counter(), time.thread_time()
     complete = kernel_cache.is_complete()
     if complete:

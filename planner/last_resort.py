@@ -51,7 +51,7 @@ def serve_what_fits(problem: Problem, plan: Plan, *, among: Collection[str] | No
     are those of the problem as stated; `bound` stays, as it holds for every plan.
     """
     kept = tuple(model.model for model in problem.models if among is not None and model.model not in among)
-    for model in _refused(problem, plan, frozenset(kept)):
+    for model in _list_servable(problem, plan, frozenset(kept)):
         rest = leftover(problem, plan, [model.model])
         price = max(problem.objective.unmet_cost, price_to_serve(rest))
         dear = rest.model_copy(update={"objective": rest.objective.model_copy(update={"unmet_cost": price})})
@@ -59,8 +59,8 @@ def serve_what_fits(problem: Problem, plan: Plan, *, among: Collection[str] | No
             alone = priced.solve(dear)
         except Infeasible:
             continue
-        better = priced.restated(problem, _merged(plan, alone, model.model), kept=kept)
-        if _unserved(better, model.model) < _unserved(plan, model.model) and not check(problem, better):
+        better = priced.restate(problem, _merge_plans(plan, alone, model.model), kept=kept)
+        if _sum_unserved(better, model.model) < _sum_unserved(plan, model.model) and not check(problem, better):
             plan = better
     return plan.model_copy(update={"unmet": tuple(_by_hard_rules(item) for item in plan.unmet)})
 
@@ -102,14 +102,14 @@ def _most_replicas(options: Collection[PartOption], qps: float) -> int:
     return max(math.ceil(qps / option.qps) for option in options)
 
 
-def _refused(problem: Problem, plan: Plan, kept: frozenset[str]) -> Iterator[ModelProblem]:
+def _list_servable(problem: Problem, plan: Plan, kept: frozenset[str]) -> Iterator[ModelProblem]:
     """Yield models with demand that no hard rule keeps unserved, the most important first."""
     names = {item.model for item in plan.unmet if NO_RULE.intersection(item.rules)} - kept
     models = (model for model in problem.models if model.model in names)
     yield from sorted(models, key=lambda model: (-model.priority, model.model))
 
 
-def _merged(plan: Plan, alone: Plan, model: str) -> Plan:
+def _merge_plans(plan: Plan, alone: Plan, model: str) -> Plan:
     """Return the plan with one model's rows from another plan."""
     return plan.model_copy(
         update={
@@ -119,5 +119,5 @@ def _merged(plan: Plan, alone: Plan, model: str) -> Plan:
     )
 
 
-def _unserved(plan: Plan, model: str) -> float:
+def _sum_unserved(plan: Plan, model: str) -> float:
     return sum(item.qps for item in plan.unmet if item.model == model)

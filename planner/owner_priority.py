@@ -13,7 +13,7 @@ from typing import Final
 from ipnext.errors import Infeasible
 from ipnext.model.planning.plan import Plan, Problem
 from planner import solve as priced
-from planner.core.owner_levels import compared_by_level, unmet_by_level
+from planner.core.owner_levels import compare_by_level, unmet_by_level
 from planner.plan_fit import leftover
 from planner.verify.plan_checker import check
 
@@ -31,7 +31,7 @@ def by_priority(problem: Problem, plan: Plan, *, solve: Callable[[Problem], Plan
     by_level = _in_levels(problem, plan, solve)
     if by_level is None or check(problem, by_level):
         return plan
-    better = compared_by_level(unmet_by_level(problem, by_level), unmet_by_level(problem, plan), noise=NOISE) < 0
+    better = compare_by_level(unmet_by_level(problem, by_level), unmet_by_level(problem, plan), noise=NOISE) < 0
     return by_level if better else plan
 
 
@@ -63,4 +63,4 @@ def _in_levels(problem: Problem, plan: Plan, solve: Callable[[Problem], Plan]) -
                 "traffic": (*so_far.traffic, *found.traffic),
             }
         )
-    return priced.restated(problem, so_far)
+    return priced.restate(problem, so_far)

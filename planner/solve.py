@@ -16,8 +16,8 @@ from ipnext.model.planning.plan import Plan, Problem, SolverInfo, Unmet
 from planner.core.arrays import FleetArrays
 from planner.core.diff import replica_of, share_of
 from planner.core.index import Index
-from planner.core.residual import kept_of, only, residual
-from planner.core.solution import Holding, routed, trimmed
+from planner.core.residual import current_holding, only, residual
+from planner.core.solution import Holding, route_traffic, trim_replicas
 from planner.core.unmet_reasons import explain, unmet_of
 from planner.exact.formulation import Formulation
 from planner.io.problem import validate
@@ -66,7 +66,7 @@ def place(problem: Problem, models: Collection[str], *, method: Method = "auto")
             msg = f"models: unknown model {name!r}; known: {', '.join(names)}"
             raise InvalidInput(msg, field="models", value=name, allowed=names)
     kept = [name for name in names if name not in models]
-    holding = kept_of(problem, kept)
+    holding = current_holding(problem, kept)
     _refuse_broken(problem, kept, holding)
     rest = residual(problem, holding, models)
     if method == "auto" and _columns(rest) > PLACE_COLUMNS:
@@ -74,20 +74,20 @@ def place(problem: Problem, models: Collection[str], *, method: Method = "auto")
     return _plan(problem, rest, holding, kept, method)
 
 
-def restated(problem: Problem, plan: Plan, *, kept: Collection[str] = ()) -> Plan:
+def restate(problem: Problem, plan: Plan, *, kept: Collection[str] = ()) -> Plan:
     """Return a plan whose replicas or traffic were edited, with figures and unserved demand computed afresh.
 
     `bound` and the solver's line stay; models of `kept` were not planned. The rows are not checked.
     """
     ended = "time_limit" if plan.status == "time_limit" else "feasible"
     found = _Found(held_by(plan), plan.bound, ended, plan.solver.iterations, "reference", plan.bound_covers)
-    told = _assembled(problem, found.holding, found, kept)
+    told = _assemble_plan(problem, found.holding, found, kept)
     return told.model_copy(update={"solver": plan.solver, "bound_covers": plan.bound_covers})
 
 
 def _refuse_broken(problem: Problem, kept: Collection[str], holding: Holding) -> None:
     others = only(problem, kept)
-    broken = check(others, _assembled(others, holding, _Found(holding, 0.0, "feasible", 0, "reference"), kept))
+    broken = check(others, _assemble_plan(others, holding, _Found(holding, 0.0, "feasible", 0, "reference"), kept))
     if broken:
         rules = rules_of(broken)
         msg = f"the models that stay as they are break {'; '.join(rules)}; place those models too"
@@ -112,7 +112,7 @@ def _plan(problem: Problem, rest: Problem, kept: Holding, kept_models: Collectio
     whole = Holding({**kept.counts, **found.holding.counts}, {**kept.shares, **found.holding.shares})
     base = _objective(Index(only(problem, kept_models)), kept)
     total = replace(found, holding=whole, bound=base + found.bound)
-    plan = _assembled(problem, whole, total, kept_models)
+    plan = _assemble_plan(problem, whole, total, kept_models)
     broken = check(problem, plan)
     if broken:
         rules = rules_of(broken)
@@ -188,14 +188,14 @@ def _gap(objective: float, bound: float) -> float:
 def _of_reference(problem: Problem, index: Index) -> _Answer:
     """Return the compact program's answer; if there is no column to choose, the empty plan is the best one."""
     if not (index.placements and index.routes):
-        empty = Holding({}, routed(index, {}))
+        empty = Holding({}, route_traffic(index, {}))
         return _Answer((empty,), _objective(index, empty), time_ran_out=False, iterations=0, method="reference")
     answer = Formulation(problem).solve()
     holdings: tuple[Holding, ...] = ()
     if answer.replicas is not None and answer.traffic is not None:
         rounded = {place.key: round(float(n)) for place, n in zip(index.placements, answer.replicas, strict=True)}
-        counts = trimmed(index, rounded, [float(y) for y in answer.traffic])
-        holdings = (Holding(counts, routed(index, counts)),)
+        counts = trim_replicas(index, rounded, [float(y) for y in answer.traffic])
+        holdings = (Holding(counts, route_traffic(index, counts)),)
     return _Answer(holdings, answer.bound, answer.time_ran_out, answer.iterations, "reference")
 
 
@@ -219,14 +219,14 @@ def _others(index: Index) -> Iterator[Holding]:
     if _columns(index.problem) <= REFERENCE_COLUMNS:
         running = {place.key: min(place.current, place.largest) for place in index.placements}
         counts = {key: count for key, count in running.items() if count}
-        yield Holding(counts, routed(index, counts))
-        yield Holding({}, routed(index, {}))
+        yield Holding(counts, route_traffic(index, counts))
+        yield Holding({}, route_traffic(index, {}))
     else:
         yield Holding({}, {})
 
 
 def _broken(problem: Problem, holding: Holding) -> tuple[Violation, ...]:
-    return check(problem, _assembled(problem, holding, _Found(holding, 0.0, "feasible", 0, "reference"), ()))
+    return check(problem, _assemble_plan(problem, holding, _Found(holding, 0.0, "feasible", 0, "reference"), ()))
 
 
 def _cost(index: Index, holding: Holding) -> float:
@@ -253,7 +253,7 @@ def _objective(index: Index, holding: Holding) -> float:
     return _cost(index, holding) + weights.latency_weight * latency + weights.move_cost * started + unmet
 
 
-def _assembled(problem: Problem, holding: Holding, found: _Found, kept: Collection[str]) -> Plan:
+def _assemble_plan(problem: Problem, holding: Holding, found: _Found, kept: Collection[str]) -> Plan:
     """Return the plan document of a holding, in canonical order."""
     index = Index(problem)
     objective = _digits(_objective(index, holding))

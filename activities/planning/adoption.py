@@ -24,7 +24,7 @@ from ipnext.store.planning.placements import PreparedPlan
 from ipnext.store.records import Placement, PlanRecord, TransitionRecord
 from ipnext.store.repository import Repository
 from planner.core.diff import diff
-from planner.core.owner_levels import compared_by_level, unmet_by_level
+from planner.core.owner_levels import compare_by_level, unmet_by_level
 from planner.verify.plan_checker import check
 
 PLACEMENT_RULES = frozenset({"served", "latency", "capacity", "survive", "min_replicas", "supply", "budget", "names"})
@@ -82,7 +82,7 @@ def replaces(
         what = in_unit(broken[0].message, unit_in(model, tokens))
         return Verdict(adopt=True, message=f"the plan in force no longer holds: {broken[0].subject}: {what}")
     before, after = figures_of(problem, held), figures_of(problem, plan)
-    order = compared_by_level(unmet_by_level(problem, plan), unmet_by_level(problem, held), noise=NOISE)
+    order = compare_by_level(unmet_by_level(problem, plan), unmet_by_level(problem, held), noise=NOISE)
     if order < 0:
         return Verdict(adopt=True, message=_more_served(held, plan, tokens))
     saved = before.spent - after.spent

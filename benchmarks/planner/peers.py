@@ -17,7 +17,7 @@ from benchmarks.planner.side_venvs import python_of
 from ipnext.model.planning.plan import Plan, Problem
 from planner.core.arrays import FleetArrays, Floats
 from planner.core.index import Index
-from planner.core.solution import routed, trimmed
+from planner.core.solution import route_traffic, trim_replicas
 from planner.solve import solve
 
 SIDE = Path(__file__).parent / "side"
@@ -130,10 +130,10 @@ def _extracted(problem: Problem, counts: Mapping[int, Floats]) -> Holding:
         for r, region in enumerate(problem.regions)
         if counts[m][o, r] > 0
     }
-    shares = routed(index, keyed)
-    kept = trimmed(index, keyed, [shares.get(route.key, 0.0) for route in index.routes])
+    shares = route_traffic(index, keyed)
+    kept = trim_replicas(index, keyed, [shares.get(route.key, 0.0) for route in index.routes])
     holding = Holding(problem)
-    holding.add(kept, routed(index, kept))
+    holding.add(kept, route_traffic(index, kept))
     return holding
 
 

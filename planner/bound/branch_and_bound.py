@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.bound.bundle import ascend, climb, secured, worth_of
+from planner.bound.bundle import ascend, bound_at, climb, worth_of
 from planner.bound.part_subproblem import HULLS, LOOSE, WHOLES
 from planner.bound.subproblem import Flags, case_of, classes_of, coverable, holding
 from planner.bound.workspace import room_for
@@ -81,7 +81,7 @@ def model_bound(shop, ceiling, effort, nodes):
         loose, _, _, _ = ascend(case, room_for(case), shop.missed, ceiling - lost, effort, np.int64(LOOSE))
         best = max(best, loose)
     if nodes > 0 and lost + best < ceiling:
-        best = max(best, _branched(case, room, point, split, step, limit, ceiling - lost, best, nodes))
+        best = max(best, _branch(case, room, point, split, step, limit, ceiling - lost, best, nodes))
     nothing = (
         demand.sum() * shop.missed
     )  # all else holds for plans that serve something: a fullest region holds replicas
@@ -89,7 +89,7 @@ def model_bound(shop, ceiling, effort, nodes):
 
 
 @kernel
-def _branched(case, room, point, split, step, limit, ceiling, known, nodes):
+def _branch(case, room, point, split, step, limit, ceiling, known, nodes):
     """Return the bound by at most `nodes` branches, the one of the least bound split first; `known` holds without any."""
     tree, plain = _tree(case, point, nodes), _plain(case)
     used = 0
@@ -154,7 +154,7 @@ def _bound_node(case, room, tree, plain, i, split, limit, ceiling, known):
     step = min(tree.step[i], 0.25 * mean) if mean > 0.0 else tree.step[i]
     _, tree.step[i] = climb(case, room, point, split, limit, ceiling, NODE_EFFORT, step, np.int64(HULLS))
     room.work[0] = NODE_WORK
-    tree.bound[i] = max(known, secured(case, room, point, split, program))
+    tree.bound[i] = max(known, bound_at(case, room, point, split, program))
     tree.split[i] = _next_split(case, room, tree, i, ceiling)
 
 

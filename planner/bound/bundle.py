@@ -37,7 +37,7 @@ def ascend(case, room, limit, ceiling, effort, program):
         bound, step = climb(case, room, point, split, limit, ceiling, effort, step, program)
         if program == last or bound >= ceiling or room.work[0] <= 0:
             room.work[0] = WORK
-            best = max(best, secured(case, room, point, split, program))
+            best = max(best, bound_at(case, room, point, split, program))
         if best >= ceiling:
             break
         effort = max(1, effort // 3)
@@ -150,7 +150,7 @@ def _subtract(case, room, p, split, slope, load):
 
 @leaf
 @kernel
-def secured(case, room, point, split, program):
+def bound_at(case, room, point, split, program):
     """Return the bound at a point, whatever is left unmet.
 
     The unmet amount is cut into ranges; in each, the rules on totals are those of its far end and the cost that of its

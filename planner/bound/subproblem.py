@@ -139,7 +139,7 @@ def coverable(shop, holds, total):
 
 
 @kernel
-def grouped(shop, demand, reach):
+def group_regions(shop, demand, reach):
     """Return disjoint groups of regions: (R,) group or -1, and (G,) QPS that each must serve.
 
     Chosen among the regions in reach of one class, or of two, so that whole replicas for all groups cost most.
@@ -242,7 +242,7 @@ def case_of(shop, holds, demand, reach, way, cover):
     """Return the model with its levels."""
     parts, regions = holds.shape
     total = demand.sum()
-    group, inside = grouped(shop, demand, reach)
+    group, inside = group_regions(shop, demand, reach)
     inside = np.maximum(0.0, inside - (demand.sum() - cover))  # that much may be unmet anywhere
     useful = holds.copy()
     for r in range(regions):

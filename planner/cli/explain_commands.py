@@ -16,11 +16,11 @@ from planner.cli.output import (
     PlanFile,
     ProblemFile,
     document,
+    exit_on_error,
     fail,
+    render_titled,
     rows,
     solver_silent,
-    titled,
-    told,
     write_answer,
     write_file,
 )
@@ -61,7 +61,7 @@ def explain_command(
     ] = None,
 ) -> None:
     """Why a plan is as it is: rules that bind, what one more unit is worth, runners-up, what unmet demand would take."""
-    with told():
+    with exit_on_error():
         stated, planned = read_problem(problem), read_plan(plan)
         with solver_silent():
             found = explain(stated, planned, model, priced=prices)
@@ -72,7 +72,7 @@ def conflict_command(
     problem: ProblemFile, output: Output = Form.TABLE, *, model: Models = None, plan: OthersOption = None
 ) -> None:
     """Which limits together leave no room to serve all demand. Exit status 3 where there are such limits."""
-    with told():
+    with exit_on_error():
         stated = read_problem(problem)
         state = read_plan(plan) if plan else None
         with solver_silent():
@@ -100,7 +100,7 @@ def what_if_command(  # noqa: PLR0913 - one option for each kind of change
     after: Annotated[Path | None, typer.Option("--after", metavar="FILE", help="Write the plan after here.")] = None,
 ) -> None:
     """What a change would do to cost, placements and unmet demand, before anything happens."""
-    with told():
+    with exit_on_error():
         stated = read_problem(problem)
         given: dict[Kind, Texts] = {
             "supply": supply,
@@ -134,7 +134,7 @@ def _what_if_tables(found: WhatIf) -> Iterator[Table | str]:
         lines = [[u.model, u.region, f"{u.before:,.6g}", f"{u.after:,.6g}", few(u.rules)] for u in found.unmet]
         heads = ["model", "region", "before", "after", "rules"]
         yield ""
-        yield from titled(f"unmet demand that changes ({len(found.unmet)})", heads, lines)
+        yield from render_titled(f"unmet demand that changes ({len(found.unmet)})", heads, lines)
     yield ""
     yield from diff_tables(found.diff)
     yield f"plan after: {found.status}, gap {found.gap:.2%}"

@@ -15,7 +15,7 @@ from ipnext.model.planning.explanation import (
     SupplyUse,
 )
 from ipnext.model.planning.plan import ReplicaCount
-from planner.cli.output import facts, rows, titled
+from planner.cli.output import facts, render_titled, rows
 from planner.cli.plan_commands import few
 
 SMALL = 1e-4
@@ -41,7 +41,7 @@ def explanation_tables(found: Explanation) -> Iterator[Table | str]:
     yield from _limits(found)
     if found.unmet_by_rule:
         unmet = [[u.rule, u.demands, f"{u.qps:,.6g}", f"{u.unmet_per_hour:,.6g}"] for u in found.unmet_by_rule]
-        yield from titled("unmet by rule", ["rule", "demands", "QPS", "$/h"], unmet)
+        yield from render_titled("unmet by rule", ["rule", "demands", "QPS", "$/h"], unmet)
         yield ""
     if not found.models:
         dear = [[m.model, f"{m.cost_per_hour:,.6g}", m.replicas, f"{m.unmet_qps:,.6g}"] for m in found.dearest]
@@ -58,12 +58,12 @@ def _limits(found: Explanation) -> Iterator[Table | str]:
         [f"{use.region}/{use.hardware}", f"{use.used:,.6g}", f"{use.free:,.6g}", f"{use.unit_cost:.6g}", *worth(use)]
         for use in supply
     ]
-    yield from titled("supply", ["where", "used", "free", "$/h a unit", *heads], lines)
+    yield from render_titled("supply", ["where", "used", "free", "$/h a unit", *heads], lines)
     yield ""
     if found.limits:
         limits = sorted(found.limits, key=lambda use: (-_dear(use), use.free / use.limit if use.limit else 0.0))
         lines = [[use.rule, f"{use.used:,.6g}", f"{use.free:,.6g}", *worth(use)] for use in limits]
-        yield from titled("budgets and moves", ["limit", "used", "free", *heads], lines)
+        yield from render_titled("budgets and moves", ["limit", "used", "free", *heads], lines)
         yield ""
 
 
@@ -101,14 +101,14 @@ def _model(model: ModelExplanation) -> Iterator[Table | str]:
     yield ""
     if model.unmet:
         unmet = [[u.region, f"{u.qps:,.6g}", f"{u.unmet_per_hour:,.6g}", few(u.rules, 8)] for u in model.unmet]
-        yield from titled(f"unmet demand of {model.model}", ["users of", "QPS", "$/h", "rules that bind"], unmet)
+        yield from render_titled(f"unmet demand of {model.model}", ["users of", "QPS", "$/h", "rules that bind"], unmet)
         yield ""
     if model.servable:
         yield f"all of {model.model} could be served beside the others, at a cost"
         yield ""
     if model.needs:
         needs = [[need.rule, f"{need.limit:,.6g}", f"{need.needed:,.6g}"] for need in model.needs]
-        yield from titled(
+        yield from render_titled(
             f"the least growth of limits that serves all of {model.model}", ["limit", "now", "needed"], needs
         )
         yield ""
@@ -135,10 +135,10 @@ def _bindings(bindings: Sequence[Binding]) -> str:
 def _runner_up(second: RunnerUp, now: Sequence[PlacementExplanation]) -> str:
     unmet = f", {second.unmet_qps:,.6g} QPS unmet" if second.unmet_qps else ""
     proved = "" if second.extra_at_least >= second.extra_per_hour else f" (at least {second.extra_at_least:+,.6g})"
-    return f"{second.extra_per_hour:+,.6g} $/h{proved}{unmet}: {_moved(second.replicas, now)}"
+    return f"{second.extra_per_hour:+,.6g} $/h{proved}{unmet}: {_describe_moves(second.replicas, now)}"
 
 
-def _moved(then: Sequence[ReplicaCount], now: Sequence[PlacementExplanation]) -> str:
+def _describe_moves(then: Sequence[ReplicaCount], now: Sequence[PlacementExplanation]) -> str:
     """Describe the placements that grow and those that shrink."""
     counts: dict[tuple[str, str, str], int] = {(p.part, p.region, p.hardware): -p.count for p in now}
     for item in then:

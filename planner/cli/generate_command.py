@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from planner.cli.output import Target, beside, facts, told, write_document
+from planner.cli.output import Target, beside, exit_on_error, facts, write_document
 from planner.generate.generate import generate
 
 
@@ -24,7 +24,7 @@ def generate_command(  # noqa: PLR0913 - one option for each figure of an instan
     output: Target = None,
 ) -> None:
     """Draw a problem from a seed: a fleet of any size, from loose to tight."""
-    with told():
+    with exit_on_error():
         drawn = generate(
             models=models,
             regions=regions,

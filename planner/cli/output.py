@@ -33,7 +33,7 @@ STANDARD_OUTPUT = Path("json")
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def exit_on_error() -> Iterator[None]:
     """Turn an IPnext error into one line on standard error and its exit status."""
     try:
         yield
@@ -128,7 +128,7 @@ MOST_ROWS = 30
 """Of a table that a whole fleet fills; the document has them all."""
 
 
-def titled(title: str, heads: Sequence[str], lines: Sequence[Sequence[object]]) -> Iterator[Table | str]:
+def render_titled(title: str, heads: Sequence[str], lines: Sequence[Sequence[object]]) -> Iterator[Table | str]:
     """Yield a table below its title, which may be wider; if there are many lines, only the first."""
     many = len(lines) > MOST_ROWS
     yield f"{title}, {MOST_ROWS} of {len(lines)} rows" if many else title

@@ -21,11 +21,11 @@ from planner.cli.output import (
     ProblemFile,
     Target,
     beside,
+    exit_on_error,
     facts,
+    render_titled,
     rows,
     solver_silent,
-    titled,
-    told,
     write_answer,
     write_document,
     write_file,
@@ -66,7 +66,7 @@ def solve_command(
     method: MethodOption = Method.AUTO,
 ) -> None:
     """Find a plan. Demand that cannot be held is left unmet, with the rules that bind."""
-    with told():
+    with exit_on_error():
         stated = read_problem(problem)
         if asks_fleet(stated, method.value) and not kernel_cache.is_complete():
             typer.echo(NOT_COMPILED, err=True)
@@ -83,7 +83,7 @@ def solve_command(
 
 def check_command(problem: ProblemFile, plan: PlanFile, output: Output = Form.TABLE) -> None:
     """Check a plan against every rule. Exit status 1 where it breaks one."""
-    with told():
+    with exit_on_error():
         report(check(read_problem(problem), read_plan(plan)), output)
 
 
@@ -93,7 +93,7 @@ def diff_command(
     output: Output = Form.TABLE,
 ) -> None:
     """What changes from one plan.json to another."""
-    with told():
+    with exit_on_error():
         change = diff(read_plan(before), read_plan(after))
         write_answer(change, output, lambda: diff_tables(change))
 
@@ -109,21 +109,21 @@ def show_command(
     picture: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Write the picture here.")] = None,
 ) -> None:
     """Regions by hardware: used, free and surge, as a picture and as figures."""
-    with told():
+    with exit_on_error():
         stated, planned = read_problem(problem), read_plan(plan)
         broken_rules(stated, planned)
         surge = read_transition(transition).surge if transition else ()
         uses = supply_use(stated, planned, surge={(item.region, item.hardware): item.units for item in surge})
         if picture:
             write_file(svg(uses, (stated.regions, stated.hardware), _title(stated, planned)), picture, "--svg")
-        write_answer(uses, output, lambda: _shown(stated, planned, uses))
+        write_answer(uses, output, lambda: _render_plan(stated, planned, uses))
 
 
 def _title(problem: Problem, plan: Plan) -> str:
     return f"{len(problem.models):,} models, {plan.cost_per_hour:,.2f} $/h"
 
 
-def _shown(problem: Problem, plan: Plan, uses: Sequence[SupplyUse]) -> Iterator[Table | str]:
+def _render_plan(problem: Problem, plan: Plan, uses: Sequence[SupplyUse]) -> Iterator[Table | str]:
     axes = (problem.regions, problem.hardware)
     yield bars(uses, axes)
     yield ""
@@ -175,7 +175,7 @@ def unmet_tables(plan: Plan) -> Iterator[Table | str]:
     """Yield the unmet demand and its reasons, largest first."""
     most = sorted(plan.unmet, key=lambda item: -item.qps)
     lines = [[item.model, item.region, f"{item.qps:,.6g}", few(item.rules)] for item in most]
-    yield from titled(f"unmet demand ({len(most)})", ["model", "region", "QPS", "rules that bind"], lines)
+    yield from render_titled(f"unmet demand ({len(most)})", ["model", "region", "QPS", "rules that bind"], lines)
 
 
 def few(names: Sequence[str], most: int = 4) -> str:
@@ -191,12 +191,14 @@ def diff_tables(change: PlanDiff) -> Iterator[Table | str]:
     places = sorted(change.replicas, key=lambda row: -abs(row.after - row.before))
     if places:
         lines = [[r.model, r.part, f"{r.region}/{r.hardware}", r.before, r.after] for r in places]
-        yield from titled(f"replicas ({change.moves:,} started)", ["model", "part", "where", "before", "after"], lines)
+        yield from render_titled(
+            f"replicas ({change.moves:,} started)", ["model", "part", "where", "before", "after"], lines
+        )
         yield ""
     routes = sorted(change.traffic, key=lambda row: -abs(row.after - row.before))
     if routes:
         lines = [[t.model, t.origin, t.to, f"{t.before:.4g}", f"{t.after:.4g}"] for t in routes]
-        yield from titled("traffic", ["model", "from", "to", "before", "after"], lines)
+        yield from render_titled("traffic", ["model", "from", "to", "before", "after"], lines)
         yield ""
     yield f"cost {change.cost_per_hour_before:,.2f} -> {change.cost_per_hour_after:,.2f} $/h"
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from ipnext.errors import EXIT_INFEASIBLE, InvalidInput
 from ipnext.model.planning.admission import Admission
 from ipnext.model.planning.transition import Transition
-from planner.cli.output import Form, Output, ProblemOption, Target, beside, fail, rows, told, write_document
+from planner.cli.output import Form, Output, ProblemOption, Target, beside, exit_on_error, fail, rows, write_document
 from planner.cli.plan_commands import report
 from planner.core.step_policy import StepPolicy
 from planner.io.problem import read_problem, read_state, read_transition
@@ -68,7 +68,7 @@ def transition_command(  # noqa: PLR0913 - one option for each field of the poli
     max_dip: MaxDip = 0.0,
 ) -> None:
     """Safe waves from one state to another. Exit status 3 where there are none; the document then says why."""
-    with told():
+    with exit_on_error():
         _check_dip(when_short, max_dip)
         stated = read_problem(problem)
         fields = {"canary": canary, "max_step": max_step, "hold_seconds": hold_seconds, "max_dip": max_dip}
@@ -94,7 +94,7 @@ def check_transition_command(  # noqa: PLR0913 - one option for each field of th
     max_dip: MaxDip = 0.0,
 ) -> None:
     """Check a transition, wave by wave, phase by phase. Exit status 1 where it breaks a rule."""
-    with told():
+    with exit_on_error():
         stated = read_problem(problem)
         fields = {"canary": canary, "max_step": max_step, "max_dip": max_dip}
         policy = _policy(**fields, refresh=refresh.value, when_short=when_short.value)

@@ -30,11 +30,11 @@ def diff(before: Plan | CurrentState, after: Plan) -> PlanDiff:
     new = {key: row.count for key, row in _replicas(after).items()}
     was = {key: row.fraction for key, row in _traffic(before).items()}
     now = {key: row.fraction for key, row in _traffic(after).items()}
-    replicas = _changed(old, new)
+    replicas = _find_changed(old, new)
     return PlanDiff(
         replicas=tuple(ReplicaChange.from_trusted(*key, old.get(key, 0), new.get(key, 0)) for key in replicas),
         traffic=tuple(
-            TrafficChange.from_trusted(*key, was.get(key, 0.0), now.get(key, 0.0)) for key in _changed(was, now)
+            TrafficChange.from_trusted(*key, was.get(key, 0.0), now.get(key, 0.0)) for key in _find_changed(was, now)
         ),
         moves=sum(max(0, new.get(key, 0) - old.get(key, 0)) for key in replicas),
         cost_per_hour_before=before.cost_per_hour if isinstance(before, Plan) else 0.0,
@@ -86,7 +86,7 @@ def _traffic(plan: Plan | CurrentState) -> dict[Route, TrafficShare]:
     return {(row.model, row.origin, row.to): row for row in plan.traffic if row.fraction}
 
 
-def _changed(old: Mapping[Key, float], new: Mapping[Key, float]) -> list[Key]:
+def _find_changed(old: Mapping[Key, float], new: Mapping[Key, float]) -> list[Key]:
     """Return keys whose figures differ, sorted; an absent one counts as 0."""
     changed = [key for key in old if key not in new]
     changed += [key for key, figure in new.items() if old.get(key, 0) != figure]

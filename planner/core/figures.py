@@ -46,7 +46,7 @@ def spent(index: Index, counts: Mapping[tuple[str, str, str, str], int]) -> Mapp
     return cost
 
 
-def started(index: Index, counts: Mapping[tuple[str, str, str, str], int]) -> int:
+def count_started(index: Index, counts: Mapping[tuple[str, str, str, str], int]) -> int:
     """Count replicas beyond the current placement."""
     return sum(max(0, count - index.current.get(key, 0)) for key, count in counts.items())
 
@@ -94,15 +94,15 @@ class _Sums:
             "unmet_per_hour": weights.unmet_cost * self.unmet_cost,
         }
         return Figures(
-            objective=rounded(sum(costs.values())),
-            **{name: rounded(figure) for name, figure in costs.items()},
+            objective=round_figure(sum(costs.values())),
+            **{name: round_figure(figure) for name, figure in costs.items()},
             replicas=self.replicas,
             moves=self.moves,
-            demand_qps=rounded(self.qps),
-            unmet_qps=rounded(self.unmet),
+            demand_qps=round_figure(self.qps),
+            unmet_qps=round_figure(self.unmet),
         )
 
 
-def rounded(figure: float) -> float:
+def round_figure(figure: float) -> float:
     """Round to nine digits: sums in another order agree on them."""
     return float(f"{figure:.9g}")

@@ -21,7 +21,7 @@ def unmet_by_level(problem: Problem, plan: Plan) -> tuple[float, ...]:
     return (*figures[:-1], figures[-1] + rest)
 
 
-def compared_by_level(one: Sequence[float], other: Sequence[float], *, noise: float) -> int:
+def compare_by_level(one: Sequence[float], other: Sequence[float], *, noise: float) -> int:
     """Return -1 if `one` leaves less unserved at the first level at which the two differ, 1 if more, 0 if none differs."""
     for mine, yours in zip(one, other, strict=True):
         if abs(mine - yours) > noise * max(1.0, yours):

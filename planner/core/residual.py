@@ -9,7 +9,7 @@ from planner.core.index import counts_of, shares_of
 from planner.core.solution import Holding
 
 
-def kept_of(problem: Problem, kept: Collection[str]) -> Holding:
+def current_holding(problem: Problem, kept: Collection[str]) -> Holding:
     """Return the current state of the models in `kept`. Raises InvalidInput if it needs hardware they have no option for."""
     current = _of_models(problem.current, frozenset(kept))
     options = {(m.model, p.part, o.hardware) for m in problem.models for p in m.parts for o in p.options}
@@ -36,7 +36,7 @@ def only(problem: Problem, models: Collection[str]) -> Problem:
 
 def residual(problem: Problem, holding: Holding, models: Collection[str]) -> Problem:
     """Return the problem of `models` on the supply and owners' budgets that `holding` leaves."""
-    units, spent = _taken(problem, holding)
+    units, spent = _sum_usage(problem, holding)
     supply = tuple(
         item.model_copy(update={"units": max(0.0, item.units - units[item.region, item.hardware])})
         for item in problem.supply
@@ -57,7 +57,7 @@ def _of_models(state: CurrentState, models: frozenset[str]) -> CurrentState:
     )
 
 
-def _taken(problem: Problem, holding: Holding) -> tuple[dict[tuple[str, str], float], dict[str, float]]:
+def _sum_usage(problem: Problem, holding: Holding) -> tuple[dict[tuple[str, str], float], dict[str, float]]:
     """Return the units by region and hardware, and the $/h by owner, that a holding uses."""
     unit_cost = {(item.region, item.hardware): item.unit_cost for item in problem.supply}
     owner = {model.model: model.owner for model in problem.models}

@@ -29,7 +29,7 @@ class Holding:
     shares: Mapping[RouteKey, float]
 
 
-def trimmed(index: Index, counts: Mapping[Key, int], traffic: Sequence[float]) -> Counts:
+def trim_replicas(index: Index, counts: Mapping[Key, int], traffic: Sequence[float]) -> Counts:
     """Drop every replica that neither the traffic, nor `survive`, nor `min_replicas` needs; dearest first.
 
     A solver that stops within its gap leaves such replicas behind. `traffic` is in the order of `index.routes`.
@@ -79,7 +79,7 @@ class _Trimming:
         self.held[place.key[:3]] -= 1
 
 
-def routed(index: Index, counts: Mapping[Key, int]) -> Shares:
+def route_traffic(index: Index, counts: Mapping[Key, int]) -> Shares:
     """Return the best traffic for these replicas: least unmet and latency cost, the nearest region if that leaves a choice."""
     able: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(float)))
     for place in index.placements:

@@ -201,13 +201,13 @@ class _Growth:
         """Return the rules that block serving more of the demand of `origin`."""
         rtt = {region: self.room.index.rtt[origin, region] for region in self.regions}
         near = [region for region in self.regions if rtt[region] <= self.model.latency_tolerance_ms]
-        walks = _offered({region: self.walk(region) for region in near})
+        walks = _keep_offered({region: self.walk(region) for region in near})
         room = {region: walk for region, walk in walks.items() if not walk.rules}
         rules = set[str]().union(*(walk.rules for walk in walks.values()))
         if room:
             worth = any(self._worth(walk, rtt[region], missing_qps) for region, walk in room.items())
             return {*rules, otherwise if worth else "unmet_cost"}
-        far = _offered({region: self.walk(region) for region in self.regions if region not in near})
+        far = _keep_offered({region: self.walk(region) for region in self.regions if region not in near})
         if not near or any(not walk.rules for walk in far.values()):
             rules |= {f"latency {origin}"}
             walks |= far
@@ -223,7 +223,7 @@ class _Growth:
         return walk.cost < gain * qps
 
 
-def _offered(walks: Mapping[str, _Walk]) -> dict[str, _Walk]:
+def _keep_offered(walks: Mapping[str, _Walk]) -> dict[str, _Walk]:
     """Drop requirements of hardware that is supplied nowhere, unless there are no others."""
     offered = {region: walk for region, walk in walks.items() if walk.offered}
     return offered or dict(walks)

@@ -63,7 +63,7 @@ class Formulation:
     def groups(self) -> Sequence[tuple[Sequence[int], int]]:
         """Placements of one part in one region that must hold more than one replica, and that number."""
         least = {(m.model, p.part): p.min_replicas for m in self.index.problem.models for p in m.parts}
-        grouped = _grouped(self.places, lambda place: (place.model, place.part, place.region))
+        grouped = _group_positions(self.places, lambda place: (place.model, place.part, place.region))
         return [(columns, least[key[:2]]) for key, columns in grouped.items() if least[key[:2]] > 1]
 
     def objective(self) -> Expression:
@@ -72,27 +72,27 @@ class Formulation:
         hardware = np.array([place.cost for place in self.places])
         latency = np.array([weights.latency_weight * route.qps * route.rtt_ms for route in self.routes])
         missed = np.array([demand.unmet_cost for demand in self.index.demands])
-        started = self._started()
+        started = self._count_started()
         return hardware @ self.replicas + latency @ self.traffic + weights.move_cost * started + missed @ self.unmet
 
     def constraints(self) -> Mapping[str, Constraint]:
         """Return every rule by its name; rules that the problem does not need are left out."""
         rules = {
-            "served": self.served(),
+            "served": self.require_served(),
             "capacity": self.capacity(),
             "opening": self.opening(),
             "survive": self.survive(),
             "supply": self.supply(),
             "budget model": self.model_budget(),
             "budget owner": self.owner_budget(),
-            "min_replicas: held": self.held(),
+            "min_replicas: held": self.require_held(),
             "min_replicas: enough": self.enough(),
             "kept": self.kept <= self.replicas,
             "moves": self.moves(),
         }
         return {name: rule for name, rule in rules.items() if rule is not None}
 
-    def served(self) -> Constraint:
+    def require_served(self) -> Constraint:
         """Require that the shares of a demand and its unmet fraction sum to 1."""
         row = {(demand.model, demand.region): i for i, demand in enumerate(self.index.demands)}
         entries = [(row[route.model, route.origin], j, 1.0) for j, route in enumerate(self.routes)]
@@ -100,8 +100,8 @@ class Formulation:
 
     def capacity(self) -> Constraint | None:
         """Require that the replicas of a part in a region cover its traffic (both as fractions of the largest possible traffic)."""
-        sent = _grouped(self.routes, lambda route: (route.model, route.to))
-        held = _grouped(self.places, lambda place: (place.model, place.part, place.region))
+        sent = _group_positions(self.routes, lambda route: (route.model, route.to))
+        held = _group_positions(self.places, lambda place: (place.model, place.part, place.region))
         can: list[Entry] = []
         load: list[Entry] = []
         rows = [(part, *key) for key in sent for part in self.parts[key[0]]]
@@ -113,7 +113,7 @@ class Formulation:
 
     def opening(self) -> Constraint | None:
         """Send traffic only to regions in which every part has a replica: implied by `capacity`, and tightens its relaxation."""
-        held = _grouped(self.places, lambda place: (place.model, place.part, place.region))
+        held = _group_positions(self.places, lambda place: (place.model, place.part, place.region))
         rows = [(part, j) for j, route in enumerate(self.routes) for part in self.parts[route.model]]
         if len(rows) > MOST_OPENING_ROWS:
             return None
@@ -128,8 +128,8 @@ class Formulation:
     def survive(self) -> Constraint | None:
         """Require that the others can serve all served demand without any one region (as fractions of the largest possible demand)."""
         asked = [m.model for m in self.index.problem.models if m.survive == "region" and self.index.reachable[m.model]]
-        held = _grouped(self.places, lambda place: (place.model, place.part))
-        sent = _grouped(self.routes, lambda route: route.model)
+        held = _group_positions(self.places, lambda place: (place.model, place.part))
+        sent = _group_positions(self.routes, lambda route: route.model)
         can: list[Entry] = []
         load: list[Entry] = []
         rows = [
@@ -147,7 +147,7 @@ class Formulation:
 
     def supply(self) -> Constraint:
         """Limit the units of a hardware kind in a region."""
-        held = _grouped(self.places, lambda place: (place.region, place.hardware))
+        held = _group_positions(self.places, lambda place: (place.region, place.hardware))
         limits = [self.index.supply[key] for key in held]
         return self._within(held.values(), lambda place: place.units, limits)
 
@@ -162,7 +162,7 @@ class Formulation:
         owner = {m.model: m.owner for m in self.index.problem.models}
         return self._budget(lambda place: owner[place.model], limit)
 
-    def held(self) -> Constraint | None:
+    def require_held(self) -> Constraint | None:
         """Allow replicas only if the region holds the part."""
         if not self.groups:
             return None
@@ -185,9 +185,9 @@ class Formulation:
     def moves(self) -> Constraint | None:
         """Limit the replicas started beyond the running ones."""
         most = self.index.problem.limits.max_moves
-        return None if most is None else self._started() <= most
+        return None if most is None else self._count_started() <= most
 
-    def _started(self) -> Expression:
+    def _count_started(self) -> Expression:
         return (self.replicas - self.kept).sum()
 
     @cached_property
@@ -202,7 +202,7 @@ class Formulation:
         return able >= _matrix(load, rows, len(self.routes)) @ self.traffic
 
     def _budget(self, payer: Callable[[Placement], str], limit: Mapping[str, float]) -> Constraint | None:
-        held = {key: columns for key, columns in _grouped(self.places, payer).items() if key in limit}
+        held = {key: columns for key, columns in _group_positions(self.places, payer).items() if key in limit}
         return self._within(held.values(), lambda place: place.cost, [limit[key] for key in held]) if held else None
 
     def _within(
@@ -258,7 +258,7 @@ _FEASIBLE = 2
 """HiGHS: the solution satisfies every row within its tolerance."""
 
 
-def _grouped(items: Sequence[Any], key: Callable[[Any], Any]) -> dict[Any, list[int]]:
+def _group_positions(items: Sequence[Any], key: Callable[[Any], Any]) -> dict[Any, list[int]]:
     """Return positions of the items by their key, in order."""
     groups: dict[Any, list[int]] = {}
     for position, item in enumerate(items):

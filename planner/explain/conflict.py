@@ -14,7 +14,7 @@ import cvxpy as cp
 from ipnext.errors import DeadlineExceeded, InvalidInput
 from ipnext.model.planning.explanation import Conflict, ConflictMember
 from ipnext.model.planning.plan import CurrentState, ModelProblem, PartProblem, Plan, Problem, RegionSupply
-from planner.core.figures import rounded
+from planner.core.figures import round_figure
 from planner.core.index import Index
 from planner.exact.formulation import Answer, Constraint, Expression, Formulation
 from planner.io.problem import validate
@@ -56,7 +56,7 @@ def conflict(
     their removal. Raises InvalidInput (also beyond MOST_COLUMNS), and DeadlineExceeded if the solver can't decide.
     """
     validate(problem)
-    wished = _wished(problem, models)
+    wished = _select_models(problem, models)
     stated = problem if models is None else leftover(problem, state or problem.current, wished)
     options = sum(len(part.options) for model in stated.models for part in model.parts)
     columns = (options + sum(len(model.demand) for model in stated.models)) * len(stated.regions)
@@ -68,10 +68,10 @@ def conflict(
 
 def conflict_alone(problem: Problem, *, beside: str = KEPT) -> Conflict | None:
     """Find a conflict of all models of a problem that need not be valid as a whole, such as a `leftover`; see `conflict`."""
-    return _Filter(problem, tuple(model.model for model in problem.models), beside).found()
+    return _Filter(problem, tuple(model.model for model in problem.models), beside).find_conflict()
 
 
-def _wished(problem: Problem, models: Collection[str] | None) -> tuple[str, ...]:
+def _select_models(problem: Problem, models: Collection[str] | None) -> tuple[str, ...]:
     names = [model.model for model in problem.models]
     for name in models or ():
         if name not in names:
@@ -225,14 +225,14 @@ class _Filter:
         self.unsure = 0
         """Queries that the solver has not answered: the limits in question then stay."""
 
-    def found(self) -> Conflict | None:
+    def find_conflict(self) -> Conflict | None:
         """Return the conflict, or None. Raises DeadlineExceeded if the solver can't decide whether there is one."""
         if not self.forbids(self.limits):
             if self.unsure:
                 msg = "the solver could not tell in time whether all can be served; name fewer models"
                 raise DeadlineExceeded(msg)
             return None
-        kept = self.filtered((), self.limits, ())
+        kept = self.filter_limits((), self.limits, ())
         minimal = not self.unsure
         members = tuple(self.member(limit) for limit in kept)
         return Conflict(models=self.models, beside=self.beside, members=members, minimal=minimal)
@@ -248,7 +248,7 @@ class _Filter:
         self.unsure += answer is None
         return answer
 
-    def filtered(
+    def filter_limits(
         self, before: Sequence[Limit], block: Sequence[Limit], after: Sequence[Limit], *, needed: bool = False
     ) -> tuple[Limit, ...]:
         """Return the limits of a block to keep beside those before and after it. `needed`: at least one of the block must stay."""
@@ -257,14 +257,14 @@ class _Filter:
         if len(block) == 1:
             return tuple(block)
         half = len(block) // 2
-        first = self.filtered(before, block[:half], (*block[half:], *after))
-        second = self.filtered((*before, *first), block[half:], after, needed=not first)
+        first = self.filter_limits(before, block[:half], (*block[half:], *after))
+        second = self.filter_limits((*before, *first), block[half:], after, needed=not first)
         return (*first, *second)
 
     def member(self, limit: Limit) -> ConflictMember:
         """Return a limit with its figure, and whether all could be served without it alone."""
         figure, unit = _figures(self.problem).get(limit, (None, ""))
-        told = None if figure is None else rounded(figure)
+        told = None if figure is None else round_figure(figure)
         return ConflictMember(
             name=limit.name, rule=limit.rule.split()[0], limit=told, unit=unit, alone=self.answer([limit])
         )

@@ -19,7 +19,7 @@ from ipnext.model.planning.explanation import (
     UnmetExplanation,
 )
 from ipnext.model.planning.plan import Plan, Problem, Unmet
-from planner.core.figures import figures, rounded, spent, started, used_units
+from planner.core.figures import count_started, figures, round_figure, spent, used_units
 from planner.core.index import Index
 from planner.explain.conflict import conflict_alone
 from planner.explain.marginal_value import MOST_RELAXED, Worth, worth_of
@@ -85,14 +85,14 @@ class _Reading:
         for model in self.problem.models:
             rule = f"budget owner {model.owner}"
             used[rule] = used.get(rule, 0.0) + self.cost.get(model.model, 0.0)
-        used["moves"] = float(started(self.index, self.holding.counts))
+        used["moves"] = float(count_started(self.index, self.holding.counts))
         limits = {rule: limit for rule, limit in limit_figures(self.problem).items() if not rule.startswith("supply ")}
         return [
             LimitUse(
                 rule=rule,
                 limit=limit,
-                used=rounded(used.get(rule, 0.0)),
-                free=rounded(limit - used.get(rule, 0.0)),
+                used=round_figure(used.get(rule, 0.0)),
+                free=round_figure(limit - used.get(rule, 0.0)),
                 price=self.worth.price.get(rule),
                 saves=self.worth.saves.get(rule),
             )
@@ -109,8 +109,8 @@ class _Reading:
             RuleUnmet(
                 rule=rule,
                 demands=len(items),
-                qps=rounded(sum(item.qps for item in items)),
-                unmet_per_hour=rounded(sum(self.unmet_cost(item) for item in items)),
+                qps=round_figure(sum(item.qps for item in items)),
+                unmet_per_hour=round_figure(sum(self.unmet_cost(item) for item in items)),
             )
             for rule, items in sorted(of_rule.items())
         ]
@@ -131,7 +131,10 @@ class _Reading:
         first = sorted(self.cost.items(), key=lambda item: (-item[1], item[0]))[:DEAREST]
         return tuple(
             ModelCost(
-                model=model, cost_per_hour=rounded(cost), replicas=replicas[model], unmet_qps=rounded(unmet[model])
+                model=model,
+                cost_per_hour=round_figure(cost),
+                replicas=replicas[model],
+                unmet_qps=round_figure(unmet[model]),
             )
             for model, cost in first
         )
@@ -146,7 +149,7 @@ class _Reading:
                 model=item.model,
                 region=item.region,
                 qps=item.qps,
-                unmet_per_hour=rounded(self.unmet_cost(item)),
+                unmet_per_hour=round_figure(self.unmet_cost(item)),
                 rules=item.rules,
             )
             for item in self.plan.unmet
@@ -158,10 +161,11 @@ class _Reading:
             figures=now,
             best=best(rest, now, proved=len(second) <= MOST_PROVED),
             placements=tuple(
-                placed.explained(key, count, second[key]) for key, count in sorted(placed.holding.counts.items())
+                placed.explain_placement(key, count, second[key])
+                for key, count in sorted(placed.holding.counts.items())
             ),
             unmet=unmet,
-            **_served(rest) if unmet else {},
+            **_check_servable(rest) if unmet else {},
         )
 
 
@@ -176,7 +180,7 @@ def _covers(models: Sequence[str], of: int) -> str:
     return f"the placements of {len(models)} of {of} models, each with all others as the plan has them"
 
 
-def _served(rest: Problem) -> dict[str, Any]:
+def _check_servable(rest: Problem) -> dict[str, Any]:
     """Decide whether all of a model can be served, and which limits block it. Neither is known if the solver can't decide."""
     try:
         found = conflict_alone(rest)
@@ -198,8 +202,8 @@ def supply_use(
             region=item.region,
             hardware=item.hardware,
             units=item.units,
-            used=rounded(used.get((item.region, item.hardware), 0.0)),
-            free=rounded(item.units - used.get((item.region, item.hardware), 0.0)),
+            used=round_figure(used.get((item.region, item.hardware), 0.0)),
+            free=round_figure(item.units - used.get((item.region, item.hardware), 0.0)),
             surge=(surge or {}).get((item.region, item.hardware), 0.0),
             unit_cost=item.unit_cost,
             price=told.price.get(f"supply {item.region}/{item.hardware}"),

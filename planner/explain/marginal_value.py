@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from ipnext.model.planning.explanation import Change
 from ipnext.model.planning.plan import Problem
-from planner.core.figures import rounded
+from planner.core.figures import round_figure
 from planner.explain.shadow_prices import limit_figures, prices
-from planner.explain.what_if import changed
+from planner.explain.what_if import apply_changes
 from planner.solve import solve
 
 MOST_RELAXED = 20
@@ -47,22 +47,22 @@ def worth_of(problem: Problem) -> Worth:
     saves = savings(problem) if models <= MOST_PLANNED else {}
     if models <= MOST_RELAXED:
         return Worth(prices(problem), saves, RELAXATION)
-    return Worth(_searched(problem), saves, SEARCH)
+    return Worth(_search_prices(problem), saves, SEARCH)
 
 
-def _searched(problem: Problem) -> Mapping[str, float]:
+def _search_prices(problem: Problem) -> Mapping[str, float]:
     """Return the prices of the fleet-scale search by rule; a model's budget has none there."""
     from planner.fleet.solver import prices_of  # noqa: PLC0415 - numba takes a second to import: only if needed
 
     found = prices_of(problem)
     owners = dict.fromkeys([*(owner.owner for owner in problem.owners), *(model.owner for model in problem.models)])
     by_rule = {
-        f"supply {region}/{kind}": rounded(float(found.supply[r, h]))
+        f"supply {region}/{kind}": round_figure(float(found.supply[r, h]))
         for r, region in enumerate(problem.regions)
         for h, kind in enumerate(problem.hardware)
     }
-    by_rule |= {f"budget owner {owner}": rounded(float(found.owner[k])) for k, owner in enumerate(owners)}
-    return {**by_rule, "moves": rounded(found.moves)}
+    by_rule |= {f"budget owner {owner}": round_figure(float(found.owner[k])) for k, owner in enumerate(owners)}
+    return {**by_rule, "moves": round_figure(found.moves)}
 
 
 def savings(problem: Problem) -> Mapping[str, float]:
@@ -72,9 +72,9 @@ def savings(problem: Problem) -> Mapping[str, float]:
         return {}
     found: dict[str, float] = {}
     for rule in limit_figures(problem):
-        then = _least(changed(problem, [_one_more(rule)]))
+        then = _least(apply_changes(problem, [_one_more(rule)]))
         if then is not None:
-            saved = rounded(now - then)
+            saved = round_figure(now - then)
             found[rule] = saved if saved > GAP * now else 0.0
     return found
 

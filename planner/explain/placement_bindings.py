@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ipnext.model.planning.explanation import Binding, PlacementExplanation, RunnerUp
 from ipnext.model.planning.plan import PartOption, PartProblem, Problem
-from planner.core.figures import rounded
+from planner.core.figures import round_figure
 from planner.core.index import Index, Key
 from planner.core.solution import Holding
 
@@ -45,7 +45,7 @@ class Placed:
             if option.hardware == cell[1]
         )
 
-    def explained(self, key: Key, count: int, second: RunnerUp | None) -> PlacementExplanation:
+    def explain_placement(self, key: Key, count: int, second: RunnerUp | None) -> PlacementExplanation:
         """Explain one placement."""
         _, part_name, region, hardware = key
         part = next(part for part in self.model.parts if part.part == part_name)
@@ -58,9 +58,9 @@ class Placed:
             region=region,
             hardware=hardware,
             count=count,
-            cost_per_hour=rounded(count * cost),
-            replica_cost=rounded(cost),
-            replica_price=None if price is None else rounded(option.units * price),
+            cost_per_hour=round_figure(count * cost),
+            replica_cost=round_figure(cost),
+            replica_price=None if price is None else round_figure(option.units * price),
             count_rules=tuple(self.count_rules(part, option, region)),
             place_rules=tuple(self.place_rules(part, option, region)),
             runner_up=second,

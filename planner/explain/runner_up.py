@@ -10,9 +10,9 @@ from ipnext.model.planning.explanation import Figures, RunnerUp
 from ipnext.model.planning.plan import ModelProblem, Problem
 from planner.core.arrays import FleetArrays
 from planner.core.diff import replica_of
-from planner.core.figures import figures, rounded, spent, started, used_units
+from planner.core.figures import count_started, figures, round_figure, spent, used_units
 from planner.core.index import Index, Key
-from planner.core.solution import Counts, Holding, routed, trimmed
+from planner.core.solution import Counts, Holding, route_traffic, trim_replicas
 from planner.exact.formulation import Constraint, Formulation
 from planner.explain.shadow_prices import limit_figures
 
@@ -30,7 +30,7 @@ SLACK = 1e-6
 
 def best(rest: Problem, now: Figures, *, proved: bool) -> RunnerUp:
     """Return the best plan found for the one model of `rest`, against its figures now. `proved`: by the reference."""
-    return _Search(rest, None, proved=proved).found(now)
+    return _Search(rest, None, proved=proved).find_best(now)
 
 
 def runners_up(rest: Problem, placements: Collection[Key], now: Figures) -> Mapping[Key, RunnerUp]:
@@ -40,7 +40,7 @@ def runners_up(rest: Problem, placements: Collection[Key], now: Figures) -> Mapp
     unmet, at its price.
     """
     proved = len(placements) <= MOST_PROVED
-    return {placement: _Search(rest, placement, proved=proved).found(now) for placement in placements}
+    return {placement: _Search(rest, placement, proved=proved).find_best(now) for placement in placements}
 
 
 class _Search:
@@ -53,19 +53,19 @@ class _Search:
         self.index = Index(self.problem)
         self.bound = 0.0
 
-    def found(self, now: Figures) -> RunnerUp:
+    def find_best(self, now: Figures) -> RunnerUp:
         """Return the best plan."""
-        holdings = [Holding(counts, routed(self.index, counts)) for counts in self._proposed()]
+        holdings = [Holding(counts, route_traffic(self.index, counts)) for counts in self._propose()]
         first, then = min(((h, figures(self.index, h)) for h in holdings), key=lambda pair: pair[1].objective)
         return RunnerUp(
-            extra_per_hour=rounded(then.objective - now.objective),
-            extra_at_least=rounded(min(self.bound, then.objective) - now.objective),
+            extra_per_hour=round_figure(then.objective - now.objective),
+            extra_at_least=round_figure(min(self.bound, then.objective) - now.objective),
             cost_per_hour=then.cost_per_hour,
             unmet_qps=then.unmet_qps,
             replicas=tuple(replica_of(key, count) for key, count in sorted(first.counts.items())),
         )
 
-    def _proposed(self) -> Iterator[Counts]:
+    def _propose(self) -> Iterator[Counts]:
         """Yield replicas that keep every limit; none at all first."""
         yield {}
         if not self.index.placements or not self.index.routes:
@@ -73,15 +73,15 @@ class _Search:
         if self.proved:
             yield from self._by_reference()
             return
-        counts = self._by_fleet(self.problem if self.placement is None else barred(self.problem, self.placement))
+        counts = self._by_fleet(self.problem if self.placement is None else bar_placement(self.problem, self.placement))
         if self.placement is not None and not _fits(self.index, counts):
-            counts = self._by_fleet(_emptied(self.problem, self.placement))
+            counts = self._by_fleet(_empty_supply(self.problem, self.placement))
         if _fits(self.index, counts):
             yield counts
 
     def _by_fleet(self, problem: Problem) -> Counts:
         """Return the replicas that the fleet-scale search finds; none if some part has no hardware left."""
-        asked = _supplied(problem)
+        asked = _drop_unsupplied(problem)
         if asked is None:
             return {}
         from planner.fleet.assembly import holding_of  # noqa: PLC0415 - numba takes a second to import: only if needed
@@ -101,7 +101,7 @@ class _Search:
         if answer.replicas is not None and answer.traffic is not None:
             places = zip(formulation.places, answer.replicas, strict=True)
             counts = {place.key: round(float(count)) for place, count in places}
-            yield trimmed(self.index, counts, [float(share) for share in answer.traffic])
+            yield trim_replicas(self.index, counts, [float(share) for share in answer.traffic])
 
 
 class _Without(Formulation):
@@ -120,7 +120,7 @@ class _Without(Formulation):
         return MOST_NODES
 
 
-def barred(problem: Problem, placement: Key) -> Problem:
+def bar_placement(problem: Problem, placement: Key) -> Problem:
     """Return the problem of one model with a separate supply for a part's hardware, of which one region has none.
 
     Looser than barring the placement if another part uses the same hardware: check the sum of both.
@@ -144,7 +144,7 @@ def barred(problem: Problem, placement: Key) -> Problem:
         update={
             "hardware": (*problem.hardware, own),
             "supply": (*problem.supply, *supply),
-            "models": tuple(_renamed(model, part_name, kind, own) for model in problem.models),
+            "models": tuple(_rename_kind(model, part_name, kind, own) for model in problem.models),
             "current": current,
         }
     )
@@ -155,7 +155,7 @@ def _of(part: str) -> str:
     return f" of {part}"
 
 
-def _supplied(problem: Problem) -> Problem | None:
+def _drop_unsupplied(problem: Problem) -> Problem | None:
     """Return the problem without hardware that is supplied nowhere; None if a part is left without any."""
     kinds = {item.hardware for item in problem.supply if item.units > 0}
     models = tuple(
@@ -183,7 +183,7 @@ def _supplied(problem: Problem) -> Problem | None:
     )
 
 
-def _renamed(model: ModelProblem, part_name: str, kind: str, own: str) -> ModelProblem:
+def _rename_kind(model: ModelProblem, part_name: str, kind: str, own: str) -> ModelProblem:
     parts = tuple(
         part.model_copy(
             update={
@@ -200,7 +200,7 @@ def _renamed(model: ModelProblem, part_name: str, kind: str, own: str) -> ModelP
     return model.model_copy(update={"parts": parts})
 
 
-def _emptied(problem: Problem, placement: Key) -> Problem:
+def _empty_supply(problem: Problem, placement: Key) -> Problem:
     """Return the problem without the supply of a placement's hardware in its region, for any part."""
     supply = tuple(
         item.model_copy(update={"units": 0.0}) if (item.region, item.hardware) == placement[2:] else item
@@ -215,6 +215,6 @@ def _fits(index: Index, counts: Counts) -> bool:
     for model in index.problem.models:
         cost = spent(index, counts).get(model.model, 0.0)
         taken |= {f"budget model {model.model}": cost, f"budget owner {model.owner}": cost}
-    taken["moves"] = float(started(index, counts))
+    taken["moves"] = float(count_started(index, counts))
     limits = limit_figures(index.problem)
     return all(taken.get(rule, 0.0) <= limit * (1 + SLACK) + SLACK for rule, limit in limits.items())

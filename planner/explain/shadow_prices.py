@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from ipnext.model.planning.explanation import Need
 from ipnext.model.planning.plan import ModelProblem, Problem
-from planner.core.figures import rounded
+from planner.core.figures import round_figure
 from planner.core.index import Index, Placement
 from planner.exact.formulation import Constraint, Expression, Formulation
 from planner.explain.conflict import MOST_SECONDS, Limit, without
@@ -52,7 +52,7 @@ class _Loosened(Formulation):
         self.figures = limit_figures(problem)
         self.owner = {model.model: model.owner for model in problem.models}
 
-    def allowed(self, rules: Sequence[str]) -> Expression:
+    def limits_of(self, rules: Sequence[str]) -> Expression:
         """Return the limits of these rules' rows."""
         raise NotImplementedError
 
@@ -70,7 +70,7 @@ class _Loosened(Formulation):
 
     def moves(self) -> Constraint | None:
         """Limit the replicas started beyond the running ones."""
-        return self._started() <= self.allowed(["moves"])[0] if "moves" in self.figures else None
+        return self._count_started() <= self.limits_of(["moves"])[0] if "moves" in self.figures else None
 
     def _rows(self, rule: Callable[[Placement], str], taken: Callable[[Placement], float]) -> Constraint | None:
         named = [rule(place) for place in self.places]
@@ -81,7 +81,7 @@ class _Loosened(Formulation):
         values = np.array([taken(self.places[k]) for _, k in entries])
         shape = (len(row), len(self.places))
         matrix = sp.csr_array((values, tuple(np.array(entries).T)), shape=shape)
-        return matrix @ self.replicas <= self.allowed(list(row))
+        return matrix @ self.replicas <= self.limits_of(list(row))
 
 
 class _Relaxed(_Loosened):
@@ -96,7 +96,7 @@ class _Relaxed(_Loosened):
         self.row = {parameter.id: row for row in rows for parameter in row.parameters()}
         self.program = cp.Problem(cp.Minimize(self.objective()), rows)
 
-    def allowed(self, rules: Sequence[str]) -> Expression:
+    def limits_of(self, rules: Sequence[str]) -> Expression:
         """Return a parameter for each limit."""
         parameter = cp.Parameter(len(rules), value=np.array([self.figures[rule] for rule in rules]))
         self.limits |= {rule: (parameter, i) for i, rule in enumerate(rules)}
@@ -139,7 +139,7 @@ def prices(problem: Problem) -> Mapping[str, float]:
     for rule in relaxed.binding():
         saved = base - relaxed.value(rule)
         if saved > SMALLEST_PRICE * max(1.0, abs(base)):
-            found[rule] = rounded(saved)
+            found[rule] = round_figure(saved)
     return found
 
 
@@ -151,7 +151,7 @@ class _Growing(_Loosened):
         self.growth: dict[str, Expression] = {}
         self.rules = {**super().constraints(), "all served": self.unmet == 0}
 
-    def allowed(self, rules: Sequence[str]) -> Expression:
+    def limits_of(self, rules: Sequence[str]) -> Expression:
         """Return the limits and their growth."""
         grown = cp.Variable(len(rules), nonneg=True)
         self.growth |= {rule: grown[i] for i, rule in enumerate(rules)}
@@ -172,14 +172,14 @@ class _Growing(_Loosened):
         answer = self.solve()
         if answer.replicas is None:
             return ()
-        taken = self.taken([round(float(count)) for count in answer.replicas])
+        taken = self.sum_usage([round(float(count)) for count in answer.replicas])
         return tuple(
-            Need(rule=rule, limit=rounded(limit), needed=rounded(taken[rule]))
+            Need(rule=rule, limit=round_figure(limit), needed=round_figure(taken[rule]))
             for rule, limit in self.figures.items()
             if taken.get(rule, 0.0) > limit * (1 + SMALLEST_GROWTH) + SMALLEST_GROWTH
         )
 
-    def taken(self, counts: Sequence[int]) -> Mapping[str, float]:
+    def sum_usage(self, counts: Sequence[int]) -> Mapping[str, float]:
         """Return the usage of each limit by these replicas."""
         taken: dict[str, float] = defaultdict(float)
         for place, count in zip(self.places, counts, strict=True):

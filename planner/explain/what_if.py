@@ -1,6 +1,6 @@
 """Effect of a change of supply, demand, a budget, a weight or a limit: planned before anything changes.
 
-`changed` is a pure function from a problem and changes to a problem. Called by the command; the replan workflow can
+`apply_changes` is a pure function from a problem and changes to a problem. Called by the command; the replan workflow can
 plan the same problem.
 """
 
@@ -30,7 +30,7 @@ Kind = Literal["supply", "demand", "budget", "drain", "objective", "limit"]
 def change_of(kind: Kind, text: str) -> Change:
     """Parse a change: `TARGET=120`, `TARGET=+40`, `TARGET=-40`, `TARGET=*0.5` or `TARGET=none`; a drain is a target.
 
-    Raises InvalidInput for another form. `changed` checks whether the target exists.
+    Raises InvalidInput for another form. `apply_changes` checks whether the target exists.
     """
     if kind == "drain":
         return Change(kind=kind, target=text)
@@ -47,7 +47,7 @@ def change_of(kind: Kind, text: str) -> Change:
         _refuse(kind, text, f"{written!r} is no figure", [f"{target}{form}" for form in FORMS])
 
 
-def changed(problem: Problem, changes: Sequence[Change]) -> Problem:
+def apply_changes(problem: Problem, changes: Sequence[Change]) -> Problem:
     """Apply the changes to the problem, one after the other. Raises InvalidInput for unknown targets and impossible figures."""
     for change in changes:
         problem = _APPLIED[change.kind](problem, change)
@@ -69,7 +69,7 @@ def what_if(
     """
     before = replan(problem) if plan is None else plan
     running = problem.model_copy(update={"current": state_of(before)})
-    stated = changed(running, changes)
+    stated = apply_changes(running, changes)
     broken = broken_rules(stated, before)
     after = replan(stated)
     return WhatIf(

@@ -46,7 +46,7 @@ def _shares(problem: Problem, arrays: FleetArrays, m: int, single: Single) -> di
         flows.setdefault(way // regions, []).append((way % regions, qps))
     shares: dict[RouteKey, float] = {}
     for s, ways in flows.items():
-        for r, share in _rounded(ways, float(arrays.qps[m, s])):
+        for r, share in _round_shares(ways, float(arrays.qps[m, s])):
             if share > 0:
                 shares[name, names[s], names[r]] = share
     idle = [demand.region for demand in problem.models[m].demand if demand.qps == 0]
@@ -59,7 +59,7 @@ def _shares(problem: Problem, arrays: FleetArrays, m: int, single: Single) -> di
     return shares
 
 
-def _rounded(ways: list[tuple[int, float]], demand: float) -> list[tuple[int, float]]:
+def _round_shares(ways: list[tuple[int, float]], demand: float) -> list[tuple[int, float]]:
     """Round shares to nine digits; those of a demand that is served whole sum to 1, the largest absorbing the difference."""
     shares = [(r, round(qps / demand, DIGITS)) for r, qps in ways]
     total = sum(qps for _, qps in ways)

@@ -14,7 +14,7 @@ EXACT = 1e-9
 """Sums of floats are not exact: relative, and of a replica."""
 
 
-def blended(arrays: FleetArrays, m: int, columns: Columns, rows: Ints, shares: Floats) -> tuple[Ints, Floats]:
+def blend_columns(arrays: FleetArrays, m: int, columns: Columns, rows: Ints, shares: Floats) -> tuple[Ints, Floats]:
     """Return replicas (options of m, R) and traffic (R, R) of model m: the mean of some columns, whose shares sum to 1."""
     first, last = arrays.option_start[arrays.part_start[[m, m + 1]]]
     regions = arrays.regions

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from scipy.optimize import minimize
 
 from planner.core.arrays import FleetArrays, Floats, Ints, Prices
-from planner.fleet.pricing import Columns, best_columns, joined
+from planner.fleet.pricing import Columns, best_columns, join_columns
 
 SOFTNESS = 3e-3
 """Of a model's cost: excess over the best column at which a column still gets a noticeable share."""
@@ -64,7 +64,7 @@ class Limits:
         tail = [prices.moves] if self.moves else []
         return np.concatenate([prices.supply.ravel()[self.cells], prices.owner[self.owners], tail])
 
-    def taken(self, arrays: FleetArrays, columns: Columns) -> Any:
+    def measure_usage(self, arrays: FleetArrays, columns: Columns) -> Any:
         """Return (J, L) sparse: the usage of each limit by each column."""
         pieces = [columns.use(arrays)[:, self.cells]]
         if len(self.owners):
@@ -106,7 +106,7 @@ class Master:
         least = np.minimum.reduceat(columns.cost, first)
         return cls(
             cost=columns.cost,
-            taken=limits.taken(arrays, columns),
+            taken=limits.measure_usage(arrays, columns),
             first=first,
             segment=segment,
             amount=limits.amount,
@@ -178,7 +178,7 @@ def search(
     while True:
         done += 1
         fresh = best_columns(arrays, limits.prices(arrays, price), models, effort=effort.effort)
-        pool = fresh if pool is None else joined([pool, fresh])
+        pool = fresh if pool is None else join_columns([pool, fresh])
         master = Master.of(arrays, limits, pool, SOFTNESS)
         value, best = master.value(price), master.value(centre)
         if value >= best:

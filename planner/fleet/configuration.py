@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from planner.core.arrays import Floats, Ints
-from planner.fleet.demand_assignment import Space, assign, cost_within, cover, finished, rents, space
-from planner.fleet.replica_allocation import SMALL, Model, able, extend, held
+from planner.fleet.demand_assignment import Space, assign, cost_within, cover, finish_assignment, rents, space
+from planner.fleet.replica_allocation import SMALL, Model, able, count_replicas, extend
 from planner.jit import kernel
 
 THOROUGH = 20
@@ -151,7 +151,7 @@ def adapt(model: Model, supply: Floats, rent: Floats, room: Space) -> float:
     room.left[:] = supply
     for p in range(len(model.least)):
         for r in range(regions):
-            if held(model, p, r, room.counts) < model.least[p]:
+            if count_replicas(model, p, r, room.counts) < model.least[p]:
                 for o in range(model.starts[p], model.starts[p + 1]):
                     room.counts[o, r] = 0
     for o in range(len(model.rate)):
@@ -183,7 +183,9 @@ def adapt(model: Model, supply: Floats, rent: Floats, room: Space) -> float:
                 room.hard[r] = can
                 fits = False
         if fits:
-            return finished(model, model.demand.sum(), room.counts, room.load, room.flow, room.left, room.ables)
+            return finish_assignment(
+                model, model.demand.sum(), room.counts, room.load, room.flow, room.left, room.ables
+            )
     return np.inf
 
 

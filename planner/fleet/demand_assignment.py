@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from planner.core.arrays import Floats, Ints
-from planner.fleet.replica_allocation import SMALL, Model, able, fill, most, priced, relieve, spread
+from planner.fleet.replica_allocation import SMALL, Model, able, fill, most, price_replicas, relieve, spread
 from planner.jit import kernel
 
 
@@ -141,11 +141,11 @@ def evaluate(
             break
     if not fits:
         return np.inf
-    return finished(model, demand, count, load, flow, left, ables)
+    return finish_assignment(model, demand, count, load, flow, left, ables)
 
 
 @kernel
-def finished(
+def finish_assignment(
     model: Model, demand: float, count: Ints, load: Floats, flow: Floats, left: Floats, ables: Floats
 ) -> float:
     """Make filled parts survive the loss of a region, relieve them, and return the total cost ($/h)."""
@@ -183,7 +183,7 @@ def finished(
         for o in range(model.starts[p], model.starts[p + 1]):
             for r in range(regions):
                 if count[o, r]:
-                    cost += priced(model, o, r, count[o, r])
+                    cost += price_replicas(model, o, r, count[o, r])
     arrived = 0.0
     for s in range(regions):
         for r in range(regions):
@@ -245,7 +245,7 @@ def opening(model: Model, r: int, load: float, supply: Floats) -> float:
         for o in range(model.starts[p], model.starts[p + 1]):
             if most(model, o, r, supply) >= 1:
                 n = max(int(np.ceil(load / model.rate[o] * (1 - 1e-12))), model.least[p])
-                cheapest = min(cheapest, priced(model, o, r, n))
+                cheapest = min(cheapest, price_replicas(model, o, r, n))
         cost += cheapest
     return cost
 

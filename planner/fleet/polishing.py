@@ -11,7 +11,18 @@ import numpy as np
 
 from planner.core.arrays import Floats, Ints
 from planner.fleet.demand_assignment import least_choice_first
-from planner.fleet.replica_allocation import SMALL, Model, able, extend, fill, held, most, priced, relieve, take
+from planner.fleet.replica_allocation import (
+    SMALL,
+    Model,
+    able,
+    count_replicas,
+    extend,
+    fill,
+    most,
+    price_replicas,
+    relieve,
+    take,
+)
 from planner.jit import kernel
 
 
@@ -43,7 +54,7 @@ def polish(model: Model, supply: Floats, trials: int, count: Ints, flow: Floats)
     bench = Bench(count.copy(), load.copy(), flow.copy(), supply.copy(), np.zeros(regions))
     kept = Bench(count, load, flow, supply.copy(), np.zeros(regions))
     _set_left(model, supply, kept)
-    cost = _mended(model, kept, bench)
+    cost = _mend(model, kept, bench)
     used = 0
     improved = True
     while improved and used < trials:
@@ -58,11 +69,11 @@ def polish(model: Model, supply: Floats, trials: int, count: Ints, flow: Floats)
                 for amount in _amounts(model, kept, a, b, movable):
                     _copy(kept, bench)
                     _move(model, bench, a, b, amount)
-                    here = _fitted(model, supply, bench)
+                    here = _fit_replicas(model, supply, bench)
                     used += 1
                     if here < cost * (1 - 1e-9):
                         _copy(bench, kept)
-                        cost = min(here, _mended(model, kept, bench))
+                        cost = min(here, _mend(model, kept, bench))
                         improved = True
                         break
     return used
@@ -92,7 +103,7 @@ def _part_cost(model: Model, p: int, count: Ints) -> float:
     for o in range(model.starts[p], model.starts[p + 1]):
         for r in range(count.shape[1]):
             if count[o, r]:
-                cost += priced(model, o, r, count[o, r])
+                cost += price_replicas(model, o, r, count[o, r])
     return cost
 
 
@@ -111,7 +122,7 @@ def _cost(model: Model, bench: Bench) -> float:
 
 
 @kernel
-def _mended(model: Model, kept: Bench, bench: Bench) -> float:
+def _mend(model: Model, kept: Bench, bench: Bench) -> float:
     """Exchange replicas of each part for others while that helps; return the $/h of the result."""
     served = kept.load.sum()
     for p in range(len(model.least)):
@@ -127,7 +138,7 @@ def _mended(model: Model, kept: Bench, bench: Bench) -> float:
                             continue
                         _copy(kept, bench)
                         take(model, o, r, -n, bench.left, bench.counts)
-                        if not _completed(model, p, o, r, served, bench):
+                        if not _complete_part(model, p, o, r, served, bench):
                             continue
                         cost = _part_cost(model, p, bench.counts)
                         if cost < here * (1 - 1e-9):
@@ -137,7 +148,7 @@ def _mended(model: Model, kept: Bench, bench: Bench) -> float:
 
 
 @kernel
-def _completed(model: Model, p: int, o: int, r: int, served: float, bench: Bench) -> bool:
+def _complete_part(model: Model, p: int, o: int, r: int, served: float, bench: Bench) -> bool:
     """Complete a part that lacks replicas in region r, without any more of option o there. False if that is impossible."""
     kept = bench.left[r, model.kind[o]]
     bench.left[r, model.kind[o]] = 0.0
@@ -156,7 +167,7 @@ def _completed(model: Model, p: int, o: int, r: int, served: float, bench: Bench
         for i in range(len(bench.load)):
             bench.ables[i] = able(model, p, i, bench.counts)
         if model.survives:
-            done = _covered(model, p, served, bench)
+            done = _cover_loss(model, p, served, bench)
     bench.left[r, model.kind[o]] += kept
     if done:
         relieve(model, p, served if model.survives else 0.0, bench.load, bench.left, bench.counts, bench.ables)
@@ -219,7 +230,7 @@ def _move(model: Model, bench: Bench, a: int, b: int, amount: float) -> None:
 
 
 @kernel
-def _fitted(model: Model, supply: Floats, bench: Bench) -> float:
+def _fit_replicas(model: Model, supply: Floats, bench: Bench) -> float:
     """Return $/h of the cheapest replicas found for the loads; infinite if they don't fit. Fills the rest of the bench."""
     bench.counts[:] = 0
     bench.left[:] = supply
@@ -232,14 +243,14 @@ def _fitted(model: Model, supply: Floats, bench: Bench) -> float:
     for p in least_choice_first(model):
         for r in range(len(bench.load)):
             bench.ables[r] = able(model, p, r, bench.counts)
-        if model.survives and not _covered(model, p, served, bench):
+        if model.survives and not _cover_loss(model, p, served, bench):
             return np.inf
         relieve(model, p, served if model.survives else 0.0, bench.load, bench.left, bench.counts, bench.ables)
     return float(_cost(model, bench))
 
 
 @kernel
-def _covered(model: Model, p: int, served: float, bench: Bench) -> bool:
+def _cover_loss(model: Model, p: int, served: float, bench: Bench) -> bool:
     """Add replicas until the loss of any region leaves `served` QPS; False if they don't fit."""
     ables = bench.ables
     cheapest = np.full(len(model.rate), np.inf)
@@ -266,7 +277,7 @@ def _next_replicas(model: Model, p: int, served: float, bench: Bench, cheapest: 
     short = served - (ables.sum() - top)
     best, region, option, number = np.inf, 0, 0, 0
     for r in range(len(ables)):
-        here = held(model, p, r, bench.counts)
+        here = count_replicas(model, p, r, bench.counts)
         for o in range(model.starts[p], model.starts[p + 1]):
             room, rate = most(model, o, r, bench.left), model.rate[o]
             least = max(1, model.least[p] - here)
@@ -277,7 +288,9 @@ def _next_replicas(model: Model, p: int, served: float, bench: Bench, cheapest: 
                 gain = min(n * rate - max(0.0, ables[r] + n * rate - top), short)
                 if room < least or gain <= SMALL * served:
                     continue
-                cost = priced(model, o, r, bench.counts[o, r] + n) - priced(model, o, r, bench.counts[o, r])
+                cost = price_replicas(model, o, r, bench.counts[o, r] + n) - price_replicas(
+                    model, o, r, bench.counts[o, r]
+                )
                 cost += _least_cost(model, p, short - gain, SMALL * served, cheapest)
                 if cost < best:
                     best, region, option, number = cost, r, o, n

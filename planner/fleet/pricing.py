@@ -85,9 +85,9 @@ class Columns:
         return difference
 
 
-def joined(pieces: Sequence[Columns]) -> Columns:
+def join_columns(pieces: Sequence[Columns]) -> Columns:
     """Return all columns, ordered by model (stable within a model), each kept once."""
-    whole = _concatenated(pieces)
+    whole = _concatenate(pieces)
     order = np.lexsort((whole.digest, whole.model))
     same = (np.diff(whole.model[order]) == 0) & (np.diff(whole.digest[order]) == 0)
     first = order[np.concatenate([[True], ~same])] if len(order) else order
@@ -101,7 +101,7 @@ def best_columns(
     costs = prices.option_cost(arrays)
     room = arrays.supply if supply is None else supply
     blocks = [models[i : i + BLOCK] for i in range(0, len(models), BLOCK)] or [models]
-    return _concatenated([_block(arrays, costs, prices.moves, block, effort, room) for block in blocks])
+    return _concatenate([_block(arrays, costs, prices.moves, block, effort, room) for block in blocks])
 
 
 POLISHED = 300
@@ -371,7 +371,7 @@ def _slices(start: Ints, rows: Ints) -> tuple[Ints, Ints]:
     return at, begin
 
 
-def _concatenated(pieces: Sequence[Columns]) -> Columns:
+def _concatenate(pieces: Sequence[Columns]) -> Columns:
     def starts(name: str) -> Ints:
         lengths = np.concatenate([np.diff(getattr(piece, name)) for piece in pieces])
         return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

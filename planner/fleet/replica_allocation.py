@@ -49,7 +49,7 @@ class Model(NamedTuple):
 
 
 @kernel
-def priced(model: Model, o: int, r: int, n: int) -> float:
+def price_replicas(model: Model, o: int, r: int, n: int) -> float:
     """Return $/h of n replicas."""
     return n * model.price[o, r] + model.move * max(0, n - model.running[o, r])
 
@@ -68,7 +68,7 @@ def take(model: Model, o: int, r: int, n: int, left: Floats, count: Ints) -> Non
 
 
 @kernel
-def held(model: Model, p: int, r: int, count: Ints) -> int:
+def count_replicas(model: Model, p: int, r: int, count: Ints) -> int:
     """Return the replicas of a part in a region."""
     n = 0
     for o in range(model.starts[p], model.starts[p + 1]):
@@ -112,15 +112,15 @@ def fill(model: Model, p: int, r: int, need: float, left: Floats, count: Ints) -
                 if j == i:
                     if n + x > room:
                         continue
-                    cost = priced(model, i, r, n + x)
+                    cost = price_replicas(model, i, r, n + x)
                 else:
                     if x > 0 and x > most(model, j, r, left):
                         continue
-                    cost = priced(model, i, r, n) + priced(model, j, r, x)
+                    cost = price_replicas(model, i, r, n) + price_replicas(model, j, r, x)
                 if cost < best:
                     best, bi, bn, bj, bx = cost, i, n, j, x
     if model.move > 0.0:
-        kept = _kept(model, p, r, need, left, best, count)
+        kept = _keep_running(model, p, r, need, left, best, count)
         if kept > 0.0:
             return kept
     if bi < 0:
@@ -133,7 +133,7 @@ def fill(model: Model, p: int, r: int, need: float, left: Floats, count: Ints) -
 
 
 @kernel
-def _kept(model: Model, p: int, r: int, need: float, left: Floats, limit: float, count: Ints) -> float:
+def _keep_running(model: Model, p: int, r: int, need: float, left: Floats, limit: float, count: Ints) -> float:
     """Take the running replicas, less the superfluous ones, if that is cheaper than `limit` and enough; else return 0."""
     first, last = model.starts[p], model.starts[p + 1]
     total, number = 0.0, 0
@@ -209,7 +209,7 @@ def spread(model: Model, p: int, served: float, left: Floats, count: Ints, ables
             return total - top
         best, at, option, number = np.inf, -1, -1, 0
         for r in range(regions):
-            here = held(model, p, r, count)
+            here = count_replicas(model, p, r, count)
             for o in range(first, last):
                 room = most(model, o, r, left)
                 least = max(1, model.least[p] - here)
@@ -223,7 +223,7 @@ def spread(model: Model, p: int, served: float, left: Floats, count: Ints, ables
                 gain = min(n * rate - max(0.0, after - top), short)
                 if gain <= SMALL * served:
                     continue
-                cost = priced(model, o, r, count[o, r] + n) - priced(model, o, r, count[o, r])
+                cost = price_replicas(model, o, r, count[o, r] + n) - price_replicas(model, o, r, count[o, r])
                 if cost / gain < best:
                     best, at, option, number = cost / gain, r, o, n
                 if below > n or n > least:  # one less, so that the last one may be of another kind
@@ -231,7 +231,7 @@ def spread(model: Model, p: int, served: float, left: Floats, count: Ints, ables
                     if n2 >= least:
                         after = ables[r] + n2 * rate
                         gain = min(n2 * rate - max(0.0, after - top), short)
-                        cost = priced(model, o, r, count[o, r] + n2) - priced(model, o, r, count[o, r])
+                        cost = price_replicas(model, o, r, count[o, r] + n2) - price_replicas(model, o, r, count[o, r])
                         if gain > SMALL * served and cost / gain < best * (1 - 1e-9):
                             best, at, option, number = cost / gain, r, o, n2
         if at < 0:
@@ -253,7 +253,7 @@ def _raise_two(model: Model, p: int, left: Floats, count: Ints, ables: Floats) -
         for r in range(len(ables)):
             if r == taken:
                 continue
-            least = max(1, model.least[p] - held(model, p, r, count))
+            least = max(1, model.least[p] - count_replicas(model, p, r, count))
             for o in range(model.starts[p], model.starts[p + 1]):
                 if least == 1 and most(model, o, r, left) >= 1 and model.price[o, r] / model.rate[o] < best:
                     best, at, option = model.price[o, r] / model.rate[o], r, o
@@ -283,7 +283,7 @@ def relieve(model: Model, p: int, served: float, load: Floats, left: Floats, cou
         for r in range(regions):
             if ables[r] == 0.0:
                 continue
-            here = held(model, p, r, count)
+            here = count_replicas(model, p, r, count)
             for o in range(first, last):
                 if count[o, r] == 0:
                     continue
@@ -297,7 +297,7 @@ def relieve(model: Model, p: int, served: float, load: Floats, left: Floats, cou
                     n = min(n, here - model.least[p])
                 if n <= 0:
                     continue
-                gain = priced(model, o, r, count[o, r]) - priced(model, o, r, count[o, r] - n)
+                gain = price_replicas(model, o, r, count[o, r]) - price_replicas(model, o, r, count[o, r] - n)
                 if gain > best:
                     best, at, option, number = gain, r, o, n
         if at < 0:
@@ -322,11 +322,11 @@ def extend(model: Model, p: int, r: int, need: float, left: Floats, count: Ints)
     here = able(model, p, r, count)
     if here >= need * (1 - SMALL):
         return here
-    least = max(1, model.least[p] - held(model, p, r, count))
+    least = max(1, model.least[p] - count_replicas(model, p, r, count))
     best, option, number = np.inf, -1, 0
     for o in range(model.starts[p], model.starts[p + 1]):
         n = max(least, int(np.ceil((need - here) / model.rate[o] * (1 - 1e-12))))
-        cost = priced(model, o, r, count[o, r] + n) - priced(model, o, r, count[o, r])
+        cost = price_replicas(model, o, r, count[o, r] + n) - price_replicas(model, o, r, count[o, r])
         if n <= most(model, o, r, left) and cost < best:
             best, option, number = cost, o, n
     if option < 0:

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from planner.core.arrays import FleetArrays, Floats, Ints, Prices
-from planner.fleet.blending import EXACT, blended
+from planner.fleet.blending import EXACT, blend_columns
 from planner.fleet.column_generation import Limits
 from planner.fleet.pricing import Columns, Placer, Single
 
@@ -53,11 +53,11 @@ class Holding:
     @classmethod
     def of(cls, arrays: FleetArrays, limits: Limits, columns: Columns) -> "Holding":
         """Build a holding with one column for each model, in order, within the limits or not."""
-        takes = limits.taken(arrays, columns).toarray()
+        takes = limits.measure_usage(arrays, columns).toarray()
         chosen: list[Single | None] = [Single.of(columns, m) for m in range(arrays.models)]
         return cls(arrays, limits, chosen, limits.amount - takes.sum(axis=0), columns.cost.copy(), takes)
 
-    def taken(self, m: int, single: Single) -> Floats:
+    def measure_usage(self, m: int, single: Single) -> Floats:
         """Return (L,) the usage of each limit by a configuration of model m."""
         owner = single.hardware * (self.limits.owners == self.arrays.owner[m])
         tail = [single.started] if self.limits.moves else []
@@ -66,7 +66,7 @@ class Holding:
     def put(self, m: int, single: Single) -> None:
         """Assign this configuration to model m."""
         self.chosen[m] = single
-        self.takes[m] = self.taken(m, single)
+        self.takes[m] = self.measure_usage(m, single)
         self.left -= self.takes[m]
         self.cost[m] = single.cost
 
@@ -103,7 +103,7 @@ class Holding:
         return max(0.0, float(self.left[-1])) if self.limits.moves else np.inf
 
 
-def shared_out(arrays: FleetArrays, limits: Limits, columns: Columns, price: Floats, placer: Placer) -> Holding:
+def allocate_columns(arrays: FleetArrays, limits: Limits, columns: Columns, price: Floats, placer: Placer) -> Holding:
     """Return a configuration for each model: a whole column, or the mean of those that the linear program mixes.
 
     The means are rounded up, so the limits may be slightly exceeded. A model has none yet if all its columns are above
@@ -112,7 +112,7 @@ def shared_out(arrays: FleetArrays, limits: Limits, columns: Columns, price: Flo
     columns = columns.take(np.flatnonzero(columns.hardware <= arrays.model_budget[columns.model] * (1 + EXACT)))
     if not len(columns):
         return Holding.empty(arrays, limits)
-    taken = limits.taken(arrays, columns)
+    taken = limits.measure_usage(arrays, columns)
     z = columns.cost + taken @ price
     _, first, segment = np.unique(columns.model, return_index=True, return_inverse=True)
     least = np.minimum.reduceat(z, first)[segment]
@@ -145,7 +145,7 @@ def _blend_the_split(holding: Holding, placer: Placer, columns: Columns, shares:
     for m in np.unique(columns.model[(shares > EXACT) & (shares < WHOLE)]):
         if holding.chosen[m] is None:
             rows = np.flatnonzero((columns.model == m) & (shares > EXACT))
-            count, flow = blended(holding.arrays, int(m), columns, rows, shares[rows])
+            count, flow = blend_columns(holding.arrays, int(m), columns, rows, shares[rows])
             single = placer.single(int(m), count, flow)
             if single.hardware <= holding.arrays.model_budget[m]:
                 holding.put(int(m), single)
@@ -247,7 +247,7 @@ class Improvement:
         """Return models that hold most of the units that model m needs; the cheapest to leave unserved first."""
         h = self.holding
         wish = self.placer.best(m, self.prices, h.arrays.supply, effort=self.effort)
-        short = np.maximum(0.0, h.taken(m, wish) - np.maximum(0.0, h.left + h.takes[m]))
+        short = np.maximum(0.0, h.measure_usage(m, wish) - np.maximum(0.0, h.left + h.takes[m]))
         lacking = np.flatnonzero(short > 1e-9)
         if not len(lacking):
             return []
@@ -293,7 +293,7 @@ class Improvement:
         taking = np.flatnonzero(h.takes[:, limit] > 0)
         return [int(m) for m in taking[np.argsort(h.arrays.missed[taking], kind="stable")]]
 
-    def exceeded(self) -> list[int]:
+    def find_exceeded(self) -> list[int]:
         """Return the exceeded limits."""
         h = self.holding
         return [int(i) for i in np.flatnonzero(h.left < -1e-9 * np.maximum(h.limits.amount, 1.0))]
@@ -304,7 +304,7 @@ class Improvement:
         First those whose usage is closest to the excess; no model is served less.
         """
         for _ in range(EASE_PASSES):
-            for limit in self.exceeded():
+            for limit in self.find_exceeded():
                 self._ease(limit, attempts)
 
     def _ease(self, limit: int, attempts: int) -> None:
@@ -336,7 +336,7 @@ class Improvement:
     def enforce(self) -> None:
         """Keep every limit, at the cost of unmet demand if nothing else helps."""
         h = self.holding
-        for limit in self.exceeded():
+        for limit in self.find_exceeded():
             for m in self.crowd(limit):
                 if h.left[limit] >= -1e-9 * max(h.limits.amount[limit], 1.0):
                     break

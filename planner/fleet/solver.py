@@ -17,8 +17,8 @@ from ipnext.model.planning.plan import Problem
 from planner.bound.bound import Hints, lower_bounds, total_bound
 from planner.core.arrays import FleetArrays, Floats, Ints, Prices
 from planner.fleet.column_generation import Effort, Found, Limits, search
-from planner.fleet.pricing import POLISHED, Columns, Placer, Single, best_columns, joined
-from planner.fleet.rounding import Holding, Improvement, complete, shared_out
+from planner.fleet.pricing import POLISHED, Columns, Placer, Single, best_columns, join_columns
+from planner.fleet.rounding import Holding, Improvement, allocate_columns, complete
 from planner.kernels import prepare
 
 
@@ -57,15 +57,15 @@ def solve_fleet(problem: Problem, arrays: FleetArrays | None = None, *, anew: bo
     with threadpool_limits(
         limits=1, user_api="blas"
     ):  # the vectors are short, and more threads would also sum in another order
-        return _anew(fleet, ends) if anew else _solved(problem, fleet, ends)
+        return _solve_from_scratch(fleet, ends) if anew else _solve_fleet(problem, fleet, ends)
 
 
-def _solved(problem: Problem, fleet: FleetArrays, ends: float) -> FleetAnswer:
+def _solve_fleet(problem: Problem, fleet: FleetArrays, ends: float) -> FleetAnswer:
     if _mostly_running(fleet):
-        adapted = _adapted(fleet, ends, problem.limits.gap)
+        adapted = _adapt(fleet, ends, problem.limits.gap)
         if adapted.gap <= max(problem.limits.gap, ADAPTED_GAP):
             return adapted
-    return _anew(fleet, ends)
+    return _solve_from_scratch(fleet, ends)
 
 
 ADAPTED_GAP = 0.03
@@ -81,10 +81,10 @@ def _mostly_running(arrays: FleetArrays) -> bool:
     return bool(size[alive].sum() > 0.5 * size.sum())
 
 
-def _anew(fleet: FleetArrays, ends: float) -> FleetAnswer:
+def _solve_from_scratch(fleet: FleetArrays, ends: float) -> FleetAnswer:
     found = find_prices(fleet)
     every = np.arange(fleet.models, dtype=np.int64)
-    columns = joined([found.columns, best_columns(fleet, found.prices, every, effort=_effort_last(fleet))])
+    columns = join_columns([found.columns, best_columns(fleet, found.prices, every, effort=_effort_last(fleet))])
     limits = Limits.of(fleet)
     price = limits.values(found.prices)
     effort = EFFORT_PROOF if fleet.models <= MANY else EFFORT_PROOF_OF_MANY
@@ -92,9 +92,9 @@ def _anew(fleet: FleetArrays, ends: float) -> FleetAnswer:
     bounds = lower_bounds(fleet, found.prices, Hints(upper=least), effort)
     doubtful = np.flatnonzero(least - bounds > DOUBTFUL * least)
     polished = best_columns(fleet, found.prices, doubtful, effort=POLISHED + _moves_tried(fleet))
-    columns = joined([columns, polished])
+    columns = join_columns([columns, polished])
     placer = Placer(fleet)
-    holding = shared_out(fleet, limits, columns, price, placer)
+    holding = allocate_columns(fleet, limits, columns, price, placer)
     complete(holding, placer, found.prices, _largest_first(fleet, every))
     least = _least(limits, fleet, columns, price)
     improvement = Improvement(holding, placer, found.prices, least)
@@ -105,7 +105,7 @@ def _anew(fleet: FleetArrays, ends: float) -> FleetAnswer:
     return _answer(holding, bound, found, (len(columns), among), out_of_time=out_of_time)
 
 
-def _adapted(fleet: FleetArrays, ends: float, enough: float) -> FleetAnswer:
+def _adapt(fleet: FleetArrays, ends: float, enough: float) -> FleetAnswer:
     """Adapt the running placements with as few changes as today's demand needs, then place the worst models again.
 
     If the first step is proved good enough already (`enough`, the requested gap), nothing else moves.
@@ -125,7 +125,7 @@ def _adapted(fleet: FleetArrays, ends: float, enough: float) -> FleetAnswer:
     found = _priced_changes(fleet, sampled, kept, least)
     price = limits.values(found.prices)
     placer = Placer(fleet)
-    holding = shared_out(fleet, limits, found.columns, price, placer)
+    holding = allocate_columns(fleet, limits, found.columns, price, placer)
     complete(holding, placer, found.prices, _largest_first(fleet, every))
     improvement = Improvement(holding, placer, found.prices, _least(limits, fleet, found.columns, price))
     improvement.ease(ATTEMPTS_EASE)
@@ -137,10 +137,10 @@ def _priced_changes(fleet: FleetArrays, sampled: Found, kept: Columns, least: Fl
     """Return prices and configurations near the running ones; new ones too for models that today's prices make expensive."""
     every = np.arange(fleet.models, dtype=np.int64)
     limits = Limits.of(fleet)
-    pool = joined([kept, sampled.columns, best_columns(fleet, sampled.prices, every, effort=0)])
+    pool = join_columns([kept, sampled.columns, best_columns(fleet, sampled.prices, every, effort=0)])
     regret = _least(limits, fleet, pool, limits.values(sampled.prices)) - least
     dear = np.sort(np.argsort(-regret, kind="stable")[: max(DEAR_LEAST, int(DEAR_SHARE * fleet.models))])
-    pool = joined([pool, best_columns(fleet, sampled.prices, dear, effort=EFFORT_DEAR)])
+    pool = join_columns([pool, best_columns(fleet, sampled.prices, dear, effort=EFFORT_DEAR)])
     near = Effort(rounds=12, effort=0, width=0.3)
     return search(fleet, every, near, start=sampled.prices, columns=pool)
 
@@ -169,7 +169,7 @@ def _answer(
 
 def _least(limits: Limits, arrays: FleetArrays, columns: Columns, price: Floats) -> Floats:
     """Return (M,) the priced cost of each model's best column; `columns` has some of every model."""
-    z = columns.cost + limits.taken(arrays, columns) @ price
+    z = columns.cost + limits.measure_usage(arrays, columns) @ price
     least: Floats = np.minimum.reduceat(z, np.unique(columns.model, return_index=True)[1])
     return least
 
@@ -238,18 +238,18 @@ def find_prices(arrays: FleetArrays) -> Found:
     """Find prices from quick proposals first, then from good ones; in a large fleet from those of some models, then of all."""
     every = np.arange(arrays.models, dtype=np.int64)
     if arrays.models <= MANY:
-        return _searched(arrays, every, None)
+        return _search_columns(arrays, every, None)
     first = best_columns(arrays, nothing(arrays), every, effort=EFFORT_QUICK)
     some = _sample(arrays, SAMPLE_ANEW, LARGE_ANEW)
     limits = Limits.of(arrays)
-    taken = limits.taken(arrays, first)
+    taken = limits.measure_usage(arrays, first)
     share = _part_of(limits.amount, taken[some].sum(axis=0), taken.sum(axis=0))
-    found = _searched(arrays, some, share)
+    found = _search_columns(arrays, some, share)
     last = Effort(rounds=ROUNDS_LAST, effort=EFFORT_QUICK, width=0.2)
-    return search(arrays, every, last, start=found.prices, columns=joined([first, found.columns]))
+    return search(arrays, every, last, start=found.prices, columns=join_columns([first, found.columns]))
 
 
-def _searched(arrays: FleetArrays, models: Ints, amount: Floats | None) -> Found:
+def _search_columns(arrays: FleetArrays, models: Ints, amount: Floats | None) -> Found:
     quick = search(arrays, models, Effort(rounds=8, effort=EFFORT_QUICK, enough=2e-3), amount=amount)
     more = Effort(rounds=8, effort=EFFORT_FIRST, width=0.3)
     return search(arrays, models, more, start=quick.prices, columns=quick.columns, amount=amount)
@@ -282,13 +282,13 @@ def _largest_first(arrays: FleetArrays, models: Ints) -> Ints:
 def improve(improvement: Improvement, ends: float, rounds: int, attempts: int) -> bool:
     """Run rounds of placing models again, the worst placed first. True if the time limit ended it."""
     improvement.serve_short()
-    late = _improved(improvement, ends, rounds, attempts)
+    late = _improve(improvement, ends, rounds, attempts)
     improvement.enforce()
     improvement.serve_on_the_rest()
     return late
 
 
-def _improved(improvement: Improvement, ends: float, rounds: int, attempts: int) -> bool:
+def _improve(improvement: Improvement, ends: float, rounds: int, attempts: int) -> bool:
     holding = improvement.holding
     free = nothing(holding.arrays)
     for _ in range(rounds):

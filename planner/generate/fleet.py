@@ -136,12 +136,12 @@ def _rtt(rng: np.random.Generator, continent: Ints) -> Floats:
     )
     distance = np.round(np.arccos(np.clip(cosine, -1.0, 1.0)), 9)
     same = continent[:, None] == continent
-    rtt = np.where(same, _stretched(distance, same, 10.0, 60.0), _stretched(distance, ~same, 80.0, 250.0))
+    rtt = np.where(same, _stretch(distance, same, 10.0, 60.0), _stretch(distance, ~same, 80.0, 250.0))
     np.fill_diagonal(rtt, 1.0)
     return np.round((rtt + rtt.T) / 2)
 
 
-def _stretched(distance: Floats, pairs: Flags, low: float, high: float) -> Floats:
+def _stretch(distance: Floats, pairs: Flags, low: float, high: float) -> Floats:
     """Stretch distances so that those of `pairs` run from low to high."""
     inside = distance[pairs] if pairs.any() else distance.ravel()
     spread = max(float(inside.max() - inside.min()), 1e-9)

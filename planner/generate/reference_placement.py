@@ -55,7 +55,7 @@ def _cheapest(fleet: DrawnFleet, price: Floats) -> ReferencePlacement:
         np.full(fleet.models, np.inf),
     )
     for k in sorted({min(k, regions) for k in (1, 2, 3, 4, 5, 6, 8, 11, 15, regions)}):
-        tried = _held(fleet, price, _opened(fleet, qps_cost, k))
+        tried = _place_replicas(fleet, price, _open_regions(fleet, qps_cost, k))
         better = tried.cost < best.cost * (1 - 1e-9)
         option = better[fleet.part_model[fleet.option_part]]
         best.counts[option], best.serves[better] = tried.counts[option], tried.serves[better]
@@ -63,7 +63,7 @@ def _cheapest(fleet: DrawnFleet, price: Floats) -> ReferencePlacement:
     return best
 
 
-def _opened(fleet: DrawnFleet, qps_cost: Floats, k: int) -> Flags:
+def _open_regions(fleet: DrawnFleet, qps_cost: Floats, k: int) -> Flags:
     """Return (M, R) the k cheapest regions, then regions that reach the most unreached demand for their cost."""
     least = np.where(fleet.survives, max(k, 2), k)
     opened = (np.argsort(np.argsort(qps_cost, axis=1, kind="stable"), axis=1) < least[:, None]) & np.isfinite(qps_cost)
@@ -85,7 +85,7 @@ def across(fleet: DrawnFleet, figures: Any, *, back: bool = False) -> Floats:
     return total
 
 
-def _held(fleet: DrawnFleet, price: Floats, opened: Flags) -> ReferencePlacement:
+def _place_replicas(fleet: DrawnFleet, price: Floats, opened: Flags) -> ReferencePlacement:
     """Place whole replicas in the opened regions; all opened regions that users reach serve them in equal parts."""
     reached = np.maximum(across(fleet, opened, back=True), 1.0)
     load = _survivable(fleet, np.where(opened, across(fleet, fleet.qps / reached), 0.0), opened)

@@ -50,13 +50,13 @@ def read_value(path: str | Path, kind: type[V]) -> V:
     content = _content(Path(path))
     with _collector_at_rest():
         reading = _Reading()
-        value: V = reading.value(kind, _parsed(content, path), ())
+        value: V = reading.value(kind, _parse_document(content, path), ())
         if content.count(b'":') + len(_SPACED_NAME.findall(content)) != reading.names:
             _refuse_twice(content, path)
     return value
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """Format a given value for a message: on one line, at most 80 characters of it."""
     try:
         text = repr(value)
@@ -72,10 +72,10 @@ def path_of(place: Place) -> str:
 
 def short(name: str) -> str:
     """Format a name for a message: unchanged if it is short and printable."""
-    return name if name.isprintable() and len(name) <= LONGEST_SHOWN else shown(name)
+    return name if name.isprintable() and len(name) <= LONGEST_SHOWN else format_value(name)
 
 
-def _told(path: str | Path) -> str:
+def _format_path(path: str | Path) -> str:
     """Format the whole path, because its end identifies the file."""
     return str(path) if str(path).isprintable() else repr(str(path))
 
@@ -89,16 +89,16 @@ def _content(path: Path) -> bytes:
                 content = file.read((size or LARGEST_FILE_BYTES) + 1)  # a pipe has no size
             size = max(size, len(content))
     except (OSError, ValueError) as error:
-        msg = f"file: cannot read {_told(path)}: {getattr(error, 'strerror', None) or error}"
+        msg = f"file: cannot read {_format_path(path)}: {getattr(error, 'strerror', None) or error}"
         raise InvalidInput(msg, field="file", value=str(path), allowed=allowed) from None
     if size > LARGEST_FILE_BYTES:
         most = f"at most {LARGEST_FILE_BYTES // 10**6} MB ({LARGEST_FILE_BYTES:,} bytes)"
-        msg = f"file: {_told(path)} has {size:,} bytes; allowed: {most}"
+        msg = f"file: {_format_path(path)} has {size:,} bytes; allowed: {most}"
         raise InvalidInput(msg, field="file", value=size, allowed=[most])
     return content
 
 
-def _parsed(content: bytes, path: str | Path) -> Any:
+def _parse_document(content: bytes, path: str | Path) -> Any:
     """Parse the document to dicts and lists; equal strings are one string, which saves most of the memory."""
     why = "it begins with a byte order mark" if content.startswith(b"\xef\xbb\xbf") else ""
     try:
@@ -111,7 +111,7 @@ def _parsed(content: bytes, path: str | Path) -> Any:
         why = "it is not UTF-8 text"
     if "recursion" in why:
         why = "it is nested too deeply"
-    msg = f"file: {_told(path)} is not JSON: {why}; allowed: JSON without NaN or Infinity"
+    msg = f"file: {_format_path(path)} is not JSON: {why}; allowed: JSON without NaN or Infinity"
     raise InvalidInput(msg, field="file", value=str(path), allowed=["JSON without NaN or Infinity"])
 
 
@@ -144,7 +144,7 @@ class _Reading:
                     found[name] = self.items(inner, given, (*place, name))
                 elif not many and isinstance(given, dict):
                     found[name] = self.value(inner, given, (*place, name))
-        return _judged(partial(kind.model_validate, strict=True), found, kind, place)
+        return _validate(partial(kind.model_validate, strict=True), found, kind, place)
 
     def items(self, inner: Any, found: list[Any], place: Place) -> tuple[Any, ...]:
         """Return the items of a list; `inner` is the type of each."""
@@ -165,7 +165,7 @@ class _Reading:
         given = found[start : start + SLICE]
         found[start : start + SLICE] = [None] * len(given)
         self.names += len(given) * len(kind.model_fields)
-        for row in _judged(_slice_of(kind), given, kind, place, start):
+        for row in _validate(_slice_of(kind), given, kind, place, start):
             yield kind.from_trusted(*row.__dict__.values())
 
 
@@ -190,7 +190,7 @@ def _slice_of(kind: type[Row]) -> Callable[[Any], list[Row]]:
     return partial(TypeAdapter(rows).validate_python, strict=True)
 
 
-def _judged(judge: Callable[[Any], Any], found: Any, kind: type[Value], place: Place, start: int = 0) -> Any:
+def _validate(judge: Callable[[Any], Any], found: Any, kind: type[Value], place: Place, start: int = 0) -> Any:
     """Return pydantic's result. Raises InvalidInput; positions in a list count from `start`."""
     try:
         return judge(found)
@@ -199,10 +199,10 @@ def _judged(judge: Callable[[Any], Any], found: Any, kind: type[Value], place: P
         steps = detail["loc"]
         if steps and isinstance(steps[0], int):
             steps = (steps[0] + start, *steps[1:])
-        raise _refused(detail, kind, (*place, *steps)) from None
+        raise _to_invalid_input(detail, kind, (*place, *steps)) from None
 
 
-def _refused(detail: ErrorDetails, kind: type[Value], place: Place) -> InvalidInput:
+def _to_invalid_input(detail: ErrorDetails, kind: type[Value], place: Place) -> InvalidInput:
     """Convert one pydantic error to an IPnext error: the field as a path, the given value, the allowed values."""
     field = path_of(place) or "file"
     given = detail["input"]
@@ -212,7 +212,7 @@ def _refused(detail: ErrorDetails, kind: type[Value], place: Place) -> InvalidIn
         allowed = [info.alias or name for name, info in kind.model_fields.items()]
     elif "expected" in context:
         allowed = [str(context["expected"])]
-    given_in_words = "" if isinstance(given, dict | list | tuple) else f" (given: {shown(given)})"
+    given_in_words = "" if isinstance(given, dict | list | tuple) else f" (given: {format_value(given)})"
     said = _SAID.get(detail["type"], detail["msg"])
     tail = f"; allowed: {', '.join(allowed)}" if allowed else ""
     return InvalidInput(f"{field}: {said}{given_in_words}{tail}", field=field, value=given, allowed=allowed)
@@ -225,7 +225,7 @@ def _refuse_twice(content: bytes, path: str | Path) -> None:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                msg = f"file: {_told(path)}: {shown(name)} stands twice in one object; allowed: each name once"
+                msg = f"file: {_format_path(path)}: {format_value(name)} stands twice in one object; allowed: each name once"
                 raise InvalidInput(msg, field=short(name), value=name, allowed=["each name once"])
             seen.add(name)
 

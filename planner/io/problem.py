@@ -14,7 +14,7 @@ from ipnext.errors import InvalidInput
 from ipnext.model.planning.plan import CurrentState, ModelProblem, Plan, Problem
 from ipnext.model.planning.transition import FleetState, Transition
 from ipnext.model.value import Value
-from planner.io.json_reader import read_value, short, shown
+from planner.io.json_reader import format_value, read_value, short
 from planner.io.scalar_checks import check_leaves
 
 NAMES_LISTED = 10
@@ -94,11 +94,11 @@ def _once(field: str, keys: Sequence[Hashable]) -> None:
     for key in keys:
         if key in seen:
             name = "/".join(key) if isinstance(key, tuple) else key
-            _refuse(field, f"{shown(name)} stands twice", ["each name once"], name)
+            _refuse(field, f"{format_value(name)} stands twice", ["each name once"], name)
         seen.add(key)
 
 
-def _known(field: str, inner: str, names: Iterable[str], known: AbstractSet[str] | Mapping[str, object]) -> None:
+def _check_known(field: str, inner: str, names: Iterable[str], known: AbstractSet[str] | Mapping[str, object]) -> None:
     """Raise for the first of `names`, the field `inner` of the items of `field`, that is not known."""
     for index, name in enumerate(names):
         if name not in known:
@@ -108,7 +108,7 @@ def _known(field: str, inner: str, names: Iterable[str], known: AbstractSet[str]
 def _refuse_unknown(field: str, name: str, known: Collection[str]) -> NoReturn:
     listed = sorted(known)[:NAMES_LISTED]
     more = f" and {len(known) - len(listed)} more" if len(known) > len(listed) else ""
-    msg = f"{field}: unknown name {shown(name)}; known: {', '.join(map(short, listed))}{more}"
+    msg = f"{field}: unknown name {format_value(name)}; known: {', '.join(map(short, listed))}{more}"
     raise InvalidInput(msg, field=field, value=name, allowed=listed)
 
 
@@ -116,7 +116,7 @@ def _check_rtt(problem: Problem) -> None:
     n = len(problem.regions)
     if len(problem.rtt_ms) != n or any(len(row) != n for row in problem.rtt_ms):
         shape = [len(row) for row in problem.rtt_ms]
-        msg = f"rtt_ms: must be {n} rows of {n} numbers, one for each region (given: rows of {shown(shape)})"
+        msg = f"rtt_ms: must be {n} rows of {n} numbers, one for each region (given: rows of {format_value(shape)})"
         raise InvalidInput(msg, field="rtt_ms", value=shape, allowed=[f"{n} x {n}"])
     for s, row in enumerate(problem.rtt_ms):
         for r, ms in enumerate(row):
@@ -125,8 +125,8 @@ def _check_rtt(problem: Problem) -> None:
 
 
 def _check_supply(problem: Problem) -> None:
-    _known("supply", "region", [item.region for item in problem.supply], frozenset(problem.regions))
-    _known("supply", "hardware", [item.hardware for item in problem.supply], frozenset(problem.hardware))
+    _check_known("supply", "region", [item.region for item in problem.supply], frozenset(problem.regions))
+    _check_known("supply", "hardware", [item.hardware for item in problem.supply], frozenset(problem.hardware))
     _once("supply", [(item.region, item.hardware) for item in problem.supply])
     if not problem.supply:
         _refuse("supply", "the list is empty", ["units above 0 in some region"], ())
@@ -134,12 +134,12 @@ def _check_supply(problem: Problem) -> None:
 
 def _check_names(field: str, model: ModelProblem, regions: AbstractSet[str], hardware: AbstractSet[str]) -> None:
     demanding = [demand.region for demand in model.demand]
-    _known(f"{field}.demand", "region", demanding, regions)
+    _check_known(f"{field}.demand", "region", demanding, regions)
     _once(f"{field}.demand", demanding)
     _once(f"{field}.parts", [part.part for part in model.parts])
     for index, part in enumerate(model.parts):
         kinds = [option.hardware for option in part.options]
-        _known(f"{field}.parts[{index}].options", "hardware", kinds, hardware)
+        _check_known(f"{field}.parts[{index}].options", "hardware", kinds, hardware)
         _once(f"{field}.parts[{index}].options", kinds)
 
 
@@ -151,7 +151,7 @@ def _check_demand(field: str, model: ModelProblem, nearest: Mapping[str, float])
         _refuse(f"{field}.demand", given, ["qps above 0 from some region"], 0.0)
     farthest = max(asking, key=nearest.__getitem__)
     if nearest[farthest] > model.latency_tolerance_ms:
-        said = f"{model.latency_tolerance_ms} reaches no region from the users of {shown(farthest)}"
+        said = f"{model.latency_tolerance_ms} reaches no region from the users of {format_value(farthest)}"
         _refuse(f"{field}.latency_tolerance_ms", said, [f"at least {nearest[farthest]}"], model.latency_tolerance_ms)
 
 
@@ -159,16 +159,16 @@ def _check_current(current: CurrentState, problem: Problem) -> None:
     parts = {model.model: frozenset(part.part for part in model.parts) for model in problem.models}
     regions, hardware = frozenset(problem.regions), frozenset(problem.hardware)
     replicas, traffic = current.replicas, current.traffic
-    _known("current.replicas", "model", [item.model for item in replicas], parts)
+    _check_known("current.replicas", "model", [item.model for item in replicas], parts)
     for index, item in enumerate(replicas):
         if item.part not in parts[item.model]:
             _refuse_unknown(f"current.replicas[{index}].part", item.part, parts[item.model])
-    _known("current.replicas", "region", [item.region for item in replicas], regions)
-    _known("current.replicas", "hardware", [item.hardware for item in replicas], hardware)
+    _check_known("current.replicas", "region", [item.region for item in replicas], regions)
+    _check_known("current.replicas", "hardware", [item.hardware for item in replicas], hardware)
     _once("current.replicas", [(r.model, r.part, r.region, r.hardware) for r in replicas])
-    _known("current.traffic", "model", [share.model for share in traffic], parts)
-    _known("current.traffic", "from", [share.origin for share in traffic], regions)
-    _known("current.traffic", "to", [share.to for share in traffic], regions)
+    _check_known("current.traffic", "model", [share.model for share in traffic], parts)
+    _check_known("current.traffic", "from", [share.origin for share in traffic], regions)
+    _check_known("current.traffic", "to", [share.to for share in traffic], regions)
     _check_sums(current)
     _once("current.traffic", [(t.model, t.origin, t.to) for t in traffic])
 
@@ -179,5 +179,5 @@ def _check_sums(current: CurrentState) -> None:
         key = (share.model, share.origin)
         total = sums[key] = sums.get(key, 0.0) + share.fraction
         if total > 1 + 1e-6:
-            said = f"the shares of {shown(share.model)} from {shown(share.origin)} sum to {total:g}"
+            said = f"the shares of {format_value(share.model)} from {format_value(share.origin)} sum to {total:g}"
             _refuse(f"current.traffic[{index}].fraction", said, ["a sum of at most 1"], total)

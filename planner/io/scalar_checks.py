@@ -14,7 +14,7 @@ import numpy as np
 
 from ipnext.errors import InvalidInput
 from ipnext.model.value import LARGEST_FIGURE, Value
-from planner.io.json_reader import Place, path_of, shown
+from planner.io.json_reader import Place, format_value, path_of
 
 LONGEST_NAME = 256
 """Characters of a name at most."""
@@ -73,10 +73,10 @@ def _leaves(value: Any, place: Place) -> Iterator[tuple[Place, Any]]:
 def _check_leaf(place: Place, leaf: Any, *, negative_zero: bool) -> None:
     if isinstance(leaf, str):
         if not _is_name(leaf):
-            said = f"{shown(leaf)} is no name ({len(leaf)} characters)"
+            said = f"{format_value(leaf)} is no name ({len(leaf)} characters)"
             _refuse(place, said, f"1 to {LONGEST_NAME} printable characters", leaf)
     elif not abs(leaf) <= LARGEST_FIGURE:
-        _refuse(place, f"{shown(leaf)} is too large or not finite", f"at most {LARGEST_FIGURE:g}", leaf)
+        _refuse(place, f"{format_value(leaf)} is too large or not finite", f"at most {LARGEST_FIGURE:g}", leaf)
     elif not negative_zero and leaf == 0 and np.signbit(leaf):
         _refuse(place, f"{leaf} is negative", "0 or more", leaf)
 

@@ -28,7 +28,7 @@ class _Aside:
     model: str
     free: dict[Row, float]
 
-    def housed(self, part: str, region: str, qps: float, but: Row) -> dict[tuple[str, str], int] | None:
+    def house_load(self, part: str, region: str, qps: float, but: Row) -> dict[tuple[str, str], int] | None:
         """Return (region, hardware) -> replicas for this load, on the kind that fits with the fewest units; None if none fits."""
         fitting = []
         for (of, kind), option in sorted(self.ground.options[self.model].items()):
@@ -43,7 +43,7 @@ class _Aside:
         return {row: count} if count else {}
 
 
-def detoured(course: Course, to: Mapping[str, Standing]) -> Course:
+def add_detours(course: Course, to: Mapping[str, Standing]) -> Course:
     """Advance to `to` with detours, one after another, as long as each lets some model move; as far as possible."""
     for _ in range(MOST_DETOURS):
         found = _one(course, to)
@@ -98,7 +98,7 @@ def _other_hardware(course: Course, model: str, row: Row, part: float, free: Map
         if copy[1:3] == row:
             gone = math.ceil(count * part)
             qps = gone * course.ground.options[model][copy[0], row[1]].qps
-            housed = aside.housed(copy[0], row[0], qps, row)
+            housed = aside.house_load(copy[0], row[0], qps, row)
             if housed is None:
                 return
             counts[copy] -= gone
@@ -115,12 +115,12 @@ def _other_regions(course: Course, model: str, row: Row, part: float, free: Mapp
         moved = {
             f: share for f, share in standing.shares.items() if f[1] == row[0] and ground.near(model, f[0], region)
         }
-        found = _moved(ground, model, standing, (moved, row[0], region, part), free) if moved else None
+        found = _move_traffic(ground, model, standing, (moved, row[0], region, part), free) if moved else None
         if found is not None:
             yield found
 
 
-def _moved(
+def _move_traffic(
     ground: Ground,
     model: str,
     standing: Standing,
@@ -137,7 +137,7 @@ def _moved(
         served = (f for f in standing.shares if f[1] == region and f[2] == generation)
         total = sum(standing.shares[f] * demand.get(f[0], 0.0) for f in served)
         for name in calls.get(generation, ground.parts[model]):
-            housed = aside.housed(name, other, qps, ("", ""))
+            housed = aside.house_load(name, other, qps, ("", ""))
             if housed is None:
                 return None
             _add(counts, (name, other, "", generation), housed)

@@ -29,13 +29,13 @@ class _Search:
     def __init__(self, course: Course, start: Mapping[str, Standing], to: Mapping[str, Standing]) -> None:
         self.course, self.start, self.to = course, start, to
 
-    def reached(self, dips: Dips) -> Course | None:
+    def try_dips(self, dips: Dips) -> Course | None:
         """Return the course with these dips if it reaches the end."""
         course = lean(self.course, self.to, dips)
         return None if course.pending(self.to) else course
 
 
-def dipped(
+def search_dips(
     course: Course, start: Mapping[str, Standing], to: Mapping[str, Standing], most: Mapping[str, float]
 ) -> Dipped | None:
     """Find the smallest fraction that is enough for all, then drop dips that are not needed.
@@ -56,22 +56,22 @@ def dipped(
     def at(level: float) -> dict[Place, float]:
         return {place: min(level, most[place[0]]) for place in places}
 
-    if not ladder or search.reached(at(ladder[-1])) is None:
+    if not ladder or search.try_dips(at(ladder[-1])) is None:
         return None
-    enough = bisect_left(ladder[:-1], True, key=lambda level: search.reached(at(level)) is not None)
-    return _spared(search, at(ladder[enough]))
+    enough = bisect_left(ladder[:-1], True, key=lambda level: search.try_dips(at(level)) is not None)
+    return _drop_unneeded(search, at(ladder[enough]))
 
 
-def _spared(search: _Search, dips: dict[Place, float]) -> Dipped | None:
+def _drop_unneeded(search: _Search, dips: dict[Place, float]) -> Dipped | None:
     """Drop the dips that are not needed, the largest first."""
-    best = search.reached(dips)
+    best = search.try_dips(dips)
     if best is None:
         return None
     worst = dips_of(best, search.start, dips)
     dips = {place: dips[place] for place in worst}
     for place in sorted(worst, key=lambda place: (-worst[place], place))[:MOST_SPARED]:
         fewer = {other: level for other, level in dips.items() if other != place}
-        found = search.reached(fewer)
+        found = search.try_dips(fewer)
         if found is not None:
             best, dips = found, fewer
     return Dipped(best, dips_of(best, search.start, worst))

@@ -68,11 +68,11 @@ def succession(
     """
     crossing = _Crossing(load, moves, able, price or {})
     straight = tuple(Step(move.gateway, 1.0) for n, move in enumerate(moves) if n not in crossing.moving)
-    best = crossing.walked(1)
+    best = crossing.order_moves(1)
     for pieces in PIECES:
         if best.beyond <= 0.0 or pieces > most_pieces or pieces * len(crossing.moving) > MOST_STEPS:
             break
-        best = min(best, crossing.walked(pieces), key=lambda found: found.beyond)
+        best = min(best, crossing.order_moves(pieces), key=lambda found: found.beyond)
     return Succession((*straight, *best.steps), best.beyond, best.lacking)
 
 
@@ -87,7 +87,7 @@ class _Crossing:
         price: Mapping[Place, float],
     ) -> None:
         self.moves = moves
-        self.places = list(_crossed(load, moves, able))
+        self.places = list(_find_overloaded(load, moves, able))
         change = np.array([[move.change.get(place, 0.0) for place in self.places] for move in moves])
         change = change.reshape(len(moves), len(self.places))
         self.moving = [n for n in range(len(moves)) if change[n].any()]
@@ -98,13 +98,13 @@ class _Crossing:
         self.price: Floats = np.array([price.get(place, 1.0) for place in self.places])
         self.slack: Floats = TOLERANCE * np.maximum(1.0, self.limit)
 
-    def walked(self, pieces: int) -> Succession:
+    def order_moves(self, pieces: int) -> Succession:
         """Make all moves in this many rounds, each by its best order."""
         steps: list[Step] = []
         worst, lacking, change = 0.0, np.zeros(len(self.places)), self.change / pieces
         for number in range(pieces):
             at = self.start + number * self.change.sum(axis=0) / pieces
-            for n in self._ordered(at, change):
+            for n in self._find_order(at, change):
                 at = at + change[n]
                 over = self._over(at)
                 worst, lacking = max(worst, float(over @ self.price)), np.maximum(lacking, over)
@@ -117,7 +117,7 @@ class _Crossing:
         over: Floats = at - self.limit
         return np.where(over > self.slack, over, 0.0)
 
-    def _ordered(self, start: Floats, change: Floats) -> tuple[int, ...]:
+    def _find_order(self, start: Floats, change: Floats) -> tuple[int, ...]:
         """Return the order with the least overload at its worst moment: expand the best set so far, the largest first."""
         every, looked = range(len(change)), 0
         heap: list[tuple[float, int, tuple[int, ...]]] = [(0.0, len(change), ())]
@@ -146,7 +146,9 @@ class _Crossing:
         return order
 
 
-def _crossed(load: Mapping[Place, float], moves: Sequence[Move], able: Mapping[Place, float]) -> Iterator[Place]:
+def _find_overloaded(
+    load: Mapping[Place, float], moves: Sequence[Move], able: Mapping[Place, float]
+) -> Iterator[Place]:
     """Yield places that would be overloaded if all moves that add requests came before those that remove them."""
     for place in dict.fromkeys(place for move in moves for place in move.change):
         changes = [move.change.get(place, 0.0) for move in moves]

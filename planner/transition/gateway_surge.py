@@ -47,7 +47,7 @@ class _Count(NamedTuple):
     after: int
 
 
-def crossed(
+def add_surge(
     ground: Ground, origin: Mapping[str, Standing], waves: Sequence[Wave], heights: Sequence[Floats]
 ) -> Crossed:
     """Add temporary replicas to the waves from `origin` on. `heights`: (R,) units of all models in each wave while traffic moves."""
@@ -55,7 +55,7 @@ def crossed(
     added: list[dict[Owned, _Count]] = []
     for number, wave in enumerate(waves):
         former = fleet.scale(wave.scale_up)
-        more, taken = fleet.moved(wave.route, ground.limits - heights[number])
+        more, taken = fleet.move_traffic(wave.route, ground.limits - heights[number])
         up = {owned: fleet.count(owned) for owned in more}
         fleet.scale(wave.scale_down)
         added.append({o: _Count(former.get(o, up[o]), up[o] + n, fleet.count(o)) for o, n in more.items()})
@@ -71,24 +71,24 @@ def _written(waves: Sequence[Wave], added: Sequence[Mapping[Owned, _Count]]) -> 
         here, further = added[number], added[number + 1] if number + 1 < len(waves) else {}
         stays = {o: max(c.after, min(c.up, further[o].up)) if o in further else c.after for o, c in here.items()}
         if here:
-            scale_up = _changed(wave.scale_up, {o: (stood.get(o, c.before), c.up) for o, c in here.items()})
-            scale_down = _changed(wave.scale_down, {o: (c.up, stays[o]) for o, c in here.items()})
+            scale_up = _replace_counts(wave.scale_up, {o: (stood.get(o, c.before), c.up) for o, c in here.items()})
+            scale_down = _replace_counts(wave.scale_down, {o: (c.up, stays[o]) for o, c in here.items()})
             yield wave.model_copy(update={"scale_up": scale_up, "scale_down": scale_down})
         else:
             yield wave
         stood = stays
 
 
-def _changed(
+def _replace_counts(
     rows: Iterable[GenerationReplicas], changes: Mapping[Owned, tuple[int, int]]
 ) -> tuple[GenerationReplicas, ...]:
     """Return rows with other counts of some copies, unless these are unchanged."""
-    counts = {_owned(row): row.count for row in rows if _owned(row) not in changes}
+    counts = {_key_of(row): row.count for row in rows if _key_of(row) not in changes}
     counts.update({owned: now for owned, (before, now) in changes.items() if now != before})
     return tuple(replica_row(*owned, count) for owned, count in sorted(counts.items()))
 
 
-def _owned(row: GenerationReplicas) -> Owned:
+def _key_of(row: GenerationReplicas) -> Owned:
     return row.model, (row.part, row.region, row.hardware, row.generation)
 
 
@@ -111,12 +111,12 @@ class _Fleet:
         """Apply counts; return the former ones."""
         former = {}
         for row in rows:
-            model, copy = _owned(row)
+            model, copy = _key_of(row)
             former[model, copy] = self.counts[model].get(copy, 0)
             self.counts[model][copy] = row.count
         return former
 
-    def moved(self, route: Iterable[RouteChange], free: Floats) -> tuple[dict[Owned, int], Floats]:
+    def move_traffic(self, route: Iterable[RouteChange], free: Floats) -> tuple[dict[Owned, int], Floats]:
         """Move the traffic; return the replicas to add meanwhile, and their units of each row."""
         of_model: dict[str, dict[str, Sent]] = defaultdict(dict)
         for change in route:
@@ -124,9 +124,9 @@ class _Fleet:
         more, units = dict[Owned, int](), np.zeros_like(free)
         for model, then in of_model.items():
             found = self._lacking(model, then, free - units) if self._crosses(model, then) else {}
-            if found and (units + self._taken(model, found) <= free + SLACK).all():
+            if found and (units + self._count_units(model, found) <= free + SLACK).all():
                 more |= {(model, copy): n for copy, n in found.items()}
-                units += self._taken(model, found)
+                units += self._count_units(model, found)
             self.shares[model].update(then)
         return more, units
 
@@ -144,7 +144,7 @@ class _Fleet:
                     (gains if more > 0 else losses).add(place)
         return not gains.isdisjoint(losses)
 
-    def _taken(self, model: str, more: Mapping[Copy, int]) -> Floats:
+    def _count_units(self, model: str, more: Mapping[Copy, int]) -> Floats:
         counts = self.counts[model]
         both = {**counts, **{copy: counts[copy] + n for copy, n in more.items()}}
         return self.ground.used(model, both) - self.ground.used(model, counts)

@@ -51,7 +51,7 @@ class _Region:
         return math.gcd(*self.counts.values())
 
 
-def swapped(ground: Ground, origin: Mapping[str, Standing], to: Mapping[str, Standing]) -> Swapped:
+def compute_swaps(ground: Ground, origin: Mapping[str, Standing], to: Mapping[str, Standing]) -> Swapped:
     """Compute the swaps from `origin` to `to`, of all models in parallel. Models with another refresh policy stay."""
     steps: list[list[_Step]] = []
     standing = dict(origin)
@@ -73,7 +73,7 @@ def _steps(ground: Ground, model: str, now: Standing, end: Standing) -> Iterator
         return
     at = now
     for done in _walk(regions, ground.policy_of(model), fresh=generation not in now.generations):
-        after = _settled(_standing(now, generation, zip(regions, done, strict=True)), end)
+        after = _snap_shares(_standing(now, generation, zip(regions, done, strict=True)), end)
         yield _Step(model, at, after, canary=generation not in at.generations and after.generations != {generation})
         at = after
 
@@ -148,14 +148,14 @@ def _standing(now: Standing, generation: int, reached: Iterable[tuple[_Region, i
     )
 
 
-def _settled(at: Standing, end: Standing) -> Standing:
+def _snap_shares(at: Standing, end: Standing) -> Standing:
     """Return the same state, with the end's exact figure for each share that differs only by rounding."""
     near = {flow for flow, share in at.shares.items() if abs(share - end.shares.get(flow, -1.0)) < EPSILON}
     return Standing(at.counts, {flow: end.shares[flow] if flow in near else at.shares[flow] for flow in at.shares})
 
 
 def _wave(ground: Ground, steps: Sequence[_Step], *, final: bool) -> Wave:
-    scale = [row for step in steps for row in _changed(step)]
+    scale = [row for step in steps for row in _list_changed(step)]
     route = [change for step in steps for change in routes(step.model, step.before.shares, step.after.shares)]
     return Wave(
         scale_up=tuple(scale),
@@ -165,7 +165,7 @@ def _wave(ground: Ground, steps: Sequence[_Step], *, final: bool) -> Wave:
     )
 
 
-def _changed(step: _Step) -> Iterator[GenerationReplicas]:
+def _list_changed(step: _Step) -> Iterator[GenerationReplicas]:
     before, after = step.before.counts, step.after.counts
     for copy in sorted(before.keys() | after.keys()):
         if before.get(copy, 0) != after.get(copy, 0):
@@ -177,7 +177,7 @@ def _swaps(ground: Ground, steps: Iterable[_Step]) -> Iterator[Swap]:
     replicas: dict[tuple[str, str, str], int] = defaultdict(int)
     missing: dict[tuple[str, str, str], float] = defaultdict(float)
     for step in steps:
-        for (part, region), (count, fraction) in _gone(ground, step).items():
+        for (part, region), (count, fraction) in _measure_missing(ground, step).items():
             place = step.model, part, region
             replicas[place] += count
             missing[place] = max(missing[place], fraction)
@@ -186,7 +186,7 @@ def _swaps(ground: Ground, steps: Iterable[_Step]) -> Iterator[Swap]:
         yield Swap(model=model, part=part, region=region, replicas=count, fraction=fraction)
 
 
-def _gone(ground: Ground, step: _Step) -> Mapping[tuple[str, str], tuple[int, float]]:
+def _measure_missing(ground: Ground, step: _Step) -> Mapping[tuple[str, str], tuple[int, float]]:
     """Return (part, region) -> replicas that swap, and the fraction of the capacity for its traffic that is missing meanwhile."""
     able: dict[tuple[str, str, int], float] = defaultdict(float)
     leaving: dict[tuple[str, str, int], float] = defaultdict(float)

@@ -17,15 +17,15 @@ def check_names(problem: Problem, state: FleetState, field: str) -> None:
     seen: set[tuple[str | int, ...]] = set()
     for index, item in enumerate(state.replicas):
         where = f"{field}.replicas[{index}]"
-        _known(where, f"{item.model}/{item.part}/{item.hardware}", options)
-        _known(f"{where}.region", item.region, regions)
+        _check_known(where, f"{item.model}/{item.part}/{item.hardware}", options)
+        _check_known(f"{where}.region", item.region, regions)
         _new(where, (item.model, item.part, item.region, item.hardware, item.generation), seen)
     sums: dict[tuple[str, str], float] = defaultdict(float)
     for index, share in enumerate(state.traffic):
         where = f"{field}.traffic[{index}]"
-        _known(f"{where}.model", share.model, models)
-        _known(f"{where}.from", share.origin, regions)
-        _known(f"{where}.to", share.to, regions)
+        _check_known(f"{where}.model", share.model, models)
+        _check_known(f"{where}.from", share.origin, regions)
+        _check_known(f"{where}.to", share.to, regions)
         _new(where, (share.model, share.origin, share.to, share.generation), seen)
         sums[share.model, share.origin] += share.fraction
         if sums[share.model, share.origin] > 1 + SLACK:
@@ -33,7 +33,7 @@ def check_names(problem: Problem, state: FleetState, field: str) -> None:
             raise InvalidInput(msg, field=where, value=sums[share.model, share.origin], allowed=["a sum of at most 1"])
 
 
-def _known(field: str, name: str, known: set[str]) -> None:
+def _check_known(field: str, name: str, known: set[str]) -> None:
     if name not in known:
         listed = sorted(known)
         msg = f"{field}: unknown {name!r}; known: {', '.join(listed)}"

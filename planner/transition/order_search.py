@@ -24,17 +24,17 @@ Position = tuple[int, ...]
 """Steps that each model has taken."""
 
 
-def searched(course: Course, to: Mapping[str, Standing]) -> Course:
+def search_order(course: Course, to: Mapping[str, Standing]) -> Course:
     """Advance to `to` in an order found by search; return the same course if there is none, or too much to search."""
     lines = course.lines(to)
     if len(lines.models) > MOST_MODELS:
         return course
-    limits = course.ground.limits - course.held(but=lines.models)
+    limits = course.ground.limits - course.held_units(but=lines.models)
     steps = _Steps.of(lines)
     if steps is None:
         return course
     order = steps.order(limits)
-    return course if order is None else course.walked(March(lines, list(_joined(lines, steps, order, limits))))
+    return course if order is None else course.with_leg(March(lines, list(_join_steps(lines, steps, order, limits))))
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _next(at: Position, m: int) -> Position:
     return (*at[:m], at[m] + 1, *at[m + 1 :])
 
 
-def _joined(lines: Lines, steps: _Steps, order: Sequence[int], limits: Floats) -> Iterator[Floats]:
+def _join_steps(lines: Lines, steps: _Steps, order: Sequence[int], limits: Floats) -> Iterator[Floats]:
     """Yield stops of the waves: consecutive steps are one wave if its scale-up fits and no step is too large."""
     taken = [0] * len(lines.models)
     x = np.zeros(len(lines.models))
@@ -122,4 +122,4 @@ def _joined(lines: Lines, steps: _Steps, order: Sequence[int], limits: Floats) -
 def _fits(lines: Lines, x: Floats, after: Floats, limits: Floats) -> bool:
     up = np.maximum(lines.counts(x), lines.counts(after))
     held = lines.used(up).sum(axis=0)
-    return bool((held <= limits + SLACK).all() and lines.paced(x, after))
+    return bool((held <= limits + SLACK).all() and lines.is_paced(x, after))

@@ -163,7 +163,7 @@ class Lines:
             aim = np.where(self.leaps & (x <= 0.0), 1.0, aim)
         return np.where(aim >= 1.0 - EPSILON, 1.0, np.round(aim, 12))
 
-    def paced(self, x: Floats, after: Floats) -> bool:
+    def is_paced(self, x: Floats, after: Floats) -> bool:
         """True if no model goes farther than one step may lead."""
         leaps = self.leaps & (x <= 0.0) & (after >= 1.0)
         return bool((leaps | (after <= x + self._most(x) + EPSILON)).all())
@@ -177,7 +177,9 @@ class Lines:
         return Standing({self.copies[c][1]: int(counts[c]) for c in mine if counts[c]}, self.shares(m, x))
 
 
-def drawn(ground: Ground, models: Sequence[str], origin: Mapping[str, Standing], to: Mapping[str, Standing]) -> Lines:
+def draw_lines(
+    ground: Ground, models: Sequence[str], origin: Mapping[str, Standing], to: Mapping[str, Standing]
+) -> Lines:
     """Return the lines of `models`, cached if they were computed lately."""
     ends = tuple((origin.get(m, Standing()), to.get(m, Standing())) for m in models)
     known = next((lines for lines in ground.lines if lines.models == tuple(models) and lines.ends == ends), None)

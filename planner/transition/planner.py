@@ -18,15 +18,15 @@ from ipnext.model.planning.admission import Admission
 from ipnext.model.planning.plan import Problem
 from ipnext.model.planning.transition import Dip, FleetState, SurgeItem, Transition
 from planner.core.step_policy import StepPolicy
-from planner.transition.detour import detoured
-from planner.transition.dip_search import Dipped, dipped
-from planner.transition.gateway_surge import crossed
-from planner.transition.hot_swap import Swapped, swapped
+from planner.transition.detour import add_detours
+from planner.transition.dip_search import Dipped, search_dips
+from planner.transition.gateway_surge import add_surge
+from planner.transition.hot_swap import Swapped, compute_swaps
 from planner.transition.input_checks import check_names
 from planner.transition.instance import Floats, Ground
 from planner.transition.model_state import Standing, fleet_state, standings
-from planner.transition.order_search import searched
-from planner.transition.shortage import NAMED, few, shortage, told, with_surge
+from planner.transition.order_search import search_order
+from planner.transition.shortage import NAMED, describe_waits, few, shortage, with_surge
 from planner.transition.split_moves import piecewise
 from planner.transition.trajectory import Course, surge_items
 from planner.transition.trim import Place, lean, lean_with_surge
@@ -60,14 +60,14 @@ def admit(
     check_names(problem, to, "to")
     broken = check_state(problem, to, origin, policies)
     if broken:
-        return _refused(origin, to, f"the target breaks {'; '.join(rules_of(broken))}")
+        return _refuse(origin, to, f"the target breaks {'; '.join(rules_of(broken))}")
     planning = _Planning(problem, origin, to, policies)
-    begun = swapped(planning.ground, planning.origin, planning.to)
+    begun = compute_swaps(planning.ground, planning.origin, planning.to)
     if begun.waves:
         planning = _Planning(problem, fleet_state(begun.standing), to, policies)
-    found = planning.found()
+    found = planning.find_course()
     if found is None:
-        transition, admission = planning.refused()
+        transition, admission = planning.build_refusal()
         return transition.model_copy(update={"origin": origin}), admission
     transition, admission = _with_swaps(begun, origin, *planning.written(found))
     ways = {policy.refresh for policy in planning.ground.policy.values()}
@@ -75,7 +75,7 @@ def admit(
         transition = transition.model_copy(update={"refresh": ways.pop()})
     wrong = check_transition(problem, transition, policies)
     if wrong:
-        return _refused(origin, to, f"the waves would break {'; '.join(rules_of(wrong))}")
+        return _refuse(origin, to, f"the waves would break {'; '.join(rules_of(wrong))}")
     return transition, admission
 
 
@@ -90,7 +90,7 @@ def _with_swaps(
     return whole, admission.model_copy(update={"swaps": begun.swaps})
 
 
-def _refused(
+def _refuse(
     origin: FleetState,
     to: FleetState,
     reason: str,
@@ -114,7 +114,7 @@ class _Planning:
         self.start = Course.begin(self.ground, self.origin)
         self.stuck = self.start
 
-    def found(self) -> Dipped | None:
+    def find_course(self) -> Dipped | None:
         """Return a course to the end, without a dip if there is one."""
         self.stuck = self.start.go(self.to)
         if not self.stuck.pending(self.to):
@@ -122,13 +122,13 @@ class _Planning:
         self.ground.effort = EFFORT
         begins = [self.stuck, self.start] if self.stuck.legs else [self.start]
         for begin in begins:
-            for way in (searched, lean, piecewise, detoured):
+            for way in (search_order, lean, piecewise, add_detours):
                 course = way(begin, self.to)
                 if not course.pending(self.to):
                     return Dipped(course, {})
-        return self._with_dips(begins, self._allowed())
+        return self._with_dips(begins, self._allowed_dips())
 
-    def _allowed(self) -> dict[str, float]:
+    def _allowed_dips(self) -> dict[str, float]:
         policies = {m: self.ground.policy_of(m) for m in self.stuck.pending(self.to)}
         return {m: policy.max_dip for m, policy in policies.items() if policy.when_short == "dip"}
 
@@ -137,14 +137,14 @@ class _Planning:
         if not any(most.values()):
             return None
         self.ground.effort = EFFORT
-        found = [dipped(begin, self.origin, self.to, most) for begin in begins]
+        found = [search_dips(begin, self.origin, self.to, most) for begin in begins]
         return min((d for d in found if d is not None), key=lambda d: max(d.dips.values(), default=0.0), default=None)
 
     def written(self, found: Dipped) -> tuple[Transition, Admission]:
         """Return the waves of a course to the end, with temporary replicas while gateways follow one by one."""
         heights = list(found.course.heights(self.origin))
-        crossing = crossed(self.ground, self.origin, tuple(found.course.waves()), heights)
-        peaks = [self.start.held(), *(units + crossing.units.get(n, 0.0) for n, units in enumerate(heights))]
+        crossing = add_surge(self.ground, self.origin, tuple(found.course.waves()), heights)
+        peaks = [self.start.held_units(), *(units + crossing.units.get(n, 0.0) for n, units in enumerate(heights))]
         surge, dips = surge_items(self.ground, np.max(peaks, axis=0) - self._ends()), _dip_rows(found.dips)
         transition = Transition.model_construct(
             origin=self.state, to=self.goal, waves=crossing.waves, surge=surge, dips=dips, refused=None
@@ -158,12 +158,12 @@ class _Planning:
 
     def _ends(self) -> Floats:
         """Return (R,) units of the larger of the two states."""
-        return np.maximum(self.start.held(), self.ground.total(self.to))
+        return np.maximum(self.start.held_units(), self.ground.total(self.to))
 
     def _missing_units(self, course: Course) -> float:
         return float((course.peak(self.origin) - self.ground.limits).clip(min=0.0).sum())
 
-    def refused(self) -> tuple[Transition, Admission]:
+    def build_refusal(self) -> tuple[Transition, Admission]:
         """Return the refusal: the waits between models, the surge that would suffice, and the dip it would cost instead."""
         pending, waits = self.stuck.pending(self.to), list(shortage(self.stuck, self.to).waits())
         many = len(pending) > PROBED_MODELS
@@ -177,13 +177,15 @@ class _Planning:
         short = surge_items(self.ground, course.peak(self.origin) - self.ground.limits)
         needs = " and ".join(f"{item.units:.9g} units more of {item.region}/{item.hardware}" for item in short)
         dips = self._dips_instead(pending)
-        reason = f"supply: {few(pending)} cannot move: {told(waits)}; a surge of {needs} than there are would do"
-        reason += f", or {_dips_told(dips)}" if dips else ""
+        reason = (
+            f"supply: {few(pending)} cannot move: {describe_waits(waits)}; a surge of {needs} than there are would do"
+        )
+        reason += f", or {_describe_dips(dips)}" if dips else ""
         if any(self.ground.policy_of(m).when_short == "wait" for m in pending):
             reason += f"; waits until {needs} are free"
         holders = {holder for wait in waits for holder in wait.holders}
         surge = surge_items(self.ground, self._beyond(course))
-        return _refused(self.state, self.goal, reason, surge=surge, dips=dips, waits_for=tuple(sorted(holders)))
+        return _refuse(self.state, self.goal, reason, surge=surge, dips=dips, waits_for=tuple(sorted(holders)))
 
     def _dips_instead(self, pending: Sequence[str]) -> tuple[Dip, ...]:
         """Return the dips without a surge, whatever the owners allow; empty if none was found or too many models are stuck."""
@@ -201,7 +203,7 @@ def _dip_rows(dips: Mapping[Place, float]) -> tuple[Dip, ...]:
     )
 
 
-def _dips_told(dips: Sequence[Dip]) -> str:
+def _describe_dips(dips: Sequence[Dip]) -> str:
     shown = [f"{dip.fraction:.3g} of {dip.model}/{dip.part} in {dip.region}" for dip in dips[:NAMED]]
     more = f" and {len(dips) - NAMED} more" if len(dips) > NAMED else ""
     return f"a dip of {', '.join(shown)}{more}"

@@ -53,7 +53,7 @@ def shortage(course: Course, to: Mapping[str, Standing], limits: Floats | None =
     counts = lines.counts(start)
     now = lines.used(counts)
     growth = lines.used(np.maximum(counts, lines.counts(lines.ahead(start, 0.0)))) - now
-    free = (ground.limits if limits is None else limits) - course.held()
+    free = (ground.limits if limits is None else limits) - course.held_units()
     return Shortage(lines.models, np.maximum(growth - free, 0.0), now - lines.used(lines.new), ground.rows)
 
 
@@ -86,11 +86,11 @@ def with_surge(course: Course, to: Mapping[str, Standing]) -> Course:
     return course.go(to, limits=everything)
 
 
-def told(waits: Sequence[Wait]) -> str:
+def describe_waits(waits: Sequence[Wait]) -> str:
     """Return `x waits for y (1 units more of b/h), y waits for x (1 units more of a/h)`; a circle first, if there is one."""
     shown = circle(waits) or waits
     more = len(shown) - NAMED
-    return ", ".join(_told(wait) for wait in shown[:NAMED]) + (f" and {more} more waits" if more > 0 else "")
+    return ", ".join(_describe_wait(wait) for wait in shown[:NAMED]) + (f" and {more} more waits" if more > 0 else "")
 
 
 def circle(waits: Sequence[Wait]) -> list[Wait]:
@@ -132,7 +132,7 @@ def _choices(model: str, of: Mapping[str, list[Wait]]) -> Iterator[tuple[Wait, s
     return ((wait, holder) for wait in of[model] for holder in wait.holders)
 
 
-def _told(wait: Wait) -> str:
+def _describe_wait(wait: Wait) -> str:
     whom = f"waits for {few(wait.holders)}" if wait.holders else "waits for units that no model frees"
     return f"{wait.model} {whom} ({wait.units:.9g} units more of {wait.row[0]}/{wait.row[1]})"
 

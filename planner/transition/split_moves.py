@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from planner.transition.model_state import Flow, Standing
 from planner.transition.shortage import shortage
 from planner.transition.trajectory import Course
-from planner.transition.trim import NO_DIPS, trimmed
+from planner.transition.trim import NO_DIPS, trim_standing
 
 MOST_MOVES = 20
 MOST_MODELS = 20
@@ -31,7 +31,7 @@ def _further(course: Course, to: Mapping[str, Standing]) -> Iterator[Course]:
             continue
         for shares in (*_by_origin(now, end), *_by_generation(now, end)):
             counts = Counter(now.counts) + Counter(end.counts)
-            enough = trimmed(course.ground, model, Standing(counts, shares), course.ground.rows, NO_DIPS)
+            enough = trim_standing(course.ground, model, Standing(counts, shares), course.ground.rows, NO_DIPS)
             reached = course.go({**course.standing, model: enough}, attempts=1)
             if reached.at(model).shares != now.shares:
                 yield reached

@@ -9,7 +9,7 @@ import numpy as np
 from ipnext.model.planning.transition import GenerationReplicas, RouteChange, SurgeItem, Wave
 from planner.transition.instance import SLACK, Floats, Ground
 from planner.transition.model_state import Standing, replica_row, routes
-from planner.transition.paths import Ints, Lines, drawn
+from planner.transition.paths import Ints, Lines, draw_lines
 from planner.transition.wave_scheduler import ATTEMPTS, March, march
 
 MOST_LINES = 6
@@ -41,9 +41,9 @@ class Course:
 
     def lines(self, to: Mapping[str, Standing]) -> Lines:
         """Return the lines of all models that have not reached `to`."""
-        return drawn(self.ground, self.pending(to), self.standing, to)
+        return draw_lines(self.ground, self.pending(to), self.standing, to)
 
-    def held(self, but: Collection[str] = ()) -> Floats:
+    def held_units(self, but: Collection[str] = ()) -> Floats:
         """Return (R,) units that all models hold, but for some."""
         left = set(but)
         kept = [units for m, units in self.units.items() if m not in left]
@@ -52,7 +52,7 @@ class Course:
 
     def free(self) -> Floats:
         """Return (R,) units that no model holds."""
-        return self.ground.limits - self.held()
+        return self.ground.limits - self.held_units()
 
     def go(self, to: Mapping[str, Standing], *, limits: Floats | None = None, attempts: int = ATTEMPTS) -> "Course":
         """Advance all models in `to` as far as the supply (or `limits`) allows. Models not in `to` do not move.
@@ -65,14 +65,14 @@ class Course:
             if not course.pending(goal):
                 break
             lines = course.lines(goal)
-            room = (self.ground.limits if limits is None else limits) - course.held(but=lines.models)
-            further = course.walked(march(lines, room, attempts=attempts))
+            room = (self.ground.limits if limits is None else limits) - course.held_units(but=lines.models)
+            further = course.with_leg(march(lines, room, attempts=attempts))
             if further is course:
                 break
             course = further
         return course
 
-    def walked(self, leg: March) -> "Course":
+    def with_leg(self, leg: March) -> "Course":
         """Return the course after one more leg."""
         if len(leg.stops) < 2:
             return self
@@ -87,7 +87,7 @@ class Course:
 
     def peak(self, origin: Mapping[str, Standing]) -> Floats:
         """Return (R,) the most units at any moment since `origin`, the state before the first leg."""
-        peak = Course.begin(self.ground, origin).held()
+        peak = Course.begin(self.ground, origin).held_units()
         for height in self.heights(origin):
             peak = np.maximum(peak, height)
         return peak
@@ -96,11 +96,11 @@ class Course:
         """Yield (R,) units in each wave from its scale-up to its release; `origin` is the state before the first leg."""
         at = Course.begin(self.ground, origin)
         for leg in self.legs:
-            lines, others = leg.lines, at.held(but=leg.lines.models)
+            lines, others = leg.lines, at.held_units(but=leg.lines.models)
             for before, after in pairwise(leg.stops):
                 up = np.maximum(lines.counts(before), lines.counts(after))
                 yield others + lines.used(up).sum(axis=0)
-            at = at.walked(leg)
+            at = at.with_leg(leg)
 
     def waves(self) -> Iterator[Wave]:
         """Yield the waves of all legs. In a `final` one all models that move arrive."""

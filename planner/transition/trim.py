@@ -19,7 +19,7 @@ Dips = Mapping[Place, float]
 NO_DIPS: Dips = {}
 
 
-def trimmed(ground: Ground, model: str, standing: Standing, rows: Collection[Row], dips: Dips) -> Standing:
+def trim_standing(ground: Ground, model: str, standing: Standing, rows: Collection[Row], dips: Dips) -> Standing:
     """Return the state without the replicas in `rows` that the traffic, less the dip, does not need."""
     if not ground.divisible(model, standing):
         return standing
@@ -42,7 +42,7 @@ def lean(course: Course, to: Mapping[str, Standing], dips: Dips = NO_DIPS) -> Co
     ground, pending = course.ground, course.pending(to)
 
     def tight(ends: Mapping[str, Standing]) -> dict[str, Standing]:
-        return {m: trimmed(ground, m, ends.get(m, Standing()), rows, dips) for m in pending}
+        return {m: trim_standing(ground, m, ends.get(m, Standing()), rows, dips) for m in pending}
 
     new = short_rows(course, to)
     while new:
@@ -60,7 +60,7 @@ def lean_with_surge(course: Course, to: Mapping[str, Standing]) -> Course:
     ground, rows = course.ground, course.ground.rows
     pending = course.pending(to)
     now, goal = (
-        {m: trimmed(ground, m, ends.get(m, Standing()), rows, NO_DIPS) for m in pending}
+        {m: trim_standing(ground, m, ends.get(m, Standing()), rows, NO_DIPS) for m in pending}
         for ends in (course.standing, to)
     )
     return with_surge(with_surge(course.go(now), {**course.standing, **goal}), to)

@@ -93,8 +93,8 @@ class _Wave:
         if (growth.sum(axis=0) <= self.free).all():
             return ahead
         self._weigh()
-        after = self._filled(self.reserve)
-        return after if (after > self.x).any() else self._filled(np.zeros_like(self.reserve))
+        after = self._fill(self.reserve)
+        return after if (after > self.x).any() else self._fill(np.zeros_like(self.reserve))
 
     def _growth(self, aim: Floats) -> Floats:
         """Return (M, R) units that the scale-up takes on the way to `aim`."""
@@ -114,7 +114,7 @@ class _Wave:
         scarcity = np.where(scarce, wanted / np.maximum(self.free, 1.0), 0.0)
         self.order = np.lexsort((net @ scarcity, self.taker, -self.attempt.squeaky))
 
-    def _filled(self, reserve: Floats) -> Floats:
+    def _fill(self, reserve: Floats) -> Floats:
         """Advance each model as far as it can, the largest steps first."""
         after, free, tried = self.x.copy(), self.free.copy(), self.x
         for part in PARTS:

@@ -125,7 +125,7 @@ class Ledger:
         return sums((len(self.model), 1), self.model_of_part[self.held_part], here, spent)[:, 0]
 
     @cached_property
-    def started(self) -> int:
+    def started_replicas(self) -> int:
         """Replicas beyond the current placement."""
         running = {(r.model, r.part, r.region, r.hardware): r.count for r in self.problem.current.replicas}
         return sum(
@@ -142,7 +142,10 @@ class Ledger:
         missed = float(priority @ self.unmet.sum(axis=1))
         hardware = float(self.cost.sum())
         return (
-            hardware + weights.latency_weight * latency + weights.move_cost * self.started + weights.unmet_cost * missed
+            hardware
+            + weights.latency_weight * latency
+            + weights.move_cost * self.started_replicas
+            + weights.unmet_cost * missed
         )
 
 

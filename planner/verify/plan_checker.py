@@ -118,7 +118,7 @@ def _where(broken: Flags, rows: Iterable[Any], columns: Iterable[str]) -> list[t
     return [(names[i], heads[j], int(i), int(j)) for i, j in np.argwhere(broken)]
 
 
-def _served(ledger: Ledger) -> Iterator[Violation]:
+def _check_served(ledger: Ledger) -> Iterator[Violation]:
     """Check sum_r y = 1 - unmet, for each demand; without demand the shares may sum to anything up to 1."""
     total, demand = ledger.shares, ledger.demand
     unmet = np.divide(ledger.unmet, demand, out=np.zeros_like(demand), where=demand > 0)
@@ -206,8 +206,8 @@ def _spent(subject: str, cost: float, limit: float | None) -> Iterator[Violation
 def _moves(ledger: Ledger) -> Iterator[Violation]:
     """Check that no more replicas are started than allowed."""
     most = ledger.problem.limits.max_moves
-    if most is not None and ledger.started > most:
-        message = f"{ledger.started} replicas started of {most} allowed"
+    if most is not None and ledger.started_replicas > most:
+        message = f"{ledger.started_replicas} replicas started of {most} allowed"
         yield Violation(rule="moves", subject="all models", message=message)
 
 
@@ -242,7 +242,7 @@ def _figures(ledger: Ledger) -> Iterator[Violation]:
         yield Violation(rule="gap", subject="gap", message=message)
 
 
-_RULES = (_served, _latency, _capacity, _survive, _min_replicas, _supply, _budget, _moves, _unmet, _figures)
+_RULES = (_check_served, _latency, _capacity, _survive, _min_replicas, _supply, _budget, _moves, _unmet, _figures)
 
 
 def rules_of(violations: Collection[Violation]) -> tuple[str, ...]:

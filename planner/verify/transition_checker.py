@@ -31,7 +31,7 @@ def check_transition(
     if names:
         return names
     if transition.refused is not None:
-        return tuple(_refused(transition))
+        return tuple(_check_refused(transition))
     return tuple(_Replay(problem, transition, policies).violations())
 
 
@@ -43,7 +43,7 @@ def check_state(
     return tuple(_Replay(problem, still, policies).at_end())
 
 
-def _refused(transition: Transition) -> Iterator[Violation]:
+def _check_refused(transition: Transition) -> Iterator[Violation]:
     if transition.waves:
         yield Violation(rule="refused", subject="waves", message="a refused transition has no waves")
     if not transition.refused:
@@ -84,7 +84,7 @@ class _Replay:
         self.transition = transition
         self.now = _standings(transition.origin)
         self.end = _standings(transition.to)
-        self.first = _copied(self.now)
+        self.first = _copy_standings(self.now)
         self.loads: dict[str, dict[Need, float]] = {}
         """Model -> load of its traffic, until that moves."""
         self.ends: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
@@ -100,7 +100,7 @@ class _Replay:
 
     def at_end(self) -> Iterator[Violation]:
         """Yield the rules that the end breaks."""
-        self.now = _copied(self.end)
+        self.now = _copy_standings(self.end)
         yield from self._rules("to", sorted(self.first.keys() | self.end.keys()))
 
     def violations(self) -> Iterator[Violation]:
@@ -116,13 +116,13 @@ class _Replay:
         held = {model: dict(self._at(model).held) for model in _models(wave.scale_up) if self.facts.swaps(model)}
         yield from self._scale(f"{at} scale_up", wave.scale_up, 1)
         self.swapping = {model: Swapping(old, dict(self._at(model).held)) for model, old in held.items()}
-        yield from self._ended(f"{at} scale_up")
+        yield from self._check_swap_end(f"{at} scale_up")
         yield from self._rules(f"{at} scale_up", _models(wave.scale_up), meanwhile=True)
         routed = _models(wave.route)
         before = {model: dict(self._at(model).sent) for model in routed}
         yield from self._route(f"{at} route", wave.route)
         for model in routed:
-            yield from self._paced(f"{at} route", model, before[model])
+            yield from self._check_pace(f"{at} route", model, before[model])
         yield from self._rules(f"{at} route", routed)
         yield from self._scale(f"{at} scale_down", wave.scale_down, -1)
         yield from self._rules(f"{at} scale_down", _models(wave.scale_down))
@@ -140,7 +140,7 @@ class _Replay:
             if item.count:
                 held[key] = item.count
 
-    def _ended(self, at: str) -> Iterator[Violation]:
+    def _check_swap_end(self, at: str) -> Iterator[Violation]:
         """Check that a replica that swaps still exists afterwards."""
         for model, swapping in self.swapping.items():
             for slot in swapping.fallen:
@@ -171,7 +171,7 @@ class _Replay:
             else:
                 yield from self._capacity(at, model)
             yield from self._latency(at, model)
-            yield from self._served(at, model)
+            yield from self._check_served(at, model)
         yield from self._supply(at, models)
 
     def _load(self, model: str) -> dict[Need, float]:
@@ -248,7 +248,7 @@ class _Replay:
                 subject = f"{at}: {model} from {origin} to {to}"
                 yield Violation(rule="latency", subject=subject, message="beyond the model's latency tolerance")
 
-    def _served(self, at: str, model: str) -> Iterator[Violation]:
+    def _check_served(self, at: str, model: str) -> Iterator[Violation]:
         """Check that no region of users is served less than at both ends, or more."""
         empty = Standing({}, {})
         if model not in self.ends:
@@ -262,7 +262,7 @@ class _Replay:
                 message = f"the shares sum to {total:.9g}, at the start to {ends[0]:.9g}, at the end to {ends[1]:.9g}"
                 yield Violation(rule="served", subject=f"{at}: {model} from {origin}", message=message)
 
-    def _paced(self, at: str, model: str, before: Sent) -> Iterator[Violation]:
+    def _check_pace(self, at: str, model: str, before: Sent) -> Iterator[Violation]:
         """Check the size of one route phase, and the first share of a new generation.
 
         The traffic of the smallest number of replicas that can swap in a region moves with them, however much it is.
@@ -272,7 +272,9 @@ class _Replay:
         served = {generation for _, _, generation in before}
         for origin in sorted(_sums(before).keys() & _sums(after).keys()):
             keys = [
-                key for key in {**before, **after} if key[0] == origin and not _goes_along(key, before, after, swapping)
+                key
+                for key in {**before, **after}
+                if key[0] == origin and not _belongs_to_swap(key, before, after, swapping)
             ]
             change = [after.get(key, 0.0) - before.get(key, 0.0) for key in keys]
             moved = max(sum(c for c in change if c > 0), -sum(c for c in change if c < 0))
@@ -319,7 +321,7 @@ class _Replay:
                 yield Violation(rule="dip", subject=f"{model}/{part} in {region}", message=message)
 
 
-def _goes_along(key: tuple[str, str, int], before: Sent, after: Sent, swapping: Swapping) -> bool:
+def _belongs_to_swap(key: tuple[str, str, int], before: Sent, after: Sent, swapping: Swapping) -> bool:
     """True if all that users of one region move within a serving region belongs to the smallest possible swap there."""
     origin, region, _ = key
     here = [other for other in {**before, **after} if other[:2] == (origin, region)]
@@ -344,7 +346,7 @@ def _standings(state: FleetState) -> dict[str, Standing]:
     return dict(found)
 
 
-def _copied(standings: Mapping[str, Standing]) -> dict[str, Standing]:
+def _copy_standings(standings: Mapping[str, Standing]) -> dict[str, Standing]:
     return {model: Standing(dict(s.held), dict(s.sent)) for model, s in standings.items()}
 
 

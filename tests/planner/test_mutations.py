@@ -27,7 +27,7 @@ def rollout(problem, model, state):
 def planned(case):
     """What the planner makes of it, unchecked."""
     planning = _Planning(*case)
-    found = planning.found()
+    found = planning.find_course()
     assert found is not None
     return planning.written(found)[0]
 
@@ -62,7 +62,12 @@ def lost(self, m, x):
         (Lines, "counts", rounded_down, "capacity"),
         (Lines, "_most", lambda self, x: np.where(x <= 0.0, self.first, 0.5), "max_step"),
         (Lines, "shares", lost, "served"),
-        (Course, "heights", lambda self, _: [self.held() * 0 for leg in self.legs for _ in leg.stops[1:]], "surge"),
+        (
+            Course,
+            "heights",
+            lambda self, _: [self.held_units() * 0 for leg in self.legs for _ in leg.stops[1:]],
+            "surge",
+        ),
     ],
     ids=["floor instead of ceil", "a step beyond max_step", "a tenth of the traffic lost", "the surge not counted"],
 )
@@ -80,7 +85,7 @@ def test_supply_overbooked_by_one_unit_is_named(rollout, monkeypatch):
     stated, *rest = rollout
     need = planned(rollout).surge[0].units
     tight = stated.model_copy(update={"supply": (stated.supply[0].model_copy(update={"units": 14 + need - 1}),)})
-    monkeypatch.setattr(_Wave, "_filled", lambda self, *_: self.lines.ahead(self.x, PARTS[0]))
+    monkeypatch.setattr(_Wave, "_fill", lambda self, *_: self.lines.ahead(self.x, PARTS[0]))
     assert rules((tight, *rest), planned((tight, *rest))) == {"supply"}
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ipnext.model.planning.plan import Owner
 from planner import last_resort, solve
-from planner.core.owner_levels import compared_by_level, unmet_by_level
+from planner.core.owner_levels import compare_by_level, unmet_by_level
 from planner.owner_priority import is_overtaken
 from planner.verify.plan_checker import check
 from tests.planner.strategies import problems
@@ -92,10 +92,10 @@ def test_priorities_are_not_written_if_they_are_0():
 
 
 def test_figures_are_compared_at_the_first_level_at_which_they_differ():
-    assert compared_by_level((0.0, 9.0), (1.0, 0.0), noise=1e-6) == -1
-    assert compared_by_level((1.0, 0.0), (0.0, 9.0), noise=1e-6) == 1
-    assert compared_by_level((1.0, 2.0), (1.0 + 1e-9, 3.0), noise=1e-6) == -1
-    assert compared_by_level((1.0,), (1.0,), noise=1e-6) == 0
+    assert compare_by_level((0.0, 9.0), (1.0, 0.0), noise=1e-6) == -1
+    assert compare_by_level((1.0, 0.0), (0.0, 9.0), noise=1e-6) == 1
+    assert compare_by_level((1.0, 2.0), (1.0 + 1e-9, 3.0), noise=1e-6) == -1
+    assert compare_by_level((1.0,), (1.0,), noise=1e-6) == 0
 
 
 @given(problems(), st.permutations([0, 1, 2]))
@@ -110,6 +110,6 @@ def test_no_owner_is_served_less_than_without_levels_for_one_of_lower_priority(s
     plan, without = last_resort.solve(problem), last_resort.serve_what_fits(problem, solve.solve(problem))
     assert check(problem, plan) == ()
     assert plan.bound <= plan.objective
-    assert compared_by_level(unmet_by_level(problem, plan), unmet_by_level(problem, without), noise=1e-6) <= 0
+    assert compare_by_level(unmet_by_level(problem, plan), unmet_by_level(problem, without), noise=1e-6) <= 0
     if not is_overtaken(problem, without):
         assert plan == without

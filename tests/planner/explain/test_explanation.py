@@ -8,8 +8,8 @@ from planner.explain import explanation
 from planner.explain import marginal_value as worth
 from planner.explain.conflict import servable
 from planner.explain.explanation import explain, supply_use
-from planner.explain.runner_up import barred
-from planner.explain.what_if import change_of, changed
+from planner.explain.runner_up import bar_placement
+from planner.explain.what_if import apply_changes, change_of
 from planner.solve import solve
 
 RUNNING = [{"model": "m", "part": "p", "region": "a", "hardware": "h", "count": 1}]
@@ -97,7 +97,7 @@ def test_the_runner_up_is_the_best_plan_without_the_placement(problem, model):
     )
     plan = solve(stated)
     (place,) = explained(stated, plan).models[0].placements
-    without = solve(changed(stated, [change_of("supply", "a/h=0")]))
+    without = solve(apply_changes(stated, [change_of("supply", "a/h=0")]))
     assert place.runner_up.extra_per_hour == pytest.approx(without.objective - plan.objective)
     assert place.runner_up.extra_at_least == pytest.approx(place.runner_up.extra_per_hour)
     assert place.runner_up.replicas == without.replicas
@@ -130,7 +130,7 @@ def test_a_barred_placement_never_takes_more_than_the_supply(problem, model, mon
 
 def test_barring_renames_the_hardware_of_one_part_alone(problem, model):
     parts = {"p": {"h": (1.0, 100.0)}, "q": {"h": (1.0, 100.0)}}
-    looser = barred(problem(model("m", parts=parts), supply={"a/h": 9.0, "b/h": 8.0}), ("m", "p", "a", "h"))
+    looser = bar_placement(problem(model("m", parts=parts), supply={"a/h": 9.0, "b/h": 8.0}), ("m", "p", "a", "h"))
     assert [part.options[0].hardware for part in looser.models[0].parts] == ["h of p", "h"]
     units = {(item.region, item.hardware): item.units for item in looser.supply}
     assert units == {("a", "h"): 9.0, ("b", "h"): 8.0, ("a", "h of p"): 0.0, ("b", "h of p"): 8.0}
@@ -138,7 +138,7 @@ def test_barring_renames_the_hardware_of_one_part_alone(problem, model):
 
 def test_a_plan_that_is_not_the_models_best_says_by_how_much(problem, model):
     stated = problem(model("m"), supply={"a/h": 9.0, "b/h": 9.0}, unit_cost={"b/h": 3.0})
-    dear = solve(changed(stated, [change_of("supply", "a/h=0")]))
+    dear = solve(apply_changes(stated, [change_of("supply", "a/h=0")]))
     (found,) = explained(stated, dear).models
     assert found.best.extra_per_hour == pytest.approx(-2.0)
     assert explained(stated).models[0].best.extra_per_hour == pytest.approx(0.0)
@@ -168,7 +168,7 @@ def test_unmet_demand_says_what_it_costs_and_what_it_would_take(crowded):
     ]
     assert [(need.rule, need.limit, need.needed) for need in low.needs] == [("supply a/h", 1.0, 3.0)]
     assert {member.name for member in low.conflict.members} == {"supply a/h", "supply b/h"}
-    assert servable(changed(crowded, [change_of("supply", "a/h=5")])) is True
+    assert servable(apply_changes(crowded, [change_of("supply", "a/h=5")])) is True
 
 
 def test_demand_that_could_be_served_at_a_cost_says_so(problem, model):
@@ -245,7 +245,7 @@ def test_prices_of_a_large_fleet_come_from_its_own_search(crowded, monkeypatch):
 
 def test_a_plan_that_breaks_rules_is_explained_and_they_are_named(crowded):
     plan = solve(crowded)
-    tight = changed(crowded, [change_of("supply", "a/h=2")])
+    tight = apply_changes(crowded, [change_of("supply", "a/h=2")])
     found = explain(tight, plan)
     assert found.broken == ("supply a/h",)
     assert found.supply[0].free == -1.0

@@ -4,7 +4,7 @@ import pytest
 
 from planner.explain import marginal_value as worth
 from planner.explain.marginal_value import savings, worth_of
-from planner.explain.what_if import change_of, changed
+from planner.explain.what_if import apply_changes, change_of
 from planner.solve import solve
 
 
@@ -26,7 +26,7 @@ def test_savings_are_the_difference_of_two_plans(problem, model):
         "budget owner poor": change_of("budget", "owner/poor=+1"),
         "moves": change_of("limit", "max_moves=+1"),
     }.items():
-        saved = now - solve(changed(stated, [change])).objective
+        saved = now - solve(apply_changes(stated, [change])).objective
         assert savings(stated)[rule] == pytest.approx(saved, abs=1e-4 * now), rule
 
 

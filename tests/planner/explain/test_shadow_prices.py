@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ipnext.model.planning.plan import Problem
 from planner.explain.conflict import servable
 from planner.explain.shadow_prices import limit_figures, needs, prices
-from planner.explain.what_if import change_of, changed
+from planner.explain.what_if import apply_changes, change_of
 from planner.solve import solve
 
 FINE = {"p": {"h": (0.01, 1.0)}}
@@ -20,7 +20,7 @@ REPLICA = 0.2 * 2.0 * 3.0
 
 def saved(stated, change):
     """$/h that a plan of the problem costs less after a change."""
-    return solve(stated).objective - solve(changed(stated, [change])).objective
+    return solve(stated).objective - solve(apply_changes(stated, [change])).objective
 
 
 @st.composite
@@ -143,7 +143,7 @@ def grown(stated, found):
             changes.append(change_of("supply", f"{subject}={need.needed}"))
         else:
             changes.append(change_of("budget", f"{subject.replace(' ', '/', 1)}={need.needed}"))
-    return changed(stated, changes)
+    return apply_changes(stated, changes)
 
 
 @pytest.mark.parametrize(

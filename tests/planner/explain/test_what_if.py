@@ -5,7 +5,7 @@ import pytest
 from ipnext.errors import InvalidInput
 from ipnext.model.planning.explanation import WhatIf
 from planner.core.diff import state_of
-from planner.explain.what_if import change_of, changed, what_if
+from planner.explain.what_if import apply_changes, change_of, what_if
 from planner.solve import solve
 
 
@@ -41,11 +41,11 @@ def demand(stated):
     ],
 )
 def test_supply_changes(stated, text, units):
-    assert supply(changed(stated, [change_of("supply", text)])) == units
+    assert supply(apply_changes(stated, [change_of("supply", text)])) == units
 
 
 def test_a_drained_region_supplies_nothing(stated):
-    assert supply(changed(stated, [change_of("drain", "b")])) == {"a/h": 4.0, "b/h": 0.0, "b/g": 0.0}
+    assert supply(apply_changes(stated, [change_of("drain", "b")])) == {"a/h": 4.0, "b/h": 0.0, "b/g": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_a_drained_region_supplies_nothing(stated):
     ],
 )
 def test_demand_changes(stated, text, qps):
-    assert demand(changed(stated, [change_of("demand", text)])) == qps
+    assert demand(apply_changes(stated, [change_of("demand", text)])) == qps
 
 
 def test_budgets_change_and_are_lifted(stated):
     def budgets(*texts):
-        after = changed(stated, [change_of("budget", text) for text in texts])
+        after = apply_changes(stated, [change_of("budget", text) for text in texts])
         return {model.model: model.budget_per_hour for model in after.models} | {
             owner.owner: owner.budget_per_hour for owner in after.owners
         }
@@ -75,12 +75,12 @@ def test_budgets_change_and_are_lifted(stated):
 
 
 def test_an_owner_that_is_not_listed_gets_a_budget(problem, model):
-    after = changed(problem(model("m", owner="new"), supply={"a/h": 1.0}), [change_of("budget", "owner/new=3")])
+    after = apply_changes(problem(model("m", owner="new"), supply={"a/h": 1.0}), [change_of("budget", "owner/new=3")])
     assert [(owner.owner, owner.budget_per_hour) for owner in after.owners] == [("new", 3.0)]
 
 
 def test_weights_and_limits_change(stated):
-    after = changed(
+    after = apply_changes(
         stated,
         [
             change_of("objective", "move_cost=0.1"),
@@ -91,15 +91,15 @@ def test_weights_and_limits_change(stated):
     )
     assert (after.objective.move_cost, after.objective.unmet_cost) == (0.1, 30.0)
     assert (after.limits.max_moves, after.limits.gap) == (7, 0.02)
-    assert changed(stated, [change_of("limit", "max_moves=none")]).limits.max_moves is None
+    assert apply_changes(stated, [change_of("limit", "max_moves=none")]).limits.max_moves is None
 
 
 def test_changes_follow_each_other_and_the_problem_stays(stated):
     before = stated.model_dump_json()
-    twice = changed(stated, [change_of("supply", "a/h=+1"), change_of("supply", "a/h=*2")])
+    twice = apply_changes(stated, [change_of("supply", "a/h=+1"), change_of("supply", "a/h=*2")])
     assert supply(twice)["a/h"] == 10.0
     assert stated.model_dump_json() == before
-    assert changed(stated, []) == stated
+    assert apply_changes(stated, []) == stated
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_changes_follow_each_other_and_the_problem_stays(stated):
 )
 def test_what_cannot_be_is_bad_input_that_says_what_can(stated, kind, text, words):
     with pytest.raises(InvalidInput, match=words) as refused:
-        changed(stated, [change_of(kind, text)])
+        apply_changes(stated, [change_of(kind, text)])
     assert refused.value.field
 
 

@@ -5,8 +5,8 @@ import pytest
 
 from ipnext.model.planning.plan import Problem
 from planner.core.arrays import FleetArrays, Floats, Ints, Prices
-from planner.fleet.blending import blended
-from planner.fleet.pricing import Columns, best_columns, joined
+from planner.fleet.blending import blend_columns
+from planner.fleet.pricing import Columns, best_columns, join_columns
 from planner.generate.generate import generate
 
 
@@ -22,7 +22,7 @@ def columns(fleet: FleetArrays) -> Columns:
     draw = np.random.default_rng(0)
     every = np.arange(fleet.models)
     drawn = [Prices(draw.uniform(0, 8, fleet.supply.shape), np.zeros_like(fleet.owner_budget), 0.0) for _ in range(4)]
-    return joined([best_columns(fleet, prices, every, effort=20) for prices in drawn])
+    return join_columns([best_columns(fleet, prices, every, effort=20) for prices in drawn])
 
 
 def means(fleet: FleetArrays, columns: Columns) -> list[tuple[int, Ints, Floats, Ints, Floats]]:
@@ -33,7 +33,7 @@ def means(fleet: FleetArrays, columns: Columns) -> list[tuple[int, Ints, Floats,
         rows = np.flatnonzero(columns.model == m)
         if len(rows) > 1:
             shares = draw.dirichlet(np.ones(len(rows)))
-            found.append((m, rows, shares, *blended(fleet, m, columns, rows, shares)))
+            found.append((m, rows, shares, *blend_columns(fleet, m, columns, rows, shares)))
     assert len(found) > 20
     return found
 
@@ -86,6 +86,6 @@ def test_no_option_has_a_replica_more_than_the_mean_needs(fleet: FleetArrays, co
 def test_the_whole_of_one_configuration_is_no_dearer_than_that(fleet: FleetArrays, columns: Columns) -> None:
     for row in range(len(columns)):
         m = int(columns.model[row])
-        count, _ = blended(fleet, m, columns, np.array([row]), np.ones(1))
+        count, _ = blend_columns(fleet, m, columns, np.array([row]), np.ones(1))
         own = slice(columns.count_start[row], columns.count_start[row + 1])
         assert count.sum() <= columns.count_n[own].sum()

@@ -10,7 +10,7 @@ from planner.bound.bound import lower_bounds, total_bound
 from planner.core.arrays import FleetArrays, Prices
 from planner.fleet import solver as scale
 from planner.fleet.configuration import THOROUGH
-from planner.fleet.pricing import Columns, Placer, best_columns, joined
+from planner.fleet.pricing import Columns, Placer, best_columns, join_columns
 from planner.fleet.solver import prices_of, solve_fleet
 from planner.generate.generate import generate
 from planner.solve import place, solve
@@ -141,7 +141,7 @@ def test_an_adapted_plan_is_about_as_good_as_one_made_anew(most: float | None) -
     running = fleet.model_copy(update={"current": current, "limits": limits, "objective": objective})
     problem = _noisy(running, 0.05, seed=6)
     arrays, never = FleetArrays.of(problem), float("inf")
-    adapted, anew = scale._adapted(arrays, never, 0.0), scale._anew(arrays, never)
+    adapted, anew = scale._adapt(arrays, never, 0.0), scale._solve_from_scratch(arrays, never)
     assert adapted.objective <= anew.objective * 1.01
     assert adapted.bound <= anew.objective
     plan = solve(problem, method="fleet")
@@ -196,7 +196,7 @@ def test_prices_of_nothing_bound_the_fleet_by_the_sum_of_its_models(fleet: Probl
 def test_joined_columns_keep_each_configuration_once_in_the_order_of_models(fleet: Problem) -> None:
     arrays = FleetArrays.of(fleet)
     columns = best_columns(arrays, _free(arrays), np.arange(arrays.models), effort=1)
-    twice = joined([columns, columns])
+    twice = join_columns([columns, columns])
     assert len(twice) == len(columns)
     np.testing.assert_array_equal(twice.model, columns.model)
     np.testing.assert_allclose(twice.cost, columns.cost)

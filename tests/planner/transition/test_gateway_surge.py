@@ -31,7 +31,7 @@ def counts(rows):
 def as_before(problem, origin, to, policies):
     """The transition without what is added while gateways follow."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(module, "crossed", lambda _ground, _origin, waves, _heights: Crossed(waves))
+        patched.setattr(module, "add_surge", lambda _ground, _origin, waves, _heights: Crossed(waves))
         return admit(problem, origin, to, policies)
 
 
