@@ -80,7 +80,7 @@ class GraphPlan:
 
 def plan_graph(graph: PartGraph) -> GraphPlan:
     """Resolve a graph's references and order its nodes."""
-    waiting = [_planned(node) for node in graph.nodes]
+    waiting = [_plan_node(node) for node in graph.nodes]
     ordered: list[PlannedNode] = []
     while waiting:  # the graph is known to be acyclic
         done = {node.name for node in ordered}
@@ -142,7 +142,7 @@ async def cancel(running: Collection[asyncio.Task[Tensors]]) -> None:
         await asyncio.gather(*unfinished, return_exceptions=True)
 
 
-def _planned(node: GraphNode) -> PlannedNode:
+def _plan_node(node: GraphNode) -> PlannedNode:
     inputs = {name: Source(source_node(text), source_tensor(text)) for name, text in node.inputs.items()}
     needs = frozenset(source.node for source in inputs.values()) - {REQUEST}
     return PlannedNode(node.name, node.part, inputs, needs, node.prompt)

@@ -120,7 +120,7 @@ async def _part_server(part: LoadedPart, manifest: SnapshotManifest, stack: Exit
         generations=(GENERATION,),
     )
     held.want([hold])
-    held.loaded(hold, ServedPart(part, BatchLimits()))
+    held.note_loaded(hold, ServedPart(part, BatchLimits()))
     queue = InferenceQueue()
     stack.callback(queue.close)
     return PartServer(held, queue, lambda _: None, region=REGION)

@@ -153,7 +153,7 @@ def _principal(key: CallerKey) -> Principal:
     return Principal(kind="key", id=key.id, name=key.name, grants=key.grants)
 
 
-def asked_owners(principal: Principal) -> frozenset[str]:
+def callable_owners(principal: Principal) -> frozenset[str]:
     """Return the owners whose models the principal's roles let it call; `*`: all."""
     lowest = Role.CALLER.rank
     return frozenset(grant.owner for grant in principal.grants if grant.region == ANY and grant.role.rank >= lowest)

@@ -11,7 +11,7 @@ from ipnext.errors import Forbidden, IPnextError, NotFound, RateLimited, Unauthe
 from ipnext.model.access.predictions import ModelAccess, RateLimit
 from ipnext.model.access.rights import ANY, Principal
 from ipnext.names import NO_CAPACITY_HEADER
-from serving.access.access_list import Caller, Callers, asked_owners
+from serving.access.access_list import Caller, Callers, callable_owners
 from serving.access.key_uses import KeyUses
 from serving.access.rate_limits import Rate, RateLimiter
 from serving.http.messages import Request
@@ -49,14 +49,14 @@ class Guard:
         self._closed: frozenset[str] = frozenset()
 
     @property
-    def closed(self) -> frozenset[str]:
+    def closed_models(self) -> frozenset[str]:
         """Models that need a credential; computed once per table and list."""
         routes, callers = self._routes(), self._callers()
         withdrawn = None if callers is None else callers.withdrawn
         if self._basis is None or not all(
             a is b for a, b in zip(self._basis, (routes, callers, withdrawn), strict=True)
         ):
-            self._closed = _closed(routes, callers)
+            self._closed = _find_closed(routes, callers)
             self._basis = (routes, callers, withdrawn)
         return self._closed
 
@@ -66,7 +66,7 @@ class Guard:
         `predicts`: whether the request counts against the caller's limits; requests that only describe a model do not.
         `elsewhere`: whether it needs no route of this region; the one that answers it checks it, too, and counts it.
         """
-        closed = self.closed
+        closed = self.closed_models
         if not closed or (model not in closed and self._routes().knows(model)):
             return
         try:
@@ -84,10 +84,10 @@ class Guard:
 
     def visible(self, request: Request) -> Routes:
         """Return the routes without the models that the caller may not call. An invalid credential counts as none."""
-        closed, routes = self.closed, self._routes()
+        closed, routes = self.closed_models, self._routes()
         if not closed:
             return routes
-        hidden = closed - self._seen(request, closed)
+        hidden = closed - self._find_visible(request, closed)
         return Routes(routes.revision, {name: one for name, one in routes.models.items() if name not in hidden})
 
     def _admit(self, request: Request, model: str, *, predicts: bool, elsewhere: bool) -> None:
@@ -136,7 +136,7 @@ class Guard:
             msg = f"{caller.principal.text} asks model {access.model} more often than spec.access.limits allow; try again in {seconds:.1f} s"
             raise RateLimited(msg, seconds=seconds)
 
-    def _seen(self, request: Request, closed: frozenset[str]) -> frozenset[str]:
+    def _find_visible(self, request: Request, closed: frozenset[str]) -> frozenset[str]:
         """Return the closed models that the caller may call for predictions."""
         callers = self._callers()
         if callers is None:
@@ -158,7 +158,7 @@ def caller_owner(principal: Principal, access: ModelAccess) -> str:
 
     The model's owner if the principal has a role there, else an owner that the model is shared with.
     """
-    owners = asked_owners(principal)
+    owners = callable_owners(principal)
     if access.owner in owners:
         return access.owner
     shared = sorted(owners.intersection(access.access.callers) - {ANY})
@@ -174,7 +174,7 @@ def _buckets(principal: Principal, access: ModelAccess) -> Iterator[tuple[Hashab
         yield ("owner", access.model, caller_owner(principal, access)), _rate(limits.per_owner)
 
 
-def _closed(routes: Routes, callers: Callers | None) -> frozenset[str]:
+def _find_closed(routes: Routes, callers: Callers | None) -> frozenset[str]:
     if callers is None:
         return frozenset(routes.accesses)
     listed = callers.models
@@ -195,7 +195,7 @@ def _credential(request: Request) -> str:
 
 def _is_of(principal: Principal, access: ModelAccess) -> bool:
     """Whether a principal has any role that makes the model known to it."""
-    owners = asked_owners(principal)
+    owners = callable_owners(principal)
     shared = owners.intersection(access.access.callers) or (ANY in access.access.callers and owners)
     return bool(owners & {ANY, access.owner} or shared)
 

@@ -11,7 +11,7 @@ from serving.protocol.tensors import FLOATS, Array, bf16_to_float32
 from serving.splitting.check.comparison import BATCHES, ROUNDS, Drawn
 
 
-def measured(eager: LoadedPart, compiled: LoadedPart, drawn: Drawn) -> tuple[Difference, ...]:
+def measure_differences(eager: LoadedPart, compiled: LoadedPart, drawn: Drawn) -> tuple[Difference, ...]:
     """Return one difference per batch size, over all outputs: the worst of several requests."""
     return tuple(_at(batch, eager, compiled, drawn) for batch in BATCHES)
 

@@ -15,16 +15,16 @@ from ipnext.errors import InvalidInput, IPnextError
 from ipnext.model.registry.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 from ipnext.model.value import canonical_json
 from ipnext.names import COMPILE_SETTING, LIBRARY_FILE
-from serving.compiling.accuracy import measured
+from serving.compiling.accuracy import measure_differences
 from serving.compiling.cpu_levels import level_for, needed_flags
-from serving.compiling.library_cache import Recipe, built_library, compiler_version, default_cache, torch_version
+from serving.compiling.library_cache import Recipe, build_library, compiler_version, default_cache, torch_version
 from serving.compiling.report import CompileReport, is_within
 from serving.engines.base import LoadedPart
 from serving.engines.torch.compiled import CALLS_FILE, COMPILED_FILE, Compiled, Difference
 from serving.engines.torch.cpu_flags import machine_flags
 from serving.engines.torch.engine import TorchEngine
 from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE
-from serving.snapshots.directory import artifact_file, checked_directory, write_last
+from serving.snapshots.directory import artifact_file, check_directory, write_last
 from serving.splitting.check.comparison import Drawn
 from serving.splitting.check.ranges import ranges_of
 from serving.splitting.check.sample_requests import Drawing, Examples, Request
@@ -52,17 +52,17 @@ def compile_snapshot(
     """
     _check_tolerance(tolerance)
     source = read_manifest(directory)
-    checked_directory(out)
+    check_directory(out)
     began = time.monotonic()
     recipe = _recipe(source, cpu)
-    library, known = built_library(recipe, directory, cache or default_cache())
+    library, known = build_library(recipe, directory, cache or default_cache())
     seconds = time.monotonic() - began
     with _draft(out) as draft:
         _assemble(directory, library, draft)
         _write_about(draft, recipe, tolerance, ())
         found = _differences(directory, draft, source, examples)
         about = _write_about(draft, recipe, tolerance, found)
-        manifest = _finished(draft, source, about, out) if is_within(found, tolerance) else None
+        manifest = _finish_snapshot(draft, source, about, out) if is_within(found, tolerance) else None
     return CompileReport(
         snapshot=source.digest,
         compiled=manifest and manifest.digest,
@@ -130,7 +130,7 @@ def _differences(
         if examples is not None
         else Drawing(eager.signature, ranges_of(read_split_program(directory)), partial(_answers, eager))
     )
-    return measured(eager, compiled, drawn)
+    return measure_differences(eager, compiled, drawn)
 
 
 def _answers(part: LoadedPart, request: Request) -> bool:
@@ -147,7 +147,7 @@ def _files(draft: Path) -> tuple[ArtifactFile, ...]:
     return tuple(artifact_file(draft / name) for name in names if (draft / name).exists())
 
 
-def _finished(draft: Path, source: SnapshotManifest, about: Compiled, out: Path) -> SnapshotManifest:
+def _finish_snapshot(draft: Path, source: SnapshotManifest, about: Compiled, out: Path) -> SnapshotManifest:
     worst = max((d.relative for d in about.differences), default=0.0)
     manifest = SnapshotManifest(
         engine=source.engine,
@@ -165,5 +165,5 @@ def _finished(draft: Path, source: SnapshotManifest, about: Compiled, out: Path)
     )
     write_last(draft / SNAPSHOT_FILE, canonical_json(manifest))
     draft.chmod(0o755)
-    draft.rename(checked_directory(out))
+    draft.rename(check_directory(out))
     return manifest

@@ -61,7 +61,7 @@ def compiler_version() -> str:
     return done.stdout.partition("\n")[0].strip() or name
 
 
-def built_library(recipe: Recipe, snapshot: Path, cache: Path) -> tuple[Path, bool]:
+def build_library(recipe: Recipe, snapshot: Path, cache: Path) -> tuple[Path, bool]:
     """Return the library's directory, and whether it was cached. UnsupportedModel if the program cannot be compiled."""
     place = cache / recipe.key
     if (place / LIBRARY_FILE).is_file():

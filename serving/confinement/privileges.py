@@ -71,7 +71,7 @@ def drop_capabilities(*, keep: Collection[int] = FILES) -> None:
     if os.geteuid() != 0:
         return
     library = ctypes.CDLL(None, use_errno=True)
-    permitted = _permitted()
+    permitted = _read_permitted()
     for number in range(int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii")) + 1):
         if number not in keep:
             library.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)  # refused to a root that may not even do this
@@ -92,7 +92,7 @@ def _user(text: str) -> User:
     return User(uid, gid, tuple(groups))
 
 
-def _permitted() -> int:
+def _read_permitted() -> int:
     """Return the capabilities that this process may use."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return int(next(line for line in lines if line.startswith("CapPrm:")).split()[1], 16)

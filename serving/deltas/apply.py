@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
 from ipnext.model.value import canonical_json
-from serving.deltas.lineage import Opened, applied, opened
+from serving.deltas.lineage import Opened, apply_to_parent, open_snapshot
 from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE
-from serving.snapshots.directory import artifact_file, checked_directory, checked_manifest, half_written, write_last
+from serving.snapshots.directory import artifact_file, check_directory, half_written, verify_manifest, write_last
 from serving.weights.tensor_file import write_tensors
 
 
@@ -18,12 +18,12 @@ def apply_delta(parent: Path, delta: Path, directory: Path, *, bases: Sequence[P
     Its files are those that `export_model` writes for the same module. The row digests of all changed tensors are
     recomputed over all their rows, before and after: LoadFailed if one differs from the delta's.
     """
-    ground = opened(parent, bases)
-    result = applied(ground, delta, checked_manifest(delta))
+    ground = open_snapshot(parent, bases)
+    result = apply_to_parent(ground, delta, verify_manifest(delta))
     if result.delta is not None:
         ground.weights.check(result.delta.document, "before")
         result.weights.check(result.delta.document, "after")
-    with half_written(checked_directory(directory)) as draft:
+    with half_written(check_directory(directory)) as draft:
         return _write(result, draft)
 
 

@@ -41,18 +41,18 @@ def delta(
         from serving.deltas.apply import apply_delta  # noqa: PLC0415 - torch takes a second
 
         manifest = apply_delta(parent, new, out, bases=bases)
-        write(manifest, output, lambda: _applied(out, manifest))
+        write(manifest, output, lambda: _render_result(out, manifest))
         return
     from serving.deltas.export import write_difference  # noqa: PLC0415 - torch takes a second
-    from serving.deltas.lineage import opened  # noqa: PLC0415 - as above
+    from serving.deltas.lineage import open_snapshot  # noqa: PLC0415 - as above
     from serving.deltas.report import report_of  # noqa: PLC0415 - as above
 
-    ground = opened(parent, bases)
+    ground = open_snapshot(parent, bases)
     report = report_of(out, write_difference(ground, new, out), ground)
     write(report, output, lambda: _tables(report))
 
 
-def _applied(out: Path, manifest: SnapshotManifest) -> Table:
+def _render_result(out: Path, manifest: SnapshotManifest) -> Table:
     line = (str(out), f"{manifest.size_bytes:,}", manifest.digest)
     return rows("", ("snapshot", "bytes", "digest"), [line])
 

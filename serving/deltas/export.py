@@ -16,8 +16,8 @@ from torch import nn
 from ipnext.errors import InvalidInput
 from ipnext.model.registry.delta import ChangedTensor, DeltaDocument
 from ipnext.model.registry.registry import SnapshotManifest
-from serving.deltas.lineage import Opened, opened, parameter_names, tensor_of
-from serving.snapshots.directory import checked_directory, half_written
+from serving.deltas.lineage import Opened, open_snapshot, parameter_names, tensor_of
+from serving.snapshots.directory import check_directory, half_written
 from serving.weights.delta_snapshot import Delta, write_delta
 from serving.weights.row_changes import Rows, by_rows, changed_rows, digest_after, write_rows
 from serving.weights.row_digest import as_text, digest_of_rows
@@ -43,9 +43,9 @@ def export_delta(
     types and program stay the parent's. InvalidInput names the tensor that does not fit, or reports that nothing
     changed.
     """
-    ground = opened(Path(parent), tuple(map(Path, bases)))
+    ground = open_snapshot(Path(parent), tuple(map(Path, bases)))
     changes: dict[str, Rows] = {}
-    for name, value in _named(weights, ground):
+    for name, value in _name_tensors(weights, ground):
         key = tensor_of(name, ground.places)
         if key is None:
             raise _unknown(name, ground)
@@ -62,12 +62,12 @@ def delta_between(
 
     `new` is a full snapshot. InvalidInput if the programs differ, or nothing does.
     """
-    return write_difference(opened(Path(parent), tuple(map(Path, bases))), Path(new), Path(directory))
+    return write_difference(open_snapshot(Path(parent), tuple(map(Path, bases))), Path(new), Path(directory))
 
 
 def write_difference(ground: Opened, new: Path, directory: Path) -> SnapshotManifest:
     """Write the difference; as `delta_between`, from a parent that is open already."""
-    target = opened(new)
+    target = open_snapshot(new)
     if ground.program.read_bytes() != target.program.read_bytes():
         msg = f"new: {str(new)!r} has another program than its parent; publish it as a full snapshot"
         raise InvalidInput(msg, field="new", value=str(new))
@@ -76,7 +76,7 @@ def write_difference(ground: Opened, new: Path, directory: Path) -> SnapshotMani
     return _written(ground, changes, directory, full=target.manifest.digest)
 
 
-def _named(weights: NewWeights, ground: Opened) -> Iterator[tuple[str, torch.Tensor | Rows]]:
+def _name_tensors(weights: NewWeights, ground: Opened) -> Iterator[tuple[str, torch.Tensor | Rows]]:
     """Yield name and value; of a module only the tensors that the program uses."""
     if not isinstance(weights, nn.Module):
         yield from weights.items()
@@ -125,7 +125,7 @@ def _written(ground: Opened, changes: Mapping[str, Rows], directory: Path, *, fu
     if not delta.document.tensors:
         msg = "weights: not a bit differs from the parent; there is nothing to publish"
         raise InvalidInput(msg, field="weights")
-    with half_written(checked_directory(directory)) as draft:
+    with half_written(check_directory(directory)) as draft:
         return write_delta(delta, draft, parent=ground.manifest)
 
 

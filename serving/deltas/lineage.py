@@ -9,7 +9,7 @@ from ipnext.errors import InvalidInput
 from ipnext.model.registry.registry import SnapshotManifest
 from serving.engines.torch.engine import ENGINE
 from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE, read_document
-from serving.snapshots.directory import checked_manifest
+from serving.snapshots.directory import verify_manifest
 from serving.weights.delta_snapshot import Delta, read_delta
 from serving.weights.weights import Weights, read_weights
 
@@ -27,7 +27,7 @@ class Opened:
     delta: Delta | None = None
 
 
-def opened(directory: Path, bases: Sequence[Path] = ()) -> Opened:
+def open_snapshot(directory: Path, bases: Sequence[Path] = ()) -> Opened:
     """Open a snapshot; the parents of a delta are searched in `bases`. All files are checked.
 
     InvalidInput if one is not a snapshot of the torch engine or a parent is not among `bases`; ArtifactError;
@@ -43,10 +43,10 @@ def opened(directory: Path, bases: Sequence[Path] = ()) -> Opened:
     if found is None:
         msg = f"base: {str(directory)!r} is a delta of snapshot {manifest.parent}; name the directory of that one too"
         raise InvalidInput(msg, field="base", value=[str(base) for base in bases])
-    return applied(opened(found, tuple(rest)), directory, manifest)
+    return apply_to_parent(open_snapshot(found, tuple(rest)), directory, manifest)
 
 
-def applied(parent: Opened, directory: Path, manifest: SnapshotManifest) -> Opened:
+def apply_to_parent(parent: Opened, directory: Path, manifest: SnapshotManifest) -> Opened:
     """Apply the delta in `directory` to the parent. InvalidInput if it is a delta of another snapshot."""
     if not manifest.is_delta or manifest.parent != parent.manifest.digest:
         what = f"a delta of {manifest.parent}" if manifest.is_delta else "a full snapshot"
@@ -57,7 +57,7 @@ def applied(parent: Opened, directory: Path, manifest: SnapshotManifest) -> Open
 
 
 def _torch_manifest(directory: Path) -> SnapshotManifest:
-    manifest = checked_manifest(directory)
+    manifest = verify_manifest(directory)
     if manifest.engine != ENGINE:
         msg = f"directory: {str(directory)!r} is for engine {manifest.engine!r}; deltas are made for engine {ENGINE!r}"
         raise InvalidInput(msg, field="directory", value=manifest.engine, allowed=(ENGINE,))

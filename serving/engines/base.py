@@ -61,7 +61,7 @@ class Staged(Protocol):
 class StagedPart(Protocol):
     """A loaded part whose passes can be staged."""
 
-    def staged(self, late: frozenset[str]) -> Staged | None:
+    def stage(self, late: frozenset[str]) -> Staged | None:
         """Return the two-step pass for inputs that arrive late; None if nothing can be computed without them."""
 
 

@@ -40,7 +40,7 @@ _HINTS: Final = (
 )
 
 
-def unsupported(module: nn.Module, *reasons: Exception | str, hint: str | None = None) -> UnsupportedModel:
+def unsupported_error(module: nn.Module, *reasons: Exception | str, hint: str | None = None) -> UnsupportedModel:
     """Return the error for a module that cannot be exported, with the user's line if it can be determined."""
     texts = [str(reason) for reason in reasons]
     advice = hint or next((words for pattern, words in _HINTS for text in texts if pattern.search(text)), None)
@@ -68,7 +68,7 @@ def _silent(_: logging.LogRecord) -> bool:
     return False
 
 
-def named_outputs(answer: Any) -> dict[str, Any]:
+def name_outputs(answer: Any) -> dict[str, Any]:
     """Name a module's answers: `output` for one tensor, a mapping's own keys, `output_0`, ... for a sequence."""
     if isinstance(answer, Mapping):
         return dict(answer)
@@ -89,7 +89,7 @@ def check_answers(module: nn.Module, directory: Path, examples: Mapping[str, tor
     for rows in ([0], list(range(size)), [*range(size), 0]):
         inputs = {name: examples[name][rows] for name in program.inputs}
         with _plain_attention():
-            expected = named_outputs(module(**{name: tensor.clone() for name, tensor in inputs.items()}))
+            expected = name_outputs(module(**{name: tensor.clone() for name, tensor in inputs.items()}))
         got = _run_unchanging(module, program, inputs)
         ranks.add(tuple(tensor.dim() for tensor in got))
         for name, tensor in zip(program.outputs, got, strict=True):
@@ -101,7 +101,7 @@ def check_answers(module: nn.Module, directory: Path, examples: Mapping[str, tor
 
 def _differs(module: nn.Module, reason: str) -> UnsupportedModel:
     hint = "forward must be deterministic and treat every batch size alike (no random numbers, no branch on its size)"
-    return unsupported(module, reason, hint=hint)
+    return unsupported_error(module, reason, hint=hint)
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def _run_unchanging(
     before = [tensor._version for tensor in watched]  # noqa: SLF001  # counts writes; torch has no public name for it
     got = program.run(list(inputs.values()))
     if before != [tensor._version for tensor in watched]:  # noqa: SLF001  # as above
-        raise unsupported(
+        raise unsupported_error(
             module,
             "forward changes a buffer or an input in place",
             hint="compute a new tensor instead; a served module keeps no state between requests",

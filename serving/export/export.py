@@ -22,8 +22,8 @@ from ipnext.model.value import canonical_json
 from serving.engines.torch.engine import ENGINE
 from serving.engines.torch.fx.functionalize import functional
 from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE, write_program
-from serving.export.checks import check_answers, named_outputs, quiet_tracer, unsupported
-from serving.snapshots.directory import artifact_file, checked_directory, half_written, write_last
+from serving.export.checks import check_answers, name_outputs, quiet_tracer, unsupported_error
+from serving.snapshots.directory import artifact_file, check_directory, half_written, write_last
 
 DATATYPES: Final[Mapping[torch.dtype, Datatype]] = {
     torch.bool: "BOOL",
@@ -66,8 +66,8 @@ def export_model(
     give the same digest. InvalidInput if examples do not fit; UnsupportedModel names the line of the module that cannot
     be exported.
     """
-    examples = _checked_examples(example_inputs, request_inputs)
-    target = checked_directory(Path(directory))
+    examples = _check_examples(example_inputs, request_inputs)
+    target = check_directory(Path(directory))
     with _evaluation_mode(module), torch.no_grad():
         outputs = _output_names(module, examples)
         exported = _functional(_export(module, examples), module)
@@ -80,7 +80,7 @@ def export_model(
     return manifest
 
 
-def _checked_examples(
+def _check_examples(
     example_inputs: Mapping[str, torch.Tensor], request_inputs: Sequence[str]
 ) -> dict[str, torch.Tensor]:
     if not isinstance(example_inputs, Mapping) or not example_inputs:
@@ -89,7 +89,7 @@ def _checked_examples(
     _check_request_inputs(example_inputs, request_inputs)
     sizes: dict[str, int] = {}
     for name, tensor in example_inputs.items():
-        sizes[name] = _checked_batch(name, tensor)
+        sizes[name] = _check_batch(name, tensor)
     own = {size for name, size in sizes.items() if name not in request_inputs or size != 1}
     if len(own) > 1 or 0 in own:
         msg = f"example_inputs: dimension 0 is the batch and must be one size >= 1 for all, got {sizes}"
@@ -108,7 +108,7 @@ def _check_request_inputs(example_inputs: Mapping[str, torch.Tensor], request_in
             raise InvalidInput(msg, field="request_inputs", value=name, allowed=tuple(map(str, example_inputs)))
 
 
-def _checked_batch(name: str, tensor: object) -> int:
+def _check_batch(name: str, tensor: object) -> int:
     if not isinstance(name, str) or not name.isidentifier():
         msg = f"example_inputs: {name!r} must be a name of an argument of forward"
         raise InvalidInput(msg, field="example_inputs", value=name)
@@ -137,13 +137,13 @@ def _evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 def _output_names(module: nn.Module, examples: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
     try:
-        answer = named_outputs(module(**{name: tensor.clone() for name, tensor in examples.items()}))
+        answer = name_outputs(module(**{name: tensor.clone() for name, tensor in examples.items()}))
     except (TypeError, RuntimeError, ValueError, IndexError) as error:
         msg = f"example_inputs: the module's own forward fails on them: {error}"
         raise InvalidInput(msg, field="example_inputs") from error
     for name, tensor in answer.items():
         if not (isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.dtype in DATATYPES):
-            raise unsupported(
+            raise unsupported_error(
                 module,
                 f"output {name!r} is not a tensor of a V2 datatype",
                 hint="return a tensor, a dict of named tensors or a tuple of tensors",
@@ -163,7 +163,7 @@ def _export(module: nn.Module, examples: Mapping[str, torch.Tensor]) -> Exported
                 return torch_export(module, (), kwargs=dict(examples), dynamic_shapes=shapes, strict=strict)
         except Exception as error:  # noqa: BLE001  # the tracer runs the user's code and raises anything
             failures.append(error)
-    raise unsupported(module, *failures) from failures[0]
+    raise unsupported_error(module, *failures) from failures[0]
 
 
 def _functional(exported: ExportedProgram, module: nn.Module) -> ExportedProgram:
@@ -171,14 +171,14 @@ def _functional(exported: ExportedProgram, module: nn.Module) -> ExportedProgram
         with quiet_tracer():
             return functional(exported)
     except UnsupportedModel as error:
-        raise unsupported(module, error) from error
+        raise unsupported_error(module, error) from error
 
 
 def _write(exported: ExportedProgram, outputs: tuple[str, ...], draft: Path, module: nn.Module) -> None:
     try:
         write_program(exported, outputs, draft)
     except UnsupportedModel as error:
-        raise unsupported(module, error) from error
+        raise unsupported_error(module, error) from error
 
 
 def _manifest(signature: Signature, draft: Path, parent: str | None) -> SnapshotManifest:

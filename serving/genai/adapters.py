@@ -40,7 +40,7 @@ class EngineAdapters:
         """URL of the process that the state applies to; empty before one is up."""
         self._one_at_a_time = asyncio.Lock()
 
-    async def started(self) -> None:
+    async def load_all(self) -> None:
         """Load the desired adapters into a new process, which has none. Unavailable if it does not answer."""
         async with self._one_at_a_time:
             self._url = self._engine.url
@@ -48,7 +48,7 @@ class EngineAdapters:
             await self._bring()
 
     async def follow(self) -> None:
-        """Reconcile a running process with the desired adapters. A process that is starting is left to `started`."""
+        """Reconcile a running process with the desired adapters. A process that is starting is left to `load_all`."""
         while self._url and self._url == self._engine.url:
             async with self._one_at_a_time:
                 try:
@@ -113,7 +113,7 @@ class Adapters:
     def attach(self, engine: Engine) -> None:
         """Register an engine before it starts, so that each of its processes loads its adapters before it is ready."""
         beside = self._engines[engine] = EngineAdapters(self._session, engine)
-        engine.before_ready = beside.started
+        engine.before_ready = beside.load_all
 
     def follow(self, engines: Sequence[tuple[HostedSnapshot, Engine]]) -> None:
         """Load missing adapters into these engines and unload surplus ones, in the background; forget all other engines."""
@@ -134,13 +134,15 @@ class Adapters:
 
     def complete(self, hold: HostedSnapshot, engine: Engine) -> HostedSnapshot:
         """Return an engine's hold, limited to generations whose adapters are all loaded."""
-        whole = (g for g in hold.generations if len(self._loaded(hold, engine, g)) == hold.adapters)
+        whole = (g for g in hold.generations if len(self._find_loaded(hold, engine, g)) == hold.adapters)
         return hold.model_copy(update={"generations": tuple(whole)})
 
     def ready(self, complete: HostedSnapshot) -> Iterator[HeldGeneration]:
         """Yield the adapters of complete generations."""
         for generation in complete.generations:
-            yield from (_held(adapter, generation) for adapter in self._holds if _on(adapter, complete, generation))
+            yield from (
+                _make_held(adapter, generation) for adapter in self._holds if _on(adapter, complete, generation)
+            )
 
     def loading(self, hold: HostedSnapshot, engine: Engine) -> Iterator[HeldGeneration]:
         """Yield adapters that are fetched but not yet in the engine. Those being fetched are in `held.loading`."""
@@ -148,7 +150,7 @@ class Adapters:
         waiting = beside.wanted.keys() - beside.loaded - beside.failed.keys() if beside else ()
         for adapter in self._holds:
             if engine_name(adapter.part, adapter.digest) in waiting and _on(adapter, hold):
-                yield from (_held(adapter, generation) for generation in adapter.generations)
+                yield from (_make_held(adapter, generation) for generation in adapter.generations)
 
     def failures(self, hold: HostedSnapshot, engine: Engine) -> Iterator[HostFailure]:
         """Yield adapters that the engine failed to load."""
@@ -167,7 +169,7 @@ class Adapters:
                     message=f"snapshot {adapter.snapshot} of {adapter.model}.{adapter.part} on {hold.part} {hold.snapshot}: {why}",
                 )
 
-    def _loaded(self, hold: HostedSnapshot, engine: Engine, generation: int) -> list[HostedSnapshot]:
+    def _find_loaded(self, hold: HostedSnapshot, engine: Engine, generation: int) -> list[HostedSnapshot]:
         beside = self._engines.get(engine)
         names = beside.loaded if beside else set()
         wanted = (adapter for adapter in self._holds if _on(adapter, hold, generation))
@@ -181,5 +183,5 @@ def _on(adapter: HostedSnapshot, base: HostedSnapshot, generation: int | None = 
     return same and (bool(both) if generation is None else generation in both)
 
 
-def _held(adapter: HostedSnapshot, generation: int) -> HeldGeneration:
+def _make_held(adapter: HostedSnapshot, generation: int) -> HeldGeneration:
     return HeldGeneration(model=adapter.model, part=adapter.part, generation=generation, snapshot=adapter.snapshot)

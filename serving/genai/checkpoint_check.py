@@ -13,14 +13,14 @@ from serving.snapshots.fetch import LocalSnapshot
 
 def verify(fetched: LocalSnapshot, settings: VllmSettings) -> None:
     """Raise LoadFailed if headers and configuration disagree, the manifest declares other facts, or the settings do not fit."""
-    checkpoint = _told_truly(fetched)
+    checkpoint = _verify_checkpoint(fetched)
     for fault in (*misfits(checkpoint), *unfit_settings(checkpoint.facts, settings)):
         raise LoadFailed(fault)
 
 
 def verify_adapter(fetched: LocalSnapshot, base: Path, settings: VllmSettings) -> None:
     """Raise LoadFailed if an adapter does not fit the checkpoint in `base`, or the settings of that part."""
-    adapter = _told_truly(fetched)
+    adapter = _verify_checkpoint(fetched)
     for fault in (*base_misfits(adapter, _read(base), max_rank=settings.max_lora_rank), *misfits(adapter)):
         raise LoadFailed(fault)
 
@@ -32,7 +32,7 @@ def _read(directory: Path) -> ReadCheckpoint:
         raise LoadFailed(error.message) from error
 
 
-def _told_truly(fetched: LocalSnapshot) -> ReadCheckpoint:
+def _verify_checkpoint(fetched: LocalSnapshot) -> ReadCheckpoint:
     """Read the facts from the files. LoadFailed if the manifest declares other facts."""
     checkpoint, told = _read(fetched.directory), fetched.manifest.checkpoint
     other = None if told is None else told.other_than(checkpoint.facts)

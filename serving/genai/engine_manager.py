@@ -162,14 +162,14 @@ class EngineManager:
         return (*self.held.failures, *self._swaps.failures, *self._adapters.held.failures, *self._dead(), *adapters)
 
     @property
-    def fetched(self) -> tuple[str, ...]:
+    def fetched_digests(self) -> tuple[str, ...]:
         """Digests of coming snapshots that are fetched."""
-        return self._swaps.fetched
+        return self._swaps.fetched_digests
 
     @property
     def swaps(self) -> tuple[EngineSwap, ...]:
         """The result of the last hot swap to each snapshot."""
-        return self._swaps.told
+        return self._swaps.last_swaps
 
     @property
     def starts(self) -> tuple[EngineStart, ...]:
@@ -266,7 +266,7 @@ class EngineManager:
             cache=self._cache.absolute() if hold.swap or hold.adapters else None,
         )
         engine = Engine(spec, self._probes, pace=self._pace)
-        if self.held.loaded(hold, engine):
+        if self.held.note_loaded(hold, engine):
             self._adapters.attach(engine)
             self._adapters.follow(self.held.values)
             engine.start()
@@ -274,7 +274,7 @@ class EngineManager:
     async def _fetch_adapter(self, hold: HostedSnapshot) -> None:
         loop = asyncio.get_running_loop()
         fetched = await loop.run_in_executor(self._fetching, fetch_assigned, self._store, hold, self._cache)
-        if self._adapters.held.loaded(hold, fetched):
+        if self._adapters.held.note_loaded(hold, fetched):
             self._adapters.follow(self.held.values)
 
     def _storage(self, hold: HostedSnapshot, settings: VllmSettings) -> SharedStorage | None:
@@ -285,11 +285,13 @@ class EngineManager:
 
     async def _arrive(self, hold: HostedSnapshot) -> LocalSnapshot:
         loop = asyncio.get_running_loop()
-        fetched = await loop.run_in_executor(self._fetching, self._arrived, hold, _settings(hold, self._allowances))
+        fetched = await loop.run_in_executor(
+            self._fetching, self._fetch_assigned, hold, _settings(hold, self._allowances)
+        )
         self._weights[hold.digest] = weight_bytes(fetched.manifest)
         return fetched
 
-    def _arrived(self, hold: HostedSnapshot, settings: VllmSettings) -> LocalSnapshot:
+    def _fetch_assigned(self, hold: HostedSnapshot, settings: VllmSettings) -> LocalSnapshot:
         fetched = fetch_assigned(self._store, hold, self._cache)
         self._check(fetched, settings)
         return fetched

@@ -55,7 +55,7 @@ class GenerativeHost:
         self._stamped: str | None = None
         self._ending_seconds = STREAM_DRAIN_SECONDS
 
-    async def ended(self) -> None:
+    async def shut_down(self) -> None:
         """Report the drain, let requests finish for at most the model's drain time, then stop the engines."""
         notice = NOTICE_SECONDS if self._engines.ready and not self._drain.on else 0.0
         self._drain.end()
@@ -74,10 +74,14 @@ class GenerativeHost:
                 return json_response(self._state(self._engines.in_flight_before), 202)
             case "POST", ["control", "drain"]:
                 self._drain.begin()
-                return self._asked()
+                return self._report_state()
             case "GET", ["control", "state"]:
-                self._drain.looked_at()
-                return self._asked() if self._drain.on else json_response(self._state(self._engines.in_flight_before))
+                self._drain.renew()
+                return (
+                    self._report_state()
+                    if self._drain.on
+                    else json_response(self._state(self._engines.in_flight_before))
+                )
             case "GET", ["metrics"]:
                 return Response(200, self._metrics.text(), {"content-type": CONTENT_TYPE})
             case "GET", ["healthz"]:
@@ -90,7 +94,7 @@ class GenerativeHost:
         self._stamped = told.stamp_digest
         self._ending_seconds = STREAM_DRAIN_SECONDS if told.ending_seconds is None else told.ending_seconds
 
-    async def _asked(self) -> Response:
+    async def _report_state(self) -> Response:
         """Report the state with a fresh count: during a drain the agent must not act on a count that is a second old."""
         return json_response(self._state(await self._engines.in_flight()))
 
@@ -103,7 +107,7 @@ class GenerativeHost:
             in_flight=in_flight,
             draining=self._drain.on,
             stamped=self._stamped,
-            fetched=engines.fetched,
+            fetched=engines.fetched_digests,
             swaps=engines.swaps,
             starts=engines.starts,
             memory=HostMemoryState(
@@ -171,7 +175,7 @@ async def _main(
         )
         host = GenerativeHost(engines, region=arguments.region)
         structlog.get_logger().info("host listens", id=arguments.id, at=[listener.address for listener in bound])
-        await serve(host.handle, bound, allowed=allowed_hosts(arguments), before_exit=host.ended)
+        await serve(host.handle, bound, allowed=allowed_hosts(arguments), before_exit=host.shut_down)
     fetching.close()
 
 

@@ -75,7 +75,7 @@ class Swaps:
             if leaving is not None:
                 close.remove(leaving)
                 self._ways[leaving] = _Way(former[leaving], hold, self._at_hand(hold), drain_seconds)
-                self._run(self._go_over(leaving))
+                self._run(self._hot_swap(leaving))
             elif not self._joins(hold):
                 load.append(hold)
         return Changes(tuple(load), tuple(close))
@@ -86,7 +86,7 @@ class Swaps:
         return tuple(self._ways)
 
     @property
-    def fetched(self) -> tuple[str, ...]:
+    def fetched_digests(self) -> tuple[str, ...]:
         """Digests of coming snapshots that are fetched."""
         return tuple(hold.digest for hold, _ in self._coming.values)
 
@@ -101,7 +101,7 @@ class Swaps:
         return self._coming.failures
 
     @property
-    def told(self) -> tuple[EngineSwap, ...]:
+    def last_swaps(self) -> tuple[EngineSwap, ...]:
         """The last hot swap to each snapshot that is loaded or the target of a swap."""
         shown = {(hold.model, hold.part, hold.snapshot) for hold, _ in self._held.values}
         shown |= {(way.hold.model, way.hold.part, way.hold.snapshot) for way in self._ways.values()}
@@ -134,13 +134,13 @@ class Swaps:
         task.add_done_callback(self._tasks.discard)
 
     async def _fetch(self, hold: HostedSnapshot) -> None:
-        self._coming.loaded(hold, await self._arrive(hold))
+        self._coming.note_loaded(hold, await self._arrive(hold))
 
-    async def _go_over(self, engine: Engine) -> None:
+    async def _hot_swap(self, engine: Engine) -> None:
         """Swap an engine until it has the snapshot desired of it."""
         way = self._ways[engine]
-        while await self._changed(engine, way):
-            if self._held.loaded(way.hold, engine):
+        while await self._swap_once(engine, way):
+            if self._held.note_loaded(way.hold, engine):
                 del self._ways[engine]
                 return
             if way.heir is None:
@@ -152,7 +152,7 @@ class Swaps:
             if hold is not None and self._held.wants(hold):
                 await self._start(hold)
 
-    async def _changed(self, engine: Engine, way: _Way) -> bool:
+    async def _swap_once(self, engine: Engine, way: _Way) -> bool:
         """Swap once; return whether the engine has the snapshot now. If the swap failed, the engine has been stopped."""
         hold, began = way.hold, time.monotonic()
         log = structlog.get_logger().bind(

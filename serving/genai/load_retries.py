@@ -30,5 +30,5 @@ async def load_with_retries(
                 await asyncio.sleep(wait)
                 continue
             log.error("load failed", reason=error.message)  # noqa: TRY400 - the reason suffices
-            held.failed(hold, error.code, error.message)
+            held.note_failed(hold, error.code, error.message)
         return

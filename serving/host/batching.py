@@ -196,7 +196,7 @@ class InferenceQueue:
         """
         if self._pending or not self._is_short(served, _rows(inputs)):
             return None
-        staged = served.staged(late)
+        staged = served.stage(late)
         if staged is None:
             return None
         began = time.perf_counter()
@@ -231,7 +231,7 @@ class InferenceQueue:
             self._running += 1
             self._watch(batch)
             done = self._loop.run_in_executor(self._pool, _outcomes, batch)
-            done.add_done_callback(partial(self._delivered, batch, began))
+            done.add_done_callback(partial(self._finish_batch, batch, began))
         self._watch(self._waiting)
 
     def _runs_inline(self, batch: Sequence[_Job[Any]]) -> bool:
@@ -279,7 +279,7 @@ class InferenceQueue:
             if job.timer is None:
                 job.timer = self._loop.call_later(max(0.0, job.deadline - self._clock()), job.expire)
 
-    def _delivered(
+    def _finish_batch(
         self, batch: Sequence[_Job[Any]], began: float, done: asyncio.Future[list[Arrays | Exception]]
     ) -> None:
         self._running -= 1
@@ -321,7 +321,7 @@ def _outcomes(batch: Sequence[_Job[Any]]) -> list[Arrays | Exception]:
     except Exception:  # noqa: BLE001  # any error is judged request by request
         return [_alone(job) for job in batch]
     served.costs.note(sum(job.rows for job in batch), time.perf_counter() - began)
-    return _parted(batch, outputs)
+    return _split_outputs(batch, outputs)
 
 
 def _alone(job: _Job[Any]) -> Arrays | Exception:
@@ -336,7 +336,7 @@ def _alone(job: _Job[Any]) -> Arrays | Exception:
     return outputs
 
 
-def _parted(batch: Sequence[_Job[Any]], outputs: Arrays) -> list[Arrays | Exception]:
+def _split_outputs(batch: Sequence[_Job[Any]], outputs: Arrays) -> list[Arrays | Exception]:
     parted: list[Arrays | Exception] = []
     start = 0
     for job in batch:

@@ -53,7 +53,7 @@ class HostFrames:
     @property
     def idle(self) -> bool:
         """Whether no call is in flight, and all answers have been sent."""
-        return not self._running and self._frames.sent
+        return not self._running and self._frames.is_sent
 
     def close(self) -> None:
         """Close the connection once the written bytes have been sent."""
@@ -83,7 +83,7 @@ class HostFrames:
             self._budget.held_bytes -= size
         else:
             self._running[number] = work
-            work.add_done_callback(partial(self._ended, number, size))
+            work.add_done_callback(partial(self._note_end, number, size))
 
     def _begin(self, number: Any, header: Mapping[str, Any], frame: Frame) -> asyncio.Future[None] | None:
         """Begin the operation of a frame; None if it is already done."""
@@ -191,7 +191,7 @@ class HostFrames:
             header["sketches"] = sketches_of(sampled)
         self._frames.send(bytes_frame(header, encoded.body))
 
-    def _ended(self, number: int, size: int, work: asyncio.Future[None]) -> None:
+    def _note_end(self, number: int, size: int, work: asyncio.Future[None]) -> None:
         """Clean up a call. A successful one has sent its answer; a failed one gets its refusal, a cancelled one nothing."""
         self._running.pop(number, None)
         self._budget.held_bytes -= size

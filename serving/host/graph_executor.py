@@ -23,7 +23,7 @@ from serving.protocol.v2 import Body, InferRequest, InferResponse, proof_paramet
 from serving.routing.host_call import Attempt, HostCall
 from serving.routing.host_client import HostClient
 from serving.routing.host_connection import ROUTES_KNOWN
-from serving.routing.retries import retried
+from serving.routing.retries import run_with_retry
 from serving.routing.table import GenerationRoute
 from serving.snapshots.held_snapshots import Lease
 
@@ -79,11 +79,11 @@ class GraphExecutor:
                 if wanted.form is None:
                     claim.set(decoded_bytes(wanted.inputs.values(), beside=body[0]))
                 async with asyncio.timeout(seconds):
-                    outputs = await self._tried(walk, wanted.inputs, Attempt(time.monotonic() + seconds))
+                    outputs = await self._with_retry(walk, wanted.inputs, Attempt(time.monotonic() + seconds))
         except TimeoutError as error:
             msg = f"the deadline of {seconds * 1000:.0f} ms passed"
             raise DeadlineExceeded(msg) from error
-        chosen = answer.chosen(outputs)
+        chosen = answer.select_outputs(outputs)
         return finish(*answer.encode_for(wanted.inputs, chosen), chosen)
 
     def _answer_form(self, route: GenerationRoute, wanted: InferRequest) -> AnswerForm:
@@ -95,7 +95,7 @@ class GraphExecutor:
         chosen = tuple(output.name for output in wanted.outputs) or outputs
         return AnswerForm(head, chosen, wanted.binary_names(chosen))
 
-    def _tried(self, walk: GraphCall, request: Tensors, asked: Attempt) -> Awaitable[Tensors]:
+    def _with_retry(self, walk: GraphCall, request: Tensors, asked: Attempt) -> Awaitable[Tensors]:
         """Return the outputs, all from one generation: if a host lacks it, all calls are repeated."""
 
         def again(counts: bool) -> None:
@@ -104,22 +104,22 @@ class GraphExecutor:
             asked.used.clear()
 
         subject = f"generation {walk.route.generation} of {walk.route.model}"
-        return retried(lambda: self._attempt(walk, request, asked), asked, again=again, subject=subject)
+        return run_with_retry(lambda: self._attempt(walk, request, asked), asked, again=again, subject=subject)
 
     async def _attempt(self, walk: GraphCall, request: Tensors, asked: Attempt) -> Tensors:
         plan, deadline = walk.route.plan, asked.deadline
         *others, last = plan.nodes
         if last.part == walk.part and not any(node.needs or node.part == walk.part for node in others):
-            return await self._gathered(walk, request, asked)
+            return await self._run_parallel(walk, request, asked)
         call = partial(self._call, walk, deadline, partial(self._hosts.infer, walk.route, attempt=asked))
         return await run_graph(plan, request, call)
 
     async def _call(self, walk: GraphCall, deadline: float, remote: Call, part: str, inputs: Tensors) -> Tensors:
         if part != walk.part:
             return await remote(part, inputs)
-        return await self._finished(self._lease(walk), inputs, deadline)
+        return await self._infer_last(self._lease(walk), inputs, deadline)
 
-    async def _gathered(self, walk: GraphCall, request: Tensors, asked: Attempt) -> Tensors:
+    async def _run_parallel(self, walk: GraphCall, request: Tensors, asked: Attempt) -> Tensors:
         """Execute a graph whose other nodes need only the request: they all run at the same time, then this host's part."""
         *others, last = walk.route.plan.nodes
         results: dict[str, Tensors] = {REQUEST: request}
@@ -135,7 +135,7 @@ class GraphExecutor:
             for node in others:
                 results[node.name] = (await calls.pop(node.name).response()).tensors()
             inputs, taken, lease = inputs_of(last, results), lease, None
-            results[last.name] = await self._finished(taken, inputs, asked.deadline, begun)
+            results[last.name] = await self._infer_last(taken, inputs, asked.deadline, begun)
             return outputs_of(walk.route.plan, results)
         finally:
             if lease is not None:
@@ -152,7 +152,7 @@ class GraphExecutor:
             raise GenerationNotHeld(msg)
         return lease
 
-    async def _finished(
+    async def _infer_last(
         self, lease: Lease[ServedPart], inputs: Tensors, deadline: float, begun: StartedPass | None = None
     ) -> dict[str, Tensor]:
         seconds = deadline - time.monotonic()

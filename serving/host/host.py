@@ -91,12 +91,12 @@ class Host:
                 self._parts.drain.begin()
                 return json_response(self.state)
             case "GET", ["control", "state", "after", revision] if revision.isdecimal():
-                return self._changed(int(revision))
+                return self._wait_change(int(revision))
             case "GET", _:
                 return self._about(request, steps)
         raise not_found(request)
 
-    async def _changed(self, revision: int) -> Response:
+    async def _wait_change(self, revision: int) -> Response:
         """Return the state once a load has ended since this revision, at the latest after LONGEST_POLL_SECONDS."""
         await self._held.ends.wait_change(revision, wait_seconds=LONGEST_POLL_SECONDS)
         return json_response(self.state)
@@ -106,7 +106,7 @@ class Host:
             case ["parts", model, part]:
                 return json_response(self._parts.signature(model, part, _generation(request)))
             case ["control", "state"]:
-                self._parts.drain.looked_at()
+                self._parts.drain.renew()
                 return json_response(self.state)
             case ["metrics"]:
                 return Response(200, self._metrics.text(), {"content-type": CONTENT_TYPE})
@@ -234,7 +234,7 @@ async def _main(
         upgrades=upgrades,
         allowed=allowed_hosts(arguments),
         connections=connections,
-        before_exit=parts.drained,
+        before_exit=parts.wait_drained,
     )
     others.close()
     loader.close()

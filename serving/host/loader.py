@@ -87,7 +87,7 @@ class Loader:
             if not self._held.wants(hold):
                 return
             try:
-                part = await self._fetched_and_loaded(hold)
+                part = await self._fetch_and_load(hold)
             except IPnextError as error:
                 if error.retryable and wait is not None:
                     log.warning("load will be tried again", seconds=wait, code=error.code, reason=error.message)
@@ -96,15 +96,15 @@ class Loader:
                 self._note_failure(hold, error)
             else:
                 log.info("loaded", size_bytes=part.size_bytes)
-                if not self._held.loaded(hold, part):
+                if not self._held.note_loaded(hold, part):
                     self.dispose(part)
             return
 
     def _note_failure(self, hold: HostedSnapshot, error: IPnextError) -> None:
         structlog.get_logger().error("load failed", part=hold.part, snapshot=hold.snapshot, reason=error.message)
-        self._held.failed(hold, error.code, error.message)
+        self._held.note_failed(hold, error.code, error.message)
 
-    async def _fetched_and_loaded(self, hold: HostedSnapshot) -> ServedPart:
+    async def _fetch_and_load(self, hold: HostedSnapshot) -> ServedPart:
         loop = asyncio.get_running_loop()
         try:
             fetched = await loop.run_in_executor(self._fetching, self._fetch_now, hold)
@@ -187,7 +187,7 @@ class Loader:
         self.memory.check(chain.needed_bytes, f"snapshot {hold.snapshot} of {hold.model}.{hold.part}")
         part = chain.load(engine, hold.settings, held)
         part.warm_up()
-        self.memory.loaded(part.size_bytes, shares=bool(chain.deltas))
+        self.memory.note_loaded(part.size_bytes, shares=bool(chain.deltas))
         if not self._served_before:
             self._before_serving()
             self._served_before = True
@@ -196,7 +196,7 @@ class Loader:
     def _close_now(self, served: ServedPart) -> None:
         size = served.size_bytes
         served.close()
-        self.memory.closed(size)
+        self.memory.note_closed(size)
 
     def _engine(self, name: str) -> Engine:
         if name not in self._engines:

@@ -167,9 +167,9 @@ class PartServer:
         try:
             check_inputs(inputs, signature)
         except BaseException as error:
-            self._refused(call, error)
+            self._note_refusal(call, error)
             raise
-        return self._run(call, inputs, seconds, partial(_named, call, signature, finish), begun)
+        return self._run(call, inputs, seconds, partial(_name_outputs, call, signature, finish), begun)
 
     def infer_v2(
         self,
@@ -196,7 +196,7 @@ class PartServer:
             answer = served.answer_forms.of(wanted, about, partial(self._answer_form, lease, wanted, about))
             seconds = wanted.seconds(seconds)
         except BaseException as error:
-            self._refused(call, error)
+            self._note_refusal(call, error)
             raise
         return self._run(call, wanted.inputs, seconds, partial(_written, call, wanted.inputs, answer, finish), None)
 
@@ -232,11 +232,11 @@ class PartServer:
                 arrays,
                 deadline=time.monotonic() + seconds,
                 finish=finish,
-                on_end=partial(self._ended, call),
+                on_end=partial(self._note_end, call),
                 begun=begun,
             )
         except BaseException as error:
-            self._refused(call, error)
+            self._note_refusal(call, error)
             raise
         call.work = work
         self._in_flight += 1
@@ -249,7 +249,7 @@ class PartServer:
         try:
             answer = finish(self._queue.run(call.lease.value, arrays, begun))
         except Exception as error:  # noqa: BLE001  # handed to the request, which judges it
-            self._refused(call, error)
+            self._note_refusal(call, error)
             failed: asyncio.Future[R] = asyncio.get_running_loop().create_future()
             failed.set_exception(error)
             return failed
@@ -259,7 +259,7 @@ class PartServer:
         self.release(call.lease)
         return answer
 
-    async def drained(self) -> None:
+    async def wait_drained(self) -> None:
         """Drain, and return once nothing runs or the drain's time limit has passed."""
         self.drain.end()
         deadline = time.monotonic() + DRAIN_SECONDS
@@ -271,17 +271,17 @@ class PartServer:
             msg = "this host drains; ask another"
             raise Unavailable(msg)
 
-    def _ended(self, call: _Call) -> None:
+    def _note_end(self, call: _Call) -> None:
         self._in_flight -= 1
         call.lease.value.tally.in_flight -= 1
         call.note(_status(call.work))
-        self._let_go(call)
+        self._release_call(call)
 
-    def _refused(self, call: _Call, error: BaseException) -> None:
+    def _note_refusal(self, call: _Call, error: BaseException) -> None:
         call.note(_status_of(error))
-        self._let_go(call)
+        self._release_call(call)
 
-    def _let_go(self, call: _Call) -> None:
+    def _release_call(self, call: _Call) -> None:
         self._budget.held_bytes -= call.claimed
         self.release(call.lease)
 
@@ -297,7 +297,7 @@ def _status_of(error: BaseException) -> int:
     return error.http_status if isinstance(error, IPnextError) else 500
 
 
-def _named(call: _Call, signature: Signature, finish: Callable[[dict[str, Tensor]], R], arrays: Arrays) -> R:
+def _name_outputs(call: _Call, signature: Signature, finish: Callable[[dict[str, Tensor]], R], arrays: Arrays) -> R:
     outputs = {spec.name: Tensor(spec.datatype, arrays[spec.name]) for spec in signature.outputs}
     call.bytes_out = sum(tensor.data.nbytes for tensor in outputs.values())
     return finish(outputs)
@@ -305,7 +305,7 @@ def _named(call: _Call, signature: Signature, finish: Callable[[dict[str, Tensor
 
 def _written(call: _Call, inputs: Mapping[str, Tensor], form: AnswerForm, finish: Finish[R], arrays: Arrays) -> R:
     specs = call.lease.value.part.signature.outputs
-    outputs = form.chosen({spec.name: Tensor(spec.datatype, arrays[spec.name]) for spec in specs})
+    outputs = form.select_outputs({spec.name: Tensor(spec.datatype, arrays[spec.name]) for spec in specs})
     encoded, finite = form.encode_for(inputs, outputs)
     call.lease.value.tally.non_finite += not finite
     call.bytes_out = len(encoded.body)

@@ -55,10 +55,10 @@ class ServedPart:
         self.answer_forms = AnswerForms()
         self._staged: dict[frozenset[str], Staged | None] = {}
 
-    def staged(self, late: frozenset[str]) -> Staged | None:
+    def stage(self, late: frozenset[str]) -> Staged | None:
         """Return the part's two-step pass for inputs that arrive late; None if it has none for these."""
         if late not in self._staged:
-            self._staged[late] = self.part.staged(late) if isinstance(self.part, StagedPart) else None
+            self._staged[late] = self.part.stage(late) if isinstance(self.part, StagedPart) else None
         return self._staged[late]
 
     @property

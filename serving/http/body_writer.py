@@ -21,18 +21,18 @@ class BodyWriter:
     def write(self, piece: bytes) -> None:
         """Write the next piece of the body."""
         if not self._done.done():
-            self._transport.write(self._framed(piece))
+            self._transport.write(self._frame(piece))
 
     def end(self, last: bytes = b"") -> None:
         """Write the last piece and complete the body."""
         if self._done.done():
             return
-        rest = self._framed(last) + (b"0\r\n\r\n" if self._chunked else b"")
+        rest = self._frame(last) + (b"0\r\n\r\n" if self._chunked else b"")
         if rest:
             self._transport.write(rest)
         self._done.set_result(True)
 
-    def _framed(self, piece: bytes) -> bytes:
+    def _frame(self, piece: bytes) -> bytes:
         head, self._head = self._head, b""
         if self._chunked and piece:
             return b"%b%x\r\n%b\r\n" % (head, len(piece), piece)

@@ -23,7 +23,7 @@ _INLINE_PACKED: Final = 2**16
 """Above these sizes a body is unpacked (up to a thousandfold) or packed in a thread, so that no other request waits."""
 
 
-async def unpacked(request: Request, *, limit: int, claim: Claim) -> Request:
+async def unpack_request(request: Request, *, limit: int, claim: Claim) -> Request:
     """Return the request with its body decompressed, counted in `claim` while it grows.
 
     Raises:
@@ -39,10 +39,10 @@ async def unpacked(request: Request, *, limit: int, claim: Claim) -> Request:
         raise InvalidInput(msg, field="content-encoding", value=coding, allowed=tuple(_WINDOWS))
     unpacking = _Unpacking(request.content, coding, limit)
     if len(request.content) <= _INLINE_UNPACKED:
-        unpacking.go_on(limit)
+        unpacking.advance(limit)
     else:
         while not unpacking.done:
-            await asyncio.to_thread(unpacking.go_on, _STEP_BYTES)
+            await asyncio.to_thread(unpacking.advance, _STEP_BYTES)
             claim.set(len(unpacking.body))
     claim.set(len(unpacking.body))
     return replace(request, content=unpacking.body)
@@ -60,11 +60,11 @@ class _Unpacking:
         self._position = 0
         self._unpacker = zlib.decompressobj(_WINDOWS[coding])
 
-    def go_on(self, size: int) -> None:
+    def advance(self, size: int) -> None:
         """Unpack `size` more bytes, or the rest. InvalidInput, TooLarge."""
         end = min(len(self.body) + size, self._limit)
         try:
-            while self._goes_on and len(self.body) <= end:
+            while self._has_more and len(self.body) <= end:
                 piece = self._packed[self._position : self._position + _PIECE_BYTES]
                 self.body += self._unpacker.decompress(piece)
                 self._position += _PIECE_BYTES
@@ -74,17 +74,17 @@ class _Unpacking:
         if len(self.body) > self._limit:
             msg = f"the body unpacks to more than {self._limit} bytes; send fewer rows"
             raise TooLarge(msg, field="body")
-        self.done = not self._goes_on
+        self.done = not self._has_more
         if self.done and (not self._unpacker.eof or self._unpacker.unused_data or self._position < len(self._packed)):
             msg = f"body: {self._coding} data that ends early, or goes on after its end"
             raise InvalidInput(msg, field="body")
 
     @property
-    def _goes_on(self) -> bool:
+    def _has_more(self) -> bool:
         return self._position < len(self._packed) and not self._unpacker.eof
 
 
-async def packed(response: Response, request: Request) -> Response:
+async def pack_response(response: Response, request: Request) -> Response:
     """Compress the answer if the client accepts exactly gzip or exactly deflate.
 
     The list that HTTP libraries send by default ("gzip, deflate, br") does not count: compression costs more than a

@@ -352,7 +352,7 @@ class HttpProtocol(asyncio.Protocol):
             try:
                 answer = self._handler(request)
             except Exception as error:  # noqa: BLE001  # the process edge: the client gets an answer, the log the reason
-                self._write(request, self._judged(error, request), keep=keep)
+                self._write(request, self._respond_to_error(error, request), keep=keep)
                 continue
             if isinstance(answer, Response):
                 self._write(request, answer, keep=keep)
@@ -365,20 +365,20 @@ class HttpProtocol(asyncio.Protocol):
         running = asyncio.ensure_future(answer)
         self._running = running
 
-        def ended(done: asyncio.Future[Answer]) -> None:
+        def on_end(done: asyncio.Future[Answer]) -> None:
             self._running = None
             if done.cancelled():
                 self.close()
                 return
             error = done.exception()
-            found = done.result() if error is None else self._judged(error, request)
+            found = done.result() if error is None else self._respond_to_error(error, request)
             if isinstance(found, Streamed):
                 self._stream(request, found, keep=keep)
                 return
             self._write(request, found, keep=keep)
             self._answer_next()
 
-        running.add_done_callback(ended)
+        running.add_done_callback(on_end)
 
     def _stream(self, request: Request, answer: Streamed, *, keep: bool) -> None:
         """Forward the pieces of an answer as they arrive. If the client leaves, the flow is cancelled, like an awaited answer."""
@@ -386,7 +386,7 @@ class HttpProtocol(asyncio.Protocol):
         if transport is None:
             answer.flow.cancel()
             return
-        self._let_go(request)
+        self._release_body(request)
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         sized = "content-length" in answer.headers
         chunked = not sized and self._parser.get_http_version() != "1.0"
@@ -394,7 +394,7 @@ class HttpProtocol(asyncio.Protocol):
         body = BodyWriter(transport, _stream_head(answer, chunked=chunked, keep=whole_keep), done, chunked=chunked)
         self._running, self._flow = done, answer.flow
 
-        def ended(done: asyncio.Future[bool]) -> None:
+        def on_end(done: asyncio.Future[bool]) -> None:
             self._running = self._flow = None
             if done.cancelled():
                 answer.flow.cancel()
@@ -403,7 +403,7 @@ class HttpProtocol(asyncio.Protocol):
             else:
                 self._answer_next()
 
-        done.add_done_callback(ended)
+        done.add_done_callback(on_end)
         answer.flow.start(body)
 
     def _finish(self, transport: asyncio.Transport) -> None:
@@ -411,7 +411,7 @@ class HttpProtocol(asyncio.Protocol):
         self._waiting.clear()
         transport.close()
 
-    def _let_go(self, request: Request) -> None:
+    def _release_body(self, request: Request) -> None:
         self._held_bytes -= len(request.content)
         self._budget.held_bytes -= len(request.content)
 
@@ -419,7 +419,7 @@ class HttpProtocol(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
-        self._let_go(request)
+        self._release_body(request)
         body = b"" if request.method == "HEAD" else response.body
         head = _head(response, len(response.body), keep=keep)
         if len(body) < _JOINED_BYTES:
@@ -451,7 +451,7 @@ class HttpProtocol(asyncio.Protocol):
             transport.write_eof()
             asyncio.get_running_loop().call_later(self._limits.linger_seconds, transport.close)
 
-    def _judged(self, error: BaseException, request: Request) -> Response:
+    def _respond_to_error(self, error: BaseException, request: Request) -> Response:
         answer = self._dialect_of(request.path).error
         if isinstance(error, IPnextError):
             return answer(error)

@@ -21,7 +21,7 @@ class Drain:
         self.on = True
         self._renew()
 
-    def looked_at(self) -> None:
+    def renew(self) -> None:
         """Renew the lease, if there is one."""
         if self._over is not None:
             self._renew()

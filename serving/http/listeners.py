@@ -85,9 +85,9 @@ def listeners(arguments: argparse.Namespace, component: Component, callers: Sequ
     if arguments.sockets is None:
         return (Listener(listen(arguments.port)),)
     directory: Path = arguments.sockets
-    return tuple(_guarded(directory, component, caller) for caller in callers)
+    return tuple(_listen_guarded(directory, component, caller) for caller in callers)
 
 
-def _guarded(directory: Path, component: Component, caller: Component) -> Listener:
+def _listen_guarded(directory: Path, component: Component, caller: Component) -> Listener:
     proof = keep_caller_proof(socket_url(directory), caller)
     return Listener(bind_socket(directory, caller), Guard(component, caller, proof))

@@ -54,11 +54,11 @@ async def serve(  # noqa: PLR0913 - what a process gives to its listeners
     loop = asyncio.get_running_loop()
     asked, insisted = asyncio.Event(), asyncio.Event()
 
-    def signalled() -> None:
+    def handle_signal() -> None:
         (insisted if asked.is_set() else asked).set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signalled)
+        loop.add_signal_handler(number, handle_signal)
     opened = OpenConnections(BodyBudget()) if connections is None else connections
     servers = []
     for listener in listeners:

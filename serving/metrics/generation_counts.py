@@ -21,9 +21,9 @@ class Aside:
         self.requests = 0
         self.errors = 0
         self.non_finite = 0
-        self.let_go()
+        self.drop_details()
 
-    def let_go(self) -> None:
+    def drop_details(self) -> None:
         """Drop the latencies."""
         self.latency = Histogram(LATENCY_SECONDS)
         self.first_token = Histogram(LATENCY_SECONDS)
@@ -80,13 +80,13 @@ class GenerationCounts:
             found = self.answers[status] = Answers()
         return found
 
-    def let_go(self) -> None:
+    def drop_details(self) -> None:
         """Drop latencies and predictions, which take the most memory."""
         self.latency = Histogram(LATENCY_SECONDS)
         self.predictions = Predictions()
-        self.aside.let_go()
+        self.aside.drop_details()
         if self.streams is not None:
-            self.streams.let_go()
+            self.streams.drop_details()
 
     @property
     def usual_seconds(self) -> float | None:

@@ -35,7 +35,7 @@ def sketches_of(outputs: Mapping[str, Tensor]) -> Sketches:
             continue
         if len(found) == MAX_OUTPUTS:
             break
-        found[name] = _one(tensor) if tensor.data.size == 1 else _many(_sampled(tensor))
+        found[name] = _one(tensor) if tensor.data.size == 1 else _many(_sample(tensor))
     return found
 
 
@@ -55,7 +55,7 @@ def _many(values: Array) -> tuple[int, float, float, list[int], list[int]]:
     return values.size, float(values.sum()), float(values @ values), buckets.tolist(), counts[buckets].tolist()
 
 
-def _sampled(tensor: Tensor) -> Array:
+def _sample(tensor: Tensor) -> Array:
     """Return at most MAX_VALUES finite numbers as float64."""
     flat = tensor.data.reshape(-1)
     flat = flat[:: max(1, -(-flat.size // MAX_VALUES))]

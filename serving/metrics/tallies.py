@@ -92,7 +92,7 @@ class StreamTally:
         """Time from a request's arrival to the first piece of its answer."""
         self.pieces = 0
         self.broken = 0
-        self.let_go()
+        self.drop_details()
 
     def note(
         self,
@@ -117,7 +117,7 @@ class StreamTally:
             if pieces > 1:
                 between.observe((seconds - first_seconds) / (pieces - 1))
 
-    def let_go(self) -> None:
+    def drop_details(self) -> None:
         """Drop the histograms for gates, which take the most memory."""
         self.first_token = Histogram(LATENCY_SECONDS)
         """Time from a request's arrival to the first piece of its answer, in the buckets of gates."""

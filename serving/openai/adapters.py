@@ -25,15 +25,15 @@ class Alias:
         """Return the alias of an adapter for an engine that answers by this name."""
         return replace(self, engine=adapter_in(self.engine, answers_as))
 
-    def moved(self, content: bytes | bytearray, former: "Alias") -> bytes | bytearray:
+    def adapt(self, content: bytes | bytearray, former: "Alias") -> bytes | bytearray:
         """Adapt the bytes of a request that were made for `former`."""
         return content.replace(b'"model":' + orjson.dumps(former.engine), b'"model":' + orjson.dumps(self.engine))
 
-    def renamed(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    def rename(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return the request's body with the engine's name."""
         return {**body, "model": self.engine}
 
-    def restored(self, answer: bytes) -> bytes:
+    def restore(self, answer: bytes) -> bytes:
         """Return the answer's bytes with the client's name. Quotes within JSON texts are escaped, so only whole values match."""
         return answer.replace(*self._needle_and_name())
 
@@ -76,7 +76,7 @@ class _Restored:
     def write(self, piece: bytes) -> None:
         """Write a piece; see Sink."""
         data = (self._kept + piece).replace(self._needle, self._name)
-        shared = self._begun_at_the_end(data)
+        shared = self._count_trailing(data)
         self._kept = data[len(data) - shared :]
         if self._sink is not None and len(data) > shared:
             self._sink.write(data[: len(data) - shared])
@@ -91,7 +91,7 @@ class _Restored:
         if self._sink is not None:
             self._sink.abort()
 
-    def _begun_at_the_end(self, data: bytes) -> int:
+    def _count_trailing(self, data: bytes) -> int:
         """Return how many trailing bytes begin the engine's name, whose only quotes are its first and last bytes."""
         place = data.rfind(b'"', -len(self._needle) + 1)
         return len(data) - place if place >= 0 and self._needle.startswith(data[place:]) else 0

@@ -93,12 +93,14 @@ class Prefill:
         content = prefill_content(handoff, prompt)
         tried: list[str] = []
         for _ in range(ATTEMPTS):
-            candidates = {candidate.url: candidate for candidate in _untried(route.candidates[handoff.prefill], tried)}
+            candidates = {
+                candidate.url: candidate for candidate in _find_untried(route.candidates[handoff.prefill], tried)
+            }
             if not candidates:
                 break
             url = self._engines.loads.choose(list(candidates), prompt.hint, policy=route.prefill_routing or "prefix")
             tried.append(url)
-            status, answer = await self._asked(url, prompt, content)
+            status, answer = await self._ask_engine(url, prompt, content)
             if status == 200 and url in route.answers_as and not names(answer, route.answers_as[url]):
                 self._engines.note_foreign(route, candidates[url])
                 continue
@@ -110,13 +112,13 @@ class Prefill:
                 return "refused", None
         return "failed", None
 
-    async def _asked(self, url: str, prompt: Prompt, content: bytes) -> tuple[int, bytes]:
+    async def _ask_engine(self, url: str, prompt: Prompt, content: bytes) -> tuple[int, bytes]:
         """Return status and body of the answer; status 0 if there is none. HostLost if the engine that had the prompt ended."""
         loads = self._engines.loads
         status, body, sent = 0, b"", True
         try:
             with loads.calling(url):
-                answer = await self._begun(url, prompt, content)
+                answer = await self._begin_answer(url, prompt, content)
                 body = await answer.rest()
                 status = answer.status
         except EngineLost as error:
@@ -131,7 +133,7 @@ class Prefill:
                 await self._engines.check_alive(url)
         return status, body
 
-    async def _begun(self, url: str, prompt: Prompt, content: bytes) -> EngineAnswer:
+    async def _begin_answer(self, url: str, prompt: Prompt, content: bytes) -> EngineAnswer:
         """Return the engine's answer. If an idle connection turns out to be closed, the call is repeated on a new one."""
         try:
             return await self._engines.ask(url, "POST", prompt.path, prompt.headers, content)
@@ -172,7 +174,7 @@ def decode_content(handoff: Handoff, prompt: Prompt, given: Mapping[str, Any] | 
     return orjson.dumps(body)
 
 
-def _untried(tiers: Sequence[Sequence[HostCandidate]], tried: Sequence[str]) -> Sequence[HostCandidate]:
+def _find_untried(tiers: Sequence[Sequence[HostCandidate]], tried: Sequence[str]) -> Sequence[HostCandidate]:
     """Return the untried engines of the best tier that has any."""
     found = ([candidate for candidate in tier if candidate.url not in tried] for tier in tiers)
     return next((candidates for candidates in found if candidates), [])

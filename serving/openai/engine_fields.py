@@ -32,6 +32,6 @@ def check_fields(body: Mapping[str, Any]) -> None:
             raise InvalidInput(msg, field=field, value=body[field])
 
 
-def passed_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
+def filter_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     """Return the headers that are forwarded to an engine. Names are in lower case."""
     return {name: value for name, value in headers.items() if name in PASSED_HEADERS}

@@ -51,7 +51,7 @@ class EngineRequest:
         content = self.content
         if self.alias is not None:
             self.answering = self.alias.beside(answers_as)
-            content = self.answering.moved(content, self.alias)
+            content = self.answering.adapt(content, self.alias)
         else:
             self.answering = None if answers_as is None else Alias(self.name, answers_as)
         self.expected = None if self.answering is None or answers_as is None else self.answering.engine

@@ -53,7 +53,7 @@ async def wait(
     while (left := deadline - time.monotonic()) > 0:
         try:
             async with asyncio.timeout(left):
-                await follower.changed()
+                await follower.wait_change()
         except TimeoutError:
             break
         model = generative(follower.routes, name)

@@ -43,7 +43,7 @@ class RequestContext:
 
     def ask(self, snapshot: int, call: AbstractContextManager[Any]) -> None:
         """Record a call to an engine, which replaces the former one, if any."""
-        self._let_call_go()
+        self._release_call()
         self.snapshot = snapshot
         call.__enter__()
         self._call = call
@@ -52,7 +52,7 @@ class RequestContext:
         """Let the request end with its answer, which has begun and streams."""
         first = time.perf_counter() - self._began
 
-        def ended(how: End) -> None:
+        def on_end(how: End) -> None:
             status = {"whole": answer.status, "broken": BROKEN, "cancelled": CANCELLED}[how]
             if self.route is not None:
                 counts = self._metrics.streams(self.route.model, self.route.generation)
@@ -63,9 +63,9 @@ class RequestContext:
                 counts.note(first, answer.pieces, seconds=seconds, broken=how == "broken", aside=aside)
             self.end(status, size=answer.size)
 
-        answer.on_end = ended
+        answer.on_end = on_end
 
-    def cancelled(self) -> None:
+    def note_cancel(self) -> None:
         """Record that the client left before its answer began."""
         self.end(CANCELLED)
 
@@ -78,7 +78,7 @@ class RequestContext:
         if self._ended:
             return
         self._ended = True
-        self._let_call_go()
+        self._release_call()
         for held in self._held:
             held.__exit__(None, None, None)
         self._metrics.note_answer(
@@ -90,7 +90,7 @@ class RequestContext:
             judged=self.judged,
         )
 
-    def _let_call_go(self) -> None:
+    def _release_call(self) -> None:
         call, self._call = self._call, None
         if call is not None:
             call.__exit__(None, None, None)

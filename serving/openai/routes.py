@@ -24,9 +24,9 @@ from serving.metrics.in_flight import InFlight
 from serving.openai.adapters import Alias, alias_of
 from serving.openai.chat_batch import BATCH_PATH, check_batch
 from serving.openai.disaggregated_prefill import Prefill, Prompt
-from serving.openai.engine_fields import check_fields, passed_headers
+from serving.openai.engine_fields import check_fields, filter_headers
 from serving.openai.engine_request import EngineRequest, hint_of, model_of, read_body
-from serving.openai.engines.proof import is_proven, restored_headers
+from serving.openai.engines.proof import is_proven, restore_headers
 from serving.openai.engines.registry import EngineRegistry
 from serving.openai.engines.response import EngineAnswer, EngineLost
 from serving.openai.errors import Full, openai_error
@@ -123,7 +123,7 @@ class OpenAIEdge:
         """Route one request whose path begins with one of ROOTS."""
         path = request.path.rstrip("/")
         if request.method == "POST" and path in PATHS:
-            return self._generated(request, path)
+            return self._generate(request, path)
         try:
             return self._about(request, path)
         except Refused as refused:
@@ -142,7 +142,7 @@ class OpenAIEdge:
         msg = f"{request.method} {path} is not served here; served: {_SERVED}"
         raise NotFound(msg)
 
-    async def _generated(self, request: Request, path: str) -> Answer:
+    async def _generate(self, request: Request, path: str) -> Answer:
         context = RequestContext(self._metrics, len(request.content), judged=is_chosen(request))
         claim = self._limits.budget.claim()
         try:
@@ -156,16 +156,16 @@ class OpenAIEdge:
         except Refused as refused:
             return openai_error(refused.error)
         except IPnextError as error:
-            return self._refused(context, error)
+            return self._answer_refusal(context, error)
         except asyncio.CancelledError:
-            context.cancelled()
+            context.note_cancel()
             raise
         except BaseException:
             context.end(500)
             raise
         finally:
             claim.set(0)
-        return self._passed_on(context, answer, asked.answering)
+        return self._pass_on(context, answer, asked.answering)
 
     def _directed(self, request: Request, name: str) -> Request | Forwarded | IPnextError:
         """Return the request with its generation, for this region or another, or the reason of a refusal. Refused by access control."""
@@ -205,14 +205,14 @@ class OpenAIEdge:
         if path == BATCH_PATH:
             check_batch(body)
         check_media(body, request.content)
-        route = await self._begun(way, model, context)
+        route = await self._await_generation(way, model, context)
         alias = alias_of(route, name)
         record = self._lost.of(model.model, lambda: (openai_identity(orjson.loads(request.content)),))
         record.identify(lambda: (openai_identity(body),))
         record.check()
         if alias is None:
             return EngineRequest(route, context, record, claim, name, body, request.content)
-        renamed = alias.renamed(body)
+        renamed = alias.rename(body)
         return EngineRequest(route, context, record, claim, name, renamed, orjson.dumps(renamed), alias)
 
     def _routes_for(self, request: Request, body: Mapping[str, Any]) -> Routes:
@@ -230,7 +230,7 @@ class OpenAIEdge:
             self._metrics.refusals.note(model if self._follower.routes.knows(model) else None, refused.reason)
             raise
 
-    async def _begun(self, request: Request, model: ModelRoutes, context: RequestContext) -> GenerationRoute:
+    async def _await_generation(self, request: Request, model: ModelRoutes, context: RequestContext) -> GenerationRoute:
         """Return the generation that answers. If its engines are in a hot swap, the request waits for them, counted as in flight."""
         try:
             route = choose(model, request)
@@ -238,9 +238,9 @@ class OpenAIEdge:
             if not may_wait(model, request):
                 raise
         else:
-            context.begin(route, self._admitted(route.model))
+            context.begin(route, self._admit(route.model))
             return route
-        admitted = self._admitted(model.model)
+        admitted = self._admit(model.model)
         try:
             seconds = seconds_left(request, default=self._limits.silent_seconds) / 2
             route = await wait(
@@ -256,18 +256,18 @@ class OpenAIEdge:
         context.begin(route, admitted)
         return route
 
-    def _admitted(self, model: str) -> Any:
+    def _admit(self, model: str) -> Any:
         admitted = self._counted(model)
         admitted.__enter__()
         return admitted
 
     def _counted(self, model: str) -> InFlight:
         try:
-            return self._admission.admitted(model)
+            return self._admission.admit(model)
         except Unavailable as error:
             raise Full(error.message) from error
 
-    def _refused(self, context: RequestContext, error: IPnextError) -> Response:
+    def _answer_refusal(self, context: RequestContext, error: IPnextError) -> Response:
         response = openai_error(error)
         context.end(response.status, size=len(response.body))
         return Response(response.status, response.body, {**response.headers, **self._proof(context)})
@@ -278,7 +278,7 @@ class OpenAIEdge:
             async with asyncio.timeout(seconds):
                 await self._prepare(request, path, asked, seconds)
                 asked.keep_bytes(beside=request.content)
-                return await self._tried(request, path, asked)
+                return await self._try_engines(request, path, asked)
         except (HostLost, QueryOfDeath) as error:
             asked.record.lost(deadly=isinstance(error, QueryOfDeath))
             raise
@@ -295,12 +295,12 @@ class OpenAIEdge:
         if asked.route.choices and "prefix" in {asked.route.routing, asked.route.prefill_routing}:
             asked.hint = hint_of(request, asked.body)
         if asked.route.handoff is not None:
-            prompt = Prompt(path, passed_headers(request.headers), asked.content, asked.body, asked.hint)
+            prompt = Prompt(path, filter_headers(request.headers), asked.content, asked.body, asked.hint)
             asked.content = await self._prefill.content(asked.route, prompt, seconds=seconds)
 
-    async def _tried(self, request: Request, path: str, asked: EngineRequest) -> EngineAnswer:
+    async def _try_engines(self, request: Request, path: str, asked: EngineRequest) -> EngineAnswer:
         """Return an answer that has begun. Only until then may the request be sent to another engine of the same generation."""
-        headers = passed_headers(request.headers)
+        headers = filter_headers(request.headers)
         tried: list[str] = []
         reason = ""
         for number in range(ATTEMPTS):
@@ -369,13 +369,13 @@ class OpenAIEdge:
         model = self._follower.routes.models.get(route.model)
         return self._fresh(route) if model is not None and model.swap else route
 
-    def _passed_on(self, context: RequestContext, answer: EngineAnswer, alias: Alias | None) -> Answer:
+    def _pass_on(self, context: RequestContext, answer: EngineAnswer, alias: Alias | None) -> Answer:
         headers = {name: value for name, value in answer.headers.items() if name not in _NOT_RETURNED}
-        headers |= {} if alias is None else restored_headers(headers, alias.engine, alias.asked)
+        headers |= {} if alias is None else restore_headers(headers, alias.engine, alias.asked)
         headers.update(self._proof(context))
         whole = answer.complete
         if whole is not None:
-            whole = whole if alias is None else alias.restored(whole)
+            whole = whole if alias is None else alias.restore(whole)
             context.end(answer.status, size=len(whole))
             headers.pop("content-length", None)
             return Response(answer.status, whole, headers)

@@ -165,7 +165,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
         return self._body is not None or self._left > 0
 
     @property
-    def sent(self) -> bool:
+    def is_sent(self) -> bool:
         """Whether all written bytes have been sent."""
         return self._transport is None or not self._transport.get_write_buffer_size()
 
@@ -273,7 +273,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
                 left = left[count:]
 
     def _parse(self) -> None:
-        start = self._dropped(0) if self._left else 0
+        start = self._drop(0) if self._left else 0
         while self._body is None and self._filled - start >= _PREFIX.size:
             head_bytes, body_bytes = _PREFIX.unpack_from(self._scratch, start)
             if head_bytes > MAX_HEADER_BYTES or body_bytes > MAX_BODY_BYTES:
@@ -283,7 +283,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
             if end > self._filled:
                 self._make_room(start, _PREFIX.size + head_bytes)
                 return
-            header = _parsed(self._view[start + _PREFIX.size : end])
+            header = _parse_header(self._view[start + _PREFIX.size : end])
             if header is None:
                 self._break()
                 return
@@ -303,7 +303,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
         budget = self._budget
         if size and (not self._wants(self._header) or (budget is not None and not self._has_room(budget, size))):
             self._left = self._size = size
-            return self._dropped(start)
+            return self._drop(start)
         there = min(self._filled - start, size)
         self._body = aligned_memory(size)
         self._body_view = self._body.data
@@ -353,7 +353,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
             self._budget.give_back(self._body_filled)
         self._body, self._body_view = None, memoryview(b"")
 
-    def _dropped(self, start: int) -> int:
+    def _drop(self, start: int) -> int:
         """Skip received bytes of a refused body; return the position after them in the scratch memory."""
         there = min(self._left, self._filled - start)
         self._left -= there
@@ -374,7 +374,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
             self._scratch, self._view = grown, memoryview(grown)
 
 
-def _parsed(text: memoryview) -> Mapping[str, Any] | None:
+def _parse_header(text: memoryview) -> Mapping[str, Any] | None:
     """Return the header; None if the peer does not send frames, so that the rest is meaningless."""
     try:
         header = orjson.loads(text)

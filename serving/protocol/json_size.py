@@ -29,7 +29,7 @@ def parsed_bytes(text: bytes | bytearray | memoryview) -> int:
     """
     if len(text) <= SMALL_BYTES:
         return 0
-    counts = _counted(text)
+    counts = _count_characters(text)
     structures = counts[b"["] + counts[b"{"]
     if structures > MAX_STRUCTURES:
         msg = f"the body has {structures} objects and lists of JSON, at most {MAX_STRUCTURES} are taken; send flat lists, or tensors as binary data"
@@ -45,7 +45,7 @@ def _width(text: bytes | bytearray | memoryview) -> int:
     return 4 if highest >= _FOUR_BYTES else 2
 
 
-def _counted(text: bytes | bytearray | memoryview) -> dict[bytes, int]:
+def _count_characters(text: bytes | bytearray | memoryview) -> dict[bytes, int]:
     data = np.frombuffer(text, np.uint8)
     counts = dict.fromkeys(_BYTES_OF, 0)
     for start in range(0, data.size, _PIECE_BYTES):

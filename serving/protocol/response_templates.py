@@ -59,13 +59,13 @@ class AnswerForm:
         self._binary = frozenset(binary)
         self._known: dict[Shapes, _InJson | _InBinary] = {}
 
-    def chosen(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def select_outputs(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the outputs that the answer contains."""
         return {name: outputs[name] for name in self._chosen}
 
     def encode(self, outputs: Mapping[str, Tensor]) -> tuple[Encoded, bool]:
         """Encode the body of the answer, and return whether all its numbers are finite. Errors as `encode_response`."""
-        tensors = self.chosen(outputs)
+        tensors = self.select_outputs(outputs)
         finite = all(all_finite(tensor) for tensor in tensors.values())
         shapes = tuple(tensor.data.shape for tensor in tensors.values())
         known = self._known.get(shapes)

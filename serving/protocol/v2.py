@@ -185,13 +185,13 @@ def _decode_request(body: Body, header_length: int | None, signature: Signature 
     document, binary = _split(body, header_length)
     if signature is not None:
         _check_bytes(document.get("inputs"), signature)
-    parameters = _supported(_parameters(document, "parameters"), "parameters")
+    parameters = _check_supported(_parameters(document, "parameters"), "parameters")
     everything = _flag(parameters, "binary_data_output", default=False)
     inputs = _decode_tensors(document, "inputs", binary)
     if not inputs:
         msg = "inputs: a request has at least one tensor"
         raise InvalidInput(msg, field="inputs")
-    return InferRequest(inputs, _requested(document, everything), _text(document, "id"), parameters, everything)
+    return InferRequest(inputs, _parse_outputs(document, everything), _text(document, "id"), parameters, everything)
 
 
 def decode_response(body: Body, header_length: int | None = None) -> InferResponse:
@@ -323,7 +323,7 @@ def _decode_tensors(document: Mapping[str, Any], key: str, binary: memoryview | 
 def _decode_tensor(name: str, entry: Mapping[str, Any], binary: memoryview | None, position: int) -> tuple[Tensor, int]:
     datatype = check_datatype(name, entry.get("datatype"))
     shape = check_shape(name, entry.get("shape"))
-    size = _supported(_parameters(entry, f"{name}.parameters"), f"tensor {name!r}").get(_BINARY_SIZE)
+    size = _check_supported(_parameters(entry, f"{name}.parameters"), f"tensor {name!r}").get(_BINARY_SIZE)
     if size is None:
         return from_json(name, datatype, shape, entry.get("data")), position
     if type(size) is not int or size < 0 or "data" in entry:
@@ -336,7 +336,7 @@ def _decode_tensor(name: str, entry: Mapping[str, Any], binary: memoryview | Non
     return from_binary(name, datatype, shape, binary[position : position + size]), position + size
 
 
-def _requested(document: Mapping[str, Any], everything: bool) -> tuple[RequestedOutput, ...]:
+def _parse_outputs(document: Mapping[str, Any], everything: bool) -> tuple[RequestedOutput, ...]:
     entries = document.get("outputs", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         msg = "outputs: must be a list of objects with a name"
@@ -345,7 +345,7 @@ def _requested(document: Mapping[str, Any], everything: bool) -> tuple[Requested
 
 
 def _requested_output(name: str, entry: Mapping[str, Any], everything: bool) -> RequestedOutput:
-    parameters = _supported(_parameters(entry, f"{name}.parameters"), f"output {name!r}")
+    parameters = _check_supported(_parameters(entry, f"{name}.parameters"), f"output {name!r}")
     return RequestedOutput(name, _flag(parameters, "binary_data", default=everything))
 
 
@@ -367,7 +367,7 @@ def _parameters(entry: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     return parameters
 
 
-def _supported(parameters: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+def _check_supported(parameters: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     for name in _UNSUPPORTED.keys() & parameters.keys():
         msg = f"{where}: parameter {name!r} is not supported; {_UNSUPPORTED[name]}"
         raise InvalidInput(msg, field=name)

@@ -169,10 +169,10 @@ class ManagementRoutes:
     def _statistics(self, request: Request, below: list[str]) -> Response:
         """Answer `/v2/models/[{model}/[versions/{generation}/]]stats`."""
         if not below:
-            hidden = self._guard.closed - self._guard.visible(request).models.keys()
+            hidden = self._guard.closed_models - self._guard.visible(request).models.keys()
             return statistics(self._metrics, None, None, hidden=hidden)
         routes = self._follower.routes.model(below[0])
-        generation = routes.pinned(below[2]).generation if len(below) == 3 else None
+        generation = routes.find_pinned(below[2]).generation if len(below) == 3 else None
         return statistics(self._metrics, routes.model, generation)
 
 

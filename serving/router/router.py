@@ -21,7 +21,7 @@ from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.access.access_list import AccessFollower
 from serving.access.guard import Guard, Refused
 from serving.graph import Tensors, run_graph
-from serving.http.compression import packed, unpacked
+from serving.http.compression import pack_response, unpack_request
 from serving.http.dialects import V2, Dialect
 from serving.http.limits import (
     MAX_BODY_BYTES,
@@ -64,7 +64,7 @@ from serving.routing.load_balancer import HostLoadBalancer
 from serving.routing.lost_requests import LostRequests, Record
 from serving.routing.metrics import RouterMetrics
 from serving.routing.request_identity import v2_identity
-from serving.routing.retries import retried
+from serving.routing.retries import run_with_retry
 from serving.routing.table import GenerationRoute, Routes, TableFollower
 
 CALLERS: Final = (Component.AGENT, Component.GATEWAY)
@@ -150,14 +150,14 @@ class Router:
             return self._ending.refusal(steps[0])
         match request.method, steps:
             case "POST", ["v2", "models", model, "infer"]:
-                return self._guarded(request, model, request.header(GENERATION_HEADER))
+                return self._answer_guarded(request, model, request.header(GENERATION_HEADER))
             case "POST", ["v2", "models", model, "versions", version, "infer"]:
-                return self._guarded(request, model, version)
+                return self._answer_guarded(request, model, version)
         if steps[0] in ROOTS:
             return self._openai.answer(request)
         return self._management.answer(request, steps)
 
-    async def drained(self) -> None:
+    async def wait_drained(self) -> None:
         """Drain the router; see `GracefulShutdown.drain`."""
         routes = self._follower.routes
         limits = dict.fromkeys(routes.choices, STREAM_DRAIN_SECONDS)  # of models that only other regions serve
@@ -174,23 +174,23 @@ class Router:
         self.engines.close()
         self._openai.close()
 
-    def _guarded(self, request: Request, model: str, pin: str | None) -> Response | Awaitable[Answer]:
+    def _answer_guarded(self, request: Request, model: str, pin: str | None) -> Response | Awaitable[Answer]:
         """Answer a request if access control admits it; a refused one is counted only as refused."""
         try:
             self._guard.admit(request, model)
         except Refused as refused:
             self._metrics.refusals.note(model if model in self._follower.routes.models else None, refused.reason)
             return _refusal(refused, self._region)
-        return self._counted(request, model, pin)
+        return self._answer_counted(request, model, pin)
 
-    async def _counted(self, request: Request, model: str, pin: str | None) -> Response:
+    async def _answer_counted(self, request: Request, model: str, pin: str | None) -> Response:
         began = time.perf_counter()
         route: GenerationRoute | None = None
         asked = Attempt(judged=is_chosen(request))
         response = Response(500)
         try:
             route = self._follower.routes.model(model).choose(pin)
-            response = await self._admitted(request, route, asked)
+            response = await self._answer_admitted(request, route, asked)
             if any(route.snapshots[part] != number for part, number in asked.used.items()):
                 self._metrics.note_substituted(model, route.generation)
         except IPnextError as error:
@@ -209,19 +209,19 @@ class Router:
             )
         return Response(response.status, response.body, {**response.headers, **self._proof(route, asked.used)})
 
-    async def _admitted(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
+    async def _answer_admitted(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
         claim: Claim | None = None
-        with self._admission.admitted(route.model):
+        with self._admission.admit(route.model):
             headers = request.headers
             try:
                 if "content-encoding" in headers:
                     claim = self._budget.claim()
-                    request = await unpacked(request, limit=self._limits.max_body_bytes, claim=claim)
+                    request = await unpack_request(request, limit=self._limits.max_body_bytes, claim=claim)
                 check_json_size(
                     request.content, parse_header_length(request.header(HEADER_LENGTH)), self._limits.max_json_bytes
                 )
                 response = await self._answer(request, route, asked)
-                return await packed(response, request) if "accept-encoding" in headers else response
+                return await pack_response(response, request) if "accept-encoding" in headers else response
             finally:
                 if claim is not None:
                     claim.set(0)
@@ -254,7 +254,7 @@ class Router:
             return await self._hosts.relay(route, route.only_part, body, asked)
 
         try:
-            answer = await self._tried(route, body, asked, attempt)
+            answer = await self._with_retry(route, body, asked, attempt)
         except NotFinite:
             self._metrics.note_non_finite(route.model, route.generation, judged=asked.judged)
             raise
@@ -272,9 +272,9 @@ class Router:
             length = parse_header_length(request.header(HEADER_LENGTH))
             wanted = decode_request(request.content, length, room=claim.set)
             claim.set(decoded_bytes(wanted.inputs.values(), beside=request.content))
-            return await self._walked(route, wanted, (request.content, length), asked)
+            return await self._execute_graph(route, wanted, (request.content, length), asked)
 
-    async def _walked(
+    async def _execute_graph(
         self, route: GenerationRoute, wanted: InferRequest, body: tuple[bytearray, int | None], asked: Attempt
     ) -> Response:
         route.plan.check_request(wanted.inputs)
@@ -285,13 +285,13 @@ class Router:
             call = partial(self._hosts.infer, route, attempt=asked)
             return await run_graph(route.plan, wanted.inputs, call)
 
-        outputs = await self._tried(route, body, asked, attempt)
-        response = self._encoded(route, wanted, outputs, asked)
+        outputs = await self._with_retry(route, body, asked, attempt)
+        response = self._encode(route, wanted, outputs, asked)
         if asked.sampled:
             self._metrics.note_predictions(route.model, route.generation, sketches_of(wanted.select(outputs)))
         return response
 
-    def _tried(
+    def _with_retry(
         self,
         route: GenerationRoute,
         body: tuple[bytearray, int | None],
@@ -312,7 +312,7 @@ class Router:
 
         subject = f"generation {route.generation} of {route.model}"
         record = Record(self._lost, route.model, lambda: v2_identity(*body))
-        return retried(lambda: attempt(route), asked, again=again, subject=subject, record=record)
+        return run_with_retry(lambda: attempt(route), asked, again=again, subject=subject, record=record)
 
     def _fresh(self, route: GenerationRoute) -> GenerationRoute:
         """Return the same generation with the current endpoints, if it is still served."""
@@ -320,7 +320,7 @@ class Router:
         fresh = models[route.model].generations.get(route.generation) if route.model in models else None
         return fresh if fresh is not None and not fresh.missing and fresh.snapshots == route.snapshots else route
 
-    def _encoded(self, route: GenerationRoute, wanted: InferRequest, outputs: Tensors, asked: Attempt) -> Response:
+    def _encode(self, route: GenerationRoute, wanted: InferRequest, outputs: Tensors, asked: Attempt) -> Response:
         chosen = wanted.select(outputs)
         if not all(all_finite(tensor) for tensor in outputs.values()):
             if all(all_finite(tensor) for tensor in wanted.inputs.values()):
@@ -400,11 +400,11 @@ async def _main(arguments: argparse.Namespace, bound: Sequence[Listener]) -> Non
     answers = AnswerBudget(arguments.max_answer_bytes, arguments.answer_budget_bytes)
     hosts = HostClient(HostLoadBalancer(time.monotonic, on_ejected=_log_ejected), time.monotonic, answers=answers)
 
-    def changed(routes: Routes) -> None:
+    def apply_routes(routes: Routes) -> None:
         hosts.forget(routes.urls)
         router.engines.keep(routes.engine_urls, chosen_among=routes.engine_choices)
 
-    follower = TableFollower(arguments.table, region=arguments.region, on_change=changed)
+    follower = TableFollower(arguments.table, region=arguments.region, on_change=apply_routes)
     access = AccessFollower(arguments.access)
     follower.beside = (access.look,)
     metrics = RouterMetrics(
@@ -435,7 +435,7 @@ async def _main(arguments: argparse.Namespace, bound: Sequence[Listener]) -> Non
         bound,
         allowed=allowed_hosts(arguments),
         connections=connections,
-        before_exit=router.drained,
+        before_exit=router.wait_drained,
         dialect_of=router.dialect_of,
     )
     following.cancel()

@@ -27,7 +27,7 @@ class Admission:
         """Models that have requests in flight."""
         return [name for name, model in self._models.items() if model.in_flight]
 
-    def admitted(self, model: str) -> InFlight:
+    def admit(self, model: str) -> InFlight:
         """Count a request until it ends; the context manager must be entered at once. Unavailable if the model is at its limit."""
         found = self._models.get(model)
         if found is None:

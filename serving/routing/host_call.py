@@ -107,7 +107,7 @@ class HostCall:
         """Return the host's answer, with its proof checked. RetryOnOtherHost, HostEnded, and the host's own errors."""
         url = self._target.candidate.url
         try:
-            answer = await self._received(url)
+            answer = await self._receive(url)
         except asyncio.CancelledError:
             self._strike_if_late()
             raise
@@ -129,7 +129,7 @@ class HostCall:
         if self._sent is not None:
             self._sent.give_up()
 
-    async def _received(self, url: str) -> Frame:
+    async def _receive(self, url: str) -> Frame:
         if self._sent is None:
             self._sent = self._send(await self._connections.reach(url))
         try:
@@ -140,7 +140,7 @@ class HostCall:
 
     def _send(self, connection: HostConnection) -> SentCall:
         target = self._target
-        pieces = target.pieces.naming(connection.told(target.route)) if target.walk else target.pieces
+        pieces = target.pieces.naming(connection.register_route(target.route)) if target.walk else target.pieces
         return connection.send(pieces)
 
     def _strike_if_late(self) -> None:
@@ -163,10 +163,10 @@ class HostCall:
             self._loads.note_strike(
                 url, tiers=self._tiers, given=self._clock() - self._began if status == 504 else None
             )
-        raise judged(target.part, url, header, tried)
+        raise classify_refusal(target.part, url, header, tried)
 
 
-def judged(part: str, url: str, answer: Mapping[str, Any], tried: set[str]) -> Exception:
+def classify_refusal(part: str, url: str, answer: Mapping[str, Any], tried: set[str]) -> Exception:
     """Return the error that a host's refusal means for the request."""
     status, message = answer["status"], f"part {part!r}: {answer.get('error')}"
     if answer.get("code") in _OF_OTHERS:

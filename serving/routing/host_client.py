@@ -11,7 +11,7 @@ from serving.graph import Tensors
 from serving.http.limits import AnswerBudget
 from serving.protocol.frames import Frame, bytes_frame, tensor_frame
 from serving.protocol.v2 import Body
-from serving.routing.host_call import Attempt, CallTarget, HostCall, RetryOnOtherHost, judged
+from serving.routing.host_call import Attempt, CallTarget, HostCall, RetryOnOtherHost, classify_refusal
 from serving.routing.host_connection import ConnectionLost, HostConnection, Pieces, Reach, connect
 from serving.routing.load_balancer import HostLoadBalancer
 from serving.routing.sync_policy import CandidateTiers, HostCandidate, of_snapshot
@@ -51,7 +51,7 @@ class HostClient:
 
     def begin(self, route: GenerationRoute, part: str, inputs: Tensors, attempt: Attempt) -> HostCall:
         """Begin a call; otherwise as `infer`. If there is a connection, the call is sent before this returns."""
-        candidate = self._chosen(route, part, attempt)
+        candidate = self._choose_host(route, part, attempt)
         header = self._header("infer", route.model, part, candidate.generation, attempt.deadline)
         return self._call(route, part, candidate, Pieces(tensor_frame, header, inputs), attempt)
 
@@ -62,7 +62,7 @@ class HostClient:
         answer's `header_length`, whether all its numbers are `finite`, and, if the answer was sampled, its `sketches`.
         """
         content, header_length = body
-        candidate = self._chosen(route, part, attempt)
+        candidate = self._choose_host(route, part, attempt)
         header = self._header("v2", route.model, part, candidate.generation, attempt.deadline)
         header |= {"chosen": route.generation, "header_length": header_length, "outputs": list(route.plan.outputs)}
         header["sketch"] = attempt.sampled
@@ -72,7 +72,7 @@ class HostClient:
         """Let a host of the route's `executing_part` execute the graph of a V2 request, and return its answer; as `relay`."""
         content, header_length = body
         part = str(route.executing_part)
-        candidate = self._loads.choose(self._allowed(route, part, attempt), tried=attempt.tried)
+        candidate = self._loads.choose(self._allowed_candidates(route, part, attempt), tried=attempt.tried)
         header = self._header("walk", route.model, part, candidate.generation, attempt.deadline)
         pieces = Pieces(bytes_frame, header | {"header_length": header_length, "sketch": attempt.sampled}, content)
         answer = await self._call(route, part, candidate, pieces, attempt, walk=True).response()
@@ -96,7 +96,7 @@ class HostClient:
             msg = f"{url} did not answer"
             raise RetryOnOtherHost(msg) from error
         if answer.header["status"] != 200:
-            raise judged(part, url, answer.header, set())
+            raise classify_refusal(part, url, answer.header, set())
         return decode_plain(Signature, answer.header["signature"])
 
     def close(self) -> None:
@@ -118,9 +118,9 @@ class HostClient:
         left = max(1, int((deadline - self._clock()) * 1000))
         return {"op": op, "model": model, "part": part, "generation": generation, "deadline_ms": left}
 
-    def _chosen(self, route: GenerationRoute, part: str, attempt: Attempt) -> HostCandidate:
+    def _choose_host(self, route: GenerationRoute, part: str, attempt: Attempt) -> HostCandidate:
         """Choose a host. A part that the graph calls twice uses one snapshot for both calls."""
-        tiers = self._allowed(route, part, attempt) if attempt.only else route.candidates[part]
+        tiers = self._allowed_candidates(route, part, attempt) if attempt.only else route.candidates[part]
         snapshot = attempt.used.get(part)
         if snapshot is not None:
             tiers = of_snapshot(tiers, snapshot)
@@ -128,7 +128,7 @@ class HostClient:
         attempt.used[part] = candidate.snapshot
         return candidate
 
-    def _allowed(self, route: GenerationRoute, part: str, attempt: Attempt) -> CandidateTiers:
+    def _allowed_candidates(self, route: GenerationRoute, part: str, attempt: Attempt) -> CandidateTiers:
         """Return the candidates of a part; only one host's if no other may be called. RetryOnOtherHost if that one is not ready."""
         tiers = route.candidates[part]
         if part not in attempt.only:

@@ -100,7 +100,7 @@ class HostConnection:
             answer.cancel()
             self._frames.send(bytes_frame({"op": "cancel", "id": number}))
 
-    def told(self, route: GenerationRoute) -> int:
+    def register_route(self, route: GenerationRoute) -> int:
         """Return the number of a route on this connection; a new route is sent to the host first."""
         number = self._routes.get(route)
         if number is None:

@@ -89,8 +89,8 @@ class HostLoadBalancer:
         if tried:
             untried = [[candidate for candidate in tier if candidate.url not in tried] for tier in tiers]
             if any(untried):
-                return self._chosen(untried)
-        return self._chosen(tiers)
+                return self._choose_host(untried)
+        return self._choose_host(tiers)
 
     def calling(self, url: str) -> InFlight:
         """Count a call until it ends (a context manager)."""
@@ -166,7 +166,7 @@ class HostLoadBalancer:
             host = self._hosts[url] = _Host(readmitted_at=self._clock())
         return host
 
-    def _chosen(self, tiers: Sequence[Sequence[HostCandidate]]) -> HostCandidate:
+    def _choose_host(self, tiers: Sequence[Sequence[HostCandidate]]) -> HostCandidate:
         for tier in tiers:
             if found := self._standing_well(tier):
                 return self._least_loaded(found)

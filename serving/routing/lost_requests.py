@@ -121,7 +121,7 @@ class Record:
         """Remember that the request was lost."""
         self._losses.note(self.key, part, url, deadly=deadly)
 
-    def answered(self) -> None:
+    def note_answer(self) -> None:
         """Forget that the request was lost."""
         if self._losses.known:
             self._losses.forget(self.key)

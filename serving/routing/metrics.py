@@ -131,13 +131,13 @@ class RouterMetrics(Collector):
     @property
     def traffic(self) -> tuple[GenerationTraffic, ...]:
         """The counters of each generation; those in the table with latencies and predictions."""
-        self._let_go()
+        self._drop_details()
         return tuple(counts.traffic(model, generation) for (model, generation), counts in self.generations.items())
 
     def text(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
         self._forget()
-        self._let_go()
+        self._drop_details()
         return generate_latest(self.registry)
 
     def collect(self) -> Iterator[Metric]:
@@ -250,12 +250,12 @@ class RouterMetrics(Collector):
                 self._of_model[key[0]].remove(counts)
                 del self._counts[key]
 
-    def _let_go(self) -> None:
+    def _drop_details(self) -> None:
         """Drop details of generations that are not served: if models are refreshed often, most generations are not."""
         served = {(route.model, route.generation) for route in self._served()}
         for key, counts in self.generations.items():
             if key not in served:
-                counts.let_go()
+                counts.drop_details()
 
     def _of(self, model: str, generation: int | None) -> GenerationCounts:
         found = self._counts.get((model, generation))

@@ -29,7 +29,7 @@ _LONGEST_PAUSE: Final = 0.5
 T = TypeVar("T")
 
 
-async def retried(  # noqa: C901, PLR0912 - each way in which an attempt ends
+async def run_with_retry(  # noqa: C901, PLR0912 - each way in which an attempt ends
     attempt: Callable[[], Awaitable[T]],
     asked: Attempt,
     *,
@@ -77,7 +77,7 @@ async def retried(  # noqa: C901, PLR0912 - each way in which an attempt ends
             raise
         else:
             if before is not None and record is not None:
-                record.answered()
+                record.note_answer()
             return answer
     if first is not None:
         if record is not None:
@@ -105,21 +105,21 @@ async def _by_the_same_host(
         pause = min(2 * pause, _LONGEST_PAUSE)
         again(False)
         try:
-            return await _asked_again(attempt, ended, record)
+            return await _ask_again(attempt, ended, record)
         except RetryOnOtherHost as error:
             reason = str(error)
     if elsewhere:
         del asked.only[ended.part]
         again(False)
         try:
-            return await _asked_again(attempt, ended, record)
+            return await _ask_again(attempt, ended, record)
         except RetryOnOtherHost as error:
             reason = str(error)
     msg = f"part {ended.part!r}: {ended.url} ended while it had this request, and is not back; {reason}"
     raise HostLost(msg)
 
 
-async def _asked_again(attempt: Callable[[], Awaitable[T]], ended: HostEnded, record: Record | None) -> T:
+async def _ask_again(attempt: Callable[[], Awaitable[T]], ended: HostEnded, record: Record | None) -> T:
     """Make an attempt after a host ended. QueryOfDeath if another host ends, or the same one again."""
     try:
         answer = await attempt()
@@ -131,5 +131,5 @@ async def _asked_again(attempt: Callable[[], Awaitable[T]], ended: HostEnded, re
         )
         raise QueryOfDeath(msg) from twice
     if record is not None:
-        record.answered()
+        record.note_answer()
     return answer

@@ -76,7 +76,7 @@ class GenerationRoute:
         return snapshots_text({**self.snapshots, **used})
 
     @property
-    def locked(self) -> bool:
+    def is_locked(self) -> bool:
         """Whether only the generation's own snapshots may answer."""
         return self.routed.served[0].sync.policy == "locked"
 
@@ -129,13 +129,13 @@ class ModelRoutes:
         If there is none, the newest whose policy accepts other snapshots. NotFound names the served generations if the
         pin is not among them; Unavailable if hosts are missing.
         """
-        route = self.pinned(pin) if pin is not None else self._newest()
+        route = self.find_pinned(pin) if pin is not None else self._newest()
         if route.missing:
             msg = f"generation {route.generation} of {self.model} has no host ready for {', '.join(route.missing)}"
             raise Unavailable(msg)
         return route
 
-    def pinned(self, pin: str) -> GenerationRoute:
+    def find_pinned(self, pin: str) -> GenerationRoute:
         """Return the generation with this decimal number; NotFound names those that are served."""
         route = self.generations.get(int(pin)) if pin.isascii() and pin.isdigit() and len(pin) <= 18 else None
         if route is None:
@@ -210,13 +210,13 @@ def compile_routes(table: RouterTable, former: Routes | None = None) -> Routes:
     known = former.models if former is not None else {}
     return Routes(
         table.revision,
-        {model.model: _kept_or_new(known.get(model.model), model) for model in table.models},
+        {model.model: _reuse_routes(known.get(model.model), model) for model in table.models},
         {choice.model: choice for choice in table.choices},
         table.egress,
     )
 
 
-def _kept_or_new(former: ModelRoutes | None, model: RoutedModel) -> ModelRoutes:
+def _reuse_routes(former: ModelRoutes | None, model: RoutedModel) -> ModelRoutes:
     return former if former is not None and former.routed == model else _model_routes(model)
 
 
@@ -315,7 +315,7 @@ class TableFollower:
         async for _ in notices(self._path.parent):
             self.look()
 
-    async def changed(self) -> None:
+    async def wait_change(self) -> None:
         """Return once another table is in use."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()

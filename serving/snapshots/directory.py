@@ -15,7 +15,7 @@ from ipnext.model.registry.registry import SNAPSHOT_FILE, ArtifactFile, Snapshot
 _CHUNK: Final = 2**20
 
 
-def checked_directory(directory: Path) -> Path:
+def check_directory(directory: Path) -> Path:
     """Return the directory if it does not exist or is empty; else InvalidInput."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         msg = f"directory: {str(directory)!r} must not exist or be an empty directory; a snapshot is never overwritten"
@@ -46,7 +46,7 @@ def artifact_file(path: Path) -> ArtifactFile:
     return ArtifactFile(path=path.name, sha256=digest.hexdigest(), size_bytes=path.stat().st_size)
 
 
-def checked_manifest(directory: Path) -> SnapshotManifest:
+def verify_manifest(directory: Path) -> SnapshotManifest:
     """Return the manifest of a complete, undamaged snapshot after reading every file. InvalidInput or an ArtifactError."""
     path = directory / SNAPSHOT_FILE
     if not path.is_file():

@@ -8,7 +8,7 @@ from ipnext.errors import ArtifactDigestMismatch, LoadFailed
 from ipnext.model.deployment.deployment import HostedSnapshot
 from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
 from ipnext.model.registry.signing import SignerPolicy
-from serving.snapshots.directory import checked_manifest
+from serving.snapshots.directory import verify_manifest
 from serving.snapshots.fetch_process import Fetcher
 
 
@@ -44,4 +44,4 @@ def _check_signed(hold: HostedSnapshot, signers: SignerPolicy, fetched: LocalSna
     """Check the manifest's signature, and that the cached files are those that it names."""
     subject = f"snapshot {hold.snapshot} of {hold.model}.{hold.part}"
     check_signature(signers, hold.digest, signature_in(fetched.directory), subject)
-    checked_manifest(fetched.directory)
+    verify_manifest(fetched.directory)

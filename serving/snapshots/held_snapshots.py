@@ -89,13 +89,13 @@ class HeldSnapshots(Generic[T]):
             entry.wanted = False
         self._entries = kept
         self._index()
-        return Changes(tuple(new), tuple(v for entry in dropped if (v := _take_unused(entry)) is not None))
+        return Changes(tuple(new), tuple(v for entry in dropped if (v := _pop_unused(entry)) is not None))
 
     def wants(self, hold: HostedSnapshot) -> bool:
         """Whether the snapshot is still desired."""
         return hold_key(hold) in self._entries
 
-    def loaded(self, hold: HostedSnapshot, value: T) -> bool:
+    def note_loaded(self, hold: HostedSnapshot, value: T) -> bool:
         """Record a loaded snapshot. If it is no longer desired, or already loaded: False, and the caller closes the value."""
         entry = self._entries.get(hold_key(hold))
         if entry is None or entry.value is not None:
@@ -105,7 +105,7 @@ class HeldSnapshots(Generic[T]):
         self.ends.rise()
         return True
 
-    def failed(self, hold: HostedSnapshot, code: str, message: str) -> None:
+    def note_failed(self, hold: HostedSnapshot, code: str, message: str) -> None:
         """Record a failed load. The snapshot stays failed until it is no longer desired."""
         entry = self._entries.get(hold_key(hold))
         if entry is not None and entry.value is None:
@@ -126,7 +126,7 @@ class HeldSnapshots(Generic[T]):
         """Lease all loaded snapshots of the same part, engine and settings; the caller must return each lease."""
         leases = []
         for entry in self._entries.values():
-            if entry.value is not None and _related(entry.hold, hold):
+            if entry.value is not None and _are_related(entry.hold, hold):
                 entry.leases += 1
                 leases.append(Lease(entry.value, entry.hold.snapshot, entry.hold.generations[0], entry))
         return tuple(leases)
@@ -134,7 +134,7 @@ class HeldSnapshots(Generic[T]):
     def release(self, lease: Lease[T]) -> T | None:
         """Return a lease. If it was the last on a snapshot no longer desired, its value is returned for closing."""
         lease.entry.leases -= 1
-        return _take_unused(lease.entry) if not lease.entry.wanted else None
+        return _pop_unused(lease.entry) if not lease.entry.wanted else None
 
     @property
     def values(self) -> tuple[tuple[HostedSnapshot, T], ...]:
@@ -166,7 +166,7 @@ class HeldSnapshots(Generic[T]):
         }
 
 
-def _related(left: HostedSnapshot, right: HostedSnapshot) -> bool:
+def _are_related(left: HostedSnapshot, right: HostedSnapshot) -> bool:
     same = (left.model, left.part, left.engine) == (right.model, right.part, right.engine)
     return same and canonical_json(dict(left.settings)) == canonical_json(dict(right.settings))
 
@@ -198,7 +198,7 @@ def _by_key(holds: Sequence[HostedSnapshot]) -> dict[HoldKey, HostedSnapshot]:
     return keyed
 
 
-def _take_unused(entry: _Entry[T]) -> T | None:
+def _pop_unused(entry: _Entry[T]) -> T | None:
     if entry.leases:
         return None
     value, entry.value = entry.value, None

@@ -81,13 +81,13 @@ class HostMemory:
             )
             raise MemoryExceeded(msg, needed=needed, used=used, budget=budget)
 
-    def loaded(self, size_bytes: int, *, shares: bool = False) -> None:
+    def note_loaded(self, size_bytes: int, *, shares: bool = False) -> None:
         """Count a loaded snapshot of this size. `shares`: the size excludes memory shared with another one."""
         self._snapshots += size_bytes
         self._sharing = self._sharing or shares
         self._count()
 
-    def closed(self, size_bytes: int) -> None:
+    def note_closed(self, size_bytes: int) -> None:
         """Subtract a closed snapshot of this size, and return the allocator's free memory to the system."""
         self._snapshots -= size_bytes
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -104,7 +104,7 @@ def keep_freed() -> None:
     """Let the allocator keep freed memory of passes, up to 64 MB, and use separate mappings only from 32 MB.
 
     By default glibc returns large blocks at once, and each pass then waits for the kernel to zero the pages again.
-    `closed` still returns a snapshot's memory. With another C library this does nothing.
+    `note_closed` still returns a snapshot's memory. With another C library this does nothing.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:

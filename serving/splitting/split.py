@@ -15,7 +15,7 @@ from ipnext.model.registry.registry import SnapshotManifest
 from serving.engines.base import LoadedPart
 from serving.engines.torch.engine import ENGINE
 from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE, read_document
-from serving.snapshots.directory import checked_directory, checked_manifest, write_last
+from serving.snapshots.directory import check_directory, verify_manifest, write_last
 from serving.splitting.check.comparison import Drawn, SplitModel, compare, load
 from serving.splitting.check.ranges import ranges_of
 from serving.splitting.check.sample_requests import Drawing, Examples, Request
@@ -51,15 +51,15 @@ def split_snapshot(
     with _place(out) as draft:
         for name in plan.segments:
             write_segment(plan, name, directory, draft / name, parent=manifest)
-        report = verified(report, program, directory, draft, examples=examples)
+        report = verify_split(report, program, directory, draft, examples=examples)
         if out is not None and report.is_equal:
             (draft / REPORT_FILE).write_text(report.model_dump_json(by_alias=True))
             write_last(draft / GRAPH_FILE, report.graph.model_dump_json())
-            draft.rename(checked_directory(out))
+            draft.rename(check_directory(out))
     return report
 
 
-def verified(
+def verify_split(
     report: SplitReport, program: Program, directory: Path, split: Path, *, examples: Path | None = None
 ) -> SplitReport:
     """Return the report with the comparison of `directory` with the segments in `split`."""
@@ -85,7 +85,7 @@ def _answers(part: LoadedPart, request: Request) -> bool:
 
 def read_manifest(directory: Path) -> SnapshotManifest:
     """Return the manifest of a complete, undamaged snapshot of the torch engine. InvalidInput or an ArtifactError."""
-    manifest = checked_manifest(directory)
+    manifest = verify_manifest(directory)
     if manifest.is_delta:
         msg = f"directory: {str(directory)!r} is a delta; `ipnext delta --apply` writes the full snapshot, which can be split"
         raise InvalidInput(msg, field="directory", value=str(directory))
@@ -116,7 +116,7 @@ def _place(out: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="ipnext-split-") as place:
             yield Path(place)
         return
-    checked_directory(out)
+    check_directory(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True) as place:
         draft = Path(place) / "split"

@@ -38,14 +38,14 @@ class SplitPlan:
         nodes = [GraphNode(name=n, part=n, inputs=self.whole.sources(cut)) for n, cut in self.whole.cuts.items()]
         return PartGraph(nodes=tuple(nodes), outputs=self.whole.answers())
 
-    def stored(self, segment: str) -> dict[str, int]:
+    def stored_bytes(self, segment: str) -> dict[str, int]:
         """Return stored tensor -> bytes, for the weights of a segment."""
         weights = self.whole.program.weights
         return {weights[name].key: weights[name].size_bytes for name in self.whole.cuts[segment].weights}
 
     def part_bytes(self, part: str) -> int:
         """Return the bytes of a part's weights over its segments; if two of them use a weight, it counts twice."""
-        return sum(sum(self.stored(n).values()) for n, cut in self.whole.cuts.items() if cut.segment.part == part)
+        return sum(sum(self.stored_bytes(n).values()) for n, cut in self.whole.cuts.items() if cut.segment.part == part)
 
     def report(self, manifest: SnapshotManifest) -> SplitReport:
         """Report the split; nothing is compared yet."""
@@ -56,7 +56,7 @@ class SplitPlan:
             parts=tuple(self._parts()),
             segments=tuple(self._segments()),
             tensors=tuple(self._tensors()),
-            copied=tuple(self._copied()),
+            copied=tuple(self._find_copied()),
             graph=self.graph,
         )
 
@@ -77,7 +77,7 @@ class SplitPlan:
                 name=node.name,
                 part=cut.segment.part,
                 stage=cut.segment.stage,
-                bytes=sum(self.stored(node.name).values()),
+                bytes=sum(self.stored_bytes(node.name).values()),
                 inputs=tuple(node.inputs),
                 outputs=tuple(spec.name for spec in signature.outputs),
             )
@@ -99,23 +99,23 @@ class SplitPlan:
                 to=tuple(takers[source]),
                 datatype=spec.datatype,
                 shape=spec.shape,
-                carries=self._carried(spec.name),
+                carries=self._list_packed(spec.name),
             )
 
-    def _carried(self, tensor: str) -> tuple[str, ...]:
+    def _list_packed(self, tensor: str) -> tuple[str, ...]:
         """Return the names of the tensors packed into one in transit."""
         parcels = (parcel for parcel in self.whole.parcels.values() if parcel.is_packed and parcel.name == tensor)
         return next((tuple(self.whole.names[value] for value in parcel.values) for parcel in parcels), ())
 
-    def _copied(self) -> Iterator[CopiedWeight]:
+    def _find_copied(self) -> Iterator[CopiedWeight]:
         paths = {w.key: w.path for w in reversed(self.whole.program.weights.values())}
         holders: dict[str, list[str]] = {}
         for name in self.segments:
-            for key in self.stored(name):
+            for key in self.stored_bytes(name):
                 holders.setdefault(key, []).append(name)
         for key, names in sorted(holders.items()):
             if len(names) > 1:
-                yield CopiedWeight(weight=paths[key], bytes=self.stored(names[0])[key], segments=tuple(names))
+                yield CopiedWeight(weight=paths[key], bytes=self.stored_bytes(names[0])[key], segments=tuple(names))
 
 
 def plan_split(program: Program, policy: SplitPolicy) -> SplitPlan:

@@ -5,7 +5,7 @@ from typing import Final
 
 import torch
 
-from serving.weights.row_digest import Digest, added, as_rows, digest_of_rows, removed
+from serving.weights.row_digest import Digest, add_digests, as_rows, digest_of_rows, subtract_digests
 
 _CHUNK_BYTES: Final = 1 << 22
 _WIDTHS: Final = ((8, torch.int64), (4, torch.int32), (2, torch.int16))
@@ -53,7 +53,7 @@ def write_rows(tensor: torch.Tensor, rows: Rows) -> None:
 def digest_after(digest: Digest, before: torch.Tensor, rows: Rows) -> Digest:
     """Compute the digest of `before` with `rows` replaced, from its current `digest`."""
     old = digest_of_rows(by_rows(before)[rows.indices], rows.indices)
-    return added(removed(digest, old), digest_of_rows(rows.values, rows.indices))
+    return add_digests(subtract_digests(digest, old), digest_of_rows(rows.values, rows.indices))
 
 
 def _words(tensor: torch.Tensor) -> torch.Tensor:

@@ -40,16 +40,16 @@ def digest_of_rows(rows: torch.Tensor, indices: torch.Tensor | None = None) -> D
         places = (
             np.arange(start, start + len(words)) if indices is None else indices[start : start + len(words)].numpy()
         )
-        total = added(total, _summed(words, places.astype(np.uint64)))
+        total = add_digests(total, _sum_rows(words, places.astype(np.uint64)))
     return total
 
 
-def added(left: Digest, right: Digest) -> Digest:
+def add_digests(left: Digest, right: Digest) -> Digest:
     """Return the digest of both sets of rows together."""
     return (left[0] + right[0]) % 2**64, (left[1] + right[1]) % 2**64
 
 
-def removed(left: Digest, right: Digest) -> Digest:
+def subtract_digests(left: Digest, right: Digest) -> Digest:
     """Return the digest of `left` without the rows of `right`."""
     return (left[0] - right[0]) % 2**64, (left[1] - right[1]) % 2**64
 
@@ -83,16 +83,16 @@ def _chunks(tensor: torch.Tensor) -> Iterator[tuple[int, Words]]:
         yield start, np.ascontiguousarray(piece).view(np.uint64)
 
 
-def _summed(words: Words, places: Words) -> Digest:
-    constants = _mixed((np.arange(words.shape[1], dtype=np.uint64) + np.uint64(1)) * _STEP)
-    mixed = _mixed(words + constants)
+def _sum_rows(words: Words, places: Words) -> Digest:
+    constants = _mix((np.arange(words.shape[1], dtype=np.uint64) + np.uint64(1)) * _STEP)
+    mixed = _mix(words + constants)
     lanes = mixed.sum(1, dtype=np.uint64), mixed @ (constants | np.uint64(1))
     spread = (places + np.uint64(1)) * _STEP
-    sums = [_mixed(lane + _mixed(spread ^ seed)).sum(dtype=np.uint64) for lane, seed in zip(lanes, _LANES, strict=True)]
+    sums = [_mix(lane + _mix(spread ^ seed)).sum(dtype=np.uint64) for lane, seed in zip(lanes, _LANES, strict=True)]
     return int(sums[0]), int(sums[1])
 
 
-def _mixed(words: Words) -> Words:
+def _mix(words: Words) -> Words:
     """Scramble each word one-to-one; `words` is overwritten."""
     shifted = words >> np.uint64(30)
     words ^= shifted

@@ -41,7 +41,7 @@ def _place(tensor: torch.Tensor) -> tuple[bool, int, int]:
     return tensor.nbytes % ALIGNMENT_BYTES > 0, -row, -tensor.nbytes
 
 
-def aligned(tensor: torch.Tensor) -> torch.Tensor:
+def align(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor aligned as torch would allocate it: its alignment decides the last bits of some kernels' sums."""
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT_BYTES else tensor
 
@@ -82,7 +82,7 @@ class TensorFile:
         """Whether a mapped tensor is aligned as torch's own allocator would align it."""
         return self._places[name][0] % ALIGNMENT_BYTES == 0
 
-    def mapped(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    def map_tensors(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Map tensors in one private mapping from the first to the last of them, so that a view may span several tables.
 
         Writes to them take memory per touched page and are invisible to other processes. Misaligned tensors are copied,
@@ -91,7 +91,9 @@ class TensorFile:
         wanted = sorted(set(names), key=self.offset)
         memory, begin = self._memory(wanted)
         parts = {name: memory[self.offset(name) - begin :][: self._places[name][1]] for name in wanted}
-        parts |= _copied({name: (parts[name], self._row_bytes(name)) for name in wanted if not self.is_aligned(name)})
+        parts |= _copy_aligned(
+            {name: (parts[name], self._row_bytes(name)) for name in wanted if not self.is_aligned(name)}
+        )
         return {name: parts[name].view(self._places[name][2]).reshape(self._places[name][3]) for name in wanted}
 
     def _memory(self, wanted: Sequence[str]) -> tuple[torch.Tensor, int]:
@@ -112,7 +114,7 @@ class TensorFile:
         return shape[1] * dtype.itemsize if len(shape) == 2 and size else size  # a table's dimensions
 
 
-def _copied(tensors: Mapping[str, tuple[torch.Tensor, int]]) -> dict[str, torch.Tensor]:
+def _copy_aligned(tensors: Mapping[str, tuple[torch.Tensor, int]]) -> dict[str, torch.Tensor]:
     """Copy tensors, each with its row length, to whole lines; those of one row length lie whole rows apart."""
     by_rows: dict[int, list[str]] = {}
     for name, (_, row) in tensors.items():

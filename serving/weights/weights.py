@@ -20,7 +20,7 @@ from ipnext.model.registry.delta import ChangedTensor, DeltaDocument
 from serving.weights.delta_snapshot import Delta
 from serving.weights.row_changes import Rows, by_rows, digest_after, write_rows
 from serving.weights.row_digest import Digest, as_text, digest_of_rows, from_text
-from serving.weights.tensor_file import TensorFile, aligned
+from serving.weights.tensor_file import TensorFile, align
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +41,7 @@ class Weights:
         tensors, since, digests = dict(self.tensors), dict(self.since), dict(self.digests)
         for key in delta.document.tensors:
             self._check_fits(key, delta)
-        anew = self.file.mapped(filter(self.file.is_aligned, delta.document.tensors))
+        anew = self.file.map_tensors(filter(self.file.is_aligned, delta.document.tensors))
         for key, told in delta.document.tensors.items():
             known = digests.get(key, from_text(told.before))
             if as_text(known) != told.before:
@@ -106,7 +106,7 @@ _NONE: Final = torch.empty(0, dtype=torch.int64)
 
 def _whole(tensor: torch.Tensor, anew: torch.Tensor | None) -> torch.Tensor:
     """Return a tensor that shares nothing with the file, next to others of its delta if it fits there."""
-    return aligned(tensor) if anew is None else anew.copy_(tensor)
+    return align(tensor) if anew is None else anew.copy_(tensor)
 
 
 def _added_bytes(tensor: torch.Tensor, since: torch.Tensor | None) -> int:
@@ -117,7 +117,7 @@ def read_weights(path: Path, keys: Iterable[str]) -> Weights:
     """Map the named tensors of a full snapshot's file; misaligned ones are copied."""
     with safe_open(path, framework="pt"):  # refuses a file that does not match its header
         file = TensorFile(path)
-    tensors = file.mapped(keys)
+    tensors = file.map_tensors(keys)
     return Weights(tensors, file, {}, {}, sum(tensor.nbytes for tensor in tensors.values()))
 
 

@@ -13,7 +13,7 @@ import pytest
 from ipnext.errors import TooLarge, Unavailable
 from serving.http import compression
 from serving.http import limits as http_limits
-from serving.http.compression import unpacked
+from serving.http.compression import unpack_request
 from serving.http.limits import BodyBudget, HttpLimits
 from serving.http.messages import Request
 from serving.protocol.frames import FrameProtocol, bytes_frame
@@ -90,7 +90,7 @@ async def unpack(held, size):
     content = bytearray(gzip.compress(bytes(size)))
     request = Request("POST", "/x", {"content-encoding": "gzip"}, content)
     with counted.claim() as claim:
-        got = await unpacked(request, limit=2 * size, claim=claim)
+        got = await unpack_request(request, limit=2 * size, claim=claim)
         assert len(got.content) == counted.held_bytes == size
     assert counted.held_bytes == 0
 
@@ -102,8 +102,8 @@ async def test_a_packed_body_counts_as_what_it_unpacks_to(size):
 
 async def test_a_body_that_unpacks_beyond_the_budget_is_refused_on_the_way(monkeypatch):
     steps = []
-    go_on = compression._Unpacking.go_on
-    monkeypatch.setattr(compression._Unpacking, "go_on", lambda one, size: steps.append(size) or go_on(one, size))
+    go_on = compression._Unpacking.advance
+    monkeypatch.setattr(compression._Unpacking, "advance", lambda one, size: steps.append(size) or go_on(one, size))
     with pytest.raises(Unavailable, match="are under way; try again"):
         await unpack(8 * MEGA, 64 * MEGA)
     assert len(steps) < 4, "the rest is not unpacked"

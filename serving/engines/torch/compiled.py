@@ -119,7 +119,7 @@ def _bound(
 ) -> CompiledProgram:
     try:
         runner = AOTIModelContainerRunnerCpu(str(library), _AT_ONCE)
-        given = _handed_over(runner, lay_out(weights, places))
+        given = _hand_over(runner, lay_out(weights, places))
     except (OSError, RuntimeError, KeyError) as error:
         msg = f"{LIBRARY_FILE} cannot be loaded: {_first_line(error)}; compile the source snapshot again"
         raise LoadFailed(msg) from error
@@ -168,7 +168,7 @@ def _check_calls(path: Path) -> None:
             raise LoadFailed(msg)
 
 
-def _handed_over(runner: AOTIModelContainerRunnerCpu, weights: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+def _hand_over(runner: AOTIModelContainerRunnerCpu, weights: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Pass the weights to the library, without a copy, and return those that it uses."""
     by_path = {place.partition(":")[2]: tensor for place, tensor in weights.items()}
     used = {name: by_path[path] for name, path in runner.get_constant_names_to_original_fqns().items()}

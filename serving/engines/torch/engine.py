@@ -21,10 +21,10 @@ from serving.engines.torch.prefault import make_resident
 from serving.engines.torch.program import read_program
 from serving.engines.torch.program_cache import TemplateCache, TorchProgram
 from serving.engines.torch.request_level import RequestCall, agreeing_partition
-from serving.engines.torch.warmup_inputs import drawn, rows_are_independent, zeros
+from serving.engines.torch.warmup_inputs import draw_inputs, rows_are_independent, zeros
 from serving.protocol.tensors import Array
 from serving.weights.delta_snapshot import Delta
-from serving.weights.tensor_file import aligned
+from serving.weights.tensor_file import align
 
 ENGINE: Final = "torch"
 WARM_UP_BATCHES: Final = (1, 8)
@@ -36,7 +36,7 @@ class TorchPart:
 
     def __init__(self, program: TorchProgram | CompiledProgram, signature: Signature) -> None:
         self._program: TorchProgram | CompiledProgram | None = program
-        self._place = aligned if isinstance(program, TorchProgram) else close_together
+        self._place = align if isinstance(program, TorchProgram) else close_together
         self._graph: DirectGraph | None = None
         self._function: Function | None = None
         self._independent = False
@@ -72,7 +72,7 @@ class TorchPart:
                 answer = self._run(given) if self._once is None else self._once(given)
                 return {name: to_numpy(tensor) for name, tensor in zip(program.outputs, answer, strict=True)}
         except (IndexError, RuntimeError) as error:
-            raise _judged(error) from error
+            raise _classify_error(error) from error
 
     def warm_up(self) -> None:
         """Prefault the weights, build the direct form, run zeros at two batch sizes, and test whether rows are independent."""
@@ -84,9 +84,9 @@ class TorchPart:
             self._once.partitioned = agreeing_partition(self._program, self._once, self.to_torch, to_numpy)
         for batch in WARM_UP_BATCHES:
             self.infer(zeros(self._signature, batch))
-        self._independent = self._tried_independent()
+        self._independent = self._test_independence()
 
-    def _tried_independent(self) -> bool:
+    def _test_independence(self) -> bool:
         """Test row independence once per program, or per library."""
         if not isinstance(self._program, TorchProgram):
             return rows_are_independent(self._signature, self.infer)
@@ -121,7 +121,7 @@ class TorchPart:
         program = self._program
         if not isinstance(program, TorchProgram):
             return None
-        for arrays in (drawn(self._signature, 3, np.random.default_rng(0)), zeros(self._signature, 1)):
+        for arrays in (draw_inputs(self._signature, 3, np.random.default_rng(0)), zeros(self._signature, 1)):
             example = [self.to_torch(name, arrays[name]) for name in program.inputs]
             try:
                 with torch.inference_mode():
@@ -130,7 +130,7 @@ class TorchPart:
                 continue
         return None
 
-    def staged(self, late: frozenset[str]) -> "StagedTorch | None":
+    def stage(self, late: frozenset[str]) -> "StagedTorch | None":
         """Return the two-step pass; None if the part runs as exported or nothing can be computed without the late inputs.
 
         None also for parts with request inputs, since the number of rows is known only when all inputs are there.
@@ -139,7 +139,7 @@ class TorchPart:
         if not isinstance(program, TorchProgram) or graph is None or self._once is not None:
             return None
         numbers = {number for number, name in enumerate(program.inputs) if name in late}
-        functions = graph.staged(numbers)
+        functions = graph.stage(numbers)
         return None if functions is None else StagedTorch(self, program, functions, late)
 
     def close(self) -> None:
@@ -172,7 +172,7 @@ class StagedTorch:
             with torch.inference_mode():
                 return self._early(*(self._part.to_torch(name, inputs[name]) for name in self._given))
         except (IndexError, RuntimeError) as error:
-            raise _judged(error) from error
+            raise _classify_error(error) from error
 
     def complete(self, state: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return the outputs, from the state of `begin` and the late inputs."""
@@ -181,7 +181,7 @@ class StagedTorch:
                 answer = self._rest(state, *(self._part.to_torch(name, inputs[name]) for name in self._late))
                 return {name: to_numpy(tensor) for name, tensor in zip(self._outputs, answer, strict=True)}
         except (IndexError, RuntimeError) as error:
-            raise _judged(error) from error
+            raise _classify_error(error) from error
 
 
 class TorchEngine:
@@ -227,7 +227,7 @@ class TorchEngine:
         return True
 
 
-def _judged(error: Exception) -> IPnextError:
+def _classify_error(error: Exception) -> IPnextError:
     """Return the error: an index out of range is the request's fault, any other error the part's."""
     text = str(error).strip().partition("\n")[0]
     if _OUT_OF_RANGE.search(text):

@@ -66,7 +66,7 @@ _LEAF: Final[Mapping[str, Any]] = {"type": None, "context": None, "children_spec
 def write_program(exported: ExportedProgram, outputs: Sequence[str], directory: Path) -> None:
     """Write both files. The same program and weights give the same bytes. UnsupportedModel if something has no safe form."""
     tensors = {**_tensors("state", exported.state_dict), **_tensors("constant", exported.constants)}
-    stored, places = _deduplicated(tensors)
+    stored, places = _deduplicate(tensors)
     document = {
         "format": FORMAT,
         "inputs": list(exported.graph_signature.user_inputs),
@@ -112,7 +112,7 @@ def _tensors(kind: str, values: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return {f"{kind}:{name}": value.detach() for name, value in sorted(values.items())}
 
 
-def _deduplicated(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _deduplicate(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the tensors to store, each once, and for each name its key there and, unless it is contiguous, its strides."""
     keys: dict[tuple[Any, ...], str] = {}
     stored: dict[str, torch.Tensor] = {}
@@ -150,20 +150,20 @@ def graph_document(exported: ExportedProgram) -> dict[str, Any]:
 
 def _plain_document(program: Mapping[str, Any]) -> dict[str, Any]:
     """Remove traces of the exporter (stack traces, Python modules of classes) and fields that reading regenerates."""
-    document = _known("program", program)
-    module = document["graph_module"] = _known("module", program["graph_module"])
-    graph = module["graph"] = _known("graph", module["graph"])
+    document = _keep_known("program", program)
+    module = document["graph_module"] = _keep_known("module", program["graph_module"])
+    graph = module["graph"] = _keep_known("graph", module["graph"])
     graph["nodes"] = [_plain_node(node) for node in graph["nodes"]]
     module["module_call_graph"], document["guards_code"] = [], []
     return document
 
 
-def _known(kind: str, value: Mapping[str, Any]) -> dict[str, Any]:
+def _keep_known(kind: str, value: Mapping[str, Any]) -> dict[str, Any]:
     return {key: item for key, item in value.items() if key in _KNOWN[kind] or item}
 
 
 def _plain_node(value: Mapping[str, Any]) -> dict[str, Any]:
-    node = _known("node", value)
+    node = _keep_known("node", value)
     stack = value["metadata"].get(_MODULE_STACK)
     node["metadata"] = {} if stack is None else {_MODULE_STACK: _bare_classes(stack)}
     if node["target"] == _ASSERT:

@@ -17,7 +17,7 @@ import torch
 from ipnext.model.registry.registry import Signature
 from serving.engines.torch.program_cache import TorchProgram
 from serving.engines.torch.request_partition import ROWS, Call, partition_by_request, repeat
-from serving.engines.torch.warmup_inputs import close, drawn
+from serving.engines.torch.warmup_inputs import close, draw_inputs
 from serving.protocol.tensors import Array
 
 _TRIAL_ROWS: Final = (2, 5, 3)
@@ -43,9 +43,9 @@ class RequestCall:
             return self._whole(given)
         if self.partitioned is not None and all(single):
             return self.partitioned(given)
-        return self.repeated(given)
+        return self.run_repeated(given)
 
-    def repeated(self, given: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    def run_repeated(self, given: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Run with each request input repeated for every row of the others. Always correct."""
         full, rows = list(given), self._rows(given)
         for place in self._request:
@@ -69,10 +69,10 @@ def agreeing_partition(
         return None
 
     def alike(call: Call, given: Sequence[torch.Tensor]) -> bool:
-        pairs = zip(signature.outputs, whole.repeated(given), call(given), strict=True)
+        pairs = zip(signature.outputs, whole.run_repeated(given), call(given), strict=True)
         return all(close(spec, to_numpy(left), to_numpy(right)) for spec, left, right in pairs)
 
-    requests = [_drawn(signature, rows, to_torch) for rows in _TRIAL_ROWS]
+    requests = [_draw_request(signature, rows, to_torch) for rows in _TRIAL_ROWS]
     for copied in (False, True):
         try:
             with torch.inference_mode():
@@ -84,8 +84,10 @@ def agreeing_partition(
     return None
 
 
-def _drawn(signature: Signature, rows: int, to_torch: Callable[[str, Array], torch.Tensor]) -> list[torch.Tensor]:
+def _draw_request(
+    signature: Signature, rows: int, to_torch: Callable[[str, Array], torch.Tensor]
+) -> list[torch.Tensor]:
     """Draw a request with one row of each request input."""
-    arrays = drawn(signature, rows, np.random.default_rng(rows))
+    arrays = draw_inputs(signature, rows, np.random.default_rng(rows))
     once = signature.request_inputs
     return [to_torch(spec.name, arrays[spec.name][: 1 if spec.name in once else rows]) for spec in signature.inputs]

@@ -115,7 +115,7 @@ class _Partitioner:
         if not self._others or not all(_free(node) for node in self._inputs):
             raise _CannotError
         self._batch = _sizes(self._inputs[0])[ROWS]
-        self._levels = self._levelled()
+        self._levels = self._assign_levels()
 
     def partition(self) -> RequestPartition:
         """Return the partition. _CannotError if nothing would be computed once, or a result does not show its batch."""
@@ -131,7 +131,7 @@ class _Partitioner:
             others=tuple(self._inputs.index(node) for node in self._others),
         )
 
-    def _levelled(self) -> dict[fx.Node, int]:
+    def _assign_levels(self) -> dict[fx.Node, int]:
         levels: dict[fx.Node, int] = {}
         for node in self._nodes:
             if node.op == "placeholder":
@@ -170,7 +170,7 @@ class _Partitioner:
 
     def _part(self, given: Sequence[fx.Node], answers: Sequence[fx.Node]) -> GraphPartition:
         """Build the graph from `given` to `answers`; both halves compute sizes and weights themselves."""
-        needed = self._needed(given, answers)
+        needed = self._find_needed(given, answers)
         graph = fx.Graph()
         weights = [node for node in self._nodes if node.op == "placeholder" and node in needed]
         made = {node: graph.placeholder(node.name) for node in (*given, *weights)}
@@ -188,7 +188,7 @@ class _Partitioner:
         module = fx.GraphModule(torch.nn.Module(), graph)
         return GraphPartition(module, arguments, tuple(range(len(given))))
 
-    def _needed(self, given: Sequence[fx.Node], answers: Sequence[fx.Node]) -> set[fx.Node]:
+    def _find_needed(self, given: Sequence[fx.Node], answers: Sequence[fx.Node]) -> set[fx.Node]:
         known, needed, open_ = set(given), set[fx.Node](), list(answers)
         while open_:
             node = open_.pop()

@@ -21,7 +21,7 @@ _TOLERANCE: Final = 1e-3
 """Tolerance, relative to the largest figure: kernels for other batch sizes may differ in last bits, of which low precision has few."""
 
 
-def drawn(signature: Signature, rows: int, random: np.random.Generator) -> dict[str, Array]:
+def draw_inputs(signature: Signature, rows: int, random: np.random.Generator) -> dict[str, Array]:
     """Return one array per input; free dimensions other than the first have size 2."""
     return {spec.name: _array(spec, rows, random) for spec in signature.inputs}
 
@@ -48,7 +48,7 @@ def rows_are_independent(signature: Signature, infer: Infer) -> bool:
 
 
 def _agrees(signature: Signature, infer: Infer, random: np.random.Generator) -> bool:
-    alone = [drawn(signature, rows, random) for rows in _ROWS]
+    alone = [draw_inputs(signature, rows, random) for rows in _ROWS]
     joined = {name: np.concatenate([request[name] for request in alone]) for name in alone[0]}
     together, apart = infer(joined), [infer(request) for request in alone]
     for spec in signature.outputs:

@@ -55,7 +55,7 @@ def render(
     """
     spec = _vllm_part(manifest, part)
     beside = [name for name, base in manifest.spec.adapters.items() if base == part]
-    settings = with_adapters(_allowed(spec, allowances), len(beside))
+    settings = with_adapters(_check_allowed(spec, allowances), len(beside))
     if nodes < 1 or settings.devices % nodes:
         msg = (
             f"nodes: {nodes} does not divide the {settings.devices} devices of a replica "
@@ -88,7 +88,7 @@ def render(
     return Rendering(model=manifest.name, part=part, devices=settings.devices, hosts=hosts)
 
 
-def _allowed(spec: PartSpec, allowances: EngineAllowances) -> VllmSettings:
+def _check_allowed(spec: PartSpec, allowances: EngineAllowances) -> VllmSettings:
     settings = vllm_settings(spec.settings)
     try:
         allowances.check(settings)

@@ -70,7 +70,7 @@ def engine_ports(settings: VllmSettings, address: int | Path, *, side_port: int)
     hands_over = settings.kv_transfer is not None and settings.kv_transfer.connector == "nixl"
     several = settings.tensor_parallel_size * settings.pipeline_parallel_size > 1
     side = (range(side_port, side_port + 1),) if hands_over else ()
-    others = (_chosen_by_the_kernel(),) if several or hands_over else ()
+    others = (_ephemeral_ports(),) if several or hands_over else ()
     return Ports(binds=(range(1), *own, *side), connects=(*others, *((PORTS,) if hands_over else ())))
 
 
@@ -220,7 +220,7 @@ def devices() -> Iterator[Path]:
         yield from Path("/dev").glob(name)
 
 
-def _chosen_by_the_kernel() -> range:
+def _ephemeral_ports() -> range:
     try:
         first, last = map(int, _LOCAL_PORTS.read_text(encoding="ascii").split())
     except OSError:

@@ -47,7 +47,7 @@ class EngineProbe:
         if not pooling:
             body = {"model": self._model, "prompt": CANARY_PROMPT, "max_tokens": CANARY_TOKENS, "ignore_eos": True}
         status, content = await self._call("POST", path, body=body, seconds=seconds)
-        if status != 200 or not _answered(content, pooling=pooling):
+        if status != 200 or not _is_valid_answer(content, pooling=pooling):
             msg = f"the canary request to {path} was answered {status}: {content[:300].decode(errors='replace')}"
             raise LoadFailed(msg)
 
@@ -68,13 +68,13 @@ def requests_in(metrics: str) -> int:
 
 
 def _load_in(content: bytes) -> int:
-    loaded = _parsed(content).get("server_load")
+    loaded = _parse_object(content).get("server_load")
     return loaded if isinstance(loaded, int) else 0
 
 
-def _answered(content: bytes, *, pooling: bool) -> bool:
+def _is_valid_answer(content: bytes, *, pooling: bool) -> bool:
     """Whether there is a vector of finite numbers, or text that took tokens."""
-    answer = _parsed(content)
+    answer = _parse_object(content)
     if pooling:
         data = answer.get("data") or [{}]
         vector = data[0].get("embedding") or []
@@ -82,7 +82,7 @@ def _answered(content: bytes, *, pooling: bool) -> bool:
     return bool(answer.get("choices")) and (answer.get("usage") or {}).get("completion_tokens", 0) > 0
 
 
-def _parsed(content: bytes) -> Mapping[str, Any]:
+def _parse_object(content: bytes) -> Mapping[str, Any]:
     try:
         answer = json.loads(content)
     except (ValueError, RecursionError):

@@ -58,7 +58,7 @@ class KeptProcess:
             os.close(reading)
         return cls(process, os.fdopen(writing, "wb"))
 
-    async def ended(self) -> int:
+    async def wait_end(self) -> int:
         """Wait for the end and return the exit status; below 0 the signal that ended it."""
         status = await self._process.wait()
         self._lifeline.close()
@@ -72,14 +72,14 @@ class KeptProcess:
             os.kill(self.pid, signal.SIGTERM)
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_seconds):
-                return await self.ended()
+                return await self.wait_end()
         self._lifeline.close()  # the reaper kills everything
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_seconds):
-                return await self.ended()
+                return await self.wait_end()
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        return await self.ended()
+        return await self.wait_end()
 
 
 def tree_bytes(pid: int) -> int:

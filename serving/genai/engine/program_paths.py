@@ -44,7 +44,7 @@ def _environment(prefix: Path) -> Iterator[Path]:
     settings = prefix / _SETTINGS_OF_AN_ENVIRONMENT
     if settings.is_file():
         yield prefix
-        yield from _added(prefix)
+        yield from _list_added(prefix)
         for line in settings.read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition("=")
             if name.strip() == "home":
@@ -53,7 +53,7 @@ def _environment(prefix: Path) -> Iterator[Path]:
         yield prefix
 
 
-def _added(prefix: Path) -> Iterator[Path]:
+def _list_added(prefix: Path) -> Iterator[Path]:
     """Yield directories outside an environment that its `.pth` files add, as `site` reads them."""
     for file in prefix.glob("lib/python3*/site-packages/*.pth"):
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -209,7 +209,7 @@ class Engine:
 
     async def _keep_running(self) -> None:
         try:
-            await self._run_again_and_again()
+            await self._run_forever()
         finally:
             if self.spec.storage is not None:
                 await asyncio.to_thread(self.spec.storage.release)
@@ -217,7 +217,7 @@ class Engine:
                 await asyncio.to_thread(self.spec.enclosure.remove)
             self.spec.log.close()
 
-    async def _run_again_and_again(self) -> None:
+    async def _run_forever(self) -> None:
         pause = self._pace.first_pause
         while not self._ending.is_set():
             self._ready_at = 0.0
@@ -246,7 +246,7 @@ class Engine:
             return f"could not be started: {error}"
         self.url = socket_url(address) if isinstance(address, Path) else f"http://{LOOPBACK}:{address}"
         self._answered_at = time.monotonic()
-        ended, watch = asyncio.create_task(process.ended()), asyncio.create_task(self._watch())
+        ended, watch = asyncio.create_task(process.wait_end()), asyncio.create_task(self._watch())
         tasks: list[asyncio.Task[Any]] = [ended, watch, asyncio.create_task(self._ending.wait())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

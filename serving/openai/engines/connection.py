@@ -180,9 +180,9 @@ class EngineConnectionPool:
         budget = answers or self._answers
         connection = self._newest_idle()
         if connection is None:
-            return await (await self._connect()).ask(request, body, budget).begun()
+            return await (await self._connect()).ask(request, body, budget).wait_begun()
         try:
-            return await connection.ask(request, body, budget).begun()
+            return await connection.ask(request, body, budget).wait_begun()
         except EngineLost as error:
             self.close()
             raise EngineLost(str(error), reused=True, sent=error.sent) from error

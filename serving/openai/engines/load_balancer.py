@@ -72,7 +72,7 @@ class EngineLoads:
         """Return the engine for a request, from at least one. Engines in `tried` failed for it and are chosen last."""
         self._turn = self._turns[urls[0]] = self._turns.get(urls[0], 0) + 1
         able = self._able(urls, tried)
-        chosen = self._chosen(able, hint, policy) if len(able) > 1 else able[0]
+        chosen = self._choose_engine(able, hint, policy) if len(able) > 1 else able[0]
         if policy == "prefix" and hint is not None and len(urls) > 1:
             self._affinity.note(hint, chosen, homes=able)
         return chosen
@@ -110,14 +110,14 @@ class EngineLoads:
         well = [url for url in untried if self._of(url).out_until <= now]
         return well or untried or urls
 
-    def _chosen(self, urls: Sequence[str], hint: RoutingHint | None, policy: RoutingPolicy) -> str:
+    def _choose_engine(self, urls: Sequence[str], hint: RoutingHint | None, policy: RoutingPolicy) -> str:
         if policy == "round-robin":
             return urls[self._turn % len(urls)]
         loads = [self._load(url) for url in urls]
         if policy == "prefix" and hint is not None:
             near = self._affinity.near(hint, urls)
             hot = self._hot(near.known, len(urls))
-            guarded = self._guarded(near.urls, dict(zip(urls, loads, strict=True)), hot=hot)
+            guarded = self._drop_overloaded(near.urls, dict(zip(urls, loads, strict=True)), hot=hot)
             if guarded:
                 # A prefix that is most of the prompt stays on one engine; one that many prompts share is on all of them.
                 return guarded[0][0] if near.mostly and not hot else self._least(guarded)
@@ -127,10 +127,14 @@ class EngineLoads:
     def _roomiest(self, urls: Sequence[str], loads: Sequence[float]) -> str:
         """Choose for an unknown prefix: of the engines within one request of the least loaded, the one with the fewest blocks of others."""
         least = min(loads)
-        near = [(url, self._affinity.held(url)) for url, load in zip(urls, loads, strict=True) if load <= least + 1]
+        near = [
+            (url, self._affinity.count_blocks(url)) for url, load in zip(urls, loads, strict=True) if load <= least + 1
+        ]
         return self._least(near)
 
-    def _guarded(self, near: Sequence[str], loads: Mapping[str, float], *, hot: bool) -> list[tuple[str, float]]:
+    def _drop_overloaded(
+        self, near: Sequence[str], loads: Mapping[str, float], *, hot: bool
+    ) -> list[tuple[str, float]]:
         mean = (sum(loads.values()) + 1) / len(loads)  # this request too
         limit = max(HOT_REQUESTS, HOT_FACTOR * mean) if hot else max(GUARD_REQUESTS, GUARD_FACTOR * mean)
         return [(url, loads[url]) for url in near if loads[url] <= limit and self._kv_use(url) <= GUARD_KV_USE]

@@ -78,7 +78,7 @@ class Affinity:
         self._limits = blocks, sessions
         self._held: Counter[str] = Counter()
 
-    def held(self, url: str) -> int:
+    def count_blocks(self, url: str) -> int:
         """Return the number of blocks whose home is this engine: how full its cache is with prefixes of others."""
         return self._held[url]
 

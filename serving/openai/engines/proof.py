@@ -99,7 +99,7 @@ def _is_error(event: bytes) -> bool:
     return b'"error"' in event and b'"model"' not in event
 
 
-def restored_headers(headers: Mapping[str, str], engine: str, asked: str) -> Mapping[str, str]:
+def restore_headers(headers: Mapping[str, str], engine: str, asked: str) -> Mapping[str, str]:
     """Return the headers that name the model, with the client's name instead of the engine's."""
     given = headers.get(METADATA)
     return {} if given is None else {METADATA: given.replace(f'"{engine}"', f'"{asked}"')}

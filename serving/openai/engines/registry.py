@@ -108,7 +108,7 @@ class EngineRegistry:
             if url not in self._polls:
                 self._polls[url] = loop.create_task(self._follow(url))
         for url in self._drains.keys() - urls.keys():
-            self._last[url] = loop.call_later(self._drains[url], self._cut, url)
+            self._last[url] = loop.call_later(self._drains[url], self._cut_off, url)
         for url in self._last.keys() & urls.keys():
             self._last.pop(url).cancel()
         for url, pool in tuple(self._pools.items()):
@@ -126,7 +126,7 @@ class EngineRegistry:
         for last in self._last.values():
             last.cancel()
 
-    def _cut(self, url: str) -> None:
+    def _cut_off(self, url: str) -> None:
         """End the remaining answers of an engine whose drain time after its removal has passed."""
         del self._last[url]
         pool = self._pools.pop(url, None)

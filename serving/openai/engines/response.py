@@ -92,7 +92,7 @@ class EngineAnswer:
         """The whole body if all of it has arrived; else None."""
         return b"".join(self._pieces) if self._end == "whole" and self._sink is None else None
 
-    async def begun(self) -> "EngineAnswer":
+    async def wait_begun(self) -> "EngineAnswer":
         """Wait for the head and the first piece; return this answer. If cancelled, the connection is closed.
 
         Raises:
@@ -141,7 +141,7 @@ class EngineAnswer:
         """Return the whole body of an answer that was not started; errors as `await_more`."""
         while await self.await_more(self.pieces):
             pass
-        return self._taken()
+        return self._pop_pieces()
 
     def watch(self, seconds: float) -> None:
         """End the answer as broken if no piece arrives for this many seconds while the client keeps reading."""
@@ -168,14 +168,14 @@ class EngineAnswer:
     def pass_on(self) -> None:
         """Forward the pieces that arrived together to the client in one write."""
         if self._sink is not None and self._pieces:
-            self._sink.write(self._taken())
+            self._sink.write(self._pop_pieces())
 
     def whole(self) -> None:
         """Complete the answer."""
         self._line = None
         if not self._begun.done():
             self._begun.set_result(None)
-        self._ended("whole")
+        self._note_end("whole")
 
     def lost(self, *, cut: bool = False) -> None:
         """Mark the answer as broken: its connection ended early; `cut`: closed by this side."""
@@ -183,7 +183,7 @@ class EngineAnswer:
         if not self._begun.done():
             self._begun.set_exception(EngineLost("it closed the connection before it answered", sent=not cut))
             return
-        self._ended("broken")
+        self._note_end("broken")
 
     # the client's connection calls these
 
@@ -217,14 +217,14 @@ class EngineAnswer:
             line.close()
         self._sink = None
         self._release()
-        self._ended("cancelled")
+        self._note_end("cancelled")
 
     def broken_off(self) -> None:
         """End the answer as broken: the engine was silent for too long."""
         line, self._line = self._line, None
         if line is not None:
             line.close()
-        self._ended("broken")
+        self._note_end("broken")
 
     def _keep(self, size: int) -> bool:
         """Count `size` more bytes that nobody takes yet. False if they cannot be kept: that ends the answer."""
@@ -249,9 +249,9 @@ class EngineAnswer:
             line.close()
         if not self._begun.done():
             self._begun.set_exception(error)
-        self._ended("broken")
+        self._note_end("broken")
 
-    def _ended(self, how: End) -> None:
+    def _note_end(self, how: End) -> None:
         if self._end is not None and not (how == "cancelled" and self._sink is None):
             return
         self._end = self._end or how
@@ -272,13 +272,13 @@ class EngineAnswer:
         if self._end is None or self._sink is None:
             return
         if self._end == "whole":
-            self._sink.end(self._taken())
+            self._sink.end(self._pop_pieces())
         else:
             self.pass_on()
             self._sink.abort()
         self._report(self._end)
 
-    def _taken(self) -> bytes:
+    def _pop_pieces(self) -> bytes:
         pieces = self._release()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 

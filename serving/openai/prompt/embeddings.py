@@ -36,11 +36,11 @@ async def embed(
     IPnextError if its answer has no vectors.
     """
     texts = [text.decode(errors="replace") for text in inputs[PROMPT].data.ravel()]
-    candidate = _chosen(engines, route, part, attempt)
+    candidate = _choose_engine(engines, route, part, attempt)
     attempt.used[part] = candidate.snapshot
     body = orjson.dumps({"model": route.model, "input": texts, "encoding_format": "base64"})
     with engines.loads.calling(candidate.url):
-        status, content = await _asked(engines, part, candidate, body, attempt)
+        status, content = await _ask_engine(engines, part, candidate, body, attempt)
     if status in _ENDING:
         if status != _FULL:
             await engines.check_alive(candidate.url)
@@ -61,7 +61,7 @@ async def embed(
         return {EMBEDDING: _vectors(part, content, len(texts))}
 
 
-def _chosen(engines: EngineRegistry, route: GenerationRoute, part: str, attempt: Attempt) -> HostCandidate:
+def _choose_engine(engines: EngineRegistry, route: GenerationRoute, part: str, attempt: Attempt) -> HostCandidate:
     """Choose the least loaded engine; if a snapshot of the part has already answered, one of that snapshot."""
     tiers = route.candidates[part]
     if part in attempt.used:
@@ -71,7 +71,7 @@ def _chosen(engines: EngineRegistry, route: GenerationRoute, part: str, attempt:
     return candidates[engines.loads.choose(list(candidates), None, policy="least-loaded", tried=attempt.tried)]
 
 
-async def _asked(
+async def _ask_engine(
     engines: EngineRegistry, part: str, candidate: HostCandidate, body: bytes, attempt: Attempt
 ) -> tuple[int, bytes]:
     """Return status and whole body. RetryOnOtherHost if the engine ends before."""

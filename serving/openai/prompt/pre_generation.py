@@ -18,14 +18,14 @@ from ipnext.model.settings.prompt import PROMPT
 from serving.graph import GraphPlan, Tensors, run_graph
 from serving.openai.engines.registry import EngineRegistry
 from serving.openai.prompt.embeddings import embed
-from serving.openai.prompt.prompt_builder import CHAT_PATH, COMPLETIONS_PATH, asked_text, composed, with_text
+from serving.openai.prompt.prompt_builder import CHAT_PATH, COMPLETIONS_PATH, compose_prompt, extract_prompt, with_text
 from serving.openai.prompt.request_inputs import INPUTS, read_inputs
 from serving.protocol.response_templates import NotFinite
 from serving.protocol.tensors import Tensor
 from serving.routing.host_call import Attempt, RetryOnOtherHost
 from serving.routing.host_client import HostClient
 from serving.routing.metrics import RouterMetrics
-from serving.routing.retries import retried
+from serving.routing.retries import run_with_retry
 from serving.routing.sync_policy import of_snapshot
 from serving.routing.table import GenerationRoute
 
@@ -69,41 +69,41 @@ class PreGeneration:
         """
         plan = _plan_of(route, path)
         began = time.monotonic()
-        request: dict[str, Tensor] = {PROMPT: _text(asked_text(path, body)), **read_inputs(body, route.inputs)}
+        request: dict[str, Tensor] = {PROMPT: _text(extract_prompt(path, body)), **read_inputs(body, route.inputs)}
         steps = _Steps(route, Attempt(deadline=began + seconds))
-        given = await self._given(steps, plan, request)
+        given = await self._run_nodes(steps, plan, request)
         self._metrics.note_before(route.model, route.generation, time.monotonic() - began)
         if any(route.snapshots[part] != number for part, number in steps.attempt.used.items()):
             self._metrics.note_substituted(route.model, route.generation)
         try:
-            text = _composed(route, request, given)
+            text = _compose_prompt(route, request, given)
         except NotFinite:
             self._metrics.note_non_finite(route.model, route.generation)
             raise
         plain = {name: value for name, value in body.items() if name != INPUTS}
         return GeneratorRequest(with_text(path, plain, text), steps.attempt.used)
 
-    async def _given(self, steps: _Steps, plan: GraphPlan, request: Tensors) -> Tensors:
+    async def _run_nodes(self, steps: _Steps, plan: GraphPlan, request: Tensors) -> Tensors:
         """Run the nodes. Under `locked` only a failed call is repeated; otherwise all are, since calls of a part must share a snapshot."""
-        if steps.route.locked:
-            return await run_graph(plan, request, partial(self._asked_again, steps))
-        return await self._tried(steps, lambda: run_graph(plan, request, partial(self._asked, steps)))
+        if steps.route.is_locked:
+            return await run_graph(plan, request, partial(self._call_part_again, steps))
+        return await self._with_retry(steps, lambda: run_graph(plan, request, partial(self._call_part, steps)))
 
-    async def _asked_again(self, steps: _Steps, part: str, inputs: Tensors) -> Tensors:
-        return await self._tried(steps, lambda: self._asked(steps, part, inputs))
+    async def _call_part_again(self, steps: _Steps, part: str, inputs: Tensors) -> Tensors:
+        return await self._with_retry(steps, lambda: self._call_part(steps, part, inputs))
 
-    def _tried(self, steps: _Steps, attempt: Callable[[], Awaitable[Tensors]]) -> Awaitable[Tensors]:
+    def _with_retry(self, steps: _Steps, attempt: Callable[[], Awaitable[Tensors]]) -> Awaitable[Tensors]:
         def again(counts: bool) -> None:
             if counts:
                 self._metrics.note_retry(steps.route.model, steps.route.generation)
             steps.route = self._fresh(steps.route)
-            if not steps.route.locked:
+            if not steps.route.is_locked:
                 steps.attempt.used.clear()
 
         subject = f"generation {steps.route.generation} of {steps.route.model}"
-        return retried(attempt, steps.attempt, again=again, subject=subject, whom="host or engine")
+        return run_with_retry(attempt, steps.attempt, again=again, subject=subject, whom="host or engine")
 
-    async def _asked(self, steps: _Steps, part: str, inputs: Tensors) -> Tensors:
+    async def _call_part(self, steps: _Steps, part: str, inputs: Tensors) -> Tensors:
         route, attempt = self._current(steps.route), steps.attempt
         tiers = route.candidates[part]
         if not any(of_snapshot(tiers, attempt.used[part]) if part in attempt.used else tiers):
@@ -125,11 +125,11 @@ def _text(text: str) -> Tensor:
     return Tensor("BYTES", np.array([text.encode(errors="replace")], np.object_))
 
 
-def _composed(route: GenerationRoute, request: Tensors, given: Tensors) -> str:
+def _compose_prompt(route: GenerationRoute, request: Tensors, given: Tensors) -> str:
     """Build the generator's prompt."""
     last = route.plan.nodes[-1]
     taken = {name: request[s.tensor] if s.node == REQUEST else given[name] for name, s in last.inputs.items()}
     if last.prompt is None:
         msg = f"node {last.name!r} has no prompt"
         raise InvalidInput(msg, field="model")
-    return composed(last.prompt, taken)
+    return compose_prompt(last.prompt, taken)

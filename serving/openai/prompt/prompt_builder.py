@@ -18,7 +18,7 @@ _FLOAT_FORM: Final = ".6g"
 Body = Mapping[str, Any]
 
 
-def asked_text(path: str, body: Body) -> str:
+def extract_prompt(path: str, body: Body) -> str:
     """Return the client's prompt, or the text of its last user message. InvalidInput names the missing field."""
     if path == CHAT_PATH:
         return _text_of(_messages(body)[_last_of_user(body)]["content"])
@@ -42,18 +42,18 @@ def with_text(path: str, body: Body, text: str) -> Body:
     return {**body, "messages": messages}
 
 
-def composed(prompt: PromptTemplate, tensors: Mapping[str, Tensor]) -> str:
+def compose_prompt(prompt: PromptTemplate, tensors: Mapping[str, Tensor]) -> str:
     """Fill the template. InvalidInput names an input whose number of elements does not fit."""
-    texts = {name: _listed(name, one, tensors) for name, one in prompt.lists.items()}
-    return _filled(prompt.template, lambda name: texts[name] if name in texts else _only(name, tensors[name]))
+    texts = {name: _render_list(name, one, tensors) for name, one in prompt.lists.items()}
+    return _fill_template(prompt.template, lambda name: texts[name] if name in texts else _only(name, tensors[name]))
 
 
-def _filled(template: str, value: Callable[[str], str]) -> str:
+def _fill_template(template: str, value: Callable[[str], str]) -> str:
     """Fill the places of a template; inserted values are not expanded again."""
     return "".join(text + ("" if name is None else value(name)) for text, name in pieces(template))
 
 
-def _listed(name: str, one: PromptList, tensors: Mapping[str, Tensor]) -> str:
+def _render_list(name: str, one: PromptList, tensors: Mapping[str, Tensor]) -> str:
     counts = {taken: len(_flat(taken, tensors[taken])) for taken in sorted(one.inputs)}
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{taken}: {count}" for taken, count in counts.items())
@@ -61,7 +61,7 @@ def _listed(name: str, one: PromptList, tensors: Mapping[str, Tensor]) -> str:
         raise InvalidInput(msg, field="inputs")
     places = _order(one.order, tensors[one.order]) if one.order is not None else range(next(iter(counts.values())))
     return "".join(
-        _filled(one.item, partial(_of_item, tensors, place, number))
+        _fill_template(one.item, partial(_of_item, tensors, place, number))
         for number, place in enumerate(places[: one.top], 1)
     )
 

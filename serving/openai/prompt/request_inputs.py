@@ -14,7 +14,7 @@ def read_inputs(body: Mapping[str, Any], specs: Sequence[TensorSpec]) -> dict[st
     """Return name -> tensor, exactly those of `specs`. InvalidInput names one that is missing, unknown or of another form."""
     given = body.get(INPUTS, {})
     known = {spec.name: spec for spec in specs}
-    told = ", ".join(f"{spec.name} {_shown(spec)}" for spec in specs) or "none"
+    told = ", ".join(f"{spec.name} {_format_spec(spec)}" for spec in specs) or "none"
     if not isinstance(given, dict):
         msg = f"{INPUTS}: must be an object of lists ({told}), got a {type(given).__name__}"
         raise InvalidInput(msg, field=INPUTS, allowed=tuple(known))
@@ -33,7 +33,7 @@ def _tensor(spec: TensorSpec, value: object) -> Tensor:
     if len(shape) != len(spec.shape) or any(
         want not in (-1, size) for want, size in zip(spec.shape, shape, strict=True)
     ):
-        msg = f"{field}: must be {_form(spec)}, got {_found(value, shape)}"
+        msg = f"{field}: must be {_form(spec)}, got {_describe_found(value, shape)}"
         raise InvalidInput(msg, field=field)
     if 0 in shape:
         msg = f"{field}: must have at least one element, got shape {list(shape)}"
@@ -54,16 +54,16 @@ def _shape(value: object) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _shown(spec: TensorSpec) -> str:
+def _format_spec(spec: TensorSpec) -> str:
     return f"{spec.datatype}{list(spec.shape)}"
 
 
 def _form(spec: TensorSpec) -> str:
     """Describe the JSON form of an input."""
     if len(spec.shape) != 1:
-        return f"{_shown(spec)} as nested lists"
-    return f"a list of {'texts' if spec.datatype == 'BYTES' else 'values'} ({_shown(spec)})"
+        return f"{_format_spec(spec)} as nested lists"
+    return f"a list of {'texts' if spec.datatype == 'BYTES' else 'values'} ({_format_spec(spec)})"
 
 
-def _found(value: object, shape: tuple[int, ...]) -> str:
+def _describe_found(value: object, shape: tuple[int, ...]) -> str:
     return f"shape {list(shape)}" if shape else f"a {type(value).__name__}"

@@ -20,7 +20,7 @@ _Parts = frozenset[str]
 _NONE: _Parts = frozenset()
 
 
-def settled(program: Program, placement: Placement, live: Sequence[Operation], default: str) -> dict[int, str]:
+def place_operations(program: Program, placement: Placement, live: Sequence[Operation], default: str) -> dict[int, str]:
     """Return the part of each live operation but the floating ones."""
     placed = [operation for operation in live if operation.index not in placement.floating]
     fixed = {o.index: placement.part_of(o) for o in placed if not placement.is_between(o)}
@@ -30,7 +30,7 @@ def settled(program: Program, placement: Placement, live: Sequence[Operation], d
     for operation in live:
         near = _parts(givers, operation.inputs)
         if operation.index not in placement.floating:
-            part = fixed.get(operation.index) or _joined_at(program, operation, found)
+            part = fixed.get(operation.index) or _find_join_part(program, operation, found)
             if part is None:
                 sources, targets = _parts(before, operation.inputs), _parts(after, operation.outputs)
                 part = _choice(sources, targets, near, default)
@@ -44,7 +44,7 @@ def _parts(known: Mapping[str, _Parts], values: Sequence[str]) -> _Parts:
     return _NONE.union(*(known.get(value, _NONE) for value in values))
 
 
-def _joined_at(program: Program, operation: Operation, found: Mapping[int, str]) -> str | None:
+def _find_join_part(program: Program, operation: Operation, found: Mapping[int, str]) -> str | None:
     """Return the one part that computes all inputs of an operation that merges several tensors; None if there is none."""
     if operator_name(operation) not in _JOINS or len(operation.inputs) < 2:
         return None

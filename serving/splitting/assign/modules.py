@@ -39,7 +39,7 @@ class Ownership:
             for root in roots:
                 other = self._root_owner.setdefault(root, part.name)
                 if other != part.name:
-                    raise _matched_twice(index, root, part, other)
+                    raise _double_match_error(index, root, part, other)
 
     def owner(self, path: str) -> str | None:
         """Return the name of the part; None if no pattern names the path."""
@@ -70,7 +70,7 @@ def _matches_nothing(field: str, pattern: str, paths: Sequence[str]) -> InvalidI
     return InvalidInput(msg, field=field, value=pattern, allowed=tuple(paths))
 
 
-def _matched_twice(index: int, root: str, part: SplitPart, other: str) -> InvalidInput:
+def _double_match_error(index: int, root: str, part: SplitPart, other: str) -> InvalidInput:
     field = f"parts.{index}.modules"
     msg = f"{field}: module {root!r} is matched by part {other!r} and by part {part.name!r}; a module goes to one part"
     return InvalidInput(msg, field=field, value=root, allowed=(other, part.name))

@@ -48,7 +48,7 @@ class Placement:
             msg = f"default: a shard is called {policy.default!r}; the rest needs another name"
             raise InvalidInput(msg, field="default", value=policy.default)
         if policy.default not in self.parts:
-            self.parts[policy.default] = Part(policy.default, self._left_over(), policy.default, "default")
+            self.parts[policy.default] = Part(policy.default, self._find_unmatched(), policy.default, "default")
 
     def _deal(self, index: int, policy: SplitPolicy, reserved: int) -> None:
         part = policy.parts[index]
@@ -67,7 +67,7 @@ class Placement:
         self.parts[part.name] = part
         self._homes |= dict.fromkeys(paths, part.name)
 
-    def _left_over(self) -> tuple[str, ...]:
+    def _find_unmatched(self) -> tuple[str, ...]:
         """Return the outermost modules and weights that no pattern names, nor anything below them."""
         paths = [p for p in module_paths(self._program) if self.home(p) is None]
         free = {p for p in paths if not any(root.startswith(f"{p}.") for root in self._homes)}

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from serving.splitting.assign.free_ops import settled
+from serving.splitting.assign.free_ops import place_operations
 from serving.splitting.assign.op_assignment import Placement
 from serving.splitting.ir.program import Operation, Program
 
@@ -30,10 +30,10 @@ class Flow:
     def __init__(self, program: Program, placement: Placement, default: str) -> None:
         self._program = program
         live = tuple(self._live())
-        self.part = settled(program, placement, live, default)
+        self.part = place_operations(program, placement, live, default)
         self._behind: dict[str, frozenset[int]] = {}
         for operation in live:
-            self._behind |= {name: self._look_behind(operation, name) for name in operation.outputs}
+            self._behind |= {name: self._find_behind(operation, name) for name in operation.outputs}
 
     def _live(self) -> Iterable[Operation]:
         """Return the operations that an answer needs; checks of sizes and types are dropped."""
@@ -49,7 +49,7 @@ class Flow:
         """Return the placed operations that a value comes from, through floating ones."""
         return self._behind.get(value, frozenset())
 
-    def _look_behind(self, operation: Operation, value: str) -> frozenset[int]:
+    def _find_behind(self, operation: Operation, value: str) -> frozenset[int]:
         if self.is_batch_size(value):
             return frozenset()
         if operation.index in self.part:
@@ -72,7 +72,7 @@ class Flow:
 
 def segments_of(flow: Flow, parts_in_order: Sequence[str]) -> tuple[Segment, ...]:
     """Return the segments, each after those it needs; those of one stage in the order of `parts_in_order`."""
-    joined = _joined(flow, _by_depth(flow))
+    joined = _join_groups(flow, _by_depth(flow))
     owner = {i: number for number, group in enumerate(joined) for i in group}
     waits = _waits(flow, owner, len(joined))
     stages: dict[int, int] = {}
@@ -99,13 +99,13 @@ def _by_depth(flow: Flow) -> list[frozenset[int]]:
     return [frozenset(group) for group in groups.values()]
 
 
-def _joined(flow: Flow, groups: list[frozenset[int]]) -> list[frozenset[int]]:
+def _join_groups(flow: Flow, groups: list[frozenset[int]]) -> list[frozenset[int]]:
     found = True
     while found:
         found = False
         owner = {i: number for number, group in enumerate(groups) for i in group}
         waits = _waits(flow, owner, len(groups))
-        far = _reached_through_others(waits)
+        far = _find_indirect(waits)
         for one in range(len(groups)):
             for other in range(one + 1, len(groups)):
                 same = flow.part[next(iter(groups[one]))] == flow.part[next(iter(groups[other]))]
@@ -126,7 +126,7 @@ def _waits(flow: Flow, owner: Mapping[int, int], count: int) -> list[set[int]]:
     return waits
 
 
-def _reached_through_others(waits: list[set[int]]) -> list[set[int]]:
+def _find_indirect(waits: list[set[int]]) -> list[set[int]]:
     """For each segment, return those that it waits for through a third."""
     reached: dict[int, set[int]] = {}
 

@@ -51,7 +51,7 @@ class CutProgram:
         sent = {self.parcels[value].name: giver for value, giver in cut.edges.items()}
         return asked | {name: f"{giver}.{name}" for name, giver in sent.items()}
 
-    def sent(self, cut: Cut) -> tuple[Parcel, ...]:
+    def list_sent(self, cut: Cut) -> tuple[Parcel, ...]:
         """Return the tensors that a segment sends to others."""
         return tuple({parcel.name: parcel for parcel in map(self.parcels.__getitem__, cut.sends)}.values())
 
@@ -149,7 +149,7 @@ def _names(program: Program, wires: Mapping[str, Wire]) -> dict[str, str]:
     for value in wires:
         wished = answers.get(value) or _module_name(program.producer[value])
         free = wished not in taken and (wished in program.answers) == (value in answers)
-        name = wished if free else _numbered(wished, {*taken, *program.answers})
+        name = wished if free else _number_name(wished, {*taken, *program.answers})
         taken.add(name)
         names[value] = name
     return names
@@ -162,7 +162,7 @@ def _module_name(operation: Operation) -> str:
     return f"{operator_name(operation) or 'value'}_{path or 'out'}"
 
 
-def _numbered(wished: str, taken: set[str]) -> str:
+def _number_name(wished: str, taken: set[str]) -> str:
     number = 1
     while f"{wished}_{number}" in taken:
         number += 1

@@ -67,7 +67,7 @@ class Packing:
             if len(values) == 1:
                 yield Parcel(self._names[values[0]], (values[0],), self._wires[values[0]].meta)
             else:
-                yield self._packed(giver, self._as_used(values, takers[values[0]][0]))
+                yield self._pack(giver, self._as_used(values, takers[values[0]][0]))
 
     def _form(self, value: str) -> _Form | None:
         """Return the form that packed values must share; None if the value is sent alone, as an answer of the model is."""
@@ -81,7 +81,7 @@ class Packing:
             return None
         return datatype, sizes[1:]
 
-    def _packed(self, giver: str, values: Sequence[str]) -> Parcel:
+    def _pack(self, giver: str, values: Sequence[str]) -> Parcel:
         like = self._wires[values[0]].meta
         batch, *rest = (dimension(item) for item in like["sizes"])
         return Parcel(self._name(giver), tuple(values), plain_meta(like, [batch, Dimension(len(values)), *rest]))

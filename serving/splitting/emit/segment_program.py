@@ -8,7 +8,7 @@ from ipnext.model.registry.registry import Signature
 from serving.splitting.emit.boundary_ops import Made, arrival, departure
 from serving.splitting.emit.extract import Cut, CutProgram
 from serving.splitting.emit.packing import takes_any_strides
-from serving.splitting.ir.nodes import batch_size, product, renamed, tensor_argument
+from serving.splitting.ir.nodes import batch_size, product, rename_values, tensor_argument
 from serving.splitting.ir.program import Operation
 from serving.splitting.ir.symbolic_shapes import dimension
 from serving.splitting.ir.tensor_specs import tensor_specs
@@ -33,7 +33,7 @@ class SegmentDocument:
         cut, program = self._cut, self._program
         inputs = self._whole.sources(cut)
         self._receive()
-        self._tell_sizes(inputs)
+        self._read_sizes(inputs)
         for operation in self._operations():
             self._keep(operation)
         outputs = self._send() | dict(cut.answers)
@@ -53,7 +53,7 @@ class SegmentDocument:
         program, whole = self._program, self._whole
         asked = {name: program.graph["tensor_values"][name] for name in program.inputs if name in self._cut.requests}
         taken = {parcel.name: parcel.meta for parcel in map(whole.parcels.__getitem__, self._cut.edges)}
-        given = {parcel.name: parcel.meta for parcel in whole.sent(self._cut)}
+        given = {parcel.name: parcel.meta for parcel in whole.list_sent(self._cut)}
         answers = {name: program.graph["tensor_values"][value] for name, value in self._cut.answers.items()}
         return Signature(inputs=tensor_specs(asked | taken), outputs=tensor_specs(given | answers))
 
@@ -80,14 +80,14 @@ class SegmentDocument:
     def _send(self) -> dict[str, str]:
         """Return output name -> value."""
         whole, found = self._whole, {}
-        for parcel in whole.sent(self._cut):
+        for parcel in whole.list_sent(self._cut):
             made = departure(parcel, whole.names, self._names, whole.wires)
             self._add(made)
             first = parcel.values[0]
             found[parcel.name] = made[-1].name if made else self._names.get(first, first)
         return found
 
-    def _tell_sizes(self, inputs: Iterable[str]) -> None:
+    def _read_sizes(self, inputs: Iterable[str]) -> None:
         """Read sizes that depend on the batch from an input, so that no tensor is sent for its size alone."""
         program = self._program
         wanted = {name: size for name in self._cut.sizes if (size := program.size(name)) is not None}
@@ -114,7 +114,7 @@ class SegmentDocument:
         if not self._slices.keys().isdisjoint(operation.inputs) and self._takes_any_strides(operation):
             names = names | self._slices
         raw = operation.raw
-        self._nodes.append({**raw, "inputs": [{**i, "arg": renamed(i["arg"], names)} for i in raw["inputs"]]})
+        self._nodes.append({**raw, "inputs": [{**i, "arg": rename_values(i["arg"], names)} for i in raw["inputs"]]})
         self._describe(name for item in raw["outputs"] for name in _names(item))
 
     def _describe(self, names: Iterable[str]) -> None:

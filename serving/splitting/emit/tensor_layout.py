@@ -53,7 +53,9 @@ def wire_of(program: Program, value: str) -> Wire:
         _check_turnable(program, value, times)
     elif not all(_of_batch(program, size) for size in layout.sizes):
         raise _unsendable(program, value)
-    return _turned(program, value, layout, times) if times[0] != 1 or _inner_fixed(times) else _as_it_is(layout, meta)
+    return (
+        _turn_layout(program, value, layout, times) if times[0] != 1 or _inner_fixed(times) else _as_it_is(layout, meta)
+    )
 
 
 def plain_meta(like: Mapping[str, Any], sizes: Sequence[Dimension]) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def _as_it_is(layout: Layout, meta: Mapping[str, Any]) -> Wire:
     return Wire(() if plain else (Step("contiguous.default", {}, meta),), (), meta)
 
 
-def _turned(program: Program, value: str, layout: Layout, times: Sequence[int | None]) -> Wire:
+def _turn_layout(program: Program, value: str, layout: Layout, times: Sequence[int | None]) -> Wire:
     """Move the batch dimension to the front, split from its multiple if it is one; the others in memory order."""
     like = program.graph["tensor_values"][value]
     place = next(d for d, factor in enumerate(times) if factor)
@@ -95,7 +97,7 @@ def _turned(program: Program, value: str, layout: Layout, times: Sequence[int | 
     if factor > 1:
         batch = Dimension(layout.sizes[place].hint // factor, program.batch)
         sizes[place : place + 1] = [batch, Dimension(factor)]
-        order = [new for d in order for new in _opened(d, place)]
+        order = [new for d in order for new in _split_dimension(d, place)]
         send.append(Step("unflatten.int", _int_and_ints(place, "sizes", [-1, factor]), _meta(like, sizes, order)))
         ends = {"start_dim": {"as_int": place}, "end_dim": {"as_int": place + 1}}
         receive.append(Step("flatten.using_ints", ends, like))
@@ -123,7 +125,7 @@ def _front_and_back(
     return send, receive
 
 
-def _opened(dimension: int, place: int) -> list[int]:
+def _split_dimension(dimension: int, place: int) -> list[int]:
     if dimension == place:
         return [place, place + 1]
     return [dimension + (dimension > place)]

@@ -40,15 +40,17 @@ def product(source: str, factor: int, result: str) -> dict[str, Any]:
     return _node("_operator.mul", arguments, {"as_sym_int": {"as_name": result}})
 
 
-def renamed(value: Any, names: Mapping[str, str]) -> Any:
+def rename_values(value: Any, names: Mapping[str, str]) -> Any:
     """Return the JSON form of a node with its values renamed."""
     if isinstance(value, dict):
         return {
-            key: names.get(item, item) if key in {"name", "as_name"} and isinstance(item, str) else renamed(item, names)
+            key: names.get(item, item)
+            if key in {"name", "as_name"} and isinstance(item, str)
+            else rename_values(item, names)
             for key, item in value.items()
         }
     if isinstance(value, list):
-        return [renamed(item, names) for item in value]
+        return [rename_values(item, names) for item in value]
     return value
 
 

@@ -199,7 +199,7 @@ class Edge:
         ]
         self.held.want([wanted for wanted, _ in holds])
         for wanted, part in holds:
-            assert self.held.loaded(wanted, ServedPart(part, BatchLimits()))
+            assert self.held.note_loaded(wanted, ServedPart(part, BatchLimits()))
 
     def _table(self):
         models = []

@@ -171,7 +171,7 @@ def ask(new_edge):
         loop.set_exception_handler(lambda _, context: unhandled.append(context))
         held = HeldSnapshots()
         held.want([hold])
-        held.loaded(hold, served)
+        held.note_loaded(hold, served)
         queue = InferenceQueue()
         parts = PartServer(held, queue, id, region="north")
         host = HostFrames(parts, GraphExecutor(parts, HostClient(HostLoadBalancer(loop.time), loop.time)))

@@ -18,7 +18,7 @@ from serving import graph
 from serving.engines.torch.engine import TorchEngine
 from serving.engines.torch.program import read_program
 from serving.export import export_model
-from serving.export.checks import unsupported
+from serving.export.checks import unsupported_error
 
 
 class Everything(nn.Module):
@@ -300,7 +300,7 @@ def test_no_line_of_this_package_is_named_as_the_users():
 
     Ours.__module__ = graph.__name__
     reason = f'File "{__file__}", line 3, in forward\n  File "{graph.__file__}", line 9, in call'
-    assert unsupported(nn.Sequential(Wordy(), Ours()), reason).value == f"{__file__}:3"
+    assert unsupported_error(nn.Sequential(Wordy(), Ours()), reason).value == f"{__file__}:3"
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ async def host_of(budget=None):
         model="m", part="p", engine="torch", snapshot=3, digest="0" * 64, uri="file:///x", generations=(7,)
     )
     held.want([hold])
-    held.loaded(hold, ServedPart(part, BatchLimits()))
+    held.note_loaded(hold, ServedPart(part, BatchLimits()))
     queue = InferenceQueue(waiting=4)
     parts = PartServer(held, queue, lambda _: None, region="north", budget=connections.budget)
     executor = GraphExecutor(parts, HostClient(HostLoadBalancer(time.monotonic), time.monotonic))

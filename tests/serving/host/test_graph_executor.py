@@ -66,7 +66,7 @@ class Scaling:
         self.done.append(sorted(inputs))
         return {"y": np.float32(10) * sum(inputs.values())}
 
-    def staged(self, late):
+    def stage(self, late):
         return Stages(self, late) if late == {"left", "right"} else None
 
     def close(self):
@@ -111,7 +111,7 @@ class FakeFleet:
             generations=generations,
         )
         held.want([hold])
-        held.loaded(hold, served)
+        held.note_loaded(hold, served)
         queue = InferenceQueue()
         self.stack.callback(queue.close)
         self.stack.callback(engine.gate.set)

@@ -56,7 +56,7 @@ async def served():
 async def server(served):
     held, queue = HeldSnapshots(), InferenceQueue()
     held.want([HOLD])
-    held.loaded(HOLD, served)
+    held.note_loaded(HOLD, served)
     yield PartServer(held, queue, lambda _: pytest.fail("nothing is closed"), region="here")
     queue.close()
 

@@ -16,11 +16,11 @@ async def test_a_drain_that_nothing_follows_is_over():
 
 async def test_a_look_at_the_host_renews_the_lease_and_begins_none():
     drain = Drain(lease_seconds=1.0)
-    drain.looked_at()
+    drain.renew()
     assert not drain.on
     drain.begin()
     first = drain._over
-    drain.looked_at()
+    drain.renew()
     assert (drain.on, first.cancelled(), drain._over.cancelled()) == (True, True, False)
     drain.end()
 
@@ -29,7 +29,7 @@ async def test_a_host_that_ends_does_not_open_again():
     drain = Drain(lease_seconds=0.0)
     drain.begin()
     drain.end()
-    drain.looked_at()
+    drain.renew()
     for _ in range(3):
         await asyncio.sleep(0)
     assert drain.on

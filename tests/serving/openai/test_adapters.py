@@ -214,7 +214,7 @@ async def test_the_beginning_of_a_prompt_is_remembered_for_each_adapter_apart(ed
 def test_nothing_but_a_whole_value_is_renamed():
     alias = Alias("llm:style", "style@1")
     text = b'{"model":"style@1","text":"style@1 and \\"style@1\\"","id":"style@12"}'
-    assert alias.restored(text) == text.replace(b'"model":"style@1"', b'"model":"llm:style"')
+    assert alias.restore(text) == text.replace(b'"model":"style@1"', b'"model":"llm:style"')
 
 
 async def test_a_request_on_its_way_to_the_engine_holds_its_generation_in_the_answer_that_tells_the_new_table(

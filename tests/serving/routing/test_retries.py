@@ -7,7 +7,7 @@ import pytest
 from ipnext.errors import HostLost, QueryOfDeath, Unavailable
 from serving.routing.host_call import Attempt, HostEnded, RetryOnOtherHost
 from serving.routing.lost_requests import REMEMBERED_SECONDS, LostRequests
-from serving.routing.retries import retried
+from serving.routing.retries import run_with_retry
 
 BODY = bytearray(b"a body")
 
@@ -36,7 +36,7 @@ class Hosts:
         return step
 
     async def run(self, record=None):
-        return await retried(self.attempt, self.asked, again=self.again.append, subject="m", record=record)
+        return await run_with_retry(self.attempt, self.asked, again=self.again.append, subject="m", record=record)
 
 
 def ended(url="http://a", part="p", *, in_company=False):

@@ -35,7 +35,7 @@ def test_a_new_snapshot_is_to_be_loaded_and_is_ready_only_then():
     assert len(held.loading) == 1
     with pytest.raises(GenerationNotHeld, match="ready: none"):
         held.lease("m", "p", 1)
-    assert held.loaded(hold(1, 1), "value")
+    assert held.note_loaded(hold(1, 1), "value")
     assert ready(held) == {(1, 1)}
     assert held.lease("m", "p", 1).value == "value"
 
@@ -43,7 +43,7 @@ def test_a_new_snapshot_is_to_be_loaded_and_is_ready_only_then():
 def test_the_same_holds_again_change_nothing():
     held = HeldSnapshots()
     held.want([hold(1, 1)])
-    held.loaded(hold(1, 1), "value")
+    held.note_loaded(hold(1, 1), "value")
     changes = held.want([hold(1, 1)])
     assert (changes.load, changes.close) == ((), ())
     assert ready(held) == {(1, 1)}
@@ -52,7 +52,7 @@ def test_the_same_holds_again_change_nothing():
 def test_generations_of_a_loaded_snapshot_change_at_once():
     held = HeldSnapshots()
     held.want([hold(1, 1)])
-    held.loaded(hold(1, 1), "value")
+    held.note_loaded(hold(1, 1), "value")
     assert held.want([hold(1, 2, 3)]).load == ()
     assert ready(held) == {(2, 1), (3, 1)}
     with pytest.raises(GenerationNotHeld, match=r"ready: \[2, 3\]"):
@@ -62,7 +62,7 @@ def test_generations_of_a_loaded_snapshot_change_at_once():
 def test_a_snapshot_in_use_is_closed_by_its_last_lease():
     held = HeldSnapshots()
     held.want([hold(1, 1)])
-    held.loaded(hold(1, 1), "value")
+    held.note_loaded(hold(1, 1), "value")
     first, second = held.lease("m", "p", 1), held.lease("m", "p", 1)
     assert held.want([]).close == ()
     with pytest.raises(GenerationNotHeld):
@@ -74,7 +74,7 @@ def test_a_snapshot_in_use_is_closed_by_its_last_lease():
 def test_an_unused_snapshot_is_closed_when_no_longer_wanted():
     held = HeldSnapshots()
     held.want([hold(1, 1)])
-    held.loaded(hold(1, 1), "value")
+    held.note_loaded(hold(1, 1), "value")
     assert held.want([]).close == ("value",)
 
 
@@ -82,14 +82,14 @@ def test_a_load_that_ends_after_its_snapshot_was_dropped_is_not_kept():
     held = HeldSnapshots()
     held.want([hold(1, 1)])
     held.want([])
-    assert not held.loaded(hold(1, 1), "late")
+    assert not held.note_loaded(hold(1, 1), "late")
     assert not held.ready
 
 
 def test_a_failure_is_told_and_stays_until_the_snapshot_is_dropped():
     held = HeldSnapshots()
     held.want([hold(1, 1)])
-    held.failed(hold(1, 1), "LoadFailed", "broken")
+    held.note_failed(hold(1, 1), "LoadFailed", "broken")
     assert [(one.code, one.generations) for one in held.failures] == [("LoadFailed", (1,))]
     assert not held.loading
     assert held.want([hold(1, 1, 2)]).load == ()
@@ -107,7 +107,7 @@ def test_other_settings_or_content_make_another_thing_to_load():
 def test_one_generation_with_two_snapshots_is_refused_and_the_former_set_stays():
     held = HeldSnapshots()
     held.want([hold(1, 1)])
-    held.loaded(hold(1, 1), "value")
+    held.note_loaded(hold(1, 1), "value")
     with pytest.raises(InvalidInput, match=r"generation 1 of m\.p has two snapshots, 1 .* and 2"):
         held.want([hold(1, 1), hold(2, 1)])
     assert ready(held) == {(1, 1)}
@@ -116,7 +116,7 @@ def test_one_generation_with_two_snapshots_is_refused_and_the_former_set_stays()
 def test_one_snapshot_named_twice_answers_for_the_union():
     held = HeldSnapshots()
     assert len(held.want([hold(1, 1), hold(1, 2)]).load) == 1
-    held.loaded(hold(1, 1), "value")
+    held.note_loaded(hold(1, 1), "value")
     assert ready(held) == {(1, 1), (2, 1)}
 
 
@@ -125,7 +125,7 @@ def test_relatives_are_the_loaded_snapshots_of_the_same_part_engine_and_settings
     others = (hold(3, 3, part="q"), hold(4, 4, engine="e"), hold(5, 5, settings={"threads": 2}), hold(6, 6))
     held.want([hold(1, 1), hold(2, 2), *others])
     for each in (hold(1, 1), hold(2, 2), *others[:-1]):
-        held.loaded(each, f"value {each.snapshot}")
+        held.note_loaded(each, f"value {each.snapshot}")
     leases = held.relatives(hold(7, 7))
     assert {lease.digest: lease.value for lease in leases} == {"d1": "value 1", "d2": "value 2"}
     assert held.want([hold(2, 2)]).close == ("value 3", "value 4", "value 5")
@@ -164,7 +164,7 @@ class Holding(RuleBasedStateMachine):
         done = self.loads.pop(data.draw(st.integers(0, len(self.loads) - 1)))
         self.count += 1
         self.open.add(self.count)
-        if not self.held.loaded(done, self.count):
+        if not self.held.note_loaded(done, self.count):
             self.close(self.count)
 
     @rule(number=st.integers(1, 4))

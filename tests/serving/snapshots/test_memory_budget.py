@@ -33,7 +33,7 @@ def test_a_load_needs_its_weights_and_a_multiple_of_its_program():
 def test_what_fits_is_let_through_and_what_does_not_is_refused_with_its_figures():
     memory = HostMemory(1000 * MEGA, resident=lambda: 300 * MEGA)
     memory.check(600 * MEGA, "snapshot 1 of m.p")
-    memory.loaded(600 * MEGA)
+    memory.note_loaded(600 * MEGA)
     with pytest.raises(
         MemoryExceeded, match=r"snapshot 2 of m\.p needs about 200\.0 MB; 900\.0 MB of .* 1,000\.0 MB"
     ) as refused:
@@ -45,8 +45,8 @@ def test_what_fits_is_let_through_and_what_does_not_is_refused_with_its_figures(
 def test_a_closed_snapshot_makes_room():
     memory = HostMemory(1000 * MEGA, resident=lambda: 300 * MEGA)
     memory.check(600 * MEGA, "one")
-    memory.loaded(600 * MEGA)
-    memory.closed(600 * MEGA)
+    memory.note_loaded(600 * MEGA)
+    memory.note_closed(600 * MEGA)
     memory.check(600 * MEGA, "another")
 
 
@@ -54,7 +54,7 @@ def test_pages_that_the_system_dropped_for_a_while_still_count():
     resident = [300 * MEGA]
     memory = HostMemory(resident=lambda: resident[0])
     memory.check(1, "one")
-    memory.loaded(500 * MEGA)
+    memory.note_loaded(500 * MEGA)
     resident[0] = 400 * MEGA
     assert memory.used_bytes == 800 * MEGA
     resident[0] = 900 * MEGA
@@ -63,7 +63,7 @@ def test_pages_that_the_system_dropped_for_a_while_still_count():
 
 def test_pages_that_two_snapshots_share_are_counted_once_before_a_load_is_refused():
     memory = HostMemory(1000 * MEGA, resident=lambda: 1500 * MEGA, counted=lambda: 900 * MEGA)
-    memory.loaded(1)
+    memory.note_loaded(1)
     memory.check(100 * MEGA, "a delta")
     with pytest.raises(MemoryExceeded, match=r"needs about 101\.0 MB; 900\.0 MB"):
         memory.check(101 * MEGA, "another")
@@ -77,14 +77,14 @@ def test_shared_pages_are_told_once_while_there_are_any_and_counted_at_loads_alo
         return resident[0] - 400 * MEGA
 
     memory = HostMemory(resident=lambda: resident[0], counted=counted)
-    memory.loaded(500 * MEGA)
+    memory.note_loaded(500 * MEGA)
     assert (memory.used_bytes, asked) == (1000 * MEGA, [])
-    memory.loaded(MEGA, shares=True)
+    memory.note_loaded(MEGA, shares=True)
     resident[0] += 100 * MEGA
     assert [memory.used_bytes, memory.used_bytes] == [700 * MEGA] * 2
     assert asked == [1]
-    memory.closed(MEGA)
-    memory.closed(500 * MEGA)
+    memory.note_closed(MEGA)
+    memory.note_closed(500 * MEGA)
     assert memory.used_bytes == resident[0]
 
 
@@ -147,7 +147,7 @@ class Part:
     def close(self):
         self.log.append("close")
 
-    def staged(self, _late):
+    def stage(self, _late):
         return None
 
 

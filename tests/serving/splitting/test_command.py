@@ -23,7 +23,7 @@ from serving.graph import plan_graph, run_graph
 from serving.protocol.tensors import Tensor
 from serving.splitting import split as splitting
 from serving.splitting.report import SplitReport
-from serving.splitting.split import read_split_program, verified
+from serving.splitting.split import read_split_program, verify_split
 
 POLICY = {
     "parts": [
@@ -160,7 +160,7 @@ def test_one_changed_weight_of_one_segment_is_found(place, written, tmp_path):
     weights["state:middle.bias"].view(torch.int32)[3] ^= 1 << 12
     save_file(weights, tmp_path / "out" / "middle" / "weights.safetensors")
     report = SplitReport.model_validate(written)
-    found = verified(report, read_split_program(place / "whole"), place / "whole", tmp_path / "out")
+    found = verify_split(report, read_split_program(place / "whole"), place / "whole", tmp_path / "out")
     assert not found.is_equal
     assert False in found.bit_equal.values()
     assert "output 'score' differs in" in found.differences[0]

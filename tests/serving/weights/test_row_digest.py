@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.weights.row_changes import Rows, changed_rows, digest_after, write_rows
-from serving.weights.row_digest import ZERO, added, as_text, digest_of_rows, from_text, removed
+from serving.weights.row_digest import ZERO, add_digests, as_text, digest_of_rows, from_text, subtract_digests
 
 DTYPES = [
     torch.float32,
@@ -54,9 +54,9 @@ def test_rows_may_be_added_in_any_parts_and_order():
     order = torch.from_numpy(np.random.default_rng(3).permutation(5000))
     total = ZERO
     for part in order.split(700):
-        total = added(total, digest_of_rows(table[part], part))
+        total = add_digests(total, digest_of_rows(table[part], part))
     assert total == digest_of_rows(table)
-    assert removed(total, digest_of_rows(table)) == ZERO
+    assert subtract_digests(total, digest_of_rows(table)) == ZERO
 
 
 def test_nan_and_negative_zero_are_told_apart_by_their_bits():

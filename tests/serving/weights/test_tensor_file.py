@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from serving.weights.tensor_file import TensorFile, aligned, write_tensors
+from serving.weights.tensor_file import TensorFile, align, write_tensors
 
 TENSORS = {
     "bias": torch.randn(1),
@@ -33,7 +33,7 @@ def test_the_file_is_plain_safetensors(path):
 def test_tensors_of_whole_lines_lie_at_whole_lines_whatever_stands_beside_them(path):
     file = TensorFile(path)
     assert all(file.is_aligned(name) for name in ("table", "small", "ids"))
-    assert file.mapped(["table"])["table"].data_ptr() % 64 == 0
+    assert file.map_tensors(["table"])["table"].data_ptr() % 64 == 0
 
 
 def test_the_order_of_the_tensors_does_not_change_a_byte(path, tmp_path):
@@ -44,7 +44,7 @@ def test_the_order_of_the_tensors_does_not_change_a_byte(path, tmp_path):
 def test_a_private_tensor_is_its_own_and_the_file_stays_as_it_is(path):
     content = path.read_bytes()
     file = TensorFile(path)
-    one, two = (file.mapped(["table"])["table"] for _ in range(2))
+    one, two = (file.map_tensors(["table"])["table"] for _ in range(2))
     one[3] = 7
     assert torch.equal(two, TENSORS["table"])
     assert torch.equal(one[4:], TENSORS["table"][4:])
@@ -52,13 +52,13 @@ def test_a_private_tensor_is_its_own_and_the_file_stays_as_it_is(path):
 
 
 def test_a_private_tensor_outlives_the_file_and_its_name(path):
-    tensor = TensorFile(path).mapped(["odd"])["odd"]
+    tensor = TensorFile(path).map_tensors(["odd"])["odd"]
     path.unlink()
     assert torch.equal(tensor, TENSORS["odd"])
 
 
 def test_tensors_that_lie_right_are_one_piece_of_memory_and_the_others_are_copied(path):
-    found = TensorFile(path).mapped(TENSORS)
+    found = TensorFile(path).map_tensors(TENSORS)
     assert all(
         torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in TENSORS.items()
     )
@@ -70,8 +70,8 @@ def test_tensors_that_lie_right_are_one_piece_of_memory_and_the_others_are_copie
 
 def test_nothing_is_mapped_of_no_names_or_of_empty_tensors(path):
     file = TensorFile(path)
-    assert file.mapped([]) == {}
-    assert file.mapped(["empty"])["empty"].shape == (0, 4)
+    assert file.map_tensors([]) == {}
+    assert file.map_tensors(["empty"])["empty"].shape == (0, 4)
 
 
 def test_tables_with_rows_of_one_length_lie_whole_rows_apart(tmp_path):
@@ -79,7 +79,7 @@ def test_tables_with_rows_of_one_length_lie_whole_rows_apart(tmp_path):
     widths = {16: (7, 100, 31), 48: (5, 64, 9), 5: (3, 11, 201, 33), 32: (1, 2, 1000)}
     tables = {f"{width}-{rows}": torch.randn(rows, width) for width, counts in widths.items() for rows in counts}
     write_tensors(tables, tmp_path / "tables")
-    found = TensorFile(tmp_path / "tables").mapped(tables)
+    found = TensorFile(tmp_path / "tables").map_tensors(tables)
     for width, counts in widths.items():
         own = [found[f"{width}-{rows}"] for rows in counts]
         for storage in {tensor.untyped_storage().data_ptr() for tensor in own}:
@@ -91,6 +91,6 @@ def test_tables_with_rows_of_one_length_lie_whole_rows_apart(tmp_path):
 
 def test_a_tensor_that_begins_elsewhere_is_copied_to_where_torch_would_put_it():
     lying = torch.randn(20)[1:]
-    assert aligned(lying).data_ptr() % 64 == 0
+    assert align(lying).data_ptr() % 64 == 0
     right = torch.randn(20)
-    assert aligned(right) is right
+    assert align(right) is right

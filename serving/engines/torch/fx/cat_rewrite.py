@@ -33,9 +33,9 @@ def join_pieces(graph: fx.Graph, join: fx.Node, fresh: set[fx.Node]) -> None:
     pieces = list(runs(items))
     with graph.inserting_before(join):
         if 2 * len(pieces) <= len(items):
-            joined = _joined(graph, pieces, _Widths(join), fresh)
+            joined = _join_pieces(graph, pieces, _Widths(join), fresh)
         elif _is_reordering(items):
-            joined = _reordered(graph, items, join)
+            joined = _reorder_columns(graph, items, join)
         else:
             return
     joined.meta = dict(join.meta)
@@ -54,7 +54,7 @@ class Reordered:
         return torch.index_select(tensor, 1, self._order)
 
 
-def _joined(graph: fx.Graph, pieces: Sequence[Piece], widths: "_Widths", fresh: set[fx.Node]) -> fx.Node:
+def _join_pieces(graph: fx.Graph, pieces: Sequence[Piece], widths: "_Widths", fresh: set[fx.Node]) -> fx.Node:
     parts = [widths.piece(graph, *piece) for piece in pieces]
     source, _, count = pieces[0]
     if len(parts) > 1:
@@ -67,17 +67,17 @@ def _joined(graph: fx.Graph, pieces: Sequence[Piece], widths: "_Widths", fresh: 
 
 def _is_reordering(items: Sequence[fx.Node]) -> bool:
     """Whether the items, all of one form, are most of a few tensors."""
-    sources = dict.fromkeys(source if column is not None else item for item, (source, column) in _found(items))
+    sources = dict.fromkeys(source if column is not None else item for item, (source, column) in _find_columns(items))
     columns = sum(sizes(source)[1] if source not in items else 1 for source in sources)
     return 2 * len(sources) <= len(items) and columns <= 2 * len(items) and len(set(map(sizes, items))) == 1
 
 
-def _reordered(graph: fx.Graph, items: Sequence[fx.Node], join: fx.Node) -> fx.Node:
+def _reorder_columns(graph: fx.Graph, items: Sequence[fx.Node], join: fx.Node) -> fx.Node:
     """Concatenate the whole tensors, then put their columns into the order of the items."""
     begins: dict[fx.Node, int] = {}
     parts: list[fx.Node] = []
     order, end = [], 0
-    for item, (source, column) in _found(items):
+    for item, (source, column) in _find_columns(items):
         whole = item if column is None else source
         if whole not in begins:
             begins[whole] = end
@@ -88,7 +88,7 @@ def _reordered(graph: fx.Graph, items: Sequence[fx.Node], join: fx.Node) -> fx.N
     return rows if join.target is aten.stack.default else call(graph, torch.flatten, rows, 1, 2)
 
 
-def _found(items: Sequence[fx.Node]) -> list[tuple[fx.Node, tuple[fx.Node, int | None]]]:
+def _find_columns(items: Sequence[fx.Node]) -> list[tuple[fx.Node, tuple[fx.Node, int | None]]]:
     return [(item, column_of(item)) for item in items]
 
 

@@ -25,7 +25,7 @@ def last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
 
 
 @lru_cache(maxsize=64)
-def _compiled(source: str) -> CodeType:
+def _compile_source(source: str) -> CodeType:
     """Compile once for all snapshots of a program: compiling blocks every other thread."""
     return compile(source, "<graph>", "exec")
 
@@ -75,7 +75,7 @@ class CallWriter:
             f"def make({', '.join(self.constants)}):\n def forward({', '.join(arguments)}):\n  {body}\n return forward"
         )
         made: dict[str, Any] = {}
-        exec(_compiled(source), made)  # noqa: S102  # written above
+        exec(_compile_source(source), made)  # noqa: S102  # written above
         function: Callable[..., Any] = made["make"](**self.constants)
         return function
 

@@ -72,7 +72,7 @@ class DirectGraph:
         writer.write_all(self._nodes, self._nodes)
         return writer.function(user.values())
 
-    def staged(self, late: AbstractSet[int]) -> tuple[Early, Function] | None:
+    def stage(self, late: AbstractSet[int]) -> tuple[Early, Function] | None:
         """Return the graph as two functions: the share that needs none of the `late` inputs (by their numbers), and the rest.
 
         None if nothing can be computed without them. The first takes the other tensors and returns a state, the second
@@ -87,7 +87,7 @@ class DirectGraph:
             if node.op == "output" or not dependent.isdisjoint(node.all_input_nodes):
                 dependent.add(node)
         if self.plain is not None and waits_for_part(self._nodes, dependent):
-            return self.plain.staged(late)
+            return self.plain.stage(late)
         early = [node for node in self._nodes if node.op == "call_function" and node not in dependent]
         if not early:
             return None
@@ -144,13 +144,13 @@ class _Trial:
             if node.op == "placeholder":
                 values[node] = next(placeholders)
             elif node.op == "call_function":
-                found[node.name], values[node] = _tried(node, values)
+                found[node.name], values[node] = _try_call(node, values)
             for done in last.get(node, ()):
                 values.pop(done, None)
         return found
 
 
-def _tried(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[Callable[..., Any], Any]:
+def _try_call(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[Callable[..., Any], Any]:
     """Return the function to call for a node, and the node's value."""
     target: Any = node.target
     args = fx.node.map_arg(node.args, lambda n: values[n])

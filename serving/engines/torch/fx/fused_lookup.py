@@ -64,14 +64,14 @@ class Gatherer:
         Tried with `example`, and with twice its rows, at drawn ids of all rows of the tables. To be called without
         gradients.
         """
-        groups = grouped(self._lookups, arguments)
+        groups = group_lookups(self._lookups, arguments)
         graph = self._rewritten(groups)
         if graph is None:
             return None
         more = [operand for group in groups for operand in operands(group, arguments)]
         gathered = plain.rewritten(graph, (*arguments, *more))
         function = gathered.whole()
-        for given in (example, *self._drawn(example, arguments)):
+        for given in (example, *self._draw_arguments(example, arguments)):
             try:
                 expected = run(given)
             except (IndexError, RuntimeError):
@@ -87,7 +87,9 @@ class Gatherer:
         graph = self._known[1]
         return graph if {node.name for node in graph.nodes} - {node.name for node in self._graph.nodes} else None
 
-    def _drawn(self, example: Sequence[torch.Tensor], arguments: Sequence[Any]) -> Iterator[list[torch.Tensor]]:
+    def _draw_arguments(
+        self, example: Sequence[torch.Tensor], arguments: Sequence[Any]
+    ) -> Iterator[list[torch.Tensor]]:
         random = torch.Generator().manual_seed(0)
         rows = self._rows(arguments)
         for times in (1, 2):
@@ -120,7 +122,7 @@ def _gives(function: Callable[..., Any], given: Sequence[torch.Tensor], expected
         return False
 
 
-def grouped(lookups: Sequence[Lookup], arguments: Sequence[Any]) -> tuple[Group, ...]:
+def group_lookups(lookups: Sequence[Lookup], arguments: Sequence[Any]) -> tuple[Group, ...]:
     """Group the lookups that one call can do, by the tables' current layout in memory, in the order of `lookups`."""
     found: dict[tuple[Any, ...], list[Lookup]] = {}
     for lookup in lookups:

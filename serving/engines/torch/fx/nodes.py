@@ -38,11 +38,11 @@ def is_join(node: fx.Node) -> bool:
 
 def column_of(node: fx.Node) -> tuple[fx.Node, int | None]:
     """Return a tensor, and the index in its dimension 1 if `node` selects that column, ignoring slices that take everything."""
-    node = _unsliced(node)
+    node = _skip_slices(node)
     given = _select_arguments(node)
     if given is None:
         return node, None
-    source, dimension, number = _unsliced(given[0]), *given[1:]
+    source, dimension, number = _skip_slices(given[0]), *given[1:]
     shape = sizes(source)
     if len(shape) > 1 and dimension in {1, 1 - len(shape)} and isinstance(shape[1], int) and isinstance(number, int):
         return source, number % shape[1]
@@ -60,7 +60,7 @@ def _select_arguments(node: fx.Node) -> tuple[Any, Any, Any] | None:
     return None
 
 
-def _unsliced(node: fx.Node) -> fx.Node:
+def _skip_slices(node: fx.Node) -> fx.Node:
     while node.target is aten.slice.Tensor and tuple(node.args[1:]) == (0, 0, 2**63 - 1) and not node.kwargs:
         [node] = node.all_input_nodes
     return node

@@ -135,7 +135,7 @@ def test_the_users_side_runs_once(towers, monkeypatch):
 
 
 def test_a_pass_is_not_begun_before_it_is_known_how_many_rows_there_are(towers):
-    assert towers.staged(frozenset({"item"})) is None
+    assert towers.stage(frozenset({"item"})) is None
 
 
 def test_one_of_two_request_inputs_given_once_is_repeated(towers):

@@ -5,7 +5,7 @@ import pytest
 
 from ipnext.errors import InvalidInput
 from ipnext.model.registry.registry import Signature, TensorSpec
-from serving.engines.torch.warmup_inputs import drawn, rows_are_independent, zeros
+from serving.engines.torch.warmup_inputs import draw_inputs, rows_are_independent, zeros
 from serving.protocol.tensors import DTYPES
 
 
@@ -59,7 +59,7 @@ def test_trial_arrays_have_the_signatures_forms():
         if datatype == "BYTES":
             continue
         for array in (
-            drawn(signature((-1, 3, -1), datatype=datatype), 4, np.random.default_rng(0))["x"],
+            draw_inputs(signature((-1, 3, -1), datatype=datatype), 4, np.random.default_rng(0))["x"],
             zeros(signature((-1, 3, -1), datatype=datatype), 4)["x"],
         ):
             assert (array.shape, array.dtype) == ((4, 3, 2), dtype)

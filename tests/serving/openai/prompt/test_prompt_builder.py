@@ -6,7 +6,7 @@ import pytest
 from ipnext.errors import InvalidInput
 from ipnext.model.registry.registry import TensorSpec
 from ipnext.model.settings.prompt import PromptTemplate
-from serving.openai.prompt.prompt_builder import CHAT_PATH, COMPLETIONS_PATH, asked_text, composed, with_text
+from serving.openai.prompt.prompt_builder import CHAT_PATH, COMPLETIONS_PATH, compose_prompt, extract_prompt, with_text
 from serving.openai.prompt.request_inputs import read_inputs
 from serving.protocol.response_templates import NotFinite
 from serving.protocol.tensors import Tensor, float32_to_bf16
@@ -28,9 +28,9 @@ TENSORS = {"prompt": texts("why?"), "text": texts("a", "b", "c"), "score": numbe
 
 
 def test_a_list_is_ordered_by_falling_number_cut_and_numbered():
-    assert composed(prompt(order="score"), TENSORS) == "[1] b;[2] a;[3] c;why?"
-    assert composed(prompt(order="score", top=2), TENSORS) == "[1] b;[2] a;why?"
-    assert composed(prompt(top=1), TENSORS) == "[1] a;why?"
+    assert compose_prompt(prompt(order="score"), TENSORS) == "[1] b;[2] a;[3] c;why?"
+    assert compose_prompt(prompt(order="score", top=2), TENSORS) == "[1] b;[2] a;why?"
+    assert compose_prompt(prompt(top=1), TENSORS) == "[1] a;why?"
 
 
 def test_numbers_are_written_short():
@@ -43,10 +43,10 @@ def test_numbers_are_written_short():
     }
     item = "{text} {half} {count} {good} {score};"
     assert (
-        composed(prompt("{documents}|{prompt}", item), tensors)
+        compose_prompt(prompt("{documents}|{prompt}", item), tensors)
         == "a 0.5 3 true 0.1;b 1.5 2 false 1e+09;c 2.5 1 true -3;|why?"
     )
-    assert composed(prompt(item="{text}", order="half"), tensors) == "cbawhy?"
+    assert compose_prompt(prompt(item="{text}", order="half"), tensors) == "cbawhy?"
 
 
 def test_what_is_put_into_a_place_is_never_read_as_a_template():
@@ -55,14 +55,14 @@ def test_what_is_put_into_a_place_is_never_read_as_a_template():
         "text": texts("{prompt}", "}{"),
         "score": numbers(1, 2),
     }
-    assert composed(prompt(order="score"), tensors) == "[1] }{;[2] {prompt};{text} {0} {{x}} {prompt.__class__}"
+    assert compose_prompt(prompt(order="score"), tensors) == "[1] }{;[2] {prompt};{text} {0} {{x}} {prompt.__class__}"
 
 
 def test_an_input_of_one_element_has_a_place_in_the_template():
     one = PromptTemplate(template="In {country}: {prompt}")
-    assert composed(one, {"prompt": texts("why?"), "country": texts("Peru")}) == "In Peru: why?"
+    assert compose_prompt(one, {"prompt": texts("why?"), "country": texts("Peru")}) == "In Peru: why?"
     with pytest.raises(InvalidInput, match="one element of 'country', got 2"):
-        composed(one, {"prompt": texts("why?"), "country": texts("Peru", "Chile")})
+        compose_prompt(one, {"prompt": texts("why?"), "country": texts("Peru", "Chile")})
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_an_input_of_one_element_has_a_place_in_the_template():
 )
 def test_tensors_that_make_no_list_are_refused(changed, fault, text):
     with pytest.raises(fault, match=text):
-        composed(prompt(order="score"), {**TENSORS, **changed})
+        compose_prompt(prompt(order="score"), {**TENSORS, **changed})
 
 
 CHAT = {
@@ -91,7 +91,7 @@ CHAT = {
 
 
 def test_the_last_message_of_the_user_is_replaced():
-    assert asked_text(CHAT_PATH, CHAT) == "second"
+    assert extract_prompt(CHAT_PATH, CHAT) == "second"
     changed = with_text(CHAT_PATH, CHAT, "composed")
     assert [message["content"] for message in changed["messages"]] == ["be short", "first", "yes", "composed", "so"]
     assert changed["messages"][3]["name"] == "ann"
@@ -102,7 +102,7 @@ def test_pictures_stay_where_they_stand_beside_the_text():
     picture = {"type": "image_url", "image_url": {"url": "data:"}}
     content = [picture, {"type": "text", "text": "what"}, picture, {"type": "text", "text": "is it?"}]
     body = {"messages": [{"role": "user", "content": content}]}
-    assert asked_text(CHAT_PATH, body) == "what\nis it?"
+    assert extract_prompt(CHAT_PATH, body) == "what\nis it?"
     assert with_text(CHAT_PATH, body, "new")["messages"][0]["content"] == [
         picture,
         {"type": "text", "text": "new"},
@@ -112,7 +112,7 @@ def test_pictures_stay_where_they_stand_beside_the_text():
 
 def test_a_completion_has_one_text():
     for given in ("once", ["once"]):
-        assert asked_text(COMPLETIONS_PATH, {"prompt": given}) == "once"
+        assert extract_prompt(COMPLETIONS_PATH, {"prompt": given}) == "once"
     assert with_text(COMPLETIONS_PATH, {"prompt": ["once"], "n": 2}, "new") == {"prompt": "new", "n": 2}
 
 
@@ -132,7 +132,7 @@ def test_a_completion_has_one_text():
 )
 def test_a_body_without_a_text_is_refused_by_field(path, body, text):
     with pytest.raises(InvalidInput, match=text):
-        asked_text(path, body)
+        extract_prompt(path, body)
 
 
 SPECS = (

@@ -101,7 +101,7 @@ def test_two_steps_give_the_bits_of_one(exported, late):
     example = [inputs(3)[name] for name in program.inputs]
     with torch.inference_mode():
         graph = DirectGraph(program.module.graph, program.arguments, program.slots, example)
-        early, rest = graph.staged({number for number, name in enumerate(program.inputs) if name in late})
+        early, rest = graph.stage({number for number, name in enumerate(program.inputs) if name in late})
         for rows in BATCHES:
             given = inputs(rows, seed=rows)
             state = early(*(given[name] for name in program.inputs if name not in late))
@@ -113,7 +113,7 @@ def test_nothing_begins_where_all_waits_for_the_late_inputs(exported):
     _, program = exported
     with torch.inference_mode():
         graph = DirectGraph(program.module.graph, program.arguments, program.slots, list(inputs(3).values()))
-    assert graph.staged(set(range(3))) is None
+    assert graph.stage(set(range(3))) is None
 
 
 def test_what_the_graph_itself_refuses_is_raised(exported):

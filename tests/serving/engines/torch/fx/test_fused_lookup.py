@@ -404,7 +404,7 @@ def test_snapshots_of_one_program_share_the_rewritten_graph(tmp_path):
 def test_two_steps_give_the_bits_of_one(late, tmp_path):
     module, inputs = Dlrm().eval(), with_dense(ids_of())
     part = exported(module, inputs, tmp_path / "snapshot")
-    staged = part.staged(frozenset(late))
+    staged = part.stage(frozenset(late))
     for batch in BATCHES:
         given = {name: tensor.numpy() for name, tensor in inputs(batch, seed=batch).items()}
         state = staged.begin({name: array for name, array in given.items() if name not in late})
@@ -415,7 +415,7 @@ def test_two_steps_give_the_bits_of_one(late, tmp_path):
 def test_lookups_whose_ids_come_early_do_not_wait_for_those_that_come_late(tmp_path):
     part = exported(Separate().eval(), separate, tmp_path / "snapshot")
     assert any(node.meta.get(INDEX) for node in part._graph._nodes)
-    staged = part.staged(frozenset({"h"}))
+    staged = part.stage(frozenset({"h"}))
     given = {name: tensor.numpy() for name, tensor in separate(5).items()}
     state = staged.begin({name: array for name, array in given.items() if name != "h"})
     assert sum(tensor.dtype == torch.float32 and tensor.shape == (5, 16) for tensor in state) == 7
