@@ -21,7 +21,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.messages import WaveInput, WaveResult
     from ipnext.model.value import Value
     from workflows import policies
-    from workflows.errors import end_if_told, explained
+    from workflows.errors import explain_error, raise_if_cancelled
     from workflows.policies import Step, perform
 
 A = TypeVar("A", bound=Value)
@@ -96,8 +96,8 @@ async def within_patience(
             if not _heals(error) or bugs >= policies.BUG_ATTEMPTS:
                 raise
             if spent >= seconds:
-                raise PatienceOver(explained(error).message) from error
-        end_if_told()
+                raise PatienceOver(explain_error(error).message) from error
+        raise_if_cancelled()
         wait = min(pause, longest_after(spent, most), max(seconds - spent, step.retry.initial_interval.total_seconds()))
         with suppress(asyncio.TimeoutError):
             await workflow.wait_condition(

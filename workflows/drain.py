@@ -13,7 +13,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext import names
     from ipnext.model.lifecycle.drain import DrainInput, DrainSeen, DrainState, status_of
     from workflows import policies
-    from workflows.errors import end_if_told, explained
+    from workflows.errors import explain_error, raise_if_cancelled
     from workflows.policies import Step, perform
 
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
@@ -34,7 +34,7 @@ class DrainWorkflow:
         self._looks = 0
 
     @workflow.signal(name=names.DRAIN_CHANGED)
-    def changed(self) -> None:
+    def note_change(self) -> None:
         """Note a new request for this region."""
         self._news = True
 
@@ -75,7 +75,7 @@ class DrainWorkflow:
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
-            why = explained(error).message
+            why = explain_error(error).message
             workflow.logger.warning("%s failed and is tried again: %s", step.name, why)
             self._show(self._seen.model_copy(update={"message": f"{step.name} failed and is tried again: {why}"}))
             return False
@@ -83,7 +83,7 @@ class DrainWorkflow:
 
     async def _wait(self) -> None:
         """Wait for a request, or until the next check is due: soon at first, seldom later."""
-        end_if_told()
+        raise_if_cancelled()
         self._looks += 1
         pause = policies.DRAIN_LOOK if self._looks <= policies.DRAIN_LOOKS_SOON else policies.DRAIN_LOOK_LATER
         try:

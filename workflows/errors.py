@@ -34,7 +34,7 @@ class Explained(NamedTuple):
     message: str
 
 
-def explained(error: ActivityError | ChildWorkflowError) -> Explained:
+def explain_error(error: ActivityError | ChildWorkflowError) -> Explained:
     """Explain why an activity or a child workflow failed: by its last attempt, else by its time-out."""
     cause: BaseException = error
     while cause.__cause__ is not None and not isinstance(cause, ApplicationError | TemporalTimeout):
@@ -55,7 +55,7 @@ def fence_lost(error: ActivityError) -> ApplicationError | None:
     return cause if isinstance(cause, ApplicationError) and cause.type == FENCE_LOST else None
 
 
-def stopped(generation: int | None, why: str | None, *, moving: bool) -> LifecycleResult:
+def make_stopped(generation: int | None, why: str | None, *, moving: bool) -> LifecycleResult:
     """Return the end of a change whose run was cancelled, before or while it was `moving` traffic. `why` is None if unstated."""
     why = why or STOPPED_OUTSIDE
     if why.startswith(names.ABORTED):
@@ -72,7 +72,7 @@ def stop_reason() -> str | None:
     return None if why is None else _PASSED_ON.sub("", why, count=1)
 
 
-def end_if_told() -> None:
+def raise_if_cancelled() -> None:
     """Raise CancelledError if this run was cancelled. Call it before each wait of a run that may be.
 
     If a cancellation arrives while an activity runs and the activity succeeds, nothing is raised, so the wait would

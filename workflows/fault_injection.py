@@ -41,7 +41,7 @@ class Fault:
     once: Path | None = None
     strike: Callable[[], None] = kill_this_process
 
-    def reached(self, activity_type: str, point: Point) -> None:
+    def strike_at(self, activity_type: str, point: Point) -> None:
         """Strike if this is one of the places."""
         if (activity_type, point) not in self.places:
             return
@@ -95,7 +95,7 @@ class _FaultyActivity(ActivityInboundInterceptor):
 
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
         name = activity.info().activity_type
-        self._fault.reached(name, "before")
+        self._fault.strike_at(name, "before")
         result = await self.next.execute_activity(input)
-        self._fault.reached(name, "after")
+        self._fault.strike_at(name, "after")
         return result

@@ -9,7 +9,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.messages import StageInput
     from ipnext.model.manifest.freeze import Frozen
     from workflows import policies
-    from workflows.errors import end_if_told
+    from workflows.errors import raise_if_cancelled
     from workflows.policies import perform
 
 
@@ -42,7 +42,7 @@ class Thaw:
             await self._sleep(answer.frozen)
 
     async def _sleep(self, frozen: Frozen) -> None:
-        end_if_told()
+        raise_if_cancelled()
         try:
             await workflow.wait_condition(
                 lambda: self._look_again or self._newer(),

@@ -57,7 +57,7 @@ class _Counted(ActivityInboundInterceptor):
             self._load.running -= 1
 
 
-async def unpolled(client: Client, loads: Mapping[str, Load]) -> Sequence[Polled]:
+async def find_unpolled(client: Client, loads: Mapping[str, Load]) -> Sequence[Polled]:
     """Return the queues that this worker should poll but does not; a full one counts as polled. Raises EngineRefused, Unavailable."""
     return [
         polled
@@ -68,7 +68,7 @@ async def unpolled(client: Client, loads: Mapping[str, Load]) -> Sequence[Polled
 
 
 @contextmanager
-def announced(file: Path | None) -> Iterator[None]:
+def announce_ready(file: Path | None) -> Iterator[None]:
     """Keep the file present while the worker serves; `keep_ready` keeps it fresh."""
     if file is not None:
         try:
@@ -107,7 +107,7 @@ async def _why_not(client: Client, loads: Mapping[str, Load]) -> str:
     """Explain why no work can arrive; empty if it can."""
     try:
         async with asyncio.timeout(LOOK_SECONDS):
-            found = await unpolled(client, loads)
+            found = await find_unpolled(client, loads)
     except TimeoutError:
         return f"Temporal has not answered within {LOOK_SECONDS:g} s"
     except (EngineRefused, Unavailable) as error:

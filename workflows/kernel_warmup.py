@@ -53,12 +53,12 @@ async def _run(stopped: asyncio.Event) -> int | None:
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
     try:
-        return await _ended(process, stopped)
+        return await _wait_exit(process, stopped)
     finally:
         await _end(process)
 
 
-async def _ended(process: asyncio.subprocess.Process, stopped: asyncio.Event) -> int | None:
+async def _wait_exit(process: asyncio.subprocess.Process, stopped: asyncio.Event) -> int | None:
     """Return the exit status; None if `stopped` came first."""
     ways = (asyncio.create_task(process.wait()), asyncio.create_task(stopped.wait()))
     try:

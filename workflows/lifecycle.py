@@ -42,7 +42,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows import policies
     from workflows.attempts import Interruption, PatienceOver, within_patience
     from workflows.change_queue import PASSES_PAUSE, WAITS
-    from workflows.errors import end_if_told, explained, stop_reason, stopped, to_the_end
+    from workflows.errors import explain_error, make_stopped, raise_if_cancelled, stop_reason, to_the_end
     from workflows.freeze_wait import Thaw
     from workflows.policies import perform
     from workflows.preparation import is_done, prepare
@@ -140,7 +140,7 @@ class LifecycleWorkflow(Walked):
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
-            reason, message = explained(error)
+            reason, message = explain_error(error)
             reason = Reason.TRANSITION_REFUSED if reason is Reason.INTERNAL_ERROR else reason
             return LifecycleResult(state=ChangeState.REFUSED, reason=reason, message=message)
 
@@ -150,11 +150,11 @@ class LifecycleWorkflow(Walked):
             return await self._carry_out(begun)
         except (ActivityError, ChildWorkflowError) as error:
             if is_cancelled_exception(error):
-                return self._stopped(begun)
-            reason, message = explained(error)
-            return self._ended(begun.generation, reason, message)
+                return self._make_stopped(begun)
+            reason, message = explain_error(error)
+            return self._make_result(begun.generation, reason, message)
         except asyncio.CancelledError:
-            return self._stopped(begun)
+            return self._make_stopped(begun)
 
     async def _carry_out(self, begun: ChangeBegun) -> LifecycleResult:
         kind = self._input.change.kind
@@ -174,7 +174,7 @@ class LifecycleWorkflow(Walked):
             if result is not None:
                 return result
             if workflow.cancellation_reason() is not None and name not in COMPLETED:
-                return self._stopped(begun)
+                return self._make_stopped(begun)
         generation = None if kind is ChangeKind.RETIRE else begun.generation
         return LifecycleResult(state=ChangeState.DONE, generation=generation, message=self._note)
 
@@ -224,36 +224,36 @@ class LifecycleWorkflow(Walked):
         if refused is None:
             return None
         message = f"{refused.check} of {refused.subject}: {refused.message}"
-        return self._ended(stage.generation, refused.reason, message)
+        return self._make_result(stage.generation, refused.reason, message)
 
     async def _optimize(self, stage: StageInput) -> LifecycleResult | None:
         optimized = await perform(policies.OPTIMIZE_GENERATION, stage, f"cut generation {stage.generation} into parts")
-        return self._ended(stage.generation, optimized.reason, optimized.summary) if optimized.refused else None
+        return self._make_result(stage.generation, optimized.reason, optimized.summary) if optimized.refused else None
 
     async def _freeze(self, stage: StageInput) -> LifecycleResult | None:
-        return None if is_done(self._prepared, "freeze") else await self._thawed(stage)
+        return None if is_done(self._prepared, "freeze") else await self._wait_thaw(stage)
 
-    async def _thawed(self, stage: StageInput) -> LifecycleResult | None:
+    async def _wait_thaw(self, stage: StageInput) -> LifecycleResult | None:
         if await self._thaw.done(stage, lambda frozen: self._show_frozen(stage, frozen)) or self._newer is None:
             return None
-        return self._superseded(ChangeBegun(generation=stage.generation), self._newer)
+        return self._make_superseded(ChangeBegun(generation=stage.generation), self._newer)
 
     async def _place(self, stage: StageInput) -> LifecycleResult | None:
         planned = self._prepared.planned or await self._perform(
             policies.PLACE_MODEL, stage, f"place {stage.model} on the fleet"
         )
         if not planned.feasible:
-            return self._ended(stage.generation, planned.reason, planned.message)
+            return self._make_result(stage.generation, planned.reason, planned.message)
         self._plan_id = planned.plan_id
         self._tell(planned.message)
         return None
 
     async def _move(self, stage: StageInput) -> LifecycleResult | None:
-        planned = self._prepared.transition or await self._planned(stage)
+        planned = self._prepared.transition or await self._plan_waves(stage)
         if isinstance(planned, LifecycleResult):
             return planned
         if planned.refused is not None:
-            return self._ended(stage.generation, Reason.TRANSITION_REFUSED, planned.refused)
+            return self._make_result(stage.generation, Reason.TRANSITION_REFUSED, planned.refused)
         if (why := stop_reason()) is not None:
             raise asyncio.CancelledError(why)  # cancelled while the waves were planned, which has succeeded
         self._tell(planned.price)
@@ -262,16 +262,16 @@ class LifecycleWorkflow(Walked):
         if not moved.done:
             why = stop_reason()
             if not why:
-                ended = self._ended(stage.generation, moved.reason, moved.message)
+                ended = self._make_result(stage.generation, moved.reason, moved.message)
                 return ended.model_copy(update={"unanswered": moved.unanswered})
             aborted = why.startswith(names.ABORTED)
             told = why if aborted else f"stopped: {why}"
             message = f"{told}; {moved.undone}" if moved.undone else told
-            return self._ended(stage.generation, Reason.ABORTED if aborted else moved.reason, message)
+            return self._make_result(stage.generation, Reason.ABORTED if aborted else moved.reason, message)
         self._tell(moved.message)
         return None
 
-    async def _planned(self, stage: StageInput) -> TransitionPlanned | LifecycleResult:
+    async def _plan_waves(self, stage: StageInput) -> TransitionPlanned | LifecycleResult:
         """Plan the waves. If supply was not free in time, the run is refused with the message of the last attempt.
 
         Between two attempts a newer change ends the wait, and a pause and a freeze extend it. Their time does not count.
@@ -289,10 +289,10 @@ class LifecycleWorkflow(Walked):
         """Return the end of a run that waits for supply if a newer change came; else wait for the end of pauses and freezes."""
         begun = ChangeBegun(generation=stage.generation)
         if self._newer is not None:
-            return self._superseded(begun, self._newer)
+            return self._make_superseded(begun, self._newer)
         if stage.kind not in WAITS:
             return None
-        stop = await self._unheld(begun) or await self._thawed(stage)
+        stop = await self._unheld(begun) or await self._wait_thaw(stage)
         if self._shown != "transition":
             self._enter("transition", stage.generation)
         return stop
@@ -304,16 +304,16 @@ class LifecycleWorkflow(Walked):
         """
         while self._held is not None and self._input.change.kind not in PASSES_PAUSE:
             self._enter("paused", begun.generation)
-            end_if_told()
+            raise_if_cancelled()
             await workflow.wait_condition(lambda: self._held is None or self._newer is not None)
             if self._newer is not None:
-                return self._superseded(begun, self._newer)
+                return self._make_superseded(begun, self._newer)
             self._enter("freeze", begun.generation)
-            if (stop := await self._thawed(self._stage(begun))) is not None:
+            if (stop := await self._wait_thaw(self._stage(begun))) is not None:
                 return stop
         return None
 
-    def _superseded(self, begun: ChangeBegun, newer: NewerWaits) -> LifecycleResult:
+    def _make_superseded(self, begun: ChangeBegun, newer: NewerWaits) -> LifecycleResult:
         """Return the result of a run that only waited and was superseded."""
         message = f"gave way to {newer.change_id}, which is newer"
         state, reason = ChangeState.SUPERSEDED, Reason.SUPERSEDED
@@ -329,13 +329,13 @@ class LifecycleWorkflow(Walked):
         await to_the_end(release(stage))
         return None
 
-    def _ended(self, generation: int | None, reason: Reason, message: str) -> LifecycleResult:
+    def _make_result(self, generation: int | None, reason: Reason, message: str) -> LifecycleResult:
         """Return a result: refused before any traffic moved, rolled back after."""
         state = ChangeState.ROLLED_BACK if self._moving else ChangeState.REFUSED
         return LifecycleResult(state=state, generation=generation, reason=reason, message=message)
 
-    def _stopped(self, begun: ChangeBegun) -> LifecycleResult:
-        return stopped(begun.generation, stop_reason(), moving=self._moving)
+    def _make_stopped(self, begun: ChangeBegun) -> LifecycleResult:
+        return make_stopped(begun.generation, stop_reason(), moving=self._moving)
 
     def _progress(self) -> ProgressInput:
         change = self._input.change

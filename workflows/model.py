@@ -40,12 +40,12 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.status import Reason
     from ipnext.model.lifecycle.takeover import ChangeAsked, ChangeEnded, TakeOver
     from workflows import policies
-    from workflows.errors import STOPPED_OUTSIDE, Explained, explained, stopped
+    from workflows.errors import STOPPED_OUTSIDE, Explained, explain_error, make_stopped
     from workflows.model_control import ROLLS_OUT, of_generation
     from workflows.open_changes import Reading
     from workflows.policies import perform
     from workflows.retirement import release
-    from workflows.takeover import settled
+    from workflows.takeover import wait_reverted
 
 MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
@@ -88,7 +88,7 @@ class ModelWorkflow(Reading):
             self._enqueue(change)
             self._retired = False
             self._stop_running_for(change)
-            self._tell_running_of(change)
+            self._note_newer(change)
             self._show()
         else:
             self._weigh_again(change)
@@ -135,7 +135,7 @@ class ModelWorkflow(Reading):
         return full or info.is_continue_as_new_suggested()
 
     @property
-    def _look_due(self) -> bool:
+    def _is_look_due(self) -> bool:
         """True if a look is due while a change runs that does not pass another one."""
         return self._looks_again and not self._passed
 
@@ -162,7 +162,7 @@ class ModelWorkflow(Reading):
         while self._open:
             await workflow.wait_condition(
                 lambda: (
-                    bool(self._superseded or self._begun or self._unweighed or self._looks_again)
+                    bool(self._superseded or self._begun or self._unweighed_change or self._looks_again)
                     or self._next() is not None
                     or self._long
                 )
@@ -170,7 +170,7 @@ class ModelWorkflow(Reading):
             if self._looks_again:
                 await self._look()
             await self._record_superseded()
-            if not self._begun and self._goes_behind and (waiting := self._unweighed) is not None:
+            if not self._begun and self._goes_behind and (waiting := self._unweighed_change) is not None:
                 await self._may_pass(waiting)
             for passed in self._passed:  # by a run that an earlier run of the entity began
                 await self._follow(passed)
@@ -182,7 +182,7 @@ class ModelWorkflow(Reading):
 
     async def _renew(self) -> None:
         await workflow.wait_condition(workflow.all_handlers_finished)
-        workflow.continue_as_new(self._carried())
+        workflow.continue_as_new(self._build_input())
 
     async def _carry_out_next(self, change: QueuedChange) -> None:
         self._queue = tuple(waiting for waiting in self._queue if waiting.id != change.id)
@@ -197,26 +197,26 @@ class ModelWorkflow(Reading):
                     run.done()
                     or self._marks_wanted
                     or self._untold is not None
-                    or self._unweighed is not None
-                    or self._look_due
+                    or self._unweighed_change is not None
+                    or self._is_look_due
                     or self._long
                 )
             )
             if self._long and not run.done():
                 await self._renew()
-            if self._look_due and (lost := await self._look()) is not None and not run.done():
-                await self._let_pass(lost, run)
+            if self._is_look_due and (lost := await self._look()) is not None and not run.done():
+                await self._run_passing(lost, run)
             if self._marks_wanted:
                 self._marker = asyncio.create_task(self._mark())
-            await self._tell_newer()
-            waiting = None if run.done() else self._unweighed
+            await self._signal_newer()
+            waiting = None if run.done() else self._unweighed_change
             if waiting is not None and await self._may_pass(waiting):
-                await self._let_pass(waiting, run)
+                await self._run_passing(waiting, run)
         result = await run
-        self._ended(change, result)
+        self._note_end(change, result)
         await self._record_superseded()
 
-    async def _let_pass(self, change: QueuedChange, run: asyncio.Task[LifecycleResult]) -> None:
+    async def _run_passing(self, change: QueuedChange, run: asyncio.Task[LifecycleResult]) -> None:
         """Carry out a change while the running one waits; then go on with that one, and tell it what it missed."""
         passed, before, told_newer = self._running, self._passed, self._told_newer
         if passed is None:
@@ -225,10 +225,10 @@ class ModelWorkflow(Reading):
         await self._carry_out_next(change)
         self._passed, self._running, self._told_newer = before, passed, told_newer
         if not run.done():
-            await self._tell_all()
+            await self._signal_all()
         self._show()
 
-    def _ended(self, change: QueuedChange, result: LifecycleResult) -> None:
+    def _note_end(self, change: QueuedChange, result: LifecycleResult) -> None:
         gave_way = change.kind in ROLLS_OUT and result.reason is Reason.SUPERSEDED
         self._turned = self._turned + 1 if gave_way else 0
         self._running, self._untold, self._told_newer = None, None, False
@@ -245,7 +245,7 @@ class ModelWorkflow(Reading):
 
     async def _carry_out(self, change: QueuedChange, *, begun: bool) -> LifecycleResult:
         """Run the change's lifecycle to its end, or follow the run that exists. The entity survives every outcome."""
-        if begun and (result := await self._followed(change)) is not None:
+        if begun and (result := await self._follow_change(change)) is not None:
             return result
         held = None if self._passes_pause(change) else self._held
         try:
@@ -261,32 +261,32 @@ class ModelWorkflow(Reading):
                 static_summary=f"{self._model}: {change.kind}" + of_generation(change.generation),
             )
             self._told_hold[change.id] = held
-            await self._tell_all()
+            await self._signal_all()
             return await self._children[change.id]
         except WorkflowAlreadyStartedError:
-            return await self._followed(change) or await self._record_failure(change, GONE)
+            return await self._follow_change(change) or await self._record_failure(change, GONE)
         except ChildWorkflowError as error:
-            why = None if is_cancelled_exception(error) else explained(error)
+            why = None if is_cancelled_exception(error) else explain_error(error)
             return await self._record_failure(change, why)
         except asyncio.CancelledError:
             if workflow.cancellation_reason() is not None:
                 raise
             return await self._record_failure(change, None)
 
-    async def _tell_all(self) -> None:
+    async def _signal_all(self) -> None:
         """Send the run its missed signals: changes that preempt or supersede it, and a pause or its end."""
         for waiting in self._queue:
             self._stop_running_for(waiting)
-            self._tell_running_of(waiting)
+            self._note_newer(waiting)
         if self._running is not None:
-            await self._tell_hold(self._running)
+            await self._signal_hold(self._running)
 
-    async def _tell_missed(self, change: QueuedChange) -> None:
+    async def _signal_missed(self, change: QueuedChange) -> None:
         """Send a followed run its missed signals, unless it was told to end."""
         if self._told_to_end is None or self._told_to_end[0] != change.id:
-            await self._tell_all()
+            await self._signal_all()
 
-    async def _followed(self, change: QueuedChange) -> LifecycleResult | None:
+    async def _follow_change(self, change: QueuedChange) -> LifecycleResult | None:
         """Wait for the end of a run that an earlier entity started. None if the change has never begun."""
         looks = 0
         while True:
@@ -301,7 +301,7 @@ class ModelWorkflow(Reading):
                 return await self._record_failure(change, GONE) if seen.state is ChangeState.RUNNING else None
             if not looks:
                 await self._follow(change)
-                await self._tell_missed(change)
+                await self._signal_missed(change)
             soon = looks < policies.FOLLOWED_LOOKS_SOON
             looks += 1
             with suppress(asyncio.TimeoutError):
@@ -321,7 +321,7 @@ class ModelWorkflow(Reading):
         told = told if meant == change.id else None
         reason, message = why or Explained(Reason.SUPERSEDED, told or STOPPED_OUTSIDE)
         asked = TakeOver(model=self._model, change=change, reason=reason, message=message)
-        taken = await settled(asked)
+        taken = await wait_reverted(asked)
         generation = taken.generation or change.generation
         if taken.withdrawn:
             await release(StageInput(model=self._model, change_id=change.id, kind=change.kind, generation=0))
@@ -331,7 +331,7 @@ class ModelWorkflow(Reading):
             message = f"{message}, after its traffic had moved"
             result = LifecycleResult(state=ChangeState.DONE, generation=generation, message=message)
         elif why is None:
-            result = stopped(generation, told, moving=taken.moved)
+            result = make_stopped(generation, told, moving=taken.moved)
         else:
             state = ChangeState.ROLLED_BACK if taken.moved else ChangeState.REFUSED
             message = f"{message}; {taken.undone}" if taken.undone else message
@@ -348,11 +348,13 @@ class ModelWorkflow(Reading):
         try:
             await perform(policies.FINISH_CHANGE, record, f"record the failure of {change.id}")
         except ActivityError as again:
-            workflow.logger.error("change %s failed and could not be recorded: %s", change.id, explained(again).message)
+            workflow.logger.error(
+                "change %s failed and could not be recorded: %s", change.id, explain_error(again).message
+            )
             self._give_up()
         return result
 
-    def _carried(self) -> ModelEntityInput:
+    def _build_input(self) -> ModelEntityInput:
         return ModelEntityInput(
             model=self._model,
             queue=self._queue,

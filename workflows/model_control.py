@@ -26,7 +26,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.status import Reason
     from workflows import policies
     from workflows.change_queue import PASSES_PAUSE, URGENT, next_of, overtakes, stops
-    from workflows.errors import explained
+    from workflows.errors import explain_error
     from workflows.policies import perform
 
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
@@ -78,7 +78,7 @@ class Held:
         self._asked += 1
         self._held, self._heard_of_hold = asked, True
         self._show()
-        await self._tell_holds()
+        await self._signal_holds()
         await self._note(f"paused {asked.text}", asked)
         return self._answer(ControlAction.PAUSE, f"paused {asked.text}")
 
@@ -90,7 +90,7 @@ class Held:
         self._check_held()
         self._held = None
         self._show()
-        await self._tell_holds()
+        await self._signal_holds()
         await self._note(f"resumed {asked.text}", None)
         return self._answer(ControlAction.RESUME, f"resumed {asked.text}")
 
@@ -171,9 +171,9 @@ class Held:
         try:
             await perform(policies.NOTE_HOLD, note, f"record: {message}")
         except ActivityError as error:
-            workflow.logger.error("%s could not be recorded: %s", message, explained(error).message)
+            workflow.logger.error("%s could not be recorded: %s", message, explain_error(error).message)
 
-    def _tell_running_of(self, change: QueuedChange) -> None:
+    def _note_newer(self, change: QueuedChange) -> None:
         """Remember a newer change that may supersede the running one, to signal it to the run."""
         running = self._running
         if running is None or not self._reachable or self._told_newer or not {running.kind, change.kind} <= ROLLS_OUT:
@@ -181,7 +181,7 @@ class Held:
         if change.sequence > running.sequence and overtakes(change, running):
             self._untold = change
 
-    async def _tell_newer(self) -> None:
+    async def _signal_newer(self) -> None:
         newer, self._untold = self._untold, None
         if newer is not None:
             self._told_newer = True
@@ -193,13 +193,13 @@ class Held:
         if self._running is not None:
             await self._signal(self._running, signal, argument)
 
-    async def _tell_holds(self) -> None:
+    async def _signal_holds(self) -> None:
         """Tell the run, and those that it passes, whether the model is paused."""
         for change in (*self._passed, self._running):
             if change is not None:
-                await self._tell_hold(change)
+                await self._signal_hold(change)
 
-    async def _tell_hold(self, change: QueuedChange) -> None:
+    async def _signal_hold(self, change: QueuedChange) -> None:
         """Tell a run whether the model is paused, unless that is what it knows."""
         if not self._reaches(change) or self._told_hold.get(change.id, ...) == self._held:
             return
@@ -214,7 +214,7 @@ class Held:
         self._follows.add(change.id)
         with suppress(FailureError):  # it has ended: the next check finds that
             await self._run_of(change).signal(names.REPORT_END)
-        await self._tell_hold(change)
+        await self._signal_hold(change)
 
     async def _signal(self, change: QueuedChange, signal: str, argument: Hold | NewerWaits) -> None:
         if not self._reaches(change) or self._passes_pause(change):

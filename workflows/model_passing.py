@@ -18,7 +18,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.takeover import ChangeAsked
     from workflows import policies
     from workflows.change_queue import CAN_PASS, PASSES_PAUSE, can_pass, stops
-    from workflows.errors import explained
+    from workflows.errors import explain_error
     from workflows.model_control import Held
     from workflows.policies import perform
 
@@ -33,7 +33,7 @@ class Passing(Held):
         self._waking: asyncio.Task[None] | None = None
 
     @property
-    def _unweighed(self) -> QueuedChange | None:
+    def _unweighed_change(self) -> QueuedChange | None:
         """The oldest waiting change that may pass what is in its way, if the store was not asked yet."""
         kinds, running = self._passable, self._running
         if not kinds or (running is not None and any(stops(waiting, running) for waiting in self._queue)):
@@ -62,7 +62,7 @@ class Passing(Held):
         try:
             answer = await perform(policies.MAY_PASS, asked, f"may {change.kind} {change.id} pass?")
         except ActivityError as error:
-            workflow.logger.error("whether %s may pass is not known: %s", change.id, explained(error).message)
+            workflow.logger.error("whether %s may pass is not known: %s", change.id, explain_error(error).message)
             return False
         if not answer.passes or change not in self._queue:
             return False

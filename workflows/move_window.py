@@ -11,7 +11,7 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.replan_moves import MoverState, MoveTurn, ReplanProgress
     from workflows import policies
-    from workflows.errors import end_if_told
+    from workflows.errors import raise_if_cancelled
     from workflows.policies import perform
 
 NAMED = 3
@@ -31,7 +31,7 @@ class Mover:
         self._turns = 0
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """True if no move is left to start, and no model moves by itself: paused ones continue when they may."""
         progress = self.state.progress
         return not progress.busy and (not progress.waiting or bool(self.state.cancelled))
@@ -68,8 +68,8 @@ class Mover:
         self.repair_waits = answer.repair_waits
         self._change(progress=answer.progress)
         self._turns += 1
-        if not self.finished and not self.idle:
-            end_if_told()
+        if not self.is_finished and not self.idle:
+            raise_if_cancelled()
             soon = self._turns <= policies.MOVER_LOOKS_SOON
             await workflow.sleep(policies.MOVER_LOOK_SOON if soon else policies.MOVER_LOOK, summary="models move")
         if asking and not answer.progress.paused:
@@ -79,7 +79,7 @@ class Mover:
         """Return the progress."""
         return self.state.progress
 
-    def left(self) -> str:
+    def describe_left(self) -> str:
         """Describe the models that are left at the end; empty if there are none."""
         state, progress, told = self.state, self.state.progress, list[str]()
         if state.cancelled:

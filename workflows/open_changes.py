@@ -16,7 +16,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.takeover import ModelAsked, OpenChange, OpenChanges
     from workflows import policies
     from workflows.change_queue import CAN_PASS, Superseded, enqueue
-    from workflows.errors import explained
+    from workflows.errors import explain_error
     from workflows.policies import perform
     from workflows.superseded_marks import Marked
 
@@ -58,7 +58,7 @@ class Reading(Marked):
         try:
             found = await self._open_changes()
         except ActivityError as error:
-            workflow.logger.error("the open changes could not be read: %s", explained(error).message)
+            workflow.logger.error("the open changes could not be read: %s", explain_error(error).message)
             self._give_up()
             return None
         self._superseded, self._unmarked = (*self._superseded, *self._unmarked), ()

@@ -15,7 +15,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.messages import Done
     from ipnext.model.lifecycle.reconciliation import ReconcileInput, RegionAsked, RegionReconciled, RepairsRecorded
     from workflows import policies
-    from workflows.errors import end_if_told, explained
+    from workflows.errors import explain_error, raise_if_cancelled
     from workflows.policies import perform
 
 PASSES = 200
@@ -37,7 +37,7 @@ class ReconcileWorkflow:
         """Run passes forever, `every_seconds` apart."""
         for _ in range(PASSES):
             await self._pass()
-            end_if_told()
+            raise_if_cancelled()
             await workflow.sleep(timedelta(seconds=input.every_seconds), summary="until the next pass")
             if workflow.info().is_continue_as_new_suggested():
                 break
@@ -51,17 +51,17 @@ class ReconcileWorkflow:
         try:
             recorded = await perform(policies.RECORD_REPAIRS, Done(), "which models drifted?")
         except ActivityError as error:
-            workflow.logger.warning("repairs could not be recorded: %s", explained(error).message)
+            workflow.logger.warning("repairs could not be recorded: %s", explain_error(error).message)
             recorded = RepairsRecorded(regions=self._regions)
         self._regions = recorded.regions
-        found = await asyncio.gather(*(self._compared(region) for region in recorded.regions))
+        found = await asyncio.gather(*(self._compare_region(region) for region in recorded.regions))
         workflow.set_current_details(_details(recorded, found))
 
-    async def _compared(self, region: str) -> RegionReconciled:
+    async def _compare_region(self, region: str) -> RegionReconciled:
         try:
             return await perform(policies.RECONCILE_REGION, RegionAsked(region=region), f"compare {region}")
         except ActivityError as error:
-            workflow.logger.warning("%s could not be compared: %s", region, explained(error).message)
+            workflow.logger.warning("%s could not be compared: %s", region, explain_error(error).message)
             return RegionReconciled(region=region, reachable=False)
 
 

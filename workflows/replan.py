@@ -27,7 +27,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.replan_moves import MoverAsked, MoverState, ReplanProgress
     from ipnext.model.lifecycle.status import Reason
     from workflows import policies
-    from workflows.errors import end_if_told, explained, to_the_end
+    from workflows.errors import explain_error, raise_if_cancelled, to_the_end
     from workflows.move_window import Mover
     from workflows.policies import perform
 
@@ -49,12 +49,12 @@ class ReplanWorkflow:
         self._cancel = input.mover.cancelled if input.mover else ""
 
     @workflow.signal(name=names.REPLAN_ASKED)
-    def asked(self) -> None:
+    def note_replan(self) -> None:
         """Note that a replan was recorded."""
         self._asked = True
 
     @workflow.signal(name=names.MOVES_STEERED)
-    def steered(self) -> None:
+    def note_steering(self) -> None:
         """Note that moves were paused or resumed: the store has their state."""
         self._steered_meanwhile = True
 
@@ -79,7 +79,7 @@ class ReplanWorkflow:
             self._show("idle", computed)
             self._once_more(self._asked)
             return _result(computed, computed.message)
-        result = await self._carried_out(computed)
+        result = await self._carry_out(computed)
         waiting = await to_the_end(perform(policies.FINISH_REPLAN, result, f"record: {_outcome(result)}"))
         self._show(_outcome(result), computed, result.message)
         self._once_more(waiting.waiting > 0 or self._asked)
@@ -97,10 +97,10 @@ class ReplanWorkflow:
         try:
             return await perform(policies.REPLAN_FLEET, self._input, "plan the whole fleet")
         except ActivityError as error:
-            message = STOPPED if is_cancelled_exception(error) else explained(error).message
+            message = STOPPED if is_cancelled_exception(error) else explain_error(error).message
             return ReplanComputed(plan_id=plan_id, adopted=False, reason=Reason.PLANNER_FAILED, message=message)
 
-    async def _carried_out(self, computed: ReplanComputed) -> ReplanResult:
+    async def _carry_out(self, computed: ReplanComputed) -> ReplanResult:
         """Move the models to their placements in the plan in force, until an event interrupts."""
         try:
             left = await self._move_by_turns(computed)
@@ -118,10 +118,12 @@ class ReplanWorkflow:
         self._mover = mover = Mover(computed.plan_id, computed.window, state, wait=self._input.wait)
         if self._cancel:
             mover.cancel(self._cancel)
-        while not mover.finished:
+        while not mover.is_finished:
             if self._asked and await self._another_waits():
-                await self._let_turns_end(mover)
-                return "; ".join(text for text in (self._stays(mover.progress().waiting), mover.left()) if text)
+                await self._await_turns(mover)
+                return "; ".join(
+                    text for text in (self._stays(mover.progress().waiting), mover.describe_left()) if text
+                )
             self._steered_meanwhile = False
             await mover.turn()
             self._show("paused" if mover.progress().paused else "moving", computed)
@@ -129,11 +131,11 @@ class ReplanWorkflow:
                 await self._pause_over(mover)
             if _history_is_long():
                 self._continue(computed)
-        return mover.left()
+        return mover.describe_left()
 
     async def _pause_over(self, mover: Mover) -> None:
         """Wait until moves are paused or resumed, or the pause has to be checked again."""
-        end_if_told()
+        raise_if_cancelled()
         with contextlib.suppress(TimeoutError):
             await workflow.wait_condition(
                 lambda: self._asked or self._steered_meanwhile or not mover.idle,
@@ -141,7 +143,7 @@ class ReplanWorkflow:
                 timeout_summary="until the pause of the moves is looked at again",
             )
 
-    async def _let_turns_end(self, mover: Mover) -> None:
+    async def _await_turns(self, mover: Mover) -> None:
         """Give moves in progress some time, but none if a disaster's repair waits; later ones continue without being watched."""
         until = workflow.now() + policies.RUNNING_MOVES_PATIENCE
         while mover.busy and not mover.repair_waits and workflow.now() < until:

@@ -11,7 +11,7 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.messages import StageInput
     from workflows import policies
-    from workflows.errors import explained, fence_lost
+    from workflows.errors import explain_error, fence_lost
     from workflows.policies import perform
 
 
@@ -30,7 +30,7 @@ async def release(stage: StageInput) -> None:
         except ActivityError as error:
             if is_cancelled_exception(error) or fence_lost(error):
                 raise
-            workflow.logger.warning("replicas of %s could not be ended: %s", stage.model, explained(error).message)
+            workflow.logger.warning("replicas of %s could not be ended: %s", stage.model, explain_error(error).message)
         else:
             return
         await workflow.sleep(RELEASE_AGAIN, summary=f"end the replicas of {stage.model} again")

@@ -12,7 +12,7 @@ from temporalio.exceptions import ActivityError
 with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.messages import ModelEntityInput, SupersededChange, SupersededInput
     from workflows import policies
-    from workflows.errors import explained
+    from workflows.errors import explain_error
     from workflows.model_passing import Passing
     from workflows.policies import perform
 
@@ -55,9 +55,9 @@ class Marked(Passing):
     def _give_up(self) -> None:
         """Look again later, with all that could not be written by then."""
         if self._pausing is None or self._pausing.done():
-            self._pausing = asyncio.create_task(self._look_later())
+            self._pausing = asyncio.create_task(self._schedule_look())
 
-    async def _look_later(self) -> None:
+    async def _schedule_look(self) -> None:
         await workflow.sleep(policies.LOOK_AGAIN, summary="look again at what could not be recorded")
         self._looks_again = True
 
@@ -78,7 +78,7 @@ class Marked(Passing):
             try:
                 await perform(policies.MARK_SUPERSEDED, record, f"{len(found)} superseded, {newest.change_id} last")
             except ActivityError as error:
-                workflow.logger.error("%d could not be marked superseded: %s", len(found), explained(error).message)
+                workflow.logger.error("%d could not be marked superseded: %s", len(found), explain_error(error).message)
                 self._unmarked += found
                 self._give_up()
             self._superseded = self._superseded[len(found) :]

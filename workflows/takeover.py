@@ -12,11 +12,11 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.messages import TransitionInput, TransitionResult
     from ipnext.model.lifecycle.takeover import TakenOver, TakeOver
     from workflows import policies
-    from workflows.errors import explained
+    from workflows.errors import explain_error
     from workflows.policies import perform
 
 
-async def settled(asked: TakeOver) -> TakenOver:
+async def wait_reverted(asked: TakeOver) -> TakenOver:
     """Wait until no run moves the model for the change any more, and all that it moved is reverted, as far as possible.
 
     The transition's run is awaited if there is one. If it is gone, another one is started that only reverts; if that
@@ -32,13 +32,13 @@ async def settled(asked: TakeOver) -> TakenOver:
         if taken.transition is None:
             return taken
         if reverts == policies.MOST_REVERTS:
-            return _left(taken, f"{reverts} runs that revert it were ended from outside")
+            return _leave_undone(taken, f"{reverts} runs that revert it were ended from outside")
         reverts += 1
-        if (result := await _reverted(taken.transition)) is not None:
-            return _left(taken, result.undone)
+        if (result := await _run_revert(taken.transition)) is not None:
+            return _leave_undone(taken, result.undone)
 
 
-async def _reverted(transition: TransitionInput) -> TransitionResult | None:
+async def _run_revert(transition: TransitionInput) -> TransitionResult | None:
     """Return the result of a run that reverts; None if it was ended from outside, or another one runs."""
     try:
         result: TransitionResult = await workflow.execute_child_workflow(
@@ -57,10 +57,10 @@ async def _reverted(transition: TransitionInput) -> TransitionResult | None:
     except ChildWorkflowError as error:
         if is_cancelled_exception(error):
             raise
-        workflow.logger.warning("the revert of %s failed: %s", transition.transition_id, explained(error).message)
+        workflow.logger.warning("the revert of %s failed: %s", transition.transition_id, explain_error(error).message)
         return None
     return result
 
 
-def _left(taken: TakenOver, undone: str) -> TakenOver:
+def _leave_undone(taken: TakenOver, undone: str) -> TakenOver:
     return taken.model_copy(update={"transition": None, "undone": undone})

@@ -17,7 +17,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.messages import Revert, TransitionInput, TransitionResult, WaveInput, WaveResult
     from workflows import policies
     from workflows.attempts import longest_after
-    from workflows.errors import explained, fence_lost, to_the_end
+    from workflows.errors import explain_error, fence_lost, to_the_end
     from workflows.transition_control import Steered
 
 
@@ -44,18 +44,18 @@ class TransitionWorkflow(Steered):
             wave = await self._outcome(self._walk(index))
             if not wave.ok:
                 self._back = True
-                result = await to_the_end(self._walk_back(wave))
+                result = await to_the_end(self._revert_waves(wave))
                 await to_the_end(workflow.wait_condition(workflow.all_handlers_finished))
                 return result
         self._show("done: all traffic is where it shall be")
         await to_the_end(workflow.wait_condition(workflow.all_handlers_finished))
-        return TransitionResult(done=True, waves_done=input.waves, message=self._unreleased())
+        return TransitionResult(done=True, waves_done=input.waves, message=self._describe_unreleased())
 
     async def _revert(self, revert: Revert) -> TransitionResult:
         """Revert only: the run that executed the waves is gone."""
         self._index, self._back = revert.index, True
         failed = WaveResult(ok=False, reason=revert.reason, message=revert.message)
-        result = await to_the_end(self._walk_back(failed))
+        result = await to_the_end(self._revert_waves(failed))
         await to_the_end(workflow.wait_condition(workflow.all_handlers_finished))
         return result
 
@@ -64,22 +64,22 @@ class TransitionWorkflow(Steered):
         if (stop := await self._unheld()) is not None:
             return stop
         self._show(f"{place}: adding capacity")
-        result = await self._tried(policies.ENSURE_CAPACITY, wave, f"{place}: add capacity, wait until ready")
+        result = await self._run_step(policies.ENSURE_CAPACITY, wave, f"{place}: add capacity, wait until ready")
         if not result.ok:
             return result
         if (stop := await self._unheld()) is not None:
             return stop
         self._show(f"{place}: moving traffic")
-        shifted = await self._tried(policies.SHIFT_TRAFFIC, wave, f"{place}: move traffic")
+        shifted = await self._run_step(policies.SHIFT_TRAFFIC, wave, f"{place}: move traffic")
         if not shifted.ok:
             return shifted
         wave = wave.model_copy(update={"baseline": shifted.baseline, "window": shifted.window})
-        result = await self._watched(wave, shifted.hold_seconds)
+        result = await self._watch_answers(wave, shifted.hold_seconds)
         if result.ok and self._needs_approval():
             result = await self._approval(wave)
         return await self._release(wave) if result.ok else result
 
-    async def _watched(self, wave: WaveInput, hold_seconds: float) -> WaveResult:
+    async def _watch_answers(self, wave: WaveInput, hold_seconds: float) -> WaveResult:
         """Wait for the bake time, check the answers meanwhile, and judge them at the end. A bad canary is reverted before it ends."""
         left = hold_seconds
         if left >= policies.SHORTEST_WATCHED_SECONDS:
@@ -92,9 +92,9 @@ class TransitionWorkflow(Steered):
                     return result
         if not self._promoted:
             await self._hold(left)
-        return await self._judged(wave)
+        return await self._judge_wave(wave)
 
-    async def _judged(self, wave: WaveInput) -> WaveResult:
+    async def _judge_wave(self, wave: WaveInput) -> WaveResult:
         """Return the gate's verdict. If it has too few answers it is evaluated again, within the run's deadline.
 
         The pauses between evaluations count: while no worker works, no answers are waited for.
@@ -115,12 +115,12 @@ class TransitionWorkflow(Steered):
         """Release capacity. After the last wave all traffic has moved: a failed release is reported, and fails nothing."""
         self._show(f"{self._place}: releasing capacity")
         try:
-            return await self._tried(policies.RELEASE_CAPACITY, wave, f"{self._place}: release capacity")
+            return await self._run_step(policies.RELEASE_CAPACITY, wave, f"{self._place}: release capacity")
         except ActivityError as error:
             if wave.index + 1 < self._input.waves or is_cancelled_exception(error):
                 raise
             self._released = False
-            return WaveResult(ok=True, message=explained(error).message)
+            return WaveResult(ok=True, message=explain_error(error).message)
 
     async def _outcome(self, walk: Coroutine[Any, Any, WaveResult]) -> WaveResult:
         """Return a wave's result, whatever ended it."""
@@ -129,16 +129,16 @@ class TransitionWorkflow(Steered):
             result = await self._walking
         except ActivityError as error:
             if is_cancelled_exception(error) or workflow.cancellation_reason() is not None:
-                return self._stopped()
-            reason, message = explained(error)
+                return self._make_stopped()
+            reason, message = explain_error(error)
             return WaveResult(ok=False, reason=reason, message=message)
         except asyncio.CancelledError:
-            return self._stopped()
+            return self._make_stopped()
         if result.ok and workflow.cancellation_reason() is not None and self._index + 1 < self._input.waves:
-            return self._stopped()
+            return self._make_stopped()
         return result
 
-    async def _walk_back(self, failed: WaveResult) -> TransitionResult:
+    async def _revert_waves(self, failed: WaveResult) -> TransitionResult:
         """Revert in one step, or wave by wave if the supply does not fit all of it at once."""
         why = f"{failed.reason}: {failed.message}"
         by_waves = self._input.back == "by_waves"
@@ -170,12 +170,12 @@ class TransitionWorkflow(Steered):
         ):
             self._show(f"going back ({why}): {what}")
             try:
-                result = await self._tried(step, wave, f"way back: {what}")
+                result = await self._run_step(step, wave, f"way back: {what}")
                 left += [] if result.ok else [f"{what}: {result.message}"]
             except ActivityError as error:
                 if (lost := fence_lost(error)) is not None:
                     raise lost from error
-                left.append(f"{what}: {explained(error).message}")
+                left.append(f"{what}: {explain_error(error).message}")
         return left
 
     def _wave(self, index: int) -> WaveInput:
@@ -188,5 +188,5 @@ class TransitionWorkflow(Steered):
             fence=self._input.fence,
         )
 
-    def _unreleased(self) -> str:
+    def _describe_unreleased(self) -> str:
         return "" if self._released else "former capacity could not be released everywhere; the next change does it"

@@ -18,7 +18,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.status import Reason
     from workflows import policies
     from workflows.attempts import within_deadline
-    from workflows.errors import STOPPED_OUTSIDE, explained, stop_reason
+    from workflows.errors import STOPPED_OUTSIDE, explain_error, stop_reason
     from workflows.policies import perform
 
 
@@ -85,9 +85,9 @@ class Steered:
 
     async def _look(self, wave: WaveInput, *, early: bool = False, waited: float = 0.0) -> WaveResult:
         asked = wave.model_copy(update={"early": early, "watched_seconds": waited})
-        return await self._tried(policies.CHECK_GATE, asked, f"{self._place}: check the answers")
+        return await self._run_step(policies.CHECK_GATE, asked, f"{self._place}: check the answers")
 
-    async def _tried(self, step: policies.Step[WaveResult], wave: WaveInput, summary: str) -> WaveResult:
+    async def _run_step(self, step: policies.Step[WaveResult], wave: WaveInput, summary: str) -> WaveResult:
         """Run a step within the wave's deadline. A revert, and an urgent run, pass the waits of others."""
         passing = step.passing(urgent=self._back or self._input.urgent)
         return await within_deadline(passing, wave, summary, stopping=lambda: self._stopping and not self._back)
@@ -135,7 +135,7 @@ class Steered:
     async def _unheld(self) -> WaveResult | None:
         """Continue at once, or when the pause is over. If the run was stopped, or is paused for too long, return its failure."""
         if self._stopping:
-            return self._stopped()
+            return self._make_stopped()
         held = self._held
         if held is None:
             return None
@@ -175,7 +175,7 @@ class Steered:
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
-            workflow.logger.error("a hold of %s could not be recorded: %s", note.model, explained(error).message)
+            workflow.logger.error("a hold of %s could not be recorded: %s", note.model, explain_error(error).message)
 
     @property
     def _stopping(self) -> bool:
@@ -186,7 +186,7 @@ class Steered:
     def _place(self) -> str:
         return f"wave {self._index + 1} of {self._input.waves}"
 
-    def _stopped(self) -> WaveResult:
+    def _make_stopped(self) -> WaveResult:
         if workflow.cancellation_reason() is None and self._newer is not None:
             return self._gives_way()
         reason = stop_reason() or STOPPED_OUTSIDE

@@ -23,9 +23,9 @@ with workflow.unsafe.imports_passed_through():
     )
     from ipnext.model.lifecycle.takeover import ChangeEnded, TakeOver
     from workflows.change_queue import PASSES_PAUSE
-    from workflows.errors import Explained, explained, stop_reason, to_the_end
+    from workflows.errors import Explained, explain_error, stop_reason, to_the_end
     from workflows.policies import URGENT_KINDS, priority_of
-    from workflows.takeover import settled
+    from workflows.takeover import wait_reverted
 
 MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 OWNER = SearchAttributeKey.for_keyword(names.OWNER_ATTRIBUTE)
@@ -105,22 +105,22 @@ class Walked:
         if (why := stop_reason()) is not None:
             child.cancel(why)
         try:
-            return await self._followed(held)
+            return await self._follow_child(held)
         except ChildWorkflowError as error:
             if is_cancelled_exception(error):
                 raise
-            return await to_the_end(self._reverted(explained(error)))
+            return await to_the_end(self._revert(explain_error(error)))
 
-    async def _reverted(self, why: Explained) -> TransitionResult:
+    async def _revert(self, why: Explained) -> TransitionResult:
         """Revert a transition whose run was terminated, or failed by a bug."""
         asked = TakeOver(model=self._input.model, change=self._input.change, reason=why.reason, message=why.message)
-        taken = await settled(asked)
+        taken = await wait_reverted(asked)
         if taken.done:
             return TransitionResult(done=True, waves_done=0, message=why.message)
         message = f"{why.message}; {taken.undone}" if taken.undone else why.message
         return TransitionResult(done=False, waves_done=0, reason=why.reason, message=message, undone=taken.undone)
 
-    async def _followed(self, held: ControlAsked | None) -> TransitionResult:
+    async def _follow_child(self, held: ControlAsked | None) -> TransitionResult:
         """Send the transition the signals that arrived while it started, and wait for its end."""
         child = self._child
         if child is None:

@@ -85,7 +85,7 @@ from workflows.collect import CollectWorkflow
 from workflows.credential_renewal import CurrentClient
 from workflows.drain import DrainWorkflow
 from workflows.fault_injection import Faults, fault_of
-from workflows.health import Load, announced, keep_ready
+from workflows.health import Load, announce_ready, keep_ready
 from workflows.kernel_warmup import compile_kernels
 from workflows.lifecycle import LifecycleWorkflow
 from workflows.model import ModelWorkflow
@@ -195,7 +195,7 @@ def solver_of(group: TaskQueueGroup, settings: PlatformSettings) -> Solver:
     return ProcessSolver(grace_seconds=settings.solver_grace_seconds, memory_bytes=settings.solver_memory_bytes)
 
 
-def versioned() -> WorkerDeploymentConfig | None:
+def build_versioning() -> WorkerDeploymentConfig | None:
     """Return the routing of runs to this code: by its build if that has an id, else to any worker that polls.
 
     With an id a transition ends on the build that it began on, and entities move to the current build: decision 0012.
@@ -215,7 +215,7 @@ def worker_of(
     interceptors: Sequence[Interceptor] = (),
 ) -> Worker:
     """Build a worker for one task queue. Workflows run if the group has slots for them."""
-    deployment = versioned()
+    deployment = build_versioning()
     more: dict[str, Any] = {} if deployment else {"build_id": UNVERSIONED}
     if group.workflow_slots:
         more |= {"max_concurrent_workflow_tasks": group.workflow_slots, "workflows": WORKFLOWS}
@@ -275,7 +275,7 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
         )
         address, insecure_bind = settings.worker_metrics_address, settings.insecure_bind
         runtime = None if address is None else metrics_runtime(address, insecure_bind=insecure_bind)
-        client = await _prepared(store, settings, runtime, stopped)
+        client = await _prepare(store, settings, runtime, stopped)
         if client is None:
             return
         resources.enter_context(AccessPublisher(store, infrastructure).running())
@@ -304,11 +304,11 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
                 started.append(worker_of(client, group, activities, timing, interceptors=more))
                 await workers.enter_async_context(started[-1])
             await workers.enter_async_context(keeping_schedules(current.get, schedules_of(settings)))
-            with announced(settings.worker_ready_file):
-                await _made_current(client, settings, stopped)
+            with announce_ready(settings.worker_ready_file):
+                await _make_current(client, settings, stopped)
                 warming = asyncio.gather(asyncio.to_thread(_warm_up), compile_kernels(stopped))
                 log.info("worker_ready", queues=[group.queue for group in groups], database=store.name)
-                following = asyncio.create_task(current.follow(started, partial(_connected, settings, runtime)))
+                following = asyncio.create_task(current.follow(started, partial(_connect, settings, runtime)))
                 await keep_ready(current.get, loads, settings.worker_ready_file, stopped)
                 following.cancel()
             await warming
@@ -321,7 +321,7 @@ def _warm_up() -> None:
     collect_rarely()
 
 
-async def _made_current(client: Client, settings: PlatformSettings, stopped: asyncio.Event) -> None:
+async def _make_current(client: Client, settings: PlatformSettings, stopped: asyncio.Event) -> None:
     """Make this build the current one if none is, or if the settings require it, once the server has seen its pollers."""
     if BUILD_ID is None:
         return
@@ -342,11 +342,11 @@ async def _made_current(client: Client, settings: PlatformSettings, stopped: asy
             return
 
 
-def _connected(settings: PlatformSettings, runtime: Runtime | None) -> Awaitable[Client]:
+def _connect(settings: PlatformSettings, runtime: Runtime | None) -> Awaitable[Client]:
     return connect(runtime=runtime, timing=settings.timing, access=read_access(settings))
 
 
-async def _prepared(
+async def _prepare(
     store: Store, settings: PlatformSettings, runtime: Runtime | None, stopped: asyncio.Event
 ) -> Client | None:
     """Migrate the database, connect to Temporal, claim the database, create schedules. None if it was stopped before.
@@ -357,7 +357,7 @@ async def _prepared(
     while not stopped.is_set():
         try:
             await asyncio.to_thread(store.migrate)
-            client = await _connected(settings, runtime)
+            client = await _connect(settings, runtime)
             await asyncio.to_thread(_belong, store, await namespace_of(client))
             await warn_of_missing(client)
             await create_missing(client, schedules_of(settings))

@@ -36,7 +36,7 @@ def pauses(monkeypatch):
             raise TimeoutError
 
     monkeypatch.setattr(attempts, "perform", perform)
-    monkeypatch.setattr(attempts, "end_if_told", lambda: None)
+    monkeypatch.setattr(attempts, "raise_if_cancelled", lambda: None)
     monkeypatch.setattr(attempts.workflow, "sleep", sleep)
     monkeypatch.setattr(attempts.workflow, "wait_condition", wait_condition)
     return found

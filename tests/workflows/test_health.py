@@ -13,7 +13,7 @@ from ipnext.errors import InvalidInput
 from ipnext.payloads import DATA_CONVERTER
 from ipnext.platform.polling import Polled
 from workflows import health
-from workflows.health import Load, announced, keep_ready, unpolled
+from workflows.health import Load, announce_ready, find_unpolled, keep_ready
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
 
 
@@ -40,18 +40,18 @@ def serve(house, own):
 
 
 async def until_unpolled(client, loads, *expected):
-    while await unpolled(client, loads) != list(expected):  # noqa: ASYNC110 - the server tells nothing by itself
+    while await find_unpolled(client, loads) != list(expected):  # noqa: ASYNC110 - the server tells nothing by itself
         await asyncio.sleep(0.1)
 
 
 async def test_a_queue_that_the_worker_does_not_poll_is_named(own, serve):
     planner = Polled(names.PLANNER_QUEUE, "activities")
-    assert len(await unpolled(own, {})) == 4
+    assert len(await find_unpolled(own, {})) == 4
     async with serve(names.LIFECYCLE_QUEUE), serve(names.URGENT_QUEUE):
         await until_unpolled(own, {}, planner)
         full = Load(read_devfile().group(names.PLANNER_QUEUE))
         full.running = read_devfile().group(names.PLANNER_QUEUE).activity_slots
-        assert await unpolled(own, {names.PLANNER_QUEUE: full}) == [], "it can't poll without a free slot"
+        assert await find_unpolled(own, {names.PLANNER_QUEUE: full}) == [], "it can't poll without a free slot"
         async with serve(names.PLANNER_QUEUE):
             await until_unpolled(own, {})
 
@@ -62,7 +62,7 @@ async def test_the_ready_file_is_absent_while_a_queue_is_not_polled(own, serve, 
     async with contextlib.AsyncExitStack() as workers:
         for queue in (names.LIFECYCLE_QUEUE, names.URGENT_QUEUE):
             await workers.enter_async_context(serve(queue))
-        with announced(file):
+        with announce_ready(file):
             keeping = asyncio.create_task(keep_ready(lambda: own, {}, file, stopped))
             await until(lambda: not file.exists())
             await workers.enter_async_context(serve(names.PLANNER_QUEUE))
@@ -89,7 +89,7 @@ async def test_the_ready_file_is_removed_while_temporal_hangs(tmp_path, monkeypa
     monkeypatch.setattr(health, "READY_EVERY_SECONDS", 0.01)
     monkeypatch.setattr(health, "LOOK_SECONDS", 0.01)
     file, stopped, server = tmp_path / "ready", asyncio.Event(), Hanging()
-    with announced(file):
+    with announce_ready(file):
         assert file.exists()
         keeping = asyncio.create_task(keep_ready(lambda: server, {}, file, stopped))
 
@@ -119,7 +119,7 @@ async def test_a_ready_file_that_can_not_be_written_ends_no_worker(own, tmp_path
 def test_a_ready_file_that_can_not_be_written_at_the_start_is_named(tmp_path):
     with (
         pytest.raises(InvalidInput, match=r"IPNEXT_WORKER_READY_FILE: .*gone.*No such file"),
-        announced(tmp_path / "gone" / "ready"),
+        announce_ready(tmp_path / "gone" / "ready"),
     ):
         pass
 

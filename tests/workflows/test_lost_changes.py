@@ -92,7 +92,7 @@ def test_marks_that_could_not_be_written_are_written_at_the_next_look(entity):
     async def marked():
         await found._record_superseded()
         await found._pausing
-        assert (found._superseded, found._carried().superseded, found._looks_again) == ((), marks, True)
+        assert (found._superseded, found._build_input().superseded, found._looks_again) == ((), marks, True)
         await found._look()
 
     asyncio.run(marked())
@@ -107,7 +107,7 @@ def test_a_store_that_can_not_be_read_is_read_again(entity):
 
     async def looked():
         await found._look()
-        assert found._carried().looks_again
+        assert found._build_input().looks_again
         await found._pausing
 
     asyncio.run(looked())
@@ -119,7 +119,7 @@ def test_a_look_that_is_due_survives_continue_as_new(entity):
     found = entity()
     found.look_again()
 
-    assert entity(**found._carried().model_dump(include={"looks_again"}))._looks_again
+    assert entity(**found._build_input().model_dump(include={"looks_again"}))._looks_again
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ def weighed(found, move):
     """The entity has asked about the move, which waits behind the passed run."""
     found._queue, found._running, found._passed = (move,), found._passed[0], ()
     found._weighed = {(move.id, found._running.id)}
-    assert found._unweighed is None
+    assert found._unweighed_change is None
 
 
 def test_a_move_that_is_submitted_again_is_weighed_again(entity):
@@ -130,7 +130,7 @@ def test_a_move_that_is_submitted_again_is_weighed_again(entity):
 
     found._weigh_again(move)
 
-    assert found._unweighed == move
+    assert found._unweighed_change == move
 
 
 def test_a_move_whose_run_waits_for_a_freeze_is_woken(entity):
@@ -222,44 +222,44 @@ def test_controls_reach_a_run_that_is_passed_though_the_entity_continued_as_new(
 def test_a_move_may_pass_a_repair_and_a_rollback_also_if_those_pass_another_run(entity):
     (found, *_), move = entity(), change(ChangeKind.MOVE, 3)
     found._queue = (move,)
-    assert found._unweighed == move
+    assert found._unweighed_change == move
 
     rollback = change(ChangeKind.ROLLBACK, 4)
     found._running = rollback
     found._children[rollback.id] = Run()
-    assert found._unweighed == move
+    assert found._unweighed_change == move
 
 
 def test_a_repair_passes_neither_a_repair_nor_a_rollback(entity):
     found, *_ = entity()
     found._queue = (change(ChangeKind.REPAIR, 3),)
-    assert found._unweighed is None
+    assert found._unweighed_change is None
 
     rollback = change(ChangeKind.ROLLBACK, 4)
     found._running = rollback
     found._children[rollback.id] = Run()
-    assert found._unweighed is None
+    assert found._unweighed_change is None
 
 
 def test_nothing_passes_that_a_waiting_rollback_would_stop_at_once(entity):
     found, *_ = entity(ChangeKind.RETIRE)
     found._queue, found._running, found._passed = (change(ChangeKind.MOVE, 3),), found._passed[0], ()
-    assert found._unweighed == found._queue[0]
+    assert found._unweighed_change == found._queue[0]
 
     found._queue += (change(ChangeKind.ROLLBACK, 4),)
 
-    assert found._unweighed is None
+    assert found._unweighed_change is None
 
 
 def test_a_move_is_weighed_before_a_repair_runs(entity):
     (found, *_), move = entity(), change(ChangeKind.MOVE, 3)
     found._running, found._passed = None, ()
     found._queue = (move,)
-    assert found._unweighed is None, "it runs next anyway"
+    assert found._unweighed_change is None, "it runs next anyway"
 
     found._queue = (change(ChangeKind.REPAIR, 2), move)
 
-    assert found._unweighed == move
+    assert found._unweighed_change == move
 
 
 def test_all_passed_runs_are_taken_over_in_their_order(renewed):

@@ -123,7 +123,7 @@ def calls_in(node: ast.AST) -> set[str]:
 
 def test_no_wait_begins_after_the_run_was_told_to_end():
     """A stop that came while an activity ran, which ended well, ends no wait that begins later."""
-    looks = ("end_if_told()", "self._stopping", "stopping()", "workflow.all_handlers_finished")
+    looks = ("raise_if_cancelled()", "self._stopping", "stopping()", "workflow.all_handlers_finished")
     modules = [path for path in Path("workflows").glob("*.py") if path.name not in GO_ON_THOUGH_TOLD]
     found = [(module.name, wait) for module in modules for wait in waits(module)]
     assert {"freeze_wait.py", "drain.py", "replan.py", "move_window.py", "transition_control.py"} <= {

@@ -83,7 +83,7 @@ def test_a_fault_strikes_at_its_place_and_once(tmp_path):
     fault = Fault(frozenset({place}), once=tmp_path / "struck", strike=lambda: struck.append(1))
 
     for place in (("shift_traffic", "before"), ("check_gate", "after"), ("shift_traffic", "after")) * 2:
-        fault.reached(*place)
+        fault.strike_at(*place)
 
     assert struck == [1]
 
@@ -94,11 +94,11 @@ def test_each_of_several_faults_strikes_once_and_again_where_its_file_is_removed
     fault = Fault(frozenset(places), once=tmp_path / "struck", strike=lambda: struck.append(1))
 
     for place in places * 2:
-        fault.reached(*place)
+        fault.strike_at(*place)
     assert len(struck) == 2
     (tmp_path / "struck.check_gate.before").unlink()
     for place in places * 2:
-        fault.reached(*place)
+        fault.strike_at(*place)
 
     assert len(struck) == 3
 
