@@ -163,6 +163,7 @@ WITHIN_ONE_BUILD: Mapping[str, str] = {
     "serving/openai/disaggregated_prefill.py": OTHERS,
     "serving/openai/engine_request.py": PEOPLE,
     "serving/openai/prompt/embeddings.py": OTHERS,
+    "serving/openai/routes.py": PEOPLE,
     "serving/protocol/v2.py": PEOPLE,
     "serving/snapshots/directory.py": DIGEST,
     "serving/splitting/check/comparison.py": DIGEST,
