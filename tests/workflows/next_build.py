@@ -346,10 +346,10 @@ def _extend_control(module: ModuleType) -> None:
     """Of an agent to hosts and routers: a header more."""
     call = module.Control.call
 
-    async def extended(self: Any, method: str, url: str, body: str | None = None) -> Any:
+    async def extended(self: Any, method: str, url: str, body: str | None = None, **options: Any) -> Any:
         if ADDED in (body or ""):
             use(HOST_REQUEST)
-        return await call(self, method, url, body)
+        return await call(self, method, url, body, **options)
 
     module.Control.call = extended
 
