@@ -88,13 +88,12 @@ def test_what_a_gateway_chose_for_a_client_is_told_and_a_pin_is_not(gateway, bui
     table = model.table(1, {1: 0.5, ("us", 2): 0.5})
     served = tuple(one.model_copy(update={"engines": {"dense": "vllm"}}) for one in table.served)
     config = envoy.routes(gateway(table.model_copy(update={"served": served}), peers={"us": "http://127.0.0.1:2"}))
-    told = {"generating": [], "other": [], "pinned": []}
+    told = {"weighted": [], "pinned": []}
     for route in config[0]["virtual_hosts"][0]["routes"]:
         entries = route.get("route", {}).get("weighted_clusters", {}).get("clusters", ())
-        kind = "generating" if "dynamic_metadata" in route["match"] else "other"
-        told[kind] += [("x-ipnext-chosen-by", "weight") in _added(entry) for entry in entries]
+        told["weighted"] += [("x-ipnext-chosen-by", "weight") in _added(entry) for entry in entries]
         told["pinned"] += [] if entries else [("x-ipnext-chosen-by", "weight") in _added(route)]
-    assert told["generating"] == told["other"] == [True, True]
+    assert told["weighted"] == [True, True]
     assert not any(told["pinned"])
 
 
