@@ -182,7 +182,7 @@ def test_the_table_names_every_command():
 def test_each_command_asks_for_the_actions_of_the_table_and_no_others(decided, names, monkeypatch):
     subject = SimpleNamespace(part="dense", snapshot=1, target=LatencyTarget(), embedding=False)
     monkeypatch.setattr(profiles, "subject_of", lambda *_, **__: subject)
-    monkeypatch.setattr(profiles, "_measured", lambda *_: Profile.model_validate(profile(100.0)))
+    monkeypatch.setattr(profiles, "_measure_profile", lambda *_: Profile.model_validate(profile(100.0)))
     gateways: set[str] = set()
 
     def ask_gateway(url: str, **_: Any) -> httpx.Response:

@@ -191,7 +191,7 @@ async def asker(request, two_owners, monkeypatch):
     async def no_record(*_):
         """Refusals are recorded up to a rate."""
 
-    monkeypatch.setattr("ipnext.api.authorization.audit_entries.Recorder.refused", no_record)
+    monkeypatch.setattr("ipnext.api.authorization.audit_entries.Recorder.record_refusal", no_record)
     app, key = two_owners.app(), two_owners.add_key("asker", role, **scope)
     app.state.platform.access._clock = lambda: 0.0
     statements = []

@@ -57,7 +57,7 @@ def test_only_the_models_whose_table_changed_are_rendered_again(steps, monkeypat
     rendered = []
     real = envoy.model_routes
     monkeypatch.setattr(
-        envoy_rendering.envoy, "model_routes", lambda g, table: rendered.append(table.model) or real(g, table)
+        envoy_rendering.config, "model_routes", lambda g, table: rendered.append(table.model) or real(g, table)
     )
     rendering = RouteRendering()
     told = {}
