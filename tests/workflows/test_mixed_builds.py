@@ -151,7 +151,7 @@ def test_no_answer_fails_and_no_publish_is_lost_while_builds_are_mixed(
         until(lambda: east.builds_of("serving.host") == {"this", "next"}, why=platform.logs)
         assert all(east.forked(host) for host in east.processes("serving.host") if host.pid not in east_hosts)
         both_go_on(platform, publisher, load, talk)
-        replace_router(platform, east, after)
+        replace_router(platform, east, after, ends=False)  # it passes the stream on, which began in this region
         both_go_on(platform, publisher, load, talk)
 
         replace_hosts(platform, east, before)
@@ -247,7 +247,7 @@ def replace_hosts(platform: MixedPlatform, region: MixedRegion, before: Build) -
 
 
 def end_stream(platform: MixedPlatform, region: MixedRegion, before: Build, stream: Stream) -> None:
-    """The host of the former build and the former router end once the stream that began on them is whole."""
+    """The host of the former build and the former routers end once the stream that began on them is whole."""
     replicas = len(region.observed.replicas)
     [host] = [host for host in region.processes("serving.genai.host") if region.built(host) == before]
     host.terminate()
@@ -261,7 +261,8 @@ def end_stream(platform: MixedPlatform, region: MixedRegion, before: Build, stre
     assert len({word.rpartition("-")[0] for word in words}) == 1, "one generation"
     assert stream.pieces[-1][1], "the engine has ended it"
     until(lambda: gone([host]) and region.serving() == len(region.observed.replicas), why=platform.logs)
-    until(lambda: len(region.processes("serving.router")) == 1, why=platform.logs)
+    for each in platform.regions.values():
+        until(lambda each=each: len(each.processes("serving.router")) == 1, why=platform.logs)
 
 
 def both_go_on(platform: MixedPlatform, publisher: Publisher, load: Load, talk: Talk) -> None:
