@@ -5,6 +5,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+PATH = re.compile(r"(?<![\w./:-])(?:(?:[\w.-]+/)+(?:[\w.-]*\w)?|[\w-]+\.(?:md|py|toml|yaml)\b)")
+"""A path with a slash, or the name of a file of a known kind."""
 FENCED = re.compile(r"^```.*?^```\n?", flags=re.MULTILINE | re.DOTALL)
 
 
@@ -16,6 +18,11 @@ def anchors(path):
     """Anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", FENCED.sub("", read(path)), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+def paths(text):
+    """Paths that the code spans of a text name."""
+    return {path for span in re.findall(r"`([^`\n]+)`", FENCED.sub("", text)) for path in PATH.findall(span)}
 
 
 def links(text):

@@ -5,15 +5,12 @@ import tomllib
 
 import pytest
 
-from tests.docs.pages import ROOT, broken_links, links, read
+from tests.docs.pages import PATH, ROOT, broken_links, links, paths, read
 
 PAGE = ROOT / "CONTRIBUTING.md"
 TEXT = read(PAGE)
 CODE = re.findall(r"`([^`\n]+)`", TEXT)
-PATH = re.compile(
-    r"(?<![\w./:-])(?:[\w.-]+/)*[\w-]+(?:\.\w+)*\.(?:cedar|mako|md|py|toml|yaml)\b|(?<![\w./:-])(?:[\w.-]+/)+[\w-]*"
-)
-PATHS = sorted({path for span in CODE for path in PATH.findall(span)})
+PATHS = sorted(paths(TEXT))
 
 
 def section(heading):

@@ -1,10 +1,10 @@
-"""docs/README.md lists each page once, and links between pages resolve."""
+"""docs/README.md lists each page once; links between pages resolve, and paths that they name exist."""
 
 import re
 
 import pytest
 
-from tests.docs.pages import DOCS, ROOT, broken_links, links, read
+from tests.docs.pages import DOCS, ROOT, broken_links, links, paths, read
 
 INDEX = DOCS / "README.md"
 ENTRY = re.compile(r"- \[[^\]]+\]\(([^)#]+)\): (.+)")
@@ -12,6 +12,10 @@ PAGES = sorted(page for page in DOCS.rglob("*.md") if page != INDEX and not {"de
 OTHERS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md", INDEX]
 GROUPS = ["Get started", "Concepts", "Guides", "Operations", "Reference", "Design", "Benchmarks"]
 READERS = ["model owners", "developers of models", "operators of a platform", "administrators of access"]
+
+FOLDERS = {"activities", "benchmarks", "demo", "docs", "examples", "ipnext", "planner", "serving", "tests", "workflows"}
+ELSEWHERE = {"ipnext/credentials.json"}
+"""In a directory of the user's."""
 
 
 def entries():
@@ -38,8 +42,17 @@ def test_the_readme_links_the_index():
     assert "docs/README.md" in links(read(ROOT / "README.md"))
 
 
-@pytest.mark.parametrize(
+EVERY_PAGE = pytest.mark.parametrize(
     "page", [*OTHERS, *PAGES, *sorted((DOCS / "decisions").glob("*.md"))], ids=lambda page: str(page.relative_to(ROOT))
 )
+
+
+@EVERY_PAGE
 def test_every_link_of_a_page_resolves(page):
     assert broken_links(page) == []
+
+
+@EVERY_PAGE
+def test_every_path_of_the_repository_that_a_page_names_exists(page):
+    named = (path for path in paths(read(page)) - ELSEWHERE if path.split("/")[0] in FOLDERS)
+    assert [path for path in named if not (ROOT / path).exists()] == []
