@@ -29,7 +29,7 @@ class ArtifactStore(Protocol):
 
     @property
     def uri(self) -> str:
-        """`file:///...` or `s3://bucket/prefix`; `artifacts.opening.open_store(uri)` gives an equal store."""
+        """`file:///...` or `s3://bucket/prefix`; `artifacts.stores.locations.open_store(uri)` gives an equal store."""
 
     def missing(self, digests: Iterable[str]) -> frozenset[str]:
         """Return those of the given blob SHA-256 digests that the store does not have yet."""
