@@ -12,7 +12,7 @@ from temporalio.exceptions import TimeoutError as TemporalTimeout
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
     from ipnext.errors import FenceLost
-    from ipnext.model.lifecycle.messages import ChangeState, LifecycleResult
+    from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult
     from ipnext.model.lifecycle.status import Reason, reason_of
 
 A = TypeVar("A")
@@ -22,6 +22,8 @@ FENCE_LOST = FenceLost.code
 STOPPED_OUTSIDE = "its run was stopped from outside the platform"
 """Reason of a stop without a stated one."""
 
+
+_PREEMPTED = re.compile(rf"(?:{'|'.join(ChangeKind)}) (.+){re.escape(names.PREEMPTS)}", re.DOTALL)
 
 _PASSED_ON = re.compile(r"Cancel requested by workflow with run id \S+ with reason: ")
 """Prefix that the SDK writes before the reason if another run, which is not the parent, cancels this one."""
@@ -70,6 +72,17 @@ def stop_reason() -> str | None:
     """Return the reason why this run was cancelled, as its requester stated it; None if it was not."""
     why = workflow.cancellation_reason()
     return None if why is None else _PASSED_ON.sub("", why, count=1)
+
+
+def describe_preemption(kind: ChangeKind, change_id: str) -> str:
+    """Return the reason of a run's cancellation if a newer change preempts it."""
+    return f"{kind} {change_id}{names.PREEMPTS}"
+
+
+def name_preempting(result: LifecycleResult, why: str | None) -> LifecycleResult:
+    """Name the change that stopped a run in its result, unless it is done. `why` is the reason of the cancellation."""
+    found = _PREEMPTED.fullmatch(why) if why is not None and result.state is not ChangeState.DONE else None
+    return result if found is None else result.model_copy(update={"stopped_by": found[1]})
 
 
 def raise_if_cancelled() -> None:

@@ -42,7 +42,14 @@ with workflow.unsafe.imports_passed_through():
     from workflows import policies
     from workflows.attempts import Interruption, PatienceOver, within_patience
     from workflows.change_queue import PASSES_PAUSE, WAITS
-    from workflows.errors import explain_error, make_stopped, raise_if_cancelled, stop_reason, to_the_end
+    from workflows.errors import (
+        explain_error,
+        make_stopped,
+        name_preempting,
+        raise_if_cancelled,
+        stop_reason,
+        to_the_end,
+    )
     from workflows.freeze_wait import Thaw
     from workflows.policies import perform
     from workflows.preparation import is_done, prepare
@@ -101,6 +108,7 @@ class LifecycleWorkflow(Walked):
             self._urgent = self._urgent or begun.urgent
             self._lasting = lasting_attributes(input, begun)
             result = await self._outcome(begun)
+        result = name_preempting(result, stop_reason())
         self._enter("deployment", begun.generation)
         await to_the_end(perform(policies.FINISH_CHANGE, self._record(begun, result), f"record: {result.state}"))
         self._enter(result.state.value, begun.generation)

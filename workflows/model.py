@@ -35,12 +35,13 @@ with workflow.unsafe.imports_passed_through():
         QueuedChange,
         RecordInput,
         StageInput,
+        StopAsked,
         ToldHold,
     )
     from ipnext.model.lifecycle.status import Reason
     from ipnext.model.lifecycle.takeover import ChangeAsked, ChangeEnded, TakeOver
     from workflows import policies
-    from workflows.errors import STOPPED_OUTSIDE, Explained, explain_error, make_stopped
+    from workflows.errors import STOPPED_OUTSIDE, Explained, explain_error, make_stopped, name_preempting
     from workflows.model_control import ROLLS_OUT, of_generation
     from workflows.open_changes import Reading
     from workflows.policies import perform
@@ -234,6 +235,7 @@ class ModelWorkflow(Reading):
         self._running, self._untold, self._told_newer = None, None, False
         self._children.pop(change.id, None)
         self._told_hold.pop(change.id, None)
+        self._stops.pop(change.id, None)
         self._follows.discard(change.id)
         self._passing = tuple(other for other in self._passing if other != change.id)
         self._begun = tuple(other for other in self._begun if other.id != change.id)
@@ -264,7 +266,7 @@ class ModelWorkflow(Reading):
             await self._signal_all()
             return await self._children[change.id]
         except WorkflowAlreadyStartedError:
-            return await self._follow_change(change) or await self._record_failure(change, GONE)
+            return await self._follow_change(change) or await self._record_gone(change)
         except ChildWorkflowError as error:
             why = None if is_cancelled_exception(error) else explain_error(error)
             return await self._record_failure(change, why)
@@ -283,7 +285,7 @@ class ModelWorkflow(Reading):
 
     async def _signal_missed(self, change: QueuedChange) -> None:
         """Send a followed run its missed signals, unless it was told to end."""
-        if self._told_to_end is None or self._told_to_end[0] != change.id:
+        if change.id not in self._stops:
             await self._signal_all()
 
     async def _follow_change(self, change: QueuedChange) -> LifecycleResult | None:
@@ -298,7 +300,7 @@ class ModelWorkflow(Reading):
                     state=seen.state, generation=generation, reason=seen.reason, message=seen.message
                 )
             if not seen.runs:
-                return await self._record_failure(change, GONE) if seen.state is ChangeState.RUNNING else None
+                return await self._record_gone(change) if seen.state is ChangeState.RUNNING else None
             if not looks:
                 await self._follow(change)
                 await self._signal_missed(change)
@@ -312,13 +314,16 @@ class ModelWorkflow(Reading):
                 )
             self._reported = ""
 
+    async def _record_gone(self, change: QueuedChange) -> LifecycleResult:
+        """Record the end of a followed run that left no record: as stopped if it was asked to end, else as failed."""
+        return await self._record_failure(change, None if change.id in self._stops else GONE)
+
     async def _record_failure(self, change: QueuedChange, why: Explained | None) -> LifecycleResult:
         """Record the end of a run that could not do so itself (a bug, terminated, cancelled before it began).
 
         All that it moved is reverted by then. `why` is None for a run that was cancelled.
         """
-        meant, told = self._told_to_end or (None, None)
-        told = told if meant == change.id else None
+        told = self._stops.get(change.id)
         reason, message = why or Explained(Reason.SUPERSEDED, told or STOPPED_OUTSIDE)
         asked = TakeOver(model=self._model, change=change, reason=reason, message=message)
         taken = await wait_reverted(asked)
@@ -332,10 +337,12 @@ class ModelWorkflow(Reading):
             result = LifecycleResult(state=ChangeState.DONE, generation=generation, message=message)
         elif why is None:
             result = make_stopped(generation, told, moving=taken.moved)
+            result = result.model_copy(update={"message": "; ".join(filter(None, (result.message, taken.undone)))})
         else:
             state = ChangeState.ROLLED_BACK if taken.moved else ChangeState.REFUSED
             message = f"{message}; {taken.undone}" if taken.undone else message
             result = LifecycleResult(state=state, generation=generation, reason=reason, message=message)
+        result = name_preempting(result, told)
         record = RecordInput(
             model=self._model,
             change_id=change.id,
@@ -366,7 +373,7 @@ class ModelWorkflow(Reading):
             begun=self._begun,
             superseded=(*self._unmarked, *self._superseded),
             told_newer=self._told_newer,
-            told_to_end=self._told_to_end,
+            stops=tuple(StopAsked(change_id=change, reason=why) for change, why in self._stops.items()),
             retired=self._retired,
             passing=self._passing,
             told_hold=tuple(ToldHold(change_id=told, held=held) for told, held in self._told_hold.items()),

@@ -26,7 +26,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.status import Reason
     from workflows import policies
     from workflows.change_queue import PASSES_PAUSE, URGENT, next_of, overtakes, stops
-    from workflows.errors import explain_error
+    from workflows.errors import describe_preemption, explain_error
     from workflows.policies import perform
 
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
@@ -53,8 +53,8 @@ class Held:
         """Changes whose run an earlier entity started."""
         self._passing = input.passing
         """Changes that run although the model is paused, or an older change waits."""
-        self._told_to_end = input.told_to_end
-        """The change whose run was cancelled last, and the reason: a run that had not begun can't record it."""
+        self._stops = {stop.change_id: stop.reason for stop in input.stops}
+        """Change -> the reason why its run was cancelled: a run that had not begun can't record it."""
         self._held = input.held
         self._told_hold = {told.change_id: told.held for told in input.told_hold}
         """Change -> the pause that its run knows of, None: none. A run that is not in here has to be told."""
@@ -231,10 +231,10 @@ class Held:
 
     def _stop_for(self, change: QueuedChange, running: QueuedChange | None) -> None:
         if running is not None and self._reaches(running) and stops(change, running):
-            self._stop(running, f"{change.kind} {change.id}{names.PREEMPTS}")
+            self._stop(running, describe_preemption(change.kind, change.id))
 
     def _stop(self, running: QueuedChange, why: str) -> None:
-        self._told_to_end = running.id, why
+        self._stops.setdefault(running.id, why)  # a run goes by the first cancellation
         if (child := self._children.get(running.id)) is not None:
             child.cancel(why)
         else:

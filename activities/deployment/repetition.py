@@ -26,11 +26,6 @@ BY_A_LOSS = frozenset(
 )
 """Reasons of changes that fail because of a lost region. Any other one is a fault of the change itself."""
 
-LOOKED_AT = 8
-"""Newest changes of a model among which a stopped move is searched."""
-
-_STOPPED = frozenset({ChangeState.SUPERSEDED, ChangeState.ROLLED_BACK})
-
 _REPLACES = frozenset({ChangeKind.PUBLISH, ChangeKind.ROLLBACK, ChangeKind.RETIRE})
 
 
@@ -64,15 +59,9 @@ def replan_stopped_move(repository: Repository, rollback: Change) -> None:
     """
     if rollback.kind is not ChangeKind.ROLLBACK or repository.plan_in_force_id() is None:
         return
-    moves = (found for found in repository.changes(rollback.model, limit=LOOKED_AT) if found.kind is ChangeKind.MOVE)
-    move = next(moves, None)
-    if move is not None and move.state in _STOPPED and _names_rollback(move.message):
+    move = repository.find_stopped_move(rollback.model)
+    if move is not None:
         repository.add_shortage_replan(move.model, move.sequence)
-
-
-def _names_rollback(message: str) -> bool:
-    """True if the message of a change that was stopped names a rollback as the reason."""
-    return f"stopped: {ChangeKind.ROLLBACK} " in message and names.PREEMPTS in message
 
 
 def pend_again(repository: Repository, again: Change) -> None:

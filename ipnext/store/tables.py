@@ -218,6 +218,7 @@ class ChangeRow(Row, table=True):
         UniqueConstraint("model", "sequence"),
         Index("ix_changes_state", "state", "ordinal"),
         Index("ix_changes_created_at", "created_at", "state"),
+        Index("ix_changes_kind", "model", "kind", "sequence"),
         Index(
             "ix_changes_failed",
             "kind",
@@ -239,6 +240,8 @@ class ChangeRow(Row, table=True):
     reason: str | None = _text(default=None)
     message: str = _text()
     run_id: str | None = _text(default=None)
+    stopped_by: str | None = _text(default=None)
+    """The change that preempted this one, which is not done."""
     created_at: datetime = _time()
     finished_at: datetime | None = _time(default=None)
 

@@ -1,14 +1,25 @@
 """Controls of a model whose running change passes another one, which waits: they reach both, also of an entity that continued as new."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 
 from ipnext import names
 from ipnext.model.lifecycle.controls import ControlAsked
-from ipnext.model.lifecycle.messages import ChangeKind, ModelEntityInput, QueuedChange, ToldHold
-from workflows import model_control
+from ipnext.model.lifecycle.messages import (
+    ChangeKind,
+    ChangeState,
+    LifecycleResult,
+    ModelEntityInput,
+    QueuedChange,
+    ToldHold,
+)
+from ipnext.model.lifecycle.takeover import ChangeSeen, TakenOver
+from workflows import model, model_control, policies
+from workflows.errors import describe_preemption, make_stopped, name_preempting
+from workflows.model import ModelWorkflow
 from workflows.model_passing import Passing
 
 ASKED = ControlAsked(by="anna")
@@ -114,6 +125,82 @@ def test_a_rollback_stops_both(entity):
     found._stop_running_for(change(ChangeKind.ROLLBACK, 3))
 
     assert (len(passed.cancelled), len(running.cancelled)) == (1, 1)
+
+
+def test_each_run_that_a_rollback_stops_keeps_its_reason(entity):
+    found, passed, running = entity()
+
+    found._stop_running_for(change(ChangeKind.ROLLBACK, 3))
+    found._stop_running_for(change(ChangeKind.RETIRE, 4))
+
+    assert found._stops == {each.id: "rollback rollback-3 was asked" for each in (found._running, *found._passed)}
+    assert passed.cancelled[0] == running.cancelled[0] == "rollback rollback-3 was asked"
+
+
+@pytest.mark.parametrize(
+    ("why", "by"),
+    [
+        (describe_preemption(ChangeKind.ROLLBACK, "m-back 1"), "m-back 1"),
+        (describe_preemption(ChangeKind.RETIRE, "m-retire"), "m-retire"),
+        (f"{names.ABORTED}by rollback m-back was asked", None),
+        ("by hand", None),
+        (None, None),
+    ],
+)
+def test_the_change_that_stops_a_run_is_part_of_its_result(why, by):
+    stopped = make_stopped(1, why, moving=True)
+
+    assert name_preempting(stopped, why).stopped_by == by
+    done = LifecycleResult(state=ChangeState.DONE)
+    assert name_preempting(done, why) == done
+
+
+@pytest.fixture
+def gone(monkeypatch):
+    """An entity that follows two runs which are gone without a record, with the ends that it records; `state` of them in the store."""
+
+    def build(state, **carried):
+        async def perform(step, given, _):
+            if step is policies.FINISH_CHANGE:
+                ends[given.change_id] = given.result
+            return ChangeSeen(state=state)
+
+        async def taken(asked):
+            return TakenOver(moved=state is ChangeState.RUNNING)
+
+        ends = {}
+        monkeypatch.setattr(model, "perform", perform)
+        monkeypatch.setattr(model, "wait_reverted", taken)
+        monkeypatch.setattr(model_control.workflow, "start_child_workflow", already_started)
+        monkeypatch.setattr(model_control.workflow, "info", lambda: SimpleNamespace(task_timeout=None))
+        monkeypatch.setattr(ModelWorkflow, "_show", lambda _: None)
+        return ModelWorkflow(ModelEntityInput(model="m", rebuilt=True, **carried)), ends
+
+    return build
+
+
+async def already_started(*_, id, **__):  # noqa: A002 - as the SDK names it
+    raise WorkflowAlreadyStartedError(id, names.LIFECYCLE_WORKFLOW)
+
+
+@pytest.mark.parametrize(
+    ("state", "ended"),
+    [(ChangeState.QUEUED, ChangeState.SUPERSEDED), (ChangeState.RUNNING, ChangeState.ROLLED_BACK)],
+)
+def test_runs_that_are_gone_after_a_rollback_stopped_them_name_it(gone, state, ended):
+    """They had not begun, or could not record their end; the entity continued as new meanwhile."""
+    move, publish = change(ChangeKind.MOVE, 2), change(ChangeKind.PUBLISH, 1)
+    former, _ = gone(state)
+    for each in (publish, move):
+        former._stops[each.id] = describe_preemption(ChangeKind.ROLLBACK, "back")
+    found, ends = gone(state, stops=former._build_input().stops)
+
+    for each in (move, publish):
+        found._note_end(each, asyncio.run(found._carry_out(each, begun=True)))
+
+    assert {(end.state, end.stopped_by) for end in ends.values()} == {(ended, "back")}
+    assert ends.keys() == {move.id, publish.id}
+    assert found._stops == {}
 
 
 def weighed(found, move):

@@ -93,8 +93,8 @@ class ModelEntityInput(Value):
     """Changes still to be marked as superseded."""
     told_newer: bool = False
     """Whether the run of the first of `begun` was notified of a newer change."""
-    told_to_end: tuple[str, str] | None = None
-    """The change whose run was last asked to end, and the reason."""
+    stops: tuple["StopAsked", ...] = ()
+    """Runs that were asked to end, and have not ended."""
     retired: bool = False
     passing: tuple[str, ...] = ()
     """Open changes that run although the model is paused, or an older change waits."""
@@ -121,6 +121,13 @@ class ToldHold(Value):
 
     change_id: str
     held: ControlAsked | None = None
+
+
+class StopAsked(Value):
+    """A change whose run was asked to end, and the reason."""
+
+    change_id: str
+    reason: str
 
 
 class ChangeAccepted(Value):
@@ -161,6 +168,8 @@ class LifecycleResult(Value):
     message: str = ""
     unanswered: bool = False
     """Whether it waited longer for a person than `rollout.manualDeadlineSeconds`."""
+    stopped_by: str | None = None
+    """The change that preempted it; None if it is done, or ended otherwise."""
 
 
 class ChangeBegun(Value):

@@ -160,6 +160,13 @@ class Changes(Snapshots):
         query = select(ChangeRow).where(ChangeRow.model == model, col(ChangeRow.state).in_(_TAKEN))
         return tuple(_change(row) for row in self._session.exec(query.order_by(col(ChangeRow.sequence))))
 
+    def find_stopped_move(self, model: str) -> Change | None:
+        """Return the model's newest move if a rollback stopped it; None for any other end, or without moves."""
+        query = select(ChangeRow).where(ChangeRow.model == model, ChangeRow.kind == ChangeKind.MOVE.value)
+        move = self._session.exec(query.order_by(col(ChangeRow.sequence).desc()).limit(1)).first()
+        by = None if move is None or move.stopped_by is None else self._find_change(move.stopped_by)
+        return _change(move) if move is not None and by is not None and by.kind == ChangeKind.ROLLBACK else None
+
     def open_moves(self) -> tuple[Change, ...]:
         """Return the moves of all models that have not ended, in the order of recording."""
         query = select(ChangeRow).where(col(ChangeRow.state).in_(_ORDER), ChangeRow.kind == ChangeKind.MOVE.value)
@@ -203,10 +210,11 @@ class Changes(Snapshots):
         reason: Reason | None = None,
         message: str | None = None,
         run_id: str | None = None,
+        stopped_by: str | None = None,
     ) -> Change:
         """Move a change forward; fields that are None stay. Raises NotFound.
 
-        A change only moves forward: a late update (to a final change, or from RUNNING back to QUEUED) is ignored, and
+        `stopped_by` is the change that preempted it, recorded with its end. A change only moves forward: a late update (to a final change, or from RUNNING back to QUEUED) is ignored, and
         the present change is returned.
         """
         known = self.change(change_id)
@@ -222,7 +230,7 @@ class Changes(Snapshots):
             "run_id": known.run_id if run_id is None else run_id,
             "finished_at": self._now() if state.final else None,
         }
-        self._write(_ONE_IS, of_id=change_id, **said)
+        self._write(_ONE_IS, of_id=change_id, stopped_by=stopped_by, **said)
         return known.model_copy(update=said)
 
     def _change_row(self, change_id: str) -> ChangeRow:

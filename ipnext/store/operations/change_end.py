@@ -44,7 +44,12 @@ def end_change(repository: Repository, record: RecordInput) -> None:
     repository.end_force(record.model, change_id=change.id, done=result.state is ChangeState.DONE)
     repository.close_transition(change.id, done=result.state is ChangeState.DONE, message=result.message)
     repository.update_change(
-        change.id, state=result.state, reason=result.reason, message=result.message, run_id=record.run_id or None
+        change.id,
+        state=result.state,
+        reason=result.reason,
+        message=result.message,
+        run_id=record.run_id or None,
+        stopped_by=result.stopped_by,
     )
     if not repository.is_moved(record.model):
         end_hold(repository, record.model)

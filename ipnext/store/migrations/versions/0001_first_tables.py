@@ -379,6 +379,7 @@ def upgrade() -> None:
         sa.Column("reason", columns.SafeText(), nullable=True),
         sa.Column("message", columns.SafeText(), nullable=False),
         sa.Column("run_id", columns.SafeText(), nullable=True),
+        sa.Column("stopped_by", columns.SafeText(), nullable=True),
         sa.Column("created_at", columns.UtcDateTime(), nullable=False),
         sa.Column("finished_at", columns.UtcDateTime(), nullable=True),
         sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_changes_models")),
@@ -395,6 +396,7 @@ def upgrade() -> None:
         sqlite_where=FAILED,
         postgresql_where=FAILED,
     )
+    op.create_index("ix_changes_kind", "changes", ["model", "kind", "sequence"], unique=False)
     op.create_index("ix_changes_state", "changes", ["state", "ordinal"], unique=False)
     op.create_table(
         "conditions",

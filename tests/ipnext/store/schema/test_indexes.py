@@ -171,6 +171,7 @@ def publish(unit: Repository) -> None:
     unit.served_generations(SOME[0], limit=3)
     unit.open_changes(SOME[0])
     unit.count_unsubmitted()
+    assert unit.find_stopped_move(SOME[0]) is None
 
 
 def repairs(unit: Repository) -> None:
