@@ -230,8 +230,9 @@ class ModelWorkflow(Reading):
         self._show()
 
     def _note_end(self, change: QueuedChange, result: LifecycleResult) -> None:
-        gave_way = change.kind in ROLLS_OUT and result.reason is Reason.SUPERSEDED
-        self._turned = self._turned + 1 if gave_way else 0
+        if not self._passed:  # one that passes a run leaves the count of those before that run
+            gave_way = change.kind in ROLLS_OUT and result.reason is Reason.SUPERSEDED
+            self._turned = self._turned + 1 if gave_way else 0
         self._running, self._untold, self._told_newer = None, None, False
         self._children.pop(change.id, None)
         self._told_hold.pop(change.id, None)
@@ -375,7 +376,7 @@ class ModelWorkflow(Reading):
             told_newer=self._told_newer,
             stops=tuple(StopAsked(change_id=change, reason=why) for change, why in self._stops.items()),
             retired=self._retired,
-            passing=self._passing,
+            passing=tuple(sorted(self._tracked_ids.intersection(self._passing))),
             told_hold=tuple(ToldHold(change_id=told, held=held) for told, held in self._told_hold.items()),
             passed_ids=tuple(passed.id for passed in self._passed),
             looks_again=self._will_look,

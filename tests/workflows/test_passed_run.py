@@ -16,6 +16,7 @@ from ipnext.model.lifecycle.messages import (
     QueuedChange,
     ToldHold,
 )
+from ipnext.model.lifecycle.status import Reason
 from ipnext.model.lifecycle.takeover import ChangeSeen, TakenOver
 from workflows import model, model_control, policies
 from workflows.errors import describe_preemption, make_stopped, name_preempting
@@ -201,6 +202,32 @@ def test_runs_that_are_gone_after_a_rollback_stopped_them_name_it(gone, state, e
     assert {(end.state, end.stopped_by) for end in ends.values()} == {(ended, "back")}
     assert ends.keys() == {move.id, publish.id}
     assert found._stops == {}
+
+
+def test_a_change_that_passes_leaves_the_count_of_superseded_runs(gone):
+    publish, repair = change(ChangeKind.PUBLISH, 1), change(ChangeKind.REPAIR, 2)
+    found, _ = gone(ChangeState.DONE, turned=2, begun=(repair, publish), passed_ids=(publish.id,))
+
+    found._note_end(repair, LifecycleResult(state=ChangeState.DONE))
+    assert found._turned == 2
+
+    found._passed = ()
+    found._note_end(publish, LifecycleResult(state=ChangeState.SUPERSEDED, reason=Reason.SUPERSEDED))
+    assert found._turned == 3
+    found._note_end(publish, LifecycleResult(state=ChangeState.DONE))
+    assert found._turned == 0
+
+
+def test_a_move_that_may_pass_is_forgotten_once_it_is_superseded(gone):
+    """The entity continues as new without it, and with those that it still works on."""
+    begun = change(ChangeKind.MOVE, 1)
+    found, _ = gone(ChangeState.QUEUED, begun=(begun,), passing=(begun.id,))
+    for sequence in range(2, 6):
+        found._enqueue(waiting := change(ChangeKind.MOVE, sequence))
+        found._passing = (*found._passing, waiting.id)
+    found._superseded = ()
+
+    assert set(found._build_input().passing) == {begun.id, waiting.id}
 
 
 def weighed(found, move):
