@@ -2,17 +2,17 @@
 
 One computation runs at a time for each key. A request never gets an answer that began before the request arrived,
 unless nothing was written in between. Waiting requests occupy no thread, and computations have separate threads, so
-that open pages do not block other requests. One client has a share of these threads, and of the answers that wait.
+that open pages do not block other requests. One client has a share of these threads, and of the answers that wait. An
+answer is computed in the turn of any client that waits for it, so that none waits for the other requests of another.
 """
 
 import asyncio
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Callable, Hashable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 
 import anyio
 from fastapi import Request, Response
@@ -48,7 +48,11 @@ class Answer:
 class _Flight:
     number: int
     mark: str
-    task: "asyncio.Task[Answer]"
+    turn: "asyncio.Future[None]"
+    """Done once it is the turn of one of the clients that wait."""
+    offers: "dict[str | None, asyncio.Task[None]]" = field(default_factory=dict)
+    """Client -> its wait for its turn."""
+    task: "asyncio.Task[Answer]" = field(init=False)
 
 
 class SharedAnswers:
@@ -98,8 +102,11 @@ class SharedAnswers:
                 slot = ExitStack()
                 slot.enter_context(self._slots.occupy(holder))
                 self._started += 1
-                task = asyncio.create_task(self._compute(key, mark, states, partial(self._in_turn, slot, holder, make)))
-                flight = self._flights[key] = _Flight(self._started, mark, task)
+                turn = asyncio.get_running_loop().create_future()
+                flight = self._flights[key] = _Flight(self._started, mark, turn)
+                flight.task = asyncio.create_task(self._compute(key, flight, slot, make, states))
+            if holder not in flight.offers and not flight.turn.done():
+                flight.offers[holder] = asyncio.create_task(self._offer_turn(flight, holder))
             if flight.number > arrived or flight.mark == mark:
                 return await asyncio.shield(flight.task)
             await asyncio.wait([flight.task])
@@ -114,24 +121,30 @@ class SharedAnswers:
         revision = await self._looks.run(holder, self._revision)
         return states, f"{revision}/{states.revision}"
 
-    async def _in_turn(
-        self, slot: ExitStack, holder: str | None, make: Callable[[States], bytes], states: States
-    ) -> bytes:
-        """Compute a body in the turn of the client that asked first."""
-        with slot:
-            return await self._computing.run(holder, make, states)
+    async def _offer_turn(self, flight: _Flight, holder: str | None) -> None:
+        """Wait for the turn of a client, and spend it on a flight that has not begun."""
+        async with self._computing.share(holder):
+            if not flight.turn.done():
+                del flight.offers[holder]
+                flight.turn.set_result(None)
+                await asyncio.wait([flight.task])
 
     async def _compute(
-        self, key: Hashable, mark: str, states: States, make: Callable[[States], Awaitable[bytes]]
+        self, key: Hashable, flight: _Flight, slot: ExitStack, make: Callable[[States], bytes], states: States
     ) -> Answer:
-        try:
-            self.computed += 1
-            body = await make(states)
-            tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-            answer = self._kept[key] = Answer(body, tag, mark, time.monotonic())
-            self._kept.move_to_end(key)
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
-            return answer
-        finally:
-            self._flights.pop(key, None)
+        """Compute a body in the first turn that a client offers."""
+        with slot:
+            try:
+                self.computed += 1
+                await flight.turn
+                while flight.offers:
+                    flight.offers.popitem()[1].cancel()
+                body = await self._computing.work(make, states)
+                tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+                answer = self._kept[key] = Answer(body, tag, flight.mark, time.monotonic())
+                self._kept.move_to_end(key)
+                while len(self._kept) > KEPT:
+                    self._kept.popitem(last=False)
+                return answer
+            finally:
+                self._flights.pop(key, None)

@@ -32,13 +32,17 @@ class Turns:
 
         Without authentication, None, all clients share the threads.
         """
-        self._threads = self._threads or CapacityLimiter(self._at_once)
         async with self.share(holder):
-            return await anyio.to_thread.run_sync(lambda: work(*given, **named), limiter=self._threads)
+            return await self.work(work, *given, **named)
+
+    async def work(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+        """Return the result of `work` in one of the threads. The caller has the turn of a holder (`share`)."""
+        self._threads = self._threads or CapacityLimiter(self._at_once)
+        return await anyio.to_thread.run_sync(lambda: work(*given, **named), limiter=self._threads)
 
     @asynccontextmanager
     async def share(self, holder: str | None) -> AsyncIterator[None]:
-        """Wait until the holder has less than its share in work; the caller has a thread for it by other means."""
+        """Wait until the holder has less than its share in work. The caller has a thread by `work`, or by other means."""
         if holder is None:
             yield
             return

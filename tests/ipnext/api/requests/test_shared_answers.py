@@ -1,4 +1,4 @@
-"""Answers that clients share: computed in the turn of the client that asked first, who has a share of threads and places."""
+"""Answers that clients share: computed in the turn of any client that waits, each of which has a share of threads and places."""
 
 import asyncio
 import threading
@@ -46,6 +46,45 @@ async def test_a_client_with_many_pages_leaves_a_thread_to_others():
     assert work.begun == ["greedy", "other"]
     work.let_go()
     assert [found.body for found in await asyncio.gather(*tasks)] == [b"greedy", b"greedy", b"other"]
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["same", "written since"])
+async def test_a_client_does_not_wait_for_the_other_pages_of_another(written):
+    mark = ["1"]
+    made, work = SharedAnswers(lambda: SimpleNamespace(revision=1), lambda: mark[0]), Work()
+    others = [asyncio.create_task(made.get(name, work.of(name), holder="greedy")) for name in "abcd"]
+    first = asyncio.create_task(made.get("page", work.of("page"), holder="greedy"))
+    await eventually(lambda: "page" in made._flights)
+    mark[0] = "2" if written else "1"
+
+    second = asyncio.create_task(made.get("page", work.of("page again"), holder="other"))
+
+    await eventually(lambda: len(work.begun) == shared_answers.THREADS)
+    assert work.begun == ["a", "page"]
+    work.let_go()
+    assert [found.body for found in await asyncio.gather(first, second)] == [
+        b"page",
+        b"page again" if written else b"page",
+    ]
+    await asyncio.gather(*others)
+    assert work.begun.count("page") == 1
+    for name in ("greedy", "other"):  # no turn is left behind
+        assert (await made.get(("later", name), work.of(name), holder=name)).body == name.encode()
+
+
+async def test_a_page_that_fails_fails_for_all_that_wait_and_ends_their_turns():
+    made = answers()
+
+    def fail(_):
+        raise KeyError
+
+    tasks = [asyncio.create_task(made.get("page", fail, holder=name)) for name in ("one", "other")]
+
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert [type(error) for error in found] == [KeyError, KeyError]
+    assert len(made._slots) == 0
+    assert not made._flights
 
 
 async def test_a_client_has_a_quarter_of_the_answers_that_wait():
