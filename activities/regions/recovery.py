@@ -16,7 +16,7 @@ from activities.regions.failover import BATCH
 from activities.runtime.single_calls import OF_ONE, describe, read_each
 from activities.state.desired import Facts, served_generations, shrinking_first
 from activities.state.routed_models import merge_served, read_routed
-from activities.state.wave_state import keep_held_shares as still_answered
+from activities.state.wave_state import keep_held_shares
 from ipnext.errors import RegionUnreachable, StaleWrite, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment.deployment import (
@@ -220,7 +220,7 @@ class Returning:
         others = [other for other in facts.tables.values() if other.region != self._region]
         known = {(other.region, found.generation) for other in others for found in other.served}
         known |= {(self._region, found.generation) for found in held}
-        shares = still_answered(self._former(table), known)
+        shares = keep_held_shares(self._former(table), known)
         if not shares and (self._region, settled) in known and has_ready_replicas(facts, self._state, settled):
             return (RouteShare(to=self._region, generation=settled or 0, fraction=1.0),)
         return shares

@@ -365,6 +365,19 @@ def test_nothing_passes_that_a_waiting_rollback_would_stop_at_once(entity):
     assert found._unweighed_change is None
 
 
+def test_a_move_passes_a_rollback_before_a_second_one_only_if_it_is_newer_than_both(entity):
+    found, *_ = entity()
+    first, second = change(ChangeKind.ROLLBACK, 3), change(ChangeKind.ROLLBACK, 5)
+    found._running, found._passed = first, ()
+    found._children[first.id] = Run()
+
+    found._queue = (change(ChangeKind.MOVE, 4), second)
+    assert found._unweighed_change is None, "the second one would stop it"
+
+    found._queue = (second, change(ChangeKind.MOVE, 6))
+    assert found._unweighed_change == found._queue[1]
+
+
 def test_a_move_is_weighed_before_a_repair_runs(entity):
     (found, *_), move = entity(), change(ChangeKind.MOVE, 3)
     found._running, found._passed = None, ()
