@@ -23,11 +23,15 @@ from ipnext.errors import (
 )
 from ipnext.model.access.rights import Principal
 from ipnext.model.api.resources import ErrorBody
+from ipnext.model.echoes import PLACE_CHARACTERS, cut_text
 from ipnext.model.manifest.manifest import first_fault, invalid_input
 from ipnext.model.value import Value, Written
 
 MAX_VALUE_CHARACTERS = 500
 """A longer refused value is cut in the answer: it is the client's own text."""
+
+MAX_MESSAGE_CHARACTERS = 10_000
+"""A longer message is cut: it repeats names that the client made."""
 
 MAX_PATH_CHARACTERS = 300
 """Of a path that a message repeats."""
@@ -50,9 +54,9 @@ def install_error_handlers(app: FastAPI) -> None:
 
 def error_body(error: IPnextError) -> ErrorBody:
     """Return the wire form of an error of the tree."""
-    body = ErrorBody(code=error.code, message=_text(error.message))
+    body = ErrorBody(code=error.code, message=_text(cut_text(error.message, MAX_MESSAGE_CHARACTERS)))
     if isinstance(error, InvalidInput):
-        field = _text(error.field) if error.field else None
+        field = _text(cut_text(error.field, PLACE_CHARACTERS)) if error.field else None
         body = body.model_copy(
             update={"field": field, "value": _plain(error.value), "allowed": error.allowed[:MAX_ALLOWED] or None}
         )

@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ipnext.errors import InvalidInput, IPnextError, NotFound, RateLimited, Unauthenticated, Unavailable
+from ipnext.model.echoes import cut_text, join_steps
 from ipnext.model.wire import decode
 from ipnext.names import DEADLINE_HEADER, ERROR_HEADER
 from ipnext.process.machine_details import shorten_text
@@ -101,7 +102,7 @@ def json_response(value: BaseModel | Mapping[str, Any], status: int = 200) -> Re
 def error_response(error: IPnextError) -> Response:
     """Return the protocol's error form, `{"error": text}`, with the stable code in the header `x-ipnext-error`."""
     return Response(
-        error.http_status, json.dumps({"error": shorten_text(error.message)}).encode(), error_headers(error)
+        error.http_status, json.dumps({"error": shorten_text(cut_text(error.message))}).encode(), error_headers(error)
     )
 
 
@@ -128,7 +129,7 @@ def parse_model(kind: type[M], body: bytes | bytearray) -> M:
         return decode(kind, bytes(body))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"]) or "body"
+        where = join_steps(first["loc"]) or "body"
         msg = f"{where}: {first['msg']}"
         raise InvalidInput(msg, field=where) from error
 

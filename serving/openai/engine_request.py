@@ -7,6 +7,7 @@ from typing import Any, Final
 import orjson
 
 from ipnext.errors import InvalidInput, TooLarge
+from ipnext.model.echoes import show_value
 from ipnext.names import SESSION_HEADER
 from serving.http.limits import Claim
 from serving.http.messages import Request
@@ -105,7 +106,7 @@ def model_of(body: Mapping[str, Any], routes: Routes) -> str:
     name = body.get("model")
     if isinstance(name, str) and name:
         return name
-    wrong = "model is required" if name is None or name == "" else f"model must be a text, got {str(name)[:80]}"
+    wrong = "model is required" if name is None or name == "" else f"model must be a text, got {show_value(name)}"
     msg = f"{wrong}: the name of a model. Served: {generative_names(routes)}"
     raise InvalidInput(msg, field="model", value=name)
 

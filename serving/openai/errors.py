@@ -9,6 +9,7 @@ from typing import Any, Final
 import orjson
 
 from ipnext.errors import InvalidInput, IPnextError, NotFound, Unauthenticated, Unavailable
+from ipnext.model.echoes import PLACE_CHARACTERS, cut_text
 from ipnext.process.machine_details import shorten_text
 from serving.http.messages import Response, error_headers
 
@@ -47,10 +48,11 @@ def openai_error(error: IPnextError) -> Response:
     """Return the answer to a request that failed with this error."""
     status = error.http_status
     param = "model" if isinstance(error, UnknownModel) else getattr(error, "field", None)
+    param = param if param is None else cut_text(param, PLACE_CHARACTERS)
     code: Any = "model_not_found" if isinstance(error, UnknownModel) else status
     code = "invalid_api_key" if isinstance(error, Unauthenticated) else code
     body = {
-        "message": shorten_text(error.message),
+        "message": shorten_text(cut_text(error.message)),
         "type": TYPES.get(status, "InternalServerError"),
         "param": param,
         "code": code,

@@ -3,10 +3,12 @@
 An engine fetches `http://` addresses that it finds in a request, with its machine's access to other services.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from ipnext.errors import InvalidInput
+from ipnext.model.echoes import join_steps
 
 KINDS: Final = frozenset({"image_url", "audio_url", "video_url", "file_url"})
 """Members with an address, or with an object that has it as `url`: of OpenAI's chats and responses, and of vLLM's own forms."""
@@ -21,17 +23,36 @@ def check_media(body: Mapping[str, Any], content: bytes | bytearray) -> None:
     """Raise InvalidInput if a request names media by another address than a `data:` URL. `content` is the unparsed body."""
     if b"url" not in content and b"\\u" not in content:  # none is named, and no name is spelt with escapes
         return
-    found: list[tuple[str, Any]] = [("", body)]
+    found = [_Found(body)]
     while found:
-        place, value = found.pop()
-        if isinstance(value, Mapping):
-            for name, member in value.items():
-                where = f"{place}.{name}" if place else name
-                _check(where, _address(name, member, value))
-                if isinstance(member, Mapping | list):
-                    found.append((where, member))
-        else:
-            found += [(f"{place}.{n}", item) for n, item in enumerate(value) if isinstance(item, Mapping | list)]
+        within = found.pop()
+        if isinstance(within.value, dict):
+            for name, member in within.value.items():
+                _check(within, name, _address(name, member, within.value))
+        found += within.nested()
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """An object or list of a request. Its place is a chain of steps: as a text, each would repeat all names before it."""
+
+    value: Any
+    step: str | int = ""
+    within: "_Found | None" = None
+
+    def nested(self) -> Iterator["_Found"]:
+        """Yield the objects and lists of the next level."""
+        members = self.value.items() if isinstance(self.value, dict) else enumerate(self.value)
+        return (_Found(member, step, self) for step, member in members if isinstance(member, dict | list))
+
+    def place(self, name: str) -> str:
+        """Return the place of one of the members, cut."""
+        steps: list[str | int] = [name]
+        found = self
+        while found.within is not None:
+            steps.append(found.step)
+            found = found.within
+        return join_steps(reversed(steps))
 
 
 def _address(name: str, member: Any, within: Mapping[str, Any]) -> Any:
@@ -41,7 +62,8 @@ def _address(name: str, member: Any, within: Mapping[str, Any]) -> Any:
     return member if name == "url" and within.get("type") in KINDS else None
 
 
-def _check(where: str, address: Any) -> None:
+def _check(within: _Found, name: str, address: Any) -> None:
     if isinstance(address, str) and address and address[: len(_INLINE)].lower() != _INLINE:
+        where = within.place(name)
         msg = f"{where}: engines fetch nothing; give the media in the request, as a data: URL, not {address[:_SHOWN]!r}"
         raise InvalidInput(msg, field=where, value=address[:_SHOWN], allowed=("data:MEDIA_TYPE;base64,...",))

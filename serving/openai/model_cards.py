@@ -16,7 +16,7 @@ def generative(routes: Routes, name: str) -> ModelRoutes:
     found = routes.models.get(name.partition(":")[0])
     if found is not None and is_generative(found):
         return found
-    other = f"; {name} answers at /v2/models/{name}/infer" if found is not None else ""
+    other = f"; {found.model} answers at /v2/models/{found.model}/infer" if found is not None else ""
     msg = f"The model {name[:80]!r} does not exist here. Served: {generative_names(routes)}{other}"
     raise UnknownModel(msg)
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ipnext.errors import InvalidInput
+from ipnext.model.echoes import show_value
 from ipnext.model.registry.registry import Datatype
 
 Array = npt.NDArray[Any]
@@ -112,7 +113,7 @@ def check_shape(name: str, shape: object) -> tuple[int, ...]:
     """Return the shape as a tuple if it is a list of at most 32 whole numbers from 0 to 2^31-1; else InvalidInput."""
     if isinstance(shape, list) and len(shape) <= _MAX_RANK and all(_is_dimension(size) for size in shape):
         return tuple(shape)
-    msg = f"tensor {name!r}: shape {_short(shape)} must be a list of at most {_MAX_RANK} whole numbers, each >= 0"
+    msg = f"tensor {name!r}: shape {show_value(shape)} must be a list of at most {_MAX_RANK} whole numbers, each >= 0"
     raise InvalidInput(msg, field=f"{name}.shape", value=shape)
 
 
@@ -173,7 +174,7 @@ def from_json(name: str, datatype: Datatype, shape: tuple[int, ...], data: objec
 
 def _flatten(name: str, data: object, shape: tuple[int, ...]) -> list[Any]:
     if not isinstance(data, list):
-        msg = f"tensor {name!r}: data must be a list, got {_short(data)}"
+        msg = f"tensor {name!r}: data must be a list, got {show_value(data)}"
         raise InvalidInput(msg, field=f"{name}.data", value=data)
     flat: list[Any] = data
     sizes = [len(flat)]
@@ -202,7 +203,7 @@ def _check_kinds(name: str, datatype: Datatype, flat: Sequence[Any]) -> None:
         types = types[:1]
     if not set(types) <= kinds:
         wrong = next(element for element in flat if type(element) not in kinds)
-        msg = f"tensor {name!r}: {datatype} data must be {words}, got {_short(wrong)}"
+        msg = f"tensor {name!r}: {datatype} data must be {words}, got {show_value(wrong)}"
         raise InvalidInput(msg, field=f"{name}.data", value=wrong)
 
 
@@ -259,8 +260,3 @@ def _reshape(name: str, data: Array, shape: tuple[int, ...]) -> Array:
         msg = f"tensor {name!r}: shape {list(shape)} is too large"
         raise InvalidInput(msg, field=f"{name}.shape")
     return data.reshape(shape)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -15,6 +15,7 @@ from typing import Any, Final
 import orjson
 
 from ipnext.errors import InvalidInput, IPnextError, TooLarge
+from ipnext.model.echoes import show_value
 from ipnext.model.registry.registry import Signature
 from serving.protocol.json_size import parsed_bytes
 from serving.protocol.signature import check_takes_bytes
@@ -64,7 +65,7 @@ class InferRequest:
         """Return `allowed`, or less if the request's parameter `timeout` (microseconds, above 0) is shorter."""
         timeout = self.parameters.get("timeout", 0)
         if type(timeout) is not int or timeout < 0:
-            msg = f"parameters.timeout: must be whole microseconds, got {str(timeout)[:80]!r}"
+            msg = f"parameters.timeout: must be whole microseconds, got {show_value(timeout)}"
             raise InvalidInput(msg, field="parameters.timeout", value=timeout)
         return min(allowed, timeout / 1e6) if timeout else allowed
 
@@ -352,7 +353,7 @@ def _requested_output(name: str, entry: Mapping[str, Any], everything: bool) -> 
 def _name(entry: Mapping[str, Any], key: str) -> str:
     name = entry.get("name")
     if not isinstance(name, str) or not name or not _is_unicode(name):
-        msg = f"{key}: each tensor needs a name, got {str(name)[:80]!r}"
+        msg = f"{key}: each tensor needs a name, got {show_value(name)}"
         raise InvalidInput(msg, field=f"{key}.name", value=name)
     return name
 

@@ -6,6 +6,7 @@ from typing import Any
 from ipnext.artifacts.signing import MANIFEST_KEYS, check_keys
 from ipnext.errors import Conflict, InvalidInput, SignatureInvalid
 from ipnext.model.api.resources import FieldChange
+from ipnext.model.echoes import PLACE_CHARACTERS, cut_text
 from ipnext.model.fleet import FleetSpec, HardwareOption
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.split import SplitHardware
@@ -150,4 +151,6 @@ def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]
 
 
 def _join(path: str, step: str) -> str:
+    """Return the path of a member. Cut: each member has its own, with all names before it."""
+    step = cut_text(step, PLACE_CHARACTERS)
     return f"{path}.{step}" if path else step

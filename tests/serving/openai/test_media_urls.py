@@ -1,6 +1,7 @@
 """Media in a request: an engine is sent none that it would have to fetch."""
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -88,6 +89,28 @@ def test_a_long_address_is_cut_in_the_answer():
     with pytest.raises(InvalidInput) as refused:
         check(chat({"image_url": "http://" + "x" * 10_000}))
     assert len(refused.value.message) < 400
+
+
+def test_a_long_place_is_cut_in_the_answer():
+    name = "k" * 2**21
+    for body in ({name: {"image_url": AWAY}}, {"a": {name: [{"image_url": AWAY}]}}, chat({"x": {"image_url": AWAY}})):
+        with pytest.raises(InvalidInput) as refused:
+            check(body)
+        assert len(refused.value.field) <= 200
+        assert len(refused.value.message) < 500
+    assert refused.value.field == "messages.0.content.1.x.image_url"
+
+
+@pytest.mark.parametrize("member", [[], {}, {"a": 1, "b": 2}])
+def test_a_long_name_is_not_repeated_for_what_it_contains(member):
+    name = "k" * 2**17
+    body = {"url": 1, name: [member] * 1000, "m": {name: {str(n): [] for n in range(1000)}}}
+    tracemalloc.start()
+    try:
+        check_media(body, b"url")
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 async def test_no_engine_is_asked(edge, client, listeners):

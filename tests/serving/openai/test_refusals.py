@@ -132,6 +132,25 @@ async def test_a_body_without_a_model_is_told_which_there_are(edge, engine, clie
     assert error(await client.post(edge.url + CHAT, json=body), 400)["message"] == words
 
 
+async def test_what_a_refusal_repeats_of_the_request_is_cut(edge, engine, client):
+    ranker = RoutedModel(model="ranker", served=(served(1, engines={}),), endpoints=(endpoint(engine, 1),))
+    llm = RoutedModel(model="llm", served=(served(1),), endpoints=(endpoint(engine, 1),))
+    edge.table(ranker, llm)
+    text = "k" * 2**20
+    bodies = (
+        {"model": text},
+        {"model": f"ranker:{text}"},
+        {"model": f"llm:{text}"},
+        {"model": [text]},
+        {"model": {text: text}},
+        {"model": "llm", text: {"image_url": "http://h/"}},
+    )
+    for body in bodies:
+        answer = await client.post(edge.url + CHAT, json=body)
+        assert answer.status_code in {400, 404}
+        assert len(answer.content) < 1000
+
+
 async def test_a_generation_that_is_not_served_is_refused(edge, engine, client):
     edge.serve(engine)
     answer = await client.post(edge.url + CHAT, json=BODY, headers={"x-ipnext-generation": "7"})

@@ -112,3 +112,10 @@ async def test_the_manifest_of_a_snapshot_of_the_most_files_is_judged(world):
     }
     refused = await send(world, "POST", "/v1/artifacts/snapshots", json.dumps(manifest))
     assert (refused.status_code, refused.json()["code"]) == (422, "ArtifactMissing")
+
+
+async def test_what_a_refusal_repeats_of_the_body_is_cut(world):
+    document = world.rooms.model_document() | {"k" * 2**20: 1}
+    refused = await send(world, "PUT", "/v1/models/ranker", json.dumps(document))
+    assert (refused.status_code, refused.json()["code"]) == (400, "InvalidInput")
+    assert len(refused.content) < 20_000
