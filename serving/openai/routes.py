@@ -207,8 +207,8 @@ class OpenAIEdge:
         check_media(body, request.content)
         route = await self._await_generation(way, model, context)
         alias = alias_of(route, name)
-        record = self._lost.of(model.model, lambda: (openai_identity(orjson.loads(request.content)),))
-        record.identify(lambda: (openai_identity(body),))
+        record = self._lost.of(model.model, lambda: (openai_identity(orjson.loads(request.content), request.content),))
+        record.identify(lambda: (openai_identity(body, request.content),))
         record.check()
         if alias is None:
             return EngineRequest(route, context, record, claim, name, body, request.content)

@@ -21,20 +21,31 @@ UNREAD_FIELDS: Final = frozenset(
     }
 )
 """Fields of OpenAI requests that change nothing of an engine's work: names, and the form of the answer."""
+_LEAST_WHOLE: Final = -(2.0**63)
+_ABOVE_WHOLE: Final = 2.0**64
+"""orjson reads what has more than 64 bits as a float, and writes no such integer."""
 _AFTER_NUMBERS: Final = (b",", b"]", b"}")
 
 
-def openai_identity(body: Mapping[str, Any]) -> bytes:
-    """Return the identity of an OpenAI request, from its parsed body. A field that is null is one that was left out."""
-    read = {
-        name: int(value) if isinstance(value, float) and value.is_integer() else value
-        for name, value in body.items()
-        if value is not None and name not in UNREAD_FIELDS
-    }
-    identity = orjson.dumps(read, option=orjson.OPT_SORT_KEYS)
+def openai_identity(body: Mapping[str, Any], content: Body) -> Body:
+    """Return the identity of an OpenAI request, from its parsed body. A field that is null is one that was left out.
+
+    `content` is the unparsed body, which is returned if the parsed one cannot be written.
+    """
+    read = {name: _whole(value) for name, value in body.items() if value is not None and name not in UNREAD_FIELDS}
+    try:
+        identity = orjson.dumps(read, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        return content
     for end in _AFTER_NUMBERS:  # whole numbers that were written as 1.0 or 1e0; a text may lose the same
         identity = identity.replace(b".0" + end, end)
     return identity
+
+
+def _whole(value: Any) -> Any:
+    """Return a number without its fraction of zero. Larger ones have the same form however they are written."""
+    whole = isinstance(value, float) and _LEAST_WHOLE <= value < _ABOVE_WHOLE and value.is_integer()
+    return int(value) if whole else value
 
 
 def v2_identity(content: Body, header_length: int | None) -> Iterator[Body]:

@@ -289,6 +289,25 @@ async def test_another_way_to_write_a_request_gets_no_second_victim(edge, engine
     assert (await post(first.replace(b":1,", b":2,"))).status_code == 200
 
 
+@pytest.mark.parametrize("seed", [b"1e300", b"-1e300", b"18446744073709551616", b"9223372036854775808.0"])
+async def test_numbers_beyond_64_bits_hide_no_request_that_ends_an_engine(edge, engine, client, seed):
+    async def dies(_, __, ___, writer):
+        dying.ended = True
+        writer.close()
+
+    async def post(seed, text):
+        content = b'{"model":"llm","seed":%s,"messages":[{"role":"user","content":"%s"}]}' % (seed, text)
+        return await client.post(edge.url + CHAT, content=content, headers={"content-type": "application/json"})
+
+    async with raw_engine(dies) as dying:
+        edge.serve(dying.url)
+        assert (await post(seed, b"end it")).headers["x-ipnext-error"] == "HostLost"
+    edge.serve(engine)
+    again = await post(seed, b"end it")
+    assert (again.status_code, again.headers["x-ipnext-error"]) == (503, "HostLost")
+    assert (await post(seed, b"another")).status_code == 200
+
+
 @pytest.mark.parametrize(("levels", "status"), [(254, 200), (255, 400), (1000, 400), (5000, 400)])
 async def test_a_body_of_too_many_levels_is_refused(edge, engine, client, levels, status):
     edge.serve(engine)

@@ -65,4 +65,14 @@ def test_a_body_that_cannot_be_decoded_is_known_by_its_bytes():
 @pytest.mark.parametrize("more", [{"seed": 2}, {"seed": None}, {"prompt": "b"}, {"model": "m:style"}])
 def test_what_an_engine_reads_makes_another_openai_request(more):
     body = {"model": "m", "prompt": "a", "seed": 1}
-    assert openai_identity(body | more) != openai_identity(body)
+    assert openai_identity(body | more, b"") != openai_identity(body, b"")
+
+
+@pytest.mark.parametrize("number", [b"1", b"9223372036854775808", b"18446744073709549568", b"-9223372036854775808"])
+def test_a_whole_number_is_the_same_with_a_fraction_of_zero(number):
+    plain, fraction = (orjson.loads(b'{"seed": %s}' % text) for text in (number, number + b".0"))
+    assert openai_identity(plain, b"a") == openai_identity(fraction, b"b")
+
+
+def test_a_body_that_cannot_be_written_is_known_by_its_bytes():
+    assert openai_identity({"seed": 2**64}, b"as sent") == b"as sent"
