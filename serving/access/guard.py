@@ -82,6 +82,18 @@ class Guard:
         except Unavailable as error:
             raise Refused(error, "no_access_list" if self._no_entry(model) else "unavailable") from None
 
+    def admit_unread(self, request: Request) -> None:
+        """Return unless all known models need a credential and the request proves none: then no body of it has to be read. Refused."""
+        closed, routes = self.closed_models, self._routes()
+        if not closed or not (routes.models.keys() | routes.choices.keys()) <= closed:
+            return
+        try:
+            self._prove(self._list(), _credential(request))
+        except Unauthenticated as error:
+            raise Refused(error, "unauthenticated") from None
+        except Unavailable as error:
+            raise Refused(error, "no_access_list" if self._callers() is None else "unavailable") from None
+
     def visible(self, request: Request) -> Routes:
         """Return the routes without the models that the caller may not call. An invalid credential counts as none."""
         closed, routes = self.closed_models, self._routes()
@@ -91,10 +103,7 @@ class Guard:
         return Routes(routes.revision, {name: one for name, one in routes.models.items() if name not in hidden})
 
     def _admit(self, request: Request, model: str, *, predicts: bool, elsewhere: bool) -> None:
-        callers = self._callers()
-        if callers is None:
-            msg = "this region has lost its list of who may ask; try again"
-            raise Unavailable(msg)
+        callers = self._list()
         credential = _credential(request)
         caller = self._prove(callers, credential)
         principal = caller.principal
@@ -120,6 +129,14 @@ class Guard:
             raise NotFound(msg)
         if predicts:
             self._limit(caller, access)
+
+    def _list(self) -> Callers:
+        """Return the access list. Unavailable if there is none."""
+        callers = self._callers()
+        if callers is None:
+            msg = "this region has lost its list of who may ask; try again"
+            raise Unavailable(msg)
+        return callers
 
     def _prove(self, callers: Callers, credential: str) -> Caller:
         caller = callers.prove(credential)

@@ -16,12 +16,13 @@ from serving.openai.engines.prefix_affinity import RoutingHint, blocks_of, promp
 from serving.openai.errors import WrongType
 from serving.openai.model_cards import generative_names
 from serving.openai.request_context import RequestContext
-from serving.protocol.json_size import parsed_bytes
+from serving.protocol.json_size import check_elements, parsed_bytes
 from serving.routing.lost_requests import Record
 from serving.routing.table import GenerationRoute, Routes
 
 MAX_DEPTH: Final = 254
 """Levels of objects and lists in a body, as many as orjson writes."""
+_SESSION_CHARACTERS: Final = 256
 
 
 @dataclass(slots=True)
@@ -76,6 +77,7 @@ def read_body(request: Request, limit: int, claim: Claim) -> Mapping[str, Any]:
     if len(request.content) > limit:
         msg = f"the body must have at most {limit} bytes, got {len(request.content)}"
         raise TooLarge(msg, field="body")
+    check_elements(request.content)
     if size := parsed_bytes(request.content):
         claim.set(size)
     try:
@@ -113,6 +115,9 @@ def model_of(body: Mapping[str, Any], routes: Routes) -> str:
 
 def hint_of(request: Request, body: Mapping[str, Any]) -> RoutingHint:
     """Return the data that the choice of an engine is based on."""
-    session = request.header(SESSION_HEADER) or body.get("prompt_cache_key") or body.get("user")
+    given = (request.header(SESSION_HEADER), body.get("prompt_cache_key"), body.get("user"))
+    session = next((text[:_SESSION_CHARACTERS] for text in given if text and isinstance(text, str)), None)
     name = str(body["model"])
-    return RoutingHint(f"{name}\0{session}"[:256] if session else None, blocks_of(name, prompt_of(body)))
+    return RoutingHint(
+        f"{name}\0{session}"[:_SESSION_CHARACTERS] if session else None, blocks_of(name, prompt_of(body))
+    )

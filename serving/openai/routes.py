@@ -37,6 +37,7 @@ from serving.openai.model_cards import generative, is_generative, model_card, mo
 from serving.openai.prompt.pre_generation import PreGeneration
 from serving.openai.request_context import RequestContext
 from serving.openai.weighted_choice import Forwarded, directed
+from serving.protocol.json_size import SMALL_BYTES
 from serving.routing.admission import Admission
 from serving.routing.gateway_choice import is_chosen
 from serving.routing.host_client import HostClient
@@ -192,6 +193,8 @@ class OpenAIEdge:
         self, request: Request, path: str, context: RequestContext, claim: Claim
     ) -> EngineRequest | Forwarded | IPnextError:
         """Read the request, and choose the generation that answers it, here or in another region. An error is one of the choice."""
+        if len(request.content) > SMALL_BYTES:
+            self._check_unread(request)
         body = read_body(request, self._limits.body_bytes, claim)
         routes = self._routes_for(request, body)
         name = model_of(body, routes)
@@ -228,6 +231,14 @@ class OpenAIEdge:
             self._guard.admit(request, model, predicts=predicts, elsewhere=elsewhere)
         except Refused as refused:
             self._metrics.refusals.note(model if self._follower.routes.knows(model) else None, refused.reason)
+            raise
+
+    def _check_unread(self, request: Request) -> None:
+        """Return if the request may be for a model that its caller may ask. Refused, which is counted under no model."""
+        try:
+            self._guard.admit_unread(request)
+        except Refused as refused:
+            self._metrics.refusals.note(None, refused.reason)
             raise
 
     async def _await_generation(self, request: Request, model: ModelRoutes, context: RequestContext) -> GenerationRoute:

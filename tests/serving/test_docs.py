@@ -11,7 +11,7 @@ from serving.http import compression
 from serving.http.limits import HttpLimits
 from serving.metrics.tallies import HostTally
 from serving.openai.engines.proof import ForeignAnswers
-from serving.protocol.json_size import MAX_STRUCTURES, SMALL_BYTES
+from serving.protocol.json_size import MAX_ELEMENTS, MAX_MEMBERS, MAX_STRUCTURES, SMALL_BYTES
 from serving.protocol.tensors import MAX_BYTES_ELEMENTS
 from serving.protocol.v2 import MAX_JSON_BYTES, MAX_JSON_ELEMENTS
 from serving.router import router
@@ -50,6 +50,8 @@ def test_every_metric_is_documented_and_none_is_made_up():
         f"in a process | {HttpLimits().held_bytes // 2**30} GiB, the last eighth for bodies of up to {HttpLimits().small_bytes // 2**20} MiB",
         f"{MAX_BYTES_ELEMENTS:,}",
         f"{MAX_STRUCTURES:,} in more than {SMALL_BYTES // 1024} KiB",
+        f"(commas) in an OpenAI body, those in its strings left out | {MAX_ELEMENTS:,}",
+        f"(colons) in an OpenAI body, likewise | {MAX_MEMBERS:,}",
         f"{HttpLimits().longest_read_seconds:g} s in all; after {HttpLimits().read_seconds:g} s none of {HttpLimits().window_seconds:g} s",
         f"`--max-json-bytes`, {MAX_JSON_BYTES // 2**20} MiB",
         f"{MAX_JSON_ELEMENTS:,}",

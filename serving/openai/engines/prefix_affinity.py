@@ -13,6 +13,7 @@ BLOCK_CHARACTERS: Final = 128
 """Characters of a block: about two of vLLM's blocks of 16 tokens."""
 MAX_BLOCKS: Final = 256
 """Blocks of one prompt that are considered: 32 Ki characters."""
+_CHARACTERS: Final = MAX_BLOCKS * BLOCK_CHARACTERS
 KNOWN_BLOCKS: Final = 2**16
 KNOWN_SESSIONS: Final = 2**15
 ENGINES_OF_BLOCK: Final = 4
@@ -38,19 +39,33 @@ class PrefixMatch:
 
 
 def prompt_of(body: Mapping[str, Any]) -> str:
-    """Return the prompt text of a request in the engine's order: tools, messages or prompt; empty if there is none."""
+    """Return the beginning of a request's prompt in the engine's order: tools, messages or prompt; empty if there is none."""
     pieces: list[str] = []
     if body.get("tools"):
-        pieces.append(str(body["tools"]))
+        pieces.append(str(_cut(body["tools"])))
     messages = body.get("messages")
     if isinstance(messages, list):
         told = (message for message in _flat(messages) if isinstance(message, Mapping))
-        pieces += (f"{message.get('role')}\0{message.get('content')}\0" for message in told)
+        length = 0
+        for message in told:
+            pieces.append(f"{_cut(message.get('role'))}\0{_cut(message.get('content'))}\0")
+            length += len(pieces[-1])
+            if length > _CHARACTERS:
+                break
     else:
         given = body.get("prompt", body.get("input"))
         if isinstance(given, str | list):
-            pieces.append(given if isinstance(given, str) else str(given[: MAX_BLOCKS * BLOCK_CHARACTERS]))
+            pieces.append(str(_cut(given)))
     return "".join(pieces)
+
+
+def _cut(value: Any) -> Any:
+    """Return a value whose text begins alike, with no more of each text and list than is considered."""
+    if isinstance(value, list):
+        return [_cut(each) for each in value[:_CHARACTERS]]
+    if isinstance(value, dict):
+        return {name: _cut(each) for name, each in value.items()}
+    return value[:_CHARACTERS] if isinstance(value, str) else value
 
 
 def _flat(messages: Sequence[object]) -> Iterator[object]:
@@ -63,7 +78,7 @@ def blocks_of(model: str, text: str) -> tuple[int, ...]:
     """Return the hash chain over the complete blocks of a text; chains of different models share nothing."""
     chain = hash(model)
     found: list[int] = []
-    for start in range(0, min(len(text), MAX_BLOCKS * BLOCK_CHARACTERS) - BLOCK_CHARACTERS + 1, BLOCK_CHARACTERS):
+    for start in range(0, min(len(text), _CHARACTERS) - BLOCK_CHARACTERS + 1, BLOCK_CHARACTERS):
         chain = hash((chain, text[start : start + BLOCK_CHARACTERS]))
         found.append(chain)
     return tuple(found)

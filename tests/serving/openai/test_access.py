@@ -9,6 +9,7 @@ from ipnext.access.keys import draw_key
 from ipnext.model.access.predictions import AccessList, AccessSpec, CallerKey, ModelAccess
 from ipnext.model.access.rights import Grant, Role
 from ipnext.model.deployment.deployment import RoutedModel
+from serving.protocol.json_size import SMALL_BYTES
 
 from .conftest import endpoint, raw_engine, served
 
@@ -133,6 +134,24 @@ async def test_lists_and_errors_name_only_what_is_for_who_asks(edge, client, ask
     assert "secret" not in empty.text
     absent, foreign = await ask("absent", keys["search"]), await ask("secret", keys["search"])
     assert absent.text.replace("absent", "secret") == foreign.text
+
+
+@pytest.mark.parametrize("free", ["open", "authenticated"])
+async def test_a_large_body_is_read_only_if_a_model_is_open_or_the_caller_known(edge, client, engine, ask, keys, free):
+    await ask("secret")  # puts the table in force
+    secret, other = (
+        RoutedModel(model=model, served=(served(1),), endpoints=(endpoint(engine.url, 1),), access=kind)
+        for model, kind in (("secret", "authenticated"), ("other", free))
+    )
+    edge.table(secret, other)
+
+    async def post(headers):
+        unreadable = {"content": b"{" + b" " * SMALL_BYTES, "headers": {"content-type": "application/json", **headers}}
+        return (await client.post(f"{edge.url}/v1/completions", **unreadable)).status_code
+
+    unknown = 400 if free == "open" else 401
+    assert await post({}) == await post(bearer("no-key")) == unknown
+    assert await post(bearer(keys["ads"].text)) == 400
 
 
 async def test_an_adapter_is_as_closed_as_its_model(ask):

@@ -2,16 +2,21 @@
 
 import asyncio
 import gc
+import random
+import re
 import weakref
 
 import orjson
 import pytest
 
+from ipnext.errors import TooLarge
 from ipnext.model.deployment.deployment import RoutedModel
 from serving.http.connection import HttpProtocol
 from serving.http.limits import BodyBudget, HttpLimits
 from serving.http.messages import Request
-from serving.protocol.json_size import MAX_STRUCTURES, parsed_bytes
+from serving.openai.engine_request import hint_of
+from serving.protocol import json_size
+from serving.protocol.json_size import MAX_ELEMENTS, MAX_MEMBERS, MAX_STRUCTURES, check_elements, parsed_bytes
 from serving.router.router import RouterLimits
 from tests.serving.openai.test_routes import CHAT, ask
 from tests.waiting import eventually
@@ -19,6 +24,7 @@ from tests.waiting import eventually
 from .conftest import endpoint, raw_engine, running_edge, served
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-type: application/json\r\n\r\n{}"
+JSON = {"content-type": "application/json"}
 LIMITS = HttpLimits(held_bytes=8 * 2**20)
 
 
@@ -66,6 +72,69 @@ async def test_a_body_whose_values_find_no_room_is_refused(small, client):
     assert f"at most {MAX_STRUCTURES}" in bomb.json()["error"]["message"]
     assert good.status_code == 200
     assert (len(engine.requests), small.budget.held_bytes) == (1, 0)
+
+
+PARTS = {
+    "tokens": b"1," * MAX_ELEMENTS,
+    "members": b",".join(b'{"a":1}' for _ in range(MAX_MEMBERS)) + b",",
+    "after text": b'"a\\\\","\\"b\\\\\\"",' + b"1," * MAX_ELEMENTS,
+    "quotes": b'"",' * MAX_ELEMENTS,
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+async def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(small, engine, client, monkeypatch, part):
+    small.serve(engine)
+    monkeypatch.setattr("serving.openai.engine_request.orjson.loads", lambda _: pytest.fail("it was parsed"))
+    content = b'{"model":"absent","prompt":[' + PARTS[part] + b"1]}"
+    answer = await client.post(small.url + "/v1/completions", content=content, headers=JSON)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (413, "body")
+    assert f"more than {MAX_MEMBERS if part == 'members' else MAX_ELEMENTS} " in error["message"]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [[1] * (MAX_ELEMENTS - 1), "1,2: " * MAX_ELEMENTS, '",\\' * MAX_ELEMENTS, [{"a": "b::,,"}] * (MAX_MEMBERS - 2)],
+    ids=["tokens", "text", "escapes", "members"],
+)
+def test_a_prompt_of_a_million_tokens_and_any_text_are_taken(prompt):
+    check_elements(orjson.dumps({"model": "llm", "prompt": prompt}))
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize(("piece", "few"), [(1, 0), (2, 9), (7, 0), (50, 9), (2**20, 2**14)])
+def test_only_what_is_outside_strings_is_counted(monkeypatch, seed, piece, few):
+    monkeypatch.setattr("serving.protocol.json_size._PIECE_BYTES", piece)
+    monkeypatch.setattr("serving.protocol.json_size._FEW_QUOTES", few)
+    drawn = random.Random(seed)
+    texts = ["".join(drawn.choice('a,:"\\\n[é') for _ in range(drawn.randrange(9))) for _ in range(6)]
+    values = [texts, {text: [text, {text: n}] for n, text in enumerate(texts)}]
+    content = orjson.dumps(values)
+    bare = re.sub(rb'"(?:[^"\\]|\\.)*"', b"", content)
+    for character, limit in ((b",", "MAX_ELEMENTS"), (b":", "MAX_MEMBERS")):
+        monkeypatch.setattr(f"serving.protocol.json_size.{limit}", bare.count(character))
+    check_elements(content)
+    for limit in ("MAX_ELEMENTS", "MAX_MEMBERS"):
+        with monkeypatch.context() as less:
+            less.setattr(f"serving.protocol.json_size.{limit}", getattr(json_size, limit) - 1)
+            with pytest.raises(TooLarge, match="outside strings"):
+                check_elements(content)
+
+
+@pytest.mark.parametrize("field", ["user", "prompt_cache_key"])
+def test_only_a_text_is_a_session(field):
+    class Unprintable(list):
+        def __str__(self):
+            raise AssertionError
+
+        __repr__ = __str__
+
+    def session(value):
+        return hint_of(Request("POST", CHAT), {"model": "llm", field: value}).session
+
+    assert session(Unprintable([1])) is None
+    assert session("u" * 1000) == f"llm\0{'u' * 1000}"[:256]
 
 
 class Values(dict):

@@ -205,6 +205,17 @@ def test_prompts_are_seen_as_engines_see_them_first():
     assert prompt_of({"prompt": [1, 2]}) == "[1, 2]"
     assert prompt_of({"messages": "nonsense"}) == prompt_of({}) == ""
     assert prompt_of({**chat, "tools": [{"name": "t"}]}).startswith("[{")
+
+
+@pytest.mark.parametrize("text", ["x" * 2**22, ["x" * 2**22] * 3, [{"text": "x" * 2**22}], [7] * 2**20])
+def test_of_a_long_prompt_only_the_beginning_is_made_into_text(text):
+    whole = f"user\0{text}\0"
+    for body in (
+        {"messages": [{"role": "user", "content": text}] * 9},
+        {"messages": [[{"role": "user", "content": text}]]},
+    ):
+        assert len(prompt_of(body)) < 2**18
+        assert blocks_of("m", prompt_of(body)) == blocks_of("m", whole)
     assert not blocks_of("m", "short")
     assert set(blocks_of("m", long("x"))).isdisjoint(blocks_of("other", long("x")))
 
