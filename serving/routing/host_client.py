@@ -66,7 +66,9 @@ class HostClient:
         header = self._header("v2", route.model, part, candidate.generation, attempt.deadline)
         header |= {"chosen": route.generation, "header_length": header_length, "outputs": list(route.plan.outputs)}
         header["sketch"] = attempt.sampled
-        return await self._call(route, part, candidate, Pieces(bytes_frame, header, content), attempt).response()
+        answer = await self._call(route, part, candidate, Pieces(bytes_frame, header, content), attempt).response()
+        _check_length(answer, candidate, attempt)
+        return answer
 
     async def walk(self, route: GenerationRoute, body: tuple[Body, int | None], attempt: Attempt) -> Frame:
         """Let a host of the route's `executing_part` execute the graph of a V2 request, and return its answer; as `relay`."""
@@ -80,6 +82,7 @@ class HostClient:
             attempt.tried.add(candidate.url)
             msg = f"{candidate.url} answered with {answer.header['snapshots']}, needed is {dict(route.snapshots)}"
             raise RetryOnOtherHost(msg)
+        _check_length(answer, candidate, attempt)
         return answer
 
     async def signature(self, route: GenerationRoute, part: str) -> Signature:
@@ -192,3 +195,15 @@ class HostClient:
                 return
             with suppress(ConnectionLost):
                 await self.reach(url)
+
+
+def _check_length(answer: Frame, candidate: HostCandidate, attempt: Attempt) -> None:
+    """Raise RetryOnOtherHost unless the answer's `header_length`, which becomes a header for the client, is the length of its JSON."""
+    length = answer.header["header_length"]
+    if length is not None and (type(length) is not int or not 0 < length <= answer.body.size):
+        attempt.tried.add(candidate.url)
+        msg = (
+            f"{candidate.url}: header_length of its answer is {str(length)[:40]!r}, "
+            f"must be null or from 1 to the answer's {answer.body.size} bytes"
+        )
+        raise RetryOnOtherHost(msg)

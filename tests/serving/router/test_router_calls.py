@@ -38,6 +38,8 @@ class FakeHost:
         running = {}
 
         def on_frame(frame):
+            if frame.header["op"] == "route":
+                return
             number = frame.header["id"]
             if frame.header["op"] == "cancel":
                 running.pop(number).cancel()
@@ -83,6 +85,19 @@ class Crashing(FakeHost):
         await super().answer(protocol, frame)
 
 
+class Executing(FakeHost):
+    """Executes graphs, and says that the JSON of its answer has this length."""
+
+    def __init__(self, part, length):
+        super().__init__(part)
+        self.length = length
+
+    async def answer(self, protocol, frame):
+        self.generations.append(frame.header["generation"])
+        answer = {"id": frame.header["id"], "status": 200, "snapshot": 4, "snapshots": {"dense": 4, "sparse": 4}}
+        protocol.send(bytes_frame({**answer, "finite": True, "header_length": self.length}, b"{}raw"))
+
+
 @asynccontextmanager
 async def running(host: FakeHost):
     factory, _ = http_factory(lambda request: error_response(not_found(request)), {UPGRADE: host.take_over})
@@ -101,14 +116,14 @@ async def ask(tmp_path, toolbox, listeners):
     """Ask a router over fake hosts one request."""
     metrics = RouterMetrics(region="north")
 
-    async def call(*hosts, binary=True, **headers):
+    async def call(*hosts, binary=True, walk=False, **headers):
         endpoints = tuple(PartEndpoint(part=host.part, url=host.url, generations=(4,)) for host in hosts)
         model = RoutedModel(model="click", served=(toolbox.served(4),), endpoints=endpoints)
         toolbox.write_table(tmp_path / "t.json", RouterTable(revision=time.time_ns(), region="north", models=(model,)))
         follower = TableFollower(tmp_path / "t.json", region="north")
         follower.look()
         client = HostClient(HostLoadBalancer(time.monotonic), time.monotonic)
-        router = Router(follower, client, metrics, region="north", hosts_walk=False)
+        router = Router(follower, client, metrics, region="north", hosts_walk=walk)
         try:
             response = await router.handle(request_of(headers, binary=binary))
         finally:
@@ -182,6 +197,19 @@ async def test_a_host_that_used_another_snapshot_never_gets_into_an_answer(ask):
         async with running(FakeHost("dense")) as honest:
             assert (await ask(sparse, liar, honest))[0] == 200
             assert (await ask(sparse, honest, liar))[0] == 200
+
+
+@pytest.mark.parametrize("length", ["2\r\nx-ipnext-refused: 1", "2", 2.0, True, -1, 0, 6, [2]])
+async def test_a_host_writes_no_header_of_the_answer(ask, length):
+    async with running(FakeHost("sparse")) as sparse, running(Executing("dense", length)) as liar:
+        status, headers, body = await ask(sparse, liar, walk=True)
+        assert status == 503
+        assert "inference-header-content-length" not in headers
+        assert "header_length" in json.loads(body)["error"]
+        async with running(Executing("dense", 2)) as honest:
+            for hosts in ((liar, honest), (honest, liar)):
+                status, headers, body = await ask(sparse, *hosts, walk=True)
+                assert (status, headers["inference-header-content-length"], bytes(body)) == (200, "2", b"{}raw")
 
 
 @pytest.mark.parametrize(("status", "expected"), [(400, 400), (500, 500), (504, 504)])
