@@ -127,6 +127,8 @@ USER_HEADER: Final = "x-ipnext-user"
 
 CLIENT_HEADERS: Final = (GENERATION_HEADER, DEADLINE_HEADER, SESSION_HEADER)
 """Headers that clients of a gateway may send."""
+ANSWER_HEADERS: Final = (GENERATION_HEADER, SNAPSHOTS_HEADER, REGION_HEADER, ERROR_HEADER)
+"""Headers of answers for clients: who answered, or why none did."""
 INNER_HEADERS: Final = (
     CHOSEN_HEADER,
     FORWARDED_HEADER,

@@ -22,6 +22,7 @@ from ipnext.names import (
 )
 from serving.http.limits import AnswerBudget
 from serving.http.messages import Answer, Request, Response, Streamed, seconds_left
+from serving.openai.answer_headers import from_region
 from serving.openai.engines.connection import EngineConnectionPool
 from serving.openai.engines.load_balancer import EngineLoads
 from serving.openai.engines.response import EngineAnswer, EngineLost
@@ -35,7 +36,6 @@ CONNECTION_HEADERS: Final = frozenset(
     }
 )
 """Headers of one connection, which the next one has of its own."""
-_NOT_RETURNED: Final = frozenset({"connection", "keep-alive", "transfer-encoding", "server", "date"})
 _NOT_SENT: Final = CONNECTION_HEADERS | (frozenset(INNER_HEADERS) - {FORWARDED_HEADER})
 
 
@@ -79,7 +79,7 @@ class Egress:
             held.enter_context(self._loads.calling(url))
             answer = await self._begun(url, forwarded, path)
             ended = held.pop_all()
-        headers = {name: value for name, value in answer.headers.items() if name not in _NOT_RETURNED}
+        headers = from_region(answer.headers)
         whole = answer.complete
         if whole is not None:
             ended.close()

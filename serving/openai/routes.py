@@ -22,6 +22,7 @@ from serving.http.limits import BodyBudget, Claim
 from serving.http.messages import Answer, Request, Response, Streamed, seconds_left
 from serving.metrics.in_flight import InFlight
 from serving.openai.adapters import Alias, alias_of
+from serving.openai.answer_headers import from_engine
 from serving.openai.chat_batch import BATCH_PATH, check_batch
 from serving.openai.disaggregated_prefill import Prefill, Prompt
 from serving.openai.engine_fields import check_fields, filter_headers
@@ -70,7 +71,6 @@ _NO_ROUTE: Final = b'{"detail":"Not Found"}'
 _ENDING: Final = frozenset({500, 502, 503})
 """Statuses of an engine that ends or has no room: another one may answer."""
 _FULL: Final = 503
-_NOT_RETURNED: Final = frozenset({"connection", "keep-alive", "transfer-encoding", "server", "date"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,7 +381,7 @@ class OpenAIEdge:
         return self._fresh(route) if model is not None and model.swap else route
 
     def _pass_on(self, context: RequestContext, answer: EngineAnswer, alias: Alias | None) -> Answer:
-        headers = {name: value for name, value in answer.headers.items() if name not in _NOT_RETURNED}
+        headers = from_engine(answer.headers)
         headers |= {} if alias is None else restore_headers(headers, alias.engine, alias.asked)
         headers.update(self._proof(context))
         whole = answer.complete

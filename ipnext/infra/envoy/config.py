@@ -23,10 +23,12 @@ from ipnext.infra.generation_shares import no_capacity, some, usable_shares
 from ipnext.infra.process.ports import LOOPBACK
 from ipnext.model.deployment.deployment import RouteShare, RouteTable
 from ipnext.names import (
+    ANSWER_HEADERS,
     CHOSEN_BY_WEIGHT,
     CHOSEN_HEADER,
     FORWARDED_HEADER,
     GENERATION_HEADER,
+    INNER_HEADERS,
     NO_CAPACITY_HEADER,
     PROOF_HEADER,
     REFUSED_HEADER,
@@ -286,17 +288,19 @@ def _header(name: str, value: str) -> Json:
 
 
 def _peer_cluster(gateway: Gateway, region: str, url: str) -> Json:
-    cluster = _cluster(upstream_name(region), url)
+    cluster = _cluster(upstream_name(region), url, filters=_PEER_FILTERS)
     if gateway.tls is not None and url.startswith("https://"):
         cluster["transport_socket"] = gateway.tls.upstream(region)
     return cluster
 
 
-def _cluster(name: str, url: str) -> Json:
-    protocol = {
+def _cluster(name: str, url: str, *, filters: Sequence[Json] = ()) -> Json:
+    """Return a cluster. `filters` work on its answers before the gateway reads any of their headers."""
+    protocol: Json = {
         "@type": _type("extensions.upstreams.http.v3.HttpProtocolOptions"),
         "common_http_protocol_options": {"idle_timeout": f"{UPSTREAM_IDLE_SECONDS}s"},
         "explicit_http_config": {"http_protocol_options": {}},
+        **({"http_filters": list(filters)} if filters else {}),
     }
     limits = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests", "max_retries"), MANY)
     endpoint = {"endpoint": {"address": _upstream(url)}}
@@ -309,6 +313,23 @@ def _cluster(name: str, url: str) -> Json:
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": protocol},
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
     }
+
+
+def _answer_filters() -> Sequence[Json]:
+    """Return the filters of a peer's answers: it steers neither this gateway's retries nor the client's browser."""
+    names: list[Json] = [{"remove": name} for name in sorted(set(INNER_HEADERS) - set(ANSWER_HEADERS))]
+    names += [{"remove": "set-cookie"}]
+    names += [{"remove_on_match": {"key_matcher": {"prefix": prefix}}} for prefix in ("access-control-", "x-envoy-")]
+    mutation = "extensions.filters.http.header_mutation.v3.HeaderMutation"
+    config = {"@type": _type(mutation), "mutations": {"response_mutations": names}}
+    codec = {"@type": _type("extensions.filters.http.upstream_codec.v3.UpstreamCodec")}
+    return (
+        {"name": "envoy.filters.http.header_mutation", "typed_config": config},
+        {"name": "envoy.filters.http.upstream_codec", "typed_config": codec},
+    )
+
+
+_PEER_FILTERS = _answer_filters()
 
 
 def _upstream(url: str) -> Json:

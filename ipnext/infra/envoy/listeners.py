@@ -120,7 +120,7 @@ def _egress_listener(egress: Egress, connections: Json, idle_seconds: float) -> 
     }
     refused = {"match": {"prefix": "/"}, "direct_response": {"status": 403, "body": {"inline_string": _NOT_PROVED}}}
     host = {"name": "egress", "domains": ["*"], "retry_policy": RETRIES, "routes": [to_peer, refused]}
-    routes = {"name": "egress", "virtual_hosts": [host]}
+    routes = {"name": "egress", "virtual_hosts": [host], "response_headers_to_remove": [REFUSED_HEADER]}
     read = {name: value for name, value in connections.items() if name != "rds"}
     manager = {
         "name": "envoy.filters.network.http_connection_manager",

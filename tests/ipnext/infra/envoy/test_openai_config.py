@@ -6,9 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -423,6 +425,91 @@ def test_the_egress_is_for_the_router_and_leads_to_other_regions_alone(eu, steer
         answer = router.post(CHAT, json=ask("shared"), headers=headers)
     assert answer.status_code == status
     assert ("x-ipnext-region" in answer.headers) == (status == 200)
+
+
+STEERING = {
+    "x-ipnext-refused": "1",
+    "x-ipnext-upstream": "region-us",
+    "x-envoy-ratelimited": "true",
+    "set-cookie": "a=b",
+    "access-control-allow-origin": "*",
+}
+
+
+@contextmanager
+def steering_server():
+    """A server that answers every POST with headers that steer gateways and browsers; its URL, and the paths of its requests."""
+    paths = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_):
+            pass
+
+        def do_POST(self):
+            paths.append(self.path)
+            self.rfile.read(int(self.headers["content-length"]))
+            body = b'{"model":"llm"}'
+            self.send_response(200)
+            for name, value in {**STEERING, "x-ipnext-region": "us", "content-length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", paths
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def steered(tmp_path_factory, builder, subprocesses):
+    """A region whose engine of generation 1, and whose peer `us`, steer; the paths of the requests that reached them."""
+    with ExitStack() as stack:
+        url, paths = stack.enter_context(steering_server())
+        site = Site("eu", tmp_path_factory.mktemp("steered"), stack)
+        site.ports["g1"] = int(url.rpartition(":")[2])
+        engine, site.engine = site.engine, lambda name, model: None if name == "g1" else engine(name, model)
+        site.start(
+            "llm",
+            [
+                generating(builder, "llm", "eu", {1: 1.0}, [1]),
+                generating(builder, "shared", "eu", {("us", 2): 1.0}, []),
+                builder("ranker", "eu", parts=("llm",)).table(1, {("us", 1): 1.0}, served=[]),
+            ],
+            peers={"us": url},
+        )
+        yield site, paths
+
+
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        (CHAT, "llm"),
+        (CHAT, "shared"),
+        ("/v2/models/ranker/infer", "ranker"),
+        ("/v2/models/ranker/versions/1/infer", ""),
+    ],
+    ids=["an engine", "a peer at the egress", "a peer by weight", "a peer by version"],
+)
+def test_neither_an_engine_nor_a_peer_steers_the_gateway_or_the_client(steered, path, model):
+    site, paths = steered
+    paths.clear()
+    answer = httpx.post(site.url + path, json=ask(model), timeout=60)
+    assert (answer.status_code, answer.content) == (200, b'{"model":"llm"}')
+    assert paths == [path], "it was sent again"
+    assert not answer.headers.keys() & STEERING.keys()
+    assert answer.headers["x-ipnext-region"] == ("eu" if model == "llm" else "us")
 
 
 def test_the_gateway_reads_no_body(builder):
