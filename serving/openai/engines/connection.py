@@ -24,6 +24,11 @@ HEAD_BYTES: Final = 2**18
 IDLE_SECONDS: Final = 2.0
 """Longest idle time after which a connection is reused: less than the 5 s after which vLLM's server closes it."""
 
+_OK: Final = 200
+"""First status that is no interim answer."""
+_REFUSED: Final = 400
+"""First status that an engine may send before it has read the request."""
+
 
 class EngineConnection(asyncio.Protocol):
     """One connection to an engine; it returns to `pool` after each complete answer."""
@@ -43,6 +48,11 @@ class EngineConnection(asyncio.Protocol):
     def open(self) -> bool:
         """Whether a request can be sent."""
         return self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def _unsent_bytes(self) -> int:
+        """Bytes of a request that the engine has not read."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
     def ask(self, request: bytes, body: bytes | bytearray, answers: AnswerBudget) -> EngineAnswer:
         """Send a request. If the answer is cancelled, this connection is closed."""
@@ -91,7 +101,10 @@ class EngineConnection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]  # a stream's is a Transport
 
     def data_received(self, data: bytes) -> None:
-        """Parse pieces of an answer and forward them."""
+        """Parse pieces of an answer and forward them. Bytes for which nothing asked end the connection."""
+        if self._answer is None:
+            self.close()
+            return
         self._text_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -113,17 +126,24 @@ class EngineConnection(asyncio.Protocol):
     # httptools calls these
 
     def on_message_begin(self) -> None:
-        """Begin an answer."""
+        """Begin an answer. A second one to the same request ends the connection."""
         self._headers = {}
+        if self._answer is None:
+            self.close()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Store a header."""
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
-        """Pass status and headers to the answer."""
-        if self._answer is not None:
-            self._answer.head(self._parser.get_status_code(), self._headers)
+        """Pass status and headers to the answer. An engine that has not read a request can refuse it, but not serve it."""
+        status = self._parser.get_status_code()
+        if self._answer is None:
+            return
+        if _OK <= status < _REFUSED and self._unsent_bytes:
+            self.cut()
+        else:
+            self._answer.head(status, self._headers)
 
     def on_body(self, piece: bytes) -> None:
         """Pass a piece of the body to the answer."""
@@ -132,14 +152,16 @@ class EngineConnection(asyncio.Protocol):
             self._answer.piece(piece)
 
     def on_message_complete(self) -> None:
-        """Complete the answer and return the connection to the pool."""
+        """Complete the answer and return the connection to the pool, unless it still has bytes of the request to send."""
         answer = self._answer
-        if answer is None or self._parser.get_status_code() < 200:  # an interim answer
+        if answer is None or self._parser.get_status_code() < _OK:  # an interim answer
             return
         self._answer = None
         self._pool.busy.discard(self)
         self.resume()
-        if self._parser.should_keep_alive():
+        if self._unsent_bytes:
+            self.close()
+        elif self._parser.should_keep_alive():
             self._pool.take_back(self)
         elif self._transport is not None:
             self._transport.close()
@@ -158,6 +180,9 @@ class EngineConnectionPool:
         self._netloc = where.netloc or "localhost"
         self._url = url
         self._idle: list[EngineConnection] = []
+        """Idle connections, by the time since which they are idle."""
+        self._sweep: asyncio.TimerHandle | None = None
+        """Closes connections that nothing reuses."""
         self.busy: set[EngineConnection] = set()
         """Connections with an answer in progress."""
         self.left = False
@@ -194,6 +219,8 @@ class EngineConnectionPool:
             return
         connection.idle_since = time.monotonic()
         self._idle.append(connection)
+        if self._sweep is None:
+            self._sweep = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._close_old)
 
     def cut(self) -> int:
         """Close all connections at once; return the number of answers that this breaks."""
@@ -207,6 +234,22 @@ class EngineConnectionPool:
         """Close the idle connections."""
         while self._idle:
             self._idle.pop().close()
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+
+    def _close_old(self) -> None:
+        """Close the connections that are not reused any more, and come back for the others."""
+        now = time.monotonic()
+        self._sweep, idle, self._idle = None, self._idle, []
+        for connection in idle:
+            if connection.open and now - connection.idle_since < IDLE_SECONDS:
+                self._idle.append(connection)
+            else:
+                connection.close()
+        if self._idle:
+            left = IDLE_SECONDS - (now - self._idle[0].idle_since)
+            self._sweep = asyncio.get_running_loop().call_later(left, self._close_old)
 
     def _newest_idle(self) -> EngineConnection | None:
         while self._idle:
