@@ -14,6 +14,8 @@ End = Literal["whole", "broken", "cancelled"]
 
 AHEAD_BYTES: Final = 2**18
 """Bytes of an answer that are read before anything waits for them."""
+PIECE_BYTES: Final = 64
+"""What a kept piece takes beside its bytes."""
 
 
 class EngineLost(Exception):  # not an error of the request: another engine may answer
@@ -70,7 +72,7 @@ class EngineAnswer:
         self._line: Line | None = line
         self._answers = answers
         self._kept = 0
-        """Bytes in `_pieces`."""
+        """Memory of `_pieces`, in bytes."""
         self._error: IPnextError | None = None
         """Why this side ended the answer."""
         self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -156,7 +158,7 @@ class EngineAnswer:
 
     def piece(self, data: bytes) -> None:
         """Store a piece of the body, to be forwarded by `pass_on` or at the end of the answer."""
-        if self._sink is None and not self._keep(len(data)):
+        if self._sink is None and not self._keep(len(data) + PIECE_BYTES):
             return
         self.pieces += 1
         self.size += len(data)
@@ -227,7 +229,7 @@ class EngineAnswer:
         self._note_end("broken")
 
     def _keep(self, size: int) -> bool:
-        """Count `size` more bytes that nobody takes yet. False if they cannot be kept: that ends the answer."""
+        """Count `size` more bytes of memory that nobody takes yet. False if they cannot be kept: that ends the answer."""
         if self._error is not None:
             return False
         try:

@@ -1,6 +1,7 @@
 """What a router keeps of engines' answers is bounded; what streams is not kept."""
 
 import asyncio
+import tracemalloc
 from contextlib import suppress
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from serving.http.limits import AnswerBudget
 from serving.openai.engines import registry
 from serving.openai.engines.connection import EngineConnectionPool
-from serving.openai.engines.response import AHEAD_BYTES, EngineAnswer, EngineLost
+from serving.openai.engines.response import AHEAD_BYTES, PIECE_BYTES, EngineAnswer, EngineLost
 from serving.router.router import RouterLimits
 from tests.serving.openai.test_routes import CHAT, ask
 from tests.waiting import eventually
@@ -92,12 +93,34 @@ async def test_an_answer_that_nothing_takes_is_not_read_on():
         write = sent.append
 
     answer = EngineAnswer(line, budget)
-    answer.piece(bytes(AHEAD_BYTES))
+    answer.piece(bytes(AHEAD_BYTES - PIECE_BYTES))
     assert not line.paused
     answer.piece(b"1")
     assert line.paused
     answer.start(Sink)
-    assert (line.paused, len(sent[0]), budget.held_bytes) == (False, AHEAD_BYTES + 1, 0)
+    assert (line.paused, len(sent[0]), budget.held_bytes) == (False, AHEAD_BYTES - PIECE_BYTES + 1, 0)
+
+
+async def test_pieces_count_by_the_memory_that_they_take():
+    """An engine that sends two bytes at a time."""
+    budget = AnswerBudget(2**22)
+    answer = EngineAnswer(Line(), budget)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(10_000):
+            answer.piece(b"%02d" % (number % 100))
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert taken <= budget.held_bytes < 2 * taken
+    assert await answer_bytes(answer) == 20_000
+    assert budget.held_bytes == 0
+
+
+async def answer_bytes(answer):
+    answer.whole()
+    return len(await answer.rest())
 
 
 async def test_headers_without_an_end_end_the_connection(listeners):
