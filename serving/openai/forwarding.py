@@ -80,7 +80,7 @@ class Egress:
             answer = await self._begun(url, forwarded, path)
             ended = held.pop_all()
         headers = from_region(answer.headers)
-        whole = answer.complete
+        whole = answer.take_complete()
         if whole is not None:
             ended.close()
             headers.pop("content-length", None)

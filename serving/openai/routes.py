@@ -323,11 +323,14 @@ class OpenAIEdge:
             tried.append(candidate.url)
             asked.context.ask(candidate.snapshot, self._engines.loads.calling(candidate.url))
             content = asked.content_for(candidate.url)
+            answer = None
             try:
                 answer = await self._engines.ask(candidate.url, "POST", path, headers, content)
                 is_own = await is_proven(answer, path, asked.expected)
             except EngineLost as error:
                 reason = str(error)
+                if answer is not None:
+                    answer.cancel()
                 self._engines.loads.note_lost(candidate.url)
                 if error.sent:
                     await self._engines.check_alive(candidate.url)
@@ -384,7 +387,7 @@ class OpenAIEdge:
         headers = from_engine(answer.headers)
         headers |= {} if alias is None else restore_headers(headers, alias.engine, alias.asked)
         headers.update(self._proof(context))
-        whole = answer.complete
+        whole = answer.take_complete()
         if whole is not None:
             whole = whole if alias is None else alias.restore(whole)
             context.end(answer.status, size=len(whole))

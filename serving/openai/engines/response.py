@@ -73,8 +73,8 @@ class EngineAnswer:
         self._answers = answers
         self._kept = 0
         """Memory of `_pieces`, in bytes."""
-        self._error: IPnextError | None = None
-        """Why this side ended the answer."""
+        self._error: IPnextError | EngineLost | None = None
+        """Why there is no answer, or why this side ended it. Only raised once: the traceback would keep the answer in a cycle."""
         self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._pieces: list[bytes] = []
         self._sink: Sink | None = None
@@ -107,6 +107,8 @@ class EngineAnswer:
         except asyncio.CancelledError:
             self.cancel()
             raise
+        if self._error is not None:
+            raise self._pop_error()
         return self
 
     def since(self, number: int) -> bytes:
@@ -124,11 +126,8 @@ class EngineAnswer:
         while self.pieces == pieces:
             if self._end == "whole":
                 return False
-            if self._error is not None:
-                raise self._error
             if self._end is not None:
-                msg = "it closed the connection before its answer was whole"
-                raise EngineLost(msg)
+                raise self._pop_error()
             self._more = asyncio.get_running_loop().create_future()
             if self._line is not None:
                 self._line.resume()
@@ -138,6 +137,10 @@ class EngineAnswer:
                 self.cancel()
                 raise
         return True
+
+    def take_complete(self) -> bytes | None:
+        """Return the whole body if all of it has arrived, and keep none of it; else None."""
+        return self._pop_pieces() if self._end == "whole" and self._sink is None else None
 
     async def rest(self) -> bytes:
         """Return the whole body of an answer that was not started; errors as `await_more`."""
@@ -183,7 +186,8 @@ class EngineAnswer:
         """Mark the answer as broken: its connection ended early; `cut`: closed by this side."""
         self._line = None
         if not self._begun.done():
-            self._begun.set_exception(EngineLost("it closed the connection before it answered", sent=not cut))
+            self._error = EngineLost("it closed the connection before it answered", sent=not cut)
+            self._begun.set_result(None)
             return
         self._note_end("broken")
 
@@ -250,8 +254,12 @@ class EngineAnswer:
         if line is not None:
             line.close()
         if not self._begun.done():
-            self._begun.set_exception(error)
+            self._begun.set_result(None)
         self._note_end("broken")
+
+    def _pop_error(self) -> IPnextError | EngineLost:
+        error, self._error = self._error, None
+        return error or EngineLost("it closed the connection before its answer was whole")
 
     def _note_end(self, how: End) -> None:
         if self._end is not None and not (how == "cancelled" and self._sink is None):

@@ -1,11 +1,13 @@
 """What a router keeps of engines' answers is bounded; what streams is not kept."""
 
 import asyncio
+import gc
 import tracemalloc
 from contextlib import suppress
 
 import pytest
 
+from ipnext.errors import AnswerTooLarge
 from serving.http.limits import AnswerBudget
 from serving.openai.engines import registry
 from serving.openai.engines.connection import EngineConnectionPool
@@ -70,6 +72,15 @@ async def test_answers_beyond_the_budget_are_refused_and_others_stream(small, cl
     assert "--answer-budget-bytes" in refused.json()["error"]["message"]
     assert good.status_code == 200
     assert small.answers.held_bytes == 0
+
+
+@pytest.fixture
+def uncollected():
+    """No garbage collection: what is not needed any more is released at once."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 class Line:
@@ -164,3 +175,43 @@ async def test_metrics_without_an_end_are_dropped_and_asked_for_again(monkeypatc
         server.close()
         await asyncio.sleep(0.01)
     assert reported[0].running == 3
+
+
+def lose(answer):
+    answer.lost()
+
+
+def exceed(answer):
+    answer.piece(bytes(2**11))
+
+
+def exceed_later(answer):
+    answer.piece(b"begun")
+    asyncio.get_running_loop().call_soon(answer.piece, bytes(2**11))
+
+
+@pytest.mark.parametrize("end", [lose, exceed, exceed_later])
+@pytest.mark.usefixtures("uncollected")
+async def test_an_answer_that_failed_keeps_nothing_of_another(end):
+    async def ask_two():
+        first, second = EngineAnswer(Line(), AnswerBudget(2**10)), EngineAnswer(Line(), budget)
+        second.piece(bytes(1000))
+        end(first)
+        with suppress(EngineLost, AnswerTooLarge):
+            await first.wait_begun()
+            await first.rest()
+        return first.pieces
+
+    budget = AnswerBudget()
+    await ask_two()
+    assert budget.held_bytes == 0
+
+
+async def test_a_whole_answer_that_was_taken_does_not_count():
+    budget = AnswerBudget()
+    answer = EngineAnswer(Line(), budget)
+    answer.piece(b"begun ")
+    assert answer.take_complete() is None
+    answer.piece(b"ended")
+    answer.whole()
+    assert (answer.take_complete(), budget.held_bytes) == (b"begun ended", 0)
