@@ -49,7 +49,9 @@ def test_only_gateway_and_agent_listen_on_ports(agent):
 
 def test_every_other_listener_is_a_socket_of_this_user_alone_and_known(agent):
     gateway = sockets_of(agent.child("envoy"))
-    assert {path.name for path in gateway} == {"admin.sock", "router.sock"}, "that of its administration, and the egress"
+    assert {path.name for path in gateway} == {"admin.sock", "router.sock"}, (
+        "that of its administration, and the egress"
+    )
     known = set(gateway)
     for module, callers in PROCESSES.items():
         process = agent.child(module)
