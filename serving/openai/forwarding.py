@@ -90,8 +90,9 @@ class Egress:
         return Streamed(answer.status, headers, answer)
 
     def close(self) -> None:
-        """Close the idle connections."""
+        """Close the idle connections, and the others after their answers."""
         if self._pool is not None:
+            self._pool[1].left = True
             self._pool[1].close()
 
     async def _begun(self, url: str, forwarded: Forwarded, path: str) -> EngineAnswer:

@@ -323,7 +323,7 @@ class OpenAIEdge:
             tried.append(candidate.url)
             asked.context.ask(candidate.snapshot, self._engines.loads.calling(candidate.url))
             content = asked.content_for(candidate.url)
-            answer = None
+            answer: EngineAnswer | None = None
             try:
                 answer = await self._engines.ask(candidate.url, "POST", path, headers, content)
                 is_own = await is_proven(answer, path, asked.expected)

@@ -7,8 +7,8 @@ from serving.http.messages import Request
 def is_chosen(request: Request) -> bool:
     """Return whether this region's gateway chose the generation, or that of the region that forwarded the request.
 
-    Gateways remove CHOSEN_HEADER from clients' requests, and FORWARDED_HEADER too if other regions have a separate
-    listener. If they have none, a client that claims to be another region's gateway is believed.
+    Gateways remove both headers from clients' requests. Only gateways of other regions reach the listener that keeps
+    FORWARDED_HEADER.
     """
     headers = request.headers
     return CHOSEN_HEADER in headers or headers.get(FORWARDED_HEADER, "").endswith(CHOSEN_BY_WEIGHT)

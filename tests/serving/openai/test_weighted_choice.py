@@ -12,6 +12,7 @@ from ipnext.model.access.predictions import AccessList, AccessSpec, CallerKey, M
 from ipnext.model.access.rights import Grant, Role
 from ipnext.model.deployment.deployment import GenerationShares, RoutedModel, RouterTable, RouteShare
 from serving.http.messages import Request
+from serving.openai.engines import connection
 from serving.openai.weighted_choice import Forwarded, directed
 from serving.routing.table import compile_routes
 from tests.waiting import eventually
@@ -205,6 +206,26 @@ async def test_a_region_whose_gateway_gives_no_answer_is_unavailable(edge, clien
     assert (found.status_code, found.headers["retry-after"]) == (503, "1")
     assert "south" in found.json()["error"]["message"]
     assert not edge.has_requests()
+
+
+async def test_connections_to_a_former_egress_close_after_their_answers(edge, client, table, gateway, monkeypatch):
+    monkeypatch.setattr(connection, "IDLE_SECONDS", 3600.0)
+    go_on = asyncio.Event()
+
+    async def late(method, path, body, writer):
+        await go_on.wait()
+        writer.write(HEAD % len(ANSWER) + ANSWER)
+
+    async with raw_engine(late) as former:
+        table(shares({("south", 3): 1.0}), egress=former.url)
+        asked = asyncio.ensure_future(client.post(edge.url + CHAT, json=ask()))
+        await eventually(lambda: former.requests)
+        table(shares({("south", 3): 1.0}), egress=gateway.url)
+        assert (await client.post(edge.url + CHAT, json=ask())).status_code == 200
+        assert not former.left
+        go_on.set()
+        assert (await asked).status_code == 200
+        await eventually(lambda: former.left)
 
 
 async def test_a_generation_chosen_by_weight_is_evidence_for_gates_and_a_pinned_one_is_not(edge, engine, client, table):
