@@ -160,8 +160,9 @@ class Router:
     async def wait_drained(self) -> None:
         """Drain the router; see `GracefulShutdown.drain`."""
         routes = self._follower.routes
-        limits = dict.fromkeys(routes.choices, STREAM_DRAIN_SECONDS)  # of models that only other regions serve
-        limits |= {name: model.drain_seconds for name, model in routes.models.items()}
+        limits = {name: model.drain_seconds for name, model in routes.models.items()}
+        for name in routes.choices:  # a stream of another region, whose drain time this one does not know
+            limits[name] = max(limits.get(name, 0.0), STREAM_DRAIN_SECONDS)
         await self._ending.drain(lambda: (limits.get(model, DRAIN_SECONDS) for model in self._admission.under_way))
 
     def dialect_of(self, path: str) -> Dialect:

@@ -21,6 +21,7 @@ from ipnext.infra.process.wakeup import Pulse
 from ipnext.infra.router.instance import RouterInstance
 from ipnext.model.access.predictions import AccessList, AccessRevision, AccessWithdrawal, KeyUseReport
 from ipnext.model.deployment.deployment import (
+    STREAM_DRAIN_SECONDS,
     GenerationShares,
     GenerationTraffic,
     RoutedModel,
@@ -288,7 +289,9 @@ class RouterProcess:
 
     @property
     def _longest_drain(self) -> float:
-        return max((model.drain_seconds for model in self._table.models), default=0.0)
+        """Longest time of a request: a stream that another region answers passes this router, too."""
+        forwarded = STREAM_DRAIN_SECONDS if self._table.choices else 0.0
+        return max([forwarded, *(model.drain_seconds for model in self._table.models)])
 
     async def _ask(self) -> None:
         before = self._applied_revisions
