@@ -100,7 +100,9 @@ class TakeoverActivities:
             if change.state.final or repository.is_moved(asked.model):
                 return MayPass()
             if change.kind is ChangeKind.REPAIR:
-                return MayPass(passes=not any(_goes_before(repository, other) for other in _begun(repository, change)))
+                return MayPass(
+                    passes=not any(_goes_before(repository, other) for other in _list_running(repository, change))
+                )
             return MayPass(passes=leaves_loss(repository, change))
 
     @activity.defn(name="take_over", no_thread_cancel_exception=True)
@@ -136,7 +138,7 @@ class TakeoverActivities:
         return begun or self._is_open(names.lifecycle_workflow_id(change.model, change.id))
 
 
-def _begun(repository: Repository, change: Change) -> Sequence[Change]:
+def _list_running(repository: Repository, change: Change) -> Sequence[Change]:
     """Return the other changes of the model that run."""
     found = repository.open_changes(change.model)
     return [other for other in found if other.id != change.id and other.state is ChangeState.RUNNING]

@@ -48,14 +48,14 @@ class OpenAIChoices:
         if frozenset(peers) != self._peers:
             self._peers, self._known = frozenset(peers), {}
         generating = (table for _, table in sorted(tables.items()) if may_generate(table))
-        self._known = {table.model: self._kept(table) for table in generating}
+        self._known = {table.model: self._read_cached(table) for table in generating}
         return tuple(choice for _, choice in self._known.values())
 
-    def _kept(self, table: RouteTable) -> tuple[RouteTable, GenerationShares]:
+    def _read_cached(self, table: RouteTable) -> tuple[RouteTable, GenerationShares]:
         former = self._known.get(table.model)
-        return former if former is not None and former[0] is table else (table, self._made(table))
+        return former if former is not None and former[0] is table else (table, self._build_shares(table))
 
-    def _made(self, table: RouteTable) -> GenerationShares:
+    def _build_shares(self, table: RouteTable) -> GenerationShares:
         shares = tuple(usable_shares(self._region, self._peers, table))
         refusal = "" if shares else no_capacity(self._region, table)
         return GenerationShares(model=table.model, shares=shares, refusal=refusal, access=table.access)

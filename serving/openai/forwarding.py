@@ -77,7 +77,7 @@ class Egress:
         with ExitStack() as held:
             held.enter_context(self._admitted(forwarded.model))
             held.enter_context(self._loads.calling(url))
-            answer = await self._begun(url, forwarded, path)
+            answer = await self._begin(url, forwarded, path)
             ended = held.pop_all()
         headers = from_region(answer.headers)
         whole = answer.take_complete()
@@ -95,7 +95,7 @@ class Egress:
             self._pool[1].left = True
             self._pool[1].close()
 
-    async def _begun(self, url: str, forwarded: Forwarded, path: str) -> EngineAnswer:
+    async def _begin(self, url: str, forwarded: Forwarded, path: str) -> EngineAnswer:
         request = forwarded.request
         seconds = seconds_left(request, default=self._silent_seconds)
         headers = sent_headers(url, forwarded.region, request)

@@ -51,7 +51,7 @@ def directed(
         return _pinned(request, choice, model, pin, region)
     if not choice.shares:
         raise Unavailable(choice.refusal)
-    share = _drawn(choice, draw())
+    share = _pick_share(choice, draw())
     named = {GENERATION_HEADER: str(share.generation)}
     if share.to == region:
         return _with(request, {**named, CHOSEN_HEADER: BY_WEIGHT})
@@ -75,7 +75,7 @@ def _pinned(
     raise NotFound(msg)
 
 
-def _drawn(choice: GenerationShares, drawn: float) -> RouteShare:
+def _pick_share(choice: GenerationShares, drawn: float) -> RouteShare:
     """Return the share at this point of all shares, in proportion to their fractions."""
     left = drawn * sum(share.fraction for share in choice.shares)
     for share in choice.shares:

@@ -214,8 +214,8 @@ class Changes(Snapshots):
     ) -> Change:
         """Move a change forward; fields that are None stay. Raises NotFound.
 
-        `stopped_by` is the change that preempted it, recorded with its end. A change only moves forward: a late update (to a final change, or from RUNNING back to QUEUED) is ignored, and
-        the present change is returned.
+        `stopped_by` is the change that preempted it, recorded with its end. A change only moves forward: a late update (to
+        a final change, or from RUNNING back to QUEUED) is ignored, and the present change is returned.
         """
         known = self.change(change_id)
         self._writing(known.model)

@@ -498,7 +498,7 @@ class Entity:
         other = yield from self._carried_out(waiting)
         self.world.tell("ended", f"{other.name}: {other.ended}")
         self.begun = tuple(found for found in self.begun if found.id != waiting.id)
-        self.passed, self.turned = None, 0
+        self.passed = None
         self.running = run
         if run.lives:
             run.hold(held=self.held)
