@@ -20,7 +20,7 @@ from serving.genai.command_line.interpreter import vllm_python
 from tests.genai.tiny_models import tiny_llamas
 from tests.lasting import Lasting
 
-pytest_plugins = ["tests.tiers"]
+pytest_plugins = ["tests.tiers", "tests.processor_time"]
 
 ON_ONE_PLATFORM = (
     (

@@ -1,0 +1,82 @@
+"""What the tests cost, by file and tier: a pytest plugin that tests/conftest.py loads.
+
+With `--durations`, the summary names the files that took most processor time beside the tests that took longest: the time of
+a test on a busy machine says more about its neighbors than about itself. The time of a process that a test starts counts once
+it has ended and was waited for, so that of a platform counts for the file in which it ends.
+"""
+
+import resource
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.tiers import TIERS
+
+FILES = 40
+"""Files that the summary names."""
+SPENT = pytest.StashKey[Counter[str]]()
+"""Processor seconds by file and by tier; of all processes, in the one that writes the summary."""
+OUTPUT = "processor_time"
+
+
+def spent_seconds() -> float:
+    """Return the processor seconds, of user and system, of this process and of the children it waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin with what the imports took so far."""
+    config.stash[SPENT] = Counter()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
+    """Count what a test takes with its fixtures."""
+    before = spent_seconds()
+    try:
+        return (yield)
+    finally:
+        taken = spent_seconds() - before
+        tier = next((name for name in TIERS if item.get_closest_marker(name)), "none")
+        item.config.stash[SPENT].update({f"tier {tier}": taken, item.nodeid.partition("::")[0]: taken})
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand over to the process that writes the summary; the rest of this process's time is imports and collection."""
+    spent = session.config.stash[SPENT]
+    spent["imports, collection and others"] = spent_seconds() - sum(of_tiers(spent).values())
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput[OUTPUT] = dict(spent)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add what one of several processes took; one that crashed tells nothing."""
+    node.config.stash[SPENT].update(getattr(node, "workeroutput", {}).get(OUTPUT, {}))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Write the table."""
+    spent = config.stash[SPENT]
+    if config.getoption("durations") is None or not spent:
+        return
+    terminalreporter.section(f"processor time, in seconds: tiers, and the {FILES} files that took most")
+    for line in summarize(spent):
+        terminalreporter.write_line(line)
+
+
+def of_tiers(spent: Counter[str]) -> Counter[str]:
+    """Return the part of the counts that is by tier."""
+    return Counter({name: taken for name, taken in spent.items() if name.startswith("tier ")})
+
+
+def summarize(spent: Counter[str]) -> list[str]:
+    """Return a line for each tier, for what is no test, and for the files that took most; the most first."""
+    tests = of_tiers(spent)
+    files = Counter({name: taken for name, taken in spent.items() if name.endswith(".py")})
+    others = Counter({name: taken for name, taken in spent.items() if name not in tests and name not in files})
+    ranked = [*tests.most_common(), *others.most_common(), *files.most_common(FILES)]
+    return [f"{taken:8.1f}  {name}" for name, taken in ranked]
