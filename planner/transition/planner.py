@@ -18,18 +18,18 @@ from ipnext.model.planning.admission import Admission
 from ipnext.model.planning.plan import Problem
 from ipnext.model.planning.transition import Dip, FleetState, SurgeItem, Transition
 from planner.core.step_policy import StepPolicy
-from planner.transition.detour import add_detours
-from planner.transition.dip_search import Dipped, search_dips
+from planner.transition.searches.detour import add_detours
+from planner.transition.searches.dip_search import Dipped, search_dips
 from planner.transition.gateway_surge import add_surge
 from planner.transition.hot_swap import Swapped, compute_swaps
 from planner.transition.input_checks import check_names
 from planner.transition.instance import Floats, Ground
 from planner.transition.model_state import Standing, fleet_state, standings
-from planner.transition.order_search import search_order
-from planner.transition.shortage import NAMED, describe_waits, few, shortage, with_surge
-from planner.transition.split_moves import piecewise
+from planner.transition.searches.order_search import search_order
+from planner.transition.searches.shortage import NAMED, describe_waits, few, shortage, with_surge
+from planner.transition.searches.split_moves import piecewise
 from planner.transition.trajectory import Course, surge_items
-from planner.transition.trim import Place, lean, lean_with_surge
+from planner.transition.searches.trim import Place, lean, lean_with_surge
 from planner.verify.plan_checker import rules_of
 from planner.verify.transition_checker import check_state, check_transition
 

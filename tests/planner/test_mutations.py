@@ -9,7 +9,7 @@ from ipnext.model.planning.transition import Dip, RouteChange, Share
 from planner.transition.paths import Lines
 from planner.transition.planner import StepPolicy, _Planning, check_transition, plan_transition
 from planner.transition.trajectory import Course
-from planner.transition.trim import dips_of
+from planner.transition.searches.trim import dips_of
 from planner.transition.wave_scheduler import PARTS, _Wave
 
 POLICY = StepPolicy(canary=0.1, max_step=0.4, refresh="replace")
@@ -160,7 +160,7 @@ def test_a_dip_that_is_not_stated_or_understated_is_named(dipping, monkeypatch):
     less = Dip(model="m", part="p", region="a", fraction=0.09)
     assert rules(dipping, whole.model_copy(update={"dips": (less,)})) == {"capacity"}
     monkeypatch.setattr(
-        "planner.transition.dip_search.dips_of", lambda *args: {k: v / 2 for k, v in dips_of(*args).items()}
+        "planner.transition.searches.dip_search.dips_of", lambda *args: {k: v / 2 for k, v in dips_of(*args).items()}
     )
     assert rules(dipping, planned(dipping)) == {"capacity"}
 

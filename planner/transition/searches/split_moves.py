@@ -4,9 +4,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
 from planner.transition.model_state import Flow, Standing
-from planner.transition.shortage import shortage
+from planner.transition.searches.shortage import shortage
 from planner.transition.trajectory import Course
-from planner.transition.trim import NO_DIPS, trim_standing
+from planner.transition.searches.trim import NO_DIPS, trim_standing
 
 MOST_MOVES = 20
 MOST_MODELS = 20

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from planner.transition.model_state import Standing
 from planner.transition.paths import EPSILON
 from planner.transition.trajectory import Course
-from planner.transition.trim import Dips, Place, dips_of, lean, levels
+from planner.transition.searches.trim import Dips, Place, dips_of, lean, levels
 
 MOST_SPARED = 12
 """Places that are tried without their dip."""

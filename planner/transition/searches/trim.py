@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from planner.transition.instance import Ground
 from planner.transition.model_state import Copy, Hold, Row, Standing, loads
 from planner.transition.paths import EPSILON
-from planner.transition.shortage import short_rows, with_surge
+from planner.transition.searches.shortage import short_rows, with_surge
 from planner.transition.trajectory import Course
 
 Place = tuple[str, str, str]

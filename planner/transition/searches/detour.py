@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from planner.transition.instance import SLACK, Ground
 from planner.transition.model_state import Copy, Flow, Row, Standing
 from planner.transition.paths import EPSILON
-from planner.transition.shortage import shortage
+from planner.transition.searches.shortage import shortage
 from planner.transition.trajectory import Course
 
 PARTS = (1.0, 0.5, 0.25)
