@@ -27,10 +27,10 @@ from rich.table import Table  # noqa: E402
 
 from ipnext.model.planning.plan import Problem  # noqa: E402
 from ipnext.model.planning.transition import FleetState  # noqa: E402
-from planner.transition.instance import Ground  # noqa: E402
-from planner.transition.model_state import Standing, standings  # noqa: E402
+from planner.transition.instance import TransitionInstance  # noqa: E402
+from planner.transition.model_state import ModelState, group_by_model  # noqa: E402
 from planner.transition.planner import StepPolicy, check_transition, plan_transition  # noqa: E402
-from planner.transition.trajectory import Course  # noqa: E402
+from planner.transition.trajectory import Trajectory  # noqa: E402
 
 PAGE = ROOT / "docs" / "transition.md"
 BEGIN, END = "<!-- measured: fleet -->", "<!-- end -->"
@@ -132,16 +132,16 @@ def _state(rows: list[Rows]) -> FleetState:
 
 def one_after_another(case: Case) -> tuple[int, int]:
     """Waves, and the models that are left when no model alone can go the whole of its way."""
-    origin, to = standings(case.origin), standings(case.to)
-    course, waves = Course.begin(Ground(case.problem, case.policies, origin), origin), 0
-    left = course.pending(to)
+    origin, to = group_by_model(case.origin), group_by_model(case.to)
+    trajectory, waves = Trajectory.begin(TransitionInstance(case.problem, case.policies, origin), origin), 0
+    left = trajectory.pending_models(to)
     while True:
         stay = len(left)
         for model in list(left):
-            moved = course.go({**course.standing, model: to.get(model, Standing())}, attempts=1)
-            if moved.at(model) == to.get(model, Standing()):
-                waves += sum(len(leg.stops) - 1 for leg in moved.legs[len(course.legs) :])
-                course = moved
+            moved = trajectory.advance({**trajectory.states, model: to.get(model, ModelState())}, attempts=1)
+            if moved.state_of(model) == to.get(model, ModelState()):
+                waves += sum(len(schedule.positions) - 1 for schedule in moved.schedules[len(trajectory.schedules) :])
+                trajectory = moved
                 left.remove(model)
         if len(left) in {0, stay}:
             return waves, len(left)
@@ -158,7 +158,7 @@ def row(models: int, use: float, seed: int, publishing: float) -> tuple[str, ...
     naive, left = one_after_another(case)
     naive_seconds = time.perf_counter() - began
     waves = "refused" if planned.refused else "invalid" if broken else str(len(planned.waves))
-    origin, to = standings(case.origin), standings(case.to)
+    origin, to = group_by_model(case.origin), group_by_model(case.to)
     moving = sum(origin.get(m) != to.get(m) for m in origin.keys() | to.keys())
     share = sum(item.units for item in planned.surge) / sum(item.units for item in case.problem.supply)
     figures = (f"{share:.2%}", f"{seconds:.2f}", f"{checked:.2f}", f"{naive_seconds:.2f}")

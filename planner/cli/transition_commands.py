@@ -17,7 +17,7 @@ from planner.cli.plan_commands import report
 from planner.core.step_policy import StepPolicy
 from planner.io.problem import read_problem, read_state, read_transition
 from planner.transition.planner import admit
-from planner.transition.searches.shortage import few
+from planner.transition.searches.shortage import join_names
 from planner.verify.transition_checker import check_transition
 
 
@@ -141,7 +141,7 @@ def _price(admission: Admission) -> Iterator[Table | str]:
     if swaps:
         yield rows("swaps", ["model", "part", "region", "replicas", "missing for seconds"], swaps)
     if admission.waits_for:
-        yield f"waits for: {few(admission.waits_for)}"
+        yield f"waits for: {join_names(admission.waits_for)}"
 
 
 COMMANDS = {"transition": transition_command, "check-transition": check_transition_command}

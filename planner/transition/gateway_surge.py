@@ -16,8 +16,8 @@ import numpy as np
 
 from ipnext.model.planning.transition import GenerationReplicas, RouteChange, Wave
 from planner.transition.gateway_order import Move, Place, succession
-from planner.transition.instance import SLACK, Floats, Ground
-from planner.transition.model_state import Copy, Standing, loads, replica_row
+from planner.transition.instance import SLACK, Floats, TransitionInstance
+from planner.transition.model_state import ModelState, ReplicaKey, compute_loads, replica_row
 
 PIECES = 8
 """Largest number of partial steps that the gateways are assumed to take; fewer if there are too many gateways."""
@@ -27,7 +27,7 @@ NONE_FREE = 1e6
 """Factor on the weight of a unit if none is free."""
 Sent = dict[tuple[str, int], float]
 """Region that serves, generation -> share of the users of one region."""
-Owned = tuple[str, Copy]
+Owned = tuple[str, ReplicaKey]
 """A model and one of its copies."""
 
 
@@ -48,14 +48,14 @@ class _Count(NamedTuple):
 
 
 def add_surge(
-    ground: Ground, origin: Mapping[str, Standing], waves: Sequence[Wave], heights: Sequence[Floats]
+    instance: TransitionInstance, origin: Mapping[str, ModelState], waves: Sequence[Wave], heights: Sequence[Floats]
 ) -> Crossed:
     """Add temporary replicas to the waves from `origin` on. `heights`: (R,) units of all models in each wave while traffic moves."""
-    fleet, units = _Fleet(ground, origin), dict[int, Floats]()
+    fleet, units = _Fleet(instance, origin), dict[int, Floats]()
     added: list[dict[Owned, _Count]] = []
     for number, wave in enumerate(waves):
         former = fleet.scale(wave.scale_up)
-        more, taken = fleet.move_traffic(wave.route, ground.limits - heights[number])
+        more, taken = fleet.move_traffic(wave.route, instance.limits - heights[number])
         up = {owned: fleet.count(owned) for owned in more}
         fleet.scale(wave.scale_down)
         added.append({o: _Count(former.get(o, up[o]), up[o] + n, fleet.count(o)) for o, n in more.items()})
@@ -95,9 +95,9 @@ def _key_of(row: GenerationReplicas) -> Owned:
 class _Fleet:
     """State of the models while the waves are replayed."""
 
-    def __init__(self, ground: Ground, origin: Mapping[str, Standing]) -> None:
-        self.ground = ground
-        self.counts = defaultdict[str, dict[Copy, int]](dict, {m: dict(s.counts) for m, s in origin.items()})
+    def __init__(self, instance: TransitionInstance, origin: Mapping[str, ModelState]) -> None:
+        self.instance = instance
+        self.counts = defaultdict[str, dict[ReplicaKey, int]](dict, {m: dict(s.counts) for m, s in origin.items()})
         self.shares: dict[str, dict[str, Sent]] = defaultdict(lambda: defaultdict(dict))
         for model, standing in origin.items():
             for (users, to, generation), share in standing.shares.items():
@@ -133,7 +133,7 @@ class _Fleet:
     def _crosses(self, model: str, then: Mapping[str, Sent]) -> bool:
         """True if one gateway adds requests to a place from which another one removes some."""
         gains, losses = set[tuple[str, int] | str](), set[tuple[str, int] | str]()
-        together = not self.ground.apart(model)
+        together = not self.instance.separates_generations(model)
         for users, sent in then.items():
             now, total = self.shares[model][users], defaultdict[str, float](float)
             changes = {place: sent.get(place, 0.0) - now.get(place, 0.0) for place in now.keys() | sent.keys()}
@@ -144,19 +144,19 @@ class _Fleet:
                     (gains if more > 0 else losses).add(place)
         return not gains.isdisjoint(losses)
 
-    def _count_units(self, model: str, more: Mapping[Copy, int]) -> Floats:
+    def _count_units(self, model: str, more: Mapping[ReplicaKey, int]) -> Floats:
         counts = self.counts[model]
         both = {**counts, **{copy: counts[copy] + n for copy, n in more.items()}}
-        return self.ground.used(model, both) - self.ground.used(model, counts)
+        return self.instance.used_units(model, both) - self.instance.used_units(model, counts)
 
-    def _lacking(self, model: str, then: Mapping[str, Sent], free: Floats) -> dict[Copy, int]:
+    def _lacking(self, model: str, then: Mapping[str, Sent], free: Floats) -> dict[ReplicaKey, int]:
         """Return the replicas to add while a model's gateways follow, by the order that takes the fewest of the free units."""
         moves = [Move(users, self._change(model, users, sent)) for users, sent in then.items()]
         load, able = self._load(model, self.shares[model]), self._able(model, {})
         if succession(load, moves, able, most_pieces=PIECES).beyond <= 0.0:
             return {}
         found = succession(load, moves, able, most_pieces=PIECES, price=self._prices(model, free))
-        more: dict[Copy, int] = {}
+        more: dict[ReplicaKey, int] = {}
         for place, qps in sorted(found.lacking.items(), key=lambda item: (item[0][2] is None, item[0][:2])):
             left = qps - (self._able(model, more)[place] - able[place])
             copy = self._cheapest(model, place, left, more, free) if left > 0 else None
@@ -170,17 +170,19 @@ class _Fleet:
 
     def _load(self, model: str, shares: Mapping[str, Sent]) -> dict[Place, float]:
         """Return QPS that shares of some users' regions put on each place."""
-        ground = self.ground
+        instance = self.instance
         flows = {(users, *place): share for users, sent in shares.items() for place, share in sent.items()}
-        of_generation = loads(flows, ground.demand[model], ground.parts[model], ground.policy_of(model).calls)
+        of_generation = compute_loads(
+            flows, instance.demand[model], instance.parts[model], instance.policy_of(model).calls
+        )
         load: dict[Place, float] = defaultdict(float)
         for (part, region, generation), qps in of_generation.items():
             load[part, region, generation] += qps
-            if not ground.apart(model):
+            if not instance.separates_generations(model):
                 load[part, region, None] += qps
         return load
 
-    def _able(self, model: str, more: Mapping[Copy, int]) -> dict[Place, float]:
+    def _able(self, model: str, more: Mapping[ReplicaKey, int]) -> dict[Place, float]:
         """Return the capacity of each place in QPS."""
         able: dict[Place, float] = defaultdict(float)
         processes: dict[tuple[str, str, str], int] = defaultdict(int)
@@ -189,7 +191,7 @@ class _Fleet:
             count = held + more.get(copy, 0)
             able[part, region, generation] += count * self._qps(model, copy)
             processes[part, region, hardware] = max(processes[part, region, hardware], count)
-        if not self.ground.apart(model):
+        if not self.instance.separates_generations(model):
             for (part, region, hardware), count in processes.items():
                 able[part, region, None] += count * self._qps(model, (part, region, hardware, 0))
         return able
@@ -198,14 +200,16 @@ class _Fleet:
         """Return the units of one more request/s at a place; very many if no unit for it is free."""
         prices: dict[Place, float] = {}
         for part, region, hardware, generation in (copy for copy, n in self.counts[model].items() if n > 0):
-            option = self.ground.options[model][part, hardware]
-            full = option.units > free[self.ground.row[region, hardware]] + SLACK
+            option = self.instance.options[model][part, hardware]
+            full = option.units > free[self.instance.row_of[region, hardware]] + SLACK
             price = option.units / option.qps * (NONE_FREE if full else 1.0)
             for place in ((part, region, generation), (part, region, None)):
                 prices[place] = min(price, prices.get(place, price))
         return prices
 
-    def _cheapest(self, model: str, place: Place, qps: float, more: Mapping[Copy, int], free: Floats) -> Copy | None:
+    def _cheapest(
+        self, model: str, place: Place, qps: float, more: Mapping[ReplicaKey, int], free: Floats
+    ) -> ReplicaKey | None:
         """Return the copy that carries the additional load with the fewest units, preferably free ones.
 
         If processes hold several generations, it is a copy of the generation that they hold most.
@@ -217,13 +221,13 @@ class _Fleet:
             held = {c: n for c, n in held.items() if most[c[2]] == (n, c[3])}
         else:
             held = {c: n for c, n in held.items() if c[3] == generation}
-        units = {c: self._replicas(model, c, qps) * self.ground.options[model][part, c[2]].units for c in held}
+        units = {c: self._replicas(model, c, qps) * self.instance.options[model][part, c[2]].units for c in held}
         return min(
-            held, key=lambda c: (units[c] > free[self.ground.row[region, c[2]]] + SLACK, units[c], c), default=None
+            held, key=lambda c: (units[c] > free[self.instance.row_of[region, c[2]]] + SLACK, units[c], c), default=None
         )
 
-    def _replicas(self, model: str, copy: Copy, qps: float) -> int:
+    def _replicas(self, model: str, copy: ReplicaKey, qps: float) -> int:
         return math.ceil(qps / self._qps(model, copy) - SLACK)
 
-    def _qps(self, model: str, copy: Copy) -> float:
-        return self.ground.options[model][copy[0], copy[2]].qps
+    def _qps(self, model: str, copy: ReplicaKey) -> float:
+        return self.instance.options[model][copy[0], copy[2]].qps

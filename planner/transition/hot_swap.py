@@ -15,8 +15,15 @@ from itertools import zip_longest
 
 from ipnext.model.planning.transition import GenerationReplicas, Swap, Wave
 from planner.core.step_policy import StepPolicy
-from planner.transition.instance import Ground
-from planner.transition.model_state import Copy, Flow, Standing, loads, replica_row, routes
+from planner.transition.instance import TransitionInstance
+from planner.transition.model_state import (
+    ModelState,
+    ReplicaKey,
+    RouteKey,
+    compute_loads,
+    list_route_changes,
+    replica_row,
+)
 from planner.transition.paths import EPSILON, LEAST_STEP
 
 
@@ -25,15 +32,15 @@ class Swapped:
     """Waves in which replicas swap, the state of the models after them, and the price of the swaps."""
 
     waves: tuple[Wave, ...]
-    standing: Mapping[str, Standing]
+    states: Mapping[str, ModelState]
     swaps: tuple[Swap, ...]
 
 
 @dataclass(frozen=True)
 class _Step:
     model: str
-    before: Standing
-    after: Standing
+    before: ModelState
+    after: ModelState
     canary: bool
 
 
@@ -42,8 +49,8 @@ class _Region:
     """The old replicas of one serving region and the traffic to them."""
 
     name: str
-    counts: Mapping[Copy, int]
-    flows: Mapping[Flow, float]
+    counts: Mapping[ReplicaKey, int]
+    flows: Mapping[RouteKey, float]
 
     @property
     def whole(self) -> int:
@@ -51,48 +58,52 @@ class _Region:
         return math.gcd(*self.counts.values())
 
 
-def compute_swaps(ground: Ground, origin: Mapping[str, Standing], to: Mapping[str, Standing]) -> Swapped:
+def compute_swaps(
+    instance: TransitionInstance, origin: Mapping[str, ModelState], to: Mapping[str, ModelState]
+) -> Swapped:
     """Compute the swaps from `origin` to `to`, of all models in parallel. Models with another refresh policy stay."""
     steps: list[list[_Step]] = []
-    standing = dict(origin)
+    states = dict(origin)
     for model in sorted(origin):
-        if ground.policy_of(model).refresh == "swap":
-            found = list(_steps(ground, model, origin[model], to.get(model, Standing())))
+        if instance.policy_of(model).refresh == "swap":
+            found = list(_steps(instance, model, origin[model], to.get(model, ModelState())))
             steps += [found] if found else []
-            standing[model] = found[-1].after if found else origin[model]
+            states[model] = found[-1].after if found else origin[model]
     sides = [[step for step in side if step is not None] for side in zip_longest(*steps)]
-    arrived = [model for model in standing if standing[model] != to.get(model, Standing())]
-    waves = [_wave(ground, side, final=not arrived and side is sides[-1]) for side in sides]
-    return Swapped(tuple(waves), standing, tuple(_swaps(ground, [step for side in steps for step in side])))
+    arrived = [model for model in states if states[model] != to.get(model, ModelState())]
+    waves = [_wave(instance, side, final=not arrived and side is sides[-1]) for side in sides]
+    return Swapped(tuple(waves), states, tuple(_swaps(instance, [step for side in steps for step in side])))
 
 
-def _steps(ground: Ground, model: str, now: Standing, end: Standing) -> Iterator[_Step]:
-    generation = _target(ground, model, now, end)
-    regions = [] if generation is None else list(_regions(ground, model, (now, end), generation))
+def _steps(instance: TransitionInstance, model: str, now: ModelState, end: ModelState) -> Iterator[_Step]:
+    generation = _target(instance, model, now, end)
+    regions = [] if generation is None else list(_regions(instance, model, (now, end), generation))
     if generation is None or not regions:
         return
     at = now
-    for done in _walk(regions, ground.policy_of(model), fresh=generation not in now.generations):
+    for done in _walk(regions, instance.policy_of(model), fresh=generation not in now.generations):
         after = _snap_shares(_standing(now, generation, zip(regions, done, strict=True)), end)
         yield _Step(model, at, after, canary=generation not in at.generations and after.generations != {generation})
         at = after
 
 
-def _target(ground: Ground, model: str, now: Standing, end: Standing) -> int | None:
+def _target(instance: TransitionInstance, model: str, now: ModelState, end: ModelState) -> int | None:
     """Return the one generation of the end if the running ones have the same parts; else nothing can swap to it."""
     there = {copy[3] for copy in end.counts} | end.generations
     if len(there) != 1:
         return None
     (generation,) = there
-    calls, parts = ground.policy_of(model).calls, ground.parts[model]
+    calls, parts = instance.policy_of(model).calls, instance.parts[model]
     alike = {frozenset(calls.get(number, parts)) for number in {*(copy[3] for copy in now.counts), generation}}
     return generation if len(alike) == 1 else None
 
 
-def _regions(ground: Ground, model: str, ends: tuple[Standing, Standing], generation: int) -> Iterator[_Region]:
+def _regions(
+    instance: TransitionInstance, model: str, ends: tuple[ModelState, ModelState], generation: int
+) -> Iterator[_Region]:
     """Yield regions that keep replicas of every part in a slot of a running one. Others start and end replicas."""
     now, end = ends
-    parts = set(ground.policy_of(model).calls.get(generation, ground.parts[model]))
+    parts = set(instance.policy_of(model).calls.get(generation, instance.parts[model]))
     for region in sorted({copy[1] for copy in now.counts}):
         old = {copy: count for copy, count in now.counts.items() if copy[1] == region and copy[3] != generation}
         kept = {copy[0] for copy in now.counts if copy[1] == region and (*copy[:3], generation) in end.counts}
@@ -129,10 +140,10 @@ def _further(done: int, goal: int, most: int, whole: int) -> int:
     return max(done, min(goal, done + step))
 
 
-def _standing(now: Standing, generation: int, reached: Iterable[tuple[_Region, int]]) -> Standing:
+def _standing(now: ModelState, generation: int, reached: Iterable[tuple[_Region, int]]) -> ModelState:
     """Return the model's state once this many shares of each region have swapped."""
-    counts: dict[Copy, int] = defaultdict(int, now.counts)
-    shares: dict[Flow, float] = defaultdict(float, now.shares)
+    counts: dict[ReplicaKey, int] = defaultdict(int, now.counts)
+    shares: dict[RouteKey, float] = defaultdict(float, now.shares)
     for region, done in reached:
         for copy, count in region.counts.items():
             gone = count * done // region.whole
@@ -142,25 +153,27 @@ def _standing(now: Standing, generation: int, reached: Iterable[tuple[_Region, i
             left = share * (1.0 - done / region.whole) if done < region.whole else 0.0
             shares[flow] = round(left, 12)
             shares[*flow[:2], generation] += share - left
-    return Standing(
+    return ModelState(
         {copy: count for copy, count in counts.items() if count},
         {flow: round(share, 12) for flow, share in shares.items() if share > 0},
     )
 
 
-def _snap_shares(at: Standing, end: Standing) -> Standing:
+def _snap_shares(at: ModelState, end: ModelState) -> ModelState:
     """Return the same state, with the end's exact figure for each share that differs only by rounding."""
     near = {flow for flow, share in at.shares.items() if abs(share - end.shares.get(flow, -1.0)) < EPSILON}
-    return Standing(at.counts, {flow: end.shares[flow] if flow in near else at.shares[flow] for flow in at.shares})
+    return ModelState(at.counts, {flow: end.shares[flow] if flow in near else at.shares[flow] for flow in at.shares})
 
 
-def _wave(ground: Ground, steps: Sequence[_Step], *, final: bool) -> Wave:
+def _wave(instance: TransitionInstance, steps: Sequence[_Step], *, final: bool) -> Wave:
     scale = [row for step in steps for row in _list_changed(step)]
-    route = [change for step in steps for change in routes(step.model, step.before.shares, step.after.shares)]
+    route = [
+        change for step in steps for change in list_route_changes(step.model, step.before.shares, step.after.shares)
+    ]
     return Wave(
         scale_up=tuple(scale),
         route=tuple(route),
-        hold_seconds=max(ground.policy_of(step.model).hold_seconds for step in steps),
+        hold_seconds=max(instance.policy_of(step.model).hold_seconds for step in steps),
         gate="canary" if any(step.canary for step in steps) else "final" if final else "step",
     )
 
@@ -172,12 +185,12 @@ def _list_changed(step: _Step) -> Iterator[GenerationReplicas]:
             yield replica_row(step.model, copy, after.get(copy, 0))
 
 
-def _swaps(ground: Ground, steps: Iterable[_Step]) -> Iterator[Swap]:
+def _swaps(instance: TransitionInstance, steps: Iterable[_Step]) -> Iterator[Swap]:
     """Yield the number of replicas of a part that swap in a region, and the most that its traffic misses meanwhile."""
     replicas: dict[tuple[str, str, str], int] = defaultdict(int)
     missing: dict[tuple[str, str, str], float] = defaultdict(float)
     for step in steps:
-        for (part, region), (count, fraction) in _measure_missing(ground, step).items():
+        for (part, region), (count, fraction) in _measure_missing(instance, step).items():
             place = step.model, part, region
             replicas[place] += count
             missing[place] = max(missing[place], fraction)
@@ -186,20 +199,20 @@ def _swaps(ground: Ground, steps: Iterable[_Step]) -> Iterator[Swap]:
         yield Swap(model=model, part=part, region=region, replicas=count, fraction=fraction)
 
 
-def _measure_missing(ground: Ground, step: _Step) -> Mapping[tuple[str, str], tuple[int, float]]:
+def _measure_missing(instance: TransitionInstance, step: _Step) -> Mapping[tuple[str, str], tuple[int, float]]:
     """Return (part, region) -> replicas that swap, and the fraction of the capacity for its traffic that is missing meanwhile."""
     able: dict[tuple[str, str, int], float] = defaultdict(float)
     leaving: dict[tuple[str, str, int], float] = defaultdict(float)
     counts: dict[tuple[str, str], int] = defaultdict(int)
     for copy in step.before.counts:
         part, region, hardware, generation = copy
-        qps, left = ground.options[step.model][part, hardware].qps, step.after.counts.get(copy, 0)
+        qps, left = instance.options[step.model][part, hardware].qps, step.after.counts.get(copy, 0)
         gone = max(0, step.before.counts[copy] - left)
         able[part, region, generation] += min(left, step.before.counts[copy]) * qps
         leaving[part, region, generation] += gone * qps
         counts[part, region] += gone
-    policy = ground.policy_of(step.model)
-    load = loads(step.before.shares, ground.demand[step.model], ground.parts[step.model], policy.calls)
+    policy = instance.policy_of(step.model)
+    load = compute_loads(step.before.shares, instance.demand[step.model], instance.parts[step.model], policy.calls)
     whole: dict[tuple[str, str], float] = defaultdict(float)
     short: dict[tuple[str, str], float] = defaultdict(float)
     for hold, qps in load.items():

@@ -1,4 +1,4 @@
-"""Shared figures of the transitions of one fleet: rows of supply, options, demand, policies, limits."""
+"""The problem of transitions of one fleet, in the form that the searches need. It knows nothing of them."""
 
 import math
 from collections import defaultdict
@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from ipnext.model.planning.plan import Problem
 from planner.core.step_policy import StepPolicy
-from planner.transition.model_state import Copy, Row, Standing
+from planner.transition.model_state import ModelState, ReplicaKey, SupplyKey
 
 if TYPE_CHECKING:
-    from planner.transition.paths import Lines
+    from planner.transition.paths import LinearPaths
 
 Floats = npt.NDArray[np.float64]
 SLACK = 1e-6
@@ -29,14 +29,14 @@ class Option:
     qps: float
 
 
-class Ground:
-    """The figures of a problem in the form that transitions need, R rows of (region, hardware)."""
+class TransitionInstance:
+    """A fleet's figures: supply by R rows of (region, hardware), options, demand, policies, limits."""
 
-    def __init__(self, problem: Problem, policies: Mapping[str, StepPolicy], origin: Mapping[str, Standing]) -> None:
+    def __init__(self, problem: Problem, policies: Mapping[str, StepPolicy], origin: Mapping[str, ModelState]) -> None:
         self.regions, self.rtt_ms = problem.regions, problem.rtt_ms
-        self.rows: list[Row] = [(region, kind) for region in problem.regions for kind in problem.hardware]
-        self.row = {row: number for number, row in enumerate(self.rows)}
-        self.policy = {m.model: policies.get(m.model, StepPolicy()) for m in problem.models}
+        self.rows: list[SupplyKey] = [(region, kind) for region in problem.regions for kind in problem.hardware]
+        self.row_of = {row: number for number, row in enumerate(self.rows)}
+        self.policies = {m.model: policies.get(m.model, StepPolicy()) for m in problem.models}
         self.parts = {m.model: tuple(p.part for p in m.parts) for m in problem.models}
         self.demand = {m.model: {d.region: d.qps for d in m.demand} for m in problem.models}
         self.tolerance_ms = {m.model: m.latency_tolerance_ms for m in problem.models}
@@ -46,45 +46,45 @@ class Ground:
         }
         supply = {(item.region, item.hardware): item.units for item in problem.supply}
         stated = np.array([supply.get(row, 0.0) for row in self.rows])
-        self.limits: Floats = np.maximum(stated, self.total(origin))
+        self.limits: Floats = np.maximum(stated, self.total_units(origin))
         """(R,) the supply, or the units in use at the start if supply was withdrawn."""
-        self.lines: list[Lines] = []
-        """The lines computed last: many branches of a search begin alike."""
+        self.paths: list[LinearPaths] = []
+        """The paths computed last: many branches of a search begin alike."""
         self.effort = math.inf
         """Work that the search may still do, in copies evaluated; counted and not timed, so that the same input gives the same waves."""
 
     def policy_of(self, model: str) -> StepPolicy:
         """Return the model's policy, or the default one."""
-        return self.policy[model]
+        return self.policies[model]
 
-    def apart(self, model: str) -> bool:
+    def separates_generations(self, model: str) -> bool:
         """True if generations run in separate processes. Their resource units then add up."""
-        return self.policy[model].refresh != "in_place"
+        return self.policies[model].refresh != "in_place"
 
-    def divisible(self, model: str, *standings: Standing) -> bool:
+    def is_divisible(self, model: str, *states: ModelState) -> bool:
         """True if the replicas of each generation count alone: no process of these states holds several."""
-        return self.apart(model) or len({copy[3] for standing in standings for copy in standing.counts}) <= 1
+        return self.separates_generations(model) or len({key[3] for state in states for key in state.counts}) <= 1
 
-    def used(self, model: str, counts: Mapping[Copy, int]) -> Floats:
+    def used_units(self, model: str, counts: Mapping[ReplicaKey, int]) -> Floats:
         """Return (R,) units of one model."""
         groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
         for (part, region, hardware, _), count in counts.items():
             groups[part, region, hardware].append(count)
-        joined = sum if self.apart(model) else max
+        combine = sum if self.separates_generations(model) else max
         units = np.zeros(len(self.rows))
         for (part, region, hardware), of_generations in groups.items():
-            taken = joined(of_generations) * self.options[model][part, hardware].units
-            units[self.row[region, hardware]] += taken
+            units_here = combine(of_generations) * self.options[model][part, hardware].units
+            units[self.row_of[region, hardware]] += units_here
         return units
 
-    def total(self, standing: Mapping[str, Standing]) -> Floats:
+    def total_units(self, states: Mapping[str, ModelState]) -> Floats:
         """Return (R,) units of all models."""
         units = np.zeros(len(self.rows))
-        for model in sorted(standing):
-            units += self.used(model, standing[model].counts)
+        for model in sorted(states):
+            units += self.used_units(model, states[model].counts)
         return units
 
-    def near(self, model: str, origin: str, to: str) -> bool:
+    def is_near(self, model: str, origin: str, to: str) -> bool:
         """True if users of `origin` may be served in `to`."""
         ms = self.rtt_ms[self.regions.index(origin)][self.regions.index(to)]
         return ms <= self.tolerance_ms[model]

@@ -18,18 +18,18 @@ from ipnext.model.planning.admission import Admission
 from ipnext.model.planning.plan import Problem
 from ipnext.model.planning.transition import Dip, FleetState, SurgeItem, Transition
 from planner.core.step_policy import StepPolicy
-from planner.transition.searches.detour import add_detours
-from planner.transition.searches.dip_search import Dipped, search_dips
 from planner.transition.gateway_surge import add_surge
 from planner.transition.hot_swap import Swapped, compute_swaps
 from planner.transition.input_checks import check_names
-from planner.transition.instance import Floats, Ground
-from planner.transition.model_state import Standing, fleet_state, standings
+from planner.transition.instance import Floats, TransitionInstance
+from planner.transition.model_state import ModelState, group_by_model, to_fleet_state
+from planner.transition.searches.detour import add_detours
+from planner.transition.searches.dip_search import Dipped, search_dips
 from planner.transition.searches.order_search import search_order
-from planner.transition.searches.shortage import NAMED, describe_waits, few, shortage, with_surge
+from planner.transition.searches.shortage import NAMED, compute_shortage, describe_waits, join_names, with_surge
 from planner.transition.searches.split_moves import piecewise
-from planner.transition.trajectory import Course, surge_items
-from planner.transition.searches.trim import Place, lean, lean_with_surge
+from planner.transition.searches.trim import DipKey, lean, lean_with_surge
+from planner.transition.trajectory import Trajectory, list_surge
 from planner.verify.plan_checker import rules_of
 from planner.verify.transition_checker import check_state, check_transition
 
@@ -62,15 +62,15 @@ def admit(
     if broken:
         return _refuse(origin, to, f"the target breaks {'; '.join(rules_of(broken))}")
     planning = _Planning(problem, origin, to, policies)
-    begun = compute_swaps(planning.ground, planning.origin, planning.to)
+    begun = compute_swaps(planning.instance, planning.origin, planning.to)
     if begun.waves:
-        planning = _Planning(problem, fleet_state(begun.standing), to, policies)
+        planning = _Planning(problem, to_fleet_state(begun.states), to, policies)
     found = planning.find_course()
     if found is None:
         transition, admission = planning.build_refusal()
         return transition.model_copy(update={"origin": origin}), admission
     transition, admission = _with_swaps(begun, origin, *planning.written(found))
-    ways = {policy.refresh for policy in planning.ground.policy.values()}
+    ways = {policy.refresh for policy in planning.instance.policies.values()}
     if len(ways) == 1:
         transition = transition.model_copy(update={"refresh": ways.pop()})
     wrong = check_transition(problem, transition, policies)
@@ -108,83 +108,81 @@ class _Planning:
         self, problem: Problem, state: FleetState, goal: FleetState, policies: Mapping[str, StepPolicy]
     ) -> None:
         self.state, self.goal = state, goal
-        self.origin = standings(state)
-        self.to = {**dict.fromkeys(self.origin, Standing()), **standings(goal)}
-        self.ground = Ground(problem, policies, self.origin)
-        self.start = Course.begin(self.ground, self.origin)
-        self.stuck = self.start
+        self.origin = group_by_model(state)
+        self.to = {**dict.fromkeys(self.origin, ModelState()), **group_by_model(goal)}
+        self.instance = TransitionInstance(problem, policies, self.origin)
+        self.start = Trajectory.begin(self.instance, self.origin)
+        self.blocked = self.start
 
     def find_course(self) -> Dipped | None:
-        """Return a course to the end, without a dip if there is one."""
-        self.stuck = self.start.go(self.to)
-        if not self.stuck.pending(self.to):
-            return Dipped(self.stuck, {})
-        self.ground.effort = EFFORT
-        begins = [self.stuck, self.start] if self.stuck.legs else [self.start]
+        """Return a trajectory to the end, without a dip if there is one."""
+        self.blocked = self.start.advance(self.to)
+        if not self.blocked.pending_models(self.to):
+            return Dipped(self.blocked, {})
+        self.instance.effort = EFFORT
+        begins = [self.blocked, self.start] if self.blocked.schedules else [self.start]
         for begin in begins:
             for way in (search_order, lean, piecewise, add_detours):
-                course = way(begin, self.to)
-                if not course.pending(self.to):
-                    return Dipped(course, {})
+                trajectory = way(begin, self.to)
+                if not trajectory.pending_models(self.to):
+                    return Dipped(trajectory, {})
         return self._with_dips(begins, self._allowed_dips())
 
     def _allowed_dips(self) -> dict[str, float]:
-        policies = {m: self.ground.policy_of(m) for m in self.stuck.pending(self.to)}
+        policies = {m: self.instance.policy_of(m) for m in self.blocked.pending_models(self.to)}
         return {m: policy.max_dip for m, policy in policies.items() if policy.when_short == "dip"}
 
-    def _with_dips(self, begins: Sequence[Course], most: Mapping[str, float]) -> Dipped | None:
+    def _with_dips(self, begins: Sequence[Trajectory], most: Mapping[str, float]) -> Dipped | None:
         """Return the smaller of the dips from these beginnings."""
         if not any(most.values()):
             return None
-        self.ground.effort = EFFORT
+        self.instance.effort = EFFORT
         found = [search_dips(begin, self.origin, self.to, most) for begin in begins]
         return min((d for d in found if d is not None), key=lambda d: max(d.dips.values(), default=0.0), default=None)
 
     def written(self, found: Dipped) -> tuple[Transition, Admission]:
-        """Return the waves of a course to the end, with temporary replicas while gateways follow one by one."""
-        heights = list(found.course.heights(self.origin))
-        crossing = add_surge(self.ground, self.origin, tuple(found.course.waves()), heights)
-        peaks = [self.start.held_units(), *(units + crossing.units.get(n, 0.0) for n, units in enumerate(heights))]
-        surge, dips = surge_items(self.ground, np.max(peaks, axis=0) - self._ends()), _dip_rows(found.dips)
+        """Return the waves of a trajectory to the end, with temporary replicas while gateways follow one by one."""
+        heights = list(found.trajectory.units_by_wave(self.origin))
+        crossing = add_surge(self.instance, self.origin, tuple(found.trajectory.waves()), heights)
+        peaks = [self.start.used_units(), *(units + crossing.units.get(n, 0.0) for n, units in enumerate(heights))]
+        surge, dips = list_surge(self.instance, np.max(peaks, axis=0) - self._ends()), _dip_rows(found.dips)
         transition = Transition.model_construct(
             origin=self.state, to=self.goal, waves=crossing.waves, surge=surge, dips=dips, refused=None
         )
         mode: Literal["as is", "surge", "dip"] = "dip" if dips else "surge" if surge else "as is"
         return transition, Admission(feasible=True, mode=mode, surge=surge, dips=dips)
 
-    def _beyond(self, course: Course) -> Floats:
-        """Return (R,) units of a course beyond the larger of the two states."""
-        return course.peak(self.origin) - self._ends()
+    def _beyond(self, trajectory: Trajectory) -> Floats:
+        """Return (R,) units of a trajectory beyond the larger of the two states."""
+        return trajectory.peak_units(self.origin) - self._ends()
 
     def _ends(self) -> Floats:
         """Return (R,) units of the larger of the two states."""
-        return np.maximum(self.start.held_units(), self.ground.total(self.to))
+        return np.maximum(self.start.used_units(), self.instance.total_units(self.to))
 
-    def _missing_units(self, course: Course) -> float:
-        return float((course.peak(self.origin) - self.ground.limits).clip(min=0.0).sum())
+    def _missing_units(self, trajectory: Trajectory) -> float:
+        return float((trajectory.peak_units(self.origin) - self.instance.limits).clip(min=0.0).sum())
 
     def build_refusal(self) -> tuple[Transition, Admission]:
         """Return the refusal: the waits between models, the surge that would suffice, and the dip it would cost instead."""
-        pending, waits = self.stuck.pending(self.to), list(shortage(self.stuck, self.to).waits())
+        pending, waits = self.blocked.pending_models(self.to), list(compute_shortage(self.blocked, self.to).waits())
         many = len(pending) > PROBED_MODELS
-        begins = (self.stuck,) if many else (self.stuck, self.start)
+        begins = (self.blocked,) if many else (self.blocked, self.start)
         ways = [
             way(begin, self.to)
             for begin in begins
             for way in ((with_surge,) if many else (with_surge, lean_with_surge))
         ]
-        course = min(ways, key=self._missing_units)
-        short = surge_items(self.ground, course.peak(self.origin) - self.ground.limits)
+        trajectory = min(ways, key=self._missing_units)
+        short = list_surge(self.instance, trajectory.peak_units(self.origin) - self.instance.limits)
         needs = " and ".join(f"{item.units:.9g} units more of {item.region}/{item.hardware}" for item in short)
         dips = self._dips_instead(pending)
-        reason = (
-            f"supply: {few(pending)} cannot move: {describe_waits(waits)}; a surge of {needs} than there are would do"
-        )
+        reason = f"supply: {join_names(pending)} cannot move: {describe_waits(waits)}; a surge of {needs} than there are would do"
         reason += f", or {_describe_dips(dips)}" if dips else ""
-        if any(self.ground.policy_of(m).when_short == "wait" for m in pending):
+        if any(self.instance.policy_of(m).when_short == "wait" for m in pending):
             reason += f"; waits until {needs} are free"
         holders = {holder for wait in waits for holder in wait.holders}
-        surge = surge_items(self.ground, self._beyond(course))
+        surge = list_surge(self.instance, self._beyond(trajectory))
         return _refuse(self.state, self.goal, reason, surge=surge, dips=dips, waits_for=tuple(sorted(holders)))
 
     def _dips_instead(self, pending: Sequence[str]) -> tuple[Dip, ...]:
@@ -195,7 +193,7 @@ class _Planning:
         return () if found is None else _dip_rows(found.dips)
 
 
-def _dip_rows(dips: Mapping[Place, float]) -> tuple[Dip, ...]:
+def _dip_rows(dips: Mapping[DipKey, float]) -> tuple[Dip, ...]:
     """Round dips up, so that a stated dip is never less than the actual one."""
     return tuple(
         Dip.from_trusted(model, part, region, min(1.0, math.ceil(fraction * 1e9) / 1e9))

@@ -1,4 +1,4 @@
-"""A fleet in transition: legs of straight lines, one after another, and their waves. An immutable value."""
+"""A fleet in transition: schedules of waves, one after another, and the state that they lead to."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -7,141 +7,144 @@ from itertools import pairwise
 import numpy as np
 
 from ipnext.model.planning.transition import GenerationReplicas, RouteChange, SurgeItem, Wave
-from planner.transition.instance import SLACK, Floats, Ground
-from planner.transition.model_state import Standing, replica_row, routes
-from planner.transition.paths import Ints, Lines, draw_lines
-from planner.transition.wave_scheduler import ATTEMPTS, March, march
+from planner.transition.instance import SLACK, Floats, TransitionInstance
+from planner.transition.model_state import ModelState, list_route_changes, replica_row
+from planner.transition.paths import Ints, LinearPaths, draw_paths
+from planner.transition.wave_scheduler import MAX_ATTEMPTS, Schedule, schedule_waves
 
-MOST_LINES = 6
-"""Number of new lines that a stuck model begins at once, at most."""
+MAX_RESTARTS = 6
+"""Times that blocked models begin new paths at once, at most."""
 
 
 @dataclass(frozen=True)
-class Course:
-    """The current state of every model, and the legs that led to it."""
+class Trajectory:
+    """The current state of every model, and the schedules that led to it. An immutable value."""
 
-    ground: Ground
-    standing: Mapping[str, Standing]
+    instance: TransitionInstance
+    states: Mapping[str, ModelState]
     units: Mapping[str, Floats]
-    """Model -> (R,) units that it holds."""
-    legs: tuple[March, ...] = ()
+    """Model -> (R,) units that it uses."""
+    schedules: tuple[Schedule, ...] = ()
 
     @classmethod
-    def begin(cls, ground: Ground, standing: Mapping[str, Standing]) -> "Course":
-        """Return a course without a leg."""
-        return cls(ground, standing, {m: ground.used(m, s.counts) for m, s in standing.items()})
+    def begin(cls, instance: TransitionInstance, states: Mapping[str, ModelState]) -> "Trajectory":
+        """Return a trajectory without a schedule."""
+        return cls(instance, states, {m: instance.used_units(m, s.counts) for m, s in states.items()})
 
-    def at(self, model: str) -> Standing:
+    def state_of(self, model: str) -> ModelState:
         """Return the state of a model."""
-        return self.standing.get(model, Standing())
+        return self.states.get(model, ModelState())
 
-    def pending(self, to: Mapping[str, Standing]) -> list[str]:
+    def pending_models(self, to: Mapping[str, ModelState]) -> list[str]:
         """Return models that have not reached `to`, sorted."""
-        return [m for m in sorted(self.ground.policy) if self.at(m) != to.get(m, Standing())]
+        return [m for m in sorted(self.instance.policies) if self.state_of(m) != to.get(m, ModelState())]
 
-    def lines(self, to: Mapping[str, Standing]) -> Lines:
-        """Return the lines of all models that have not reached `to`."""
-        return draw_lines(self.ground, self.pending(to), self.standing, to)
+    def paths_to(self, to: Mapping[str, ModelState]) -> LinearPaths:
+        """Return the paths of all models that have not reached `to`."""
+        return draw_paths(self.instance, self.pending_models(to), self.states, to)
 
-    def held_units(self, but: Collection[str] = ()) -> Floats:
-        """Return (R,) units that all models hold, but for some."""
-        left = set(but)
-        kept = [units for m, units in self.units.items() if m not in left]
-        total: Floats = np.sum(kept, axis=0) if kept else np.zeros(len(self.ground.rows))
+    def used_units(self, but: Collection[str] = ()) -> Floats:
+        """Return (R,) units that all models use, but for some."""
+        excluded = set(but)
+        rows = [units for m, units in self.units.items() if m not in excluded]
+        total: Floats = np.sum(rows, axis=0) if rows else np.zeros(len(self.instance.rows))
         return total
 
-    def free(self) -> Floats:
-        """Return (R,) units that no model holds."""
-        return self.ground.limits - self.held_units()
+    def free_units(self) -> Floats:
+        """Return (R,) units that no model uses."""
+        return self.instance.limits - self.used_units()
 
-    def go(self, to: Mapping[str, Standing], *, limits: Floats | None = None, attempts: int = ATTEMPTS) -> "Course":
+    def advance(
+        self, to: Mapping[str, ModelState], *, limits: Floats | None = None, attempts: int = MAX_ATTEMPTS
+    ) -> "Trajectory":
         """Advance all models in `to` as far as the supply (or `limits`) allows. Models not in `to` do not move.
 
         A blocked model restarts from its current state as long as that makes progress: its smallest step may differ
         there.
         """
-        course, goal = self, {m: to.get(m, self.at(m)) for m in self.ground.policy}
-        for _ in range(MOST_LINES):
-            if not course.pending(goal):
+        trajectory, goal = self, {m: to.get(m, self.state_of(m)) for m in self.instance.policies}
+        for _ in range(MAX_RESTARTS):
+            if not trajectory.pending_models(goal):
                 break
-            lines = course.lines(goal)
-            room = (self.ground.limits if limits is None else limits) - course.held_units(but=lines.models)
-            further = course.with_leg(march(lines, room, attempts=attempts))
-            if further is course:
+            paths = trajectory.paths_to(goal)
+            room = (self.instance.limits if limits is None else limits) - trajectory.used_units(but=paths.models)
+            further = trajectory.with_schedule(schedule_waves(paths, room, attempts=attempts))
+            if further is trajectory:
                 break
-            course = further
-        return course
+            trajectory = further
+        return trajectory
 
-    def with_leg(self, leg: March) -> "Course":
-        """Return the course after one more leg."""
-        if len(leg.stops) < 2:
+    def with_schedule(self, schedule: Schedule) -> "Trajectory":
+        """Return the trajectory after one more schedule."""
+        if len(schedule.positions) < 2:
             return self
-        lines, counts = leg.lines, leg.lines.counts(leg.at)
+        paths, counts = schedule.paths, schedule.paths.counts(schedule.end)
         reached = {
-            model: end if x >= 1.0 else lines.standing(m, float(x), counts)
-            for m, (model, x, (_, end)) in enumerate(zip(lines.models, leg.at, lines.ends, strict=True))
+            model: end if x >= 1.0 else paths.state_at(m, float(x), counts)
+            for m, (model, x, (_, end)) in enumerate(zip(paths.models, schedule.end, paths.ends, strict=True))
             if x > 0.0
         }
-        units = {model: self.ground.used(model, standing.counts) for model, standing in reached.items()}
-        return Course(self.ground, {**self.standing, **reached}, {**self.units, **units}, (*self.legs, leg))
+        units = {model: self.instance.used_units(model, state.counts) for model, state in reached.items()}
+        schedules = (*self.schedules, schedule)
+        return Trajectory(self.instance, {**self.states, **reached}, {**self.units, **units}, schedules)
 
-    def peak(self, origin: Mapping[str, Standing]) -> Floats:
-        """Return (R,) the most units at any moment since `origin`, the state before the first leg."""
-        peak = Course.begin(self.ground, origin).held_units()
-        for height in self.heights(origin):
-            peak = np.maximum(peak, height)
+    def peak_units(self, origin: Mapping[str, ModelState]) -> Floats:
+        """Return (R,) the most units at any moment since `origin`, the state before the first schedule."""
+        peak = Trajectory.begin(self.instance, origin).used_units()
+        for units in self.units_by_wave(origin):
+            peak = np.maximum(peak, units)
         return peak
 
-    def heights(self, origin: Mapping[str, Standing]) -> Iterator[Floats]:
-        """Yield (R,) units in each wave from its scale-up to its release; `origin` is the state before the first leg."""
-        at = Course.begin(self.ground, origin)
-        for leg in self.legs:
-            lines, others = leg.lines, at.held_units(but=leg.lines.models)
-            for before, after in pairwise(leg.stops):
-                up = np.maximum(lines.counts(before), lines.counts(after))
-                yield others + lines.used(up).sum(axis=0)
-            at = at.with_leg(leg)
+    def units_by_wave(self, origin: Mapping[str, ModelState]) -> Iterator[Floats]:
+        """Yield (R,) units in each wave from its scale-up to its release; `origin` is the state before the first schedule."""
+        at = Trajectory.begin(self.instance, origin)
+        for schedule in self.schedules:
+            paths, others = schedule.paths, at.used_units(but=schedule.paths.models)
+            for before, after in pairwise(schedule.positions):
+                up = np.maximum(paths.counts(before), paths.counts(after))
+                yield others + paths.used_units(up).sum(axis=0)
+            at = at.with_schedule(schedule)
 
     def waves(self) -> Iterator[Wave]:
-        """Yield the waves of all legs. In a `final` one all models that move arrive."""
-        last = {model: number for number, leg in enumerate(self.legs) for model in leg.lines.models}
-        for number, leg in enumerate(self.legs):
-            ends = np.array([last[model] == number for model in leg.lines.models])
-            for before, after in pairwise(leg.stops):
-                yield _wave(leg.lines, before, after, ends)
+        """Yield the waves of all schedules. In a `final` one all models that move arrive."""
+        last = {model: number for number, schedule in enumerate(self.schedules) for model in schedule.paths.models}
+        for number, schedule in enumerate(self.schedules):
+            ends = np.array([last[model] == number for model in schedule.paths.models])
+            for before, after in pairwise(schedule.positions):
+                yield _wave(schedule.paths, before, after, ends)
 
 
-def surge_items(ground: Ground, units: Floats) -> tuple[SurgeItem, ...]:
+def list_surge(instance: TransitionInstance, units: Floats) -> tuple[SurgeItem, ...]:
     """Return units above zero by row, in the order of the names."""
-    over = {row: float(amount) for row, amount in zip(ground.rows, units, strict=True) if amount > SLACK}
+    over = {row: float(amount) for row, amount in zip(instance.rows, units, strict=True) if amount > SLACK}
     return tuple(SurgeItem(region=r, hardware=h, units=round(over[r, h], 9)) for r, h in sorted(over))
 
 
-def _wave(lines: Lines, before: Floats, after: Floats, ends: Ints) -> Wave:
-    old, new = lines.counts(before), lines.counts(after)
+def _wave(paths: LinearPaths, before: Floats, after: Floats, ends: Ints) -> Wave:
+    old, new = paths.counts(before), paths.counts(after)
     up = np.maximum(old, new)
     moved = np.flatnonzero(after > before)
-    canary = bool((lines.fresh & (before <= 0.0) & (after < 1.0))[moved].any())
+    canary = bool((paths.begins & (before <= 0.0) & (after < 1.0))[moved].any())
     arrived = bool(((after >= 1.0) & ends)[moved].all())
     return Wave.model_construct(
-        scale_up=_changes(lines, old, up),
-        route=_routes(lines, before, after),
-        scale_down=_changes(lines, up, new),
-        hold_seconds=max(lines.ground.policy_of(lines.models[m]).hold_seconds for m in moved),
+        scale_up=_changes(paths, old, up),
+        route=_routes(paths, before, after),
+        scale_down=_changes(paths, up, new),
+        hold_seconds=max(paths.instance.policy_of(paths.models[m]).hold_seconds for m in moved),
         gate="canary" if canary else "final" if arrived else "step",
     )
 
 
-def _changes(lines: Lines, before: Ints, after: Ints) -> tuple[GenerationReplicas, ...]:
+def _changes(paths: LinearPaths, before: Ints, after: Ints) -> tuple[GenerationReplicas, ...]:
     changed = np.flatnonzero(before != after)
-    found = [(lines.models[lines.copies[c][0]], lines.copies[c][1], int(after[c])) for c in changed]
-    return tuple(replica_row(model, copy, count) for model, copy, count in sorted(found))
+    found = [(paths.models[paths.replica_sets[c][0]], paths.replica_sets[c][1], int(after[c])) for c in changed]
+    return tuple(replica_row(model, key, count) for model, key, count in sorted(found))
 
 
-def _routes(lines: Lines, before: Floats, after: Floats) -> tuple[RouteChange, ...]:
+def _routes(paths: LinearPaths, before: Floats, after: Floats) -> tuple[RouteChange, ...]:
     """Return the new shares of models that move; a model's shares at a stop are those of the wave that led there."""
     found: list[RouteChange] = []
     for m in map(int, np.flatnonzero(after > before)):
-        old, new = lines.shares(m, float(before[m])), lines.shares(m, float(after[m]))
-        found += routes(lines.models[m], old, new)
+        old, new = paths.shares(m, float(before[m])), paths.shares(m, float(after[m]))
+        found += list_route_changes(paths.models[m], old, new)
     return tuple(sorted(found, key=lambda change: (change.model, change.origin)))

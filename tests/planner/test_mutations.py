@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from ipnext.model.planning.transition import Dip, RouteChange, Share
-from planner.transition.paths import Lines
+from planner.transition.paths import LinearPaths
 from planner.transition.planner import StepPolicy, _Planning, check_transition, plan_transition
-from planner.transition.trajectory import Course
-from planner.transition.searches.trim import dips_of
-from planner.transition.wave_scheduler import PARTS, _Wave
+from planner.transition.searches.trim import measure_dips
+from planner.transition.trajectory import Trajectory
+from planner.transition.wave_scheduler import STEP_FRACTIONS, _WavePacker
 
 POLICY = StepPolicy(canary=0.1, max_step=0.4, refresh="replace")
 
@@ -48,7 +48,7 @@ def rounded_down(self, x):
     return np.where(at >= 1.0, self.new, line)
 
 
-SHARES = Lines.shares
+SHARES = LinearPaths.shares
 
 
 def lost(self, m, x):
@@ -59,13 +59,13 @@ def lost(self, m, x):
 @pytest.mark.parametrize(
     ("where", "what", "broken", "rule"),
     [
-        (Lines, "counts", rounded_down, "capacity"),
-        (Lines, "_most", lambda self, x: np.where(x <= 0.0, self.first, 0.5), "max_step"),
-        (Lines, "shares", lost, "served"),
+        (LinearPaths, "counts", rounded_down, "capacity"),
+        (LinearPaths, "_step_limit", lambda self, x: np.where(x <= 0.0, self.first_step, 0.5), "max_step"),
+        (LinearPaths, "shares", lost, "served"),
         (
-            Course,
-            "heights",
-            lambda self, _: [self.held_units() * 0 for leg in self.legs for _ in leg.stops[1:]],
+            Trajectory,
+            "units_by_wave",
+            lambda self, _: [self.used_units() * 0 for schedule in self.schedules for _ in schedule.positions[1:]],
             "surge",
         ),
     ],
@@ -77,7 +77,7 @@ def test_a_broken_rule_of_the_planner_is_named(rollout, monkeypatch, where, what
 
 
 def test_a_canary_that_is_too_large_is_named(rollout, monkeypatch):
-    monkeypatch.setattr(Lines, "_most", lambda self, *_: self.stride)
+    monkeypatch.setattr(LinearPaths, "_step_limit", lambda self, *_: self.max_step)
     assert rules(rollout, planned(rollout)) == {"canary"}
 
 
@@ -85,12 +85,12 @@ def test_supply_overbooked_by_one_unit_is_named(rollout, monkeypatch):
     stated, *rest = rollout
     need = planned(rollout).surge[0].units
     tight = stated.model_copy(update={"supply": (stated.supply[0].model_copy(update={"units": 14 + need - 1}),)})
-    monkeypatch.setattr(_Wave, "_fill", lambda self, *_: self.lines.ahead(self.x, PARTS[0]))
+    monkeypatch.setattr(_WavePacker, "_fill", lambda self, *_: self.paths.next_points(self.x, STEP_FRACTIONS[0]))
     assert rules((tight, *rest), planned((tight, *rest))) == {"supply"}
 
 
 def test_a_planner_that_breaks_a_rule_lets_nothing_out(rollout, monkeypatch):
-    monkeypatch.setattr(Lines, "counts", rounded_down)
+    monkeypatch.setattr(LinearPaths, "counts", rounded_down)
     refused = plan_transition(*rollout)
     assert refused.waves == ()
     assert "the waves would break capacity" in refused.refused
@@ -160,7 +160,8 @@ def test_a_dip_that_is_not_stated_or_understated_is_named(dipping, monkeypatch):
     less = Dip(model="m", part="p", region="a", fraction=0.09)
     assert rules(dipping, whole.model_copy(update={"dips": (less,)})) == {"capacity"}
     monkeypatch.setattr(
-        "planner.transition.searches.dip_search.dips_of", lambda *args: {k: v / 2 for k, v in dips_of(*args).items()}
+        "planner.transition.searches.dip_search.measure_dips",
+        lambda *args: {k: v / 2 for k, v in measure_dips(*args).items()},
     )
     assert rules(dipping, planned(dipping)) == {"capacity"}
 

@@ -62,7 +62,7 @@ def rounding_down(patch):
         grown = old + np.floor(x * (new - old))
         return np.where(new >= old, grown, old - np.ceil(x * (old - new))).astype(np.int64)
 
-    patch.setattr(planner.transition.paths, "between", floor)
+    patch.setattr(planner.transition.paths, "interpolate_counts", floor)
     patch.setattr(planner.transition.planner, "check_transition", lambda *_: ())
 
 

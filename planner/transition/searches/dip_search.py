@@ -8,52 +8,52 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from planner.transition.model_state import Standing
+from planner.transition.model_state import ModelState
 from planner.transition.paths import EPSILON
-from planner.transition.trajectory import Course
-from planner.transition.searches.trim import Dips, Place, dips_of, lean, levels
+from planner.transition.searches.trim import DipKey, Dips, lean, list_dip_levels, measure_dips
+from planner.transition.trajectory import Trajectory
 
-MOST_SPARED = 12
+MAX_SPARED = 12
 """Places that are tried without their dip."""
 
 
 @dataclass(frozen=True)
 class Dipped:
-    """A course to the end, and the fraction that each place misses at most on it."""
+    """A trajectory to the end, and the fraction that each place misses at most on it."""
 
-    course: Course
-    dips: Mapping[Place, float]
+    trajectory: Trajectory
+    dips: Mapping[DipKey, float]
 
 
 class _Search:
-    def __init__(self, course: Course, start: Mapping[str, Standing], to: Mapping[str, Standing]) -> None:
-        self.course, self.start, self.to = course, start, to
+    def __init__(self, trajectory: Trajectory, start: Mapping[str, ModelState], to: Mapping[str, ModelState]) -> None:
+        self.trajectory, self.start, self.to = trajectory, start, to
 
-    def try_dips(self, dips: Dips) -> Course | None:
-        """Return the course with these dips if it reaches the end."""
-        course = lean(self.course, self.to, dips)
-        return None if course.pending(self.to) else course
+    def try_dips(self, dips: Dips) -> Trajectory | None:
+        """Return the trajectory with these dips if it reaches the end."""
+        trajectory = lean(self.trajectory, self.to, dips)
+        return None if trajectory.pending_models(self.to) else trajectory
 
 
 def search_dips(
-    course: Course, start: Mapping[str, Standing], to: Mapping[str, Standing], most: Mapping[str, float]
+    trajectory: Trajectory, start: Mapping[str, ModelState], to: Mapping[str, ModelState], most: Mapping[str, float]
 ) -> Dipped | None:
     """Find the smallest fraction that is enough for all, then drop dips that are not needed.
 
     `most` is the largest fraction by model; models that are not in it never dip. None if that is not enough.
     """
-    search = _Search(course, start, to)
+    search = _Search(trajectory, start, to)
     places = {
         (model, copy[0], copy[1])
-        for model in course.pending(to)
-        for end in (course.at(model), to.get(model, Standing()))
+        for model in trajectory.pending_models(to)
+        for end in (trajectory.state_of(model), to.get(model, ModelState()))
         for copy in end.counts
         if most.get(model, 0.0) > 0
     }
     largest = max((most[place[0]] for place in places), default=0.0)
-    ladder = [level for level in levels(course, to, places) if level <= largest + EPSILON]
+    ladder = [level for level in list_dip_levels(trajectory, to, places) if level <= largest + EPSILON]
 
-    def at(level: float) -> dict[Place, float]:
+    def at(level: float) -> dict[DipKey, float]:
         return {place: min(level, most[place[0]]) for place in places}
 
     if not ladder or search.try_dips(at(ladder[-1])) is None:
@@ -62,16 +62,16 @@ def search_dips(
     return _drop_unneeded(search, at(ladder[enough]))
 
 
-def _drop_unneeded(search: _Search, dips: dict[Place, float]) -> Dipped | None:
+def _drop_unneeded(search: _Search, dips: dict[DipKey, float]) -> Dipped | None:
     """Drop the dips that are not needed, the largest first."""
     best = search.try_dips(dips)
     if best is None:
         return None
-    worst = dips_of(best, search.start, dips)
+    worst = measure_dips(best, search.start, dips)
     dips = {place: dips[place] for place in worst}
-    for place in sorted(worst, key=lambda place: (-worst[place], place))[:MOST_SPARED]:
+    for place in sorted(worst, key=lambda place: (-worst[place], place))[:MAX_SPARED]:
         fewer = {other: level for other, level in dips.items() if other != place}
         found = search.try_dips(fewer)
         if found is not None:
             best, dips = found, fewer
-    return Dipped(best, dips_of(best, search.start, worst))
+    return Dipped(best, measure_dips(best, search.start, worst))

@@ -10,31 +10,35 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.transition.instance import SLACK, Floats
-from planner.transition.model_state import Standing
-from planner.transition.paths import Lines
-from planner.transition.trajectory import Course
-from planner.transition.wave_scheduler import March
+from planner.transition.model_state import ModelState
+from planner.transition.paths import LinearPaths
+from planner.transition.trajectory import Trajectory
+from planner.transition.wave_scheduler import Schedule
 
-MOST_MODELS = 8
-MOST_STEPS = 400
+MAX_MODELS = 8
+MAX_STEPS = 400
 """Steps of all models together up to which the search is tried."""
-MOST_VISITED = 20_000
+MAX_VISITED = 20_000
 
 Position = tuple[int, ...]
 """Steps that each model has taken."""
 
 
-def search_order(course: Course, to: Mapping[str, Standing]) -> Course:
-    """Advance to `to` in an order found by search; return the same course if there is none, or too much to search."""
-    lines = course.lines(to)
-    if len(lines.models) > MOST_MODELS:
-        return course
-    limits = course.ground.limits - course.held_units(but=lines.models)
-    steps = _Steps.of(lines)
+def search_order(trajectory: Trajectory, to: Mapping[str, ModelState]) -> Trajectory:
+    """Advance to `to` in an order found by search; return the same trajectory if there is none, or too much to search."""
+    paths = trajectory.paths_to(to)
+    if len(paths.models) > MAX_MODELS:
+        return trajectory
+    limits = trajectory.instance.limits - trajectory.used_units(but=paths.models)
+    steps = _Steps.of(paths)
     if steps is None:
-        return course
+        return trajectory
     order = steps.order(limits)
-    return course if order is None else course.with_leg(March(lines, list(_join_steps(lines, steps, order, limits))))
+    return (
+        trajectory
+        if order is None
+        else trajectory.with_schedule(Schedule(paths, list(_join_steps(paths, steps, order, limits))))
+    )
 
 
 @dataclass(frozen=True)
@@ -46,22 +50,22 @@ class _Steps:
     rising: Sequence[Sequence[Floats]]
 
     @classmethod
-    def of(cls, lines: Lines) -> "_Steps | None":
+    def of(cls, paths: LinearPaths) -> "_Steps | None":
         """Return the finest steps of all models; None if there are too many."""
-        x = np.zeros(len(lines.models))
-        points, units, rising = ([[] for _ in lines.models] for _ in range(3))  # type: ignore[var-annotated]  # three kinds of lists
+        x = np.zeros(len(paths.models))
+        points, units, rising = ([[] for _ in paths.models] for _ in range(3))  # type: ignore[var-annotated]  # three kinds of lists
         total = 0
         while True:
-            after = lines.ahead(x, 0.0)
-            counts, then = lines.counts(x), lines.counts(after)
-            now, up = lines.used(counts), lines.used(np.maximum(counts, then))
-            for m in range(len(lines.models)):
+            after = paths.next_points(x, 0.0)
+            counts, then = paths.counts(x), paths.counts(after)
+            now, up = paths.used_units(counts), paths.used_units(np.maximum(counts, then))
+            for m in range(len(paths.models)):
                 if not points[m] or x[m] > points[m][-1]:
                     points[m].append(float(x[m]))
                     units[m].append(now[m])
                     rising[m].append(up[m])
             total += int((after > x).sum())
-            if total > MOST_STEPS:
+            if total > MAX_STEPS:
                 return None
             if (x >= 1.0).all():
                 return cls(points, units, rising)
@@ -73,7 +77,7 @@ class _Steps:
         first: Position = (0,) * len(end)
         seen, path = {first}, list[int]()
         stack = [(first, self._choices(first, end, limits))]
-        while stack and len(seen) <= MOST_VISITED:
+        while stack and len(seen) <= MAX_VISITED:
             at, choices = stack[-1]
             if at == end:
                 return path
@@ -101,17 +105,17 @@ def _next(at: Position, m: int) -> Position:
     return (*at[:m], at[m] + 1, *at[m + 1 :])
 
 
-def _join_steps(lines: Lines, steps: _Steps, order: Sequence[int], limits: Floats) -> Iterator[Floats]:
-    """Yield stops of the waves: consecutive steps are one wave if its scale-up fits and no step is too large."""
-    taken = [0] * len(lines.models)
-    x = np.zeros(len(lines.models))
+def _join_steps(paths: LinearPaths, steps: _Steps, order: Sequence[int], limits: Floats) -> Iterator[Floats]:
+    """Yield positions of the waves: consecutive steps are one wave if its scale-up fits and no step is too large."""
+    taken = [0] * len(paths.models)
+    x = np.zeros(len(paths.models))
     after = x.copy()
     yield x
     for m in order:
         taken[m] += 1
         further = after.copy()
         further[m] = steps.points[m][taken[m]]
-        if not _fits(lines, x, further, limits):
+        if not _fits(paths, x, further, limits):
             yield after
             x, further = after, after.copy()
             further[m] = steps.points[m][taken[m]]
@@ -119,7 +123,7 @@ def _join_steps(lines: Lines, steps: _Steps, order: Sequence[int], limits: Float
     yield after
 
 
-def _fits(lines: Lines, x: Floats, after: Floats, limits: Floats) -> bool:
-    up = np.maximum(lines.counts(x), lines.counts(after))
-    held = lines.used(up).sum(axis=0)
-    return bool((held <= limits + SLACK).all() and lines.is_paced(x, after))
+def _fits(paths: LinearPaths, x: Floats, after: Floats, limits: Floats) -> bool:
+    up = np.maximum(paths.counts(x), paths.counts(after))
+    held = paths.used_units(up).sum(axis=0)
+    return bool((held <= limits + SLACK).all() and paths.is_paced(x, after))

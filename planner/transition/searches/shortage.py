@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.transition.instance import SLACK, Floats
-from planner.transition.model_state import Row, Standing
-from planner.transition.trajectory import Course
+from planner.transition.model_state import ModelState, SupplyKey
+from planner.transition.trajectory import Trajectory
 
 NAMED = 5
 """Models that a sentence names at most."""
-MOST_LIFTS = 100
-MOST_ALONE = 8
+MAX_LIFTS = 100
+MAX_ALONE = 8
 EFFORT = 50_000.0
 """For one lift, in copies evaluated."""
 
@@ -23,7 +23,7 @@ class Wait:
     """A model lacks units of a row for its smallest step; `holders` would free some of them by their moves."""
 
     model: str
-    row: Row
+    row: SupplyKey
     units: float
     holders: tuple[str, ...]
 
@@ -35,7 +35,7 @@ class Shortage:
     models: tuple[str, ...]
     lack: Floats
     frees: Floats
-    rows: Sequence[Row]
+    rows: Sequence[SupplyKey]
 
     def waits(self) -> Iterator[Wait]:
         """Yield every wait, by model and row."""
@@ -46,67 +46,69 @@ class Shortage:
                 yield Wait(model, self.rows[r], float(self.lack[m, r]), names)
 
 
-def shortage(course: Course, to: Mapping[str, Standing], limits: Floats | None = None) -> Shortage:
+def compute_shortage(trajectory: Trajectory, to: Mapping[str, ModelState], limits: Floats | None = None) -> Shortage:
     """Compute the shortage of the models that have not arrived, at their current state."""
-    lines, ground = course.lines(to), course.ground
-    start = np.zeros(len(lines.models))
-    counts = lines.counts(start)
-    now = lines.used(counts)
-    growth = lines.used(np.maximum(counts, lines.counts(lines.ahead(start, 0.0)))) - now
-    free = (ground.limits if limits is None else limits) - course.held_units()
-    return Shortage(lines.models, np.maximum(growth - free, 0.0), now - lines.used(lines.new), ground.rows)
+    paths, instance = trajectory.paths_to(to), trajectory.instance
+    start = np.zeros(len(paths.models))
+    counts = paths.counts(start)
+    now = paths.used_units(counts)
+    growth = paths.used_units(np.maximum(counts, paths.counts(paths.next_points(start, 0.0)))) - now
+    free = (instance.limits if limits is None else limits) - trajectory.used_units()
+    return Shortage(paths.models, np.maximum(growth - free, 0.0), now - paths.used_units(paths.new), instance.rows)
 
 
-def short_rows(course: Course, to: Mapping[str, Standing]) -> set[Row]:
+def find_short_rows(trajectory: Trajectory, to: Mapping[str, ModelState]) -> set[SupplyKey]:
     """Return rows of which some pending model lacks units."""
-    return {wait.row for wait in shortage(course, to).waits()}
+    return {wait.row for wait in compute_shortage(trajectory, to).waits()}
 
 
-def with_surge(course: Course, to: Mapping[str, Standing]) -> Course:
+def with_surge(trajectory: Trajectory, to: Mapping[str, ModelState]) -> Trajectory:
     """Advance to the end with additional units, as few as were found.
 
     The model that lacks least receives the units that its smallest step lacks, and all advance, until all have arrived.
     If many are stuck, each row receives the largest shortage of any of them, doubled every time.
     """
-    limits = course.ground.limits.copy()
-    for lift in range(MOST_LIFTS):
-        course.ground.effort = EFFORT
-        found = shortage(course, to, limits)
+    limits = trajectory.instance.limits.copy()
+    for lift in range(MAX_LIFTS):
+        trajectory.instance.effort = EFFORT
+        found = compute_shortage(trajectory, to, limits)
         if not found.models:
-            return course
+            return trajectory
         lack = found.lack.sum(axis=1)
         some = np.flatnonzero(lack > SLACK)
         if not len(some):
             break
-        few_stuck = len(found.models) <= MOST_ALONE
+        few_stuck = len(found.models) <= MAX_ALONE
         limits += found.lack[some[np.argmin(lack[some])]] if few_stuck else found.lack.max(axis=0) * 2.0**lift
-        course = course.go(to, limits=limits, attempts=1)
-    course.ground.effort = math.inf
-    everything = limits + shortage(course, to, limits).lack.sum(axis=0) + course.ground.total(to)
-    return course.go(to, limits=everything)
+        trajectory = trajectory.advance(to, limits=limits, attempts=1)
+    trajectory.instance.effort = math.inf
+    everything = (
+        limits + compute_shortage(trajectory, to, limits).lack.sum(axis=0) + trajectory.instance.total_units(to)
+    )
+    return trajectory.advance(to, limits=everything)
 
 
 def describe_waits(waits: Sequence[Wait]) -> str:
     """Return `x waits for y (1 units more of b/h), y waits for x (1 units more of a/h)`; a circle first, if there is one."""
-    shown = circle(waits) or waits
+    shown = find_circle(waits) or waits
     more = len(shown) - NAMED
     return ", ".join(_describe_wait(wait) for wait in shown[:NAMED]) + (f" and {more} more waits" if more > 0 else "")
 
 
-def circle(waits: Sequence[Wait]) -> list[Wait]:
+def find_circle(waits: Sequence[Wait]) -> list[Wait]:
     """Return waits in a circle, each holder waiting in turn back to the first; empty if none was found."""
     of: dict[str, list[Wait]] = {}
     for wait in waits:
         of.setdefault(wait.model, []).append(wait)
     dead: set[str] = set()
     for model in of:
-        path = _circle(model, of, dead)
+        path = _search_circle(model, of, dead)
         if path:
             return path
     return []
 
 
-def _circle(start: str, of: Mapping[str, list[Wait]], dead: set[str]) -> list[Wait]:
+def _search_circle(start: str, of: Mapping[str, list[Wait]], dead: set[str]) -> list[Wait]:
     """Search depth first, without recursion: return the waits from a model back to itself."""
     path: list[tuple[Wait, str]] = []
     at, rest = start, {start: _choices(start, of)}
@@ -133,11 +135,11 @@ def _choices(model: str, of: Mapping[str, list[Wait]]) -> Iterator[tuple[Wait, s
 
 
 def _describe_wait(wait: Wait) -> str:
-    whom = f"waits for {few(wait.holders)}" if wait.holders else "waits for units that no model frees"
+    whom = f"waits for {join_names(wait.holders)}" if wait.holders else "waits for units that no model frees"
     return f"{wait.model} {whom} ({wait.units:.9g} units more of {wait.row[0]}/{wait.row[1]})"
 
 
-def few(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """Join the first names, and the number of the rest."""
     more = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -3,41 +3,43 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
-from planner.transition.model_state import Flow, Standing
-from planner.transition.searches.shortage import shortage
-from planner.transition.trajectory import Course
-from planner.transition.searches.trim import NO_DIPS, trim_standing
+from planner.transition.model_state import ModelState, RouteKey
+from planner.transition.searches.shortage import compute_shortage
+from planner.transition.searches.trim import NO_DIPS, trim_state
+from planner.transition.trajectory import Trajectory
 
-MOST_MOVES = 20
-MOST_MODELS = 20
+MAX_MOVES = 20
+MAX_MODELS = 20
 
 
-def piecewise(course: Course, to: Mapping[str, Standing]) -> Course:
+def piecewise(trajectory: Trajectory, to: Mapping[str, ModelState]) -> Trajectory:
     """Advance to `to`, stuck models one piece at a time; as far as possible."""
-    for _ in range(MOST_MOVES):
-        further = next(_further(course, to), None)
+    for _ in range(MAX_MOVES):
+        further = next(_further(trajectory, to), None)
         if further is None:
-            return course
-        course = further.go(to, attempts=2)
-    return course
+            return trajectory
+        trajectory = further.advance(to, attempts=2)
+    return trajectory
 
 
-def _further(course: Course, to: Mapping[str, Standing]) -> Iterator[Course]:
+def _further(trajectory: Trajectory, to: Mapping[str, ModelState]) -> Iterator[Trajectory]:
     """Yield courses in which one piece of one stuck model has moved."""
-    waiting = sorted({wait.model for wait in shortage(course, to).waits()})
-    for model in (waiting or course.pending(to))[:MOST_MODELS]:
-        now, end = course.at(model), to.get(model, Standing())
-        if not course.ground.divisible(model, now, end):
+    waiting = sorted({wait.model for wait in compute_shortage(trajectory, to).waits()})
+    for model in (waiting or trajectory.pending_models(to))[:MAX_MODELS]:
+        now, end = trajectory.state_of(model), to.get(model, ModelState())
+        if not trajectory.instance.is_divisible(model, now, end):
             continue
         for shares in (*_by_origin(now, end), *_by_generation(now, end)):
             counts = Counter(now.counts) + Counter(end.counts)
-            enough = trim_standing(course.ground, model, Standing(counts, shares), course.ground.rows, NO_DIPS)
-            reached = course.go({**course.standing, model: enough}, attempts=1)
-            if reached.at(model).shares != now.shares:
+            enough = trim_state(
+                trajectory.instance, model, ModelState(counts, shares), trajectory.instance.rows, NO_DIPS
+            )
+            reached = trajectory.advance({**trajectory.states, model: enough}, attempts=1)
+            if reached.state_of(model).shares != now.shares:
                 yield reached
 
 
-def _by_origin(now: Standing, end: Standing) -> Iterator[Mapping[Flow, float]]:
+def _by_origin(now: ModelState, end: ModelState) -> Iterator[Mapping[RouteKey, float]]:
     """Yield shares with one region of users at its target, the rest unchanged."""
     for origin in sorted({flow[0] for flow in now.shares.keys() | end.shares.keys()}):
         shares = {flow: share for flow, share in now.shares.items() if flow[0] != origin}
@@ -46,7 +48,7 @@ def _by_origin(now: Standing, end: Standing) -> Iterator[Mapping[Flow, float]]:
             yield shares
 
 
-def _by_generation(now: Standing, end: Standing) -> Iterator[Mapping[Flow, float]]:
+def _by_generation(now: ModelState, end: ModelState) -> Iterator[Mapping[RouteKey, float]]:
     """Yield shares with the traffic of one leaving generation at the target of its users' regions, the rest unchanged."""
     total: dict[str, float] = defaultdict(float)
     for (origin, _, _), share in end.shares.items():
