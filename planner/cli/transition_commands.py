@@ -17,7 +17,7 @@ from planner.cli.plan_commands import report
 from planner.core.step_policy import StepPolicy
 from planner.io.problem import read_problem, read_state, read_transition
 from planner.transition.planner import admit
-from planner.transition.searches.shortage import join_names
+from planner.transition.refusal import join_names
 from planner.verify.transition_checker import check_transition
 
 

@@ -1,10 +1,8 @@
 """The problem of transitions of one fleet, in the form that the searches need. It knows nothing of them."""
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +10,6 @@ import numpy.typing as npt
 from ipnext.model.planning.plan import Problem
 from planner.core.step_policy import StepPolicy
 from planner.transition.model_state import ModelState, ReplicaKey, SupplyKey
-
-if TYPE_CHECKING:
-    from planner.transition.paths import LinearPaths
 
 Floats = npt.NDArray[np.float64]
 SLACK = 1e-6
@@ -48,10 +43,6 @@ class TransitionInstance:
         stated = np.array([supply.get(row, 0.0) for row in self.rows])
         self.limits: Floats = np.maximum(stated, self.total_units(origin))
         """(R,) the supply, or the units in use at the start if supply was withdrawn."""
-        self.paths: list[LinearPaths] = []
-        """The paths computed last: many branches of a search begin alike."""
-        self.effort = math.inf
-        """Work that the search may still do, in copies evaluated; counted and not timed, so that the same input gives the same waves."""
 
     def policy_of(self, model: str) -> StepPolicy:
         """Return the model's policy, or the default one."""

@@ -14,6 +14,8 @@ SupplyKey = tuple[str, str]
 """Region, hardware."""
 CapacityKey = tuple[str, str, int]
 """Part, region, generation: replicas that serve a generation's traffic together, on whatever hardware."""
+DipKey = tuple[str, str, str]
+"""Model, part, region."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ EPSILON = 1e-9
 LEAST_STEP = 1e-3
 """No step is smaller, however many replicas a part has."""
 MAX_CACHED = 4
+"""Paths of all models together that are cached."""
 MAX_CACHED_COUNTS = 1_000_000
 """Counts that are cached, of all points of the paths together."""
 
@@ -173,15 +174,22 @@ class LinearPaths:
         return ModelState({self.replica_sets[c][1]: int(counts[c]) for c in mine if counts[c]}, self.shares(m, x))
 
 
-def draw_paths(
-    instance: TransitionInstance, models: Sequence[str], origin: Mapping[str, ModelState], to: Mapping[str, ModelState]
-) -> LinearPaths:
-    """Return the paths of `models`, cached if they were computed lately."""
-    ends = tuple((origin.get(m, ModelState()), to.get(m, ModelState())) for m in models)
-    known = next((paths for paths in instance.paths if paths.models == tuple(models) and paths.ends == ends), None)
-    paths = known or LinearPaths(instance, models, ends)
-    instance.paths = [paths, *(other for other in instance.paths if other is not paths)][:MAX_CACHED]
-    return paths
+class PathCache:
+    """The paths that were computed last for an instance: many branches of a search begin alike."""
+
+    def __init__(self, instance: TransitionInstance) -> None:
+        self.instance = instance
+        self._latest: list[LinearPaths] = []
+
+    def find_paths(
+        self, models: Sequence[str], origin: Mapping[str, ModelState], to: Mapping[str, ModelState]
+    ) -> LinearPaths:
+        """Return the paths of `models` from `origin` to `to`."""
+        ends = tuple((origin.get(m, ModelState()), to.get(m, ModelState())) for m in models)
+        known = next((paths for paths in self._latest if paths.models == tuple(models) and paths.ends == ends), None)
+        found = known or LinearPaths(self.instance, models, ends)
+        self._latest = [found, *(paths for paths in self._latest if paths is not found)][:MAX_CACHED]
+        return found
 
 
 def interpolate_counts(x: Floats, old: Ints, new: Ints) -> Ints:

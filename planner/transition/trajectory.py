@@ -1,47 +1,67 @@
 """A fleet in transition: schedules of waves, one after another, and the state that they lead to."""
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 
 from ipnext.model.planning.transition import GenerationReplicas, RouteChange, SurgeItem, Wave
+from planner.transition.effort import Effort
 from planner.transition.instance import SLACK, Floats, TransitionInstance
-from planner.transition.model_state import ModelState, list_route_changes, replica_row
-from planner.transition.paths import Ints, LinearPaths, draw_paths
+from planner.transition.model_state import DipKey, ModelState, list_route_changes, replica_row
+from planner.transition.paths import Ints, LinearPaths, PathCache
 from planner.transition.wave_scheduler import MAX_ATTEMPTS, Schedule, schedule_waves
 
+Goal = Mapping[str, ModelState]
+"""Model -> the state that it has to reach."""
 MAX_RESTARTS = 6
 """Times that blocked models begin new paths at once, at most."""
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The current state of every model, and the schedules that led to it. An immutable value."""
+    """Schedules of waves from the origin on, and the state of every model after them. An immutable value.
+
+    What continues it shares its effort and its cache of paths.
+    """
 
     instance: TransitionInstance
+    cache: PathCache
+    effort: Effort
+    origin: Mapping[str, ModelState]
     states: Mapping[str, ModelState]
     units: Mapping[str, Floats]
     """Model -> (R,) units that it uses."""
     schedules: tuple[Schedule, ...] = ()
+    dips: Mapping[DipKey, float] = field(default_factory=dict)
+    """Fractions of the traffic that may be missing at any moment; none unless a search for dips found this."""
 
     @classmethod
-    def begin(cls, instance: TransitionInstance, states: Mapping[str, ModelState]) -> "Trajectory":
-        """Return a trajectory without a schedule."""
-        return cls(instance, states, {m: instance.used_units(m, s.counts) for m, s in states.items()})
+    def begin(cls, instance: TransitionInstance, origin: Mapping[str, ModelState]) -> "Trajectory":
+        """Return a trajectory without a schedule, with effort without a limit."""
+        units = {m: instance.used_units(m, s.counts) for m, s in origin.items()}
+        return cls(instance, PathCache(instance), Effort(), origin, origin, units)
+
+    def with_effort(self, effort: Effort) -> "Trajectory":
+        """Return the same trajectory with this effort for all that continues it."""
+        return replace(self, effort=effort)
+
+    def with_dips(self, dips: Mapping[DipKey, float]) -> "Trajectory":
+        """Return the same trajectory with these dips stated."""
+        return replace(self, dips=dips)
 
     def state_of(self, model: str) -> ModelState:
         """Return the state of a model."""
         return self.states.get(model, ModelState())
 
-    def pending_models(self, to: Mapping[str, ModelState]) -> list[str]:
-        """Return models that have not reached `to`, sorted."""
-        return [m for m in sorted(self.instance.policies) if self.state_of(m) != to.get(m, ModelState())]
+    def pending_models(self, goal: Goal) -> list[str]:
+        """Return models that have not reached `goal`, sorted."""
+        return [m for m in sorted(self.instance.policies) if self.state_of(m) != goal.get(m, ModelState())]
 
-    def paths_to(self, to: Mapping[str, ModelState]) -> LinearPaths:
-        """Return the paths of all models that have not reached `to`."""
-        return draw_paths(self.instance, self.pending_models(to), self.states, to)
+    def paths_to(self, goal: Goal) -> LinearPaths:
+        """Return the paths of all models that have not reached `goal`."""
+        return self.cache.find_paths(self.pending_models(goal), self.states, goal)
 
     def used_units(self, but: Collection[str] = ()) -> Floats:
         """Return (R,) units that all models use, but for some."""
@@ -54,21 +74,19 @@ class Trajectory:
         """Return (R,) units that no model uses."""
         return self.instance.limits - self.used_units()
 
-    def advance(
-        self, to: Mapping[str, ModelState], *, limits: Floats | None = None, attempts: int = MAX_ATTEMPTS
-    ) -> "Trajectory":
-        """Advance all models in `to` as far as the supply (or `limits`) allows. Models not in `to` do not move.
+    def advance(self, goal: Goal, *, limits: Floats | None = None, attempts: int = MAX_ATTEMPTS) -> "Trajectory":
+        """Advance all models in `goal` as far as the supply (or `limits`) allows. Models not in `goal` do not move.
 
         A blocked model restarts from its current state as long as that makes progress: its smallest step may differ
         there.
         """
-        trajectory, goal = self, {m: to.get(m, self.state_of(m)) for m in self.instance.policies}
+        trajectory, whole = self, {m: goal.get(m, self.state_of(m)) for m in self.instance.policies}
         for _ in range(MAX_RESTARTS):
-            if not trajectory.pending_models(goal):
+            if not trajectory.pending_models(whole):
                 break
-            paths = trajectory.paths_to(goal)
+            paths = trajectory.paths_to(whole)
             room = (self.instance.limits if limits is None else limits) - trajectory.used_units(but=paths.models)
-            further = trajectory.with_schedule(schedule_waves(paths, room, attempts=attempts))
+            further = trajectory.with_schedule(schedule_waves(paths, room, self.effort, attempts=attempts))
             if further is trajectory:
                 break
             trajectory = further
@@ -86,18 +104,18 @@ class Trajectory:
         }
         units = {model: self.instance.used_units(model, state.counts) for model, state in reached.items()}
         schedules = (*self.schedules, schedule)
-        return Trajectory(self.instance, {**self.states, **reached}, {**self.units, **units}, schedules)
+        return replace(self, states={**self.states, **reached}, units={**self.units, **units}, schedules=schedules)
 
-    def peak_units(self, origin: Mapping[str, ModelState]) -> Floats:
-        """Return (R,) the most units at any moment since `origin`, the state before the first schedule."""
-        peak = Trajectory.begin(self.instance, origin).used_units()
-        for units in self.units_by_wave(origin):
+    def peak_units(self) -> Floats:
+        """Return (R,) the most units at any moment since the origin."""
+        peak = Trajectory.begin(self.instance, self.origin).used_units()
+        for units in self.units_by_wave():
             peak = np.maximum(peak, units)
         return peak
 
-    def units_by_wave(self, origin: Mapping[str, ModelState]) -> Iterator[Floats]:
-        """Yield (R,) units in each wave from its scale-up to its release; `origin` is the state before the first schedule."""
-        at = Trajectory.begin(self.instance, origin)
+    def units_by_wave(self) -> Iterator[Floats]:
+        """Yield (R,) units in each wave from its scale-up to its release."""
+        at = Trajectory.begin(self.instance, self.origin)
         for schedule in self.schedules:
             paths, others = schedule.paths, at.used_units(but=schedule.paths.models)
             for before, after in pairwise(schedule.positions):

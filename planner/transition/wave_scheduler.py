@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.transition.effort import Effort
 from planner.transition.instance import SLACK, Floats
 from planner.transition.paths import Flags, Ints, LinearPaths
 
@@ -45,12 +46,15 @@ class Schedule:
         return self.end < 1.0
 
 
-def schedule_waves(paths: LinearPaths, limits: Floats, *, attempts: int = MAX_ATTEMPTS) -> Schedule:
-    """Return the first attempt in which all arrive, or else the one that leads farthest. `limits` is (R,) units for these models."""
+def schedule_waves(paths: LinearPaths, limits: Floats, effort: Effort, *, attempts: int = MAX_ATTEMPTS) -> Schedule:
+    """Return the first attempt in which all arrive, or else the one that leads farthest.
+
+    `limits` is (R,) units for these models. An attempt ends early if `effort` is spent.
+    """
     squeaky = np.zeros(len(paths.models), dtype=np.int64)
     best: Schedule | None = None
     for _ in range(attempts):
-        found = _Scheduler(paths, limits, squeaky).schedule()
+        found = _Scheduler(paths, limits, squeaky).schedule(effort)
         if best is None or found.end.sum() > best.end.sum():
             best = found
         if not found.blocked.any() or (squeaky > 0)[found.blocked].all():
@@ -66,12 +70,11 @@ class _Scheduler:
         self.paths, self.limits, self.squeaky = paths, limits, squeaky
         self.final_units = paths.used_units(paths.new)
 
-    def schedule(self) -> Schedule:
+    def schedule(self, effort: Effort) -> Schedule:
         """Schedule waves until all have arrived or none can move."""
         positions = [np.zeros(len(self.paths.models))]
-        instance = self.paths.instance
-        while (positions[-1] < 1.0).any() and len(positions) <= MAX_WAVES and instance.effort > 0:
-            instance.effort -= WAVE_EFFORT + len(self.paths.replica_sets)
+        while (positions[-1] < 1.0).any() and len(positions) <= MAX_WAVES and not effort.is_spent:
+            effort.spend(WAVE_EFFORT + len(self.paths.replica_sets))
             after = _WavePacker(self, positions[-1]).pack()
             if (after == positions[-1]).all():
                 break

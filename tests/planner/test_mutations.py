@@ -7,7 +7,7 @@ import pytest
 
 from ipnext.model.planning.transition import Dip, RouteChange, Share
 from planner.transition.paths import LinearPaths
-from planner.transition.planner import StepPolicy, _Planning, check_transition, plan_transition
+from planner.transition.planner import StepPolicy, check_transition, plan_transition, plan_unchecked
 from planner.transition.searches.trim import measure_dips
 from planner.transition.trajectory import Trajectory
 from planner.transition.wave_scheduler import STEP_FRACTIONS, _WavePacker
@@ -26,10 +26,9 @@ def rollout(problem, model, state):
 
 def planned(case):
     """What the planner makes of it, unchecked."""
-    planning = _Planning(*case)
-    found = planning.find_course()
-    assert found is not None
-    return planning.written(found)[0]
+    transition = plan_unchecked(*case)[0]
+    assert transition.refused is None
+    return transition
 
 
 def rules(case, transition):
@@ -65,7 +64,7 @@ def lost(self, m, x):
         (
             Trajectory,
             "units_by_wave",
-            lambda self, _: [self.used_units() * 0 for schedule in self.schedules for _ in schedule.positions[1:]],
+            lambda self: [self.used_units() * 0 for schedule in self.schedules for _ in schedule.positions[1:]],
             "surge",
         ),
     ],

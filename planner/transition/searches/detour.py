@@ -7,161 +7,171 @@ moves to its target like all others.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from planner.transition.instance import SLACK, TransitionInstance
 from planner.transition.model_state import ModelState, ReplicaKey, RouteKey, SupplyKey
 from planner.transition.paths import EPSILON
 from planner.transition.searches.shortage import compute_shortage
-from planner.transition.trajectory import Trajectory
+from planner.transition.trajectory import Goal, Trajectory
 
-PARTS = (1.0, 0.5, 0.25)
-"""Fractions of a model's replicas that may move aside."""
-MAX_TRIED = 24
-MAX_DETOURS = 6
+FRACTIONS = (1.0, 0.5, 0.25)
+"""Of a model's replicas, that may move aside."""
 
 
 @dataclass(frozen=True)
-class _Aside:
-    """Room in one place: units that are free by row, less those that were taken."""
+class DetourSearch:
+    """Advances one model to another place, then all models, as long as each detour lets some model arrive."""
+
+    max_detours: int
+    max_tried: int
+    """For one detour."""
+
+    def improve(self, trajectory: Trajectory, goal: Goal) -> Trajectory | None:
+        """Return a trajectory with as many detours as lead on; None if none does."""
+        best: Trajectory | None = None
+        for _ in range(self.max_detours):
+            further = self._add_detour(best or trajectory, goal)
+            if further is None:
+                break
+            best = further
+            if not best.pending_models(goal):
+                break
+        return best
+
+    def _add_detour(self, trajectory: Trajectory, goal: Goal) -> Trajectory | None:
+        """Return the trajectory after the first detour with which all arrive, else after that which leaves the fewest."""
+        fewest, best = len(trajectory.pending_models(goal)), None
+        for model, aside in islice(_list_detours(trajectory, goal), self.max_tried):
+            reached = trajectory.advance({**goal, model: aside}, attempts=1).advance(goal, attempts=2)
+            pending = len(reached.pending_models(goal))
+            if not pending:
+                return reached
+            if pending < fewest:
+                fewest, best = pending, reached
+        return best
+
+
+@dataclass(frozen=True)
+class _FreeUnits:
+    """Units that are free by row, less those that a detour of one model took."""
 
     instance: TransitionInstance
     model: str
-    free: dict[SupplyKey, float]
+    units: dict[SupplyKey, float]
 
-    def house_load(self, part: str, region: str, qps: float, but: SupplyKey) -> dict[tuple[str, str], int] | None:
-        """Return (region, hardware) -> replicas for this load, on the kind that fits with the fewest units; None if none fits."""
+    def take_for(self, part: str, region: str, qps: float, but: SupplyKey) -> dict[SupplyKey, int] | None:
+        """Return replicas for this load on the kind that fits with the fewest units; None if none fits."""
         fitting = []
         for (of, kind), option in sorted(self.instance.options[self.model].items()):
             count = math.ceil(qps / option.qps - EPSILON)
             row = region, kind
-            if of == part and row != but and count * option.units <= self.free.get(row, 0.0) + SLACK:
+            if of == part and row != but and count * option.units <= self.units.get(row, 0.0) + SLACK:
                 fitting.append((count * option.units, row, count))
         if not fitting:
             return None
         units, row, count = min(fitting)
-        self.free[row] -= units
+        self.units[row] -= units
         return {row: count} if count else {}
 
 
-def add_detours(trajectory: Trajectory, to: Mapping[str, ModelState]) -> Trajectory:
-    """Advance to `to` with detours, one after another, as long as each lets some model move; as far as possible."""
-    for _ in range(MAX_DETOURS):
-        found = _one(trajectory, to)
-        if found is None:
-            return trajectory
-        trajectory = found
-        if not trajectory.pending_models(to):
-            return trajectory
-    return trajectory
-
-
-def _one(trajectory: Trajectory, to: Mapping[str, ModelState]) -> Trajectory | None:
-    """Return the trajectory after the first detour with which all arrive, or else after the one that leaves the fewest models."""
-    best: tuple[int, Trajectory] | None = None
-    for tried, (model, aside) in enumerate(_asides(trajectory, to)):
-        if tried == MAX_TRIED:
-            break
-        reached = trajectory.advance({**to, model: aside}, attempts=1).advance(to, attempts=2)
-        left = len(reached.pending_models(to))
-        if not left:
-            return reached
-        if left < len(trajectory.pending_models(to)) and (best is None or left < best[0]):
-            best = left, reached
-    return None if best is None else best[1]
-
-
-def _asides(trajectory: Trajectory, to: Mapping[str, ModelState]) -> Iterator[tuple[str, ModelState]]:
-    """Yield alternative placements of each model that others wait for, the cheapest first."""
-    free = dict(zip(trajectory.instance.rows, map(float, trajectory.free_units()), strict=True))
-    waits = list(compute_shortage(trajectory, to).waits())
+def _list_detours(trajectory: Trajectory, goal: Goal) -> Iterator[tuple[str, ModelState]]:
+    """Yield other placements of each model that others wait for, the cheapest first."""
+    instance = trajectory.instance
+    free = dict(zip(instance.rows, map(float, trajectory.free_units()), strict=True))
+    waits = list(compute_shortage(trajectory, goal).waits())
     wanted = sorted({(wait.row, model) for wait in waits for model in (wait.model, *wait.holders)})
     found: list[tuple[float, str, ModelState]] = []
-    for part in PARTS:
+    for fraction in FRACTIONS:
         for row, model in wanted:
-            if not trajectory.instance.is_divisible(model, trajectory.state_of(model)):
+            now = trajectory.state_of(model)
+            if not instance.is_divisible(model, now):
                 continue
             for aside in (
-                *_other_hardware(trajectory, model, row, part, free),
-                *_other_regions(trajectory, model, row, part, free),
+                *_to_other_hardware(instance, model, now, (row, fraction), free),
+                *_to_other_regions(instance, model, now, (row, fraction), free),
             ):
-                grown = trajectory.instance.used_units(model, aside.counts) - trajectory.instance.used_units(
-                    model, trajectory.state_of(model).counts
-                )
-                found.append((float(grown.clip(min=0.0).sum()) - part * 1e-3, model, aside))
+                grown = instance.used_units(model, aside.counts) - instance.used_units(model, now.counts)
+                found.append((float(grown.clip(min=0.0).sum()) - fraction * 1e-3, model, aside))
     for _, model, aside in sorted(found, key=lambda item: item[:2]):
         yield model, aside
 
 
-def _other_hardware(
-    trajectory: Trajectory, model: str, row: SupplyKey, part: float, free: Mapping[SupplyKey, float]
+def _to_other_hardware(
+    instance: TransitionInstance,
+    model: str,
+    now: ModelState,
+    piece: tuple[SupplyKey, float],
+    free: Mapping[SupplyKey, float],
 ) -> Iterator[ModelState]:
-    """Yield the state with the replicas of a row on other kinds in the same region; the traffic stays."""
-    standing, aside = trajectory.state_of(model), _Aside(trajectory.instance, model, dict(free))
-    counts = dict(standing.counts)
-    for copy, count in standing.counts.items():
-        if copy[1:3] == row:
-            gone = math.ceil(count * part)
-            qps = gone * trajectory.instance.options[model][copy[0], row[1]].qps
-            housed = aside.house_load(copy[0], row[0], qps, row)
-            if housed is None:
+    """Yield the state with a fraction of the replicas of a row on other kinds in the same region; the traffic stays."""
+    (row, fraction), units = piece, _FreeUnits(instance, model, dict(free))
+    counts = dict(now.counts)
+    for key, count in now.counts.items():
+        if key[1:3] == row:
+            gone = math.ceil(count * fraction)
+            qps = gone * instance.options[model][key[0], row[1]].qps
+            added = units.take_for(key[0], row[0], qps, row)
+            if added is None:
                 return
-            counts[copy] -= gone
-            _add(counts, copy, housed)
-    yield _standing(counts, standing.shares)
+            counts[key] -= gone
+            _add_replicas(counts, key, added)
+    yield _without_zeros(counts, now.shares)
 
 
-def _other_regions(
-    trajectory: Trajectory, model: str, row: SupplyKey, part: float, free: Mapping[SupplyKey, float]
+def _to_other_regions(
+    instance: TransitionInstance,
+    model: str,
+    now: ModelState,
+    piece: tuple[SupplyKey, float],
+    free: Mapping[SupplyKey, float],
 ) -> Iterator[ModelState]:
-    """Yield states with a region's traffic and replicas in another region that is near enough to its users."""
-    instance, standing = trajectory.instance, trajectory.state_of(model)
-    for region in instance.regions:
-        if region == row[0]:
+    """Yield states with a fraction of a region's traffic and replicas in another one that is near enough to its users."""
+    (region, _), fraction = piece
+    for other in instance.regions:
+        if other == region:
             continue
-        moved = {
-            f: share for f, share in standing.shares.items() if f[1] == row[0] and instance.is_near(model, f[0], region)
+        shares = {
+            k: share for k, share in now.shares.items() if k[1] == region and instance.is_near(model, k[0], other)
         }
-        found = _move_traffic(instance, model, standing, (moved, row[0], region, part), free) if moved else None
+        units = _FreeUnits(instance, model, dict(free))
+        found = _move_traffic(units, now, (shares, region, other, fraction)) if shares else None
         if found is not None:
             yield found
 
 
 def _move_traffic(
-    instance: TransitionInstance,
-    model: str,
-    standing: ModelState,
-    move: tuple[Mapping[RouteKey, float], str, str, float],
-    free: Mapping[SupplyKey, float],
+    units: _FreeUnits, now: ModelState, move: tuple[Mapping[RouteKey, float], str, str, float]
 ) -> ModelState | None:
-    moved, region, other, part = move
-    shares, counts = dict(standing.shares), dict(standing.counts)
-    aside = _Aside(instance, model, dict(free))
+    """Return the state with a fraction of these shares in another region; None if that has no room."""
+    (moved, region, other, fraction), instance, model = move, units.instance, units.model
+    shares, counts = dict(now.shares), dict(now.counts)
     demand, calls = instance.demand[model], instance.policy_of(model).calls
-    for generation in sorted({flow[2] for flow in moved}):
-        flows = {flow: share * part for flow, share in moved.items() if flow[2] == generation}
-        qps = sum(share * demand.get(flow[0], 0.0) for flow, share in flows.items())
-        served = (f for f in standing.shares if f[1] == region and f[2] == generation)
-        total = sum(standing.shares[f] * demand.get(f[0], 0.0) for f in served)
-        for name in calls.get(generation, instance.parts[model]):
-            housed = aside.house_load(name, other, qps, ("", ""))
-            if housed is None:
+    for generation in sorted({key[2] for key in moved}):
+        leaving = {key: share * fraction for key, share in moved.items() if key[2] == generation}
+        qps = sum(share * demand.get(key[0], 0.0) for key, share in leaving.items())
+        served = (key for key in now.shares if key[1] == region and key[2] == generation)
+        total = sum(now.shares[key] * demand.get(key[0], 0.0) for key in served)
+        for part in calls.get(generation, instance.parts[model]):
+            added = units.take_for(part, other, qps, ("", ""))
+            if added is None:
                 return None
-            _add(counts, (name, other, "", generation), housed)
-        for copy, count in standing.counts.items():
-            if copy[1] == region and copy[3] == generation and total > 0:
-                counts[copy] = math.ceil(count * (1.0 - qps / total) - EPSILON)
-        for (origin, _, _), share in flows.items():
-            left, beside = (origin, region, generation), (origin, other, generation)
-            shares[left] = round(shares[left] - share, 12)
-            shares[beside] = round(shares.get(beside, 0.0) + share, 12)
-    return _standing(counts, shares)
+            _add_replicas(counts, (part, other, "", generation), added)
+        for key, count in now.counts.items():
+            if key[1] == region and key[3] == generation and total > 0:
+                counts[key] = math.ceil(count * (1.0 - qps / total) - EPSILON)
+        for (origin, _, _), share in leaving.items():
+            here, there = (origin, region, generation), (origin, other, generation)
+            shares[here] = round(shares[here] - share, 12)
+            shares[there] = round(shares.get(there, 0.0) + share, 12)
+    return _without_zeros(counts, shares)
 
 
-def _add(counts: dict[ReplicaKey, int], like: ReplicaKey, housed: Mapping[SupplyKey, int]) -> None:
-    for (region, hardware), count in housed.items():
-        copy = like[0], region, hardware, like[3]
-        counts[copy] = counts.get(copy, 0) + count
+def _add_replicas(counts: dict[ReplicaKey, int], like: ReplicaKey, added: Mapping[SupplyKey, int]) -> None:
+    for (region, hardware), count in added.items():
+        key = like[0], region, hardware, like[3]
+        counts[key] = counts.get(key, 0) + count
 
 
-def _standing(counts: Mapping[ReplicaKey, int], shares: Mapping[RouteKey, float]) -> ModelState:
-    return ModelState({c: n for c, n in counts.items() if n}, {f: share for f, share in shares.items() if share > 0})
+def _without_zeros(counts: Mapping[ReplicaKey, int], shares: Mapping[RouteKey, float]) -> ModelState:
+    return ModelState({k: n for k, n in counts.items() if n}, {k: share for k, share in shares.items() if share > 0})

@@ -4,41 +4,40 @@ For the small and tight cases in which no heuristic finds the order. A step of o
 possible, so if no order of such steps fits, no order of longer steps does.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from planner.transition.instance import SLACK, Floats
-from planner.transition.model_state import ModelState
 from planner.transition.paths import LinearPaths
-from planner.transition.trajectory import Trajectory
+from planner.transition.trajectory import Goal, Trajectory
 from planner.transition.wave_scheduler import Schedule
-
-MAX_MODELS = 8
-MAX_STEPS = 400
-"""Steps of all models together up to which the search is tried."""
-MAX_VISITED = 20_000
 
 Position = tuple[int, ...]
 """Steps that each model has taken."""
 
 
-def search_order(trajectory: Trajectory, to: Mapping[str, ModelState]) -> Trajectory:
-    """Advance to `to` in an order found by search; return the same trajectory if there is none, or too much to search."""
-    paths = trajectory.paths_to(to)
-    if len(paths.models) > MAX_MODELS:
-        return trajectory
-    limits = trajectory.instance.limits - trajectory.used_units(but=paths.models)
-    steps = _Steps.of(paths)
-    if steps is None:
-        return trajectory
-    order = steps.order(limits)
-    return (
-        trajectory
-        if order is None
-        else trajectory.with_schedule(Schedule(paths, list(_join_steps(paths, steps, order, limits))))
-    )
+@dataclass(frozen=True)
+class OrderSearch:
+    """Advances in an order of steps found by search, if there are few enough to search."""
+
+    max_models: int
+    max_steps: int
+    """Of all models together."""
+    max_positions: int
+
+    def improve(self, trajectory: Trajectory, goal: Goal) -> Trajectory | None:
+        """Return a trajectory to the goal; None if no order fits, or if there is too much to search."""
+        paths = trajectory.paths_to(goal)
+        if len(paths.models) > self.max_models:
+            return None
+        limits = trajectory.instance.limits - trajectory.used_units(but=paths.models)
+        steps = _Steps.split(paths, self.max_steps)
+        order = steps.find_order(limits, self.max_positions) if steps is not None else None
+        if steps is None or order is None:
+            return None
+        return trajectory.with_schedule(Schedule(paths, list(_join_steps(paths, steps, order, limits))))
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ class _Steps:
     rising: Sequence[Sequence[Floats]]
 
     @classmethod
-    def of(cls, paths: LinearPaths) -> "_Steps | None":
-        """Return the finest steps of all models; None if there are too many."""
+    def split(cls, paths: LinearPaths, most: int) -> "_Steps | None":
+        """Return the finest steps of all models; None if there are more than `most`."""
         x = np.zeros(len(paths.models))
         points, units, rising = ([[] for _ in paths.models] for _ in range(3))  # type: ignore[var-annotated]  # three kinds of lists
         total = 0
@@ -65,28 +64,28 @@ class _Steps:
                     units[m].append(now[m])
                     rising[m].append(up[m])
             total += int((after > x).sum())
-            if total > MAX_STEPS:
+            if total > most:
                 return None
             if (x >= 1.0).all():
                 return cls(points, units, rising)
             x = after
 
-    def order(self, limits: Floats) -> list[int] | None:
+    def find_order(self, limits: Floats, max_positions: int) -> list[int] | None:
         """Return the models in the order of their steps; depth first, those that free most first."""
         end: Position = tuple(len(points) - 1 for points in self.points)
         first: Position = (0,) * len(end)
         seen, path = {first}, list[int]()
         stack = [(first, self._choices(first, end, limits))]
-        while stack and len(seen) <= MAX_VISITED:
+        while stack and len(seen) <= max_positions:
             at, choices = stack[-1]
             if at == end:
                 return path
-            m = next((m for m in choices if _next(at, m) not in seen), None)
+            m = next((m for m in choices if _take_step(at, m) not in seen), None)
             if m is None:
                 stack.pop()
                 path = path[:-1]
                 continue
-            after = _next(at, m)
+            after = _take_step(at, m)
             seen.add(after)
             path.append(m)
             stack.append((after, self._choices(after, end, limits)))
@@ -101,7 +100,7 @@ class _Steps:
         return iter([m for _, m in sorted(fitting)])
 
 
-def _next(at: Position, m: int) -> Position:
+def _take_step(at: Position, m: int) -> Position:
     return (*at[:m], at[m] + 1, *at[m + 1 :])
 
 
@@ -125,5 +124,5 @@ def _join_steps(paths: LinearPaths, steps: _Steps, order: Sequence[int], limits:
 
 def _fits(paths: LinearPaths, x: Floats, after: Floats, limits: Floats) -> bool:
     up = np.maximum(paths.counts(x), paths.counts(after))
-    held = paths.used_units(up).sum(axis=0)
-    return bool((held <= limits + SLACK).all() and paths.is_paced(x, after))
+    used = paths.used_units(up).sum(axis=0)
+    return bool((used <= limits + SLACK).all() and paths.is_paced(x, after))
