@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from activities.state.wave_state import route_share
 from ipnext.model.deployment.deployment import Deployment, RouteShare
-from planner.transition.gateway_order import Move, Place, succession
+from planner.transition.gateway_order import GatewayPlace, GatewayShift, order_gateways
 
 Shares = tuple[RouteShare, ...]
 
@@ -40,10 +40,10 @@ def follow_routes(
     if len(moving) < 2:
         return Following(tuple((region, then[region]) for region in moving))
     load, able = _Load(demand, parts), _able(deployments)
-    moves = [Move(region, load.change(region, now.get(region, ()), then[region], able)) for region in moving]
-    found = succession(load.total(now, able), moves, able)
+    shifts = [GatewayShift(region, load.change(region, now.get(region, ()), then[region], able)) for region in moving]
+    found = order_gateways(load.total(now, able), shifts, able)
     tables = ((gateway, between(now.get(gateway, ()), then[gateway], done)) for gateway, done in found.steps)
-    return Following(tuple(tables), found.beyond)
+    return Following(tuple(tables), found.overload)
 
 
 def between(now: Shares, then: Shares, done: float) -> Shares:
@@ -64,23 +64,27 @@ class _Load:
     def __init__(self, demand: Mapping[str, float], parts: Mapping[int, Sequence[str]]) -> None:
         self._demand, self._parts = demand, parts
 
-    def total(self, shares: Mapping[str, Shares], able: Mapping[Place, float]) -> dict[Place, float]:
+    def total(self, shares: Mapping[str, Shares], able: Mapping[GatewayPlace, float]) -> dict[GatewayPlace, float]:
         """Return the load of all gateways."""
-        total: dict[Place, float] = defaultdict(float)
+        total: dict[GatewayPlace, float] = defaultdict(float)
         for region, found in shares.items():
             for place, qps in self._spread_demand(region, found, able):
                 total[place] += qps
         return total
 
-    def change(self, region: str, now: Shares, then: Shares, able: Mapping[Place, float]) -> dict[Place, float]:
+    def change(
+        self, region: str, now: Shares, then: Shares, able: Mapping[GatewayPlace, float]
+    ) -> dict[GatewayPlace, float]:
         """Return the change in load when one gateway moves."""
-        change: dict[Place, float] = defaultdict(float)
+        change: dict[GatewayPlace, float] = defaultdict(float)
         for shares, sign in ((now, -1.0), (then, 1.0)):
             for place, qps in self._spread_demand(region, shares, able):
                 change[place] += sign * qps
         return change
 
-    def _spread_demand(self, region: str, shares: Shares, able: Mapping[Place, float]) -> Iterator[tuple[Place, float]]:
+    def _spread_demand(
+        self, region: str, shares: Shares, able: Mapping[GatewayPlace, float]
+    ) -> Iterator[tuple[GatewayPlace, float]]:
         for share in shares:
             qps = share.fraction * self._demand.get(region, 0.0)
             for part in self._parts.get(share.generation, ()):
@@ -89,9 +93,9 @@ class _Load:
                     yield (part, share.to, None), qps
 
 
-def _able(deployments: Iterable[Deployment]) -> dict[Place, float]:
+def _able(deployments: Iterable[Deployment]) -> dict[GatewayPlace, float]:
     """Return the replicas' capacity in requests/s, also by process if one holds several generations."""
-    able: dict[Place, float] = defaultdict(float)
+    able: dict[GatewayPlace, float] = defaultdict(float)
     for found in deployments:
         region, part = found.key.region, found.key.part
         if not found.own:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ipnext.model.planning.transition import GenerationReplicas, RouteChange, Wave
-from planner.transition.gateway_order import Move, Place, succession
+from planner.transition.gateway_order import GatewayPlace, GatewayShift, order_gateways
 from planner.transition.instance import SLACK, Floats, TransitionInstance
 from planner.transition.model_state import ModelState, ReplicaKey, compute_loads, replica_row
 
@@ -27,20 +27,20 @@ NONE_FREE = 1e6
 """Factor on the weight of a unit if none is free."""
 Sent = dict[tuple[str, int], float]
 """Region that serves, generation -> share of the users of one region."""
-Owned = tuple[str, ReplicaKey]
-"""A model and one of its copies."""
+ModelReplicaKey = tuple[str, ReplicaKey]
+"""A model and one of its replica sets."""
 
 
 @dataclass(frozen=True)
-class Crossed:
+class GatewaySurge:
     """The waves with the additions, and their units of each row: wave -> (R,)."""
 
     waves: tuple[Wave, ...]
     units: Mapping[int, Floats] = field(default_factory=dict)
 
 
-class _Count(NamedTuple):
-    """Replicas of a copy in a wave that adds some: before it, until its traffic has moved, after it."""
+class _WaveCount(NamedTuple):
+    """Replicas of a replica set in a wave that adds some: before it, until its traffic has moved, after it."""
 
     before: int
     up: int
@@ -48,89 +48,89 @@ class _Count(NamedTuple):
 
 
 def add_surge(
-    instance: TransitionInstance, origin: Mapping[str, ModelState], waves: Sequence[Wave], heights: Sequence[Floats]
-) -> Crossed:
-    """Add temporary replicas to the waves from `origin` on. `heights`: (R,) units of all models in each wave while traffic moves."""
-    fleet, units = _Fleet(instance, origin), dict[int, Floats]()
-    added: list[dict[Owned, _Count]] = []
+    instance: TransitionInstance, origin: Mapping[str, ModelState], waves: Sequence[Wave], wave_units: Sequence[Floats]
+) -> GatewaySurge:
+    """Add temporary replicas to the waves from `origin` on. `wave_units`: (R,) units of all models in each wave while traffic moves."""
+    fleet, units = _FleetReplay(instance, origin), dict[int, Floats]()
+    added: list[dict[ModelReplicaKey, _WaveCount]] = []
     for number, wave in enumerate(waves):
         former = fleet.scale(wave.scale_up)
-        more, taken = fleet.move_traffic(wave.route, instance.limits - heights[number])
-        up = {owned: fleet.count(owned) for owned in more}
+        more, taken = fleet.move_traffic(wave.route, instance.limits - wave_units[number])
+        up = {key: fleet.count(key) for key in more}
         fleet.scale(wave.scale_down)
-        added.append({o: _Count(former.get(o, up[o]), up[o] + n, fleet.count(o)) for o, n in more.items()})
+        added.append({o: _WaveCount(former.get(o, up[o]), up[o] + n, fleet.count(o)) for o, n in more.items()})
         if more:
             units[number] = taken
-    return Crossed(tuple(_written(waves, added)) if units else tuple(waves), units)
+    return GatewaySurge(tuple(_rewrite_waves(waves, added)) if units else tuple(waves), units)
 
 
-def _written(waves: Sequence[Wave], added: Sequence[Mapping[Owned, _Count]]) -> Iterator[Wave]:
+def _rewrite_waves(waves: Sequence[Wave], added: Sequence[Mapping[ModelReplicaKey, _WaveCount]]) -> Iterator[Wave]:
     """Yield the waves; replicas that the next wave adds again stay meanwhile."""
-    stood: dict[Owned, int] = {}
+    kept: dict[ModelReplicaKey, int] = {}
     for number, wave in enumerate(waves):
         here, further = added[number], added[number + 1] if number + 1 < len(waves) else {}
         stays = {o: max(c.after, min(c.up, further[o].up)) if o in further else c.after for o, c in here.items()}
         if here:
-            scale_up = _replace_counts(wave.scale_up, {o: (stood.get(o, c.before), c.up) for o, c in here.items()})
+            scale_up = _replace_counts(wave.scale_up, {o: (kept.get(o, c.before), c.up) for o, c in here.items()})
             scale_down = _replace_counts(wave.scale_down, {o: (c.up, stays[o]) for o, c in here.items()})
             yield wave.model_copy(update={"scale_up": scale_up, "scale_down": scale_down})
         else:
             yield wave
-        stood = stays
+        kept = stays
 
 
 def _replace_counts(
-    rows: Iterable[GenerationReplicas], changes: Mapping[Owned, tuple[int, int]]
+    rows: Iterable[GenerationReplicas], changes: Mapping[ModelReplicaKey, tuple[int, int]]
 ) -> tuple[GenerationReplicas, ...]:
-    """Return rows with other counts of some copies, unless these are unchanged."""
+    """Return rows with other counts of some replica sets, unless these are unchanged."""
     counts = {_key_of(row): row.count for row in rows if _key_of(row) not in changes}
-    counts.update({owned: now for owned, (before, now) in changes.items() if now != before})
-    return tuple(replica_row(*owned, count) for owned, count in sorted(counts.items()))
+    counts.update({key: now for key, (before, now) in changes.items() if now != before})
+    return tuple(replica_row(*key, count) for key, count in sorted(counts.items()))
 
 
-def _key_of(row: GenerationReplicas) -> Owned:
+def _key_of(row: GenerationReplicas) -> ModelReplicaKey:
     return row.model, (row.part, row.region, row.hardware, row.generation)
 
 
-class _Fleet:
+class _FleetReplay:
     """State of the models while the waves are replayed."""
 
     def __init__(self, instance: TransitionInstance, origin: Mapping[str, ModelState]) -> None:
         self.instance = instance
         self.counts = defaultdict[str, dict[ReplicaKey, int]](dict, {m: dict(s.counts) for m, s in origin.items()})
         self.shares: dict[str, dict[str, Sent]] = defaultdict(lambda: defaultdict(dict))
-        for model, standing in origin.items():
-            for (users, to, generation), share in standing.shares.items():
+        for model, state in origin.items():
+            for (users, to, generation), share in state.shares.items():
                 self.shares[model][users][to, generation] = share
 
-    def count(self, owned: Owned) -> int:
-        """Return the replicas of a copy."""
-        return self.counts[owned[0]].get(owned[1], 0)
+    def count(self, key: ModelReplicaKey) -> int:
+        """Return the replicas of a replica set."""
+        return self.counts[key[0]].get(key[1], 0)
 
-    def scale(self, rows: Iterable[GenerationReplicas]) -> dict[Owned, int]:
+    def scale(self, rows: Iterable[GenerationReplicas]) -> dict[ModelReplicaKey, int]:
         """Apply counts; return the former ones."""
         former = {}
         for row in rows:
-            model, copy = _key_of(row)
-            former[model, copy] = self.counts[model].get(copy, 0)
-            self.counts[model][copy] = row.count
+            model, key = _key_of(row)
+            former[model, key] = self.counts[model].get(key, 0)
+            self.counts[model][key] = row.count
         return former
 
-    def move_traffic(self, route: Iterable[RouteChange], free: Floats) -> tuple[dict[Owned, int], Floats]:
+    def move_traffic(self, route: Iterable[RouteChange], free: Floats) -> tuple[dict[ModelReplicaKey, int], Floats]:
         """Move the traffic; return the replicas to add meanwhile, and their units of each row."""
         of_model: dict[str, dict[str, Sent]] = defaultdict(dict)
         for change in route:
             of_model[change.model][change.origin] = {(s.to, s.generation): s.fraction for s in change.shares}
-        more, units = dict[Owned, int](), np.zeros_like(free)
+        more, units = dict[ModelReplicaKey, int](), np.zeros_like(free)
         for model, then in of_model.items():
-            found = self._lacking(model, then, free - units) if self._crosses(model, then) else {}
+            found = self._list_missing(model, then, free - units) if self._is_crossing(model, then) else {}
             if found and (units + self._count_units(model, found) <= free + SLACK).all():
-                more |= {(model, copy): n for copy, n in found.items()}
+                more |= {(model, key): n for key, n in found.items()}
                 units += self._count_units(model, found)
             self.shares[model].update(then)
         return more, units
 
-    def _crosses(self, model: str, then: Mapping[str, Sent]) -> bool:
+    def _is_crossing(self, model: str, then: Mapping[str, Sent]) -> bool:
         """True if one gateway adds requests to a place from which another one removes some."""
         gains, losses = set[tuple[str, int] | str](), set[tuple[str, int] | str]()
         together = not self.instance.separates_generations(model)
@@ -146,60 +146,63 @@ class _Fleet:
 
     def _count_units(self, model: str, more: Mapping[ReplicaKey, int]) -> Floats:
         counts = self.counts[model]
-        both = {**counts, **{copy: counts[copy] + n for copy, n in more.items()}}
+        both = {**counts, **{key: counts[key] + n for key, n in more.items()}}
         return self.instance.used_units(model, both) - self.instance.used_units(model, counts)
 
-    def _lacking(self, model: str, then: Mapping[str, Sent], free: Floats) -> dict[ReplicaKey, int]:
+    def _list_missing(self, model: str, then: Mapping[str, Sent], free: Floats) -> dict[ReplicaKey, int]:
         """Return the replicas to add while a model's gateways follow, by the order that takes the fewest of the free units."""
-        moves = [Move(users, self._change(model, users, sent)) for users, sent in then.items()]
-        load, able = self._load(model, self.shares[model]), self._able(model, {})
-        if succession(load, moves, able, most_pieces=PIECES).beyond <= 0.0:
+        shifts = [GatewayShift(users, self._compute_change(model, users, sent)) for users, sent in then.items()]
+        load, capacity = self._compute_load(model, self.shares[model]), self._compute_capacity(model, {})
+        if order_gateways(load, shifts, capacity, max_pieces=PIECES).overload <= 0.0:
             return {}
-        found = succession(load, moves, able, most_pieces=PIECES, price=self._prices(model, free))
+        found = order_gateways(load, shifts, capacity, max_pieces=PIECES, price=self._list_prices(model, free))
         more: dict[ReplicaKey, int] = {}
         for place, qps in sorted(found.lacking.items(), key=lambda item: (item[0][2] is None, item[0][:2])):
-            left = qps - (self._able(model, more)[place] - able[place])
-            copy = self._cheapest(model, place, left, more, free) if left > 0 else None
-            if copy is not None:
-                more[copy] = more.get(copy, 0) + self._replicas(model, copy, left)
+            left = qps - (self._compute_capacity(model, more)[place] - capacity[place])
+            key = self._find_cheapest(model, place, left, more, free) if left > 0 else None
+            if key is not None:
+                more[key] = more.get(key, 0) + self._count_replicas(model, key, left)
         return more
 
-    def _change(self, model: str, users: str, then: Sent) -> dict[Place, float]:
-        before, after = self._load(model, {users: self.shares[model][users]}), self._load(model, {users: then})
+    def _compute_change(self, model: str, users: str, then: Sent) -> dict[GatewayPlace, float]:
+        before, after = (
+            self._compute_load(model, {users: self.shares[model][users]}),
+            self._compute_load(model, {users: then}),
+        )
         return {place: after.get(place, 0.0) - before.get(place, 0.0) for place in {**before, **after}}
 
-    def _load(self, model: str, shares: Mapping[str, Sent]) -> dict[Place, float]:
+    def _compute_load(self, model: str, shares: Mapping[str, Sent]) -> dict[GatewayPlace, float]:
         """Return QPS that shares of some users' regions put on each place."""
         instance = self.instance
-        flows = {(users, *place): share for users, sent in shares.items() for place, share in sent.items()}
+        routes = {(users, *place): share for users, sent in shares.items() for place, share in sent.items()}
         of_generation = compute_loads(
-            flows, instance.demand[model], instance.parts[model], instance.policy_of(model).calls
+            routes, instance.demand[model], instance.parts[model], instance.policy_of(model).calls
         )
-        load: dict[Place, float] = defaultdict(float)
+        load: dict[GatewayPlace, float] = defaultdict(float)
         for (part, region, generation), qps in of_generation.items():
             load[part, region, generation] += qps
             if not instance.separates_generations(model):
                 load[part, region, None] += qps
         return load
 
-    def _able(self, model: str, more: Mapping[ReplicaKey, int]) -> dict[Place, float]:
+    def _compute_capacity(self, model: str, more: Mapping[ReplicaKey, int]) -> dict[GatewayPlace, float]:
         """Return the capacity of each place in QPS."""
-        able: dict[Place, float] = defaultdict(float)
+        capacity: dict[GatewayPlace, float] = defaultdict(float)
         processes: dict[tuple[str, str, str], int] = defaultdict(int)
-        for copy, held in self.counts[model].items():
-            part, region, hardware, generation = copy
-            count = held + more.get(copy, 0)
-            able[part, region, generation] += count * self._qps(model, copy)
+        for key, n in self.counts[model].items():
+            part, region, hardware, generation = key
+            count = n + more.get(key, 0)
+            capacity[part, region, generation] += count * self._qps_of(model, key)
             processes[part, region, hardware] = max(processes[part, region, hardware], count)
         if not self.instance.separates_generations(model):
             for (part, region, hardware), count in processes.items():
-                able[part, region, None] += count * self._qps(model, (part, region, hardware, 0))
-        return able
+                capacity[part, region, None] += count * self._qps_of(model, (part, region, hardware, 0))
+        return capacity
 
-    def _prices(self, model: str, free: Floats) -> dict[Place, float]:
+    def _list_prices(self, model: str, free: Floats) -> dict[GatewayPlace, float]:
         """Return the units of one more request/s at a place; very many if no unit for it is free."""
-        prices: dict[Place, float] = {}
-        for part, region, hardware, generation in (copy for copy, n in self.counts[model].items() if n > 0):
+        prices: dict[GatewayPlace, float] = {}
+        for part, region, hardware, generation in (key for key, n in self.counts[model].items() if n > 0):
             option = self.instance.options[model][part, hardware]
             full = option.units > free[self.instance.row_of[region, hardware]] + SLACK
             price = option.units / option.qps * (NONE_FREE if full else 1.0)
@@ -207,27 +210,31 @@ class _Fleet:
                 prices[place] = min(price, prices.get(place, price))
         return prices
 
-    def _cheapest(
-        self, model: str, place: Place, qps: float, more: Mapping[ReplicaKey, int], free: Floats
+    def _find_cheapest(
+        self, model: str, place: GatewayPlace, qps: float, more: Mapping[ReplicaKey, int], free: Floats
     ) -> ReplicaKey | None:
-        """Return the copy that carries the additional load with the fewest units, preferably free ones.
+        """Return the replica set that carries the additional load with the fewest units, preferably free ones.
 
-        If processes hold several generations, it is a copy of the generation that they hold most.
+        If processes hold several generations, it is one of the generation that they hold most.
         """
         part, region, generation = place
-        held = {c: n + more.get(c, 0) for c, n in self.counts[model].items() if n > 0 and c[:2] == (part, region)}
+        counts = {c: n + more.get(c, 0) for c, n in self.counts[model].items() if n > 0 and c[:2] == (part, region)}
         if generation is None:
-            most = {c[2]: max((n, other[3]) for other, n in held.items() if other[2] == c[2]) for c in held}
-            held = {c: n for c, n in held.items() if most[c[2]] == (n, c[3])}
+            most = {c[2]: max((n, other[3]) for other, n in counts.items() if other[2] == c[2]) for c in counts}
+            counts = {c: n for c, n in counts.items() if most[c[2]] == (n, c[3])}
         else:
-            held = {c: n for c, n in held.items() if c[3] == generation}
-        units = {c: self._replicas(model, c, qps) * self.instance.options[model][part, c[2]].units for c in held}
+            counts = {c: n for c, n in counts.items() if c[3] == generation}
+        units = {
+            c: self._count_replicas(model, c, qps) * self.instance.options[model][part, c[2]].units for c in counts
+        }
         return min(
-            held, key=lambda c: (units[c] > free[self.instance.row_of[region, c[2]]] + SLACK, units[c], c), default=None
+            counts,
+            key=lambda c: (units[c] > free[self.instance.row_of[region, c[2]]] + SLACK, units[c], c),
+            default=None,
         )
 
-    def _replicas(self, model: str, copy: ReplicaKey, qps: float) -> int:
-        return math.ceil(qps / self._qps(model, copy) - SLACK)
+    def _count_replicas(self, model: str, key: ReplicaKey, qps: float) -> int:
+        return math.ceil(qps / self._qps_of(model, key) - SLACK)
 
-    def _qps(self, model: str, copy: ReplicaKey) -> float:
-        return self.instance.options[model][copy[0], copy[2]].qps
+    def _qps_of(self, model: str, key: ReplicaKey) -> float:
+        return self.instance.options[model][key[0], key[2]].qps

@@ -28,7 +28,7 @@ from planner.transition.paths import EPSILON, LEAST_STEP
 
 
 @dataclass(frozen=True)
-class Swapped:
+class SwapPlan:
     """Waves in which replicas swap, the state of the models after them, and the price of the swaps."""
 
     waves: tuple[Wave, ...]
@@ -37,7 +37,7 @@ class Swapped:
 
 
 @dataclass(frozen=True)
-class _Step:
+class _SwapStep:
     model: str
     before: ModelState
     after: ModelState
@@ -45,127 +45,127 @@ class _Step:
 
 
 @dataclass(frozen=True)
-class _Region:
+class _SwapRegion:
     """The old replicas of one serving region and the traffic to them."""
 
     name: str
     counts: Mapping[ReplicaKey, int]
-    flows: Mapping[RouteKey, float]
+    shares: Mapping[RouteKey, float]
 
     @property
-    def whole(self) -> int:
+    def share_count(self) -> int:
         """Number of equal shares of all replicas that swap."""
         return math.gcd(*self.counts.values())
 
 
-def compute_swaps(
+def plan_swaps(
     instance: TransitionInstance, origin: Mapping[str, ModelState], to: Mapping[str, ModelState]
-) -> Swapped:
+) -> SwapPlan:
     """Compute the swaps from `origin` to `to`, of all models in parallel. Models with another refresh policy stay."""
-    steps: list[list[_Step]] = []
+    steps: list[list[_SwapStep]] = []
     states = dict(origin)
     for model in sorted(origin):
         if instance.policy_of(model).refresh == "swap":
-            found = list(_steps(instance, model, origin[model], to.get(model, ModelState())))
+            found = list(_plan_steps(instance, model, origin[model], to.get(model, ModelState())))
             steps += [found] if found else []
             states[model] = found[-1].after if found else origin[model]
     sides = [[step for step in side if step is not None] for side in zip_longest(*steps)]
     arrived = [model for model in states if states[model] != to.get(model, ModelState())]
-    waves = [_wave(instance, side, final=not arrived and side is sides[-1]) for side in sides]
-    return Swapped(tuple(waves), states, tuple(_swaps(instance, [step for side in steps for step in side])))
+    waves = [_build_wave(instance, side, final=not arrived and side is sides[-1]) for side in sides]
+    return SwapPlan(tuple(waves), states, tuple(_list_swaps(instance, [step for side in steps for step in side])))
 
 
-def _steps(instance: TransitionInstance, model: str, now: ModelState, end: ModelState) -> Iterator[_Step]:
-    generation = _target(instance, model, now, end)
-    regions = [] if generation is None else list(_regions(instance, model, (now, end), generation))
+def _plan_steps(instance: TransitionInstance, model: str, now: ModelState, end: ModelState) -> Iterator[_SwapStep]:
+    generation = _find_target(instance, model, now, end)
+    regions = [] if generation is None else list(_list_regions(instance, model, (now, end), generation))
     if generation is None or not regions:
         return
     at = now
-    for done in _walk(regions, instance.policy_of(model), fresh=generation not in now.generations):
-        after = _snap_shares(_standing(now, generation, zip(regions, done, strict=True)), end)
-        yield _Step(model, at, after, canary=generation not in at.generations and after.generations != {generation})
+    for done in _pace_shares(regions, instance.policy_of(model), fresh=generation not in now.generations):
+        after = _snap_shares(_state_after(now, generation, zip(regions, done, strict=True)), end)
+        yield _SwapStep(model, at, after, canary=generation not in at.generations and after.generations != {generation})
         at = after
 
 
-def _target(instance: TransitionInstance, model: str, now: ModelState, end: ModelState) -> int | None:
+def _find_target(instance: TransitionInstance, model: str, now: ModelState, end: ModelState) -> int | None:
     """Return the one generation of the end if the running ones have the same parts; else nothing can swap to it."""
-    there = {copy[3] for copy in end.counts} | end.generations
+    there = {key[3] for key in end.counts} | end.generations
     if len(there) != 1:
         return None
     (generation,) = there
     calls, parts = instance.policy_of(model).calls, instance.parts[model]
-    alike = {frozenset(calls.get(number, parts)) for number in {*(copy[3] for copy in now.counts), generation}}
+    alike = {frozenset(calls.get(number, parts)) for number in {*(key[3] for key in now.counts), generation}}
     return generation if len(alike) == 1 else None
 
 
-def _regions(
+def _list_regions(
     instance: TransitionInstance, model: str, ends: tuple[ModelState, ModelState], generation: int
-) -> Iterator[_Region]:
+) -> Iterator[_SwapRegion]:
     """Yield regions that keep replicas of every part in a slot of a running one. Others start and end replicas."""
     now, end = ends
     parts = set(instance.policy_of(model).calls.get(generation, instance.parts[model]))
-    for region in sorted({copy[1] for copy in now.counts}):
-        old = {copy: count for copy, count in now.counts.items() if copy[1] == region and copy[3] != generation}
-        kept = {copy[0] for copy in now.counts if copy[1] == region and (*copy[:3], generation) in end.counts}
+    for region in sorted({key[1] for key in now.counts}):
+        old = {key: count for key, count in now.counts.items() if key[1] == region and key[3] != generation}
+        kept = {key[0] for key in now.counts if key[1] == region and (*key[:3], generation) in end.counts}
         if old and kept >= parts:
-            flows = {f: share for f, share in now.shares.items() if f[1] == region and f[2] != generation}
-            yield _Region(region, old, flows)
+            shares = {f: share for f, share in now.shares.items() if f[1] == region and f[2] != generation}
+            yield _SwapRegion(region, old, shares)
 
 
-def _walk(regions: Sequence[_Region], policy: StepPolicy, *, fresh: bool) -> Iterator[tuple[int, ...]]:
+def _pace_shares(regions: Sequence[_SwapRegion], policy: StepPolicy, *, fresh: bool) -> Iterator[tuple[int, ...]]:
     """Yield the shares of each region that have swapped after each wave.
 
     A region in which one share is more than the policy's step swaps in a wave in which no other such region does.
     """
     done = (0,) * len(regions)
     reach = 0.0
-    while any(k < region.whole for k, region in zip(done, regions, strict=True)):
+    while any(k < region.share_count for k, region in zip(done, regions, strict=True)):
         begins = fresh and not any(done)
         step = max(min(policy.canary, policy.max_step) if begins else policy.max_step, LEAST_STEP)
         reach = min(1.0, reach + step)
         rounded, after = False, []
         for k, region in zip(done, regions, strict=True):
-            most = math.floor(step * region.whole + EPSILON)
-            goal = math.floor(reach * region.whole + EPSILON)
+            most = math.floor(step * region.share_count + EPSILON)
+            goal = math.floor(reach * region.share_count + EPSILON)
             alone = most < 1 and goal > k
-            after.append(k if alone and rounded else _further(k, goal, most, region.whole))
+            after.append(k if alone and rounded else _next_share(k, goal, most, region.share_count))
             rounded = rounded or alone
         if tuple(after) != done:
             done = tuple(after)
             yield done
 
 
-def _further(done: int, goal: int, most: int, whole: int) -> int:
+def _next_share(done: int, goal: int, most: int, whole: int) -> int:
     step = max(1, min(most, whole // 2))
     return max(done, min(goal, done + step))
 
 
-def _standing(now: ModelState, generation: int, reached: Iterable[tuple[_Region, int]]) -> ModelState:
+def _state_after(now: ModelState, generation: int, reached: Iterable[tuple[_SwapRegion, int]]) -> ModelState:
     """Return the model's state once this many shares of each region have swapped."""
     counts: dict[ReplicaKey, int] = defaultdict(int, now.counts)
     shares: dict[RouteKey, float] = defaultdict(float, now.shares)
     for region, done in reached:
-        for copy, count in region.counts.items():
-            gone = count * done // region.whole
-            counts[copy] -= gone
-            counts[*copy[:3], generation] += gone
-        for flow, share in region.flows.items():
-            left = share * (1.0 - done / region.whole) if done < region.whole else 0.0
-            shares[flow] = round(left, 12)
-            shares[*flow[:2], generation] += share - left
+        for key, count in region.counts.items():
+            gone = count * done // region.share_count
+            counts[key] -= gone
+            counts[*key[:3], generation] += gone
+        for key, share in region.shares.items():
+            left = share * (1.0 - done / region.share_count) if done < region.share_count else 0.0
+            shares[key] = round(left, 12)
+            shares[*key[:2], generation] += share - left
     return ModelState(
-        {copy: count for copy, count in counts.items() if count},
-        {flow: round(share, 12) for flow, share in shares.items() if share > 0},
+        {key: count for key, count in counts.items() if count},
+        {key: round(share, 12) for key, share in shares.items() if share > 0},
     )
 
 
 def _snap_shares(at: ModelState, end: ModelState) -> ModelState:
     """Return the same state, with the end's exact figure for each share that differs only by rounding."""
-    near = {flow for flow, share in at.shares.items() if abs(share - end.shares.get(flow, -1.0)) < EPSILON}
-    return ModelState(at.counts, {flow: end.shares[flow] if flow in near else at.shares[flow] for flow in at.shares})
+    near = {key for key, share in at.shares.items() if abs(share - end.shares.get(key, -1.0)) < EPSILON}
+    return ModelState(at.counts, {key: end.shares[key] if key in near else at.shares[key] for key in at.shares})
 
 
-def _wave(instance: TransitionInstance, steps: Sequence[_Step], *, final: bool) -> Wave:
+def _build_wave(instance: TransitionInstance, steps: Sequence[_SwapStep], *, final: bool) -> Wave:
     scale = [row for step in steps for row in _list_changed(step)]
     route = [
         change for step in steps for change in list_route_changes(step.model, step.before.shares, step.after.shares)
@@ -178,14 +178,14 @@ def _wave(instance: TransitionInstance, steps: Sequence[_Step], *, final: bool) 
     )
 
 
-def _list_changed(step: _Step) -> Iterator[GenerationReplicas]:
+def _list_changed(step: _SwapStep) -> Iterator[GenerationReplicas]:
     before, after = step.before.counts, step.after.counts
-    for copy in sorted(before.keys() | after.keys()):
-        if before.get(copy, 0) != after.get(copy, 0):
-            yield replica_row(step.model, copy, after.get(copy, 0))
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key, 0) != after.get(key, 0):
+            yield replica_row(step.model, key, after.get(key, 0))
 
 
-def _swaps(instance: TransitionInstance, steps: Iterable[_Step]) -> Iterator[Swap]:
+def _list_swaps(instance: TransitionInstance, steps: Iterable[_SwapStep]) -> Iterator[Swap]:
     """Yield the number of replicas of a part that swap in a region, and the most that its traffic misses meanwhile."""
     replicas: dict[tuple[str, str, str], int] = defaultdict(int)
     missing: dict[tuple[str, str, str], float] = defaultdict(float)
@@ -199,16 +199,16 @@ def _swaps(instance: TransitionInstance, steps: Iterable[_Step]) -> Iterator[Swa
         yield Swap(model=model, part=part, region=region, replicas=count, fraction=fraction)
 
 
-def _measure_missing(instance: TransitionInstance, step: _Step) -> Mapping[tuple[str, str], tuple[int, float]]:
+def _measure_missing(instance: TransitionInstance, step: _SwapStep) -> Mapping[tuple[str, str], tuple[int, float]]:
     """Return (part, region) -> replicas that swap, and the fraction of the capacity for its traffic that is missing meanwhile."""
     able: dict[tuple[str, str, int], float] = defaultdict(float)
     leaving: dict[tuple[str, str, int], float] = defaultdict(float)
     counts: dict[tuple[str, str], int] = defaultdict(int)
-    for copy in step.before.counts:
-        part, region, hardware, generation = copy
-        qps, left = instance.options[step.model][part, hardware].qps, step.after.counts.get(copy, 0)
-        gone = max(0, step.before.counts[copy] - left)
-        able[part, region, generation] += min(left, step.before.counts[copy]) * qps
+    for key in step.before.counts:
+        part, region, hardware, generation = key
+        qps, left = instance.options[step.model][part, hardware].qps, step.after.counts.get(key, 0)
+        gone = max(0, step.before.counts[key] - left)
+        able[part, region, generation] += min(left, step.before.counts[key]) * qps
         leaving[part, region, generation] += gone * qps
         counts[part, region] += gone
     policy = instance.policy_of(step.model)

@@ -20,7 +20,7 @@ from ipnext.model.planning.plan import Problem
 from ipnext.model.planning.transition import FleetState, Transition
 from planner.core.step_policy import StepPolicy
 from planner.transition.gateway_surge import add_surge
-from planner.transition.hot_swap import Swapped, compute_swaps
+from planner.transition.hot_swap import SwapPlan, plan_swaps
 from planner.transition.input_checks import check_names
 from planner.transition.instance import Floats, TransitionInstance
 from planner.transition.model_state import ModelState, group_by_model, to_fleet_state
@@ -99,7 +99,7 @@ def plan_unchecked(
 ) -> tuple[Transition, Admission]:
     """Return the transition of a valid target, before the check of its waves, and its admission."""
     start, goal = _read_ends(problem, origin, to, policies)
-    swaps = compute_swaps(start.instance, start.states, goal)
+    swaps = plan_swaps(start.instance, start.states, goal)
     if swaps.waves:
         start, goal = _read_ends(problem, to_fleet_state(swaps.states), to, policies)
     blocked = start.advance(goal)
@@ -131,7 +131,7 @@ def _read_ends(
 
 
 def _write_transition(
-    ends: tuple[FleetState, FleetState], swaps: Swapped, start: Trajectory, found: Trajectory, goal: Goal
+    ends: tuple[FleetState, FleetState], swaps: SwapPlan, start: Trajectory, found: Trajectory, goal: Goal
 ) -> tuple[Transition, Admission]:
     """Return the waves: the swaps, then those of a trajectory, with replicas added while gateways follow one by one."""
     origin, to = ends

@@ -32,16 +32,18 @@ class OrderSearch:
         paths = trajectory.paths_to(goal)
         if len(paths.models) > self.max_models:
             return None
+        steps = _UnitSteps.split(paths, self.max_steps)
+        if steps is None:
+            return None
         limits = trajectory.instance.limits - trajectory.used_units(but=paths.models)
-        steps = _Steps.split(paths, self.max_steps)
-        order = steps.find_order(limits, self.max_positions) if steps is not None else None
-        if steps is None or order is None:
+        order = steps.find_order(limits, self.max_positions)
+        if order is None:
             return None
         return trajectory.with_schedule(Schedule(paths, list(_join_steps(paths, steps, order, limits))))
 
 
 @dataclass(frozen=True)
-class _Steps:
+class _UnitSteps:
     """For each model its points, and the units (R,) at each point and on the way from it to the next one."""
 
     points: Sequence[Sequence[float]]
@@ -49,7 +51,7 @@ class _Steps:
     rising: Sequence[Sequence[Floats]]
 
     @classmethod
-    def split(cls, paths: LinearPaths, most: int) -> "_Steps | None":
+    def split(cls, paths: LinearPaths, most: int) -> "_UnitSteps | None":
         """Return the finest steps of all models; None if there are more than `most`."""
         x = np.zeros(len(paths.models))
         points, units, rising = ([[] for _ in paths.models] for _ in range(3))  # type: ignore[var-annotated]  # three kinds of lists
@@ -104,7 +106,7 @@ def _take_step(at: Position, m: int) -> Position:
     return (*at[:m], at[m] + 1, *at[m + 1 :])
 
 
-def _join_steps(paths: LinearPaths, steps: _Steps, order: Sequence[int], limits: Floats) -> Iterator[Floats]:
+def _join_steps(paths: LinearPaths, steps: _UnitSteps, order: Sequence[int], limits: Floats) -> Iterator[Floats]:
     """Yield positions of the waves: consecutive steps are one wave if its scale-up fits and no step is too large."""
     taken = [0] * len(paths.models)
     x = np.zeros(len(paths.models))

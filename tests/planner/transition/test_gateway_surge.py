@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 
 from planner.transition import planner as module
-from planner.transition.gateway_order import Move, succession
-from planner.transition.gateway_surge import PIECES, Crossed
+from planner.transition.gateway_order import GatewayShift, order_gateways
+from planner.transition.gateway_surge import PIECES, GatewaySurge
 from planner.transition.planner import StepPolicy, admit, check_transition, plan_transition
 from planner.verify.transition_model import Facts
 from tests.planner.moving import moving_fleets
@@ -31,7 +31,7 @@ def counts(rows):
 def as_before(problem, origin, to, policies):
     """The transition without what is added while gateways follow."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(module, "add_surge", lambda _ground, _origin, waves, _heights: Crossed(waves))
+        patched.setattr(module, "add_surge", lambda _instance, _origin, waves, _units: GatewaySurge(waves))
         return admit(problem, origin, to, policies)
 
 
@@ -47,10 +47,12 @@ def least_beyond(problem, transition, policies, model):
                 before = facts.load(model, {flow: f for flow, f in now.items() if flow[0] == change.origin})
                 after = facts.load(model, mine)
                 moves.append(
-                    Move(change.origin, {n: after.get(n, 0.0) - before.get(n, 0.0) for n in {**before, **after}})
+                    GatewayShift(
+                        change.origin, {n: after.get(n, 0.0) - before.get(n, 0.0) for n in {**before, **after}}
+                    )
                 )
                 then = {flow: f for flow, f in then.items() if flow[0] != change.origin} | mine
-        yield succession(facts.load(model, now), moves, facts.able(model, held), most_pieces=PIECES).beyond
+        yield order_gateways(facts.load(model, now), moves, facts.able(model, held), max_pieces=PIECES).overload
         held |= {key: n for (name, key), n in _rows(wave.scale_down) if name == model}
         now = then
 
