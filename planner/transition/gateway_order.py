@@ -1,4 +1,4 @@
-"""Order in which gateways follow one by one, and number of partial steps, so that no place is overloaded meanwhile.
+"""Order in which gateways follow one by one, and number of partial steps, so that no place is overloaded on the way.
 
 A place is the replicas of a part in a region that hold a generation; it carries its load by itself. It may receive its
 capacity, or its load before or after all shifts, whichever is the most. Called by the activities that apply route
@@ -22,7 +22,7 @@ PIECES = (2, 4, 8, 16)
 MAX_STEPS = 32
 """Total steps of all gateways up to which shifts are divided further: each takes a call to a region, and a write."""
 MAX_LOOKED = 5000
-"""Sets of moved gateways that are evaluated; up to twelve gateways that is all of them. Then the best single step is taken."""
+"""Sets of moved gateways that are evaluated; up to twelve gateways that is all of them. Then the best step is taken."""
 TOLERANCE = 1e-9
 """Of the limit of a place: a smaller excess is rounding."""
 
@@ -63,8 +63,8 @@ def order_gateways(
     """Return the steps with the least overload, in the fewest pieces that achieve it.
 
     `load` is the load of every place now, by these gateways and all others, `capacity` what it carries, in requests/s.
-    `price` is the weight of a request/s of overload at a place, 1 by default. Among equal orders the first by the order of
-    `shifts` is taken. Exact for up to twelve gateways, among orders of that many pieces.
+    `price` is the weight of a request/s of overload at a place, 1 by default. Among equal orders the first by the order
+    of `shifts` is taken. Exact for up to twelve gateways, among orders of that many pieces.
     """
     crossing = _Crossing(load, shifts, capacity, price or {})
     straight = tuple(GatewayStep(shift.gateway, 1.0) for n, shift in enumerate(shifts) if n not in crossing.gateways)
@@ -77,7 +77,7 @@ def order_gateways(
 
 
 class _Crossing:
-    """Places that some gateways add requests to and others remove them from, so that they may be overloaded. P places, N shifts."""
+    """P places that some gateways add requests to and others remove them from, so that N shifts may overload them."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class _Crossing:
         return np.where(over > self.slack, over, 0.0)
 
     def _find_order(self, start: Floats, change: Floats) -> tuple[int, ...]:
-        """Return the order with the least overload at its worst moment: expand the best set so far, the largest first."""
+        """Return the order with the least overload at its worst moment: expand the best, largest set so far."""
         every, looked = range(len(change)), 0
         heap: list[tuple[float, int, tuple[int, ...]]] = [(0.0, len(change), ())]
         seen: set[frozenset[int]] = set()

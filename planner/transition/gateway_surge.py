@@ -1,7 +1,7 @@
 """Temporary replicas while a wave's gateways follow one by one: added with the wave, released after its traffic moved.
 
 Called by `planner.transition.planner` for waves that are feasible before and after. If users of several regions
-exchange places, a region may receive more meanwhile than at either end, even in the best order of the gateways
+exchange places, a region may receive more on the way than at either end, even in the best order of the gateways
 (`planner.transition.gateway_order`). The missing capacity is added if units are free in that wave; otherwise the wave
 stays as it is.
 """
@@ -50,7 +50,10 @@ class _WaveCount(NamedTuple):
 def add_surge(
     instance: TransitionInstance, origin: Mapping[str, ModelState], waves: Sequence[Wave], wave_units: Sequence[Floats]
 ) -> GatewaySurge:
-    """Add temporary replicas to the waves from `origin` on. `wave_units`: (R,) units of all models in each wave while traffic moves."""
+    """Add temporary replicas to the waves from `origin` on.
+
+    `wave_units` has the (R,) units of all models in each wave while its traffic moves.
+    """
     fleet, units = _FleetReplay(instance, origin), dict[int, Floats]()
     added: list[dict[ModelReplicaKey, _WaveCount]] = []
     for number, wave in enumerate(waves):
@@ -65,7 +68,7 @@ def add_surge(
 
 
 def _rewrite_waves(waves: Sequence[Wave], added: Sequence[Mapping[ModelReplicaKey, _WaveCount]]) -> Iterator[Wave]:
-    """Yield the waves; replicas that the next wave adds again stay meanwhile."""
+    """Yield the waves; replicas that the next wave adds again stay."""
     kept: dict[ModelReplicaKey, int] = {}
     for number, wave in enumerate(waves):
         here, further = added[number], added[number + 1] if number + 1 < len(waves) else {}
@@ -117,7 +120,7 @@ class _FleetReplay:
         return former
 
     def move_traffic(self, route: Iterable[RouteChange], free: Floats) -> tuple[dict[ModelReplicaKey, int], Floats]:
-        """Move the traffic; return the replicas to add meanwhile, and their units of each row."""
+        """Move the traffic; return the replicas to add for the time, and their units of each row."""
         of_model: dict[str, dict[str, Sent]] = defaultdict(dict)
         for change in route:
             of_model[change.model][change.origin] = {(s.to, s.generation): s.fraction for s in change.shares}
@@ -150,7 +153,7 @@ class _FleetReplay:
         return self.instance.used_units(model, both) - self.instance.used_units(model, counts)
 
     def _list_missing(self, model: str, then: Mapping[str, Sent], free: Floats) -> dict[ReplicaKey, int]:
-        """Return the replicas to add while a model's gateways follow, by the order that takes the fewest of the free units."""
+        """Return the replicas to add while a model's gateways follow, in the order that takes the fewest units."""
         shifts = [GatewayShift(users, self._compute_change(model, users, sent)) for users, sent in then.items()]
         load, capacity = self._compute_load(model, self.shares[model]), self._compute_capacity(model, {})
         if order_gateways(load, shifts, capacity, max_pieces=PIECES).overload <= 0.0:

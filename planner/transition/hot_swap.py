@@ -186,7 +186,7 @@ def _list_changed(step: _SwapStep) -> Iterator[GenerationReplicas]:
 
 
 def _list_swaps(instance: TransitionInstance, steps: Iterable[_SwapStep]) -> Iterator[Swap]:
-    """Yield the number of replicas of a part that swap in a region, and the most that its traffic misses meanwhile."""
+    """Yield the number of replicas of a part that swap in a region, and the most that its traffic misses."""
     replicas: dict[tuple[str, str, str], int] = defaultdict(int)
     missing: dict[tuple[str, str, str], float] = defaultdict(float)
     for step in steps:
@@ -200,7 +200,7 @@ def _list_swaps(instance: TransitionInstance, steps: Iterable[_SwapStep]) -> Ite
 
 
 def _measure_missing(instance: TransitionInstance, step: _SwapStep) -> Mapping[tuple[str, str], tuple[int, float]]:
-    """Return (part, region) -> replicas that swap, and the fraction of the capacity for its traffic that is missing meanwhile."""
+    """Return (part, region) -> replicas that swap, and the missing fraction of the capacity that its traffic needs."""
     able: dict[tuple[str, str, int], float] = defaultdict(float)
     leaving: dict[tuple[str, str, int], float] = defaultdict(float)
     counts: dict[tuple[str, str], int] = defaultdict(int)

@@ -79,7 +79,7 @@ class LinearPaths:
         self.may_jump: Flags = np.array([not a.shares or not b.shares for a, b in self.ends], dtype=bool)
 
     def _pace(self, m: int) -> tuple[float, float, bool]:
-        """Return the pace of one model; the canary is for a generation that begins beside another one."""
+        """Return the pace of one model; the canary is for a generation that begins next to another one."""
         (before, after), policy = self.ends[m], self.instance.policy_of(self.models[m])
         moved: dict[tuple[str, bool], float] = {}
         begun: dict[str, float] = {}
@@ -108,10 +108,10 @@ class LinearPaths:
 
     def _counts(self, x: Floats) -> Ints:
         at = x[self.model]
-        line = interpolate_counts(at, self.old, self.new)
+        counts = interpolate_counts(at, self.old, self.new)
         if self._shared:
-            line = np.where(self.combined[self.place], self._side_by_side(at), line)
-        return np.where(at >= 1.0, self.new, line)
+            counts = np.where(self.combined[self.place], self._side_by_side(at), counts)
+        return np.where(at >= 1.0, self.new, counts)
 
     def _side_by_side(self, at: Floats) -> Ints:
         """Return counts if one process holds several generations.
@@ -142,18 +142,18 @@ class LinearPaths:
         if x >= 1.0:
             return dict(after.shares)
         keys = sorted(before.shares.keys() | after.shares.keys())
-        line = {k: round((1 - x) * before.shares.get(k, 0.0) + x * after.shares.get(k, 0.0), 12) for k in keys}
-        return {key: fraction for key, fraction in line.items() if fraction > 0}
+        shares = {k: round((1 - x) * before.shares.get(k, 0.0) + x * after.shares.get(k, 0.0), 12) for k in keys}
+        return {key: fraction for key, fraction in shares.items() if fraction > 0}
 
     def next_whole(self, x: Floats) -> Floats:
-        """Return (M,) the next point of each line at which a whole replica is done, at most 1."""
+        """Return (M,) the next point of each path at which a whole replica is done, at most 1."""
         least = np.ones(len(self.models))
         steps = (np.floor(x[self.model] * self._change + EPSILON) + 1) / self._divisor
         np.minimum.at(least, self.model, np.where(self._changes, steps, 1.0))
         return np.minimum(1.0, np.maximum(least, x + LEAST_STEP))
 
     def next_points(self, x: Floats, part: float) -> Floats:
-        """Return (M,) the end of a step of this part of the largest one; at least to a whole replica, at most the largest."""
+        """Return (M,) the end of a step: this part of the largest one, but at least to a whole replica."""
         most = self._step_limit(x)
         aim = np.minimum(x + most, np.maximum(x + most * part, self.next_whole(x)))
         if part >= 1.0:

@@ -110,7 +110,7 @@ def plan_unchecked(
 
 
 def climb_ladder(start: Trajectory, blocked: Trajectory, goal: Goal) -> Trajectory | None:
-    """Return the first trajectory to the goal. Every search starts both where models are blocked and at the start."""
+    """Return the first trajectory to the goal. Every search starts from the blocked state and from the start."""
     pending = blocked.pending_models(goal)
     if not pending:
         return blocked

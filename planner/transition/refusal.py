@@ -45,7 +45,8 @@ def refuse_blocked(
     waits = list(compute_shortage(blocked, goal).waits())
     short = list_surge(instance, surged.peak_units() - instance.limits)
     needs = " and ".join(f"{item.units:.9g} units more of {item.region}/{item.hardware}" for item in short)
-    reason = f"supply: {join_names(pending)} cannot move: {describe_waits(waits)}; a surge of {needs} than there are would do"
+    reason = f"supply: {join_names(pending)} cannot move: {describe_waits(waits)}"
+    reason += f"; a surge of {needs} than there are would do"
     reason += f", or {_describe_dips(dips)}" if dips else ""
     if any(instance.policy_of(m).when_short == "wait" for m in pending):
         reason += f"; waits until {needs} are free"
@@ -68,7 +69,7 @@ def _describe_dips(dips: Sequence[Dip]) -> str:
 
 
 def describe_waits(waits: Sequence[Wait]) -> str:
-    """Return `x waits for y (1 units more of b/h), y waits for x (1 units more of a/h)`; a circle first, if there is one."""
+    """Return `x waits for y (1 units more of b/h), y waits for x (1 units more of a/h)`; a circle if there is one."""
     shown = find_circle(waits) or waits
     more = len(shown) - MAX_NAMED
     return ", ".join(_describe_wait(wait) for wait in shown[:MAX_NAMED]) + (

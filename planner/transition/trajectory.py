@@ -160,7 +160,7 @@ def _changes(paths: LinearPaths, before: Ints, after: Ints) -> tuple[GenerationR
 
 
 def _routes(paths: LinearPaths, before: Floats, after: Floats) -> tuple[RouteChange, ...]:
-    """Return the new shares of models that move; a model's shares at a stop are those of the wave that led there."""
+    """Return the new shares of models that move; its shares at a position are those of the wave that led there."""
     found: list[RouteChange] = []
     for m in map(int, np.flatnonzero(after > before)):
         old, new = paths.shares(m, float(before[m])), paths.shares(m, float(after[m]))

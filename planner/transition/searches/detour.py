@@ -40,7 +40,7 @@ class DetourSearch:
         return best
 
     def _add_detour(self, trajectory: Trajectory, goal: Goal) -> Trajectory | None:
-        """Return the trajectory after the first detour with which all arrive, else after that which leaves the fewest."""
+        """Return the trajectory after a detour: the first with which all arrive, else that which leaves the fewest."""
         fewest, best = len(trajectory.pending_models(goal)), None
         for model, aside in islice(_list_detours(trajectory, goal), self.max_tried):
             reached = trajectory.advance({**goal, model: aside}, attempts=1).advance(goal, attempts=2)
@@ -126,7 +126,7 @@ def _to_other_regions(
     piece: tuple[SupplyKey, float],
     free: Mapping[SupplyKey, float],
 ) -> Iterator[ModelState]:
-    """Yield states with a fraction of a region's traffic and replicas in another one that is near enough to its users."""
+    """Yield states with a fraction of a region's traffic and replicas in another one, near enough to its users."""
     (region, _), fraction = piece
     for other in instance.regions:
         if other == region:

@@ -54,7 +54,7 @@ class _UnitSteps:
     def split(cls, paths: LinearPaths, most: int) -> "_UnitSteps | None":
         """Return the finest steps of all models; None if there are more than `most`."""
         x = np.zeros(len(paths.models))
-        points, units, rising = ([[] for _ in paths.models] for _ in range(3))  # type: ignore[var-annotated]  # three kinds of lists
+        points, units, rising = ([[] for _ in paths.models] for _ in range(3))  # type: ignore[var-annotated]
         total = 0
         while True:
             after = paths.next_points(x, 0.0)

@@ -54,7 +54,7 @@ def _by_origin(now: ModelState, end: ModelState) -> Iterator[Mapping[RouteKey, f
 
 
 def _by_generation(now: ModelState, end: ModelState) -> Iterator[Mapping[RouteKey, float]]:
-    """Yield shares with the traffic of one leaving generation at the target of its users' regions, the rest unchanged."""
+    """Yield shares with the traffic of one leaving generation at its users' targets, the rest unchanged."""
     total: dict[str, float] = defaultdict(float)
     for (origin, _, _), share in end.shares.items():
         total[origin] += share

@@ -1,4 +1,4 @@
-"""Surges with which blocked models arrive: units beyond the supply, as few as were found. For refusals, which name them."""
+"""Surges with which blocked models arrive: units beyond the supply, as few as were found. Refusals name them."""
 
 from dataclasses import dataclass
 
