@@ -40,7 +40,7 @@ PATHS = {"a model": "/v1/models/model-0050", "a page of models": "/v1/models?lim
 
 
 def filled(directory: Path) -> tuple[Store, str]:
-    """A record with a hundred models of two owners, and the text of a key for one of them."""
+    """Make a store with a hundred models of two owners, and return it with the text of a key for one of them."""
     store = Store.open(f"sqlite:///{directory}/ipnext.db")
     store.migrate()
     supply = [{"region": "eu", "hardware": "cpu", "units": 8, "unit_cost": 1}]

@@ -96,7 +96,7 @@ def measure(arguments: argparse.Namespace, place: Path) -> dict[str, Figures]:
 
 
 def rows(found: Mapping[str, Figures]) -> list[list[str]]:
-    """The figures as lines of a table."""
+    """Return the figures as lines of a table."""
     return [
         [ending, _spread(one.waits), str(one.unanswered), str(one.answered), _spread(one.adopted), str(one.others)]
         for ending, one in found.items()

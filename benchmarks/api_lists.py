@@ -54,7 +54,7 @@ Times = dict[str, list[tuple[float, float]]]
 
 
 def filled_with(models: int) -> Callable[[Store], None]:
-    """What fills a store with so many models and their histories."""
+    """Return a function that fills a store with so many models and their histories."""
 
     def fill(store: Store) -> None:
         filled(store, models)

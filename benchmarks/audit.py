@@ -33,7 +33,7 @@ DOCUMENT = {"text": "x" * 2000}
 
 
 def manifest(name: str) -> ModelManifest:
-    """A model of one part."""
+    """Return the manifest of a model of one part."""
     part = {"name": "dense", "hardware": [{"kind": "cpu", "units": 1, "qps": 100}]}
     nodes = [{"name": "dense", "part": "dense", "inputs": {"x": "request.x"}}]
     graph = {"nodes": nodes, "outputs": {"score": "dense.score"}}
@@ -44,7 +44,7 @@ def manifest(name: str) -> ModelManifest:
 
 
 def fill(models: int) -> Callable[[Store], None]:
-    """What fills a store with so many models."""
+    """Return a function that fills a store with so many models."""
 
     def filled(store: Store) -> None:
         with store.begin() as unit:
@@ -76,7 +76,7 @@ def timed(work: Callable[[], None]) -> tuple[float, float]:
 
 
 def at_once(store: Store, writers: int, units: int, *, audited: bool) -> None:
-    """The same by several threads, each with a model of its own."""
+    """Do the same by several threads, each with a model of its own."""
     with ThreadPoolExecutor(writers) as pool:
         list(pool.map(lambda number: write(store, f"m{number}", units, audited=audited), range(writers)))
 

@@ -29,7 +29,7 @@ WARM_UP_SECONDS = 2.0
 
 
 def on_ports(command: Sequence[str]) -> str:
-    """A command whose program listens on a loopback port, as a setting."""
+    """Return a command whose program listens on a loopback port, as a setting."""
     return json.dumps([word.replace("{sockets}", "{port}").replace("--sockets", "--port") for word in command])
 
 
@@ -107,7 +107,7 @@ def measure(rounds: int, seconds: float, place: Path) -> Mapping[str, Turns]:
 
 
 def ratio(found: Mapping[str, Turns], figure: str) -> float:
-    """The median, over the rounds, of sockets over ports."""
+    """Return the median, over the rounds, of sockets over ports."""
     pairs = zip(getattr(found["sockets"], figure), getattr(found["ports"], figure), strict=True)
     return statistics.median(ours / theirs for ours, theirs in pairs)
 

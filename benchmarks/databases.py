@@ -31,7 +31,7 @@ Opened = Callable[[str, str, Fill], Store]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that all benchmarks of a store have."""
+    """Add the options that all benchmarks of a store have."""
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
     parser.add_argument("--directory", type=Path, help="keeps the databases; filled ones are measured at once")
     parser.add_argument("--fill", action="store_true", help="fill the databases of --directory, and measure nothing")
@@ -67,7 +67,7 @@ def databases(directory: Path | None, engines: tuple[str, ...] | list[str]) -> I
 
 @contextmanager
 def empty_databases(engines: tuple[str, ...] | list[str]) -> Iterator[Callable[[str, str], str]]:
-    """Yields (engine, name) -> URL of an empty database without tables. All are removed at the end."""
+    """Yield (engine, name) -> URL of an empty database without tables. All are removed at the end."""
     with ExitStack() as stack:
         where = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         where.chmod(0o755)  # of root's PostgreSQL another user is the owner

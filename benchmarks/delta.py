@@ -58,7 +58,7 @@ class Ranker(nn.Module):
         self.top = nn.Linear(width, width)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """The row, and what the tower makes of it."""
+        """Return the row, and the tower's result for it."""
         row = self.table(ids)
         return row + torch.relu(self.top(row))
 
@@ -165,7 +165,7 @@ class Host:
         )  # fmt: skip
 
     def ask(self, ids: np.ndarray, generation: int) -> np.ndarray:
-        """The answers for some rows."""
+        """Return the answers for some rows."""
         tensors = {"ids": Tensor("INT64", np.ascontiguousarray(ids[:, None]))}
         encoded = encode_request(InferRequest(tensors, binary_output=True))
         headers = {**encoded.headers, "x-ipnext-generation": str(generation)}
@@ -181,7 +181,7 @@ class Host:
 
 @contextmanager
 def host(root: Path, snapshots: Snapshots) -> Iterator[Host]:
-    """A host that answers with the parent, its files as warm as after a while of serving."""
+    """Run a host that answers with the parent, its files as warm as after a while of serving."""
     root.mkdir()
     started = Host(root, snapshots)
     try:

@@ -125,12 +125,12 @@ def add_model(repository: Repository, infrastructure: SlowGateways, name: str) -
 
 
 def at_once(store: Store, infrastructure: SlowGateways) -> None:
-    """What the drain does."""
+    """Reroute all models as the drain does."""
     Surviving(store, infrastructure).send_around(LOST)
 
 
 def one_by_one(store: Store, infrastructure: SlowGateways) -> None:
-    """What a wave of each model would do."""
+    """Reroute all models as a wave of each model would."""
     with store.read() as repository:
         names = [record.name for record in repository.models()]
     for name in names:

@@ -80,7 +80,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 
 
 async def measured(url: str, asked: argparse.Namespace) -> list[dict[str, object]]:
-    """A row for each client."""
+    """Return a row for each client."""
     seconds: dict[str, list[float]] = {name: [] for name in CLIENTS}
     cpu = dict.fromkeys(CLIENTS, 0.0)
     for _ in range(asked.rounds):

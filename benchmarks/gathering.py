@@ -27,7 +27,7 @@ Pass = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 
 
 def passes(directory: Path, example: Mapping[str, torch.Tensor]) -> dict[str, Pass]:
-    """The ways to run the snapshot. RuntimeError where no lookups are joined."""
+    """Return the ways to run the snapshot. Raises RuntimeError if no lookups are joined."""
     program = read_program(directory)
     graph = program.direct([example[name] for name in program.inputs])
     if graph.plain is None:

@@ -55,7 +55,7 @@ PAUSE = re.compile(r"pause_seconds[\"']?[=:]\s*([0-9.]+)")
 
 
 def scaled(checkpoint: Path, into: Path) -> Path:
-    """The checkpoint with one tensor of its last file scaled by 1.01; the other files are linked."""
+    """Copy the checkpoint with one tensor of its last file scaled by 1.01; the other files are linked."""
     into.mkdir()
     files = sorted(checkpoint.iterdir())
     last = max(file for file in files if file.suffix == ".safetensors")
@@ -103,7 +103,7 @@ class Chat:
 def measured(
     client: Client, gateway: str, checkpoints: tuple[Path, Path], asked: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    """The rows of the table."""
+    """Yield the rows of the table."""
     first, second = checkpoints
     many: Mapping[str, int] = {"clients": asked.clients, "tokens": asked.tokens}
     few: Mapping[str, int] = {"clients": 1, "tokens": SHORT_TOKENS}

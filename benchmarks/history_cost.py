@@ -219,7 +219,7 @@ def _regions_of(model: str, sent: frozenset[str]) -> tuple[str, ...]:
 
 
 def serve(repository: Repository, models: Iterable[str], serving: int, sent: frozenset[str]) -> None:
-    """What is wanted of these models: deployments and route tables."""
+    """Store the desired state of these models: deployments and route tables."""
     found = tuple(models)
     own = {"replicas": 2, "units": 1.0}
     deployments = (deployment for model in found for deployment in deployments_of(model, serving, sent))
@@ -230,7 +230,7 @@ def serve(repository: Repository, models: Iterable[str], serving: int, sent: fro
 
 
 def whole_history(repository: Repository, model: str) -> None:
-    """The baseline: all generations and snapshots of a model as values."""
+    """Read all generations and snapshots of a model as values: the baseline."""
     repository.generations(model)
     repository.snapshots(model)
 
@@ -247,7 +247,7 @@ def cpu_ms(work: Callable[[], object], times: int = 15) -> float:
 
 
 def fill_steps(count: int) -> Callable[[Store], None]:
-    """What fills a store with one model of so many snapshots."""
+    """Return a function that fills a store with one model of so many snapshots."""
 
     def fill(store: Store) -> None:
         with store.begin() as repository:
@@ -347,7 +347,7 @@ class Lost:
         }
 
     def _restore(self, store: Store) -> None:
-        """The tables as they were before the region was lost, and its drain as it is recorded."""
+        """Restore the tables as they were before the region was lost, and the recorded drain."""
         with store.begin() as repository:
             connection = repository.connection()
             for row in (RouteShareRow, RouteRow):

@@ -50,7 +50,7 @@ class Lookup(nn.Module):
         self.table = nn.Embedding(1000, 16)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """The mean of the rows."""
+        """Return the mean of the rows."""
         mean: Tensor = self.table(ids).mean(dim=(1, 2))
         return mean
 
@@ -76,7 +76,7 @@ class Bench:
         self.holds = HostHolds(holds=(held,))
 
     async def start(self, spawn: Spawn, name: str) -> tuple[Running, Figures]:
-        """A host that holds the snapshot, and how long it took."""
+        """Start a host that holds the snapshot, and measure how long it took."""
         port = self.ports.port(name)
         url = f"http://{LOOPBACK}:{port}"
         words = ["--port", str(port), "--region", "eu", "--id", name, "--artifacts", self.store]
@@ -175,7 +175,7 @@ async def end(process: Running) -> None:
 
 
 def rows(found: dict) -> list[list[str]]:  # type: ignore[type-arg]
-    """The figures as lines of a table."""
+    """Return the figures as lines of a table."""
     names = {"answers": "start to first answer, s", "serves": "start to serving a snapshot, s", "cpu": "processor, s"}
     lines = [
         [

@@ -129,7 +129,7 @@ async def event_times(temporal: Temporal, runs: Iterable[str], kinds: frozenset[
 
 
 async def read(address: str, ids: Mapping[str, Sequence[str]], kills: Sequence[Moment]) -> dict[str, Waits]:
-    """The waits of each kind of moment, from the histories of all runs."""
+    """Return the waits of each kind of moment, from the histories of all runs."""
     temporal = await connect(address=address)
     runs = {
         model: [run for i in of for run in (names.lifecycle_workflow_id(model, i), names.transition_workflow_id(i))]
@@ -153,7 +153,7 @@ def first_after(times: Sequence[float], moment: float) -> float:
 
 
 def run(place: Path, models: int, kills: int) -> tuple[dict[str, Waits], list[ChangeState]]:
-    """The waits, and how all publishes ended."""
+    """Publish while workers are killed, and return the waits and the final states of all publishes."""
     with Embedded(place / "state") as platform:
         client, stop = Client(platform.endpoints["api"]), threading.Event()
         sources = snapshots(place / "snapshots", 20)

@@ -86,7 +86,7 @@ def manifest(name: str) -> ModelManifest:
 
 
 def published(store: Store, models: Sequence[str]) -> None:
-    """Generation 1 of each model is known, and wanted; nothing runs yet."""
+    """Record generation 1 of each model, and make it desired; nothing runs yet."""
     tensor = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
     described = SnapshotManifest(engine="torch", signature=Signature(inputs=(tensor,), outputs=(tensor,)), files=())
     source = SnapshotSource(uri="file:///nowhere", manifest=described)
@@ -102,7 +102,7 @@ def published(store: Store, models: Sequence[str]) -> None:
 
 
 def _adopt(store: Store, models: Sequence[str]) -> None:
-    """A plan of the whole fleet that has every model at home."""
+    """Adopt a plan of the whole fleet that has every model at home."""
     problem = fleet_problem(fleet(len(models), home=1.0), [model_problem(manifest(name)) for name in models])
     rows = [ReplicaCount(model=name, part="dense", region=HOME, hardware="cpu", count=1) for name in models]
     shares = [TrafficShare.model_validate({"model": n, "from": HOME, "to": HOME, "fraction": 1.0}) for n in models]
@@ -131,7 +131,7 @@ def _adopt(store: Store, models: Sequence[str]) -> None:
 
 
 def canned(done: Callable[[str], None]) -> list[Callable[..., Any]]:
-    """The activities of a move that answer at once; `done` is called with the model at each end."""
+    """Return the activities of a move that answer at once; `done` is called with the model at each end."""
     good = wire.WaveResult(ok=True)
 
     def answering(name: str, given: type, answer: Any) -> Callable[..., Any]:
@@ -166,7 +166,7 @@ def canned(done: Callable[[str], None]) -> list[Callable[..., Any]]:
 
 
 async def ceiling(client: Client, models: Sequence[str], turn: str) -> float:
-    """Moves a second of the same workflows with activities that do nothing."""
+    """Return the moves a second of the same workflows with activities that do nothing."""
     loop = asyncio.get_running_loop()
     ended = {f"{turn}-{name}": asyncio.Event() for name in models}
 
@@ -248,7 +248,7 @@ async def _asked(client: Client, store: Store, replan_id: str) -> float:
 
 @asynccontextmanager
 async def server(root: Path) -> AsyncIterator[Client]:
-    """A Temporal server as `ipnext dev` starts it."""
+    """Run a Temporal server as `ipnext dev` starts it."""
     config = read_devfile().temporal.model_copy(update={"port": free_port()})
     command = server_command(config, binary=temporal_binary(), state=root)
     with (root / "temporal.log").open("wb") as log:

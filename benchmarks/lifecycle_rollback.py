@@ -47,7 +47,10 @@ class Rounds:
         self.seconds: dict[str, list[float]] = {}
 
     def settle(self, rollout: dict[str, object], *, rolling: bool = True) -> None:
-        """A generation serves; another one rolls out by `rollout`, or has done so."""
+        """Bring a generation to serving, and roll out another one by `rollout`.
+
+        If `rolling`, the second rollout is at its canary when this returns.
+        """
         self._applied(AT_ONCE)
         self._publish(wait=True)
         self._applied(rollout)

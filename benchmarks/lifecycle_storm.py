@@ -32,7 +32,7 @@ LIMIT = 1000
 
 
 async def most_queued(address: str, stop: threading.Event) -> int:
-    """The most changes that the model's entity held waiting at any look, several looks a second."""
+    """Return the most changes that waited in the model's entity at any look, several looks a second."""
     temporal, most = await connect(address=address), 0
     entity = temporal.get_workflow_handle(names.model_workflow_id(MODEL))
     while not stop.is_set():
@@ -56,7 +56,7 @@ def published(client: Client, address: str, sources: list[Path], seconds: float,
 
 
 def ended(client: Client, ids: list[str]) -> list[ChangeView]:
-    """The changes in order, once all have ended."""
+    """Return the changes in order, once all have ended."""
     client.wait_change(ids[-1], timeout_seconds=300)
     found = {change.id: change for change in client.changes(MODEL, limit=LIMIT)}
     return [
@@ -66,7 +66,7 @@ def ended(client: Client, ids: list[str]) -> list[ChangeView]:
 
 
 def figures(changes: list[ChangeView], most: int) -> dict[str, float]:
-    """The figures of one run; seconds."""
+    """Return the figures of one run, in seconds."""
     done = [change for change in changes if change.state is ChangeState.DONE]
     ends = sorted(change.finished_at for change in done if change.finished_at)
     rollouts = [(b - a).total_seconds() for a, b in pairwise(ends)]

@@ -77,7 +77,7 @@ class Way:
         return statistics.median(loop.first if of == "first" else loop.whole) * 1e3
 
     def over(self, direct: "Way", kind: str, figure: Callable[[Loop], float]) -> float:
-        """A figure of a round over that of the engine asked directly in the same round: the median of the rounds."""
+        """Return a figure over that of the engine asked directly in the same round: the median of the rounds."""
         rounds = zip(self.loops[kind], direct.loops[kind], strict=True)
         return statistics.median(figure(own) / figure(its) for own, its in rounds)
 
@@ -109,7 +109,7 @@ def _url(server: ServerProcess) -> str:
 
 
 def measured(asked: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
-    """The rows of the table, `direct` first."""
+    """Return the rows of the table, `direct` first."""
     with Edges(work, asked.peers_directory.resolve()) as edges:
         quick = [] if asked.vllm else list(ways(edges, _url(edges.mock(ttft_ms=0, itl_ms=0))))
         engine = edges.vllm(asked.vllm, SETTINGS) if asked.vllm else edges.mock(ttft_ms=5, itl_ms=5)
@@ -129,13 +129,13 @@ def measured(asked: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
 
 
 def _from(ways: Sequence[Way], number: int) -> Sequence[Way]:
-    """The same in turns, another one first: what comes after which is no part of the figures."""
+    """Return the ways in turns, another one first, so that their order is no part of the figures."""
     first = number % len(ways) if ways else 0
     return [*ways[first:], *ways[:first]]
 
 
 def _added(way: Way, direct: Way) -> dict[str, Any]:
-    """What a hop adds to an answer that takes no time."""
+    """Return the time that a hop adds to an answer that takes no time."""
     row: dict[str, Any] = {}
     for name, kind, of in (("whole", "whole", "whole"), ("first", "stream", "first")):
         row[name] = way.figure(kind, of)

@@ -68,7 +68,7 @@ def fleet_spec(models: int) -> FleetSpec:
 
 
 def manifest(number: int, fleet: FleetSpec, draw: random.Random) -> ModelManifest:
-    """A model of one to three parts with demand in one to three regions."""
+    """Return a model of one to three parts with demand in one to three regions."""
     parts = [
         {
             "name": f"part{n}",
@@ -134,7 +134,7 @@ def filled(store: Store, count: int) -> FleetSpec:
 def _serving(
     repository: Repository, model: ModelManifest, replicas: Sequence[ReplicaCount], traffic: Sequence[TrafficShare]
 ) -> None:
-    """The model as it is when it serves by its rows."""
+    """Record the model as it is when it serves by its rows."""
     repository.put_model(model, expected_version=None)
     repository.update_model(model.name, serving_generation=1, target_generation=1)
     options = {(part.name, o.kind): o for part in model.spec.parts for o in part.hardware}
@@ -202,7 +202,7 @@ def measured(store: Store, fleet: FleetSpec, publishes: int) -> Stages:
 
 
 def _publish(store: Store, planning: PlanningActivities, model: ModelManifest, watch: Watch) -> None:
-    """What planning does for one publish, whole and piece by piece."""
+    """Plan one publish as the planning activity does, as a whole and piece by piece."""
     name, environment = model.name, ActivityEnvironment()
     with store.begin() as repository:
         repository.put_model(model, expected_version=None)

@@ -35,7 +35,7 @@ CONSOLE = Console(stderr=True)
 
 
 def names(allowed: Sequence[str]) -> "argparse._ActionType":
-    """An argument of comma-separated names."""
+    """Make an argument of comma-separated names."""
 
     def read(text: str) -> list[str]:
         chosen = [name for name in text.split(",") if name]
@@ -49,12 +49,12 @@ def names(allowed: Sequence[str]) -> "argparse._ActionType":
 
 
 def numbers(text: str) -> list[float]:
-    """An argument of comma-separated numbers."""
+    """Parse an argument of comma-separated numbers."""
     return [float(number) for number in text.split(",") if number]
 
 
 def arguments() -> argparse.Namespace:
-    """What was asked for."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--models", type=int, default=300, help="models of each drawn instance; 0 leaves the sweep out")
@@ -91,7 +91,7 @@ def instances(asked: argparse.Namespace) -> Iterator[tuple[Instance, Problem, li
 
 
 def row_of(asked: argparse.Namespace, instance: Instance, problem: Problem, peer: str) -> Row:
-    """The row of one peer on one instance."""
+    """Return the row of one peer on one instance."""
     why = None if asked.all_sizes else too_large(peer, instance.models)
     if why is not None:
         return refused(instance, peer, why)

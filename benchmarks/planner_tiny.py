@@ -29,7 +29,7 @@ METHODS: tuple[Method, ...] = ("auto", "fleet")
 
 
 def drawn(seed: int) -> Problem:
-    """A problem of 1 to 4 models, 2 to 4 regions, 2 or 3 kinds of hardware, loose to too tight."""
+    """Draw a problem of 1 to 4 models, 2 to 4 regions, 2 or 3 kinds of hardware, loose to too tight."""
     problem = generate(
         models=1 + seed % 4,
         regions=2 + seed % 3,

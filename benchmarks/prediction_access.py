@@ -64,14 +64,14 @@ class Credentials:
         }
 
     def token(self) -> str:
-        """A new token of a person in one group."""
+        """Make a new token of a person in one group."""
         now = int(time.time())
         claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": "1", "iat": now, "exp": now + 3600, "jti": draw_key().id}
         claims |= {"preferred_username": "ann", "groups": ["search"]}
         return jwt.encode({"alg": "RS256", "kid": "one"}, claims, self._signing)
 
     def list(self, *, is_open: bool) -> AccessList:
-        """The next list: the model open, or closed with limits that nobody reaches."""
+        """Make the next list: the model open, or closed with limits that no client reaches."""
         self._revision += 1
         much = RateLimit(requests_per_second=1_000_000)
         closed = AccessSpec(predictions="authenticated", limits=PredictionLimits(per_key=much, per_owner=much))
@@ -141,7 +141,7 @@ def turns(given: argparse.Namespace, place: Path) -> dict[str, list[float]]:
 
 
 def checks() -> dict[str, float]:
-    """The router's check alone, microseconds: median of many."""
+    """Measure the router's check alone, in microseconds: the median of many."""
     credentials = Credentials()
     callers = Callers(credentials.list(is_open=False))
     routed = RoutedModel(model=MODEL, served=(), access="authenticated")

@@ -45,7 +45,7 @@ WAYS: Mapping[str, Start] = {
 
 
 def prompts(name: str, asked: argparse.Namespace) -> Iterator[bytes]:
-    """Requests of one way, in an order drawn from the seed. No beginning is another way's."""
+    """Yield requests of one way, in an order drawn from the seed. No beginning is another way's."""
     drawn = random.Random(asked.seed)
     for number in range(asked.requests + asked.groups):
         # Each group comes once at first, so that no way is lucky with the order.

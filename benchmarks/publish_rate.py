@@ -66,7 +66,7 @@ class Layer(nn.Module):
         self.weights = nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """The layer's output."""
+        """Return the layer's output."""
         return {"y": self.weights(x)}
 
 
@@ -90,7 +90,7 @@ def manifest(name: str) -> ModelManifest:
 
 
 def exported(artifacts: FileArtifactStore, root: Path, number: int) -> dict[str, SnapshotSource]:
-    """A snapshot of each part."""
+    """Export a snapshot of each part."""
     torch.manual_seed(number)
     found = {}
     for part in PARTS:

@@ -56,7 +56,7 @@ class Lookup(nn.Module):
         self.table = nn.Embedding(rows, WIDTH)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """The mean of the rows."""
+        """Return the mean of the rows."""
         mean: Tensor = self.table(ids).mean(dim=(1, 2))
         return mean
 

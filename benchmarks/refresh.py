@@ -80,7 +80,7 @@ class Sparse(nn.Module):
         self.register_buffer("number", torch.tensor(number))
 
     def forward(self, ids: Tensor) -> dict[str, Tensor]:
-        """The rows side by side."""
+        """Return the rows side by side."""
         rows = torch.cat([table(ids[:, place]) for place, table in enumerate(self.tables)], 1)
         return {"rows": rows, "stamp": self.number.expand(ids.shape[0])}
 
@@ -96,7 +96,7 @@ class Dense(nn.Module):
         self.register_buffer("number", torch.tensor(number))
 
     def forward(self, features: Tensor, rows: Tensor, stamp: Tensor) -> dict[str, Tensor]:
-        """A score for each row."""
+        """Return a score for each row."""
         score = torch.sigmoid(self.top(torch.cat([features, rows], 1))).squeeze(1)
         return {"score": score, "stamps": torch.stack([self.number.expand(stamp.shape[0]), stamp], 1)}
 
@@ -131,7 +131,7 @@ def published(store: FileArtifactStore, place: Path, megabytes: float) -> dict[t
 
 
 def snapshot_of(generation: int) -> int:
-    """The snapshot that a generation names: they come in turn."""
+    """Return the snapshot that a generation names: they come in turn."""
     return (generation - 1) % SNAPSHOTS + 1
 
 
@@ -309,7 +309,7 @@ def _outcome(answer: aiohttp.ClientResponse, content: bytes) -> str:
 
 
 async def measured(rig: Rig, given: argparse.Namespace) -> tuple[Phase, Phase]:
-    """The load without refreshes and with them."""
+    """Measure the load without refreshes and with them."""
     timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
     connector = aiohttp.TCPConnector(limit=256)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
@@ -339,7 +339,7 @@ async def _refresh_often(rig: Rig, session: aiohttp.ClientSession, every: float)
 
 
 def shown(steady: Mapping[str, float], refreshing: Mapping[str, float], title: str) -> Table:
-    """The figures side by side."""
+    """Return the figures side by side."""
     table = Table(title=title)
     for column in ("", "steady", "refreshing", "ratio"):
         table.add_column(column, justify="left" if not column else "right")

@@ -74,14 +74,14 @@ class Cost:
 
 
 def return_region(store: Store, infrastructure: Gateways) -> None:
-    """What the drain does."""
+    """Return the region as the drain does."""
     activities = DrainActivities(store, infrastructure, lambda: None, lambda *_: None)
     seen = ActivityEnvironment().run(activities.return_region, DrainInput(region=LOST))
     assert seen.state is DrainState.RETURNED, seen
 
 
 def table_by_table(store: Store, infrastructure: Gateways) -> None:
-    """The baseline."""
+    """Apply one table after another, as the baseline."""
     state = infrastructure.observe(LOST)
     with store.read() as repository:
         models = repository.models_routed_in(LOST)

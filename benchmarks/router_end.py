@@ -115,12 +115,12 @@ class Room:
         return self.process
 
     def supervisor(self) -> psutil.Process:
-        """The parent of the region's processes."""
+        """Return the parent of the region's processes."""
         pid = json.loads((self._place / "state" / "supervisor.json").read_text())["pid"]
         return psutil.Process(pid)
 
     def pids(self) -> set[int]:
-        """The region's processes but its agent."""
+        """Return the region's processes but its agent."""
         supervisor = self.supervisor()
         return {supervisor.pid, *(process.pid for process in supervisor.children())}
 
@@ -152,7 +152,7 @@ class Room:
         return f"{self.infra.observe('here').gateway_url}/v2/models/double/infer"
 
     def router(self) -> psutil.Process:
-        """The router's process."""
+        """Return the router's process."""
         children = self.supervisor().children(recursive=True)
         return next(p for p in children if "serving.router" in p.cmdline()[:3])
 
@@ -228,7 +228,7 @@ def ended_router(room: Room) -> bool:
 
 
 def rows(found: Mapping[str, Mapping[str, Seen]]) -> list[list[str]]:
-    """The figures as lines of a table."""
+    """Return the figures as lines of a table."""
     lines = []
     for ending in ENDINGS:
         pair = [found[way][ending] for way in WAYS]

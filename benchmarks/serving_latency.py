@@ -41,7 +41,7 @@ CONSOLE = Console(stderr=True, width=160)
 
 
 def names(allowed: Sequence[str]) -> Callable[[str], list[str]]:
-    """An argument of comma-separated names."""
+    """Make an argument of comma-separated names."""
 
     def read(text: str) -> list[str]:
         chosen = [name for name in text.split(",") if name]
@@ -55,7 +55,7 @@ def names(allowed: Sequence[str]) -> Callable[[str], list[str]]:
 
 
 def arguments() -> argparse.Namespace:
-    """What was asked for."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--only", type=names([*PARTS, "large"]), default=list(PARTS), help=f"of {','.join(PARTS)},large")
@@ -76,7 +76,7 @@ def arguments() -> argparse.Namespace:
 
 
 def command() -> str:
-    """This run as it was typed."""
+    """Return this run's command as it was typed."""
     return f"python benchmarks/serving_latency.py {shlex.join(sys.argv[1:])}".rstrip()
 
 

@@ -79,7 +79,7 @@ def published(
 
 
 def _generation(client: Client, change_id: str) -> str:
-    """The number that the platform gives the change; it may come a moment after the acknowledgement."""
+    """Return the number that the platform gives the change; it may come a moment after the acknowledgement."""
     while (change := client.change(change_id)).generation is None:
         time.sleep(POLL_SECONDS)
     return str(change.generation)
@@ -114,7 +114,7 @@ def bare(former: Path, snapshot: Path) -> Iterator[tuple[str, float]]:
 
 
 def measured(rows: int, publishes: int) -> Iterator[Row]:
-    """A row a stage. The first publish starts the hosts and does not count."""
+    """Yield a row a stage. The first publish starts the hosts and does not count."""
     samples: dict[str, Sample] = defaultdict(Sample)
     request = V2_BINARY.write(Reference(rows).arrays(1)[0])
     with tempfile.TemporaryDirectory(prefix="ipn-") as place, Embedded(Path(place) / "state") as platform:

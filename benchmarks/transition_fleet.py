@@ -148,7 +148,7 @@ def one_after_another(case: Case) -> tuple[int, int]:
 
 
 def row(models: int, use: float, seed: int, publishing: float) -> tuple[str, ...]:
-    """The cells of one fleet."""
+    """Return the cells of one fleet."""
     case = Case.drawn(models, use, seed, publishing)
     began = time.perf_counter()
     planned = plan_transition(case.problem, case.origin, case.to, case.policies)
@@ -166,12 +166,12 @@ def row(models: int, use: float, seed: int, publishing: float) -> tuple[str, ...
 
 
 def numbers(text: str) -> list[float]:
-    """An argument of comma-separated numbers."""
+    """Parse an argument of comma-separated numbers."""
     return [float(number) for number in text.split(",") if number]
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """The table for the page."""
+    """Return the table for the page."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [HEADS, ("---",) * len(HEADS), *lines])
 
 

@@ -58,7 +58,7 @@ class Walk:
 
 
 def ours(sizes: Sequence[int], steps: int) -> Walk:
-    """The planner's waves in so many steps, on a supply that leaves it a tenth."""
+    """Return the planner's waves in so many steps, on a supply that leaves it a tenth."""
     parts = [
         {"part": f"p{i}", "options": [{"hardware": "h", "units": 1.0, "qps": 1000.0 / n}]} for i, n in enumerate(sizes)
     ]
@@ -128,7 +128,7 @@ HEADS = ("replicas of the parts", "way", "steps", "peak surge", "least locked ca
 
 
 def markdown(found: Sequence[Walk]) -> str:
-    """The table for the page."""
+    """Return the table for the page."""
     lines = [HEADS, ("---",) * len(HEADS), *rows(found)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
@@ -154,7 +154,7 @@ def draw(found: Sequence[Walk], folder: Path) -> None:
 
 
 def main() -> None:
-    """Walks, and writes what was asked for."""
+    """Walk, and write the requested files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20, help="steps of the planner")
     parser.add_argument("--plots", type=Path, help="folder for the picture")

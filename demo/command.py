@@ -45,7 +45,7 @@ def demo(
 
 
 def workplace(state: Path | None) -> "tempfile.TemporaryDirectory[str] | _Kept":
-    """A directory for the platform: the one given, which stays, or a temporary one."""
+    """Return a directory for the platform: the one given, which stays, or a temporary one."""
     return tempfile.TemporaryDirectory(prefix="ipnext-demo-") if state is None else _Kept(state)
 
 

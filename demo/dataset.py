@@ -40,11 +40,11 @@ class Interactions:
         return len(self.label)
 
     def rows(self, chosen: "slice | Ints") -> "Interactions":
-        """The chosen rows."""
+        """Return the chosen rows."""
         return Interactions(self.ids[chosen], self.genres[chosen], self.features[chosen], self.label[chosen])
 
     def tensors(self) -> Mapping[str, NDArray[np.generic]]:
-        """The request's tensors by name."""
+        """Return the request's tensors by name."""
         return {"ids": self.ids, "genres": self.genres, "features": self.features}
 
 
@@ -57,7 +57,7 @@ class Dataset:
     genres: int
 
     def between(self, start: float, end: float) -> Interactions:
-        """The rows from fraction `start` to fraction `end` of the time line."""
+        """Return the rows from fraction `start` to fraction `end` of the time line."""
         n = len(self.interactions)
         return self.interactions.rows(slice(int(n * start), int(n * end)))
 

@@ -19,7 +19,7 @@ DATATYPES: Mapping[str, str] = {"int64": "INT64", "float32": "FP32"}
 
 
 def request_body(rows: Interactions) -> dict[str, Any]:
-    """A V2 request in JSON for some rows."""
+    """Return a V2 request in JSON for some rows."""
     return {
         "inputs": [
             {"name": n, "shape": list(a.shape), "datatype": DATATYPES[str(a.dtype)], "data": a.ravel().tolist()}

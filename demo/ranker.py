@@ -72,7 +72,7 @@ class Ranker(nn.Module):
         self.dense = DensePart()
 
     def forward(self, ids: Tensor, genres: Tensor, features: Tensor) -> Tensor:
-        """The probability that each film is liked, [B]."""
+        """Return the probability that each film is liked, [B]."""
         looked_up = self.sparse(ids, genres)
         score: Tensor = self.dense(features, looked_up["embeddings"], looked_up["stamp"])["score"]
         return score

@@ -160,7 +160,7 @@ class Story:
         return served
 
     def _refresh(self) -> float:
-        """Generation 2 under load."""
+        """Publish generation 2 under load."""
         self._step(4, "Publish generation 2 under steady load")
         parts = self._export("second")
         began = time.monotonic()
@@ -170,7 +170,7 @@ class Story:
         return seconds
 
     def _publish_broken(self) -> ChangeView:
-        """A snapshot with NaN weights must be refused before any traffic."""
+        """Publish a snapshot with NaN weights, which must be refused before any traffic."""
         self._step(5, "Publish a broken snapshot (NaN weights)")
         weight = self._ranker.dense.get_parameter("top.0.weight")
         kept = weight.detach().clone()

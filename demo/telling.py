@@ -80,7 +80,7 @@ def status_table(view: ModelView) -> Table:
 
 
 def diff_table(diff: PlanDiff) -> Table:
-    """What a replan changed."""
+    """Tabulate the changes of a replan."""
     title = (
         f"the plan's diff: {diff.moves} started, {diff.cost_per_hour_before:.2f} → {diff.cost_per_hour_after:.2f} $/h"
     )
@@ -96,7 +96,7 @@ def diff_table(diff: PlanDiff) -> Table:
 
 
 def answers_table(answers: Answers) -> Table:
-    """What the steady load got back."""
+    """Tabulate the answers to the steady load."""
     table = Table(title="answers under steady load", title_justify="left")
     for column in ("requests", "failed", "mixed", "by generation", "by region"):
         table.add_column(column)

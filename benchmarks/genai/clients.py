@@ -32,7 +32,7 @@ class Loop:
 
 
 def request(text: str, *, tokens: int, stream: bool) -> bytes:
-    """The body of a chat request."""
+    """Return the body of a chat request."""
     body: dict[str, Any] = {"model": "llm", "messages": [{"role": "user", "content": text}], "max_tokens": tokens}
     if stream:
         body["stream"] = True

@@ -67,14 +67,16 @@ class Edges:
         self._stack.close()
 
     def mock(self, **options: float) -> ServerProcess:
-        """A mock engine, whose cache can be emptied; options as of its command line."""
+        """Start a mock engine whose cache can be emptied, with the options of its command line."""
         port = free_port()
         flags = [f"--{name.replace('_', '-')}={value:g}" for name, value in options.items()]
         command = [sys.executable, str(MOCK), "--port", str(port), "--model", MODEL, *flags]
         return self._run(command, port, "/health", environment={**ENVIRONMENT, "VLLM_SERVER_DEV_MODE": "1"})
 
     def vllm(self, checkpoint: Path, settings: VllmSettings) -> ServerProcess:
-        """A real vLLM server, as a host starts it for a part of these settings, and under its keeper; its cache can be emptied.
+        """Start a real vLLM server as a host starts it for a part of these settings, under its keeper.
+
+        Its cache can be emptied.
 
         LoadFailed where there is no vLLM.
         """

@@ -13,7 +13,7 @@ PAGE: Final = ROOT / "docs" / "genai-benchmarks.md"
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, str]]) -> str:
-    """A Markdown table; `columns` map a row's key to its heading and the form of its values."""
+    """Return a Markdown table; `columns` map a row's key to its heading and the form of its values."""
     lines = ["| " + " | ".join(heading for heading, _ in columns.values()) + " |", "|" + "---|" * len(columns)]
     for row in rows:
         cells = (form.format(row[key]) if row.get(key) is not None else "" for key, (_, form) in columns.items())

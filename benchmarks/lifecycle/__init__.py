@@ -17,7 +17,7 @@ class Tiny(nn.Module):
         self.dense = nn.Linear(4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """A weighted sum."""
+        """Return a weighted sum."""
         score: Tensor = self.dense(x)[:, 0]
         return score
 
@@ -32,7 +32,7 @@ def snapshots(directory: Path, count: int) -> list[Path]:
 
 
 def manifest(name: str, **rollout: object) -> str:
-    """A model of one part, one replica in each of two regions."""
+    """Return the manifest of a model of one part, with one replica in each of two regions."""
     fields = ", ".join(f"{key}: {value}" for key, value in rollout.items())
     return f"""
 apiVersion: ipnext/v1

@@ -21,7 +21,7 @@ COMPILED = ("ours", "greedy", "partition", "rebalancer")
 
 
 def main(name: str, source: Path, target: Path) -> None:
-    """Runs the peer and writes its answer."""
+    """Run the peer and write its answer."""
     began = time.process_time()
     peer = PEERS[name]
     problem = Problem.model_validate_json(source.read_text(encoding="utf-8"))

@@ -41,7 +41,7 @@ class Chunks:
         """QPS of each chunk."""
 
     def document(self) -> dict[str, Any]:
-        """What side/rebalancer_search.py reads."""
+        """Return the document that side/rebalancer_search.py reads."""
         names, most = self.problem.regions, {}
         chunks: list[dict[str, Any]] = []
         for m in range(self.fleet.models):

@@ -60,7 +60,7 @@ class Service:
 
 
 def compose(data: Path, *, supply_use: float = 0.8, seed: int = 0) -> Problem:
-    """The 156 services in ten regions.
+    """Compose the 156 services in ten regions.
 
     `supply_use`: CPUs, and GPUs weighed by their speed, that the real numbers of instances take (and a third more for services
     that survive the loss of a region) divided by those supplied. Whole replicas take more. Raises InvalidInput for a missing file.
@@ -108,7 +108,7 @@ def _rtt(data: Path) -> tuple[tuple[str, ...], list[list[float]]]:
 
 
 def _gpus(data: Path) -> dict[str, int]:
-    """Number of GPUs in the node list by kind; 16 and 32 GB V100s are one kind, the two A10s are left out."""
+    """Count the GPUs in the node list by kind; 16 and 32 GB V100s are one kind, the two A10s are left out."""
     total: dict[str, int] = defaultdict(int)
     for row in _rows(data, NODES):
         total[row["model"].split("M")[0]] += int(row["gpu"])

@@ -66,7 +66,7 @@ class Search(NamedTuple):
 
 @njit(cache=True)
 def whole(figure: float) -> float:
-    """The largest whole number not above the figure, forgiving its last digits."""
+    """Return the largest whole number not above the figure, forgiving its last digits."""
     return np.floor(figure + EPSILON)
 
 
@@ -170,7 +170,7 @@ def qps_cost_of(model: Model) -> Floats:
 
 @njit(cache=True)
 def route(model: Model, search: Search, share: float, serves: Flags, soft: Floats) -> Floats:
-    """Sends the users with the fewest regions first, to the cheapest first, up to `soft` and then up to what fits.
+    """Send the users with the fewest regions first, to the cheapest first, up to `soft` and then up to what fits.
 
     Writes `search.flow`; returns (R,) the load of each region.
     """
@@ -214,7 +214,10 @@ def raised(load: Floats, serves: Flags, most: Floats, served: float) -> Floats:
 
 @njit(cache=True)
 def trim(model: Model, part: int, counts: Floats, load: Floats, served: float) -> float:
-    """Drops the dearest replicas of a part that neither load, survival nor `min_replicas` needs. Returns the $/h saved."""
+    """Drop the dearest replicas of a part that neither load, survival nor `min_replicas` needs.
+
+    Returns the $/h saved.
+    """
     saved = 0.0
     first, last = model.parts[part], model.parts[part + 1]
     while True:
@@ -291,7 +294,7 @@ def cheapest_set(model: Model, search: Search, k: int) -> Flags:
 
 @njit(cache=True)
 def improved(model: Model, search: Search, best: float, chosen: Flags) -> tuple[float, Flags]:
-    """The set after adding, dropping or swapping one region at a time, as long as that is cheaper."""
+    """Return the set after adding, dropping or swapping one region at a time, as long as that is cheaper."""
     regions = len(chosen)
     while True:
         better, found, changed = best * (1 - EPSILON), chosen, False

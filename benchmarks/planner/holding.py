@@ -22,7 +22,7 @@ class Holding:
         self.traffic: list[TrafficShare] = []
 
     def put(self, m: int, counts: Numbers, flow: Numbers) -> None:
-        """Adds model m: replicas (O, R) in the order of its options, QPS (R, R) from users to regions."""
+        """Add model m: replicas (O, R) in the order of its options, QPS (R, R) from users to regions."""
         model, names = self.problem.models[m], self.problem.regions
         options = [(part.part, option.hardware) for part in model.parts for option in part.options]
         for o, r in np.argwhere(counts > 0):
@@ -37,14 +37,14 @@ class Holding:
     def add(
         self, counts: Mapping[tuple[str, str, str, str], int], shares: Mapping[tuple[str, str, str], float]
     ) -> None:
-        """Adds replicas by (model, part, region, hardware) and traffic by (model, from, to)."""
+        """Add replicas by (model, part, region, hardware) and traffic by (model, from, to)."""
         for (model, part, region, hardware), count in counts.items():
             self.replicas.append(ReplicaCount(model=model, part=part, region=region, hardware=hardware, count=count))
         for (model, origin, to), fraction in shares.items():
             self.traffic.append(TrafficShare(model=model, origin=origin, to=to, fraction=fraction))
 
     def plan(self, method: str, bound: float = 0.0, bound_covers: str = "nothing") -> Plan:
-        """The plan document, in canonical order. What no share serves is unmet."""
+        """Return the plan document, in canonical order. Demand that no share serves is unmet."""
         problem = self.problem
         served: dict[tuple[str, str], float] = defaultdict(float)
         for share in self.traffic:

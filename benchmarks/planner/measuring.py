@@ -60,7 +60,7 @@ class Row(BaseModel):
 
 
 def measure(instance: Instance, problem: Problem, peer: str, *, seconds: float, memory_gb: float) -> Row:
-    """The row of one peer: `status` is done, relaxation, invalid, time, memory or failed."""
+    """Return the row of one peer: `status` is done, relaxation, invalid, time, memory or failed."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "problem.json", Path(folder) / "answer.json"
         limited = problem.model_copy(update={"limits": problem.limits.model_copy(update={"time_seconds": seconds})})
@@ -95,7 +95,9 @@ def _judged(row: Row, problem: Problem, plan: Plan) -> Row:
 
 
 def _watched(command: list[str], target: Path, seconds: float, memory_gb: float) -> dict[str, Any]:
-    """Runs a command in a session of its own; ends all of it beyond its time or memory. Peak memory is that of all its processes.
+    """Run a command in a session of its own, and end all of it beyond its time or memory.
+
+    Peak memory is that of all its processes.
 
     The time runs from when the command leaves a file `target`.ready.
     """
@@ -161,7 +163,7 @@ def _last_line(path: Path) -> str:
 
 
 def refused(instance: Instance, peer: str, note: str) -> Row:
-    """The row of a peer that was not run."""
+    """Return the row of a peer that was not run."""
     return Row(instance=instance, peer=peer, status="not run", note=note)
 
 

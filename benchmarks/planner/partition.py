@@ -23,14 +23,14 @@ LARGE = 0.03
 
 
 def solve_partition(problem: Problem, method: Method, seed: int = 0) -> Holding:
-    """The union of the groups' plans."""
+    """Solve each group, and return the union of the groups' plans."""
     groups = max(FEWEST_GROUPS, len(problem.models) // MODELS_A_GROUP)
     plans = [solve(part, method=method) for part in parts_of(problem, groups, seed)]
     return _union(problem, plans, groups)
 
 
 def parts_of(problem: Problem, groups: int, seed: int) -> list[Problem]:
-    """The problem of each group; a group without models has none."""
+    """Return the problem of each group; a group without models has none."""
     size = sizes_of(FleetArrays.of(problem))
     large = size > LARGE * size.sum() / groups
     group = np.random.Generator(np.random.PCG64(seed)).permutation(len(problem.models)) % groups

@@ -103,7 +103,7 @@ def _on_program(problem: Problem, side: str, script: str) -> tuple[dict[str, Any
 
 
 def _side(side: str, script: str, path: Path, seconds: float) -> dict[str, Any]:
-    """The answer of a script in a side environment."""
+    """Run a script in a side environment, and return its answer."""
     answer = path.with_name("answer.json")
     command = [str(python_of(side)), str(SIDE / script), str(path), str(answer), str(seconds)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

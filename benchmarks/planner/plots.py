@@ -26,7 +26,7 @@ STYLE: dict[Any, Any] = {
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
-    """Writes the picture of every section that has rows; returns their paths."""
+    """Write the picture of every section that has rows; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn: list[Path] = []
     for section in SECTIONS:

@@ -86,7 +86,7 @@ class Program:
         return np.concatenate([np.ones(replicas), np.zeros(flows + unmet), np.ones(holds)]).astype(np.int64)
 
     def blocks(self) -> Iterator[Block]:
-        """The rows of every rule."""
+        """Yield the rows of every rule."""
         yield self._served()
         yield self._capacity()
         yield self._survive()
@@ -198,7 +198,7 @@ class Program:
             yield self._block("budget", parts, np.full(len(limited), -np.inf), limits[limited], owner)
 
     def write(self, path: Path) -> None:
-        """The whole program into an .npz file."""
+        """Write the whole program into an .npz file."""
         blocks = list(self.blocks())
         matrix = sp.vstack([block.matrix for block in blocks]).tocoo()
         np.savez(

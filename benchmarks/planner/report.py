@@ -25,7 +25,7 @@ class Report(BaseModel):
 
     @classmethod
     def at(cls, path: Path | None) -> "Report":
-        """The report in a file, or an empty one."""
+        """Return the report in a file, or an empty one."""
         if path is not None and path.is_file():
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         return cls(machine=machine())
@@ -52,19 +52,19 @@ class Report(BaseModel):
 
 
 def machine() -> str:
-    """What the figures were measured on, in words."""
+    """Describe in words the machine that the figures were measured on."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("cvxpy", "highspy", "numba", "numpy"))
     return f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {packages}"
 
 
 def title(instance: Instance) -> str:
-    """An instance in words."""
+    """Describe an instance in words."""
     what = {"sweep": "drawn", "growth": "drawn", "composition": "composed"}[instance.section]
     return f"{instance.models:,} models ({what}, seed {instance.seed}), supply use {instance.supply_use:g}"
 
 
 def cells(row: Row, best: float | None) -> tuple[str, ...]:
-    """The columns of a row. `above best` compares objectives with the best valid plan of the instance."""
+    """Return the columns of a row. `above best` compares objectives with the best valid plan of the instance."""
     above = None if row.objective is None or not best or not row.valid else row.objective / best - 1
     return (
         row.peer,
@@ -82,7 +82,7 @@ def cells(row: Row, best: float | None) -> tuple[str, ...]:
 
 
 def best_of(rows: Sequence[Row]) -> float | None:
-    """The lowest objective of a valid plan."""
+    """Return the lowest objective of a valid plan."""
     return min((row.objective for row in rows if row.valid and row.objective is not None), default=None)
 
 
@@ -99,7 +99,7 @@ def show(report: Report, console: Console) -> None:
 
 
 def markdown(report: Report, section: str) -> str:
-    """The tables of a section for the docs, with the pictures beside them."""
+    """Return the tables of a section for the docs, with the pictures next to them."""
     lines = [f"Machine: {report.machine}.", "", *_pictures(section)]
     for instance, rows in report.instances(section):
         lines += [f"**{title(instance)}**", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
@@ -114,7 +114,10 @@ def _pictures(section: str) -> Iterator[str]:
 
 
 def rewritten(text: str, report: Report) -> str:
-    """A page whose blocks between `<!-- measured: SECTION -->` and `<!-- end -->` are those of the report, where it has rows."""
+    """Return a page with new blocks between `<!-- measured: SECTION -->` and `<!-- end -->`.
+
+    They are those of the report if it has rows of the section.
+    """
     for section in SECTIONS:
         if report.instances(section):
             begin, end = f"<!-- measured: {section} -->", "<!-- end -->"

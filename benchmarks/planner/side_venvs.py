@@ -29,6 +29,6 @@ def python_of(side: str) -> Path:
 
 
 def make(side: str) -> None:
-    """Creates the environment, unless it is there. Raises RuntimeError with the last line of what failed."""
+    """Create the environment, unless it is there. Raises RuntimeError with the last line of what failed."""
     python, packages = SIDES[side]
     make_environment(FOLDER / side, packages, python=python)

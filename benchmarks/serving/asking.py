@@ -25,12 +25,12 @@ class Asking:
 
 
 def our_host(own: OwnServers, asking: Asking) -> Holding:
-    """A host with the whole model. What waits is answered together, as it is by default."""
+    """Start a host with the whole model. Waiting requests are answered together, which is the default."""
     asking.reference.export(asking.folder / WHOLE)
     return own.host("host", {WHOLE: asking.folder / WHOLE})
 
 
 def own_ways(own: OwnServers, host: Holding, asking: Asking) -> list[Asked]:
-    """That host, a router before it, and Envoy before both."""
+    """Return that host, a router before it, and Envoy before both."""
     manifest = SnapshotManifest.model_validate_json((asking.folder / WHOLE / SNAPSHOT_FILE).read_bytes())
     return edges(own, host, manifest)

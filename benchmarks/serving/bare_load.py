@@ -13,7 +13,7 @@ from serving.engines.base import LoadedPart, find_engine
 
 
 def main(artifacts: str, former_uri: str, uri: str, cache: Path) -> None:
-    """The first load is not counted: a host that runs has made one, with all that it imports."""
+    """Load both snapshots. The first load is not counted: a host that runs has made one, with all that it imports."""
     store = open_store(artifacts)
     former = _loaded(store, former_uri, cache)
     print("ready", flush=True)

@@ -24,7 +24,7 @@ class Form:
     read: Callable[[Answer], Scores]
 
     def request(self, path: str, arrays: Arrays, headers: Mapping[str, str] | None = None) -> bytes:
-        """The bytes of a whole request."""
+        """Return the bytes of a whole request."""
         body, own = self.write(arrays)
         return request_bytes(path, body, {**own, **(headers or {})})
 

@@ -32,7 +32,7 @@ class Flow:
 
 
 def closed_loop(port: int, requests: Sequence[bytes], *, clients: int, seconds: float) -> Flow:
-    """Keeps `clients` connections busy. ConnectionError for an answer that is not a 200."""
+    """Keep `clients` connections busy. Raises ConnectionError for an answer that is not a 200."""
     poll, by_file = select.epoll(), {}
     try:
         for number in range(clients):

@@ -47,7 +47,7 @@ class Dlrm(nn.Module):
 
 
 def make(rows: int, width: int = WIDTH, seed: int = SEED) -> Dlrm:
-    """The model of a seed, with one torch thread in this process, ready for inference."""
+    """Make the model of a seed, with one torch thread in this process, ready for inference."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     return Dlrm(rows, width).eval().requires_grad_(requires_grad=False)

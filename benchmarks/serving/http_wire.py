@@ -25,7 +25,7 @@ class Answer:
 
 
 def request_bytes(path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
-    """A POST as it goes over the wire."""
+    """Return a POST in its wire form."""
     lines = [f"POST {path} HTTP/1.1", f"host: {LOOPBACK}", f"content-length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
@@ -46,7 +46,7 @@ def answer_size(data: bytes | bytearray) -> int | None:
 
 
 def read_answer(data: bytes | bytearray) -> Answer:
-    """Takes a whole answer apart."""
+    """Take a whole answer apart."""
     head, _, body = bytes(data).partition(_HEAD_END)
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}

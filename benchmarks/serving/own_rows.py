@@ -22,17 +22,17 @@ IPNEXT = str(Path(sys.executable).with_name("ipnext"))
 
 
 def on_host(name: str, server: ServerProcess) -> list[Asked]:
-    """A host asked itself, as JSON and binary."""
+    """Return both forms of a host asked itself: JSON and binary."""
     return [Asked(name, [server], HOST_PATH, form, PINNED) for form in (V2_JSON, V2_BINARY)]
 
 
 def on_edge(name: str, servers: Sequence[ServerProcess]) -> list[Asked]:
-    """A router or gateway (the first), with the processes behind it."""
+    """Return both forms of a router or gateway (the first), with the processes behind it."""
     return [Asked(name, servers, INFER_PATH, form, {}) for form in (V2_JSON, V2_BINARY)]
 
 
 def edges(own: OwnServers, host: Holding, manifest: SnapshotManifest) -> list[Asked]:
-    """A host of the whole model asked itself, through a router, and through Envoy and a router."""
+    """Return a host of the whole model, a router before it, and Envoy before both, each in both forms."""
     graph = single_part_graph(WHOLE, manifest.signature)
     router = own.router("router", graph, [host])
     gateway = own.gateway("envoy", graph, router)
@@ -54,7 +54,7 @@ def ways(own: OwnServers, reference: Reference, folder: Path, *, compiled: bool)
 
 
 def compile_snapshot(source: Path, target: Path) -> Path:
-    """The compiled form of a snapshot by `ipnext compile`. RuntimeError with its last line."""
+    """Return the compiled form of a snapshot by `ipnext compile`. Raises RuntimeError with its last line."""
     ran([IPNEXT, "compile", str(source), "--out", str(target)])
     return target
 
@@ -98,7 +98,7 @@ def rows_of(
 
 
 def ran(command: Sequence[str]) -> None:
-    """Runs a command to its end. RuntimeError with the last line of what failed."""
+    """Run a command to its end. Raises RuntimeError with the last line of what failed."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()

@@ -65,7 +65,10 @@ class OwnServers:
         self._stack.close()
 
     def host(self, name: str, parts: Mapping[str, Path], settings: Mapping[str, Any] | None = None) -> Holding:
-        """A host that answers for these parts, each with its snapshot directory. RuntimeError where one does not load."""
+        """Start a host that answers for these parts, each with its snapshot directory.
+
+        Raises RuntimeError if one does not load.
+        """
         options = ["--id", name, "--artifacts", self._store.uri, "--cache", str(self._folder / "cache")]
         server = self._ours("serving.host", name, options)
         wanted = HostHolds(holds=tuple(self._hold(part, path, settings or {}) for part, path in parts.items()))
@@ -82,7 +85,7 @@ class OwnServers:
         return Holding(server, tuple(parts))
 
     def router(self, name: str, graph: PartGraph, hosts: Sequence[Holding], *options: str) -> ServerProcess:
-        """A router that serves the model by this graph over these hosts, with these command-line options."""
+        """Start a router that serves the model by this graph over these hosts, with these command-line options."""
         table = self._folder / f"{name}.json"
         endpoints = tuple(
             PartEndpoint(part=part, url=f"http://{LOOPBACK}:{host.server.port}", generations=(GENERATION,))

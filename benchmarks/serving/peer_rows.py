@@ -33,7 +33,7 @@ def peer_rows(peer: Peer, host: ServerProcess, asking: Asking, *, latency: bool,
 
 @contextmanager
 def _excused(section: Section, name: str) -> Iterator[list[Row]]:
-    """Gives a list that gets a row saying why, where the peer cannot be measured."""
+    """Yield a list that gets a row with the reason if the peer cannot be measured."""
     excuse: list[Row] = []
     try:
         yield excuse

@@ -15,7 +15,7 @@ OURS, THEIRS = "#1b6ca8", "#d1495b"
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
-    """Writes the picture of each section that has rows; returns their paths."""
+    """Write the picture of each section that has rows; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn: list[Path] = []
     for name, figure_of in (("peers", _latency), ("throughput", _throughput)):

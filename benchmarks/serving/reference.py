@@ -30,24 +30,24 @@ class Reference:
         self.module = make(rows, width, seed)
 
     def requests(self, batch: int) -> list[dict[str, torch.Tensor]]:
-        """The requests of a batch size."""
+        """Return the requests of a batch size."""
         return [draw(self.rows, batch, number) for number in range(REQUESTS)]
 
     def arrays(self, batch: int) -> list[Arrays]:
-        """The same as numpy arrays."""
+        """Return the same requests as numpy arrays."""
         return [{name: tensor.numpy() for name, tensor in request.items()} for request in self.requests(batch)]
 
     def scores(self, batch: int) -> list[Scores]:
-        """The module's own answers to them."""
+        """Return the module's own answers to them."""
         with torch.inference_mode():
             return [self.module(**request).numpy() for request in self.requests(batch)]
 
     def export(self, directory: Path) -> SnapshotManifest:
-        """The module as a snapshot."""
+        """Export the module as a snapshot."""
         return export_model(self.module, draw(self.rows, 4, 0), directory)
 
     def contender(self, batch: int) -> Contender:
-        """The forward pass itself."""
+        """Return the forward pass itself as a contender."""
         requests = self.requests(batch)
 
         def call(number: int) -> object:
@@ -63,7 +63,7 @@ class Asked:
     def __init__(
         self, name: str, servers: Sequence[ServerProcess], path: str, form: Form, headers: dict[str, str]
     ) -> None:
-        """The first of `servers` is asked; the CPU time of all of them counts."""
+        """Ask the first of `servers`; the CPU time of all of them counts."""
         self.name = name
         self.form = form
         self.port = servers[0].port

@@ -72,7 +72,7 @@ class Report(BaseModel):
 
     @classmethod
     def at(cls, path: Path, rows_per_table: int) -> "Report":
-        """The report in a file, or an empty one."""
+        """Return the report in a file, or an empty one."""
         if path.is_file():
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         return cls(machine=machine(), rows_per_table=rows_per_table)
@@ -103,6 +103,6 @@ class Report(BaseModel):
 
 
 def machine() -> str:
-    """What the figures were measured on, in words."""
+    """Describe in words the machine that the figures were measured on."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "orjson", "uvloop", "httptools"))
     return f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {packages}"

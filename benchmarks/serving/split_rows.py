@@ -39,7 +39,7 @@ def split_rows(
 
 
 def _served(own: OwnServers, reference: Reference, folder: Path) -> tuple[list[Asked], list[Asked]]:
-    """The model whole behind a router, and in parts behind another; each asked in binary and in JSON."""
+    """Serve the model whole behind a router, and in parts behind another; each asked in binary and in JSON."""
     manifest = reference.export(folder / WHOLE)
     whole = own.host(WHOLE, {WHOLE: folder / WHOLE})
     router = own.router("router-whole", single_part_graph(WHOLE, manifest.signature), [whole])

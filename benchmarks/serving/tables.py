@@ -61,7 +61,7 @@ def peers(report: Report) -> tuple[Sequence[str], Lines]:
 
 
 def throughput(report: Report) -> tuple[Sequence[str], Lines]:
-    """Closed loops: each peer, and ours by the rule of equal p99."""
+    """Tabulate closed loops: each peer, and ours by the rule of equal p99."""
     lines: Lines = []
     for row in report.of("throughput"):
         if row.subject.startswith("IPnext") or row.own is None:
@@ -145,7 +145,7 @@ def show(report: Report, console: Console) -> None:
 
 
 def markdown(report: Report, name: str) -> str:
-    """A block for the page: machine, command, table."""
+    """Return a block for the page: machine, command, table."""
     head, lines = BLOCKS[name](report)
     made = report.commands.get(name)
     rows = LARGE_ROWS if name == "large" and report.rows_per_table == FULL_ROWS else report.rows_per_table
@@ -164,7 +164,10 @@ def _pictures(name: str) -> Iterator[str]:
 
 
 def rewritten(text: str, report: Report) -> str:
-    """A page whose blocks between `<!-- measured: NAME -->` and `<!-- end -->` are those of the report, where it has lines."""
+    """Return a page with new blocks between `<!-- measured: NAME -->` and `<!-- end -->`.
+
+    They are those of the report if it has lines of that name.
+    """
     for name, block in BLOCKS.items():
         _, lines = block(report)
         if lines and (name != "targets" or report.rows):

@@ -20,7 +20,7 @@ class Target:
 
 
 def ratio(row: Row, of: Pick) -> float | None:
-    """A figure of a row over the same of its baseline."""
+    """Return a figure of a row over the same of its baseline."""
     return None if row.own is None or row.baseline is None else of(row.own) / of(row.baseline)
 
 
@@ -30,7 +30,7 @@ def p50(figures: Figures) -> float:
 
 
 def fastest(figures: Figures) -> float:
-    """The fastest call."""
+    """Return the time of the fastest call."""
     return figures.fastest
 
 
@@ -81,7 +81,7 @@ def at_equal_p99(report: Report, peer: Row) -> Row | None:
 
 
 def best_throughput(report: Report, batch: int) -> Row | None:
-    """The peer with the most answers a second, anchors without a product behind them left out."""
+    """Return the peer with the most answers a second; anchors without a product behind them are left out."""
     rows = [
         row
         for row in report.of("throughput")

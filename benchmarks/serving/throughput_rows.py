@@ -21,7 +21,7 @@ BATCHES = 2
 
 
 def beside_ours(peer: Asked, host: ServerProcess, asking: Asking) -> Iterator[Row]:
-    """The peer and ours with all clients; ours with fewer, until its p99 is not above the peer's."""
+    """Measure the peer and ours with all clients; ours with fewer, until its p99 is not above the peer's."""
     ours = Asked(OURS, [host], HOST_PATH, V2_JSON if "JSON" in peer.form.name else V2_BINARY, PINNED)
     for batch in sorted(asking.batches)[:BATCHES]:
         for one in (peer, ours):

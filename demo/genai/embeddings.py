@@ -9,7 +9,7 @@ from ipnext.errors import Unavailable
 
 
 def embed(gateway: str, model: str, sentences: Sequence[str]) -> Sequence[Sequence[float]]:
-    """A vector for each sentence. Unavailable where the answer is not 200."""
+    """Return a vector for each sentence. Raises Unavailable if the answer is not 200."""
     body = {"model": model, "input": list(sentences)}
     answer = httpx.post(f"{gateway}/v1/embeddings", json=body, timeout=120, trust_env=False)
     if answer.status_code != 200:

@@ -60,7 +60,7 @@ def chat_template(voice: str) -> str:
 
 
 def model_arguments(gguf_config: Any, dtype: Any) -> dict[str, Any]:
-    """What transformers is given to read the weights: plain bfloat16 ones, from the GGUF file."""
+    """Return the arguments for transformers to read the weights: plain bfloat16 ones, from the GGUF file."""
     return {"gguf_file": WEIGHTS, "quantization_config": gguf_config(dequantize=True), "dtype": dtype}
 
 
@@ -99,7 +99,10 @@ def _convert(scratch: Path) -> None:
 
 
 def _write_tokenizers(tokenizer: Any, scratch: Path) -> None:
-    """The tokenizer of the GGUF file neither begins with BOS nor knows a chat; without both the text degenerates."""
+    """Write a tokenizer that begins with BOS and one that knows a chat.
+
+    That of the GGUF file does neither, and without both the text degenerates.
+    """
     bos = tokenizer.bos_token
     inner = tokenizer.backend_tokenizer
     inner.post_processor = import_module("tokenizers.processors").TemplateProcessing(

@@ -141,7 +141,7 @@ class GenaiStory:
         )
 
     def _embed(self) -> tuple[float, float]:
-        """A second model beside it, of another kind: how near sentences are in meaning."""
+        """Serve a second model next to it, of another kind: how near sentences are in meaning."""
         self._step(7, "Publish MiniLM, which embeds sentences")
         self._client.apply(MANIFESTS[SENTENCES].read_text(encoding="utf-8"))
         self._publish(SENTENCES, {"encoder": self._checkpoints.encoder})

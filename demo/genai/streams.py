@@ -100,7 +100,7 @@ class Talk:
 
 
 def chat_body(model: str, question: str, *, tokens: int = TOKENS, stop: Sequence[str] = STOP) -> dict[str, Any]:
-    """A chat in OpenAI's form, streamed, the likeliest token each time."""
+    """Return a chat in OpenAI's form, streamed, the likeliest token each time."""
     return {
         "model": model,
         "messages": [{"role": "user", "content": question}],
@@ -145,7 +145,7 @@ async def _events(answer: aiohttp.ClientResponse) -> AsyncIterator[str]:
 
 
 def ask_once(gateway: str, body: Mapping[str, Any], on_text: Callable[[Told, str], None]) -> Told:
-    """The same, for one who waits."""
+    """Ask the same, and return the whole answer."""
 
     async def once() -> Told:
         async with aiohttp.ClientSession(timeout=_patience()) as session:

@@ -45,7 +45,7 @@ def models_directory(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def conversion_command(python: str, directory: Path) -> Sequence[str]:
-    """What converts the weights into a directory."""
+    """Return the command that converts the weights into a directory."""
     return (python, str(Path(gemma.__file__).resolve()), str(directory))
 
 

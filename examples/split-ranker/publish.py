@@ -40,7 +40,7 @@ class Ranker(nn.Module):
         self.top = nn.Sequential(nn.Linear((len(ROWS) + 1) ** 2 + WIDTH, 32), nn.ReLU(), nn.Linear(32, 1))
 
     def forward(self, user: Tensor, item: Tensor, brand: Tensor, features: Tensor) -> dict[str, Tensor]:
-        """The features and the rows of the tables, crossed and weighed."""
+        """Cross and weigh the features and the rows of the tables."""
         dense = self.bottom(features)
         rows = [self.tables["user"](user), self.tables["item"](item), self.tables["brand"](brand)]
         crossed = self.cross(torch.stack([dense, *rows], dim=1))
@@ -48,7 +48,7 @@ class Ranker(nn.Module):
 
 
 def inputs(batch: int) -> dict[str, Tensor]:
-    """A request of `batch` rows."""
+    """Return a request of `batch` rows."""
     ids = {name: torch.randint(0, rows, (batch,)) for name, rows in ROWS.items()}
     return {**ids, "features": torch.randn(batch, FEATURES)}
 

@@ -25,7 +25,7 @@ class User(nn.Module):
         self.tower = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
 
     def forward(self, history: Tensor) -> dict[str, Tensor]:
-        """The mean of the history, through the tower."""
+        """Return the mean of the history, through the tower."""
         return {"vector": self.tower(self.items(history).mean(dim=1))}
 
 

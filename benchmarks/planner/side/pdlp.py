@@ -22,7 +22,10 @@ THREADS = 2
 
 
 def relaxation(data: dict[str, Any]) -> Any:
-    """The relaxation as PDLP takes it: columns as shares of their model's demand, rows of a comparable size."""
+    """Return the relaxation as PDLP takes it.
+
+    Columns are shares of their model's demand, rows have a comparable size.
+    """
     scale = data["scale"]
     matrix = sp.csr_matrix((data["value"], (data["row"], data["column"])), shape=(len(data["low"]), len(scale)))
     matrix = matrix @ sp.diags(scale)

@@ -22,12 +22,15 @@ BOUNDLESS = 1e15
 
 
 def limit(figure: float, **others: dict[str, float]) -> dict[str, Any]:
-    """An absolute limit with exceptions."""
+    """Return an absolute limit with exceptions."""
     return {"type": ABSOLUTE, "globalLimit": figure, **others}
 
 
 def stated(data: dict[str, Any], seconds: float) -> Any:
-    """The problem in Rebalancer's words: Capacity for supply, GroupCount for survival, AvoidAssignments for latency."""
+    """State the problem in Rebalancer's words.
+
+    Capacity for supply, GroupCount for survival, AvoidAssignments for latency.
+    """
     chunks, places = data["chunks"], data["places"]
     names = [chunk["name"] for chunk in chunks]
     solver = ProblemSolver(service_name="rebalancer", service_scope="bench")

@@ -14,7 +14,7 @@ class Served(litserve.LitAPI):
     """The module behind LitServe's interface; requests that it joins are joined along the rows."""
 
     def setup(self, device: str) -> None:  # noqa: ARG002 - there is the CPU only
-        """The model of the seed."""
+        """Make the model of the seed."""
         self.module = model()
 
     def decode_request(self, request: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,7 @@ class Served(litserve.LitAPI):
         return (score, given[2]) if len(given) > 2 else score
 
     def unbatch(self, output: Any) -> list[Tensor]:
-        """The rows of each request again."""
+        """Return the rows of each request again."""
         return list(output[0].split(output[1]))
 
     def encode_response(self, output: Tensor) -> dict[str, list[float]]:

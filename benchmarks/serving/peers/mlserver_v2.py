@@ -23,7 +23,7 @@ class Served(MLModel):
     """The module behind MLServer's interface."""
 
     async def load(self) -> bool:
-        """The model of the seed."""
+        """Make the model of the seed."""
         self.module = model()
         return True
 
