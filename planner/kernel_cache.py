@@ -35,7 +35,7 @@ def folder() -> Path | None:
 
 
 def is_complete() -> bool:
-    """True if every kernel is compiled, so that a process loads them within seconds."""
+    """Check whether every kernel is compiled, so that a process loads them within seconds."""
     place = folder()
     return place is not None and (place / COMPLETE).exists()
 
@@ -49,7 +49,7 @@ def mark_complete() -> None:
 
 
 def is_compiling() -> bool:
-    """True if a process of this machine compiles into the folder now."""
+    """Check whether a process of this machine compiles into the folder now."""
     place = folder()
     if place is None:
         return False

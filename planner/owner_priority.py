@@ -36,7 +36,7 @@ def by_priority(problem: Problem, plan: Plan, *, solve: Callable[[Problem], Plan
 
 
 def is_overtaken(problem: Problem, plan: Plan) -> bool:
-    """True if demand of some owner is unserved while models of an owner of lower priority hold replicas."""
+    """Check whether demand of an owner is unserved while an owner of lower priority holds replicas."""
     levels = problem.levels
     if len(levels) < 2 or not plan.unmet:
         return False

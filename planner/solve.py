@@ -165,7 +165,7 @@ def _answers(problem: Problem, index: Index, method: Method) -> Iterator[_Answer
 
 
 def asks_fleet(problem: Problem, method: Method) -> bool:
-    """True if the fleet's solver is used alone: it needs the kernels."""
+    """Check whether the fleet's solver is used alone: it needs the kernels."""
     return method == "fleet" or (method == "auto" and _columns(problem) > REFERENCE_COLUMNS)
 
 

@@ -123,7 +123,7 @@ def _heals(error: ActivityError) -> bool:
 
 
 def _is_bug(error: ActivityError) -> bool:
-    """True if the error is a bug, which a retry seldom fixes."""
+    """Check whether the error is a bug, which a retry seldom fixes."""
     return isinstance(error.cause, ApplicationError) and error.cause.type == IPnextError.code
 
 

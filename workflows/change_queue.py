@@ -95,11 +95,17 @@ def oldest_of(queue: tuple[QueuedChange, ...], *, held: bool) -> QueuedChange | 
 
 
 def stops(new: QueuedChange, running: QueuedChange) -> bool:
-    """True if a new change preempts the running one: a rollback or a retirement does not wait for a newer rollout."""
+    """Check whether a new change preempts the running one.
+
+    A rollback or a retirement does not wait for a newer rollout.
+    """
     urgent = new.kind in URGENT and new.sequence > running.sequence
     return urgent and running.kind in {ChangeKind.PUBLISH, ChangeKind.APPLY, ChangeKind.MOVE, ChangeKind.REPAIR}
 
 
 def overtakes(later: QueuedChange, earlier: QueuedChange) -> bool:
-    """True if a newer change supersedes an older one. A publish is not part of a newer apply, which uses the serving generation."""
+    """Check whether a newer change supersedes an older one.
+
+    A publish is not part of a newer apply, which uses the serving generation.
+    """
     return earlier.kind in _OVERTAKES[later.kind]

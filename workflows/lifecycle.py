@@ -211,7 +211,7 @@ class LifecycleWorkflow(Walked):
         return stages[kind]
 
     def _applies(self, stage: str) -> bool:
-        """True if the run executes a stage, by the answer of `resolve_snapshots`."""
+        """Check whether the run executes a stage, by the answer of `resolve_snapshots`."""
         if stage == "optimization":
             return self._cuts
         return stage != "planning" or self._places or self._input.change.kind is not ChangeKind.ROLLBACK

@@ -159,7 +159,7 @@ class Held:
         return self._running is not None and self._reaches(self._running)
 
     def _reaches(self, change: QueuedChange) -> bool:
-        """True if the change has a run: one that this run of the entity started, or follows."""
+        """Check whether the change has a run: one that this run of the entity started, or follows."""
         return change.id in self._children or change.id in self._follows
 
     def _passes_pause(self, change: QueuedChange) -> bool:

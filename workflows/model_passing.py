@@ -43,7 +43,7 @@ class Passing(Held):
         return next((waiting for waiting in found if (waiting.id, in_way) not in self._weighed), None)
 
     def _is_stopped(self, change: QueuedChange) -> bool:
-        """True if a waiting rollback or retirement would stop the change as soon as it runs."""
+        """Check whether a waiting rollback or retirement would stop the change as soon as it runs."""
         return any(stops(waiting, change) for waiting in self._queue)
 
     @property

@@ -34,13 +34,16 @@ async def prepare(stage: StageInput, stages: Sequence[StageName], *, urgent: boo
 
 
 def is_refused(error: ActivityError) -> bool:
-    """True if a stage was refused, so that a retry is useless. A bug is no refusal: the stages then run one by one."""
+    """Check whether a stage was refused, so that a retry is useless.
+
+    A bug is no refusal: the stages then run one by one.
+    """
     cause = error.cause
     return isinstance(cause, ApplicationError) and cause.non_retryable and cause.type != IPnextError.code
 
 
 def is_done(prepared: Prepared, stage: str) -> bool:
-    """True if a stage has its answer."""
+    """Check whether a stage has its answer."""
     answers = {
         "metadata": prepared.resolved,
         "validation": prepared.validated,

@@ -150,7 +150,10 @@ class ReplanWorkflow:
             await mover.turn(asking=False)
 
     async def _another_waits(self) -> bool:
-        """True if a replan waits that this run has not claimed; the signal alone may be that of one that it has."""
+        """Check whether a replan waits that this run has not claimed.
+
+        The signal alone may be that of one that it has.
+        """
         self._asked = False
         found = await perform(policies.WAITING_REPLANS, self._input, "does another replan wait?")
         return found.waiting > 0

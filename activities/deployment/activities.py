@@ -174,7 +174,10 @@ def _name_repetition(record: RecordInput, again: Change) -> RecordInput:
 
 
 def _follows_what_runs(kind: ChangeKind, ended: ChangeState) -> bool:
-    """True if the plan in force is set to the observed state: not after a failed repair, as that state is the fault."""
+    """Check whether the plan in force is set to the observed state.
+
+    It is not after a failed repair, as that state is the fault.
+    """
     return kind is ChangeKind.RETIRE or (ended is not ChangeState.DONE and kind is not ChangeKind.REPAIR)
 
 

@@ -81,6 +81,6 @@ def regions_of(repository: Repository, change: Change) -> frozenset[str]:
 
 
 def _is_replaced(changes: Iterable[Change], change: Change) -> bool:
-    """True if a newer change of the model replaces this one. `changes`: the model's newest."""
+    """Check whether a newer change of the model replaces this one. `changes`: the model's newest."""
     replaces = _REPLACES | {ChangeKind.APPLY} if change.kind is ChangeKind.APPLY else _REPLACES
     return any(other.sequence > change.sequence and other.kind in replaces for other in changes)

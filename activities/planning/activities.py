@@ -184,7 +184,7 @@ def adopt_manifest(
 
 
 def keeps(placed: Placement, problem: Problem) -> bool:
-    """True if a model may stay as the plan in force has it: the same wishes as then, all met, no rule broken.
+    """Check whether a model may stay as the plan in force has it: the same wishes as then, all met, no rule broken.
 
     `problem` holds the model alone, on the supply that the others leave.
     """

@@ -154,7 +154,7 @@ def cost_of(
 
 
 def rows_differ(one: Plan | CurrentState, other: Plan | CurrentState) -> bool:
-    """True if two plans place or route anything differently."""
+    """Check whether two plans place or route anything differently."""
     return _rows(one) != _rows(other)
 
 
@@ -244,7 +244,7 @@ def _moving(repository: Repository, model: str) -> TransitionRecord | None:
 
 
 def is_short(problem: Problem, plan: Plan) -> bool:
-    """True if a part has less throughput in some region than the plan sends there."""
+    """Check whether a part has less throughput in some region than the plan sends there."""
     return any(violation.rule == "capacity" for violation in check(problem, plan))
 
 

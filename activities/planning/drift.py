@@ -95,7 +95,7 @@ def withdraw_unserved(repository: Repository, model: str) -> bool:
 
 
 def _is_left_to_another(repository: Repository, model: str, now: datetime) -> bool:
-    """True if an open change moves the model, or is about to: a repair before it could hold it up.
+    """Check whether an open change moves the model, or is about to: a repair before it could delay it.
 
     False if it waits for a freeze, may wait for the end of a pause, or has planned no waves for long.
     """
@@ -112,14 +112,17 @@ def _is_left_to_another(repository: Repository, model: str, now: datetime) -> bo
 
 
 def _waits_for_plan(repository: Repository, model: str) -> bool:
-    """True if the plan in force places the model in a lost region."""
+    """Check whether the plan in force places the model in a lost region."""
     placed = repository.placement(model)
     lost = Drained.of(repository.drains()).lost
     return placed is not None and any(row.region in lost and row.count for row in placed.replicas)
 
 
 def _pauses(changes: Iterable[Change], now: datetime) -> bool:
-    """True if the last repairs failed too recently to try again. `changes`: newest first; those that are open don't count."""
+    """Check whether the last repairs failed too recently to try again.
+
+    `changes`: newest first; those that are open don't count.
+    """
     failed = 0
     newest: datetime | None = None
     for change in (found for found in changes if found.state.final):

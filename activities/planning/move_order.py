@@ -60,7 +60,7 @@ def free_units(problem: Problem, running: Iterable[CurrentState]) -> dict[Cell, 
 
 
 def fits(move: Move, free: Mapping[Cell, float]) -> bool:
-    """True if all units that it grows by are free."""
+    """Check whether all units that the move grows by are free."""
     return all(units <= free.get(cell, 0.0) + TOLERANCE for cell, units in move.grows.items())
 
 

@@ -245,7 +245,10 @@ def _troubles(repository: Repository, plan_id: str) -> tuple[MoveTrouble, ...]:
 
 
 def _repair_waits(repository: Repository) -> bool:
-    """True if a region is lost and its drain's replan has not begun: until then models may be answered nowhere."""
+    """Check whether a region is lost and its drain's replan has not begun.
+
+    Until then models may be answered nowhere.
+    """
     return bool(Drained.of(repository.drains()).lost) and repository.waiting_replans("drain") > 0
 
 

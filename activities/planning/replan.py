@@ -376,7 +376,7 @@ def _difference(before: Iterable[Placement], after: Plan) -> PlanDiff:
 
 
 def _differs(placed: Placement, now: CurrentState | None) -> bool:
-    """True if a model runs otherwise than it is placed. Tables of regions without demand follow the others."""
+    """Check whether a model runs otherwise than it is placed. Tables of regions without demand follow the others."""
     demanding = {item.region for item in placed.wishes.demand}
     rows = now or CurrentState()
     traffic = tuple(row for row in rows.traffic if row.origin in demanding)

@@ -245,7 +245,7 @@ def _is_empty(seen: DrainSeen) -> bool:
 
 
 def _differs(repository: Repository, drain: Drain, seen: DrainSeen) -> bool:
-    """True if there is progress of a draining region to record."""
+    """Check whether there is progress of a draining region to record."""
     written = (drain.models_left, drain.replicas_left, drain.traffic_left_qps)
     found = (seen.models_left, seen.replicas_left, seen.traffic_left_qps)
     return (
@@ -265,7 +265,7 @@ def _describe_drain(repository: Repository, drain: Drain) -> str:
 
 
 def _due(repository: Repository, drain: Drain) -> bool:
-    """True if the drain's replan has ended long enough ago."""
+    """Check whether the drain's replan has ended long enough ago."""
     if drain.replan_id is None:
         return True
     ended = repository.replan(drain.replan_id).finished_at

@@ -246,7 +246,7 @@ class _Progress:
         self.unanswered |= {table.model for table in sent.kept if not table.shares}
 
     def has_failed(self, table: RouteTable) -> bool:
-        """True if a table was not applied, and so is not stored."""
+        """Check whether a table was not applied, and so is not stored."""
         return table.region in self.unreachable or (table.model, table.region) in self.failed
 
     def pop_outdated(self) -> Sequence[str]:
@@ -309,7 +309,7 @@ def ready_counts(states: Iterable[RegionState]) -> Mapping[tuple[DeploymentKey, 
 
 
 def _is_routed(facts: Facts, survivor: Survivor) -> bool:
-    """True if the survivor's router knows the generation already."""
+    """Check whether the survivor's router knows the generation already."""
     table = facts.tables.get(survivor.region)
     return table is not None and any(served.generation == survivor.generation for served in table.served)
 

@@ -312,7 +312,7 @@ def differences(desired: DesiredRegion, state: RegionState) -> Differences:
 
 
 def in_sync(wanted: DesiredSet, replicas: Collection[Replica]) -> bool:
-    """True if replicas are as many as wanted and hold their generations, or are about to."""
+    """Check whether the replicas are as many as desired and hold their generations, or are about to."""
     if len(replicas) != wanted.replicas:
         return False
     held = [{*replica.ready, *replica.coming} for replica in replicas]

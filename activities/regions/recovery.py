@@ -159,7 +159,7 @@ class Returning:
         self.failed |= {model: describe(error) for model, error in errors.items()}
 
     def _has(self, table: RouteTable) -> bool:
-        """True if the gateway has applied exactly this table."""
+        """Check whether the gateway has applied exactly this table."""
         return (self._revisions.get(table.model), self._tables.get(table.model)) == (table.revision, digest_of(table))
 
     def _push(self, table: RouteTable) -> None:
@@ -306,7 +306,7 @@ class Returning:
 
 
 def has_ready_replicas(facts: Facts, state: RegionState, generation: int | None) -> bool:
-    """True if every part of a generation has a ready replica in the region."""
+    """Check whether every part of a generation has a ready replica in the region."""
     found = facts.generations.get(generation or 0)
     ready = {
         replica.key.part
@@ -319,7 +319,10 @@ def has_ready_replicas(facts: Facts, state: RegionState, generation: int | None)
 
 
 def may_have_drifted(facts: Facts, table: RouteTable | None) -> bool:
-    """True if users or replicas are on a generation that does not serve; `table`: the region's table from now on."""
+    """Check whether users or replicas are on a generation that does not serve.
+
+    `table` is the region's table from now on.
+    """
     if facts.serving is None:
         return False
     tables = [*facts.tables.values(), *([table] if table is not None else [])]

@@ -41,7 +41,7 @@ class ReturnedRegions:
 
 
 def _may_drift(repository: Repository, model: str) -> bool:
-    """True if a model drifted, or can't be read: its repair reports the error."""
+    """Check whether a model drifted, or can't be read: its repair reports the error."""
     try:
         return bool(drift_of(repository, model))
     except Unavailable:

@@ -54,19 +54,25 @@ NOTHING = Drained()
 
 
 def repairs_loss(repository: Repository, plan_id: str) -> bool:
-    """True if a drain requested the plan while a region is lost: users may have nothing else until its moves are done."""
+    """Check whether a drain requested the plan while a region is lost.
+
+    Users may have nothing else until its moves are done.
+    """
     return "drain" in repository.find_triggers(plan_id) and bool(Drained.of(repository.drains()).lost)
 
 
 def leaves_loss(repository: Repository, change: Change) -> bool:
-    """True if a change is a move away from a lost region, whatever plan it is by, or a move by a plan that repairs a loss."""
+    """Check whether a change is a move away from a lost region, or a move by a plan that repairs a loss.
+
+    A move away counts whatever its plan is.
+    """
     if change.kind is not ChangeKind.MOVE or change.plan_id is None:
         return False
     return repairs_loss(repository, change.plan_id) or _leaves(repository, change.model)
 
 
 def _leaves(repository: Repository, model: str) -> bool:
-    """True if a model is in a lost region, or users are sent there, and its placement has nothing there."""
+    """Check whether a model is in a lost region, or users are sent there, and its placement has nothing there."""
     lost, placed = Drained.of(repository.drains()).lost, repository.placement(model)
     if not lost or placed is None:
         return False

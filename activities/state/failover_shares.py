@@ -28,7 +28,7 @@ class Nearness:
     tolerance_ms: float = float("inf")
 
     def near(self, origin: str, region: str) -> bool:
-        """True if the region answers the origin's users in time."""
+        """Check whether the region answers the origin's users in time."""
         return self.rtt_ms.get((origin, region), 0.0) <= self.tolerance_ms
 
 

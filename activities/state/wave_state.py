@@ -172,7 +172,7 @@ def _shares_after(transition: Transition, model: str, index: int) -> Mapping[str
 
 
 def swaps(transition: Transition, model: str, index: int) -> bool:
-    """True if wave `index` hot swaps processes from one generation to another."""
+    """Check whether wave `index` hot swaps processes from one generation to another."""
     before = _before(transition, model, index).counts if transition.refresh == "swap" else {}
     rows = (row for row in transition.waves[index].scale_up if row.model == model)
     return any(row.count < before.get(((row.part, row.region, row.hardware), row.generation), 0) for row in rows)
@@ -184,7 +184,9 @@ def fits_at_once(
     units: Mapping[tuple[str, str], float],
     supply: Mapping[tuple[str, str], float],
 ) -> bool:
-    """True if the supply fits a revert in one step from every wave. Swaps are reverted as they came: a wave at a time.
+    """Check whether the supply fits a revert in one step from every wave.
+
+    Swaps are reverted in their own order: a wave at a time.
 
     `units`: (part, hardware) -> units a replica; `supply`: (region, hardware) -> units that this model may use.
     """

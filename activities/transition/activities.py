@@ -266,7 +266,10 @@ class TransitionActivities:
         return WaveResult(ok=not stays, reason=Reason.REGION_UNREACHABLE if stays else Reason.SUCCEEDED, message=stays)
 
     def _known_routes(self, facts: Facts) -> bool:
-        """True if every gateway answers and none is ahead of its stored table: one ahead of it may send anywhere."""
+        """Check whether every gateway answers and none is ahead of its stored table.
+
+        One ahead of it may send anywhere.
+        """
         states, silent = observe(self._infrastructure, facts.tables.keys() - facts.lost, [facts.model])
         ahead = (state.routes.get(facts.model, 0) > facts.tables[name].revision for name, state in states.items())
         return not silent and not any(ahead)

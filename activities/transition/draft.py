@@ -70,7 +70,7 @@ class Draft:
         )
 
     def holds(self, repository: Repository, stage: StageInput) -> bool:
-        """True if no input of the plan was written since.
+        """Check whether no input of the plan was written since.
 
         Others may use less supply by now, or more if the rest still covers all that the transition and its revert may
         ever need. Must run in a unit of the model that has locked the plan in force, so that no other model is placed
@@ -133,7 +133,10 @@ def _record(stage: StageInput, model: ModelRecord, transition: Transition) -> Tr
 
 
 def _is_roomy(repository: Repository, stage: StageInput, transition: Transition, in_use: Units) -> bool:
-    """True if the free supply covers both ends of a transition at once, and the peak of its waves: more than any moment needs."""
+    """Check whether the free supply covers both ends of a transition at once, and the peak of its waves.
+
+    That is more than any moment needs.
+    """
     model = stage.model
     served = model_as_served(repository, model, stage.generation)
     units = units_of(served, repository.deployments(model), repository.placement(model))

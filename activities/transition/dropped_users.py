@@ -38,7 +38,10 @@ def explain_drop(repository: Repository, manifest: ModelManifest, origin: FleetS
 
 
 def _is_taken(repository: Repository, deployments: Sequence[Deployment], regions: set[str]) -> bool:
-    """True if the supply of these regions, without what the other models may use, no longer covers these replicas of a model."""
+    """Check whether the supply of these regions no longer covers these replicas of a model.
+
+    Supply that the other models may use is not counted.
+    """
     used: dict[tuple[str, str], float] = defaultdict(float)
     for found in deployments:
         if found.key.region in regions:

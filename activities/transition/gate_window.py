@@ -121,7 +121,7 @@ def count_since(
 
 
 def _went_back(now: RegionTraffic, before: RegionTraffic | None) -> bool:
-    """True if any count is smaller than before."""
+    """Check whether any count is smaller than before."""
     if before is None:
         return False
     if now.requests < before.requests or now.errors < before.errors or now.non_finite < before.non_finite:

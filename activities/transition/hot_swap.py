@@ -47,7 +47,9 @@ class Announcement:
 
 
 def leave_what_is_sent(tables: Iterable[RouteTable], told: Iterable[Deployment]) -> bool:
-    """True if users are sent to a generation in a region whose processes are about to hold others: they swap, whatever a wave says.
+    """Check whether users are sent to a generation whose processes in that region are about to hold others.
+
+    They swap then, against the order of any wave.
 
     That happens if a revert could not reach a region: the stored state is not the state of its processes.
     """

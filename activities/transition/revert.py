@@ -121,7 +121,7 @@ def _list_targets(transition: Transition, model: str, origin: str) -> set[tuple[
 
 
 def answers_at_all(facts: Facts, deployment: Deployment, states: Mapping[str, RegionState]) -> bool:
-    """True if some generation of a replica set is answered in its region."""
+    """Check whether some generation of a replica set is answered in its region."""
     state = states.get(deployment.key.region)
     return state is not None and any(has_ready_replicas(facts, state, number) for number in deployment.generations)
 
@@ -164,7 +164,7 @@ def _exceeds(deployment: Deployment, state: ModelState, slots: Collection[Slot])
 
 
 def _adds(deployment: Deployment, stored: Deployment | None) -> bool:
-    """True if it has more processes, more of one generation, or an additional generation."""
+    """Check whether it has more processes, more of one generation, or an additional generation."""
     if stored is None:
         return deployment.replicas > 0
     more = any(count > stored.own.get(number, 0) for number, count in deployment.own.items())

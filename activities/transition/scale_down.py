@@ -140,7 +140,7 @@ def find_leftovers(facts: Facts, wanted: Sequence[Deployment]) -> list[Deploymen
 
 
 def answers(stored: Deployment | None, needed: Collection[tuple[str, int]]) -> bool:
-    """True if a replica set holds a generation that is needed in its region."""
+    """Check whether a replica set holds a generation that is needed in its region."""
     return stored is not None and any((stored.key.region, number) in needed for number in stored.generations)
 
 
@@ -160,6 +160,6 @@ def stray(facts: Facts, transition: Transition) -> list[Deployment]:
 
 
 def is_own_slot(transition: Transition, model: str, deployment: Deployment) -> bool:
-    """True if the transition itself ever held this slot (others are left for the last wave)."""
+    """Check whether the transition itself ever held this slot (others are left for the last wave)."""
     key = deployment.key
     return (key.part, key.region, key.hardware) in peak(transition, model)

@@ -145,12 +145,12 @@ def _list_running(repository: Repository, change: Change) -> Sequence[Change]:
 
 
 def _goes_before(repository: Repository, change: Change) -> bool:
-    """True if repairs wait behind a change: a rollback, or a move away from a lost region."""
+    """Check whether repairs wait behind a change: a rollback, or a move away from a lost region."""
     return change.kind is ChangeKind.ROLLBACK or leaves_loss(repository, change)
 
 
 def _is_withdrawn(repository: Repository, asked: TakeOver) -> bool:
-    """True if a retirement runs and has removed the model's routes."""
+    """Check whether a retirement runs and has removed the model's routes."""
     retires = asked.change.kind is ChangeKind.RETIRE and asked.model in repository.retiring_models()
     return retires and not repository.routes(asked.model)
 

@@ -107,7 +107,7 @@ class Gateways:
         return follow_routes(now, then, held, demand=self._facts.demand, parts=parts).tables
 
     def _knows(self, share: RouteShare) -> bool:
-        """True if the router that a share targets knows its generation."""
+        """Check whether the router that a share targets knows its generation."""
         return share.generation in {served.generation for served in self._served_now(share.to)}
 
     def _shares_now(self, region: str) -> Shares:
@@ -157,7 +157,7 @@ class Gateways:
         )
 
     def _says(self, stored: RouteTable | None, table: RouteTable) -> bool:
-        """True if the stored table has the same content. An empty one is needed only if users are refused."""
+        """Check whether the stored table has the same content. An empty one is needed only if users are refused."""
         if stored is None:
             return not table.shares and not table.served and table.region not in self._refusing
         return stored == table.model_copy(update={"revision": stored.revision})

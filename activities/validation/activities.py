@@ -118,7 +118,9 @@ class ValidationActivities:
         return report
 
     def is_fit_to_fetch(self, stage: StageInput) -> bool:
-        """True if a generation passes the checks that read no whole file: EARLY. Nothing is recorded; the validation reports causes.
+        """Check whether a generation passes the checks that read no whole file: EARLY.
+
+        Nothing is recorded; the validation reports causes.
 
         False, too, if that cannot be determined now.
         """

@@ -99,7 +99,7 @@ def interface(graph: PartGraph, signatures: Mapping[str, Signature]) -> tuple[Te
 
 
 def compatible(one: TensorSpec, other: TensorSpec) -> bool:
-    """True if datatypes and ranks are equal, and each dimension is equal, or free (-1) on either side."""
+    """Check whether datatypes and ranks are equal, and each dimension is equal, or free (-1) on either side."""
     if one.datatype != other.datatype or len(one.shape) != len(other.shape):
         return False
     return all(a == b or -1 in {a, b} for a, b in zip(one.shape, other.shape, strict=True))
@@ -172,7 +172,7 @@ def _known_outputs(source: str, signatures: Mapping[str, Signature], parts: Mapp
 
 
 def _join_names(names: Sequence[str]) -> str:
-    """The first NAMED of them, and how many more there are."""
+    """Join the first NAMED of the names, and add how many more there are."""
     more = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 

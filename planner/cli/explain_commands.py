@@ -99,7 +99,7 @@ def what_if_command(  # noqa: PLR0913 - one option for each kind of change
     method: MethodOption = Method.AUTO,
     after: Annotated[Path | None, typer.Option("--after", metavar="FILE", help="Write the plan after here.")] = None,
 ) -> None:
-    """What a change would do to cost, placements and unmet demand, before anything happens."""
+    """Show what a change would do to cost, placements and unmet demand, before anything happens."""
     with exit_on_error():
         stated = read_problem(problem)
         given: dict[Kind, Texts] = {

@@ -92,7 +92,7 @@ def diff_command(
     after: Annotated[Path, typer.Argument(metavar="AFTER", help="plan.json")],
     output: Output = Form.TABLE,
 ) -> None:
-    """What changes from one plan.json to another."""
+    """Show what changes from one plan.json to another."""
     with exit_on_error():
         change = diff(read_plan(before), read_plan(after))
         write_answer(change, output, lambda: diff_tables(change))

@@ -58,7 +58,7 @@ class _Trimming:
             self.held[place.key[:3]] += self.counts.get(place.key, 0)
 
     def can_go(self, place: Placement) -> bool:
-        """True if all rules hold with one replica less."""
+        """Check whether all rules hold with one replica less."""
         if not self.counts.get(place.key, 0):
             return False
         part = place.key[:2]

@@ -217,7 +217,7 @@ class _Growth:
         return rules if worth else {*rules, "unmet_cost"}
 
     def _worth(self, walk: _Walk, rtt_ms: float, missing_qps: float) -> bool:
-        """True if the replicas to add cost less than leaving unmet the demand that they could serve."""
+        """Check whether the replicas to add cost less than leaving unmet the demand that they could serve."""
         weights, qps = self.room.weights, min(missing_qps, walk.qps)
         gain = weights.unmet_cost * self.model.priority - weights.latency_weight * rtt_ms
         return walk.cost < gain * qps
@@ -314,5 +314,5 @@ class _Adding:
 
 
 def _more(able: float, load: float) -> bool:
-    """True if the throughput exceeds the load, beyond rounding."""
+    """Check whether the throughput exceeds the load, beyond rounding."""
     return able > load * (1 + EPSILON) + EPSILON

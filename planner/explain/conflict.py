@@ -189,7 +189,7 @@ class _Wish(Formulation):
         return {**super().constraints(), "all served": self.unmet == 0}
 
     def answer(self) -> bool | None:
-        """True if there is a plan; None if the solver reached its limits undecided."""
+        """Check whether there is a plan; None if the solver reached its limits undecided."""
         self.status = ""
         found = self.solve()
         return True if found.replicas is not None else _ANSWERS.get(self.status)
@@ -204,7 +204,7 @@ _ANSWERS = {"kInfeasible": False, "kUnboundedOrInfeasible": False}
 
 
 def servable(problem: Problem) -> bool | None:
-    """True if some plan leaves nothing unmet; None if the solver reached its limits undecided."""
+    """Check whether some plan leaves nothing unmet; None if the solver reached its limits undecided."""
     index = Index(problem)
     if not index.demands:
         return True
@@ -238,12 +238,15 @@ class _Filter:
         return Conflict(models=self.models, beside=self.beside, members=members, minimal=minimal)
 
     def forbids(self, limits: Collection[Limit]) -> bool:
-        """True if these limits alone are proved to leave something unmet."""
+        """Check whether these limits alone are proved to leave something unmet."""
         kept = set(limits)
         return self.answer([limit for limit in self.limits if limit not in kept]) is False
 
     def answer(self, dropped: Collection[Limit]) -> bool | None:
-        """True if all can be served without these limits. After MOST_UNSURE queries without an answer none is made."""
+        """Check whether all can be served without these limits.
+
+        After MOST_UNSURE queries without an answer none is made.
+        """
         answer = servable(without(self.problem, dropped)) if self.unsure < MOST_UNSURE else None
         self.unsure += answer is None
         return answer

@@ -147,5 +147,5 @@ class Placed:
 
 
 def _less(able: float, load: float) -> bool:
-    """True if the throughput is below the load, beyond rounding."""
+    """Check whether the throughput is below the load, beyond rounding."""
     return able < load * (1 - EPSILON) - EPSILON

@@ -210,7 +210,7 @@ def _empty_supply(problem: Problem, placement: Key) -> Problem:
 
 
 def _fits(index: Index, counts: Counts) -> bool:
-    """True if the replicas keep supply, budgets and moves."""
+    """Check whether the replicas keep supply, budgets and moves."""
     taken = {f"supply {region}/{kind}": units for (region, kind), units in used_units(index, counts).items()}
     for model in index.problem.models:
         cost = spent(index, counts).get(model.model, 0.0)

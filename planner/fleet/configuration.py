@@ -191,7 +191,7 @@ def adapt(model: Model, supply: Floats, rent: Floats, room: Space) -> float:
 
 @kernel
 def _serves(model: Model, r: int) -> bool:
-    """True if any users reach the region."""
+    """Check whether any users reach the region."""
     found = False
     for s in range(len(model.demand)):
         found = found or (model.demand[s] > 0.0 and model.reach[s, r])

@@ -73,7 +73,7 @@ ADAPTED_GAP = 0.03
 
 
 def _mostly_running(arrays: FleetArrays) -> bool:
-    """True if at least half of the demand is of models that run already."""
+    """Check whether at least half of the demand is of models that run already."""
     first = arrays.option_start[arrays.part_start]
     running = np.concatenate([[0], np.cumsum(arrays.current.sum(axis=1) > 0)])
     alive = running[first[1:]] > running[first[:-1]]

@@ -102,7 +102,7 @@ def _fields(kind: type[Value]) -> tuple[tuple[str, str], ...]:
 
 
 def _is_text(annotation: Any) -> bool:
-    """True if a field holds text or texts."""
+    """Check whether a field holds text or texts."""
     if get_origin(annotation) is Literal or annotation is str:
         return True
     return any(_is_text(inner) for inner in get_args(annotation))

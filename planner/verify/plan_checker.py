@@ -50,7 +50,7 @@ def check(problem: Problem, plan: Plan) -> tuple[Violation, ...]:
 
 
 def _over(value: Any, limit: Any) -> Any:
-    """True if the value exceeds the limit beyond the tolerance; figure by figure."""
+    """Check whether the value exceeds the limit beyond the tolerance; figure by figure."""
     return (value > limit + TOLERANCE * np.maximum(1.0, np.abs(limit))) | np.isnan(value)
 
 

@@ -322,7 +322,7 @@ class _Replay:
 
 
 def _belongs_to_swap(key: tuple[str, str, int], before: Sent, after: Sent, swapping: Swapping) -> bool:
-    """True if all that users of one region move within a serving region belongs to the smallest possible swap there."""
+    """Check whether a move of one region's users within a serving region belongs to its smallest possible swap."""
     origin, region, _ = key
     here = [other for other in {**before, **after} if other[:2] == (origin, region)]
     change = {other: after.get(other, 0.0) - before.get(other, 0.0) for other in here}

@@ -49,15 +49,15 @@ class Facts:
         return self.policies.get(model, self._default)
 
     def beside(self, model: str) -> bool:
-        """True if one process holds several generations."""
+        """Check whether one process holds several generations."""
         return self.policy(model).refresh == "in_place"
 
     def swaps(self, model: str) -> bool:
-        """True if a process may be hot swapped to another generation."""
+        """Check whether a process may be hot swapped to another generation."""
         return self.policy(model).refresh == "swap"
 
     def late(self, model: str, origin: str, to: str) -> bool:
-        """True if users of `origin` are too far from `to`."""
+        """Check whether users of `origin` are too far from `to`."""
         return self.rtt_ms[origin, to] > self.tolerance_ms[model]
 
     def used(self, model: str, held: Held) -> dict[Row, float]:
