@@ -143,7 +143,7 @@ class Unauthenticated(IPnextError):
     exit_status = EXIT_BAD_INPUT
 
     def __init__(self, message: str, *, ended: object = None) -> None:
-        """`ended` is the principal of a correct credential that has expired or was revoked."""
+        """Refuse a credential; `ended` is the principal of a correct one that has expired or was revoked."""
         super().__init__(message)
         self.ended = ended
 

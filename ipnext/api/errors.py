@@ -146,7 +146,7 @@ def _no_body(model: type[Value] | type[Written]) -> InvalidInput:
 
 
 def _path(request: Request) -> str:
-    """The path of a request as a message shows it, which has room for any of our own."""
+    """Return the path of a request as a message shows it, which has room for any of our own."""
     return _text(request.url.path[:MAX_PATH_CHARACTERS])
 
 

@@ -46,12 +46,12 @@ def write(value: object, form: Form, table: Callable[[], Table | Iterable[Table 
 
 
 def say(text: str) -> None:
-    """A message beside the answer."""
+    """Write a message next to the answer, to standard error."""
     typer.echo(escape_controls(text), err=True)
 
 
 def plain(value: object) -> Any:
-    """A value as JSON data, in the API's own spelling."""
+    """Return a value as JSON data, in the API's own spelling."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", by_alias=True)
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -60,7 +60,7 @@ def plain(value: object) -> Any:
 
 
 def rows(title: str, heads: Sequence[str], lines: Iterable[Sequence[object]]) -> Table:
-    """A table without frames: easy to read, to copy and to cut."""
+    """Make a table without frames: easy to read, to copy and to cut."""
     table = Table(
         title=escape_controls(title) or None, title_justify="left", box=None, pad_edge=False, header_style="bold"
     )

@@ -85,7 +85,7 @@ class PluginGroup(TyperGroup):
         return own if own is not None or plugin is None else _line(plugin, _missing(plugin))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that was called; a plug-in is loaded here."""
+        """Resolve the command that was called; a plug-in is loaded here."""
         name, command, rest = super().resolve_command(ctx, args)
         plugin = _plugins().get(args[0])
         if plugin is not None and super().get_command(ctx, args[0]) is None and _missing(plugin) is None:
@@ -123,7 +123,10 @@ def _missing(plugin: EntryPoint) -> str | None:
 
 
 def _about(plugin: EntryPoint) -> str:
-    """The first sentence of the module's docstring behind "`ipnext NAME`: "; read, not imported. Else where it is from."""
+    """Return the first sentence of the module's docstring behind "`ipnext NAME`: ".
+
+    The file is read, not imported. Without such a docstring, return the plug-in's origin.
+    """
     top, *rest = plugin.module.split(".")
     spec = importlib.util.find_spec(top)
     places = (Path(place, *rest).with_suffix(".py") for place in (spec and spec.submodule_search_locations) or ())
@@ -142,7 +145,7 @@ def _is_installed(distribution: str) -> bool:
 
 
 def _line(plugin: EntryPoint, reason: str | None) -> TyperCommand:
-    """A command that stands for a plug-in: its line in the help, and the reason where it is called in vain."""
+    """Make a command that stands for a plug-in: its line in the help, and the reason if it can't be called."""
 
     def unavailable() -> None:
         typer.echo(f"error: the command {plugin.name!r} is unavailable ({reason}); try: {INSTALL}", err=True)

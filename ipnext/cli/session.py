@@ -17,7 +17,7 @@ class Session:
     opened: Client | None = None
 
     def client(self) -> Client:
-        """The client of the API."""
+        """Return the client of the API."""
         if self.opened is None:
             settings = self.settings
             self.opened = Client(str(settings.api_url), settings.timeout_seconds, user=settings.user)
@@ -30,13 +30,13 @@ class Session:
 
 
 def session_of(context: typer.Context) -> Session:
-    """The session of a command."""
+    """Return the session of a command."""
     session: Session = context.obj
     return session
 
 
 def client_of(context: typer.Context) -> Client:
-    """The client of a command."""
+    """Return the client of a command."""
     session: Any = context.obj
     client: Client = session.client()
     return client

@@ -44,7 +44,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
-        """A request's headers begin."""
+        """Begin the headers of a request."""
         self._framing_bytes, self._in_head = 0, True
         super().on_message_begin()
 

@@ -93,7 +93,7 @@ class AccessPublisher:
         provider: ProviderClient | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`provider` is read for its public keys; None: another process reads them, or there is none."""
+        """Read public keys from `provider`; if None, another process reads them, or there is none."""
         self._store, self._infrastructure, self._provider, self._clock = store, infrastructure, provider, clock
         self._lists: Mapping[str, AccessList] = {}
         self._revocations = 0

@@ -29,7 +29,10 @@ class MachineDetails:
     """ASGI middleware around the authentication, whose own errors pass here, too."""
 
     def __init__(self, app: ASGIApp, *, required: bool) -> None:
-        """`required`: whether a credential is required; otherwise every caller sees everything."""
+        """Remove details of the machine from answers.
+
+        If not `required`, callers need no credential, and each sees everything.
+        """
         self._app, self._required = app, required
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -105,7 +105,7 @@ def entries_table(entries: Iterable[AuditEntry]) -> Table:
 
 
 def time_of(text: str, now: datetime) -> datetime:
-    """The time that `--since` names. InvalidInput."""
+    """Return the time that `--since` names. Raises InvalidInput."""
     found = _LENGTH.fullmatch(text)
     if found is not None:
         return now - timedelta(seconds=int(found[1]) * _SECONDS[found[2]])

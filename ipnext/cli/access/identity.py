@@ -65,7 +65,7 @@ def page(
 
 
 def _given_key(*, asked: bool) -> str | None:
-    """The key of standard input; None if there is none and none was asked for."""
+    """Read the key from standard input; None if there is none and none was asked for."""
     if not _is_terminal():
         text = sys.stdin.read().strip()
     elif asked:

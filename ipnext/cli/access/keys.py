@@ -74,7 +74,7 @@ def revoke(
 
 
 def _id_of(text: str) -> str:
-    """The id of a key, also of its whole text: that goes into no address and no error. InvalidInput."""
+    """Return the id of a key, also of its whole text, which may be in no address and no error. Raises InvalidInput."""
     found = _ID.fullmatch(text.removeprefix("ipnext_").partition(".")[0])
     if found is None:
         msg = "ID: a key's id has 16 letters and digits, as `ipnext keys list` shows it"

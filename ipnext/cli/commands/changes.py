@@ -193,7 +193,7 @@ def _parts(client: Client, model: str, given: Sequence[str]) -> dict[str, Path |
 
 
 def _override(reason: str | None, *, asked: bool) -> str | None:
-    """The reason for which a publish passes freezes; one without the other is refused."""
+    """Return the reason for which a publish passes freezes. Raises InvalidInput for one without the other."""
     given = (reason or "").strip()
     if asked != bool(given):
         msg = "--override-freeze: needs a --reason, such as --reason 'security fix'"

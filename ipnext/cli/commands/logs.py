@@ -54,11 +54,11 @@ class Known:
         self.learn(logs)
 
     def learn(self, logs: Iterable[ReplicaLog]) -> None:
-        """What came."""
+        """Record the logs of an answer."""
         self._logs |= {(log.region, log.file): log for log in logs}
 
     def newest(self) -> list[ReplicaLog]:
-        """Logs that may go on, as many as a request can name."""
+        """Return the logs that may continue, as many as a request can name."""
         going = (log for log in self._logs.values() if not log.former)
         return sorted(going, key=lambda log: log.written_at)[-MOST_NAMED:]
 

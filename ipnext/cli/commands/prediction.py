@@ -107,7 +107,7 @@ def _request_of(file: str) -> Any:
 
 
 def _refusal(answer: httpx.Response) -> IPnextError:
-    """The gateway's error: V2 carries it as {"error": "..."}."""
+    """Return the gateway's error: V2 carries it as {"error": "..."}."""
     try:
         text = str(answer.json()["error"])
     except (ValueError, KeyError, TypeError):

@@ -122,7 +122,10 @@ def subject_of(  # noqa: PLR0913 - what a person may choose by
     url: str | None,
     snapshot: int | None,
 ) -> Subject:
-    """What is measured: one ready replica of a part, or the server at `url` in its place. InvalidInput, NotFound."""
+    """Return the subject of the measurement: one ready replica of a part, or the server at `url` in its place.
+
+    Raises InvalidInput, NotFound.
+    """
     manifest = view.manifest
     spec = _part(manifest, part)
     serving = view.status.serving_generation
@@ -167,7 +170,7 @@ def _part(manifest: ModelManifest, name: str | None) -> PartSpec:
 
 
 def _only(option: str, allowed: Iterable[str], chosen: str | None) -> str:
-    """The chosen one, or the only one there is."""
+    """Return the chosen one, or the only one there is."""
     names = tuple(sorted(set(allowed)))
     if chosen is None and len(names) == 1:
         return names[0]
@@ -179,7 +182,7 @@ def _only(option: str, allowed: Iterable[str], chosen: str | None) -> str:
 
 
 def _snapshot(client: Client, view: ModelView, part: str) -> int:
-    """The snapshot of the generation that serves, else the newest."""
+    """Return the snapshot of the generation that serves, else the newest."""
     serving, model = view.status.serving_generation, view.manifest.name
     for generation in client.generations(model):
         if generation.number == serving and part in generation.snapshots:

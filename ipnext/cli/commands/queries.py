@@ -326,7 +326,7 @@ def _streams_line(found: GenerationAnswers) -> Sequence[object]:
 
 
 def snapshot_tables(snapshot: Snapshot, profiles: Iterable[ProfileView]) -> Iterable[Table | str]:
-    """A snapshot, and what its replicas were measured to do."""
+    """Tabulate a snapshot, and the measured profiles of its replicas."""
     manifest = snapshot.manifest
     yield f"{snapshot.model}/{snapshot.part}, snapshot {snapshot.number}: engine {manifest.engine}, {age(snapshot.created_at)} old"
     yield f"{len(manifest.files)} files, {manifest.size_bytes:,} bytes, SHA-256 {snapshot.digest}"
@@ -336,7 +336,7 @@ def snapshot_tables(snapshot: Snapshot, profiles: Iterable[ProfileView]) -> Iter
 
 
 def throughput_table(throughput: Iterable[PartThroughput]) -> Table:
-    """What plans take a replica to do, in the model's unit."""
+    """Tabulate the throughput that plans assume of a replica, in the model's unit."""
     lines = (
         (
             found.part,
@@ -378,7 +378,7 @@ def events_table(events: Iterable[EventView]) -> Table:
 
 
 def explanation_tables(explanation: Explanation) -> Iterable[Table | str]:
-    """The chain, then the advice."""
+    """Tabulate the chain, then the advice."""
     ready = "ready" if explanation.ready else "not ready"
     yield f"{explanation.model} is {ready}: {explanation.reason.value}: {explanation.message}\n"
     steps = ((step.level, step.subject, step.state, step.message) for step in explanation.chain)

@@ -130,7 +130,7 @@ def progress_tables(progress: ReplanProgress) -> Iterable[Table | str]:
 
 
 def moves_tables(found: MovesView) -> Iterable[Table | str]:
-    """The pause that holds, and the replan that moves models now."""
+    """Tabulate the pause in force, and the replan that moves models now."""
     if found.pause is None:
         yield "moves go on"
     else:
@@ -177,7 +177,7 @@ def plan_tables(plan: PlanSummary, change: PlanDiff | None) -> Iterable[Table | 
 
 
 def diff_tables(change: PlanDiff) -> Iterable[Table | str]:
-    """What a plan changes against the plan before it."""
+    """Tabulate the changes of a plan against the plan before it."""
     yield f"\n{change.moves} replicas started; {number(change.cost_per_hour_before)} -> {number(change.cost_per_hour_after)} $/h"
     if change.empty:
         yield "nothing changes"
@@ -241,6 +241,6 @@ def _format_progress(progress: ReplanProgress | None) -> str:
 
 
 def _some(models: Sequence[str], count: int) -> str:
-    """The first three of `count` models."""
+    """Name the first three of `count` models."""
     more = count - len(models[:3])
     return ",".join(models[:3]) + (f" and {more} more" if more > 0 else "")

@@ -37,7 +37,10 @@ def tree(graph: PartGraph, stages: Mapping[str, int]) -> str:
 
 
 def svg(boxes: Sequence[Box], arrows: Arrows, *, request: str) -> str:
-    """A picture that needs nothing else: boxes are segments, arrows are tensors. `request`: text in the request's box."""
+    """Draw a picture that needs nothing else: boxes are segments, arrows are tensors.
+
+    `request` is the text in the request's box.
+    """
     places = dict(_places(boxes))
     right = max(x for x, _ in places.values()) + _WIDTH + _MARGIN
     floor = max(y for _, y in places.values()) + _HEIGHT

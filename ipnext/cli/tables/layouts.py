@@ -24,7 +24,7 @@ def layout_tables(layout: Layout, title: str) -> Iterable[Table | str]:
 
 
 def layout_picture(layout: Layout) -> str:
-    """The graph as SVG: boxes are segments, arrows are tensors."""
+    """Draw the graph as SVG: boxes are segments, arrows are tensors."""
     boxes = [graph_view.Box(s.name, s.stage, f"{s.size_bytes:,} bytes") for s in layout.segments]
     sent: dict[tuple[str, str], list[str]] = {}
     for node in layout.graph.nodes:

@@ -19,7 +19,7 @@ class Answer(Value):
 
 
 def answer_tables(answer: Answer) -> Iterable[Table | str]:
-    """The curve, then the one figure."""
+    """Tabulate the curve, then the one figure."""
     yield steps_table("", answer.profile.steps)
     yield f"\n{found_line(answer.found, answer.target)}"
     stored = answer.stored
@@ -37,7 +37,7 @@ def answer_tables(answer: Answer) -> Iterable[Table | str]:
 
 
 def found_line(found: AtTarget, target: LatencyTarget) -> str:
-    """The throughput at the target, or that it is not met, in one line."""
+    """Write the throughput at the target, or that it is not met, in one line."""
     rates = f"{number(found.tokens_per_second)} tokens/s, {number(found.requests_per_second)} requests/s"
     if not found.met:
         return f"target ({target}) not met at concurrency {found.concurrency:g}, the lowest measured: {rates} there"

@@ -36,7 +36,10 @@ class RouterInstance:
         on_change: Callable[[], None],
         adopted: tuple[RouterNote, Running] | None = None,
     ) -> None:
-        """`number` is unique among the running routers; `adopted` is one that a former agent has started."""
+        """Prepare a router whose `number` is unique among the running ones.
+
+        `adopted` is one that a former agent has started.
+        """
         self._site = site
         self.number = number
         self.leaving = False

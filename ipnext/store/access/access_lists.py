@@ -117,7 +117,10 @@ class AccessLists(Unit):
         return row.revision
 
     def raise_access_revision(self, region: str, *, above: int) -> None:
-        """Number the lists of one region above `above`, from now on; those of other regions keep their numbers."""
+        """Start the numbers of one region's lists above `above` from now on.
+
+        Those of other regions keep their numbers.
+        """
         self._writing(None)
         row = self._region_row(region)
         if row.revision <= above:

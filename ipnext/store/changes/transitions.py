@@ -203,11 +203,14 @@ class Transitions(Unit):
         return frozenset(self._session.exec(select(ModelRow.name).where(_SETTLED)))
 
     def is_settled(self, model: str) -> bool:
-        """True if the model is one of those."""
+        """Check whether the model is one of those."""
         return self._session.exec(select(ModelRow.name).where(ModelRow.name == model, _SETTLED)).first() is not None
 
     def is_moved(self, model: str) -> bool:
-        """True if an open change moves the model: it has planned its waves, or retires the model and waits for no freeze."""
+        """Check whether an open change moves the model.
+
+        It has planned its waves, or retires the model and waits for no freeze.
+        """
         query = select(ModelRow.name).where(ModelRow.name == model, col(ModelRow.name).in_(_MOVED))
         return self._session.exec(query).first() is not None
 

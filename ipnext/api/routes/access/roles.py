@@ -58,7 +58,7 @@ def revoke_role(
 
 @router.get("/login", summary="Ask how to log in")
 async def login(rooms: Rooms) -> LoginView:
-    """The identity provider and the client of the device flow; needs no credential. 404 if none is configured."""
+    """Read the identity provider and the client of the device flow; needs no credential. 404 if none is configured."""
     settings = rooms.settings
     if settings.oidc_issuer is None or settings.oidc_audience is None:
         msg = "no identity provider is configured (IPNEXT_OIDC_ISSUER); `ipnext login --key` takes an API key"

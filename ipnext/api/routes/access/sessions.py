@@ -51,7 +51,7 @@ def log_in(request: Request, response: Response, rooms: Rooms) -> SessionView:
 
 @router.get("/sessions/current", summary="Ask who is logged in")
 def who_am_i(asker: Asker) -> SessionView:
-    """The principal of the request, and what it was granted."""
+    """Read the principal of the request, and its grants."""
     return SessionView(name=asker.name, kind=asker.kind, grants=asker.grants, expires_at=asker.expires_at)
 
 

@@ -163,7 +163,10 @@ def _put_signature(digest: str, envelope: SignatureEnvelope, rooms: Platform, as
 
 @router.get("/collect", dependencies=[may("artifacts.collect")], summary="Show what a collection would remove")
 async def collectable(request: Request, rooms: Rooms, asker: Asker) -> CollectionView:
-    """What would go now; of snapshots that would be given free the blobs go with a later pass."""
+    """List what a collection would remove now.
+
+    If it would free snapshots, a later collection removes their blobs.
+    """
     collection = Collection(rooms.store, rooms.artifacts, Grace.of(rooms.settings), dry_run=True)
     return await _lookers(request).run(holder_of(asker), collection.run)
 

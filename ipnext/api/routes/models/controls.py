@@ -28,7 +28,7 @@ _OF_A_RUN = frozenset({ControlAction.APPROVE, ControlAction.PROMOTE})
 async def pause(
     name: ModelName, request: ControlRequest, rooms: Rooms, user: User, key: IdempotencyKey = ""
 ) -> ControlAnswer:
-    """The run that is under way stops at its next step, and no further change begins. Rollbacks and retirements pass."""
+    """Stop the running change at its next step, and let no further change begin. Rollbacks and retirements pass."""
     return await _said(rooms, name, ControlAction.PAUSE, ControlAsked(by=user, reason=request.reason), key)
 
 

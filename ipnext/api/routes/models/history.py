@@ -105,7 +105,7 @@ def list_transitions(name: ModelName, rooms: Rooms, after: After = None, limit: 
 
 @router.get("/models/{name}/events", dependencies=[may("models.read")], summary="List a model's events")
 def list_events(name: ModelName, rooms: Rooms, after: After = None, limit: Limit = 100) -> Listed[EventView]:
-    """What happened, in words, newest first."""
+    """List the events of a model in words, newest first."""
     with rooms.store.read() as unit:
         page = unit.event_page(name, after=after, limit=limit)
     return view_page(page.map(lambda event: EventView.model_validate(event, from_attributes=True)))
@@ -113,7 +113,7 @@ def list_events(name: ModelName, rooms: Rooms, after: After = None, limit: Limit
 
 @router.get("/events", dependencies=[may("models.list")], summary="List events of all models")
 def list_all_events(rooms: Rooms, visible: Visible, after: After = None, limit: Limit = 100) -> Listed[EventView]:
-    """What happened in the whole fleet, newest first; of models of other owners nothing."""
+    """List the events of the whole fleet, newest first; without those of other owners' models."""
     with rooms.store.read(visible) as unit:
         page = unit.event_page(after=after, limit=limit)
     return view_page(page.map(lambda event: EventView.model_validate(event, from_attributes=True)))

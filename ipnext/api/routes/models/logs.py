@@ -45,7 +45,7 @@ async def logs_of_model(  # noqa: PLR0913, PLR0917 - each is a parameter of the 
     tail: Tail = DEFAULT_LINES,
     after: After = None,
 ) -> LogsView:
-    """What hosts and engines wrote, of replicas that have ended too; what was written last stands last."""
+    """Read the logs of hosts and engines, also of replicas that have ended; the last lines are the newest."""
     query = LogQuery(model=name, part=part, replica=replica, tail=tail)
     known = None if after is None else _parse_positions(after)
     return await _readers(http).run(holder_of(asker), _logs_of_model, rooms, query, region, known)

@@ -43,7 +43,7 @@ def list_owners(rooms: Rooms, visible: Visible, after: After = None, limit: Limi
 
 @router.get("/{owner}", dependencies=[may("owners.read")], summary="Read an owner")
 def read_owner(owner: OwnerName, rooms: Rooms, visible: Visible) -> OwnerView:
-    """An owner with its members, and what its models ask for beside its quotas."""
+    """Read an owner with its members, and the demand of its models next to its quotas."""
     with rooms.store.read() as unit:
         record = unit.find_owner(owner) if visible is not None else unit.owner(owner)
         if record is None:

@@ -44,7 +44,7 @@ EXPLAINED = 10
     responses=NOT_MODIFIED,
 )
 async def overview(request: Request, rooms: Rooms, wanted: WantedModels, visible: Visible) -> Response:
-    """A page of models with their newest generations; regions, recent changes and events, counts, the plan in force.
+    """Read a page of models with newest generations; regions, recent changes and events, counts, the plan in force.
 
     The filters are those of `GET /v1/models`. Clients that ask at the same time share one computation.
     """

@@ -20,13 +20,13 @@ _HEADERS = {
 
 @router.get("/")
 async def index() -> FileResponse:
-    """The page."""
+    """Return the page."""
     return FileResponse(WEB / "index.html", headers=_HEADERS)
 
 
 @router.get("/docs")
 async def docs(request: Request) -> HTMLResponse:
-    """The API's schema as one page to read."""
+    """Return the API's schema as one page to read."""
     return HTMLResponse(render_schema(request.app.openapi()), headers=_HEADERS)
 
 

@@ -62,7 +62,7 @@ def return_region(region: RegionName, request: ReturnRequest, rooms: Rooms, visi
 
 @router.get("/{region}/drain", dependencies=[may("regions.read")], summary="Follow a drain")
 def read_drain(region: RegionName, rooms: Rooms, visible: Visible) -> DrainView:
-    """The newest drain of a region, whatever came of it; 404 before the first."""
+    """Read the newest drain of a region, whatever its outcome; 404 before the first."""
     with rooms.store.read() as unit:
         drain = unit.drain(region)
     if drain is None:

@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1/fleet", tags=["fleet"], route_class=GuardedRoute)
 
 @router.get("", dependencies=[may("fleet.read")], summary="Read the fleet")
 def read_fleet(rooms: Rooms, visible: Visible) -> FleetView:
-    """The fleet as applied, with the budgets of the owners that the caller may see. 404 before the first apply."""
+    """Read the fleet as applied, with the budgets of the owners that the caller may see. 404 before the first apply."""
     with rooms.store.read() as unit:
         view = _view(unit.fleet())
     return view.model_copy(update={"spec": redact_fleet(view.spec, visible)})

@@ -77,7 +77,7 @@ def frozen_now(
 
 @router.get("/freezes/{name}", dependencies=[may("fleet.read")], summary="Read a freeze")
 def read_freeze(name: FreezeName, rooms: Rooms, visible: Visible) -> FreezeView:
-    """A freeze with the window that is open now and the next five."""
+    """Read a freeze with the window that is open now and the next five."""
     with rooms.store.read() as unit:
         record = unit.find_freeze(name) if visible is not None else unit.freeze(name)
         names = names_in_freezes(unit, visible)

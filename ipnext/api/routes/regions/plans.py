@@ -57,7 +57,10 @@ def list_plans(
 
 @router.get("/plans/{plan_id}", dependencies=[may_read_plan()], summary="Read a plan", response_model=PlanView)
 def read_plan(plan_id: RecordId, rooms: Rooms, visible: Visible) -> Response:
-    """A plan with the problem it answers and its difference to the plan before it; 404 where only its line is kept."""
+    """Read a plan with its problem and its difference to the plan before it.
+
+    404 if only its summary is kept.
+    """
     with rooms.store.read() as unit:
         summary = redact_plan(plan_summary(unit.plan_entry(plan_id), unit.plan_in_force_id()), visible)
         found = unit.plan_documents(plan_id)
@@ -68,14 +71,14 @@ def read_plan(plan_id: RecordId, rooms: Rooms, visible: Visible) -> Response:
 
 @router.get("/plans/{plan_id}/summary", dependencies=[may_read_plan()], summary="Read a plan's line")
 def read_summary(plan_id: RecordId, rooms: Rooms, visible: Visible) -> PlanSummary:
-    """A plan without its documents, which may be megabytes."""
+    """Read a plan without its documents, which may be megabytes."""
     with rooms.store.read() as unit:
         return redact_plan(plan_summary(unit.plan_entry(plan_id), unit.plan_in_force_id()), visible)
 
 
 @router.get("/plans/{plan_id}/diff", dependencies=[may_read_plan()], summary="Read a plan's difference")
 def read_diff(plan_id: RecordId, rooms: Rooms) -> PlanDiff:
-    """What the plan changes against the plan before it; 404 where only its line is kept."""
+    """Read the changes of a plan against the plan before it; 404 if only its summary is kept."""
     with rooms.store.read() as unit:
         return unit.plan_diff(plan_id)
 
@@ -150,7 +153,7 @@ def _detail(key: str) -> Mapping[str, str]:
 
 @router.get("/moves", dependencies=[may("fleet.read")], summary="Read how the moves of replans stand")
 def read_moves(rooms: Rooms, visible: Visible) -> MovesView:
-    """The pause that holds, the replan that moves models now, and how many replans wait."""
+    """Read the pause in force, the replan that moves models now, and how many replans wait."""
     with rooms.store.read() as unit:
         replan = unit.replan_under_way()
         moves = MovesView(

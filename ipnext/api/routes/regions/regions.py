@@ -56,7 +56,7 @@ def list_replicas(
     after: After = None,
     limit: Limit = 100,
 ) -> Listed[Replica]:
-    """What the region reports of each replica, by id. 503 if it does not answer, 404 for an unknown region."""
+    """List what the region reports of each replica, by id. 503 if it does not answer, 404 for an unknown region."""
     states = rooms.observer.states()
     if region not in states:
         msg = f"region {region!r} is not known; known: {', '.join(sorted(states)) or 'none'}"
