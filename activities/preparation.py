@@ -1,7 +1,7 @@
-"""One activity for all stages of a change before its transition, if they are short: each activity costs two round trips.
+"""One activity for all stages of a change before its transition, if they are short.
 
-A stage that would take long, has to wait, or fails is left to its separate activity, with the time-outs and retries of
-that one.
+Each activity costs two round trips. A stage that would take long, has to wait, or fails is left to its separate
+activity, with the time-outs and retries of that one.
 """
 
 from collections.abc import Callable, Sequence

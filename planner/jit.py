@@ -1,4 +1,7 @@
-"""Compilation of the planner's kernels: by numba, once, into a cache keyed by their sources (`planner.kernel_cache`)."""
+"""Compilation of the planner's kernels.
+
+By numba, once, into a cache keyed by their sources (`planner.kernel_cache`).
+"""
 
 import os
 from collections.abc import Callable
@@ -43,7 +46,10 @@ class ForgivingCache:
         return cache_of(self._function)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return the compiled function; None if it has to be compiled. If the index can't be read, it is written again."""
+        """Return the compiled function; None if it has to be compiled.
+
+        If the index can't be read, it is written again.
+        """
         try:
             return self._entries.load_overload(sig, target_context)
         except Exception:  # noqa: BLE001 - a corrupt pickle may raise any exception, by the documentation of pickle

@@ -23,10 +23,11 @@ LOCK, COMPLETE = "lock", "complete"
 
 @cache
 def folder() -> Path | None:
-    """Create and return the folder: in the user's cache, or in the directory for temporary files if that can't be written.
+    """Create and return the folder.
 
-    None if neither can be: then every process compiles for itself. Its name is a digest of the kernels' sources, of
-    their location (numba keys entries by it), of numba's version and of the CPU.
+    In the user's cache, or in the directory for temporary files if that can't be written. None if neither can be: then
+    every process compiles for itself. Its name is a digest of the kernels' sources, of their location (numba keys
+    entries by it), of numba's version and of the CPU.
     """
     found = (
         _create_directory(root, _digest()) for root in (user_cache_path("ipnext"), _own_temporary()) if root is not None
@@ -103,7 +104,10 @@ def _digest() -> str:
 
 
 def _own_temporary() -> Path | None:
-    """Return a directory for temporary files that no other user can write, because its content is code. None if there is none."""
+    """Return a directory for temporary files that no other user can write, because its content is code.
+
+    None if there is none.
+    """
     path = Path(tempfile.gettempdir()) / f"ipnext-{os.getuid()}"
     try:
         path.mkdir(mode=0o700, exist_ok=True)

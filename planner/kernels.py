@@ -1,4 +1,6 @@
-"""The fleet-scale solver's kernels, loaded into this process, or compiled for this machine: `python -m planner.kernels`.
+"""The fleet-scale solver's kernels, loaded into this process, or compiled for this machine.
+
+Compile them by `python -m planner.kernels`.
 
 `make setup` runs the command, and so does a worker that lacks them. Otherwise the first plan that needs them compiles
 them: about two minutes of one core. No plan's time limit counts that.
@@ -84,7 +86,10 @@ def compile_half(half: str) -> None:
 
 
 def main() -> int:
-    """Compile both halves in parallel; 0 if both succeeded. If kernels crash their process, they are compiled once more."""
+    """Compile both halves in parallel; 0 if both succeeded.
+
+    If kernels crash their process, they are compiled once more.
+    """
     with kernel_cache.compiling_alone():
         if kernel_cache.is_complete():
             return 0

@@ -24,10 +24,10 @@ MARGIN = 2.0
 
 
 def solve(problem: Problem) -> Plan:
-    """Plan all models as `planner.solve.solve` does, then serve demand that was refused for its price. Raises InvalidInput.
+    """Plan all models as `planner.solve.solve` does, then serve demand that was refused for its price.
 
-    If demand of an owner stays unserved while owners of lower priority hold capacity, the fleet is planned once more,
-    owners of the highest priority first.
+    Raises InvalidInput. If demand of an owner stays unserved while owners of lower priority hold capacity, the fleet is
+    planned once more, owners of the highest priority first.
     """
     return by_priority(problem, _whole(problem), solve=_whole)
 

@@ -24,7 +24,10 @@ _OF_FIGURES = frozenset({"cost", "objective", "bound", "gap", "unmet"})
 
 
 def broken_rules(problem: Problem, plan: Plan) -> tuple[str, ...]:
-    """Return the rules that the plan breaks, except for its figures. Raises InvalidInput for names that the problem lacks."""
+    """Return the rules that the plan breaks, except for its figures.
+
+    Raises InvalidInput for names that the problem lacks.
+    """
     found = check(problem, plan)
     for violation in found:
         if violation.rule in {"names", "counts"}:
@@ -34,7 +37,7 @@ def broken_rules(problem: Problem, plan: Plan) -> tuple[str, ...]:
 
 
 def leftover(problem: Problem, state: Plan | CurrentState, models: Collection[str]) -> Problem:
-    """Return the problem of `models` on the supply, owners' budgets and `max_moves` that the other models of `state` leave.
+    """Return the problem of `models` on the supply, owners' budgets and `max_moves` that other models of `state` leave.
 
     Replicas count as started against the current placement of `problem`. If the others exceed a limit, it is 0.
     """

@@ -54,10 +54,11 @@ def solve(problem: Problem, *, method: Method = "auto") -> Plan:
 
 
 def place(problem: Problem, models: Collection[str], *, method: Method = "auto") -> Plan:
-    """Return a plan that places only `models`; every other one keeps its replicas and traffic of `problem.current` exactly.
+    """Return a plan that places only `models`.
 
-    Raises InvalidInput for a model the problem does not have, and Infeasible if the others, as they run now, already
-    break a rule: its message names them, so that they can be placed too.
+    Every other one keeps its replicas and traffic of `problem.current` exactly. Raises InvalidInput for a model the
+    problem does not have, and Infeasible if the others, as they run now, already break a rule: its message names them,
+    so that they can be placed too.
     """
     validate(problem)
     names = [model.model for model in problem.models]
@@ -122,7 +123,10 @@ def _plan(problem: Problem, rest: Problem, kept: Holding, kept_models: Collectio
 
 
 def _search(problem: Problem, method: Method) -> _Found:
-    """Return the best valid holding among the solvers', the current one and none at all; and the better of their bounds."""
+    """Return the best valid holding, and the better of the solvers' bounds.
+
+    Candidates are the solvers' holdings, the current one and none at all.
+    """
     index = Index(problem)
     answers = list(_answers(problem, index, method))
     candidates = [*(holding for answer in answers for holding in answer.holdings), *_others(index)]
@@ -155,7 +159,10 @@ class _Answer:
 
 
 def _answers(problem: Problem, index: Index, method: Method) -> Iterator[_Answer]:
-    """Yield the reference's answer if the problem is small; the other solver's if a gap remains, or the problem is large."""
+    """Yield the reference's answer if the problem is small.
+
+    Yield the other solver's if a gap remains, or the problem is large.
+    """
     if not asks_fleet(problem, method):
         first = _of_reference(problem, index)
         yield first

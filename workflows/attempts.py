@@ -28,17 +28,17 @@ A = TypeVar("A", bound=Value)
 B = TypeVar("B", bound=Value)
 
 PAUSES_OF_A_WAIT = 100
-"""If a wait has lasted for more than this many of a step's longest pauses, its next pause is this fraction of it. A wait
-of a year is then some 1,100 attempts and 12,000 events of the 51,200 that a run may have.
-"""
+"""If a wait has lasted for more than this many of a step's longest pauses, its next pause is this fraction of it. A
+wait of a year is then some 1,100 attempts and 12,000 events of the 51,200 that a run may have."""
 
 
 async def within_deadline(
     step: Step[WaveResult], wave: WaveInput, summary: str, *, stopping: Callable[[], bool] = lambda: False
 ) -> WaveResult:
-    """Return the step's result. Raises the ActivityError of its last attempt if the deadline is over, or a retry is useless.
+    """Return the step's result.
 
-    Raises CancelledError if `stopping` is true between two attempts.
+    Raises the ActivityError of its last attempt if the deadline is over, or a retry is useless. Raises CancelledError
+    if `stopping` is true between two attempts.
     """
     spent, pause, bugs = 0.0, policies.FIRST_PAUSE_SECONDS, 0
     while True:

@@ -40,7 +40,10 @@ class Superseded(NamedTuple):
 def enqueue(
     queue: tuple[QueuedChange, ...], new: QueuedChange
 ) -> tuple[tuple[QueuedChange, ...], tuple[Superseded, ...]]:
-    """Return the queue in order of sequence with `new`, without superseded changes; a newer change may supersede `new` itself."""
+    """Return the queue in order of sequence with `new`, without superseded changes.
+
+    A newer change may supersede `new` itself.
+    """
     candidates = sorted((*queue, new), key=lambda change: change.sequence)
     kept: list[QueuedChange] = []
     gone: list[Superseded] = []
@@ -66,7 +69,8 @@ EMERGENCIES = frozenset({ChangeKind.ROLLBACK, ChangeKind.REPAIR})
 def next_of(queue: tuple[QueuedChange, ...], *, held: bool, passing: Collection[str] = ()) -> QueuedChange | None:
     """Return the waiting change to run next: a rollback first, then a failover, then a repair.
 
-    `passing` has the ids of changes that may pass others, failovers among them. While paused only those and retirements.
+    `passing` has the ids of changes that may pass others, failovers among them. While paused only those and
+    retirements.
     """
     ranked = [(rank, change) for change in queue if (rank := _rank(change, passing)) is not None]
     first = min(ranked, key=lambda found: (found[0], found[1].sequence), default=None)

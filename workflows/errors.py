@@ -58,7 +58,10 @@ def fence_lost(error: ActivityError) -> ApplicationError | None:
 
 
 def make_stopped(generation: int | None, why: str | None, *, moving: bool) -> LifecycleResult:
-    """Return the end of a change whose run was cancelled, before or while it was `moving` traffic. `why` is None if unstated."""
+    """Return the end of a change whose run was cancelled, before or while it was `moving` traffic.
+
+    `why` is None if unstated.
+    """
     why = why or STOPPED_OUTSIDE
     if why.startswith(names.ABORTED):
         state = ChangeState.ROLLED_BACK if moving else ChangeState.REFUSED
@@ -96,7 +99,10 @@ def raise_if_cancelled() -> None:
 
 
 async def to_the_end(work: Coroutine[Any, Any, A]) -> A:
-    """Run `work` to completion even if the workflow is cancelled. Repeated cancellations are ignored until it finishes."""
+    """Run `work` to completion even if the workflow is cancelled.
+
+    Repeated cancellations are ignored until it finishes.
+    """
     task = asyncio.create_task(work)
     while not task.done():
         try:

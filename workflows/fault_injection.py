@@ -1,10 +1,11 @@
 """Fault points for tests of recovery: the worker kills itself at named places.
 
-    IPNEXT_FAULT=shift_traffic:after     kill -9 right after this activity's work is done, before it is reported to Temporal
+    IPNEXT_FAULT=shift_traffic:after     kill -9 right after this activity's work, before it is reported to Temporal
     IPNEXT_FAULT=shift_traffic:before    kill -9 before it begins
     IPNEXT_FAULT=A:before,B:after        several places
-    IPNEXT_FAULT_ONCE=FILE               only while FILE does not exist; it is created first. If there are several places,
-                                         each has a separate file, FILE.ACTIVITY.POINT: removing it arms that place again
+    IPNEXT_FAULT_ONCE=FILE               only while FILE does not exist; it is created first.
+                                         If there are several places, each has a separate file,
+                                         FILE.ACTIVITY.POINT: removing it arms that place again
 
 Read by the worker's composition root alone; without the variable nothing here is loaded.
 """
@@ -61,7 +62,10 @@ class Fault:
 
 
 def fault_of(environment: Mapping[str, str]) -> Fault | None:
-    """Return the faults that the environment requests; None if it requests none. Raises InvalidInput for another form."""
+    """Return the faults that the environment requests; None if it requests none.
+
+    Raises InvalidInput for another form.
+    """
     text = environment.get(VARIABLE)
     if not text:
         return None

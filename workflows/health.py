@@ -1,7 +1,8 @@
-"""The worker's ready file: present and fresh while Temporal answers and the worker polls each queue that it has slots for.
+"""The worker's ready file.
 
-Called by the worker process. A probe fails if the file is absent, or older than three times READY_EVERY_SECONDS: a
-worker that hangs removes no file.
+Present and fresh while Temporal answers and the worker polls each queue that it has slots for. Called by the worker
+process. A probe fails if the file is absent, or older than three times READY_EVERY_SECONDS: a worker that hangs removes
+no file.
 """
 
 import asyncio
@@ -58,7 +59,10 @@ class _Counted(ActivityInboundInterceptor):
 
 
 async def find_unpolled(client: Client, loads: Mapping[str, Load]) -> Sequence[Polled]:
-    """Return the queues that this worker should poll but does not; a full one counts as polled. Raises EngineRefused, Unavailable."""
+    """Return the queues that this worker should poll but does not; a full one counts as polled.
+
+    Raises EngineRefused, Unavailable.
+    """
     return [
         polled
         for polled in POLLED
@@ -87,7 +91,10 @@ def announce_ready(file: Path | None) -> Iterator[None]:
 async def keep_ready(
     client: Callable[[], Client], loads: Mapping[str, Load], file: Path | None, stopped: asyncio.Event
 ) -> None:
-    """Keep the ready file fresh until `stopped`; it is absent while no work can arrive, and the log states the cause."""
+    """Keep the ready file fresh until `stopped`.
+
+    It is absent while no work can arrive, and the log states the cause.
+    """
     while not stopped.is_set():
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READY_EVERY_SECONDS):

@@ -24,7 +24,10 @@ END_SECONDS = 5.0
 
 
 async def compile_kernels(stopped: asyncio.Event) -> None:
-    """Compile the kernels if the cache lacks some; return when that is done, or once `stopped`. The log states the result."""
+    """Compile the kernels if the cache lacks some; return when that is done, or once `stopped`.
+
+    The log states the result.
+    """
     log = structlog.get_logger()
     if await asyncio.to_thread(kernel_cache.is_complete):
         return

@@ -187,7 +187,10 @@ class LifecycleWorkflow(Walked):
         return LifecycleResult(state=ChangeState.DONE, generation=generation, message=self._note)
 
     async def _prepare(self, stage: StageInput, stages: Sequence[StageName]) -> Prepared:
-        """Run the short stages in one activity; a run that is paused, or retires the model, stops before the stages that wait."""
+        """Run the short stages in one activity.
+
+        A run that is paused, or retires the model, stops before the stages that wait.
+        """
         held = self._held is not None and stage.kind not in PASSES_PAUSE
         ends = {"withdrawal", "planning"} if held else {"withdrawal"}
         self._enter("preparation", stage.generation or None)
@@ -282,7 +285,8 @@ class LifecycleWorkflow(Walked):
     async def _plan_waves(self, stage: StageInput) -> TransitionPlanned | LifecycleResult:
         """Plan the waves. If supply was not free in time, the run is refused with the message of the last attempt.
 
-        Between two attempts a newer change ends the wait, and a pause and a freeze extend it. Their time does not count.
+        Between two attempts a newer change ends the wait, and a pause and a freeze extend it. Their time does not
+        count.
         """
         summary = f"plan the way to generation {stage.generation}"
         seconds = policies.SUPPLY_PATIENCE.total_seconds() if self._patience is None else self._patience
@@ -294,7 +298,10 @@ class LifecycleWorkflow(Walked):
             return TransitionPlanned(transition_id=stage.change_id, waves=0, refused=f"not in time: {over}")
 
     async def _stop_of_wait(self, stage: StageInput) -> LifecycleResult | None:
-        """Return the end of a run that waits for supply if a newer change came; else wait for the end of pauses and freezes."""
+        """Return the end of a run that waits for supply if a newer change came.
+
+        Otherwise wait for the end of pauses and freezes.
+        """
         begun = ChangeBegun(generation=stage.generation)
         if self._newer is not None:
             return self._make_superseded(begun, self._newer)
@@ -306,9 +313,10 @@ class LifecycleWorkflow(Walked):
         return stop
 
     async def _unheld(self, begun: ChangeBegun) -> LifecycleResult | None:
-        """Continue at once, or when the pause is over. The run has no supply yet, so it may wait long; a newer change ends it.
+        """Continue at once, or when the pause is over.
 
-        A freeze that began meanwhile blocks it as well.
+        The run has no supply yet, so it may wait long; a newer change ends it. A freeze that began meanwhile blocks it
+        as well.
         """
         while self._held is not None and self._input.change.kind not in PASSES_PAUSE:
             self._enter("paused", begun.generation)

@@ -1,8 +1,9 @@
-"""Controls of an entity by users, and signals to its running change: the part of workflow `model` that handles requests.
+"""Controls of an entity by users, and signals to its running change.
 
-Pause and resume concern the model's whole queue of changes, an abort concerns the running change. A run receives pauses
-and newer changes as signals. A run that waits while another one passes it is controlled as the running one: the user who
-pauses or aborts means it, and the wait may end at any moment.
+The part of workflow `model` that handles requests. Pause and resume concern the model's whole queue of changes, an
+abort concerns the running change. A run receives pauses and newer changes as signals. A run that waits while another
+one passes it is controlled as the running one: the user who pauses or aborts means it, and the wait may end at any
+moment.
 """
 
 import asyncio
@@ -74,7 +75,10 @@ class Held:
 
     @workflow.update(name=names.PAUSE_CHANGES)
     async def pause_changes(self, asked: ControlAsked) -> ControlAnswer:
-        """Begin nothing further; the running change stops at its next step. If paused again, the newer reason counts."""
+        """Begin nothing further; the running change stops at its next step.
+
+        If paused again, the newer reason counts.
+        """
         self._asked += 1
         self._held, self._heard_of_hold = asked, True
         self._show()
@@ -106,10 +110,11 @@ class Held:
 
     @workflow.update(name=names.ABORT_RUN)
     async def abort_run(self, asked: ControlAsked) -> ControlAnswer:
-        """Stop the running change and revert its moves. An entity that has just begun first determines the running change.
+        """Stop the running change and revert its moves.
 
-        If the running change passes another one, that one is stopped: the other is there only to mend. A retirement that
-        waits for a freeze can be stopped; if the freeze ends first, it completes.
+        An entity that has just begun first determines the running change. If the running change passes another one,
+        that one is stopped: the other is there only to mend. A retirement that waits for a freeze can be stopped; if
+        the freeze ends first, it completes.
         """
         self._asked += 1
         if self._takes_up:
@@ -129,7 +134,10 @@ class Held:
             self._check_running(asked)
 
     def _check_running(self, asked: ControlAsked) -> None:
-        """Refuse to abort a rollback (a publish moves forward instead), or a retirement that waits for nothing: it always completes."""
+        """Refuse to abort a rollback (a publish moves forward instead), or a retirement that waits for nothing.
+
+        It always completes.
+        """
         meant = self._meant(asked)
         if meant is None or (meant.kind in URGENT and meant.id != asked.waiting):
             what = "nothing" if meant is None else f"a {meant.kind}"

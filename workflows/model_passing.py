@@ -1,10 +1,10 @@
 """Changes that pass: a repair, or a failover, runs while another change waits or the model is paused.
 
 Part of workflow `model`. A failover is a move away from a lost region; it passes the waits of all other changes, those
-of repairs and rollbacks too, and also of a run that itself passes others. A repair passes no emergency. A rollback needs
-no such pass: it stops what it meets. Whether a change may pass is decided by the store (activity `may_pass`), once for
-each run that is in its way; again if a region was lost since. The run that it passes goes on waiting, and the entity goes
-on with it afterwards. The store's fence keeps the two from moving the model at the same time.
+of repairs and rollbacks too, and also of a run that itself passes others. A repair passes no emergency. A rollback
+needs no such pass: it stops what it meets. Whether a change may pass is decided by the store (activity `may_pass`),
+once for each run that is in its way; again if a region was lost since. The run that it passes goes on waiting, and the
+entity goes on with it afterwards. The store's fence keeps the two from moving the model at the same time.
 """
 
 import asyncio
@@ -48,7 +48,10 @@ class Passing(Held):
 
     @property
     def _passable(self) -> frozenset[ChangeKind]:
-        """Kinds that may pass what is in their way now: a run that may wait, a pause, or a repair that would run first."""
+        """Kinds that may pass what is in their way now.
+
+        A run that may wait, a pause, or a repair that would run first.
+        """
         if self._running is not None:
             return can_pass(self._running.kind) if self._reachable else frozenset()
         repairs = any(waiting.kind is ChangeKind.REPAIR for waiting in self._queue)
@@ -70,7 +73,10 @@ class Passing(Held):
         return running == (self._running.id if self._running else None)
 
     def _weigh_again(self, change: QueuedChange) -> None:
-        """Take a move that is submitted again as one that was not weighed, and wake its run: a region was lost meanwhile."""
+        """Take a move that is submitted again as one that was not weighed, and wake its run.
+
+        A region was lost meanwhile.
+        """
         asked = {found for found in self._weighed if found[0] == change.id}
         if change.kind is not ChangeKind.MOVE or not (asked or self._reaches(change)):
             return

@@ -1,8 +1,8 @@
 """Open changes of the store: the part of workflow `model` that reads which changes it has to carry out.
 
 An entity that begins reads them once. It reads them again after it gave up on a change (its end could not be recorded,
-or it could not be marked as superseded), and when the API signals that a change lacks its run. So no acknowledged change
-is forgotten while the entity lives.
+or it could not be marked as superseded), and when the API signals that a change lacks its run. So no acknowledged
+change is forgotten while the entity lives.
 """
 
 from collections.abc import Iterable
@@ -39,7 +39,10 @@ class Reading(Marked):
         self._looks_again = True
 
     async def _rebuild(self) -> None:
-        """Read the changes from the store that were requested before this entity began. Later submissions are in the queue."""
+        """Read the changes from the store that were requested before this entity began.
+
+        Later submissions are in the queue.
+        """
         found = await self._open_changes()
         self._take_up(found)
         for item in found.changes:
@@ -52,7 +55,10 @@ class Reading(Marked):
         self._show()
 
     async def _look(self) -> QueuedChange | None:
-        """Take up the open changes that this entity lost. Return the one of them that holds the model's fence, if any."""
+        """Take up the open changes that this entity lost.
+
+        Return the one of them that holds the model's fence, if any.
+        """
         self._looks_again = False
         known = self._tracked_ids
         try:

@@ -181,7 +181,8 @@ USUAL = Priority(priority_key=3)
 """Of runs of changes that are not urgent: stated, since a child has the priority of its parent otherwise."""
 
 URGENT_KINDS = frozenset({wire.ChangeKind.ROLLBACK, wire.ChangeKind.REPAIR})
-"""Changes that restore a generation that has served before: their steps pass those of others. So do moves out of a lost region."""
+"""Changes that restore a generation that has served before: their steps pass those of others. So do moves out of a lost
+region."""
 
 
 def priority_of(*, urgent: bool) -> Priority:
@@ -190,7 +191,8 @@ def priority_of(*, urgent: bool) -> Priority:
 
 
 FREEZE_LOOKS_EVERY = timedelta(hours=1)
-"""A run that waits for a freeze is signalled when freezes change; this often it checks itself, in case a signal was missed."""
+"""A run that waits for a freeze is signalled when freezes change; this often it checks itself, in case a signal was
+missed."""
 
 FREEZE_LOOKS = 48
 """If that gives more checks than this many, they are further apart: this many in the time that is left. A wait of a
@@ -203,7 +205,8 @@ MOVER_LOOK_SOON = timedelta(milliseconds=300)
 MOVER_LOOKS_SOON = 20
 
 PAUSE_LOOK = timedelta(minutes=5)
-"""A replan whose moves are paused is signalled when they resume; this often it checks itself, in case a signal was missed."""
+"""A replan whose moves are paused is signalled when they resume; this often it checks itself, in case a signal was
+missed."""
 
 MOVER_LOOK = timedelta(seconds=1)
 """The same, later: one check costs the same for one model as for a whole window."""
@@ -233,7 +236,10 @@ class Step(Generic[A]):
         return replace(self, total=STEP_PATIENCE, retry=ONE_ATTEMPT)
 
     def passing(self, *, urgent: bool) -> "Step[A]":
-        """Return the same step; an urgent one on the queue whose slots no wait takes, or first in its dedicated queue."""
+        """Return the same step.
+
+        An urgent one on the queue whose slots no wait takes, or first in its dedicated queue.
+        """
         return replace(self, queue=self.queue or names.URGENT_QUEUE, urgent=True) if urgent else self
 
 
@@ -376,7 +382,10 @@ STEPS: tuple[Step[Any], ...] = (
 
 
 def timing_of() -> Timing:
-    """Return the limits of the worker that runs this. Only commands may use them: no decision of a workflow may depend on them."""
+    """Return the limits of the worker that runs this.
+
+    Only commands may use them: no decision of a workflow may depend on them.
+    """
     found = workflow.extern_functions().get(TIMING)
     return found() if found else Timing()
 

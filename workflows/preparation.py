@@ -17,9 +17,10 @@ FEWEST = 2
 
 
 async def prepare(stage: StageInput, stages: Sequence[StageName], *, urgent: bool) -> Prepared:
-    """Return the answers of the completed stages; none if the activity fails by a bug or a time-out: each stage then runs alone.
+    """Return the answers of the completed stages.
 
-    Raises ActivityError if a stage is refused by an error.
+    None if the activity fails by a bug or a time-out: each stage then runs alone. Raises ActivityError if a stage is
+    refused by an error.
     """
     if len(stages) < FEWEST:
         return Prepared()

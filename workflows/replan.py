@@ -144,7 +144,10 @@ class ReplanWorkflow:
             )
 
     async def _await_turns(self, mover: Mover) -> None:
-        """Give moves in progress some time, but none if a disaster's repair waits; later ones continue without being watched."""
+        """Give moves in progress some time, but none if a disaster's repair waits.
+
+        Later ones continue without being watched.
+        """
         until = workflow.now() + policies.RUNNING_MOVES_PATIENCE
         while mover.busy and not mover.repair_waits and workflow.now() < until:
             await mover.turn(asking=False)

@@ -67,7 +67,10 @@ class Marked(Passing):
         return self._looks_again or not (self._pausing is None or self._pausing.done())
 
     async def _record_superseded(self) -> None:
-        """Record all in one activity. If that fails, the store still has them as waiting, and they are recorded later."""
+        """Record all in one activity.
+
+        If that fails, the store still has them as waiting, and they are recorded later.
+        """
         async with self._marking:
             found = self._superseded
             if not found:

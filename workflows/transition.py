@@ -80,7 +80,10 @@ class TransitionWorkflow(Steered):
         return await self._release(wave) if result.ok else result
 
     async def _watch_answers(self, wave: WaveInput, hold_seconds: float) -> WaveResult:
-        """Wait for the bake time, check the answers meanwhile, and judge them at the end. A bad canary is reverted before it ends."""
+        """Wait for the bake time, check the answers meanwhile, and judge them at the end.
+
+        A bad canary is reverted before it ends.
+        """
         left = hold_seconds
         if left >= policies.SHORTEST_WATCHED_SECONDS:
             every = max(policies.GATE_EVERY_SECONDS, hold_seconds / policies.MOST_LOOKS)
@@ -112,7 +115,10 @@ class TransitionWorkflow(Steered):
             waited += pause
 
     async def _release(self, wave: WaveInput) -> WaveResult:
-        """Release capacity. After the last wave all traffic has moved: a failed release is reported, and fails nothing."""
+        """Release capacity.
+
+        After the last wave all traffic has moved: a failed release is reported, and fails nothing.
+        """
         self._show(f"{self._place}: releasing capacity")
         try:
             return await self._run_step(policies.RELEASE_CAPACITY, wave, f"{self._place}: release capacity")

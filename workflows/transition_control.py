@@ -1,7 +1,7 @@
 """Controls of a running transition: pauses, approvals, a promotion, newer publishes; and its waits for a user.
 
-`workflows.transition` executes the waves. Each wait is bounded: a run without an answer is reverted. Bounds count the time in which
-workers work.
+`workflows.transition` executes the waves. Each wait is bounded: a run without an answer is reverted. Bounds count the
+time in which workers work.
 """
 
 import asyncio
@@ -46,7 +46,10 @@ class Steered:
 
     @workflow.signal(name=names.NEWER_WAITS)
     def newer_waits(self, newer: NewerWaits) -> None:
-        """Note a queued newer publish. It ends a wait for an approval; with `onNewer: turn` it ends all waves but the last."""
+        """Note a queued newer publish.
+
+        It ends a wait for an approval; with `onNewer: turn` it ends all waves but the last.
+        """
         self._newer = newer
         turns = self._input.on_newer == "turn" and newer.may_turn and self._index + 1 < self._input.waves
         if turns and self._walking is not None and not self._back:
@@ -100,7 +103,10 @@ class Steered:
         return canary or self._input.approval == "each"
 
     async def _approval(self, wave: WaveInput) -> WaveResult:
-        """Wait for an approval; check the answers meanwhile. If none comes in time, or a newer publish does, the run is reverted."""
+        """Wait for an approval; check the answers meanwhile.
+
+        If none comes in time, or a newer publish does, the run is reverted.
+        """
         message = f"generation {self._input.generation}, {self._place}: waits for an approval (`ipnext approve {self._input.model}`)"
         self._asks, self._approved = True, False
         await self._note(held=True, message=message)
@@ -133,7 +139,10 @@ class Steered:
         return WaveResult(ok=False, reason=Reason.DEADLINE_EXCEEDED, message=message, unanswered=True)
 
     async def _unheld(self) -> WaveResult | None:
-        """Continue at once, or when the pause is over. If the run was stopped, or is paused for too long, return its failure."""
+        """Continue at once, or when the pause is over.
+
+        If the run was stopped, or is paused for too long, return its failure.
+        """
         if self._stopping:
             return self._make_stopped()
         held = self._held
@@ -158,7 +167,10 @@ class Steered:
             left -= every
 
     async def _until(self, met: Callable[[], bool], seconds: float, summary: str) -> bool:
-        """Wait for a condition, at most `seconds`; False if that was too short. A run that is stopping does not wait."""
+        """Wait for a condition, at most `seconds`; False if that was too short.
+
+        A run that is stopping does not wait.
+        """
         if self._stopping:
             raise asyncio.CancelledError  # cancelled during an activity, which has succeeded
         try:

@@ -108,7 +108,8 @@ WORKFLOWS: Sequence[type] = (
 )
 
 UNVERSIONED = "unversioned"
-"""Build id of workers that have none. The SDK would derive one from the code of every module that is loaded: a second of processor time."""
+"""Build id of workers that have none. The SDK would derive one from the code of every module that is loaded: a second
+of processor time."""
 CONNECT_PAUSE_SECONDS = 1.0
 """Between two attempts to reach Temporal at the start."""
 
@@ -138,9 +139,9 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
     policy: PlanningPolicy | None = None,
     grace: Grace = DEFAULT_GRACE,
 ) -> Activities:
-    """Return the activities of the lifecycle and of the urgent queue. `pause` replaces `time.sleep` between two polls of regions.
+    """Return the activities of the lifecycle and of the urgent queue.
 
-    `solver`: for replans of the fleet; default: threads.
+    `pause` replaces `time.sleep` between two polls of regions. `solver`: for replans of the fleet; default: threads.
     """
     metadata, freezes = MetadataActivities(store, artifacts), FreezeActivities(store)
     validation = ValidationActivities(
@@ -316,13 +317,16 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
 
 
 def _warm_up() -> None:
-    """Import the modules that the first plan would wait for, then exempt all imported objects from garbage collection."""
+    """Import the modules that the first plan would wait for, then exempt all imports from garbage collection."""
     import_module(PLANNER)
     collect_rarely()
 
 
 async def _make_current(client: Client, settings: PlatformSettings, stopped: asyncio.Event) -> None:
-    """Make this build the current one if none is, or if the settings require it, once the server has seen its pollers."""
+    """Make this build the current one once the server has seen its pollers.
+
+    Only if none is current, or if the settings require it.
+    """
     if BUILD_ID is None:
         return
     log = structlog.get_logger()

@@ -1,4 +1,5 @@
-"""Module Deployment: begin and end of a change, pauses, freezes, and the repetition of changes that a lost region made fail.
+"""Module Deployment.
 
-For the worker and `activities.preparation`. Begin with `activities`.
+Begin and end of a change, pauses, freezes, and the repetition of changes that a lost region made fail. For the worker
+and `activities.preparation`. Begin with `activities`.
 """

@@ -73,9 +73,10 @@ class DeploymentActivities:
         return Done(note=record.result.message)
 
     def _finish_in_words(self, record: RecordInput, error: Conflict) -> Done:
-        """End the change alone: its result is not recorded, so that the reconciler restores the former serving generation.
+        """End the change alone.
 
-        Raises IPnextError, which is not retried, if that conflicts too.
+        Its result is not recorded, so that the reconciler restores the former serving generation. Raises IPnextError,
+        which is not retried, if that conflicts too.
         """
         result = record.result
         failed = result.state is ChangeState.DONE
@@ -98,9 +99,10 @@ class DeploymentActivities:
 
     @activity.defn(name="withdraw_model", no_thread_cancel_exception=True)
     def withdraw_model(self, stage: StageInput) -> Done:
-        """Remove a model from every gateway. Raises Unavailable, naming the regions, if any fails: the others are done by then.
+        """Remove a model from every gateway.
 
-        Also if a region was lost or restored meanwhile: a restored one received the model's state from the store.
+        Raises Unavailable, naming the regions, if any fails: the others are done by then. Also if a region was lost or
+        restored meanwhile: a restored one received the model's state from the store.
         """
         with self._store.read() as repository:
             repository.check_only_mover(stage.model, stage.change_id)
@@ -125,7 +127,8 @@ class DeploymentActivities:
     def release_model(self, stage: StageInput) -> Done:
         """Drain and end every replica set of a model.
 
-        Raises Unavailable, naming the regions, if any fails, or was lost or restored meanwhile: the others are done by then.
+        Raises Unavailable, naming the regions, if any fails, or was lost or restored meanwhile: the others are done by
+        then.
         """
         with fencing(self._store, stage.change_id):
             return self._release(stage)

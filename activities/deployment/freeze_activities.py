@@ -56,7 +56,10 @@ class FreezeActivities:
 
 
 def _bound(unit: Repository, change: Change, at: datetime) -> Frozen | None:
-    """Return the freezes that bind the change now. A move away from a lost region passes all: its users may have nothing else."""
+    """Return the freezes that bind the change now.
+
+    A move away from a lost region passes all: its users may have nothing else.
+    """
     if leaves_loss(unit, change):
         return None
     calendars = [FreezeCalendar(record.manifest) for record in unit.freezes()]
@@ -66,7 +69,10 @@ def _bound(unit: Repository, change: Change, at: datetime) -> Frozen | None:
 
 
 def _hold(unit: Repository, change: Change, stage: StageInput, bound: Frozen) -> None:
-    """Record that the change waits, with its reason, and set the conditions; and the repair that it would have made pointless."""
+    """Record that the change waits, with its reason, and set the conditions.
+
+    The repair that the change would have made pointless is recorded, too.
+    """
     if change.reason is Reason.FROZEN and change.message == bound.message:
         return
     unit.update_change(change.id, state=ChangeState.RUNNING, reason=Reason.FROZEN, message=bound.message)

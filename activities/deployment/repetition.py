@@ -1,4 +1,6 @@
-"""Repeats changes that were reverted or refused because a region was lost, on the remaining regions, and moves that a rollback stopped.
+"""Repeats changes that failed because a region was lost, and moves that a rollback stopped.
+
+The changes were reverted or refused; they are repeated on the remaining regions.
 
 Called in the unit of work that ends a change. The next change plans without the lost region, so it ends by the same
 reason only if another one is lost.
@@ -14,7 +16,8 @@ from ipnext.model.registry.registry import GenerationState
 from ipnext.store.repository import Repository
 
 REPEATED = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY, ChangeKind.ROLLBACK})
-"""Kinds of changes that users request. Moves are requested by the replan of the loss, repairs by the remaining drift."""
+"""Kinds of changes that users request. Moves are requested by the replan of the loss, repairs by the remaining
+drift."""
 
 BY_A_LOSS = frozenset(
     {
@@ -53,9 +56,10 @@ def record_again(repository: Repository, change: Change, result: LifecycleResult
 
 
 def replan_stopped_move(repository: Repository, rollback: Change) -> None:
-    """Record a replan if a rollback, which has ended, stopped the newest move of the model: its plan is no longer in force.
+    """Record a replan if a rollback, which has ended, stopped the newest move of the model.
 
-    The rollback goes back by what runs, and waits for no place of the move. The next plan decides what moves then.
+    Its plan is no longer in force. The rollback goes back by what runs, and waits for no place of the move. The next
+    plan decides what moves then.
     """
     if rollback.kind is not ChangeKind.ROLLBACK or repository.plan_in_force_id() is None:
         return
@@ -65,13 +69,19 @@ def replan_stopped_move(repository: Repository, rollback: Change) -> None:
 
 
 def pend_again(repository: Repository, again: Change) -> None:
-    """Set the generation of a repeated publish to pending, as if just published. Called after the end of the former change."""
+    """Set the generation of a repeated publish to pending, as if just published.
+
+    Called after the end of the former change.
+    """
     if again.kind is ChangeKind.PUBLISH and again.generation is not None:
         repository.set_generation_state(again.model, again.generation, GenerationState.PENDING)
 
 
 def regions_of(repository: Repository, change: Change) -> frozenset[str]:
-    """Return regions that a change targets or passes through: those of its transition, else of the model's placement."""
+    """Return regions that a change targets or passes through.
+
+    Those of its transition, else of the model's placement.
+    """
     record = repository.find_transition(change.id)
     if record is not None:
         ends = {row.region for row in record.transition.to.replicas}

@@ -80,7 +80,7 @@ class MetadataActivities:
 
     @activity.defn(name="resolve_snapshots", no_thread_cancel_exception=True)
     def resolve_snapshots(self, stage: StageInput) -> Resolved:
-        """Check that every part's snapshot is in the artifact store, and that its manifest there is the published one."""
+        """Check that every part's snapshot is in the artifact store, with the published manifest there."""
         with self._store.read() as repository:
             generation = repository.generation(stage.model, stage.generation)
             spec = repository.model(stage.model).manifest.spec
@@ -138,7 +138,10 @@ class MetadataActivities:
 
 
 def untaken(generation: Generation, spec: ModelSpec) -> str:
-    """Describe the parts of a new manifest that wait for a new generation: another split than the serving one's, a removed adapter."""
+    """Describe the parts of a new manifest that wait for a new generation.
+
+    Another split than the serving one's, a removed adapter.
+    """
     now, wanted = generation.layout.cut if generation.layout else None, spec.split.cut_digest if spec.split else None
     told = [] if now == wanted else ["the changed spec.split is followed from the next publish on"]
     if gone := sorted(set(generation.adapters) - set(spec.adapters)):
@@ -149,7 +152,10 @@ def untaken(generation: Generation, spec: ModelSpec) -> str:
 
 
 def _generation_of(repository: Repository, change: Change, record: ModelRecord) -> int | None:
-    """Return the generation to serve: for an apply the serving one, else the newest published. Raises InvalidInput or NotFound."""
+    """Return the generation to serve: for an apply the serving one, else the newest published.
+
+    Raises InvalidInput or NotFound.
+    """
     if change.kind is ChangeKind.APPLY:
         newest = record.serving_generation or record.target_generation
         return newest or repository.newest_generation(record.name)

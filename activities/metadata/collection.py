@@ -14,7 +14,10 @@ from ipnext.store.store import Store
 
 
 class CollectingActivities:
-    """Collection activities, on the store and the artifact store. `grace` is how long unreferenced artifacts are kept."""
+    """Collection activities, on the store and the artifact store.
+
+    `grace` is how long unreferenced artifacts are kept.
+    """
 
     def __init__(self, store: Store, artifacts: ArtifactStore, grace: Grace) -> None:
         self._store = store

@@ -35,7 +35,8 @@ POLL_SECONDS = 0.1
 NICENESS = 5
 LEAST_MEMORY_BYTES = 8 << 30
 MEMORY_SHARE = 6
-"""Memory that a cut may take: so many bytes, and so many for each byte of the snapshot. It runs what a stranger exported."""
+"""Memory that a cut may take: so many bytes, and so many for each byte of the snapshot. It runs what a stranger
+exported."""
 FIRST_TO_GO = b"1000"
 """`oom_score_adj`: the kernel ends this process before the worker."""
 LAST_WORDS = 600
@@ -48,7 +49,8 @@ REPORT_FILE = "split.json"
 
 Beat = Callable[[str], None]
 Cutter = Callable[[Path, SplitPolicy, Path, Beat], SplitReport]
-"""Splits the snapshot of a directory, and fills another with a snapshot for each segment. Raises CutRefused or CutEnded."""
+"""Splits the snapshot of a directory, and fills another with a snapshot for each segment. Raises CutRefused or
+CutEnded."""
 
 
 class CutRefused(Exception):
@@ -126,7 +128,10 @@ def _run(command: Sequence[str], answer: Path, errors: Path, beat: Beat, *, envi
 
 
 def _environment(workspace: Path) -> Mapping[str, str]:
-    """Return listed variables only. One thread for each operation, as in hosts: the program is compared as it will be served."""
+    """Return listed variables only.
+
+    One thread for each operation, as in hosts: the program is compared as it will be served.
+    """
     own = {name: str(workspace) for name in ("HOME", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR")}
     return {"OMP_NUM_THREADS": "1", **inherited_environment(os.environ), **own}
 

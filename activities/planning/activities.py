@@ -44,7 +44,10 @@ ADOPTIONS = 5
 
 
 class PlanningActivities:
-    """Planning activities, on the store and a solver for the whole fleet (a separate process if many models are planned)."""
+    """Planning activities, on the store and a solver for the whole fleet.
+
+    The solver is a separate process if many models are planned.
+    """
 
     def __init__(self, store: Store, solver: Solver, policy: PlanningPolicy | None = None) -> None:
         self._store = store
@@ -53,10 +56,11 @@ class PlanningActivities:
 
     @activity.defn(name="place_model", no_thread_cancel_exception=True)
     def place_model(self, stage: StageInput) -> Planned:
-        """Place one model on the capacity that all others leave, and adopt the plan. An unchanged model keeps its placement.
+        """Place one model on the capacity that all others leave, and adopt the plan.
 
-        The manifest that a rollout was validated with is in force from then on, until the rollout ends without success.
-        Not feasible if nothing of it can be placed; the message names demand that is left unmet.
+        An unchanged model keeps its placement. The manifest that a rollout was validated with is in force from then on,
+        until the rollout ends without success. Not feasible if nothing of it can be placed; the message names demand
+        that is left unmet.
         """
         for _ in range(ADOPTIONS):
             try:
@@ -134,7 +138,10 @@ class PlanningActivities:
         return _make_result(adopted.id, plan.cost_per_hour, moves=adopted.diff.moves, message=message)
 
     def _budget_figures(self, problem: Problem, whole: Sequence[Owner], model: str, rules: Sequence[str]) -> str:
-        """Return the budgets that would suffice if budgets bind; `whole` lists the owners with their budgets for all their models."""
+        """Return the budgets that would suffice if budgets bind.
+
+        `whole` lists the owners with their budgets for all their models.
+        """
         if not budgets_in(rules):
             return ""
         try:
@@ -163,9 +170,9 @@ def adopt_manifest(
 ) -> None:
     """Let the model go by the manifest that the change is planned by, in the unit of work that adopts its placement.
 
-    No freeze and no cut holds the change up any more. `seen` and `placed` are what the plan was made from; they are kept
-    for the case that the change ends without success, and for repairs of what serves while the change waits for supply.
-    `plan_id` is the plan of the placement that the change goes by.
+    No freeze and no cut holds the change up any more. `seen` and `placed` are what the plan was made from; they are
+    kept for the case that the change ends without success, and for repairs of what serves while the change waits for
+    supply. `plan_id` is the plan of the placement that the change goes by.
 
     Raises:
         FenceLost: the change has ended; the next one may be validated and frozen by now.

@@ -104,9 +104,10 @@ def _more_served(held: Plan, plan: Plan, tokens: Collection[str]) -> str:
 
 
 def held_plan(placements: Iterable[Placement], problem: Problem) -> Plan | None:
-    """Return the plan in force as a plan of today's problem: its rows, and the part of today's demand that they leave unmet.
+    """Return the plan in force as a plan of today's problem.
 
-    None if nothing is placed. Rows of models that the problem does not have stay in it: such a plan does not hold.
+    Its rows, and the part of today's demand that they leave unmet. None if nothing is placed. Rows of models that the
+    problem does not have stay in it: such a plan does not hold.
     """
     found = tuple(placements)
     if not found:
@@ -177,11 +178,11 @@ def rows_by_model(state: Plan | CurrentState) -> Mapping[str, CurrentState]:
 def settle(repository: Repository, model: str, *, change_id: str, wishes: ModelProblem | None = None) -> None:
     """Set the plan in force to the observed state of a model, after a change that failed.
 
-    `wishes` are those that the model was placed by before the change; None: those that it is placed by stay.
-    If another change moves the model, set it to the state that its transition leads to. The placements of all other
-    models stay. If the running replicas carry less than they receive, as after a disaster, a replan is recorded: the
-    plan that would have fixed it may be the one that is replaced now. A move records none, or two moves could follow each
-    other forever.
+    `wishes` are those that the model was placed by before the change; None: those that it is placed by stay. If another
+    change moves the model, set it to the state that its transition leads to. The placements of all other models stay.
+    If the running replicas carry less than they receive, as after a disaster, a replan is recorded: the plan that would
+    have fixed it may be the one that is replaced now. A move records none, or two moves could follow each other
+    forever.
     """
     in_force, placed = repository.lock_plan_in_force(), repository.placement(model)
     if in_force is None:

@@ -25,17 +25,19 @@ FIRST_PAUSE = timedelta(seconds=15)
 LONGEST_PAUSE = timedelta(minutes=10)
 
 WAITS_AFTER = timedelta(minutes=1)
-"""A change without planned waves this long after it was recorded waits, as for supply: a repair does not wait for it."""
+"""A change without planned waves this long after it was recorded waits, as for supply: a repair does not wait for
+it."""
 
 LOOKED_AT = 8
-"""Newest changes of a model that are read to count repairs which failed in a row: the pause is at its longest by then."""
+"""Newest changes of a model that are read to count repairs which failed in a row: the pause is at its longest by
+then."""
 
 
 def drift_of(repository: Repository, model: str) -> str:
-    """Describe the drift of a model to a generation that does not serve; empty if there is none. NotFound for an unknown model.
+    """Describe the drift of a model to a generation that does not serve; empty if there is none.
 
-    Generations that served before and stay loaded are no drift, nor is anything that lies in a lost region: that is
-    judged once the region is restored.
+    NotFound for an unknown model. Generations that served before and stay loaded are no drift, nor is anything that
+    lies in a lost region: that is judged once the region is restored.
     """
     record = repository.model(model)
     serving = record.serving_generation
@@ -55,9 +57,10 @@ def drift_of(repository: Repository, model: str) -> str:
 def record_repair(repository: Repository, model: str, *, now: datetime | None = None) -> Change | None:
     """Record a repair of a model that drifted, in the caller's unit of work. None if it did not, or it is too early.
 
-    Not while a change moves the model, or is about to bring it to one generation. A change that waits, for supply, for a
-    freeze or for the end of a pause, may wait for days: a repair passes it. Nor while the plan in force places the model
-    in a lost region: the replan that the loss triggers brings a plan without it, and until then a repair would be refused.
+    Not while a change moves the model, or is about to bring it to one generation. A change that waits, for supply, for
+    a freeze or for the end of a pause, may wait for days: a repair passes it. Nor while the plan in force places the
+    model in a lost region: the replan that the loss triggers brings a plan without it, and until then a repair would be
+    refused.
     """
     changes, now = repository.changes(model, limit=LOOKED_AT), now or datetime.now(UTC)
     if not changes or _is_left_to_another(repository, model, now) or _pauses(changes, now):

@@ -65,9 +65,10 @@ def fits(move: Move, free: Mapping[Cell, float]) -> bool:
 
 
 def move_order(moves: Sequence[Move], free: Mapping[Cell, float]) -> tuple[str, ...]:
-    """Order models in stages: all of one stage fit side by side once the stages before have moved. Largest net release first.
+    """Order models in stages: all of one stage fit side by side once the stages before have moved.
 
-    Models that fit in no order come last, as they are: their transitions report the missing supply.
+    Largest net release first. Models that fit in no order come last, as they are: their transitions report the missing
+    supply.
     """
     left, order = dict(free), list[str]()
     pending = sorted(moves, key=lambda move: (move.net, move.model))

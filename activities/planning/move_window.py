@@ -47,7 +47,10 @@ GONE = "the plan in force does not know it any more"
 
 
 class Submit(Protocol):
-    """Submits a recorded change to its model's entity; `again` marks a submission that is not the first. Raises Unavailable."""
+    """Submits a recorded change to its model's entity; `again` marks a submission that is not the first.
+
+    Raises Unavailable.
+    """
 
     def __call__(self, change: Change, again: str = "") -> None:
         """Submit the change."""
@@ -80,11 +83,12 @@ class MoverActivities:
 
     @activity.defn(name="move_models", no_thread_cancel_exception=True)
     def move_models(self, turn: MoveTurn) -> MoveTurnResult:
-        """Check the models that move, and start as many of the next ones as there is room and supply for: once for each plan.
+        """Check the models that move, and start as many of the next ones as there is room and supply for.
 
-        A model whose supply others still occupy is skipped, unless no move in progress could free it: then its
-        transition reports the missing supply. While moves are paused none is started, unless the replan repairs the
-        loss of a region. A model that can't be read, or whose move can't be recorded, has failed, and stops no other.
+        A model is started once for each plan. A model whose supply others still occupy is skipped, unless no move in
+        progress could free it: then its transition reports the missing supply. While moves are paused none is started,
+        unless the replan repairs the loss of a region. A model that can't be read, or whose move can't be recorded, has
+        failed, and stops no other.
         """
         with self._store.read() as repository:
             look = _look(repository, turn)
@@ -210,7 +214,10 @@ def _taking(busy: Sequence[PlannedMove], patience_seconds: float) -> int:
 
 
 def _pause_reason(repository: Repository, plan_id: str) -> str:
-    """Reason why no move may start now; empty if moves may. A repair of a lost region ignores a pause: its users have nothing else."""
+    """Reason why no move may start now; empty if moves may.
+
+    A repair of a lost region ignores a pause: its users have nothing else.
+    """
     pause = repository.moves_pause()
     if pause is None or repairs_loss(repository, plan_id):
         return ""

@@ -152,8 +152,8 @@ def planned_models(
     manifest that a validation refused: the model is planned as it was placed until one is accepted. `cut`: model -> its
     split generations that serve or are about to. `fleet` is the whole one, drained regions included.
 
-    A model whose wishes can't be computed is planned as it was placed; one that was never placed is left out, so that it
-    does not block all others. Both are added to `left_out`, with the error.
+    A model whose wishes can't be computed is planned as it was placed; one that was never placed is left out, so that
+    it does not block all others. Both are added to `left_out`, with the error.
     """
     found = []
     for record in records:
@@ -193,9 +193,10 @@ def choose_wishes(
 
 
 def _wishes(manifest: ModelManifest, placed: Placement | None, *, are_cut: bool) -> ModelProblem:
-    """Return the manifest's wishes; those of its placement if its parts differ, or its throughput is not known any more.
+    """Return the manifest's wishes.
 
-    `are_cut`: its parts are those of a split generation, so they exist.
+    Those of its placement if its parts differ, or its throughput is not known any more. `are_cut`: its parts are those
+    of a split generation, so they exist.
     """
     hosted = {part.name for part in manifest.spec.hosted_parts}
     if placed is not None and not are_cut and {part.part for part in placed.wishes.parts} != hosted:
@@ -250,7 +251,8 @@ def residual_problem(
 ) -> Problem:
     """Return the problem of one model of a generation, on the supply and the owner's budget that all others leave.
 
-    By the manifest in force, if none is given. Its cost does not depend on the number of other models: the database sums up their units. Raises NotFound.
+    By the manifest in force, if none is given. Its cost does not depend on the number of other models: the database
+    sums up their units. Raises NotFound.
     """
     whole, drained = repository.fleet().spec, Drained.of(repository.drains())
     wanted = relax_model(model_problem(model_as_served(repository, model, generation, by=by)), whole, drained)
@@ -272,7 +274,10 @@ def residual_problem(
 def units_of(
     manifest: ModelManifest, deployments: Iterable[Deployment], placed: Placement | None = None
 ) -> Mapping[tuple[str, str], float]:
-    """Map (part, hardware) to the units of a replica, by the plan in force, else by the manifest, else by the running replicas."""
+    """Map (part, hardware) to the units of a replica.
+
+    They are those of the plan in force, else of the manifest, else of the running replicas.
+    """
     units = {(d.key.part, d.key.hardware): d.units for d in deployments}
     units.update({(part.name, o.kind): o.units for part in manifest.spec.parts for o in part.hardware})
     return {**units, **(placed.wishes.units if placed else {})}
@@ -302,10 +307,11 @@ def _by_model(slots: Iterable[HeldSlot]) -> dict[str, list[HeldSlot]]:
 
 
 def _units_on_the_way(moving: Moving, placed: Iterable[HeldSlot], running: Sequence[HeldSlot]) -> Units:
-    """Return the most units that a model in transition needs: for each replica set the maximum of now, the plan and the waves.
+    """Return the most units that a model in transition needs.
 
-    A replica takes the units of the plan in force, and those of the manifest only on hardware that the plan has not; a
-    running one takes at least the units that it was started with.
+    For each replica set the maximum of now, the plan and the waves. A replica takes the units of the plan in force, and
+    those of the manifest only on hardware that the plan has not; a running one takes at least the units that it was
+    started with.
     """
     units = {**_wished_units(moving.manifest, moving.layout), **_placed_units(moving.wishes)}
     for slot in running:
@@ -328,7 +334,7 @@ def _peak(transition: str, model: str) -> Mapping[Slot, int]:
 
 @lru_cache(maxsize=REMEMBERED)
 def _wished_units(manifest: str, layout: str | None) -> Mapping[tuple[str, str], float]:
-    """Map (part, hardware) to the units of a replica, by the documents of a manifest and of a split generation's layout."""
+    """Map (part, hardware) to a replica's units, by the documents of a manifest and of a split generation's layout."""
     spec = decode(ModelManifest, manifest).spec
     parts = spec.parts if layout is None else parts_of(spec, decode(Layout, layout))
     return {(part.name, option.kind): option.units for part in parts for option in part.hardware}
@@ -336,7 +342,10 @@ def _wished_units(manifest: str, layout: str | None) -> Mapping[tuple[str, str],
 
 @lru_cache(maxsize=REMEMBERED)
 def _placed_units(wishes: str | None) -> Mapping[tuple[str, str], float]:
-    """Map (part, hardware) to the units of a replica by the document of a placement's wishes; empty without a placement."""
+    """Map (part, hardware) to the units of a replica by the document of a placement's wishes.
+
+    Empty without a placement.
+    """
     return {} if wishes is None else decode(ModelProblem, wishes).units
 
 

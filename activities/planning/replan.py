@@ -176,9 +176,10 @@ class FleetReplan:
         return self._list_moves(entry, taken, snapshot)
 
     def _list_moves(self, entry: PlanEntry, taken: Sequence[Replan], snapshot: FleetSnapshot) -> ReplanComputed:
-        """Find the models that have to move, outside the writing unit, and list them in the store: their names may be megabytes.
+        """Find the models that have to move, outside the writing unit, and list them in the store.
 
-        The result has their count. If an attempt ends before, the next one finds the plan, and lists them.
+        Their names may be megabytes. The result has their count. If an attempt ends before, the next one finds the
+        plan, and lists them.
         """
         self._say("listing the models that have to move")
         moving: Sequence[str] = ()
@@ -262,9 +263,9 @@ def read_records(repository: Repository) -> tuple[ModelRecord, ...]:
 def adopt_beside(repository: Repository, plan: PreparedPlan, snapshot: FleetSnapshot) -> PlanRecord:
     """Adopt a plan; models whose placement changed since the snapshot keep the newer one.
 
-    Those whose wishes in the plan need more than they count for their owner by now keep theirs, too. Returns the adopted
-    plan. Units of work of models continue meanwhile, except placements and admissions: they wait. Raises TooLateError if
-    both together need more than there is.
+    Those whose wishes in the plan need more than they count for their owner by now keep theirs, too. Returns the
+    adopted plan. Units of work of models continue meanwhile, except placements and admissions: they wait. Raises
+    TooLateError if both together need more than there is.
     """
     in_force = repository.lock_plan_in_force()
     before, changed = _meanwhile(repository, snapshot)
@@ -322,7 +323,9 @@ def find_overbooking(problem: Problem, placements: Iterable[Placement]) -> str |
 
 
 def models_to_move(repository: Repository, placements: Iterable[Placement], snapshot: FleetSnapshot) -> tuple[str, ...]:
-    """Return the placed models that run otherwise by a plan of the fleet, in the order of activities/planning/move_order.py.
+    """Return the placed models that run otherwise by a plan of the fleet.
+
+    They are in the order of activities/planning/move_order.py.
 
     A model that runs where it is placed, but answers by a generation that does not serve, is among them.
 

@@ -232,7 +232,10 @@ def _last_words(errors: IO[bytes]) -> str:
 
 
 def _memory_of(pid: int, *, field: str = "VmRSS") -> int | None:
-    """Return the bytes of memory that a process uses (VmRSS) or used at most (VmHWM); None if /proc does not have them."""
+    """Return the bytes of memory that a process uses (VmRSS) or used at most (VmHWM).
+
+    None if /proc does not have them.
+    """
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,5 @@
-"""Regions that leave and are restored: drains, failover, recovery, and the reconciliation of every region with the store.
+"""Regions that leave and are restored.
 
-For the worker; transitions use `recovery`. Begin with `activities` and `reconciliation`.
+Drains, failover, recovery, and the reconciliation of every region with the store. For the worker; transitions use
+`recovery`. Begin with `activities` and `reconciliation`.
 """

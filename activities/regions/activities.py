@@ -30,7 +30,8 @@ from ipnext.store.repository import Repository
 from ipnext.store.store import Store
 
 FIRST_REPLAN_AGAIN = timedelta(seconds=5)
-"""If a drain's replan has ended and left something, the drain requests another one after this long, then twice as long, ..."""
+"""If a drain's replan has ended and left something, the drain requests another one after this long, then twice as long,
+..."""
 
 LAST_REPLAN_AGAIN = timedelta(minutes=5)
 """... and at most after this."""
@@ -56,9 +57,9 @@ class DrainActivities:
 
     @activity.defn(name="look_at_drain", no_thread_cancel_exception=True)
     def look_at_drain(self, asked: DrainInput) -> DrainSeen:
-        """Report the state of the drain, and the replicas and traffic left there. If nothing is left, the region is drained.
+        """Report the state of the drain, and the replicas and traffic left there.
 
-        If its replan has ended and left something, another one is requested.
+        If nothing is left, the region is drained. If its replan has ended and left something, another one is requested.
         """
         with self._store.read() as repository:
             drain = repository.drain(asked.region)
@@ -100,8 +101,8 @@ class DrainActivities:
     def return_region(self, asked: DrainInput) -> DrainSeen:
         """Apply the desired state to a region that was lost; then its supply counts again and a replan is requested.
 
-        Nothing moves before that plan. A region that fails stays out, and is tried again. What changes store meanwhile is
-        applied as well, before the region counts again or right after; a model that fails is left to the reconciler.
+        Nothing moves before that plan. A region that fails stays out, and is tried again. What changes store meanwhile
+        is applied as well, before the region counts again or right after; a model that fails is left to the reconciler.
         """
         with self._store.read() as repository:
             drain = repository.drain(asked.region)
@@ -126,7 +127,10 @@ class DrainActivities:
         return _summarize_drain(drain)
 
     def _submit_moves(self, drain: Drain) -> None:
-        """Submit waiting moves away from lost regions again, once for each replan of the drain. One that fails waits on as before."""
+        """Submit waiting moves away from lost regions again, once for each replan of the drain.
+
+        One that fails waits on as before.
+        """
         with self._store.read() as repository:
             moves = [change for change in repository.open_moves() if _leaves_loss(repository, change)]
         beat(f"{len(moves)} moves need not wait")
@@ -144,7 +148,10 @@ class DrainActivities:
             return repository.update_drain(drain.id, cause=cause, message=f"asked back, but {describe(error)}")
 
     def _count_again(self, read: Drain, failed: Mapping[str, str]) -> Drain:
-        """Record that the region is in service again, unless something else was requested meanwhile, and ask for a replan."""
+        """Record that the region is in service again, and ask for a replan.
+
+        Nothing is recorded if something else was requested meanwhile.
+        """
         with self._store.begin() as repository:
             drain = repository.drain(read.region) or read
             if drain.state is not DrainState.RETURNING:
@@ -157,7 +164,10 @@ class DrainActivities:
             return ask_replan(repository, drain) if repository.plan_in_force_id() is not None else drain
 
     def _repair_models(self, suspects: Collection[str], calls: SingleCalls) -> None:
-        """Record repairs of models that could not be repaired while the region was lost: their changes ended meanwhile."""
+        """Record repairs of models that could not be repaired while the region was lost.
+
+        Their changes ended meanwhile.
+        """
         for model in sorted(suspects):
             beat(f"{model} drifted")
             calls.run(model, partial(self._repair, model))
@@ -175,9 +185,10 @@ class DrainActivities:
             return repository.update_drain(drain.id, message=message)
 
     def _write_advance(self, read: Drain, seen: DrainSeen) -> Drain:
-        """Record the progress that was found. If the drain has changed since, it stays as it is: the next check continues from there.
+        """Record the progress that was found.
 
-        The end of the drain is recorded only if nothing has come to the region since.
+        If the drain has changed since, it stays as it is: the next check continues from there. The end of the drain is
+        recorded only if nothing has come to the region since.
         """
         with self._store.begin() as repository:
             drain = repository.drain(read.region)
@@ -257,7 +268,10 @@ def _differs(repository: Repository, drain: Drain, seen: DrainSeen) -> bool:
 
 
 def _describe_drain(repository: Repository, drain: Drain) -> str:
-    """Return a draining region's message: for a lost one, the result of its failover; for a planned drain, a pause that delays it."""
+    """Return a draining region's message.
+
+    For a lost region, it is the result of its failover; for a planned drain, a pause that delays it.
+    """
     if drain.disaster:
         return drain.message
     pause = repository.moves_pause()

@@ -44,9 +44,10 @@ class DrainCheckActivities:
 
     @activity.defn(name="check_drain", no_thread_cancel_exception=True)
     def check_drain(self, asked: DrainInput) -> DrainSeen:
-        """Begin a planned drain, or refuse it with the models that would stay unserved. With `force` it begins in any case.
+        """Begin a planned drain, or refuse it with the models that would stay unserved.
 
-        Two drains that are requested together see each other: the later one is checked without both regions.
+        With `force` it begins in any case. Two drains that are requested together see each other: the later one is
+        checked without both regions.
         """
         for _ in range(CHECKS):
             seen = self._check_once(asked.region, beat)
@@ -56,7 +57,10 @@ class DrainCheckActivities:
         raise Unavailable(msg)
 
     def _check_once(self, region: str, say: Callable[[str], None]) -> DrainSeen | None:
-        """Check once; None if an input has changed. The fleet is read outside the writing unit: ten thousand models take seconds."""
+        """Check once; None if an input has changed.
+
+        The fleet is read outside the writing unit: ten thousand models take seconds.
+        """
         with self._store.begin() as repository:
             drain = repository.drain(region)
             if drain is None:
@@ -103,9 +107,9 @@ class DrainCheckActivities:
 
 
 def refusal_of(plan: Plan, before: Iterable[Unmet], *, tokens: Collection[str] = ()) -> tuple[Reason, str] | None:
-    """Refuse a drain for demand that would stay unserved beyond the demand that is unserved already; None if there is none.
+    """Refuse a drain for demand that would stay unserved beyond the demand that is unserved already.
 
-    `tokens` names the models whose demand is in tokens/s.
+    None if there is none. `tokens` names the models whose demand is in tokens/s.
     """
     known = {(item.model, item.region): item.qps for item in before}
     worse = [item for item in plan.unmet if item.qps > known.get((item.model, item.region), 0.0) + LEAST_QPS]

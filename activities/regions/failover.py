@@ -130,7 +130,10 @@ class Surviving:
             return ()
 
     def _keep_batch(self, sent: "_Sent", done: "_Progress") -> None:
-        """Store the tables of a batch in one unit. Models that another unit writes, or all if the unit fails, are left to the end."""
+        """Store the tables of a batch in one unit.
+
+        Models that another unit writes, or all if the unit fails, are left to the end.
+        """
         models = {table.model for table in sent.kept}
         try:
             with self._store.begin_free(models) as repository:
@@ -173,7 +176,10 @@ class Surviving:
         return states, frozenset(regions - states.keys())
 
     def _forget(self, sent: "_Sent") -> None:
-        """Remove retiring models from gateways again. If one fails, the retirement of the model retries until it does not."""
+        """Remove retiring models from gateways again.
+
+        If one fails, the retirement of the model retries until it does not.
+        """
         for table in sent.pushed:
             if table.model in sent.retiring:
                 with suppress(IPnextError):

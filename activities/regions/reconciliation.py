@@ -92,7 +92,8 @@ class ReconciliationActivities:
     def record_repairs(self, nothing: Done) -> RepairsRecorded:
         """Record a repair for each model whose users or replicas are on a generation that does not serve.
 
-        Also, once, for models of a region that is back after a loss. A model without a serving generation is withdrawn instead. A model that fails is left to the next pass.
+        Also, once, for models of a region that is back after a loss. A model without a serving generation is withdrawn
+        instead. A model that fails is left to the next pass.
         """
         del nothing
         with self._store.read() as repository:
@@ -168,7 +169,10 @@ class ReconciliationActivities:
             withdraw_unserved(repository, model)
 
     def _unroute_unserved(self, model: str, region: str) -> bool:
-        """Remove a model without a serving generation from a gateway. If a change has come, apply its table again and return False."""
+        """Remove a model without a serving generation from a gateway.
+
+        If a change has come, apply its table again and return False.
+        """
         if model not in self._find_unserved():
             return False
         self._infrastructure.unroute(model, region)
@@ -182,7 +186,9 @@ class ReconciliationActivities:
             return repository.models_unserved()
 
     def _apply_differences(self, region: str, found: Differences, state: RegionState) -> Mapping[str, str]:
-        """Apply replicas first, so that the targets of traffic exist; then routes; then remove everything that the store lacks.
+        """Apply replicas, then routes, then remove everything that the store lacks.
+
+        Replicas come first, so that the targets of traffic exist.
 
         Calls of one kind run side by side: a region that lost its state gets all of it within a pass. A model whose
         replicas can't be applied keeps the table that its gateway has, and one that fails keeps its replicas. Returns
@@ -207,7 +213,10 @@ class ReconciliationActivities:
             self._follow(key)
 
     def _follow(self, key: DeploymentKey) -> None:
-        """Apply the stored replica set until it has not changed meanwhile: a change writes before or after it applies."""
+        """Apply the stored replica set until it has not changed meanwhile.
+
+        A change writes before or after it applies.
+        """
         told = None
         for _ in range(TRIES):
             with self._store.read() as repository:
@@ -229,7 +238,10 @@ class ReconciliationActivities:
             self._follow(key)
 
     def _unroute(self, model: str, region: str) -> None:
-        """Remove a model from a gateway while the store has no table; one that a change adds meanwhile is applied again."""
+        """Remove a model from a gateway while the store has no table.
+
+        One that a change adds meanwhile is applied again.
+        """
         with self._store.read() as repository:
             lacking = repository.route(model, region) is None and repository.is_settled(model)
         if lacking:
@@ -237,7 +249,10 @@ class ReconciliationActivities:
             self._follow_table(model, region, followed=0)
 
     def _route(self, model: str, region: str, *, followed: int) -> None:
-        """Apply the stored table, unless a change moves its model by now. One that only refuses users is applied in any case."""
+        """Apply the stored table, unless a change moves its model by now.
+
+        One that only refuses users is applied in any case.
+        """
         with self._store.read() as repository:
             table = repository.route(model, region)
             counts = table is not None and (table.refuses or repository.is_settled(model))

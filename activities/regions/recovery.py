@@ -42,16 +42,17 @@ models, later ones those that changed meanwhile: a store that never rests does n
 """
 
 MANY = 8
-"""If this many calls fail and none of them succeeds, the region counts as unreachable; so it does while no call has succeeded."""
+"""If this many calls fail and none of them succeeds, the region counts as unreachable; so it does while no call has
+succeeded."""
 
 Item = TypeVar("Item")
 
 
 class Returning:
-    """Restores one region; needs the store and the infrastructure. Made for one attempt; `beat` is called before each batch.
+    """Restores one region; needs the store and the infrastructure.
 
-    A call that fails for one model does not stop the others. Unavailable if the region does not answer, or if all of many
-    calls fail.
+    Made for one attempt; `beat` is called before each batch. A call that fails for one model does not stop the others.
+    Unavailable if the region does not answer, or if all of many calls fail.
     """
 
     def __init__(
@@ -82,7 +83,8 @@ class Returning:
         self.failed: dict[str, str] = {}
         """Model -> error of its last call, if that failed."""
         self.suspects: set[str] = set()
-        """Models with users or replicas on a generation that does not serve, as far as the read facts tell, and those that changed since."""
+        """Models with users or replicas on a generation that does not serve, as far as the read facts tell, and those
+        that changed since."""
 
     def reconcile(self) -> None:
         """Apply the desired state until nothing differs. Its gateway is updated before its replicas end.
@@ -96,9 +98,9 @@ class Returning:
                 return
 
     def catch_up(self) -> None:
-        """Apply what changes have stored since, as it is stored: the region is in service, and they apply it themselves from now on.
+        """Apply what changes have stored since, as it is stored.
 
-        The reconciler does what is left.
+        The region is in service, and they apply it themselves from now on. The reconciler does what is left.
         """
         for _ in range(PASSES):
             with self._pass() as (stored, pool):

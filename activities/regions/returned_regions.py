@@ -1,4 +1,7 @@
-"""Models of regions that are back after a loss: what drifted meanwhile was not repaired, and no route table may name it."""
+"""Models of regions that are back after a loss.
+
+What drifted meanwhile was not repaired, and no route table may name it.
+"""
 
 from collections.abc import Callable, Iterable
 

@@ -20,7 +20,8 @@ LOOK_SECONDS = 2.0
 
 
 BEAT_SECONDS = 0.1
-"""Between two heartbeats of code that sends them as often as it can: each one waits for the event loop of the worker."""
+"""Between two heartbeats of code that sends them as often as it can: each one waits for the event loop of the
+worker."""
 
 
 class Deadline:
@@ -34,7 +35,10 @@ class Deadline:
         look_seconds: float = LOOK_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Create a deadline. `seconds` is the time that earlier polls left; this poll ends after `look_seconds` at the latest."""
+        """Create a deadline.
+
+        `seconds` is the time that earlier polls left; this poll ends after `look_seconds` at the latest.
+        """
         self._seconds, self._look_seconds = seconds, look_seconds
         self._clock = clock
         self._started = clock()
@@ -73,7 +77,10 @@ class Deadline:
 def throttle(
     say: Callable[[str], None], *, every_seconds: float = BEAT_SECONDS, clock: Callable[[], float] = time.monotonic
 ) -> Callable[[str], None]:
-    """Make a `beat` that may be called millions of times: it calls `say` once per period, and else only reads the clock."""
+    """Make a `beat` that may be called millions of times.
+
+    It calls `say` once per period, and else only reads the clock.
+    """
     last = -math.inf
 
     def beat(what: str) -> None:

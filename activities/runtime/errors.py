@@ -14,14 +14,18 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 from ipnext.errors import Conflict, IPnextError, Unavailable
 
 BUG_ATTEMPTS = 5
-"""Attempts of an activity that end by an unforeseen error: a retry seldom fixes a bug, but sometimes a faulty machine."""
+"""Attempts of an activity that end by an unforeseen error: a retry seldom fixes a bug, but sometimes a faulty
+machine."""
 
 MOST_COUNTED = 10_000
 """Activities whose unforeseen errors a worker counts; the one that failed first is forgotten first."""
 
 
 class UnforeseenErrors:
-    """Counts the unforeseen errors of each activity in this worker. Attempts that end otherwise, as in an outage, don't count."""
+    """Counts the unforeseen errors of each activity in this worker.
+
+    Attempts that end otherwise, as in an outage, don't count.
+    """
 
     def __init__(self) -> None:
         self._found: OrderedDict[tuple[str | None, str], int] = OrderedDict()
@@ -47,7 +51,10 @@ def _key(info: activity.Info) -> tuple[str | None, str]:
 
 
 class TypedFailures(Interceptor):
-    """Turns every error of an activity into an ApplicationError with the error's code as type. Its detail: the attempt's seconds."""
+    """Turns every error of an activity into an ApplicationError with the error's code as type.
+
+    Its detail: the attempt's seconds.
+    """
 
     def __init__(self) -> None:
         self._unforeseen = UnforeseenErrors()

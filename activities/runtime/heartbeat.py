@@ -18,7 +18,8 @@ from temporalio.worker import (
 from activities.runtime.lease import SENT_LATE_SECONDS, Pulse, felt, seconds_now
 
 BEATS = 4
-"""Heartbeats within an activity's heartbeat timeout, which another worker's settings may have made shorter than this worker's."""
+"""Heartbeats within an activity's heartbeat timeout, which another worker's settings may have made shorter than this
+worker's."""
 
 
 class Alive(Interceptor):
@@ -78,7 +79,10 @@ class _BeatingActivity(ActivityInboundInterceptor):
                 await asyncio.gather(beating, return_exceptions=True)
 
     async def _beat(self, pulse: Pulse, every_seconds: float) -> None:
-        """Send heartbeats from a thread: while a synchronous activity runs, its heartbeat waits for this very event loop."""
+        """Send heartbeats from a thread.
+
+        While a synchronous activity runs, its heartbeat waits for this very event loop.
+        """
         while True:
             pulse.beat()
             await asyncio.to_thread(activity.heartbeat, *(self._words.said if self._words else ()))

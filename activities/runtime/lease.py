@@ -1,8 +1,9 @@
-"""Lease of an attempt: whether it may still write. A worker that was paused may wake up while another one runs its activity.
+"""Lease of an attempt: whether it may still write.
 
-An activity whose heartbeats are missing is retried elsewhere. The late attempt checks its clock before each write,
-because it learns Temporal's decision only after the next heartbeat. It is a lease: the time between the check and the
-write stays unprotected (microseconds, or one more pause at that moment). Route tables have revisions besides.
+A worker that was paused may wake up while another one runs its activity. An activity whose heartbeats are missing is
+retried elsewhere. The late attempt checks its clock before each write, because it learns Temporal's decision only after
+the next heartbeat. It is a lease: the time between the check and the write stays unprotected (microseconds, or one more
+pause at that moment). Route tables have revisions besides.
 """
 
 import time
@@ -60,7 +61,10 @@ def felt(pulse: Pulse) -> Iterator[None]:
 
 
 def still_ours() -> None:
-    """Check before each write to the infrastructure, or to the store about it. Raises Unavailable if another worker may run it."""
+    """Check before each write to the infrastructure, or to the store about it.
+
+    Raises Unavailable if another worker may run it.
+    """
     pulse = _PULSE.get()
     if pulse is not None and pulse.overtaken:
         msg = "this worker stood still for longer than its heartbeats may stay out; another one may have its work"

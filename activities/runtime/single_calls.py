@@ -57,7 +57,9 @@ class SingleCalls:
 def read_each(
     read: Callable[[Collection[str]], Sequence[T]], models: Sequence[str]
 ) -> tuple[list[T], Mapping[str, Exception]]:
-    """Read many models at once; if that fails, one by one, without those that can't be read, which are returned as well.
+    """Read many models at once, or one by one if that fails.
+
+    Models that can't be read are left out then, and returned as well.
 
     Raises Unavailable: the store does not answer.
     """

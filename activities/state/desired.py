@@ -58,9 +58,11 @@ class Facts:
     rtt_ms: Mapping[tuple[str, str], float] = field(default_factory=dict)
     """By users' region and serving region; read only if a region is lost."""
     planned_demand: Mapping[str, float] = field(default_factory=dict)
-    """By users' region, in the model's unit: the demand that the waves of the current run were planned for, if there is one."""
+    """By users' region, in the model's unit: the demand that the waves of the current run were planned for, if there is
+    one."""
     unmet_rules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """By users' region that the manifest names and the fleet has: rules of the plan that leave demand there unserved."""
+    """By users' region that the manifest names and the fleet has: rules of the plan that leave demand there
+    unserved."""
     placed_units: Mapping[tuple[str, str], float] = field(default_factory=dict)
     """By part and hardware: units of a replica by the plan in force, which a newer manifest does not change."""
     rolled_out: int | None = None
@@ -82,7 +84,10 @@ class Facts:
 
     @property
     def demand(self) -> Mapping[str, float]:
-        """By users' region, in the model's unit. A run keeps the demand that its waves were planned for, whatever was requested since."""
+        """By users' region, in the model's unit.
+
+        A run keeps the demand that its waves were planned for, whatever was requested since.
+        """
         return self.planned_demand or {item.region: item.amount for item in self.manifest.spec.demand}
 
 
@@ -128,7 +133,10 @@ def _placed_units(placed: Placement | None) -> Mapping[tuple[str, str], float]:
 
 
 def unmet_rules(repository: Repository, manifest: ModelManifest) -> dict[str, tuple[str, ...]]:
-    """Map users' regions that the manifest names and the fleet has to the rules of the plan that leave demand there unserved."""
+    """Map users' regions to the rules of the plan that leave demand there unserved.
+
+    Only regions that the manifest names and the fleet has.
+    """
     placed, regions = repository.placement(manifest.name), set(repository.region_names())
     rules = {unmet.region: unmet.rules for unmet in placed.unmet} if placed else {}
     return {item.region: rules.get(item.region, ()) for item in manifest.spec.demand if item.region in regions}
@@ -214,7 +222,10 @@ def served_generation(facts: Facts, number: int) -> ServedGeneration:
 
 
 def _graph_of(facts: Facts, generation: Generation) -> PartGraph:
-    """Return the graph of a generation: of its layout, of the manifest that is rolled out with it, or the one it served by."""
+    """Return the graph of a generation.
+
+    It is that of its layout, of the manifest that is rolled out with it, or the one it served by.
+    """
     if generation.layout is not None:
         return generation.layout.graph
     if generation.graph is not None and generation.number != facts.rolled_out:
@@ -232,7 +243,10 @@ def _adapters(facts: Facts, generation: Generation) -> dict[str, ServedAdapter]:
 
 
 def _inputs(parts: Iterable[PartSpec], graph: PartGraph, held: Mapping[str, Snapshot | None]) -> tuple[TensorSpec, ...]:
-    """Return the request's inputs besides its prompt, if nodes run before a generator: the request's JSON does not declare them."""
+    """Return the request's inputs besides its prompt, if nodes run before a generator.
+
+    The request's JSON does not declare them.
+    """
     if all(node.prompt is None for node in graph.nodes):
         return ()
     known = signatures(parts, {part: snapshot.manifest for part, snapshot in held.items() if snapshot is not None})
@@ -281,9 +295,10 @@ def wanted_shares(
 
 
 def choose_kept_sets(facts: Facts, regions: Collection[str], wanted: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
-    """Return the replica sets to keep: if a run counts on a lost region of `regions`, all that answer in the remaining ones.
+    """Return the replica sets to keep.
 
-    Their users, and those who were about to move to the lost one, have nothing else before a plan without it exists.
+    If a run counts on a lost region of `regions`, all that answer in the remaining ones. Their users, and those who
+    were about to move to the lost one, have nothing else before a plan without it exists.
     """
     if not facts.lost.intersection(regions):
         return wanted
@@ -417,7 +432,10 @@ def _holds(facts: Facts, state: ModelState, slot: Slot) -> tuple[HeldSnapshot, .
 def _build_held(
     part: str, snapshot: Snapshot, generations: list[Generation], signers: SignerPolicy | None
 ) -> HeldSnapshot:
-    """Build the entry of a held snapshot. A segment has no signers: the platform split it from a snapshot with a checked signature."""
+    """Build the entry of a held snapshot.
+
+    A segment has no signers: the platform split it from a snapshot with a checked signature.
+    """
     adapter = snapshot.part in generations[0].adapters
     return HeldSnapshot(
         part=None if snapshot.part == part else snapshot.part,

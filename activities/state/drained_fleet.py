@@ -87,8 +87,8 @@ def check_unchanged(store: Store, lost: frozenset[str]) -> None:
     """Check before a call that changes the infrastructure, in one unit of work, that it may be made.
 
     Raises:
-        Unavailable: a region was lost, or came back, since `lost` was read: the next attempt computes again. Or another worker may be at
-            this activity.
+        Unavailable: a region was lost, or came back, since `lost` was read: the next attempt computes again.
+            Or another worker may be at this activity.
         FenceLost: the run has ended, or lost its transition to another run.
     """
     with store.read() as repository:

@@ -48,7 +48,7 @@ def snapshots_of(generations: Iterable[Generation]) -> frozenset[tuple[str, str,
 def read_generations(
     repository: Repository, record: ModelRecord, numbers: Collection[int]
 ) -> tuple[Mapping[int, Generation], Mapping[tuple[str, int], Snapshot]]:
-    """Return the generations of these numbers and the former ones that may stay warm, with the snapshots that they name.
+    """Return the generations of these numbers and the former ones that may stay warm, with their snapshots.
 
     Two or three queries by keys, at most `numbers` and `keepWarm` rows of generations: nothing grows with the number of
     publishes.
@@ -60,7 +60,10 @@ def read_generations(
 
 
 def ancestors(repository: Repository, snapshots: Iterable[Snapshot]) -> Mapping[tuple[str, str], Snapshot]:
-    """Map (part, digest) to the ancestors of deltas among `snapshots`, down to a full one; missing parents are left out."""
+    """Map (part, digest) to the ancestors of deltas among `snapshots`, down to a full one.
+
+    Missing parents are left out.
+    """
     found: dict[tuple[str, str], Snapshot] = {}
     for snapshot in snapshots:
         below: Snapshot | None = snapshot

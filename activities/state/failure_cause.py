@@ -39,7 +39,10 @@ def place_of(replica: Replica, *, adapter: str | None = None) -> Place:
 
 
 def first_lacking(model: str, state: ModelState, regions: Mapping[str, RegionState]) -> Place:
-    """Return the first slot that lacks a ready replica, and the replica there that is furthest from it; reachable regions only."""
+    """Return the first slot that lacks a ready replica, and the replica there that is furthest from it.
+
+    Reachable regions only.
+    """
     for (slot, generation), wanted in sorted(state.counts.items()):
         part, region, hardware = slot
         if region not in regions:

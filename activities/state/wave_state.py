@@ -118,7 +118,10 @@ def _peaks(transition: Transition, model: str) -> Iterator[ModelState]:
 
 
 def state_back(transition: Transition, model: str, index: int, phase: Phase) -> ModelState:
-    """Return the state of a revert from wave `index`: first the origin's capacity beside the existing one, then its traffic."""
+    """Return the state of a revert from wave `index`.
+
+    First the origin's capacity beside the existing one, then its traffic.
+    """
     apart = transition.apart
     origin = state_of(transition.origin, model, apart=apart)
     if phase == "released":
@@ -135,10 +138,11 @@ def _both(there: ModelState, origin: ModelState) -> ModelState:
 
 
 def state_undone(transition: Transition, model: str, index: int, phase: Phase) -> ModelState:
-    """Return the state when wave `index` alone is reverted: first the capacity it removed, then its traffic, then its additions.
+    """Return the state when wave `index` alone is reverted.
 
-    Each of these states occurred on the way forward, so supply and capacity suffice as they did then. Processes that
-    the wave swapped swap back at first, and take no further unit either.
+    First the capacity it removed, then its traffic, then its additions. Each of these states occurred on the way
+    forward, so supply and capacity suffice as they did then. Processes that the wave swapped swap back at first, and
+    take no further unit either.
     """
     before = _before(transition, model, index)
     if phase == "released":
@@ -276,7 +280,7 @@ def _going_over(deployments: Iterable[Deployment]) -> Mapping[str, int]:
 def _as_held(
     shares: tuple[RouteShare, ...], held: Collection[tuple[str, int]], over: Mapping[str, int]
 ) -> tuple[RouteShare, ...]:
-    """Rename shares of generations that are not held to the target generation, in regions whose processes are hot swapped."""
+    """Rename shares of generations that are not held to the target generation, in regions of a hot swap."""
     if all((to, generation) in held or to not in over for to, generation in _list_targets(shares)):
         return shares
     sums: dict[tuple[str, int], float] = {}

@@ -108,7 +108,9 @@ class TransitionActivities:
     @activity.defn(name="ensure_capacity", no_thread_cancel_exception=True)
     @of_a_wave
     def ensure_capacity(self, wave: WaveInput) -> WaveResult:
-        """Add the wave's replicas and wait until they and the target generation's others are ready, at most `deadline_seconds`.
+        """Add the wave's replicas and wait until they and the target generation's others are ready.
+
+        It waits at most `deadline_seconds`.
 
         Ends at once if a replica cannot load the generation. Unreachable regions are retried until the deadline. One
         call polls for a short time only: if more is needed, the result has `again_seconds`, and the workflow sleeps in
@@ -156,7 +158,9 @@ class TransitionActivities:
     @activity.defn(name="shift_traffic", no_thread_cancel_exception=True)
     @of_a_wave
     def shift_traffic(self, wave: WaveInput) -> WaveResult:
-        """Send traffic by the wave's shares, or by the origin's in a revert. Return once all gateways have applied them.
+        """Send traffic by the wave's shares, or by the origin's in a revert.
+
+        Return once all gateways have applied them.
 
         No gateway moves on while another one that has to move is unreachable: its users would come on top of those who
         stay. A rollback and a revert do not wait for it. No traffic moves if a region was lost during the transition
@@ -204,7 +208,7 @@ class TransitionActivities:
     @activity.defn(name="check_gate", no_thread_cancel_exception=True)
     @of_a_wave
     def check_gate(self, wave: WaveInput) -> WaveResult:
-        """Check whether the target generation has answered well enough since the wave's traffic moved, and has not failed.
+        """Check whether the target generation has answered well since the wave's traffic moved, and has not failed.
 
         May be called at any moment of the bake time, as `early`, and after it. If `again_seconds` is above 0, answers
         are too few and may still arrive.
@@ -235,10 +239,11 @@ class TransitionActivities:
     @activity.defn(name="release_capacity", no_thread_cancel_exception=True)
     @of_a_wave
     def release_capacity(self, wave: WaveInput) -> WaveResult:
-        """Release the capacity that the wave no longer needs: out of the routers first, then the replicas and snapshots.
+        """Release the capacity that the wave no longer needs.
 
-        The last wave and a revert leave exactly the state that they lead to; former generations stay loaded as far as
-        the rollout's `keepWarm` allows. Records the progress of the transition.
+        Out of the routers first, then the replicas and snapshots. The last wave and a revert leave exactly the state
+        that they lead to; former generations stay loaded as far as the rollout's `keepWarm` allows. Records the
+        progress of the transition.
         """
         with self._store.read() as repository:
             reaching = Reaching.read(repository, wave, "released")
@@ -275,11 +280,11 @@ class TransitionActivities:
         return not silent and not any(ahead)
 
     def _draft_transition(self, stage: StageInput) -> Draft:
-        """Return the transition of a change as stored. Waves are searched outside the writing unit, and compared before the write.
+        """Return the transition of a change as stored.
 
-        If others meanwhile take supply that the waves count on, the waves are searched again; the last time inside the
-        unit of work that writes them, which then delays other admissions and adoptions of plans. Writers that take no
-        supply proceed in any case.
+        Waves are searched outside the writing unit, and compared before the write. If others meanwhile take supply that
+        the waves count on, the waves are searched again; the last time inside the unit of work that writes them, which
+        then delays other admissions and adoptions of plans. Writers that take no supply proceed in any case.
         """
         for _ in range(DRAFTS):
             with self._store.read() as repository:
@@ -307,7 +312,10 @@ class TransitionActivities:
     def _and_what_answers(
         self, facts: Facts, counted_on: Collection[str], deployments: tuple[Deployment, ...]
     ) -> tuple[Deployment, ...]:
-        """Add the replica sets that still answer in the remaining regions, if a revert counts on a lost one: they keep their users."""
+        """Add the replica sets that still answer in the remaining regions, if a revert counts on a lost one.
+
+        They keep their users.
+        """
         more = choose_kept_sets(facts, counted_on, deployments)[len(deployments) :]
         states, _ = observe(self._infrastructure, {found.key.region for found in more}, [facts.model])
         return deployments + tuple(found for found in more if answers_at_all(facts, found, states))
@@ -319,7 +327,10 @@ class TransitionActivities:
         return Announcement(Gateways(self._store, self._infrastructure, facts, beat=beat), facts, wanted)
 
     def _keeping(self, reaching: Reaching) -> Collection[str]:
-        """Regions whose routers forget nothing: when a swap is reverted, those whose processes have not swapped back."""
+        """Regions whose routers forget nothing.
+
+        When a swap is reverted, those whose processes have not swapped back.
+        """
         model, state = reaching.wave.model, reaching.state
         if not (reaching.wave.back and reaching.transition.refresh == "swap"):
             return ()
@@ -328,7 +339,10 @@ class TransitionActivities:
         return not_gone_back(model, state, states)
 
     def _write_progress(self, reaching: Reaching) -> None:
-        """Record the progress. Raises Unavailable if a region was lost or restored since: it must receive this transition's result."""
+        """Record the progress.
+
+        Raises Unavailable if a region was lost or restored since: it must receive this transition's result.
+        """
         wave, record, last = reaching.wave, reaching.record, reaching.is_last
         with self._store.begin(wave.model) as repository:
             still_ours(repository)
@@ -402,7 +416,10 @@ def _mark_rolling_out(repository: Repository, stage: StageInput) -> None:
 
 
 def _check_reached(facts: Facts, shares: Mapping[str, Sequence[RouteShare]], silent: Iterable[str]) -> None:
-    """Raise RegionUnreachable if a gateway that has to move does not answer. One that only refuses its users may be away."""
+    """Raise RegionUnreachable if a gateway that has to move does not answer.
+
+    One that only refuses its users may be away.
+    """
     for region in silent:
         table = facts.tables.get(region)
         if region in shares and tuple(shares[region]) != (table.shares if table else ()):
@@ -411,7 +428,7 @@ def _check_reached(facts: Facts, shares: Mapping[str, Sequence[RouteShare]], sil
 
 
 def _check_ready(wave: WaveInput, state: ModelState, states: Mapping[str, RegionState]) -> None:
-    """Raise Unavailable if a reachable region has fewer ready replicas of the generation than the wave's traffic needs."""
+    """Raise Unavailable if a reachable region lacks ready replicas of the generation for the wave's traffic."""
     counts = {
         held: count for held, count in state.counts.items() if held[1] == wave.generation and held[0][1] in states
     }

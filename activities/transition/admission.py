@@ -36,7 +36,8 @@ AT_ONCE = frozenset({ChangeKind.ROLLBACK, ChangeKind.REPAIR})
 """Kinds of changes that take one step: the generation has served before, and users wait for it."""
 
 REPAIR_DIP = 0.5
-"""Largest fraction of a part's throughput that a repair may dip by. The planner takes the smallest dip that is feasible."""
+"""Largest fraction of a part's throughput that a repair may dip by. The planner takes the smallest dip that is
+feasible."""
 
 
 def planned_waves(
@@ -174,7 +175,10 @@ def not_swapped(repository: Repository, stage: StageInput, transition: Transitio
 
 
 def way_back(repository: Repository, stage: StageInput, transition: Transition, in_use: Units) -> Back:
-    """Decide whether a revert may go in one step: the former capacity is added beside the capacity that exists by then."""
+    """Decide whether a revert may go in one step.
+
+    The former capacity is added beside the capacity that exists by then.
+    """
     if transition.refused is not None:
         return "at_once"
     manifest = model_as_served(repository, stage.model, stage.generation)

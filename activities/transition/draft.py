@@ -1,7 +1,7 @@
-"""A transition before it is stored: its waves and the inputs that they were planned by. For `activities.transition.activities`.
+"""A transition before it is stored: its waves and the inputs that they were planned by.
 
-Planning takes longer than a unit of work may block others. So the draft is made in a read-only unit, and the unit that
-writes it first checks that all of its inputs still hold.
+For `activities.transition.activities`. Planning takes longer than a unit of work may block others. So the draft is made
+in a read-only unit, and the unit that writes it first checks that all of its inputs still hold.
 """
 
 from collections import Counter, defaultdict
@@ -50,8 +50,8 @@ class Draft:
 
         Raises:
             NotFound: no placement exists.
-            Unavailable: another change moves the model, only another model's transition holds the supply that the waves need, or the
-                owner prefers to wait for supply.
+            Unavailable: another change moves the model, only another model's transition holds the supply that the waves
+                need, or the owner prefers to wait for supply.
         """
         go_by_what_serves(repository, stage.model, stage.change_id)
         known = repository.find_transition(stage.change_id)
@@ -113,7 +113,10 @@ def _plan_transition(repository: Repository, stage: StageInput, in_use: Units) -
 
 
 def _refuse_outdated(stage: StageInput, model: ModelRecord) -> TransitionRecord:
-    """Return the refused transition of a change to the generation that served when it began; another one serves by now."""
+    """Return the refused transition of a change to the generation that served when it began.
+
+    Another one serves by now.
+    """
     serves = f"generation {model.serving_generation} serves" if model.serving_generation else "nothing serves"
     refused = f"{serves} by now, not generation {stage.generation}, which served when the {stage.kind} began"
     return _record(stage, model, refuse_transition(FleetState(), FleetState(), refused))
@@ -155,7 +158,10 @@ def _is_roomy(repository: Repository, stage: StageInput, transition: Transition,
 
 
 def _basis(repository: Repository, stage: StageInput) -> tuple[Any, ...]:
-    """Return the fleet, the drains, and the model's manifests, serving generation, placement, replica sets and route tables."""
+    """Return the fleet, the drains, and the records of the model.
+
+    These are its manifests, serving generation, placement, replica sets and route tables.
+    """
     model, record = stage.model, repository.model(stage.model)
     return (
         repository.fleet().version,

@@ -18,7 +18,10 @@ TOLERANCE = 1e-9
 
 
 def explain_drop(repository: Repository, manifest: ModelManifest, origin: FleetState, to: FleetState) -> str | None:
-    """Return the reason why a move may not lead to `to`; None if it drops no users, or supply or a drain took their replicas."""
+    """Return the reason why a move may not lead to `to`.
+
+    None if it drops no users, or supply or a drain took their replicas.
+    """
     model = manifest.name
     asking = {item.region for item in manifest.spec.demand if item.amount > 0}
     answered = {share.origin for share in to.traffic if share.fraction > 0}

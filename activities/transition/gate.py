@@ -15,7 +15,8 @@ from ipnext.model.gate.sketch import LATENCY_SECONDS
 EARLY_REQUESTS = 20
 """If fewer answers were counted, a wave never ends before its bake time does."""
 AGAIN_SECONDS = 2.0
-"""Least time between two evaluations of a gate that waits for answers; longer waits have about MOST_LOOKS evaluations."""
+"""Least time between two evaluations of a gate that waits for answers; longer waits have about MOST_LOOKS
+evaluations."""
 MOST_LOOKS = 30
 _P99 = 0.99
 _P50 = 0.5
@@ -47,7 +48,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Verdict of a gate. If it is `ok` with `again_seconds` above 0, nothing is wrong so far: evaluate again after that time."""
+    """Verdict of a gate.
+
+    If it is `ok` with `again_seconds` above 0, nothing is wrong so far: evaluate again after that time.
+    """
 
     ok: bool
     message: str
@@ -74,7 +78,10 @@ def judge(asked: Asked, pairs: Sequence[Pair]) -> Verdict:
 
 
 def _too_few(asked: Asked, answers: "_Answers") -> Verdict:
-    """Fail at once if the errors are too many whatever still arrives; else wait for more answers while there is time."""
+    """Fail at once if the errors are too many whatever still arrives.
+
+    Otherwise wait for more answers while there is time.
+    """
     certain = tuple(answers.errors(at_least_of=asked.gate.needed_answers))
     if certain:
         return Verdict(ok=False, message="; ".join(certain))
@@ -127,7 +134,10 @@ class _Answers:
         yield from (words + limit for words, limit in self._comparisons() if limit)
 
     def errors(self, *, at_least_of: int = 0) -> Iterator[str]:
-        """Yield the exceeded rates. With `at_least_of`, assume that so many answers were counted and the missing ones are good."""
+        """Yield the exceeded rates.
+
+        With `at_least_of`, assume that so many answers were counted and the missing ones are good.
+        """
         count = max(self.requests, at_least_of)
         bad = min(self.requests, self._errors + self._non_finite)
         told = f"{self._errors} errors and {self._non_finite} non-finite answers of {self.requests}"

@@ -15,7 +15,10 @@ MAX_WINDOW_BYTES = 128 * 1024
 
 
 def former_generation(transition: Transition, model: str, generation: int) -> int | None:
-    """Return the generation with most of the traffic before the transition; None if there was none, or it is the same."""
+    """Return the generation with most of the traffic before the transition.
+
+    None if there was none, or it is the same.
+    """
     shares: dict[int, float] = {}
     for share in transition.origin.traffic:
         if share.model == model:

@@ -61,7 +61,10 @@ def leave_what_is_sent(tables: Iterable[RouteTable], told: Iterable[Deployment])
 
 
 def while_swapped(transition: Transition, model: str, index: int) -> frozenset[tuple[str, int]]:
-    """(Region, generation) that may receive traffic while wave `index` is reverted, though processes swap back; empty if none do."""
+    """(Region, generation) that may receive traffic while wave `index` is reverted, though processes swap back.
+
+    Empty if none do.
+    """
     if not swaps(transition, model, index):
         return frozenset()
     counts = state_at(transition, model, index, "routed").counts
@@ -91,9 +94,10 @@ def _obstacle(spec: ModelSpec, part: str, generations: tuple[Generation, ...], m
 
 
 def not_gone_back(model: str, state: ModelState, states: Mapping[str, RegionState]) -> frozenset[str]:
-    """Regions with processes that have not swapped back to the state. Their routers must know the generations these may still hold.
+    """Regions with processes that have not swapped back to the state.
 
-    Those processes may be all that answers there. Regions that are not in `states` are unknown.
+    Their routers must know the generations these may still hold. Those processes may be all that answers there. Regions
+    that are not in `states` are unknown.
     """
     return frozenset(
         region for region in states if missing_replicas(model, replace(state, counts=_within(state, region)), states)

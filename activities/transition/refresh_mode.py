@@ -51,7 +51,10 @@ def engine_of(generation: Generation, part: str) -> tuple[int | None, int]:
 
 
 def with_ground(held: Collection[Piece], manifests: Mapping[Piece, SnapshotManifest]) -> frozenset[Piece]:
-    """Return the pieces and all ancestors of their deltas: a host loads the full weights below, whether it serves them or not."""
+    """Return the pieces and all ancestors of their deltas.
+
+    A host loads the full weights below, whether it serves them or not.
+    """
     found: set[Piece] = set()
     open_ends = set(held)
     while open_ends:

@@ -20,7 +20,7 @@ def find_unfreed(
     *,
     meanwhile: Collection[tuple[str, int]] = (),
 ) -> frozenset[str]:
-    """Regions that hold more in these slots than a state does, or receive traffic for a generation that it does not hold there.
+    """Regions that hold more in these slots than a state does, or get traffic for a generation that it lacks there.
 
     In a revert wave by wave, the step before could not release it, so there is no room for the next one. `meanwhile`:
     (region, generation) that may receive traffic until processes have swapped back.
@@ -129,17 +129,20 @@ def answers_at_all(facts: Facts, deployment: Deployment, states: Mapping[str, Re
 def heard(
     kept: Iterable[Deployment], spared: Iterable[Deployment], able: Iterable[Deployment]
 ) -> tuple[Deployment, ...]:
-    """Return the replica sets of `kept` that routers learn of in a revert: of the `spared` ones only those that are `able`.
+    """Return the replica sets of `kept` that routers learn of in a revert.
 
-    The others may never have started, and traffic that fails over from a lost region goes to any replica set that
-    routers know.
+    Of the `spared` ones only those that are `able`. The others may never have started, and traffic that fails over from
+    a lost region goes to any replica set that routers know.
     """
     silent = {found.key for found in spared} - {found.key for found in able}
     return tuple(found for found in kept if found.key not in silent)
 
 
 def not_as_before(facts: Facts, origin: ModelState, shares: Mapping[str, Sequence[RouteShare]]) -> str:
-    """Name the users who are not answered as before the transition, because it began in a lost region; empty if all are."""
+    """Name the users who are not answered as before the transition, because it began in a lost region.
+
+    Empty if all are.
+    """
     former = {share.generation for found in origin.shares.values() for share in found}
     away = {
         (region, share.generation)

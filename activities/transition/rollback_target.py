@@ -1,4 +1,7 @@
-"""Carried demand of a state: a rollback is never refused for demand that nothing was placed for yet, or that is lost."""
+"""Carried demand of a state.
+
+A rollback is never refused for demand that nothing was placed for yet, or that is lost.
+"""
 
 from collections import defaultdict
 from collections.abc import Collection

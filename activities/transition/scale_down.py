@@ -1,4 +1,7 @@
-"""Releases capacity: replica sets that gateways still use stay, the rest goes, in the infrastructure first and then in the store."""
+"""Releases capacity.
+
+Replica sets that gateways still use stay, the rest goes, in the infrastructure first and then in the store.
+"""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +35,10 @@ class Left:
 
 
 class Releasing:
-    """Releases a model's capacity. Needs the store, the infrastructure, and the model's facts at the start of its activity."""
+    """Releases a model's capacity.
+
+    Needs the store, the infrastructure, and the model's facts at the start of its activity.
+    """
 
     def __init__(self, store: Store, infrastructure: Infrastructure, facts: Facts) -> None:
         self._store = store
@@ -103,7 +109,10 @@ class Releasing:
             self._infrastructure.delete(deployment.key)
 
     def _write(self, told: Iterable[Deployment], kept: Collection[DeploymentKey]) -> Unavailable | None:
-        """Record the applied changes. An error names a region that was restored meanwhile, whose changes are not recorded."""
+        """Record the applied changes.
+
+        An error names a region that was restored meanwhile, whose changes are not recorded.
+        """
         returned: Unavailable | None = None
         with self._store.begin(self._facts.model) as repository:
             still_ours(repository)

@@ -24,9 +24,10 @@ class Capacity:
         self._deadline = deadline
 
     def until_drained(self, told: Sequence[Deployment]) -> WaveResult | None:
-        """Wait for replicas that still stream their last answers: until they end they occupy the units of the next ones.
+        """Wait for replicas that still stream their last answers.
 
-        If they still do after a short wait, the result makes the workflow call again.
+        Until they end they occupy the units of the next ones. If they still do after a short wait, the result makes the
+        workflow call again.
         """
         keys = {deployment.key for deployment in told if deployment.drain_seconds is not None}
         while keys and not self._deadline.is_over:

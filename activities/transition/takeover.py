@@ -76,7 +76,10 @@ class TakeoverActivities:
 
     @activity.defn(name="look_at_change", no_thread_cancel_exception=True)
     def look_at_change(self, asked: ChangeAsked) -> ChangeSeen:
-        """Report the state of a change. Temporal is queried first: a run that ends meanwhile has recorded its end by then."""
+        """Report the state of a change.
+
+        Temporal is queried first: a run that ends meanwhile has recorded its end by then.
+        """
         runs = self._is_open(names.lifecycle_workflow_id(asked.model, asked.change_id))
         with self._store.read() as repository:
             change = repository.change(asked.change_id)

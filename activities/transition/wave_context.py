@@ -74,7 +74,10 @@ class Reaching:
 
     @property
     def needed_state(self) -> ModelState:
-        """Replicas that the wave waits for. Forward: also those of its target that already run; in a revert: those that it leaves."""
+        """Replicas that the wave waits for.
+
+        Forward: also those of its target that already run; in a revert: those that it leaves.
+        """
         if self.wave.back:
             return self.final_state
         return wave_target(self.transition, self.wave.model, self.wave.index, self.wave.generation)

@@ -1,4 +1,7 @@
-"""Validation of a generation: the built-in checks, then the plug-in validators of a platform engineer. The report is kept."""
+"""Validation of a generation: the built-in checks, then the plug-in validators of a platform engineer.
+
+The report is kept.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -59,7 +62,8 @@ EARLY: Sequence[Validator] = (
     FunctionValidator(EDGES, check_edges),
     FunctionValidator(INTERFACE, check_interface),
 )
-"""Checks that run before regions fetch a generation: by its manifests, its signatures and the headers of its weights."""
+"""Checks that run before regions fetch a generation: by its manifests, its signatures and the headers of its
+weights."""
 
 MOST_RESULTS = 500
 """Of one check in a report."""
@@ -162,7 +166,10 @@ def _native_signers(file: Path | None) -> SignerPolicy | None:
 
 
 def abridge_results(results: Iterable[CheckResult]) -> tuple[CheckResult, ...]:
-    """Bound the size of a report: for each check the first MOST_RESULTS results, all up to the first refusal, and a count of the rest."""
+    """Bound the size of a report.
+
+    For each check the first MOST_RESULTS results, all up to the first refusal, and a count of the rest.
+    """
     found: list[CheckResult] = []
     kept, left_out = Counter[str](), Counter[str]()
     has_refused = False
@@ -222,7 +229,10 @@ def _snapshots(repository: Repository, generation: Generation) -> Mapping[str, S
 
 
 def _interface_graph(repository: Repository, serving: Generation | None, shown: PartGraph | None) -> PartGraph | None:
-    """Return the graph that clients rely on: for a split generation, the interface of the whole model that was published."""
+    """Return the graph that clients rely on.
+
+    For a split generation, the interface of the whole model that was published.
+    """
     if serving is None or serving.layout is None:
         return shown
     part = serving.layout.source

@@ -1,4 +1,7 @@
-"""Validators of adapters: each fits the base model of its generation, by the headers of both, before any engine loads it."""
+"""Validators of adapters.
+
+Each fits the base model of its generation, by the headers of both, before any engine loads it.
+"""
 
 from collections.abc import Iterator
 
@@ -17,7 +20,10 @@ ADAPTER_BASE = "adapter-base"
 
 
 def check_adapters(candidate: Candidate) -> Iterator[CheckResult]:
-    """Check that vLLM loads the adapter: its rank is within the base's limit, and its modules and shapes are those of the base."""
+    """Check that vLLM loads the adapter.
+
+    Its rank is within the base's limit, and its modules and shapes are those of the base.
+    """
     settings = {
         part.name: vllm_settings(part.settings)
         for part in candidate.manifest.spec.hosted_parts
@@ -37,7 +43,10 @@ def check_adapters(candidate: Candidate) -> Iterator[CheckResult]:
 
 
 def check_adapter_bases(candidate: Candidate) -> Iterator[CheckResult]:
-    """Check that adapter and base name the same model, if both name one of a hub. A base that was trained further has another name."""
+    """Check that adapter and base name the same model, if both name one of a hub.
+
+    A base that was trained further has another name.
+    """
     for part, base in candidate.manifest.spec.adapters.items():
         if part not in candidate.snapshots or base not in candidate.snapshots:
             continue

@@ -1,4 +1,7 @@
-"""Validator of checkpoints: refuses by the headers of the weights whatever vLLM would fail on, before any engine loads it."""
+"""Validator of checkpoints.
+
+Refuses by the headers of the weights whatever vLLM would fail on, before any engine loads it.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO, TypeVar
@@ -39,7 +42,10 @@ class StoredFiles:
 
 
 def check_checkpoints(candidate: Candidate) -> Iterator[CheckResult]:
-    """Check that shards are complete, names and shapes match `config.json`, the manifest's facts are true and settings fit them."""
+    """Check that a checkpoint is complete and consistent.
+
+    Shards are complete, names and shapes match `config.json`, the manifest's facts are true and settings fit them.
+    """
     for part in candidate.manifest.spec.hosted_parts:
         snapshot = candidate.snapshots.get(part.name)
         if snapshot is None or part.engine not in SERVING_ENGINES:

@@ -1,4 +1,7 @@
-"""Validator of delta snapshots: the parent is a snapshot of the same part, and each changed tensor fits the full weights."""
+"""Validator of delta snapshots.
+
+The parent is a snapshot of the same part, and each changed tensor fits the full weights.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -132,7 +135,10 @@ def _is_stored(candidate: Candidate, digest: str) -> bool:
 
 
 def _check_forms(candidate: Candidate, snapshot: Snapshot, document: DeltaDocument, base: Snapshot) -> None:
-    """Check names, types and shapes against the full snapshot at the end of the chain, and row numbers against its tensors."""
+    """Check a delta against the full snapshot at the end of the chain.
+
+    Names, types and shapes must be the same, and row numbers within its tensors.
+    """
     try:
         with _open(candidate, base, BASE_WEIGHTS_FILE) as (stream, size):
             below = read_places(stream, size, parse=candidate.parse)[0]

@@ -53,7 +53,10 @@ def check_headers(candidate: Candidate) -> Iterator[CheckResult]:
 def non_finite_tensor(
     stream: BinaryIO, size_bytes: int, beat: Callable[[str], None], parse: Parse = parse_at_once
 ) -> str | None:
-    """Return the name of the first tensor that holds NaN or infinity; None if all are finite. Raises MalformedTensors."""
+    """Return the name of the first tensor that holds NaN or infinity; None if all are finite.
+
+    Raises MalformedTensors.
+    """
     places, start = read_places(stream, size_bytes, parse=parse)
     position = start
     for name, place in places.items():

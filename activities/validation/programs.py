@@ -14,7 +14,10 @@ PROGRAM = "program"
 
 
 def check_programs(candidate: Candidate) -> Iterator[CheckResult]:
-    """Yield one result for each `program.json` of the torch engine; its operators, names and texts must be of closed sets."""
+    """Yield one result for each `program.json` of the torch engine.
+
+    Its operators, names and texts must be of closed sets.
+    """
     for part, snapshot in sorted(candidate.snapshots.items()):
         file = program_file(snapshot.manifest)
         if file is None:

@@ -1,4 +1,7 @@
-"""Protocol of a validator and its candidate, and discovery of validators: built-in ones, and those of the entry-point group."""
+"""Protocol of a validator and its candidate, and discovery of validators.
+
+Built-in ones, and those of the entry-point group.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -39,7 +42,8 @@ class Candidate:
     published: Mapping[tuple[str, str], Snapshot] = field(default_factory=dict)
     """(part, digest) -> every ancestor of this generation's deltas, down to the full snapshots."""
     native_signers: SignerPolicy | None = None
-    """Keys of the signers whose native code the operator of the platform lets run; None if native code is not allowed."""
+    """Keys of the signers whose native code the operator of the platform lets run; None if native code is not
+    allowed."""
     parse: Parse = parse_at_once
     """Runs functions that build objects from a document."""
 

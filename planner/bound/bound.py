@@ -19,7 +19,8 @@ from planner.jit import kernel, side_by_side
 ROUNDING = 1e-9
 """Share of a figure that is subtracted so that floating point never makes a bound too large."""
 SLACK = 1e-6
-"""Units beyond the supply of a cell that may be taken: this share of it and as many units; the checker tolerates the same."""
+"""Units beyond the supply of a cell that may be taken: this share of it and as many units; the checker tolerates the
+same."""
 MOST = 1e9
 """No model needs more replicas than this in one place."""
 CLOSE = 1e-4

@@ -61,7 +61,10 @@ class Plain(NamedTuple):
 
 @kernel
 def model_bound(shop, ceiling, effort, nodes):
-    """Return $/h that no plan of one model can undercut. Ends early at `ceiling`; splits into at most about `nodes` branches."""
+    """Return $/h that no plan of one model can undercut.
+
+    Ends early at `ceiling`; splits into at most about `nodes` branches.
+    """
     holds = holding(shop)
     demand, reach, way, lost = classes_of(shop, holds)
     lost *= shop.missed
@@ -90,7 +93,10 @@ def model_bound(shop, ceiling, effort, nodes):
 
 @kernel
 def _branch(case, room, point, split, step, limit, ceiling, known, nodes):
-    """Return the bound by at most `nodes` branches, the one of the least bound split first; `known` holds without any."""
+    """Return the bound by at most `nodes` branches, the one of the least bound split first.
+
+    `known` holds without any.
+    """
     tree, plain = _tree(case, point, nodes), _plain(case)
     used = 0
     upper = 1.0

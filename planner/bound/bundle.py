@@ -18,7 +18,8 @@ CUTS = 14
 """Linear pieces that the bundle keeps."""
 WORK = 100000
 FACTORS = (16.0, 16.0, 4.0, 1.5)
-"""Ratio of the far end of a range of unmet demand to its near end, from the first to the last attempt; hulls at the first."""
+"""Ratio of the far end of a range of unmet demand to its near end, from the first to the last attempt; hulls at the
+first."""
 SIDE = 4.0
 """Step of `extra` relative to that of `value`."""
 CLOSE = 1e-4
@@ -27,7 +28,10 @@ CLOSE = 1e-4
 
 @kernel
 def ascend(case, room, limit, ceiling, effort, program):
-    """Return the best bound with values up to `limit`, its point and its split; hulls come first, then whole replicas."""
+    """Return the best bound with values up to `limit`, its point and its split.
+
+    Hulls come first, then whole replicas.
+    """
     point, split = _start(case, room, limit, program)
     best, step, last = -np.inf, 0.0, program
     if program == HULLS and case.peaks.max() > 0:
@@ -61,7 +65,10 @@ def worth_of(case, c, prices):
 
 @kernel
 def _start(case, room, limit, program):
-    """Start from the best of a few points: zero worth, or all worth that survival does not pay for. Returns its split."""
+    """Start from the best of a few points: zero worth, or all worth that survival does not pay for.
+
+    Returns its split.
+    """
     classes, regions = case.reach.shape
     parts = len(case.mode)
     point, slope = np.zeros(classes + parts * regions), np.zeros(classes + parts * regions)

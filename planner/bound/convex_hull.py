@@ -45,7 +45,10 @@ def weigh(case, room, value):
 @leaf
 @kernel
 def gain_at(room, r, x, i, k, share, extra):
-    """Return the $/h gained by a part from x QPS in a region, if its first i classes fit and k are useful; and the number that fit."""
+    """Return the $/h gained by a part from x QPS in a region, and the number of replicas that fit.
+
+    Its first i classes fit, and k are useful.
+    """
     broad, gain = room.broad[r], room.gain[r]
     while i < k and broad[i + 1] <= x:
         i += 1
@@ -58,7 +61,10 @@ def gain_at(room, r, x, i, k, share, extra):
 @leaf
 @kernel
 def bends(case, room, p, r, k, share, extra):
-    """Compute the levels at which the priced cost of a part in a region can bend, and the cost there. Returns their number."""
+    """Compute the levels at which the priced cost of a part in a region can bend, and the cost there.
+
+    Returns their number.
+    """
     fixed, scale = case.levels[p, r], case.scale[p]
     level, cost = case.level[p, r], case.cost[p, r]
     at, at_cost = room.bend, room.bend_cost
@@ -164,7 +170,10 @@ def rank_segments(room, n, runs):
 @leaf
 @kernel
 def _fill_least(case, room, p, cap, groups):
-    """Fill the regions that must serve up to their least levels. Returns the total level and $/h (infinite if above the cap)."""
+    """Fill the regions that must serve up to their least levels.
+
+    Returns the total level and $/h (infinite if above the cap).
+    """
     total, cost = 0.0, 0.0
     for r in range(len(case.group)):
         if case.forced[r] and case.levels[p, r] > 0:

@@ -22,7 +22,9 @@ FIRST_GAP = 0.01
 @leaf
 @kernel
 def whole_program(case, room, p, peak, target, price, limit):
-    """Return the least cost, below `limit`, of whole choices that reach all targets, no region above the peak; else infinite.
+    """Return the least cost, below `limit`, of whole choices that reach all targets, no region above the peak.
+
+    Infinite if there is none.
 
     At the prices of the linear program every choice costs its bound and an excess >= 0: only small ones matter.
     """
@@ -80,7 +82,10 @@ def _ways(case, room, p, peak, target, price, gap):
 @leaf
 @kernel
 def _least_excess(case, room, target, price, gap):
-    """Return the least excess, at most the gap, of choices that reach all targets: a dynamic program, group by group."""
+    """Return the least excess, at most the gap, of choices that reach all targets.
+
+    A dynamic program, group by group.
+    """
     regions, groups = len(case.group), len(case.inside)
     sums, excess = room.sums, room.excess
     size, now = np.int64(1), np.int64(2)  # all groups so far; typed at once, not as literals

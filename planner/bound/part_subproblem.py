@@ -36,7 +36,10 @@ def _target(case, p, qps, peak):
 @leaf
 @kernel
 def _at_peak(case, room, p, n, m, less, program):
-    """Return the linear program's value with the fullest region at step m (-1: at any level), and the price of its total."""
+    """Return the linear program's value with the fullest region at step m, and the price of its total.
+
+    -1: at any level.
+    """
     cap, target, groups = np.inf, 0.0, 0
     if program > LOOSE:
         cap, low = _peak(case, p, m)
@@ -62,7 +65,10 @@ def _peak(case, p, m):
 @leaf
 @kernel
 def _peak_slope(case, room, cap, price):
-    """Return the growth of the last fill's value with the fullest region's level: a subgradient, by the prices of the fill."""
+    """Return the growth of the last fill's value with the fullest region's level.
+
+    A subgradient, by the prices of the fill.
+    """
     slope = price
     for r in range(len(case.group)):
         i = room.last[r]
@@ -111,7 +117,10 @@ def _higher_steps(case, p, less):
 @leaf
 @kernel
 def _best_peak(case, room, p, n, less, program, start, steps):
-    """Return the best step of the fullest region, from the first to the last, and its value: convex in it, so by bisection."""
+    """Return the best step of the fullest region, from the first to the last, and its value.
+
+    Convex in it, so by bisection.
+    """
     first, last = steps
     low, high = first - 1, last + 1
     low_value, high_value = np.inf, np.inf
@@ -132,9 +141,10 @@ def _best_peak(case, room, p, n, less, program, start, steps):
 @leaf
 @kernel
 def part_value(case, room, value, p, split, extra, less, program):
-    """Return the least priced cost of one part if `less` of the servable QPS are unmet; the best fill stays in the room.
+    """Return the least priced cost of one part if `less` of the servable QPS are unmet.
 
-    `split` and `extra` (P, R) define the gain of a part from a QPS in a region: a share of its worth, plus a sum.
+    The best fill stays in the room. `split` and `extra` (P, R) define the gain of a part from a QPS in a region: a
+    share of its worth, plus a sum.
     """
     n, runs = np.int64(0), np.int64(0)  # typed at once: a literal would compile all functions that take it once more
     for r in range(len(case.group)):

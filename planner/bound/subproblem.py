@@ -90,7 +90,10 @@ def holding(shop):
 
 @kernel
 def classes_of(shop, holds):
-    """Group users by the regions they reach: (C,) QPS, (C, R) reach, (C, R) cost of the route, and QPS that reach none."""
+    """Group users by the regions they reach.
+
+    (C,) QPS, (C, R) reach, (C, R) cost of the route, and QPS that reach none.
+    """
     users, regions = shop.rtt.shape
     demand = np.zeros(users)
     reach = np.zeros((users, regions), np.bool_)
@@ -194,7 +197,10 @@ def _whole_cost(shop, regions, load):
 
 @kernel
 def _disjoint(sets, worth):
-    """Return (N,) the disjoint sets of the highest total worth; ties go to those of fewer regions, then to the first found."""
+    """Return (N,) the disjoint sets of the highest total worth.
+
+    Ties go to those of fewer regions, then to the first found.
+    """
     n = len(sets)
     size = np.zeros(n)
     for i in range(n):

@@ -20,7 +20,9 @@ UNSET = -2
 
 
 def leaf(compiled: Any) -> Any:
-    """Mark a kernel that allocates no arrays. numba then counts no references to its arguments, which took most of the time.
+    """Mark a kernel that allocates no arrays.
+
+    numba then counts no references to its arguments, which took most of the time.
 
     The same holds for the numpy functions that it calls, if it is the first in a process to have them compiled:
     functions that allocate an array inside, such as `max`, can't be compiled then.

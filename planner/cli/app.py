@@ -1,8 +1,8 @@
-"""`ipnext plan`: problems, plans, explanations and transitions on files. Mounted through the entry point `ipnext.commands`.
+"""`ipnext plan`: problems, plans, explanations and transitions on files.
 
-Documents go to standard output or a file, tables for the user to standard error. Exit status: 0 done and valid, 1 a
-plan or transition that breaks rules, 2 bad input (one line that names the field), 3 infeasible or refused (the rules
-are named).
+Mounted through the entry point `ipnext.commands`. Documents go to standard output or a file, tables for the user to
+standard error. Exit status: 0 done and valid, 1 a plan or transition that breaks rules, 2 bad input (one line that
+names the field), 3 infeasible or refused (the rules are named).
 """
 
 import typer

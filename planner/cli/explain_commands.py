@@ -1,4 +1,4 @@
-"""`ipnext plan explain`, `conflict`, `what-if`: the reasons of a plan, the limits in its way, the effect of a change."""
+"""`ipnext plan explain`, `conflict`, `what-if`: the reasons and limits of a plan, the effect of a change."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +60,7 @@ def explain_command(
         typer.Option(help="What one more unit is worth; else left out for one model of more than twenty, for speed."),
     ] = None,
 ) -> None:
-    """Why a plan is as it is: rules that bind, what one more unit is worth, runners-up, what unmet demand would take."""
+    """Explain a plan: rules that bind, what one more unit is worth, runners-up, what unmet demand would take."""
     with exit_on_error():
         stated, planned = read_problem(problem), read_plan(plan)
         with solver_silent():

@@ -17,7 +17,10 @@ Cell = tuple[str, str]
 
 
 def figures(index: Index, holding: Holding, models: Collection[str] | None = None) -> Figures:
-    """Return the figures of a holding; of `models` alone if given. Moves count against the problem's current placement."""
+    """Return the figures of a holding; of `models` alone if given.
+
+    Moves count against the problem's current placement.
+    """
     total = _Sums(index, holding)
     for model in index.problem.models:
         if models is None or model.model in models:

@@ -18,7 +18,10 @@ RouteKey = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Placement:
-    """One column of replicas: usage (units, $/h) and throughput (QPS) of one, the number that runs, and the largest number."""
+    """One column of replicas.
+
+    Usage (units, $/h) and throughput (QPS) of one, the number that runs, and the largest number.
+    """
 
     model: str
     part: str

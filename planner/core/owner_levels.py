@@ -22,7 +22,7 @@ def unmet_by_level(problem: Problem, plan: Plan) -> tuple[float, ...]:
 
 
 def compare_by_level(one: Sequence[float], other: Sequence[float], *, noise: float) -> int:
-    """Return -1 if `one` leaves less unserved at the first level at which the two differ, 1 if more, 0 if none differs."""
+    """Return -1 if `one` leaves less unserved at the first level at which the two differ, 1 if more, else 0."""
     for mine, yours in zip(one, other, strict=True):
         if abs(mine - yours) > noise * max(1.0, yours):
             return -1 if mine < yours else 1

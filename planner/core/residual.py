@@ -10,7 +10,10 @@ from planner.core.solution import Holding
 
 
 def current_holding(problem: Problem, kept: Collection[str]) -> Holding:
-    """Return the current state of the models in `kept`. Raises InvalidInput if it needs hardware they have no option for."""
+    """Return the current state of the models in `kept`.
+
+    Raises InvalidInput if it needs hardware they have no option for.
+    """
     current = _of_models(problem.current, frozenset(kept))
     options = {(m.model, p.part, o.hardware) for m in problem.models for p in m.parts for o in p.options}
     for item in current.replicas:

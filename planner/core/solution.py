@@ -80,7 +80,10 @@ class _Trimming:
 
 
 def route_traffic(index: Index, counts: Mapping[Key, int]) -> Shares:
-    """Return the best traffic for these replicas: least unmet and latency cost, the nearest region if that leaves a choice."""
+    """Return the best traffic for these replicas.
+
+    Least unmet and latency cost, the nearest region if that leaves a choice.
+    """
     able: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(float)))
     for place in index.placements:
         able[place.model][place.part][place.region] += counts.get(place.key, 0) * place.qps
@@ -157,7 +160,10 @@ def _shrink(shares: Shares, qps: Mapping[RouteKey, float], keys: Sequence[RouteK
 
 
 def _idle_shares(index: Index, model: ModelProblem, capacity: Mapping[str, float]) -> Shares:
-    """Send a demand of zero to the nearest region within tolerance that holds the model; if none does, leave it unserved."""
+    """Send a demand of zero to the nearest region within tolerance that holds the model.
+
+    If none does, leave it unserved.
+    """
     shares: Shares = {}
     for demand in model.demand:
         if demand.qps == 0:

@@ -71,7 +71,7 @@ class _Room:
                 self.sent[model, to] += fraction * qps.get((model, origin), 0.0)
 
     def _take(self, counts: Mapping[Key, int]) -> None:
-        """Set units left by cell, $/h left by model and by owner with a budget, and replicas that may still be started."""
+        """Set units left by cell, $/h left by model and owner with a budget, and replicas that may still be started."""
         problem, unit_cost, current = self.index.problem, self.index.unit_cost, self.index.current
         units = {(m.model, p.part, o.hardware): o.units for m in problem.models for p in m.parts for o in p.options}
         owner = {model.model: model.owner for model in problem.models}
@@ -269,7 +269,10 @@ class _Adding:
                 self._add(self.growth.ways(part, without=lost), (f"survive {lost}",))
 
     def _add(self, ways: _Ways, rules: Collection[str]) -> None:
-        """Add replicas by the cheapest way with room. Without one, name the rules, and continue as if by the cheapest."""
+        """Add replicas by the cheapest way with room.
+
+        Without one, name the rules, and continue as if by the cheapest.
+        """
         for way in ways.open:
             if way.least * way.units <= self.room.units[way.cell] - self.units[way.cell] + EPSILON:
                 self.taken.append((ways, way))

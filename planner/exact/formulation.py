@@ -99,7 +99,10 @@ class Formulation:
         return _matrix(entries, len(row), len(self.routes)) @ self.traffic + self.unmet == 1
 
     def capacity(self) -> Constraint | None:
-        """Require that the replicas of a part in a region cover its traffic (both as fractions of the largest possible traffic)."""
+        """Require that the replicas of a part in a region cover its traffic.
+
+        Both are fractions of the largest possible traffic.
+        """
         sent = _group_positions(self.routes, lambda route: (route.model, route.to))
         held = _group_positions(self.places, lambda place: (place.model, place.part, place.region))
         can: list[Entry] = []
@@ -112,7 +115,10 @@ class Formulation:
         return self._covers(can, load, len(rows))
 
     def opening(self) -> Constraint | None:
-        """Send traffic only to regions in which every part has a replica: implied by `capacity`, and tightens its relaxation."""
+        """Send traffic only to regions in which every part has a replica.
+
+        Implied by `capacity`, and tightens its relaxation.
+        """
         held = _group_positions(self.places, lambda place: (place.model, place.part, place.region))
         rows = [(part, j) for j, route in enumerate(self.routes) for part in self.parts[route.model]]
         if len(rows) > MOST_OPENING_ROWS:
@@ -126,7 +132,10 @@ class Formulation:
         return self._covers(can, [(i, j, 1.0) for i, (_, j) in enumerate(rows)], len(rows))
 
     def survive(self) -> Constraint | None:
-        """Require that the others can serve all served demand without any one region (as fractions of the largest possible demand)."""
+        """Require that the others can serve all served demand without any one region.
+
+        Both are fractions of the largest possible demand.
+        """
         asked = [m.model for m in self.index.problem.models if m.survive == "region" and self.index.reachable[m.model]]
         held = _group_positions(self.places, lambda place: (place.model, place.part))
         sent = _group_positions(self.routes, lambda route: route.model)
@@ -232,7 +241,10 @@ class Formulation:
         return self._answer(result, chain, inverse)
 
     def _most_nodes(self) -> int:
-        """Return the nodes that a slow machine explores in the given time: the search ends by count, not by the clock, if possible."""
+        """Return the nodes that a slow machine explores in the given time.
+
+        The search ends by count, not by the clock, if possible.
+        """
         columns = len(self.places) + len(self.routes)
         return max(50, int(self.index.problem.limits.time_seconds * NODES_A_SECOND / columns))
 

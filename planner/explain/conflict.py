@@ -67,7 +67,10 @@ def conflict(
 
 
 def conflict_alone(problem: Problem, *, beside: str = KEPT) -> Conflict | None:
-    """Find a conflict of all models of a problem that need not be valid as a whole, such as a `leftover`; see `conflict`."""
+    """Find a conflict of all models of a problem that need not be valid as a whole, such as a `leftover`.
+
+    See `conflict`.
+    """
     return _Filter(problem, tuple(model.model for model in problem.models), beside).find_conflict()
 
 
@@ -254,7 +257,10 @@ class _Filter:
     def filter_limits(
         self, before: Sequence[Limit], block: Sequence[Limit], after: Sequence[Limit], *, needed: bool = False
     ) -> tuple[Limit, ...]:
-        """Return the limits of a block to keep beside those before and after it. `needed`: at least one of the block must stay."""
+        """Return the limits of a block to keep beside those before and after it.
+
+        `needed`: at least one of the block must stay.
+        """
         if not needed and self.forbids((*before, *after)):
             return ()
         if len(block) == 1:

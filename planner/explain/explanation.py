@@ -181,7 +181,10 @@ def _covers(models: Sequence[str], of: int) -> str:
 
 
 def _check_servable(rest: Problem) -> dict[str, Any]:
-    """Decide whether all of a model can be served, and which limits block it. Neither is known if the solver can't decide."""
+    """Decide whether all of a model can be served, and which limits block it.
+
+    Neither is known if the solver can't decide.
+    """
     try:
         found = conflict_alone(rest)
     except DeadlineExceeded:
@@ -195,7 +198,10 @@ def supply_use(
     worth: Worth | None = None,
     surge: Mapping[tuple[str, str], float] | None = None,
 ) -> tuple[SupplyUse, ...]:
-    """Return used and free units of every supply entry, in the problem's order; with prices and surge if they are given."""
+    """Return used and free units of every supply entry, in the problem's order.
+
+    With prices and surge if they are given.
+    """
     used, told = used_units(Index(problem), holding_of(plan).counts), worth or Worth()
     return tuple(
         SupplyUse(

@@ -66,7 +66,10 @@ def _search_prices(problem: Problem) -> Mapping[str, float]:
 
 
 def savings(problem: Problem) -> Mapping[str, float]:
-    """Return the $/h saved by the best plan with one more of a limit; only if proved to a ten-thousandth of the plan."""
+    """Return the $/h saved by the best plan with one more of a limit.
+
+    Only if proved to a ten-thousandth of the plan.
+    """
     now = _least(problem)
     if now is None:
         return {}

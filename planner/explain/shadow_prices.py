@@ -33,7 +33,10 @@ BEFORE_COST = 1000.0
 
 
 def limit_figures(problem: Problem) -> Mapping[str, float]:
-    """Return the limits that models share or may grow, by rule: `supply r/h` (units), `budget ...` ($/h), `moves` (replicas)."""
+    """Return the limits that models share or may grow, by rule.
+
+    `supply r/h` (units), `budget ...` ($/h), `moves` (replicas).
+    """
     figures = {f"supply {item.region}/{item.hardware}": item.units for item in problem.supply}
     budgets = {f"budget model {model.model}": model.budget_per_hour for model in problem.models}
     budgets |= {f"budget owner {owner.owner}": owner.budget_per_hour for owner in problem.owners}

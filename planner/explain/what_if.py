@@ -1,7 +1,7 @@
 """Effect of a change of supply, demand, a budget, a weight or a limit: planned before anything changes.
 
-`apply_changes` is a pure function from a problem and changes to a problem. Called by the command; the replan workflow can
-plan the same problem.
+`apply_changes` is a pure function from a problem and changes to a problem. Called by the command; the replan workflow
+can plan the same problem.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -48,7 +48,10 @@ def change_of(kind: Kind, text: str) -> Change:
 
 
 def apply_changes(problem: Problem, changes: Sequence[Change]) -> Problem:
-    """Apply the changes to the problem, one after the other. Raises InvalidInput for unknown targets and impossible figures."""
+    """Apply the changes to the problem, one after the other.
+
+    Raises InvalidInput for unknown targets and impossible figures.
+    """
     for change in changes:
         problem = _APPLIED[change.kind](problem, change)
     try:

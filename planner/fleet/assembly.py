@@ -21,7 +21,10 @@ WHOLE = 5e-8
 
 
 def holding_of(problem: Problem, arrays: FleetArrays, configurations: Sequence[Single]) -> Holding:
-    """Return replicas and shares by name, without zeros. A demand of zero goes to the nearest region that holds the model."""
+    """Return replicas and shares by name, without zeros.
+
+    A demand of zero goes to the nearest region that holds the model.
+    """
     options = [
         (model.model, part.part, option.hardware)
         for model in problem.models
@@ -60,7 +63,10 @@ def _shares(problem: Problem, arrays: FleetArrays, m: int, single: Single) -> di
 
 
 def _round_shares(ways: list[tuple[int, float]], demand: float) -> list[tuple[int, float]]:
-    """Round shares to nine digits; those of a demand that is served whole sum to 1, the largest absorbing the difference."""
+    """Round shares to nine digits.
+
+    Those of a demand that is served whole sum to 1, the largest absorbing the difference.
+    """
     shares = [(r, round(qps / demand, DIGITS)) for r, qps in ways]
     total = sum(qps for _, qps in ways)
     if total < demand * (1 - WHOLE):

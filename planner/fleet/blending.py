@@ -15,7 +15,10 @@ EXACT = 1e-9
 
 
 def blend_columns(arrays: FleetArrays, m: int, columns: Columns, rows: Ints, shares: Floats) -> tuple[Ints, Floats]:
-    """Return replicas (options of m, R) and traffic (R, R) of model m: the mean of some columns, whose shares sum to 1."""
+    """Return replicas (options of m, R) and traffic (R, R) of model m.
+
+    The mean of some columns, whose shares sum to 1.
+    """
     first, last = arrays.option_start[arrays.part_start[[m, m + 1]]]
     regions = arrays.regions
     mean, flow = np.zeros((last - first) * regions), np.zeros(regions * regions)

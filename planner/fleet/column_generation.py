@@ -170,7 +170,10 @@ def search(
     columns: Columns | None = None,
     amount: Floats | None = None,
 ) -> Found:
-    """Find prices for `models`, from `start` and earlier proposals; `amount` (L,) of each limit is theirs (else all of it)."""
+    """Find prices for `models`, from `start` and earlier proposals.
+
+    `amount` (L,) of each limit is theirs (else all of it).
+    """
     limits = Limits.of(arrays) if amount is None else replace(Limits.of(arrays), amount=amount)
     centre = limits.values(start) if start is not None else np.zeros(len(limits.amount))
     price, best, width = centre, -np.inf, effort.width

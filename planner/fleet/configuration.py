@@ -1,4 +1,6 @@
-"""The cheapest configuration of one model at given prices: compiled kernels that `planner.fleet.pricing` maps over a fleet.
+"""The cheapest configuration of one model at given prices.
+
+Compiled kernels that `planner.fleet.pricing` maps over a fleet.
 
 A *configuration* is one model's whole part of a plan: whole replicas of each part by region and hardware, and the flow
 of its demand. The search is a local one over the set of regions that serve. For a set, the demand goes to the cheapest
@@ -105,10 +107,10 @@ def _survivable(
 
 @kernel
 def configure(model: Model, supply: Floats, scale: float, effort: int, count: Ints, flow: Floats) -> float:
-    """Return the $/h of the cheapest configuration found, at the model's prices. Writes count (O, R) and flow (S, R) QPS.
+    """Return the $/h of the cheapest configuration found, at the model's prices.
 
-    `supply` (R, H) limits the units; `scale` is the share of each demand that is served; `effort` the number of
-    evaluations (0: only the current replicas are adapted, if there are any).
+    Writes count (O, R) and flow (S, R) QPS. `supply` (R, H) limits the units; `scale` is the share of each demand that
+    is served; `effort` the number of evaluations (0: only the current replicas are adapted, if there are any).
     """
     regions = supply.shape[0]
     rent = rents(model, supply)

@@ -149,7 +149,10 @@ def _mend(model: Model, kept: Bench, bench: Bench) -> float:
 
 @kernel
 def _complete_part(model: Model, p: int, o: int, r: int, served: float, bench: Bench) -> bool:
-    """Complete a part that lacks replicas in region r, without any more of option o there. False if that is impossible."""
+    """Complete a part that lacks replicas in region r, without any more of option o there.
+
+    False if that is impossible.
+    """
     kept = bench.left[r, model.kind[o]]
     bench.left[r, model.kind[o]] = 0.0
     done = True
@@ -186,7 +189,10 @@ def _movable(model: Model, bench: Bench, a: int, b: int) -> float:
 
 @kernel
 def _amounts(model: Model, bench: Bench, a: int, b: int, movable: float) -> Floats:
-    """Return (N,) QPS worth moving: all, amounts that save a replica of some part in a, and amounts that fill those in b."""
+    """Return (N,) QPS worth moving.
+
+    All, amounts that save a replica of some part in a, and amounts that fill those in b.
+    """
     found = np.zeros(2 + 2 * len(model.rate))
     found[0] = movable
     n = 1
@@ -231,7 +237,10 @@ def _move(model: Model, bench: Bench, a: int, b: int, amount: float) -> None:
 
 @kernel
 def _fit_replicas(model: Model, supply: Floats, bench: Bench) -> float:
-    """Return $/h of the cheapest replicas found for the loads; infinite if they don't fit. Fills the rest of the bench."""
+    """Return $/h of the cheapest replicas found for the loads; infinite if they don't fit.
+
+    Fills the rest of the bench.
+    """
     bench.counts[:] = 0
     bench.left[:] = supply
     for r in range(len(bench.load)):
@@ -271,7 +280,10 @@ def _cover_loss(model: Model, p: int, served: float, bench: Bench) -> bool:
 
 @kernel
 def _next_replicas(model: Model, p: int, served: float, bench: Bench, cheapest: Floats) -> tuple[int, int, int]:
-    """Return region, option and number of the replicas with the least total cost, that of the remaining shortage included."""
+    """Return region, option and number of the replicas with the least total cost.
+
+    It includes the cost of the remaining shortage.
+    """
     ables = bench.ables
     top = ables.max()
     short = served - (ables.sum() - top)

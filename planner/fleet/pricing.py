@@ -228,7 +228,10 @@ class Placer:
     def best(
         self, m: int, prices: Prices, supply: Floats, *, effort: int, scale: float = 1.0, dear: float = 0.0
     ) -> Single:
-        """Return the best configuration of model m at the prices; `dear` is added to the price of its hardware dollars."""
+        """Return the best configuration of model m at the prices.
+
+        `dear` is added to the price of its hardware dollars.
+        """
         a, first, last = self.arrays, int(self._first[m]), int(self._first[m + 1])
         kinds = a.option_hardware[first:last]
         factor = 1.0 + prices.owner[a.owner[m]] + dear
@@ -272,7 +275,10 @@ class Placer:
         return Single(cost, hardware, started, unmet, at_fleet, n, way, qps)
 
     def within(self, m: int, prices: Prices, supply: Floats, *, dollars: float, moves: float, effort: int) -> Single:
-        """Return the best one of at most `dollars` $/h of hardware and `moves` replicas started: less is served if necessary."""
+        """Return the best one of at most `dollars` $/h of hardware and `moves` replicas started.
+
+        Less is served if necessary.
+        """
         found = self.best(m, prices, supply, effort=effort)
         if _fits(found, dollars, moves):
             return found

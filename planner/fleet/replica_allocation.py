@@ -134,7 +134,10 @@ def fill(model: Model, p: int, r: int, need: float, left: Floats, count: Ints) -
 
 @kernel
 def _keep_running(model: Model, p: int, r: int, need: float, left: Floats, limit: float, count: Ints) -> float:
-    """Take the running replicas, less the superfluous ones, if that is cheaper than `limit` and enough; else return 0."""
+    """Take the running replicas, less the superfluous ones, if that is cheaper than `limit` and enough.
+
+    Otherwise return 0.
+    """
     first, last = model.starts[p], model.starts[p + 1]
     total, number = 0.0, 0
     for o in range(first, last):

@@ -141,7 +141,10 @@ def _near(excess: Floats, least: Floats) -> Any:
 
 
 def _blend_the_split(holding: Holding, placer: Placer, columns: Columns, shares: Floats) -> None:
-    """Assign the mean of their columns, in whole replicas, to the models that are still split, if their budget allows it."""
+    """Assign the mean of their columns, in whole replicas, to the models that are still split.
+
+    A model whose budget does not allow it stays split.
+    """
     for m in np.unique(columns.model[(shares > EXACT) & (shares < WHOLE)]):
         if holding.chosen[m] is None:
             rows = np.flatnonzero((columns.model == m) & (shares > EXACT))
@@ -152,7 +155,10 @@ def _blend_the_split(holding: Holding, placer: Placer, columns: Columns, shares:
 
 
 class _Master:
-    """The linear program over some columns: least cost, each model's shares sum to 1; exceeding a limit is expensive."""
+    """The linear program over some columns: least cost, each model's shares sum to 1.
+
+    Exceeding a limit is expensive.
+    """
 
     def __init__(self, cost: Floats, taken: Any, model: Ints, left: Floats, scale: Floats) -> None:
         _, segment = np.unique(model, return_inverse=True)

@@ -134,7 +134,10 @@ def _adapt(fleet: FleetArrays, ends: float, enough: float) -> FleetAnswer:
 
 
 def _priced_changes(fleet: FleetArrays, sampled: Found, kept: Columns, least: Floats) -> Found:
-    """Return prices and configurations near the running ones; new ones too for models that today's prices make expensive."""
+    """Return prices and configurations near the running ones.
+
+    New ones too for models that today's prices make expensive.
+    """
     every = np.arange(fleet.models, dtype=np.int64)
     limits = Limits.of(fleet)
     pool = join_columns([kept, sampled.columns, best_columns(fleet, sampled.prices, every, effort=0)])
@@ -200,7 +203,10 @@ def _sample(arrays: FleetArrays, number: int, largest: int) -> Ints:
 
 
 def _part_of(amount: Floats, taken: Floats, all_taken: Floats) -> Floats:
-    """Return (L,) the part of each limit for some models, by their share of its total usage; zero if no model uses it."""
+    """Return (L,) the part of each limit for some models, by their share of its total usage.
+
+    Zero if no model uses it.
+    """
     return amount * np.where(all_taken > 0, taken / np.where(all_taken > 0, all_taken, 1.0), 0.0)
 
 
@@ -235,7 +241,10 @@ def prices_of(problem: Problem) -> Prices:
 
 
 def find_prices(arrays: FleetArrays) -> Found:
-    """Find prices from quick proposals first, then from good ones; in a large fleet from those of some models, then of all."""
+    """Find prices from quick proposals first, then from good ones.
+
+    In a large fleet from those of some models, then of all.
+    """
     every = np.arange(arrays.models, dtype=np.int64)
     if arrays.models <= MANY:
         return _search_columns(arrays, every, None)

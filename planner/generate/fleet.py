@@ -163,7 +163,10 @@ def _demand(rng: np.random.Generator, models: int, continent: Ints, users: Float
 
 
 def _options(rng: np.random.Generator, base: Floats, total: Floats) -> tuple[Floats, dict[str, Any]]:
-    """Return the replicas for each part's demand, and the fields of its options: 1 to 3 kinds of about equal value for money."""
+    """Return the replicas for each part's demand, and the fields of its options.
+
+    1 to 3 kinds of about equal value for money.
+    """
     parts, kinds = len(total), len(base)
     worth = np.clip(total / rng.lognormal(np.log(60.0), 0.9, parts), 0.1, MOST_REPLICAS)
     taste = rng.gumbel(size=(parts, kinds)) + rng.uniform(0.0, 1.0, kinds)

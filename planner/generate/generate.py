@@ -93,7 +93,10 @@ def _spent(fleet: DrawnFleet, counts: Ints) -> Floats:
 def _budgets(
     rng: np.random.Generator, fleet: DrawnFleet, reference: ReferencePlacement
 ) -> tuple[list[dict[str, Any]], Floats]:
-    """Return owners, one in five with a budget of 15 to 50 % above the reference; and (M,) model budgets, infinite without one."""
+    """Return owners and (M,) model budgets, infinite without one.
+
+    One owner in five has a budget of 15 to 50 % above the reference.
+    """
     spent = _spent(fleet, reference.counts)
     number = int(fleet.owner.max()) + 1
     limits = np.bincount(fleet.owner, spent, minlength=number) * rng.uniform(1.15, 1.5, number)

@@ -46,7 +46,10 @@ def units_of(fleet: DrawnFleet, counts: Ints) -> Floats:
 
 
 def _cheapest(fleet: DrawnFleet, price: Floats) -> ReferencePlacement:
-    """Return for each model the cheapest of some ten placements, on its 1, 2, ... all cheapest regions and those its users need."""
+    """Return for each model the cheapest of some ten placements.
+
+    They are on its 1, 2, ... all cheapest regions and those its users need.
+    """
     qps_cost = qps_cost_of(fleet, price)
     regions = len(fleet.names)
     best = ReferencePlacement(

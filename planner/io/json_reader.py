@@ -1,8 +1,8 @@
 """Reads one JSON file into a value of the wire form: strictly, and at the size of a whole fleet.
 
 Called by `planner.io.problem`. Pydantic validates everything; it receives rows a slice at a time, and they are packed
-(`Row.from_trusted`), so that a file of a million rows fits into little memory. Every fault becomes one InvalidInput of one
-line.
+(`Row.from_trusted`), so that a file of a million rows fits into little memory. Every fault becomes one InvalidInput of
+one line.
 """
 
 import gc
@@ -46,7 +46,10 @@ _SAID = {
 
 
 def read_value(path: str | Path, kind: type[V]) -> V:
-    """Read a value of `kind` from a JSON file: no NaN, no duplicate name in an object, no unknown field. Raises InvalidInput."""
+    """Read a value of `kind` from a JSON file: no NaN, no duplicate name in an object, no unknown field.
+
+    Raises InvalidInput.
+    """
     content = _content(Path(path))
     with _collector_at_rest():
         reading = _Reading()
@@ -171,7 +174,10 @@ class _Reading:
 
 @cache
 def _inner_kinds(kind: type[Value]) -> tuple[tuple[str, Any, bool], ...]:
-    """Return the fields that hold lists or values: the name in the document, the type (of each item), and whether it is a list."""
+    """Return the fields that hold lists or values.
+
+    The name in the document, the type (of each item), and whether it is a list.
+    """
     found = []
     for name, info in kind.model_fields.items():
         inner, many = info.annotation, get_origin(info.annotation) is tuple
@@ -219,7 +225,10 @@ def _to_invalid_input(detail: ErrorDetails, kind: type[Value], place: Place) -> 
 
 
 def _refuse_twice(content: bytes, path: str | Path) -> None:
-    """Raise if an object has a duplicate name: slower than counting, and certain even if texts contain quotes and colons."""
+    """Raise if an object has a duplicate name.
+
+    Slower than counting, and certain even if texts contain quotes and colons.
+    """
 
     def once(pairs: list[tuple[str, Any]]) -> None:
         seen: set[str] = set()

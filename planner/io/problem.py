@@ -24,7 +24,10 @@ V = TypeVar("V", bound=Value)
 
 
 def read_problem(path: str | Path) -> Problem:
-    """Read a valid problem from problem.json. Raises InvalidInput, also for -0.0 and for a supply of 0 units everywhere."""
+    """Read a valid problem from problem.json.
+
+    Raises InvalidInput, also for -0.0 and for a supply of 0 units everywhere.
+    """
     problem = read_value(path, Problem)
     check_leaves(problem, negative_zero=False)
     _check(problem)
@@ -144,7 +147,10 @@ def _check_names(field: str, model: ModelProblem, regions: AbstractSet[str], har
 
 
 def _check_demand(field: str, model: ModelProblem, nearest: Mapping[str, float]) -> None:
-    """Check that there is demand, and that each is reached; `nearest` is ms from a region's users to their nearest region."""
+    """Check that there is demand, and that each is reached.
+
+    `nearest` is ms from a region's users to their nearest region.
+    """
     asking = [demand.region for demand in model.demand if demand.qps > 0]
     if not asking:
         given = "every entry has 0 qps" if model.demand else "the list is empty"

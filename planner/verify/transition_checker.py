@@ -180,7 +180,10 @@ class _Replay:
         return self.loads[model]
 
     def _capacity_apart(self, at: str, model: str, *, meanwhile: bool) -> Iterator[Violation]:
-        """Check capacity of swapping models. A shortage at the start follows the replicas: it counts for all generations together."""
+        """Check capacity of swapping models.
+
+        A shortage at the start follows the replicas: it counts for all generations together.
+        """
         load, able = self._load(model), self.facts.able(model, self._at(model).held)
         leaving = self.swapping[model].leaving if meanwhile and model in self.swapping else {}
         gone = self.facts.able(model, leaving)
