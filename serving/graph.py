@@ -1,4 +1,7 @@
-"""Execution of one request's part graph: each node runs as soon as its inputs are ready. Pure over a `call` function."""
+"""Execution of one request's part graph: each node runs as soon as its inputs are ready.
+
+Pure over a `call` function.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -49,9 +52,9 @@ class GraphPlan:
 
     @property
     def only_part(self) -> str | None:
-        """The part of a one-node graph that passes the request's tensors and the outputs on under their own names; else None.
+        """The part of a one-node graph that passes the request's tensors and the outputs on under their own names.
 
-        If it is set, requests and answers can be relayed unchanged.
+        None for other graphs. If it is set, requests and answers can be relayed unchanged.
         """
         if len(self.nodes) != 1:
             return None
@@ -92,16 +95,20 @@ def plan_graph(graph: PartGraph) -> GraphPlan:
 
 
 def before_last(plan: GraphPlan) -> GraphPlan:
-    """Return the plan without the last node. Its outputs are the tensors for the last node's inputs, under the inputs' names."""
+    """Return the plan without the last node.
+
+    Its outputs are the tensors for the last node's inputs, under the inputs' names.
+    """
     *nodes, last = plan.nodes
     outputs = {name: source for name, source in last.inputs.items() if source.node != REQUEST}
     return GraphPlan(tuple(nodes), outputs, plan.request_tensors)
 
 
 async def run_graph(plan: GraphPlan, request: Tensors, call: Call) -> dict[str, Tensor]:
-    """Return the graph's outputs for one request. If a node fails or the caller is cancelled, all running calls are cancelled.
+    """Return the graph's outputs for one request.
 
-    Raises the error of the first failed call. The caller enforces the deadline by cancelling.
+    If a node fails or the caller is cancelled, all running calls are cancelled. Raises the error of the first failed
+    call. The caller enforces the deadline by cancelling.
     """
     if len(plan.nodes) == 1:
         node = plan.nodes[0]

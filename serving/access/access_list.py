@@ -1,8 +1,8 @@
 """The access list, prepared for requests, and the follower of its file.
 
 The region's agent writes the file next to the router's table. If a file cannot be read, the former list stays in force;
-a router that never read one answers nobody. A list of revision 0 says that the region never got one. An agent that cannot
-write the file sends the list itself, and withdraws one that is out of date for too long.
+a router that never read one answers nobody. A list of revision 0 says that the region never got one. An agent that
+cannot write the file sends the list itself, and withdraws one that is out of date for too long.
 """
 
 import time
@@ -39,7 +39,10 @@ _PREDICT: Final = ACTIONS["models.predict"]
 
 
 class Caller:
-    """A caller proved by a credential, with the decisions cached for it. Compared by identity, so that look-ups are fast."""
+    """A caller proved by a credential, with the decisions cached for it.
+
+    Compared by identity, so that look-ups are fast.
+    """
 
     __slots__ = ("decisions", "limits", "principal")
 
@@ -68,7 +71,10 @@ class Callers:
         self._tokens = None if access.tokens is None else _Tokens(access.tokens, access.roles, clock)
 
     def prove(self, credential: str) -> Caller:
-        """Return the caller that a key or token proves. Unauthenticated, whose text repeats nothing of the credential; Unavailable."""
+        """Return the caller that a key or token proves.
+
+        Unauthenticated, whose text repeats nothing of the credential; Unavailable.
+        """
         if self.revision.revision == 0:
             msg = "this region has no list yet of who may ask; try again"
             raise Unavailable(msg)
@@ -187,7 +193,10 @@ class AccessFollower:
         return AccessRevision.of(None) if callers is None or callers.withdrawn is not None else callers.revision
 
     def put(self, content: bytes | bytearray) -> None:
-        """Put a list in force that the agent sends, unless a later one is. InvalidInput if it is none; its content is not repeated."""
+        """Put a list in force that the agent sends, unless a later one is.
+
+        InvalidInput if it is none; its content is not repeated.
+        """
         try:
             self._use(decode(AccessList, content))
         except ValidationError as error:
@@ -195,7 +204,10 @@ class AccessFollower:
             raise InvalidInput(msg, field="body") from None
 
     def withdraw(self, content: bytes | bytearray) -> None:
-        """Let nobody in but to the open models that an AccessWithdrawal names, if the list is older or there is none. InvalidInput."""
+        """Let nobody in but to the open models that an AccessWithdrawal names, if the list is older or there is none.
+
+        InvalidInput.
+        """
         try:
             withdrawal = decode(AccessWithdrawal, content)
         except ValidationError as error:

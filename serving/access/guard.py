@@ -83,7 +83,10 @@ class Guard:
             raise Refused(error, "no_access_list" if self._no_entry(model) else "unavailable") from None
 
     def admit_unread(self, request: Request) -> None:
-        """Return unless all known models need a credential and the request proves none: then no body of it has to be read. Refused."""
+        """Raise Refused if all known models need a credential and the request proves none.
+
+        Then no body of it has to be read.
+        """
         closed, routes = self.closed_models, self._routes()
         if not closed or not (routes.models.keys() | routes.choices.keys()) <= closed:
             return

@@ -1,4 +1,7 @@
-"""Times of the last use of API keys, which the control plane reads now and then. In memory only: lost when the router ends."""
+"""Times of the last use of API keys, which the control plane reads now and then.
+
+In memory only: lost when the router ends.
+"""
 
 import time
 from collections.abc import Callable, Mapping

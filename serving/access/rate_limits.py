@@ -25,7 +25,10 @@ class _Bucket:
         self.rate, self.tokens, self.at = rate, rate.burst, at
 
     def fill(self, rate: Rate, now: float) -> None:
-        """Add the tokens since the last call. If the rate has changed, the bucket keeps its tokens up to the new burst."""
+        """Add the tokens since the last call.
+
+        If the rate has changed, the bucket keeps its tokens up to the new burst.
+        """
         self.tokens = min(rate.burst, self.tokens + max(0.0, now - self.at) * rate.per_second)
         self.rate, self.at = rate, now
 

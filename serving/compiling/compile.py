@@ -1,4 +1,7 @@
-"""Makes a compiled snapshot from a snapshot. Called by the command `ipnext compile` and by the optimization of a publish."""
+"""Makes a compiled snapshot from a snapshot.
+
+Called by the command `ipnext compile` and by the optimization of a publish.
+"""
 
 import math
 import shutil
@@ -31,7 +34,8 @@ from serving.splitting.check.sample_requests import Drawing, Examples, Request
 from serving.splitting.split import read_manifest, read_split_program
 
 TOLERANCE: Final = 1e-5
-"""Default tolerance, relative to an output's largest figure: thirty times the observed deviation of reordered FP32 sums."""
+"""Default tolerance, relative to an output's largest figure: thirty times the observed deviation of reordered FP32
+sums."""
 
 
 def compile_snapshot(

@@ -33,9 +33,10 @@ OPTIONS: Final[Mapping[str, Any]] = {
     "aot_inductor.precompile_headers": False,
     "aot_inductor.enable_line_tables": False,
 }
-"""Options of `torch._inductor.config`. The second and third keep small weights from being inlined in the code as numbers.
+"""Options of `torch._inductor.config`.
 
-With one thread a kernel has no parallel region, which an error for an invalid index could not be thrown out of.
+The second and third keep small weights from being inlined in the code as numbers. With one thread a kernel has no
+parallel region, which an error for an invalid index could not be thrown out of.
 """
 
 

@@ -1,4 +1,5 @@
-"""Rights that a process gives up for good before it reads a snapshot: files, sockets and programs (Landlock), root's capabilities.
+"""Rights that a process gives up for good before it reads a snapshot.
 
-For the hosts, and for the processes that they start. Begin with `landlock`. Why: docs/decisions/0051 and 0056.
+Files, sockets and programs (Landlock), root's capabilities. For the hosts, and for the processes that they start. Begin
+with `landlock`. Why: docs/decisions/0051 and 0056.
 """

@@ -1,9 +1,9 @@
-"""Confinement of a process to its needs, by the kernel's Landlock and `no_new_privs`. A process confines itself, irrevocably.
+"""Confinement of a process to its needs, by the kernel's Landlock and `no_new_privs`.
 
-It bounds the effects of a snapshot on a host or an engine, even if the engine has an unknown vulnerability. A torch
-host reads its code, its libraries and its cache of snapshots. It writes nothing, starts no program, opens no further
-socket, and signals no other process. The rights of a vLLM host and its engines are in
-`serving.genai.engine.enclosure`.
+A process confines itself, irrevocably. It bounds the effects of a snapshot on a host or an engine, even if the engine
+has an unknown vulnerability. A torch host reads its code, its libraries and its cache of snapshots. It writes nothing,
+starts no program, opens no further socket, and signals no other process. The rights of a vLLM host and its engines are
+in `serving.genai.engine.enclosure`.
 """
 
 import argparse
@@ -53,7 +53,8 @@ _KERNEL: Final = tuple(
     Path("/proc") / name
     for name in ("self", "cpuinfo", "meminfo", "stat", "loadavg", "uptime", "version", "filesystems", "sys")
 )
-"""Kernel information about the machine and this process. Not all of /proc, which has the command lines of other processes."""
+"""Kernel information about the machine and this process. Not all of /proc, which has the command lines of other
+processes."""
 
 
 REQUIRED_VERSION: Final = 4
@@ -70,12 +71,16 @@ class Confinement(StrEnum):
     AVAILABLE = "available"
     """As far as the kernel can; the host logs what stays open."""
     REQUIRED = "required"
-    """A host does not start on a kernel whose Landlock has no rules for truncation and TCP ports, or that has no seccomp."""
+    """A host does not start on a kernel whose Landlock has no rules for truncation and TCP ports, or that has no
+    seccomp."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allowed:
-    """Rights of a confined process. Paths that do not exist, or cannot be reached, are skipped; a directory includes its contents."""
+    """Rights of a confined process.
+
+    Paths that do not exist, or cannot be reached, are skipped; a directory includes its contents.
+    """
 
     reads: Iterable[Path] = ()
     runs: Iterable[Path] = ()
@@ -192,7 +197,10 @@ def make_ruleset(mode: Confinement, allowed: Allowed) -> Ruleset | None:
 
 
 def own_code() -> Iterator[Path]:
-    """Yield the paths of importable modules without the working directory: `python -m` puts it first, and any user may own it."""
+    """Yield the paths of importable modules without the working directory.
+
+    `python -m` puts it first, and any user may own it.
+    """
     here = Path.cwd()
     for package in (ipnext, serving):
         yield from map(Path, package.__path__)

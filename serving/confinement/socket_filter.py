@@ -101,7 +101,8 @@ _PAIRS: Final = (SocketKind(socket.AF_UNIX, (socket.SOCK_STREAM, socket.SOCK_SEQ
 def limit_sockets(kinds: Sequence[SocketKind]) -> None:
     """Let this process, and all that it starts, open sockets of these kinds only. Existing ones stay.
 
-    Only while it has a single thread: others would stay unlimited. Unavailable if the kernel or the machine cannot do it.
+    Only while it has a single thread: others would stay unlimited. Unavailable if the kernel or the machine cannot do
+    it.
     """
     machine = _MACHINES.get(platform.machine())
     if machine is None:

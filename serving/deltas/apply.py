@@ -1,4 +1,7 @@
-"""A full snapshot from a delta and its parents, with all digests recomputed: the files of the snapshot that a host serves."""
+"""A full snapshot from a delta and its parents, with all digests recomputed.
+
+The files of the snapshot that a host serves.
+"""
 
 import shutil
 from collections.abc import Sequence

@@ -66,14 +66,20 @@ class StagedPart(Protocol):
 
 
 class Engine(Protocol):
-    """Loads snapshots of its kind. Created once per host; it may cache data shared by snapshots. Used from one thread."""
+    """Loads snapshots of its kind. Created once per host; it may cache data shared by snapshots.
+
+    Used from one thread.
+    """
 
     def load(self, directory: Path, manifest: SnapshotManifest, settings: Mapping[str, Any]) -> LoadedPart:
         """Load the snapshot in `directory`, whose files are already checked. LoadFailed names the fault."""
 
 
 def find_engine(name: str) -> Engine:
-    """Return the engine of a name: a built-in one or an entry point of the group `ipnext.engines`. LoadFailed if unknown."""
+    """Return the engine of a name: a built-in one or an entry point of the group `ipnext.engines`.
+
+    LoadFailed if unknown.
+    """
     if name in BUILT_IN:
         module, _, attribute = BUILT_IN[name].partition(":")
         engine: Engine = getattr(import_module(module), attribute)()

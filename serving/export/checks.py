@@ -78,7 +78,9 @@ def name_outputs(answer: Any) -> dict[str, Any]:
 
 
 def check_answers(module: nn.Module, directory: Path, examples: Mapping[str, torch.Tensor]) -> None:
-    """Raise UnsupportedModel if the written program answers differently from the module (last bits aside), at batch 1, n, n + 1.
+    """Raise UnsupportedModel if the written program answers differently from the module (last bits aside).
+
+    They are compared at batch 1, n, n + 1.
 
     The module runs without torch's fused attention, which exists in eager mode only and differs in last bits. A program
     that changes its weights or inputs is refused too: requests must not affect each other.
@@ -140,7 +142,8 @@ def _same(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 LAST_BITS = 8
-"""Tolerance in last bits of an answer's largest figure: some processors sum with another kernel if the input is aligned differently."""
+"""Tolerance in last bits of an answer's largest figure: some processors sum with another kernel if the input is aligned
+differently."""
 
 
 def _user_line(module: nn.Module, reasons: tuple[Exception | str, ...]) -> str:

@@ -86,7 +86,10 @@ class EngineAdapters:
         log.info("adapter loaded")
 
     async def _unload(self, name: str) -> None:
-        """Unload an adapter. Its running requests continue: vLLM forgets the name, and drops the weights once it needs their slot."""
+        """Unload an adapter.
+
+        Its running requests continue: vLLM forgets the name, and drops the weights once it needs their slot.
+        """
         self.loaded.discard(name)
         try:
             await unload_adapter(self._session, self._url, adapter_in(name, self._engine.spec.answers_as))
@@ -116,7 +119,10 @@ class Adapters:
         engine.before_ready = beside.load_all
 
     def follow(self, engines: Sequence[tuple[HostedSnapshot, Engine]]) -> None:
-        """Load missing adapters into these engines and unload surplus ones, in the background; forget all other engines."""
+        """Load missing adapters into these engines and unload surplus ones, in the background.
+
+        Forget all other engines.
+        """
         self._engines = {engine: self._engines[engine] for _, engine in engines if engine in self._engines}
         for hold, engine in engines:
             beside = self._engines.get(engine)

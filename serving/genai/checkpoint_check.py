@@ -12,7 +12,7 @@ from serving.snapshots.fetch import LocalSnapshot
 
 
 def verify(fetched: LocalSnapshot, settings: VllmSettings) -> None:
-    """Raise LoadFailed if headers and configuration disagree, the manifest declares other facts, or the settings do not fit."""
+    """Raise LoadFailed if headers and configuration disagree, the manifest has other facts, or settings do not fit."""
     checkpoint = _verify_checkpoint(fetched)
     for fault in (*misfits(checkpoint), *unfit_settings(checkpoint.facts, settings)):
         raise LoadFailed(fault)

@@ -297,7 +297,10 @@ class EngineManager:
         return fetched
 
     async def _room(self, needed: int, subject: str) -> None:
-        """Wait for draining engines if only they take up the memory. MemoryExceeded if there is too little without them."""
+        """Wait for draining engines if only they take up the memory.
+
+        MemoryExceeded if there is too little without them.
+        """
         while self._retiring and not self._fits(needed):
             await asyncio.wait(tuple(self._retiring), return_when=asyncio.FIRST_COMPLETED)
         if not self._fits(needed):

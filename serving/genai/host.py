@@ -1,6 +1,7 @@
 """The host of generative and embedding parts: runs one vLLM for each snapshot that it holds, and says where it answers.
 
-Started by a region's agent: `python -m serving.genai.host --sockets DIR --region R --id ID --artifacts URI --cache DIR`.
+Started by a region's agent:
+`python -m serving.genai.host --sockets DIR --region R --id ID --artifacts URI --cache DIR`.
 """
 
 import argparse
@@ -41,7 +42,8 @@ CALLERS: Final = (Component.AGENT,)
 ENGINE_SOCKETS: Final = (*LOCAL, *TCP, *INTERFACES)
 """New sockets of a host and of its engines, whose processes talk by local ones."""
 NOTICE_SECONDS: Final = 1.0
-"""Time after the termination signal in which requests may still arrive: until the agent notices, and the router is updated."""
+"""Time after the termination signal in which requests may still arrive: until the agent notices, and the router is
+updated."""
 DRAIN_POLL_SECONDS: Final = 0.25
 
 
@@ -95,7 +97,10 @@ class GenerativeHost:
         self._ending_seconds = STREAM_DRAIN_SECONDS if told.ending_seconds is None else told.ending_seconds
 
     async def _report_state(self) -> Response:
-        """Report the state with a fresh count: during a drain the agent must not act on a count that is a second old."""
+        """Report the state with a fresh count.
+
+        During a drain the agent must not act on a count that is a second old.
+        """
         return json_response(self._state(await self._engines.in_flight()))
 
     def _state(self, in_flight: int) -> HostState:

@@ -1,7 +1,7 @@
-"""Hot swaps of a host's engines: an engine takes another snapshot of its part in the same process, or is restarted if it cannot.
+"""Hot swaps of a host's engines.
 
-`weight_reload` has the calls to one engine. This module decides which engine swaps to which snapshot, and handles the
-result.
+An engine takes another snapshot of its part in the same process, or is restarted if it cannot. `weight_reload` has the
+calls to one engine. This module decides which engine swaps to which snapshot, and handles the result.
 """
 
 import asyncio
@@ -153,7 +153,10 @@ class Swaps:
                 await self._start(hold)
 
     async def _swap_once(self, engine: Engine, way: _Way) -> bool:
-        """Swap once; return whether the engine has the snapshot now. If the swap failed, the engine has been stopped."""
+        """Swap once; return whether the engine has the snapshot now.
+
+        If the swap failed, the engine has been stopped.
+        """
         hold, began = way.hold, time.monotonic()
         log = structlog.get_logger().bind(
             model=hold.model, part=hold.part, former=way.former.snapshot, snapshot=hold.snapshot

@@ -71,7 +71,7 @@ async def swap_weights(  # noqa: PLR0913 - each is passed by name
 
 
 def check_alike(running: Path, new: LocalSnapshot) -> None:
-    """Raise LoadFailed if the form of the weights differs from `running`, or any other file that an engine reads at startup."""
+    """Raise LoadFailed if the weights' form, or another file that engines read at startup, differs from `running`."""
     former = SnapshotManifest.model_validate_json((running / SNAPSHOT_FILE).read_bytes())
     why = obstacle(former, new.manifest)
     if why is not None:
@@ -84,7 +84,10 @@ def check_alike(running: Path, new: LocalSnapshot) -> None:
 
 
 async def check_alone(session: HttpSessions, url: str, own: Collection[str]) -> None:
-    """Raise LoadFailed if the engine serves more than the model itself: its adapters were made for its current weights."""
+    """Raise LoadFailed if the engine serves more than the model itself.
+
+    Its adapters were made for its current weights.
+    """
     answer = await session.call("GET", f"{url}/v1/models", most_bytes=ENGINE_BYTES, seconds=30)
     try:
         names = {str(card["id"]) for card in json.loads(answer.content)["data"]}

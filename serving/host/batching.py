@@ -127,9 +127,10 @@ class InferenceQueue:
         on_end: Callable[[], None],
         begun: StartedPass | None = None,
     ) -> asyncio.Future[R]:
-        """Queue a request whose inputs fit the part's signature; the future gives the result of `finish` on its outputs.
+        """Queue a request whose inputs fit the part's signature.
 
-        If `begun` is given, that pass is completed and shared with no other request.
+        The future gives the result of `finish` on its outputs. If `begun` is given, that pass is completed and shared
+        with no other request.
 
         Unavailable if the queue is full, unless a part with a longer queue can drop its newest request. `deadline` is a
         time of the clock; the future fails with DeadlineExceeded if it passes. The queue calls `on_end` once, in the
@@ -157,11 +158,17 @@ class InferenceQueue:
         self._skip(newest)
 
     def is_free_for(self, served: ServedPart, inputs: Arrays) -> bool:
-        """Whether a request can run at once: nothing waits or has just arrived, and its pass is predicted to be short."""
+        """Whether a request can run at once.
+
+        Nothing waits or has just arrived, and its pass is predicted to be short.
+        """
         return self._rested and not self._pending and self._is_short(served, _rows(inputs))
 
     def run(self, served: ServedPart, inputs: Arrays, begun: StartedPass | None = None) -> Arrays:
-        """Run a request in the event loop, if `is_free_for` is true, and return its outputs. Raises the part's errors."""
+        """Run a request in the event loop, if `is_free_for` is true, and return its outputs.
+
+        Raises the part's errors.
+        """
         rows, tally = _rows(inputs), served.tally
         began = time.perf_counter()
         try:
@@ -176,7 +183,7 @@ class InferenceQueue:
         return outputs
 
     def _rest(self) -> None:
-        """Let the event loop read the requests that arrived during a pass before the next one, so that they can share it."""
+        """Let the event loop read requests that arrived during a pass before the next one, so that they share it."""
         if self._rested:
             self._rested = False
             self._loop.call_soon(self._loop.call_soon, self._rest_over)
@@ -189,7 +196,9 @@ class InferenceQueue:
         return predicted is not None and predicted <= INLINE_SECONDS
 
     def begin(self, served: ServedPart, inputs: Arrays, late: frozenset[str]) -> StartedPass | None:
-        """Compute the share of a pass that needs no late input, if the queue is idle and the whole pass is predicted to be short.
+        """Compute the share of a pass that needs no late input.
+
+        This is done if the queue is idle and the whole pass is predicted to be short.
 
         `inputs` are all other inputs, and fit the signature. None if the pass cannot begin, also if the part refuses
         the inputs: `submit` then reports the error.

@@ -28,10 +28,16 @@ class TakesDeltas(Protocol):
     """A loaded part whose engine can apply deltas."""
 
     def changed_by(self, delta: Delta, *, parent_stays: bool) -> LoadedPart:
-        """Return a new part with the delta applied. Its `size_bytes` excludes memory shared with a parent that stays loaded."""
+        """Return a new part with the delta applied.
+
+        Its `size_bytes` excludes memory shared with a parent that stays loaded.
+        """
 
     def check_delta(self, document: DeltaDocument, when: Literal["before", "after"]) -> None:
-        """Compare the digests of all rows with those that a delta declares before or after it. LoadFailed if they differ."""
+        """Compare the digests of all rows with those that a delta declares before or after it.
+
+        LoadFailed if they differ.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,10 @@ class Chain:
 
     @property
     def needed_bytes(self) -> int:
-        """Memory that loading is expected to take: the base, if it must be loaded, and at most one page per changed row."""
+        """Memory that loading is expected to take.
+
+        The base, if it must be loaded, and at most one page per changed row.
+        """
         documents = [read_document(directory) for directory in self.deltas]
         rows = sum(tensor.rows for document in documents for tensor in document.tensors.values())
         return rows * mmap.PAGESIZE + (needed_bytes(self.base.manifest) if self.base else 0)
@@ -108,7 +117,10 @@ def fetch_chain(store: Fetcher, uri: str, cache: Path, snapshot: LocalSnapshot, 
 
 
 def _from_full(store: Fetcher, uri: str, cache: Path, chain: list[LocalSnapshot], missing: ArtifactMissing) -> Chain:
-    """Start from the full result of the oldest delta that has one in the store, so that most deltas already fetched are used."""
+    """Start from the full result of the oldest delta that has one in the store.
+
+    Then most deltas already fetched are used.
+    """
     named = [(place, read_document(each.directory).full) for place, each in enumerate(chain)]
     for place, full in reversed(named):
         if full is None:

@@ -48,7 +48,10 @@ class FairQueue(Generic[J]):
         self._length += 1
 
     def next(self) -> deque[J]:
-        """Remove and return the queue of the part whose turn it is; `put_back` takes the unused rest. There must be one."""
+        """Remove and return the queue of the part whose turn it is; `put_back` takes the unused rest.
+
+        There must be one.
+        """
         part = min(self._lines, key=lambda one: self._clocks[one])
         self._now = self._clocks[part]
         line = self._lines.pop(part)

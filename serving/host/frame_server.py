@@ -31,7 +31,10 @@ class HostFrames:
     """The calls of one connection. `take_over` is an upgrade of serving.http.connection."""
 
     def __init__(self, parts: PartServer, executor: GraphExecutor, connections: OpenConnections | None = None) -> None:
-        """Create the connection. `connections` are those of the process; their budget counts frame bodies until their calls end."""
+        """Create the connection.
+
+        `connections` are those of the process; their budget counts frame bodies until their calls end.
+        """
         self._parts = parts
         self._executor = executor
         self._open = connections if connections is not None else OpenConnections()
@@ -192,7 +195,10 @@ class HostFrames:
         self._frames.send(bytes_frame(header, encoded.body))
 
     def _note_end(self, number: int, size: int, work: asyncio.Future[None]) -> None:
-        """Clean up a call. A successful one has sent its answer; a failed one gets its refusal, a cancelled one nothing."""
+        """Clean up a call.
+
+        A successful one has sent its answer; a failed one gets its refusal, a cancelled one nothing.
+        """
         self._running.pop(number, None)
         self._budget.held_bytes -= size
         if work.cancelled() or (error := work.exception()) is None:

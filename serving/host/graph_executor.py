@@ -120,7 +120,10 @@ class GraphExecutor:
         return await self._infer_last(self._lease(walk), inputs, deadline)
 
     async def _run_parallel(self, walk: GraphCall, request: Tensors, asked: Attempt) -> Tensors:
-        """Execute a graph whose other nodes need only the request: they all run at the same time, then this host's part."""
+        """Execute a graph whose other nodes need only the request.
+
+        They all run at the same time, then this host's part.
+        """
         *others, last = walk.route.plan.nodes
         results: dict[str, Tensors] = {REQUEST: request}
         calls: dict[str, HostCall] = {}

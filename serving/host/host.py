@@ -52,7 +52,8 @@ from serving.snapshots.memory_budget import HostMemory, keep_freed, settle, shar
 CALLERS: Final = (Component.AGENT, Component.ROUTER)
 DEFAULT_DEADLINE_SECONDS: Final = 10.0
 SWITCH_SECONDS: Final = 0.0005
-"""How long a loading thread may keep the interpreter while a request waits for it; Python's default of 5 ms costs two requests."""
+"""How long a loading thread may keep the interpreter while a request waits for it; Python's default of 5 ms costs two
+requests."""
 
 LONGEST_POLL_SECONDS: Final = 1.0
 """Limit of a long poll for the next end of a load; below the agent's request timeout."""
@@ -62,7 +63,8 @@ LATE_IMPORTS: Final = (
     *("torch.export._trace", "torch.export._unlift", "torch._functorch.aot_autograd"),
     *("torch.fx.experimental.validator", "networkx", "sympy.combinatorics", "sympy.tensor.tensor"),
 )
-"""Modules that a host imports with its first torch snapshot. torch may move those whose name begins with an underscore."""
+"""Modules that a host imports with its first torch snapshot. torch may move those whose name begins with an
+underscore."""
 
 
 class Host:

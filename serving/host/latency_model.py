@@ -5,7 +5,8 @@ from typing import Final
 _NEW_SHARE: Final = 0.2
 """Weight of the newest measurement: about the last ten matter."""
 _SLOWEST: Final = 4.0
-"""Cap on a measurement, as a multiple of the current estimate: one stall of the machine says little about the next pass."""
+"""Cap on a measurement, as a multiple of the current estimate: one stall of the machine says little about the next
+pass."""
 
 
 class Costs:

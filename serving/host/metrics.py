@@ -1,4 +1,7 @@
-"""Prometheus counters of a host: requests and passes of each loaded snapshot. The series of a snapshot end when it is unloaded."""
+"""Prometheus counters of a host: requests and passes of each loaded snapshot.
+
+The series of a snapshot end when it is unloaded.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Final

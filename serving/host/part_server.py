@@ -115,7 +115,10 @@ class PartServer:
         return self._in_flight
 
     def lease(self, model: str, part: str, generation: int) -> Lease[ServedPart]:
-        """Lease the snapshot that serves a generation; pass the lease to `infer` or `release`. GenerationNotHeld, Unavailable."""
+        """Lease the snapshot that serves a generation; pass the lease to `infer` or `release`.
+
+        GenerationNotHeld, Unavailable.
+        """
         try:
             self._check_open()
             return self._held.lease(model, part, generation)
@@ -158,9 +161,10 @@ class PartServer:
         finish: Callable[[dict[str, Tensor]], R],
         begun: StartedPass | None = None,
     ) -> R | asyncio.Future[R]:
-        """Run the part and return the result of `finish` on its outputs, at once or as a future. Consumes the lease, even if it raises.
+        """Run the part and return the result of `finish` on its outputs, at once or as a future.
 
-        `begun` is the result of `begin` for some of the inputs. InvalidInput and Unavailable are raised.
+        Consumes the lease, even if it raises. `begun` is the result of `begin` for some of the inputs. InvalidInput and
+        Unavailable are raised.
         """
         call = _Call(lease, sum(tensor.data.nbytes for tensor in inputs.values()))
         signature = lease.value.part.signature

@@ -1,6 +1,7 @@
-"""A loaded part in service: the limits of its passes, their predicted cost, the request forms it has checked, and its counters.
+"""A loaded part in service.
 
-Made by serving.host.loader, used by serving.host.batching and serving.host.part_server.
+The limits of its passes, their predicted cost, the request forms it has checked, and its counters. Made by
+serving.host.loader, used by serving.host.batching and serving.host.part_server.
 """
 
 from collections.abc import Mapping

@@ -15,7 +15,8 @@ _WINDOWS: Final = {"gzip": 31, "deflate": 15}
 """`wbits` of zlib: a gzip member, and the zlib form that "deflate" means (RFC 9110, 8.4.1.2)."""
 _LEVEL: Final = 1
 _PIECE_BYTES: Final = 2**14
-"""Compressed bytes unpacked per step. They can grow a thousandfold, the most by which a body exceeds the limit unnoticed."""
+"""Compressed bytes unpacked per step. They can grow a thousandfold, the most by which a body exceeds the limit
+unnoticed."""
 _STEP_BYTES: Final = 2**22
 """Bytes unpacked in a thread between two checks of the budget."""
 _INLINE_UNPACKED: Final = 2**12

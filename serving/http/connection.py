@@ -43,7 +43,10 @@ _REASONS: Final = {status.value: status.phrase for status in http.HTTPStatus}
 
 
 class HttpProtocol(asyncio.Protocol):
-    """One connection. `open_connections` contains it while it is open; `upgrades` maps protocol names to their handlers."""
+    """One connection.
+
+    `open_connections` contains it while it is open; `upgrades` maps protocol names to their handlers.
+    """
 
     def __init__(
         self,
@@ -158,7 +161,10 @@ class HttpProtocol(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Store a header. Trailers after a chunked body are dropped (RFC 9110, 6.5.1): the request was judged by the headers before."""
+        """Store a header.
+
+        Trailers after a chunked body are dropped (RFC 9110, 6.5.1): the request was judged by the headers before.
+        """
         if not self._in_head:
             return
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
@@ -381,7 +387,10 @@ class HttpProtocol(asyncio.Protocol):
         running.add_done_callback(on_end)
 
     def _stream(self, request: Request, answer: Streamed, *, keep: bool) -> None:
-        """Forward the pieces of an answer as they arrive. If the client leaves, the flow is cancelled, like an awaited answer."""
+        """Forward the pieces of an answer as they arrive.
+
+        If the client leaves, the flow is cancelled, like an awaited answer.
+        """
         transport = self._transport
         if transport is None:
             answer.flow.cancel()
@@ -504,7 +513,10 @@ def http_factory(  # noqa: PLR0913 - what a server gives to its connections
     guard: Guard | None = None,
     dialect_of: DialectOf = always_v2,
 ) -> tuple[Callable[[], HttpProtocol], OpenConnections]:
-    """Return the connection factory of one server, and the set of its open connections. `limits` applies if `connections` is None."""
+    """Return the connection factory of one server, and the set of its open connections.
+
+    `limits` applies if `connections` is None.
+    """
     opened = OpenConnections(BodyBudget(limits)) if connections is None else connections
     known: Mapping[str, Any] = upgrades or {}
     answered = allowed or AllowedHosts()

@@ -1,4 +1,7 @@
-"""The protocol that a path belongs to, as far as a connection has to know it: the limit of a body, and the form of an error."""
+"""The protocol that a path belongs to, as far as a connection has to know it.
+
+The limit of a body, and the form of an error.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -8,7 +8,10 @@ LEASE_SECONDS: Final = 60.0
 
 
 class Drain:
-    """A lease: an agent that drains a host renews it with each request for the host's state. Used from the event loop."""
+    """A lease: an agent that drains a host renews it with each request for the host's state.
+
+    Used from the event loop.
+    """
 
     def __init__(self, lease_seconds: float = LEASE_SECONDS) -> None:
         self.on = False

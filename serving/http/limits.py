@@ -41,7 +41,8 @@ class HttpLimits:
     read_bytes_per_second: int = 64 * 2**10
     """Additional time: one second for this many received bytes (like mod_reqtimeout's MinRate)."""
     window_seconds: float = 10.0
-    """If a body is slower than that rate for this long after `read_seconds`, it is refused with 408, however fast it was before."""
+    """If a body is slower than that rate for this long after `read_seconds`, it is refused with 408, however fast it
+    was before."""
     longest_read_seconds: float = 600.0
     """Time limit of a complete request, however large."""
     write_seconds: float = 20.0
@@ -82,7 +83,10 @@ class BodyBudget:
         self.limits.check_held(held, body)
 
     def take(self, size: int, *, body: int) -> None:
-        """Count `size` more bytes of a body that has grown to `body` bytes. If there is no room: Unavailable, and none is counted."""
+        """Count `size` more bytes of a body that has grown to `body` bytes.
+
+        If there is no room: Unavailable, and none is counted.
+        """
         held = self.held_bytes + size
         if held > self.ample_bytes or body > self.largest_bytes:
             self.check(held, body)
@@ -108,7 +112,7 @@ class AnswerBudget(BodyBudget):
         self.largest_bytes = answer_bytes
 
     def check(self, held: int, body: int) -> None:
-        """Raise AnswerTooLarge if an answer of `body` bytes exceeds the limit, Unavailable if there is no room for it."""
+        """Raise AnswerTooLarge if an answer of `body` bytes exceeds the limit, Unavailable if there is no room."""
         if body > self.largest_bytes:
             msg = f"the answer has more than {self.largest_bytes} bytes, the limit (--max-answer-bytes); ask for less at once"
             raise AnswerTooLarge(msg)
@@ -238,7 +242,10 @@ class UnreadAnswers:
         return self._total
 
     def add(self, connection: Abortable, size: int) -> None:
-        """Count `size` bytes that a connection has not sent; close those that have waited longest if there is no room."""
+        """Count `size` bytes that a connection has not sent.
+
+        Close those that have waited longest if there is no room.
+        """
         self.discard(connection)
         self._sizes[connection] = size
         self._total += size

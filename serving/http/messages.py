@@ -1,4 +1,7 @@
-"""Requests, responses and errors of the HTTP subset that host and router use. The connection is in serving.http.connection."""
+"""Requests, responses and errors of the HTTP subset that host and router use.
+
+The connection is in serving.http.connection.
+"""
 
 import json
 import math
@@ -57,7 +60,10 @@ class Flow(Protocol):
         """Resume: the client has read the buffered bytes."""
 
     def cancel(self) -> None:
-        """Stop; the client has gone and the sink is not called any more. May come before `start`, after it, or after the end."""
+        """Stop; the client has gone and the sink is not called any more.
+
+        May come before `start`, after it, or after the end.
+        """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,7 +141,10 @@ def parse_model(kind: type[M], body: bytes | bytearray) -> M:
 
 
 def seconds_left(request: Request, *, default: float) -> float:
-    """Return the time limit of a request: header `x-ipnext-deadline-ms` (milliseconds from now), else `default` seconds."""
+    """Return the time limit of a request.
+
+    Header `x-ipnext-deadline-ms` (milliseconds from now), else `default` seconds.
+    """
     text = request.header(DEADLINE_HEADER)
     if text is None:
         return default

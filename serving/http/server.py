@@ -46,7 +46,7 @@ async def serve(  # noqa: PLR0913 - what a process gives to its listeners
     before_exit: Callable[[], Awaitable[None]] | None = None,
     dialect_of: DialectOf = always_v2,
 ) -> None:
-    """Serve until a signal arrives, await `before_exit` (still answering), then finish running requests, close and return.
+    """Serve until a signal, await `before_exit` (still answering), then finish running requests, close and return.
 
     From the signal on, each answer is the last one of its connection. A second signal ends at once: it cancels
     `before_exit` and abandons running requests.

@@ -1,4 +1,7 @@
-"""Counts requests while they are in flight. A class, since every request uses it: a generator takes a microsecond more."""
+"""Counts requests while they are in flight.
+
+A class, since every request uses it: a generator takes a microsecond more.
+"""
 
 from types import TracebackType
 from typing import Protocol

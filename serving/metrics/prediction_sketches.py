@@ -1,7 +1,8 @@
-"""Sketches of a generation's predictions: made from sampled answers in the process that has their tensors, summed by the router.
+"""Sketches of a generation's predictions.
 
-A router samples at most one answer per interval and generation, by its clock alone, so that the cost is the same at any
-rate; at low rates every answer is sampled. Buckets: ipnext.model.gate.sketch.
+Made from sampled answers in the process that has their tensors, summed by the router. A router samples at most one
+answer per interval and generation, by its clock alone, so that the cost is the same at any rate; at low rates every
+answer is sampled. Buckets: ipnext.model.gate.sketch.
 """
 
 import math
@@ -24,7 +25,8 @@ _LARGEST: Final = 1e100
 """Larger numbers count as this one, so that sums of squares stay finite."""
 
 Sketches = dict[str, tuple[int, float, float, list[int], list[int]]]
-"""Output -> number of finite values, their sum, their sum of squares, buckets, and the count in each. Has a JSON form."""
+"""Output -> number of finite values, their sum, their sum of squares, buckets, and the count in each. Has a JSON
+form."""
 
 
 def sketches_of(outputs: Mapping[str, Tensor]) -> Sketches:
@@ -40,7 +42,10 @@ def sketches_of(outputs: Mapping[str, Tensor]) -> Sketches:
 
 
 def _one(tensor: Tensor) -> tuple[int, float, float, list[int], list[int]]:
-    """Return the sketch of a single value; as `_many` in a tenth of its time, since answers of batch 1 are the cheapest."""
+    """Return the sketch of a single value.
+
+    It is that of `_many` in a tenth of its time, since answers of batch 1 are the cheapest.
+    """
     data = bf16_to_float32(tensor.data) if tensor.datatype == "BF16" else tensor.data
     value = float(data.item())
     if not math.isfinite(value):

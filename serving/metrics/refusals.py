@@ -1,4 +1,7 @@
-"""Counters of requests refused by access control. They are not answers of a generation: gates and forecasts never see them."""
+"""Counters of requests refused by access control.
+
+They are not answers of a generation: gates and forecasts never see them.
+"""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -1,4 +1,7 @@
-"""Names of models and adapters: those that clients use, `MODEL` and `MODEL:PART`, and those of a generation's engines."""
+"""Names of models and adapters.
+
+Those that clients use, `MODEL` and `MODEL:PART`, and those of a generation's engines.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -34,7 +37,10 @@ class Alias:
         return {**body, "model": self.engine}
 
     def restore(self, answer: bytes) -> bytes:
-        """Return the answer's bytes with the client's name. Quotes within JSON texts are escaped, so only whole values match."""
+        """Return the answer's bytes with the client's name.
+
+        Quotes within JSON texts are escaped, so only whole values match.
+        """
         return answer.replace(*self._needle_and_name())
 
     def follow(self, flow: Flow) -> Flow:
@@ -46,7 +52,10 @@ class Alias:
 
 
 def alias_of(route: GenerationRoute, name: str) -> Alias | None:
-    """Return the adapter that a request names; None if it names the model itself. UnknownModel lists the generation's adapters."""
+    """Return the adapter that a request names; None if it names the model itself.
+
+    UnknownModel lists the generation's adapters.
+    """
     model, colon, part = name.partition(":")
     if not colon:
         return None
@@ -58,7 +67,10 @@ def alias_of(route: GenerationRoute, name: str) -> Alias | None:
 
 
 class _Restored:
-    """A Flow whose pieces have the client's name instead of the engine's. If a name may span two pieces, its beginning is held back."""
+    """A Flow whose pieces have the client's name instead of the engine's.
+
+    If a name may span two pieces, its beginning is held back.
+    """
 
     def __init__(self, flow: Flow, needle: bytes, name: bytes) -> None:
         self._flow = flow

@@ -1,6 +1,6 @@
-"""Headers of an answer that a client gets: those that describe it. Engines and other regions steer no gateway and no browser.
+"""Headers of an answer that a client gets: those that describe it.
 
-Used by serving.openai.routes and serving.openai.forwarding.
+Engines and other regions steer no gateway and no browser. Used by serving.openai.routes and serving.openai.forwarding.
 """
 
 from collections.abc import Mapping

@@ -69,7 +69,10 @@ class Prefill:
         self._metrics = metrics
 
     async def content(self, route: GenerationRoute, prompt: Prompt, *, seconds: float) -> bytes | bytearray:
-        """Return the body for the decode engine, within a share of `seconds`. If cancelled, the call to the prefill engine is too."""
+        """Return the body for the decode engine, within a share of `seconds`.
+
+        If cancelled, the call to the prefill engine is too.
+        """
         handoff = route.handoff
         if handoff is None:
             return prompt.content
@@ -113,7 +116,10 @@ class Prefill:
         return "failed", None
 
     async def _ask_engine(self, url: str, prompt: Prompt, content: bytes) -> tuple[int, bytes]:
-        """Return status and body of the answer; status 0 if there is none. HostLost if the engine that had the prompt ended."""
+        """Return status and body of the answer; status 0 if there is none.
+
+        HostLost if the engine that had the prompt ended.
+        """
         loads = self._engines.loads
         status, body, sent = 0, b"", True
         try:
@@ -134,7 +140,10 @@ class Prefill:
         return status, body
 
     async def _begin_answer(self, url: str, prompt: Prompt, content: bytes) -> EngineAnswer:
-        """Return the engine's answer. If an idle connection turns out to be closed, the call is repeated on a new one."""
+        """Return the engine's answer.
+
+        If an idle connection turns out to be closed, the call is repeated on a new one.
+        """
         try:
             return await self._engines.ask(url, "POST", prompt.path, prompt.headers, content)
         except EngineLost as error:

@@ -1,4 +1,7 @@
-"""A request to an engine: parsed from the client's, and the data kept until an answer begins. Used by serving.openai.routes."""
+"""A request to an engine: parsed from the client's, and the data kept until an answer begins.
+
+Used by serving.openai.routes.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
-"""Requests that another region answers: sent to its gateway through this region's, their answers streamed to the client.
+"""Requests that another region answers.
 
-A router has no certificates for other machines. Its gateway has, and takes such requests on a Unix socket.
+Sent to its gateway through this region's, their answers streamed to the client. A router has no certificates for other
+machines. Its gateway has, and takes such requests on a Unix socket.
 """
 
 import asyncio
@@ -40,7 +41,10 @@ _NOT_SENT: Final = CONNECTION_HEADERS | (frozenset(INNER_HEADERS) - {FORWARDED_H
 
 
 class Egress:
-    """Sends requests to other regions. They count as in flight for the limit of the model, and for no gate: the other region counts them."""
+    """Sends requests to other regions.
+
+    They count as in flight for the limit of the model, and for no gate: the other region counts them.
+    """
 
     def __init__(
         self,

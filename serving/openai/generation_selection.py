@@ -13,9 +13,10 @@ from serving.routing.table import GenerationRoute, ModelRoutes, TableFollower
 
 
 def choose(model: ModelRoutes, request: Request) -> GenerationRoute:
-    """Return the generation that the request names, else the newest with an engine. NotFound; Unavailable if none is ready.
+    """Return the generation that the request names, else the newest with an engine.
 
-    If the gateway named the generation by weight, not the client, it may be another one while the model's engines swap.
+    NotFound; Unavailable if none is ready. If the gateway named the generation by weight, not the client, it may be
+    another one while the model's engines swap.
     """
     pin = request.header(GENERATION_HEADER)
     try:

@@ -11,7 +11,8 @@ from ipnext.errors import InvalidInput
 from ipnext.model.echoes import join_steps
 
 KINDS: Final = frozenset({"image_url", "audio_url", "video_url", "file_url"})
-"""Members with an address, or with an object that has it as `url`: of OpenAI's chats and responses, and of vLLM's own forms."""
+"""Members with an address, or with an object that has it as `url`: of OpenAI's chats and responses, and of vLLM's own
+forms."""
 _SOURCE: Final = "source"
 """The member of Anthropic's messages."""
 _INLINE: Final = "data:"
@@ -20,7 +21,10 @@ _SHOWN: Final = 80
 
 
 def check_media(body: Mapping[str, Any], content: bytes | bytearray) -> None:
-    """Raise InvalidInput if a request names media by another address than a `data:` URL. `content` is the unparsed body."""
+    """Raise InvalidInput if a request names media by another address than a `data:` URL.
+
+    `content` is the unparsed body.
+    """
     if b"url" not in content and b"\\u" not in content:  # none is named, and no name is spelt with escapes
         return
     found = [_Found(body)]
@@ -34,7 +38,10 @@ def check_media(body: Mapping[str, Any], content: bytes | bytearray) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """An object or list of a request. Its place is a chain of steps: as a text, each would repeat all names before it."""
+    """An object or list of a request.
+
+    Its place is a chain of steps: as a text, each would repeat all names before it.
+    """
 
     value: Any
     step: str | int = ""

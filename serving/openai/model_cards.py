@@ -12,7 +12,10 @@ _NAMED: int = 20
 
 
 def generative(routes: Routes, name: str) -> ModelRoutes:
-    """Return the routes of a generative model. `MODEL:PART` belongs to MODEL. UnknownModel names those that are served."""
+    """Return the routes of a generative model. `MODEL:PART` belongs to MODEL.
+
+    UnknownModel names those that are served.
+    """
     found = routes.models.get(name.partition(":")[0])
     if found is not None and is_generative(found):
         return found

@@ -1,4 +1,7 @@
-"""One OpenAI request from its arrival to the last byte of its answer: its counts, and the resources that it releases at its end."""
+"""One OpenAI request from its arrival to the last byte of its answer.
+
+Its counts, and the resources that it releases at its end.
+"""
 
 import time
 from collections.abc import Mapping

@@ -1,4 +1,7 @@
-"""The OpenAI routes of a router: a request is forwarded unchanged to one engine of one generation, its answer to the client."""
+"""The OpenAI routes of a router.
+
+A request is forwarded unchanged to one engine of one generation, its answer to the client.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Mapping
@@ -169,7 +172,10 @@ class OpenAIEdge:
         return self._pass_on(context, answer, asked.answering)
 
     def _directed(self, request: Request, name: str) -> Request | Forwarded | IPnextError:
-        """Return the request with its generation, for this region or another, or the reason of a refusal. Refused by access control."""
+        """Return the request with its generation, for this region or another, or the reason of a refusal.
+
+        Raises Refused by access control.
+        """
         routes, model = self._follower.routes, name.partition(":")[0]
         way: Request | Forwarded | IPnextError
         try:
@@ -192,7 +198,10 @@ class OpenAIEdge:
     async def _read_request(
         self, request: Request, path: str, context: RequestContext, claim: Claim
     ) -> EngineRequest | Forwarded | IPnextError:
-        """Read the request, and choose the generation that answers it, here or in another region. An error is one of the choice."""
+        """Read the request, and choose the generation that answers it, here or in another region.
+
+        An error is one of the choice.
+        """
         if len(request.content) > SMALL_BYTES:
             self._check_unread(request)
         body = read_body(request, self._limits.body_bytes, claim)
@@ -225,7 +234,10 @@ class OpenAIEdge:
         return routes if model is not None and is_generative(model) else self._guard.visible(request)
 
     def _check(self, request: Request, name: str, *, predicts: bool = True, elsewhere: bool = False) -> None:
-        """Return if access control admits the request for a model or its adapter. Refused, which is counted only as such."""
+        """Return if access control admits the request for a model or its adapter.
+
+        Refused, which is counted only as such.
+        """
         model = name.partition(":")[0]
         try:
             self._guard.admit(request, model, predicts=predicts, elsewhere=elsewhere)
@@ -234,7 +246,10 @@ class OpenAIEdge:
             raise
 
     def _check_unread(self, request: Request) -> None:
-        """Return if the request may be for a model that its caller may ask. Refused, which is counted under no model."""
+        """Return if the request may be for a model that its caller may ask.
+
+        Refused, which is counted under no model.
+        """
         try:
             self._guard.admit_unread(request)
         except Refused as refused:
@@ -242,7 +257,10 @@ class OpenAIEdge:
             raise
 
     async def _await_generation(self, request: Request, model: ModelRoutes, context: RequestContext) -> GenerationRoute:
-        """Return the generation that answers. If its engines are in a hot swap, the request waits for them, counted as in flight."""
+        """Return the generation that answers.
+
+        If its engines are in a hot swap, the request waits for them, counted as in flight.
+        """
         try:
             route = choose(model, request)
         except Unavailable:
@@ -298,7 +316,10 @@ class OpenAIEdge:
             raise DeadlineExceeded(msg) from error
 
     async def _prepare(self, request: Request, path: str, asked: EngineRequest, seconds: float) -> None:
-        """Run the other parts first: nodes before the generator build the prompt in the body, a prefill part processes it."""
+        """Run the other parts first.
+
+        Nodes before the generator build the prompt in the body, a prefill part processes it.
+        """
         if asked.route.before is not None:
             prepared = await self._pre_generation.run(asked.route, path, asked.body, seconds)
             asked.context.used = prepared.used
@@ -310,7 +331,10 @@ class OpenAIEdge:
             asked.content = await self._prefill.content(asked.route, prompt, seconds=seconds)
 
     async def _try_engines(self, request: Request, path: str, asked: EngineRequest) -> EngineAnswer:
-        """Return an answer that has begun. Only until then may the request be sent to another engine of the same generation."""
+        """Return an answer that has begun.
+
+        Only until then may the request be sent to another engine of the same generation.
+        """
         headers = filter_headers(request.headers)
         tried: list[str] = []
         reason = ""

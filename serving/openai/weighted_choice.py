@@ -37,8 +37,8 @@ def directed(
 ) -> Request | Forwarded:
     """Return the request with the generation chosen for it, for this region or another one.
 
-    A generation that the client names is kept. What another region has sent is answered here: it is never sent on. `draw`
-    returns a number from 0 to below 1.
+    A generation that the client names is kept. What another region has sent is answered here: it is never sent on.
+    `draw` returns a number from 0 to below 1.
 
     Raises:
         NotFound: the client names a generation that neither this region nor its shares serve.

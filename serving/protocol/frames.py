@@ -1,4 +1,6 @@
-"""The transport between router and hosts: frames of a JSON header and raw tensors, many calls at once on one connection.
+"""The transport between router and hosts.
+
+Frames of a JSON header and raw tensors, many calls at once on one connection.
 
 A connection begins as HTTP/1.1 with `Upgrade: ipnext-frames` on the host's port. Then each side sends frames: two
 little-endian numbers (bytes of the header, bytes of the body), the header, the body. Tensors begin at multiples of 64
@@ -112,11 +114,12 @@ def _raw(tensor: Tensor) -> memoryview | bytes:
 
 
 class FrameProtocol(asyncio.BufferedProtocol):
-    """One connection in frames. `on_frame` receives each frame; `on_lost` is called once, when the connection has ended.
+    """One connection in frames.
 
-    If there is a `budget`, it counts bodies while they arrive; the receiver of a frame gives its bytes back. If there
-    is no room for a body, or it is too large, it is read and dropped, and `on_refused` receives the frame's header. A
-    body that `wants` refuses, by the frame's header, is read and dropped without a word.
+    `on_frame` receives each frame; `on_lost` is called once, when the connection has ended. If there is a `budget`, it
+    counts bodies while they arrive; the receiver of a frame gives its bytes back. If there is no room for a body, or it
+    is too large, it is read and dropped, and `on_refused` receives the frame's header. A body that `wants` refuses, by
+    the frame's header, is read and dropped without a word.
     """
 
     def __init__(

@@ -75,7 +75,10 @@ def _is_above(most: int, character: bytes, text: bytes | bytearray) -> bool:
 
 
 def _count_outside(character: bytes, piece: bytes, inside: int) -> int:
-    """Return how often a character is outside strings. The piece has no escapes; `inside` is 1 if it begins in a string."""
+    """Return how often a character is outside strings.
+
+    The piece has no escapes; `inside` is 1 if it begins in a string.
+    """
     if piece.count(b'"') < _FEW_QUOTES:
         return _count(character, b"".join(piece.split(b'"')[inside::2]))
     data = np.frombuffer(piece, np.uint8)

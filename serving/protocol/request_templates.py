@@ -62,7 +62,10 @@ class RequestForms:
     def read(
         self, body: Body, header_length: int | None, signature: Signature | None = None, *, room: Room = no_limit
     ) -> InferRequest:
-        """Read a request; as `decode_request`. Requests of one form share the same `form` object; None if the form is not kept."""
+        """Read a request; as `decode_request`.
+
+        Requests of one form share the same `form` object; None if the form is not kept.
+        """
         if header_length is None or not 0 < header_length <= _HEADER_BYTES:
             return decode_request(body, header_length, signature, room=room)
         key = (bytes(memoryview(body)[:header_length]), len(body))

@@ -84,7 +84,9 @@ class AnswerForm:
         return encoded, finite
 
     def encode_for(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> tuple[Encoded, bool]:
-        """Encode the body; otherwise as `encode`. If the inputs were not finite, the answer counts as finite: the client is the cause.
+        """Encode the body; otherwise as `encode`.
+
+        If the inputs were not finite, the answer counts as finite: the client is the cause.
 
         Raises:
             InvalidInput: the inputs were not finite and the answer is in JSON; and as `encode_response`.
@@ -129,7 +131,10 @@ class AnswerForms:
         self._known: dict[Hashable, AnswerForm] = {}
 
     def of(self, wanted: InferRequest, about: Hashable, make: Callable[[], AnswerForm]) -> AnswerForm:
-        """Return the form for a request for the same outputs. If the request has an id, which its answer repeats, make a new one."""
+        """Return the form for a request for the same outputs.
+
+        If the request has an id, which its answer repeats, make a new one.
+        """
         if wanted.id is not None:
             return make()
         key = (about, wanted.outputs, wanted.binary_output)

@@ -45,7 +45,8 @@ FLOATS: Final = frozenset({"FP16", "BF16", "FP32", "FP64"})
 _MAX_RANK: Final = 32
 _MAX_DIMENSION: Final = 2**31 - 1
 _MAX_ELEMENTS: Final = 2**48
-"""Limit on the product of an empty tensor's sizes other than 0: numpy counts bytes like this, for any datatype, in 63 bits."""
+"""Limit on the product of an empty tensor's sizes other than 0: numpy counts bytes like this, for any datatype, in 63
+bits."""
 _LENGTH: Final = struct.Struct("<I")
 _BYTES_OBJECT: Final = 41
 """Memory of an empty element of a BYTES tensor: the object and its slot in the array."""
@@ -231,7 +232,10 @@ def _convert_floats(name: str, datatype: Datatype, flat: list[Any]) -> Array:
 
 
 def to_json(name: str, tensor: Tensor) -> list[Any]:
-    """Return the elements, flat and row-major. InvalidInput for NaN, infinity and bytes that are not UTF-8, which JSON lacks."""
+    """Return the elements, flat and row-major.
+
+    InvalidInput for NaN, infinity and bytes that are not UTF-8, which JSON lacks.
+    """
     if tensor.datatype == "BYTES":
         return _text_elements(name, tensor)
     if not all_finite(tensor):

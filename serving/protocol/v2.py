@@ -172,7 +172,10 @@ def decode_request(
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Pause garbage collection: a large document has no cycles, and the collector would traverse it repeatedly as it grows."""
+    """Pause garbage collection.
+
+    A large document has no cycles, and the collector would traverse it repeatedly as it grows.
+    """
     pauses = gc.isenabled()
     gc.disable()
     try:
@@ -296,7 +299,10 @@ def _parse_leniently(text: memoryview) -> Any:
 
 
 def _check_bytes(entries: object, signature: Signature) -> None:
-    """Refuse BYTES for inputs that do not exist or have another datatype. Malformed entries are left to the tensor reader."""
+    """Refuse BYTES for inputs that do not exist or have another datatype.
+
+    Malformed entries are left to the tensor reader.
+    """
     for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, dict) and entry.get("datatype") == "BYTES":
             check_takes_bytes(_name(entry, "inputs"), signature)

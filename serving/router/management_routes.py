@@ -192,7 +192,10 @@ def _below_model(steps: list[str]) -> list[str]:
 
 
 def repository_index(request: Request, routes: Routes) -> Response:
-    """List every generation of every model as `{name, version, state, reason}`; with `{"ready": true}` only ready ones."""
+    """List every generation of every model as `{name, version, state, reason}`.
+
+    With `{"ready": true}` only ready ones.
+    """
     only_ready = _wants_ready(request)
     entries = [
         _entry(route)

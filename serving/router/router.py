@@ -246,7 +246,10 @@ class Router:
                 raise DeadlineExceeded(msg) from error
 
     async def _relay(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
-        """Relay the request to a host, which reads it and writes the answer: that of the only part, or of the last node."""
+        """Relay the request to a host, which reads it and writes the answer.
+
+        It is a host of the only part, or of the last node.
+        """
         body = (request.content, parse_header_length(request.header(HEADER_LENGTH)))
 
         async def attempt(route: GenerationRoute) -> Frame:

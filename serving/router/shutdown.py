@@ -20,11 +20,15 @@ FOLLOWED_SECONDS: Final = 3.0
 LATE_SECONDS: Final = 0.3
 """Time after the release for requests that a gateway sent just before it switched to the next router."""
 REPLACED_SECONDS: Final = 1
-"""Retry delay in refusals. Without an agent, the next router usually listens by then; a gateway retries a few times more."""
+"""Retry delay in refusals. Without an agent, the next router usually listens by then; a gateway retries a few times
+more."""
 
 
 class GracefulShutdown:
-    """State of the shutdown. It begins with the termination signal, or when the agent reports that the router gets no more requests."""
+    """State of the shutdown.
+
+    It begins with the termination signal, or when the agent reports that the router gets no more requests.
+    """
 
     def __init__(self, *, region: str) -> None:
         self.draining = False
@@ -62,7 +66,10 @@ class GracefulShutdown:
             await asyncio.sleep(DRAIN_POLL_SECONDS)
 
     def refusal(self, root: str) -> Response:
-        """Return the refusal of an unread request below this first step of its path; the gateway retries on the next router."""
+        """Return the refusal of an unread request below this first step of its path.
+
+        The gateway retries on the next router.
+        """
         error = Unavailable("this router is about to end and takes nothing new; try again")
         response = openai_error(error) if root in ROOTS else error_response(error)
         headers = {**response.headers, REFUSED_HEADER: str(REPLACED_SECONDS), REGION_HEADER: self._region}

@@ -28,7 +28,10 @@ class Admission:
         return [name for name, model in self._models.items() if model.in_flight]
 
     def admit(self, model: str) -> InFlight:
-        """Count a request until it ends; the context manager must be entered at once. Unavailable if the model is at its limit."""
+        """Count a request until it ends; the context manager must be entered at once.
+
+        Unavailable if the model is at its limit.
+        """
         found = self._models.get(model)
         if found is None:
             found = self._models[model] = _Model()

@@ -1,4 +1,7 @@
-"""Change notices for the files of a directory, from the kernel (inotify), so that following a file costs nothing between changes."""
+"""Change notices for the files of a directory, from the kernel (inotify).
+
+Following a file costs nothing between changes.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,11 +15,15 @@ from asyncinotify import Inotify, Mask
 LOOK_SECONDS: Final = 1.0
 """Longest interval between two notices, for file systems that send none."""
 POLL_SECONDS: Final = 0.02
-"""Polling interval if the kernel sends no notices: the directory is missing, or the user's inotify instances are used up."""
+"""Polling interval if the kernel sends no notices: the directory is missing, or the user's inotify instances are used
+up."""
 
 
 async def notices(directory: Path) -> AsyncIterator[None]:
-    """Yield once at once, once per file written or renamed in the directory, and once every LOOK_SECONDS. Never ends."""
+    """Yield once at once, once per file written or renamed in the directory, and once every LOOK_SECONDS.
+
+    Never ends.
+    """
     try:
         kernel = Inotify()
     except OSError as error:

@@ -1,4 +1,7 @@
-"""One call of a part on a host. It is sent at once; its answer, or the lack of one, is reported to the load balancer."""
+"""One call of a part on a host.
+
+It is sent at once; its answer, or the lack of one, is reported to the load balancer.
+"""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -61,7 +64,10 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CallTarget:
-    """A call and its host. A graph call (`walk`) that fails or is slow says little about its host: another part may be the cause."""
+    """A call and its host.
+
+    A graph call (`walk`) that fails or is slow says little about its host: another part may be the cause.
+    """
 
     route: GenerationRoute
     part: str
@@ -182,7 +188,10 @@ def classify_refusal(part: str, url: str, answer: Mapping[str, Any], tried: set[
 
 
 def _check_proof(part: str, candidate: HostCandidate, answer: Mapping[str, Any], tried: set[str]) -> None:
-    """Check that the host used the chosen snapshot; otherwise the answer would mix snapshots that the policy does not allow."""
+    """Check that the host used the chosen snapshot.
+
+    Otherwise the answer would mix snapshots that the policy does not allow.
+    """
     if answer.get("snapshot") != candidate.snapshot:
         tried.add(candidate.url)
         msg = f"{candidate.url} answered with {part}={answer.get('snapshot')}, needed is {part}={candidate.snapshot}"

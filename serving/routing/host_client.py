@@ -71,7 +71,10 @@ class HostClient:
         return answer
 
     async def walk(self, route: GenerationRoute, body: tuple[Body, int | None], attempt: Attempt) -> Frame:
-        """Let a host of the route's `executing_part` execute the graph of a V2 request, and return its answer; as `relay`."""
+        """Let a host of the route's `executing_part` execute the graph of a V2 request, and return its answer.
+
+        See `relay`.
+        """
         content, header_length = body
         part = str(route.executing_part)
         candidate = self._loads.choose(self._allowed_candidates(route, part, attempt), tried=attempt.tried)
@@ -86,7 +89,10 @@ class HostClient:
         return answer
 
     async def signature(self, route: GenerationRoute, part: str) -> Signature:
-        """Return the input and output tensors of a part, as reported by one of its hosts. RetryOnOtherHost, IPnextError."""
+        """Return the input and output tensors of a part, as reported by one of its hosts.
+
+        RetryOnOtherHost, IPnextError.
+        """
         candidate = self._loads.choose(route.candidates[part])
         url = candidate.url
         deadline = self._clock() + _SIGNATURE_SECONDS
@@ -132,7 +138,10 @@ class HostClient:
         return candidate
 
     def _allowed_candidates(self, route: GenerationRoute, part: str, attempt: Attempt) -> CandidateTiers:
-        """Return the candidates of a part; only one host's if no other may be called. RetryOnOtherHost if that one is not ready."""
+        """Return the candidates of a part; only one host's if no other may be called.
+
+        RetryOnOtherHost if that one is not ready.
+        """
         tiers = route.candidates[part]
         if part not in attempt.only:
             return tiers
@@ -161,7 +170,10 @@ class HostClient:
         return connection if connection is not None and connection.open else None
 
     async def reach(self, url: str) -> HostConnection:
-        """Connect to a host. Concurrent callers share one attempt; if one of them is cancelled, the attempt goes on for the others."""
+        """Connect to a host.
+
+        Concurrent callers share one attempt; if one of them is cancelled, the attempt goes on for the others.
+        """
         attempt = self._connecting.get(url)
         if attempt is None:
             attempt = asyncio.create_task(connect(url, reach=self._reach, answers=self._answers))
@@ -198,7 +210,10 @@ class HostClient:
 
 
 def _check_length(answer: Frame, candidate: HostCandidate, attempt: Attempt) -> None:
-    """Raise RetryOnOtherHost unless the answer's `header_length`, which becomes a header for the client, is the length of its JSON."""
+    """Raise RetryOnOtherHost unless the answer's `header_length` is the length of its JSON.
+
+    It becomes a header for the client.
+    """
     length = answer.header["header_length"]
     if length is not None and (type(length) is not int or not 0 < length <= answer.body.size):
         attempt.tried.add(candidate.url)

@@ -120,7 +120,10 @@ class HostConnection:
         self._frames.close()
 
     def _look(self) -> None:
-        """Check that the host is alive. A host answers pings even during a long pass, because its event loop does not wait for it."""
+        """Check that the host is alive.
+
+        A host answers pings even during a long pass, because its event loop does not wait for it.
+        """
         self._silent_looks = 0 if self._heard else self._silent_looks + 1
         self._heard, self._watch = False, None
         if not (self._waiting or self._frames.receiving) or not self._frames.open:

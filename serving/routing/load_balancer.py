@@ -156,7 +156,10 @@ class HostLoadBalancer:
         return max(0.0, host.until - self._clock()) if host is not None and host.out == "lost" else None
 
     def forget(self, urls: Collection[str]) -> None:
-        """Discard all hosts but these and those with calls in flight; a host that returns later starts without history."""
+        """Discard all hosts but these and those with calls in flight.
+
+        A host that returns later starts without history.
+        """
         self._hosts = {url: host for url, host in self._hosts.items() if url in urls or host.in_flight}
         self._watched &= self._hosts.keys()
 
@@ -185,7 +188,10 @@ class HostLoadBalancer:
         return equals[self._turn % len(equals)]
 
     def _standing_well(self, candidates: Sequence[HostCandidate]) -> Sequence[HostCandidate]:
-        """Return the admitted hosts, and of the outliers the fastest ones, so that at most half of all hosts is left out."""
+        """Return the admitted hosts, and of the outliers the fastest ones.
+
+        At most half of all hosts is left out.
+        """
         if not self._watched or self._watched.isdisjoint(candidate.url for candidate in candidates):
             return candidates
         standing = [self._standing_of_call(candidate.url) for candidate in candidates]

@@ -25,7 +25,10 @@ Identity = Iterable[bytes | bytearray | memoryview]
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A lost request. If `url` is set, the same request may be sent again, as another client's innocent request; else not."""
+    """A lost request.
+
+    If `url` is set, the same request may be sent again, as another client's innocent request; else not.
+    """
 
     until: float
     part: str | None = None

@@ -1,4 +1,7 @@
-"""A router's counters: traffic of each generation for the agent, statistics for V2 clients, and all of it for Prometheus."""
+"""A router's counters.
+
+Traffic of each generation for the agent, statistics for V2 clients, and all of it for Prometheus.
+"""
 
 import time
 from collections import defaultdict
@@ -234,7 +237,10 @@ class RouterMetrics(Collector):
         yield from (answers, values, total, squares)
 
     def _snapshots(self) -> Metric:
-        """Return the snapshot of each part of each served generation, to be joined with other series by model and generation."""
+        """Return the snapshot of each part of each served generation.
+
+        They are joined with other series by model and generation.
+        """
         labels = (*_LABELS, "part", "snapshot")
         family = GaugeMetricFamily("ipnext_generation_snapshot", "1 for each part of a generation.", labels=labels)
         for route in self._served():

@@ -1,8 +1,9 @@
-"""Retries of requests that hosts did not answer. Each repeats the whole request: on another host if the first refused it.
+"""Retries of requests that hosts did not answer.
 
-If a host ended while it processed a request, the request may be the cause. If the host had no other request, the
-request waits for that host, which its agent restarts, and is sent to another only if the host is not back in two
-seconds. If the host had others, the request is tried on one other host at once (docs/decisions/0042).
+Each repeats the whole request: on another host if the first refused it. If a host ended while it processed a request,
+the request may be the cause. If the host had no other request, the request waits for that host, which its agent
+restarts, and is sent to another only if the host is not back in two seconds. If the host had others, the request is
+tried on one other host at once (docs/decisions/0042).
 
 Used by routers, and by hosts that execute a graph.
 """
@@ -19,8 +20,8 @@ from serving.routing.lost_requests import Record
 ATTEMPTS: Final = 2
 """Attempts of a request. If a host lacks its generation, or no host answers, the whole request is retried once."""
 RETURN_SECONDS: Final = 2.0
-"""Longest wait for a host that ended, if the deadline is later. If its agent forks it again, it is back by then; otherwise it may be
-lost for good, with its machine."""
+"""Longest wait for a host that ended, if the deadline is later. If its agent forks it again, it is back by then;
+otherwise it may be lost for good, with its machine."""
 MARGIN_SECONDS: Final = 0.1
 """Time before the deadline that is reserved for the answer to the client."""
 _FIRST_PAUSE: Final = 0.05
@@ -96,7 +97,10 @@ async def _by_the_same_host(
     *,
     elsewhere: bool,
 ) -> T:
-    """Retry on the host that lost the request, once it is back; if it is not and `elsewhere` is true, on another host."""
+    """Retry on the host that lost the request, once it is back.
+
+    If it is not and `elsewhere` is true, on another host.
+    """
     asked.only = {**asked.only, ended.part: ended.url}
     limit = min(asked.deadline - MARGIN_SECONDS, time.monotonic() + RETURN_SECONDS)
     pause, reason = _FIRST_PAUSE, "it is not back"

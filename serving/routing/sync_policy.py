@@ -33,7 +33,10 @@ CandidateTiers = tuple[tuple[HostCandidate, ...], ...]
 
 
 def candidates_for(policy: SyncPolicy, wanted: Version, held: Mapping[str, Sequence[Version]]) -> CandidateTiers:
-    """Return the candidate hosts for the snapshot `wanted`. `held` maps each URL to the versions that it is ready to serve."""
+    """Return the candidate hosts for the snapshot `wanted`.
+
+    `held` maps each URL to the versions that it is ready to serve.
+    """
     best: dict[str, tuple[int, HostCandidate]] = {}
     for url, versions in held.items():
         ranked = [(rank, version) for version in versions if (rank := _rank(policy, wanted, version)) is not None]
@@ -50,7 +53,10 @@ def of_snapshot(tiers: CandidateTiers, snapshot: int) -> CandidateTiers:
 
 
 def _stands_in(policy: SyncPolicy, wanted: Version, version: Version) -> bool:
-    """Whether a snapshot may replace the wanted one. The bounds apply in both directions; if both are given, both must hold."""
+    """Whether a snapshot may replace the wanted one.
+
+    The bounds apply in both directions; if both are given, both must hold.
+    """
     if version.snapshot == wanted.snapshot:
         return True
     if wanted.facts is None or version.facts is None or version.facts.signature != wanted.facts.signature:
@@ -63,11 +69,12 @@ def _stands_in(policy: SyncPolicy, wanted: Version, version: Version) -> bool:
 
 
 def _rank(policy: SyncPolicy, wanted: Version, version: Version) -> tuple[int, int, int] | None:
-    """Return tier, order in it, and whether the generation differs (a tie-break between names); None if it may not answer.
+    """Return tier, order in it, and whether the generation differs (a tie-break between names).
 
-    Under `locked` the generation must match. Under `bounded` nearer snapshots are better; of two equally near, the
-    older. Under `unsynced` all snapshots up to the wanted one are equally good on different hosts, and the newest is
-    best on one host. Newer snapshots come last, so that neither a canary nor a rollback is bypassed.
+    None if it may not answer. Under `locked` the generation must match. Under `bounded` nearer snapshots are better; of
+    two equally near, the older. Under `unsynced` all snapshots up to the wanted one are equally good on different
+    hosts, and the newest is best on one host. Newer snapshots come last, so that neither a canary nor a rollback is
+    bypassed.
     """
     same_name = version.generation == wanted.generation
     if policy.policy == "locked":

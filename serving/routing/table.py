@@ -41,7 +41,8 @@ class GenerationRoute:
     only_part: str | None
     """As in the plan."""
     executing_part: str | None
-    """The part whose host can execute the graph: that of the last node. None if the router must, as parts are not locked."""
+    """The part whose host can execute the graph: that of the last node. None if the router must, as parts are not
+    locked."""
     missing: tuple[str, ...]
     """Parts of the graph without a candidate host."""
     whole: bool
@@ -70,7 +71,10 @@ class GenerationRoute:
     """Graph nodes that run before the generator and build its prompt. None if the request is forwarded unchanged."""
 
     def snapshots_text(self, used: Mapping[str, int]) -> str:
-        """Return the snapshots that answered, in the form of the header: the generation's, with those of `used` (part -> snapshot)."""
+        """Return the snapshots that answered, in the form of the header.
+
+        The generation's, with those of `used` (part -> snapshot).
+        """
         if all(self.snapshots.get(part) == number for part, number in used.items()):
             return self.proof
         return snapshots_text({**self.snapshots, **used})
@@ -124,7 +128,9 @@ class ModelRoutes:
         return frozenset(candidate.url for tiers in found for tier in tiers if len(tier) > 1 for candidate in tier)
 
     def choose(self, pin: str | None) -> GenerationRoute:
-        """Return the pinned generation, else the newest with hosts for all parts that have the snapshots its policy prefers.
+        """Return the pinned generation, else the newest one that can answer.
+
+        It has hosts for all parts with the snapshots that its policy prefers.
 
         If there is none, the newest whose policy accepts other snapshots. NotFound names the served generations if the
         pin is not among them; Unavailable if hosts are missing.
@@ -188,7 +194,7 @@ class Routes:
 
     @property
     def engine_urls(self) -> Mapping[str, float]:
-        """URL of each engine that serves by itself -> how long its requests in flight may continue once it is removed."""
+        """URL of each engine that serves by itself -> how long requests in flight may continue after its removal."""
         return {url: model.drain_seconds for model in self.models.values() for url in model.engine_urls}
 
     @property

@@ -1,4 +1,7 @@
-"""Writing and checking of a snapshot directory: hashed files, manifest last, never half-written. Used by export, split and deltas."""
+"""Writing and checking of a snapshot directory: hashed files, manifest last, never half-written.
+
+Used by export, split and deltas.
+"""
 
 import hashlib
 import os
@@ -47,7 +50,10 @@ def artifact_file(path: Path) -> ArtifactFile:
 
 
 def verify_manifest(directory: Path) -> SnapshotManifest:
-    """Return the manifest of a complete, undamaged snapshot after reading every file. InvalidInput or an ArtifactError."""
+    """Return the manifest of a complete, undamaged snapshot after reading every file.
+
+    InvalidInput or an ArtifactError.
+    """
     path = directory / SNAPSHOT_FILE
     if not path.is_file():
         msg = f"directory: {str(directory)!r} is no snapshot: it has no {SNAPSHOT_FILE}; export_model writes one"

@@ -1,7 +1,7 @@
 """Fetches snapshots in a process of its own, so that requests never wait for the interpreter while bytes are hashed.
 
-A host starts one: `python -m serving.snapshots.fetch_process --artifacts URI`. It reads a line of JSON for each fetch from standard
-input, answers with a line on standard output, and ends with its host.
+A host starts one: `python -m serving.snapshots.fetch_process --artifacts URI`. It reads a line of JSON for each fetch
+from standard input, answers with a line on standard output, and ends with its host.
 """
 
 import argparse
@@ -90,7 +90,10 @@ class FetchingProcess:
         return self._keeper
 
     def fetch(self, uri: str, directory: Path) -> Path:
-        """Fetch a snapshot; as the store. Unavailable if the process ended during the fetch; the next fetch starts another one."""
+        """Fetch a snapshot; as the store.
+
+        Unavailable if the process ended during the fetch; the next fetch starts another one.
+        """
         with self._lock:
             if self._process is None:
                 self.start()
@@ -173,14 +176,20 @@ def _answer(arguments: argparse.Namespace, line: str, answers: IO[str]) -> None:
 
 
 def _check_directory(allowed: Path | None, asked: Path) -> None:
-    """Raise Forbidden unless it is the directory that this process fetches into: the requesting host may be compromised."""
+    """Raise Forbidden unless it is the directory that this process fetches into.
+
+    The requesting host may be compromised.
+    """
     if allowed is not None and asked != allowed:
         msg = f"directory: {str(asked)!r} is not the cache of this host; allowed: {str(allowed)!r}"
         raise Forbidden(msg)
 
 
 def _let_group_read(directory: Path) -> None:
-    """Write files that the cache's group may read, if the agent opened the cache to it: that of hosts with a separate user."""
+    """Write files that the cache's group may read, if the agent opened the cache to it.
+
+    That of hosts with a separate user.
+    """
     if directory.is_dir() and directory.stat().st_mode & stat.S_ISGID:
         os.umask(0o027)
 

@@ -1,6 +1,7 @@
-"""Starts fetching processes, begins logs and reaches other hosts for a confined host, which can't: a fork from before its confinement.
+"""Starts fetching processes, begins logs and reaches other hosts for a confined host, which can't.
 
-Host and keeper communicate over a socket pair. The keeper has at most one fetching process, and ends with the host.
+A fork from before its confinement. Host and keeper communicate over a socket pair. The keeper has at most one fetching
+process, and ends with the host.
 """
 
 import os
@@ -81,7 +82,10 @@ class FetchingKeeper:
         return KeptProcess(int(told), os.fdopen(fds[0], "w"), os.fdopen(fds[1]), self._end)
 
     def begin_log(self, name: str) -> IO[bytes]:
-        """Begin the log of this name in the keeper; return it opened for appending and reading. Unavailable with the reason."""
+        """Begin the log of this name in the keeper; return it opened for appending and reading.
+
+        Unavailable with the reason.
+        """
         told, fds = self._ask(_LOG + name.encode())
         if not fds:
             msg = f"log {name} could not be begun: {told.decode(errors='replace') or 'the process that begins it has ended'}"
@@ -89,7 +93,10 @@ class FetchingKeeper:
         return os.fdopen(fds[0], "a+b", buffering=0)
 
     def reach(self, url: str) -> tuple[socket.socket, str]:
-        """Connect to another host in the keeper; return the connection and the proof for it. OSError with the reason."""
+        """Connect to another host in the keeper; return the connection and the proof for it.
+
+        OSError with the reason.
+        """
         told, fds = self._ask(_REACH + url.encode())
         if not fds:
             msg = f"{url} not reached: {told.decode(errors='replace') or 'the process that connects has ended'}"

@@ -1,7 +1,7 @@
-"""The snapshots that a host has loaded or must load, their generations, and leases of requests on them. Pure state, no I/O.
+"""The snapshots that a host has loaded or must load, their generations, and leases of requests on them.
 
-The host's event loop is the only caller. A snapshot passes through these states: desired, loaded (or failed), no longer
-desired, and, once its last lease is returned, released for closing.
+Pure state, no I/O. The host's event loop is the only caller. A snapshot passes through these states: desired, loaded
+(or failed), no longer desired, and, once its last lease is returned, released for closing.
 """
 
 from collections.abc import Sequence
@@ -96,7 +96,10 @@ class HeldSnapshots(Generic[T]):
         return hold_key(hold) in self._entries
 
     def note_loaded(self, hold: HostedSnapshot, value: T) -> bool:
-        """Record a loaded snapshot. If it is no longer desired, or already loaded: False, and the caller closes the value."""
+        """Record a loaded snapshot.
+
+        If it is no longer desired, or already loaded: False, and the caller closes the value.
+        """
         entry = self._entries.get(hold_key(hold))
         if entry is None or entry.value is not None:
             return False

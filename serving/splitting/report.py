@@ -10,7 +10,8 @@ from ipnext.model.registry.registry import Datatype, PartGraph
 from ipnext.model.value import Name, Sha256, Value
 
 FORM: Final = 2
-"""Version of the split's output for a program and a policy; it changes with that output. 1: each value is sent alone."""
+"""Version of the split's output for a program and a policy; it changes with that output. 1: each value is sent
+alone."""
 
 
 class PartReport(Value):

@@ -111,7 +111,10 @@ def _key_bytes(path: Path) -> dict[str, int]:
 
 @contextmanager
 def _place(out: Path | None) -> Iterator[Path]:
-    """Yield a directory next to `out`, so that it can be renamed, or a temporary one; it is removed at the end unless renamed."""
+    """Yield a directory next to `out`, so that it can be renamed, or a temporary one.
+
+    It is removed at the end unless renamed.
+    """
     if out is None:
         with tempfile.TemporaryDirectory(prefix="ipnext-split-") as place:
             yield Path(place)

@@ -1,4 +1,7 @@
-"""Writes one segment as a snapshot: its program, its own weights only, and a manifest that names the unsplit snapshot."""
+"""Writes one segment as a snapshot.
+
+Its program, its own weights only, and a manifest that names the unsplit snapshot.
+"""
 
 from pathlib import Path
 

@@ -13,7 +13,10 @@ _WIDTHS: Final = ((8, torch.int64), (4, torch.int32), (2, torch.int16))
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """New values of some rows of a tensor: `indices` int64 ascending, (k,); `values` (k, ...) like the tensor's own rows."""
+    """New values of some rows of a tensor: `indices` int64 ascending, (k,).
+
+    `values` (k, ...) like the tensor's own rows.
+    """
 
     indices: torch.Tensor
     values: torch.Tensor
@@ -25,7 +28,10 @@ class Rows:
 
 
 def changed_rows(before: torch.Tensor, after: torch.Tensor) -> Rows:
-    """Return the rows of `after` that differ from `before` in any bit; both of one shape and type. A scalar is one row."""
+    """Return the rows of `after` that differ from `before` in any bit; both of one shape and type.
+
+    A scalar is one row.
+    """
     if not before.numel():
         return Rows(torch.empty(0, dtype=torch.int64), by_rows(after)[:0])
     left, right = _words(before), _words(after)

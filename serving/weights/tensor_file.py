@@ -1,4 +1,6 @@
-"""Weights as a safetensors file whose tensors are aligned as torch would align them, so that a host maps and never copies.
+"""Weights as a safetensors file whose tensors are aligned as torch would align them.
+
+A host maps them and never copies.
 
 Tensors that fill whole lines of 64 bytes are written first: every large table then begins at a multiple of 64 bytes.
 Tensors with the same row length are adjacent, so that they lie whole rows apart. A private mapping of the file (`man 2
@@ -36,13 +38,19 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 
 
 def _place(tensor: torch.Tensor) -> tuple[bool, int, int]:
-    """Return the sort key: tensors that fill no whole lines last; longest rows first, for equal rows the largest tensor."""
+    """Return the sort key.
+
+    Tensors that fill no whole lines come last; longest rows first, for equal rows the largest tensor.
+    """
     row = tensor.nbytes // max(1, len(tensor)) if tensor.dim() else tensor.nbytes
     return tensor.nbytes % ALIGNMENT_BYTES > 0, -row, -tensor.nbytes
 
 
 def align(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor aligned as torch would allocate it: its alignment decides the last bits of some kernels' sums."""
+    """Return the tensor aligned as torch would allocate it.
+
+    Its alignment decides the last bits of some kernels' sums.
+    """
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT_BYTES else tensor
 
 
@@ -83,7 +91,9 @@ class TensorFile:
         return self._places[name][0] % ALIGNMENT_BYTES == 0
 
     def map_tensors(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Map tensors in one private mapping from the first to the last of them, so that a view may span several tables.
+        """Map tensors in one private mapping, from the first to the last of them.
+
+        A view may then span several tables.
 
         Writes to them take memory per touched page and are invisible to other processes. Misaligned tensors are copied,
         tables with rows of one length next to each other.
@@ -131,7 +141,10 @@ def _copy_aligned(tensors: Mapping[str, tuple[torch.Tensor, int]]) -> dict[str, 
 
 
 def _places(descriptor: int) -> Iterator[tuple[str, tuple[int, int, torch.dtype, tuple[int, ...]]]]:
-    """Yield name -> offset in the file, size in bytes, element type, shape. The file's digest has been checked before."""
+    """Yield name -> offset in the file, size in bytes, element type, shape.
+
+    The file's digest has been checked before.
+    """
     (length,) = struct.unpack("<Q", os.pread(descriptor, 8, 0))
     for name, entry in json.loads(os.pread(descriptor, length, 8)).items():
         if name != "__metadata__":

@@ -60,7 +60,10 @@ class Weights:
         return Weights(tensors, self.file, since, digests, added)
 
     def check(self, document: DeltaDocument, when: Literal["before", "after"]) -> None:
-        """Recompute the row digests of all tensors that a delta changes, over all rows. LoadFailed if one differs from the delta's."""
+        """Recompute the row digests of all tensors that a delta changes, over all rows.
+
+        LoadFailed if one differs from the delta's.
+        """
         for key, told in document.tensors.items():
             stated = told.before if when == "before" else told.after
             found = as_text(digest_of_rows(by_rows(self.tensors[key]))) if key in self.tensors else "none"
@@ -69,7 +72,10 @@ class Weights:
                 raise LoadFailed(msg)
 
     def _with_rows(self, key: str, rows: Rows, anew: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return a new tensor with the rows written, and all rows in which it differs from the file. `anew`: as in the file."""
+        """Return a new tensor with the rows written, and all rows in which it differs from the file.
+
+        `anew`: as in the file.
+        """
         former = self.tensors[key]
         since = self.since.get(key, _NONE)
         if since is None or anew is None:

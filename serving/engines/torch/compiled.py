@@ -37,7 +37,10 @@ _AT_ONCE: Final = 4
 
 
 class Difference(Value):
-    """Deviation of the library's answers from the eager engine's, at one batch size. `relative`: to the largest figure."""
+    """Deviation of the library's answers from the eager engine's, at one batch size.
+
+    `relative`: to the largest figure.
+    """
 
     batch: int = Field(ge=1)
     absolute: float = Field(ge=0)
@@ -74,7 +77,10 @@ class CompiledProgram:
     weights: Weights
 
     def run(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """Run one forward pass over the user's inputs, in the order of `inputs`. RuntimeError if the library refuses."""
+        """Run one forward pass over the user's inputs, in the order of `inputs`.
+
+        RuntimeError if the library refuses.
+        """
         return self.runner.run(tensors)  # type: ignore[arg-type]  # takes any sequence
 
     def changed_by(self, delta: Delta) -> "CompiledProgram":

@@ -61,7 +61,10 @@ class TorchPart:
         return self._independent
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one forward pass in inference mode. Numpy's memory is used directly if it is writable and aligned like torch's."""
+        """Run one forward pass in inference mode.
+
+        Numpy's memory is used directly if it is writable and aligned like torch's.
+        """
         program = self._program
         if program is None:
             msg = "the part is closed"
@@ -75,7 +78,7 @@ class TorchPart:
             raise _classify_error(error) from error
 
     def warm_up(self) -> None:
-        """Prefault the weights, build the direct form, run zeros at two batch sizes, and test whether rows are independent."""
+        """Prefault the weights, build the direct form, run zeros at two batch sizes, and test rows for independence."""
         if self._program is not None:
             make_resident(a for a in self._program.arguments if isinstance(a, torch.Tensor))
         self._graph = self._direct()
@@ -106,7 +109,10 @@ class TorchPart:
         return part
 
     def check_delta(self, document: DeltaDocument, when: Literal["before", "after"]) -> None:
-        """Compare the digests of all rows with those that a delta declares before or after it. LoadFailed if they differ."""
+        """Compare the digests of all rows with those that a delta declares before or after it.
+
+        LoadFailed if they differ.
+        """
         if self._program is not None:
             self._program.weights.check(document, when)
 
@@ -117,7 +123,10 @@ class TorchPart:
         return self._program.run(given) if self._function is None else self._function(*given)
 
     def _direct(self) -> DirectGraph | None:
-        """Build the direct form. None for a library, and if the part refuses both trial requests: it then runs as exported."""
+        """Build the direct form.
+
+        None for a library, and if the part refuses both trial requests: it then runs as exported.
+        """
         program = self._program
         if not isinstance(program, TorchProgram):
             return None
@@ -131,9 +140,10 @@ class TorchPart:
         return None
 
     def stage(self, late: frozenset[str]) -> "StagedTorch | None":
-        """Return the two-step pass; None if the part runs as exported or nothing can be computed without the late inputs.
+        """Return the two-step pass.
 
-        None also for parts with request inputs, since the number of rows is known only when all inputs are there.
+        None if the part runs as exported or nothing can be computed without the late inputs. None also for parts with
+        request inputs, since the number of rows is known only when all inputs are there.
         """
         program, graph = self._program, self._graph
         if not isinstance(program, TorchProgram) or graph is None or self._once is not None:
@@ -188,7 +198,10 @@ class TorchEngine:
     """Loads snapshots of engine `torch`. Snapshots of one program share its graph."""
 
     def __init__(self, *, trusts_libraries: bool = False) -> None:
-        """Create the engine. `trusts_libraries`: run libraries unsigned, as this process made them; else by the operator's setting."""
+        """Create the engine.
+
+        `trusts_libraries`: run libraries unsigned, as this process made them; else by the operator's setting.
+        """
         self._templates = TemplateCache()
         self._trusts_libraries = trusts_libraries
 

@@ -64,7 +64,10 @@ _LEAF: Final[Mapping[str, Any]] = {"type": None, "context": None, "children_spec
 
 
 def write_program(exported: ExportedProgram, outputs: Sequence[str], directory: Path) -> None:
-    """Write both files. The same program and weights give the same bytes. UnsupportedModel if something has no safe form."""
+    """Write both files. The same program and weights give the same bytes.
+
+    UnsupportedModel if something has no safe form.
+    """
     tensors = {**_tensors("state", exported.state_dict), **_tensors("constant", exported.constants)}
     stored, places = _deduplicate(tensors)
     document = {
@@ -113,7 +116,10 @@ def _tensors(kind: str, values: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _deduplicate(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return the tensors to store, each once, and for each name its key there and, unless it is contiguous, its strides."""
+    """Return the tensors to store, each once, and for each name its key and strides.
+
+    The strides are left out for a contiguous tensor.
+    """
     keys: dict[tuple[Any, ...], str] = {}
     stored: dict[str, torch.Tensor] = {}
     places: dict[str, Any] = {}
@@ -241,7 +247,7 @@ def _with_expressions(value: Any) -> Any:
 
 
 def _call(inputs: Sequence[str], outputs: int) -> dict[str, Any]:
-    """Return a call signature with all inputs by name, and the outputs as a tuple, since torch needs no names for them."""
+    """Return a call signature with all inputs by name, and the outputs as a tuple: torch needs no names for them."""
     empty = {"type": "builtins.tuple", "context": "null", "children_spec": []}
     named = {"type": "builtins.dict", "context": json.dumps(inputs), "children_spec": [_LEAF] * len(inputs)}
     arguments = {"type": "builtins.tuple", "context": "null", "children_spec": [empty, named]}

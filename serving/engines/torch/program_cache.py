@@ -1,4 +1,6 @@
-"""Torch programs without their weights, cached while a snapshot of them is loaded, so that a refresh loads weights only.
+"""Torch programs without their weights, cached while a snapshot of them is loaded.
+
+A refresh then loads weights only.
 
 Rebuilding a graph and trying its calls takes a tenth of a second or more of Python, during which requests would wait;
 binding other weights to it takes none.
@@ -73,7 +75,10 @@ def _lay_out(tensor: torch.Tensor, strides: Sequence[int] | None) -> torch.Tenso
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TorchProgram:
-    """A program bound to its weights. `run` takes the user's tensors in `inputs` order, returns them in `outputs` order."""
+    """A program bound to its weights.
+
+    `run` takes the user's tensors in `inputs` order, returns them in `outputs` order.
+    """
 
     template: ProgramTemplate
     arguments: tuple[Any, ...]

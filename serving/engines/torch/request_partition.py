@@ -40,7 +40,10 @@ class GraphPartition:
 
 @dataclass(frozen=True, slots=True)
 class RequestPartition:
-    """A program in two halves: the results of `once`, repeated along `dimensions`, are inputs of `each`, after the others."""
+    """A program in two halves.
+
+    The results of `once`, repeated along `dimensions`, are inputs of `each`, after the others.
+    """
 
     once: GraphPartition
     each: GraphPartition

@@ -18,7 +18,8 @@ Infer = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 _ROWS: Final = (3, 2)
 _DRAWS: Final = 3
 _TOLERANCE: Final = 1e-3
-"""Tolerance, relative to the largest figure: kernels for other batch sizes may differ in last bits, of which low precision has few."""
+"""Tolerance, relative to the largest figure: kernels for other batch sizes may differ in last bits, of which low
+precision has few."""
 
 
 def draw_inputs(signature: Signature, rows: int, random: np.random.Generator) -> dict[str, Array]:

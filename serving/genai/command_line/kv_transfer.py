@@ -21,7 +21,10 @@ SIDE_CHANNEL_PORT: Final = 5600
 
 
 def transfer_arguments(settings: VllmSettings, storage: Path | None) -> Iterator[str]:
-    """Yield the arguments of an engine of a pair. `storage`: the directory that both engines of an example pair share."""
+    """Yield the arguments of an engine of a pair.
+
+    `storage`: the directory that both engines of an example pair share.
+    """
     transfer = settings.kv_transfer
     if transfer is None:
         return
@@ -39,7 +42,10 @@ def transfer_arguments(settings: VllmSettings, storage: Path | None) -> Iterator
 
 
 def transfer_environment(settings: VllmSettings, *, host: str, port: int) -> Mapping[str, str]:
-    """Return the address at which others reach an engine with device-to-device transfer: the host's address, a separate port."""
+    """Return the address at which others reach an engine with device-to-device transfer.
+
+    The host's address, a separate port.
+    """
     if settings.kv_transfer is None or settings.kv_transfer.connector != "nixl":
         return {}
     return {SIDE_CHANNEL_HOST: host, "VLLM_NIXL_SIDE_CHANNEL_PORT": str(port)}

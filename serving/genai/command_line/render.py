@@ -1,4 +1,7 @@
-"""Commands and environment of each host for one replica of a vLLM part, rendered for machines that are not here. Pure."""
+"""Commands and environment of each host for one replica of a vLLM part, rendered for machines that are not here.
+
+Pure.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath

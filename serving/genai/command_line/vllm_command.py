@@ -30,7 +30,8 @@ HEADLESS: Final = ("-m", "vllm.entrypoints.cli.main", "serve")
 """Runs the workers of a further host: only `vllm serve` knows `--headless`."""
 
 NO_DOMAIN: Final = "none.invalid"
-"""The one domain that an engine may fetch media from: none has this name (RFC 6761). An empty list would allow every domain."""
+"""The one domain that an engine may fetch media from: none has this name (RFC 6761). An empty list would allow every
+domain."""
 
 LOOPBACK: Final = "127.0.0.1"
 """Address of an engine's processes. vLLM would look for one by UDP, which engines may not use."""
@@ -91,9 +92,9 @@ def server_arguments(  # noqa: PLR0913 - each is passed by name
     storage: Path | None = None,
     answers_as: str | None = None,
 ) -> Sequence[str]:
-    """Return the arguments of a process that answers requests. IPnext's follow those of the manifest: vLLM uses the last one.
+    """Return the arguments of a process that answers requests.
 
-    vLLM serves both names and answers by the first one.
+    IPnext's follow those of the manifest: vLLM uses the last one. vLLM serves both names and answers by the first one.
     """
     where = ("--uds", str(address)) if isinstance(address, Path) else ("--host", host, "--port", str(address))
     drain = ("--shutdown-timeout", str(max(1, round(settings.grace_seconds))))
@@ -123,7 +124,9 @@ def engine_environment(
     swap: bool = False,
     allowed: Collection[str] = (),
 ) -> Mapping[str, str]:
-    """Return what an engine inherits, then the part's variables, then IPnext's. If OMP_NUM_THREADS is set, vLLM binds no thread to a core.
+    """Return what an engine inherits, then the part's variables, then IPnext's.
+
+    If OMP_NUM_THREADS is set, vLLM binds no thread to a core.
 
     `environment` is the parent's, of which it gets listed variables and those `allowed`.
     `side_port`: the port at which other engines request keys and values from this one; its address is the parent's
@@ -146,22 +149,29 @@ def engine_environment(
 
 
 def takes_socket(environment: Mapping[str, str]) -> bool:
-    """Whether the engine's command can listen on a Unix socket: vLLM's own can, and a template with the field `socket`."""
+    """Whether the engine's command can listen on a Unix socket.
+
+    vLLM's own can, and a template with the field `socket`.
+    """
     template = environment.get(COMMAND_VARIABLE)
     return not template or "{socket}" in template
 
 
 def takes_name(environment: Mapping[str, str]) -> bool:
-    """Whether the engine's command sets the name it answers by: vLLM's own does, and a template with the field `name`."""
+    """Whether the engine's command sets the name it answers by.
+
+    vLLM's own does, and a template with the field `name`.
+    """
     template = environment.get(COMMAND_VARIABLE)
     return not template or "{name}" in template
 
 
 def with_adapters(settings: VllmSettings, adapters: int) -> VllmSettings:
-    """Return the settings of an engine with `adapters` adapter parts: slots for those of four generations, and one more.
+    """Return the settings of an engine with `adapters` adapter parts.
 
-    vLLM fills its slots from the first, and its CPU kernels use the last one for requests without an adapter: it must
-    stay empty. The routes that load adapters are then open, on the engine's own socket only.
+    Slots for those of four generations, and one more. vLLM fills its slots from the first, and its CPU kernels use the
+    last one for requests without an adapter: it must stay empty. The routes that load adapters are then open, on the
+    engine's own socket only.
     """
     if not adapters:
         return settings
@@ -188,7 +198,10 @@ def own_environment() -> Mapping[str, str]:
 
 
 def has_gpu() -> bool:
-    """Whether this machine has an NVIDIA or AMD device. If so, a forked worker would inherit a context that it can't use."""
+    """Whether this machine has an NVIDIA or AMD device.
+
+    If so, a forked worker would inherit a context that it can't use.
+    """
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd"))
 
 

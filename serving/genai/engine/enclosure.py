@@ -38,15 +38,16 @@ READS: Final = tuple(
         ),
     )
 )
-"""All of /proc, as the ids of an engine's processes are not known yet. Landlock denies it the environment and memory of processes
-outside its confinement, unless it has root's capabilities."""
+"""All of /proc, as the ids of an engine's processes are not known yet. Landlock denies it the environment and memory of
+processes outside its confinement, unless it has root's capabilities."""
 RUNS: Final = tuple(map(Path, ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/opt/rocm")))
 """vLLM compiles kernels: it starts a compiler, a linker and itself."""
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a name, nothing is made here
 _DEVICES: Final = ("nvidia*", "nvidia-caps", "kfd", "dri", "infiniband", "gdrdrv", "null", "zero", "full")
 
 PORTS: Final = range(20_000, 32_000)
-"""TCP ports of which each engine gets one, for requests or for transfers: below those that the kernel uses for outgoing connections."""
+"""TCP ports of which each engine gets one, for requests or for transfers: below those that the kernel uses for outgoing
+connections."""
 _LOCAL_PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _NAME_LETTERS: Final = 12
 
@@ -103,7 +104,10 @@ class Enclosure:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def environment(self, given: Mapping[str, str]) -> Mapping[str, str]:
-        """Point home, caches and temporary files to the directory. A variable that names a writable directory is kept."""
+        """Point home, caches and temporary files to the directory.
+
+        A variable that names a writable directory is kept.
+        """
         caches = self._home / ".cache"
         own = {
             "HOME": self._home,
@@ -156,10 +160,10 @@ class Enclosures:
     writable: tuple[Path, ...] = ()
 
     def prepare(self) -> "Enclosures":
-        """Return the enclosures in an empty directory of this user: any content is left over from a killed host. OSError.
+        """Return the enclosures in an empty directory of this user: any content is left over from a killed host.
 
-        The name can be known beforehand. If another user made something of it first, the directory has a random name
-        beside it.
+        OSError. The name can be known beforehand. If another user made something of it first, the directory has a
+        random name beside it.
         """
         forget_places(self.place, user=os.geteuid())
         try:

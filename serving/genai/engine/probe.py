@@ -41,7 +41,10 @@ class EngineProbe:
         return max(scheduled, _load_in(content)) if status == 200 else scheduled
 
     async def canary(self, *, pooling: bool, seconds: float) -> None:
-        """Send one small request and wait for its answer. LoadFailed if the engine refuses it or the answer is empty."""
+        """Send one small request and wait for its answer.
+
+        LoadFailed if the engine refuses it or the answer is empty.
+        """
         path = "/v1/embeddings" if pooling else "/v1/completions"
         body: dict[str, object] = {"model": self._model, "input": CANARY_PROMPT}
         if not pooling:

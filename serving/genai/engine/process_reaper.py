@@ -1,8 +1,9 @@
-"""Runs one command so that nothing of it outlives the host: `python process_reaper.py [--ruleset FD] [--remove DIR] COMMAND...`.
+"""Runs one command so that nothing of it outlives the host.
 
-The host has the other end of standard input. When that closes, however the host ended, the reaper kills all descendants
-of the command, including those in other sessions. If the reaper itself is killed, a guard process outside its tree
-kills its process group. Standard library only, so that it starts at once.
+`python process_reaper.py [--ruleset FD] [--remove DIR] COMMAND...`. The host has the other end of standard input. When
+that closes, however the host ended, the reaper kills all descendants of the command, including those in other sessions.
+If the reaper itself is killed, a guard process outside its tree kills its process group. Standard library only, so that
+it starts at once.
 
 The command is confined by the Landlock ruleset of descriptor FD, which this process inherits but is not confined by. If
 the host ends before the command, the directory DIR is removed.

@@ -13,7 +13,10 @@ _SETTINGS_OF_AN_ENVIRONMENT: Final = "pyvenv.cfg"
 
 
 def program_words(environment: Mapping[str, str]) -> Sequence[str]:
-    """Return the words of an engine's command that the operator gave, none from a manifest. LoadFailed if there is no vLLM."""
+    """Return the words of an engine's command that the operator gave, none from a manifest.
+
+    LoadFailed if there is no vLLM.
+    """
     template = environment.get(COMMAND_VARIABLE)
     if not template:
         return (vllm_python(environment),)

@@ -18,7 +18,10 @@ class SharedStorage:
         self._lock: IO[bytes] | None = None
 
     def take(self) -> None:
-        """Start using the directory. The first user empties it: any content is left over from killed engines. OSError."""
+        """Start using the directory. The first user empties it: any content is left over from killed engines.
+
+        OSError.
+        """
         if self._lock is not None:
             return
         self.directory.parent.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,8 @@ from serving.genai.engine.shared_storage import SharedStorage
 
 LOOPBACK: Final = "127.0.0.1"
 _SOCKETS: Final = "e"
-"""Directory of the engines' sockets, within that of the host's. Short: the kernel limits a socket's path to 107 bytes."""
+"""Directory of the engines' sockets, within that of the host's. Short: the kernel limits a socket's path to
+107 bytes."""
 
 Probes = Callable[[str, str], EngineProbe]
 """Makes the probe of an engine at a URL, for a model."""
@@ -95,7 +96,10 @@ class EngineSpec:
         )
 
     def ruleset(self, address: int | Path, side_port: int) -> Ruleset | None:
-        """Return the ruleset that confines one start; None: unconfined. The caller closes it. Errors as `Enclosure.ruleset`."""
+        """Return the ruleset that confines one start; None: unconfined. The caller closes it.
+
+        Errors as `Enclosure.ruleset`.
+        """
         if self.enclosure is None:
             return None
         return self.enclosure.ruleset(
@@ -148,7 +152,8 @@ class Engine:
         self.start_stage: StartStage | None = None
         """Stage of its start; None before and after."""
         self.before_ready: Callable[[], Awaitable[None]] | None = None
-        """Called for each process after its first answer, before it is ready; Unavailable or LoadFailed ends the process."""
+        """Called for each process after its first answer, before it is ready; Unavailable or LoadFailed ends the
+        process."""
         self._probes = probes
         self._pace = pace or Pace()
         self._process: KeptProcess | None = None
@@ -171,7 +176,10 @@ class Engine:
         self._task = asyncio.create_task(self._keep_running(), name=f"engine {self.spec.log.engine}")
 
     async def sample(self) -> int:
-        """Return the current number of its requests. If it does not report in time it counts as busy, since it may well be."""
+        """Return the current number of its requests.
+
+        If it does not report in time it counts as busy, since it may well be.
+        """
         if self._process is None or not self._ready_at:
             return self.in_flight
         try:
@@ -336,7 +344,10 @@ class Engine:
 
 
 def engine_sockets(sockets: Path) -> Path:
-    """Return the directory of the engines' sockets, with one directory per engine. `sockets` has those of their host."""
+    """Return the directory of the engines' sockets, with one directory per engine.
+
+    `sockets` has those of their host.
+    """
     return sockets / _SOCKETS
 
 

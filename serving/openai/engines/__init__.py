@@ -1,4 +1,5 @@
-"""The engines of a region, from a router's view: connections, loads, cached prefixes, answers, and the proof of their origin.
+"""The engines of a region, from a router's view.
 
-For `serving.openai`; imports none of it. Begin with `registry`.
+Connections, loads, cached prefixes, answers, and the proof of their origin. For `serving.openai`; imports none of it.
+Begin with `registry`.
 """

@@ -1,7 +1,7 @@
-"""Connections to engines that serve HTTP/1.1 themselves, such as vLLM's server: kept alive, one request at a time on each.
+"""Connections to engines that serve HTTP/1.1 themselves, such as vLLM's server.
 
-Pieces of an answer are forwarded inside the callback that received them, all of one callback in one write, without a
-task or a queue in between.
+Kept alive, one request at a time on each. Pieces of an answer are forwarded inside the callback that received them, all
+of one callback in one write, without a task or a queue in between.
 """
 
 import asyncio
@@ -136,7 +136,10 @@ class EngineConnection(asyncio.Protocol):
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
-        """Pass status and headers to the answer. An engine that has not read a request can refuse it, but not serve it."""
+        """Pass status and headers to the answer.
+
+        An engine that has not read a request can refuse it, but not serve it.
+        """
         status = self._parser.get_status_code()
         if self._answer is None:
             return
@@ -152,7 +155,7 @@ class EngineConnection(asyncio.Protocol):
             self._answer.piece(piece)
 
     def on_message_complete(self) -> None:
-        """Complete the answer and return the connection to the pool, unless it still has bytes of the request to send."""
+        """Complete the answer and return the connection to the pool, unless it has unsent bytes of the request."""
         answer = self._answer
         if answer is None or self._parser.get_status_code() < _OK:  # an interim answer
             return

@@ -1,6 +1,6 @@
-"""Choice of a generation's engine for a request: the one with its prefix cached, unless others are far less loaded. Pure.
+"""Choice of a generation's engine for a request: the one with its prefix cached, unless others are far less loaded.
 
-Load is the requests that this router has in flight plus those from others, by the engine's report. Affinity is by
+Pure. Load is the requests that this router has in flight plus those from others, by the engine's report. Affinity is by
 session, then by the longest known prefix of the prompt.
 """
 
@@ -20,7 +20,8 @@ GUARD_FACTOR: Final = 2.0
 """Affinity is overridden if its engine has more requests than GUARD_REQUESTS and than GUARD_FACTOR times the mean."""
 HOT_REQUESTS: Final = 2.0
 HOT_FACTOR: Final = 1.5
-"""The same for a hot prefix, which more than an engine's fair share of the last requests have: another copy of it pays off."""
+"""The same for a hot prefix, which more than an engine's fair share of the last requests have: another copy of it pays
+off."""
 RECENT: Final = 128
 """Number of the last requests with a known prefix that are considered."""
 FEW: Final = 32
@@ -125,7 +126,10 @@ class EngineLoads:
         return self._least(zip(urls, loads, strict=True))
 
     def _roomiest(self, urls: Sequence[str], loads: Sequence[float]) -> str:
-        """Choose for an unknown prefix: of the engines within one request of the least loaded, the one with the fewest blocks of others."""
+        """Choose for an unknown prefix.
+
+        Of the engines within one request of the least loaded, the one with the fewest blocks of others.
+        """
         least = min(loads)
         near = [
             (url, self._affinity.count_blocks(url)) for url, load in zip(urls, loads, strict=True) if load <= least + 1

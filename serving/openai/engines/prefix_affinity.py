@@ -39,7 +39,10 @@ class PrefixMatch:
 
 
 def prompt_of(body: Mapping[str, Any]) -> str:
-    """Return the beginning of a request's prompt in the engine's order: tools, messages or prompt; empty if there is none."""
+    """Return the beginning of a request's prompt in the engine's order: tools, messages or prompt.
+
+    Empty if there is none.
+    """
     pieces: list[str] = []
     if body.get("tools"):
         pieces.append(str(_cut(body["tools"])))
@@ -98,9 +101,10 @@ class Affinity:
         return self._held[url]
 
     def near(self, hint: RoutingHint, urls: Collection[str]) -> PrefixMatch:
-        """Return those of `urls` that had the session, else those that had the longest prefix; none if nothing is known.
+        """Return those of `urls` that had the session, else those that had the longest prefix.
 
-        The first of them is its home: of the engines that are left, the one that had it first.
+        None if nothing is known. The first of them is its home: of the engines that are left, the one that had it
+        first.
         """
         session = self._sessions.get(hint.session) if hint.session is not None else None
         if session is not None and session in urls:
@@ -112,7 +116,10 @@ class Affinity:
         return PrefixMatch((), mostly=False)
 
     def note(self, hint: RoutingHint, url: str, *, homes: Collection[str]) -> None:
-        """Record that an engine has session and blocks: in addition to their home if that is one of `homes`, else as their home."""
+        """Record that an engine has session and blocks.
+
+        In addition to their home if that is one of `homes`, else as their home.
+        """
         most_blocks, most_sessions = self._limits
         if hint.session is not None:
             self._sessions[hint.session] = url

@@ -74,7 +74,10 @@ async def is_proven(answer: EngineAnswer, path: str, name: str | None) -> bool:
 
 
 def names(content: bytes, name: str) -> bool:
-    """Return whether a complete answer names its engine. Quotes within JSON texts are escaped: only whole values match."""
+    """Return whether a complete answer names its engine.
+
+    Quotes within JSON texts are escaped: only whole values match.
+    """
     return orjson.dumps(name) in content
 
 

@@ -55,7 +55,10 @@ class EngineRegistry:
         body: bytes | bytearray,
         answers: AnswerBudget | None = None,
     ) -> EngineAnswer:
-        """Send a request to an engine; return its answer once it has begun. `answers` and errors as in EngineConnectionPool."""
+        """Send a request to an engine; return its answer once it has begun.
+
+        `answers` and errors as in EngineConnectionPool.
+        """
         pool = self._pools.get(url)
         if pool is None:
             pool = self._pools[url] = EngineConnectionPool(url, self.answers)
@@ -88,7 +91,10 @@ class EngineRegistry:
         return True
 
     async def check_alive(self, url: str) -> None:
-        """Raise HostLost if an engine with a request is gone: the request may be the cause, and is sent to no other engine."""
+        """Raise HostLost if an engine with a request is gone.
+
+        The request may be the cause, and is sent to no other engine.
+        """
         if not await self.is_gone(url):
             return
         msg = f"{url} ended while it had this request, which is sent to no other engine"

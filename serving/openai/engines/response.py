@@ -74,7 +74,8 @@ class EngineAnswer:
         self._kept = 0
         """Memory of `_pieces`, in bytes."""
         self._error: IPnextError | EngineLost | None = None
-        """Why there is no answer, or why this side ended it. Only raised once: the traceback would keep the answer in a cycle."""
+        """Why there is no answer, or why this side ended it. Only raised once: the traceback would keep the answer in a
+        cycle."""
         self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._pieces: list[bytes] = []
         self._sink: Sink | None = None
@@ -233,7 +234,10 @@ class EngineAnswer:
         self._note_end("broken")
 
     def _keep(self, size: int) -> bool:
-        """Count `size` more bytes of memory that nobody takes yet. False if they cannot be kept: that ends the answer."""
+        """Count `size` more bytes of memory that nobody takes yet.
+
+        False if they cannot be kept: that ends the answer.
+        """
         if self._error is not None:
             return False
         try:

@@ -63,9 +63,10 @@ class PreGeneration:
         self._current = current
 
     async def run(self, route: GenerationRoute, path: str, body: Mapping[str, Any], seconds: float) -> GeneratorRequest:
-        """Return the body for the generator, without `inputs`. `seconds` are left; the caller enforces them by cancelling.
+        """Return the body for the generator, without `inputs`.
 
-        InvalidInput if path or body do not fit the model, Unavailable if hosts or engines do not answer.
+        `seconds` are left; the caller enforces them by cancelling. InvalidInput if path or body do not fit the model,
+        Unavailable if hosts or engines do not answer.
         """
         plan = _plan_of(route, path)
         began = time.monotonic()
@@ -84,7 +85,10 @@ class PreGeneration:
         return GeneratorRequest(with_text(path, plain, text), steps.attempt.used)
 
     async def _run_nodes(self, steps: _Steps, plan: GraphPlan, request: Tensors) -> Tensors:
-        """Run the nodes. Under `locked` only a failed call is repeated; otherwise all are, since calls of a part must share a snapshot."""
+        """Run the nodes.
+
+        Under `locked` only a failed call is repeated; otherwise all are, since calls of a part must share a snapshot.
+        """
         if steps.route.is_locked:
             return await run_graph(plan, request, partial(self._call_part_again, steps))
         return await self._with_retry(steps, lambda: run_graph(plan, request, partial(self._call_part, steps)))

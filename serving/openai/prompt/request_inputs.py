@@ -11,7 +11,10 @@ INPUTS: Final = "inputs"
 
 
 def read_inputs(body: Mapping[str, Any], specs: Sequence[TensorSpec]) -> dict[str, Tensor]:
-    """Return name -> tensor, exactly those of `specs`. InvalidInput names one that is missing, unknown or of another form."""
+    """Return name -> tensor, exactly those of `specs`.
+
+    InvalidInput names one that is missing, unknown or of another form.
+    """
     given = body.get(INPUTS, {})
     known = {spec.name: spec for spec in specs}
     told = ", ".join(f"{spec.name} {_format_spec(spec)}" for spec in specs) or "none"

@@ -1,4 +1,5 @@
-"""Assignment to parts: modules by the policy, shards by a budget, operations by their modules, segments by dependencies.
+"""Assignment to parts.
 
-For `serving.splitting`. Begin with `op_assignment`; `segments` is the result.
+Modules by the policy, shards by a budget, operations by their modules, segments by dependencies. For
+`serving.splitting`. Begin with `op_assignment`; `segments` is the result.
 """

@@ -45,7 +45,10 @@ def _parts(known: Mapping[str, _Parts], values: Sequence[str]) -> _Parts:
 
 
 def _find_join_part(program: Program, operation: Operation, found: Mapping[int, str]) -> str | None:
-    """Return the one part that computes all inputs of an operation that merges several tensors; None if there is none."""
+    """Return the one part that computes all inputs of an operation that merges several tensors.
+
+    None if there is none.
+    """
     if operator_name(operation) not in _JOINS or len(operation.inputs) < 2:
         return None
     producers = [program.producer.get(name) for name in operation.inputs]

@@ -1,4 +1,7 @@
-"""Assignment of modules to parts by a policy. The nearest pattern above a module wins; two parts may not name the same one."""
+"""Assignment of modules to parts by a policy.
+
+The nearest pattern above a module wins; two parts may not name the same one.
+"""
 
 import difflib
 from collections import Counter

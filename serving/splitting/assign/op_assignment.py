@@ -1,4 +1,7 @@
-"""Assignment of operations to parts, and the floating operations that are cloned into every segment that needs their result."""
+"""Assignment of operations to parts, and the floating operations.
+
+Those are cloned into every segment that needs their result.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,7 +81,10 @@ class Placement:
         return next((self._homes[p] for p in lineage(path) if p in self._homes), None)
 
     def part_of(self, operation: Operation) -> str:
-        """Return the part of an operation: its module's, else that of a weight below its module that it uses, else the default."""
+        """Return the part of an operation.
+
+        Its module's, else that of a weight below its module that it uses, else the default.
+        """
         return self.home(operation.path) or self._of_weights(operation) or self._default
 
     def _of_weights(self, operation: Operation) -> str | None:

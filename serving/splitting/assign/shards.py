@@ -81,7 +81,10 @@ class PartUnits:
 def deal(
     units: Sequence[Unit], shard: ShardSpec, *, field: str, reserved_bytes: int = 0
 ) -> tuple[tuple[Unit, ...], ...]:
-    """Distribute the units over sub-parts. `reserved_bytes` of each budget are kept for copies. InvalidInput names `field`."""
+    """Distribute the units over sub-parts. `reserved_bytes` of each budget are kept for copies.
+
+    InvalidInput names `field`.
+    """
     if shard.by == "count":
         return _by_count(units, shard.count or 1, field)
     return _by_bytes(units, shard.max_bytes or 0, field, reserved_bytes)
@@ -129,7 +132,7 @@ def _by_count(units: Sequence[Unit], count: int, field: str) -> tuple[tuple[Unit
 
 
 def _alike_in_a_row(bins: Sequence[Sequence[Unit]]) -> tuple[tuple[Unit, ...], ...]:
-    """Keep the number of units per size in each sub-part, but group neighbours, so that they are joined in whole runs."""
+    """Keep the number of units per size in each sub-part, but group neighbours: they are then joined in whole runs."""
     alike: dict[int, Iterator[Unit]] = {}
     every = sorted((unit for units in bins for unit in units), key=lambda unit: (unit.order, unit.path))
     for size in {unit.size_bytes for unit in every}:

@@ -29,7 +29,10 @@ class Range:
 
 
 def ranges_of(program: Program) -> dict[str, Range]:
-    """Return the range of each input. If the program adds to an id before the lookup, the range may still be too wide."""
+    """Return the range of each input.
+
+    If the program adds to an id before the lookup, the range may still be too wide.
+    """
     origins = _origins(program)
     limits: dict[str, int] = {}
     offsets: dict[str, int] = {}

@@ -128,7 +128,10 @@ class _Carver:
                 waiting.extend(operation.inputs)
 
     def holder(self, value: str, default: str) -> Cut:
-        """Return the segment that outputs an answer: the last one it depends on; if there is none, the default part's last."""
+        """Return the segment that outputs an answer: the last one it depends on.
+
+        If there is none, the default part's last.
+        """
         behind = {self._place[index] for index in self._flow.behind(value)}
         ranked = behind or {n for n, c in self._cuts.items() if c.segment.part == default} or set(self._cuts)
         return self._cuts[max(ranked, key=lambda name: self._rank[name])]

@@ -58,7 +58,10 @@ class Packing:
         self._taken = {*program.producer, *program.weights, *program.inputs, *program.answers, *names.values()}
 
     def parcels(self, giver: str, takers: Mapping[str, tuple[str, ...]]) -> Iterator[Parcel]:
-        """Yield the tensors that the segment `giver` sends. `takers`: each value, and its receivers, in the graph's order."""
+        """Yield the tensors that the segment `giver` sends.
+
+        `takers`: each value, and its receivers, in the graph's order.
+        """
         groups: dict[object, list[str]] = {}
         for value, taking in takers.items():
             form = self._form(value)
@@ -70,7 +73,10 @@ class Packing:
                 yield self._pack(giver, self._as_used(values, takers[values[0]][0]))
 
     def _form(self, value: str) -> _Form | None:
-        """Return the form that packed values must share; None if the value is sent alone, as an answer of the model is."""
+        """Return the form that packed values must share.
+
+        None if the value is sent alone, as an answer of the model is.
+        """
         meta = self._wires[value].meta
         sizes = tuple(dimension(item) for item in meta["sizes"])
         by_rows = bool(sizes) and sizes[0].text is not None and sizes[0].text == self._program.batch
@@ -96,7 +102,10 @@ class Packing:
         return name
 
     def _as_used(self, values: Sequence[str], taker: str) -> list[str]:
-        """Sort by the order in which the first receiver joins them, so that neighbours there are neighbours in transit."""
+        """Sort by the order in which the first receiver joins them.
+
+        Neighbours there are then neighbours in transit.
+        """
         wanted = set(values)
         used: dict[str, tuple[int, int]] = {}
         joined: dict[str, tuple[int, int]] = {}
@@ -112,9 +121,10 @@ class Packing:
 
 
 def takes_any_strides(operation: Operation, beside: Sequence[Operation], *, given: Collection[str]) -> bool:
-    """Whether an operation's result does not depend on its inputs' layout: it joins them, or adds a dimension for joins.
+    """Whether an operation's result does not depend on its inputs' layout.
 
-    `beside`: the operations of its segment. `given`: values that the segment outputs, whose layout must be as unsplit.
+    It joins them, or adds a dimension for joins. `beside`: the operations of its segment. `given`: values that the
+    segment outputs, whose layout must be as unsplit.
     """
     if operator_name(operation) in JOINS:
         return True

@@ -43,7 +43,10 @@ class Wire:
 
 
 def wire_of(program: Program, value: str) -> Wire:
-    """Return the layout of a value in transit. InvalidInput if its size is neither fixed nor determined by the batch."""
+    """Return the layout of a value in transit.
+
+    InvalidInput if its size is neither fixed nor determined by the batch.
+    """
     layout = program.layout(value)
     meta = program.graph["tensor_values"][value]
     times = [size.times(program.batch) for size in layout.sizes]

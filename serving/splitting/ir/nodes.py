@@ -17,7 +17,10 @@ def tensor_argument(name: str) -> dict[str, Any]:
 def aten(
     operator: str, source: str, result: str, arguments: Mapping[str, Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the node `result = aten.operator(source, arguments, *, options)`, tensor to tensor; both are JSON forms by name."""
+    """Return the node `result = aten.operator(source, arguments, *, options)`, tensor to tensor.
+
+    Both are JSON forms by name.
+    """
     given = {"self": tensor_argument(source), **arguments}
     return _node(f"torch.ops.aten.{operator}", given, tensor_argument(result), options)
 

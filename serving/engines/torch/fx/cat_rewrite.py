@@ -1,4 +1,7 @@
-"""Rewrites joins of single rows of a tensor as joins of slices. Used by serving.engines.torch.fx.fused_lookup_rewrite."""
+"""Rewrites joins of single rows of a tensor as joins of slices.
+
+Used by serving.engines.torch.fx.fused_lookup_rewrite.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias

@@ -1,4 +1,7 @@
-"""Generates the source of a function from graph nodes, one line per call. Used by serving.engines.torch.fx.direct_calls."""
+"""Generates the source of a function from graph nodes, one line per call.
+
+Used by serving.engines.torch.fx.direct_calls.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -69,7 +72,10 @@ class CallWriter:
             self.lines.append(f"{self._names[node]} = state[{number}]")
 
     def function(self, arguments: Iterable[str]) -> Callable[..., Any]:
-        """Compile the lines to a function. Their source consists of names and numbers made here, without text of the snapshot."""
+        """Compile the lines to a function.
+
+        Their source consists of names and numbers made here, without text of the snapshot.
+        """
         body = "\n  ".join(self.lines)
         source = (
             f"def make({', '.join(self.constants)}):\n def forward({', '.join(arguments)}):\n  {body}\n return forward"

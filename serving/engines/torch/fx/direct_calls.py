@@ -73,11 +73,11 @@ class DirectGraph:
         return writer.function(user.values())
 
     def stage(self, late: AbstractSet[int]) -> tuple[Early, Function] | None:
-        """Return the graph as two functions: the share that needs none of the `late` inputs (by their numbers), and the rest.
+        """Return the graph as two functions.
 
-        None if nothing can be computed without them. The first takes the other tensors and returns a state, the second
-        takes that state and the late tensors. Both make the calls of the whole with the same values, so that no bit
-        differs.
+        The share that needs none of the `late` inputs (by their numbers), and the rest. None if nothing can be computed
+        without them. The first takes the other tensors and returns a state, the second takes that state and the late
+        tensors. Both make the calls of the whole with the same values, so that no bit differs.
         """
         if any(is_mutable(node) for node in self._nodes):
             return None

@@ -1,4 +1,7 @@
-"""Programs without in-place writes: only such programs are stored, since an operation that writes could write anywhere."""
+"""Programs without in-place writes.
+
+Only such programs are stored, since an operation that writes could write anywhere.
+"""
 
 import operator
 import warnings

@@ -59,10 +59,10 @@ class Gatherer:
     def agreeing(
         self, plain: DirectGraph, arguments: Sequence[Any], run: Run, example: Sequence[torch.Tensor]
     ) -> DirectGraph | None:
-        """Return `plain` with fused lookups, if any can be fused and the answers are bit-identical to `run`'s; else None.
+        """Return `plain` with fused lookups, if any can be fused and the answers are bit-identical to `run`'s.
 
-        Tried with `example`, and with twice its rows, at drawn ids of all rows of the tables. To be called without
-        gradients.
+        Otherwise None. Tried with `example`, and with twice its rows, at drawn ids of all rows of the tables. To be
+        called without gradients.
         """
         groups = group_lookups(self._lookups, arguments)
         graph = self._rewritten(groups)
@@ -144,7 +144,10 @@ def _is_worth_it(group: Sequence[Lookup]) -> bool:
 
 
 def operands(group: Group, arguments: Sequence[Any]) -> tuple[torch.Tensor, ...]:
-    """Return a group's arguments besides the indices: the view over its tables, offsets, first and last rows, columns."""
+    """Return a group's arguments besides the indices.
+
+    The view over its tables, offsets, first and last rows, columns.
+    """
     tables = [arguments[lookup.table].detach() for lookup in group]
     width = tables[0].shape[1]
     lowest = min(tables, key=torch.Tensor.storage_offset)

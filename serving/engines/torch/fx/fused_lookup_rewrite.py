@@ -26,9 +26,9 @@ _WITHOUT_USE: Final = frozenset({aten.select.int, aten.slice.Tensor, aten.unbind
 
 
 def gathered_graph(graph: fx.Graph, groups: Sequence[Group], look_up: Callable[..., torch.Tensor]) -> fx.Graph:
-    """Rewrite the graph with a call of `look_up(table, index, offsets, first, last)` per group; its arguments come last.
+    """Rewrite the graph with a call of `look_up(table, index, offsets, first, last)` per group.
 
-    The remaining nodes keep their names.
+    Its arguments come last. The remaining nodes keep their names.
     """
     writing = _Writing(graph, groups, look_up)
     made = writing.graph()
@@ -42,7 +42,10 @@ def gathered_graph(graph: fx.Graph, groups: Sequence[Group], look_up: Callable[.
 
 
 class _Writing:
-    """A graph under construction. A group's call comes as soon as one of its results is needed, its indices before it."""
+    """A graph under construction.
+
+    A group's call comes as soon as one of its results is needed, its indices before it.
+    """
 
     def __init__(self, graph: fx.Graph, groups: Sequence[Group], look_up: Callable[..., torch.Tensor]) -> None:
         self.fresh: set[fx.Node] = set()

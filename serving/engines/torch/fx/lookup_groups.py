@@ -1,4 +1,7 @@
-"""Embedding lookups of a graph, and the groups that one call could do. Used by serving.engines.torch.fx.fused_lookup."""
+"""Embedding lookups of a graph, and the groups that one call could do.
+
+Used by serving.engines.torch.fx.fused_lookup.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +23,10 @@ _LARGEST_APART_BYTES: Final = 1 << 12
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """One call of `embedding` on a bound table. Lookups of one `kind` may be fused if the layout of their tables allows it."""
+    """One call of `embedding` on a bound table.
+
+    Lookups of one `kind` may be fused if the layout of their tables allows it.
+    """
 
     node: fx.Node
     table: int

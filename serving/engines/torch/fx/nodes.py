@@ -37,7 +37,10 @@ def is_join(node: fx.Node) -> bool:
 
 
 def column_of(node: fx.Node) -> tuple[fx.Node, int | None]:
-    """Return a tensor, and the index in its dimension 1 if `node` selects that column, ignoring slices that take everything."""
+    """Return a tensor, and the index in its dimension 1 if `node` selects that column.
+
+    Slices that take everything are ignored.
+    """
     node = _skip_slices(node)
     given = _select_arguments(node)
     if given is None:
