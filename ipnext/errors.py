@@ -115,7 +115,10 @@ class TooSlow(InvalidInput):
 
 
 class QuotaExceeded(InvalidInput):
-    """A manifest, upload or publish that would exceed a quota of its owner; the message names the figure used and the limit."""
+    """A manifest, upload or publish that would exceed a quota of its owner.
+
+    The message names the figure used and the limit.
+    """
 
     code = "QuotaExceeded"
     http_status = 409
@@ -189,7 +192,10 @@ class DuplicateSnapshot(Conflict):
 
 
 class FenceLost(IPnextError):
-    """A run writes although its change has ended, or another run has taken its transition over. Trying again is no use."""
+    """A run writes although its change has ended, or another run has taken its transition over.
+
+    Trying again is no use.
+    """
 
     code = "FenceLost"
     http_status = 409
@@ -327,7 +333,10 @@ class AnswerTooLarge(IPnextError):
 
 
 class EngineRefused(Unavailable):
-    """Temporal, or a worker of another build, refuses a call for a reason that an operator can remove. Nothing is lost."""
+    """Temporal, or a worker of another build, refuses a call for a reason that an operator can remove.
+
+    Nothing is lost.
+    """
 
     code = "EngineRefused"
 

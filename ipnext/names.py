@@ -221,7 +221,10 @@ def apply_id(model: str, revision: int) -> str:
 
 
 def marked_apply_id(model: str, revision: int, mark: str) -> str:
-    """Return the id of such a change that one request recorded; `mark` tells the request from others for the same revision."""
+    """Return the id of such a change that one request recorded.
+
+    `mark` tells the request from others for the same revision.
+    """
     return f"{apply_id(model, revision)}.{mark}"
 
 

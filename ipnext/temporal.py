@@ -173,9 +173,10 @@ async def namespace_of(client: Client) -> WorkflowNamespace:
 
 
 async def submit_change(client: Client, change: Change, *, again: str = "") -> ChangeAccepted:
-    """Submit a recorded change to its model's entity, which is started if it does not run. The same change twice is one.
+    """Submit a recorded change to its model's entity, which is started if it does not run.
 
-    With `again` the entity hears of it once more for each such text, and asks once more whether a waiting move may pass.
+    The same change twice is one. With `again` the entity hears of it once more for each such text, and asks once more
+    whether a waiting move may pass.
 
     InvalidInput or Conflict if the entity's validator refuses the change for good; EngineRefused and Unavailable
     otherwise: submit it again later.
@@ -265,13 +266,19 @@ async def begin_entity(client: Client, model: str) -> None:
 
 
 async def look_again(client: Client, model: str) -> None:
-    """Signal the entity of a model to read the open changes again; it is started if it does not run. Raises Unavailable."""
+    """Signal the entity of a model to read the open changes again; it is started if it does not run.
+
+    Raises Unavailable.
+    """
     async with reaching(f"the entity of {model}"), asyncio.timeout(SUBMIT_SECONDS):
         await client.start_workflow(**_entity(model), start_signal=names.LOOK_AGAIN)
 
 
 async def is_open(client: Client, workflow_id: str) -> bool:
-    """Return whether a run of the workflow is open now, by the server's own state. False if there never was one. Raises Unavailable."""
+    """Return whether a run of the workflow is open now, by the server's own state. False if there never was one.
+
+    Raises Unavailable.
+    """
     async with reaching(f"workflow {workflow_id}"), asyncio.timeout(SUBMIT_SECONDS):
         try:
             found = await client.get_workflow_handle(workflow_id).describe()
@@ -308,7 +315,10 @@ async def signal_freeze_change(client: Client, change: Change) -> None:
 
 
 async def cancel_replan(client: Client, asked: MoverAsked, *, update_id: str | None = None) -> ReplanProgress:
-    """Cancel the running replan. The same `update_id` again gets the first answer. Conflict if none runs; Unavailable."""
+    """Cancel the running replan. The same `update_id` again gets the first answer.
+
+    Conflict if none runs; Unavailable.
+    """
     handle = client.get_workflow_handle(names.REPLAN_ID)
     try:
         async with reaching("the replan"), asyncio.timeout(SUBMIT_SECONDS):

@@ -1,4 +1,7 @@
-"""Credentials of worker, API and CLI for Temporal: mTLS, an API key, or both, from files that are reloaded when they change."""
+"""Credentials of worker, API and CLI for Temporal.
+
+MTLS, an API key, or both, from files that are reloaded when they change.
+"""
 
 import ssl
 import time

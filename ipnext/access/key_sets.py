@@ -55,7 +55,10 @@ def usable_documents(given: Any) -> Sequence[Mapping[str, Any]]:
 
 
 def usable_keys(given: Any) -> Iterable[SigningKey]:
-    """Yield the public keys that can verify signatures; other members of a key set are left out, as RFC 7517 requires."""
+    """Yield the public keys that can verify signatures.
+
+    Other members of a key set are left out, as RFC 7517 requires.
+    """
     for data in (given if isinstance(given, list) else [])[:MOST_KEYS]:
         key = _key(data)
         if key is not None:

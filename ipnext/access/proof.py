@@ -1,10 +1,11 @@
 """Proof that an API knows a key before a client sends the key: another program may listen on the port of an ended API.
 
-The client draws a nonce. The API answers with its port and an HMAC over both, keyed by a key that is derived from the secret for this purpose. The store has
-it beside the digest of the secret, and regions, which have the digest, do not: who has taken over a region can't pose as the API. Nobody learns anything of the secret from either.
-The port is part of it, so that a program on another port gains nothing by asking the API, where the client knows the port and the
-address that the API listens on: those of `ipnext dev`. An address that a person logged in at may be a tunnel; there the proof only shows
-that somebody reaches the API.
+The client draws a nonce. The API answers with its port and an HMAC over both, keyed by a key that is derived from the
+secret for this purpose. The store has it beside the digest of the secret, and regions, which have the digest, do not:
+who has taken over a region can't pose as the API. Nobody learns anything of the secret from either. The port is part of
+it, so that a program on another port gains nothing by asking the API, where the client knows the port and the address
+that the API listens on: those of `ipnext dev`. An address that a person logged in at may be a tunnel; there the proof
+only shows that somebody reaches the API.
 """
 
 import hashlib
@@ -24,7 +25,10 @@ def draw_nonce() -> str:
 
 
 def proof_key_of(secret: str) -> str:
-    """Return the key (hex) of the proofs that an API knows a secret: HMAC-SHA256 as a key derivation (RFC 5869, one block)."""
+    """Return the key (hex) of the proofs that an API knows a secret.
+
+    HMAC-SHA256 as a key derivation (RFC 5869, one block).
+    """
     return hmac.new(secret.encode(), _DERIVATION.encode(), hashlib.sha256).hexdigest()
 
 

@@ -72,7 +72,10 @@ DryRun = Annotated[bool, Query(alias="dryRun", description="Validate and say wha
 
 
 def user_of(request: Request) -> str:
-    """Return the authenticated principal, and the user that the caller claims to act for (`X-IPnext-User`), which is not authenticated."""
+    """Return the authenticated principal, and the user that the caller claims to act for.
+
+    The user (`X-IPnext-User`) is not authenticated.
+    """
     acting = acting_of(request)
     if acting.principal.kind == "local":
         return acting.said or "unknown"

@@ -110,7 +110,10 @@ async def _handle_disconnect(_: Request, __: Exception) -> Response:
 
 
 async def _handle_unexpected(request: Request, error: Exception) -> Response:
-    """Handle unexpected errors at the edge of the process: the server logs the traceback, the client gets only the type."""
+    """Handle unexpected errors at the edge of the process.
+
+    The server logs the traceback, the client gets only the type.
+    """
     message = f"{request.method} {_path(request)} failed inside the server ({type(error).__name__}); see its log"
     return answer(ErrorBody(code=IPnextError.code, message=message), 500)
 

@@ -1,6 +1,7 @@
-"""Reads JSON of unknown origin into objects, within limits: an array of empty arrays takes thirty times its text in memory.
+"""Reads JSON of unknown origin into objects, within limits.
 
-Every reader of a snapshot's documents uses it. Objects are counted by their separators, before any is made.
+An array of empty arrays takes thirty times its text in memory. Every reader of a snapshot's documents uses it. Objects
+are counted by their separators, before any is made.
 """
 
 import json

@@ -22,7 +22,10 @@ class DiskReserve:
         self._directory, self._reserve_bytes = directory, reserve_bytes
 
     def check(self, size_bytes: int) -> None:
-        """Raise InsufficientStorage unless the disk has room for these bytes and the reserve; Unavailable if it fails."""
+        """Raise InsufficientStorage unless the disk has room for these bytes and the reserve.
+
+        Unavailable if it fails.
+        """
         if not self._reserve_bytes:
             return
         free = free_bytes(self._directory)

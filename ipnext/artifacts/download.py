@@ -27,8 +27,8 @@ def lay_out(
     """Create `directory/<digest>` with all files of the snapshot; keep a complete one.
 
     Any number of processes may do so at once: each writes a separate directory and the first to rename it wins. An
-    interrupted download leaves a hidden directory, never one with the final name. InsufficientStorage if the snapshot would
-    leave less free space than `reserve`.
+    interrupted download leaves a hidden directory, never one with the final name. InsufficientStorage if the snapshot
+    would leave less free space than `reserve`.
     """
     final = directory / digest
     if _complete(final, manifest):
@@ -49,7 +49,10 @@ def lay_out(
 
 
 def lay_signature(final: Path, content: bytes | None) -> None:
-    """Write the signature next to a snapshot's files; an unsigned snapshot keeps an existing file, which is judged before use."""
+    """Write the signature next to a snapshot's files.
+
+    An unsigned snapshot keeps an existing file, which is judged before use.
+    """
     target = final / SIGNATURE_FILE
     if content is not None and not (target.is_file() and target.read_bytes() == content):
         write_whole(target, [content], scratch=final)

@@ -65,7 +65,10 @@ def digest_in(uri: str, store_uri: str) -> str:
 
 
 def manifest_bytes(manifest: SnapshotManifest) -> bytes:
-    """Return the content of snapshot.json: its SHA-256 is the snapshot's digest. TooLarge if no reader would accept it."""
+    """Return the content of snapshot.json: its SHA-256 is the snapshot's digest.
+
+    TooLarge if no reader would accept it.
+    """
     content = canonical_json(manifest).encode()
     if len(content) > LARGEST_MANIFEST_BYTES:
         msg = f"{SNAPSHOT_FILE} has {len(content)} bytes; allowed: {LARGEST_MANIFEST_BYTES}"
@@ -112,11 +115,11 @@ def signature_changes(
     digest: str,
     keep: Callable[[], Collection[str]] | None = None,
 ) -> SignatureChanges:
-    """Return the files to write and to remove so that an envelope's signatures are stored. Unreadable files are removed.
+    """Return the files to write and to remove so that an envelope's signatures are stored.
 
-    Each signature is named by its content, so that writers at the same time write different objects, or the same one.
-    `keep` returns the ids of keys whose signatures stay if there would be more than MOST_KEPT; None: all.
-    Raises SignatureInvalid.
+    Unreadable files are removed. Each signature is named by its content, so that writers at the same time write
+    different objects, or the same one. `keep` returns the ids of keys whose signatures stay if there would be more than
+    MOST_KEPT; None: all. Raises SignatureInvalid.
     """
     subject = f"snapshot {digest:.16}"
     whole = read_envelope(envelope.content, digest, subject)
@@ -133,7 +136,10 @@ def signature_changes(
 
 
 def joined_signatures(known: Mapping[str, bytes], digest: str) -> bytes | None:
-    """Return the signature file of a snapshot, with its readable signatures in the order of their names; None if there are none."""
+    """Return the signature file of a snapshot, with its readable signatures in the order of their names.
+
+    None if there are none.
+    """
     read = [_read_signature(known[name], digest) for name in sorted(known)]
     found = [one for one in read if one is not None]
     return functools.reduce(SignatureEnvelope.merge, found).content if found else None

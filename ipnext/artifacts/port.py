@@ -44,7 +44,10 @@ class ArtifactStore(Protocol):
         """Open a stream of the blob; the caller closes it. ArtifactMissing if there is none."""
 
     def check_whole(self, manifest: SnapshotManifest) -> None:
-        """Raise the error with which `commit` would refuse a snapshot, and write nothing: a blob is missing, or of another size."""
+        """Raise the error with which `commit` would refuse a snapshot, and write nothing.
+
+        A blob is missing, or of another size.
+        """
 
     def commit(self, manifest: SnapshotManifest) -> str:
         """Write the manifest of a snapshot whose blobs are all in the store; return the snapshot's uri.
@@ -69,14 +72,19 @@ class ArtifactStore(Protocol):
         """Return all signatures of a snapshot uri of this store, as a signature file; None if it is not signed."""
 
     def fetch(self, uri: str, directory: Path) -> Path:
-        """Write a snapshot as a directory of plain files, each checked against its SHA-256 while it is read, with its signature.
+        """Write a snapshot as a directory of plain files, with its signature.
+
+        Each file is checked against its SHA-256 while it is read.
 
         Returns `directory/<digest>`; a complete one is checked by size and kept. An incomplete one never has the final
         name.
         """
 
     def items(self) -> Iterator[StoredItem]:
-        """Yield all blobs and manifests, in any order; items that are added or removed at the same time may be missing or gone."""
+        """Yield all blobs and manifests, in any order.
+
+        Items that are added or removed at the same time may be missing or gone.
+        """
 
     def remove(self, item: StoredItem) -> None:
         """Remove a blob, or a manifest with its signatures. A missing one is no error."""

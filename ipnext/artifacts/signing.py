@@ -1,6 +1,7 @@
-"""Signs snapshots and verifies their signatures: Ed25519 (or another kind of key) in DSSE envelopes, by securesystemslib.
+"""Signs snapshots and verifies their signatures.
 
-Used by `ipnext sign`, by validation, and by hosts before they load. The library is imported only when a key is used.
+Ed25519 (or another kind of key) in DSSE envelopes, by securesystemslib. Used by `ipnext sign`, by validation, and by
+hosts before they load. The library is imported only when a key is used.
 """
 
 import os
@@ -32,9 +33,10 @@ MANIFEST_KEYS = "spec.validation.signers.publicKeys"
 def check_signature(
     policy: SignerPolicy | None, digest: str, content: bytes | None, subject: str, *, keys: str = MANIFEST_KEYS
 ) -> str:
-    """Judge a snapshot's signature file by a policy; return the result as text. `keys` is the field that names its keys.
+    """Judge a snapshot's signature file by a policy; return the result as text.
 
-    SignatureInvalid: none if one is required, one of another snapshot, or none by an allowed key.
+    `keys` is the field that names its keys. SignatureInvalid: none if one is required, one of another snapshot, or none
+    by an allowed key.
     """
     if policy is None:
         return "no signature is asked for"

@@ -66,7 +66,10 @@ class DirectorySource:
         return Unavailable(f"file {path!r} in {self.uri} cannot be read: {error.strerror}")
 
     def _inside(self, path: Path, named: str) -> tuple[Path, Path]:
-        """Return a root, and the path below it, with all links followed. PathNotAllowed if it is outside, or in a circle of links."""
+        """Return a root, and the path below it, with all links followed.
+
+        PathNotAllowed if it is outside, or in a circle of links.
+        """
         with suppress(OSError, RuntimeError):
             resolved = path.resolve()
             circular = any(step.is_symlink() for step in (resolved, *resolved.parents))  # since Python 3.13 no error

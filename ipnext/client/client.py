@@ -102,7 +102,9 @@ class Client:
         user: str | None = None,
         api_key: str | None = None,
     ) -> None:
-        """Connect to the API at `base_url`; `timeout_seconds` limits one answer, waiting for a rollout has its own limit.
+        """Connect to the API at `base_url`.
+
+        `timeout_seconds` limits one answer, waiting for a rollout has its own limit.
 
         The defaults are IPNEXT_API_URL (http://127.0.0.1:8700) and IPNEXT_TIMEOUT_SECONDS (30), as for the CLI.
         InvalidInput names a variable with an invalid value. `user` is recorded in the audit; default IPNEXT_USER, or
@@ -235,10 +237,11 @@ class Client:
         override_freeze: str | None = None,
         on_upload: Callable[[ArtifactFile], None] | None = None,
     ) -> ChangeView:
-        """Publish snapshots: part -> local snapshot or checkpoint directory, or a file:// or s3:// uri that the server reads.
+        """Publish snapshots.
 
-        Files that the server lacks are uploaded first. The same `change_id` twice is one change. With the reason
-        `override_freeze`, which is recorded in the audit, it passes every freeze.
+        Part -> local snapshot or checkpoint directory, or a file:// or s3:// uri that the server reads. Files that the
+        server lacks are uploaded first. The same `change_id` twice is one change. With the reason `override_freeze`,
+        which is recorded in the audit, it passes every freeze.
         """
         published = {source: self._publish_part(model, source, on_upload) for source in dict.fromkeys(parts.values())}
         given = {part: published[source] for part, source in parts.items()}
@@ -465,7 +468,10 @@ class Client:
         return self._list("/v1/audit", AuditEntry, limit, **given)
 
     def audit_head(self) -> AuditHead:
-        """Return sequence and hash of the newest audit entry: an anchor for later verifications, if it is kept elsewhere."""
+        """Return sequence and hash of the newest audit entry.
+
+        An anchor for later verifications, if it is kept elsewhere.
+        """
         return self._get("/v1/audit/head", AuditHead)
 
     def export_audit(self, *, after: int = 0) -> Iterator[Mapping[str, Any]]:
@@ -488,7 +494,10 @@ class Client:
         return decode(LoginView, self._retry(Unavailable, self._send, "GET", "/v1/login", auth=None))
 
     def grant_role(self, request: RoleRequest) -> RoleView:
-        """Bind a role to a group or user of the identity provider; the same grant again returns the existing binding."""
+        """Bind a role to a group or user of the identity provider.
+
+        The same grant again returns the existing binding.
+        """
         return self._call("POST", "/v1/roles", RoleView, body=request)
 
     def roles(self, *, limit: int | None = 50) -> Listing[RoleView]:
@@ -500,7 +509,10 @@ class Client:
         return self._call("DELETE", f"/v1/roles/{binding_id}", RoleView, repeatable=False)
 
     def create_key(self, request: KeyRequest) -> CreatedKey:
-        """Create an API key; `key` is its text, which the API returns only once. Conflict if a valid key has the name."""
+        """Create an API key; `key` is its text, which the API returns only once.
+
+        Conflict if a valid key has the name.
+        """
         return self._call("POST", "/v1/keys", CreatedKey, body=request, repeatable=False)
 
     def keys(self, *, limit: int | None = 50) -> Listing[KeyView]:
@@ -508,12 +520,18 @@ class Client:
         return self._list("/v1/keys", KeyView, limit)
 
     def revoke_key(self, key_id: str, *, wait: bool = False, timeout_seconds: float = 30.0) -> RevokedKey:
-        """Revoke an API key and the logins made with it; with `wait`, until no region takes it. NotFound; DeadlineExceeded."""
+        """Revoke an API key and the logins made with it; with `wait`, until no region takes it.
+
+        NotFound; DeadlineExceeded.
+        """
         revoked = self._call("DELETE", f"/v1/keys/{key_id}", RevokedKey)
         return self.wait_revoked(key_id, timeout_seconds) if wait and revoked.regions_behind else revoked
 
     def wait_revoked(self, key_id: str, timeout_seconds: float = 30.0) -> RevokedKey:
-        """Wait until every region goes by an access list without a revoked key. DeadlineExceeded names those that do not."""
+        """Wait until every region goes by an access list without a revoked key.
+
+        DeadlineExceeded names those that do not.
+        """
         last: RevokedKey | None = None
         for _ in _until(timeout_seconds):
             last = self._glance(lambda: self._get(f"/v1/keys/{key_id}/revocation", RevokedKey)) or last
@@ -649,7 +667,10 @@ class Client:
         return self._wait_region(region, settled, timeout_seconds, on_update)
 
     def wait_routed(self, region: str, timeout_seconds: float = 600.0) -> DrainView:
-        """Wait until the traffic of a lost region is rerouted. Unavailable if the drain is refused; DeadlineExceeded."""
+        """Wait until the traffic of a lost region is rerouted.
+
+        Unavailable if the drain is refused; DeadlineExceeded.
+        """
         settled = (DrainState.DRAINING, DrainState.DRAINED, DrainState.RETURNED)
         return self._wait_region(region, settled, timeout_seconds, None)
 
@@ -676,7 +697,10 @@ class Client:
         raise DeadlineExceeded(msg)
 
     def gateway_auth(self, region: RegionView) -> httpx.Auth:
-        """Return the credential for a region's gateway: that of the API, if the gateway requires one and the operator named its address."""
+        """Return the credential for a region's gateway.
+
+        It is that of the API, if the gateway requires one and the operator named its address.
+        """
         return GatewayCredential(self._credential, region)
 
     def collect_artifacts(self, *, dry_run: bool = False) -> CollectionView:

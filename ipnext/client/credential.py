@@ -1,8 +1,8 @@
 """Credential of the client for the API: given, from the environment, or stored for the API's address.
 
 A stored API key is sent over http:// only after the listener has proved that it knows the key: the platform may have
-ended since, and another program may have its port. A stored token is sent over http:// only to a program of this user or
-of root: it proves nothing of the listener.
+ended since, and another program may have its port. A stored token is sent over http:// only to a program of this user
+or of root: it proves nothing of the listener.
 """
 
 import os
@@ -80,7 +80,10 @@ class Credential(httpx.Auth):
         return None if written is None else written.text
 
     def _has_to_prove(self, written: Written) -> bool:
-        """Whether a proof is needed: neither for https:// (the certificate proves it) nor for a token of an identity provider."""
+        """Whether a proof is needed.
+
+        It is needed neither for https:// (the certificate proves it) nor for a token of an identity provider.
+        """
         proved, until = self._proved
         is_proved = proved == written.text and time.monotonic() < until
         return urlsplit(self._url).scheme == "http" and is_key(written.text) and not is_proved

@@ -1,1 +1,4 @@
-"""Authentication between the platform's processes: identities, certificates, Unix sockets, and the allowed callers of each route."""
+"""Authentication between the platform's processes.
+
+Identities, certificates, Unix sockets, and the allowed callers of each route.
+"""

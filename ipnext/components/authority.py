@@ -1,4 +1,7 @@
-"""The certificate authority of one machine: for `ipnext dev` and tests. A cluster brings its own (SPIRE, cert-manager)."""
+"""The certificate authority of one machine: for `ipnext dev` and tests.
+
+A cluster brings its own (SPIRE, cert-manager).
+"""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta

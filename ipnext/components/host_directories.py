@@ -1,8 +1,8 @@
 """Names of the directories in which hosts listen: those of the same model's hosts begin alike, and no others do.
 
-A host that runs a part of a model calls hosts of its other parts, through its keeper (`serving.host.other_hosts`), which
-tells by the name whether a host is one of them. The names are made with a key of the agent, so that a model's name can't
-be chosen for the beginning that it gives.
+A host that runs a part of a model calls hosts of its other parts, through its keeper (`serving.host.other_hosts`),
+which tells by the name whether a host is one of them. The names are made with a key of the agent, so that a model's
+name can't be chosen for the beginning that it gives.
 """
 
 import hmac

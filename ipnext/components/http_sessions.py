@@ -19,7 +19,10 @@ from ipnext.names import PROOF_HEADER
 
 
 class HttpSessions:
-    """An aiohttp session for each Unix socket, and one for all TCP ports. Close it in the loop that it was created in."""
+    """An aiohttp session for each Unix socket, and one for all TCP ports.
+
+    Close it in the loop that it was created in.
+    """
 
     def __init__(self) -> None:
         self._tcp = _session()

@@ -39,7 +39,10 @@ def is_socket_url(url: str) -> bool:
 
 
 def caller_url(url: str, caller: Component) -> str:
-    """Return the URL by which `caller` reaches a process; that of a TCP port or of a single socket is the same for all."""
+    """Return the URL by which `caller` reaches a process.
+
+    That of a TCP port or of a single socket is the same for all.
+    """
     if not is_socket_url(url) or url.endswith(SUFFIX):
         return url
     return f"{url}/{caller}{SUFFIX}"

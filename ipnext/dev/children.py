@@ -119,7 +119,10 @@ class Child:
 
 
 def end_orphans() -> None:
-    """Send SIGKILL to all processes that the kernel gave to this one, and to those below them; return when they have ended."""
+    """Send SIGKILL to all processes that the kernel gave to this one, and to those below them.
+
+    Return when they have ended.
+    """
     left = psutil.Process().children(recursive=True)
     for process in left:
         with suppress(psutil.NoSuchProcess):

@@ -1,7 +1,7 @@
-"""Programs that this process has imported: each is a fork of it instead of an interpreter that imports the same modules again.
+"""Programs that this process has imported.
 
-`ipnext dev` starts an API, a proxy, workers and an agent for each region; they import mostly the same modules, which
-takes seconds of CPU time in each.
+Each is a fork of it instead of an interpreter that imports the same modules again. `ipnext dev` starts an API, a proxy,
+workers and an agent for each region; they import mostly the same modules, which takes seconds of CPU time in each.
 """
 
 import gc

@@ -390,10 +390,10 @@ def run(
     fleet: Path | None = None,
     free_ports: bool = False,
 ) -> int:
-    """Start the platform in `state` and keep it until SIGINT or SIGTERM; a second one ends it at once. Returns the exit status.
+    """Start the platform in `state` and keep it until SIGINT or SIGTERM; a second one ends it at once.
 
-    Raises Conflict (the directory or a port is in use, or the directory belongs to other stores), InvalidInput (config,
-    fleet, stores) and Unavailable (a process does not start, a store does not answer).
+    Returns the exit status. Raises Conflict (the directory or a port is in use, or the directory belongs to other
+    stores), InvalidInput (config, fleet, stores) and Unavailable (a process does not start, a store does not answer).
     """
     keep_new_files_private()
     locate_command_line()

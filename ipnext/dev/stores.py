@@ -43,11 +43,11 @@ class Stores:
 
 
 def prepare(state: Path, stores: Stores, fleet: Path | None) -> tuple[str, ...]:
-    """Migrate the database and put a fleet into it: the given one, else the embedded one at the first start. Returns the regions.
+    """Migrate the database and put a fleet into it: the given one, else the embedded one at the first start.
 
-    Conflict if the state directory was begun on other stores, or at another path, because its agents, its runs and the
-    database refer to them; and for a new directory if the database belongs to another platform. Unavailable if a server
-    does not answer; InvalidInput if the file is no fleet, or a URL has another form.
+    Returns the regions. Conflict if the state directory was begun on other stores, or at another path, because its
+    agents, its runs and the database refer to them; and for a new directory if the database belongs to another
+    platform. Unavailable if a server does not answer; InvalidInput if the file is no fleet, or a URL has another form.
     """
     known_stores = state / "stores.json"
     with _naming_option("--database-url (IPNEXT_DEV_DATABASE_URL)"):

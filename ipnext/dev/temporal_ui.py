@@ -1,4 +1,6 @@
-"""Temporal's UI behind the login of the API: `python -m ipnext.dev.temporal_ui`, a reverse proxy that `ipnext dev` starts.
+"""Temporal's UI behind the login of the API.
+
+`python -m ipnext.dev.temporal_ui`, a reverse proxy that `ipnext dev` starts.
 
 The UI of Temporal's development server requires no credential and accepts any `Host`, so a page whose name resolves to
 this machine could use it. It therefore listens on a random loopback address and port, which no page can find, and users

@@ -56,7 +56,10 @@ class FreezeCalendar:
 
 
 def _bound_rules(event: Event, start: datetime, stop: datetime) -> Event:
-    """Return the event with its rules ended, and its one rule begun later, so that none is evaluated far beyond the query."""
+    """Return the event with its rules ended, and its one rule begun later.
+
+    None is then evaluated far beyond the query.
+    """
     rules = rules_of(event)
     if not rules:
         return event

@@ -87,7 +87,10 @@ def _parse_events(text: str, default: ZoneInfo) -> Iterator[Event]:
 
 
 def _read(event: Event, default: ZoneInfo, field: str) -> Event:
-    """Return the event zoned. The parser accepts meaningless events, such as one with two starts: they fail when used."""
+    """Return the event zoned.
+
+    The parser accepts meaningless events, such as one with two starts: they fail when used.
+    """
     try:
         return _normalize_zone(event, default, field)
     except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:

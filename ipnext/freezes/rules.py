@@ -125,9 +125,10 @@ def _make_explicit(rule: vRecur, first: datetime) -> vRecur:
 
 
 def limit_rule(rule: vRecur, first: datetime, stop: datetime) -> vRecur:
-    """Return the rule with an end no later than `stop`, so that none is evaluated for ever. `first` has the rule's time zone.
+    """Return the rule with an end no later than `stop`, so that none is evaluated for ever.
 
-    Its own UNTIL is read as in RFC 5545: UTC, or local if it names no zone; a date ends with its day.
+    `first` has the rule's time zone. Its own UNTIL is read as in RFC 5545: UTC, or local if it names no zone; a date
+    ends with its day.
     """
     if "COUNT" in rule:
         return rule

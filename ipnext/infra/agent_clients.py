@@ -1,6 +1,9 @@
-"""HTTP clients of agents, which authenticate with a certificate, verify the region of the agent, and reload changed certificates.
+"""HTTP clients of agents.
 
-All calls of API and workers to agents are made here: no answer of an agent is longer, or takes longer, than its caller allows.
+They authenticate with a certificate, verify the region of the agent, and reload changed certificates.
+
+All calls of API and workers to agents are made here: no answer of an agent is longer, or takes longer, than its caller
+allows.
 """
 
 import threading
@@ -31,7 +34,7 @@ class AgentClients:
     """One client for all agents at http://, one client for each agent at https://. Safe to use from several threads."""
 
     def __init__(self, agents: Mapping[str, str], settings: ComponentSettings | None = None) -> None:
-        """Raise InvalidInput if an agent needs a certificate and there is none, or if it is on another machine in clear text."""
+        """Raise InvalidInput if an agent needs a certificate and has none, or is on another machine in clear text."""
         self._plain = BoundedClient()
         self._secure = {
             region: _secure_client(region, settings) for region, url in agents.items() if url.startswith("https://")

@@ -168,7 +168,10 @@ def routable(ready: tuple[HeldGeneration, ...], wanted: HostHolds) -> tuple[int,
 
 
 def pieces(holds: HostHolds, ready: Collection[int]) -> dict[str, tuple[int, ...]]:
-    """Return, for each part or segment, the generations in `ready` that a graph may call it for; empty if none is ready."""
+    """Return, for each part or segment, the generations in `ready` that a graph may call it for.
+
+    Empty if none is ready.
+    """
     found: dict[str, set[int]] = {}
     for held in holds.holds:
         found.setdefault(held.part, set()).update(g for g in held.generations if g in ready)

@@ -135,9 +135,10 @@ class Site:
         return [*names, *(f"--allowed-origin={origin}" for origin in self.settings.allowed_origins)]
 
     def environment(self, *names: str) -> Mapping[str, str]:
-        """Return the environment of child processes: listed variables of this one, and those that the operator or `names` name.
+        """Return the environment of child processes.
 
-        None of the platform's, of the artifact store's or of other services' credentials is listed.
+        Listed variables of this one, and those that the operator or `names` name. None of the platform's, of the
+        artifact store's or of other services' credentials is listed.
         """
         allowed = (*HOST_VARIABLES, *self.settings.host_environment_inherit, *names)
         own = {"OMP_NUM_THREADS": str(self.settings.threads), "PYTHONUNBUFFERED": "1"}
@@ -170,7 +171,10 @@ class Site:
         return self.directory / "store-environment.json"
 
     def keep_store_environment(self) -> None:
-        """Write the file of the store's variables for hosts that start from now on, and for later fetches of those that run."""
+        """Write the file of the store's variables.
+
+        It is for hosts that start from now on, and for later fetches of those that run.
+        """
         write_store_environment(self.store_environment_file, self.store_variables)
 
     def _is_own(self, engine: str) -> bool:

@@ -31,12 +31,18 @@ def no_capacity(region: str, table: RouteTable) -> str:
 
 
 def openai_choices(region: str, peers: Collection[str], tables: Iterable[RouteTable]) -> tuple[GenerationShares, ...]:
-    """Return the shares of all models that may answer OpenAI requests: those with such an engine, or served elsewhere."""
+    """Return the shares of all models that may answer OpenAI requests.
+
+    Those with such an engine, or served elsewhere.
+    """
     return OpenAIChoices(region).of(peers, {table.model: table for table in tables})
 
 
 class OpenAIChoices:
-    """Makes the shares of all models that may answer OpenAI requests, each from the former ones: a change costs the models that it changes."""
+    """Makes the shares of all models that may answer OpenAI requests, each from the former ones.
+
+    A change costs the models that it changes.
+    """
 
     def __init__(self, region: str) -> None:
         self._region = region

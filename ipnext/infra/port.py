@@ -35,13 +35,16 @@ class Infrastructure(Protocol):
         """
 
     def observe(self, region: str, models: Collection[str] | None = None) -> RegionState:
-        """Return the region's replicas, its gateway's routes and its router's counters: of some models, or of all if None.
+        """Return the region's replicas, its gateway's routes and its router's counters.
 
-        Name the models if you need only some: the answer for all models of a region is long.
+        Of some models, or of all if None. Name the models if you need only some: the answer for all models of a region
+        is long.
         """
 
     def read_applied(self, region: str) -> AppliedState:
-        """Return digests of all deployments and route tables that the region was sent last, whether it has reached them or not.
+        """Return digests of all deployments and route tables that the region was sent last.
+
+        They count whether it has reached them or not.
 
         The answer is as long as the region is large: callers compare a region that was away, and call it once.
         """
@@ -65,16 +68,20 @@ class Infrastructure(Protocol):
         """Remove a model from a region's gateway."""
 
     def put_access(self, region: str, access: AccessList) -> AccessRevision:
-        """Store this as the list by which the region checks predictions, which outlives all processes; return the one in force.
+        """Store this as the list by which the region checks predictions, which outlives all processes.
 
-        An older revision than the one in force is refused with StaleWrite, and so is the same one with other content.
+        Return the one in force. An older revision than the one in force is refused with StaleWrite, and so is the same
+        one with other content.
         """
 
     def access_revision(self, region: str) -> AccessRevision:
         """Return revision and digest of the list that the region's router goes by."""
 
     def key_uses(self, region: str) -> KeyUseReport:
-        """Return when each API key last requested predictions in the region, to the minute, as far as its processes remember."""
+        """Return when each API key last requested predictions in the region.
+
+        The times are to the minute, as far as its processes remember.
+        """
 
 
 @runtime_checkable

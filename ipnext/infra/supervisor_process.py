@@ -4,9 +4,9 @@
 agent connects and sends JSON lines (`ipnext.infra.agent.supervisor_client`). The supervisor starts and signals
 processes, tells their ends, and keeps one note for each, which the next agent reads.
 
-If its agent disconnects, the supervisor waits for the next one: as long as the owner lives, or if there is no owner for the time that
-the agent's settings say. Then it ends its processes and itself. If the owner ends, so do they, at once. If the supervisor ends, the
-kernel kills them.
+If its agent disconnects, the supervisor waits for the next one: as long as the owner lives, or if there is no owner for
+the time that the agent's settings say. Then it ends its processes and itself. If the owner ends, so do they, at once.
+If the supervisor ends, the kernel kills them.
 """
 
 import argparse
@@ -65,7 +65,10 @@ class Restarts:
 
 
 class Supervisor:
-    """Runs the processes of one region for one agent at a time. Call all methods in one event loop, in the main thread."""
+    """Runs the processes of one region for one agent at a time.
+
+    Call all methods in one event loop, in the main thread.
+    """
 
     def __init__(self, proof: str) -> None:
         """`proof` is what agents prove themselves by."""
@@ -232,7 +235,10 @@ class Supervisor:
         self._waiting = asyncio.get_running_loop().call_later(self._successor_seconds, self._give_up)
 
     def _tie_to(self, owner: int) -> None:
-        """Have the kernel kill this process with an owner that has adopted it: then a stopped supervisor ends as well."""
+        """Have the kernel kill this process with an owner that has adopted it.
+
+        Then a stopped supervisor ends as well.
+        """
         parent = os.getppid()
         if parent == owner:
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

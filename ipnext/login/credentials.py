@@ -39,9 +39,10 @@ class Written(NamedTuple):
 
 
 def find_credential(url: str, file: Path | None = None) -> Written | None:
-    """Return the credential for an API, or None. InvalidInput if the file is not the user's, or others may read the key.
+    """Return the credential for an API, or None.
 
-    The credential of a platform that has ended counts as none, and its entry is deleted.
+    InvalidInput if the file is not the user's, or others may read the key. The credential of a platform that has ended
+    counts as none, and its entry is deleted.
     """
     entry = find_entry(url, file)
     if entry is None:
@@ -109,9 +110,9 @@ def write_private(file: Path, text: str) -> None:
 
 
 def note_key_file(url: str, key_file: Path, file: Path | None = None) -> None:
-    """Store the path of the key for an API that this process serves: after the process has ended, the key is not sent there.
+    """Store the path of the key for an API that this process serves.
 
-    Entries of killed platforms are deleted as well.
+    After the process has ended, the key is not sent there. Entries of killed platforms are deleted as well.
     """
     with changing(credentials_file(file)) as entries:
         _drop_ended(entries)

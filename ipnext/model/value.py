@@ -54,7 +54,10 @@ def _fail_fast(schema: Any, *, inside: bool = False) -> None:
 
 
 class _FailsFast(BaseModel):
-    """A model whose lists are judged up to their first fault: each fault is described, and strangers write long lists."""
+    """A model whose lists are judged up to their first fault.
+
+    Each fault is described, and strangers write long lists.
+    """
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

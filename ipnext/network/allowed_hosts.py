@@ -27,9 +27,9 @@ _ALLOWED: Final = "a loopback address, localhost, a name of IPNEXT_ALLOWED_HOSTS
 
 @dataclass(frozen=True)
 class AllowedHosts:
-    """Names in addition to 127.0.0.0/8, [::1] and localhost, without a port: any port is allowed. Origins as `https://ui.example.com`.
+    """Names in addition to 127.0.0.0/8, [::1] and localhost, without a port: any port is allowed.
 
-    InvalidInput if a name or an origin has another form.
+    Origins as `https://ui.example.com`. InvalidInput if a name or an origin has another form.
     """
 
     names: tuple[str, ...] = ()
@@ -66,10 +66,10 @@ class AllowedHosts:
             self._known.add(host)
 
     def check_source(self, method: str, host: str, headers: Mapping[str, str]) -> None:
-        """Raise ForeignOrigin if the request comes from a page of another origin. `headers` by lower-case names; `host` must be checked.
+        """Raise ForeignOrigin if the request comes from a page of another origin.
 
-        A link that a user follows (a GET that opens a document) is not refused: the linking page does not see the
-        answer.
+        `headers` by lower-case names; `host` must be checked. A link that a user follows (a GET that opens a document)
+        is not refused: the linking page does not see the answer.
         """
         origin = headers.get("origin")
         if origin is not None:
@@ -98,7 +98,10 @@ def _same(origin: str, host: str) -> bool:
 
 
 def opens_document(method: str, headers: Mapping[str, str]) -> bool:
-    """Return whether the user of a browser opens a page, so that no other page sees the answer. `headers` by lower-case names."""
+    """Return whether the user of a browser opens a page, so that no other page sees the answer.
+
+    `headers` by lower-case names.
+    """
     return (
         method == "GET"
         and headers.get("sec-fetch-mode", "").lower() == "navigate"

@@ -15,7 +15,10 @@ from ipnext.network.listener import BoundedListener, bound_sockets
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with an end to what it takes beside bodies, and no requests behind a protocol that it does not speak."""
+    """uvicorn's protocol, with a limit on what it takes besides bodies.
+
+    It takes no requests behind a protocol that it does not speak.
+    """
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)

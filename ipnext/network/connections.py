@@ -28,7 +28,8 @@ STALLED_SECONDS: Final = 60.0
 """A client that reads nothing of its answer for this long is disconnected."""
 
 LARGEST_HEAD_BYTES: Final = 2**16
-"""Of a request's line and headers. The parser of a server joins a header piece by piece, at a cost that grows with its square."""
+"""Of a request's line and headers. The parser of a server joins a header piece by piece, at a cost that grows with its
+square."""
 
 _PHRASES: Final = {408: "Request Timeout", 413: "Content Too Large", 503: "Service Unavailable"}
 

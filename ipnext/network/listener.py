@@ -67,8 +67,8 @@ class BoundedListener:
     ) -> None:
         """Prepare to listen on `listener`, which is closed with this object.
 
-        `protocol` makes the protocol of a connection; `phase_of` is that of `Bounded`. `context` returns the TLS context
-        of the next connection; None: clear text.
+        `protocol` makes the protocol of a connection; `phase_of` is that of `Bounded`. `context` returns the TLS
+        context of the next connection; None: clear text.
         """
         self._listener = listener
         self._connections = connections

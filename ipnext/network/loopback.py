@@ -7,7 +7,10 @@ from ipnext.errors import InvalidInput
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host is `localhost` or a loopback address (127.0.0.0/8, ::1), as text without brackets or port."""
+    """Return whether a host is `localhost` or a loopback address (127.0.0.0/8, ::1).
+
+    The host is text without brackets or port.
+    """
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

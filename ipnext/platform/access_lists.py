@@ -39,8 +39,8 @@ CHECK_SECONDS: Final = 5.0
 KEYS_AGAIN_SECONDS: Final = 5.0
 """Interval of the retries of reading the provider's keys."""
 MOST_AHEAD: Final = 2**32
-"""How far above the lists that were sent an agent may say that its own is: more than a restored database is ever behind.
-At one such claim each CHECK_SECONDS the numbers of a region last for more than a hundred years."""
+"""How far above the lists that were sent an agent may say that its own is: more than a restored database is ever
+behind. At one such claim each CHECK_SECONDS the numbers of a region last for more than a hundred years."""
 _HOUR: Final = 3600.0
 _MOST_THREADS: Final = 32
 
@@ -107,7 +107,10 @@ class AccessPublisher:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Check and send in the background while the context is open. While the store is away, the present list stays in force."""
+        """Check and send in the background while the context is open.
+
+        While the store is away, the present list stays in force.
+        """
         try:
             with self._poller.running():
                 yield
@@ -120,7 +123,10 @@ class AccessPublisher:
         self._poller.close()
 
     def look(self) -> list[Future[None]]:
-        """Make the lists if anything changed, and begin to send them to the regions that lack them. Raises Unavailable."""
+        """Make the lists if anything changed, and begin to send them to the regions that lack them.
+
+        Raises Unavailable.
+        """
         self._refresh()
         if self._provider is not None and self._keys_are_due():
             self._poller.submit(self._read_keys, self._provider)
@@ -209,10 +215,12 @@ class AccessPublisher:
             return self._infrastructure.access_revision(region)
 
     def _rise_above(self, region: str, sent: _Sent, access: AccessList, has: int) -> None:
-        """Handle a region's other list: another publisher sent it, and the next look reads it; or the database is an older copy.
+        """Handle a region's other list.
 
-        In the second case the lists of this region get numbers above it. Raises Unavailable if it has an older one, or if
-        no list that was ever sent can have its number.
+        Another publisher sent it, and the next look reads it; or the database is an older copy.
+
+        In the second case the lists of this region get numbers above it. Raises Unavailable if it has an older one, or
+        if no list that was ever sent can have its number.
         """
         with self._store.read() as unit:
             mine = unit.region_lists().get(region, AccessRevision(revision=0)).revision

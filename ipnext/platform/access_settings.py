@@ -1,8 +1,8 @@
-"""The API's settings in the lists by which regions check predictions: policies of the operator, and the identity provider.
+"""The API's settings in the lists by which regions check predictions.
 
-All gateways go by one set of them, and each API process by its own. The store has the set in force. A process with other
-settings does not replace it, unless their version is higher, and is not ready: else the process that starts last would
-decide, such as an old one that is started again and again.
+Policies of the operator, and the identity provider. All gateways go by one set of them, and each API process by its
+own. The store has the set in force. A process with other settings does not replace it, unless their version is higher,
+and is not ready: else the process that starts last would decide, such as an old one that is started again and again.
 """
 
 from typing import Final
@@ -37,7 +37,10 @@ class AccessSettings(Value):
     version: int = 0
 
     def differing(self, state: AccessListState) -> tuple[str, ...]:
-        """Return the environment variables whose values are not those in force. None is, before the first API has started."""
+        """Return the environment variables whose values are not those in force.
+
+        None is, before the first API has started.
+        """
         if state.version is None:
             return ()
         policies = () if self.policies == state.policies else ("IPNEXT_POLICIES_FILE",)
@@ -52,7 +55,10 @@ def read_access_settings(settings: PlatformSettings) -> AccessSettings:
 
 
 def note_settings(store: Store, mine: AccessSettings) -> ProviderClient | None:
-    """Put the settings in force, unless others are at their version or a later one; return the provider whose keys are to be read."""
+    """Put the settings in force, unless others are at their version or a later one.
+
+    Return the provider whose keys are to be read.
+    """
     with store.begin() as unit:
         unit.note_access_settings(policies=mine.policies, issuer=mine.issuer, version=mine.version)
         state = unit.access_list_state()

@@ -1,4 +1,7 @@
-"""Keys of administrators, written into the database itself: the first one of a platform, and the embedded platform's own."""
+"""Keys of administrators, written into the database itself.
+
+The first one of a platform, and the embedded platform's own.
+"""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

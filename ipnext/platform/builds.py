@@ -76,7 +76,8 @@ async def promote(client: Connection, build_id: str, *, ramp_percent: float | No
     """Make a build current, or give it `ramp_percent` of the new runs. Its workers must already run.
 
     Raises:
-        NotFound: no worker of this build has polled yet; the message names the builds that have. Or there is no such namespace.
+        NotFound: no worker of this build has polled yet; the message names the builds that have.
+            Or there is no such namespace.
         Conflict: the routing was changed by another writer; read it again.
         Unavailable, EngineRefused: Temporal does not answer, or refuses.
     """

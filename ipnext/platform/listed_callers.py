@@ -1,7 +1,7 @@
 """Selects the keys and roles that regions need: those that may ask a model which needs a credential.
 
-A region that was taken over learns of no other ones. All regions get the same: a move may bring any model to any region,
-and sends requests there within a tenth of a second, before a list for that region alone could be made and sent.
+A region that was taken over learns of no other ones. All regions get the same: a move may bring any model to any
+region, and sends requests there within a tenth of a second, before a list for that region alone could be made and sent.
 """
 
 from collections.abc import Collection, Iterable

@@ -1,4 +1,7 @@
-"""Work that is repeated in the background for every region: one thread looks, and a pool makes the calls, which may take long."""
+"""Work that is repeated in the background for every region.
+
+One thread looks, and a pool makes the calls, which may take long.
+"""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +18,10 @@ R = TypeVar("R")
 
 
 class RegionPoller:
-    """Calls `look` at an interval while it runs. An error of `look` is logged, once until it succeeds, and it is called again."""
+    """Calls `look` at an interval while it runs.
+
+    An error of `look` is logged, once until it succeeds, and it is called again.
+    """
 
     def __init__(self, name: str, look: Callable[[], object], *, every_seconds: float, threads: int) -> None:
         """`name` is that of the threads and of the log events; `threads` bounds the simultaneous calls to regions."""

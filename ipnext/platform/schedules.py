@@ -176,9 +176,10 @@ async def find_schedule(client: Connection, name: str) -> FoundSchedule | None:
 async def keeping_schedules(
     client: Callable[[], Connection], wanted: Sequence[PlatformSchedule], *, every_seconds: float = KEPT_EVERY_SECONDS
 ) -> AsyncIterator[None]:
-    """Create schedules again that are deleted while the context is open. If Temporal does not answer, the next check does so.
+    """Create schedules again that are deleted while the context is open.
 
-    `client` returns the client in use: certificates and keys change.
+    If Temporal does not answer, the next check does so. `client` returns the client in use: certificates and keys
+    change.
     """
     task = asyncio.create_task(_keep(client, wanted, every_seconds), name="schedules")
     try:

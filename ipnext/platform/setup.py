@@ -61,7 +61,10 @@ async def setup(
 
 
 async def warn_of_missing(client: Connection) -> None:
-    """Log the search attributes that the namespace lacks. Nothing is refused: changes wait until they are registered."""
+    """Log the search attributes that the namespace lacks.
+
+    Nothing is refused: changes wait until they are registered.
+    """
     log = structlog.get_logger()
     try:
         found = await attributes_of(client)

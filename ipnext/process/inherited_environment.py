@@ -1,6 +1,7 @@
-"""Variables that processes which run programs of snapshots inherit: an allow list, as the environment may hold credentials.
+"""Variables that processes which run programs of snapshots inherit.
 
-For hosts (from the agent), engines (from their host) and the process that splits a snapshot (from the worker).
+An allow list, as the environment may hold credentials. For hosts (from the agent), engines (from their host) and the
+process that splits a snapshot (from the worker).
 """
 
 from collections.abc import Collection, Mapping

@@ -34,7 +34,7 @@ _PROCESS_IDS: Final = frozenset({"pid"})
 
 
 def shorten_text(text: str) -> str:
-    """Return the text with the last step of each path, and without process ids, loopback ports and database addresses."""
+    """Return the text with the last step of each path, without process ids, loopback ports and database addresses."""
     if _HINTS.search(text) is None:
         return text
     text = _DATABASE.sub(rf"\1://{CUT}", text)
@@ -47,7 +47,10 @@ def shorten_text(text: str) -> str:
 
 
 def shorten(value: Any, name: str = "") -> Any:
-    """Return JSON of the same form without these details; `name` is the member with this value. Declared fields stay."""
+    """Return JSON of the same form without these details; `name` is the member with this value.
+
+    Declared fields stay.
+    """
     if isinstance(value, str):
         return value if name in _GIVEN_BACK else shorten_text(value)
     if isinstance(value, list):

@@ -1,7 +1,7 @@
 """Variables by which a region's processes reach the artifact store, such as its credentials: in a file of the agent.
 
-Hosts run programs of snapshots, so their environment has none of them. The processes that fetch for hosts read the file,
-which is of the agent's user alone and outside of what a confined host may read.
+Hosts run programs of snapshots, so their environment has none of them. The processes that fetch for hosts read the
+file, which is of the agent's user alone and outside of what a confined host may read.
 """
 
 import json

@@ -1,7 +1,8 @@
-"""Rising concurrency against one engine: a number of readers, each of which sends its next request as soon as it has its answer.
+"""Rising concurrency against one engine.
 
-A reader's first answer is its warm-up and does not count; warm-ups have different lengths, so that readers do not end,
-and begin again, all at the same moment.
+A number of readers, each of which sends its next request as soon as it has its answer. A reader's first answer is its
+warm-up and does not count; warm-ups have different lengths, so that readers do not end, and begin again, all at the
+same moment.
 """
 
 import asyncio
@@ -51,7 +52,10 @@ class Measured:
 
 
 async def measure(engine: Engine, load: Load, *, say: Callable[[str], None] = lambda _: None) -> Measured:
-    """Measure every concurrency, one after the other. Unavailable if the engine breaks off; InvalidInput if it refuses."""
+    """Measure every concurrency, one after the other.
+
+    Unavailable if the engine breaks off; InvalidInput if it refuses.
+    """
     await engine.find_model()
     before = await engine.load()
     words = await _words(engine, load)
@@ -88,7 +92,10 @@ def step_line(step: LoadStep) -> str:
 
 
 async def _words(engine: Engine, load: Load) -> int:
-    """Return the words of a prompt with the requested number of tokens: a straight line through two trials, corrected by a third."""
+    """Return the words of a prompt with the requested number of tokens.
+
+    A straight line through two trials, corrected by a third.
+    """
     few, many = [await engine.tokens_of(words, embedding=load.embedding) for words in TRIAL_WORDS]
     each = max((many - few) / (TRIAL_WORDS[1] - TRIAL_WORDS[0]), 0.0) or 1.0
     words = max(1, round(TRIAL_WORDS[0] + (load.prompt_tokens - few) / each))

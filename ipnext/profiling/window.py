@@ -31,7 +31,10 @@ class Window:
         self.closed = now
 
     def first(self, sent: float, at: float, tokens: int) -> None:
-        """Record the first piece of an answer: of any request that was sent while the window was open, however late it comes."""
+        """Record the first piece of an answer.
+
+        Of any request that was sent while the window was open, however late it comes.
+        """
         if self._within(sent):
             self.ttft.append(at - sent)
         if self._within(at):

@@ -99,11 +99,11 @@ class ModelRecord(Value):
 
     @property
     def in_force(self) -> ModelManifest:
-        """The manifest that the model is planned, started and routed by: the newest one, with the spec that is in force.
+        """The manifest that the model is planned, started and routed by.
 
-        A spec is in force while its change is carried out, and once that has succeeded. One that was refused, is not
-        validated yet, or whose change ended without success changes nothing that serves but its owner's policies: who
-        may ask, and which signatures count.
+        The newest one, with the spec that is in force. A spec is in force while its change is carried out, and once
+        that has succeeded. One that was refused, is not validated yet, or whose change ended without success changes
+        nothing that serves but its owner's policies: who may ask, and which signatures count.
         """
         return self._by(self.accepted)
 

@@ -33,7 +33,10 @@ class Store:
 
     @classmethod
     def open(cls, url: str) -> "Store":
-        """Create a store for `sqlite:///FILE` or `postgresql+psycopg://...`; InvalidInput for another. Connects later."""
+        """Create a store for `sqlite:///FILE` or `postgresql+psycopg://...`; InvalidInput for another.
+
+        Connects later.
+        """
         parsed = dialects.parse(url)
         return cls(dialects.connect(parsed), parsed)
 
@@ -89,7 +92,10 @@ class Store:
             yield from _audit_unit(connection, scope)
 
     def record(self, acting: Acting, outcome: Outcome, note: AuditNote | None = None) -> AuditEntry:
-        """Append an audit entry in a separate unit: of a refusal, or of an action outside the store that is about to begin."""
+        """Append an audit entry in a separate unit.
+
+        Of a refusal, or of an action outside the store that is about to begin.
+        """
         with (
             self._transaction() as connection,
             closing(Repository(connection, scope=frozenset(), writable=True)) as unit,

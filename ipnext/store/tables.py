@@ -76,7 +76,10 @@ class WorkflowNamespaceRow(Row, table=True):
 
 
 class SchemaCompatRow(Row, table=True):
-    """The version of the tables, and the oldest version whose builds can use them (id 1). Written by migrations only."""
+    """The version of the tables, and the oldest version whose builds can use them (id 1).
+
+    Written by migrations only.
+    """
 
     __tablename__ = "schema_compat"
 
@@ -576,9 +579,10 @@ class AuditRow(Row, table=True):
 
 
 class KeyRow(Row, table=True):
-    """An API key, a session or a ticket. `digest` and `proof_key` are of the secret, `parent` is the key that it acts for.
+    """An API key, a session or a ticket.
 
-    `revocation` is the position of a key's revocation among those of all keys.
+    `digest` and `proof_key` are of the secret, `parent` is the key that it acts for. `revocation` is the position of a
+    key's revocation among those of all keys.
     """
 
     __tablename__ = "api_keys"
@@ -607,7 +611,10 @@ class KeyRow(Row, table=True):
 
 
 class AccessListRow(Row, table=True):
-    """The one row of content of the access lists that no other row has: settings of the API, and keys of the provider."""
+    """The one row of content of the access lists that no other row has.
+
+    Settings of the API, and keys of the provider.
+    """
 
     __tablename__ = "access_list"
 
@@ -636,7 +643,10 @@ class RegionAccessRow(Row, table=True):
 
 
 class RoleBindingRow(Row, table=True):
-    """A role of a person or group of the identity provider: `subject` is `group:NAME`, `user:NAME`, `email:ADDRESS` or `sub:ID`."""
+    """A role of a person or group of the identity provider.
+
+    `subject` is `group:NAME`, `user:NAME`, `email:ADDRESS` or `sub:ID`.
+    """
 
     __tablename__ = "role_bindings"
     __table_args__ = (UniqueConstraint("id"), UniqueConstraint("subject", "role", "owner", "region"))

@@ -98,11 +98,17 @@ class Unit:
             self._objects.close()
 
     def _run(self, statement: Executable, **parameters: Any) -> CursorResult[Any]:
-        """Execute a statement of tables and columns, without the session's objects. All added rows are already flushed."""
+        """Execute a statement of tables and columns, without the session's objects.
+
+        All added rows are already flushed.
+        """
         return self._connection.execute(statement, parameters)
 
     def _write(self, statement: Executable, **parameters: Any) -> int:
-        """Execute a statement that writes, and return the number of changed rows. Row objects are read again after it."""
+        """Execute a statement that writes, and return the number of changed rows.
+
+        Row objects are read again after it.
+        """
         count: int = self._run(statement, **parameters).rowcount
         if self._objects is not None:
             self._objects.expire_all()
@@ -193,7 +199,10 @@ class Unit:
         return self._model_row(name)
 
     def _check_known(self, name: str) -> None:
-        """Check that a model exists, before its first row in a table; later rows prove it. NotFound names known models."""
+        """Check that a model exists, before its first row in a table; later rows prove it.
+
+        NotFound names known models.
+        """
         if name in self._known_models:
             return
         if self._run(_MODEL_EXISTS, name=name).first() is None:

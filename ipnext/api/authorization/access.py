@@ -154,7 +154,10 @@ class Access:
         self._kept.pop(_mark(credential, kinds), None)
 
     def note_uses(self) -> None:
-        """Store the times of the keys' last uses, outside of requests, so that none waits for a writer. Raises Unavailable."""
+        """Store the times of the keys' last uses, outside of requests, so that none waits for a writer.
+
+        Raises Unavailable.
+        """
         used, self._used = self._used, {}
         if used:
             with self._store.begin_free(()) as unit:
@@ -264,7 +267,10 @@ class Access:
         return Permission(policy, name, owner)
 
     def check_own(self, principal: Principal, action: Action, owner: str) -> Permission:
-        """Permit an action on the object of an owner. If its models are hidden, the answer is that of a missing owner."""
+        """Permit an action on the object of an owner.
+
+        If its models are hidden, the answer is that of a missing owner.
+        """
         if not self.required:
             return Permission("authentication-is-off", owner=owner)
         if action.role is Role.VIEWER and not self.can_see(principal, owner):
@@ -376,7 +382,10 @@ def granted_owners(principal: Principal) -> frozenset[str]:
 
 
 def reads_anything(principal: Principal) -> bool:
-    """Return whether a principal has more than role caller over anything: callers request predictions and read nothing here."""
+    """Return whether a principal has more than role caller over anything.
+
+    Callers request predictions and read nothing here.
+    """
     return any(grant.role.rank >= Role.VIEWER.rank for grant in principal.grants)
 
 
@@ -468,7 +477,10 @@ def may(name: str, *, only_reads: bool = False) -> Any:
 
 
 def may_read_plan() -> Any:
-    """Make the dependency that checks reading the plan of the path: of one model as the model, of the fleet as the fleet."""
+    """Make the dependency that checks reading the plan of the path.
+
+    Of one model as the model, of the fleet as the fleet.
+    """
     return Depends(_check_plan)
 
 
@@ -546,7 +558,10 @@ def _bearer(headers: Mapping[str, str]) -> str | None:
 
 
 def cookie_name(scope: Scope) -> str:
-    """Return the name of the session's cookie: with the port, because browsers send a host's cookies to each of its ports."""
+    """Return the name of the session's cookie.
+
+    With the port, because browsers send a host's cookies to each of its ports.
+    """
     server = scope.get("server")
     return f"ipnext_session_{server[1] if server else 0}"
 
@@ -567,9 +582,10 @@ def _cookie(scope: Scope, headers: Mapping[str, str]) -> str | None:
 
 
 def check_own_page(method: str, headers: Mapping[str, str]) -> None:
-    """Refuse a cookie that the API's own page does not send: browsers also send it for pages on other ports of this host.
+    """Refuse a cookie that the API's own page does not send.
 
-    The `Origin` was checked before. `none`: the user typed the address. Raises Unauthenticated.
+    Browsers also send it for pages on other ports of this host. The `Origin` was checked before. `none`: the user typed
+    the address. Raises Unauthenticated.
     """
     site = headers.get("sec-fetch-site")
     if site not in {None, "same-origin", "none"}:

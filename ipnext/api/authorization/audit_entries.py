@@ -62,7 +62,10 @@ class Refusals:
         """Unrecorded refusals of principals that are not counted any more."""
 
     def take(self, principal: Principal) -> int | None:
-        """Return the unrecorded refusals before this one, which is to be recorded; None if it is not recorded either."""
+        """Return the unrecorded refusals before this one, which is to be recorded.
+
+        None if it is not recorded either.
+        """
         with self._lock:
             now = self._clock()
             bucket = self._bucket(principal.account, now)
@@ -107,7 +110,10 @@ class Recorder:
         await self._record_refusal(acting, error.policy or "", error.message)
 
     async def refused_credential(self, acting: Acting, error: IPnextError) -> None:
-        """Record the use of an expired or revoked credential. An invalid one leaves no entry: its principal is unknown."""
+        """Record the use of an expired or revoked credential.
+
+        An invalid one leaves no entry: its principal is unknown.
+        """
         if isinstance(error, Unauthenticated) and isinstance(error.ended, Principal):
             who = Acting(error.ended, acting.source, "authenticate", said=acting.said, trail=acting.trail)
             await self._record_refusal(who, "credentials-end", error.message)
@@ -156,9 +162,9 @@ class Recorder:
 
 
 def record_asked(store: Store, **note: Any) -> None:
-    """Record an action outside the store that is about to begin, in a separate unit. If that fails, the action must not happen.
+    """Record an action outside the store that is about to begin, in a separate unit.
 
-    Raises Unavailable. `note` is as for `Repository.note_audit`.
+    If that fails, the action must not happen. Raises Unavailable. `note` is as for `Repository.note_audit`.
     """
     acting = ACTING.get()
     if acting is not None:
@@ -166,7 +172,10 @@ def record_asked(store: Store, **note: Any) -> None:
 
 
 def operation_of(scope: MutableMapping[str, Any]) -> str:
-    """Return method and path of a request, with the names of the path's parameters; without those if it was not routed."""
+    """Return method and path of a request, with the names of the path's parameters.
+
+    They are left out if it was not routed.
+    """
     route = scope.get("route")
     path: str = getattr(route, "path", None) or scope["path"]
     return f"{scope['method']} {path}"

@@ -57,9 +57,10 @@ class Persons:
 
 
 def persons_of(settings: PlatformSettings, store: Store) -> Persons | None:
-    """Return the users of the configured provider, or None if there is none. InvalidInput if the settings do not fit together.
+    """Return the users of the configured provider, or None if there is none.
 
-    The provider is not contacted yet: the API starts, and accepts keys, while it is unreachable.
+    InvalidInput if the settings do not fit together. The provider is not contacted yet: the API starts, and accepts
+    keys, while it is unreachable.
     """
     if settings.oidc_issuer is None:
         return None

@@ -41,7 +41,10 @@ ENDED = 1000
     responses=NOT_MODIFIED,
 )
 async def metrics(request: Request, rooms: Rooms, visible: Visible) -> Response:
-    """Text exposition: changes, models, plan, replans, supply, run durations. Base units; every name begins with `ipnext_`."""
+    """Text exposition: changes, models, plan, replans, supply, run durations.
+
+    Base units; every name begins with `ipnext_`.
+    """
 
     def make(states: States) -> bytes:
         registry = CollectorRegistry()

@@ -1,9 +1,9 @@
 """The route of every endpoint that names an action: unauthorised requests are refused before their body is read.
 
 FastAPI reads and parses a body first and solves dependencies afterwards. A body of 5 MiB would cost the API its parsing
-for any caller with any key, whatever its role. FastAPI also validates a body in the event loop; a large one is validated
-in a thread, in the turn of its client. Endpoints that work in a thread share AT_ONCE of them: a client has at most its
-share, and its further requests wait.
+for any caller with any key, whatever its role. FastAPI also validates a body in the event loop; a large one is
+validated in a thread, in the turn of its client. Endpoints that work in a thread share AT_ONCE of them: a client has at
+most its share, and its further requests wait.
 """
 
 from collections.abc import Awaitable, Callable, Coroutine
@@ -65,7 +65,10 @@ def _body_model(route: APIRoute) -> Model | None:
 
 
 async def _validate_large(request: Request, model: Model) -> None:
-    """Read the body. If it is large JSON, let FastAPI find it validated: it takes an instance as it is. Raises InvalidInput."""
+    """Read the body. If it is large JSON, let FastAPI find it validated: it takes an instance as it is.
+
+    Raises InvalidInput.
+    """
     await request.body()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if PARSED not in request.scope or not kind.startswith("application/") or not kind.endswith("json"):

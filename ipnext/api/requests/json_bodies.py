@@ -1,7 +1,7 @@
 """Refuses JSON bodies that are ambiguous, or of too many values.
 
-Ambiguous is an object that names a member twice, or another encoding than UTF-8. Each member that does not belong into a
-body is a fault that validation describes, so their number bounds what a body costs.
+Ambiguous is an object that names a member twice, or another encoding than UTF-8. Each member that does not belong into
+a body is a fault that validation describes, so their number bounds what a body costs.
 """
 
 import json

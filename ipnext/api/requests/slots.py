@@ -1,4 +1,7 @@
-"""Slots of a process that all clients share: a limit of all, and of each principal, so that none occupies those of others."""
+"""Slots of a process that all clients share.
+
+A limit of all, and of each principal, so that none occupies those of others.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +15,10 @@ SHARE = 4
 
 
 def holder_of(principal: Principal) -> str | None:
-    """Return the holder by which slots are counted: the key behind a session, or the user; None without authentication."""
+    """Return the holder by which slots are counted: the key behind a session, or the user.
+
+    None without authentication.
+    """
     return None if principal.kind == "local" else principal.account
 
 

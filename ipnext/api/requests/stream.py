@@ -53,7 +53,10 @@ class Listener(Protocol):
         """Holder of the stream in the count of open streams; None: no separate count."""
 
     def sees(self, owner: str | None) -> bool:
-        """Return whether it gets events of a model of this owner; empty: of the whole fleet; None: the message `changed`."""
+        """Return whether it gets events of a model of this owner; empty: of the whole fleet.
+
+        None: the message `changed`.
+        """
 
     def may_listen(self) -> bool:
         """Return whether it is still authorised. May block for a moment."""
@@ -117,9 +120,9 @@ class Stream:
         return len(self._subscribers)
 
     def subscribe(self, after: int | None, listener: Listener | None = None) -> AsyncIterator[bytes]:
-        """Return the messages from now on, or from after an event on. The stream ends when the listener is no longer authorised.
+        """Return the messages from now on, or from after an event on.
 
-        `listener` defaults to one without restrictions.
+        The stream ends when the listener is no longer authorised. `listener` defaults to one without restrictions.
 
         Raises:
             Unavailable: there are too many subscribers.

@@ -42,7 +42,10 @@ class Turns:
 
     @asynccontextmanager
     async def share(self, holder: str | None) -> AsyncIterator[None]:
-        """Wait until the holder has less than its share in work. The caller has a thread by `work`, or by other means."""
+        """Wait until the holder has less than its share in work.
+
+        The caller has a thread by `work`, or by other means.
+        """
         if holder is None:
             yield
             return

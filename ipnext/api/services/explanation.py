@@ -98,7 +98,10 @@ class _Outages:
     returned: Sequence[Drain]
 
     def has_passed(self, change: Change, cause: Cause | None, states: States) -> bool:
-        """Return whether a change ended because of a region that is back in service, so that its message no longer applies."""
+        """Return whether a change ended because of a region that is back in service.
+
+        Its message no longer applies then.
+        """
         if change.state not in UNHAPPY or change.reason not in BY_A_REGION or change.finished_at is None:
             return False
         if change.reason is Reason.REGION_UNREACHABLE:
@@ -213,7 +216,10 @@ def _is_down(facts: ModelFacts, states: States) -> bool:
 
 
 def _trouble(facts: ModelFacts, states: States, change: Change | None) -> Trouble | None:
-    """Return the worst observed trouble: of the target generation, else of the serving one, else of a repair's regions."""
+    """Return the worst observed trouble.
+
+    Of the target generation, else of the serving one, else of a repair's regions.
+    """
     record = facts.record
     generations = {g for g in (record.target_generation, record.serving_generation) if g is not None}
     found = [t for g in sorted(generations, reverse=True) for t in capacity_troubles(facts, states, g)]

@@ -1,4 +1,7 @@
-"""The links of an explanation between the deployment and its cause: change, step, part, region, host. Pure functions."""
+"""The links of an explanation between the deployment and its cause: change, step, part, region, host.
+
+Pure functions.
+"""
 
 from collections.abc import Mapping
 

@@ -32,7 +32,10 @@ def check_storable(manifest: Written) -> None:
 
 
 def check_runs_no_code(manifest: ModelManifest, allowances: EngineAllowances) -> None:
-    """Refuse arguments and variables of vLLM that are neither on the allow lists nor allowed here. Raises InvalidInput."""
+    """Refuse arguments and variables of vLLM that are neither on the allow lists nor allowed here.
+
+    Raises InvalidInput.
+    """
     for i, part in enumerate(manifest.spec.parts):
         if part.engine != "vllm":
             continue
@@ -55,7 +58,10 @@ def check_signers(manifest: ModelManifest) -> None:
 
 
 def check_plugins(manifest: ModelManifest, plugins: Plugins) -> None:
-    """Refuse engines that are not registered, and validators to skip that are unknown or required. Raises InvalidInput."""
+    """Refuse engines that are not registered, and validators to skip that are unknown or required.
+
+    Raises InvalidInput.
+    """
     for i, part in enumerate(manifest.spec.parts):
         if part.engine not in plugins.engines:
             field, known = f"spec.parts.{i}.engine", plugins.engines

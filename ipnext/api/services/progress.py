@@ -11,11 +11,11 @@ from ipnext.model.lifecycle.status import Condition, ConditionType, Reason
 def progress_of(
     conditions: Iterable[Condition], changes: Sequence[Change], *, since: datetime
 ) -> tuple[Condition, ...]:
-    """Return `Progressing` of a model with these recorded conditions and changes, newest first; empty before the first change.
+    """Return `Progressing` of a model with these recorded conditions and changes, newest first.
 
-    False while the oldest open change is blocked (a pause, an approval, a freeze), with reason and message. Else true:
-    with reason `Progressing` and the step if a change runs, `Pending` if one waits, `Succeeded` if none is open.
-    `since` is the condition's time if none was recorded.
+    Empty before the first change. False while the oldest open change is blocked (a pause, an approval, a freeze), with
+    reason and message. Else true: with reason `Progressing` and the step if a change runs, `Pending` if one waits,
+    `Succeeded` if none is open. `since` is the condition's time if none was recorded.
     """
     found = {condition.type: condition for condition in conditions}
     recorded = found.get(ConditionType.PROGRESSING)
@@ -39,7 +39,10 @@ def progress_of(
 
 
 def _step(conditions: Iterable[Condition]) -> str:
-    """Return the first step whose condition is not true, with its message; the steps of a move leave conditions unchanged."""
+    """Return the first step whose condition is not true, with its message.
+
+    The steps of a move leave conditions unchanged.
+    """
     found = {condition.type: condition for condition in conditions}
     kind = next((kind for kind in STEPS if kind in found and found[kind].status != "True"), None)
     if kind is None:

@@ -148,7 +148,9 @@ def unmet_troubles(facts: ModelFacts) -> tuple[Trouble, ...]:
 
 
 def serving_troubles(facts: ModelFacts, states: States) -> tuple[Trouble, ...]:
-    """Return unserved users' regions, and routes to a region that can't be observed, or in which a part has no ready replica.
+    """Return unserved users' regions, and routes to regions that can't answer for the model.
+
+    Such a region can't be observed, or a part has no ready replica there.
 
     Regions that only a newer manifest names are left out: the change that brings it, or was refused, tells why.
     """
@@ -303,7 +305,10 @@ def _worst(troubles: Iterable[Trouble]) -> Trouble | None:
 def _observe_condition(
     condition: Condition, worst: Mapping[ConditionType, Trouble | None], at: datetime, *, settled: bool
 ) -> Condition:
-    """Return a condition as observed now. `settled`: no change is under way, so missing capacity may be ready by now."""
+    """Return a condition as observed now.
+
+    `settled`: no change is under way, so missing capacity may be ready by now.
+    """
     trouble = worst.get(condition.type)
     lacks = condition.type is ConditionType.CAPACITY_READY and condition.status == "False"
     if lacks and settled and trouble is None and condition.type in worst:

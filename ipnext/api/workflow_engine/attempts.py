@@ -44,7 +44,10 @@ class Attempt:
 
 
 class Attempts:
-    """One line for each model: only the first change of a line is ever tried, so a line has at most one failed attempt."""
+    """One line for each model.
+
+    Only the first change of a line is ever tried, so a line has at most one failed attempt.
+    """
 
     def __init__(
         self, *, first_seconds: float, most_seconds: float, clock: Callable[[], float] = time.monotonic
@@ -85,9 +88,10 @@ class Attempts:
         return attempt
 
     def worth_writing(self, line: str) -> bool:
-        """Return whether to write the failure to the store: the error changed, or the number of tries is a power of two.
+        """Return whether to write the failure to the store.
 
-        An outage of hours is then some ten writes for each change.
+        The error changed, or the number of tries is a power of two. An outage of hours is then some ten writes for each
+        change.
         """
         attempt = self._failed[line]
         doubled = attempt.tries & (attempt.tries - 1) == 0

@@ -42,7 +42,8 @@ MOST_AT_ONCE = 32
 """Submissions under way at a time: after an outage of Temporal thousands of models may be due together."""
 
 READ_AT_ONCE = 1000
-"""Changes that are read and under way at a time, at most. Models that wait for another attempt take none of these places."""
+"""Changes that are read and under way at a time, at most. Models that wait for another attempt take none of these
+places."""
 
 
 class Outbox:
@@ -103,7 +104,10 @@ class Outbox:
         return self._attempts.refused
 
     def freezes_changed(self) -> None:
-        """Signal every run that waits for a freeze to check again, until the engine has accepted it. From any thread."""
+        """Signal every run that waits for a freeze to check again, until the engine has accepted it.
+
+        From any thread.
+        """
         self._freezes_changed = True
         self.wake()
 
@@ -175,7 +179,10 @@ class Outbox:
             unit.belong_to(namespace)
 
     async def _submit_in_order(self, changes: Sequence[Change]) -> bool:
-        """Submit a model's changes one by one. False at the first that is not accepted: the later ones wait behind it."""
+        """Submit a model's changes one by one.
+
+        False at the first that is not accepted: the later ones wait behind it.
+        """
         for change in changes:
             try:
                 async with self._room, asyncio.timeout(self._submit_timeout):
@@ -289,7 +296,7 @@ class Outbox:
             unit.update_change(change.id, state=ChangeState.RECORDED, message=message)
 
     def _mark_refused(self, change: Change, message: str) -> None:
-        """End a change that the entity will never accept, with a reason for users, so that it does not wait for ever."""
+        """End a change that the entity will never accept, with a reason for users, so that it does not wait forever."""
         with self._store.begin(change.model) as unit:
             refuse_change(unit, change, message)
 

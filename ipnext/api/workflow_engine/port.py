@@ -45,7 +45,10 @@ class Lifecycle(Protocol):
         """Start the entity of a model unless it runs; it reads the model's changes from the store."""
 
     async def look_again(self, model: str) -> None:
-        """Signal the entity of a model, which is started unless it runs, to read its open changes again. May be repeated."""
+        """Signal the entity of a model, which is started unless it runs, to read its open changes again.
+
+        May be repeated.
+        """
 
     async def wake_replan(self) -> None:
         """Signal the engine that a replan is recorded. May be repeated."""

@@ -31,7 +31,8 @@ LOST_SECONDS = 180.0
 """Changes that are open for this long and have no run are lost by their entity, though it runs."""
 
 LOST_LOOK_EVERY = 6
-"""Lost changes are looked for at every sixth check: an entity that can't record the end of one is signalled this often."""
+"""Lost changes are looked for at every sixth check: an entity that can't record the end of one is signalled this
+often."""
 
 AT_ONCE = 32
 """Runs that are checked in parallel."""
@@ -208,7 +209,7 @@ class Resubmission:
         ]
 
     def _lost_changes(self) -> Sequence[NeededRun]:
-        """Return the runs of changes that have been open for longer, and that no pause and no other change holds back."""
+        """Return the runs of changes that have been open for longer, and that no pause and no other change blocks."""
         with self._store.read() as unit:
             changes = unit.changes_due(seconds=self._lost)
         return [

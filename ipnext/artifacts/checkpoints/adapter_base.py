@@ -33,7 +33,10 @@ def base_misfits(adapter: ReadCheckpoint, base: ReadCheckpoint, *, max_rank: int
 
 
 def other_base(adapter: ReadCheckpoint, base_name: str | None) -> str | None:
-    """Return why an adapter was trained on another model, if both name theirs as OWNER/NAME; None if they do not, or agree."""
+    """Return why an adapter was trained on another model, if both name theirs as OWNER/NAME.
+
+    None if they do not, or agree.
+    """
     told = adapter.facts.base or ""
     if base_name is None or not (_HUB_NAME.fullmatch(told) and _HUB_NAME.fullmatch(base_name)):
         return None
@@ -50,7 +53,10 @@ def _layers(adapter: ReadCheckpoint, base: ReadCheckpoint) -> Iterator[str]:
 
 
 def _shapes(base: ReadCheckpoint) -> Mapping[str, Shape]:
-    """Map each module to the (outputs, inputs) of its matrix, from the headers, and for the Llama family from `config.json`."""
+    """Map each module to the (outputs, inputs) of its matrix.
+
+    They are read from the headers, and for the Llama family from `config.json`.
+    """
     told = llama_shapes(base.config) if base.facts.architecture in LLAMA_FAMILY else {}
     packed = base.config.quantization_config is not None
     found = {} if packed else {name: place.shape for name, place in base.tensors.items()}

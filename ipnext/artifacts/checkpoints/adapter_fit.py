@@ -1,4 +1,7 @@
-"""Whether vLLM can load an adapter, and whether it has the form of its `adapter_config.json`. Headers only, no weights."""
+"""Whether vLLM can load an adapter, and whether it has the form of its `adapter_config.json`.
+
+Headers only, no weights.
+"""
 
 import re
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,7 @@
-"""Makes a snapshot of a checkpoint directory: the files that serving needs, hashed, and a `snapshot.json` with its facts."""
+"""Makes a snapshot of a checkpoint directory.
+
+The files that serving needs, hashed, and a `snapshot.json` with its facts.
+"""
 
 import hashlib
 import os
@@ -35,9 +38,9 @@ class ImportedCheckpoint:
 
 
 def describe_checkpoint(directory: Path, *, parent: str | None = None) -> ImportedCheckpoint:
-    """Return the manifest of a checkpoint directory; write nothing. InvalidInput names the file or tensor if it is incomplete.
+    """Return the manifest of a checkpoint directory; write nothing.
 
-    The same files give the same digest.
+    InvalidInput names the file or tensor if it is incomplete. The same files give the same digest.
     """
     files = LocalFiles(_check_directory(directory))
     try:

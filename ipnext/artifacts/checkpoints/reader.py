@@ -113,7 +113,10 @@ def is_checkpoint(directory: Path) -> bool:
 
 
 def read_checkpoint(files: CheckpointFiles) -> ReadCheckpoint:
-    """Return configuration and tensors of a checkpoint with all its shards. InvalidInput names the file or the tensor."""
+    """Return configuration and tensors of a checkpoint with all its shards.
+
+    InvalidInput names the file or the tensor.
+    """
     adapter = _config(files, ADAPTER_CONFIG_FILE, AdapterConfig) if ADAPTER_CONFIG_FILE in files.sizes else None
     if adapter is None and CONFIG_FILE not in files.sizes:
         msg = f"{CONFIG_FILE}: missing; a checkpoint is a directory as transformers' save_pretrained writes it"

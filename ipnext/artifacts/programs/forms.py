@@ -12,7 +12,10 @@ Check: TypeAlias = Callable[[Any], None]
 
 
 class UnsafeProgram(ValueError):
-    """A program document with values that the exporter does not write. The text names place, value and allowed values."""
+    """A program document with values that the exporter does not write.
+
+    The text names place, value and allowed values.
+    """
 
     def __init__(self, problem: str) -> None:
         super().__init__(problem)

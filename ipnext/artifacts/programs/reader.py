@@ -22,7 +22,10 @@ MOST_SEPARATORS: Final = 3_000_000
 
 
 def program_file(manifest: SnapshotManifest) -> ArtifactFile | None:
-    """Return the program of a full snapshot of the torch engine; None for a delta, which uses its parent's, and for other engines."""
+    """Return the program of a full snapshot of the torch engine.
+
+    None for a delta, which uses its parent's, and for other engines.
+    """
     if manifest.engine != ENGINE:
         return None
     return next((file for file in manifest.files if file.path == PROGRAM_FILE), None)

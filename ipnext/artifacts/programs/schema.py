@@ -174,7 +174,8 @@ _FORMS: Final[Mapping[str, Check]] = {
     "as_sym_floats": list_of(_FLOAT_ARGUMENT),
     "as_complex": record({"real": _number, "imag": _number}),
 }
-"""Forms of an argument. Not included: texts (see `_check_argument`), operators, subgraphs, objects and nested structures."""
+"""Forms of an argument. Not included: texts (see `_check_argument`), operators, subgraphs, objects and nested
+structures."""
 _ARGUMENT: Final = union(_FORMS)
 _TENSOR_ARGUMENT: Final = union({"as_tensor": _TENSOR})
 _NAMED: Final = record({"name": _parameter, "arg": _ARGUMENT}, {"kind": nullable(whole(0, 2))})
@@ -230,9 +231,9 @@ def _node(value: Any) -> None:
 
 
 def _check_inference(given: Mapping[str, Any]) -> None:
-    """Refuse operators in training mode: normalisations then write to their statistics, although no schema says so; recurrences are random.
+    """Refuse operators in training mode: normalisations then write to their statistics, although no schema says so.
 
-    Only a plain `false` is evaluation: torch accepts a number, or a size, as a truth value.
+    Recurrences are random. Only a plain `false` is evaluation: torch accepts a number, or a size, as a truth value.
     """
     off = {"as_bool": False}
     learns = any(given.get(name, off) != off for name in ("training", "use_input_stats"))

@@ -34,8 +34,8 @@ def open_source(
 ) -> Source:
     """Return the source of a client's uri: a directory below one of `roots`, or a prefix in one of `buckets`.
 
-    An entry of `buckets` is BUCKET, or BUCKET/PREFIX for the keys below a prefix. PathNotAllowed names the allowed ones;
-    links are followed first. InvalidInput if the uri has another form.
+    An entry of `buckets` is BUCKET, or BUCKET/PREFIX for the keys below a prefix. PathNotAllowed names the allowed
+    ones; links are followed first. InvalidInput if the uri has another form.
     """
     scheme, place, path = _parts(uri)
     if scheme == "file":
@@ -48,7 +48,10 @@ def open_source(
 
 
 def readable_for(owner: str, allowed: Iterable[str], *, shared: bool) -> tuple[str, ...]:
-    """Return roots or buckets from which models of an owner are published: its own (`OWNER` in a path), and with `shared` those of all."""
+    """Return roots or buckets from which models of an owner are published.
+
+    These are its own (`OWNER` in a path), and with `shared` those of all.
+    """
     return tuple(each.replace(OWNER, owner) for each in allowed if shared or OWNER in each)
 
 

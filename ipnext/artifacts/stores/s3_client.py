@@ -50,7 +50,10 @@ def s3_client(endpoint_url: str | None) -> S3Client:
 
 @contextmanager
 def answering(subject: str) -> Iterator[None]:
-    """Raise ArtifactMissing, ArtifactDigestMismatch or Unavailable for botocore's errors. `subject` names the object."""
+    """Raise ArtifactMissing, ArtifactDigestMismatch or Unavailable for botocore's errors.
+
+    `subject` names the object.
+    """
     try:
         yield
     except ClientError as error:

@@ -81,11 +81,17 @@ class S3ArtifactStore:
             self._put_parts(key, chain((first, second), parts))
 
     def open_blob(self, sha256: str) -> BinaryIO:
-        """Open a stream of the blob that resumes after a cut connection; the caller closes it. Raises ArtifactMissing."""
+        """Open a stream of the blob that resumes after a cut connection; the caller closes it.
+
+        Raises ArtifactMissing.
+        """
         return open_object(self._client, self._bucket, self._key(layout.blob_key(sha256)))
 
     def check_whole(self, manifest: SnapshotManifest) -> None:
-        """Check paths and size of the manifest, and that all its blobs are in the store: each once, ASKED_AT_ONCE in parallel."""
+        """Check paths and size of the manifest, and that all its blobs are in the store.
+
+        Each once, ASKED_AT_ONCE in parallel.
+        """
         layout.check_manifest(manifest)
         files: dict[tuple[str, int], ArtifactFile] = {}
         for file in manifest.files:

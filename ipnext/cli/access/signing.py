@@ -32,7 +32,7 @@ def sign(
     directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="A snapshot, as export_model writes it.")],
     key: PrivateKey,
 ) -> None:
-    """Sign a snapshot directory: every file is read and checked, then snapshot.json.sig is written beside snapshot.json."""
+    """Sign a snapshot directory: read and check every file, then write snapshot.json.sig next to snapshot.json."""
     from ipnext.artifacts.atomic_files import write_whole  # noqa: PLC0415 - with the next one
     from ipnext.artifacts.signing import sign_digest  # noqa: PLC0415 - a slow import
 

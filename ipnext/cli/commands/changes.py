@@ -123,7 +123,10 @@ def delete(
     timeout: Timeout = 600.0,
     output: Output = Form.TABLE,
 ) -> None:
-    """Retire a model: take it out of serving and free its capacity. Its history stays. Or delete an owner without models."""
+    """Retire a model: take it out of serving and free its capacity. Its history stays.
+
+    Or delete an owner without models.
+    """
     client = client_of(context)
     if len(what) == 2 and what[0] == "owner":
         owner = client.delete_owner(what[1])
@@ -145,7 +148,7 @@ def wait(
     timeout: Timeout = 600.0,
     output: Output = Form.TABLE,
 ) -> None:
-    """Wait until a condition of a model is true or has another status (Ready, Serving, UpToDate=False), or a change has ended."""
+    """Wait for a model's condition to be true or another status (Ready, UpToDate=False), or for a change to end."""
     target, client = target_of(what), client_of(context)
     if isinstance(target, ForChange):
         change = client.change(target.change_id)

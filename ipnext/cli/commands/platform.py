@@ -1,4 +1,7 @@
-"""The platform itself on the command line: `platform setup`, `admin-key`, `check`, `builds`, `promote`. Talks to Temporal, not to the API."""
+"""The platform itself on the command line: `platform setup`, `admin-key`, `check`, `builds`, `promote`.
+
+Talks to Temporal, not to the API.
+"""
 
 import asyncio
 from collections.abc import Iterator

@@ -85,7 +85,10 @@ def predict(
 
 
 def answering_region(client: Client, region: str | None) -> RegionView:
-    """Return a region with its gateway. Raises NotFound for an unknown region, Unavailable for one that does not answer."""
+    """Return a region with its gateway.
+
+    Raises NotFound for an unknown region, Unavailable for one that does not answer.
+    """
     regions = {each.region: each for each in client.regions()}
     if region is not None and region not in regions:
         msg = f"region {region!r} is not known; known: {', '.join(regions)}"

@@ -112,7 +112,7 @@ def describe(
     ] = None,
     output: Output = Form.TABLE,
 ) -> None:
-    """Show all of one model (conditions, traffic, parts, replicas, generations, changes), of a plan, a replan, a freeze or an owner."""
+    """Show all of a model (conditions, traffic, parts, replicas, changes), a plan, a replan, a freeze or an owner."""
     client = client_of(context)
     if len(what) == 2 and what[0] == "freeze":
         freeze = client.freeze(what[1])
@@ -410,7 +410,10 @@ def _service(drain: DrainView | None) -> str:
 
 
 def _drain(region: RegionView) -> tuple[str, str, str]:
-    """Since when, why, and what is left: of a lost region what still runs there, for it is told nothing until it is back."""
+    """Return since when, why, and what is left.
+
+    Of a lost region, that is what still runs there: it gets no orders until it is back.
+    """
     drain = region.drain
     if drain is None:
         return "", "", ""

@@ -1,4 +1,7 @@
-"""The graph of a split model as text and as SVG: one column for each stage. Used by `describe` and by `ipnext split`."""
+"""The graph of a split model as text and as SVG: one column for each stage.
+
+Used by `describe` and by `ipnext split`.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

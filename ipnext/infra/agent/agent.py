@@ -1,9 +1,9 @@
 """Entry point of a region's agent: `python -m ipnext.infra.agent --region R --state DIR --port P ...`.
 
 It keeps the region's processes in their desired state until SIGTERM or SIGINT; then it finishes requests under way and
-ends them, and a second signal ends all at once. With `IPNEXT_AGENT_SIGTERM=leave` SIGTERM ends the agent alone. Then, and
-if it dies, the processes continue under the region's supervisor, and the next agent on the same state directory adopts
-them.
+ends them, and a second signal ends all at once. With `IPNEXT_AGENT_SIGTERM=leave` SIGTERM ends the agent alone. Then,
+and if it dies, the processes continue under the region's supervisor, and the next agent on the same state directory
+adopts them.
 """
 
 import argparse

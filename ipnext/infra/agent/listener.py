@@ -1,4 +1,7 @@
-"""The agent's listener: with certificates that are reloaded when their files change, or without on a loopback address."""
+"""The agent's listener.
+
+It has certificates that are reloaded when their files change, or none on a loopback address.
+"""
 
 import asyncio
 import ssl

@@ -32,10 +32,11 @@ PATIENCE_SECONDS = 2.0
 
 
 class Prefetching:
-    """Batches of snapshots, each of one request. A batch that hangs does not block the others unless LANES of them hang.
+    """Batches of snapshots, each of one request.
 
-    The snapshots of a batch are fetched one after the other. One process stays for the next batch. All processes end
-    with the agent, when it closes their standard input.
+    A batch that hangs does not block the others unless LANES of them hang. The snapshots of a batch are fetched one
+    after the other. One process stays for the next batch. All processes end with the agent, when it closes their
+    standard input.
     """
 
     def __init__(self, site: Site, *, patience_seconds: float = PATIENCE_SECONDS) -> None:

@@ -208,8 +208,9 @@ class Region:
     async def route(self, table: RouteTable) -> None:
         """Put a route table in force; return once router and Envoy have applied it.
 
-        The router knows a generation before Envoy sends to it, and before it chooses it itself. It drops unneeded generations later: requests that Envoy
-        sent just before may still be on the network, and until they have arrived no replica unloads anything either.
+        The router knows a generation before Envoy sends to it, and before it chooses it itself. It drops unneeded
+        generations later: requests that Envoy sent just before may still be on the network, and until they have arrived
+        no replica unloads anything either.
         """
         self._check_region("region", table.region)
         check_destinations(table, {self._site.region, *self._peers.gateways})
@@ -303,7 +304,7 @@ class Region:
             await self._serve(model, table.served if table else ())
 
     async def _forget(self, model: str, served: tuple[ServedGeneration, ...]) -> None:
-        """Remove generations from the router's table, after the requests have arrived that Envoy sent before its change."""
+        """Remove generations from the router's table, after the last requests of Envoy's former table have arrived."""
         if self._served.get(model, ()) != served:
             await asyncio.sleep(self._site.settings.settle_seconds)
             await self._serve(model, served)
@@ -367,7 +368,10 @@ class Region:
             del self._replicas[replica.key]
 
     def _publish_table(self) -> int:
-        """Write the router's table if it changed; return the revision to wait for, even if the write has to be repeated."""
+        """Write the router's table if it changed.
+
+        Return the revision to wait for, even if the write has to be repeated.
+        """
         if not self._publishing:
             return self._router.revision
         self._delivery.publish(self._routed_models)
@@ -452,9 +456,10 @@ class Region:
 
 
 def _by_worth(replicas: Iterable[HostReplica]) -> list[HostReplica]:
-    """Sort replicas by their value: not ready ones last, before them those in a swap, each from the oldest to the youngest.
+    """Sort replicas by their value.
 
-    The last are ended or swapped first. If the same swap is desired again, the same replicas continue with it; if it is
-    cancelled, they stay, and no other replica swaps in their place.
+    Not ready ones last, before them those in a swap, each from the oldest to the youngest. The last are ended or
+    swapped first. If the same swap is desired again, the same replicas continue with it; if it is cancelled, they stay,
+    and no other replica swaps in their place.
     """
     return sorted(replicas, key=lambda replica: (not replica.ready, not replica.stays, replica.number))

@@ -19,7 +19,10 @@ class SharedWrite:
     """
 
     def __init__(self, write: Callable[[], int], confirmed: Callable[[int], Awaitable[None]]) -> None:
-        """`write` writes the present desired state and returns its version; `confirmed` returns once that is in force."""
+        """`write` writes the present desired state and returns its version.
+
+        `confirmed` returns once that is in force.
+        """
         self._write = write
         self._confirmed = confirmed
         self._under_way: asyncio.Task[None] | None = None

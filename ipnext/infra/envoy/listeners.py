@@ -62,9 +62,10 @@ class Listeners:
 def listeners_of(
     port: int, given: Listeners, connections: Json, *, handshake_seconds: float, idle_seconds: float
 ) -> list[Json]:
-    """Return the public listener on `port`, that for peers, and the egress. `connections` is how the first two read and route requests.
+    """Return the public listener on `port`, that for peers, and the egress.
 
-    `idle_seconds` is the longest time without traffic of a request through the egress.
+    `connections` is how the first two read and route requests. `idle_seconds` is the longest time without traffic of a
+    request through the egress.
     """
     public = connections | {"early_header_mutation_extensions": [_without(INNER_HEADERS)]}
     found = [_listener("gateway", given.public.host, port, public, _tls_fields(_tls(given), handshake_seconds))]
@@ -78,7 +79,10 @@ def listeners_of(
 
 
 def certificate(listener: PublicListener) -> list[Json]:
-    """Return the resource of the certificate's file: Envoy reads both files again when one is renamed into their directory."""
+    """Return the resource of the certificate's file.
+
+    Envoy reads both files again when one is renamed into their directory.
+    """
     if listener.certificate is None:
         return []
     pair = {
@@ -108,7 +112,10 @@ def _listener(name: str, host: str, port: int, connections: Json, secured: Json)
 
 
 def _egress_listener(egress: Egress, connections: Json, idle_seconds: float) -> Json:
-    """Return the egress. It sends to no cluster but those of peers, and keeps a body no longer than it takes to pass it on."""
+    """Return the egress.
+
+    It sends to no cluster but those of peers, and keeps a body no longer than it takes to pass it on.
+    """
     headers = [
         {"name": PROOF_HEADER, "string_match": {"exact": egress.proof}},
         {"name": UPSTREAM_HEADER, "string_match": {"prefix": UPSTREAM_PREFIX}},

@@ -34,7 +34,9 @@ def streaming(action: Json, *, idle_seconds: float) -> Json:
 
 
 def error_mappers(region: str, *, idle_seconds: float) -> list[Json]:
-    """Return mappers that turn Envoy's own answers on OpenAI's paths into OpenAI errors that name what is allowed or what to do.
+    """Return mappers that turn Envoy's own answers on OpenAI's paths into OpenAI errors.
+
+    The errors name what is allowed or what to do.
 
     The first match counts. `idle_seconds` is the limit that `streaming` sets.
     """

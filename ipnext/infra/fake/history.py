@@ -33,7 +33,10 @@ class Moment:
         )
 
     def sent_qps(self, model: str, to: str, generation: int, demand: Mapping[str, float]) -> float:
-        """Return the requests per second that all gateways send to a generation in region `to`, given demand for each region."""
+        """Return the requests per second that all gateways send to a generation in region `to`.
+
+        They follow from the demand of each region.
+        """
         return sum(
             share.fraction * demand.get(table.region, 0.0)
             for table in self.routes.values()

@@ -86,7 +86,10 @@ class MemoryInfrastructure:
             return AppliedState.of(sets, [table for (_, name), table in self._routes.items() if name == region])
 
     def await_change(self, region: str, models: Collection[str], token: str, *, seconds: float) -> None:
-        """See the port. Time passes by observations: while replicas are becoming ready it returns at once, else soon."""
+        """See the port.
+
+        Time passes by observations: while replicas are becoming ready it returns at once, else soon.
+        """
         with self._changed:
             self._reach(region)
             found = self._region(region)
@@ -224,7 +227,10 @@ class MemoryInfrastructure:
         seconds: float = 0.002,
         prediction: float = 0.5,
     ) -> None:
-        """Set a generation's answers: the fractions that are 5xx or contain NaN, and the duration and value of the others."""
+        """Set a generation's answers.
+
+        The fractions that are 5xx or contain NaN, and the duration and value of the others.
+        """
         with self._lock:
             self._faults.answers[model, generation] = Answering(
                 errors=errors, non_finite=non_finite, seconds=seconds, prediction=prediction
@@ -259,7 +265,10 @@ class MemoryInfrastructure:
             self._faults.crashing.add(key)
 
     def fail_next(self, call: str, error: IPnextError, *, times: int = 1, after_effect: bool = False) -> None:
-        """Make the next calls of a port method raise `error`; with `after_effect` they take effect first (a lost answer)."""
+        """Make the next calls of a port method raise `error`.
+
+        With `after_effect` they take effect first (a lost answer).
+        """
         with self._lock:
             self._planned.extend([(call, error, after_effect)] * times)
 
@@ -324,7 +333,10 @@ class MemoryInfrastructure:
         )
 
     def _count_traffic(self, region: MemoryRegion) -> None:
-        """Count the requests that every gateway sent here since the last observe; without ready replicas they are errors."""
+        """Count the requests that every gateway sent here since the last observe.
+
+        Without ready replicas they are errors.
+        """
         for table in self._routes.values():
             for share in table.shares:
                 if share.to == region.name and share.fraction > 0:

@@ -77,7 +77,7 @@ class EnvoyProcess:
 
     @property
     def is_known(self) -> bool:
-        """Whether its applied version is known, or it does not run, or it has been silent for too long to wait for it."""
+        """Whether its applied version is known, or it does not run, or is silent for too long to wait for it."""
         silent = time.monotonic() - self._answered_at
         return self._followed > 0 or self.pid is None or silent > self._site.settings.unanswered_seconds
 

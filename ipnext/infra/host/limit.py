@@ -21,7 +21,10 @@ _CGROUP_LIMITS: Final = (
 
 
 def most_hosts(*, regions: int = 1) -> int:
-    """Return how many hosts fit into the memory of this machine, or of its container, for each of `regions` regions on it."""
+    """Return how many hosts fit into the memory of this machine, or of its container.
+
+    The number is for each of `regions` regions on it.
+    """
     return max(FEWEST, machine_bytes() // BYTES_OF_ONE // regions)
 
 
@@ -60,7 +63,10 @@ class HostPlace:
     """The place of one replica's host."""
 
     def __init__(self, room: HostRoom, replica: str, *, patience_seconds: float) -> None:
-        """`patience_seconds` is the time for which another host may be about to end; only then does a waiting load count as failed."""
+        """`patience_seconds` is the time for which another host may be about to end.
+
+        Only then does a waiting load count as failed.
+        """
         self._room, self._replica, self._patience_seconds = room, replica, patience_seconds
         self._waits_since: float | None = None
 

@@ -82,7 +82,10 @@ def _read_missed(path: Path, known: int) -> bytes:
 
 
 def _start(size: int, known: int | None) -> int:
-    """Return the position to read from: the known one, or 0 if the file was rotated; else at most MOST_BYTES from its end."""
+    """Return the position to read from: the known one, or 0 if the file was rotated.
+
+    Else at most MOST_BYTES from its end.
+    """
     if known is None:
         return max(0, size - MOST_BYTES)
     return known if known <= size else 0

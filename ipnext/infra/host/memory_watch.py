@@ -20,9 +20,10 @@ class MemoryWatch:
     def __init__(
         self, allowance_bytes: int, undeclared_bytes: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`allowance_bytes` is the memory allowed beyond the budget: the budget limits loaded snapshots, not memory for requests.
+        """`allowance_bytes` is the memory allowed beyond the budget.
 
-        `undeclared_bytes` is the limit of a process without a budget.
+        The budget limits loaded snapshots, not memory for requests. `undeclared_bytes` is the limit of a process
+        without a budget.
         """
         self._allowance_bytes = allowance_bytes
         self._undeclared_bytes = undeclared_bytes

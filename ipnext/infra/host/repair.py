@@ -1,4 +1,7 @@
-"""Repair of a host that differs from its agent's orders: it has other snapshots than it was sent, or drains without an order."""
+"""Repair of a host that differs from its agent's orders.
+
+It has other snapshots than it was sent, or drains without an order.
+"""
 
 import time
 from collections.abc import Iterable
@@ -38,9 +41,10 @@ class HostRepair:
         return True
 
     def ending(self, *, idle: bool, drain_seconds: float) -> Signals | None:
-        """Return the signal for a host that drains without an order; a host that was signalled elsewhere ends by itself.
+        """Return the signal for a host that drains without an order.
 
-        SIGTERM once it is `idle`, or after its drain; SIGKILL after the grace time.
+        A host that was signalled elsewhere ends by itself. SIGTERM once it is `idle`, or after its drain; SIGKILL after
+        the grace time.
         """
         now = time.monotonic()
         if self._draining_since is None:
@@ -55,7 +59,10 @@ class HostRepair:
 
 
 class FailedLoads:
-    """Failed loads of one host, including those being retried: an observation during a retry reports the failure too."""
+    """Failed loads of one host, including those being retried.
+
+    An observation during a retry reports the failure too.
+    """
 
     def __init__(self) -> None:
         self._last: dict[tuple[str, int], HostFailure] = {}

@@ -382,7 +382,10 @@ class HostReplica:
             self._child.signal(number)
 
     async def _prepare(self, state: HostState, following: HostHolds) -> None:
-        """Have the host fetch its next snapshots, then leave routing with all others; the present ones answer until then."""
+        """Have the host fetch its next snapshots, then leave routing with all others.
+
+        The present ones answer until then.
+        """
         holds = HostHolds(holds=self._wanted.holds, coming=following.holds)
         if self._told != holds:
             await self._put(holds)

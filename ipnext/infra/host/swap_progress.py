@@ -6,7 +6,9 @@ from ipnext.model.deployment.deployment import HostHolds
 
 
 class GoingOver:
-    """The steps of a hot swap: fetch `next` while the former snapshot answers; leave routing; send the host its new holds.
+    """The steps of a hot swap.
+
+    Fetch `next` while the former snapshot answers; leave routing; send the host its new holds.
 
     No process leaves routing before all processes of its model in the swap have fetched. The desired state is in the
     deployment alone: a restarted process begins with that.

@@ -82,7 +82,10 @@ class ChildProcess:
         return self._task is not None
 
     def start(self, adopted: Running | None = None) -> None:
-        """Begin to keep it running, from a running process on if `adopted` is given: `on_change` is not called for that one."""
+        """Begin to keep it running, from a running process on if `adopted` is given.
+
+        `on_change` is not called for that one.
+        """
         self._process = adopted
         self.started_at = time.monotonic()
         self._task = asyncio.create_task(self._keep_running(), name=f"keep {self.name} running")

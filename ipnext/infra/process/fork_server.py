@@ -56,7 +56,10 @@ class ForkServer:
         settings: Restarts,
         python: str = sys.executable,
     ) -> None:
-        """`python` is the interpreter of the agent whose commands are forked: a newer build than this process may use another one."""
+        """`python` is the interpreter of the agent whose commands are forked.
+
+        A newer build than this process may use another one.
+        """
         self._python = python
         self._modules = tuple(modules)
         self._environment = dict(environment)

@@ -1,4 +1,7 @@
-"""A process that another one forked for this one: its parent ended, so the kernel gave it to this process, a subreaper."""
+"""A process that another one forked for this one.
+
+Its parent ended, so the kernel gave it to this process, a subreaper.
+"""
 
 import asyncio
 import ctypes

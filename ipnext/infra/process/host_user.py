@@ -1,7 +1,7 @@
-"""User of a region's hosts and their engines: one with fewer rights, if the agent runs as root. Chosen at the agent's start.
+"""User of a region's hosts and their engines: one with fewer rights, if the agent runs as root.
 
-As that user, hosts must reach their code and the agent's state directory. The files that they read there are opened to
-the user's group; other files there stay private to the agent.
+Chosen at the agent's start. As that user, hosts must reach their code and the agent's state directory. The files that
+they read there are opened to the user's group; other files there stay private to the agent.
 """
 
 import os

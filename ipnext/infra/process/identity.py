@@ -29,9 +29,9 @@ def identify(pid: int, *, proc: Path = PROC) -> ProcessIdentity | None:
 
 
 def open_process(identity: ProcessIdentity, *, proc: Path = PROC) -> int | None:
-    """Return a descriptor of exactly this process (pidfd_open(2)); None if it has ended, even if its id is in use again.
+    """Return a descriptor of exactly this process (pidfd_open(2)).
 
-    OSError if the kernel is older than Linux 5.3.
+    None if it has ended, even if its id is in use again. OSError if the kernel is older than Linux 5.3.
     """
     try:
         descriptor = os.pidfd_open(identity.pid)

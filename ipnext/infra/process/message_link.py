@@ -1,4 +1,7 @@
-"""A connection of JSON objects, one a line: between an agent and its region's supervisor, which may be of another build."""
+"""A connection of JSON objects, one a line.
+
+Between an agent and its region's supervisor, which may be of another build.
+"""
 
 import asyncio
 import json
@@ -14,10 +17,10 @@ MESSAGE_BYTES: Final = 2**24
 
 
 def from_object(kind: type[T], told: Mapping[str, Any]) -> T:
-    """Make a dataclass or a named tuple of a JSON object; ignore fields unknown to this build. TypeError if one is missing.
+    """Make a dataclass or a named tuple of a JSON object; ignore fields unknown to this build.
 
-    `ipnext.model.wire` does the same for all other types; a supervisor does without it, since pydantic would cost it 6
-    MB.
+    TypeError if one is missing. `ipnext.model.wire` does the same for all other types; a supervisor does without it,
+    since pydantic would cost it 6 MB.
     """
     return kind(**{name: told[name] for name in signature(kind).parameters if name in told})
 

@@ -39,7 +39,10 @@ class RouterNote(Value):
 
 
 class GatewayNote(Value):
-    """Envoy: its port, its admin socket, and the route table revisions in each version of its files that may be in force."""
+    """Envoy.
+
+    Its port, its admin socket, and the route table revisions in each version of its files that may be in force.
+    """
 
     gateway_port: int
     admin_socket: str

@@ -23,9 +23,10 @@ class Places:
     """Chooses an address for each process by its name, which keeps it over restarts."""
 
     def __init__(self, directory: Path, ports: PortBook, *, group: int | None = None) -> None:
-        """`directory` is the agent's; its sockets are in `run` below it, or in a temporary directory if that path is too long.
+        """`directory` is the agent's.
 
-        `group` is the group of hosts that run as another user, which call each other.
+        Its sockets are in `run` below it, or in a temporary directory if that path is too long. `group` is the group of
+        hosts that run as another user, which call each other.
         """
         self._group = group
         self._key_file = directory / KEY_FILE

@@ -38,7 +38,10 @@ class Router(Protocol):
         """Send all of them a list. Unavailable if one does not take it."""
 
     async def withdraw_access(self, withdrawal: AccessWithdrawal) -> None:
-        """Have those with an older list refuse requests for all but open models, until they get another. Unavailable."""
+        """Have those with an older list refuse requests for all but open models, until they get another.
+
+        Unavailable.
+        """
 
 
 class AccessDelivery:
@@ -67,11 +70,17 @@ class AccessDelivery:
 
     @property
     def behind_seconds(self) -> float | None:
-        """Time since the router has gone by another list than the newest; None: it goes by the newest, or there is none."""
+        """Time since the router has gone by another list than the newest.
+
+        None: it goes by the newest, or there is none.
+        """
         return None if self._behind_since is None else self._clock() - self._behind_since
 
     async def put(self, access: AccessList, routed: Collection[str]) -> AccessRevision:
-        """Take a list; return the one in force, which is this one once the router goes by it. StaleWrite if it is older."""
+        """Take a list; return the one in force, which is this one once the router goes by it.
+
+        StaleWrite if it is older.
+        """
         self._file.put(access)
         self.publish(routed)
         deadline = self._clock() + FOLLOW_SECONDS

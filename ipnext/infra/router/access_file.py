@@ -1,7 +1,8 @@
 """A region's access list on disk: the list as the platform sent it, and the router's extract. Both outlive the agent.
 
 A region that never got a list goes by its tables, and its router's file says so: a list of revision 0. One that got a
-list and can't read it has lost it: then every model needs a credential that nobody can prove, until the next list comes.
+list and can't read it has lost it: then every model needs a credential that nobody can prove, until the next list
+comes.
 
 Readers of these files learn names of models and keys and digests of secrets, but no key. Only this user may read them.
 """
@@ -116,9 +117,9 @@ class AccessFile:
         return True
 
     def find_closed(self, tables: Collection[RouteTable]) -> frozenset[str]:
-        """Return the models that need a credential: by the list, or by their own table if the list does not name them yet.
+        """Return the models that need a credential.
 
-        All of them if the list is lost.
+        By the list, or by their own table if the list does not name them yet. All of them if the list is lost.
         """
         if self._lost:
             return frozenset(table.model for table in tables)

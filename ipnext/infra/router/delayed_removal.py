@@ -1,4 +1,7 @@
-"""Delayed removal of generations from a router: after requests already on the network have arrived, and in the background."""
+"""Delayed removal of generations from a router.
+
+After requests already on the network have arrived, and in the background.
+"""
 
 import asyncio
 import time

@@ -95,7 +95,7 @@ class RouterInstance:
 
     @property
     def is_known(self) -> bool:
-        """Whether it has reported its applied table, or does not run, or has been silent for too long to wait for it."""
+        """Whether it has reported its applied table, or does not run, or is silent for too long to wait for it."""
         silent = time.monotonic() - self._answered_at
         return self.state is not None or self.child.pid is None or silent > self._site.settings.unanswered_seconds
 
@@ -121,14 +121,20 @@ class RouterInstance:
         return KeyUseReport()
 
     async def release(self) -> None:
-        """Drain it: Envoy sends nothing to it any more, so it may end. One that gives no answer has nothing to finish."""
+        """Drain it: Envoy sends nothing to it any more, so it may end.
+
+        One that gives no answer has nothing to finish.
+        """
         self._let_go_at = self._let_go_at or time.monotonic()
         if self.child.pid is not None:
             with suppress(Unavailable):
                 await self._control.drain(self.url)
 
     def overdue(self, drain_seconds: float) -> bool:
-        """Return whether it should have ended: it was drained, and is idle after the grace time or busy after `drain_seconds`."""
+        """Return whether it should have ended.
+
+        It was drained, and is idle after the grace time or busy after `drain_seconds`.
+        """
         if not self._let_go_at:
             return False
         busy = self.state is not None and (

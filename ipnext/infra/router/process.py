@@ -52,9 +52,10 @@ class RouterProcess:
         moved: Callable[[], Awaitable[None]],
         followed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_change`: the router may have another URL. `moved` returns once Envoy points to it; Unavailable if that takes too long.
+        """`on_change`: the router may have another URL.
 
-        `followed`: it has applied another table.
+        `moved` returns once Envoy points to it; Unavailable if that takes too long. `followed`: it has applied another
+        table.
         """
         self._site = site
         self._control = control
@@ -98,7 +99,7 @@ class RouterProcess:
 
     @property
     def is_known(self) -> bool:
-        """Whether it has reported its applied table, or does not run, or has been silent for too long to wait for it."""
+        """Whether it has reported its applied table, or does not run, or is silent for too long to wait for it."""
         return self._now.is_known
 
     @property
@@ -145,7 +146,10 @@ class RouterProcess:
         return self._table.revision
 
     async def confirm(self, revision: int) -> None:
-        """Return once the router has applied this table revision or a later one. Unavailable after `confirm_seconds`."""
+        """Return once the router has applied this table revision or a later one.
+
+        Unavailable after `confirm_seconds`.
+        """
         limit = self._site.settings.confirm_seconds
         deadline, pause = time.monotonic() + limit, FIRST_CONFIRM_SECONDS
         while not self.follows(revision):
@@ -160,7 +164,10 @@ class RouterProcess:
             pause = min(2 * pause, CONFIRM_POLL_SECONDS)
 
     def follows(self, revision: int) -> bool:
-        """Return whether the router has reported this revision or a later one, and so have the routers that still finish requests."""
+        """Return whether the router has reported this revision or a later one.
+
+        The routers that still finish requests must have reported it, too.
+        """
         now = self._now.state
         late = (one.state for one in self._leaving.values() if one.state is not None)
         return now is not None and all(state.revision >= revision for state in (now, *late))
@@ -196,7 +203,10 @@ class RouterProcess:
         await asyncio.gather(*(self._control.put_access(one.url, content) for one in self._all))
 
     async def withdraw_access(self, withdrawal: AccessWithdrawal) -> None:
-        """Have routers with an older list refuse requests for all but open models, until they get another. Unavailable."""
+        """Have routers with an older list refuse requests for all but open models, until they get another.
+
+        Unavailable.
+        """
         content = withdrawal.model_dump_json()
         await asyncio.gather(*(self._control.withdraw_access(one.url, content) for one in self._all))
 

@@ -31,7 +31,10 @@ TERMS: Final = tuple(field.name for field in fields(Terms))
 
 
 def terms_of(deployments: Iterable[Deployment], *, drain_seconds: float) -> Mapping[str, Terms]:
-    """Return, for each model, the longest times of its parts. `drain_seconds` is the default of a part that sets none."""
+    """Return, for each model, the longest times of its parts.
+
+    `drain_seconds` is the default of a part that sets none.
+    """
     found: dict[str, Terms] = {}
     for one in deployments:
         drain = drain_seconds if one.drain_seconds is None else one.drain_seconds

@@ -72,7 +72,10 @@ def owners_allowance(owner: str, manifest: OwnerManifest | None, *, default: int
 
 
 def uploaders_allowance(principal: Principal, *, default: int) -> Allowance:
-    """Return a principal's allowance for uploads without a model: until publication they count for the uploader, over all sessions of a key."""
+    """Return a principal's allowance for uploads without a model.
+
+    Until publication they count for the uploader, over all sessions of a key.
+    """
     return Allowance(principal.account, default, SETTING)
 
 

@@ -1,6 +1,7 @@
-"""The audit: who did something, from where, on which object, under which policy. Each entry is sealed to the one before it.
+"""The audit: who did something, from where, on which object, under which policy.
 
-The store writes entries, the API exports them, clients verify them (`ipnext.model.access.audit_chain`).
+Each entry is sealed to the one before it. The store writes entries, the API exports them, clients verify them
+(`ipnext.model.access.audit_chain`).
 """
 
 import hashlib
@@ -84,7 +85,8 @@ class AuditEntry(Written):
     change_id: str | None = None
     request_id: str
     left_out: int | str | None = None
-    """Of a refusal: further refusals of this principal, before this one, that have no entry. Text where that is no number."""
+    """Of a refusal: further refusals of this principal, before this one, that have no entry. Text where that is no
+    number."""
     prev_hash: str
     hash: str
 
@@ -101,7 +103,10 @@ class AuditEntry(Written):
 
 
 class AuditHead(Written):
-    """The newest entry: kept elsewhere, it is the anchor that a later verification needs. `sequence` 0: there is none."""
+    """The newest entry: kept elsewhere, it is the anchor that a later verification needs.
+
+    `sequence` 0: there is none.
+    """
 
     sequence: int = Field(ge=0)
     hash: str

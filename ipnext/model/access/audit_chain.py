@@ -172,7 +172,10 @@ def read_entries(lines: Iterable[bytes]) -> Iterator[Mapping[str, Any]]:
 
 
 def read_anchors(text: str) -> tuple[AuditHead, ...]:
-    """Return one or more heads, in the form of `ipnext audit head -o json`, one after the other. Raises InvalidInput."""
+    """Return one or more heads, in the form of `ipnext audit head -o json`, one after the other.
+
+    Raises InvalidInput.
+    """
     decoder, found, position = json.JSONDecoder(), list[AuditHead](), 0
     try:
         while text[position:].strip():

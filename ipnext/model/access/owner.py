@@ -48,7 +48,8 @@ class OwnerQuotas(Written):
     requests_per_second: float | None = Field(default=None, ge=0)
     """The sum of the models' declared demand in requests a second."""
     artifact_bytes: int | None = Field(default=None, ge=0, lt=2**63)
-    """Bytes in the artifact store that were uploaded for the owner's models; left out: as the platform's setting says."""
+    """Bytes in the artifact store that were uploaded for the owner's models; left out: as the platform's setting
+    says."""
 
     @property
     def limits(self) -> Mapping[str, float]:
@@ -73,7 +74,8 @@ class OwnerSpec(Written):
     """All roles over this owner's models, in place of those that there are; left out: they stay as they are."""
     quotas: OwnerQuotas = OwnerQuotas()
     priority: int = Field(default=0, ge=-HIGHEST_PRIORITY, le=HIGHEST_PRIORITY)
-    """If supply is short, demand of an owner with a higher priority is served first. An owner without an object has 0."""
+    """If supply is short, demand of an owner with a higher priority is served first. An owner without an object has
+    0."""
 
     @model_validator(mode="after")
     def _names_each_member_once(self) -> Self:
@@ -111,7 +113,8 @@ class QuotaUse(Value):
     quota: str
     """`models`, `replicas`, `units.KIND`, `dollarsPerHour`, `requestsPerSecond` or `artifactBytes`."""
     used: float
-    """What the manifests of the models that are not retired add up to, or bytes stored; admission compares this with the limit."""
+    """What the manifests of the models that are not retired add up to, or bytes stored; admission compares this with
+    the limit."""
     limit: float | None = None
     """None: no limit."""
     placed: float | None = None

@@ -104,7 +104,10 @@ class TokenIssuer(Value):
 
 
 class AccessList(Value):
-    """All data that decides whether a request may be answered. A later revision replaces an earlier one of its region."""
+    """All data that decides whether a request may be answered.
+
+    A later revision replaces an earlier one of its region.
+    """
 
     revision: int = Field(ge=0, lt=LIST_REVISIONS)
     """Its order among the lists of one region; other regions may have the same content under another number."""

@@ -73,7 +73,7 @@ class Principal(Value):
 
     @property
     def sees_machines(self) -> bool:
-        """Whether the principal operates the platform and may see paths, process ids and internal addresses of machines."""
+        """Whether the principal may see machines' paths, process ids and addresses, since it operates the platform."""
         lowest = Role.OPERATOR.rank
         return any(g.role.rank >= lowest and g.owner == ANY and g.region == ANY for g in self.grants)
 
@@ -173,7 +173,8 @@ class TicketView(Written):
     grants: tuple[Grant, ...]
     expires_at: datetime | None = None
     by_platform: bool
-    """Made by `ipnext dev` as it started. Every other one was made by who has the key, and may have been sent to anyone."""
+    """Made by `ipnext dev` as it started. Every other one was made by who has the key, and may have been sent to
+    anyone."""
 
 
 class Ticket(Written):

@@ -24,8 +24,8 @@ def _printable(text: str) -> str:
 Subject = Annotated[
     str, StringConstraints(pattern=SUBJECT_PATTERN, max_length=LONGEST_NAME + 6), AfterValidator(_printable)
 ]
-"""`group:NAME`, `user:NAME`, `email:ADDRESS` that the provider verified, or `sub:ID`: the provider's permanent identifier
-of a person."""
+"""`group:NAME`, `user:NAME`, `email:ADDRESS` that the provider verified, or `sub:ID`: the provider's permanent
+identifier of a person."""
 
 
 class RoleRequest(Written):

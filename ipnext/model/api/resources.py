@@ -63,7 +63,8 @@ class ChangeView(Change):
 
     run_url: str | None = None
     again: str | None = None
-    """The change that carries this one out again, as a region was lost in its way. Only `GET /v1/changes/{change_id}` has it."""
+    """The change that carries this one out again, as a region was lost in its way. Only `GET /v1/changes/{change_id}`
+    has it."""
 
 
 class FieldChange(Written):
@@ -82,7 +83,8 @@ class ModelApplied(Written):
     generation: int
     changed: bool
     restored: bool = False
-    """The model was retired and is back. Nothing serves until it is published, or rolled back to a generation that served."""
+    """The model was retired and is back. Nothing serves until it is published, or rolled back to a generation that
+    served."""
     dry_run: bool = False
     fields: tuple[FieldChange, ...] = ()
     change: ChangeView | None = None
@@ -290,8 +292,8 @@ class RegionView(Value):
     """Where it is out of service, or on its way; none: in service."""
     gateway_url: str | None = None
     gateway_is_named: bool = False
-    """The operator named `gateway_url` (IPNEXT_GATEWAYS), so that clients send credentials there. Otherwise the region's
-    agent reported it."""
+    """The operator named `gateway_url` (IPNEXT_GATEWAYS), so that clients send credentials there. Otherwise the
+    region's agent reported it."""
     supply: tuple[SupplyUse, ...] = ()
     replicas: tuple[Replica, ...] = ()
     """At most twenty, those that do not answer first; all of them: `GET /v1/regions/{region}/replicas`."""
@@ -304,8 +306,8 @@ class RegionView(Value):
     """Requests that its router has counted since it started."""
     errors: int = 0
     access_behind_seconds: float | None = None
-    """Time since the region has had a newer access list than the one that its router goes by; none: it has no newer one. For
-    callers who see the whole fleet."""
+    """Time since the region has had a newer access list than the one that its router goes by; none: it has no newer
+    one. For callers who see the whole fleet."""
 
 
 class PlanInForce(Value):
@@ -390,4 +392,5 @@ class Readiness(Value):
     temporal: Literal["ok", "down"]
     unsubmitted_changes: int | None = None
     stuck_changes: int = 0
-    """Of those: tried in vain in a way that an operator should look at. `ipnext platform check` says what is missing."""
+    """Of those: tried in vain in a way that an operator should look at. `ipnext platform check` says what is
+    missing."""

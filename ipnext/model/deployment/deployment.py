@@ -161,7 +161,10 @@ class EngineSwap(Value):
 
 
 class Replica(Value):
-    """One process as observed. It takes traffic for the generations in `ready` only: it has all of them that it holds."""
+    """One process as observed.
+
+    It takes traffic for the generations in `ready` only: it has all of them that it holds.
+    """
 
     id: str
     key: DeploymentKey
@@ -244,10 +247,11 @@ class RouteShare(Value):
 
 
 class RouteTable(Value):
-    """The rules by which the gateway of `region` answers requests for `model`. A later revision replaces an earlier one.
+    """The rules by which the gateway of `region` answers requests for `model`.
 
-    `shares` choose region and generation by weight; `served` lists every generation that the region's router may answer
-    with, including those without traffic (a client may pin them by header).
+    A later revision replaces an earlier one. `shares` choose region and generation by weight; `served` lists every
+    generation that the region's router may answer with, including those without traffic (a client may pin them by
+    header).
     """
 
     model: Name
@@ -326,8 +330,8 @@ class RegionState(Value):
     """Identifies the state of replicas and routes, for `Infrastructure.await_change`. Empty: the report covers all
     models, or the region does not support it."""
     access_behind_seconds: float | None = Field(default=None, ge=0)
-    """Time since the region has had a newer access list than the one that its router goes by; None: it has none. Only in
-    reports of all models."""
+    """Time since the region has had a newer access list than the one that its router goes by; None: it has none. Only
+    in reports of all models."""
 
     def only(self, models: Collection[str] | None) -> "RegionState":
         """Return the report limited to some models; None: all."""
@@ -369,7 +373,10 @@ class HostedSnapshot(Value):
 
 
 class HostHolds(Value):
-    """Body of `PUT /control/holds` of a host: all snapshots that it has to load; it unloads others once they are unused."""
+    """Body of `PUT /control/holds` of a host: all snapshots that it has to load.
+
+    It unloads others once they are unused.
+    """
 
     holds: tuple[HostedSnapshot, ...]
     drain_seconds: float | None = None
@@ -482,7 +489,10 @@ class RoutedModel(Value):
 
 
 class GenerationShares(Value):
-    """The shares by which a router chooses the generation of a model's OpenAI requests, from the region's route table."""
+    """The shares by which a router chooses the generation of a model's OpenAI requests.
+
+    They come from the region's route table.
+    """
 
     model: Name
     shares: tuple[RouteShare, ...] = ()
@@ -500,8 +510,8 @@ class RouterTable(Value):
     region: Name
     models: tuple[RoutedModel, ...] = ()
     choices: tuple[GenerationShares, ...] = ()
-    """Of each model that answers OpenAI requests here or in another region. Of a model without an entry the newest ready
-    generation answers, or the one that the request names."""
+    """Of each model that answers OpenAI requests here or in another region. Of a model without an entry the newest
+    ready generation answers, or the one that the request names."""
     egress: str = ""
     """URL of the gateway's socket for requests that other regions answer."""
 

@@ -42,7 +42,10 @@ class Compared:
 
 
 def latencies(pairs: Iterable[Pair]) -> Compared | None:
-    """Return the latency buckets over the regions in which both generations answered; None if there is no such region."""
+    """Return the latency buckets over the regions in which both generations answered.
+
+    None if there is no such region.
+    """
     both = [pair for pair in pairs if pair.new.latency and pair.old.latency]
     counts = [(sum(pair.new.latency.values()), sum(pair.old.latency.values())) for pair in both]
     total = sum(new for new, _ in counts)

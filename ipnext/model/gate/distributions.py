@@ -47,7 +47,10 @@ def _ends(bucket: int, bounds: Sequence[float]) -> tuple[float, float]:
 
 
 def at_least(bad: float, count: float) -> float:
-    """Return the almost certain minimum of the rate behind `bad` of `count`: lower end of Wilson's interval (1927) at z = 3.09."""
+    """Return the almost certain minimum of the rate behind `bad` of `count`.
+
+    Lower end of Wilson's interval (1927) at z = 3.09.
+    """
     if count <= 0 or bad <= 0:
         return 0.0
     rate, z2 = min(1.0, bad / count), _Z * _Z
@@ -134,7 +137,10 @@ def mean_shift(new: Moments, old: Moments, *, noise: float) -> Difference:
 
 
 def moments(parts: Iterable[tuple[float, float, float, float]]) -> Moments:
-    """Return the moments of weighted samples: each a weight, a count, a sum and a sum of squares. Weights add up to 1."""
+    """Return the moments of weighted samples: each a weight, a count, a sum and a sum of squares.
+
+    Weights add up to 1.
+    """
     found = tuple(parts)
     mean = sum(weight * total / count for weight, count, total, _ in found)
     square = sum(weight * squares / count for weight, count, _, squares in found)

@@ -1,4 +1,7 @@
-"""Limits on a generation's answers while traffic moves to it (`rollout.gate` of a manifest), and the evidence for them."""
+"""Limits on a generation's answers while traffic moves to it, and the evidence for them.
+
+They are `rollout.gate` of a manifest.
+"""
 
 from collections.abc import Mapping
 from typing import Final, Literal
@@ -50,7 +53,8 @@ class GateSpec(Written):
     outputs: tuple[str, ...] = ()
     """Outputs whose drift and mean are judged; none named: all numeric ones."""
     min_requests: int | None = Field(default=None, ge=0)
-    """Answers that each compared generation needs to be judged; left out: 100 where latency, drift or mean is, else 0."""
+    """Answers that each compared generation needs to be judged; left out: 100 where latency, drift or mean is, else
+    0."""
     wait_seconds: float = Field(default=60.0, ge=0)
     """How long beyond the hold a gate waits for `min_requests`."""
     on_too_few: Literal["pass", "fail"] = "pass"

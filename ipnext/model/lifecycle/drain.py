@@ -62,7 +62,10 @@ class Drain(Value):
 
     @property
     def holds(self) -> bool:
-        """True while the region's supply counts as nothing. A lost region is out of service once its drain is recorded."""
+        """True while the region's supply counts as nothing.
+
+        A lost region is out of service once its drain is recorded.
+        """
         if self.disaster:
             return not self.state.over
         return self.state in {DrainState.DRAINING, DrainState.DRAINED, DrainState.RETURNING}
@@ -128,9 +131,10 @@ class DrainView(Drain):
 
 
 def status_of(state: DrainState, *, lost: bool, answers: bool = False) -> str:
-    """Return a drain's state in a few words. A lost region is never called drained: it may still serve, as nobody calls it.
+    """Return a drain's state in a few words.
 
-    `lost`: it is declared lost and not back. `answers`: its agent reports nevertheless.
+    A lost region is never called drained: it may still serve, as nobody calls it. `lost`: it is declared lost and not
+    back. `answers`: its agent reports nevertheless.
     """
     if not lost:
         return "back" if state is DrainState.RETURNED else state.value

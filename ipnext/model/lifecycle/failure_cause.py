@@ -1,4 +1,7 @@
-"""The place of a failure: written down as a change fails, read by `ipnext explain` long after the failed run is gone."""
+"""The place of a failure.
+
+Written down as a change fails, read by `ipnext explain` long after the failed run is gone.
+"""
 
 from collections.abc import Mapping
 from typing import Any

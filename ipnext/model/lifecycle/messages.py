@@ -32,7 +32,8 @@ class ChangeKind(StrEnum):
     RETIRE = "retire"
     """Take the model out of serving and free its capacity."""
     REPAIR = "repair"
-    """Bring users and replicas that another generation was left with back to the one that serves; the platform records it."""
+    """Bring users and replicas that another generation was left with back to the one that serves; the platform records
+    it."""
 
 
 class ChangeState(StrEnum):

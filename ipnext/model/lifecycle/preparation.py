@@ -1,4 +1,7 @@
-"""Input and answer of the activity that takes a change through the stages before the transition, as far as none has to wait."""
+"""Input and answer of the activity for all stages of a change before its transition.
+
+It ends at the first stage that has to wait.
+"""
 
 from typing import Literal
 

@@ -1,4 +1,7 @@
-"""Messages for the comparison of regions with the store, and for repairs of models whose users have another generation."""
+"""Messages for the comparison of regions with the store, and for repairs.
+
+A model is repaired if its users have another generation.
+"""
 
 from collections.abc import Mapping
 

@@ -4,7 +4,10 @@ from ipnext.model.value import Value
 
 
 class WorkflowNamespace(Value):
-    """A Temporal namespace. `id` is Temporal's and stays the same under other names of the namespace and its servers."""
+    """A Temporal namespace.
+
+    `id` is Temporal's and stays the same under other names of the namespace and its servers.
+    """
 
     id: str
     name: str

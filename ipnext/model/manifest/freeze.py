@@ -161,7 +161,10 @@ class BindingFreeze(Value):
 
 
 class Frozen(Value):
-    """A change may not begin before `until`: the end of all windows that overlap or follow on each other without a gap."""
+    """A change may not begin before `until`.
+
+    The end of all windows that overlap or follow on each other without a gap.
+    """
 
     until: datetime
     freezes: tuple[BindingFreeze, ...] = Field(min_length=1)

@@ -9,7 +9,8 @@ from ipnext.model.registry.registry import Generation, Layout, LayoutPart
 def laid_out(manifest: ModelManifest, generation: Generation | None) -> ModelManifest:
     """Return the manifest with the parts of a generation: those of its layout in place of the part that is cut.
 
-    Parts of a newer manifest that the generation lacks are left out. For callers that need parts and their hardware; the graph is the layout's, not the manifest's.
+    Parts of a newer manifest that the generation lacks are left out. For callers that need parts and their hardware;
+    the graph is the layout's, not the manifest's.
     """
     if generation is None:
         return manifest

@@ -1,4 +1,7 @@
-"""Documents that a person writes: `kind: Model` in YAML, strict, for ranking and generative models alike; and all other kinds."""
+"""Documents that a person writes: `kind: Model` in YAML, strict, for ranking and generative models alike.
+
+And all other kinds.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -148,14 +151,15 @@ class RolloutSpec(Written):
     """What else the new generation's answers must keep."""
     deadline_seconds: float = Field(default=600.0, gt=0, le=LONGEST_SECONDS)
     refresh: Literal["auto", "in_place", "replace", "swap"] = "auto"
-    """How a new snapshot comes to a part: `in_place` into the running processes, beside the former one; `replace` into new
-    processes, and the former ones end; `swap` into the running processes, in the former one's place (engines that serve by
-    themselves only); `auto`: in place where `memory_bytes` of every part has room for both."""
+    """How a new snapshot comes to a part: `in_place` into the running processes, beside the former one; `replace` into
+    new processes, and the former ones end; `swap` into the running processes, in the former one's place (engines that
+    serve by themselves only); `auto`: in place where `memory_bytes` of every part has room for both."""
     drain_seconds: float | None = Field(default=None, ge=0, le=LONGEST_SECONDS)
-    """How long requests under way may take before a replica ends; left out: the region's default, for vLLM parts 300."""
+    """How long requests under way may take before a replica ends; left out: the region's default, for vLLM parts
+    300."""
     swap_wait_seconds: float | None = Field(default=None, ge=0, le=LONGEST_SECONDS)
-    """With `refresh: swap`: how long a request waits at most for an engine that goes over; left out: as long as `drain_seconds`,
-    so that the streams that it waits for end first."""
+    """With `refresh: swap`: how long a request waits at most for an engine that goes over; left out: as long as
+    `drain_seconds`, so that the streams that it waits for end first."""
     keep_warm: int = Field(default=1, ge=0, le=MOST_KEPT_WARM)
     """Former generations that stay loaded, without traffic, so that a rollback needs no load."""
     approval: Literal["none", "canary", "each"] = "none"
@@ -163,9 +167,11 @@ class RolloutSpec(Written):
     manual_deadline_seconds: float = Field(default=86400.0, gt=0, le=LONGEST_SECONDS)
     """How long a run waits for a person (an approval, the end of a pause); then it goes back."""
     on_newer: Literal["finish", "turn"] = "finish"
-    """When a newer publish comes while a generation rolls out: finish, or go back first and begin with the newer one."""
+    """When a newer publish comes while a generation rolls out: finish, or go back first and begin with the newer
+    one."""
     when_short: Literal["surge", "dip", "wait"] = "surge"
-    """Where the supply has no room for a safe way: refuse and name the surge; dip by `max_dip` at most; wait for supply."""
+    """Where the supply has no room for a safe way: refuse and name the surge; dip by `max_dip` at most; wait for
+    supply."""
     max_dip: float = Field(default=0.0, ge=0, lt=1)
     """With `dip`: how much of the throughput that a part needs may be missing for a while."""
     wait_seconds: float = Field(default=600.0, gt=0, le=LONGEST_SECONDS)
@@ -421,7 +427,10 @@ KINDS: Mapping[str, type[Manifest]] = {
 
 
 def parse_manifests(text: str) -> tuple[Manifest, ...]:
-    """Return one or more YAML documents as manifests. Raises InvalidInput with the field's path and the allowed values."""
+    """Return one or more YAML documents as manifests.
+
+    Raises InvalidInput with the field's path and the allowed values.
+    """
     documents = [document for document in read_documents(text) if document is not None]
     if not documents:
         msg = "the manifest is empty; it needs apiVersion, kind, metadata and spec"

@@ -21,7 +21,10 @@ def read_documents(text: str) -> tuple[Any, ...]:
 
 class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Refuse a duplicate key, before merge keys (`<<`) are resolved: those may be overridden. Raises InvalidInput."""
+        """Refuse a duplicate key, before merge keys (`<<`) are resolved: those may be overridden.
+
+        Raises InvalidInput.
+        """
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:

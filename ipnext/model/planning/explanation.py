@@ -69,7 +69,10 @@ class Binding(Value):
 
 
 class RunnerUp(Value):
-    """Another plan of one model, with all other models unchanged: the best one found, or the best without one placement."""
+    """Another plan of one model, with all other models unchanged.
+
+    The best one found, or the best without one placement.
+    """
 
     extra_per_hour: float
     """The difference of its objective and the plan's for this model. Below 0 the plan is not the best one."""

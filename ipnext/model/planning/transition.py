@@ -76,7 +76,7 @@ class SurgeItem(Value):
 
 
 class Dip(Row):
-    """The fraction of a part's ready throughput in a region that may be missing against a generation's traffic, at most."""
+    """The largest fraction of a part's ready throughput in a region that may be missing for a generation's traffic."""
 
     model: str
     part: str
@@ -87,8 +87,8 @@ class Dip(Row):
 class Swap(Row):
     """Replicas of a part in a region that go over to another generation where they stand.
 
-    Those of a wave answer for neither generation until they have: `fraction` of what the part's traffic in the region needs is
-    missing then, at most.
+    Those of a wave answer for neither generation until they have: `fraction` of what the part's traffic in the region
+    needs is missing then, at most.
     """
 
     model: str
@@ -114,7 +114,8 @@ class Transition(Value):
     demand: tuple[RegionDemand, ...] = ()
     """Of a transition of one model: what the waves were planned for; its owner may ask for another demand meanwhile."""
     refresh: Refresh = "in_place"
-    """Whether one process holds several generations, or each snapshot has processes of its own, which go over where they can."""
+    """Whether one process holds several generations, or each snapshot has processes of its own, which go over where
+    they can."""
 
     @property
     def apart(self) -> bool:

@@ -42,7 +42,10 @@ class Checkpoint(Value):
         return self.kind == "model" and not self.architecture.endswith(_GENERATIVE)
 
     def other_than(self, found: "Checkpoint") -> str | None:
-        """Return the first fact that differs between the files (`found`) and `snapshot.json` (self); None if all agree."""
+        """Return the first fact that differs between the files (`found`) and `snapshot.json` (self).
+
+        None if all agree.
+        """
         for fact in type(self).model_fields:
             told, true = getattr(self, fact), getattr(found, fact)
             if told != true:

@@ -1,4 +1,7 @@
-"""Swaps of snapshots in a running engine: weights of one form, and equality of all files that it reads only at its start. Pure."""
+"""Swaps of snapshots in a running engine.
+
+Weights of one form, and equality of all files that it reads only at its start. Pure.
+"""
 
 from typing import Any, Final
 

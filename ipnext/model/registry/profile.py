@@ -155,7 +155,9 @@ class PartThroughput(Value):
 
 
 def at_target(steps: Sequence[LoadStep], target: LatencyTarget) -> AtTarget:
-    """Return the highest throughput within the target, with straight lines between measured points and nothing beyond them.
+    """Return the highest throughput within the target.
+
+    It lies on straight lines between measured points, and not beyond them.
 
     Latencies count as if they never fell while concurrency rises, so a laxer target never gives less.
     """
@@ -179,7 +181,10 @@ def _itl(step: LoadStep) -> float | None:
 
 
 def _reach(steps: Sequence[LoadStep], limit: float | None, of: Callable[[LoadStep], float | None]) -> float:
-    """Return the position on the steps up to which a latency stays within its limit: an index with a fraction; -1: none."""
+    """Return the position on the steps up to which a latency stays within its limit.
+
+    It is an index with a fraction; -1 if there is none.
+    """
     if limit is None:
         return len(steps) - 1.0
     seen = rising([of(step) or 0.0 for step in steps], [step.requests for step in steps])
@@ -220,7 +225,10 @@ def _interpolate(low: LoadStep, high: LoadStep, share: float, *, met: bool = Tru
 
 
 def architecture_of(manifest: SnapshotManifest) -> Sha256:
-    """Return the digest that snapshots must share to share a profile: of engine, signature, config, bytes of weights."""
+    """Return the digest that snapshots must share to share a profile.
+
+    Of engine, signature, config, bytes of weights.
+    """
     config = [file.sha256 for file in manifest.files if file.path == "config.json"]
     weights = sorted((file.path, file.size_bytes) for file in manifest.files if file.path.endswith(".safetensors"))
     return digest_of([manifest.engine, manifest.signature.model_dump(mode="json"), config, weights])

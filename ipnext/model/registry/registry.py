@@ -180,7 +180,8 @@ class GraphNode(Value):
     part: Name
     inputs: Mapping[TensorName, Reference] = Field(max_length=MOST_TENSORS)
     prompt: PromptTemplate | None = None
-    """Of a node that generates: how its prompt is made of its inputs; None: the request goes to its engine as it came."""
+    """Of a node that generates: how its prompt is made of its inputs; None: the request goes to its engine as it
+    came."""
 
     @model_validator(mode="after")
     def _prompt_takes_the_inputs(self) -> Self:

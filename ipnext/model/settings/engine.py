@@ -1,4 +1,7 @@
-"""The settings of a part, by engine: written in its manifest, checked there, and again by the host that runs the engine."""
+"""The settings of a part, by engine.
+
+Written in its manifest, checked there, and again by the host that runs the engine.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal, Self, TypeVar

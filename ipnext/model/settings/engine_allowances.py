@@ -1,8 +1,8 @@
-"""Allow lists for `settings.extraArgs` and `settings.environment` of a vLLM part: a manifest tunes an engine and runs no code.
+"""Allow lists for `settings.extraArgs` and `settings.environment` of a vLLM part.
 
-Names are those of vLLM 0.32. All unlisted names are refused: vLLM accepts abbreviations of its arguments, and loads
-modules, files and native libraries that arguments and variables name. An operator of hosts may allow more names
-(`EngineAllowances`), on the API and on each agent.
+A manifest tunes an engine and runs no code. Names are those of vLLM 0.32. All unlisted names are refused: vLLM accepts
+abbreviations of its arguments, and loads modules, files and native libraries that arguments and variables name. An
+operator of hosts may allow more names (`EngineAllowances`), on the API and on each agent.
 """
 
 import re
@@ -148,7 +148,10 @@ VARIABLES: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class EngineAllowances:
-    """Names beyond the allow lists that an operator allows, each with any value: this lets manifests run code on hosts."""
+    """Names beyond the allow lists that an operator allows, each with any value.
+
+    This lets manifests run code on hosts.
+    """
 
     arguments: tuple[str, ...] = ()
     """Arguments of vLLM, such as `--speculative-config`."""

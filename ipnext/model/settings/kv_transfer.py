@@ -1,4 +1,7 @@
-"""Transfer of keys and values from the part that reads prompts to the part that writes the answers: the setting `kvTransfer`."""
+"""Transfer of keys and values from the part that reads prompts to the part that writes the answers.
+
+The setting `kvTransfer`.
+"""
 
 from typing import Final, Literal
 

@@ -1,4 +1,7 @@
-"""The router's choice of one of a generation's engines: the setting `routing` of a part whose engine has its own server."""
+"""The router's choice of one of a generation's engines.
+
+The setting `routing` of a part whose engine has its own server.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Final, Literal
@@ -18,8 +21,8 @@ class RoutingSettings(Written):
     """Written as `routing: {policy: prefix}`."""
 
     policy: RoutingPolicy = "prefix"
-    """`prefix`: the engine that has the session, or the beginning of the prompt, in its cache, unless others are far less
-    busy; `least-loaded`; or `round-robin`."""
+    """`prefix`: the engine that has the session, or the beginning of the prompt, in its cache, unless others are far
+    less busy; `least-loaded`; or `round-robin`."""
 
 
 def routing_policy(settings: Mapping[str, Any]) -> RoutingPolicy | None:

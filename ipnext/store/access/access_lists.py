@@ -70,7 +70,10 @@ class AccessLists(Unit):
         return (*keys, *self._session.exec(of_roles).one(), *self._session.exec(of_models).one())
 
     def caller_keys(self) -> tuple[CallerKey, ...]:
-        """Return the API keys that are neither revoked nor expired, by id. Sessions and tickets are for the API alone."""
+        """Return the API keys that are neither revoked nor expired, by id.
+
+        Sessions and tickets are for the API alone.
+        """
         valid = (KeyRow.kind == "key", col(KeyRow.revoked_at).is_(None))
         rows = self._session.exec(select(KeyRow).where(*valid))
         now = self._now()
@@ -128,7 +131,10 @@ class AccessLists(Unit):
             self._add(row)
 
     def note_region_access(self, region: str, *, revocations: int) -> None:
-        """Store that a region goes by a list without the first `revocations` revoked keys; an earlier claim changes nothing."""
+        """Store that a region goes by a list without the first `revocations` revoked keys.
+
+        An earlier claim changes nothing.
+        """
         self._writing(None)
         row = self._region_row(region)
         if row.revocations is None or row.revocations < revocations:
@@ -141,7 +147,9 @@ class AccessLists(Unit):
         return frozenset(self._session.exec(query))
 
     def note_access_settings(self, *, policies: str, issuer: TokenIssuer | None, version: int) -> None:
-        """Store the operator's policies and the identity provider from the API's settings, the first ones or of a later version.
+        """Store the operator's policies and the identity provider from the API's settings.
+
+        They replace stored ones of an earlier version only.
 
         The keys are deleted if the provider is another one.
         """

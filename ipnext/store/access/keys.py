@@ -27,8 +27,8 @@ class Keys(Unit):
     def add_key(self, key: ApiKey, *, parent: str | None = None) -> ApiKey:
         """Store a key. Conflict if a valid key of kind `key` has its name.
 
-        `parent` is the key on whose behalf a session or ticket acts; it is valid no longer than that one. RateLimited if
-        the parent has MOST_LOGINS already.
+        `parent` is the key on whose behalf a session or ticket acts; it is valid no longer than that one. RateLimited
+        if the parent has MOST_LOGINS already.
         """
         self._writing(None)
         if key.kind == "key":

@@ -47,7 +47,10 @@ class RoleBindings(Unit):
         return page_of(found, clamp_limit(limit), key=lambda row: row.ordinal, value=_binding)
 
     def grants_of(self, subjects: Collection[str]) -> tuple[Grant, ...]:
-        """Return the grants of these subjects (`group:NAME`, `user:NAME`, `email:ADDRESS`, `sub:ID`); each once, in a fixed order."""
+        """Return the grants of these subjects (`group:NAME`, `user:NAME`, `email:ADDRESS`, `sub:ID`).
+
+        Each is there once, in a fixed order.
+        """
         row = RoleBindingRow
         found = {
             _grant(item)

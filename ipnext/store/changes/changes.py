@@ -140,7 +140,10 @@ class Changes(Snapshots):
         }
 
     def unsubmitted_changes(self, *, limit: int = 1000, but: Collection[str] = ()) -> tuple[Change, ...]:
-        """Return the first changes that no workflow has started yet, in the order of recording, without those of some models."""
+        """Return the first changes that no workflow has started yet, in the order of recording.
+
+        Those of some models are left out.
+        """
         query = select(ChangeRow).where(ChangeRow.state == ChangeState.RECORDED.value).order_by(col(ChangeRow.ordinal))
         if but:
             query = query.where(not_(self._among(col(ChangeRow.model), but)))
@@ -173,7 +176,7 @@ class Changes(Snapshots):
         return tuple(_change(row) for row in self._session.exec(query.order_by(col(ChangeRow.ordinal))))
 
     def long_open_changes(self, *, seconds: float) -> tuple[Change, ...]:
-        """Return, for each model, the first change that was recorded at least `seconds` ago, has started and has not ended."""
+        """Return, for each model, its first change recorded at least `seconds` ago that has started and not ended."""
         query = select(ChangeRow).where(col(ChangeRow.state).in_(_TAKEN))
         query = query.where(ChangeRow.created_at <= self._now() - timedelta(seconds=seconds))
         first: dict[str, ChangeRow] = {}
@@ -214,8 +217,8 @@ class Changes(Snapshots):
     ) -> Change:
         """Move a change forward; fields that are None stay. Raises NotFound.
 
-        `stopped_by` is the change that preempted it, recorded with its end. A change only moves forward: a late update (to
-        a final change, or from RUNNING back to QUEUED) is ignored, and the present change is returned.
+        `stopped_by` is the change that preempted it, recorded with its end. A change only moves forward: a late update
+        (to a final change, or from RUNNING back to QUEUED) is ignored, and the present change is returned.
         """
         known = self.change(change_id)
         self._writing(known.model)

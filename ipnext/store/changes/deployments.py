@@ -82,7 +82,10 @@ class Deployments(Unit):
         return dict(self._session.exec(query).all())
 
     def refusing_revisions(self, region: str) -> Mapping[str, int]:
-        """Map each model without a serving generation to the revision of the table by which a region's gateway refuses its users."""
+        """Map each model without a serving generation to the revision of a table.
+
+        By this table a region's gateway refuses the model's users.
+        """
         query = select(RouteRow.model, RouteRow.revision).join(ModelRow, col(ModelRow.name) == col(RouteRow.model))
         query = query.where(
             RouteRow.region == region, col(RouteRow.refuses), col(ModelRow.serving_generation).is_(None)
@@ -167,7 +170,10 @@ class Deployments(Unit):
         return tuple(sorted(self._session.exec(select(RouteRow.model).where(RouteRow.region == region))))
 
     def shares_to(self, region: str) -> tuple[tuple[str, str, float], ...]:
-        """Return (model, users' region, fraction of their requests) for all traffic to a region, by model and users' region."""
+        """Return (model, users' region, fraction of their requests) for all traffic to a region.
+
+        The order is by model and users' region.
+        """
         query = select(RouteShareRow.model, RouteShareRow.region, func.sum(RouteShareRow.fraction))
         query = query.where(RouteShareRow.to == region, RouteShareRow.fraction > 0)
         found = self._session.exec(query.group_by(RouteShareRow.model, RouteShareRow.region))
@@ -196,9 +202,9 @@ def _identity(key: DeploymentKey) -> tuple[str, str, str, str]:
 
 
 def _is_later(table: RouteTable, stored: RouteTable | None) -> bool:
-    """Return whether a table replaces the stored one; False if the stored one, at its revision or later, has the same content.
+    """Return whether a table replaces the stored one.
 
-    Raises StaleWrite.
+    False if the stored one, at its revision or later, has the same content. Raises StaleWrite.
     """
     if stored is None or table.revision > stored.revision:
         return True

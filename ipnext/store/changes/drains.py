@@ -93,7 +93,7 @@ class Drains(Unit):
         return _drain(row)
 
     def was_lost_since(self, change_id: str, regions: Iterable[str]) -> bool:
-        """Return whether one of the regions was declared lost, or requested back after that, since a change was recorded.
+        """Return whether any region was declared lost, or requested back after that, since a change was recorded.
 
         Compared by the order in which the store recorded them: the writers' clocks may differ. False if the change is
         unknown.
@@ -148,7 +148,7 @@ class Drains(Unit):
         return _drain(row)
 
     def find_remaining(self, region: str) -> tuple[frozenset[str], int]:
-        """Return the models with replicas or planned placements in a region, and the number of desired replicas there."""
+        """Return the models with replicas or planned placements in a region, and its number of desired replicas."""
         held = self._session.exec(
             select(DeploymentRow.model, DeploymentRow.replicas).where(
                 DeploymentRow.region == region, DeploymentRow.replicas > 0

@@ -61,9 +61,10 @@ class Freezes(Changes):
         return tuple(sorted(map(_freeze, self._run(_ALL)), key=lambda f: f.manifest.name))
 
     def override_freezes(self, change_id: str, *, who: str, reason: str, passes: Frozen | None) -> Override:
-        """Let one change pass every freeze. `passes` are the freezes that bind it now. If repeated, the first override stays.
+        """Let one change pass every freeze. `passes` are the freezes that bind it now.
 
-        NotFound if the change is unknown; Conflict if it never waits, or has ended.
+        If repeated, the first override stays. NotFound if the change is unknown; Conflict if it never waits, or has
+        ended.
         """
         change = self.change(change_id)
         self._writing(change.model)

@@ -1,4 +1,7 @@
-"""Pauses: who paused a model's changes, and why. A pause lasts until it is resumed, whatever happens to the workflow."""
+"""Pauses: who paused a model's changes, and why.
+
+A pause lasts until it is resumed, whatever happens to the workflow.
+"""
 
 from ipnext.model.lifecycle.controls import ControlAsked
 from ipnext.model.wire import decode

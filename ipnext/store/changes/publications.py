@@ -92,7 +92,10 @@ class Publishing(Changes):
         return next(sound, number)
 
     def _refused_snapshots(self, model: str, part: str) -> frozenset[int]:
-        """Return a part's snapshots that the validation of a generation has refused: the report names the part, or one of its files."""
+        """Return a part's snapshots that the validation of a generation has refused.
+
+        The report names the part, or one of its files.
+        """
         query = select(GenerationRow).where(
             GenerationRow.model == model, GenerationRow.state == GenerationState.REFUSED.value
         )
@@ -105,7 +108,10 @@ class Publishing(Changes):
         return frozenset(found)
 
     def _newest_stands(self, model: str, cut: str | None) -> bool:
-        """Return whether the newest generation serves or may still serve, with this cut: the same bytes are nothing new then."""
+        """Return whether the newest generation serves or may still serve, with this cut.
+
+        The same bytes are nothing new then.
+        """
         newest = self._get(GenerationRow, (model, self._last_generation(model)))
         if newest is None or GenerationState(newest.state) in _OVER:
             return False

@@ -142,9 +142,9 @@ class Transitions(Unit):
     """Transitions of one model each."""
 
     def save_transition(self, record: TransitionRecord, *, before: StateBefore | None = None) -> TransitionRecord:
-        """Store a transition; the same id again replaces it unless it has begun. Returns the stored one. Raises NotFound.
+        """Store a transition; the same id again replaces it unless it has begun. Returns the stored one.
 
-        `before` is kept until the transition is closed.
+        Raises NotFound. `before` is kept until the transition is closed.
         """
         self._writing(record.model)
         self._check_known(record.model)
@@ -215,7 +215,9 @@ class Transitions(Unit):
         return self._session.exec(query).first() is not None
 
     def models_astray(self, *, but: Collection[str] = ()) -> tuple[str, ...]:
-        """Return the models that no change moves and that a route table sends to a generation which does not serve, by name.
+        """Return, by name, the models that a route table sends to a generation which does not serve.
+
+        No change moves them.
 
         Tables of the regions `but` do not count.
         """
@@ -227,14 +229,14 @@ class Transitions(Unit):
         return tuple(sorted(self._session.exec(query.where(col(ModelRow.name).not_in(_MOVED)))))
 
     def models_unrepaired(self) -> tuple[str, ...]:
-        """Return the models that no change moves, and whose newest change to end is a repair without success, by name."""
+        """Return, by name, the models that no change moves and whose newest ended change is a failed repair."""
         return tuple(self._run(_UNREPAIRED).scalars())
 
     def models_unserved(self) -> tuple[str, ...]:
         """Return the models without serving generation that still have routes or replicas, by name.
 
-        Without an open change, or with one that waits for a freeze or for the end of a pause: it has placed nothing yet.
-        Tables that only refuse users do not count as routes.
+        Without an open change, or with one that waits for a freeze or for the end of a pause: it has placed nothing
+        yet. Tables that only refuse users do not count as routes.
         """
         routed = select(RouteRow.model).where(col(RouteRow.refuses).is_(False))
         held = select(DeploymentRow.model)
@@ -298,7 +300,10 @@ class Transitions(Unit):
         return known.model_copy(update={"fence": fence + 1})
 
     def close_transition(self, transition_id: str, *, done: bool, message: str = "") -> None:
-        """End an open transition, and forget the state before it. An ended one keeps its result; a missing one is ignored."""
+        """End an open transition, and forget the state before it.
+
+        An ended one keeps its result; a missing one is ignored.
+        """
         known = self.find_transition(transition_id)
         if known is None:
             return

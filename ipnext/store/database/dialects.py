@@ -83,7 +83,10 @@ def reading(engine: Engine) -> Engine:
 
 
 def close(engine: Engine) -> None:
-    """Close all connections, those in use once they return: `dispose` alone would leave these open in an unused pool."""
+    """Close all connections, those in use once they return.
+
+    `dispose` alone would leave these open in an unused pool.
+    """
     event.listen(engine, "checkin", _end)
     engine.dispose()
 
@@ -154,7 +157,10 @@ def claim_free_turns(connection: Connection, models: Collection[str]) -> frozens
 
 
 def lock_owner(connection: Connection, owner: str) -> None:
-    """Wait until no other unit counts and writes the claims of this owner's models; the transaction's end releases the lock."""
+    """Wait until no other unit counts and writes the claims of this owner's models.
+
+    The transaction's end releases the lock.
+    """
     if connection.dialect.name != "sqlite":
         key = {"space": _OWNER_LOCK, "number": _number_of(owner)}
         connection.execute(text("SELECT pg_advisory_xact_lock(:space, :number)"), key)

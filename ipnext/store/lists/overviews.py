@@ -96,7 +96,10 @@ class Overviews(Unit):
         return tuple(sorted(found, key=lambda table: (table.model, table.region)))
 
     def recent_changes(self, models: Collection[str], *, limit: int) -> Mapping[str, tuple[Change, ...]]:
-        """Map each model to its newest changes, newest first. A model's sequence has no gaps, so the index finds them."""
+        """Map each model to its newest changes, newest first.
+
+        A model's sequence has no gaps, so the index finds them.
+        """
         return _newest_first(self._newest(models, sa_select(CHANGES), CHANGES.c.sequence, limit), "sequence", _change)
 
     def recent_generations(self, models: Collection[str], *, limit: int) -> Mapping[str, tuple[Generation, ...]]:
@@ -197,7 +200,10 @@ class Overviews(Unit):
         ).one()
 
     def _newest(self, models: Collection[str], query: Select[Any], key: Column[Any], limit: int) -> list[Any]:
-        """Return the rows of a table with the `limit` highest keys of each model. Keys have no gaps, or `limit` is 1."""
+        """Return the rows of a table with the `limit` highest keys of each model.
+
+        Keys have no gaps, or `limit` is 1.
+        """
         table: Table = key.table
         older = table.alias()
         last = sa_select(sa_func.max(older.c[key.name])).where(older.c.model == MODELS.c.name).scalar_subquery()

@@ -199,7 +199,10 @@ class Listing(Models, Profiles, Plans):
         return {ChangeState(state): count for found in (unfinished, ended) for state, count in found}
 
     def run_durations(self, *, among: int) -> Mapping[tuple[str, str, str], float]:
-        """Map (model, kind, state) to the seconds from record to end of the newest such change among those recorded last."""
+        """Map (model, kind, state) to the seconds from record to end of the newest such change.
+
+        It is the newest among those recorded last.
+        """
         row = METADATA.tables[ChangeRow.__tablename__].c
         newest = sa_select(row.model, row.kind, row.state, row.created_at, row.finished_at)
         newest = (

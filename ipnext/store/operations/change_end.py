@@ -123,10 +123,11 @@ class Readiness:
 
 
 def judge_up_to_date(record: ModelRecord, wanted: Generation | None, changes: Sequence[Change]) -> Readiness:
-    """Judge `UpToDate`: true while the newest desired state is routed to, the target generation and the newest manifest.
+    """Judge `UpToDate`.
 
-    `wanted` is the target generation, `changes` are the model's, newest first. Moves and repairs don't count: they
-    bring no other state.
+    True while the newest desired state is routed to, the target generation and the newest manifest. `wanted` is the
+    target generation, `changes` are the model's, newest first. Moves and repairs don't count: they bring no other
+    state.
     """
     serving = f"generation {record.serving_generation} serves" if record.serving_generation else "nothing serves"
     if record.retired or wanted is None:

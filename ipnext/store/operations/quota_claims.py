@@ -1,7 +1,7 @@
 """Claims of models on the quotas of their owners: checked, written, and lowered again.
 
-A model counts its newest manifest, and for as long as something is placed, runs or is under way also whatever it counted
-before: its manifest may be refused, and the plan goes on by the former one.
+A model counts its newest manifest, and for as long as something is placed, runs or is under way also whatever it
+counted before: its manifest may be refused, and the plan goes on by the former one.
 """
 
 from collections.abc import Iterable
@@ -32,8 +32,8 @@ NOTHING: Final[Claims] = {}
 def admitted_claims(unit: Repository, manifest: ModelManifest, *, replicas: int, models: int) -> Claims:
     """Check a new manifest against the quotas of its owner; return the claims to write with it.
 
-    Call it in the unit of work that stores the manifest. `replicas` and `models` are the limits of an owner without such
-    quotas. Raises QuotaExceeded.
+    Call it in the unit of work that stores the manifest. `replicas` and `models` are the limits of an owner without
+    such quotas. Raises QuotaExceeded.
     """
     name, owner = manifest.name, manifest.metadata.owner
     declared = declared_claims(unit, manifest)
@@ -48,8 +48,8 @@ def admit_wishes(unit: Repository, wishes: ModelProblem, *, replicas: int) -> No
     """Count the wishes that a plan is about to place a model by, if they need more than the model counts.
 
     They do after a snapshot was cut into more parts than the policy showed, or was measured to be slower. Call it in a
-    unit of work of the model, before that adopts the plan. A model without claims is let through. Raises QuotaExceeded, and
-    StaleWrite if the model has another owner by now.
+    unit of work of the model, before that adopts the plan. A model without claims is let through. Raises QuotaExceeded,
+    and StaleWrite if the model has another owner by now.
     """
     name, owner, claims = wishes.model, wishes.owner, claims_of_wishes(wishes)
     if (now := unit.model(name).manifest.metadata.owner) != owner:
@@ -93,9 +93,9 @@ def beyond_claims(unit: Repository, wishes: Iterable[ModelProblem]) -> frozenset
 
 
 def lower_claims(unit: Repository, name: str) -> None:
-    """Lower a model's claims to its newest manifest once no plan and no change goes by a former one. It never raises them.
+    """Lower a model's claims to its newest manifest once no plan and no change goes by a former one.
 
-    Call it with the end of a change, after the plan in force was settled.
+    It never raises them. Call it with the end of a change, after the plan in force was settled.
     """
     if unit.open_kinds(name) or _lower_claims(unit, name) is None:
         return
@@ -106,7 +106,7 @@ def lower_claims(unit: Repository, name: str) -> None:
 
 
 def _lower_claims(unit: Repository, name: str) -> Claims | None:
-    """Return the claims of a model's newest manifest, of the wishes that it is placed by, and of what is placed and runs.
+    """Return the claims of a model's newest manifest, of its placement's wishes, and of what is placed and runs.
 
     The last two may be larger: a way back leaves the replicas of before beside the wishes of the rollout. None if they
     are no lower.
@@ -124,7 +124,10 @@ def _lower_claims(unit: Repository, name: str) -> Claims | None:
 
 
 def declared_claims(unit: Repository, manifest: ModelManifest) -> Claims:
-    """Return the claims of a manifest over all parts that a plan may choose: its own, and those of generations that were cut."""
+    """Return the claims of a manifest over all parts that a plan may choose.
+
+    Its own, and those of generations that were cut.
+    """
     name, spec, record = manifest.name, manifest.spec, unit.find_model(manifest.name)
     used = (record.serving_generation, record.target_generation) if record else ()
     numbers = sorted({number for number in used if number is not None})

@@ -1,8 +1,8 @@
-"""Route tables for users that a manifest names and no generation serves: the gateways answer 503 with the reason, not 404.
+"""Route tables for users that a manifest names and no generation serves.
 
-Written when a change ends or a freeze holds it: for a model that serves nobody in all regions of its users, for one
-that serves in the regions that only a newer manifest names. The reconciler sends them to the gateways; the next
-transition replaces them.
+The gateways answer 503 with the reason, not 404. Written when a change ends or a freeze holds it: for a model that
+serves nobody in all regions of its users, for one that serves in the regions that only a newer manifest names. The
+reconciler sends them to the gateways; the next transition replaces them.
 """
 
 from ipnext.model.deployment.deployment import RouteTable
@@ -32,7 +32,7 @@ def refuse_users(repository: Repository, record: ModelRecord, why: str) -> None:
 
 
 def refuse_further_users(repository: Repository, record: ModelRecord, reason: Reason) -> None:
-    """Store, update or delete pending tables of a model that serves, in regions for which no transition has written one.
+    """Store, update or delete pending tables of a serving model, in regions for which no transition has written one.
 
     `reason` is why the newest manifest does not serve. Nothing is written while a transition moves the model.
     """

@@ -124,11 +124,17 @@ class Placements(Unit):
         return tuple(decode_plain(Unmet, item) for text in self._session.exec(query) for item in plain(text))
 
     def units_entitled(self, *, but: str) -> Units:
-        """Return the units that all models but one may use: by the plan in force, or the running ones if the plan does not contain them."""
+        """Return the units that all models but one may use.
+
+        By the plan in force, or the running ones if the plan does not contain them.
+        """
         return _sum_units(self._run(_PLACED_SUMS, but=[but]), self._run(_UNPLACED_SUMS, but=but))
 
     def units_needed(self, *, but: Collection[str]) -> Units:
-        """Return the most units that all models except some need: for each replica set the larger of placed and running units."""
+        """Return the most units that all models except some need.
+
+        For each replica set the larger of placed and running units.
+        """
         left_out = sorted(but)
         return _sum_units(self._run(_PLACED_SUMS, but=left_out), self._run(_SUMS_BEYOND, but=left_out))
 
@@ -157,7 +163,10 @@ class Placements(Unit):
         return {owner: (cost, unmet) for owner, cost, unmet in self._session.exec(query.order_by(row.owner))}
 
     def unmet_by_priority(self) -> Mapping[float, float]:
-        """Map each priority to the unmet requests per second of visible models by the plan in force, the highest first."""
+        """Map each priority to the unmet requests per second of visible models by the plan in force.
+
+        The highest priority comes first.
+        """
         row = PlacementRow
         query = select(row.priority, func.sum(row.unmet_qps)).group_by(col(row.priority))
         if self._visible is not None:
@@ -174,7 +183,10 @@ class Placements(Unit):
         return {"cost_per_hour": round(cost, DIGITS), "unmet_qps": round(unmet, DIGITS)}
 
     def _place(self, plan: "PreparedPlan", *, keeping: Collection[str]) -> None:
-        """Write a plan's placements. A model whose replicas and traffic are unchanged keeps the plan that decided them."""
+        """Write a plan's placements.
+
+        A model whose replicas and traffic are unchanged keeps the plan that decided them.
+        """
         scope = plan.record.scope
         wanted = {name: placed for name, placed in plan.placements.items() if name not in keeping}
         known = self._read_placements(None if scope is None else (scope,))

@@ -137,9 +137,10 @@ class Plans(Placements):
         return None if row is None else row.plan_id
 
     def lock_plan_in_force(self) -> str | None:
-        """Return the id of the plan adopted last; until this unit ends, others neither adopt plans nor admit transitions.
+        """Return the id of the plan adopted last.
 
-        Placements, and the transitions under way, are stable from here on; those of other models may end.
+        Until this unit ends, others neither adopt plans nor admit transitions. Placements, and the transitions under
+        way, are stable from here on; those of other models may end.
         """
         dialects.lock_plan(self.connection())  # before the first plan there is no row to lock
         self._forget_read()  # rows that were read before the lock may have changed
@@ -147,11 +148,11 @@ class Plans(Placements):
         return found
 
     def adopt_plan(self, plan: PreparedPlan, *, expected: str | None, keeping: Collection[str] = ()) -> PlanEntry:
-        """Store a plan and put it in force after `expected` (None: there was none). No change if it is already in force.
+        """Store a plan and put it in force after `expected` (None: there was none).
 
-        A plan of the whole fleet replaces every placement except those of `keeping`; a plan of one model only that
-        model's. StaleWrite if another plan is in force than expected. A plan of one model is adopted in a unit of that
-        model, one of the whole fleet in a unit that names the plan.
+        No change if it is already in force. A plan of the whole fleet replaces every placement except those of
+        `keeping`; a plan of one model only that model's. StaleWrite if another plan is in force than expected. A plan
+        of one model is adopted in a unit of that model, one of the whole fleet in a unit that names the plan.
         """
         record = plan.record
         self._writing(record.scope or record.id)
@@ -206,7 +207,10 @@ class Plans(Placements):
         return _entry(row, has_documents=row.plan is not None)
 
     def _columns_of(self, plan: PreparedPlan) -> dict[str, Any]:
-        """Return a plan as columns. The figures are of the fleet: for a plan of one model, all other models are added."""
+        """Return a plan as columns.
+
+        The figures are of the fleet: for a plan of one model, all other models are added.
+        """
         record = plan.record
         cost, unmet = record.plan.cost_per_hour, sum(item.qps for item in record.plan.unmet)
         if record.scope is not None:

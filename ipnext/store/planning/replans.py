@@ -108,7 +108,9 @@ class Replans(Moves):
         return tuple(_replan(row) for row in self._session.exec(query))
 
     def claimed_replans(self) -> tuple[Replan, ...]:
-        """Return the replans that the workflow has started and not finished, oldest first, without those blocked by a pause.
+        """Return the replans that the workflow has started and not finished, oldest first.
+
+        Those blocked by a pause are left out.
 
         If there are any, the workflow has to run.
         """

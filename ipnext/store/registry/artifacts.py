@@ -1,8 +1,9 @@
-"""Bytes of the artifact store: the account that each blob counts for, the blobs in use, and the blobs that may be collected.
+"""Bytes of the artifact store.
 
-A user of a blob touches it first and looks for it in the artifact store afterwards. A collection removes a blob within
-a unit that blocks all touches, and only one that was not touched for its grace time. So a blob that is found after a
-touch stays for the grace time.
+The account that each blob counts for, the blobs in use, and the blobs that may be collected. A user of a blob touches
+it first and looks for it in the artifact store afterwards. A collection removes a blob within a unit that blocks all
+touches, and only one that was not touched for its grace time. So a blob that is found after a touch stays for the grace
+time.
 """
 
 from collections import Counter
@@ -53,9 +54,9 @@ class Artifacts(Snapshots):
     """Counted uploads, touches, and the blobs that may be collected. The audit has no entries for them."""
 
     def reserve_blob(self, digest: str, size_bytes: int, allowance: Allowance, *, field: str = "blobs") -> None:
-        """Count an upload before its bytes arrive. Raises QuotaExceeded. An upload of a blob that is already counted costs nothing.
+        """Count an upload before its bytes arrive. Raises QuotaExceeded.
 
-        `field` is the request's field for the message.
+        An upload of a blob that is already counted costs nothing. `field` is the request's field for the message.
         """
         self._writing_any()
         dialects.lock_owner(self._connection, allowance.account)
@@ -77,14 +78,20 @@ class Artifacts(Snapshots):
             self._end_upload(digest)
 
     def blob_refused(self, digest: str) -> None:
-        """Record that a reserved upload has failed: it counts no more, unless another upload of the same blob continues."""
+        """Record that a reserved upload has failed.
+
+        It counts no more, unless another upload of the same blob continues.
+        """
         with self._bookkeeping():
             self._end_upload(digest)
             over = _CHANGE.where(ARTIFACTS.c.stored.is_(False), ARTIFACTS.c.uploads <= 0)
             self._write(over.values(account="", size_bytes=0), of_digest=digest)
 
     def touch_artifacts(self, sizes: Mapping[str, int]) -> None:
-        """Keep these blobs for the grace time, whether they are in the artifact store or arrive later. Digest -> bytes."""
+        """Keep these blobs for the grace time, whether they are in the artifact store or arrive later.
+
+        Digest -> bytes.
+        """
         self._writing_any()
         dialects.lock_artifacts(self._connection, alone=False)
         rows = [{"digest": digest, "size_bytes": size, "account": "", "uploads": 0} for digest, size in sizes.items()]
@@ -121,7 +128,10 @@ class Artifacts(Snapshots):
             self._put_artifacts(given, dict.fromkeys(("account", "stored", "size_bytes")))
 
     def artifact_bytes(self, account: str) -> int:
-        """Return the bytes that count for an account, with uploads under way; for an owner also its models' documents."""
+        """Return the bytes that count for an account, with uploads under way.
+
+        For an owner also its models' documents.
+        """
         query = select(func.coalesce(func.sum(ARTIFACTS.c.size_bytes), 0)).where(ARTIFACTS.c.account == account)
         stored, owner = int(self._run(query).scalar_one()), owner_of_account(account)
         return stored if owner is None else stored + self._owners_document_bytes((owner,)).get(owner, 0)
@@ -137,7 +147,10 @@ class Artifacts(Snapshots):
         return found
 
     def _owners_document_bytes(self, owners: Collection[str]) -> Mapping[str, int]:
-        """Map each owner to the bytes of its models' documents, retired models included; owners without any are left out."""
+        """Map each owner to the bytes of its models' documents, retired models included.
+
+        Owners without any are left out.
+        """
         owner, size = _MODELS.c.owner, func.sum(_MODELS.c.document_bytes).label("size")
         return {
             row.owner: int(row.size)

@@ -190,7 +190,10 @@ class Models(Unit):
         )
 
     def manifests_basis(self) -> tuple[int, int]:
-        """Return the number of manifests and the sum of their versions, which changes with any manifest, since versions only rise."""
+        """Return the number of manifests and the sum of their versions.
+
+        They change with any manifest, since versions only rise.
+        """
         count, versions = self._session.exec(select(func.count(), func.coalesce(func.sum(ModelRow.version), 0))).one()
         return count, int(versions)
 
@@ -239,7 +242,10 @@ class Models(Unit):
         return record.model_copy(update=said)
 
     def accept_revision(self, name: str, revision: int, spec: ModelSpec) -> None:
-        """Record that a validation accepted a revision of the manifest, with this spec. It is in force once a change is planned by it."""
+        """Record that a validation accepted a revision of the manifest, with this spec.
+
+        It is in force once a change is planned by it.
+        """
         record = self.model(name)
         refused, known = record.refused_generation, record.validated
         if refused is not None and refused <= revision:
@@ -271,7 +277,10 @@ class Models(Unit):
             self._judge(name, former=planned)
 
     def end_force(self, name: str, *, change_id: str, done: bool) -> None:
-        """End what a change put in force: from now on it is in force for good (`done`), or what it found is in force again."""
+        """End what a change put in force.
+
+        From now on it is in force for good (`done`), or what it found is in force again.
+        """
         record = self.model(name)
         known = record.former
         if known is None or known.change_id != change_id:

@@ -52,7 +52,9 @@ class Profiles(Snapshots):
         return tuple(_profile(row) for row in self._session.exec(query))
 
     def profiles_of(self, model: str, generation: int | None) -> Measured:
-        """Map (part, hardware) to the newest measurement that applies to a generation's snapshots, or to the newest ones if it is None.
+        """Map (part, hardware) to the newest measurement that applies to a generation's snapshots.
+
+        If the generation is None, the newest snapshots count.
 
         A measurement of another snapshot applies if both have the same architecture.
         """
@@ -93,7 +95,10 @@ class Profiles(Snapshots):
             )
 
     def _snapshots_in(self, generations: Mapping[str, int | None]) -> list[tuple[str, str, int]]:
-        """Return (model, part, number) of every snapshot in these generations; the newest of each part if a model has none."""
+        """Return (model, part, number) of every snapshot in these generations.
+
+        The newest of each part if a model has none.
+        """
         numbered = {(model, number) for model, number in generations.items() if number}
         found = [
             (generation.model, part, number)

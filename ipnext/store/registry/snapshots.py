@@ -47,7 +47,10 @@ _SERVED = _NUMBERS.where(
 
 
 def _select_cut(number: ColumnElement[int]) -> ScalarSelect[int]:
-    """Return the number if the generation is cut. A scalar subquery is looked up for each model, whatever the statistics."""
+    """Return the number if the generation is cut.
+
+    A scalar subquery is looked up for each model, whatever the statistics.
+    """
     mine = (GENERATIONS.c.model == MODELS.c.name, GENERATIONS.c.number == number, GENERATIONS.c.layout.is_not(None))
     return sa_select(GENERATIONS.c.number).where(*mine).correlate(MODELS).scalar_subquery()
 

@@ -1,6 +1,7 @@
-"""The schema of a database: its version, whether this build can use it, and its migration, safe for several processes at once.
+"""The schema of a database.
 
-Every process checks it at its start; alembic, whose import takes a tenth of that start, is imported only to migrate
+Its version, whether this build can use it, and its migration, safe for several processes at once. Every process checks
+it at its start; alembic, whose import takes a tenth of that start, is imported only to migrate
 (`ipnext.store.schema.alembic_scripts`).
 
 Builds of two versions use one database during a rolling upgrade, and runs that are pinned to the older build need it
@@ -51,10 +52,10 @@ class SchemaRange:
 
 
 def upgrade(engine: Engine) -> None:
-    """Bring the database to this build's version, in one transaction; a newer one that this build can use stays unchanged.
+    """Bring the database to this build's version, in one transaction.
 
-    The file of a SQLite database is created if it is absent. Raises Conflict if a newer schema's range begins beyond
-    this build, and Unavailable if the file can't be created.
+    A newer one that this build can use stays unchanged. The file of a SQLite database is created if it is absent.
+    Raises Conflict if a newer schema's range begins beyond this build, and Unavailable if the file can't be created.
     """
     if engine.dialect.name == "sqlite":
         file = dialects.file_of(engine.url)

@@ -43,6 +43,9 @@ def read_audit(  # noqa: PLR0913, PLR0917 - the filters of the list
 
 @router.get("/head", dependencies=[may("audit.read")], summary="Read the audit's head")
 def read_audit_head(rooms: Rooms) -> AuditHead:
-    """Sequence and hash of the newest entry. Kept elsewhere it is an anchor: a later verification finds what was cut off."""
+    """Sequence and hash of the newest entry.
+
+    Kept elsewhere it is an anchor: a later verification finds what was cut off.
+    """
     with rooms.store.read() as unit:
         return unit.audit_head()

@@ -67,7 +67,10 @@ def list_keys(rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed[Ke
 
 @router.delete("/{key_id}", dependencies=[may("keys.manage")], summary="Revoke an API key")
 def revoke_key(key_id: OneKey, rooms: Rooms) -> RevokedKey:
-    """End a key, and the sessions that were logged in with it; in force within 5 s everywhere but in `regionsBehind` that stay there."""
+    """End a key, and the sessions that were logged in with it.
+
+    It is in force within 5 s everywhere but in `regionsBehind` that stay there.
+    """
     with rooms.store.begin() as unit:
         before = unit.find_key(key_id)
         key = unit.revoke_key(key_id)
@@ -88,7 +91,10 @@ def revocation(key_id: OneKey, rooms: Rooms) -> RevokedKey:
 
 
 def _view_revoked(rooms: Platform, key: ApiKey) -> RevokedKey:
-    """Return a revoked key with the regions that have not acknowledged a list without it. Regions have no sessions and tickets."""
+    """Return a revoked key with the regions that have not acknowledged a list without it.
+
+    Regions have no sessions and tickets.
+    """
     behind: tuple[str, ...] = ()
     if key.revocation is not None:
         with rooms.store.read() as unit:

@@ -26,7 +26,10 @@ def prove_platform(
     key: Annotated[KeyId, Query(description="Id of an API key that the caller has.")],
     nonce: Annotated[str, Query(pattern=f"^{NONCE_FORM}$", description="Drawn by the caller, for this request only.")],
 ) -> PlatformProof:
-    """Prove knowledge of a key that the caller has and does not send: an HMAC over its nonce and the port of this API."""
+    """Prove knowledge of a key that the caller has and does not send.
+
+    An HMAC over its nonce and the port of this API.
+    """
     with rooms.store.read() as unit:
         found = unit.find_key(key)
     is_good = found is not None and found.kind == "key" and found.is_valid(datetime.now(UTC))

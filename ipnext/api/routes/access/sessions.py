@@ -24,7 +24,10 @@ TICKET_LASTS: Final = timedelta(minutes=10)
 
 @router.post("/sessions", status_code=201, summary="Log a browser in", responses=OF_SHARED)
 def log_in(request: Request, response: Response, rooms: Rooms) -> SessionView:
-    """Give out a session for the key or ticket of `Authorization`, in a cookie. A ticket is good once; 401 for others."""
+    """Give out a session for the key or ticket of `Authorization`, in a cookie.
+
+    A ticket is good once; 401 for others.
+    """
     credential = _login_credential(request)
     asker = rooms.access.prove(credential, kinds=("key", "ticket"))
     if asker.kind == "user":
@@ -73,7 +76,10 @@ def log_out(request: Request, asker: Asker, rooms: Rooms) -> Response:
 
 @router.post("/tickets", status_code=201, summary="Make a link that logs a browser in", responses=OF_SHARED)
 def make_ticket(request: Request, rooms: Rooms, asker: Asker, response: Response) -> Ticket:
-    """Give out a ticket with the caller's own grants, good once and for ten minutes: `/#ticket=...` of the page takes it."""
+    """Give out a ticket with the caller's own grants, good once and for ten minutes.
+
+    `/#ticket=...` of the page takes it.
+    """
     act(request, action="tickets.create", policy="keys-make-tickets")
     if asker.kind != "key":
         msg = f"a ticket is made with an API key; {asker.text} is none"
@@ -89,7 +95,10 @@ def make_ticket(request: Request, rooms: Rooms, asker: Asker, response: Response
 
 @router.get("/tickets/current", summary="Ask whose login link it is", responses=OF_SHARED)
 def look_at_ticket(request: Request, response: Response, rooms: Rooms) -> TicketView:
-    """Name the key of the ticket of `Authorization`, which stays good: the page asks before it logs anybody in. 401 for others."""
+    """Name the key of the ticket of `Authorization`, which stays good: the page asks before it logs anybody in.
+
+    401 for others.
+    """
     asker = rooms.access.prove(_login_credential(request), kinds=("ticket",))
     with rooms.store.read() as unit:
         ticket = unit.find_key(asker.id)

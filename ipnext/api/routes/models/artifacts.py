@@ -42,7 +42,8 @@ UPLOADS_AT_ONCE = 32
 """Each occupies a thread while it arrives."""
 
 LOOKED_AT_ONCE = 16
-"""Requests that ask the artifact store for blobs and manifests at once, a quarter of them for one client; the next ones wait."""
+"""Requests that ask the artifact store for blobs and manifests at once, a quarter of them for one client; the next ones
+wait."""
 
 SILENT_SECONDS = 30.0
 """Longest pause of an upload."""
@@ -54,7 +55,10 @@ _BINARY = {"requestBody": {"required": True, "content": {"application/octet-stre
 
 @router.post("/missing", dependencies=[may("artifacts.upload", only_reads=True)], summary="Ask which blobs to upload")
 async def missing(query: BlobQuery, request: Request, rooms: Rooms, asker: Asker) -> MissingBlobs:
-    """Those of the given SHA-256 digests, at most 1,000, that the store does not hold: upload these only. The others are kept for the grace time."""
+    """Those of the given SHA-256 digests, at most 1,000, that the store does not hold: upload these only.
+
+    The others are kept for the grace time.
+    """
     return await _lookers(request).run(holder_of(asker), _missing, rooms, frozenset(query.digests))
 
 
@@ -81,8 +85,8 @@ def _missing(rooms: Platform, asked: frozenset[str]) -> MissingBlobs:
 async def put_blob(sha256: Sha256, request: Request, rooms: Rooms, asker: Asker, model: UploadedFor = None) -> Response:
     """Store a blob. Content of another digest is refused (422) and leaves nothing behind.
 
-    Its bytes count for the owner of `model`, else for who uploads until it is published; beyond what that may have it is refused
-    (409) before it is read. Without `content-length` it counts as the largest blob until it is stored.
+    Its bytes count for the owner of `model`, else for who uploads until it is published; beyond what that may have it
+    is refused (409) before it is read. Without `content-length` it counts as the largest blob until it is stored.
     """
     limit = rooms.settings.max_upload_bytes
     stated = request.headers.get("content-length")
@@ -113,7 +117,8 @@ async def commit(
 ) -> StoredSnapshot:
     """Write a snapshot's manifest. Every blob it names must be there (422 names the first that is not).
 
-    The manifest's own bytes count as those of a blob: for the owner of `model`, else for who commits until it is published.
+    The manifest's own bytes count as those of a blob: for the owner of `model`, else for who commits until it is
+    published.
     """
     return await _lookers(request).run(holder_of(asker), _commit, manifest, rooms, asker, model)
 
@@ -148,8 +153,9 @@ async def put_signature(
 ) -> Response:
     """Keep signatures of a committed snapshot beside those that it has.
 
-    Each has to be valid, by a key that a model which the asker may publish names in `spec.validation.signers.publicKeys`, or that
-    the operator trusts for native code. Others, malformed ones and those of another snapshot are refused (422); none is kept then.
+    Each has to be valid, by a key that a model which the asker may publish names in
+    `spec.validation.signers.publicKeys`, or that the operator trusts for native code. Others, malformed ones and those
+    of another snapshot are refused (422); none is kept then.
     """
     await _lookers(request).run(holder_of(asker), _put_signature, digest, envelope, rooms, asker)
     return Response(status_code=204)
@@ -173,7 +179,9 @@ async def collectable(request: Request, rooms: Rooms, asker: Asker) -> Collectio
 
 @router.post("/collect", dependencies=[may("artifacts.collect")], summary="Collect what nothing names")
 async def collect(request: Request, rooms: Rooms, asker: Asker) -> CollectionView:
-    """Give free the bytes of snapshots that nothing can want any more, and remove blobs that no snapshot names and nobody used for the grace time.
+    """Free the bytes of snapshots that nothing can want any more, and remove unused blobs.
+
+    A blob is unused if no snapshot names it and no client used it for the grace time.
 
     The platform does so on a schedule.
     """
@@ -186,7 +194,10 @@ def _collect(rooms: Platform) -> CollectionView:
 
 
 def _lookers(request: Request) -> Turns:
-    """Return the threads that call the artifact store for other requests than uploads: no other endpoint waits for a slow one."""
+    """Return the threads that call the artifact store for other requests than uploads.
+
+    No other endpoint waits for a slow one.
+    """
     state = request.app.state
     if not hasattr(state, "artifact_lookers"):
         state.artifact_lookers = Turns(LOOKED_AT_ONCE)
@@ -252,7 +263,10 @@ class Pace(NamedTuple):
         return cls(settings.upload_bytes_per_second, settings.upload_grace_seconds)
 
     def allows_seconds(self, size: int) -> float:
-        """Return the time by which more than `size` bytes must have arrived, at most that of a whole blob at the lowest rate."""
+        """Return the time by which more than `size` bytes must have arrived.
+
+        It is at most that of a whole blob at the lowest rate.
+        """
         return self.grace_seconds + size / self.bytes_per_second
 
 

@@ -101,9 +101,10 @@ def _note(rooms: Platform, model: str, message: str, key: str) -> None:
 
 
 def _running(rooms: Platform, model: str, action: ControlAction) -> str | None:
-    """Return the change that the action concerns, the oldest running one; for a decision of a run the one that moves the model.
+    """Return the change that the action concerns, the oldest running one.
 
-    Two run if a repair passes a change that waits. NotFound if the model is unknown.
+    For a decision of a run the one that moves the model. Two run if a repair passes a change that waits. NotFound if
+    the model is unknown.
     """
     with rooms.store.read() as unit:
         running = [change.id for change in reversed(unit.changes(model)) if change.state is ChangeState.RUNNING]
@@ -113,7 +114,10 @@ def _running(rooms: Platform, model: str, action: ControlAction) -> str | None:
 
 
 def _frozen_retirement(rooms: Platform, model: str) -> str:
-    """Return the retirement of the model that waits for a freeze; empty if there is none. NotFound if the model is unknown."""
+    """Return the retirement of the model that waits for a freeze; empty if there is none.
+
+    NotFound if the model is unknown.
+    """
     with rooms.store.read() as unit:
         changes = unit.changes(model)
     found = (c.id for c in changes if c.kind is ChangeKind.RETIRE and c.state is ChangeState.RUNNING)

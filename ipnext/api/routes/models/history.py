@@ -131,10 +131,12 @@ async def follow_events(
     asker: Asker,
     last_event_id: Annotated[str | None, Header(max_length=20, description="Resume after this event.")] = None,
 ) -> StreamingResponse:
-    """Server-sent events. `event` is a line of the history, its id the ordinal; `changed` says that something else changed.
+    """Server-sent events.
 
-    With `Last-Event-ID` the events since that one come first, at most 1000. A comment is sent after 15 s of silence. 503 if
-    200 streams are open, 429 if 50 of them are of the same key or person. A client that reads too slowly is cut off and resumes by its id.
+    `event` is a line of the history, its id the ordinal; `changed` says that something else changed. With
+    `Last-Event-ID` the events since that one come first, at most 1000. A comment is sent after 15 s of silence. 503 if
+    200 streams are open, 429 if 50 of them are of the same key or person. A client that reads too slowly is cut off and
+    resumes by its id.
     """
     messages = rooms.stream.subscribe(ordinal_of(last_event_id), listener_of(rooms.access, asker))
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

@@ -71,7 +71,10 @@ async def list_models(request: Request, rooms: Rooms, wanted: WantedModels, visi
 
 @router.get("/{name}", dependencies=[may("models.read")], summary="Read a model")
 def read_model(name: ModelName, rooms: Rooms) -> ModelView:
-    """Manifest, version, status and how its generations answer: as recorded, corrected by what the regions report now."""
+    """Manifest, version, status and how its generations answer.
+
+    As recorded, corrected by what the regions report now.
+    """
     with rooms.store.read() as unit:
         facts = model_facts(unit, name)
         rates = throughputs_of(unit, [facts])[name]
@@ -90,10 +93,11 @@ def apply_model(  # noqa: PLR0913, PLR0917 - the parameters of the request
     dry_run: DryRun = False,
     key: IdempotencyKey = "",
 ) -> ModelApplied:
-    """Create or replace a manifest. The same manifest twice changes nothing. A retired model is brought back, and waits for a publish.
+    """Create or replace a manifest. The same manifest twice changes nothing.
 
-    If the change to this manifest has ended without success, the same manifest again is tried again, as a new change. A
-    request that is repeated with its `Idempotency-Key` gets the change that it recorded.
+    A retired model is brought back, and waits for a publish. If the change to this manifest has ended without success,
+    the same manifest again is tried again, as a new change. A request that is repeated with its `Idempotency-Key` gets
+    the change that it recorded.
 
     Demand regions and hardware kinds must exist in the fleet. A manifest that takes its owner beyond a quota is refused
     (`QuotaExceeded`), with the figure used now and the limit. Where the model serves, or is on its way to serve, a
@@ -189,7 +193,10 @@ def _check_version(record: ModelRecord | None, expected: int | None) -> None:
 
 
 def _apply_change(unit: Repository, before: ModelRecord | None, record: ModelRecord, *, key: str = "") -> Change | None:
-    """Return the change that moves a model to its spec: a new one, unless one for this revision is open or has succeeded."""
+    """Return the change that moves a model to its spec.
+
+    A new one, unless one for this revision is open or has succeeded.
+    """
     if before is None or before.retired:
         return None
     mark = digest_of(key)[:MARK_LENGTH] if key else ""
@@ -201,9 +208,10 @@ def _apply_change(unit: Repository, before: ModelRecord | None, record: ModelRec
 
 
 def _apply_again(unit: Repository, record: ModelRecord, mark: str) -> Change | None:
-    """Return the change of the revision in the store; another one if that ended without success and the model is behind.
+    """Return the change of the revision in the store.
 
-    A repeated request gets the change that it recorded, however that ended.
+    Another one if that ended without success and the model is behind. A repeated request gets the change that it
+    recorded, however that ended.
     """
     known = unit.applies(record.name, revision=record.generation)
     own = next((change for change in known if mark and change.id.endswith(f".{mark}")), None)

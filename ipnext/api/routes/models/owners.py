@@ -63,9 +63,9 @@ def apply_owner(
 ) -> OwnerView:
     """Create or replace an owner. The same manifest twice changes nothing.
 
-    `spec.members`, if it is given, takes the place of all roles over this owner's models, which are in force within 5 s. A
-    quota below what the models ask for already changes nothing that runs: `warnings` names it, and only what would ask for
-    more is refused. A changed priority is in force with the next replan.
+    `spec.members`, if it is given, takes the place of all roles over this owner's models, which are in force within
+    5 s. A quota below what the models ask for already changes nothing that runs: `warnings` names it, and only what
+    would ask for more is refused. A changed priority is in force with the next replan.
     """
     if manifest.name != owner:
         msg = f"metadata.name: the path says {owner!r}, the manifest {manifest.name!r}; make them agree"
@@ -88,7 +88,10 @@ def apply_owner(
 
 @router.delete("/{owner}", dependencies=[may("owners.manage")], summary="Delete an owner")
 def delete_owner(owner: OwnerName, rooms: Rooms, expected_version: ExpectedVersion = None) -> OwnerView:
-    """Remove an owner with its quotas and its members' roles. 409 while it has models that are not retired, or valid API keys."""
+    """Remove an owner with its quotas and its members' roles.
+
+    409 while it has models that are not retired, or valid API keys.
+    """
     with rooms.store.begin() as unit:
         view = _views(rooms, unit, (unit.owner(owner),))[0]
         unit.delete_owner(owner, expected_version=expected_version)
@@ -113,8 +116,8 @@ def admit(unit: Repository, manifest: ModelManifest, *, replicas: int, models: i
     """Check a model's manifest against the quotas of its owner; return its claims, to be written with it.
 
     Call it in the unit of work that stores the manifest: units that admit models of one owner run one after another.
-    `replicas` and `models` are the limits of an owner without such quotas. Raises QuotaExceeded, and InvalidInput if the
-    owner has no object and the fleet requires one.
+    `replicas` and `models` are the limits of an owner without such quotas. Raises QuotaExceeded, and InvalidInput if
+    the owner has no object and the fleet requires one.
     """
     owner = manifest.metadata.owner
     unit.lock_owner(owner)

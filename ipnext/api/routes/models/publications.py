@@ -34,7 +34,8 @@ from ipnext.store.repository import Repository
 router = APIRouter(prefix="/v1/models", tags=["publishing"], route_class=GuardedRoute)
 
 READ_AT_ONCE = 16
-"""Publishes that read a snapshot from a directory or bucket at once, a quarter of them for one client; the next ones wait."""
+"""Publishes that read a snapshot from a directory or bucket at once, a quarter of them for one client; the next ones
+wait."""
 
 _ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
 
@@ -103,9 +104,10 @@ def _publish(name: str, request: PublishRequest, rooms: Platform, user: str, ask
     "/{name}/rollback", dependencies=[may("models.rollback")], status_code=202, summary="Go back to a former generation"
 )
 def rollback(name: ModelName, request: RollbackRequest, rooms: Rooms) -> ChangeView:
-    """Return to a generation that has served, ahead of all that waits, past freezes and pauses; a rollout that runs is stopped.
+    """Return to a generation that has served, ahead of all that waits, past freezes and pauses.
 
-    Without `generation`: while a rollout is under way the one that serves, else the newest other one that has.
+    A rollout that runs is stopped. Without `generation`: while a rollout is under way the one that serves, else the
+    newest other one that has.
     """
     change_id = client_id("changeId", request.change_id)
     with rooms.store.begin(name) as unit:
@@ -167,7 +169,10 @@ def _source(rooms: Platform, asker: Principal, owner: str, given: PublishPart) -
 
 
 def _announce(rooms: Platform, owner: str, manifest: SnapshotManifest) -> None:
-    """Count the artifacts that are about to be read or named, and protect them from a collection. Raises QuotaExceeded."""
+    """Count the artifacts that are about to be read or named, and protect them from a collection.
+
+    Raises QuotaExceeded.
+    """
     with rooms.store.begin_free(()) as unit:
         _charge(unit, rooms, owner, manifest)
 

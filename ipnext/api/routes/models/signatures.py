@@ -87,7 +87,10 @@ def _trust_of(rooms: Platform) -> _Trust:
 
 
 def _model_keys(store: Store) -> tuple[ModelKeys, ...]:
-    """Return the keys of all models, read again only if a manifest has changed since: for thousands of models that takes seconds."""
+    """Return the keys of all models, read again only if a manifest has changed since.
+
+    For thousands of models that takes seconds.
+    """
     with store.read() as unit:
         basis = unit.manifests_basis()
         last = _READ.get(store)

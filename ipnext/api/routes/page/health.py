@@ -23,8 +23,8 @@ async def healthz() -> dict[str, str]:
 async def readyz(rooms: Rooms, response: Response) -> Readiness:
     """200 if the store answers, is this platform's and has this process's settings of access in force, else 503.
 
-    Temporal may be down: changes are recorded and submitted later. Figures only: it asks nobody for a credential, and ids
-    of changes name models.
+    Temporal may be down: changes are recorded and submitted later. Figures only: it asks nobody for a credential, and
+    ids of changes name models.
     """
     found = await run_in_threadpool(_look, rooms)
     store: Literal["ok", "down", "foreign"] = "down" if found is None else "foreign" if rooms.outbox.foreign else "ok"

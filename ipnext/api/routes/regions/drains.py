@@ -34,8 +34,8 @@ RegionName = Annotated[Name, Path(description="Name of the region.")]
 def drain_region(region: RegionName, request: DrainRequest, rooms: Rooms, visible: Visible) -> DrainView:
     """Record a drain: it is carried out, even while the workflow engine is down. One under way is answered.
 
-    Planned, it is checked first: `refused` names what would stay unserved. A disaster takes the region's traffic away at
-    once. 409 where no other region with supply would be left.
+    Planned, it is checked first: `refused` names what would stay unserved. A disaster takes the region's traffic away
+    at once. 409 where no other region with supply would be left.
     """
     with rooms.store.begin() as unit:
         check_region_left(unit.fleet().spec, unit.drains(), region)

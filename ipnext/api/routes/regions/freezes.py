@@ -40,7 +40,10 @@ FreezeName = Annotated[Name, Path(description="Name of the freeze.")]
 
 @router.get("/freezes", dependencies=[may("fleet.read")], summary="List freezes")
 def list_freezes(rooms: Rooms, visible: Visible, after: After = None, limit: Limit = 50) -> Listed[FreezeView]:
-    """By name, each with the window that is open now and the next ones. Those for models of other owners alone are left out."""
+    """By name, each with the window that is open now and the next ones.
+
+    Those for models of other owners alone are left out.
+    """
     shown: list[FreezeRecord] = []
     with rooms.store.read() as unit:
         names = names_in_freezes(unit, visible)

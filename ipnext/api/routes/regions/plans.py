@@ -105,9 +105,9 @@ def ask_replan(request: ReplanRequest, rooms: Rooms) -> ReplanView:
 async def steer_replan(request: SteerRequest, rooms: Rooms, key: IdempotencyKey = "") -> ReplanProgress:
     """Paused, no further model is asked to move; cancelled, the replan ends. Models under way go on in any case.
 
-    A pause is kept in the store: it needs no replan that runs, lasts until it is resumed, and the repair of a lost region
-    passes it. Replans that are asked for meanwhile wait for its end, except drains and dry runs. 409 if a replan is to be
-    cancelled and none runs.
+    A pause is kept in the store: it needs no replan that runs, lasts until it is resumed, and the repair of a lost
+    region passes it. Replans that are asked for meanwhile wait for its end, except drains and dry runs. 409 if a replan
+    is to be cancelled and none runs.
     """
     if request.action == "cancel":
         await asyncio.to_thread(

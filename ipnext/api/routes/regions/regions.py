@@ -28,7 +28,8 @@ router = APIRouter(prefix="/v1/regions", tags=["regions"], route_class=GuardedRo
 def list_regions(rooms: Rooms, visible: Visible, after: After = None, limit: Limit = 50) -> Listed[RegionView]:
     """Every region of the fleet and of the infrastructure. One that does not answer is shown as not reachable.
 
-    Of its replicas at most twenty are shown, those that do not answer first; `GET /v1/regions/{region}/replicas` lists all.
+    Of its replicas at most twenty are shown, those that do not answer first; `GET /v1/regions/{region}/replicas` lists
+    all.
     """
     states = rooms.observer.states()
     with rooms.store.read() as unit:
