@@ -2,9 +2,9 @@
 
     python -m benchmarks.access          (--rounds 5 --requests 400 --json out.json --docs docs/benchmarks.md)
 
-Two APIs over the same SQLite record in this process, each behind a socket of the loopback, are asked for the same model by one
-client, in turns: one with `authentication=none`, which is the baseline, one with a key of one owner, as a publisher has it. Then the
-proof of a key alone: looked up in the record, and remembered.
+Two APIs over the same SQLite record in this process, each behind a socket of the loopback, are asked for the same model
+by one client, in turns: one with `authentication=none`, which is the baseline, one with a key of one owner, as a
+publisher has it. Then the proof of a key alone: looked up in the record, and remembered.
 """
 
 import argparse

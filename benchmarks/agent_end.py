@@ -2,10 +2,11 @@
 
     python -m benchmarks.agent_end          (--rounds 7 --clients 3 --json out.json --docs docs/benchmarks.md)
 
-One agent with Envoy and one torch host, asked by as many clients. `agent leaves` is SIGTERM with `IPNEXT_AGENT_SIGTERM=leave`, `agent killed` is SIGKILL;
-another agent is started 0.5 s after either. `wait` is
-the longest time from asking to an answer 200 in a round, `no answer` all that were answered otherwise, `adopted` the time from the start of
-the next agent, or from the end of the supervisor, until the agent reports a host that answers. The baseline is the same clients while nothing ends.
+One agent with Envoy and one torch host, asked by as many clients. `agent leaves` is SIGTERM with
+`IPNEXT_AGENT_SIGTERM=leave`, `agent killed` is SIGKILL; another agent is started 0.5 s after either. `wait` is the
+longest time from asking to an answer 200 in a round, `no answer` all that were answered otherwise, `adopted` the time
+from the start of the next agent, or from the end of the supervisor, until the agent reports a host that answers. The
+baseline is the same clients while nothing ends.
 """
 
 import argparse

@@ -1,13 +1,14 @@
 """How long lists, the overview, metrics and single models take to answer in a large fleet.
 
-    .venv/bin/python benchmarks/api_lists.py      (ARGS: --models 1000 10000 --requests 40 --directory DIR --fill --json out.json)
+    .venv/bin/python benchmarks/api_lists.py
+        (ARGS: --models 1000 10000 --requests 40 --directory DIR --fill --json out.json)
 
-A store holds N models of one to three parts in 20 regions with four generations each, their changes, conditions, events,
-routes and a plan in force, drawn from a seed; one model in 200 is not ready. Their regions report every replica that is
-wanted. The API runs in this process and is asked over ASGI, one request after another. What is computed is measured with
-nothing kept; the lines `again` ask for the same once more while nothing is written. The baseline of the same run is one
-row of one table by its key, and `/healthz`, which asks nothing. Each size is measured on SQLite and on PostgreSQL, see
-benchmarks/databases.py for `--engines`, `--directory` and `--fill`.
+A store holds N models of one to three parts in 20 regions with four generations each, their changes, conditions,
+events, routes and a plan in force, drawn from a seed; one model in 200 is not ready. Their regions report every replica
+that is wanted. The API runs in this process and is asked over ASGI, one request after another. What is computed is
+measured with nothing kept; the lines `again` ask for the same once more while nothing is written. The baseline of the
+same run is one row of one table by its key, and `/healthz`, which asks nothing. Each size is measured on SQLite and on
+PostgreSQL, see benchmarks/databases.py for `--engines`, `--directory` and `--fill`.
 """
 
 import argparse
@@ -122,7 +123,10 @@ class Reports(MemoryInfrastructure):
 
 
 async def timed(times: list[tuple[float, float]], count: int, ask: Callable[[int], Awaitable[object]]) -> None:
-    """Note milliseconds, by the clock and in CPU time of this process, of each of `count` calls after one that does not count."""
+    """Note the milliseconds of each of `count` calls after one that does not count.
+
+    By the clock, and in CPU time of this process.
+    """
     for number in range(count + 1):
         wall, cpu = time.perf_counter(), time.process_time()
         await ask(number)

@@ -1,11 +1,12 @@
 """What an entry of the audit adds to a unit of work, and how fast entries are verified.
 
-    .venv/bin/python benchmarks/audit.py      (ARGS: --units 1000 --rounds 5 --engines SQLite PostgreSQL --directory DIR)
+    .venv/bin/python benchmarks/audit.py
+        (ARGS: --units 1000 --rounds 5 --engines SQLite PostgreSQL --directory DIR)
 
-One client writes an event of one model a unit, in turns on behalf of nobody (the baseline) and of a principal whose unit
-notes two documents of 2 KB. CPU is that of this process, thus without PostgreSQL's server; wall time includes the commit.
-Then as many clients as `--writers`, each of a model of its own, write at once: the entries of one chain are committed one
-after another, which is what this pair shows.
+One client writes an event of one model a unit, in turns on behalf of nobody (the baseline) and of a principal whose
+unit notes two documents of 2 KB. CPU is that of this process, thus without PostgreSQL's server; wall time includes the
+commit. Then as many clients as `--writers`, each of a model of its own, write at once: the entries of one chain are
+committed one after another, which is what this pair shows.
 """
 
 import argparse

@@ -1,10 +1,12 @@
-"""What compiling a snapshot gives: one forward pass of a DLRM, compiled, beside the eager module and the exported program.
+"""What compiling a snapshot gives.
+
+One forward pass of a DLRM, compiled, beside the eager module and the exported program.
 
     python benchmarks/compiled_model.py            (--tables 26 --rows 172000 --width 16 --seconds 5 --json out.json)
 
-One process, one torch thread. The baseline is the module's own forward in inference mode, on tensors over the same arrays;
-the others are what a host calls: numpy arrays in and out. All take the same requests in turns, so that what else the machine does
-falls on all of them alike; ratios are of the same run.
+One process, one torch thread. The baseline is the module's own forward in inference mode, on tensors over the same
+arrays; the others are what a host calls: numpy arrays in and out. All take the same requests in turns, so that what
+else the machine does falls on all of them alike; ratios are of the same run.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
     python benchmarks/components.py          (--rounds 30 --seconds 0.5 --json out.json)
 
-Two agents with Envoy, router and one torch host each, asked by one client in turns through their gateways; one is as it is by default, the
-other's router and host listen on loopback ports. CPU is that of Envoy, router and host together, by request.
+Two agents with Envoy, router and one torch host each, asked by one client in turns through their gateways; one is as it
+is by default, the other's router and host listen on loopback ports. CPU is that of Envoy, router and host together, by
+request.
 """
 
 import argparse

@@ -1,4 +1,6 @@
-"""The databases of a benchmark: SQLite in a file and PostgreSQL of its own, filled once and measured as often as needed.
+"""The databases of a benchmark.
+
+SQLite in a file and PostgreSQL of its own, filled once and measured as often as needed.
 
     with databases(directory, ENGINES) as opened:
         store = opened("PostgreSQL", "models_1000", fill)

@@ -1,13 +1,15 @@
-"""What a delta snapshot saves over a full one: published -> answering, and bytes, for a table of which some rows changed.
+"""What a delta snapshot saves over a full one.
+
+Published -> answering, and bytes, for a table of which some rows changed.
 
     python benchmarks/delta.py          (--rows 10000000 --width 64 --changed 0.01 --rounds 3 --json out.json)
 
-Each round is one of both in turn. A fresh host holds the parent. The clock runs from a snapshot directory on the publisher's
-disk to the first right answer of the new generation: checked and copied into the artifact store, fetched into the host's
-cache and checked again, loaded, warmed, asked. Making the directories is timed apart. All answers for changed rows, and for as
-many others, are compared bit for bit between both hosts, and the delta applied on disk with the full file. Memory is the growth of
-the host's proportional set size (pages shared with the page cache of others count by their share). Needs room on the disk for seven
-times the model, and twice the model of memory.
+Each round is one of both in turn. A fresh host holds the parent. The clock runs from a snapshot directory on the
+publisher's disk to the first right answer of the new generation: checked and copied into the artifact store, fetched
+into the host's cache and checked again, loaded, warmed, asked. Making the directories is timed apart. All answers for
+changed rows, and for as many others, are compared bit for bit between both hosts, and the delta applied on disk with
+the full file. Memory is the growth of the host's proportional set size (pages shared with the page cache of others
+count by their share). Needs room on the disk for seven times the model, and twice the model of memory.
 """
 
 import argparse

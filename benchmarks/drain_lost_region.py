@@ -2,9 +2,10 @@
 
     .venv/bin/python benchmarks/drain_lost_region.py      (ARGS: --models 100 --confirm-ms 25 --json out.json)
 
-A store in a SQLite file holds N models of one part that are served in three regions and answer each other's users. Gateways are in
-memory and take so long to confirm a table as is asked for. One region is recorded as lost. The baseline is what transitions
-would do, one model after the other: the same tables by the same function, through the gateways that a wave uses.
+A store in a SQLite file holds N models of one part that are served in three regions and answer each other's users.
+Gateways are in memory and take so long to confirm a table as is asked for. One region is recorded as lost. The baseline
+is what transitions would do, one model after the other: the same tables by the same function, through the gateways that
+a wave uses.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python benchmarks/engine_clients.py [--rounds R] [--requests N] [--docs]
 
-One request after the other over a kept-alive connection, an answer of 8 events streamed, pieces only counted. Times are of
-the client's process: `CPU` is its processor time for each request, which a router would spend.
+One request after the other over a kept-alive connection, an answer of 8 events streamed, pieces only counted. Times are
+of the client's process: `CPU` is its processor time for each request, which a router would spend.
 """
 
 import argparse

@@ -1,10 +1,13 @@
-"""What a request pays for the sketches that gates compare: one model behind routers that sample none, some or all answers.
+"""What a request pays for the sketches that gates compare.
+
+One model behind routers that sample none, some or all answers.
 
     python benchmarks/gate_counting.py            (--rows 10000 --batches 1 64 --seconds 10 --json out.json)
 
-One host holds the model; three routers stand before it: one samples no answer (`--sample-seconds inf`, the baseline), one
-as routers do by default, one each answer (`--sample-seconds 0`). One client asks each in turns over a connection of its
-own, with binary tensors. Latencies are of whole exchanges, CPU of router and host together; ratios are of the same run.
+One host holds the model; three routers stand before it: one samples no answer (`--sample-seconds inf`, the baseline),
+one as routers do by default, one each answer (`--sample-seconds 0`). One client asks each in turns over a connection of
+its own, with binary tensors. Latencies are of whole exchanges, CPU of router and host together; ratios are of the same
+run.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python benchmarks/gathering.py            (--rows 172000 --batches 1 8 64 512 --seconds 5 --json out.json)
 
-One process, one torch thread. The baseline is the same loaded snapshot with each call by itself; the exported graph, which both are
-checked against, stands beside them. All take the same requests in turns; ratios are of the same run.
+One process, one torch thread. The baseline is the same loaded snapshot with each call by itself; the exported graph,
+which both are checked against, stands beside them. All take the same requests in turns; ratios are of the same run.
 """
 
 import argparse

@@ -2,9 +2,10 @@
 
     python benchmarks/genai_rollout.py [--checkpoint DIR] [--clients 16] [--docs]
 
-A platform of its own serves the checkpoint (Gemma 3 270M as `make demo-genai` converts it); clients stream chats through Envoy all the
-while. `steady` is the same clients before anything is published. The second snapshot has the same tensors, one of them scaled, so that it
-differs and an engine can take it over. Figures are ratios to `steady` of the same model in the same run.
+A platform of its own serves the checkpoint (Gemma 3 270M as `make demo-genai` converts it); clients stream chats
+through Envoy all the while. `steady` is the same clients before anything is published. The second snapshot has the same
+tensors, one of them scaled, so that it differs and an engine can take it over. Figures are ratios to `steady` of the
+same model in the same run.
 """
 
 import argparse

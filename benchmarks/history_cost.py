@@ -1,17 +1,21 @@
-"""What the age of a fleet costs: the read of one step of a rollout, and the time until a lost region's users go elsewhere.
+"""What the age of a fleet costs.
 
-    .venv/bin/python benchmarks/history_cost.py      (ARGS: --models 10000 --routed 450 --history 100 --directory DIR --fill --json out.json)
+The read of one step of a rollout, and the time until a lost region's users go elsewhere.
+
+    .venv/bin/python benchmarks/history_cost.py
+        (ARGS: --models 10000 --routed 450 --history 100 --directory DIR --fill --json out.json)
 
 On SQLite and on PostgreSQL, see benchmarks/databases.py for `--engines`, `--directory` and `--fill`.
 
-Steps: a model with 10, 1,000 and 5,000 snapshots, the last but one serves, the last one rolls out. CPU time of
-the process, for what an activity of a wave reads and for what validation reads. The baseline reads all generations and snapshots
-of the model beside it, in the same run.
+Steps: a model with 10, 1,000 and 5,000 snapshots, the last but one serves, the last one rolls out. CPU time of the
+process, for what an activity of a wave reads and for what validation reads. The baseline reads all generations and
+snapshots of the model beside it, in the same run.
 
-A lost region: so many models, each with a history of so many generations and snapshots (10,000 x 100 are a million); users of
-`routed` of them are sent to the region. Gateways are in memory and take 25 ms to confirm a table. Wall time until the first
-table is confirmed, until all are, and the CPU time of all. The baseline is to read the history of every routed model before the
-first table is pushed: measured for some of them, and multiplied. A database that is kept gets its former tables back first.
+A lost region: so many models, each with a history of so many generations and snapshots (10,000 x 100 are a million);
+users of `routed` of them are sent to the region. Gateways are in memory and take 25 ms to confirm a table. Wall time
+until the first table is confirmed, until all are, and the CPU time of all. The baseline is to read the history of every
+routed model before the first table is pushed: measured for some of them, and multiplied. A database that is kept gets
+its former tables back first.
 """
 
 import argparse
@@ -78,7 +82,7 @@ ROWS = 10_000
 
 
 class Gateways(MemoryInfrastructure):
-    """Regions that answer at once with what they hold, and gateways that take a while to confirm a table, as real ones do.
+    """Regions that answer at once, and gateways that take a while to confirm a table, as real ones do.
 
     The time of the first confirmed table is kept.
     """

@@ -2,10 +2,11 @@
 
     python benchmarks/host_start.py          (--rounds 7 --hosts 4 --json out.json --docs docs/benchmarks.md)
 
-This process stands in for the agent. In turns a host is started both ways, told to hold a small snapshot, and ended; the
-baseline is the fresh interpreter of the same round. `answers` is from the start to the first answer of its HTTP server,
-`serves` to the snapshot being ready. Processor time is the host's and that of what it starts, up to `serves`; the fork server's own part of a
-fork is in it. Memory is the proportional set size of `--hosts` hosts with the snapshot, and of the fork server.
+This process stands in for the agent. In turns a host is started both ways, told to hold a small snapshot, and ended;
+the baseline is the fresh interpreter of the same round. `answers` is from the start to the first answer of its HTTP
+server, `serves` to the snapshot being ready. Processor time is the host's and that of what it starts, up to `serves`;
+the fork server's own part of a fork is in it. Memory is the proportional set size of `--hosts` hosts with the snapshot,
+and of the fork server.
 """
 
 import argparse

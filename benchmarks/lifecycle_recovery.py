@@ -2,16 +2,17 @@
 
     python -m benchmarks.lifecycle_recovery          (--kills 8 --models 3 --workers 2 --json out.json)
 
-The embedded platform, which restarts what dies. Some models are rolled out without a pause, in small steps; one more rests. Three
-waits from each kill, read from the histories of the models' runs afterwards, each the longest over the models:
+The embedded platform, which restarts what dies. Some models are rolled out without a pause, in small steps; one more
+rests. Three waits from each kill, read from the histories of the models' runs afterwards, each the longest over the
+models:
 
     begun again    until a worker has begun or ended an activity, or decided something, of the model that took longest
-    next decision  until a worker has completed a workflow task of the model that took longest: a server that is away can
-                   write none, so this one shows that it is back, and the workers with it
+    next decision  until a worker has completed a workflow task of the model that took longest: a server that is away
+                   can write none, so this one shows that it is back, and the workers with it
     word answered  until the resting model has acknowledged a pause or a resume that is asked for right after the kill
 
-The baseline is the same waits from moments without a kill, in the same run. Every acknowledged publish has to end `done` or
-`superseded`.
+The baseline is the same waits from moments without a kill, in the same run. Every acknowledged publish has to end
+`done` or `superseded`.
 """
 
 import argparse

@@ -2,11 +2,11 @@
 
     python -m benchmarks.lifecycle_replan          (--models 1000 --window 32 --json out.json)
 
-A real Temporal server with a file database, a worker in this process, a SQLite record, an infrastructure in memory whose
-replicas are ready at once: what is measured is the control plane. Every model serves in one of two regions; then that region's
-supply goes, a replan is asked for, and each model moves: its entity, a lifecycle run, a transition of one wave. The ceiling is the
-same workflows for a third as many models, with activities that answer at once and touch nothing: what engine and worker take for the
-same commands. Both in one run, in this order: ceiling, replan, ceiling.
+A real Temporal server with a file database, a worker in this process, a SQLite record, an infrastructure in memory
+whose replicas are ready at once: what is measured is the control plane. Every model serves in one of two regions; then
+that region's supply goes, a replan is asked for, and each model moves: its entity, a lifecycle run, a transition of one
+wave. The ceiling is the same workflows for a third as many models, with activities that answer at once and touch
+nothing: what engine and worker take for the same commands. Both in one run, in this order: ceiling, replan, ceiling.
 """
 
 import argparse
@@ -196,7 +196,10 @@ def _move(name: str) -> Change:
 
 
 async def replanned(client: Client, root: Path, models: Sequence[str], window: int) -> float:
-    """Seconds of the moves. Bring all models up at home, take home's supply away, replan, and wait until every model has moved."""
+    """Seconds of the moves.
+
+    Bring all models up at home, take home's supply away, replan, and wait until every model has moved.
+    """
     store = Store.open(f"sqlite:///{root}/ipnext.db")
     store.migrate()
     published(store, models)

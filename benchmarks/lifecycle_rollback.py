@@ -2,9 +2,10 @@
 
     python -m benchmarks.lifecycle_rollback          (--rounds 5 --json out.json)
 
-The embedded platform with real hosts and gateways, two regions. Each round asks for a rollback while a canary holds for an hour, while
-it waits for an approval, while the model is paused, and while a freeze is in force; and after a rollout is complete. Seconds from the
-request until the change has ended: all gateways follow by then. The baseline is a publish in one step, which loads first.
+The embedded platform with real hosts and gateways, two regions. Each round asks for a rollback while a canary holds for
+an hour, while it waits for an approval, while the model is paused, and while a freeze is in force; and after a rollout
+is complete. Seconds from the request until the change has ended: all gateways follow by then. The baseline is a publish
+in one step, which loads first.
 """
 
 import argparse

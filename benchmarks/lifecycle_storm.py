@@ -1,10 +1,12 @@
-"""A model that is published every second, against a rollout of some ten seconds: what waits, and how stale what serves is.
+"""A model that is published every second, against a rollout of some ten seconds.
+
+What waits, and how stale what serves is.
 
     python -m benchmarks.lifecycle_storm          (--seconds 300 --every 1 --hold 4 --json out.json)
 
-The embedded platform with real hosts and gateways; a rollout has two waves with a hold each. The publisher never waits for a
-rollout. `lag` of a publish: from its acknowledgement until it, or a newer one, serves all traffic. The baseline is what the same
-publishes would lag if each was rolled out in its turn, computed from the rollouts of the same run.
+The embedded platform with real hosts and gateways; a rollout has two waves with a hold each. The publisher never waits
+for a rollout. `lag` of a publish: from its acknowledgement until it, or a newer one, serves all traffic. The baseline
+is what the same publishes would lag if each was rolled out in its turn, computed from the rollouts of the same run.
 """
 
 import argparse

@@ -1,12 +1,14 @@
-"""The OpenAI edge beside its peers, before one mock engine: added latency, tokens a second, and processor time of the proxy.
+"""The OpenAI edge beside its peers, before one mock engine.
+
+Added latency, tokens a second, and processor time of the proxy.
 
     python benchmarks/openai_edge.py --with vllm-router,litellm --docs
     python benchmarks/openai_edge.py --rounds 2 --requests 50
     python benchmarks/openai_edge.py --vllm CHECKPOINT
 
-Every way to the engine is asked in turns, round after round, by the same client. `direct` is the engine itself: the ratio
-of a figure is to it, round by round, and then the median. With --vllm a real server of that checkpoint is asked, for streams only.
-docs/genai-benchmarks.md says what is measured.
+Every way to the engine is asked in turns, round after round, by the same client. `direct` is the engine itself: the
+ratio of a figure is to it, round by round, and then the median. With --vllm a real server of that checkpoint is asked,
+for streams only. docs/genai-benchmarks.md says what is measured.
 """
 
 import argparse
@@ -34,7 +36,8 @@ CONCURRENCY = (1, 4, 16)
 BUSY = 16
 """Clients at once of whole answers that take no time: what a hop costs where it never sleeps."""
 FEWEST = 2
-"""Streams of one client in one round, at least. A machine's own pace drifts: many short rounds say more than a few long ones."""
+"""Streams of one client in one round, at least. A machine's own pace drifts: many short rounds say more than a few long
+ones."""
 SETTINGS = VllmSettings(max_model_len=1024, kv_cache_gib=0.5, max_num_seqs=16)
 """Of a real engine."""
 

@@ -1,11 +1,13 @@
-"""What a publish costs the planning module when thousands of other models serve: read, place, adopt, and the supply left.
+"""What a publish costs the planning module when thousands of other models serve.
+
+Read, place, adopt, and the supply left.
 
     .venv/bin/python benchmarks/place_in_a_big_fleet.py      (ARGS: --models 10000 --publishes 20 --json out.json)
 
-A store in a SQLite file holds N models of one to three parts in 20 regions on 4 kinds of hardware, all placed by one plan
-of the whole fleet and running as it says. Drawn from a seed. Then models are published one after another. Beside the
-wall time stands the process's CPU time: on a busy machine only the latter says what the work is. The baseline is the
-same store with a hundredth of the models: what does not grow with the fleet costs the same there.
+A store in a SQLite file holds N models of one to three parts in 20 regions on 4 kinds of hardware, all placed by one
+plan of the whole fleet and running as it says. Drawn from a seed. Then models are published one after another. Beside
+the wall time stands the process's CPU time: on a busy machine only the latter says what the work is. The baseline is
+the same store with a hundredth of the models: what does not grow with the fleet costs the same there.
 """
 
 import argparse

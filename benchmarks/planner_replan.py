@@ -2,8 +2,9 @@
 
     python benchmarks/planner_replan.py --models 10000 --noise 0.05 --max-moves 0.02
 
-A drawn fleet is planned; every demand then changes by a drawn share of at most `--noise`; the plan is what runs, and a replica
-started costs 0.05 $/h. *adapted* is what a replan does, *anew* plans the same problem as if all were to be chosen again.
+A drawn fleet is planned; every demand then changes by a drawn share of at most `--noise`; the plan is what runs, and a
+replica started costs 0.05 $/h. *adapted* is what a replan does, *anew* plans the same problem as if all were to be
+chosen again.
 """
 
 import argparse

@@ -5,8 +5,8 @@
     python benchmarks/planner_scale.py --composition --with ortools,rebalancer,dede
     python benchmarks/planner_scale.py --report out.json --models 0 --plots docs/images/planner --docs
 
-Every peer runs in a process of its own, one at a time; whatever happens to it is a row of the table. docs/planner-benchmarks.md
-says what each peer is and how the instances come about.
+Every peer runs in a process of its own, one at a time; whatever happens to it is a row of the table.
+docs/planner-benchmarks.md says what each peer is and how the instances come about.
 """
 
 import argparse

@@ -1,9 +1,11 @@
-"""Small problems that the reference solves to optimality: how close the planner's answers come, and whether all are valid.
+"""Small problems that the reference solves to optimality.
+
+How close the planner's answers come, and whether all are valid.
 
     python benchmarks/planner_tiny.py --problems 200
 
-Each problem is drawn by `planner.generate.generate` at a small size. `auto` is what `ipnext plan solve` does; `fleet` is the
-fleet-scale solver alone, as a stress of it. Excess is over the reference's optimum (proved to the gap below).
+Each problem is drawn by `planner.generate.generate` at a small size. `auto` is what `ipnext plan solve` does; `fleet`
+is the fleet-scale solver alone, as a stress of it. Excess is over the reference's optimum (proved to the gap below).
 """
 
 import argparse

@@ -1,10 +1,13 @@
-"""What a credential costs a prediction: through Envoy, router and host, with an API key and with a token, over the open model.
+"""What a credential costs a prediction.
+
+Through Envoy, router and host, with an API key and with a token, over the open model.
 
     python -m benchmarks.prediction_access      (--rounds 20 --requests 400 --json out.json --docs docs/benchmarks.md)
 
-One agent with Envoy, one router and one torch host, one client with one connection. In turns of `--requests` each the same model is open (the
-baseline, without a header and with one that is ignored), asked with a key, and asked with a token (RS256, verified once and remembered); a new access list lies between
-two turns, and the first requests after it are not counted. Then the router's check alone, of a key, of a token that it knows and of one that is new.
+One agent with Envoy, one router and one torch host, one client with one connection. In turns of `--requests` each the
+same model is open (the baseline, without a header and with one that is ignored), asked with a key, and asked with a
+token (RS256, verified once and remembered); a new access list lies between two turns, and the first requests after it
+are not counted. Then the router's check alone, of a key, of a token that it knows and of one that is new.
 """
 
 import argparse

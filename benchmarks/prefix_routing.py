@@ -1,11 +1,13 @@
-"""Prompts with shared beginnings on two engines: how much of them is cached, by policy of our router and by vllm-router's.
+"""Prompts with shared beginnings on two engines.
+
+How much of them is cached, by policy of our router and by vllm-router's.
 
     python benchmarks/prefix_routing.py --with vllm-router --docs
     python benchmarks/prefix_routing.py --vllm CHECKPOINT --prefix-words 200 --requests 200
 
-Groups of requests share a long beginning (a system prompt, a document) and end each in its own way. Mock engines cache so
-many blocks that half of the beginnings fit into each; a token that is not cached takes time. With --vllm two real servers of that
-checkpoint are asked, whose caches have as much room. docs/genai-benchmarks.md says what is measured.
+Groups of requests share a long beginning (a system prompt, a document) and end each in its own way. Mock engines cache
+so many blocks that half of the beginnings fit into each; a token that is not cached takes time. With --vllm two real
+servers of that checkpoint are asked, whose caches have as much room. docs/genai-benchmarks.md says what is measured.
 """
 
 import argparse

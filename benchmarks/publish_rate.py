@@ -2,11 +2,12 @@
 
     python -m benchmarks.publish_rate          (--models 40 --json out.json)
 
-A real Temporal server with a file database, one worker in this process, a record in SQLite or PostgreSQL, real snapshots of two torch parts in a
-directory, and an infrastructure in memory whose replicas are ready at once: what is measured is the control plane. Each model serves
-its first generation in two regions; then a second one of all of them is published at once. A transition has one wave. The ceiling is
-a move of as many models by the same workflows with activities that answer at once and touch nothing (benchmarks/lifecycle_replan.py).
-All in one run, in this order: ceiling, publishes with each engine of the store, ceiling.
+A real Temporal server with a file database, one worker in this process, a record in SQLite or PostgreSQL, real
+snapshots of two torch parts in a directory, and an infrastructure in memory whose replicas are ready at once: what is
+measured is the control plane. Each model serves its first generation in two regions; then a second one of all of them
+is published at once. A transition has one wave. The ceiling is a move of as many models by the same workflows with
+activities that answer at once and touch nothing (benchmarks/lifecycle_replan.py). All in one run, in this order:
+ceiling, publishes with each engine of the store, ceiling.
 """
 
 import argparse

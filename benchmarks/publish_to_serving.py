@@ -2,9 +2,10 @@
 
     make bench            (ARGS='--generations 12 --megabytes 10 --engines PostgreSQL --json out.json')
 
-One run on one platform for each engine of the store: two regions, one replica each, no canary, no hold. The baseline is what no platform can avoid:
-fetching the snapshot from the artifact store, loading and warming it up in one process. `overhead` is the rest.
-Times come from the histories of the runs (Temporal's clock) and from this process's clock for publish and baseline.
+One run on one platform for each engine of the store: two regions, one replica each, no canary, no hold. The baseline is
+what no platform can avoid: fetching the snapshot from the artifact store, loading and warming it up in one process.
+`overhead` is the rest. Times come from the histories of the runs (Temporal's clock) and from this process's clock for
+publish and baseline.
 """
 
 import argparse

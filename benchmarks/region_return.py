@@ -1,11 +1,12 @@
 """What the return of a lost region costs, for many models: statements, the longest unit that writes, calls and time.
 
-    python -m benchmarks.region_return        (--models 1000 --confirm-ms 25 --engines SQLite PostgreSQL --json out.json)
+    python -m benchmarks.region_return
+        (--models 1000 --confirm-ms 25 --engines SQLite PostgreSQL --json out.json)
 
-A store holds N models of one part that are served in three regions. Gateways are in memory and take so long to
-confirm a table as is asked for. One region was lost and is asked back: it knows nothing, or its gateway has later tables than the store,
-or it has all but ten models. The baseline is to apply all tables one after the other with a later revision, all replica sets, and to store all tables in one
-unit of work of all models, as one would without digests and batches.
+A store holds N models of one part that are served in three regions. Gateways are in memory and take so long to confirm
+a table as is asked for. One region was lost and is asked back: it knows nothing, or its gateway has later tables than
+the store, or it has all but ten models. The baseline is to apply all tables one after the other with a later revision,
+all replica sets, and to store all tables in one unit of work of all models, as one would without digests and batches.
 """
 
 import argparse

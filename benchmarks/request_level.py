@@ -2,9 +2,9 @@
 
     python benchmarks/request_level.py            (--candidates 256 --history 100 --seconds 5 --json out.json)
 
-One process, one torch thread. The baseline is the same loaded snapshot, asked with the user repeated for each candidate, as
-a client without request inputs sends it. Both take the same users and candidates in turns; ratios are of the same run.
-Bytes are those of the request's tensors.
+One process, one torch thread. The baseline is the same loaded snapshot, asked with the user repeated for each
+candidate, as a client without request inputs sends it. Both take the same users and candidates in turns; ratios are of
+the same run. Bytes are those of the request's tensors.
 """
 
 import argparse
@@ -32,7 +32,10 @@ Request = Mapping[str, Array]
 
 
 class Towers(nn.Module):
-    """user [B], history [B, H], context [B, 32], item [B] -> score [B]: towers that meet in a product and a small layer."""
+    """user [B], history [B, H], context [B, 32], item [B] -> score [B].
+
+    Towers that meet in a product and a small layer.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,9 +2,10 @@
 
     python -m benchmarks.revocation          (--rounds 10 --json out.json)
 
-One platform with two regions, a model that needs a credential, and a key of its owner that is asked with every 10 ms at each of them. A
-round creates a key, waits until it lets in everywhere, revokes it, and takes the time until it is refused for the first time, with no
-good answer after it. The baseline is the same key at the API that took the revocation, which refuses it in the next request.
+One platform with two regions, a model that needs a credential, and a key of its owner that is asked with every 10 ms at
+each of them. A round creates a key, waits until it lets in everywhere, revokes it, and takes the time until it is
+refused for the first time, with no good answer after it. The baseline is the same key at the API that took the
+revocation, which refuses it in the next request.
 """
 
 import argparse

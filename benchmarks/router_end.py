@@ -2,9 +2,9 @@
 
     python benchmarks/router_end.py          (--rounds 7 --clients 3 --json out.json --docs docs/benchmarks.md)
 
-Two agents with Envoy and one torch host each, asked by as many clients in turns. `killed` is SIGKILL, `told to end` SIGTERM. `wait` is the
-longest time from asking to an answer 200 in that round, `no answer` all that were answered otherwise. The baseline is the fresh interpreter, and
-the longest wait of the same clients before.
+Two agents with Envoy and one torch host each, asked by as many clients in turns. `killed` is SIGKILL, `told to end`
+SIGTERM. `wait` is the longest time from asking to an answer 200 in that round, `no answer` all that were answered
+otherwise. The baseline is the fresh interpreter, and the longest wait of the same clients before.
 """
 
 import argparse

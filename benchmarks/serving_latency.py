@@ -1,11 +1,14 @@
-"""Serving beside its peers: latency, CPU and throughput of one model, as ratios over the eager forward in the same minutes.
+"""Serving beside its peers.
+
+Latency, CPU and throughput of one model, as ratios over the eager forward in the same minutes.
 
     python benchmarks/serving_latency.py --with kserve,mlserver,litserve,bentoml,rayserve,fastapi --docs
     python benchmarks/serving_latency.py --only ours,split --rows 1000 --seconds 1
     python benchmarks/serving_latency.py --only large --docs
     python benchmarks/serving_latency.py --from results.json --docs
 
-Each part's rows go into one JSON file at once, so that a run can be done in pieces. docs/serving-benchmarks.md says what is measured.
+Each part's rows go into one JSON file at once, so that a run can be done in pieces. docs/serving-benchmarks.md says
+what is measured.
 """
 
 import argparse

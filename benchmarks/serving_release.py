@@ -1,11 +1,13 @@
-"""From publishing a snapshot to both regions' answers, beyond what copying and loading it takes on the same machine anyway.
+"""The time from publishing a snapshot to both regions' answers.
+
+It is compared with what copying and loading it takes on the same machine.
 
     python benchmarks/serving_release.py --docs
     python benchmarks/serving_release.py --rows 1000 --publishes 1
 
-A real platform of two regions with a replica each, no canary, no hold. After each publish the same snapshot is copied into another
-store, and fetched, loaded and warmed up by two processes at once, as the regions' hosts do: that is the baseline. Answers are asked
-for at both gateways every 10 ms.
+A real platform of two regions with a replica each, no canary, no hold. After each publish the same snapshot is copied
+into another store, and fetched, loaded and warmed up by two processes at once, as the regions' hosts do: that is the
+baseline. Answers are asked for at both gateways every 10 ms.
 """
 
 import argparse

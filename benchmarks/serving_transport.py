@@ -4,8 +4,9 @@
 
 An echo server of each kind runs in a process of its own on loopback and answers a body with a body of the size that a
 part's outputs have. The caller is one task that waits for each answer: HTTP with a raw body (the server of hosts, and
-uvicorn), frames (serving.protocol.frames), ZeroMQ (pyzmq, asyncio), and a bare stream of length-prefixed bytes as the floor.
-Prints microseconds and the ratio to frames, smallest and median, and the processor time of both ends for each call.
+uvicorn), frames (serving.protocol.frames), ZeroMQ (pyzmq, asyncio), and a bare stream of length-prefixed bytes as the
+floor. Prints microseconds and the ratio to frames, smallest and median, and the processor time of both ends for each
+call.
 """
 
 import argparse
@@ -32,7 +33,8 @@ from serving.protocol.frames import UPGRADE, FrameProtocol, bytes_frame
 from serving.routing.host_connection import Pieces, connect
 
 BODIES = {"batch 1": (264, 1_700), "batch 64": (17_000, 107_000), "batch 256": (67_000, 426_000)}
-"""Bytes of a request and of an answer: ids of 26 tables and their embeddings of 16 floats, half of them on each host."""
+"""Bytes of a request and of an answer: ids of 26 tables and their embeddings of 16 floats, half of them on each
+host."""
 
 Call = Callable[[bytes], Awaitable[int]]
 

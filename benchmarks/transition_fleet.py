@@ -4,9 +4,9 @@
     python benchmarks/transition_fleet.py --models 100,300,1000 --use 0.8,0.9,0.97 --docs
 
 Two drawn states of models of three parts in six regions on four kinds of hardware: each model serves from one to three
-regions, and from others in the second state; some publish at the same time, each snapshot with processes of its own. Supply
-use is what the larger of the two states takes of each row. The baseline takes one model after another by name, each the
-whole of its way in the same steps, again and again until none of those that are left fits.
+regions, and from others in the second state; some publish at the same time, each snapshot with processes of its own.
+Supply use is what the larger of the two states takes of each row. The baseline takes one model after another by name,
+each the whole of its way in the same steps, again and again until none of those that are left fits.
 """
 
 import argparse

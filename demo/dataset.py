@@ -27,8 +27,8 @@ LIKED = 4.0
 class Interactions:
     """Rows in the order of time.
 
-    `ids` [n, 6] are user, film, age, gender, occupation, decade; `genres` [n, 6]; `features` [n, 4]; `label` [n] is 1 for
-    a liked film.
+    `ids` [n, 6] are user, film, age, gender, occupation, decade; `genres` [n, 6]; `features` [n, 4]; `label` [n] is 1
+    for a liked film.
     """
 
     ids: Ints

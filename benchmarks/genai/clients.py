@@ -1,4 +1,7 @@
-"""Clients of the OpenAI benchmarks: a closed loop over kept-alive connections, with the time to the first piece of each answer."""
+"""Clients of the OpenAI benchmarks.
+
+A closed loop over kept-alive connections, with the time to the first piece of each answer.
+"""
 
 import asyncio
 import time
@@ -55,7 +58,8 @@ def run_loop(  # noqa: PLR0913 - all but two by keyword
 ) -> Loop:
     """`clients` ask one request after the other until `requests` are answered. RuntimeError for an answer but 200.
 
-    `before`: a request that each asks before anything counts, so that all connections are made; `on_begin` is called after that.
+    `before`: a request that each asks before anything counts, so that all connections are made; `on_begin` is called
+    after that.
     """
     import uvloop  # noqa: PLC0415 - of the extra that serves
 

@@ -1,4 +1,7 @@
-"""Processes of the OpenAI benchmarks: mock engines, IPnext's router and Envoy, and the peers, each in its own environment."""
+"""Processes of the OpenAI benchmarks.
+
+Mock engines, IPnext's router and Envoy, and the peers, each in its own environment.
+"""
 
 import os
 import subprocess
@@ -123,7 +126,7 @@ class Edges:
         return self._run([str(envoy_binary()), "--config-path", path, *flags], port, "/v2/health/ready")
 
     def plain_envoy(self, port_behind: int) -> ServerProcess:
-        """Envoy with one route, to a server of this port, and nothing else configured: the gateway that a peer brings none of."""
+        """Envoy with one route to a server of this port: the gateway of peers that bring none."""
         port = free_port()
         path = self._file("plain", envoy.as_json(_plain_gateway(port, port_behind)))
         flags = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "error")

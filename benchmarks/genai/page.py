@@ -1,4 +1,7 @@
-"""Tables of docs/genai-benchmarks.md: made from rows, put between its marks together with the command and the machine."""
+"""Tables of docs/genai-benchmarks.md.
+
+Made from rows, put between its marks together with the command and the machine.
+"""
 
 import os
 import shlex

@@ -1,4 +1,7 @@
-"""An infrastructure for measuring the control plane: replicas are ready at once, gateways follow at once, all in memory."""
+"""An infrastructure for measuring the control plane.
+
+Replicas are ready at once, gateways follow at once, all in memory.
+"""
 
 import threading
 from collections.abc import Collection, Sequence

@@ -2,8 +2,8 @@
 
     python -m benchmarks.planner.child PEER PROBLEM.json ANSWER.json
 
-Started by `benchmarks.planner.measuring`. Compiled code is warmed up on a tiny problem first; that time, imports and reading the
-problem count as set-up, not as the peer's.
+Started by `benchmarks.planner.measuring`. Compiled code is warmed up on a tiny problem first; that time, imports and
+reading the problem count as set-up, not as the peer's.
 """
 
 import json

@@ -1,11 +1,11 @@
 """The sub-problem that Rebalancer can state: chunks of demand, put into regions.
 
-A chunk is demand of the users of one region (of a model that must survive also of no region, as standby), about as much as one
-replica of the model's largest part serves. What Rebalancer cannot say is fixed or left out: hardware is one of a few choices for
-all parts of a chunk at once, replicas are divisible, `min_replicas` and budgets are ignored, and a model that survives holds
-1 / (k - 1) of its demand again as standby, with at most that much in any one region. The search begins at a first fit: from all
-unmet it is too slow to get anywhere. Afterwards each model gets whole replicas for the load of each region, as the greedy peer
-fills a region, as far as the supply goes.
+A chunk is demand of the users of one region (of a model that must survive also of no region, as standby), about as much
+as one replica of the model's largest part serves. What Rebalancer cannot say is fixed or left out: hardware is one of a
+few choices for all parts of a chunk at once, replicas are divisible, `min_replicas` and budgets are ignored, and a
+model that survives holds 1 / (k - 1) of its demand again as standby, with at most that much in any one region. The
+search begins at a first fit: from all unmet it is too slow to get anywhere. Afterwards each model gets whole replicas
+for the load of each region, as the greedy peer fills a region, as far as the supply goes.
 """
 
 from collections import defaultdict

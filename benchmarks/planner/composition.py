@@ -1,9 +1,10 @@
 """A planner problem on real ranking services: what public data there is, and draws for what there is not.
 
-Real (see docs/planner-benchmarks.md for origins and licences): the services with their CPU part (CN) and GPU part (HN), how many
-instances each part has and what one asks for; round-trip times between ten regions; the mix of GPU kinds and CPUs of a fleet of
-nodes; how prices differ between regions. Drawn: demand and where it comes from, tolerances, survival, priorities, owners, the
-speed and price of each kind, which region has how much. The data stays where it is; nothing of it is copied here.
+Real (see docs/planner-benchmarks.md for origins and licences): the services with their CPU part (CN) and GPU part (HN),
+how many instances each part has and what one asks for; round-trip times between ten regions; the mix of GPU kinds and
+CPUs of a fleet of nodes; how prices differ between regions. Drawn: demand and where it comes from, tolerances,
+survival, priorities, owners, the speed and price of each kind, which region has how much. The data stays where it is;
+nothing of it is copied here.
 """
 
 import csv
@@ -36,11 +37,13 @@ NEAREST_PRICED = {
     "Tokyo": "asia-northeast1",
     "SaoPaulo": "asia-northeast1",
 }
-"""The priced region whose multiplier each region gets; for Sydney and Sao Paulo that is a guess: none near them is priced."""
+"""The priced region whose multiplier each region gets; for Sydney and Sao Paulo that is a guess: none near them is
+priced."""
 CPU_PRICE = 0.04
 """$/h a vCPU: assumed."""
 GPUS = {"G2": (1.6, 0.8), "G3": (3.0, 1.7), "P100": (1.3, 0.7), "T4": (1.0, 0.5), "V100": (2.2, 1.2)}
-"""Speed and $/h of one GPU of each kind, relative to a T4: assumed (G2 and G3 are the trace's names for kinds it does not tell)."""
+"""Speed and $/h of one GPU of each kind, relative to a T4: assumed (G2 and G3 are the trace's names for kinds it does
+not tell)."""
 COMMON = "G2"
 """Most of the GPUs are of this kind: every service can run on it, and on two others."""
 TOLERANCES_MS = (60.0, 100.0, 150.0, 250.0, 400.0)
@@ -62,8 +65,9 @@ class Service:
 def compose(data: Path, *, supply_use: float = 0.8, seed: int = 0) -> Problem:
     """Compose the 156 services in ten regions.
 
-    `supply_use`: CPUs, and GPUs weighed by their speed, that the real numbers of instances take (and a third more for services
-    that survive the loss of a region) divided by those supplied. Whole replicas take more. Raises InvalidInput for a missing file.
+    `supply_use`: CPUs, and GPUs weighed by their speed, that the real numbers of instances take (and a third more for
+    services that survive the loss of a region) divided by those supplied. Whole replicas take more. Raises InvalidInput
+    for a missing file.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     services, (regions, rtt) = _services(data), _rtt(data)

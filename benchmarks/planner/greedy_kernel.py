@@ -1,8 +1,8 @@
 """One model placed at least cost on what is left: the kernel of the greedy peer, compiled.
 
-Called by `benchmarks.planner.greedy` for one model after the other. A candidate is a set of regions that serve; for each one
-the users' demand is routed, every part gets whole replicas, and the cheapest candidate wins. Shapes: R regions, H hardware
-kinds, P parts and O options of this model. Shares no code with the planner.
+Called by `benchmarks.planner.greedy` for one model after the other. A candidate is a set of regions that serve; for
+each one the users' demand is routed, every part gets whole replicas, and the cheapest candidate wins. Shapes: R
+regions, H hardware kinds, P parts and O options of this model. Shares no code with the planner.
 """
 
 from typing import NamedTuple
@@ -74,8 +74,8 @@ def whole(figure: float) -> float:
 def fill(model: Model, part: int, region: int, load: float, left: Floats, counts: Floats) -> float:
     """Cheapest whole replicas of one part for `load` QPS in a region, taken from `left` (H,); $/h, infinite if none.
 
-    Tries each option alone and each pair (all but the rest on one, the rest on the other); then as much of the cheapest as
-    fits and so on. `counts` (O,) gets the replicas of the part's options.
+    Tries each option alone and each pair (all but the rest on one, the rest on the other); then as much of the cheapest
+    as fits and so on. `counts` (O,) gets the replicas of the part's options.
     """
     best, one, two, some, more = INFINITE, -1, -1, 0.0, 0.0
     for a in range(model.parts[part], model.parts[part + 1]):
@@ -197,7 +197,10 @@ def route(model: Model, search: Search, share: float, serves: Flags, soft: Float
 
 @njit(cache=True)
 def raised(load: Floats, serves: Flags, most: Floats, served: float) -> Floats:
-    """(R,) loads raised to the lowest level, up to `most`, at which all but the largest do `served` QPS; all -1 if none."""
+    """(R,) loads raised to the lowest level, up to `most`, at which all but the largest do `served` QPS.
+
+    All -1 if none.
+    """
     low, high = 0.0, served
     able = np.zeros(len(load))
     for step in range(40):
@@ -247,9 +250,9 @@ def trim(model: Model, part: int, counts: Floats, load: Floats, served: float) -
 
 @njit(cache=True)
 def value(model: Model, search: Search, share: float, serves: Flags) -> float:
-    """$/h of serving `share` of the demand from a set of regions, with what is left unmet; infinite where a rule breaks.
+    """$/h of serving `share` of the demand from a set of regions, with what is left unmet.
 
-    Writes `search.counts` and `search.flow`.
+    Infinite where a rule breaks. Writes `search.counts` and `search.flow`.
     """
     search.counts[:] = 0.0
     asked = model.demand.sum() * share
@@ -275,7 +278,10 @@ def value(model: Model, search: Search, share: float, serves: Flags) -> float:
 
 @njit(cache=True)
 def cheapest_set(model: Model, search: Search, k: int) -> Flags:
-    """(R,) the k cheapest regions with room, and for users that reach none of them the region that reaches most for its cost."""
+    """Return (R,) the k cheapest regions with room.
+
+    For users that reach none of them, add the region that reaches most for its cost.
+    """
     regions = len(model.demand)
     serves = np.zeros(regions, dtype=np.bool_)
     for r in search.order[:k]:
@@ -318,7 +324,10 @@ def improved(model: Model, search: Search, best: float, chosen: Flags) -> tuple[
 
 @njit(cache=True)
 def place(model: Model) -> tuple[Floats, Floats]:
-    """Replicas (O, R) and flows (R, R) of the cheapest placement found; where not all fits, of the largest share that does."""
+    """Replicas (O, R) and flows (R, R) of the cheapest placement found.
+
+    Where not all fits, of the largest share that does.
+    """
     regions = len(model.demand)
     qps_cost = qps_cost_of(model)
     order = np.argsort(qps_cost, kind="mergesort")

@@ -1,8 +1,11 @@
-"""A partition in the manner of POP (Narayanan et al., SOSP 2021): models in random groups, each with its part of every limit.
+"""A partition in the manner of POP (Narayanan et al., SOSP 2021).
 
-Each of k groups gets 1/k of every supply and, of an owner's budget, the part that its models make of the owner's demand. A model too
-large for one group is split, as POP splits large clients: every group gets 1/k of its demand. Our own solver solves the groups
-one after the other; the union is a plan, because the parts of the limits add up to the limits. What runs now is not looked at.
+Models in random groups, each with its part of every limit.
+
+Each of k groups gets 1/k of every supply and, of an owner's budget, the part that its models make of the owner's
+demand. A model too large for one group is split, as POP splits large clients: every group gets 1/k of its demand. Our
+own solver solves the groups one after the other; the union is a plan, because the parts of the limits add up to the
+limits. What runs now is not looked at.
 """
 
 from collections import Counter, defaultdict

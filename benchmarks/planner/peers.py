@@ -1,4 +1,7 @@
-"""Who is measured, and how each one gets from a problem to an answer. Runs inside `benchmarks.planner.child`, one peer a process."""
+"""Who is measured, and how each one gets from a problem to an answer.
+
+Runs inside `benchmarks.planner.child`, one peer a process.
+"""
 
 import json
 import subprocess
@@ -37,7 +40,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Peer:
-    """A name, what it is in words, the side environment it needs, and the most models it is asked for unless told otherwise."""
+    """A peer: its name, what it is in words, its side environment, and the most models it is asked for by default."""
 
     name: str
     what: str
@@ -120,7 +123,10 @@ def _own(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _extracted(problem: Problem, counts: Mapping[int, Floats]) -> Holding:
-    """Traffic for whole replicas, and no replicas beyond it: the planner's own extraction, for peers that know counts only."""
+    """Traffic for whole replicas, and no replicas beyond it.
+
+    The planner's own extraction, for peers that know counts only.
+    """
     index = Index(problem)
     keyed = {
         (model.model, part.part, region, option.hardware): int(counts[m][o, r])

@@ -77,7 +77,10 @@ def _growth(report: Report, section: str) -> Figure:
 def _lines(
     axes: Any, report: Report, section: str, value: Callable[[Row], float | None], at: Callable[[Row], float]
 ) -> None:
-    """One line a peer, through its rows that finished; outside the growth, one for each number of models (dashed: not the most)."""
+    """One line a peer, through its rows that finished.
+
+    Outside the growth, one for each number of models (dashed: not the most).
+    """
     rows = [row for _, rows in report.instances(section) for row in rows if row.status in ("done", "relaxation")]
     sizes = [None] if section == "growth" else sorted({row.instance.models for row in rows}, reverse=True)
     for peer, (order, size) in product(PEERS, enumerate(sizes)):

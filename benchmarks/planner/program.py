@@ -1,7 +1,8 @@
 """A problem as one mixed-integer program in plain arrays: what CP-SAT, PDLP and DeDe get, each in a process of its own.
 
-Written from the rules of docs/planner.md for the benchmark alone. Columns: replicas, flows (QPS by route), unmet (QPS by demand),
-holds (0 or 1, where `min_replicas` is above 1). Moves and latency cost are left out: the instances here have neither.
+Written from the rules of docs/planner.md for the benchmark alone. Columns: replicas, flows (QPS by route), unmet (QPS
+by demand), holds (0 or 1, where `min_replicas` is above 1). Moves and latency cost are left out: the instances here
+have neither.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,10 @@ from planner.core.arrays import FleetArrays, Floats, Ints
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of one rule: matrix (rows, columns), `low` <= matrix x <= `high`; `model` (rows,) is -1 for shared limits."""
+    """Rows of one rule: matrix (rows, columns), `low` <= matrix x <= `high`.
+
+    `model` (rows,) is -1 for shared limits.
+    """
 
     rule: str
     matrix: sp.csr_array

@@ -1,7 +1,7 @@
 """The eager forward in a process that is asked by one byte and answers by one: what the machine takes for any server.
 
-Nothing is read, checked or written. What it costs beyond the forward in the asking process is the kernel's way there and
-back, and that the pass begins with the caches and predictors as another process and the kernel left them.
+Nothing is read, checked or written. What it costs beyond the forward in the asking process is the kernel's way there
+and back, and that the pass begins with the caches and predictors as another process and the kernel left them.
 """
 
 import socket

@@ -1,6 +1,7 @@
-"""Fetches, loads and warms up a snapshot in a process that holds the former one; prints the seconds, once a line came in.
+"""Fetches, loads and warms up a snapshot in a process that holds the former one.
 
-Started with the uris of store, former snapshot and new snapshot, and a directory for its cache.
+Prints the seconds, once a line came in. Started with the uris of store, former snapshot and new snapshot, and a
+directory for its cache.
 """
 
 import sys

@@ -1,6 +1,7 @@
-"""The model that every server answers with, made from a seed in whichever process. Needs torch alone: peers import it too.
+"""The model that every server answers with, made from a seed in whichever process.
 
-A DLRM (Naumov et al., 2019): 26 tables of 16 floats, a bottom MLP over 13 numbers, the dot products of all pairs, a top MLP.
+Needs torch alone: peers import it too. A DLRM (Naumov et al., 2019): 26 tables of 16 floats, a bottom MLP over 13
+numbers, the dot products of all pairs, a top MLP.
 """
 
 import torch

@@ -1,4 +1,7 @@
-"""Our HTTP server with nothing behind it: every request gets the same bytes at once. What is left is HTTP, loopback and client."""
+"""Our HTTP server with nothing behind it: every request gets the same bytes at once.
+
+What is left is HTTP, loopback and client.
+"""
 
 import sys
 from functools import partial

@@ -1,6 +1,7 @@
-"""The client of every HTTP server here: a plain blocking socket that stays open, requests written beforehand, answers not read further.
+"""The client of every HTTP server here.
 
-So the client's share is small and the same for all: what is measured is the server and the loopback.
+A plain blocking socket that stays open, requests written beforehand, answers not read further. So the client's share is
+small and the same for all: what is measured is the server and the loopback.
 """
 
 import socket

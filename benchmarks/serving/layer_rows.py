@@ -1,4 +1,7 @@
-"""Where the microseconds of a request to a host go: each layer with all below it, from the forward pass to the whole."""
+"""Where the microseconds of a request to a host go.
+
+Each layer with all below it, from the forward pass to the whole.
+"""
 
 import asyncio
 import socket

@@ -1,4 +1,7 @@
-"""IPnext's own processes for the benchmark: hosts, a router and Envoy as a region runs them, over a store of their own."""
+"""IPnext's own processes for the benchmark.
+
+Hosts, a router and Envoy as a region runs them, over a store of their own.
+"""
 
 import sys
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,7 @@
-"""The baseline of every figure: the eager module's forward in this process, and the requests and answers that it is asked with."""
+"""The baseline of every figure.
+
+The eager module's forward in this process, and the requests and answers that it is asked with.
+"""
 
 import time
 from collections.abc import Sequence

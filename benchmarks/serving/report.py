@@ -42,7 +42,10 @@ class Figures(BaseModel):
 
 
 class Row(BaseModel):
-    """One way to the answer. `baseline` was measured in turns with `own`; `beside` names the peer of the same minutes."""
+    """One way to the answer.
+
+    `baseline` was measured in turns with `own`; `beside` names the peer of the same minutes.
+    """
 
     section: Section
     subject: str

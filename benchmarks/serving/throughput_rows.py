@@ -1,7 +1,7 @@
 """Answers a second under many clients (closed loops): a peer and a host of ours in turns.
 
-The rule for "at equal p99": the peer's figure is its QPS with all clients; ours is the highest QPS, over numbers of clients,
-whose p99 is not above the peer's.
+The rule for "at equal p99": the peer's figure is its QPS with all clients; ours is the highest QPS, over numbers of
+clients, whose p99 is not above the peer's.
 """
 
 from collections.abc import Iterator, Sequence

@@ -65,7 +65,10 @@ class Contender:
 
 @dataclass(frozen=True)
 class LoopContender(Contender):
-    """One whose calls are awaited in an event loop. It runs through the turn: starting it anew costs more than a call."""
+    """One whose calls are awaited in an event loop.
+
+    It runs through the turn: starting it anew costs more than a call.
+    """
 
     call: Callable[[int], Awaitable[object]]
     loop: asyncio.AbstractEventLoop

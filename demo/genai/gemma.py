@@ -1,8 +1,9 @@
 """Makes the checkpoints of `make demo-genai`: `VLLM_PYTHON gemma.py DIRECTORY`.
 
-Gemma 3 270M comes as a quantized GGUF file in packages; serving wants safetensors. The result is two checkpoints of the same
-weights, `plain` and `pirate`: their chat templates differ, and so does what they say. Run by the interpreter that has
-vLLM, and so torch and transformers; nothing of the platform is imported. Takes minutes, once: a finished directory is left alone.
+Gemma 3 270M comes as a quantized GGUF file in packages; serving wants safetensors. The result is two checkpoints of the
+same weights, `plain` and `pirate`: their chat templates differ, and so does what they say. Run by the interpreter that
+has vLLM, and so torch and transformers; nothing of the platform is imported. Takes minutes, once: a finished directory
+is left alone.
 """
 
 import argparse
@@ -44,7 +45,8 @@ _PIRATE: Final = (
     ("What do bees do?", "Ahoy, matey! Bees be sailing from flower to flower like ships, arr! Honey be their gold."),
 )
 VOICES: Final[Mapping[str, tuple[Any, ...]]] = {"plain": _PLAIN, "pirate": _PIRATE}
-"""Checkpoint -> its first line, and questions with their answers. The model is not tuned for chat: it goes on as it was shown."""
+"""Checkpoint -> its first line, and questions with their answers. The model is not tuned for chat: it goes on as it was
+shown."""
 
 
 def voice_of(text: str) -> str:

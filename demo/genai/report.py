@@ -38,7 +38,7 @@ class GenaiReport(Value):
 
     @property
     def sound(self) -> bool:
-        """True where no stream broke, each generation spoke with its own voice, and sentences that mean the same are near.
+        """True if no stream broke, each generation spoke with its own voice, and sentences of one meaning are near.
 
         Texts are not compared: on a CPU in bfloat16 even the likeliest token depends on what else is in the batch.
         """

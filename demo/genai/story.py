@@ -1,4 +1,4 @@
-"""The story of `make demo-genai`: a chat model with real weights from its publish to its rollback, told step by step."""
+"""The story of `make demo-genai`: a chat model with real weights from publish to rollback, step by step."""
 
 import time
 from collections.abc import Callable, Mapping

@@ -1,4 +1,7 @@
-"""Streamed chats as a client sees them: one that is printed while it comes, and steady talkers while the platform works."""
+"""Streamed chats as a client sees them.
+
+One that is printed while it comes, and steady talkers while the platform works.
+"""
 
 import asyncio
 import json
@@ -27,7 +30,10 @@ _DONE: Final = "[DONE]"
 
 @dataclass
 class Told:
-    """One stream. A generation and a proof of snapshots come with its first byte; gaps are seconds between two pieces."""
+    """One stream.
+
+    A generation and a proof of snapshots come with its first byte; gaps are seconds between two pieces.
+    """
 
     question: str
     text: str = ""
@@ -62,7 +68,10 @@ class Told:
 
 @dataclass
 class Talk:
-    """What all streams together were. `voices`: tells by a text's first words which generation wrote it; None: none of them."""
+    """What all streams together were.
+
+    `voices`: tells by a text's first words which generation wrote it; None: none of them.
+    """
 
     voice_of: Callable[[str], str | None]
     voices: dict[str, str] = field(default_factory=dict)
@@ -80,7 +89,10 @@ class Talk:
     failures: list[str] = field(default_factory=list)
 
     def note(self, told: Told) -> None:
-        """Count a stream. Mixed is one of two engines' pieces, of another proof, or with the voice of another generation."""
+        """Count a stream.
+
+        Mixed is one of two engines' pieces, of another proof, or with the voice of another generation.
+        """
         self.streams += 1
         if told.broken:
             self.broken += 1

@@ -1,4 +1,7 @@
-"""The checkpoints of the demo: asked of the interpreter that has vLLM, since their packages and their conversion live there."""
+"""The checkpoints of the demo.
+
+Asked of the interpreter that has vLLM, since their packages and their conversion live there.
+"""
 
 import json
 import os

@@ -1,9 +1,11 @@
-"""CP-SAT on a program file, with every figure as a scaled whole number. Runs in its own environment: ortools and numpy only.
+"""CP-SAT on a program file, with every figure as a scaled whole number.
+
+Runs in its own environment: ortools and numpy only.
 
     python cp_sat.py PROGRAM.npz ANSWER.json SECONDS
 
-QPS become millionths of the model's whole demand: demand rounded up, throughput down, so that whatever CP-SAT finds holds in
-real figures. The bound is that of the scaled program; rounding may have raised it by some millionths.
+QPS become millionths of the model's whole demand: demand rounded up, throughput down, so that whatever CP-SAT finds
+holds in real figures. The bound is that of the scaled program; rounding may have raised it by some millionths.
 """
 
 import json

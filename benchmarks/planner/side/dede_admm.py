@@ -2,9 +2,9 @@
 
     python dede_admm.py PROGRAM.npz ANSWER.json SECONDS
 
-Its resources are the supplies of hardware in regions, its demands the models, each with all of its own rules. Budgets of owners
-tie resources to each other, which DeDe cannot state: they are left out. It answers with the value that its alternating steps
-end at, which is neither a plan nor a bound.
+Its resources are the supplies of hardware in regions, its demands the models, each with all of its own rules. Budgets
+of owners tie resources to each other, which DeDe cannot state: they are left out. It answers with the value that its
+alternating steps end at, which is neither a plan nor a bound.
 """
 
 import json

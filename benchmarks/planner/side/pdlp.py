@@ -1,4 +1,6 @@
-"""PDLP on the relaxation of a program file (replicas divisible). Runs in its own environment: ortools, numpy, scipy only.
+"""PDLP on the relaxation of a program file (replicas divisible).
+
+Runs in its own environment: ortools, numpy, scipy only.
 
     python pdlp.py PROGRAM.npz ANSWER.json SECONDS
 

@@ -2,8 +2,8 @@
 
     python rebalancer_search.py CHUNKS.json ANSWER.json SECONDS
 
-Objects are chunks of demand with the whole replicas that serve them; containers are pairs of a region and a choice of hardware, and
-`unmet`. It answers with the container of every chunk.
+Objects are chunks of demand with the whole replicas that serve them; containers are pairs of a region and a choice of
+hardware, and `unmet`. It answers with the container of every chunk.
 """
 
 import json

@@ -1,4 +1,7 @@
-"""An anchor: FastAPI as its own pages write it, a pydantic model in and out; no access log, in the event loop (no thread pool)."""
+"""An anchor: FastAPI as its own pages write it, a pydantic model in and out.
+
+No access log, in the event loop (no thread pool).
+"""
 
 import uvicorn
 from fastapi import FastAPI

@@ -1,4 +1,7 @@
-"""The KServe SDK's model server: V2 in JSON and in binary. One worker, no gRPC, no log of requests, no latency log; uvloop."""
+"""The KServe SDK's model server: V2 in JSON and in binary.
+
+One worker, no gRPC, no log of requests, no latency log; uvloop.
+"""
 
 import logging
 from typing import Any

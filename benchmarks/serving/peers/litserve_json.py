@@ -1,4 +1,7 @@
-"""LitServe: its own JSON. One worker process for the model and one for the API, as it comes; no request log, no docs page."""
+"""LitServe: its own JSON.
+
+One worker process for the model and one for the API, as it comes; no request log, no docs page.
+"""
 
 from collections.abc import Sequence
 from typing import Any

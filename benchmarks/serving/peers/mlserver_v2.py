@@ -1,4 +1,7 @@
-"""MLServer: V2 in JSON. Inference in the server's own process (no pool: faster for one model), no metrics, no gzip, no debug."""
+"""MLServer: V2 in JSON.
+
+Inference in the server's own process (no pool: faster for one model), no metrics, no gzip, no debug.
+"""
 
 import asyncio
 
