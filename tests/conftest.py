@@ -1,4 +1,7 @@
-"""For all tests: the long ones begin first, and files that share a platform run in one process; one database to copy; vLLM where it is installed."""
+"""For all tests: the long ones begin first, and files that share a platform run in one process.
+
+One database to copy. vLLM if it is installed.
+"""
 
 import functools
 import gc
@@ -50,7 +53,10 @@ class PlatformScheduling(LoadFileScheduling):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What `ipnext dev` and `ipnext login` write down goes into a file of this run, not of this user; S3's client asks no cloud for credentials."""
+    """What `ipnext dev` and `ipnext login` write down goes into a file of this run, not of this user.
+
+    S3's client asks no cloud for credentials.
+    """
     os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
     if not hasattr(config, "workerinput") and "IPNEXT_CREDENTIALS_FILE" not in os.environ:
         directory = tempfile.mkdtemp(prefix="ipnext-credentials-")
@@ -69,7 +75,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> PlatformS
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[Any]:
-    """Import and collect without garbage collections: they take a third of the time and find nothing, since all of it stays."""
+    """Import and collect without garbage collections.
+
+    They take a third of the time and find nothing, since all of it stays.
+    """
     gc.disable()
     try:
         return (yield)
@@ -139,7 +148,10 @@ def vllm(subprocesses):
 
 @pytest.fixture(scope="session")
 def vllm_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that engines share as VLLM_CACHE_ROOT. Without it each imports its model once more in a process that inspects it."""
+    """A directory that engines share as VLLM_CACHE_ROOT.
+
+    Without it each imports its model once more in a process that inspects it.
+    """
     return tmp_path_factory.mktemp("vllm-cache")
 
 

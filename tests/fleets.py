@@ -2,7 +2,10 @@
 
 
 def two_regions(east: int = 40, west: int | None = 40, *, east_cost: float = 1.0, west_cost: float = 1.1) -> str:
-    """Its manifest, with so many units in each region at a cost for each; no supply at all in the west where that is None."""
+    """Its manifest, with so many units in each region at a cost for each.
+
+    No supply at all in the west if that is None.
+    """
     supply = [f"    - {{region: us-east, hardware: cpu, units: {east}, unitCost: {east_cost}}}\n"]
     if west is not None:
         supply.append(f"    - {{region: eu-west, hardware: cpu, units: {west}, unitCost: {west_cost}}}\n")

@@ -1,4 +1,7 @@
-"""What several test files use, one after the other, such as a whole platform: it is begun once and ends with the last of them."""
+"""What several test files use, one after the other, such as a whole platform.
+
+It is begun once and ends with the last of them.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack

@@ -1,4 +1,7 @@
-"""A model whose graph is embedding, ranking, generation: its manifest, and a ranker whose answers carry its snapshot."""
+"""A model whose graph is embedding, ranking, generation.
+
+Its manifest, and a ranker whose answers carry its snapshot.
+"""
 
 import copy
 

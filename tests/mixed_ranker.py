@@ -1,4 +1,7 @@
-"""The ranker of tests.mixed in torch: the longest document first, and in its answer the numbers of all snapshots so far."""
+"""The ranker of tests.mixed in torch.
+
+The longest document first, and in its answer the numbers of all snapshots so far.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +11,7 @@ from tests.mixed import EMBED_SIZE
 
 
 class Ranker(nn.Module):
-    """query [1, 4], documents [N, 4], as the mock engine embeds -> a score and the snapshots' numbers for each document."""
+    """query [1, 4], documents [N, 4], as the mock engine embeds -> score and snapshots' numbers for each document."""
 
     def __init__(self, number: int) -> None:
         super().__init__()

@@ -1,4 +1,7 @@
-"""Processes of another user than root, in tests that run as root: such a user has to reach Python and this repository."""
+"""Processes of another user than root, in tests that run as root.
+
+Such a user has to reach Python and this repository.
+"""
 
 import os
 import shlex
@@ -39,7 +42,8 @@ def open_directory() -> Iterator[Path]:
 def with_open_python(scratch: Path) -> list[str]:
     """Words before a command: it runs where all users may enter the directories of Python and of the repository.
 
-    That is in a mount namespace of its own, in which nothing else is left of a directory that is closed. Skips if there can be none.
+    That is in a mount namespace of its own, in which nothing else is left of a directory that is closed. Skips if there
+    can be none.
     """
     needed = {Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve(), HERE}
     steps = [

@@ -68,7 +68,10 @@ def running_postgres() -> Iterator[PostgresServer]:
 
 
 class S3Server:
-    """SeaweedFS with one bucket; `client` is boto3's, `ours` as IPnext makes it. Its end is a SIGKILL: over SIGTERM it takes 19 s."""
+    """SeaweedFS with one bucket; `client` is boto3's, `ours` as IPnext makes it.
+
+    Its end is a SIGKILL: over SIGTERM it takes 19 s.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._command, self.url = _command(directory)

@@ -1,7 +1,7 @@
 """Tiers of the tests and the guard of the pure ones: a pytest plugin that tests/conftest.py loads.
 
-The tier of a test follows from the fixtures that it uses: see `RULES`. A test (or fixture) that starts processes or listens on
-a port by itself requests the fixture `subprocesses` or `listeners`.
+The tier of a test follows from the fixtures that it uses: see `RULES`. A test (or fixture) that starts processes or
+listens on a port by itself requests the fixture `subprocesses` or `listeners`.
 """
 
 import multiprocessing.util
@@ -57,9 +57,10 @@ class NotPureError(RuntimeError):
 
 
 class Guard:
-    """Refuses processes and ports while a pure test runs, with its fixtures; records them, since code may catch the error.
+    """Refuses processes and ports while a pure test runs, with its fixtures.
 
-    A fixture of a wider scope than one test ends with whichever test is the last: what it does then is not the test's.
+    Records them, since code may catch the error. A fixture of a wider scope than one test ends with whichever test is
+    the last: what it does then is not the test's.
     """
 
     def __init__(self) -> None:
@@ -122,7 +123,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _audited(spawn: Any) -> Any:
-    """With an audit event: the start methods `spawn` and `forkserver` of multiprocessing, and native code, raise none by themselves."""
+    """With an audit event.
+
+    The start methods `spawn` and `forkserver` of multiprocessing, and native code, raise none by themselves.
+    """
 
     def audited(*arguments: Any) -> Any:
         sys.audit("os.posix_spawn", spawn.__name__, arguments, {})
@@ -188,7 +192,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Lay nothing to a test that a fixture of several tests does as it ends: its finalizers run from the last to the first."""
+    """Lay nothing to a test that a fixture of several tests does as it ends.
+
+    Its finalizers run from the last to the first.
+    """
     if fixturedef.scope == "function":
         return (yield)
     fixturedef.addfinalizer(GUARD.resume)

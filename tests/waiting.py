@@ -1,7 +1,8 @@
 """Waiting for what happens by itself, in one place.
 
-The limit is no promise of the platform: it ends a test that would wait for ever. A machine that is busy with other tests may
-stand still for seconds, so it is far above what is ever needed. How long things take is measured in benchmarks/.
+The limit is no promise of the platform: it ends a test that would wait for ever. A machine that is busy with other
+tests may stand still for seconds, so it is far above what is ever needed. How long things take is measured in
+benchmarks/.
 """
 
 import asyncio

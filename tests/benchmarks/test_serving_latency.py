@@ -1,4 +1,7 @@
-"""The serving benchmark: what it counts as an answer, how it takes turns, the rule of equal p99, rows for what cannot run."""
+"""The serving benchmark.
+
+What it counts as an answer, how it takes turns, the rule of equal p99, rows for what cannot run.
+"""
 
 import sys
 from contextlib import ExitStack

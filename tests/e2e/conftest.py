@@ -188,7 +188,10 @@ def running_pair(root: Path) -> Iterator[Running]:
 
 @contextmanager
 def running_bare(root: Path) -> Iterator[Running]:
-    """A platform without models, whose generative engines are mocks and whose operator lets libraries run that its own key signed."""
+    """A platform without models.
+
+    Its generative engines are mocks, and its operator lets libraries run that its own key signed.
+    """
     command = mock_command(name="llm", checkpoint="{directory}", itl_ms=10)
     allowed = root / "native.pub.pem"
     write_key_pair(root / NATIVE_KEY, allowed)

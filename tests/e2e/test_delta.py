@@ -1,4 +1,7 @@
-"""Deltas through the whole platform: a user publishes changed rows, hosts make the next generation from what they hold."""
+"""Deltas through the whole platform.
+
+A user publishes changed rows, hosts make the next generation from what they hold.
+"""
 
 import json
 import os
@@ -58,7 +61,10 @@ class Ranker(nn.Module):
 
 
 class Shop:
-    """A model of two hosts that is trained on; its snapshots lie in `root` by the numbers that they get on the platform."""
+    """A model of two hosts that is trained on.
+
+    Its snapshots lie in `root` by the numbers that they get on the platform.
+    """
 
     def __init__(self, platform: Any, name: str, root: Path) -> None:
         self.platform = platform

@@ -1,6 +1,7 @@
-"""Every door of a running platform: each listener is known, each of its routes answers who the tables name, and nobody else.
+"""Every door of a running platform.
 
-A listener or a route that is in no table here fails, so that it gets an answer to who may use it.
+Each listener is known, each of its routes answers who the tables name, and nobody else. A listener or a route that is
+in no table here fails, so that it gets an answer to who may use it.
 """
 
 import json
@@ -52,7 +53,8 @@ PROCESSES = {
 """Word of a command line -> kind of process, the first that is found."""
 
 PORTS = {"api": 1, "proxy of the UI": 1, "agent": 1, "envoy": 2, "worker": 1}
-"""Kind of process -> TCP ports of one. A gateway has one for clients and one for gateways of other regions; a worker gives out Temporal's metrics."""
+"""Kind of process -> TCP ports of one. A gateway has one for clients and one for gateways of other regions; a worker
+gives out Temporal's metrics."""
 
 ASKS_NOBODY = "temporal"
 """A development server with any number of ports (docs/components.md), its UI where no page finds it."""
@@ -94,7 +96,10 @@ def ports_of(platform: Any) -> dict[str, list[tuple[int, ...]]]:
 
 
 def doors_of(platform: Any) -> list[Door]:
-    """Every Unix socket with a path. The kernel gives accepted connections the path of their listener; some are bound by a short path."""
+    """Every Unix socket with a path.
+
+    The kernel gives accepted connections the path of their listener; some are bound by a short path.
+    """
     found = set()
     directories = {path.name: path for path in platform.state.rglob("supervisor.sock")}
     for process in platform.family():
@@ -161,7 +166,10 @@ except OSError as error:
 
 
 def connect(door: Door, user: int) -> str:
-    """What a user of the machine gets at a socket: the name of an error, or how an answer begins. The way to its directory is open."""
+    """What a user of the machine gets at a socket: the name of an error, or how an answer begins.
+
+    The way to its directory is open.
+    """
     directory = os.open(door.path.parent, os.O_PATH | os.O_DIRECTORY)
     try:
         command = [sys.executable, "-I", "-c", CONNECT, str(directory), door.path.name, str(user)]

@@ -102,7 +102,10 @@ def killed_again_and_again(find: Callable[[], list[psutil.Process]]) -> Iterator
 
 
 def found_soon(*words: str, but: set[int]) -> list[psutil.Process]:
-    """Before a host that starts within a fraction of a second is ready: nothing but the command lines of this machine is read."""
+    """Before a host that starts within a fraction of a second is ready.
+
+    Nothing but the command lines of this machine is read.
+    """
     found = []
     for line in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError, psutil.Error):
@@ -173,7 +176,10 @@ def test_a_canary_that_answers_nan_is_named_with_its_region(platform: Any, make_
 def test_a_region_whose_agent_does_not_answer_is_named(
     platform: Any, make_snapshots: Snapshots, quick: str, how: str
 ) -> None:
-    """The deadline comes with the publish, before which what was applied gives way: nothing that succeeds runs under it."""
+    """The deadline comes with the publish, before which what was applied gives way.
+
+    Nothing that succeeds runs under it.
+    """
     platform.client.pause("pair", reason="to give it less time")
     platform.client.apply(quick)
     agent = platform.child("ipnext.infra.agent", "--region eu-west")

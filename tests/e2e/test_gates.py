@@ -1,4 +1,7 @@
-"""Gates on the whole platform: a new generation that answers worse is taken back by itself, and no request fails meanwhile."""
+"""Gates on the whole platform.
+
+A new generation that answers worse is taken back by itself, and no request fails meanwhile.
+"""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,7 @@
-"""No endpoint of a running platform tells a viewer or publisher where on which machine it runs: paths, process ids, inner ports."""
+"""No endpoint of a running platform tells a viewer or publisher where on which machine it runs.
+
+Paths, process ids, inner ports.
+"""
 
 import json
 import re

@@ -1,4 +1,7 @@
-"""Embedding, ranking and generation as one model on the whole platform, with engines that stand in for vLLM: three new snapshots in lock-step."""
+"""Embedding, ranking and generation as one model on the whole platform, with engines that stand in for vLLM.
+
+Three new snapshots in lock-step.
+"""
 
 import re
 import threading

@@ -1,4 +1,7 @@
-"""A platform that tests have started ends with their process, however that ends, and nobody is given its key afterwards."""
+"""A platform that tests have started ends with their process, however that ends.
+
+No client is given its key afterwards.
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""Predictions that need a credential, as people use them: manifest, keys, command line, revocation, on a running platform."""
+"""Predictions that need a credential, as people use them.
+
+Manifest, keys, command line, revocation, on a running platform.
+"""
 
 import json
 import os

@@ -1,7 +1,7 @@
-"""Fuzz targets of bytes that others write and that are read whole: credentials, access lists, audits, manifests, signatures.
+"""Fuzz targets of bytes that others write and that are read whole.
 
-Each may refuse its input by the errors that it names, and do nothing else. What is near a good credential or signature proves
-nobody: only the good one does.
+Credentials, access lists, audits, manifests, signatures. Each may refuse its input by the errors that it names, and do
+nothing else. What is near a good credential or signature proves nobody: only the good one does.
 """
 
 import base64
@@ -68,7 +68,10 @@ _CALLERS = Callers(decode(AccessList, json.dumps(_LIST)), clock=lambda: _NOW)
 
 
 def credential(data):
-    """The credential of an `Authorization`, as a router proves it: nothing but the key and what the provider signed proves anybody."""
+    """The credential of an `Authorization`, as a router proves it.
+
+    Nothing but the key and what the provider signed proves anybody.
+    """
     text = data.decode("latin-1")
     try:
         _CALLERS.prove(text)
@@ -78,7 +81,10 @@ def credential(data):
 
 
 def access_list(data):
-    """The list that API and workers push to a region: what can't be read is refused whole, and the good list stays in use."""
+    """The list that API and workers push to a region.
+
+    What can't be read is refused whole, and the good list stays in use.
+    """
     try:
         callers = Callers(decode(AccessList, data), clock=lambda: _NOW)
     except (ValidationError, InvalidInput):

@@ -1,6 +1,6 @@
-"""`make fuzz`: each target for so many seconds under atheris. Ends with 1 where a target fails; the input is written beside.
+"""`make fuzz`: each target for so many seconds under atheris.
 
-`python tests/fuzz/run.py [SECONDS] [TARGET ...]`
+Ends with 1 where a target fails; the input is written beside. `python tests/fuzz/run.py [SECONDS] [TARGET ...]`
 """
 
 import subprocess

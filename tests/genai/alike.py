@@ -1,4 +1,7 @@
-"""What a router or host can see of an engine: asked of the mock engine in test_mock_engine.py, of real vLLM in test_vllm.py."""
+"""What a router or host can see of an engine.
+
+Asked of the mock engine in test_mock_engine.py, of real vLLM in test_vllm.py.
+"""
 
 import json
 import time

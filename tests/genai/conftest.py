@@ -11,7 +11,10 @@ from tests.genai.platforms import platform_with
 
 @pytest.fixture(scope="session")
 def shelf(tmp_path_factory):
-    """Checkpoints that only the mock engine can serve: 1 and 2 generate, 3 embeds; 11 and 12 are adapters on 1 and 2, 13 on others."""
+    """Checkpoints that only the mock engine can serve: 1 and 2 generate, 3 embeds.
+
+    11 and 12 are adapters on 1 and 2, 13 on others.
+    """
     shelf = Shelf(tmp_path_factory.mktemp("shelf"))
     for number in (1, 2):
         shelf.publish(number, write_llama(shelf.root / f"hf-{number}", seed=number))

@@ -79,7 +79,10 @@ class Host:
         return httpx.put(f"{self.url}/control/holds", content=body, timeout=60)
 
     def ready(self, *, seconds=PATIENCE_SECONDS):
-        """The state once something is ready and nothing loads. Longer waits are for vLLM, which needs the processor more than they do."""
+        """The state once something is ready and nothing loads.
+
+        Longer waits are for vLLM, which needs the processor more than they do.
+        """
         every = 0.02 if seconds <= PATIENCE_SECONDS else 0.5
         return until(lambda: (s := self.state()).ready and not s.loading and s, every_seconds=every, seconds=seconds)
 
@@ -91,7 +94,10 @@ class Host:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def engines(self):
-        """The engine processes, by what their command line says; not what fetches into a directory that is called like them."""
+        """The engine processes, by what their command line says.
+
+        A process that fetches into a directory of such a name is none.
+        """
         told = [(p, command_line(p)) for p in self.family()]
         fetches = "serving.snapshots.fetch"
         return [p for p, text in told if fetches not in text and any(w in text for w in (str(MOCK), "vllm"))]

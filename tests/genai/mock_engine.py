@@ -1,12 +1,14 @@
-"""An OpenAI server that generates nothing real: `python mock_engine.py --port P --model M`. Stands beside vLLM in tests.
+"""An OpenAI server that generates nothing real: `python mock_engine.py --port P --model M`.
+
+Stands beside vLLM in tests.
 
 It answers as vLLM does where a router can see it: routes, streams, errors, metrics, a prefix cache by blocks of words,
-and a request that ends when its client leaves. Text is the word `NAME-N` for the N-th token, of an adapter `ADAPTER-N`, behind
-the prompt where the request has `echo`; with `--weights DIR` the name is that of the weights in there. The vector of a text is its
-length, its words, 1, and the stamp; with a checkpoint the stamp is that of its config.json, and the name has it at its end. With
-VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 it takes and drops adapters, with VLLM_SERVER_DEV_MODE=1 it pauses and takes other weights. With
-`--connector nixl` it hands prompts over, and takes them, by the fields of vLLM's NixlConnector. With `--until FILE` a stream of ENDLESS
-tokens ends once the file is there.
+and a request that ends when its client leaves. Text is the word `NAME-N` for the N-th token, of an adapter `ADAPTER-N`,
+behind the prompt where the request has `echo`; with `--weights DIR` the name is that of the weights in there. The
+vector of a text is its length, its words, 1, and the stamp; with a checkpoint the stamp is that of its config.json, and
+the name has it at its end. With VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 it takes and drops adapters, with
+VLLM_SERVER_DEV_MODE=1 it pauses and takes other weights. With `--connector nixl` it hands prompts over, and takes them,
+by the fields of vLLM's NixlConnector. With `--until FILE` a stream of ENDLESS tokens ends once the file is there.
 """
 
 import argparse

@@ -1,6 +1,7 @@
-"""A program in an engine's place that tries what an engine must not, and says how each went: one line of JSON, then it sleeps.
+"""A program in an engine's place that tries what an engine must not, and says how each went.
 
-Paths and ports are in the variable PRYING, since what the operator's command names is an engine's to read.
+One line of JSON, then it sleeps. Paths and ports are in the variable PRYING, since what the operator's command names is
+an engine's to read.
 """
 
 import json

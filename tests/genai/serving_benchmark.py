@@ -1,4 +1,7 @@
-"""vLLM's own serving benchmark as a client, unmodified: `vllm.benchmarks.serve`, run by the interpreter that has vLLM."""
+"""vLLM's own serving benchmark as a client, unmodified.
+
+`vllm.benchmarks.serve`, run by the interpreter that has vLLM.
+"""
 
 import json
 import os
@@ -11,7 +14,8 @@ parser = ArgumentParser()
 add_cli_args(parser)
 main(parser.parse_args())
 """
-"""What `vllm bench serve` does; the command itself asks for a package named vllm, and its build for CPUs has another name."""
+"""What `vllm bench serve` does; the command itself asks for a package named vllm, and its build for CPUs has another
+name."""
 SECONDS = 300
 
 

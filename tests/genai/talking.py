@@ -1,4 +1,7 @@
-"""Clients of a generative model on the whole platform, that stream one answer after the other, and what they were answered."""
+"""Clients of a generative model on the whole platform.
+
+They stream one answer after the other, and record their answers.
+"""
 
 import json
 import threading

@@ -1,4 +1,7 @@
-"""Adapters in a whole region: what the agent tells of one that an engine does not take, and when one that is no longer wanted leaves."""
+"""Adapters in a whole region.
+
+What the agent tells of one that an engine does not take, and when one that is no longer wanted leaves.
+"""
 
 import httpx
 import pytest

@@ -1,4 +1,7 @@
-"""An engine is confined by the host that starts it, and so is that host: a program in the engine's place tries what it must not do."""
+"""An engine is confined by the host that starts it, and so is that host.
+
+A program in the engine's place tries what it must not do.
+"""
 
 import json
 import os
@@ -67,7 +70,10 @@ NOT_NEEDED = {
 
 @pytest.fixture
 def engine(yard, shelf, tmp_path):
-    """A host that holds snapshot 1 with the prying program, and what that has told; snapshot 2 lies in the same cache."""
+    """A host that holds snapshot 1 with the prying program, and what that has told.
+
+    Snapshot 2 lies in the same cache.
+    """
     (tmp_path / "wanted.json").write_text("{}")
     other = shelf.store.fetch(shelf.published[2].uri, tmp_path / "cache")
 

@@ -1,4 +1,7 @@
-"""Prefill and decode as two real vLLMs with the example connector: the answers of one engine, prompts read by another."""
+"""Prefill and decode as two real vLLMs with the example connector.
+
+The answers of one engine, prompts read by another.
+"""
 
 import json
 import re

@@ -1,4 +1,7 @@
-"""A model that embeds on the whole platform with real vLLM: published, and asked through Envoy by the unmodified openai client."""
+"""A model that embeds on the whole platform with real vLLM.
+
+Published, and asked through Envoy by the unmodified openai client.
+"""
 
 import httpx
 import openai

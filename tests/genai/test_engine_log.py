@@ -1,4 +1,7 @@
-"""The log of an engine: begun anew with each start, read by its descriptor, and begun by the keeper for a host that may not."""
+"""The log of an engine.
+
+Begun anew with each start, read by its descriptor, and begun by the keeper for a host that may not.
+"""
 
 import os
 

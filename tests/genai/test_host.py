@@ -1,4 +1,7 @@
-"""The host of generative parts, with the mock engine: what is ready, what fails and why, and that nothing is left behind."""
+"""The host of generative parts, with the mock engine.
+
+What is ready, what fails and why, and that nothing is left behind.
+"""
 
 import re
 import signal

@@ -1,4 +1,7 @@
-"""Embedding and generation by real vLLM, ranking by torch, as one model on the whole platform: published, and asked by the `openai` client."""
+"""Embedding and generation by real vLLM, ranking by torch, as one model on the whole platform.
+
+Published, and asked by the `openai` client.
+"""
 
 import httpx
 import numpy as np

@@ -29,7 +29,10 @@ def place(subprocesses):
 
 @pytest.fixture
 def host(shelf, place):
-    """As an agent of root starts it: with a directory for its sockets that its user may enter, and a cache that this user may read."""
+    """As an agent of root starts it.
+
+    With a directory for its sockets that its user may enter, and a cache that this user may read.
+    """
     state = place / "state"
     state.mkdir(mode=0o700)
     open_state(state, nobody().gid)

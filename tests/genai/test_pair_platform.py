@@ -1,4 +1,7 @@
-"""Prefill and decode as two parts on the whole platform, from one publish to an answer through Envoy. The engines are mocks."""
+"""Prefill and decode as two parts on the whole platform, from one publish to an answer through Envoy.
+
+The engines are mocks.
+"""
 
 import httpx
 import pytest

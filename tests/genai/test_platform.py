@@ -1,4 +1,7 @@
-"""A generative model on the whole platform: published, answered through Envoy, rolled over under streams, rolled back."""
+"""A generative model on the whole platform.
+
+Published, answered through Envoy, rolled over under streams, rolled back.
+"""
 
 import json
 import signal
@@ -171,7 +174,7 @@ def test_a_checkpoint_of_another_form_is_refused_before_an_engine_sees_it(first,
 
 
 def keepers_and_servers(platform):
-    """Without the guard of each keeper, which has the keeper's command line, the agent for a parent, and no children."""
+    """Without the guard of each keeper, which has the keeper's command line, the agent as parent, and no children."""
     found = []
     for process in platform.found("vllm.entrypoints", "--served-model-name"):
         with suppress(psutil.NoSuchProcess):

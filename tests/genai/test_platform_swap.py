@@ -1,4 +1,7 @@
-"""Hot swaps on the whole platform under streaming clients: on real vLLM, and with the mock engine where there is none."""
+"""Hot swaps on the whole platform under streaming clients.
+
+On real vLLM, and with the mock engine where there is none.
+"""
 
 import re
 from collections import Counter

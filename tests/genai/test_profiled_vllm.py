@@ -1,4 +1,7 @@
-"""`ipnext profile` on real vLLM with a tiny random Llama. Counts and orders only: how fast the machine is, is no test."""
+"""`ipnext profile` on real vLLM with a tiny random Llama.
+
+Counts and orders only: how fast the machine is, is no test.
+"""
 
 import contextlib
 import json

@@ -1,4 +1,7 @@
-"""The directory where prefill and decode meet is there while any engine uses it, and empty before the first and after the last."""
+"""The directory where prefill and decode meet is there while any engine uses it.
+
+It is empty before the first and after the last.
+"""
 
 import subprocess
 import sys

@@ -1,7 +1,8 @@
-"""Builds a tiny random Llama, or a BERT that embeds, with a tokenizer of bytes or letters: `VLLM_PYTHON tiny.py DIRECTORY... --seed N`.
+"""Builds a tiny random Llama, or a BERT that embeds, with a tokenizer of bytes or letters.
 
-About a hundred thousand parameters; head_dim is 32, the smallest that vLLM's attention on a CPU takes. Each
-directory gets the next seed, which writes another text, so that a change of weights can be seen. Run by the interpreter that has vLLM, and so torch and transformers.
+`VLLM_PYTHON tiny.py DIRECTORY... --seed N`. About a hundred thousand parameters; head_dim is 32, the smallest that
+vLLM's attention on a CPU takes. Each directory gets the next seed, which writes another text, so that a change of
+weights can be seen. Run by the interpreter that has vLLM, and so torch and transformers.
 """
 
 import argparse

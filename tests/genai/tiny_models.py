@@ -8,7 +8,10 @@ SCRIPT = Path(__file__).parent / "tiny.py"
 
 
 def tiny_llamas(python, directories, *, seed=1):
-    """Tiny random Llamas in directories, from this seed on. One process builds all: to import its libraries takes it seconds."""
+    """Tiny random Llamas in directories, from this seed on.
+
+    One process builds all: to import its libraries takes it seconds.
+    """
     _build(python, directories, "llama", seed)
 
 

@@ -19,7 +19,10 @@ class Conformance:
         self.schema: OpenApiSchema = schemathesis.openapi.from_dict(app.openapi())
 
     def faults(self, request: httpx.Request, answer: httpx.Response) -> Sequence[str]:
-        """What of an answer, which was read whole, is not as documented; nothing for a path or method that no endpoint has."""
+        """What of an answer, which was read whole, is not as documented.
+
+        Nothing for a path or method that no endpoint has.
+        """
         operation = self.schema.find_operation_by_path(request.method, request.url.path)
         if operation is None:
             return ()

@@ -1,4 +1,7 @@
-"""Every setting that names an address is refused where other machines reach it, unless the operator insists. Nothing here listens."""
+"""Every setting that names an address is refused where other machines reach it, unless the operator insists.
+
+Nothing here listens.
+"""
 
 import pytest
 from pydantic_settings import BaseSettings

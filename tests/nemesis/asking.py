@@ -26,7 +26,10 @@ class Asking:
         self.client.close()
 
     def ask(self, f: str, process: str, call: Callable[[], Any], **told: Any) -> bool:
-        """Ask until there is an answer; each try is an operation of its own, with the same id of a change. Whether it was yes."""
+        """Ask until there is an answer; each try is an operation of its own, with the same id of a change.
+
+        Whether it was yes.
+        """
         for _ in range(ATTEMPTS):
             op = self.recorder.op()
             self.recorder.write(f, "invoke", process, op, **told)

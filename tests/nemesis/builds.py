@@ -1,7 +1,7 @@
 """Builds of the platform's processes: which of them run as the build after this one (tests/workflows/next_build.py).
 
-A child of `ipnext dev` whose name is a file below `state/next` starts as the next build, else as this one. The first process of the
-next build that starts migrates the schema under those of this build.
+A child of `ipnext dev` whose name is a file below `state/next` starts as the next build, else as this one. The first
+process of the next build that starts migrates the schema under those of this build.
 """
 
 import sys

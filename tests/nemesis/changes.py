@@ -1,4 +1,7 @@
-"""The publishers: clients that publish new snapshots while faults strike, and write down what they asked and were told."""
+"""The publishers.
+
+Clients that publish new snapshots while faults strike, and write down what they asked and were told.
+"""
 
 import random
 import threading
@@ -10,7 +13,10 @@ from tests.nemesis.models import BASE_DEMAND, JUDGED, Bad, Forge, Published, man
 
 
 class Changes:
-    """Publishes snapshots of models. `parts`: model -> its parts. `judged` is set once users ask, so that gates have something to judge by."""
+    """Publishes snapshots of models. `parts`: model -> its parts.
+
+    `judged` is set once users ask, so that gates have something to judge by.
+    """
 
     def __init__(self, asking: Asking, forge: Forge, parts: Mapping[str, tuple[str, ...]], *, refresh: str) -> None:
         self.parts = parts

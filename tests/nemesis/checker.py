@@ -141,7 +141,10 @@ def unrepaired(story: Story, model: str, event: Event) -> bool:
 
 
 def _repaired(story: Story, drain: Drained, model: str) -> float:
-    """When the first change that was asked after the disaster had placed the model; else some time after the region's end."""
+    """When the first change that was asked after the disaster had placed the model.
+
+    Else some time after the region's end.
+    """
     over = drain.wall - drain.asked + min(drain.drained, drain.returned)
     return story.ended(drain, model, PLACING, over + REPAIR_SECONDS)
 
@@ -197,7 +200,10 @@ def orphans(story: Story) -> Iterable[str]:
 
 
 def failed_requests(story: Story) -> Iterable[str]:
-    """Requests fail only while their region's data plane has a fault or it is lost; faults of the control plane fail none."""
+    """Requests fail only while their region's data plane has a fault or it is lost.
+
+    Faults of the control plane fail none.
+    """
     yield from (f"{_place(asked)}: {asked.end.value}" for asked in failures(story) if not excused(story, asked))
 
 
@@ -207,7 +213,10 @@ def failures(story: Story) -> list[Asked]:
 
 
 def excused(story: Story, asked: Asked) -> bool:
-    """Whether a fault of the data plane that may have answered the request was open, or a disaster not yet routed around."""
+    """Whether a fault of the data plane that may have answered the request was open.
+
+    A disaster not yet routed around counts as one.
+    """
     at = (asked.begin.at, asked.end.at)
     if story.lost(asked.region, *at) or any(drain.routes_around(*at) for drain in story.drains):
         return True

@@ -18,7 +18,8 @@ AWAY_SECONDS = 75.0
 LIMIT_SECONDS = 20.0
 """How long the server allows only short histories."""
 REACH_SECONDS = 15.0
-"""How long a worker may take to come to the place where it is to kill itself: somebody has to ask for something meanwhile."""
+"""How long a worker may take to come to the place where it is to kill itself: somebody has to ask for something
+meanwhile."""
 ROUND_SECONDS = 240.0
 """How long it may take to come to any of the places that are left of a round of all."""
 
@@ -47,7 +48,8 @@ _TOUCH = {
     "build": frozenset(),
     "limit": frozenset(),
 }
-"""Kind -> roles whose fault may fail requests. An agent that is killed costs none; a supervisor takes its region's processes along."""
+"""Kind -> roles whose fault may fail requests. An agent that is killed costs none; a supervisor takes its region's
+processes along."""
 
 
 @dataclass(frozen=True)

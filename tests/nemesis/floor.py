@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 Sample = Mapping[str, Any]
-"""`tables`: gateway's region -> model -> [[region, generation, fraction], ...], only those that it follows and that stood
-still while the replicas were read; `replicas`: region -> [[model, part, [generation, ...]], ...]. A region that did not
-answer is in neither."""
+"""`tables`: gateway's region -> model -> [[region, generation, fraction], ...], only those that it follows and that
+stood still while the replicas were read; `replicas`: region -> [[model, part, [generation, ...]], ...]. A region that
+did not answer is in neither."""
 
 ROUNDING = 1e-6
 
@@ -31,7 +31,10 @@ class Shortfall:
 def shortfalls(
     sample: Sample, parts: Mapping[str, Collection[str]], demand: Callable[[str], float], replica_qps: float
 ) -> list[Shortfall]:
-    """Every part, generation and region of the models in `parts` that gets more than it is ready for. `demand` is a model's, in each region."""
+    """Every part, generation and region of the models in `parts` that gets more than it is ready for.
+
+    `demand` is a model's, in each region.
+    """
     needed: dict[tuple[str, str, int], float] = {}
     for models in sample["tables"].values():
         for model, shares in models.items():

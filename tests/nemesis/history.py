@@ -1,4 +1,7 @@
-"""The history of a run: one JSON line for each event, as Jepsen writes them; written by all clients, read by the checker."""
+"""The history of a run: one JSON line for each event, as Jepsen writes them.
+
+Written by all clients, read by the checker.
+"""
 
 import itertools
 import json

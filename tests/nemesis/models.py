@@ -1,8 +1,9 @@
 """What the platform serves in a run: models whose answers name the snapshot of each part that answered.
 
-`pair` has two parts and is locked: an answer from two generations shows two marks that belong to none. `solo` has one part;
-a newer publish turns its rollout round, and it may dip where the supply is short. `gated` has one part, a gate on latency and on
-what it predicts, and a canary that a person approves. All may be served in either region, as prices have it. `brief-N` are models that come and soon go again, which nobody asks for answers.
+`pair` has two parts and is locked: an answer from two generations shows two marks that belong to none. `solo` has one
+part; a newer publish turns its rollout round, and it may dip where the supply is short. `gated` has one part, a gate on
+latency and on what it predicts, and a canary that a person approves. All may be served in either region, as prices have
+it. `brief-N` are models that come and soon go again, which nobody asks for answers.
 """
 
 import hashlib
@@ -131,8 +132,8 @@ def manifest(
 ) -> str:
     """The manifest of a model, with so many requests a second in each region.
 
-    `refresh` is how `solo` gets new snapshots, `few` what the gate of `gated` says where nobody asks; before users do, it
-    does not wait for them. `split` has a brief model cut into parts. A replica takes `units` of supply.
+    `refresh` is how `solo` gets new snapshots, `few` what the gate of `gated` says where nobody asks; before users do,
+    it does not wait for them. `split` has a brief model cut into parts. A replica takes `units` of supply.
     """
     text = {"pair": _PAIR, "solo": _SOLO, "gated": _GATED}.get(model, _SPLIT if split else _BRIEF)
     return text.format(name=model, qps=qps, units=units, refresh=refresh, few=few, patience=15 if few == "fail" else 0)
@@ -223,7 +224,8 @@ _MODULES: Mapping[str, tuple[type[First | Second | Only | Slow], int]] = {
 def mark_of(number: int, *, shifted: bool = False) -> float:
     """The mark of the n-th snapshot: exact in 32 bits, alone and added to what users ask with.
 
-    All marks of a run lie close together, so that a gate that compares generations finds drift in the shifted ones only.
+    All marks of a run lie close together, so that a gate that compares generations finds drift in the shifted ones
+    only.
     """
     return number / MARKS_PER_ONE + (SHIFT if shifted else 0.0)
 

@@ -1,8 +1,8 @@
 """Partitions: the platform runs in a network namespace of its own, where rules of the kernel swallow packets by port.
 
-In the namespace the local routing table is asked last, so that a rule before it can blackhole what goes to a port or comes
-from it, on connections that are open as on new ones. Nobody outside the namespace notices. Needs `ip` and `unshare` and
-the right to make a namespace (root, or user namespaces).
+In the namespace the local routing table is asked last, so that a rule before it can blackhole what goes to a port or
+comes from it, on connections that are open as on new ones. Nobody outside the namespace notices. Needs `ip` and
+`unshare` and the right to make a namespace (root, or user namespaces).
 """
 
 import os

@@ -1,7 +1,7 @@
 """The owners: people who change models and the fleet while faults strike, each in a thread of their own.
 
-The model owner rolls back, pauses, freezes, asks for more; the approver lets waves go on; the capacity engineer replans,
-changes prices, drains regions and brings them back.
+The model owner rolls back, pauses, freezes, asks for more; the approver lets waves go on; the capacity engineer
+replans, changes prices, drains regions and brings them back.
 """
 
 import random
@@ -67,7 +67,10 @@ class ModelOwner:
         self._asking.ask("apply", "owner", lambda: self._client.apply(text), model=model, qps=qps)
 
     def _ask_too_much(self, draw: random.Random) -> None:
-        """A manifest that nothing can be placed by, and after a while the usual one again: publishes meanwhile are refused."""
+        """A manifest that nothing can be placed by, and after a while the usual one again.
+
+        Publishes meanwhile are refused.
+        """
         model, changes = draw.choice(tuple(self._changes.parts)), self._changes
         large, usual = changes.manifest(model, units=TOO_MANY_UNITS), changes.manifest(model)
         told = {"model": model, "qps": BASE_DEMAND}

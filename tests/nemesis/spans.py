@@ -10,7 +10,10 @@ FOREVER = float("inf")
 
 @dataclass(frozen=True)
 class Span:
-    """From the positive answer to what begins it until what ends it is first asked for: certainly so. Seconds since 1970."""
+    """From the positive answer to what begins it until what ends it is first asked for: certainly so.
+
+    Seconds since 1970.
+    """
 
     model: str
     begin: float
@@ -37,7 +40,10 @@ class Drained:
     returned: float
 
     def lost(self, begin: float, end: float) -> bool:
-        """Whether nothing was asked of the region's gateway at any moment of an interval: it answers with what it held."""
+        """Whether nothing was asked of the region's gateway at any moment of an interval.
+
+        It answers with what it held.
+        """
         return self.disaster and begin <= self.returned and end >= self.asked
 
     def routes_around(self, begin: float, end: float) -> bool:

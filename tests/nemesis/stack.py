@@ -1,7 +1,7 @@
 """The platform under test: `ipnext dev` in a directory of its own, and its processes by role.
 
-`python -m tests.nemesis.stack ARGUMENTS` is `ipnext dev` whose supervisor waits half a second at most before a restart: a
-run kills one process many times, and the ten seconds that a crash loop gets would only make it long.
+`python -m tests.nemesis.stack ARGUMENTS` is `ipnext dev` whose supervisor waits half a second at most before a restart:
+a run kills one process many times, and the ten seconds that a crash loop gets would only make it long.
 """
 
 import json
@@ -49,7 +49,10 @@ TCP = {
 
 
 class Stack:
-    """`ipnext dev` as a process. `pinned` are the places where a worker may be told to kill itself, as ACTIVITY:POINT."""
+    """`ipnext dev` as a process.
+
+    `pinned` are the places where a worker may be told to kill itself, as ACTIVITY:POINT.
+    """
 
     def __init__(self, state: Path, pinned: tuple[str, ...] = ()) -> None:
         self.state = state

@@ -187,7 +187,10 @@ class Story:
         return {digest: float(mark) for event in published for digest, mark in event.value["parts"].values()}
 
     def expected_marks(self, model: str, generation: int) -> list[float] | None:
-        """What the parts of a generation answer, in the order of the parts; None for one that the store does not know."""
+        """What the parts of a generation answer, in the order of the parts.
+
+        None for one that the store does not know.
+        """
         told = self.dump["models"][model]
         snapshots = told["generations"].get(str(generation))
         if snapshots is None:
@@ -204,7 +207,10 @@ class Story:
         return found
 
     def allowed(self, model: str, begin: float, end: float) -> set[int]:
-        """Generations that may answer a request that lasted from `begin` to `end`: what serves, and what a change brings."""
+        """Generations that may answer a request that lasted from `begin` to `end`.
+
+        What serves, and what a change brings.
+        """
         found = {self.serving(model, begin), self.serving(model, end)}
         for change in self.changes[model]:
             over = change.finished is not None and change.finished < begin
@@ -215,8 +221,8 @@ class Story:
     def left(self, model: str, begin: float, end: float) -> set[int]:
         """Generations that may answer as well, for a disaster left nothing else.
 
-        They were allowed when the region was declared lost, and what serves was ready in no other one since. Users are sent to
-        them until a change that was asked since then is done (docs/drain.md, Disaster).
+        They were allowed when the region was declared lost, and what serves was ready in no other one since. Users are
+        sent to them until a change that was asked since then is done (docs/drain.md, Disaster).
         """
         return set[int]().union(*(self._left_by(drain, model, begin, end) for drain in self.drains if drain.disaster))
 
@@ -262,7 +268,10 @@ class Story:
         return list(ended(self.history, "apply"))
 
     def demand(self, model: str, wall: float) -> float:
-        """The least demand that capacity has to be there for: a higher one counts once the change that brings it is done."""
+        """The least demand that capacity has to be there for.
+
+        A higher one counts once the change that brings it is done.
+        """
         told: list[tuple[float, int | None]] = [(self.meta["demand"], 0)]
         for begin, end in self._applied:
             if begin.value["model"] == model and end.type != "fail" and begin.wall <= wall:
@@ -276,7 +285,10 @@ class Story:
         return min(qps for qps, _ in told[reached:]) * (1.0 - self._dip(model, wall))
 
     def _dip(self, model: str, wall: float) -> float:
-        """What of its throughput a model may lack at a moment: only while a change is under way that said that it dips."""
+        """What of its throughput a model may lack at a moment.
+
+        Only while a change is under way that said that it dips.
+        """
         most = float(self.meta.get("dips", {}).get(model, 0.0))
         said = (c for c in self.changes[model] if most and "dips:" in c.message and c.created <= wall)
         return most if any(c.finished is None or c.finished >= wall for c in said) else 0.0

@@ -161,7 +161,10 @@ class Nemesis:
         return not alive
 
     def _limit(self, fault: Fault, number: int) -> bool:
-        """Have the server start anew with a limit of histories, and after a while as usual: runs beyond it are terminated."""
+        """Have the server start anew with a limit of histories, and after a while as usual.
+
+        Runs beyond it are terminated.
+        """
         if not self._stack.found("temporal"):
             self._recorder.note("not_reached", number=number, **fault.document())
             return False
@@ -190,7 +193,10 @@ class Nemesis:
         return True
 
     def _victims(self, fault: Fault, number: int) -> list[psutil.Process]:
-        """The processes to strike; one of a role may just be starting, or be one of many. A drained region has no hosts."""
+        """The processes to strike; one of a role may just be starting, or be one of many.
+
+        A drained region has no hosts.
+        """
         deadline = time.monotonic() + APPEAR_SECONDS
         while not (found := self._stack.found(fault.role, fault.region)):
             if time.monotonic() > deadline:

@@ -8,7 +8,8 @@ import pytest
 from tests.nemesis.faults import KINDS, PLACES, SHORT_SECONDS, few, schedule
 
 ROUND = 39
-"""Nine roles killed, nine stopped, five links cut, six boundaries, six kinds of workflows terminated, a region away for long, two roles that swap builds, a limit."""
+"""Nine roles killed, nine stopped, five links cut, six boundaries, six kinds of workflows terminated, a region away for
+long, two roles that swap builds, a limit."""
 
 
 def test_the_same_seed_gives_the_same_faults_and_another_one_others():

@@ -1,4 +1,7 @@
-"""The rules about what people asked for: a history that keeps each passes, and one that breaks it is told by it alone."""
+"""The rules about what people asked for.
+
+A history that keeps each passes, and one that breaks it is told by it alone.
+"""
 
 import pytest
 
@@ -219,7 +222,10 @@ def test_a_lost_region_may_answer_with_what_it_held(tale, drain):
 
 @pytest.fixture
 def lost_at_the_end(tale, make_change):
-    """us-east is declared lost while the publish of generation 2 ends there; a repair that is done at 33 sends users back to it."""
+    """us-east is declared lost while the publish of generation 2 ends there.
+
+    A repair that is done at 33 sends users back to it.
+    """
     tale.event("drain", 29.0, "invoke", 70, region="us-east", disaster=True)
     tale.event("drain", 29.1, "ok", 70, region="us-east", disaster=True)
     tale.event("returned", 31.0, region="us-east")

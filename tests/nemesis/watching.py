@@ -1,4 +1,7 @@
-"""Watches the regions' agents during a run: the samples for the capacity floor, and every process that was ever seen."""
+"""Watches the regions' agents during a run.
+
+The samples for the capacity floor, and every process that was ever seen.
+"""
 
 import json
 import threading

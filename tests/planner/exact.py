@@ -1,4 +1,7 @@
-"""One model's priced problem as a mixed-integer program, stated rule by rule: what `planner.bound.bound` must never exceed."""
+"""One model's priced problem as a mixed-integer program, stated rule by rule.
+
+What `planner.bound.bound` must never exceed.
+"""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,7 @@
-"""Whatever a file holds: a value, or one line that names the field, what was given and what is allowed. Never a traceback."""
+"""Whatever a file holds: a value, or one line that names the field, what was given and what is allowed.
+
+Never a traceback.
+"""
 
 import contextlib
 import copy

@@ -1,4 +1,7 @@
-"""Kernels that make no arrays call nothing that does: numba compiles it as such a kernel, and refuses, wherever the cache has their callees."""
+"""Kernels that make no arrays call nothing that does.
+
+numba compiles it as such a kernel, and refuses, wherever the cache has their callees.
+"""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Bodies count as what they become: unpacked, parsed, decoded, in frames; what finds no room is refused, and all is given back."""
+"""Bodies count as what they become: unpacked, parsed, decoded, in frames.
+
+What finds no room is refused, and all is given back.
+"""
 
 import asyncio
 import gzip

@@ -1,4 +1,7 @@
-"""Real hosts and a real router under load: processes are killed and stopped, requests go on, and capacity returns by itself."""
+"""Real hosts and a real router under load.
+
+Processes are killed and stopped, requests go on, and capacity returns by itself.
+"""
 
 import signal
 import time
@@ -75,7 +78,10 @@ def overtaken(answer, answers):
 
 
 def costs_few(bad, during, most):
-    """Whether a stopped host held up no more than so many: among all answers few also where all clients waited for it together."""
+    """Whether a stopped host held up no more than so many.
+
+    Among all answers few also where all clients waited for it together.
+    """
     return sum(overtaken(answer, during) for answer in bad) <= most and 4 * len(bad) < len(during)
 
 

@@ -56,9 +56,10 @@ def load_house() -> ModuleType:
 
 @pytest.fixture(scope="session", autouse=True)
 def _time_to_yield() -> Iterator[None]:
-    """The SDK takes a workflow that does not yield for two seconds for a deadlock: it raises an error wherever its thread is.
+    """The SDK takes a workflow that does not yield for two seconds for a deadlock.
 
-    A machine that stands still for so long does the same to any workflow; of the SDK's settings none is about it.
+    It raises an error wherever its thread is. A machine that stands still for so long does the same to any workflow; of
+    the SDK's settings none is about it.
     """
     made = _WorkflowWorker.__init__
 
@@ -74,7 +75,10 @@ def _time_to_yield() -> Iterator[None]:
 
 @pytest.fixture
 def quick_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits for replicas end after a sixtieth of the rollout's deadline; what else it limits has the time that a busy machine takes."""
+    """Waits for replicas end after a sixtieth of the rollout's deadline.
+
+    What else it limits has the time that a busy machine takes.
+    """
 
     def quick(seconds: float, **more: Any) -> Deadline:
         return Deadline(seconds, look_seconds=60 * LOOK_SECONDS, clock=lambda: 60 * time.monotonic(), **more)
@@ -129,7 +133,10 @@ def server_limits() -> dict[str, Any]:
 
 @pytest.fixture
 def own_temporal(subprocesses, tmp_path, free_port, server_limits) -> Iterator[str]:
-    """A server of its own: which build is current is a fact of a whole server, and so is who polls. It sees within seconds what is drained."""
+    """A server of its own: which build is current is a fact of a whole server, and so is who polls.
+
+    It sees within seconds what is drained.
+    """
     wanted = read_devfile().temporal
     drainage = {"RefreshInterval": "1s", "VisibilityGracePeriod": "1s"}  # three minutes each by default
     dynamic = {f"matching.wv.VersionDrainageStatus{name}": value for name, value in drainage.items()}

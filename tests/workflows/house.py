@@ -1,4 +1,7 @@
-"""A whole platform for tests: real SQLite store, real file artifacts, infrastructure in memory, models without torch."""
+"""A whole platform for tests.
+
+Real SQLite store, real file artifacts, infrastructure in memory, models without torch.
+"""
 
 import hashlib
 import json

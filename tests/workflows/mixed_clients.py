@@ -1,4 +1,7 @@
-"""Clients of a platform of two builds: predictions, publishes and the stream of events, each without a pause while builds change."""
+"""Clients of a platform of two builds.
+
+Predictions, publishes and the stream of events, each without a pause while builds change.
+"""
 
 import json
 import os
@@ -92,7 +95,10 @@ class Load:
 
 
 class Publisher:
-    """Publishes all the time, one change after the other; an API that does not answer is asked again with the same id."""
+    """Publishes all the time, one change after the other.
+
+    An API that does not answer is asked again with the same id.
+    """
 
     def __init__(
         self, api: str, model: str, snapshots: tuple[Mapping[str, Path], ...], *, why: Callable[[], str]
@@ -145,7 +151,10 @@ class Publisher:
 
 
 class Listener:
-    """Reads the stream of events as a browser does: what is no field or event of its own it ignores, and it comes back by its last id."""
+    """Reads the stream of events as a browser does.
+
+    What is no field or event of its own it ignores, and it comes back by its last id.
+    """
 
     def __init__(self, api: str) -> None:
         self.ids: list[int] = []

@@ -1,4 +1,7 @@
-"""A whole platform of real processes, each of this or of the next build: API, workers, and regions with agent, router and hosts."""
+"""A whole platform of real processes, each of this or of the next build.
+
+API, workers, and regions with agent, router and hosts.
+"""
 
 import contextlib
 import json

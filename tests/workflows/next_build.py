@@ -1,7 +1,8 @@
-"""The build after this one, as a virtual environment of its own: every channel between components has a field more, the schema a revision.
+"""The build after this one, as a virtual environment of its own.
 
-`make_next_build` makes the environment. Each of its processes imports this file first and changes the modules of the platform as they are
-imported (`CHANGES`). A process that writes an unknown field to a channel leaves a file of the channel's name (`used`).
+Every channel between components has a field more, the schema a revision. `make_next_build` makes the environment. Each
+of its processes imports this file first and changes the modules of the platform as they are imported (`CHANGES`). A
+process that writes an unknown field to a channel leaves a file of the channel's name (`used`).
 
 What is named by its digest (snapshots and their manifests) has no field more: it would be another thing.
 """
@@ -65,7 +66,10 @@ def downgrade():
 
 
 def make_next_build(directory: Path, root: Path, head: str) -> Path:
-    """Make the environment; returns its interpreter. `root` has the source tree, `head` is the newest revision of this build's schema."""
+    """Make the environment; returns its interpreter.
+
+    `root` has the source tree, `head` is the newest revision of this build's schema.
+    """
     python = directory / "bin" / "python"
     python.parent.mkdir(parents=True)
     for program in Path(sys.prefix, "bin").iterdir():

@@ -2,8 +2,9 @@
 
     python tests/workflows/record_histories.py [NAME ...]
 
-Names after it (such as `lifecycle-frozen`) write only those; without names all of them. It runs real workflows on a real server, takes names, paths and process ids out, and writes histories/*.json. A change
-that is not gated (workflow.patched) must not be recorded over: it breaks the runs that are under way.
+Names after it (such as `lifecycle-frozen`) write only those; without names all of them. It runs real workflows on a
+real server, takes names, paths and process ids out, and writes histories/*.json. A change that is not gated
+(workflow.patched) must not be recorded over: it breaks the runs that are under way.
 """
 
 import asyncio
@@ -39,7 +40,10 @@ SCRUBBED = {"identity": "worker", "stackTrace": "", "binaryChecksum": "", "build
 
 
 async def record(client: Client, house: Any) -> None:
-    """Publish, publish, a failing publish, a rollback, a replan, a retirement; then a model that is cut, and one that is frozen."""
+    """Publish, publish, a failing publish, a rollback, a replan, a retirement.
+
+    Then a model that is cut, and one that is frozen.
+    """
 
     async def carry_out(change: Any) -> None:
         await submit_change(client, change)

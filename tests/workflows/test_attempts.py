@@ -1,4 +1,7 @@
-"""Pauses between the attempts of one wait: short at first, and so few in all that the longest wait fits into a history."""
+"""Pauses between the attempts of one wait.
+
+Short at first, and so few in all that the longest wait fits into a history.
+"""
 
 import asyncio
 from datetime import timedelta

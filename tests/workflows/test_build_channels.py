@@ -1,6 +1,7 @@
-"""Everything that components read is known: between two builds it is read with tolerance, and the next build (next_build.py) extends it.
+"""Everything that components read is known.
 
-A module that reads JSON, or makes a value of plain data, is in one of the tables below. A new one is in none, and fails the test.
+Between two builds it is read with tolerance, and the next build (next_build.py) extends it. A module that reads JSON,
+or makes a value of plain data, is in one of the tables below. A new one is in none, and fails the test.
 """
 
 import ast

@@ -1,4 +1,7 @@
-"""What a person says to a rollout, on a real server: pause, resume, approve, promote, abort, and newer publishes meanwhile."""
+"""What a person says to a rollout, on a real server.
+
+Pause, resume, approve, promote, abort, and newer publishes meanwhile.
+"""
 
 import asyncio
 from threading import Event

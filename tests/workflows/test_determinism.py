@@ -1,6 +1,7 @@
-"""Workflow code asks the engine for time, chance and names: workers run it without the sandbox that would refuse the rest.
+"""Workflow code asks the engine for time, chance and names.
 
-The recorded histories replay within the sandbox (`test_replay.py`); this reads the code that no history goes through.
+Workers run it without the sandbox that would refuse the rest. The recorded histories replay within the sandbox
+(`test_replay.py`); this reads the code that no history goes through.
 """
 
 import ast

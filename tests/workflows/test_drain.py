@@ -196,7 +196,10 @@ async def test_users_whom_no_other_region_answered_are_answered_again_when_their
 
 
 async def test_a_region_is_told_what_changes_write_while_it_comes_back(house, model, carried_out, workers):
-    """A run that frees what a lost region held strikes it off the store only; as the region comes back it is told again."""
+    """A run that frees what a lost region held strikes it off the store only.
+
+    As the region comes back it is told again.
+    """
     house.apply(model, demand=[{"region": EUROPE, "qps": 80}], latencyToleranceMs=10)
     await carried_out(house.publish(model, 1))
     drains = DrainActivities(house.store, house.infrastructure, lambda: None, lambda *_: None)
@@ -225,7 +228,10 @@ async def test_a_region_is_told_what_changes_write_while_it_comes_back(house, mo
 async def test_a_region_gets_what_users_were_sent_to_last_though_that_change_ends_while_it_comes_back(
     house, model, carried_out, workers
 ):
-    """A run that had nowhere to send its users is done, its change a moment later: what served before is no answer any more."""
+    """A run that had nowhere to send its users is done, its change a moment later.
+
+    What served before is no answer any more.
+    """
     house.apply(model, demand=[{"region": EUROPE, "qps": 80}], latencyToleranceMs=10)
     await carried_out(house.publish(model, 1))
     newer = house.publish(model, 2)

@@ -221,7 +221,10 @@ async def test_a_move_by_a_plan_from_before_a_loss_goes_nowhere_and_the_repair_p
 async def test_a_way_back_to_a_region_that_was_lost_leaves_no_user_unanswered_and_a_rollback_reaches_what_is_left(
     house, model, workers, *, carried_out, submit, ended, until, drains
 ):
-    """Generation 1 was in us-east only, its canary elsewhere: what came with it answers until the rollback has brought 1 there."""
+    """Generation 1 was in us-east only, its canary elsewhere.
+
+    What came with it answers until the rollback has brought 1 there.
+    """
     house.apply_fleet(two_regions(west=None))
     house.apply(model, rollout={"canary": 0.5, "maxStep": 0.5, "deadlineSeconds": 1200}, survive="none")
     await carried_out(house.publish(model, 1))
@@ -254,7 +257,10 @@ async def test_a_way_back_to_a_region_that_was_lost_leaves_no_user_unanswered_an
 async def test_a_rollback_goes_back_to_what_is_left_before_the_planner_has_repaired(
     house, model, serving, *, carried_out, submit, drains, until, client
 ):
-    """The plan in force places the model in both regions; a publish holds up its move, and the search for another plan is held."""
+    """The plan in force places the model in both regions.
+
+    A publish holds up its move, and the search for another plan is held.
+    """
     solver = HeldSolver()
     solver.go.set()
     async with serving(solver):

@@ -160,7 +160,10 @@ def sets_of(house, model):
 
 @pytest.fixture
 async def outgrown(house, model, carried_out, waits):
-    """Generation 1 serves; a publish with another manifest is placed by that one, and waits for supply. What ran, and the publish."""
+    """Generation 1 serves; a publish with another manifest is placed by that one, and waits for supply.
+
+    What ran, and the publish.
+    """
     house.apply(model, parts=parts(GIB, 8), rollout={**PACE, "keepWarm": 0})
     assert (await carried_out(house.publish(model, 1))).state is ChangeState.DONE
     before = sets_of(house, model)

@@ -91,7 +91,10 @@ def ice(house, client, model, submit, until) -> Ice:
 
 @pytest.fixture
 def slow_answers(monkeypatch) -> Iterator[tuple[threading.Event, threading.Event]]:
-    """Set once a run asks for freezes and is frozen; to set so that it gets the answer. For workers that begin after it."""
+    """Set once a run asks for freezes and is frozen; to set so that it gets the answer.
+
+    For workers that begin after it.
+    """
     asked, answers = threading.Event(), threading.Event()
     freeze_of = FreezeActivities.freeze_of
 

@@ -1,6 +1,7 @@
-"""The rule of docs/lifecycle.md, "Changing a workflow": a change in the order of commands is gated with `workflow.patched`.
+"""The rule of docs/lifecycle.md, "Changing a workflow".
 
-Three builds of one workflow: as it was, with one more command, and with that command behind a gate.
+A change in the order of commands is gated with `workflow.patched`. Three builds of one workflow: as it was, with one
+more command, and with that command behind a gate.
 """
 
 from datetime import timedelta

@@ -1,4 +1,7 @@
-"""A worker's ready file says whether work can come: Temporal answers, and the worker polls every queue that it has slots for."""
+"""A worker's ready file says whether work can come.
+
+Temporal answers, and the worker polls every queue that it has slots for.
+"""
 
 import asyncio
 import contextlib

@@ -1,4 +1,7 @@
-"""Runs that the server ends because their history is too long: nothing acknowledged is lost, and no traffic stays behind."""
+"""Runs that the server ends because their history is too long.
+
+Nothing acknowledged is lost, and no traffic stays behind.
+"""
 
 import asyncio
 

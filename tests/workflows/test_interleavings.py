@@ -1,4 +1,7 @@
-"""Events of several processes that meet: two APIs, a store that is away, a worker that stood still, clocks that differ."""
+"""Events of several processes that meet.
+
+Two APIs, a store that is away, a worker that stood still, clocks that differ.
+"""
 
 import contextlib
 from datetime import timedelta

@@ -1,4 +1,7 @@
-"""A region is declared lost while a change of a model is on its way there: what was acknowledged comes through where it can."""
+"""A region is declared lost while a change of a model is on its way there.
+
+What was acknowledged comes through where it can.
+"""
 
 import pytest
 

@@ -1,4 +1,7 @@
-"""Embedding, ranking and generation on three kinds of hardware: planned, loaded and moved together, read from all that the infrastructure was told."""
+"""Embedding, ranking and generation on three kinds of hardware.
+
+Planned, loaded and moved together, read from all that the infrastructure was told.
+"""
 
 import pytest
 

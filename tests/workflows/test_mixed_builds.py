@@ -1,10 +1,11 @@
-"""API, worker, agent, supervisor, router and hosts of two builds at once, both ways round, under load: nothing is refused, nothing is lost.
+"""API, worker, agent, supervisor, router and hosts of two builds at once, both ways round, under load.
 
-The next build (next_build.py) has a field more in every channel and a revision more of the schema. The schema is the newer one in each
-case, as it is once the first worker of a new build has started.
+Nothing is refused, nothing is lost. The next build (next_build.py) has a field more in every channel and a revision
+more of the schema. The schema is the newer one in each case, as it is once the first worker of a new build has started.
 
-Each of the two regions serves what the other one has no hardware for, so that half of all requests cross regions: `pair` runs in us-east,
-the generative `chat` in eu-west, on the mock engine. One stream of tokens goes on from the first exchange of an agent to the last host.
+Each of the two regions serves what the other one has no hardware for, so that half of all requests cross regions:
+`pair` runs in us-east, the generative `chat` in eu-west, on the mock engine. One stream of tokens goes on from the
+first exchange of an agent to the last host.
 """
 
 import signal
@@ -218,7 +219,10 @@ def replace_control_plane(platform: MixedPlatform, publisher: Publisher, build: 
 
 
 def adopt(platform: MixedPlatform, region: MixedRegion, build: Build) -> None:
-    """Replace the agent as an upgrade does; all that runs goes on. The fork server of the new agent's build is ready on return."""
+    """Replace the agent as an upgrade does; all that runs goes on.
+
+    The fork server of the new agent's build is ready on return.
+    """
     until(
         lambda: len(region.processes("serving.genai.host")) <= 1, why=platform.logs
     )  # the former one is not kept warm
@@ -231,7 +235,10 @@ def adopt(platform: MixedPlatform, region: MixedRegion, build: Build) -> None:
 
 
 def replace_router(platform: MixedPlatform, region: MixedRegion, build: Build, *, ends: bool = True) -> None:
-    """As an upgrade does it. One that has a stream under way goes on beside the next one: `ends` says that there is none."""
+    """As an upgrade does it.
+
+    One that has a stream under way goes on beside the next one: `ends` says that there is none.
+    """
     [router] = region.processes("serving.router")
     router.terminate()
     builds = {build} if ends else {"this", "next"}

@@ -1,4 +1,7 @@
-"""A replan moves a fleet: in a window, in an order that supply allows, paused and resumed, past models that are held."""
+"""A replan moves a fleet.
+
+In a window, in an order that supply allows, paused and resumed, past models that are held.
+"""
 
 import asyncio
 import contextlib
@@ -183,7 +186,10 @@ async def test_a_replan_is_paused_resumed_and_tells_how_far_it_is(
 async def test_a_replan_that_is_asked_for_while_moves_are_paused_waits_for_the_end_of_the_pause(
     house, fleet, serving, many, *, asked, over, until, client, steered
 ):
-    """Another plan would count models twice, where they run and where they are to go, for as long as the pause lasts."""
+    """Another plan would count models twice for as long as the pause lasts.
+
+    Once where they run, and once where they are to go.
+    """
     async with serving(policy=PlanningPolicy(window=1)):
         models = await many(2)
         house.apply_fleet(fleet.replace(*WITHOUT_AMERICA))

@@ -1,4 +1,7 @@
-"""One mover for each model: runs that are terminated lose no change, leave no traffic behind, and no two transitions meet."""
+"""One mover for each model.
+
+Runs that are terminated lose no change, leave no traffic behind, and no two transitions meet.
+"""
 
 import asyncio
 import threading

@@ -64,7 +64,10 @@ async def test_an_entity_whose_history_does_not_replay_ends_and_the_next_one_car
 async def test_no_timer_is_left_for_superseded_changes_that_are_marked_already(
     house, model, client, workers, submit, carried_out, ended, until, monkeypatch
 ):
-    """It would fire for nothing: a workflow task without commands, which a replay may put together with the next one."""
+    """It would fire for nothing.
+
+    A workflow task without commands, which a replay may put together with the next one.
+    """
     monkeypatch.setattr(policies, "MARKS_SOON", 0)
     house.apply(model)
     await carried_out(house.publish(model, 1))

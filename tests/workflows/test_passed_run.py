@@ -1,4 +1,7 @@
-"""Controls of a model whose running change passes another one, which waits: they reach both, also of an entity that continued as new."""
+"""Controls of a model whose running change passes another one, which waits.
+
+They reach both, also of an entity that continued as new.
+"""
 
 import asyncio
 from types import SimpleNamespace
@@ -158,7 +161,10 @@ def test_the_change_that_stops_a_run_is_part_of_its_result(why, by):
 
 @pytest.fixture
 def gone(monkeypatch):
-    """An entity that follows two runs which are gone without a record, with the ends that it records; `state` of them in the store."""
+    """An entity that follows two runs which are gone without a record, with the ends that it records.
+
+    `state` of them in the store.
+    """
 
     def build(state, **carried):
         async def perform(step, given, _):

@@ -1,4 +1,7 @@
-"""Deadlines of people run only while workers work: the wait is made of pieces, and an absence of workers counts for one at most."""
+"""Deadlines of people run only while workers work.
+
+The wait is made of pieces, and an absence of workers counts for one at most.
+"""
 
 import asyncio
 from datetime import UTC, datetime, timedelta

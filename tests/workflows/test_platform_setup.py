@@ -1,4 +1,7 @@
-"""`ipnext platform` on a bare Temporal: nothing that was acknowledged is lost before it, and nothing is overwritten by it."""
+"""`ipnext platform` on a bare Temporal.
+
+Nothing that was acknowledged is lost before it, and nothing is overwritten by it.
+"""
 
 import asyncio
 import json

@@ -1,4 +1,7 @@
-"""A new build of the workers takes over step by step while publishes go on: pinned runs end on the build that they began on."""
+"""A new build of the workers takes over step by step while publishes go on.
+
+Pinned runs end on the build that they began on.
+"""
 
 import asyncio
 import os
@@ -138,7 +141,10 @@ async def build_of(client, workflow_id) -> str:
 
 
 async def platform(*words: str) -> str:
-    """What `ipnext platform ...` prints, again until it succeeds: the server sees a new worker some moments after it has begun."""
+    """What `ipnext platform ...` prints, again until it succeeds.
+
+    The server sees a new worker some moments after it has begun.
+    """
     while True:
         told = await asyncio.to_thread(CliRunner().invoke, GROUP, list(words))
         if told.exit_code == 0:

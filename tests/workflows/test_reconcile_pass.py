@@ -13,7 +13,10 @@ from workflows.reconcile import ReconcileWorkflow
 
 @pytest.fixture
 def passes(monkeypatch):
-    """Run passes one after the other, each with the answer of `record_repairs`; None: it fails. Returns the compared regions."""
+    """Run passes one after the other, each with the answer of `record_repairs`; None: it fails.
+
+    Returns the compared regions.
+    """
     compared, answers = [], []
 
     async def perform(step, argument, _summary):

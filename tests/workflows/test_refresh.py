@@ -1,4 +1,7 @@
-"""How a new snapshot comes to a model: into the running processes, or into new ones, as the rollout or the memory says."""
+"""How a new snapshot comes to a model.
+
+Into the running processes, or into new ones, as the rollout or the memory says.
+"""
 
 import pytest
 

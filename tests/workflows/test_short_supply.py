@@ -1,4 +1,7 @@
-"""Where the supply has no room for a safe way: refused with the surge, dipping as the owner allows, or waiting for supply."""
+"""Where the supply has no room for a safe way.
+
+Refused with the surge, dipping as the owner allows, or waiting for supply.
+"""
 
 # ruff: noqa: F811 - fixtures are arguments of the same name
 
@@ -42,7 +45,10 @@ def full(house, model, carried_out):
 
 @pytest.fixture
 def in_vain(monkeypatch):
-    """The change of each attempt to plan waves that found no supply. The first one is made with the stages before it."""
+    """The change of each attempt to plan waves that found no supply.
+
+    The first one is made with the stages before it.
+    """
     found, read = [], Draft.read
 
     def reading(repository, stage):

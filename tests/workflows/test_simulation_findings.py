@@ -1,6 +1,7 @@
 """What the simulation has found: histories that are mended stay so; what the code does not keep yet is told small.
 
-A test of a weakness that passes here unexpectedly says that its weakness is gone: take its name out of KNOWN, and the test with it.
+A test of a weakness that passes here unexpectedly says that its weakness is gone: take its name out of KNOWN, and the
+test with it.
 """
 
 import pytest

@@ -21,7 +21,10 @@ from workflows.worker import lifecycle_activities, planner_activities, worker_of
 
 
 def held_back(activities, held, is_meant, begun, go):
-    """The activities; the one named `held`, where it is the meant one, does its work, tells so, and answers when it may."""
+    """The activities.
+
+    The one named `held`, if it is the meant one, does its work, tells so, and answers when it may.
+    """
 
     def with_wait(method):
         hints = typing.get_type_hints(method.__func__)

@@ -1,4 +1,7 @@
-"""Hot swaps on a supply that has no unit to spare: forward, back, and back from the middle where a snapshot does not load."""
+"""Hot swaps on a supply that has no unit to spare.
+
+Forward, back, and back from the middle where a snapshot does not load.
+"""
 
 import pytest
 
@@ -64,7 +67,10 @@ def owned(house, model):
 
 
 def told(house, model):
-    """Of us-east at each moment since: shares by generation, the generations of its processes, and those that its router knows."""
+    """Of us-east at each moment since.
+
+    Shares by generation, the generations of its processes, and those that its router knows.
+    """
     key = DeploymentKey(model=model, part="dense", region="us-east", hardware="cpu")
     for moment in house.infrastructure.history[house.seen :]:
         table = moment.routes[model, "us-east"]
@@ -141,7 +147,10 @@ async def test_a_snapshot_that_does_not_load_is_swapped_back_wave_by_wave(house,
 async def test_what_a_region_that_could_not_be_told_to_go_back_answers_is_what_the_next_publish_starts_from(
     house, model, begun, carried_out, quick_waits, monkeypatch
 ):
-    """Generation 1 is written down and 2 answers: its users neither move at once, nor are they sent to what the router knows nothing of."""
+    """Generation 1 is written down and 2 answers.
+
+    Its users neither move at once, nor are they sent to what the router knows nothing of.
+    """
     await begun(canary=0.5)
     note = TransitionActivities._note
 

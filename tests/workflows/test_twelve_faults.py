@@ -1,4 +1,7 @@
-"""Twelve faults, each injected into a whole platform: `explain` names one reason, the chain down to it, and what to do."""
+"""Twelve faults, each injected into a whole platform.
+
+`explain` names one reason, the chain down to it, and what to do.
+"""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field

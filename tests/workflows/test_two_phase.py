@@ -1,4 +1,7 @@
-"""The two phases of a flip, read from all that the infrastructure was told: loaded everywhere, then weight; weightless, then unloaded."""
+"""The two phases of a flip, read from all that the infrastructure was told: loaded everywhere, then weight.
+
+Weightless, then unloaded.
+"""
 
 import pytest
 

@@ -100,7 +100,10 @@ def repairs(house, model):
 
 
 def forget(house, model):
-    """A region loses a replica set and its table, as after a restart without its state. Returns what the store has of both."""
+    """A region loses a replica set and its table, as after a restart without its state.
+
+    Returns what the store has of both.
+    """
     with house.store.read() as unit:
         stored = next(d for d in unit.deployments(model) if d.key.region == "eu-west")
         table = unit.route(model, "eu-west")

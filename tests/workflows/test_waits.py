@@ -255,7 +255,10 @@ def attempts(history, activity):
 
 
 async def replay_as_if_away(history, activity):
-    """Replay a run as if no worker had worked for long after an activity was scheduled first: its commands stay the same."""
+    """Replay a run as if no worker had worked for long after an activity was scheduled first.
+
+    Its commands stay the same.
+    """
     for attributes in attempts(history, activity):
         assert float(attributes["scheduleToCloseTimeout"].removesuffix("s")) > AWAY.total_seconds()
     names_of = [

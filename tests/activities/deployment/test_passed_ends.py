@@ -1,4 +1,7 @@
-"""The end of a change while another one moves the model: it leaves the other's hold, and the plan that the other follows."""
+"""The end of a change while another one moves the model.
+
+It leaves the other's hold, and the plan that the other follows.
+"""
 
 from datetime import UTC, datetime
 

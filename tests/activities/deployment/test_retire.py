@@ -1,4 +1,7 @@
-"""A region that comes back while a model is retired was told what the store had of it: nothing is struck off before it is asked again."""
+"""A region that comes back while a model is retired was told what the store had of it.
+
+Nothing is struck off before it is asked again.
+"""
 
 import pytest
 from temporalio.testing import ActivityEnvironment

@@ -1,4 +1,7 @@
-"""A move that a rollback stopped: the fleet is planned again at the end of the rollback, whatever was recorded meanwhile."""
+"""A move that a rollback stopped.
+
+The fleet is planned again at the end of the rollback, whatever was recorded meanwhile.
+"""
 
 import pytest
 from temporalio.testing import ActivityEnvironment

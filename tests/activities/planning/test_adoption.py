@@ -88,7 +88,10 @@ def test_the_first_plan_is_adopted_and_the_same_plan_is_not():
 
 @pytest.mark.parametrize(("east", "adopt"), [(1.0, False), (1.74, False), (1.77, False), (1.78, True), (2.0, True)])
 def test_what_is_saved_counts_at_todays_prices_less_the_moves_and_the_latency(east, adopt):
-    """Three replicas in the west save 3 x (east - 1) $/h, less 3 x 0.05 for the moves and 2.07 for 69 ms of 300 requests/s."""
+    """Three replicas in the west save 3 x (east - 1) $/h.
+
+    The moves cost 3 x 0.05, and 69 ms of 300 requests/s cost 2.07.
+    """
     given = problem(east=east, current=CurrentState(replicas=placed().replicas))
     before, after = (figures_of(given, plan(placed(region), given=given)) for region in ("east", "west"))
 

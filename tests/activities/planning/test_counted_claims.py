@@ -1,4 +1,7 @@
-"""No plan places a model by more than it counts for its owner: what grows after the apply is counted first, or refused."""
+"""No plan places a model by more than it counts for its owner.
+
+What grows after the apply is counted first, or refused.
+"""
 
 from datetime import UTC, datetime
 

@@ -240,7 +240,10 @@ def test_what_drifted_while_a_region_was_lost_is_repaired_once_it_is_back(served
 
 @pytest.fixture
 def returned(served):
-    """A region is back, and the worker that restored it ended before it recorded repairs. No table names what drifted."""
+    """A region is back, and the worker that restored it ended before it recorded repairs.
+
+    No table names what drifted.
+    """
     with served.store.begin() as unit:
         drain = unit.add_drain("us-east", disaster=True)
         hold(unit, 2, 3)

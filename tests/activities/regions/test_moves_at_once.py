@@ -18,7 +18,10 @@ EAST, EUROPE = "us-east", "eu-west"
 
 @pytest.fixture(params=[ChangeState.RECORDED, ChangeState.QUEUED, ChangeState.RUNNING])
 def moves(house, request):
-    """Two models with replicas in Europe; a plan places the one in the east only, the other one where it is. Both moves wait."""
+    """Two models with replicas in Europe; a plan places the one in the east only, the other one where it is.
+
+    Both moves wait.
+    """
     found = {}
     for model, region in (("leaves", EAST), ("stays", EUROPE)):
         house.apply_fleet(two_regions(40, 0) if region == EAST else two_regions(0, 40))

@@ -33,7 +33,10 @@ def test_replica_sets_that_differ_are_applied_and_deleted() -> None:
 
 @pytest.mark.parametrize("ready", [(2,), (1,)])
 def test_replicas_of_a_model_whose_users_are_astray_are_left_to_its_repair(ready: tuple[int, ...]) -> None:
-    """Its stored sets may be those of a wave that was not reverted, while users are still sent to the replicas that run."""
+    """Its stored sets may be those of a wave that was not reverted.
+
+    Users are still sent to the replicas that run.
+    """
     found = differences(desired(astray=True), state(KEY, OTHER, ready=ready))
 
     assert (found.apply, found.delete, found.route) == ([], [], ["m"])

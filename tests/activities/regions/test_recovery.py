@@ -1,4 +1,7 @@
-"""Recovery of a region that was lost: only differences are applied, in short units of work, whatever else is written meanwhile."""
+"""Recovery of a region that was lost.
+
+Only differences are applied, in short units of work, whatever else is written meanwhile.
+"""
 
 import itertools
 import shutil

@@ -142,7 +142,10 @@ def test_the_last_search_is_made_in_the_unit_that_writes(plan, drafts, house, ki
 
 @pytest.fixture
 def passing(house, placed):
-    """A repair, or a move, that began while generation 1 served and waits for supply; then another generation serves."""
+    """A repair, or a move, that began while generation 1 served and waits for supply.
+
+    Then another generation serves.
+    """
 
     def begin(kind, *, serving=1):
         with house.store.begin("ranker") as unit:

@@ -73,7 +73,10 @@ def state(generation):
 
 
 def filled(house, count):
-    """So many snapshots that have served one after the other; the last but one serves, the last one, a delta, rolls out."""
+    """So many snapshots that have served one after the other.
+
+    The last but one serves, the last one, a delta, rolls out.
+    """
     with house.store.begin() as repository:
         repository.put_model(manifest(), expected_version=None)
     for start in range(1, count, 50):

@@ -297,7 +297,10 @@ def test_a_region_is_told_of_fewer_replicas_before_the_store_names_fewer():
 
 @pytest.mark.parametrize(("back", "expected"), [(False, ["eu", "us"]), (True, ["eu"])])
 def test_no_gateway_is_sent_to_replica_sets_that_a_wave_does_not_lead_to(back, expected):
-    """They may never have started: on a way back all that it does not leave, on the way there what an earlier change left."""
+    """They may never have started.
+
+    On a way back all that it does not leave, on the way there what an earlier change left.
+    """
     stored = {key(region): deployed(region, 1) for region in ("eu", "de", "us")}
     facts = SimpleNamespace(
         model=M, access="open", deployments=stored, tables={"us": table("us", "us", 1)}, lost=frozenset()

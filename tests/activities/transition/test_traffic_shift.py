@@ -78,7 +78,10 @@ class NoStore:
 
 @pytest.fixture
 def follow(monkeypatch):
-    """Both regions serve generation 1; what is held now is 1 and 2. The users of `us` are to be answered in `eu` by 2."""
+    """Both regions serve generation 1; what is held now is 1 and 2.
+
+    The users of `us` are to be answered in `eu` by 2.
+    """
     monkeypatch.setattr(routing, "served_generations", lambda *_: served(1, 2))
 
     def followed(regions: Regions, shares: dict, known: tuple[int, ...] = (1,), waiting: Collection[str] = ()) -> None:
@@ -201,7 +204,7 @@ def test_a_lost_region_is_promised_only_what_routers_know():
 
 
 def test_a_lost_region_is_to_keep_what_a_gateway_out_of_reach_still_sends_to(monkeypatch):
-    """Users of `us` stay on generation 2 in the lost region, whose processes are to hold generation 1 when it is back."""
+    """Users of `us` stay on generation 2 in the lost region, whose processes hold generation 1 when it is back."""
     monkeypatch.setattr(routing, "served_generations", lambda *_: served(1))
     written = []
     lost = RouteTable(model=M, region="gone", revision=1, shares=(), served=served(1, 2, 3))

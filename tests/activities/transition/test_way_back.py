@@ -49,9 +49,9 @@ def performed(house, name: str, change, **more: object) -> None:
 
 @pytest.fixture
 def left(house):
-    """Release on the way back of a move from a lost region to the one that is left. `started`: its replicas there answer.
+    """Release on the way back of a move from a lost region to the one that is left.
 
-    Returns the generations that the router there is told of.
+    `started`: its replicas there answer. Returns the generations that the router there is told of.
     """
     house.apply(M)
     change = house.publish(M, 1)

@@ -1,4 +1,7 @@
-"""Validation of checkpoints: refused by the headers of their weights, with the tensor's name, before any engine sees them."""
+"""Validation of checkpoints.
+
+Refused by the headers of their weights, with the tensor's name, before any engine sees them.
+"""
 
 import hashlib
 from dataclasses import replace

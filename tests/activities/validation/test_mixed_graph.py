@@ -107,7 +107,10 @@ def test_a_model_that_was_made_to_generate_embeds_where_its_part_does(checkpoint
 
 
 def test_a_tensor_of_the_request_is_what_the_part_that_takes_it_says(checkpoints):
-    """Whichever node stands first: text that only the prompt takes is text, numbers that a part takes are its numbers."""
+    """Whichever node stands first.
+
+    Text that only the prompt takes is text, numbers that a part takes are its numbers.
+    """
 
     def priced(spec):
         *others, rank, generate = spec["graph"]["nodes"]

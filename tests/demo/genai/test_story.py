@@ -1,4 +1,7 @@
-"""The story of the generative demo on a platform that only seems to be there: what it asks for, and what it makes of the answers."""
+"""The story of the generative demo on a platform that only seems to be there.
+
+What it asks for, and what it makes of the answers.
+"""
 
 import io
 import json

@@ -1,4 +1,7 @@
-"""A page of another origin tries every action while its reader is logged in to IPnext: nothing changes, and nothing is read."""
+"""A page of another origin tries every action while its reader is logged in to IPnext.
+
+Nothing changes, and nothing is read.
+"""
 
 from pathlib import Path
 
@@ -139,7 +142,10 @@ async ([url, text]) => {
 
 
 def followed(context, page, api, paths):
-    """What the page reads of a window that it opened, and leads to every address of the API, the page itself included."""
+    """What the page reads of a window that it opened.
+
+    It leads to every address of the API, the page itself included.
+    """
     page.add_script_tag(
         content="document.querySelector('button').onclick = () => { window.opened = open('about:blank'); };"
     )

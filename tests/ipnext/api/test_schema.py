@@ -1,4 +1,7 @@
-"""Requests that schemathesis generates from the OpenAPI schema: no 5xx, and no answer that the schema does not document."""
+"""Requests that schemathesis generates from the OpenAPI schema.
+
+No 5xx, and no answer that the schema does not document.
+"""
 
 import pytest
 import schemathesis

@@ -1,4 +1,7 @@
-"""docs/access.md says which actions each command, the page and Temporal's entry points need; their requests show the same."""
+"""docs/access.md says which actions each command, the page and Temporal's entry points need.
+
+Their requests show the same.
+"""
 
 import re
 from collections.abc import Callable

@@ -148,7 +148,10 @@ def test_files_that_do_not_fit_are_refused_without_their_content(tmp_path):
 
 
 async def exchanged(server, client):
-    """What a client reads of a server that greets the name of its peer; an ssl.SSLError, or b"" if it is refused later."""
+    """What a client reads of a server that greets the name of its peer.
+
+    An ssl.SSLError, or b"" if it is refused later.
+    """
 
     async def greet(_, writer):
         writer.write(writer.get_extra_info("ssl_object").peer.uri.encode())

@@ -211,7 +211,10 @@ class RunningAgent:
         self.infra.route(builder.table(revision, shares))
 
     def await_followed(self):
-        """Returns once the stand-in router has read the table as it is now: before that it sends where the former one says."""
+        """Returns once the stand-in router has read the table as it is now.
+
+        Before that it sends where the former one says.
+        """
         command = self.child("stand_in_router").cmdline()
         state = f"http://127.0.0.1:{command[command.index('--port') + 1]}/control/state"
         wanted = json.loads((self.state / "router.json").read_text())["revision"]
@@ -231,7 +234,10 @@ class RunningAgent:
         return [self.supervisor, *self.supervisor.children(recursive=True)]
 
     def child(self, word):
-        """The child whose command line has this word, once it runs. The fork server names what it can become, and runs none of it."""
+        """The child whose command line has this word, once it runs.
+
+        The fork server names what it can become, and runs none of it.
+        """
         return until(lambda: next(iter(self._with(word)), None), why=lambda: f"a child with {word}")
 
     def _with(self, word):

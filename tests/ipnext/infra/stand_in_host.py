@@ -1,8 +1,9 @@
 """A host without torch: speaks the control contract, answers with who it is.
 
-A digest that starts with "bad" fails to load. Setting `engine_url`: the address that it reports for its engine. Loading takes as long as the settings `load_seconds` and `load_until` say, having at
-hand what is coming as long as `fetch_seconds` and `fetch_until`; an answer comes not before the request's `until`. Each `until` is
-a file that a test makes. `endless_state`: its state is blanks without an end.
+A digest that starts with "bad" fails to load. Setting `engine_url`: the address that it reports for its engine. Loading
+takes as long as the settings `load_seconds` and `load_until` say, having at hand what is coming as long as
+`fetch_seconds` and `fetch_until`; an answer comes not before the request's `until`. Each `until` is a file that a test
+makes. `endless_state`: its state is blanks without an end.
 """
 
 import argparse

@@ -155,7 +155,7 @@ def test_a_router_is_told_by_which_name_each_engine_answers(builder):
 
 @pytest.fixture
 def adapted(builder):
-    """One base snapshot, without adapters for generation 1 and with one for generation 2, each in processes of its own."""
+    """One base snapshot in processes of its own for each generation: 1 without adapters, 2 with one."""
     deployment = builder("m").deployment({1: (1,)})
     base = {"snapshot": 1, "digest": "a" * 64, "uri": "file:///s"}
     holds = (

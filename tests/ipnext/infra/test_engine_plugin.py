@@ -1,4 +1,7 @@
-"""An engine of another distribution, from an entry point to an answer at the gateway: real agent, Envoy, router and host."""
+"""An engine of another distribution, from an entry point to an answer at the gateway.
+
+Real agent, Envoy, router and host.
+"""
 
 import hashlib
 import os

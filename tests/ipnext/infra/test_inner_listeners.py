@@ -1,4 +1,7 @@
-"""A region as it is by default: whatever listens in it is known, and only the gateway's port and the agent's are open to others."""
+"""A region as it is by default.
+
+Whatever listens in it is known, and only the gateway's port and the agent's are open to others.
+"""
 
 import os
 import stat
@@ -30,7 +33,10 @@ def agent(agent_with_host):
 
 
 def sockets_of(process):
-    """Unix sockets with a path that a process listens on: the kernel gives accepted connections the path of their listener."""
+    """Unix sockets with a path that a process listens on.
+
+    The kernel gives accepted connections the path of their listener.
+    """
     return {Path(one.laddr) for one in process.net_connections("unix") if one.laddr.startswith("/")}
 
 

@@ -1,4 +1,7 @@
-"""Every listener answers its own names only, and no page of another origin: a page whose name is rebound to loopback is refused."""
+"""Every listener answers its own names only, and no page of another origin.
+
+A page whose name is rebound to loopback is refused.
+"""
 
 import json
 import os

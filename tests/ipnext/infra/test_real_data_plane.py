@@ -199,7 +199,10 @@ for mode, path in (("rb", sys.argv[3]), ("rb", sys.argv[4]), ("wb", sys.argv[5])
 
 @pytest.fixture
 def root_agent(running_agent, publish, store):
-    """An agent that runs as root and whose hosts can have a user of their own, and the words before a command that starts such ones."""
+    """An agent that runs as root and whose hosts can have a user of their own.
+
+    With the words before a command that starts such ones.
+    """
     with open_directory() as place:
         (place / "eu").mkdir(mode=0o700)
         launcher = with_open_python(place / "kept")

@@ -1,4 +1,7 @@
-"""The list of who may ask for predictions, from the store to the regions: what is in it, and that a revocation gets there."""
+"""The list of who may ask for predictions, from the store to the regions.
+
+What is in it, and that a revocation gets there.
+"""
 
 from datetime import UTC, datetime, timedelta
 from itertools import count

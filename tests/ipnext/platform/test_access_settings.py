@@ -1,4 +1,7 @@
-"""Policies and identity provider of the API: one set is in force for all gateways, and no process replaces it by starting."""
+"""Policies and identity provider of the API.
+
+One set is in force for all gateways, and no process replaces it by starting.
+"""
 
 import asyncio
 

@@ -1,4 +1,7 @@
-"""How far a revocation has come: the answer of the API, the SDK and the CLI names the regions that may still take the key."""
+"""How far a revocation has come.
+
+The answer of the API, the SDK and the CLI names the regions that may still take the key.
+"""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -51,7 +54,10 @@ def regions(rooms):
 
 @pytest.fixture
 def publisher(rooms, regions, clock):
-    """A publisher of another process than the API, that has sent the first list. Both regions have a model that needs keys."""
+    """A publisher of another process than the API, that has sent the first list.
+
+    Both regions have a model that needs keys.
+    """
     document = rooms.model_document()
     document["spec"]["access"] = {"predictions": "authenticated"}
     document["spec"]["demand"] = [{"region": region, "qps": 1} for region in ("eu", "us")]

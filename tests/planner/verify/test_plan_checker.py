@@ -233,7 +233,10 @@ def test_a_limit_moved_past_the_plan_is_found_under_its_rule(drawn, data):
 
 
 def worsened(plan, draw):
-    """One row or figure of the plan made worse: the rule it breaks, and the plan. None where the plan has no such row."""
+    """One row or figure of the plan made worse: the rule it breaks, and the plan.
+
+    None where the plan has no such row.
+    """
     kind = draw(st.sampled_from(["traffic", "replicas", "unmet", "rules", "ghost", "twice", "figure"]))
     if kind == "figure":
         name = draw(st.sampled_from(["cost_per_hour", "objective", "gap", "bound"]))

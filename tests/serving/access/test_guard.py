@@ -1,4 +1,7 @@
-"""Who may ask what, decided by the list that a region has: keys, tokens, roles, limits, and what a refusal gives away."""
+"""Who may ask what, decided by the list that a region has.
+
+Keys, tokens, roles, limits, and what a refusal gives away.
+"""
 
 import base64
 import errno

@@ -60,7 +60,10 @@ EXAMPLE = {"ids": torch.randint(0, ROWS, (3, 5)), "item": torch.randint(0, 301, 
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory):
-    """Directories of a full snapshot, a delta on it, a delta on that delta; `full-N` hold the same as full snapshots."""
+    """Directories of a full snapshot, a delta on it, a delta on that delta.
+
+    `full-N` hold the same as full snapshots.
+    """
     root = tmp_path_factory.mktemp("family")
     modules = [module(1)]
     modules.append(changed(modules[0], large=(0, 7, 8, 3999), odd=(300,), seed=2))

@@ -1,4 +1,7 @@
-"""A whole edge in this process: a real router and a real host on loopback ports, over parts that answer what they are sent."""
+"""A whole edge in this process.
+
+A real router and a real host on loopback ports, over parts that answer what they are sent.
+"""
 
 import asyncio
 import socket

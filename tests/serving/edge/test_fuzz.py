@@ -1,4 +1,7 @@
-"""Mutated requests to a real router, and mutated calls to a real host: whole answers, no hang, and the next one is served."""
+"""Mutated requests to a real router, and mutated calls to a real host.
+
+Whole answers, no hang, and the next one is served.
+"""
 
 import asyncio
 import gzip
@@ -73,7 +76,10 @@ class Answers:
 
 
 def talk(edge, data):
-    """All that the router answers, and a good request behind it; the router ends the connection, or the good one does."""
+    """All that the router answers, and a good request behind it.
+
+    The router ends the connection, or the good one does.
+    """
     with socket.create_connection(("127.0.0.1", edge.port), timeout=60) as connection:
         connection.sendall(
             data + b"\r\n\r\nGET /v2/health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"

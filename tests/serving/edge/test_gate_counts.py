@@ -1,4 +1,7 @@
-"""What a real router counts for gates, asked through a real host: one part, parts in a chain, walked by the host or the router."""
+"""What a real router counts for gates, asked through a real host.
+
+One part, parts in a chain, walked by the host or the router.
+"""
 
 import time
 from types import SimpleNamespace

@@ -1,4 +1,7 @@
-"""The bounded queue before a part's passes: what waits together is answered together, in bounds, and nothing else changes."""
+"""The bounded queue before a part's passes.
+
+What waits together is answered together, in bounds, and nothing else changes.
+"""
 
 import asyncio
 import threading

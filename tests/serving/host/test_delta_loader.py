@@ -1,4 +1,7 @@
-"""A host and a delta: from the held parent, along the lineage, from the full result; and what it says where all is missing."""
+"""A host and a delta: from the held parent, along the lineage, from the full result.
+
+And its error if all is missing.
+"""
 
 import shutil
 from contextlib import contextmanager

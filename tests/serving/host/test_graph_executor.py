@@ -1,4 +1,7 @@
-"""A graph walked by the host that answers last: one generation, whole retries, nothing left running, and work that overlaps."""
+"""A graph walked by the host that answers last.
+
+One generation, whole retries, nothing left running, and work that overlaps.
+"""
 
 import asyncio
 import threading

@@ -1,4 +1,7 @@
-"""Clients that send too much, too slowly, or take nothing: each gets its answer and its end, the others notice nothing."""
+"""Clients that send too much, too slowly, or take nothing.
+
+Each gets its answer and its end, the others notice nothing.
+"""
 
 import asyncio
 from contextlib import asynccontextmanager

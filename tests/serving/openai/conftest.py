@@ -1,4 +1,7 @@
-"""A router in this process before engines that stand in for vLLM: mock_engine.py as processes, and ones that misbehave."""
+"""A router in this process before engines that stand in for vLLM.
+
+Mock_engine.py as processes, and ones that misbehave.
+"""
 
 import asyncio
 import os

@@ -1,4 +1,7 @@
-"""The model of tests.mixed before a router: what a table says of it, and engines that embed or generate as a test wants."""
+"""The model of tests.mixed before a router.
+
+What a table says of it, and engines that embed or generate as a test wants.
+"""
 
 import base64
 import json

@@ -1,4 +1,7 @@
-"""Models that need a credential, asked in OpenAI's protocol: what is refused, in which form, and what an engine gets to see."""
+"""Models that need a credential, asked in OpenAI's protocol.
+
+What is refused, in which form, and what an engine gets to see.
+"""
 
 import json
 

@@ -1,4 +1,7 @@
-"""Adapters at the edge: asked for as MODEL:PART, answered by the engine's own name for the chosen generation's snapshot."""
+"""Adapters at the edge.
+
+Asked for as MODEL:PART, answered by the engine's own name for the chosen generation's snapshot.
+"""
 
 import asyncio
 import json
@@ -187,7 +190,10 @@ async def test_adapters_are_listed_as_openais_client_expects(edge, both):
 
 
 async def test_the_beginning_of_a_prompt_is_remembered_for_each_adapter_apart(edge, client, engine):
-    """The same prompt goes to the engine that has it in its cache for this adapter; for another one no engine has it."""
+    """The same prompt goes to the engine that has it in its cache for this adapter.
+
+    For another one no engine has it.
+    """
     with mock_engine(name="other") as other:
         generations = (served(1, adapters=FIRST), served(2, snapshot=10, adapters=SECOND))
         edge.table(

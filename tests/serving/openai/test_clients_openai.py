@@ -1,4 +1,7 @@
-"""The unmodified `openai` client against a router, before the mock engine and before a real vLLM with a tiny random Llama."""
+"""The unmodified `openai` client against a router.
+
+Its engines are the mock engine and a real vLLM with a tiny random Llama.
+"""
 
 import asyncio
 import json

@@ -1,4 +1,7 @@
-"""Prefill and decode apart: which engine sees what of a request, and that a prefill engine's trouble is no request's."""
+"""Prefill and decode apart.
+
+Which engine sees what of a request, and that a prefill engine's trouble is no request's.
+"""
 
 import asyncio
 import json

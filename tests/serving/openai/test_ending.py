@@ -1,4 +1,7 @@
-"""A router process that is told to end: it takes nothing new, and finishes the streams that it has, within their model's drain."""
+"""A router process that is told to end.
+
+It takes nothing new, and finishes the streams that it has, within their model's drain.
+"""
 
 import asyncio
 import json

@@ -1,7 +1,8 @@
-"""A rollout of all three parts under load, part by part: `locked` mixes no snapshots, and `unsynced` must, or nothing is proven.
+"""A rollout of all three parts under load, part by part.
 
-Engines that embed put their snapshot's number into their vectors, the ranker puts its own beside it, and the generator's
-name has its own: so each answer, which begins with its prompt, says by itself which snapshots made it.
+`locked` mixes no snapshots, and `unsynced` must, or nothing is proven. Engines that embed put their snapshot's number
+into their vectors, the ranker puts its own beside it, and the generator's name has its own: so each answer, which
+begins with its prompt, says by itself which snapshots made it.
 """
 
 import asyncio
@@ -46,7 +47,10 @@ class Answer:
 
 
 def read(answer):
-    """What the headers say, and what the text says: embedder, ranker, llm; the question was embedded by one more call."""
+    """What the headers say, and what the text says: embedder, ranker, llm.
+
+    The question was embedded by one more call.
+    """
     if answer.status_code != 200:
         return Answer(answer.status_code)
     text = answer.json()["choices"][0]["text"]
@@ -79,7 +83,10 @@ class Load:
 
 
 async def rolled_out(edge, client, fleet, sync):
-    """All answers while the model went from generation 1 to 2: the new snapshots come part by part, the old ones go so."""
+    """All answers while the model went from generation 1 to 2.
+
+    The new snapshots come part by part, the old ones go so.
+    """
     held = {part: {1} for part in PARTS}
 
     def table(*generations):

@@ -1,4 +1,7 @@
-"""What a client sees of the OpenAI side of a router: whole answers, streams as they come, and one engine for the other."""
+"""What a client sees of the OpenAI side of a router.
+
+Whole answers, streams as they come, and one engine for the other.
+"""
 
 import asyncio
 import json

@@ -1,4 +1,7 @@
-"""What a router keeps of hosts' answers is bounded: one answer, all of them together, and those that no client reads."""
+"""What a router keeps of hosts' answers is bounded.
+
+One answer, all of them together, and those that no client reads.
+"""
 
 import asyncio
 import gc

@@ -1,4 +1,7 @@
-"""Hosts that fall silent are given up, slow ones are not; lost ones are sought and found; a part answers from one snapshot."""
+"""Hosts that fall silent are given up, slow ones are not; lost ones are sought and found.
+
+A part answers from one snapshot.
+"""
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
@@ -27,7 +30,7 @@ X = {"x": Tensor("FP32", np.zeros((1, 1), np.float32))}
 
 
 class Host:
-    """Answers each call with the number of its generation, as snapshot and as data, after `seconds`, or once `let_go`."""
+    """Answers each call with its generation's number, as snapshot and as data, after `seconds`, or once `let_go`."""
 
     def __init__(self, seconds=0.0, *, silent=False, status=200):
         self.seconds, self.silent, self.status = seconds, silent, status

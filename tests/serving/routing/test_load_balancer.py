@@ -1,4 +1,7 @@
-"""A call goes to the least loaded host; hosts that are lost or fall behind the others are left out for a growing while."""
+"""A call goes to the least loaded host.
+
+Hosts that are lost or fall behind the others are left out for a growing while.
+"""
 
 from collections import Counter
 

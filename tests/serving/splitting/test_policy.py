@@ -1,4 +1,4 @@
-"""What a policy may say: shards, budgets, nested patterns; and each refusal, which names the field and what is allowed."""
+"""What a policy may say: shards, budgets, nested patterns. Each refusal names the field and what is allowed."""
 
 import pytest
 import torch

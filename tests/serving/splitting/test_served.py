@@ -1,4 +1,7 @@
-"""A split model behind a real router, its segments on two real hosts: the bits of the unsplit snapshot in this process."""
+"""A split model behind a real router, its segments on two real hosts.
+
+The bits of the unsplit snapshot in this process.
+"""
 
 import numpy as np
 import torch

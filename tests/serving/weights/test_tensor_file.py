@@ -1,4 +1,7 @@
-"""Weights files are plain safetensors whose large tensors lie where torch would put them, and are mapped copy on write."""
+"""Weights files are plain safetensors whose large tensors lie where torch would put them.
+
+They are mapped copy on write.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,7 @@
-"""`python -m tests.workflows.simulation --seeds 0:100000 --processes 2`: many histories, or one again with its trace."""
+"""`python -m tests.workflows.simulation --seeds 0:100000 --processes 2`.
+
+Many histories, or one again with its trace.
+"""
 
 import argparse
 import sys

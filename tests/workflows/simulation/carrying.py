@@ -1,4 +1,7 @@
-"""One change through its stages, and the entity that orders a model's changes: as workflows/lifecycle.py and model.py do it."""
+"""One change through its stages, and the entity that orders a model's changes.
+
+As workflows/lifecycle.py and model.py do it.
+"""
 
 from collections.abc import Callable, Generator, Sequence
 from itertools import takewhile

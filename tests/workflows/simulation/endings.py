@@ -1,4 +1,7 @@
-"""Runs that are ended from outside: by a person who terminates them, or by a limit of the server; and regions away for long."""
+"""Runs that are ended from outside: by a person who terminates them, or by a limit of the server.
+
+And regions away for long.
+"""
 
 from collections.abc import Callable, Generator
 from random import Random

@@ -72,10 +72,10 @@ class Faults:
         return seconds, kind == "load failure"
 
     def swap_seconds(self, load_seconds: float) -> tuple[float, float]:
-        """Until a process that goes over answers no more for the former generation, and until it does for the other one.
+        """Until a process that goes over answers no more for the former generation, and until it does for the other.
 
-        Half of loading is fetching, then it takes about a second; where a step fails the process starts anew, and loads all of
-        it. What is never ready hangs while it is fetched, or afterwards.
+        Half of loading is fetching, then it takes about a second; where a step fails the process starts anew, and loads
+        all of it. What is never ready hangs while it is fetched, or afterwards.
         """
         if load_seconds == float("inf"):
             return self.random.choice((float("inf"), 2.0)), float("inf")

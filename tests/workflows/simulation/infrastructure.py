@@ -1,4 +1,7 @@
-"""The pretended infrastructure: hosts that load generations, gateways that follow route tables, regions that go away."""
+"""The pretended infrastructure.
+
+Hosts that load generations, gateways that follow route tables, regions that go away.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -57,7 +60,10 @@ class Failure(NamedTuple):
 
 
 class Host:
-    """One process: each generation it holds is ready from some time on, or never. It may go over from one to another."""
+    """One process: each generation it holds is ready from some time on, or never.
+
+    It may go over from one to another.
+    """
 
     __slots__ = (
         "alone", "due", "failing", "fetched_at", "former", "id", "interrupted", "key", "leaves", "log", "lost", "message", "number", "only", "over_to", "ready_at", "restarts",
@@ -120,7 +126,10 @@ class Host:
         self._changed()
 
     def crash(self, until: float) -> None:
-        """Lose all that is loaded; it is loaded again by `until`. What goes over starts with the generation it goes over to."""
+        """Lose all that is loaded; it is loaded again by `until`.
+
+        What goes over starts with the generation it goes over to.
+        """
         now = self.world.clock.now
         if self.goes_over:
             self._start_over(until)
@@ -144,7 +153,10 @@ class Host:
         self._changed()
 
     def go_over(self, generation: int) -> None:
-        """Fetch a generation while the former one answers, then answer for neither until it is loaded. Back, where it was on its way from it."""
+        """Fetch a generation while the former one answers, then answer for neither until it is loaded.
+
+        Back, where it was on its way from it.
+        """
         now, former = self.world.clock.now, self.former if self.still_answers else self.only
         self.only, self.alone = generation, self.alone if self.apart else None
         if self.ready_at.get(generation, NEVER) <= now < self.leaves.get(generation, NEVER):

@@ -1,4 +1,7 @@
-"""What must hold after every step, looked at from outside: hosts, gateways and supply as they are, not as they are written down."""
+"""What must hold after every step, looked at from outside.
+
+Hosts, gateways and supply as they are, not as they are written down.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -42,7 +45,8 @@ class Invariants:
         self.dips: dict[str, dict[tuple[str, str], float]] = {}
         """Model -> (region, part) -> fraction of the traffic that its transition may miss."""
         self.going_along: dict[str, dict[tuple[str, str], float]] = {}
-        """Model -> (region, part) -> requests/s that all its generations together lacked when its rollback was planned."""
+        """Model -> (region, part) -> requests/s that all its generations together lacked when its rollback was
+        planned."""
         self.known: dict[str, frozenset[int]] = {}
         self.published: dict[str, int] = {}
         self.overrun: dict[tuple[str, str], bool] = {}
@@ -52,15 +56,19 @@ class Invariants:
         self.left_behind: set[str] = set()
         """Models whose way back was left half done, until the next one is through."""
         self.abandoned: dict[str, dict[tuple[str, str], float]] = {}
-        """Model -> (region, part) -> requests/s that may be missing since a way back was given up as processes went over."""
+        """Model -> (region, part) -> requests/s that may be missing since a way back was given up as processes went
+        over."""
         self.strained: set[str] = set()
         """Models that lack what a lost region took, until their next transition is planned."""
         self.halfway: dict[str, set[tuple[Any, ...]]] = {}
-        """Model -> what was more than is carried while its gateways followed one by one: it stays so while one can't be reached."""
+        """Model -> what was more than is carried while its gateways followed one by one: it stays so while one can't be
+        reached."""
         self.crossing: set[str] = set()
-        """Models whose gateways are told to send a region too much: no order sends less, or one of them stays as it is for now."""
+        """Models whose gateways are told to send a region too much: no order sends less, or one of them stays as it is
+        for now."""
         self.unanswered: set[tuple[str, str]] = set()
-        """(Users' region, model) of users whom only a lost region answered, until the wave at hand has moved its traffic."""
+        """(Users' region, model) of users whom only a lost region answered, until the wave at hand has moved its
+        traffic."""
         self.sent: dict[tuple[str, str], Any] = {}
         """(Users' region, model) -> the shares that the last look saw."""
         self.succeeded: dict[str, int] = {}
@@ -69,7 +77,8 @@ class Invariants:
         """Change -> revision of the manifest that its placement was adopted by."""
         self.looks, self.breaches = 0, 0
         self.held: dict[str, Any] = {}
-        """Model -> what a look at it saw that found nothing: while that is the same, another one finds nothing either."""
+        """Model -> what a look at it saw that found nothing: while that is the same, another one finds nothing
+        either."""
 
     def settled(self, model: str) -> None:
         """All gateways of a model follow."""
@@ -81,8 +90,8 @@ class Invariants:
     ) -> None:
         """A transition is planned for the demand of now; what is short at its beginning may stay so, and what it dips.
 
-        A rollback and a repair go back at the capacity that is there: what one generation lacks goes along to the other, and
-        what processes lack that all generations share.
+        A rollback and a repair go back at the capacity that is there: what one generation lacks goes along to the
+        other, and what processes lack that all generations share.
         """
         self.dips[model] = {(dip.region, dip.part): dip.fraction for dip in dips}
         manifest = manifest or self.world.journal.records[model].in_force
@@ -213,7 +222,7 @@ class Invariants:
         return moving.transition, run.step.index
 
     def _over(self, model: str, transition: Any, index: int) -> Mapping[waves.Slot, tuple[int, float]]:
-        """Slot -> processes that go over in a wave, or back, and the largest fraction of those of a generation that they are."""
+        """Slot -> processes that go over in a wave, or back, and their largest fraction of those of a generation."""
         before = waves.state_undone(transition, model, index, "released").counts
         after = waves.state_at(transition, model, index, "scaled_up").counts
         over: dict[waves.Slot, tuple[int, float]] = {}
@@ -230,9 +239,10 @@ class Invariants:
         self.left_behind.add(model)
 
     def given_up(self, model: str) -> None:
-        """A way back was ended from outside until no other run took it over: its processes may stay where its wave left them.
+        """A way back was ended from outside until no other run took it over.
 
-        Until the processes of the next transition have all been told: it begins with them.
+        Its processes may stay where its wave left them. Until the processes of the next transition have all been told:
+        it begins with them.
         """
         lacking, over = self.lacking.get(model, {}), self._swapping(model)
         if over:
@@ -529,7 +539,10 @@ class Invariants:
             self.broken("I5 dropped", f"{where}: users of {origin.name} were answered, and {model} has no answer now")
 
     def _ends_for(self, model: str, origin: str) -> bool:
-        """Whether nobody is to answer these users: the model is retired, its first generation is reverted, or none has served and it is withdrawn."""
+        """Whether nobody is to answer these users.
+
+        The model is retired, its first generation is reverted, or none has served and it is withdrawn.
+        """
         entity, record = self.world.entities.get(model), self.world.journal.records[model]
         if entity is None or entity.running is None:
             return record.serving is None and all(change.state.final for change in record.changes)
@@ -549,8 +562,8 @@ class Invariants:
     def _waits(self, region: Region, model: str, generation: int) -> bool:
         """Whether requests for a generation are answered with another one, or wait for one, where processes go over.
 
-        In the wave at hand, or left so by a way back, or one that was given up; the region's router has to know both. They wait
-        for what fetches, too, if a process started anew came to its generation before the others.
+        In the wave at hand, or left so by a way back, or one that was given up; the region's router has to know both.
+        They wait for what fetches, too, if a process started anew came to its generation before the others.
         """
         served = region.served.get(model, frozenset())
         goes_over = self._swapping_wave(model) or model in self.left_behind or model in self.abandoned
@@ -562,7 +575,10 @@ class Invariants:
         return any(number in coming or self._whole(region, model, number) for number in served)
 
     def _whole(self, region: Region, model: str, generation: int) -> bool:
-        """Whether a region can answer with a generation: its router knows it, and each part has a host that is ready."""
+        """Whether a region can answer with a generation.
+
+        Its router knows it, and each part has a host that is ready.
+        """
         now = self.world.clock.now
         if region.dead_until > now:
             return True
@@ -617,6 +633,9 @@ def _short(loads: Mapping[Place, tuple[float, float]]) -> dict[tuple[str, str], 
 
 
 def _waits_for_supply(record: Any) -> bool:
-    """Whether the last change is a repair that the planner refused: the surge is not there, and the dip would be too large."""
+    """Whether the last change is a repair that the planner refused.
+
+    The surge is not there, and the dip would be too large.
+    """
     last = record.changes[-1]
     return last.kind is ChangeKind.REPAIR and last.state is ChangeState.REFUSED and last.message.startswith("supply: ")

@@ -1,6 +1,7 @@
-"""The activities of a transition over the pretended store and regions. What they decide is decided by the real pure code.
+"""The activities of a transition over the pretended store and regions.
 
-Each is a generator: a text is a step that no crash divides, anything else is a wait.
+What they decide is decided by the real pure code. Each is a generator: a text is a step that no crash divides, anything
+else is a wait.
 """
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -189,7 +190,10 @@ def unfreed(world: Any, wave: Wave, state: waves.ModelState) -> frozenset[str]:
 
 
 def _stuck(world: Any, wave: Wave, state: waves.ModelState) -> bool:
-    """As activities/transition/wave_context.py: on its way to a lost region, and the wave counts on what has to be spared, or nothing is left."""
+    """As activities/transition/wave_context.py.
+
+    On its way to a lost region, and the wave counts on what has to be spared, or nothing is left.
+    """
     lost = world.out.lost
     if wave.back or not lost & _counted_on(world, wave, state):
         return False
@@ -507,7 +511,10 @@ class _Putting:
 
 
 def wanted_deployments(world: Any, model: str, state: waves.ModelState) -> tuple[Deployment, ...]:
-    """One deployment for each slot, as activities/state/desired.py makes them; former generations stay warm where they are loaded."""
+    """One deployment for each slot, as activities/state/desired.py makes them.
+
+    Former generations stay warm where they are loaded.
+    """
     record, spec = world.journal.records[model], world.journal.records[model].in_force.spec
     former = wanted.former_generations(record, state.generations)[: spec.rollout.keep_warm]
     slots, processes = state.slots, state.processes

@@ -1,4 +1,7 @@
-"""One activity until it has ended: attempts, retries and deadlines as the engine keeps them, and workers that die in between."""
+"""One activity until it has ended.
+
+Attempts, retries and deadlines as the engine keeps them, and workers that die in between.
+"""
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -42,7 +45,10 @@ class Attempt:
     """Its run was ended from outside, and a heartbeat has told so."""
 
     def check(self) -> None:
-        """Before each write, as activities/runtime/lease.py and fence.py: another one may have its work. Unavailable, FenceLost."""
+        """Before each write, as activities/runtime/lease.py and fence.py: another one may have its work.
+
+        Unavailable, FenceLost.
+        """
         if self.late:
             msg = "the worker stood still, and another one may have its work"
             raise Unavailable(msg)
@@ -66,7 +72,10 @@ class OutOfTries(Failed):
 
 @dataclass(frozen=True)
 class Limits:
-    """`total` seconds for all attempts, or `tries` attempts; `keeps`: the activity ends itself then, and has a grace."""
+    """`total` seconds for all attempts, or `tries` attempts.
+
+    `keeps`: the activity ends itself then, and has a grace.
+    """
 
     total: float | None = None
     tries: int | None = None

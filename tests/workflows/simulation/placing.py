@@ -1,4 +1,7 @@
-"""A seeded stand-in for the planner: where a model runs, on what is left. Whole replicas that carry the traffic they get."""
+"""A seeded stand-in for the planner: where a model runs, on what is left.
+
+Whole replicas that carry the traffic they get.
+"""
 
 import math
 from collections.abc import Collection, Mapping, Sequence

@@ -17,7 +17,10 @@ from .journal import Change, Moving
 
 
 def planned(world: Any, change: Change, generation: int) -> Moving:
-    """The stored transition of a change, planned once. Unavailable while only another model's transition is in the way."""
+    """The stored transition of a change, planned once.
+
+    Unavailable while only another model's transition is in the way.
+    """
     known = world.journal.find_transition(change.id)
     world.journal.check_fence(change.id, known.fence if known else 0)
     world.journal.check_only_mover(change)

@@ -1,6 +1,7 @@
-"""Reconciliation as workflow `reconcile` and the API do it: repairs, regions that are told again, entities that are missing.
+"""Reconciliation as workflow `reconcile` and the API do it.
 
-What differs, and whether a model drifted, is decided by the real functions.
+Repairs, regions that are told again, entities that are missing. What differs, and whether a model drifted, is decided
+by the real functions.
 """
 
 from collections.abc import Generator, Iterable

@@ -1,4 +1,7 @@
-"""What a history is about: a fleet and its models, drawn from a seed. Plain values with the names that the real code reads."""
+"""What a history is about: a fleet and its models, drawn from a seed.
+
+Plain values with the names that the real code reads.
+"""
 
 from dataclasses import dataclass, field
 from random import Random
@@ -52,7 +55,10 @@ class Scenario:
 
 
 def drawn(random: Random, swaps: Random | None = None) -> Scenario:
-    """Mostly small worlds, a long tail of large ones. By `swaps` half of the models that replace go over in place instead."""
+    """Mostly small worlds, a long tail of large ones.
+
+    By `swaps` half of the models that replace go over in place instead.
+    """
     large = random.random() < 0.04
     regions = REGIONS[: random.choice((1, 2, 2, 3, 3, 4) if not large else (4, 5, 6))]
     hardware = HARDWARE[: random.choice((1, 1, 2, 3))]

@@ -206,7 +206,10 @@ class Stages:
             self.world.invariants.serving(self.change, generation)
 
     def _go_by(self, placement: Placement) -> None:
-        """In the unit that adopts a placement: its manifest is in force until the change ends, and for good if it succeeds."""
+        """In the unit that adopts a placement.
+
+        Its manifest is in force until the change ends, and for good if it succeeds.
+        """
         self.world.journal.check_fence(self.change.id, 0)
         self.world.manifests.go_by(self.change, self.run.generation, placement.plan_id)
 

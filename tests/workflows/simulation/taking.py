@@ -1,4 +1,7 @@
-"""What is done about a change whose run has gone, as workflows/takeover.py and activities/transition/takeover.py do it."""
+"""Handling of a change whose run has gone.
+
+As workflows/takeover.py and activities/transition/takeover.py do it.
+"""
 
 from collections.abc import Generator
 from typing import Any, NamedTuple

@@ -1,6 +1,7 @@
-"""How a transition is walked and gone back on, as a pure generator: it asks for activities and timers and takes their ends.
+"""How a transition is walked and gone back on, as a pure generator.
 
-The order is that of workflows/transition.py; a test holds it to the recorded histories.
+It asks for activities and timers and takes their ends. The order is that of workflows/transition.py; a test holds it to
+the recorded histories.
 """
 
 from collections.abc import Callable, Generator, Iterable

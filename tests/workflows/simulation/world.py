@@ -30,7 +30,8 @@ PATIENCE = 4 * 3600.0
 """How long the platform has, once all faults have ended, to come to rest."""
 
 IN_ONE_ATTEMPT = 0.8
-"""Of histories: in the others snapshots are too large for one activity to go through all stages, or a worker has plug-ins."""
+"""Of histories: in the others snapshots are too large for one activity to go through all stages, or a worker has
+plug-ins."""
 
 HORIZON = 900.0
 """Seconds after which nothing new happens; then all that was begun has to end."""
@@ -229,9 +230,9 @@ def history(
 ) -> Outcome:
     """The history of a seed. The same seed gives the same history, step by step.
 
-    Without `swaps` no process goes over. Without `ends` no run is ended from outside and nothing is reconciled or repaired.
-    `prepares`: whether the stages before a transition are one activity; None: drawn, and never without `ends`.
-    `manifests`: whether a manifest has to be accepted and placed before it is in force, and some are refused.
+    Without `swaps` no process goes over. Without `ends` no run is ended from outside and nothing is reconciled or
+    repaired. `prepares`: whether the stages before a transition are one activity; None: drawn, and never without
+    `ends`. `manifests`: whether a manifest has to be accepted and placed before it is in force, and some are refused.
     """
     scenario = drawn(Random(f"scenario {seed}"), Random(f"swaps {seed}") if swaps else None)
     world = World(

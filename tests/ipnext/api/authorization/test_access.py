@@ -503,7 +503,10 @@ async def test_the_built_in_policies_fit_the_schema(rooms):
 
 @pytest.mark.parametrize("dry_run", [True, False])
 async def test_a_name_that_another_owner_took_meanwhile_is_not_taken_over(two_owners, monkeypatch, dry_run):
-    """The owner is looked at in the unit of work that writes: between the first look and that one the model was created."""
+    """The owner is looked at in the unit of work that writes.
+
+    Between the first look and that one the model was created.
+    """
     document = two_owners.model_document("new-one")
     theirs = two_owners.model_document("new-one")
     theirs["metadata"]["owner"] = "ads"

@@ -1,6 +1,7 @@
-"""An object of another owner is answered like one that is not there: same status, words and headers, after the same statements.
+"""An object of another owner is answered like one that is not there.
 
-Every parameter of a path or query and every text of a body is in one of the tables here; a new one fails until it is.
+Same status, words and headers, after the same statements. Every parameter of a path or query and every text of a body
+is in one of the tables here; a new one fails until it is.
 """
 
 import re
@@ -50,7 +51,8 @@ PARAMETERS = {
         OF_NOBODY,
     ),
 }
-"""Parameter of a path, query or header -> kind of object that it names. `name` follows from the path; `after` may be of any kind."""
+"""Parameter of a path, query or header -> kind of object that it names. `name` follows from the path; `after` may be of
+any kind."""
 
 VALUES = {
     "region": "eu",
@@ -155,7 +157,10 @@ class Asker:
         )
 
     async def ask(self, endpoint, given, parameters, body):
-        """Ask with these parameters; the others are of objects that are the principal's, and nothing is written if that can be asked for."""
+        """Ask with these parameters.
+
+        The others are of objects that are the principal's, and nothing is written if that can be asked for.
+        """
         query = {"model": SHOWN} if endpoint.path.endswith("/freezes/now") else {}
         query |= {"dryRun": "true"} if any(each["name"] == "dryRun" for each in parameters) else {}
         self.statements.clear()
@@ -321,8 +326,8 @@ PLAIN = {
     "POST /v1/keys": "name region",
     "POST /v1/roles": "region",
 }
-"""Texts of bodies that name nothing of an owner: words, what lies within the object itself, what is of the fleet, and digests,
-which are no secret (docs/access.md)."""
+"""Texts of bodies that name nothing of an owner: words, what lies within the object itself, what is of the fleet, and
+digests, which are no secret (docs/access.md)."""
 
 
 def texts(components, schema, path=(), seen=frozenset()):

@@ -1,4 +1,7 @@
-"""Answers that clients share: computed in the turn of any client that waits, each of which has a share of threads and places."""
+"""Answers that clients share.
+
+Computed in the turn of any client that waits, each of which has a share of threads and places.
+"""
 
 import asyncio
 import threading

@@ -1,4 +1,7 @@
-"""Credential and role are asked before a byte of a body is read: nobody makes the API parse what it will refuse anyway."""
+"""Credential and role are asked before a byte of a body is read.
+
+Nobody makes the API parse what it will refuse anyway.
+"""
 
 import json
 

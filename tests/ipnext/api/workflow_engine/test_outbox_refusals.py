@@ -1,4 +1,7 @@
-"""The outbox ends a change only if the model's own validator refuses it; all else is tried again, and raises an alarm."""
+"""The outbox ends a change only if the model's own validator refuses it.
+
+All else is tried again, and raises an alarm.
+"""
 
 import asyncio
 from collections.abc import Iterator

@@ -1,4 +1,7 @@
-"""What was acknowledged and has no run gets one again: entities of models, drains and the replan, these and no others."""
+"""What was acknowledged and has no run gets one again.
+
+Entities of models, drains and the replan, these and no others.
+"""
 
 import asyncio
 from collections.abc import Iterator

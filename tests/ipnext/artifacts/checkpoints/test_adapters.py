@@ -1,4 +1,7 @@
-"""Adapters are judged by `adapter_config.json` and headers alone: what vLLM would not load, and what does not fit the base."""
+"""Adapters are judged by `adapter_config.json` and headers alone.
+
+What vLLM would not load, and what does not fit the base.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,7 @@
-"""The audit on the command line, as an administrator uses it: list, keep an anchor, export, verify without the server."""
+"""The audit on the command line, as an administrator uses it.
+
+List, keep an anchor, export, verify without the server.
+"""
 
 import json
 import re

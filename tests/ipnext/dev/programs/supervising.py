@@ -1,4 +1,7 @@
-"""Starts `python -m preloaded_example HOW` as a child of the embedded platform, and tells how it ends: `LOG HOW [thread | plain | late]`."""
+"""Starts `python -m preloaded_example HOW` as a child of the embedded platform, and tells how it ends.
+
+`LOG HOW [thread | plain | late]`.
+"""
 
 import logging
 import os

@@ -1,4 +1,7 @@
-"""A real agent that asks for certificates: who is refused, what a new certificate takes, and what nobody gets to see."""
+"""A real agent that asks for certificates.
+
+Who is refused, what a new certificate takes, and what nobody gets to see.
+"""
 
 import os
 import ssl
@@ -178,7 +181,7 @@ def test_an_agent_with_files_that_are_not_there_does_not_start(subprocesses, tmp
 
 
 def test_certificates_are_replaced_under_load_and_no_call_fails(tmp_path, running_agent):
-    """Calls of four threads, on new connections and kept ones, while both sides' certificates are replaced three times."""
+    """Calls of four threads, on new and kept connections, while both sides' certificates are replaced three times."""
     certificates = made(tmp_path / "certificates", dev_certificate_renewal=1e-9)  # due whenever it is asked
     agent = running_agent("eu", tmp_path, certificates=certificates)
     answers, failed, over = Counter(), [], threading.Event()

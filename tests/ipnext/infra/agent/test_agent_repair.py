@@ -212,7 +212,10 @@ def test_a_gateway_that_was_ended_comes_back(shared_agent):
 
 
 def test_a_load_that_failed_stays_told_until_its_snapshot_is_at_hand():
-    """A look between a failure and the end of the next try sees the failure: it ends a rollout, whenever the look comes."""
+    """A look between a failure and the end of the next try sees the failure.
+
+    It ends a rollout, whenever the look comes.
+    """
     failure = HostFailure(model="m", part="p", snapshot=1, generations=(1,), code="MemoryExceeded", message="no room")
     ready = HeldGeneration(model="m", part="p", generation=1, snapshot=1)
     again = HostState(loading=(ready,))

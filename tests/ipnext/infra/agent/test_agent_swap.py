@@ -78,7 +78,10 @@ def test_what_is_wanted_back_before_the_next_one_is_at_hand_never_leaves(shared_
 
 
 def test_a_replica_that_has_not_left_stays_and_none_that_has_gone_over_leaves_in_its_stead(shared_agent, serving, gate):
-    """A wave is undone while its replica still fetches: the one of the wave before answers on for the next generation."""
+    """A wave is undone while its replica still fetches.
+
+    The one of the wave before answers on for the next generation.
+    """
     model = serving(3)
     shared_agent.infra.apply(swapping(model, {1: 2, 2: 1}))
     shared_agent.await_ready(model.key(), 2)

@@ -1,4 +1,7 @@
-"""Many callers, few writes: none returns before its own change is in force, and an error is told to those it concerns."""
+"""Many callers, few writes.
+
+None returns before its own change is in force, and an error is told to those it concerns.
+"""
 
 import asyncio
 

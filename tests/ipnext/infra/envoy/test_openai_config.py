@@ -438,7 +438,10 @@ STEERING = {
 
 @contextmanager
 def steering_server():
-    """A server that answers every POST with headers that steer gateways and browsers; its URL, and the paths of its requests."""
+    """A server that answers every POST with headers that steer gateways and browsers.
+
+    Gives its URL, and the paths of its requests.
+    """
     paths = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -474,7 +477,10 @@ def steering_server():
 
 @pytest.fixture(scope="module")
 def steered(tmp_path_factory, builder, subprocesses):
-    """A region whose engine of generation 1, and whose peer `us`, steer; the paths of the requests that reached them."""
+    """A region whose engine of generation 1, and whose peer `us`, steer.
+
+    Also the paths of the requests that reached them.
+    """
     with ExitStack() as stack:
         url, paths = stack.enter_context(steering_server())
         site = Site("eu", tmp_path_factory.mktemp("steered"), stack)

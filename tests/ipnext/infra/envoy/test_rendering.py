@@ -1,4 +1,7 @@
-"""The text of Envoy's routes is that of the whole configuration, although it is made of what each model's table changed."""
+"""The text of Envoy's routes is that of the whole configuration.
+
+It is made of what each model's table changed.
+"""
 
 import json
 from dataclasses import replace

@@ -124,7 +124,10 @@ def test_the_port_for_peers_refuses_others_and_the_past(pair, asked):
 
 
 def test_a_client_cannot_call_itself_the_gateway_of_another_region(pair):
-    """A request that another gateway has sent on is not sent on again: that the client's is shows that its word was removed."""
+    """A request that another gateway has sent on is not sent on again.
+
+    That the client's is shows that its word was removed.
+    """
     url = f"{pair.eu.gateway}/v2/models/there/infer"
     forged = {"x-ipnext-forwarded-by": "us;chosen-by=weight", "x-ipnext-generation": "1"}
     assert pair.eu.client.post(url, json={}, headers=forged).status_code == 200

@@ -1,4 +1,7 @@
-"""A region starts no more hosts than its machine may run: what is beyond that is not started, says why, and harms nothing else."""
+"""A region starts no more hosts than its machine may run.
+
+What is beyond that is not started, says why, and harms nothing else.
+"""
 
 import psutil
 import pytest

@@ -1,4 +1,7 @@
-"""A process that is confined as an engine, and has the user of the agent: it reaches every socket of a region, and none obeys it."""
+"""A process that is confined as an engine, and has the user of the agent.
+
+It reaches every socket of a region, and none obeys it.
+"""
 
 import json
 import os

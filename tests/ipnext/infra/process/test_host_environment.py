@@ -12,7 +12,8 @@ CREDENTIALS = (
 )
 
 SERVERS = ("supervisor_process", "fork_server_process")
-"""Host and router are forks: their environment is that of the fork server, and their command lines lie over it in /proc."""
+"""Host and router are forks: their environment is that of the fork server, and their command lines lie over it in
+/proc."""
 
 
 @pytest.fixture

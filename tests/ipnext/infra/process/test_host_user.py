@@ -1,4 +1,7 @@
-"""Which user hosts have, and what of an agent's directory is opened to it. Hosts that have one are in test_real_data_plane.py."""
+"""Which user hosts have, and what of an agent's directory is opened to it.
+
+Hosts that have one are in test_real_data_plane.py.
+"""
 
 import os
 import stat

@@ -1,4 +1,7 @@
-"""When a router forgets: after what was on its way, once for each model, and never for a table that has changed since."""
+"""When a router forgets.
+
+After what was on its way, once for each model, and never for a table that has changed since.
+"""
 
 import asyncio
 

@@ -1,4 +1,7 @@
-"""Bytes of the artifact store as they are counted, on both engines; uploads at the same time, and a collection against a publish."""
+"""Bytes of the artifact store as they are counted, on both engines.
+
+Uploads at the same time, and a collection against a publish.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,7 @@
-"""Reads of a wave, of lists and of a lost region go through an index on both engines, whatever the size of the tables."""
+"""Reads of a wave, of lists and of a lost region go through an index on both engines.
+
+That holds for any size of the tables.
+"""
 
 import json
 from collections.abc import Iterator

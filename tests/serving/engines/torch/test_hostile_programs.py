@@ -1,4 +1,7 @@
-"""A snapshot is data: whatever stands in its files, loading it opens no other file, imports nothing and runs no text of it."""
+"""A snapshot is data.
+
+Whatever stands in its files, loading it opens no other file, imports nothing and runs no text of it.
+"""
 
 import json
 import sys
@@ -224,7 +227,10 @@ def _gives(operator, name, value):
     ],
 )
 def test_a_normalisation_writes_to_no_statistics(tmp_path, value):
-    """The schema of batch_norm says that it writes nothing, which holds in evaluation only. torch takes numbers for truth."""
+    """The schema of batch_norm says that it writes nothing, which holds in evaluation only.
+
+    torch takes numbers for truth.
+    """
     manifest = hostile.export_model(torch.nn.BatchNorm1d(4), {"input": torch.ones(2, 4)}, tmp_path / "out")
     TorchEngine().load(tmp_path / "out", manifest, {})
     message = refusal_of(tmp_path / "out", edit(tmp_path / "out", _gives("batch_norm", "training", value)))
@@ -293,7 +299,10 @@ def _swaps_weight(old, new):
     ],
 )
 def test_no_kernel_reads_or_writes_beside_its_tensors(tmp_path, module, x, old):
-    """Kernels of these operators do, if a weight is smaller than its input says: without a check this ends the process."""
+    """Kernels of these operators do, if a weight is smaller than its input says.
+
+    Without a check this ends the process.
+    """
     manifest = hostile.export_model(module, {"x": x}, tmp_path / "out")
     load_as_given(tmp_path / "out", manifest, x)
     mended = edit(tmp_path / "out", _swaps_weight(old, "b_small"))

@@ -1,4 +1,7 @@
-"""Random changes of real programs: the answers are the same, or the load is refused, and no other file or module is touched."""
+"""Random changes of real programs.
+
+The answers are the same, or the load is refused, and no other file or module is touched.
+"""
 
 import json
 import shutil

@@ -1,4 +1,7 @@
-"""Inputs given once for all rows of a request: the answers of repeating them in the client, computed once where it can be."""
+"""Inputs given once for all rows of a request.
+
+The answers of repeating them in the client, computed once where it can be.
+"""
 
 import numpy as np
 import pytest

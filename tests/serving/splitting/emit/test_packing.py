@@ -21,7 +21,10 @@ EQUAL = {"1": True, "2": True, "64": True, "257": True}
 
 
 class Tables(nn.Module):
-    """ids and dense [B, 3]: a table of a width of its own for each column, and something of the default part to join with."""
+    """ids and dense [B, 3].
+
+    A table of a width of its own for each column, and something of the default part to join with.
+    """
 
     def __init__(self, *widths, low=4):
         super().__init__()
@@ -95,7 +98,10 @@ class Answered(Tables):
 
 
 class Used(Tables):
-    """Three rows of 10 floats are used one by one, and torch's GELU has other bits for rows that lie apart; then all are stacked."""
+    """Three rows of 10 floats are used one by one, and torch's GELU has other bits for rows that lie apart.
+
+    Then all are stacked.
+    """
 
     def __init__(self):
         super().__init__(*[10] * 5, low=10)

@@ -1,4 +1,7 @@
-"""The audit over HTTP: one entry for each request that changes something, refusals within bounds, no secret anywhere."""
+"""The audit over HTTP.
+
+One entry for each request that changes something, refusals within bounds, no secret anywhere.
+"""
 
 import hashlib
 import json

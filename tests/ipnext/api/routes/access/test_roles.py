@@ -1,4 +1,7 @@
-"""People at the API: tokens of a real identity provider, roles that are bound to names and groups, and how to log in."""
+"""People at the API.
+
+Tokens of a real identity provider, roles that are bound to names and groups, and how to log in.
+"""
 
 import asyncio
 import base64

@@ -311,7 +311,10 @@ async def test_the_platforms_own_setting_allows_more(rooms):
 
 
 async def test_a_refused_body_is_validated_once(applied, monkeypatch):
-    """Each value that does not belong into a body is a fault: describing them twice would take the loop twice as long."""
+    """Each value that does not belong into a body is a fault.
+
+    Describing them twice would take the loop twice as long.
+    """
 
     def again(*_given, **_more):
         msg = "validated again"

@@ -1,4 +1,7 @@
-"""What a model counts for its owner while its manifest, its plan and what runs differ: no order of changes frees what is in use."""
+"""What a model counts for its owner while its manifest, its plan and what runs differ.
+
+No order of changes frees what is in use.
+"""
 
 import pytest
 

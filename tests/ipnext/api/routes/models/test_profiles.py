@@ -1,4 +1,7 @@
-"""Profiles over the API: kept with a snapshot, counted where they are asked for, and a replan where they change much."""
+"""Profiles over the API.
+
+Kept with a snapshot, counted where they are asked for, and a replan where they change much.
+"""
 
 from datetime import UTC, datetime, timedelta
 
