@@ -144,7 +144,8 @@ def main() -> int:
         before, after = (statistics.median(column) for column in zip(*pairs, strict=True))
         lines.append(f"| {path} | {before:.2f} | {after:.2f} | {after - before:.2f} | {after / before:.2f} |")
     lines.append(
-        f"\nA key is proved in {proof['looked up']:.0f} µs from the record, in {proof['remembered']:.1f} µs if it was within the last 2 s."
+        f"\nA key is proved in {proof['looked up']:.0f} µs from the record, "
+        f"in {proof['remembered']:.1f} µs if it was within the last 2 s."
     )
     sys.stdout.write("\n".join(lines) + "\n")
     if given.json:

@@ -178,7 +178,8 @@ def main() -> None:
     if given.json is not None:
         given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     Console().print(
-        f"{given.models} models: {once:.2f} s at once, {each:.2f} s one by one (baseline): {each / once:.1f} times faster"
+        f"{given.models} models: {once:.2f} s at once, {each:.2f} s one by one (baseline): "
+        f"{each / once:.1f} times faster"
     )
 
 

@@ -45,9 +45,13 @@ spec:
     - name: llm
       engine: vllm
       hardware: [{{kind: cpu, units: 1, qps: 2}}]
-      settings: {{maxModelLen: 2048, dtype: bfloat16, kvCacheGib: 1, maxNumSeqs: 16, enforceEager: true, startSeconds: 1200, environment: {{OMP_NUM_THREADS: "1"}}}}
+      settings:
+        {{maxModelLen: 2048, dtype: bfloat16, kvCacheGib: 1, maxNumSeqs: 16, enforceEager: true, startSeconds: 1200,
+         environment: {{OMP_NUM_THREADS: "1"}}}}
   demand: [{{region: us-east, qps: 1}}]
-  rollout: {{refresh: {refresh}, canary: 0.25, maxStep: 0.5, holdSeconds: 2, maxErrorRate: 0.01, drainSeconds: {drain}, deadlineSeconds: 1500, keepWarm: 0}}
+  rollout:
+    {{refresh: {refresh}, canary: 0.25, maxStep: 0.5, holdSeconds: 2, maxErrorRate: 0.01, drainSeconds: {drain},
+     deadlineSeconds: 1500, keepWarm: 0}}
 """
 DRAIN_SECONDS = 120
 CHANGE_SECONDS = 1800.0
@@ -183,7 +187,10 @@ def main() -> None:
             rows = list(measured(client, gateway_of(platform.endpoints), (asked.checkpoint, other), asked))
         seen = pauses(Path(work) / "state")
     text = table(rows, COLUMNS)
-    text += f"\n\nEngines that went over began no request for {', '.join(f'{found:.2f} s' for found in seen) or '(not told)'}."
+    text += (
+        "\n\nEngines that went over began no request for "
+        f"{', '.join(f'{found:.2f} s' for found in seen) or '(not told)'}."
+    )
     print(text)
     if asked.docs:
         rewrite("rollout", text)

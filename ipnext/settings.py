@@ -160,7 +160,10 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
             try:
                 _URL.validate_python(url)
             except ValidationError as error:
-                msg = f"region {region!r} needs the URL of its {(info.field_name or '')[:-1]}, http://HOST:PORT, not {url!r}"
+                msg = (
+                    f"region {region!r} needs the URL of its {(info.field_name or '')[:-1]}, "
+                    f"http://HOST:PORT, not {url!r}"
+                )
                 raise ValueError(msg) from error
         return urls
 

@@ -122,7 +122,10 @@ def _api_key(path: Path | None) -> str | None:
         return None
     text = _read("temporal_api_key_file", path).decode("ascii", "replace").strip()
     if not text or len(text) > _LONGEST_KEY or not text.isprintable() or not text.isascii():
-        msg = f"temporal_api_key_file (IPNEXT_TEMPORAL_API_KEY_FILE): {path} must hold one line of printable ASCII, the key"
+        msg = (
+            f"temporal_api_key_file (IPNEXT_TEMPORAL_API_KEY_FILE): {path} must hold one line of printable "
+            "ASCII, the key"
+        )
         raise InvalidInput(msg, field="temporal_api_key_file", value=str(path))
     return text
 

@@ -107,7 +107,10 @@ class Steered:
 
         If none comes in time, or a newer publish does, the run is reverted.
         """
-        message = f"generation {self._input.generation}, {self._place}: waits for an approval (`ipnext approve {self._input.model}`)"
+        message = (
+            f"generation {self._input.generation}, {self._place}: waits for an approval (`ipnext approve "
+            f"{self._input.model}`)"
+        )
         self._asks, self._approved = True, False
         await self._note(held=True, message=message)
         self._show(f"{self._place}: waits for an approval")

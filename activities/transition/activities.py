@@ -150,7 +150,10 @@ class TransitionActivities:
         if result.again_seconds:
             return result
         if result.ok and full:
-            message = f"{', '.join(sorted(full))} could not let go of what came later, so there is no room for what was before"
+            message = (
+                f"{', '.join(sorted(full))} could not let go of what came later, "
+                "so there is no room for what was before"
+            )
             result = WaveResult(ok=False, reason=Reason.REGION_UNREACHABLE, message=message)
         self._note(wave, ConditionType.CAPACITY_READY, result, rests=result.ok)
         return result

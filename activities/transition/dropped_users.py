@@ -35,7 +35,8 @@ def explain_drop(repository: Repository, manifest: ModelManifest, origin: FleetS
         return None
     users, regions = ", ".join(sorted(dropped)), ", ".join(sorted(homes))
     return (
-        f"users of {users} would have no answer, though {regions} still has the supply for the replicas that answer them; "
+        f"users of {users} would have no answer, though {regions} still has the supply for the replicas that "
+        "answer them; "
         f"nothing moves. `ipnext explain {model}` and the plan's unserved demand name the rule to relax"
     )
 

@@ -154,7 +154,10 @@ def not_as_before(facts: Facts, origin: ModelState, shares: Mapping[str, Sequenc
         return ""
     numbers = ", ".join(str(number) for number in sorted({number for _, number in away}))
     users = ", ".join(sorted({region for region, _ in away}))
-    return f"generation {numbers} goes on answering users of {users}: nothing from before it is left without {', '.join(sorted(facts.lost))}"
+    return (
+        f"generation {numbers} goes on answering users of {users}: nothing from before it is left without "
+        f"{', '.join(sorted(facts.lost))}"
+    )
 
 
 def _exceeds(deployment: Deployment, state: ModelState, slots: Collection[Slot]) -> bool:

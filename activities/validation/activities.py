@@ -218,7 +218,10 @@ def _results(validator: Validator, candidate: Candidate) -> Sequence[CheckResult
         raise ValidatorError(msg) from error
     wrong = next((result for result in results if not isinstance(result, CheckResult)), None)
     if wrong is not None:
-        msg = f"validator {validator.name!r} gave {wrong!r}; allowed: results of `activities.validation.validator.pass_check` and `fail_check`"
+        msg = (
+            f"validator {validator.name!r} gave {wrong!r}; allowed: results of "
+            "`activities.validation.validator.pass_check` and `fail_check`"
+        )
         raise ValidatorError(msg)
     return results
 

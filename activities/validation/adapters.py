@@ -35,7 +35,10 @@ def check_adapters(candidate: Candidate) -> Iterator[CheckResult]:
         candidate.beat(f"reading the headers of {part}")
         fault = next(_faults(candidate, part, base, settings[base]), None)
         if fault:
-            message = f"part {part!r} on {base!r} (snapshots {_number(candidate, part)} and {_number(candidate, base)}): {fault}"
+            message = (
+                f"part {part!r} on {base!r} (snapshots {_number(candidate, part)} and "
+                f"{_number(candidate, base)}): {fault}"
+            )
             yield fail_check(ADAPTER, _newer(candidate, part, base), Reason.SCHEMA_MISMATCH, message)
         else:
             facts = candidate.snapshots[part].manifest.checkpoint

@@ -138,7 +138,8 @@ def _library_fault(candidate: Candidate, snapshot: Snapshot, file: ArtifactFile)
         return f"is native code; hosts run it only where settings.{COMPILE_SETTING} of part {part!r} asks for it"
     if candidate.native_signers is None:
         return (
-            "is native code, which this platform runs of no snapshot; publish the source snapshot, or let the operator set "
+            "is native code, which this platform runs of no snapshot; publish the source snapshot, "
+            "or let the operator set "
             f"{SETTING} for workers and agents, with the key that signs it"
         )
     try:

@@ -154,7 +154,10 @@ def _edge_fault(
         given = request.setdefault(source_tensor(source), wanted)
         if compatible(given, wanted):
             return ""
-        return f"takes {_format_tensor(wanted)}, another node takes the same tensor of the request as {_format_tensor(given)}"
+        return (
+            f"takes {_format_tensor(wanted)}, another node takes the same tensor of the request as "
+            f"{_format_tensor(given)}"
+        )
     found = _output(source, signatures, parts)
     if found is None:
         return f"no such output; {_known_outputs(source, signatures, parts)}"

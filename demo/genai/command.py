@@ -76,7 +76,10 @@ def _run(console: Console, place: Path, found: Checkpoints, *, once: bool, repor
 
 
 def _try_it(gateway: str) -> str:
-    body = f'{{"model": "{CHAT}", "stream": true, "max_tokens": 60, "messages": [{{"role": "user", "content": "{QUESTION}"}}]}}'
+    body = (
+        f'{{"model": "{CHAT}", "stream": true, "max_tokens": 60, "messages": [{{"role": "user", "content": '
+        f'"{QUESTION}"}}]}}'
+    )
     return f"curl -N {gateway}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
 
 

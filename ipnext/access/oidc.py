@@ -151,14 +151,20 @@ class TokenVerifier:
             msg = f"the token is refused: {_why(error)}{expected}"
             raise Unauthenticated(msg) from error
         if "cnf" in claims:
-            msg = "the token is bound to a key (claim 'cnf'), and a request proves nobody's possession of it; bearer tokens are taken"
+            msg = (
+                "the token is bound to a key (claim 'cnf'), and a request proves nobody's possession of it; "
+                "bearer tokens are taken"
+            )
             raise Unauthenticated(msg)
 
     def _user(self, claims: Mapping[str, Any]) -> str | None:
         if self._name_claim is None:
             return _text(claims, USER_CLAIM) if claims.get(USER_CLAIM) else None
         if self._name_claim == "email" and claims.get("email_verified") is not True:
-            msg = "the token's claim 'email' names nobody: the provider has not verified the address ('email_verified' is not true)"
+            msg = (
+                "the token's claim 'email' names nobody: the provider has not verified the address "
+                "('email_verified' is not true)"
+            )
             raise Unauthenticated(msg)
         return _text(claims, self._name_claim)
 

@@ -109,7 +109,10 @@ def schema() -> str:
     owners = ", ".join(f"{role.value}: Set<String>" for role in Role)
     kinds = ", ".join(sorted({action.kind for action in ACTIONS.values()}))
     lines = [
-        f"entity Key, User, Local = {{ name: String, {owners}, viewed_regions: Set<String>, operated_regions: Set<String> }};",
+        (
+            f"entity Key, User, Local = {{ name: String, {owners}, viewed_regions: Set<String>, operated_regions: "
+            "Set<String> };"
+        ),
         f"entity {kinds} = {{ name: String, owner: String, callers: Set<String> }};",
         f"action {', '.join(role.value for role in Role)};",
     ]
@@ -122,14 +125,20 @@ def _check(text: str) -> None:
     """Refuse policies with unknown names or without a name. ValueError if they are no Cedar; InvalidInput."""
     faults = cedarpy.validate_policies(text, schema()).errors if text.strip() else []
     if faults:
-        msg = f"policies_file (IPNEXT_POLICIES_FILE): {faults[0].error}; docs/access.md names types, attributes and actions"
+        msg = (
+            f"policies_file (IPNEXT_POLICIES_FILE): {faults[0].error}; docs/access.md names types, "
+            "attributes and actions"
+        )
         raise InvalidInput(msg, field="policies_file")
     found = json.loads(cedarpy.policies_to_json_str(text)) if text.strip() else {}
     taken = set(POLICIES.values())
     for policy in found.get("staticPolicies", {}).values():
         name = policy.get("annotations", {}).get("id")
         if not name or name in taken:
-            msg = f"policies_file (IPNEXT_POLICIES_FILE): each policy needs an @id of its own, got {name!r}; answers name it"
+            msg = (
+                f"policies_file (IPNEXT_POLICIES_FILE): each policy needs an @id of its own, got {name!r}; "
+                "answers name it"
+            )
             raise InvalidInput(msg, field="policies_file", value=name)
         taken.add(name)
 

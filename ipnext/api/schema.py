@@ -59,7 +59,9 @@ BEARER: Final = "bearer"
 _SCHEME: Final = {
     "type": "http",
     "scheme": "bearer",
-    "description": "An API key (`ipnext_ID.SECRET`), or a token of the identity provider. The page uses a cookie instead.",
+    "description": (
+        "An API key (`ipnext_ID.SECRET`), or a token of the identity provider. The page uses a cookie instead."
+    ),
 }
 
 

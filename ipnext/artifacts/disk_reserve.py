@@ -31,7 +31,8 @@ class DiskReserve:
         free = free_bytes(self._directory)
         if free - size_bytes < self._reserve_bytes:
             msg = (
-                f"the disk of {self._directory} has {free} bytes free, which is too little for {size_bytes} bytes and the reserve of "
+                f"the disk of {self._directory} has {free} bytes free, which is too little for {size_bytes} "
+                "bytes and the reserve of "
                 f"{self._reserve_bytes} bytes (IPNEXT_DISK_RESERVE_BYTES); free the disk, then try again"
             )
             raise InsufficientStorage(msg)

@@ -110,7 +110,10 @@ def sign_digest(digest: str, key: Path) -> SignatureEnvelope:
         private = load_pem_private_key(key.read_bytes(), password=None)
         signer = CryptoSigner(private)
     except (OSError, TypeError, ValueError) as error:
-        msg = f"--key: {key}: {error}; allowed: a PEM file with a private key without a password, as `ipnext keygen` writes it"
+        msg = (
+            f"--key: {key}: {error}; allowed: a PEM file with a private key without a password, "
+            "as `ipnext keygen` writes it"
+        )
         raise InvalidInput(msg, field="key", value=str(key)) from error
     envelope = Envelope(statement(digest), PAYLOAD_TYPE, {})
     envelope.sign(signer)

@@ -108,7 +108,10 @@ def not_allowed(fault: str, value: str, what: str, allowed: Sequence[str]) -> Pa
     """
     shown = ", ".join(allowed) or "none (publish by upload instead)"
     error = PathNotAllowed(f"{fault}; allowed {what}: {shown}", field="uri", value=value, allowed=allowed)
-    error.public_message = f"{fault}; allowed {what}: those of IPNEXT_ARTIFACT_{what.upper()} of the server, for the model's owner; ask its operator, or publish by upload"
+    error.public_message = (
+        f"{fault}; allowed {what}: those of IPNEXT_ARTIFACT_{what.upper()} of the server, "
+        "for the model's owner; ask its operator, or publish by upload"
+    )
     return error
 
 

@@ -354,7 +354,10 @@ class Client:
         )
         ready = (kind, status) == (ConditionType.READY, "True")
         what = "is not ready" if ready else f"has not {kind}={status}"
-        msg = f"model {model!r} {what} after {timeout_seconds:g} s ({why or 'nothing was published'}); try `ipnext explain {model}`"
+        msg = (
+            f"model {model!r} {what} after {timeout_seconds:g} s ({why or 'nothing was published'}); "
+            f"try `ipnext explain {model}`"
+        )
         raise DeadlineExceeded(msg)
 
     # history

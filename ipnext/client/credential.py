@@ -106,8 +106,10 @@ class Credential(httpx.Auth):
             or not is_proof(given.proof, key.secret, nonce=nonce, port=given.port)
         ):
             msg = (
-                f"what listens at {origin_of(self._url)} does not prove that it is the platform whose key was written down, so the key "
-                "was not sent: another program has taken its port, or the key was revoked; start `ipnext dev` again, or `ipnext login`"
+                f"what listens at {origin_of(self._url)} does not prove that it is the platform whose key was "
+                "written down, so the key "
+                "was not sent: another program has taken its port, or the key was revoked; "
+                "start `ipnext dev` again, or `ipnext login`"
             )
             raise Unauthenticated(msg)
         self._proved = (written.text, time.monotonic() + PROVED_SECONDS)
@@ -131,7 +133,8 @@ class Credential(httpx.Auth):
         others = (listening_users(url.host, url.port or 80) or frozenset()) - {0, os.getuid()}
         if others:
             msg = (
-                f"a program of another user (id {min(others)}) listens at {origin_of(str(url))}, and the token was not sent: another "
+                f"a program of another user (id {min(others)}) listens at {origin_of(str(url))}, "
+                "and the token was not sent: another "
                 "program may have taken the port; use https://, or allow it by IPNEXT_INSECURE_TRANSPORT=true"
             )
             raise Unauthenticated(msg)
@@ -166,8 +169,10 @@ class GatewayCredential(httpx.Auth):
         if region.gateway_is_named and origin_of(url) == origin_of(region.gateway_url or ""):
             return
         msg = (
-            f"the gateway of {region.region} at {origin_of(url)} requires a credential, and none was sent: only the region's agent "
-            "reports that address. The operator names addresses that credentials may go to: IPNEXT_GATEWAYS of the API, region -> URL, as JSON"
+            f"the gateway of {region.region} at {origin_of(url)} requires a credential, and none was sent: "
+            "only the region's agent "
+            "reports that address. The operator names addresses that credentials may go to: "
+            "IPNEXT_GATEWAYS of the API, region -> URL, as JSON"
         )
         raise Unauthenticated(msg)
 

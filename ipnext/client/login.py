@@ -126,7 +126,10 @@ def _renew_login(entry: Mapping[str, Any], clock: Clock) -> Mapping[str, Any]:
     terms = LoginTerms(*(str(entry.get(name)) for name in LoginTerms._fields))
     try:
         if not _can_renew(entry):
-            msg = f"the login at {terms.issuer} has ended, and the provider gave no refresh token; `ipnext login` logs in again"
+            msg = (
+                f"the login at {terms.issuer} has ended, and the provider gave no refresh token; "
+                "`ipnext login` logs in again"
+            )
             raise Unauthenticated(msg)  # noqa: TRY301 - ends like a refusal
         with login_at(terms.issuer, terms.client_id) as login:
             return entry_of(terms, login.renew(str(entry["refresh_token"])), clock=clock)

@@ -33,7 +33,10 @@ def verify_snapshot(source: Source) -> SnapshotManifest:
     try:
         stream = source.open(SNAPSHOT_FILE)
     except ArtifactMissing as error:
-        msg = f"{source.uri} holds no {SNAPSHOT_FILE}: it is no snapshot; `serving.export.export_model` writes one, `ipnext import-checkpoint` makes one of a checkpoint"
+        msg = (
+            f"{source.uri} holds no {SNAPSHOT_FILE}: it is no snapshot; "
+            "`serving.export.export_model` writes one, `ipnext import-checkpoint` makes one of a checkpoint"
+        )
         raise InvalidInput(msg, field="parts", value=source.uri) from error
     with stream:
         manifest = read_manifest(stream.read(), f"{SNAPSHOT_FILE} in {source.uri}")

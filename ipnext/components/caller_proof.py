@@ -71,7 +71,10 @@ def _is_own(found: os.stat_result) -> bool:
 def check_proof(expected: str, given: object) -> None:
     """Raise Forbidden unless the caller has sent the proof of this listener."""
     if not isinstance(given, str) or not hmac.compare_digest(expected.encode(), given.encode()):
-        msg = f"the caller has not proved itself; allowed: callers that send the content of the {SUFFIX} file beside the socket"
+        msg = (
+            f"the caller has not proved itself; allowed: callers that send the content of the {SUFFIX} file "
+            "beside the socket"
+        )
         raise Forbidden(msg, policy="components")
 
 

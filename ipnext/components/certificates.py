@@ -95,7 +95,10 @@ def _load(context: ssl.SSLContext, files: CertificateFiles) -> None:
             context.load_verify_locations(files.authorities)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             if attempt + 1 == _READ_ATTEMPTS:
-                msg = f"{files.certificate}, {files.key}, {files.authorities}: not a certificate, its key and authorities: {error}"
+                msg = (
+                    f"{files.certificate}, {files.key}, {files.authorities}: not a certificate, "
+                    f"its key and authorities: {error}"
+                )
                 raise InvalidInput(msg, field="component_certificate_file", value=str(files.certificate)) from error
             time.sleep(_READ_PAUSE_SECONDS)
         else:

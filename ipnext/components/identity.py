@@ -36,7 +36,10 @@ class Identity:
 
     def __post_init__(self) -> None:
         if not _TRUST_DOMAIN.fullmatch(self.trust_domain):
-            msg = f"trust_domain (IPNEXT_TRUST_DOMAIN): {self.trust_domain!r} must be lower-case letters, digits, '.', '-', '_'"
+            msg = (
+                f"trust_domain (IPNEXT_TRUST_DOMAIN): {self.trust_domain!r} must be lower-case letters, "
+                "digits, '.', '-', '_'"
+            )
             raise InvalidInput(msg, field="trust_domain", value=self.trust_domain)
         if (self.region is None) != (self.component is Component.CONTROL_PLANE):
             msg = f"region: {self.component} of region {self.region!r}; all components but the control plane have one"

@@ -40,7 +40,10 @@ class ComponentSettings(BaseSettings):
         if len(missing) == len(found):
             return None
         if missing:
-            msg = f"{missing[0]} (IPNEXT_{missing[0].upper()}): a component needs certificate, key and CA; give all three, or none"
+            msg = (
+                f"{missing[0]} (IPNEXT_{missing[0].upper()}): a component needs certificate, key and CA; "
+                "give all three, or none"
+            )
             raise InvalidInput(msg, field=missing[0])
         return CertificateFiles(**{_FILES[name]: path for name, path in found.items()})
 

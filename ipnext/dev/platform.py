@@ -105,7 +105,10 @@ def lock_state(state: Path) -> Iterator[None]:
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     found = state.stat()
     if found.st_uid != os.geteuid() or found.st_mode & stat.S_IWOTH:
-        msg = f"{state} belongs to another user, or others may write into it; choose another --state, or make it your own: chmod 700"
+        msg = (
+            f"{state} belongs to another user, or others may write into it; choose another --state, "
+            "or make it your own: chmod 700"
+        )
         raise Conflict(msg)
     with (state / "dev.lock").open("a+") as lock:
         try:
@@ -219,7 +222,8 @@ class Platform:
         except InvalidInput as error:
             log.warning("CLI and SDK do not find the key by themselves: set IPNEXT_API_KEY", why=error.message)
         replace_file(self._places.endpoints, json.dumps(self.endpoints, indent=2).encode())
-        link = f"{self._url('api')}/#ticket={make_first_ticket(self._stores.database_url, read_key(self._places.admin_key))}"
+        ticket = make_first_ticket(self._stores.database_url, read_key(self._places.admin_key))
+        link = f"{self._url('api')}/#ticket={ticket}"
         log.info("ready", **{k: v for k, v in self.endpoints.items() if k != "pid"} | {"page": link})
         self._family.start(*map(self._worker, more))
 

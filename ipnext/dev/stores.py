@@ -68,8 +68,10 @@ def prepare(state: Path, stores: Stores, fleet: Path | None) -> tuple[str, ...]:
         with store.begin() as repository:
             if not begun and (other := repository.belongs_to()):
                 msg = (
-                    f"--database-url (IPNEXT_DEV_DATABASE_URL): the record {store.name} belongs to another platform, whose Temporal "
-                    f"was reached at {other.address}, and {state} is new. Allowed: the state directory that it was begun with, or a "
+                    f"--database-url (IPNEXT_DEV_DATABASE_URL): the record {store.name} belongs to another "
+                    "platform, whose Temporal "
+                    f"was reached at {other.address}, and {state} is new. Allowed: "
+                    "the state directory that it was begun with, or a "
                     "database of its own for each platform; if that platform is gone for good, see docs/store.md"
                 )
                 raise Conflict(msg)
@@ -119,7 +121,8 @@ def _check_same(path: Path, named: Mapping[str, str], *, began: bool) -> None:
     for kind, place in named.items():
         if known.get(kind, place) != place:
             msg = (
-                f"{path.parent} was begun with its {kind} in {known[kind]}, not {place}: name that one, or choose another --state; "
+                f"{path.parent} was begun with its {kind} in {known[kind]}, not {place}: name that one, "
+                "or choose another --state; "
                 f"if all of it was moved there (docs/store.md), write that into {path}"
             )
             raise Conflict(msg)

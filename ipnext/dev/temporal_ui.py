@@ -115,7 +115,10 @@ class UiProxy:
         if found.status == httpx.codes.UNAUTHORIZED:
             own = self._api.copy_with(port=request.scope["server"][1])
             page, here = (html.escape(str(url)) for url in (self._api, own))
-            log_in = f'log in at <a href="{page}/">{page}</a> (<code>ipnext page --open</code>), then open <a href="{here}/">{here}</a>'
+            log_in = (
+                f'log in at <a href="{page}/">{page}</a> (<code>ipnext page --open</code>), '
+                f'then open <a href="{here}/">{here}</a>'
+            )
             return _page(401, "Temporal's UI is for administrators of the platform:", log_in)
         return _page(found.status, found.message)
 

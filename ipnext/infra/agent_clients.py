@@ -61,7 +61,10 @@ class AgentClients:
             msg = f"the agent of region {region!r} answered {method} {url}, but {error}"
             raise RegionUnreachable(msg) from error
         except httpx.TransportError as error:
-            msg = f"the agent of region {region!r} did not answer {method} {url} whole within {seconds:g} s: {error!r}; is it running?"
+            msg = (
+                f"the agent of region {region!r} did not answer {method} {url} whole within {seconds:g} s: "
+                f"{error!r}; is it running?"
+            )
             raise RegionUnreachable(msg) from error
 
     @contextmanager
@@ -85,7 +88,8 @@ def _secure_client(region: str, settings: ComponentSettings | None) -> "SecureCl
     files = settings.certificate_files if settings is not None else None
     if files is None or settings is None:
         msg = (
-            f"agents (IPNEXT_AGENTS): the agent of {region} is at https://, which needs a certificate of this component: "
+            f"agents (IPNEXT_AGENTS): the agent of {region} is at https://, "
+            "which needs a certificate of this component: "
             "IPNEXT_COMPONENT_CERTIFICATE_FILE, IPNEXT_COMPONENT_KEY_FILE, IPNEXT_COMPONENT_CA_FILE"
         )
         raise InvalidInput(msg, field="component_certificate_file")
@@ -100,7 +104,8 @@ def _secure_client(region: str, settings: ComponentSettings | None) -> "SecureCl
 def _check_clear_text(region: str, url: str, settings: ComponentSettings) -> None:
     if settings.component_authentication == "required" and not is_loopback(urlsplit(url).hostname or ""):
         msg = (
-            f"agents (IPNEXT_AGENTS): the agent of {region} is on another machine, and {url} is clear text; allowed: https://, "
+            f"agents (IPNEXT_AGENTS): the agent of {region} is on another machine, and {url} is clear text; "
+            "allowed: https://, "
             "or http:// with IPNEXT_COMPONENT_AUTHENTICATION=none"
         )
         raise InvalidInput(msg, field="agents", value=url)

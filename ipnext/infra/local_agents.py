@@ -135,7 +135,10 @@ class LocalProcessInfrastructure:
         try:
             return decode(kind, content)
         except ValidationError as error:
-            msg = f"the agent of region {region!r} answered {method} {path.partition('?')[0]} with an invalid value: {_first(error)}"
+            msg = (
+                f"the agent of region {region!r} answered {method} {path.partition('?')[0]} with an invalid "
+                f"value: {_first(error)}"
+            )
             raise RegionUnreachable(msg) from error
 
     def _call(

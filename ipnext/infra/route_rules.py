@@ -40,5 +40,8 @@ def check_destinations(table: RouteTable, regions: Collection[str]) -> None:
         if share.to == table.region and share.generation not in served:
             field = f"shares.{index}.generation"
             allowed = [str(number) for number in sorted(served)]
-            msg = f"{field}: generation {share.generation} is not in `served` of this table; served: {', '.join(allowed) or 'none'}"
+            msg = (
+                f"{field}: generation {share.generation} is not in `served` of this table; served: "
+                f"{', '.join(allowed) or 'none'}"
+            )
             raise InvalidInput(msg, field=field, value=share.generation, allowed=allowed)

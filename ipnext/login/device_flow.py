@@ -57,7 +57,10 @@ class DeviceLogin:
         """Request a code that the user enters. Unavailable, also if the provider lacks this flow; Unauthenticated."""
         address = self._endpoints().device_authorization
         if address is None:
-            msg = f"the identity provider {self._provider.issuer} offers no device authorization; `ipnext login --key` takes a key or token"
+            msg = (
+                f"the identity provider {self._provider.issuer} offers no device authorization; "
+                "`ipnext login --key` takes a key or token"
+            )
             raise Unavailable(msg)
         form = {"client_id": self._client_id, "scope": " ".join(scopes), "audience": audience}
         try:

@@ -65,7 +65,10 @@ class ProviderClient:
         url = self.issuer.rstrip("/") + DISCOVERY
         found = self.read(url)
         if found.get("issuer") != self.issuer:
-            msg = f"{url} is the document of another issuer than {self.issuer}; IPNEXT_OIDC_ISSUER has to be its `issuer`, letter by letter"
+            msg = (
+                f"{url} is the document of another issuer than {self.issuer}; "
+                "IPNEXT_OIDC_ISSUER has to be its `issuer`, letter by letter"
+            )
             raise Unavailable(msg)
         try:
             return Endpoints(
@@ -162,7 +165,10 @@ def _content(answer: httpx.Response, deadline: float) -> bytes:
     for chunk in answer.iter_raw():  # not decompressed: the limit counts the stored bytes
         content += chunk
         if len(content) > LARGEST_BYTES or time.monotonic() > deadline:
-            msg = f"the identity provider's answer at {answer.url} is larger than {LARGEST_BYTES} bytes, or takes longer than {ANSWER_SECONDS:g} s"
+            msg = (
+                f"the identity provider's answer at {answer.url} is larger than {LARGEST_BYTES} bytes, "
+                f"or takes longer than {ANSWER_SECONDS:g} s"
+            )
             raise Unavailable(msg)
     return bytes(content)
 

@@ -39,7 +39,10 @@ class AllowedHosts:
     def __post_init__(self) -> None:
         for name in self.names:
             if not _NAME.fullmatch(name):
-                msg = f"allowed_hosts: {name!r} is no host name; allowed: names and addresses without a port, IPv6 in brackets"
+                msg = (
+                    f"allowed_hosts: {name!r} is no host name; allowed: names and addresses without a port, "
+                    "IPv6 in brackets"
+                )
                 raise InvalidInput(msg, field="allowed_hosts", value=name)
         for origin in self.origins:
             if not _ORIGIN.fullmatch(origin):

@@ -126,7 +126,10 @@ def server_context(certificate: Path, key: Path, *, field: str, variable: str) -
     try:
         context.load_cert_chain(certificate, key, password=_no_password)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        msg = f"{field} ({variable}): {certificate} and {key} are no certificate and its key without a password, as PEM: {error}"
+        msg = (
+            f"{field} ({variable}): {certificate} and {key} are no certificate and its key without a "
+            f"password, as PEM: {error}"
+        )
         raise InvalidInput(msg, field=field, value=str(certificate)) from error
     return context
 

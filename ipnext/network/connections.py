@@ -62,7 +62,10 @@ def room_for_connections(given: int | None, *, field: str, variable: str) -> int
         return given or MOST_CONNECTIONS
     room = max(1, files - min(RESERVED_FILES, files // 2))
     if given is not None and given > room:
-        msg = f"{field} ({variable}): {given} connections need more open files than this process may have, {files} (ulimit -n); allowed: at most {room}"
+        msg = (
+            f"{field} ({variable}): {given} connections need more open files than this process may have, "
+            f"{files} (ulimit -n); allowed: at most {room}"
+        )
         raise InvalidInput(msg, field=field, value=given)
     return given or min(MOST_CONNECTIONS, room)
 
@@ -99,7 +102,10 @@ class Connections:
             msg = f"{self.limits.connections} connections are open, as many as this server takes; try again"
             raise Unavailable(msg)
         if self._sources[source] >= self.limits.per_source:
-            msg = f"{self.limits.per_source} connections of {source} are open, as many as this server takes of one address; try again"
+            msg = (
+                f"{self.limits.per_source} connections of {source} are open, "
+                "as many as this server takes of one address; try again"
+            )
             raise Unavailable(msg)
         self._open[connection] = source
         self._sources[source] += 1

@@ -133,7 +133,10 @@ async def _describe_deployment(client: Connection) -> DescribeWorkerDeploymentRe
 async def _check_namespace(client: Connection) -> None:
     """Raise NotFound if the namespace is missing: Temporal answers the same for a missing deployment."""
     if await retention_of(client) is None:
-        msg = f"namespace: Temporal has no namespace {client.namespace!r}; correct TEMPORAL_NAMESPACE, or run `ipnext platform setup`"
+        msg = (
+            f"namespace: Temporal has no namespace {client.namespace!r}; correct TEMPORAL_NAMESPACE, "
+            "or run `ipnext platform setup`"
+        )
         raise NotFound(msg)
 
 

@@ -216,7 +216,10 @@ def _access_settings(settings: PlatformSettings) -> Sequence[Item]:
     detail = f"version {state.version} is in force"
     has_any = mine.policies or mine.issuer is not None
     if has_any and (names := mine.differing(state)):
-        detail += f", and {', '.join(names)} of this environment, at version {mine.version}, {'differs' if len(names) == 1 else 'differ'}"
+        detail += (
+            f", and {', '.join(names)} of this environment, at version {mine.version}, "
+            f"{'differs' if len(names) == 1 else 'differ'}"
+        )
         return (Item(item=ACCESS, state="wrong", detail=detail, todo=REMEDY),)
     return (Item(item=ACCESS, state="ok", detail=detail),)
 

@@ -97,7 +97,10 @@ async def _until_registered(client: Connection) -> None:
     deadline = time.monotonic() + APPEAR_SECONDS
     while missing := (await attributes_of(client)).missing:
         if time.monotonic() > deadline:
-            msg = f"{client.namespace} does not show its new search attributes after {APPEAR_SECONDS:g} s: {', '.join(missing)}"
+            msg = (
+                f"{client.namespace} does not show its new search attributes after {APPEAR_SECONDS:g} s: "
+                f"{', '.join(missing)}"
+            )
             raise Unavailable(msg)
         await asyncio.sleep(LOOK_SECONDS)
 

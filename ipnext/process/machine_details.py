@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 CUT: Final = "…"
-# No repetition without a bound may begin within a run of what it repeats: texts come from anybody, and are megabytes long.
+# No repetition without a bound may begin within a run of what it repeats: texts come from anybody, and are megabytes
+# long.
 _LETTERS: Final = r"[\w.@+=%,~-]"
 _URI: Final = re.compile(rf"(?<![\w+])(file|unix|sqlite[\w+]{{0,20}}):/{{1,4}}(?:{_LETTERS}+/+)*({_LETTERS}+)")
 _DATABASE: Final = re.compile(r"(?<![\w+])(postgresql[\w+]{0,20})://\S+")

@@ -150,8 +150,12 @@ def _describe_moves(then: Sequence[ReplicaCount], now: Sequence[PlacementExplana
 
 def conflict_tables(found: Conflict) -> Iterator[Table | str]:
     """Yield the members of a conflicting set."""
-    yield f"these limits together leave no room to serve all of {few(found.models)}; without any one of them there is room"
-    yield f"({found.beside}{'' if found.minimal else '; the solver could not tell for some, which may be needless: ask for fewer models'})"
+    yield (
+        f"these limits together leave no room to serve all of {few(found.models)}; "
+        "without any one of them there is room"
+    )
+    unsure = "; the solver could not tell for some, which may be needless: ask for fewer models"
+    yield f"({found.beside}{'' if found.minimal else unsure})"
     lines = [
         [member.name, "" if member.limit is None else f"{member.limit:,.6g} {member.unit}", _alone(member.alone)]
         for member in found.members

@@ -61,7 +61,10 @@ def conflict(
     options = sum(len(part.options) for model in stated.models for part in model.parts)
     columns = (options + sum(len(model.demand) for model in stated.models)) * len(stated.regions)
     if columns > MOST_COLUMNS:
-        msg = f"models: {len(wished)} with {columns} placements and routes are too many for one conflict; name fewer (--model)"
+        msg = (
+            f"models: {len(wished)} with {columns} placements and routes are too many for one conflict; "
+            "name fewer (--model)"
+        )
         raise InvalidInput(msg, field="models", value=len(wished), allowed=[f"at most {MOST_COLUMNS} of them"])
     return conflict_alone(stated, beside=ALL if models is None else KEPT)
 

@@ -111,7 +111,10 @@ class Placed:
         for cost, place, other in sorted(cheaper, key=lambda item: (item[0], item[1], item[2].hardware)):
             free = max(0.0, self.free[place, other.hardware])
             if free + EPSILON < other.units:
-                message = f"{1 - cost / here:.1%} cheaper, but {free:.6g} units are free where a replica takes {other.units:g}"
+                message = (
+                    f"{1 - cost / here:.1%} cheaper, but {free:.6g} units are free where a replica takes "
+                    f"{other.units:g}"
+                )
                 yield Binding(rule=f"supply {place}/{other.hardware}", message=message)
             else:
                 roomy.append(f"{place}/{other.hardware}")
@@ -132,7 +135,10 @@ class Placed:
             message = f"a QPS served 10 ms farther costs {10 * weights.latency_weight:.6g} $/h"
             yield Binding(rule="latency_weight", message=message)
         if roomy:
-            message = f"{', '.join(roomy)}: cheaper for this part, with room; the runner-up says what the whole model would cost"
+            message = (
+                f"{', '.join(roomy)}: cheaper for this part, with room; the runner-up says what the whole "
+                "model would cost"
+            )
             yield Binding(rule="configuration", message=message)
 
     def _near(self, region: str) -> list[str]:

@@ -234,7 +234,10 @@ def _refuse_twice(content: bytes, path: str | Path) -> None:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                msg = f"file: {_format_path(path)}: {format_value(name)} stands twice in one object; allowed: each name once"
+                msg = (
+                    f"file: {_format_path(path)}: {format_value(name)} stands twice in one object; allowed: "
+                    "each name once"
+                )
                 raise InvalidInput(msg, field=short(name), value=name, allowed=["each name once"])
             seen.add(name)
 

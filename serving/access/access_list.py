@@ -103,7 +103,10 @@ class Callers:
         given = parse_key(text)
         key = self._keys.get(given.id)
         if not proves(given.secret, _NO_DIGEST if key is None else key.digest) or key is None:
-            msg = "the API key is not known in this region: it never was, was revoked, or may ask no model that needs a credential here"
+            msg = (
+                "the API key is not known in this region: it never was, was revoked, "
+                "or may ask no model that needs a credential here"
+            )
             raise Unauthenticated(msg)
         if self._clock() >= self._ends.get(key.id, float("inf")):
             msg = "the API key has expired; ask an administrator for another one"

@@ -19,7 +19,10 @@ from serving.metrics.refusals import Reason
 from serving.routing.table import Routes
 
 _SCHEME: Final = "bearer"
-_NEEDED: Final = "a model of this name is not open to everybody, or not here: give an API key or a token, as `Authorization: Bearer ...`"
+_NEEDED: Final = (
+    "a model of this name is not open to everybody, or not here: give an API key or a token, "
+    "as `Authorization: Bearer ...`"
+)
 
 
 class Refused(Exception):
@@ -120,7 +123,10 @@ class Guard:
         if not decision.allowed:
             if not _is_of(principal, access):
                 raise _unknown(model)
-            msg = f"{principal.text} may not ask model {model} for predictions (models.predict): policy {decision.policy!r} decides"
+            msg = (
+                f"{principal.text} may not ask model {model} for predictions (models.predict): "
+                f"policy {decision.policy!r} decides"
+            )
             raise Forbidden(msg, policy=decision.policy)
         if request.header(NO_CAPACITY_HEADER) is not None:
             msg = f"model {model} has no capacity in this region at the moment; try again"
@@ -153,7 +159,10 @@ class Guard:
             wanted = caller.limits[access.model] = tuple(_buckets(caller.principal, access))
         seconds = self._limiter.take(wanted) if wanted else 0.0
         if seconds > 0.0:
-            msg = f"{caller.principal.text} asks model {access.model} more often than spec.access.limits allow; try again in {seconds:.1f} s"
+            msg = (
+                f"{caller.principal.text} asks model {access.model} more often than spec.access.limits allow; "
+                f"try again in {seconds:.1f} s"
+            )
             raise RateLimited(msg, seconds=seconds)
 
     def _find_visible(self, request: Request, closed: frozenset[str]) -> frozenset[str]:

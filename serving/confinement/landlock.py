@@ -100,7 +100,10 @@ def add_confinement(parser: argparse.ArgumentParser) -> None:
         type=Confinement,
         choices=list(Confinement),
         default=Confinement.AVAILABLE,
-        help="whether the host and its engines are confined to what they need (default available: as far as the kernel can)",
+        help=(
+            "whether the host and its engines are confined to what they need (default available: "
+            "as far as the kernel can)"
+        ),
     )
     parser.add_argument(
         "--readable",
@@ -172,7 +175,8 @@ def make_ruleset(mode: Confinement, allowed: Allowed) -> Ruleset | None:
     if mode is Confinement.REQUIRED and version < REQUIRED_VERSION:
         found = f"Landlock of this kernel is of version {version}" if version else "this kernel has no Landlock"
         msg = (
-            f"{found}, and IPNEXT_AGENT_HOST_CONFINEMENT=required or IPNEXT_SPLIT_CONFINEMENT=required needs {_NEEDED}; "
+            f"{found}, and IPNEXT_AGENT_HOST_CONFINEMENT=required or IPNEXT_SPLIT_CONFINEMENT=required needs "
+            f"{_NEEDED}; "
             "allowed: a later kernel with `landlock` among lsm=, or available"
         )
         raise Unavailable(msg)

@@ -39,7 +39,10 @@ def add_user(parser: argparse.ArgumentParser) -> None:
         type=_user,
         default=None,
         metavar="UID:GID[:GID...]",
-        help="user that a host of root becomes before it sees a snapshot, with all its groups (default: it stays what it is)",
+        help=(
+            "user that a host of root becomes before it sees a snapshot, with all its groups (default: "
+            "it stays what it is)"
+        ),
     )
 
 

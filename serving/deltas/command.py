@@ -61,6 +61,8 @@ def _tables(report: "DeltaReport") -> Iterator[Table | str]:
     lines = ((c.tensor, f"{c.rows:,}", f"{c.of:,}", c.row_digest) for c in report.tensors)
     yield rows("", ("tensor", "rows", "of", "row digest"), lines)
     yield ""
-    yield f"{report.rows:,} rows, {report.bytes:,} bytes: {report.ratio:.4f} of the full snapshot's {report.full_bytes:,}"
+    yield (
+        f"{report.rows:,} rows, {report.bytes:,} bytes: {report.ratio:.4f} of the full snapshot's {report.full_bytes:,}"
+    )
     yield f"digest {report.digest}"
     yield f"parent {report.parent}"

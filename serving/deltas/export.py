@@ -157,7 +157,8 @@ def _whole(before: torch.Tensor, change: Rows) -> torch.Tensor:
 
 def _misfit(name: str, value: torch.Tensor, before: torch.Tensor, shape: tuple[int, ...]) -> InvalidInput:
     msg = (
-        f"weights.{name}: must be {before.dtype} of shape {list(shape)} on the CPU, as its parent has it, got {value.dtype} "
+        f"weights.{name}: must be {before.dtype} of shape {list(shape)} on the CPU, as its parent has it, "
+        f"got {value.dtype} "
         f"of shape {list(value.shape)} on {value.device}; a model of other shapes is published as a full snapshot"
     )
     return InvalidInput(msg, field=f"weights.{name}", value=list(value.shape))

@@ -172,7 +172,10 @@ class Adapters:
                     snapshot=adapter.snapshot,
                     generations=adapter.generations,
                     code=LoadFailed.code,
-                    message=f"snapshot {adapter.snapshot} of {adapter.model}.{adapter.part} on {hold.part} {hold.snapshot}: {why}",
+                    message=(
+                        f"snapshot {adapter.snapshot} of {adapter.model}.{adapter.part} on {hold.part} "
+                        f"{hold.snapshot}: {why}"
+                    ),
                 )
 
     def _find_loaded(self, hold: HostedSnapshot, engine: Engine, generation: int) -> list[HostedSnapshot]:

@@ -306,7 +306,8 @@ class EngineManager:
         if not self._fits(needed):
             used, budget = self._expected_bytes, self.budget_bytes or 0
             msg = (
-                f"{subject} needs about {needed / 1e6:,.0f} MB; {used / 1e6:,.0f} MB of the host's {budget / 1e6:,.0f} MB "
+                f"{subject} needs about {needed / 1e6:,.0f} MB; {used / 1e6:,.0f} MB of the host's "
+                f"{budget / 1e6:,.0f} MB "
                 "are in use. Raise memoryBytes, lower kvCacheGib, or refresh by replacing (rollout.refresh)"
             )
             raise MemoryExceeded(msg, needed=needed, used=used, budget=budget)

@@ -55,7 +55,10 @@ async def swap_weights(  # noqa: PLR0913 - each is passed by name
     verify(new, settings)
     told = new.manifest.checkpoint
     if told is None or told.tensors != running.tensors or told.architecture != running.architecture:
-        msg = f"the tensors of {new.directory.name:.12} have other names, dtypes or shapes than those that run; start an engine of its own"
+        msg = (
+            f"the tensors of {new.directory.name:.12} have other names, dtypes or shapes than those that run; "
+            "start an engine of its own"
+        )
         raise LoadFailed(msg)
     began = time.monotonic()
     limit = STREAM_DRAIN_SECONDS + settings.start_seconds

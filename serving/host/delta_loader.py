@@ -145,7 +145,10 @@ def _beside(uri: str, digest: str) -> str:
 def _check_same_program(delta: LocalSnapshot, other: LocalSnapshot) -> None:
     ours, theirs = delta.manifest, other.manifest
     if (ours.engine, ours.signature) != (theirs.engine, theirs.signature):
-        msg = f"delta {ours.digest} and {theirs.digest}, which it names, differ in engine or signature; publish a full snapshot"
+        msg = (
+            f"delta {ours.digest} and {theirs.digest}, which it names, differ in engine or signature; "
+            "publish a full snapshot"
+        )
         raise LoadFailed(msg)
 
 

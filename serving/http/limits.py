@@ -114,7 +114,10 @@ class AnswerBudget(BodyBudget):
     def check(self, held: int, body: int) -> None:
         """Raise AnswerTooLarge if an answer of `body` bytes exceeds the limit, Unavailable if there is no room."""
         if body > self.largest_bytes:
-            msg = f"the answer has more than {self.largest_bytes} bytes, the limit (--max-answer-bytes); ask for less at once"
+            msg = (
+                f"the answer has more than {self.largest_bytes} bytes, the limit (--max-answer-bytes); "
+                "ask for less at once"
+            )
             raise AnswerTooLarge(msg)
         if held > (self.ample_bytes if body > self.limits.small_bytes else self.limits.held_bytes):
             msg = f"answers fill their budget of {self.limits.held_bytes} bytes (--answer-budget-bytes); try again"

@@ -62,7 +62,10 @@ def alias_of(route: GenerationRoute, name: str) -> Alias | None:
     if part in route.adapters:
         return Alias(name, route.adapters[part])
     known = ", ".join(client_name(model, adapter) for adapter in route.adapters) or "none"
-    msg = f"The model {name[:80]!r} does not exist here: generation {route.generation} of {model} has no such adapter. Adapters: {known}"
+    msg = (
+        f"The model {name[:80]!r} does not exist here: generation {route.generation} of {model} has no such "
+        f"adapter. Adapters: {known}"
+    )
     raise UnknownModel(msg)
 
 

@@ -76,7 +76,10 @@ class Egress:
         """
         url = self._follower.routes.egress
         if not url:
-            msg = f"region {forwarded.region} answers for model {forwarded.model}, and this region's gateway does not send requests there; try again"
+            msg = (
+                f"region {forwarded.region} answers for model {forwarded.model}, "
+                "and this region's gateway does not send requests there; try again"
+            )
             raise Unavailable(msg)
         with ExitStack() as held:
             held.enter_context(self._admitted(forwarded.model))

@@ -442,8 +442,10 @@ def _check_task(answer: EngineAnswer, model: str, path: str) -> None:
     """Raise NotFound with an explanation if the engine has no such path."""
     if answer.status == NOT_FOUND and answer.complete == _NO_ROUTE:
         msg = (
-            f"model {model[:80]} does not answer {path}: its engine is started for another task. One that generates answers "
-            "/v1/chat/completions, /v1/completions, /v1/responses and /v1/messages; one that embeds (runner: pooling) /v1/embeddings"
+            f"model {model[:80]} does not answer {path}: its engine is started for another task. "
+            "One that generates answers "
+            "/v1/chat/completions, /v1/completions, /v1/responses and /v1/messages; one that embeds (runner: "
+            "pooling) /v1/embeddings"
         )
         raise NotFound(msg)
 

@@ -38,7 +38,10 @@ def parsed_bytes(text: bytes | bytearray | memoryview) -> int:
     counts = _count_characters(text)
     structures = counts[b"["] + counts[b"{"]
     if structures > MAX_STRUCTURES:
-        msg = f"the body has {structures} objects and lists of JSON, at most {MAX_STRUCTURES} are taken; send flat lists, or tensors as binary data"
+        msg = (
+            f"the body has {structures} objects and lists of JSON, at most {MAX_STRUCTURES} are taken; "
+            "send flat lists, or tensors as binary data"
+        )
         raise TooLarge(msg, field="body", value=structures)
     return _HEAD + len(text) * _width(text) + sum(counts[character] * size for character, size in _BYTES_OF.items())
 
@@ -50,7 +53,10 @@ def check_elements(text: bytes | bytearray) -> None:
     """
     for character, most, values in ((b",", MAX_ELEMENTS, "elements"), (b":", MAX_MEMBERS, "members of objects")):
         if _count(character, text) > most and _is_above(most, character, text):
-            msg = f"the body has more than {most} {values} of JSON (by its {character.decode()!r} outside strings); send less at once"
+            msg = (
+                f"the body has more than {most} {values} of JSON (by its {character.decode()!r} outside "
+                "strings); send less at once"
+            )
             raise TooLarge(msg, field="body", value=most)
 
 

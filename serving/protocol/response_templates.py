@@ -20,7 +20,10 @@ class NotFinite(IPnextError):
 
 def not_finite_inputs() -> InvalidInput:
     """Return the error of a request with NaN or infinity whose answer is in JSON, which cannot represent them."""
-    msg = "inputs: hold NaN or infinity, so the answer does too, which JSON cannot carry; send finite numbers, or ask for binary data"
+    msg = (
+        "inputs: hold NaN or infinity, so the answer does too, which JSON cannot carry; send finite numbers, "
+        "or ask for binary data"
+    )
     return InvalidInput(msg, field="inputs")
 
 

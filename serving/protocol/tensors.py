@@ -226,7 +226,10 @@ def _convert_floats(name: str, datatype: Datatype, flat: list[Any]) -> Array:
         narrow = float32_to_bf16(wide.astype(np.float32)) if datatype == "BF16" else wide.astype(DTYPES[datatype])
     tensor = Tensor(datatype, narrow)
     if not all_finite(tensor):
-        msg = f"tensor {name!r}: an element is NaN or lies beyond the range of {datatype}; NaN and infinity go as binary data"
+        msg = (
+            f"tensor {name!r}: an element is NaN or lies beyond the range of {datatype}; "
+            "NaN and infinity go as binary data"
+        )
         raise InvalidInput(msg, field=f"{name}.data")
     return narrow
 

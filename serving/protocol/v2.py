@@ -138,7 +138,10 @@ def check_json_size(body: Body, header_length: int | None, limit: int) -> None:
     """Raise TooLarge if more than `limit` bytes of the body are JSON."""
     size = len(body) if header_length is None else header_length
     if size > limit:
-        msg = f"the request has {size} bytes of JSON, the limit is {limit} (--max-json-bytes); send tensors as binary data"
+        msg = (
+            f"the request has {size} bytes of JSON, the limit is {limit} (--max-json-bytes); "
+            "send tensors as binary data"
+        )
         raise TooLarge(msg, field="body", value=size)
 
 

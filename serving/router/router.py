@@ -365,7 +365,10 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--walk",
         choices=("hosts", "router"),
         default="hosts",
-        help="who walks a graph of several parts: the host of the last one (default), or this router where hosts cannot reach each other",
+        help=(
+            "who walks a graph of several parts: the host of the last one (default), "
+            "or this router where hosts cannot reach each other"
+        ),
     )
     parser.add_argument(
         "--max-in-flight", type=int, default=DEFAULT_MAX_IN_FLIGHT, help="requests of one model at once"
@@ -376,13 +379,19 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--silent-seconds",
         type=_seconds,
         default=SILENT_SECONDS,
-        help=f"an engine may be silent for so long, before an answer without a deadline and within one (default {SILENT_SECONDS:.0f})",
+        help=(
+            "an engine may be silent for so long, before an answer without a deadline and within one "
+            f"(default {SILENT_SECONDS:.0f})"
+        ),
     )
     parser.add_argument(
         "--sample-seconds",
         type=_seconds,
         default=SAMPLE_SECONDS,
-        help=f"at least so long between two answers of a generation that are sampled for drift (default {SAMPLE_SECONDS}; inf: none)",
+        help=(
+            "at least so long between two answers of a generation that are sampled for drift (default "
+            f"{SAMPLE_SECONDS}; inf: none)"
+        ),
     )
     add_allowed_hosts(parser)
     return parser.parse_args(arguments)

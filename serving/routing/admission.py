@@ -37,7 +37,8 @@ class Admission:
             found = self._models[model] = _Model()
         if found.in_flight >= self._limit:
             msg = (
-                f"model {model} has {found.in_flight} requests under way, the limit is {self._limit} (--max-in-flight); "
+                f"model {model} has {found.in_flight} requests under way, "
+                f"the limit is {self._limit} (--max-in-flight); "
                 "try again"
             )
             raise Unavailable(msg)

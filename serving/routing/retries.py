@@ -62,7 +62,10 @@ async def run_with_retry(  # noqa: C901, PLR0912 - each way in which an attempt 
         except HostEnded as ended:
             if before is not None and record is not None:
                 record.lost(deadly=True)
-                msg = f"part {ended.part!r}: {ended.url} ended while it had this request, as {before.url} had less than a minute ago"
+                msg = (
+                    f"part {ended.part!r}: {ended.url} ended while it had this request, "
+                    f"as {before.url} had less than a minute ago"
+                )
                 raise QueryOfDeath(msg) from ended
             if first is None and ended.in_company:
                 first, left = ended, max(left, 1)

@@ -88,7 +88,10 @@ class FetchingKeeper:
         """
         told, fds = self._ask(_LOG + name.encode())
         if not fds:
-            msg = f"log {name} could not be begun: {told.decode(errors='replace') or 'the process that begins it has ended'}"
+            msg = (
+                f"log {name} could not be begun: "
+                f"{told.decode(errors='replace') or 'the process that begins it has ended'}"
+            )
             raise Unavailable(msg)
         return os.fdopen(fds[0], "a+b", buffering=0)
 

@@ -77,7 +77,8 @@ class HostMemory:
         if budget is not None and used + needed > budget:
             msg = (
                 f"{subject} needs about {_mega(needed)}; {_mega(used)} of the host's {_mega(budget)} are in use. "
-                "Raise memoryBytes, hold fewer generations (rollout.keepWarm), or refresh by replacing (rollout.refresh)"
+                "Raise memoryBytes, hold fewer generations (rollout.keepWarm), "
+                "or refresh by replacing (rollout.refresh)"
             )
             raise MemoryExceeded(msg, needed=needed, used=used, budget=budget)
 

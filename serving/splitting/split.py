@@ -87,7 +87,10 @@ def read_manifest(directory: Path) -> SnapshotManifest:
     """Return the manifest of a complete, undamaged snapshot of the torch engine. InvalidInput or an ArtifactError."""
     manifest = verify_manifest(directory)
     if manifest.is_delta:
-        msg = f"directory: {str(directory)!r} is a delta; `ipnext delta --apply` writes the full snapshot, which can be split"
+        msg = (
+            f"directory: {str(directory)!r} is a delta; `ipnext delta --apply` writes the full snapshot, "
+            "which can be split"
+        )
         raise InvalidInput(msg, field="directory", value=str(directory))
     if manifest.engine != ENGINE:
         msg = f"directory: the snapshot is for engine {manifest.engine!r}; only those of engine {ENGINE!r} can be split"

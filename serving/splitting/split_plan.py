@@ -161,7 +161,10 @@ def _check(plan: SplitPlan) -> None:
             raise InvalidInput(msg, field=part.field, value=part.name)
     long = next((name for name in plan.whole.cuts if len(name) > _LONGEST_NAME), None)
     if long is not None:
-        msg = f"parts: the segment {long!r} would have a name of {len(long)} letters, {_LONGEST_NAME} are allowed; name its part shorter"
+        msg = (
+            f"parts: the segment {long!r} would have a name of {len(long)} letters, "
+            f"{_LONGEST_NAME} are allowed; name its part shorter"
+        )
         raise InvalidInput(msg, field="parts", value=long)
     twice = [name for name, cut in plan.whole.cuts.items() if name != cut.segment.part and name in plan.placement.parts]
     if twice:

@@ -61,7 +61,9 @@ def main(program: str, answer: str, seconds: float) -> None:
         "status": reason.removeprefix("TERMINATION_REASON_"),
         "values": None,
         "bound": stats.dual_objective if reason.endswith("OPTIMAL") else None,
-        "note": f"primal {stats.primal_objective:.6g}, dual {stats.dual_objective:.6g}, {log.iteration_count} iterations",
+        "note": (
+            f"primal {stats.primal_objective:.6g}, dual {stats.dual_objective:.6g}, {log.iteration_count} iterations"
+        ),
         "wall_seconds": time.perf_counter() - wall,
         "cpu_seconds": time.process_time() - cpu,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

@@ -82,7 +82,10 @@ def main(chunks: str, answer: str, seconds: float) -> None:
         "status": f"end reason {found['solverSummaries'][-1]['endReason']}",
         "assignment": found["assignment"],
         "bound": None,
-        "note": f"its own objective {found['finalObjective']['value']:.6g}, broken {found['finalConstraint']['brokenVal']:g}",
+        "note": (
+            f"its own objective {found['finalObjective']['value']:.6g}, "
+            f"broken {found['finalConstraint']['brokenVal']:g}"
+        ),
         "wall_seconds": time.perf_counter() - wall,
         "cpu_seconds": time.process_time() - cpu,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

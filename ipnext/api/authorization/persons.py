@@ -66,7 +66,8 @@ def persons_of(settings: PlatformSettings, store: Store) -> Persons | None:
         return None
     if settings.oidc_audience is None:
         msg = (
-            "oidc_audience (IPNEXT_OIDC_AUDIENCE): is missing, and IPNEXT_OIDC_ISSUER is set; a token that was made for "
+            "oidc_audience (IPNEXT_OIDC_AUDIENCE): is missing, and IPNEXT_OIDC_ISSUER is set; "
+            "a token that was made for "
             "another service must prove nobody here, so name the `aud` of tokens for this platform"
         )
         raise InvalidInput(msg, field="oidc_audience")
@@ -84,7 +85,8 @@ def _without_role(identity: Identity) -> Forbidden:
     groups = ", ".join(map(repr, identity.groups[:GROUPS_SHOWN])) or "none"
     more = len(identity.groups) - GROUPS_SHOWN
     msg = (
-        f"user {identity.name} ({identity.id}) is known to the identity provider and has no role here; groups of the token: "
+        f"user {identity.name} ({identity.id}) is known to the identity provider and has no role here; "
+        "groups of the token: "
         f"{groups}{f' and {more} more' if more > 0 else ''}; an administrator grants one by "
         f"`ipnext roles grant {identity.subjects[0]} --role viewer` or `group:NAME`"
     )

@@ -44,10 +44,16 @@ class BodyBudget:
             RateLimited: those of this client do.
         """
         if self.held_bytes + size > self.most:
-            msg = f"the bodies of requests under way have {self.most} bytes, the most that this server keeps ({SETTING}); try again later"
+            msg = (
+                f"the bodies of requests under way have {self.most} bytes, "
+                f"the most that this server keeps ({SETTING}); try again later"
+            )
             raise Unavailable(msg)
         if holder is not None and self._held[holder] + size > self.per_holder:
-            msg = f"the bodies of your requests under way have {self.per_holder} bytes, the most of one client; send fewer at once"
+            msg = (
+                f"the bodies of your requests under way have {self.per_holder} bytes, the most of one client; "
+                "send fewer at once"
+            )
             raise RateLimited(msg)
 
     def take(self, holder: str | None, size: int) -> None:

@@ -97,6 +97,9 @@ def check_json(body: bytes) -> Any:
 def _members(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object of a body. Raises NameTwice, TooLarge."""
     if len(pairs) > MOST_MEMBERS:
-        msg = f"an object of the body has {len(pairs)} members, from {pairs[0][0][:100]!r} on; allowed: at most {MOST_MEMBERS}"
+        msg = (
+            f"an object of the body has {len(pairs)} members, from {pairs[0][0][:100]!r} on; allowed: "
+            f"at most {MOST_MEMBERS}"
+        )
         raise TooLarge(msg)
     return unique_names(pairs)

@@ -49,7 +49,8 @@ ADVICE_FOR_RESTORED = (
 """It was retired and is applied again: its generations are known."""
 
 ADVICE_WHILE_OUT = (
-    "Out of service: {regions}. A model that serves is moved to the regions that are left, if they have room; else {back}, or raise the "
+    "Out of service: {regions}. A model that serves is moved to the regions that are left, if they have room; "
+    "else {back}, or raise the "
     "supply elsewhere. A change that was refused has to be asked for again."
 )
 """There is no capacity while regions are drained or lost."""

@@ -96,7 +96,10 @@ def check_against_fleet(manifest: ModelManifest, fleet: FleetSpec) -> None:
         nearest = min(fleet.rtt_ms[fleet.regions.index(item.region)])
         if item.amount > 0 and nearest > manifest.spec.latency_tolerance_ms:
             given = manifest.spec.latency_tolerance_ms
-            msg = f"spec.latencyToleranceMs: {given:g} reaches no region from {item.region}; allowed: at least {nearest:g}"
+            msg = (
+                f"spec.latencyToleranceMs: {given:g} reaches no region from {item.region}; allowed: "
+                f"at least {nearest:g}"
+            )
             raise InvalidInput(msg, field="spec.latencyToleranceMs", value=given, allowed=(f"at least {nearest:g}",))
     for i, part in enumerate(manifest.spec.parts):
         for j, option in enumerate(part.hardware):
@@ -135,7 +138,10 @@ def _check_units(field: str, option: HardwareOption | SplitHardware, fleet: Flee
     least = fleet.least_units.get(option.kind, 0.0)
     if option.units < least:
         allowed = f"at least {least:g}"
-        msg = f"{field}: {option.units:g} units of {option.kind} a replica are below the fleet's leastUnits; allowed: {allowed}"
+        msg = (
+            f"{field}: {option.units:g} units of {option.kind} a replica are below the fleet's leastUnits; "
+            f"allowed: {allowed}"
+        )
         raise InvalidInput(msg, field=field, value=option.units, allowed=(allowed,))
 
 

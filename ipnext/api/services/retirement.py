@@ -30,7 +30,8 @@ def _explain(model: str, change: Change) -> str:
     if change.state is ChangeState.RUNNING and change.reason is Reason.FROZEN:
         return (
             f"model {model!r} is to be retired by change {change.id}, which is {change.message}; "
-            f"`ipnext abort {model}` takes the retirement back, `ipnext override {change.id} --reason TEXT` lets it pass the freeze"
+            f"`ipnext abort {model}` takes the retirement back, `ipnext override {change.id} --reason TEXT` "
+            "lets it pass the freeze"
         )
     return (
         f"model {model!r} is being retired by change {change.id}; `ipnext wait {model} --for change={change.id}`, "

@@ -25,7 +25,10 @@ def base_misfits(adapter: ReadCheckpoint, base: ReadCheckpoint, *, max_rank: int
         yield f"{ADAPTER_CONFIG_FILE}: rank {rank} is more than maxLoraRank of its base; allowed: up to {max_rank}"
     if config.task_type is not None and (config.task_type == _WRITES_TEXT) == base.facts.embeds:
         told = "embeds" if base.facts.embeds else "writes text"
-        yield f"{ADAPTER_CONFIG_FILE}: task_type {config.task_type!r} is for another architecture; {base.facts.architecture} {told}"
+        yield (
+            f"{ADAPTER_CONFIG_FILE}: task_type {config.task_type!r} is for another architecture; "
+            f"{base.facts.architecture} {told}"
+        )
     yield from _layers(adapter, base)
     shapes = _shapes(base)
     for name, matrix in matrices(adapter).items():
@@ -42,7 +45,10 @@ def other_base(adapter: ReadCheckpoint, base_name: str | None) -> str | None:
         return None
     if told.lower() == base_name.lower():
         return None
-    return f"{ADAPTER_CONFIG_FILE}: base_model_name_or_path {told!r} is another model; {CONFIG_FILE} of the base says {base_name!r}"
+    return (
+        f"{ADAPTER_CONFIG_FILE}: base_model_name_or_path {told!r} is another model; "
+        f"{CONFIG_FILE} of the base says {base_name!r}"
+    )
 
 
 def _layers(adapter: ReadCheckpoint, base: ReadCheckpoint) -> Iterator[str]:

@@ -65,7 +65,10 @@ def adapter_misfits(adapter: ReadCheckpoint) -> Iterator[str]:
     strange = sorted(adapter.tensors.keys() - known.keys())
     if strange or not known:
         what = f"tensor {strange[0]!r} is no matrix of LoRA" if strange else "it has no tensors"
-        yield f"{what}; an adapter has base_model.model.MODULE.lora_A.weight and lora_B.weight for each module that it changes"
+        yield (
+            f"{what}; an adapter has base_model.model.MODULE.lora_A.weight and lora_B.weight for each module "
+            "that it changes"
+        )
     sides = {(matrix.module, matrix.side) for matrix in known.values()}
     for name, matrix in known.items():
         yield from _rank_faults(name, matrix, config)
@@ -84,7 +87,10 @@ def _features(config: AdapterConfig) -> Iterator[str]:
     init = config.init_lora_weights
     if isinstance(init, str) and init.lower() not in _HARMLESS_INITS:
         allowed = ", ".join(sorted(_HARMLESS_INITS))
-        yield f"{ADAPTER_CONFIG_FILE}: init_lora_weights {init!r} belongs to a base with other weights; allowed: true, {allowed}"
+        yield (
+            f"{ADAPTER_CONFIG_FILE}: init_lora_weights {init!r} belongs to a base with other weights; "
+            f"allowed: true, {allowed}"
+        )
 
 
 def _rank_faults(name: str, matrix: Matrix, config: AdapterConfig) -> Iterator[str]:

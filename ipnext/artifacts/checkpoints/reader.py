@@ -150,7 +150,8 @@ def _check_own_content(files: CheckpointFiles) -> None:
     for name in CODE_FILES:
         if name in files.sizes and CODE_FIELD in _json(files, name):
             msg = (
-                f"{name}: {CODE_FIELD} names Python classes that the checkpoint would bring, and hosts run no code of a "
+                f"{name}: {CODE_FIELD} names Python classes that the checkpoint would bring, "
+                "and hosts run no code of a "
                 "snapshot; remove the field if vLLM knows the model, else it can't be served"
             )
             raise _fault(msg)

@@ -122,7 +122,10 @@ def _place(name: str, entry: Any) -> TensorPlace:
         begin, end = map(_whole, entry["data_offsets"])
         return TensorPlace(begin, end, str(entry["dtype"]), _shape(entry["shape"]))
     except (KeyError, TypeError, ValueError) as error:
-        msg = f"tensor {name!r} has no dtype, shape and offsets: whole numbers below 2^63, at most {MOST_DIMENSIONS} dimensions"
+        msg = (
+            f"tensor {name!r} has no dtype, shape and offsets: whole numbers below 2^63, "
+            f"at most {MOST_DIMENSIONS} dimensions"
+        )
         raise MalformedTensors(msg) from error
 
 

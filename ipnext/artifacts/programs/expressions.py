@@ -114,7 +114,10 @@ def _expand(expression: Expression) -> tuple[int, int]:
     terms, degrees = zip(*map(_expand, expression.arguments), strict=True)
     found = _expanded_call(expression, terms, degrees)
     if found[0] > MOST_TERMS or found[1] > HIGHEST_DEGREE:
-        msg = f"{expression.function} has {found[0]} terms of degree {found[1]} when it is multiplied out; allowed: {MOST_TERMS} of degree {HIGHEST_DEGREE}"
+        msg = (
+            f"{expression.function} has {found[0]} terms of degree {found[1]} when it is multiplied out; "
+            f"allowed: {MOST_TERMS} of degree {HIGHEST_DEGREE}"
+        )
         raise MalformedExpression(msg)
     return found
 

@@ -122,9 +122,9 @@ xlogy.Scalar_Other xlogy.Scalar_Self xlogy.Tensor zeros.default zeros_like.defau
 
 SIZES: Final[AbstractSet[str]] = frozenset(
     """
-_operator.add _operator.and_ _operator.eq _operator.floordiv _operator.ge _operator.gt _operator.le _operator.lt _operator.mod
-_operator.mul _operator.ne _operator.neg _operator.or_ _operator.pos _operator.sub _operator.truediv math.trunc
-torch._sym_sqrt torch.sym_float torch.sym_int torch.sym_ite torch.sym_max torch.sym_min torch.sym_not
+_operator.add _operator.and_ _operator.eq _operator.floordiv _operator.ge _operator.gt _operator.le _operator.lt
+_operator.mod _operator.mul _operator.ne _operator.neg _operator.or_ _operator.pos _operator.sub _operator.truediv
+math.trunc torch._sym_sqrt torch.sym_float torch.sym_int torch.sym_ite torch.sym_max torch.sym_min torch.sym_not
 """.split()  # noqa: SIM905
 )
 """Arithmetic on sizes of tensors. No power and no shift: with numbers of a document alone they take unbounded time."""

@@ -108,7 +108,8 @@ def _place(value: Any) -> None:
 def _target(value: Any) -> None:
     if not isinstance(value, str) or value not in ALLOWED:
         msg = (
-            f"the operator {format_value(value)} is not allowed; allowed are the deterministic, functional ATen operations "
+            f"the operator {format_value(value)} is not allowed; allowed are the deterministic, "
+            "functional ATen operations "
             "that ipnext/artifacts/programs/operators.py lists"
         )
         raise UnsafeProgram(msg)

@@ -116,7 +116,10 @@ def _agree(settings: ClientSettings, named: LoginTerms, *, yes: bool) -> None:
     if yes:
         return
     if not _is_terminal():
-        msg = f"login: the terms of {api} are not agreed to; `ipnext login --yes` does so, or set {', '.join(LOGIN_VARIABLES)}"
+        msg = (
+            f"login: the terms of {api} are not agreed to; `ipnext login --yes` does so, "
+            f"or set {', '.join(LOGIN_VARIABLES)}"
+        )
         raise InvalidInput(msg, field="yes")
     if not typer.confirm("Are they those of this platform?", err=True):
         msg = f"login: the terms of {api} were not agreed to; ask its operator which they are"
@@ -139,7 +142,8 @@ def _log_in(settings: ClientSettings, *, yes: bool) -> str | None:
     with login_at(options.issuer, options.client_id) as device:
         code = device.begin(options.scopes, options.audience)
         say(
-            f"to log in to {origin_of(url)} at {options.issuer}, open {code.address} and enter the code {code.user_code}"
+            f"to log in to {origin_of(url)} at {options.issuer}, open {code.address} and enter the code "
+            f"{code.user_code}"
         )
         if code.complete_address is not None:
             say(f"or open {code.complete_address}, and check that it shows that code")

@@ -41,7 +41,8 @@ def create(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     made = client_of(context).create_key(request)
     write(made, output, lambda: [made.key])
     say(
-        f"key {made.id} ({made.name}) is {made.role.value} of {over(made)}; this is the only time that its text is shown"
+        f"key {made.id} ({made.name}) is {made.role.value} of {over(made)}; "
+        "this is the only time that its text is shown"
     )
 
 

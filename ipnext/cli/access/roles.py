@@ -21,7 +21,10 @@ def grant(
         str,
         typer.Argument(
             metavar="SUBJECT",
-            help="group:NAME or user:NAME, as the identity provider's tokens name it; email:ADDRESS, verified; sub:ID, its lasting id.",
+            help=(
+                "group:NAME or user:NAME, as the identity provider's tokens name it; email:ADDRESS, verified; "
+                "sub:ID, its lasting id."
+            ),
             show_default=False,
         ),
     ],

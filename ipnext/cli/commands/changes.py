@@ -46,7 +46,8 @@ def apply(
                 say(f"owner {each.manifest.name}: {warning}")
         if isinstance(each, ModelApplied) and each.restored and not dry_run:
             say(
-                f"{each.model} was retired: nothing serves until you publish it (`ipnext publish {each.model} --part NAME=DIR`) "
+                f"{each.model} was retired: nothing serves until you publish it (`ipnext publish {each.model} "
+                "--part NAME=DIR`) "
                 f"or go back to a generation that served (`ipnext rollback {each.model}`)"
             )
         if isinstance(each, ModelApplied) and each.change is not None:

@@ -149,11 +149,15 @@ def subject_of(  # noqa: PLR0913 - what a person may choose by
     chosen = next((r for r in sorted(replicas, key=lambda r: r.id) if r.key.hardware == kind), None)
     if chosen is None or serving is None:
         where = "".join(f" {word} {name}" for word, name in (("in", region), ("on", hardware)) if name)
-        msg = f"no replica of part {spec.name!r} of {manifest.name!r}{where} is ready and has an engine of its own; --url measures any OpenAI server"
+        msg = (
+            f"no replica of part {spec.name!r} of {manifest.name!r}{where} is ready and has an engine of its "
+            "own; --url measures any OpenAI server"
+        )
         raise NotFound(msg)
     if CUT in chosen.engines[serving]:
         msg = (
-            f"engines: where that of {chosen.id} answers is shown to operators and administrators of all owners only; measure as one of "
+            f"engines: where that of {chosen.id} answers is shown to operators and administrators of all "
+            "owners only; measure as one of "
             "them on the engine's machine, or give --url"
         )
         raise Forbidden(msg)
@@ -235,12 +239,14 @@ def _warn(found: Profile) -> None:
     others = max(step.others_running for step in found.steps)
     if others:
         say(
-            f"warning: the engine had up to {number(others)} requests of others at the same time: the figures are too low"
+            f"warning: the engine had up to {number(others)} requests of others at the same time: "
+            "the figures are too low"
         )
     busy = max(step.client_busy for step in found.steps)
     if busy > BUSY:
         say(
-            f"warning: the measuring process was busy for {busy:.0%} of a CPU: the engine may do more than it could take"
+            f"warning: the measuring process was busy for {busy:.0%} of a CPU: "
+            "the engine may do more than it could take"
         )
 
 

@@ -160,7 +160,10 @@ def _snapshot(client: Client, model: str, part: str, given: str) -> tuple[Snapsh
 
 def _draw(view: ModelView, picture: Path) -> None:
     if view.layout is None:
-        msg = f"--picture: {view.status.model!r} serves no generation that is cut; its manifest has no spec.split, or nothing serves"
+        msg = (
+            f"--picture: {view.status.model!r} serves no generation that is cut; "
+            "its manifest has no spec.split, or nothing serves"
+        )
         raise InvalidInput(msg, field="picture", value=str(picture))
     try:
         picture.write_text(layout_picture(view.layout), encoding="utf-8")
@@ -241,7 +244,9 @@ def model_tables(
 ) -> Iterable[Table | str]:
     """All of one model; `running`: the transition that moves its traffic."""
     status, spec = view.status, view.manifest.spec
-    yield f"{status.model}: {spec.task}, {spec.sync.policy}, owner {view.manifest.metadata.owner}, version {view.version}"
+    yield (
+        f"{status.model}: {spec.task}, {spec.sync.policy}, owner {view.manifest.metadata.owner}, version {view.version}"
+    )
     serving = "nothing" if status.serving_generation is None else f"generation {status.serving_generation}"
     yield f"serves {serving}; wanted: {status.target_generation or 'nothing yet'}; plan {status.plan_id or 'none'}"
     yield f"demand: {', '.join(f'{number(item.amount)} {spec.unit} in {item.region}' for item in spec.demand)}"
@@ -328,7 +333,10 @@ def _streams_line(found: GenerationAnswers) -> Sequence[object]:
 def snapshot_tables(snapshot: Snapshot, profiles: Iterable[ProfileView]) -> Iterable[Table | str]:
     """Tabulate a snapshot, and the measured profiles of its replicas."""
     manifest = snapshot.manifest
-    yield f"{snapshot.model}/{snapshot.part}, snapshot {snapshot.number}: engine {manifest.engine}, {age(snapshot.created_at)} old"
+    yield (
+        f"{snapshot.model}/{snapshot.part}, snapshot {snapshot.number}: engine {manifest.engine}, "
+        f"{age(snapshot.created_at)} old"
+    )
     yield f"{len(manifest.files)} files, {manifest.size_bytes:,} bytes, SHA-256 {snapshot.digest}"
     yield snapshot.uri
     found = tuple(profiles)
@@ -417,7 +425,10 @@ def _drain(region: RegionView) -> tuple[str, str, str]:
     drain = region.drain
     if drain is None:
         return "", "", ""
-    left = f"{drain.models_left} models, {drain.replicas_left} replicas, {number(drain.traffic_left_qps)} requests or tokens/s"
+    left = (
+        f"{drain.models_left} models, {drain.replicas_left} replicas, "
+        f"{number(drain.traffic_left_qps)} requests or tokens/s"
+    )
     if drain.lost:
         left = f"planned: {left}"
     if drain.lost and region.replica_count:

@@ -134,7 +134,9 @@ def moves_tables(found: MovesView) -> Iterable[Table | str]:
     if found.pause is None:
         yield "moves go on"
     else:
-        yield f"moves are paused since {age(found.pause.paused_at)}: {found.pause.reason}; `ipnext replan resume` ends it"
+        yield (
+            f"moves are paused since {age(found.pause.paused_at)}: {found.pause.reason}; `ipnext replan resume` ends it"
+        )
     yield f"{found.replans_waiting} replans wait"
     if found.replan is not None:
         yield from replan_tables(found.replan)
@@ -178,7 +180,10 @@ def plan_tables(plan: PlanSummary, change: PlanDiff | None) -> Iterable[Table | 
 
 def diff_tables(change: PlanDiff) -> Iterable[Table | str]:
     """Tabulate the changes of a plan against the plan before it."""
-    yield f"\n{change.moves} replicas started; {number(change.cost_per_hour_before)} -> {number(change.cost_per_hour_after)} $/h"
+    yield (
+        f"\n{change.moves} replicas started; {number(change.cost_per_hour_before)} -> "
+        f"{number(change.cost_per_hour_after)} $/h"
+    )
     if change.empty:
         yield "nothing changes"
         return

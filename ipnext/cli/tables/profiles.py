@@ -25,9 +25,15 @@ def answer_tables(answer: Answer) -> Iterable[Table | str]:
     stored = answer.stored
     if stored is None:
         return
-    where = f"snapshot {stored.profile.snapshot} of {stored.profile.model}/{stored.profile.part} on {stored.profile.hardware}"
+    where = (
+        f"snapshot {stored.profile.snapshot} of {stored.profile.model}/{stored.profile.part} on "
+        f"{stored.profile.hardware}"
+    )
     plans = (
-        f"plans take {number(stored.found.rate(stored.unit))} {stored.unit} a replica from it (latencyTarget: {stored.target})"
+        (
+            f"plans take {number(stored.found.rate(stored.unit))} {stored.unit} a replica from it (latencyTarget: "
+            f"{stored.target})"
+        )
         if stored.counts
         else "plans do not take it: the part's hardware has no profile: true, or a newer one counts"
     )

@@ -212,7 +212,8 @@ def _peer_tls(arguments: AgentArguments, settings: AgentSettings, components: Co
         missing = next(name for name, file in zip(names, found, strict=True) if file is None)
         wanted = ", ".join(f"IPNEXT_AGENT_{name.upper()}" for name in names)
         msg = (
-            f"IPNEXT_AGENT_{missing.upper()}: a gateway proves itself to those of other regions (--peer-port) by all of {wanted}; "
+            f"IPNEXT_AGENT_{missing.upper()}: a gateway proves itself to those of other regions (--peer-port) "
+            f"by all of {wanted}; "
             "give all of them, or none and no --peer-port"
         )
         raise InvalidInput(msg, field=missing)

@@ -32,7 +32,8 @@ def listener_files(settings: ComponentSettings, host: str, *, insecure_bind: boo
         files = settings.certificate_files
         if files is None:
             msg = (
-                "component_certificate_file (IPNEXT_COMPONENT_CERTIFICATE_FILE): an agent needs a certificate, its key and the "
+                "component_certificate_file (IPNEXT_COMPONENT_CERTIFICATE_FILE): "
+                "an agent needs a certificate, its key and the "
                 "CA of other components; give the three files, or IPNEXT_COMPONENT_AUTHENTICATION=none on one machine"
             )
             raise InvalidInput(msg, field="component_certificate_file")

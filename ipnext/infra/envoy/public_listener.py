@@ -49,7 +49,10 @@ def public_listener(settings: AgentSettings) -> PublicListener:
     try:
         ip_address(settings.gateway_host)
     except ValueError as error:
-        msg = f"gateway_host (IPNEXT_AGENT_GATEWAY_HOST): {settings.gateway_host!r} is no IP address; allowed: an address such as 127.0.0.1 or 0.0.0.0"
+        msg = (
+            f"gateway_host (IPNEXT_AGENT_GATEWAY_HOST): {settings.gateway_host!r} is no IP address; allowed: "
+            "an address such as 127.0.0.1 or 0.0.0.0"
+        )
         raise InvalidInput(msg, field="gateway_host", value=settings.gateway_host) from error
     if (certificate is None) != (key is None):
         missing = "gateway_tls_key_file" if key is None else "gateway_tls_certificate_file"
@@ -72,7 +75,8 @@ def public_listener(settings: AgentSettings) -> PublicListener:
 def _check_pair(certificate: Path, key: Path) -> None:
     if certificate.parent.resolve() != key.parent.resolve():
         msg = (
-            f"gateway_tls_key_file (IPNEXT_AGENT_GATEWAY_TLS_KEY_FILE): {key} has to lie in the directory of the certificate, "
+            "gateway_tls_key_file (IPNEXT_AGENT_GATEWAY_TLS_KEY_FILE): "
+            f"{key} has to lie in the directory of the certificate, "
             f"{certificate.parent}: that is watched for new ones"
         )
         raise InvalidInput(msg, field="gateway_tls_key_file", value=str(key))
@@ -80,7 +84,8 @@ def _check_pair(certificate: Path, key: Path) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=_no_password)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         msg = (
-            f"gateway_tls_certificate_file (IPNEXT_AGENT_GATEWAY_TLS_CERTIFICATE_FILE): {certificate} and {key} are no certificate "
+            "gateway_tls_certificate_file (IPNEXT_AGENT_GATEWAY_TLS_CERTIFICATE_FILE): "
+            f"{certificate} and {key} are no certificate "
             f"and its key without a password, as PEM: {error}"
         )
         raise InvalidInput(msg, field="gateway_tls_certificate_file", value=str(certificate)) from error

@@ -88,7 +88,10 @@ def find_user(name: str) -> HostUser | None:
             return HostUser(name, int(name), int(name))
         if name == DEFAULT:
             return HostUser(name, _NOBODY, _NOBODY)
-        msg = f"{SETTING}: {name!r} is no user of this machine; allowed: the name or the number of one, root, or nothing for {DEFAULT}"
+        msg = (
+            f"{SETTING}: {name!r} is no user of this machine; allowed: the name or the number of one, root, "
+            f"or nothing for {DEFAULT}"
+        )
         raise InvalidInput(msg, field="host_user", value=name) from None
     if entry.pw_uid == 0:
         return None
@@ -131,7 +134,10 @@ def open_state(state: Path, group: int) -> None:
 def _own_user(setting: str) -> HostUser | None:
     user = find_user(setting) if setting else None
     if setting and (user is None or user.uid != os.geteuid()):
-        msg = f"{SETTING}: only an agent that runs as root can start hosts as {setting!r}; allowed here: nothing, or {os.geteuid()}"
+        msg = (
+            f"{SETTING}: only an agent that runs as root can start hosts as {setting!r}; allowed here: "
+            f"nothing, or {os.geteuid()}"
+        )
         raise InvalidInput(msg, field="host_user", value=setting)
     return None
 

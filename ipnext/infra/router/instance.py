@@ -164,6 +164,7 @@ class RouterInstance:
     def _choose_url(self) -> str:
         url = self._site.places.choose("router", self._site.settings.router_command, sockets=self.name)
         if is_socket_url(url):
-            # before Envoy's files name it; and the same as of the former router: Envoy changes rules and addresses one by one
+            # before Envoy's files name it; and the same as of the former router:
+            # Envoy changes rules and addresses one by one
             keep_caller_proof(url, Component.GATEWAY, keep_proof(self._table.with_name(GATEWAY_PROOF_FILE)))
         return url

@@ -129,7 +129,10 @@ class _Chain:
             return Fault(kind="changed", sequence=max(1, sequence - 1), message=message)
         found, wanted = str(entry["hash"]), self._anchors.get(sequence)
         if wanted is not None and wanted != {found}:
-            message = f"entry {sequence} has the hash {found:.16}, the anchor {min(wanted - {found}):.16}: the audit was written again"
+            message = (
+                f"entry {sequence} has the hash {found:.16}, the anchor {min(wanted - {found}):.16}: "
+                "the audit was written again"
+            )
             return Fault(kind="changed", sequence=sequence, message=message)
         self._met += wanted is not None
         return None

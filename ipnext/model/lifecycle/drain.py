@@ -162,4 +162,7 @@ def _answering(drain: Drain, running: int) -> str:
 
 
 def _describe_rest(drain: Drain) -> str:
-    return f"{drain.models_left} models, {drain.replicas_left} replicas, {drain.traffic_left_qps:g} requests or tokens/s left"
+    return (
+        f"{drain.models_left} models, {drain.replicas_left} replicas, "
+        f"{drain.traffic_left_qps:g} requests or tokens/s left"
+    )

@@ -11,33 +11,70 @@ ADVICE: Mapping[Reason, str] = {
     Reason.SERVING: "Nothing to do.",
     Reason.NOT_PUBLISHED: "Publish a first snapshot of every part: `ipnext publish MODEL --part NAME=DIR`.",
     Reason.SUPERSEDED: "Nothing to do: a newer change takes its place.",
-    Reason.ROLLED_BACK: "The former generation serves. See `ipnext events MODEL` for what went wrong, then publish a repaired snapshot.",
+    Reason.ROLLED_BACK: (
+        "The former generation serves. See `ipnext events MODEL` for what went wrong, then publish a repaired snapshot."
+    ),
     Reason.ARTIFACT_MISSING: "A file of the snapshot is not in the artifact store: publish the snapshot again.",
-    Reason.ARTIFACT_DIGEST_MISMATCH: "A file changed after it was published: publish the snapshot again from its source.",
-    Reason.SIGNATURE_INVALID: "The snapshot is not signed by a key of spec.validation.signers: sign it with `ipnext sign`, publish it again.",
-    Reason.ENGINE_MISMATCH: "A part has no snapshot yet, or one that was made for another engine than the manifest names: publish one, or change the manifest.",
-    Reason.UNSAFE_FORMAT: "The snapshot holds a file that runs code when it is loaded: export it with ipnext, as safetensors.",
-    Reason.SCHEMA_MISMATCH: "Tensors, settings or parts do not fit each other: repair what the message names, then publish again.",
+    Reason.ARTIFACT_DIGEST_MISMATCH: (
+        "A file changed after it was published: publish the snapshot again from its source."
+    ),
+    Reason.SIGNATURE_INVALID: (
+        "The snapshot is not signed by a key of spec.validation.signers: sign it with `ipnext sign`, publish it again."
+    ),
+    Reason.ENGINE_MISMATCH: (
+        "A part has no snapshot yet, or one that was made for another engine than the manifest names: "
+        "publish one, or change the manifest."
+    ),
+    Reason.UNSAFE_FORMAT: (
+        "The snapshot holds a file that runs code when it is loaded: export it with ipnext, as safetensors."
+    ),
+    Reason.SCHEMA_MISMATCH: (
+        "Tensors, settings or parts do not fit each other: repair what the message names, then publish again."
+    ),
     Reason.NON_FINITE_WEIGHTS: "The weights hold NaN or infinity: publish a snapshot from a healthy training step.",
-    Reason.SPLIT_REFUSED: "The policy in spec.split does not fit the model: change what the message names, apply, publish again.",
-    Reason.SPLIT_DIFFERS: "Cut like this the model answers otherwise: keep the modules that the message's output comes from in one part.",
+    Reason.SPLIT_REFUSED: (
+        "The policy in spec.split does not fit the model: change what the message names, apply, publish again."
+    ),
+    Reason.SPLIT_DIFFERS: (
+        "Cut like this the model answers otherwise: keep the modules that the message's output comes from in one part."
+    ),
     Reason.PAUSED: "A person paused the model: `ipnext resume MODEL` lets it go on.",
-    Reason.AWAITING_APPROVAL: "A wave waits for a person: look at its answers, then `ipnext approve MODEL` or `ipnext abort MODEL`.",
+    Reason.AWAITING_APPROVAL: (
+        "A wave waits for a person: look at its answers, then `ipnext approve MODEL` or `ipnext abort MODEL`."
+    ),
     Reason.ABORTED: "A person stopped the change. Publish again, or apply the manifest again, to try once more.",
-    Reason.FROZEN: "A freeze is in force: wait until it ends, or let the change pass with `ipnext override CHANGE --reason TEXT`.",
+    Reason.FROZEN: (
+        "A freeze is in force: wait until it ends, or let the change pass with `ipnext override CHANGE --reason TEXT`."
+    ),
     Reason.NO_CAPACITY: "The fleet has no room: raise the supply, lower the demand, or allow another hardware kind.",
     Reason.OVER_BUDGET: "The owner's budget does not pay for it: raise the budget or lower the demand.",
-    Reason.QUOTA_EXCEEDED: "The owner's quota is used up: ask for less, retire or shrink other models, or raise the quota.",
-    Reason.PLANNER_INFEASIBLE: "No placement keeps every rule: change what the message names, apply, then publish again.",
-    Reason.PLANNER_FAILED: "The planner found no answer in time; the plan in force stays. Ask again with `ipnext replan`.",
+    Reason.QUOTA_EXCEEDED: (
+        "The owner's quota is used up: ask for less, retire or shrink other models, or raise the quota."
+    ),
+    Reason.PLANNER_INFEASIBLE: (
+        "No placement keeps every rule: change what the message names, apply, then publish again."
+    ),
+    Reason.PLANNER_FAILED: (
+        "The planner found no answer in time; the plan in force stays. Ask again with `ipnext replan`."
+    ),
     Reason.TRANSITION_REFUSED: "There is no safe way there with this supply: add the surge that the message names.",
     Reason.LOAD_FAILED: "A host could not load the snapshot: see the host's message, then publish a repaired one.",
-    Reason.OUT_OF_MEMORY: "The part needs more memory than the host gives: raise memoryBytes or choose larger hardware.",
+    Reason.OUT_OF_MEMORY: (
+        "The part needs more memory than the host gives: raise memoryBytes or choose larger hardware."
+    ),
     Reason.CRASH_LOOP: "A host ends again and again: see its log, whose file is named at the host.",
-    Reason.REGION_UNREACHABLE: "The region's infrastructure does not answer: see `ipnext get regions`; bring it back, or declare it lost with `ipnext drain REGION --disaster`.",
-    Reason.UNAVAILABLE: "Something that the platform needs (the artifact store, a database) does not answer: bring it back, publish again.",
+    Reason.REGION_UNREACHABLE: (
+        "The region's infrastructure does not answer: see `ipnext get regions`; bring it back, "
+        "or declare it lost with `ipnext drain REGION --disaster`."
+    ),
+    Reason.UNAVAILABLE: (
+        "Something that the platform needs (the artifact store, a database) does not answer: bring it back, "
+        "publish again."
+    ),
     Reason.ROUTE_FAILED: "A gateway did not take its routes: see the region's gateway, then try again.",
-    Reason.GATE_FAILED: "The new generation answered worse than its gate allows and was taken back: look at its answers.",
+    Reason.GATE_FAILED: (
+        "The new generation answered worse than its gate allows and was taken back: look at its answers."
+    ),
     Reason.DEADLINE_EXCEEDED: (
         "A step took longer than rollout.deadlineSeconds, or a wave waited longer than rollout.manualDeadlineSeconds "
         "for a person: the message says which."
@@ -47,8 +84,16 @@ ADVICE: Mapping[Reason, str] = {
 """The advice for each reason. docs/reference/reasons.md has the same sentences."""
 
 ADVICE_FOR_MOVES: Mapping[Reason, str] = {
-    Reason.ABORTED: "A person stopped the move; the model serves where it did. `ipnext replan`, or the drain asked for again, plans anew.",
-    Reason.ROLLED_BACK: "The move went back; the model serves where it did. See `ipnext events MODEL` for why; the next replan tries again.",
-    Reason.TRANSITION_REFUSED: "The move is refused; the model serves where it did. Mend what the message names; the next replan plans anew.",
+    Reason.ABORTED: (
+        "A person stopped the move; the model serves where it did. `ipnext replan`, "
+        "or the drain asked for again, plans anew."
+    ),
+    Reason.ROLLED_BACK: (
+        "The move went back; the model serves where it did. See `ipnext events MODEL` for why; "
+        "the next replan tries again."
+    ),
+    Reason.TRANSITION_REFUSED: (
+        "The move is refused; the model serves where it did. Mend what the message names; the next replan plans anew."
+    ),
 }
 """The advice for a plan's move of a model to another place: there is nothing to publish."""

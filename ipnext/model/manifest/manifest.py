@@ -73,7 +73,10 @@ class PartSpec(Written):
         if self.adapter_of is not None:
             _check_adapter(self)
         elif not self.hardware:
-            msg = f"hardware: part {self.name!r} needs at least one of {{kind, units, qps or tokensPerSecond}}; only a part with adapterOf has none"
+            msg = (
+                f"hardware: part {self.name!r} needs at least one of {{kind, units, qps or tokensPerSecond}}; "
+                "only a part with adapterOf has none"
+            )
             raise ValueError(msg)
         return self
 
@@ -118,7 +121,10 @@ def _check_adapter(part: PartSpec) -> None:
     more = sorted(part.model_fields_set.difference(_OF_ADAPTERS))
     if more:
         field = PartSpec.model_fields[more[0]].alias or more[0]
-        msg = f"{field}: {part.name!r} is an adapter and runs in the processes of {part.adapter_of!r}; allowed: name, engine, adapterOf"
+        msg = (
+            f"{field}: {part.name!r} is an adapter and runs in the processes of {part.adapter_of!r}; allowed: "
+            "name, engine, adapterOf"
+        )
         raise ValueError(msg)
 
 
@@ -180,14 +186,20 @@ class RolloutSpec(Written):
     @model_validator(mode="after")
     def _waits_for_swaps(self) -> Self:
         if self.swap_wait_seconds is not None and self.refresh != "swap":
-            msg = f"swapWaitSeconds: goes with refresh: swap, where requests wait for engines that go over; got refresh {self.refresh!r}"
+            msg = (
+                "swapWaitSeconds: goes with refresh: swap, where requests wait for engines that go over; "
+                f"got refresh {self.refresh!r}"
+            )
             raise ValueError(msg)
         return self
 
     @model_validator(mode="after")
     def _dips_by_something(self) -> Self:
         if (self.when_short == "dip") != (self.max_dip > 0):
-            msg = f"maxDip: goes with whenShort: dip and is above 0 then; got whenShort {self.when_short!r}, maxDip {self.max_dip:g}"
+            msg = (
+                f"maxDip: goes with whenShort: dip and is above 0 then; got whenShort {self.when_short!r}, "
+                f"maxDip {self.max_dip:g}"
+            )
             raise ValueError(msg)
         return self
 
@@ -267,7 +279,10 @@ class ModelSpec(Written):
         if other is not None:
             path, figure = other
             field = FIELDS[TOKENS if self.unit == REQUESTS else REQUESTS]
-            msg = f"{path}.{field}: {figure.rate:g} is in another unit than the model's demand; allowed: {FIELDS[self.unit]}"
+            msg = (
+                f"{path}.{field}: {figure.rate:g} is in another unit than the model's demand; allowed: "
+                f"{FIELDS[self.unit]}"
+            )
             raise ValueError(msg)
         return self
 
@@ -318,10 +333,16 @@ class ModelSpec(Written):
                 msg = f"parts.{index}.adapterOf: {part.adapter_of!r} {what}; allowed: {', '.join(bases) or 'none'}"
                 raise ValueError(msg)
         if self.adapters and self.handoff:
-            msg = f"adapterOf: {', '.join(self.adapters)} can't stand on parts that prefill and decode; allowed: a part without kvTransfer"
+            msg = (
+                f"adapterOf: {', '.join(self.adapters)} can't stand on parts that prefill and decode; "
+                "allowed: a part without kvTransfer"
+            )
             raise ValueError(msg)
         if self.adapters and self.sync.policy != "locked":
-            msg = f"sync.policy: {self.sync.policy!r} may answer with engines that lack an adapter; allowed with adapterOf: locked"
+            msg = (
+                f"sync.policy: {self.sync.policy!r} may answer with engines that lack an adapter; "
+                "allowed with adapterOf: locked"
+            )
             raise ValueError(msg)
         return self
 

@@ -219,7 +219,10 @@ def _exceeded_error(owner: str, quota: str, claimed: float, used: float, allowed
 
 
 def _unstated_error(owner: str, allowed: Quota, used: float) -> QuotaExceeded:
-    asked = f"spec.budgetPerHour: absent, and each model of an owner with a quota of {_NOUNS[DOLLARS]} states what it may cost"
+    asked = (
+        f"spec.budgetPerHour: absent, and each model of an owner with a quota of {_NOUNS[DOLLARS]} states "
+        "what it may cost"
+    )
     return _refusal(asked, owner, allowed, used, _NOUNS[DOLLARS], "spec.budgetPerHour", None)
 
 

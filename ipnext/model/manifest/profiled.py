@@ -66,7 +66,8 @@ def _check(
         if option.rate is None:
             number = FIELDS[manifest.spec.unit]
             msg = (
-                f"{where} has no profile yet and no number; allowed: a {number} beside profile: true, which holds until "
+                f"{where} has no profile yet and no number; allowed: a {number} beside profile: true, "
+                "which holds until "
                 f"`ipnext profile {manifest.name} --part {part.name} --hardware {option.kind}` has measured one"
             )
             raise InvalidInput(msg, field=field, value=option.kind, allowed=(number, "a measured profile"))

@@ -94,10 +94,18 @@ def unfit_settings(checkpoint: Checkpoint, settings: VllmSettings) -> Iterator[s
     if settings.max_model_len and positions and settings.max_model_len > positions:
         yield f"settings.maxModelLen: {settings.max_model_len} is more than the {positions} positions of the checkpoint"
     if heads and heads % settings.tensor_parallel_size:
-        yield f"settings.tensorParallelSize: {settings.tensor_parallel_size} does not divide the {heads} attention heads"
+        yield (
+            f"settings.tensorParallelSize: {settings.tensor_parallel_size} does not divide the {heads} attention heads"
+        )
     if checkpoint.layers and settings.pipeline_parallel_size > checkpoint.layers:
-        yield f"settings.pipelineParallelSize: {settings.pipeline_parallel_size} is more than the {checkpoint.layers} layers"
+        yield (
+            f"settings.pipelineParallelSize: {settings.pipeline_parallel_size} is more than the "
+            f"{checkpoint.layers} layers"
+        )
     if checkpoint.embeds and settings.runner != "pooling":
         yield f"settings.runner: {settings.runner!r}, but {checkpoint.architecture} embeds; write pooling"
     if checkpoint.kind == "adapter":
-        yield f"the snapshot is an adapter on {checkpoint.base or 'an unnamed model'}, not a model that can be served by itself"
+        yield (
+            f"the snapshot is an adapter on {checkpoint.base or 'an unnamed model'}, "
+            "not a model that can be served by itself"
+        )

@@ -30,7 +30,10 @@ def handoff_of(parts: Parts) -> Handoff | None:
             continue
         role = settings.kv_transfer.role
         if role in found:
-            msg = f"{_field(index)}.role: {role!r} is part {parts[found[role][0]][0]!r} already, not {name!r} too; one part has each role"
+            msg = (
+                f"{_field(index)}.role: {role!r} is part {parts[found[role][0]][0]!r} already, "
+                f"not {name!r} too; one part has each role"
+            )
             raise ValueError(msg)
         found[role] = (index, settings)
     if not found:
@@ -55,7 +58,10 @@ def _pair(parts: Parts, prefill: tuple[int, VllmSettings], decode: tuple[int, Vl
         if getattr(one, name) != getattr(other, name):
             alias = VllmSettings.model_fields[name].alias
             values = getattr(other, name), getattr(one, name)
-            msg = f"parts.{second}.settings.{alias}: {values[0]!r}, but {parts[first][0]!r} has {values[1]!r}; both have the same"
+            msg = (
+                f"parts.{second}.settings.{alias}: {values[0]!r}, but {parts[first][0]!r} has {values[1]!r}; "
+                "both have the same"
+            )
             raise ValueError(msg)
     return Handoff(prefill=parts[first][0], decode=parts[second][0], connector=one.kv_transfer.connector)
 
@@ -81,11 +87,17 @@ def check_graph(handoff: Handoff, graph: PartGraph) -> None:
     source = f"{prefill.name}.{TEXT}"
     if decode.inputs.get(PROMPT) != source:
         given = decode.inputs.get(PROMPT)
-        msg = f"graph.nodes.{decode.name}.inputs.{PROMPT}: {given!r}; it goes on where {handoff.prefill!r} ends: write {source!r}"
+        msg = (
+            f"graph.nodes.{decode.name}.inputs.{PROMPT}: {given!r}; it goes on where {handoff.prefill!r} "
+            f"ends: write {source!r}"
+        )
         raise ValueError(msg)
     for node in graph.nodes:
         if node is not decode and prefill.name in {source_node(text) for text in node.inputs.values()}:
-            msg = f"graph.nodes.{node.name}.inputs: {prefill.name!r} gives {handoff.decode!r} its keys and values, and no text to others"
+            msg = (
+                f"graph.nodes.{node.name}.inputs: {prefill.name!r} gives {handoff.decode!r} its keys and "
+                "values, and no text to others"
+            )
             raise ValueError(msg)
     for name, text in graph.outputs.items():
         if source_node(text) == prefill.name:

@@ -19,7 +19,10 @@ def check_roles(graph: PartGraph, roles: Mapping[str, Role], task: str) -> None:
     """
     for node in graph.nodes:
         if node.prompt is not None and roles[node.part] != "generates":
-            msg = f"graph.nodes.{node.name}.prompt: part {node.part!r} {roles[node.part]}; only a node that generates has a prompt"
+            msg = (
+                f"graph.nodes.{node.name}.prompt: part {node.part!r} {roles[node.part]}; "
+                "only a node that generates has a prompt"
+            )
             raise ValueError(msg)
     if len(graph.nodes) == 1 or set(roles.values()) == {"computes"}:
         return
@@ -30,7 +33,10 @@ def check_roles(graph: PartGraph, roles: Mapping[str, Role], task: str) -> None:
     _check_generator(graph, last)
     for node in graph.nodes:
         if roles[node.part] == "embeds" and set(node.inputs) != {PROMPT}:
-            msg = f"graph.nodes.{node.name}.inputs: a node that embeds takes {PROMPT!r} and nothing else, got {sorted(node.inputs)}"
+            msg = (
+                f"graph.nodes.{node.name}.inputs: a node that embeds takes {PROMPT!r} and nothing else, "
+                f"got {sorted(node.inputs)}"
+            )
             raise ValueError(msg)
 
 
@@ -79,7 +85,10 @@ def _check_generator(graph: PartGraph, last: GraphNode) -> None:
         raise ValueError(msg)
     for output, source in graph.outputs.items():
         if source_node(source) != last.name:
-            msg = f"graph.outputs.{output}: {source!r} is not of {last.name!r}; a model that generates answers with that node's text"
+            msg = (
+                f"graph.outputs.{output}: {source!r} is not of {last.name!r}; "
+                "a model that generates answers with that node's text"
+            )
             raise ValueError(msg)
 
 

@@ -91,7 +91,8 @@ class Signature(Value):
         unknown = set(self.request_inputs) - batched
         if unknown:
             msg = (
-                f"signature.request_inputs: {_shown_names(sorted(unknown))} are no inputs with a free dimension 0; such are "
+                f"signature.request_inputs: {_shown_names(sorted(unknown))} are no inputs with a free "
+                "dimension 0; such are "
                 f"{_shown_names(sorted(batched))}"
             )
             raise ValueError(msg)
@@ -187,7 +188,10 @@ class GraphNode(Value):
     def _prompt_takes_the_inputs(self) -> Self:
         named = self.inputs.keys() if self.prompt is None else self.prompt.inputs
         for name in sorted(named - self.inputs.keys()):
-            msg = f"graph.nodes.{self.name}.prompt: {name!r} is no input of the node; its inputs: {_shown_names(sorted(self.inputs))}"
+            msg = (
+                f"graph.nodes.{self.name}.prompt: {name!r} is no input of the node; its inputs: "
+                f"{_shown_names(sorted(self.inputs))}"
+            )
             raise ValueError(msg)
         for name in sorted(self.inputs.keys() - named):
             msg = f"graph.nodes.{self.name}.inputs.{name}: the node's prompt has no place for it"

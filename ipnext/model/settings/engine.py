@@ -97,7 +97,10 @@ class VllmSettings(Written):
         if self.enable_prefix_caching:
             yield "enablePrefixCaching: true makes an engine miscount what it has; write false or leave it out"
         if self.max_num_batched_tokens and self.max_num_batched_tokens < (self.max_model_len or 0):
-            yield f"maxNumBatchedTokens: {self.max_num_batched_tokens} is less than maxModelLen {self.max_model_len}, and no prompt is cut in pieces"
+            yield (
+                f"maxNumBatchedTokens: {self.max_num_batched_tokens} is less than maxModelLen "
+                f"{self.max_model_len}, and no prompt is cut in pieces"
+            )
 
     @property
     def _extra_names(self) -> frozenset[str]:

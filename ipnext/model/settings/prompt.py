@@ -58,14 +58,20 @@ class PromptTemplate(Value):
     def _places_are_known(self) -> Self:
         named = _check_template("template", self.template)
         if PROMPT not in named:
-            msg = f"template: has no place {{{PROMPT}}}, so what the client asks would be lost; got {self.template!r:.200}"
+            msg = (
+                f"template: has no place {{{PROMPT}}}, so what the client asks would be lost; "
+                f"got {self.template!r:.200}"
+            )
             raise ValueError(msg)
         for name, one in self.lists.items():
             if name not in named:
                 msg = f"lists.{name}: the template has no place {{{name}}}; its places: {', '.join(sorted(named))}"
                 raise ValueError(msg)
             if not _check_template(f"lists.{name}.item", one.item) - {NUMBER}:
-                msg = f"lists.{name}.item: names no input of the node, so nothing says how many there are; got {one.item!r:.200}"
+                msg = (
+                    f"lists.{name}.item: names no input of the node, so nothing says how many there are; "
+                    f"got {one.item!r:.200}"
+                )
                 raise ValueError(msg)
             if one.inputs & {PROMPT, *self.lists}:
                 taken = sorted(one.inputs & {PROMPT, *self.lists})

@@ -139,7 +139,10 @@ class Keys(Unit):
     def _check_logins(self, parent: str | None) -> None:
         query = select(func.count()).select_from(KeyRow).where(KeyRow.parent == parent)
         if parent is not None and self._session.exec(query).one() >= MOST_LOGINS:
-            msg = f"key {parent} has {MOST_LOGINS} sessions and tickets of the last days, the most of one key; try again later"
+            msg = (
+                f"key {parent} has {MOST_LOGINS} sessions and tickets of the last days, the most of one key; "
+                "try again later"
+            )
             raise RateLimited(msg)
 
     def _forget_ended(self, before: datetime) -> None:

@@ -68,7 +68,10 @@ class Owners(Artifacts):
         if models:
             count = self._session.exec(select(func.count()).select_from(ModelRow).where(*of)).one()
             more = f" and {count - len(models)} more" if count > len(models) else ""
-            msg = f"owner {name!r} still has models: {', '.join(models)}{more}; retire them or give them another owner first"
+            msg = (
+                f"owner {name!r} still has models: {', '.join(models)}{more}; "
+                "retire them or give them another owner first"
+            )
             raise Conflict(msg)
         record = _owner(row)
         self._session.delete(row)

@@ -60,7 +60,10 @@ class Changes(Snapshots):
         recorded = self._find_recorded(model, kind, change_id)
         if recorded is not None:
             if (recorded.generation, recorded.plan_id) != (generation, plan_id):
-                msg = f"change {change_id!r} is recorded with generation {recorded.generation} and plan {recorded.plan_id}"
+                msg = (
+                    f"change {change_id!r} is recorded with generation {recorded.generation} and plan "
+                    f"{recorded.plan_id}"
+                )
                 raise Conflict(msg)
             return _change(recorded)
         if generation is not None:

@@ -30,9 +30,12 @@ class Belonging(Unit):
             )
         elif row.namespace_id != namespace.id:
             msg = (
-                f"this record belongs to another platform: the Temporal namespace {row.name} ({row.namespace_id}), at {row.address} "
-                f"when it began on {row.created_at:%Y-%m-%d %H:%M} UTC, not {namespace.name} ({namespace.id}) at {namespace.address}. "
-                "Allowed: a database of its own for each platform; if that namespace is gone for good, see docs/store.md"
+                f"this record belongs to another platform: the Temporal namespace {row.name} "
+                f"({row.namespace_id}), at {row.address} "
+                f"when it began on {row.created_at:%Y-%m-%d %H:%M} UTC, not {namespace.name} ({namespace.id}) "
+                f"at {namespace.address}. "
+                "Allowed: a database of its own for each platform; if that namespace is gone for good, "
+                "see docs/store.md"
             )
             raise Conflict(msg)
 

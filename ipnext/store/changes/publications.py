@@ -150,7 +150,10 @@ def _check_whole(parts: Mapping[str, SnapshotSource]) -> None:
     """Refuse deltas of a model that is cut by a policy: a delta has no program to cut. Raises InvalidInput."""
     for part, source in sorted(parts.items()):
         if source.manifest.is_delta:
-            msg = f"parts.{part}: a delta cannot be cut by spec.split; publish the full snapshot (`ipnext delta --apply` writes it)"
+            msg = (
+                f"parts.{part}: a delta cannot be cut by spec.split; publish the full snapshot (`ipnext delta "
+                "--apply` writes it)"
+            )
             raise InvalidInput(msg, field=f"parts.{part}", value=source.manifest.digest)
 
 
@@ -169,7 +172,8 @@ def _check_publishable(
     gone = [part for part in wanted if part in newest and newest[part].collected_at is not None and part not in parts]
     if gone:
         msg = (
-            f"parts: the bytes of the newest snapshot of {', '.join(gone)} of model {row.name!r} were collected; publish it "
+            f"parts: the bytes of the newest snapshot of {', '.join(gone)} of model {row.name!r} were "
+            "collected; publish it "
             "again together with these"
         )
         raise InvalidInput(msg, field="parts", value=sorted(parts), allowed=wanted)

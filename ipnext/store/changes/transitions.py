@@ -264,7 +264,10 @@ class Transitions(Unit):
         """
         moving = self._run(_OTHER_MOVER, model=model, id=change_id).scalar()
         if moving is not None:
-            msg = f"change {moving!r} still moves model {model!r}; change {change_id!r} begins to move when that has ended"
+            msg = (
+                f"change {moving!r} still moves model {model!r}; change {change_id!r} begins to move when "
+                "that has ended"
+            )
             raise Unavailable(msg)
 
     def check_fence(self, change_id: str, fence: int = 0) -> None:
@@ -279,7 +282,10 @@ class Transitions(Unit):
             msg = f"change {change_id!r} has ended as {state}; a run of it writes nothing more"
             raise FenceLost(msg)
         if current is not None and current != fence:
-            msg = f"transition {change_id!r} was taken over (token {current}); the run with token {fence} writes nothing more"
+            msg = (
+                f"transition {change_id!r} was taken over (token {current}); "
+                f"the run with token {fence} writes nothing more"
+            )
             raise FenceLost(msg)
 
     def take_over_transition(self, transition_id: str, *, fence: int) -> TransitionRecord:

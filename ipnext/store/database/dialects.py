@@ -71,7 +71,10 @@ def create_file(file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch(mode=FILE_MODE)
     except OSError as error:
-        msg = f"the database {file} can't be created ({error.strerror}); allowed: a file in a directory that can be written"
+        msg = (
+            f"the database {file} can't be created ({error.strerror}); allowed: "
+            "a file in a directory that can be written"
+        )
         raise Unavailable(msg) from error
 
 

@@ -33,7 +33,10 @@ def checked_lstm(  # noqa: PLR0913, PLR0917  # torch's parameters
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Call aten.lstm.input. RuntimeError if the shape or type of a state or weight does not match the input."""
     if input.dim() != 3 or len(hx) != 2 or not 1 <= num_layers <= len(params):
-        msg = f"lstm: takes batches of rows, two states and weights of each layer, got {list(input.shape)}, {len(hx)} and {num_layers}"
+        msg = (
+            f"lstm: takes batches of rows, two states and weights of each layer, got {list(input.shape)}, "
+            f"{len(hx)} and {num_layers}"
+        )
         raise RuntimeError(msg)
     directions = 2 if bidirectional else 1
     outer = (num_layers * directions, input.size(0 if batch_first else 1))

@@ -62,13 +62,15 @@ def render(
     if nodes < 1 or settings.devices % nodes:
         msg = (
             f"nodes: {nodes} does not divide the {settings.devices} devices of a replica "
-            f"(tensorParallelSize {settings.tensor_parallel_size} x pipelineParallelSize {settings.pipeline_parallel_size})"
+            f"(tensorParallelSize {settings.tensor_parallel_size} x pipelineParallelSize "
+            f"{settings.pipeline_parallel_size})"
         )
         raise InvalidInput(msg, field="nodes", value=nodes)
     each = settings.devices // nodes
     if nodes > 1 and settings.tensor_parallel_size > each:
         msg = (
-            f"nodes: tensorParallelSize {settings.tensor_parallel_size} is more than the {each} devices of a host; layers are shared "
+            f"nodes: tensorParallelSize {settings.tensor_parallel_size} is more than the {each} devices of a "
+            "host; layers are shared "
             "inside a host, so raise pipelineParallelSize instead"
         )
         raise InvalidInput(msg, field="nodes", value=nodes)

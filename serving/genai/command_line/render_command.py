@@ -62,7 +62,10 @@ def _manifest(file: Path) -> ModelManifest:
 
 
 def _lines(rendering: Rendering) -> Iterator[str]:
-    yield f"# {rendering.model}.{rendering.part}: one replica on {rendering.devices} devices of {len(rendering.hosts)} host(s)"
+    yield (
+        f"# {rendering.model}.{rendering.part}: one replica on {rendering.devices} devices of "
+        f"{len(rendering.hosts)} host(s)"
+    )
     yield f"# {rendering.note}"
     for host in rendering.hosts:
         yield f"# {host.host}, devices {', '.join(map(str, host.devices))}"

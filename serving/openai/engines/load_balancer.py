@@ -90,7 +90,8 @@ class EngineLoads:
         """Record an engine's report."""
         engine = self._of(url)
         excess = max(0.0, report.running + report.waiting - engine.in_flight)
-        # A report is slightly old: our requests that have just ended may look like others'. Two in a row seldom err alike.
+        # A report is slightly old: our requests that have just ended may look like others'.
+        # Two in a row seldom err alike.
         engine.others, engine.excess = min(excess, engine.excess), excess
         engine.kv_use = report.kv_use
         engine.reported_at = self._clock()
@@ -120,7 +121,7 @@ class EngineLoads:
             hot = self._hot(near.known, len(urls))
             guarded = self._drop_overloaded(near.urls, dict(zip(urls, loads, strict=True)), hot=hot)
             if guarded:
-                # A prefix that is most of the prompt stays on one engine; one that many prompts share is on all of them.
+                # A prefix that is most of the prompt stays on one engine. One that many prompts share is on all.
                 return guarded[0][0] if near.mostly and not hot else self._least(guarded)
             return self._roomiest(urls, loads)
         return self._least(zip(urls, loads, strict=True))

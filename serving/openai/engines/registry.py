@@ -72,7 +72,10 @@ class EngineRegistry:
         """Count an answer of an engine other than the table's, and eject that one for a while; return the reason."""
         self.foreign.note(route.model, route.generation)
         self.loads.note_lost(candidate.url)
-        msg = f"{candidate.url} does not answer as {route.answers_as[candidate.url]}, the engine of snapshot {candidate.snapshot}"
+        msg = (
+            f"{candidate.url} does not answer as {route.answers_as[candidate.url]}, "
+            f"the engine of snapshot {candidate.snapshot}"
+        )
         structlog.get_logger().error("another engine answered", model=route.model, reason=msg)
         return msg
 

@@ -120,7 +120,10 @@ class PreGeneration:
 
 def _plan_of(route: GenerationRoute, path: str) -> GraphPlan:
     if path not in {CHAT_PATH, COMPLETIONS_PATH} or route.before is None:
-        msg = f"model {route.model} answers at {CHAT_PATH} and {COMPLETIONS_PATH} only: its graph ends in text, got {path}"
+        msg = (
+            f"model {route.model} answers at {CHAT_PATH} and {COMPLETIONS_PATH} only: its graph ends in text, "
+            f"got {path}"
+        )
         raise InvalidInput(msg, field="path", value=path)
     return route.before
 

@@ -98,7 +98,8 @@ def _by_bytes(units: Sequence[Unit], limit: int, field: str, reserved: int) -> t
     if largest.size_bytes > room:
         also = f" and its sub-part {reserved:,} more for small copies" if largest.size_bytes <= limit else ""
         msg = (
-            f"{field}.max_bytes: {limit:,} is too little: module {largest.path!r} alone holds {largest.size_bytes:,} bytes"
+            f"{field}.max_bytes: {limit:,} is too little: module {largest.path!r} alone holds "
+            f"{largest.size_bytes:,} bytes"
             f"{also}, and a module stays whole; allow {largest.size_bytes + reserved:,} or more"
         )
         raise InvalidInput(msg, field=f"{field}.max_bytes", value=limit)

@@ -8,8 +8,8 @@ _VIEWS: Final = frozenset(
     [
         "alias", "as_strided", "broadcast_to", "chunk", "detach", "diagonal", "dropout", "expand", "expand_as",
         "flatten", "movedim", "narrow", "permute", "real", "reshape", "select", "slice", "split", "split_with_sizes",
-        "squeeze", "swapaxes", "swapdims", "t", "tensor_split", "transpose", "unbind", "unflatten", "unfold", "unsafe_chunk",
-        "unsafe_split", "unsqueeze", "view", "view_as",
+        "squeeze", "swapaxes", "swapdims", "t", "tensor_split", "transpose", "unbind", "unflatten", "unfold",
+        "unsafe_chunk", "unsafe_split", "unsqueeze", "view", "view_as",
     ]
 )  # fmt: skip
 

@@ -309,7 +309,8 @@ async def _pieces(stream: AsyncIterator[bytes], limit: int, pace: Pace) -> Async
                 chunk = await anext(stream, None)
         except TimeoutError as error:
             msg = (
-                f"the body comes too slowly: {size} bytes so far; after {pace.grace_seconds:g} s at least {pace.bytes_per_second} "
+                f"the body comes too slowly: {size} bytes so far; after {pace.grace_seconds:g} s at least "
+                f"{pace.bytes_per_second} "
                 f"bytes/s are wanted (IPNEXT_UPLOAD_BYTES_PER_SECOND), and no pause of {SILENT_SECONDS:g} s"
             )
             raise TooSlow(msg) from error

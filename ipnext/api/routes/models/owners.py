@@ -232,7 +232,8 @@ def _view(record: OwnerRecord, members: tuple[OwnerMember, ...], usage: tuple[Qu
         usage=usage,
         **more,
         warnings=tuple(
-            f"quotas.{line.quota}: {line.limit:g} is below the {line.used:g} that the models ask for; nothing that runs "
+            f"quotas.{line.quota}: {line.limit:g} is below the {line.used:g} that the models ask for; "
+            "nothing that runs "
             "changes, and what asks for more is refused"
             for line in usage
             if line.is_exceeded

@@ -92,7 +92,10 @@ def _tell(
     seen = f"measured {amount(found.rate(manifest.spec.unit), manifest.spec.unit)}" + (
         "" if found.met else ", which misses its target"
     )
-    message = f"{stored.part} on {stored.hardware}, snapshot {stored.snapshot}: {seen}; plans take {now} a replica, {told} before"
+    message = (
+        f"{stored.part} on {stored.hardware}, snapshot {stored.snapshot}: {seen}; plans take {now} a replica, "
+        f"{told} before"
+    )
     unit.add_event(stored.model, "Profiled", message + spoilt, detail={"profile": stored.id})
 
 

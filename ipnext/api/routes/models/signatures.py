@@ -147,7 +147,10 @@ class _Judgement:
         there = tuple(there)
         counts = [len(self._signers(there, self.trust.of_owner(owner))) for owner in owners]
         if counts and min(counts) >= MOST_SIGNATURES:
-            msg = f"snapshot {self.digest:.16}: has signatures by {min(counts)} keys of owner {min(owners)!r}; allowed: {MOST_SIGNATURES}"
+            msg = (
+                f"snapshot {self.digest:.16}: has signatures by {min(counts)} keys of owner {min(owners)!r}; "
+                f"allowed: {MOST_SIGNATURES}"
+            )
             raise SignatureInvalid(msg)
 
     def _may(self, model: str, owner: str) -> bool:

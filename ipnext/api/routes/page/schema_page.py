@@ -18,7 +18,8 @@ def render_schema(schema: Schema) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{escape(info["title"])} API</title><link rel="icon" href="/web/icon.svg"><link rel="stylesheet" href="/web/style.css"></head>'
+        f'<title>{escape(info["title"])} API</title><link rel="icon" href="/web/icon.svg"><link '
+        'rel="stylesheet" href="/web/style.css"></head>'
         f'<body class="reference"><header><h1>{escape(info["title"])} API <small>{escape(info["version"])}</small></h1>'
         f'<nav aria-label="Sections">{links} · <a href="#types">types</a> · <a href="/openapi.json">openapi.json</a> · '
         f'<a href="/">page</a></nav></header><main>{_paragraphs(info.get("description", ""))}{sections}'
@@ -41,11 +42,16 @@ def _group(tag: str, operations: list[tuple[str, str, Schema]]) -> str:
 
 def _operation(method: str, path: str, operation: Schema) -> str:
     rows = "".join(_parameter(p) for p in operation.get("parameters", ()))
-    table = f'<table><tr><th scope="col">parameter<th scope="col">in<th scope="col">type<th scope="col">meaning</tr>{rows}</table>'
+    table = (
+        '<table><tr><th scope="col">parameter<th scope="col">in<th scope="col">type'
+        f'<th scope="col">meaning</tr>{rows}</table>'
+    )
     answers = "".join(_answer(status, body) for status, body in operation["responses"].items())
     return (
-        f'<article class="card"><h3><code>{escape(method)} {escape(path)}</code> {escape(operation.get("summary", ""))}</h3>'
-        f"{_paragraphs(operation.get('description', ''))}{table if rows else ''}{_body(operation)}<ul>{answers}</ul></article>"
+        f'<article class="card"><h3><code>{escape(method)} {escape(path)}</code> '
+        f"{escape(operation.get('summary', ''))}</h3>"
+        f"{_paragraphs(operation.get('description', ''))}{table if rows else ''}{_body(operation)}"
+        f"<ul>{answers}</ul></article>"
     )
 
 
