@@ -39,7 +39,8 @@ class PostgresServer:
     def cut(self) -> int:
         """End all connections but this one, as a fail-over does; how many there were."""
         ended = self._connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname IS NOT NULL"
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname "
+            "IS NOT NULL"
         )
         return len(ended.fetchall())
 

@@ -21,10 +21,18 @@ STARTS = {
     "asyncio": "import asyncio\n    asyncio.run(asyncio.create_subprocess_exec('true'))",
     "multiprocessing fork": "import multiprocessing as m\n    m.get_context('fork').Process(target=print).start()",
     "multiprocessing spawn": "import multiprocessing as m\n    m.get_context('spawn').Process(target=print).start()",
-    "multiprocessing forkserver": "import multiprocessing as m\n    m.get_context('forkserver').Process(target=print).start()",
-    "Temporal": "import asyncio\n    from temporalio.testing import WorkflowEnvironment\n    asyncio.run(WorkflowEnvironment.start_local())",
+    "multiprocessing forkserver": (
+        "import multiprocessing as m\n    m.get_context('forkserver').Process(target=print).start()"
+    ),
+    "Temporal": (
+        "import asyncio\n    from temporalio.testing import WorkflowEnvironment\n    "
+        "asyncio.run(WorkflowEnvironment.start_local())"
+    ),
     "executor": "import concurrent.futures as c\n    c.ProcessPoolExecutor(1).submit(print)",
-    "in a thread": "import threading, subprocess\n    t = threading.Thread(target=lambda: swallowed(subprocess.run, ['true']))\n    t.start()\n    t.join()",
+    "in a thread": (
+        "import threading, subprocess\n    t = threading.Thread(target=lambda: swallowed(subprocess.run, "
+        "['true']))\n    t.start()\n    t.join()"
+    ),
     "swallowed": "import subprocess\n    swallowed(subprocess.run, ['true'])",
     "from a fixture": "request.getfixturevalue('started')",
 }

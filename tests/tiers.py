@@ -82,7 +82,8 @@ class Guard:
         """NotPureError, which names the test and what to do."""
         told = (
             f"{self.test} is in the tier `{PURE}` but {act}. Request the fixture `{fixture}` in the test or in the "
-            f'fixture that does so (or pytest.mark.usefixtures("{fixture}")): the test is then in the tier `integration`.'
+            f'fixture that does so (or pytest.mark.usefixtures("{fixture}")): '
+            "the test is then in the tier `integration`."
         )
         self.refused.append(told)
         raise NotPureError(told)

@@ -20,7 +20,8 @@ from tests.waiting import PATIENCE_SECONDS, until
 pytestmark = pytest.mark.e2e
 
 BODY = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [1.0]}]}
-CLOSED = """  access: {predictions: authenticated, callers: [shop], limits: {perKey: {requestsPerSecond: 0.001, burst: 4}}}
+CLOSED = """  access:
+    {predictions: authenticated, callers: [shop], limits: {perKey: {requestsPerSecond: 0.001, burst: 4}}}
 """
 
 

@@ -111,12 +111,18 @@ def test_a_state_directory_keeps_to_the_stores_that_it_was_begun_on(servers: Sim
     [
         (
             ("--database-url", "mysql://x/y"),
-            "--database-url (IPNEXT_DEV_DATABASE_URL): database url: mysql://x/y is not supported; allowed: sqlite:///FILE, postgresql+psycopg://USER@HOST/DATABASE",
+            (
+                "--database-url (IPNEXT_DEV_DATABASE_URL): database url: mysql://x/y is not supported; allowed: "
+                "sqlite:///FILE, postgresql+psycopg://USER@HOST/DATABASE"
+            ),
         ),
         (("--database-url", "postgresql+psycopg://nobody:secret@127.0.0.1:1/x"), "nobody:***@127.0.0.1:1/x"),
         (
             ("--artifacts", "gs://bucket"),
-            "--artifacts (IPNEXT_DEV_ARTIFACTS_URI): uri: 'gs://bucket' is not of a known form; allowed: file:///DIRECTORY, s3://BUCKET/PREFIX",
+            (
+                "--artifacts (IPNEXT_DEV_ARTIFACTS_URI): uri: 'gs://bucket' is not of a known form; allowed: "
+                "file:///DIRECTORY, s3://BUCKET/PREFIX"
+            ),
         ),
         (("--artifacts", "s3://no-such-bucket/x"), "does not exist"),
     ],

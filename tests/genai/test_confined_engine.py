@@ -155,7 +155,8 @@ from serving.genai.host import _arguments, confine, prepare_places
 from tests.genai.prying_engine import open_socket, status, tried
 root = Path(sys.argv[1])
 given = _arguments(
-    ["--sockets", str(root / "h"), "--region", "r", "--id", "h", "--artifacts", "file:///s", "--cache", str(root / "cache")]
+    ["--sockets", str(root / "h"), "--region", "r", "--id", "h",
+     "--artifacts", "file:///s", "--cache", str(root / "cache")]
 )
 (root / "h").mkdir()
 (root / "logs").mkdir()

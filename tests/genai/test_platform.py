@@ -35,7 +35,8 @@ spec:
     - name: llm
       engine: vllm
       hardware: [{kind: cpu, units: 1, qps: 50}]
-      settings: {maxModelLen: 512, maxNumSeqs: 16, kvCacheGib: 0.1, enforceEager: true, dtype: bfloat16, startSeconds: 900}
+      settings:
+        {maxModelLen: 512, maxNumSeqs: 16, kvCacheGib: 0.1, enforceEager: true, dtype: bfloat16, startSeconds: 900}
   demand: [{region: us-east, qps: 20}]
   latencyToleranceMs: 500
   rollout: {canary: 1, maxStep: 1, deadlineSeconds: 900}

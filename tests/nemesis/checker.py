@@ -74,7 +74,10 @@ def mixed_answers(story: Story) -> Iterable[str]:
             continue
         snapshots = story.dump["models"][asked.model]["generations"][str(said["generation"])]
         if said["marks"] != marks or said["sum"] != _sum(asked.begin.value["x"], marks[0]):
-            yield f"{_place(asked)}: marks {said['marks']} and sum {said['sum']}, generation {said['generation']} has {marks}"
+            yield (
+                f"{_place(asked)}: marks {said['marks']} and sum {said['sum']}, "
+                f"generation {said['generation']} has {marks}"
+            )
         if {part: int(number) for part, number in said["snapshots"].items()} != snapshots:
             yield f"{_place(asked)}: proof {said['snapshots']}, generation {said['generation']} is {snapshots}"
 
@@ -238,7 +241,9 @@ def final_state(story: Story) -> Iterable[str]:
             continue
         wanted = story.serving(model, quiet.wall)
         if told["serving"] != wanted:
-            yield f"{model}: the store says that {told['serving']} serves, the last change that was done brought {wanted}"
+            yield (
+                f"{model}: the store says that {told['serving']} serves, the last change that was done brought {wanted}"
+            )
         last = [e for e in story.acknowledged("publish") if e.value["model"] == model][-1:]
         if last and last[0].value["generation"] != wanted:
             yield f"{model}: the last publish brought generation {last[0].value['generation']}, {wanted} serves"

@@ -65,7 +65,8 @@ spec:
     - {{name: only, hardware: [{{kind: cpu, units: {units}, qps: 100}}]}}
   demand: [{{region: us-east, qps: {qps}}}, {{region: eu-west, qps: {qps}}}]
   latencyToleranceMs: 120
-  rollout: {{canary: 0.5, maxStep: 0.5, deadlineSeconds: 60, onNewer: turn, refresh: {refresh}, whenShort: dip, maxDip: 0.5}}
+  rollout:
+    {{canary: 0.5, maxStep: 0.5, deadlineSeconds: 60, onNewer: turn, refresh: {refresh}, whenShort: dip, maxDip: 0.5}}
 """
 
 _GATED = """

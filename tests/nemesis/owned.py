@@ -20,7 +20,10 @@ def frozen(story: Story) -> Iterable[str]:
         for change, run, transition in _carried(story, span):
             if run["begun"] > span.begin and span.holds(transition["begun"]):
                 late = span.end - transition["begun"]
-                yield f"{change.model}: {change.kind} {change.id} began its transition {late:.1f} s before the freeze was lifted"
+                yield (
+                    f"{change.model}: {change.kind} {change.id} began its transition {late:.1f} s before the "
+                    "freeze was lifted"
+                )
 
 
 def paused(story: Story) -> Iterable[str]:
@@ -71,9 +74,15 @@ def unplaceable(story: Story) -> Iterable[str]:
             if change.id != event.value["id"]:
                 continue
             if change.state in {"done", "rolled_back"}:
-                yield f"{change.model}: nothing can be placed by the manifest of {change.kind} {change.id}, which is {change.state}"
+                yield (
+                    f"{change.model}: nothing can be placed by the manifest of {change.kind} {change.id}, "
+                    f"which is {change.state}"
+                )
             if f"transition/{change.id}" in story.runs:
-                yield f"{change.model}: {change.kind} {change.id} moves the model, and nothing can be placed by its manifest"
+                yield (
+                    f"{change.model}: {change.kind} {change.id} moves the model, "
+                    "and nothing can be placed by its manifest"
+                )
 
 
 def drained(story: Story) -> Iterable[str]:

@@ -14,7 +14,8 @@ from planner.generate.generate import generate
 COMPILING_SECONDS = 1000.0
 
 PROGRAM = """
-import json, sys, planner.fleet.solver, planner.fleet.rounding, planner.explain.runner_up, planner.explain.marginal_value
+import json, sys
+import planner.fleet.solver, planner.fleet.rounding, planner.explain.runner_up, planner.explain.marginal_value
 from planner.explain.explanation import explain
 from planner.generate.generate import generate
 from planner.kernels import prepare, preparation
@@ -23,7 +24,9 @@ from planner.solve import place, solve
 def compiled():
     modules = [module for name, module in sys.modules.items() if name.startswith("planner")]
     kernels = {id(k): k for m in modules for k in vars(m).values() if hasattr(k, "nopython_signatures")}
-    return sorted(f"{k.py_func.__module__}.{k.py_func.__name__}{s}" for k in kernels.values() for s in k.nopython_signatures)
+    return sorted(
+        f"{k.py_func.__module__}.{k.py_func.__name__}{s}" for k in kernels.values() for s in k.nopython_signatures
+    )
 
 prepare()
 before, took = compiled(), preparation()

@@ -47,12 +47,18 @@ def test_every_metric_is_documented_and_none_is_made_up():
     [
         f"{HttpLimits().head_bytes // 1024} KiB",
         f"{HttpLimits().body_bytes // 2**20} MiB",
-        f"in a process | {HttpLimits().held_bytes // 2**30} GiB, the last eighth for bodies of up to {HttpLimits().small_bytes // 2**20} MiB",
+        (
+            f"in a process | {HttpLimits().held_bytes // 2**30} GiB, the last eighth for bodies of up to "
+            f"{HttpLimits().small_bytes // 2**20} MiB"
+        ),
         f"{MAX_BYTES_ELEMENTS:,}",
         f"{MAX_STRUCTURES:,} in more than {SMALL_BYTES // 1024} KiB",
         f"(commas) in an OpenAI body, those in its strings left out | {MAX_ELEMENTS:,}",
         f"(colons) in an OpenAI body, likewise | {MAX_MEMBERS:,}",
-        f"{HttpLimits().longest_read_seconds:g} s in all; after {HttpLimits().read_seconds:g} s none of {HttpLimits().window_seconds:g} s",
+        (
+            f"{HttpLimits().longest_read_seconds:g} s in all; after {HttpLimits().read_seconds:g} s none of "
+            f"{HttpLimits().window_seconds:g} s"
+        ),
         f"`--max-json-bytes`, {MAX_JSON_BYTES // 2**20} MiB",
         f"{MAX_JSON_ELEMENTS:,}",
         f"{HttpLimits().read_seconds:g} s, and 1 s more for each {HttpLimits().read_bytes_per_second // 1024} KiB",

@@ -29,10 +29,11 @@ FAULTS = (
     "a model is withdrawn", "a region is told again", "a repair is recorded", "a transition is taken over",
     "an activity outlives its run", "an entity is begun again", "entity continues as new", "history limit",
     "region away beyond the deadline", "terminate all of a model", "terminate drain", "terminate entity",
-    "terminate lifecycle", "terminate lifecycle and transition", "terminate reconcile", "terminate replan", "terminate transition",
-    "a way back by waves", "approved", "bad answers", "dips", "goes over", "host crashed", "host crashed while it goes over",
-    "invalid", "load failure", "never ready", "region dead", "region lost", "region unreachable", "stopped by a newer change",
-    "a repair goes by what serves, not by what waits", "swap fails", "turned for a newer publish", "unacknowledged", "waits for supply", "worker killed",
+    "terminate lifecycle", "terminate lifecycle and transition", "terminate reconcile", "terminate replan",
+    "terminate transition", "a way back by waves", "approved", "bad answers", "dips", "goes over", "host crashed",
+    "host crashed while it goes over", "invalid", "load failure", "never ready", "region dead", "region lost",
+    "region unreachable", "stopped by a newer change", "a repair goes by what serves, not by what waits",
+    "swap fails", "turned for a newer publish", "unacknowledged", "waits for supply", "worker killed",
 )  # fmt: skip
 MINDS = (
     "abort", "apply", "drain", "freeze", "lose a region", "pause", "publish", "publish in a rush", "replan", "retire",

@@ -89,7 +89,8 @@ def test_a_model_that_cannot_be_placed_for_its_owners_budget(placed):
     planned = placed(0.5)
     assert planned.reason is Reason.OVER_BUDGET
     assert planned.message == (
-        "nothing can be placed: budget owner default; to serve all, budget owner default would need 12 $/h, and is 0.5 $/h"
+        "nothing can be placed: budget owner default; to serve all, budget owner default would need 12 $/h, "
+        "and is 0.5 $/h"
     )
 
 

@@ -40,7 +40,10 @@ def listed(kit, migrated, tmp_path_factory):
         )
         held = NAMES[MODELS // 2 : 3 * MODELS // 4]
         repository.connection().exec_driver_sql(
-            "UPDATE replan_moves SET state = 'moving', change_id = 'move-' || model WHERE position >= ? AND position < ?",
+            (
+                "UPDATE replan_moves SET state = 'moving', change_id = 'move-' || model WHERE position >= ? AND "
+                "position < ?"
+            ),
             (MODELS // 2, 3 * MODELS // 4),
         )
         for start in range(0, len(held), 1000):

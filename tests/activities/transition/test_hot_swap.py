@@ -126,7 +126,8 @@ def test_engines_that_cannot_go_over_are_told_before_any_is_asked(transition):
     assert told == {"llm": "an engine reads chat_template.jinja as it starts and never again, and it is another one"}
     anew = find_restarts(spec, plain, wider, transition)
     assert price_of(transition, anew) == (
-        "can't swap 2 replicas of llm, since its tensors get other names, dtypes or shapes: ends them and starts others in "
+        "can't swap 2 replicas of llm, since its tensors get other names, dtypes or shapes: "
+        "ends them and starts others in "
         "their place; dips llm in us by 50% until these are ready (rollout.refresh: replace starts them first)"
     )
 

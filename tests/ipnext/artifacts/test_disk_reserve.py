@@ -113,7 +113,10 @@ keys = [draw_key() for _ in range(200)]
 with store.begin() as unit:
     for key in keys:
         grants = (Grant(role=Role.PUBLISHER),)
-        unit.add_key(ApiKey(id=key.id, name=key.id, kind="key", digest=key.digest, proof_key=key.proof_key, grants=grants, created_at=datetime.now(UTC), created_by="t"))
+        unit.add_key(
+            ApiKey(id=key.id, name=key.id, kind="key", digest=key.digest, proof_key=key.proof_key, grants=grants,
+                   created_at=datetime.now(UTC), created_by="t")
+        )
 artifacts, size, blobs = FileArtifactStore(f"{directory}/artifacts", reserve_bytes=reserve), 2**24, 0
 while size:
     content = blobs.to_bytes(8) * (size // 8)

@@ -14,7 +14,10 @@ from ipnext.cli import app
     [
         (
             ("get", "plan"),
-            "'plan' is not one of 'models', 'changes', 'plans', 'replans', 'regions', 'drains', 'fleet', 'freezes', 'owners', 'validators'; see `ipnext get -h`",
+            (
+                "'plan' is not one of 'models', 'changes', 'plans', 'replans', 'regions', 'drains', 'fleet', "
+                "'freezes', 'owners', 'validators'; see `ipnext get -h`"
+            ),
         ),
         (("get", "models", "--output", "xml"), "'xml' is not one of 'table', 'json', 'yaml'; see `ipnext get -h`"),
         (("publish", "m"), "Missing option '--part'; see `ipnext publish -h`"),

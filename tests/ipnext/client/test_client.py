@@ -285,7 +285,10 @@ def test_one_client_serves_several_threads(applied):
 
 @pytest.mark.usefixtures("subprocesses")
 def test_client_and_command_line_need_the_base_dependencies_only():
-    heavy = "numpy fastapi sqlmodel sqlalchemy temporalio torch cvxpy boto3 structlog prometheus_client uvicorn aiohttp psutil"
+    heavy = (
+        "numpy fastapi sqlmodel sqlalchemy temporalio torch cvxpy boto3 structlog prometheus_client uvicorn "
+        "aiohttp psutil"
+    )
     code = (
         "import sys, ipnext.client, ipnext.cli, ipnext.model.api.resources\n"
         f"print(sorted(set('{heavy}'.split()) & set(sys.modules)))"

@@ -20,8 +20,10 @@ HOME = str(Path("~").expanduser())
         ("uri file:///srv/artifacts/snapshots/0a1b is gone", "uri file://…/0a1b is gone"),
         ("sqlite:////tmp/state/ipnext.db is locked", "sqlite://…/ipnext.db is locked"),
         ("postgresql+psycopg://me:***@db.inner:5432/x does not answer", "postgresql+psycopg://… does not answer"),
-        ("GET https://127.0.0.1:39113/state; http://localhost:1/x; [::1]:80", "GET https://127.0.0.1:…/state; http://localhost:…/x; [::1]:…"),
-        ('in use by the process 4711; pid 12, pid=13, "pid": 14, PID: 15', 'in use by the process …; pid …, pid=…, "pid": …, PID: …'),
+        (("GET https://127.0.0.1:39113/state; http://localhost:1/x; "
+            "[::1]:80"), "GET https://127.0.0.1:…/state; http://localhost:…/x; [::1]:…"),
+        (('in use by the process 4711; pid 12, pid=13, "pid": 14, PID: '
+            '15'), 'in use by the process …; pid …, pid=…, "pid": …, PID: …'),
         (f"no {HOME}", "no …"),
         ("//srv/ipnext/x.db; at ///srv/y/z ['//a/b']", "…/x.db; at …/z ['…/b']"),
     ],

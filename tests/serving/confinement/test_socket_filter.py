@@ -69,7 +69,9 @@ told = {
     "pair of datagrams": pairs(socket.SOCK_DGRAM),
     "an existing one": tried(held.send, b"x"),
     "io_uring": "done" if library.syscall(425, 1, 0) >= 0 else ctypes.get_errno(),
-    "a child": os.waitstatus_to_exitcode(os.system(f"{sys.executable} -S -c 'import socket; socket.socket(2, 2)' 2>&-")),
+    "a child": os.waitstatus_to_exitcode(
+        os.system(f"{sys.executable} -S -c 'import socket; socket.socket(2, 2)' 2>&-")
+    ),
 }
 print(json.dumps(told))
 """

@@ -106,14 +106,22 @@ LAYERS = {
     "scatter-reduce": (Calling(lambda x: x.scatter_reduce(1, x.argsort(1), x, reduce="amax")), normal(4)),
     "index-select": (Calling(lambda x: x.index_select(1, torch.tensor([2, 0]))), normal(4)),
     "index": (Calling(lambda x: x[:, torch.tensor([2, 0])]), normal(4)),
-    "cat-stack-split": (Calling(lambda x: torch.cat([*x.chunk(2, 1), *torch.stack(x.split(2, 1), 1).unbind(1)], 1)), normal(4)),
+    "cat-stack-split": (
+        Calling(lambda x: torch.cat([*x.chunk(2, 1), *torch.stack(x.split(2, 1), 1).unbind(1)], 1)),
+        normal(4),
+    ),
     "where": (Calling(lambda x: torch.where(x > 0, x, 0.0).masked_fill(x > 1, 1.0)), normal(4)),
     "cumsum": (Calling(lambda x: x.cumsum(1) + x.cumprod(1)), normal(4)),
     "einsum": (Calling(lambda x: torch.einsum("bij,bjk->bik", x, x)), normal(4, 4)),
     "matmul": (Calling(lambda x: x @ x.transpose(1, 2)), normal(4, 5)),
-    "reductions": (Calling(lambda x: torch.stack([x.mean(1), x.std(1), x.amax(1), x.logsumexp(1), x.norm(dim=1)], 1)), normal(4)),
+    "reductions": (
+        Calling(lambda x: torch.stack([x.mean(1), x.std(1), x.amax(1), x.logsumexp(1), x.norm(dim=1)], 1)),
+        normal(4),
+    ),
     "activations": (
-        Calling(lambda x: F.gelu(x, approximate="tanh") + F.silu(x) + F.elu(x) + F.softplus(x) + F.mish(x) + F.softmax(x, 1)),
+        Calling(
+            lambda x: F.gelu(x, approximate="tanh") + F.silu(x) + F.elu(x) + F.softplus(x) + F.mish(x) + F.softmax(x, 1)
+        ),
         normal(4),
     ),
     "arithmetic": (Calling(lambda x: (x.exp() / (x.abs() + 1)).pow(2).log1p().sqrt().clamp(0, 5).round()), normal(4)),

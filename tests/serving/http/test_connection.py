@@ -113,7 +113,8 @@ async def test_pieces_of_any_size_make_the_same_request(connect, answers):
 async def test_chunks_make_one_body_that_can_be_written_to(connect, answers):
     async with connect() as (reader, writer):
         writer.write(
-            b"POST /echo HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+            b"POST /echo HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: "
+            b"chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
         )
         assert (await answer(reader))[2] == b"abcde"
     answers.requests[0].content[0] = 1

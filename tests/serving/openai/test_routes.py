@@ -141,7 +141,10 @@ async def test_pieces_that_come_together_leave_together_the_last_ones_with_the_e
         edge.serve(engine.url)
         reader, writer = await asyncio.open_connection(*edge.url.removeprefix("http://").split(":"))
         body = json.dumps(ask(stream=True)).encode()
-        head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: "
+            f"{len(body)}\r\n\r\n"
+        )
         writer.write(head.encode() + body)
         await reader.readuntil(b"\r\n\r\n1\r\na\r\n")
         seen.set()
@@ -260,7 +263,10 @@ async def test_a_request_that_ends_an_engine_is_sent_to_no_other_one(edge, engin
         b'{"model":"llm","seed":10e-1,"messages":[{"role":"user","content":"say it"}]}',
         b'{"model":"x","model":"llm","seed":7,"seed":1,"messages":[{"role":"user","content":"say it"}]}',
         b'{"model":"llm","seed":1,"n":null,"messages":[{"role":"user","content":"say it"}]}',
-        b'{"model":"llm","seed":1,"user":"u","metadata":{"a":"b"},"stream":true,"messages":[{"role":"user","content":"say it"}]}',
+        (
+            b'{"model":"llm","seed":1,"user":"u","metadata":{"a":"b"},"stream":true,'
+            b'"messages":[{"role":"user","content":"say it"}]}'
+        ),
     ],
     ids=[
         "spaces",
@@ -404,7 +410,10 @@ async def test_a_slow_client_slows_the_engine_down_and_gets_all(edge):
         host, port = edge.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port), limit=2**16)
         body = json.dumps(ask()).encode()
-        head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: "
+            f"{len(body)}\r\n\r\n"
+        )
         writer.write(head.encode() + body)
         await eventually(lambda: sent, why=lambda: "the engine begins")
         seen = -1
@@ -432,7 +441,10 @@ async def test_a_client_that_takes_nothing_is_cut_off(tmp_path):
         host, port = edge.url.removeprefix("http://").split(":")
         _, writer = await asyncio.open_connection(host, int(port), limit=2**16)
         body = json.dumps(ask()).encode()
-        head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: "
+            f"{len(body)}\r\n\r\n"
+        )
         writer.write(head.encode() + body)
         await eventually(lambda: edge.counts().answers.get(499), why=lambda: "it is cut off")
         await eventually(lambda: engine.left == 1, why=lambda: "the engine's connection has ended")

@@ -119,7 +119,8 @@ def test_one_that_is_forked_fetches_and_is_replaced_too(published, tmp_path):
 @pytest.mark.parametrize("how", ["start", "fork"])
 def test_it_ends_with_whoever_started_it(published, how):
     code = (
-        f"import sys, time; from serving.snapshots.fetch_process import FetchingProcess; f = FetchingProcess(sys.argv[1]); f.{how}();"
+        "import sys, time; from serving.snapshots.fetch_process import FetchingProcess; "
+        f"f = FetchingProcess(sys.argv[1]); f.{how}();"
         "print(f._process.pid, flush=True); time.sleep(60)"
     )
     host = subprocess.Popen([sys.executable, "-c", code, published.store.uri], stdout=subprocess.PIPE, text=True)

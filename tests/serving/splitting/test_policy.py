@@ -152,35 +152,53 @@ REFUSED = {
     "no parts": ({"parts": []}, "parts", "at least 1 item"),
     "no document": ([], "policy", "must be a mapping"),
     "no patterns": ({"parts": [part(modules=[])]}, "parts.0.modules", "at least 1 item"),
-    "an unknown field": ({"parts": [part(module=["x"])]}, "parts.0.module", "allowed here: hardware, modules, name, shard"),
+    "an unknown field": (
+        {"parts": [part(module=["x"])]}, "parts.0.module", "allowed here: hardware, modules, name, shard",
+    ),
     "an unknown field of a shard": (
-        {"parts": [part(shard={"by": "bytes", "maxBytes": 10, "size": 3})]}, "parts.0.shard.size", "allowed here: by, count, max_bytes",
+        {"parts": [part(shard={"by": "bytes", "maxBytes": 10, "size": 3})]}, "parts.0.shard.size",
+        "allowed here: by, count, max_bytes",
     ),
     "an empty default": ({"parts": [part()], "default": ""}, "default", "pattern"),
     "a default that is no name": ({"parts": [part()], "default": "The Rest"}, "default", "pattern"),
-    "a default that is dealt out": ({"parts": [part(shard={"by": "count", "count": 2})], "default": "a"}, "", "dealt out"),
+    "a default that is dealt out": (
+        {"parts": [part(shard={"by": "count", "count": 2})], "default": "a"}, "", "dealt out",
+    ),
     "the request's name": ({"parts": [part("request")]}, "", "names the request itself"),
     "a name twice": ({"parts": [part(), part(modules=["tower"])]}, "", "'a' 2 times"),
     "a pattern that matches nothing": (
-        {"parts": [part(modules=["tables", "towr"])]}, "parts.0.modules.1", "'towr' matches no module; near it are: tower",
+        {"parts": [part(modules=["tables", "towr"])]}, "parts.0.modules.1",
+        "'towr' matches no module; near it are: tower",
     ),
     "a pattern far from all": ({"parts": [part(modules=["zzz"])]}, "parts.0.modules.0", "there are: idle"),
-    "a module of two parts": ({"parts": [part(), part("b", ["t*s"])]}, "parts.1.modules", "'tables' is matched by part 'a' and by part 'b'"),
+    "a module of two parts": (
+        {"parts": [part(), part("b", ["t*s"])]}, "parts.1.modules", "'tables' is matched by part 'a' and by part 'b'",
+    ),
     "a part without operations": ({"parts": [part("b", ["idle"])]}, "parts.0", "'b' would be empty"),
     "an unknown shard": ({"parts": [part(shard={"by": "rows"})]}, "parts.0.shard.by", "'bytes' or 'count'"),
     "a shard without budget": ({"parts": [part(shard={"by": "bytes"})]}, "parts.0.shard", "needs max_bytes"),
-    "a shard with both": ({"parts": [part(shard={"by": "count", "count": 2, "max_bytes": 5})]}, "parts.0.shard", "max_bytes belongs to"),
-    "a budget of nothing": ({"parts": [part(shard={"by": "bytes", "max_bytes": 0})]}, "parts.0.shard.max_bytes", "greater than 0"),
-    "a budget below a table": (
-        {"parts": [part(shard={"by": "bytes", "max_bytes": 2000})]}, "parts.0.shard.max_bytes", "'tables.of.0' alone holds 3,200 bytes",
+    "a shard with both": (
+        {"parts": [part(shard={"by": "count", "count": 2, "max_bytes": 5})]}, "parts.0.shard", "max_bytes belongs to",
     ),
-    "a count of nothing": ({"parts": [part(shard={"by": "count", "count": 0})]}, "parts.0.shard.count", "greater than or equal to 1"),
-    "a count above the tables": ({"parts": [part(shard={"by": "count", "count": 9})]}, "parts.0.shard.count", "more than the 5 modules"),
+    "a budget of nothing": (
+        {"parts": [part(shard={"by": "bytes", "max_bytes": 0})]}, "parts.0.shard.max_bytes", "greater than 0",
+    ),
+    "a budget below a table": (
+        {"parts": [part(shard={"by": "bytes", "max_bytes": 2000})]}, "parts.0.shard.max_bytes",
+        "'tables.of.0' alone holds 3,200 bytes",
+    ),
+    "a count of nothing": (
+        {"parts": [part(shard={"by": "count", "count": 0})]}, "parts.0.shard.count", "greater than or equal to 1",
+    ),
+    "a count above the tables": (
+        {"parts": [part(shard={"by": "count", "count": 9})]}, "parts.0.shard.count", "more than the 5 modules",
+    ),
     "a shard of nothing": (
         {"parts": [part("b", ["idle"], shard={"by": "count", "count": 2})]}, "parts.0.shard", "nothing to deal out",
     ),
     "a shard's name taken": (
-        {"parts": [part(shard={"by": "count", "count": 2}), part("a-1", ["tower"])]}, "parts", "'a-1', and so is another part",
+        {"parts": [part(shard={"by": "count", "count": 2}), part("a-1", ["tower"])]}, "parts",
+        "'a-1', and so is another part",
     ),
 }  # fmt: skip
 

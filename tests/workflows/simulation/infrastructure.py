@@ -66,8 +66,8 @@ class Host:
     """
 
     __slots__ = (
-        "alone", "due", "failing", "fetched_at", "former", "id", "interrupted", "key", "leaves", "log", "lost", "message", "number", "only", "over_to", "ready_at", "restarts",
-        "takes", "world",
+        "alone", "due", "failing", "fetched_at", "former", "id", "interrupted", "key", "leaves", "log", "lost",
+        "message", "number", "only", "over_to", "ready_at", "restarts", "takes", "world",
     )  # fmt: skip
     phase = ReplicaPhase.RUNNING
 

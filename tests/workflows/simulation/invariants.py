@@ -193,7 +193,10 @@ class Invariants:
             stays = (between and model in self.crossing) or seen in self.halfway.get(model, ())
             if stays:
                 self.halfway.setdefault(model, set()).add(seen)
-            told = f"{where}: {model}/{place[1]} in {place[0]}: {short:g} of {whole[place]:g} requests/s are missing, {may:g} may"
+            told = (
+                f"{where}: {model}/{place[1]} in {place[0]}: {short:g} of {whole[place]:g} requests/s are "
+                f"missing, {may:g} may"
+            )
             self.broken(
                 "I1 between" if stays else self._way_back(model) if self._goes_back(model) else "I1 capacity", told
             )
@@ -508,7 +511,10 @@ class Invariants:
                         name = self._way_back(model)
                     elif self.world.ends and self._is_ahead(origin, model):
                         name = "I1 ahead"
-                    told = f"{where}: {origin.name} sends {model} generation {share.generation} to {share.to}, not whole there"
+                    told = (
+                        f"{where}: {origin.name} sends {model} generation {share.generation} to {share.to}, "
+                        "not whole there"
+                    )
                     self.broken(name, told)
                 passed += share.fraction
 

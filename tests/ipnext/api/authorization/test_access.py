@@ -540,7 +540,8 @@ async def test_a_session_may_not_what_its_key_may_not(two_owners):
     file = two_owners.directory / "own.cedar"
     file.write_text(
         '@id("no-drains") forbid (principal is Key, action == Action::"regions.drain", resource);\n'
-        f'@id("not-this-key") forbid (principal == Key::"{two_owners.admin_key[7:23]}", action == Action::"replans.ask", resource);'
+        f'@id("not-this-key") forbid (principal == Key::"{two_owners.admin_key[7:23]}", '
+        'action == Action::"replans.ask", resource);'
     )
     two_owners.settings = two_owners.settings.model_copy(update={"policies_file": file})
     own = {"Origin": "http://localhost"}
@@ -555,7 +556,8 @@ async def test_a_session_may_not_what_its_key_may_not(two_owners):
 async def test_policies_that_forbid_lists_hold_and_who_still_sees_all_models_reads_the_fleets_words(two_owners):
     file = two_owners.directory / "own.cedar"
     file.write_text(
-        '@id("no-lists") forbid (principal is Key, action == Action::"models.list", resource) when { principal.name == "poor" };'
+        '@id("no-lists") forbid (principal is Key, action == Action::"models.list", '
+        'resource) when { principal.name == "poor" };'
     )
     two_owners.settings = two_owners.settings.model_copy(update={"policies_file": file})
     poor = {"Authorization": f"Bearer {two_owners.add_key('poor', Role.ADMIN)}"}

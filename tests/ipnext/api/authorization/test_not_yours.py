@@ -300,26 +300,38 @@ def placed(body, steps, value):
 
 
 PLAIN = {
-    "PUT /v1/models/{name}": "apiVersion kind metadata.annotations.* metadata.labels.* spec.demand.region spec.graph.nodes.inputs.* "
-    "spec.graph.nodes.name spec.graph.nodes.part spec.graph.nodes.prompt.lists.*.item spec.graph.nodes.prompt.lists.*.order "
-    "spec.graph.nodes.prompt.template spec.graph.outputs.* spec.parts.adapterOf spec.parts.engine spec.parts.hardware.kind "
-    "spec.parts.name spec.rollout.gate.outputs spec.split.default spec.split.parts.hardware spec.split.parts.hardware.kind "
-    "spec.split.parts.modules spec.split.parts.name spec.validation.signers.publicKeys spec.validation.skip.*",
+    "PUT /v1/models/{name}": (
+        "apiVersion kind metadata.annotations.* metadata.labels.* spec.demand.region spec.graph.nodes.inputs.* "
+        "spec.graph.nodes.name spec.graph.nodes.part spec.graph.nodes.prompt.lists.*.item "
+        "spec.graph.nodes.prompt.lists.*.order spec.graph.nodes.prompt.template spec.graph.outputs.* "
+        "spec.parts.adapterOf spec.parts.engine spec.parts.hardware.kind spec.parts.name spec.rollout.gate.outputs "
+        "spec.split.default spec.split.parts.hardware spec.split.parts.hardware.kind spec.split.parts.modules "
+        "spec.split.parts.name spec.validation.signers.publicKeys spec.validation.skip.*"
+    ),
     "POST /v1/models/{name}/publish": "overrideFreeze",
     **{f"POST /v1/models/{{name}}/{verb}": "reason" for verb in ("pause", "resume", "approve", "promote", "abort")},
     "POST /v1/artifacts/missing": "digests",
     "PUT /v1/artifacts/blobs/{sha256}": "",
-    "POST /v1/artifacts/snapshots": "checkpoint.architecture checkpoint.base checkpoint.dtype checkpoint.tensors engine files.path "
-    "files.sha256 format parent producer.* signature.inputs.name signature.outputs.name signature.request_inputs",
+    "POST /v1/artifacts/snapshots": (
+        "checkpoint.architecture checkpoint.base checkpoint.dtype checkpoint.tensors engine files.path "
+        "files.sha256 format parent producer.* signature.inputs.name signature.outputs.name "
+        "signature.request_inputs"
+    ),
     "PUT /v1/artifacts/snapshots/{digest}/signature": "payload payloadType signatures.keyid signatures.sig",
-    "PUT /v1/models/{name}/snapshots/{part}/{number}/profiles": "conditions.engine_version conditions.machine conditions.region "
-    "conditions.replica conditions.url hardware measured_at",
+    "PUT /v1/models/{name}/snapshots/{part}/{number}/profiles": (
+        "conditions.engine_version conditions.machine conditions.region conditions.replica conditions.url hardware "
+        "measured_at"
+    ),
     "POST /v1/replans/steer": "reason",
     "PUT /v1/fleet": "apiVersion kind spec.hardware spec.regions spec.supply.hardware spec.supply.region",
-    "PUT /v1/owners/{owner}": "apiVersion kind metadata.annotations.* metadata.labels.* spec.description spec.members.subject",
-    "PUT /v1/freezes/{name}": "apiVersion kind metadata.annotations.* metadata.labels.* spec.ics spec.reason spec.scope.regions "
-    "spec.timeZone spec.windows.duration spec.windows.end spec.windows.exdates spec.windows.rdates spec.windows.rrule "
-    "spec.windows.start spec.windows.timeZone",
+    "PUT /v1/owners/{owner}": (
+        "apiVersion kind metadata.annotations.* metadata.labels.* spec.description spec.members.subject"
+    ),
+    "PUT /v1/freezes/{name}": (
+        "apiVersion kind metadata.annotations.* metadata.labels.* spec.ics spec.reason spec.scope.regions "
+        "spec.timeZone spec.windows.duration spec.windows.end spec.windows.exdates spec.windows.rdates "
+        "spec.windows.rrule spec.windows.start spec.windows.timeZone"
+    ),
     "POST /v1/changes/{change_id}/override": "reason",
     "POST /v1/regions/{region}/drain": "reason",
     "POST /v1/regions/{region}/return": "reason",

@@ -230,7 +230,10 @@ def test_settings_that_fit_are_fine():
 def test_a_manifest_without_a_checkpoint_keeps_the_digest_that_it_had():
     manifest = SnapshotManifest(engine="torch", signature=Signature(inputs=(), outputs=()), files=())
     assert "checkpoint" not in canonical_json(manifest)
-    former = '{"engine":"torch","files":[],"format":"ipnext/snapshot/v1","parent":null,"producer":{},"signature":{"inputs":[],"outputs":[]}}'
+    former = (
+        '{"engine":"torch","files":[],"format":"ipnext/snapshot/v1","parent":null,"producer":{},'
+        '"signature":{"inputs":[],"outputs":[]}}'
+    )
     assert manifest.digest == digest_of(json.loads(former))
     told = manifest.model_copy(update={"checkpoint": facts()})
     assert SnapshotManifest.model_validate_json(canonical_json(told)) == told

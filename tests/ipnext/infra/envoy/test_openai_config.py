@@ -363,7 +363,10 @@ def test_bodies_that_do_not_come_whole_take_next_to_no_memory_of_the_gateway(eu,
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 
     body = json.dumps(ask(messages=[{"role": "user", "content": "x" * 2**24}])).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: "
+        f"{len(body)}\r\n\r\n"
+    )
     before = memory()
     with ExitStack() as stack:
         lines = [

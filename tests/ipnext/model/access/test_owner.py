@@ -112,12 +112,17 @@ def test_the_budget_counts_if_it_is_stated():
     ("quotas", "claims", "others", "field", "words"),
     [
         ({"models": 3}, {}, {"models": 3}, "metadata.owner", "one more model; owner 'search' uses 3 of 3 models"),
-        ({"units": {"l4": 10}}, {"units.l4": 6}, {"units.l4": 5}, "spec.parts", "6 units of l4; owner 'search' uses 5 of 10"),
-        ({"dollarsPerHour": 50}, {"dollarsPerHour": 11}, {"dollarsPerHour": 40}, "spec.budgetPerHour", "uses 40 of 50 $/h"),
+        ({"units": {"l4": 10}}, {"units.l4": 6}, {"units.l4": 5}, "spec.parts",
+         "6 units of l4; owner 'search' uses 5 of 10"),
+        ({"dollarsPerHour": 50}, {"dollarsPerHour": 11}, {"dollarsPerHour": 40}, "spec.budgetPerHour",
+         "uses 40 of 50 $/h"),
         ({"dollarsPerHour": 50}, {}, {"dollarsPerHour": 40}, "spec.budgetPerHour", "absent"),
-        ({"requestsPerSecond": 500}, {"requestsPerSecond": 101}, {"requestsPerSecond": 400}, "spec.demand", "400 of 500"),
-        ({"replicas": 8}, {"replicas": 5}, {"replicas": 4}, "spec.parts", "5 replicas; owner 'search' uses 4 of 8 replicas in its other models (quotas.replicas)"),
-        ({}, {"replicas": 97}, {"replicas": 4}, "spec.parts", "97 replicas; owner 'search' uses 4 of 100 replicas in its other models (IPNEXT_OWNER_REPLICAS)"),
+        ({"requestsPerSecond": 500}, {"requestsPerSecond": 101}, {"requestsPerSecond": 400}, "spec.demand",
+         "400 of 500"),
+        ({"replicas": 8}, {"replicas": 5}, {"replicas": 4}, "spec.parts",
+         "5 replicas; owner 'search' uses 4 of 8 replicas in its other models (quotas.replicas)"),
+        ({}, {"replicas": 97}, {"replicas": 4}, "spec.parts",
+         "97 replicas; owner 'search' uses 4 of 100 replicas in its other models (IPNEXT_OWNER_REPLICAS)"),
     ],
 )  # fmt: skip
 def test_a_claim_beyond_a_quota_is_refused_with_the_figure_used_and_the_limit(quotas, claims, others, field, words):

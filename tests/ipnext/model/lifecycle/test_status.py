@@ -11,8 +11,12 @@ AT = datetime(2026, 11, 28, tzinfo=UTC)
 
 def condition(kind, status, reason=Reason.SUCCEEDED, *, minute=0):
     return Condition(
-        type=kind, status=status, reason=reason, message=f"of {kind}", last_transition_time=AT + timedelta(minutes=minute)
-    )  # fmt: skip
+        type=kind,
+        status=status,
+        reason=reason,
+        message=f"of {kind}",
+        last_transition_time=AT + timedelta(minutes=minute),
+    )
 
 
 def halves(up_to_date, serving):

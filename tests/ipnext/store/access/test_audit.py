@@ -255,7 +255,10 @@ ONE_ENGINE = {
     "sqlite": ("INSERT OR REPLACE INTO audit_entries SELECT * FROM audit_entries WHERE sequence = 2",),
     "postgresql": (
         "TRUNCATE audit_entries",
-        "INSERT INTO audit_entries SELECT * FROM audit_entries WHERE sequence = 2 ON CONFLICT (sequence) DO UPDATE SET reason = 'x'",
+        (
+            "INSERT INTO audit_entries SELECT * FROM audit_entries WHERE sequence = 2 ON CONFLICT (sequence) DO "
+            "UPDATE SET reason = 'x'"
+        ),
     ),
 }
 

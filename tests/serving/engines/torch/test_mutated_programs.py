@@ -25,7 +25,8 @@ from tests.serving.hostile import PROGRAM, renames, rewrite
 
 MODULE = "ipnext_hostile_module"
 """It does not exist; a hostile value asks for it."""
-SPECIFICATION = json.dumps([1, {"type": "builtins.tuple", "context": json.dumps({"__enum__": True, "fqn": f"{MODULE}:E", "name": "x"}), "children_spec": []}])  # fmt: skip
+_CONTEXT = json.dumps({"__enum__": True, "fqn": f"{MODULE}:E", "name": "x"})
+SPECIFICATION = json.dumps([1, {"type": "builtins.tuple", "context": _CONTEXT, "children_spec": []}])
 
 HOSTILE = [
     *("torch.ops.aten.from_file.default", "torch.ops.aten.copy_.default", "torch.ops.aten.set_.source_Storage"),
