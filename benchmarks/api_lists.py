@@ -125,7 +125,7 @@ class Reports(MemoryInfrastructure):
 async def timed(times: list[tuple[float, float]], count: int, ask: Callable[[int], Awaitable[object]]) -> None:
     """Note the milliseconds of each of `count` calls after one that does not count.
 
-    By the clock, and in CPU time of this process.
+    They are by the clock, and in CPU time of this process.
     """
     for number in range(count + 1):
         wall, cpu = time.perf_counter(), time.process_time()

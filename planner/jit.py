@@ -1,6 +1,6 @@
 """Compilation of the planner's kernels.
 
-By numba, once, into a cache keyed by their sources (`planner.kernel_cache`).
+numba compiles them once, into a cache keyed by their sources (`planner.kernel_cache`).
 """
 
 import os

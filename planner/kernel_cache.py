@@ -25,8 +25,8 @@ LOCK, COMPLETE = "lock", "complete"
 def folder() -> Path | None:
     """Create and return the folder.
 
-    In the user's cache, or in the directory for temporary files if that can't be written. None if neither can be: then
-    every process compiles for itself. Its name is a digest of the kernels' sources, of their location (numba keys
+    It is in the user's cache, or in the directory for temporary files if that can't be written. None if neither can be:
+    then every process compiles for itself. Its name is a digest of the kernels' sources, of their location (numba keys
     entries by it), of numba's version and of the CPU.
     """
     found = (

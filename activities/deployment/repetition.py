@@ -80,7 +80,7 @@ def pend_again(repository: Repository, again: Change) -> None:
 def regions_of(repository: Repository, change: Change) -> frozenset[str]:
     """Return regions that a change targets or passes through.
 
-    Those of its transition, else of the model's placement.
+    They are those of its transition, else of the model's placement.
     """
     record = repository.find_transition(change.id)
     if record is not None:

@@ -195,8 +195,8 @@ def choose_wishes(
 def _wishes(manifest: ModelManifest, placed: Placement | None, *, are_cut: bool) -> ModelProblem:
     """Return the manifest's wishes.
 
-    Those of its placement if its parts differ, or its throughput is not known any more. `are_cut`: its parts are those
-    of a split generation, so they exist.
+    They are those of its placement if its parts differ, or its throughput is not known any more. `are_cut`: its parts
+    are those of a split generation, so they exist.
     """
     hosted = {part.name for part in manifest.spec.hosted_parts}
     if placed is not None and not are_cut and {part.part for part in placed.wishes.parts} != hosted:
@@ -251,8 +251,8 @@ def residual_problem(
 ) -> Problem:
     """Return the problem of one model of a generation, on the supply and the owner's budget that all others leave.
 
-    By the manifest in force, if none is given. Its cost does not depend on the number of other models: the database
-    sums up their units. Raises NotFound.
+    It is made by the manifest in force if none is given. Its cost does not depend on the number of other models: the
+    database sums up their units. Raises NotFound.
     """
     whole, drained = repository.fleet().spec, Drained.of(repository.drains())
     wanted = relax_model(model_problem(model_as_served(repository, model, generation, by=by)), whole, drained)

@@ -131,8 +131,8 @@ def heard(
 ) -> tuple[Deployment, ...]:
     """Return the replica sets of `kept` that routers learn of in a revert.
 
-    Of the `spared` ones only those that are `able`. The others may never have started, and traffic that fails over from
-    a lost region goes to any replica set that routers know.
+    Of the `spared` ones, routers learn of those that are `able` only. The others may never have started, and traffic
+    that fails over from a lost region goes to any replica set that routers know.
     """
     silent = {found.key for found in spared} - {found.key for found in able}
     return tuple(found for found in kept if found.key not in silent)

@@ -33,7 +33,7 @@ def no_capacity(region: str, table: RouteTable) -> str:
 def openai_choices(region: str, peers: Collection[str], tables: Iterable[RouteTable]) -> tuple[GenerationShares, ...]:
     """Return the shares of all models that may answer OpenAI requests.
 
-    Those with such an engine, or served elsewhere.
+    These are models with such an engine, or served elsewhere.
     """
     return OpenAIChoices(region).of(peers, {table.model: table for table in tables})
 

@@ -37,8 +37,8 @@ class Infrastructure(Protocol):
     def observe(self, region: str, models: Collection[str] | None = None) -> RegionState:
         """Return the region's replicas, its gateway's routes and its router's counters.
 
-        Of some models, or of all if None. Name the models if you need only some: the answer for all models of a region
-        is long.
+        They are those of some models, or of all if None. Name the models if you need only some: the answer for all
+        models of a region is long.
         """
 
     def read_applied(self, region: str) -> AppliedState:

@@ -33,7 +33,7 @@ class Window:
     def first(self, sent: float, at: float, tokens: int) -> None:
         """Record the first piece of an answer.
 
-        Of any request that was sent while the window was open, however late it comes.
+        It counts for any request that was sent while the window was open, however late it comes.
         """
         if self._within(sent):
             self.ttft.append(at - sent)

@@ -94,7 +94,7 @@ class Store:
     def record(self, acting: Acting, outcome: Outcome, note: AuditNote | None = None) -> AuditEntry:
         """Append an audit entry in a separate unit.
 
-        Of a refusal, or of an action outside the store that is about to begin.
+        It is of a refusal, or of an action outside the store that is about to begin.
         """
         with (
             self._transaction() as connection,

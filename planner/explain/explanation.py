@@ -200,7 +200,7 @@ def supply_use(
 ) -> tuple[SupplyUse, ...]:
     """Return used and free units of every supply entry, in the problem's order.
 
-    With prices and surge if they are given.
+    They include prices and surge if these are given.
     """
     used, told = used_units(Index(problem), holding_of(plan).counts), worth or Worth()
     return tuple(

@@ -243,7 +243,7 @@ def prices_of(problem: Problem) -> Prices:
 def find_prices(arrays: FleetArrays) -> Found:
     """Find prices from quick proposals first, then from good ones.
 
-    In a large fleet from those of some models, then of all.
+    In a large fleet, proposals of some models come first, then those of all.
     """
     every = np.arange(arrays.models, dtype=np.int64)
     if arrays.models <= MANY:

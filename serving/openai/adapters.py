@@ -1,6 +1,6 @@
 """Names of models and adapters.
 
-Those that clients use, `MODEL` and `MODEL:PART`, and those of a generation's engines.
+Clients use `MODEL` and `MODEL:PART`; the engines of a generation have other names.
 """
 
 from collections.abc import Mapping

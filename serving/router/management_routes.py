@@ -194,7 +194,7 @@ def _below_model(steps: list[str]) -> list[str]:
 def repository_index(request: Request, routes: Routes) -> Response:
     """List every generation of every model as `{name, version, state, reason}`.
 
-    With `{"ready": true}` only ready ones.
+    `{"ready": true}` asks for ready ones only.
     """
     only_ready = _wants_ready(request)
     entries = [

@@ -188,7 +188,7 @@ def _check_directory(allowed: Path | None, asked: Path) -> None:
 def _let_group_read(directory: Path) -> None:
     """Write files that the cache's group may read, if the agent opened the cache to it.
 
-    That of hosts with a separate user.
+    It is the group of hosts with a separate user.
     """
     if directory.is_dir() and directory.stat().st_mode & stat.S_ISGID:
         os.umask(0o027)

@@ -146,7 +146,7 @@ def unrepaired(story: Story, model: str, event: Event) -> bool:
 def _repaired(story: Story, drain: Drained, model: str) -> float:
     """When the first change that was asked after the disaster had placed the model.
 
-    Else some time after the region's end.
+    Without such a change, it is some time after the region's end.
     """
     over = drain.wall - drain.asked + min(drain.drained, drain.returned)
     return story.ended(drain, model, PLACING, over + REPAIR_SECONDS)

@@ -1,6 +1,8 @@
 """A worker process for tests: real store and artifacts, the test's infrastructure behind a unix socket.
 
-With a build id it writes `ready ID`. python killable_worker.py ROOT SOCKET TEMPORAL_ADDRESS
+With a build id it writes `ready ID`.
+
+    python killable_worker.py ROOT SOCKET TEMPORAL_ADDRESS
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """A replan moves a fleet.
 
-In a window, in an order that supply allows, paused and resumed, past models that are held.
+It does so in a window, in an order that supply allows, paused and resumed, past models that are held.
 """
 
 import asyncio

@@ -479,7 +479,7 @@ def may(name: str, *, only_reads: bool = False) -> Any:
 def may_read_plan() -> Any:
     """Make the dependency that checks reading the plan of the path.
 
-    Of one model as the model, of the fleet as the fleet.
+    The plan of one model is read like the model, that of the fleet like the fleet.
     """
     return Depends(_check_plan)
 
@@ -560,7 +560,7 @@ def _bearer(headers: Mapping[str, str]) -> str | None:
 def cookie_name(scope: Scope) -> str:
     """Return the name of the session's cookie.
 
-    With the port, because browsers send a host's cookies to each of its ports.
+    It contains the port, because browsers send a host's cookies to each of its ports.
     """
     server = scope.get("server")
     return f"ipnext_session_{server[1] if server else 0}"

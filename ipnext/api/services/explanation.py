@@ -219,7 +219,7 @@ def _is_down(facts: ModelFacts, states: States) -> bool:
 def _trouble(facts: ModelFacts, states: States, change: Change | None) -> Trouble | None:
     """Return the worst observed trouble.
 
-    Of the target generation, else of the serving one, else of a repair's regions.
+    It is one of the target generation, else of the serving one, else of a repair's regions.
     """
     record = facts.record
     generations = {g for g in (record.target_generation, record.serving_generation) if g is not None}

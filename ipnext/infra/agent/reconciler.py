@@ -458,8 +458,8 @@ class Region:
 def _by_worth(replicas: Iterable[HostReplica]) -> list[HostReplica]:
     """Sort replicas by their value.
 
-    Not ready ones last, before them those in a swap, each from the oldest to the youngest. The last are ended or
-    swapped first. If the same swap is desired again, the same replicas continue with it; if it is cancelled, they stay,
-    and no other replica swaps in their place.
+    Replicas that are not ready come last, before them those in a swap, each from the oldest to the youngest. The last
+    are ended or swapped first. If the same swap is desired again, the same replicas continue with it; if it is
+    cancelled, they stay, and no other replica swaps in their place.
     """
     return sorted(replicas, key=lambda replica: (not replica.ready, not replica.stays, replica.number))

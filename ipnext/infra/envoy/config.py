@@ -206,7 +206,7 @@ class _Pin:
 def _pins(gateway: Gateway, table: RouteTable) -> dict[int, _Pin]:
     """Return the generations that a client may name.
 
-    Those served here, and those that this region's shares send elsewhere.
+    These are those served here, and those that this region's shares send elsewhere.
     """
     pins = {served.generation: _Pin(action=_to_router(gateway)) for served in table.served}
     bounced = {"name": FORWARDED_HEADER, "present_match": True, "invert_match": True}

@@ -84,7 +84,7 @@ def _read_missed(path: Path, known: int) -> bytes:
 def _start(size: int, known: int | None) -> int:
     """Return the position to read from: the known one, or 0 if the file was rotated.
 
-    Else at most MOST_BYTES from its end.
+    Without a known one, it is at most MOST_BYTES from the end.
     """
     if known is None:
         return max(0, size - MOST_BYTES)

@@ -119,7 +119,7 @@ class AccessFile:
     def find_closed(self, tables: Collection[RouteTable]) -> frozenset[str]:
         """Return the models that need a credential.
 
-        By the list, or by their own table if the list does not name them yet. All of them if the list is lost.
+        The list decides, or their own table if the list does not name them yet. All of them if the list is lost.
         """
         if self._lost:
             return frozenset(table.model for table in tables)

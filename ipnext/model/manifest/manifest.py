@@ -1,6 +1,6 @@
 """Documents that a person writes: `kind: Model` in YAML, strict, for ranking and generative models alike.
 
-And all other kinds.
+Other modules have all other kinds.
 """
 
 from collections import Counter

@@ -227,7 +227,7 @@ def _interpolate(low: LoadStep, high: LoadStep, share: float, *, met: bool = Tru
 def architecture_of(manifest: SnapshotManifest) -> Sha256:
     """Return the digest that snapshots must share to share a profile.
 
-    Of engine, signature, config, bytes of weights.
+    It is that of engine, signature, config and bytes of weights.
     """
     config = [file.sha256 for file in manifest.files if file.path == "config.json"]
     weights = sorted((file.path, file.size_bytes) for file in manifest.files if file.path.endswith(".safetensors"))

@@ -126,7 +126,7 @@ class Placements(Unit):
     def units_entitled(self, *, but: str) -> Units:
         """Return the units that all models but one may use.
 
-        By the plan in force, or the running ones if the plan does not contain them.
+        They are those of the plan in force, or the running ones if the plan does not contain them.
         """
         return _sum_units(self._run(_PLACED_SUMS, but=[but]), self._run(_UNPLACED_SUMS, but=but))
 

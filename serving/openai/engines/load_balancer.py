@@ -129,7 +129,7 @@ class EngineLoads:
     def _roomiest(self, urls: Sequence[str], loads: Sequence[float]) -> str:
         """Choose for an unknown prefix.
 
-        Of the engines within one request of the least loaded, the one with the fewest blocks of others.
+        The choice is, of the engines within one request of the least loaded, the one with the fewest blocks of others.
         """
         least = min(loads)
         near = [

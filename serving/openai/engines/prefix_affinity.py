@@ -118,7 +118,7 @@ class Affinity:
     def note(self, hint: RoutingHint, url: str, *, homes: Collection[str]) -> None:
         """Record that an engine has session and blocks.
 
-        In addition to their home if that is one of `homes`, else as their home.
+        It is an additional engine if their home is one of `homes`, else it becomes their home.
         """
         most_blocks, most_sessions = self._limits
         if hint.session is not None:

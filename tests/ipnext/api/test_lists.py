@@ -192,7 +192,7 @@ async def test_ten_models_and_two_hundred_take_the_same_statements(quiet, path):
 def fail(rooms, name, number):
     """Refuse a model's publish, or revert it.
 
-    With the report, the transition, the events and the cause of such an end.
+    It stores the report, the transition, the events and the cause of such an end.
     """
     generation = rooms.publish_directly(name, "a")
     message = f"weights of {name}"

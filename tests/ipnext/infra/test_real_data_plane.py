@@ -201,7 +201,7 @@ for mode, path in (("rb", sys.argv[3]), ("rb", sys.argv[4]), ("wb", sys.argv[5])
 def root_agent(running_agent, publish, store):
     """An agent that runs as root and whose hosts can have a user of their own.
 
-    With the words before a command that starts such ones.
+    It comes with the words before a command that starts such hosts.
     """
     with open_directory() as place:
         (place / "eu").mkdir(mode=0o700)

@@ -1,6 +1,6 @@
 """A host and a delta: from the held parent, along the lineage, from the full result.
 
-And its error if all is missing.
+Another test has its error if all is missing.
 """
 
 import shutil

@@ -1,6 +1,6 @@
 """One change through its stages, and the entity that orders a model's changes.
 
-As workflows/lifecycle.py and model.py do it.
+They do as workflows/lifecycle.py and model.py do.
 """
 
 from collections.abc import Callable, Generator, Sequence

@@ -1,6 +1,6 @@
 """Runs that are ended from outside: by a person who terminates them, or by a limit of the server.
 
-And regions away for long.
+Regions can be away for long, too.
 """
 
 from collections.abc import Callable, Generator

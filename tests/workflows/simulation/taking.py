@@ -1,6 +1,6 @@
 """Handling of a change whose run has gone.
 
-As workflows/takeover.py and activities/transition/takeover.py do it.
+It does as workflows/takeover.py and activities/transition/takeover.py do.
 """
 
 from collections.abc import Generator
