@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/audit.py
         (ARGS: --units 1000 --rounds 5 --engines SQLite PostgreSQL --directory DIR)
 
-One client writes an event of one model a unit, in turns on behalf of nobody (the baseline) and of a principal whose
+One client writes an event of one model a unit, in turns without a principal (the baseline) and of a principal whose
 unit notes two documents of 2 KB. CPU is that of this process, thus without PostgreSQL's server; wall time includes the
 commit. Then as many clients as `--writers`, each of a model of its own, write at once: the entries of one chain are
 committed one after another, which is what this pair shows.

@@ -143,7 +143,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    """Print a table, and write JSON where asked."""
+    """Print a table, and write JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", type=int, default=26)
     parser.add_argument("--rows", type=int, default=172_000)

@@ -1,4 +1,4 @@
-"""What Unix sockets between the components of a region cost a prediction, over loopback ports that ask nobody.
+"""What Unix sockets between the components of a region cost a prediction, over loopback ports without authentication.
 
     python benchmarks/components.py          (--rounds 30 --seconds 0.5 --json out.json)
 

@@ -109,7 +109,7 @@ async def measured(url: str, asked: argparse.Namespace) -> list[dict[str, object
 
 
 def main() -> None:
-    """Measure, print, and write the page where asked to."""
+    """Measure, print, and write the page if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=400, help="of each client in each round")

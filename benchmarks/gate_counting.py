@@ -51,7 +51,7 @@ def lines_of(batch: int, samples: dict[str, Sample]) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    """Print a table, and write JSON where asked."""
+    """Print a table, and write JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000, help="of each embedding table")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])

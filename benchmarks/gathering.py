@@ -70,7 +70,7 @@ def measure(ways: Mapping[str, Pass], batch: int, arguments: argparse.Namespace)
 
 
 def main() -> None:
-    """Print a table, and write JSON where asked."""
+    """Print a table, and write JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=FULL_ROWS, help="of each of the 26 tables")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64, 512])

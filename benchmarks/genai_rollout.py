@@ -99,7 +99,7 @@ class Chat:
 
     @contextmanager
     def talk(self, *, clients: int, tokens: int) -> Iterator[Talk]:
-        """Clients that ask one question after another meanwhile; their last answers are waited for."""
+        """Clients that ask one question after another during the rollout; their last answers are waited for."""
         talk = Talk(lambda _: None)
         with Talkers(self._gateway, self.name, QUESTIONS, talk, clients=clients, tokens=tokens):
             yield talk
@@ -171,7 +171,7 @@ def pauses(state: Path) -> list[float]:
 
 
 def main() -> None:
-    """Measure, print, and write the page where asked to."""
+    """Measure, print, and write the page if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpoint", type=Path, default=models_directory() / DIRECTORY / "plain", help="as transformers writes it")

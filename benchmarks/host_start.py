@@ -192,12 +192,12 @@ def rows(found: dict) -> list[list[str]]:  # type: ignore[type-arg]
 
 
 def main() -> None:
-    """Print a table, and write JSON or the documentation where asked."""
+    """Print a table, and write JSON or the documentation if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--hosts", type=int, default=4, help="for the memory")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--docs", type=Path, help="a page whose table between the marks is written anew")
+    parser.add_argument("--docs", type=Path, help="a page whose table between the marks is rewritten")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ipnext-bench-") as place:
         found = asyncio.run(measure(arguments, Path(place)))

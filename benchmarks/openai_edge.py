@@ -34,7 +34,7 @@ PROMPT = "tell me of the sea " * 20
 TOKENS = 64
 CONCURRENCY = (1, 4, 16)
 BUSY = 16
-"""Clients at once of whole answers that take no time: what a hop costs where it never sleeps."""
+"""Clients at once of whole answers that take no time: the cost of a hop that never sleeps."""
 FEWEST = 2
 """Streams of one client in one round, at least. A machine's own pace drifts: many short rounds say more than a few long
 ones."""
@@ -188,7 +188,7 @@ def columns(concurrency: Sequence[int]) -> dict[str, tuple[str, str]]:
 
 
 def main() -> None:
-    """Measure, print, and write the page where asked to."""
+    """Measure, print, and write the page if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--with", dest="peers", type=lambda text: text.split(","), default=[], help=f"install first: {','.join(PEERS)}")

@@ -53,7 +53,7 @@ class Answer:
 
 
 def answers(seed: int) -> dict[Method, Answer] | None:
-    """Of both methods; nothing where the reference proved no optimum in its time."""
+    """Of both methods; nothing if the reference proved no optimum in its time."""
     problem = drawn(seed)
     optimum = solve(problem, method="reference")
     if optimum.gap > PROVED + 1e-6:

@@ -179,7 +179,7 @@ def rows(found: Mapping[str, Sequence[float]]) -> list[list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print a table, and write JSON or the documentation where asked."""
+    """Print a table, and write JSON or the documentation if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--requests", type=int, default=400)

@@ -139,7 +139,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 
 
 def main() -> None:
-    """Measure, print, and write the page where asked to."""
+    """Measure, print, and write the page if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--with", dest="peers", type=lambda text: text.split(","), default=[], help="install first: vllm-router")

@@ -1,4 +1,4 @@
-"""What an in-place refresh costs the requests that are answered meanwhile.
+"""Cost of an in-place refresh for requests during it.
 
 A new snapshot of every part, again and again.
 
@@ -7,7 +7,7 @@ A new snapshot of every part, again and again.
 Real hosts, a real router, a client that sends at a fixed rate and counts each answer from the moment it was due. The
 baseline is the same load without a refresh, half of it before and half after, in the same run. Each refresh fetches,
 checks, loads and warms every part on every host, moves the router to it and unloads the former one. An answer is
-`mixed` where the parts that made it, or what their weights say, are not the generation it claims.
+`mixed` if the parts that made it, or what their weights say, are not the generation it claims.
 """
 
 import argparse

@@ -66,7 +66,7 @@ def request(candidates: int, history: int, seed: int) -> Request:
 
 
 def repeated(once: Request) -> Request:
-    """As a client sends it where each row has its user."""
+    """As a client sends it if each row has its user."""
     rows = len(once["item"])
     return {name: np.repeat(array, rows, 0) if name in USER_INPUTS else array for name, array in once.items()}
 
@@ -109,7 +109,7 @@ def measure(part: TorchPart, candidates: int, arguments: argparse.Namespace) -> 
 
 
 def main() -> None:
-    """Print a table, and write JSON where asked."""
+    """Print a table, and write JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--candidates", type=int, nargs="+", default=[16, 64, 256, 1024])
     parser.add_argument("--history", type=int, default=100, help="items that a user has seen")

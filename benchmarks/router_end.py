@@ -165,7 +165,7 @@ class Room:
 
 @contextmanager
 def asked(url: str, clients: int) -> Iterator[Seen]:
-    """Clients that ask one request after the other meanwhile."""
+    """Clients that send one request after the other during the end."""
     seen, ended = Seen(), threading.Event()
 
     def ask() -> None:
@@ -239,12 +239,12 @@ def rows(found: Mapping[str, Mapping[str, Seen]]) -> list[list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print a table, and write JSON or the documentation where asked."""
+    """Print a table, and write JSON or the documentation if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--clients", type=int, default=3)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--docs", type=Path, help="a page whose table between the marks is written anew")
+    parser.add_argument("--docs", type=Path, help="a page whose table between the marks is rewritten")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="ipnext-bench-") as place:
         found = measure(given, Path(place))

@@ -34,7 +34,7 @@ class Report(Value):
 
     @property
     def sound(self) -> bool:
-        """True where the run kept every promise of the demo."""
+        """True if the run kept every promise of the demo."""
         same = abs(self.auc_offline - self.auc_served) <= 1e-6
         return same and self.failed == 0 and self.mixed == 0 and self.requests > 0 and bool(self.refused_reason)
 

@@ -57,7 +57,7 @@ class Story:
         self._began = time.monotonic()
 
     def tell(self) -> Report:
-        """All steps in order. Raises StoryFailed where one does not end as it must."""
+        """Run all steps in order. Raises StoryFailed if one does not end as it must."""
         offline = self._train(1, FIRST_WINDOW)
         first_seconds = self._first_publish()
         served = self._score_served(offline, 1)

@@ -107,7 +107,7 @@ def answers_table(answers: Answers) -> Table:
 
 
 def endpoints_table(endpoints: dict[str, object], path: str = "v2/models/movie-ranker/infer") -> Table:
-    """Where to look around. `path`: where a model is asked, below each gateway."""
+    """Addresses to look around. `path`: the path of a model, below each gateway."""
     table = Table(title="look around", title_justify="left", show_header=False)
     for name in ("page", "temporal_ui", "docs", "api"):
         table.add_row(name.replace("_", " "), str(endpoints[name]))

@@ -81,7 +81,7 @@ class Edges:
 
         Its cache can be emptied.
 
-        LoadFailed where there is no vLLM.
+        Raises LoadFailed if there is no vLLM.
         """
         port = free_port()
         command = engine_command(MODEL, checkpoint, port, settings, environment=os.environ)
@@ -133,14 +133,14 @@ class Edges:
         return self._run([str(envoy_binary()), "--config-path", path, *flags], port, "/health")
 
     def vllm_router(self, engines: Sequence[str], *, policy: str) -> ServerProcess:
-        """vllm-router (Rust) before these engines. FileNotFoundError where it is not installed."""
+        """vllm-router (Rust) before these engines. FileNotFoundError if it is not installed."""
         port = free_port()
         command = [str(self._program("vllm-router")), "--host", LOOPBACK, "--port", str(port), "--policy", policy]
         command += ["--worker-urls", *engines, "--prometheus-port", str(free_port()), "--log-level", "error"]
         return self._run(command, port, "/health")
 
     def litellm(self, engines: Sequence[str]) -> ServerProcess:
-        """LiteLLM's proxy before these engines. FileNotFoundError where it is not installed."""
+        """LiteLLM's proxy before these engines. FileNotFoundError if it is not installed."""
         port = free_port()
         lines = ["general_settings:", "  dangerously_permit_weak_or_unset_master_key: true", "model_list:"]
         for url in engines:

@@ -1,7 +1,7 @@
 """The greedy peer: models by priority, each placed at least cost on what those before it left.
 
 Best fit as an experienced operator would do it: it keeps every rule (`latency_weight`, `move_cost` and `moves` aside,
-which it does not look at) and leaves demand unmet only where a model does not fit or costs more than leaving it. Three
+which it does not look at) and leaves demand unmet only if a model does not fit or costs more than leaving it. Three
 orders among models of one priority are tried, and the best result counts: largest first; fewest options first; tightest
 latency first.
 """

@@ -156,7 +156,7 @@ def most_load(model: Model) -> Floats:
 
 @njit(cache=True)
 def qps_cost_of(model: Model) -> Floats:
-    """(R,) $/h of one QPS, replicas being divisible; infinite where a part has no hardware left."""
+    """(R,) $/h of one QPS, replicas being divisible; infinite if a part has no hardware left."""
     total = np.zeros(len(model.demand))
     for region in range(len(total)):
         for part in range(len(model.least)):
@@ -252,7 +252,7 @@ def trim(model: Model, part: int, counts: Floats, load: Floats, served: float) -
 def value(model: Model, search: Search, share: float, serves: Flags) -> float:
     """$/h of serving `share` of the demand from a set of regions, with what is left unmet.
 
-    Infinite where a rule breaks. Writes `search.counts` and `search.flow`.
+    Infinite if a rule breaks. Writes `search.counts` and `search.flow`.
     """
     search.counts[:] = 0.0
     asked = model.demand.sum() * share

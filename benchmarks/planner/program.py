@@ -1,7 +1,7 @@
 """A problem as one mixed-integer program in plain arrays: what CP-SAT, PDLP and DeDe get, each in a process of its own.
 
 Written from the rules of docs/planner.md for the benchmark alone. Columns: replicas, flows (QPS by route), unmet (QPS
-by demand), holds (0 or 1, where `min_replicas` is above 1). Moves and latency cost are left out: the instances here
+by demand), holds (0 or 1, if `min_replicas` is above 1). Moves and latency cost are left out: the instances here
 have neither.
 """
 

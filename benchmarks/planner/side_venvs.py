@@ -20,7 +20,7 @@ SIDES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 
 def python_of(side: str) -> Path:
-    """Its interpreter. Raises FileNotFoundError where it was never made."""
+    """Its interpreter. Raises FileNotFoundError if it was never made."""
     python = FOLDER / side / "bin" / "python"
     if not (FOLDER / side / "ready").is_file():
         msg = f"{side} is not installed: add --with {side}"

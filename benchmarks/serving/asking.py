@@ -14,7 +14,7 @@ OURS = "IPnext host"
 
 @dataclass(frozen=True)
 class Asking:
-    """`seconds` for each way at each batch size; `clients` at once where throughput is measured."""
+    """`seconds` for each way at each batch size; `clients` at once if throughput is measured."""
 
     reference: Reference
     folder: Path

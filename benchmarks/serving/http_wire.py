@@ -66,7 +66,7 @@ def _joined(chunks: bytes) -> bytes:
 
 
 def answers(port: int) -> bool:
-    """Whether an empty request gets a 200; OSError where nobody listens."""
+    """Whether an empty request gets a 200; OSError if no server listens."""
     with Connection(port) as connection:
         return bool(connection.exchange(request_bytes("/", b"", {})))
 
@@ -79,7 +79,7 @@ class Connection:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def exchange(self, request: bytes) -> bytes:
-        """Send a request, return its answer's bytes. ConnectionError where it is not a 200 or does not come."""
+        """Send a request, return its answer's bytes. ConnectionError if it is not a 200 or does not come."""
         self._socket.sendall(request)
         data = self._socket.recv(_PIECE)
         while answer_size(data) is None:

@@ -44,7 +44,7 @@ def edges(own: OwnServers, host: Holding, manifest: SnapshotManifest) -> list[As
 
 
 def ways(own: OwnServers, reference: Reference, folder: Path, *, compiled: bool) -> list[Asked]:
-    """Host, router, gateway, and a host with the compiled snapshot where there is one."""
+    """Host, router, gateway, and a host with the compiled snapshot if there is one."""
     manifest = reference.export(folder / WHOLE)
     found = edges(own, own.host("host", {WHOLE: folder / WHOLE}), manifest)
     if compiled:

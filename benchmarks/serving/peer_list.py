@@ -68,7 +68,7 @@ def _lend_torch(place: Path) -> None:
 
 
 def start(peer: Peer, rows: int, *, folder: Path, work: Path, batching: bool = False) -> ServerProcess:
-    """Its process; not ready yet. FileNotFoundError where its environment was never made."""
+    """Its process; not ready yet. FileNotFoundError if its environment was never made."""
     place = folder / peer.environment
     if not (place / "ready").is_file():
         msg = f"not installed: add --with {peer.environment}"

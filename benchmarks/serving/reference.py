@@ -75,7 +75,7 @@ class Asked:
         self._headers = headers
 
     def answers(self, reference: Reference) -> bool:
-        """Whether it answers a small request; ConnectionError or OSError where it does not."""
+        """Whether it answers a small request; ConnectionError or OSError if it does not."""
         [request] = self.written(reference, 1)[:1]
         with Connection(self.port, seconds=10) as connection:
             return answer_size(connection.exchange(request)) is not None
@@ -85,7 +85,7 @@ class Asked:
         return [self.form.request(self._path, arrays, self._headers) for arrays in reference.arrays(batch)]
 
     def check(self, reference: Reference, batch: int) -> bool:
-        """Whether all answers have the bits of the eager forward. RuntimeError where they are not even close."""
+        """Whether all answers have the bits of the eager forward. RuntimeError if they are not even close."""
         for server in self._servers:
             server.look_again()
         with Connection(self.port) as connection:

@@ -27,7 +27,7 @@ class Figures(BaseModel):
 
     @classmethod
     def of(cls, sample: Sample, *, qps: float | None = None) -> "Figures":
-        """Of a sample; without `qps` the calls came one after the other. RuntimeError where there were none."""
+        """Of a sample; without `qps` the calls came one after the other. RuntimeError if there were none."""
         if not sample.seconds:
             msg = "no answer within the time: give more --seconds"
             raise RuntimeError(msg)

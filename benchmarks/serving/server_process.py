@@ -55,7 +55,7 @@ class ServerProcess:
         self.end()
 
     def wait(self, answers: Callable[[], bool], *, seconds: float = 60.0) -> Self:
-        """Return once `answers` is true. RuntimeError with the log's end where the process ends or takes longer."""
+        """Return once `answers` is true. RuntimeError with the log's end if the process ends or takes longer."""
         deadline = time.monotonic() + seconds
         while True:
             with suppress(OSError, httpx.TransportError):
@@ -90,7 +90,7 @@ class ServerProcess:
         self._process.wait(10)
 
     def look_again(self) -> None:
-        """Count the processes that it has started meanwhile too."""
+        """Count the processes that it has started since, too."""
         with suppress(psutil.NoSuchProcess):
             own = psutil.Process(self._process.pid)
             self._processes |= {process.pid: process for process in (own, *own.children(recursive=True))}

@@ -67,7 +67,7 @@ class Contender:
 class LoopContender(Contender):
     """One whose calls are awaited in an event loop.
 
-    It runs through the turn: starting it anew costs more than a call.
+    It runs through the turn: starting it again costs more than a call.
     """
 
     call: Callable[[int], Awaitable[object]]
@@ -95,7 +95,7 @@ class LoopContender(Contender):
 
 
 def measure(contenders: Sequence[Contender], seconds: float) -> dict[str, Sample]:
-    """By name, after `seconds` of calls to each, in turns of drawn order: nobody always follows the same one."""
+    """By name, after `seconds` of calls to each, in turns of drawn order: none always follows the same one."""
     samples = {contender.name: Sample() for contender in contenders}
     turns = max(2, round(seconds / SLICE_SECONDS))
     for contender in contenders:

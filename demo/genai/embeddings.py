@@ -20,6 +20,6 @@ def embed(gateway: str, model: str, sentences: Sequence[str]) -> Sequence[Sequen
 
 
 def cosine(one: Sequence[float], other: Sequence[float]) -> float:
-    """From -1 to 1; 0 where a vector is zero."""
+    """From -1 to 1; 0 if a vector is zero."""
     size = math.sqrt(math.fsum(a * a for a in one) * math.fsum(b * b for b in other))
     return math.fsum(a * b for a, b in zip(one, other, strict=True)) / size if size else 0.0

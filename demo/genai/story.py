@@ -50,7 +50,7 @@ class GenaiStory:
         self._began = time.monotonic()
 
     def tell(self) -> GenaiReport:
-        """All steps in order. StoryFailed where one does not end as it must."""
+        """Run all steps in order. Raises StoryFailed if one does not end as it must."""
         first_seconds = self._first_publish()
         self._chat(2, "first", "Talk to it, through Envoy")
         with Talkers(self._gateway, CHAT, QUESTIONS, self._talk) as talkers:
@@ -114,7 +114,7 @@ class GenaiStory:
         return time.monotonic() - began
 
     def _chat(self, number: int, name: str, title: str) -> None:
-        """Print an answer while it comes, after the generation that gives it. StoryFailed where it breaks off."""
+        """Print an answer while it comes, after the generation that gives it. Raises StoryFailed if it breaks off."""
         self._step(number, title)
         self._console.print(f"[dim]you:[/] {QUESTION}")
         shown = False

