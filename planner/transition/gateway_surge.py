@@ -134,7 +134,7 @@ class _FleetReplay:
         return more, units
 
     def _is_crossing(self, model: str, then: Mapping[str, Sent]) -> bool:
-        """True if one gateway adds requests to a place from which another one removes some."""
+        """Return whether one gateway adds requests to a place from which another one removes some."""
         gains, losses = set[tuple[str, int] | str](), set[tuple[str, int] | str]()
         together = not self.instance.separates_generations(model)
         for users, sent in then.items():

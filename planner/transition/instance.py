@@ -49,11 +49,11 @@ class TransitionInstance:
         return self.policies[model]
 
     def separates_generations(self, model: str) -> bool:
-        """True if generations run in separate processes. Their resource units then add up."""
+        """Return whether generations run in separate processes. Their resource units then add up."""
         return self.policies[model].refresh != "in_place"
 
     def is_divisible(self, model: str, *states: ModelState) -> bool:
-        """True if the replicas of each generation count alone: no process of these states holds several."""
+        """Return whether the replicas of each generation count alone: no process of these states holds several."""
         return self.separates_generations(model) or len({key[3] for state in states for key in state.counts}) <= 1
 
     def used_units(self, model: str, counts: Mapping[ReplicaKey, int]) -> Floats:
@@ -76,6 +76,6 @@ class TransitionInstance:
         return units
 
     def is_near(self, model: str, origin: str, to: str) -> bool:
-        """True if users of `origin` may be served in `to`."""
+        """Return whether users of `origin` may be served in `to`."""
         ms = self.rtt_ms[self.regions.index(origin)][self.regions.index(to)]
         return ms <= self.tolerance_ms[model]

@@ -161,7 +161,7 @@ class LinearPaths:
         return np.where(aim >= 1.0 - EPSILON, 1.0, np.round(aim, 12))
 
     def is_paced(self, x: Floats, after: Floats) -> bool:
-        """True if no model goes farther than one step may lead."""
+        """Return whether no model goes farther than one step may lead."""
         jumps = self.may_jump & (x <= 0.0) & (after >= 1.0)
         return bool((jumps | (after <= x + self._step_limit(x) + EPSILON)).all())
 
