@@ -11,19 +11,19 @@ from temporalio import activity
 
 from activities.deployment.freeze_activities import FreezeActivities
 from activities.metadata.activities import MetadataActivities
-from activities.metadata.prefetch import Prefetching
+from activities.metadata.prefetch import SnapshotPrefetcher
 from activities.planning.activities import PlanningActivities
 from activities.runtime.deadline import beat
 from activities.transition.activities import TransitionActivities
 from activities.validation.activities import ValidationActivities
 from ipnext.errors import Conflict, IPnextError
 from ipnext.model.lifecycle.messages import ChangeKind, StageInput
-from ipnext.model.lifecycle.preparation import PreparationInput, Prepared, StageName
+from ipnext.model.lifecycle.preparation import PreparationInput, PreparationResult, StageName
 
 VALIDATED_BYTES = 64 * 2**20
 """Of snapshots that are validated here: larger ones take longer than the round trips that are saved."""
 
-Stage = Callable[[StageInput, Prepared], Prepared | None]
+Stage = Callable[[StageInput, PreparationResult], PreparationResult | None]
 """Returns the answers so far and that of the stage; None if a separate activity has to run the stage."""
 
 
@@ -37,7 +37,7 @@ class PreparationActivities:
         freezes: FreezeActivities,
         planning: PlanningActivities,
         transition: TransitionActivities,
-        prefetching: Prefetching,
+        prefetching: SnapshotPrefetcher,
     ) -> None:
         self._metadata = metadata
         self._validation = validation
@@ -51,7 +51,7 @@ class PreparationActivities:
         return (self.prepare_change,)
 
     @activity.defn(name="prepare_change", no_thread_cancel_exception=True)
-    def prepare_change(self, preparation: PreparationInput) -> Prepared:
+    def prepare_change(self, preparation: PreparationInput) -> PreparationResult:
         """Run the stages until one is refused, has to wait, or can't run here. Each may run any number of times.
 
         A permanent error is raised, as by the stage's separate activity.
@@ -64,7 +64,7 @@ class PreparationActivities:
             "planning": self._place,
             "transition": self._plan,
         }
-        prepared = Prepared()
+        prepared = PreparationResult()
         for name in preparation.stages:
             beat(name)
             try:
@@ -78,11 +78,11 @@ class PreparationActivities:
             prepared = following
         return prepared
 
-    def _resolve(self, stage: StageInput, prepared: Prepared) -> Prepared:
+    def _resolve(self, stage: StageInput, prepared: PreparationResult) -> PreparationResult:
         resolved = self._metadata.resolve_snapshots(stage)
         return prepared.model_copy(update={"resolved": resolved})
 
-    def _validate(self, stage: StageInput, prepared: Prepared) -> Prepared | None:
+    def _validate(self, stage: StageInput, prepared: PreparationResult) -> PreparationResult | None:
         resolved = prepared.resolved
         if resolved is not None and stage.kind is ChangeKind.PUBLISH and not resolved.cuts:
             self._fetch_ahead(stage)
@@ -96,23 +96,23 @@ class PreparationActivities:
         if self._validation.is_fit_to_fetch(stage):
             self._prefetching.begin(stage.model, stage.generation)
 
-    def _optimize(self, _: StageInput, prepared: Prepared) -> Prepared | None:
+    def _optimize(self, _: StageInput, prepared: PreparationResult) -> PreparationResult | None:
         if prepared.validated is None or prepared.validated.refusal is not None:
             return None
         return None if prepared.resolved is None or prepared.resolved.cuts else prepared
 
-    def _thaw(self, stage: StageInput, prepared: Prepared) -> Prepared | None:
+    def _thaw(self, stage: StageInput, prepared: PreparationResult) -> PreparationResult | None:
         if prepared.validated is not None and prepared.validated.refusal is not None:
             return None
         answer = self._freezes.freeze_of(stage)
         return None if answer.frozen is not None else prepared.model_copy(update={"thawed": answer})
 
-    def _place(self, stage: StageInput, prepared: Prepared) -> Prepared | None:
+    def _place(self, stage: StageInput, prepared: PreparationResult) -> PreparationResult | None:
         if stage.kind is ChangeKind.ROLLBACK and prepared.resolved is not None and not prepared.resolved.places:
             return prepared
         return prepared.model_copy(update={"planned": self._planning.place_model(stage)})
 
-    def _plan(self, stage: StageInput, prepared: Prepared) -> Prepared | None:
+    def _plan(self, stage: StageInput, prepared: PreparationResult) -> PreparationResult | None:
         planned = prepared.planned
         if planned is not None:
             if not planned.feasible:

@@ -23,13 +23,15 @@ from databases import add_options, databases
 from rich.console import Console
 from rich.table import Table
 
-from ipnext.access.acting import Acting, acting
+from ipnext.access.acting import RequestAuthority, acting
 from ipnext.model.access.audit_chain import verify
 from ipnext.model.access.rights import Principal
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.store.store import Store
 
-WHO = Acting(Principal(kind="key", id="abcdefghijklmnop", name="deployer"), "127.0.0.1", "models.apply", "a-policy")
+WHO = RequestAuthority(
+    Principal(kind="key", id="abcdefghijklmnop", name="deployer"), "127.0.0.1", "models.apply", "a-policy"
+)
 DOCUMENT = {"text": "x" * 2000}
 
 
@@ -59,7 +61,7 @@ def write(store: Store, model: str, units: int, *, audited: bool) -> None:
     """So many units of a model."""
     for _ in range(units):
         context = (
-            acting(Acting(WHO.principal, WHO.source, WHO.action, WHO.policy, model=model, owner="search"))
+            acting(RequestAuthority(WHO.principal, WHO.source, WHO.action, WHO.policy, model=model, owner="search"))
             if audited
             else None
         )

@@ -18,15 +18,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from activities.regions.failover import Surviving
-from activities.state.desired import Facts, fail_over, read_facts, survivors
+from activities.regions.failover import RegionFailover
+from activities.state.desired import DesiredFacts, fail_over, read_facts, survivors
 from activities.state.observed import observe
 from activities.transition.traffic_shift import Gateways
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
 from ipnext.model.deployment.deployment import (
+    AssignedSnapshot,
     Deployment,
     DeploymentKey,
-    HeldSnapshot,
     RouteShare,
     RouteTable,
     ServedGeneration,
@@ -112,7 +112,7 @@ def add_model(repository: Repository, infrastructure: SlowGateways, name: str) -
     repository.publish(name, {"part": source}, change_id=f"{name}-1")
     repository.set_generation_state(name, 1, GenerationState.SERVING)
     repository.update_model(name, serving_generation=1)
-    held = HeldSnapshot(snapshot=1, digest=snapshot.digest, uri=source.uri, generations=(1,))
+    held = AssignedSnapshot(snapshot=1, digest=snapshot.digest, uri=source.uri, generations=(1,))
     served = ServedGeneration(generation=1, graph=single_part_graph("part", SIGNATURE), snapshots={"part": 1})
     shares = tuple(RouteShare(to=region, generation=1, fraction=1 / 3) for region in REGIONS)
     for region in REGIONS:
@@ -127,7 +127,7 @@ def add_model(repository: Repository, infrastructure: SlowGateways, name: str) -
 
 def at_once(store: Store, infrastructure: SlowGateways) -> None:
     """Reroute all models as the drain does."""
-    Surviving(store, infrastructure).send_around(LOST)
+    RegionFailover(store, infrastructure).send_around(LOST)
 
 
 def one_by_one(store: Store, infrastructure: SlowGateways) -> None:
@@ -136,7 +136,7 @@ def one_by_one(store: Store, infrastructure: SlowGateways) -> None:
         names = [record.name for record in repository.models()]
     for name in names:
         with store.read() as repository:
-            facts: Facts = read_facts(repository, name, 1)
+            facts: DesiredFacts = read_facts(repository, name, 1)
         held = tuple(facts.deployments.values())
         now = {region: table.shares for region, table in facts.tables.items()}
         Gateways(store, infrastructure, facts).follow(fail_over(facts, now, survivors(facts, held)), held)

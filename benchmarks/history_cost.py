@@ -36,16 +36,16 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Connection, delete, insert
 
-from activities.regions.failover import Surviving
-from activities.transition.wave_context import Reaching
+from activities.regions.failover import RegionFailover
+from activities.transition.wave_context import WaveContext
 from activities.validation.activities import ValidationActivities
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.errors import Unavailable
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
 from ipnext.model.deployment.deployment import (
+    AssignedSnapshot,
     Deployment,
     DeploymentKey,
-    HeldSnapshot,
     RegionState,
     Replica,
     ReplicaPhase,
@@ -205,7 +205,7 @@ def add_models(repository: Repository, models: Iterable[str], history: int, serv
 
 def deployments_of(model: str, serving: int, sent: frozenset[str]) -> list[Deployment]:
     """Two replicas in each region; models that are not in `sent` have none in the one that will be lost."""
-    held = HeldSnapshot(snapshot=serving, digest=SNAPSHOT.digest, uri="file:///x", generations=(serving,))
+    held = AssignedSnapshot(snapshot=serving, digest=SNAPSHOT.digest, uri="file:///x", generations=(serving,))
     keys = (DeploymentKey(model=model, part=PART, region=region, hardware="cpu") for region in _regions_of(model, sent))
     return [Deployment(key=key, replicas=2, engine="torch", units=1, qps=100, holds=(held,)) for key in keys]
 
@@ -285,7 +285,7 @@ def steps(store: Store, count: int) -> dict[str, float]:
 
         def step() -> None:
             with store.read() as repository:
-                Reaching.read(repository, wave, "routed")
+                WaveContext.read(repository, wave, "routed")
 
         def validation() -> None:
             with store.read() as repository:
@@ -340,7 +340,7 @@ class Lost:
                 whole_history(repository, name)
             baseline = (time.process_time() - began) / len(some) * len(self.sent)
         wall, cpu = time.perf_counter(), time.process_time()
-        result = Surviving(store, infrastructure).send_around(LOST)
+        result = RegionFailover(store, infrastructure).send_around(LOST)
         return {
             "first table, wall s": (infrastructure.first or wall) - wall,
             "all tables, wall s": time.perf_counter() - wall,

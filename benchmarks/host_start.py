@@ -33,7 +33,7 @@ from ipnext.errors import Unavailable
 from ipnext.infra.control import Control
 from ipnext.infra.process.fork_server import ForkServer
 from ipnext.infra.process.ports import LOOPBACK, PortBook
-from ipnext.infra.process.spawn import Running, Spawn, fresh
+from ipnext.infra.process.spawn import Spawn, StartedProcess, fresh
 from ipnext.infra.settings import AgentSettings
 from ipnext.model.deployment.deployment import HostedSnapshot, HostHolds
 from serving.export import export_model
@@ -76,7 +76,7 @@ class Bench:
         )
         self.holds = HostHolds(holds=(held,))
 
-    async def start(self, spawn: Spawn, name: str) -> tuple[Running, Figures]:
+    async def start(self, spawn: Spawn, name: str) -> tuple[StartedProcess, Figures]:
         """Start a host that holds the snapshot, and measure how long it took."""
         port = self.ports.port(name)
         url = f"http://{LOOPBACK}:{port}"
@@ -169,7 +169,7 @@ async def measure(arguments: argparse.Namespace, place: Path) -> dict[str, objec
     }
 
 
-async def end(process: Running) -> None:
+async def end(process: StartedProcess) -> None:
     """SIGTERM, and wait for it."""
     os.kill(process.pid, 15)
     await process.wait()

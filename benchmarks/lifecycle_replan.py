@@ -39,7 +39,7 @@ from ipnext.infra.process.ports import free_port
 from ipnext.model.fleet import FleetSpec, SupplyItem
 from ipnext.model.lifecycle import messages as wire
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, ReplanState
-from ipnext.model.lifecycle.preparation import PreparationInput, Prepared
+from ipnext.model.lifecycle.preparation import PreparationInput, PreparationResult
 from ipnext.model.lifecycle.takeover import ModelAsked, OpenChanges
 from ipnext.model.manifest.freeze import FreezeAnswer
 from ipnext.model.manifest.manifest import ModelManifest
@@ -148,8 +148,8 @@ def canned(done: Callable[[str], None]) -> list[Callable[..., Any]]:
     def plan(stage: wire.StageInput) -> wire.TransitionPlanned:
         return planned.model_copy(update={"transition_id": stage.change_id})
 
-    def prepare(preparation: PreparationInput) -> Prepared:
-        return Prepared(thawed=FreezeAnswer(), transition=plan(preparation.stage))
+    def prepare(preparation: PreparationInput) -> PreparationResult:
+        return PreparationResult(thawed=FreezeAnswer(), transition=plan(preparation.stage))
 
     return [
         activity.defn(name="prepare_change", no_thread_cancel_exception=True)(prepare),

@@ -40,7 +40,7 @@ from ipnext.model.access.predictions import (
 from ipnext.model.access.rights import Grant, Role
 from ipnext.model.deployment.deployment import RoutedModel, RouterTable
 from serving.access.access_list import Callers
-from serving.access.guard import Guard
+from serving.access.guard import AccessGuard
 from serving.http.messages import Request
 from serving.routing.table import compile_routes
 
@@ -149,7 +149,7 @@ def checks() -> dict[str, float]:
     callers = Callers(credentials.list(is_open=False))
     routed = RoutedModel(model=MODEL, served=(), access="authenticated")
     routes = compile_routes(RouterTable(revision=1, region="here", models=(routed,)))
-    guard = Guard(lambda: routes, lambda: callers)
+    guard = AccessGuard(lambda: routes, lambda: callers)
     new = iter([{"authorization": f"Bearer {credentials.token()}"} for _ in range(CHECKS // 10)])
     return {
         "a key": _median(lambda: credentials.headers["key"], guard, CHECKS),
@@ -158,7 +158,7 @@ def checks() -> dict[str, float]:
     }
 
 
-def _median(headers: Callable[[], Mapping[str, str]], guard: Guard, count: int) -> float:
+def _median(headers: Callable[[], Mapping[str, str]], guard: AccessGuard, count: int) -> float:
     seen = []
     for _ in range(count):
         request = Request("POST", "/v2/models/double/infer", headers())

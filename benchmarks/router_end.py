@@ -37,9 +37,9 @@ from ipnext.infra.local_agents import LocalProcessInfrastructure
 from ipnext.infra.process.parent_death import tether
 from ipnext.infra.process.ports import LOOPBACK, free_port
 from ipnext.model.deployment.deployment import (
+    AssignedSnapshot,
     Deployment,
     DeploymentKey,
-    HeldSnapshot,
     RouteShare,
     RouteTable,
     ServedGeneration,
@@ -84,7 +84,7 @@ class Room:
         export_model(Double(), {"x": torch.zeros(2, 3)}, place / "double")
         store = f"file://{place}/store"
         source = ingest_directory(open_store(store), place / "double")
-        self._held = HeldSnapshot(snapshot=1, digest=source.manifest.digest, uri=source.uri, generations=(1,))
+        self._held = AssignedSnapshot(snapshot=1, digest=source.manifest.digest, uri=source.uri, generations=(1,))
         port = free_port()
         self._place = place
         self._command = [

@@ -21,7 +21,7 @@ _NOTHING: Final[Tensors] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class TensorSource:
     """The source of a tensor: a node (or the request) and the tensor's name there."""
 
     node: str
@@ -34,7 +34,7 @@ class PlannedNode:
 
     name: str
     part: str
-    inputs: Mapping[str, Source]
+    inputs: Mapping[str, TensorSource]
     needs: frozenset[str]
     prompt: PromptTemplate | None = None
     """Prompt template of a generative node, if its prompt is built from its inputs."""
@@ -46,7 +46,7 @@ class GraphPlan:
 
     nodes: tuple[PlannedNode, ...]
     """In topological order: each node comes after those it needs."""
-    outputs: Mapping[str, Source]
+    outputs: Mapping[str, TensorSource]
     request_tensors: tuple[str, ...]
     """Names of all tensors that the request must supply."""
 
@@ -59,8 +59,8 @@ class GraphPlan:
         if len(self.nodes) != 1:
             return None
         [node] = self.nodes
-        plain = all(source == Source(REQUEST, name) for name, source in node.inputs.items())
-        same = all(source == Source(node.name, name) for name, source in self.outputs.items())
+        plain = all(source == TensorSource(REQUEST, name) for name, source in node.inputs.items())
+        same = all(source == TensorSource(node.name, name) for name, source in self.outputs.items())
         return node.part if plain and same and node.inputs else None
 
     @property
@@ -90,7 +90,7 @@ def plan_graph(graph: PartGraph) -> GraphPlan:
         ordered += [node for node in waiting if node.needs <= done]
         waiting = [node for node in waiting if not node.needs <= done]
     taken = [source.tensor for node in ordered for source in node.inputs.values() if source.node == REQUEST]
-    outputs = {name: Source(source_node(text), source_tensor(text)) for name, text in graph.outputs.items()}
+    outputs = {name: TensorSource(source_node(text), source_tensor(text)) for name, text in graph.outputs.items()}
     return GraphPlan(tuple(ordered), outputs, tuple(dict.fromkeys(taken)))
 
 
@@ -150,7 +150,7 @@ async def cancel(running: Collection[asyncio.Task[Tensors]]) -> None:
 
 
 def _plan_node(node: GraphNode) -> PlannedNode:
-    inputs = {name: Source(source_node(text), source_tensor(text)) for name, text in node.inputs.items()}
+    inputs = {name: TensorSource(source_node(text), source_tensor(text)) for name, text in node.inputs.items()}
     needs = frozenset(source.node for source in inputs.values()) - {REQUEST}
     return PlannedNode(node.name, node.part, inputs, needs, node.prompt)
 
@@ -165,7 +165,7 @@ def outputs_of(plan: GraphPlan, results: Mapping[str, Tensors]) -> dict[str, Ten
     return {name: _pick(source, results) for name, source in plan.outputs.items()}
 
 
-def _pick(source: Source, results: Mapping[str, Tensors]) -> Tensor:
+def _pick(source: TensorSource, results: Mapping[str, Tensors]) -> Tensor:
     tensors = results.get(source.node, _NOTHING)
     if source.tensor not in tensors:
         msg = f"node {source.node!r} gave no tensor {source.tensor!r}; it gave {', '.join(tensors) or 'none'}"

@@ -1,8 +1,8 @@
 """What the tests cost, by file and tier: a pytest plugin that tests/conftest.py loads.
 
 With `--durations`, the summary names the files that took most processor time beside the tests that took longest: the
-time of a test on a busy machine says more about its neighbors than about itself. The time of a process that a test starts
-counts once it has ended and was waited for, so that of a platform counts for the file in which it ends.
+time of a test on a busy machine says more about its neighbors than about itself. The time of a process that a test
+starts counts once it has ended and was waited for, so that of a platform counts for the file in which it ends.
 """
 
 import resource

@@ -22,7 +22,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.value import Value
     from workflows import policies
     from workflows.errors import explain_error, raise_if_cancelled
-    from workflows.policies import Step, perform
+    from workflows.policies import ActivityStep, perform
 
 A = TypeVar("A", bound=Value)
 B = TypeVar("B", bound=Value)
@@ -33,7 +33,7 @@ wait of a year is then some 1,100 attempts and 12,000 events of the 51,200 that 
 
 
 async def within_deadline(
-    step: Step[WaveResult], wave: WaveInput, summary: str, *, stopping: Callable[[], bool] = lambda: False
+    step: ActivityStep[WaveResult], wave: WaveInput, summary: str, *, stopping: Callable[[], bool] = lambda: False
 ) -> WaveResult:
     """Return the step's result.
 
@@ -77,7 +77,7 @@ class Interruption(Generic[B]):
 
 
 async def within_patience(
-    step: Step[A], argument: Value, summary: str, *, seconds: float, interruption: Interruption[B]
+    step: ActivityStep[A], argument: Value, summary: str, *, seconds: float, interruption: Interruption[B]
 ) -> A | B:
     """Return the step's result, or that of the interruption; the step's retry policy gives the pauses.
 
@@ -127,7 +127,7 @@ def _is_bug(error: ActivityError) -> bool:
     return isinstance(error.cause, ApplicationError) and error.cause.type == IPnextError.code
 
 
-def _took(error: ActivityError, step: Step[Any]) -> float:
+def _took(error: ActivityError, step: ActivityStep[Any]) -> float:
     """Return the attempt's seconds, as its worker counted them. An attempt whose worker died counts as 0."""
     cause = error.cause
     if isinstance(cause, ApplicationError):

@@ -30,7 +30,7 @@ PASSES_PAUSE = URGENT | {ChangeKind.REPAIR}
 """Kinds that no pause blocks. A repair preempts nothing."""
 
 
-class Superseded(NamedTuple):
+class SupersededEntry(NamedTuple):
     """A waiting change and the newer one that supersedes it."""
 
     change: QueuedChange
@@ -39,20 +39,20 @@ class Superseded(NamedTuple):
 
 def enqueue(
     queue: tuple[QueuedChange, ...], new: QueuedChange
-) -> tuple[tuple[QueuedChange, ...], tuple[Superseded, ...]]:
+) -> tuple[tuple[QueuedChange, ...], tuple[SupersededEntry, ...]]:
     """Return the queue in order of sequence with `new`, without superseded changes.
 
     A newer change may supersede `new` itself.
     """
     candidates = sorted((*queue, new), key=lambda change: change.sequence)
     kept: list[QueuedChange] = []
-    gone: list[Superseded] = []
+    gone: list[SupersededEntry] = []
     for index, change in enumerate(candidates):
         winner = next((later for later in candidates[index + 1 :] if overtakes(later, change)), None)
         if winner is None:
             kept.append(change)
         else:
-            gone.append(Superseded(change, winner))
+            gone.append(SupersededEntry(change, winner))
     return tuple(kept), tuple(gone)
 
 

@@ -14,7 +14,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.drain import DrainInput, DrainSeen, DrainState, status_of
     from workflows import policies
     from workflows.errors import explain_error, raise_if_cancelled
-    from workflows.policies import Step, perform
+    from workflows.policies import ActivityStep, perform
 
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
 
@@ -68,7 +68,7 @@ class DrainWorkflow:
         elif seen.state in ASKED:
             await self._try(policies.CHECK_DRAIN, asked, f"can the others carry {asked.region}?")
 
-    async def _try(self, step: Step[DrainSeen], asked: DrainInput, summary: str) -> bool:
+    async def _try(self, step: ActivityStep[DrainSeen], asked: DrainInput, summary: str) -> bool:
         """Perform a step. False if it failed: the state in the store counts, so the next look tries it again."""
         try:
             self._show(await perform(step, asked, summary))

@@ -29,26 +29,28 @@ _PASSED_ON = re.compile(r"Cancel requested by workflow with run id \S+ with reas
 """Prefix that the SDK writes before the reason if another run, which is not the parent, cancels this one."""
 
 
-class Explained(NamedTuple):
+class FailureReason(NamedTuple):
     """A failure as a reason and message of the status."""
 
     reason: Reason
     message: str
 
 
-def explain_error(error: ActivityError | ChildWorkflowError) -> Explained:
+def explain_error(error: ActivityError | ChildWorkflowError) -> FailureReason:
     """Explain why an activity or a child workflow failed: by its last attempt, else by its time-out."""
     cause: BaseException = error
     while cause.__cause__ is not None and not isinstance(cause, ApplicationError | TemporalTimeout):
         cause = cause.__cause__
     if isinstance(cause, TemporalTimeout) and isinstance(cause.cause, ApplicationError) and cause.cause.type:
         last = cause.cause
-        return Explained(reason_of(last.type), f"{last.message}; {_subject(error)} was tried until its time was over")
+        return FailureReason(
+            reason_of(last.type), f"{last.message}; {_subject(error)} was tried until its time was over"
+        )
     if isinstance(cause, TemporalTimeout):
-        return Explained(Reason.DEADLINE_EXCEEDED, f"{_subject(error)} did not end in time")
+        return FailureReason(Reason.DEADLINE_EXCEEDED, f"{_subject(error)} did not end in time")
     code = cause.type if isinstance(cause, ApplicationError) else None
     message = cause.message if isinstance(cause, ApplicationError) else str(cause)
-    return Explained(reason_of(code), message)
+    return FailureReason(reason_of(code), message)
 
 
 def fence_lost(error: ActivityError) -> ApplicationError | None:

@@ -34,7 +34,7 @@ def kill_this_process() -> None:
 
 
 @dataclass(frozen=True)
-class Fault:
+class InjectedFault:
     """Places at which to strike. With `once`, at each place only while its file does not exist."""
 
     places: frozenset[tuple[str, Point]]
@@ -61,7 +61,7 @@ class Fault:
         return self.once.with_name(f"{self.once.name}.{activity_type}.{point}")
 
 
-def fault_of(environment: Mapping[str, str]) -> Fault | None:
+def fault_of(environment: Mapping[str, str]) -> InjectedFault | None:
     """Return the faults that the environment requests; None if it requests none.
 
     Raises InvalidInput for another form.
@@ -70,7 +70,7 @@ def fault_of(environment: Mapping[str, str]) -> Fault | None:
     if not text:
         return None
     once = environment.get(ONCE_VARIABLE)
-    return Fault(places=frozenset(map(_place, text.split(","))), once=Path(once) if once else None)
+    return InjectedFault(places=frozenset(map(_place, text.split(","))), once=Path(once) if once else None)
 
 
 def _place(text: str) -> tuple[str, Point]:
@@ -81,10 +81,10 @@ def _place(text: str) -> tuple[str, Point]:
     return name, cast("Point", point)
 
 
-class Faults(Interceptor):
+class FaultInjector(Interceptor):
     """Injects one fault into every activity of a worker."""
 
-    def __init__(self, fault: Fault) -> None:
+    def __init__(self, fault: InjectedFault) -> None:
         self._fault = fault
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
@@ -93,7 +93,7 @@ class Faults(Interceptor):
 
 
 class _FaultyActivity(ActivityInboundInterceptor):
-    def __init__(self, inner: ActivityInboundInterceptor, fault: Fault) -> None:
+    def __init__(self, inner: ActivityInboundInterceptor, fault: InjectedFault) -> None:
         super().__init__(inner)
         self._fault = fault
 

@@ -19,7 +19,7 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 
 from ipnext.devfile import TaskQueueGroup
 from ipnext.errors import EngineRefused, InvalidInput, Unavailable
-from ipnext.platform.polling import POLLED, Polled, pollers
+from ipnext.platform.polling import POLLED, PolledQueue, pollers
 
 READY_EVERY_SECONDS = 5.0
 """Between two checks whether the worker polls, and between two touches of the ready file."""
@@ -28,7 +28,7 @@ LOOK_SECONDS = 5.0
 """Of one check: a server that hangs neither answers a call nor refuses it."""
 
 
-class Load(Interceptor):
+class ActivityLoad(Interceptor):
     """Counts the activities that one queue's worker runs. If no slot is free, the worker does not poll."""
 
     def __init__(self, group: TaskQueueGroup) -> None:
@@ -46,7 +46,7 @@ class Load(Interceptor):
 
 
 class _Counted(ActivityInboundInterceptor):
-    def __init__(self, inner: ActivityInboundInterceptor, load: Load) -> None:
+    def __init__(self, inner: ActivityInboundInterceptor, load: ActivityLoad) -> None:
         super().__init__(inner)
         self._load = load
 
@@ -58,7 +58,7 @@ class _Counted(ActivityInboundInterceptor):
             self._load.running -= 1
 
 
-async def find_unpolled(client: Client, loads: Mapping[str, Load]) -> Sequence[Polled]:
+async def find_unpolled(client: Client, loads: Mapping[str, ActivityLoad]) -> Sequence[PolledQueue]:
     """Return the queues that this worker should poll but does not; a full one counts as polled.
 
     Raises EngineRefused, Unavailable.
@@ -89,7 +89,7 @@ def announce_ready(file: Path | None) -> Iterator[None]:
 
 
 async def keep_ready(
-    client: Callable[[], Client], loads: Mapping[str, Load], file: Path | None, stopped: asyncio.Event
+    client: Callable[[], Client], loads: Mapping[str, ActivityLoad], file: Path | None, stopped: asyncio.Event
 ) -> None:
     """Keep the ready file fresh until `stopped`.
 
@@ -110,7 +110,7 @@ async def keep_ready(
             structlog.get_logger().warning("ready_file_not_written", file=str(file), error=str(error))
 
 
-async def _why_not(client: Client, loads: Mapping[str, Load]) -> str:
+async def _why_not(client: Client, loads: Mapping[str, ActivityLoad]) -> str:
     """Explain why no work can arrive; empty if it can."""
     try:
         async with asyncio.timeout(LOOK_SECONDS):

@@ -35,7 +35,7 @@ with workflow.unsafe.imports_passed_through():
         StageInput,
         TransitionPlanned,
     )
-    from ipnext.model.lifecycle.preparation import Prepared, StageName
+    from ipnext.model.lifecycle.preparation import PreparationResult, StageName
     from ipnext.model.lifecycle.status import Reason
     from ipnext.model.manifest.freeze import Frozen
     from ipnext.model.value import Value
@@ -54,7 +54,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.policies import perform
     from workflows.preparation import is_done, prepare
     from workflows.retirement import release
-    from workflows.transition_run import Walked, lasting_attributes
+    from workflows.transition_run import TransitionRun, lasting_attributes
 
 A = TypeVar("A", bound=Value)
 
@@ -76,7 +76,7 @@ COMPLETED = frozenset({"transition", "withdrawal"})
     failure_exception_types=policies.BUGS,
     versioning_behavior=policies.ONE_RUN,
 )
-class LifecycleWorkflow(Walked):
+class LifecycleWorkflow(TransitionRun):
     """One change of one model."""
 
     @workflow.init
@@ -92,7 +92,7 @@ class LifecycleWorkflow(Walked):
         self._shown = ""
         """The stage that the Web UI shows."""
         self._thaw = Thaw(lambda: self._newer is not None, lambda: self._urgent)
-        self._prepared = Prepared()
+        self._prepared = PreparationResult()
 
     @workflow.run
     async def run(self, input: LifecycleInput) -> LifecycleResult:  # noqa: A002
@@ -138,7 +138,7 @@ class LifecycleWorkflow(Walked):
         """Note that an entity follows this run, but did not start it: it needs a report of the end."""
         self._reports = True
 
-    async def _perform(self, step: policies.Step[A], stage: StageInput, summary: str) -> A:
+    async def _perform(self, step: policies.ActivityStep[A], stage: StageInput, summary: str) -> A:
         return await perform(step.passing(urgent=self._urgent), stage, summary)
 
     async def _begin(self) -> ChangeBegun | LifecycleResult:
@@ -186,7 +186,7 @@ class LifecycleWorkflow(Walked):
         generation = None if kind is ChangeKind.RETIRE else begun.generation
         return LifecycleResult(state=ChangeState.DONE, generation=generation, message=self._note)
 
-    async def _prepare(self, stage: StageInput, stages: Sequence[StageName]) -> Prepared:
+    async def _prepare(self, stage: StageInput, stages: Sequence[StageName]) -> PreparationResult:
         """Run the short stages in one activity.
 
         A run that is paused, or retires the model, stops before the stages that wait.

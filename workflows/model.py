@@ -41,9 +41,9 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.status import Reason
     from ipnext.model.lifecycle.takeover import ChangeAsked, ChangeEnded, TakeOver
     from workflows import policies
-    from workflows.errors import STOPPED_OUTSIDE, Explained, explain_error, make_stopped, name_preempting
+    from workflows.errors import STOPPED_OUTSIDE, FailureReason, explain_error, make_stopped, name_preempting
     from workflows.model_control import ROLLS_OUT, of_generation
-    from workflows.open_changes import Reading
+    from workflows.open_changes import OpenChangeReader
     from workflows.policies import perform
     from workflows.retirement import release
     from workflows.takeover import wait_reverted
@@ -51,14 +51,14 @@ with workflow.unsafe.imports_passed_through():
 MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
 
-GONE = Explained(Reason.INTERNAL_ERROR, "its run was ended from outside")
+GONE = FailureReason(Reason.INTERNAL_ERROR, "its run was ended from outside")
 """Cause of failure of a change whose run was started by another entity, and is gone without a record."""
 
 
 @workflow.defn(
     name=names.MODEL_WORKFLOW, failure_exception_types=policies.OTHER_HISTORY, versioning_behavior=policies.ENTITY
 )
-class ModelWorkflow(Reading):
+class ModelWorkflow(OpenChangeReader):
     """The entity of one model. Ends when its model is retired; another submission starts it again."""
 
     @workflow.init
@@ -319,13 +319,13 @@ class ModelWorkflow(Reading):
         """Record the end of a followed run that left no record: as stopped if it was asked to end, else as failed."""
         return await self._record_failure(change, None if change.id in self._stops else GONE)
 
-    async def _record_failure(self, change: QueuedChange, why: Explained | None) -> LifecycleResult:
+    async def _record_failure(self, change: QueuedChange, why: FailureReason | None) -> LifecycleResult:
         """Record the end of a run that could not do so itself (a bug, terminated, cancelled before it began).
 
         All that it moved is reverted by then. `why` is None for a run that was cancelled.
         """
         told = self._stops.get(change.id)
-        reason, message = why or Explained(Reason.SUPERSEDED, told or STOPPED_OUTSIDE)
+        reason, message = why or FailureReason(Reason.SUPERSEDED, told or STOPPED_OUTSIDE)
         asked = TakeOver(model=self._model, change=change, reason=reason, message=message)
         taken = await wait_reverted(asked)
         generation = taken.generation or change.generation

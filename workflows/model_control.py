@@ -38,7 +38,7 @@ ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
 """Kinds of changes that may supersede a run of these kinds."""
 
 
-class Held:
+class ModelControl:
     """One model's queue, its running change, and the pause that blocks them."""
 
     def __init__(self, input: ModelEntityInput) -> None:  # noqa: A002 - as the workflow names it

@@ -19,11 +19,11 @@ with workflow.unsafe.imports_passed_through():
     from workflows import policies
     from workflows.change_queue import CAN_PASS, PASSES_PAUSE, can_pass, stops
     from workflows.errors import explain_error
-    from workflows.model_control import Held
+    from workflows.model_control import ModelControl
     from workflows.policies import perform
 
 
-class Passing(Held):
+class ModelPassing(ModelControl):
     """The part of an entity that decides which change runs next, and which one passes."""
 
     def __init__(self, input: ModelEntityInput) -> None:  # noqa: A002 - as the workflow names it

@@ -15,16 +15,16 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.messages import ModelEntityInput, QueuedChange, SupersededChange
     from ipnext.model.lifecycle.takeover import ModelAsked, OpenChange, OpenChanges
     from workflows import policies
-    from workflows.change_queue import CAN_PASS, Superseded, enqueue
+    from workflows.change_queue import CAN_PASS, SupersededEntry, enqueue
     from workflows.errors import explain_error
     from workflows.policies import perform
-    from workflows.superseded_marks import Marked
+    from workflows.superseded_marks import SupersededMarks
 
 REMEMBERED = 500
 """Ids of handled changes that are remembered, so that one submitted again is not run again."""
 
 
-class Reading(Marked):
+class OpenChangeReader(SupersededMarks):
     """The part of an entity that takes up the open changes of the store."""
 
     def __init__(self, input: ModelEntityInput) -> None:  # noqa: A002 - as the workflow names it
@@ -110,5 +110,5 @@ def _in_order(changes: Iterable[OpenChange]) -> list[OpenChange]:
     return sorted(changes, key=lambda item: (not item.moves, item.change.kind not in CAN_PASS))
 
 
-def _pair(found: Superseded) -> SupersededChange:
+def _pair(found: SupersededEntry) -> SupersededChange:
     return SupersededChange(change_id=found.change.id, by=found.by.id)

@@ -16,7 +16,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext import names
     from ipnext.model.lifecycle import messages as wire
     from ipnext.model.lifecycle.drain import DrainSeen
-    from ipnext.model.lifecycle.preparation import Prepared
+    from ipnext.model.lifecycle.preparation import PreparationResult
     from ipnext.model.lifecycle.reconciliation import RegionReconciled, RepairsRecorded
     from ipnext.model.lifecycle.replan_moves import MoveTurnResult
     from ipnext.model.lifecycle.takeover import ChangeSeen, MayPass, OpenChanges, TakenOver
@@ -213,7 +213,7 @@ MOVER_LOOK = timedelta(seconds=1)
 
 
 @dataclass(frozen=True)
-class Step(Generic[A]):
+class ActivityStep(Generic[A]):
     """One activity: its name, its answer, its time limits and its retries.
 
     `one_attempt`: None for one unit of work in the store, whose limit is a setting, as is that of heartbeats
@@ -231,11 +231,11 @@ class Step(Generic[A]):
     urgent: bool = False
     unbounded: str = ""
 
-    def once(self) -> "Step[A]":
+    def once(self) -> "ActivityStep[A]":
         """Return the same step with one attempt: the workflow retries it, and counts (`workflows.attempts`)."""
         return replace(self, total=STEP_PATIENCE, retry=ONE_ATTEMPT)
 
-    def passing(self, *, urgent: bool) -> "Step[A]":
+    def passing(self, *, urgent: bool) -> "ActivityStep[A]":
         """Return the same step.
 
         An urgent one on the queue whose slots no wait takes, or first in its dedicated queue.
@@ -252,59 +252,65 @@ LEVEL_TRIGGERED = (
     "a loop that looks at the store and does one thing: giving up would leave a region or a replan half moved"
 )
 
-BEGIN_CHANGE = Step("begin_change", wire.ChangeBegun, total=STEP_PATIENCE, queue=names.URGENT_QUEUE)
-PREPARE_CHANGE = Step(
+BEGIN_CHANGE = ActivityStep("begin_change", wire.ChangeBegun, total=STEP_PATIENCE, queue=names.URGENT_QUEUE)
+PREPARE_CHANGE = ActivityStep(
     "prepare_change",
-    Prepared,
+    PreparationResult,
     PLACEMENT_LIMIT,
     retry=FEW_TRIES,
     busy=True,
     total=STEP_PATIENCE,
 )
-RESOLVE_SNAPSHOTS = Step("resolve_snapshots", wire.Resolved, timedelta(minutes=2), total=STEP_PATIENCE)
-VALIDATE_GENERATION = Step(
+RESOLVE_SNAPSHOTS = ActivityStep("resolve_snapshots", wire.ResolutionResult, timedelta(minutes=2), total=STEP_PATIENCE)
+VALIDATE_GENERATION = ActivityStep(
     "validate_generation",
     wire.ValidationReport,
     VALIDATION_LIMIT,
     busy=True,
     total=STEP_PATIENCE,
 )
-OPTIMIZE_GENERATION = Step("optimize_generation", wire.Optimized, OPTIMIZATION_LIMIT, busy=True, total=STEP_PATIENCE)
-FREEZE_OF = Step("freeze_of", FreezeAnswer, total=STEP_PATIENCE)
-PLACE_MODEL = Step(
+OPTIMIZE_GENERATION = ActivityStep(
+    "optimize_generation", wire.OptimizationResult, OPTIMIZATION_LIMIT, busy=True, total=STEP_PATIENCE
+)
+FREEZE_OF = ActivityStep("freeze_of", FreezeAnswer, total=STEP_PATIENCE)
+PLACE_MODEL = ActivityStep(
     "place_model",
-    wire.Planned,
+    wire.PlanningResult,
     PLACEMENT_LIMIT,
     queue=names.PLANNER_QUEUE,
     busy=True,
     total=STEP_PATIENCE,
 )
-PLAN_TRANSITION = Step(
+PLAN_TRANSITION = ActivityStep(
     "plan_transition",
     wire.TransitionPlanned,
     timedelta(minutes=1),
     retry=SUPPLY_RETRY,
     unbounded="the workflow counts its attempts and pauses",
 )
-ENSURE_CAPACITY = Step(
+ENSURE_CAPACITY = ActivityStep(
     "ensure_capacity",
     wire.WaveResult,
     timedelta(minutes=5),
     unbounded=BY_THE_WAVE,
 )
-SHIFT_TRAFFIC = Step("shift_traffic", wire.WaveResult, timedelta(minutes=2), unbounded=BY_THE_WAVE)
-CHECK_GATE = Step("check_gate", wire.WaveResult, timedelta(minutes=1), unbounded=BY_THE_WAVE)
-RELEASE_CAPACITY = Step("release_capacity", wire.WaveResult, timedelta(minutes=2), unbounded=BY_THE_WAVE)
-NOTE_HOLD = Step("note_hold", wire.Done, total=timedelta(minutes=2), queue=names.URGENT_QUEUE)
-FINISH_CHANGE = Step("finish_change", wire.Done, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
-OPEN_CHANGES = Step("open_changes", OpenChanges, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
-LOOK_AT_CHANGE = Step("look_at_change", ChangeSeen, unbounded=LEVEL_TRIGGERED, queue=names.URGENT_QUEUE)
-MAY_PASS = Step("may_pass", MayPass, unbounded=LEVEL_TRIGGERED, queue=names.URGENT_QUEUE)
-TAKE_OVER = Step("take_over", TakenOver, timedelta(minutes=1), unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
-MARK_SUPERSEDED = Step("mark_superseded", wire.Done, total=STEP_PATIENCE, queue=names.URGENT_QUEUE)
-WITHDRAW_MODEL = Step("withdraw_model", wire.Done, timedelta(minutes=2), retry=WAVE_RETRY, total=STEP_PATIENCE)
-RELEASE_MODEL = Step("release_model", wire.Done, timedelta(minutes=10), retry=WAVE_RETRY, unbounded=KEEPS_THE_RECORD)
-REPLAN_FLEET = Step(
+SHIFT_TRAFFIC = ActivityStep("shift_traffic", wire.WaveResult, timedelta(minutes=2), unbounded=BY_THE_WAVE)
+CHECK_GATE = ActivityStep("check_gate", wire.WaveResult, timedelta(minutes=1), unbounded=BY_THE_WAVE)
+RELEASE_CAPACITY = ActivityStep("release_capacity", wire.WaveResult, timedelta(minutes=2), unbounded=BY_THE_WAVE)
+NOTE_HOLD = ActivityStep("note_hold", wire.Done, total=timedelta(minutes=2), queue=names.URGENT_QUEUE)
+FINISH_CHANGE = ActivityStep("finish_change", wire.Done, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
+OPEN_CHANGES = ActivityStep("open_changes", OpenChanges, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
+LOOK_AT_CHANGE = ActivityStep("look_at_change", ChangeSeen, unbounded=LEVEL_TRIGGERED, queue=names.URGENT_QUEUE)
+MAY_PASS = ActivityStep("may_pass", MayPass, unbounded=LEVEL_TRIGGERED, queue=names.URGENT_QUEUE)
+TAKE_OVER = ActivityStep(
+    "take_over", TakenOver, timedelta(minutes=1), unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE
+)
+MARK_SUPERSEDED = ActivityStep("mark_superseded", wire.Done, total=STEP_PATIENCE, queue=names.URGENT_QUEUE)
+WITHDRAW_MODEL = ActivityStep("withdraw_model", wire.Done, timedelta(minutes=2), retry=WAVE_RETRY, total=STEP_PATIENCE)
+RELEASE_MODEL = ActivityStep(
+    "release_model", wire.Done, timedelta(minutes=10), retry=WAVE_RETRY, unbounded=KEEPS_THE_RECORD
+)
+REPLAN_FLEET = ActivityStep(
     "replan_fleet",
     wire.ReplanComputed,
     REPLAN_LIMIT,
@@ -312,20 +318,22 @@ REPLAN_FLEET = Step(
     queue=names.URGENT_QUEUE,
     busy=True,
 )
-COLLECT_ARTIFACTS = Step("collect_artifacts", wire.Done, COLLECTION_LIMIT, total=STEP_PATIENCE)
-ASK_REPLAN = Step("ask_replan", wire.Done, total=STEP_PATIENCE)
-WAITING_REPLANS = Step("waiting_replans", wire.ReplansWaiting, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
-FINISH_REPLAN = Step("finish_replan", wire.ReplansWaiting, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
-MOVE_MODELS = Step(
+COLLECT_ARTIFACTS = ActivityStep("collect_artifacts", wire.Done, COLLECTION_LIMIT, total=STEP_PATIENCE)
+ASK_REPLAN = ActivityStep("ask_replan", wire.Done, total=STEP_PATIENCE)
+WAITING_REPLANS = ActivityStep(
+    "waiting_replans", wire.ReplansWaiting, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE
+)
+FINISH_REPLAN = ActivityStep("finish_replan", wire.ReplansWaiting, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
+MOVE_MODELS = ActivityStep(
     "move_models", MoveTurnResult, timedelta(minutes=2), unbounded=LEVEL_TRIGGERED, queue=names.URGENT_QUEUE
 )
-LOOK_AT_DRAIN = Step(
+LOOK_AT_DRAIN = ActivityStep(
     "look_at_drain", DrainSeen, timedelta(minutes=1), unbounded=LEVEL_TRIGGERED, queue=names.URGENT_QUEUE
 )
-CHECK_DRAIN = Step(
+CHECK_DRAIN = ActivityStep(
     "check_drain", DrainSeen, REPLAN_LIMIT, queue=names.PLANNER_QUEUE, urgent=True, unbounded=LEVEL_TRIGGERED
 )
-ROUTE_AROUND = Step(
+ROUTE_AROUND = ActivityStep(
     "route_around",
     DrainSeen,
     timedelta(minutes=2),
@@ -333,9 +341,9 @@ ROUTE_AROUND = Step(
     unbounded=LEVEL_TRIGGERED,
     queue=names.URGENT_QUEUE,
 )
-RECORD_REPAIRS = Step("record_repairs", RepairsRecorded, timedelta(minutes=2), total=RECONCILE_PATIENCE)
-RECONCILE_REGION = Step("reconcile_region", RegionReconciled, timedelta(minutes=2), total=RECONCILE_PATIENCE)
-RETURN_REGION = Step(
+RECORD_REPAIRS = ActivityStep("record_repairs", RepairsRecorded, timedelta(minutes=2), total=RECONCILE_PATIENCE)
+RECONCILE_REGION = ActivityStep("reconcile_region", RegionReconciled, timedelta(minutes=2), total=RECONCILE_PATIENCE)
+RETURN_REGION = ActivityStep(
     "return_region",
     DrainSeen,
     timedelta(minutes=10),
@@ -344,7 +352,7 @@ RETURN_REGION = Step(
     queue=names.URGENT_QUEUE,
 )
 
-STEPS: tuple[Step[Any], ...] = (
+STEPS: tuple[ActivityStep[Any], ...] = (
     BEGIN_CHANGE,
     PREPARE_CHANGE,
     RESOLVE_SNAPSHOTS,
@@ -390,7 +398,7 @@ def timing_of() -> Timing:
     return found() if found else Timing()
 
 
-async def perform(step: Step[A], argument: Value, summary: str) -> A:
+async def perform(step: ActivityStep[A], argument: Value, summary: str) -> A:
     """Run an activity by its step. Cancellation waits until it has really ended, so that no two touch one resource."""
     timing = timing_of()
     answer: A = await workflow.execute_activity(

@@ -8,7 +8,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 with workflow.unsafe.imports_passed_through():
     from ipnext.errors import IPnextError
     from ipnext.model.lifecycle.messages import StageInput
-    from ipnext.model.lifecycle.preparation import PreparationInput, Prepared, StageName
+    from ipnext.model.lifecycle.preparation import PreparationInput, PreparationResult, StageName
     from workflows import policies
     from workflows.policies import perform
 
@@ -16,14 +16,14 @@ FEWEST = 2
 """Least number of stages that make the activity worthwhile."""
 
 
-async def prepare(stage: StageInput, stages: Sequence[StageName], *, urgent: bool) -> Prepared:
+async def prepare(stage: StageInput, stages: Sequence[StageName], *, urgent: bool) -> PreparationResult:
     """Return the answers of the completed stages.
 
     None if the activity fails by a bug or a time-out: each stage then runs alone. Raises ActivityError if a stage is
     refused by an error.
     """
     if len(stages) < FEWEST:
-        return Prepared()
+        return PreparationResult()
     step = policies.PREPARE_CHANGE.passing(urgent=urgent)
     try:
         return await perform(step, PreparationInput(stage=stage, stages=tuple(stages)), f"prepare {stage.kind}")
@@ -31,7 +31,7 @@ async def prepare(stage: StageInput, stages: Sequence[StageName], *, urgent: boo
         if is_cancelled_exception(error) or is_refused(error):
             raise
         workflow.logger.warning("the stages are gone through one by one: %s", error.cause)
-        return Prepared()
+        return PreparationResult()
 
 
 def is_refused(error: ActivityError) -> bool:
@@ -43,7 +43,7 @@ def is_refused(error: ActivityError) -> bool:
     return isinstance(cause, ApplicationError) and cause.non_retryable and cause.type != IPnextError.code
 
 
-def is_done(prepared: Prepared, stage: str) -> bool:
+def is_done(prepared: PreparationResult, stage: str) -> bool:
     """Check whether a stage has its answer."""
     answers = {
         "metadata": prepared.resolved,

@@ -13,11 +13,11 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.messages import ModelEntityInput, SupersededChange, SupersededInput
     from workflows import policies
     from workflows.errors import explain_error
-    from workflows.model_passing import Passing
+    from workflows.model_passing import ModelPassing
     from workflows.policies import perform
 
 
-class Marked(Passing):
+class SupersededMarks(ModelPassing):
     """The part of an entity that marks superseded changes."""
 
     def __init__(self, input: ModelEntityInput) -> None:  # noqa: A002 - as the workflow names it

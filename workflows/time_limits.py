@@ -9,7 +9,7 @@ from ipnext.timing import Timing
 from workflows.policies import TIMING
 
 
-class Timed(Interceptor):
+class TimeLimitInterceptor(Interceptor):
     """Interceptor for a worker, or a replayer."""
 
     def __init__(self, timing: Timing) -> None:

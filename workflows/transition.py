@@ -18,7 +18,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows import policies
     from workflows.attempts import longest_after
     from workflows.errors import explain_error, fence_lost, to_the_end
-    from workflows.transition_control import Steered
+    from workflows.transition_control import TransitionControl
 
 
 @workflow.defn(
@@ -26,7 +26,7 @@ with workflow.unsafe.imports_passed_through():
     failure_exception_types=policies.BUGS,
     versioning_behavior=policies.ONE_RUN,
 )
-class TransitionWorkflow(Steered):
+class TransitionWorkflow(TransitionControl):
     """One transition of one model."""
 
     @workflow.init

@@ -22,7 +22,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.policies import perform
 
 
-class Steered:
+class TransitionControl:
     """The part of workflow `transition` that handles requests. The subclass executes the waves."""
 
     def __init__(self, input: TransitionInput) -> None:  # noqa: A002 - as the workflow names it
@@ -90,7 +90,7 @@ class Steered:
         asked = wave.model_copy(update={"early": early, "watched_seconds": waited})
         return await self._run_step(policies.CHECK_GATE, asked, f"{self._place}: check the answers")
 
-    async def _run_step(self, step: policies.Step[WaveResult], wave: WaveInput, summary: str) -> WaveResult:
+    async def _run_step(self, step: policies.ActivityStep[WaveResult], wave: WaveInput, summary: str) -> WaveResult:
         """Run a step within the wave's deadline. A revert, and an urgent run, pass the waits of others."""
         passing = step.passing(urgent=self._back or self._input.urgent)
         return await within_deadline(passing, wave, summary, stopping=lambda: self._stopping and not self._back)

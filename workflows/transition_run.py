@@ -23,7 +23,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from ipnext.model.lifecycle.takeover import ChangeEnded, TakeOver
     from workflows.change_queue import PASSES_PAUSE
-    from workflows.errors import Explained, explain_error, stop_reason, to_the_end
+    from workflows.errors import FailureReason, explain_error, stop_reason, to_the_end
     from workflows.policies import URGENT_KINDS, priority_of
     from workflows.takeover import wait_reverted
 
@@ -35,7 +35,7 @@ KIND = SearchAttributeKey.for_keyword(names.KIND_ATTRIBUTE)
 Walk = workflow.ChildWorkflowHandle[TransitionInput, TransitionResult]
 
 
-class Walked:
+class TransitionRun:
     """The part of workflow `lifecycle` that has a transition as its child."""
 
     def __init__(self, input: LifecycleInput) -> None:  # noqa: A002 - as the workflow names it
@@ -111,7 +111,7 @@ class Walked:
                 raise
             return await to_the_end(self._revert(explain_error(error)))
 
-    async def _revert(self, why: Explained) -> TransitionResult:
+    async def _revert(self, why: FailureReason) -> TransitionResult:
         """Revert a transition whose run was terminated, or failed by a bug."""
         asked = TakeOver(model=self._input.model, change=self._input.change, reason=why.reason, message=why.message)
         taken = await wait_reverted(asked)

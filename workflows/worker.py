@@ -38,7 +38,7 @@ from activities.deployment.freeze_activities import FreezeActivities
 from activities.deployment.hold_activities import HoldingActivities
 from activities.metadata.activities import MetadataActivities
 from activities.metadata.collection import CollectingActivities
-from activities.metadata.prefetch import Prefetching
+from activities.metadata.prefetch import SnapshotPrefetcher
 from activities.optimization.activities import OptimizationActivities
 from activities.optimization.split_process import Cutter, cut_in_process
 from activities.planning.activities import PlanningActivities
@@ -84,8 +84,8 @@ from serving.confinement.landlock import Confinement
 from workflows.collect import CollectWorkflow
 from workflows.credential_renewal import CurrentClient
 from workflows.drain import DrainWorkflow
-from workflows.fault_injection import Faults, fault_of
-from workflows.health import Load, announce_ready, keep_ready
+from workflows.fault_injection import FaultInjector, fault_of
+from workflows.health import ActivityLoad, announce_ready, keep_ready
 from workflows.kernel_warmup import compile_kernels
 from workflows.lifecycle import LifecycleWorkflow
 from workflows.model import ModelWorkflow
@@ -93,7 +93,7 @@ from workflows.package_check import check_neighbours
 from workflows.policies import BUILD_ID
 from workflows.reconcile import ReconcileWorkflow
 from workflows.replan import ReplanWorkflow, ScheduledReplanWorkflow
-from workflows.time_limits import Timed
+from workflows.time_limits import TimeLimitInterceptor
 from workflows.transition import TransitionWorkflow
 
 WORKFLOWS: Sequence[type] = (
@@ -117,7 +117,7 @@ Activities = Sequence[Callable[..., Any]]
 
 
 @dataclass(frozen=True)
-class Engine:
+class WorkflowEngine:
     """Functions of the workflow engine that activities call."""
 
     submit: Submit
@@ -129,7 +129,7 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
     store: Store,
     artifacts: ArtifactStore,
     infrastructure: Infrastructure,
-    engine: Engine,
+    engine: WorkflowEngine,
     *,
     validators: Sequence[Validator] = (),
     pause: Callable[[float], None] = time.sleep,
@@ -149,7 +149,7 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
     )
     transition = TransitionActivities(store, infrastructure, pause=pause)
     placing = PlanningActivities(store, ThreadSolver(), policy)  # it never solves for the fleet
-    prefetching = Prefetching(store, infrastructure)
+    prefetching = SnapshotPrefetcher(store, infrastructure)
     return (
         *metadata.all(),
         *validation.all(),
@@ -229,7 +229,7 @@ def worker_of(
         activity_executor=ThreadPoolExecutor(group.activity_slots, thread_name_prefix=group.queue),
         max_concurrent_activities=group.activity_slots,
         activity_task_poller_behavior=PollerBehaviorAutoscaling(),
-        interceptors=(*interceptors, TypedFailures(), Alive(timing.beat_seconds), Timed(timing)),
+        interceptors=(*interceptors, TypedFailures(), Alive(timing.beat_seconds), TimeLimitInterceptor(timing)),
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=timing.sticky_seconds),
         max_heartbeat_throttle_interval=timedelta(seconds=SENT_LATE_SECONDS),
         graceful_shutdown_timeout=timedelta(seconds=timing.worker_shutdown_seconds),
@@ -238,7 +238,7 @@ def worker_of(
     )
 
 
-def engine_of(client: Callable[[], Client], loop: asyncio.AbstractEventLoop) -> Engine:
+def engine_of(client: Callable[[], Client], loop: asyncio.AbstractEventLoop) -> WorkflowEngine:
     """Call Temporal from an activity's thread through the worker's current client."""
 
     def submit(change: Change, again: str = "") -> None:
@@ -250,7 +250,7 @@ def engine_of(client: Callable[[], Client], loop: asyncio.AbstractEventLoop) -> 
     def open_now(workflow_id: str) -> bool:
         return asyncio.run_coroutine_threadsafe(is_open(client(), workflow_id), loop).result()
 
-    return Engine(submit=submit, wake=wake, is_open=open_now)
+    return WorkflowEngine(submit=submit, wake=wake, is_open=open_now)
 
 
 async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
@@ -263,7 +263,7 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
         msg = 'agents (IPNEXT_AGENTS) names no region; a worker needs the URL of each agent: {"us-east": "http://HOST:PORT"}'
         raise InvalidInput(msg, field="agents", value="{}")
     fault = fault_of(os.environ)
-    interceptors = (Faults(fault),) if fault else ()
+    interceptors = (FaultInjector(fault),) if fault else ()
     with ExitStack() as resources:
         store = resources.enter_context(closing(Store.open(settings.database_url)))
         infrastructure = resources.enter_context(
@@ -296,7 +296,7 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
             policy=PlanningPolicy.of(settings),
             grace=Grace.of(settings),
         )
-        loads = {group.queue: Load(group) for group in groups}
+        loads = {group.queue: ActivityLoad(group) for group in groups}
         theirs = planner_activities(store, solver, PlanningPolicy.of(settings))
         async with AsyncExitStack() as workers:
             started = []

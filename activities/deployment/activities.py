@@ -11,7 +11,7 @@ from activities.planning.drift import record_repair
 from activities.runtime.deadline import beat
 from activities.runtime.fence import fencing, still_ours
 from activities.runtime.single_calls import OF_ONE, describe, name_failed
-from activities.state.drained_fleet import Drained, same
+from activities.state.drained_fleet import DrainedFleet, same
 from ipnext.errors import Conflict, IPnextError, RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, Done, RecordInput, StageInput
@@ -154,7 +154,7 @@ class DeploymentActivities:
     def _lost(self) -> frozenset[str]:
         """Return lost regions: once they are restored they receive their desired state, and end all else."""
         with self._store.read() as repository:
-            return Drained.of(repository.drains()).lost
+            return DrainedFleet.of(repository.drains()).lost
 
     def _regions(self, model: str) -> tuple[str, ...]:
         with self._store.read() as repository:

@@ -9,7 +9,7 @@ from temporalio import activity
 from activities.planning.drift import record_repair
 from activities.state.drained_fleet import leaves_loss
 from ipnext.freezes.calendar import FreezeCalendar
-from ipnext.freezes.evaluation import Asked, frozen
+from ipnext.freezes.evaluation import ChangeScope, frozen
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, StageInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.freeze import FreezeAnswer, Frozen, Override
@@ -65,7 +65,7 @@ def _bound(unit: Repository, change: Change, at: datetime) -> Frozen | None:
     calendars = [FreezeCalendar(record.manifest) for record in unit.freezes()]
     if not calendars:
         return None
-    return frozen(calendars, Asked(change.model, *find_touched(unit, change.model), change.kind.value), at)
+    return frozen(calendars, ChangeScope(change.model, *find_touched(unit, change.model), change.kind.value), at)
 
 
 def _hold(unit: Repository, change: Change, stage: StageInput, bound: Frozen) -> None:

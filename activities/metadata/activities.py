@@ -17,7 +17,7 @@ from ipnext.model.lifecycle.messages import (
     ChangeState,
     Done,
     ProgressInput,
-    Resolved,
+    ResolutionResult,
     StageInput,
     SupersededInput,
 )
@@ -79,7 +79,7 @@ class MetadataActivities:
         )
 
     @activity.defn(name="resolve_snapshots", no_thread_cancel_exception=True)
-    def resolve_snapshots(self, stage: StageInput) -> Resolved:
+    def resolve_snapshots(self, stage: StageInput) -> ResolutionResult:
         """Check that every part's snapshot is in the artifact store, with the published manifest there."""
         with self._store.read() as repository:
             generation = repository.generation(stage.model, stage.generation)
@@ -99,7 +99,9 @@ class MetadataActivities:
         cuts = generation.serving_at is None and (spec.split is not None or generation.layout is not None)
         places = placed is None or {part.part for part in placed.wishes.parts} != set(generation.parts)
         note = "" if cuts or stage.kind is not ChangeKind.APPLY else untaken(generation, spec)
-        return Resolved(parts=len(snapshots), size_bytes=size, summary=summary, cuts=cuts, places=places, note=note)
+        return ResolutionResult(
+            parts=len(snapshots), size_bytes=size, summary=summary, cuts=cuts, places=places, note=note
+        )
 
     @activity.defn(name="mark_superseded", no_thread_cancel_exception=True)
     def mark_superseded(self, superseded: SupersededInput) -> Done:

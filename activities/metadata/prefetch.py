@@ -12,7 +12,7 @@ MOST_AT_ONCE = 64
 """Calls in progress or waiting. Snapshots beyond it are fetched by the hosts that load them."""
 
 
-class Prefetching:
+class SnapshotPrefetcher:
     """Prefetches snapshots; needs the store and the infrastructure. Nothing waits for it, and it fails nothing."""
 
     def __init__(self, store: Store, infrastructure: Infrastructure) -> None:

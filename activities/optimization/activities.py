@@ -17,18 +17,18 @@ from ipnext.artifacts.port import ArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import Unavailable
 from ipnext.model.fleet import HardwareOption
-from ipnext.model.lifecycle.messages import Optimized, StageInput
+from ipnext.model.lifecycle.messages import OptimizationResult, StageInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelSpec
 from ipnext.model.manifest.split import MOST_HOSTED_PARTS, SplitPolicy, options_of
 from ipnext.model.registry.registry import (
     Generation,
-    Layout,
     LayoutPart,
     Segment,
     Snapshot,
     SnapshotManifest,
     SnapshotSource,
+    SplitLayout,
 )
 from ipnext.store.registry.artifacts import sizes_of
 from ipnext.store.repository import Repository
@@ -52,7 +52,7 @@ class OptimizationActivities:
         return (self.optimize_generation,)
 
     @activity.defn(name="optimize_generation", no_thread_cancel_exception=True)
-    def optimize_generation(self, stage: StageInput) -> Optimized:
+    def optimize_generation(self, stage: StageInput) -> OptimizationResult:
         """Give a generation the layout that the manifest requests; one that has served keeps its layout.
 
         A snapshot that was split by the same policy before, for whatever generation, is not split again.
@@ -70,7 +70,9 @@ class OptimizationActivities:
         except CutRefused as error:
             return self._refuse(stage, error, record.validated.revision if record.validated else record.generation)
 
-    def _split_snapshot(self, stage: StageInput, spec: ModelSpec, policy: SplitPolicy, source: Snapshot) -> Optimized:
+    def _split_snapshot(
+        self, stage: StageInput, spec: ModelSpec, policy: SplitPolicy, source: Snapshot
+    ) -> OptimizationResult:
         with tempfile.TemporaryDirectory(prefix="ipnext-cut-", ignore_cleanup_errors=True) as scratch:
             beat("fetching the snapshot")
             whole = self._artifacts.fetch(source.uri, Path(scratch) / "whole")
@@ -94,7 +96,7 @@ class OptimizationActivities:
         with self._store.begin_free(()) as repository:
             repository.touch_artifacts(sizes_of(manifest))
 
-    def _keep(self, stage: StageInput, layout: Layout | None, *, again: bool) -> Optimized:
+    def _keep(self, stage: StageInput, layout: SplitLayout | None, *, again: bool) -> OptimizationResult:
         summary = "not cut" if layout is None else _describe_layout(layout) + (" (cut before)" if again else "")
         with self._store.begin(stage.model) as repository:
             before = repository.generation(stage.model, stage.generation).layout
@@ -104,15 +106,15 @@ class OptimizationActivities:
             repository.set_layout(stage.model, stage.generation, layout)
             if before != layout:
                 repository.add_event(stage.model, "Split", f"generation {stage.generation}: {summary}")
-        return Optimized(parts=len(layout.parts) if layout else 0, summary=summary)
+        return OptimizationResult(parts=len(layout.parts) if layout else 0, summary=summary)
 
-    def _refuse(self, stage: StageInput, error: CutRefused, revision: int) -> Optimized:
+    def _refuse(self, stage: StageInput, error: CutRefused, revision: int) -> OptimizationResult:
         message = f"generation {stage.generation}: split: {error.message}"
         with self._store.begin(stage.model) as repository:
             repository.set_condition(stage.model, ConditionType.VALIDATED, "False", error.reason, message)
             repository.refuse_revision(stage.model, revision)
             repository.add_event(stage.model, "Split", message)
-        return Optimized(refused=True, reason=error.reason, summary=f"split: {error.message}")
+        return OptimizationResult(refused=True, reason=error.reason, summary=f"split: {error.message}")
 
 
 def _source(repository: Repository, generation: Generation) -> Snapshot:
@@ -120,7 +122,9 @@ def _source(repository: Repository, generation: Generation) -> Snapshot:
     return repository.snapshot(generation.model, *next(iter(generation.snapshots.items())))
 
 
-def _find_layout(repository: Repository, spec: ModelSpec, generation: Generation, source: Snapshot) -> Layout | None:
+def _find_layout(
+    repository: Repository, spec: ModelSpec, generation: Generation, source: Snapshot
+) -> SplitLayout | None:
     """Return the layout of a generation of the same bytes, policy and layout format; None if there is none."""
     if spec.split is None:
         return None
@@ -137,7 +141,7 @@ def _find_layout(repository: Repository, spec: ModelSpec, generation: Generation
     return None
 
 
-def _segments(layout: Layout) -> frozenset[tuple[str, int]]:
+def _segments(layout: SplitLayout) -> frozenset[tuple[str, int]]:
     """Return (name, snapshot) of all segments."""
     return frozenset((segment.name, segment.snapshot) for segment in layout.segments)
 
@@ -155,12 +159,12 @@ def _layout(
     *,
     cut: str,
     whole: tuple[HardwareOption, ...],
-) -> Layout:
+) -> SplitLayout:
     """Convert the report to a layout, with the snapshot numbers that the store gives the segments."""
     numbers = {
         name: repository.add_segment(source.model, name, found).number for name, found in sorted(sources.items())
     }
-    return Layout(
+    return SplitLayout(
         source=source.part,
         cut=cut,
         form=FORM,
@@ -185,7 +189,7 @@ def _part(
     )
 
 
-def _describe_layout(layout: Layout) -> str:
+def _describe_layout(layout: SplitLayout) -> str:
     parts = ", ".join(f"{part.name} {part.size_bytes} bytes" for part in layout.parts)
     batches = ", ".join(map(str, layout.equal_at))
     return f"{layout.source} is cut into {parts}; equal in every bit at batch {batches}"

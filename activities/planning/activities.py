@@ -17,10 +17,10 @@ from activities.planning.problem import residual_problem
 from activities.planning.replan import FleetReplan
 from activities.planning.solver import PLANNER, Solver
 from activities.runtime.deadline import beat
-from activities.state.drained_fleet import Drained
+from activities.state.drained_fleet import DrainedFleet
 from ipnext.errors import Infeasible, InvalidInput, QuotaExceeded, StaleWrite, Unavailable
 from ipnext.model.lifecycle.failure_cause import STEPS, Cause, Place
-from ipnext.model.lifecycle.messages import Planned, ReplanComputed, ReplanInput, StageInput
+from ipnext.model.lifecycle.messages import PlanningResult, ReplanComputed, ReplanInput, StageInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.lifecycle.unserved import binding_reason
 from ipnext.model.planning.plan import CurrentState, Owner, Plan, Problem
@@ -30,7 +30,7 @@ from ipnext.names import replan_plan_id
 from ipnext.store.operations.change_end import ROLLS_OUT
 from ipnext.store.operations.quota_claims import admit_wishes
 from ipnext.store.planning.placements import PreparedPlan
-from ipnext.store.records import ModelRecord, Placement, PlanRecord
+from ipnext.store.records import ModelPlacement, ModelRecord, PlanRecord
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
 from planner.core.diff import diff
@@ -55,7 +55,7 @@ class PlanningActivities:
         self._policy = policy or PlanningPolicy()
 
     @activity.defn(name="place_model", no_thread_cancel_exception=True)
-    def place_model(self, stage: StageInput) -> Planned:
+    def place_model(self, stage: StageInput) -> PlanningResult:
         """Place one model on the capacity that all others leave, and adopt the plan.
 
         An unchanged model keeps its placement. The manifest that a rollout was validated with is in force from then on,
@@ -85,13 +85,13 @@ class PlanningActivities:
         fleet_replan = FleetReplan(self._store, self._solver, self._policy, say=beat, attempt=info.attempt)
         return fleet_replan.compute(replan_plan_id(info.workflow_run_id or ""), run_id=info.workflow_run_id or "")
 
-    def _place_once(self, stage: StageInput) -> Planned:
+    def _place_once(self, stage: StageInput) -> PlanningResult:
         policy = self._policy
         with self._store.read() as repository:
             in_force, placed = repository.plan_in_force(), repository.placement(stage.model)
             record = repository.model(stage.model)
             manifest = record.judged_manifest if stage.kind in ROLLS_OUT else record.in_force
-            drained = Drained.of(repository.drains())
+            drained = DrainedFleet.of(repository.drains())
             try:
                 problem = residual_problem(
                     repository,
@@ -151,7 +151,7 @@ class PlanningActivities:
             unbounded = None
         return budget_figures(rules, problem, unbounded, owners=whole)
 
-    def _note(self, stage: StageInput, planned: Planned) -> None:
+    def _note(self, stage: StageInput, planned: PlanningResult) -> None:
         message = f"generation {stage.generation}" + (f": {planned.message}" if planned.message else "")
         with self._store.begin(stage.model) as repository:
             repository.set_condition(
@@ -166,7 +166,7 @@ class PlanningActivities:
 
 
 def adopt_manifest(
-    repository: Repository, stage: StageInput, seen: ModelRecord, placed: Placement | None, *, plan_id: str
+    repository: Repository, stage: StageInput, seen: ModelRecord, placed: ModelPlacement | None, *, plan_id: str
 ) -> None:
     """Let the model go by the manifest that the change is planned by, in the unit of work that adopts its placement.
 
@@ -190,7 +190,7 @@ def adopt_manifest(
         repository.put_in_force(stage.model)
 
 
-def keeps(placed: Placement, problem: Problem) -> bool:
+def keeps(placed: ModelPlacement, problem: Problem) -> bool:
     """Check whether a model may stay as the plan in force has it: the same wishes as then, all met, no rule broken.
 
     `problem` holds the model alone, on the supply that the others leave.
@@ -204,7 +204,13 @@ def keeps(placed: Placement, problem: Problem) -> bool:
 
 
 def _record(
-    stage: StageInput, problem: Problem, plan: Plan, *, before: Placement | None, base: str | None, fleet_cost: float
+    stage: StageInput,
+    problem: Problem,
+    plan: Plan,
+    *,
+    before: ModelPlacement | None,
+    base: str | None,
+    fleet_cost: float,
 ) -> PlanRecord:
     """Build the plan of one model; its difference has the whole fleet's cost."""
     change = diff(before.state if before else CurrentState(), plan)
@@ -222,12 +228,14 @@ def _record(
     )
 
 
-def _make_result(plan_id: str, cost: float, *, moves: int = 0, message: str) -> Planned:
-    return Planned(plan_id=plan_id, feasible=True, moves=moves, cost_per_hour=cost, message=message)
+def _make_result(plan_id: str, cost: float, *, moves: int = 0, message: str) -> PlanningResult:
+    return PlanningResult(plan_id=plan_id, feasible=True, moves=moves, cost_per_hour=cost, message=message)
 
 
-def _infeasible(reason: Reason, message: str, place: Place) -> Planned:
-    return Planned(plan_id="", feasible=False, moves=0, cost_per_hour=0.0, reason=reason, message=message, place=place)
+def _infeasible(reason: Reason, message: str, place: Place) -> PlanningResult:
+    return PlanningResult(
+        plan_id="", feasible=False, moves=0, cost_per_hour=0.0, reason=reason, message=message, place=place
+    )
 
 
 def _join_texts(*texts: str) -> str:

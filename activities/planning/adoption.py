@@ -21,7 +21,7 @@ from ipnext.model.planning.transition import Transition
 from ipnext.model.throughput import REQUESTS, TOKENS, Unit, amount, in_unit, unit_in
 from ipnext.model.value import digest_of
 from ipnext.store.planning.placements import PreparedPlan
-from ipnext.store.records import Placement, PlanRecord, TransitionRecord
+from ipnext.store.records import ModelPlacement, PlanRecord, TransitionRecord
 from ipnext.store.repository import Repository
 from planner.core.diff import diff
 from planner.core.owner_levels import compare_by_level, unmet_by_level
@@ -41,7 +41,7 @@ ROW = "what runs"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AdoptionVerdict:
     """Whether to adopt a plan, and the reason in words."""
 
     adopt: bool
@@ -49,7 +49,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Figures:
+class RowFigures:
     """Cost and unserved demand of rows: $/h, and `unmet` in requests/s times priority."""
 
     cost: float
@@ -65,7 +65,7 @@ class Figures:
 
 def replaces(
     plan: Plan, held: Plan | None, problem: Problem, *, dead_band: float, tokens: Collection[str] = ()
-) -> Verdict:
+) -> AdoptionVerdict:
     """Adopt a plan if the one in force breaks a rule of today's problem, serves less, or costs clearly more.
 
     `held` is the plan in force as a plan of today's problem (`held_plan`). The saving counts hardware at today's
@@ -73,24 +73,24 @@ def replaces(
     `tokens` names the models whose demand is in tokens/s.
     """
     if held is None:
-        return Verdict(adopt=True, message="the first plan")
+        return AdoptionVerdict(adopt=True, message="the first plan")
     if not rows_differ(held, plan):
-        return Verdict(adopt=False, message="the plan in force is the best one found")
+        return AdoptionVerdict(adopt=False, message="the plan in force is the best one found")
     broken = [violation for violation in check(problem, held) if violation.rule in PLACEMENT_RULES]
     if broken:
         model = broken[0].subject.partition(" ")[0].partition("/")[0]
         what = in_unit(broken[0].message, unit_in(model, tokens))
-        return Verdict(adopt=True, message=f"the plan in force no longer holds: {broken[0].subject}: {what}")
+        return AdoptionVerdict(adopt=True, message=f"the plan in force no longer holds: {broken[0].subject}: {what}")
     before, after = figures_of(problem, held), figures_of(problem, plan)
     order = compare_by_level(unmet_by_level(problem, plan), unmet_by_level(problem, held), noise=NOISE)
     if order < 0:
-        return Verdict(adopt=True, message=_more_served(held, plan, tokens))
+        return AdoptionVerdict(adopt=True, message=_more_served(held, plan, tokens))
     saved = before.spent - after.spent
     share = saved / before.cost if before.cost > 0 else 0.0
     words = f"saves {saved:.2f} $/h ({share:.1%})"
     if order == 0 and saved > 0 and share >= dead_band:
-        return Verdict(adopt=True, message=words)
-    return Verdict(adopt=False, message=f"{words}, within the dead band of {dead_band:.1%}: nothing moves")
+        return AdoptionVerdict(adopt=True, message=words)
+    return AdoptionVerdict(adopt=False, message=f"{words}, within the dead band of {dead_band:.1%}: nothing moves")
 
 
 def _more_served(held: Plan, plan: Plan, tokens: Collection[str]) -> str:
@@ -103,7 +103,7 @@ def _more_served(held: Plan, plan: Plan, tokens: Collection[str]) -> str:
     return f"{' and '.join(told)} more are served" if told else "demand of higher priority is served"
 
 
-def held_plan(placements: Iterable[Placement], problem: Problem) -> Plan | None:
+def held_plan(placements: Iterable[ModelPlacement], problem: Problem) -> Plan | None:
     """Return the plan in force as a plan of today's problem.
 
     Its rows, and the part of today's demand that they leave unmet. None if nothing is placed. Rows of models that the
@@ -117,7 +117,7 @@ def held_plan(placements: Iterable[Placement], problem: Problem) -> Plan | None:
     return _build_plan(replicas, traffic, unmet=_unmet(problem, traffic))
 
 
-def figures_of(problem: Problem, plan: Plan) -> Figures:
+def figures_of(problem: Problem, plan: Plan) -> RowFigures:
     """Compute the objective's terms of a plan's rows."""
     units = {(m.model, p.part, o.hardware): o.units for m in problem.models for p in m.parts for o in p.options}
     prices = {(item.region, item.hardware): item.unit_cost for item in problem.supply}
@@ -133,7 +133,7 @@ def figures_of(problem: Problem, plan: Plan) -> Figures:
         demand.get((row.model, row.origin), 0.0) * row.fraction * rtt.get((row.origin, row.to), 0.0)
         for row in plan.traffic
     )
-    return Figures(
+    return RowFigures(
         cost=cost_of(plan.replicas, units, prices),
         latency=problem.objective.latency_weight * travelled,
         moves=problem.objective.move_cost * started,

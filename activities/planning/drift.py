@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
 from activities.planning.adoption import settle
-from activities.state.drained_fleet import Drained
+from activities.state.drained_fleet import DrainedFleet
 from ipnext import names
 from ipnext.model.deployment.deployment import Deployment, RouteTable
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
@@ -43,7 +43,7 @@ def drift_of(repository: Repository, model: str) -> str:
     serving = record.serving_generation
     if record.retired or serving is None:
         return ""
-    lost = Drained.of(repository.drains()).lost
+    lost = DrainedFleet.of(repository.drains()).lost
     tables = [table for table in repository.routes(model) if table.region not in lost]
     deployments = [found for found in repository.deployments(model) if found.key.region not in lost]
     loaded = {number for found in deployments for number in found.generations}
@@ -117,7 +117,7 @@ def _is_left_to_another(repository: Repository, model: str, now: datetime) -> bo
 def _waits_for_plan(repository: Repository, model: str) -> bool:
     """Check whether the plan in force places the model in a lost region."""
     placed = repository.placement(model)
-    lost = Drained.of(repository.drains()).lost
+    lost = DrainedFleet.of(repository.drains()).lost
     return placed is not None and any(row.region in lost and row.count for row in placed.replicas)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ipnext.model.planning.plan import CurrentState, Problem
-from ipnext.store.records import Placement
+from ipnext.store.records import ModelPlacement
 
 Cell = tuple[str, str]
 """(region, hardware)."""
@@ -19,7 +19,7 @@ MOST_STAGES = 200
 
 
 @dataclass(frozen=True)
-class Move:
+class SupplyMove:
     """Units that one model takes and gives back, by cell."""
 
     model: str
@@ -32,7 +32,7 @@ class Move:
         return round(sum(self.grows.values()) - sum(self.shrinks.values()), 9)
 
     @classmethod
-    def of(cls, placed: Placement, now: CurrentState | None) -> "Move":
+    def of(cls, placed: ModelPlacement, now: CurrentState | None) -> "SupplyMove":
         """Compute the move from the running state to the placement, replica set by replica set."""
         units = {(part.part, o.hardware): o.units for part in placed.wishes.parts for o in part.options}
         before = {(r.part, r.region, r.hardware): r.count for r in (now or CurrentState()).replicas}
@@ -59,12 +59,12 @@ def free_units(problem: Problem, running: Iterable[CurrentState]) -> dict[Cell, 
     return free
 
 
-def fits(move: Move, free: Mapping[Cell, float]) -> bool:
+def fits(move: SupplyMove, free: Mapping[Cell, float]) -> bool:
     """Check whether all units that the move grows by are free."""
     return all(units <= free.get(cell, 0.0) + TOLERANCE for cell, units in move.grows.items())
 
 
-def move_order(moves: Sequence[Move], free: Mapping[Cell, float]) -> tuple[str, ...]:
+def move_order(moves: Sequence[SupplyMove], free: Mapping[Cell, float]) -> tuple[str, ...]:
     """Order models in stages: all of one stage fit side by side once the stages before have moved.
 
     Largest net release first. Models that fit in no order come last, as they are: their transitions report the missing
@@ -73,7 +73,7 @@ def move_order(moves: Sequence[Move], free: Mapping[Cell, float]) -> tuple[str, 
     left, order = dict(free), list[str]()
     pending = sorted(moves, key=lambda move: (move.net, move.model))
     for _ in range(MOST_STAGES):
-        stage = list[Move]()
+        stage = list[SupplyMove]()
         for move in pending:
             if fits(move, left):
                 stage.append(move)

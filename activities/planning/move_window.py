@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 from temporalio import activity
 
-from activities.planning.move_order import Cell, Move, fits
+from activities.planning.move_order import Cell, SupplyMove, fits
 from activities.planning.problem import running
 from activities.runtime.deadline import beat
 from activities.runtime.single_calls import OF_ONE, describe
-from activities.state.drained_fleet import Drained, repairs_loss, without_drained
+from activities.state.drained_fleet import DrainedFleet, repairs_loss, without_drained
 from ipnext import names
 from ipnext.errors import Unavailable
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
@@ -30,7 +30,7 @@ from ipnext.model.lifecycle.replan_moves import (
     ReplanProgress,
 )
 from ipnext.model.planning.plan import CurrentState
-from ipnext.store.records import Placement
+from ipnext.store.records import ModelPlacement
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
 
@@ -65,7 +65,7 @@ class _Look:
     """Model -> reason of its pause or freeze, for models that move."""
     moved: frozenset[int]
     failed: Mapping[int, str]
-    chosen: Sequence[tuple[PlannedMove, Placement]]
+    chosen: Sequence[tuple[PlannedMove, ModelPlacement]]
     paused: str
     repair_waits: bool
 
@@ -98,7 +98,7 @@ class MoverActivities:
         return MoveTurnResult(progress=progress, repair_waits=look.repair_waits)
 
     def _record_all(
-        self, chosen: Sequence[tuple[PlannedMove, Placement]]
+        self, chosen: Sequence[tuple[PlannedMove, ModelPlacement]]
     ) -> tuple[Mapping[int, Change], Mapping[int, str]]:
         """Record the moves; return their changes and their errors, by position. Raises Unavailable."""
         changes, failed = dict[int, Change](), dict[int, str]()
@@ -111,7 +111,7 @@ class MoverActivities:
                 failed[move.position] = f"its move can't be recorded: {describe(error)}"
         return changes, failed
 
-    def _record_move(self, placed: Placement) -> Change:
+    def _record_move(self, placed: ModelPlacement) -> Change:
         change_id = names.move_id(placed.plan_id, placed.model)
         with self._store.begin(placed.model) as repository:
             return repository.add_change(placed.model, ChangeKind.MOVE, change_id=change_id, plan_id=placed.plan_id)
@@ -185,13 +185,13 @@ def _under_way(repository: Repository, plan_id: str) -> list[PlannedMove]:
 
 def _candidates(
     repository: Repository, plan_id: str, room: int, *, busy: bool
-) -> tuple[list[tuple[PlannedMove, Placement]], Mapping[int, str]]:
+) -> tuple[list[tuple[PlannedMove, ModelPlacement]], Mapping[int, str]]:
     """Return the next models that fit, at most `room`; and those without a readable placement, with the reason."""
     if not room:
         return [], {}
     waiting = repository.moves(plan_id, state="waiting", limit=CANDIDATES * room)
     free = _free(repository) if waiting else {}
-    fitting, passed = list[tuple[PlannedMove, Placement]](), list[tuple[PlannedMove, Placement]]()
+    fitting, passed = list[tuple[PlannedMove, ModelPlacement]](), list[tuple[PlannedMove, ModelPlacement]]()
     unplaced = dict[int, str]()
     for move in waiting:
         try:
@@ -256,12 +256,12 @@ def _repair_waits(repository: Repository) -> bool:
 
     Until then models may be answered nowhere.
     """
-    return bool(Drained.of(repository.drains()).lost) and repository.waiting_replans("drain") > 0
+    return bool(DrainedFleet.of(repository.drains()).lost) and repository.waiting_replans("drain") > 0
 
 
 def _free(repository: Repository) -> Mapping[Cell, float]:
     """Return the free units by cell: 0 if all placed or running units fit, below 0 if some have to leave first."""
-    fleet = without_drained(repository.fleet().spec, Drained.of(repository.drains()))
+    fleet = without_drained(repository.fleet().spec, DrainedFleet.of(repository.drains()))
     needed = repository.units_needed(but=())
     return {
         (item.region, item.hardware): item.units - needed.get((item.region, item.hardware), 0.0)
@@ -269,8 +269,8 @@ def _free(repository: Repository) -> Mapping[Cell, float]:
     }
 
 
-def _room_of(repository: Repository, placed: Placement) -> Move:
+def _room_of(repository: Repository, placed: ModelPlacement) -> SupplyMove:
     """Return the cells that a model grows in. Their units count as needed already, so the growth itself is 0."""
     now = running(repository.deployments(placed.model), ())
-    grown = Move.of(placed, now if now.replicas else CurrentState())
-    return Move(placed.model, dict.fromkeys(grown.grows, 0.0), grown.shrinks)
+    grown = SupplyMove.of(placed, now if now.replicas else CurrentState())
+    return SupplyMove(placed.model, dict.fromkeys(grown.grows, 0.0), grown.shrinks)

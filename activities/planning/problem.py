@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from activities.runtime.single_calls import OF_ONE, describe
-from activities.state.drained_fleet import NOTHING, Drained, relax_model, without_drained
+from activities.state.drained_fleet import NOTHING, DrainedFleet, relax_model, without_drained
 from activities.state.wave_state import Slot, peak
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment.deployment import Deployment, RouteTable
@@ -26,10 +26,10 @@ from ipnext.model.planning.plan import (
     TrafficShare,
 )
 from ipnext.model.planning.transition import Transition
-from ipnext.model.registry.registry import Generation, Layout
+from ipnext.model.registry.registry import Generation, SplitLayout
 from ipnext.model.wire import decode
 from ipnext.store.planning.placements import Units
-from ipnext.store.records import HeldSlot, ModelRecord, Moving, Placement
+from ipnext.store.records import HeldSlot, ModelPlacement, ModelRecord, ModelTransition
 from ipnext.store.repository import Repository
 
 REMEMBERED = 4096
@@ -140,9 +140,9 @@ def running(deployments: Iterable[Deployment], tables: Iterable[RouteTable]) -> 
 def planned_models(
     fleet: FleetSpec,
     records: Iterable[ModelRecord],
-    placements: Mapping[str, Placement],
+    placements: Mapping[str, ModelPlacement],
     cut: Mapping[str, Sequence[Generation]] | None = None,
-    drained: Drained = NOTHING,
+    drained: DrainedFleet = NOTHING,
     left_out: dict[str, str] | None = None,
 ) -> list[ModelProblem]:
     """Return models that serve, or have capacity by the plan in force, with the wishes of their manifests in force.
@@ -180,10 +180,10 @@ def planned_models(
 
 def choose_wishes(
     models: Iterable[ModelProblem],
-    placements: Mapping[str, Placement],
+    placements: Mapping[str, ModelPlacement],
     beyond: Collection[str],
     fleet: FleetSpec,
-    drained: Drained = NOTHING,
+    drained: DrainedFleet = NOTHING,
 ) -> list[ModelProblem]:
     """Return the wishes to plan by: of the models in `beyond` those that they are placed by."""
     newest = [wishes for wishes in models if wishes.model not in beyond]
@@ -192,7 +192,7 @@ def choose_wishes(
     return sorted(found, key=lambda wishes: wishes.model)
 
 
-def _wishes(manifest: ModelManifest, placed: Placement | None, *, are_cut: bool) -> ModelProblem:
+def _wishes(manifest: ModelManifest, placed: ModelPlacement | None, *, are_cut: bool) -> ModelProblem:
     """Return the manifest's wishes.
 
     They are those of its placement if its parts differ, or its throughput is not known any more. `are_cut`: its parts
@@ -209,7 +209,9 @@ def _wishes(manifest: ModelManifest, placed: Placement | None, *, are_cut: bool)
         return placed.wishes
 
 
-def _planned_generation(record: ModelRecord, placed: Placement | None, cut: Sequence[Generation]) -> Generation | None:
+def _planned_generation(
+    record: ModelRecord, placed: ModelPlacement | None, cut: Sequence[Generation]
+) -> Generation | None:
     """Return the split generation whose parts the model is placed by; else the serving one, if that is split."""
     parts = {part.part for part in placed.wishes.parts} if placed else set()
     serving = next((found for found in cut if found.number == record.serving_generation), None)
@@ -254,7 +256,7 @@ def residual_problem(
     It is made by the manifest in force if none is given. Its cost does not depend on the number of other models: the
     database sums up their units. Raises NotFound.
     """
-    whole, drained = repository.fleet().spec, Drained.of(repository.drains())
+    whole, drained = repository.fleet().spec, DrainedFleet.of(repository.drains())
     wanted = relax_model(model_problem(model_as_served(repository, model, generation, by=by)), whole, drained)
     fleet = without_drained(whole, drained)
     prices = {(item.region, item.hardware): item.unit_cost for item in fleet.supply}
@@ -272,7 +274,7 @@ def residual_problem(
 
 
 def units_of(
-    manifest: ModelManifest, deployments: Iterable[Deployment], placed: Placement | None = None
+    manifest: ModelManifest, deployments: Iterable[Deployment], placed: ModelPlacement | None = None
 ) -> Mapping[tuple[str, str], float]:
     """Map (part, hardware) to the units of a replica.
 
@@ -306,7 +308,7 @@ def _by_model(slots: Iterable[HeldSlot]) -> dict[str, list[HeldSlot]]:
     return found
 
 
-def _units_on_the_way(moving: Moving, placed: Iterable[HeldSlot], running: Sequence[HeldSlot]) -> Units:
+def _units_on_the_way(moving: ModelTransition, placed: Iterable[HeldSlot], running: Sequence[HeldSlot]) -> Units:
     """Return the most units that a model in transition needs.
 
     For each replica set the maximum of now, the plan and the waves. A replica takes the units of the plan in force, and
@@ -336,7 +338,7 @@ def _peak(transition: str, model: str) -> Mapping[Slot, int]:
 def _wished_units(manifest: str, layout: str | None) -> Mapping[tuple[str, str], float]:
     """Map (part, hardware) to a replica's units, by the documents of a manifest and of a split generation's layout."""
     spec = decode(ModelManifest, manifest).spec
-    parts = spec.parts if layout is None else parts_of(spec, decode(Layout, layout))
+    parts = spec.parts if layout is None else parts_of(spec, decode(SplitLayout, layout))
     return {(part.name, option.kind): option.units for part in parts for option in part.hardware}
 
 

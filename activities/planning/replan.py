@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from activities.planning.adoption import held_plan, replaces, rows_by_model, rows_differ
-from activities.planning.move_order import Move, free_units, move_order
+from activities.planning.move_order import SupplyMove, free_units, move_order
 from activities.planning.policy import PlanningPolicy
 from activities.planning.problem import choose_wishes, fleet_left, fleet_problem, planned_models, running
-from activities.planning.solver import Solved, SolveFailed, Solver
+from activities.planning.solver import SolveFailed, Solver, SolverResult
 from activities.runtime.single_calls import name_failed
-from activities.state.drained_fleet import Drained, without_drained
+from activities.state.drained_fleet import DrainedFleet, without_drained
 from ipnext import names
 from ipnext.errors import Infeasible, InvalidInput, IPnextError, NotFound, Unavailable
 from ipnext.model.lifecycle.messages import Replan, ReplanComputed, ReplanState
@@ -26,7 +26,7 @@ from ipnext.model.throughput import TOKENS
 from ipnext.model.value import digest_of
 from ipnext.store.operations.quota_claims import beyond_claims
 from ipnext.store.planning.placements import PreparedPlan
-from ipnext.store.records import ModelRecord, Placement, PlanEntry, PlanRecord
+from ipnext.store.records import ModelPlacement, ModelRecord, PlanEntry, PlanRecord
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
 from planner.core.diff import diff
@@ -52,7 +52,7 @@ class FleetSnapshot:
     """Inputs of one replan: read in one unit of work."""
 
     based_on: str | None
-    placements: Mapping[str, Placement]
+    placements: Mapping[str, ModelPlacement]
     problem: Problem
     running: Mapping[str, CurrentState]
     movable: frozenset[str]
@@ -111,7 +111,9 @@ class FleetReplan:
         except TooLateError as error:
             return self._give_up(plan_id, taken, snapshot, error, once_more=True)
 
-    def _decide(self, plan_id: str, taken: Sequence[Replan], snapshot: FleetSnapshot, solved: Solved) -> ReplanComputed:
+    def _decide(
+        self, plan_id: str, taken: Sequence[Replan], snapshot: FleetSnapshot, solved: SolverResult
+    ) -> ReplanComputed:
         """Adopt the plan, or keep the one in force; either way the plan is stored. Raises TooLateError."""
         self._say("weighing the plan against the one in force")
         held = held_plan(snapshot.placements.values(), snapshot.problem)
@@ -207,11 +209,11 @@ class FleetReplan:
 
 
 def fleet_snapshot(
-    repository: Repository, objective: Objective, limits: Limits, drained: Drained | None = None
+    repository: Repository, objective: Objective, limits: Limits, drained: DrainedFleet | None = None
 ) -> FleetSnapshot:
     """Read all inputs of a plan of the fleet; with other drains than those in force if they are given."""
     fleet, records = repository.fleet().spec, read_records(repository)
-    drained = Drained.of(repository.drains()) if drained is None else drained
+    drained = DrainedFleet.of(repository.drains()) if drained is None else drained
     placements = {placed.model: placed for placed in repository.placements()}
     deployments = repository.deployments()
     now = running(deployments, repository.routes())
@@ -238,7 +240,7 @@ def fleet_snapshot(
 
 
 def _beyond(
-    repository: Repository, models: Sequence[ModelProblem], placements: Mapping[str, Placement]
+    repository: Repository, models: Sequence[ModelProblem], placements: Mapping[str, ModelPlacement]
 ) -> frozenset[str]:
     """Return the placed models whose newest wishes need more than they count for their owners."""
     changed = (each for each in models if each.model in placements and each != placements[each.model].wishes)
@@ -294,13 +296,13 @@ def adopt_beside(repository: Repository, plan: PreparedPlan, snapshot: FleetSnap
     return plan.record
 
 
-def _find_changed_wishes(plan: PreparedPlan, before: Mapping[str, Placement]) -> list[Placement]:
+def _find_changed_wishes(plan: PreparedPlan, before: Mapping[str, ModelPlacement]) -> list[ModelPlacement]:
     """Return the placements of a plan that are made for other wishes than the present ones."""
     found = ((placed, before.get(model)) for model, placed in plan.placements.items())
     return [placed for placed, former in found if former is None or former.wishes != placed.wishes]
 
 
-def find_overbooking(problem: Problem, placements: Iterable[Placement]) -> str | None:
+def find_overbooking(problem: Problem, placements: Iterable[ModelPlacement]) -> str | None:
     """Return the first rule of supply or owners' budgets that placements break together, in words."""
     used: dict[tuple[str, str], float] = defaultdict(float)
     spent: dict[str, float] = defaultdict(float)
@@ -322,7 +324,9 @@ def find_overbooking(problem: Problem, placements: Iterable[Placement]) -> str |
     return None
 
 
-def models_to_move(repository: Repository, placements: Iterable[Placement], snapshot: FleetSnapshot) -> tuple[str, ...]:
+def models_to_move(
+    repository: Repository, placements: Iterable[ModelPlacement], snapshot: FleetSnapshot
+) -> tuple[str, ...]:
     """Return the placed models that run otherwise by a plan of the fleet.
 
     They are in the order of activities/planning/move_order.py.
@@ -345,7 +349,7 @@ def models_to_move(repository: Repository, placements: Iterable[Placement], snap
     moving = [
         placed for placed in differing if placed_by[placed.model] in fleet_plans and asked[placed.model] not in ended
     ]
-    moves = [Move.of(placed, snapshot.running.get(placed.model)) for placed in moving]
+    moves = [SupplyMove.of(placed, snapshot.running.get(placed.model)) for placed in moving]
     return move_order(moves, free_units(snapshot.problem, snapshot.running.values()))
 
 
@@ -357,7 +361,7 @@ def find_plan(repository: Repository, plan_id: str) -> PlanEntry | None:
         return None
 
 
-def _meanwhile(repository: Repository, snapshot: FleetSnapshot) -> tuple[Mapping[str, Placement], frozenset[str]]:
+def _meanwhile(repository: Repository, snapshot: FleetSnapshot) -> tuple[Mapping[str, ModelPlacement], frozenset[str]]:
     """Return the current placements, and the models that were placed, placed again or removed since the snapshot."""
     then, now = {name: placed.plan_id for name, placed in snapshot.placements.items()}, repository.deciding_plans()
     changed = frozenset(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
@@ -367,7 +371,7 @@ def _meanwhile(repository: Repository, snapshot: FleetSnapshot) -> tuple[Mapping
     return {**kept, **{placed.model: placed for placed in repository.placements(changed)}}, changed
 
 
-def _difference(before: Iterable[Placement], after: Plan) -> PlanDiff:
+def _difference(before: Iterable[ModelPlacement], after: Plan) -> PlanDiff:
     """Compute the difference from the placements to a plan, with the costs of both."""
     found = sorted(before, key=lambda placed: placed.model)
     rows = CurrentState(
@@ -378,7 +382,7 @@ def _difference(before: Iterable[Placement], after: Plan) -> PlanDiff:
     return diff(rows, after).model_copy(update={"cost_per_hour_before": cost})
 
 
-def _differs(placed: Placement, now: CurrentState | None) -> bool:
+def _differs(placed: ModelPlacement, now: CurrentState | None) -> bool:
     """Check whether a model runs otherwise than it is placed. Tables of regions without demand follow the others."""
     demanding = {item.region for item in placed.wishes.demand}
     rows = now or CurrentState()

@@ -56,7 +56,7 @@ FIRST_TO_GO = b"1000"
 
 
 @dataclass(frozen=True)
-class Solved:
+class SolverResult:
     """A plan, and the resources that the search used."""
 
     plan: Plan
@@ -76,19 +76,19 @@ class SolveFailed(IPnextError):
 class Solver(Protocol):
     """Finds a plan for a whole problem. `beat` is called while it works; an error that it raises ends the work."""
 
-    def solve(self, problem: Problem, *, beat: Callable[[str], None]) -> Solved:
+    def solve(self, problem: Problem, *, beat: Callable[[str], None]) -> SolverResult:
         """Return the plan. Raises InvalidInput or Infeasible, and SolveFailed if there was no plan in time."""
 
 
 class ThreadSolver:
     """Solves in the caller's thread: for few models, and for tests."""
 
-    def solve(self, problem: Problem, *, beat: Callable[[str], None]) -> Solved:
+    def solve(self, problem: Problem, *, beat: Callable[[str], None]) -> SolverResult:
         """See Solver."""
         beat("solving")
         wall, cpu = time.monotonic(), time.thread_time()
         plan = import_module(PLANNER).solve(problem)
-        return Solved(plan, SolveUse(wall_seconds=time.monotonic() - wall, cpu_seconds=time.thread_time() - cpu))
+        return SolverResult(plan, SolveUse(wall_seconds=time.monotonic() - wall, cpu_seconds=time.thread_time() - cpu))
 
 
 class ProcessSolver:
@@ -101,7 +101,7 @@ class ProcessSolver:
         self._grace = grace_seconds
         self._memory = memory_bytes
 
-    def solve(self, problem: Problem, *, beat: Callable[[str], None]) -> Solved:
+    def solve(self, problem: Problem, *, beat: Callable[[str], None]) -> SolverResult:
         """See Solver."""
         with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as errors:
             given.write(problem.model_dump_json(by_alias=True).encode())
@@ -199,10 +199,10 @@ def _solve_problem(problem: Problem) -> str:
     return f'{{"plan":{plan.model_dump_json(by_alias=True)},"use":{use.model_dump_json()}}}'
 
 
-def _read(text: str) -> Solved:
+def _read(text: str) -> SolverResult:
     found = json.loads(text)
     if "plan" in found:
-        return Solved(Plan.model_validate(found["plan"]), SolveUse.model_validate(found["use"]))
+        return SolverResult(Plan.model_validate(found["plan"]), SolveUse.model_validate(found["use"]))
     if found["code"] == Infeasible.code:
         raise Infeasible(found["message"], rules=found["rules"])
     if found["code"] == OUT_OF_MEMORY:

@@ -15,8 +15,8 @@ from temporalio import activity
 from activities.planning.drift import record_repair
 from activities.planning.move_window import SUBMITS, Submit
 from activities.planning.replan_activities import Wake
-from activities.regions.failover import Surviving
-from activities.regions.recovery import Returning
+from activities.regions.failover import RegionFailover
+from activities.regions.recovery import RegionRecovery
 from activities.runtime.deadline import beat
 from activities.runtime.single_calls import OF_ONE, SingleCalls, describe, name_failed, read_each
 from activities.state.drained_fleet import leaves_loss
@@ -82,7 +82,7 @@ class DrainActivities:
             drain = repository.drain(asked.region)
         if drain is None or not drain.lost or drain.state is DrainState.RETURNING:
             return self.look_at_drain(asked)
-        result = Surviving(self._store, self._infrastructure).send_around(asked.region)
+        result = RegionFailover(self._store, self._infrastructure).send_around(asked.region)
         with self._store.begin() as repository:
             drain = repository.drain(asked.region) or drain
             if drain.state in {DrainState.RECORDED, DrainState.CHECKING}:
@@ -108,10 +108,10 @@ class DrainActivities:
             drain = repository.drain(asked.region)
         if drain is None or drain.state is not DrainState.RETURNING:
             return self.look_at_drain(asked)
-        recovered: Returning | None = None
+        recovered: RegionRecovery | None = None
         if drain.disaster:
             try:
-                recovered = Returning(self._store, self._infrastructure, asked.region, beat=beat)
+                recovered = RegionRecovery(self._store, self._infrastructure, asked.region, beat=beat)
                 recovered.reconcile()
             except OF_ONE as error:
                 return _summarize_drain(self._note_away(drain, error))

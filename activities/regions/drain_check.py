@@ -11,7 +11,7 @@ from activities.planning.replan import FleetSnapshot, fleet_snapshot
 from activities.planning.solver import SolveFailed, Solver
 from activities.regions.activities import MOVING_AWAY, ask_replan, count_remaining
 from activities.runtime.deadline import beat
-from activities.state.drained_fleet import Drained
+from activities.state.drained_fleet import DrainedFleet
 from ipnext.errors import Infeasible, InvalidInput, Unavailable
 from ipnext.model.lifecycle.drain import Drain, DrainInput, DrainSeen, DrainState
 from ipnext.model.lifecycle.status import Reason
@@ -131,8 +131,8 @@ def refusal_of(plan: Plan, before: Iterable[Unmet], *, tokens: Collection[str] =
     )
 
 
-def _basis(repository: Repository) -> tuple[int, Drained]:
-    return repository.fleet().version, Drained.of(repository.drains())
+def _basis(repository: Repository) -> tuple[int, DrainedFleet]:
+    return repository.fleet().version, DrainedFleet.of(repository.drains())
 
 
 def _record_verdict(repository: Repository, drain: Drain, refusal: tuple[Reason, str] | None) -> Drain:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from activities.runtime.single_calls import OF_ONE, describe, name_failed, read_each
-from activities.state.desired import Facts, fail_over, survivors
+from activities.state.desired import DesiredFacts, fail_over, survivors
 from activities.state.failover_shares import Survivor
 from activities.state.observed import observe
 from activities.state.routed_models import read_routed
@@ -70,7 +70,7 @@ class SentAround:
         return "; ".join(told)
 
 
-class Surviving:
+class RegionFailover:
     """The gateways of all remaining regions."""
 
     def __init__(self, store: Store, infrastructure: Infrastructure) -> None:
@@ -118,7 +118,7 @@ class Surviving:
 
     def _compute_tables(
         self,
-        facts: Facts,
+        facts: DesiredFacts,
         states: Mapping[str, RegionState],
         ready: Mapping[tuple[DeploymentKey, int], int],
         done: "_Progress",
@@ -287,7 +287,7 @@ def _in_batches(models: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def tables_around(
-    facts: Facts, states: Mapping[str, RegionState], ready: Mapping[tuple[DeploymentKey, int], int]
+    facts: DesiredFacts, states: Mapping[str, RegionState], ready: Mapping[tuple[DeploymentKey, int], int]
 ) -> Sequence[RouteTable]:
     """Return the changed tables of one model, by the replicas that are `ready` now; if none is, by the desired ones."""
     held = tuple(facts.deployments.values())
@@ -314,7 +314,7 @@ def ready_counts(states: Iterable[RegionState]) -> Mapping[tuple[DeploymentKey, 
     )
 
 
-def _is_routed(facts: Facts, survivor: Survivor) -> bool:
+def _is_routed(facts: DesiredFacts, survivor: Survivor) -> bool:
     """Check whether the survivor's router knows the generation already."""
     table = facts.tables.get(survivor.region)
     return table is not None and any(served.generation == survivor.generation for served in table.served)
@@ -325,5 +325,5 @@ def _next(table: RouteTable, state: RegionState | None) -> int:
     return max(table.revision, followed) + 1
 
 
-def _lost(found: Iterable[Facts]) -> frozenset[str]:
+def _lost(found: Iterable[DesiredFacts]) -> frozenset[str]:
     return frozenset(region for facts in found for region in facts.lost)

@@ -19,7 +19,7 @@ from activities.regions.parsed_sets import DesiredSet, ParsedSets
 from activities.regions.returned_regions import ReturnedRegions
 from activities.runtime.deadline import beat
 from activities.runtime.single_calls import SingleCalls
-from activities.state.drained_fleet import Drained
+from activities.state.drained_fleet import DrainedFleet
 from ipnext.errors import StaleWrite, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment.deployment import DeploymentKey, RegionState, Replica, ReplicaPhase, RouteTable
@@ -98,7 +98,7 @@ class ReconciliationActivities:
         del nothing
         with self._store.read() as repository:
             drifted = self._returned.find_drifted(repository, self._infrastructure.regions(), beat)
-            lost = Drained.of(repository.drains()).lost
+            lost = DrainedFleet.of(repository.drains()).lost
             astray = sorted({*repository.models_astray(but=lost), *repository.models_unrepaired(), *drifted})
             unserved = repository.models_unserved()
         calls, recorded = SingleCalls(), list[str]()
@@ -124,7 +124,7 @@ class ReconciliationActivities:
         """
         region = asked.region
         with self._store.read() as repository:
-            drained = Drained.of(repository.drains())
+            drained = DrainedFleet.of(repository.drains())
         if region in drained.lost:
             return RegionReconciled(region=region, skipped="lost: its drain brings it back")
         try:
@@ -157,7 +157,7 @@ class ReconciliationActivities:
         Regions that do not answer are added to `silent`: they are called once in a pass, not once for each model.
         """
         with self._store.read() as repository:
-            lost = Drained.of(repository.drains()).lost
+            lost = DrainedFleet.of(repository.drains()).lost
         for region in sorted(set(self._infrastructure.regions()) - lost):
             try:
                 if region in silent or not self._unroute_unserved(model, region):
@@ -301,7 +301,7 @@ def desired_region(repository: Repository, region: str, parsed: ParsedSets) -> D
         tables={model: number for model, number in repository.route_revisions(region).items() if model in settled},
         settled=settled,
         refusing=repository.refusing_revisions(region),
-        astray=frozenset(repository.models_astray(but=Drained.of(repository.drains()).lost)),
+        astray=frozenset(repository.models_astray(but=DrainedFleet.of(repository.drains()).lost)),
         failed=failed,
     )
 

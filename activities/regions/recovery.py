@@ -14,7 +14,7 @@ from typing import TypeVar
 from activities.regions.desired_region import ModelMark, StoredRegion, read_stored
 from activities.regions.failover import BATCH
 from activities.runtime.single_calls import OF_ONE, describe, read_each
-from activities.state.desired import Facts, served_generations, shrinking_first
+from activities.state.desired import DesiredFacts, served_generations, shrinking_first
 from activities.state.routed_models import merge_served, read_routed
 from activities.state.wave_state import keep_held_shares
 from ipnext.errors import RegionUnreachable, StaleWrite, Unavailable
@@ -48,7 +48,7 @@ succeeded."""
 Item = TypeVar("Item")
 
 
-class Returning:
+class RegionRecovery:
     """Restores one region; needs the store and the infrastructure.
 
     Made for one attempt; `beat` is called before each batch. A call that fails for one model does not stop the others.
@@ -143,7 +143,7 @@ class Returning:
             self._marks[model] = mark.with_revision(self._region, kept[model]) if model in kept else mark
         return len(differing)
 
-    def _build_tables(self, found: Sequence[Facts], stored: StoredRegion) -> Mapping[str, RouteTable | None]:
+    def _build_tables(self, found: Sequence[DesiredFacts], stored: StoredRegion) -> Mapping[str, RouteTable | None]:
         """Compute the tables of models; note those that may have drifted, and those whose table can't be computed."""
         wanted: dict[str, RouteTable | None] = {}
         for facts in found:
@@ -185,7 +185,7 @@ class Returning:
     def _stored_tables(self, repository: Repository, models: Collection[str]) -> Sequence[RouteTable]:
         return [table for table in repository.routes_of(models) if table.region == self._region]
 
-    def _table(self, facts: Facts, settled: int | None) -> RouteTable | None:
+    def _table(self, facts: DesiredFacts, settled: int | None) -> RouteTable | None:
         """Return a model's table with the generations that the region still holds; None if the store has none.
 
         Users whose shares were dropped because no other region held the model are answered again if this one does. None
@@ -207,7 +207,7 @@ class Returning:
             self._answered[facts.model] = later.revision
         return later
 
-    def _list_served(self, facts: Facts, table: RouteTable) -> tuple[ServedGeneration, ...]:
+    def _list_served(self, facts: DesiredFacts, table: RouteTable) -> tuple[ServedGeneration, ...]:
         held = served_generations(facts, self._region, tuple(facts.deployments.values()))
         others = [other for other in facts.tables.values() if other.region != self._region]
         sent = {s.generation for other in others for s in other.shares if s.to == self._region and s.fraction > 0}
@@ -217,7 +217,7 @@ class Returning:
         """Return the stored shares, without those that this attempt has added."""
         return () if self._answered.get(table.model) == table.revision else table.shares
 
-    def _shares(self, facts: Facts, table: RouteTable, settled: int | None) -> tuple[RouteShare, ...]:
+    def _shares(self, facts: DesiredFacts, table: RouteTable, settled: int | None) -> tuple[RouteShare, ...]:
         held = served_generations(facts, self._region, tuple(facts.deployments.values()))
         others = [other for other in facts.tables.values() if other.region != self._region]
         known = {(other.region, found.generation) for other in others for found in other.served}
@@ -307,7 +307,7 @@ class Returning:
             raise away[0]
 
 
-def has_ready_replicas(facts: Facts, state: RegionState, generation: int | None) -> bool:
+def has_ready_replicas(facts: DesiredFacts, state: RegionState, generation: int | None) -> bool:
     """Check whether every part of a generation has a ready replica in the region."""
     found = facts.generations.get(generation or 0)
     ready = {
@@ -320,7 +320,7 @@ def has_ready_replicas(facts: Facts, state: RegionState, generation: int | None)
     return found is not None and ready.issuperset(found.parts)
 
 
-def may_have_drifted(facts: Facts, table: RouteTable | None) -> bool:
+def may_have_drifted(facts: DesiredFacts, table: RouteTable | None) -> bool:
     """Check whether users or replicas are on a generation that does not serve.
 
     `table` is the region's table from now on.
@@ -337,6 +337,6 @@ def may_have_drifted(facts: Facts, table: RouteTable | None) -> bool:
     )
 
 
-def _has_served(facts: Facts, number: int) -> bool:
+def _has_served(facts: DesiredFacts, number: int) -> bool:
     generation = facts.generations.get(number)
     return generation is not None and generation.serving_at is not None

@@ -15,7 +15,7 @@ from temporalio.worker import (
     Interceptor,
 )
 
-from activities.runtime.lease import SENT_LATE_SECONDS, Pulse, felt, seconds_now
+from activities.runtime.lease import SENT_LATE_SECONDS, ActivityHeartbeats, felt, seconds_now
 
 BEATS = 4
 """Heartbeats within an activity's heartbeat timeout, which another worker's settings may have made shorter than this
@@ -60,7 +60,7 @@ class _BeatingActivity(ActivityInboundInterceptor):
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
         limit = activity.info().heartbeat_timeout
         seconds = limit.total_seconds() if limit else float("inf")
-        pulse = Pulse(seconds)
+        pulse = ActivityHeartbeats(seconds)
         every_seconds = min(self._every_seconds, seconds / BEATS)
         beating: asyncio.Task[None] | None = None
 
@@ -78,7 +78,7 @@ class _BeatingActivity(ActivityInboundInterceptor):
                 beating.cancel()
                 await asyncio.gather(beating, return_exceptions=True)
 
-    async def _beat(self, pulse: Pulse, every_seconds: float) -> None:
+    async def _beat(self, pulse: ActivityHeartbeats, every_seconds: float) -> None:
         """Send heartbeats from a thread.
 
         While a synchronous activity runs, its heartbeat waits for this very event loop.

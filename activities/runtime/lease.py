@@ -25,7 +25,7 @@ def seconds_now() -> float:
     return time.clock_gettime(_CLOCK)
 
 
-class Pulse:
+class ActivityHeartbeats:
     """One attempt's heartbeats. `limit_seconds` is the longest gap before another worker receives its work."""
 
     def __init__(self, limit_seconds: float, *, clock: Callable[[], float] = seconds_now) -> None:
@@ -47,11 +47,11 @@ class Pulse:
         return self._overtaken
 
 
-_PULSE: ContextVar[Pulse | None] = ContextVar("pulse", default=None)
+_PULSE: ContextVar[ActivityHeartbeats | None] = ContextVar("pulse", default=None)
 
 
 @contextmanager
-def felt(pulse: Pulse) -> Iterator[None]:
+def felt(pulse: ActivityHeartbeats) -> Iterator[None]:
     """Make the code inside, threads with a copy of this context included, the attempt of this pulse."""
     token = _PULSE.set(pulse)
     try:

@@ -1,23 +1,23 @@
 """Desired state of the infrastructure from the state of a model: deployments with their snapshots, and route tables.
 
-Pure functions of `Facts`, which one unit of work reads.
+Pure functions of `DesiredFacts`, which one unit of work reads.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from activities.state.drained_fleet import Drained
+from activities.state.drained_fleet import DrainedFleet
 from activities.state.facts import at_work, read_generations
 from activities.state.failover_shares import Nearness, Survivor, without_regions
-from activities.state.wave_state import ModelState, Slot
+from activities.state.wave_state import ModelWaveState, Slot
 from ipnext.errors import NotFound
 from ipnext.model.access.predictions import PredictionAccess
 from ipnext.model.deployment.deployment import (
     SERVING_ENGINES,
     STREAM_DRAIN_SECONDS,
+    AssignedSnapshot,
     Deployment,
     DeploymentKey,
-    HeldSnapshot,
     RouteShare,
     RouteTable,
     ServedGeneration,
@@ -34,12 +34,12 @@ from ipnext.model.settings.engine import vllm_settings
 from ipnext.model.settings.prompt import PROMPT
 from ipnext.model.settings.routing import RoutingPolicy, host_settings, routing_policy
 from ipnext.model.value import digest_of
-from ipnext.store.records import Placement
+from ipnext.store.records import ModelPlacement
 from ipnext.store.repository import Repository
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class DesiredFacts:
     """Facts of the store about one model: its manifest in force, and `target`, the generation to serve."""
 
     manifest: ModelManifest
@@ -91,17 +91,17 @@ class Facts:
         return self.planned_demand or {item.region: item.amount for item in self.manifest.spec.demand}
 
 
-def read_facts(repository: Repository, model: str, target: int, *, named: Iterable[int] = ()) -> Facts:
+def read_facts(repository: Repository, model: str, target: int, *, named: Iterable[int] = ()) -> DesiredFacts:
     """Read all facts of one model: the generations at work, and those `named`. Raises NotFound.
 
     The cost does not depend on the number of published generations (`activities.state.facts`).
     """
-    lost = Drained.of(repository.drains()).lost
+    lost = DrainedFleet.of(repository.drains()).lost
     record = repository.model(model)
     deployments, tables = repository.deployments(model), repository.routes(model)
     numbers = at_work(record, deployments, tables, (target, *named))
     generations, snapshots = read_generations(repository, record, numbers)
-    return Facts(
+    return DesiredFacts(
         manifest=repository.as_measured(record.in_force, target or record.serving_generation),
         target=target,
         generations=generations,
@@ -128,7 +128,7 @@ def pending_revisions(tables: Iterable[RouteTable]) -> dict[str, int]:
     return {table.region: table.revision for table in tables if table.pending}
 
 
-def _placed_units(placed: Placement | None) -> Mapping[tuple[str, str], float]:
+def _placed_units(placed: ModelPlacement | None) -> Mapping[tuple[str, str], float]:
     return placed.wishes.units if placed else {}
 
 
@@ -155,7 +155,7 @@ def key_of(model: str, slot: Slot) -> DeploymentKey:
     return DeploymentKey(model=model, part=part, region=region, hardware=hardware)
 
 
-def wanted_deployments(facts: Facts, state: ModelState) -> tuple[Deployment, ...]:
+def wanted_deployments(facts: DesiredFacts, state: ModelWaveState) -> tuple[Deployment, ...]:
     """Build one deployment for each slot of the state: its replicas, and the snapshots that each of them holds.
 
     Engine, settings and units follow the manifest in force; in a revert those of before the transition are restored.
@@ -171,14 +171,16 @@ def shrinking_first(wanted: Iterable[Deployment], running: Mapping[DeploymentKey
     return tuple(sorted(wanted, key=lambda found: found.replicas > running.get(found.key, 0)))
 
 
-def former_generations(facts: Facts, active: Iterable[int]) -> tuple[int, ...]:
+def former_generations(facts: DesiredFacts, active: Iterable[int]) -> tuple[int, ...]:
     """Return generations that have served and are not `active`, the one that served last first."""
     busy = set(active)
     served = [(g.serving_at, g.number) for g in facts.generations.values() if g.serving_at and g.number not in busy]
     return tuple(number for _, number in sorted(served, reverse=True))
 
 
-def served_generations(facts: Facts, region: str, deployments: Iterable[Deployment]) -> tuple[ServedGeneration, ...]:
+def served_generations(
+    facts: DesiredFacts, region: str, deployments: Iterable[Deployment]
+) -> tuple[ServedGeneration, ...]:
     """Return generations that a region holds completely: every hosted part of them has a replica set there."""
     held: dict[int, set[str]] = {}
     for deployment in deployments:
@@ -190,7 +192,7 @@ def served_generations(facts: Facts, region: str, deployments: Iterable[Deployme
     return tuple(s for s, found in candidates if _list_hosted(s.graph, found) <= held[s.generation])
 
 
-def served_generation(facts: Facts, number: int) -> ServedGeneration:
+def served_generation(facts: DesiredFacts, number: int) -> ServedGeneration:
     """Build the router's record of one generation. Each keeps the graph it was served with.
 
     Only the target of a rollout that brings a manifest is served by that one's graph, except in a revert.
@@ -221,7 +223,7 @@ def served_generation(facts: Facts, number: int) -> ServedGeneration:
     )
 
 
-def _graph_of(facts: Facts, generation: Generation) -> PartGraph:
+def _graph_of(facts: DesiredFacts, generation: Generation) -> PartGraph:
     """Return the graph of a generation.
 
     It is that of its layout, of the manifest that is rolled out with it, or the one it served by.
@@ -233,7 +235,7 @@ def _graph_of(facts: Facts, generation: Generation) -> PartGraph:
     return facts.manifest.spec.wiring or _graph_of_one(facts, generation)
 
 
-def _adapters(facts: Facts, generation: Generation) -> dict[str, ServedAdapter]:
+def _adapters(facts: DesiredFacts, generation: Generation) -> dict[str, ServedAdapter]:
     """Return the names of a generation's adapters in its engines."""
     found = {part: facts.snapshots[part, generation.snapshots[part]].digest for part in generation.adapters}
     return {
@@ -274,7 +276,7 @@ def _facts_of(snapshot: Snapshot) -> SnapshotFacts:
 
 
 def wanted_shares(
-    facts: Facts, state: ModelState, deployments: Iterable[Deployment]
+    facts: DesiredFacts, state: ModelWaveState, deployments: Iterable[Deployment]
 ) -> dict[str, tuple[RouteShare, ...]]:
     """Return the shares of every region that has demand, hosts the model or had a table before.
 
@@ -294,7 +296,9 @@ def wanted_shares(
     return fail_over(facts, shares, survivors(facts, deployments))
 
 
-def choose_kept_sets(facts: Facts, regions: Collection[str], wanted: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
+def choose_kept_sets(
+    facts: DesiredFacts, regions: Collection[str], wanted: tuple[Deployment, ...]
+) -> tuple[Deployment, ...]:
     """Return the replica sets to keep.
 
     If a run counts on a lost region of `regions`, all that answer in the remaining ones. Their users, and those who
@@ -308,7 +312,7 @@ def choose_kept_sets(facts: Facts, regions: Collection[str], wanted: tuple[Deplo
 
 
 def fail_over(
-    facts: Facts, shares: Mapping[str, tuple[RouteShare, ...]], able: Sequence[Survivor]
+    facts: DesiredFacts, shares: Mapping[str, tuple[RouteShare, ...]], able: Sequence[Survivor]
 ) -> dict[str, tuple[RouteShare, ...]]:
     """Return shares without lost regions, over those that are `able`."""
     demand = {item.region: item.amount for item in facts.manifest.spec.demand}
@@ -317,7 +321,7 @@ def fail_over(
 
 
 def survivors(
-    facts: Facts, deployments: Iterable[Deployment], ready: Mapping[tuple[DeploymentKey, int], int] | None = None
+    facts: DesiredFacts, deployments: Iterable[Deployment], ready: Mapping[tuple[DeploymentKey, int], int] | None = None
 ) -> tuple[Survivor, ...]:
     """Return every whole generation of every remaining region, with the throughput of its slowest part.
 
@@ -335,7 +339,7 @@ def survivors(
 
 
 def _throughput(
-    facts: Facts,
+    facts: DesiredFacts,
     served: ServedGeneration,
     region: str,
     deployments: Iterable[Deployment],
@@ -351,7 +355,7 @@ def _throughput(
     return min(able.values(), default=0.0)
 
 
-def _main_generation(state: ModelState) -> int:
+def _main_generation(state: ModelWaveState) -> int:
     """Return the generation with the most traffic; 0 if there is none."""
     weights: dict[int, float] = {}
     for shares in state.shares.values():
@@ -360,7 +364,7 @@ def _main_generation(state: ModelState) -> int:
     return max(weights, key=lambda generation: (weights[generation], generation), default=0)
 
 
-def _deployment(facts: Facts, state: ModelState, slot: Slot) -> Deployment:
+def _deployment(facts: DesiredFacts, state: ModelWaveState, slot: Slot) -> Deployment:
     key = key_of(facts.model, slot)
     stored = facts.deployments.get(key)
     holds = _holds(facts, state, slot)
@@ -391,12 +395,12 @@ def _deployment(facts: Facts, state: ModelState, slot: Slot) -> Deployment:
     )
 
 
-def _drain_seconds(facts: Facts, part: PartSpec) -> float | None:
+def _drain_seconds(facts: DesiredFacts, part: PartSpec) -> float | None:
     chosen = facts.manifest.spec.rollout.drain_seconds
     return STREAM_DRAIN_SECONDS if chosen is None and part.engine in SERVING_ENGINES else chosen
 
 
-def _own(state: ModelState, slot: Slot) -> dict[int, int]:
+def _own(state: ModelWaveState, slot: Slot) -> dict[int, int]:
     return (
         {generation: state.counts[slot, generation] for generation in sorted(state.generations_at(slot))}
         if state.apart
@@ -404,7 +408,7 @@ def _own(state: ModelState, slot: Slot) -> dict[int, int]:
     )
 
 
-def _holds(facts: Facts, state: ModelState, slot: Slot) -> tuple[HeldSnapshot, ...]:
+def _holds(facts: DesiredFacts, state: ModelWaveState, slot: Slot) -> tuple[AssignedSnapshot, ...]:
     """Return snapshots of the generations at work, and of former ones that are loaded here and stay warm.
 
     A warm generation with a part that has no host any more is of no use. If each generation has dedicated processes
@@ -431,13 +435,13 @@ def _holds(facts: Facts, state: ModelState, slot: Slot) -> tuple[HeldSnapshot, .
 
 def _build_held(
     part: str, snapshot: Snapshot, generations: list[Generation], signers: SignerPolicy | None
-) -> HeldSnapshot:
+) -> AssignedSnapshot:
     """Build the entry of a held snapshot.
 
     A segment has no signers: the platform split it from a snapshot with a checked signature.
     """
     adapter = snapshot.part in generations[0].adapters
-    return HeldSnapshot(
+    return AssignedSnapshot(
         part=None if snapshot.part == part else snapshot.part,
         snapshot=snapshot.number,
         digest=snapshot.digest,
@@ -454,7 +458,7 @@ def _list_hosted(graph: PartGraph, generation: Generation) -> set[str]:
     return set(generation.parts) if generation.layout is not None else {node.part for node in graph.nodes}
 
 
-def _spec_of(facts: Facts, state: ModelState, slot: Slot) -> tuple[PartSpec | None, HardwareOption | None]:
+def _spec_of(facts: DesiredFacts, state: ModelWaveState, slot: Slot) -> tuple[PartSpec | None, HardwareOption | None]:
     """Return part and hardware of a slot, from the target, else from another generation at work."""
     name, _, hardware = slot
     numbers = sorted(
@@ -469,6 +473,6 @@ def _spec_of(facts: Facts, state: ModelState, slot: Slot) -> tuple[PartSpec | No
     return None, None
 
 
-def _graph_of_one(facts: Facts, generation: Generation) -> PartGraph:
+def _graph_of_one(facts: DesiredFacts, generation: Generation) -> PartGraph:
     part = facts.manifest.spec.hosted_parts[0]
     return graph_of_one(part, facts.snapshots[part.name, generation.snapshots[part.name]].manifest)

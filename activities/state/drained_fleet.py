@@ -1,6 +1,6 @@
 """Effect of drains on planning: supply that counts as 0, and wishes that wait until a lost region is restored.
 
-Pure functions of `Drained`, which is read together with the fleet.
+Pure functions of `DrainedFleet`, which is read together with the fleet.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from ipnext.store.store import Store
 
 
 @dataclass(frozen=True)
-class Drained:
+class DrainedFleet:
     """Regions out of service. `lost` ones are gone; drains of `unguarded` ones proceed whatever stays unserved."""
 
     regions: frozenset[str] = frozenset()
@@ -25,7 +25,7 @@ class Drained:
     unguarded: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, drains: Iterable[Drain]) -> "Drained":
+    def of(cls, drains: Iterable[Drain]) -> "DrainedFleet":
         """Return the drains in force."""
         holding = [drain for drain in drains if drain.holds]
         return cls(
@@ -34,10 +34,10 @@ class Drained:
             unguarded=frozenset(drain.region for drain in holding if drain.lost or drain.force),
         )
 
-    def and_region(self, region: str, *, force: bool = False) -> "Drained":
+    def and_region(self, region: str, *, force: bool = False) -> "DrainedFleet":
         """Return the drains as if one more region were drained, as planned."""
         more = frozenset({region})
-        return Drained(self.regions | more, self.lost, self.unguarded | more if force else self.unguarded)
+        return DrainedFleet(self.regions | more, self.lost, self.unguarded | more if force else self.unguarded)
 
     @property
     def advice(self) -> str:
@@ -50,7 +50,7 @@ class Drained:
         return f"{', '.join(told)}: {back}, or raise the supply elsewhere, then ask again" if told else ""
 
 
-NOTHING = Drained()
+NOTHING = DrainedFleet()
 
 
 def repairs_loss(repository: Repository, plan_id: str) -> bool:
@@ -58,7 +58,7 @@ def repairs_loss(repository: Repository, plan_id: str) -> bool:
 
     Users may have nothing else until its moves are done.
     """
-    return "drain" in repository.find_triggers(plan_id) and bool(Drained.of(repository.drains()).lost)
+    return "drain" in repository.find_triggers(plan_id) and bool(DrainedFleet.of(repository.drains()).lost)
 
 
 def leaves_loss(repository: Repository, change: Change) -> bool:
@@ -73,7 +73,7 @@ def leaves_loss(repository: Repository, change: Change) -> bool:
 
 def _leaves(repository: Repository, model: str) -> bool:
     """Check whether a model is in a lost region, or users are sent there, and its placement has nothing there."""
-    lost, placed = Drained.of(repository.drains()).lost, repository.placement(model)
+    lost, placed = DrainedFleet.of(repository.drains()).lost, repository.placement(model)
     if not lost or placed is None:
         return False
     replicas = {found.key.region for found in repository.deployments(model) if found.replicas}
@@ -98,13 +98,13 @@ def check_unchanged(store: Store, lost: frozenset[str]) -> None:
 
 def same(repository: Repository, lost: frozenset[str]) -> None:
     """Check like `check_unchanged`, in the unit of work of the write."""
-    changed = Drained.of(repository.drains()).lost ^ lost
+    changed = DrainedFleet.of(repository.drains()).lost ^ lost
     if changed:
         msg = f"region {min(changed)!r} was lost or came back meanwhile; what to do is computed anew"
         raise Unavailable(msg)
 
 
-def without_drained(fleet: FleetSpec, drained: Drained) -> FleetSpec:
+def without_drained(fleet: FleetSpec, drained: DrainedFleet) -> FleetSpec:
     """Return the fleet with the supply of drained regions at 0. Their users, and their prices, stay."""
     if not drained.regions:
         return fleet
@@ -114,7 +114,7 @@ def without_drained(fleet: FleetSpec, drained: Drained) -> FleetSpec:
     return fleet.model_copy(update={"supply": supply})
 
 
-def relax_model(model: ModelProblem, fleet: FleetSpec, drained: Drained) -> ModelProblem:
+def relax_model(model: ModelProblem, fleet: FleetSpec, drained: DrainedFleet) -> ModelProblem:
     """Relax the model's wishes as far as the drains require.
 
     `survive` waits while a region is lost, or drained by force: the remaining supply serves first. If only a lost

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from activities.state.wave_state import ModelState
+from activities.state.wave_state import ModelWaveState
 from ipnext.model.deployment.deployment import RegionState, Replica, ReplicaPhase
 from ipnext.model.lifecycle.failure_cause import Cause, Place
 from ipnext.store.repository import Repository
@@ -12,7 +12,7 @@ LOOKED_AT = 100
 """Events among which the first cause of a change is searched."""
 
 
-class Counted(Protocol):
+class RegionAnswers(Protocol):
     """Answers of one generation in one region."""
 
     @property
@@ -38,7 +38,7 @@ def place_of(replica: Replica, *, adapter: str | None = None) -> Place:
     return Place(part=adapter or key.part, region=key.region, hardware=key.hardware, host=replica.id, log=replica.log)
 
 
-def first_lacking(model: str, state: ModelState, regions: Mapping[str, RegionState]) -> Place:
+def first_lacking(model: str, state: ModelWaveState, regions: Mapping[str, RegionState]) -> Place:
     """Return the first slot that lacks a ready replica, and the replica there that is furthest from it.
 
     Reachable regions only.
@@ -55,7 +55,7 @@ def first_lacking(model: str, state: ModelState, regions: Mapping[str, RegionSta
     return Place()
 
 
-def worst_region(before: Sequence[Counted], now: Iterable[Counted]) -> str | None:
+def worst_region(before: Sequence[RegionAnswers], now: Iterable[RegionAnswers]) -> str | None:
     """Return the region with the largest fraction of bad answers since `before`; None if none was bad."""
     earlier = {item.region: item for item in before}
     shares: dict[str, float] = {}

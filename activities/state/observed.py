@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from activities.state.failure_cause import place_of
-from activities.state.wave_state import Held, ModelState
+from activities.state.wave_state import Held, ModelWaveState
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment.deployment import RegionState, Replica, ReplicaPhase
@@ -39,7 +39,7 @@ def observe(
     return states, tuple(silent)
 
 
-def missing_replicas(model: str, state: ModelState, regions: Mapping[str, RegionState]) -> tuple[str, ...]:
+def missing_replicas(model: str, state: ModelWaveState, regions: Mapping[str, RegionState]) -> tuple[str, ...]:
     """Describe the replicas that are not ready yet; empty if every generation has its count in every slot."""
     found = _ready(model, regions)
     lacking = []

@@ -5,12 +5,12 @@ Kept with the transition, because the manifest in force is that of the change wh
 
 from dataclasses import replace
 
-from activities.state.desired import Facts, index_tables
+from activities.state.desired import DesiredFacts, index_tables
 from ipnext.store.records import StateBefore
 from ipnext.store.repository import Repository
 
 
-def restoring(facts: Facts, before: StateBefore) -> Facts:
+def restoring(facts: DesiredFacts, before: StateBefore) -> DesiredFacts:
     """Return the facts for a revert to the state before the transition."""
     return replace(
         facts,

@@ -6,21 +6,21 @@ Called when a region is lost, and when it is restored: for hundreds of models, i
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 
-from activities.state.desired import Facts, index_tables, pending_revisions, round_trips
-from activities.state.drained_fleet import Drained
+from activities.state.desired import DesiredFacts, index_tables, pending_revisions, round_trips
+from activities.state.drained_fleet import DrainedFleet
 from activities.state.facts import at_work, by_model, snapshots_of
 from ipnext.model.deployment.deployment import ServedGeneration
 from ipnext.model.registry.registry import Generation, Snapshot
 from ipnext.store.repository import Repository
 
 
-def read_routed(repository: Repository, models: Collection[str]) -> tuple[Facts, ...]:
+def read_routed(repository: Repository, models: Collection[str]) -> tuple[DesiredFacts, ...]:
     """Read the facts for a failover of many models' users, in the order of `models`.
 
     Snapshots are read only if no route table describes their generation. The number of queries is the same for one
     model and for hundreds. Unknown models are left out.
     """
-    drained = Drained.of(repository.drains())
+    drained = DrainedFleet.of(repository.drains())
     records = {record.name: record for record in repository.models_named(models)}
     deployments, tables = by_model(repository.deployments_of(models)), by_model(repository.routes_of(models))
     numbers = {
@@ -41,7 +41,7 @@ def read_routed(repository: Repository, models: Collection[str]) -> tuple[Facts,
         snapshots[held.model][held.part, held.number] = held
     rtt_ms = round_trips(repository) if drained.lost else {}
     return tuple(
-        Facts(
+        DesiredFacts(
             manifest=records[name].in_force,
             target=0,
             generations=generations[name],

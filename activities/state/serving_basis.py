@@ -1,6 +1,6 @@
 """Manifest and placement of what serves, while a change that is placed already waits for supply."""
 
-from activities.state.drained_fleet import Drained
+from activities.state.drained_fleet import DrainedFleet
 from ipnext.model.lifecycle.messages import ChangeKind
 from ipnext.store.repository import Repository
 
@@ -16,7 +16,7 @@ def go_by_what_serves(repository: Repository, model: str, change_id: str) -> Non
         return
     if placed is None or placed.plan_id != former.plan_id:
         return
-    lost = Drained.of(repository.drains()).lost
+    lost = DrainedFleet.of(repository.drains()).lost
     if any(row.count and row.region in lost for row in former.placement.replicas):
         return
     if repository.change(change_id).kind is ChangeKind.REPAIR:

@@ -26,7 +26,7 @@ Held = tuple[Slot, int]
 
 
 @dataclass(frozen=True)
-class ModelState:
+class ModelWaveState:
     """Replicas of each generation in each slot, and the shares of each region's requests."""
 
     counts: Mapping[Held, int] = field(default_factory=dict)
@@ -49,10 +49,10 @@ class ModelState:
         """Regions that hold any replicas."""
         return frozenset(region for _, region, _ in self.slots)
 
-    def outside(self, regions: Collection[str]) -> "ModelState":
+    def outside(self, regions: Collection[str]) -> "ModelWaveState":
         """Return the state without the replicas of some regions."""
         counts = {held: count for held, count in self.counts.items() if held[0][1] not in regions}
-        return ModelState(counts, self.shares, self.apart)
+        return ModelWaveState(counts, self.shares, self.apart)
 
     def replicas(self, slot: Slot) -> int:
         """Count processes in a slot: one process holds several generations side by side, or each has dedicated ones."""
@@ -73,7 +73,7 @@ class ModelState:
         return frozenset(generation for (at, generation), count in self.counts.items() if at == slot and count)
 
 
-def state_of(fleet: FleetState, model: str, *, apart: bool = False) -> ModelState:
+def state_of(fleet: FleetState, model: str, *, apart: bool = False) -> ModelWaveState:
     """Return one model's part of a fleet state."""
     shares: dict[str, list[RouteShare]] = {}
     for share in fleet.traffic:
@@ -81,7 +81,7 @@ def state_of(fleet: FleetState, model: str, *, apart: bool = False) -> ModelStat
             shares.setdefault(share.origin, []).append(route_share(share.to, share.generation, share.fraction))
     counts: dict[Held, int] = {}
     _merge(counts, fleet.replicas, model)
-    return ModelState(counts, {origin: tuple(found) for origin, found in shares.items()}, apart)
+    return ModelWaveState(counts, {origin: tuple(found) for origin, found in shares.items()}, apart)
 
 
 @lru_cache(maxsize=4096)
@@ -90,7 +90,7 @@ def route_share(to: str, generation: int, fraction: float) -> RouteShare:
     return RouteShare(to=to, generation=generation, fraction=fraction)
 
 
-def state_at(transition: Transition, model: str, index: int, phase: Phase) -> ModelState:
+def state_at(transition: Transition, model: str, index: int, phase: Phase) -> ModelWaveState:
     """Return the state after `phase` of wave `index`, all earlier waves done."""
     apart = transition.apart
     origin = state_of(transition.origin, model, apart=apart)
@@ -104,20 +104,20 @@ def state_at(transition: Transition, model: str, index: int, phase: Phase) -> Mo
         _reroute(shares, wave.route, model)
     if phase == "released":
         _merge(counts, wave.scale_down, model)
-    return ModelState(counts, shares, apart)
+    return ModelWaveState(counts, shares, apart)
 
 
-def _peaks(transition: Transition, model: str) -> Iterator[ModelState]:
+def _peaks(transition: Transition, model: str) -> Iterator[ModelWaveState]:
     """Yield the replicas after the scale-up of each wave in turn, without shares."""
     apart = transition.apart
     counts = dict(state_of(transition.origin, model, apart=apart).counts)
     for wave in transition.waves:
         _merge(counts, wave.scale_up, model)
-        yield ModelState(dict(counts), {}, apart)
+        yield ModelWaveState(dict(counts), {}, apart)
         _merge(counts, wave.scale_down, model)
 
 
-def state_back(transition: Transition, model: str, index: int, phase: Phase) -> ModelState:
+def state_back(transition: Transition, model: str, index: int, phase: Phase) -> ModelWaveState:
     """Return the state of a revert from wave `index`.
 
     First the origin's capacity beside the existing one, then its traffic.
@@ -127,17 +127,17 @@ def state_back(transition: Transition, model: str, index: int, phase: Phase) -> 
     if phase == "released":
         return origin
     there = state_at(transition, model, index, "scaled_up")
-    return ModelState(_both(there, origin).counts, origin.shares if phase == "routed" else there.shares, apart)
+    return ModelWaveState(_both(there, origin).counts, origin.shares if phase == "routed" else there.shares, apart)
 
 
-def _both(there: ModelState, origin: ModelState) -> ModelState:
+def _both(there: ModelWaveState, origin: ModelWaveState) -> ModelWaveState:
     """Return the replicas of the origin beside the existing ones, without shares."""
     both = there.counts.keys() | origin.counts.keys()
     counts = {held: max(there.counts.get(held, 0), origin.counts.get(held, 0)) for held in both}
-    return ModelState(counts, {}, there.apart)
+    return ModelWaveState(counts, {}, there.apart)
 
 
-def state_undone(transition: Transition, model: str, index: int, phase: Phase) -> ModelState:
+def state_undone(transition: Transition, model: str, index: int, phase: Phase) -> ModelWaveState:
     """Return the state when wave `index` alone is reverted.
 
     First the capacity it removed, then its traffic, then its additions. Each of these states occurred on the way
@@ -152,7 +152,7 @@ def state_undone(transition: Transition, model: str, index: int, phase: Phase) -
     return state_at(transition, model, index, "routed" if phase == "scaled_up" else "scaled_up")
 
 
-def wave_target(transition: Transition, model: str, index: int, generation: int) -> ModelState:
+def wave_target(transition: Transition, model: str, index: int, generation: int) -> ModelWaveState:
     """Return the replicas that wave `index` waits for: all of `generation`, and the additions of others.
 
     The former replicas of others may be broken, and the reason for the change.
@@ -164,7 +164,7 @@ def wave_target(transition: Transition, model: str, index: int, generation: int)
     return replace(there, counts=counts)
 
 
-def _before(transition: Transition, model: str, index: int) -> ModelState:
+def _before(transition: Transition, model: str, index: int) -> ModelWaveState:
     """Return the state that wave `index` begins with."""
     if index:
         return state_at(transition, model, index - 1, "released")
@@ -201,7 +201,7 @@ def fits_at_once(
     )
 
 
-def _units(state: ModelState, units: Mapping[tuple[str, str], float]) -> Mapping[tuple[str, str], float]:
+def _units(state: ModelWaveState, units: Mapping[tuple[str, str], float]) -> Mapping[tuple[str, str], float]:
     """Return units by (region, hardware)."""
     taken: dict[tuple[str, str], float] = {}
     for (part, region, hardware), count in sorted(state.processes.items()):

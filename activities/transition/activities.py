@@ -13,15 +13,15 @@ from temporalio import activity
 
 from activities.runtime.deadline import Deadline, beat
 from activities.runtime.fence import of_a_wave, still_ours
-from activities.state.desired import Facts, choose_kept_sets, shrinking_first, wanted_deployments, wanted_shares
+from activities.state.desired import DesiredFacts, choose_kept_sets, shrinking_first, wanted_deployments, wanted_shares
 from activities.state.drained_fleet import same
 from activities.state.failure_cause import note_first, worst_region
 from activities.state.observed import Failure, first_failure, missing_replicas, observe
 from activities.state.restored import state_before
-from activities.state.wave_state import ModelState
+from activities.state.wave_state import ModelWaveState
 from activities.transition.admission import AT_ONCE
 from activities.transition.draft import Draft
-from activities.transition.gate import Asked, errors_only, judge
+from activities.transition.gate import GateInput, errors_only, judge
 from activities.transition.gate_window import count_since, former_generation, open_window, refuse_uncompared, traffic_of
 from activities.transition.hot_swap import Announcement, leave_what_is_sent, not_gone_back
 from activities.transition.revert import (
@@ -33,11 +33,18 @@ from activities.transition.revert import (
     still_answered,
     waiting,
 )
-from activities.transition.scale_down import Left, Releasing, find_leftovers, is_own_slot, shrinking, stray
+from activities.transition.scale_down import (
+    CapacityRelease,
+    ReleaseExceptions,
+    find_leftovers,
+    is_own_slot,
+    shrinking,
+    stray,
+)
 from activities.transition.scale_up import Capacity
 from activities.transition.step_limit import check_growth
 from activities.transition.traffic_shift import Gateways
-from activities.transition.wave_context import Reaching, list_routable
+from activities.transition.wave_context import WaveContext, list_routable
 from ipnext.errors import RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment.deployment import Deployment, RegionState, RouteShare
@@ -125,7 +132,7 @@ class TransitionActivities:
             if not wave.back:
                 repository.advance_transition(wave.transition_id, state=TransitionState.RUNNING)
             _rest(repository, wave, rests=False)
-            reaching = Reaching.read(repository, wave, "scaled_up")
+            reaching = WaveContext.read(repository, wave, "scaled_up")
             if (stuck := reaching.stuck) is not None:
                 return stuck
             facts, full = reaching.facts, reaching.unfreed_regions
@@ -172,7 +179,7 @@ class TransitionActivities:
         pause.
         """
         with self._store.read() as repository:
-            reaching = Reaching.read(repository, wave, "routed")
+            reaching = WaveContext.read(repository, wave, "routed")
             found = repository.model(wave.model)
             urgent = wave.back or repository.change(wave.transition_id).kind in AT_ONCE
         rollout, serving = found.in_force.spec.rollout, found.serving_generation
@@ -217,7 +224,7 @@ class TransitionActivities:
         are too few and may still arrive.
         """
         with self._store.read() as repository:
-            reaching = Reaching.read(repository, wave, "routed")
+            reaching = WaveContext.read(repository, wave, "routed")
             asked = _build_gate_input(repository, wave, reaching.state)
         regions = {region for _, region, _ in reaching.state.slots} - reaching.facts.lost
         states, silent = observe(self._infrastructure, regions, [wave.model])
@@ -249,7 +256,7 @@ class TransitionActivities:
         progress of the transition.
         """
         with self._store.read() as repository:
-            reaching = Reaching.read(repository, wave, "released")
+            reaching = WaveContext.read(repository, wave, "released")
         facts, state, record, last = reaching.facts, reaching.state, reaching.record, reaching.is_last
         target = wanted_deployments(facts, state)
         wanted = whole = choose_kept_sets(facts, reaching.needed_regions, target)
@@ -265,7 +272,7 @@ class TransitionActivities:
         needed = find_unrestored(whole, facts.deployments, shares) if wave.back and wave.by_waves else frozenset()
         self._begin_to_move(wave)
         releasing = self._releasing(facts)
-        left = Left(releasing.waiting(shares, wanted), needed, self._keeping(reaching))
+        left = ReleaseExceptions(releasing.waiting(shares, wanted), needed, self._keeping(reaching))
         unreachable = releasing.shrink(shares, kept, wanted, gone, left=left)
         if unreachable is not None:
             raise unreachable
@@ -273,7 +280,7 @@ class TransitionActivities:
         stays = not_as_before(facts, reaching.origin, shares) if wave.back and last else ""
         return WaveResult(ok=not stays, reason=Reason.REGION_UNREACHABLE if stays else Reason.SUCCEEDED, message=stays)
 
-    def _known_routes(self, facts: Facts) -> bool:
+    def _known_routes(self, facts: DesiredFacts) -> bool:
         """Check whether every gateway answers and none is ahead of its stored table.
 
         One ahead of it may send anywhere.
@@ -313,7 +320,7 @@ class TransitionActivities:
         return replace(draft, record=record)
 
     def _and_what_answers(
-        self, facts: Facts, counted_on: Collection[str], deployments: tuple[Deployment, ...]
+        self, facts: DesiredFacts, counted_on: Collection[str], deployments: tuple[Deployment, ...]
     ) -> tuple[Deployment, ...]:
         """Add the replica sets that still answer in the remaining regions, if a revert counts on a lost one.
 
@@ -323,13 +330,13 @@ class TransitionActivities:
         states, _ = observe(self._infrastructure, {found.key.region for found in more}, [facts.model])
         return deployments + tuple(found for found in more if answers_at_all(facts, found, states))
 
-    def _releasing(self, facts: Facts) -> Releasing:
-        return Releasing(self._store, self._infrastructure, facts)
+    def _releasing(self, facts: DesiredFacts) -> CapacityRelease:
+        return CapacityRelease(self._store, self._infrastructure, facts)
 
-    def _announcement(self, facts: Facts, wanted: Sequence[Deployment]) -> Announcement:
+    def _announcement(self, facts: DesiredFacts, wanted: Sequence[Deployment]) -> Announcement:
         return Announcement(Gateways(self._store, self._infrastructure, facts, beat=beat), facts, wanted)
 
-    def _keeping(self, reaching: Reaching) -> Collection[str]:
+    def _keeping(self, reaching: WaveContext) -> Collection[str]:
         """Regions whose routers forget nothing.
 
         When a swap is reverted, those whose processes have not swapped back.
@@ -341,7 +348,7 @@ class TransitionActivities:
         states, _ = observe(self._infrastructure, regions, [model])
         return not_gone_back(model, state, states)
 
-    def _write_progress(self, reaching: Reaching) -> None:
+    def _write_progress(self, reaching: WaveContext) -> None:
         """Record the progress.
 
         Raises Unavailable if a region was lost or restored since: it must receive this transition's result.
@@ -392,14 +399,14 @@ def _rest(repository: Repository, wave: WaveInput, *, rests: bool) -> None:
     repository.advance_transition(wave.transition_id, rests=rests and not wave.back)
 
 
-def _build_gate_input(repository: Repository, wave: WaveInput, state: ModelState) -> Asked:
+def _build_gate_input(repository: Repository, wave: WaveInput, state: ModelWaveState) -> GateInput:
     """Return the gate's inputs for a wave. A rollback is judged by errors only: its generation has served before."""
     rollout = repository.model(wave.model).in_force.spec.rollout
     record, window = repository.transition(wave.transition_id), wave.window
     if window is None or repository.change(record.change_id).kind in AT_ONCE:
         return errors_only(rollout.max_error_rate, rollout.gate, early=wave.early)
     answering = {share.generation for shares in state.shares.values() for share in shares}
-    return Asked(
+    return GateInput(
         gate=rollout.gate,
         max_error_rate=rollout.max_error_rate,
         early=wave.early,
@@ -418,7 +425,7 @@ def _mark_rolling_out(repository: Repository, stage: StageInput) -> None:
         repository.set_generation_state(stage.model, stage.generation, GenerationState.ROLLING_OUT)
 
 
-def _check_reached(facts: Facts, shares: Mapping[str, Sequence[RouteShare]], silent: Iterable[str]) -> None:
+def _check_reached(facts: DesiredFacts, shares: Mapping[str, Sequence[RouteShare]], silent: Iterable[str]) -> None:
     """Raise RegionUnreachable if a gateway that has to move does not answer.
 
     One that only refuses its users may be away.
@@ -430,7 +437,7 @@ def _check_reached(facts: Facts, shares: Mapping[str, Sequence[RouteShare]], sil
             raise RegionUnreachable(msg)
 
 
-def _check_ready(wave: WaveInput, state: ModelState, states: Mapping[str, RegionState]) -> None:
+def _check_ready(wave: WaveInput, state: ModelWaveState, states: Mapping[str, RegionState]) -> None:
     """Raise Unavailable if a reachable region lacks ready replicas of the generation for the wave's traffic."""
     counts = {
         held: count for held, count in state.counts.items() if held[1] == wave.generation and held[0][1] in states

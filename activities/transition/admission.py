@@ -13,7 +13,7 @@ from activities.planning.problem import (
     with_running_options,
     with_supply_left,
 )
-from activities.state.drained_fleet import Drained, relax_model, without_drained
+from activities.state.drained_fleet import DrainedFleet, relax_model, without_drained
 from activities.state.facts import snapshots_of
 from activities.state.failover_shares import Nearness
 from activities.state.wave_state import Back, fits_at_once
@@ -55,7 +55,7 @@ def planned_waves(
     calls = {number: repository.generation(model, number).parts for number in _generations(origin, to)}
     policy = step_policy(rollout, stage.kind, refresh_of(repository, manifest, (origin, to)))
     policy = policy.model_copy(update={"calls": calls})
-    whole, drained = repository.fleet().spec, Drained.of(repository.drains())
+    whole, drained = repository.fleet().spec, DrainedFleet.of(repository.drains())
     if (outdated := wait_for_repair(stage.kind, to, drained.lost)) is not None:
         return refuse_transition(origin, to, outdated)
     fleet = without_drained(whole, drained)
@@ -103,7 +103,7 @@ def wait_for_repair(kind: ChangeKind, to: FleetState, lost: Collection[str]) -> 
     raise Unavailable(msg)
 
 
-def _remaining_target(model: ModelProblem, to: FleetState, fleet: FleetSpec, drained: Drained) -> FleetState:
+def _remaining_target(model: ModelProblem, to: FleetState, fleet: FleetSpec, drained: DrainedFleet) -> FleetState:
     """Return the target state of a rollback while regions are lost."""
     rows = zip(fleet.regions, fleet.rtt_ms, strict=True)
     rtt_ms = {(origin, region): ms for origin, row in rows for region, ms in zip(fleet.regions, row, strict=True)}

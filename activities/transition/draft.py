@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from activities.planning.problem import model_as_served, units_in_use, units_of
-from activities.state.drained_fleet import Drained, without_drained
+from activities.state.drained_fleet import DrainedFleet, without_drained
 from activities.state.serving_basis import go_by_what_serves
 from activities.state.wave_state import Back, peak, planned_state, running_state
 from activities.transition.admission import not_swapped, planned_waves, price_of, refuse_transition, way_back
@@ -100,7 +100,7 @@ def _plan_transition(repository: Repository, stage: StageInput, in_use: Units) -
         return _refuse_outdated(stage, model)
     demand = model.in_force.spec.demand
     demanding = {item.region for item in demand}
-    lost = Drained.of(repository.drains()).lost
+    lost = DrainedFleet.of(repository.drains()).lost
     origin = running_state(
         stage.model, deployments, tables, demanding=demanding, lost=lost, serving=model.serving_generation
     )
@@ -152,7 +152,7 @@ def _is_roomy(repository: Repository, stage: StageInput, transition: Transition,
     needed: dict[tuple[str, str], float] = defaultdict(float)
     for (part, region, hardware), count in (origin + to).items():
         needed[region, hardware] += count * units.get((part, hardware), 0.0)
-    fleet = without_drained(repository.fleet().spec, Drained.of(repository.drains()))
+    fleet = without_drained(repository.fleet().spec, DrainedFleet.of(repository.drains()))
     supply = {(item.region, item.hardware): item.units for item in fleet.supply}
     return all(in_use.get(c, 0.0) + most <= supply.get(c, 0.0) + TOLERANCE for c, most in needed.items())
 
@@ -165,7 +165,7 @@ def _basis(repository: Repository, stage: StageInput) -> tuple[Any, ...]:
     model, record = stage.model, repository.model(stage.model)
     return (
         repository.fleet().version,
-        Drained.of(repository.drains()),
+        DrainedFleet.of(repository.drains()),
         record.version,
         record.accepted,
         record.serving_generation,

@@ -7,7 +7,7 @@ room. If none of that is so, the plan rests on a mistake, and the model stays as
 from collections import defaultdict
 from collections.abc import Sequence
 
-from activities.state.drained_fleet import Drained
+from activities.state.drained_fleet import DrainedFleet
 from ipnext.model.deployment.deployment import Deployment
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.planning.transition import FleetState
@@ -31,7 +31,7 @@ def explain_drop(repository: Repository, manifest: ModelManifest, origin: FleetS
     homes = {share.to for share in origin.traffic if share.fraction > 0 and share.origin in dropped}
     deployments = repository.deployments(model)
     touched = homes | dropped | {found.key.region for found in deployments}
-    if touched & Drained.of(repository.drains()).regions or _is_taken(repository, deployments, homes):
+    if touched & DrainedFleet.of(repository.drains()).regions or _is_taken(repository, deployments, homes):
         return None
     users, regions = ", ".join(sorted(dropped)), ", ".join(sorted(homes))
     return (

@@ -8,7 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ipnext.model.gate.comparison import Pair, latencies, predictions
-from ipnext.model.gate.distributions import Counts, Difference, above, at_least, mean_shift, quantile, stability_index
+from ipnext.model.gate.distributions import (
+    Counts,
+    SampleDistance,
+    above,
+    at_least,
+    mean_shift,
+    quantile,
+    stability_index,
+)
 from ipnext.model.gate.gate import GateSpec
 from ipnext.model.gate.sketch import LATENCY_SECONDS
 
@@ -23,7 +31,7 @@ _P50 = 0.5
 
 
 @dataclass(frozen=True)
-class Asked:
+class GateInput:
     """Inputs of a gate: limits, the errors that the rollout allows, and the progress of the wave."""
 
     gate: GateSpec
@@ -47,7 +55,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateVerdict:
     """Verdict of a gate.
 
     If it is `ok` with `again_seconds` above 0, nothing is wrong so far: evaluate again after that time.
@@ -58,44 +66,44 @@ class Verdict:
     again_seconds: float = 0.0
 
 
-def errors_only(max_error_rate: float, gate: GateSpec, *, early: bool = False) -> Asked:
+def errors_only(max_error_rate: float, gate: GateSpec, *, early: bool = False) -> GateInput:
     """Return inputs for a rollback or a wave without a window: no comparison, and no wait for answers."""
     limits = GateSpec(max_error_rate=gate.max_error_rate, max_non_finite_rate=gate.max_non_finite_rate)
-    return Asked(limits, max_error_rate, early)
+    return GateInput(limits, max_error_rate, early)
 
 
-def judge(asked: Asked, pairs: Sequence[Pair]) -> Verdict:
+def judge(asked: GateInput, pairs: Sequence[Pair]) -> GateVerdict:
     """Judge the counts of the new generation, and of the former one beside it."""
     answers = _Answers(asked, pairs)
     needed = asked.gate.needed_answers
     if asked.early:
         trips = tuple(answers.trips()) if answers.requests >= max(needed, EARLY_REQUESTS) else ()
-        return Verdict(ok=not trips, message="; ".join(trips) or answers.text)
+        return GateVerdict(ok=not trips, message="; ".join(trips) or answers.text)
     if answers.fewest < needed:
         return _too_few(asked, answers)
     trips = tuple(answers.trips())
-    return Verdict(ok=not trips, message="; ".join(trips) or answers.text)
+    return GateVerdict(ok=not trips, message="; ".join(trips) or answers.text)
 
 
-def _too_few(asked: Asked, answers: "_Answers") -> Verdict:
+def _too_few(asked: GateInput, answers: "_Answers") -> GateVerdict:
     """Fail at once if the errors are too many whatever still arrives.
 
     Otherwise wait for more answers while there is time.
     """
     certain = tuple(answers.errors(at_least_of=asked.gate.needed_answers))
     if certain:
-        return Verdict(ok=False, message="; ".join(certain))
+        return GateVerdict(ok=False, message="; ".join(certain))
     if asked.wait_left > 0:
         pause = max(AGAIN_SECONDS, asked.gate.wait_seconds / MOST_LOOKS)
-        return Verdict(ok=True, message=answers.text, again_seconds=min(asked.wait_left, pause))
+        return GateVerdict(ok=True, message=answers.text, again_seconds=min(asked.wait_left, pause))
     few = f"{answers.text}: too few to judge, {asked.gate.needed_answers} are needed"
-    return Verdict(ok=asked.gate.on_too_few == "pass", message=f"{few}; onTooFew is {asked.gate.on_too_few}")
+    return GateVerdict(ok=asked.gate.on_too_few == "pass", message=f"{few}; onTooFew is {asked.gate.on_too_few}")
 
 
 class _Answers:
     """The figures of one window, and their description in words."""
 
-    def __init__(self, asked: Asked, pairs: Sequence[Pair]) -> None:
+    def __init__(self, asked: GateInput, pairs: Sequence[Pair]) -> None:
         self._asked = asked
         self._gate = asked.gate
         self.requests = sum(pair.new.requests for pair in pairs)
@@ -201,7 +209,7 @@ class _Answers:
                 words = f"mean of output {name!r} shifted by {shift.size:.2f} deviations ({means} {against})"
                 yield words, self._beyond(shift, gate.max_mean_shift)
 
-    def _beyond(self, found: Difference, allowed: float) -> str:
+    def _beyond(self, found: SampleDistance, allowed: float) -> str:
         if found.sure <= allowed or not self._enough_of_former:
             return ""
         return f", allowed {allowed:g} beside the {found.chance:.2f} that chance may make; {self.requests} answers"

@@ -6,9 +6,9 @@ Also lists the engines that cannot be hot swapped, as far as that is known befor
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from activities.state.desired import Facts
+from activities.state.desired import DesiredFacts
 from activities.state.observed import missing_replicas
-from activities.state.wave_state import ModelState, state_at, swaps
+from activities.state.wave_state import ModelWaveState, state_at, swaps
 from activities.transition.traffic_shift import Gateways
 from ipnext.errors import Unavailable
 from ipnext.model.deployment.deployment import Deployment, RegionState, RouteTable
@@ -29,7 +29,7 @@ class Announcement:
     forget nothing here.
     """
 
-    def __init__(self, gateways: Gateways, facts: Facts, wanted: Iterable[Deployment]) -> None:
+    def __init__(self, gateways: Gateways, facts: DesiredFacts, wanted: Iterable[Deployment]) -> None:
         self._gateways = gateways
         self._shares = {region: table.shares for region, table in facts.tables.items()}
         self._deployments = {**facts.deployments, **{deployment.key: deployment for deployment in wanted}}
@@ -93,7 +93,7 @@ def _obstacle(spec: ModelSpec, part: str, generations: tuple[Generation, ...], m
     return next((why for other in held[1:] if (why := obstacle(held[0], other)) is not None), None)
 
 
-def not_gone_back(model: str, state: ModelState, states: Mapping[str, RegionState]) -> frozenset[str]:
+def not_gone_back(model: str, state: ModelWaveState, states: Mapping[str, RegionState]) -> frozenset[str]:
     """Regions with processes that have not swapped back to the state.
 
     Their routers must know the generations these may still hold. Those processes may be all that answers there. Regions
@@ -104,5 +104,5 @@ def not_gone_back(model: str, state: ModelState, states: Mapping[str, RegionStat
     )
 
 
-def _within(state: ModelState, region: str) -> dict[tuple[tuple[str, str, str], int], int]:
+def _within(state: ModelWaveState, region: str) -> dict[tuple[tuple[str, str, str], int], int]:
     return {held: count for held, count in state.counts.items() if held[0][1] == region}

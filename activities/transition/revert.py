@@ -6,14 +6,14 @@ Pure functions of a step's target state, the stored state and the state that the
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from activities.regions.recovery import has_ready_replicas
-from activities.state.desired import Facts
-from activities.state.wave_state import ModelState, Slot, state_of
+from activities.state.desired import DesiredFacts
+from activities.state.wave_state import ModelWaveState, Slot, state_of
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RegionState, RouteShare, RouteTable
 from ipnext.model.planning.transition import Transition
 
 
 def find_unfreed(
-    state: ModelState,
+    state: ModelWaveState,
     deployments: Iterable[Deployment],
     tables: Iterable[RouteTable],
     slots: Collection[Slot],
@@ -56,7 +56,7 @@ def none_more(wanted: Iterable[Deployment], stored: Mapping[DeploymentKey, Deplo
 
 
 def waiting(
-    facts: Facts, shares: Mapping[str, Sequence[RouteShare]], states: Mapping[str, RegionState]
+    facts: DesiredFacts, shares: Mapping[str, Sequence[RouteShare]], states: Mapping[str, RegionState]
 ) -> frozenset[str]:
     """Users' regions that stay as they are: not every part of the generation that would newly answer them is ready.
 
@@ -78,9 +78,9 @@ def waiting(
 
 
 def still_answered(
-    facts: Facts,
+    facts: DesiredFacts,
     transition: Transition,
-    state: ModelState,
+    state: ModelWaveState,
     shares: Mapping[str, tuple[RouteShare, ...]],
 ) -> dict[str, tuple[RouteShare, ...]]:
     """Return shares by users' region; users whom the transition does not know keep the generation that answers them.
@@ -120,7 +120,7 @@ def _list_targets(transition: Transition, model: str, origin: str) -> set[tuple[
     }
 
 
-def answers_at_all(facts: Facts, deployment: Deployment, states: Mapping[str, RegionState]) -> bool:
+def answers_at_all(facts: DesiredFacts, deployment: Deployment, states: Mapping[str, RegionState]) -> bool:
     """Check whether some generation of a replica set is answered in its region."""
     state = states.get(deployment.key.region)
     return state is not None and any(has_ready_replicas(facts, state, number) for number in deployment.generations)
@@ -138,7 +138,7 @@ def heard(
     return tuple(found for found in kept if found.key not in silent)
 
 
-def not_as_before(facts: Facts, origin: ModelState, shares: Mapping[str, Sequence[RouteShare]]) -> str:
+def not_as_before(facts: DesiredFacts, origin: ModelWaveState, shares: Mapping[str, Sequence[RouteShare]]) -> str:
     """Name the users who are not answered as before the transition, because it began in a lost region.
 
     Empty if all are.
@@ -160,7 +160,7 @@ def not_as_before(facts: Facts, origin: ModelState, shares: Mapping[str, Sequenc
     )
 
 
-def _exceeds(deployment: Deployment, state: ModelState, slots: Collection[Slot]) -> bool:
+def _exceeds(deployment: Deployment, state: ModelWaveState, slots: Collection[Slot]) -> bool:
     slot = (deployment.key.part, deployment.key.region, deployment.key.hardware)
     if slot not in slots:
         return False

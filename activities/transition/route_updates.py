@@ -14,7 +14,7 @@ from planner.transition.gateway_order import GatewayPlace, GatewayShift, order_g
 Shares = tuple[RouteShare, ...]
 
 
-class Following(NamedTuple):
+class RouteUpdates(NamedTuple):
     """Tables for the gateways in order, and the most requests/s beyond the carried ones that this causes."""
 
     tables: tuple[tuple[str, Shares], ...]
@@ -28,7 +28,7 @@ def follow_routes(
     *,
     demand: Mapping[str, float],
     parts: Mapping[int, Sequence[str]],
-) -> Following:
+) -> RouteUpdates:
     """Return (users' region, shares) in the order to apply them, until all in `then` have theirs.
 
     `now`: the shares of all gateways that answer users, also of those that stay as they are. `demand` is in requests/s
@@ -38,12 +38,12 @@ def follow_routes(
     """
     moving = [region for region in then if then[region] != now.get(region, ())]
     if len(moving) < 2:
-        return Following(tuple((region, then[region]) for region in moving))
+        return RouteUpdates(tuple((region, then[region]) for region in moving))
     load, able = _Load(demand, parts), _able(deployments)
     shifts = [GatewayShift(region, load.change(region, now.get(region, ()), then[region], able)) for region in moving]
     found = order_gateways(load.total(now, able), shifts, able)
     tables = ((gateway, between(now.get(gateway, ()), then[gateway], done)) for gateway, done in found.steps)
-    return Following(tuple(tables), found.overload)
+    return RouteUpdates(tuple(tables), found.overload)
 
 
 def between(now: Shares, then: Shares, done: float) -> Shares:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from activities.runtime import lease as pulse
 from activities.runtime.deadline import beat
 from activities.runtime.fence import still_ours
-from activities.state.desired import Facts
-from activities.state.drained_fleet import Drained, check_unchanged
+from activities.state.desired import DesiredFacts
+from activities.state.drained_fleet import DrainedFleet, check_unchanged
 from activities.state.observed import observe
 from activities.state.wave_state import peak
 from activities.transition.revert import waiting
@@ -25,7 +25,7 @@ Shares = Mapping[str, tuple[RouteShare, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class ReleaseExceptions:
     """Exceptions of a release: users of these regions, and replicas that hold a (region, generation) of these."""
 
     users: Collection[str] = ()
@@ -34,13 +34,13 @@ class Left:
     """Regions whose routers forget nothing."""
 
 
-class Releasing:
+class CapacityRelease:
     """Releases a model's capacity.
 
     Needs the store, the infrastructure, and the model's facts at the start of its activity.
     """
 
-    def __init__(self, store: Store, infrastructure: Infrastructure, facts: Facts) -> None:
+    def __init__(self, store: Store, infrastructure: Infrastructure, facts: DesiredFacts) -> None:
         self._store = store
         self._infrastructure = infrastructure
         self._facts = facts
@@ -60,7 +60,7 @@ class Releasing:
         wanted: Sequence[Deployment],
         gone: Sequence[Deployment],
         *,
-        left: Left = Left(),
+        left: ReleaseExceptions = ReleaseExceptions(),
     ) -> Unavailable | None:
         """Release everywhere as far as regions are reachable; return the first region that is not as an error.
 
@@ -116,7 +116,7 @@ class Releasing:
         returned: Unavailable | None = None
         with self._store.begin(self._facts.model) as repository:
             still_ours(repository)
-            back = self._facts.lost - Drained.of(repository.drains()).lost
+            back = self._facts.lost - DrainedFleet.of(repository.drains()).lost
             for deployment in told:
                 region = deployment.key.region
                 if region in back:
@@ -128,7 +128,7 @@ class Releasing:
         return returned
 
 
-def shrinking(facts: Facts, wanted: Iterable[Deployment]) -> tuple[Deployment, ...]:
+def shrinking(facts: DesiredFacts, wanted: Iterable[Deployment]) -> tuple[Deployment, ...]:
     """Return the replica sets that shrink, outside lost regions: the region gets the lower count before the store does.
 
     Other models take the count in the store to be in use.
@@ -142,7 +142,7 @@ def shrinking(facts: Facts, wanted: Iterable[Deployment]) -> tuple[Deployment, .
     )
 
 
-def find_leftovers(facts: Facts, wanted: Sequence[Deployment]) -> list[Deployment]:
+def find_leftovers(facts: DesiredFacts, wanted: Sequence[Deployment]) -> list[Deployment]:
     """Return stored replica sets that are not among the wanted ones."""
     keys = {deployment.key for deployment in wanted}
     return [deployment for key, deployment in facts.deployments.items() if key not in keys]
@@ -153,7 +153,7 @@ def answers(stored: Deployment | None, needed: Collection[tuple[str, int]]) -> b
     return stored is not None and any((stored.key.region, number) in needed for number in stored.generations)
 
 
-def stray(facts: Facts, transition: Transition) -> list[Deployment]:
+def stray(facts: DesiredFacts, transition: Transition) -> list[Deployment]:
     """Return replica sets that answer no users and that the transition does not know: they hold units that it may need.
 
     Among them are those that were dropped when their region was lost and that were restored with it.

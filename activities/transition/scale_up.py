@@ -6,7 +6,7 @@ from activities.runtime.deadline import POLL_SECONDS, Deadline
 from activities.runtime.fence import still_ours
 from activities.state.failure_cause import first_lacking
 from activities.state.observed import Failure, first_failure, missing_replicas, observe
-from activities.state.wave_state import ModelState
+from activities.state.wave_state import ModelWaveState
 from activities.transition.hot_swap import Announcement
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
@@ -45,7 +45,7 @@ class Capacity:
     def until_ready(
         self,
         wave: WaveInput,
-        needed: ModelState,
+        needed: ModelWaveState,
         wanted: Sequence[Deployment],
         *,
         announce: Announcement | None = None,

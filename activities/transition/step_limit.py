@@ -5,8 +5,8 @@ Pure functions of the waves, and of the gateways' current and next shares. Calle
 
 from collections.abc import Collection, Iterable, Mapping
 
-from activities.state.desired import Facts
-from activities.state.wave_state import ModelState, state_at, state_of
+from activities.state.desired import DesiredFacts
+from activities.state.wave_state import ModelWaveState, state_at, state_of
 from ipnext.model.deployment.deployment import RouteShare
 from ipnext.model.lifecycle.failure_cause import Place
 from ipnext.model.lifecycle.messages import WaveResult
@@ -22,7 +22,7 @@ Shares = Mapping[str, tuple[RouteShare, ...]]
 
 
 def check_growth(
-    facts: Facts, transition: Transition, index: int, shares: Shares, rollout: RolloutSpec
+    facts: DesiredFacts, transition: Transition, index: int, shares: Shares, rollout: RolloutSpec
 ) -> WaveResult | None:
     """Explain why wave `index` may not send by `shares`, so that the run is reverted; None if it may.
 
@@ -41,7 +41,9 @@ def check_growth(
     return WaveResult(ok=False, reason=Reason.REGION_UNREACHABLE, message=message, place=Place(region=origin))
 
 
-def find_growth(facts: Facts, transition: Transition, index: int, shares: Shares, most: float) -> Mapping[str, float]:
+def find_growth(
+    facts: DesiredFacts, transition: Transition, index: int, shares: Shares, most: float
+) -> Mapping[str, float]:
     """Users' region -> fraction of its requests that newly reach a new generation, if that is more than `most`.
 
     The growth that the wave was planned to bring is never too much. Nor is any for users whom no remaining region
@@ -60,7 +62,7 @@ def find_growth(facts: Facts, transition: Transition, index: int, shares: Shares
     return found
 
 
-def _before(transition: Transition, model: str, index: int) -> ModelState:
+def _before(transition: Transition, model: str, index: int) -> ModelWaveState:
     if index:
         return state_at(transition, model, index - 1, "routed")
     return state_of(transition.origin, model, apart=transition.apart)

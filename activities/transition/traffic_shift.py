@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from activities.runtime.fence import still_ours
-from activities.state.desired import Facts, served_generations
+from activities.state.desired import DesiredFacts, served_generations
 from activities.state.drained_fleet import check_unchanged
 from activities.state.observed import observe
 from activities.state.routed_models import merge_served
@@ -27,7 +27,7 @@ class Gateways:
         self,
         store: Store,
         infrastructure: Infrastructure,
-        facts: Facts,
+        facts: DesiredFacts,
         *,
         beat: Callable[[str], None] = lambda _: None,
     ) -> None:

@@ -2,11 +2,20 @@
 
 from dataclasses import dataclass, replace
 
-from activities.state.desired import Facts, read_facts
+from activities.state.desired import DesiredFacts, read_facts
 from activities.state.facts import generations_in
 from activities.state.restored import restoring
 from activities.state.serving_basis import go_by_what_serves
-from activities.state.wave_state import ModelState, Phase, peak, state_at, state_back, state_undone, swaps, wave_target
+from activities.state.wave_state import (
+    ModelWaveState,
+    Phase,
+    peak,
+    state_at,
+    state_back,
+    state_undone,
+    swaps,
+    wave_target,
+)
 from activities.transition.hot_swap import while_swapped
 from activities.transition.revert import find_unfreed
 from activities.transition.scale_down import stray
@@ -20,17 +29,17 @@ from ipnext.store.repository import Repository
 
 
 @dataclass(frozen=True)
-class Reaching:
+class WaveContext:
     """A wave at one of its phases, forward or in a revert."""
 
     wave: WaveInput
     record: TransitionRecord
-    facts: Facts
-    state: ModelState
+    facts: DesiredFacts
+    state: ModelWaveState
     """Target state of the phase."""
 
     @classmethod
-    def read(cls, repository: Repository, wave: WaveInput, phase: Phase) -> "Reaching":
+    def read(cls, repository: Repository, wave: WaveInput, phase: Phase) -> "WaveContext":
         """Read the wave. Raises NotFound if the transition is not stored."""
         record = repository.transition(wave.transition_id)
         go_by_what_serves(repository, wave.model, record.change_id)
@@ -51,12 +60,12 @@ class Reaching:
         return self.record.transition
 
     @property
-    def final_state(self) -> ModelState:
+    def final_state(self) -> ModelWaveState:
         """State that the wave leaves, forward or in a revert."""
         return _state(self.transition, self.wave, "released")
 
     @property
-    def origin(self) -> ModelState:
+    def origin(self) -> ModelWaveState:
         """Target state of a revert."""
         return state_undone(self.transition, self.wave.model, 0, "released")
 
@@ -73,7 +82,7 @@ class Reaching:
         return swaps(self.transition, self.wave.model, self.wave.index)
 
     @property
-    def needed_state(self) -> ModelState:
+    def needed_state(self) -> ModelWaveState:
         """Replicas that the wave waits for.
 
         Forward: also those of its target that already run; in a revert: those that it leaves.
@@ -137,19 +146,19 @@ class Reaching:
         return generation is not None and generation.serving_at is None
 
     @property
-    def _end(self) -> ModelState:
+    def _end(self) -> ModelWaveState:
         """Target state of the run."""
         if self.wave.back:
             return self.origin
         return state_at(self.transition, self.wave.model, len(self.transition.waves) - 1, "released")
 
 
-def _state(transition: Transition, wave: WaveInput, phase: Phase) -> ModelState:
+def _state(transition: Transition, wave: WaveInput, phase: Phase) -> ModelWaveState:
     find = (state_undone if wave.by_waves else state_back) if wave.back else state_at
     return find(transition, wave.model, wave.index, phase)
 
 
-def list_routable(reaching: "Reaching") -> tuple[Deployment, ...]:
+def list_routable(reaching: "WaveContext") -> tuple[Deployment, ...]:
     """Return the replica sets that gateways may send to; others may never have started.
 
     A revert sends them only to the replica sets that it keeps. Otherwise all count but those of an earlier change that

@@ -32,7 +32,7 @@ from serving.host.served_part import BatchLimits, ServedPart
 from serving.protocol.tensors import Tensor
 from serving.protocol.v2 import (
     HEADER_LENGTH,
-    Encoded,
+    EncodedBody,
     InferResponse,
     decode_request,
     encode_response,
@@ -91,7 +91,7 @@ def _in_process(
     stack.callback(loop.close)
     server = loop.run_until_complete(_part_server(part, manifest, stack))
 
-    def codec(number: int) -> Encoded:
+    def codec(number: int) -> EncodedBody:
         wanted = decode_request(*bodies[number % REQUESTS])
         found = part.infer({name: tensor.data for name, tensor in wanted.inputs.items()})
         outputs = {name: Tensor("FP32", array) for name, array in found.items()}

@@ -30,7 +30,7 @@ class Trail:
 
 
 @dataclass(frozen=True, slots=True)
-class Acting:
+class RequestAuthority:
     """The principal of a request, its source address, and the policy that permitted it."""
 
     principal: Principal
@@ -49,11 +49,11 @@ class Acting:
     trail: Trail = field(default_factory=Trail)
 
 
-ACTING: Final[ContextVar[Acting | None]] = ContextVar("acting", default=None)
+ACTING: Final[ContextVar[RequestAuthority | None]] = ContextVar("acting", default=None)
 
 
 @contextmanager
-def acting(who: Acting) -> Iterator[Acting]:
+def acting(who: RequestAuthority) -> Iterator[RequestAuthority]:
     """Act as a principal while the context is open: units of work that write leave an entry in the audit."""
     token = ACTING.set(who)
     try:
@@ -62,8 +62,8 @@ def acting(who: Acting) -> Iterator[Acting]:
         ACTING.reset(token)
 
 
-def on_this_machine(name: str, action: str) -> Acting:
+def on_this_machine(name: str, action: str) -> RequestAuthority:
     """Return a user of the machine who has the database's URL and does not use the API."""
-    return Acting(
+    return RequestAuthority(
         Principal(kind="local", id="local", name=name), source="", action=action, policy="who-has-the-database-may"
     )

@@ -28,7 +28,7 @@ class NewKey(NamedTuple):
     text: str
 
 
-class Presented(NamedTuple):
+class PresentedKey(NamedTuple):
     """A key as a request gives it."""
 
     id: str
@@ -47,13 +47,13 @@ def is_key(text: str) -> bool:
     return text.startswith(PREFIX)
 
 
-def parse_key(text: str) -> Presented:
+def parse_key(text: str) -> PresentedKey:
     """Read the text of a key. Unauthenticated if its form is wrong; the message repeats nothing of it."""
     found = _FORM.fullmatch(text)
     if found is None:
         msg = f"the API key has not the form {PREFIX}ID.SECRET"
         raise Unauthenticated(msg)
-    return Presented(found["id"], found["secret"])
+    return PresentedKey(found["id"], found["secret"])
 
 
 def digest_of_secret(secret: str) -> str:

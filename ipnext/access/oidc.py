@@ -37,7 +37,7 @@ TYPES: Final = frozenset({"jwt", "at+jwt"})
 _FORM: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 
 
-class Identity(NamedTuple):
+class PersonIdentity(NamedTuple):
     """A person that a token proves."""
 
     issuer: str
@@ -112,7 +112,7 @@ class TokenVerifier:
             iat={"essential": True},
         )
 
-    def verify(self, token: str) -> Identity:
+    def verify(self, token: str) -> PersonIdentity:
         """Return the person that a token proves. Unauthenticated names the fault, and repeats nothing of the token.
 
         Unavailable if the provider's keys can't be read.
@@ -130,7 +130,7 @@ class TokenVerifier:
             raise Unauthenticated(msg) from error
         claims = _parse_object(signed.payload or b"", "claims")
         self._check_claims(claims)
-        return Identity(
+        return PersonIdentity(
             self._issuer,
             _text(claims, "sub"),
             self._user(claims),
@@ -139,7 +139,7 @@ class TokenVerifier:
             float(min(claims["exp"], FARTHEST)) + LEEWAY_SECONDS,
         )
 
-    def is_expired(self, identity: Identity) -> bool:
+    def is_expired(self, identity: PersonIdentity) -> bool:
         """Return whether the token of an identity has expired."""
         return self._clock() >= identity.expires_at
 

@@ -11,10 +11,10 @@ from ipnext.api.authorization.access import Access, Authentication
 from ipnext.api.authorization.audit_entries import Recorder
 from ipnext.api.authorization.machine_details import MachineDetails
 from ipnext.api.authorization.persons import persons_of
-from ipnext.api.dependencies import Platform
+from ipnext.api.dependencies import PlatformAdapters
 from ipnext.api.errors import install_error_handlers
 from ipnext.api.metrics import endpoint
-from ipnext.api.requests.body_limit import BodyBudget, BodyLimit
+from ipnext.api.requests.body_limit import ApiBodyBudget, BodyLimit
 from ipnext.api.requests.guarded_route import AT_ONCE
 from ipnext.api.requests.json_bodies import LARGE_AT_ONCE, JsonBodies
 from ipnext.api.requests.origins import SourceCheck
@@ -91,7 +91,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.platform = Platform(
+    app.state.platform = PlatformAdapters(
         store,
         artifacts_store,
         infrastructure,
@@ -109,7 +109,7 @@ def create_app(
     app.state.requests = Turns(AT_ONCE)
     app.state.large_bodies = Turns(LARGE_AT_ONCE)
     app.add_middleware(JsonBodies, large=app.state.large_bodies)
-    app.state.bodies = BodyBudget(settings.api_body_budget_bytes)
+    app.state.bodies = ApiBodyBudget(settings.api_body_budget_bytes)
     app.add_middleware(
         BodyLimit,
         seconds=settings.api_header_seconds,

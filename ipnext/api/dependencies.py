@@ -13,7 +13,7 @@ from ipnext.api.workflow_engine.outbox import Outbox
 from ipnext.api.workflow_engine.port import Lifecycle
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.infra.port import Infrastructure
-from ipnext.model.api.resources import AnyId, Listed
+from ipnext.model.api.resources import AnyId, ListPage
 from ipnext.model.value import Name
 from ipnext.platform.access_settings import AccessSettings
 from ipnext.plugins import Plugins
@@ -23,7 +23,7 @@ from ipnext.store.store import Store
 
 
 @dataclass(frozen=True, slots=True)
-class Platform:
+class PlatformAdapters:
     """The adapters behind the API."""
 
     store: Store
@@ -41,13 +41,13 @@ class Platform:
     """As they were when the process started."""
 
 
-def platform_of(request: Request) -> Platform:
+def platform_of(request: Request) -> PlatformAdapters:
     """Return the platform of the application that answers this request."""
-    platform: Platform = request.app.state.platform
+    platform: PlatformAdapters = request.app.state.platform
     return platform
 
 
-Rooms = Annotated[Platform, Depends(platform_of)]
+Rooms = Annotated[PlatformAdapters, Depends(platform_of)]
 ModelName = Annotated[Name, Path(description="Name of the model.")]
 RecordId = Annotated[AnyId, Path(description="Id of the record.")]
 GenerationNumber = Annotated[int, Path(ge=1, lt=2**31, description="Number of a generation of the model.")]
@@ -57,9 +57,9 @@ After = Annotated[
 ]
 
 
-def view_page(page: Page[Item]) -> Listed[Item]:
+def view_page(page: Page[Item]) -> ListPage[Item]:
     """Return a page of the store in the API's form."""
-    return Listed(items=page.items, next=page.next)
+    return ListPage(items=page.items, next=page.next)
 
 
 ExpectedVersion = Annotated[

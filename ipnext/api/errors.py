@@ -25,7 +25,7 @@ from ipnext.model.access.rights import Principal
 from ipnext.model.api.resources import ErrorBody
 from ipnext.model.echoes import PLACE_CHARACTERS, cut_text
 from ipnext.model.manifest.manifest import first_fault, invalid_input
-from ipnext.model.value import Value, Written
+from ipnext.model.value import Value, WrittenValue
 
 MAX_VALUE_CHARACTERS = 500
 """A longer refused value is cut in the answer: it is the client's own text."""
@@ -128,7 +128,7 @@ def _find_fault(request: Request, error: RequestValidationError) -> InvalidInput
         return InvalidInput("the body is not taken as JSON; send the header `content-type: application/json`")
     field = getattr(request.scope.get("route"), "body_field", None)
     model = field.field_info.annotation if field is not None else None
-    if bodies and isinstance(model, type) and issubclass(model, Value | Written):
+    if bodies and isinstance(model, type) and issubclass(model, Value | WrittenValue):
         if bodies[0]["type"] == "missing" and len(bodies[0]["loc"]) == 1:
             return _no_body(model)
         own: list[Any] = [{**fault, "loc": fault["loc"][1:]} for fault in bodies]
@@ -139,7 +139,7 @@ def _find_fault(request: Request, error: RequestValidationError) -> InvalidInput
     return InvalidInput(message, field=place, value=first.get("input"))
 
 
-def _no_body(model: type[Value] | type[Written]) -> InvalidInput:
+def _no_body(model: type[Value] | type[WrittenValue]) -> InvalidInput:
     """Return the fault of a request without a body, in the words for a body of another type."""
     try:
         model.model_validate(None)

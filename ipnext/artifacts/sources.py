@@ -12,7 +12,7 @@ from ipnext.model.registry.registry import SIGNATURE_FILE, SnapshotManifest
 from ipnext.model.registry.signing import LARGEST_SIGNATURE_BYTES, SignatureEnvelope, read_envelope
 
 
-class Source(Protocol):
+class ArtifactSource(Protocol):
     """A directory of snapshot.json and the files that it names."""
 
     @property
@@ -115,7 +115,7 @@ def not_allowed(fault: str, value: str, what: str, allowed: Sequence[str]) -> Pa
     return error
 
 
-def signature_of(source: Source, manifest: SnapshotManifest) -> SignatureEnvelope | None:
+def signature_of(source: ArtifactSource, manifest: SnapshotManifest) -> SignatureEnvelope | None:
     """Return the signature of a snapshot directory, if there is one.
 
     SignatureInvalid if it is of another snapshot; keys are not checked.

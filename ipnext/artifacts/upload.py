@@ -7,7 +7,7 @@ from pathlib import Path
 from ipnext.artifacts.hashing import chunks_of
 from ipnext.artifacts.layout import LARGEST_MANIFEST_BYTES, mismatch, read_manifest
 from ipnext.artifacts.port import ArtifactStore
-from ipnext.artifacts.sources import DirectorySource, Source, signature_of
+from ipnext.artifacts.sources import ArtifactSource, DirectorySource, signature_of
 from ipnext.artifacts.stores.locations import open_source
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput
 from ipnext.model.registry.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest, SnapshotSource
@@ -50,7 +50,7 @@ def ingest_uri(  # noqa: PLR0913 - what may be read, and what is done meanwhile
 
 
 def ingest(
-    store: ArtifactStore, source: Source, *, announce: Announce = lambda _: None, sign: Sign | None = None
+    store: ArtifactStore, source: ArtifactSource, *, announce: Announce = lambda _: None, sign: Sign | None = None
 ) -> SnapshotSource:
     """Bring a source into the store: check and store each blob, then commit."""
     manifest = _manifest_of(source)
@@ -71,7 +71,7 @@ def ingest(
     return SnapshotSource(manifest=manifest, uri=uri)
 
 
-def _manifest_of(source: Source) -> SnapshotManifest:
+def _manifest_of(source: ArtifactSource) -> SnapshotManifest:
     try:
         size = source.size_bytes(SNAPSHOT_FILE)
     except ArtifactMissing as error:
@@ -84,7 +84,7 @@ def _manifest_of(source: Source) -> SnapshotManifest:
         return read_manifest(stream.read(LARGEST_MANIFEST_BYTES), f"{SNAPSHOT_FILE} in {source.uri}")
 
 
-def _check_size(source: Source, file: ArtifactFile) -> None:
+def _check_size(source: ArtifactSource, file: ArtifactFile) -> None:
     found = source.size_bytes(file.path)
     if found != file.size_bytes:
         subject = f"file {file.path!r} in {source.uri}"
@@ -93,7 +93,7 @@ def _check_size(source: Source, file: ArtifactFile) -> None:
         raise error
 
 
-def _put(store: ArtifactStore, source: Source, file: ArtifactFile) -> None:
+def _put(store: ArtifactStore, source: ArtifactSource, file: ArtifactFile) -> None:
     with source.open(file.path) as stream:
         try:
             store.put_blob(file.sha256, chunks_of(stream))
@@ -104,7 +104,7 @@ def _put(store: ArtifactStore, source: Source, file: ArtifactFile) -> None:
             raise named from error
 
 
-def _check(source: Source, file: ArtifactFile) -> None:
+def _check(source: ArtifactSource, file: ArtifactFile) -> None:
     digest = hashlib.sha256()
     with source.open(file.path) as stream:
         for chunk in chunks_of(stream):

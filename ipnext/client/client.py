@@ -18,7 +18,7 @@ import httpx
 import stamina
 
 from ipnext.artifacts.hashing import chunks_of
-from ipnext.artifacts.sources import DirectorySource, Source, signature_of
+from ipnext.artifacts.sources import ArtifactSource, DirectorySource, signature_of
 from ipnext.client.credential import Credential, GatewayCredential
 from ipnext.client.errors import error_of, no_answer
 from ipnext.client.lists import Listing, params_of
@@ -36,9 +36,8 @@ from ipnext.model.api.resources import (
     BlobQuery,
     ChangeView,
     EventView,
-    Explanation,
     FleetView,
-    Listed,
+    ListPage,
     MissingBlobs,
     ModelApplied,
     ModelView,
@@ -53,6 +52,7 @@ from ipnext.model.api.resources import (
     ReplanRequest,
     ReplanView,
     RollbackRequest,
+    StatusExplanation,
     StoredSnapshot,
     TransitionView,
 )
@@ -70,7 +70,7 @@ from ipnext.model.planning.plan import PlanDiff
 from ipnext.model.registry.profile import Profile, ProfileView
 from ipnext.model.registry.registry import ArtifactFile, Generation, Snapshot, SnapshotManifest
 from ipnext.model.registry.signing import SignatureEnvelope
-from ipnext.model.value import Value, Written
+from ipnext.model.value import Value, WrittenValue
 from ipnext.model.wire import decode
 from ipnext.names import IDEMPOTENCY_HEADER, USER_HEADER
 from ipnext.network.loopback import is_loopback
@@ -203,9 +203,9 @@ class Client:
         """Retire a model."""
         return self._call("DELETE", f"/v1/models/{name}", ChangeView)
 
-    def explain(self, name: str) -> Explanation:
+    def explain(self, name: str) -> StatusExplanation:
         """Explain why a model is in its desired state, or not."""
-        return self._get(f"/v1/models/{name}/explanation", Explanation)
+        return self._get(f"/v1/models/{name}/explanation", StatusExplanation)
 
     def logs(
         self,
@@ -743,7 +743,7 @@ class Client:
             found.update(self._call("POST", "/v1/artifacts/missing", MissingBlobs, body=query).missing)
         return frozenset(found)
 
-    def _upload(self, model: str, source: Source, file: ArtifactFile) -> None:
+    def _upload(self, model: str, source: ArtifactSource, file: ArtifactFile) -> None:
         headers = {"content-type": "application/octet-stream", "content-length": str(file.size_bytes)}
         with source.open(file.path) as stream:
             path = f"/v1/artifacts/blobs/{file.sha256}"
@@ -756,16 +756,16 @@ class Client:
     def _list(
         self, path: str, kind: type[T], limit: int | None, *, after: str | None = None, **params: Any
     ) -> Listing[T]:
-        def page(size: int, following: str | None) -> Listed[T]:
+        def page(size: int, following: str | None) -> ListPage[T]:
             given = params_of(limit=size, after=following or after, **params)
-            return self._get(path, Listed[kind], **given)  # type: ignore[valid-type]
+            return self._get(path, ListPage[kind], **given)  # type: ignore[valid-type]
 
         return Listing(page, limit)
 
     def _get(self, path: str, kind: type[T], **params: Any) -> T:
         return self._call("GET", path, kind, params=params)
 
-    def _put(self, path: str, body: Value | Written, kind: type[T], *, params: Mapping[str, Any]) -> T:
+    def _put(self, path: str, body: Value | WrittenValue, kind: type[T], *, params: Mapping[str, Any]) -> T:
         return self._call("PUT", path, kind, body=body, params=params)
 
     def _call(  # noqa: PLR0913 - the options of one call
@@ -774,7 +774,7 @@ class Client:
         path: str,
         kind: type[T],
         *,
-        body: Value | Written | None = None,
+        body: Value | WrittenValue | None = None,
         params: Mapping[str, Any] | None = None,
         repeatable: bool = True,
         key: str | None = None,

@@ -19,7 +19,7 @@ from ipnext.access.proof import draw_nonce, is_proof
 from ipnext.client.errors import error_of
 from ipnext.client.login import current_credential
 from ipnext.errors import InvalidInput, Unauthenticated
-from ipnext.login.credentials import Written, origin_of
+from ipnext.login.credentials import StoredCredential, origin_of
 from ipnext.model.access.rights import PlatformProof
 from ipnext.model.api.resources import RegionView
 from ipnext.model.wire import decode
@@ -79,7 +79,7 @@ class Credential(httpx.Auth):
         written = current_credential(self._url, self._file)
         return None if written is None else written.text
 
-    def _has_to_prove(self, written: Written) -> bool:
+    def _has_to_prove(self, written: StoredCredential) -> bool:
         """Whether a proof is needed.
 
         It is needed neither for https:// (the certificate proves it) nor for a token of an identity provider.
@@ -88,7 +88,9 @@ class Credential(httpx.Auth):
         is_proved = proved == written.text and time.monotonic() < until
         return urlsplit(self._url).scheme == "http" and is_key(written.text) and not is_proved
 
-    def _proof_of(self, written: Written, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+    def _proof_of(
+        self, written: StoredCredential, request: httpx.Request
+    ) -> Generator[httpx.Request, httpx.Response, None]:
         key, nonce = parse_key(written.text), draw_nonce()
         url = httpx.URL(f"{self._url.rstrip('/')}/v1/proof", params={"key": key.id, "nonce": nonce})
         answer = yield httpx.Request("GET", _resolve_localhost(url), extensions=request.extensions)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, overload
 
-from ipnext.model.api.resources import Listed
+from ipnext.model.api.resources import ListPage
 
 Item = TypeVar("Item")
 
@@ -18,7 +18,7 @@ class Listing(Sequence[Item]):
     page is read at a different time.
     """
 
-    def __init__(self, page: Callable[[int, str | None], Listed[Item]], limit: int | None) -> None:
+    def __init__(self, page: Callable[[int, str | None], ListPage[Item]], limit: int | None) -> None:
         """`page(limit, after)` reads one page; `limit` is the most items, None: all."""
         self._page = page
         self._left = limit

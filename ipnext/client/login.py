@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from ipnext.errors import Forbidden, Unauthenticated, Unavailable
 from ipnext.login.credentials import (
-    Written,
+    StoredCredential,
     changing,
     credentials_file,
     find_credential,
@@ -86,7 +86,7 @@ def entry_of(terms: LoginTerms, tokens: Tokens, *, clock: Clock = time.time) -> 
     }
 
 
-def current_credential(url: str, file: Path | None = None, *, clock: Clock = time.time) -> Written | None:
+def current_credential(url: str, file: Path | None = None, *, clock: Clock = time.time) -> StoredCredential | None:
     """Return the credential for an API, renewed if it is about to expire; None if there is none.
 
     Unauthenticated if the login has ended; Unavailable if the provider does not answer and the token has expired.
@@ -102,7 +102,7 @@ def current_credential(url: str, file: Path | None = None, *, clock: Clock = tim
             write_entries(credentials_file(file), entries)  # or fail, while the refresh token is unused
             found = _renew_login(found, clock)
             entries[origin_of(url)] = dict(found)
-        return Written(str(found["credential"]), is_of_platform=False)
+        return StoredCredential(str(found["credential"]), is_of_platform=False)
 
 
 def end_login(url: str, file: Path | None = None) -> tuple[bool, str]:

@@ -9,12 +9,12 @@ from ipnext.artifacts.hashing import chunks_of
 from ipnext.artifacts.layout import read_manifest
 from ipnext.artifacts.programs.forms import UnsafeProgram
 from ipnext.artifacts.programs.reader import parse_program, program_file
-from ipnext.artifacts.sources import Source
+from ipnext.artifacts.sources import ArtifactSource
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput
 from ipnext.model.registry.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 
 
-def published_manifest(source: Source, directory: Path) -> SnapshotManifest:
+def published_manifest(source: ArtifactSource, directory: Path) -> SnapshotManifest:
     """Return the manifest of a directory to publish: a snapshot's own, or one made of a checkpoint directory.
 
     As `verify_snapshot`.
@@ -24,7 +24,7 @@ def published_manifest(source: Source, directory: Path) -> SnapshotManifest:
     return verify_snapshot(source)
 
 
-def verify_snapshot(source: Source) -> SnapshotManifest:
+def verify_snapshot(source: ArtifactSource) -> SnapshotManifest:
     """Return the manifest of a snapshot directory whose files all exist with the stated size and SHA-256.
 
     Raises InvalidInput (no snapshot.json, or a program that hosts would not load), ArtifactMissing,
@@ -48,7 +48,7 @@ def verify_snapshot(source: Source) -> SnapshotManifest:
     return manifest
 
 
-def _check_program(source: Source, file: ArtifactFile) -> None:
+def _check_program(source: ArtifactSource, file: ArtifactFile) -> None:
     with source.open(file.path) as stream:
         content = stream.read(file.size_bytes)
     try:
@@ -58,7 +58,7 @@ def _check_program(source: Source, file: ArtifactFile) -> None:
         raise InvalidInput(msg, field="parts", value=source.uri) from problem
 
 
-def _check(source: Source, file: ArtifactFile) -> None:
+def _check(source: ArtifactSource, file: ArtifactFile) -> None:
     size = source.size_bytes(file.path)
     if size != file.size_bytes:
         msg = f"file {file.path!r} in {source.uri} has {size} bytes, {SNAPSHOT_FILE} says {file.size_bytes}"

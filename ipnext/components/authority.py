@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ipnext.components.identity import Identity
+from ipnext.components.identity import ComponentIdentity
 from ipnext.components.private_files import make_private_directory, write_private_file
 from ipnext.errors import InvalidInput
 
@@ -26,7 +26,7 @@ CERTIFICATE_NAME: Final = "ca.pem"
 
 
 @dataclass(frozen=True, repr=False)
-class Issued:
+class IssuedCertificate:
     """A certificate and its key, both PEM. It has no `repr`: that would show the key."""
 
     certificate: bytes
@@ -100,7 +100,9 @@ class CertificateAuthority:
         """CA certificate (PEM) by which components verify each other's."""
         return self._certificate.public_bytes(serialization.Encoding.PEM)
 
-    def issue(self, identity: Identity, lasts: timedelta, *, since: datetime | None = None) -> Issued:
+    def issue(
+        self, identity: ComponentIdentity, lasts: timedelta, *, since: datetime | None = None
+    ) -> IssuedCertificate:
         """Sign a certificate of a new key, for both ends of a connection. `since` defaults to now."""
         began = since or datetime.now(UTC)
         key = ec.generate_private_key(ec.SECP256R1())
@@ -123,7 +125,7 @@ class CertificateAuthority:
             .add_extension(issuer, critical=False)
             .sign(self._key, hashes.SHA256())
         )
-        return Issued(certificate.public_bytes(serialization.Encoding.PEM), _key_pem(key), began + lasts)
+        return IssuedCertificate(certificate.public_bytes(serialization.Encoding.PEM), _key_pem(key), began + lasts)
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

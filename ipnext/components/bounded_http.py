@@ -27,7 +27,7 @@ class AnswerRefused(Unavailable):
     """An answer that is not read to its end: it is larger than allowed, or packed."""
 
 
-class Answer(NamedTuple):
+class BoundedAnswer(NamedTuple):
     """An answer that was read whole."""
 
     status: int
@@ -50,7 +50,7 @@ class BoundedClient:
         most_bytes: int,
         seconds: float,
         connect_seconds: float,
-    ) -> Answer:
+    ) -> BoundedAnswer:
         """Make one call; `seconds` bound all of it, `most_bytes` the body of the answer.
 
         Raises:
@@ -65,7 +65,7 @@ class BoundedClient:
             _ending_at(time.monotonic() + seconds),
             self._http.stream(method, url, content=content, headers=headers, timeout=timeout) as answer,
         ):
-            return Answer(answer.status_code, _body(answer, most_bytes))
+            return BoundedAnswer(answer.status_code, _body(answer, most_bytes))
 
     def close(self) -> None:
         """Close all connections."""

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ipnext.components.identity import Identity, parse_identity
+from ipnext.components.identity import ComponentIdentity, parse_identity
 from ipnext.errors import InvalidInput
 
 Stamp = tuple[tuple[int, int, int], ...]
-Accept = Callable[[Identity], bool]
+Accept = Callable[[ComponentIdentity], bool]
 
 _READ_ATTEMPTS: Final = 5
 _READ_PAUSE_SECONDS: Final = 0.02
@@ -44,7 +44,7 @@ class CheckedSSLObject(ssl.SSLObject):
     """One end of a TLS connection of asyncio; the handshake fails unless the other end is an accepted component."""
 
     accepts: Accept
-    peer: Identity
+    peer: ComponentIdentity
     """The component at the other end, after the handshake."""
 
     def do_handshake(self) -> None:
@@ -57,7 +57,7 @@ class CheckedSSLSocket(ssl.SSLSocket):
     """The same for a blocking socket."""
 
     accepts: Accept
-    peer: Identity
+    peer: ComponentIdentity
 
     def do_handshake(self, block: bool = False) -> None:
         """Check the certificate, then the name in it. ssl.SSLCertVerificationError."""
@@ -105,7 +105,7 @@ def _load(context: ssl.SSLContext, files: CertificateFiles) -> None:
             return
 
 
-def _check_peer(certificate: Any, accept: Accept) -> Identity:
+def _check_peer(certificate: Any, accept: Accept) -> ComponentIdentity:
     names = [name for kind, name in (certificate or {}).get("subjectAltName", ()) if kind == "URI"]
     if len(names) != 1:
         msg = f"a component's certificate has exactly one URI, got {len(names)}"

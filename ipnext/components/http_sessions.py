@@ -11,7 +11,7 @@ from pathlib import Path
 
 import aiohttp
 
-from ipnext.components.bounded_http import Answer, AnswerRefused
+from ipnext.components.bounded_http import AnswerRefused, BoundedAnswer
 from ipnext.components.caller_proof import proof_file, read_proof
 from ipnext.components.sockets import is_socket_url, split_url
 from ipnext.errors import Unavailable
@@ -38,7 +38,7 @@ class HttpSessions:
         seconds: float,
         content: str | None = None,
         body: Mapping[str, object] | None = None,
-    ) -> Answer:
+    ) -> BoundedAnswer:
         """Make one call; `seconds` bound all of it, `most_bytes` the body of its answer. No redirect is followed.
 
         `url` may also be `unix://PATH.sock/...`, which gets this caller's proof. `content` is JSON as text, `body` as
@@ -63,7 +63,7 @@ class HttpSessions:
             async with session.request(
                 method, url, data=data, headers=headers, timeout=limit, allow_redirects=False
             ) as answer:
-                return Answer(answer.status, await _whole(answer, most_bytes, shown))
+                return BoundedAnswer(answer.status, await _whole(answer, most_bytes, shown))
         except TimeoutError as error:
             msg = f"no whole answer to {shown} within {seconds:g} s"
             raise Unavailable(msg) from error

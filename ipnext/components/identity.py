@@ -24,7 +24,7 @@ class Component(StrEnum):
 
 
 @dataclass(frozen=True)
-class Identity:
+class ComponentIdentity:
     """A component of one trust domain; all except the control plane belong to a region.
 
     InvalidInput if the form of the trust domain or the region is not one of SPIFFE.
@@ -55,14 +55,14 @@ class Identity:
         return f"{_SCHEME}{self.trust_domain}/{place}{self.component}"
 
 
-def parse_identity(uri: str) -> Identity:
+def parse_identity(uri: str) -> ComponentIdentity:
     """Read the name of a certificate. InvalidInput if it is not a component's."""
     domain, _, path = uri.removeprefix(_SCHEME).partition("/")
     match path.split("/"):
         case [component] if uri.startswith(_SCHEME) and component in set(Component):
-            return Identity(domain, Component(component))
+            return ComponentIdentity(domain, Component(component))
         case ["region", region, component] if uri.startswith(_SCHEME) and component in set(Component):
-            return Identity(domain, Component(component), region)
+            return ComponentIdentity(domain, Component(component), region)
     allowed = "spiffe://DOMAIN/control-plane, spiffe://DOMAIN/region/REGION/{agent,router,host,gateway}"
     msg = f"the name {uri[:200]!r} is none of a component; allowed: {allowed}"
     raise InvalidInput(msg, field="uri", value=uri[:200])

@@ -8,7 +8,7 @@ from typing import Final
 
 from ipnext.components.authority import CertificateAuthority
 from ipnext.components.certificates import CertificateFiles
-from ipnext.components.identity import Identity
+from ipnext.components.identity import ComponentIdentity
 from ipnext.components.private_files import replace_file_set
 
 CERTIFICATE: Final = "certificate.pem"
@@ -34,15 +34,15 @@ class Issuer:
         self._lasts = timedelta(seconds=lasts_seconds)
         self._renewed_after = lasts_seconds * renewed_at
         self._clock = clock
-        self._due: dict[Identity, float] = {}
+        self._due: dict[ComponentIdentity, float] = {}
 
-    def files(self, identity: Identity) -> CertificateFiles:
+    def files(self, identity: ComponentIdentity) -> CertificateFiles:
         """Return the files of a component."""
         name = identity.component if identity.region is None else f"{identity.component}-{identity.region}"
         place = self._directory / name
         return CertificateFiles(place / CERTIFICATE, place / KEY, place / AUTHORITIES)
 
-    def issue(self, identities: Iterable[Identity]) -> None:
+    def issue(self, identities: Iterable[ComponentIdentity]) -> None:
         """Write new certificates, and renew them from now on."""
         for identity in identities:
             issued = self._authority.issue(identity, self._lasts)

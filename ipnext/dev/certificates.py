@@ -7,7 +7,7 @@ from typing import Final
 import structlog
 
 from ipnext.components.authority import CertificateAuthority
-from ipnext.components.identity import Component, Identity
+from ipnext.components.identity import Component, ComponentIdentity
 from ipnext.components.issuing import Issuer
 from ipnext.components.private_files import make_private_directory
 from ipnext.components.settings import ComponentSettings
@@ -67,10 +67,10 @@ class DevCertificates:
         except OSError as error:
             structlog.get_logger().error("certificates not renewed, tried again", reason=str(error))
 
-    def _identity(self, component: Component, region: str | None = None) -> Identity:
-        return Identity(self._components.trust_domain, component, region)
+    def _identity(self, component: Component, region: str | None = None) -> ComponentIdentity:
+        return ComponentIdentity(self._components.trust_domain, component, region)
 
-    def _settings(self, identity: Identity) -> ComponentSettings:
+    def _settings(self, identity: ComponentIdentity) -> ComponentSettings:
         if self._issuer is None:
             return ComponentSettings(component_authentication="none")
         files = self._issuer.files(identity)

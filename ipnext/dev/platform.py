@@ -34,13 +34,13 @@ from ipnext.dev.ports import choose
 from ipnext.dev.stores import Stores, prepare
 from ipnext.devfile import read_devfile, server_command, temporal_binary
 from ipnext.errors import Conflict, InvalidInput, RegionUnreachable
-from ipnext.infra.agent.desired_state import WantedState, longest_drain
+from ipnext.infra.agent.desired_state import DesiredState, longest_drain
 from ipnext.infra.agent_clients import AgentClients
 from ipnext.infra.envoy.public_listener import public_listener
 from ipnext.infra.host.limit import most_hosts
-from ipnext.infra.host.log_retention import LogKeeping, LogLimits
+from ipnext.infra.host.log_retention import LogLimits, LogRetention
 from ipnext.infra.process.atomic_file import replace_file
-from ipnext.infra.process.forked_process import Orphans, become_subreaper
+from ipnext.infra.process.forked_process import OrphanReaper, become_subreaper
 from ipnext.infra.process.host_user import host_user
 from ipnext.infra.settings import AgentSettings
 from ipnext.login.credentials import forget_credential, note_key_file, read_key
@@ -58,7 +58,7 @@ for."""
 
 
 @dataclass(frozen=True)
-class Places:
+class StatePaths:
     """Paths below the state directory."""
 
     state: Path
@@ -123,12 +123,12 @@ def lock_state(state: Path) -> Iterator[None]:
         yield
 
 
-class Platform:
+class DevPlatform:
     """All processes of one state directory."""
 
     def __init__(  # noqa: PLR0913 - each is a choice of who starts it
         self,
-        places: Places,
+        places: StatePaths,
         config_path: Path | None,
         regions: tuple[str, ...],
         *,
@@ -229,8 +229,8 @@ class Platform:
 
     def tend(self, stop: threading.Event) -> None:
         """Restart crashed processes, and rotate the logs, until `stop` is set."""
-        logs = LogKeeping(self._places.state / "logs", LogLimits.of(AgentSettings()))
-        orphans = Orphans()
+        logs = LogRetention(self._places.state / "logs", LogLimits.of(AgentSettings()))
+        orphans = OrphanReaper()
         while not stop.wait(0.1):
             self._family.tend()
             orphans.look()
@@ -360,7 +360,7 @@ class Platform:
 def ending_seconds(directory: Path) -> float:
     """Return the longest end of the agent with this state directory: its longest drain, and the rest of its end."""
     try:
-        settings, wanted = AgentSettings(), WantedState(directory / "wanted").deployments.values()
+        settings, wanted = AgentSettings(), DesiredState(directory / "wanted").deployments.values()
     except (OSError, ValueError):
         return STREAM_DRAIN_SECONDS + BEYOND_DRAINS_SECONDS
     told = settings.shutdown_drain_seconds
@@ -368,7 +368,7 @@ def ending_seconds(directory: Path) -> float:
     return drain + 2 * settings.grace_seconds + BEYOND_DRAINS_SECONDS
 
 
-def let_hosts_in(places: Places, regions: tuple[str, ...]) -> None:
+def let_hosts_in(places: StatePaths, regions: tuple[str, ...]) -> None:
     """Let hosts that run as another user enter the state directory, and log that user, if root starts the platform.
 
     Raises InvalidInput.
@@ -414,10 +414,10 @@ def run(
         raise KeyboardInterrupt
 
     with lock_state(state):
-        places = Places(state)
+        places = StatePaths(state)
         regions = prepare(state, stores, fleet)
         let_hosts_in(places, regions)
-        platform = Platform(
+        platform = DevPlatform(
             places,
             config,
             regions,

@@ -13,7 +13,7 @@ from icalendar import Calendar, Event
 from ipnext.errors import InvalidInput
 from ipnext.freezes.events import begin, events_of, moment_of, rules_of
 from ipnext.freezes.rules import fast_forward, limit_rule
-from ipnext.model.manifest.freeze import FreezeManifest, Window
+from ipnext.model.manifest.freeze import FreezeManifest, FreezePeriod
 
 MARGIN = timedelta(days=2)
 """Added around the requested span, so that no offset of a time zone cuts a window off."""
@@ -29,7 +29,7 @@ class FreezeCalendar:
         """Raise InvalidInput if a rule can't be used; names the field, the value and the allowed ones."""
         self.manifest = manifest
         self._events = events_of(manifest.spec)
-        self._asked: dict[tuple[datetime, datetime], tuple[Window, ...]] = {}
+        self._asked: dict[tuple[datetime, datetime], tuple[FreezePeriod, ...]] = {}
 
     def check(self, at: datetime) -> None:
         """Evaluate the windows of a year, once: InvalidInput if that fails."""
@@ -39,20 +39,20 @@ class FreezeCalendar:
             msg = f"spec: its windows can't be worked out ({error}); allowed: windows and events as RFC 5545 has them"
             raise InvalidInput(msg, field="spec") from error
 
-    def windows(self, start: datetime, stop: datetime) -> tuple[Window, ...]:
+    def windows(self, start: datetime, stop: datetime) -> tuple[FreezePeriod, ...]:
         """Return the windows that are open at some time from `start` up to `stop`, by their start; they may overlap."""
         if (start, stop) not in self._asked:
             self._asked[start, stop] = self._find_windows(start, stop)
         return self._asked[start, stop]
 
-    def _find_windows(self, start: datetime, stop: datetime) -> tuple[Window, ...]:
+    def _find_windows(self, start: datetime, stop: datetime) -> tuple[FreezePeriod, ...]:
         calendar = Calendar()
         for event in self._events:
             calendar.add_component(_bound_rules(event, start - MARGIN, stop + MARGIN))
         query = recurring_ical_events.of(calendar)
         found = query.between(start.astimezone(UTC) - MARGIN, stop.astimezone(UTC) + MARGIN)
         windows = {(_utc(moment_of(each, "DTSTART")), _utc(moment_of(each, "DTEND"))) for each in found}
-        return tuple(Window(start=a, end=b) for a, b in sorted(windows) if a < b and a < stop and b > start)
+        return tuple(FreezePeriod(start=a, end=b) for a, b in sorted(windows) if a < b and a < stop and b > start)
 
 
 def _bound_rules(event: Event, start: datetime, stop: datetime) -> Event:

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from ipnext.freezes.calendar import FreezeCalendar
-from ipnext.model.manifest.freeze import BindingFreeze, Frozen, Window
+from ipnext.model.manifest.freeze import BindingFreeze, FreezePeriod, Frozen
 
 LOOKS_AHEAD = timedelta(days=366)
 """Adjacent windows without a gap are joined this far ahead; then the caller asks again."""
@@ -17,7 +17,7 @@ SEARCHES_AHEAD = timedelta(days=5 * 366)
 """Span ahead in which later windows are searched."""
 
 
-class Asked(NamedTuple):
+class ChangeScope(NamedTuple):
     """A change, as far as the scope of a freeze needs it: its owner, and the regions that it may touch."""
 
     model: str
@@ -26,7 +26,7 @@ class Asked(NamedTuple):
     kind: str
 
 
-def frozen(freezes: Iterable[FreezeCalendar], asked: Asked, at: datetime) -> Frozen | None:
+def frozen(freezes: Iterable[FreezeCalendar], asked: ChangeScope, at: datetime) -> Frozen | None:
     """Return the freezes that bind a change at a time; None if it may proceed."""
     bound = [each for each in freezes if _covers(each, asked)]
     span = FIRST_SPAN
@@ -38,7 +38,7 @@ def frozen(freezes: Iterable[FreezeCalendar], asked: Asked, at: datetime) -> Fro
     return Frozen(until=until, freezes=binding) if binding else None
 
 
-def next_windows(freeze: FreezeCalendar, at: datetime, *, count: int = 1) -> tuple[Window, ...]:
+def next_windows(freeze: FreezeCalendar, at: datetime, *, count: int = 1) -> tuple[FreezePeriod, ...]:
     """Return the next windows that open after `at`, at most `count`, up to five years ahead."""
     span = FIRST_SPAN
     while True:
@@ -48,14 +48,14 @@ def next_windows(freeze: FreezeCalendar, at: datetime, *, count: int = 1) -> tup
         span = min(span * 4, SEARCHES_AHEAD)
 
 
-def next_window(freezes: Iterable[FreezeCalendar], asked: Asked, at: datetime) -> Window | None:
+def next_window(freezes: Iterable[FreezeCalendar], asked: ChangeScope, at: datetime) -> FreezePeriod | None:
     """Return the next window that opens for such a change after `at`."""
     bound = [each for each in freezes if _covers(each, asked)]
     later = [window for each in bound for window in next_windows(each, at)]
     return min(later, key=lambda window: window.start, default=None)
 
 
-def open_window(freeze: FreezeCalendar, at: datetime) -> Window | None:
+def open_window(freeze: FreezeCalendar, at: datetime) -> FreezePeriod | None:
     """Return the window of a freeze that is open at a time; of several the one that closes last."""
     found = [window for window in freeze.windows(at, at + timedelta(seconds=1)) if window.start <= at < window.end]
     return max(found, key=lambda window: window.end, default=None)
@@ -83,7 +83,7 @@ def _union(
     return until, tuple(ends.values())
 
 
-def _covers(freeze: FreezeCalendar, asked: Asked) -> bool:
+def _covers(freeze: FreezeCalendar, asked: ChangeScope) -> bool:
     spec = freeze.manifest.spec
     scope = spec.scope
     return (

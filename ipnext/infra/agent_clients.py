@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import httpx
 import structlog
 
-from ipnext.components.bounded_http import Answer, AnswerRefused, BoundedClient
+from ipnext.components.bounded_http import AnswerRefused, BoundedAnswer, BoundedClient
 from ipnext.components.certificates import CertificateFiles, Stamp, client_context
-from ipnext.components.identity import Component, Identity
+from ipnext.components.identity import Component, ComponentIdentity
 from ipnext.components.settings import ComponentSettings
 from ipnext.errors import InvalidInput, RegionUnreachable
 from ipnext.network.loopback import is_loopback
@@ -45,7 +45,7 @@ class AgentClients:
 
     def call(
         self, region: str, method: str, url: str, content: str | None = None, *, most_bytes: int, seconds: float
-    ) -> Answer:
+    ) -> BoundedAnswer:
         """Call a region's agent, once. RegionUnreachable names the region, and the limit that its answer exceeds."""
         try:
             with self._client(region) as client:
@@ -93,7 +93,7 @@ def _secure_client(region: str, settings: ComponentSettings | None) -> "SecureCl
             "IPNEXT_COMPONENT_CERTIFICATE_FILE, IPNEXT_COMPONENT_KEY_FILE, IPNEXT_COMPONENT_CA_FILE"
         )
         raise InvalidInput(msg, field="component_certificate_file")
-    expected = Identity(settings.trust_domain, Component.AGENT, region)
+    expected = ComponentIdentity(settings.trust_domain, Component.AGENT, region)
 
     def make() -> BoundedClient:
         return BoundedClient(context=client_context(files, lambda peer: peer == expected))

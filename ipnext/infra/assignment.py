@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ipnext.model.deployment.deployment import (
+    AssignedSnapshot,
     Deployment,
     HeldGeneration,
-    HeldSnapshot,
     HostedSnapshot,
     HostFailure,
     HostHolds,
@@ -24,7 +24,7 @@ class ReplicaSet:
     """Processes with the same desired snapshots. `own`: a process that lacks any of them may not join the set."""
 
     replicas: int
-    holds: tuple[HeldSnapshot, ...]
+    holds: tuple[AssignedSnapshot, ...]
     own: bool = False
 
     @property
@@ -49,7 +49,7 @@ def replica_sets(deployment: Deployment) -> tuple[ReplicaSet, ...]:
     )
 
 
-def _of_generations(deployment: Deployment, wanted: Collection[int]) -> tuple[HeldSnapshot, ...]:
+def _of_generations(deployment: Deployment, wanted: Collection[int]) -> tuple[AssignedSnapshot, ...]:
     """Return the snapshots of these generations alone."""
     found = ((held, tuple(g for g in held.generations if g in wanted)) for held in deployment.holds)
     return tuple(held.model_copy(update={"generations": kept}) for held, kept in found if kept)
@@ -83,7 +83,7 @@ def assign_processes(
     return members, rest
 
 
-def host_holds(deployment: Deployment, holds: Iterable[HeldSnapshot] | None = None) -> HostHolds:
+def host_holds(deployment: Deployment, holds: Iterable[AssignedSnapshot] | None = None) -> HostHolds:
     """Return the desired snapshots of each host of a deployment; only those of `holds`, if given."""
     return HostHolds(
         holds=tuple(

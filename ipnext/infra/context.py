@@ -11,9 +11,9 @@ from ipnext.infra.envoy.public_listener import PublicListener
 from ipnext.infra.envoy.tls import PeerTls
 from ipnext.infra.process.engine_addresses import EngineAddresses
 from ipnext.infra.process.host_user import HostUser
-from ipnext.infra.process.places import Places, address_fields
+from ipnext.infra.process.places import ProcessAddresses, address_fields
 from ipnext.infra.process.ports import LOOPBACK
-from ipnext.infra.process.spawn import Processes, Unsupervised
+from ipnext.infra.process.spawn import ChildProcesses, Processes
 from ipnext.infra.settings import HOST_COMMAND, VLLM_HOST_COMMAND, AgentSettings
 from ipnext.network.allowed_hosts import AllowedHosts
 from ipnext.process.inherited_environment import inherited_environment
@@ -30,7 +30,7 @@ user."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class RegionContext:
     """One region on this machine. Created once, in the agent's entry point."""
 
     region: str
@@ -38,7 +38,7 @@ class Site:
     artifacts: str
     gateway_port: int
     settings: AgentSettings
-    places: Places
+    places: ProcessAddresses
     session: HttpSessions
     peer_port: int = 0
     """Port to which the gateways of other regions send requests."""
@@ -48,7 +48,7 @@ class Site:
     """The listener for clients."""
     host_user: HostUser | None = None
     """User of hosts and engines; None: the agent's."""
-    processes: Processes = field(default_factory=Unsupervised)
+    processes: Processes = field(default_factory=ChildProcesses)
     """Starts all processes of the region, and finds those that ran before this agent."""
 
     @property

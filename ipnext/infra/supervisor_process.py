@@ -33,7 +33,7 @@ from ipnext.infra.process.fork_server import ForkServer
 from ipnext.infra.process.identity import ProcessIdentity, identify, open_process
 from ipnext.infra.process.message_link import Message, MessageLink, from_object
 from ipnext.infra.process.parent_death import PR_SET_PDEATHSIG
-from ipnext.infra.process.spawn import Running, Spawn, fresh
+from ipnext.infra.process.spawn import Spawn, StartedProcess, fresh
 
 PROTOCOL: Final = 1
 """An agent of another protocol cannot adopt: it ends this supervisor and starts another one."""
@@ -46,16 +46,16 @@ PROOF_FILE: Final = "supervisor.proof"
 
 
 @dataclass
-class Held:
+class HeldProcess:
     """A running process."""
 
     name: str
-    running: Running
+    running: StartedProcess
     note: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Restarts:
+class ForkServerRestarts:
     """Restart settings of the fork server, from the agent."""
 
     backoff_first_seconds: float
@@ -64,7 +64,7 @@ class Restarts:
     log_limit_bytes: int
 
 
-class Supervisor:
+class RegionSupervisor:
     """Runs the processes of one region for one agent at a time.
 
     Call all methods in one event loop, in the main thread.
@@ -76,7 +76,7 @@ class Supervisor:
         self._first_parent = os.getppid()
         self._successor_seconds = 0.0
         self._grace_seconds = 5.0
-        self._held: dict[int, Held] = {}
+        self._held: dict[int, HeldProcess] = {}
         self._last = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting: set[asyncio.Task[None]] = set()
@@ -178,11 +178,11 @@ class Supervisor:
             link.send({"kind": "failed", "number": asked, "reason": str(error)})
             return
         self._last += 1
-        self._held[self._last] = Held(message["name"], running, message["note"])
+        self._held[self._last] = HeldProcess(message["name"], running, message["note"])
         link.send({"kind": "started", "number": asked, "id": self._last, "pid": running.pid})
         self._keep(asyncio.create_task(self._watch_exit(self._last, running)), self._tasks)
 
-    async def _watch_exit(self, number: int, running: Running) -> None:
+    async def _watch_exit(self, number: int, running: StartedProcess) -> None:
         status = await running.wait()
         del self._held[number]
         if self._agent is not None:
@@ -200,7 +200,7 @@ class Supervisor:
             fork["modules"],
             log_file=Path(fork["log"]),
             environment=fork["environment"],
-            settings=from_object(Restarts, fork["restarts"]),
+            settings=from_object(ForkServerRestarts, fork["restarts"]),
             python=fork["python"],
         )
         self._fork_server.start()
@@ -287,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     identity = identify(os.getpid())
     with suppress(OSError):
         replace_file(given.state / IDENTITY_FILE, json.dumps(identity and identity._asdict()).encode())
-    asyncio.run(Supervisor(keep_proof(given.state / PROOF_FILE)).run(listener))
+    asyncio.run(RegionSupervisor(keep_proof(given.state / PROOF_FILE)).run(listener))
     return 0
 
 

@@ -30,7 +30,7 @@ def credentials_file(given: Path | None = None) -> Path:
     return given or Path(platformdirs.user_config_dir("ipnext", appauthor=False)) / FILE
 
 
-class Written(NamedTuple):
+class StoredCredential(NamedTuple):
     """A stored credential for an API."""
 
     text: str
@@ -38,7 +38,7 @@ class Written(NamedTuple):
     """Whether `ipnext dev` stored it: then the API is at exactly this port."""
 
 
-def find_credential(url: str, file: Path | None = None) -> Written | None:
+def find_credential(url: str, file: Path | None = None) -> StoredCredential | None:
     """Return the credential for an API, or None.
 
     InvalidInput if the file is not the user's, or others may read the key. The credential of a platform that has ended
@@ -48,14 +48,14 @@ def find_credential(url: str, file: Path | None = None) -> Written | None:
     if entry is None:
         return None
     if isinstance(entry.get("credential"), str):
-        return Written(str(entry["credential"]), is_of_platform=False)
+        return StoredCredential(str(entry["credential"]), is_of_platform=False)
     named = entry.get("key_file")
     if not isinstance(named, str) or life_of(entry) is not Life.RUNS:
         with contextlib.suppress(InvalidInput):  # the file can't be written: the entry is invalid nevertheless
             strike_off_ended(file)
         return None
     text = read_key(Path(named))
-    return None if text is None else Written(text, is_of_platform=True)
+    return None if text is None else StoredCredential(text, is_of_platform=True)
 
 
 def strike_off_ended(file: Path | None = None) -> None:

@@ -6,15 +6,15 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from ipnext.errors import InvalidInput
-from ipnext.model.throughput import Rated
-from ipnext.model.value import LARGEST_FIGURE, SMALLEST_RATE, SMALLEST_UNITS, Name, Written
+from ipnext.model.throughput import Throughput
+from ipnext.model.value import LARGEST_FIGURE, SMALLEST_RATE, SMALLEST_UNITS, Name, WrittenValue
 
 UNMEASURED = (
     "profile: true, and no profile is there; give a number until there is one, or measure with `ipnext profile`"
 )
 
 
-class HardwareOption(Rated):
+class HardwareOption(Throughput):
     """One way to run a part: `units` of hardware `kind` a replica give `qps`, or `tokens_per_second`."""
 
     kind: Name
@@ -43,7 +43,7 @@ class HardwareOption(Rated):
         return self.rate
 
 
-class SupplyItem(Written):
+class SupplyItem(WrittenValue):
     """Units of one hardware kind in one region, at `unit_cost` $/h a unit."""
 
     region: Name
@@ -52,14 +52,14 @@ class SupplyItem(Written):
     unit_cost: float = Field(ge=0)
 
 
-class OwnerBudget(Written):
+class OwnerBudget(WrittenValue):
     """What an owner may spend, in $/h; null is no limit."""
 
     owner: Name
     budget_per_hour: float | None = Field(default=None, ge=0)
 
 
-class FleetSpec(Written):
+class FleetSpec(WrittenValue):
     """The whole fleet. `rtt_ms[s][r]` is the round trip in ms from users in region s to servers in region r."""
 
     regions: tuple[Name, ...] = Field(min_length=1)
@@ -103,7 +103,7 @@ class FleetSpec(Written):
         return self
 
 
-class FleetManifest(Written):
+class FleetManifest(WrittenValue):
     """`kind: Fleet`, as a capacity engineer writes it."""
 
     api_version: Literal["ipnext/v1"]

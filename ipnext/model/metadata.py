@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from ipnext.model.value import Name, Written
+from ipnext.model.value import Name, WrittenValue
 
 
-class Metadata(Written):
+class Metadata(WrittenValue):
     """Name, owner and free labels of an object."""
 
     name: Name

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from ipnext.model.value import LARGEST_FIGURE, Written
+from ipnext.model.value import LARGEST_FIGURE, WrittenValue
 
 Unit = Literal["requests/s", "tokens/s"]
 
@@ -19,7 +19,7 @@ FIELDS = {REQUESTS: "qps", TOKENS: "tokensPerSecond"}
 """Unit -> the field in a manifest."""
 
 
-class Rated(Written):
+class Throughput(WrittenValue):
     """A figure in one of the two units. In a document it stands last, and what is not given is left out."""
 
     qps: float | None = Field(default=None, ge=0, le=LARGEST_FIGURE)

@@ -73,7 +73,7 @@ class Value(_FailsFast):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
-class Written(_FailsFast):
+class WrittenValue(_FailsFast):
     """A frozen value that a person writes or reads in YAML: camelCase fields, unknown ones refused."""
 
     model_config = ConfigDict(

@@ -10,7 +10,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ipnext.errors import InvalidInput
-from ipnext.network.connections import BACKLOG, LARGEST_HEAD_BYTES, ConnectionLimits, Connections, Phase
+from ipnext.network.connections import BACKLOG, LARGEST_HEAD_BYTES, ConnectionLimits, Phase, ServerConnections
 from ipnext.network.listener import BoundedListener, bound_sockets
 
 
@@ -82,7 +82,7 @@ class BoundedServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, limits: ConnectionLimits, context: ssl.SSLContext | None = None) -> None:
         """`context` is the server's TLS context; None: clear text."""
         super().__init__(config)
-        self._connections = Connections(limits)
+        self._connections = ServerConnections(limits)
         self._context = context
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

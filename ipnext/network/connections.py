@@ -1,7 +1,7 @@
 """Limits of a server's connections: how many, from each address, and how long a client may keep one without a request.
 
-`listening.BoundedListener` counts a connection as it accepts it, before a TLS handshake or a byte of HTTP. A `Bounded`
-wraps the protocol of an HTTP library, such as uvicorn's. All open connections are checked once per second.
+`listening.BoundedListener` counts a connection as it accepts it, before a TLS handshake or a byte of HTTP. A
+`BoundedConnection` wraps the protocol of an HTTP library, such as uvicorn's. All open connections are checked once per second.
 """
 
 import asyncio
@@ -84,19 +84,19 @@ def source_of(peer: object) -> str:
     return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
 
 
-class Connections:
+class ServerConnections:
     """The open connections of one server. Use it in one event loop."""
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
-        self._open: dict[Bounded, str] = {}
+        self._open: dict[BoundedConnection, str] = {}
         self._sources: Counter[str] = Counter()
         self._round: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def add(self, connection: "Bounded", source: str) -> None:
+    def add(self, connection: "BoundedConnection", source: str) -> None:
         """Count a connection, from its acceptance on. Unavailable if there is no room for it."""
         if len(self._open) >= self.limits.connections:
             msg = f"{self.limits.connections} connections are open, as many as this server takes; try again"
@@ -112,7 +112,7 @@ class Connections:
         if self._round is None:
             self._round = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
 
-    def discard(self, connection: "Bounded") -> None:
+    def discard(self, connection: "BoundedConnection") -> None:
         """Count a connection no longer."""
         source = self._open.pop(connection, None)
         if source is None:
@@ -139,12 +139,12 @@ class Phase(Enum):
     """Of a body that its answer did not need, which is dropped."""
 
 
-class Bounded(asyncio.Protocol):
+class BoundedConnection(asyncio.Protocol):
     """One connection in front of the protocol that answers its requests."""
 
     def __init__(
         self,
-        connections: Connections,
+        connections: ServerConnections,
         make: Callable[[], Any],
         phase_of: Callable[[Any], Phase],
     ) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import structlog
 
 from ipnext.errors import Conflict, Unavailable
-from ipnext.network.connections import BACKLOG, Bounded, Connections, Phase, answer_to, source_of
+from ipnext.network.connections import BACKLOG, BoundedConnection, Phase, ServerConnections, answer_to, source_of
 
 PAUSE_SECONDS: Final = 1.0
 """Pause before the next accept if the system refused one, such as for lack of open files."""
@@ -59,7 +59,7 @@ class BoundedListener:
     def __init__(
         self,
         listener: socket.socket,
-        connections: Connections,
+        connections: ServerConnections,
         protocol: Callable[[], Any],
         phase_of: Callable[[Any], Phase],
         *,
@@ -67,8 +67,8 @@ class BoundedListener:
     ) -> None:
         """Prepare to listen on `listener`, which is closed with this object.
 
-        `protocol` makes the protocol of a connection; `phase_of` is that of `Bounded`. `context` returns the TLS
-        context of the next connection; None: clear text.
+        `protocol` makes the protocol of a connection; `phase_of` is that of `BoundedConnection`. `context` returns the
+        TLS context of the next connection; None: clear text.
         """
         self._listener = listener
         self._connections = connections
@@ -117,7 +117,7 @@ class BoundedListener:
 
     def _take(self, client: socket.socket, peer: object) -> None:
         """Count a connection and pass it on, or refuse it."""
-        connection = Bounded(self._connections, self._protocol, self._phase_of)
+        connection = BoundedConnection(self._connections, self._protocol, self._phase_of)
         context = self._context()
         try:
             self._connections.add(connection, source_of(peer))
@@ -131,7 +131,9 @@ class BoundedListener:
         self._connecting.add(task)
         task.add_done_callback(lambda done: self._release(done, connection, client))
 
-    async def _connect(self, client: socket.socket, connection: Bounded, context: ssl.SSLContext | None) -> None:
+    async def _connect(
+        self, client: socket.socket, connection: BoundedConnection, context: ssl.SSLContext | None
+    ) -> None:
         """Do the TLS handshake, if there is TLS; after that the connection runs by itself."""
         limit = None if context is None else self._connections.limits.header_seconds
         with suppress(OSError):  # it is late, has gone, speaks no TLS, or its certificate is invalid
@@ -139,7 +141,7 @@ class BoundedListener:
                 lambda: connection, client, ssl=context, ssl_handshake_timeout=limit
             )
 
-    def _release(self, task: asyncio.Task[None], connection: Bounded, client: socket.socket) -> None:
+    def _release(self, task: asyncio.Task[None], connection: BoundedConnection, client: socket.socket) -> None:
         """Remove the handshake, and the connection if it failed."""
         self._connecting.discard(task)
         if not connection.is_made:

@@ -25,7 +25,7 @@ from ipnext.access.signing_keys import FRESH_SECONDS, LASTS_SECONDS
 from ipnext.errors import StaleWrite, Unavailable
 from ipnext.login.identity_provider import ProviderClient
 from ipnext.model.access.predictions import AccessList, AccessRevision, ModelAccess, TokenIssuer
-from ipnext.platform.listed_callers import Callers, asking_owners
+from ipnext.platform.listed_callers import ListedCallers, asking_owners
 from ipnext.platform.region_poller import RegionPoller
 from ipnext.store.access.access_lists import AccessListState
 from ipnext.store.repository import Repository
@@ -45,7 +45,7 @@ _HOUR: Final = 3600.0
 _MOST_THREADS: Final = 32
 
 
-class Regions(Protocol):
+class AccessListRegions(Protocol):
     """The operations of the infrastructure that a publisher uses."""
 
     def regions(self) -> tuple[str, ...]:
@@ -88,7 +88,7 @@ class AccessPublisher:
     def __init__(
         self,
         store: Store,
-        infrastructure: Regions,
+        infrastructure: AccessListRegions,
         *,
         provider: ProviderClient | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -159,7 +159,7 @@ class AccessPublisher:
         """Return the lists of all regions with their revisions."""
         self._revocations = unit.revocations()
         self._read_models(unit)
-        state, everyone = unit.access_list_state(), Callers(unit.caller_keys(), unit.caller_roles())
+        state, everyone = unit.access_list_state(), ListedCallers(unit.caller_keys(), unit.caller_roles())
         accesses = tuple(self._models[name][1] for name in sorted(self._models))
         owners = asking_owners(accesses)
         callers = everyone if owners and permits_more(state.policies) else everyone.of(owners)

@@ -23,7 +23,7 @@ NOTED_EVERY_SECONDS: Final = 60.0
 _MOST_THREADS: Final = 8
 
 
-class Regions(Protocol):
+class KeyUseRegions(Protocol):
     """The operations of the infrastructure that a collector uses."""
 
     def regions(self) -> tuple[str, ...]:
@@ -36,7 +36,7 @@ class Regions(Protocol):
 class KeyUseCollector:
     """Reads reports and stores the newest use of each key."""
 
-    def __init__(self, store: Store, infrastructure: Regions) -> None:
+    def __init__(self, store: Store, infrastructure: KeyUseRegions) -> None:
         self._store, self._infrastructure = store, infrastructure
         self._noted: dict[str, float] = {}
         """Uses that this process stored last: a report without news begins no unit of work."""

@@ -11,16 +11,16 @@ from ipnext.model.access.predictions import CallerKey, CallerRole, ModelAccess
 from ipnext.model.access.rights import ANY, Grant
 
 
-class Callers(NamedTuple):
+class ListedCallers(NamedTuple):
     """Keys and roles in a list."""
 
     keys: tuple[CallerKey, ...] = ()
     roles: tuple[CallerRole, ...] = ()
 
-    def of(self, owners: frozenset[str]) -> "Callers":
+    def of(self, owners: frozenset[str]) -> "ListedCallers":
         """Return those with a role over one of these owners, or over all of them. `*` among the owners: over any."""
         keys = tuple(key for key in self.keys if any(_matters(grant, owners) for grant in key.grants))
-        return Callers(keys, tuple(role for role in self.roles if _matters(role.grant, owners)))
+        return ListedCallers(keys, tuple(role for role in self.roles if _matters(role.grant, owners)))
 
 
 def asking_owners(models: Iterable[ModelAccess]) -> frozenset[str]:

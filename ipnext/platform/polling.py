@@ -24,7 +24,7 @@ _TYPES: Mapping[Work, TaskQueueType.ValueType] = {
 
 
 @dataclass(frozen=True)
-class Polled:
+class PolledQueue:
     """One kind of work of one task queue."""
 
     queue: str
@@ -35,15 +35,15 @@ class Polled:
 
 
 POLLED = (
-    Polled(names.LIFECYCLE_QUEUE, "workflows"),
-    Polled(names.LIFECYCLE_QUEUE, "activities"),
-    Polled(names.URGENT_QUEUE, "activities"),
-    Polled(names.PLANNER_QUEUE, "activities"),
+    PolledQueue(names.LIFECYCLE_QUEUE, "workflows"),
+    PolledQueue(names.LIFECYCLE_QUEUE, "activities"),
+    PolledQueue(names.URGENT_QUEUE, "activities"),
+    PolledQueue(names.PLANNER_QUEUE, "activities"),
 )
 """All task queues that the workers of a platform poll."""
 
 
-async def pollers(client: Connection, polled: Polled, *, within: timedelta = POLLED_WITHIN) -> frozenset[str]:
+async def pollers(client: Connection, polled: PolledQueue, *, within: timedelta = POLLED_WITHIN) -> frozenset[str]:
     """Return the identities of the workers that polled for this work recently. Raises EngineRefused or Unavailable."""
     asked = DescribeTaskQueueRequest(
         namespace=client.namespace,

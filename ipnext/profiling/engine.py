@@ -32,7 +32,7 @@ class Piece:
     prompt_tokens: int | None = None
 
 
-class Engine:
+class ProfiledEngine:
     """One OpenAI server at a base URL, with one name of a model. Close it, or use it as a context manager."""
 
     def __init__(self, url: str, model: str | None = None) -> None:

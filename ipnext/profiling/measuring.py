@@ -15,8 +15,8 @@ import aiohttp
 
 from ipnext.errors import IPnextError, Unavailable
 from ipnext.model.registry.profile import LoadStep
-from ipnext.profiling.engine import TRIAL_WORDS, Engine, random_prompt
-from ipnext.profiling.window import Window
+from ipnext.profiling.engine import TRIAL_WORDS, ProfiledEngine, random_prompt
+from ipnext.profiling.window import MeasuringWindow
 
 LOOK_SECONDS = 0.25
 """Interval at which the engine's load is read."""
@@ -26,7 +26,7 @@ FEWEST_REQUESTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class RequestLoad:
     """Requests to an engine."""
 
     prompt_tokens: int = 256
@@ -44,14 +44,16 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredSteps:
     """Steps, and the average tokens of prompts by the engine's count."""
 
     steps: tuple[LoadStep, ...]
     prompt_tokens: float
 
 
-async def measure(engine: Engine, load: Load, *, say: Callable[[str], None] = lambda _: None) -> Measured:
+async def measure(
+    engine: ProfiledEngine, load: RequestLoad, *, say: Callable[[str], None] = lambda _: None
+) -> MeasuredSteps:
     """Measure every concurrency, one after the other.
 
     Unavailable if the engine breaks off; InvalidInput if it refuses.
@@ -61,7 +63,7 @@ async def measure(engine: Engine, load: Load, *, say: Callable[[str], None] = la
     words = await _words(engine, load)
     steps, prompts = [], list[int]()
     for concurrency in load.concurrency:
-        window = Window(concurrency)
+        window = MeasuringWindow(concurrency)
         window.saw_load(before, 0)
         try:
             await _Step(engine, load, window, words).run()
@@ -71,7 +73,7 @@ async def measure(engine: Engine, load: Load, *, say: Callable[[str], None] = la
         say(step_line(step))
         steps.append(step)
         prompts += window.prompt_tokens
-    return Measured(tuple(steps), sum(prompts) / len(prompts) if prompts else float(load.prompt_tokens))
+    return MeasuredSteps(tuple(steps), sum(prompts) / len(prompts) if prompts else float(load.prompt_tokens))
 
 
 def _first(errors: BaseExceptionGroup[BaseException], where: str) -> IPnextError:
@@ -91,7 +93,7 @@ def step_line(step: LoadStep) -> str:
     return f"concurrency {step.concurrency}: {step.tokens_per_second:.4g} tokens/s, {ttft}{itl} (p50/p99)"
 
 
-async def _words(engine: Engine, load: Load) -> int:
+async def _words(engine: ProfiledEngine, load: RequestLoad) -> int:
     """Return the words of a prompt with the requested number of tokens.
 
     A straight line through two trials, corrected by a third.
@@ -109,7 +111,7 @@ class _Step:
     Readers work until the window closes; requests that then wait for their first token still get it.
     """
 
-    def __init__(self, engine: Engine, load: Load, window: Window, words: int) -> None:
+    def __init__(self, engine: ProfiledEngine, load: RequestLoad, window: MeasuringWindow, words: int) -> None:
         self._engine = engine
         self._load = load
         self._window = window

@@ -8,7 +8,7 @@ from ipnext.model.registry.profile import LoadStep
 
 
 @dataclass
-class Window:
+class MeasuringWindow:
     """Counts arrivals while it is open, and latencies of requests that were sent while it was open."""
 
     concurrency: int

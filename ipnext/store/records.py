@@ -35,7 +35,7 @@ class JudgedSpec(Value):
     """Its spec; None if the model's newest manifest has it."""
 
 
-class Placement(Value):
+class ModelPlacement(Value):
     """One model's placement in the plan in force, and the desired state that it was made for."""
 
     model: str
@@ -65,7 +65,7 @@ class FormerBasis(Value):
     """The generation that the change leads to."""
     accepted: JudgedSpec | None = None
     """The revision that was in force; None if there was none yet."""
-    placement: Placement | None = None
+    placement: ModelPlacement | None = None
     """The placement that was in force, with the wishes that it was made for; None if the model was not placed."""
     plan_id: str = ""
     """The plan of the placement that the change goes by."""
@@ -289,7 +289,7 @@ class StateBefore(Value):
     """Generations as the route tables had them."""
 
 
-class Moving(NamedTuple):
+class ModelTransition(NamedTuple):
     """A transition under way with the model's manifest, the layout of its generation and its placement, as JSON."""
 
     model: str

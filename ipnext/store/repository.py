@@ -9,18 +9,18 @@ from ipnext.store.changes.deployments import Deployments
 from ipnext.store.changes.drains import Drains
 from ipnext.store.changes.events import Journal
 from ipnext.store.changes.freezes import Freezes
-from ipnext.store.changes.ownership import Belonging
+from ipnext.store.changes.ownership import NamespaceOwner
 from ipnext.store.changes.pauses import Pauses
-from ipnext.store.changes.publications import Publishing
+from ipnext.store.changes.publications import Publications
 from ipnext.store.changes.transitions import Transitions
 from ipnext.store.lists.overviews import Overviews
-from ipnext.store.lists.pages import Listing
+from ipnext.store.lists.pages import PagedLists
 from ipnext.store.planning.replans import Replans
 
 
 class Repository(
-    Listing,
-    Publishing,
+    PagedLists,
+    Publications,
     Replans,
     Transitions,
     Deployments,
@@ -28,7 +28,7 @@ class Repository(
     Drains,
     Pauses,
     Journal,
-    Belonging,
+    NamespaceOwner,
     Overviews,
     Keys,
     RoleBindings,

@@ -8,7 +8,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL
 
-from ipnext.access.acting import ACTING, Acting
+from ipnext.access.acting import ACTING, RequestAuthority
 from ipnext.errors import Unavailable
 from ipnext.model.access.audit import AuditEntry, AuditNote, Outcome
 from ipnext.store.database import dialects
@@ -91,7 +91,7 @@ class Store:
             scope = dialects.claim_free_turns(connection, models)
             yield from _audit_unit(connection, scope)
 
-    def record(self, acting: Acting, outcome: Outcome, note: AuditNote | None = None) -> AuditEntry:
+    def record(self, acting: RequestAuthority, outcome: Outcome, note: AuditNote | None = None) -> AuditEntry:
         """Append an audit entry in a separate unit.
 
         It is of a refusal, or of an action outside the store that is about to begin.

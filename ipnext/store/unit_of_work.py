@@ -40,7 +40,7 @@ def utc_now() -> datetime:
 _MODEL_EXISTS = select(MODELS.c.name).where(MODELS.c.name == bindparam("name"))
 
 
-class Unit:
+class UnitOfWork:
     """One unit of work. `scope` names the only models that it may write; None may write all.
 
     `visible` are the owners whose models are listed and counted; None: all. A read by a model's name ignores its owner.

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from ipnext.errors import EXIT_INFEASIBLE, InvalidInput
-from ipnext.model.planning.explanation import Figures, WhatIf
+from ipnext.model.planning.explanation import PlanFigures, WhatIf
 from planner.cli.explanation_tables import conflict_tables, explanation_tables
 from planner.cli.output import (
     Form,
@@ -140,7 +140,7 @@ def _what_if_tables(found: WhatIf) -> Iterator[Table | str]:
     yield f"plan after: {found.status}, gap {found.gap:.2%}"
 
 
-def _figures_table(before: Figures, after: Figures) -> Table:
+def _figures_table(before: PlanFigures, after: PlanFigures) -> Table:
     names = {
         "objective": "objective, $/h",
         "cost_per_hour": "hardware, $/h",

@@ -6,8 +6,8 @@ from rich.table import Table
 
 from ipnext.model.planning.explanation import (
     Binding,
-    Conflict,
     Explanation,
+    LimitConflict,
     LimitUse,
     ModelExplanation,
     PlacementExplanation,
@@ -148,7 +148,7 @@ def _describe_moves(then: Sequence[ReplicaCount], now: Sequence[PlacementExplana
     return few(told, 8)
 
 
-def conflict_tables(found: Conflict) -> Iterator[Table | str]:
+def conflict_tables(found: LimitConflict) -> Iterator[Table | str]:
     """Yield the members of a conflicting set."""
     yield (
         f"these limits together leave no room to serve all of {few(found.models)}; "

@@ -6,7 +6,7 @@ Called by the explanation, the what-if and the picture. The checker computes its
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 
-from ipnext.model.planning.explanation import Figures
+from ipnext.model.planning.explanation import PlanFigures
 from ipnext.model.planning.plan import ModelProblem
 from planner.core.index import Index
 from planner.core.solution import Holding
@@ -16,7 +16,7 @@ Cell = tuple[str, str]
 """Region, hardware."""
 
 
-def figures(index: Index, holding: Holding, models: Collection[str] | None = None) -> Figures:
+def figures(index: Index, holding: Holding, models: Collection[str] | None = None) -> PlanFigures:
     """Return the figures of a holding; of `models` alone if given.
 
     Moves count against the problem's current placement.
@@ -87,7 +87,7 @@ class _Sums:
         self.replicas += count
         self.moves += max(0, count - self.index.current.get(key, 0))
 
-    def figures(self) -> Figures:
+    def figures(self) -> PlanFigures:
         """Return the sums, weighted by the objective."""
         weights = self.index.problem.objective
         costs = {
@@ -96,7 +96,7 @@ class _Sums:
             "moves_per_hour": weights.move_cost * self.moves,
             "unmet_per_hour": weights.unmet_cost * self.unmet_cost,
         }
-        return Figures(
+        return PlanFigures(
             objective=round_figure(sum(costs.values())),
             **{name: round_figure(figure) for name, figure in costs.items()},
             replicas=self.replicas,

@@ -17,7 +17,7 @@ RouteKey = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
-class Placement:
+class ReplicaColumn:
     """One column of replicas.
 
     Usage (units, $/h) and throughput (QPS) of one, the number that runs, and the largest number.
@@ -123,11 +123,11 @@ class Index:
         return total
 
     @cached_property
-    def placements(self) -> tuple[Placement, ...]:
+    def placements(self) -> tuple[ReplicaColumn, ...]:
         """Every option in every region in which at least one replica of it fits and can be useful."""
         return tuple(self._placements())
 
-    def _placements(self) -> Iterator[Placement]:
+    def _placements(self) -> Iterator[ReplicaColumn]:
         served = {(route.model, route.to) for route in self.routes}
         for model in self.problem.models:
             for part in model.parts:
@@ -139,9 +139,9 @@ class Index:
                         if placement.largest:
                             yield placement
 
-    def _placement(self, model: ModelProblem, part: PartProblem, region: str, option: PartOption) -> Placement:
+    def _placement(self, model: ModelProblem, part: PartProblem, region: str, option: PartOption) -> ReplicaColumn:
         where = (region, option.hardware)
-        return Placement(
+        return ReplicaColumn(
             model.model,
             part.part,
             region,

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import linprog
 
 from ipnext.model.planning.plan import ModelProblem
-from planner.core.index import Index, Key, Placement, Route, RouteKey
+from planner.core.index import Index, Key, ReplicaColumn, Route, RouteKey
 
 SMALLEST_UNMET = 5e-7
 """A smaller unmet fraction is a rounding error, not a decision."""
@@ -57,7 +57,7 @@ class _Trimming:
             self.able[place.key[:2]][place.region] += self.counts.get(place.key, 0) * place.qps
             self.held[place.key[:3]] += self.counts.get(place.key, 0)
 
-    def can_go(self, place: Placement) -> bool:
+    def can_go(self, place: ReplicaColumn) -> bool:
         """Check whether all rules hold with one replica less."""
         if not self.counts.get(place.key, 0):
             return False
@@ -72,7 +72,7 @@ class _Trimming:
         able = {**self.able[part], region: left}
         return sum(able.values()) - max(able.values()) >= self.served[part[0]]
 
-    def drop(self, place: Placement) -> None:
+    def drop(self, place: ReplicaColumn) -> None:
         """Remove one replica."""
         self.counts[place.key] -= 1
         self.able[place.key[:2]][place.region] -= place.qps

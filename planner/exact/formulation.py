@@ -17,7 +17,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from ipnext.model.planning.plan import Problem
-from planner.core.index import Index, Placement, Route
+from planner.core.index import Index, ReplicaColumn, Route
 
 Vector = npt.NDArray[np.float64]
 Entry = tuple[int, int, float]
@@ -34,7 +34,7 @@ MOST_OPENING_ROWS = 20_000
 
 
 @dataclass(frozen=True)
-class Answer:
+class SolverAnswer:
     """The solver's answer. Without an incumbent `replicas` is None; `bound` is a true lower bound in $/h."""
 
     replicas: Vector | None
@@ -49,7 +49,7 @@ class Formulation:
 
     def __init__(self, problem: Problem) -> None:
         self.index = Index(problem)
-        self.places: Sequence[Placement] = self.index.placements
+        self.places: Sequence[ReplicaColumn] = self.index.placements
         self.routes: Sequence[Route] = self.index.routes
         largest = np.array([place.largest for place in self.places], dtype=float)
         running = np.array([place.current for place in self.places], dtype=float)
@@ -210,12 +210,12 @@ class Formulation:
         able = _matrix(can, rows, len(self.places)) @ self.replicas
         return able >= _matrix(load, rows, len(self.routes)) @ self.traffic
 
-    def _budget(self, payer: Callable[[Placement], str], limit: Mapping[str, float]) -> Constraint | None:
+    def _budget(self, payer: Callable[[ReplicaColumn], str], limit: Mapping[str, float]) -> Constraint | None:
         held = {key: columns for key, columns in _group_positions(self.places, payer).items() if key in limit}
         return self._within(held.values(), lambda place: place.cost, [limit[key] for key in held]) if held else None
 
     def _within(
-        self, groups: Iterable[Sequence[int]], taken: Callable[[Placement], float], limits: Sequence[float]
+        self, groups: Iterable[Sequence[int]], taken: Callable[[ReplicaColumn], float], limits: Sequence[float]
     ) -> Constraint:
         """Limit the usage of each group of placements (a row is a share of its limit if it has one)."""
         scale = [limit if limit > 0 else 1.0 for limit in limits]
@@ -223,7 +223,7 @@ class Formulation:
         right = np.array([limit / by for limit, by in zip(limits, scale, strict=True)])
         return _matrix(entries, len(limits), len(self.places)) @ self.replicas <= right
 
-    def solve(self) -> Answer:
+    def solve(self) -> SolverAnswer:
         """Solve with HiGHS on one thread with a fixed seed, within the problem's time and gap."""
         program = cp.Problem(cp.Minimize(self.objective()), list(self.constraints().values()))
         data, chain, inverse = program.get_problem_data(cp.HIGHS)
@@ -248,13 +248,13 @@ class Formulation:
         columns = len(self.places) + len(self.routes)
         return max(50, int(self.index.problem.limits.time_seconds * NODES_A_SECOND / columns))
 
-    def _answer(self, result: Mapping[str, Any], chain: Any, inverse: Any) -> Answer:
+    def _answer(self, result: Mapping[str, Any], chain: Any, inverse: Any) -> SolverAnswer:
         info, status = result["info"], result["model_status"]
         bound = float(info.mip_dual_bound) if status in _ENDED else 0.0
         found = None
         if status in _ENDED and int(info.primal_solution_status) == _FEASIBLE:
             found = chain.invert(result, inverse).primal_vars
-        return Answer(
+        return SolverAnswer(
             replicas=None if found is None else np.asarray(found[self.replicas.id], dtype=float).ravel(),
             traffic=None if found is None else np.asarray(found[self.traffic.id], dtype=float).ravel(),
             bound=bound if np.isfinite(bound) else 0.0,

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import cvxpy as cp
 
 from ipnext.errors import DeadlineExceeded, InvalidInput
-from ipnext.model.planning.explanation import Conflict, ConflictMember
+from ipnext.model.planning.explanation import ConflictMember, LimitConflict
 from ipnext.model.planning.plan import CurrentState, ModelProblem, PartProblem, Plan, Problem, RegionSupply
 from planner.core.figures import round_figure
 from planner.core.index import Index
-from planner.exact.formulation import Answer, Constraint, Expression, Formulation
+from planner.exact.formulation import Constraint, Expression, Formulation, SolverAnswer
 from planner.io.problem import validate
 from planner.plan_fit import leftover
 
@@ -47,7 +47,7 @@ class Limit(NamedTuple):
 
 def conflict(
     problem: Problem, *, models: Collection[str] | None = None, state: Plan | CurrentState | None = None
-) -> Conflict | None:
+) -> LimitConflict | None:
     """Return a minimal set of limits that together forbid serving all demand of `models`; None if all can be served.
 
     Without `models`: all of them. With them: on the residual that the other models of `state` (by default the current
@@ -69,7 +69,7 @@ def conflict(
     return conflict_alone(stated, beside=ALL if models is None else KEPT)
 
 
-def conflict_alone(problem: Problem, *, beside: str = KEPT) -> Conflict | None:
+def conflict_alone(problem: Problem, *, beside: str = KEPT) -> LimitConflict | None:
     """Find a conflict of all models of a problem that need not be valid as a whole, such as a `leftover`.
 
     See `conflict`.
@@ -200,7 +200,7 @@ class _Wish(Formulation):
         found = self.solve()
         return True if found.replicas is not None else _ANSWERS.get(self.status)
 
-    def _answer(self, result: Mapping[str, Any], chain: Any, inverse: Any) -> Answer:
+    def _answer(self, result: Mapping[str, Any], chain: Any, inverse: Any) -> SolverAnswer:
         self.status = str(result["model_status"])
         return super()._answer(result, chain, inverse)
 
@@ -231,7 +231,7 @@ class _Filter:
         self.unsure = 0
         """Queries that the solver has not answered: the limits in question then stay."""
 
-    def find_conflict(self) -> Conflict | None:
+    def find_conflict(self) -> LimitConflict | None:
         """Return the conflict, or None. Raises DeadlineExceeded if the solver can't decide whether there is one."""
         if not self.forbids(self.limits):
             if self.unsure:
@@ -241,7 +241,7 @@ class _Filter:
         kept = self.filter_limits((), self.limits, ())
         minimal = not self.unsure
         members = tuple(self.member(limit) for limit in kept)
-        return Conflict(models=self.models, beside=self.beside, members=members, minimal=minimal)
+        return LimitConflict(models=self.models, beside=self.beside, members=members, minimal=minimal)
 
     def forbids(self, limits: Collection[Limit]) -> bool:
         """Check whether these limits alone are proved to leave something unmet."""

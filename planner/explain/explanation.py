@@ -23,7 +23,7 @@ from planner.core.figures import count_started, figures, round_figure, spent, us
 from planner.core.index import Index
 from planner.explain.conflict import conflict_alone
 from planner.explain.marginal_value import MOST_RELAXED, Worth, worth_of
-from planner.explain.placement_bindings import Placed
+from planner.explain.placement_bindings import PlacedModel
 from planner.explain.runner_up import MOST_PROVED, best, runners_up
 from planner.explain.shadow_prices import limit_figures, needs
 from planner.io.problem import validate
@@ -142,7 +142,7 @@ class _Reading:
     def model(self, name: str) -> ModelExplanation:
         """Explain one model, on the residual that the others leave."""
         rest = leftover(self.problem, self.plan, [name])
-        placed = Placed(rest, self.holding, name, self.worth.price)
+        placed = PlacedModel(rest, self.holding, name, self.worth.price)
         now = figures(placed.index, placed.holding)
         unmet = tuple(
             UnmetExplanation(

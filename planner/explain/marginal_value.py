@@ -6,7 +6,7 @@ Called by the explanation.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ipnext.model.planning.explanation import Change
+from ipnext.model.planning.explanation import ProblemChange
 from ipnext.model.planning.plan import Problem
 from planner.core.figures import round_figure
 from planner.explain.shadow_prices import limit_figures, prices
@@ -82,13 +82,13 @@ def savings(problem: Problem) -> Mapping[str, float]:
     return found
 
 
-def _one_more(rule: str) -> Change:
+def _one_more(rule: str) -> ProblemChange:
     kind, _, target = rule.partition(" ")
     if kind == "moves":
-        return Change(kind="limit", target="max_moves", operation="add", figure=1.0)
+        return ProblemChange(kind="limit", target="max_moves", operation="add", figure=1.0)
     if kind == "budget":
-        return Change(kind="budget", target=target.replace(" ", "/", 1), operation="add", figure=1.0)
-    return Change(kind="supply", target=target, operation="add", figure=1.0)
+        return ProblemChange(kind="budget", target=target.replace(" ", "/", 1), operation="add", figure=1.0)
+    return ProblemChange(kind="supply", target=target, operation="add", figure=1.0)
 
 
 def _least(problem: Problem) -> float | None:

@@ -16,7 +16,7 @@ from planner.core.solution import Holding
 EPSILON = 1e-6
 
 
-class Placed:
+class PlacedModel:
     """One model of a plan, on the residual that the other models leave."""
 
     def __init__(self, rest: Problem, plan: Holding, name: str, prices: Mapping[str, float]) -> None:

@@ -6,7 +6,7 @@ model of many placements the fleet's search, which proves little but is fast.
 
 from collections.abc import Collection, Iterator, Mapping
 
-from ipnext.model.planning.explanation import Figures, RunnerUp
+from ipnext.model.planning.explanation import PlanFigures, RunnerUp
 from ipnext.model.planning.plan import ModelProblem, Problem
 from planner.core.arrays import FleetArrays
 from planner.core.diff import replica_of
@@ -28,12 +28,12 @@ MOST_NODES = 100
 SLACK = 1e-6
 
 
-def best(rest: Problem, now: Figures, *, proved: bool) -> RunnerUp:
+def best(rest: Problem, now: PlanFigures, *, proved: bool) -> RunnerUp:
     """Return the best plan found for the one model of `rest`, against its figures now. `proved`: by the reference."""
     return _Search(rest, None, proved=proved).find_best(now)
 
 
-def runners_up(rest: Problem, placements: Collection[Key], now: Figures) -> Mapping[Key, RunnerUp]:
+def runners_up(rest: Problem, placements: Collection[Key], now: PlanFigures) -> Mapping[Key, RunnerUp]:
     """Return the best plan found for the one model of `rest` without each placement, against its figures now.
 
     `rest` is the residual that the other models leave (`planner.plan_fit`). Demand that no other place can hold is
@@ -53,7 +53,7 @@ class _Search:
         self.index = Index(self.problem)
         self.bound = 0.0
 
-    def find_best(self, now: Figures) -> RunnerUp:
+    def find_best(self, now: PlanFigures) -> RunnerUp:
         """Return the best plan."""
         holdings = [Holding(counts, route_traffic(self.index, counts)) for counts in self._propose()]
         first, then = min(((h, figures(self.index, h)) for h in holdings), key=lambda pair: pair[1].objective)

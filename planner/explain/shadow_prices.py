@@ -12,10 +12,10 @@ import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
 
-from ipnext.model.planning.explanation import Need
+from ipnext.model.planning.explanation import NeededLimit
 from ipnext.model.planning.plan import ModelProblem, Problem
 from planner.core.figures import round_figure
-from planner.core.index import Index, Placement
+from planner.core.index import Index, ReplicaColumn
 from planner.exact.formulation import Constraint, Expression, Formulation
 from planner.explain.conflict import MOST_SECONDS, Limit, without
 
@@ -75,7 +75,7 @@ class _Loosened(Formulation):
         """Limit the replicas started beyond the running ones."""
         return self._count_started() <= self.limits_of(["moves"])[0] if "moves" in self.figures else None
 
-    def _rows(self, rule: Callable[[Placement], str], taken: Callable[[Placement], float]) -> Constraint | None:
+    def _rows(self, rule: Callable[[ReplicaColumn], str], taken: Callable[[ReplicaColumn], float]) -> Constraint | None:
         named = [rule(place) for place in self.places]
         row = {name: i for i, name in enumerate(dict.fromkeys(name for name in named if name in self.figures))}
         if not row:
@@ -170,14 +170,14 @@ class _Growing(_Loosened):
         grown = sum(max(SMALLEST_PRICE, price.get(rule, 1.0)) * extra for rule, extra in self.growth.items())
         return super().objective() + BEFORE_COST * grown
 
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[NeededLimit, ...]:
         """Return the limits that grow; none if no growth helps or the solver finds nothing in time."""
         answer = self.solve()
         if answer.replicas is None:
             return ()
         taken = self.sum_usage([round(float(count)) for count in answer.replicas])
         return tuple(
-            Need(rule=rule, limit=round_figure(limit), needed=round_figure(taken[rule]))
+            NeededLimit(rule=rule, limit=round_figure(limit), needed=round_figure(taken[rule]))
             for rule, limit in self.figures.items()
             if taken.get(rule, 0.0) > limit * (1 + SMALLEST_GROWTH) + SMALLEST_GROWTH
         )
@@ -193,7 +193,7 @@ class _Growing(_Loosened):
         return taken
 
 
-def needs(problem: Problem) -> tuple[Need, ...]:
+def needs(problem: Problem) -> tuple[NeededLimit, ...]:
     """Return the least growth of limits that serves all demand, then the cheapest: supply, budgets, moves.
 
     Growth is weighed in $/h: units at their cost, budgets as they are, a move as 1 $/h. If no region is near enough,
@@ -210,7 +210,7 @@ def needs(problem: Problem) -> tuple[Need, ...]:
     }
     reached = tuple(_tolerant(model, near[model.model]) for model in problem.models)
     first = tuple(
-        Need(rule=f"latency model {m.model}", limit=m.latency_tolerance_ms, needed=near[m.model])
+        NeededLimit(rule=f"latency model {m.model}", limit=m.latency_tolerance_ms, needed=near[m.model])
         for m in problem.models
         if near[m.model] > m.latency_tolerance_ms
     )

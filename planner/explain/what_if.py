@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Literal, NoReturn
 
 from ipnext.errors import InvalidInput
-from ipnext.model.planning.explanation import Change, UnmetChange, WhatIf
+from ipnext.model.planning.explanation import ProblemChange, UnmetChange, WhatIf
 from ipnext.model.planning.plan import Limits, ModelProblem, Objective, Owner, Plan, Problem, RegionDemand
 from planner.core.diff import diff, state_of
 from planner.core.figures import figures
@@ -27,27 +27,27 @@ SHOWN = 20
 Kind = Literal["supply", "demand", "budget", "drain", "objective", "limit"]
 
 
-def change_of(kind: Kind, text: str) -> Change:
+def change_of(kind: Kind, text: str) -> ProblemChange:
     """Parse a change: `TARGET=120`, `TARGET=+40`, `TARGET=-40`, `TARGET=*0.5` or `TARGET=none`; a drain is a target.
 
     Raises InvalidInput for another form. `apply_changes` checks whether the target exists.
     """
     if kind == "drain":
-        return Change(kind=kind, target=text)
+        return ProblemChange(kind=kind, target=text)
     target, equals, written = text.rpartition("=")
     if not equals or not target or not written:
         _refuse(kind, text, "a target and a figure are needed", [f"TARGET{form}" for form in FORMS])
     if written == "none":
-        return Change(kind=kind, target=target)
+        return ProblemChange(kind=kind, target=target)
     operation = {"+": "add", "-": "add", "*": "multiply"}.get(written[0], "set")
     try:
         figure = float(written.removeprefix("*"))
-        return Change.model_validate({"kind": kind, "target": target, "operation": operation, "figure": figure})
+        return ProblemChange.model_validate({"kind": kind, "target": target, "operation": operation, "figure": figure})
     except ValueError:  # pydantic's error is one: NaN and infinity
         _refuse(kind, text, f"{written!r} is no figure", [f"{target}{form}" for form in FORMS])
 
 
-def apply_changes(problem: Problem, changes: Sequence[Change]) -> Problem:
+def apply_changes(problem: Problem, changes: Sequence[ProblemChange]) -> Problem:
     """Apply the changes to the problem, one after the other.
 
     Raises InvalidInput for unknown targets and impossible figures.
@@ -63,7 +63,11 @@ def apply_changes(problem: Problem, changes: Sequence[Change]) -> Problem:
 
 
 def what_if(
-    problem: Problem, changes: Sequence[Change], *, plan: Plan | None = None, replan: Callable[[Problem], Plan] = solve
+    problem: Problem,
+    changes: Sequence[ProblemChange],
+    *,
+    plan: Plan | None = None,
+    replan: Callable[[Problem], Plan] = solve,
 ) -> tuple[WhatIf, Plan]:
     """Return the effect of the changes on the fleet, and the plan after them.
 
@@ -110,7 +114,7 @@ def _refuse(kind: str, target: str, said: str, allowed: Collection[str]) -> NoRe
     raise InvalidInput(msg, field=f"--{kind}", value=target, allowed=listed)
 
 
-def _figure(change: Change, before: float | None) -> float | None:
+def _figure(change: ProblemChange, before: float | None) -> float | None:
     """Return the figure after a change. Raises if it is negative, or if there is no figure to add to or to multiply."""
     if change.figure is None or change.operation == "set":
         after = change.figure
@@ -123,7 +127,7 @@ def _figure(change: Change, before: float | None) -> float | None:
     return after
 
 
-def _sure(change: Change, before: float) -> float:
+def _sure(change: ProblemChange, before: float) -> float:
     """Return the figure after a change of a limit that always has one; see `_figure`."""
     after = _figure(change, before)
     if after is None:
@@ -131,7 +135,7 @@ def _sure(change: Change, before: float) -> float:
     return after
 
 
-def _supply(problem: Problem, change: Change) -> Problem:
+def _supply(problem: Problem, change: ProblemChange) -> Problem:
     names = [f"{item.region}/{item.hardware}" for item in problem.supply]
     chosen = [name for name in names if _matches(change.target, name)]
     if not chosen:
@@ -151,7 +155,7 @@ def _matches(target: str, name: str) -> bool:
     return target in {f"{region}/{ANY}", f"{ANY}/{hardware}", f"{ANY}/{ANY}"}
 
 
-def _drain(problem: Problem, change: Change) -> Problem:
+def _drain(problem: Problem, change: ProblemChange) -> Problem:
     if change.target not in problem.regions:
         _refuse("drain", change.target, "no such region", problem.regions)
     supply = tuple(
@@ -160,7 +164,7 @@ def _drain(problem: Problem, change: Change) -> Problem:
     return problem.model_copy(update={"supply": supply})
 
 
-def _demand(problem: Problem, change: Change) -> Problem:
+def _demand(problem: Problem, change: ProblemChange) -> Problem:
     names = [model.model for model in problem.models]
     name, region = _demanding(change.target, names, problem.regions)
     if region is None and change.operation != "multiply":
@@ -181,7 +185,7 @@ def _demanding(target: str, models: Sequence[str], regions: Sequence[str]) -> tu
     return model, region
 
 
-def _asking(model: ModelProblem, change: Change, region: str | None) -> ModelProblem:
+def _asking(model: ModelProblem, change: ProblemChange, region: str | None) -> ModelProblem:
     demand = list(model.demand)
     if region is not None and region not in [item.region for item in demand] and change.operation != "multiply":
         demand.append(RegionDemand(region=region, qps=0.0))
@@ -195,7 +199,7 @@ def _asking(model: ModelProblem, change: Change, region: str | None) -> ModelPro
     )
 
 
-def _budget(problem: Problem, change: Change) -> Problem:
+def _budget(problem: Problem, change: ProblemChange) -> Problem:
     whose, _, name = change.target.partition("/")
     if whose == "model" and name in (known := [model.model for model in problem.models]):
         models = tuple(
@@ -217,7 +221,7 @@ def _budget(problem: Problem, change: Change) -> Problem:
     _refuse("budget", change.target, "no such owner or model", known)
 
 
-def _objective(problem: Problem, change: Change) -> Problem:
+def _objective(problem: Problem, change: ProblemChange) -> Problem:
     weights = problem.objective.model_dump()
     if change.target not in weights:
         _refuse("objective", change.target, "no such weight", list(weights))
@@ -225,7 +229,7 @@ def _objective(problem: Problem, change: Change) -> Problem:
     return problem.model_copy(update={"objective": Objective.model_validate(weights)})
 
 
-def _limit(problem: Problem, change: Change) -> Problem:
+def _limit(problem: Problem, change: ProblemChange) -> Problem:
     limits = problem.limits.model_dump()
     if change.target not in limits:
         _refuse("limit", change.target, "no such limit", list(limits))
@@ -239,7 +243,7 @@ def _limit(problem: Problem, change: Change) -> Problem:
         _refuse("limit", change.target, f"{figure} is not possible", [allowed[change.target]])
 
 
-_APPLIED: dict[str, Callable[[Problem, Change], Problem]] = {
+_APPLIED: dict[str, Callable[[Problem, ProblemChange], Problem]] = {
     "supply": _supply,
     "demand": _demand,
     "budget": _budget,

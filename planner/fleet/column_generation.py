@@ -22,7 +22,7 @@ SOFTNESS = 3e-3
 
 
 @dataclass(frozen=True)
-class Limits:
+class SharedLimits:
     """The L shared limits that are finite: cells with supply, owners with a budget, moves."""
 
     cells: Ints
@@ -34,7 +34,7 @@ class Limits:
     """(L,) a natural price of one unit, > 0."""
 
     @classmethod
-    def of(cls, arrays: FleetArrays) -> "Limits":
+    def of(cls, arrays: FleetArrays) -> "SharedLimits":
         """Return the limits of a problem."""
         cells = np.flatnonzero(arrays.supply.ravel() > 0)
         owners = np.flatnonzero(np.isfinite(arrays.owner_budget))
@@ -100,7 +100,7 @@ class Master:
     softness: Floats
 
     @classmethod
-    def of(cls, arrays: FleetArrays, limits: Limits, columns: Columns, softness: float) -> "Master":
+    def of(cls, arrays: FleetArrays, limits: SharedLimits, columns: Columns, softness: float) -> "Master":
         """Build the master; `columns` are ordered by model."""
         _, first, segment = np.unique(columns.model, return_index=True, return_inverse=True)
         least = np.minimum.reduceat(columns.cost, first)
@@ -149,7 +149,7 @@ class Master:
 
 
 @dataclass(frozen=True)
-class Effort:
+class SearchEffort:
     """Limits of a search."""
 
     rounds: int
@@ -164,7 +164,7 @@ class Effort:
 def search(
     arrays: FleetArrays,
     models: Ints,
-    effort: Effort,
+    effort: SearchEffort,
     *,
     start: Prices | None = None,
     columns: Columns | None = None,
@@ -174,7 +174,7 @@ def search(
 
     `amount` (L,) of each limit is theirs (else all of it).
     """
-    limits = Limits.of(arrays) if amount is None else replace(Limits.of(arrays), amount=amount)
+    limits = SharedLimits.of(arrays) if amount is None else replace(SharedLimits.of(arrays), amount=amount)
     centre = limits.values(start) if start is not None else np.zeros(len(limits.amount))
     price, best, width = centre, -np.inf, effort.width
     pool, done = columns, 0

@@ -16,7 +16,7 @@ import scipy.sparse as sp
 
 from planner.core.arrays import FleetArrays, Floats, Ints, Prices
 from planner.fleet.blending import EXACT, blend_columns
-from planner.fleet.column_generation import Limits
+from planner.fleet.column_generation import SharedLimits
 from planner.fleet.pricing import Columns, Placer, Single
 
 NEAR = 0.05
@@ -29,11 +29,11 @@ WHOLE = 1 - 1e-7
 
 
 @dataclass
-class Holding:
+class RoundingState:
     """The configuration of each model (or none yet), and the rest of the limits."""
 
     arrays: FleetArrays
-    limits: Limits
+    limits: SharedLimits
     chosen: list[Single | None]
     """(M,)"""
     left: Floats
@@ -44,14 +44,14 @@ class Holding:
     """(M, L) of each limit."""
 
     @classmethod
-    def empty(cls, arrays: FleetArrays, limits: Limits) -> "Holding":
+    def empty(cls, arrays: FleetArrays, limits: SharedLimits) -> "RoundingState":
         """Return a holding in which no model has a configuration."""
         models = arrays.models
         takes = np.zeros((models, len(limits.amount)))
         return cls(arrays, limits, [None] * models, limits.amount.copy(), np.zeros(models), takes)
 
     @classmethod
-    def of(cls, arrays: FleetArrays, limits: Limits, columns: Columns) -> "Holding":
+    def of(cls, arrays: FleetArrays, limits: SharedLimits, columns: Columns) -> "RoundingState":
         """Build a holding with one column for each model, in order, within the limits or not."""
         takes = limits.measure_usage(arrays, columns).toarray()
         chosen: list[Single | None] = [Single.of(columns, m) for m in range(arrays.models)]
@@ -103,7 +103,9 @@ class Holding:
         return max(0.0, float(self.left[-1])) if self.limits.moves else np.inf
 
 
-def allocate_columns(arrays: FleetArrays, limits: Limits, columns: Columns, price: Floats, placer: Placer) -> Holding:
+def allocate_columns(
+    arrays: FleetArrays, limits: SharedLimits, columns: Columns, price: Floats, placer: Placer
+) -> RoundingState:
     """Return a configuration for each model: a whole column, or the mean of those that the linear program mixes.
 
     The means are rounded up, so the limits may be slightly exceeded. A model has none yet if all its columns are above
@@ -111,7 +113,7 @@ def allocate_columns(arrays: FleetArrays, limits: Limits, columns: Columns, pric
     """
     columns = columns.take(np.flatnonzero(columns.hardware <= arrays.model_budget[columns.model] * (1 + EXACT)))
     if not len(columns):
-        return Holding.empty(arrays, limits)
+        return RoundingState.empty(arrays, limits)
     taken = limits.measure_usage(arrays, columns)
     z = columns.cost + taken @ price
     _, first, segment = np.unique(columns.model, return_index=True, return_inverse=True)
@@ -120,7 +122,7 @@ def allocate_columns(arrays: FleetArrays, limits: Limits, columns: Columns, pric
     number = np.bincount(segment, weights=near)
     plain = near & (number[segment] == 1)
     rest = np.flatnonzero(near & ~plain)
-    holding = Holding.empty(arrays, limits)
+    holding = RoundingState.empty(arrays, limits)
     for j in np.flatnonzero(plain):
         holding.put(int(columns.model[j]), Single.of(columns, int(j)))
     if len(rest):
@@ -140,7 +142,7 @@ def _near(excess: Floats, least: Floats) -> Any:
     return share <= (NEAR if len(others) <= MOST_NEAR else min(NEAR, others[MOST_NEAR]))
 
 
-def _blend_the_split(holding: Holding, placer: Placer, columns: Columns, shares: Floats) -> None:
+def _blend_the_split(holding: RoundingState, placer: Placer, columns: Columns, shares: Floats) -> None:
     """Assign the mean of their columns, in whole replicas, to the models that are still split.
 
     A model whose budget does not allow it stays split.
@@ -201,14 +203,14 @@ DEAR = 200.0
 """Multiple of its natural price that a unit beyond a limit costs."""
 
 
-def complete(holding: Holding, placer: Placer, prices: Prices, order: Ints) -> None:
+def complete(holding: RoundingState, placer: Placer, prices: Prices, order: Ints) -> None:
     """Place the models of `order` that have no configuration yet, one after another, on the rest."""
     for m in order:
         if holding.chosen[m] is None:
             holding.put(int(m), place_one(holding, placer, prices, int(m)))
 
 
-def place_one(holding: Holding, placer: Placer, prices: Prices, m: int, effort: int = 200) -> Single:
+def place_one(holding: RoundingState, placer: Placer, prices: Prices, m: int, effort: int = 200) -> Single:
     """Return the best configuration of model m on the rest of every limit."""
     return placer.within(m, prices, holding.supply(), dollars=holding.dollars(m), moves=holding.moves(), effort=effort)
 
@@ -217,7 +219,7 @@ def place_one(holding: Holding, placer: Placer, prices: Prices, m: int, effort: 
 class Improvement:
     """Removes groups of models from a holding and places them again, keeping changes that lower the objective."""
 
-    holding: Holding
+    holding: RoundingState
     placer: Placer
     prices: Prices
     least: Floats

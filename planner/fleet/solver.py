@@ -16,9 +16,9 @@ from threadpoolctl import threadpool_limits
 from ipnext.model.planning.plan import Problem
 from planner.bound.bound import Hints, lower_bounds, total_bound
 from planner.core.arrays import FleetArrays, Floats, Ints, Prices
-from planner.fleet.column_generation import Effort, Found, Limits, search
+from planner.fleet.column_generation import Found, SearchEffort, SharedLimits, search
 from planner.fleet.pricing import POLISHED, Columns, Placer, Single, best_columns, join_columns
-from planner.fleet.rounding import Holding, Improvement, allocate_columns, complete
+from planner.fleet.rounding import Improvement, RoundingState, allocate_columns, complete
 from planner.kernels import prepare
 
 
@@ -85,7 +85,7 @@ def _solve_from_scratch(fleet: FleetArrays, ends: float) -> FleetAnswer:
     found = find_prices(fleet)
     every = np.arange(fleet.models, dtype=np.int64)
     columns = join_columns([found.columns, best_columns(fleet, found.prices, every, effort=_effort_last(fleet))])
-    limits = Limits.of(fleet)
+    limits = SharedLimits.of(fleet)
     price = limits.values(found.prices)
     effort = EFFORT_PROOF if fleet.models <= MANY else EFFORT_PROOF_OF_MANY
     least = _least(limits, fleet, columns, price)
@@ -111,9 +111,9 @@ def _adapt(fleet: FleetArrays, ends: float, enough: float) -> FleetAnswer:
     If the first step is proved good enough already (`enough`, the requested gap), nothing else moves.
     """
     every = np.arange(fleet.models, dtype=np.int64)
-    limits = Limits.of(fleet)
+    limits = SharedLimits.of(fleet)
     kept = best_columns(fleet, nothing(fleet), every, effort=0)
-    holding = Holding.of(fleet, limits, kept)
+    holding = RoundingState.of(fleet, limits, kept)
     sampled = _sampled_prices(fleet, holding)
     least = lower_bounds(
         fleet, sampled.prices, None, EFFORT_PROOF_OF_MANY if fleet.models <= MANY else EFFORT_PROOF_ADAPTED
@@ -139,12 +139,12 @@ def _priced_changes(fleet: FleetArrays, sampled: Found, kept: Columns, least: Fl
     New ones too for models that today's prices make expensive.
     """
     every = np.arange(fleet.models, dtype=np.int64)
-    limits = Limits.of(fleet)
+    limits = SharedLimits.of(fleet)
     pool = join_columns([kept, sampled.columns, best_columns(fleet, sampled.prices, every, effort=0)])
     regret = _least(limits, fleet, pool, limits.values(sampled.prices)) - least
     dear = np.sort(np.argsort(-regret, kind="stable")[: max(DEAR_LEAST, int(DEAR_SHARE * fleet.models))])
     pool = join_columns([pool, best_columns(fleet, sampled.prices, dear, effort=EFFORT_DEAR)])
-    near = Effort(rounds=12, effort=0, width=0.3)
+    near = SearchEffort(rounds=12, effort=0, width=0.3)
     return search(fleet, every, near, start=sampled.prices, columns=pool)
 
 
@@ -156,7 +156,7 @@ DEAR_SHARE, DEAR_LEAST, EFFORT_DEAR = 0.15, 300, 20
 
 
 def _answer(
-    holding: Holding, bound: float, found: Found, among: tuple[int, float], *, out_of_time: bool
+    holding: RoundingState, bound: float, found: Found, among: tuple[int, float], *, out_of_time: bool
 ) -> FleetAnswer:
     return FleetAnswer(
         configurations=tuple(single for single in holding.chosen if single is not None),
@@ -170,7 +170,7 @@ def _answer(
     )
 
 
-def _least(limits: Limits, arrays: FleetArrays, columns: Columns, price: Floats) -> Floats:
+def _least(limits: SharedLimits, arrays: FleetArrays, columns: Columns, price: Floats) -> Floats:
     """Return (M,) the priced cost of each model's best column; `columns` has some of every model."""
     z = columns.cost + limits.measure_usage(arrays, columns) @ price
     least: Floats = np.minimum.reduceat(z, np.unique(columns.model, return_index=True)[1])
@@ -182,11 +182,11 @@ def nothing(arrays: FleetArrays) -> Prices:
     return Prices(np.zeros_like(arrays.supply), np.zeros_like(arrays.owner_budget), 0.0)
 
 
-def _sampled_prices(arrays: FleetArrays, holding: Holding) -> Found:
+def _sampled_prices(arrays: FleetArrays, holding: RoundingState) -> Found:
     """Return prices from a few models, on their part of each limit."""
     some = _sample(arrays, SAMPLE, LARGE)
     amount = _part_of(holding.limits.amount, holding.takes[some].sum(axis=0), holding.takes.sum(axis=0))
-    return search(arrays, some, Effort(rounds=8, effort=EFFORT_QUICK, enough=3e-3), amount=amount)
+    return search(arrays, some, SearchEffort(rounds=8, effort=EFFORT_QUICK, enough=3e-3), amount=amount)
 
 
 SAMPLE, LARGE = 500, 200
@@ -250,17 +250,17 @@ def find_prices(arrays: FleetArrays) -> Found:
         return _search_columns(arrays, every, None)
     first = best_columns(arrays, nothing(arrays), every, effort=EFFORT_QUICK)
     some = _sample(arrays, SAMPLE_ANEW, LARGE_ANEW)
-    limits = Limits.of(arrays)
+    limits = SharedLimits.of(arrays)
     taken = limits.measure_usage(arrays, first)
     share = _part_of(limits.amount, taken[some].sum(axis=0), taken.sum(axis=0))
     found = _search_columns(arrays, some, share)
-    last = Effort(rounds=ROUNDS_LAST, effort=EFFORT_QUICK, width=0.2)
+    last = SearchEffort(rounds=ROUNDS_LAST, effort=EFFORT_QUICK, width=0.2)
     return search(arrays, every, last, start=found.prices, columns=join_columns([first, found.columns]))
 
 
 def _search_columns(arrays: FleetArrays, models: Ints, amount: Floats | None) -> Found:
-    quick = search(arrays, models, Effort(rounds=8, effort=EFFORT_QUICK, enough=2e-3), amount=amount)
-    more = Effort(rounds=8, effort=EFFORT_FIRST, width=0.3)
+    quick = search(arrays, models, SearchEffort(rounds=8, effort=EFFORT_QUICK, enough=2e-3), amount=amount)
+    more = SearchEffort(rounds=8, effort=EFFORT_FIRST, width=0.3)
     return search(arrays, models, more, start=quick.prices, columns=quick.columns, amount=amount)
 
 

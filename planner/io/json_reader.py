@@ -18,7 +18,7 @@ from pydantic import FailFast, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from ipnext.errors import InvalidInput
-from ipnext.model.planning.plan import Row
+from ipnext.model.planning.plan import FigureRow
 from ipnext.model.value import Value
 
 LARGEST_FILE_BYTES = 190_000_000
@@ -159,11 +159,11 @@ class _Reading:
             )
         if not (isinstance(inner, type) and issubclass(inner, Value)):
             return tuple(found)
-        if issubclass(inner, Row):
+        if issubclass(inner, FigureRow):
             return tuple(row for start in range(0, len(found), SLICE) for row in self.rows(inner, found, start, place))
         return tuple(self.value(inner, item, (*place, at)) for at, item in enumerate(found))
 
-    def rows(self, kind: type[Row], found: list[Any], start: int, place: Place) -> Iterator[Row]:
+    def rows(self, kind: type[FigureRow], found: list[Any], start: int, place: Place) -> Iterator[FigureRow]:
         """Yield one slice of rows, packed."""
         given = found[start : start + SLICE]
         found[start : start + SLICE] = [None] * len(given)
@@ -190,7 +190,7 @@ def _inner_kinds(kind: type[Value]) -> tuple[tuple[str, Any, bool], ...]:
 
 
 @cache
-def _slice_of(kind: type[Row]) -> Callable[[Any], list[Row]]:
+def _slice_of(kind: type[FigureRow]) -> Callable[[Any], list[FigureRow]]:
     """Return a validator of a list of rows, up to the first wrong one."""
     rows: Any = Annotated[list[kind], FailFast()]  # type: ignore[valid-type]
     return partial(TypeAdapter(rows).validate_python, strict=True)

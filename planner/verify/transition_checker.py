@@ -12,8 +12,8 @@ from ipnext.model.planning.plan import Problem
 from ipnext.model.planning.transition import FleetState, GenerationReplicas, RouteChange, Transition, Wave
 from planner.core.step_policy import StepPolicy
 from planner.verify.plan_checker import TOLERANCE, Violation
-from planner.verify.transition_model import Facts, Need, Row, Sent, Standing
-from planner.verify.transition_swaps import SwapCount, Swapping
+from planner.verify.transition_model import Need, ProblemFigures, ReplayState, Row, Sent
+from planner.verify.transition_swaps import ModelSwaps, SwapCount
 
 
 def check_transition(
@@ -80,7 +80,7 @@ def _names(problem: Problem, transition: Transition) -> Iterator[Violation]:
 
 class _Replay:
     def __init__(self, problem: Problem, transition: Transition, policies: Mapping[str, StepPolicy]) -> None:
-        self.facts = Facts(problem, policies)
+        self.facts = ProblemFigures(problem, policies)
         self.transition = transition
         self.now = _standings(transition.origin)
         self.end = _standings(transition.to)
@@ -94,7 +94,7 @@ class _Replay:
         self.peak = dict(self.began)
         self.lacking = {model: self.facts.lacking(model, s) for model, s in self.now.items()}
         self.swaps = SwapCount(transition.swaps)
-        self.swapping: dict[str, Swapping] = {}
+        self.swapping: dict[str, ModelSwaps] = {}
         """Model -> replicas that swap in the current wave."""
         self.dips = {(dip.model, dip.part, dip.region): dip.fraction for dip in transition.dips}
 
@@ -115,7 +115,7 @@ class _Replay:
     def _wave(self, at: str, wave: Wave) -> Iterator[Violation]:
         held = {model: dict(self._at(model).held) for model in _models(wave.scale_up) if self.facts.swaps(model)}
         yield from self._scale(f"{at} scale_up", wave.scale_up, 1)
-        self.swapping = {model: Swapping(old, dict(self._at(model).held)) for model, old in held.items()}
+        self.swapping = {model: ModelSwaps(old, dict(self._at(model).held)) for model, old in held.items()}
         yield from self._check_swap_end(f"{at} scale_up")
         yield from self._rules(f"{at} scale_up", _models(wave.scale_up), meanwhile=True)
         routed = _models(wave.route)
@@ -127,8 +127,8 @@ class _Replay:
         yield from self._scale(f"{at} scale_down", wave.scale_down, -1)
         yield from self._rules(f"{at} scale_down", _models(wave.scale_down))
 
-    def _at(self, model: str) -> Standing:
-        return self.now.setdefault(model, Standing({}, {}))
+    def _at(self, model: str) -> ReplayState:
+        return self.now.setdefault(model, ReplayState({}, {}))
 
     def _scale(self, at: str, items: Iterable[GenerationReplicas], sign: int) -> Iterator[Violation]:
         for item in items:
@@ -246,14 +246,14 @@ class _Replay:
             if self.facts.late(model, origin, to):
                 late[origin, to] += fraction
         for (origin, to), fraction in sorted(late.items()):
-            start = self.first.get(model, Standing({}, {})).sent
+            start = self.first.get(model, ReplayState({}, {})).sent
             if fraction > sum(f for key, f in start.items() if key[:2] == (origin, to)) + TOLERANCE:
                 subject = f"{at}: {model} from {origin} to {to}"
                 yield Violation(rule="latency", subject=subject, message="beyond the model's latency tolerance")
 
     def _check_served(self, at: str, model: str) -> Iterator[Violation]:
         """Check that no region of users is served less than at both ends, or more."""
-        empty = Standing({}, {})
+        empty = ReplayState({}, {})
         if model not in self.ends:
             start, end = (_sums(ends.get(model, empty).sent) for ends in (self.first, self.end))
             self.ends[model] = start, end
@@ -271,7 +271,7 @@ class _Replay:
         The traffic of the smallest number of replicas that can swap in a region moves with them, however much it is.
         """
         after, policy = self._at(model).sent, self.facts.policy(model)
-        swapping = self.swapping.get(model, Swapping())
+        swapping = self.swapping.get(model, ModelSwaps())
         served = {generation for _, _, generation in before}
         for origin in sorted(_sums(before).keys() & _sums(after).keys()):
             keys = [
@@ -291,7 +291,7 @@ class _Replay:
                 yield Violation(rule="canary", subject=subject, message=message)
 
     def _ends(self) -> Iterator[Violation]:
-        empty = Standing({}, {})
+        empty = ReplayState({}, {})
         for model in sorted(self.now.keys() | self.end.keys()):
             now, end = self.now.get(model, empty), self.end.get(model, empty)
             wrong = [k for k in {**end.held, **now.held} if end.held.get(k, 0) != now.held.get(k, 0)]
@@ -324,7 +324,7 @@ class _Replay:
                 yield Violation(rule="dip", subject=f"{model}/{part} in {region}", message=message)
 
 
-def _belongs_to_swap(key: tuple[str, str, int], before: Sent, after: Sent, swapping: Swapping) -> bool:
+def _belongs_to_swap(key: tuple[str, str, int], before: Sent, after: Sent, swapping: ModelSwaps) -> bool:
     """Check whether a move of one region's users within a serving region belongs to its smallest possible swap."""
     origin, region, _ = key
     here = [other for other in {**before, **after} if other[:2] == (origin, region)]
@@ -338,8 +338,8 @@ def _models(items: Iterable[GenerationReplicas | RouteChange]) -> list[str]:
     return sorted({item.model for item in items})
 
 
-def _standings(state: FleetState) -> dict[str, Standing]:
-    found: dict[str, Standing] = defaultdict(lambda: Standing({}, {}))
+def _standings(state: FleetState) -> dict[str, ReplayState]:
+    found: dict[str, ReplayState] = defaultdict(lambda: ReplayState({}, {}))
     for row in state.replicas:
         if row.count:
             found[row.model].held[row.part, row.region, row.hardware, row.generation] = row.count
@@ -349,8 +349,8 @@ def _standings(state: FleetState) -> dict[str, Standing]:
     return dict(found)
 
 
-def _copy_standings(standings: Mapping[str, Standing]) -> dict[str, Standing]:
-    return {model: Standing(dict(s.held), dict(s.sent)) for model, s in standings.items()}
+def _copy_standings(standings: Mapping[str, ReplayState]) -> dict[str, ReplayState]:
+    return {model: ReplayState(dict(s.held), dict(s.sent)) for model, s in standings.items()}
 
 
 def _sums(sent: Sent) -> dict[str, float]:

@@ -21,14 +21,14 @@ Need = tuple[str, str, int | None]
 
 
 @dataclass(frozen=True)
-class Standing:
+class ReplayState:
     """One model's replicas and traffic; updated wave by wave."""
 
     held: Held
     sent: Sent
 
 
-class Facts:
+class ProblemFigures:
     """A problem's figures by name."""
 
     def __init__(self, problem: Problem, policies: Mapping[str, StepPolicy]) -> None:
@@ -91,7 +91,7 @@ class Facts:
                 able[part, region, None] += count * self.qps[model, part, hardware]
         return dict(able)
 
-    def lacking(self, model: str, standing: Standing) -> dict[Need, float]:
+    def lacking(self, model: str, standing: ReplayState) -> dict[Need, float]:
         """Return QPS by which the throughput is below the load."""
         able = self.able(model, standing.held)
         load = self.load(model, standing.sent)

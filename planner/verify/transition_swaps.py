@@ -17,7 +17,7 @@ Slot = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
-class Swapping:
+class ModelSwaps:
     """Replicas of one model that swap in one wave."""
 
     before: Held = field(default_factory=dict)

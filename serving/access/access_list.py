@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from ipnext.access.actions import ACTIONS
 from ipnext.access.keys import LONGEST, digest_of_secret, is_key, parse_key, proves
-from ipnext.access.oidc import LONGEST_TOKEN, Identity, TokenVerifier
+from ipnext.access.oidc import LONGEST_TOKEN, PersonIdentity, TokenVerifier
 from ipnext.access.policy import Decision, Policies, Resource
 from ipnext.access.published_keys import PublishedKeys
 from ipnext.errors import InvalidInput, Unauthenticated, Unavailable
@@ -153,7 +153,7 @@ class _Tokens:
             self._known.popitem(last=False)
         return caller
 
-    def _grants(self, identity: Identity) -> tuple[Grant, ...]:
+    def _grants(self, identity: PersonIdentity) -> tuple[Grant, ...]:
         found = {grant for subject in identity.subjects for grant in self._roles.get(subject, ())}
         return tuple(sorted(found, key=lambda grant: (grant.owner, grant.region, grant.role.rank)))
 

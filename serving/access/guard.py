@@ -25,7 +25,7 @@ _NEEDED: Final = (
 )
 
 
-class Refused(Exception):
+class Refusal(Exception):
     """A refused request. `error` is its answer, `reason` the label that it is counted under."""
 
     def __init__(self, error: IPnextError, reason: Reason) -> None:
@@ -33,7 +33,7 @@ class Refused(Exception):
         self.error, self.reason = error, reason
 
 
-class Guard:
+class AccessGuard:
     """Admits or refuses requests. `routes` and `callers` return the revisions currently in use."""
 
     def __init__(
@@ -75,15 +75,15 @@ class Guard:
         try:
             self._admit(request, model, predicts=predicts and not elsewhere, elsewhere=elsewhere)
         except Unauthenticated as error:
-            raise Refused(error, "unauthenticated") from None
+            raise Refusal(error, "unauthenticated") from None
         except RateLimited as error:
-            raise Refused(error, "rate_limited") from None
+            raise Refusal(error, "rate_limited") from None
         except Forbidden as error:
-            raise Refused(error, "forbidden") from None
+            raise Refusal(error, "forbidden") from None
         except NotFound as error:
-            raise Refused(error, "forbidden" if model in closed else "unknown_model") from None
+            raise Refusal(error, "forbidden" if model in closed else "unknown_model") from None
         except Unavailable as error:
-            raise Refused(error, "no_access_list" if self._no_entry(model) else "unavailable") from None
+            raise Refusal(error, "no_access_list" if self._no_entry(model) else "unavailable") from None
 
     def admit_unread(self, request: Request) -> None:
         """Raise Refused if all known models need a credential and the request proves none.
@@ -96,9 +96,9 @@ class Guard:
         try:
             self._prove(self._list(), _credential(request))
         except Unauthenticated as error:
-            raise Refused(error, "unauthenticated") from None
+            raise Refusal(error, "unauthenticated") from None
         except Unavailable as error:
-            raise Refused(error, "no_access_list" if self._callers() is None else "unavailable") from None
+            raise Refusal(error, "no_access_list" if self._callers() is None else "unavailable") from None
 
     def visible(self, request: Request) -> Routes:
         """Return the routes without the models that the caller may not call. An invalid credential counts as none."""

@@ -6,23 +6,23 @@ import numpy as np
 
 from ipnext.model.registry.registry import Signature
 from serving.engines.base import LoadedPart
-from serving.engines.torch.compiled import Difference
+from serving.engines.torch.compiled import LibraryDeviation
 from serving.protocol.tensors import FLOATS, Array, bf16_to_float32
 from serving.splitting.check.comparison import BATCHES, ROUNDS, Drawn
 
 
-def measure_differences(eager: LoadedPart, compiled: LoadedPart, drawn: Drawn) -> tuple[Difference, ...]:
+def measure_differences(eager: LoadedPart, compiled: LoadedPart, drawn: Drawn) -> tuple[LibraryDeviation, ...]:
     """Return one difference per batch size, over all outputs: the worst of several requests."""
     return tuple(_at(batch, eager, compiled, drawn) for batch in BATCHES)
 
 
-def _at(batch: int, eager: LoadedPart, compiled: LoadedPart, drawn: Drawn) -> Difference:
+def _at(batch: int, eager: LoadedPart, compiled: LoadedPart, drawn: Drawn) -> LibraryDeviation:
     worst = (0.0, 0.0)
     for _ in range(ROUNDS):
         request = {name: tensor.data for name, tensor in drawn.request(batch).items()}
         found = differences(eager.signature, eager.infer(request), compiled.infer(request))
         worst = (max(worst[0], found[0]), max(worst[1], found[1]))
-    return Difference(batch=batch, absolute=worst[0], relative=worst[1])
+    return LibraryDeviation(batch=batch, absolute=worst[0], relative=worst[1])
 
 
 def differences(signature: Signature, expected: Mapping[str, Array], got: Mapping[str, Array]) -> tuple[float, float]:

@@ -23,14 +23,14 @@ from serving.compiling.cpu_levels import level_for, needed_flags
 from serving.compiling.library_cache import Recipe, build_library, compiler_version, default_cache, torch_version
 from serving.compiling.report import CompileReport, is_within
 from serving.engines.base import LoadedPart
-from serving.engines.torch.compiled import CALLS_FILE, COMPILED_FILE, Compiled, Difference
+from serving.engines.torch.compiled import CALLS_FILE, COMPILED_FILE, CompiledDocument, LibraryDeviation
 from serving.engines.torch.cpu_flags import machine_flags
 from serving.engines.torch.engine import TorchEngine
 from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE
 from serving.snapshots.directory import artifact_file, check_directory, write_last
 from serving.splitting.check.comparison import Drawn
 from serving.splitting.check.ranges import ranges_of
-from serving.splitting.check.sample_requests import Drawing, Examples, Request
+from serving.splitting.check.sample_requests import Examples, Request, RequestSampler
 from serving.splitting.split import read_manifest, read_split_program
 
 TOLERANCE: Final = 1e-5
@@ -108,8 +108,10 @@ def _assemble(source: Path, library: Path, draft: Path) -> None:
             shutil.copyfile(library / name, draft / name)
 
 
-def _write_about(draft: Path, recipe: Recipe, tolerance: float, found: tuple[Difference, ...]) -> Compiled:
-    about = Compiled(
+def _write_about(
+    draft: Path, recipe: Recipe, tolerance: float, found: tuple[LibraryDeviation, ...]
+) -> CompiledDocument:
+    about = CompiledDocument(
         program=recipe.program,
         torch=recipe.torch,
         compiler=recipe.compiler,
@@ -124,7 +126,7 @@ def _write_about(draft: Path, recipe: Recipe, tolerance: float, found: tuple[Dif
 
 def _differences(
     directory: Path, draft: Path, source: SnapshotManifest, examples: Path | None
-) -> tuple[Difference, ...]:
+) -> tuple[LibraryDeviation, ...]:
     engine = TorchEngine(trusts_libraries=True)  # the library was made by this process
     eager = engine.load(directory, source, {})
     whole = source.model_copy(update={"files": _files(draft)})
@@ -132,7 +134,7 @@ def _differences(
     drawn: Drawn = (
         Examples(eager.signature, examples)
         if examples is not None
-        else Drawing(eager.signature, ranges_of(read_split_program(directory)), partial(_answers, eager))
+        else RequestSampler(eager.signature, ranges_of(read_split_program(directory)), partial(_answers, eager))
     )
     return measure_differences(eager, compiled, drawn)
 
@@ -151,7 +153,7 @@ def _files(draft: Path) -> tuple[ArtifactFile, ...]:
     return tuple(artifact_file(draft / name) for name in names if (draft / name).exists())
 
 
-def _finish_snapshot(draft: Path, source: SnapshotManifest, about: Compiled, out: Path) -> SnapshotManifest:
+def _finish_snapshot(draft: Path, source: SnapshotManifest, about: CompiledDocument, out: Path) -> SnapshotManifest:
     worst = max((d.relative for d in about.differences), default=0.0)
     manifest = SnapshotManifest(
         engine=source.engine,

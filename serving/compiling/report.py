@@ -1,7 +1,7 @@
 """The result of a compilation: processor level, deviation of answers, and whether it is within the tolerance."""
 
 from ipnext.model.value import Sha256, Value
-from serving.engines.torch.compiled import Difference
+from serving.engines.torch.compiled import LibraryDeviation
 
 
 class CompileReport(Value):
@@ -20,7 +20,7 @@ class CompileReport(Value):
     """Whether the program's library was in the cache, so that nothing was compiled."""
     seconds: float
     tolerance: float
-    differences: tuple[Difference, ...]
+    differences: tuple[LibraryDeviation, ...]
 
     @property
     def is_within(self) -> bool:
@@ -28,6 +28,6 @@ class CompileReport(Value):
         return is_within(self.differences, self.tolerance)
 
 
-def is_within(differences: tuple[Difference, ...], tolerance: float) -> bool:
+def is_within(differences: tuple[LibraryDeviation, ...], tolerance: float) -> bool:
     """Whether each difference, relative to the largest figure of its output, is at most the tolerance."""
     return all(difference.relative <= tolerance for difference in differences)

@@ -76,7 +76,7 @@ class Confinement(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Allowed:
+class LandlockRights:
     """Rights of a confined process.
 
     Paths that do not exist, or cannot be reached, are skipped; a directory includes its contents.
@@ -129,7 +129,7 @@ def confine(
     connections.
     """
     tempfile.gettempdir()  # torch needs its name on import, and determining it writes a file there
-    allowed = Allowed(
+    allowed = LandlockRights(
         reads=(*own_code(), *SYSTEM, *_KERNEL, *readable),
         writes=(Path(os.devnull), *writable),
         connects=None if connects else (),
@@ -137,7 +137,7 @@ def confine(
     return restrict(mode, allowed, sockets=TCP if connects else ())
 
 
-def restrict(mode: Confinement, allowed: Allowed, *, sockets: Sequence[SocketKind]) -> bool:
+def restrict(mode: Confinement, allowed: LandlockRights, *, sockets: Sequence[SocketKind]) -> bool:
     """Confine this process to the allowed rights, and to new sockets of these kinds; return whether that was done.
 
     Only while it has a single thread: others would stay unconfined. Unavailable as for `make_ruleset`, and if sockets
@@ -164,7 +164,7 @@ def restrict_sockets(mode: Confinement, sockets: Sequence[SocketKind]) -> None:
         structlog.get_logger().warning("the host opens sockets of any kind", reason=error.message)
 
 
-def make_ruleset(mode: Confinement, allowed: Allowed) -> Ruleset | None:
+def make_ruleset(mode: Confinement, allowed: LandlockRights) -> Ruleset | None:
     """Return the ruleset for this process or one that inherits the descriptor; None: unconfined. The caller closes it.
 
     Unavailable if confinement is required and the kernel does not support it.
@@ -221,7 +221,7 @@ def _version() -> int:
         return 0
 
 
-def _fill(rules: Ruleset, allowed: Allowed) -> None:
+def _fill(rules: Ruleset, allowed: LandlockRights) -> None:
     files = ((_READ, allowed.reads), (_RUN, allowed.runs), (_WRITE, allowed.writes), (_DEVICE, allowed.devices))
     for access, paths in files:
         for path in set(paths):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
 from ipnext.model.value import canonical_json
-from serving.deltas.lineage import Opened, apply_to_parent, open_snapshot
+from serving.deltas.lineage import OpenSnapshot, apply_to_parent, open_snapshot
 from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE
 from serving.snapshots.directory import artifact_file, check_directory, half_written, verify_manifest, write_last
 from serving.weights.tensor_file import write_tensors
@@ -30,7 +30,7 @@ def apply_delta(parent: Path, delta: Path, directory: Path, *, bases: Sequence[P
         return _write(result, draft)
 
 
-def _write(result: Opened, draft: Path) -> SnapshotManifest:
+def _write(result: OpenSnapshot, draft: Path) -> SnapshotManifest:
     shutil.copyfile(result.program, draft / PROGRAM_FILE)
     write_tensors(result.weights.tensors, draft / WEIGHTS_FILE)
     manifest = result.manifest.model_copy(

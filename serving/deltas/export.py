@@ -16,7 +16,7 @@ from torch import nn
 from ipnext.errors import InvalidInput
 from ipnext.model.registry.delta import ChangedTensor, DeltaDocument
 from ipnext.model.registry.registry import SnapshotManifest
-from serving.deltas.lineage import Opened, open_snapshot, parameter_names, tensor_of
+from serving.deltas.lineage import OpenSnapshot, open_snapshot, parameter_names, tensor_of
 from serving.snapshots.directory import check_directory, half_written
 from serving.weights.delta_snapshot import Delta, write_delta
 from serving.weights.row_changes import Rows, by_rows, changed_rows, digest_after, write_rows
@@ -65,7 +65,7 @@ def delta_between(
     return write_difference(open_snapshot(Path(parent), tuple(map(Path, bases))), Path(new), Path(directory))
 
 
-def write_difference(ground: Opened, new: Path, directory: Path) -> SnapshotManifest:
+def write_difference(ground: OpenSnapshot, new: Path, directory: Path) -> SnapshotManifest:
     """Write the difference; as `delta_between`, from a parent that is open already."""
     target = open_snapshot(new)
     if ground.program.read_bytes() != target.program.read_bytes():
@@ -76,7 +76,7 @@ def write_difference(ground: Opened, new: Path, directory: Path) -> SnapshotMani
     return _written(ground, changes, directory, full=target.manifest.digest)
 
 
-def _name_tensors(weights: NewWeights, ground: Opened) -> Iterator[tuple[str, torch.Tensor | Rows]]:
+def _name_tensors(weights: NewWeights, ground: OpenSnapshot) -> Iterator[tuple[str, torch.Tensor | Rows]]:
     """Yield name and value; of a module only the tensors that the program uses."""
     if not isinstance(weights, nn.Module):
         yield from weights.items()
@@ -120,7 +120,9 @@ def _check_tied(name: str, rows: Rows, other: Rows | None) -> None:
         raise InvalidInput(msg, field=f"weights.{name}")
 
 
-def _written(ground: Opened, changes: Mapping[str, Rows], directory: Path, *, full: str | None) -> SnapshotManifest:
+def _written(
+    ground: OpenSnapshot, changes: Mapping[str, Rows], directory: Path, *, full: str | None
+) -> SnapshotManifest:
     delta = _delta(ground.weights, {key: rows for key, rows in changes.items() if len(rows.indices)}, full)
     if not delta.document.tensors:
         msg = "weights: not a bit differs from the parent; there is nothing to publish"
@@ -164,7 +166,7 @@ def _misfit(name: str, value: torch.Tensor, before: torch.Tensor, shape: tuple[i
     return InvalidInput(msg, field=f"weights.{name}", value=list(value.shape))
 
 
-def _unknown(name: str, ground: Opened) -> InvalidInput:
+def _unknown(name: str, ground: OpenSnapshot) -> InvalidInput:
     names = parameter_names(ground.places)
     near = difflib.get_close_matches(name, names, n=5) or names[:5]
     msg = f"weights.{name}: the parent has no such parameter or buffer; near: {', '.join(near)}"

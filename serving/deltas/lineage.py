@@ -15,7 +15,7 @@ from serving.weights.weights import Weights, read_weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Opened:
+class OpenSnapshot:
     """A snapshot with its weights in memory."""
 
     manifest: SnapshotManifest
@@ -27,7 +27,7 @@ class Opened:
     delta: Delta | None = None
 
 
-def open_snapshot(directory: Path, bases: Sequence[Path] = ()) -> Opened:
+def open_snapshot(directory: Path, bases: Sequence[Path] = ()) -> OpenSnapshot:
     """Open a snapshot; the parents of a delta are searched in `bases`. All files are checked.
 
     InvalidInput if one is not a snapshot of the torch engine or a parent is not among `bases`; ArtifactError;
@@ -37,7 +37,7 @@ def open_snapshot(directory: Path, bases: Sequence[Path] = ()) -> Opened:
     if not manifest.is_delta:
         places = read_document(directory / PROGRAM_FILE)["tensors"]
         weights = read_weights(directory / WEIGHTS_FILE, (place["key"] for place in places.values()))
-        return Opened(manifest, directory / PROGRAM_FILE, places, weights)
+        return OpenSnapshot(manifest, directory / PROGRAM_FILE, places, weights)
     rest = {base: _torch_manifest(base) for base in bases if base.resolve() != directory.resolve()}
     found = next((base for base, other in rest.items() if other.digest == manifest.parent), None)
     if found is None:
@@ -46,14 +46,14 @@ def open_snapshot(directory: Path, bases: Sequence[Path] = ()) -> Opened:
     return apply_to_parent(open_snapshot(found, tuple(rest)), directory, manifest)
 
 
-def apply_to_parent(parent: Opened, directory: Path, manifest: SnapshotManifest) -> Opened:
+def apply_to_parent(parent: OpenSnapshot, directory: Path, manifest: SnapshotManifest) -> OpenSnapshot:
     """Apply the delta in `directory` to the parent. InvalidInput if it is a delta of another snapshot."""
     if not manifest.is_delta or manifest.parent != parent.manifest.digest:
         what = f"a delta of {manifest.parent}" if manifest.is_delta else "a full snapshot"
         msg = f"directory: {str(directory)!r} is {what}, not a delta of {parent.manifest.digest}"
         raise InvalidInput(msg, field="directory", value=str(directory))
     delta = read_delta(directory)
-    return Opened(manifest, parent.program, parent.places, parent.weights.changed_by(delta), delta)
+    return OpenSnapshot(manifest, parent.program, parent.places, parent.weights.changed_by(delta), delta)
 
 
 def _torch_manifest(directory: Path) -> SnapshotManifest:

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ipnext.model.registry.registry import SnapshotManifest
-from ipnext.model.value import Sha256, Written
-from serving.deltas.lineage import Opened
+from ipnext.model.value import Sha256, WrittenValue
+from serving.deltas.lineage import OpenSnapshot
 from serving.weights.delta_snapshot import read_delta
 
 
-class TensorChange(Written):
+class TensorChange(WrittenValue):
     """One tensor that a delta changes. `rows`: those in the delta, out of `of`."""
 
     tensor: str
@@ -19,7 +19,7 @@ class TensorChange(Written):
     """Row digest of the result."""
 
 
-class DeltaReport(Written):
+class DeltaReport(WrittenValue):
     """Figures of a delta."""
 
     directory: str
@@ -38,7 +38,7 @@ class DeltaReport(Written):
         return self.bytes / self.full_bytes
 
 
-def report_of(directory: Path, manifest: SnapshotManifest, parent: Opened) -> DeltaReport:
+def report_of(directory: Path, manifest: SnapshotManifest, parent: OpenSnapshot) -> DeltaReport:
     """Compute the figures of a delta that was just written against `parent`."""
     delta = read_delta(directory)
     counts: Mapping[str, int] = {

@@ -47,7 +47,7 @@ class LoadedPart(Protocol):
         """Free the memory. Called once, when no request uses the part any more."""
 
 
-class Staged(Protocol):
+class StagedPass(Protocol):
     """A forward pass in two steps, so that it can begin before all inputs are there. Bit-identical to `infer`."""
 
     def begin(self, inputs: Mapping[str, Array]) -> Any:
@@ -61,7 +61,7 @@ class Staged(Protocol):
 class StagedPart(Protocol):
     """A loaded part whose passes can be staged."""
 
-    def stage(self, late: frozenset[str]) -> Staged | None:
+    def stage(self, late: frozenset[str]) -> StagedPass | None:
         """Return the two-step pass for inputs that arrive late; None if nothing can be computed without them."""
 
 

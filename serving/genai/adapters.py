@@ -14,7 +14,7 @@ from ipnext.model.deployment.deployment import HeldGeneration, HostedSnapshot, H
 from ipnext.model.registry.adapter import adapter_in, engine_name
 from serving.genai.checkpoint_check import verify_adapter
 from serving.genai.engine.probe import EngineProbe
-from serving.genai.engine.supervisor import Engine
+from serving.genai.engine.supervisor import EngineSupervisor
 from serving.genai.weight_reload import load_adapter, unload_adapter
 from serving.snapshots.fetch import LocalSnapshot
 from serving.snapshots.held_snapshots import HeldSnapshots
@@ -26,7 +26,7 @@ _RETRY_SECONDS = 1.0
 class EngineAdapters:
     """The adapters in one engine, by their names there. Reset at each start of its process."""
 
-    def __init__(self, session: HttpSessions, engine: Engine) -> None:
+    def __init__(self, session: HttpSessions, engine: EngineSupervisor) -> None:
         self.wanted: Mapping[str, LocalSnapshot] = {}
         self.loaded: set[str] = set()
         """Adapters that have answered a request."""
@@ -105,7 +105,7 @@ class Adapters:
         self.held: HeldSnapshots[LocalSnapshot] = HeldSnapshots()
         self._session = session
         self._holds: tuple[HostedSnapshot, ...] = ()
-        self._engines: dict[Engine, EngineAdapters] = {}
+        self._engines: dict[EngineSupervisor, EngineAdapters] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def want(self, holds: Sequence[HostedSnapshot]) -> Sequence[HostedSnapshot]:
@@ -113,12 +113,12 @@ class Adapters:
         self._holds = tuple(holds)
         return self.held.want(holds).load
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: EngineSupervisor) -> None:
         """Register an engine before it starts, so that each of its processes loads its adapters before it is ready."""
         beside = self._engines[engine] = EngineAdapters(self._session, engine)
         engine.before_ready = beside.load_all
 
-    def follow(self, engines: Sequence[tuple[HostedSnapshot, Engine]]) -> None:
+    def follow(self, engines: Sequence[tuple[HostedSnapshot, EngineSupervisor]]) -> None:
         """Load missing adapters into these engines and unload surplus ones, in the background.
 
         Forget all other engines.
@@ -138,7 +138,7 @@ class Adapters:
         for task in self._tasks:
             task.cancel()
 
-    def complete(self, hold: HostedSnapshot, engine: Engine) -> HostedSnapshot:
+    def complete(self, hold: HostedSnapshot, engine: EngineSupervisor) -> HostedSnapshot:
         """Return an engine's hold, limited to generations whose adapters are all loaded."""
         whole = (g for g in hold.generations if len(self._find_loaded(hold, engine, g)) == hold.adapters)
         return hold.model_copy(update={"generations": tuple(whole)})
@@ -150,7 +150,7 @@ class Adapters:
                 _make_held(adapter, generation) for adapter in self._holds if _on(adapter, complete, generation)
             )
 
-    def loading(self, hold: HostedSnapshot, engine: Engine) -> Iterator[HeldGeneration]:
+    def loading(self, hold: HostedSnapshot, engine: EngineSupervisor) -> Iterator[HeldGeneration]:
         """Yield adapters that are fetched but not yet in the engine. Those being fetched are in `held.loading`."""
         beside = self._engines.get(engine)
         waiting = beside.wanted.keys() - beside.loaded - beside.failed.keys() if beside else ()
@@ -158,7 +158,7 @@ class Adapters:
             if engine_name(adapter.part, adapter.digest) in waiting and _on(adapter, hold):
                 yield from (_make_held(adapter, generation) for generation in adapter.generations)
 
-    def failures(self, hold: HostedSnapshot, engine: Engine) -> Iterator[HostFailure]:
+    def failures(self, hold: HostedSnapshot, engine: EngineSupervisor) -> Iterator[HostFailure]:
         """Yield adapters that the engine failed to load."""
         beside = self._engines.get(engine)
         for adapter in self._holds:
@@ -178,7 +178,7 @@ class Adapters:
                     ),
                 )
 
-    def _find_loaded(self, hold: HostedSnapshot, engine: Engine, generation: int) -> list[HostedSnapshot]:
+    def _find_loaded(self, hold: HostedSnapshot, engine: EngineSupervisor, generation: int) -> list[HostedSnapshot]:
         beside = self._engines.get(engine)
         names = beside.loaded if beside else set()
         wanted = (adapter for adapter in self._holds if _on(adapter, hold, generation))

@@ -31,7 +31,7 @@ from serving.genai.command_line.vllm_command import with_adapters
 from serving.genai.engine.enclosure import Enclosures
 from serving.genai.engine.log import EngineLog, EngineLogs, OpenLog
 from serving.genai.engine.shared_storage import SharedStorage
-from serving.genai.engine.supervisor import Engine, EngineSpec, Pace, Probes
+from serving.genai.engine.supervisor import EngineSpec, EngineSupervisor, Probes, SupervisorPace
 from serving.genai.hot_swap import Swaps
 from serving.genai.load_retries import load_with_retries
 from serving.snapshots.fetch import LocalSnapshot, fetch_assigned
@@ -69,7 +69,7 @@ class EngineManager:
         adapters: Adapters,
         session: HttpSessions,
         budget_bytes: int | None = None,
-        pace: Pace | None = None,
+        pace: SupervisorPace | None = None,
         transfer: Path | None = None,
         sockets: Path | None = None,
         allowances: EngineAllowances = NO_ALLOWANCES,
@@ -77,7 +77,7 @@ class EngineManager:
         enclosures: Enclosures | None = None,
         begin_log: OpenLog | None = None,
     ) -> None:
-        self.held: HeldSnapshots[Engine] = HeldSnapshots()
+        self.held: HeldSnapshots[EngineSupervisor] = HeldSnapshots()
         self.budget_bytes = budget_bytes
         self._store = store
         self._cache = cache
@@ -93,7 +93,7 @@ class EngineManager:
         self._allowances = allowances
         self._inherited = inherited
         self._weights: dict[str, int] = {}
-        self._retiring: dict[asyncio.Task[None], Engine] = {}
+        self._retiring: dict[asyncio.Task[None], EngineSupervisor] = {}
         self._loads: set[asyncio.Task[None]] = set()
         self._arriving: list[_Arrival] = []
         self._fetching = ThreadPoolExecutor(1, thread_name_prefix="fetching")
@@ -201,7 +201,7 @@ class EngineManager:
         )
 
     @property
-    def _all(self) -> tuple[Engine, ...]:
+    def _all(self) -> tuple[EngineSupervisor, ...]:
         return (*(engine for _, engine in self.held.values), *self._swaps.engines, *self._retiring.values())
 
     def _dead(self) -> Iterator[HostFailure]:
@@ -265,7 +265,7 @@ class EngineManager:
             enclosure=None if self._enclosures is None else self._enclosures.enclosure(secrets.token_hex(4)),
             cache=self._cache.absolute() if hold.swap or hold.adapters else None,
         )
-        engine = Engine(spec, self._probes, pace=self._pace)
+        engine = EngineSupervisor(spec, self._probes, pace=self._pace)
         if self.held.note_loaded(hold, engine):
             self._adapters.attach(engine)
             self._adapters.follow(self.held.values)

@@ -31,7 +31,7 @@ from serving.genai.engine.probe import EngineProbe
 from serving.genai.engine.supervisor import engine_sockets, forget_sockets
 from serving.genai.engine_manager import EngineManager, log_directory, transfer_directory
 from serving.genai.metrics import EngineMetrics
-from serving.http.drain_lease import Drain
+from serving.http.drain_lease import DrainLease
 from serving.http.listeners import Listener, add_listener, listeners, share_sockets
 from serving.http.messages import Request, Response, json_response, not_found, parse_model
 from serving.http.server import add_allowed_hosts, allowed_hosts, log_as_json, run, serve
@@ -53,7 +53,7 @@ class GenerativeHost:
     def __init__(self, engines: EngineManager, *, region: str) -> None:
         self._engines = engines
         self._metrics = EngineMetrics(engines, region=region)
-        self._drain = Drain()
+        self._drain = DrainLease()
         self._stamped: str | None = None
         self._ending_seconds = STREAM_DRAIN_SECONDS
 

@@ -16,13 +16,13 @@ from ipnext.errors import IPnextError, LoadFailed
 from ipnext.model.deployment.deployment import EngineSwap, HeldGeneration, HostedSnapshot, HostFailure, SwapState
 from ipnext.model.deployment.footprint import needed_bytes
 from ipnext.model.value import canonical_json
-from serving.genai.engine.supervisor import Engine
+from serving.genai.engine.supervisor import EngineSupervisor
 from serving.genai.load_retries import load_with_retries
-from serving.genai.weight_reload import Swapped, check_alike, check_alone, swap_weights
+from serving.genai.weight_reload import ReloadSeconds, check_alike, check_alone, swap_weights
 from serving.snapshots.fetch import LocalSnapshot
-from serving.snapshots.held_snapshots import Changes, HeldSnapshots, HoldKey, hold_key
+from serving.snapshots.held_snapshots import HeldSnapshots, HoldKey, SnapshotChanges, hold_key
 
-Former = Mapping[Engine, HostedSnapshot]
+Former = Mapping[EngineSupervisor, HostedSnapshot]
 """The hold of each engine before the desired set changed."""
 
 
@@ -45,7 +45,7 @@ class Swaps:
     def __init__(
         self,
         session: HttpSessions,
-        held: HeldSnapshots[Engine],
+        held: HeldSnapshots[EngineSupervisor],
         *,
         arrive: Callable[[HostedSnapshot], Awaitable[LocalSnapshot]],
         start: Callable[[HostedSnapshot], Awaitable[None]],
@@ -55,7 +55,7 @@ class Swaps:
         self._arrive = arrive
         self._start = start
         self._coming: HeldSnapshots[LocalSnapshot] = HeldSnapshots()
-        self._ways: dict[Engine, _Way] = {}
+        self._ways: dict[EngineSupervisor, _Way] = {}
         self._told: dict[tuple[str, str, int], EngineSwap] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -64,7 +64,9 @@ class Swaps:
         for hold in self._coming.want(coming).load:
             self._run(load_with_retries(self._coming, hold, self._fetch))
 
-    def take(self, changes: Changes[Engine], former: Former, *, drain_seconds: float) -> Changes[Engine]:
+    def take(
+        self, changes: SnapshotChanges[EngineSupervisor], former: Former, *, drain_seconds: float
+    ) -> SnapshotChanges[EngineSupervisor]:
         """Assign engines that are no longer desired to snapshots to load; return the changes that are left.
 
         `drain_seconds`: how long requests may continue with the weights that they began with.
@@ -78,10 +80,10 @@ class Swaps:
                 self._run(self._hot_swap(leaving))
             elif not self._joins(hold):
                 load.append(hold)
-        return Changes(tuple(load), tuple(close))
+        return SnapshotChanges(tuple(load), tuple(close))
 
     @property
-    def engines(self) -> tuple[Engine, ...]:
+    def engines(self) -> tuple[EngineSupervisor, ...]:
         """The engines in a hot swap."""
         return tuple(self._ways)
 
@@ -136,7 +138,7 @@ class Swaps:
     async def _fetch(self, hold: HostedSnapshot) -> None:
         self._coming.note_loaded(hold, await self._arrive(hold))
 
-    async def _hot_swap(self, engine: Engine) -> None:
+    async def _hot_swap(self, engine: EngineSupervisor) -> None:
         """Swap an engine until it has the snapshot desired of it."""
         way = self._ways[engine]
         while await self._swap_once(engine, way):
@@ -152,7 +154,7 @@ class Swaps:
             if hold is not None and self._held.wants(hold):
                 await self._start(hold)
 
-    async def _swap_once(self, engine: Engine, way: _Way) -> bool:
+    async def _swap_once(self, engine: EngineSupervisor, way: _Way) -> bool:
         """Swap once; return whether the engine has the snapshot now.
 
         If the swap failed, the engine has been stopped.
@@ -173,7 +175,7 @@ class Swaps:
         self._note(way, "swapped", seconds=time.monotonic() - began)
         return True
 
-    async def _swap(self, engine: Engine, new: LocalSnapshot, drain_seconds: float) -> Swapped:
+    async def _swap(self, engine: EngineSupervisor, new: LocalSnapshot, drain_seconds: float) -> ReloadSeconds:
         spec = engine.spec
         if not spec.swap or spec.checkpoint is None:
             msg = "it was started without the routes that change weights (rollout.refresh was not 'swap' then)"

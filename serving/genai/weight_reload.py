@@ -27,7 +27,7 @@ LATE_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Swapped:
+class ReloadSeconds:
     """Seconds in which no request began, and seconds until the new weights had answered."""
 
     pause_seconds: float
@@ -43,7 +43,7 @@ async def swap_weights(  # noqa: PLR0913 - each is passed by name
     new: LocalSnapshot,
     settings: VllmSettings,
     drain_seconds: float = STREAM_DRAIN_SECONDS,
-) -> Swapped:
+) -> ReloadSeconds:
     """Load the weights of another snapshot of the same form into a running engine.
 
     Running requests finish with the old weights; requests that arrive during the swap wait and get the new ones, so
@@ -70,7 +70,7 @@ async def swap_weights(  # noqa: PLR0913 - each is passed by name
     await _step(session, f"{url}/resume", {}, seconds=30)
     paused = time.monotonic() - began
     await EngineProbe(session, url, model).canary(pooling=settings.runner == "pooling", seconds=limit)
-    return Swapped(paused, time.monotonic() - began)
+    return ReloadSeconds(paused, time.monotonic() - began)
 
 
 def check_alike(running: Path, new: LocalSnapshot) -> None:

@@ -18,7 +18,7 @@ from serving.metrics.prediction_sketches import sketches_of
 from serving.protocol.frames import Frame, FrameProtocol, bytes_frame, tensor_frame
 from serving.protocol.response_templates import NotFinite
 from serving.protocol.tensors import Tensor
-from serving.protocol.v2 import Encoded
+from serving.protocol.v2 import EncodedBody
 from serving.routing.host_connection import ROUTES_KNOWN
 from serving.routing.table import GenerationRoute, generation_route
 
@@ -165,7 +165,7 @@ class HostFrames:
         return asyncio.ensure_future(work)
 
     def _answer_walk(
-        self, number: int, walk: GraphCall, sketched: bool, encoded: Encoded, finite: bool, outputs: Tensors
+        self, number: int, walk: GraphCall, sketched: bool, encoded: EncodedBody, finite: bool, outputs: Tensors
     ) -> None:
         snapshots = walk.route.snapshots
         proof = {"snapshot": snapshots.get(walk.part), "snapshots": dict(snapshots)}
@@ -176,11 +176,13 @@ class HostFrames:
         self._frames.send(tensor_frame({"id": number, "status": 200, "snapshot": snapshot}, outputs))
 
     def _answer_v2(
-        self, number: int, snapshot: int, sketched: bool, encoded: Encoded, finite: bool, outputs: Tensors
+        self, number: int, snapshot: int, sketched: bool, encoded: EncodedBody, finite: bool, outputs: Tensors
     ) -> None:
         self._send_v2(number, {"snapshot": snapshot}, encoded, finite, outputs if sketched else {})
 
-    def _send_v2(self, number: int, proof: Mapping[str, Any], encoded: Encoded, finite: bool, sampled: Tensors) -> None:
+    def _send_v2(
+        self, number: int, proof: Mapping[str, Any], encoded: EncodedBody, finite: bool, sampled: Tensors
+    ) -> None:
         """Send an answer to a V2 body, with sketches of the outputs in `sampled`."""
         self._running.pop(number, None)
         header = {

@@ -20,7 +20,7 @@ from serving.protocol.request_templates import RequestForms
 from serving.protocol.response_templates import AnswerForm, AnswerForms
 from serving.protocol.tensors import Tensor, decoded_bytes
 from serving.protocol.v2 import Body, InferRequest, InferResponse, proof_parameters
-from serving.routing.host_call import Attempt, HostCall
+from serving.routing.host_call import CallState, HostCall
 from serving.routing.host_client import HostClient
 from serving.routing.host_connection import ROUTES_KNOWN
 from serving.routing.retries import run_with_retry
@@ -79,7 +79,7 @@ class GraphExecutor:
                 if wanted.form is None:
                     claim.set(decoded_bytes(wanted.inputs.values(), beside=body[0]))
                 async with asyncio.timeout(seconds):
-                    outputs = await self._with_retry(walk, wanted.inputs, Attempt(time.monotonic() + seconds))
+                    outputs = await self._with_retry(walk, wanted.inputs, CallState(time.monotonic() + seconds))
         except TimeoutError as error:
             msg = f"the deadline of {seconds * 1000:.0f} ms passed"
             raise DeadlineExceeded(msg) from error
@@ -95,7 +95,7 @@ class GraphExecutor:
         chosen = tuple(output.name for output in wanted.outputs) or outputs
         return AnswerForm(head, chosen, wanted.binary_names(chosen))
 
-    def _with_retry(self, walk: GraphCall, request: Tensors, asked: Attempt) -> Awaitable[Tensors]:
+    def _with_retry(self, walk: GraphCall, request: Tensors, asked: CallState) -> Awaitable[Tensors]:
         """Return the outputs, all from one generation: if a host lacks it, all calls are repeated."""
 
         def again(counts: bool) -> None:
@@ -106,7 +106,7 @@ class GraphExecutor:
         subject = f"generation {walk.route.generation} of {walk.route.model}"
         return run_with_retry(lambda: self._attempt(walk, request, asked), asked, again=again, subject=subject)
 
-    async def _attempt(self, walk: GraphCall, request: Tensors, asked: Attempt) -> Tensors:
+    async def _attempt(self, walk: GraphCall, request: Tensors, asked: CallState) -> Tensors:
         plan, deadline = walk.route.plan, asked.deadline
         *others, last = plan.nodes
         if last.part == walk.part and not any(node.needs or node.part == walk.part for node in others):
@@ -119,7 +119,7 @@ class GraphExecutor:
             return await remote(part, inputs)
         return await self._infer_last(self._lease(walk), inputs, deadline)
 
-    async def _run_parallel(self, walk: GraphCall, request: Tensors, asked: Attempt) -> Tensors:
+    async def _run_parallel(self, walk: GraphCall, request: Tensors, asked: CallState) -> Tensors:
         """Execute a graph whose other nodes need only the request.
 
         They all run at the same time, then this host's part.

@@ -41,7 +41,7 @@ from serving.http.messages import Request, Response, json_response, not_found, p
 from serving.http.server import add_allowed_hosts, allowed_hosts, log_as_json, run, serve
 from serving.metrics.tallies import CONTENT_TYPE
 from serving.protocol.frames import UPGRADE
-from serving.protocol.v2 import HEADER_LENGTH, Encoded, parse_header_length
+from serving.protocol.v2 import HEADER_LENGTH, EncodedBody, parse_header_length
 from serving.routing.host_client import HostClient
 from serving.routing.load_balancer import HostLoadBalancer
 from serving.snapshots.fetch_process import FetchingProcess, add_disk_reserve, add_store_environment
@@ -151,7 +151,7 @@ class Host:
             REGION_HEADER: self._region,
         }
 
-        def finish(encoded: Encoded, finite: bool, outputs: Tensors) -> Response:  # noqa: ARG001  # only a router counts
+        def finish(encoded: EncodedBody, finite: bool, outputs: Tensors) -> Response:  # noqa: ARG001  # only a router counts
             return Response(200, encoded.body, {**encoded.headers, **proof})
 
         about = About(model, part, generation)

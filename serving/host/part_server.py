@@ -12,14 +12,14 @@ from ipnext.errors import InvalidInput, IPnextError, Unavailable
 from ipnext.model.registry.registry import Signature
 from serving.host.batching import Arrays, InferenceQueue
 from serving.host.served_part import ServedPart, StartedPass
-from serving.http.drain_lease import Drain
-from serving.http.limits import BodyBudget, Claim
+from serving.http.drain_lease import DrainLease
+from serving.http.limits import BodyBudget, MemoryClaim
 from serving.metrics.tallies import CANCELLED, HostTally
 from serving.protocol.request_templates import RequestForms
 from serving.protocol.response_templates import AnswerForm
 from serving.protocol.signature import check_inputs, check_tensor
 from serving.protocol.tensors import Tensor, decoded_bytes
-from serving.protocol.v2 import Body, Encoded, InferRequest, InferResponse, proof_parameters
+from serving.protocol.v2 import Body, EncodedBody, InferRequest, InferResponse, proof_parameters
 from serving.snapshots.held_snapshots import HeldSnapshots, Lease
 
 DRAIN_SECONDS: Final = 6.0
@@ -27,7 +27,7 @@ DRAIN_SECONDS: Final = 6.0
 
 R = TypeVar("R")
 
-Finish = Callable[[Encoded, bool, Mapping[str, Tensor]], R]
+Finish = Callable[[EncodedBody, bool, Mapping[str, Tensor]], R]
 """Turns an encoded answer, whether all its numbers are finite, and its tensors into the caller's result."""
 
 
@@ -83,7 +83,7 @@ class PartServer:
         self._region = region
         self._in_flight = 0
         self._forms = RequestForms()
-        self.drain = Drain()
+        self.drain = DrainLease()
         self.tally = HostTally()
 
     @property
@@ -95,7 +95,7 @@ class PartServer:
         """Raise Unavailable if the process has no room for `size` bytes that decoding a request's body would take."""
         self._budget.limits.check_held(self._budget.held_bytes + size, size)
 
-    def claim(self) -> Claim:
+    def claim(self) -> MemoryClaim:
         """Return a claim on the body budget, for a request that this host executes as a graph."""
         return self._budget.claim()
 

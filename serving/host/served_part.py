@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ipnext.errors import LoadFailed
-from serving.engines.base import LoadedPart, Staged, StagedPart
+from serving.engines.base import LoadedPart, StagedPart, StagedPass
 from serving.host.latency_model import Costs
 from serving.metrics.tallies import PartTally
 from serving.protocol.request_templates import FormsSeen
@@ -54,9 +54,9 @@ class ServedPart:
         self.joins = part.rows_are_independent and not limits.off
         self.fitting = FormsSeen()
         self.answer_forms = AnswerForms()
-        self._staged: dict[frozenset[str], Staged | None] = {}
+        self._staged: dict[frozenset[str], StagedPass | None] = {}
 
-    def stage(self, late: frozenset[str]) -> Staged | None:
+    def stage(self, late: frozenset[str]) -> StagedPass | None:
         """Return the part's two-step pass for inputs that arrive late; None if it has none for these."""
         if late not in self._staged:
             self._staged[late] = self.part.stage(late) if isinstance(self.part, StagedPart) else None
@@ -76,6 +76,6 @@ class ServedPart:
 class StartedPass:
     """A pass whose share without late inputs is computed. `seconds` is the time that took."""
 
-    staged: Staged
+    staged: StagedPass
     state: Any
     seconds: float

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from ipnext.errors import InvalidInput, TooLarge
-from serving.http.limits import Claim
+from serving.http.limits import MemoryClaim
 from serving.http.messages import Request, Response
 
 MIN_BYTES: Final = 2**10
@@ -24,7 +24,7 @@ _INLINE_PACKED: Final = 2**16
 """Above these sizes a body is unpacked (up to a thousandfold) or packed in a thread, so that no other request waits."""
 
 
-async def unpack_request(request: Request, *, limit: int, claim: Claim) -> Request:
+async def unpack_request(request: Request, *, limit: int, claim: MemoryClaim) -> Request:
     """Return the request with its body decompressed, counted in `claim` while it grows.
 
     Raises:

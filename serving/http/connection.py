@@ -19,9 +19,9 @@ from ipnext.names import PROOF_HEADER
 from ipnext.network.allowed_hosts import AllowedHosts
 from serving.http.body_writer import BodyWriter
 from serving.http.dialects import V2, DialectOf, always_v2
-from serving.http.limits import BodyBudget, HttpLimits, OpenConnections, Reading
-from serving.http.listeners import Guard
-from serving.http.messages import Answer, Flow, Handler, Request, Response, Streamed
+from serving.http.limits import BodyBudget, HttpLimits, OpenConnections, RequestPace
+from serving.http.listeners import SocketGuard
+from serving.http.messages import Answer, BodySource, Handler, Request, Response, StreamedAnswer
 
 MAX_PIPELINED: Final = 32
 """Requests that may wait on one connection; beyond that the server stops reading from it."""
@@ -54,7 +54,7 @@ class HttpProtocol(asyncio.Protocol):
         open_connections: OpenConnections,
         upgrades: Mapping[str, Upgrade],
         allowed: AllowedHosts,
-        guard: Guard | None = None,
+        guard: SocketGuard | None = None,
         dialect_of: DialectOf = always_v2,
     ) -> None:
         self._handler = handler
@@ -70,12 +70,12 @@ class HttpProtocol(asyncio.Protocol):
         self._waiting: deque[tuple[Request | IPnextError, bool]] = deque()
         self._running: asyncio.Future[Any] | None = None
         """The answer that is awaited, or the end of the one that is streamed."""
-        self._flow: Flow | None = None
+        self._flow: BodySource | None = None
         """Source of the streamed answer."""
         self._body = bytearray()
         self._held_bytes = 0
         """Bytes of bodies that are not answered yet."""
-        self._pace: Reading | None = None
+        self._pace: RequestPace | None = None
         """Pace of the request that has begun and is incomplete."""
         self._expected = False
         """Whether the client waits for `100 Continue` before it sends its body."""
@@ -120,7 +120,7 @@ class HttpProtocol(asyncio.Protocol):
             if not self._progress:
                 self._count_text(len(data))
             if self._reading and self._pace is None:
-                self._pace = Reading(time.monotonic())
+                self._pace = RequestPace(time.monotonic())
         except httptools.HttpParserUpgrade as change:
             self._change_over(data[change.args[0] :])
         except httptools.HttpParserCallbackError as error:
@@ -308,7 +308,7 @@ class HttpProtocol(asyncio.Protocol):
         if not headers.keys().isdisjoint(_SOURCES):
             self._allowed.check_source(self._parser.get_method().decode("latin-1"), host, headers)
 
-    def _check_caller(self, guard: Guard) -> None:
+    def _check_caller(self, guard: SocketGuard) -> None:
         """Refuse callers without proof, and paths that are not for the callers of this socket.
 
         An upgrade is checked by its protocol, not its path. No handler sees the proof.
@@ -378,7 +378,7 @@ class HttpProtocol(asyncio.Protocol):
                 return
             error = done.exception()
             found = done.result() if error is None else self._respond_to_error(error, request)
-            if isinstance(found, Streamed):
+            if isinstance(found, StreamedAnswer):
                 self._stream(request, found, keep=keep)
                 return
             self._write(request, found, keep=keep)
@@ -386,7 +386,7 @@ class HttpProtocol(asyncio.Protocol):
 
         running.add_done_callback(on_end)
 
-    def _stream(self, request: Request, answer: Streamed, *, keep: bool) -> None:
+    def _stream(self, request: Request, answer: StreamedAnswer, *, keep: bool) -> None:
         """Forward the pieces of an answer as they arrive.
 
         If the client leaves, the flow is cancelled, like an awaited answer.
@@ -488,7 +488,7 @@ def _head(response: Response, size: int, *, keep: bool) -> bytes:
     return _head_with(response, f"content-length: {size}\r\n", keep=keep)
 
 
-def _stream_head(answer: Streamed, *, chunked: bool, keep: bool) -> bytes:
+def _stream_head(answer: StreamedAnswer, *, chunked: bool, keep: bool) -> bytes:
     return _head_with(answer, "transfer-encoding: chunked\r\n" if chunked else "", keep=keep)
 
 
@@ -510,7 +510,7 @@ def http_factory(  # noqa: PLR0913 - what a server gives to its connections
     allowed: AllowedHosts | None = None,
     *,
     connections: OpenConnections | None = None,
-    guard: Guard | None = None,
+    guard: SocketGuard | None = None,
     dialect_of: DialectOf = always_v2,
 ) -> tuple[Callable[[], HttpProtocol], OpenConnections]:
     """Return the connection factory of one server, and the set of its open connections.

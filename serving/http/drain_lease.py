@@ -7,7 +7,7 @@ LEASE_SECONDS: Final = 60.0
 """Duration of a drain after which it ends, unless a state request or the termination signal follows."""
 
 
-class Drain:
+class DrainLease:
     """A lease: an agent that drains a host renews it with each request for the host's state.
 
     Used from the event loop.

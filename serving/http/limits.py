@@ -96,9 +96,9 @@ class BodyBudget:
         """Subtract `size` bytes."""
         self.held_bytes -= size
 
-    def claim(self) -> "Claim":
+    def claim(self) -> "MemoryClaim":
         """Return an empty claim for one request."""
-        return Claim(self)
+        return MemoryClaim(self)
 
 
 class AnswerBudget(BodyBudget):
@@ -135,7 +135,7 @@ class AnswerBudget(BodyBudget):
             call(self.give_back, size)
 
 
-class Claim:
+class MemoryClaim:
     """Memory that one request takes in addition to its body as sent. A context manager that releases all of it."""
 
     __slots__ = ("_budget", "size")
@@ -161,7 +161,7 @@ class Claim:
 
 
 @dataclass(slots=True)
-class Reading:
+class RequestPace:
     """The pace of a request that has begun and is incomplete. Seconds are of time.monotonic."""
 
     since: float
@@ -181,7 +181,7 @@ class Reading:
             raise TooSlow(msg)
 
 
-class Paced(Protocol):
+class PacedConnection(Protocol):
     """A connection, as seen by its server."""
 
     @property
@@ -262,7 +262,7 @@ class UnreadAnswers:
         self._total -= self._sizes.pop(connection, 0)
 
 
-class OpenConnections(set[Paced]):
+class OpenConnections(set[PacedConnection]):
     """The open connections of one server. If there are any, the sweep checks them once a second."""
 
     def __init__(self, budget: BodyBudget | None = None, unread: UnreadAnswers | None = None) -> None:
@@ -275,7 +275,7 @@ class OpenConnections(set[Paced]):
         """Whether the server is about to end: each answer is the last one of its connection."""
         self._round: asyncio.TimerHandle | None = None
 
-    def add(self, connection: Paced) -> None:
+    def add(self, connection: PacedConnection) -> None:
         """Add a connection, and start the sweep if it is the first."""
         super().add(connection)
         if self._round is None:

@@ -17,7 +17,7 @@ from ipnext.errors import Forbidden
 
 
 @dataclass(frozen=True)
-class Guard:
+class SocketGuard:
     """Admits the callers of one Unix socket to their routes."""
 
     listener: Component
@@ -43,7 +43,7 @@ class Listener:
     """A bound socket, and the guard of its connections. If None, any caller may use any route."""
 
     socket: socket.socket
-    guard: Guard | None = None
+    guard: SocketGuard | None = None
 
     @property
     def address(self) -> str:
@@ -90,4 +90,4 @@ def listeners(arguments: argparse.Namespace, component: Component, callers: Sequ
 
 def _listen_guarded(directory: Path, component: Component, caller: Component) -> Listener:
     proof = keep_caller_proof(socket_url(directory), caller)
-    return Listener(bind_socket(directory, caller), Guard(component, caller, proof))
+    return Listener(bind_socket(directory, caller), SocketGuard(component, caller, proof))

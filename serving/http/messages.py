@@ -47,7 +47,7 @@ class Sink(Protocol):
         """Leave the body without its end and close the connection, so that the client notices."""
 
 
-class Flow(Protocol):
+class BodySource(Protocol):
     """The source of a streamed answer's body."""
 
     def start(self, sink: Sink) -> None:
@@ -67,15 +67,15 @@ class Flow(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Streamed:
+class StreamedAnswer:
     """An answer whose body is streamed: chunked, unless `headers` has a content-length."""
 
     status: int
     headers: Mapping[str, str]
-    flow: Flow
+    flow: BodySource
 
 
-Answer = Response | Streamed
+Answer = Response | StreamedAnswer
 
 
 @dataclass(frozen=True, slots=True, eq=False)

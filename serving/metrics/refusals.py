@@ -13,7 +13,7 @@ Reason = Literal["unauthenticated", "forbidden", "unknown_model", "rate_limited"
 _NO_MODEL: Final = "unknown"
 
 
-class Refusals:
+class RefusalCounts:
     """Refused requests by model and reason since the router started."""
 
     def __init__(self, region: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from ipnext.model.registry.adapter import adapter_in, client_name
-from serving.http.messages import Flow, Sink
+from serving.http.messages import BodySource, Sink
 from serving.openai.errors import UnknownModel
 from serving.routing.table import GenerationRoute
 
@@ -43,7 +43,7 @@ class Alias:
         """
         return answer.replace(*self._needle_and_name())
 
-    def follow(self, flow: Flow) -> Flow:
+    def follow(self, flow: BodySource) -> BodySource:
         """Wrap a streamed answer so that it has the client's name."""
         return _Restored(flow, *self._needle_and_name())
 
@@ -75,7 +75,7 @@ class _Restored:
     If a name may span two pieces, its beginning is held back.
     """
 
-    def __init__(self, flow: Flow, needle: bytes, name: bytes) -> None:
+    def __init__(self, flow: BodySource, needle: bytes, name: bytes) -> None:
         self._flow = flow
         self._needle = needle
         self._name = name

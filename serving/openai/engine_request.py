@@ -12,7 +12,7 @@ import orjson
 from ipnext.errors import InvalidInput, TooLarge
 from ipnext.model.echoes import show_value
 from ipnext.names import SESSION_HEADER
-from serving.http.limits import Claim
+from serving.http.limits import MemoryClaim
 from serving.http.messages import Request
 from serving.openai.adapters import Alias
 from serving.openai.engines.prefix_affinity import RoutingHint, blocks_of, prompt_of
@@ -35,7 +35,7 @@ class EngineRequest:
     route: GenerationRoute
     context: RequestContext
     record: Record
-    claim: Claim
+    claim: MemoryClaim
     """Memory that it takes in addition to its body as received."""
     name: str
     """The model's name in the client's request."""
@@ -68,7 +68,7 @@ class EngineRequest:
         self.claim.set(0 if self.content is beside else len(self.content))
 
 
-def read_body(request: Request, limit: int, claim: Claim) -> Mapping[str, Any]:
+def read_body(request: Request, limit: int, claim: MemoryClaim) -> Mapping[str, Any]:
     """Parse the body, whose memory `claim` counts. WrongType, TooLarge, InvalidInput."""
     kind = request.header("content-type") or ""
     if not kind.lower().startswith("application/json"):

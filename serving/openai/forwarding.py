@@ -22,12 +22,12 @@ from ipnext.names import (
     upstream_name,
 )
 from serving.http.limits import AnswerBudget
-from serving.http.messages import Answer, Request, Response, Streamed, seconds_left
+from serving.http.messages import Answer, Request, Response, StreamedAnswer, seconds_left
 from serving.openai.answer_headers import from_region
 from serving.openai.engines.connection import EngineConnectionPool
 from serving.openai.engines.load_balancer import EngineLoads
 from serving.openai.engines.response import EngineAnswer, EngineLost
-from serving.openai.weighted_choice import Forwarded
+from serving.openai.weighted_choice import ForwardedRequest
 from serving.routing.table import TableFollower
 
 CONNECTION_HEADERS: Final = frozenset(
@@ -66,7 +66,7 @@ class Egress:
         self._silent_seconds = silent_seconds
         self._pool: tuple[str, EngineConnectionPool] | None = None
 
-    async def answer(self, forwarded: Forwarded, path: str) -> Answer:
+    async def answer(self, forwarded: ForwardedRequest, path: str) -> Answer:
         """Return the other region's answer once it has begun.
 
         Raises:
@@ -94,7 +94,7 @@ class Egress:
             return Response(answer.status, whole, headers)
         answer.on_end = lambda _: ended.close()
         answer.watch(self._silent_seconds)
-        return Streamed(answer.status, headers, answer)
+        return StreamedAnswer(answer.status, headers, answer)
 
     def close(self) -> None:
         """Close the idle connections, and the others after their answers."""
@@ -102,7 +102,7 @@ class Egress:
             self._pool[1].left = True
             self._pool[1].close()
 
-    async def _begin(self, url: str, forwarded: Forwarded, path: str) -> EngineAnswer:
+    async def _begin(self, url: str, forwarded: ForwardedRequest, path: str) -> EngineAnswer:
         request = forwarded.request
         seconds = seconds_left(request, default=self._silent_seconds)
         headers = sent_headers(url, forwarded.region, request)

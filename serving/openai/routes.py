@@ -19,10 +19,10 @@ from ipnext.errors import (
     Unavailable,
 )
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
-from serving.access.guard import Guard, Refused
+from serving.access.guard import AccessGuard, Refusal
 from serving.http.dialects import Dialect
-from serving.http.limits import BodyBudget, Claim
-from serving.http.messages import Answer, Request, Response, Streamed, seconds_left
+from serving.http.limits import BodyBudget, MemoryClaim
+from serving.http.messages import Answer, Request, Response, StreamedAnswer, seconds_left
 from serving.metrics.in_flight import InFlight
 from serving.openai.adapters import Alias, alias_of
 from serving.openai.answer_headers import from_engine
@@ -40,9 +40,9 @@ from serving.openai.media_urls import check_media
 from serving.openai.model_cards import generative, is_generative, model_card, model_list
 from serving.openai.prompt.pre_generation import PreGeneration
 from serving.openai.request_context import RequestContext
-from serving.openai.weighted_choice import Forwarded, directed
+from serving.openai.weighted_choice import ForwardedRequest, directed
 from serving.protocol.json_size import SMALL_BYTES
-from serving.routing.admission import Admission
+from serving.routing.admission import RequestAdmission
 from serving.routing.gateway_choice import is_chosen
 from serving.routing.host_client import HostClient
 from serving.routing.lost_requests import LostRequests
@@ -95,8 +95,8 @@ class OpenAIEdge:
         metrics: RouterMetrics,
         *,
         hosts: HostClient,
-        admission: Admission,
-        guard: Guard,
+        admission: RequestAdmission,
+        guard: AccessGuard,
         limits: EdgeLimits | None = None,
     ) -> None:
         self._lost = LostRequests()
@@ -130,7 +130,7 @@ class OpenAIEdge:
             return self._generate(request, path)
         try:
             return self._about(request, path)
-        except Refused as refused:
+        except Refusal as refused:
             return openai_error(refused.error)
         except IPnextError as error:
             return openai_error(error)
@@ -157,7 +157,7 @@ class OpenAIEdge:
                 return await self._answered_elsewhere(asked, path)
             answer = await self._in_time(request, path, asked)
             _check_task(answer, asked.name, path)
-        except Refused as refused:
+        except Refusal as refused:
             return openai_error(refused.error)
         except IPnextError as error:
             return self._answer_refusal(context, error)
@@ -171,13 +171,13 @@ class OpenAIEdge:
             claim.set(0)
         return self._pass_on(context, answer, asked.answering)
 
-    def _directed(self, request: Request, name: str) -> Request | Forwarded | IPnextError:
+    def _directed(self, request: Request, name: str) -> Request | ForwardedRequest | IPnextError:
         """Return the request with its generation, for this region or another, or the reason of a refusal.
 
         Raises Refused by access control.
         """
         routes, model = self._follower.routes, name.partition(":")[0]
-        way: Request | Forwarded | IPnextError
+        way: Request | ForwardedRequest | IPnextError
         try:
             way = directed(request, routes.choices.get(model), routes.models.get(model), region=self._region)
         except (NotFound, Unavailable) as error:  # not before the caller is known: it says what is served
@@ -185,10 +185,10 @@ class OpenAIEdge:
         self._check(request, name, elsewhere=not isinstance(way, Request))
         return way
 
-    async def _answered_elsewhere(self, way: Forwarded | IPnextError, path: str) -> Answer:
+    async def _answered_elsewhere(self, way: ForwardedRequest | IPnextError, path: str) -> Answer:
         """Return the answer of another region, which counts the request, or the refusal of the choice."""
         try:
-            if isinstance(way, Forwarded):
+            if isinstance(way, ForwardedRequest):
                 return await self._egress.answer(way, path)
             response = openai_error(way)
         except IPnextError as error:
@@ -196,8 +196,8 @@ class OpenAIEdge:
         return Response(response.status, response.body, {**response.headers, REGION_HEADER: self._region})
 
     async def _read_request(
-        self, request: Request, path: str, context: RequestContext, claim: Claim
-    ) -> EngineRequest | Forwarded | IPnextError:
+        self, request: Request, path: str, context: RequestContext, claim: MemoryClaim
+    ) -> EngineRequest | ForwardedRequest | IPnextError:
         """Read the request, and choose the generation that answers it, here or in another region.
 
         An error is one of the choice.
@@ -241,7 +241,7 @@ class OpenAIEdge:
         model = name.partition(":")[0]
         try:
             self._guard.admit(request, model, predicts=predicts, elsewhere=elsewhere)
-        except Refused as refused:
+        except Refusal as refused:
             self._metrics.refusals.note(model if self._follower.routes.knows(model) else None, refused.reason)
             raise
 
@@ -252,7 +252,7 @@ class OpenAIEdge:
         """
         try:
             self._guard.admit_unread(request)
-        except Refused as refused:
+        except Refusal as refused:
             self._metrics.refusals.note(None, refused.reason)
             raise
 
@@ -420,9 +420,9 @@ class OpenAIEdge:
         context.follow(answer)
         answer.watch(self._limits.silent_seconds)
         if alias is None:
-            return Streamed(answer.status, headers, answer)
+            return StreamedAnswer(answer.status, headers, answer)
         headers.pop("content-length", None)
-        return Streamed(answer.status, headers, alias.follow(answer))
+        return StreamedAnswer(answer.status, headers, alias.follow(answer))
 
     def _proof(self, context: RequestContext) -> Mapping[str, str]:
         route = context.route

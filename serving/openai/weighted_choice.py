@@ -18,7 +18,7 @@ BY_WEIGHT: Final = "weight"
 
 
 @dataclass(frozen=True, slots=True)
-class Forwarded:
+class ForwardedRequest:
     """A request that another region answers."""
 
     model: str
@@ -34,7 +34,7 @@ def directed(
     *,
     region: str,
     draw: Callable[[], float] = random.random,
-) -> Request | Forwarded:
+) -> Request | ForwardedRequest:
     """Return the request with the generation chosen for it, for this region or another one.
 
     A generation that the client names is kept. What another region has sent is answered here: it is never sent on.
@@ -55,18 +55,20 @@ def directed(
     named = {GENERATION_HEADER: str(share.generation)}
     if share.to == region:
         return _with(request, {**named, CHOSEN_HEADER: BY_WEIGHT})
-    return Forwarded(choice.model, share.to, _with(request, {**named, FORWARDED_HEADER: region + CHOSEN_BY_WEIGHT}))
+    return ForwardedRequest(
+        choice.model, share.to, _with(request, {**named, FORWARDED_HEADER: region + CHOSEN_BY_WEIGHT})
+    )
 
 
 def _pinned(
     request: Request, choice: GenerationShares, model: ModelRoutes | None, pin: str, region: str
-) -> Request | Forwarded:
+) -> Request | ForwardedRequest:
     here = {str(generation) for generation in (model.generations if model is not None else ())}
     if pin in here:
         return request
     for share in sorted(choice.shares, key=lambda share: -share.fraction):
         if share.to != region and str(share.generation) == pin:
-            return Forwarded(choice.model, share.to, _with(request, {FORWARDED_HEADER: region}))
+            return ForwardedRequest(choice.model, share.to, _with(request, {FORWARDED_HEADER: region}))
     served = sorted(here | {str(share.generation) for share in choice.shares}, key=int)
     msg = (
         f"model {choice.model} has no such generation in region {region}, got {pin[:40]!r}; "

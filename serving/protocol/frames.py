@@ -23,7 +23,7 @@ import orjson
 
 from ipnext.errors import InvalidInput, IPnextError, TooSlow
 from ipnext.model.registry.registry import Datatype
-from serving.http.limits import BodyBudget, HttpLimits, Reading
+from serving.http.limits import BodyBudget, HttpLimits, RequestPace
 from serving.protocol.tensors import DTYPES, Array, Tensor, check_datatype, check_shape, from_binary, to_binary
 
 UPGRADE: Final = "ipnext-frames"
@@ -142,7 +142,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
         """Total bytes of that body."""
         self._frames = 0
         """Frames so far, including refused ones."""
-        self._pace: tuple[int, Reading] | None = None
+        self._pace: tuple[int, RequestPace] | None = None
         """Number and pace of the frame that was incomplete at the last check."""
         self._choked: tuple[float, int] | None = None
         """Time since which the peer has read nothing, and the bytes that wait for it."""
@@ -184,7 +184,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
         if self._body is None and not self._filled and not self._left:
             self._pace = None
         elif self._pace is None or self._pace[0] != self._frames:
-            self._pace = (self._frames, Reading(now))
+            self._pace = (self._frames, RequestPace(now))
         else:
             with suppress(TooSlow):
                 self._pace[1].check(now, self._come, limits)

@@ -8,7 +8,7 @@ import orjson
 
 from ipnext.errors import InvalidInput, IPnextError
 from serving.protocol.tensors import Tensor, all_finite, to_binary, to_json
-from serving.protocol.v2 import Encoded, InferRequest, InferResponse, answer_head, encode_response
+from serving.protocol.v2 import EncodedBody, InferRequest, InferResponse, answer_head, encode_response
 
 _FORMS_KEPT: Final = 256
 _SHAPES_KEPT: Final = 64
@@ -36,11 +36,11 @@ class _InJson:
 
     before: tuple[bytes, ...]
 
-    def fill(self, tensors: Mapping[str, Tensor]) -> Encoded:
+    def fill(self, tensors: Mapping[str, Tensor]) -> EncodedBody:
         pieces: list[bytes] = []
         for before, (name, tensor) in zip(self.before, tensors.items(), strict=True):
             pieces += (before, orjson.dumps(to_json(name, tensor)))
-        return Encoded(b"".join((*pieces, b"}]}")), None)
+        return EncodedBody(b"".join((*pieces, b"}]}")), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class _InBinary:
 
     header: bytes
 
-    def fill(self, tensors: Mapping[str, Tensor]) -> Encoded:
-        return Encoded(b"".join((self.header, *map(to_binary, tensors.values()))), len(self.header))
+    def fill(self, tensors: Mapping[str, Tensor]) -> EncodedBody:
+        return EncodedBody(b"".join((self.header, *map(to_binary, tensors.values()))), len(self.header))
 
 
 class AnswerForm:
@@ -66,7 +66,7 @@ class AnswerForm:
         """Return the outputs that the answer contains."""
         return {name: outputs[name] for name in self._chosen}
 
-    def encode(self, outputs: Mapping[str, Tensor]) -> tuple[Encoded, bool]:
+    def encode(self, outputs: Mapping[str, Tensor]) -> tuple[EncodedBody, bool]:
         """Encode the body of the answer, and return whether all its numbers are finite. Errors as `encode_response`."""
         tensors = self.select_outputs(outputs)
         finite = all(all_finite(tensor) for tensor in tensors.values())
@@ -86,7 +86,7 @@ class AnswerForm:
             self._keep(shapes, tensors, encoded)
         return encoded, finite
 
-    def encode_for(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> tuple[Encoded, bool]:
+    def encode_for(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> tuple[EncodedBody, bool]:
         """Encode the body; otherwise as `encode`.
 
         If the inputs were not finite, the answer counts as finite: the client is the cause.
@@ -103,7 +103,7 @@ class AnswerForm:
             raise not_finite_inputs() from None
         return encoded, finite or not _all_finite(inputs)
 
-    def _keep(self, shapes: Shapes, tensors: Mapping[str, Tensor], encoded: Encoded) -> None:
+    def _keep(self, shapes: Shapes, tensors: Mapping[str, Tensor], encoded: EncodedBody) -> None:
         """Keep a template. BYTES are excluded: in binary their sizes are in the header, in JSON they may have none."""
         if any(tensor.datatype == "BYTES" for tensor in tensors.values()):
             return

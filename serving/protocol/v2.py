@@ -100,7 +100,7 @@ class InferResponse:
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedBody:
     """A body, and the length of its JSON header if binary data follows it (else None)."""
 
     body: bytes
@@ -213,7 +213,7 @@ def decode_response(body: Body, header_length: int | None = None) -> InferRespon
     )
 
 
-def encode_request(request: InferRequest, *, binary: bool = True) -> Encoded:
+def encode_request(request: InferRequest, *, binary: bool = True) -> EncodedBody:
     """Encode a request, its tensors all as binary data or all as JSON."""
     parameters = dict(request.parameters)
     if request.binary_output:
@@ -226,7 +226,7 @@ def encode_request(request: InferRequest, *, binary: bool = True) -> Encoded:
     return _encode(document, "inputs", request.inputs, frozenset(request.inputs if binary else ()))
 
 
-def encode_response(response: InferResponse, *, binary: Collection[str] = ()) -> Encoded:
+def encode_response(response: InferResponse, *, binary: Collection[str] = ()) -> EncodedBody:
     """Encode an answer. Outputs not named in `binary` become JSON; IPnextError names one that JSON cannot represent.
 
     InvalidInput if the client wants more JSON elements than allowed.
@@ -253,7 +253,7 @@ def _check_json_elements(tensors: Mapping[str, Tensor]) -> None:
         raise InvalidInput(msg, field="outputs", value=count)
 
 
-def _encode(document: dict[str, Any], key: str, tensors: Mapping[str, Tensor], binary: Collection[str]) -> Encoded:
+def _encode(document: dict[str, Any], key: str, tensors: Mapping[str, Tensor], binary: Collection[str]) -> EncodedBody:
     entries: list[dict[str, Any]] = []
     chunks: list[bytes] = []
     for name, tensor in tensors.items():
@@ -266,9 +266,9 @@ def _encode(document: dict[str, Any], key: str, tensors: Mapping[str, Tensor], b
         entries.append(entry)
     header = orjson.dumps({**document, key: entries})
     if not chunks:
-        return Encoded(header, None)
+        return EncodedBody(header, None)
     header += b" " * (-len(header) % _ALIGNMENT)  # so that the first tensor is aligned in memory
-    return Encoded(b"".join([header, *chunks]), len(header))
+    return EncodedBody(b"".join([header, *chunks]), len(header))
 
 
 def _split(body: Body, header_length: int | None) -> tuple[Mapping[str, Any], memoryview | None]:

@@ -11,7 +11,7 @@ from ipnext.model.access.predictions import KeyUseReport
 from ipnext.model.deployment.deployment import RouterState
 from ipnext.names import GENERATION_HEADER
 from serving.access.access_list import AccessFollower
-from serving.access.guard import Guard, Refused
+from serving.access.guard import AccessGuard, Refusal
 from serving.http.messages import Request, Response, error_response, json_response, not_found
 from serving.metrics.generation_counts import GenerationCounts
 from serving.metrics.tallies import CONTENT_TYPE
@@ -56,7 +56,7 @@ class ManagementRoutes:
         *,
         engines: Callable[[], Mapping[str, int]] = dict,
         ending: GracefulShutdown,
-        guard: Guard,
+        guard: AccessGuard,
         access: AccessFollower,
     ) -> None:
         self._follower = follower
@@ -75,7 +75,7 @@ class ManagementRoutes:
         if steps[:2] == ["v2", "models"] and steps[2:] not in ([], ["stats"]):
             try:
                 self._guard.admit(request, steps[2], predicts=False)
-            except Refused as refused:
+            except Refusal as refused:
                 known = steps[2] in self._follower.routes.models
                 self._metrics.refusals.note(steps[2] if known else None, refused.reason)
                 return error_response(refused.error)

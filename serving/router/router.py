@@ -19,7 +19,7 @@ from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError
 from ipnext.model.deployment.deployment import DRAIN_SECONDS, STREAM_DRAIN_SECONDS
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.access.access_list import AccessFollower
-from serving.access.guard import Guard, Refused
+from serving.access.guard import AccessGuard, Refusal
 from serving.graph import Tensors, run_graph
 from serving.http.compression import pack_response, unpack_request
 from serving.http.dialects import V2, Dialect
@@ -27,7 +27,7 @@ from serving.http.limits import (
     MAX_BODY_BYTES,
     AnswerBudget,
     BodyBudget,
-    Claim,
+    MemoryClaim,
     OpenConnections,
     UnreadAnswers,
     add_answer_limits,
@@ -45,7 +45,7 @@ from serving.protocol.tensors import all_finite, decoded_bytes
 from serving.protocol.v2 import (
     HEADER_LENGTH,
     MAX_JSON_BYTES,
-    Encoded,
+    EncodedBody,
     InferRequest,
     InferResponse,
     check_json_size,
@@ -56,9 +56,9 @@ from serving.protocol.v2 import (
 )
 from serving.router.management_routes import ManagementRoutes
 from serving.router.shutdown import GracefulShutdown
-from serving.routing.admission import DEFAULT_MAX_IN_FLIGHT, Admission
+from serving.routing.admission import DEFAULT_MAX_IN_FLIGHT, RequestAdmission
 from serving.routing.gateway_choice import is_chosen
-from serving.routing.host_call import Attempt
+from serving.routing.host_call import CallState
 from serving.routing.host_client import HostClient
 from serving.routing.load_balancer import HostLoadBalancer
 from serving.routing.lost_requests import LostRequests, Record
@@ -110,14 +110,14 @@ class Router:
     ) -> None:
         """`access`: the access list; if None, models that are not open refuse all callers."""
         follows = access or AccessFollower(None)
-        self._guard = Guard(lambda: follower.routes, lambda: follows.callers)
+        self._guard = AccessGuard(lambda: follower.routes, lambda: follows.callers)
         self._follower = follower
         self._hosts = hosts
         self._metrics = metrics
         self._region = region
         self._limits = limits or RouterLimits()
         self._budget = self._limits.budget
-        self._admission = Admission(self._limits.max_in_flight)
+        self._admission = RequestAdmission(self._limits.max_in_flight)
         self.engines = EngineRegistry(region=region, answers=self._limits.answers)
         """Engines that serve by themselves; the table's follower updates them."""
         metrics.registry.register(self.engines.foreign)
@@ -179,7 +179,7 @@ class Router:
         """Answer a request if access control admits it; a refused one is counted only as refused."""
         try:
             self._guard.admit(request, model)
-        except Refused as refused:
+        except Refusal as refused:
             self._metrics.refusals.note(model if model in self._follower.routes.models else None, refused.reason)
             return _refusal(refused, self._region)
         return self._answer_counted(request, model, pin)
@@ -187,7 +187,7 @@ class Router:
     async def _answer_counted(self, request: Request, model: str, pin: str | None) -> Response:
         began = time.perf_counter()
         route: GenerationRoute | None = None
-        asked = Attempt(judged=is_chosen(request))
+        asked = CallState(judged=is_chosen(request))
         response = Response(500)
         try:
             route = self._follower.routes.model(model).choose(pin)
@@ -210,8 +210,8 @@ class Router:
             )
         return Response(response.status, response.body, {**response.headers, **self._proof(route, asked.used)})
 
-    async def _answer_admitted(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
-        claim: Claim | None = None
+    async def _answer_admitted(self, request: Request, route: GenerationRoute, asked: CallState) -> Response:
+        claim: MemoryClaim | None = None
         with self._admission.admit(route.model):
             headers = request.headers
             try:
@@ -227,7 +227,7 @@ class Router:
                 if claim is not None:
                     claim.set(0)
 
-    async def _answer(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
+    async def _answer(self, request: Request, route: GenerationRoute, asked: CallState) -> Response:
         if route.generator is not None:
             more = "" if route.before is not None else " or /v1/embeddings"
             msg = f"model {route.model} generates: ask at /v1/chat/completions, /v1/completions{more}"
@@ -245,7 +245,7 @@ class Router:
                 msg = f"the deadline of {seconds * 1000:.0f} ms passed"
                 raise DeadlineExceeded(msg) from error
 
-    async def _relay(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
+    async def _relay(self, request: Request, route: GenerationRoute, asked: CallState) -> Response:
         """Relay the request to a host, which reads it and writes the answer.
 
         It is a host of the only part, or of the last node.
@@ -268,9 +268,9 @@ class Router:
         if sketches:
             self._metrics.note_predictions(route.model, route.generation, sketches)
         content = answer.body.data
-        return Response(200, content, Encoded(b"", answer.header["header_length"]).headers)
+        return Response(200, content, EncodedBody(b"", answer.header["header_length"]).headers)
 
-    async def _walk(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
+    async def _walk(self, request: Request, route: GenerationRoute, asked: CallState) -> Response:
         """Execute the graph in this router."""
         with self._budget.claim() as claim:
             length = parse_header_length(request.header(HEADER_LENGTH))
@@ -279,7 +279,7 @@ class Router:
             return await self._execute_graph(route, wanted, (request.content, length), asked)
 
     async def _execute_graph(
-        self, route: GenerationRoute, wanted: InferRequest, body: tuple[bytearray, int | None], asked: Attempt
+        self, route: GenerationRoute, wanted: InferRequest, body: tuple[bytearray, int | None], asked: CallState
     ) -> Response:
         route.plan.check_request(wanted.inputs)
         wanted.check_outputs(tuple(route.plan.outputs))
@@ -299,7 +299,7 @@ class Router:
         self,
         route: GenerationRoute,
         body: tuple[bytearray, int | None],
-        asked: Attempt,
+        asked: CallState,
         attempt: Callable[[GenerationRoute], Awaitable[T]],
     ) -> Awaitable[T]:
         """Return the result of an attempt, all for one generation: if any call finds no host, all calls are repeated.
@@ -324,7 +324,7 @@ class Router:
         fresh = models[route.model].generations.get(route.generation) if route.model in models else None
         return fresh if fresh is not None and not fresh.missing and fresh.snapshots == route.snapshots else route
 
-    def _encode(self, route: GenerationRoute, wanted: InferRequest, outputs: Tensors, asked: Attempt) -> Response:
+    def _encode(self, route: GenerationRoute, wanted: InferRequest, outputs: Tensors, asked: CallState) -> Response:
         chosen = wanted.select(outputs)
         if not all(all_finite(tensor) for tensor in outputs.values()):
             if all(all_finite(tensor) for tensor in wanted.inputs.values()):
@@ -346,7 +346,7 @@ class Router:
         }
 
 
-def _refusal(refused: Refused, region: str) -> Response:
+def _refusal(refused: Refusal, region: str) -> Response:
     response = error_response(refused.error)
     return Response(response.status, response.body, {**response.headers, REGION_HEADER: region})
 

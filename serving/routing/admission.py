@@ -15,7 +15,7 @@ class _Model:
     in_flight: int = 0
 
 
-class Admission:
+class RequestAdmission:
     """Requests in flight by model. An overloaded model leaves the others their share of the router."""
 
     def __init__(self, limit: int = DEFAULT_MAX_IN_FLIGHT) -> None:

@@ -46,7 +46,7 @@ _ANY_HOST: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(slots=True)
-class Attempt:
+class CallState:
     """State of a request across its attempts. `deadline` is a time of the client's clock."""
 
     deadline: float = 0.0
@@ -73,11 +73,11 @@ class CallTarget:
     part: str
     candidate: HostCandidate
     pieces: Pieces
-    attempt: Attempt
+    attempt: CallState
     walk: bool
 
 
-class Connections(Protocol):
+class HostConnections(Protocol):
     """A client's connections to hosts."""
 
     def connection(self, url: str) -> HostConnection | None:
@@ -96,7 +96,7 @@ class HostCall:
     __slots__ = ("_began", "_clock", "_connections", "_counted", "_loads", "_sent", "_target")
 
     def __init__(
-        self, target: CallTarget, loads: HostLoadBalancer, clock: Callable[[], float], connections: Connections
+        self, target: CallTarget, loads: HostLoadBalancer, clock: Callable[[], float], connections: HostConnections
     ) -> None:
         self._target = target
         self._loads = loads

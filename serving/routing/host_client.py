@@ -11,7 +11,7 @@ from serving.graph import Tensors
 from serving.http.limits import AnswerBudget
 from serving.protocol.frames import Frame, bytes_frame, tensor_frame
 from serving.protocol.v2 import Body
-from serving.routing.host_call import Attempt, CallTarget, HostCall, RetryOnOtherHost, classify_refusal
+from serving.routing.host_call import CallState, CallTarget, HostCall, RetryOnOtherHost, classify_refusal
 from serving.routing.host_connection import ConnectionLost, HostConnection, Pieces, Reach, connect
 from serving.routing.load_balancer import HostLoadBalancer
 from serving.routing.sync_policy import CandidateTiers, HostCandidate, of_snapshot
@@ -41,7 +41,7 @@ class HostClient:
         self._seeking: dict[str, asyncio.Task[None]] = {}
         self._known: frozenset[str] | None = None
 
-    async def infer(self, route: GenerationRoute, part: str, inputs: Tensors, attempt: Attempt) -> Tensors:
+    async def infer(self, route: GenerationRoute, part: str, inputs: Tensors, attempt: CallState) -> Tensors:
         """Return a part's outputs from one host of the generation, with the proof checked and recorded in `attempt`.
 
         RetryOnOtherHost if a host fails to answer for the generation; `attempt.tried` then contains its URL.
@@ -49,13 +49,15 @@ class HostClient:
         """
         return (await self.begin(route, part, inputs, attempt).response()).tensors()
 
-    def begin(self, route: GenerationRoute, part: str, inputs: Tensors, attempt: Attempt) -> HostCall:
+    def begin(self, route: GenerationRoute, part: str, inputs: Tensors, attempt: CallState) -> HostCall:
         """Begin a call; otherwise as `infer`. If there is a connection, the call is sent before this returns."""
         candidate = self._choose_host(route, part, attempt)
         header = self._header("infer", route.model, part, candidate.generation, attempt.deadline)
         return self._call(route, part, candidate, Pieces(tensor_frame, header, inputs), attempt)
 
-    async def relay(self, route: GenerationRoute, part: str, body: tuple[Body, int | None], attempt: Attempt) -> Frame:
+    async def relay(
+        self, route: GenerationRoute, part: str, body: tuple[Body, int | None], attempt: CallState
+    ) -> Frame:
         """Return the host's answer to the V2 body of a request, unchanged; errors as `infer`.
 
         `body` is its bytes and the length of its JSON header, if binary data follows. The frame's header has the
@@ -70,7 +72,7 @@ class HostClient:
         _check_length(answer, candidate, attempt)
         return answer
 
-    async def walk(self, route: GenerationRoute, body: tuple[Body, int | None], attempt: Attempt) -> Frame:
+    async def walk(self, route: GenerationRoute, body: tuple[Body, int | None], attempt: CallState) -> Frame:
         """Let a host of the route's `executing_part` execute the graph of a V2 request, and return its answer.
 
         See `relay`.
@@ -127,7 +129,7 @@ class HostClient:
         left = max(1, int((deadline - self._clock()) * 1000))
         return {"op": op, "model": model, "part": part, "generation": generation, "deadline_ms": left}
 
-    def _choose_host(self, route: GenerationRoute, part: str, attempt: Attempt) -> HostCandidate:
+    def _choose_host(self, route: GenerationRoute, part: str, attempt: CallState) -> HostCandidate:
         """Choose a host. A part that the graph calls twice uses one snapshot for both calls."""
         tiers = self._allowed_candidates(route, part, attempt) if attempt.only else route.candidates[part]
         snapshot = attempt.used.get(part)
@@ -137,7 +139,7 @@ class HostClient:
         attempt.used[part] = candidate.snapshot
         return candidate
 
-    def _allowed_candidates(self, route: GenerationRoute, part: str, attempt: Attempt) -> CandidateTiers:
+    def _allowed_candidates(self, route: GenerationRoute, part: str, attempt: CallState) -> CandidateTiers:
         """Return the candidates of a part; only one host's if no other may be called.
 
         RetryOnOtherHost if that one is not ready.
@@ -158,7 +160,7 @@ class HostClient:
         part: str,
         candidate: HostCandidate,
         pieces: Pieces,
-        attempt: Attempt,
+        attempt: CallState,
         *,
         walk: bool = False,
     ) -> HostCall:
@@ -209,7 +211,7 @@ class HostClient:
                 await self.reach(url)
 
 
-def _check_length(answer: Frame, candidate: HostCandidate, attempt: Attempt) -> None:
+def _check_length(answer: Frame, candidate: HostCandidate, attempt: CallState) -> None:
     """Raise RetryOnOtherHost unless the answer's `header_length` is the length of its JSON.
 
     It becomes a header for the client.

@@ -16,7 +16,7 @@ from ipnext.model.deployment.deployment import GenerationTraffic
 from serving.metrics.generation_counts import Aside, GenerationCounts
 from serving.metrics.in_flight import InFlight
 from serving.metrics.prediction_sketches import SAMPLE_SECONDS, Sketches
-from serving.metrics.refusals import Refusals
+from serving.metrics.refusals import RefusalCounts
 from serving.metrics.tallies import Histogram, StreamTally
 from serving.routing.table import GenerationRoute
 
@@ -42,7 +42,7 @@ class RouterMetrics(Collector):
         self._served = served
         self._counts: dict[tuple[str, int | None], GenerationCounts] = {}
         self._of_model: defaultdict[str, list[GenerationCounts]] = defaultdict(list)
-        self.refusals = Refusals(region)
+        self.refusals = RefusalCounts(region)
         """Requests refused by access control, which count nowhere else."""
         self.registry = CollectorRegistry()
         self.registry.register(self)

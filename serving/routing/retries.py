@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from ipnext.errors import HostLost, QueryOfDeath, Unavailable
-from serving.routing.host_call import Attempt, HostEnded, RetryOnOtherHost
+from serving.routing.host_call import CallState, HostEnded, RetryOnOtherHost
 from serving.routing.lost_requests import Record
 
 ATTEMPTS: Final = 2
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 async def run_with_retry(  # noqa: C901, PLR0912 - each way in which an attempt ends
     attempt: Callable[[], Awaitable[T]],
-    asked: Attempt,
+    asked: CallState,
     *,
     again: Callable[[bool], None],
     subject: str,
@@ -93,7 +93,7 @@ async def run_with_retry(  # noqa: C901, PLR0912 - each way in which an attempt 
 
 async def _by_the_same_host(
     attempt: Callable[[], Awaitable[T]],
-    asked: Attempt,
+    asked: CallState,
     ended: HostEnded,
     again: Callable[[bool], None],
     record: Record | None,

@@ -27,7 +27,7 @@ from ipnext.artifacts.stores.locations import open_store
 from ipnext.errors import Forbidden, IPnextError, LoadFailed, Unavailable
 from ipnext.process.store_environment import read_store_environment
 from serving.confinement.privileges import drop_capabilities
-from serving.snapshots.fetch_starter import FetchingKeeper, KeptProcess, Logs, Reaches
+from serving.snapshots.fetch_starter import FetchingKeeper, FetchProcess, Logs, Reaches
 
 _NICENESS: Final = 10
 """Processes that answer requests have priority."""
@@ -64,7 +64,7 @@ class FetchingProcess:
         self._command += [] if store_environment is None else ["--store-environment", str(store_environment)]
         self._lock = threading.Lock()
         self._keeper: FetchingKeeper | None = None
-        self._process: subprocess.Popen[str] | KeptProcess | None = None
+        self._process: subprocess.Popen[str] | FetchProcess | None = None
 
     def start(self) -> None:
         """Start the process, so that the first fetch need not wait for it."""

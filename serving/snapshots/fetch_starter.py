@@ -31,7 +31,7 @@ Reaches = Callable[[str], tuple[socket.socket, str]]
 """Connects to the URL of another host; returns the connection and the proof for it. Errors as of Logs."""
 
 
-class KeptProcess:
+class FetchProcess:
     """The used subset of subprocess.Popen, for a process started by another one."""
 
     def __init__(self, pid: int, stdin: IO[str], stdout: IO[str], end: Callable[[], None]) -> None:
@@ -73,13 +73,13 @@ class FetchingKeeper:
             _keep(theirs, run, logs, reaches, at_end)
         theirs.close()
 
-    def start(self) -> KeptProcess:
+    def start(self) -> FetchProcess:
         """Start a fetching process in place of the former one. Unavailable if the keeper has ended."""
         told, fds = self._ask(_START)
         if len(fds) < _FDS:
             msg = "the process that starts those that fetch snapshots has ended; this host fetches no more"
             raise Unavailable(msg)
-        return KeptProcess(int(told), os.fdopen(fds[0], "w"), os.fdopen(fds[1]), self._end)
+        return FetchProcess(int(told), os.fdopen(fds[0], "w"), os.fdopen(fds[1]), self._end)
 
     def begin_log(self, name: str) -> IO[bytes]:
         """Begin the log of this name in the keeper; return it opened for appending and reading.

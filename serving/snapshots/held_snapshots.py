@@ -61,7 +61,7 @@ class Lease(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Changes(Generic[T]):
+class SnapshotChanges(Generic[T]):
     """Actions that a new set of holds requires: snapshots to load, and unused ones to close."""
 
     load: tuple[HostedSnapshot, ...] = ()
@@ -77,7 +77,7 @@ class HeldSnapshots(Generic[T]):
         self.ends = Revision()
         """Rises when a load has ended, successfully or not."""
 
-    def want(self, holds: Sequence[HostedSnapshot]) -> Changes[T]:
+    def want(self, holds: Sequence[HostedSnapshot]) -> SnapshotChanges[T]:
         """Replace the desired set. InvalidInput if one generation of a part has two snapshots."""
         wanted = _by_key(holds)
         dropped = [entry for key, entry in self._entries.items() if key not in wanted]
@@ -89,7 +89,7 @@ class HeldSnapshots(Generic[T]):
             entry.wanted = False
         self._entries = kept
         self._index()
-        return Changes(tuple(new), tuple(v for entry in dropped if (v := _pop_unused(entry)) is not None))
+        return SnapshotChanges(tuple(new), tuple(v for entry in dropped if (v := _pop_unused(entry)) is not None))
 
     def wants(self, hold: HostedSnapshot) -> bool:
         """Whether the snapshot is still desired."""

@@ -18,7 +18,7 @@ from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE, read_docum
 from serving.snapshots.directory import check_directory, verify_manifest, write_last
 from serving.splitting.check.comparison import Drawn, SplitModel, compare, load
 from serving.splitting.check.ranges import ranges_of
-from serving.splitting.check.sample_requests import Drawing, Examples, Request
+from serving.splitting.check.sample_requests import Examples, Request, RequestSampler
 from serving.splitting.ir.program import Program
 from serving.splitting.report import SplitReport
 from serving.splitting.split_plan import plan_split
@@ -67,7 +67,7 @@ def verify_split(
     drawn: Drawn = (
         Examples(unsplit.signature, examples)
         if examples is not None
-        else Drawing(unsplit.signature, ranges_of(program), partial(_answers, unsplit))
+        else RequestSampler(unsplit.signature, ranges_of(program), partial(_answers, unsplit))
     )
     found = compare(unsplit, SplitModel(report.graph, split), drawn)
     equal = {str(batch): same for batch, same in found.equal.items()}

@@ -8,8 +8,8 @@ from typing import Final
 from ipnext.errors import InvalidInput
 from ipnext.model.manifest.split import SplitPolicy
 from ipnext.model.registry.registry import GraphNode, PartGraph, SnapshotManifest, TensorSpec
-from serving.splitting.assign.op_assignment import Placement
-from serving.splitting.assign.segments import Flow, segments_of
+from serving.splitting.assign.op_assignment import PartAssignment
+from serving.splitting.assign.segments import DataFlow, segments_of
 from serving.splitting.emit.extract import CutProgram, cut_program
 from serving.splitting.emit.segment_program import SegmentDocument
 from serving.splitting.ir.program import Program
@@ -24,7 +24,7 @@ class SplitPlan:
     """A policy applied to a program."""
 
     policy: SplitPolicy
-    placement: Placement
+    placement: PartAssignment
     whole: CutProgram
 
     @property
@@ -136,8 +136,8 @@ def plan_split(program: Program, policy: SplitPolicy) -> SplitPlan:
 
 
 def _plan(program: Program, policy: SplitPolicy, reserved: Mapping[str, int]) -> SplitPlan:
-    placement = Placement(program, policy, reserved)
-    flow = Flow(program, placement, policy.default)
+    placement = PartAssignment(program, policy, reserved)
+    flow = DataFlow(program, placement, policy.default)
     return SplitPlan(
         policy, placement, cut_program(program, flow, segments_of(flow, tuple(placement.parts)), policy.default)
     )

@@ -18,7 +18,7 @@ from ipnext.model.lifecycle.messages import (
     Change,
     ChangeState,
     LifecycleResult,
-    Planned,
+    PlanningResult,
     RecordInput,
     ReplanComputed,
     StageInput,
@@ -52,12 +52,12 @@ class CarriedOut:
             model=self.model, change_id=change.id, kind=change.kind, generation=generation, plan_id=change.plan_id
         )
 
-    def placed(self, change: Change, generation: int) -> Planned:
+    def placed(self, change: Change, generation: int) -> PlanningResult:
         """Validate a rollout, and place the model."""
         stage = self.stage(change, generation)
         if change.kind in ROLLS_OUT:
             assert self.env.run(self.validation.validate_generation, stage).refusal is None
-        planned: Planned = self.env.run(self.planning.place_model, stage)
+        planned: PlanningResult = self.env.run(self.planning.place_model, stage)
         return planned
 
     def planned(self, change: Change, generation: int) -> TransitionPlanned:

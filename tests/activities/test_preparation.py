@@ -8,7 +8,7 @@ from temporalio.testing import ActivityEnvironment
 from activities import preparation
 from activities.deployment.freeze_activities import FreezeActivities
 from activities.metadata.activities import MetadataActivities
-from activities.metadata.prefetch import Prefetching
+from activities.metadata.prefetch import SnapshotPrefetcher
 from activities.planning.activities import PlanningActivities
 from activities.planning.solver import ThreadSolver
 from activities.preparation import PreparationActivities
@@ -17,7 +17,7 @@ from activities.validation.activities import ValidationActivities
 from activities.validation.validator import FunctionValidator, pass_check
 from ipnext.artifacts.signing import write_key_pair
 from ipnext.errors import ArtifactMissing, RegionUnreachable, Unavailable
-from ipnext.model.deployment.deployment import Deployment, DeploymentKey, HeldSnapshot
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
 from ipnext.model.lifecycle.messages import ChangeKind, StageInput
 from ipnext.model.lifecycle.preparation import PreparationInput
 from ipnext.model.manifest.freeze import FreezeManifest
@@ -47,7 +47,7 @@ def prepared(house):
             FreezeActivities(house.store),
             planning(house.store, ThreadSolver()),
             TransitionActivities(house.store, house.infrastructure),
-            Prefetching(house.store, house.infrastructure),
+            SnapshotPrefetcher(house.store, house.infrastructure),
         )
         asked = PreparationInput(stage=stage, stages=stages)
         return ActivityEnvironment().run(activities.prepare_change, asked)
@@ -70,7 +70,7 @@ def freeze(house):
 
 def deployed(house, region):
     key = DeploymentKey(model="ranker", part="dense", region=region, hardware="cpu")
-    held = HeldSnapshot(snapshot=1, digest="d", uri="file:///x", generations=(1,))
+    held = AssignedSnapshot(snapshot=1, digest="d", uri="file:///x", generations=(1,))
     deployment = Deployment(key=key, engine="torch", replicas=1, holds=(held,), units=1.0, qps=100.0)
     with house.store.begin("ranker") as unit:
         unit.put_deployment(deployment)
@@ -174,7 +174,7 @@ def test_a_region_that_is_away_is_not_waited_for(prepared, house, monkeypatch):
 def steps(monkeypatch):
     """What happens to a publish, in order: fetching ahead, and the validation that reads every file."""
     found = []
-    monkeypatch.setattr(Prefetching, "begin", lambda *_: found.append("fetched ahead"))
+    monkeypatch.setattr(SnapshotPrefetcher, "begin", lambda *_: found.append("fetched ahead"))
     validate = ValidationActivities.validate_generation
 
     def validated(self, stage):

@@ -15,9 +15,9 @@ from activities.regions.reconciliation import ReconciliationActivities
 from ipnext.errors import Forbidden, InvalidInput, IPnextError, Unavailable
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
 from ipnext.model.deployment.deployment import (
+    AssignedSnapshot,
     Deployment,
     DeploymentKey,
-    HeldSnapshot,
     RouteShare,
     RouteTable,
     ServedGeneration,
@@ -105,7 +105,7 @@ class Fleet:
                 unit.update_change(change.id, state=ChangeState.DONE)
                 unit.set_generation_state(model, 1, GenerationState.SERVING)
                 unit.update_model(model, serving_generation=1)
-                held = HeldSnapshot(snapshot=1, digest="d" * 64, uri="file:///d", generations=(1,))
+                held = AssignedSnapshot(snapshot=1, digest="d" * 64, uri="file:///d", generations=(1,))
                 for region in (EAST, EUROPE):
                     own = {"engine": "torch", "units": 1, "qps": 100, "holds": (held,)}
                     unit.put_deployment(Deployment(key=key(model, region), replicas=2, **own))

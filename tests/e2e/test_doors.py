@@ -23,7 +23,7 @@ from ipnext.api.authorization.access import is_public
 from ipnext.components.authorisation import RULES, callers_of
 from ipnext.components.authority import CertificateAuthority
 from ipnext.components.certificates import client_context
-from ipnext.components.identity import Component, Identity
+from ipnext.components.identity import Component, ComponentIdentity
 from ipnext.components.issuing import Issuer
 from ipnext.infra.agent.http_api import agent_app
 from ipnext.login.credentials import read_key
@@ -231,7 +231,7 @@ def issued(platform: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     ours = CertificateAuthority.keep(platform.state / "certificates" / "authority")
 
     def context(
-        identity: Identity, *, authority: CertificateAuthority | None = None, seconds: float = 3600
+        identity: ComponentIdentity, *, authority: CertificateAuthority | None = None, seconds: float = 3600
     ) -> ssl.SSLContext:
         issuer = Issuer(authority or ours, tmp_path_factory.mktemp("issued"), lasts_seconds=seconds, renewed_at=0.5)
         issuer.issue([identity])
@@ -243,9 +243,9 @@ def issued(platform: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 COMPONENTS = [
-    Identity("ipnext.local", Component.CONTROL_PLANE),
+    ComponentIdentity("ipnext.local", Component.CONTROL_PLANE),
     *(
-        Identity("ipnext.local", component, "us-east")
+        ComponentIdentity("ipnext.local", component, "us-east")
         for component in Component
         if component is not Component.CONTROL_PLANE
     ),
@@ -283,7 +283,7 @@ def test_who_proves_itself_by_no_good_certificate_reaches_no_agent_and_no_gatewa
         "no certificate": plain,
         "forged": issued(plane, authority=CertificateAuthority.create()),
         "expired": issued(plane, seconds=-30),
-        "another trust domain": issued(Identity("other.example", Component.CONTROL_PLANE)),
+        "another trust domain": issued(ComponentIdentity("other.example", Component.CONTROL_PLANE)),
     }
     found = ports_of(platform)
     gateways = {httpx.URL(url).port for url in platform.endpoints["gateways"].values()}

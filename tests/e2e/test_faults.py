@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from ipnext.model.api.resources import ChangeView, Explanation
+from ipnext.model.api.resources import ChangeView, StatusExplanation
 from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.e2e
@@ -40,12 +40,12 @@ def settle(platform: Any, text: str) -> None:
             assert done.state == "done", done
 
 
-def fails(platform: Any, parts: Mapping[str, Path]) -> Explanation:
+def fails(platform: Any, parts: Mapping[str, Path]) -> StatusExplanation:
     """Publish what does not come through; the explanation of it."""
     return failed(platform, platform.client.publish("pair", parts))
 
 
-def failed(platform: Any, change: ChangeView) -> Explanation:
+def failed(platform: Any, change: ChangeView) -> StatusExplanation:
     """The explanation of a change that does not come through."""
     done = platform.client.wait_change(change.id, timeout_seconds=PATIENCE_SECONDS)
     assert done.state in {"refused", "rolled_back"}, done
@@ -54,11 +54,11 @@ def failed(platform: Any, change: ChangeView) -> Explanation:
     return told
 
 
-def explained(platform: Any) -> Explanation:
+def explained(platform: Any) -> StatusExplanation:
     return platform.client.explain("pair")
 
 
-def places(told: Explanation) -> dict[str, str]:
+def places(told: StatusExplanation) -> dict[str, str]:
     """Level -> subject of the links between the step and the cause."""
     assert [link.level for link in told.chain][-1] == "cause"
     assert told.advice

@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 
 import httpx
 
-from ipnext.model.deployment.deployment import Deployment, HeldSnapshot, RouterTable
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, RouterTable
 from tests.genai.hosts import mock_command, stream
 from tests.ipnext.infra.conftest import Builder, RunningAgent
 from tests.processes import get_from
@@ -34,7 +34,7 @@ class Bed:
 
     def _held(self, number):
         source = self.shelf.published[number]
-        return HeldSnapshot(snapshot=number, digest=source.manifest.digest, uri=source.uri, generations=(number,))
+        return AssignedSnapshot(snapshot=number, digest=source.manifest.digest, uri=source.uri, generations=(number,))
 
     def route(self, shares, *, served):
         table = self.model.table(1, shares, served=served)

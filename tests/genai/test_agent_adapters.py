@@ -6,7 +6,7 @@ What the agent tells of one that an engine does not take, and when one that is n
 import httpx
 import pytest
 
-from ipnext.model.deployment.deployment import HeldSnapshot
+from ipnext.model.deployment.deployment import AssignedSnapshot
 from ipnext.model.registry.adapter import ServedAdapter, engine_name
 from tests.genai.regions import LONG, region
 from tests.waiting import until
@@ -19,7 +19,9 @@ FIRST, SECOND = 11, 12
 
 def held(shelf, number, *generations, **more):
     source = shelf.published[number]
-    return HeldSnapshot(snapshot=number, digest=source.manifest.digest, uri=source.uri, generations=generations, **more)
+    return AssignedSnapshot(
+        snapshot=number, digest=source.manifest.digest, uri=source.uri, generations=generations, **more
+    )
 
 
 def test_an_adapter_that_fails_is_told_as_the_adapters_failure(shelf, tmp_path):

@@ -10,7 +10,7 @@ from ipnext.model.settings.engine import VllmSettings
 from serving.genai import host
 from serving.genai.adapters import Adapters
 from serving.genai.command_line.interpreter import COMMAND_VARIABLE, PYTHON_VARIABLE
-from serving.genai.engine.supervisor import Pace
+from serving.genai.engine.supervisor import SupervisorPace
 from serving.genai.engine_manager import EngineManager
 from serving.genai.metrics import EngineMetrics
 
@@ -48,7 +48,7 @@ def test_every_metric_is_named_and_none_is_made_up(tmp_path):
 
 
 def test_the_variables_and_the_pace_are_those_in_force():
-    pace = Pace()
+    pace = SupervisorPace()
     assert {PYTHON_VARIABLE, COMMAND_VARIABLE} <= set(re.findall(r"`(IPNEXT_\w+)`", TEXT))
     assert f"{pace.first_pause:g} s, {2 * pace.first_pause:g} s, ... {pace.longest_pause:g} s" in TEXT
     assert f"silent for {pace.unanswered:g} s leaves `ready`, after {pace.hung:g} s it is killed" in TEXT

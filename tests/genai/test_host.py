@@ -10,7 +10,7 @@ import threading
 import httpx
 import pytest
 
-from ipnext.infra.host.log_retention import LogKeeping, LogLimits
+from ipnext.infra.host.log_retention import LogLimits, LogRetention
 from tests.genai.hosts import complete, mock_command, stream
 from tests.processes import gone
 from tests.waiting import PATIENCE_SECONDS, until
@@ -111,7 +111,7 @@ def test_the_log_of_an_engine_is_put_aside_while_it_runs_and_goes_on(yard, shelf
     host.hold(shelf.hold(1))
     until(lambda: starts(host) == [("llm", 1, "loading", "before")])
     (file,) = (host.root / "logs").glob("*.engine-*.log")
-    LogKeeping(file.parent, LogLimits(keep_seconds=1e9, keep_bytes=1, file_bytes=1, look_seconds=1)).look()
+    LogRetention(file.parent, LogLimits(keep_seconds=1e9, keep_bytes=1, file_bytes=1, look_seconds=1)).look()
     more.touch()
     until(lambda: file.read_text() == "after\n")
     assert not file.with_name(f"{file.name}.1").exists(), "it is beyond what all may have together"

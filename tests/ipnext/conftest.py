@@ -28,9 +28,9 @@ from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
 from ipnext.model.access.rights import ApiKey, Grant, Role
 from ipnext.model.deployment.deployment import (
+    AssignedSnapshot,
     Deployment,
     DeploymentKey,
-    HeldSnapshot,
     RouteShare,
     RouteTable,
     ServedGeneration,
@@ -56,10 +56,10 @@ from ipnext.model.planning.plan import (
 from ipnext.model.registry.registry import (
     ArtifactFile,
     GenerationState,
-    Layout,
     Signature,
     SnapshotManifest,
     SnapshotSource,
+    SplitLayout,
     TensorSpec,
 )
 from ipnext.platform.admin import BY_DEV
@@ -256,7 +256,7 @@ class Rooms:
             for part, number in snapshots.items():
                 snapshot = unit.snapshot(model, part, number)
                 key = DeploymentKey(model=model, part=part, region="eu", hardware="cpu")
-                held = HeldSnapshot(
+                held = AssignedSnapshot(
                     snapshot=number, digest=snapshot.digest, uri=snapshot.uri, generations=(generation,)
                 )
                 deployment = Deployment(key=key, replicas=replicas, engine="torch", units=1, qps=100, holds=(held,))
@@ -280,7 +280,7 @@ class Rooms:
             unit.update_change(change.id, state=ChangeState.DONE, reason=Reason.SUCCEEDED, run_id=run)
             unit.add_event(model, "generation_serving", f"generation {generation} serves", run_id=run)
 
-    def lay_out(self, generation: int, *, model: str = "ranker") -> Layout:
+    def lay_out(self, generation: int, *, model: str = "ranker") -> SplitLayout:
         """What cutting leaves behind: one part of two segments. Before the generation serves."""
         segments = [
             {"name": "tower-s0", "stage": 0, "snapshot": 3, "size_bytes": 1536},
@@ -295,7 +295,7 @@ class Rooms:
             {"name": "tower-s1", "part": "tower-s1", "inputs": {**inputs, "x": "tower-s0.x"}},
         ]
         graph = {"nodes": nodes, "outputs": {"score": "tower-s1.score"}}
-        layout = Layout.model_validate(
+        layout = SplitLayout.model_validate(
             {"source": "sparse", "cut": "0" * 64, "equal_at": [1, 64], "parts": [part], "graph": graph}
         )
         with self.store.begin() as unit:

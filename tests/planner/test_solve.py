@@ -11,7 +11,7 @@ from ipnext.model.value import canonical_json
 from planner import solve as solving
 from planner.core.diff import diff, state_of
 from planner.core.index import Index
-from planner.exact.formulation import Answer
+from planner.exact.formulation import SolverAnswer
 from planner.solve import place, solve
 from planner.verify.plan_checker import check
 from tests.planner.strategies import problems
@@ -232,10 +232,10 @@ def answers(monkeypatch, replicas, traffic, *, time_ran_out=False):
 
         def solve(self):
             if replicas is None:
-                return Answer(None, None, 0.0, time_ran_out=time_ran_out, iterations=0)
+                return SolverAnswer(None, None, 0.0, time_ran_out=time_ran_out, iterations=0)
             counts = [replicas.get(place.key, 0.0) for place in self.index.placements]
             shares = [traffic.get(route.key, 0.0) for route in self.index.routes]
-            return Answer(counts, shares, 0.0, time_ran_out=time_ran_out, iterations=0)
+            return SolverAnswer(counts, shares, 0.0, time_ran_out=time_ran_out, iterations=0)
 
     monkeypatch.setattr(solving, "Formulation", Scripted)
 

@@ -35,7 +35,7 @@ from ipnext.temporal import connect, submit_change
 from tests.waiting import PATIENCE_SECONDS, eventually
 from tests.workflows.drains import Drains
 from tests.workflows.next_build import make_next_build
-from workflows.worker import Engine, engine_of, lifecycle_activities, planner_activities, worker_of
+from workflows.worker import WorkflowEngine, engine_of, lifecycle_activities, planner_activities, worker_of
 
 POLL_SECONDS = 0.05
 """Each look at the store costs the processor that the workers need."""
@@ -103,9 +103,9 @@ def until_up_fixture():
 
 
 @pytest.fixture
-def no_engine() -> Engine:
+def no_engine() -> WorkflowEngine:
     """For activities that ask nothing of the workflow engine."""
-    return Engine(submit=lambda *_: None, wake=lambda: None, is_open=lambda _: False)
+    return WorkflowEngine(submit=lambda *_: None, wake=lambda: None, is_open=lambda _: False)
 
 
 @pytest.fixture(scope="session")

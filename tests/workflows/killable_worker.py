@@ -20,7 +20,7 @@ from ipnext.errors import IPnextError, Unavailable
 from ipnext.platform.builds import make_first_current
 from ipnext.store.store import Store
 from ipnext.temporal import connect
-from workflows.fault_injection import Faults, fault_of
+from workflows.fault_injection import FaultInjector, fault_of
 from workflows.policies import BUILD_ID
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
 
@@ -37,7 +37,7 @@ async def main(root: Path, socket: str, address: str) -> None:
     store.migrate()
     client = await connect(address=address, timing=read_devfile().timing)
     fault = fault_of(os.environ)
-    interceptors = [Faults(fault)] if fault else []
+    interceptors = [FaultInjector(fault)] if fault else []
     engine = engine_of(lambda: client, asyncio.get_running_loop())
     ours = lifecycle_activities(store, FileArtifactStore(root / "artifacts"), remote.infrastructure(), engine)
     devfile = read_devfile()

@@ -47,7 +47,7 @@ WITHOUT_FIELD = frozenset(
         *(f"ipnext.model.registry.{name}" for name in ("registry", "delta", "signing", "checkpoint", "adapter")),
     }
 )
-FIXED = frozenset({"Row", "DeploymentKey"})
+FIXED = frozenset({"FigureRow", "DeploymentKey"})
 """Rows of plans are made by position within one process, and a key with a field more names another thing."""
 
 MIGRATION = """

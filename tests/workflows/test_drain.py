@@ -3,7 +3,7 @@
 from temporalio.testing import ActivityEnvironment
 
 from activities.regions.activities import DrainActivities
-from activities.regions.recovery import Returning
+from activities.regions.recovery import RegionRecovery
 from ipnext import names
 from ipnext.model.deployment.deployment import DeploymentKey, ReplicaPhase
 from ipnext.model.lifecycle.drain import DrainInput, DrainSeen, DrainState
@@ -190,7 +190,7 @@ async def test_users_whom_no_other_region_answered_are_answered_again_when_their
         repository.put_route(dropped)
     house.infrastructure.route(dropped)
 
-    Returning(house.store, house.infrastructure, EUROPE).reconcile()
+    RegionRecovery(house.store, house.infrastructure, EUROPE).reconcile()
 
     assert house.shares(model) == {EUROPE: {1: 1.0}}
 

@@ -14,9 +14,9 @@ from ipnext import names
 from ipnext.devfile import TaskQueueGroup, read_devfile
 from ipnext.errors import InvalidInput
 from ipnext.payloads import DATA_CONVERTER
-from ipnext.platform.polling import Polled
+from ipnext.platform.polling import PolledQueue
 from workflows import health
-from workflows.health import Load, announce_ready, find_unpolled, keep_ready
+from workflows.health import ActivityLoad, announce_ready, find_unpolled, keep_ready
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
 
 
@@ -48,11 +48,11 @@ async def until_unpolled(client, loads, *expected):
 
 
 async def test_a_queue_that_the_worker_does_not_poll_is_named(own, serve):
-    planner = Polled(names.PLANNER_QUEUE, "activities")
+    planner = PolledQueue(names.PLANNER_QUEUE, "activities")
     assert len(await find_unpolled(own, {})) == 4
     async with serve(names.LIFECYCLE_QUEUE), serve(names.URGENT_QUEUE):
         await until_unpolled(own, {}, planner)
-        full = Load(read_devfile().group(names.PLANNER_QUEUE))
+        full = ActivityLoad(read_devfile().group(names.PLANNER_QUEUE))
         full.running = read_devfile().group(names.PLANNER_QUEUE).activity_slots
         assert await find_unpolled(own, {names.PLANNER_QUEUE: full}) == [], "it can't poll without a free slot"
         async with serve(names.PLANNER_QUEUE):
@@ -128,7 +128,7 @@ def test_a_ready_file_that_can_not_be_written_at_the_start_is_named(tmp_path):
 
 
 async def test_a_load_counts_the_activities_that_run():
-    load = Load(TaskQueueGroup(queue="q", activity_slots=1))
+    load = ActivityLoad(TaskQueueGroup(queue="q", activity_slots=1))
     counted = []
 
     class Inner:

@@ -16,7 +16,7 @@ from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.planning.transition import TransitionState
 from ipnext.store.repository import Repository
-from ipnext.store.unit_of_work import Unit, utc_now
+from ipnext.store.unit_of_work import UnitOfWork, utc_now
 from ipnext.temporal import control
 
 pytestmark = pytest.mark.usefixtures("workers")
@@ -116,7 +116,7 @@ async def test_an_api_whose_clock_differs_by_minutes_delays_and_loses_nothing(
     @contextlib.contextmanager
     def of_the_api():
         with monkeypatch.context() as patch:
-            patch.setitem(Unit.__init__.__kwdefaults__, "clock", lambda: utc_now() + timedelta(minutes=minutes))
+            patch.setitem(UnitOfWork.__init__.__kwdefaults__, "clock", lambda: utc_now() + timedelta(minutes=minutes))
             yield
 
     with of_the_api():

@@ -5,8 +5,8 @@ What was acknowledged comes through where it can.
 
 import pytest
 
-from activities.regions.failover import Surviving
-from activities.regions.recovery import Returning
+from activities.regions.failover import RegionFailover
+from activities.regions.recovery import RegionRecovery
 from ipnext.api.workflow_engine.outbox import Outbox
 from ipnext.api.workflow_engine.temporal import TemporalLifecycle
 from ipnext.model.lifecycle.drain import DrainState
@@ -127,13 +127,13 @@ def send_around(house):
     house.infrastructure.cut(EUROPE)
     with house.store.begin() as repository:
         repository.add_drain(EUROPE, disaster=True)
-    return Surviving(house.store, house.infrastructure).send_around(EUROPE)
+    return RegionFailover(house.store, house.infrastructure).send_around(EUROPE)
 
 
 def bring_back(house):
     """Europe is in service again, as the store has it."""
     house.infrastructure.mend(EUROPE)
-    Returning(house.store, house.infrastructure, EUROPE).reconcile()
+    RegionRecovery(house.store, house.infrastructure, EUROPE).reconcile()
     with house.store.begin() as repository:
         drain = repository.drain(EUROPE)
         repository.update_drain(drain.id, state=DrainState.RETURNED)

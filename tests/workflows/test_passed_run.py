@@ -24,7 +24,7 @@ from ipnext.model.lifecycle.takeover import ChangeSeen, TakenOver
 from workflows import model, model_control, policies
 from workflows.errors import describe_preemption, make_stopped, name_preempting
 from workflows.model import ModelWorkflow
-from workflows.model_passing import Passing
+from workflows.model_passing import ModelPassing
 
 ASKED = ControlAsked(by="anna")
 
@@ -52,7 +52,7 @@ def entity(monkeypatch):
 
     def build(passed=ChangeKind.PUBLISH):
         monkeypatch.setattr(model_control.workflow, "wait_condition", noted)
-        found = Passing(ModelEntityInput(model="m", rebuilt=True))
+        found = ModelPassing(ModelEntityInput(model="m", rebuilt=True))
         monkeypatch.setattr(found, "_show", lambda: None)
         monkeypatch.setattr(found, "_note", noted)
         found._passed, found._running = (change(passed, 1),), change(ChangeKind.REPAIR, 2)
@@ -275,7 +275,7 @@ def renewed(monkeypatch):
         monkeypatch.setattr(model_control.workflow, "wait_condition", noted)
         begun = (change(kind, 2), *(() if passed is None else (change(passed, 1),)))
         passed_ids = tuple(each.id for each in begun[1:])
-        found = Passing(ModelEntityInput(model="m", rebuilt=True, begun=begun, passed_ids=passed_ids, **carried))
+        found = ModelPassing(ModelEntityInput(model="m", rebuilt=True, begun=begun, passed_ids=passed_ids, **carried))
         runs = {each.id: Run() for each in begun}
         monkeypatch.setattr(found, "_show", lambda: None)
         monkeypatch.setattr(found, "_note", noted)
@@ -399,7 +399,7 @@ def test_all_passed_runs_are_taken_over_in_their_order(renewed):
     passed = (change(ChangeKind.PUBLISH, 1), change(ChangeKind.REPAIR, 2))
     begun = (change(ChangeKind.MOVE, 3), *passed[::-1])
 
-    found = Passing(
+    found = ModelPassing(
         ModelEntityInput(model="m", rebuilt=True, begun=begun, passed_ids=tuple(each.id for each in passed))
     )
 

@@ -12,7 +12,7 @@ from ipnext.model.lifecycle.controls import ControlAsked
 from ipnext.model.lifecycle.messages import TransitionInput, WaveInput, WaveResult
 from ipnext.model.lifecycle.status import Reason
 from workflows import policies, transition_control
-from workflows.transition_control import Steered
+from workflows.transition_control import TransitionControl
 
 DAY = 86400.0
 AWAY = timedelta(hours=10)
@@ -43,7 +43,9 @@ def steered(monkeypatch):
     def build(seconds):
         wanted = {"model": "m", "generation": 1, "waves": 2, "deadline_seconds": 1, "change_id": "c"}
         held = ControlAsked(by="ann")
-        run = Steered(TransitionInput(transition_id="t", manual_deadline_seconds=seconds, held=held, **wanted))
+        run = TransitionControl(
+            TransitionInput(transition_id="t", manual_deadline_seconds=seconds, held=held, **wanted)
+        )
         monkeypatch.setattr(run, "_show", lambda _: None)
         monkeypatch.setattr(run, "_look", look)
         return run

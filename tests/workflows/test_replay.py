@@ -12,7 +12,7 @@ from temporalio.worker import Replayer
 
 from ipnext.payloads import DATA_CONVERTER
 from ipnext.timing import Timing
-from workflows.time_limits import Timed
+from workflows.time_limits import TimeLimitInterceptor
 from workflows.worker import WORKFLOWS
 
 HISTORIES = sorted((Path(__file__).parent / "histories").glob("*.json"))
@@ -85,7 +85,7 @@ async def test_recorded_history_replays_on_this_code(path):
 async def test_recorded_history_replays_on_a_worker_with_other_time_limits(path):
     other = Timing(**{name: 7 + seconds for name, seconds in Timing()})
     text = path.read_text()
-    replayer = Replayer(workflows=WORKFLOWS, data_converter=DATA_CONVERTER, interceptors=[Timed(other)])
+    replayer = Replayer(workflows=WORKFLOWS, data_converter=DATA_CONVERTER, interceptors=[TimeLimitInterceptor(other)])
 
     await replayer.replay_workflow(WorkflowHistory.from_json(workflow_id_of(json.loads(text)), text))
 

@@ -52,7 +52,7 @@ def release_before_route(patch):
         if phase != "scaled_up":
             return real(found, model, index, phase)
         up, down = real(found, model, index, phase), real(found, model, index, "released")
-        return waves.ModelState(down.counts, up.shares, up.apart)
+        return waves.ModelWaveState(down.counts, up.shares, up.apart)
 
     patch.setattr(waves, "state_at", early)
 
@@ -71,7 +71,7 @@ def way_back_releases_first(patch):
 
     def early(found, model, index, phase):
         state = real(found, model, index, phase)
-        return waves.ModelState(real(found, model, index, "released").counts, state.shares, state.apart)
+        return waves.ModelWaveState(real(found, model, index, "released").counts, state.shares, state.apart)
 
     patch.setattr(waves, "state_back", early)
 
@@ -82,7 +82,7 @@ def way_back_without_capacity(patch):
     def poor(found, model, index, phase):
         state = real(found, model, index, phase)
         there = waves.state_at(found, model, index, "scaled_up")
-        return state if phase == "released" else waves.ModelState(there.counts, state.shares, state.apart)
+        return state if phase == "released" else waves.ModelWaveState(there.counts, state.shares, state.apart)
 
     patch.setattr(waves, "state_back", poor)
 
@@ -92,7 +92,7 @@ def dead_region_counts(patch):
 
     def generous(model, state, seen):
         counts = {held: count for held, count in state.counts.items() if held[0][1] in seen}
-        return real(model, waves.ModelState(counts, state.shares, state.apart), seen)
+        return real(model, waves.ModelWaveState(counts, state.shares, state.apart), seen)
 
     applied = moving._applied
     patch.setattr(regions, "missing_replicas", generous)
@@ -103,7 +103,7 @@ def newest_is_superseded(patch):
     def reversed_order(queue, new):
         same = [waiting for waiting in queue if waiting.kind is new.kind]
         if same:
-            return queue, (ordering.Superseded(new, same[0]),)
+            return queue, (ordering.SupersededEntry(new, same[0]),)
         return tuple(sorted((*queue, new), key=lambda c: c.sequence)), ()
 
     patch.setattr(ordering, "enqueue", reversed_order)
@@ -151,7 +151,7 @@ def applying_twice_adds(patch):
 
 
 def gate_ignored(patch):
-    patch.setattr(gates, "judge", lambda *_: gates.Verdict(ok=True, message=""))
+    patch.setattr(gates, "judge", lambda *_: gates.GateVerdict(ok=True, message=""))
 
 
 def wait_without_deadline(patch):

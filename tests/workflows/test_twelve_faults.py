@@ -16,7 +16,7 @@ from ipnext.api.services.model_facts import model_facts
 from ipnext.api.services.region_states import States
 from ipnext.artifacts.signing import write_key_pair
 from ipnext.errors import Unavailable
-from ipnext.model.api.resources import Explanation
+from ipnext.model.api.resources import StatusExplanation
 from ipnext.model.deployment.deployment import DeploymentKey
 from ipnext.model.lifecycle.reasons import ADVICE
 from ipnext.model.lifecycle.status import Reason
@@ -161,7 +161,7 @@ def at(house, kit, model, carried_out, submit, until) -> SimpleNamespace:
     )
 
 
-def explained(house: Any, model: str) -> Explanation:
+def explained(house: Any, model: str) -> StatusExplanation:
     """What the API answers: by the store, and by the regions as they are now."""
     states = {}
     for region in house.infrastructure.regions():

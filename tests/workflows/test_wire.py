@@ -31,7 +31,7 @@ from ipnext.model.manifest.freeze import FreezeManifest
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.planning.plan import Plan, PlanDiff, Problem, ReplicaCount
 from ipnext.model.planning.transition import Transition
-from ipnext.model.registry.registry import Layout
+from ipnext.model.registry.registry import SplitLayout
 from ipnext.model.wire import LONGEST_REMEMBERED, decode, decode_frozen
 from ipnext.payloads import DATA_CONVERTER
 from tests.workflows.shapes import UNKNOWN, models_of, shape
@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[2]
 HISTORIES = sorted((Path(__file__).parent / "histories").glob("*.json"))
 
 BETWEEN_COMPONENTS = (Deployment, HostHolds, HostState, RegionState, RouteTable, RouterState, RouterTable)
-IN_THE_STORE = (FleetSpec, FreezeManifest, Layout, ModelManifest, Plan, PlanDiff, Problem, Transition)
+IN_THE_STORE = (FleetSpec, FreezeManifest, SplitLayout, ModelManifest, Plan, PlanDiff, Problem, Transition)
 
 
 def types_of_workflows() -> set[type]:

@@ -22,7 +22,7 @@ from ipnext.store.store import Store
 from ipnext.temporal import connect, namespace_of, reachable, ui_link
 from tests.waiting import PATIENCE_SECONDS, eventually
 from workflows import policies
-from workflows.fault_injection import Fault, fault_of
+from workflows.fault_injection import InjectedFault, fault_of
 from workflows.package_check import check_neighbours
 from workflows.worker import lifecycle_activities, planner_activities, queue_groups, solver_of
 
@@ -80,7 +80,7 @@ def test_a_distribution_that_shadows_a_package_is_named(tmp_path, monkeypatch):
 def test_a_fault_strikes_at_its_place_and_once(tmp_path):
     struck = []
     place = ("shift_traffic", "after")
-    fault = Fault(frozenset({place}), once=tmp_path / "struck", strike=lambda: struck.append(1))
+    fault = InjectedFault(frozenset({place}), once=tmp_path / "struck", strike=lambda: struck.append(1))
 
     for place in (("shift_traffic", "before"), ("check_gate", "after"), ("shift_traffic", "after")) * 2:
         fault.strike_at(*place)
@@ -91,7 +91,7 @@ def test_a_fault_strikes_at_its_place_and_once(tmp_path):
 def test_each_of_several_faults_strikes_once_and_again_where_its_file_is_removed(tmp_path):
     struck = []
     places = (("shift_traffic", "after"), ("check_gate", "before"))
-    fault = Fault(frozenset(places), once=tmp_path / "struck", strike=lambda: struck.append(1))
+    fault = InjectedFault(frozenset(places), once=tmp_path / "struck", strike=lambda: struck.append(1))
 
     for place in places * 2:
         fault.strike_at(*place)

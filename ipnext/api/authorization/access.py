@@ -21,7 +21,7 @@ import structlog
 from fastapi import Depends, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ipnext.access.acting import ACTING, Acting, Trail
+from ipnext.access.acting import ACTING, RequestAuthority, Trail
 from ipnext.access.acting import acting as acting_as
 from ipnext.access.actions import ACTIONS, Action
 from ipnext.access.keys import LONGEST, is_key, parse_key, proves
@@ -29,7 +29,7 @@ from ipnext.access.policy import Policies, Resource
 from ipnext.api.authorization.audit_entries import SAFE_METHODS, Recorder, operation_of
 from ipnext.api.errors import answer, error_body
 from ipnext.api.requests.slots import holder_of
-from ipnext.api.requests.stream import Listener
+from ipnext.api.requests.stream import StreamListener
 from ipnext.errors import IPnextError, NotFound, Unauthenticated, Unavailable
 from ipnext.model.access.rights import ANY, Principal, Role
 from ipnext.store.repository import Repository
@@ -319,7 +319,7 @@ class _Listening:
             return True
 
 
-def listener_of(access: Access, principal: Principal) -> Listener:
+def listener_of(access: Access, principal: Principal) -> StreamListener:
     """Return a principal as a listener of the stream."""
     return _Listening(access, principal)
 
@@ -338,7 +338,7 @@ class Authentication:
             await self._app(scope, receive, send)
             return
         client, trail = scope.get("client"), Trail(lambda: operation_of(scope))
-        acting = Acting(LOCAL, client[0] if client else "", trail=trail)
+        acting = RequestAuthority(LOCAL, client[0] if client else "", trail=trail)
         try:
             headers = _headers(scope)
             acting = dataclasses.replace(acting, said=read_claimed_user(headers))
@@ -394,9 +394,9 @@ def is_public(path: str) -> bool:
     return path in PUBLIC or path.startswith(PUBLIC_FOLDER)
 
 
-def acting_of(request: Request) -> Acting:
+def acting_of(request: Request) -> RequestAuthority:
     """Return the acting principal of this request."""
-    acting: Acting = request.state.acting
+    acting: RequestAuthority = request.state.acting
     return acting
 
 
@@ -420,9 +420,9 @@ async def visible_of(request: Request) -> frozenset[str] | None:
 Visible = Annotated[frozenset[str] | None, Depends(visible_of)]
 
 
-def act(request: Request, **known: Any) -> Acting:
-    """Add fields of `Acting` to the request's, for the audit."""
-    acting: Acting = dataclasses.replace(acting_of(request), **known)
+def act(request: Request, **known: Any) -> RequestAuthority:
+    """Add fields of `RequestAuthority` to the request's, for the audit."""
+    acting: RequestAuthority = dataclasses.replace(acting_of(request), **known)
     request.state.acting = acting
     ACTING.set(acting)
     return acting

@@ -15,7 +15,7 @@ import anyio
 import structlog
 from starlette.types import Message, Scope, Send
 
-from ipnext.access.acting import ACTING, Acting
+from ipnext.access.acting import ACTING, RequestAuthority
 from ipnext.errors import Forbidden, IPnextError, Unauthenticated
 from ipnext.model.access.audit import AuditNote
 from ipnext.model.access.rights import Principal
@@ -51,7 +51,7 @@ ITSELF: Final = Principal(kind="local", id="api", name="ipnext api")
 """The API process, for entries about itself."""
 
 
-class Refusals:
+class RefusalRecorder:
     """Decides which refusals are recorded. Any thread may use it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -101,24 +101,24 @@ class Refusals:
 class Recorder:
     """Writes the entries that no unit of work writes."""
 
-    def __init__(self, store: Store, refusals: Refusals | None = None) -> None:
+    def __init__(self, store: Store, refusals: RefusalRecorder | None = None) -> None:
         self._store = store
-        self.refusals = refusals or Refusals()
+        self.refusals = refusals or RefusalRecorder()
 
-    async def record_refusal(self, acting: Acting, error: Forbidden) -> None:
+    async def record_refusal(self, acting: RequestAuthority, error: Forbidden) -> None:
         """Record that a principal was not allowed to do something."""
         await self._record_refusal(acting, error.policy or "", error.message)
 
-    async def refused_credential(self, acting: Acting, error: IPnextError) -> None:
+    async def refused_credential(self, acting: RequestAuthority, error: IPnextError) -> None:
         """Record the use of an expired or revoked credential.
 
         An invalid one leaves no entry: its principal is unknown.
         """
         if isinstance(error, Unauthenticated) and isinstance(error.ended, Principal):
-            who = Acting(error.ended, acting.source, "authenticate", said=acting.said, trail=acting.trail)
+            who = RequestAuthority(error.ended, acting.source, "authenticate", said=acting.said, trail=acting.trail)
             await self._record_refusal(who, "credentials-end", error.message)
 
-    async def _record_refusal(self, acting: Acting, policy: str, reason: str) -> None:
+    async def _record_refusal(self, acting: RequestAuthority, policy: str, reason: str) -> None:
         left_out = self.refusals.take(acting.principal)
         if left_out is None:
             return
@@ -135,7 +135,7 @@ class Recorder:
         left_out = self.refusals.pending
         if not left_out:
             return
-        who = Acting(ITSELF, "", "refusals.left-out", "refusals-are-bounded")
+        who = RequestAuthority(ITSELF, "", "refusals.left-out", "refusals-are-bounded")
         note = AuditNote(reason="the API process ends; so many refusals had no entry", left_out=left_out)
         try:
             await anyio.to_thread.run_sync(self._store.record, who, "refused", note)
@@ -152,7 +152,7 @@ class Recorder:
 
         async def send_recorded(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] < 400:
-                acting: Acting = scope["state"]["acting"]
+                acting: RequestAuthority = scope["state"]["acting"]
                 trail = acting.trail
                 if not trail.units and not trail.asked and not trail.only_reads:
                     await anyio.to_thread.run_sync(self._store.record, acting, "done")

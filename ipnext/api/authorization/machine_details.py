@@ -11,7 +11,7 @@ import anyio.to_thread
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ipnext.access.acting import Acting
+from ipnext.access.acting import RequestAuthority
 from ipnext.process.machine_details import shorten, shorten_text
 
 LARGE: Final = 2**16
@@ -74,7 +74,7 @@ class _Shortening:
     @property
     def _sees_all(self) -> bool:
         """Whether the principal may see machine details; False before the authentication, and at public paths."""
-        acting: Acting | None = self._scope["state"].get("acting")
+        acting: RequestAuthority | None = self._scope["state"].get("acting")
         return acting is not None and acting.principal.sees_machines
 
     async def _send_whole(self, start: Message) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Final
 
-from ipnext.access.oidc import Identity, TokenVerifier
+from ipnext.access.oidc import PersonIdentity, TokenVerifier
 from ipnext.access.signing_keys import SigningKeys
 from ipnext.errors import Forbidden, InvalidInput
 from ipnext.login.identity_provider import ProviderClient
@@ -23,7 +23,7 @@ class Persons:
 
     def __init__(self, store: Store, verifier: TokenVerifier) -> None:
         self._store, self._verifier = store, verifier
-        self._known: OrderedDict[Principal, Identity] = OrderedDict()
+        self._known: OrderedDict[Principal, PersonIdentity] = OrderedDict()
 
     def prove(self, token: str) -> Principal:
         """Return the principal of a token. Unauthenticated; Forbidden if the user has no role; Unavailable."""
@@ -81,7 +81,7 @@ def persons_of(settings: PlatformSettings, store: Store) -> Persons | None:
     return Persons(store, verifier)
 
 
-def _without_role(identity: Identity) -> Forbidden:
+def _without_role(identity: PersonIdentity) -> Forbidden:
     groups = ", ".join(map(repr, identity.groups[:GROUPS_SHOWN])) or "none"
     more = len(identity.groups) - GROUPS_SHOWN
     msg = (

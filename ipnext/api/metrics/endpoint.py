@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from ipnext.api.authorization.access import Visible, may
-from ipnext.api.dependencies import Platform, Rooms
+from ipnext.api.dependencies import PlatformAdapters, Rooms
 from ipnext.api.metrics.families import counter, gauge
 from ipnext.api.metrics.planning import plan_metrics, replan_metrics
 from ipnext.api.requests.guarded_route import GuardedRoute
@@ -54,7 +54,7 @@ async def metrics(request: Request, rooms: Rooms, visible: Visible) -> Response:
     return await rooms.shared.answer(request, ("metrics", visible), make, media_type=CONTENT_TYPE_LATEST)
 
 
-def _families(rooms: Platform, states: States, visible: frozenset[str] | None) -> list[Metric]:
+def _families(rooms: PlatformAdapters, states: States, visible: frozenset[str] | None) -> list[Metric]:
     since = datetime.now(UTC) - timedelta(hours=RECENT_HOURS)
     with rooms.store.read(visible) as unit:
         fleet = fleet_or_none(unit)

@@ -10,7 +10,7 @@ from typing import Final
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ipnext.access.acting import Acting
+from ipnext.access.acting import RequestAuthority
 from ipnext.api.errors import answer, error_body
 from ipnext.api.requests.slots import SHARE, holder_of
 from ipnext.errors import IPnextError, RateLimited, TooLarge, TooSlow, Unavailable
@@ -23,7 +23,7 @@ SETTING: Final = "IPNEXT_API_BODY_BUDGET_BYTES"
 _AGAIN: Final = {"Retry-After": "1"}
 
 
-class BodyBudget:
+class ApiBodyBudget:
     """Bytes of all bodies that are read, wait for their turn or are worked on. Use it in one event loop."""
 
     def __init__(self, most: int) -> None:
@@ -77,7 +77,7 @@ class BodyLimit:
         most: int = MOST_BYTES,
         seconds: float = 20.0,
         *,
-        budget: BodyBudget,
+        budget: ApiBodyBudget,
         authenticated: bool = True,
     ) -> None:
         """`seconds` is the time in which a body must arrive, plus a second for each BYTES_PER_SECOND of it.
@@ -133,7 +133,7 @@ class BodyLimit:
 
     def _holder(self, scope: Scope) -> str | None:
         """Return the client by which bodies are counted: a principal, else an address; None without authentication."""
-        acting: Acting = scope["state"]["acting"]
+        acting: RequestAuthority = scope["state"]["acting"]
         if not self._authenticated:
             return None
         return holder_of(acting.principal) or f"address {acting.source}"

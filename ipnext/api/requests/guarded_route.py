@@ -19,7 +19,7 @@ from ipnext.api.requests.json_bodies import PARSED
 from ipnext.api.requests.slots import holder_of
 from ipnext.api.requests.turns import Turns
 from ipnext.model.manifest.manifest import invalid_input
-from ipnext.model.value import Value, Written
+from ipnext.model.value import Value, WrittenValue
 
 AT_ONCE: Final = 40
 """Threads for the work of endpoints: as many as AnyIO has for all of a process."""
@@ -27,7 +27,7 @@ AT_ONCE: Final = 40
 Guard = Callable[[Request], Awaitable[None]]
 """A dependency made by `ipnext.api.authorization.access.may`. Called again in one request, it returns at once."""
 
-Model = type[Value] | type[Written]
+Model = type[Value] | type[WrittenValue]
 
 
 class GuardedRoute(APIRoute):
@@ -61,7 +61,7 @@ def guards_of(dependant: Dependant) -> tuple[Guard, ...]:
 def _body_model(route: APIRoute) -> Model | None:
     """Return the type of the endpoint's body, if that is one of the data model."""
     model = route.body_field.field_info.annotation if route.body_field is not None else None
-    return model if isinstance(model, type) and issubclass(model, Value | Written) else None
+    return model if isinstance(model, type) and issubclass(model, Value | WrittenValue) else None
 
 
 async def _validate_large(request: Request, model: Model) -> None:
@@ -78,7 +78,7 @@ async def _validate_large(request: Request, model: Model) -> None:
     request._json = await large.run(holder, validate_body, model, request.scope.pop(PARSED))  # noqa: SLF001 - `json()` answers it
 
 
-def validate_body(model: Model, value: Any) -> Value | Written:
+def validate_body(model: Model, value: Any) -> Value | WrittenValue:
     """Return a body as its model. Raises InvalidInput with the first fault."""
     try:
         return model.model_validate(value, from_attributes=True)  # as FastAPI does

@@ -35,7 +35,7 @@ WAITING = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SharedAnswer:
     """A body with its entity tag, and the mark of its inputs."""
 
     body: bytes
@@ -52,7 +52,7 @@ class _Flight:
     """Done once it is the turn of one of the clients that wait."""
     offers: "dict[str | None, asyncio.Task[None]]" = field(default_factory=dict)
     """Client -> its wait for its turn."""
-    task: "asyncio.Task[Answer]" = field(init=False)
+    task: "asyncio.Task[SharedAnswer]" = field(init=False)
 
 
 class SharedAnswers:
@@ -62,7 +62,7 @@ class SharedAnswers:
         """`states` observes the regions, `revision` marks the store's content; both may block for a moment."""
         self._states = states
         self._revision = revision
-        self._kept: OrderedDict[Hashable, Answer] = OrderedDict()
+        self._kept: OrderedDict[Hashable, SharedAnswer] = OrderedDict()
         self._flights: dict[Hashable, _Flight] = {}
         self._observing: asyncio.Task[States] | None = None
         self._started = 0
@@ -83,7 +83,7 @@ class SharedAnswers:
             return Response(status_code=304, headers=headers)
         return Response(found.body, media_type=media_type, headers=headers)
 
-    async def get(self, key: Hashable, make: Callable[[States], bytes], *, holder: str | None = None) -> Answer:
+    async def get(self, key: Hashable, make: Callable[[States], bytes], *, holder: str | None = None) -> SharedAnswer:
         """Return the answer of a key that is not older than this call, or since which nothing was written.
 
         Raises:
@@ -131,7 +131,7 @@ class SharedAnswers:
 
     async def _compute(
         self, key: Hashable, flight: _Flight, slot: ExitStack, make: Callable[[States], bytes], states: States
-    ) -> Answer:
+    ) -> SharedAnswer:
         """Compute a body in the first turn that a client offers."""
         with slot:
             try:
@@ -141,7 +141,7 @@ class SharedAnswers:
                     flight.offers.popitem()[1].cancel()
                 body = await self._computing.work(make, states)
                 tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-                answer = self._kept[key] = Answer(body, tag, flight.mark, time.monotonic())
+                answer = self._kept[key] = SharedAnswer(body, tag, flight.mark, time.monotonic())
                 self._kept.move_to_end(key)
                 while len(self._kept) > KEPT:
                     self._kept.popitem(last=False)

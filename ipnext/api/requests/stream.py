@@ -45,7 +45,7 @@ VALID_SECONDS = 3.0
 """Interval of the checks that subscribers are still authorised."""
 
 
-class Listener(Protocol):
+class StreamListener(Protocol):
     """A listener of a stream."""
 
     @property
@@ -62,7 +62,7 @@ class Listener(Protocol):
         """Return whether it is still authorised. May block for a moment."""
 
 
-class Everything:
+class UnfilteredListener:
     """A listener without restrictions."""
 
     holder: str | None = None
@@ -86,7 +86,7 @@ class _Told(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class _Subscriber:
-    listener: "Listener"
+    listener: "StreamListener"
     waiting: "asyncio.Queue[tuple[int, bytes] | None]" = field(default_factory=lambda: asyncio.Queue(BUFFERED))
     behind: bool = False
 
@@ -119,7 +119,7 @@ class Stream:
         """Open streams."""
         return len(self._subscribers)
 
-    def subscribe(self, after: int | None, listener: Listener | None = None) -> AsyncIterator[bytes]:
+    def subscribe(self, after: int | None, listener: StreamListener | None = None) -> AsyncIterator[bytes]:
         """Return the messages from now on, or from after an event on.
 
         The stream ends when the listener is no longer authorised. `listener` defaults to one without restrictions.
@@ -131,7 +131,7 @@ class Stream:
         if self._closed:
             msg = "this server is about to end; try again"
             raise Unavailable(msg)
-        listener = listener or Everything()
+        listener = listener or UnfilteredListener()
         self._slots.check(listener.holder, hint=HINT)
         return self._messages(after, listener)
 
@@ -144,7 +144,7 @@ class Stream:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _messages(self, after: int | None, listener: Listener) -> AsyncIterator[bytes]:
+    async def _messages(self, after: int | None, listener: StreamListener) -> AsyncIterator[bytes]:
         """Register first, then read the missed events, so that no event is lost between the two."""
         with contextlib.ExitStack() as held:
             try:

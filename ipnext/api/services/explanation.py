@@ -27,7 +27,7 @@ from ipnext.api.services.status import (
     observed_conditions,
     serving_troubles,
 )
-from ipnext.model.api.resources import Explanation, ExplanationStep
+from ipnext.model.api.resources import ExplanationStep, StatusExplanation
 from ipnext.model.lifecycle.drain import Drain, DrainState
 from ipnext.model.lifecycle.failure_cause import STEPS, Cause, cause_in
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, ValidationReport
@@ -64,12 +64,12 @@ BY_A_REGION = frozenset(
 """Reasons that a change may have because of a region that does not answer, or is out of service."""
 
 
-def explanation_of(unit: Repository, facts: ModelFacts, states: States) -> Explanation:
+def explanation_of(unit: Repository, facts: ModelFacts, states: States) -> StatusExplanation:
     """Explain a model by the store's records of its newest change."""
     return explanations_of(unit, (facts,), states)[facts.record.name]
 
 
-def explanations_of(unit: Repository, facts: Sequence[ModelFacts], states: States) -> Mapping[str, Explanation]:
+def explanations_of(unit: Repository, facts: Sequence[ModelFacts], states: States) -> Mapping[str, StatusExplanation]:
     """Explain models by name. The number of statements does not depend on the number of models."""
     changes = {each.record.name: telling_change(each) for each in facts}
     telling = [change for change in changes.values() if change is not None]
@@ -112,7 +112,7 @@ class _Outages:
         at = change.finished_at
         return any(drain.finished_at and drain.created_at <= at <= drain.finished_at for drain in self.returned)
 
-    def advise(self, told: Explanation) -> Explanation:
+    def advise(self, told: StatusExplanation) -> StatusExplanation:
         """Name the regions that are out of service if there is no room."""
         out = [drain.region for drain in self.open if drain.holds] if told.reason is Reason.NO_CAPACITY else []
         if not out:
@@ -144,7 +144,7 @@ def explain(
     transition: TransitionRecord | None = None,
     cause: Cause | None = None,
     passed: bool = False,
-) -> Explanation:
+) -> StatusExplanation:
     """Explain a model.
 
     `report`, `transition` and `cause` belong to its telling change, like `passed`: its cause is gone.
@@ -180,7 +180,7 @@ def explain(
         ),
         ExplanationStep(level="cause", subject=reason.value, state="", message=message),
     ]
-    return Explanation(
+    return StatusExplanation(
         model=facts.record.name,
         ready=is_ready,
         reason=reason,

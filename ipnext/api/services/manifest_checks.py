@@ -12,13 +12,13 @@ from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.split import SplitHardware
 from ipnext.model.settings.engine import vllm_settings
 from ipnext.model.settings.engine_allowances import EngineAllowances
-from ipnext.model.value import Written, canonical_json
+from ipnext.model.value import WrittenValue, canonical_json
 from ipnext.plugins import Plugins
 
 _ABSENT = object()
 
 
-def check_storable(manifest: Written) -> None:
+def check_storable(manifest: WrittenValue) -> None:
     """Refuse free-form values that JSON or a database can't store: NaN, infinity, NUL, half a surrogate pair."""
     try:
         text = canonical_json(manifest)
@@ -123,7 +123,7 @@ def check_fleet_serves(fleet: FleetSpec, manifests: tuple[ModelManifest, ...]) -
             raise Conflict(msg) from error
 
 
-def field_changes(before: Written | None, after: Written) -> tuple[FieldChange, ...]:
+def field_changes(before: WrittenValue | None, after: WrittenValue) -> tuple[FieldChange, ...]:
     """Return the fields in which two manifests differ, by path. Lists are compared item by item."""
     old = {} if before is None else before.model_dump(mode="json", by_alias=True)
     new = after.model_dump(mode="json", by_alias=True)

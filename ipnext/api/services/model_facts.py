@@ -14,7 +14,7 @@ from ipnext.model.lifecycle.status import Condition
 from ipnext.model.manifest.profiled import throughputs, wants_profiles
 from ipnext.model.planning.plan import Unmet
 from ipnext.model.registry.profile import PartThroughput
-from ipnext.model.registry.registry import Layout
+from ipnext.model.registry.registry import SplitLayout
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
 
@@ -36,7 +36,7 @@ class ModelFacts:
     """The plan that decided the model's placement."""
     unmet: tuple[Unmet, ...] = ()
     """Demand that this plan leaves unserved."""
-    layout: Layout | None = None
+    layout: SplitLayout | None = None
     """Layout of the serving generation, if it is cut."""
 
 

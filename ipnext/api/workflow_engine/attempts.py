@@ -19,7 +19,7 @@ LONGEST_ERROR = 500
 
 
 @dataclass(frozen=True)
-class Attempt:
+class FailedSubmission:
     """A failed submission of a change."""
 
     change_id: str
@@ -55,7 +55,7 @@ class Attempts:
         self._first = first_seconds
         self._most = most_seconds
         self._clock = clock
-        self._failed: dict[str, Attempt] = {}
+        self._failed: dict[str, FailedSubmission] = {}
         self._due: dict[str, float] = {}
         self._written: dict[str, tuple[str, str]] = {}
         self.refused = 0
@@ -70,13 +70,13 @@ class Attempts:
         """Lines whose last attempt failed."""
         return self._failed.keys()
 
-    def note_failure(self, line: str, change_id: str, error: IPnextError | None) -> Attempt:
+    def note_failure(self, line: str, change_id: str, error: IPnextError | None) -> FailedSubmission:
         """Record a failed attempt (`error` None: it timed out); the line is due again after a wait that doubles."""
         before = self._failed.get(line)
         tries = before.tries + 1 if before is not None and before.change_id == change_id else 1
         refused = isinstance(error, EngineRefused)
         self.refused += refused
-        attempt = Attempt(
+        attempt = FailedSubmission(
             change_id=change_id,
             tries=tries,
             since=before.since if before is not None and tries > 1 else datetime.now(UTC),
@@ -112,6 +112,6 @@ class Attempts:
         for gone in self._failed.keys() - lines:
             self.done(gone)
 
-    def stuck(self) -> tuple[Attempt, ...]:
+    def stuck(self) -> tuple[FailedSubmission, ...]:
         """Return the changes that an operator should look at, those waiting longest first."""
         return tuple(sorted((a for a in self._failed.values() if a.stuck), key=lambda a: a.since))

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 import structlog
 
-from ipnext.api.workflow_engine.attempts import Attempt, Attempts
+from ipnext.api.workflow_engine.attempts import Attempts, FailedSubmission
 from ipnext.api.workflow_engine.port import Lifecycle
 from ipnext.errors import Conflict, InvalidInput, IPnextError
 from ipnext.model.lifecycle.drain import Drain
@@ -94,7 +94,7 @@ class Outbox:
             loop.call_soon_threadsafe(self._woken.set)
 
     @property
-    def stuck(self) -> Sequence[Attempt]:
+    def stuck(self) -> Sequence[FailedSubmission]:
         """Recorded changes that are not accepted, for a reason that an operator should look at."""
         return self._attempts.stuck()
 

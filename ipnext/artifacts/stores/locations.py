@@ -6,7 +6,7 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from ipnext.artifacts.port import ArtifactStore
-from ipnext.artifacts.sources import DirectorySource, Source, not_allowed
+from ipnext.artifacts.sources import ArtifactSource, DirectorySource, not_allowed
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.stores.s3_source import BucketSource
 from ipnext.artifacts.stores.s3_store import S3ArtifactStore
@@ -31,7 +31,7 @@ def open_store(uri: str, *, endpoint_url: str | None = None, reserve_bytes: int 
 
 def open_source(
     uri: str, *, roots: Sequence[Path] = (), buckets: Sequence[str] = (), endpoint_url: str | None = None
-) -> Source:
+) -> ArtifactSource:
     """Return the source of a client's uri: a directory below one of `roots`, or a prefix in one of `buckets`.
 
     An entry of `buckets` is BUCKET, or BUCKET/PREFIX for the keys below a prefix. PathNotAllowed names the allowed

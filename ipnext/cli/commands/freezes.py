@@ -13,7 +13,7 @@ from ipnext.cli.command import Command
 from ipnext.cli.output import Form, Output, rows, say, write
 from ipnext.cli.session import client_of
 from ipnext.errors import InvalidInput
-from ipnext.model.manifest.freeze import FreezeManifest, FreezeView, Window
+from ipnext.model.manifest.freeze import FreezeManifest, FreezePeriod, FreezeView
 from ipnext.model.manifest.manifest import parse_manifest
 
 _LENGTH = re.compile(r"^([1-9][0-9]{0,4})([mhdw])$")
@@ -148,7 +148,7 @@ def _time(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def _length(window: Window) -> str:
+def _length(window: FreezePeriod) -> str:
     return str(window.end - window.start)
 
 

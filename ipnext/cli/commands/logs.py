@@ -46,7 +46,7 @@ class Printer:
             typer.echo()
 
 
-class Known:
+class LogPositions:
     """How far each log was told."""
 
     def __init__(self, logs: Iterable[ReplicaLog]) -> None:
@@ -99,7 +99,7 @@ def logs(  # noqa: PLR0913, PLR0917 - each is an option
         return
     printer = Printer()
     printer.show(view.logs, empty=True)
-    known = Known(view.logs)
+    known = LogPositions(view.logs)
     with suppress(KeyboardInterrupt):
         while follow:
             time.sleep(POLL_SECONDS)

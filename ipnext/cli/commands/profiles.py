@@ -14,7 +14,7 @@ from ipnext.cli.command import Command, ModelName
 from ipnext.cli.output import Form, Output, number, say, write
 from ipnext.cli.plugin_group import INSTALL
 from ipnext.cli.session import client_of
-from ipnext.cli.tables.profiles import Answer, answer_tables
+from ipnext.cli.tables.profiles import ProfileAnswer, answer_tables
 from ipnext.client import Client
 from ipnext.errors import EXIT_FAILURE, Forbidden, InvalidInput, NotFound, Unavailable
 from ipnext.model.api.resources import ModelView
@@ -29,7 +29,7 @@ from ipnext.model.registry.profile import (
 from ipnext.process.machine_details import CUT
 
 if TYPE_CHECKING:
-    from ipnext.profiling.measuring import Load, Measured
+    from ipnext.profiling.measuring import MeasuredSteps, RequestLoad
 
 BUSY = 0.8
 """CPU seconds a second from which the figures are rather the measuring process's than the engine's."""
@@ -92,7 +92,7 @@ def profile(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     tokens = 0 if subject.embedding else output_tokens
     asked = {"prompt_tokens": prompt_tokens, "output_tokens": tokens, "concurrency": steps, "seconds": seconds}
     found = _measure_profile(model, subject, asked, machine)
-    answer = Answer(profile=found, target=target, found=at_target(found.steps, target))
+    answer = ProfileAnswer(profile=found, target=target, found=at_target(found.steps, target))
     if not dry_run:
         stored = client.put_profile(model, subject.part, subject.snapshot, found)
         answer = answer.model_copy(update={"stored": stored})
@@ -200,15 +200,15 @@ def _snapshot(client: Client, view: ModelView, part: str) -> int:
 
 def _measure_profile(model: str, subject: Subject, asked: Mapping[str, Any], machine: str | None) -> Profile:
     try:
-        from ipnext.profiling.engine import Engine  # noqa: PLC0415 - aiohttp is no dependency of a client
-        from ipnext.profiling.measuring import Load, measure  # noqa: PLC0415 - the same
+        from ipnext.profiling.engine import ProfiledEngine  # noqa: PLC0415 - aiohttp is no dependency of a client
+        from ipnext.profiling.measuring import RequestLoad, measure  # noqa: PLC0415 - the same
     except ModuleNotFoundError as error:
         msg = f"`ipnext profile` needs {error.name}; install it with: {INSTALL}"
         raise Unavailable(msg) from error
-    load = Load(**asked)
+    load = RequestLoad(**asked)
 
-    async def run() -> "tuple[Measured, str]":
-        async with Engine(subject.url) as engine:
+    async def run() -> "tuple[MeasuredSteps, str]":
+        async with ProfiledEngine(subject.url) as engine:
             await engine.choose_model(model)
             return await measure(engine, load, say=say), await engine.version()
 
@@ -222,7 +222,9 @@ def _measure_profile(model: str, subject: Subject, asked: Mapping[str, Any], mac
     )
 
 
-def _conditions(subject: Subject, load: "Load", found: "Measured", version: str, machine: str | None) -> Conditions:
+def _conditions(
+    subject: Subject, load: "RequestLoad", found: "MeasuredSteps", version: str, machine: str | None
+) -> Conditions:
     return Conditions(
         engine_version=version,
         settings=subject.settings,

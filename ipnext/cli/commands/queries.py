@@ -25,10 +25,10 @@ from ipnext.model.api.generation_stats import GenerationAnswers
 from ipnext.model.api.resources import (
     ChangeView,
     EventView,
-    Explanation,
     FleetView,
     ModelView,
     RegionView,
+    StatusExplanation,
     TransitionView,
 )
 from ipnext.model.lifecycle.drain import DrainView
@@ -385,7 +385,7 @@ def events_table(events: Iterable[EventView]) -> Table:
     return rows("", ("age", "what", "message"), ((age(e.at), e.kind, e.message) for e in events))
 
 
-def explanation_tables(explanation: Explanation) -> Iterable[Table | str]:
+def explanation_tables(explanation: StatusExplanation) -> Iterable[Table | str]:
     """Tabulate the chain, then the advice."""
     ready = "ready" if explanation.ready else "not ready"
     yield f"{explanation.model} is {ready}: {explanation.reason.value}: {explanation.message}\n"

@@ -19,7 +19,7 @@ MOST_LINES = 40
 """Lines of a difference that a table shows."""
 
 
-class Steering(StrEnum):
+class MoveRequest(StrEnum):
     """What may be asked of the moves of replans."""
 
     STATUS = "status"
@@ -28,17 +28,17 @@ class Steering(StrEnum):
     CANCEL = "cancel"
 
 
-STEERS: Mapping[Steering, MoverAction] = {
-    Steering.PAUSE: "pause",
-    Steering.RESUME: "resume",
-    Steering.CANCEL: "cancel",
+STEERS: Mapping[MoveRequest, MoverAction] = {
+    MoveRequest.PAUSE: "pause",
+    MoveRequest.RESUME: "resume",
+    MoveRequest.CANCEL: "cancel",
 }
 
 
 def replan(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     context: typer.Context,
     action: Annotated[
-        Steering | None,
+        MoveRequest | None,
         typer.Argument(help="Of the moves: show them, pause them, go on, or end the replan. Without: a new replan."),
     ] = None,
     dry_run: Annotated[
@@ -54,7 +54,7 @@ def replan(  # noqa: PLR0913, PLR0917 - each is an option of the command line
 ) -> None:
     """Plan the whole fleet again and move what the new plan moves. A dry run is always waited for."""
     client = client_of(context)
-    if action is Steering.STATUS:
+    if action is MoveRequest.STATUS:
         status = client.moves()
         write(status, output, lambda: moves_tables(status))
         return

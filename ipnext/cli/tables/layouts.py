@@ -7,10 +7,10 @@ from rich.table import Table
 from ipnext.cli.output import number, rows
 from ipnext.cli.tables import graph_view
 from ipnext.model.fleet import HardwareOption
-from ipnext.model.registry.registry import REQUEST, Layout, source_node, source_tensor
+from ipnext.model.registry.registry import REQUEST, SplitLayout, source_node, source_tensor
 
 
-def layout_tables(layout: Layout, title: str) -> Iterable[Table | str]:
+def layout_tables(layout: SplitLayout, title: str) -> Iterable[Table | str]:
     """Parts, segments and the graph."""
     parts = (
         (p.name, f"{p.size_bytes:,}", _hardware(p.hardware), " ".join(s.name for s in p.segments), " ".join(p.modules))
@@ -23,7 +23,7 @@ def layout_tables(layout: Layout, title: str) -> Iterable[Table | str]:
     yield f"equal in every bit at batch {', '.join(map(str, layout.equal_at))}"
 
 
-def layout_picture(layout: Layout) -> str:
+def layout_picture(layout: SplitLayout) -> str:
     """Draw the graph as SVG: boxes are segments, arrows are tensors."""
     boxes = [graph_view.Box(s.name, s.stage, f"{s.size_bytes:,} bytes") for s in layout.segments]
     sent: dict[tuple[str, str], list[str]] = {}

@@ -9,7 +9,7 @@ from ipnext.model.registry.profile import AtTarget, LatencyTarget, LoadStep, Pro
 from ipnext.model.value import Value
 
 
-class Answer(Value):
+class ProfileAnswer(Value):
     """What `ipnext profile` answers: the curve, the throughput at the target, what the platform made of it."""
 
     profile: Profile
@@ -18,7 +18,7 @@ class Answer(Value):
     stored: ProfileView | None = None
 
 
-def answer_tables(answer: Answer) -> Iterable[Table | str]:
+def answer_tables(answer: ProfileAnswer) -> Iterable[Table | str]:
     """Tabulate the curve, then the one figure."""
     yield steps_table("", answer.profile.steps)
     yield f"\n{found_line(answer.found, answer.target)}"

@@ -28,13 +28,13 @@ from ipnext.infra.agent.http_api import agent_app
 from ipnext.infra.agent.listener import AgentListener, agent_limits, listener_files
 from ipnext.infra.agent.peers import PeersFile
 from ipnext.infra.agent.reconciler import Region
-from ipnext.infra.agent.supervisor_client import Supervisor
-from ipnext.infra.context import Site
+from ipnext.infra.agent.supervisor_client import SupervisorClient
+from ipnext.infra.context import RegionContext
 from ipnext.infra.envoy.public_listener import public_listener
 from ipnext.infra.envoy.tls import PeerTls
 from ipnext.infra.process.host_user import HostUser, host_user
 from ipnext.infra.process.identity import ProcessIdentity, identify, open_process
-from ipnext.infra.process.places import Places
+from ipnext.infra.process.places import ProcessAddresses
 from ipnext.infra.process.ports import LOOPBACK, PortBook
 from ipnext.infra.settings import AgentSettings
 
@@ -104,7 +104,7 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings, user: Ho
     async with aclosing(HttpSessions()) as session:
         site = _site(arguments, settings, session, components, user)
         site.keep_store_environment()
-        supervisor = Supervisor(
+        supervisor = SupervisorClient(
             site.directory,
             settings=settings,
             environment=site.environment(),
@@ -171,20 +171,20 @@ def _site(
     session: HttpSessions,
     components: ComponentSettings,
     user: HostUser | None,
-) -> Site:
+) -> RegionContext:
     ports = PortBook(arguments.state / "ports.json")
     gateway = _remember_port(ports, GATEWAY_PORT_NAME, arguments.gateway_port)
     tls = _peer_tls(arguments, settings, components)
     listens = tls is not None or components.component_authentication == "none"
     peers = _remember_port(ports, PEER_PORT_NAME, arguments.peer_port) if listens else 0
-    return Site(
+    return RegionContext(
         region=arguments.region,
         directory=arguments.state.resolve(),
         artifacts=arguments.artifacts,
         gateway_port=gateway,
         peer_tls=tls,
         settings=settings,
-        places=Places(arguments.state.resolve(), ports, group=None if user is None else user.gid),
+        places=ProcessAddresses(arguments.state.resolve(), ports, group=None if user is None else user.gid),
         host_user=user,
         session=session,
         peer_port=peers,

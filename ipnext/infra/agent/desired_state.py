@@ -22,7 +22,7 @@ WRITERS = 16
 """Route tables that are written in parallel."""
 
 
-class WantedState:
+class DesiredState:
     """Deployments and route tables below a directory. A write is on disk when the call returns."""
 
     def __init__(self, directory: Path) -> None:

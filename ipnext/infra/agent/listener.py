@@ -11,11 +11,11 @@ from typing import Any, Final
 import structlog
 
 from ipnext.components.certificates import CertificateFiles, Stamp, server_context
-from ipnext.components.identity import Identity
+from ipnext.components.identity import ComponentIdentity
 from ipnext.components.settings import ComponentSettings
 from ipnext.errors import InvalidInput
 from ipnext.infra.settings import AgentSettings
-from ipnext.network.connections import ConnectionLimits, Connections, Phase, room_for_connections
+from ipnext.network.connections import ConnectionLimits, Phase, ServerConnections, room_for_connections
 from ipnext.network.listener import BoundedListener, bound_sockets
 from ipnext.network.loopback import check_bind
 
@@ -69,7 +69,7 @@ class AgentListener:
         self._protocol = protocol
         self._files = files
         self._trust_domain = trust_domain
-        self._connections = Connections(limits)
+        self._connections = ServerConnections(limits)
         self._stamp: Stamp | None = None
         self._context: ssl.SSLContext | None = None
         self._listeners: list[BoundedListener] = []
@@ -110,7 +110,7 @@ class AgentListener:
         self._context = server_context(files, self._is_ours)
         self._stamp = stamp
 
-    def _is_ours(self, peer: Identity) -> bool:
+    def _is_ours(self, peer: ComponentIdentity) -> bool:
         return peer.trust_domain == self._trust_domain
 
 

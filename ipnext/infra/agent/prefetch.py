@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import structlog
 
-from ipnext.infra.context import Site
+from ipnext.infra.context import RegionContext
 
 MOST_WAITING = 256
 """Most snapshots that wait or are being fetched; hosts fetch the others."""
@@ -31,7 +31,7 @@ PATIENCE_SECONDS = 2.0
 """A batch that has waited this long gets another lane: most are fetched sooner than a process starts."""
 
 
-class Prefetching:
+class PrefetchQueue:
     """Batches of snapshots, each of one request.
 
     A batch that hangs does not block the others unless LANES of them hang. The snapshots of a batch are fetched one
@@ -39,7 +39,7 @@ class Prefetching:
     standard input.
     """
 
-    def __init__(self, site: Site, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    def __init__(self, site: RegionContext, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self._site = site
         self._patience = patience_seconds
         self._waiting: deque[Sequence[str]] = deque()
@@ -74,9 +74,9 @@ class Prefetching:
             lane.cancel()
         await asyncio.gather(*lanes, return_exceptions=True)
 
-    def fetcher(self) -> "Fetcher":
+    def fetcher(self) -> "PrefetchProcess":
         """Create the fetcher of a lane."""
-        return Fetcher(self._site)
+        return PrefetchProcess(self._site)
 
     def _widen(self) -> None:
         if self._waiting and len(self._lanes) < LANES:
@@ -87,7 +87,7 @@ class Prefetching:
         self._lanes.add(lane)
         lane.add_done_callback(self._lanes.discard)
 
-    async def _fetch_batches(self, fetcher: "Fetcher") -> None:
+    async def _fetch_batches(self, fetcher: "PrefetchProcess") -> None:
         """Fetch the waiting batches; then wait for more, unless another lane does."""
         try:
             while True:
@@ -101,7 +101,7 @@ class Prefetching:
         finally:
             await fetcher.end()
 
-    async def _fetch_batch(self, fetcher: "Fetcher", batch: Sequence[str]) -> None:
+    async def _fetch_batch(self, fetcher: "PrefetchProcess", batch: Sequence[str]) -> None:
         for uri in batch:
             try:
                 why = await fetcher.fetch(uri)
@@ -111,10 +111,10 @@ class Prefetching:
                 structlog.get_logger().info("not fetched ahead", uri=uri, reason=why)
 
 
-class Fetcher:
+class PrefetchProcess:
     """A process that fetches one snapshot at a time. It starts with the first one."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: RegionContext) -> None:
         self._site = site
         self._process: Process | None = None
 

@@ -9,21 +9,21 @@ from contextlib import suppress
 import structlog
 
 from ipnext.errors import InvalidInput, Unavailable
-from ipnext.infra.agent.desired_state import WantedState, longest_drain
+from ipnext.infra.agent.desired_state import DesiredState, longest_drain
 from ipnext.infra.agent.peers import PeersFile
-from ipnext.infra.agent.prefetch import Prefetching
+from ipnext.infra.agent.prefetch import PrefetchQueue
 from ipnext.infra.agent.shared_write import SharedWrite
 from ipnext.infra.agent.snapshot_cache import SnapshotCache, remove
 from ipnext.infra.assignment import assign_processes, host_holds, replica_sets
-from ipnext.infra.context import Site
+from ipnext.infra.context import RegionContext
 from ipnext.infra.control import Control
 from ipnext.infra.envoy.config import Gateway
 from ipnext.infra.gateway.process import EnvoyProcess
 from ipnext.infra.generation_shares import OpenAIChoices, may_generate
 from ipnext.infra.host.limit import HostRoom, most_hosts
-from ipnext.infra.host.log_retention import LogKeeping, LogLimits
+from ipnext.infra.host.log_retention import LogLimits, LogRetention
 from ipnext.infra.host.logs import read_logs
-from ipnext.infra.host.region_parts import Around
+from ipnext.infra.host.region_parts import RegionParts
 from ipnext.infra.host.replica import Adopted, HostReplica
 from ipnext.infra.process.notes import HostNote
 from ipnext.infra.process.notes import find_notes as found_processes
@@ -31,7 +31,7 @@ from ipnext.infra.route_rules import check_destinations, check_revision
 from ipnext.infra.router import table as router_table
 from ipnext.infra.router.access_delivery import AccessDelivery
 from ipnext.infra.router.access_file import AccessFile
-from ipnext.infra.router.delayed_removal import Forgetting
+from ipnext.infra.router.delayed_removal import DelayedRemoval
 from ipnext.infra.router.process import RouterProcess
 from ipnext.infra.state_token import with_token
 from ipnext.model.access.predictions import AccessList, AccessRevision, KeyUseReport, PredictionAccess
@@ -53,10 +53,10 @@ ADOPT_POLL_SECONDS = 0.01
 class Region:
     """Reconciles the observed with the desired state. Call all methods in one event loop, in the main thread."""
 
-    def __init__(self, site: Site, peers: PeersFile) -> None:
+    def __init__(self, site: RegionContext, peers: PeersFile) -> None:
         self._site = site
         self._peers = peers
-        self._wanted = WantedState(site.directory / "wanted")
+        self._wanted = DesiredState(site.directory / "wanted")
         self._access = AccessFile(site.directory / "wanted" / "access.json", site.access_file, region=site.region)
         control = Control(site.session, probe_seconds=site.settings.probe_seconds)
         self._changes = Revision()
@@ -80,10 +80,10 @@ class Region:
         self._accesses: dict[str, PredictionAccess] = {m: t.access for m, t in self._routes.items()}
         """Access of each model by its last table: a model that is being removed stays as closed as it was."""
         self._route_locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._forgetting = Forgetting(site.settings.settle_seconds, self._forget_later)
-        self._prefetching = Prefetching(site)
+        self._forgetting = DelayedRemoval(site.settings.settle_seconds, self._forget_later)
+        self._prefetching = PrefetchQueue(site)
         self._cache = SnapshotCache(site.cache, keep_seconds=site.settings.cache_keep_seconds)
-        self._logs = LogKeeping(site.logs, LogLimits.of(site.settings))
+        self._logs = LogRetention(site.logs, LogLimits.of(site.settings))
         self._watch: asyncio.Task[None] | None = None
         self._resuming: asyncio.Task[None] | None = None
         self._publishing = True
@@ -339,7 +339,7 @@ class Region:
         return replica
 
     def _new_replica(self, key: DeploymentKey, number: int, engine: str, adopted: Adopted | None = None) -> HostReplica:
-        around = Around(self._router, self._publish_table, self._all_fetched, self._changes.rise, self._room)
+        around = RegionParts(self._router, self._publish_table, self._all_fetched, self._changes.rise, self._room)
         return HostReplica(key, number, engine=engine, site=self._site, around=around, adopted=adopted)
 
     def _live_with(self, replica: HostReplica) -> None:

@@ -18,9 +18,9 @@ from ipnext import __version__
 from ipnext.components.caller_proof import keep_proof
 from ipnext.infra.process.identity import ProcessIdentity, kill, runs
 from ipnext.infra.process.message_link import Message, MessageLink, from_object
-from ipnext.infra.process.spawn import Note, Running, Spawn
+from ipnext.infra.process.spawn import Note, Spawn, StartedProcess
 from ipnext.infra.settings import AgentSettings
-from ipnext.infra.supervisor_process import IDENTITY_FILE, PROOF_FILE, PROTOCOL, Restarts
+from ipnext.infra.supervisor_process import IDENTITY_FILE, PROOF_FILE, PROTOCOL, ForkServerRestarts
 
 SOCKET_FILE: Final = "supervisor.sock"
 LOST_STATUS: Final = -int(SIGKILL)
@@ -54,7 +54,7 @@ class SupervisedProcess:
             self._status.set_result(status)
 
 
-class Supervisor:
+class SupervisorClient:
     """`Processes` that outlive this agent. Call all methods in one event loop."""
 
     def __init__(
@@ -88,7 +88,7 @@ class Supervisor:
         """Notes of all processes that ran before this agent started, by name."""
         return self._found
 
-    def find_adopted(self, name: str) -> Running | None:
+    def find_adopted(self, name: str) -> StartedProcess | None:
         """Return the process of this name that ran before this agent started, if it still runs."""
         return self._names.get(name) if name in self._found else None
 
@@ -103,7 +103,7 @@ class Supervisor:
     def spawn(self, name: str, note: Callable[[], Note]) -> Spawn:
         """Return a `Spawn` for the process of this name."""
 
-        async def start(command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> Running:
+        async def start(command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> StartedProcess:
             if self._link is None:
                 await self._recover()
             process = await self._start(
@@ -203,7 +203,7 @@ class Supervisor:
 
     def _hello(self) -> Message:
         settings = self._settings
-        restarts = Restarts(
+        restarts = ForkServerRestarts(
             settings.backoff_first_seconds,
             settings.backoff_limit_seconds,
             settings.steady_seconds,

@@ -35,7 +35,7 @@ accepts no new requests answers so, with the time after which another router is 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Egress:
+class EgressListener:
     """The listener through which the region's router sends requests to the gateways of other regions."""
 
     path: str
@@ -55,7 +55,7 @@ class Listeners:
     """Loopback port for the gateways of other regions, which send the version they chose; None if there are none."""
     peer_tls: PeerTls | None = None
     """Certificates for peers; None if they need none."""
-    egress: Egress | None = None
+    egress: EgressListener | None = None
     """None if the router sends nothing to other regions."""
 
 
@@ -111,7 +111,7 @@ def _listener(name: str, host: str, port: int, connections: Json, secured: Json)
     return {"name": name, "address": address(host, port), "enable_reuse_port": False, "filter_chains": [chain]}
 
 
-def _egress_listener(egress: Egress, connections: Json, idle_seconds: float) -> Json:
+def _egress_listener(egress: EgressListener, connections: Json, idle_seconds: float) -> Json:
     """Return the egress.
 
     It sends to no cluster but those of peers, and keeps a body no longer than it takes to pass it on.

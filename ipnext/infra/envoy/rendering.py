@@ -11,7 +11,7 @@ RULES: Final = "rules of the configuration"
 """Stands in the text of the configuration in place of its rules."""
 
 
-class RouteRendering:
+class RouteRenderer:
     """Renders one region's route configurations, each from the former one: a change costs the models that it changes.
 
     The text is that of `envoy.discovery(version, envoy.routes(gateway))`.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ipnext.components.certificates import CertificateFiles
-from ipnext.components.identity import Component, Identity
+from ipnext.components.identity import Component, ComponentIdentity
 from ipnext.infra.envoy.openai_config import type_url as _type
 
 Json = dict[str, Any]
@@ -43,7 +43,7 @@ class PeerTls:
 
     def upstream(self, region: str) -> Json:
         """Return the transport socket of connections to the gateway of another region."""
-        expected = Identity(self.trust_domain, Component.GATEWAY, region).uri
+        expected = ComponentIdentity(self.trust_domain, Component.GATEWAY, region).uri
         context = {
             "@type": _type("extensions.transport_sockets.tls.v3.UpstreamTlsContext"),
             "common_tls_context": self._common({"exact": expected}),

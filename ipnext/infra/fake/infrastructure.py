@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from ipnext.errors import IPnextError, NotFound, RegionUnreachable
 from ipnext.infra.fake.history import Moment
-from ipnext.infra.fake.region import Answering, Faults, MemoryRegion, ReplicaSet
+from ipnext.infra.fake.region import MemoryRegion, SimulatedAnswers, SimulatedFaults, SimulatedReplicaSet
 from ipnext.infra.route_rules import check_access, check_destinations, check_revision
 from ipnext.infra.state_token import with_token
 from ipnext.model.access.predictions import AccessList, AccessRevision, KeyUseReport
@@ -35,7 +35,7 @@ class MemoryInfrastructure:
         self._steps = observes_until_ready
         self._requests = requests_per_observe
         self._routes: dict[tuple[str, str], RouteTable] = {}
-        self._faults = Faults()
+        self._faults = SimulatedFaults()
         self._planned: list[tuple[str, IPnextError, bool]] = []
         self._history: list[Moment] = []
         self._lock = threading.RLock()
@@ -55,7 +55,7 @@ class MemoryInfrastructure:
         """See the port. Surplus replicas are draining at the next observe and gone at the one after."""
         key = deployment.key
         with self._call("apply", key.region, str(key)) as region:
-            replica_set = region.sets.setdefault(key, ReplicaSet(deployment=deployment))
+            replica_set = region.sets.setdefault(key, SimulatedReplicaSet(deployment=deployment))
             replica_set.follow(deployment, self._steps)
 
     def route(self, table: RouteTable) -> None:
@@ -232,7 +232,7 @@ class MemoryInfrastructure:
         The fractions that are 5xx or contain NaN, and the duration and value of the others.
         """
         with self._lock:
-            self._faults.answers[model, generation] = Answering(
+            self._faults.answers[model, generation] = SimulatedAnswers(
                 errors=errors, non_finite=non_finite, seconds=seconds, prediction=prediction
             )
 
@@ -344,7 +344,7 @@ class MemoryInfrastructure:
 
     def _count_share(self, region: MemoryRegion, table: RouteTable, share: RouteShare) -> None:
         requests = max(1, round(self._requests * share.fraction))
-        found = self._faults.answers.get((table.model, share.generation), Answering())
+        found = self._faults.answers.get((table.model, share.generation), SimulatedAnswers())
         errors = found.errors if self._answers(region, table, share.generation) else 1.0
         region.count(table.model, share.generation).add(
             requests,

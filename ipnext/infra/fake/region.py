@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from ipnext.infra.assignment import assign_processes, replica_sets
 from ipnext.model.deployment.deployment import (
+    AssignedSnapshot,
     Deployment,
     DeploymentKey,
     GenerationTraffic,
-    HeldSnapshot,
     LoadFailure,
     Replica,
     ReplicaPhase,
@@ -18,7 +18,7 @@ from ipnext.model.gate.sketch import PredictionSketch, latency_bucket, predictio
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answering:
+class SimulatedAnswers:
     """Answers of a generation: fractions of 5xx and of non-finite answers; duration and value of the others."""
 
     errors: float = 0.0
@@ -28,7 +28,7 @@ class Answering:
 
 
 @dataclass(kw_only=True)
-class Faults:
+class SimulatedFaults:
     """Faults that tests switch on. All regions of one MemoryInfrastructure share them."""
 
     failing: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Faults:
     crashing: set[DeploymentKey] = field(default_factory=set)
     """Replica sets whose replicas crash at each step."""
     everything_stalled: bool = False
-    answers: dict[tuple[str, int], "Answering"] = field(default_factory=dict)
+    answers: dict[tuple[str, int], "SimulatedAnswers"] = field(default_factory=dict)
     """(model, generation) -> its answers."""
 
     def stalls(self, key: DeploymentKey) -> bool:
@@ -54,7 +54,7 @@ class MemoryReplica:
     number: int
     remaining: dict[tuple[str | None, int], int] = field(default_factory=dict)
     """(Segment, snapshot) -> steps until it is loaded."""
-    holds: tuple[HeldSnapshot, ...] = ()
+    holds: tuple[AssignedSnapshot, ...] = ()
     restarts: int = 0
     leaving: bool = False
 
@@ -69,7 +69,7 @@ class MemoryReplica:
 
 
 @dataclass(kw_only=True)
-class ReplicaSet:
+class SimulatedReplicaSet:
     """A deployment and its simulated replicas."""
 
     deployment: Deployment
@@ -96,7 +96,7 @@ class ReplicaSet:
         self.replicas.append(added)
         return added
 
-    def step(self, faults: Faults) -> None:
+    def step(self, faults: SimulatedFaults) -> None:
         """Advance all replicas by one step of loading, or crash them."""
         if self.deployment.key in faults.crashing:
             for replica in self.replicas:
@@ -105,7 +105,7 @@ class ReplicaSet:
             for replica in self.replicas:
                 replica.step()
 
-    def moves(self, faults: Faults) -> bool:
+    def moves(self, faults: SimulatedFaults) -> bool:
         """Return whether the next step changes anything."""
         if any(replica.leaving for replica in self.replicas):
             return True
@@ -116,7 +116,7 @@ class ReplicaSet:
         """Remove the replicas that were reported as draining."""
         self.replicas = [replica for replica in self.replicas if not replica.leaving]
 
-    def ready(self, replica: MemoryReplica, faults: Faults) -> tuple[int, ...]:
+    def ready(self, replica: MemoryReplica, faults: SimulatedFaults) -> tuple[int, ...]:
         """Return the generations of which a replica has all snapshots, ascending."""
         if replica.leaving:
             return ()
@@ -124,15 +124,15 @@ class ReplicaSet:
         lacking = {g for held in replica.holds if held not in loaded for g in held.generations}
         return tuple(sorted({g for held in loaded for g in held.generations} - lacking))
 
-    def find_loaded(self, replica: MemoryReplica) -> Iterable[HeldSnapshot]:
+    def find_loaded(self, replica: MemoryReplica) -> Iterable[AssignedSnapshot]:
         """Return the snapshots whose load has ended, successfully or not."""
         return (held for held in replica.holds if replica.remaining.get((held.part, held.snapshot)) == 0)
 
-    def report(self, faults: Faults) -> tuple[Replica, ...]:
+    def report(self, faults: SimulatedFaults) -> tuple[Replica, ...]:
         """Return every replica as the port reports it."""
         return tuple(self._report_replica(replica, faults) for replica in self.replicas)
 
-    def _report_replica(self, replica: MemoryReplica, faults: Faults) -> Replica:
+    def _report_replica(self, replica: MemoryReplica, faults: SimulatedFaults) -> Replica:
         key = self.deployment.key
         return Replica(
             id=f"{key.model}.{key.part}.{key.hardware}.{replica.number}",
@@ -221,14 +221,14 @@ class MemoryRegion:
     """Replica sets and traffic counts of one region."""
 
     name: str
-    sets: dict[DeploymentKey, ReplicaSet] = field(default_factory=dict)
+    sets: dict[DeploymentKey, SimulatedReplicaSet] = field(default_factory=dict)
     traffic: dict[tuple[str, int], TrafficCount] = field(default_factory=dict)
 
     def count(self, model: str, generation: int) -> TrafficCount:
         """Return the counter of a generation; create it at its first use."""
         return self.traffic.setdefault((model, generation), TrafficCount())
 
-    def ready(self, faults: Faults) -> dict[tuple[DeploymentKey, int], int]:
+    def ready(self, faults: SimulatedFaults) -> dict[tuple[DeploymentKey, int], int]:
         """Return (replica set, generation) -> replicas that serve it."""
         counts: dict[tuple[DeploymentKey, int], int] = {}
         for key, replica_set in self.sets.items():

@@ -16,17 +16,17 @@ import structlog
 from ipnext.components.identity import Component
 from ipnext.components.sockets import keep_caller_proof, socket_path
 from ipnext.errors import Unavailable
-from ipnext.infra.context import Site
+from ipnext.infra.context import RegionContext
 from ipnext.infra.envoy import bootstrap
 from ipnext.infra.envoy import config as envoy
-from ipnext.infra.envoy.listeners import Egress, Listeners, certificate
-from ipnext.infra.envoy.rendering import RouteRendering
+from ipnext.infra.envoy.listeners import EgressListener, Listeners, certificate
+from ipnext.infra.envoy.rendering import RouteRenderer
 from ipnext.infra.gateway.admin import AdminSocket
 from ipnext.infra.process.atomic_file import replace_file
 from ipnext.infra.process.child import ChildProcess
 from ipnext.infra.process.notes import GatewayNote, as_note, find_notes
 from ipnext.infra.process.spawn import Note
-from ipnext.infra.process.wakeup import Pulse
+from ipnext.infra.process.wakeup import Wakeup
 
 CONFIRM_POLL_SECONDS = 0.02
 FIRST_CONFIRM_SECONDS = 0.003
@@ -40,7 +40,7 @@ ACTIVE_REQUESTS = f"http.{bootstrap.STAT_PREFIX}.downstream_rq_active"
 class EnvoyProcess:
     """Writes Envoy's files and observes which versions of them are in force."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: RegionContext) -> None:
         self._site = site
         self._binary = envoy_binary()
         directory = site.directory / "envoy"
@@ -51,14 +51,14 @@ class EnvoyProcess:
         self._found = find_notes(site.processes, GatewayNote).get("envoy")
         self._version = max(_version_in(self._routes_file), _version_in(self._clusters_file))
         self._gateway: envoy.Gateway | None = None
-        self._rendering = RouteRendering()
+        self._rendering = RouteRenderer()
         self._revisions: dict[int, Mapping[str, int]] = {}
         self._followed = 0
         self._answered_at = 0.0
         self.egress = site.places.choose("egress", ())
         """URL of the socket by which the region's router reaches the gateways of other regions."""
         self._admin = AdminSocket(directory, probe_seconds=site.settings.probe_seconds)
-        self._pulse = Pulse()
+        self._pulse = Wakeup()
         self._child = ChildProcess(
             "envoy",
             self._command,
@@ -203,12 +203,12 @@ class EnvoyProcess:
         flags = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "warning", "--drain-time-s", "1")
         return [str(self._binary), "--config-path", str(self._bootstrap_file), *flags]
 
-    def _egress(self) -> Egress:
+    def _egress(self) -> EgressListener:
         """Make the place of the egress, and remove the socket of an Envoy that has ended."""
         proof = keep_caller_proof(self.egress, Component.ROUTER)
         path = Path(socket_path(self.egress, Component.ROUTER))
         path.unlink(missing_ok=True)
-        return Egress(path=str(path), proof=proof)
+        return EgressListener(path=str(path), proof=proof)
 
     def _note_change(self) -> None:
         self._followed = 0

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from ipnext.errors import Unavailable
 from ipnext.infra.control import Control
-from ipnext.infra.process.wakeup import Pulse
+from ipnext.infra.process.wakeup import Wakeup
 from ipnext.model.deployment.deployment import HostState
 
 
@@ -14,7 +14,7 @@ def tells(state: HostState | None) -> bool:
     return state is not None and bool(state.loading) and state.revision > 0
 
 
-async def rest(pulse: Pulse, seconds: float, state: HostState | None, control: Control, url: str) -> None:
+async def rest(pulse: Wakeup, seconds: float, state: HostState | None, control: Control, url: str) -> None:
     """Return at the next strike or when the host at `url` has ended a load, at the latest after `seconds`."""
     if state is None or not tells(state):
         await pulse.wait(seconds)
@@ -26,7 +26,7 @@ async def rest(pulse: Pulse, seconds: float, state: HostState | None, control: C
         following.cancel()
 
 
-async def _strike_at_the_end(pulse: Pulse, control: Control, url: str, revision: int) -> None:
+async def _strike_at_the_end(pulse: Wakeup, control: Control, url: str, revision: int) -> None:
     with suppress(Unavailable):
         await control.load_ended(url, revision)
         pulse.strike()

@@ -55,7 +55,7 @@ class _Log:
     written_at: float
 
 
-class LogKeeping:
+class LogRetention:
     """Checks a directory of logs periodically. No other component may remove files there."""
 
     def __init__(

@@ -7,7 +7,7 @@ from ipnext.infra.host.limit import HostRoom
 from ipnext.infra.router.process import RouterProcess
 
 
-class Around(NamedTuple):
+class RegionParts(NamedTuple):
     """The parts of its region that a replica uses."""
 
     router: RouterProcess

@@ -22,23 +22,23 @@ from ipnext.infra.assignment import (
     with_both,
     without,
 )
-from ipnext.infra.context import Site
+from ipnext.infra.context import RegionContext
 from ipnext.infra.control import Control
 from ipnext.infra.error_body import is_retryable
 from ipnext.infra.host.departure import finish
 from ipnext.infra.host.limit import HostPlace, machine_bytes
 from ipnext.infra.host.load_watch import rest, tells
 from ipnext.infra.host.memory_watch import MemoryWatch
-from ipnext.infra.host.region_parts import Around
+from ipnext.infra.host.region_parts import RegionParts
 from ipnext.infra.host.repair import FailedLoads, HostRepair
-from ipnext.infra.host.swap_progress import GoingOver
+from ipnext.infra.host.swap_progress import SwapProgress
 from ipnext.infra.process.child import ChildProcess
 from ipnext.infra.process.notes import HostNote, as_note
-from ipnext.infra.process.spawn import Note, Running
-from ipnext.infra.process.wakeup import Pulse
+from ipnext.infra.process.spawn import Note, StartedProcess
+from ipnext.infra.process.wakeup import Wakeup
 from ipnext.model.deployment.deployment import DeploymentKey, HostHolds, HostState, PartEndpoint, Replica, ReplicaPhase
 
-Adopted = tuple[HostNote, Running]
+Adopted = tuple[HostNote, StartedProcess]
 """A process of a former agent, and the note that this agent stored with it."""
 
 
@@ -51,8 +51,8 @@ class HostReplica:
         number: int,
         *,
         engine: str,
-        site: Site,
-        around: Around,
+        site: RegionContext,
+        around: RegionParts,
         adopted: Adopted | None = None,
     ) -> None:
         self.key = key
@@ -75,7 +75,7 @@ class HostReplica:
         self._wanted = HostHolds(holds=())
         self._told: HostHolds | None = None
         self._stamp = token_hex()
-        self._over = GoingOver()
+        self._over = SwapProgress()
         self._refusal: str | None = None
         self._unread: str | None = None
         """Why the host's last answer was not read, or is missing for long."""
@@ -85,7 +85,7 @@ class HostReplica:
         self._answered_at = self._loads_told_at = 0.0
         self._routed: tuple[int, ...] = ()
         self._routed_revision = 0
-        self._pulse = Pulse()
+        self._pulse = Wakeup()
         self._child = ChildProcess(
             self.name,
             self._command,
@@ -99,7 +99,7 @@ class HostReplica:
         if adopted is not None:
             self._adopt(*adopted)
 
-    def _adopt(self, note: HostNote, running: Running) -> None:
+    def _adopt(self, note: HostNote, running: StartedProcess) -> None:
         """Continue from the holds that the host was sent last. Its state is requested before anything is decided."""
         self.url = note.url
         self._site.places.adopt(self.name, note.url)

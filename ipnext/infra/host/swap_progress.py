@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from ipnext.model.deployment.deployment import HostHolds
 
 
-class GoingOver:
+class SwapProgress:
     """The steps of a hot swap.
 
     Fetch `next` while the former snapshot answers; leave routing; send the host its new holds.

@@ -11,13 +11,13 @@ from typing import Protocol
 
 import structlog
 
-from ipnext.infra.process.spawn import Running, Spawn, fresh
+from ipnext.infra.process.spawn import Spawn, StartedProcess, fresh
 
 TAIL_LINES = 5
 TAIL_BYTES = 4096
 
 
-class Restarts(Protocol):
+class RestartSettings(Protocol):
     """The settings of restarts, as in `AgentSettings`."""
 
     @property
@@ -50,7 +50,7 @@ class ChildProcess:
         *,
         log_file: Path,
         environment: Mapping[str, str],
-        settings: Restarts,
+        settings: RestartSettings,
         on_change: Callable[[], None],
         spawn: Spawn = fresh,
     ) -> None:
@@ -66,7 +66,7 @@ class ChildProcess:
         self._settings = settings
         self._on_change = on_change
         self._spawn_process = spawn
-        self._process: Running | None = None
+        self._process: StartedProcess | None = None
         self._task: asyncio.Task[None] | None = None
         self._ending = asyncio.Event()
         self._killed_for: str | None = None
@@ -81,7 +81,7 @@ class ChildProcess:
         """Whether `start` was called."""
         return self._task is not None
 
-    def start(self, adopted: Running | None = None) -> None:
+    def start(self, adopted: StartedProcess | None = None) -> None:
         """Begin to keep it running, from a running process on if `adopted` is given.
 
         `on_change` is not called for that one.
@@ -143,7 +143,7 @@ class ChildProcess:
         self.message = f"{why}; last output: {log_tail(self._log_file) or 'none'}"
         self._on_change()
 
-    async def _start_process(self) -> Running | None:
+    async def _start_process(self) -> StartedProcess | None:
         self.started_at = time.monotonic()
         try:
             self._process = await self._spawn()
@@ -156,7 +156,7 @@ class ChildProcess:
         self._on_change()
         return self._process
 
-    async def _spawn(self) -> Running:
+    async def _spawn(self) -> StartedProcess:
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
         if self._log_file.exists() and self._log_file.stat().st_size > self._settings.log_limit_bytes:
             self._log_file.replace(self._log_file.with_suffix(".log.1"))

@@ -17,9 +17,9 @@ from typing import IO, NamedTuple
 import structlog
 
 from ipnext.errors import Unavailable
-from ipnext.infra.process.child import ChildProcess, Restarts
-from ipnext.infra.process.forked_process import ForkedProcess, Orphans, become_subreaper, end_fork
-from ipnext.infra.process.spawn import Running, fresh
+from ipnext.infra.process.child import ChildProcess, RestartSettings
+from ipnext.infra.process.forked_process import ForkedProcess, OrphanReaper, become_subreaper, end_fork
+from ipnext.infra.process.spawn import StartedProcess, fresh
 
 MESSAGE_BYTES = 2**16
 FORK_SECONDS = 2.0
@@ -53,7 +53,7 @@ class ForkServer:
         *,
         log_file: Path,
         environment: Mapping[str, str],
-        settings: Restarts,
+        settings: RestartSettings,
         python: str = sys.executable,
     ) -> None:
         """`python` is the interpreter of the agent whose commands are forked.
@@ -75,7 +75,7 @@ class ForkServer:
         self._socket: socket.socket | None = None
         self._asked: dict[int, asyncio.Future[int]] = {}
         self._number = 0
-        self._orphans = Orphans()
+        self._orphans = OrphanReaper()
         self._reaping: asyncio.Task[None] | None = None
         self.ready = False
         """Whether it accepts requests now."""
@@ -97,7 +97,7 @@ class ForkServer:
         if self._reaping:
             self._reaping.cancel()
 
-    async def spawn(self, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> Running:
+    async def spawn(self, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> StartedProcess:
         """Fork the program if possible, else start a fresh process. OSError if there is no such program."""
         ask = self._ask(command)
         # Libraries read some variables when they are loaded, so another environment needs another interpreter.
@@ -137,7 +137,9 @@ class ForkServer:
         finally:
             self._asked.pop(number, None)
 
-    async def _spawn_server(self, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> Running:
+    async def _spawn_server(
+        self, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]
+    ) -> StartedProcess:
         self._close()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)

@@ -46,7 +46,7 @@ class ForkedProcess:
         self._status.set_result(status)
 
 
-class Orphans:
+class OrphanReaper:
     """Reaps adopted orphans, so that none stays a zombie.
 
     A child that this process started has a waiter that reaps it at once. A child still unreaped at the next check is an

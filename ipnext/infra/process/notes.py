@@ -6,7 +6,7 @@ from typing import TypeVar
 import structlog
 from pydantic import Field, ValidationError
 
-from ipnext.infra.process.spawn import Processes, Running
+from ipnext.infra.process.spawn import Processes, StartedProcess
 from ipnext.model.deployment.deployment import DeploymentKey, HostHolds
 from ipnext.model.value import Value
 from ipnext.model.wire import decode_plain
@@ -54,13 +54,13 @@ class GatewayNote(Value):
 N = TypeVar("N", HostNote, RouterNote, GatewayNote)
 
 
-def find_notes(processes: Processes, kind: type[N]) -> dict[str, tuple[N, Running]]:
+def find_notes(processes: Processes, kind: type[N]) -> dict[str, tuple[N, StartedProcess]]:
     """Return the processes of a kind that ran before this agent and still run, by name.
 
     An agent of another build may have written the notes: unknown fields are ignored. An unreadable note is logged; its
     process is not adopted.
     """
-    notes: dict[str, tuple[N, Running]] = {}
+    notes: dict[str, tuple[N, StartedProcess]] = {}
     for name, note in processes.notes.items():
         running = processes.find_adopted(name)
         if note.get("kind") == kind.__name__ and running is not None:

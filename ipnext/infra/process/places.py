@@ -19,7 +19,7 @@ KEY_FILE: Final = "places.key"
 """File in the agent's directory with the key of the names of hosts' directories."""
 
 
-class Places:
+class ProcessAddresses:
     """Chooses an address for each process by its name, which keeps it over restarts."""
 
     def __init__(self, directory: Path, ports: PortBook, *, group: int | None = None) -> None:

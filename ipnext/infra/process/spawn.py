@@ -14,7 +14,7 @@ Note = Mapping[str, Any]
 """JSON that an agent stores with a process, for the agent that adopts it."""
 
 
-class Running(Protocol):
+class StartedProcess(Protocol):
     """A started process. It has one waiter."""
 
     @property
@@ -31,7 +31,7 @@ class Running(Protocol):
 class Spawn(Protocol):
     """Starts a program in a new session, its output appended to `log`. OSError if there is no such program."""
 
-    async def __call__(self, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> Running:
+    async def __call__(self, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> StartedProcess:
         """Return the running process. It ends with its parent process."""
 
 
@@ -44,7 +44,7 @@ class Processes(Protocol):
     def note(self, name: str, note: Note) -> None:
         """Replace the note of a running process; do nothing if it does not run."""
 
-    def find_adopted(self, name: str) -> Running | None:
+    def find_adopted(self, name: str) -> StartedProcess | None:
         """Return the process of this name that ran before this agent started, if it still runs."""
 
     @property
@@ -75,7 +75,7 @@ class FreshProcess:
             send(self.pid, number)
 
 
-class Unsupervised:
+class ChildProcesses:
     """`Processes` that are children of this process, and end with it."""
 
     def spawn(self, name: str, note: Callable[[], Note]) -> Spawn:  # noqa: ARG002 - the port's signature
@@ -85,7 +85,7 @@ class Unsupervised:
     def note(self, name: str, note: Note) -> None:
         """Do nothing: no agent reads the note."""
 
-    def find_adopted(self, name: str) -> Running | None:  # noqa: ARG002 - the port's signature
+    def find_adopted(self, name: str) -> StartedProcess | None:  # noqa: ARG002 - the port's signature
         """Return None: such a process ended with its agent."""
         return None
 

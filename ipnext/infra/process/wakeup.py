@@ -3,7 +3,7 @@
 import asyncio
 
 
-class Pulse:
+class Wakeup:
     """Wakes a loop that checks something periodically."""
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ AGAIN_SECONDS: Final = 2.0
 _PAUSE_SECONDS: Final = 0.01
 
 
-class Router(Protocol):
+class RouterControl(Protocol):
     """The operations of the region's routers that a delivery uses."""
 
     @property
@@ -50,7 +50,7 @@ class AccessDelivery:
     def __init__(
         self,
         file: AccessFile,
-        router: Router,
+        router: RouterControl,
         *,
         stale_seconds: float,
         clock: Callable[[], float] = time.monotonic,

@@ -11,7 +11,7 @@ from contextlib import suppress
 from ipnext.errors import Unavailable
 
 
-class Forgetting:
+class DelayedRemoval:
     """One pending removal for each model. `forget` is called with the model `settle_seconds` after the last `begin`."""
 
     def __init__(self, settle_seconds: float, forget: Callable[[str], Awaitable[None]]) -> None:

@@ -11,11 +11,11 @@ from ipnext.components.caller_proof import keep_proof, proof_file, read_proof
 from ipnext.components.identity import Component
 from ipnext.components.sockets import is_socket_url, keep_caller_proof, socket_path
 from ipnext.errors import Unavailable
-from ipnext.infra.context import Site
+from ipnext.infra.context import RegionContext
 from ipnext.infra.control import Control
 from ipnext.infra.process.child import ChildProcess
 from ipnext.infra.process.notes import RouterNote, as_note
-from ipnext.infra.process.spawn import Note, Running
+from ipnext.infra.process.spawn import Note, StartedProcess
 from ipnext.model.access.predictions import KeyUseReport
 from ipnext.model.deployment.deployment import RouterState
 
@@ -28,13 +28,13 @@ class RouterInstance:
 
     def __init__(
         self,
-        site: Site,
+        site: RegionContext,
         control: Control,
         table: Path,
         number: int,
         *,
         on_change: Callable[[], None],
-        adopted: tuple[RouterNote, Running] | None = None,
+        adopted: tuple[RouterNote, StartedProcess] | None = None,
     ) -> None:
         """Prepare a router whose `number` is unique among the running ones.
 
@@ -44,7 +44,7 @@ class RouterInstance:
         self.number = number
         self.leaving = False
         """Whether another one is replacing it."""
-        self._adopted: Running | None = None
+        self._adopted: StartedProcess | None = None
         self._control = control
         self._table = table
         self._on_change = on_change

@@ -13,11 +13,11 @@ from pathlib import Path
 import structlog
 
 from ipnext.errors import Unavailable
-from ipnext.infra.context import Site
+from ipnext.infra.context import RegionContext
 from ipnext.infra.control import Control
 from ipnext.infra.process.atomic_file import replace_file
 from ipnext.infra.process.notes import RouterNote, find_notes
-from ipnext.infra.process.wakeup import Pulse
+from ipnext.infra.process.wakeup import Wakeup
 from ipnext.infra.router.instance import RouterInstance
 from ipnext.model.access.predictions import AccessList, AccessRevision, AccessWithdrawal, KeyUseReport
 from ipnext.model.deployment.deployment import (
@@ -45,7 +45,7 @@ class RouterProcess:
 
     def __init__(
         self,
-        site: Site,
+        site: RegionContext,
         control: Control,
         *,
         on_change: Callable[[], None],
@@ -61,7 +61,7 @@ class RouterProcess:
         self._control = control
         self._file = site.directory / "router.json"
         self._table = _read(self._file, site.region)
-        self._pulse = Pulse()
+        self._pulse = Wakeup()
         self._on_change = on_change
         self._moved = moved
         self._followed = followed

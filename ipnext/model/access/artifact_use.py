@@ -6,7 +6,7 @@ from typing import Final, Literal, NamedTuple
 from ipnext.errors import QuotaExceeded
 from ipnext.model.access.owner import ARTIFACTS, OwnerManifest
 from ipnext.model.access.rights import Principal
-from ipnext.model.value import Value, Written
+from ipnext.model.value import Value, WrittenValue
 
 _OWNER: Final = "owner/"
 """Prefix of the accounts of owners; those of uploaders begin with the kind of the principal."""
@@ -88,7 +88,7 @@ class CollectInput(Value):
     """The input of a scheduled collection."""
 
 
-class CollectedItem(Written):
+class CollectedItem(WrittenValue):
     """One thing that a collection removes, or would."""
 
     kind: Kind
@@ -98,7 +98,7 @@ class CollectedItem(Written):
     reason: str
 
 
-class CollectionView(Written):
+class CollectionView(WrittenValue):
     """What a collection of the artifact store removed, or would remove."""
 
     dry_run: bool

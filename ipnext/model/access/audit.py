@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, Field, field_serializer
 
-from ipnext.model.value import Sha256, Value, Written, canonical_json
+from ipnext.model.value import Sha256, Value, WrittenValue, canonical_json
 
 GENESIS: Final = "0" * 64
 """`prev_hash` of the first entry."""
@@ -34,7 +34,7 @@ Outcome = Literal["done", "asked", "refused"]
 denied."""
 
 
-class AuditWho(Written):
+class AuditWho(WrittenValue):
     """The principal as it was proved. `kind`: a `PrincipalKind`, as it was written."""
 
     kind: str
@@ -42,7 +42,7 @@ class AuditWho(Written):
     name: str
 
 
-class AuditObject(Written):
+class AuditObject(WrittenValue):
     """What was acted on: `Model ranker`, `Freeze holidays`, `Fleet`."""
 
     kind: str
@@ -54,7 +54,7 @@ class AuditObject(Written):
         return f"{self.kind} {self.name}" if self.name else self.kind
 
 
-class AuditEntry(Written):
+class AuditEntry(WrittenValue):
     """One entry. It is never changed and never deleted; a field without a value is absent from its JSON.
 
     Read from a database that somebody changed it has what is stored there: the verification says which entry it is.
@@ -102,7 +102,7 @@ class AuditEntry(Written):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-class AuditHead(Written):
+class AuditHead(WrittenValue):
     """The newest entry: kept elsewhere, it is the anchor that a later verification needs.
 
     `sequence` 0: there is none.

@@ -14,7 +14,7 @@ FaultKind = Literal["changed", "removed", "inserted", "reordered", "truncated"]
 MOST_FURTHER: Final = 100
 
 
-class Fault(Value):
+class AuditFault(Value):
     """An entry that differs from the written one."""
 
     kind: FaultKind
@@ -33,8 +33,8 @@ class Verification(Value):
     entries: int
     anchors: int = 0
     """Anchors that matched an entry."""
-    fault: Fault | None = None
-    further: tuple[Fault, ...] = ()
+    fault: AuditFault | None = None
+    further: tuple[AuditFault, ...] = ()
     """Faults after the first one, MOST_FURTHER at most. Entries after a changed entry can still be judged."""
 
 
@@ -52,11 +52,13 @@ def verify(entries: Iterable[Mapping[str, Any]], *, after: int = 0, anchors: Seq
     return chain.result(chain.end())
 
 
-def _detect_reorder(fault: Fault, rest: Iterable[Mapping[str, Any]]) -> Fault:
+def _detect_reorder(fault: AuditFault, rest: Iterable[Mapping[str, Any]]) -> AuditFault:
     """Return the fault, as a fault of the order if the missing entry comes later."""
     if fault.kind != "removed" or all(entry.get("sequence") != fault.sequence for entry in rest):
         return fault
-    return Fault(kind="reordered", sequence=fault.sequence, message=f"entry {fault.sequence} comes behind later ones")
+    return AuditFault(
+        kind="reordered", sequence=fault.sequence, message=f"entry {fault.sequence} comes behind later ones"
+    )
 
 
 class _Chain:
@@ -71,9 +73,9 @@ class _Chain:
         known = self._anchors.get(after, set())
         self._hash: str | None = GENESIS if after == 0 else next(iter(known), None)
         self._whole = AuditHead(sequence=after, hash=self._hash or GENESIS)
-        self._faults: list[Fault] = []
+        self._faults: list[AuditFault] = []
 
-    def add(self, entry: Mapping[str, Any]) -> Fault | None:
+    def add(self, entry: Mapping[str, Any]) -> AuditFault | None:
         """Add the next entry.
 
         Return a fault if it is not the following one; the entries after it can't be judged.
@@ -81,7 +83,7 @@ class _Chain:
         expected = self._sequence + 1
         sequence = entry.get("sequence")
         if not isinstance(sequence, int) or isinstance(sequence, bool):
-            return Fault(kind="changed", sequence=expected, message=f"entry {expected} has no sequence")
+            return AuditFault(kind="changed", sequence=expected, message=f"entry {expected} has no sequence")
         if sequence != expected:
             return self._order_fault(sequence, expected, entry)
         right = _is_sealed(entry)
@@ -93,15 +95,15 @@ class _Chain:
             self._whole = AuditHead(sequence=sequence, hash=str(entry["hash"]))
         return None
 
-    def end(self) -> Fault | None:
+    def end(self) -> AuditFault | None:
         """Return the fault if entries of an anchor are missing at the end."""
         last = max(self._anchors, default=0)
         if last <= self._sequence:
             return None
         message = f"the audit ends at entry {self._sequence}; when the anchor was taken it had {last}"
-        return Fault(kind="truncated", sequence=self._sequence + 1, message=message)
+        return AuditFault(kind="truncated", sequence=self._sequence + 1, message=message)
 
-    def result(self, last: Fault | None) -> Verification:
+    def result(self, last: AuditFault | None) -> Verification:
         """Return the result; `last` is the fault that ended the verification."""
         if last is not None:
             self._note(last)
@@ -116,35 +118,35 @@ class _Chain:
             further=tuple(self._faults[1:]),
         )
 
-    def _note(self, fault: Fault) -> None:
+    def _note(self, fault: AuditFault) -> None:
         """Note a fault: one for each entry, up to a fixed number, so that memory does not grow."""
         known = self._faults and self._faults[-1].sequence == fault.sequence
         if not known and len(self._faults) <= MOST_FURTHER:
             self._faults.append(fault)
 
-    def _check_links(self, entry: Mapping[str, Any], sequence: int) -> Fault | None:
+    def _check_links(self, entry: Mapping[str, Any], sequence: int) -> AuditFault | None:
         """Return the fault of an entry whose hash matches its content."""
         if self._hash is not None and entry.get("prevHash") != self._hash:
             message = f"entry {sequence} was sealed to another entry than the one before it, which was replaced"
-            return Fault(kind="changed", sequence=max(1, sequence - 1), message=message)
+            return AuditFault(kind="changed", sequence=max(1, sequence - 1), message=message)
         found, wanted = str(entry["hash"]), self._anchors.get(sequence)
         if wanted is not None and wanted != {found}:
             message = (
                 f"entry {sequence} has the hash {found:.16}, the anchor {min(wanted - {found}):.16}: "
                 "the audit was written again"
             )
-            return Fault(kind="changed", sequence=sequence, message=message)
+            return AuditFault(kind="changed", sequence=sequence, message=message)
         self._met += wanted is not None
         return None
 
-    def _order_fault(self, sequence: int, expected: int, entry: Mapping[str, Any]) -> Fault:
+    def _order_fault(self, sequence: int, expected: int, entry: Mapping[str, Any]) -> AuditFault:
         if sequence < expected:
             same = sequence == self._sequence
             kind: FaultKind = "inserted" if same and entry.get("hash") != self._hash else "reordered"
             message = f"entry {sequence} comes behind entry {self._sequence}"
-            return Fault(kind=kind, sequence=sequence, message=message)
+            return AuditFault(kind=kind, sequence=sequence, message=message)
         missing = f"entry {expected} is" if sequence == expected + 1 else f"entries {expected} to {sequence - 1} are"
-        return Fault(kind="removed", sequence=expected, message=f"{missing} missing before entry {sequence}")
+        return AuditFault(kind="removed", sequence=expected, message=f"{missing} missing before entry {sequence}")
 
 
 def _is_sealed(entry: Mapping[str, Any]) -> bool:
@@ -154,9 +156,9 @@ def _is_sealed(entry: Mapping[str, Any]) -> bool:
         return False
 
 
-def _not_sealed(sequence: int) -> Fault:
+def _not_sealed(sequence: int) -> AuditFault:
     message = f"entry {sequence} is not what its hash was made of: it was changed"
-    return Fault(kind="changed", sequence=sequence, message=message)
+    return AuditFault(kind="changed", sequence=sequence, message=message)
 
 
 def read_entries(lines: Iterable[bytes]) -> Iterator[Mapping[str, Any]]:

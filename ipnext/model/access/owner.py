@@ -9,7 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, mo
 from ipnext.model.access.rights import Role
 from ipnext.model.access.roles import Subject
 from ipnext.model.metadata import Metadata
-from ipnext.model.value import Name, Value, Written
+from ipnext.model.value import Name, Value, WrittenValue
 
 MOST_MEMBERS: Final = 500
 MOST_KINDS: Final = 100
@@ -27,14 +27,14 @@ UNITS: Final = "units."
 Description = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500)]
 
 
-class OwnerMember(Written):
+class OwnerMember(WrittenValue):
     """A role of a person or group over the owner's models: a role binding, as `ipnext roles grant --owner` makes it."""
 
     subject: Subject
     role: Role
 
 
-class OwnerQuotas(Written):
+class OwnerQuotas(WrittenValue):
     """What an owner's models may ask for together. A quota that is left out is no limit."""
 
     models: int | None = Field(default=None, ge=0, lt=2**31)
@@ -66,7 +66,7 @@ class OwnerQuotas(Written):
         return named | {f"{UNITS}{kind}": limit for kind, limit in sorted(self.units.items())}
 
 
-class OwnerSpec(Written):
+class OwnerSpec(WrittenValue):
     """Members, quotas and priority of an owner."""
 
     description: Description = ""
@@ -93,7 +93,7 @@ class OwnerSpec(Written):
         return plain if self.members is not None else {k: v for k, v in plain.items() if k != "members"}
 
 
-class OwnerManifest(Written):
+class OwnerManifest(WrittenValue):
     """`kind: Owner`. Its name is what models name as `metadata.owner`."""
 
     api_version: Literal["ipnext/v1"]
@@ -126,7 +126,7 @@ class QuotaUse(Value):
         return self.limit is not None and self.used > self.limit
 
 
-class OwnerView(Written):
+class OwnerView(WrittenValue):
     """An owner as applied, its members, and its usage beside its limits."""
 
     manifest: OwnerManifest

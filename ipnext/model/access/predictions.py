@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from ipnext.model.access.rights import Grant, KeyId, Scope
-from ipnext.model.value import Name, Value, Written
+from ipnext.model.value import Name, Value, WrittenValue
 
 PredictionAccess = Literal["open", "authenticated"]
 """`open`: anyone may call it. `authenticated`: only callers with a credential that permits it."""
@@ -21,7 +21,7 @@ LIST_REVISIONS: Final = 2**62
 """Revisions of access lists are below this number, so that no component states one that another cannot count above."""
 
 
-class RateLimit(Written):
+class RateLimit(WrittenValue):
     """A token bucket: a steady rate, and how much may come at once after a quiet time."""
 
     requests_per_second: float = Field(gt=0, le=1_000_000)
@@ -34,7 +34,7 @@ class RateLimit(Written):
         return float(self.burst or max(1, math.ceil(self.requests_per_second)))
 
 
-class PredictionLimits(Written):
+class PredictionLimits(WrittenValue):
     """What callers may ask of one model in each region. None: as much as they like."""
 
     per_key: RateLimit | None = None
@@ -43,7 +43,7 @@ class PredictionLimits(Written):
     """Of all keys and persons of one owner together."""
 
 
-class AccessSpec(Written):
+class AccessSpec(WrittenValue):
     """Who may ask a model for predictions."""
 
     predictions: PredictionAccess = "open"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, StringConstraints
 
-from ipnext.model.value import NAME_PATTERN, Name, Value, Written
+from ipnext.model.value import NAME_PATTERN, Name, Value, WrittenValue
 
 ANY: Final = "*"
 """In a grant: every owner, or every region."""
@@ -116,7 +116,7 @@ class ApiKey(Value):
         return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)
 
 
-class KeyRequest(Written):
+class KeyRequest(WrittenValue):
     """A key to create: one role, over one owner's models or all, or over one region."""
 
     name: Name
@@ -127,7 +127,7 @@ class KeyRequest(Written):
     """Seconds until the key expires; none: it does not."""
 
 
-class KeyView(Written):
+class KeyView(WrittenValue):
     """A key as it is listed: never its secret."""
 
     id: KeyId
@@ -156,7 +156,7 @@ class CreatedKey(KeyView):
     key: str
 
 
-class SessionView(Written):
+class SessionView(WrittenValue):
     """Who is logged in, by what grants, until when."""
 
     name: str
@@ -165,7 +165,7 @@ class SessionView(Written):
     expires_at: datetime | None = None
 
 
-class TicketView(Written):
+class TicketView(WrittenValue):
     """Whose login link it is."""
 
     name: str
@@ -177,7 +177,7 @@ class TicketView(Written):
     anyone."""
 
 
-class Ticket(Written):
+class Ticket(WrittenValue):
     """Logs a browser in, once: the page takes it from its address, behind `#ticket=`."""
 
     ticket: str
@@ -198,7 +198,7 @@ def key_view(key: ApiKey) -> KeyView:
     return KeyView(role=grant.role, owner=grant.owner, region=grant.region, **shown)
 
 
-class PlatformProof(Written):
+class PlatformProof(WrittenValue):
     """That an API knows a key (`ipnext.access.proof`)."""
 
     port: int

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, StringConstraints
 
 from ipnext.model.access.rights import ANY, Grant, KeyId, Role, Scope
-from ipnext.model.value import Value, Written
+from ipnext.model.value import Value, WrittenValue
 
 LONGEST_NAME: Final = 256
 """Characters of the name of a user or group."""
@@ -28,7 +28,7 @@ Subject = Annotated[
 identifier of a person."""
 
 
-class RoleRequest(Written):
+class RoleRequest(WrittenValue):
     """A role to bind to a subject: over one owner's models or all, or over one region."""
 
     subject: Subject
@@ -47,7 +47,7 @@ class RoleBinding(Value):
     created_by: str
 
 
-class RoleView(Written):
+class RoleView(WrittenValue):
     """A role binding as it is listed."""
 
     id: KeyId
@@ -59,7 +59,7 @@ class RoleView(Written):
     created_by: str
 
 
-class LoginView(Written):
+class LoginView(WrittenValue):
     """How a client gets a token of the identity provider: OAuth 2.0 device authorization with a public client."""
 
     issuer: str

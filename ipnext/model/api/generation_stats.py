@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from ipnext.model.value import Written
+from ipnext.model.value import WrittenValue
 
 
-class GenerationAnswers(Written):
+class GenerationAnswers(WrittenValue):
     """The answers of one generation since the routers started, over all regions that tell."""
 
     generation: int

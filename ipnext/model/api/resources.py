@@ -21,8 +21,8 @@ from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.planning.plan import Plan, PlanDiff, Problem, Unmet
 from ipnext.model.planning.transition import Transition, TransitionState
 from ipnext.model.registry.profile import PartThroughput
-from ipnext.model.registry.registry import Generation, Layout
-from ipnext.model.value import Name, Sha256, Value, Written
+from ipnext.model.registry.registry import Generation, SplitLayout
+from ipnext.model.value import Name, Sha256, Value, WrittenValue
 
 ChangeId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
 """Chosen by the client, so that a repeated request is one change: letters, digits, `_`, `.`, `-`; at most 80.
@@ -37,7 +37,7 @@ AnyId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,
 Item = TypeVar("Item")
 
 
-class Listed(Value, Generic[Item]):
+class ListPage(Value, Generic[Item]):
     """A page of a list. `next`, given as `after`, leads to the following page; null on the last one."""
 
     items: tuple[Item, ...] = ()
@@ -67,7 +67,7 @@ class ChangeView(Change):
     has it."""
 
 
-class FieldChange(Written):
+class FieldChange(WrittenValue):
     """A field of a manifest that an apply changes. An absent field is null."""
 
     field: str
@@ -75,7 +75,7 @@ class FieldChange(Written):
     after: Any = None
 
 
-class ModelApplied(Written):
+class ModelApplied(WrittenValue):
     """Answer of an apply. With `dryRun` nothing was written, and `version` is the one in force (0: none)."""
 
     model: Name
@@ -91,7 +91,7 @@ class ModelApplied(Written):
     """The change that brings a model that serves to its new manifest."""
 
 
-class ModelView(Written):
+class ModelView(WrittenValue):
     """A model as applied and as observed."""
 
     manifest: ModelManifest
@@ -101,7 +101,7 @@ class ModelView(Written):
     updated_at: datetime
     status: ModelStatus
     deployments: tuple[DeploymentStatus, ...] = ()
-    layout: Layout | None = None
+    layout: SplitLayout | None = None
     """The parts that the serving generation is cut into, where its manifest had it split."""
     answers: tuple[GenerationAnswers, ...] = ()
     """How the generations that are served answer; not where models are listed."""
@@ -109,7 +109,7 @@ class ModelView(Written):
     """What plans take a replica of each part to do; not where models are listed."""
 
 
-class FleetView(Written):
+class FleetView(WrittenValue):
     """The fleet as applied."""
 
     spec: FleetSpec
@@ -117,7 +117,7 @@ class FleetView(Written):
     updated_at: datetime
 
 
-class PublishPart(Written):
+class PublishPart(WrittenValue):
     """One part's content: the digest of an uploaded snapshot, or a file:// or s3:// uri the server reads."""
 
     digest: Sha256 | None = None
@@ -131,7 +131,7 @@ class PublishPart(Written):
         return self
 
 
-class PublishRequest(Written):
+class PublishRequest(WrittenValue):
     """Body of a publish."""
 
     change_id: ChangeId | None = None
@@ -140,20 +140,20 @@ class PublishRequest(Written):
     """The reason for which this change passes every freeze; it stands in the audit."""
 
 
-class RollbackRequest(Written):
+class RollbackRequest(WrittenValue):
     """Body of a rollback. Without `generation`: the newest other generation that has served."""
 
     change_id: ChangeId | None = None
     generation: int | None = Field(default=None, ge=1, lt=2**31)
 
 
-class RepairRequest(Written):
+class RepairRequest(WrittenValue):
     """Body of a repair."""
 
     change_id: ChangeId | None = None
 
 
-class ReplanRequest(Written):
+class ReplanRequest(WrittenValue):
     """Body of a replan. `dryRun`: the plan is computed and stored, nothing is adopted, nothing moves."""
 
     replan_id: ChangeId | None = None
@@ -167,19 +167,19 @@ MOST_ASKED: Final = 1000
 """Digests of one query: each costs the server a call to its artifact store. Clients ask for more in several."""
 
 
-class BlobQuery(Written):
+class BlobQuery(WrittenValue):
     """SHA-256 digests a client is about to upload."""
 
     digests: tuple[Sha256, ...] = Field(max_length=MOST_ASKED)
 
 
-class MissingBlobs(Written):
+class MissingBlobs(WrittenValue):
     """Those of the asked digests that the store does not hold."""
 
     missing: tuple[Sha256, ...]
 
 
-class StoredSnapshot(Written):
+class StoredSnapshot(WrittenValue):
     """A snapshot that the artifact store holds whole."""
 
     uri: str
@@ -273,7 +273,7 @@ class EventView(Value):
     detail: Mapping[str, Any] | None = None
 
 
-class SupplyUse(Value):
+class HardwareUse(Value):
     """Units of one hardware kind in one region; `used` is what the wanted deployments take."""
 
     hardware: Name
@@ -294,7 +294,7 @@ class RegionView(Value):
     gateway_is_named: bool = False
     """The operator named `gateway_url` (IPNEXT_GATEWAYS), so that clients send credentials there. Otherwise the
     region's agent reported it."""
-    supply: tuple[SupplyUse, ...] = ()
+    supply: tuple[HardwareUse, ...] = ()
     replicas: tuple[Replica, ...] = ()
     """At most twenty, those that do not answer first; all of them: `GET /v1/regions/{region}/replicas`."""
     replica_count: int = 0
@@ -331,7 +331,7 @@ class ExplanationStep(Value):
     message: str = ""
 
 
-class Explanation(Value):
+class StatusExplanation(Value):
     """Why a model is, or is not, where its owner wants it: one chain, one reason, what to do."""
 
     model: Name
@@ -350,7 +350,7 @@ class ModelOverview(Value):
     """Newest first, at most eight."""
     frozen: Frozen | None = None
     """What would hold a publish back now."""
-    explanation: Explanation | None = None
+    explanation: StatusExplanation | None = None
     """Why it is not ready; of the first ten of the page that are not."""
 
 

@@ -40,7 +40,7 @@ class DeploymentKey(Value):
         return f"{self.model}.{self.part}.{self.region}.{self.hardware}"
 
 
-class HeldSnapshot(Value):
+class AssignedSnapshot(Value):
     """A snapshot that each replica of a deployment loads, and the generations for which it answers."""
 
     part: Name | None = None
@@ -80,7 +80,7 @@ class Deployment(Value):
     settings: Mapping[str, Any] = Field(default_factory=dict)
     drain_seconds: float | None = None
     """Longest wait for requests in flight before a replica ends; None: the region's default."""
-    holds: tuple[HeldSnapshot, ...] = ()
+    holds: tuple[AssignedSnapshot, ...] = ()
     own: Mapping[int, int] = Field(default_factory=dict)
     """Generation -> processes with only that generation, `replicas` in total; empty: every process has everything."""
     swap: bool = False

@@ -26,7 +26,7 @@ _NONE = Moments(0.0, 0.0)
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedSamples:
     """Two samples over the same mix of regions: the former generation's counts are weighted by the new one's.
 
     A canary's share may differ between regions, and their users differ too: without weights, a mere change of the mix
@@ -41,7 +41,7 @@ class Compared:
     old_moments: Moments = _NONE
 
 
-def latencies(pairs: Iterable[Pair]) -> Compared | None:
+def latencies(pairs: Iterable[Pair]) -> ComparedSamples | None:
     """Return the latency buckets over the regions in which both generations answered.
 
     None if there is no such region.
@@ -52,10 +52,10 @@ def latencies(pairs: Iterable[Pair]) -> Compared | None:
     if not total:
         return None
     scaled = [(pair.old.latency, new / old) for pair, (new, old) in zip(both, counts, strict=True)]
-    return Compared(new=_sum_weighted((pair.new.latency, 1.0) for pair in both), old=_sum_weighted(scaled))
+    return ComparedSamples(new=_sum_weighted((pair.new.latency, 1.0) for pair in both), old=_sum_weighted(scaled))
 
 
-def predictions(pairs: Iterable[Pair]) -> dict[str, Compared]:
+def predictions(pairs: Iterable[Pair]) -> dict[str, ComparedSamples]:
     """Return the predictions of each output over the same regions as `latencies`.
 
     If both generations answered in no region, as after a move to other regions, all regions count.
@@ -68,7 +68,7 @@ def predictions(pairs: Iterable[Pair]) -> dict[str, Compared]:
     return {name: compared for name, compared in found.items() if compared is not None}
 
 
-def _output(sketches: Sequence[tuple[PredictionSketch | None, PredictionSketch | None]]) -> Compared | None:
+def _output(sketches: Sequence[tuple[PredictionSketch | None, PredictionSketch | None]]) -> ComparedSamples | None:
     both = [(new, old) for new, old in sketches if new and old and new.values and old.values]
     if not both:
         both = [(_merge_sketches(new for new, _ in sketches), _merge_sketches(old for _, old in sketches))]
@@ -79,13 +79,13 @@ def _output(sketches: Sequence[tuple[PredictionSketch | None, PredictionSketch |
     return _compare_weighted(both, total)
 
 
-def _compare_weighted(both: list[tuple[PredictionSketch, PredictionSketch]], total: int) -> Compared:
+def _compare_weighted(both: list[tuple[PredictionSketch, PredictionSketch]], total: int) -> ComparedSamples:
     weights = [new.values / total for new, _ in both]
     answers = sum(new.answers for new, _ in both)
     noise = sum(weight * weight / old.answers for weight, (_, old) in zip(weights, both, strict=True))
     olds = sum(old.values for _, old in both)
     scaled = [(old.bins, weight * olds / old.values) for weight, (_, old) in zip(weights, both, strict=True)]
-    return Compared(
+    return ComparedSamples(
         new=_sum_weighted((new.bins, 1.0) for new, _ in both),
         old=_sum_weighted(scaled),
         noise=1 / answers + noise,

@@ -60,7 +60,7 @@ def at_least(bad: float, count: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class SampleDistance:
     """A measure of the distance of two samples, and the part of it that chance may explain."""
 
     size: float
@@ -72,7 +72,7 @@ class Difference:
         return max(0.0, self.size - self.chance)
 
 
-def stability_index(new: Counts, old: Counts, *, noise: float) -> Difference:
+def stability_index(new: Counts, old: Counts, *, noise: float) -> SampleDistance:
     """Return the population stability index of two samples: sum of (p - q) ln(p / q) over groups of buckets.
 
     Groups have about a tenth of both samples together; half a value is added to each, so that none is empty. `noise` is
@@ -85,7 +85,7 @@ def stability_index(new: Counts, old: Counts, *, noise: float) -> Difference:
     for in_new, in_old in groups:
         p, q = (in_new + 0.5) / new_total, (in_old + 0.5) / old_total
         size += (p - q) * math.log(p / q)
-    return Difference(size, _chi_square(len(groups) - 1) * noise)
+    return SampleDistance(size, _chi_square(len(groups) - 1) * noise)
 
 
 def _group_buckets(new: Counts, old: Counts) -> list[tuple[float, float]]:
@@ -124,7 +124,7 @@ class Moments:
     variance: float
 
 
-def mean_shift(new: Moments, old: Moments, *, noise: float) -> Difference:
+def mean_shift(new: Moments, old: Moments, *, noise: float) -> SampleDistance:
     """Return the standardised mean difference: that of the means over the root of the mean variance.
 
     `noise` is as in `stability_index`. A millionth of the mean is the least deviation, so that constant outputs may
@@ -133,7 +133,7 @@ def mean_shift(new: Moments, old: Moments, *, noise: float) -> Difference:
     least = 1e-6 * max(abs(new.mean), abs(old.mean))
     deviation = math.sqrt((new.variance + old.variance) / 2 + least * least)
     size = abs(new.mean - old.mean) / deviation if deviation else 0.0
-    return Difference(size, _Z * math.sqrt(noise))
+    return SampleDistance(size, _Z * math.sqrt(noise))
 
 
 def moments(parts: Iterable[tuple[float, float, float, float]]) -> Moments:

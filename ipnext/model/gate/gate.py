@@ -9,13 +9,13 @@ from typing import Final, Literal
 from pydantic import Field
 
 from ipnext.model.gate.sketch import PredictionSketch
-from ipnext.model.value import Name, Value, Written
+from ipnext.model.value import Name, Value, WrittenValue
 
 ENOUGH_REQUESTS: Final = 100
 """Answers that a verdict on latency and drift needs by default: a p99 of fewer is their slowest."""
 
 
-class LatencyLimits(Written):
+class LatencyLimits(WrittenValue):
     """Milliseconds, over answers with status 200."""
 
     p50: float | None = Field(default=None, gt=0)
@@ -27,7 +27,7 @@ class LatencyLimits(Written):
         return self.p50 is not None or self.p99 is not None
 
 
-class GateSpec(Written):
+class GateSpec(WrittenValue):
     """Limits on a new generation's answers since a wave's traffic moved. What is left out is not judged.
 
     "The former one" is the generation that answered before; the two are compared over the same time and regions, while

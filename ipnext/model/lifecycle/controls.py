@@ -5,7 +5,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from ipnext.model.lifecycle.status import Reason
-from ipnext.model.value import Name, Value, Written
+from ipnext.model.value import Name, Value, WrittenValue
 
 LONGEST_REASON = 2000
 """Characters."""
@@ -26,7 +26,7 @@ class ControlAction(StrEnum):
     """Take the traffic back to where the run began."""
 
 
-class ControlRequest(Written):
+class ControlRequest(WrittenValue):
     """Body of the API's control routes."""
 
     reason: str = Field(default="", max_length=LONGEST_REASON)

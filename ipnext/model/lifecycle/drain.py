@@ -6,7 +6,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from ipnext.model.lifecycle.status import Reason
-from ipnext.model.value import Name, Value, Written
+from ipnext.model.value import Name, Value, WrittenValue
 
 
 class DrainState(StrEnum):
@@ -97,7 +97,7 @@ class DrainSeen(Value):
     """False if the region was never drained."""
 
 
-class DrainRequest(Written):
+class DrainRequest(WrittenValue):
     """Body of a drain. `disaster`: the region is gone. `force`: go on although demand stays unserved."""
 
     disaster: bool = False
@@ -105,7 +105,7 @@ class DrainRequest(Written):
     reason: str = Field(default="", max_length=500)
 
 
-class ReturnRequest(Written):
+class ReturnRequest(WrittenValue):
     """Body of a return."""
 
     reason: str = Field(default="", max_length=500)

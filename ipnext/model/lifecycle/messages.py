@@ -202,7 +202,7 @@ class StageInput(Value):
     plan_id: str | None = None
 
 
-class Resolved(Value):
+class ResolutionResult(Value):
     """Answer of `resolve_snapshots`."""
 
     parts: int
@@ -240,7 +240,7 @@ class ValidationReport(Value):
         return next((check for check in self.checks if not check.passed), None)
 
 
-class Optimized(Value):
+class OptimizationResult(Value):
     """Answer of `optimize_generation`."""
 
     parts: int = 0
@@ -251,7 +251,7 @@ class Optimized(Value):
     reason: Reason = Reason.SUCCEEDED
 
 
-class Planned(Value):
+class PlanningResult(Value):
     """Answer of `place_model` and `compute_plan`."""
 
     plan_id: str

@@ -5,7 +5,13 @@ It ends at the first stage that has to wait.
 
 from typing import Literal
 
-from ipnext.model.lifecycle.messages import Planned, Resolved, StageInput, TransitionPlanned, ValidationReport
+from ipnext.model.lifecycle.messages import (
+    PlanningResult,
+    ResolutionResult,
+    StageInput,
+    TransitionPlanned,
+    ValidationReport,
+)
 from ipnext.model.manifest.freeze import FreezeAnswer
 from ipnext.model.value import Value
 
@@ -21,13 +27,13 @@ class PreparationInput(Value):
     """Never `withdrawal`: it ends only when everything has gone."""
 
 
-class Prepared(Value):
+class PreparationResult(Value):
     """Answers of the finished stages. The run continues with the first stage without one."""
 
-    resolved: Resolved | None = None
+    resolved: ResolutionResult | None = None
     validated: ValidationReport | None = None
     thawed: FreezeAnswer | None = None
     """Only for a change without a freeze."""
-    planned: Planned | None = None
+    planned: PlanningResult | None = None
     transition: TransitionPlanned | None = None
     """The waves are planned; none has begun."""

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ipnext.model.value import Name, Value, Written
+from ipnext.model.value import Name, Value, WrittenValue
 
 MoverAction = Literal["pause", "resume", "cancel"]
 """Commands for a replan that moves models."""
@@ -117,7 +117,7 @@ class MoverAsked(Value):
     reason: str = ""
 
 
-class SteerRequest(Written):
+class SteerRequest(WrittenValue):
     """Body of what is asked of the replan that runs."""
 
     action: MoverAction

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from ipnext.model.deployment.deployment import Replica, RouteShare
-from ipnext.model.value import Name, Written
+from ipnext.model.value import Name, WrittenValue
 
 
 class ConditionType(StrEnum):
@@ -88,7 +88,7 @@ def reason_of(code: str | None, *, otherwise: Reason = Reason.INTERNAL_ERROR) ->
 ConditionStatus = Literal["True", "False", "Unknown"]
 
 
-class Condition(Written):
+class Condition(WrittenValue):
     """One condition of an object."""
 
     type: ConditionType
@@ -131,7 +131,7 @@ def with_ready(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
 _SHOWN_FIRST = tuple(ConditionType)
 
 
-class ModelStatus(Written):
+class ModelStatus(WrittenValue):
     """`status` of a model. `generation` here is the manifest's revision; `servingGeneration` is a set of snapshots."""
 
     model: Name

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 
 from ipnext.model.metadata import Metadata
-from ipnext.model.value import Name, Value, Written
+from ipnext.model.value import Name, Value, WrittenValue
 
 MOST_WINDOWS = 200
 """Windows, exdates or rdates of one freeze."""
@@ -61,7 +61,7 @@ LocalTime = Annotated[
 """Local wall clock time in the window's time zone; a date alone is its midnight."""
 
 
-class FreezeWindow(Written):
+class FreezeWindow(WrittenValue):
     """One window, or with `rrule` many of the same length on the wall clock. The end is no longer frozen."""
 
     start: LocalTime
@@ -94,7 +94,7 @@ class FreezeWindow(Written):
         return self
 
 
-class FreezeScope(Written):
+class FreezeScope(WrittenValue):
     """Which models a freeze is for: those that match each list that is not empty; with none, all."""
 
     models: tuple[Pattern, ...] = ()
@@ -103,7 +103,7 @@ class FreezeScope(Written):
     """A model that has demand, is placed or runs in one of them. Its whole change waits: regions move in lock-step."""
 
 
-class FreezeSpec(Written):
+class FreezeSpec(WrittenValue):
     """When, for whom and why."""
 
     reason: ReasonText
@@ -124,7 +124,7 @@ class FreezeSpec(Written):
         return self
 
 
-class FreezeManifest(Written):
+class FreezeManifest(WrittenValue):
     """`kind: Freeze`: one calendar of windows."""
 
     api_version: Literal["ipnext/v1"]
@@ -145,7 +145,7 @@ class FreezeManifest(Written):
         return self.metadata.name
 
 
-class Window(Value):
+class FreezePeriod(Value):
     """Frozen from `start` up to, but not with, `end`; UTC."""
 
     start: datetime
@@ -184,32 +184,32 @@ class FreezeAnswer(Value):
     message: str = ""
 
 
-class FreezeView(Written):
+class FreezeView(WrittenValue):
     """A freeze as applied, and when it is in force next."""
 
     manifest: FreezeManifest
     version: int
     created_at: datetime
     updated_at: datetime
-    in_force: Window | None = None
+    in_force: FreezePeriod | None = None
     """The window that is open now."""
-    next: tuple[Window, ...] = ()
+    next: tuple[FreezePeriod, ...] = ()
     """Windows that open later, the next one first."""
     dry_run: bool = False
 
 
-class FreezeNow(Written):
+class FreezeNow(WrittenValue):
     """Whether a change of a model would wait now."""
 
     model: Name
     kind: FreezableKind
     at: datetime
     frozen: Frozen | None = None
-    next_window: Window | None = None
+    next_window: FreezePeriod | None = None
     """The next one that opens for it."""
 
 
-class OverrideRequest(Written):
+class OverrideRequest(WrittenValue):
     """Body of an override: lets one change through all freezes."""
 
     reason: ReasonText

@@ -3,7 +3,7 @@
 from ipnext.model.fleet import HardwareOption
 from ipnext.model.manifest.manifest import ModelManifest, ModelSpec, PartSpec
 from ipnext.model.manifest.split import options_of
-from ipnext.model.registry.registry import Generation, Layout, LayoutPart
+from ipnext.model.registry.registry import Generation, LayoutPart, SplitLayout
 
 
 def laid_out(manifest: ModelManifest, generation: Generation | None) -> ModelManifest:
@@ -24,7 +24,7 @@ def laid_out(manifest: ModelManifest, generation: Generation | None) -> ModelMan
     return manifest.model_copy(update={"spec": spec.model_copy(update={"parts": parts})})
 
 
-def parts_of(spec: ModelSpec, layout: Layout) -> tuple[PartSpec, ...]:
+def parts_of(spec: ModelSpec, layout: SplitLayout) -> tuple[PartSpec, ...]:
     """Return the layout's parts. All fields except name and hardware come from the part that was cut."""
     whole = next((part for part in spec.parts if part.name == layout.source), spec.parts[0])
     return tuple(
@@ -33,7 +33,7 @@ def parts_of(spec: ModelSpec, layout: Layout) -> tuple[PartSpec, ...]:
     )
 
 
-def hardware_of(spec: ModelSpec, whole: PartSpec, layout: Layout, part: LayoutPart) -> tuple[HardwareOption, ...]:
+def hardware_of(spec: ModelSpec, whole: PartSpec, layout: SplitLayout, part: LayoutPart) -> tuple[HardwareOption, ...]:
     """Return the hardware from the manifest if it still cuts the same way, else the one at the time of the cut."""
     if spec.split is None or spec.split.cut_digest != layout.cut:
         return part.hardware

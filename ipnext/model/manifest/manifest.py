@@ -27,9 +27,9 @@ from ipnext.model.registry.registry import REQUEST, PartGraph, SyncPolicy, sourc
 from ipnext.model.registry.signing import SignerPolicy
 from ipnext.model.settings.engine import torch_settings, vllm_settings
 from ipnext.model.settings.kv_transfer import Handoff
-from ipnext.model.throughput import FIELDS, REQUESTS, TOKENS, Rated, Unit
+from ipnext.model.throughput import FIELDS, REQUESTS, TOKENS, Throughput, Unit
 from ipnext.model.validation_errors import fault_text
-from ipnext.model.value import LARGEST_FIGURE, LONGEST_SECONDS, SMALLEST_RATE, EngineName, Name, Value, Written
+from ipnext.model.value import LARGEST_FIGURE, LONGEST_SECONDS, SMALLEST_RATE, EngineName, Name, Value, WrittenValue
 
 API_VERSION = "ipnext/v1"
 MOST_PARTS: Final = 256
@@ -44,7 +44,7 @@ MOST_KEPT_WARM: Final = 100
 MOST_BYTES: Final = 1 << 50
 
 
-class PartSpec(Written):
+class PartSpec(WrittenValue):
     """One part of a model: hosted apart, or an adapter (LoRA) in the processes of another one."""
 
     name: Name
@@ -128,7 +128,7 @@ def _check_adapter(part: PartSpec) -> None:
         raise ValueError(msg)
 
 
-class DemandItem(Rated):
+class DemandItem(Throughput):
     """What the users of one region ask for: requests a second, or tokens a second."""
 
     region: Name
@@ -146,7 +146,7 @@ class DemandItem(Rated):
         return self.rate or 0.0
 
 
-class RolloutSpec(Written):
+class RolloutSpec(WrittenValue):
     """How traffic moves to a new generation. Shares are fractions of a region's traffic."""
 
     canary: float = Field(default=0.1, gt=0, le=1)
@@ -204,7 +204,7 @@ class RolloutSpec(Written):
         return self
 
 
-class ValidationSpec(Written):
+class ValidationSpec(WrittenValue):
     """Checks beside the always-on ones; names of registered validators to skip need a reason."""
 
     skip: Mapping[str, str] = Field(default_factory=dict)
@@ -213,7 +213,7 @@ class ValidationSpec(Written):
     """Who has to have signed what is published; the check `signature`, and each host before it loads."""
 
 
-class ModelSpec(Written):
+class ModelSpec(WrittenValue):
     """The wanted state of a model."""
 
     task: Literal["ranking", "generation", "embedding"] = "ranking"
@@ -272,7 +272,7 @@ class ModelSpec(Written):
 
     @model_validator(mode="after")
     def _has_one_unit(self) -> Self:
-        figures: list[tuple[str, Rated]] = [(f"demand.{i}", item) for i, item in enumerate(self.demand)]
+        figures: list[tuple[str, Throughput]] = [(f"demand.{i}", item) for i, item in enumerate(self.demand)]
         for i, part in enumerate(self.parts):
             figures += [(f"parts.{i}.hardware.{j}", option) for j, option in enumerate(part.hardware)]
         other = next(((path, f) for path, f in figures if f.unit not in {None, self.unit}), None)
@@ -408,7 +408,7 @@ _RESERVED: Final = frozenset({"stats"})
 """The path of all models' statistics: `GET /v2/models/stats` (Open Inference Protocol's statistics extension)."""
 
 
-class ModelManifest(Written):
+class ModelManifest(WrittenValue):
     """`kind: Model`: one file describes a model, whatever engines its parts run on."""
 
     api_version: Literal["ipnext/v1"]
@@ -475,12 +475,12 @@ def parse_manifest(document: object) -> Manifest:
         raise invalid_input(error, model) from error
 
 
-def invalid_input(error: ValidationError, model: type[Value] | type[Written]) -> InvalidInput:
+def invalid_input(error: ValidationError, model: type[Value] | type[WrittenValue]) -> InvalidInput:
     """Return the first fault of a pydantic error as one line: path, value, allowed values."""
     return first_fault(error.errors(include_url=False), model)
 
 
-def first_fault(found: Sequence[ErrorDetails], model: type[Value] | type[Written]) -> InvalidInput:
+def first_fault(found: Sequence[ErrorDetails], model: type[Value] | type[WrittenValue]) -> InvalidInput:
     """Return the first of a model's faults as one line: path, value, allowed values."""
     faults = _own_faults(found)
     first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])

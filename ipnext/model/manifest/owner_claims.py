@@ -45,7 +45,7 @@ class Quota(NamedTuple):
     source: str
 
 
-class Claim(NamedTuple):
+class QuotaClaim(NamedTuple):
     """A model's present amounts in the quotas; without a stored claim they are zero."""
 
     amounts: Mapping[str, float]
@@ -131,7 +131,7 @@ def check_quotas(
     owner: str,
     quotas: Mapping[str, Quota],
     claims: Mapping[str, float],
-    before: Claim,
+    before: QuotaClaim,
     others: Mapping[str, float],
 ) -> None:
     """Refuse claims that take an owner beyond a quota.

@@ -9,7 +9,7 @@ from pydantic import AliasChoices, Field, StringConstraints, model_validator
 
 from ipnext.model.fleet import HardwareOption
 from ipnext.model.registry.registry import REQUEST
-from ipnext.model.value import LARGEST_FIGURE, SMALLEST_RATE, SMALLEST_UNITS, Name, Written, digest_of
+from ipnext.model.value import LARGEST_FIGURE, SMALLEST_RATE, SMALLEST_UNITS, Name, WrittenValue, digest_of
 
 Pattern = Annotated[str, StringConstraints(min_length=1)]
 """Module path with `*`, `?` and `[...]` as in file names; `*` also matches dots."""
@@ -19,7 +19,7 @@ MOST_HOSTED_PARTS: Final = 64
 """Parts of one model with processes, written or cut. The time of a plan grows with more than their square."""
 
 
-class ShardSpec(Written):
+class ShardSpec(WrittenValue):
     """Deals the embedding tables of a part (or its big modules) out over sub-parts `NAME-0`, `NAME-1`, ...
 
     `bytes`: as few as keep each at `max_bytes` or less. `count`: so many, alike in bytes.
@@ -45,7 +45,7 @@ class ShardSpec(Written):
         return self
 
 
-class SplitHardware(Written):
+class SplitHardware(WrittenValue):
     """One way to run a part: `units` of hardware `kind` a replica give `qps` requests a second."""
 
     kind: Name
@@ -53,7 +53,7 @@ class SplitHardware(Written):
     qps: float | None = Field(default=None, ge=SMALLEST_RATE, le=LARGEST_FIGURE)
 
 
-class SplitPart(Written):
+class SplitPart(WrittenValue):
     """The modules of one part: those that a pattern names, with all below them."""
 
     name: Name
@@ -63,7 +63,7 @@ class SplitPart(Written):
     """Hardware kinds, in the form `l4` or {kind: l4, units: 1, qps: 500}; empty: as the model's."""
 
 
-class SplitPolicy(Written):
+class SplitPolicy(WrittenValue):
     """Which modules make which part; the rest of the model goes to the part named by `default`."""
 
     parts: tuple[SplitPart, ...] = Field(min_length=1, max_length=MOST_HOSTED_PARTS)

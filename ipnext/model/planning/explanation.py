@@ -13,7 +13,7 @@ from ipnext.model.planning.plan import PlanDiff, ReplicaCount
 from ipnext.model.value import Value
 
 
-class Figures(Value):
+class PlanFigures(Value):
     """A plan's cost and service. The objective is the sum of the four costs."""
 
     objective: float
@@ -107,7 +107,7 @@ class PlacementExplanation(Value):
     runner_up: RunnerUp | None = None
 
 
-class Need(Value):
+class NeededLimit(Value):
     """A limit that would have to be larger."""
 
     rule: str
@@ -138,7 +138,7 @@ class ConflictMember(Value):
     """True if all would be served without this limit, with every other one in force; null if undecided."""
 
 
-class Conflict(Value):
+class LimitConflict(Value):
     """Limits that together leave no room to serve all demand of `models`; without any one of them there is room.
 
     With only these limits in force no plan serves everything; with one of them dropped as well, some plan does.
@@ -156,16 +156,16 @@ class ModelExplanation(Value):
     """One model of a plan."""
 
     model: str
-    figures: Figures
+    figures: PlanFigures
     best: RunnerUp
     """The best plan found for this model on the supply that the others leave."""
     placements: tuple[PlacementExplanation, ...]
     unmet: tuple[UnmetExplanation, ...] = ()
     servable: bool | None = None
     """For a model with unmet demand: whether some plan serves all of it beside the others; null if undecided."""
-    needs: tuple[Need, ...] = ()
+    needs: tuple[NeededLimit, ...] = ()
     """The least growth of limits that serves everything; empty if nothing is unmet or no growth helps."""
-    conflict: Conflict | None = None
+    conflict: LimitConflict | None = None
 
 
 class RuleUnmet(Value):
@@ -194,7 +194,7 @@ class Explanation(Value):
     """The source of the prices, in words; empty without prices."""
     broken: tuple[str, ...] = ()
     """Rules broken by the plan."""
-    figures: Figures
+    figures: PlanFigures
     supply: tuple[SupplyUse, ...]
     limits: tuple[LimitUse, ...]
     unmet_by_rule: tuple[RuleUnmet, ...] = ()
@@ -202,7 +202,7 @@ class Explanation(Value):
     models: tuple[ModelExplanation, ...] = ()
 
 
-class Change(Value):
+class ProblemChange(Value):
     """A change of a problem.
 
     The meaning of `target` depends on the kind (docs/planner.md); `figure` null removes a limit.
@@ -233,9 +233,9 @@ class UnmetChange(Value):
 class WhatIf(Value):
     """The effect of a change. Before: the running state, with nothing started. After: a plan from there."""
 
-    changes: tuple[Change, ...] = Field(min_length=1)
-    before: Figures
-    after: Figures
+    changes: tuple[ProblemChange, ...] = Field(min_length=1)
+    before: PlanFigures
+    after: PlanFigures
     status: str
     """Status of the plan after."""
     gap: float

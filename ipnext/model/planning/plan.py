@@ -18,7 +18,7 @@ Rule = Literal["served", "latency", "capacity", "survive", "min_replicas", "supp
 _set = object.__setattr__
 
 
-class Row(Value):
+class FigureRow(Value):
     """A value of names and figures alone, all fields required: a fleet has a million of them."""
 
     _columns: ClassVar[tuple[str, ...]] = ()
@@ -46,7 +46,7 @@ class Row(Value):
         return row
 
 
-class RegionSupply(Row):
+class RegionSupply(FigureRow):
     """Units of one hardware kind in one region, at `unit_cost` $/h a unit."""
 
     region: str
@@ -74,14 +74,14 @@ class Owner(Value):
         return cls(owner=item.owner, budget_per_hour=item.budget_per_hour)
 
 
-class RegionDemand(Row):
+class RegionDemand(FigureRow):
     """Demand of the users of one region."""
 
     region: str
     qps: float = Field(ge=0)
 
 
-class PartOption(Row):
+class PartOption(FigureRow):
     """One way to run a part: `units` of `hardware` a replica give `qps`."""
 
     hardware: str
@@ -115,7 +115,7 @@ class ModelProblem(Value):
         return {(part.part, option.hardware): option.units for part in self.parts for option in part.options}
 
 
-class ReplicaCount(Row):
+class ReplicaCount(FigureRow):
     """Whole replicas of a part in a region on a hardware kind: a placement."""
 
     model: str
@@ -125,7 +125,7 @@ class ReplicaCount(Row):
     count: int = Field(ge=0)
 
 
-class TrafficShare(Row):
+class TrafficShare(FigureRow):
     """Fraction of the demand of the users of `from` that is served in `to`."""
 
     model: str
@@ -212,7 +212,7 @@ class Plan(Value):
     solver: SolverInfo
 
 
-class ReplicaChange(Row):
+class ReplicaChange(FigureRow):
     """A placement whose count differs between two plans."""
 
     model: str
@@ -223,7 +223,7 @@ class ReplicaChange(Row):
     after: int
 
 
-class TrafficChange(Row):
+class TrafficChange(FigureRow):
     """A traffic share that differs between two plans."""
 
     model: str

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ipnext.model.planning.plan import RegionDemand, Row
+from ipnext.model.planning.plan import FigureRow, RegionDemand
 from ipnext.model.value import Value
 
 Refresh = Literal["in_place", "replace", "swap"]
@@ -13,7 +13,7 @@ Refresh = Literal["in_place", "replace", "swap"]
 the former one ends; or in the former one's process, in its place."""
 
 
-class GenerationReplicas(Row):
+class GenerationReplicas(FigureRow):
     """Absolute count of replicas of a part that hold a generation in a region on a hardware kind."""
 
     model: str
@@ -24,7 +24,7 @@ class GenerationReplicas(Row):
     count: int = Field(ge=0)
 
 
-class GenerationShare(Row):
+class GenerationShare(FigureRow):
     """Fraction of the demand of `from` that a generation answers in `to`."""
 
     model: str
@@ -41,7 +41,7 @@ class FleetState(Value):
     traffic: tuple[GenerationShare, ...] = ()
 
 
-class Share(Row):
+class Share(FigureRow):
     """One entry of a route change."""
 
     to: str
@@ -75,7 +75,7 @@ class SurgeItem(Value):
     units: float
 
 
-class Dip(Row):
+class Dip(FigureRow):
     """The largest fraction of a part's ready throughput in a region that may be missing for a generation's traffic."""
 
     model: str
@@ -84,7 +84,7 @@ class Dip(Row):
     fraction: float = Field(gt=0, le=1)
 
 
-class Swap(Row):
+class Swap(FigureRow):
     """Replicas of a part in a region that go over to another generation where they stand.
 
     Those of a wave answer for neither generation until they have: `fraction` of what the part's traffic in the region

@@ -12,7 +12,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from ipnext.model.registry.registry import SnapshotManifest
 from ipnext.model.throughput import TOKENS, Unit
-from ipnext.model.value import Name, Sha256, Value, Written, digest_of
+from ipnext.model.value import Name, Sha256, Value, WrittenValue, digest_of
 
 MOST_STEPS = 64
 
@@ -21,7 +21,7 @@ Text = Annotated[str, StringConstraints(max_length=1000)]
 Figure = Annotated[float, Field(ge=0, le=1e12)]
 
 
-class LatencyTarget(Written):
+class LatencyTarget(WrittenValue):
     """What 99 of 100 readers have to see at least, in ms. What is left out is not asked for."""
 
     ttft_ms: float | None = Field(default=None, gt=0)

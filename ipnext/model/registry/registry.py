@@ -11,7 +11,7 @@ from pydantic import AfterValidator, FailFast, Field, SerializerFunctionWrapHand
 from ipnext.model.fleet import HardwareOption
 from ipnext.model.registry.checkpoint import Checkpoint
 from ipnext.model.settings.prompt import PromptTemplate
-from ipnext.model.value import Name, Sha256, Value, Written, digest_of
+from ipnext.model.value import Name, Sha256, Value, WrittenValue, digest_of
 
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
@@ -263,7 +263,7 @@ def single_part_graph(part: str, signature: Signature) -> PartGraph:
     return PartGraph(nodes=(node,), outputs={t.name: f"{part}.{t.name}" for t in signature.outputs})
 
 
-class SyncPolicy(Written):
+class SyncPolicy(WrittenValue):
     """Which snapshots may answer together.
 
     `locked`: one generation only. `bounded`: parts may differ by `max_snapshots` or `max_seconds`.
@@ -323,7 +323,7 @@ class LayoutPart(Value):
     segments: tuple[Segment, ...] = Field(min_length=1)
 
 
-class Layout(Value):
+class SplitLayout(Value):
     """How one generation is cut into parts, and the graph that joins the pieces. Each node's part is a segment."""
 
     source: Name
@@ -351,7 +351,7 @@ class Generation(Value):
     number: int = Field(ge=1)
     snapshots: Mapping[str, int]
     """Part name -> snapshot number, as published."""
-    layout: Layout | None = None
+    layout: SplitLayout | None = None
     """How it is cut, where the manifest has it split."""
     graph: PartGraph | None = None
     """The graph by which it served last, if a manifest gave it one; a cut generation has that of its layout."""

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ipnext.errors import SignatureInvalid
 from ipnext.model.registry.registry import SNAPSHOT_FILE
-from ipnext.model.value import Value, Written, canonical_json
+from ipnext.model.value import Value, WrittenValue, canonical_json
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:ipnext:snapshot:v1"
@@ -30,7 +30,7 @@ LONGEST_SIGNATURE = 2048
 _PEM_START = "-----BEGIN PUBLIC KEY-----"
 
 
-class SignerPolicy(Written):
+class SignerPolicy(WrittenValue):
     """`spec.validation.signers`: keys of which one has to have signed each snapshot that is published."""
 
     public_keys: tuple[str, ...] = Field(min_length=1, max_length=32)
@@ -72,7 +72,7 @@ class EnvelopeSignature(Value):
             return f"sig: {self.sig[:40]!r} is no base64"
 
 
-class SignatureEnvelope(Written):
+class SignatureEnvelope(WrittenValue):
     """`snapshot.json.sig`. `payload` is the statement in base64."""
 
     payload_type: Literal["application/vnd.in-toto+json"] = PAYLOAD_TYPE

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from ipnext.model.settings.kv_transfer import TRANSFER_ARGUMENTS, KvTransferSettings
 from ipnext.model.settings.routing import RoutingSettings
 from ipnext.model.validation_errors import fault_text
-from ipnext.model.value import LONGEST_SECONDS, Written
+from ipnext.model.value import LONGEST_SECONDS, WrittenValue
 
 OWN_ARGUMENTS: Final = (
     *("--model", "--served-model-name", "--host", "--port", "--uds", "--api-key", "--config", "--tokenizer"),
@@ -30,7 +30,7 @@ _OF_THE_ROLLOUT: Final = ("drainSeconds", "drain_seconds")
 GIB: Final = 2**30
 
 
-class VllmSettings(Written):
+class VllmSettings(WrittenValue):
     """The way vLLM serves a part. vLLM chooses settings that are left out."""
 
     max_model_len: int | None = Field(default=None, ge=1)
@@ -117,10 +117,10 @@ class VllmSettings(Written):
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
 
-class BatchingSettings(Written):
+class BatchingSettings(WrittenValue):
     """Written as `batching: {maxRows: 512, latencyMs: 10}`: the limits of one pass."""
 
-    model_config = Written.model_config | {"populate_by_name": False}
+    model_config = WrittenValue.model_config | {"populate_by_name": False}
 
     max_rows: int = Field(default=512, gt=0, strict=True)
     """Rows of a pass."""
@@ -144,7 +144,7 @@ def _compile(given: object) -> object:
     return given
 
 
-class TorchSettings(Written):
+class TorchSettings(WrittenValue):
     """The way the torch engine serves a part."""
 
     threads: int = Field(default=1, ge=1, strict=True)
@@ -157,7 +157,7 @@ class TorchSettings(Written):
 
 _Settings = TypeVar("_Settings", VllmSettings, TorchSettings)
 
-_NESTED: Final[Mapping[type[Written], Mapping[str, type[Written]]]] = {
+_NESTED: Final[Mapping[type[WrittenValue], Mapping[str, type[WrittenValue]]]] = {
     VllmSettings: {"kvTransfer": KvTransferSettings, "routing": RoutingSettings},
     TorchSettings: {"batching": BatchingSettings},
 }
@@ -184,7 +184,7 @@ def _validate_settings(model: type[_Settings], engine: str, settings: Mapping[st
         raise ValueError(_describe_fault(error.errors(include_url=False)[0], model, engine)) from error
 
 
-def _describe_fault(fault: ErrorDetails, model: type[Written], engine: str) -> str:
+def _describe_fault(fault: ErrorDetails, model: type[WrittenValue], engine: str) -> str:
     """Return a fault as one line."""
     key = ".".join(str(step) for step in fault["loc"])
     given = f"(got {fault['input']!r:.100})"
@@ -200,5 +200,5 @@ def _describe_fault(fault: ErrorDetails, model: type[Written], engine: str) -> s
     return f"settings.{key}: {text} {given}" if key else f"settings.{text}"
 
 
-def _fields(model: type[Written]) -> str:
+def _fields(model: type[WrittenValue]) -> str:
     return ", ".join(field.alias or name for name, field in model.model_fields.items())

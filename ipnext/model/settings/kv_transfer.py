@@ -5,7 +5,7 @@ The setting `kvTransfer`.
 
 from typing import Final, Literal
 
-from ipnext.model.value import Name, Value, Written
+from ipnext.model.value import Name, Value, WrittenValue
 
 KvConnector = Literal["example", "nixl"]
 KvRole = Literal["prefill", "decode"]
@@ -14,7 +14,7 @@ TRANSFER_ARGUMENTS: Final = ("--kv-transfer-config", "--enable-chunked-prefill",
 """Arguments of vLLM that IPnext sets itself if a part has `kvTransfer`."""
 
 
-class KvTransferSettings(Written):
+class KvTransferSettings(WrittenValue):
     """Written as `kvTransfer: {connector: nixl, role: prefill}`."""
 
     connector: KvConnector

@@ -10,14 +10,14 @@ from pydantic import ValidationError
 
 from ipnext.errors import InvalidInput
 from ipnext.model.validation_errors import fault_text
-from ipnext.model.value import Written
+from ipnext.model.value import WrittenValue
 
 RoutingPolicy = Literal["prefix", "least-loaded", "round-robin"]
 
 ROUTING_SETTING: Final = "routing"
 
 
-class RoutingSettings(Written):
+class RoutingSettings(WrittenValue):
     """Written as `routing: {policy: prefix}`."""
 
     policy: RoutingPolicy = "prefix"

@@ -16,7 +16,7 @@ from ipnext.store.tables import (
     RegionAccessRow,
     RoleBindingRow,
 )
-from ipnext.store.unit_of_work import Unit, batches, plain
+from ipnext.store.unit_of_work import UnitOfWork, batches, plain
 
 THE_LIST: Final = 1
 
@@ -34,7 +34,7 @@ class AccessListState(NamedTuple):
     """When the keys were read."""
 
 
-class AccessLists(Unit):
+class AccessLists(UnitOfWork):
     """Reads of keys, roles and models for the list.
 
     Its row belongs to no model: a unit that names one may not write it.

@@ -8,7 +8,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 from sqlalchemy import Select, String, insert, or_, select, type_coerce
 
-from ipnext.access.acting import Acting
+from ipnext.access.acting import RequestAuthority
 from ipnext.model.access.audit import (
     GENESIS,
     LONGEST_NAME,
@@ -86,12 +86,12 @@ class Audit(Models):
         given = {name: value for name, value in note if value is not None}
         self._noted = (self._noted or AuditNote()).model_copy(update=given)
 
-    def close_audit(self, acting: Acting) -> None:
+    def close_audit(self, acting: RequestAuthority) -> None:
         """Append the entry of this unit if it has written anything. The store calls it once, last."""
         if self._has_written() and not acting.trail.asked:
             self.append_audit(acting, "done", self._noted or AuditNote())
 
-    def append_audit(self, acting: Acting, outcome: Outcome, note: AuditNote) -> AuditEntry:
+    def append_audit(self, acting: RequestAuthority, outcome: Outcome, note: AuditNote) -> AuditEntry:
         """Append an entry. From here to the commit the unit holds the lock of the chain's head; no write may follow."""
         model = note.model or acting.model or None
         owner = note.owner or acting.owner or (None if model is None else self.owner_of(model))

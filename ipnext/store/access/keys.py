@@ -11,7 +11,7 @@ from ipnext.model.access.rights import ApiKey, Grant
 from ipnext.model.wire import decode_plain
 from ipnext.store.paging import Page, clamp_limit, ordinal_of, page_of
 from ipnext.store.tables import KeyRow
-from ipnext.store.unit_of_work import Unit, batches, document, plain
+from ipnext.store.unit_of_work import UnitOfWork, batches, document, plain
 
 KEPT_AFTER_EXPIRY: Final = timedelta(days=1)
 """Sessions and tickets are deleted this long after they ended. Keys stay, so that the audit's ids have names."""
@@ -21,7 +21,7 @@ MOST_LOGINS: Final = 500
 """Of one key, until a day after their end: each is a row for so long, and an entry of the audit for ever."""
 
 
-class Keys(Unit):
+class Keys(UnitOfWork):
     """Keys belong to no model: a unit that names one may not add or revoke them."""
 
     def add_key(self, key: ApiKey, *, parent: str | None = None) -> ApiKey:

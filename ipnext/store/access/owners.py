@@ -9,7 +9,7 @@ from sqlmodel import col, delete, func, select
 from ipnext.errors import Conflict, NotFound, StaleWrite
 from ipnext.model.access.owner import ARTIFACTS, DOLLARS, MODELS, OwnerManifest, OwnerMember
 from ipnext.model.access.rights import ANY, Grant, Role
-from ipnext.model.manifest.owner_claims import Claim
+from ipnext.model.manifest.owner_claims import QuotaClaim
 from ipnext.model.wire import decode_frozen
 from ipnext.store.database import dialects
 from ipnext.store.paging import Page, clamp_limit, page_of
@@ -141,12 +141,12 @@ class Owners(Artifacts):
         if rows:
             self._session.connection().execute(sa_insert(OwnerClaimRow), rows)
 
-    def claim_of(self, model: str, owner: str) -> Claim:
+    def claim_of(self, model: str, owner: str) -> QuotaClaim:
         """Return the amounts that a model counts for now among the models of an owner."""
         row = self._get(ModelRow, model)
         query = select(OwnerClaimRow.quota, OwnerClaimRow.amount).where(OwnerClaimRow.model == model)
         is_counted = row is not None and not row.retired and row.owner == owner
-        return Claim(dict(self._session.exec(query).all()), is_counted)
+        return QuotaClaim(dict(self._session.exec(query).all()), is_counted)
 
     def claims_named(self, models: Collection[str]) -> Mapping[str, Mapping[str, float]]:
         """Map each of these models to the amounts that it counts for now; models without any are left out."""

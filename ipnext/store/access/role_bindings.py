@@ -9,10 +9,10 @@ from ipnext.model.access.rights import Grant
 from ipnext.model.access.roles import RoleBinding
 from ipnext.store.paging import Page, clamp_limit, ordinal_of, page_of
 from ipnext.store.tables import RoleBindingRow
-from ipnext.store.unit_of_work import Unit, batches
+from ipnext.store.unit_of_work import UnitOfWork, batches
 
 
-class RoleBindings(Unit):
+class RoleBindings(UnitOfWork):
     """Bindings belong to no model: a unit that names one may not add or remove them."""
 
     def bind_role(self, binding: RoleBinding) -> RoleBinding:

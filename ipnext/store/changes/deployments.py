@@ -13,7 +13,7 @@ from ipnext.errors import StaleWrite
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteTable
 from ipnext.model.wire import decode_frozen
 from ipnext.store.tables import METADATA, DeploymentRow, ModelRow, RouteRow, RouteShareRow
-from ipnext.store.unit_of_work import Unit, batches, document
+from ipnext.store.unit_of_work import UnitOfWork, batches, document
 
 DEPLOYMENTS = METADATA.tables[DeploymentRow.__tablename__]
 ROUTES = METADATA.tables[RouteRow.__tablename__]
@@ -35,7 +35,7 @@ _NEW_SHARES = insert(SHARES)
 _ROUTES_OF = _ROUTES.where(ROUTES.c.model == bindparam("model"))
 
 
-class Deployments(Unit):
+class Deployments(UnitOfWork):
     """The desired state: written before it is sent to the infrastructure, so that it can be sent again."""
 
     def put_deployment(self, deployment: Deployment) -> Deployment:

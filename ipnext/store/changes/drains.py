@@ -20,7 +20,7 @@ from ipnext.store.tables import (
     RouteRow,
     RouteShareRow,
 )
-from ipnext.store.unit_of_work import Unit, batches
+from ipnext.store.unit_of_work import UnitOfWork, batches
 
 LONGEST_REASON = 500
 """Characters of a reason."""
@@ -41,7 +41,7 @@ _OUT_OF_SERVICE = (
 _TAKEN = _OUT_OF_SERVICE.where(DRAINS.c.told, DRAINS.c.state != DrainState.DRAINED.value)
 
 
-class Drains(Unit):
+class Drains(UnitOfWork):
     """The journal of drains; the newest of each region is in force."""
 
     def add_drain(self, region: str, *, disaster: bool = False, force: bool = False, reason: str = "") -> Drain:

@@ -10,7 +10,7 @@ from sqlmodel import col, select
 from ipnext.model.lifecycle.status import Condition, ConditionType, Reason, with_ready
 from ipnext.store.records import Event
 from ipnext.store.tables import METADATA, ConditionRow, EventRow
-from ipnext.store.unit_of_work import MODELS, Unit, batches, document, plain, rows
+from ipnext.store.unit_of_work import MODELS, UnitOfWork, batches, document, plain, rows
 
 CONDITIONS = METADATA.tables[ConditionRow.__tablename__]
 
@@ -44,7 +44,7 @@ _HALVES = {
 """Each half of `Ready` -> the other one."""
 
 
-class Journal(Unit):
+class Journal(UnitOfWork):
     """Conditions and events."""
 
     def set_condition(

@@ -3,12 +3,12 @@
 from ipnext.errors import Conflict
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.store.tables import WorkflowNamespaceRow
-from ipnext.store.unit_of_work import Unit
+from ipnext.store.unit_of_work import UnitOfWork
 
 _ONLY = 1
 
 
-class Belonging(Unit):
+class NamespaceOwner(UnitOfWork):
     """The namespace that owns the database."""
 
     def belong_to(self, namespace: WorkflowNamespace) -> None:

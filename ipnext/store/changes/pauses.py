@@ -6,10 +6,10 @@ A pause lasts until it is resumed, whatever happens to the workflow.
 from ipnext.model.lifecycle.controls import ControlAsked
 from ipnext.model.wire import decode
 from ipnext.store.tables import PauseRow
-from ipnext.store.unit_of_work import Unit, document
+from ipnext.store.unit_of_work import UnitOfWork, document
 
 
-class Pauses(Unit):
+class Pauses(UnitOfWork):
     """At most one pause for each model."""
 
     def pause(self, model: str) -> ControlAsked | None:

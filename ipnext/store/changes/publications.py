@@ -8,7 +8,7 @@ from sqlmodel import col, select
 from ipnext.errors import Conflict, DuplicateSnapshot, InvalidInput
 from ipnext.model.lifecycle.messages import Change, ChangeKind
 from ipnext.model.manifest.manifest import ModelManifest
-from ipnext.model.registry.registry import GenerationState, Layout, SnapshotSource
+from ipnext.model.registry.registry import GenerationState, SnapshotSource, SplitLayout
 from ipnext.model.wire import decode
 from ipnext.store.changes.changes import Changes, _change
 from ipnext.store.tables import ChangeRow, GenerationRow, ModelRow, SnapshotRow
@@ -28,7 +28,7 @@ LOOKED_AT: Final = 50
 """Most refused generations, the newest, that a publish checks for parts that it does not bring."""
 
 
-class Publishing(Changes):
+class Publications(Changes):
     """The only writer of snapshots and generations."""
 
     def publish(self, model: str, parts: Mapping[str, SnapshotSource], *, change_id: str) -> Change:
@@ -115,7 +115,7 @@ class Publishing(Changes):
         newest = self._get(GenerationRow, (model, self._last_generation(model)))
         if newest is None or GenerationState(newest.state) in _OVER:
             return False
-        return cut == (None if newest.layout is None else decode(Layout, newest.layout).cut)
+        return cut == (None if newest.layout is None else decode(SplitLayout, newest.layout).cut)
 
     def _check_parents(self, model: str, parts: Mapping[str, SnapshotSource]) -> None:
         """Check that the parent of each delta is a snapshot of the same part. Raises InvalidInput."""

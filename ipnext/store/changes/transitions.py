@@ -14,7 +14,7 @@ from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import Transition, TransitionState
 from ipnext.model.wire import decode_frozen
 from ipnext.store.changes.retirements import NOT_FROZEN, RETIRES
-from ipnext.store.records import Moving, StateBefore, TransitionRecord
+from ipnext.store.records import ModelTransition, StateBefore, TransitionRecord
 from ipnext.store.tables import (
     FAILED,
     METADATA,
@@ -28,7 +28,7 @@ from ipnext.store.tables import (
     RouteShareRow,
     TransitionRow,
 )
-from ipnext.store.unit_of_work import Unit, batches, document, rows
+from ipnext.store.unit_of_work import UnitOfWork, batches, document, rows
 
 UNDER_WAY = (TransitionState.PLANNED.value, TransitionState.RUNNING.value)
 NOT_FINAL = tuple(state.value for state in ChangeState if not state.final)
@@ -138,7 +138,7 @@ _UNREPAIRED = (
 """By the index of failed changes: the cost follows the number of failed repairs, not the number of changes."""
 
 
-class Transitions(Unit):
+class Transitions(UnitOfWork):
     """Transitions of one model each."""
 
     def save_transition(self, record: TransitionRecord, *, before: StateBefore | None = None) -> TransitionRecord:
@@ -244,12 +244,12 @@ class Transitions(Unit):
         query = query.where(col(ModelRow.name).in_(routed) | col(ModelRow.name).in_(held))
         return tuple(sorted(self._session.exec(query.where(col(ModelRow.name).not_in(_PROCEEDS)))))
 
-    def moving_models(self, *, but: str) -> tuple[Moving, ...]:
+    def moving_models(self, *, but: str) -> tuple[ModelTransition, ...]:
         """Return, for every model except one, its newest transition that may still add replicas, by model.
 
         As JSON: a caller that already knows a document need not parse it.
         """
-        newest = {row.model: Moving._make(row) for row in self._run(_MOVING, but=but)}
+        newest = {row.model: ModelTransition._make(row) for row in self._run(_MOVING, but=but)}
         return tuple(newest[model] for model in sorted(newest))
 
     def find_transition(self, transition_id: str) -> TransitionRecord | None:

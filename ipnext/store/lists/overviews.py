@@ -13,7 +13,7 @@ from ipnext.model.deployment.deployment import Deployment, RouteTable
 from ipnext.model.lifecycle.messages import Change, ValidationReport
 from ipnext.model.lifecycle.status import Condition, ConditionType, Reason, with_ready
 from ipnext.model.planning.plan import Unmet
-from ipnext.model.registry.registry import Generation, Layout
+from ipnext.model.registry.registry import Generation, SplitLayout
 from ipnext.model.wire import decode, decode_plain
 from ipnext.store.changes.changes import _change
 from ipnext.store.changes.transitions import _transition
@@ -22,7 +22,7 @@ from ipnext.store.records import ModelRecord, TransitionRecord
 from ipnext.store.registry.models import _model
 from ipnext.store.registry.snapshots import _generation
 from ipnext.store.tables import METADATA, DeploymentRow, ModelRow, PlacedReplicasRow, PlacementRow, RouteRow
-from ipnext.store.unit_of_work import Unit, batches, plain
+from ipnext.store.unit_of_work import UnitOfWork, batches, plain
 
 Item = TypeVar("Item")
 
@@ -40,7 +40,7 @@ _UNCUT = [column for column in GENERATIONS.c if column is not GENERATIONS.c.layo
 """Columns of a generation without its layout, which may be long."""
 
 
-class Overviews(Unit):
+class Overviews(UnitOfWork):
     """Reads for pages, lists and metrics."""
 
     def model_counts(self) -> tuple[int, int]:
@@ -133,12 +133,12 @@ class Overviews(Unit):
             found[row.model].append(plain(row.detail))
         return {model: tuple(details) for model, details in found.items()}
 
-    def serving_layouts(self, models: Collection[str]) -> Mapping[str, Layout]:
+    def serving_layouts(self, models: Collection[str]) -> Mapping[str, SplitLayout]:
         """Map each model to the layout of its serving generation; models without one are left out."""
         mine = (GENERATIONS.c.model == MODELS.c.name) & (GENERATIONS.c.number == MODELS.c.serving_generation)
         query = sa_select(GENERATIONS.c.model, GENERATIONS.c.layout).join(MODELS, mine)
         found = self._rows_of(models, query.where(GENERATIONS.c.layout.is_not(None)), MODELS.c.name)
-        return {row.model: decode(Layout, row.layout) for row in found}
+        return {row.model: decode(SplitLayout, row.layout) for row in found}
 
     def plans_of(self, models: Collection[str]) -> Mapping[str, tuple[str, tuple[Unmet, ...]]]:
         """Map each model to the plan that decided its placement, and the demand that this leaves unserved."""

@@ -46,7 +46,7 @@ MOST_SUSPECTS = 10_000
 """Most names that one statement takes in addition to a filter."""
 
 
-class Listing(Models, Profiles, Plans):
+class PagedLists(Models, Profiles, Plans):
     """Lists by keyset: the cost of a page depends on its length, not on the length of the list."""
 
     def model_page(

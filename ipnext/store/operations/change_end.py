@@ -114,7 +114,7 @@ def release_hold(repository: Repository, model: str) -> None:
 
 
 @dataclass(frozen=True)
-class Readiness:
+class ReadinessCondition:
     """Content of the condition `Serving` or `UpToDate`."""
 
     status: Literal["True", "False"]
@@ -122,7 +122,7 @@ class Readiness:
     message: str
 
 
-def judge_up_to_date(record: ModelRecord, wanted: Generation | None, changes: Sequence[Change]) -> Readiness:
+def judge_up_to_date(record: ModelRecord, wanted: Generation | None, changes: Sequence[Change]) -> ReadinessCondition:
     """Judge `UpToDate`.
 
     True while the newest desired state is routed to, the target generation and the newest manifest. `wanted` is the
@@ -131,25 +131,27 @@ def judge_up_to_date(record: ModelRecord, wanted: Generation | None, changes: Se
     """
     serving = f"generation {record.serving_generation} serves" if record.serving_generation else "nothing serves"
     if record.retired or wanted is None:
-        return Readiness("False", Reason.NOT_PUBLISHED, _not_published(record))
+        return ReadinessCondition("False", Reason.NOT_PUBLISHED, _not_published(record))
     own = [change for change in changes if change.kind not in BRINGS_NOTHING_NEW]
     waiting = [change for change in own if change.state in {ChangeState.RECORDED, ChangeState.QUEUED}]
     if waiting:
-        return Readiness("False", Reason.PENDING, f"{waiting[0].kind} {waiting[0].id} waits; {serving}")
+        return ReadinessCondition("False", Reason.PENDING, f"{waiting[0].kind} {waiting[0].id} waits; {serving}")
     frozen = next((change for change in own if not change.state.final and change.reason is Reason.FROZEN), None)
     if frozen is not None and frozen.kind in ROLLS_OUT:
-        return Readiness("False", Reason.FROZEN, f"{frozen.kind} {frozen.id} is {frozen.message}; {serving}")
+        return ReadinessCondition("False", Reason.FROZEN, f"{frozen.kind} {frozen.id} is {frozen.message}; {serving}")
     if record.serving_generation != wanted.number:
         reason = Reason(wanted.reason) if wanted.reason in set(Reason) else Reason.PROGRESSING
         told = f": {wanted.message}" if wanted.message else ""
-        return Readiness("False", reason, f"generation {wanted.number} does not serve{told}; {serving}")
+        return ReadinessCondition("False", reason, f"generation {wanted.number} does not serve{told}; {serving}")
     if record.observed_generation < record.generation:
         return _old_manifest(record, own[0] if own else None)
     newest = f"generation {wanted.number} is the newest, by revision {record.generation} of the manifest"
-    return Readiness("True", Reason.SUCCEEDED, newest)
+    return ReadinessCondition("True", Reason.SUCCEEDED, newest)
 
 
-def judge_serving(record: ModelRecord, wanted: Readiness, unserved: Mapping[str, Sequence[str]]) -> Readiness:
+def judge_serving(
+    record: ModelRecord, wanted: ReadinessCondition, unserved: Mapping[str, Sequence[str]]
+) -> ReadinessCondition:
     """Judge `Serving`: true while a generation answers the users of every region that the manifest names.
 
     `wanted` is the judgement of `UpToDate`; its reason explains why nothing serves yet. `unserved` maps each users'
@@ -159,23 +161,23 @@ def judge_serving(record: ModelRecord, wanted: Readiness, unserved: Mapping[str,
         message = (
             _not_published(record) if wanted.reason is Reason.NOT_PUBLISHED else f"nothing serves: {wanted.message}"
         )
-        return Readiness("False", wanted.reason, message)
+        return ReadinessCondition("False", wanted.reason, message)
     serves = f"generation {record.serving_generation} serves"
     for region, rules in unserved.items():
-        return Readiness("False", binding_reason(rules), f"{unserved_message(region, rules)}; {serves}")
-    return Readiness("True", Reason.SERVING, serves)
+        return ReadinessCondition("False", binding_reason(rules), f"{unserved_message(region, rules)}; {serves}")
+    return ReadinessCondition("True", Reason.SERVING, serves)
 
 
 def _not_published(record: ModelRecord) -> str:
     return "the model is retired" if record.retired else "no snapshots are published"
 
 
-def _old_manifest(record: ModelRecord, last: Change | None) -> Readiness:
+def _old_manifest(record: ModelRecord, last: Change | None) -> ReadinessCondition:
     """Judge a model whose desired generation serves, but by an older manifest; `last` may give the reason."""
     reached = f"revision {record.observed_generation} of the manifest serves, {record.generation} is wanted"
     if last is None or last.reason is None or last.state is ChangeState.DONE:
-        return Readiness("False", Reason.PENDING, reached)
-    return Readiness("False", last.reason, f"{reached}: {last.message}")
+        return ReadinessCondition("False", Reason.PENDING, reached)
+    return ReadinessCondition("False", last.reason, f"{reached}: {last.message}")
 
 
 def _write_success(repository: Repository, change: Change, record: RecordInput) -> None:
@@ -249,7 +251,7 @@ def write_ready(repository: Repository, record: ModelRecord) -> None:
     refuse_further_users(repository, record, newest.reason)
 
 
-def _why_nothing_serves(record: ModelRecord, newest: Readiness) -> str:
+def _why_nothing_serves(record: ModelRecord, newest: ReadinessCondition) -> str:
     """Explain it to users, without messages of checks or hosts, which may name facts that users must not see."""
     if newest.reason is Reason.NOT_PUBLISHED:
         return _not_published(record)

@@ -5,14 +5,14 @@ from typing import NamedTuple
 from ipnext.store.repository import Repository
 
 
-class Touched(NamedTuple):
+class TouchedRegions(NamedTuple):
     """A model's owner, and every region of its demand, its placement or its replicas."""
 
     owner: str
     regions: frozenset[str]
 
 
-def find_touched(unit: Repository, model: str) -> Touched:
+def find_touched(unit: Repository, model: str) -> TouchedRegions:
     """Return the owner and regions that changes of a model may touch. Raises NotFound."""
     manifest = unit.model(model).manifest
     regions = {item.region for item in manifest.spec.demand}
@@ -20,4 +20,4 @@ def find_touched(unit: Repository, model: str) -> Touched:
     placed = unit.placement(model)
     if placed is not None:
         regions |= {replica.region for replica in placed.replicas} | {share.to for share in placed.traffic}
-    return Touched(owner=manifest.metadata.owner, regions=frozenset(regions))
+    return TouchedRegions(owner=manifest.metadata.owner, regions=frozenset(regions))

@@ -23,7 +23,7 @@ from ipnext.model.manifest.owner_claims import (
     quotas_of,
 )
 from ipnext.model.planning.plan import ModelProblem
-from ipnext.store.records import ModelRecord, Placement
+from ipnext.store.records import ModelPlacement, ModelRecord
 from ipnext.store.repository import Repository
 
 NOTHING: Final[Claims] = {}
@@ -146,7 +146,7 @@ def _holds(unit: Repository, name: str) -> bool:
     return (placed is not None and bool(placed.replicas)) or bool(unit.deployments(name))
 
 
-def _sum_placed(placement: Placement | None) -> Claims:
+def _sum_placed(placement: ModelPlacement | None) -> Claims:
     if placement is None:
         return NOTHING
     units = placement.wishes.units

@@ -12,14 +12,14 @@ from sqlmodel import col, func, select
 
 from ipnext.model.lifecycle.replan_moves import MovesPause, MoveTrouble, PlannedMove
 from ipnext.store.tables import MovesPauseRow, ReplanMoveRow
-from ipnext.store.unit_of_work import Unit, batches, rows
+from ipnext.store.unit_of_work import UnitOfWork, batches, rows
 
 THE_PAUSE = 1
 
 WAITING, MOVING, MOVED, FAILED = "waiting", "moving", "moved", "failed"
 
 
-class Moves(Unit):
+class Moves(UnitOfWork):
     """The moves of replans, in their order."""
 
     def list_moves(self, plan_id: str, models: Sequence[str]) -> None:

@@ -16,9 +16,9 @@ from sqlmodel import col, func, select
 from ipnext.model.planning.plan import ModelProblem, ReplicaCount, TrafficShare, Unmet
 from ipnext.model.value import canonical_json
 from ipnext.model.wire import decode_frozen, decode_plain
-from ipnext.store.records import FormerBasis, HeldSlot, Placement, PlanDocuments, PlanRecord
+from ipnext.store.records import FormerBasis, HeldSlot, ModelPlacement, PlanDocuments, PlanRecord
 from ipnext.store.tables import METADATA, DeploymentRow, PlacedReplicasRow, PlacementRow
-from ipnext.store.unit_of_work import MODELS, Unit, batches, document, plain
+from ipnext.store.unit_of_work import MODELS, UnitOfWork, batches, document, plain
 
 Units = dict[tuple[str, str], float]
 """(region, hardware) -> units."""
@@ -84,13 +84,13 @@ DIGITS = 9
 """Digits of sums of fractions: the database sums them in any order, so further digits are noise."""
 
 
-class Placements(Unit):
+class Placements(UnitOfWork):
     """Placements of the models in the plan in force."""
 
-    def placement(self, model: str) -> Placement | None:
+    def placement(self, model: str) -> ModelPlacement | None:
         """Return a model's placement in the plan in force; None if the plan does not contain the model."""
 
-        def read() -> Placement | None:
+        def read() -> ModelPlacement | None:
             row = self._run(_ONE, model=model).first()
             return None if row is None else _placement(row)
 
@@ -99,11 +99,11 @@ class Placements(Unit):
             return former
         return placed
 
-    def _former(self, model: str) -> Placement | None:
+    def _former(self, model: str) -> ModelPlacement | None:
         row = self._run(_FORMER, model=model).scalar()
         return None if row is None else decode_frozen(FormerBasis, row).placement
 
-    def placements(self, models: Collection[str] | None = None) -> tuple[Placement, ...]:
+    def placements(self, models: Collection[str] | None = None) -> tuple[ModelPlacement, ...]:
         """Return the placements of these models, or of every model, in the plan in force, by name."""
         query, connection = sa_select(PLACEMENTS), self._connection
         named = (
@@ -221,7 +221,7 @@ class PreparedPlan:
     """A plan with all its rows, prepared before the unit of work that writes it, since that unit blocks others."""
 
     record: PlanRecord
-    placements: Mapping[str, Placement]
+    placements: Mapping[str, ModelPlacement]
     columns: Mapping[str, dict[str, Any]]
     documents: PlanDocuments
 
@@ -244,7 +244,7 @@ class PreparedPlan:
         return replace(self, record=record, documents=documents)
 
 
-def placements_of(record: PlanRecord) -> dict[str, Placement]:
+def placements_of(record: PlanRecord) -> dict[str, ModelPlacement]:
     """Return the placement of each model in a plan's problem."""
     prices = {(item.region, item.hardware): item.unit_cost for item in record.problem.supply}
     replicas: dict[str, list[ReplicaCount]] = defaultdict(list)
@@ -259,7 +259,7 @@ def placements_of(record: PlanRecord) -> dict[str, Placement]:
     for item in record.plan.unmet:
         unmet[item.model].append(item)
     return {
-        wishes.model: Placement(
+        wishes.model: ModelPlacement(
             model=wishes.model,
             plan_id=record.id,
             wishes=wishes,
@@ -278,7 +278,7 @@ def _cost(wishes: ModelProblem, rows: Iterable[ReplicaCount], prices: Mapping[tu
     return round(sum(used * prices.get((row.region, row.hardware), 0.0) for row, used in taken), DIGITS)
 
 
-def _replica_rows(placed: Placement) -> list[dict[str, Any]]:
+def _replica_rows(placed: ModelPlacement) -> list[dict[str, Any]]:
     units = placed.wishes.units
     return [
         {**row.model_dump(), "owner": placed.wishes.owner, "units": units.get((row.part, row.hardware), 0.0)}
@@ -286,7 +286,7 @@ def _replica_rows(placed: Placement) -> list[dict[str, Any]]:
     ]
 
 
-def _columns(placed: Placement) -> dict[str, Any]:
+def _columns(placed: ModelPlacement) -> dict[str, Any]:
     return {
         "model": placed.model,
         "plan_id": placed.plan_id,
@@ -316,8 +316,8 @@ def _shares(text: str) -> dict[tuple[str, str], float]:
     return {(row["from"], row["to"]): round(row["fraction"], 6) for row in plain(text)}
 
 
-def _placement(row: Any) -> Placement:
-    return Placement(
+def _placement(row: Any) -> ModelPlacement:
+    return ModelPlacement(
         model=row.model,
         plan_id=row.plan_id,
         wishes=decode_frozen(ModelProblem, row.wishes),

@@ -14,9 +14,18 @@ from ipnext.model.fleet import FleetSpec
 from ipnext.model.manifest.manifest import DemandItem, ModelManifest, ModelSpec
 from ipnext.model.throughput import TOKENS
 from ipnext.model.wire import decode_frozen, decode_plain
-from ipnext.store.records import FleetRecord, FormerBasis, JudgedSpec, ModelRecord, Placement
+from ipnext.store.records import FleetRecord, FormerBasis, JudgedSpec, ModelPlacement, ModelRecord
 from ipnext.store.tables import METADATA, FleetRow, ModelRow
-from ipnext.store.unit_of_work import MODELS, NAMED_IN_ERRORS, Unit, batches, bytes_of, document, format_known, plain
+from ipnext.store.unit_of_work import (
+    MODELS,
+    NAMED_IN_ERRORS,
+    UnitOfWork,
+    batches,
+    bytes_of,
+    document,
+    format_known,
+    plain,
+)
 
 THE_FLEET = 1
 
@@ -27,7 +36,7 @@ _DOCUMENTS = sa_select(MODELS.c.document_bytes).where(MODELS.c.name == bindparam
 _FLEET = sa_select(METADATA.tables[FleetRow.__tablename__])
 
 
-class Models(Unit):
+class Models(UnitOfWork):
     """Fleet and models. `version` guards users' writes; the platform's observations do not change it."""
 
     def fleet(self) -> FleetRecord:
@@ -261,7 +270,7 @@ class Models(Unit):
             self._judge(name, accepted=record.validated)
 
     def keep_former(
-        self, name: str, *, change_id: str, generation: int, placed: Placement | None, plan_id: str
+        self, name: str, *, change_id: str, generation: int, placed: ModelPlacement | None, plan_id: str
     ) -> None:
         """Keep what the model goes by before a change to a generation is planned; `placed` is its placement.
 

@@ -13,15 +13,15 @@ from ipnext.model.lifecycle.messages import ValidationReport
 from ipnext.model.registry.registry import (
     Generation,
     GenerationState,
-    Layout,
     PartGraph,
     Snapshot,
     SnapshotManifest,
     SnapshotSource,
+    SplitLayout,
 )
 from ipnext.model.wire import decode, decode_frozen
 from ipnext.store.tables import METADATA, GenerationRow, ReportRow, SnapshotRow
-from ipnext.store.unit_of_work import MODELS, Unit, batches, bytes_of, document, format_known, plain
+from ipnext.store.unit_of_work import MODELS, UnitOfWork, batches, bytes_of, document, format_known, plain
 
 GENERATIONS = METADATA.tables[GenerationRow.__tablename__]
 SNAPSHOTS = METADATA.tables[SnapshotRow.__tablename__]
@@ -91,7 +91,7 @@ _SNAPSHOTS_NAMED = sa_select(SNAPSHOTS).where(
 )
 
 
-class Snapshots(Unit):
+class Snapshots(UnitOfWork):
     """Published snapshots and generations. Numbers rise by one from 1 and are never reused."""
 
     def snapshot(self, model: str, part: str, number: int) -> Snapshot:
@@ -204,7 +204,7 @@ class Snapshots(Unit):
         found = self._session.exec(query.order_by(col(GenerationRow.number).desc()).limit(limit))
         return tuple(map(_generation, found))
 
-    def set_layout(self, model: str, number: int, layout: Layout | None) -> Generation:
+    def set_layout(self, model: str, number: int, layout: SplitLayout | None) -> Generation:
         """Store the layout of a generation, before it first serves: Conflict later. Raises NotFound."""
         self._writing_model(model)
         row = self._generation_row(model, number)
@@ -356,7 +356,7 @@ def _generation(row: Any, *, cut: bool = True) -> Generation:
         model=row.model,
         number=row.number,
         snapshots=plain(row.snapshots),
-        layout=None if not cut or row.layout is None else decode_frozen(Layout, row.layout),
+        layout=None if not cut or row.layout is None else decode_frozen(SplitLayout, row.layout),
         graph=None if row.graph is None else decode_frozen(PartGraph, row.graph),
         adapters={} if row.adapters is None else plain(row.adapters),
         state=GenerationState(row.state),

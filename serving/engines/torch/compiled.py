@@ -36,7 +36,7 @@ _AT_ONCE: Final = 4
 """Passes that one library runs concurrently; they share the weights."""
 
 
-class Difference(Value):
+class LibraryDeviation(Value):
     """Deviation of the library's answers from the eager engine's, at one batch size.
 
     `relative`: to the largest figure.
@@ -47,7 +47,7 @@ class Difference(Value):
     relative: float = Field(ge=0)
 
 
-class Compiled(Value):
+class CompiledDocument(Value):
     """`compiled.json`: a library's source and requirements, and the deviation of its answers."""
 
     format: Literal["ipnext/compiled/v1"] = "ipnext/compiled/v1"
@@ -60,7 +60,7 @@ class Compiled(Value):
     flags: tuple[str, ...]
     """Required features of the processor, by the kernel's names."""
     tolerance: float = Field(ge=0)
-    differences: tuple[Difference, ...] = ()
+    differences: tuple[LibraryDeviation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,15 +132,15 @@ def _bound(
     return CompiledProgram(runner, inputs, outputs, given, library, places, weights)
 
 
-def _read_about(path: Path) -> Compiled:
+def _read_about(path: Path) -> CompiledDocument:
     try:
-        return Compiled.model_validate_json(path.read_bytes())
+        return CompiledDocument.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         msg = f"{path.name} cannot be read: {error}; compile the source snapshot again"
         raise LoadFailed(msg) from error
 
 
-def _check_fits(about: Compiled, directory: Path, flags: frozenset[str]) -> None:
+def _check_fits(about: CompiledDocument, directory: Path, flags: frozenset[str]) -> None:
     missing = [flag for flag in about.flags if flag not in flags]
     if missing:
         msg = (

@@ -29,7 +29,7 @@ from ipnext.errors import LoadFailed, UnsupportedModel
 from ipnext.model.value import canonical_json
 from serving.engines.torch.expressions import build_expression
 from serving.engines.torch.guards import guard_calls
-from serving.engines.torch.program_cache import ProgramTemplate, TemplateCache, TorchProgram, Weight, lay_out
+from serving.engines.torch.program_cache import ProgramTemplate, TemplateCache, TorchProgram, WeightArgument, lay_out
 from serving.weights.tensor_file import write_tensors
 from serving.weights.weights import Weights, read_weights
 
@@ -264,7 +264,7 @@ def _call(inputs: Sequence[str], outputs: int) -> dict[str, Any]:
 def _template(exported: ExportedProgram, document: Mapping[str, Any]) -> ProgramTemplate:
     metas = document["program"]["graph_module"]["graph"]["tensor_values"]
     fixed: list[Any] = []
-    weights: list[Weight] = []
+    weights: list[WeightArgument] = []
     slots: dict[str, int] = {}
     for position, spec in enumerate(exported.graph_signature.input_specs):
         value: Any = None
@@ -273,7 +273,7 @@ def _template(exported: ExportedProgram, document: Mapping[str, Any]) -> Program
             value = spec.arg.value if isinstance(spec.arg, ConstantArgument) else None
         else:
             kind = "state" if spec.target in exported.state_dict else "constant"
-            weights.append(Weight(position, f"{kind}:{spec.target}", metas[spec.arg.name]["requires_grad"]))
+            weights.append(WeightArgument(position, f"{kind}:{spec.target}", metas[spec.arg.name]["requires_grad"]))
         fixed.append(value)
     inputs = tuple(document["inputs"])
     graph_inputs = tuple(slots)

@@ -21,7 +21,7 @@ from serving.weights.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
-class Weight:
+class WeightArgument:
     """An argument of the graph that comes with the snapshot. `name` is its name in the program's document."""
 
     position: int
@@ -40,7 +40,7 @@ class ProgramTemplate:
     """Position of each of `inputs` among the graph's arguments."""
     fixed: tuple[Any, ...]
     """All arguments of the graph; None for those of the user's inputs and the weights."""
-    weights: tuple[Weight, ...]
+    weights: tuple[WeightArgument, ...]
     places: Mapping[str, Any]
     """Name of a tensor -> its key in the weights file and strides, as in the document."""
     calls: Calls | None = None

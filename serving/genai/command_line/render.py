@@ -37,7 +37,7 @@ class HostCommand(Value):
     command: tuple[str, ...]
 
 
-class Rendering(Value):
+class ReplicaRendering(Value):
     """One replica of a part."""
 
     model: str
@@ -50,7 +50,7 @@ class Rendering(Value):
 
 def render(
     manifest: ModelManifest, part: str, *, nodes: int = 1, allowances: EngineAllowances = NO_ALLOWANCES
-) -> Rendering:
+) -> ReplicaRendering:
     """Render the commands of one replica on `nodes` hosts with the same number of devices each.
 
     `allowances`: those of the hosts. InvalidInput if the hosts would refuse the settings, or cannot share a replica in
@@ -90,7 +90,7 @@ def render(
         HostCommand(host=f"HOST_{rank}", devices=tuple(range(each)), environment=environment, command=tuple(command))
         for rank, command in enumerate(commands)
     )
-    return Rendering(model=manifest.name, part=part, devices=settings.devices, hosts=hosts)
+    return ReplicaRendering(model=manifest.name, part=part, devices=settings.devices, hosts=hosts)
 
 
 def _check_allowed(spec: PartSpec, allowances: EngineAllowances) -> VllmSettings:

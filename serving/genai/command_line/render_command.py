@@ -11,7 +11,7 @@ from ipnext.cli.output import Form, Output, write
 from ipnext.errors import InvalidInput
 from ipnext.model.manifest.manifest import ModelManifest, parse_manifests
 from ipnext.model.settings.engine_allowances import EngineAllowances
-from serving.genai.command_line.render import Rendering, render
+from serving.genai.command_line.render import ReplicaRendering, render
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode=None, pretty_exceptions_enable=False
@@ -61,7 +61,7 @@ def _manifest(file: Path) -> ModelManifest:
     return models[0]
 
 
-def _lines(rendering: Rendering) -> Iterator[str]:
+def _lines(rendering: ReplicaRendering) -> Iterator[str]:
     yield (
         f"# {rendering.model}.{rendering.part}: one replica on {rendering.devices} devices of "
         f"{len(rendering.hosts)} host(s)"

@@ -25,7 +25,7 @@ from landlockpy import Ruleset
 from ipnext.components.private_files import make_own_directory, make_private_directory
 from ipnext.errors import Conflict, LoadFailed
 from ipnext.model.settings.engine import VllmSettings
-from serving.confinement.landlock import SYSTEM, Allowed, Confinement, make_ruleset, own_code
+from serving.confinement.landlock import SYSTEM, Confinement, LandlockRights, make_ruleset, own_code
 from serving.genai.engine.program_paths import program_paths, program_words
 
 READS: Final = tuple(
@@ -136,7 +136,7 @@ class Enclosure:
 
         LoadFailed if there is no vLLM; Unavailable if confinement is required and the kernel does not support it.
         """
-        allowed = Allowed(
+        allowed = LandlockRights(
             reads=(*READS, *self.readable, *readable),
             runs=(*RUNS, *program_paths(program_words(environment), search=environment.get("PATH"))),
             writes=(SHARED_MEMORY, self.directory, *self.writable, *writable),
@@ -198,7 +198,7 @@ def forget_places(place: Path, *, user: int) -> None:
 
 def host_allowed(
     enclosures: Enclosures, environment: Mapping[str, str], *, readable: Iterable[Path], writable: Iterable[Path]
-) -> Allowed | None:
+) -> LandlockRights | None:
     """Return the host's access rights: those of its engines, and writing `writable`.
 
     None if there is no vLLM yet: the host could not reach one installed later.
@@ -208,7 +208,7 @@ def host_allowed(
     except LoadFailed as error:
         structlog.get_logger().warning("the host is not confined, its engines will be", reason=error.message)
         return None
-    return Allowed(
+    return LandlockRights(
         reads=(*own_code(), *READS, *enclosures.readable, *readable),
         runs=(*RUNS, Path(sys.prefix), Path(sys.base_prefix), *program),
         writes=(enclosures.place, SHARED_MEMORY, *enclosures.writable, *writable),

@@ -15,7 +15,7 @@ from landlockpy import Ruleset
 from serving.genai.engine import process_reaper
 
 
-class KeptProcess:
+class ReapedProcess:
     """A command under a reaper: none of its processes outlives this process, however that ends."""
 
     def __init__(self, process: asyncio.subprocess.Process, lifeline: IO[bytes]) -> None:
@@ -32,7 +32,7 @@ class KeptProcess:
         *,
         ruleset: Ruleset | None = None,
         remove: Path | None = None,
-    ) -> "KeptProcess":
+    ) -> "ReapedProcess":
         """Start the command in a new session, confined by the ruleset, with all output in the log.
 
         `remove` is a directory that the reaper removes if this process ends first.

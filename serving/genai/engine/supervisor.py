@@ -25,7 +25,7 @@ from serving.genai.command_line.vllm_command import engine_command, engine_envir
 from serving.genai.engine.enclosure import PORTS, Enclosure, engine_ports
 from serving.genai.engine.log import EngineLog
 from serving.genai.engine.probe import EngineProbe
-from serving.genai.engine.process import KeptProcess, ending, tree_bytes
+from serving.genai.engine.process import ReapedProcess, ending, tree_bytes
 from serving.genai.engine.shared_storage import SharedStorage
 
 LOOPBACK: Final = "127.0.0.1"
@@ -114,7 +114,7 @@ class EngineSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
+class SupervisorPace:
     """Intervals of health checks and restarts, in seconds."""
 
     poll: float = 0.25
@@ -134,10 +134,10 @@ class Pace:
     """Ready time after which an engine's next restart waits only the first pause again."""
 
 
-class Engine:
+class EngineSupervisor:
     """Keeps one engine running. `ready` from its first good answer until it dies or is retired."""
 
-    def __init__(self, spec: EngineSpec, probes: Probes, *, pace: Pace | None = None) -> None:
+    def __init__(self, spec: EngineSpec, probes: Probes, *, pace: SupervisorPace | None = None) -> None:
         self.spec = spec
         self.ready = False
         self.retiring = False
@@ -155,8 +155,8 @@ class Engine:
         """Called for each process after its first answer, before it is ready; Unavailable or LoadFailed ends the
         process."""
         self._probes = probes
-        self._pace = pace or Pace()
-        self._process: KeptProcess | None = None
+        self._pace = pace or SupervisorPace()
+        self._process: ReapedProcess | None = None
         self._ready_at = self._answered_at = self._stage_at = 0.0
         self._ending = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -267,7 +267,7 @@ class Engine:
             if isinstance(address, Path):
                 shutil.rmtree(address.parent, ignore_errors=True)
 
-    async def _spawn(self, address: int | Path) -> KeptProcess:
+    async def _spawn(self, address: int | Path) -> ReapedProcess:
         spec, side_port = self.spec, free_port()
         log = spec.log.begin()
         if spec.storage is not None:
@@ -283,9 +283,9 @@ class Engine:
             environment = spec.enclosure.environment(environment)
         with await asyncio.to_thread(spec.ruleset, address, side_port) or nullcontext() as ruleset:
             own = None if spec.enclosure is None else spec.enclosure.directory
-            return await KeptProcess.spawn(command, environment, log, ruleset=ruleset, remove=own)
+            return await ReapedProcess.spawn(command, environment, log, ruleset=ruleset, remove=own)
 
-    async def _over(self, process: KeptProcess, ended: asyncio.Task[int], watch: asyncio.Task[str]) -> str:
+    async def _over(self, process: ReapedProcess, ended: asyncio.Task[int], watch: asyncio.Task[str]) -> str:
         self.ready = False
         if ended.done():
             return ending(ended.result())

@@ -15,7 +15,7 @@ from serving.openai.engines.registry import EngineRegistry
 from serving.openai.engines.response import EngineLost
 from serving.protocol.json_size import parsed_bytes
 from serving.protocol.tensors import Tensor
-from serving.routing.host_call import Attempt, RetryOnOtherHost
+from serving.routing.host_call import CallState, RetryOnOtherHost
 from serving.routing.sync_policy import HostCandidate, of_snapshot
 from serving.routing.table import GenerationRoute
 
@@ -28,7 +28,7 @@ _FULL: Final = 503
 
 
 async def embed(
-    engines: EngineRegistry, route: GenerationRoute, part: str, inputs: Tensors, attempt: Attempt
+    engines: EngineRegistry, route: GenerationRoute, part: str, inputs: Tensors, attempt: CallState
 ) -> Tensors:
     """Map `prompt` BYTES[n] to `embedding` FP32[n, size] on one engine of the part; record its snapshot in `attempt`.
 
@@ -61,7 +61,7 @@ async def embed(
         return {EMBEDDING: _vectors(part, content, len(texts))}
 
 
-def _choose_engine(engines: EngineRegistry, route: GenerationRoute, part: str, attempt: Attempt) -> HostCandidate:
+def _choose_engine(engines: EngineRegistry, route: GenerationRoute, part: str, attempt: CallState) -> HostCandidate:
     """Choose the least loaded engine; if a snapshot of the part has already answered, one of that snapshot."""
     tiers = route.candidates[part]
     if part in attempt.used:
@@ -72,7 +72,7 @@ def _choose_engine(engines: EngineRegistry, route: GenerationRoute, part: str, a
 
 
 async def _ask_engine(
-    engines: EngineRegistry, part: str, candidate: HostCandidate, body: bytes, attempt: Attempt
+    engines: EngineRegistry, part: str, candidate: HostCandidate, body: bytes, attempt: CallState
 ) -> tuple[int, bytes]:
     """Return status and whole body. RetryOnOtherHost if the engine ends before."""
     try:

@@ -22,7 +22,7 @@ from serving.openai.prompt.prompt_builder import CHAT_PATH, COMPLETIONS_PATH, co
 from serving.openai.prompt.request_inputs import INPUTS, read_inputs
 from serving.protocol.response_templates import NotFinite
 from serving.protocol.tensors import Tensor
-from serving.routing.host_call import Attempt, RetryOnOtherHost
+from serving.routing.host_call import CallState, RetryOnOtherHost
 from serving.routing.host_client import HostClient
 from serving.routing.metrics import RouterMetrics
 from serving.routing.retries import run_with_retry
@@ -47,7 +47,7 @@ class _Steps:
     """The calls of one request."""
 
     route: GenerationRoute
-    attempt: Attempt
+    attempt: CallState
 
 
 class PreGeneration:
@@ -71,7 +71,7 @@ class PreGeneration:
         plan = _plan_of(route, path)
         began = time.monotonic()
         request: dict[str, Tensor] = {PROMPT: _text(extract_prompt(path, body)), **read_inputs(body, route.inputs)}
-        steps = _Steps(route, Attempt(deadline=began + seconds))
+        steps = _Steps(route, CallState(deadline=began + seconds))
         given = await self._run_nodes(steps, plan, request)
         self._metrics.note_before(route.model, route.generation, time.monotonic() - began)
         if any(route.snapshots[part] != number for part, number in steps.attempt.used.items()):

@@ -9,7 +9,7 @@ glue runs in the default part.
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from serving.splitting.assign.op_assignment import Placement
+from serving.splitting.assign.op_assignment import PartAssignment
 from serving.splitting.ir.program import Operation, Program
 from serving.splitting.ir.views import operator_name
 
@@ -20,7 +20,9 @@ _Parts = frozenset[str]
 _NONE: _Parts = frozenset()
 
 
-def place_operations(program: Program, placement: Placement, live: Sequence[Operation], default: str) -> dict[int, str]:
+def place_operations(
+    program: Program, placement: PartAssignment, live: Sequence[Operation], default: str
+) -> dict[int, str]:
     """Return the part of each live operation but the floating ones."""
     placed = [operation for operation in live if operation.index not in placement.floating]
     fixed = {o.index: placement.part_of(o) for o in placed if not placement.is_between(o)}

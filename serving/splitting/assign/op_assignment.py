@@ -31,7 +31,7 @@ class Part:
     max_bytes: int | None = None
 
 
-class Placement:
+class PartAssignment:
     """The parts of a policy over a program. `reserved`: bytes of each sharded part's budget kept for copies."""
 
     def __init__(self, program: Program, policy: SplitPolicy, reserved: Mapping[str, int] | None = None) -> None:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from serving.splitting.assign.free_ops import place_operations
-from serving.splitting.assign.op_assignment import Placement
+from serving.splitting.assign.op_assignment import PartAssignment
 from serving.splitting.ir.program import Operation, Program
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class OperationSegment:
     """Operations that run together. `stage` is 0 if the segment waits for no other."""
 
     name: str
@@ -24,10 +24,10 @@ class Segment:
     operations: frozenset[int]
 
 
-class Flow:
+class DataFlow:
     """The operations that the answers need, the part of each, and their dependencies."""
 
-    def __init__(self, program: Program, placement: Placement, default: str) -> None:
+    def __init__(self, program: Program, placement: PartAssignment, default: str) -> None:
         self._program = program
         live = tuple(self._live())
         self.part = place_operations(program, placement, live, default)
@@ -70,7 +70,7 @@ class Flow:
         return {i: frozenset().union(*(self.behind(name) for name in operations[i].inputs)) for i in self.part}
 
 
-def segments_of(flow: Flow, parts_in_order: Sequence[str]) -> tuple[Segment, ...]:
+def segments_of(flow: DataFlow, parts_in_order: Sequence[str]) -> tuple[OperationSegment, ...]:
     """Return the segments, each after those it needs; those of one stage in the order of `parts_in_order`."""
     joined = _join_groups(flow, _by_depth(flow))
     owner = {i: number for number, group in enumerate(joined) for i in group}
@@ -85,12 +85,12 @@ def segments_of(flow: Flow, parts_in_order: Sequence[str]) -> tuple[Segment, ...
     return tuple(sorted(found, key=lambda s: (s.stage, parts_in_order.index(s.part))))
 
 
-def _segment(group: frozenset[int], parts: list[str], number: int, stage: int) -> Segment:
+def _segment(group: frozenset[int], parts: list[str], number: int, stage: int) -> OperationSegment:
     part = parts[number]
-    return Segment(part if parts.count(part) == 1 else f"{part}-s{stage}", part, stage, group)
+    return OperationSegment(part if parts.count(part) == 1 else f"{part}-s{stage}", part, stage, group)
 
 
-def _by_depth(flow: Flow) -> list[frozenset[int]]:
+def _by_depth(flow: DataFlow) -> list[frozenset[int]]:
     depth: dict[int, int] = {}
     groups: dict[tuple[str, int], set[int]] = {}
     for index, part in flow.part.items():
@@ -99,7 +99,7 @@ def _by_depth(flow: Flow) -> list[frozenset[int]]:
     return [frozenset(group) for group in groups.values()]
 
 
-def _join_groups(flow: Flow, groups: list[frozenset[int]]) -> list[frozenset[int]]:
+def _join_groups(flow: DataFlow, groups: list[frozenset[int]]) -> list[frozenset[int]]:
     found = True
     while found:
         found = False
@@ -119,7 +119,7 @@ def _join_groups(flow: Flow, groups: list[frozenset[int]]) -> list[frozenset[int
     return groups
 
 
-def _waits(flow: Flow, owner: Mapping[int, int], count: int) -> list[set[int]]:
+def _waits(flow: DataFlow, owner: Mapping[int, int], count: int) -> list[set[int]]:
     waits: list[set[int]] = [set() for _ in range(count)]
     for index, needs in flow.needs.items():
         waits[owner[index]] |= {owner[n] for n in needs} - {owner[index]}

@@ -7,13 +7,13 @@ from typing import Final
 from ipnext.errors import InvalidInput
 from ipnext.model.manifest.split import ShardSpec
 from serving.splitting.assign.modules import Ownership, lineage
-from serving.splitting.ir.program import Program, Weight
+from serving.splitting.ir.program import Program, ProgramWeight
 
 _MOST_NAMED: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class ShardUnit:
     """An indivisible unit: a table, or a module without its tables. `order` is its position in the program."""
 
     path: str
@@ -26,7 +26,7 @@ class PartUnits:
     """The units of one part. Modules that are too big or too few are opened, if they contain other modules."""
 
     def __init__(self, part: str, program: Program, ownership: Ownership, tables: Mapping[str, str]) -> None:
-        self._weights: dict[str, list[Weight]] = {}
+        self._weights: dict[str, list[ProgramWeight]] = {}
         self._tables: set[str] = set()
         self._order = {path: i for i, path in reversed(list(enumerate(o.path for o in program.operations)))}
         used = {name for operation in program.operations for name in operation.inputs}
@@ -40,12 +40,12 @@ class PartUnits:
             self._weights.setdefault(path or weight.path, []).append(weight)
 
     @property
-    def units(self) -> tuple[Unit, ...]:
+    def units(self) -> tuple[ShardUnit, ...]:
         """The units in the order of the program."""
         found = [self._unit(path, weights) for path, weights in self._weights.items()]
         return tuple(sorted(found, key=lambda unit: (unit.order, unit.path)))
 
-    def open_until(self, shard: ShardSpec) -> tuple[Unit, ...]:
+    def open_until(self, shard: ShardSpec) -> tuple[ShardUnit, ...]:
         """Return the units once those too big for the budget, or too few for the count, are opened."""
         while True:
             units = self.units
@@ -57,10 +57,10 @@ class PartUnits:
             if not any(self._open(unit) for unit in largest):
                 return units
 
-    def _open(self, unit: Unit) -> bool:
+    def _open(self, unit: ShardUnit) -> bool:
         if unit.is_table:
             return False
-        inner: dict[str, list[Weight]] = {}
+        inner: dict[str, list[ProgramWeight]] = {}
         for weight in self._weights[unit.path]:
             rest = weight.path.removeprefix(f"{unit.path}.")
             below = f"{unit.path}.{rest.partition('.')[0]}" if "." in rest else unit.path
@@ -72,15 +72,15 @@ class PartUnits:
             self._weights.setdefault(path, []).extend(weights)
         return True
 
-    def _unit(self, path: str, weights: Sequence[Weight]) -> Unit:
+    def _unit(self, path: str, weights: Sequence[ProgramWeight]) -> ShardUnit:
         inside = [o for p, o in self._order.items() if path in lineage(p)]
         size = sum({w.key: w.size_bytes for w in weights}.values())
-        return Unit(path, size, min(inside, default=0), path in self._tables)
+        return ShardUnit(path, size, min(inside, default=0), path in self._tables)
 
 
 def deal(
-    units: Sequence[Unit], shard: ShardSpec, *, field: str, reserved_bytes: int = 0
-) -> tuple[tuple[Unit, ...], ...]:
+    units: Sequence[ShardUnit], shard: ShardSpec, *, field: str, reserved_bytes: int = 0
+) -> tuple[tuple[ShardUnit, ...], ...]:
     """Distribute the units over sub-parts. `reserved_bytes` of each budget are kept for copies.
 
     InvalidInput names `field`.
@@ -90,7 +90,7 @@ def deal(
     return _by_bytes(units, shard.max_bytes or 0, field, reserved_bytes)
 
 
-def _by_bytes(units: Sequence[Unit], limit: int, field: str, reserved: int) -> tuple[tuple[Unit, ...], ...]:
+def _by_bytes(units: Sequence[ShardUnit], limit: int, field: str, reserved: int) -> tuple[tuple[ShardUnit, ...], ...]:
     largest = max(units, key=lambda unit: unit.size_bytes, default=None)
     if largest is None:
         raise _nothing_to_deal(field)
@@ -103,7 +103,7 @@ def _by_bytes(units: Sequence[Unit], limit: int, field: str, reserved: int) -> t
             f"{also}, and a module stays whole; allow {largest.size_bytes + reserved:,} or more"
         )
         raise InvalidInput(msg, field=f"{field}.max_bytes", value=limit)
-    bins: list[list[Unit]] = []
+    bins: list[list[ShardUnit]] = []
     scattered = any(unit.is_table for unit in units)
     for unit in _dealing_order(units):
         fitting = (
@@ -117,7 +117,7 @@ def _by_bytes(units: Sequence[Unit], limit: int, field: str, reserved: int) -> t
     return tuple(map(tuple, bins))
 
 
-def _by_count(units: Sequence[Unit], count: int, field: str) -> tuple[tuple[Unit, ...], ...]:
+def _by_count(units: Sequence[ShardUnit], count: int, field: str) -> tuple[tuple[ShardUnit, ...], ...]:
     if not units:
         raise _nothing_to_deal(field)
     if count > len(units):
@@ -126,25 +126,25 @@ def _by_count(units: Sequence[Unit], count: int, field: str) -> tuple[tuple[Unit
         raise InvalidInput(msg, field=f"{field}.count", value=count)
     if not any(unit.is_table for unit in units):
         return _in_a_row(units, count)
-    bins: list[list[Unit]] = [[] for _ in range(count)]
+    bins: list[list[ShardUnit]] = [[] for _ in range(count)]
     for unit in _dealing_order(units):
         min(bins, key=lambda b: (sum(u.size_bytes for u in b), len(b))).append(unit)
     return _alike_in_a_row(bins)
 
 
-def _alike_in_a_row(bins: Sequence[Sequence[Unit]]) -> tuple[tuple[Unit, ...], ...]:
+def _alike_in_a_row(bins: Sequence[Sequence[ShardUnit]]) -> tuple[tuple[ShardUnit, ...], ...]:
     """Keep the number of units per size in each sub-part, but group neighbours: they are then joined in whole runs."""
-    alike: dict[int, Iterator[Unit]] = {}
+    alike: dict[int, Iterator[ShardUnit]] = {}
     every = sorted((unit for units in bins for unit in units), key=lambda unit: (unit.order, unit.path))
     for size in {unit.size_bytes for unit in every}:
         alike[size] = iter([unit for unit in every if unit.size_bytes == size])
     return tuple(tuple(next(alike[unit.size_bytes]) for unit in units) for units in bins)
 
 
-def _in_a_row(units: Sequence[Unit], count: int) -> tuple[tuple[Unit, ...], ...]:
+def _in_a_row(units: Sequence[ShardUnit], count: int) -> tuple[tuple[ShardUnit, ...], ...]:
     """Group neighbours, so that a chain of layers crosses between sub-parts as rarely as possible."""
     left = list(units)
-    bins: list[tuple[Unit, ...]] = []
+    bins: list[tuple[ShardUnit, ...]] = []
     for remaining in range(count, 0, -1):
         target = sum(unit.size_bytes for unit in left) / remaining
         taken = 1
@@ -159,7 +159,7 @@ def _in_a_row(units: Sequence[Unit], count: int) -> tuple[tuple[Unit, ...], ...]
     return tuple(bins)
 
 
-def _dealing_order(units: Sequence[Unit]) -> list[Unit]:
+def _dealing_order(units: Sequence[ShardUnit]) -> list[ShardUnit]:
     """Return tables by descending size; layers, which depend on each other, in the program's order."""
     if any(unit.is_table for unit in units):
         return sorted(units, key=lambda unit: (-unit.size_bytes, unit.order, unit.path))

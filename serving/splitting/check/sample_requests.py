@@ -21,7 +21,7 @@ Request = dict[str, Tensor]
 _TRIAL_BATCH: Final = 257
 
 
-class Drawing:
+class RequestSampler:
     """Draws requests that the snapshot accepts. `accepts` runs it; ranges are halved until it does."""
 
     def __init__(self, signature: Signature, ranges: Mapping[str, Range], accepts: Callable[[Request], bool]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from serving.splitting.emit.packing import Parcel
-from serving.splitting.emit.tensor_layout import Step, Wire, strides_of
+from serving.splitting.emit.tensor_layout import LayoutStep, Wire, strides_of
 from serving.splitting.ir.nodes import stack, tensor_meta
 from serving.splitting.ir.symbolic_shapes import dimension
 
@@ -52,7 +52,7 @@ def arrival(parcel: Parcel, value: str, name: str, wire: Wire, *, exact: bool) -
     return Arrival(tuple(made), at, made[0].name if first else at)
 
 
-def _out_of(parcel: Parcel, value: str, wire: Wire, *, exact: bool) -> Iterator[Step]:
+def _out_of(parcel: Parcel, value: str, wire: Wire, *, exact: bool) -> Iterator[LayoutStep]:
     if not parcel.is_packed:
         return
     sizes = [dimension(item) for item in wire.meta["sizes"]]
@@ -60,9 +60,9 @@ def _out_of(parcel: Parcel, value: str, wire: Wire, *, exact: bool) -> Iterator[
         step for place, step in enumerate(strides_of([dimension(i) for i in parcel.meta["sizes"]])) if place != 1
     ]
     place = {"dim": {"as_int": 1}, "index": {"as_int": parcel.values.index(value)}}
-    yield Step("select.int", place, tensor_meta(wire.meta, sizes, strides))
+    yield LayoutStep("select.int", place, tensor_meta(wire.meta, sizes, strides))
     if exact:
-        yield Step("clone.default", {}, wire.meta, {"memory_format": {"as_memory_format": _CONTIGUOUS}})
+        yield LayoutStep("clone.default", {}, wire.meta, {"memory_format": {"as_memory_format": _CONTIGUOUS}})
 
 
 def departure(parcel: Parcel, names: Mapping[str, str], at: Mapping[str, str], wires: Mapping[str, Wire]) -> list[Made]:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ipnext.model.registry.registry import REQUEST
-from serving.splitting.assign.segments import Flow, Segment
-from serving.splitting.emit.packing import Packing, Parcel
+from serving.splitting.assign.segments import DataFlow, OperationSegment
+from serving.splitting.emit.packing import Parcel, ValuePacker
 from serving.splitting.emit.tensor_layout import Wire, wire_of
 from serving.splitting.ir.program import Operation, Program
 from serving.splitting.ir.views import operator_name
@@ -17,7 +17,7 @@ from serving.splitting.ir.views import operator_name
 class Cut:
     """A segment and all values that cross its boundary."""
 
-    segment: Segment
+    segment: OperationSegment
     operations: set[int] = field(default_factory=set)
     """Its own operations, and clones of floating ones."""
     weights: set[str] = field(default_factory=set)
@@ -61,7 +61,7 @@ class CutProgram:
         return {name: f"{givers[name]}.{name}" for name in self.program.answers}
 
 
-def cut_program(program: Program, flow: Flow, segments: Iterable[Segment], default: str) -> CutProgram:
+def cut_program(program: Program, flow: DataFlow, segments: Iterable[OperationSegment], default: str) -> CutProgram:
     """Assign operations, clones, weights and boundaries to each segment."""
     cuts = {segment.name: Cut(segment) for segment in segments}
     carver = _Carver(program, flow, cuts)
@@ -86,7 +86,7 @@ def cut_program(program: Program, flow: Flow, segments: Iterable[Segment], defau
 def _parcels(
     program: Program, cuts: Mapping[str, Cut], names: Mapping[str, str], wires: Mapping[str, Wire]
 ) -> dict[str, Parcel]:
-    packing = Packing(program, {name: cut.operations for name, cut in cuts.items()}, wires, names)
+    packing = ValuePacker(program, {name: cut.operations for name, cut in cuts.items()}, wires, names)
     found: dict[str, Parcel] = {}
     for giver, cut in cuts.items():
         takers = {value: tuple(name for name, taker in cuts.items() if value in taker.edges) for value in cut.sends}
@@ -96,7 +96,7 @@ def _parcels(
 
 
 class _Carver:
-    def __init__(self, program: Program, flow: Flow, cuts: Mapping[str, Cut]) -> None:
+    def __init__(self, program: Program, flow: DataFlow, cuts: Mapping[str, Cut]) -> None:
         self._program = program
         self._flow = flow
         self._cuts = cuts

@@ -41,7 +41,7 @@ class Parcel:
         return len(self.values) > 1
 
 
-class Packing:
+class ValuePacker:
     """Packs the values of a program. `operations`: those of each segment. `names`: of each value in transit."""
 
     def __init__(

@@ -12,14 +12,14 @@ from typing import Any
 
 from ipnext.errors import InvalidInput
 from serving.splitting.ir.nodes import aten, tensor_meta
-from serving.splitting.ir.program import Layout, Program
+from serving.splitting.ir.program import Program, TensorLayout
 from serving.splitting.ir.symbolic_shapes import Dimension
 
 _SYMBOL = re.compile(r"Symbol\('[^']*'[^()]*\)")
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class LayoutStep:
     """One operation that changes a tensor's layout, with the description of its result."""
 
     operator: str
@@ -37,8 +37,8 @@ class Step:
 class Wire:
     """The steps before a value is sent and after it arrives, and its description in transit."""
 
-    send: tuple[Step, ...]
-    receive: tuple[Step, ...]
+    send: tuple[LayoutStep, ...]
+    receive: tuple[LayoutStep, ...]
     meta: Mapping[str, Any]
 
 
@@ -84,26 +84,26 @@ def _check_turnable(program: Program, value: str, times: Sequence[int | None]) -
         raise _unsendable(program, value)
 
 
-def _as_it_is(layout: Layout, meta: Mapping[str, Any]) -> Wire:
+def _as_it_is(layout: TensorLayout, meta: Mapping[str, Any]) -> Wire:
     plain = layout.order == tuple(range(len(layout.sizes)))
-    return Wire(() if plain else (Step("contiguous.default", {}, meta),), (), meta)
+    return Wire(() if plain else (LayoutStep("contiguous.default", {}, meta),), (), meta)
 
 
-def _turn_layout(program: Program, value: str, layout: Layout, times: Sequence[int | None]) -> Wire:
+def _turn_layout(program: Program, value: str, layout: TensorLayout, times: Sequence[int | None]) -> Wire:
     """Move the batch dimension to the front, split from its multiple if it is one; the others in memory order."""
     like = program.graph["tensor_values"][value]
     place = next(d for d, factor in enumerate(times) if factor)
     factor = times[place] or 1
     sizes, order = list(layout.sizes), list(layout.order or range(len(layout.sizes)))
-    send: list[Step] = []
-    receive: list[Step] = []
+    send: list[LayoutStep] = []
+    receive: list[LayoutStep] = []
     if factor > 1:
         batch = Dimension(layout.sizes[place].hint // factor, program.batch)
         sizes[place : place + 1] = [batch, Dimension(factor)]
         order = [new for d in order for new in _split_dimension(d, place)]
-        send.append(Step("unflatten.int", _int_and_ints(place, "sizes", [-1, factor]), _meta(like, sizes, order)))
+        send.append(LayoutStep("unflatten.int", _int_and_ints(place, "sizes", [-1, factor]), _meta(like, sizes, order)))
         ends = {"start_dim": {"as_int": place}, "end_dim": {"as_int": place + 1}}
-        receive.append(Step("flatten.using_ints", ends, like))
+        receive.append(LayoutStep("flatten.using_ints", ends, like))
     front = [place, *(d for d in order if d != place)]
     turned, steps = _front_and_back(like, sizes, order, front)
     send += turned if layout.order is not None else [*turned, _contiguous(like, sizes, front)]
@@ -112,17 +112,17 @@ def _turn_layout(program: Program, value: str, layout: Layout, times: Sequence[i
 
 def _front_and_back(
     like: Mapping[str, Any], sizes: Sequence[Dimension], order: Sequence[int], front: Sequence[int]
-) -> tuple[list[Step], list[Step]]:
+) -> tuple[list[LayoutStep], list[LayoutStep]]:
     plain = list(range(len(sizes)))
-    send: list[Step] = []
-    receive: list[Step] = []
+    send: list[LayoutStep] = []
+    receive: list[LayoutStep] = []
     if front != plain:
         send.append(_permute(like, sizes, front, order))
     if front != order:
         send.append(_contiguous(like, sizes, front))
         lying = [sizes[d] for d in order]
         receive.append(_permute(like, [sizes[d] for d in front], [front.index(d) for d in order], plain))
-        receive.append(Step("contiguous.default", {}, _meta(like, lying, plain)))
+        receive.append(LayoutStep("contiguous.default", {}, _meta(like, lying, plain)))
     if list(order) != plain:
         receive.append(_permute(like, [sizes[d] for d in order], [list(order).index(d) for d in plain], plain))
     return send, receive
@@ -134,14 +134,16 @@ def _split_dimension(dimension: int, place: int) -> list[int]:
     return [dimension + (dimension > place)]
 
 
-def _permute(like: Mapping[str, Any], sizes: Sequence[Dimension], to: Sequence[int], order: Sequence[int]) -> Step:
+def _permute(
+    like: Mapping[str, Any], sizes: Sequence[Dimension], to: Sequence[int], order: Sequence[int]
+) -> LayoutStep:
     strides = _strides(sizes, order)
     meta = tensor_meta(like, [sizes[d] for d in to], [strides[d] for d in to])
-    return Step("permute.default", {"dims": {"as_ints": list(to)}}, meta)
+    return LayoutStep("permute.default", {"dims": {"as_ints": list(to)}}, meta)
 
 
-def _contiguous(like: Mapping[str, Any], sizes: Sequence[Dimension], front: Sequence[int]) -> Step:
-    return Step("contiguous.default", {}, _meta(like, [sizes[d] for d in front], range(len(front))))
+def _contiguous(like: Mapping[str, Any], sizes: Sequence[Dimension], front: Sequence[int]) -> LayoutStep:
+    return LayoutStep("contiguous.default", {}, _meta(like, [sizes[d] for d in front], range(len(front))))
 
 
 def _meta(like: Mapping[str, Any], sizes: Sequence[Dimension], order: Sequence[int] | range) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True)
-class Weight:
+class ProgramWeight:
     """A parameter, buffer or constant: its name in the graph, in the module, and among the stored tensors."""
 
     name: str
@@ -49,7 +49,7 @@ class Weight:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class TensorLayout:
     """Size, strides and element type of a tensor value."""
 
     sizes: tuple[Dimension, ...]
@@ -98,12 +98,12 @@ class Program:
         dimensions = (self.layout(name).sizes[0] for name in self.inputs)
         return next((d.text for d in dimensions if d.text is not None), None)
 
-    def layout(self, name: str) -> Layout:
+    def layout(self, name: str) -> TensorLayout:
         """Return the layout of a tensor value."""
         meta = self.graph["tensor_values"][name]
         sizes = tuple(dimension(item) for item in meta["sizes"])
         strides = tuple(dimension(item).hint for item in meta["strides"])
-        return Layout(sizes, strides, meta["dtype"])
+        return TensorLayout(sizes, strides, meta["dtype"])
 
     def is_tensor(self, name: str) -> bool:
         """Whether a value is a tensor; otherwise it is a size."""
@@ -146,7 +146,7 @@ def _path(metadata: Mapping[str, str]) -> str:
     return _CALL_NUMBER.sub("", paths[-1]) if paths else ""
 
 
-def _weights(document: Mapping[str, Any], key_bytes: Mapping[str, int]) -> Iterator[Weight]:
+def _weights(document: Mapping[str, Any], key_bytes: Mapping[str, int]) -> Iterator[ProgramWeight]:
     for spec in document["program"]["graph_module"]["signature"]["input_specs"]:
         kind = next(iter(spec))
         if kind in _WEIGHTS:
@@ -156,4 +156,4 @@ def _weights(document: Mapping[str, Any], key_bytes: Mapping[str, int]) -> Itera
             if place not in document["tensors"]:
                 place = f"constant:{path}"
             key = str(document["tensors"][place]["key"])
-            yield Weight(spec[kind]["arg"]["name"], path, place, key, key_bytes[key], kind)
+            yield ProgramWeight(spec[kind]["arg"]["name"], path, place, key, key_bytes[key], kind)

@@ -12,7 +12,7 @@ from activities.deployment.activities import DeploymentActivities
 from activities.planning.activities import PlanningActivities
 from activities.planning.adoption import target_state
 from activities.planning.solver import ThreadSolver
-from ipnext.model.deployment.deployment import Deployment, DeploymentKey, HeldSnapshot
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput, StageInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.planning.transition import Transition, TransitionState
@@ -55,7 +55,7 @@ def two(house):
         ChangeKind.PUBLISH: house.publish(M, 2),
         ChangeKind.REPAIR: house.ask(M, ChangeKind.REPAIR, "repair-m"),
     }
-    held = HeldSnapshot(part=None, snapshot=1, digest="d" * 64, uri="file:///d", generations=(1,), signers=None)
+    held = AssignedSnapshot(part=None, snapshot=1, digest="d" * 64, uri="file:///d", generations=(1,), signers=None)
     with house.store.begin(M) as unit:
         for change in changes.values():
             unit.update_change(change.id, state=ChangeState.RUNNING)

@@ -7,7 +7,7 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.deployment.activities import DeploymentActivities
-from activities.regions.failover import Surviving
+from activities.regions.failover import RegionFailover
 from activities.transition.takeover import TakeoverActivities
 from ipnext.errors import Unavailable
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteShare, RouteTable
@@ -68,7 +68,7 @@ def test_users_of_a_model_whose_retirement_waits_for_a_freeze_are_sent_around_a_
         unit.put_route(unit.route(MODEL, REGION).model_copy(update={"revision": 2, "shares": shares}))
         unit.add_drain("eu-west", disaster=True)
 
-    sent = Surviving(house.store, house.infrastructure).send_around("eu-west")
+    sent = RegionFailover(house.store, house.infrastructure).send_around("eu-west")
 
     assert sent.tables == int(frozen)
 

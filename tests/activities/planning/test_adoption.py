@@ -3,7 +3,7 @@
 import pytest
 
 from activities.planning.activities import keeps, unplaced_message
-from activities.planning.adoption import Figures, figures_of, held_plan, replaces, rows_by_model
+from activities.planning.adoption import RowFigures, figures_of, held_plan, replaces, rows_by_model
 from activities.planning.policy import PlanningPolicy
 from activities.planning.replan import find_overbooking
 from ipnext.model.planning.plan import (
@@ -21,7 +21,7 @@ from ipnext.model.planning.plan import (
     TrafficShare,
 )
 from ipnext.settings import PlatformSettings
-from ipnext.store.records import Placement
+from ipnext.store.records import ModelPlacement
 from planner import last_resort
 from planner.solve import solve
 
@@ -51,11 +51,13 @@ def problem(*models: ModelProblem, east: float = 1.0, west: float = 1.0, units: 
     )
 
 
-def placed(region: str = "east", *, count: int = 3, of: ModelProblem | None = None, served: float = 1.0) -> Placement:
+def placed(
+    region: str = "east", *, count: int = 3, of: ModelProblem | None = None, served: float = 1.0
+) -> ModelPlacement:
     of = of or wishes()
     row = ReplicaCount(model=of.model, part="dense", region=region, hardware="cpu", count=count)
     share = TrafficShare(model=of.model, origin="east", to=region, fraction=served)
-    return Placement(
+    return ModelPlacement(
         model=of.model,
         plan_id="p",
         wishes=of,
@@ -65,13 +67,13 @@ def placed(region: str = "east", *, count: int = 3, of: ModelProblem | None = No
     )
 
 
-def plan(*placements: Placement, given: Problem) -> Plan:
+def plan(*placements: ModelPlacement, given: Problem) -> Plan:
     found = held_plan(placements, given)
     assert found is not None
     return found
 
 
-def verdict(new: Placement, old: Placement, given: Problem, *, dead_band: float = 0.02):
+def verdict(new: ModelPlacement, old: ModelPlacement, given: Problem, *, dead_band: float = 0.02):
     return replaces(plan(new, given=given), plan(old, given=given), given, dead_band=dead_band)
 
 
@@ -163,7 +165,7 @@ def test_demand_of_an_owner_of_higher_priority_counts_before_any_other():
 def test_figures_are_those_of_the_objective():
     given = problem(wishes(priority=2), current=CurrentState(replicas=placed(count=1).replicas))
     found = figures_of(given, plan(placed(count=2, served=0.5), given=given))
-    assert found == Figures(
+    assert found == RowFigures(
         cost=2.0, latency=pytest.approx(0.0001 * 300 * 0.5), moves=pytest.approx(0.05), unmet=pytest.approx(300)
     )
 

@@ -18,7 +18,7 @@ from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleRe
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.manifest import parse_manifest
 from ipnext.model.planning.plan import PlanDiff
-from ipnext.model.registry.registry import Layout, LayoutPart, PartGraph, Segment
+from ipnext.model.registry.registry import LayoutPart, PartGraph, Segment, SplitLayout
 from ipnext.store.operations.quota_claims import admitted_claims
 from ipnext.store.planning.placements import PreparedPlan
 from ipnext.store.records import PlanRecord
@@ -73,7 +73,7 @@ def dealt(house, number):
     graph = PartGraph.model_validate({"nodes": nodes, "outputs": {"score": "dense.score"}})
     with house.store.begin("ranker") as unit:
         cut = unit.model("ranker").manifest.spec.split.cut_digest
-        layout = Layout(source="whole", cut=cut, form=1, equal_at=(), parts=parts, graph=graph)
+        layout = SplitLayout(source="whole", cut=cut, form=1, equal_at=(), parts=parts, graph=graph)
         unit.set_layout("ranker", 1, layout)
 
 

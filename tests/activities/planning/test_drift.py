@@ -12,9 +12,9 @@ from activities.planning.drift import FIRST_PAUSE, WAITS_AFTER, drift_of, record
 from activities.regions import reconciliation, returned_regions
 from activities.regions.activities import DrainActivities
 from activities.regions.reconciliation import ReconciliationActivities
-from activities.regions.recovery import Returning
+from activities.regions.recovery import RegionRecovery
 from ipnext.errors import Unavailable
-from ipnext.model.deployment.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey, RouteShare, RouteTable
 from ipnext.model.lifecycle.controls import ControlAsked, HoldNote
 from ipnext.model.lifecycle.drain import DrainInput, DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, Done
@@ -37,7 +37,9 @@ def route(unit, *generations, revision=1):
 
 
 def hold(unit, *generations, own=None):
-    held = HeldSnapshot(part=None, snapshot=1, digest="d" * 64, uri="file:///d", generations=generations, signers=None)
+    held = AssignedSnapshot(
+        part=None, snapshot=1, digest="d" * 64, uri="file:///d", generations=generations, signers=None
+    )
     unit.put_deployment(
         Deployment(key=EAST, replicas=2, engine="torch", units=1, qps=100, memory_bytes=1, holds=(held,), own=own or {})
     )
@@ -294,7 +296,7 @@ def test_repairs_are_recorded_before_a_region_catches_up(served, monkeypatch):
         msg = "the worker ends"
         raise RuntimeError(msg)
 
-    monkeypatch.setattr(Returning, "catch_up", ends)
+    monkeypatch.setattr(RegionRecovery, "catch_up", ends)
     activities = DrainActivities(served.store, served.infrastructure, lambda: None, lambda *_: None)
     with pytest.raises(RuntimeError):
         ActivityEnvironment().run(activities.return_region, DrainInput(region="us-east"))

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.planning.move_order import Move, fits, move_order
+from activities.planning.move_order import SupplyMove, fits, move_order
 
 CELLS = (("a", "cpu"), ("b", "cpu"), ("c", "gpu"))
 
@@ -12,7 +12,7 @@ units = st.dictionaries(st.sampled_from(CELLS), st.integers(1, 9).map(float), ma
 
 @st.composite
 def fleets(draw):
-    moves = [Move(f"m{number:02}", draw(units), draw(units)) for number in range(draw(st.integers(0, 12)))]
+    moves = [SupplyMove(f"m{number:02}", draw(units), draw(units)) for number in range(draw(st.integers(0, 12)))]
     return moves, draw(st.dictionaries(st.sampled_from(CELLS), st.integers(0, 15).map(float)))
 
 
@@ -40,17 +40,17 @@ def test_one_after_the_other_in_this_order_each_fits_as_far_as_any_order_goes_on
 
 
 def test_a_chain_through_full_cells_is_walked_from_its_free_end():
-    chain = [Move(f"m{i}", {(f"r{i + 1}", "cpu"): 10.0}, {(f"r{i}", "cpu"): 10.0}) for i in range(50)]
+    chain = [SupplyMove(f"m{i}", {(f"r{i + 1}", "cpu"): 10.0}, {(f"r{i}", "cpu"): 10.0}) for i in range(50)]
     assert move_order(chain, {("r50", "cpu"): 10.0}) == tuple(f"m{i}" for i in reversed(range(50)))
 
 
 def test_who_frees_most_goes_first():
-    takes, gives = Move("a", {CELLS[0]: 1.0}, {}), Move("b", {}, {CELLS[0]: 5.0})
+    takes, gives = SupplyMove("a", {CELLS[0]: 1.0}, {}), SupplyMove("b", {}, {CELLS[0]: 5.0})
     assert move_order([takes, gives], {CELLS[0]: 9.0}) == ("b", "a")
 
 
 def test_a_circle_without_spare_supply_comes_last_and_whole():
-    circle = [Move("a", {CELLS[0]: 5.0}, {CELLS[1]: 5.0}), Move("b", {CELLS[1]: 5.0}, {CELLS[0]: 5.0})]
-    free = Move("c", {CELLS[2]: 1.0}, {})
+    circle = [SupplyMove("a", {CELLS[0]: 5.0}, {CELLS[1]: 5.0}), SupplyMove("b", {CELLS[1]: 5.0}, {CELLS[0]: 5.0})]
+    free = SupplyMove("c", {CELLS[2]: 1.0}, {})
     assert move_order([*circle, free], {CELLS[2]: 1.0}) == ("c", "a", "b")
     assert move_order([*circle, free], {CELLS[2]: 1.0, CELLS[0]: 5.0}) == ("a", "c", "b")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from activities.regions import failover as surviving
-from activities.regions.failover import Surviving
+from activities.regions.failover import RegionFailover
 from ipnext.errors import Unavailable
 from ipnext.model.deployment.deployment import RegionState, RouteShare, RouteTable
 
@@ -68,7 +68,7 @@ def sent(monkeypatch):
 
     def run(*, read=(), write=(), busy=()):
         regions, written = Regions(), Written(set(read), set(write), busy=frozenset(busy))
-        Surviving(written, regions).send_around("us")
+        RegionFailover(written, regions).send_around("us")
         return sorted(regions.told), written.put
 
     return run
@@ -105,7 +105,7 @@ def test_tables_of_the_first_models_are_pushed_and_kept_before_later_ones_are_re
 
     monkeypatch.setattr(surviving, "read_routed", facts)
     monkeypatch.setattr(surviving, "tables_around", lambda found, *_: [table(found.model)])
-    sent = Surviving(written, regions).send_around("us")
+    sent = RegionFailover(written, regions).send_around("us")
     assert happened == [("read", 8, 0, 0), ("read", 64, 8, 8), ("read", 3, 72, 72)]
     assert (sent.tables, sent.models) == (count, count)
 
@@ -123,6 +123,6 @@ def test_a_gateway_that_does_not_answer_is_tried_once_a_batch_and_no_more(monkey
         lambda _, models: [SimpleNamespace(model=m, tables={"eu": table(m)}, lost=frozenset()) for m in models],
     )
     monkeypatch.setattr(surviving, "tables_around", lambda found, *_: [table(found.model)])
-    sent = Surviving(written, regions).send_around("us")
+    sent = RegionFailover(written, regions).send_around("us")
     assert (sent.unreachable, sent.tables, written.put) == (("eu",), 0, [])
     assert len(regions.told) == 8

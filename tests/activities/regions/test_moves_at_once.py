@@ -8,7 +8,7 @@ from activities.planning.solver import ThreadSolver
 from activities.regions.activities import DrainActivities
 from activities.state.drained_fleet import leaves_loss
 from ipnext.errors import Unavailable
-from ipnext.model.deployment.deployment import Deployment, DeploymentKey, HeldSnapshot
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
 from ipnext.model.lifecycle.drain import DrainInput, DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, StageInput
 from tests.fleets import two_regions
@@ -30,7 +30,7 @@ def moves(house, request):
         stage = StageInput(model=model, change_id=change.id, kind=ChangeKind.PUBLISH, generation=1)
         ActivityEnvironment().run(PlanningActivities(house.store, ThreadSolver()).place_model, stage)
         key = DeploymentKey(model=model, part="dense", region=EUROPE, hardware="cpu")
-        held = HeldSnapshot(part=None, snapshot=1, digest="d" * 64, uri="file:///d", generations=(1,), signers=None)
+        held = AssignedSnapshot(part=None, snapshot=1, digest="d" * 64, uri="file:///d", generations=(1,), signers=None)
         own = {"engine": "torch", "units": 1, "qps": 100, "memory_bytes": 1, "holds": (held,)}
         with house.store.begin(model) as unit:
             unit.update_change(change.id, state=ChangeState.DONE)

@@ -9,9 +9,9 @@ from activities.regions import reconciliation
 from activities.regions.reconciliation import ReconciliationActivities
 from ipnext.errors import Conflict, IPnextError, RegionUnreachable, RouteFailed
 from ipnext.model.deployment.deployment import (
+    AssignedSnapshot,
     Deployment,
     DeploymentKey,
-    HeldSnapshot,
     RouteShare,
     RouteTable,
     ServedGeneration,
@@ -47,7 +47,7 @@ def stored(house):
     for model in MODELS:
         house.apply(model)
         change = house.publish(model, 1)
-        held = HeldSnapshot(part=None, snapshot=1, digest="d" * 64, uri="file:///d", generations=(1,), signers=None)
+        held = AssignedSnapshot(part=None, snapshot=1, digest="d" * 64, uri="file:///d", generations=(1,), signers=None)
         own = {"engine": "torch", "units": 1, "qps": 100, "memory_bytes": 1, "holds": (held,)}
         with house.store.begin(model) as unit:
             unit.update_change(change.id, state=ChangeState.DONE)

@@ -17,13 +17,13 @@ from temporalio.testing import ActivityEnvironment
 from activities.regions import recovery as returning
 from activities.regions.activities import DrainActivities
 from activities.regions.failover import BATCH
-from activities.regions.recovery import CALLS, PASSES, Returning
+from activities.regions.recovery import CALLS, PASSES, RegionRecovery
 from ipnext.errors import InvalidInput, RegionUnreachable, Unavailable
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
 from ipnext.model.deployment.deployment import (
+    AssignedSnapshot,
     Deployment,
     DeploymentKey,
-    HeldSnapshot,
     RegionState,
     RouteShare,
     RouteTable,
@@ -56,7 +56,7 @@ def table(region: str, to: str, sent: int, *known: int, model: str = "m", revisi
 
 def replica_set(model: str, region: str, *, replicas: int = 2) -> Deployment:
     key = DeploymentKey(model=model, part="p", region=region, hardware="cpu")
-    held = HeldSnapshot(snapshot=1, digest="d" * 64, uri="file:///d", generations=(1,))
+    held = AssignedSnapshot(snapshot=1, digest="d" * 64, uri="file:///d", generations=(1,))
     return Deployment(key=key, replicas=replicas, engine="torch", units=1, qps=100, holds=(held,))
 
 
@@ -188,7 +188,7 @@ def test_its_router_keeps_what_gateways_of_other_regions_send_there(house, monke
     state = RegionState(region="us-east", gateway_url="http://gateway", routes={"m": 4})
     monkeypatch.setattr(house.infrastructure, "observe", lambda _: state)
 
-    told = Returning(house.store, house.infrastructure, "us-east")._table(facts, 1)
+    told = RegionRecovery(house.store, house.infrastructure, "us-east")._table(facts, 1)
 
     assert ([found.generation for found in told.served], told.revision, told.shares) == (kept, 5, own.shares)
 
@@ -300,7 +300,7 @@ def test_what_drifted_as_the_region_counts_again_is_repaired(fleet, monkeypatch)
     counted = DrainActivities._count_again
 
     def meanwhile(self, *given):
-        left = HeldSnapshot(snapshot=2, digest="e" * 64, uri="file:///e", generations=(2,))
+        left = AssignedSnapshot(snapshot=2, digest="e" * 64, uri="file:///e", generations=(2,))
         found = replica_set(NAMES[0], EUROPE)
         with fleet.store.begin(NAMES[0]) as unit:
             unit.put_deployment(found.model_copy(update={"holds": (*found.holds, left)}))

@@ -5,7 +5,7 @@ from contextvars import copy_context
 
 import pytest
 
-from activities.runtime.lease import Pulse, felt, still_ours
+from activities.runtime.lease import ActivityHeartbeats, felt, still_ours
 from ipnext.errors import Unavailable
 
 
@@ -23,7 +23,7 @@ def clock() -> Clock:
 
 
 def test_while_its_heart_beats_an_attempt_may_write(clock):
-    pulse = Pulse(2.0, clock=clock)
+    pulse = ActivityHeartbeats(2.0, clock=clock)
     with felt(pulse):
         for _ in range(20):
             clock.now += 0.5
@@ -32,7 +32,7 @@ def test_while_its_heart_beats_an_attempt_may_write(clock):
 
 
 def test_after_a_standstill_it_may_not_though_no_one_told_it(clock):
-    with felt(Pulse(2.0, clock=clock)):
+    with felt(ActivityHeartbeats(2.0, clock=clock)):
         clock.now += 1.6
 
         with pytest.raises(Unavailable, match="stood still"):
@@ -40,7 +40,7 @@ def test_after_a_standstill_it_may_not_though_no_one_told_it(clock):
 
 
 def test_heartbeats_that_come_again_do_not_bring_it_back(clock):
-    pulse = Pulse(2.0, clock=clock)
+    pulse = ActivityHeartbeats(2.0, clock=clock)
     clock.now += 3.0
     pulse.beat()
     clock.now += 0.1
@@ -51,7 +51,7 @@ def test_heartbeats_that_come_again_do_not_bring_it_back(clock):
 
 def test_a_heartbeat_that_was_sent_on_late_is_counted_from_when_it_was_given(clock):
     """The engine may have heard the last beat half a second before this clock counts from."""
-    pulse = Pulse(2.0, clock=clock)
+    pulse = ActivityHeartbeats(2.0, clock=clock)
     clock.now += 1.4
     assert not pulse.overtaken
     clock.now += 0.2
@@ -59,7 +59,7 @@ def test_a_heartbeat_that_was_sent_on_late_is_counted_from_when_it_was_given(clo
 
 
 def test_the_thread_of_an_activity_feels_the_pulse_of_its_attempt_alone(clock):
-    mine, other = Pulse(2.0, clock=clock), Pulse(2.0, clock=clock)
+    mine, other = ActivityHeartbeats(2.0, clock=clock), ActivityHeartbeats(2.0, clock=clock)
     with ThreadPoolExecutor(1) as threads:
         with felt(mine):
             context = copy_context()

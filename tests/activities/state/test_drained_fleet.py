@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from activities.regions.drain_check import refusal_of
-from activities.state.drained_fleet import NOTHING, Drained, relax_model, without_drained
+from activities.state.drained_fleet import NOTHING, DrainedFleet, relax_model, without_drained
 from ipnext.model.fleet import FleetSpec, SupplyItem
 from ipnext.model.lifecycle.drain import Drain, DrainState
 from ipnext.model.lifecycle.status import Reason
@@ -59,7 +59,7 @@ def drain(region, state, **more):
     ],
 )
 def test_supply_counts_as_nothing_from_the_check_on_and_of_a_lost_region_from_the_record_on(state, disaster, holds):
-    found = Drained.of([drain("a", state, disaster=disaster)])
+    found = DrainedFleet.of([drain("a", state, disaster=disaster)])
     assert found.regions == ({"a"} if holds else frozenset())
     assert found.lost == ({"a"} if holds and disaster else frozenset())
 
@@ -82,21 +82,23 @@ def test_a_planned_drain_eases_no_wish():
 
 def test_survival_waits_while_a_region_is_lost_or_drained_by_force():
     wished = model(survive="region", tolerance=300)
-    assert relax_model(wished, FLEET, Drained.of([drain("a", DrainState.DRAINING, disaster=True)])).survive == "none"
+    assert (
+        relax_model(wished, FLEET, DrainedFleet.of([drain("a", DrainState.DRAINING, disaster=True)])).survive == "none"
+    )
     assert relax_model(wished, FLEET, NOTHING.and_region("a", force=True)).survive == "none"
 
 
 def test_the_tolerance_gives_way_as_far_as_the_nearest_region_left_needs():
-    lost = Drained.of([drain("a", DrainState.DRAINING, disaster=True)])
+    lost = DrainedFleet.of([drain("a", DrainState.DRAINING, disaster=True)])
     assert relax_model(model(tolerance=20), FLEET, lost).latency_tolerance_ms == 50
     assert relax_model(model(tolerance=60), FLEET, lost).latency_tolerance_ms == 60, "b is near enough"
-    both = Drained.of([drain(region, DrainState.DRAINING, disaster=True) for region in ("a", "b")])
+    both = DrainedFleet.of([drain(region, DrainState.DRAINING, disaster=True) for region in ("a", "b")])
     assert relax_model(model(tolerance=60), FLEET, both).latency_tolerance_ms == 200
 
 
 def test_users_that_no_region_reached_before_do_not_stretch_the_tolerance():
     wished = model(tolerance=20, demand=(("a", 10.0), ("c", 5.0)), hardware="gpu")
-    lost = Drained.of([drain("a", DrainState.DRAINING, disaster=True)])
+    lost = DrainedFleet.of([drain("a", DrainState.DRAINING, disaster=True)])
     assert relax_model(wished, FLEET, lost).latency_tolerance_ms == 20, "a has no gpu: nothing was lost"
 
 

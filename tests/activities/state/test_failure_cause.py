@@ -9,7 +9,7 @@ from activities.runtime.deadline import beat
 from activities.state.desired import read_facts, served_generation
 from activities.state.failure_cause import first_lacking, note_first, worst_region
 from activities.state.observed import first_failure
-from activities.state.wave_state import ModelState
+from activities.state.wave_state import ModelWaveState
 from activities.transition.traffic_shift import Gateways
 from ipnext.errors import RouteFailed, Unavailable
 from ipnext.model.deployment.deployment import DeploymentKey, LoadFailure, RegionState, Replica, ReplicaPhase
@@ -35,7 +35,7 @@ def counted(region, requests, errors=0, non_finite=0):
 
 
 def test_the_host_that_is_furthest_from_ready_is_named():
-    wanted = ModelState(counts={(SLOT, 2): 3})
+    wanted = ModelWaveState(counts={(SLOT, 2): 3})
     down = replica(2, phase=ReplicaPhase.FAILED, restarts=2)
     found = first_lacking("m", wanted, state_of(replica(0, ready=(2,)), replica(1), down))
     assert found == Place(part="dense", region="us-east", hardware="cpu", host="m.dense.cpu.2", log="/logs/2.log")
@@ -51,7 +51,7 @@ def test_a_load_that_failed_is_its_adapters_where_it_is_of_one():
 
 
 def test_a_slot_without_any_replica_has_no_host_and_a_silent_region_no_place():
-    wanted = ModelState(counts={(SLOT, 2): 1})
+    wanted = ModelWaveState(counts={(SLOT, 2): 1})
     assert first_lacking("m", wanted, state_of()) == Place(part="dense", region="us-east", hardware="cpu")
     assert first_lacking("m", wanted, {}) == Place()
     assert first_lacking("m", wanted, state_of(replica(0, ready=(2,)))) == Place()

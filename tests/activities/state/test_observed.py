@@ -3,13 +3,13 @@
 import pytest
 
 from activities.state.observed import first_failure, missing_replicas
-from activities.state.wave_state import ModelState
+from activities.state.wave_state import ModelWaveState
 from ipnext.model.deployment.deployment import DeploymentKey, LoadFailure, RegionState, Replica, ReplicaPhase
 from ipnext.model.lifecycle.status import Reason
 from ipnext.store.operations.change_end import judge_up_to_date
 
 KEY = DeploymentKey(model="ranker", part="dense", region="us-east", hardware="cpu")
-STATE = ModelState(counts={(("dense", "us-east", "cpu"), 2): 2})
+STATE = ModelWaveState(counts={(("dense", "us-east", "cpu"), 2): 2})
 
 
 def region(*replicas: Replica) -> RegionState:

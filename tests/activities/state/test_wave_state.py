@@ -4,8 +4,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from activities.state.desired import Facts, former_generations, served_generations, wanted_deployments, wanted_shares
-from activities.state.wave_state import ModelState, peak, planned_state, running_state, state_at, state_back
+from activities.state.desired import (
+    DesiredFacts,
+    former_generations,
+    served_generations,
+    wanted_deployments,
+    wanted_shares,
+)
+from activities.state.wave_state import ModelWaveState, peak, planned_state, running_state, state_at, state_back
 from ipnext.model.deployment.deployment import RouteShare, RouteTable
 from ipnext.model.manifest.manifest import parse_manifest
 from ipnext.model.planning.transition import (
@@ -90,7 +96,7 @@ def test_with_processes_of_its_own_a_way_back_counts_into_what_a_slot_may_have(t
 
 
 @pytest.fixture
-def facts(kit) -> Facts:
+def facts(kit) -> DesiredFacts:
     manifest = parse_manifest(kit.manifest(M, rollout={"keepWarm": 1}))
     generations = {
         number: Generation(
@@ -116,20 +122,22 @@ def facts(kit) -> Facts:
         for part in ("sparse", "dense")
         for number in (1, 2, 3, 4)
     }
-    return Facts(manifest=manifest, target=4, generations=generations, snapshots=snapshots, deployments={}, tables={})
+    return DesiredFacts(
+        manifest=manifest, target=4, generations=generations, snapshots=snapshots, deployments={}, tables={}
+    )
 
 
 def both(generation: int, count: int, region: str = "us-east") -> dict:
     return {((part, region, "cpu"), generation): count for part in ("sparse", "dense")}
 
 
-def with_deployments(facts: Facts, state: ModelState) -> Facts:
+def with_deployments(facts: DesiredFacts, state: ModelWaveState) -> DesiredFacts:
     held = {deployment.key: deployment for deployment in wanted_deployments(facts, state)}
-    return Facts(**{**vars(facts), "deployments": held})
+    return DesiredFacts(**{**vars(facts), "deployments": held})
 
 
 def test_a_snapshot_that_two_generations_share_is_held_once_for_both(facts):
-    deployments = wanted_deployments(facts, ModelState(counts={**both(3, 2), **both(4, 1)}))
+    deployments = wanted_deployments(facts, ModelWaveState(counts={**both(3, 2), **both(4, 1)}))
 
     holds = {d.key.part: [(h.snapshot, h.generations) for h in d.holds] for d in deployments}
     assert holds == {"sparse": [(1, (3, 4))], "dense": [(3, (3,)), (4, (4,))]}
@@ -137,12 +145,12 @@ def test_a_snapshot_that_two_generations_share_is_held_once_for_both(facts):
 
 
 def test_former_generations_stay_warm_where_they_are_loaded_and_as_many_as_asked(facts):
-    loaded = with_deployments(facts, ModelState(counts={**both(2, 2), **both(3, 2)}))
+    loaded = with_deployments(facts, ModelWaveState(counts={**both(2, 2), **both(3, 2)}))
 
-    after = wanted_deployments(loaded, ModelState(counts=both(4, 2)))
+    after = wanted_deployments(loaded, ModelWaveState(counts=both(4, 2)))
 
     assert {d.generations for d in after} == {(3, 4)}, "3 served last and is kept; 2 is let go"
-    fresh = wanted_deployments(facts, ModelState(counts=both(4, 2)))
+    fresh = wanted_deployments(facts, ModelWaveState(counts=both(4, 2)))
     assert {d.generations for d in fresh} == {(4,)}, "nothing is loaded only to be warm"
 
 
@@ -151,7 +159,7 @@ def test_a_generation_that_never_served_is_not_kept(facts):
 
 
 def test_a_region_serves_what_it_holds_completely(facts):
-    state = ModelState(counts={**both(3, 1), (("dense", "us-east", "cpu"), 4): 1})
+    state = ModelWaveState(counts={**both(3, 1), (("dense", "us-east", "cpu"), 4): 1})
 
     served = served_generations(facts, "us-east", wanted_deployments(facts, state))
 
@@ -159,7 +167,7 @@ def test_a_region_serves_what_it_holds_completely(facts):
 
 
 def test_a_router_learns_what_it_needs_to_let_snapshots_stand_in_for_each_other(facts, kit):
-    [served] = served_generations(facts, "us-east", wanted_deployments(facts, ModelState(counts=both(3, 1))))
+    [served] = served_generations(facts, "us-east", wanted_deployments(facts, ModelWaveState(counts=both(3, 1))))
 
     assert served.facts["dense"].created_at == NOW + timedelta(hours=3)
     assert served.facts["sparse"].created_at == NOW + timedelta(hours=1)
@@ -171,9 +179,9 @@ def test_a_router_learns_what_it_needs_to_let_snapshots_stand_in_for_each_other(
 
 def test_a_region_without_demand_that_hosts_answers_its_own_users(facts, kit):
     manifest = parse_manifest(kit.manifest(M, demand=[{"region": "us-east", "qps": 10}]))
-    lonely = Facts(**{**vars(facts), "manifest": manifest})
+    lonely = DesiredFacts(**{**vars(facts), "manifest": manifest})
     shares = {"us-east": (RouteShare(to="eu-west", generation=3, fraction=1.0),)}
-    state = ModelState(counts=both(3, 1, "eu-west"), shares=shares)
+    state = ModelWaveState(counts=both(3, 1, "eu-west"), shares=shares)
 
     wanted = wanted_shares(lonely, state, wanted_deployments(lonely, state))
 
@@ -181,7 +189,7 @@ def test_a_region_without_demand_that_hosts_answers_its_own_users(facts, kit):
 
 
 def test_a_transition_starts_from_generations_with_traffic_only(facts):
-    loaded = with_deployments(facts, ModelState(counts={**both(2, 2), **both(3, 2)}))
+    loaded = with_deployments(facts, ModelWaveState(counts={**both(2, 2), **both(3, 2)}))
 
     origin = running_state(M, loaded.deployments.values(), [], demanding={"us-east"})
 
@@ -189,7 +197,7 @@ def test_a_transition_starts_from_generations_with_traffic_only(facts):
 
 
 def test_traffic_to_what_no_replica_set_holds_any_more_counts_for_what_is_held(facts):
-    loaded = with_deployments(facts, ModelState(counts=both(2, 2)))
+    loaded = with_deployments(facts, ModelWaveState(counts=both(2, 2)))
     shares = tuple(RouteShare(to="us-east", generation=g, fraction=f) for g, f in ((2, 0.4), (3, 0.6)))
     table = RouteTable(model=M, region="us-east", revision=1, shares=shares, served=())
 
@@ -201,7 +209,7 @@ def test_traffic_to_what_no_replica_set_holds_any_more_counts_for_what_is_held(f
 
 def test_where_processes_go_over_what_a_region_could_not_be_told_is_what_its_users_start_from(facts):
     """Written down is the generation to go back to; its users are still sent to the one that it never left."""
-    loaded = with_deployments(facts, ModelState(counts={**both(2, 2), **both(1, 1, "eu-west")}, apart=True))
+    loaded = with_deployments(facts, ModelWaveState(counts={**both(2, 2), **both(1, 1, "eu-west")}, apart=True))
     tables = [
         RouteTable(
             model=M,
@@ -229,7 +237,7 @@ def test_where_processes_go_over_what_a_region_could_not_be_told_is_what_its_use
 
 
 def test_what_a_region_without_demand_sends_to_keeps_its_replicas_and_counts_as_no_traffic(facts):
-    loaded = with_deployments(facts, ModelState(counts={**both(2, 2, "eu-west"), **both(3, 1)}))
+    loaded = with_deployments(facts, ModelWaveState(counts={**both(2, 2, "eu-west"), **both(3, 1)}))
     shares = {"us-east": ("us-east", 3), "eu-west": ("eu-west", 2)}
     tables = [
         RouteTable(
@@ -261,7 +269,7 @@ def test_what_was_sent_to_a_lost_region_answers_nobody_and_its_replicas_still_co
     def share_to(to: str, fraction: float) -> RouteShare:
         return RouteShare(to=to, generation=2, fraction=fraction)
 
-    held = with_deployments(facts, ModelState(counts={**both(2, 1), **both(2, 1, "eu-west")})).deployments.values()
+    held = with_deployments(facts, ModelWaveState(counts={**both(2, 1), **both(2, 1, "eu-west")})).deployments.values()
     split = RouteTable(
         model=M, region="us-east", revision=1, shares=(share_to("eu-west", 0.75), share_to("us-east", 0.25)), served=()
     )

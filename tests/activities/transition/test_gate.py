@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from activities.transition.gate import AGAIN_SECONDS, Asked, errors_only, judge
+from activities.transition.gate import AGAIN_SECONDS, GateInput, errors_only, judge
 from ipnext.errors import InvalidInput
 from ipnext.model.gate.comparison import Pair
 from ipnext.model.gate.gate import GateSpec, LatencyLimits, RegionTraffic
@@ -34,7 +34,7 @@ def counted(requests=100, *, errors=0, non_finite=0, slow=0, bucket=MS_20, value
 
 
 def verdict(new, old=None, *, early=False, wait_left=0.0, former=1, rate=0.01, **gate):
-    asked = Asked(GateSpec(**gate), rate, early, wait_left, former if old else None)
+    asked = GateInput(GateSpec(**gate), rate, early, wait_left, former if old else None)
     return judge(asked, [Pair(new, old or RegionTraffic(region="a"))])
 
 
@@ -114,14 +114,14 @@ def test_a_mean_may_shift_by_exactly_its_limit_and_what_chance_explains():
 def test_predictions_are_compared_over_all_regions_if_both_answered_in_none(shift, passes):
     """A model moves to another region: the former generation answers in the one, the new one in the other."""
     nothing, new, old = counted(0), counted(400, values=spread(400, shift=shift)), counted(400, values=spread(400))
-    asked = Asked(GateSpec(max_drift=0.25, max_mean_shift=1.0), 0.01, former=1)
+    asked = GateInput(GateSpec(max_drift=0.25, max_mean_shift=1.0), 0.01, former=1)
 
     assert judge(asked, [Pair(new, nothing), Pair(nothing, old)]).ok is passes
 
 
 def test_a_region_in_which_one_generation_answered_is_left_out_if_both_did_in_another():
     both, elsewhere = counted(400, values=spread(400)), counted(400, values=spread(400, shift=3.0))
-    asked = Asked(GateSpec(max_drift=0.25), 0.01, former=1)
+    asked = GateInput(GateSpec(max_drift=0.25), 0.01, former=1)
 
     assert judge(asked, [Pair(both, both), Pair(elsewhere, counted(0))]).ok
 

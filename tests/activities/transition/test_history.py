@@ -15,9 +15,9 @@ from activities.state.failover_shares import Survivor
 from activities.state.routed_models import read_routed
 from activities.transition.admission import not_swapped
 from activities.transition.refresh_mode import refresh_of
-from activities.transition.wave_context import Reaching
+from activities.transition.wave_context import WaveContext
 from activities.validation.activities import ValidationActivities
-from ipnext.model.deployment.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey, RouteShare, RouteTable
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput, StageInput, WaveInput
 from ipnext.model.manifest.manifest import parse_manifest
 from ipnext.model.planning.transition import FleetState, GenerationReplicas, GenerationShare, Swap, Transition, Wave
@@ -92,7 +92,9 @@ def filled(house, count):
         repository.update_model(MODEL, serving_generation=serving, target_generation=count)
         parts = {PART: source(f"s{count}", parent=digest_of_number(serving))}
         change = repository.publish(MODEL, parts, change_id="last")
-        held = HeldSnapshot(snapshot=serving, digest=digest_of_number(serving), uri="file:///x", generations=(serving,))
+        held = AssignedSnapshot(
+            snapshot=serving, digest=digest_of_number(serving), uri="file:///x", generations=(serving,)
+        )
         repository.put_deployment(
             Deployment(
                 key=DeploymentKey(model=MODEL, part=PART, region="us-east", hardware="cpu"),
@@ -162,7 +164,7 @@ def stage(count):
 def wave_step(house, count):
     wave = WaveInput(model=MODEL, transition_id="last", generation=count, index=0, deadline_seconds=60)
     with house.store.read() as repository:
-        return Reaching.read(repository, wave, "routed")
+        return WaveContext.read(repository, wave, "routed")
 
 
 def validation(house, count):
@@ -239,7 +241,7 @@ def test_a_step_tells_hosts_what_the_whole_history_would(house):
     filled(house, 12)
     with house.store.read() as repository:
         wave = WaveInput(model=MODEL, transition_id="last", generation=12, index=0, deadline_seconds=60)
-        reaching = Reaching.read(repository, wave, "scaled_up")
+        reaching = WaveContext.read(repository, wave, "scaled_up")
         whole = read_facts(repository, MODEL, 12, named=range(1, 13))
     assert len(whole.generations) == 12
     assert wanted_deployments(reaching.facts, reaching.state) == wanted_deployments(whole, reaching.state)

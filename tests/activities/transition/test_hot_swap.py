@@ -11,9 +11,9 @@ from activities.transition.hot_swap import Announcement, find_restarts, leave_wh
 from activities.transition.revert import find_unfreed, none_more
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment.deployment import (
+    AssignedSnapshot,
     Deployment,
     DeploymentKey,
-    HeldSnapshot,
     RegionState,
     Replica,
     ReplicaPhase,
@@ -157,7 +157,7 @@ def generation(number, **adapters):
 
 def deployed(own):
     key = DeploymentKey(model=M, part="llm", region="us", hardware="gpu")
-    holds = tuple(HeldSnapshot(snapshot=n, digest=f"d{n}", uri=f"u{n}", generations=(n,)) for n in own)
+    holds = tuple(AssignedSnapshot(snapshot=n, digest=f"d{n}", uri=f"u{n}", generations=(n,)) for n in own)
     return Deployment(
         key=key, replicas=sum(own.values()), engine="vllm", units=1, qps=1, holds=holds, own=own, swap=True
     )

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from activities.state.wave_state import ModelState
+from activities.state.wave_state import ModelWaveState
 from activities.transition.revert import (
     answers_at_all,
     find_unfreed,
@@ -15,9 +15,9 @@ from activities.transition.revert import (
     waiting,
 )
 from ipnext.model.deployment.deployment import (
+    AssignedSnapshot,
     Deployment,
     DeploymentKey,
-    HeldSnapshot,
     RegionState,
     Replica,
     ReplicaPhase,
@@ -34,7 +34,7 @@ def key(region: str) -> DeploymentKey:
 
 
 def deployed(region: str, own: dict[int, int]) -> Deployment:
-    holds = tuple(HeldSnapshot(snapshot=n, digest=f"{n:064x}", uri=f"s3://{n}", generations=(n,)) for n in own)
+    holds = tuple(AssignedSnapshot(snapshot=n, digest=f"{n:064x}", uri=f"s3://{n}", generations=(n,)) for n in own)
     return Deployment(
         key=key(region), replicas=sum(own.values()), engine="torch", units=1, qps=10, holds=holds, own=own
     )
@@ -50,7 +50,7 @@ def table(region: str, to: str, generation: int) -> RouteTable:
 
 
 def test_a_region_that_is_still_sent_a_generation_which_the_state_does_not_hold_is_not_undone_further():
-    state = ModelState({(SLOT, 1): 1}, apart=True)
+    state = ModelWaveState({(SLOT, 1): 1}, apart=True)
 
     assert find_unfreed(state, [], [table("us", "eu", 2)], [SLOT]) == {"eu"}
     assert find_unfreed(state, [], [table("us", "eu", 1)], [SLOT]) == frozenset()
@@ -66,7 +66,7 @@ def test_a_region_that_is_still_sent_a_generation_which_the_state_does_not_hold_
     ],
 )
 def test_there_is_no_room_where_more_runs_than_the_state_has(apart, stored, full):
-    state = ModelState({(SLOT, 1): 1}, apart=apart)
+    state = ModelWaveState({(SLOT, 1): 1}, apart=apart)
 
     assert find_unfreed(state, [stored], [], [SLOT]) == full
     assert find_unfreed(state, [stored], [], []) == frozenset()
@@ -137,7 +137,7 @@ def test_routers_learn_of_what_is_only_spared_if_it_answers():
     ],
 )
 def test_users_who_are_not_answered_as_before_are_named_with_what_is_lost(lost, to, said):
-    before = ModelState({(SLOT, 1): 1}, {"eu": (RouteShare(to="us", generation=1, fraction=1.0),)})
+    before = ModelWaveState({(SLOT, 1): 1}, {"eu": (RouteShare(to="us", generation=1, fraction=1.0),)})
     shares = {"eu": (RouteShare(to="eu", generation=to, fraction=1.0), RouteShare(to="eu", generation=3, fraction=0.0))}
 
     assert not_as_before(SimpleNamespace(lost=frozenset(lost)), before, shares) == said

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from activities.transition.route_updates import between, follow_routes
-from ipnext.model.deployment.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey, RouteShare
 
 PARTS = {1: ("p",), 2: ("p",)}
 
@@ -17,7 +17,7 @@ def share(to: str, generation: int = 1, fraction: float = 1.0) -> RouteShare:
 def held(region: str, replicas: int, *generations: int, part: str = "p", own: dict[int, int] | None = None) -> Any:
     """Replicas of 10 requests/s each."""
     key = DeploymentKey(model="m", part=part, region=region, hardware="cpu")
-    holds = tuple(HeldSnapshot(snapshot=g, digest="d", uri="u", generations=(g,)) for g in generations or (1,))
+    holds = tuple(AssignedSnapshot(snapshot=g, digest="d", uri="u", generations=(g,)) for g in generations or (1,))
     return Deployment(key=key, replicas=replicas, engine="torch", units=1.0, qps=10.0, holds=holds, own=own or {})
 
 

@@ -11,17 +11,17 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.runtime.deadline import Deadline
 from activities.state.desired import choose_kept_sets, shrinking_first
-from activities.state.wave_state import ModelState, state_undone
+from activities.state.wave_state import ModelWaveState, state_undone
 from activities.transition import traffic_shift as routing
 from activities.transition.activities import _check_reached
-from activities.transition.scale_down import Left, Releasing, shrinking, stray
+from activities.transition.scale_down import CapacityRelease, ReleaseExceptions, shrinking, stray
 from activities.transition.scale_up import Capacity
-from activities.transition.wave_context import Reaching, list_routable
+from activities.transition.wave_context import WaveContext, list_routable
 from ipnext.errors import Unavailable
 from ipnext.model.deployment.deployment import (
+    AssignedSnapshot,
     Deployment,
     DeploymentKey,
-    HeldSnapshot,
     RegionState,
     Replica,
     ReplicaPhase,
@@ -40,7 +40,9 @@ def key(region: str) -> DeploymentKey:
 
 
 def deployed(region: str, *generations: int, replicas: int = 1) -> Deployment:
-    holds = tuple(HeldSnapshot(snapshot=n, digest=f"{n:064x}", uri=f"s3://{n}", generations=(n,)) for n in generations)
+    holds = tuple(
+        AssignedSnapshot(snapshot=n, digest=f"{n:064x}", uri=f"s3://{n}", generations=(n,)) for n in generations
+    )
     return Deployment(key=key(region), replicas=replicas, engine="torch", units=1, qps=10, holds=holds)
 
 
@@ -118,7 +120,7 @@ def released(monkeypatch):
         shares = {region: table(region, region, 1).shares for region in tables}
         wanted, written = [deployed("eu", 1), deployed("us", 1)], Written()
         written.drains = drains
-        releasing = Releasing(written, regions, facts)
+        releasing = CapacityRelease(written, regions, facts)
         gone = [stored[key("de")]]
         shrink = partial(releasing.shrink, shares, wanted, wanted, gone, **how)
         return written, ActivityEnvironment().run(shrink)
@@ -149,7 +151,7 @@ def test_once_all_gateways_follow_all_of_it_goes(released):
 def test_what_is_needed_for_what_did_not_come_back_stays(released):
     regions = Regions()
 
-    written, unreachable = released(regions, left=Left(needed=frozenset({("de", 2), ("eu", 1)})))
+    written, unreachable = released(regions, left=ReleaseExceptions(needed=frozenset({("de", 2), ("eu", 1)})))
 
     assert unreachable is None
     assert regions.told == [("apply", "us", 1)]
@@ -225,7 +227,7 @@ def test_a_replica_set_that_would_go_stays_while_the_region_that_replaces_it_is_
 def test_what_is_released_is_written_in_one_unit_and_nothing_of_a_region_that_is_away():
     written, regions = Written(), Regions("us")
     facts = SimpleNamespace(model=M, lost=frozenset())
-    release = Releasing(written, regions, facts).release
+    release = CapacityRelease(written, regions, facts).release
 
     error = ActivityEnvironment().run(
         lambda: release([deployed("eu", 1), deployed("us", 1)], [deployed("de", 1), deployed("fr", 1)])
@@ -244,7 +246,7 @@ def test_what_a_lost_region_held_is_struck_off_only_while_it_is_lost(back):
     drain = SimpleNamespace(region="eu", lost=True, holds=True, force=False)
     written.drains = () if back else (drain,)
     facts = SimpleNamespace(model=M, lost=frozenset({"eu"}))
-    release = Releasing(written, regions, facts).release
+    release = CapacityRelease(written, regions, facts).release
 
     error = ActivityEnvironment().run(lambda: release((), [deployed("eu", 1)]))
 
@@ -319,11 +321,11 @@ def test_a_run_on_its_way_to_a_lost_region_goes_back_where_a_wave_counts_on_what
     record = SimpleNamespace(transition=transition(end="de"))
     wave = WaveInput(transition_id="t", model=M, generation=1, index=1, deadline_seconds=9)
 
-    found = Reaching(wave, record, facts, ModelState({(("p", "de", "cpu"), 1): 1})).stuck
+    found = WaveContext(wave, record, facts, ModelWaveState({(("p", "de", "cpu"), 1): 1})).stuck
 
     assert (found is not None) is stuck
     assert found is None or not found.ok
-    assert Reaching(wave.model_copy(update={"back": True}), record, facts, ModelState()).stuck is None
+    assert WaveContext(wave.model_copy(update={"back": True}), record, facts, ModelWaveState()).stuck is None
 
 
 @pytest.mark.parametrize(
@@ -337,7 +339,7 @@ def test_a_run_whose_new_generation_would_be_in_lost_regions_only_is_reverted(se
     facts = SimpleNamespace(deployments={}, lost=frozenset(lost), generations=generations)
     wave = WaveInput(transition_id="t", model=M, generation=1, index=1, deadline_seconds=9)
 
-    found = Reaching(wave, SimpleNamespace(transition=transition(end="de")), facts, ModelState()).stuck
+    found = WaveContext(wave, SimpleNamespace(transition=transition(end="de")), facts, ModelWaveState()).stuck
 
     assert (found is not None and found.reason is Reason.REGION_UNREACHABLE) is reverted
 

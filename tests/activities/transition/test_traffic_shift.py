@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from activities.runtime.lease import Pulse, felt
+from activities.runtime.lease import ActivityHeartbeats, felt
 from activities.transition import traffic_shift as routing
 from ipnext.errors import Unavailable
 from ipnext.model.deployment.deployment import RegionState, RouteShare, RouteTable, ServedGeneration
@@ -225,7 +225,7 @@ def test_a_lost_region_is_to_keep_what_a_gateway_out_of_reach_still_sends_to(mon
 
 def test_no_table_is_put_in_force_by_a_worker_that_stood_still(follow):
     regions, now = Regions(), [0.0]
-    with felt(Pulse(2.0, clock=lambda: now[0])):
+    with felt(ActivityHeartbeats(2.0, clock=lambda: now[0])):
         now[0] += 5.0
         with pytest.raises(Unavailable, match="stood still"):
             follow(regions, {"us": (share("eu", 2),), "eu": (share("eu", 2),)})

@@ -6,7 +6,7 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.state.desired import read_facts, served_generations, wanted_deployments
-from activities.state.wave_state import ModelState, RouteShare
+from activities.state.wave_state import ModelWaveState, RouteShare
 from activities.transition.activities import TransitionActivities
 from ipnext.model.deployment.deployment import RouteTable
 from ipnext.model.lifecycle.messages import ChangeState, WaveInput
@@ -62,7 +62,7 @@ def left(house):
             "waves": (Wave(scale_up=replicas(LEFT, 1), scale_down=replicas(LOST, 0)),),
         }
     )
-    state = ModelState({((part, region, "cpu"), 1): 1 for part in PARTS for region in (LOST, LEFT)})
+    state = ModelWaveState({((part, region, "cpu"), 1): 1 for part in PARTS for region in (LOST, LEFT)})
     with house.store.begin(M) as repository:
         facts = read_facts(repository, M, 1)
         sets = wanted_deployments(facts, state)
@@ -104,7 +104,7 @@ def test_a_way_back_ends_what_answers_nobody_before_it_tells_regions_what_its_wa
             "waves": (Wave(scale_up=replicas(LEFT, 1)),),
         }
     )
-    state = ModelState({((part, region, "cpu"), 1): 1 for part in PARTS for region in (LOST, LEFT)})
+    state = ModelWaveState({((part, region, "cpu"), 1): 1 for part in PARTS for region in (LOST, LEFT)})
     with house.store.begin(M) as repository:
         for deployment in wanted_deployments(read_facts(repository, M, 1), state):
             repository.put_deployment(deployment)

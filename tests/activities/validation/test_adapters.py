@@ -6,7 +6,7 @@ import pytest
 
 from activities.planning.problem import model_problem
 from activities.state.desired import read_facts, served_generations, wanted_deployments
-from activities.state.wave_state import ModelState
+from activities.state.wave_state import ModelWaveState
 from activities.transition.refresh_mode import refresh_of
 from activities.validation.activities import BUILT_IN, run_validators
 from activities.validation.adapters import check_adapter_bases, check_adapters
@@ -122,7 +122,7 @@ def published(house, kit, shelf):
 
 
 def state(*generations, apart=False):
-    return ModelState({(SLOT, generation): 2 for generation in generations}, {}, apart)
+    return ModelWaveState({(SLOT, generation): 2 for generation in generations}, {}, apart)
 
 
 def facts(house, target):

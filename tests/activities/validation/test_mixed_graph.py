@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from activities.state.desired import Facts, served_generation, wanted_deployments
-from activities.state.wave_state import ModelState
+from activities.state.desired import DesiredFacts, served_generation, wanted_deployments
+from activities.state.wave_state import ModelWaveState
 from activities.transition.refresh_mode import refresh_of
 from activities.validation.schema import check_edges, check_engines, check_interface
 from activities.validation.validator import Candidate
@@ -166,7 +166,7 @@ def facts(parts, *, spec=None):
         model="answers", number=1, snapshots=dict.fromkeys(parts, 1), created_at=datetime(2026, 1, 1, tzinfo=UTC)
     )
     snapshots = {(part, 1): found for part, found in held.snapshots.items()}
-    return Facts(
+    return DesiredFacts(
         manifest=held.manifest, target=1, generations={1: generation}, snapshots=snapshots, deployments={}, tables={}
     )
 
@@ -180,7 +180,7 @@ def test_the_router_is_told_engines_snapshots_and_what_a_request_brings(checkpoi
 
 
 def test_each_part_has_hosts_of_its_own_engine(checkpoints):
-    state = ModelState(
+    state = ModelWaveState(
         counts={((part, "us-east", "cpu"), 1): 2 for part in ("embedder", "ranker", "llm")}, shares={}, apart=True
     )
     deployments = {d.key.part: d for d in wanted_deployments(facts({**checkpoints, "ranker": ranker()}), state)}

@@ -3,7 +3,7 @@
 import pytest
 
 from activities.state.desired import read_facts, wanted_deployments
-from activities.state.wave_state import ModelState
+from activities.state.wave_state import ModelWaveState
 from activities.validation.activities import BUILT_IN, run_validators
 from activities.validation.signing import check_signatures
 from activities.validation.validator import Candidate
@@ -58,6 +58,6 @@ def test_hosts_are_told_who_has_to_have_signed(house, keys):
     house.publish("ranker", 1)
     with house.store.read() as repository:
         facts = read_facts(repository, "ranker", 1)
-    state = ModelState(counts={(("dense", "us-east", "cpu"), 1): 1})
+    state = ModelWaveState(counts={(("dense", "us-east", "cpu"), 1): 1})
     (deployment,) = wanted_deployments(facts, state)
     assert deployment.holds[0].signers == facts.manifest.spec.validation.signers is not None

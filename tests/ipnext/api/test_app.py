@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ipnext.api.workflow_engine.attempts import Attempt
+from ipnext.api.workflow_engine.attempts import FailedSubmission
 from ipnext.api.workflow_engine.outbox import Outbox
 from ipnext.errors import InvalidInput
 from ipnext.model.access.rights import Role
@@ -295,7 +295,7 @@ async def test_metrics_of_an_owner_tell_no_demand_of_others(applied):
 
 async def test_an_unready_answer_names_no_change(applied, monkeypatch):
     error = "namespace limit of secret-model"
-    tried = Attempt("apply-secret-model-3", tries=1, since=datetime.now(UTC), error=error, refused=True)
+    tried = FailedSubmission("apply-secret-model-3", tries=1, since=datetime.now(UTC), error=error, refused=True)
     monkeypatch.setattr(Outbox, "stuck", property(lambda _: (tried,)))
     ready = await applied.http.get("/readyz")
     assert ready.json()["stuck_changes"] == 1

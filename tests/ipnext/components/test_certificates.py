@@ -11,13 +11,13 @@ from cryptography import x509
 
 from ipnext.components.authority import CertificateAuthority
 from ipnext.components.certificates import client_context, server_context
-from ipnext.components.identity import Component, Identity, parse_identity
+from ipnext.components.identity import Component, ComponentIdentity, parse_identity
 from ipnext.components.issuing import Issuer
 from ipnext.components.settings import ComponentSettings
 from ipnext.errors import InvalidInput
 
-AGENT = Identity("ipnext.local", Component.AGENT, "us-east")
-PLANE = Identity("ipnext.local", Component.CONTROL_PLANE)
+AGENT = ComponentIdentity("ipnext.local", Component.AGENT, "us-east")
+PLANE = ComponentIdentity("ipnext.local", Component.CONTROL_PLANE)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ async def test_a_server_of_another_name_is_refused(listeners, both):
 
 
 async def test_a_client_of_another_trust_domain_is_refused(listeners, both, tmp_path):
-    domain = Identity("other.local", Component.CONTROL_PLANE)
+    domain = ComponentIdentity("other.local", Component.CONTROL_PLANE)
     other = issuer(tmp_path / "other", CertificateAuthority.keep(tmp_path / "authority"))
     other.issue([domain])
     server = server_context(both.files(AGENT), ours)

@@ -15,11 +15,11 @@ from ipnext.components.settings import ComponentSettings
 from ipnext.dev import children
 from ipnext.dev.certificates import DevCertificates
 from ipnext.dev.children import STEADY_SECONDS, Child, Family
-from ipnext.dev.platform import BEYOND_DRAINS_SECONDS, Places, Platform, ending_seconds, lock_state, run
+from ipnext.dev.platform import BEYOND_DRAINS_SECONDS, DevPlatform, StatePaths, ending_seconds, lock_state, run
 from ipnext.dev.ports import PortInUse, choose
 from ipnext.dev.stores import EMBEDDED_FLEET, Stores, prepare, read_fleet
 from ipnext.errors import Conflict, InvalidInput, Unavailable
-from ipnext.infra.agent.desired_state import WantedState
+from ipnext.infra.agent.desired_state import DesiredState
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.settings import dev_settings
@@ -223,7 +223,7 @@ def test_an_agent_may_take_as_long_as_the_longest_drain_of_what_it_runs_and_its_
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    wanted = WantedState(tmp_path / "wanted")
+    wanted = DesiredState(tmp_path / "wanted")
     for number, drain in enumerate(drains):
         key = DeploymentKey(model=f"m{number}", part="p", region="eu", hardware="cpu")
         wanted.put_deployment(Deployment(key=key, replicas=1, engine="vllm", units=1, qps=1, drain_seconds=drain))
@@ -289,8 +289,8 @@ def test_the_logs_of_the_platform_are_looked_after_while_it_is_tended(tmp_path: 
     os.utime(log, (0, 0))
     stores = Stores.of(tmp_path, dev_settings())
     certificates = DevCertificates(tmp_path / "certificates", (), ComponentSettings(), dev_settings())
-    platform = Platform(
-        Places(tmp_path), None, (), stores=stores, certificates=certificates, free_ports=True, workers=1
+    platform = DevPlatform(
+        StatePaths(tmp_path), None, (), stores=stores, certificates=certificates, free_ports=True, workers=1
     )
     stop = threading.Event()
     tending = threading.Thread(target=platform.tend, args=(stop,), daemon=True)
@@ -308,8 +308,8 @@ def test_agents_of_the_platform_end_their_region_at_sigterm_whatever_its_environ
     monkeypatch.setenv("IPNEXT_AGENT_SIGTERM", "leave")
     stores = Stores.of(tmp_path, dev_settings())
     certificates = DevCertificates(tmp_path / "certificates", ("eu",), ComponentSettings(), dev_settings())
-    platform = Platform(
-        Places(tmp_path), None, ("eu",), stores=stores, certificates=certificates, free_ports=True, workers=1
+    platform = DevPlatform(
+        StatePaths(tmp_path), None, ("eu",), stores=stores, certificates=certificates, free_ports=True, workers=1
     )
     agent = platform._agent("eu")
     assert {**os.environ, **agent.environment}["IPNEXT_AGENT_SIGTERM"] == "end"

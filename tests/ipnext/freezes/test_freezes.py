@@ -6,10 +6,10 @@ import pytest
 
 from ipnext.errors import InvalidInput
 from ipnext.freezes.calendar import FreezeCalendar
-from ipnext.freezes.evaluation import Asked, frozen, next_windows, open_window
+from ipnext.freezes.evaluation import ChangeScope, frozen, next_windows, open_window
 from ipnext.model.manifest.manifest import parse_manifest
 
-ANYONE = Asked("ranker", "search", ("eu", "us"), "publish")
+ANYONE = ChangeScope("ranker", "search", ("eu", "us"), "publish")
 WEEKENDS = {
     "start": "2026-03-02T18:00",
     "duration": "P2DT12H",

@@ -8,7 +8,7 @@ from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from ipnext.freezes.calendar import FreezeCalendar
-from ipnext.freezes.evaluation import Asked, frozen, next_window
+from ipnext.freezes.evaluation import ChangeScope, frozen, next_window
 from ipnext.model.manifest.freeze import FreezeManifest
 
 MINUTE = timedelta(minutes=1)
@@ -128,7 +128,7 @@ def test_frozen_and_until_when_are_what_a_walk_over_every_minute_finds(drawn, of
     last = first + WALKED_DAYS * DAY
     walked = minutes_of(windows, first, last)
     freezes = freezes_of(drawn)
-    asked = Asked("m", "o", (), "publish")
+    asked = ChangeScope("m", "o", (), "publish")
     for at in (first + offset * MINUTE for offset in offsets):
         found = frozen(freezes, asked, at)
         assert (found is not None) == (at in walked), at

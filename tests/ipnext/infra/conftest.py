@@ -19,9 +19,9 @@ from ipnext.errors import Unavailable
 from ipnext.infra.local_agents import LocalProcessInfrastructure
 from ipnext.infra.process.ports import PortBook
 from ipnext.model.deployment.deployment import (
+    AssignedSnapshot,
     Deployment,
     DeploymentKey,
-    HeldSnapshot,
     RouteShare,
     RouteTable,
     ServedGeneration,
@@ -81,7 +81,9 @@ class Builder:
             qps=100,
             settings=settings,
             holds=tuple(
-                HeldSnapshot(snapshot=number, digest=f"{digest}{number}", uri=f"file:///s/{number}", generations=held)
+                AssignedSnapshot(
+                    snapshot=number, digest=f"{digest}{number}", uri=f"file:///s/{number}", generations=held
+                )
                 for number, held in holds.items()
             ),
         )

@@ -15,7 +15,7 @@ from ipnext.infra.assignment import (
     with_both,
     without,
 )
-from ipnext.model.deployment.deployment import HeldGeneration, HeldSnapshot, HostHolds
+from ipnext.model.deployment.deployment import AssignedSnapshot, HeldGeneration, HostHolds
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def segments(builder):
 
     def make(wanted):
         held = tuple(
-            HeldSnapshot(part=part, snapshot=number, digest="0" * 64, uri="file:///s", generations=generations)
+            AssignedSnapshot(part=part, snapshot=number, digest="0" * 64, uri="file:///s", generations=generations)
             for part, snapshots in wanted.items()
             for number, generations in snapshots.items()
         )
@@ -125,7 +125,7 @@ def test_generations_of_the_same_snapshots_share_their_processes(builder):
 def test_a_segment_that_generations_share_does_not_bring_them_into_one_process(builder):
     deployment = builder("m").deployment({1: (1,)})
     holds = tuple(
-        HeldSnapshot(part=part, snapshot=number, digest=f"{part}{number}", uri="u", generations=generations)
+        AssignedSnapshot(part=part, snapshot=number, digest=f"{part}{number}", uri="u", generations=generations)
         for part, number, generations in (("a-s1", 1, (1, 2)), ("a-s3", 1, (1,)), ("a-s3", 2, (2,)))
     )
     sets = apart(deployment.model_copy(update={"holds": holds}), {1: 1, 2: 1})
@@ -159,9 +159,9 @@ def adapted(builder):
     deployment = builder("m").deployment({1: (1,)})
     base = {"snapshot": 1, "digest": "a" * 64, "uri": "file:///s"}
     holds = (
-        HeldSnapshot(**base, generations=(1,)),
-        HeldSnapshot(**base, generations=(2,), adapters=1),
-        HeldSnapshot(part="style", snapshot=1, digest="b" * 64, uri="file:///t", generations=(2,), adapter=True),
+        AssignedSnapshot(**base, generations=(1,)),
+        AssignedSnapshot(**base, generations=(2,), adapters=1),
+        AssignedSnapshot(part="style", snapshot=1, digest="b" * 64, uri="file:///t", generations=(2,), adapter=True),
     )
     return deployment.model_copy(update={"holds": holds})
 

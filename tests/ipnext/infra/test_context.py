@@ -6,14 +6,14 @@ from unittest.mock import Mock
 import pytest
 
 from ipnext.artifacts.disk_reserve import RESERVE_BYTES
-from ipnext.infra.context import Site
+from ipnext.infra.context import RegionContext
 from ipnext.infra.settings import AgentSettings
 from ipnext.process.store_environment import read_store_environment
 from ipnext.settings import PlatformSettings
 
 
-def site(root: Path, *, artifacts: str = "file:///store", **settings: object) -> Site:
-    return Site(
+def site(root: Path, *, artifacts: str = "file:///store", **settings: object) -> RegionContext:
+    return RegionContext(
         region="us-east", directory=root, artifacts=artifacts, gateway_port=1,
         settings=AgentSettings.model_validate(settings), places=Mock(), session=Mock(),
     )  # fmt: skip

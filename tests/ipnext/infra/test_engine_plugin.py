@@ -12,9 +12,9 @@ import pytest
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.model.deployment.deployment import (
+    AssignedSnapshot,
     Deployment,
     DeploymentKey,
-    HeldSnapshot,
     RouteShare,
     RouteTable,
     ServedGeneration,
@@ -70,7 +70,7 @@ def test_a_registered_engine_serves_what_is_published_for_it(agent, tmp_path):
     manifest = SnapshotManifest(engine="times", signature=signature, files=(file,))
     (directory / "snapshot.json").write_text(manifest.model_dump_json())
     source = ingest_directory(FileArtifactStore(tmp_path / "artifacts"), directory)
-    held = HeldSnapshot(snapshot=1, digest=source.manifest.digest, uri=source.uri, generations=(1,))
+    held = AssignedSnapshot(snapshot=1, digest=source.manifest.digest, uri=source.uri, generations=(1,))
     key = DeploymentKey(model="scaled", part="whole", region="eu", hardware="cpu")
     settings = {"more": 5}
     agent.infra.apply(Deployment(key=key, replicas=1, engine="times", units=1, qps=1, holds=(held,), settings=settings))

@@ -16,7 +16,7 @@ from ipnext.components.host_directories import is_of_same_model
 from ipnext.components.identity import Component
 from ipnext.components.private_files import make_own_directory
 from ipnext.errors import Conflict
-from ipnext.infra.process.places import Places, run_directory
+from ipnext.infra.process.places import ProcessAddresses, run_directory
 from tests.processes import unix_transport
 from tests.waiting import until
 
@@ -137,7 +137,7 @@ class OnePort:
 
 
 def test_a_command_of_an_operator_that_takes_a_port_gets_one(tmp_path):
-    places = Places(tmp_path, OnePort())
+    places = ProcessAddresses(tmp_path, OnePort())
     assert places.choose("h", ("x", "--port", "{port}")) == "http://127.0.0.1:20001"
     first, second = places.choose("h", HOST), places.choose("i", HOST)
     assert first.startswith("unix://")
@@ -146,7 +146,7 @@ def test_a_command_of_an_operator_that_takes_a_port_gets_one(tmp_path):
 
 
 def test_directories_of_a_models_hosts_begin_alike_and_those_of_others_do_not(tmp_path):
-    places = Places(tmp_path, OnePort())
+    places = ProcessAddresses(tmp_path, OnePort())
     names = {
         (model, host): Path(places.choose(host, HOST, model=model).removeprefix("unix://")).name
         for model in ("m", "n")
@@ -155,8 +155,8 @@ def test_directories_of_a_models_hosts_begin_alike_and_those_of_others_do_not(tm
     assert len(set(names.values())) == 4
     assert is_of_same_model(names["m", "1"], names["m", "2"])
     assert not is_of_same_model(names["m", "1"], names["n", "1"])
-    again = Places(tmp_path, OnePort())
+    again = ProcessAddresses(tmp_path, OnePort())
     assert again.choose("1", HOST, model="m").endswith(names["m", "1"]), "the next agent's hosts reach those that run"
     (tmp_path / "other").mkdir()
-    elsewhere = Places(tmp_path / "other", OnePort())
+    elsewhere = ProcessAddresses(tmp_path / "other", OnePort())
     assert not elsewhere.choose("1", HOST, model="m").endswith(names["m", "1"]), "the name is no help to find it"

@@ -15,9 +15,9 @@ from ipnext.artifacts.upload import ingest_directory
 from ipnext.model.access.predictions import AccessList, AccessSpec, CallerKey, ModelAccess
 from ipnext.model.access.rights import Grant, Role
 from ipnext.model.deployment.deployment import (
+    AssignedSnapshot,
     Deployment,
     DeploymentKey,
-    HeldSnapshot,
     RouteShare,
     RouteTable,
     ServedGeneration,
@@ -48,7 +48,7 @@ def snapshot(tmp_path_factory):
     store = open_store(f"file://{directory}/artifacts")
     export_model(Double(), {"x": torch.zeros(2, 3)}, directory / "model")
     source = ingest_directory(store, directory / "model")
-    held = HeldSnapshot(snapshot=1, digest=source.manifest.digest, uri=source.uri, generations=(1,))
+    held = AssignedSnapshot(snapshot=1, digest=source.manifest.digest, uri=source.uri, generations=(1,))
     return store.uri, held
 
 

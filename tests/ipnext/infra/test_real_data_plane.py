@@ -15,9 +15,9 @@ from ipnext.artifacts.stores.locations import open_store
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.infra.process.places import run_directory
 from ipnext.model.deployment.deployment import (
+    AssignedSnapshot,
     Deployment,
     DeploymentKey,
-    HeldSnapshot,
     RouteShare,
     RouteTable,
     ServedGeneration,
@@ -60,7 +60,7 @@ def publish(store, tmp_path):
         directory = tmp_path / f"{part}-{number}"
         export_model(Scale(factor), {"x": torch.zeros(2, 3)}, directory)
         source = ingest_directory(store, directory)
-        return HeldSnapshot(snapshot=number, digest=source.manifest.digest, uri=source.uri, generations=(number,))
+        return AssignedSnapshot(snapshot=number, digest=source.manifest.digest, uri=source.uri, generations=(number,))
 
     return publish
 

@@ -10,7 +10,7 @@ import uvloop
 
 from ipnext.errors import Conflict, InvalidInput
 from ipnext.network.bounded_server import server_context
-from ipnext.network.connections import ConnectionLimits, Connections
+from ipnext.network.connections import ConnectionLimits, ServerConnections
 from ipnext.network.listener import BoundedListener, bound_sockets
 from tests.ipnext.infra.envoy.test_public_listener import write_pair
 from tests.waiting import PATIENCE_SECONDS, eventually
@@ -65,7 +65,7 @@ def tls(tmp_path):
 async def listening(context=None, **limits):
     """A listener, its connections and its port."""
     [bound] = bound_sockets("127.0.0.1", 0)
-    connections = Connections(ConnectionLimits(**limits))
+    connections = ServerConnections(ConnectionLimits(**limits))
     listener = BoundedListener(bound, connections, Answering, lambda _: False, context=lambda: context)
     port = bound.getsockname()[1]
     listener.start()
@@ -260,7 +260,7 @@ def test_a_listener_that_ends_before_it_began_gives_the_port_back(run):
     async def main():
         [bound] = bound_sockets("127.0.0.1", 0)
         port = bound.getsockname()[1]
-        listener = BoundedListener(bound, Connections(ConnectionLimits()), Answering, lambda _: False)
+        listener = BoundedListener(bound, ServerConnections(ConnectionLimits()), Answering, lambda _: False)
         listener.start()
         listener.close()
         await listener.wait_closed()

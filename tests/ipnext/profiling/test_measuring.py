@@ -3,16 +3,16 @@
 import pytest
 
 from ipnext.errors import InvalidInput, Unavailable
-from ipnext.profiling.engine import Engine, random_prompt
-from ipnext.profiling.measuring import Load, measure
+from ipnext.profiling.engine import ProfiledEngine, random_prompt
+from ipnext.profiling.measuring import RequestLoad, measure
 from tests.waiting import eventually
 
 QUICK = {"seconds": 0.0, "prompt_tokens": 40, "output_tokens": 5}
 
 
 async def profiled(mock, **load):
-    async with Engine(mock.url) as engine:
-        return await measure(engine, Load(**(QUICK | load)))
+    async with ProfiledEngine(mock.url) as engine:
+        return await measure(engine, RequestLoad(**(QUICK | load)))
 
 
 async def test_it_sees_the_latencies_that_the_engine_has(start):
@@ -54,7 +54,7 @@ async def test_nothing_runs_on_in_the_engine_once_it_is_measured(start):
 
 async def test_a_request_of_another_is_seen(start):
     mock = await start(itl_ms=5.0)
-    async with Engine(mock.url) as other:
+    async with ProfiledEngine(mock.url) as other:
         await other.find_model()
         stream = other.stream("a b c", 100_000)
         await anext(stream)
@@ -73,7 +73,7 @@ async def test_an_embedding_engine_is_measured_by_its_prompts(start):
 
 async def test_the_model_asked_for_is_used_where_it_is_listed_and_else_the_first(start):
     mock = await start(model="m")
-    async with Engine(mock.url) as engine:
+    async with ProfiledEngine(mock.url) as engine:
         for name in ("m", "other"):
             await engine.choose_model(name)
             assert await engine.find_model() == "m"
@@ -81,16 +81,16 @@ async def test_the_model_asked_for_is_used_where_it_is_listed_and_else_the_first
 
 
 async def test_what_is_no_engine_is_unavailable_with_its_address():
-    async with Engine("http://127.0.0.1:9") as engine:
+    async with ProfiledEngine("http://127.0.0.1:9") as engine:
         with pytest.raises(Unavailable, match=r"http://127\.0\.0\.1:9/v1/models does not answer"):
-            await measure(engine, Load())
+            await measure(engine, RequestLoad())
 
 
 async def test_a_request_that_the_engine_refuses_is_told_in_its_words(start):
     mock = await start()
-    async with Engine(mock.url, "unknown") as engine:
+    async with ProfiledEngine(mock.url, "unknown") as engine:
         with pytest.raises(InvalidInput, match="The model `unknown` does not exist"):
-            await measure(engine, Load(**QUICK))
+            await measure(engine, RequestLoad(**QUICK))
 
 
 async def test_an_engine_that_breaks_off_ends_the_measurement(start, monkeypatch):

@@ -2,12 +2,12 @@
 
 import pytest
 
-from ipnext.profiling.window import Window, percentile
+from ipnext.profiling.window import MeasuringWindow, percentile
 
 
 @pytest.fixture
 def window():
-    found = Window(2)
+    found = MeasuringWindow(2)
     found.open(10.0)
     return found
 

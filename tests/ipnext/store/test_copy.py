@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from ipnext.errors import Conflict
-from ipnext.model.deployment.deployment import Deployment, DeploymentKey, HeldSnapshot
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
 from ipnext.model.lifecycle.messages import ChangeKind
 from ipnext.store.copy import move
 from ipnext.store.store import Store
@@ -21,7 +21,7 @@ def filled(tmp_path, make) -> Iterator[Store]:
         sources = {"dense": make.source("d"), "sparse": make.source("s")}
         repository.publish("ctr", sources, change_id="c1")
         repository.add_event("ctr", "Published", "🙂", detail={"generation": 1})
-        held = HeldSnapshot(snapshot=1, digest="ab" * 32, uri="file:///store/snapshots/abc", generations=(1,))
+        held = AssignedSnapshot(snapshot=1, digest="ab" * 32, uri="file:///store/snapshots/abc", generations=(1,))
         key = DeploymentKey(model="ctr", part="dense", region="north", hardware="cpu")
         repository.put_deployment(Deployment(key=key, replicas=1, engine="torch", units=1, qps=1, holds=(held,)))
     yield store

@@ -23,17 +23,17 @@ from activities.planning.replan_activities import ReplanActivities
 from activities.planning.solver import ThreadSolver
 from activities.regions.activities import DrainActivities
 from activities.regions.drain_check import DrainCheckActivities
-from activities.regions.failover import Surviving
-from activities.state.drained_fleet import Drained
+from activities.regions.failover import RegionFailover
+from activities.state.drained_fleet import DrainedFleet
 from activities.transition.activities import TransitionActivities
 from activities.transition.draft import Draft
 from ipnext import names
 from ipnext.errors import StaleWrite, Unavailable
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
 from ipnext.model.deployment.deployment import (
+    AssignedSnapshot,
     Deployment,
     DeploymentKey,
-    HeldSnapshot,
     RouteShare,
     RouteTable,
     ServedGeneration,
@@ -222,7 +222,7 @@ def test_the_fleet_is_read_beside_the_writers_when_a_drain_is_checked(two, monke
             seen.append(True)
             with two.begin("ctr") as repository:
                 repository.add_event("ctr", "Written", "while the fleet is read")
-        return Drained(frozenset(drain.region for drain in drains if drain.holds))
+        return DrainedFleet(frozenset(drain.region for drain in drains if drain.holds))
 
     monkeypatch.setattr("activities.regions.drain_check.Drained.of", written)
     ActivityEnvironment().run(checks.check_drain, DrainInput(region="north"))
@@ -317,7 +317,7 @@ def admit(store, model):
 def routed_to_a_lost_region(store):
     """Both models answer in both regions, and each region's users are spread over them; then south is lost."""
     infrastructure = MemoryInfrastructure(FLEET.regions)
-    held = HeldSnapshot(snapshot=1, digest="0" * 64, uri="file:///x", generations=(1,))
+    held = AssignedSnapshot(snapshot=1, digest="0" * 64, uri="file:///x", generations=(1,))
     served = ServedGeneration(
         generation=1,
         graph=PartGraph(nodes=(GraphNode(name="dense", part="dense", inputs={}),), outputs={"score": "dense.score"}),
@@ -432,7 +432,7 @@ def test_a_lost_regions_tables_are_kept_while_a_unit_of_one_model_is_open(two):
     infrastructure = routed_to_a_lost_region(two)
     with ThreadPoolExecutor(1) as pool:
         with unit_of(two, "ctr"):
-            sending = pool.submit(Surviving(two, infrastructure).send_around, "south")
+            sending = pool.submit(RegionFailover(two, infrastructure).send_around, "south")
             until(lambda: sent_to(two, "other") == {"north"})
             until(lambda: waits_for_a_lock(two))
             assert sent_to(two, "ctr") == {"north", "south"}

@@ -7,7 +7,7 @@ from planner.transition import planner as module
 from planner.transition.gateway_order import GatewayShift, order_gateways
 from planner.transition.gateway_surge import PIECES, GatewaySurge
 from planner.transition.planner import StepPolicy, admit, check_transition, plan_transition
-from planner.verify.transition_model import Facts
+from planner.verify.transition_model import ProblemFigures
 from tests.planner.moving import moving_fleets
 
 WHOLE = StepPolicy(canary=1.0, max_step=1.0)
@@ -37,7 +37,7 @@ def as_before(problem, origin, to, policies):
 
 def least_beyond(problem, transition, policies, model):
     """Of each wave: the requests/s beyond what is carried while the model's gateways follow."""
-    facts, held, now = Facts(problem, policies), dict(_held(transition, model)), dict(_sent(transition, model))
+    facts, held, now = ProblemFigures(problem, policies), dict(_held(transition, model)), dict(_sent(transition, model))
     for wave in transition.waves:
         held |= {key: n for (name, key), n in _rows(wave.scale_up) if name == model}
         moves, then = [], dict(now)

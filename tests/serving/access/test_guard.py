@@ -32,7 +32,7 @@ from ipnext.model.access.predictions import (
 from ipnext.model.access.rights import Grant, Role
 from ipnext.model.deployment.deployment import RoutedModel, RouterTable
 from serving.access.access_list import AccessFollower, Callers
-from serving.access.guard import Guard, Refused
+from serving.access.guard import AccessGuard, Refusal
 from serving.access.key_uses import EVERY_SECONDS, KeyUses
 from serving.access.rate_limits import RateLimiter
 from serving.http.messages import Request, error_response
@@ -71,7 +71,7 @@ class World:
             valid_until=self.clock.now + 3600,
         )
         self.callers = None
-        self.guard = Guard(
+        self.guard = AccessGuard(
             lambda: self.routes,
             lambda: self.callers,
             limiter=RateLimiter(clock=self.clock),
@@ -98,7 +98,7 @@ class World:
         given = {} if credential is None else {"authorization": f"{scheme} {credential}"}
         try:
             self.guard.admit(Request("POST", f"/v2/models/{model}/infer", given | headers), model)
-        except Refused as refused:
+        except Refusal as refused:
             return refused
         return None
 

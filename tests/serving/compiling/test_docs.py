@@ -10,7 +10,7 @@ from ipnext.names import COMPILE_SETTING, LIBRARY_FILE
 from serving.compiling.command import app as compile_app
 from serving.compiling.cpu_levels import LEVELS, NATIVE
 from serving.compiling.report import CompileReport
-from serving.engines.torch.compiled import CALLS_FILE, COMPILED_FILE, Difference
+from serving.engines.torch.compiled import CALLS_FILE, COMPILED_FILE, LibraryDeviation
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = (DOCS / "compiling.md").read_text(encoding="utf-8")
@@ -35,5 +35,5 @@ def test_every_option_is_named(text):
 def test_every_file_level_and_field_is_named():
     for name in (LIBRARY_FILE, CALLS_FILE, COMPILED_FILE, f"`{COMPILE_SETTING}`", *LEVELS, NATIVE):
         assert name in PAGE, name
-    for name in (*CompileReport.model_fields, *Difference.model_fields):
+    for name in (*CompileReport.model_fields, *LibraryDeviation.model_fields):
         assert f"`{name}`" in REFERENCE, name

@@ -13,7 +13,7 @@ from landlockpy import LandlockError, abi_version
 
 from ipnext.errors import Unavailable
 from serving.confinement import landlock
-from serving.confinement.landlock import Allowed, Confinement, confine, make_ruleset
+from serving.confinement.landlock import Confinement, LandlockRights, confine, make_ruleset
 from tests.waiting import PATIENCE_SECONDS
 
 CONFINED = """
@@ -142,13 +142,13 @@ def test_a_kernel_without_landlock_is_told_or_refused(monkeypatch: pytest.Monkey
 def test_a_kernel_with_less_than_required_is_refused(monkeypatch: pytest.MonkeyPatch, version: int) -> None:
     monkeypatch.setattr(landlock, "_version", lambda: version)
     with pytest.raises(Unavailable, match=f"of this kernel is of version {version}, .*=required needs version 4"):
-        make_ruleset(Confinement.REQUIRED, Allowed())
+        make_ruleset(Confinement.REQUIRED, LandlockRights())
 
 
 def test_it_is_logged_what_an_older_kernel_leaves_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(landlock, "_version", lambda: 3)
     with structlog.testing.capture_logs() as lines:
-        rules = make_ruleset(Confinement.AVAILABLE, Allowed())
+        rules = make_ruleset(Confinement.AVAILABLE, LandlockRights())
     if rules is not None:
         rules.close()
     assert [line["unrestricted"] for line in lines] == [["TCP ports", "signals and abstract Unix sockets"]]

@@ -2,12 +2,12 @@
 
 import asyncio
 
-from serving.http.drain_lease import Drain
+from serving.http.drain_lease import DrainLease
 from tests.waiting import eventually
 
 
 async def test_a_drain_that_nothing_follows_is_over():
-    drain = Drain(lease_seconds=0.05)
+    drain = DrainLease(lease_seconds=0.05)
     assert not drain.on
     drain.begin()
     assert drain.on
@@ -15,7 +15,7 @@ async def test_a_drain_that_nothing_follows_is_over():
 
 
 async def test_a_look_at_the_host_renews_the_lease_and_begins_none():
-    drain = Drain(lease_seconds=1.0)
+    drain = DrainLease(lease_seconds=1.0)
     drain.renew()
     assert not drain.on
     drain.begin()
@@ -26,7 +26,7 @@ async def test_a_look_at_the_host_renews_the_lease_and_begins_none():
 
 
 async def test_a_host_that_ends_does_not_open_again():
-    drain = Drain(lease_seconds=0.0)
+    drain = DrainLease(lease_seconds=0.0)
     drain.begin()
     drain.end()
     drain.renew()

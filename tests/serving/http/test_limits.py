@@ -13,7 +13,7 @@ from ipnext.errors import TooSlow
 from serving.http import connection as http_connection
 from serving.http import limits as http_limits
 from serving.http.connection import http_factory
-from serving.http.limits import HttpLimits, Reading
+from serving.http.limits import HttpLimits, RequestPace
 from serving.http.messages import Response
 from tests.waiting import PATIENCE_SECONDS, eventually
 
@@ -275,7 +275,7 @@ async def test_text_behind_the_head_is_bounded_too(server, clock, behind):
 
 def test_a_body_that_turns_slow_is_given_up_however_fast_it_was():
     limits = HttpLimits()
-    reading = Reading(since=0.0)
+    reading = RequestPace(since=0.0)
     rate = limits.read_bytes_per_second
 
     for second in range(1, 31):
@@ -288,7 +288,7 @@ def test_a_body_that_turns_slow_is_given_up_however_fast_it_was():
 
 def test_no_body_is_waited_for_beyond_the_longest_time():
     limits = HttpLimits()
-    reading = Reading(since=0.0)
+    reading = RequestPace(since=0.0)
     longest = int(limits.longest_read_seconds)
     for second in range(1, longest + 1):
         reading.check(float(second), second * 2 * limits.read_bytes_per_second, limits)

@@ -13,7 +13,7 @@ from ipnext.model.access.rights import Grant, Role
 from ipnext.model.deployment.deployment import GenerationShares, RoutedModel, RouterTable, RouteShare
 from serving.http.messages import Request
 from serving.openai.engines import connection
-from serving.openai.weighted_choice import Forwarded, directed
+from serving.openai.weighted_choice import ForwardedRequest, directed
 from serving.routing.table import compile_routes
 from tests.waiting import eventually
 
@@ -38,9 +38,9 @@ def routes_of(*generations):
 
 
 def steering(way):
-    request = way.request if isinstance(way, Forwarded) else way
+    request = way.request if isinstance(way, ForwardedRequest) else way
     headers = {name.removeprefix("x-ipnext-"): value for name, value in request.headers.items()}
-    return way.region if isinstance(way, Forwarded) else REGION, headers
+    return way.region if isinstance(way, ForwardedRequest) else REGION, headers
 
 
 TWO = shares({(REGION, 1): 0.5, (REGION, 2): 0.25, ("south", 3): 0.25})

@@ -17,7 +17,7 @@ from serving.http.messages import error_response, not_found
 from serving.protocol.frames import UPGRADE, FrameProtocol, bytes_frame, tensor_frame
 from serving.protocol.tensors import Tensor
 from serving.routing import host_connection, load_balancer
-from serving.routing.host_call import Attempt, HostEnded, RetryOnOtherHost
+from serving.routing.host_call import CallState, HostEnded, RetryOnOtherHost
 from serving.routing.host_client import HostClient
 from serving.routing.host_connection import ConnectionLost, Pieces, connect
 from serving.routing.load_balancer import HostLoadBalancer
@@ -177,7 +177,7 @@ FACTS = {"p": {"created_at": "2026-01-01T00:00:00Z", "signature": "s"}}
 async def client():
     loop = asyncio.get_running_loop()
     made = HostClient(HostLoadBalancer(loop.time), loop.time)
-    made.attempt = lambda seconds=60.0: Attempt(loop.time() + seconds)
+    made.attempt = lambda seconds=60.0: CallState(loop.time() + seconds)
     yield made
     made.close()
 

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from ipnext.errors import HostLost, QueryOfDeath, Unavailable
-from serving.routing.host_call import Attempt, HostEnded, RetryOnOtherHost
+from serving.routing.host_call import CallState, HostEnded, RetryOnOtherHost
 from serving.routing.lost_requests import REMEMBERED_SECONDS, LostRequests
 from serving.routing.retries import run_with_retry
 
@@ -24,7 +24,7 @@ class Hosts:
 
     def __init__(self, *script, seconds=60.0):
         self.script = list(script)
-        self.asked = Attempt(time.monotonic() + seconds)
+        self.asked = CallState(time.monotonic() + seconds)
         self.allowed = []
         self.again = []
 

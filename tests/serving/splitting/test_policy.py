@@ -8,7 +8,7 @@ from ipnext.errors import InvalidInput
 from ipnext.model.manifest.manifest import parse_manifest
 from ipnext.model.manifest.split import ShardSpec
 from serving.export import export_model
-from serving.splitting.assign.shards import Unit, deal
+from serving.splitting.assign.shards import ShardUnit, deal
 from serving.splitting.policy import parse_policy
 from serving.splitting.split import split_snapshot
 
@@ -97,7 +97,7 @@ def test_shards_by_count_are_alike_in_bytes(snapshot):
 
 def test_tables_of_one_size_are_dealt_out_as_neighbours():
     sizes = [8, 64, 8, 64, 8, 8, 64, 64]
-    units = [Unit(f"tables.{order}", size, order, is_table=True) for order, size in enumerate(sizes)]
+    units = [ShardUnit(f"tables.{order}", size, order, is_table=True) for order, size in enumerate(sizes)]
     first, second = deal(units, ShardSpec(by="count", count=2), field="parts.0.shard")
     assert sorted(unit.order for unit in first) == [0, 1, 2, 3]
     assert sorted(unit.order for unit in second) == [4, 5, 6, 7]

@@ -598,7 +598,7 @@ class Entity:
         if new.sequence > run.change.sequence and ordering.overtakes(new, run.change.queued):
             run.hear_of_newer(may_turn=self.turned < policies.MOST_TURNS)
 
-    def _supersede(self, found: ordering.Superseded) -> Steps:
+    def _supersede(self, found: ordering.SupersededEntry) -> Steps:
         change, by = self.world.journal.by_id[found.change.id], found.by.sequence
         self.world.tell("superseded", f"{change.id} by {found.by.id}")
         self.world.journal.end(change, ChangeState.SUPERSEDED, "newer", by)

@@ -299,7 +299,7 @@ class Journal:
         """As the repository answers."""
         return self.records[model].placement
 
-    def moving_models(self, *, but: str) -> list[records.Moving]:
+    def moving_models(self, *, but: str) -> list[records.ModelTransition]:
         """As the repository answers: of every other model the newest transition that may still add replicas."""
         found = []
         for model, record in sorted(self.records.items()):
@@ -313,7 +313,9 @@ class Journal:
                 layout = record.generations[newest.generation].layout if newest.generation else None
                 cut = None if layout is None else document(layout)
                 wishes = document(record.placement.wishes) if record.placement else None
-                found.append(records.Moving(model, document(newest.transition), written(record.in_force), cut, wishes))
+                found.append(
+                    records.ModelTransition(model, document(newest.transition), written(record.in_force), cut, wishes)
+                )
         return found
 
     def held_slots(self, models: Collection[str]) -> tuple[tuple[records.HeldSlot, ...], tuple[records.HeldSlot, ...]]:

@@ -19,7 +19,7 @@ from activities.transition import hot_swap as swapping
 from activities.transition import revert as undoing
 from activities.transition import scale_down as releasing
 from activities.transition import step_limit as pacing
-from activities.transition.route_updates import Following, follow_routes
+from activities.transition.route_updates import RouteUpdates, follow_routes
 from ipnext.errors import Unavailable
 from ipnext.model.deployment.deployment import RouteShare
 from ipnext.model.gate.comparison import Pair
@@ -59,7 +59,7 @@ class Wave(NamedTuple):
         return self.moving.model
 
 
-def state_of(world: Any, wave: Wave, phase: waves.Phase) -> waves.ModelState:
+def state_of(world: Any, wave: Wave, phase: waves.Phase) -> waves.ModelWaveState:
     """The state that a phase leads to; the real function, once for each question."""
     key = (wave.moving.id, wave.index, wave.back, wave.by_waves, phase)
     if key not in world.states:
@@ -137,7 +137,7 @@ def _announced(world: Any, model: str, attempt: Attempt) -> Generator[Any, Any, 
     return True
 
 
-def _brought_up(wave: Wave) -> waves.ModelState:
+def _brought_up(wave: Wave) -> waves.ModelWaveState:
     return waves.wave_target(wave.moving.transition, wave.model, wave.index, wave.moving.generation)
 
 
@@ -176,7 +176,7 @@ def _known_routes(world: Any, model: str) -> bool:
     return True
 
 
-def unfreed(world: Any, wave: Wave, state: waves.ModelState) -> frozenset[str]:
+def unfreed(world: Any, wave: Wave, state: waves.ModelWaveState) -> frozenset[str]:
     """By the real function: regions that a way back wave by wave could not undo so far."""
     if not (wave.back and wave.by_waves):
         return frozenset()
@@ -189,7 +189,7 @@ def unfreed(world: Any, wave: Wave, state: waves.ModelState) -> frozenset[str]:
     return found - world.out.lost
 
 
-def _stuck(world: Any, wave: Wave, state: waves.ModelState) -> bool:
+def _stuck(world: Any, wave: Wave, state: waves.ModelWaveState) -> bool:
     """As activities/transition/wave_context.py.
 
     On its way to a lost region, and the wave counts on what has to be spared, or nothing is left.
@@ -236,7 +236,7 @@ def _what_answers(
     return tuple(d for d in more if cast("Any", undoing.answers_at_all)(facts, d, states))
 
 
-def _still_answered(world: Any, wave: Wave, state: waves.ModelState, shares: Mapping[str, Any]) -> dict[str, Any]:
+def _still_answered(world: Any, wave: Wave, state: waves.ModelWaveState, shares: Mapping[str, Any]) -> dict[str, Any]:
     """By the real function: no step takes away what a region that came back answers its users with."""
     record = world.journal.records[wave.model]
     facts = SimpleNamespace(model=wave.model, tables=record.tables, lost=world.out.lost)
@@ -287,7 +287,7 @@ def check_gate(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     failure = regions.first_failure(wave.model, generation, _named(states))
     if failure is not None:
         return WaveResult(ok=False, reason=failure.reason, message=failure.message)
-    verdict = gates.judge(gates.Asked(GateSpec(), rate, wave.early), [counted])
+    verdict = gates.judge(gates.GateInput(GateSpec(), rate, wave.early), [counted])
     world.invariants.gate(wave, errors=errors, rate=rate, passed=verdict.ok)
     reason = Reason.SUCCEEDED if verdict.ok else Reason.GATE_FAILED
     return WaveResult(ok=verdict.ok, reason=reason, message=verdict.message)
@@ -420,7 +420,7 @@ def _now(record: Any, region: str) -> tuple[RouteShare, ...]:
     return table.shares if table is not None else ()
 
 
-def not_gone_back(world: Any, wave: Wave, state: waves.ModelState) -> frozenset[str]:
+def not_gone_back(world: Any, wave: Wave, state: waves.ModelWaveState) -> frozenset[str]:
     """By the real function: on a way back from a swap, regions whose routers forget nothing."""
     if not wave.back or wave.moving.transition.refresh != "swap":
         return frozenset()
@@ -431,7 +431,7 @@ def not_gone_back(world: Any, wave: Wave, state: waves.ModelState) -> frozenset[
 
 def _one_by_one(
     record: Any, then: Mapping[str, tuple[RouteShare, ...]], held: Iterable[Deployment], lost: frozenset[str]
-) -> Following:
+) -> RouteUpdates:
     """By the real function: shares that gateways are told, in their order."""
     now = {region: table.shares for region, table in record.tables.items() if region not in lost}
     demand = {item.region: item.qps for item in record.transitions[-1].transition.demand}
@@ -510,7 +510,7 @@ class _Putting:
             self.record.tables[region] = Table(region, stored.revision + 1, shares, served)
 
 
-def wanted_deployments(world: Any, model: str, state: waves.ModelState) -> tuple[Deployment, ...]:
+def wanted_deployments(world: Any, model: str, state: waves.ModelWaveState) -> tuple[Deployment, ...]:
     """One deployment for each slot, as activities/state/desired.py makes them.
 
     Former generations stay warm where they are loaded.
@@ -541,20 +541,20 @@ def spared(world: Any, wave: Wave, counted_on: frozenset[str], found: tuple[Depl
     return cast("tuple[Deployment, ...]", wanted.choose_kept_sets(facts, counted_on, cast("Any", found)))
 
 
-def _counted_on(world: Any, wave: Wave, state: waves.ModelState) -> frozenset[str]:
+def _counted_on(world: Any, wave: Wave, state: waves.ModelWaveState) -> frozenset[str]:
     """As activities/transition/activities.py: where a run goes, and by way of what, but for what it only leaves."""
     origin = waves.state_of(wave.moving.transition.origin, wave.model, apart=wave.moving.transition.apart)
     return _end(world, wave).regions | (state.regions - origin.regions)
 
 
-def _end(world: Any, wave: Wave) -> waves.ModelState:
+def _end(world: Any, wave: Wave) -> waves.ModelWaveState:
     """The state that a run is on its way to."""
     index = 0 if wave.back else len(wave.moving.transition.waves) - 1
     return state_of(world, wave._replace(index=index, by_waves=wave.back), "released")
 
 
 def wanted_shares(
-    world: Any, model: str, state: waves.ModelState, deployments: Iterable[Deployment]
+    world: Any, model: str, state: waves.ModelWaveState, deployments: Iterable[Deployment]
 ) -> dict[str, tuple[RouteShare, ...]]:
     """The shares of every region, as activities/state/desired.py has them."""
     record, held = world.journal.records[model], tuple(deployments)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any, NamedTuple
 
-from activities.state.drained_fleet import Drained
+from activities.state.drained_fleet import DrainedFleet
 from activities.state.wave_state import planned_state, route_share
 
 from . import reconciling
@@ -156,10 +156,10 @@ class World:
         return {row: 0.0 if row[0] in out else units - taken.get(row, 0.0) for row, units in self.supply.items()}
 
     @property
-    def out(self) -> Drained:
+    def out(self) -> DrainedFleet:
         """Regions out of service, as the real code reads them."""
         lost = frozenset(self.lost)
-        return Drained(lost | self.drained, lost, lost)
+        return DrainedFleet(lost | self.drained, lost, lost)
 
     def plan_regions(self) -> list[str]:
         """Regions that a plan may use."""

@@ -10,7 +10,7 @@ from ipnext.api.dependencies import After, Limit, Rooms, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.errors import InvalidInput
 from ipnext.model.access.audit import AuditEntry, AuditHead, AuditName, Outcome
-from ipnext.model.api.resources import Listed
+from ipnext.model.api.resources import ListPage
 from ipnext.store.access.audit import AuditFilter
 
 router = APIRouter(prefix="/v1/audit", tags=["audit"], route_class=GuardedRoute)
@@ -31,7 +31,7 @@ def read_audit(  # noqa: PLR0913, PLR0917 - the filters of the list
     outcome: Annotated[Outcome | None, Query(description="Only entries of this outcome.")] = None,
     since: Annotated[datetime | None, Query(description="Only entries from this time on, with its zone.")] = None,
     oldest_first: Annotated[bool, Query(alias="oldestFirst", description="In the order of the chain.")] = False,
-) -> Listed[AuditEntry]:
+) -> ListPage[AuditEntry]:
     """Newest first, or in the order of the chain; pages by sequence. A field without a value is absent."""
     if since is not None and since.tzinfo is None:
         msg = f"since: {since.isoformat()} has no time zone; allowed: a time such as 2026-12-01T00:00:00Z"

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Response
 
 from ipnext.access.keys import draw_key
 from ipnext.api.authorization.access import Asker, may
-from ipnext.api.dependencies import After, Limit, Platform, Rooms, view_page
+from ipnext.api.dependencies import After, Limit, PlatformAdapters, Rooms, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.errors import InvalidInput, NotFound
 from ipnext.model.access.rights import (
@@ -24,7 +24,7 @@ from ipnext.model.access.rights import (
     key_view,
 )
 from ipnext.model.access.roles import RoleRequest
-from ipnext.model.api.resources import Listed
+from ipnext.model.api.resources import ListPage
 
 OneKey = Annotated[KeyId, Path(description="Id of the key: the text before the dot, without `ipnext_`.")]
 
@@ -58,7 +58,7 @@ def create_key(request: KeyRequest, rooms: Rooms, asker: Asker, response: Respon
 
 
 @router.get("", dependencies=[may("keys.manage")], summary="List API keys")
-def list_keys(rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed[KeyView]:
+def list_keys(rooms: Rooms, after: After = None, limit: Limit = 50) -> ListPage[KeyView]:
     """Newest first, revoked and expired ones too; without secrets."""
     with rooms.store.read() as unit:
         page = unit.key_page(after=after, limit=limit)
@@ -90,7 +90,7 @@ def revocation(key_id: OneKey, rooms: Rooms) -> RevokedKey:
     return _view_revoked(rooms, key)
 
 
-def _view_revoked(rooms: Platform, key: ApiKey) -> RevokedKey:
+def _view_revoked(rooms: PlatformAdapters, key: ApiKey) -> RevokedKey:
     """Return a revoked key with the regions that have not acknowledged a list without it.
 
     Regions have no sessions and tickets.

@@ -13,7 +13,7 @@ from ipnext.api.routes.access.keys import check_grant
 from ipnext.errors import NotFound
 from ipnext.model.access.rights import Grant, KeyId
 from ipnext.model.access.roles import LoginView, RoleBinding, RoleRequest, RoleView, role_view
-from ipnext.model.api.resources import Listed
+from ipnext.model.api.resources import ListPage
 
 router = APIRouter(prefix="/v1", tags=["access"], route_class=GuardedRoute)
 
@@ -37,7 +37,7 @@ def grant_role(request: RoleRequest, rooms: Rooms, asker: Asker) -> RoleView:
 
 
 @router.get("/roles", dependencies=[may("roles.manage")], summary="List role bindings")
-def list_roles(rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed[RoleView]:
+def list_roles(rooms: Rooms, after: After = None, limit: Limit = 50) -> ListPage[RoleView]:
     """Newest first."""
     with rooms.store.read() as unit:
         page = unit.role_binding_page(after=after, limit=limit)

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Query, Request, Response
 from ipnext.access.actions import ACTIONS
 from ipnext.api.authorization.access import Asker, may
 from ipnext.api.authorization.audit_entries import record_asked
-from ipnext.api.dependencies import Platform, Rooms
+from ipnext.api.dependencies import PlatformAdapters, Rooms
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.requests.slots import Slots, holder_of
 from ipnext.api.requests.turns import Turns
@@ -62,7 +62,7 @@ async def missing(query: BlobQuery, request: Request, rooms: Rooms, asker: Asker
     return await _lookers(request).run(holder_of(asker), _missing, rooms, frozenset(query.digests))
 
 
-def _missing(rooms: Platform, asked: frozenset[str]) -> MissingBlobs:
+def _missing(rooms: PlatformAdapters, asked: frozenset[str]) -> MissingBlobs:
     with rooms.store.begin_free(()) as unit:
         known = unit.touch_known(asked)
     absent = rooms.artifacts.missing(asked)
@@ -92,7 +92,7 @@ async def put_blob(sha256: Sha256, request: Request, rooms: Rooms, asker: Asker,
     stated = request.headers.get("content-length")
     size = int(stated or limit)
     _check_size(size, limit)
-    upload = _Upload(request.stream(), size, Pace.of(rooms.settings))
+    upload = _Upload(request.stream(), size, UploadPace.of(rooms.settings))
     with _turn(request, asker) as threads:
         await anyio.to_thread.run_sync(lambda: _admit(rooms, sha256, size, asker, model, needs=int(stated or 0)))
         stored: int | None = None
@@ -123,7 +123,7 @@ async def commit(
     return await _lookers(request).run(holder_of(asker), _commit, manifest, rooms, asker, model)
 
 
-def _commit(manifest: SnapshotManifest, rooms: Platform, asker: Principal, model: str | None) -> StoredSnapshot:
+def _commit(manifest: SnapshotManifest, rooms: PlatformAdapters, asker: Principal, model: str | None) -> StoredSnapshot:
     rooms.artifacts.check_whole(manifest)  # a refused one leaves no row behind
     digest, sizes = manifest.digest, sizes_of(manifest)
     allowance = _allowance_for(rooms, asker, model)
@@ -161,7 +161,7 @@ async def put_signature(
     return Response(status_code=204)
 
 
-def _put_signature(digest: str, envelope: SignatureEnvelope, rooms: Platform, asker: Principal) -> None:
+def _put_signature(digest: str, envelope: SignatureEnvelope, rooms: PlatformAdapters, asker: Principal) -> None:
     signers = sorted(signature.keyid for signature in envelope.signatures)
     record_asked(rooms.store, object=("Snapshot", digest), after={"signers": signers})
     keep_signatures(rooms, asker, digest, envelope)
@@ -188,7 +188,7 @@ async def collect(request: Request, rooms: Rooms, asker: Asker) -> CollectionVie
     return await _lookers(request).run(holder_of(asker), _collect, rooms)
 
 
-def _collect(rooms: Platform) -> CollectionView:
+def _collect(rooms: PlatformAdapters) -> CollectionView:
     record_asked(rooms.store, object=("Artifacts", "unnamed"))
     return Collection(rooms.store, rooms.artifacts, Grace.of(rooms.settings)).run()
 
@@ -220,7 +220,7 @@ def _turn(request: Request, asker: Principal) -> Iterator[CapacityLimiter]:
         yield state.upload_threads
 
 
-def _admit(rooms: Platform, sha256: str, size: int, asker: Principal, model: str | None, *, needs: int) -> None:
+def _admit(rooms: PlatformAdapters, sha256: str, size: int, asker: Principal, model: str | None, *, needs: int) -> None:
     """Record that a blob is coming, and count it; `needs`: the bytes that it certainly has.
 
     Raises QuotaExceeded, NotFound, Forbidden or InsufficientStorage.
@@ -232,7 +232,7 @@ def _admit(rooms: Platform, sha256: str, size: int, asker: Principal, model: str
         unit.reserve_blob(sha256, size, allowance)
 
 
-def _allowance_for(rooms: Platform, asker: Principal, model: str | None) -> Allowance:
+def _allowance_for(rooms: PlatformAdapters, asker: Principal, model: str | None) -> Allowance:
     """Return the account of uploaded bytes, with its limit. Raises NotFound or Forbidden."""
     default = rooms.settings.artifact_bytes
     if model is None:
@@ -242,7 +242,7 @@ def _allowance_for(rooms: Platform, asker: Principal, model: str | None) -> Allo
         return allowance_of(unit, unit.model(model).manifest.metadata.owner, default=default)
 
 
-def _count_ended(rooms: Platform, sha256: str, size: int | None) -> None:
+def _count_ended(rooms: PlatformAdapters, sha256: str, size: int | None) -> None:
     """Count a blob with its final size; None: the upload failed."""
     with rooms.store.begin_free(()) as unit:
         if size is None:
@@ -251,14 +251,14 @@ def _count_ended(rooms: Platform, sha256: str, size: int | None) -> None:
             unit.blob_stored(sha256, size)
 
 
-class Pace(NamedTuple):
+class UploadPace(NamedTuple):
     """Lowest rate of an upload."""
 
     bytes_per_second: int
     grace_seconds: float
 
     @classmethod
-    def of(cls, settings: PlatformSettings) -> "Pace":
+    def of(cls, settings: PlatformSettings) -> "UploadPace":
         """Return the pace of the settings."""
         return cls(settings.upload_bytes_per_second, settings.upload_grace_seconds)
 
@@ -273,7 +273,7 @@ class Pace(NamedTuple):
 class _Upload:
     """A body that is being stored."""
 
-    def __init__(self, stream: AsyncIterator[bytes], limit: int, pace: Pace) -> None:
+    def __init__(self, stream: AsyncIterator[bytes], limit: int, pace: UploadPace) -> None:
         self.size = 0
         """Bytes so far."""
         self._stream = stream
@@ -293,7 +293,7 @@ def _check_size(size_bytes: int, limit: int) -> None:
         raise TooLarge(msg)
 
 
-async def _pieces(stream: AsyncIterator[bytes], limit: int, pace: Pace) -> AsyncIterator[list[bytes]]:
+async def _pieces(stream: AsyncIterator[bytes], limit: int, pace: UploadPace) -> AsyncIterator[list[bytes]]:
     """Yield the body's chunks as they arrive, grouped to at least PIECE_BYTES.
 
     Raises:

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 
 from ipnext.api.authorization.access import may
 from ipnext.api.authorization.audit_entries import record_asked
-from ipnext.api.dependencies import IdempotencyKey, ModelName, Platform, Rooms, User
+from ipnext.api.dependencies import IdempotencyKey, ModelName, PlatformAdapters, Rooms, User
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.errors import Conflict
 from ipnext.model.lifecycle.controls import ControlAction, ControlAnswer, ControlAsked, ControlRequest
@@ -73,7 +73,9 @@ _NOTED_BY_THE_MODEL = frozenset({ControlAction.PAUSE, ControlAction.RESUME})
 """The model's entity writes the event, in addition to the condition."""
 
 
-async def _said(rooms: Platform, model: str, action: ControlAction, asked: ControlAsked, key: str) -> ControlAnswer:
+async def _said(
+    rooms: PlatformAdapters, model: str, action: ControlAction, asked: ControlAsked, key: str
+) -> ControlAnswer:
     change_id = await asyncio.to_thread(_running, rooms, model, action)
     if change_id is None and action in _OF_A_RUN:
         msg = f"no change of {model!r} runs: there is nothing to {action.value}"
@@ -91,7 +93,7 @@ NOTES_LOOKED_AT = 50
 """Newest events of a model among which the event of a repeated request is searched."""
 
 
-def _note(rooms: Platform, model: str, message: str, key: str) -> None:
+def _note(rooms: PlatformAdapters, model: str, message: str, key: str) -> None:
     """Add an event with the user and the reason; one for all requests of one key."""
     with rooms.store.begin(model) as unit:
         detail = {"idempotencyKey": key} if key else None
@@ -100,7 +102,7 @@ def _note(rooms: Platform, model: str, message: str, key: str) -> None:
             unit.add_event(model, "Control", message, detail=detail)
 
 
-def _running(rooms: Platform, model: str, action: ControlAction) -> str | None:
+def _running(rooms: PlatformAdapters, model: str, action: ControlAction) -> str | None:
     """Return the change that the action concerns, the oldest running one.
 
     For a decision of a run the one that moves the model. Two run if a repair passes a change that waits. NotFound if
@@ -113,7 +115,7 @@ def _running(rooms: Platform, model: str, action: ControlAction) -> str | None:
         return next(found, running[0] if running else None)
 
 
-def _frozen_retirement(rooms: Platform, model: str) -> str:
+def _frozen_retirement(rooms: PlatformAdapters, model: str) -> str:
     """Return the retirement of the model that waits for a freeze; empty if there is none.
 
     NotFound if the model is unknown.

@@ -28,7 +28,7 @@ Search = Annotated[str | None, Query(max_length=63, description="Only models wit
 PageLimit = Annotated[int, Query(ge=1, le=MOST_MODELS, description=f"Models of the page, 1 to {MOST_MODELS}.")]
 
 
-class Wanted(NamedTuple):
+class ModelFilter(NamedTuple):
     """A client's filter of models."""
 
     owner: str | None = None
@@ -40,12 +40,12 @@ class Wanted(NamedTuple):
 
 def parse_filters(
     owner: Owner = None, ready: Ready = None, search: Search = None, after: After = None, limit: PageLimit = 50
-) -> Wanted:
+) -> ModelFilter:
     """Read the filters and the page from a request's query."""
-    return Wanted(owner, ready, search, after, limit)
+    return ModelFilter(owner, ready, search, after, limit)
 
 
-WantedModels = Annotated[Wanted, Depends(parse_filters)]
+WantedModels = Annotated[ModelFilter, Depends(parse_filters)]
 
 
 class FleetReadiness(NamedTuple):
@@ -74,7 +74,7 @@ def suspects(unit: Repository, states: States) -> frozenset[str]:
     return states.troubled | unit.models_wanted_in(states.unreachable) | unit.models_unrouted()
 
 
-def find_models(unit: Repository, states: States, wanted: Wanted) -> Page[ModelFacts]:
+def find_models(unit: Repository, states: States, wanted: ModelFilter) -> Page[ModelFacts]:
     """Return the facts of one page of models."""
     doubtful = suspects(unit, states) if wanted.ready is False else ()
     page = unit.model_page(

@@ -12,7 +12,7 @@ from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.schema import OF_SHARED
 from ipnext.api.workflow_engine.port import change_view
 from ipnext.errors import NotFound
-from ipnext.model.api.resources import ChangeView, EventView, Listed, TransitionView
+from ipnext.model.api.resources import ChangeView, EventView, ListPage, TransitionView
 from ipnext.model.lifecycle.messages import ChangeState, ValidationReport
 from ipnext.model.registry.registry import Generation, Snapshot
 from ipnext.model.value import Name
@@ -34,7 +34,7 @@ def read_change(change_id: RecordId, rooms: Rooms) -> ChangeView:
 @router.get("/changes", dependencies=[may("models.list")], summary="List changes of all models")
 def list_all_changes(
     rooms: Rooms, visible: Visible, state: ChangeState | None = None, after: After = None, limit: Limit = 50
-) -> Listed[ChangeView]:
+) -> ListPage[ChangeView]:
     """In the order of recording, the last first."""
     with rooms.store.read(visible) as unit:
         page = unit.change_page(state=state, after=after, limit=limit)
@@ -42,7 +42,7 @@ def list_all_changes(
 
 
 @router.get("/models/{name}/changes", dependencies=[may("models.read")], summary="List a model's changes")
-def list_changes(name: ModelName, rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed[ChangeView]:
+def list_changes(name: ModelName, rooms: Rooms, after: After = None, limit: Limit = 50) -> ListPage[ChangeView]:
     """Newest first."""
     with rooms.store.read() as unit:
         page = unit.change_page(name, after=after, limit=limit)
@@ -50,7 +50,7 @@ def list_changes(name: ModelName, rooms: Rooms, after: After = None, limit: Limi
 
 
 @router.get("/models/{name}/generations", dependencies=[may("models.read")], summary="List a model's generations")
-def list_generations(name: ModelName, rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed[Generation]:
+def list_generations(name: ModelName, rooms: Rooms, after: After = None, limit: Limit = 50) -> ListPage[Generation]:
     """Newest first: the snapshot of each part, the state and its reason."""
     with rooms.store.read() as unit:
         return view_page(unit.generation_page(name, after=after, limit=limit))
@@ -63,7 +63,7 @@ def list_snapshots(
     part: Annotated[Name | None, Query(description="Only snapshots of this part.")] = None,
     after: After = None,
     limit: Limit = 50,
-) -> Listed[Snapshot]:
+) -> ListPage[Snapshot]:
     """By part, the newest of each part first."""
     with rooms.store.read() as unit:
         return view_page(unit.snapshot_page(name, part=part, after=after, limit=limit))
@@ -96,7 +96,7 @@ def read_report(name: ModelName, generation: GenerationNumber, rooms: Rooms) -> 
 
 
 @router.get("/models/{name}/transitions", dependencies=[may("models.read")], summary="List a model's transitions")
-def list_transitions(name: ModelName, rooms: Rooms, after: After = None, limit: Limit = 20) -> Listed[TransitionView]:
+def list_transitions(name: ModelName, rooms: Rooms, after: After = None, limit: Limit = 20) -> ListPage[TransitionView]:
     """Newest first: the waves from one state to another, and how many are done."""
     with rooms.store.read() as unit:
         page = unit.transition_page(name, after=after, limit=limit)
@@ -104,7 +104,7 @@ def list_transitions(name: ModelName, rooms: Rooms, after: After = None, limit: 
 
 
 @router.get("/models/{name}/events", dependencies=[may("models.read")], summary="List a model's events")
-def list_events(name: ModelName, rooms: Rooms, after: After = None, limit: Limit = 100) -> Listed[EventView]:
+def list_events(name: ModelName, rooms: Rooms, after: After = None, limit: Limit = 100) -> ListPage[EventView]:
     """List the events of a model in words, newest first."""
     with rooms.store.read() as unit:
         page = unit.event_page(name, after=after, limit=limit)
@@ -112,7 +112,7 @@ def list_events(name: ModelName, rooms: Rooms, after: After = None, limit: Limit
 
 
 @router.get("/events", dependencies=[may("models.list")], summary="List events of all models")
-def list_all_events(rooms: Rooms, visible: Visible, after: After = None, limit: Limit = 100) -> Listed[EventView]:
+def list_all_events(rooms: Rooms, visible: Visible, after: After = None, limit: Limit = 100) -> ListPage[EventView]:
     """List the events of the whole fleet, newest first; without those of other owners' models."""
     with rooms.store.read(visible) as unit:
         page = unit.event_page(after=after, limit=limit)

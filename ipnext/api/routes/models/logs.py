@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from ipnext.api.authorization.access import Asker, may
-from ipnext.api.dependencies import ModelName, Platform, Rooms
+from ipnext.api.dependencies import ModelName, PlatformAdapters, Rooms
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.requests.slots import holder_of
 from ipnext.api.requests.turns import Turns
@@ -61,7 +61,7 @@ def _readers(http: Request) -> Turns:
 
 
 def _logs_of_model(
-    rooms: Platform, asked: LogQuery, region: str | None, known: Mapping[str, Mapping[str, int]] | None
+    rooms: PlatformAdapters, asked: LogQuery, region: str | None, known: Mapping[str, Mapping[str, int]] | None
 ) -> LogsView:
     keeper = _keeper(rooms, region)
     with rooms.store.read() as unit:
@@ -78,7 +78,7 @@ def _logs_of_model(
     raise _nothing(query, regions, sorted(parts), everything)
 
 
-def _keeper(rooms: Platform, region: str | None) -> LogKeeper:
+def _keeper(rooms: PlatformAdapters, region: str | None) -> LogKeeper:
     """Return the infrastructure if it keeps logs and knows the region. Raises NotFound."""
     keeper = rooms.infrastructure
     if not isinstance(keeper, LogKeeper):

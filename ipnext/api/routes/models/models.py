@@ -28,7 +28,7 @@ from ipnext.api.services.retirement import check_not_retiring, note_restored
 from ipnext.api.services.status import model_view
 from ipnext.api.workflow_engine.port import change_view
 from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite
-from ipnext.model.api.resources import ChangeView, Explanation, Listed, ModelApplied, ModelView
+from ipnext.model.api.resources import ChangeView, ListPage, ModelApplied, ModelView, StatusExplanation
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
 from ipnext.model.manifest.manifest import ModelManifest
@@ -50,7 +50,7 @@ router = APIRouter(prefix="/v1/models", tags=["models"], route_class=GuardedRout
     "",
     dependencies=[may("models.list")],
     summary="List models",
-    response_model=Listed[ModelView],
+    response_model=ListPage[ModelView],
     responses=NOT_MODIFIED,
 )
 async def list_models(request: Request, rooms: Rooms, wanted: WantedModels, visible: Visible) -> Response:
@@ -63,7 +63,7 @@ async def list_models(request: Request, rooms: Rooms, wanted: WantedModels, visi
     def make(states: States) -> bytes:
         with rooms.store.read(visible) as unit:
             found = find_models(unit, states, wanted)
-        page = Listed[ModelView](items=tuple(model_view(each, states) for each in found.items), next=found.next)
+        page = ListPage[ModelView](items=tuple(model_view(each, states) for each in found.items), next=found.next)
         return page.model_dump_json(by_alias=True).encode()
 
     return await rooms.shared.answer(request, ("models", wanted, visible), make)
@@ -157,7 +157,7 @@ def retire_model(name: ModelName, rooms: Rooms) -> ChangeView:
 
 
 @router.get("/{name}/explanation", dependencies=[may("models.read")], summary="Explain a model's state")
-def explain_model(name: ModelName, rooms: Rooms) -> Explanation:
+def explain_model(name: ModelName, rooms: Rooms) -> StatusExplanation:
     """One chain from the deployment to the cause, one reason of the closed list, and what to do about it."""
     states = rooms.observer.states()
     with rooms.store.read() as unit:

@@ -8,14 +8,14 @@ from fastapi import APIRouter, Path
 
 from ipnext.access.keys import draw_key
 from ipnext.api.authorization.access import Asker, Visible, may
-from ipnext.api.dependencies import After, DryRun, ExpectedVersion, Limit, Platform, Rooms, view_page
+from ipnext.api.dependencies import After, DryRun, ExpectedVersion, Limit, PlatformAdapters, Rooms, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.services.manifest_checks import check_storable
 from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite
 from ipnext.model.access.artifact_use import Allowance, owners_allowance
 from ipnext.model.access.owner import DOLLARS, MODELS, REPLICAS, UNITS, OwnerManifest, OwnerMember, OwnerView, QuotaUse
 from ipnext.model.access.roles import RoleBinding
-from ipnext.model.api.resources import Listed
+from ipnext.model.api.resources import ListPage
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.owner_claims import Claims
 from ipnext.model.value import Name
@@ -34,7 +34,7 @@ OwnerName = Annotated[Name, Path(description="Name of the owner.")]
 
 
 @router.get("", dependencies=[may("owners.read")], summary="List owners")
-def list_owners(rooms: Rooms, visible: Visible, after: After = None, limit: Limit = 50) -> Listed[OwnerView]:
+def list_owners(rooms: Rooms, visible: Visible, after: After = None, limit: Limit = 50) -> ListPage[OwnerView]:
     """By name, with their usage; those whose models the caller may not read are left out."""
     with rooms.store.read(visible) as unit:
         page = unit.owner_page(after=after, limit=limit)
@@ -176,7 +176,7 @@ def _check_kinds(unit: Repository, manifest: OwnerManifest) -> None:
 
 
 def _answer_dry_run(
-    rooms: Platform, unit: Repository, before: OwnerRecord | None, manifest: OwnerManifest, expected: int | None
+    rooms: PlatformAdapters, unit: Repository, before: OwnerRecord | None, manifest: OwnerManifest, expected: int | None
 ) -> OwnerView:
     """Return the answer of a dry run: the given manifest under the version in force (0: none)."""
     version, at = (0 if before is None else before.version), datetime.now(UTC)
@@ -197,7 +197,7 @@ def _answer_dry_run(
     return view.model_copy(update={"manifest": shown, "dry_run": True})
 
 
-def _views(rooms: Platform, unit: Repository, records: Sequence[OwnerRecord]) -> tuple[OwnerView, ...]:
+def _views(rooms: PlatformAdapters, unit: Repository, records: Sequence[OwnerRecord]) -> tuple[OwnerView, ...]:
     """Return owners with their members and usage; the number of statements does not depend on the number of owners."""
     names = [record.name for record in records]
     members, uses = unit.owner_members(names), unit.owner_uses(names)

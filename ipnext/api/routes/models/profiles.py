@@ -10,7 +10,7 @@ from ipnext.api.dependencies import After, Limit, ModelName, Rooms, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.routes.models.owners import admit_documents, allowance_of
 from ipnext.errors import InvalidInput, NotFound
-from ipnext.model.api.resources import Listed
+from ipnext.model.api.resources import ListPage
 from ipnext.model.fleet import HardwareOption
 from ipnext.model.manifest.manifest import ModelManifest, PartSpec
 from ipnext.model.manifest.profiled import throughput_of
@@ -37,7 +37,7 @@ CLOCKS_DIFFER = timedelta(minutes=5)
 @router.get("", dependencies=[may("models.read")], summary="List a snapshot's profiles")
 def list_profiles(
     name: ModelName, part: PartName, number: SnapshotNumber, rooms: Rooms, after: After = None, limit: Limit = 50
-) -> Listed[ProfileView]:
+) -> ListPage[ProfileView]:
     """Newest first, each with what it says at the part's latency target today."""
     with rooms.store.read() as unit:
         manifest = unit.model(name).manifest

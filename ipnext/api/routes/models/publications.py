@@ -7,7 +7,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Request
 
 from ipnext.api.authorization.access import Asker, may
-from ipnext.api.dependencies import ModelName, Platform, Rooms, User
+from ipnext.api.dependencies import ModelName, PlatformAdapters, Rooms, User
 from ipnext.api.errors import MAX_ALLOWED
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.requests.identifiers import client_id
@@ -72,7 +72,7 @@ def _readers(http: Request) -> Turns:
     return readers
 
 
-def _publish(name: str, request: PublishRequest, rooms: Platform, user: str, asker: Principal) -> ChangeView:
+def _publish(name: str, request: PublishRequest, rooms: PlatformAdapters, user: str, asker: Principal) -> ChangeView:
     change_id = client_id("changeId", request.change_id)
     with rooms.store.read() as unit:
         record = check_in_service(unit, unit.model(name))
@@ -147,7 +147,7 @@ def _check_parts(record: ModelRecord, given: Iterable[str]) -> None:
             raise InvalidInput(msg, field=f"parts.{part}", value=part, allowed=known)
 
 
-def _source(rooms: Platform, asker: Principal, owner: str, given: PublishPart) -> SnapshotSource:
+def _source(rooms: PlatformAdapters, asker: Principal, owner: str, given: PublishPart) -> SnapshotSource:
     """Return a part's content in the artifact store, announced; the content of a uri is first read into it."""
     if given.digest is not None:
         uri = snapshot_uri(rooms.artifacts.uri, given.digest)
@@ -168,7 +168,7 @@ def _source(rooms: Platform, asker: Principal, owner: str, given: PublishPart) -
     )
 
 
-def _announce(rooms: Platform, owner: str, manifest: SnapshotManifest) -> None:
+def _announce(rooms: PlatformAdapters, owner: str, manifest: SnapshotManifest) -> None:
     """Count the artifacts that are about to be read or named, and protect them from a collection.
 
     Raises QuotaExceeded.
@@ -177,7 +177,7 @@ def _announce(rooms: Platform, owner: str, manifest: SnapshotManifest) -> None:
         _charge(unit, rooms, owner, manifest)
 
 
-def _check_there(rooms: Platform, sources: Mapping[str, SnapshotSource]) -> None:
+def _check_there(rooms: PlatformAdapters, sources: Mapping[str, SnapshotSource]) -> None:
     """Check that no collection removed a snapshot before its announcement: a manifest is removed before its blobs.
 
     Raises ArtifactMissing.
@@ -186,7 +186,7 @@ def _check_there(rooms: Platform, sources: Mapping[str, SnapshotSource]) -> None
         rooms.artifacts.manifest(source.uri)
 
 
-def _charge(unit: Repository, rooms: Platform, owner: str, manifest: SnapshotManifest) -> None:
+def _charge(unit: Repository, rooms: PlatformAdapters, owner: str, manifest: SnapshotManifest) -> None:
     """Charge the owner for artifacts that no owner is charged for. Raises QuotaExceeded."""
     unit.charge_artifacts(sizes_of(manifest), allowance_of(unit, owner, default=rooms.settings.artifact_bytes))
 

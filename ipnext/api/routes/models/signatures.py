@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
-from ipnext.api.dependencies import Platform
+from ipnext.api.dependencies import PlatformAdapters
 from ipnext.artifacts.layout import snapshot_uri
 from ipnext.artifacts.native_code import SETTING, read_native_signers
 from ipnext.artifacts.signing import MANIFEST_KEYS, read_keys, signers
@@ -41,7 +41,7 @@ _READ: Final[WeakKeyDictionary[Store, tuple[tuple[int, int], tuple[ModelKeys, ..
 """Store -> the basis of its manifests at the last read, and their keys."""
 
 
-def keep_signatures(rooms: Platform, asker: Principal, digest: str, envelope: SignatureEnvelope) -> None:
+def keep_signatures(rooms: PlatformAdapters, asker: Principal, digest: str, envelope: SignatureEnvelope) -> None:
     """Store signatures of a committed snapshot in addition to its present ones.
 
     ArtifactMissing if the snapshot is missing; SignatureInvalid if the envelope is of another one, or one of its
@@ -81,7 +81,7 @@ class _Trust:
         return {name: key for _, of, keys in self.models if of == owner for name, key in keys.items()}
 
 
-def _trust_of(rooms: Platform) -> _Trust:
+def _trust_of(rooms: PlatformAdapters) -> _Trust:
     policy = read_native_signers(rooms.settings.native_library_keys_file)
     return _Trust({} if policy is None else read_keys(policy.public_keys), _model_keys(rooms.store))
 
@@ -106,7 +106,7 @@ def _model_keys(store: Store) -> tuple[ModelKeys, ...]:
 class _Judgement:
     """Judges a caller's additions to a snapshot's signatures."""
 
-    rooms: Platform
+    rooms: PlatformAdapters
     asker: Principal
     digest: str
     known: SignatureEnvelope | None

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
 
-from ipnext.api.dependencies import Platform, Rooms
+from ipnext.api.dependencies import PlatformAdapters, Rooms
 from ipnext.api.schema import UNREADY
 from ipnext.errors import Unavailable
 from ipnext.model.api.resources import Readiness
@@ -49,7 +49,7 @@ class _Found(NamedTuple):
     """Whether other settings of access are in force."""
 
 
-def _look(rooms: Platform) -> _Found | None:
+def _look(rooms: PlatformAdapters) -> _Found | None:
     try:
         with rooms.store.read() as unit:
             return _Found(unit.count_unsubmitted(), bool(rooms.access_settings.differing(unit.access_list_state())))

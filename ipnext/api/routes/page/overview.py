@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from fastapi import APIRouter, Request, Response
 
 from ipnext.api.authorization.access import Visible, may
-from ipnext.api.dependencies import Platform, Rooms
+from ipnext.api.dependencies import PlatformAdapters, Rooms
 from ipnext.api.requests.guarded_route import GuardedRoute
-from ipnext.api.routes.models.filters import Wanted, WantedModels, find_models, fleet_readiness, serves
+from ipnext.api.routes.models.filters import ModelFilter, WantedModels, find_models, fleet_readiness, serves
 from ipnext.api.routes.regions.drains import drains_by_region
 from ipnext.api.routes.regions.freezes import calendars_of
 from ipnext.api.routes.regions.plans import newest_replan, plan_in_force
@@ -21,7 +21,7 @@ from ipnext.api.services.model_facts import ModelFacts, throughputs_of
 from ipnext.api.services.region_states import States
 from ipnext.api.services.status import model_view
 from ipnext.api.workflow_engine.port import change_view
-from ipnext.freezes.evaluation import Asked, frozen
+from ipnext.freezes.evaluation import ChangeScope, frozen
 from ipnext.model.api.resources import EventView, ModelOverview, ModelView, Overview
 from ipnext.model.manifest.freeze import Frozen
 from ipnext.model.registry.profile import PartThroughput
@@ -55,7 +55,7 @@ async def overview(request: Request, rooms: Rooms, wanted: WantedModels, visible
     return await rooms.shared.answer(request, ("overview", wanted, visible), make)
 
 
-def _overview(rooms: Platform, states: States, wanted: Wanted, visible: frozenset[str] | None) -> Overview:
+def _overview(rooms: PlatformAdapters, states: States, wanted: ModelFilter, visible: frozenset[str] | None) -> Overview:
     with rooms.store.read(visible) as unit:
         page = find_models(unit, states, wanted)
         facts, names = page.items, [each.record.name for each in page.items]
@@ -116,7 +116,7 @@ def _frozen(unit: Repository, facts: Sequence[ModelFacts], at: datetime) -> Mapp
         name, manifest = each.record.name, each.record.manifest
         regions = {item.region for item in manifest.spec.demand} | placed.get(name, frozenset())
         regions |= {deployment.key.region for deployment in each.deployments if deployment.replicas}
-        bound = frozen(calendars, Asked(name, manifest.metadata.owner, frozenset(regions), "publish"), at)
+        bound = frozen(calendars, ChangeScope(name, manifest.metadata.owner, frozenset(regions), "publish"), at)
         if bound is not None:
             found[name] = bound
     return found

@@ -12,7 +12,7 @@ from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.services.hidden_fields import redact_drain
 from ipnext.api.workflow_engine.port import Lifecycle
 from ipnext.errors import Conflict, InvalidInput, NotFound
-from ipnext.model.api.resources import Listed
+from ipnext.model.api.resources import ListPage
 from ipnext.model.deployment.deployment import RegionState
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle.drain import Drain, DrainRequest, DrainView, ReturnRequest
@@ -79,7 +79,7 @@ def list_drains(
     region: Annotated[Name | None, Query(description="Only drains of this region.")] = None,
     after: After = None,
     limit: Limit = 20,
-) -> Listed[DrainView]:
+) -> ListPage[DrainView]:
     """Newest first, those that are over too: what was asked and why, where it stands, what came of it."""
     with rooms.store.read() as unit:
         page = unit.drain_page(region, after=after, limit=limit)

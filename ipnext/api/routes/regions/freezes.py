@@ -13,8 +13,8 @@ from ipnext.api.services.hidden_fields import names_in_freezes, redact_freeze
 from ipnext.api.services.manifest_checks import check_storable
 from ipnext.errors import InvalidInput, NotFound, StaleWrite
 from ipnext.freezes.calendar import FreezeCalendar
-from ipnext.freezes.evaluation import Asked, frozen, next_window, next_windows, open_window
-from ipnext.model.api.resources import Listed
+from ipnext.freezes.evaluation import ChangeScope, frozen, next_window, next_windows, open_window
+from ipnext.model.api.resources import ListPage
 from ipnext.model.lifecycle.messages import Change
 from ipnext.model.manifest.freeze import (
     FreezableKind,
@@ -39,7 +39,7 @@ FreezeName = Annotated[Name, Path(description="Name of the freeze.")]
 
 
 @router.get("/freezes", dependencies=[may("fleet.read")], summary="List freezes")
-def list_freezes(rooms: Rooms, visible: Visible, after: After = None, limit: Limit = 50) -> Listed[FreezeView]:
+def list_freezes(rooms: Rooms, visible: Visible, after: After = None, limit: Limit = 50) -> ListPage[FreezeView]:
     """By name, each with the window that is open now and the next ones.
 
     Those for models of other owners alone are left out.
@@ -73,7 +73,7 @@ def frozen_now(
     with rooms.store.read() as unit:
         rooms.access.check_model(asker, ACTIONS["models.read"], unit, model)
         touched, calendars = find_touched(unit, model), calendars_of(unit)
-    asked = Asked(model, *touched, kind)
+    asked = ChangeScope(model, *touched, kind)
     bound, following = frozen(calendars, asked, at), next_window(calendars, asked, at)
     return FreezeNow(model=model, kind=kind, at=at, frozen=bound, next_window=following)
 
@@ -176,7 +176,7 @@ def binding(unit: Repository, model: str, kind: str, at: datetime) -> Frozen | N
     calendars = calendars_of(unit)
     if not calendars:
         return None
-    return frozen(calendars, Asked(model, *find_touched(unit, model), kind), at)
+    return frozen(calendars, ChangeScope(model, *find_touched(unit, model), kind), at)
 
 
 def calendars_of(unit: Repository) -> tuple[FreezeCalendar, ...]:

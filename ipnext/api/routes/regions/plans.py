@@ -16,7 +16,15 @@ from ipnext.api.requests.identifiers import client_id
 from ipnext.api.services.hidden_fields import is_replan_shown, redact_moves, redact_plan, redact_replan
 from ipnext.api.workflow_engine.port import replan_view
 from ipnext.errors import NotFound, Unavailable
-from ipnext.model.api.resources import Listed, MovesView, PlanInForce, PlanSummary, PlanView, ReplanRequest, ReplanView
+from ipnext.model.api.resources import (
+    ListPage,
+    MovesView,
+    PlanInForce,
+    PlanSummary,
+    PlanView,
+    ReplanRequest,
+    ReplanView,
+)
 from ipnext.model.lifecycle.replan_moves import MoverAsked, ReplanProgress, SteerRequest
 from ipnext.model.planning.plan import PlanDiff
 from ipnext.store.records import PlanEntry
@@ -47,7 +55,7 @@ def list_plans(
         bool, Query(alias="fleetOnly", description="Only plans of the whole fleet, and replans that found none.")
     ] = False,
     after: After = None,
-) -> Listed[PlanSummary]:
+) -> ListPage[PlanSummary]:
     """Newest first, replans that failed among them. `in_force` marks the plan that was adopted last."""
     with rooms.store.read(visible) as unit:
         in_force = unit.plan_in_force_id()
@@ -165,12 +173,12 @@ def read_moves(rooms: Rooms, visible: Visible) -> MovesView:
 
 
 @router.get("/replans", dependencies=[may("fleet.read")], summary="List replans")
-def list_replans(rooms: Rooms, visible: Visible, after: After = None, limit: Limit = 20) -> Listed[ReplanView]:
+def list_replans(rooms: Rooms, visible: Visible, after: After = None, limit: Limit = 20) -> ListPage[ReplanView]:
     """Newest first: who asked, where it stands, what came of it."""
     with rooms.store.read() as unit:
         page = unit.replan_page(after=after, limit=limit)
     found = page.map(lambda replan: redact_replan(replan_view(replan, rooms.lifecycle), visible))
-    return Listed(items=tuple(each for each in found.items if is_replan_shown(each, visible)), next=found.next)
+    return ListPage(items=tuple(each for each in found.items if is_replan_shown(each, visible)), next=found.next)
 
 
 @router.get("/replans/{replan_id}", dependencies=[may("fleet.read")], summary="Follow a replan")

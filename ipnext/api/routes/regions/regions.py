@@ -13,7 +13,7 @@ from ipnext.api.routes.regions.drains import drains_by_region
 from ipnext.api.services.hidden_fields import filter_replicas, filter_states, redact_drains
 from ipnext.api.services.region_states import States
 from ipnext.errors import NotFound, Unavailable
-from ipnext.model.api.resources import Listed, RegionView, SupplyUse
+from ipnext.model.api.resources import HardwareUse, ListPage, RegionView
 from ipnext.model.deployment.deployment import Replica
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle.drain import DrainView
@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1/regions", tags=["regions"], route_class=GuardedRo
 
 
 @router.get("", dependencies=[may("fleet.read")], summary="List regions")
-def list_regions(rooms: Rooms, visible: Visible, after: After = None, limit: Limit = 50) -> Listed[RegionView]:
+def list_regions(rooms: Rooms, visible: Visible, after: After = None, limit: Limit = 50) -> ListPage[RegionView]:
     """Every region of the fleet and of the infrastructure. One that does not answer is shown as not reachable.
 
     Of its replicas at most twenty are shown, those that do not answer first; `GET /v1/regions/{region}/replicas` lists
@@ -56,7 +56,7 @@ def list_replicas(
     model: Annotated[Name | None, Query(description="Only replicas of this model.")] = None,
     after: After = None,
     limit: Limit = 100,
-) -> Listed[Replica]:
+) -> ListPage[Replica]:
     """List what the region reports of each replica, by id. 503 if it does not answer, 404 for an unknown region."""
     states = rooms.observer.states()
     if region not in states:
@@ -112,7 +112,7 @@ def _with_gateway(view: RegionView, gateways: Mapping[str, str]) -> RegionView:
 def _view(name: str, fleet: FleetSpec | None, used: Mapping[tuple[str, str], float], states: States) -> RegionView:
     items = [item for item in fleet.supply if item.region == name] if fleet is not None else []
     supply = tuple(
-        SupplyUse(
+        HardwareUse(
             hardware=item.hardware,
             units=item.units,
             used=round(taken := used.get((name, item.hardware), 0.0), 6),

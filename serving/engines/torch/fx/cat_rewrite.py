@@ -46,7 +46,7 @@ def join_pieces(graph: fx.Graph, join: fx.Node, fresh: set[fx.Node]) -> None:
     graph.erase_node(join)
 
 
-class Reordered:
+class ReorderedColumns:
     """The columns of a tensor in another order."""
 
     def __init__(self, order: Sequence[int]) -> None:
@@ -87,7 +87,7 @@ def _reorder_columns(graph: fx.Graph, items: Sequence[fx.Node], join: fx.Node) -
             parts.append(call(graph, torch.unsqueeze, item, 1) if column is None else source)
             end += 1 if column is None else sizes(source)[1]
         order.append(begins[whole] + (column or 0))
-    rows = call(graph, Reordered(order), call(graph, torch.cat, parts, 1))
+    rows = call(graph, ReorderedColumns(order), call(graph, torch.cat, parts, 1))
     return rows if join.target is aten.stack.default else call(graph, torch.flatten, rows, 1, 2)
 
 

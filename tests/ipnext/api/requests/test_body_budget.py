@@ -8,9 +8,9 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ipnext.access.acting import Acting
+from ipnext.access.acting import RequestAuthority
 from ipnext.api.errors import install_error_handlers
-from ipnext.api.requests.body_limit import BodyBudget, BodyLimit
+from ipnext.api.requests.body_limit import ApiBodyBudget, BodyLimit
 from ipnext.errors import RateLimited, Unavailable
 from ipnext.model.access.rights import Principal
 from tests.waiting import eventually
@@ -58,7 +58,7 @@ class Api:
             "headers": [(b"host", b"localhost"), *headers],
             "client": (source, 1),
             "server": ("localhost", 80),
-            "state": {"acting": Acting(principal, source)},
+            "state": {"acting": RequestAuthority(principal, source)},
         }
 
         async def receive():
@@ -73,7 +73,7 @@ class Api:
 
 @pytest.mark.parametrize("declared", [True, False])
 async def test_a_client_keeps_a_quarter_of_the_bodies_waiting_and_others_have_room(declared):
-    api = Api(BodyBudget(8 * SIZE))
+    api = Api(ApiBodyBudget(8 * SIZE))
     greedy = [asyncio.create_task(api.ask(key("greedy"))) for _ in range(2)]
     await eventually(lambda: api.whole == 2)
     status, headers, text = await api.ask(key("greedy"), declared=declared)
@@ -91,7 +91,7 @@ async def test_a_client_keeps_a_quarter_of_the_bodies_waiting_and_others_have_ro
 
 
 async def test_before_a_credential_is_known_an_address_has_a_share():
-    api = Api(BodyBudget(4 * SIZE))
+    api = Api(ApiBodyBudget(4 * SIZE))
     first = asyncio.create_task(api.ask(PUBLIC, "1.1.1.1"))
     await eventually(lambda: api.whole == 1)
     assert (await api.ask(PUBLIC, "1.1.1.1"))[0] == 429
@@ -101,7 +101,7 @@ async def test_before_a_credential_is_known_an_address_has_a_share():
 
 
 async def test_without_authentication_there_is_one_limit_for_all():
-    api = Api(BodyBudget(4 * SIZE), authenticated=False)
+    api = Api(ApiBodyBudget(4 * SIZE), authenticated=False)
     asked = [asyncio.create_task(api.ask(PUBLIC)) for _ in range(4)]
     await eventually(lambda: api.whole == 4)
     assert (await api.ask(PUBLIC))[0] == 503
@@ -111,7 +111,7 @@ async def test_without_authentication_there_is_one_limit_for_all():
 
 
 def test_a_refused_body_is_not_counted():
-    budget = BodyBudget(4 * SIZE)
+    budget = ApiBodyBudget(4 * SIZE)
     budget.take("a", SIZE)
     with pytest.raises(RateLimited):
         budget.take("a", 1)

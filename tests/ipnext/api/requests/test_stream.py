@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from ipnext.api.requests.shared_answers import SharedAnswers
-from ipnext.api.requests.stream import BEAT, BUFFERED, Everything, Stream
+from ipnext.api.requests.stream import BEAT, BUFFERED, Stream, UnfilteredListener
 from ipnext.api.services.region_observer import RegionObserver
 from ipnext.errors import RateLimited, Unavailable
 from tests.waiting import PATIENCE_SECONDS
@@ -100,7 +100,7 @@ async def test_no_more_than_the_most_may_subscribe(rooms, stream):
     assert stream.subscribers == 0
 
 
-class Holder(Everything):
+class Holder(UnfilteredListener):
     """A listener of a principal."""
 
     def __init__(self, holder):

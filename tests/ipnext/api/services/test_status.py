@@ -9,9 +9,9 @@ from ipnext.api.services.explanation_chain import cause_steps, trouble_steps
 from ipnext.api.services.region_states import States
 from ipnext.api.services.status import Trouble, cause_of, serving_troubles
 from ipnext.model.deployment.deployment import (
+    AssignedSnapshot,
     Deployment,
     DeploymentKey,
-    HeldSnapshot,
     RegionState,
     Replica,
     ReplicaPhase,
@@ -284,7 +284,9 @@ async def test_an_adapter_that_its_base_cannot_load_is_the_part_that_is_named(ap
     await serving(applied)
     with applied.rooms.store.begin() as unit:
         base = next(deployment for deployment in unit.deployments("ranker") if deployment.key.part == "dense")
-        style = HeldSnapshot(part="style", snapshot=7, digest="7" * 64, uri="file:///s", generations=(1,), adapter=True)
+        style = AssignedSnapshot(
+            part="style", snapshot=7, digest="7" * 64, uri="file:///s", generations=(1,), adapter=True
+        )
         both = base.model_copy(update={"holds": (*base.holds, style)})
         unit.put_deployment(both)
     applied.rooms.infrastructure.apply(both)
@@ -302,7 +304,9 @@ async def test_a_host_without_all_segments_of_its_part_is_a_part_that_lacks(appl
     applied.rooms.serve(1)
     key = DeploymentKey(model="ranker", part="tower", region="eu", hardware="cpu")
     held = tuple(
-        HeldSnapshot(part=s.name, snapshot=s.snapshot, digest=str(s.snapshot) * 64, uri="file:///s", generations=(1,))
+        AssignedSnapshot(
+            part=s.name, snapshot=s.snapshot, digest=str(s.snapshot) * 64, uri="file:///s", generations=(1,)
+        )
         for s in layout.segments
     )
     served = ServedGeneration(generation=1, graph=layout.graph, snapshots={s.name: s.snapshot for s in layout.segments})

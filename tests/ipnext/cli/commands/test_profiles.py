@@ -11,7 +11,7 @@ from aiohttp import web
 from typer.testing import CliRunner
 
 from ipnext.cli import app
-from ipnext.model.deployment.deployment import Deployment, DeploymentKey, HeldSnapshot
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
 from ipnext.model.fleet import FleetManifest
 from ipnext.model.manifest.manifest import parse_manifest
 from ipnext.model.registry.registry import Signature, SnapshotManifest, SnapshotSource
@@ -60,7 +60,7 @@ def run(live, monkeypatch, mock_url):
         unit.publish("chat", {"llm": SnapshotSource(manifest=source, uri="file:///nowhere")}, change_id="c1")
         unit.update_model("chat", serving_generation=1, target_generation=1)
         key = DeploymentKey(model="chat", part="llm", region="eu", hardware="cpu")
-        held = HeldSnapshot(snapshot=1, digest=source.digest, uri="file:///nowhere", generations=(1,))
+        held = AssignedSnapshot(snapshot=1, digest=source.digest, uri="file:///nowhere", generations=(1,))
         deployment = Deployment(key=key, replicas=1, engine="vllm", units=1, qps=5, holds=(held,))
         unit.put_deployment(deployment)
     rooms.infrastructure.apply(deployment)

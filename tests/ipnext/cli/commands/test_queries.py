@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from rich.console import Console
 
 from ipnext.cli.commands.queries import parts_table, regions_table, waves_table
-from ipnext.model.api.resources import RegionView, SupplyUse, TransitionView
+from ipnext.model.api.resources import HardwareUse, RegionView, TransitionView
 from ipnext.model.lifecycle.drain import Drain, DrainState, DrainView
 from ipnext.model.manifest.manifest import parse_manifest
 from ipnext.model.planning.transition import Transition, TransitionState
@@ -62,7 +62,7 @@ def test_a_region_that_was_declared_lost_and_lives_is_told_without_contradiction
     now = datetime.now(UTC)
     drain = Drain(id="d", region="eu", disaster=True, state=DrainState.DRAINED, created_at=now, updated_at=now)
     lost = DrainView.of(drain, run_url="http://x", replicas_running=2)
-    supply = (SupplyUse(hardware="cpu", units=8, used=0, free=8, unit_cost=1),)
+    supply = (HardwareUse(hardware="cpu", units=8, used=0, free=8, unit_cost=1),)
     view = RegionView(region="eu", reachable=True, drain=lost, supply=supply, replica_count=2)
     planned = DrainView.of(drain.model_copy(update={"disaster": False}), run_url="http://x", replicas_running=None)
     left = view.model_copy(update={"drain": planned, "replica_count": 0})
@@ -81,7 +81,7 @@ def test_a_region_that_was_declared_lost_and_lives_is_told_without_contradiction
 
 
 def test_a_region_that_goes_by_an_old_access_list_says_for_how_long():
-    supply = (SupplyUse(hardware="cpu", units=8, used=0, free=8, unit_cost=1),)
+    supply = (HardwareUse(hardware="cpu", units=8, used=0, free=8, unit_cost=1),)
     view = RegionView(region="eu", reachable=True, supply=supply, access_behind_seconds=41.6)
     console = Console(width=300, record=True, file=io.StringIO())
     console.print(regions_table([view]))

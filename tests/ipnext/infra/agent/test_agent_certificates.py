@@ -18,7 +18,7 @@ import pytest
 
 from ipnext.components.authority import CertificateAuthority
 from ipnext.components.certificates import client_context
-from ipnext.components.identity import Component, Identity
+from ipnext.components.identity import Component, ComponentIdentity
 from ipnext.components.issuing import Issuer
 from ipnext.components.settings import ComponentSettings
 from ipnext.dev.certificates import DevCertificates
@@ -32,7 +32,7 @@ from ipnext.settings import DevSettings
 from tests.waiting import PATIENCE_SECONDS, until
 
 DOMAIN = "ipnext.local"
-PLANE = Identity(DOMAIN, Component.CONTROL_PLANE)
+PLANE = ComponentIdentity(DOMAIN, Component.CONTROL_PLANE)
 ROUTES = sorted(
     {
         (route.method, route.resource.canonical.translate(str.maketrans("", "", "{}")))
@@ -103,7 +103,7 @@ def test_a_client_without_a_certificate_is_refused(agent, certificates):
 
 
 def test_certificates_of_others_and_of_the_past_are_refused(agent, issued):
-    other = Identity("other.example", Component.CONTROL_PLANE)
+    other = ComponentIdentity("other.example", Component.CONTROL_PLANE)
     assert refused(agent, client_context(issued(PLANE, authority=CertificateAuthority.create()), lambda _: True))
     assert refused(agent, client_context(issued(PLANE, lasts=timedelta(seconds=-30)), lambda _: True))
     assert refused(agent, client_context(issued(other), lambda _: True))
@@ -112,7 +112,7 @@ def test_certificates_of_others_and_of_the_past_are_refused(agent, issued):
 @pytest.mark.parametrize("component", [Component.AGENT, Component.ROUTER, Component.HOST, Component.GATEWAY])
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_another_component_may_not(agent, issued, component, method, path):
-    answer = ask(agent, issued(Identity(DOMAIN, component, "eu")), path, method)
+    answer = ask(agent, issued(ComponentIdentity(DOMAIN, component, "eu")), path, method)
     assert answer.status_code == 403
     if method != "HEAD":
         assert answer.json()["code"] == Forbidden.code

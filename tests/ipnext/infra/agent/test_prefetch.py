@@ -10,7 +10,7 @@ import pytest
 
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.infra.agent.prefetch import LANES, LINE_BYTES, MOST_WAITING, Fetcher, Prefetching
+from ipnext.infra.agent.prefetch import LANES, LINE_BYTES, MOST_WAITING, PrefetchProcess, PrefetchQueue
 from tests.ipnext.conftest import write_snapshot
 from tests.waiting import eventually, until
 
@@ -90,7 +90,7 @@ def test_a_uri_that_no_store_has_is_refused_for_its_length(agent):
     assert "uris" in answer.json()["message"]
 
 
-class Babbling(Fetcher):
+class Babbling(PrefetchProcess):
     """Its process answers with more than a line may have, and stays."""
 
     @property
@@ -109,7 +109,7 @@ async def test_a_process_that_can_not_be_understood_is_ended(tmp_path):
     assert [child for child in psutil.Process().children() if child not in others] == []
 
 
-class Held(Prefetching):
+class Held(PrefetchQueue):
     """Fetches in memory; uris that begin with `hang` never come."""
 
     def __init__(self, **more):

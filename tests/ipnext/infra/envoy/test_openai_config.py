@@ -20,7 +20,7 @@ from ipnext.components.identity import Component
 from ipnext.components.sockets import keep_caller_proof, socket_path, socket_url
 from ipnext.infra.envoy import bootstrap
 from ipnext.infra.envoy import config as envoy
-from ipnext.infra.envoy.listeners import Egress, Listeners
+from ipnext.infra.envoy.listeners import EgressListener, Listeners
 from ipnext.infra.gateway.process import envoy_binary
 from ipnext.infra.generation_shares import openai_choices
 from ipnext.infra.process.atomic_file import replace_file
@@ -89,7 +89,7 @@ class Site:
             limits=bootstrap.GatewayLimits(stream_idle_seconds=idle_seconds),
             listeners=Listeners(
                 peer_port=self.ports["peers"],
-                egress=Egress(
+                egress=EgressListener(
                     path=socket_path(egress, Component.ROUTER), proof=keep_caller_proof(egress, Component.ROUTER)
                 ),
             ),

@@ -10,7 +10,7 @@ import pytest
 
 from ipnext.infra.envoy import config as envoy
 from ipnext.infra.envoy import rendering as envoy_rendering
-from ipnext.infra.envoy.rendering import RouteRendering
+from ipnext.infra.envoy.rendering import RouteRenderer
 from ipnext.network.allowed_hosts import AllowedHosts
 from tests.ipnext.infra.envoy.test_config import gateway  # noqa: F401 - a fixture
 
@@ -50,7 +50,7 @@ def steps(gateway, builder, generating):  # noqa: F811 - the fixture
 
 
 def test_the_text_is_that_of_the_whole_configuration_after_each_change(steps):
-    rendering = RouteRendering()
+    rendering = RouteRenderer()
     for version, (name, given) in enumerate(steps.items()):
         told = json.loads(rendering.text(version, given))
         assert told == envoy.discovery(version, envoy.routes(given)), name
@@ -62,7 +62,7 @@ def test_only_the_models_whose_table_changed_are_rendered_again(steps, monkeypat
     monkeypatch.setattr(
         envoy_rendering.config, "model_routes", lambda g, table: rendered.append(table.model) or real(g, table)
     )
-    rendering = RouteRendering()
+    rendering = RouteRenderer()
     told = {}
     for version, (name, given) in enumerate(steps.items()):
         rendered.clear()

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.model.deployment.deployment import HeldSnapshot
+from ipnext.model.deployment.deployment import AssignedSnapshot
 from tests.waiting import until
 
 
@@ -69,7 +69,7 @@ def test_a_model_whose_name_begins_like_another_is_not_taken_for_it(served):
 def segments(model, digests, **settings):
     """One host of the part `tower` that holds a snapshot of each segment."""
     held = tuple(
-        HeldSnapshot(part=part, snapshot=1, digest=digest, uri=f"file:///s/{part}", generations=(1,))
+        AssignedSnapshot(part=part, snapshot=1, digest=digest, uri=f"file:///s/{part}", generations=(1,))
         for part, digest in digests.items()
     )
     return model.deployment({}, part="tower", **settings).model_copy(update={"holds": held})

@@ -11,7 +11,7 @@ import pytest
 from ipnext.components.authority import CertificateAuthority
 from ipnext.components.caller_proof import proof_file, read_proof
 from ipnext.components.certificates import client_context
-from ipnext.components.identity import Component, Identity
+from ipnext.components.identity import Component, ComponentIdentity
 from ipnext.components.issuing import Issuer
 from ipnext.components.settings import ComponentSettings
 from ipnext.components.sockets import socket_path
@@ -104,17 +104,17 @@ def test_what_the_router_sends_to_another_region_has_the_certificate_of_its_gate
 
 
 def test_the_port_for_peers_is_for_gateways_alone(asked):
-    assert asked(Identity(DOMAIN, Component.GATEWAY, "eu")) == 200
+    assert asked(ComponentIdentity(DOMAIN, Component.GATEWAY, "eu")) == 200
     for identity in (
-        *(Identity(DOMAIN, other, "eu") for other in (Component.AGENT, Component.HOST, Component.ROUTER)),
-        Identity(DOMAIN, Component.CONTROL_PLANE),
-        Identity("ipnextxlocal", Component.GATEWAY, "eu"),
+        *(ComponentIdentity(DOMAIN, other, "eu") for other in (Component.AGENT, Component.HOST, Component.ROUTER)),
+        ComponentIdentity(DOMAIN, Component.CONTROL_PLANE),
+        ComponentIdentity("ipnextxlocal", Component.GATEWAY, "eu"),
     ):
         assert asked(identity) is None, identity
 
 
 def test_the_port_for_peers_refuses_others_and_the_past(pair, asked):
-    gateway = Identity(DOMAIN, Component.GATEWAY, "eu")
+    gateway = ComponentIdentity(DOMAIN, Component.GATEWAY, "eu")
     assert asked(gateway, authority=CertificateAuthority.create()) is None
     assert asked(gateway, lasts=timedelta(seconds=-30)) is None
     context = ssl.create_default_context(cadata=pair.authority.certificate.decode())

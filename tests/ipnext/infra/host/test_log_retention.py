@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ipnext.infra.host import log_retention
-from ipnext.infra.host.log_retention import LogKeeping, LogLimits, put_aside
+from ipnext.infra.host.log_retention import LogLimits, LogRetention, put_aside
 from ipnext.infra.host.logs import read_logs
 from ipnext.infra.process.child import ChildProcess
 from ipnext.infra.settings import AgentSettings
@@ -23,7 +23,7 @@ LIMITS = LogLimits(keep_seconds=100, keep_bytes=1000, file_bytes=50, look_second
 
 @pytest.fixture
 def keeping(tmp_path):
-    return LogKeeping(tmp_path, LIMITS, clock=lambda: NOW)
+    return LogRetention(tmp_path, LIMITS, clock=lambda: NOW)
 
 
 ECHO = """
@@ -199,7 +199,7 @@ def test_what_a_look_left_that_was_cut_off_goes_with_the_next_one(tmp_path, keep
 
 def test_a_directory_is_looked_at_now_and_then(tmp_path):
     now = [0.0]
-    keeping = LogKeeping(tmp_path, LIMITS, clock=lambda: now[0])
+    keeping = LogRetention(tmp_path, LIMITS, clock=lambda: now[0])
     assert keeping.due
     keeping.look()
     now[0] = 29.0

@@ -6,7 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from ipnext.infra.context import Site
+from ipnext.infra.context import RegionContext
 from ipnext.infra.process.engine_addresses import EngineAddresses
 from ipnext.infra.settings import AgentSettings
 from ipnext.model.deployment.deployment import HeldGeneration, HostState
@@ -97,7 +97,7 @@ def test_engines_on_ports_are_on_those_of_loopback_for_engines(url: str, is_take
 
 def addresses(engine: str, **settings: object) -> EngineAddresses:
     given = AgentSettings.model_validate(settings)
-    place = Site(
+    place = RegionContext(
         region="eu", directory=Path("/state"), artifacts="file:///s", gateway_port=1,
         settings=given, places=Mock(), session=Mock(),
     )  # fmt: skip

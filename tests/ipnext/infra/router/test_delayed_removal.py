@@ -5,7 +5,7 @@ After what was on its way, once for each model, and never for a table that has c
 
 import asyncio
 
-from ipnext.infra.router.delayed_removal import Forgetting
+from ipnext.infra.router.delayed_removal import DelayedRemoval
 from tests.waiting import eventually
 
 LONG = 3600.0
@@ -22,7 +22,7 @@ class Forgot:
 def test_a_model_is_forgotten_once_what_was_on_its_way_has_arrived():
     async def run():
         forgot = Forgot()
-        forgetting = Forgetting(0.0, forgot)
+        forgetting = DelayedRemoval(0.0, forgot)
         forgetting.begin("m")
         await eventually(lambda: forgot.models)
         await forgetting.wait_settled("m")
@@ -34,7 +34,7 @@ def test_a_model_is_forgotten_once_what_was_on_its_way_has_arrived():
 def test_nothing_is_forgotten_and_nothing_settled_before():
     async def run():
         forgot = Forgot()
-        forgetting = Forgetting(LONG, forgot)
+        forgetting = DelayedRemoval(LONG, forgot)
         forgetting.begin("m")
         settled = asyncio.create_task(forgetting.wait_settled("m"))
         await forgetting.wait_settled("another")
@@ -55,7 +55,7 @@ def test_a_table_that_follows_takes_the_place_of_the_forgetting_before_it():
             await hold.wait()
             forgot.append(model)
 
-        forgetting = Forgetting(0.0, forget)
+        forgetting = DelayedRemoval(0.0, forget)
         forgetting.begin("m")
         await asyncio.sleep(0.01)
         forgetting.begin("m")

@@ -4,9 +4,9 @@ import pytest
 
 from ipnext.errors import InvalidInput, QuotaExceeded
 from ipnext.model.manifest.manifest import parse_manifest
-from ipnext.model.manifest.owner_claims import Claim, check_quotas, claims_of, claims_of_wishes, exceeds, quotas_of
+from ipnext.model.manifest.owner_claims import QuotaClaim, check_quotas, claims_of, claims_of_wishes, exceeds, quotas_of
 
-NONE = Claim({}, is_counted=False)
+NONE = QuotaClaim({}, is_counted=False)
 DEFAULT_REPLICAS = 100
 """Of an owner without a quota of them."""
 
@@ -146,14 +146,14 @@ def test_below_a_quota_that_was_lowered_only_growth_is_refused():
     tight = {"models": 0, "units": {"l4": 1}, "dollarsPerHour": 1, "requestsPerSecond": 1}
     now = {"units.l4": 6.0, "requestsPerSecond": 250.0}
     others = {"models": 2.0, "units.l4": 5.0}
-    check(now, Claim(now, is_counted=True), others, **tight)
-    check(now | {"units.l4": 2.0}, Claim(now, is_counted=True), others, **tight)
+    check(now, QuotaClaim(now, is_counted=True), others, **tight)
+    check(now | {"units.l4": 2.0}, QuotaClaim(now, is_counted=True), others, **tight)
     with pytest.raises(QuotaExceeded, match=r"units\.l4"):
-        check(now | {"units.l4": 7.0}, Claim(now, is_counted=True), others, **tight)
+        check(now | {"units.l4": 7.0}, QuotaClaim(now, is_counted=True), others, **tight)
     with pytest.raises(QuotaExceeded, match="one more model"):
-        check(now, Claim(now, is_counted=False), others, **tight)
+        check(now, QuotaClaim(now, is_counted=False), others, **tight)
     with pytest.raises(QuotaExceeded, match="absent"):
-        check({}, Claim({"dollarsPerHour": 9.0}, is_counted=True), {}, dollarsPerHour=1)
+        check({}, QuotaClaim({"dollarsPerHour": 9.0}, is_counted=True), {}, dollarsPerHour=1)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from ipnext.model.fleet import HardwareOption
 from ipnext.model.manifest.layout import laid_out
 from ipnext.model.manifest.manifest import ModelManifest, parse_manifest
 from ipnext.model.manifest.split import SplitPolicy, options_of
-from ipnext.model.registry.registry import Generation, Layout
+from ipnext.model.registry.registry import Generation, SplitLayout
 
 CPU = {"kind": "cpu", "units": 1, "qps": 100}
 
@@ -42,7 +42,9 @@ def generation(cut: str) -> Generation:
     ]
     nodes = [{"name": n, "part": n, "inputs": {"x": "request.x"}} for found in names.values() for n in found]
     graph = {"nodes": nodes, "outputs": {"y": "dense-s2.y"}}
-    layout = Layout.model_validate({"source": "whole", "cut": cut, "equal_at": [1], "parts": parts, "graph": graph})
+    layout = SplitLayout.model_validate(
+        {"source": "whole", "cut": cut, "equal_at": [1], "parts": parts, "graph": graph}
+    )
     return Generation(model="m", number=1, snapshots={"whole": 4}, layout=layout, created_at=datetime.now(UTC))
 
 

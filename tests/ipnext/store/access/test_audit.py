@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
-from ipnext.access.acting import ACTING, Acting, acting
+from ipnext.access.acting import ACTING, RequestAuthority, acting
 from ipnext.access.keys import draw_key
 from ipnext.errors import Conflict, Unavailable
 from ipnext.model.access.audit import GENESIS, AuditHead, hash_of
@@ -26,7 +26,7 @@ ANN = Principal(kind="key", id="abcdefghijklmnop", name="ann")
 
 @contextmanager
 def ann(action="models.apply", **fields):
-    with acting(Acting(ANN, "10.0.0.1", action, "a-policy", **fields)) as who:
+    with acting(RequestAuthority(ANN, "10.0.0.1", action, "a-policy", **fields)) as who:
         yield who
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from ipnext.errors import Conflict, DuplicateSnapshot
 from ipnext.model.manifest.manifest import ModelManifest
-from ipnext.model.registry.registry import GenerationState, Layout
+from ipnext.model.registry.registry import GenerationState, SplitLayout
 
 BY_TABLE = {"parts": [{"name": "tables", "modules": ["tables.*"]}], "default": "dense"}
 BY_TOWER = {"parts": [{"name": "tower", "modules": ["tower"]}], "default": "dense"}
@@ -25,7 +25,7 @@ def layout_of(manifest, number=1):
         "outputs": {"x": "tables.x"},
     }
     found = {"source": "whole", "cut": manifest.spec.split.cut_digest, "equal_at": [1], "parts": [part], "graph": graph}
-    return Layout.model_validate(found)
+    return SplitLayout.model_validate(found)
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import event, insert, text
 
 from activities.state.routed_models import read_routed
-from activities.transition.wave_context import Reaching
+from activities.transition.wave_context import WaveContext
 from ipnext.api.services.model_facts import facts_of
-from ipnext.model.deployment.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey, RouteShare, RouteTable
 from ipnext.model.lifecycle.failure_cause import Cause
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, WaveInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
@@ -120,7 +120,7 @@ def filled(store):
 
 def serve(repository: Repository, name: str, generation: int) -> None:
     """One replica set and one table."""
-    held = HeldSnapshot(snapshot=generation, digest="0" * 64, uri="file:///x", generations=(generation,))
+    held = AssignedSnapshot(snapshot=generation, digest="0" * 64, uri="file:///x", generations=(generation,))
     key = DeploymentKey(model=name, part="dense", region="north", hardware="cpu")
     repository.put_deployment(Deployment(key=key, replicas=1, engine="torch", units=1, qps=100, holds=(held,)))
     shares = (RouteShare(to="north", generation=generation, fraction=1.0),)
@@ -130,7 +130,7 @@ def serve(repository: Repository, name: str, generation: int) -> None:
 def wave_step(unit: Repository) -> None:
     """What an activity of a wave reads."""
     wave = WaveInput(model=SOME[0], transition_id="t", generation=NUMBERS, index=0, deadline_seconds=60)
-    Reaching.read(unit, wave, "routed")
+    WaveContext.read(unit, wave, "routed")
 
 
 def lost_region(unit: Repository) -> None:

@@ -16,14 +16,21 @@ from pydantic import TypeAdapter
 
 from ipnext.access.keys import parse_key
 from ipnext.api.authorization.access import LOCAL
-from ipnext.api.authorization.audit_entries import BURST, BURST_OF_ALL, EVERY_SECONDS, PRINCIPALS, Recorder, Refusals
+from ipnext.api.authorization.audit_entries import (
+    BURST,
+    BURST_OF_ALL,
+    EVERY_SECONDS,
+    PRINCIPALS,
+    Recorder,
+    RefusalRecorder,
+)
 from ipnext.api.workflow_engine.port import MemoryLifecycle
 from ipnext.artifacts.signing import sign_digest, write_key_pair
 from ipnext.errors import Unavailable
 from ipnext.model.access.audit import AuditEntry
 from ipnext.model.access.audit_chain import verify
 from ipnext.model.access.rights import Principal, Role
-from ipnext.model.api.resources import Listed
+from ipnext.model.api.resources import ListPage
 from ipnext.model.lifecycle.controls import ControlAnswer
 from ipnext.model.lifecycle.messages import ChangeState
 from tests.ipnext.api.routes.models.test_profiles import document as chat_document
@@ -31,7 +38,7 @@ from tests.ipnext.api.routes.models.test_profiles import profile, source
 from tests.ipnext.api.routes.regions.test_freezes import document as freeze_document
 from tests.waiting import eventually
 
-AUDIT = TypeAdapter(Listed[AuditEntry])
+AUDIT = TypeAdapter(ListPage[AuditEntry])
 
 Case = Callable[["World"], Awaitable[httpx.Response]]
 
@@ -458,7 +465,7 @@ async def test_a_key_that_has_ended_leaves_a_refusal_and_one_that_is_not_known_n
 
 async def test_a_flood_of_refusals_leaves_as_many_entries_as_are_allowed_and_the_next_one_counts_the_rest(world):
     now = [0.0]
-    recorder = Recorder(world.rooms.store, Refusals(lambda: now[0]))
+    recorder = Recorder(world.rooms.store, RefusalRecorder(lambda: now[0]))
     app = world.rooms.app()
     app.state.recorder = recorder
     viewer = world.rooms.add_key("eve", Role.VIEWER)
@@ -481,7 +488,7 @@ def principal(number):
 
 def test_refusals_of_many_principals_are_bounded_together_and_those_left_out_are_not_forgotten():
     now = [0.0]
-    refusals = Refusals(lambda: now[0])
+    refusals = RefusalRecorder(lambda: now[0])
     floods = 3 * PRINCIPALS
     taken = [refusals.take(principal(number)) for number in range(floods)]
     assert taken.count(None) == floods - BURST_OF_ALL

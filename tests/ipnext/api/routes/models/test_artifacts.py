@@ -161,7 +161,7 @@ async def test_uploads_that_hang_hold_up_no_other_endpoint_and_no_other_key(worl
 
 
 async def test_an_upload_at_a_trickle_is_refused_by_its_deadline(world, monkeypatch):
-    monkeypatch.setattr("ipnext.api.routes.models.artifacts.Pace.of", lambda _: artifacts.Pace(1000, 0.3))
+    monkeypatch.setattr("ipnext.api.routes.models.artifacts.UploadPace.of", lambda _: artifacts.UploadPace(1000, 0.3))
 
     async def trickle():
         while True:
