@@ -1,7 +1,8 @@
 """Limits of a server's connections: how many, from each address, and how long a client may keep one without a request.
 
 `listening.BoundedListener` counts a connection as it accepts it, before a TLS handshake or a byte of HTTP. A
-`BoundedConnection` wraps the protocol of an HTTP library, such as uvicorn's. All open connections are checked once per second.
+`BoundedConnection` wraps the protocol of an HTTP library, such as uvicorn's. All open connections are checked once
+per second.
 """
 
 import asyncio

@@ -149,10 +149,10 @@ def _state_after(now: ModelState, generation: int, reached: Iterable[tuple[_Swap
             gone = count * done // region.share_count
             counts[key] -= gone
             counts[*key[:3], generation] += gone
-        for key, share in region.shares.items():
+        for route, share in region.shares.items():
             left = share * (1.0 - done / region.share_count) if done < region.share_count else 0.0
-            shares[key] = round(left, 12)
-            shares[*key[:2], generation] += share - left
+            shares[route] = round(left, 12)
+            shares[*route[:2], generation] += share - left
     return ModelState(
         {key: count for key, count in counts.items() if count},
         {key: round(share, 12) for key, share in shares.items() if share > 0},

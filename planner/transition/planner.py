@@ -162,7 +162,7 @@ def _refuse_blocked(
     pending = blocked.pending_models(goal)
     many = len(pending) > MAX_PROBED
     begins = [blocked] if many else [blocked, start]
-    probes = [SURGE] if many else [SURGE, TightSurgeSearch(SURGE)]
+    probes: list[SurgeSearch | TightSurgeSearch] = [SURGE] if many else [SURGE, TightSurgeSearch(SURGE)]
     surged = min((probe.improve(begin, goal) for begin in begins for probe in probes), key=_measure_missing)
     dipped = None if many else build_dip_rung(dict.fromkeys(pending, 1.0)).climb([start], goal)
     return refuse_blocked(
