@@ -1,13 +1,16 @@
 """The principal of this request, for the audit. Follows the request into its threads."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, Protocol
 from uuid import uuid4
 
 from ipnext.model.access.rights import Principal
+
+Check = Callable[[Principal, Any], Mapping[str, str]]
+"""A check of the request's policy for a principal, in a unit of the store. Returns fields of `RequestAuthority` that it found."""
 
 
 def _no_operation() -> str:
@@ -27,6 +30,18 @@ class Trail:
     """Whether an entry was committed before an action outside the store: later units belong to it."""
     only_reads: bool = False
     """Whether the request changes nothing, whatever its method."""
+    checks: list[Check] = field(default_factory=list)
+    """The checks that permitted the request. They are repeated in the units of work that record it."""
+
+
+class Authority(Protocol):
+    """Decides whether a principal may still act."""
+
+    def prove_in(self, who: "RequestAuthority", unit: Any) -> "RequestAuthority":
+        """Return `who` with its present grants, policy and owner, as a unit of the store (`Repository`) has them.
+
+        Raises Unauthenticated, Forbidden or NotFound, as at the start of the request.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +62,12 @@ class RequestAuthority:
     owner: str = ""
     """Owner of the model, when the action was checked."""
     trail: Trail = field(default_factory=Trail)
+    authority: Authority | None = None
+    """None: the principal may act until the end, such as a user of the machine."""
+
+    def prove(self, unit: Any) -> "RequestAuthority":
+        """Return the same with what is in force in a unit of the store. Raises as `Authority.prove_in`."""
+        return self if self.authority is None else self.authority.prove_in(self, unit)
 
 
 ACTING: Final[ContextVar[RequestAuthority | None]] = ContextVar("acting", default=None)

@@ -160,4 +160,4 @@ def _access_of(settings: PlatformSettings, store: Store) -> Access:
     persons = persons_of(settings, store)
     if persons is None:
         return Access(store, policies, required=required)
-    return Access(store, policies, required=required, tokens=persons.prove, is_valid_user=persons.is_still_valid)
+    return Access(store, policies, required=required, tokens=persons.prove, prove_user=persons.prove_again)

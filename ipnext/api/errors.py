@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,6 +20,7 @@ from ipnext.errors import (
     PathNotAllowed,
     TooLarge,
     TooSlow,
+    Unauthenticated,
 )
 from ipnext.model.access.rights import Principal
 from ipnext.model.api.resources import ErrorBody
@@ -41,6 +42,9 @@ MAX_ALLOWED = 20
 
 HTTP_CODES: Mapping[int, str] = {404: "NotFound", 405: "MethodNotAllowed", 408: TooSlow.code, 413: TooLarge.code}
 """Codes of errors that are raised before any endpoint: by the router, and while a body is read."""
+
+
+CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="ipnext"'}
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -73,17 +77,24 @@ def answer(body: ErrorBody, status: int, headers: Mapping[str, str] | None = Non
     return Response(text, status_code=status, headers=headers, media_type="application/json")
 
 
+def headers_of(error: IPnextError) -> Mapping[str, str] | None:
+    """Return the headers of an error's answer."""
+    if isinstance(error, Unauthenticated):
+        return CHALLENGE
+    return {"Retry-After": "1"} if error.http_status in {429, 503} else None
+
+
 async def _tree(request: Request, error: Exception) -> Response:
     assert isinstance(error, IPnextError)  # noqa: S101 - Starlette chooses the handler by this type
     if isinstance(error, Forbidden):
         await request.app.state.recorder.record_refusal(request.state.acting, error)
+    if isinstance(error, Unauthenticated):  # of a credential that ended while its request was in progress
+        await request.app.state.recorder.refused_credential(request.state.acting, error)
     if isinstance(error, PathNotAllowed) and not request.state.acting.principal.does_everything:
         error = error.public
     if isinstance(error, ArtifactDigestMismatch) and not _operates(request.state.acting.principal):
         error = error.public
-    return answer(
-        error_body(error), error.http_status, {"Retry-After": "1"} if error.http_status in {429, 503} else None
-    )
+    return answer(error_body(error), error.http_status, headers_of(error))
 
 
 def _operates(principal: Principal) -> bool:

@@ -74,8 +74,9 @@ class Store:
 
         Units run one after another, so data that a unit reads does not change before it writes. A unit that names a
         model may write only that model, and on PostgreSQL waits only for units of that model. Keep units short: nothing
-        slow inside, and no unit inside another (it would wait for itself). If a principal acts (`ipnext.access.acting`)
-        and the unit writes, an entry of the audit is its last statement.
+        slow inside, and no unit inside another (it would wait for itself). If a principal acts (`ipnext.access.acting`),
+        the unit first proves that it still may: Unauthenticated, Forbidden or NotFound. If the unit writes, an entry of
+        the audit is its last statement.
         """
         with self._transaction() as connection:
             dialects.claim_turn(connection, model)
@@ -92,14 +93,17 @@ class Store:
             yield from _audit_unit(connection, scope)
 
     def record(self, acting: RequestAuthority, outcome: Outcome, note: AuditNote | None = None) -> AuditEntry:
-        """Append an audit entry in a separate unit.
+        """Append an audit entry in a separate unit: of a refusal, or of an action outside the store that is about to begin.
 
-        It is of a refusal, or of an action outside the store that is about to begin.
+        Before such an action the principal is proved again, as in `begin`.
         """
         with (
             self._transaction() as connection,
             closing(Repository(connection, scope=frozenset(), writable=True)) as unit,
         ):
+            if outcome == "asked":
+                dialects.lock_audit(connection)  # a revocation is committed before, or after this entry
+                acting = acting.prove(unit)
             entry = unit.append_audit(acting, outcome, note or AuditNote())
         acting.trail.asked = acting.trail.asked or outcome == "asked"
         return entry
@@ -156,11 +160,17 @@ class Store:
 
 
 def _audit_unit(connection: Connection, scope: frozenset[str] | None) -> Iterator[Repository]:
-    """Yield the repository of a unit, then append the audit entry of the principal's writes."""
+    """Yield the repository of a unit, then append the audit entry of the principal's writes.
+
+    The principal is proved at the unit's turn, which it has until the commit: keys, roles and owners of its models change
+    only before or after it. An action that an entry has announced (`asked`) is completed.
+    """
     acting = ACTING.get()
     if acting is not None:
         acting.trail.units += 1
     with closing(Repository(connection, scope=scope, writable=True)) as repository:
+        if acting is not None and not acting.trail.asked:
+            acting = acting.prove(repository)
         yield repository
         repository.flush()
         if acting is not None:

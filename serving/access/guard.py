@@ -85,6 +85,22 @@ class AccessGuard:
         except Unavailable as error:
             raise Refusal(error, "no_access_list" if self._no_entry(model) else "unavailable") from None
 
+    def is_still_admitted(self, request: Request, model: str) -> bool:
+        """Return whether the caller of an admitted request may still ask its model.
+
+        True if the list in force does not tell: if it was lost, is out of date, or has no such model any more.
+        """
+        callers = self._callers()
+        access = None if callers is None else callers.models.get(model)
+        if callers is None or access is None or access.access.is_open:
+            return True
+        try:
+            return callers.decide(callers.prove(_credential(request)), access).allowed
+        except Unauthenticated:
+            return False
+        except Unavailable:
+            return True
+
     def admit_unread(self, request: Request) -> None:
         """Raise Refused if all known models need a credential and the request proves none.
 

@@ -4,7 +4,7 @@ Its counts, and the resources that it releases at its end.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -51,11 +51,12 @@ class RequestContext:
         call.__enter__()
         self._call = call
 
-    def follow(self, answer: EngineAnswer) -> None:
-        """Let the request end with its answer, which has begun and streams."""
+    def follow(self, answer: EngineAnswer, release: Callable[[], None]) -> None:
+        """Let the request end with its answer, which has begun and streams. `release` is called at its end."""
         first = time.perf_counter() - self._began
 
         def on_end(how: End) -> None:
+            release()
             status = {"whole": answer.status, "broken": BROKEN, "cancelled": CANCELLED}[how]
             if self.route is not None:
                 counts = self._metrics.streams(self.route.model, self.route.generation)

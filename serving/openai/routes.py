@@ -20,11 +20,12 @@ from ipnext.errors import (
 )
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.access.guard import AccessGuard, Refusal
+from serving.access.open_streams import OpenStreams
 from serving.http.dialects import Dialect
 from serving.http.limits import BodyBudget, MemoryClaim
 from serving.http.messages import Answer, Request, Response, StreamedAnswer, seconds_left
 from serving.metrics.in_flight import InFlight
-from serving.openai.adapters import Alias, alias_of
+from serving.openai.adapters import alias_of
 from serving.openai.answer_headers import from_engine
 from serving.openai.chat_batch import BATCH_PATH, check_batch
 from serving.openai.disaggregated_prefill import Prefill, Prompt
@@ -108,6 +109,7 @@ class OpenAIEdge:
         self._admission = admission
         self._guard = guard
         self._limits = limits or EdgeLimits()
+        self._streams = OpenStreams(guard)
         self._prefill = Prefill(engines, metrics)
         self._egress = Egress(
             follower,
@@ -120,8 +122,9 @@ class OpenAIEdge:
         self.dialect = Dialect(self._limits.body_bytes, openai_error)
 
     def close(self) -> None:
-        """Close the idle connections to the gateway."""
+        """Close the idle connections to the gateway, and end the checks of streams."""
         self._egress.close()
+        self._streams.close()
 
     def answer(self, request: Request) -> Response | Awaitable[Answer]:
         """Route one request whose path begins with one of ROOTS."""
@@ -169,7 +172,7 @@ class OpenAIEdge:
             raise
         finally:
             claim.set(0)
-        return self._pass_on(context, answer, asked.answering)
+        return self._pass_on(request, asked, answer)
 
     def _directed(self, request: Request, name: str) -> Request | ForwardedRequest | IPnextError:
         """Return the request with its generation, for this region or another, or the reason of a refusal.
@@ -407,7 +410,8 @@ class OpenAIEdge:
         model = self._follower.routes.models.get(route.model)
         return self._fresh(route) if model is not None and model.swap else route
 
-    def _pass_on(self, context: RequestContext, answer: EngineAnswer, alias: Alias | None) -> Answer:
+    def _pass_on(self, request: Request, asked: EngineRequest, answer: EngineAnswer) -> Answer:
+        context, alias = asked.context, asked.answering
         headers = from_engine(answer.headers)
         headers |= {} if alias is None else restore_headers(headers, alias.engine, alias.asked)
         headers.update(self._proof(context))
@@ -417,7 +421,7 @@ class OpenAIEdge:
             context.end(answer.status, size=len(whole))
             headers.pop("content-length", None)
             return Response(answer.status, whole, headers)
-        context.follow(answer)
+        context.follow(answer, self._streams.add(request, asked.route.model, answer.cut_off))
         answer.watch(self._limits.silent_seconds)
         if alias is None:
             return StreamedAnswer(answer.status, headers, answer)

@@ -27,10 +27,10 @@ from ipnext.access.actions import ACTIONS, Action
 from ipnext.access.keys import LONGEST, is_key, parse_key, proves
 from ipnext.access.policy import Policies, Resource
 from ipnext.api.authorization.audit_entries import SAFE_METHODS, Recorder, operation_of
-from ipnext.api.errors import answer, error_body
+from ipnext.api.errors import answer, error_body, headers_of
 from ipnext.api.requests.slots import holder_of
 from ipnext.api.requests.stream import StreamListener
-from ipnext.errors import IPnextError, NotFound, Unauthenticated, Unavailable
+from ipnext.errors import Forbidden, IPnextError, NotFound, Unauthenticated, Unavailable
 from ipnext.model.access.rights import ANY, Principal, Role
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
@@ -50,8 +50,6 @@ PUBLIC: Final = frozenset(
 """Paths that need no credential: the page's shell, the schema, probes, the login and the look at a ticket, which bring
 their own, the options of logins, and the proof that a client requests before it sends its key."""
 PUBLIC_FOLDER: Final = "/web/"
-CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="ipnext"'}
-
 LOCAL: Final = Principal(kind="local", id="local", name="anybody", grants=())
 """Every caller, if authentication is off."""
 
@@ -83,15 +81,16 @@ class Access:
         *,
         required: bool = True,
         tokens: Tokens = no_tokens,
-        is_valid_user: Callable[[Principal], bool] = lambda _: True,
+        prove_user: Callable[[Principal, Repository], Principal] = lambda principal, _: principal,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """With `required=False` no credential is required, and every caller may do everything.
 
-        `is_valid_user` returns whether a user that `tokens` proved before still has the same roles.
+        `prove_user` returns a user that `tokens` proved before with its present roles. It raises Unauthenticated and
+        Forbidden.
         """
         self._store, self._policies, self._tokens, self._clock = store, policies, tokens, clock
-        self._is_valid_user = is_valid_user
+        self._prove_user = prove_user
         self._used: dict[str, datetime] = {}
         self._kept: OrderedDict[str, tuple[Principal, float]] = OrderedDict()
         self.required = required
@@ -126,24 +125,46 @@ class Access:
             msg = "the API key is not known"
             raise Unauthenticated(msg)
         if not key.is_valid(now):
-            why = "was revoked" if key.revoked_at is not None else "has expired"
-            msg = f"{key.kind} {key.name} {why}; ask an administrator for another one"
-            if key.kind == "ticket":
-                msg = "this login link was used already, or has expired; `ipnext page` prints another one"
-            raise Unauthenticated(msg, ended=Principal(kind=key.kind, id=key.id, name=key.name))
+            raise _ended(Principal(kind=key.kind, id=key.id, name=key.name), is_revoked=key.revoked_at is not None)
         if key.last_used_at is None or now - key.last_used_at > USED_EVERY:
             self._used[key.id] = now
         return Principal(kind=key.kind, id=key.id, name=key.name, grants=key.grants, acts_for=parent)
 
     def is_still_valid(self, principal: Principal) -> bool:
-        """Return whether a principal that was proved before would be proved now. Reads the store."""
-        if principal.kind == "user":
-            return self._is_valid_user(principal)
-        if principal.kind not in {"key", "session"}:
-            return True
+        """Return whether a principal that was proved before would be proved now, with the same roles. Reads the store."""
+        try:
+            with self._store.read() as unit:
+                return self._prove_in(unit, principal) == principal
+        except (Unauthenticated, Forbidden):
+            return False
+
+    def prove_now(self, who: RequestAuthority) -> RequestAuthority:
+        """Return `who` as `prove_in`, in a unit of its own: for requests that take or wait for long."""
         with self._store.read() as unit:
-            key = unit.find_key(principal.id)
-        return key is not None and key.is_valid(datetime.now(UTC))
+            return who.prove(unit)
+
+    def prove_in(self, who: RequestAuthority, unit: Repository) -> RequestAuthority:
+        """Return `who` with its present grants, policy and owner, as a unit of work has them.
+
+        Raises Unauthenticated, Forbidden or NotFound, as at the start of the request.
+        """
+        principal = self._prove_in(unit, who.principal)
+        found: dict[str, str] = {}
+        for check in who.trail.checks:
+            found.update(check(principal, unit))
+        return dataclasses.replace(who, principal=principal, **found)
+
+    def _prove_in(self, unit: Repository, principal: Principal) -> Principal:
+        """Return a principal that was proved before with its present grants: those of keys never change."""
+        if principal.kind == "user":
+            return self._prove_user(principal, unit)
+        if principal.kind == "local":
+            return principal
+        ends, now = unit.key_ends(principal.id, principal.acts_for), datetime.now(UTC)
+        is_gone = len(ends) < (2 if principal.acts_for else 1)
+        if is_gone or any(end.is_past(now) for end in ends):
+            raise _ended(principal, is_revoked=is_gone or any(end.revoked_at is not None for end in ends))
+        return principal
 
     def forget(self) -> None:
         """Clear the cache, so that every credential is looked up again: keys have changed."""
@@ -278,6 +299,14 @@ class Access:
             raise NotFound(msg)
         return Permission(self._policies.check(principal, action, Resource("Owner", owner, owner)).policy, owner=owner)
 
+    def require_owner(self, principal: Principal, action: str, name: str, owner: str) -> None:
+        """Check as `check_owner`, again in each unit of work of the request. Raises Forbidden."""
+        _require(lambda who, _: self.check_owner(who, action, name, owner), principal)
+
+    def require_model(self, principal: Principal, action: str, unit: Repository, name: str) -> None:
+        """Check as `check_model`, again in each unit of work of the request. Raises NotFound or Forbidden."""
+        _require(lambda who, unit: self.check_model(who, ACTIONS[action], unit, name), principal, unit)
+
     def check_owner(self, principal: Principal, action: str, name: str, owner: str) -> None:
         """Check an action on a model of an owner, such as the one in a manifest. Raises Forbidden."""
         if self.required:
@@ -288,6 +317,27 @@ class Access:
         if not self.required:
             return True
         return ANY in granted_owners(principal) and not self._policies.has_own
+
+
+def _require(check: Callable[[Principal, Any], object], principal: Principal, unit: Repository | None = None) -> None:
+    """Call a check now, and in each unit of work of the request that acts."""
+
+    def check_again(who: Principal, unit: Any) -> Mapping[str, str]:
+        check(who, unit)
+        return {}
+
+    check_again(principal, unit)
+    acting = ACTING.get()
+    if acting is not None:
+        acting.trail.checks.append(check_again)
+
+
+def _ended(principal: Principal, *, is_revoked: bool) -> Unauthenticated:
+    why = "was revoked" if is_revoked else "has expired"
+    msg = f"{principal.text} {why}; ask an administrator for another one"
+    if principal.kind == "ticket":
+        msg = "this login link was used already, or has expired; `ipnext page` prints another one"
+    return Unauthenticated(msg, ended=Principal(kind=principal.kind, id=principal.id, name=principal.name))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -343,9 +393,10 @@ class Authentication:
             headers = _headers(scope)
             acting = dataclasses.replace(acting, said=read_claimed_user(headers))
             acting = dataclasses.replace(acting, principal=await self._principal(scope, headers))
+            acting = dataclasses.replace(acting, authority=self._access if self._access.required else None)
         except IPnextError as error:
             await self._recorder.refused_credential(acting, error)
-            await answer(error_body(error), error.http_status, _headers_of(error))(scope, receive, send)
+            await answer(error_body(error), error.http_status, headers_of(error))(scope, receive, send)
             return
         scope.setdefault("state", {})["acting"] = acting
         with acting_as(acting):
@@ -369,10 +420,6 @@ class Authentication:
         if found is not None:
             return found
         return await anyio.to_thread.run_sync(lambda: self._access.prove(credential, kinds=kinds))
-
-
-def _headers_of(error: IPnextError) -> Mapping[str, str]:
-    return CHALLENGE if isinstance(error, Unauthenticated) else {"Retry-After": "1"} if error.retryable else {}
 
 
 def granted_owners(principal: Principal) -> frozenset[str]:
@@ -459,13 +506,10 @@ def may(name: str, *, only_reads: bool = False) -> Any:
         acting.trail.only_reads = only_reads
         if of_model and ("name" in path or "change_id" in path):
             found = await anyio.to_thread.run_sync(_check_model, request, access, action)
-        elif action.kind == "Owner" and "owner" in path:
-            found = access.check_own(acting.principal, action, path["owner"])
-        elif of_model or action.kind == "Owner":
-            found = Permission(access.check_list(acting.principal, action))
+            acting.trail.checks.append(lambda who, unit: _model_permission(access, who, action, path, unit)._asdict())
         else:
-            resource = Resource(action.kind, path.get("region", ""))
-            found = Permission(access.check(acting.principal, action.name, resource))
+            found = _shared_permission(access, acting.principal, action, path)
+            acting.trail.checks.append(lambda who, _: _shared_permission(access, who, action, path)._asdict())
         act(request, **found._asdict())
         request.state.permitted = check
 
@@ -505,12 +549,31 @@ _check_plan.action = ACTIONS["plans.read"]  # type: ignore[attr-defined]
 def _check_model(request: Request, access: Access, action: Action) -> Permission:
     path, principal = request.path_params, principal_of(request)
     with request.app.state.platform.store.read() as unit:
-        name = path.get("name") or _model_of_change(access, principal, unit, path["change_id"])
-        if name is None:
-            return Permission(action.policy)  # the endpoint answers that there is no such change
+        name = path.get("name", "")
         if action.name == "models.apply" and not access.is_seen(principal, unit.owner_of(name)):
-            return Permission(access.check_new(principal, action), name)
-        return access.check_model(principal, action, unit, name)
+            return Permission(access.check_new(principal, action), name)  # the unit that writes says whose it is
+        return _model_permission(access, principal, action, path, unit)
+
+
+def _model_permission(
+    access: Access, principal: Principal, action: Action, path: Mapping[str, str], unit: Repository
+) -> Permission:
+    """Permit an action on the model, or the change, of a path, as it is in a unit of work. Raises NotFound or Forbidden."""
+    name = path.get("name") or _model_of_change(access, principal, unit, path["change_id"])
+    if name is None:
+        return Permission(action.policy)  # the endpoint answers that there is no such change
+    if action.name == "models.apply" and unit.owner_of(name) is None:
+        return Permission(access.check_new(principal, action), name)
+    return access.check_model(principal, action, unit, name)
+
+
+def _shared_permission(access: Access, principal: Principal, action: Action, path: Mapping[str, str]) -> Permission:
+    """Permit an action on an owner or region of a path, on a list, or on an object that all owners share."""
+    if action.kind == "Owner" and "owner" in path:
+        return access.check_own(principal, action, path["owner"])
+    if action.kind in {"Model", "Owner"}:
+        return Permission(access.check_list(principal, action))
+    return Permission(access.check(principal, action.name, Resource(action.kind, path.get("region", ""))))
 
 
 def _model_of_change(access: Access, principal: Principal, unit: Repository, change_id: str) -> str | None:

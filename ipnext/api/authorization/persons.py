@@ -7,10 +7,11 @@ from typing import Final
 
 from ipnext.access.oidc import PersonIdentity, TokenVerifier
 from ipnext.access.signing_keys import SigningKeys
-from ipnext.errors import Forbidden, InvalidInput
+from ipnext.errors import Forbidden, InvalidInput, Unauthenticated
 from ipnext.login.identity_provider import ProviderClient
 from ipnext.model.access.rights import Grant, Principal
 from ipnext.settings import PlatformSettings
+from ipnext.store.repository import Repository
 from ipnext.store.store import Store
 
 KEPT: Final = 4096
@@ -38,18 +39,30 @@ class Persons:
             grants=grants,
             expires_at=datetime.fromtimestamp(identity.expires_at, UTC),
         )
+        return self._remember(principal, identity)
+
+    def prove_again(self, principal: Principal, unit: Repository) -> Principal:
+        """Return a proved principal with the roles that it has in a unit.
+
+        Unauthenticated if its token has expired; Forbidden if it has no role any more.
+        """
+        identity = self._known.get(principal)
+        if identity is None or self._verifier.is_expired(identity):
+            msg = f"the token of {principal.text} has expired, or was proved too long ago; repeat the request, or `ipnext login`"
+            raise Unauthenticated(msg)
+        grants = unit.grants_of(identity.subjects)
+        if not grants:
+            raise _without_role(identity)
+        if grants == principal.grants:
+            return principal
+        return self._remember(principal.model_copy(update={"grants": grants}), identity)
+
+    def _remember(self, principal: Principal, identity: PersonIdentity) -> Principal:
         self._known.pop(principal, None)
         self._known[principal] = identity
         while len(self._known) > KEPT:
             self._known.popitem(last=False)
         return principal
-
-    def is_still_valid(self, principal: Principal) -> bool:
-        """Return whether a proved principal's token is still in force, and its roles are the same. Reads the store."""
-        identity = self._known.get(principal)
-        if identity is None or self._verifier.is_expired(identity):
-            return False
-        return self._grants(identity.subjects) == principal.grants
 
     def _grants(self, subjects: Collection[str]) -> tuple[Grant, ...]:
         with self._store.read() as unit:

@@ -1,20 +1,26 @@
 """The route of every endpoint that names an action: unauthorised requests are refused before their body is read.
 
 FastAPI reads and parses a body first and solves dependencies afterwards. A body of 5 MiB would cost the API its parsing
-for any caller with any key, whatever its role. FastAPI also validates a body in the event loop; a large one is
-validated in a thread, in the turn of its client. Endpoints that work in a thread share AT_ONCE of them: a client has at
-most its share, and its further requests wait.
+for any caller with any key, whatever its role. FastAPI also validates a body in the event loop; a large one is validated
+in a thread, in the turn of its client. Endpoints that work in a thread share AT_ONCE of them: a client has at most its
+share, and its further requests wait.
+
+A body may arrive slowly, and a turn may take long. The guards' checks are then repeated before the endpoint is called:
+what it reads is for principals that may read it now. Each unit of work that writes repeats them itself.
 """
 
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from inspect import iscoroutinefunction
 from typing import Any, Final
 
+import anyio.to_thread
 from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
 
+from ipnext.access.acting import ACTING, RequestAuthority
 from ipnext.api.requests.json_bodies import PARSED
 from ipnext.api.requests.slots import holder_of
 from ipnext.api.requests.turns import Turns
@@ -23,6 +29,9 @@ from ipnext.model.value import Value, WrittenValue
 
 AT_ONCE: Final = 40
 """Threads for the work of endpoints: as many as AnyIO has for all of a process."""
+
+LATE_SECONDS: Final = 2.0
+"""Beyond it a request is checked again before its endpoint: the time for which a proved credential is not looked up."""
 
 Guard = Callable[[Request], Awaitable[None]]
 """A dependency made by `ipnext.api.authorization.access.may`. Called again in one request, it returns at once."""
@@ -39,14 +48,17 @@ class GuardedRoute(APIRoute):
         threaded = not iscoroutinefunction(self.endpoint)
 
         async def handle_guarded(request: Request) -> Response:
+            began = time.monotonic()
             for guard in guards:
                 await guard(request)
             if model is not None:
                 await _validate_large(request, model)
             if not threaded:
+                await _prove_late(request, began)
                 return await handle(request)
             requests: Turns = request.app.state.requests
             async with requests.share(holder_of(request.state.acting.principal)):
+                await _prove_late(request, began)
                 return await handle(request)
 
         return handle_guarded
@@ -56,6 +68,16 @@ def guards_of(dependant: Dependant) -> tuple[Guard, ...]:
     """Return the guards among the dependencies of an endpoint."""
     calls = (dependency.call for dependency in dependant.dependencies)
     return tuple(call for call in calls if iscoroutinefunction(call) and hasattr(call, "action"))
+
+
+async def _prove_late(request: Request, began: float) -> None:
+    """Prove the principal again if its request took long until here. Raises Unauthenticated, Forbidden or NotFound."""
+    acting: RequestAuthority = request.state.acting
+    if acting.authority is None or time.monotonic() - began < LATE_SECONDS:
+        return
+    acting = await anyio.to_thread.run_sync(request.app.state.platform.access.prove_now, acting)
+    request.state.acting = acting
+    ACTING.set(acting)
 
 
 def _body_model(route: APIRoute) -> Model | None:

@@ -2,15 +2,17 @@
 
 from collections.abc import Collection
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
+from sqlalchemy import bindparam
+from sqlalchemy import select as sa_select
 from sqlmodel import col, delete, func, select
 
 from ipnext.errors import Conflict, NotFound, RateLimited
 from ipnext.model.access.rights import ApiKey, Grant
 from ipnext.model.wire import decode_plain
 from ipnext.store.paging import Page, clamp_limit, ordinal_of, page_of
-from ipnext.store.tables import KeyRow
+from ipnext.store.tables import METADATA, KeyRow
 from ipnext.store.unit_of_work import UnitOfWork, batches, document, plain
 
 KEPT_AFTER_EXPIRY: Final = timedelta(days=1)
@@ -19,6 +21,23 @@ KEPT_AFTER_EXPIRY: Final = timedelta(days=1)
 
 MOST_LOGINS: Final = 500
 """Of one key, until a day after their end: each is a row for so long, and an entry of the audit for ever."""
+
+
+class KeyEnd(NamedTuple):
+    """End of a key, session or ticket."""
+
+    revoked_at: datetime | None
+    expires_at: datetime | None
+
+    def is_past(self, at: datetime) -> bool:
+        """Return whether the key was revoked or has expired."""
+        return self.revoked_at is not None or (self.expires_at is not None and at >= self.expires_at)
+
+
+_ROWS: Final = METADATA.tables[str(KeyRow.__tablename__)]
+_ENDS: Final = sa_select(_ROWS.c.revoked_at, _ROWS.c.expires_at).where(
+    _ROWS.c.id.in_((bindparam("key_id"), bindparam("acts_for")))
+)
 
 
 class Keys(UnitOfWork):
@@ -57,6 +76,13 @@ class Keys(UnitOfWork):
         return key.model_copy(
             update={"revoked_at": key.revoked_at or parent.revoked_at, "expires_at": min(ends, default=None)}
         )
+
+    def key_ends(self, key_id: str, acts_for: str = "") -> tuple[KeyEnd, ...]:
+        """Return the end of a key, or of a session or ticket and of the key that it acts for. An unknown one has none.
+
+        One statement, for a check in every unit of work.
+        """
+        return tuple(KeyEnd(*row) for row in self._run(_ENDS, key_id=key_id, acts_for=acts_for))
 
     def parent_of_key(self, key_id: str) -> str | None:
         """Return the key on whose behalf a session or ticket acts; for a key itself. None if the key is unknown."""

@@ -226,6 +226,13 @@ class EngineAnswer:
         self._release()
         self._note_end("cancelled")
 
+    def cut_off(self) -> None:
+        """End the answer as cancelled, and the client's as incomplete: the client may not have the rest."""
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()
+        self._note_end("cancelled")
+
     def broken_off(self) -> None:
         """End the answer as broken: the engine was silent for too long."""
         line, self._line = self._line, None

@@ -3,8 +3,10 @@
 What is refused, in which form, and what an engine gets to see.
 """
 
+import asyncio
 import json
 
+import httpx
 import openai
 import pytest
 
@@ -12,7 +14,9 @@ from ipnext.access.keys import draw_key
 from ipnext.model.access.predictions import AccessList, AccessSpec, CallerKey, ModelAccess
 from ipnext.model.access.rights import Grant, Role
 from ipnext.model.deployment.deployment import RoutedModel
+from serving.metrics.tallies import CANCELLED
 from serving.protocol.json_size import SMALL_BYTES
+from tests.waiting import eventually
 
 from .conftest import endpoint, raw_engine, served
 
@@ -137,6 +141,56 @@ async def test_lists_and_errors_name_only_what_is_for_who_asks(edge, client, ask
     assert "secret" not in empty.text
     absent, foreign = await ask("absent", keys["search"]), await ask("secret", keys["search"])
     assert absent.text.replace("absent", "secret") == foreign.text
+
+
+async def test_a_stream_ends_with_the_access_of_its_caller(edge, client, ask, keys, listeners, monkeypatch):
+    """Not with that of another caller, nor with the list itself, and not as a fault of the generation."""
+    monkeypatch.setattr("serving.access.open_streams.CHECK_SECONDS", 0.02)
+
+    async def stream(method, path, body, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        while True:
+            writer.write(b"8\r\ndata: x\n\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    model = ModelAccess(model="secret", owner="ads", access=AccessSpec(predictions="authenticated"))
+    listed = [
+        CallerKey(id=key.id, name=owner, digest=key.digest, grants=(Grant(role=Role.CALLER, owner="ads"),))
+        for owner, key in keys.items()
+    ]
+
+    async def pieces_of(key):
+        async with client.stream("POST", f"{edge.url}/v1/chat/completions", json=BODY, headers=bearer(key.text)) as got:
+            assert got.status_code == 200
+            async for _ in got.aiter_bytes():
+                read[key.id] += 1
+
+    async def read_more():
+        before = dict(read)
+        await eventually(lambda: all(read[key] > count + 5 for key, count in before.items() if key in open_keys))
+
+    async with raw_engine(stream) as engine:
+        edge.table(
+            RoutedModel(
+                model="secret", served=(served(1),), endpoints=(endpoint(engine.url, 1),), access="authenticated"
+            )
+        )
+        edge.allow(AccessList(revision=2, models=(model,), keys=tuple(listed)))
+        read = dict.fromkeys((key.id for key in keys.values()), 0)
+        open_keys = set(read)
+        streams = {owner: asyncio.create_task(pieces_of(key)) for owner, key in keys.items()}
+        await read_more()
+        edge.allow(AccessList(revision=3))  # the model is not in it: this ends no answer
+        await read_more()
+        edge.allow(AccessList(revision=4, models=(model,), keys=tuple(k for k in listed if k.name == "search")))
+        with pytest.raises(httpx.RemoteProtocolError):
+            await streams["ads"]
+        open_keys = {keys["search"].id}
+        await read_more()
+        streams["search"].cancel()
+        await asyncio.gather(streams["search"], return_exceptions=True)
+    assert edge.counts(model="secret").answers.keys() == {CANCELLED}
 
 
 @pytest.mark.parametrize("free", ["open", "authenticated"])

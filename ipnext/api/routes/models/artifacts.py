@@ -11,8 +11,8 @@ import anyio.to_thread
 from anyio import CancelScope, CapacityLimiter
 from fastapi import APIRouter, Query, Request, Response
 
-from ipnext.access.actions import ACTIONS
-from ipnext.api.authorization.access import Asker, may
+from ipnext.access.acting import RequestAuthority
+from ipnext.api.authorization.access import Access, Asker, acting_of, may
 from ipnext.api.authorization.audit_entries import record_asked
 from ipnext.api.dependencies import PlatformAdapters, Rooms
 from ipnext.api.requests.guarded_route import GuardedRoute
@@ -47,6 +47,9 @@ wait."""
 
 SILENT_SECONDS = 30.0
 """Longest pause of an upload."""
+
+PROVED_SECONDS = 3.0
+"""Interval of the checks that an uploader may still upload."""
 
 UploadedFor = Annotated[Name | None, Query(description="The model that it is uploaded for.")]
 
@@ -92,7 +95,7 @@ async def put_blob(sha256: Sha256, request: Request, rooms: Rooms, asker: Asker,
     stated = request.headers.get("content-length")
     size = int(stated or limit)
     _check_size(size, limit)
-    upload = _Upload(request.stream(), size, UploadPace.of(rooms.settings))
+    upload = _Upload(request.stream(), size, UploadPace.of(rooms.settings), _Proof(rooms.access, acting_of(request)))
     with _turn(request, asker) as threads:
         await anyio.to_thread.run_sync(lambda: _admit(rooms, sha256, size, asker, model, needs=int(stated or 0)))
         stored: int | None = None
@@ -238,7 +241,7 @@ def _allowance_for(rooms: PlatformAdapters, asker: Principal, model: str | None)
     if model is None:
         return uploaders_allowance(asker, default=default)
     with rooms.store.read() as unit:
-        rooms.access.check_model(asker, ACTIONS["models.publish"], unit, model)
+        rooms.access.require_model(asker, "models.publish", unit, model)
         return allowance_of(unit, unit.model(model).manifest.metadata.owner, default=default)
 
 
@@ -270,19 +273,34 @@ class UploadPace(NamedTuple):
         return self.grace_seconds + size / self.bytes_per_second
 
 
+class _Proof:
+    """Proof that the uploader may still upload, repeated while its body arrives."""
+
+    def __init__(self, access: Access, acting: RequestAuthority) -> None:
+        self._access, self._acting = access, acting
+        self._due = time.monotonic() + PROVED_SECONDS
+
+    async def renew(self, *, at_once: bool = False) -> None:
+        """Prove the uploader again if it is due. Raises Unauthenticated, Forbidden or NotFound."""
+        if at_once or time.monotonic() >= self._due:
+            await anyio.to_thread.run_sync(self._access.prove_now, self._acting)
+            self._due = time.monotonic() + PROVED_SECONDS
+
+
 class _Upload:
     """A body that is being stored."""
 
-    def __init__(self, stream: AsyncIterator[bytes], limit: int, pace: UploadPace) -> None:
+    def __init__(self, stream: AsyncIterator[bytes], limit: int, pace: UploadPace, proof: _Proof) -> None:
         self.size = 0
         """Bytes so far."""
         self._stream = stream
         self._limit = limit
         self._pace = pace
+        self._proof = proof
 
     def content(self) -> Iterator[bytes]:
         """Yield the chunks, for code in a worker thread."""
-        for chunk in _from_thread(_pieces(self._stream, self._limit, self._pace)):
+        for chunk in _from_thread(_pieces(self._stream, self._limit, self._pace, self._proof)):
             self.size += len(chunk)
             yield chunk
 
@@ -293,12 +311,15 @@ def _check_size(size_bytes: int, limit: int) -> None:
         raise TooLarge(msg)
 
 
-async def _pieces(stream: AsyncIterator[bytes], limit: int, pace: UploadPace) -> AsyncIterator[list[bytes]]:
+async def _pieces(
+    stream: AsyncIterator[bytes], limit: int, pace: UploadPace, proof: _Proof
+) -> AsyncIterator[list[bytes]]:
     """Yield the body's chunks as they arrive, grouped to at least PIECE_BYTES.
 
     Raises:
         TooLarge: as soon as the limit is passed.
         TooSlow: nothing arrived for SILENT_SECONDS, or the body is slower than `pace`.
+        Unauthenticated, Forbidden or NotFound: the uploader may not upload any more, at the latest at the body's end.
     """
     size, gathered, began = 0, 0, time.monotonic()
     piece: list[bytes] = []
@@ -306,7 +327,7 @@ async def _pieces(stream: AsyncIterator[bytes], limit: int, pace: UploadPace) ->
         left = pace.allows_seconds(size) - (time.monotonic() - began)
         try:
             async with asyncio.timeout(max(0.0, min(SILENT_SECONDS, left))):
-                chunk = await anext(stream, None)
+                chunk = await _next_chunk(stream, proof)
         except TimeoutError as error:
             msg = (
                 f"the body comes too slowly: {size} bytes so far; after {pace.grace_seconds:g} s at least "
@@ -323,8 +344,21 @@ async def _pieces(stream: AsyncIterator[bytes], limit: int, pace: UploadPace) ->
         if gathered >= PIECE_BYTES:
             yield piece
             piece, gathered = [], 0
+    await proof.renew(at_once=True)
     if piece:
         yield piece
+
+
+async def _next_chunk(stream: AsyncIterator[bytes], proof: _Proof) -> bytes | None:
+    """Return the next chunk, None at the end, and renew the proof while it does not arrive."""
+    waiting = asyncio.ensure_future(anext(stream, None))
+    try:
+        while not waiting.done():
+            await asyncio.wait({waiting}, timeout=PROVED_SECONDS)
+            await proof.renew()
+        return waiting.result()
+    finally:
+        waiting.cancel()
 
 
 def _from_thread(pieces: AsyncIterator[list[bytes]]) -> Iterator[bytes]:

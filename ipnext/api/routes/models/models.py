@@ -5,7 +5,6 @@ from uuid import uuid4
 from fastapi import APIRouter, Request, Response
 
 from ipnext import names
-from ipnext.access.actions import ACTIONS
 from ipnext.api.authorization.access import Asker, Visible, may
 from ipnext.api.dependencies import DryRun, ExpectedVersion, IdempotencyKey, ModelName, Rooms
 from ipnext.api.requests.guarded_route import GuardedRoute
@@ -106,7 +105,7 @@ def apply_model(  # noqa: PLR0913, PLR0917 - the parameters of the request
     if manifest.name != name:
         msg = f"metadata.name: the path says {name!r}, the manifest {manifest.name!r}; make them agree"
         raise InvalidInput(msg, field="metadata.name", value=manifest.name, allowed=(name,))
-    rooms.access.check_owner(asker, "models.apply", name, manifest.metadata.owner)
+    rooms.access.require_owner(asker, "models.apply", name, manifest.metadata.owner)
     check_storable(manifest)
     check_runs_no_code(manifest, _allowances(rooms.settings))
     check_signers(manifest)
@@ -114,8 +113,6 @@ def apply_model(  # noqa: PLR0913, PLR0917 - the parameters of the request
     with rooms.store.begin(name) as unit:
         check_against_fleet(manifest, _fleet(unit))
         before = unit.find_model(name)
-        if before is not None:  # another owner may have taken the name since the request was authorised
-            rooms.access.check_model(asker, ACTIONS["models.apply"], unit, name)
         check_not_retiring(unit, before)
         check_measured(manifest, unit.profiles_of(name, before.serving_generation) if before else {})
         claims = admit(unit, manifest, replicas=rooms.settings.owner_replicas, models=rooms.settings.owner_models)

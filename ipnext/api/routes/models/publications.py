@@ -76,13 +76,14 @@ def _publish(name: str, request: PublishRequest, rooms: PlatformAdapters, user: 
     change_id = client_id("changeId", request.change_id)
     with rooms.store.read() as unit:
         record = check_in_service(unit, unit.model(name))
-    if request.override_freeze is not None:
-        rooms.access.check_owner(asker, "models.override", name, record.manifest.metadata.owner)
+        if request.override_freeze is not None:
+            rooms.access.require_model(asker, "models.override", unit, name)
     _check_parts(record, request.parts)
     owner = record.manifest.metadata.owner
     sources = {part: _source(rooms, asker, owner, given) for part, given in request.parts.items()}
     _check_there(rooms, sources)
     with rooms.store.begin(name) as unit:
+        _check_same_owner(unit, name, owner)
         check_not_retiring(unit, record)
         for source in sources.values():
             _charge(unit, rooms, owner, source.manifest)
@@ -121,6 +122,13 @@ def rollback(name: ModelName, request: RollbackRequest, rooms: Rooms) -> ChangeV
         unit.note_audit(change_id=change.id, before=before, after={"generation": change.generation})
     rooms.outbox.wake()
     return change_view(change, rooms.lifecycle)
+
+
+def _check_same_owner(unit: Repository, name: str, owner: str) -> None:
+    """Check that a model still has the owner whose directories were read and whose quota was charged. Raises Conflict."""
+    if unit.owner_of(name) != owner:
+        msg = f"model {name!r} got another owner while its snapshots were read; publish them again"
+        raise Conflict(msg)
 
 
 def _find_rollback(unit: Repository, change_id: str, model: str) -> Change | None:

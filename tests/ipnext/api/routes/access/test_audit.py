@@ -131,14 +131,18 @@ def steer(action):
     return case
 
 
+async def put_blob(w):
+    return await w.http.put(f"/v1/artifacts/blobs/{hashlib.sha256(b'x').hexdigest()}", content=b"x")
+
+
 async def upload(w):
     w.mark()
-    return await w.http.put(f"/v1/artifacts/blobs/{hashlib.sha256(b'x').hexdigest()}", content=b"x")
+    return await put_blob(w)
 
 
 async def commit(w):
     manifest = w.rooms.snapshot_manifest(b"x")
-    await upload(w)
+    await put_blob(w)
     w.mark()
     return await w.http.post("/v1/artifacts/snapshots", json=manifest.model_dump(mode="json"))
 

@@ -182,27 +182,51 @@ async def test_a_changed_binding_is_in_force_for_another_process_within_the_memo
         access.prove(token)
 
 
+@pytest.mark.parametrize("left", [None, "viewer"])
+async def test_a_person_whose_role_ends_during_a_request_changes_nothing(people, provider, monkeypatch, left):
+    bound = await grant(people, "user:ann", "operator")
+
+    def change():
+        with people.rooms.store.begin() as unit:
+            binding = unit.unbind_role(bound["id"])
+            if left is not None:
+                weaker = binding.grant.model_copy(update={"role": Role(left)})
+                unit.bind_role(binding.model_copy(update={"grant": weaker}))
+
+    async def interrupt(*_):
+        await asyncio.get_running_loop().run_in_executor(None, change)
+
+    monkeypatch.setattr("ipnext.api.requests.guarded_route._prove_late", interrupt)
+    answer = await people.http.post("/v1/replans", json={"replanId": "r"}, headers=bearer(provider.token()))
+    policy = "people-need-a-role" if left is None else "operators-change-the-fleet"
+    assert (answer.status_code, answer.json()["policy"]) == (403, policy)
+    with people.rooms.store.read() as unit:
+        assert unit.replan_page(after=None, limit=1).items == ()
+
+
 async def test_a_stream_of_a_person_ends_with_the_binding_and_with_the_token(people, provider):
     persons = persons_of(people.rooms.settings, people.rooms.store)
+    access = Access(people.rooms.store, Policies(), tokens=persons.prove, prove_user=persons.prove_again)
     bound = await grant(people, "user:ann")
     principal = persons.prove(provider.token())
-    assert persons.is_still_valid(principal)
+    assert access.is_still_valid(principal)
     await grant(people, "user:ann", "operator")
-    assert not persons.is_still_valid(principal)
+    assert not access.is_still_valid(principal)
     changed = persons.prove(provider.token())
-    assert persons.is_still_valid(changed)
+    assert access.is_still_valid(changed)
     await people.http.delete(f"/v1/roles/{bound['id']}")
-    assert not persons.is_still_valid(changed)
+    assert not access.is_still_valid(changed)
 
 
 async def test_a_stream_of_a_person_ends_with_the_token(people, provider):
     persons = persons_of(people.rooms.settings, people.rooms.store)
+    access = Access(people.rooms.store, Policies(), tokens=persons.prove, prove_user=persons.prove_again)
     await grant(people, "user:ann")
     principal = persons.prove(provider.token())
     persons._verifier._clock = lambda: principal.expires_at.timestamp() - 1
-    assert persons.is_still_valid(principal)
+    assert access.is_still_valid(principal)
     persons._verifier._clock = principal.expires_at.timestamp
-    assert not persons.is_still_valid(principal)
+    assert not access.is_still_valid(principal)
 
 
 async def test_an_open_stream_is_cut_when_the_binding_is_revoked(people, provider, monkeypatch):
