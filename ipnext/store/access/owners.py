@@ -9,6 +9,7 @@ from sqlmodel import col, delete, func, select
 from ipnext.errors import Conflict, NotFound, StaleWrite
 from ipnext.model.access.owner import ARTIFACTS, DOLLARS, MODELS, OwnerManifest, OwnerMember
 from ipnext.model.access.rights import ANY, Grant, Role
+from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.owner_claims import QuotaClaim
 from ipnext.model.wire import decode_frozen
 from ipnext.store.database import dialects
@@ -56,27 +57,41 @@ class Owners(Artifacts):
     def delete_owner(self, name: str, *, expected_version: int | None) -> OwnerRecord:
         """Delete an owner and return its former record.
 
-        NotFound; StaleWrite; Conflict while it has models that are not retired.
+        NotFound; StaleWrite; Conflict while a model has the owner, retired or not, or shares its predictions with it: the
+        next owner of that name would get them.
         """
         self._writing(None)
         row = self._owner_row(name)
         _check_version(name, row, expected_version)
-        of = (col(ModelRow.owner) == name, col(ModelRow.retired).is_(False))
-        models = self._session.exec(
-            select(ModelRow.name).where(*of).order_by(col(ModelRow.name)).limit(NAMED_IN_ERRORS)
-        ).all()
-        if models:
-            count = self._session.exec(select(func.count()).select_from(ModelRow).where(*of)).one()
-            more = f" and {count - len(models)} more" if count > len(models) else ""
-            msg = (
-                f"owner {name!r} still has models: {', '.join(models)}{more}; "
-                "retire them or give them another owner first"
-            )
-            raise Conflict(msg)
+        self._check_without_models(name)
+        self._check_calls_no_model(name)
         record = _owner(row)
         self._session.delete(row)
         self._session.flush()
         return record
+
+    def _check_without_models(self, name: str) -> None:
+        row = ModelRow
+        query = select(row.name, row.retired).where(row.owner == name)
+        models = self._session.exec(query.order_by(col(row.retired), col(row.name)).limit(NAMED_IN_ERRORS)).all()
+        if models:
+            count = self._session.exec(select(func.count()).select_from(row).where(row.owner == name)).one()
+            named = _name_some([f"{model} (retired)" if retired else model for model, retired in models], count)
+            msg = (
+                f"owner {name!r} still has models: {named}; give them another owner first: apply their manifests with it, "
+                "and retire again those that are retired"
+            )
+            raise Conflict(msg)
+
+    def _check_calls_no_model(self, name: str) -> None:
+        row = ModelRow
+        query = select(row.name, row.manifest).where(col(row.manifest).contains(f'"{name}"', autoescape=True))
+        found = self._session.exec(query.order_by(col(row.name))).all()
+        models = [model for model, text in found if name in decode_frozen(ModelManifest, text).spec.access.callers]
+        if models:
+            named = _name_some(models[:NAMED_IN_ERRORS], len(models))
+            msg = f"owner {name!r} may still ask models of other owners: {named}; take it out of their spec.access.callers first"
+            raise Conflict(msg)
 
     def owner(self, name: str) -> OwnerRecord:
         """Return one owner. NotFound names known ones."""
@@ -232,6 +247,12 @@ class Owners(Artifacts):
 def member_grant(owner: str, member: OwnerMember) -> Grant:
     """Return the grant of a member: a role over the owner's models."""
     return Grant(role=member.role, owner=owner)
+
+
+def _name_some(names: Sequence[str], count: int) -> str:
+    """Return the first names of `count`, for an error's text."""
+    more = f" and {count - len(names)} more" if count > len(names) else ""
+    return ", ".join(names) + more
 
 
 def _check_version(name: str, row: OwnerRow | None, expected: int | None) -> None:

@@ -102,9 +102,12 @@ def test_a_model_that_is_given_to_another_owner_counts_there(search):
 def test_an_owner_with_models_is_not_deleted(search):
     with search.begin() as unit:
         apply(unit, model("one"))
-        with pytest.raises(Conflict, match="still has models: one"):
+        with pytest.raises(Conflict, match="still has models: one;"):
             unit.delete_owner("search", expected_version=None)
         unit.update_model("one", retired=True)
+        with pytest.raises(Conflict, match=r"still has models: one \(retired\); give them another owner first"):
+            unit.delete_owner("search", expected_version=None)
+        apply(unit, model("one", owner="ads"))
         unit.delete_owner("search", expected_version=1)
         assert unit.find_owner("search") is None
 

@@ -193,9 +193,31 @@ async def test_an_owner_is_deleted_with_its_members_once_it_has_no_models(applie
     assert "still has models: ranker" in refused.json()["message"]
     with applied.rooms.store.begin() as unit:
         unit.update_model("ranker", retired=True)
+    refused = await applied.http.delete("/v1/owners/search")
+    assert (refused.status_code, "still has models: ranker (retired);" in refused.json()["message"]) == (409, True)
+    document = applied.rooms.model_document()
+    document["metadata"]["owner"] = "ads"
+    (await applied.http.put("/v1/models/ranker", json=document)).raise_for_status()
     assert (await applied.http.delete("/v1/owners/search")).status_code == 200
     assert (await applied.http.get("/v1/owners/search")).status_code == 404
     assert (await applied.http.get("/v1/roles")).json()["items"] == []
+
+
+async def test_an_owner_that_may_ask_models_of_others_is_not_deleted(applied):
+    """The next owner of that name would be let in. Who is named for something else does not count."""
+    await put(applied, "ads")
+    document = applied.rooms.model_document()
+    document["metadata"]["labels"] = {"team": "ads"}
+    document["spec"]["access"] = {"predictions": "authenticated", "callers": ["sales", "ads"]}
+    (await applied.http.put("/v1/models/ranker", json=document)).raise_for_status()
+    with applied.rooms.store.begin() as unit:
+        unit.update_model("ranker", retired=True)
+    refused = await applied.http.delete("/v1/owners/ads")
+    assert (refused.status_code, refused.json()["code"]) == (409, "Conflict")
+    assert "may still ask models of other owners: ranker; take it out of their spec.access.callers" in refused.text
+    document["spec"]["access"]["callers"] = ["sales"]
+    (await applied.http.put("/v1/models/ranker", json=document)).raise_for_status()
+    assert (await applied.http.delete("/v1/owners/ads")).status_code == 200
 
 
 async def test_an_owner_with_valid_keys_is_not_deleted(applied):
