@@ -266,6 +266,9 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     no object."""
     owner_models: int = Field(default=2000, gt=0, lt=2**31)
     """Models of an owner whose object has no quota `models`, or that has no object."""
+    audit_entries_per_hour: int = Field(default=3600, gt=0, lt=2**31)
+    """Entries of the audit that one key or user may cause in an hour, at each API process; more are refused with 429.
+    They are kept for ever."""
     artifact_grace_hours: float = Field(default=24.0, ge=1)
     """Unreferenced items of the artifact store are removed after this time without use. It must exceed the longest
     upload and publish."""

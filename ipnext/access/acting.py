@@ -43,6 +43,9 @@ class Authority(Protocol):
         Raises Unauthenticated, Forbidden or NotFound, as at the start of the request.
         """
 
+    def count_entry(self, who: "RequestAuthority", size_bytes: int) -> None:
+        """Count an audit entry with documents and a reason of this size. RateLimited if the principal has caused too many."""
+
 
 @dataclass(frozen=True, slots=True)
 class RequestAuthority:
@@ -68,6 +71,11 @@ class RequestAuthority:
     def prove(self, unit: Any) -> "RequestAuthority":
         """Return the same with what is in force in a unit of the store. Raises as `Authority.prove_in`."""
         return self if self.authority is None else self.authority.prove_in(self, unit)
+
+    def count_entry(self, size_bytes: int) -> None:
+        """Count an audit entry. Raises as `Authority.count_entry`."""
+        if self.authority is not None:
+            self.authority.count_entry(self, size_bytes)
 
 
 ACTING: Final[ContextVar[RequestAuthority | None]] = ContextVar("acting", default=None)

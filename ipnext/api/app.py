@@ -9,6 +9,7 @@ import ipnext
 from ipnext.access.policy import policies_of
 from ipnext.api.authorization.access import Access, Authentication
 from ipnext.api.authorization.audit_entries import Recorder
+from ipnext.api.authorization.entry_budget import EntryBudget
 from ipnext.api.authorization.machine_details import MachineDetails
 from ipnext.api.authorization.persons import persons_of
 from ipnext.api.dependencies import PlatformAdapters
@@ -157,7 +158,14 @@ def create_app(
 def _access_of(settings: PlatformSettings, store: Store) -> Access:
     """Return access control by keys, and by tokens if an identity provider is configured. Raises InvalidInput."""
     policies, required = policies_of(settings.policies_file), settings.authentication == "required"
-    persons = persons_of(settings, store)
+    persons, entries = persons_of(settings, store), EntryBudget(settings.audit_entries_per_hour)
     if persons is None:
-        return Access(store, policies, required=required)
-    return Access(store, policies, required=required, tokens=persons.prove, prove_user=persons.prove_again)
+        return Access(store, policies, required=required, entries=entries)
+    return Access(
+        store,
+        policies,
+        required=required,
+        tokens=persons.prove,
+        prove_user=persons.prove_again,
+        entries=entries,
+    )

@@ -1,6 +1,7 @@
 """One handler for the error tree: every answer that is not a success has an `ErrorBody`."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from ipnext.errors import (
     InvalidInput,
     IPnextError,
     PathNotAllowed,
+    RateLimited,
     TooLarge,
     TooSlow,
     Unauthenticated,
@@ -81,7 +83,8 @@ def headers_of(error: IPnextError) -> Mapping[str, str] | None:
     """Return the headers of an error's answer."""
     if isinstance(error, Unauthenticated):
         return CHALLENGE
-    return {"Retry-After": "1"} if error.http_status in {429, 503} else None
+    seconds = error.seconds if isinstance(error, RateLimited) else 1.0
+    return {"Retry-After": str(max(1, math.ceil(seconds)))} if error.http_status in {429, 503} else None
 
 
 async def _tree(request: Request, error: Exception) -> Response:

@@ -5,6 +5,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 
 from ipnext.api.authorization.access import is_public
+from ipnext.api.authorization.audit_entries import SAFE_METHODS
 from ipnext.model.api.resources import ErrorBody, Readiness
 
 Responses = dict[int | str, dict[str, Any]]
@@ -55,6 +56,12 @@ TOO_LARGE: Final = {
 }
 """Of every endpoint that accepts a body."""
 
+TOO_MANY_ENTRIES: Final = {
+    "description": "RateLimited: the key or person has caused as many entries of the audit as it may",
+    "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}}},
+}
+"""Of every endpoint that may change something."""
+
 BEARER: Final = "bearer"
 _SCHEME: Final = {
     "type": "http",
@@ -74,19 +81,23 @@ class Api(FastAPI):
             return self.openapi_schema
         schema = super().openapi()
         for path, operations in schema["paths"].items():
-            for operation in operations.values():
-                _correct(operation, needs_credential=not is_public(path))
+            for method, operation in operations.items():
+                _correct(
+                    operation, needs_credential=not is_public(path), leaves_entry=method.upper() not in SAFE_METHODS
+                )
         for unused in ("HTTPValidationError", "ValidationError"):
             schema.get("components", {}).get("schemas", {}).pop(unused, None)
         schema["components"]["securitySchemes"] = {BEARER: _SCHEME}
         return schema
 
 
-def _correct(operation: dict[str, Any], *, needs_credential: bool) -> None:
+def _correct(operation: dict[str, Any], *, needs_credential: bool, leaves_entry: bool) -> None:
     responses = operation["responses"]
     if "HTTPValidationError" in str(responses.get("422", {})):
         del responses["422"]
     if "requestBody" in operation:
         responses["413"] = TOO_LARGE
+    if leaves_entry:
+        responses.setdefault("429", TOO_MANY_ENTRIES)
     if needs_credential:
         operation["security"] = [{BEARER: []}]

@@ -95,7 +95,7 @@ class Store:
     def record(self, acting: RequestAuthority, outcome: Outcome, note: AuditNote | None = None) -> AuditEntry:
         """Append an audit entry in a separate unit: of a refusal, or of an action outside the store that is about to begin.
 
-        Before such an action the principal is proved again, as in `begin`.
+        Before such an action the principal is proved again, as in `begin`, and its entry is counted: RateLimited.
         """
         with (
             self._transaction() as connection,
@@ -104,6 +104,7 @@ class Store:
             if outcome == "asked":
                 dialects.lock_audit(connection)  # a revocation is committed before, or after this entry
                 acting = acting.prove(unit)
+                acting.count_entry((note or AuditNote()).size_bytes)
             entry = unit.append_audit(acting, outcome, note or AuditNote())
         acting.trail.asked = acting.trail.asked or outcome == "asked"
         return entry

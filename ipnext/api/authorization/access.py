@@ -27,6 +27,7 @@ from ipnext.access.actions import ACTIONS, Action
 from ipnext.access.keys import LONGEST, is_key, parse_key, proves
 from ipnext.access.policy import Policies, Resource
 from ipnext.api.authorization.audit_entries import SAFE_METHODS, Recorder, operation_of
+from ipnext.api.authorization.entry_budget import EntryBudget
 from ipnext.api.errors import answer, error_body, headers_of
 from ipnext.api.requests.slots import holder_of
 from ipnext.api.requests.stream import StreamListener
@@ -74,7 +75,7 @@ class Permission(NamedTuple):
 class Access:
     """Proves principals by the store's keys and decides by the policies. Any thread may use it."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the collaborators made by the application
         self,
         store: Store,
         policies: Policies,
@@ -82,6 +83,7 @@ class Access:
         required: bool = True,
         tokens: Tokens = no_tokens,
         prove_user: Callable[[Principal, Repository], Principal] = lambda principal, _: principal,
+        entries: EntryBudget | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """With `required=False` no credential is required, and every caller may do everything.
@@ -91,6 +93,7 @@ class Access:
         """
         self._store, self._policies, self._tokens, self._clock = store, policies, tokens, clock
         self._prove_user = prove_user
+        self._entries = entries
         self._used: dict[str, datetime] = {}
         self._kept: OrderedDict[str, tuple[Principal, float]] = OrderedDict()
         self.required = required
@@ -153,6 +156,11 @@ class Access:
         for check in who.trail.checks:
             found.update(check(principal, unit))
         return dataclasses.replace(who, principal=principal, **found)
+
+    def count_entry(self, who: RequestAuthority, size_bytes: int) -> None:
+        """Count an audit entry of a principal. RateLimited if it has caused too many."""
+        if self._entries is not None and who.principal.kind != "local":
+            self._entries.take(who.principal, size_bytes)
 
     def _prove_in(self, unit: Repository, principal: Principal) -> Principal:
         """Return a principal that was proved before with its present grants: those of keys never change."""

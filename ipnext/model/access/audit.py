@@ -131,6 +131,11 @@ class AuditNote(Value):
     change_id: str | None = None
     left_out: int | None = None
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the documents and the reason."""
+        return sum(len(text.encode()) for text in (self.before, self.after, self.reason) if text)
+
 
 def hash_of(entry: Mapping[str, Any]) -> str:
     """Return the SHA-256 (hex) of the canonical JSON of an exported entry without its `hash`.

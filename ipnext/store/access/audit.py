@@ -87,9 +87,14 @@ class Audit(Models):
         self._noted = (self._noted or AuditNote()).model_copy(update=given)
 
     def close_audit(self, acting: RequestAuthority) -> None:
-        """Append the entry of this unit if it has written anything. The store calls it once, last."""
+        """Append the entry of this unit if it has written anything. The store calls it once, last.
+
+        RateLimited, so that the unit is rolled back, if the principal has caused too many entries.
+        """
         if self._has_written() and not acting.trail.asked:
-            self.append_audit(acting, "done", self._noted or AuditNote())
+            note = self._noted or AuditNote()
+            acting.count_entry(note.size_bytes)
+            self.append_audit(acting, "done", note)
 
     def append_audit(self, acting: RequestAuthority, outcome: Outcome, note: AuditNote) -> AuditEntry:
         """Append an entry. From here to the commit the unit holds the lock of the chain's head; no write may follow."""

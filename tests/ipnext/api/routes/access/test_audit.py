@@ -24,9 +24,10 @@ from ipnext.api.authorization.audit_entries import (
     Recorder,
     RefusalRecorder,
 )
+from ipnext.api.authorization.entry_budget import ENTRY_BYTES, EntryBudget
 from ipnext.api.workflow_engine.port import MemoryLifecycle
 from ipnext.artifacts.signing import sign_digest, write_key_pair
-from ipnext.errors import Unavailable
+from ipnext.errors import RateLimited, Unavailable
 from ipnext.model.access.audit import AuditEntry
 from ipnext.model.access.audit_chain import verify
 from ipnext.model.access.rights import Principal, Role
@@ -419,6 +420,68 @@ async def test_an_endpoint_that_forgets_the_audit_has_an_entry_all_the_same(room
     with rooms.store.read() as unit:
         (entry,) = unit.audit_page().items
     assert (entry.operation, entry.outcome, entry.who.name) == ("POST /v1/forgetful/{thing}", "done", "admin")
+
+
+# the budget of entries
+
+
+@pytest.fixture
+def three_an_hour(rooms):
+    rooms.settings = rooms.settings.model_copy(update={"audit_entries_per_hour": 3})
+
+
+def of_team(rooms, name):
+    return {"Authorization": f"Bearer {rooms.add_key(name, Role.PUBLISHER)}"}
+
+
+async def test_one_key_causes_entries_within_its_budget_whatever_it_asks(three_an_hour, world):
+    """Refused uploads and pauses count like changes; what leaves no entry does not, and another key has its own budget."""
+    headers = of_team(world.rooms, "team")
+    world.mark()
+    pause = ("POST", "/v1/models/ranker/pause", {"json": {"reason": "r" * 900}})
+    apply = ("PUT", "/v1/models/ranker", {"json": world.rooms.model_document(qps=33)})
+    upload = ("PUT", f"/v1/artifacts/blobs/{'0' * 64}", {"content": b"of another digest"})
+    answers = [
+        await world.http.request(method, path, headers=headers, **more) for method, path, more in (pause, apply, upload)
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200, 422]
+    asked = len(world.rooms.lifecycle.controls)
+    for method, path, more in (
+        pause,
+        upload,
+        ("PUT", "/v1/models/ranker", {"json": world.rooms.model_document(qps=34)}),
+    ):
+        answer = await world.http.request(method, path, headers=headers, **more)
+        assert (answer.status_code, answer.json()["code"]) == (429, "RateLimited")
+        assert 1000 < int(answer.headers["retry-after"]) <= 1200
+        assert "IPNEXT_AUDIT_ENTRIES_PER_HOUR" in answer.json()["message"]
+    assert len(world.rooms.lifecycle.controls) == asked
+    assert (await world.http.get("/v1/models/ranker", headers=headers)).json()["manifest"]["spec"]["demand"][0][
+        "qps"
+    ] == 33
+    assert (await world.http.request(*apply[:2], headers=headers, **apply[2])).status_code == 200, "it changes nothing"
+    assert len(world.since_mark()) == 3
+    (await world.http.request(*pause[:2], headers=of_team(world.rooms, "other"), **pause[2])).raise_for_status()
+
+
+def test_the_budget_of_entries_grows_again_and_large_entries_count_for_several():
+    now = [0.0]
+    budget = EntryBudget(10, clock=lambda: now[0])
+    key = Principal(kind="key", id="k", name="k")
+    session = Principal(kind="session", id="s", name="k", acts_for="k")
+    budget.take(key, 9 * ENTRY_BYTES)
+    budget.take(session, 0)
+    with pytest.raises(RateLimited) as refused:
+        budget.take(key, 100)
+    assert refused.value.seconds == pytest.approx(360)
+    now[0] += 361
+    budget.take(key, 100)
+    with pytest.raises(RateLimited):
+        budget.take(session, 100)
+    now[0] += 1e6
+    budget.take(key, 100 * ENTRY_BYTES)  # larger than the budget: all of it
+    with pytest.raises(RateLimited):
+        budget.take(key, 0)
 
 
 # refusals
