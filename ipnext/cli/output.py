@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ipnext.cli.terminal import escape_controls
+from ipnext.cli.terminal import escape_controls, escape_quoted, has_controls
 from ipnext.model.lifecycle.messages import Change
 
 UNBOUNDED_COLUMNS = 250
@@ -35,14 +35,27 @@ Output = Annotated[Form, typer.Option("--output", "-o", help="Form of the answer
 def write(value: object, form: Form, table: Callable[[], Table | Iterable[Table | str]]) -> None:
     """Write an answer to stdout. `table` makes the form for people."""
     if form is Form.JSON:
-        typer.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))
+        typer.echo(escape_quoted(json.dumps(plain(value), indent=2, ensure_ascii=False)))
     elif form is Form.YAML:
-        typer.echo(yaml.safe_dump(plain(value), sort_keys=False, allow_unicode=True), nl=False)
+        typer.echo(
+            escape_quoted(yaml.dump(plain(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True)), nl=False
+        )
     else:
         made = table()
         console = _console()
         for piece in [made] if isinstance(made, Table) else made:
             console.print(escape_controls(piece) if isinstance(piece, str) else piece, markup=False, highlight=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts with control characters in double quotes, where they can be escaped."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if has_controls(text) else None)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def say(text: str) -> None:

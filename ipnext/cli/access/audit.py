@@ -12,6 +12,7 @@ from rich.table import Table
 from ipnext.cli.command import Command
 from ipnext.cli.output import Form, Output, rows, say, write
 from ipnext.cli.session import client_of
+from ipnext.cli.terminal import escape_quoted
 from ipnext.errors import EXIT_FAILURE, InvalidInput
 from ipnext.model.access.audit import AuditEntry, AuditHead
 from ipnext.model.access.audit_chain import Verification, read_anchors, read_entries, verify
@@ -76,7 +77,7 @@ def verify_entries(
 def export(context: typer.Context, after: After = 0) -> None:
     """Write entries to stdout, one JSON object a line, in the order of the chain."""
     for entry in client_of(context).export_audit(after=after):
-        typer.echo(canonical_json(entry))
+        typer.echo(escape_quoted(canonical_json(entry)))
 
 
 def head(context: typer.Context, output: Output = Form.TABLE) -> None:
