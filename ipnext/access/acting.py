@@ -10,7 +10,10 @@ from uuid import uuid4
 from ipnext.model.access.rights import Principal
 
 Check = Callable[[Principal, Any], Mapping[str, str]]
-"""A check of the request's policy for a principal, in a unit of the store. Returns fields of `RequestAuthority` that it found."""
+"""A check of the request's policy for a principal, in a unit of the store.
+
+Returns fields of `RequestAuthority` that it found.
+"""
 
 
 def _no_operation() -> str:
@@ -44,7 +47,10 @@ class Authority(Protocol):
         """
 
     def count_entry(self, who: "RequestAuthority", size_bytes: int) -> None:
-        """Count an audit entry with documents and a reason of this size. RateLimited if the principal has caused too many."""
+        """Count an audit entry with documents and a reason of this size.
+
+        RateLimited if the principal has caused too many.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,5 +17,5 @@ def has_controls(text: str) -> bool:
 
 
 def escape_quoted(text: str) -> str:
-    """Return JSON, or YAML whose strings with control characters are double-quoted, with these as escapes of four digits."""
+    """Return JSON, or YAML; control characters of strings are escapes of four digits, in double quotes."""
     return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

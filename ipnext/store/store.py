@@ -74,9 +74,9 @@ class Store:
 
         Units run one after another, so data that a unit reads does not change before it writes. A unit that names a
         model may write only that model, and on PostgreSQL waits only for units of that model. Keep units short: nothing
-        slow inside, and no unit inside another (it would wait for itself). If a principal acts (`ipnext.access.acting`),
-        the unit first proves that it still may: Unauthenticated, Forbidden or NotFound. If the unit writes, an entry of
-        the audit is its last statement.
+        slow inside, and no unit inside another (it would wait for itself). If a principal acts
+        (`ipnext.access.acting`), the unit first proves that it still may: Unauthenticated, Forbidden or NotFound. If
+        the unit writes, an entry of the audit is its last statement.
         """
         with self._transaction() as connection:
             dialects.claim_turn(connection, model)
@@ -93,7 +93,9 @@ class Store:
             yield from _audit_unit(connection, scope)
 
     def record(self, acting: RequestAuthority, outcome: Outcome, note: AuditNote | None = None) -> AuditEntry:
-        """Append an audit entry in a separate unit: of a refusal, or of an action outside the store that is about to begin.
+        """Append an audit entry in a separate unit.
+
+        It is of a refusal, or of an action outside the store that is about to begin.
 
         Before such an action the principal is proved again, as in `begin`, and its entry is counted: RateLimited.
         """
@@ -163,8 +165,8 @@ class Store:
 def _audit_unit(connection: Connection, scope: frozenset[str] | None) -> Iterator[Repository]:
     """Yield the repository of a unit, then append the audit entry of the principal's writes.
 
-    The principal is proved at the unit's turn, which it has until the commit: keys, roles and owners of its models change
-    only before or after it. An action that an entry has announced (`asked`) is completed.
+    The principal is proved at the unit's turn, which it has until the commit: keys, roles and owners of its models
+    change only before or after it. An action that an entry has announced (`asked`) is completed.
     """
     acting = ACTING.get()
     if acting is not None:

@@ -134,7 +134,10 @@ class Access:
         return Principal(kind=key.kind, id=key.id, name=key.name, grants=key.grants, acts_for=parent)
 
     def is_still_valid(self, principal: Principal) -> bool:
-        """Return whether a principal that was proved before would be proved now, with the same roles. Reads the store."""
+        """Return whether a principal that was proved before would be proved now, with the same roles.
+
+        Reads the store.
+        """
         try:
             with self._store.read() as unit:
                 return self._prove_in(unit, principal) == principal
@@ -566,7 +569,10 @@ def _check_model(request: Request, access: Access, action: Action) -> Permission
 def _model_permission(
     access: Access, principal: Principal, action: Action, path: Mapping[str, str], unit: Repository
 ) -> Permission:
-    """Permit an action on the model, or the change, of a path, as it is in a unit of work. Raises NotFound or Forbidden."""
+    """Permit an action on the model, or the change, of a path, as it is in a unit of work.
+
+    Raises NotFound or Forbidden.
+    """
     name = path.get("name") or _model_of_change(access, principal, unit, path["change_id"])
     if name is None:
         return Permission(action.policy)  # the endpoint answers that there is no such change

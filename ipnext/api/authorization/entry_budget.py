@@ -24,7 +24,10 @@ _HOUR_SECONDS: Final = 3600.0
 
 
 class EntryBudget:
-    """Entries that each account may write: those of an hour at once, then as many as an hour brings. Any thread may use it."""
+    """Entries that each account may write: those of an hour at once, then as many as an hour brings.
+
+    Any thread may use it.
+    """
 
     def __init__(self, per_hour: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_hour, self._clock, self._lock = per_hour, clock, threading.Lock()
@@ -32,7 +35,10 @@ class EntryBudget:
         """Account -> entries left, and when that was."""
 
     def take(self, principal: Principal, size_bytes: int) -> None:
-        """Count an entry with documents and a reason of this size. RateLimited if the account has used up its budget."""
+        """Count an entry with documents and a reason of this size.
+
+        RateLimited if the account has used up its budget.
+        """
         entries = max(1, -(-size_bytes // ENTRY_BYTES))
         rate = self._per_hour / _HOUR_SECONDS
         with self._lock:
@@ -46,7 +52,8 @@ class EntryBudget:
                 self._left.popitem(last=False)
         if not taken:
             msg = (
-                f"{principal.text} has caused {self._per_hour} entries of the audit in an hour, the most of one key or user "
+                f"{principal.text} has caused {self._per_hour} entries of the audit in an hour, "
+                "the most of one key or user "
                 f"({SETTING}); try again later"
             )
             raise RateLimited(msg, seconds=(wanted - left) / rate)

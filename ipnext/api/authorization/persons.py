@@ -48,7 +48,10 @@ class Persons:
         """
         identity = self._known.get(principal)
         if identity is None or self._verifier.is_expired(identity):
-            msg = f"the token of {principal.text} has expired, or was proved too long ago; repeat the request, or `ipnext login`"
+            msg = (
+                f"the token of {principal.text} has expired, or was proved too long ago; "
+                "repeat the request, or `ipnext login`"
+            )
             raise Unauthenticated(msg)
         grants = unit.grants_of(identity.subjects)
         if not grants:

@@ -1,9 +1,9 @@
 """The route of every endpoint that names an action: unauthorised requests are refused before their body is read.
 
 FastAPI reads and parses a body first and solves dependencies afterwards. A body of 5 MiB would cost the API its parsing
-for any caller with any key, whatever its role. FastAPI also validates a body in the event loop; a large one is validated
-in a thread, in the turn of its client. Endpoints that work in a thread share AT_ONCE of them: a client has at most its
-share, and its further requests wait.
+for any caller with any key, whatever its role. FastAPI also validates a body in the event loop; a large one is
+validated in a thread, in the turn of its client. Endpoints that work in a thread share AT_ONCE of them: a client has at
+most its share, and its further requests wait.
 
 A body may arrive slowly, and a turn may take long. The guards' checks are then repeated before the endpoint is called:
 what it reads is for principals that may read it now. Each unit of work that writes repeats them itself.

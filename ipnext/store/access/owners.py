@@ -57,8 +57,8 @@ class Owners(Artifacts):
     def delete_owner(self, name: str, *, expected_version: int | None) -> OwnerRecord:
         """Delete an owner and return its former record.
 
-        NotFound; StaleWrite; Conflict while a model has the owner, retired or not, or shares its predictions with it: the
-        next owner of that name would get them.
+        NotFound; StaleWrite; Conflict while a model has the owner, retired or not, or shares its predictions with it:
+        the next owner of that name would get them.
         """
         self._writing(None)
         row = self._owner_row(name)
@@ -78,7 +78,8 @@ class Owners(Artifacts):
             count = self._session.exec(select(func.count()).select_from(row).where(row.owner == name)).one()
             named = _name_some([f"{model} (retired)" if retired else model for model, retired in models], count)
             msg = (
-                f"owner {name!r} still has models: {named}; give them another owner first: apply their manifests with it, "
+                f"owner {name!r} still has models: {named}; give them another owner first: "
+                "apply their manifests with it, "
                 "and retire again those that are retired"
             )
             raise Conflict(msg)
@@ -90,7 +91,10 @@ class Owners(Artifacts):
         models = [model for model, text in found if name in decode_frozen(ModelManifest, text).spec.access.callers]
         if models:
             named = _name_some(models[:NAMED_IN_ERRORS], len(models))
-            msg = f"owner {name!r} may still ask models of other owners: {named}; take it out of their spec.access.callers first"
+            msg = (
+                f"owner {name!r} may still ask models of other owners: {named}; "
+                "take it out of their spec.access.callers first"
+            )
             raise Conflict(msg)
 
     def owner(self, name: str) -> OwnerRecord:

@@ -90,8 +90,8 @@ def apply_owner(
 def delete_owner(owner: OwnerName, rooms: Rooms, expected_version: ExpectedVersion = None) -> OwnerView:
     """Remove an owner with its quotas and its members' roles.
 
-    409 while a model has it (`metadata.owner`), retired or not, or names it in `spec.access.callers`, and while it has valid
-    API keys.
+    409 while a model has it (`metadata.owner`), retired or not, or names it in `spec.access.callers`, and while it has
+    valid API keys.
     """
     with rooms.store.begin() as unit:
         view = _views(rooms, unit, (unit.owner(owner),))[0]

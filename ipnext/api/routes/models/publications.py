@@ -125,7 +125,10 @@ def rollback(name: ModelName, request: RollbackRequest, rooms: Rooms) -> ChangeV
 
 
 def _check_same_owner(unit: Repository, name: str, owner: str) -> None:
-    """Check that a model still has the owner whose directories were read and whose quota was charged. Raises Conflict."""
+    """Check that a model still has the owner whose directories were read and whose quota was charged.
+
+    Raises Conflict.
+    """
     if unit.owner_of(name) != owner:
         msg = f"model {name!r} got another owner while its snapshots were read; publish them again"
         raise Conflict(msg)

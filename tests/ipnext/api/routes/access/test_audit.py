@@ -435,7 +435,7 @@ def of_team(rooms, name):
 
 
 async def test_one_key_causes_entries_within_its_budget_whatever_it_asks(three_an_hour, world):
-    """Refused uploads and pauses count like changes; what leaves no entry does not, and another key has its own budget."""
+    """Refused uploads and pauses count like changes; what leaves no entry does not. Another key has its own budget."""
     headers = of_team(world.rooms, "team")
     world.mark()
     pause = ("POST", "/v1/models/ranker/pause", {"json": {"reason": "r" * 900}})
