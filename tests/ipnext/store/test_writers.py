@@ -224,7 +224,7 @@ def test_the_fleet_is_read_beside_the_writers_when_a_drain_is_checked(two, monke
                 repository.add_event("ctr", "Written", "while the fleet is read")
         return DrainedFleet(frozenset(drain.region for drain in drains if drain.holds))
 
-    monkeypatch.setattr("activities.regions.drain_check.Drained.of", written)
+    monkeypatch.setattr("activities.regions.drain_check.DrainedFleet.of", written)
     ActivityEnvironment().run(checks.check_drain, DrainInput(region="north"))
     assert seen == [True]
 
