@@ -368,7 +368,7 @@ class HostedSnapshot(Value):
 
     @property
     def content(self) -> str:
-        """As in HeldSnapshot."""
+        """As in AssignedSnapshot."""
         return loaded_content(self.digest, self.adapters)
 
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from serving.confinement.landlock import Allowed, Confinement, restrict
 from serving.confinement.socket_filter import LOCAL
 given = json.loads(sys.argv[1])
-assert restrict(Confinement.REQUIRED, Allowed(reads=(Path("/proc"),)), sockets=LOCAL)
+assert restrict(Confinement.REQUIRED, LandlockRights(reads=(Path("/proc"),)), sockets=LOCAL)
 
 def exchange(path, sent):
     os.chdir(os.path.dirname(path))
