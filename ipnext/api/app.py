@@ -88,6 +88,7 @@ def create_app(
         version=ipnext.__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,

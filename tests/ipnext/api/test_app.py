@@ -359,6 +359,17 @@ async def test_the_overview_holds_everything_the_page_shows(applied):
     assert [r["region"] for r in view["regions"]] == ["eu", "us"]
 
 
+async def test_the_schema_and_its_page_are_made_once(world, monkeypatch):
+    """Anybody may request them, and they take milliseconds to make."""
+    made = []
+    monkeypatch.setattr("ipnext.api.routes.page.page.render_schema", lambda schema: made.append(schema) or "a page")
+    monkeypatch.setattr("ipnext.api.schema.Api.openapi", lambda _: made.append("schema") or {"paths": {}})
+    for _ in range(3):
+        assert (await world.http.get("/openapi.json")).json() == {"paths": {}}
+        assert (await world.http.get("/docs")).text == "a page"
+    assert made == ["schema", "schema", {"paths": {}}]
+
+
 async def test_the_schema_and_its_page_need_no_other_host(world):
     schema = (await world.http.get("/openapi.json")).json()
     page = (await world.http.get("/docs")).text

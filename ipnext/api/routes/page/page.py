@@ -1,9 +1,11 @@
 """The page at `/` and the readable schema at `/docs`. Both need nothing from any other host."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import anyio.to_thread
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from ipnext.api.routes.page.schema_page import render_schema
@@ -25,9 +27,28 @@ async def index() -> FileResponse:
 
 
 @router.get("/docs")
-async def docs(request: Request) -> HTMLResponse:
-    """Return the API's schema as one page to read."""
-    return HTMLResponse(render_schema(request.app.openapi()), headers=_HEADERS)
+async def docs(request: Request) -> Response:
+    """The API's schema as one page to read."""
+    body = await _prepared(request, "docs", lambda: render_schema(request.app.openapi()).encode())
+    return Response(body, media_type="text/html", headers=_HEADERS)
+
+
+@router.get("/openapi.json")
+async def openapi(request: Request) -> Response:
+    """The API's schema."""
+    body = await _prepared(request, "openapi", lambda: JSONResponse(request.app.openapi()).body)
+    return Response(body, media_type="application/json")
+
+
+async def _prepared(request: Request, name: str, make: Callable[[], bytes]) -> bytes:
+    """Return a document of this application, made once: anybody may request it."""
+    state = request.app.state
+    if not hasattr(state, "documents"):
+        state.documents = {}
+    documents: dict[str, bytes] = state.documents
+    if name not in documents:
+        documents[name] = await anyio.to_thread.run_sync(make)
+    return documents[name]
 
 
 def assets() -> StaticFiles:
