@@ -10,7 +10,7 @@ what it reads is for principals that may read it now. Each unit of work that wri
 """
 
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from inspect import iscoroutinefunction
 from typing import Any, Final
 
@@ -24,6 +24,8 @@ from ipnext.access.acting import ACTING, RequestAuthority
 from ipnext.api.requests.json_bodies import PARSED
 from ipnext.api.requests.slots import holder_of
 from ipnext.api.requests.turns import Turns
+from ipnext.errors import InvalidInput
+from ipnext.model.echoes import PLACE_CHARACTERS, cut_text
 from ipnext.model.manifest.manifest import invalid_input
 from ipnext.model.value import Value, WrittenValue
 
@@ -46,11 +48,13 @@ class GuardedRoute(APIRoute):
         """See APIRoute."""
         handle, guards, model = super().get_route_handler(), guards_of(self.dependant), _body_model(self)
         threaded = not iscoroutinefunction(self.endpoint)
+        parameters = tuple(dict.fromkeys(_query_names(self.dependant)))
 
         async def handle_guarded(request: Request) -> Response:
             began = time.monotonic()
             for guard in guards:
                 await guard(request)
+            _check_query(request, parameters)
             if model is not None:
                 await _validate_large(request, model)
             if not threaded:
@@ -70,6 +74,16 @@ def guards_of(dependant: Dependant) -> tuple[Guard, ...]:
     return tuple(call for call in calls if iscoroutinefunction(call) and hasattr(call, "action"))
 
 
+def _check_query(request: Request, known: Sequence[str]) -> None:
+    """Refuse parameters of the query that the endpoint does not have: a misspelt `dryRun` would apply. Raises InvalidInput."""
+    for name in request.query_params:
+        if name not in known:
+            shown = cut_text(name, PLACE_CHARACTERS)
+            allowed = f"allowed: {', '.join(known)}" if known else "this endpoint has none"
+            msg = f"{shown}: no parameter of the query of {request.method} {request.scope['route'].path}; {allowed}"
+            raise InvalidInput(msg, field=shown, value=name, allowed=known)
+
+
 async def _prove_late(request: Request, began: float) -> None:
     """Prove the principal again if its request took long until here. Raises Unauthenticated, Forbidden or NotFound."""
     acting: RequestAuthority = request.state.acting
@@ -78,6 +92,13 @@ async def _prove_late(request: Request, began: float) -> None:
     acting = await anyio.to_thread.run_sync(request.app.state.platform.access.prove_now, acting)
     request.state.acting = acting
     ACTING.set(acting)
+
+
+def _query_names(dependant: Dependant) -> Iterator[str]:
+    """Yield the parameters of the query that an endpoint and its dependencies have."""
+    yield from (field.alias for field in dependant.query_params)
+    for each in dependant.dependencies:
+        yield from _query_names(each)
 
 
 def _body_model(route: APIRoute) -> Model | None:

@@ -370,6 +370,42 @@ async def test_the_schema_and_its_page_are_made_once(world, monkeypatch):
     assert made == ["schema", "schema", {"paths": {}}]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "said"),
+    [
+        (
+            "PUT",
+            "/v1/models/ranker?dry_run=true",
+            "dry_run: no parameter of the query of PUT /v1/models/{name}; allowed: expectedVersion, dryRun",
+        ),
+        (
+            "POST",
+            "/v1/models/ranker/pause?reason=x",
+            "reason: no parameter of the query of POST /v1/models/{name}/pause; this endpoint has none",
+        ),
+        (
+            "GET",
+            "/v1/models?Limit=1",
+            "Limit: no parameter of the query of GET /v1/models; allowed: owner, ready, search, after, limit",
+        ),
+        (
+            "DELETE",
+            "/v1/owners/search?force",
+            "force: no parameter of the query of DELETE /v1/owners/{owner}; allowed: expectedVersion",
+        ),
+        ("GET", "/metrics?x=1", "x: no parameter of the query of GET /metrics; this endpoint has none"),
+    ],
+)
+async def test_a_parameter_that_an_endpoint_does_not_have_is_refused_and_nothing_is_done(applied, method, path, said):
+    before = (await applied.http.get("/v1/models/ranker")).json()
+    body = applied.rooms.model_document(qps=99) if method == "PUT" else {}
+    answer = await applied.http.request(method, path, json=body if method in {"PUT", "POST"} else None)
+    assert (answer.status_code, answer.json()["code"]) == (400, "InvalidInput")
+    assert answer.json()["message"] == said
+    assert answer.json()["field"] == said.partition(":")[0]
+    assert (await applied.http.get("/v1/models/ranker")).json() == before
+
+
 async def test_the_schema_and_its_page_need_no_other_host(world):
     schema = (await world.http.get("/openapi.json")).json()
     page = (await world.http.get("/docs")).text
