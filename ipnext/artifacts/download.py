@@ -7,11 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from ipnext.artifacts.atomic_files import refusing_full_disk, sync_directory, write_synced, write_whole
+from ipnext.artifacts.atomic_files import refusing_full_disk, sync_directory, write_synced
 from ipnext.artifacts.disk_reserve import DiskReserve
 from ipnext.artifacts.hashing import chunks_of, verify_chunks
 from ipnext.artifacts.layout import manifest_bytes
-from ipnext.artifacts.seen_files import are_whole, note_files
+from ipnext.artifacts.seen_files import are_whole, note_files, write_own
 from ipnext.errors import ArtifactMissing
 from ipnext.model.registry.registry import SIGNATURE_FILE, SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 
@@ -55,7 +55,7 @@ def lay_signature(final: Path, content: bytes | None) -> None:
     """
     target = final / SIGNATURE_FILE
     if content is not None and not (target.is_file() and target.read_bytes() == content):
-        write_whole(target, [content], scratch=final)
+        write_own(target, content)
 
 
 def _write(scratch: Path, file: ArtifactFile, open_blob: Callable[[str], BinaryIO], reserve: DiskReserve) -> None:

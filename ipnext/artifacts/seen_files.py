@@ -2,9 +2,13 @@
 
 The time of a file's last change of status (ctime) changes with every write, rename or change of its other times, and no
 program can set it. So weights of many gigabytes are checked by one `stat` instead of by reading them.
+
+The record finds damage. It is no protection: a writer of the cache can write the record, too. Hosts of models that name
+signers hash every file themselves before each load (`serving.snapshots.fetch.verify_snapshot`).
 """
 
 import json
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import file_digest
@@ -16,6 +20,16 @@ from ipnext.model.registry.registry import SEEN_FILE, ArtifactFile, SnapshotMani
 from ipnext.names import LIBRARY_FILE
 
 
+def write_own(target: Path, content: bytes) -> None:
+    """Write a file of the platform into a snapshot's directory, which never has a half-written one. Errors of `write_whole`."""
+    scratch = target.parent.parent / f".{uuid.uuid4().hex}"
+    try:
+        write_whole(target, [content], scratch=scratch)
+    finally:
+        with suppress(OSError):
+            scratch.rmdir()
+
+
 def note_files(directory: Path, manifest: SnapshotManifest) -> None:
     """Record the snapshot files that were just hashed: path -> size, inode, mtime and ctime.
 
@@ -23,7 +37,7 @@ def note_files(directory: Path, manifest: SnapshotManifest) -> None:
     """
     with suppress(OSError, Unavailable):
         seen = {file.path: _state(directory / file.path) for file in manifest.files}
-        write_whole(directory / SEEN_FILE, [json.dumps(seen).encode()], scratch=directory)
+        write_own(directory / SEEN_FILE, json.dumps(seen).encode())
 
 
 def are_whole(directory: Path, manifest: SnapshotManifest) -> bool:

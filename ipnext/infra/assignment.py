@@ -96,6 +96,7 @@ def host_holds(deployment: Deployment, holds: Iterable[AssignedSnapshot] | None 
                 uri=held.uri,
                 generations=tuple(sorted(held.generations)),
                 signers=held.signers,
+                is_cut_from_signed=held.is_cut_from_signed,
                 settings=deployment.settings,
                 adapter_of=deployment.key.part if held.adapter else None,
                 adapters=held.adapters,

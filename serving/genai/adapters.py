@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import structlog
 
 from ipnext.components.http_sessions import HttpSessions
-from ipnext.errors import LoadFailed, Unavailable
+from ipnext.errors import ArtifactError, LoadFailed, Unavailable
 from ipnext.model.deployment.deployment import HeldGeneration, HostedSnapshot, HostFailure
 from ipnext.model.registry.adapter import adapter_in, engine_name
 from serving.genai.checkpoint_check import verify_adapter
 from serving.genai.engine.probe import EngineProbe
 from serving.genai.engine.supervisor import EngineSupervisor
 from serving.genai.weight_reload import load_adapter, unload_adapter
-from serving.snapshots.fetch import LocalSnapshot
+from serving.snapshots.fetch import LocalSnapshot, verify_snapshot
 from serving.snapshots.held_snapshots import HeldSnapshots
 
 _RETRY_SECONDS = 1.0
@@ -71,14 +71,15 @@ class EngineAdapters:
     async def _load(self, name: str, fetched: LocalSnapshot) -> None:
         spec, log = self._engine.spec, structlog.get_logger().bind(adapter=name, engine=self._engine.spec.log.engine)
         try:
-            await asyncio.to_thread(verify_adapter, fetched, spec.directory, spec.settings)
+            directory = await asyncio.to_thread(verify_snapshot, fetched)
+            await asyncio.to_thread(verify_adapter, fetched, spec.snapshot.directory, spec.settings)
             again = name in self._there
             self._there.add(name)
             there = adapter_in(name, spec.answers_as)
-            await load_adapter(self._session, self._url, there, fetched.directory, again=again)
+            await load_adapter(self._session, self._url, there, directory, again=again)
             probe = EngineProbe(self._session, self._url, there)
             await probe.canary(pooling=spec.settings.runner == "pooling", seconds=spec.settings.start_seconds)
-        except LoadFailed as error:
+        except (ArtifactError, LoadFailed) as error:
             log.error("adapter not loaded", reason=error.message)  # noqa: TRY400 - the reason says all
             self.failed[name] = error.message
             return
@@ -128,7 +129,11 @@ class Adapters:
             beside = self._engines.get(engine)
             if beside is None or not hold.adapters:
                 continue
-            beside.wanted = {engine_name(h.part, h.digest): fetched for h, fetched in self.held.values if _on(h, hold)}
+            beside.wanted = {
+                engine_name(h.part, h.digest): fetched._replace(is_guarded=h.is_guarded)
+                for h, fetched in self.held.values
+                if _on(h, hold)
+            }
             task = asyncio.create_task(beside.follow(), name=f"adapters of {engine.spec.log.engine}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

@@ -34,7 +34,7 @@ from serving.genai.engine.shared_storage import SharedStorage
 from serving.genai.engine.supervisor import EngineSpec, EngineSupervisor, Probes, SupervisorPace
 from serving.genai.hot_swap import Swaps
 from serving.genai.load_retries import load_with_retries
-from serving.snapshots.fetch import LocalSnapshot, fetch_assigned
+from serving.snapshots.fetch import LocalSnapshot, fetch_assigned, verify_snapshot
 from serving.snapshots.fetch_process import Fetcher
 from serving.snapshots.held_snapshots import HeldSnapshots, check_holds
 from serving.snapshots.memory_budget import resident_bytes
@@ -125,6 +125,8 @@ class EngineManager:
         for hold in self._adapters.want([hold for hold in holds if hold.adapter_of is not None]):
             self._begin(load_with_retries(self._adapters.held, hold, self._fetch_adapter), hold)
         self._adapters.follow(self.held.values)
+        for hold, engine in self.held.values:
+            engine.guard(is_guarded=hold.is_guarded)
 
     def _begin(self, loading: Coroutine[None, None, None], hold: HostedSnapshot) -> None:
         load = asyncio.create_task(loading, name=hold.digest)
@@ -250,14 +252,14 @@ class EngineManager:
         await self._room(needed, f"snapshot {hold.snapshot} of {hold.model}.{hold.part}")
         if not self.held.wants(hold):
             return
+        await asyncio.get_running_loop().run_in_executor(self._fetching, verify_snapshot, fetched)
         spec = EngineSpec(
             model=hold.model,
-            directory=fetched.directory,
+            snapshot=fetched,
             settings=settings,
             log=self._log(hold),
             needed_bytes=needed,
             storage=self._storage(hold, settings),
-            checkpoint=fetched.manifest.checkpoint,
             swap=hold.swap,
             inherited=self._inherited,
             sockets=self._sockets,

@@ -19,7 +19,7 @@ from ipnext.model.value import canonical_json
 from serving.genai.engine.supervisor import EngineSupervisor
 from serving.genai.load_retries import load_with_retries
 from serving.genai.weight_reload import ReloadSeconds, check_alike, check_alone, swap_weights
-from serving.snapshots.fetch import LocalSnapshot
+from serving.snapshots.fetch import LocalSnapshot, verify_snapshot
 from serving.snapshots.held_snapshots import HeldSnapshots, HoldKey, SnapshotChanges, hold_key
 
 Former = Mapping[EngineSupervisor, HostedSnapshot]
@@ -165,7 +165,8 @@ class Swaps:
         )
         self._note(way, "swapping")
         try:
-            told = await self._swap(engine, way.fetched or await self._arrive(hold), way.drain_seconds)
+            fetched = way.fetched or await self._arrive(hold)
+            told = await self._swap(engine, fetched._replace(is_guarded=hold.is_guarded), way.drain_seconds)
         except IPnextError as error:
             log.warning("engine could not go over, started anew", reason=error.message)
             await engine.stop()
@@ -186,7 +187,8 @@ class Swaps:
         if spec.settings.kv_transfer is not None:
             msg = "it hands keys and values over, which have to be of the same weights on both sides"
             raise LoadFailed(msg)
-        await asyncio.to_thread(check_alike, spec.directory, new)
+        await asyncio.to_thread(verify_snapshot, new)
+        await asyncio.to_thread(check_alike, spec.snapshot, new)
         await check_alone(self._session, engine.url, spec.names)
         told = await swap_weights(
             self._session,
@@ -198,8 +200,7 @@ class Swaps:
             drain_seconds=drain_seconds,
         )
         needed = needed_bytes(new.manifest) + spec.settings.kv_cache_bytes
-        checkpoint = new.manifest.checkpoint
-        engine.spec = replace(spec, directory=new.directory, needed_bytes=needed, checkpoint=checkpoint)
+        engine.spec = replace(spec, snapshot=new, needed_bytes=needed)
         return told
 
     def _note(self, way: _Way, state: SwapState, *, seconds: float = 0.0, message: str | None = None) -> None:

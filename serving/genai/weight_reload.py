@@ -16,11 +16,10 @@ from ipnext.errors import LoadFailed, Unavailable
 from ipnext.model.deployment.deployment import STREAM_DRAIN_SECONDS
 from ipnext.model.registry.checkpoint import Checkpoint
 from ipnext.model.registry.hot_swap import changed_beside_weights, obstacle, read_once, same_model
-from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
 from ipnext.model.settings.engine import VllmSettings
 from serving.genai.checkpoint_check import verify
 from serving.genai.engine.probe import ENGINE_BYTES, EngineProbe
-from serving.snapshots.fetch import LocalSnapshot
+from serving.snapshots.fetch import LocalSnapshot, verify_snapshot
 
 LATE_SECONDS: Final = 30.0
 """Additional time for requests after their drain; the router has ended them by then."""
@@ -73,14 +72,15 @@ async def swap_weights(  # noqa: PLR0913 - each is passed by name
     return ReloadSeconds(paused, time.monotonic() - began)
 
 
-def check_alike(running: Path, new: LocalSnapshot) -> None:
-    """Raise LoadFailed if the weights' form, or another file that engines read at startup, differs from `running`."""
-    former = SnapshotManifest.model_validate_json((running / SNAPSHOT_FILE).read_bytes())
-    why = obstacle(former, new.manifest)
+def check_alike(running: LocalSnapshot, new: LocalSnapshot) -> None:
+    """Raise LoadFailed if the form of the weights differs from `running`, or any other file that an engine reads at startup."""
+    why = obstacle(running.manifest, new.manifest)
     if why is not None:
         raise LoadFailed(why)
-    for path in sorted(changed_beside_weights(former, new.manifest)):
-        files = [directory / path for directory in (running, new.directory)]
+    changed = sorted(changed_beside_weights(running.manifest, new.manifest))
+    directories = [verify_snapshot(each) for each in (running, new) if changed]
+    for path in changed:
+        files = [directory / path for directory in directories]
         both = all(file.is_file() for file in files)
         if not both or not same_model(*(json.loads(file.read_bytes()) for file in files)):
             raise LoadFailed(read_once(path))

@@ -15,7 +15,7 @@ from ipnext.errors import ArtifactMissing, LoadFailed
 from ipnext.model.deployment.footprint import needed_bytes
 from ipnext.model.registry.delta import DeltaDocument
 from serving.engines.base import Engine, LoadedPart
-from serving.snapshots.fetch import LocalSnapshot, fetch
+from serving.snapshots.fetch import LocalSnapshot, fetch, verify_snapshot
 from serving.snapshots.fetch_process import Fetcher
 from serving.weights.delta_snapshot import Delta, read_delta, read_document
 
@@ -47,17 +47,14 @@ class Chain:
     ground: str
     base: LocalSnapshot | None
     """The full snapshot; None if the host has loaded `ground`."""
-    deltas: tuple[Path, ...] = ()
-    result_of: Path | None = None
+    deltas: tuple[LocalSnapshot, ...] = ()
+    result_of: LocalSnapshot | None = None
     """The delta that declares `base` as its full result."""
 
     @property
     def needed_bytes(self) -> int:
-        """Memory that loading is expected to take.
-
-        The base, if it must be loaded, and at most one page per changed row.
-        """
-        documents = [read_document(directory) for directory in self.deltas]
+        """Memory that loading is expected to take: the base, if it must be loaded, and at most one page per changed row."""
+        documents = [read_document(delta.directory) for delta in self.deltas]
         rows = sum(tensor.rows for document in documents for tensor in document.tensors.values())
         return rows * mmap.PAGESIZE + (needed_bytes(self.base.manifest) if self.base else 0)
 
@@ -74,16 +71,20 @@ class Chain:
     def load(self, engine: Engine, settings: Mapping[str, Any], held: Mapping[str, LoadedPart]) -> LoadedPart:
         """Load the base if needed, apply the deltas, and return the part. `held` are the host's loaded parts by digest.
 
-        LoadFailed if a delta does not fit, or the engine takes none. If a base is loaded only for its deltas, its row
-        digests are checked; that is cheap compared with the load.
+        LoadFailed if a delta does not fit, or the engine takes none; errors of `verify_snapshot`. If a base is loaded only
+        for its deltas, its row digests are checked; that is cheap compared with the load.
         """
-        part = held[self.ground] if self.base is None else engine.load(*self.base, settings)
+        part = held[self.ground] if self.base is None else self._load_base(self.base, engine, settings)
+        for delta in self.deltas:
+            part = _taker(part).changed_by(read_delta(verify_snapshot(delta)), parent_stays=part in held.values())
+        return part
+
+    def _load_base(self, base: LocalSnapshot, engine: Engine, settings: Mapping[str, Any]) -> LoadedPart:
+        part = engine.load(verify_snapshot(base), base.manifest, settings)
         if self.result_of is not None:
-            _taker(part).check_delta(read_document(self.result_of), "after")
-        elif self.base is not None and self.deltas:
-            _taker(part).check_delta(read_document(self.deltas[0]), "before")
-        for directory in self.deltas:
-            part = _taker(part).changed_by(read_delta(directory), parent_stays=part in held.values())
+            _taker(part).check_delta(read_document(verify_snapshot(self.result_of)), "after")
+        elif self.deltas:
+            _taker(part).check_delta(read_document(verify_snapshot(self.deltas[0])), "before")
         return part
 
 
@@ -106,7 +107,7 @@ def fetch_chain(store: Fetcher, uri: str, cache: Path, snapshot: LocalSnapshot, 
             parent = _parent(chain[-1])
             if parent in held:
                 return Chain(parent, None, _deltas(chain))
-            chain.append(fetch(store, _beside(uri, parent), cache))
+            chain.append(_fetch_beside(store, uri, cache, parent, chain[0]))
             _check_same_program(*chain[-2:])
     except ArtifactMissing as error:
         return _from_full(store, uri, cache, chain, error)
@@ -117,18 +118,15 @@ def fetch_chain(store: Fetcher, uri: str, cache: Path, snapshot: LocalSnapshot, 
 
 
 def _from_full(store: Fetcher, uri: str, cache: Path, chain: list[LocalSnapshot], missing: ArtifactMissing) -> Chain:
-    """Start from the full result of the oldest delta that has one in the store.
-
-    Then most deltas already fetched are used.
-    """
-    named = [(place, read_document(each.directory).full) for place, each in enumerate(chain)]
+    """Start from the full result of the oldest delta that has one in the store, so that most deltas already fetched are used."""
+    named = [(place, read_document(verify_snapshot(each)).full) for place, each in enumerate(chain)]
     for place, full in reversed(named):
         if full is None:
             continue
         with suppress(ArtifactMissing):
-            base = fetch(store, _beside(uri, full), cache)
+            base = _fetch_beside(store, uri, cache, full, chain[0])
             _check_same_program(chain[place], base)
-            return Chain(full, base, _deltas(chain[:place]), result_of=chain[place].directory)
+            return Chain(full, base, _deltas(chain[:place]), result_of=chain[place])
     wanted = ", ".join(full for _, full in named if full) or "none named"
     msg = (
         f"the snapshot is a delta whose parent {_parent(chain[-1])} is neither held here nor in the store "
@@ -137,9 +135,10 @@ def _from_full(store: Fetcher, uri: str, cache: Path, chain: list[LocalSnapshot]
     raise LoadFailed(msg) from missing
 
 
-def _beside(uri: str, digest: str) -> str:
-    """Return the URI of another snapshot in the same store."""
-    return snapshot_uri(uri.rpartition("/snapshots/")[0], digest)
+def _fetch_beside(store: Fetcher, uri: str, cache: Path, digest: str, asked: LocalSnapshot) -> LocalSnapshot:
+    """Fetch another snapshot of the store for the one that was `asked` for, and guard it like that."""
+    other = snapshot_uri(uri.rpartition("/snapshots/")[0], digest)
+    return fetch(store, other, cache, digest=digest, is_guarded=asked.is_guarded)
 
 
 def _check_same_program(delta: LocalSnapshot, other: LocalSnapshot) -> None:
@@ -159,5 +158,5 @@ def _parent(snapshot: LocalSnapshot) -> str:
     return snapshot.manifest.parent
 
 
-def _deltas(newest_first: list[LocalSnapshot]) -> tuple[Path, ...]:
-    return tuple(each.directory for each in reversed(newest_first))
+def _deltas(newest_first: list[LocalSnapshot]) -> tuple[LocalSnapshot, ...]:
+    return tuple(reversed(newest_first))

@@ -12,6 +12,7 @@ import httpx
 import psutil
 
 from ipnext.artifacts.checkpoints.checkpoint_import import import_checkpoint
+from ipnext.artifacts.seen_files import note_files
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.infra.process.parent_death import tether
@@ -101,6 +102,14 @@ class Host:
         told = [(p, command_line(p)) for p in self.family()]
         fetches = "serving.snapshots.fetch"
         return [p for p, text in told if fetches not in text and any(w in text for w in (str(MOCK), "vllm"))]
+
+    def forge(self, source, path="config.json"):
+        """Change a file of a cached snapshot as one who writes there can, with the record of hashed files; return it with its content."""
+        file = self.root / "cache" / source.manifest.digest / path
+        content = file.read_bytes()
+        file.write_bytes(content + b" ")
+        note_files(file.parent, source.manifest)
+        return file, content
 
     def log(self):
         (file,) = (self.root / "logs").glob(f"{self.name}.engine-*.log")

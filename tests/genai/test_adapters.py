@@ -76,6 +76,16 @@ def test_an_engine_that_came_back_has_its_adapters_before_it_is_ready(host, shel
     assert text(state.ready[0].url, shelf.name(11)) == f"{shelf.name(11)}-0"
 
 
+def test_an_engine_that_came_back_gets_no_adapter_that_changed_in_the_cache(host, shelf):
+    host.hold(shelf.hold(1, adapters=1), shelf.adapter(11, 1, is_cut_from_signed=True))
+    ready(host, ("llm", 1), ("style", 1))
+    host.forge(shelf.published[11], "adapter_config.json")
+    (engine,) = [p for p in host.engines() if p.ppid() != host.process.pid]
+    engine.kill()
+    changed = "adapter_config.json of snapshot"
+    until(lambda: any(f.part == "style" and changed in f.message for f in host.state().failures))
+
+
 def test_an_adapter_that_does_not_fit_fails_its_generation_alone(host, shelf):
     host.hold(shelf.hold(1, 1, 2, adapters=1), shelf.adapter(11, 1), shelf.adapter(13, 2))
     (failure,) = host.failed()

@@ -209,6 +209,31 @@ def test_an_engine_that_dies_leaves_ready_is_told_and_comes_back(host, shelf):
     )
 
 
+@pytest.mark.parametrize("names_signers_later", [False, True])
+def test_an_engine_that_died_does_not_start_with_files_that_changed_in_the_cache(host, shelf, names_signers_later):
+    guarded = shelf.hold(1, is_cut_from_signed=True)
+    host.hold(shelf.hold(1) if names_signers_later else guarded)
+    host.ready()
+    host.hold(guarded)
+    file, content = host.forge(shelf.published[1])
+    (engine,) = [p for p in host.engines() if p.ppid() != host.process.pid]
+    engine.kill()
+    changed = "could not be started: config.json of snapshot"
+    until(lambda: any(changed in failure.message for failure in host.state().failures))
+    assert not host.state().ready
+    file.write_bytes(content)
+    assert host.ready().ready
+
+
+def test_no_engine_starts_with_files_that_changed_in_the_cache(yard, shelf):
+    host = yard.start("host", IPNEXT_VLLM_COMMAND=mock_command())
+    shelf.store.fetch(shelf.published[1].uri, host.root / "cache")
+    host.forge(shelf.published[1])
+    host.hold(shelf.hold(1, is_cut_from_signed=True))
+    (failure,) = host.failed()
+    assert (failure.code, "is not the file of its manifest" in failure.message) == ("ArtifactDigestMismatch", True)
+
+
 def test_a_dropped_snapshot_is_ended_only_when_its_last_stream_has(yard, shelf):
     host = yard.start("host", IPNEXT_VLLM_COMMAND=mock_command(itl_ms=50))
     host.hold(shelf.hold(1, settings={"graceSeconds": 0.3}))  # so short that a stream would be cut

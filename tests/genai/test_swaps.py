@@ -79,6 +79,16 @@ def test_what_is_coming_is_fetched_while_the_former_snapshot_answers(start, shel
     assert host.state().fetched == ()
 
 
+def test_what_was_fetched_and_changed_in_the_cache_since_is_not_gone_over_to(start, shelf):
+    host = start()
+    prepare(host, shelf.hold(1, swap=True), shelf.hold(2, swap=True))
+    until(lambda: host.state().fetched)
+    host.forge(shelf.published[2])
+    host.hold(shelf.hold(2, swap=True, is_cut_from_signed=True))
+    (failure,) = host.failed()
+    assert (failure.snapshot, failure.code) == (2, "ArtifactDigestMismatch")
+
+
 def test_what_is_coming_and_cannot_be_served_is_told_while_the_former_snapshot_answers(start, shelf, tmp_path):
     host = start()
     source = shelf.published[2]

@@ -51,6 +51,8 @@ class AssignedSnapshot(Value):
     generations: tuple[int, ...] = Field(min_length=1)
     signers: SignerPolicy | None = None
     """Required signers; None for a snapshot that the platform itself has cut."""
+    is_cut_from_signed: bool = False
+    """Whether the platform cut it from a snapshot of a model that names signers."""
     adapter: bool = False
     """Whether it is loaded into the engine of the deployment's part."""
     adapters: int = Field(default=0, ge=0)
@@ -358,6 +360,8 @@ class HostedSnapshot(Value):
     uri: str
     generations: tuple[int, ...]
     signers: SignerPolicy | None = None
+    is_cut_from_signed: bool = False
+    """As of the HeldSnapshot."""
     settings: Mapping[str, Any] = Field(default_factory=dict)
     adapter_of: Name | None = None
     """For an adapter: the part whose engines load it."""
@@ -365,6 +369,11 @@ class HostedSnapshot(Value):
     """Adapters based on it in each of its generations."""
     swap: bool = False
     """Whether its engine may swap to it from another snapshot of the part, or from it to another one."""
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether its files are hashed before every load: it is signed, or was cut from a signed snapshot."""
+        return self.signers is not None or self.is_cut_from_signed
 
     @property
     def content(self) -> str:

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from serving.genai.engine.log import EngineLog
 from serving.genai.engine.probe import EngineProbe
 from serving.genai.engine.process import ReapedProcess, ending, tree_bytes
 from serving.genai.engine.shared_storage import SharedStorage
+from serving.snapshots.fetch import LocalSnapshot, verify_snapshot
 
 LOOPBACK: Final = "127.0.0.1"
 _SOCKETS: Final = "e"
@@ -42,15 +43,13 @@ class EngineSpec:
     """Configuration of an engine."""
 
     model: str
-    directory: Path
+    snapshot: LocalSnapshot
     settings: VllmSettings
     log: EngineLog
     needed_bytes: int = 0
     """Memory that it is expected to take."""
     storage: SharedStorage | None = None
     """Storage shared with the other part, if prefill and decode transfer keys and values by files."""
-    checkpoint: Checkpoint | None = None
-    """Facts about the checkpoint in the directory, if known."""
     swap: bool = False
     """Whether its own socket has the routes that change its weights."""
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -65,6 +64,11 @@ class EngineSpec:
     """Its confinement; None: it is not confined."""
     cache: Path | None = None
     """Directory of snapshots that it loads while it runs: other weights, or adapters."""
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """Facts about its checkpoint, if its manifest has them."""
+        return self.snapshot.manifest.checkpoint
 
     @property
     def answers_as(self) -> str | None:
@@ -87,7 +91,7 @@ class EngineSpec:
         storage = self.storage.directory if self.storage else None
         return engine_command(
             self.model,
-            self.directory,
+            self.snapshot.directory,
             address,
             self.settings,
             environment=self.environment,
@@ -104,7 +108,7 @@ class EngineSpec:
             return None
         return self.enclosure.ruleset(
             self.environment,
-            readable=(self.cache or self.directory,),
+            readable=(self.cache or self.snapshot.directory,),
             writable=(
                 *((address.parent,) if isinstance(address, Path) else ()),
                 *((self.storage.directory,) if self.storage else ()),
@@ -170,6 +174,11 @@ class EngineSupervisor:
     def stage_seconds(self) -> float:
         """Seconds since it entered `start_stage`."""
         return time.monotonic() - self._stage_at
+
+    def guard(self, *, is_guarded: bool) -> None:
+        """Set whether restarts hash the files of its snapshot: its model may name signers since its start."""
+        if self.spec.snapshot.is_guarded != is_guarded:
+            self.spec = replace(self.spec, snapshot=self.spec.snapshot._replace(is_guarded=is_guarded))
 
     def start(self) -> None:
         """Start supervision."""
@@ -269,6 +278,8 @@ class EngineSupervisor:
 
     async def _spawn(self, address: int | Path) -> ReapedProcess:
         spec, side_port = self.spec, free_port()
+        if self.restarts:  # its manager has just verified the first start
+            await asyncio.to_thread(verify_snapshot, spec.snapshot)
         log = spec.log.begin()
         if spec.storage is not None:
             await asyncio.to_thread(spec.storage.take)

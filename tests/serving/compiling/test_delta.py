@@ -90,15 +90,16 @@ def test_the_library_runs_with_the_changed_weights_and_the_parent_answers_as_bef
 
 def test_its_digests_are_counted_where_the_parent_is_loaded_for_its_sake(place):
     root, expected = place
-    manifest = SnapshotManifest.model_validate_json((root / "one" / "snapshot.json").read_bytes())
-    chain = Chain(manifest.digest, LocalSnapshot(root / "one", manifest), (root / "two", root / "three"))
+    base, two, three = (
+        LocalSnapshot(root / name, SnapshotManifest.model_validate_json((root / name / "snapshot.json").read_bytes()))
+        for name in ("one", "two", "three")
+    )
+    chain = Chain(base.manifest.digest, base, (two, three))
     part = chain.load(TorchEngine(trusts_libraries=True), SETTINGS, {})
     part.warm_up()
     assert near(part, expected["three"])
     with pytest.raises(LoadFailed, match="before the delta it must be"):
-        Chain(manifest.digest, LocalSnapshot(root / "one", manifest), (root / "three",)).load(
-            TorchEngine(trusts_libraries=True), SETTINGS, {}
-        )
+        Chain(base.manifest.digest, base, (three,)).load(TorchEngine(trusts_libraries=True), SETTINGS, {})
 
 
 def test_without_the_setting_the_program_takes_the_delta(place):

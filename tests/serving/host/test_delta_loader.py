@@ -3,6 +3,7 @@
 Another test has its error if all is missing.
 """
 
+import os
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +15,14 @@ import pytest
 import torch
 from torch import nn
 
+from ipnext.artifacts.seen_files import note_files
+from ipnext.artifacts.signing import sign_digest, write_key_pair
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.errors import ArtifactMissing, LoadFailed
+from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, LoadFailed
 from ipnext.model.deployment.deployment import HostedSnapshot
 from ipnext.model.registry.registry import SnapshotManifest
+from ipnext.model.registry.signing import SignerPolicy
 from serving.deltas.export import delta_between, export_delta
 from serving.engines.torch.engine import TorchEngine
 from serving.export import export_model
@@ -26,6 +30,7 @@ from serving.host import delta_loader
 from serving.host.delta_loader import Chain, LocalSnapshot, fetch_chain
 from serving.host.loader import Loader
 from serving.host.served_part import ServedPart
+from serving.snapshots.fetch import fetch_assigned, verify_snapshot
 from serving.snapshots.held_snapshots import HeldSnapshots
 from tests.waiting import eventually
 
@@ -99,7 +104,7 @@ def test_a_held_parent_is_the_ground_and_nothing_is_fetched(family, tmp_path):
     store = family.store(tmp_path / "store")
     parent = family.manifests[2].digest
     chain = fetch_chain(store, f"{store.uri}/snapshots/x", tmp_path / "cache", family.fetched(3), {parent})
-    assert chain == Chain(parent, None, (family.root / "3",))
+    assert chain == Chain(parent, None, (family.fetched(3),))
     assert chain.made_from == f"1 delta(s) on held {parent:.12}"
 
 
@@ -107,10 +112,11 @@ def test_a_parent_that_is_not_held_comes_from_the_store_down_to_a_held_one_or_a_
     store = family.store(tmp_path / "store", "1", "2")
     digests = {number: manifest.digest for number, manifest in family.manifests.items()}
     chain = fetch_chain(store, f"{store.uri}/snapshots/x", tmp_path / "cache", family.fetched(3), {digests[1]})
-    assert chain == Chain(digests[1], None, (tmp_path / "cache" / digests[2], family.root / "3"))
+    cached = LocalSnapshot(tmp_path / "cache" / digests[2], family.manifests[2])
+    assert chain == Chain(digests[1], None, (cached, family.fetched(3)))
     chain = fetch_chain(store, f"{store.uri}/snapshots/x", tmp_path / "cache", family.fetched(3), ())
     assert chain.base == LocalSnapshot(tmp_path / "cache" / digests[1], family.manifests[1])
-    assert chain.deltas == (tmp_path / "cache" / digests[2], family.root / "3")
+    assert chain.deltas == (cached, family.fetched(3))
     assert chain.made_from == f"2 delta(s) on fetched {digests[1]:.12}"
 
 
@@ -137,15 +143,15 @@ def test_with_parent_and_full_result_missing_the_failure_names_both(family, tmp_
 def test_a_full_result_that_is_another_than_the_delta_states_is_refused(family, tmp_path):
     """The delta was made with this `full`; here the file is another snapshot of the same program."""
     engine = TorchEngine()
-    right = Chain("d", LocalSnapshot(family.root / "full", family.manifests[1]), (), result_of=family.root / "3")
+    right = Chain("d", LocalSnapshot(family.root / "full", family.manifests[1]), (), result_of=family.fetched(3))
     assert right.load(engine, {}, {}).size_bytes > ROWS * 64
-    wrong = Chain("d", LocalSnapshot(family.root / "1", family.manifests[1]), (), result_of=family.root / "3")
+    wrong = Chain("d", LocalSnapshot(family.root / "1", family.manifests[1]), (), result_of=family.fetched(3))
     with pytest.raises(LoadFailed, match="after the delta it must be"):
         wrong.load(engine, {}, {})
 
 
 def test_a_base_loaded_for_a_deltas_sake_is_counted_over_all_rows(family):
-    wrong = Chain("d", LocalSnapshot(family.root / "full", family.manifests[1]), (family.root / "2",))
+    wrong = Chain("d", LocalSnapshot(family.root / "full", family.manifests[1]), (family.fetched(2),))
     with pytest.raises(LoadFailed, match="before the delta it must be"):
         wrong.load(TorchEngine(), {}, {})
 
@@ -170,7 +176,7 @@ def test_an_engine_that_takes_no_deltas_says_so(family):
         signature = None
 
     with pytest.raises(LoadFailed, match="takes no deltas"):
-        Chain("d", None, (family.root / "2",)).load(None, {}, {"d": Part()})
+        Chain("d", None, (family.fetched(2),)).load(None, {}, {"d": Part()})
 
 
 class Watched(TorchEngine):
@@ -291,3 +297,148 @@ def test_a_delta_damaged_in_the_store_is_refused_by_its_digest(family, start):
     host.hold(family.hold(store, 1), family.hold(store, 2))
     state = host.settle()
     assert [(f.snapshot, f.code) for f in state.failures] == [(2, "ArtifactDigestMismatch")]
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A store with signed snapshots, a cache that has some of them, and a loader of a model that names the signer."""
+
+    family: Family
+    store: FileArtifactStore
+    cache: Path
+    key: Path
+    policy: SignerPolicy
+
+    def hold(self, number: int) -> HostedSnapshot:
+        return self.family.hold(self.store, number).model_copy(update={"signers": self.policy})
+
+    def cached(self, name: str) -> tuple[Path, SnapshotManifest]:
+        manifest = SnapshotManifest.model_validate_json((self.family.root / name / "snapshot.json").read_bytes())
+        return self.store.fetch(f"{self.store.uri}/snapshots/{manifest.digest}", self.cache), manifest
+
+    async def failure_of(self, *numbers: int) -> str | None:
+        """Load snapshots one after the other, and return the code of the first failure."""
+        held: HeldSnapshots[ServedPart] = HeldSnapshots()
+        engine = TorchEngine()
+        made = Loader(held, lambda: self.store, self.cache, lambda _: engine)
+        try:
+            for last in range(len(numbers)):
+                made.hold([self.hold(number) for number in numbers[: last + 1]])
+                await eventually(lambda last=last: held.failures or len(held.ready) == last + 1)
+            return held.failures[0].code if held.failures else None
+        finally:
+            made.close()
+
+
+@pytest.fixture
+def signed(family, tmp_path):
+    write_key_pair(tmp_path / "key.pem", tmp_path / "key.pub.pem")
+    policy = SignerPolicy(public_keys=((tmp_path / "key.pub.pem").read_text(),))
+
+    def made(*names):
+        store = family.store(tmp_path / "store", *names)
+        for name in names:
+            digest = SnapshotManifest.model_validate_json((family.root / name / "snapshot.json").read_bytes()).digest
+            store.put_signature(digest, sign_digest(digest, tmp_path / "key.pem"))
+        return Signed(family, store, tmp_path / "cache", tmp_path / "key.pem", policy)
+
+    return made
+
+
+def forge(directory, manifest, path="program.json"):
+    """Change a file of the cache as one who writes there can, with the record of hashed files."""
+    file = directory / path
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"aten", b"ATEN") if path == "program.json" else content[:-1] + b"\0")
+    note_files(directory, manifest)
+
+
+async def test_a_chain_of_signed_snapshots_is_loaded(signed):
+    assert await signed("1", "2", "3").failure_of(3) is None
+
+
+@pytest.mark.parametrize("path", ["program.json", "weights.safetensors"])
+async def test_a_delta_is_not_loaded_onto_a_parent_that_was_changed_in_the_cache(signed, path):
+    place = signed("1", "2", "3")
+    forge(*place.cached("1"), path)
+    assert await place.failure_of(1) == "ArtifactDigestMismatch"
+    assert await place.failure_of(2) == "ArtifactDigestMismatch"
+    assert await place.failure_of(3) == "ArtifactDigestMismatch"
+
+
+async def test_a_delta_between_that_was_changed_in_the_cache_is_not_applied(signed):
+    place = signed("1", "2", "3")
+    forge(*place.cached("2"), "delta.safetensors")
+    assert await place.failure_of(1, 3) == "ArtifactDigestMismatch"
+
+
+async def test_a_full_result_that_was_changed_in_the_cache_is_not_loaded(signed):
+    place = signed("3", "full")
+    forge(*place.cached("full"))
+    assert await place.failure_of(3) == "ArtifactDigestMismatch"
+
+
+async def test_a_delta_that_was_changed_in_the_cache_names_no_full_result(signed, family):
+    """The changed document names the snapshot 1, which is in the store, too."""
+    place = signed("1", "3")
+    directory, manifest = place.cached("3")
+    document = (directory / "delta.json").read_text()
+    full = SnapshotManifest.model_validate_json((family.root / "full" / "snapshot.json").read_bytes()).digest
+    (directory / "delta.json").write_text(document.replace(full, family.manifests[1].digest))
+    note_files(directory, manifest)
+    assert await place.failure_of(3) == "ArtifactDigestMismatch"
+
+
+async def test_a_parent_with_another_manifest_is_not_loaded(signed):
+    """The store answers for the parent with the directory of another snapshot."""
+    place = signed("1", "2", "3")
+    other, _ = place.cached("2")
+    fetch = place.store.fetch
+    place.store.fetch = lambda uri, cache: other if uri == place.hold(1).uri else fetch(uri, cache)
+    assert await place.failure_of(2) == "ArtifactDigestMismatch"
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "directory link"])
+def test_a_guarded_directory_has_no_file_that_its_manifest_does_not_name(signed, tmp_path, kind):
+    directory, manifest = signed("1").cached("1")
+    guarded = LocalSnapshot(directory, manifest, is_guarded=True)
+    assert verify_snapshot(guarded) == directory
+    foreign = directory / "extern_kernels.json"
+    if kind == "file":
+        foreign.write_text("{}")
+    else:
+        foreign.symlink_to(directory / "program.json" if kind == "link" else tmp_path)
+    assert verify_snapshot(guarded._replace(is_guarded=False)) == directory
+    with pytest.raises(
+        ArtifactDigestMismatch, match=r"json: snapshot .* in the cache holds it, and its manifest does not"
+    ):
+        verify_snapshot(guarded)
+
+
+@pytest.mark.parametrize("change", ["unlink", "link", "truncate", "fifo"])
+def test_a_guarded_directory_has_the_files_of_its_manifest(signed, change):
+    directory, manifest = signed("1").cached("1")
+    file = directory / "program.json"
+    content = file.read_bytes()
+    if change == "truncate":
+        file.write_bytes(content[:-1])
+    else:
+        file.unlink()
+    if change == "link":
+        (directory.parent / "elsewhere").write_bytes(content)
+        file.symlink_to(directory.parent / "elsewhere")
+    if change == "fifo":
+        os.mkfifo(file)
+    with pytest.raises(
+        ArtifactMissing if change == "unlink" else ArtifactDigestMismatch, match=r"program\.json of snap"
+    ):
+        verify_snapshot(LocalSnapshot(directory, manifest, is_guarded=True))
+
+
+async def test_a_segment_of_a_signed_snapshot_is_hashed_though_it_has_no_signature(signed):
+    place = signed("1")
+    hold = place.hold(1).model_copy(update={"signers": None, "is_cut_from_signed": True})
+    forge(*place.cached("1"))
+    fetched = fetch_assigned(place.store, hold, place.cache)
+    with pytest.raises(ArtifactDigestMismatch):
+        verify_snapshot(fetched)
