@@ -10,12 +10,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISREG
 from typing import Final
 
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput
-from ipnext.model.registry.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
+from ipnext.model.registry.registry import OWN_FILES, SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 
 _CHUNK: Final = 2**20
+_REMEDY: Final = "remove the snapshot from the cache, then it is fetched again"
 
 
 def check_directory(directory: Path) -> Path:
@@ -71,6 +73,56 @@ def verify_manifest(directory: Path) -> SnapshotManifest:
             msg = f"{file.path}: its SHA-256 is not the one that {SNAPSHOT_FILE} names"
             raise ArtifactDigestMismatch(msg)
     return manifest
+
+
+def verify_cached(directory: Path, manifest: SnapshotManifest) -> None:
+    """Hash every file of a snapshot in a cache, and look for others. Names of one file are hashed once.
+
+    Records of earlier checks have no effect, because a writer of the cache could forge them. A file may change afterwards.
+
+    Raises:
+        ArtifactMissing: a file of the manifest is not there.
+        ArtifactDigestMismatch: a file is not that of the manifest, or the directory holds a file, or a link, that the
+            manifest does not name: an engine might read it.
+    """
+    named = {file.path for file in manifest.files} | OWN_FILES
+    foreign = next((path for path in _find_files(directory) if path not in named), None)
+    if foreign is not None:
+        msg = f"{foreign}: snapshot {directory.name:.12} in the cache holds it, and its manifest does not; {_REMEDY}"
+        raise ArtifactDigestMismatch(msg)
+    hashed: dict[int, str] = {}
+    for file in manifest.files:
+        _check_content(directory, file, hashed)
+
+
+def _find_files(root: Path) -> Iterator[str]:
+    """Yield the paths of all files and links below a directory."""
+    for directory, folders, files in os.walk(root):
+        links = (name for name in folders if (Path(directory) / name).is_symlink())
+        for name in (*files, *links):
+            yield (Path(directory) / name).relative_to(root).as_posix()
+
+
+def _check_content(directory: Path, file: ArtifactFile, hashed: dict[int, str]) -> None:
+    """Compare a file with the manifest. `hashed`: inode -> SHA-256."""
+    subject = f"{file.path} of snapshot {directory.name:.12} in the cache"
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(directory / file.path, flags), "rb") as stream:
+            state = os.fstat(stream.fileno())
+            is_whole = S_ISREG(state.st_mode) and state.st_size == file.size_bytes
+            if is_whole and state.st_ino not in hashed:
+                hashed[state.st_ino] = hashlib.file_digest(stream, "sha256").hexdigest()
+            is_whole = is_whole and hashed[state.st_ino] == file.sha256
+    except FileNotFoundError as error:
+        msg = f"{subject} is missing; {_REMEDY}"
+        raise ArtifactMissing(msg) from error
+    except OSError as error:
+        msg = f"{subject} cannot be read: {error.strerror}; {_REMEDY}"
+        raise ArtifactDigestMismatch(msg) from error
+    if not is_whole:
+        msg = f"{subject} is not the file of its manifest, of {file.size_bytes} bytes with SHA-256 {file.sha256}; {_REMEDY}"
+        raise ArtifactDigestMismatch(msg)
 
 
 def write_last(path: Path, text: str) -> None:

@@ -23,6 +23,7 @@ from serving.engines.torch.program_cache import TemplateCache, TorchProgram
 from serving.engines.torch.request_level import RequestCall, agreeing_partition
 from serving.engines.torch.warmup_inputs import draw_inputs, rows_are_independent, zeros
 from serving.protocol.tensors import Array
+from serving.snapshots.directory import verify_cached
 from serving.weights.delta_snapshot import Delta
 from serving.weights.tensor_file import align
 
@@ -209,7 +210,8 @@ class TorchEngine:
         """Read the program. Setting `threads` (default 1) is torch's intra-operation thread count of this process.
 
         With setting `compile`, the library of a snapshot that has one runs instead of the program, if the snapshot is
-        signed with a key that the operator of the host trusts; otherwise the program runs.
+        signed with a key that the operator of the host trusts; otherwise the program runs. Every file beside a library
+        is hashed before it runs. Errors of `verify_cached`.
         """
         threads = settings.get("threads", 1)
         if type(threads) is not int or threads < 1:
@@ -218,6 +220,8 @@ class TorchEngine:
         torch.set_num_threads(threads)
         has_library = any(file.path == LIBRARY_FILE for file in manifest.files)
         compiled = wants_compiled(settings) and has_library and self._may_run(directory, manifest)
+        if compiled and not self._trusts_libraries:
+            verify_cached(directory, manifest)
         program = read_compiled(directory) if compiled else read_program(directory, self._templates)
         given = {spec.name for spec in manifest.signature.inputs}, [spec.name for spec in manifest.signature.outputs]
         if (set(program.inputs), list(program.outputs)) != given:

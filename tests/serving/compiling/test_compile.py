@@ -16,7 +16,7 @@ from ipnext.artifacts.signing import sign_digest, write_key_pair
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.cli.app import app
-from ipnext.errors import InvalidInput, LoadFailed
+from ipnext.errors import ArtifactDigestMismatch, InvalidInput, LoadFailed
 from ipnext.model.deployment.deployment import HostedSnapshot
 from ipnext.model.registry.registry import SIGNATURE_FILE, SnapshotManifest
 from serving.compiling import compile as compiling
@@ -154,6 +154,20 @@ def test_the_program_runs_unless_a_key_that_the_operator_trusts_signed_its_libra
     assert not runs_its_library(snapshot), "the file of keys is read again"
     (tmp_path / "trusted.pub.pem").unlink()
     assert not runs_its_library(snapshot)
+
+
+@pytest.mark.parametrize("path", ["library.so", "compiled.json", "weights.safetensors", "custom_objs_config.json"])
+def test_no_library_runs_beside_files_that_its_signer_did_not_sign(place, tmp_path, monkeypatch, path):
+    snapshot = shutil.copytree(place / "compiled", tmp_path / "compiled")
+    write_key_pair(tmp_path / "key.pem", tmp_path / "key.pub.pem")
+    signature = sign_digest(manifest_of(snapshot).digest, tmp_path / "key.pem").content
+    (snapshot / SIGNATURE_FILE).write_bytes(signature)
+    monkeypatch.setenv("IPNEXT_NATIVE_LIBRARY_KEYS_FILE", str(tmp_path / "key.pub.pem"))
+    assert runs_its_library(snapshot)
+    with (snapshot / path).open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(ArtifactDigestMismatch, match=path):
+        runs_its_library(snapshot)
 
 
 def test_the_same_program_with_other_weights_is_not_compiled_again(place, tmp_path, monkeypatch):
