@@ -441,13 +441,15 @@ def _build_held(
     A segment has no signers: the platform split it from a snapshot with a checked signature.
     """
     adapter = snapshot.part in generations[0].adapters
+    is_cut = generations[0].layout is not None
     return AssignedSnapshot(
         part=None if snapshot.part == part else snapshot.part,
         snapshot=snapshot.number,
         digest=snapshot.digest,
         uri=snapshot.uri,
         generations=tuple(generation.number for generation in generations),
-        signers=signers if snapshot.part == part or adapter else None,
+        signers=None if is_cut else signers,
+        is_cut_from_signed=is_cut and signers is not None,
         adapter=adapter,
         adapters=len(generations[0].adapters_of(snapshot.part)),
     )

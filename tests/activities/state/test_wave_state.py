@@ -1,5 +1,6 @@
 """The states of a transition and of its way back, and what each means for replica sets and routes."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,6 +13,8 @@ from activities.state.desired import (
     wanted_shares,
 )
 from activities.state.wave_state import ModelWaveState, peak, planned_state, running_state, state_at, state_back
+from ipnext.artifacts.signing import write_key_pair
+from ipnext.infra.assignment import host_holds
 from ipnext.model.deployment.deployment import RouteShare, RouteTable
 from ipnext.model.manifest.manifest import parse_manifest
 from ipnext.model.planning.transition import (
@@ -23,7 +26,7 @@ from ipnext.model.planning.transition import (
     Transition,
     Wave,
 )
-from ipnext.model.registry.registry import Generation, Snapshot, SnapshotManifest
+from ipnext.model.registry.registry import Generation, LayoutPart, Segment, Snapshot, SnapshotManifest, SplitLayout
 from ipnext.model.value import digest_of
 
 M = "ranker"
@@ -142,6 +145,35 @@ def test_a_snapshot_that_two_generations_share_is_held_once_for_both(facts):
     holds = {d.key.part: [(h.snapshot, h.generations) for h in d.holds] for d in deployments}
     assert holds == {"sparse": [(1, (3, 4))], "dense": [(3, (3,)), (4, (4,))]}
     assert {d.replicas for d in deployments} == {2}
+
+
+@pytest.mark.parametrize("is_signed", [False, True])
+def test_segments_of_a_signed_snapshot_are_hashed_and_need_no_signature(facts, kit, tmp_path, is_signed):
+    """Also a segment that is called like the part whose hosts load it."""
+    write_key_pair(tmp_path / "key.pem", tmp_path / "key.pub.pem")
+    signers = {"signers": {"publicKeys": [(tmp_path / "key.pub.pem").read_text()]}} if is_signed else {}
+    manifest = parse_manifest(kit.manifest(M, validation=signers))
+    one = {"modules": (), "size_bytes": 1, "hardware": ({"kind": "cpu", "units": 1, "qps": 100},)}
+    parts = tuple(
+        LayoutPart(name=name, segments=(Segment(name=segment, stage=0, snapshot=4, size_bytes=1),), **one)
+        for name, segment in (("sparse", "sparse"), ("dense", "sparse-s1"))
+    )
+    cut = SplitLayout(source="whole", cut="0" * 64, form=1, equal_at=(), parts=parts, graph=manifest.spec.graph)
+    generations = {**facts.generations, 4: facts.generations[4].model_copy(update={"layout": cut})}
+    snapshots = {
+        **facts.snapshots,
+        ("sparse-s1", 4): facts.snapshots["dense", 4].model_copy(update={"part": "sparse-s1"}),
+    }
+    changed = replace(facts, manifest=manifest, generations=generations, snapshots=snapshots)
+    deployments = wanted_deployments(changed, ModelWaveState(counts={**both(3, 1), **both(4, 1)}))
+    found = {(held.part or d.key.part, held.snapshot): held for d in deployments for held in d.holds}
+    assert {of: (held.signers is not None, held.is_cut_from_signed) for of, held in found.items()} == {
+        ("sparse", 1): (is_signed, False),
+        ("dense", 3): (is_signed, False),
+        ("sparse", 4): (False, is_signed),
+        ("sparse-s1", 4): (False, is_signed),
+    }
+    assert all(hold.is_guarded == is_signed for d in deployments for hold in host_holds(d).holds)
 
 
 def test_former_generations_stay_warm_where_they_are_loaded_and_as_many_as_asked(facts):
