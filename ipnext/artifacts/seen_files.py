@@ -21,7 +21,10 @@ from ipnext.names import LIBRARY_FILE
 
 
 def write_own(target: Path, content: bytes) -> None:
-    """Write a file of the platform into a snapshot's directory, which never has a half-written one. Errors of `write_whole`."""
+    """Write a file of the platform into a snapshot's directory, which never has a half-written one.
+
+    Errors of `write_whole`.
+    """
     scratch = target.parent.parent / f".{uuid.uuid4().hex}"
     try:
         write_whole(target, [content], scratch=scratch)

@@ -73,7 +73,7 @@ async def swap_weights(  # noqa: PLR0913 - each is passed by name
 
 
 def check_alike(running: LocalSnapshot, new: LocalSnapshot) -> None:
-    """Raise LoadFailed if the form of the weights differs from `running`, or any other file that an engine reads at startup."""
+    """Raise LoadFailed if the form of the weights, or another file that an engine reads at startup, differs."""
     why = obstacle(running.manifest, new.manifest)
     if why is not None:
         raise LoadFailed(why)

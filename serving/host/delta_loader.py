@@ -53,7 +53,10 @@ class Chain:
 
     @property
     def needed_bytes(self) -> int:
-        """Memory that loading is expected to take: the base, if it must be loaded, and at most one page per changed row."""
+        """Memory that loading is expected to take.
+
+        It is the base, if it must be loaded, and at most one page per changed row.
+        """
         documents = [read_document(delta.directory) for delta in self.deltas]
         rows = sum(tensor.rows for document in documents for tensor in document.tensors.values())
         return rows * mmap.PAGESIZE + (needed_bytes(self.base.manifest) if self.base else 0)
@@ -71,8 +74,8 @@ class Chain:
     def load(self, engine: Engine, settings: Mapping[str, Any], held: Mapping[str, LoadedPart]) -> LoadedPart:
         """Load the base if needed, apply the deltas, and return the part. `held` are the host's loaded parts by digest.
 
-        LoadFailed if a delta does not fit, or the engine takes none; errors of `verify_snapshot`. If a base is loaded only
-        for its deltas, its row digests are checked; that is cheap compared with the load.
+        LoadFailed if a delta does not fit, or the engine takes none; errors of `verify_snapshot`. If a base is loaded
+        only for its deltas, its row digests are checked; that is cheap compared with the load.
         """
         part = held[self.ground] if self.base is None else self._load_base(self.base, engine, settings)
         for delta in self.deltas:
@@ -118,7 +121,7 @@ def fetch_chain(store: Fetcher, uri: str, cache: Path, snapshot: LocalSnapshot, 
 
 
 def _from_full(store: Fetcher, uri: str, cache: Path, chain: list[LocalSnapshot], missing: ArtifactMissing) -> Chain:
-    """Start from the full result of the oldest delta that has one in the store, so that most deltas already fetched are used."""
+    """Start from the full result of the oldest delta that has one in the store: most fetched deltas are used then."""
     named = [(place, read_document(verify_snapshot(each)).full) for place, each in enumerate(chain)]
     for place, full in reversed(named):
         if full is None:

@@ -78,7 +78,8 @@ def verify_manifest(directory: Path) -> SnapshotManifest:
 def verify_cached(directory: Path, manifest: SnapshotManifest) -> None:
     """Hash every file of a snapshot in a cache, and look for others. Names of one file are hashed once.
 
-    Records of earlier checks have no effect, because a writer of the cache could forge them. A file may change afterwards.
+    Records of earlier checks have no effect, because a writer of the cache could forge them. A file may change
+    afterwards.
 
     Raises:
         ArtifactMissing: a file of the manifest is not there.
@@ -121,7 +122,8 @@ def _check_content(directory: Path, file: ArtifactFile, hashed: dict[int, str]) 
         msg = f"{subject} cannot be read: {error.strerror}; {_REMEDY}"
         raise ArtifactDigestMismatch(msg) from error
     if not is_whole:
-        msg = f"{subject} is not the file of its manifest, of {file.size_bytes} bytes with SHA-256 {file.sha256}; {_REMEDY}"
+        whole = f"of {file.size_bytes} bytes with SHA-256 {file.sha256}"
+        msg = f"{subject} is not the file of its manifest, {whole}; {_REMEDY}"
         raise ArtifactDigestMismatch(msg)
 
 

@@ -1,7 +1,7 @@
 """Fetching of a snapshot into a host's cache, and the check before each load. Independent of engines.
 
-Every loader reads the directory that `verify_snapshot` returns. Loaders are: a torch host's chain, the start of an engine
-and its restarts, a hot swap, and an adapter that goes into an engine.
+Every loader reads the directory that `verify_snapshot` returns. Loaders are: a torch host's chain, the start of an
+engine and its restarts, a hot swap, and an adapter that goes into an engine.
 """
 
 from pathlib import Path
@@ -25,7 +25,10 @@ class LocalSnapshot(NamedTuple):
 
 
 def fetch(store: Fetcher, uri: str, cache: Path, *, digest: str, is_guarded: bool) -> LocalSnapshot:
-    """Fetch a snapshot from the store into the cache. ArtifactDigestMismatch if its manifest is not the one of `digest`."""
+    """Fetch a snapshot from the store into the cache.
+
+    ArtifactDigestMismatch if its manifest is not the one of `digest`.
+    """
     directory = store.fetch(uri, cache)
     manifest = SnapshotManifest.model_validate_json((directory / SNAPSHOT_FILE).read_bytes())
     if manifest.digest != digest:

@@ -104,7 +104,7 @@ class Host:
         return [p for p, text in told if fetches not in text and any(w in text for w in (str(MOCK), "vllm"))]
 
     def forge(self, source, path="config.json"):
-        """Change a file of a cached snapshot as one who writes there can, with the record of hashed files; return it with its content."""
+        """Change a file of a cached snapshot, and the record of hashed files; return it with its content."""
         file = self.root / "cache" / source.manifest.digest / path
         content = file.read_bytes()
         file.write_bytes(content + b" ")

@@ -75,7 +75,10 @@ def guards_of(dependant: Dependant) -> tuple[Guard, ...]:
 
 
 def _check_query(request: Request, known: Sequence[str]) -> None:
-    """Refuse parameters of the query that the endpoint does not have: a misspelt `dryRun` would apply. Raises InvalidInput."""
+    """Refuse parameters of the query that the endpoint does not have: a misspelt `dryRun` would apply.
+
+    Raises InvalidInput.
+    """
     for name in request.query_params:
         if name not in known:
             shown = cut_text(name, PLACE_CHARACTERS)

@@ -28,14 +28,14 @@ async def index() -> FileResponse:
 
 @router.get("/docs")
 async def docs(request: Request) -> Response:
-    """The API's schema as one page to read."""
+    """Return the API's schema as one page to read."""
     body = await _prepared(request, "docs", lambda: render_schema(request.app.openapi()).encode())
     return Response(body, media_type="text/html", headers=_HEADERS)
 
 
 @router.get("/openapi.json")
 async def openapi(request: Request) -> Response:
-    """The API's schema."""
+    """Return the API's schema."""
     body = await _prepared(request, "openapi", lambda: JSONResponse(request.app.openapi()).body)
     return Response(body, media_type="application/json")
 
